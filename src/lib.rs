@@ -1,0 +1,34 @@
+//! Longhaul moves bulk data between storage hosts.
+//!
+//! One binary, `ctl`, is the master, the agent and the operator's command line. The master decides,
+//! the agents move bytes; nothing but small documents ever passes through the master.
+//!
+//! ```text
+//! operator ── ctl sync … ──HTTP──▶ master ──commit──▶ store (Redis | embedded)
+//!                                    ▲  ▲
+//!             heartbeat, poll, result│  │heartbeat, poll, result
+//!                                    │  │
+//! source storage ◀─read─ agent A ────┘  └──── agent B ─write─▶ destination storage
+//!                           └────── data plane: NIC i ─▶ NIC j ──────┘
+//! ```
+//!
+//! Modules, lowest layer first; imports point only downwards (`tests/layers.rs` holds them to it):
+//! `wire ← util ← config ← {store, client, fs} ← {scheduler, data} ← {master, agent} ← cli ← main`.
+
+pub mod wire;
+
+pub mod util;
+
+pub mod config;
+
+pub mod client;
+pub mod fs;
+pub mod store;
+
+pub mod data;
+pub mod scheduler;
+
+pub mod agent;
+pub mod master;
+
+pub mod cli;

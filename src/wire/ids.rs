@@ -1,0 +1,178 @@
+//! Identifiers, each a type of its own so that one cannot stand where another is meant.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
+use std::str::FromStr;
+
+/// Why an identifier was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct IdError(&'static str);
+
+const NAME_RULE: IdError = IdError(
+    "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and not start with `-` or `.`",
+);
+
+fn check_name(s: &str) -> Result<(), IdError> {
+    let fits = !s.is_empty()
+        && s.len() <= 128
+        && !s.starts_with(['-', '.'])
+        && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:@-".contains(&b));
+    if fits { Ok(()) } else { Err(NAME_RULE) }
+}
+
+macro_rules! name_id {
+    ($(#[$doc:meta])* $t:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(transparent)]
+        pub struct $t(String);
+
+        impl $t {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl FromStr for $t {
+            type Err = IdError;
+            fn from_str(s: &str) -> Result<Self, IdError> {
+                check_name(s).map(|()| $t(s.to_owned()))
+            }
+        }
+        impl fmt::Display for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl<'de> Deserialize<'de> for $t {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+name_id!(
+    /// The operator's name of a sync (`request_id` on the wire).
+    RequestId
+);
+name_id!(
+    /// The operator's name of an agent.
+    WorkerId
+);
+
+macro_rules! number_id {
+    ($(#[$doc:meta])* $t:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $t(pub u64);
+
+        impl fmt::Display for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number_id!(
+    /// The master's own number of a sync: never used twice, also when an operator gives a deleted
+    /// `request_id` again.
+    SyncNo
+);
+number_id!(
+    /// The number of a task; never used twice.
+    TaskId
+);
+
+macro_rules! hex_id {
+    ($(#[$doc:meta])* $t:ident, $len:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $t(pub [u8; $len]);
+
+        impl FromStr for $t {
+            type Err = IdError;
+            fn from_str(s: &str) -> Result<Self, IdError> {
+                const RULE: IdError = IdError("must be lower-case hexadecimal digits of the full length");
+                let raw = s.as_bytes();
+                if raw.len() != 2 * $len {
+                    return Err(RULE);
+                }
+                let digit = |b: u8| match b {
+                    b'0'..=b'9' => Ok(b - b'0'),
+                    b'a'..=b'f' => Ok(b - b'a' + 10),
+                    _ => Err(RULE),
+                };
+                let mut out = [0; $len];
+                for (byte, pair) in out.iter_mut().zip(raw.chunks_exact(2)) {
+                    *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+                }
+                Ok($t(out))
+            }
+        }
+        impl fmt::Display for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+            }
+        }
+        impl fmt::Debug for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+        impl Serialize for $t {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $t {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+hex_id!(
+    /// A random number that names one lease of one task; a result must carry it.
+    AssignmentId,
+    16
+);
+hex_id!(
+    /// A BLAKE3 digest.
+    Digest,
+    32
+);
+
+impl From<blake3::Hash> for Digest {
+    fn from(hash: blake3::Hash) -> Self {
+        Digest(*hash.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        for good in ["demo-1", "01JX8K", "a", "gpu_01.rack:3", "x@y"] {
+            assert!(good.parse::<RequestId>().is_ok(), "{good}");
+        }
+        for bad in ["", "-x", ".", "..", "a b", "a/b", "{x}", "a\n", "\u{e9}", &"x".repeat(129)] {
+            assert!(bad.parse::<WorkerId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn hex_round_trips_and_refuses_the_rest() {
+        let id = AssignmentId(*b"0123456789abcdef");
+        assert_eq!(id.to_string().parse::<AssignmentId>().unwrap(), id);
+        for bad in ["", "00", &"G".repeat(32), &"A".repeat(32)] {
+            assert!(bad.parse::<AssignmentId>().is_err());
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The entries of a batch, in CBOR with numbered fields (RFC 8949): written by the agent that scans,
+//! stored by the master without a look inside, read by the agents that copy.
+
+use super::{Digest, RelPath};
+use minicbor::{Decode, Encode};
+
+/// At most this many entries stand in one manifest.
+pub const MAX_ENTRIES: usize = 4096;
+/// At most this many encoded bytes are accepted as a manifest.
+pub const MAX_BYTES: usize = 16 << 20;
+
+/// A batch: its directories once, its entries by reference to them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Manifest {
+    /// Every directory that holds an entry of this batch, and all directories above those up to the
+    /// root, each with the metadata that it shall have in the end; parents before children. A batch
+    /// re-stamps those that it wrote into.
+    #[n(0)]
+    pub dirs: Vec<DirRef>,
+    /// In the order of the walk.
+    #[n(1)]
+    pub entries: Vec<Entry>,
+}
+
+/// A directory above the entries of a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct DirRef {
+    /// Below the root of the sync; empty for the root.
+    #[cbor(n(0), with = "cbor_path")]
+    pub path: RelPath,
+    /// What it shall have.
+    #[n(1)]
+    pub meta: Meta,
+}
+
+/// One file, directory, link or special file.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Entry {
+    /// Below the root of the sync; empty for the root itself (a source that is a file, or the root
+    /// directory's own metadata).
+    #[cbor(n(0), with = "cbor_path")]
+    pub path: RelPath,
+    /// What it is.
+    #[n(1)]
+    pub kind: Kind,
+    /// Mode, owner, time.
+    #[n(2)]
+    pub meta: Meta,
+    /// Which version of the source this is.
+    #[n(3)]
+    pub ident: Ident,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Kind {
+    /// A regular file.
+    #[n(0)]
+    File {
+        /// Its length in bytes.
+        #[n(0)]
+        size: u64,
+    },
+    /// A directory.
+    #[n(1)]
+    Dir,
+    /// A symbolic link.
+    #[n(2)]
+    Symlink {
+        /// Its text, never followed.
+        #[cbor(n(0), with = "minicbor::bytes")]
+        target: Vec<u8>,
+    },
+    /// A FIFO, socket or device.
+    #[n(3)]
+    Special {
+        /// `S_IFMT` bits of its mode.
+        #[n(0)]
+        format: u32,
+        /// Its device number, where it is a device.
+        #[n(1)]
+        rdev: u64,
+    },
+}
+
+/// Metadata that is preserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Meta {
+    /// Permission bits with set-uid, set-gid and sticky (`0o7777`).
+    #[n(0)]
+    pub mode: u32,
+    /// Numeric owner.
+    #[n(1)]
+    pub uid: u32,
+    /// Numeric group.
+    #[n(2)]
+    pub gid: u32,
+    /// Modification time: seconds since 1970, may be negative.
+    #[n(3)]
+    pub mtime_sec: i64,
+    /// … and nanoseconds, 0 to 999,999,999.
+    #[n(4)]
+    pub mtime_nsec: u32,
+}
+
+/// What tells one version of a source file from another, beside size and mtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Ident {
+    /// Device of the source file.
+    #[n(0)]
+    pub dev: u64,
+    /// Inode number.
+    #[n(1)]
+    pub ino: u64,
+    /// Change time, seconds.
+    #[n(2)]
+    pub ctime_sec: i64,
+    /// Change time, nanoseconds.
+    #[n(3)]
+    pub ctime_nsec: u32,
+}
+
+impl Entry {
+    /// Length of the content; 0 for all but regular files.
+    pub fn size(&self) -> u64 {
+        match self.kind {
+            Kind::File { size } => size,
+            _ => 0,
+        }
+    }
+
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind == Kind::Dir
+    }
+
+    /// The generation of a part file: it changes whenever the identity of the source does, so ranges
+    /// of two versions can never meet in one part file.
+    pub fn generation(&self) -> u64 {
+        let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 part file generation");
+        hasher.update(&self.size().to_le_bytes());
+        hasher.update(&self.meta.mtime_sec.to_le_bytes());
+        hasher.update(&self.meta.mtime_nsec.to_le_bytes());
+        hasher.update(&self.ident.dev.to_le_bytes());
+        hasher.update(&self.ident.ino.to_le_bytes());
+        hasher.update(&self.ident.ctime_sec.to_le_bytes());
+        hasher.update(&self.ident.ctime_nsec.to_le_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(first)
+    }
+}
+
+/// Why bytes are no manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Over [`MAX_BYTES`].
+    #[error("manifest of {0} bytes is over the limit of {MAX_BYTES}")]
+    TooLong(usize),
+    /// Over [`MAX_ENTRIES`].
+    #[error("manifest of {0} entries is over the limit of {MAX_ENTRIES}")]
+    TooMany(usize),
+    /// Not CBOR of the expected shape, or a path that leaves its root.
+    #[error("manifest cannot be read: {0}")]
+    Broken(#[from] minicbor::decode::Error),
+}
+
+impl Manifest {
+    /// The bytes to store.
+    pub fn encode(&self) -> Vec<u8> {
+        // Encoding into a Vec can't fail: its error type is `Infallible`.
+        minicbor::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads what [`Manifest::encode`] wrote.
+    ///
+    /// # Errors
+    /// Bytes over the limits or of another shape.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if bytes.len() > MAX_BYTES {
+            return Err(ManifestError::TooLong(bytes.len()));
+        }
+        let manifest: Manifest = minicbor::decode(bytes)?;
+        if manifest.entries.len() > MAX_ENTRIES {
+            return Err(ManifestError::TooMany(manifest.entries.len()));
+        }
+        Ok(manifest)
+    }
+
+    /// Content bytes of all entries.
+    pub fn bytes(&self) -> u64 {
+        self.entries.iter().map(Entry::size).sum()
+    }
+
+    /// Directories among the entries.
+    pub fn dir_entries(&self) -> u64 {
+        self.entries.iter().filter(|e| e.is_dir()).count() as u64
+    }
+
+    /// A manifest of some of the entries, with just the directories that they need.
+    pub fn subset(&self, keep: impl Fn(&Entry) -> bool) -> Manifest {
+        let entries: Vec<Entry> = self.entries.iter().filter(|e| keep(e)).cloned().collect();
+        let dirs = self
+            .dirs
+            .iter()
+            .filter(|d| entries.iter().any(|e| d.path != e.path && d.path.holds(&e.path)))
+            .cloned()
+            .collect();
+        Manifest { dirs, entries }
+    }
+}
+
+mod cbor_path {
+    use super::RelPath;
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error as EncodeError, Write};
+    use minicbor::{Decoder, Encoder};
+
+    pub fn encode<C, W: Write>(
+        path: &RelPath,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.bytes(path.as_bytes())?.ok()
+    }
+
+    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<RelPath, DecodeError> {
+        let at = d.position();
+        RelPath::new(d.bytes()?).map_err(|e| DecodeError::message(e.to_string()).at(at))
+    }
+}
+
+/// A list of names given by the operator (`file_list`), one part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct NameList {
+    /// Below the source root, in the order given.
+    #[cbor(n(0), with = "cbor_paths")]
+    pub names: Vec<RelPath>,
+}
+
+impl NameList {
+    /// The bytes to store.
+    pub fn encode(&self) -> Vec<u8> {
+        minicbor::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads what [`NameList::encode`] wrote.
+    ///
+    /// # Errors
+    /// Bytes of another shape.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+        Ok(minicbor::decode(bytes)?)
+    }
+}
+
+mod cbor_paths {
+    use super::{RelPath, cbor_path};
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error as EncodeError, Write};
+    use minicbor::{Decoder, Encoder};
+
+    pub fn encode<C, W: Write>(
+        names: &[RelPath],
+        e: &mut Encoder<W>,
+        c: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.array(names.len() as u64)?;
+        names.iter().try_for_each(|n| cbor_path::encode(n, e, c))
+    }
+
+    pub fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<Vec<RelPath>, DecodeError> {
+        let len = d.array()?.ok_or_else(|| DecodeError::message("a list of known length"))?;
+        // Grows as names arrive: a length that lies costs nothing.
+        let mut names = Vec::new();
+        for _ in 0..len {
+            names.push(cbor_path::decode(d, c)?);
+        }
+        Ok(names)
+    }
+}
+
+/// Merges the chaining values of equal, power-of-two ranges (the last one may be shorter) into the
+/// BLAKE3 digest of the whole file: what `b3sum` prints. Ranges are in order; `None` where fewer than
+/// two are given (a file of one range has no chaining value, only a digest).
+///
+/// Source: the BLAKE3 paper, section 2.1 (left subtrees are full), and `blake3::hazmat`.
+pub fn merge_ranges(values: &[Digest]) -> Option<Digest> {
+    use blake3::hazmat::{Mode, merge_subtrees_non_root, merge_subtrees_root};
+    fn subtree(values: &[Digest]) -> [u8; 32] {
+        if let [one] = values {
+            return one.0;
+        }
+        let (left, right) = values.split_at(left_len(values.len()));
+        merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
+    }
+    /// The largest power of two that leaves something for the right.
+    fn left_len(n: usize) -> usize {
+        n.next_power_of_two() / 2
+    }
+    if values.len() < 2 {
+        return None;
+    }
+    let (left, right) = values.split_at(left_len(values.len()));
+    Some(merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blake3::hazmat::HasherExt as _;
+    use proptest::prelude::*;
+
+    fn meta() -> Meta {
+        Meta { mode: 0o640, uid: 1, gid: 2, mtime_sec: -5, mtime_nsec: 999_999_999 }
+    }
+
+    fn entry(path: &[u8], kind: Kind) -> Entry {
+        Entry { path: RelPath::new(path).unwrap(), kind, meta: meta(), ident: Ident::default() }
+    }
+
+    #[test]
+    fn a_manifest_round_trips() {
+        let manifest = Manifest {
+            dirs: vec![DirRef { path: RelPath::root(), meta: meta() }],
+            entries: vec![
+                entry(b"a\xff\n", Kind::File { size: u64::MAX }),
+                entry(b"d", Kind::Dir),
+                entry(b"l", Kind::Symlink { target: b"../../etc".to_vec() }),
+                entry(b"f", Kind::Special { format: 0o010000, rdev: 7 }),
+            ],
+        };
+        assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_manifest_cannot_name_what_is_outside() {
+        let mut bytes = Manifest { dirs: vec![], entries: vec![entry(b"ab", Kind::Dir)] }.encode();
+        let at = bytes.windows(2).position(|w| w == b"ab").unwrap();
+        bytes[at..at + 2].copy_from_slice(b"..");
+        assert!(Manifest::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_subset_keeps_the_directories_that_it_needs() {
+        let dir = |p: &str| DirRef { path: RelPath::new(p).unwrap(), meta: meta() };
+        let manifest = Manifest {
+            dirs: vec![dir(""), dir("a"), dir("a/b"), dir("c")],
+            entries: vec![entry(b"a/b/x", Kind::Dir), entry(b"c/y", Kind::Dir)],
+        };
+        let some = manifest.subset(|e| e.path.as_bytes() == b"a/b/x");
+        assert_eq!(some.dirs, [dir(""), dir("a"), dir("a/b")]);
+        assert_eq!(some.entries.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn merged_ranges_give_the_ordinary_digest(len in 2049usize..40_000, power in 0u32..3, seed: u8) {
+            let range = 1024usize << power;
+            prop_assume!(len > range);
+            let content: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+            let values: Vec<Digest> = content.chunks(range).enumerate().map(|(i, part)| {
+                let mut hasher = blake3::Hasher::new();
+                hasher.set_input_offset((i * range) as u64);
+                hasher.update(part);
+                Digest(hasher.finalize_non_root())
+            }).collect();
+            prop_assert_eq!(merge_ranges(&values), Some(blake3::hash(&content).into()));
+        }
+
+        #[test]
+        fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
+            let _ = Manifest::decode(&bytes);
+            let _ = NameList::decode(&bytes);
+        }
+    }
+}

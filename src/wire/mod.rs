@@ -1,0 +1,23 @@
+//! Documents that cross a process boundary. Serialisation only: nothing here reads a file, a
+//! socket or a clock.
+//!
+//! - [`path`]: byte paths; [`RelPath`] is the security boundary (it cannot leave its root)
+//! - [`ids`]: identifiers, each a type of its own
+//! - [`sync`]: what an operator asks for and sees
+//! - [`worker`]: what an agent says of itself
+//! - [`task`]: assignments, scan pages and results
+//! - [`manifest`]: the entries of a batch, opaque to the master
+//! - [`ticket`]: the signed permission to act on one destination root
+//! - [`problem`]: errors over HTTP (RFC 9457)
+
+pub mod ids;
+pub mod manifest;
+pub mod path;
+pub mod problem;
+pub mod sync;
+pub mod task;
+pub mod ticket;
+pub mod worker;
+
+pub use ids::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
+pub use path::{AbsPath, BytePath, RelPath};

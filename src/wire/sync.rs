@@ -1,0 +1,225 @@
+//! What an operator asks for ([`SyncRequest`]) and sees ([`SyncProgress`]).
+
+use super::{AbsPath, BytePath, RequestId, WorkerId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The default of `chunk_size_mb`, in MiB.
+pub const DEFAULT_CHUNK_MB: u32 = 64;
+/// The bounds of `chunk_size_mb`, in MiB, both inclusive.
+pub const CHUNK_MB: std::ops::RangeInclusive<u32> = 1..=1024;
+
+/// `POST /sync`: make `destination_path` hold what `source_path` holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncRequest {
+    /// The operator's name for it; the master makes a sortable one where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// A directory (its contents are copied) or a file.
+    pub source_path: AbsPath,
+    /// Where the contents (or the file) shall be.
+    pub destination_path: AbsPath,
+    /// Batches and ranges hold at most this much, in MiB ([`CHUNK_MB`]).
+    #[serde(default = "default_chunk")]
+    pub chunk_size_mb: u32,
+    /// Copy just these: relative to the source, or absolute below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_list: Option<Vec<BytePath>>,
+}
+
+fn default_chunk() -> u32 {
+    DEFAULT_CHUNK_MB
+}
+
+/// The state of a sync, as operators see it. `Completed`, `Failed` and `Cancelled` are final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum SyncState {
+    /// Accepted; nothing handed out yet (`reason` says why).
+    Queued,
+    /// Tasks are handed out.
+    Progress,
+    /// Everything is at the destination, checked and flushed.
+    Completed,
+    /// Ended with something missing; `errors` says what.
+    Failed,
+    /// Ended by an operator.
+    Cancelled,
+}
+
+impl SyncState {
+    /// Whether the state can't change any more.
+    pub fn is_final(self) -> bool {
+        matches!(self, SyncState::Completed | SyncState::Failed | SyncState::Cancelled)
+    }
+
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SyncState::Queued => "QUEUED",
+            SyncState::Progress => "PROGRESS",
+            SyncState::Completed => "COMPLETED",
+            SyncState::Failed => "FAILED",
+            SyncState::Cancelled => "CANCELLED",
+        }
+    }
+}
+
+impl std::str::FromStr for SyncState {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        use SyncState::*;
+        let upper = s.to_ascii_uppercase();
+        [Queued, Progress, Completed, Failed, Cancelled]
+            .into_iter()
+            .find(|state| state.as_str() == upper)
+            .ok_or_else(|| {
+                "must be one of QUEUED, PROGRESS, COMPLETED, FAILED, CANCELLED".to_owned()
+            })
+    }
+}
+
+/// Where a sync stands inside its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Phase {
+    /// Not begun.
+    Waiting,
+    /// The source is still being listed; copying goes on beside it.
+    Scanning,
+    /// Everything is listed; entries are being copied.
+    Transferring,
+    /// Everything is copied; destination workers put it on stable storage.
+    Flushing,
+    /// Ended.
+    Done,
+}
+
+/// How a sync ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Every entry is there.
+    Full,
+    /// Some entries failed.
+    Partial,
+    /// The only failures are source files that vanished.
+    VanishedOnly,
+    /// An operator ended it.
+    Cancelled,
+}
+
+/// One failed entry (or batch).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileError {
+    /// Below the source (and destination) root; empty for the root itself.
+    pub path: BytePath,
+    /// What was being done, as verb and side, e.g. `open source`, `rename destination`.
+    pub operation: String,
+    /// The name of the errno, e.g. `EACCES`, where a system call failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<String>,
+    /// A sentence.
+    pub message: String,
+    /// Which worker saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<WorkerId>,
+    /// At which attempt, from 1.
+    #[serde(default)]
+    pub attempt: u32,
+    /// Whether trying again can help.
+    #[serde(default)]
+    pub class: ErrorClass,
+}
+
+/// Whether trying a failed entry again can help.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorClass {
+    /// It may work at another time (EIO, ENOSPC, a lost connection).
+    #[default]
+    Transient,
+    /// It can only work elsewhere or after somebody changes something (EACCES, EROFS).
+    Permanent,
+    /// The source changed under the copy each time.
+    Changed,
+    /// The source entry is gone.
+    Vanished,
+}
+
+/// `GET /sync/{id}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SyncProgress {
+    /// The operator's name of the sync.
+    pub request_id: RequestId,
+    /// Where it stands.
+    pub state: SyncState,
+    /// What is copied from.
+    pub source_path: AbsPath,
+    /// What is copied to.
+    pub destination_path: AbsPath,
+    /// Content bytes sent and checked; skipped ones are not in it.
+    pub transferred_bytes: u64,
+    /// Content bytes found so far; final once `scan_done`.
+    pub total_bytes: u64,
+    /// When it was accepted.
+    pub submitted_at: Timestamp,
+    /// When the first task was handed out.
+    pub started_at: Option<Timestamp>,
+    /// When anything of this last changed.
+    pub updated_at: Timestamp,
+    /// When it reached a final state.
+    pub ended_at: Option<Timestamp>,
+    /// What each worker does for it, in words.
+    pub detail: BTreeMap<String, String>,
+    /// Where it stands inside its state.
+    pub phase: Phase,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// Files, links and special files found so far (directories are counted apart).
+    pub files_total: u64,
+    /// … copied.
+    pub files_done: u64,
+    /// … equal already.
+    pub files_skipped: u64,
+    /// … given up.
+    pub files_failed: u64,
+    /// Directories found so far.
+    pub dirs_total: u64,
+    /// … that exist at the destination with their metadata.
+    pub dirs_done: u64,
+    /// … given up.
+    pub dirs_failed: u64,
+    /// Content bytes of the files skipped.
+    pub bytes_skipped: u64,
+    /// Whether the totals are final.
+    pub scan_done: bool,
+    /// Tasks reported done without their digest, by an agent that does not know of digests.
+    pub unverified: u64,
+    /// Tasks that were handed out again.
+    pub retries: u64,
+    /// Why it waits, or why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The first failures in full.
+    pub errors: Vec<FileError>,
+    /// All failures, counted per cause.
+    pub error_counts: BTreeMap<String, u64>,
+}
+
+/// The reply to `POST /sync`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// Always `queued`.
+    pub status: String,
+    /// The name of the sync, given or made.
+    pub request_id: RequestId,
+    /// Where to ask for its progress, relative to the master.
+    pub status_url: String,
+}

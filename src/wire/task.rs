@@ -1,0 +1,352 @@
+//! What passes between the master and an agent about one task: the assignment out, scan pages and
+//! the result back.
+
+use super::sync::FileError;
+use super::worker::{Endpoint, WorkerStatus};
+use super::{AbsPath, AssignmentId, Digest, RelPath, RequestId, TaskId, WorkerId};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as B64;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Bytes in JSON: a base64 string.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Blob(pub Vec<u8>);
+
+impl std::fmt::Debug for Blob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Blob({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&B64.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        B64.decode(String::deserialize(d)?).map(Blob).map_err(de::Error::custom)
+    }
+}
+
+/// What is to be done. Manifests are fetched apart
+/// (`GET /workers/{id}/assignments/{assignment_id}/manifest`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TaskSpec {
+    /// List a subtree of the source, depth first, names sorted by bytes, and post pages.
+    Scan {
+        /// The subtree, below the source root.
+        dir: RelPath,
+        /// Go on behind this entry.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cursor: Option<Cursor>,
+    },
+    /// Look up the names of a part of the operator's list (the manifest is a
+    /// [`NameList`](super::manifest::NameList)), and post pages.
+    List {
+        /// Go on with the name at this index.
+        start: u64,
+    },
+    /// Bring a batch of entries to the destination.
+    Copy {
+        /// Files, links and special files in the manifest.
+        files: u64,
+        /// Directories in the manifest.
+        dirs: u64,
+        /// Content bytes.
+        bytes: u64,
+    },
+    /// Bring a byte range of one large file (the manifest's only entry) into its part file.
+    Range {
+        /// Where it starts, a multiple of the file's range length.
+        offset: u64,
+        /// How long it is; less than the file's range length only at the end of the file.
+        length: u64,
+    },
+    /// Publish the part file of one large file: check it, set its metadata, rename it.
+    Commit {
+        /// The length of all ranges but the last, a power of two of at least 1 KiB.
+        range_length: u64,
+        /// The BLAKE3 chaining value of each range, 32 bytes each, in order; empty where the ranges
+        /// were not hashed.
+        chain: Blob,
+    },
+    /// Remove the part file of one large file that will not be published.
+    Discard,
+    /// Put everything written below the destination root on stable storage.
+    Flush,
+}
+
+impl TaskSpec {
+    /// The word for it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            TaskSpec::Scan { .. } => "scan",
+            TaskSpec::List { .. } => "list",
+            TaskSpec::Copy { .. } => "copy",
+            TaskSpec::Range { .. } => "range",
+            TaskSpec::Commit { .. } => "commit",
+            TaskSpec::Discard => "discard",
+            TaskSpec::Flush => "flush",
+        }
+    }
+
+    /// Whether a manifest goes with it.
+    pub fn has_manifest(&self) -> bool {
+        !matches!(self, TaskSpec::Scan { .. } | TaskSpec::Flush)
+    }
+}
+
+/// A place in a depth-first walk: behind `after`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cursor {
+    /// The entry reported last, below the source root.
+    pub after: RelPath,
+    /// `after` is a directory whose contents are not to be walked (they are a task of their own).
+    #[serde(default)]
+    pub skip_contents: bool,
+}
+
+/// A member of a worker pool as an assignment lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolMember {
+    /// Who.
+    pub worker_id: WorkerId,
+    /// What it said last.
+    pub status: WorkerStatus,
+    /// The roots that it holds.
+    pub storage_paths: Vec<AbsPath>,
+    /// Where it serves the data plane.
+    pub data_plane_endpoints: Vec<Endpoint>,
+}
+
+/// `POST /workers/{id}/assignment`: a task leased to a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The lease's random name; the result must carry it.
+    pub assignment_id: AssignmentId,
+    /// The sync.
+    pub request_id: RequestId,
+    /// To whom.
+    pub worker_id: WorkerId,
+    /// The task's number.
+    pub task_id: TaskId,
+    /// What the result must carry to count as verified.
+    pub task_digest: Digest,
+    /// From 1; grows with every lease of the task.
+    pub attempt: u32,
+    /// The lease runs out after this unless a heartbeat lists the assignment.
+    pub lease_seconds: u64,
+    /// The root of the source.
+    pub source_path: AbsPath,
+    /// The root of the destination.
+    pub destination_path: AbsPath,
+    /// Batches and ranges hold at most this much, in MiB.
+    pub chunk_size_mb: u32,
+    /// What to do.
+    pub task: TaskSpec,
+    /// Active workers that hold the source.
+    pub source_workers: Vec<PoolMember>,
+    /// Active workers that hold the destination.
+    pub destination_workers: Vec<PoolMember>,
+    /// The permission to act on the destination.
+    pub ticket: String,
+}
+
+/// A piece of work that a scan (or a changed file) brings up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum WorkItem {
+    /// A batch of entries.
+    Copy {
+        /// An encoded [`Manifest`](super::manifest::Manifest).
+        manifest: Blob,
+        /// Files, links and special files in it.
+        files: u64,
+        /// Directories in it.
+        dirs: u64,
+        /// Content bytes in it.
+        bytes: u64,
+    },
+    /// One file of more than one range.
+    Large {
+        /// An encoded [`Manifest`](super::manifest::Manifest) of one entry.
+        manifest: Blob,
+        /// The file's length.
+        size: u64,
+        /// The length of all ranges but the last, a power of two of at least 1 KiB.
+        range_length: u64,
+    },
+}
+
+/// At most this many ranges make up one file; longer files have longer ranges. It bounds what the
+/// master remembers of a file (32 bytes a range).
+pub const MAX_RANGES: u64 = 65_536;
+
+/// The range length for a file of `size` bytes: the largest power of two within `chunk` bytes, or
+/// more where that would give over [`MAX_RANGES`] ranges. At least 1 MiB.
+pub fn range_length(size: u64, chunk: u64) -> u64 {
+    let within = 1u64 << (63 - chunk.max(1 << 20).leading_zeros());
+    let needed = size.div_ceil(MAX_RANGES).max(1).next_power_of_two();
+    within.max(needed)
+}
+
+/// `POST /workers/{id}/assignments/{assignment_id}/page`: what a scan found since its last page.
+/// The page's work is stored and the cursor moved together or not at all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScanPage {
+    /// From the assignment.
+    pub task_digest: Digest,
+    /// 0, 1, 2 … within the assignment: a page sent twice counts once.
+    pub page: u64,
+    /// Batches and large files.
+    #[serde(default)]
+    pub work: Vec<WorkItem>,
+    /// Subtrees to be walked by tasks of their own. The cursor is behind them.
+    #[serde(default)]
+    pub spawn: Vec<RelPath>,
+    /// Entries that could not be listed or read. Each counts as a failed file, directories included
+    /// (they are in `dirs_failed` as well as in no other count).
+    #[serde(default)]
+    pub errors: Vec<FileError>,
+    /// The task as it is to go on behind this page; `None`: there is no more.
+    pub next: Option<TaskSpec>,
+}
+
+/// The reply to a page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageReply {
+    /// What the agent shall do with the scan.
+    pub action: PageAction,
+    /// How many subtrees it may give away with its next page, for workers that have nothing to do.
+    #[serde(default)]
+    pub spawn: u32,
+}
+
+/// See [`PageReply`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PageAction {
+    /// Go on.
+    Continue,
+    /// Enough is outstanding: stop here; the master keeps the rest of the task for later.
+    /// No result is sent.
+    Hold,
+    /// The last page was accepted: the task is done. No result is sent.
+    Done,
+    /// The assignment is not valid (any more): stop; nothing of the page counted.
+    Stop,
+}
+
+/// `POST /workers/result`. An agent of the guide sends the first four; ours sends all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncResult {
+    /// The sync.
+    pub request_id: RequestId,
+    /// Who did it.
+    pub worker_id: WorkerId,
+    /// Whether the task is done (entries may have failed all the same: see the report).
+    pub success: bool,
+    /// A sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Which assignment; without it: the one that the worker holds of that sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment_id: Option<AssignmentId>,
+    /// From the assignment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// From the assignment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_digest: Option<Digest>,
+    /// What was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<TaskReport>,
+}
+
+/// What was done of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskReport {
+    /// The task was not (wholly) done and costs no attempt: the agent drains.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub handed_back: bool,
+    /// Files, links and special files brought over.
+    pub files_done: u64,
+    /// … equal already.
+    pub files_skipped: u64,
+    /// Directories that exist with their metadata.
+    pub dirs_done: u64,
+    /// Content bytes sent and checked.
+    pub bytes_done: u64,
+    /// Content bytes of the files skipped.
+    pub bytes_skipped: u64,
+    /// The workers that wrote to the destination, in this and in failed attempts at it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub wrote: Vec<WorkerId>,
+    /// Entries that failed, one each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<FileError>,
+    /// A batch of exactly those entries, to try again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<WorkItem>,
+    /// For a range: its BLAKE3 chaining value; for a commit: the digest of the whole file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// For a range: the source is another version now. This takes the place of the whole file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replace: Option<WorkItem>,
+    /// For a range: the destination holds this file already (size and time): nothing needs to be
+    /// sent. Counted as skipped.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
+}
+
+/// What became of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResultOutcome {
+    /// It counted.
+    Applied,
+    /// It matched no assignment and changed nothing.
+    Stale,
+}
+
+/// The reply to a result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultReply {
+    /// Always `ack`.
+    pub status: String,
+    /// Said to agents that name an assignment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<ResultOutcome>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_powers_of_two_and_not_too_many() {
+        let mib = 1 << 20;
+        assert_eq!(range_length(3 << 30, 64 * mib), 64 * mib);
+        assert_eq!(range_length(3 << 30, 48 * mib), 32 * mib);
+        assert_eq!(range_length(3 << 30, mib), mib);
+        for size in [1u64 << 40, 100 << 40, u64::MAX >> 2] {
+            let len = range_length(size, mib);
+            assert!(len.is_power_of_two() && size.div_ceil(len) <= MAX_RANGES, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_result_of_the_guide_is_read() {
+        let text = r#"{"request_id": "demo-1", "worker_id": "worker-a", "success": true, "message": "chunk complete"}"#;
+        let result: SyncResult = serde_json::from_str(text).unwrap();
+        assert!(result.success && result.assignment_id.is_none() && result.report.is_none());
+    }
+}

@@ -1,0 +1,192 @@
+//! Tickets: the permission, inside an assignment, to act on one destination root. The master signs
+//! (Ed25519, RFC 8032), agents hold only the public half: one agent cannot forge for another.
+
+use super::{AbsPath, AssignmentId, RequestId, SyncNo, WorkerId};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
+use minicbor::{Decode, Encode};
+
+/// How long a ticket is good for, in seconds: longer than any task should take, short enough that
+/// one that leaks is soon worth nothing.
+pub const LIFETIME_SECONDS: i64 = 15 * 60;
+/// How far expiry is stretched for clocks and queues, in seconds.
+pub const LEEWAY_SECONDS: i64 = 60;
+
+/// What a ticket says.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Claims {
+    /// The master's number of the sync; part of the names of part files.
+    #[n(0)]
+    pub sync: u64,
+    /// The operator's name of the sync, for logs.
+    #[n(1)]
+    pub request_id: String,
+    /// The lease under which the holder acts.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub assignment: [u8; 16],
+    /// Its attempt, from 1.
+    #[n(3)]
+    pub attempt: u32,
+    /// The agent that it was given to.
+    #[n(4)]
+    pub worker: String,
+    /// The only root that may be written below (and at).
+    #[cbor(n(5), with = "minicbor::bytes")]
+    pub destination: Vec<u8>,
+    /// Seconds since 1970 by the master's clock.
+    #[n(6)]
+    pub expires: i64,
+}
+
+impl Claims {
+    /// The claims of an assignment, from `now` (seconds since 1970).
+    pub fn new(
+        sync: SyncNo,
+        request_id: &RequestId,
+        assignment: AssignmentId,
+        attempt: u32,
+        worker: &WorkerId,
+        destination: &AbsPath,
+        now: i64,
+    ) -> Self {
+        Claims {
+            sync: sync.0,
+            request_id: request_id.to_string(),
+            assignment: assignment.0,
+            attempt,
+            worker: worker.to_string(),
+            destination: destination.as_bytes().to_vec(),
+            expires: now + LIFETIME_SECONDS,
+        }
+    }
+}
+
+/// Why a ticket was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TicketError {
+    /// Not of the expected shape.
+    #[error("the ticket cannot be read")]
+    Broken,
+    /// Signed by nobody we know.
+    #[error("the ticket's signature does not match the master's key")]
+    Forged,
+    /// Too old by the master's clock.
+    #[error("the ticket expired {0} s ago")]
+    Expired(i64),
+}
+
+/// The master's half.
+pub struct Signer {
+    pair: Ed25519KeyPair,
+}
+
+impl Signer {
+    /// A new key as PKCS#8 (RFC 8410), to be kept in the store.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub fn generate() -> Result<Vec<u8>, TicketError> {
+        let document = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new())
+            .map_err(|_| TicketError::Broken)?;
+        Ok(document.as_ref().to_vec())
+    }
+
+    /// Reads what [`Signer::generate`] made.
+    ///
+    /// # Errors
+    /// Bytes that are no such key.
+    pub fn from_pkcs8(bytes: &[u8]) -> Result<Self, TicketError> {
+        let pair = Ed25519KeyPair::from_pkcs8(bytes).map_err(|_| TicketError::Broken)?;
+        Ok(Signer { pair })
+    }
+
+    /// The public half, for heartbeat replies.
+    pub fn public_key(&self) -> String {
+        B64.encode(self.pair.public_key())
+    }
+
+    /// A ticket: `base64url(claims).base64url(signature)`.
+    pub fn sign(&self, claims: &Claims) -> String {
+        let body = minicbor::to_vec(claims).unwrap_or_default();
+        let signature = self.pair.sign(&body);
+        format!("{}.{}", B64.encode(&body), B64.encode(signature))
+    }
+}
+
+/// The agents' half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verifier {
+    key: Vec<u8>,
+}
+
+impl Verifier {
+    /// Reads [`Signer::public_key`].
+    ///
+    /// # Errors
+    /// Text that is no Ed25519 public key.
+    pub fn new(public_key: &str) -> Result<Self, TicketError> {
+        let key = B64.decode(public_key).map_err(|_| TicketError::Broken)?;
+        if key.len() != 32 {
+            return Err(TicketError::Broken);
+        }
+        Ok(Verifier { key })
+    }
+
+    /// What `ticket` allows, at `now` (seconds since 1970 by the master's clock).
+    ///
+    /// # Errors
+    /// A ticket that is broken, forged or expired. Claims are looked at only after the signature.
+    pub fn verify(&self, ticket: &str, now: i64) -> Result<Claims, TicketError> {
+        let (body, signature) = ticket.split_once('.').ok_or(TicketError::Broken)?;
+        let body = B64.decode(body).map_err(|_| TicketError::Broken)?;
+        let signature = B64.decode(signature).map_err(|_| TicketError::Broken)?;
+        UnparsedPublicKey::new(&ED25519, &self.key)
+            .verify(&body, &signature)
+            .map_err(|_| TicketError::Forged)?;
+        let claims: Claims = minicbor::decode(&body).map_err(|_| TicketError::Broken)?;
+        let late = now - claims.expires;
+        if late > LEEWAY_SECONDS {
+            return Err(TicketError::Expired(late));
+        }
+        Ok(claims)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claims() -> Claims {
+        Claims {
+            sync: 7,
+            request_id: "demo-1".into(),
+            assignment: [9; 16],
+            attempt: 1,
+            worker: "worker-a".into(),
+            destination: b"/data/\xff".to_vec(),
+            expires: 1_000,
+        }
+    }
+
+    #[test]
+    fn only_the_masters_unexpired_tickets_pass() {
+        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let other = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let verifier = Verifier::new(&signer.public_key()).unwrap();
+        let ticket = signer.sign(&claims());
+        assert_eq!(verifier.verify(&ticket, 900), Ok(claims()));
+        assert_eq!(verifier.verify(&ticket, 1_000 + LEEWAY_SECONDS), Ok(claims()));
+        assert_eq!(verifier.verify(&ticket, 1_061), Err(TicketError::Expired(61)));
+        assert_eq!(verifier.verify(&other.sign(&claims()), 900), Err(TicketError::Forged));
+        // One bit of the claims flipped under the old signature.
+        let (body, signature) = ticket.split_once('.').unwrap();
+        let mut raw = B64.decode(body).unwrap();
+        raw[3] ^= 1;
+        let forged = format!("{}.{signature}", B64.encode(raw));
+        assert_eq!(verifier.verify(&forged, 900), Err(TicketError::Forged));
+        for bad in ["", ".", "x", "!.!"] {
+            assert!(verifier.verify(bad, 900).is_err());
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! What an agent says of itself, and what operators see of it.
+
+use super::{AbsPath, AssignmentId, WorkerId};
+use jiff::Timestamp;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The data-plane port of an endpoint that names none.
+pub const DEFAULT_DATA_PORT: u16 = 8889;
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum WorkerStatus {
+    /// Ready for work (the same as `Idle`).
+    Ready,
+    /// Nothing in hand.
+    Idle,
+    /// Something in hand.
+    Transferring,
+    /// Something is wrong with it: it gets no work.
+    Error,
+    /// It finishes what it has and takes no more.
+    Draining,
+}
+
+impl WorkerStatus {
+    /// Whether it may be given work.
+    pub fn takes_work(self) -> bool {
+        matches!(self, WorkerStatus::Ready | WorkerStatus::Idle | WorkerStatus::Transferring)
+    }
+
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WorkerStatus::Ready => "READY",
+            WorkerStatus::Idle => "IDLE",
+            WorkerStatus::Transferring => "TRANSFERRING",
+            WorkerStatus::Error => "ERROR",
+            WorkerStatus::Draining => "DRAINING",
+        }
+    }
+}
+
+/// An address on which an agent serves the data plane. On the wire `{iface, address, port?}` or a
+/// bare string `address` or `address:port`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Endpoint {
+    /// The interface, e.g. `ib0`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iface: Option<String>,
+    /// A literal IP address, or a host name.
+    pub address: String,
+    /// [`DEFAULT_DATA_PORT`] where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+impl Endpoint {
+    /// `host:port`, with brackets around an IPv6 address.
+    pub fn authority(&self) -> String {
+        let port = self.port.unwrap_or(DEFAULT_DATA_PORT);
+        if self.address.contains(':') {
+            format!("[{}]:{port}", self.address)
+        } else {
+            format!("{}:{port}", self.address)
+        }
+    }
+
+    /// Checks the parts.
+    fn checked(iface: Option<String>, address: &str, port: Option<u64>) -> Result<Self, String> {
+        let host_ok = address.parse::<std::net::IpAddr>().is_ok()
+            || (!address.is_empty()
+                && address.len() <= 253
+                && !address.starts_with(['-', '.'])
+                && address.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'));
+        if !host_ok {
+            return Err(format!("`{}` is no IP address", super::path::show(address.as_bytes())));
+        }
+        let port = match port {
+            None => None,
+            Some(p @ 1..=65535) => Some(p as u16),
+            Some(p) => return Err(format!("port {p} is not in 1..=65535")),
+        };
+        if let Some(name) = &iface
+            && (name.is_empty()
+                || name.len() > 15
+                || !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/'))
+        {
+            return Err(format!("`{}` is no interface name", super::path::show(name.as_bytes())));
+        }
+        Ok(Endpoint { iface, address: address.to_owned(), port })
+    }
+}
+
+impl std::str::FromStr for Endpoint {
+    type Err = String;
+    /// `address`, `address:port`, `[v6]:port`.
+    fn from_str(s: &str) -> Result<Self, String> {
+        if let Ok(sock) = s.parse::<std::net::SocketAddr>() {
+            return Self::checked(None, &sock.ip().to_string(), Some(sock.port().into()));
+        }
+        match s.split_once(':') {
+            Some((host, port)) if !port.contains(':') => {
+                let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
+                Self::checked(None, host, Some(port))
+            }
+            _ => Self::checked(None, s, None),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Endpoint;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an endpoint: \"address\" or {\"iface\", \"address\", \"port\"}")
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<Endpoint, E> {
+                v.parse().map_err(E::custom)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Endpoint, A::Error> {
+                let (mut iface, mut address, mut port) = (None, None, None);
+                while let Some(key) = map.next_key::<String>()? {
+                    match key.as_str() {
+                        "iface" | "interface" => iface = map.next_value::<Option<String>>()?,
+                        "address" => address = Some(map.next_value::<String>()?),
+                        "port" => port = map.next_value::<Option<u64>>()?,
+                        other => {
+                            return Err(de::Error::unknown_field(
+                                other,
+                                &["iface", "address", "port"],
+                            ));
+                        }
+                    }
+                }
+                let address = address.ok_or_else(|| de::Error::missing_field("address"))?;
+                Endpoint::checked(iface, &address, port).map_err(de::Error::custom)
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+/// `POST /workers/heartbeat`. An agent of the guide sends the first four; ours sends all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerHeartbeat {
+    /// Who.
+    pub worker_id: WorkerId,
+    /// What it is doing.
+    pub status: WorkerStatus,
+    /// The roots of what it can read and write.
+    #[serde(default)]
+    pub storage_paths: Vec<AbsPath>,
+    /// Where it serves the data plane.
+    #[serde(default)]
+    pub data_plane_endpoints: Vec<Endpoint>,
+    /// The predecessor's agents send these two; they are shown and not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<serde_json::Value>,
+    /// Where the agent can be reached by people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane_address: Option<String>,
+    /// Random per process start: a new one frees what the old one held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<String>,
+    /// The boot id of its kernel: agents with the same one share a page cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    /// Free bytes per storage path that could be asked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub free_bytes: BTreeMap<String, u64>,
+    /// Every assignment it works on; their leases are renewed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_hand: Vec<AssignmentId>,
+    /// How many tasks it executes at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// The version of its program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+}
+
+/// The reply to a heartbeat. To an agent without an incarnation only `status` is sent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeartbeatReply {
+    /// Always `ok`.
+    pub status: String,
+    /// The Ed25519 public key that checks tickets, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket_key: Option<String>,
+    /// The master's clock, seconds since 1970: agents judge a ticket's expiry by it, not by their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<i64>,
+    /// Assignments out of `in_hand` that are no longer valid: stop working on them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop: Vec<AssignmentId>,
+}
+
+/// One worker as operators see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Who.
+    pub worker_id: WorkerId,
+    /// What it said last.
+    pub status: WorkerStatus,
+    /// Whether its heartbeats are recent.
+    pub active: bool,
+    /// When it was last heard of.
+    pub last_heartbeat: Timestamp,
+    /// The roots that it holds.
+    pub storage_paths: Vec<AbsPath>,
+    /// Where it serves the data plane.
+    pub data_plane_endpoints: Vec<Endpoint>,
+    /// Where people can reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane_address: Option<String>,
+    /// Free bytes per storage path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub free_bytes: BTreeMap<String, u64>,
+    /// Tasks leased to it.
+    pub in_flight: u64,
+    /// Syncs that it works on.
+    pub syncs: u64,
+    /// How many tasks it executes at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// The version of its program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// Why it gets no work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `GET /workers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerList {
+    /// Heard of recently.
+    pub active: Vec<WorkerView>,
+    /// Not heard of for the heartbeat time-out.
+    pub inactive: Vec<WorkerView>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_come_in_both_shapes() {
+        let of = |s: &str| serde_json::from_str::<Endpoint>(s);
+        let ib = of(r#"{"iface": "ib0", "address": "192.168.100.10"}"#).unwrap();
+        assert_eq!(
+            (ib.iface.as_deref(), ib.authority().as_str()),
+            (Some("ib0"), "192.168.100.10:8889")
+        );
+        assert_eq!(of(r#""10.0.0.1:9000""#).unwrap().port, Some(9000));
+        assert_eq!(of(r#""[fe80::1]:9000""#).unwrap().authority(), "[fe80::1]:9000");
+        assert_eq!(of(r#""fe80::1""#).unwrap().authority(), "[fe80::1]:8889");
+        for bad in [
+            r#""""#,
+            r#""10.0.0.1\r\nX""#,
+            r#"{"address":"a","port":0}"#,
+            r#"{"address":"a","port":65536}"#,
+            r#"{"address":"a","nic":"x"}"#,
+            r#"{"iface":"ib0"}"#,
+            r#""a:b:c""#,
+            r#"{"address":"a","iface":"../x"}"#,
+        ] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+}
