@@ -1,0 +1,1 @@
+//! Against a master played over plain TCP.
