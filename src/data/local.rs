@@ -5,11 +5,10 @@ use super::pool::Pool;
 use super::protocol::MAX_CONTENT;
 use super::receive;
 use super::send::{FedRange, changed, open_same};
-use crate::fs::{SourceFile, Target, Tree};
+use crate::fs::{FsError, SourceFile, Target, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
-use crate::wire::sync::FileError;
 use blake3::hazmat::HasherExt as _;
 use std::sync::Arc;
 
@@ -22,7 +21,7 @@ pub struct Local {
 
 /// Why copying the content of one file stopped.
 enum Stop {
-    Error(FileError),
+    Error(FsError),
     Cancelled,
 }
 
@@ -63,7 +62,7 @@ impl Local {
             for entry in &files {
                 match copy(&target, &source, entry, attempt, &pool, &cancelled) {
                     Ok(bytes) => done.push(Ok(bytes)),
-                    Err(Stop::Error(error)) => done.push(Err(error)),
+                    Err(Stop::Error(error)) => done.push(Err(error.to_file_error())),
                     Err(Stop::Cancelled) => break,
                 }
             }
@@ -92,32 +91,38 @@ impl Local {
         run(move |cancelled| {
             let file = match open_same(&source, &entry) {
                 Ok(file) => file,
-                Err(FedRange::Failed(error)) => return Ok(RangeSent::Failed(error)),
-                Err(_) => return Ok(RangeSent::Changed),
+                Err(error) => return Ok(failed(error)),
             };
             let part = match target.part(&entry) {
                 Ok(part) => part,
-                Err(error) => return Ok(RangeSent::Failed(error.to_file_error())),
+                Err(error) => return Ok(failed(error)),
             };
             let mut hasher = blake3::Hasher::new();
             hasher.set_input_offset(offset);
             let span = Span { offset, length };
             let copied = each_piece(&file, &entry, span, &pool, &cancelled, |bytes, at| {
                 hasher.update(bytes);
-                part.write_at(bytes, at).map_err(|e| e.to_file_error())
+                part.write_at(bytes, at)
             });
             match copied {
                 Ok(()) if file.unchanged_since_open().is_err() => Ok(RangeSent::Changed),
                 Ok(()) => Ok(match part.finish() {
                     Ok(()) => RangeSent::Written(Digest(hasher.finalize_non_root())),
-                    Err(error) => RangeSent::Failed(error.to_file_error()),
+                    Err(error) => failed(error),
                 }),
-                Err(Stop::Error(error)) if error == changed(&entry) => Ok(RangeSent::Changed),
-                Err(Stop::Error(error)) => Ok(RangeSent::Failed(error)),
+                Err(Stop::Error(error)) => Ok(failed(error)),
                 Err(Stop::Cancelled) => Err(stopped()),
             }
         })
         .await
+    }
+}
+
+/// What a source or a destination made of a range that failed.
+fn failed(error: FsError) -> RangeSent {
+    match FedRange::from(error) {
+        FedRange::Failed(error) => RangeSent::Failed(error),
+        FedRange::Changed | FedRange::Sent(_) => RangeSent::Changed,
     }
 }
 
@@ -144,16 +149,13 @@ fn copy(
     pool: &Pool,
     cancelled: &Shutdown,
 ) -> Result<u64, Stop> {
-    let failed = |e: crate::fs::FsError| Stop::Error(e.to_file_error());
-    let file = source.open_source(entry).map_err(failed)?;
+    let file = source.open_source(entry).map_err(Stop::Error)?;
     let now = file.entry().clone();
-    let mut new = target.create(&now, attempt).map_err(failed)?;
+    let mut new = target.create(&now, attempt).map_err(Stop::Error)?;
     let span = Span { offset: 0, length: now.size() };
-    each_piece(&file, &now, span, pool, cancelled, |bytes, _| {
-        new.write(bytes).map_err(|e| e.to_file_error())
-    })?;
-    file.unchanged_since_open().map_err(failed)?;
-    new.publish(&now).map_err(failed)?;
+    each_piece(&file, &now, span, pool, cancelled, |bytes, _| new.write(bytes))?;
+    file.unchanged_since_open().map_err(Stop::Error)?;
+    new.publish(&now).map_err(Stop::Error)?;
     Ok(now.size())
 }
 
@@ -170,7 +172,7 @@ fn each_piece(
     span: Span,
     pool: &Pool,
     cancelled: &Shutdown,
-    mut take: impl FnMut(&[u8], u64) -> Result<(), FileError>,
+    mut take: impl FnMut(&[u8], u64) -> Result<(), FsError>,
 ) -> Result<(), Stop> {
     let mut buffer = pool.take();
     let mut done = 0;
@@ -180,8 +182,7 @@ fn each_piece(
         }
         let want = (span.length - done).min(MAX_CONTENT as u64) as usize;
         let piece = &mut buffer.spare()[..want];
-        let n =
-            file.read_at(piece, span.offset + done).map_err(|e| Stop::Error(e.to_file_error()))?;
+        let n = file.read_at(piece, span.offset + done).map_err(Stop::Error)?;
         if n == 0 {
             return Err(Stop::Error(changed(entry)));
         }

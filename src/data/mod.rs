@@ -29,6 +29,8 @@ pub mod roots;
 pub mod routes;
 pub mod send;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 pub use destination::Destination;
 pub use gate::TicketGate;

@@ -265,10 +265,8 @@ impl Peer {
             return Ok(body);
         }
         drop(leased);
-        let problem = serde_json::from_slice::<Problem>(&body).map_or_else(
-            |_| Problem::new(status.as_u16(), "", "unknown", "it did not say why"),
-            |problem| problem,
-        );
+        let problem = serde_json::from_slice::<Problem>(&body)
+            .unwrap_or_else(|_| Problem::new(status.as_u16(), "", "unknown", "it did not say why"));
         Err(SendError::Refused {
             worker: self.worker.clone(),
             status: status.as_u16(),

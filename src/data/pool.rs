@@ -3,6 +3,7 @@
 
 use super::protocol::MAX_CONTENT;
 use bytes::Bytes;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The size of a buffer: one full content frame and its head, with room for small frames behind.
@@ -14,6 +15,7 @@ const KEPT: usize = 32;
 #[derive(Clone, Default)]
 pub struct Pool {
     free: Arc<Mutex<Vec<Vec<u8>>>>,
+    made: Arc<AtomicUsize>,
 }
 
 impl Pool {
@@ -25,8 +27,16 @@ impl Pool {
     /// A buffer with nothing in it.
     pub fn take(&self) -> Buffer {
         let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = kept.unwrap_or_else(|| vec![0; BUFFER]);
+        let bytes = kept.unwrap_or_else(|| {
+            self.made.fetch_add(1, Ordering::Relaxed);
+            vec![0; BUFFER]
+        });
         Buffer { bytes, at: 0, pool: self.clone() }
+    }
+
+    /// How many buffers were ever made.
+    pub fn made(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
     }
 }
 

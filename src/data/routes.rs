@@ -110,7 +110,7 @@ impl Routes {
                 all.push(((aside, in_use, crossed, taken), (key, iface)));
             }
         }
-        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all.sort_by_key(|(rank, _)| *rank);
         all.into_iter().map(|(_, route)| route).collect()
     }
 

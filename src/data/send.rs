@@ -54,7 +54,7 @@ enum Read {
     All,
     /// The file ended early.
     Short,
-    Failed(FileError),
+    Failed(FsError),
 }
 
 impl Feed {
@@ -102,7 +102,7 @@ impl Feed {
             let n = match file.read_at(&mut spare[HEAD..HEAD + want], offset + done) {
                 Ok(0) => return Ok(Read::Short),
                 Ok(n) => n,
-                Err(error) => return Ok(Read::Failed(error.to_file_error())),
+                Err(error) => return Ok(Read::Failed(error)),
             };
             hasher.update(&spare[HEAD..HEAD + n]);
             spare[..HEAD].copy_from_slice(&frame::content_head(n));
@@ -161,11 +161,11 @@ fn feed_file(source: &Tree, entry: &Entry, feed: &mut Feed) -> Result<Fed, Gone>
                 return Ok(Fed::Sent(size));
             }
             Ok(()) => changed(entry),
-            Err(error) => error.to_file_error(),
+            Err(error) => error,
         },
     };
     feed.put(&frame::abort())?;
-    Ok(Fed::TakenBack(error))
+    Ok(Fed::TakenBack(error.to_file_error()))
 }
 
 /// Sends one range of the only file of `manifest`. The caller has checked that the range fits.
@@ -182,13 +182,13 @@ pub fn feed_range(
     let head = RangeHead { manifest: manifest.clone(), offset, length };
     feed.put(&frame::range(&head))?;
     let (fed, end) = match open_same(source, entry) {
-        Err(fed) => (fed, None),
+        Err(error) => (error.into(), None),
         Ok(file) => {
             let mut hasher = blake3::Hasher::new();
             hasher.set_input_offset(offset);
             let read = feed.content(&file, offset, length, &mut hasher)?;
             match read {
-                Read::Failed(error) => (FedRange::Failed(error), None),
+                Read::Failed(error) => (error.into(), None),
                 Read::All if file.unchanged_since_open().is_ok() => {
                     let digest = Digest(hasher.finalize_non_root());
                     (FedRange::Sent(digest), Some(digest))
@@ -206,15 +206,24 @@ pub fn feed_range(
 }
 
 /// Opens the file, provided that it is the version that `entry` says.
-pub fn open_same(source: &Tree, entry: &Entry) -> Result<SourceFile, FedRange> {
-    let file = source.open_source(entry).map_err(|error| match error.class() {
-        ErrorClass::Changed => FedRange::Changed,
-        _ => FedRange::Failed(error.to_file_error()),
-    })?;
-    if file.is_version(entry) { Ok(file) } else { Err(FedRange::Changed) }
+///
+/// # Errors
+/// It can't be opened, or is another version ([`Cause::Changed`]).
+pub fn open_same(source: &Tree, entry: &Entry) -> Result<SourceFile, FsError> {
+    let file = source.open_source(entry)?;
+    if file.is_version(entry) { Ok(file) } else { Err(changed(entry)) }
 }
 
 /// The error of a file that ended early or is another one now.
-pub fn changed(entry: &Entry) -> FileError {
-    FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed).to_file_error()
+pub fn changed(entry: &Entry) -> FsError {
+    FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed)
+}
+
+impl From<FsError> for FedRange {
+    fn from(error: FsError) -> Self {
+        match error.class() {
+            ErrorClass::Changed => FedRange::Changed,
+            _ => FedRange::Failed(error.to_file_error()),
+        }
+    }
 }
