@@ -1,1 +1,5 @@
-//! scheduler
+//! The scheduler: a pure state machine.
+
+pub mod event;
+
+pub use event::{Caller, Effect, Event, IdempotencyKey, Now, Reply};
