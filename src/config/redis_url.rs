@@ -1,0 +1,169 @@
+//! Where Redis is, with its password kept out of every log line.
+
+use std::fmt;
+use url::Url;
+
+/// The URL that the `redis:` block without any key, and the predecessor's files, mean.
+pub const DEFAULT_REDIS_URL: &str = "redis://localhost:6379/0";
+
+/// A checked Redis URL. `Debug` and `Display` show `***` for the password; the whole text is only
+/// given out by [`RedisUrl::expose`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(Url);
+
+impl RedisUrl {
+    /// The URL with its password, to connect with. Never print it.
+    pub fn expose(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// Puts one together from the parts of a `redis:` block.
+    ///
+    /// # Errors
+    /// A host that is none.
+    pub fn from_parts(
+        host: &str,
+        port: u16,
+        db: u32,
+        username: Option<&str>,
+        password: Option<&str>,
+    ) -> Result<Self, String> {
+        let bad = || format!("`{}` is no host name", crate::wire::path::show(host.as_bytes()));
+        let mut url = Url::parse(DEFAULT_REDIS_URL).map_err(|e| e.to_string())?;
+        let bracketed = match host.parse::<std::net::Ipv6Addr>() {
+            Ok(_) => format!("[{host}]"),
+            Err(_) => host.to_owned(),
+        };
+        if host.contains(['/', '@', ' ', '?', '#']) || (host.contains(':') && bracketed == host) {
+            return Err(bad());
+        }
+        url.set_host(Some(&bracketed)).map_err(|_| bad())?;
+        url.set_port(Some(port)).map_err(|()| bad())?;
+        url.set_path(&format!("/{db}"));
+        url.set_username(username.unwrap_or_default()).map_err(|()| bad())?;
+        url.set_password(password).map_err(|()| bad())?;
+        Ok(RedisUrl(url))
+    }
+
+    /// Whether it carries a password.
+    pub fn has_password(&self) -> bool {
+        self.0.password().is_some() || self.0.query_pairs().any(|(key, _)| key == "pass")
+    }
+}
+
+impl std::str::FromStr for RedisUrl {
+    type Err = String;
+
+    /// The message never repeats the text: it may hold a password.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text.trim()).map_err(|cause| {
+            format!("is no URL ({cause}) — write `redis://HOST:PORT/DB` or `unix:///PATH`")
+        })?;
+        match url.scheme() {
+            "redis" => check_tcp(&url)?,
+            "unix" | "redis+unix" => {
+                if url.has_host() || url.path().len() < 2 {
+                    return Err("names no socket — write `unix:///PATH`".into());
+                }
+            }
+            "rediss" => {
+                return Err(
+                    "`rediss://`: this program does not speak TLS to Redis — use `redis://` \
+                            on a trusted network, through a TLS tunnel, or a unix socket"
+                        .into(),
+                );
+            }
+            other => {
+                return Err(format!(
+                    "`{other}://` is no scheme for Redis — write `redis://HOST:PORT/DB` or `unix:///PATH`"
+                ));
+            }
+        }
+        Ok(RedisUrl(url))
+    }
+}
+
+fn check_tcp(url: &Url) -> Result<(), String> {
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host — write `redis://HOST:PORT/DB`".into());
+    }
+    let db = url.path().trim_start_matches('/');
+    if !db.is_empty() && db.parse::<u32>().is_err() {
+        return Err(format!("database `{db}` is no number — write `redis://HOST:PORT/DB`"));
+    }
+    Ok(())
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = self.0.clone();
+        if shown.password().is_some() && shown.set_password(Some("***")).is_err() {
+            return f.write_str("redis://***");
+        }
+        if shown.query().is_some() {
+            let pairs: Vec<(String, String)> = shown.query_pairs().into_owned().collect();
+            shown.query_pairs_mut().clear().extend_pairs(pairs.into_iter().map(|(key, value)| {
+                let value = if key == "pass" { "***".to_owned() } else { value };
+                (key, value)
+            }));
+        }
+        f.write_str(shown.as_str())
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisUrl({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_given_out_only_on_request() {
+        for (text, shown) in [
+            ("redis://:hunter2@db:6380/3", "redis://:***@db:6380/3"),
+            ("redis://me:hunter2@[::1]/0", "redis://me:***@[::1]/0"),
+            (
+                "redis+unix:///run/r.sock?db=1&pass=hunter2",
+                "redis+unix:///run/r.sock?db=1&pass=***",
+            ),
+        ] {
+            let url: RedisUrl = text.parse().unwrap();
+            assert_eq!(url.to_string(), shown);
+            assert!(!format!("{url:?}").contains("hunter2"));
+            assert_eq!(url.expose(), text);
+            assert!(url.has_password());
+        }
+        assert!(!DEFAULT_REDIS_URL.parse::<RedisUrl>().unwrap().has_password());
+    }
+
+    #[test]
+    fn a_refused_url_does_not_leak_its_password() {
+        for bad in [
+            "http://:hunter2@h",
+            "rediss://:hunter2@h/0",
+            "redis://:hunter2@h/x",
+            "hunter2",
+            "redis://",
+            "unix://x/y",
+        ] {
+            let message = bad.parse::<RedisUrl>().unwrap_err();
+            assert!(!message.contains("hunter2"), "{message}");
+        }
+    }
+
+    #[test]
+    fn parts_make_a_url() {
+        let url = |host, user, pass| RedisUrl::from_parts(host, 6379, 2, user, pass);
+        assert_eq!(url("localhost", None, None).unwrap().expose(), "redis://localhost:6379/2");
+        assert_eq!(url("fe80::1", None, None).unwrap().expose(), "redis://[fe80::1]:6379/2");
+        let with = url("db", Some("me"), Some("p@ss/word")).unwrap();
+        assert_eq!(with.expose(), "redis://me:p%40ss%2Fword@db:6379/2");
+        for bad in ["a b", "h:1", "u@h", "h/0", ""] {
+            assert!(url(bad, None, None).is_err(), "{bad:?}");
+        }
+    }
+}
