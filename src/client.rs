@@ -1,1 +1,633 @@
-//! client
+//! The typed HTTP client of the master, for agents and for the command line.
+//!
+//! Every request may be sent twice without harm: a submit carries an idempotency key, a poll its
+//! number, a page its position, a result its assignment. So a connection that breaks under a request
+//! is tried again, and where several masters are given the next one is asked. A follower's `307` is
+//! followed, and the leader it names is asked first from then on.
+
+use crate::wire::problem::Problem;
+use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
+use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
+use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::{AssignmentId, RequestId, WorkerId};
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use reqwest::{Method, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Replies longer than this are refused; `GET /sync` of 100,000 remembered syncs stays below it.
+const MAX_REPLY: usize = 256 << 20;
+/// At most this many redirects are followed for one request.
+const MAX_HOPS: u32 = 4;
+/// A host that does not answer SYN is given up after this, so that the next master gets its turn.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A long poll may take this much longer than it asked to wait.
+const POLL_SLACK: Duration = Duration::from_secs(10);
+/// How much of a reply that makes no sense is shown.
+const EXCERPT: usize = 200;
+
+/// How a [`MasterClient`] behaves.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// A request without a complete reply after this is given up.
+    pub request_timeout: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        ClientOptions { request_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// Why a request brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The master refused, and said why.
+    #[error("{}", problem.detail)]
+    Problem {
+        /// What it said.
+        problem: Box<Problem>,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// No connection, or none that lasted until the reply was complete.
+    #[error("no master can be reached: {}", list(.tried))]
+    Unreachable {
+        /// Every URL that was asked, with what went wrong there.
+        tried: Vec<(String, String)>,
+    },
+    /// Something answered, but not as a master does.
+    #[error("{url} does not answer as a master does: {message}")]
+    Broken {
+        /// Who answered.
+        url: String,
+        /// The HTTP status, where there was one.
+        status: Option<u16>,
+        /// What is wrong with the answer.
+        message: String,
+    },
+    /// A master URL that can't be used.
+    #[error("master URL `{url}`: {message}")]
+    BadUrl {
+        /// As it was given, without control characters.
+        url: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+fn list(tried: &[(String, String)]) -> String {
+    let each: Vec<String> = tried.iter().map(|(url, why)| format!("{url}: {why}")).collect();
+    each.join("; ")
+}
+
+impl ClientError {
+    /// The HTTP status of the reply, where there was one.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            ClientError::Problem { problem, .. } => Some(problem.status),
+            ClientError::Broken { status, .. } => *status,
+            ClientError::Unreachable { .. } | ClientError::BadUrl { .. } => None,
+        }
+    }
+
+    /// The problem document's word for programs, e.g. `sync_exists`.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            ClientError::Problem { problem, .. } => Some(&problem.code),
+            _ => None,
+        }
+    }
+
+    /// When the master wants to be asked again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ClientError::Problem { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether the same request may succeed later without anybody changing anything.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            ClientError::Unreachable { .. } => true,
+            ClientError::BadUrl { .. } => false,
+            // A proxy before the master answers 502, 503, 504 in its own words.
+            _ => matches!(self.status(), Some(408 | 429 | 502 | 503 | 504)),
+        }
+    }
+
+    /// Whether the master does not know what was asked for.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, ClientError::Problem { problem, .. } if problem.status == 404)
+    }
+}
+
+/// A reply, read and as it came. It can be used like the document itself.
+#[derive(Debug, Clone)]
+pub struct Reply<T> {
+    /// The document.
+    pub value: T,
+    /// The JSON exactly as the master sent it.
+    pub body: Bytes,
+}
+
+impl<T> Deref for Reply<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// A client of one master, or of several of which one leads. Cheap to share behind an `Arc`.
+pub struct MasterClient {
+    http: reqwest::Client,
+    /// Without a trailing slash, in the order in which they are asked.
+    bases: Vec<String>,
+    /// The base that answered last; asked first.
+    leader: Mutex<Option<String>>,
+    options: ClientOptions,
+}
+
+impl fmt::Debug for MasterClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MasterClient").field("bases", &self.bases).finish_non_exhaustive()
+    }
+}
+
+/// One HTTP exchange's outcome.
+struct Answer {
+    url: String,
+    status: u16,
+    retry_after: Option<Duration>,
+    location: Option<String>,
+    body: Bytes,
+    /// An earlier attempt at the same request broke off: the master may have acted on it.
+    repeated: bool,
+}
+
+/// One request, kept so that it can be sent again.
+struct Request<'a> {
+    method: Method,
+    /// Path and query, starting with `/`.
+    target: &'a str,
+    body: Option<Bytes>,
+    headers: Vec<(&'static str, String)>,
+    timeout: Duration,
+}
+
+impl MasterClient {
+    /// A client for `urls`: `http://host:port[/prefix]`, or just `host:port`; one string may hold
+    /// several, separated by commas. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`ClientError::BadUrl`] for no URL at all, one that can't be read, a scheme other than
+    /// `http`, or one with a user name or password in it.
+    pub fn new(urls: Vec<String>, options: ClientOptions) -> Result<Self, ClientError> {
+        let parts = urls.iter().flat_map(|u| u.split(',')).map(str::trim).filter(|u| !u.is_empty());
+        let mut bases: Vec<String> = Vec::new();
+        let mut all_local = true;
+        for part in parts {
+            let url = check_url(part)?;
+            all_local &= is_loopback(&url);
+            let base = url.as_str().trim_end_matches('/').to_owned();
+            if !bases.contains(&base) {
+                bases.push(base);
+            }
+        }
+        if bases.is_empty() {
+            return Err(ClientError::BadUrl {
+                url: String::new(),
+                message: "is empty; give at least one, e.g. http://127.0.0.1:8888".to_owned(),
+            });
+        }
+        let mut builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT.min(options.request_timeout))
+            .tcp_nodelay(true)
+            .user_agent(concat!("longhaul/", env!("CARGO_PKG_VERSION")));
+        if all_local {
+            // A proxy set for the outside world must not catch a master on this host.
+            builder = builder.no_proxy();
+        }
+        let http = builder.build().map_err(|e| ClientError::BadUrl {
+            url: bases.join(","),
+            message: format!("cannot set up an HTTP client: {}", causes(&e)),
+        })?;
+        Ok(MasterClient { http, bases, leader: Mutex::new(None), options })
+    }
+
+    /// The URLs, in the order in which they are asked.
+    pub fn urls(&self) -> &[String] {
+        &self.bases
+    }
+
+    /// `POST /sync`. The same `idempotency` key with the same request brings the first reply again.
+    ///
+    /// # Errors
+    /// Problems `sync_exists` (409), invalid fields (422, all of them), any [`ClientError`].
+    pub async fn submit(
+        &self,
+        request: &SyncRequest,
+        idempotency: Option<&str>,
+    ) -> Result<Reply<Submitted>, ClientError> {
+        let mut send = self.request(Method::POST, "/sync").json(request)?;
+        if let Some(key) = idempotency {
+            send.headers.push(("idempotency-key", key.to_owned()));
+        }
+        self.fetch(send).await
+    }
+
+    /// `GET /sync/{id}`.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown (or deleted) id, any [`ClientError`].
+    pub async fn progress(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
+        self.fetch(self.request(Method::GET, &format!("/sync/{id}"))).await
+    }
+
+    /// `GET /sync`: every sync that the master remembers.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn list(&self) -> Result<Reply<Vec<SyncProgress>>, ClientError> {
+        self.fetch(self.request(Method::GET, "/sync")).await
+    }
+
+    /// `POST /sync/{id}/cancel`: ends it and keeps its record.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown id, any [`ClientError`].
+    pub async fn cancel(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
+        self.fetch(self.request(Method::POST, &format!("/sync/{id}/cancel"))).await
+    }
+
+    /// `DELETE /sync/{id}`: ends it where it still runs, and forgets it.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown id, any [`ClientError`].
+    pub async fn delete(&self, id: &RequestId) -> Result<Reply<serde_json::Value>, ClientError> {
+        let target = format!("/sync/{id}");
+        let answer = self.exchange(self.request(Method::DELETE, &target)).await?;
+        if answer.status == 404 && answer.repeated {
+            // The first attempt's reply was lost and the deletion was not: that is what was asked.
+            let value = serde_json::json!({ "status": "deleted" });
+            return Ok(Reply { body: Bytes::from(value.to_string()), value });
+        }
+        read(answer)
+    }
+
+    /// `GET /workers`.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn workers(&self) -> Result<Reply<WorkerList>, ClientError> {
+        self.fetch(self.request(Method::GET, "/workers")).await
+    }
+
+    /// `GET /version`.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn version(&self) -> Result<Reply<serde_json::Value>, ClientError> {
+        self.fetch(self.request(Method::GET, "/version")).await
+    }
+
+    /// `GET /readyz`: whether the master can take work now.
+    ///
+    /// # Errors
+    /// The master's 503, any [`ClientError`].
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        let answer = self.exchange(self.request(Method::GET, "/readyz")).await?;
+        if (200..300).contains(&answer.status) { Ok(()) } else { Err(refusal(answer)) }
+    }
+
+    /// `POST /workers/heartbeat`.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn heartbeat(
+        &self,
+        heartbeat: &WorkerHeartbeat,
+    ) -> Result<HeartbeatReply, ClientError> {
+        let send = self.request(Method::POST, "/workers/heartbeat").json(heartbeat)?;
+        self.fetch(send).await.map(|reply| reply.value)
+    }
+
+    /// `POST /workers/{id}/assignment?wait=`: the next task, or `None` after `wait` (whole seconds).
+    /// A poll repeated with the same `poll_id` gets the same lease. `incarnation` is the one of the
+    /// heartbeats.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn poll(
+        &self,
+        worker: &WorkerId,
+        wait: Duration,
+        poll_id: Option<&str>,
+        incarnation: Option<&str>,
+    ) -> Result<Option<Assignment>, ClientError> {
+        let mut target = format!("/workers/{worker}/assignment?wait={}s", wait.as_secs());
+        for (key, value) in [("poll_id", poll_id), ("incarnation", incarnation)] {
+            if let Some(value) = value {
+                target.push_str(&format!("&{key}={}", encode(value)));
+            }
+        }
+        let mut send = self.request(Method::POST, &target);
+        send.timeout = wait.saturating_add(POLL_SLACK).max(self.options.request_timeout);
+        self.fetch(send).await.map(|reply| reply.value)
+    }
+
+    /// `GET /workers/{id}/assignments/{assignment}/manifest`: the encoded manifest (or name list).
+    ///
+    /// # Errors
+    /// A 404 problem when the worker does not hold the assignment (any more), any [`ClientError`].
+    pub async fn manifest(
+        &self,
+        worker: &WorkerId,
+        assignment: AssignmentId,
+    ) -> Result<Vec<u8>, ClientError> {
+        let target = format!("/workers/{worker}/assignments/{assignment}/manifest");
+        let answer = self.exchange(self.request(Method::GET, &target)).await?;
+        if answer.status == 200 { Ok(answer.body.into()) } else { Err(refusal(answer)) }
+    }
+
+    /// `POST /workers/{id}/assignments/{assignment}/page`. A page sent twice counts once.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn page(
+        &self,
+        worker: &WorkerId,
+        assignment: AssignmentId,
+        page: &ScanPage,
+    ) -> Result<PageReply, ClientError> {
+        let target = format!("/workers/{worker}/assignments/{assignment}/page");
+        let send = self.request(Method::POST, &target).json(page)?;
+        self.fetch(send).await.map(|reply| reply.value)
+    }
+
+    /// `POST /workers/result`.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn result(&self, result: &SyncResult) -> Result<ResultReply, ClientError> {
+        let send = self.request(Method::POST, "/workers/result").json(result)?;
+        self.fetch(send).await.map(|reply| reply.value)
+    }
+
+    fn request<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
+        let timeout = self.options.request_timeout;
+        Request { method, target, body: None, headers: Vec::new(), timeout }
+    }
+
+    async fn fetch<T: DeserializeOwned>(
+        &self,
+        request: Request<'_>,
+    ) -> Result<Reply<T>, ClientError> {
+        read(self.exchange(request).await?)
+    }
+
+    /// Sends `request` to the master that answered last, then to the others in turn, until one
+    /// gives an answer that is not "not me" or "not now".
+    async fn exchange(&self, request: Request<'_>) -> Result<Answer, ClientError> {
+        let mut tried = Vec::new();
+        let mut repeated = false;
+        let mut busy = None;
+        for base in self.order() {
+            match self.ask(&base, &request, &mut repeated).await {
+                Ok(mut answer) => {
+                    answer.repeated = repeated;
+                    if matches!(answer.status, 502..=504) {
+                        busy = Some(answer);
+                        continue;
+                    }
+                    return Ok(answer);
+                }
+                Err(why) => {
+                    self.forget(&base);
+                    tried.push((base, why));
+                }
+            }
+        }
+        busy.ok_or(ClientError::Unreachable { tried })
+    }
+
+    /// One master, with its redirects. `Err` is why it can't be reached.
+    async fn ask(
+        &self,
+        base: &str,
+        request: &Request<'_>,
+        repeated: &mut bool,
+    ) -> Result<Answer, String> {
+        let mut url = format!("{base}{}", request.target);
+        let mut again = true;
+        let mut hops = 0;
+        loop {
+            let answer = match self.send(&url, request).await {
+                Ok(answer) => answer,
+                Err(e) => {
+                    let why = explain(&e, request.timeout);
+                    if e.is_connect() {
+                        return Err(why);
+                    }
+                    *repeated = true;
+                    // A kept connection that a restarted master has closed: once more on a new one.
+                    if again && !e.is_timeout() {
+                        again = false;
+                        continue;
+                    }
+                    return Err(why);
+                }
+            };
+            match (&answer.location, answer.status) {
+                (Some(location), 307 | 308) if hops < MAX_HOPS => {
+                    hops += 1;
+                    url = Url::parse(&url)
+                        .and_then(|here| here.join(location))
+                        .map_err(|e| format!("sent us on to `{}`: {e}", printable(location)))?
+                        .to_string();
+                }
+                (Some(_), 307 | 308) => {
+                    return Err(format!("sent us on {MAX_HOPS} times without an answer"));
+                }
+                _ => {
+                    if answer.status < 500
+                        && let Some(base) = url.strip_suffix(request.target)
+                    {
+                        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) =
+                            Some(base.to_owned());
+                    }
+                    return Ok(answer);
+                }
+            }
+        }
+    }
+
+    async fn send(&self, url: &str, request: &Request<'_>) -> Result<Answer, reqwest::Error> {
+        let mut builder = self
+            .http
+            .request(request.method.clone(), url)
+            .timeout(request.timeout)
+            .header(ACCEPT, "application/json");
+        for (name, value) in &request.headers {
+            builder = builder.header(*name, value);
+        }
+        if let Some(body) = &request.body {
+            builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
+        }
+        let mut response = builder.send().await?;
+        let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+        let retry_after = header(RETRY_AFTER).and_then(|v| v.parse().ok()).map(Duration::from_secs);
+        let location = header(LOCATION).map(str::to_owned);
+        let status = response.status().as_u16();
+        let mut body = BytesMut::new();
+        while let Some(chunk) = response.chunk().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_REPLY {
+                // Not JSON any more: whoever reads it says so.
+                body.clear();
+                break;
+            }
+        }
+        let body = body.freeze();
+        Ok(Answer { url: url.to_owned(), status, retry_after, location, body, repeated: false })
+    }
+
+    /// The bases to ask, the one that answered last first.
+    fn order(&self) -> Vec<String> {
+        let leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let others = self.bases.iter().filter(|base| Some(*base) != leader.as_ref()).cloned();
+        leader.clone().into_iter().chain(others).collect()
+    }
+
+    fn forget(&self, base: &str) {
+        let mut leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        if leader.as_deref() == Some(base) {
+            *leader = None;
+        }
+    }
+}
+
+impl Request<'_> {
+    fn json<T: Serialize>(mut self, document: &T) -> Result<Self, ClientError> {
+        let text = serde_json::to_vec(document).map_err(|e| ClientError::Broken {
+            url: "this program".to_owned(),
+            status: None,
+            message: format!("cannot write the request as JSON: {e}"),
+        })?;
+        self.body = Some(Bytes::from(text));
+        Ok(self)
+    }
+}
+
+/// The document of a 2xx answer.
+fn read<T: DeserializeOwned>(answer: Answer) -> Result<Reply<T>, ClientError> {
+    if !(200..300).contains(&answer.status) {
+        return Err(refusal(answer));
+    }
+    match serde_json::from_slice(&answer.body) {
+        Ok(value) => Ok(Reply { value, body: answer.body }),
+        Err(e) => Err(ClientError::Broken {
+            message: format!("cannot read its reply: {e}; it begins `{}`", excerpt(&answer.body)),
+            url: answer.url,
+            status: Some(answer.status),
+        }),
+    }
+}
+
+/// The error of an answer that is not 2xx.
+fn refusal(answer: Answer) -> ClientError {
+    match serde_json::from_slice::<Problem>(&answer.body) {
+        Ok(mut problem) => {
+            // The status line rules: a document that says otherwise was copied from elsewhere.
+            problem.status = answer.status;
+            ClientError::Problem { problem: Box::new(problem), retry_after: answer.retry_after }
+        }
+        Err(_) => ClientError::Broken {
+            message: format!("status {}: `{}`", answer.status, excerpt(&answer.body)),
+            url: answer.url,
+            status: Some(answer.status),
+        },
+    }
+}
+
+fn check_url(text: &str) -> Result<Url, ClientError> {
+    let bad = |message: String| ClientError::BadUrl { url: printable(text), message };
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url = Url::parse(&full).map_err(|e| bad(format!("{e}; expected e.g. http://host:8888")))?;
+    if url.scheme() != "http" {
+        return Err(bad(format!("scheme `{}` is not served, use http", url.scheme())));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let message = "must not hold a user name or password".to_owned();
+        return Err(ClientError::BadUrl { url: url.host_str().unwrap_or("?").to_owned(), message });
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(bad("names no host".to_owned()));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("must end with the path, without `?` or `#`".to_owned()));
+    }
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// What went wrong, down to the system's words, without repeating the URL.
+fn explain(e: &reqwest::Error, timeout: Duration) -> String {
+    if e.is_timeout() && !e.is_connect() {
+        return format!("no complete reply within {} s", timeout.as_secs_f32());
+    }
+    let mut last: &dyn std::error::Error = e;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    let what = if e.is_connect() { "cannot connect" } else { "the connection broke" };
+    format!("{what}: {last}")
+}
+
+fn causes(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
+}
+
+/// Text from outside for a message: nothing in it can drive a terminal.
+fn printable(text: &str) -> String {
+    crate::wire::path::show(text.as_bytes())
+}
+
+fn excerpt(body: &[u8]) -> String {
+    let end = body.len().min(EXCERPT);
+    let dots = if body.len() > end { "…" } else { "" };
+    format!("{}{dots}", crate::wire::path::show(&body[..end]))
+}
+
+/// Percent-encodes a query value.
+fn encode(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for b in value.bytes() {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

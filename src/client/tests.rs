@@ -1,0 +1,256 @@
+//! Against masters played over plain TCP: each reply is written by hand, so that no server library
+//! hides what is really sent.
+
+use super::*;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What a played master does with one request.
+enum Act {
+    Reply(u16, &'static str, String),
+    Redirect(String),
+    HangUp,
+}
+
+/// A master that answers the n-th request (over all connections) with `script(n, request)`.
+struct Played {
+    url: String,
+    seen: Arc<Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Played {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Played {
+    async fn start(script: impl Fn(usize, &str) -> Act + Send + Sync + 'static) -> Played {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let script = Arc::new(script);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve(stream, Arc::clone(&log), Arc::clone(&script)));
+            }
+        });
+        Played { url, seen, task }
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+async fn serve(
+    mut stream: TcpStream,
+    log: Arc<Mutex<Vec<String>>>,
+    script: Arc<impl Fn(usize, &str) -> Act>,
+) {
+    while let Some(request) = read_request(&mut stream).await {
+        let n = {
+            let mut log = log.lock().unwrap();
+            log.push(request.clone());
+            log.len() - 1
+        };
+        let reply = match script(n, &request) {
+            Act::HangUp => return,
+            Act::Redirect(to) => {
+                format!(
+                    "HTTP/1.1 307 Temporary Redirect\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"
+                )
+            }
+            Act::Reply(status, extra, body) => format!(
+                "HTTP/1.1 {status} X\r\n{extra}content-length: {}\r\n\r\n{body}",
+                body.len()
+            ),
+        };
+        if stream.write_all(reply.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Head and body as text; `None` at the end of the connection.
+async fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut raw = Vec::new();
+    loop {
+        if stream.read_buf(&mut raw).await.ok()? == 0 {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&raw).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head
+            .to_ascii_lowercase()
+            .lines()
+            .find_map(|l| l.strip_prefix("content-length: ").map(|v| v.parse::<usize>().unwrap()))
+            .unwrap_or(0);
+        if body.len() >= length {
+            return Some(text);
+        }
+    }
+}
+
+fn client(urls: &[&str]) -> MasterClient {
+    let urls = urls.iter().map(|u| (*u).to_owned()).collect();
+    MasterClient::new(urls, ClientOptions { request_timeout: Duration::from_secs(10) }).unwrap()
+}
+
+/// A URL at which nothing listens.
+async fn dead_url() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+fn empty_workers(_: usize, _: &str) -> Act {
+    Act::Reply(200, "", r#"{ "active":[], "inactive":[]}"#.to_owned())
+}
+
+fn id(text: &str) -> RequestId {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_body_is_kept_as_it_came() {
+    let master = Played::start(empty_workers).await;
+    let reply = client(&[&master.url]).workers().await.unwrap();
+    assert!(reply.active.is_empty());
+    assert_eq!(&reply.body[..], br#"{ "active":[], "inactive":[]}"#);
+}
+
+#[tokio::test]
+async fn a_problem_document_becomes_a_typed_error() {
+    let master = Played::start(|_, _| {
+        let mut problem = Problem::new(409, "Conflict", "sync_exists", "there is a sync run42");
+        problem.existing = Some("PROGRESS".to_owned());
+        Act::Reply(
+            409,
+            "retry-after: 7\r\ncontent-type: application/problem+json\r\n",
+            serde_json::to_string(&problem).unwrap(),
+        )
+    })
+    .await;
+    let request = SyncRequest {
+        request_id: Some(id("run42")),
+        source_path: crate::wire::AbsPath::new("/a").unwrap(),
+        destination_path: crate::wire::AbsPath::new("/b").unwrap(),
+        chunk_size_mb: 64,
+        file_list: None,
+    };
+    let e = client(&[&master.url]).submit(&request, Some("key-1")).await.unwrap_err();
+    assert_eq!((e.status(), e.code()), (Some(409), Some("sync_exists")));
+    assert_eq!(e.retry_after(), Some(Duration::from_secs(7)));
+    assert!(!e.is_temporary() && !e.is_not_found());
+    assert!(master.requests()[0].contains("idempotency-key: key-1\r\n"));
+    assert!(master.requests()[0].contains(r#""request_id":"run42""#));
+}
+
+#[tokio::test]
+async fn something_that_is_no_master_is_named_and_cannot_drive_the_terminal() {
+    let master = Played::start(|_, _| Act::Reply(200, "", "<html>\x1b[31m".to_owned())).await;
+    let e = client(&[&master.url]).workers().await.unwrap_err();
+    let text = e.to_string();
+    assert!(matches!(e, ClientError::Broken { status: Some(200), .. }), "{text}");
+    assert!(text.contains(&master.url) && text.contains("<html>") && !text.contains('\x1b'));
+}
+
+#[tokio::test]
+async fn the_second_master_is_asked_when_the_first_is_away_and_first_from_then_on() {
+    let dead = dead_url().await;
+    let master = Played::start(empty_workers).await;
+    let client = client(&[&dead, &master.url]);
+    client.workers().await.unwrap();
+    assert_eq!(client.order()[0], master.url);
+    client.workers().await.unwrap();
+    assert_eq!(master.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn when_no_master_answers_every_url_is_named_with_its_cause() {
+    let (a, b) = (dead_url().await, dead_url().await);
+    let e = client(&[&format!("{a},{b}")]).workers().await.unwrap_err();
+    let text = e.to_string();
+    assert!(e.is_temporary() && e.status().is_none());
+    assert!(text.contains(&a) && text.contains(&b) && text.contains("refused"), "{text}");
+}
+
+#[tokio::test]
+async fn a_follower_that_redirects_leads_to_the_leader() {
+    let leader = Played::start(|_, request| {
+        assert!(request.starts_with("POST /workers/w/assignment?wait=2s&poll_id=a%20b HTTP/1.1"));
+        Act::Reply(200, "", "null".to_owned())
+    })
+    .await;
+    let to = format!("{}/workers/w/assignment?wait=2s&poll_id=a%20b", leader.url);
+    let follower = Played::start(move |_, _| Act::Redirect(to.clone())).await;
+    let client = client(&[&follower.url]);
+    let worker: WorkerId = "w".parse().unwrap();
+    for _ in 0..2 {
+        let got = client.poll(&worker, Duration::from_secs(2), Some("a b"), None).await.unwrap();
+        assert!(got.is_none());
+    }
+    assert_eq!((follower.requests().len(), leader.requests().len()), (1, 2));
+}
+
+#[tokio::test]
+async fn masters_that_redirect_in_a_circle_are_given_up() {
+    let master = Played::start(|_, _| Act::Redirect("/workers".to_owned())).await;
+    let e = client(&[&master.url]).workers().await.unwrap_err();
+    assert!(matches!(e, ClientError::Unreachable { .. }));
+    assert_eq!(master.requests().len(), 1 + MAX_HOPS as usize);
+}
+
+#[tokio::test]
+async fn a_503_sends_us_to_the_next_master_and_is_told_when_all_say_so() {
+    let busy = |_: usize, _: &str| {
+        let problem = Problem::new(503, "Service Unavailable", "store_down", "the store is away");
+        Act::Reply(503, "retry-after: 2\r\n", serde_json::to_string(&problem).unwrap())
+    };
+    let (a, b) = (Played::start(busy).await, Played::start(empty_workers).await);
+    client(&[&a.url, &b.url]).workers().await.unwrap();
+    let e = client(&[&a.url]).workers().await.unwrap_err();
+    assert_eq!((e.status(), e.code()), (Some(503), Some("store_down")));
+    assert!(e.is_temporary());
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_under_a_request_is_tried_once_more() {
+    let master = Played::start(|n, request| match n {
+        0 => Act::HangUp,
+        _ => empty_workers(n, request),
+    })
+    .await;
+    client(&[&master.url]).workers().await.unwrap();
+    assert_eq!(master.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_deletion_whose_reply_was_lost_is_a_deletion() {
+    let gone = || {
+        let problem = Problem::new(404, "Not Found", "sync_not_found", "no sync x");
+        Act::Reply(404, "", serde_json::to_string(&problem).unwrap())
+    };
+    let master = Played::start(move |n, _| if n == 0 { Act::HangUp } else { gone() }).await;
+    let client = client(&[&master.url]);
+    assert_eq!(client.delete(&id("x")).await.unwrap()["status"], "deleted");
+    assert!(client.delete(&id("x")).await.unwrap_err().is_not_found());
+}
+
+#[test]
+fn urls_that_cannot_work_are_refused_at_once() {
+    let of = |url: &str| MasterClient::new(vec![url.to_owned()], ClientOptions::default());
+    for bad in
+        ["", " , ", "https://m:1", "http://u:pw@m", "ftp://m", "http://", "http://m/?a", "m n"]
+    {
+        let e = of(bad).unwrap_err();
+        assert!(matches!(e, ClientError::BadUrl { .. }), "{bad}");
+        assert!(!e.to_string().contains("pw"), "{e}");
+    }
+    let two = of("10.0.0.1:8888/, http://m:1/x/,http://10.0.0.1:8888").unwrap();
+    assert_eq!(two.urls(), ["http://10.0.0.1:8888", "http://m:1/x"]);
+}
