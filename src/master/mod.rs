@@ -1,1 +1,6 @@
 //! master
+
+pub mod handle;
+mod submission;
+
+pub use handle::Handle;
