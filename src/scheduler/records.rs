@@ -157,7 +157,7 @@ impl State {
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
                 self.leases.insert(lease.assignment, task.id);
             }
-            TaskState::Delayed { .. } => task.state = TaskState::Ready,
+            TaskState::Delayed { until_ms } => *until_ms = now.mono_ms,
             TaskState::Ready => {}
         }
         sync.tasks.insert(task.id);

@@ -55,7 +55,7 @@ pub(super) struct Task {
 pub(super) enum TaskState {
     /// May be handed out.
     Ready,
-    /// Waits before it is tried again. Not kept over a restart: then it is ready.
+    /// Waits before it is tried again. A restarted master waits no longer.
     Delayed {
         /// On the scheduler's clock.
         #[serde(skip)]
