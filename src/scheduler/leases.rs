@@ -123,9 +123,11 @@ impl State {
         if !worker.takes_work() || worker.said.incarnation != poll.incarnation {
             return None;
         }
-        let mut turn: Vec<(u64, SyncNo)> = self
-            .syncs
-            .values()
+        let ended = self.syncs.values().filter(|s| !s.is_active());
+        let active = self.syncs.values().filter(|s| s.is_active());
+        let mut turn: Vec<(u64, SyncNo)> = active
+            .take(self.settings.max_active_syncs)
+            .chain(ended)
             .filter(|sync| !sync.tasks.is_empty())
             .map(|sync| (sync.served, sync.no))
             .collect();

@@ -50,7 +50,7 @@ pub struct Settings {
     pub max_retries: u32,
     /// Ended syncs are kept for so many milliseconds.
     pub retention_ms: u64,
-    /// At most so many syncs may be queued or in progress.
+    /// At most so many syncs are worked on at once; more wait in the queue.
     pub max_active_syncs: usize,
 }
 
@@ -59,11 +59,11 @@ impl Default for Settings {
         Settings {
             lease_ms: 30_000,
             heartbeat_timeout_ms: 45_000,
-            window_tasks: 1024,
+            window_tasks: 256,
             window_bytes: 32 << 20,
             max_retries: 5,
             retention_ms: 60 * 24 * 3600 * 1000,
-            max_active_syncs: 1024,
+            max_active_syncs: 64,
         }
     }
 }

@@ -37,14 +37,6 @@ impl State {
         if let Some(again) = self.repeated(&request, idempotency.as_ref()) {
             return again;
         }
-        let active = self.syncs.values().filter(|s| s.is_active()).count();
-        if active >= self.settings.max_active_syncs {
-            let detail = format!("{active} syncs are queued or in progress, and no more are taken");
-            return refused(
-                Problem::new(429, "Too Many Requests", "too_many_syncs", detail)
-                    .hinted("wait for one to end, or raise limits.max_active_syncs"),
-            );
-        }
         let id = match request.request_id.take() {
             Some(id) => id,
             None => match self.make_id(now) {
