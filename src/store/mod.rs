@@ -30,6 +30,7 @@
 //! One contract suite (`contract.rs`) runs on all three.
 
 mod batch;
+mod embedded;
 mod fence;
 mod memory;
 
@@ -37,6 +38,7 @@ mod memory;
 mod contract;
 
 pub use batch::Batch;
+pub use embedded::{EmbeddedStore, Location};
 pub use fence::{Acquired, Fence};
 pub use memory::MemoryStore;
 
