@@ -1,6 +1,8 @@
 //! master
 
+mod faults;
 pub mod handle;
+pub mod http;
 mod submission;
 
 pub use handle::Handle;
