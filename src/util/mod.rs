@@ -1,1 +1,13 @@
-//! util
+//! Small things that every layer above needs and that know nothing of Longhaul's own work.
+//!
+//! - [`units`]: sizes, rates, counts and durations as people write and read them
+//! - [`backoff`]: how long to wait before trying again
+//! - [`shutdown`]: one token tells every task to stop
+//! - [`telemetry`]: what the program says on standard error
+//! - [`suggest`]: "did you mean …?"
+
+pub mod backoff;
+pub mod shutdown;
+pub mod suggest;
+pub mod telemetry;
+pub mod units;

@@ -1,0 +1,259 @@
+//! Sizes, rates, counts and durations as people write and read them. Sizes are binary (IEC):
+//! one MiB is 1,048,576 bytes.
+
+use std::time::Duration;
+
+const PREFIXES: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
+
+/// A number of bytes in three or four digits: `0 B`, `1023 B`, `6.1 TiB`.
+pub fn bytes(n: u64) -> String {
+    if n < 1024 { format!("{n} B") } else { scaled(n as f64, "iB") }
+}
+
+/// Bytes per second: `11.8 GiB/s`, `0 B/s` (also for what is no positive number).
+pub fn rate(bytes_per_second: f64) -> String {
+    if !bytes_per_second.is_finite() || bytes_per_second < 0.5 {
+        "0 B/s".to_owned()
+    } else if bytes_per_second < 1023.5 {
+        format!("{bytes_per_second:.0} B/s")
+    } else {
+        scaled(bytes_per_second.max(1024.0), "iB/s")
+    }
+}
+
+fn scaled(n: f64, unit: &str) -> String {
+    let mut value = n / 1024.0;
+    let mut prefix = 0;
+    // 1023.96 would be printed as 1024.0.
+    while value >= 1023.95 && prefix + 1 < PREFIXES.len() {
+        value /= 1024.0;
+        prefix += 1;
+    }
+    format!("{value:.1} {}{unit}", PREFIXES[prefix])
+}
+
+/// A count with separators of thousands: `81,204`.
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A duration in its two largest units: `350ms`, `12s`, `4m05s`, `2h07m`, `3d04h`.
+pub fn duration(d: Duration) -> String {
+    if d.is_zero() {
+        return "0s".to_owned();
+    }
+    if d < Duration::from_secs(1) {
+        return format!("{}ms", d.as_millis());
+    }
+    let s = d.as_secs();
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{:02}m", s / 3600, s / 60 % 60),
+        _ => format!("{}d{:02}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+/// Reads a duration: `45s`, `500ms`, `5m`, `2h`, `60d`, `1h30m`, or a bare number of seconds. Each
+/// unit at most once, larger ones first.
+///
+/// # Errors
+/// A sentence that says what is expected, to be printed behind the name of the setting.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, u64); 6] = [
+        ("w", 7 * 86_400_000),
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+        ("ms", 1),
+    ];
+    let bad = || {
+        format!("`{}` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d", shown(text))
+    };
+    let too_long = || format!("`{}` is too long a duration", shown(text));
+    let mut rest = text.trim();
+    if !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()) {
+        // Milliseconds must fit as well, so that both spellings have the same limit.
+        let seconds: u64 = rest.parse().map_err(|_| too_long())?;
+        return seconds.checked_mul(1000).map(Duration::from_millis).ok_or_else(too_long);
+    }
+    let mut total: Option<u64> = None;
+    let mut units = UNITS.iter();
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, tail) = rest.split_at(digits);
+        let unit_len = tail.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let (unit, tail) = tail.split_at(unit_len);
+        if number.is_empty() || unit.is_empty() {
+            return Err(bad());
+        }
+        let (_, ms) = units.find(|(name, _)| *name == unit).ok_or_else(bad)?;
+        let number: u64 = number.parse().map_err(|_| too_long())?;
+        let part = number.checked_mul(*ms).ok_or_else(too_long)?;
+        total = Some(total.unwrap_or(0).checked_add(part).ok_or_else(too_long)?);
+        rest = tail.trim_start();
+    }
+    total.map(Duration::from_millis).ok_or_else(bad)
+}
+
+/// Reads a size in bytes: `4096`, `64K`, `64KB` and `64KiB` are binary alike; so for M, G, T, P.
+/// Upper and lower case, a space before the unit and a fraction (`1.5G`) are allowed.
+///
+/// # Errors
+/// A sentence that says what is expected, to be printed behind the name of the setting.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let bad = || format!("`{}` is not a size; write for example 4096, 64MiB or 1.5G", shown(text));
+    let too_large = || format!("`{}` is too large a size", shown(text));
+    let trimmed = text.trim();
+    let end = trimmed.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+    let (number, unit) = trimmed.split_at(end);
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
+        _ => return Err(bad()),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let fraction_fits = fraction.len() <= 6 && fraction.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || !fraction_fits || number.ends_with('.') {
+        return Err(bad());
+    }
+    let whole: u64 = whole.parse().map_err(|_| too_large())?;
+    let whole = whole.checked_mul(1 << shift).ok_or_else(too_large)?;
+    let part: u64 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| bad())? };
+    let scale = 10u128.pow(fraction.len() as u32);
+    let part = ((u128::from(part) << shift) / scale) as u64;
+    whole.checked_add(part).ok_or_else(too_large)
+}
+
+/// Foreign text as it may stand in a message: escaped and not long.
+fn shown(text: &str) -> String {
+    text.chars().take(40).flat_map(char::escape_debug).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_rates_read_like_sizes_and_rates() {
+        let tib = 1u64 << 40;
+        for (n, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            ((1 << 20) - 1, "1.0 MiB"),
+            (6 * tib + tib / 10, "6.1 TiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(n), text);
+        }
+        assert_eq!(rate(11.8 * (1u64 << 30) as f64), "11.8 GiB/s");
+        for (n, text) in [
+            (0.0, "0 B/s"),
+            (f64::NAN, "0 B/s"),
+            (-4.0, "0 B/s"),
+            (512.4, "512 B/s"),
+            (1023.7, "1.0 KiB/s"),
+        ] {
+            assert_eq!(rate(n), text);
+        }
+    }
+
+    #[test]
+    fn counts_have_separators() {
+        for (n, text) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (81_204, "81,204"), (1_234_567, "1,234,567")]
+        {
+            assert_eq!(count(n), text);
+        }
+    }
+
+    #[test]
+    fn durations_show_two_units() {
+        for (ms, text) in [
+            (0, "0s"),
+            (350, "350ms"),
+            (12_999, "12s"),
+            (245_000, "4m05s"),
+            (7_620_000, "2h07m"),
+            (273_600_000, "3d04h"),
+        ] {
+            assert_eq!(duration(Duration::from_millis(ms)), text);
+        }
+    }
+
+    #[test]
+    fn durations_are_read_in_every_spelling() {
+        for (text, ms) in [
+            ("45s", 45_000),
+            ("5m", 300_000),
+            ("2h", 7_200_000),
+            ("60d", 5_184_000_000),
+            ("1h30m", 5_400_000),
+            ("1h 30m", 5_400_000),
+            ("4m05s", 245_000),
+            ("500ms", 500),
+            ("30", 30_000),
+            ("0", 0),
+            (" 1w ", 604_800_000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in [
+            "",
+            "s",
+            "5x",
+            "-5s",
+            "5m1h",
+            "5s5s",
+            "1.5h",
+            "5 m",
+            "1h30",
+            "é",
+            "99999999999999999999",
+            "9999999999999999d",
+        ] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        let error = parse_duration("soon\x1b[31m").unwrap_err();
+        assert!(error.contains("1h30m") && !error.contains('\x1b'), "{error}");
+    }
+
+    #[test]
+    fn sizes_are_read_in_every_spelling() {
+        for text in ["64MiB", "64MB", "64M", "64m", "64 mib", "65536K", "67108864", "0.0625G"] {
+            assert_eq!(parse_size(text), Ok(64 << 20), "{text}");
+        }
+        assert_eq!(parse_size("1.5k"), Ok(1536));
+        assert_eq!(parse_size("0"), Ok(0));
+        for bad in [
+            "",
+            "M",
+            "10GG",
+            "-1",
+            "1e3k",
+            "1.2.3M",
+            ".5M",
+            "5.M",
+            "1.0000001M",
+            "99999P",
+            "18446744073709551616",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}
