@@ -18,7 +18,7 @@ pub use handle::Handle;
 
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::{Settings, State};
-use crate::store::{Acquired, EmbeddedStore, Fence, Location, Store};
+use crate::store::{Acquired, EmbeddedStore, Fence, Location, RedisStore, Store};
 use crate::util::backoff::Backoff;
 use anyhow::Context as _;
 use http::HttpLimits;
@@ -54,7 +54,11 @@ impl Master {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
         match &config.store {
-            StoreConfig::Redis { .. } => anyhow::bail!("joined when the Redis store is in"),
+            StoreConfig::Redis { url, namespace, allow_volatile } => {
+                let connect = || RedisStore::connect(url.expose(), namespace, *allow_volatile);
+                let store = patiently("connect to the store", &shutdown, connect).await?;
+                Self::start_on(store, &config, shutdown).await
+            }
             StoreConfig::Embedded { dir } => {
                 let store = EmbeddedStore::open(Location::File(dir.clone()))?;
                 Self::start_on(store, &config, shutdown).await
