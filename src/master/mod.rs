@@ -80,7 +80,9 @@ impl Master {
         })?;
         let address = listener.local_addr().context("read the bound address")?;
         let store = Arc::new(store);
-        let holder = format!("http://{address}");
+        // Unique to this master: whoever has the address on this host is it, or its successor.
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let holder = format!("{host} http://{address}");
         let fence = lead(store.as_ref(), &holder, &shutdown).await?;
         let records = patiently("read the store", &shutdown, || store.load()).await?;
         let seed = *blake3::hash(
@@ -101,6 +103,7 @@ impl Master {
         let limits = HttpLimits {
             submit_bytes: usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX),
             max_wait: config.poll_wait_max,
+            default_chunk_mb: config.defaults.chunk_size_mb,
             ..HttpLimits::default()
         };
         let owner = Owner::new(store, state, fence, requests, health);
