@@ -202,7 +202,8 @@ async fn whoever_acquires_after_the_server_was_emptied_deposes_the_old_leader() 
     let before = old.commit(before, &put("a", "1")).await.unwrap();
     server.command(&["FLUSHALL"]);
     let after = lead(&new, "m2").await;
-    assert!(after.epoch > before.epoch && after.seq == 0, "{before:?} {after:?}");
+    // Within one millisecond the clock gives the same epoch; the owner tells the two apart.
+    assert!(after.epoch >= before.epoch && after.seq == 0, "{before:?} {after:?}");
     let whole = Batch { replace: true, ..put("a", "1") };
     for refused in [old.commit(before, &whole).await.map(drop), old.renew(before, SECOND).await] {
         assert!(

@@ -268,7 +268,8 @@ async fn stopping_ends_polls_at_once_and_lets_requests_end() {
     );
     let mut polling = served.open(&poll).await;
     let idle = served.open("").await;
-    soon(served.open.recv()).await.unwrap();
+    // Held, as an owner that lives on would: a dropped one answers 503.
+    let _held = soon(served.open.recv()).await.unwrap();
     served.shutdown.cancel();
     let mut answer = Vec::new();
     soon(polling.read_to_end(&mut answer)).await.unwrap();

@@ -16,7 +16,8 @@ async fn a_body_over_its_limit_is_refused_before_it_is_read() {
         ("/workers/result", (8 << 20) + 1),
         ("/workers/a/assignment", (1 << 20) + 1),
         ("/workers/a/assignments/00000000000000000000000000000000/page", (32 << 20) + 1),
-        ("/sync", u64::MAX),
+        // More than hyper itself takes for a length gets its bare 431.
+        ("/sync", u64::MAX >> 1),
     ] {
         let mut stream =
             served.open(&head(&served, target, &format!("Content-Length: {over}\r\n"))).await;
