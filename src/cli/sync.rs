@@ -42,7 +42,7 @@ async fn submit(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure> {
     }
     let source = storage_path("SRC", &args.source)?;
     let destination = storage_path("DST", &args.destination)?;
-    let request = request(source, destination, args.id, &args.what)?;
+    let request = request(&[source], destination, args.id, &args.what)?;
     let client = ctx.client()?;
     let submitted = send(&client, &request, ctx.global.request_timeout).await?;
     let id = submitted.request_id.clone();
@@ -78,21 +78,23 @@ fn accepted(ctx: &Context, request: &SyncRequest, id: &RequestId, next: bool) ->
     text
 }
 
-/// The request of the arguments, its file list read and checked.
+/// The request of the arguments, its file list read and checked. `sources` is the source, and other
+/// names that it has.
 ///
 /// # Errors
 /// What [`names::read`] refuses.
 pub(super) fn request(
-    source_path: AbsPath,
+    sources: &[AbsPath],
     destination_path: AbsPath,
     request_id: Option<RequestId>,
     what: &WhatArgs,
 ) -> Result<SyncRequest, Failure> {
     let file_list = match &what.files_from {
-        Some(from) => Some(names::read(from, what.from0, &source_path)?),
+        Some(from) => Some(names::read(from, what.from0, sources)?),
         None => None,
     };
     let chunk_size_mb = what.chunk_size_mb;
+    let source_path = sources[0].clone();
     Ok(SyncRequest { request_id, source_path, destination_path, chunk_size_mb, file_list })
 }
 
@@ -196,7 +198,11 @@ fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs) -> Result<(), Failure
                     exit.code()
                 ));
             }
-            (Some(seen), Some(exit)) => tell_end(ctx, seen, exit)?,
+            (Some(seen), Some(exit)) => {
+                let (from, to) = (quoted(&seen.source_path), quoted(&seen.destination_path));
+                let again = format!("{} sync submit {from} {to} --wait", ctx.ctl);
+                tell_end(ctx, seen, exit, &again)?;
+            }
             _ => {}
         }
     }
@@ -218,17 +224,20 @@ fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs) -> Result<(), Failure
     Ok(())
 }
 
-fn tell_end(ctx: &Context, sync: &SyncProgress, exit: Exit) -> Result<(), Failure> {
+/// Prints the result (table), and what went wrong; `again` is how to run the same once more.
+///
+/// # Errors
+/// Standard output can't be written.
+pub(super) fn tell_end(
+    ctx: &Context,
+    sync: &SyncProgress,
+    exit: Exit,
+    again: &str,
+) -> Result<(), Failure> {
     if ctx.global.output == Output::Table && !ctx.global.quiet {
         out::data(report::result(sync).as_bytes())?;
     }
-    let again = format!(
-        "{} sync submit {} {} --wait",
-        ctx.ctl,
-        quoted(&sync.source_path),
-        quoted(&sync.destination_path)
-    );
-    for line in report::trouble(sync, exit, &again) {
+    for line in report::trouble(sync, exit, again) {
         out::note(&line);
     }
     Ok(())
