@@ -147,7 +147,7 @@ fn refused(e: ClientError, request: &SyncRequest) -> Failure {
     };
     let failure = Failure::from(e);
     match (existing, &request.request_id) {
-        (Some(state), Some(id)) => failure.noted(format!("sync {id} is {state}")).hinted(format!(
+        (Some(_), Some(id)) => failure.hinted(format!(
             "look at it: ctl sync status {id}     forget it: ctl sync delete {id}     or give another --id"
         )),
         _ => failure,
