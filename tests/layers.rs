@@ -1,6 +1,8 @@
 //! Holds the imports to the layers of the crate: each module may use those below it, siblings do not
 //! use each other. File-system calls on data stand in `fs` alone.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use walkdir::WalkDir;
 

@@ -18,7 +18,7 @@ pub use handle::Handle;
 
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::{Settings, State};
-use crate::store::{Acquired, EmbeddedStore, Fence, Location, Store};
+use crate::store::{Acquired, EmbeddedStore, Fence, Location, RedisStore, Store};
 use crate::util::backoff::Backoff;
 use anyhow::Context as _;
 use http::HttpLimits;
@@ -54,7 +54,11 @@ impl Master {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
         match &config.store {
-            StoreConfig::Redis { .. } => anyhow::bail!("joined when the Redis store is in"),
+            StoreConfig::Redis { url, namespace, allow_volatile } => {
+                let connect = || RedisStore::connect(url.expose(), namespace, *allow_volatile);
+                let store = patiently("connect to the store", &shutdown, connect).await?;
+                Self::start_on(store, &config, shutdown).await
+            }
             StoreConfig::Embedded { dir } => {
                 let store = EmbeddedStore::open(Location::File(dir.clone()))?;
                 Self::start_on(store, &config, shutdown).await
@@ -76,7 +80,9 @@ impl Master {
         })?;
         let address = listener.local_addr().context("read the bound address")?;
         let store = Arc::new(store);
-        let holder = format!("http://{address}");
+        // Unique to this master: whoever has the address on this host is it, or its successor.
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let holder = format!("{host} http://{address}");
         let fence = lead(store.as_ref(), &holder, &shutdown).await?;
         let records = patiently("read the store", &shutdown, || store.load()).await?;
         let seed = *blake3::hash(
@@ -97,6 +103,7 @@ impl Master {
         let limits = HttpLimits {
             submit_bytes: usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX),
             max_wait: config.poll_wait_max,
+            default_chunk_mb: config.defaults.chunk_size_mb,
             ..HttpLimits::default()
         };
         let owner = Owner::new(store, state, fence, requests, health);

@@ -35,7 +35,8 @@ pub enum Location {
     Memory,
 }
 
-/// See the [module](self).
+/// The store of a single master. A commit is on stable storage when its call returns; leadership is
+/// a lock on a file, so a lease never runs out here. Dropping it closes the file and frees the lock.
 #[derive(Debug)]
 pub struct EmbeddedStore {
     owner: String,

@@ -33,6 +33,7 @@ mod batch;
 mod embedded;
 mod fence;
 mod memory;
+mod redis;
 
 #[cfg(test)]
 mod contract;
@@ -41,6 +42,7 @@ pub use batch::Batch;
 pub use embedded::{EmbeddedStore, Location};
 pub use fence::{Acquired, Fence};
 pub use memory::MemoryStore;
+pub use redis::RedisStore;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

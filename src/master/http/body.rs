@@ -93,7 +93,7 @@ pub(super) async fn read(
 /// Those of `decode`.
 pub(super) async fn decode<T: Send + 'static>(
     body: Held,
-    decode: fn(&[u8]) -> Result<T, Problem>,
+    decode: impl FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
     if body.bytes.len() <= LARGE {
         return decode(&body.bytes);

@@ -6,7 +6,7 @@ use crate::master::faults::Faults;
 use crate::master::submission;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, DEFAULT_CHUNK_MB, SyncRequest};
+use crate::wire::sync::{CHUNK_MB, SyncRequest};
 use crate::wire::task::SyncResult;
 use crate::wire::worker::{Endpoint, WorkerHeartbeat};
 use crate::wire::{AbsPath, BytePath};
@@ -27,8 +27,11 @@ const MAX_MESSAGE: usize = 64 << 10;
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn sync_request(body: &[u8]) -> Result<(SyncRequest, Option<Vec<NameList>>), Problem> {
-    read_sync_request(json::parse(body)?).map_err(Faults::into_problem)
+pub(super) fn sync_request(
+    body: &[u8],
+    default_chunk_mb: u32,
+) -> Result<(SyncRequest, Option<Vec<NameList>>), Problem> {
+    read_sync_request(json::parse(body)?, default_chunk_mb).map_err(Faults::into_problem)
 }
 
 /// Reads `POST /workers/heartbeat`.
@@ -47,7 +50,10 @@ pub(super) fn result(body: &[u8]) -> Result<SyncResult, Problem> {
     read_result(json::parse(body)?).map_err(Faults::into_problem)
 }
 
-fn read_sync_request(value: Value) -> Result<(SyncRequest, Option<Vec<NameList>>), Faults> {
+fn read_sync_request(
+    value: Value,
+    default_chunk_mb: u32,
+) -> Result<(SyncRequest, Option<Vec<NameList>>), Faults> {
     let mut doc = Document::of(value)?;
     let request_id = doc.optional("request_id", typed);
     let source: Option<AbsPath> = doc.required("source_path", typed);
@@ -73,7 +79,7 @@ fn read_sync_request(value: Value) -> Result<(SyncRequest, Option<Vec<NameList>>
             request_id: request_id?,
             source_path: source?,
             destination_path: destination?,
-            chunk_size_mb: chunk?.unwrap_or(DEFAULT_CHUNK_MB),
+            chunk_size_mb: chunk?.unwrap_or(default_chunk_mb),
             file_list: None,
         })
     })?;
@@ -176,6 +182,7 @@ fn moment(value: Value) -> Result<Value, Faults> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::sync::DEFAULT_CHUNK_MB;
     use crate::wire::task::{TaskReport, WorkItem};
     use crate::wire::worker::WorkerStatus;
     use crate::wire::{AssignmentId, Digest};
@@ -187,7 +194,7 @@ mod tests {
     }
 
     fn read(value: Value) -> Result<(SyncRequest, Option<Vec<NameList>>), Problem> {
-        sync_request(value.to_string().as_bytes())
+        sync_request(value.to_string().as_bytes(), DEFAULT_CHUNK_MB)
     }
 
     #[test]
@@ -275,7 +282,8 @@ mod tests {
             chunk_size_mb: 7,
             file_list: Some(vec![BytePath(b"x".to_vec())]),
         };
-        let (read, list) = sync_request(&serde_json::to_vec(&request).unwrap()).unwrap();
+        let (read, list) =
+            sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MB).unwrap();
         assert_eq!(list.unwrap()[0].names.len(), 1);
         assert_eq!(SyncRequest { file_list: None, ..request }, read);
 

@@ -19,6 +19,7 @@ mod tests;
 
 pub use server::serve;
 
+use crate::wire::sync::DEFAULT_CHUNK_MB;
 use std::time::Duration;
 
 /// What a client may take of the master. The defaults fit a master with some hundred agents.
@@ -50,6 +51,8 @@ pub struct HttpLimits {
     pub poll_wait: Duration,
     /// The longest time that a poll may ask for.
     pub max_wait: Duration,
+    /// The `chunk_size_mb` of a request that has none.
+    pub default_chunk_mb: u32,
     /// How long requests in progress may take when the server stops.
     pub drain: Duration,
 }
@@ -70,6 +73,7 @@ impl Default for HttpLimits {
             all_bodies_bytes: 256 << 20,
             poll_wait: Duration::from_secs(1),
             max_wait: Duration::from_secs(60),
+            default_chunk_mb: DEFAULT_CHUNK_MB,
             drain: Duration::from_secs(10),
         }
     }

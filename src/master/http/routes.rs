@@ -65,7 +65,9 @@ async fn submit(State(app): State<App>, request: Request) -> Answer {
     let key = idempotency_key(request.headers())?;
     let body = app.body(request, app.limits.submit_bytes).await?;
     let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&body.bytes).into() });
-    let (request, list) = body::decode(body, documents::sync_request).await?;
+    let chunk = app.limits.default_chunk_mb;
+    let read = move |bytes: &[u8]| documents::sync_request(bytes, chunk);
+    let (request, list) = body::decode(body, read).await?;
     let submitted = app.handle.submit_checked(request, list, idempotency).await?;
     let mut response = json(StatusCode::ACCEPTED, &submitted);
     if let Ok(location) = HeaderValue::from_str(&submitted.status_url) {
