@@ -5,7 +5,7 @@ mod paths;
 use super::args::{CopyArgs, LogArgs, Output, UntilArgs};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::sync::{mapping, quoted, request, send, tell_end};
+use super::sync::{Submission, mapping, quoted, request, send, tell_end};
 use super::wait::{Waited, Waiter};
 use super::{Context, out, progress, service, signals};
 use crate::client::{ClientOptions, MasterClient};
@@ -14,7 +14,6 @@ use crate::config::{AgentConfig, Env, LogConfig, load_master};
 use crate::master::Master;
 use crate::store::{EmbeddedStore, Location};
 use crate::wire::RequestId;
-use crate::wire::sync::SyncRequest;
 use crate::wire::worker::Endpoint;
 use paths::Paths;
 use std::time::Duration;
@@ -112,7 +111,7 @@ impl Services {
     async fn copy(
         &mut self,
         ctx: &Context,
-        request: &SyncRequest,
+        request: &Submission,
         asks: &mut tokio::sync::mpsc::UnboundedReceiver<signals::Ask>,
     ) -> Result<Waited, Failure> {
         send(&self.client, request, ctx.global.request_timeout).await?;
