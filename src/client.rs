@@ -6,7 +6,7 @@
 //! followed, and the leader it names is asked first from then on.
 
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
+use crate::wire::sync::{Submitted, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
@@ -227,13 +227,16 @@ impl MasterClient {
         &self.bases
     }
 
-    /// `POST /sync`. The same `idempotency` key with the same request brings the first reply again.
+    /// `POST /sync` with a [`SyncRequest`], or a document like it that leaves out what has a default.
+    /// The same `idempotency` key with the same request brings the first reply again.
+    ///
+    /// [`SyncRequest`]: crate::wire::sync::SyncRequest
     ///
     /// # Errors
     /// Problems `sync_exists` (409), invalid fields (422, all of them), any [`ClientError`].
     pub async fn submit(
         &self,
-        request: &SyncRequest,
+        request: &impl Serialize,
         idempotency: Option<&str>,
     ) -> Result<Reply<Submitted>, ClientError> {
         let mut send = self.request(Method::POST, "/sync").json(request)?;

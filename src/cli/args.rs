@@ -2,7 +2,7 @@
 
 use super::exit;
 use crate::util::units;
-use crate::wire::sync::{DEFAULT_CHUNK_MB, SyncState};
+use crate::wire::sync::SyncState;
 use crate::wire::{RequestId, WorkerId};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -193,10 +193,9 @@ pub(super) struct CopyArgs {
 /// What of the source, in which pieces.
 #[derive(Debug, Args)]
 pub(super) struct WhatArgs {
-    /// Batches and ranges hold at most so many MiB
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK_MB)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(super) chunk_size_mb: u32,
+    /// Batches and ranges hold at most so many MiB, 1 to 1024 [default: as the master says, usually 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) chunk_size_mb: Option<u32>,
     /// Copy only what this file names, one name a line, relative to SRC or absolute below it; `-`:
     /// standard input
     #[arg(long, value_name = "FILE")]

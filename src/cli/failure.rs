@@ -77,8 +77,9 @@ impl From<ClientError> for Failure {
         let mut failure = Failure::new(e.to_string()).exits(exit);
         match e {
             ClientError::Problem { problem, .. } => {
-                let faults = problem.errors.iter();
-                failure.notes = faults.map(|f| format!("{}: {}", f.pointer, f.detail)).collect();
+                // A single fault is the whole message already.
+                let faults = problem.errors.iter().map(|f| format!("{}: {}", f.pointer, f.detail));
+                failure.notes = faults.filter(|f| *f != problem.detail).collect();
                 failure.hint = problem.hint;
             }
             ClientError::Unreachable { .. } => {

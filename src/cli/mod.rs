@@ -1,20 +1,25 @@
 //! The command line: parses, runs one command, and turns whatever happened into text and an exit
 //! code. The only layer that prints.
 //!
-//! - [`exit`]: the codes; [`failure`]: what ends a command early; [`out`]: all writing
+//! - [`exit`]: the codes; `failure`: what ends a command early; `out`: all writing
 //! - [`args`]: commands and options
-//! - [`sync`], [`workers`], [`info`]: the commands of operators
-//! - [`master`], [`agent`], [`copy`]: the commands that run a service in this process
-//! - [`wait`], [`signals`], [`progress`], [`report`], [`table`], [`names`]: what they are made of
+//! - `sync`, `workers`, `config`, `info`: the commands of operators
+//! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
+//! - `wait`, `signals`, [`progress`], `report`, `table`, `names`: what they are made of
 
+mod agent;
 pub mod args;
+mod config;
+mod copy;
 pub mod exit;
 mod failure;
 mod info;
+mod master;
 mod names;
 mod out;
 pub mod progress;
 mod report;
+mod service;
 mod signals;
 mod sync;
 mod table;
@@ -87,11 +92,14 @@ fn run(ctx: Context, command: Command) -> Result<Exit, Failure> {
         .map_err(|e| Failure::new(format!("cannot start threads: {e}")))?;
     let exit = runtime.block_on(async {
         match command {
+            Command::Master(args) => master::run(&ctx, args).await,
+            Command::Agent(args) => agent::run(&ctx, args).await,
+            Command::Copy(args) => copy::run(&ctx, args).await,
+            Command::Config(command) => config::run(&ctx, command),
             Command::Sync(command) => sync::run(&ctx, command).await,
             Command::Workers(command) => workers::run(&ctx, command).await,
             Command::Completion { shell } => info::completion(shell),
             Command::Version => info::version(&ctx),
-            _ => Err(Failure::new("not in this build")),
         }
     });
     // A thread blocked in a system call on a dead file system must not keep the program alive.

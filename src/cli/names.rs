@@ -13,7 +13,7 @@ const MAX_TOLD: usize = 10;
 ///
 /// # Errors
 /// A list that can't be read, standard input that is a terminal, or what [`parse`] refuses.
-pub(super) fn read(from: &Path, nul: bool, source: &AbsPath) -> Result<Vec<BytePath>, Failure> {
+pub(super) fn read(from: &Path, nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Failure> {
     let mut raw = Vec::new();
     if from.as_os_str() == "-" {
         let mut stdin = std::io::stdin().lock();
@@ -34,7 +34,7 @@ pub(super) fn read(from: &Path, nul: bool, source: &AbsPath) -> Result<Vec<ByteP
             }
         })?;
     }
-    parse(&raw, nul, source)
+    parse(&raw, nul, sources)
 }
 
 /// Cuts `raw` into names below `source`. Empty names are skipped; without `nul` a carriage return
@@ -43,7 +43,7 @@ pub(super) fn read(from: &Path, nul: bool, source: &AbsPath) -> Result<Vec<ByteP
 /// # Errors
 /// All names at once that are absolute and not below `source`, or have a `..` component, with their
 /// numbers; a list without any name; NUL bytes without `nul`.
-pub(super) fn parse(raw: &[u8], nul: bool, source: &AbsPath) -> Result<Vec<BytePath>, Failure> {
+fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Failure> {
     if !nul && raw.contains(&0) {
         return Err(Failure::usage("the list of names holds NUL bytes")
             .hinted("for a NUL-separated list (find -print0) add -0"));
@@ -56,8 +56,8 @@ pub(super) fn parse(raw: &[u8], nul: bool, source: &AbsPath) -> Result<Vec<ByteP
         if name.is_empty() {
             continue;
         }
-        match check(name, source) {
-            Ok(()) => names.push(BytePath(name.to_vec())),
+        match below(name, sources) {
+            Ok(name) => names.push(name),
             Err(why) => {
                 let shown = crate::wire::path::show(name);
                 faults.push(format!("{unit} {}: `{shown}` {why}", index + 1));
@@ -82,20 +82,26 @@ pub(super) fn parse(raw: &[u8], nul: bool, source: &AbsPath) -> Result<Vec<ByteP
     Ok(names)
 }
 
-fn check(name: &[u8], source: &AbsPath) -> Result<(), String> {
+/// The name as the master takes it: as it is where it is relative, else cut off below the source.
+fn below(name: &[u8], sources: &[AbsPath]) -> Result<BytePath, String> {
     if name[0] != b'/' {
-        return RelPath::new(name).map(drop).map_err(|e| e.to_string());
+        RelPath::new(name).map_err(|e| e.to_string())?;
+        return Ok(BytePath(name.to_vec()));
     }
     let absolute = AbsPath::new(name).map_err(|e| e.to_string())?;
-    if source.holds(&absolute) { Ok(()) } else { Err(format!("does not lie below {source}")) }
+    match sources.iter().find_map(|source| source.strip(&absolute)) {
+        Some(root) if root.is_root() => Ok(BytePath(b".".to_vec())),
+        Some(below) => Ok(BytePath(below.as_bytes().to_vec())),
+        None => Err("does not lie below SRC".to_owned()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn source() -> AbsPath {
-        AbsPath::new("/src").unwrap()
+    fn source() -> [AbsPath; 2] {
+        [AbsPath::new("/src").unwrap(), AbsPath::new("/link/to").unwrap()]
     }
 
     fn bytes(raw: &[u8], nul: bool) -> Vec<Vec<u8>> {
@@ -107,21 +113,18 @@ mod tests {
         let raw = b"new\nline\0\xff\xfe\0-rf\0# no comment\0 sp ace \0cr\r\0/src/abs\0";
         assert_eq!(
             bytes(raw, true),
-            [
-                &b"new\nline"[..],
-                b"\xff\xfe",
-                b"-rf",
-                b"# no comment",
-                b" sp ace ",
-                b"cr\r",
-                b"/src/abs"
-            ]
+            [&b"new\nline"[..], b"\xff\xfe", b"-rf", b"# no comment", b" sp ace ", b"cr\r", b"abs"]
         );
     }
 
     #[test]
     fn lines_may_end_in_either_way_and_the_last_needs_no_end() {
         assert_eq!(bytes(b"#a\r\n\n-b\n\xff", false), [&b"#a"[..], b"-b", b"\xff"]);
+    }
+
+    #[test]
+    fn absolute_names_may_begin_with_any_name_of_the_source() {
+        assert_eq!(bytes(b"/src/a\n/link/to/b\n/src/", false), [&b"a"[..], b"b", b"."]);
     }
 
     #[test]

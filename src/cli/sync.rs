@@ -8,9 +8,10 @@ use super::wait::{Waited, Waiter};
 use super::{names, out, progress, report, signals, table};
 use crate::client::{ClientError, MasterClient, Reply};
 use crate::util::units;
-use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
-use crate::wire::{AbsPath, RequestId};
+use crate::wire::sync::{Submitted, SyncProgress};
+use crate::wire::{AbsPath, BytePath, RequestId};
 use jiff::Timestamp;
+use serde::Serialize;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -29,6 +30,19 @@ pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Fai
     }
 }
 
+/// A `SyncRequest` in which the chunk size may be left to the master.
+#[derive(Debug, Serialize)]
+pub(super) struct Submission {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) request_id: Option<RequestId>,
+    pub(super) source_path: AbsPath,
+    pub(super) destination_path: AbsPath,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) chunk_size_mb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) file_list: Option<Vec<BytePath>>,
+}
+
 /// What goes where, for people.
 pub(super) fn mapping(source: &AbsPath, destination: &AbsPath) -> String {
     let name = crate::wire::RelPath::new("NAME").unwrap_or_default();
@@ -42,7 +56,7 @@ async fn submit(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure> {
     }
     let source = storage_path("SRC", &args.source)?;
     let destination = storage_path("DST", &args.destination)?;
-    let request = request(source, destination, args.id, &args.what)?;
+    let request = request(&[source], destination, args.id, &args.what)?;
     let client = ctx.client()?;
     let submitted = send(&client, &request, ctx.global.request_timeout).await?;
     let id = submitted.request_id.clone();
@@ -63,7 +77,7 @@ async fn submit(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure> {
 }
 
 /// The message of a submit; with `next`, what can be done next.
-fn accepted(ctx: &Context, request: &SyncRequest, id: &RequestId, next: bool) -> String {
+fn accepted(ctx: &Context, request: &Submission, id: &RequestId, next: bool) -> String {
     let (from, to) = (&request.source_path, &request.destination_path);
     let mut text = format!("Submitted sync {id}: {from} → {to}\n  e.g. {}", mapping(from, to));
     if let Some(list) = &request.file_list {
@@ -78,22 +92,24 @@ fn accepted(ctx: &Context, request: &SyncRequest, id: &RequestId, next: bool) ->
     text
 }
 
-/// The request of the arguments, its file list read and checked.
+/// The request of the arguments, its file list read and checked. `sources` is the source, and other
+/// names that it has.
 ///
 /// # Errors
 /// What [`names::read`] refuses.
 pub(super) fn request(
-    source_path: AbsPath,
+    sources: &[AbsPath],
     destination_path: AbsPath,
     request_id: Option<RequestId>,
     what: &WhatArgs,
-) -> Result<SyncRequest, Failure> {
+) -> Result<Submission, Failure> {
     let file_list = match &what.files_from {
-        Some(from) => Some(names::read(from, what.from0, &source_path)?),
+        Some(from) => Some(names::read(from, what.from0, sources)?),
         None => None,
     };
     let chunk_size_mb = what.chunk_size_mb;
-    Ok(SyncRequest { request_id, source_path, destination_path, chunk_size_mb, file_list })
+    let source_path = sources[0].clone();
+    Ok(Submission { request_id, source_path, destination_path, chunk_size_mb, file_list })
 }
 
 /// SRC and DST are paths of the storage hosts: what this host's working directory is says nothing.
@@ -117,7 +133,7 @@ fn storage_path(what: &str, given: &OsStr) -> Result<AbsPath, Failure> {
 /// The id exists (6), the request is wrong (2), no master for `patience` (5).
 pub(super) async fn send(
     client: &MasterClient,
-    request: &SyncRequest,
+    request: &Submission,
     patience: Duration,
 ) -> Result<Reply<Submitted>, Failure> {
     let key = uuid::Uuid::now_v7().to_string();
@@ -138,14 +154,14 @@ pub(super) async fn send(
     }
 }
 
-fn refused(e: ClientError, request: &SyncRequest) -> Failure {
+fn refused(e: ClientError, request: &Submission) -> Failure {
     let existing = match &e {
         ClientError::Problem { problem, .. } => problem.existing.clone(),
         _ => None,
     };
     let failure = Failure::from(e);
     match (existing, &request.request_id) {
-        (Some(state), Some(id)) => failure.noted(format!("sync {id} is {state}")).hinted(format!(
+        (Some(_), Some(id)) => failure.hinted(format!(
             "look at it: ctl sync status {id}     forget it: ctl sync delete {id}     or give another --id"
         )),
         _ => failure,
@@ -196,7 +212,11 @@ fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs) -> Result<(), Failure
                     exit.code()
                 ));
             }
-            (Some(seen), Some(exit)) => tell_end(ctx, seen, exit)?,
+            (Some(seen), Some(exit)) => {
+                let (from, to) = (quoted(&seen.source_path), quoted(&seen.destination_path));
+                let again = format!("{} sync submit {from} {to} --wait", ctx.ctl);
+                tell_end(ctx, seen, exit, &again)?;
+            }
             _ => {}
         }
     }
@@ -218,17 +238,20 @@ fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs) -> Result<(), Failure
     Ok(())
 }
 
-fn tell_end(ctx: &Context, sync: &SyncProgress, exit: Exit) -> Result<(), Failure> {
+/// Prints the result (table), and what went wrong; `again` is how to run the same once more.
+///
+/// # Errors
+/// Standard output can't be written.
+pub(super) fn tell_end(
+    ctx: &Context,
+    sync: &SyncProgress,
+    exit: Exit,
+    again: &str,
+) -> Result<(), Failure> {
     if ctx.global.output == Output::Table && !ctx.global.quiet {
         out::data(report::result(sync).as_bytes())?;
     }
-    let again = format!(
-        "{} sync submit {} {} --wait",
-        ctx.ctl,
-        quoted(&sync.source_path),
-        quoted(&sync.destination_path)
-    );
-    for line in report::trouble(sync, exit, &again) {
+    for line in report::trouble(sync, exit, again) {
         out::note(&line);
     }
     Ok(())
@@ -390,6 +413,19 @@ async fn delete(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_submission_is_a_sync_request() {
+        for (chunk_size_mb, sent) in [(None, 64), (Some(7), 7)] {
+            let what = WhatArgs { chunk_size_mb, files_from: None, from0: false };
+            let root = AbsPath::new("/a").unwrap();
+            let ours = request(&[root.clone()], root, None, &what).unwrap();
+            let text = serde_json::to_string(&ours).unwrap();
+            assert_eq!(text.contains("chunk_size_mb"), chunk_size_mb.is_some());
+            let read: crate::wire::sync::SyncRequest = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.chunk_size_mb, sent);
+        }
+    }
 
     #[test]
     fn a_relative_path_is_refused_with_the_reason() {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 /// A master away for longer than this ends the waiting: restarts and take-overs are done by then.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Bounds of the time between two looks; it grows with the time waited.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// One sync that is waited for.
 struct Watch {
@@ -46,6 +46,8 @@ pub(super) struct Waited {
     pub(super) syncs: Vec<Ended>,
     /// Why the waiting ended before the syncs did.
     pub(super) stopped: Option<Exit>,
+    /// A signal had the syncs cancelled.
+    pub(super) interrupted: Option<Exit>,
 }
 
 impl Waited {
@@ -65,7 +67,8 @@ pub(super) struct Waiter<'a> {
     accepted: bool,
     /// Since when the master has not answered.
     away: Option<Instant>,
-    cancel: bool,
+    /// A signal (this one) says that the syncs are to be cancelled.
+    cancel: Option<Exit>,
     patience: Duration,
 }
 
@@ -79,7 +82,7 @@ impl<'a> Waiter<'a> {
     ) -> Self {
         let watches =
             ids.into_iter().map(|id| Watch { id, seen: None, pace: None, end: None }).collect();
-        Waiter { client, monitor, watches, accepted, away: None, cancel: false, patience: PATIENCE }
+        Waiter { client, monitor, watches, accepted, away: None, cancel: None, patience: PATIENCE }
     }
 
     /// Waits until all have ended, `until` is reached or a signal says stop.
@@ -124,7 +127,7 @@ impl<'a> Waiter<'a> {
             seen: w.seen,
             exit: w.end,
         });
-        Ok(Waited { syncs: syncs.collect(), stopped })
+        Ok(Waited { syncs: syncs.collect(), stopped, interrupted: self.cancel })
     }
 
     /// What a signal means now: `Some` stops the waiting.
@@ -141,10 +144,10 @@ impl<'a> Waiter<'a> {
             Ask::Interrupt => Exit::Interrupted,
             Ask::Terminate => Exit::Terminated,
         };
-        if !until.cancel_on_interrupt || self.cancel {
+        if !until.cancel_on_interrupt || self.cancel.is_some() {
             return Some(stop);
         }
-        self.cancel = true;
+        self.cancel = Some(stop);
         let told = "cancelling; once more stops the waiting at once";
         self.monitor.event(Event::Note(told), Timestamp::now());
         None
@@ -168,7 +171,7 @@ impl<'a> Waiter<'a> {
             if watch.end.is_some() {
                 continue;
             }
-            let looked = match self.cancel {
+            let looked = match self.cancel.is_some() {
                 // Cancelling twice is as good as once.
                 true => self.client.cancel(&watch.id).await,
                 false => self.client.progress(&watch.id).await,
@@ -185,7 +188,7 @@ impl<'a> Waiter<'a> {
                         Some(if known { Exit::Cancelled } else { Exit::NotFound });
                 }
                 // An ended sync can't be cancelled: look at it.
-                Err(e) if self.cancel && e.status() == Some(409) => {
+                Err(e) if self.cancel.is_some() && e.status() == Some(409) => {
                     let reply = self.client.progress(&self.watches[i].id).await?;
                     self.saw(i, reply);
                 }
