@@ -54,6 +54,6 @@ pub(super) fn monitor(global: &Global) -> Box<dyn Monitor> {
         _ if global.quiet => Box::new(Silent),
         ProgressMode::None => Box::new(Silent),
         ProgressMode::Auto | ProgressMode::Tty if terminal => Box::new(live::Live::new()),
-        _ => Box::new(plain::Plain::new(Box::new(|line| out::note(line)))),
+        _ => Box::new(plain::Plain::new(Box::new(out::note))),
     }
 }
