@@ -419,7 +419,7 @@ mod tests {
         for (chunk_size_mb, sent) in [(None, 64), (Some(7), 7)] {
             let what = WhatArgs { chunk_size_mb, files_from: None, from0: false };
             let root = AbsPath::new("/a").unwrap();
-            let ours = request(&[root.clone()], root, None, &what).unwrap();
+            let ours = request(std::slice::from_ref(&root), root.clone(), None, &what).unwrap();
             let text = serde_json::to_string(&ours).unwrap();
             assert_eq!(text.contains("chunk_size_mb"), chunk_size_mb.is_some());
             let read: crate::wire::sync::SyncRequest = serde_json::from_str(&text).unwrap();

@@ -99,7 +99,8 @@ impl Services {
         config.listen.set_port(0);
         let store = EmbeddedStore::open(Location::Memory).map_err(|e| failed(e.into()))?;
         let stop_master = CancellationToken::new();
-        let master = Master::start_on(store, &config, stop_master.clone()).await.map_err(failed)?;
+        let master =
+            Master::start_private(store, &config, stop_master.clone()).await.map_err(failed)?;
         let client = MasterClient::new(vec![master.url()], ClientOptions::default())?;
         let stop_agent = CancellationToken::new();
         let agent =
@@ -160,4 +161,28 @@ fn agent_config(master: &Master, paths: &Paths) -> Result<AgentConfig, Failure> 
         slots: default_slots(),
         log: LogConfig::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_master_of_a_copy_serves_nobody_who_does_not_know_its_url() {
+        let mut config = load_master(None, &Env::none()).unwrap().config;
+        config.listen.set_port(0);
+        let stop = CancellationToken::new();
+        let store = EmbeddedStore::open(Location::Memory).unwrap();
+        let master = Master::start_private(store, &config, stop.clone()).await.unwrap();
+        let client =
+            |url: &str| MasterClient::new(vec![url.to_owned()], ClientOptions::default()).unwrap();
+        let (root, _) =
+            master.url().rsplit_once('/').map(|(a, b)| (a.to_owned(), b.len())).unwrap();
+        client(&master.url()).list().await.unwrap();
+        for url in [root.clone(), format!("{root}/v1")] {
+            assert!(client(&url).list().await.unwrap_err().is_not_found(), "{url}");
+        }
+        stop.cancel();
+        master.stopped().await.unwrap();
+    }
 }

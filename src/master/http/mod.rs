@@ -53,6 +53,9 @@ pub struct HttpLimits {
     pub max_wait: Duration,
     /// The `chunk_size_mb` of a request that has none.
     pub default_chunk_mb: u32,
+    /// A secret first component of every path: only who knows it gets anything but 404. For a master
+    /// on a host where other users may connect, which has no other way to know who asks.
+    pub secret: Option<String>,
     /// How long requests in progress may take when the server stops.
     pub drain: Duration,
 }
@@ -74,6 +77,7 @@ impl Default for HttpLimits {
             poll_wait: Duration::from_secs(1),
             max_wait: Duration::from_secs(60),
             default_chunk_mb: DEFAULT_CHUNK_MB,
+            secret: None,
             drain: Duration::from_secs(10),
         }
     }

@@ -53,12 +53,12 @@ pub(super) fn router(app: App) -> Router {
         .route("/readyz", get(readyz))
         .route("/version", get(version))
         .method_not_allowed_fallback(wrong_method);
-    Router::new()
-        .merge(api.clone())
-        .nest("/v1", api)
-        .fallback(unknown)
-        .layer(from_fn(guard::every))
-        .with_state(app)
+    let api = Router::new().merge(api.clone()).nest("/v1", api);
+    let api = match &app.limits.secret {
+        Some(secret) => Router::new().nest(&format!("/{secret}"), api),
+        None => api,
+    };
+    api.fallback(unknown).layer(from_fn(guard::every)).with_state(app)
 }
 
 async fn submit(State(app): State<App>, request: Request) -> Answer {
