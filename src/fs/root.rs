@@ -147,12 +147,22 @@ impl Tree {
 
     /// The same, opened afresh and not remembered.
     pub(super) fn open_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+        open_below(self.root.fd(), &self.below_root(path))
+    }
+
+    /// The same, and it must be readable.
+    pub(super) fn open_list(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+        open_list_below(self.root.fd(), &self.below_root(path))
+    }
+
+    /// `path` as seen from the storage root.
+    fn below_root(&self, path: &[u8]) -> Vec<u8> {
         let mut full = self.base.as_bytes().to_vec();
         if !full.is_empty() && !path.is_empty() {
             full.push(b'/');
         }
         full.extend_from_slice(path);
-        open_below(self.root.fd(), &full)
+        full
     }
 
     /// Remembers a directory that the caller has just opened or made.
@@ -199,9 +209,25 @@ const REACH: OFlags =
 /// Opens the directory `path` below `from`, for reading where that is allowed, else with `O_PATH`.
 /// No component may be a link. `path` is a [`RelPath`]'s, so it has no `..`: confinement of each piece
 /// is confinement of the whole.
-pub(super) fn open_below(
+pub(super) fn open_below(from: BorrowedFd<'_>, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+    match open_list_below(from, path) {
+        Err(Errno::ACCESS) => open_pieces(from, path, REACH),
+        other => other,
+    }
+}
+
+/// The same, or `EACCES` where its names can't be listed.
+pub(super) fn open_list_below(
+    from: BorrowedFd<'_>,
+    path: &[u8],
+) -> std::result::Result<OwnedFd, Errno> {
+    open_pieces(from, path, READ)
+}
+
+fn open_pieces(
     from: BorrowedFd<'_>,
     mut path: &[u8],
+    flags: OFlags,
 ) -> std::result::Result<OwnedFd, Errno> {
     let mut held: Option<OwnedFd> = None;
     while path.len() > SEGMENT {
@@ -211,11 +237,7 @@ pub(super) fn open_below(
         path = &path[at + 1..];
     }
     let base = held.as_ref().map_or(from, |fd| fd.as_fd());
-    let path = if path.is_empty() { b"." } else { path };
-    match open_piece(base, path, READ) {
-        Err(Errno::ACCESS) => open_piece(base, path, REACH),
-        other => other,
-    }
+    open_piece(base, if path.is_empty() { b"." } else { path }, flags)
 }
 
 fn open_piece(
@@ -224,8 +246,10 @@ fn open_piece(
     flags: OFlags,
 ) -> std::result::Result<OwnedFd, Errno> {
     let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    // `NO_SYMLINKS` holds for the last component too, and says ELOOP where `NOFOLLOW` would say ENOTDIR.
+    let plain = flags.difference(OFlags::NOFOLLOW);
     for _ in 0..16 {
-        match rustix::fs::openat2(from, path, flags, Mode::empty(), rules) {
+        match rustix::fs::openat2(from, path, plain, Mode::empty(), rules) {
             // The kernel could not tell, because of a rename somewhere: ask again.
             Err(Errno::AGAIN | Errno::INTR) => {}
             // An old kernel, or a container's filter that does not know the call.
