@@ -328,3 +328,47 @@ pub(super) fn same_version(a: &rustix::fs::Stat, b: &rustix::fs::Stat) -> bool {
         && a.st_size == b.st_size
         && (x.mtime_sec, x.mtime_nsec) == (y.mtime_sec, y.mtime_nsec)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn one_component_at_a_time_is_as_confined_as_openat2() {
+        let site = Site::new();
+        site.write("src/a/b/f", "");
+        std::os::unix::fs::symlink("a", site.at("src/link")).unwrap();
+        let root = site.root.fd();
+        let ino = |fd: OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        for flags in [READ, REACH] {
+            for path in [&b"src/a/b"[..], b"src", b"."] {
+                let (one, other) = (
+                    open_piece(root, path, flags).unwrap(),
+                    open_stepwise(root, path, flags).unwrap(),
+                );
+                assert_eq!(ino(one), ino(other));
+            }
+            for path in [&b"src/link"[..], b"src/link/b", b"src/a/b/f", b"src/none"] {
+                assert!(open_piece(root, path, flags).is_err());
+                assert!(open_stepwise(root, path, flags).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn the_cache_stays_small_and_gives_what_was_put_in() {
+        let site = Site::new();
+        let cache = DirCache::default();
+        let dirs: Vec<Dir> =
+            (0..40).map(|_| Arc::new(open_below(site.root.fd(), b"src").unwrap())).collect();
+        for (i, dir) in dirs.iter().enumerate() {
+            cache.put(format!("d{i}").as_bytes(), dir);
+            assert!(Arc::ptr_eq(&cache.get(b"d0").unwrap(), &dirs[0]), "used last stays longest");
+        }
+        assert!(cache.get(b"d20").is_none());
+        assert_eq!(cache.0.lock().unwrap().len(), DirCache::ROOM);
+        cache.clear();
+        assert!(cache.get(b"d0").is_none());
+    }
+}

@@ -160,6 +160,15 @@ impl Target {
             Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(errno),
         }
+        // Most often just the last one is missing.
+        if !path.is_empty()
+            && let (above, name) = split(path)
+            && let Ok(dir) = self.tree.dir(above)
+        {
+            let here = self.enter(&dir, name, replace, Mode::RWXU)?;
+            self.tree.remember(path, &here.0);
+            return Ok(here);
+        }
         let mut here = match self.tree.dir(b"") {
             Ok(dir) => (dir, false),
             Err(Errno::NOENT | Errno::ACCESS) => self.make_base(self.tree.base.as_bytes())?,

@@ -97,7 +97,11 @@ pub(super) fn manifest(tree: &Tree) -> Manifest {
     let mut walk = tree.walk(&RelPath::root(), None).unwrap();
     while let Some(entry) = walk.next() {
         entries.push(entry.unwrap());
-        dirs.extend(walk.dirs().iter().map(|d| (d.path.clone(), d.clone())));
+        for dir in walk.dirs().iter().rev() {
+            if dirs.insert(dir.path.clone(), dir.clone()).is_some() {
+                break;
+            }
+        }
     }
     Manifest { dirs: dirs.into_values().collect(), entries }
 }
