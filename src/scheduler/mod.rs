@@ -1,1 +1,297 @@
-//! scheduler
+//! The scheduler: a pure state machine. [`State::apply`] takes what the world says and the time, and
+//! returns what is to be written and answered. No I/O, no clock, no lock, no randomness but a seed:
+//! the same events give the same effects, so a test can play any history.
+//!
+//! - [`event`]: events, replies, effects
+//! - `sync`, `task`, `worker`: what is remembered (their states are drawn there)
+//! - `requests`: what operators ask
+//! - `leases`: who gets which task, for how long
+//! - `results`: pages and results, counted once
+//! - `phases`: what follows when a sync has no task left; giving up
+//! - `records`: the state in the store and back
+
+pub mod event;
+mod leases;
+mod phases;
+mod records;
+mod requests;
+mod results;
+mod sync;
+mod task;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use event::{Caller, Effect, Event, IdempotencyKey, Now, Reply};
+pub use records::LoadError;
+
+use crate::wire::task::TaskSpec;
+use crate::wire::ticket::Signer;
+use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use sync::Sync;
+use task::{Large, Task};
+use worker::Workers;
+
+/// What can be set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// A lease runs out after so many milliseconds without a heartbeat that lists it.
+    pub lease_ms: u64,
+    /// A worker is inactive after so many milliseconds without a heartbeat.
+    pub heartbeat_timeout_ms: u64,
+    /// A sync has at most about so many batches and large files outstanding (fewer where the workers
+    /// have few slots).
+    pub window_tasks: usize,
+    /// … and manifests of at most about so many bytes in the store.
+    pub window_bytes: u64,
+    /// A failing batch or file is tried so many times more.
+    pub max_retries: u32,
+    /// Ended syncs are kept for so many milliseconds.
+    pub retention_ms: u64,
+    /// At most so many syncs are worked on at once; more wait in the queue.
+    pub max_active_syncs: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            lease_ms: 30_000,
+            heartbeat_timeout_ms: 45_000,
+            window_tasks: 256,
+            window_bytes: 32 << 20,
+            max_retries: 5,
+            retention_ms: 60 * 24 * 3600 * 1000,
+            max_active_syncs: 64,
+        }
+    }
+}
+
+/// A poll that waits for work.
+#[derive(Debug, Clone)]
+struct Parked {
+    worker: WorkerId,
+    incarnation: Option<String>,
+    poll_id: Option<String>,
+    until_ms: u64,
+}
+
+/// Everything that the master knows.
+pub struct State {
+    settings: Settings,
+    signer: Signer,
+    /// The signer's key as it is stored.
+    signer_key: Vec<u8>,
+    /// Assignment ids are drawn from this and `draws`.
+    seed: [u8; 32],
+    draws: u64,
+    next_sync: u64,
+    next_task: u64,
+    syncs: BTreeMap<SyncNo, Sync>,
+    by_id: HashMap<RequestId, SyncNo>,
+    tasks: BTreeMap<TaskId, Task>,
+    leases: HashMap<AssignmentId, TaskId>,
+    workers: Workers,
+    parked: BTreeMap<Caller, Parked>,
+    /// Leases given so far; stamps [`Sync::served`].
+    served: u64,
+    /// When time passed last.
+    ticked_ms: Option<u64>,
+    /// Syncs that may have reached their next phase.
+    touched: BTreeSet<SyncNo>,
+    /// Something may be there for a parked poll.
+    wake: bool,
+    effects: Vec<Effect>,
+}
+
+impl State {
+    /// Takes in an event; returns what is to be written and answered. Writes must be durable before
+    /// any of the replies is given.
+    pub fn apply(&mut self, event: Event, caller: Option<Caller>, now: Now) -> Vec<Effect> {
+        let reply = match event {
+            Event::Submit { request, list, idempotency } => {
+                Some(self.submit(request, list, idempotency, now))
+            }
+            Event::Progress(id) => Some(self.progress(&id)),
+            Event::List => Some(self.list()),
+            Event::Cancel(id) => Some(self.cancel(&id, now)),
+            Event::Delete(id) => Some(self.delete(&id, now)),
+            Event::Heartbeat(heartbeat) => Some(self.heartbeat(heartbeat, now)),
+            Event::Workers => Some(self.worker_list(now)),
+            Event::Poll { worker, incarnation, poll_id, wait_ms } => {
+                let until_ms = now.mono_ms.saturating_add(wait_ms);
+                let poll = Parked { worker, incarnation, poll_id, until_ms };
+                self.poll(poll, caller, now)
+            }
+            Event::Withdraw(gone) => {
+                self.parked.remove(&gone);
+                Some(Reply::Nothing)
+            }
+            Event::Manifest { worker, assignment } => Some(self.manifest(&worker, assignment)),
+            Event::Page { worker, assignment, page } => {
+                Some(self.page(&worker, assignment, page, now))
+            }
+            Event::Result(result) => Some(self.result(result, now)),
+            Event::StoreLost => {
+                self.start_anew(now);
+                Some(Reply::Nothing)
+            }
+            Event::Tick => {
+                self.tick(now);
+                Some(Reply::Nothing)
+            }
+        };
+        if let (Some(caller), Some(reply)) = (caller, reply) {
+            self.effects.push(Effect::Reply(caller, reply));
+        }
+        self.settle(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The public half of the ticket key.
+    pub fn ticket_key(&self) -> String {
+        self.signer.public_key()
+    }
+
+    /// When [`Event::Tick`] should come next at the latest, in milliseconds from `now`: the nearest
+    /// time at which something runs out.
+    pub fn next_deadline_ms(&self, now: Now) -> Option<u64> {
+        let parked = self.parked.values().map(|p| p.until_ms);
+        let delayed = self.tasks.values().filter_map(|t| match &t.state {
+            task::TaskState::Delayed { until_ms } => Some(*until_ms),
+            _ => None,
+        });
+        parked.chain(delayed).min().map(|at| at.saturating_sub(now.mono_ms))
+    }
+
+    /// Bytes that nobody can guess and that are never drawn twice.
+    fn draw(&mut self) -> [u8; 32] {
+        self.draws += 1;
+        *blake3::keyed_hash(&self.seed, &self.draws.to_le_bytes()).as_bytes()
+    }
+
+    fn put(&mut self, key: String) {
+        self.effects.push(Effect::Put(key));
+    }
+
+    fn take_number(&mut self) -> TaskId {
+        let id = TaskId(self.next_task);
+        self.next_task += 1;
+        self.put(records::META.to_owned());
+        id
+    }
+
+    /// Adds a task and stores its manifest, where it brings one of its own.
+    fn add_task(&mut self, new: NewTask, manifest: Option<Vec<u8>>) -> TaskId {
+        let id = self.take_number();
+        let digest = match (&manifest, &new.large) {
+            (Some(bytes), _) => task::task_digest(new.sync, id, &new.spec, bytes),
+            (None, Some((_, of))) => task::task_digest(new.sync, id, &new.spec, &of.0),
+            (None, None) => task::task_digest(new.sync, id, &new.spec, &[]),
+        };
+        let mut blob = new.blob;
+        let mut blob_bytes = 0;
+        if let Some(bytes) = manifest {
+            let key = format!("m/{}/{id}", new.sync);
+            blob_bytes = bytes.len() as u64;
+            self.effects.push(Effect::PutBlob(key.clone(), bytes));
+            blob = Some(key);
+        }
+        let task = Task {
+            id,
+            sync: new.sync,
+            spec: new.spec,
+            blob,
+            blob_bytes,
+            digest,
+            attempt: 0,
+            failures: new.failures,
+            tried: new.tried,
+            large: new.large.map(|(id, _)| id),
+            bound: new.bound,
+            last_error: new.last_error,
+            since_ms: self.ticked_ms.unwrap_or(0),
+            state: new.state,
+        };
+        self.put(task.key());
+        if let Some(sync) = self.syncs.get_mut(&new.sync) {
+            sync.tasks.insert(id);
+            sync.blob_bytes += blob_bytes;
+        }
+        self.tasks.insert(id, task);
+        self.wake = true;
+        id
+    }
+
+    /// Removes a task, its lease and its own manifest. A large file's manifest stays.
+    fn drop_task(&mut self, id: TaskId) -> Option<Task> {
+        let task = self.tasks.remove(&id)?;
+        self.effects.push(Effect::Delete(task.key()));
+        if let Some(lease) = task.lease() {
+            self.leases.remove(&lease.assignment);
+        }
+        // A large file's manifest goes with the file, a name list with the sync.
+        let shared = task.large.is_some() || matches!(task.spec, TaskSpec::List { .. });
+        if let (Some(blob), false) = (&task.blob, shared) {
+            self.effects.push(Effect::DeleteBlob(blob.clone()));
+        }
+        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+            sync.tasks.remove(&id);
+            sync.blob_bytes = sync.blob_bytes.saturating_sub(task.blob_bytes);
+        }
+        self.touched.insert(task.sync);
+        // A scan may have been waiting for the room that this gives.
+        self.wake = true;
+        Some(task)
+    }
+
+    /// Notes that a sync's record changed.
+    fn changed(&mut self, no: SyncNo, now: Now) {
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.updated_ms = now.wall_ms;
+            let key = sync.key();
+            self.put(key);
+            self.touched.insert(no);
+        }
+    }
+}
+
+/// What a new task needs; the rest follows.
+struct NewTask {
+    sync: SyncNo,
+    spec: TaskSpec,
+    /// A manifest that is stored already.
+    blob: Option<String>,
+    /// The file that it is part of, and the digest of that file's manifest.
+    large: Option<(TaskId, Digest)>,
+    bound: Option<WorkerId>,
+    failures: u32,
+    tried: BTreeSet<WorkerId>,
+    last_error: Option<String>,
+    state: task::TaskState,
+}
+
+impl NewTask {
+    fn ready(sync: SyncNo, spec: TaskSpec) -> Self {
+        NewTask {
+            sync,
+            spec,
+            blob: None,
+            large: None,
+            bound: None,
+            failures: 0,
+            tried: BTreeSet::new(),
+            last_error: None,
+            state: task::TaskState::Ready,
+        }
+    }
+
+    fn of_large(large: &Large, spec: TaskSpec) -> Self {
+        NewTask {
+            blob: Some(large.blob.clone()),
+            large: Some((large.id, large.manifest_digest)),
+            ..NewTask::ready(large.sync, spec)
+        }
+    }
+}

@@ -1,1 +1,155 @@
-//! store
+//! Where the leader's state is kept, so that it outlives the leader.
+//!
+//! A store is small and dumb: leadership, all records, one atomic batch at a time, single blobs. The
+//! master keeps its whole state in memory; the store is read once, when a reign begins, and written
+//! ever after.
+//!
+//! # Why a commit is safe
+//!
+//! - **One writer.** [`Store::acquire`] begins a reign with a higher epoch than any before, and every commit first checks
+//!   that its epoch still rules. A deposed leader cannot write and learns so ([`StoreError::Deposed`]).
+//!   Epochs on Redis are not a plain counter, which would go back when Redis loses writes on a
+//!   fail-over and would then be given twice: they follow the clock of the server, and the handle
+//!   that acquired is part of the check.
+//! - **No gap.** A commit names the number of the one before it. When the store does not hold exactly
+//!   that one it was rolled back or emptied ([`StoreError::Lost`]), and the leader, whose memory holds everything, writes
+//!   everything back: see [`Fence::after_loss`].
+//! - **A repeat is harmless.** A commit whose reply was lost is sent again as it was; the store knows
+//!   the digest of the last batch and answers as it would have the first time. A copy that the
+//!   network delivers late fits nowhere in the sequence and changes nothing.
+//! - **All or nothing.** No reader and no crash sees half of a batch.
+//!
+//! # Backends
+//!
+//! | | for | leadership |
+//! |---|---|---|
+//! | [`RedisStore`] | several masters | a lease in Redis |
+//! | [`EmbeddedStore`] | one master without Redis; one-shot use (in memory) | a lock on a file |
+//! | [`MemoryStore`] | tests: strict, fails and forgets on demand | a lease in memory |
+//!
+//! One contract suite (`contract.rs`) runs on all three.
+
+mod batch;
+mod embedded;
+mod fence;
+mod memory;
+mod redis;
+
+#[cfg(test)]
+mod contract;
+
+pub use batch::Batch;
+pub use embedded::{EmbeddedStore, Location};
+pub use fence::{Acquired, Fence};
+pub use memory::MemoryStore;
+pub use redis::RedisStore;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
+
+/// A place for the leader's state. See the [module](self) for what a commit promises.
+///
+/// Every call may be repeated after [`StoreError::Unavailable`]; a commit must then be repeated
+/// with the same fence and the same batch. Dropping a returned future leaves open whether the call took effect, as
+/// an error of that kind does.
+pub trait Store: Send + Sync + 'static {
+    /// Asks for leadership under the name `holder`, for `ttl` from now. The same holder may take over
+    /// at once, whoever else has to wait until the lease has run out: so a name must be used by one
+    /// master only. A new reign has a higher epoch than every one before it.
+    fn acquire(
+        &self,
+        holder: &str,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
+
+    /// Prolongs the lease to `ttl` from now. May run while a commit is under way.
+    ///
+    /// # Errors
+    /// [`Deposed`](StoreError::Deposed), and [`Lost`](StoreError::Lost) when the store is behind
+    /// `fence`: a leader without work notices it here.
+    fn renew(
+        &self,
+        fence: Fence,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Ends the reign, so that the next master need not wait. Does nothing when another one rules.
+    fn release(&self, fence: Fence) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// All records (no blobs), as of one instant.
+    fn load(&self) -> impl Future<Output = Result<BTreeMap<String, Vec<u8>>, StoreError>> + Send;
+
+    /// Writes `batch` atomically as the commit after `fence.seq` and answers with the fence of the
+    /// next one. It prolongs the lease as well.
+    ///
+    /// # Errors
+    /// [`Deposed`](StoreError::Deposed); [`Lost`](StoreError::Lost), see [`Fence::after_loss`].
+    fn commit(
+        &self,
+        fence: Fence,
+        batch: &Batch,
+    ) -> impl Future<Output = Result<Fence, StoreError>> + Send;
+
+    /// One blob, `None` if there is none.
+    fn blob(&self, key: &str) -> impl Future<Output = Result<Option<Vec<u8>>, StoreError>> + Send;
+
+    /// The keys of all blobs. After a loss the leader compares them with what its records need.
+    fn blob_keys(&self) -> impl Future<Output = Result<BTreeSet<String>, StoreError>> + Send;
+}
+
+/// Why the store did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another reign has begun. This leader must stop deciding at once; nothing was written.
+    #[error("another master leads now: {by} (epoch {epoch})")]
+    Deposed {
+        /// The holder of the reign that counts.
+        by: String,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// The store is not where this leader left it: it lost or rolled back data. Nothing was written.
+    #[error(
+        "the store lost data: this master wrote commit {expected} last, the store holds commit {found}"
+    )]
+    Lost {
+        /// The last commit that this leader knows of.
+        expected: u64,
+        /// The last commit that the store holds; 0 for an empty store.
+        found: u64,
+    },
+    /// The store cannot be reached or cannot work now; trying again later helps.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// The store refuses for a reason that only an operator can change: wrong settings, no
+    /// permission, a newer schema, a damaged file.
+    #[error("the store cannot be used: {0}")]
+    Unusable(String),
+}
+
+/// The version of what records, blobs and leadership look like in a store. Raised when an older
+/// binary could not use what a newer one wrote.
+const SCHEMA: u32 = 1;
+
+/// Refuses what a newer Longhaul wrote: an older one would drop what it does not know.
+fn check_schema(found: &str, place: &str) -> Result<(), StoreError> {
+    if found.parse::<u32>().is_ok_and(|version| version >= 1 && version <= SCHEMA) {
+        return Ok(());
+    }
+    Err(StoreError::Unusable(format!(
+        "{place} was written with schema version {}, this binary knows versions up to {SCHEMA}; \
+         upgrade this binary, or give it a store of its own",
+        found.escape_default(),
+    )))
+}
+
+/// A random name of one handle, so that two that were given the same epoch are told apart.
+fn new_owner() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// Milliseconds of a lease, at least 1: a lease of 0 would be no lease.
+fn millis(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 40)
+}

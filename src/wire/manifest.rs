@@ -216,7 +216,7 @@ mod cbor_path {
     use minicbor::encode::{Error as EncodeError, Write};
     use minicbor::{Decoder, Encoder};
 
-    pub fn encode<C, W: Write>(
+    pub(super) fn encode<C, W: Write>(
         path: &RelPath,
         e: &mut Encoder<W>,
         _: &mut C,
@@ -224,7 +224,7 @@ mod cbor_path {
         e.bytes(path.as_bytes())?.ok()
     }
 
-    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<RelPath, DecodeError> {
+    pub(super) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<RelPath, DecodeError> {
         let at = d.position();
         RelPath::new(d.bytes()?).map_err(|e| DecodeError::message(e.to_string()).at(at))
     }
@@ -259,7 +259,7 @@ mod cbor_paths {
     use minicbor::encode::{Error as EncodeError, Write};
     use minicbor::{Decoder, Encoder};
 
-    pub fn encode<C, W: Write>(
+    pub(super) fn encode<C, W: Write>(
         names: &[RelPath],
         e: &mut Encoder<W>,
         c: &mut C,
@@ -268,7 +268,7 @@ mod cbor_paths {
         names.iter().try_for_each(|n| cbor_path::encode(n, e, c))
     }
 
-    pub fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<Vec<RelPath>, DecodeError> {
+    pub(super) fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<Vec<RelPath>, DecodeError> {
         let len = d.array()?.ok_or_else(|| DecodeError::message("a list of known length"))?;
         // Grows as names arrive: a length that lies costs nothing.
         let mut names = Vec::new();

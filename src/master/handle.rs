@@ -1,0 +1,409 @@
+//! The door to the owner of the state: every question and every order goes through it.
+//!
+//! A [`Handle`] puts an event into a bounded queue and waits for the reply, which the owner gives only
+//! when the decision is durable. It never waits without an end: an owner that can't answer in time
+//! (its store hangs) becomes a 503 that says whether a repeat is safe.
+
+use super::submission;
+use crate::scheduler::{Event, IdempotencyKey, Reply};
+use crate::wire::manifest::NameList;
+use crate::wire::problem::Problem;
+use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
+use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
+use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::{AssignmentId, RequestId, WorkerId};
+use futures_util::future::BoxFuture;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+
+/// How long a caller waits for a reply. Longer than any commit takes on a store that works, shorter
+/// than the patience of a client.
+pub const REPLY_TIME: Duration = Duration::from_secs(10);
+
+/// An event and where its reply goes. The receiver of `reply` is dropped when the caller goes away.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// What the caller says.
+    pub(super) event: Event,
+    /// Where it waits.
+    pub(super) reply: oneshot::Sender<Reply>,
+}
+
+/// Whether decisions can be made durable now; otherwise why not, in a sentence.
+pub(super) type Health = Result<(), String>;
+
+/// Reads a blob of the store by its key. `None`: there is none. The error is a sentence.
+pub(super) type BlobReader =
+    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Option<Vec<u8>>, String>> + Send + Sync>;
+
+/// The typed way to the owner of the state. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    health: watch::Receiver<Health>,
+    blobs: BlobReader,
+}
+
+impl Handle {
+    /// A handle to the owner that receives `requests` and tells its `health`.
+    pub(super) fn new(
+        requests: mpsc::Sender<Request>,
+        health: watch::Receiver<Health>,
+        blobs: BlobReader,
+    ) -> Self {
+        Handle { requests, health, blobs }
+    }
+
+    /// Queues a sync.
+    ///
+    /// # Errors
+    /// 422 for paths, a chunk size or a file list that can't be; 409 `sync_exists` where the id is
+    /// taken; 503 where nothing can be decided now.
+    pub async fn submit(
+        &self,
+        mut request: SyncRequest,
+        idempotency: Option<IdempotencyKey>,
+    ) -> Result<Submitted, Problem> {
+        let list = submission::checked(&mut request)?;
+        self.submit_checked(request, list, idempotency).await
+    }
+
+    /// Queues a sync whose paths and list have been checked ([`submission`]).
+    pub(super) async fn submit_checked(
+        &self,
+        request: SyncRequest,
+        list: Option<Vec<NameList>>,
+        idempotency: Option<IdempotencyKey>,
+    ) -> Result<Submitted, Problem> {
+        match self.ask(Event::Submit { request, list, idempotency }).await? {
+            Reply::Submitted(submitted) => Ok(submitted),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// How does a sync stand?
+    ///
+    /// # Errors
+    /// 404, 503.
+    pub async fn progress(&self, id: RequestId) -> Result<SyncProgress, Problem> {
+        match self.ask(Event::Progress(id)).await? {
+            Reply::Progress(progress) => Ok(*progress),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// How do all stand? Newest first.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn list(&self) -> Result<Vec<SyncProgress>, Problem> {
+        match self.ask(Event::List).await? {
+            Reply::List(all) => Ok(all),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Stops a sync and keeps its record.
+    ///
+    /// # Errors
+    /// 404, 409 where it has ended, 503.
+    pub async fn cancel(&self, id: RequestId) -> Result<SyncProgress, Problem> {
+        match self.ask(Event::Cancel(id)).await? {
+            Reply::Progress(progress) => Ok(*progress),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Stops a sync and forgets it.
+    ///
+    /// # Errors
+    /// 404, 503.
+    pub async fn delete(&self, id: RequestId) -> Result<(), Problem> {
+        match self.ask(Event::Delete(id)).await? {
+            Reply::Deleted => Ok(()),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// A worker is alive.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn heartbeat(&self, heartbeat: WorkerHeartbeat) -> Result<HeartbeatReply, Problem> {
+        match self.ask(Event::Heartbeat(heartbeat)).await? {
+            Reply::Heartbeat(reply) => Ok(reply),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Which workers are there?
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn workers(&self) -> Result<WorkerList, Problem> {
+        match self.ask(Event::Workers).await? {
+            Reply::Workers(list) => Ok(list),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Asks for work, for at most `wait`. Dropping the future withdraws the poll: the owner sees that
+    /// nobody waits for the reply any more.
+    ///
+    /// # Errors
+    /// 404 for a worker that never sent a heartbeat, 503.
+    pub async fn poll(
+        &self,
+        worker: WorkerId,
+        incarnation: Option<String>,
+        poll_id: Option<String>,
+        wait: Duration,
+    ) -> Result<Option<Assignment>, Problem> {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let event = Event::Poll { worker, incarnation, poll_id, wait_ms };
+        match self.ask_within(event, wait.saturating_add(REPLY_TIME)).await? {
+            Reply::Assignment(assignment) => Ok(assignment.map(|a| *a)),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// The manifest of an assignment.
+    ///
+    /// # Errors
+    /// 404 where the worker does not hold it, 503.
+    pub async fn manifest(
+        &self,
+        worker: WorkerId,
+        assignment: AssignmentId,
+    ) -> Result<Vec<u8>, Problem> {
+        let deadline = Instant::now() + REPLY_TIME;
+        let key = match self.ask(Event::Manifest { worker, assignment }).await? {
+            Reply::Blob(key) => key,
+            other => return Err(misplaced(other)),
+        };
+        match timeout_at(deadline, (self.blobs)(key)).await {
+            Ok(Ok(Some(bytes))) => Ok(bytes),
+            // The task ended between the two steps, and its manifest went with it.
+            Ok(Ok(None)) => Err(Problem::new(
+                404,
+                "Not Found",
+                "assignment_not_held",
+                "the manifest of this assignment is gone: its task has ended",
+            )),
+            Ok(Err(why)) => Err(store_down(&why)),
+            Err(_) => Err(store_down("it did not give a manifest in time")),
+        }
+    }
+
+    /// A scan found something.
+    ///
+    /// # Errors
+    /// 422 for a page that can't be, 503.
+    pub async fn page(
+        &self,
+        worker: WorkerId,
+        assignment: AssignmentId,
+        page: ScanPage,
+    ) -> Result<PageReply, Problem> {
+        match self.ask(Event::Page { worker, assignment, page }).await? {
+            Reply::Page(reply) => Ok(reply),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// A task ended.
+    ///
+    /// # Errors
+    /// 422 for a result that can't be, 503.
+    pub async fn result(&self, result: SyncResult) -> Result<ResultReply, Problem> {
+        match self.ask(Event::Result(result)).await? {
+            Reply::Result(reply) => Ok(reply),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Whether decisions can be made now; otherwise why not, in a sentence.
+    ///
+    /// # Errors
+    /// The sentence.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.requests.is_closed() {
+            return Err("the master is stopping".to_owned());
+        }
+        self.health.borrow().clone()
+    }
+
+    async fn ask(&self, event: Event) -> Result<Reply, Problem> {
+        self.ask_within(event, REPLY_TIME).await
+    }
+
+    /// Sends `event` and waits for its reply. What is refused at once, because the store is known to be
+    /// down, has changed nothing; what ran out of time may still take effect.
+    async fn ask_within(&self, event: Event, time: Duration) -> Result<Reply, Problem> {
+        self.ready().map_err(|why| store_down(&why))?;
+        let deadline = Instant::now() + time;
+        let (reply, answer) = oneshot::channel();
+        match timeout_at(deadline, self.requests.send(Request { event, reply })).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(stopping()),
+            Err(_) => return Err(busy()),
+        }
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(Reply::Refused(problem))) => Err(*problem),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(stopping()),
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+fn unavailable(code: &str, detail: impl Into<String>) -> Problem {
+    Problem::new(503, "Service Unavailable", code, detail)
+}
+
+/// Nothing can be decided: the store is not there.
+pub(super) fn store_down(why: &str) -> Problem {
+    unavailable("store_unavailable", format!("the master can't decide anything now: {why}"))
+        .hinted("transfers in flight go on; repeat the request after the time in Retry-After")
+}
+
+fn stopping() -> Problem {
+    unavailable("stopping", "the master is stopping")
+        .hinted("repeat the request, or send it to another master")
+}
+
+fn busy() -> Problem {
+    unavailable("busy", "too many requests wait for the master; this one changed nothing")
+        .hinted("repeat the request after the time in Retry-After")
+}
+
+fn late() -> Problem {
+    unavailable(
+        "late",
+        format!(
+            "the decision was not durable after {} s (the store is slow); it may still take effect",
+            REPLY_TIME.as_secs()
+        ),
+    )
+    .hinted("repeat the request with the same id or Idempotency-Key: it is not done twice")
+}
+
+/// A reply of another kind than the question: a defect of the owner, never of the caller.
+fn misplaced(reply: Reply) -> Problem {
+    tracing::error!(?reply, "the reply does not fit the question");
+    Problem::new(500, "Internal Server Error", "internal", "the master made a mistake; see its log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::str::FromStr;
+
+    struct Owner {
+        requests: mpsc::Receiver<Request>,
+        health: watch::Sender<Health>,
+    }
+
+    fn pair(queue: usize) -> (Handle, Owner) {
+        let (tx, requests) = mpsc::channel(queue);
+        let (health, seen) = watch::channel(Ok(()));
+        let blobs: BlobReader = Arc::new(|key| {
+            Box::pin(async move {
+                match key.as_str() {
+                    "there" => Ok(Some(b"manifest".to_vec())),
+                    "broken" => Err("connection refused".to_owned()),
+                    _ => Ok(None),
+                }
+            })
+        });
+        (Handle::new(tx, seen, blobs), Owner { requests, health })
+    }
+
+    fn id(s: &str) -> RequestId {
+        RequestId::from_str(s).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_refusal_reaches_the_caller_as_it_is() {
+        let (handle, mut owner) = pair(4);
+        let answer = async {
+            let request = owner.requests.recv().await.unwrap();
+            assert_eq!(request.event, Event::Progress(id("demo-1")));
+            let problem = Problem::new(404, "Not Found", "sync_not_found", "no");
+            request.reply.send(Reply::Refused(Box::new(problem))).unwrap();
+        };
+        let (result, ()) = tokio::join!(handle.progress(id("demo-1")), answer);
+        assert_eq!(result.unwrap_err().code, "sync_not_found");
+    }
+
+    #[tokio::test]
+    async fn while_the_store_is_down_nothing_reaches_the_owner() {
+        let (handle, mut owner) = pair(4);
+        owner.health.send(Err("Redis at a:1 refused the connection".into())).unwrap();
+        let problem = handle.delete(id("demo-1")).await.unwrap_err();
+        assert_eq!((problem.status, problem.code.as_str()), (503, "store_unavailable"));
+        assert!(problem.detail.contains("a:1"), "{}", problem.detail);
+        assert!(owner.requests.try_recv().is_err());
+        owner.health.send(Ok(())).unwrap();
+        assert_eq!(handle.ready(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_for_a_reply_or_a_place_in_the_queue() {
+        let (handle, mut owner) = pair(1);
+        let first = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.list().await }
+        });
+        let held = owner.requests.recv().await.unwrap();
+        let second = handle.workers();
+        let third = async {
+            tokio::task::yield_now().await;
+            handle.list().await
+        };
+        let (second, third) = tokio::join!(second, third);
+        assert_eq!(first.await.unwrap().unwrap_err().code, "late");
+        assert_eq!(second.unwrap_err().code, "late");
+        assert_eq!(third.unwrap_err().code, "busy");
+        assert!(held.reply.is_closed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_waits_for_its_own_time_and_a_reply() {
+        let (handle, mut owner) = pair(1);
+        let start = Instant::now();
+        let poll = handle.poll(
+            WorkerId::from_str("w").unwrap(),
+            None,
+            Some("p".into()),
+            Duration::from_secs(20),
+        );
+        let watch = async {
+            let mut request = owner.requests.recv().await.unwrap();
+            assert!(matches!(&request.event, Event::Poll { wait_ms: 20_000, .. }));
+            request.reply.closed().await;
+        };
+        let (result, ()) = tokio::join!(poll, watch);
+        assert_eq!(result.unwrap_err().status, 503);
+        assert_eq!(start.elapsed(), Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn a_manifest_comes_from_the_blobs() {
+        let (handle, mut owner) = pair(1);
+        let answers = tokio::spawn(async move {
+            for key in ["there", "gone", "broken"] {
+                let request = owner.requests.recv().await.unwrap();
+                request.reply.send(Reply::Blob(key.into())).unwrap();
+            }
+        });
+        let ask = || handle.manifest(WorkerId::from_str("w").unwrap(), AssignmentId([0; 16]));
+        assert_eq!(ask().await.unwrap(), b"manifest");
+        assert_eq!(ask().await.unwrap_err().status, 404);
+        assert_eq!(ask().await.unwrap_err().status, 503);
+        answers.await.unwrap();
+        assert_eq!(ask().await.unwrap_err().code, "store_unavailable", "the owner is gone");
+    }
+}

@@ -1,0 +1,446 @@
+//! The one owner of the state: it gathers a batch of events, applies them, commits their writes as
+//! one atomic batch, and only then gives their replies. Nobody is ever told of a decision that is
+//! not durable, and throughput comes from the batch.
+//!
+//! While the store is down the same batch is tried again (its writes are absolute values, so a repeat
+//! is harmless) and callers get a 503 at once ([`Handle`](super::Handle)). A store that lost data gets
+//! the whole state written back; a master that was deposed stops.
+
+use super::handle::{Health, Request};
+use crate::scheduler::{Caller, Effect, Event, Now, Reply, State};
+use crate::store::{Batch, Fence, Store, StoreError};
+use crate::util::backoff::Backoff;
+use crate::wire::task::{Assignment, SyncResult, TaskReport};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// At most so many events go into one commit.
+const BATCH: usize = 512;
+/// Time is told to the state at least so often.
+const TICK: Duration = Duration::from_secs(1);
+/// How long leadership lasts without a commit or renewal.
+pub(super) const LEASE: Duration = Duration::from_secs(15);
+/// It is renewed after so long without a commit.
+const RENEW: Duration = Duration::from_secs(4);
+/// Between two tries of a commit.
+const RETRY: Backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// The time, from clocks that a test can't move: the state itself is tested without them.
+fn now() -> Now {
+    // Includes suspend, unlike the clock behind `Instant`: a lease runs out while the host sleeps.
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let mono_ms = boot.tv_sec.unsigned_abs() * 1000 + boot.tv_nsec.unsigned_abs() / 1_000_000;
+    Now { mono_ms, wall_ms: jiff::Timestamp::now().as_millisecond() }
+}
+
+/// The time at which a state is loaded.
+pub(super) fn loading_time() -> Now {
+    now()
+}
+
+/// See the [module](self).
+pub(super) struct Owner<S> {
+    store: Arc<S>,
+    state: State,
+    fence: Fence,
+    requests: mpsc::Receiver<Request>,
+    health: watch::Sender<Health>,
+    waiting: BTreeMap<Caller, oneshot::Sender<Reply>>,
+    last_caller: u64,
+}
+
+/// What a batch of events wants written and answered.
+#[derive(Default)]
+struct Pending {
+    touched: BTreeSet<String>,
+    blob_puts: BTreeMap<String, Vec<u8>>,
+    blob_deletes: BTreeSet<String>,
+    replies: Vec<(Caller, Reply)>,
+}
+
+impl Pending {
+    fn take(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Put(key) | Effect::Delete(key) => drop(self.touched.insert(key)),
+                Effect::PutBlob(key, value) => {
+                    self.blob_deletes.remove(&key);
+                    self.blob_puts.insert(key, value);
+                }
+                Effect::DeleteBlob(key) => {
+                    self.blob_puts.remove(&key);
+                    self.blob_deletes.insert(key);
+                }
+                Effect::Reply(caller, reply) => self.replies.push((caller, reply)),
+            }
+        }
+    }
+
+    /// The writes, with the values that the records have now.
+    fn batch(&self, state: &State) -> Batch {
+        let mut batch = Batch {
+            blob_puts: self.blob_puts.clone(),
+            blob_deletes: self.blob_deletes.clone(),
+            ..Batch::default()
+        };
+        for key in &self.touched {
+            match state.record(key) {
+                Some(value) => drop(batch.puts.insert(key.clone(), value)),
+                None => drop(batch.deletes.insert(key.clone())),
+            }
+        }
+        batch
+    }
+}
+
+impl<S: Store> Owner<S> {
+    pub(super) fn new(
+        store: Arc<S>,
+        state: State,
+        fence: Fence,
+        requests: mpsc::Receiver<Request>,
+        health: watch::Sender<Health>,
+    ) -> Self {
+        let waiting = BTreeMap::new();
+        Owner { store, state, fence, requests, health, waiting, last_caller: 0 }
+    }
+
+    /// Runs until `shutdown` or until the store says that it must not.
+    ///
+    /// # Errors
+    /// Another master leads, or the store can't be used any more.
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut next_tick = tokio::time::Instant::now();
+        let mut renew_at = next_tick + RENEW;
+        loop {
+            // Cancel-safe: `recv_many` takes nothing until it returns, the others hold nothing.
+            tokio::select! {
+                _ = shutdown.cancelled() => break,
+                got = self.requests.recv_many(&mut batch, BATCH) => {
+                    if got == 0 {
+                        break;
+                    }
+                }
+                _ = tokio::time::sleep_until(next_tick) => {}
+                _ = tokio::time::sleep_until(renew_at) => {
+                    self.renew().await?;
+                    renew_at = tokio::time::Instant::now() + RENEW;
+                }
+            }
+            let time = now();
+            let mut pending = Pending::default();
+            for request in batch.drain(..) {
+                self.last_caller += 1;
+                let caller = Caller(self.last_caller);
+                self.waiting.insert(caller, request.reply);
+                pending.take(self.state.apply(request.event, Some(caller), time));
+            }
+            self.withdraw_gone(&mut pending, time);
+            if tokio::time::Instant::now() >= next_tick {
+                pending.take(self.state.apply(Event::Tick, None, time));
+            }
+            if self.settle(pending, &shutdown).await? {
+                renew_at = tokio::time::Instant::now() + RENEW;
+            }
+            let nearest = self.state.next_deadline_ms(now()).map(Duration::from_millis);
+            next_tick = tokio::time::Instant::now() + nearest.unwrap_or(TICK).min(TICK);
+        }
+        self.store.release(self.fence).await
+    }
+
+    /// Commits, then answers. Assignments whose caller went away meanwhile are handed back, which is
+    /// another commit. True: something was written.
+    async fn settle(
+        &mut self,
+        mut pending: Pending,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, StoreError> {
+        let mut wrote = false;
+        loop {
+            let writes = pending.batch(&self.state);
+            if !writes.is_empty() {
+                wrote = true;
+                if !self.commit(writes, &mut pending, shutdown).await? {
+                    return Ok(wrote);
+                }
+            }
+            let unwanted = self.answer(std::mem::take(&mut pending.replies));
+            if unwanted.is_empty() {
+                return Ok(wrote);
+            }
+            pending = Pending::default();
+            for assignment in unwanted {
+                let back = Event::Result(handed_back(&assignment));
+                pending.take(self.state.apply(back, None, now()));
+            }
+        }
+    }
+
+    /// Gives replies; returns the assignments that nobody waits for any more.
+    fn answer(&mut self, replies: Vec<(Caller, Reply)>) -> Vec<Assignment> {
+        let mut unwanted = Vec::new();
+        for (caller, reply) in replies {
+            let Some(waiting) = self.waiting.remove(&caller) else { continue };
+            if let Err(Reply::Assignment(Some(assignment))) = waiting.send(reply) {
+                unwanted.push(*assignment);
+            }
+        }
+        unwanted
+    }
+
+    /// Polls whose caller went away wait no longer.
+    fn withdraw_gone(&mut self, pending: &mut Pending, time: Now) {
+        let answered: BTreeSet<Caller> = pending.replies.iter().map(|(c, _)| *c).collect();
+        let gone: Vec<Caller> = self
+            .waiting
+            .iter()
+            .filter(|(caller, reply)| reply.is_closed() && !answered.contains(caller))
+            .map(|(caller, _)| *caller)
+            .collect();
+        for caller in gone {
+            self.waiting.remove(&caller);
+            pending.take(self.state.apply(Event::Withdraw(caller), None, time));
+        }
+    }
+
+    /// Makes a batch durable, however long it takes. False: the master was told to stop first.
+    async fn commit(
+        &mut self,
+        mut batch: Batch,
+        pending: &mut Pending,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, StoreError> {
+        let mut failures = 0;
+        loop {
+            match self.store.commit(self.fence, &batch).await {
+                Ok(fence) => {
+                    self.fence = fence;
+                    if failures > 0 {
+                        tracing::info!("the store is back");
+                    }
+                    self.tell_health(Ok(()));
+                    return Ok(true);
+                }
+                Err(StoreError::Unavailable(why)) => {
+                    if failures == 0 {
+                        tracing::error!(why, "the store is not available; trying again");
+                    }
+                    self.tell_health(Err(why));
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY.delay(failures)) => {}
+                        () = shutdown.cancelled() => return Ok(false),
+                    }
+                    failures += 1;
+                }
+                Err(StoreError::Lost { expected, found }) => {
+                    tracing::error!(
+                        expected,
+                        found,
+                        "the store lost data: everything is written back, active syncs begin anew"
+                    );
+                    batch = self.everything(pending).await?;
+                    self.fence = self.fence.after_loss(found);
+                }
+                Err(fatal @ (StoreError::Deposed { .. } | StoreError::Unusable(_))) => {
+                    return Err(fatal);
+                }
+            }
+        }
+    }
+
+    /// The whole state as one batch, after the store lost data. Manifests were in the store only, so
+    /// what needs them begins anew.
+    async fn everything(&mut self, pending: &mut Pending) -> Result<Batch, StoreError> {
+        let effects = self.state.apply(Event::StoreLost, None, now());
+        pending.take(effects);
+        let mut failures = 0;
+        let stored = loop {
+            match self.store.blob_keys().await {
+                Err(StoreError::Unavailable(why)) => {
+                    self.tell_health(Err(why));
+                    tokio::time::sleep(RETRY.delay(failures)).await;
+                    failures += 1;
+                }
+                other => break other?,
+            }
+        };
+        let puts = self
+            .state
+            .record_keys()
+            .into_iter()
+            .filter_map(|key| self.state.record(&key).map(|value| (key, value)))
+            .collect();
+        // File lists of active syncs are still needed, where the store still has them.
+        let keep = |key: &String| key.starts_with("f/") && !pending.blob_deletes.contains(key);
+        Ok(Batch {
+            replace: true,
+            puts,
+            blob_puts: pending.blob_puts.clone(),
+            blob_deletes: stored.into_iter().filter(|key| !keep(key)).collect(),
+            ..Batch::default()
+        })
+    }
+
+    /// Lets callers know at once whether anything can be decided.
+    fn tell_health(&self, now: Health) {
+        self.health.send_if_modified(|known| {
+            let news = *known != now;
+            *known = now;
+            news
+        });
+    }
+
+    /// Prolongs leadership while there is nothing to commit.
+    async fn renew(&mut self) -> Result<(), StoreError> {
+        match self.store.renew(self.fence, LEASE).await {
+            Ok(()) => {
+                self.tell_health(Ok(()));
+                Ok(())
+            }
+            Err(StoreError::Unavailable(why)) => {
+                tracing::error!(why, "the store is not available");
+                self.tell_health(Err(why));
+                Ok(())
+            }
+            Err(StoreError::Lost { found, .. }) => {
+                let mut pending = Pending::default();
+                let batch = self.everything(&mut pending).await?;
+                self.fence = self.fence.after_loss(found);
+                let stop = CancellationToken::new();
+                self.commit(batch, &mut pending, &stop).await.map(drop)
+            }
+            Err(fatal) => Err(fatal),
+        }
+    }
+}
+
+/// What an agent would say that gives an assignment back untouched.
+fn handed_back(assignment: &Assignment) -> SyncResult {
+    SyncResult {
+        request_id: assignment.request_id.clone(),
+        worker_id: assignment.worker_id.clone(),
+        success: false,
+        message: None,
+        assignment_id: Some(assignment.assignment_id),
+        attempt: Some(assignment.attempt),
+        task_digest: Some(assignment.task_digest),
+        report: Some(TaskReport { handed_back: true, ..TaskReport::default() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::handle::{BlobReader, Handle};
+    use super::*;
+    use crate::scheduler::Settings;
+    use crate::store::{Acquired, MemoryStore};
+    use crate::wire::sync::{SyncRequest, SyncState};
+    use crate::wire::worker::WorkerHeartbeat;
+    use crate::wire::{RequestId, WorkerId};
+
+    struct World {
+        store: MemoryStore,
+        handle: Handle,
+        owning: tokio::task::JoinHandle<Result<(), StoreError>>,
+        stop: CancellationToken,
+    }
+
+    async fn start() -> World {
+        let store = MemoryStore::new();
+        let mine = store.another_handle();
+        let Ok(Acquired::Leader(fence)) = mine.acquire("m", LEASE).await else { panic!("no lead") };
+        let records = mine.load().await.unwrap();
+        let state = State::load(Settings::default(), [1; 32], &records, now()).unwrap();
+        let (tx, requests) = mpsc::channel(16);
+        let (health, seen) = watch::channel(Ok(()));
+        let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
+        let stop = CancellationToken::new();
+        let owner = Owner::new(Arc::new(mine), state, fence, requests, health);
+        let owning = tokio::spawn(owner.run(stop.clone()));
+        World { store, handle: Handle::new(tx, seen, blobs), owning, stop }
+    }
+
+    fn request(id: &str) -> SyncRequest {
+        serde_json::from_value(serde_json::json!({
+            "request_id": id, "source_path": "/src", "destination_path": "/dst"
+        }))
+        .unwrap()
+    }
+
+    fn heartbeat() -> WorkerHeartbeat {
+        serde_json::from_value(serde_json::json!({
+            "worker_id": "w", "status": "READY", "storage_paths": ["/src", "/dst"],
+            "incarnation": "1",
+        }))
+        .unwrap()
+    }
+
+    fn id(text: &str) -> RequestId {
+        text.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_is_in_the_store() {
+        let world = start().await;
+        world.handle.submit(request("demo"), None).await.unwrap();
+        let records = world.store.load().await.unwrap();
+        let state = State::load(Settings::default(), [2; 32], &records, now()).unwrap();
+        assert!(state.record("s/1").is_some());
+        world.stop.cancel();
+        world.owning.await.unwrap().unwrap();
+        assert_eq!(world.store.complaints(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_away_for_a_moment_is_written_to_when_it_is_back() {
+        let world = start().await;
+        world.store.fail_next(StoreError::Unavailable("away".into()));
+        world.handle.submit(request("demo"), None).await.unwrap();
+        world.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
+        world.handle.submit(request("other"), None).await.unwrap();
+        assert_eq!(world.handle.list().await.unwrap().len(), 2);
+        assert_eq!(world.store.complaints(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_was_rolled_back_gets_everything_back() {
+        let world = start().await;
+        world.handle.submit(request("first"), None).await.unwrap();
+        world.handle.submit(request("second"), None).await.unwrap();
+        world.store.roll_back_to(0);
+        world.handle.submit(request("third"), None).await.unwrap();
+        let records = world.store.load().await.unwrap();
+        for key in ["meta", "s/1", "s/2", "s/3"] {
+            assert!(records.contains_key(key), "{key} of {:?}", records.keys());
+        }
+        assert_eq!(world.handle.progress(id("first")).await.unwrap().state, SyncState::Queued);
+    }
+
+    #[tokio::test]
+    async fn a_deposed_master_stops_and_answers_nobody() {
+        let world = start().await;
+        let other = world.store.another_handle();
+        assert!(matches!(other.acquire("m", LEASE).await, Ok(Acquired::Leader(_))));
+        let problem = world.handle.submit(request("demo"), None).await.unwrap_err();
+        assert_eq!(problem.status, 503);
+        let ended = world.owning.await.unwrap();
+        assert!(matches!(ended, Err(StoreError::Deposed { .. })), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn an_assignment_whose_caller_went_away_is_not_lost() {
+        let world = start().await;
+        world.handle.heartbeat(heartbeat()).await.unwrap();
+        let worker: WorkerId = "w".parse().unwrap();
+        let poll = |wait| world.handle.poll(worker.clone(), Some("1".into()), None, wait);
+        let gone = tokio::time::timeout(Duration::from_millis(50), poll(Duration::from_secs(20)));
+        assert!(gone.await.is_err(), "there is no work yet");
+        world.handle.submit(request("demo"), None).await.unwrap();
+        let got = poll(Duration::from_secs(5)).await.unwrap();
+        assert_eq!(got.expect("the scan").request_id, id("demo"));
+    }
+}

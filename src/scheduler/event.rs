@@ -1,0 +1,137 @@
+//! What the world tells the scheduler ([`Event`]), what it answers ([`Reply`]), and what it wants
+//! done ([`Effect`]).
+
+use crate::wire::manifest::NameList;
+use crate::wire::problem::Problem;
+use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
+use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
+use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::{AssignmentId, Digest, RequestId, WorkerId};
+
+/// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller(pub u64);
+
+/// The time of an event. Decisions use `mono_ms` only, so that a clock that jumps changes none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds on a clock that never jumps (it includes suspend), from any origin.
+    pub mono_ms: u64,
+    /// Milliseconds since 1970, for stamps that people read and for tickets.
+    pub wall_ms: i64,
+}
+
+/// A key that makes a repeated submit safe: same key and body, same answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The client's key, at most 128 bytes.
+    pub key: String,
+    /// The digest of the body that it came with.
+    pub body: Digest,
+}
+
+/// What the world says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A new sync.
+    Submit {
+        /// What is asked for; its file list has been moved to `list`.
+        request: SyncRequest,
+        /// The checked file list in parts, where one was given.
+        list: Option<Vec<NameList>>,
+        /// For safe repeats.
+        idempotency: Option<IdempotencyKey>,
+    },
+    /// How does a sync stand?
+    Progress(RequestId),
+    /// How do all stand?
+    List,
+    /// Stop a sync, keep its record.
+    Cancel(RequestId),
+    /// Stop a sync and forget it.
+    Delete(RequestId),
+    /// A worker is alive.
+    Heartbeat(WorkerHeartbeat),
+    /// Which workers are there?
+    Workers,
+    /// A worker asks for work.
+    Poll {
+        /// Who.
+        worker: WorkerId,
+        /// The process start of the agent, where it says so.
+        incarnation: Option<String>,
+        /// A repeat of the same poll gets the same lease.
+        poll_id: Option<String>,
+        /// Answer with nothing after so many milliseconds.
+        wait_ms: u64,
+    },
+    /// The caller of a poll went away.
+    Withdraw(Caller),
+    /// A worker asks for the manifest of an assignment.
+    Manifest {
+        /// Who.
+        worker: WorkerId,
+        /// Which.
+        assignment: AssignmentId,
+    },
+    /// A scan found something.
+    Page {
+        /// Who.
+        worker: WorkerId,
+        /// In which assignment.
+        assignment: AssignmentId,
+        /// What.
+        page: ScanPage,
+    },
+    /// A task ended.
+    Result(SyncResult),
+    /// The store lost what was committed: everything not ended starts again from its scan.
+    StoreLost,
+    /// Time passes.
+    Tick,
+}
+
+/// An answer to an event.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// To `Submit`.
+    Submitted(Submitted),
+    /// To `Progress` and `Cancel`.
+    Progress(Box<SyncProgress>),
+    /// To `List`, newest first.
+    List(Vec<SyncProgress>),
+    /// To `Delete`.
+    Deleted,
+    /// To `Heartbeat`.
+    Heartbeat(HeartbeatReply),
+    /// To `Workers`.
+    Workers(WorkerList),
+    /// To `Poll`.
+    Assignment(Option<Box<Assignment>>),
+    /// To `Manifest`: the key of the blob in the store.
+    Blob(String),
+    /// To `Page`.
+    Page(PageReply),
+    /// To `Result`.
+    Result(ResultReply),
+    /// To `StoreLost` and `Tick`.
+    Nothing,
+    /// To any: no, and why. Nothing was changed.
+    Refused(Box<Problem>),
+}
+
+/// What the scheduler wants done. Writes name keys; their values are asked for when the batch is
+/// committed, so that a record changed a hundred times in a batch is written once.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// The record of this key changed.
+    Put(String),
+    /// The record of this key is gone.
+    Delete(String),
+    /// Store a blob.
+    PutBlob(String, Vec<u8>),
+    /// Drop a blob.
+    DeleteBlob(String),
+    /// Answer a caller, once all writes are durable.
+    Reply(Caller, Reply),
+}

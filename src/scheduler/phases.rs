@@ -1,0 +1,369 @@
+//! What follows: retries and giving up, the next phase of a sync whose tasks are done, and the end.
+
+use super::sync::Sync;
+use super::task::{Task, TaskState};
+use super::{Effect, NewTask, Now, State, records};
+use crate::util::backoff::Backoff;
+use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncState};
+use crate::wire::task::TaskSpec;
+use crate::wire::{BytePath, RelPath, SyncNo, TaskId, WorkerId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long a sync waits for a worker that wrote and fell silent before it says that its writes may
+/// be lost.
+const FLUSH_PATIENCE_MS: u64 = 10 * 60 * 1000;
+/// Between two tries of the same work.
+const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+
+/// A task that failed as a whole.
+pub(super) struct Failure {
+    pub(super) worker: WorkerId,
+    pub(super) why: String,
+    /// The entry at fault, for a task about one file.
+    pub(super) errors: Vec<FileError>,
+}
+
+impl State {
+    /// A task failed as a whole: it is tried again, elsewhere where that is possible, or given up.
+    pub(super) fn failed(&mut self, id: TaskId, failure: Failure, now: Now) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        task.tried.insert(failure.worker.clone());
+        task.last_error = Some(failure.why.clone());
+        let task = task.clone();
+        if task.spec == TaskSpec::Discard && task.failures >= 3 {
+            tracing::warn!(sync = %task.sync, why = failure.why, "a part file could not be removed");
+            self.drop_task(id);
+            return;
+        }
+        if !self.worth_another_try(&task, &task.tried, &failure.errors) {
+            let mut error = failure.errors.into_iter().next();
+            if let Some(error) = &mut error {
+                error.worker_id.get_or_insert(failure.worker);
+                error.attempt = error.attempt.max(task.failures + 1);
+            }
+            self.give_up(id, &failure.why, error, now);
+            return;
+        }
+        if let Some(task) = self.tasks.get_mut(&id) {
+            if let Some(lease) = task.lease() {
+                self.leases.remove(&lease.assignment);
+            }
+            task.failures += 1;
+        }
+        self.delay(id, now);
+    }
+
+    /// Whether trying again can help: what is permanent helps only on a worker that has not tried
+    /// yet; what is transient a number of times. A whole task that fails (a peer is away) gets twice
+    /// that.
+    pub(super) fn worth_another_try(
+        &self,
+        task: &Task,
+        tried: &BTreeSet<WorkerId>,
+        errors: &[FileError],
+    ) -> bool {
+        let most = self.settings.max_retries;
+        if errors.is_empty() {
+            return task.failures < 2 * most;
+        }
+        let may_pass =
+            |e: &FileError| matches!(e.class, ErrorClass::Transient | ErrorClass::Changed);
+        if errors.iter().any(may_pass) {
+            return task.failures < most;
+        }
+        let blocked = errors.iter().any(|e| e.class == ErrorClass::Permanent);
+        blocked && self.untried(task, tried)
+    }
+
+    /// Whether there is a worker that could do a task and has not tried.
+    fn untried(&self, task: &Task, tried: &BTreeSet<WorkerId>) -> bool {
+        let Some(sync) = self.syncs.get(&task.sync) else { return false };
+        let request = &sync.request;
+        let path = if task.at_source() { &request.source_path } else { &request.destination_path };
+        self.workers.pool(path).any(|w| !tried.contains(&w.said.worker_id))
+    }
+
+    /// Puts a failed task back: at once where another worker can take it, else after a while.
+    pub(super) fn delay(&mut self, id: TaskId, now: Now) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let elsewhere = self.untried(task, &task.tried);
+        let wait = u64::try_from(BACKOFF.delay(task.failures.saturating_sub(1)).as_millis());
+        let until_ms = now.mono_ms.saturating_add(wait.unwrap_or(u64::MAX));
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.state = if elsewhere { TaskState::Ready } else { TaskState::Delayed { until_ms } };
+            let (key, no) = (task.key(), task.sync);
+            self.put(key);
+            self.touched.insert(no);
+            self.wake = true;
+        }
+    }
+
+    /// Records a task as failed for good.
+    pub(super) fn give_up(&mut self, id: TaskId, why: &str, error: Option<FileError>, now: Now) {
+        let Some(task) = self.tasks.get(&id).cloned() else { return };
+        let worker = task.lease().map(|l| l.worker.clone());
+        let what = match &task.spec {
+            TaskSpec::Scan { dir, .. } => format!("list `{dir}`"),
+            TaskSpec::List { .. } => "look up listed names".to_owned(),
+            TaskSpec::Copy { files, dirs, .. } => format!("copy {} entries", files + dirs),
+            other => other.kind().to_owned(),
+        };
+        let path = match &task.spec {
+            TaskSpec::Scan { dir, .. } => BytePath(dir.as_bytes().to_vec()),
+            _ => BytePath::default(),
+        };
+        let error = error.unwrap_or(FileError {
+            path,
+            operation: what,
+            errno: None,
+            message: why.to_owned(),
+            worker_id: worker,
+            attempt: task.attempt,
+            class: ErrorClass::Transient,
+        });
+        if let Some(file) = task.large {
+            self.discard(task.sync, file, now);
+        }
+        self.drop_task(id);
+        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        let counters = &mut sync.counters;
+        match &task.spec {
+            TaskSpec::Copy { files, dirs, .. } => {
+                counters.files_failed += files;
+                counters.dirs_failed += dirs;
+                sync.record_error(error, (files + dirs).max(1));
+            }
+            TaskSpec::Range { .. } | TaskSpec::Commit { .. } => {
+                counters.files_failed += 1;
+                sync.record_error(error, 1);
+            }
+            TaskSpec::Scan { .. } | TaskSpec::List { .. } => {
+                counters.files_total += 1;
+                counters.files_failed += 1;
+                sync.root_failed |=
+                    task.spec == TaskSpec::Scan { dir: RelPath::root(), cursor: None };
+                // What was to be listed must be there: that it is not is no mere vanished file.
+                sync.record_error(FileError { class: ErrorClass::Permanent, ..error }, 1);
+            }
+            TaskSpec::Flush => {
+                if let Some(bound) = &task.bound {
+                    sync.writers.remove(bound);
+                }
+                sync.record_error(error, 1);
+            }
+            TaskSpec::Discard => {}
+        }
+        self.changed(task.sync, now);
+    }
+
+    /// Forgets a large file that will not be published, and has its part file removed.
+    pub(super) fn discard(&mut self, no: SyncNo, file: TaskId, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let ended = !sync.is_active();
+        let Some(large) = sync.larges.get(&file) else { return };
+        let (blob, sent) = (large.blob.clone(), large.sent);
+        sync.counters.bytes_done = sync.counters.bytes_done.saturating_sub(sent);
+        // After a cancel others may still be writing for as long as a lease.
+        let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+        let state = if ended { TaskState::Delayed { until_ms } } else { TaskState::Ready };
+        let new = NewTask { blob: Some(blob), state, ..NewTask::ready(no, TaskSpec::Discard) };
+        self.add_task(new, None);
+        self.forget_large(no, file);
+    }
+
+    /// Drops all that a sync still had to do; part files are removed later.
+    pub(super) fn abandon(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let larges: Vec<TaskId> = sync.larges.keys().copied().collect();
+        for file in larges {
+            self.discard(no, file, now);
+        }
+        let tasks: Vec<TaskId> =
+            self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect()).unwrap_or_default();
+        for id in tasks {
+            if self.tasks.get(&id).is_some_and(|t| t.spec != TaskSpec::Discard) {
+                self.drop_task(id);
+            }
+        }
+    }
+
+    /// Restores what must hold after every event: a sync whose tasks are done moves on, and polls
+    /// get what there is.
+    pub(super) fn settle(&mut self, now: Now) {
+        while let Some(no) = self.touched.pop_first() {
+            self.advance(no, now);
+        }
+        if std::mem::take(&mut self.wake) {
+            self.serve_parked(now);
+            // Serving marks syncs as touched (their state changed), but ends none.
+            self.touched.clear();
+            self.wake = false;
+        }
+    }
+
+    fn advance(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        if !sync.tasks.is_empty() || !sync.larges.is_empty() {
+            return;
+        }
+        if !sync.is_active() {
+            if sync.forgotten {
+                self.remove_sync(no);
+            }
+            return;
+        }
+        if !sync.flushing && !sync.writers.is_empty() {
+            sync.flushing = true;
+            let writers: Vec<WorkerId> = sync.writers.keys().cloned().collect();
+            for worker in writers {
+                let new = NewTask { bound: Some(worker), ..NewTask::ready(no, TaskSpec::Flush) };
+                self.add_task(new, None);
+            }
+            self.changed(no, now);
+            self.touched.remove(&no);
+            return;
+        }
+        finish(sync, now);
+        tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
+        self.drop_list(no);
+        self.changed(no, now);
+        self.touched.remove(&no);
+    }
+
+    /// Flush tasks that can't be done any more: the writer's host rebooted, or it stays away.
+    pub(super) fn flushes_in_vain(&mut self, now: Now) {
+        let mut vain: Vec<(TaskId, String)> = Vec::new();
+        for task in self.tasks.values() {
+            let (Some(bound), TaskState::Ready) = (&task.bound, &task.state) else { continue };
+            let Some(sync) = self.syncs.get(&task.sync) else { continue };
+            let boot = sync.writers.get(bound).and_then(Option::as_ref);
+            let same_kernel = self
+                .workers
+                .known
+                .values()
+                .any(|w| w.active && (boot.is_some() && w.said.boot_id.as_ref() == boot));
+            if same_kernel {
+                continue;
+            }
+            match self.workers.known.get(bound) {
+                Some(worker) if worker.active && worker.said.boot_id.as_ref() != boot => {
+                    vain.push((task.id, format!(
+                        "the host of worker {bound} was rebooted before what it wrote was flushed; \
+                         submit the sync again"
+                    )));
+                }
+                Some(worker) if worker.active => {}
+                silent => {
+                    let since = silent.map_or(task.since_ms, |w| w.heard_ms.max(task.since_ms));
+                    if now.mono_ms.saturating_sub(since) > FLUSH_PATIENCE_MS {
+                        vain.push((
+                            task.id,
+                            format!(
+                                "worker {bound} wrote to the destination and has not come back to \
+                             flush it; submit the sync again"
+                            ),
+                        ));
+                    }
+                }
+            }
+        }
+        for (id, why) in vain {
+            self.give_up(id, &why, None, now);
+        }
+    }
+
+    /// Drops ended syncs that were kept long enough.
+    pub(super) fn drop_old(&mut self, now: Now) {
+        let retention = i64::try_from(self.settings.retention_ms).unwrap_or(i64::MAX);
+        let old: Vec<SyncNo> = self
+            .syncs
+            .values()
+            .filter(|s| s.ended_ms.is_some_and(|at| now.wall_ms.saturating_sub(at) > retention))
+            .map(|s| s.no)
+            .collect();
+        for no in old {
+            let tasks: Vec<TaskId> =
+                self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect()).unwrap_or_default();
+            for id in tasks {
+                self.drop_task(id);
+            }
+            self.remove_sync(no);
+        }
+    }
+
+    fn remove_sync(&mut self, no: SyncNo) {
+        self.drop_list(no);
+        if let Some(sync) = self.syncs.remove(&no) {
+            if self.by_id.get(&sync.id) == Some(&no) {
+                self.by_id.remove(&sync.id);
+            }
+            self.effects.push(Effect::Delete(sync.key()));
+        }
+    }
+
+    /// Drops the stored parts of a file list.
+    fn drop_list(&mut self, no: SyncNo) {
+        let parts = self.syncs.get(&no).and_then(|s| s.list_parts).unwrap_or(0);
+        for index in 0..parts {
+            self.effects.push(Effect::DeleteBlob(records::list_key(no, index)));
+        }
+    }
+
+    /// The store lost data while we lived: manifests that it held are gone, so everything that is
+    /// not ended begins anew. What is at the destination already will be skipped.
+    pub(super) fn start_anew(&mut self, now: Now) {
+        let all: Vec<SyncNo> = self.syncs.keys().copied().collect();
+        for no in all {
+            let Some(sync) = self.syncs.get(&no) else { continue };
+            let larges: Vec<TaskId> = sync.larges.keys().copied().collect();
+            let tasks: Vec<TaskId> = sync.tasks.iter().copied().collect();
+            let active = sync.is_active();
+            larges.into_iter().for_each(|file| drop(self.remove_large(no, file)));
+            tasks.into_iter().for_each(|id| drop(self.drop_task(id)));
+            if active {
+                if let Some(sync) = self.syncs.get_mut(&no) {
+                    sync.reset();
+                }
+                self.add_scans(no);
+                self.changed(no, now);
+            }
+        }
+    }
+}
+
+/// Gives a sync whose work is done its final state. `COMPLETED` only if every entry that was found
+/// is accounted for and none failed.
+fn finish(sync: &mut Sync, now: Now) {
+    let counters = &sync.counters;
+    let files = counters.files_done + counters.files_skipped + counters.files_failed;
+    let dirs = counters.dirs_done + counters.dirs_failed;
+    let failed: u64 = sync.error_counts.values().sum();
+    sync.ended_ms = Some(now.wall_ms);
+    if failed > 0 {
+        sync.state = SyncState::Failed;
+        let vanished = !sync.hard_failures;
+        sync.outcome = match (sync.root_failed, vanished) {
+            (true, _) => None,
+            (false, true) => Some(Outcome::VanishedOnly),
+            (false, false) => Some(Outcome::Partial),
+        };
+        let cause = sync.error_counts.iter().max_by_key(|(_, n)| **n).map(|(c, _)| c.as_str());
+        sync.reason =
+            Some(format!("{failed} failed, most of them: {}", cause.unwrap_or("unknown")));
+    } else if files != counters.files_total || dirs != counters.dirs_total {
+        sync.state = SyncState::Failed;
+        sync.outcome = Some(Outcome::Partial);
+        sync.reason = Some(format!(
+            "the counters do not add up ({files} of {} files, {dirs} of {} directories): this is a \
+             defect; submit the sync again",
+            counters.files_total, counters.dirs_total
+        ));
+    } else {
+        sync.state = SyncState::Completed;
+        sync.outcome = Some(Outcome::Full);
+        sync.reason = (counters.unverified > 0).then(|| {
+            format!("{} tasks were reported done without their digest", counters.unverified)
+        });
+    }
+}

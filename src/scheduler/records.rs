@@ -1,0 +1,212 @@
+//! The state in the store and back. Only what cannot be learned again is stored:
+//!
+//! | key | record |
+//! |---|---|
+//! | `meta` | the next numbers and the key that signs tickets |
+//! | `s/SYNC` | a sync with its counters and first errors |
+//! | `t/SYNC/TASK` | a task with its lease |
+//! | `l/SYNC/FILE` | a large file that is not published yet |
+//! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
+//!
+//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
+//! an operator can read them.
+
+use super::sync::Sync;
+use super::task::{Large, Task, TaskState};
+use super::worker::Workers;
+use super::{Now, Settings, State};
+use crate::wire::task::Blob;
+use crate::wire::ticket::{Signer, TicketError};
+use crate::wire::{Digest, SyncNo, TaskId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// The key of the record of numbers.
+pub(super) const META: &str = "meta";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    /// Of these records; a later one is refused.
+    version: u32,
+    next_sync: u64,
+    next_task: u64,
+    signer: Blob,
+}
+
+/// The version of the records that this program writes.
+const VERSION: u32 = 1;
+
+/// Why stored records could not be taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A record is not what we write.
+    #[error("the store's record `{key}` cannot be read: {why}")]
+    Broken {
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Written by a later program.
+    #[error("the store was written by a later version (records {0}, this program knows {VERSION})")]
+    Later(u32),
+    /// The key for tickets can't be made or read.
+    #[error("the key that signs tickets: {0}")]
+    Signer(#[from] TicketError),
+}
+
+/// The key of a part of a name list.
+pub(super) fn list_key(no: SyncNo, part: u64) -> String {
+    format!("f/{no}/{part}")
+}
+
+impl State {
+    /// The state that `records` describe; an empty map gives a new one. `seed` must be random and
+    /// new at each start: assignment ids are drawn from it.
+    ///
+    /// # Errors
+    /// Records that this program didn't write.
+    pub fn load(
+        settings: Settings,
+        seed: [u8; 32],
+        records: &BTreeMap<String, Vec<u8>>,
+        now: Now,
+    ) -> Result<State, LoadError> {
+        let meta: Option<Meta> = records.get(META).map(|v| parse(META, v)).transpose()?;
+        if let Some(meta) = meta.as_ref().filter(|m| m.version > VERSION) {
+            return Err(LoadError::Later(meta.version));
+        }
+        let (next_sync, next_task, signer_key) = match meta {
+            Some(meta) => (meta.next_sync, meta.next_task, meta.signer.0),
+            None => (1, 1, Signer::generate()?),
+        };
+        let mut state = State {
+            settings,
+            signer: Signer::from_pkcs8(&signer_key)?,
+            signer_key,
+            seed,
+            draws: 0,
+            next_sync,
+            next_task,
+            syncs: BTreeMap::new(),
+            by_id: HashMap::new(),
+            tasks: BTreeMap::new(),
+            leases: HashMap::new(),
+            workers: Workers::default(),
+            parked: BTreeMap::new(),
+            served: 0,
+            ticked_ms: None,
+            touched: BTreeSet::new(),
+            wake: false,
+            effects: Vec::new(),
+        };
+        let of_kind =
+            |kind: &'static str| records.iter().filter(move |(key, _)| key.starts_with(kind));
+        for (key, value) in of_kind("s/") {
+            state.take_sync(parse(key, value)?);
+        }
+        for (key, value) in of_kind("l/") {
+            state.take_large(parse(key, value)?);
+        }
+        for (key, value) in of_kind("v/") {
+            state.take_range(key, value)?;
+        }
+        for (key, value) in of_kind("t/") {
+            state.take_task(parse(key, value)?, now);
+        }
+        state.touched.extend(state.syncs.keys().copied());
+        Ok(state)
+    }
+
+    fn take_sync(&mut self, sync: Sync) {
+        if !sync.forgotten {
+            self.by_id.insert(sync.id.clone(), sync.no);
+        }
+        self.syncs.insert(sync.no, sync);
+    }
+
+    fn take_large(&mut self, mut large: Large) {
+        large.done = vec![None; large.ranges() as usize];
+        if let Some(sync) = self.syncs.get_mut(&large.sync) {
+            sync.blob_bytes += large.blob_bytes;
+            sync.larges.insert(large.id, large);
+        }
+    }
+
+    fn take_range(&mut self, key: &str, value: &[u8]) -> Result<(), LoadError> {
+        let broken = |why: &str| LoadError::Broken { key: key.to_owned(), why: why.to_owned() };
+        let mut parts = key.split('/').skip(1).map(str::parse::<u64>);
+        let mut number = || parts.next().and_then(Result::ok).ok_or_else(|| broken("a bad key"));
+        let (sync, file, index) = (SyncNo(number()?), TaskId(number()?), number()?);
+        let digest = value.try_into().map(Digest).map_err(|_| broken("not 32 bytes"))?;
+        let large = self.syncs.get_mut(&sync).and_then(|s| s.larges.get_mut(&file));
+        // A range of a file that is gone belongs to nobody.
+        let Some(large) = large else { return Ok(()) };
+        let slot = large.done.get_mut(index as usize).ok_or_else(|| broken("no such range"))?;
+        *slot = Some(digest);
+        large.done_count += 1;
+        Ok(())
+    }
+
+    fn take_task(&mut self, mut task: Task, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        task.since_ms = now.mono_ms;
+        match &mut task.state {
+            TaskState::Leased(lease) => {
+                // The agent goes on with it; it has a whole lease to tell us so.
+                lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
+                self.leases.insert(lease.assignment, task.id);
+            }
+            TaskState::Delayed { until_ms } => *until_ms = now.mono_ms,
+            TaskState::Ready => {}
+        }
+        sync.tasks.insert(task.id);
+        sync.blob_bytes += task.blob_bytes;
+        self.tasks.insert(task.id, task);
+    }
+
+    /// The value of a record, as it is now; `None` if it is gone.
+    pub fn record(&self, key: &str) -> Option<Vec<u8>> {
+        if key == META {
+            let meta = Meta {
+                version: VERSION,
+                next_sync: self.next_sync,
+                next_task: self.next_task,
+                signer: Blob(self.signer_key.clone()),
+            };
+            return serde_json::to_vec(&meta).ok();
+        }
+        let mut parts = key.split('/');
+        let kind = parts.next()?;
+        let mut number = || parts.next()?.parse::<u64>().ok();
+        let sync = self.syncs.get(&SyncNo(number()?))?;
+        match kind {
+            "s" => serde_json::to_vec(sync).ok(),
+            "t" => serde_json::to_vec(self.tasks.get(&TaskId(number()?))?).ok(),
+            "l" => serde_json::to_vec(sync.larges.get(&TaskId(number()?))?).ok(),
+            "v" => {
+                let large = sync.larges.get(&TaskId(number()?))?;
+                large.done.get(number()? as usize)?.map(|digest| digest.0.to_vec())
+            }
+            _ => None,
+        }
+    }
+
+    /// The keys of all records.
+    pub fn record_keys(&self) -> Vec<String> {
+        let mut keys = vec![META.to_owned()];
+        keys.extend(self.syncs.values().map(Sync::key));
+        keys.extend(self.tasks.values().map(Task::key));
+        for large in self.syncs.values().flat_map(|s| s.larges.values()) {
+            keys.push(large.key());
+            let done = large.done.iter().enumerate().filter(|(_, d)| d.is_some());
+            keys.extend(done.map(|(index, _)| large.value_key(index as u64)));
+        }
+        keys
+    }
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(key: &str, value: &[u8]) -> Result<T, LoadError> {
+    serde_json::from_slice(value)
+        .map_err(|e| LoadError::Broken { key: key.to_owned(), why: e.to_string() })
+}

@@ -1,0 +1,284 @@
+//! What operators ask: submit, progress, list, cancel, delete, workers.
+
+use super::sync::Sync;
+use super::task::TaskState;
+use super::{Effect, IdempotencyKey, NewTask, Now, Reply, State, records};
+use crate::wire::manifest::NameList;
+use crate::wire::problem::Problem;
+use crate::wire::sync::{Outcome, Phase, Submitted, SyncProgress, SyncRequest, SyncState};
+use crate::wire::task::TaskSpec;
+use crate::wire::worker::WorkerList;
+use crate::wire::{RelPath, RequestId, SyncNo, WorkerId};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+fn refused(problem: Problem) -> Reply {
+    Reply::Refused(Box::new(problem))
+}
+
+fn unknown(id: &RequestId) -> Reply {
+    let problem =
+        Problem::new(404, "Not Found", "sync_not_found", format!("there is no sync `{id}`"));
+    refused(problem.hinted("list the syncs with: ctl sync list"))
+}
+
+fn stamp(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or_default()
+}
+
+impl State {
+    pub(super) fn submit(
+        &mut self,
+        mut request: SyncRequest,
+        list: Option<Vec<NameList>>,
+        idempotency: Option<IdempotencyKey>,
+        now: Now,
+    ) -> Reply {
+        if let Some(again) = self.repeated(&request, idempotency.as_ref()) {
+            return again;
+        }
+        let id = match request.request_id.take() {
+            Some(id) => id,
+            None => match self.make_id(now) {
+                Some(id) => id,
+                None => {
+                    let detail = "no name could be made for the sync";
+                    return refused(Problem::new(500, "Internal Server Error", "no_id", detail));
+                }
+            },
+        };
+        if let Some(existing) = self.by_id.get(&id).and_then(|no| self.syncs.get(no)) {
+            return refused(exists(existing));
+        }
+        request.file_list = None;
+        let no = SyncNo(self.next_sync);
+        self.next_sync += 1;
+        self.put(records::META.to_owned());
+        let mut sync = Sync::new(no, id.clone(), request, now.wall_ms);
+        sync.idempotency = idempotency.map(|key| (key.key, key.body));
+        sync.list_parts = list.as_ref().map(|parts| parts.len() as u64);
+        self.syncs.insert(no, sync);
+        self.by_id.insert(id.clone(), no);
+        self.changed(no, now);
+        for (index, part) in list.into_iter().flatten().enumerate() {
+            self.effects.push(Effect::PutBlob(records::list_key(no, index as u64), part.encode()));
+        }
+        self.add_scans(no);
+        Reply::Submitted(submitted(&id))
+    }
+
+    /// The first tasks of a sync: its whole source, or the parts of its list.
+    pub(super) fn add_scans(&mut self, no: SyncNo) {
+        match self.syncs.get(&no).and_then(|s| s.list_parts) {
+            None => {
+                let spec = TaskSpec::Scan { dir: RelPath::root(), cursor: None };
+                self.add_task(NewTask::ready(no, spec), None);
+            }
+            Some(parts) => {
+                for index in 0..parts {
+                    let blob = Some(records::list_key(no, index));
+                    let spec = TaskSpec::List { start: 0 };
+                    self.add_task(NewTask { blob, ..NewTask::ready(no, spec) }, None);
+                }
+            }
+        }
+    }
+
+    /// The answer to a submit that was made before with the same key.
+    fn repeated(&self, request: &SyncRequest, key: Option<&IdempotencyKey>) -> Option<Reply> {
+        let key = key?;
+        let known = self.syncs.values().find(|sync| {
+            !sync.forgotten && sync.idempotency.as_ref().is_some_and(|(k, _)| *k == key.key)
+        })?;
+        let same = known.idempotency.as_ref().is_some_and(|(_, body)| *body == key.body);
+        if same && request.request_id.as_ref().is_none_or(|id| *id == known.id) {
+            return Some(Reply::Submitted(submitted(&known.id)));
+        }
+        let detail = format!(
+            "the Idempotency-Key was used before, for sync `{}` with another body",
+            known.id
+        );
+        Some(refused(Problem::new(409, "Conflict", "idempotency_key_reused", detail)))
+    }
+
+    /// A UUID of version 7 (RFC 9562): sorts by time.
+    fn make_id(&mut self, now: Now) -> Option<RequestId> {
+        let drawn = self.draw();
+        let mut random = [0; 10];
+        random.copy_from_slice(&drawn[..10]);
+        let millis = u64::try_from(now.wall_ms).unwrap_or(0);
+        let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+        uuid.to_string().parse().ok()
+    }
+
+    pub(super) fn progress(&self, id: &RequestId) -> Reply {
+        match self.visible(id) {
+            Some(sync) => Reply::Progress(Box::new(self.document(sync))),
+            None => unknown(id),
+        }
+    }
+
+    pub(super) fn list(&self) -> Reply {
+        let all = self.syncs.values().rev().filter(|s| !s.forgotten);
+        Reply::List(all.map(|s| self.document(s)).collect())
+    }
+
+    fn visible(&self, id: &RequestId) -> Option<&Sync> {
+        self.by_id.get(id).and_then(|no| self.syncs.get(no))
+    }
+
+    pub(super) fn cancel(&mut self, id: &RequestId, now: Now) -> Reply {
+        let Some(no) = self.visible(id).map(|s| s.no) else { return unknown(id) };
+        self.stop(no, now);
+        self.progress(id)
+    }
+
+    pub(super) fn delete(&mut self, id: &RequestId, now: Now) -> Reply {
+        let Some(no) = self.visible(id).map(|s| s.no) else { return unknown(id) };
+        self.stop(no, now);
+        self.by_id.remove(id);
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.forgotten = true;
+        }
+        self.changed(no, now);
+        Reply::Deleted
+    }
+
+    /// Ends a sync that is still active.
+    fn stop(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active()) else { return };
+        sync.state = SyncState::Cancelled;
+        sync.outcome = Some(Outcome::Cancelled);
+        sync.ended_ms = Some(now.wall_ms);
+        sync.reason = Some("cancelled by an operator".to_owned());
+        self.abandon(no, now);
+        self.changed(no, now);
+    }
+
+    pub(super) fn worker_list(&self, now: Now) -> Reply {
+        let mut held: BTreeMap<&WorkerId, (u64, BTreeSet<SyncNo>)> = BTreeMap::new();
+        for task in self.leases.values().filter_map(|id| self.tasks.get(id)) {
+            if let Some(lease) = task.lease() {
+                let entry = held.entry(&lease.worker).or_default();
+                entry.0 += 1;
+                entry.1.insert(task.sync);
+            }
+        }
+        let mut list = WorkerList { active: Vec::new(), inactive: Vec::new() };
+        for (id, worker) in &self.workers.known {
+            let (in_flight, syncs) = held.get(id).map_or((0, 0), |(n, s)| (*n, s.len() as u64));
+            let silent = now.mono_ms.saturating_sub(worker.heard_ms);
+            let view = worker.view(in_flight, syncs, silent);
+            if worker.active { list.active.push(view) } else { list.inactive.push(view) }
+        }
+        Reply::Workers(list)
+    }
+
+    /// What operators see of a sync.
+    fn document(&self, sync: &Sync) -> SyncProgress {
+        let counters = &sync.counters;
+        let scanning = self.scanning(sync);
+        let phase = match sync.state {
+            SyncState::Queued => Phase::Waiting,
+            SyncState::Progress if sync.flushing => Phase::Flushing,
+            SyncState::Progress if scanning => Phase::Scanning,
+            SyncState::Progress => Phase::Transferring,
+            _ => Phase::Done,
+        };
+        SyncProgress {
+            request_id: sync.id.clone(),
+            state: sync.state,
+            source_path: sync.request.source_path.clone(),
+            destination_path: sync.request.destination_path.clone(),
+            transferred_bytes: counters.bytes_done,
+            total_bytes: counters.bytes_total,
+            submitted_at: stamp(sync.submitted_ms),
+            started_at: sync.started_ms.map(stamp),
+            updated_at: stamp(sync.updated_ms),
+            ended_at: sync.ended_ms.map(stamp),
+            detail: self.detail(sync),
+            phase,
+            outcome: sync.outcome,
+            files_total: counters.files_total,
+            files_done: counters.files_done,
+            files_skipped: counters.files_skipped,
+            files_failed: counters.files_failed,
+            dirs_total: counters.dirs_total,
+            dirs_done: counters.dirs_done,
+            dirs_failed: counters.dirs_failed,
+            bytes_skipped: counters.bytes_skipped,
+            scan_done: !scanning && sync.state != SyncState::Cancelled,
+            unverified: counters.unverified,
+            retries: counters.retries,
+            reason: sync.reason.clone().or_else(|| self.waits_for(sync)),
+            errors: sync.errors.clone(),
+            error_counts: sync.error_counts.clone(),
+        }
+    }
+
+    pub(super) fn scanning(&self, sync: &Sync) -> bool {
+        sync.tasks.iter().filter_map(|id| self.tasks.get(id)).any(super::task::Task::is_scan)
+    }
+
+    /// Per worker what it has in hand of a sync.
+    fn detail(&self, sync: &Sync) -> BTreeMap<String, String> {
+        let mut kinds: BTreeMap<&WorkerId, BTreeMap<&str, u64>> = BTreeMap::new();
+        for task in sync.tasks.iter().filter_map(|id| self.tasks.get(id)) {
+            if let Some(lease) = task.lease() {
+                *kinds.entry(&lease.worker).or_default().entry(task.spec.kind()).or_default() += 1;
+            }
+        }
+        let words = |kinds: BTreeMap<&str, u64>| {
+            let parts: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+            parts.join(", ")
+        };
+        kinds.into_iter().map(|(worker, kinds)| (worker.to_string(), words(kinds))).collect()
+    }
+
+    /// What an active sync waits for, if anything.
+    fn waits_for(&self, sync: &Sync) -> Option<String> {
+        if !sync.is_active() {
+            return None;
+        }
+        let request = &sync.request;
+        if self.workers.pool(&request.source_path).next().is_none() {
+            return Some(self.workers.why_none(&request.source_path, "source"));
+        }
+        if self.workers.pool(&request.destination_path).next().is_none() {
+            return Some(self.workers.why_none(&request.destination_path, "destination"));
+        }
+        let tasks = || sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        if tasks().any(|t| t.lease().is_some()) {
+            return None;
+        }
+        let delayed = tasks().find(|t| matches!(t.state, TaskState::Delayed { .. }));
+        if let Some(error) = delayed.and_then(|t| t.last_error.as_ref()) {
+            return Some(format!("waits to try again: {error}"));
+        }
+        if let Some(worker) = tasks().find_map(|t| t.bound.as_ref()) {
+            return Some(format!(
+                "waits for worker {worker} to put what it wrote on stable storage"
+            ));
+        }
+        Some("waits for a free worker".to_owned())
+    }
+}
+
+fn submitted(id: &RequestId) -> Submitted {
+    Submitted {
+        status: "queued".to_owned(),
+        request_id: id.clone(),
+        status_url: format!("/sync/{id}"),
+    }
+}
+
+fn exists(sync: &Sync) -> Problem {
+    let state = sync.state.as_str();
+    let detail = format!("there is a sync `{}` already, in state {state}", sync.id);
+    let mut problem = Problem::new(409, "Conflict", "sync_exists", detail).hinted(format!(
+        "choose another request_id, or delete it first: ctl sync delete {}",
+        sync.id
+    ));
+    problem.existing = Some(state.to_owned());
+    problem
+}

@@ -1,0 +1,159 @@
+//! A sync as the master keeps it.
+
+use super::task::Large;
+use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncRequest, SyncState};
+use crate::wire::{Digest, RequestId, SyncNo, TaskId, WorkerId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is counted. Every entry ends in exactly one of done, skipped and failed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Counters {
+    pub(super) files_total: u64,
+    pub(super) files_done: u64,
+    pub(super) files_skipped: u64,
+    pub(super) files_failed: u64,
+    pub(super) dirs_total: u64,
+    pub(super) dirs_done: u64,
+    pub(super) dirs_failed: u64,
+    pub(super) bytes_total: u64,
+    pub(super) bytes_done: u64,
+    pub(super) bytes_skipped: u64,
+    pub(super) unverified: u64,
+    pub(super) retries: u64,
+}
+
+/// A sync.
+///
+/// ```text
+/// QUEUED ─first lease─▶ PROGRESS ─▶ COMPLETED     phases inside PROGRESS:
+///   │                      │ └────▶ FAILED          scan+copy ─▶ flush ─▶ done
+///   └──────────┬───────────┘
+///              ▼
+///          CANCELLED
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Sync {
+    pub(super) no: SyncNo,
+    pub(super) id: RequestId,
+    /// As submitted; a file list is kept apart, in parts.
+    pub(super) request: SyncRequest,
+    /// How many parts the file list has; `None`: the whole source.
+    pub(super) list_parts: Option<u64>,
+    pub(super) state: SyncState,
+    pub(super) outcome: Option<Outcome>,
+    /// Why it ended as it did.
+    pub(super) reason: Option<String>,
+    /// Milliseconds since 1970.
+    pub(super) submitted_ms: i64,
+    pub(super) started_ms: Option<i64>,
+    pub(super) updated_ms: i64,
+    pub(super) ended_ms: Option<i64>,
+    pub(super) counters: Counters,
+    /// The first failures, in full.
+    pub(super) errors: Vec<FileError>,
+    /// All failures, per cause.
+    pub(super) error_counts: BTreeMap<String, u64>,
+    /// Whether a failure was anything but a vanished source file.
+    pub(super) hard_failures: bool,
+    /// The source itself could not be listed: nothing was copied at all.
+    pub(super) root_failed: bool,
+    /// The workers that wrote to the destination and have not flushed yet, with the boot under which
+    /// they wrote.
+    pub(super) writers: BTreeMap<WorkerId, Option<String>>,
+    /// Everything is copied; flush tasks are out.
+    pub(super) flushing: bool,
+    /// Deleted by an operator: not shown any more; stays until its part files are gone.
+    pub(super) forgotten: bool,
+    /// The key and body of the submit.
+    pub(super) idempotency: Option<(String, Digest)>,
+
+    /// Tasks of this sync.
+    #[serde(skip)]
+    pub(super) tasks: BTreeSet<TaskId>,
+    /// Large files that are not published yet.
+    #[serde(skip)]
+    pub(super) larges: BTreeMap<TaskId, Large>,
+    /// Manifest bytes in the store.
+    #[serde(skip)]
+    pub(super) blob_bytes: u64,
+    /// When it was last given a lease, in leases: the least recent goes first.
+    #[serde(skip)]
+    pub(super) served: u64,
+}
+
+/// Failures that are kept in full.
+pub(super) const ERRORS_IN_FULL: usize = 100;
+/// Causes that are counted apart; further ones share one line.
+const CAUSES: usize = 64;
+
+impl Sync {
+    /// A sync that was just accepted.
+    pub(super) fn new(no: SyncNo, id: RequestId, request: SyncRequest, wall_ms: i64) -> Self {
+        Sync {
+            no,
+            id,
+            request,
+            list_parts: None,
+            state: SyncState::Queued,
+            outcome: None,
+            reason: None,
+            submitted_ms: wall_ms,
+            started_ms: None,
+            updated_ms: wall_ms,
+            ended_ms: None,
+            counters: Counters::default(),
+            errors: Vec::new(),
+            error_counts: BTreeMap::new(),
+            hard_failures: false,
+            root_failed: false,
+            writers: BTreeMap::new(),
+            flushing: false,
+            forgotten: false,
+            idempotency: None,
+            tasks: BTreeSet::new(),
+            larges: BTreeMap::new(),
+            blob_bytes: 0,
+            served: 0,
+        }
+    }
+
+    /// Whether it still wants work done (removal of part files aside).
+    pub(super) fn is_active(&self) -> bool {
+        !self.state.is_final()
+    }
+
+    /// Notes a failure that stands for `count` entries.
+    pub(super) fn record_error(&mut self, error: FileError, count: u64) {
+        let cause = match &error.errno {
+            Some(errno) => format!("{errno} ({})", error.operation),
+            None => error.message.clone(),
+        };
+        let room = self.error_counts.len() < CAUSES;
+        let cause = if room || self.error_counts.contains_key(&cause) {
+            cause
+        } else {
+            "other causes".to_owned()
+        };
+        *self.error_counts.entry(cause).or_default() += count;
+        self.hard_failures |= error.class != ErrorClass::Vanished;
+        if self.errors.len() < ERRORS_IN_FULL {
+            self.errors.push(error);
+        }
+    }
+
+    /// Begins anew: nothing counted, nothing out.
+    pub(super) fn reset(&mut self) {
+        self.counters = Counters::default();
+        self.errors.clear();
+        self.error_counts.clear();
+        self.hard_failures = false;
+        self.root_failed = false;
+        self.flushing = false;
+    }
+
+    /// The key of its record.
+    pub(super) fn key(&self) -> String {
+        format!("s/{}", self.no)
+    }
+}

@@ -1,0 +1,176 @@
+//! Tasks and large files: what the master remembers of work that is not done yet.
+
+use crate::wire::task::TaskSpec;
+use crate::wire::{AssignmentId, Digest, SyncNo, TaskId, WorkerId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// A unit of work.
+///
+/// ```text
+///   ┌── lease ran out, agent restarted, handed back, scan on hold ──┐
+///   ▼                                                               │
+/// Ready ──poll──▶ Leased ───────────────────────────────────────────┤
+///   ▲               │ ├──result, last page──▶ (gone: counted once)
+///   │               │ └──failed too often───▶ (gone: counted as failed)
+///   └── Delayed ◀───┘
+///         failed, to be tried again
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Task {
+    /// Its number.
+    pub(super) id: TaskId,
+    /// Its sync.
+    pub(super) sync: SyncNo,
+    /// What to do.
+    pub(super) spec: TaskSpec,
+    /// Where its manifest is kept.
+    pub(super) blob: Option<String>,
+    /// The manifest's size in the store; counted against the window.
+    pub(super) blob_bytes: u64,
+    /// What a result must carry to be believed.
+    pub(super) digest: Digest,
+    /// How often it was leased.
+    pub(super) attempt: u32,
+    /// How often it failed.
+    pub(super) failures: u32,
+    /// The workers that failed it: others come first.
+    pub(super) tried: BTreeSet<WorkerId>,
+    /// For a range or commit: the file that it is part of.
+    pub(super) large: Option<TaskId>,
+    /// For a flush: the worker whose writes it is about.
+    pub(super) bound: Option<WorkerId>,
+    /// Why it failed last.
+    pub(super) last_error: Option<String>,
+    /// When it was made (or loaded), on the scheduler's clock.
+    #[serde(skip)]
+    pub(super) since_ms: u64,
+    /// Where it stands.
+    pub(super) state: TaskState,
+}
+
+/// See the drawing at [`Task`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TaskState {
+    /// May be handed out.
+    Ready,
+    /// Waits before it is tried again. A restarted master waits no longer.
+    Delayed {
+        /// On the scheduler's clock.
+        #[serde(skip)]
+        until_ms: u64,
+    },
+    /// A worker has it.
+    Leased(Lease),
+}
+
+/// Who has a task, and until when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Lease {
+    /// Random: names this lease and no other.
+    pub(super) assignment: AssignmentId,
+    /// Who.
+    pub(super) worker: WorkerId,
+    /// Which process of it.
+    pub(super) incarnation: Option<String>,
+    /// The poll that got it; a repeat of the poll gets it again.
+    pub(super) poll_id: Option<String>,
+    /// On the scheduler's clock. Not kept: a restarted master grants a whole lease anew.
+    #[serde(skip)]
+    pub(super) deadline_ms: u64,
+    /// The number of the next scan page.
+    pub(super) page: u64,
+}
+
+impl Task {
+    /// The lease, where there is one.
+    pub(super) fn lease(&self) -> Option<&Lease> {
+        match &self.state {
+            TaskState::Leased(lease) => Some(lease),
+            _ => None,
+        }
+    }
+
+    /// Whether workers that hold the source do it (else: those that hold the destination).
+    pub(super) fn at_source(&self) -> bool {
+        !matches!(self.spec, TaskSpec::Commit { .. } | TaskSpec::Discard | TaskSpec::Flush)
+    }
+
+    /// Whether it lists the source.
+    pub(super) fn is_scan(&self) -> bool {
+        matches!(self.spec, TaskSpec::Scan { .. } | TaskSpec::List { .. })
+    }
+
+    /// The key of its record.
+    pub(super) fn key(&self) -> String {
+        format!("t/{}/{}", self.sync, self.id)
+    }
+}
+
+/// A file of more than one range. Its range tasks are made a few at a time, so that a file of any
+/// size costs the same window; done ranges leave 32 bytes each.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Large {
+    /// Its number, out of the same count as tasks.
+    pub(super) id: TaskId,
+    /// Its sync.
+    pub(super) sync: SyncNo,
+    /// The file's length.
+    pub(super) size: u64,
+    /// The length of all ranges but the last.
+    pub(super) range_length: u64,
+    /// Where its manifest is kept.
+    pub(super) blob: String,
+    /// The manifest's size in the store.
+    pub(super) blob_bytes: u64,
+    /// The manifest's digest; part of the digests of its tasks.
+    pub(super) manifest_digest: Digest,
+    /// Ranges below this have a task or are done.
+    pub(super) next: u64,
+    /// How often the source changed and it began anew.
+    pub(super) restarts: u32,
+    /// Bytes of done ranges, already in the sync's counters.
+    pub(super) sent: u64,
+    /// Whether a range was done without a chaining value: then the file has no digest.
+    pub(super) unhashed: bool,
+    /// The chaining value of each done range. Each is a record of its own.
+    #[serde(skip)]
+    pub(super) done: Vec<Option<Digest>>,
+    /// How many of them are done.
+    #[serde(skip)]
+    pub(super) done_count: u64,
+}
+
+impl Large {
+    /// How many ranges it has.
+    pub(super) fn ranges(&self) -> u64 {
+        self.size.div_ceil(self.range_length)
+    }
+
+    /// Offset and length of a range.
+    pub(super) fn range(&self, index: u64) -> (u64, u64) {
+        let offset = index * self.range_length;
+        (offset, self.range_length.min(self.size - offset))
+    }
+
+    /// The key of its record.
+    pub(super) fn key(&self) -> String {
+        format!("l/{}/{}", self.sync, self.id)
+    }
+
+    /// The key of the record of a done range.
+    pub(super) fn value_key(&self, index: u64) -> String {
+        format!("v/{}/{}/{index}", self.sync, self.id)
+    }
+}
+
+/// The digest of a task: of all that makes it this task and no other.
+pub(super) fn task_digest(sync: SyncNo, id: TaskId, spec: &TaskSpec, manifest: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 task digest");
+    hasher.update(&sync.0.to_le_bytes());
+    hasher.update(&id.0.to_le_bytes());
+    hasher.update(&serde_json::to_vec(spec).unwrap_or_default());
+    hasher.update(blake3::hash(manifest).as_bytes());
+    hasher.finalize().into()
+}

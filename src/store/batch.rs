@@ -1,0 +1,91 @@
+//! What one commit writes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The writes of one commit: absolute values, so that a repeat is harmless. A key that is both
+/// deleted and put ends up put.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Records that are not put here are dropped: this is the whole state. Blobs are not touched by
+    /// it: who replaces names those to remove ([`Store::blob_keys`](super::Store::blob_keys)).
+    pub replace: bool,
+    /// Records to write.
+    pub puts: BTreeMap<String, Vec<u8>>,
+    /// Records to remove; removing what is not there is no error.
+    pub deletes: BTreeSet<String>,
+    /// Blobs to write.
+    pub blob_puts: BTreeMap<String, Vec<u8>>,
+    /// Blobs to remove; removing what is not there is no error.
+    pub blob_deletes: BTreeSet<String>,
+}
+
+impl Batch {
+    /// Whether a commit of this would change nothing.
+    pub fn is_empty(&self) -> bool {
+        !self.replace && self.len() == 0
+    }
+
+    /// How many keys it names.
+    pub fn len(&self) -> usize {
+        self.puts.len() + self.deletes.len() + self.blob_puts.len() + self.blob_deletes.len()
+    }
+
+    /// The bytes of all keys and values.
+    pub fn bytes(&self) -> u64 {
+        let values = |map: &BTreeMap<String, Vec<u8>>| -> usize {
+            map.iter().map(|(k, v)| k.len() + v.len()).sum()
+        };
+        let keys = |set: &BTreeSet<String>| -> usize { set.iter().map(String::len).sum() };
+        (values(&self.puts)
+            + values(&self.blob_puts)
+            + keys(&self.deletes)
+            + keys(&self.blob_deletes)) as u64
+    }
+
+    /// Equal for equal batches only; by it a store knows the repeat of a commit.
+    pub(super) fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        part(&[u8::from(self.replace)]);
+        for map in [&self.puts, &self.blob_puts] {
+            part(&(map.len() as u64).to_le_bytes());
+            for (key, value) in map {
+                part(key.as_bytes());
+                part(value);
+            }
+        }
+        for set in [&self.deletes, &self.blob_deletes] {
+            part(&(set.len() as u64).to_le_bytes());
+            set.iter().for_each(|key| part(key.as_bytes()));
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_batches_have_different_digests() {
+        let put = |key: &str, value: &str| (key.to_owned(), value.as_bytes().to_vec());
+        let all = [
+            Batch::default(),
+            Batch { replace: true, ..Batch::default() },
+            Batch { puts: [put("a", "bc")].into(), ..Batch::default() },
+            Batch { puts: [put("ab", "c")].into(), ..Batch::default() },
+            Batch { puts: [put("a", "b"), put("c", "")].into(), ..Batch::default() },
+            Batch { blob_puts: [put("a", "bc")].into(), ..Batch::default() },
+            Batch { deletes: ["a".to_owned()].into(), ..Batch::default() },
+            Batch { blob_deletes: ["a".to_owned()].into(), ..Batch::default() },
+        ];
+        let digests: BTreeSet<String> = all.iter().map(Batch::digest).collect();
+        assert_eq!(digests.len(), all.len());
+        assert_eq!(all[3].digest(), all[3].clone().digest());
+        assert_eq!((all[4].len(), all[4].bytes()), (2, 3));
+        assert!(all[0].is_empty() && !all[1].is_empty());
+    }
+}

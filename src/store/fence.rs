@@ -1,0 +1,162 @@
+//! The rule by which a commit is let through. Redis keeps to the same rule in `commit.lua`.
+
+use super::StoreError;
+
+/// What a commit must find in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence {
+    /// The reign that writes.
+    pub epoch: u64,
+    /// The number of the last commit that this leader knows of; 0 before the first.
+    pub seq: u64,
+}
+
+impl Fence {
+    /// The fence with which a leader writes everything back after
+    /// [`StoreError::Lost`]`{ found, .. }`, in a batch with `replace`. That batch must hold the whole
+    /// state of the leader, including what the refused batch would have written.
+    #[must_use]
+    pub fn after_loss(self, found: u64) -> Fence {
+        Fence { seq: self.seq.max(found), ..self }
+    }
+}
+
+/// The answer to [`Store::acquire`](super::Store::acquire).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// The caller leads now; load, then commit with this fence.
+    Leader(Fence),
+    /// Another one leads.
+    Held {
+        /// Its name.
+        by: String,
+        /// The time in milliseconds after which asking again is worth it, at least 1.
+        for_ms: u64,
+    },
+}
+
+/// What a store keeps of leadership and of its last commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Reign {
+    pub(super) epoch: u64,
+    /// The handle that acquired.
+    pub(super) owner: String,
+    /// The name under which it did.
+    pub(super) holder: String,
+    /// The number of the last commit.
+    pub(super) seq: u64,
+    /// The digest of its batch; empty when this reign has not committed yet.
+    pub(super) last: String,
+}
+
+/// What to do with a commit.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Write it, under this number.
+    Write(u64),
+    /// It was written before, under this number.
+    Repeat(u64),
+}
+
+impl Reign {
+    /// Whether `owner` may still write under `epoch`. An epoch that is ahead of the store's is no
+    /// reason to refuse: the store was rolled back to before that reign began.
+    pub(super) fn check_epoch(&self, epoch: u64, owner: &str) -> Result<(), StoreError> {
+        if self.epoch > epoch || (self.epoch == epoch && self.owner != owner) {
+            return Err(StoreError::Deposed { by: self.holder.clone(), epoch: self.epoch });
+        }
+        Ok(())
+    }
+
+    /// The rule for [`renew`](super::Store::renew).
+    pub(super) fn check_renewal(&self, fence: Fence, owner: &str) -> Result<(), StoreError> {
+        self.check_epoch(fence.epoch, owner)?;
+        if self.epoch != fence.epoch || self.seq < fence.seq {
+            return Err(StoreError::Lost { expected: fence.seq, found: self.seq });
+        }
+        Ok(())
+    }
+
+    /// The rule for [`commit`](super::Store::commit) of a batch with this digest.
+    pub(super) fn judge(
+        &self,
+        fence: Fence,
+        owner: &str,
+        digest: &str,
+        replace: bool,
+    ) -> Result<Verdict, StoreError> {
+        self.check_epoch(fence.epoch, owner)?;
+        let same_reign = self.epoch == fence.epoch;
+        let next = fence.seq.saturating_add(1);
+        if same_reign && self.seq == next && self.last == digest {
+            return Ok(Verdict::Repeat(next));
+        }
+        // A store that is ahead is refused even to a replacement: that is how a late copy of an
+        // earlier replacement looks.
+        let fits =
+            if replace { self.seq <= fence.seq } else { same_reign && self.seq == fence.seq };
+        if fits {
+            Ok(Verdict::Write(next))
+        } else {
+            Err(StoreError::Lost { expected: fence.seq, found: self.seq })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored() -> Reign {
+        Reign { epoch: 5, owner: "me".into(), holder: "m1".into(), seq: 9, last: "d9".into() }
+    }
+
+    fn judge(epoch: u64, seq: u64, owner: &str, digest: &str, replace: bool) -> String {
+        match stored().judge(Fence { epoch, seq }, owner, digest, replace) {
+            Ok(verdict) => format!("{verdict:?}"),
+            Err(StoreError::Deposed { epoch, .. }) => format!("Deposed by {epoch}"),
+            Err(StoreError::Lost { expected, found }) => format!("Lost {expected} {found}"),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn only_the_next_commit_of_the_ruling_handle_is_written() {
+        for (epoch, seq, owner, digest, replace, verdict) in [
+            (5, 9, "me", "d10", false, "Write(10)"),
+            (5, 9, "other", "d10", false, "Deposed by 5"),
+            (4, 9, "me", "d10", false, "Deposed by 5"),
+            (4, 9, "me", "d10", true, "Deposed by 5"),
+            (5, 8, "me", "d9", false, "Repeat(9)"),
+            (5, 8, "me", "d9", true, "Repeat(9)"),
+            (5, 8, "me", "else", false, "Lost 8 9"),
+            (5, 8, "me", "else", true, "Lost 8 9"),
+            (5, 7, "me", "d9", true, "Lost 7 9"),
+            (5, 12, "me", "d13", false, "Lost 12 9"),
+            (5, 12, "me", "d13", true, "Write(13)"),
+            (6, 9, "new", "d10", false, "Lost 9 9"),
+            (6, 9, "new", "d10", true, "Write(10)"),
+        ] {
+            let found = judge(epoch, seq, owner, digest, replace);
+            assert_eq!(found, verdict, "{epoch} {seq} {owner} {digest} {replace}");
+        }
+    }
+
+    #[test]
+    fn a_renewal_notices_a_roll_back() {
+        let renew = |epoch, seq| stored().check_renewal(Fence { epoch, seq }, "me");
+        assert_eq!(renew(5, 9), Ok(()));
+        // A commit of ours may be under way and be written already.
+        assert_eq!(renew(5, 8), Ok(()));
+        assert_eq!(renew(5, 10), Err(StoreError::Lost { expected: 10, found: 9 }));
+        assert_eq!(renew(6, 9), Err(StoreError::Lost { expected: 9, found: 9 }));
+        assert!(matches!(renew(4, 9), Err(StoreError::Deposed { epoch: 5, .. })));
+    }
+
+    #[test]
+    fn after_a_loss_the_fence_is_never_behind_the_store() {
+        let fence = Fence { epoch: 5, seq: 9 };
+        assert_eq!(fence.after_loss(3), fence);
+        assert_eq!(fence.after_loss(11), Fence { epoch: 5, seq: 11 });
+    }
+}
