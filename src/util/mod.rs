@@ -7,6 +7,7 @@
 //! - [`suggest`]: "did you mean …?"
 
 pub mod backoff;
+pub mod boot;
 pub mod shutdown;
 pub mod suggest;
 pub mod telemetry;
