@@ -21,6 +21,8 @@ pub mod heartbeat;
 pub mod publish;
 pub mod range;
 pub mod scan;
+#[cfg(test)]
+mod scripted;
 pub mod slots;
 #[cfg(test)]
 pub(crate) mod testing;
