@@ -43,6 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 /// After the drain, results that the master does not take are given up after this.
 const LAST_RESULTS: Duration = Duration::from_secs(5);
@@ -80,7 +81,9 @@ impl Agent {
         let gate = Arc::new(TicketGate::new());
         let served = Served { gate: gate.clone(), roots: self.roots.clone() };
         let closed = Shutdown::new();
-        let mut serving = tokio::spawn(self.server.serve(Arc::new(served), closed.clone()));
+        let serving = tokio::spawn(self.server.serve(Arc::new(served), closed.clone()));
+        // Dropped with this future, however it ends.
+        let mut serving = AbortOnDropHandle::new(serving);
 
         let hand = Arc::new(Hand::default());
         let client = Arc::new(client);
@@ -114,9 +117,7 @@ impl Agent {
         // The last word: nothing in hand, gone. If it is lost the heartbeat time-out says the same.
         let _ = tokio::time::timeout(Duration::from_secs(2), heart.beat(&client)).await;
         closed.cancel();
-        if tokio::time::timeout(LAST_REQUESTS, &mut serving).await.is_err() {
-            serving.abort();
-        }
+        let _ = tokio::time::timeout(LAST_REQUESTS, &mut serving).await;
         tracing::info!("agent stopped");
     }
 }
