@@ -5,8 +5,10 @@
 //! is tried again, and where several masters are given the next one is asked. A follower's `307` is
 //! followed, and the leader it names is asked first from then on.
 
+mod text;
+
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
+use crate::wire::sync::{Submitted, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
@@ -19,6 +21,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use text::{causes, check_url, encode, excerpt, explain, is_loopback, printable};
 
 /// Replies longer than this are refused; `GET /sync` of 100,000 remembered syncs stays below it.
 const MAX_REPLY: usize = 256 << 20;
@@ -28,8 +31,6 @@ const MAX_HOPS: u32 = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A long poll may take this much longer than it asked to wait.
 const POLL_SLACK: Duration = Duration::from_secs(10);
-/// How much of a reply that makes no sense is shown.
-const EXCERPT: usize = 200;
 
 /// How a [`MasterClient`] behaves.
 #[derive(Debug, Clone)]
@@ -227,13 +228,16 @@ impl MasterClient {
         &self.bases
     }
 
-    /// `POST /sync`. The same `idempotency` key with the same request brings the first reply again.
+    /// `POST /sync` with a [`SyncRequest`], or a document like it that leaves out what has a default.
+    /// The same `idempotency` key with the same request brings the first reply again.
+    ///
+    /// [`SyncRequest`]: crate::wire::sync::SyncRequest
     ///
     /// # Errors
     /// Problems `sync_exists` (409), invalid fields (422, all of them), any [`ClientError`].
     pub async fn submit(
         &self,
-        request: &SyncRequest,
+        request: &impl Serialize,
         idempotency: Option<&str>,
     ) -> Result<Reply<Submitted>, ClientError> {
         let mut send = self.request(Method::POST, "/sync").json(request)?;
@@ -555,78 +559,6 @@ fn refusal(answer: Answer) -> ClientError {
             status: Some(answer.status),
         },
     }
-}
-
-fn check_url(text: &str) -> Result<Url, ClientError> {
-    let bad = |message: String| ClientError::BadUrl { url: printable(text), message };
-    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = Url::parse(&full).map_err(|e| bad(format!("{e}; expected e.g. http://host:8888")))?;
-    if url.scheme() != "http" {
-        return Err(bad(format!("scheme `{}` is not served, use http", url.scheme())));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        let message = "must not hold a user name or password".to_owned();
-        return Err(ClientError::BadUrl { url: url.host_str().unwrap_or("?").to_owned(), message });
-    }
-    if url.host_str().is_none_or(str::is_empty) {
-        return Err(bad("names no host".to_owned()));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(bad("must end with the path, without `?` or `#`".to_owned()));
-    }
-    Ok(url)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// What went wrong, down to the system's words, without repeating the URL.
-fn explain(e: &reqwest::Error, timeout: Duration) -> String {
-    if e.is_timeout() && !e.is_connect() {
-        return format!("no complete reply within {} s", timeout.as_secs_f32());
-    }
-    let mut last: &dyn std::error::Error = e;
-    while let Some(next) = last.source() {
-        last = next;
-    }
-    let what = if e.is_connect() { "cannot connect" } else { "the connection broke" };
-    format!("{what}: {last}")
-}
-
-fn causes(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut next = e.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
-}
-
-/// Text from outside for a message: nothing in it can drive a terminal.
-fn printable(text: &str) -> String {
-    crate::wire::path::show(text.as_bytes())
-}
-
-fn excerpt(body: &[u8]) -> String {
-    let end = body.len().min(EXCERPT);
-    let dots = if body.len() > end { "…" } else { "" };
-    format!("{}{dots}", crate::wire::path::show(&body[..end]))
-}
-
-/// Percent-encodes a query value.
-fn encode(value: &str) -> String {
-    let mut out = String::with_capacity(value.len());
-    for b in value.bytes() {
-        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
-            out.push(char::from(b));
-        } else {
-            out.push_str(&format!("%{b:02X}"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]

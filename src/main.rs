@@ -1,1 +1,7 @@
-fn main() {}
+//! `ctl`: see the library's documentation.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    longhaul::cli::main()
+}

@@ -1,6 +1,8 @@
 //! Holds the imports to the layers of the crate: each module may use those below it, siblings do not
 //! use each other. File-system calls on data stand in `fs` alone.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use walkdir::WalkDir;
 
@@ -39,25 +41,23 @@ fn sources() -> Vec<(String, String, String)> {
         .collect()
 }
 
-/// The top modules that a text names as `crate::x` (or, in `main`, `longhaul::x`).
+/// The top modules that a text names as `crate::x`.
 fn named(text: &str) -> Vec<String> {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     let code: Vec<&str> = code.collect();
     let code = code.join("\n");
     let mut found = Vec::new();
-    for prefix in ["crate::", "longhaul::"] {
-        for (at, _) in code.match_indices(prefix) {
-            let rest = &code[at + prefix.len()..];
-            match rest.strip_prefix('{') {
-                Some(group) => {
-                    let group = group.split('}').next().unwrap_or_default();
-                    let heads = group.split(',').map(|part| part.trim().split("::").next());
-                    found.extend(heads.flatten().map(str::to_owned));
-                }
-                None => {
-                    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
-                    found.push(rest[..end.unwrap_or(rest.len())].to_owned());
-                }
+    for (at, prefix) in code.match_indices("crate::") {
+        let rest = &code[at + prefix.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => {
+                let group = group.split('}').next().unwrap_or_default();
+                let heads = group.split(',').map(|part| part.trim().split("::").next());
+                found.extend(heads.flatten().map(str::to_owned));
+            }
+            None => {
+                let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
+                found.push(rest[..end.unwrap_or(rest.len())].to_owned());
             }
         }
     }

@@ -1,1 +1,111 @@
-//! cli
+//! The command line: parses, runs one command, and turns whatever happened into text and an exit
+//! code. The only layer that prints.
+//!
+//! - [`exit`]: the codes; `failure`: what ends a command early; `out`: all writing
+//! - [`args`]: commands and options
+//! - `sync`, `workers`, `config`, `info`: the commands of operators
+//! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
+//! - `wait`, `signals`, [`progress`], `report`, `table`, `names`: what they are made of
+
+mod agent;
+pub mod args;
+mod config;
+mod copy;
+pub mod exit;
+mod failure;
+mod info;
+mod master;
+mod names;
+mod out;
+pub mod progress;
+mod report;
+mod service;
+mod signals;
+mod sync;
+mod table;
+mod wait;
+mod workers;
+
+use crate::client::{ClientOptions, MasterClient};
+use args::{Cli, Command, Global, Output};
+use clap::Parser;
+use exit::Exit;
+use failure::Failure;
+use std::process::ExitCode;
+
+/// What every command needs.
+struct Context {
+    global: Global,
+    /// How to call this program in a hint so that it talks to the same master.
+    ctl: String,
+}
+
+impl Context {
+    fn new(global: Global) -> Self {
+        let given = global.master_url.join(",");
+        let from_env = std::env::var("CTL_MASTER_URL").is_ok_and(|url| url == given);
+        let ctl = match given.as_str() {
+            "" => "ctl".to_owned(),
+            _ if from_env => "ctl".to_owned(),
+            url => format!("ctl --master-url {url}"),
+        };
+        Context { global, ctl }
+    }
+
+    /// A client of the master that the operator named, or of the default one.
+    fn client(&self) -> Result<MasterClient, Failure> {
+        let mut urls = self.global.master_url.clone();
+        if urls.is_empty() {
+            urls.push(args::DEFAULT_MASTER.to_owned());
+        }
+        let options = ClientOptions { request_timeout: self.global.request_timeout };
+        Ok(MasterClient::new(urls, options)?)
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version go to standard output and end with 0, errors end with 2.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    let ctx = Context::new(cli.global);
+    let json = ctx.global.output == Output::Json;
+    let exit = run(ctx, cli.command).unwrap_or_else(|failure| {
+        out::note(&failure.render());
+        if json {
+            out::note(&info::exit_error(&failure));
+        }
+        failure.exit
+    });
+    ExitCode::from(exit.code())
+}
+
+fn run(ctx: Context, command: Command) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(format!("cannot start threads: {e}")))?;
+    let exit = runtime.block_on(async {
+        match command {
+            Command::Master(args) => master::run(&ctx, args).await,
+            Command::Agent(args) => agent::run(&ctx, args).await,
+            Command::Copy(args) => copy::run(&ctx, args).await,
+            Command::Config(command) => config::run(&ctx, command),
+            Command::Sync(command) => sync::run(&ctx, command).await,
+            Command::Workers(command) => workers::run(&ctx, command).await,
+            Command::Completion { shell } => info::completion(shell),
+            Command::Version => info::version(&ctx),
+        }
+    });
+    // A thread blocked in a system call on a dead file system must not keep the program alive.
+    runtime.shutdown_background();
+    exit
+}
+
+#[cfg(test)]
+mod sample;

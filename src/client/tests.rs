@@ -2,6 +2,7 @@
 //! hides what is really sent.
 
 use super::*;
+use crate::wire::sync::SyncRequest;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -1,9 +1,15 @@
 //! The agents' configuration: one file for all workers, of which each agent takes its own.
 
+use super::Env;
 use super::log::LogConfig;
-use crate::wire::worker::Endpoint;
+use super::reader::{Fields, Findings, Item, did_you_mean, quoted};
+use super::report::Pos;
+use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
 use crate::wire::{AbsPath, WorkerId};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
+use url::Url;
 
 /// Everything that one agent is told, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,4 +38,447 @@ pub struct AgentConfig {
 /// rest), at most 8 (a slot is several threads already).
 pub fn default_slots() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
+}
+
+/// The keys that only an agents file has, to tell it from a master's file.
+pub(super) const KEYS: [&str; 9] = [
+    "master_url",
+    "workers",
+    "worker_id",
+    "storage_paths",
+    "network",
+    "heartbeat_interval",
+    "drain_timeout",
+    "slots",
+    "log",
+];
+
+/// A beat more than this apart, and a master with default settings takes leases away (30 s, three beats).
+const SLOW_BEAT: Duration = Duration::from_secs(10);
+
+/// Storage paths go out with every heartbeat.
+const MAX_PATHS: usize = 256;
+
+/// All that an agents file says.
+pub(super) struct AgentsFile {
+    /// In the order of the file; those without a usable id are left out.
+    pub(super) workers: Vec<Worker>,
+}
+
+/// One worker, and where it stands in the file.
+pub(super) struct Worker {
+    pub(super) config: AgentConfig,
+    /// The storage paths, in the order of the file, with their places (host checks need them).
+    pub(super) path_places: Vec<Pos>,
+    /// The same for the endpoints; none where the endpoint is the default.
+    pub(super) endpoint_places: Vec<Pos>,
+    pub(super) label: String,
+}
+
+/// What a worker's entry may set and the top of the file sets for all.
+#[derive(Clone)]
+struct Shared {
+    heartbeat_interval: Duration,
+    drain_timeout: Duration,
+    slots: usize,
+    log: LogConfig,
+}
+
+impl Shared {
+    fn read(&mut self, fields: &Fields<'_>) {
+        let time = |key, low, high| {
+            let allowed = Duration::from_millis(low)..=Duration::from_secs(high);
+            fields.get(key).and_then(|i| Some((i.duration(allowed)?, i)))
+        };
+        if let Some((interval, item)) = time("heartbeat_interval", 100, 3600) {
+            if interval > SLOW_BEAT {
+                item.warn(
+                    "longer than 10s: leases of a master with default settings end after 30s, and three \
+                     heartbeats must fit — raise `lease` and `heartbeat_interval` in the master's file too",
+                );
+            }
+            self.heartbeat_interval = interval;
+        }
+        if let Some((timeout, _)) = time("drain_timeout", 0, 86_400) {
+            self.drain_timeout = timeout;
+        }
+        if let Some(slots) = fields.get("slots").and_then(|i| i.number(1..=256)) {
+            self.slots = usize::try_from(slots).unwrap_or(self.slots);
+        }
+        self.log.read(fields.get("log"));
+    }
+}
+
+impl AgentsFile {
+    /// Reads the whole file, every worker of it. Every problem is noted.
+    pub(super) fn read(root: &Item<'_>, env: &Env, findings: &Findings) -> Self {
+        let mut file = AgentsFile { workers: Vec::new() };
+        let Some(fields) = root.fields() else { return file };
+        let from_file = fields.get("master_url").map(|i| read_master_urls(&i));
+        let from_env = env.master_url.as_deref().map(|text| env_master_urls(text, findings));
+        if from_file.is_none() && from_env.is_none() {
+            fields.missing(
+                "master_url",
+                ": where is the master? e.g. `master_url: http://127.0.0.1:8888` (or set CTL_MASTER_URL)",
+            );
+        }
+        let mut reader = WorkerReader {
+            master_urls: from_env.or(from_file).unwrap_or_default(),
+            shared: Shared {
+                heartbeat_interval: Duration::from_secs(5),
+                drain_timeout: Duration::from_secs(60),
+                slots: default_slots(),
+                log: LogConfig::default(),
+            },
+            ids: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+        };
+        reader.shared.read(&fields);
+        let several = fields.get("workers");
+        match (fields.get("worker_id"), several) {
+            (Some(id), Some(_)) => {
+                id.error("give either one worker at the top of the file or a list in `workers`, not both");
+            }
+            (Some(id), None) => {
+                file.workers.extend(reader.body(Some((read_id(&id), id.at)), &fields))
+            }
+            (None, Some(workers)) => file.workers = reader.all(&workers),
+            (None, None) => fields.missing("workers", ": a list of `- worker_id: …` entries"),
+        }
+        fields.finish();
+        for worker in &mut file.workers {
+            let log = &mut worker.config.log;
+            match env.agent_log_level.as_deref() {
+                Some(level) => log.overlay("AGENT_LOG_LEVEL", Some(level), findings),
+                None => log.overlay("CTL_LOG_LEVEL", env.log_level.as_deref(), findings),
+            }
+        }
+        file
+    }
+
+    /// The worker that `id` names, or the only one; `None` with an error noted when there is no such.
+    pub(super) fn choose(self, id: Option<&str>, findings: &Findings) -> Option<Worker> {
+        let ids: Vec<String> =
+            self.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
+        let names: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let listed = match names.is_empty() {
+            true => "it names no worker".to_owned(),
+            false => format!("worker ids in this file: {}", names.join(" ")),
+        };
+        match id {
+            Some(id) => {
+                if !names.contains(&id) {
+                    let hint = did_you_mean(id, &names);
+                    findings.error(None, format!("no worker {}{hint}   {listed}", quoted(id)));
+                }
+                self.workers.into_iter().find(|w| w.config.worker_id.as_str() == id)
+            }
+            None if names.len() == 1 => self.workers.into_iter().next(),
+            None => {
+                findings.error(
+                    None,
+                    format!("say which worker this is, with `--worker-id ID`   {listed}"),
+                );
+                None
+            }
+        }
+    }
+}
+
+struct WorkerReader {
+    master_urls: Vec<String>,
+    shared: Shared,
+    /// Where each id was given first.
+    ids: BTreeMap<WorkerId, Pos>,
+    /// Which worker has an endpoint.
+    endpoints: BTreeMap<(String, u16), WorkerId>,
+}
+
+impl WorkerReader {
+    /// `workers`: a list of entries with `worker_id`, or a map of id → entry.
+    fn all(&mut self, workers: &Item<'_>) -> Vec<Worker> {
+        let mut found = Vec::new();
+        if workers.is_map() {
+            let Some(entries) = workers.fields() else { return found };
+            for (name, at, item) in entries.all() {
+                let id = name
+                    .parse()
+                    .map_err(|e| entries.error_at(at, &format!("worker id {} {e}", quoted(name))))
+                    .ok();
+                if let Some(fields) = item.fields() {
+                    if let Some(inner) = fields.get("worker_id")
+                        && read_id(&inner).is_some_and(|inner| Some(inner) != id)
+                    {
+                        inner
+                            .error(format!("differs from the name of the entry, {}", quoted(name)));
+                    }
+                    found.extend(self.body(Some((id, at)), &fields));
+                    fields.finish();
+                }
+            }
+        } else if let Some(items) = workers.items() {
+            for item in items {
+                let Some(fields) = item.fields() else { continue };
+                let id = fields.require("worker_id", "").map(|i| (read_id(&i), i.at));
+                found.extend(self.body(id, &fields));
+                fields.finish();
+            }
+        } else {
+            return found;
+        }
+        if found.is_empty() && workers.is_empty() {
+            workers.error("must name at least one worker");
+        }
+        found
+    }
+
+    /// What an entry says besides the id; `None` when its id is unusable or given before.
+    fn body(&mut self, id: Option<(Option<WorkerId>, Pos)>, fields: &Fields<'_>) -> Option<Worker> {
+        let mut shared = self.shared.clone();
+        shared.read(fields);
+        let paths = fields
+            .require("storage_paths", ": the directories that this worker may read and write");
+        let allow_root = fields.get("allow_root_path").and_then(|i| i.flag()).unwrap_or(false);
+        let paths = paths.map(|i| read_storage_paths(&i, allow_root)).unwrap_or_default();
+        let network = fields.get("network").and_then(|i| read_network(&i)).unwrap_or_default();
+
+        let (id, at) = id?;
+        let id = id?;
+        if let Some(first) = self.ids.get(&id) {
+            let message = format!("worker id `{id}` is given twice — first on line {}", first.line);
+            fields.error_at(at, &message);
+            return None;
+        }
+        self.ids.insert(id.clone(), at);
+        self.check_endpoints(&id, &network.endpoints);
+        let (mut endpoints, mut endpoint_places) = (Vec::new(), Vec::new());
+        for (endpoint, item) in network.endpoints {
+            endpoints.push(endpoint);
+            endpoint_places.push(item.at);
+        }
+        if endpoints.is_empty() {
+            endpoints.push(default_endpoint(network.control_plane_address.as_deref(), fields, at));
+        }
+        let (storage_paths, path_places) = paths.into_iter().unzip();
+        let config = AgentConfig {
+            worker_id: id,
+            master_urls: self.master_urls.clone(),
+            storage_paths,
+            control_plane_address: network.control_plane_address,
+            data_plane_endpoints: endpoints,
+            heartbeat_interval: shared.heartbeat_interval,
+            drain_timeout: shared.drain_timeout,
+            slots: shared.slots,
+            log: shared.log,
+        };
+        Some(Worker { config, path_places, endpoint_places, label: fields.item.path.clone() })
+    }
+
+    fn check_endpoints(&mut self, id: &WorkerId, endpoints: &[(Endpoint, Item<'_>)]) {
+        for (endpoint, item) in endpoints {
+            let port = endpoint.port.unwrap_or(DEFAULT_DATA_PORT);
+            if port == 0 {
+                continue;
+            }
+            match self.endpoints.get(&(endpoint.address.clone(), port)) {
+                Some(other) if other == id => {
+                    item.error(format!("{} is given twice", endpoint.authority()));
+                }
+                Some(other) => item.error(format!(
+                    "{} is also used by {other} — give each its own address or port",
+                    endpoint.authority()
+                )),
+                None => {
+                    self.endpoints.insert((endpoint.address.clone(), port), id.clone());
+                }
+            }
+        }
+    }
+}
+
+fn read_id(item: &Item<'_>) -> Option<WorkerId> {
+    item.parse("a worker's name", |text| text.parse().map_err(|e| format!("{} {e}", quoted(text))))
+}
+
+/// Without endpoints, an agent serves where the file says that its host is, or on this host only.
+fn default_endpoint(control: Option<&str>, fields: &Fields<'_>, at: Pos) -> Endpoint {
+    let given = control.and_then(|text| text.parse::<Endpoint>().ok());
+    let address = given.map(|e| e.address).unwrap_or_else(|| {
+        let place = fields.item.path.as_str();
+        let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
+        fields.warn_at(
+            at,
+            &format!(
+                "{place}no `network.data_plane_endpoints`: it serves on 127.0.0.1:{DEFAULT_DATA_PORT}, which \
+                 only agents on the same host reach"
+            ),
+        );
+        "127.0.0.1".to_owned()
+    });
+    Endpoint { iface: None, address, port: None }
+}
+
+fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> {
+    let mut paths: Vec<(AbsPath, Pos)> = Vec::new();
+    let Some(items) = item.items() else { return paths };
+    if items.is_empty() || items.len() > MAX_PATHS {
+        item.error(format!("must name at least one and at most {MAX_PATHS} directories"));
+        return paths;
+    }
+    for item in items {
+        let read = |text: &str| {
+            AbsPath::new(text).map_err(|e| match text {
+                "" => format!("{e}"),
+                _ => format!("{} {e}", quoted(text)),
+            })
+        };
+        let Some(path) = item.parse("an absolute path", read) else { continue };
+        if path.as_bytes() == b"/" && !allow_root {
+            item.error(
+                "`/` gives away everything on the host — name the directories that hold the data, or set \
+                 `allow_root_path: true`",
+            );
+            continue;
+        }
+        if let Some((other, _)) = paths.iter().find(|(p, _)| p.holds(&path) || path.holds(p)) {
+            if *other == path {
+                item.warn(format!("{path} is given twice"));
+                continue;
+            }
+            let (inner, outer) = if other.holds(&path) { (&path, other) } else { (other, &path) };
+            item.warn(format!(
+                "{inner} lies inside {outer}, which is given too: one of them is enough"
+            ));
+        }
+        paths.push((path, item.at));
+    }
+    paths
+}
+
+#[derive(Default)]
+struct Network<'a> {
+    control_plane_address: Option<String>,
+    endpoints: Vec<(Endpoint, Item<'a>)>,
+}
+
+fn read_network<'a>(item: &Item<'a>) -> Option<Network<'a>> {
+    let fields = item.fields()?;
+    let control_plane_address = fields.get("control_plane_address").and_then(|i| {
+        i.parse("an address", |text| text.parse::<Endpoint>().map(|_| text.to_owned()))
+    });
+    fields.outdated("control_plane_iface", "it has no effect; remove it");
+    let endpoints = match fields.get("data_plane_endpoints") {
+        None => Vec::new(),
+        Some(list) => {
+            let items = list.items().unwrap_or_default();
+            if list.is_list() && items.is_empty() {
+                list.error("must name at least one address — or remove the key");
+            }
+            items.into_iter().filter_map(|i| Some((read_endpoint(&i)?, i))).collect()
+        }
+    };
+    fields.finish();
+    Some(Network { control_plane_address, endpoints })
+}
+
+/// `address`, `address:port`, or `{address, iface | interface, port}`.
+fn read_endpoint(item: &Item<'_>) -> Option<Endpoint> {
+    let endpoint = if item.is_map() {
+        let fields = item.fields()?;
+        let address =
+            fields.require("address", "").and_then(|i| i.parse("an address", endpoint_text));
+        let (iface, interface) = (fields.get("iface"), fields.get("interface"));
+        if let (Some(_), Some(twice)) = (&iface, &interface) {
+            twice.error("the same as `iface`, which is given too");
+        }
+        let iface = iface.or(interface).and_then(|i| {
+            i.parse("an interface such as `ib0`", |text| {
+                Endpoint::new(Some(text.to_owned()), "127.0.0.1", None).map(|_| text.to_owned())
+            })
+        });
+        let port_item = fields.get("port");
+        let port = port_item.as_ref().and_then(|i| i.number(0..=65_535));
+        fields.finish();
+        let mut endpoint = address?;
+        if let (Some(_), Some(item)) = (endpoint.port, &port_item) {
+            item.error("`address` names a port too — give one of the two");
+        }
+        endpoint.iface = iface;
+        endpoint.port = port.and_then(|p| u16::try_from(p).ok()).or(endpoint.port);
+        endpoint
+    } else {
+        item.parse("an address, or `{address, iface, port}`", endpoint_text)?
+    };
+    let unspecified = endpoint.address.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    if unspecified {
+        item.error(format!(
+            "other agents cannot connect to {} — give the address of a network interface",
+            endpoint.address
+        ));
+        return None;
+    }
+    Some(endpoint)
+}
+
+/// As on the wire, and also port 0: the kernel chooses, the heartbeat says which.
+fn endpoint_text(text: &str) -> Result<Endpoint, String> {
+    if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
+        return Ok(Endpoint {
+            iface: None,
+            address: socket.ip().to_string(),
+            port: Some(socket.port()),
+        });
+    }
+    let mut endpoint: Endpoint = text.parse()?;
+    if let Ok(ip) = endpoint.address.parse::<IpAddr>() {
+        // One spelling, so that two of the same address are seen.
+        endpoint.address = ip.to_string();
+    }
+    Ok(endpoint)
+}
+
+fn read_master_urls(item: &Item<'_>) -> Vec<String> {
+    let items = if item.is_list() { item.items().unwrap_or_default() } else { vec![item.clone()] };
+    if items.is_empty() {
+        item.error("must name at least one URL");
+    }
+    let mut urls: Vec<String> = Vec::new();
+    for item in items {
+        match item.parse("a URL such as `http://127.0.0.1:8888`", check_master_url) {
+            Some(url) if urls.contains(&url) => item.warn(format!("{url} is given twice")),
+            Some(url) => urls.push(url),
+            None => {}
+        }
+    }
+    urls
+}
+
+fn env_master_urls(text: &str, findings: &Findings) -> Vec<String> {
+    let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
+    let urls = parts.filter_map(|part| {
+        check_master_url(part).map_err(|e| findings.env_error("CTL_MASTER_URL", e)).ok()
+    });
+    urls.collect()
+}
+
+/// Checks the URL of a master and drops its trailing slashes.
+///
+/// # Errors
+/// Says what is wrong with it and what a right one looks like.
+pub fn check_master_url(text: &str) -> Result<String, String> {
+    let example = "write for example `http://127.0.0.1:8888`";
+    if !text.contains("://") {
+        return Err(format!("{} has no `http://` in front — {example}", quoted(text)));
+    }
+    let url = Url::parse(text).map_err(|cause| format!("{} is no URL ({cause})", quoted(text)))?;
+    if url.scheme() != "http" {
+        return Err(format!("{} is not an `http://` URL — {example}", quoted(text)));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!("must not carry a user name or password — {example}"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("{} has a query or fragment — {example}", quoted(text)));
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }

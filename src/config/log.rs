@@ -1,5 +1,8 @@
 //! What is logged, and how.
 
+use super::reader::{Findings, Item, did_you_mean, quoted};
+use tracing_subscriber::EnvFilter;
+
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
@@ -21,5 +24,72 @@ pub enum LogFormat {
 impl Default for LogConfig {
     fn default() -> Self {
         LogConfig { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl LogConfig {
+    /// Reads a `log:` block over what is already set.
+    pub(super) fn read(&mut self, item: Option<Item<'_>>) {
+        let Some(fields) = item.and_then(|item| item.fields()) else { return };
+        if let Some(level) = fields.get("level").and_then(|i| i.parse("a log level", parse_level)) {
+            self.level = level;
+        }
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        if let Some(format) = fields.get("format").and_then(|i| i.word(&formats)) {
+            self.format = format;
+        }
+        fields.finish();
+    }
+
+    /// What the environment says goes before the file.
+    pub(super) fn overlay(&mut self, variable: &str, value: Option<&str>, findings: &Findings) {
+        match value.map(parse_level) {
+            None => {}
+            Some(Ok(level)) => self.level = level,
+            Some(Err(message)) => findings.env_error(variable, message),
+        }
+    }
+}
+
+/// One of the levels in any case, the names that other programs have for them, or filters.
+fn parse_level(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let word = text.trim().to_ascii_lowercase();
+    let known = match word.as_str() {
+        "warning" => "warn",
+        "critical" | "fatal" => "error",
+        other => other,
+    };
+    if LEVELS.contains(&known) {
+        return Ok(known.to_owned());
+    }
+    // A lone word that is no level would be taken for the name of a module, and silence the rest.
+    if text.contains(['=', ',']) && EnvFilter::builder().parse(text).is_ok() {
+        return Ok(text.trim().to_owned());
+    }
+    let hint = did_you_mean(&word, &LEVELS);
+    Err(format!("{} is no log level: use one of {}{hint}", quoted(text), LEVELS.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_read_in_any_spelling() {
+        for (text, level) in [
+            ("DEBUG", "debug"),
+            ("Warning", "warn"),
+            ("CRITICAL", "error"),
+            ("info,longhaul::store=debug", "info,longhaul::store=debug"),
+        ] {
+            assert_eq!(parse_level(text).as_deref(), Ok(level));
+        }
+        assert_eq!(
+            parse_level("inof").unwrap_err(),
+            "`inof` is no log level: use one of off, error, warn, info, debug, trace — did you mean `info`?"
+        );
+        assert!(parse_level("longhaul=loud").is_err());
+        assert!(parse_level("").is_err());
     }
 }

@@ -1,8 +1,13 @@
 //! The master's configuration.
 
+use super::Env;
 use super::RedisUrl;
 use super::log::LogConfig;
+use super::reader::{Fields, Findings, Item};
+use crate::util::units;
+use crate::wire::sync::DEFAULT_CHUNK_MB;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,4 +75,261 @@ pub struct SyncDefaults {
     pub chunk_size_mb: u32,
     /// How often a failed task or file is tried again before it is recorded as failed.
     pub max_retries: u32,
+}
+
+/// The keys of a master's file, to tell it from an agents file.
+pub(super) const KEYS: [&str; 13] = [
+    "listen",
+    "data_dir",
+    "redis",
+    "scheduler",
+    "heartbeat_interval",
+    "worker_heartbeat_timeout",
+    "lease",
+    "poll_wait_max",
+    "retention",
+    "limits",
+    "defaults",
+    "log",
+    "network",
+];
+
+/// How many heartbeats may get lost before somebody is given up.
+const BEATS: u32 = 3;
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+impl MasterConfig {
+    /// What a master does that is told nothing: it serves this host only, with its state in `state_dir`.
+    fn defaults(env: &Env) -> Self {
+        MasterConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8888)),
+            data_dir: env.state_dir.clone(),
+            store: StoreConfig::Embedded { dir: env.state_dir.clone() },
+            heartbeat_interval: Duration::from_secs(5),
+            worker_heartbeat_timeout: Duration::from_secs(45),
+            lease: Duration::from_secs(30),
+            poll_wait_max: Duration::from_secs(30),
+            retention: 60 * DAY,
+            limits: Limits {
+                max_active_syncs: 64,
+                window_tasks: 256,
+                max_file_list_bytes: 64 << 20,
+            },
+            defaults: SyncDefaults { chunk_size_mb: DEFAULT_CHUNK_MB, max_retries: 5 },
+            log: LogConfig::default(),
+        }
+    }
+
+    /// Reads a master's file. Every problem is noted; the value is only usable if there is no error.
+    pub(super) fn read(root: &Item<'_>, env: &Env, exposed: bool, findings: &Findings) -> Self {
+        let mut config = MasterConfig::defaults(env);
+        if let Some(fields) = root.fields() {
+            config.read_fields(&fields, exposed);
+            fields.finish();
+        }
+        config.overlay(env, findings);
+        config
+    }
+
+    /// A master that was given no file.
+    pub(super) fn without_file(env: &Env, findings: &Findings) -> Self {
+        let mut config = MasterConfig::defaults(env);
+        config.overlay(env, findings);
+        config
+    }
+
+    fn read_fields(&mut self, fields: &Fields<'_>, exposed: bool) {
+        set(&mut self.listen, fields.get("listen").and_then(|i| read_listen(&i)));
+        set(&mut self.data_dir, fields.get("data_dir").and_then(|i| read_dir(&i)));
+        self.store = StoreConfig::Embedded { dir: self.data_dir.clone() };
+        // The predecessor's files name it; there is one way to schedule here.
+        if let Some(item) = fields.get("scheduler") {
+            item.word(&[("round_robin", ())]);
+        }
+        fields.outdated("network", "it has no effect; `listen` says where the API is served");
+        self.read_times(fields);
+        if let Some(item) = fields.get("redis") {
+            self.read_redis(&item, fields.get("retention").is_some(), exposed);
+        }
+        if let Some(item) = fields.get("retention") {
+            set(&mut self.retention, read_retention(&item));
+        }
+        if let Some(limits) = fields.get("limits").and_then(|i| i.fields()) {
+            let number = |key, allowed| {
+                let value: Option<u64> = limits.get(key).and_then(|i| i.number(allowed));
+                value.and_then(|n| usize::try_from(n).ok())
+            };
+            set(&mut self.limits.max_active_syncs, number("max_active_syncs", 1..=10_000));
+            set(&mut self.limits.window_tasks, number("window_tasks", 4..=100_000));
+            let size = limits.get("max_file_list_bytes").and_then(|i| i.size(1024..=1 << 30));
+            set(&mut self.limits.max_file_list_bytes, size);
+            limits.finish();
+        }
+        if let Some(defaults) = fields.get("defaults").and_then(|i| i.fields()) {
+            let number = |key, allowed: RangeInclusive<u64>| {
+                let value = defaults.get(key).and_then(|i| i.number(allowed));
+                value.and_then(|n| u32::try_from(n).ok())
+            };
+            set(&mut self.defaults.chunk_size_mb, number("chunk_size_mb", 1..=1024));
+            set(&mut self.defaults.max_retries, number("max_retries", 0..=100));
+            defaults.finish();
+        }
+        self.log.read(fields.get("log"));
+    }
+
+    /// The times, and how they must fit together.
+    fn read_times(&mut self, fields: &Fields<'_>) {
+        let time = |key, allowed| fields.get(key).and_then(|i| i.duration(allowed));
+        let from = |ms| Duration::from_millis(ms);
+        set(&mut self.heartbeat_interval, time("heartbeat_interval", from(100)..=HOUR));
+        let timeout = time("worker_heartbeat_timeout", from(300)..=DAY);
+        set(&mut self.worker_heartbeat_timeout, timeout);
+        set(&mut self.lease, time("lease", from(300)..=DAY));
+        set(&mut self.poll_wait_max, time("poll_wait_max", from(0)..=from(300_000)));
+
+        let least = self.heartbeat_interval * BEATS;
+        let beat = units::duration(self.heartbeat_interval);
+        for (key, value) in
+            [("worker_heartbeat_timeout", self.worker_heartbeat_timeout), ("lease", self.lease)]
+        {
+            if value < least {
+                // Said where it can be changed: at the key that is there.
+                let item = fields.get(key).or_else(|| fields.get("heartbeat_interval"));
+                let (value, least) = (units::duration(value), units::duration(least));
+                if let Some(item) = item {
+                    item.error_about(
+                        key,
+                        &format!(
+                            "{value} is shorter than {BEATS} heartbeats of {beat}: it must be at least \
+                             {least}, or your agents' `heartbeat_interval` be shorter"
+                        ),
+                    );
+                }
+            }
+        }
+    }
+
+    fn read_redis(&mut self, item: &Item<'_>, retention_given: bool, exposed: bool) {
+        let Some(fields) = item.fields() else { return };
+        let url = fields.get("url").map(|i| (i.clone(), i.parse("a Redis URL", str::parse)));
+        let host = fields.get("host").map(|i| i.text());
+        let port = fields.get("port").map(|i| i.number(1..=65535));
+        let db = fields.get("db").map(|i| i.number(0..=u64::from(u32::MAX)));
+        let username = fields.get("username").map(|i| i.text());
+        let password = fields.get("password").map(|i| i.secret());
+        let namespace = fields.get("namespace").and_then(|i| i.parse("a name", check_namespace));
+        let allow_volatile = fields.get("allow_volatile").and_then(|i| i.flag()).unwrap_or(false);
+        if let Some(days) = fields.get("expiry_days").and_then(|i| i.number(1..=36_500)) {
+            let advice = format!("write `retention: {days}d` instead");
+            fields.outdated("expiry_days", &advice);
+            if !retention_given {
+                self.retention = DAY * u32::try_from(days).unwrap_or(u32::MAX);
+            }
+        }
+
+        let parts = host.is_some() || port.is_some() || db.is_some();
+        let parts = parts || username.is_some() || password.is_some();
+        let url: Option<RedisUrl> = match url {
+            Some((item, url)) => {
+                if parts {
+                    item.error("give either `url` or `host`, `port`, `db`, not both");
+                }
+                url
+            }
+            None => {
+                let number = |n: Option<Option<u64>>, default| n.flatten().unwrap_or(default);
+                let made = RedisUrl::from_parts(
+                    host.flatten().unwrap_or("localhost"),
+                    u16::try_from(number(port, 6379)).unwrap_or(6379),
+                    u32::try_from(number(db, 0)).unwrap_or(0),
+                    username.flatten(),
+                    password.flatten(),
+                );
+                made.map_err(|message| match fields.get("host") {
+                    Some(host) => host.error(message),
+                    None => fields.item.error(message),
+                })
+                .ok()
+            }
+        };
+        if let Some(url) = url {
+            if url.has_password() && exposed {
+                fields.item.warn(
+                    "every user of this host can read the password in this file — `chmod o-r` it, or \
+                     give the URL in the environment variable REDIS_URL",
+                );
+            }
+            let namespace = namespace.unwrap_or_else(default_namespace);
+            self.store = StoreConfig::Redis { url, namespace, allow_volatile };
+        }
+        fields.finish();
+    }
+
+    /// What the environment says goes before the file.
+    fn overlay(&mut self, env: &Env, findings: &Findings) {
+        match env.redis_url.as_deref().map(str::parse) {
+            None => {}
+            Some(Ok(new)) => match &mut self.store {
+                StoreConfig::Redis { url, .. } => *url = new,
+                StoreConfig::Embedded { .. } => {
+                    let namespace = default_namespace();
+                    self.store = StoreConfig::Redis { url: new, namespace, allow_volatile: false };
+                }
+            },
+            Some(Err(message)) => findings.env_error("REDIS_URL", message),
+        }
+        self.log.overlay("CTL_LOG_LEVEL", env.log_level.as_deref(), findings);
+    }
+}
+
+fn default_namespace() -> String {
+    "default".to_owned()
+}
+
+fn set<T>(slot: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *slot = value;
+    }
+}
+
+fn read_listen(item: &Item<'_>) -> Option<SocketAddr> {
+    item.parse("an address and port such as `127.0.0.1:8888`", |text| {
+        let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |p| format!("127.0.0.1:{p}"));
+        text.parse().map_err(|_| {
+            let shown = super::reader::quoted(&text);
+            format!("{shown} is no address with a port — write for example `0.0.0.0:8888` or `[::]:8888`")
+        })
+    })
+}
+
+fn read_dir(item: &Item<'_>) -> Option<PathBuf> {
+    let dir = PathBuf::from(item.text()?);
+    if !dir.is_absolute() {
+        item.error("must be an absolute path (start with `/`)");
+        return None;
+    }
+    Some(dir)
+}
+
+/// `60d`, or `{finished_syncs: 60d}`.
+fn read_retention(item: &Item<'_>) -> Option<Duration> {
+    let allowed = Duration::ZERO..=100 * 365 * DAY;
+    if !item.is_map() {
+        return item.duration(allowed);
+    }
+    let fields = item.fields()?;
+    let time = fields.get("finished_syncs").and_then(|i| i.duration(allowed));
+    fields.finish();
+    time
+}
+
+/// It becomes part of every key, inside the braces that Redis Cluster hashes.
+fn check_namespace(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 64 characters out of A-Z a-z 0-9 . _ -".into())
+    }
 }

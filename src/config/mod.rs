@@ -1,5 +1,10 @@
 //! Configuration files → checked values. Everything wrong with a file is reported at once, each
 //! problem with its line and column; only a checked value travels further.
+//!
+//! ```text
+//! bytes ─source─▶ text ─document─▶ tree with places ─reader─▶ MasterConfig | AgentConfig
+//!                                                      └────▶ every problem found (report)
+//! ```
 
 pub mod agent;
 pub mod env;
@@ -8,12 +13,24 @@ pub mod master;
 pub mod redis_url;
 pub mod report;
 
+mod document;
+mod host;
+mod reader;
+mod source;
+#[cfg(test)]
+mod tests;
+
 pub use agent::AgentConfig;
 pub use env::Env;
 pub use log::{LogConfig, LogFormat};
 pub use master::{MasterConfig, StoreConfig};
 pub use redis_url::RedisUrl;
 pub use report::{ConfigErrors, FileKind, Pos, Problem, Report, Severity};
+
+use agent::AgentsFile;
+use reader::{Findings, Item};
+use source::Source;
+use std::path::Path;
 
 /// A usable configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,4 +39,105 @@ pub struct Loaded<T> {
     pub config: T,
     /// What should be logged at the start.
     pub warnings: Vec<Problem>,
+}
+
+/// Loads a master's file; without one (`None`), every setting has its default. `env` goes before the
+/// file.
+///
+/// # Errors
+/// Everything that is wrong with the file or the environment, at once.
+pub fn load_master(path: Option<&Path>, env: &Env) -> Result<Loaded<MasterConfig>, ConfigErrors> {
+    let Some(path) = path else {
+        let findings = Findings::new("built-in defaults".into());
+        let config = MasterConfig::without_file(env, &findings);
+        return findings.finish(Some(config));
+    };
+    let findings = Findings::new(path.display().to_string());
+    let config = source::open(path, &findings).and_then(|source| {
+        right_kind(&source, FileKind::Master, &findings)
+            .then(|| read_master(&source, env, &findings))
+    });
+    findings.finish(config)
+}
+
+/// Loads one worker of an agents file: `worker_id`, or the only one in it. All of the file must be
+/// right, not only this worker's part. `env` goes before the file.
+///
+/// # Errors
+/// Everything that is wrong with the file or the environment, at once.
+pub fn load_agent(
+    path: &Path,
+    worker_id: Option<&str>,
+    env: &Env,
+) -> Result<Loaded<AgentConfig>, ConfigErrors> {
+    let findings = Findings::new(path.display().to_string());
+    let config = source::open(path, &findings).and_then(|source| {
+        if !right_kind(&source, FileKind::Agents, &findings) {
+            return None;
+        }
+        let file = AgentsFile::read(&Item::root(&source.root, &findings), env, &findings);
+        Some(file.choose(worker_id, &findings)?.config)
+    });
+    findings.finish(config)
+}
+
+/// Checks a file of either kind, for `ctl config check`. With a `worker_id` it also checks whether
+/// that worker's directories, interfaces and addresses are there on this host.
+pub fn check(path: &Path, worker_id: Option<&str>, env: &Env) -> Report {
+    let file = path.display().to_string();
+    let findings = Findings::new(file.clone());
+    let (mut kind, mut worker_ids) = (None, Vec::new());
+    if let Some(source) = source::open(path, &findings) {
+        let found = kind_of(&source);
+        kind = Some(found);
+        match found {
+            FileKind::Master => drop(read_master(&source, env, &findings)),
+            FileKind::Agents => {
+                let file = AgentsFile::read(&Item::root(&source.root, &findings), env, &findings);
+                worker_ids = file.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
+                if worker_id.is_some()
+                    && let Some(worker) = file.choose(worker_id, &findings)
+                {
+                    host::check(&worker, &findings);
+                }
+            }
+        }
+    }
+    Report { file, kind, problems: findings.into_problems(), worker_ids }
+}
+
+fn read_master(source: &Source, env: &Env, findings: &Findings) -> MasterConfig {
+    let root = Item::root(&source.root, findings);
+    MasterConfig::read(&root, env, source.world_readable, findings)
+}
+
+/// Which kind of file has more of these keys; a master's, when neither.
+fn kind_of(source: &Source) -> FileKind {
+    let keys = match &source.root.kind {
+        document::Kind::Map(entries) => entries.as_slice(),
+        _ => &[],
+    };
+    let known = |names: &[&str]| keys.iter().filter(|e| names.contains(&e.key.as_str())).count();
+    if known(&agent::KEYS) > known(&master::KEYS) { FileKind::Agents } else { FileKind::Master }
+}
+
+/// One clear error for the wrong file, instead of one for each key in it.
+fn right_kind(source: &Source, wanted: FileKind, findings: &Findings) -> bool {
+    let found = kind_of(source);
+    let empty = !matches!(&source.root.kind, document::Kind::Map(entries) if !entries.is_empty());
+    if found == wanted || empty {
+        return true;
+    }
+    findings.error(
+        source.root.at,
+        match wanted {
+            FileKind::Master => {
+                "this is an agents file — `ctl master` needs a master's, see example_master.yml"
+            }
+            FileKind::Agents => {
+                "this is a master's file — `ctl agent` needs an agents file, see example_agent.yml"
+            }
+        },
+    );
+    false
 }

@@ -23,7 +23,6 @@ use crate::util::backoff::Backoff;
 use anyhow::Context as _;
 use http::HttpLimits;
 use owner::Owner;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -38,7 +37,7 @@ const QUEUE: usize = 1024;
 
 /// A master that serves.
 pub struct Master {
-    address: SocketAddr,
+    url: String,
     handle: Handle,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -60,7 +59,7 @@ impl Master {
                 Self::start_on(store, &config, shutdown).await
             }
             StoreConfig::Embedded { dir } => {
-                let store = EmbeddedStore::open(Location::File(dir.clone())).await?;
+                let store = EmbeddedStore::open(Location::File(dir.clone()))?;
                 Self::start_on(store, &config, shutdown).await
             }
         }
@@ -75,12 +74,38 @@ impl Master {
         config: &MasterConfig,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
+        Self::begin(store, config, None, shutdown).await
+    }
+
+    /// As [`Master::start_on`], for this process only: [`Master::url`] has a random component, and
+    /// without it nothing is served. Other users of the host can reach its port, and could else have
+    /// files copied with the rights of this process.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_private<S: Store>(
+        store: S,
+        config: &MasterConfig,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Master> {
+        let secret = uuid::Uuid::new_v4().simple().to_string();
+        Self::begin(store, config, Some(secret), shutdown).await
+    }
+
+    async fn begin<S: Store>(
+        store: S,
+        config: &MasterConfig,
+        secret: Option<String>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Master> {
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
         })?;
         let address = listener.local_addr().context("read the bound address")?;
         let store = Arc::new(store);
-        let holder = format!("http://{address}");
+        // Unique to this master: whoever has the address on this host is it, or its successor.
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let holder = format!("{host} http://{address}");
         let fence = lead(store.as_ref(), &holder, &shutdown).await?;
         let records = patiently("read the store", &shutdown, || store.load()).await?;
         let seed = *blake3::hash(
@@ -101,17 +126,23 @@ impl Master {
         let limits = HttpLimits {
             submit_bytes: usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX),
             max_wait: config.poll_wait_max,
+            default_chunk_mb: config.defaults.chunk_size_mb,
+            secret: secret.clone(),
             ..HttpLimits::default()
         };
         let owner = Owner::new(store, state, fence, requests, health);
         tracing::info!(%address, epoch = fence.epoch, "the master serves");
         let running = tokio::spawn(serve(owner, listener, handle.clone(), limits, shutdown));
-        Ok(Master { address, handle, running })
+        let url = match secret {
+            Some(secret) => format!("http://{address}/{secret}"),
+            None => format!("http://{address}"),
+        };
+        Ok(Master { url, handle, running })
     }
 
     /// Where the API is, e.g. `http://127.0.0.1:8888`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.url.clone()
     }
 
     /// The way to the owner without HTTP.

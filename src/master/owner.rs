@@ -222,18 +222,14 @@ impl<S: Store> Owner<S> {
                     if failures > 0 {
                         tracing::info!("the store is back");
                     }
-                    self.health.send_if_modified(|health| {
-                        let news = health.is_err();
-                        *health = Ok(());
-                        news
-                    });
+                    self.tell_health(Ok(()));
                     return Ok(true);
                 }
                 Err(StoreError::Unavailable(why)) => {
                     if failures == 0 {
                         tracing::error!(why, "the store is not available; trying again");
                     }
-                    self.health.send_replace(Err(why));
+                    self.tell_health(Err(why));
                     tokio::select! {
                         () = tokio::time::sleep(RETRY.delay(failures)) => {}
                         () = shutdown.cancelled() => return Ok(false),
@@ -265,7 +261,7 @@ impl<S: Store> Owner<S> {
         let stored = loop {
             match self.store.blob_keys().await {
                 Err(StoreError::Unavailable(why)) => {
-                    self.health.send_replace(Err(why));
+                    self.tell_health(Err(why));
                     tokio::time::sleep(RETRY.delay(failures)).await;
                     failures += 1;
                 }
@@ -289,20 +285,25 @@ impl<S: Store> Owner<S> {
         })
     }
 
+    /// Lets callers know at once whether anything can be decided.
+    fn tell_health(&self, now: Health) {
+        self.health.send_if_modified(|known| {
+            let news = *known != now;
+            *known = now;
+            news
+        });
+    }
+
     /// Prolongs leadership while there is nothing to commit.
     async fn renew(&mut self) -> Result<(), StoreError> {
         match self.store.renew(self.fence, LEASE).await {
             Ok(()) => {
-                self.health.send_if_modified(|health| {
-                    let news = health.is_err();
-                    *health = Ok(());
-                    news
-                });
+                self.tell_health(Ok(()));
                 Ok(())
             }
             Err(StoreError::Unavailable(why)) => {
                 tracing::error!(why, "the store is not available");
-                self.health.send_replace(Err(why));
+                self.tell_health(Err(why));
                 Ok(())
             }
             Err(StoreError::Lost { found, .. }) => {
@@ -328,5 +329,118 @@ fn handed_back(assignment: &Assignment) -> SyncResult {
         attempt: Some(assignment.attempt),
         task_digest: Some(assignment.task_digest),
         report: Some(TaskReport { handed_back: true, ..TaskReport::default() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::handle::{BlobReader, Handle};
+    use super::*;
+    use crate::scheduler::Settings;
+    use crate::store::{Acquired, MemoryStore};
+    use crate::wire::sync::{SyncRequest, SyncState};
+    use crate::wire::worker::WorkerHeartbeat;
+    use crate::wire::{RequestId, WorkerId};
+
+    struct World {
+        store: MemoryStore,
+        handle: Handle,
+        owning: tokio::task::JoinHandle<Result<(), StoreError>>,
+        stop: CancellationToken,
+    }
+
+    async fn start() -> World {
+        let store = MemoryStore::new();
+        let mine = store.another_handle();
+        let Ok(Acquired::Leader(fence)) = mine.acquire("m", LEASE).await else { panic!("no lead") };
+        let records = mine.load().await.unwrap();
+        let state = State::load(Settings::default(), [1; 32], &records, now()).unwrap();
+        let (tx, requests) = mpsc::channel(16);
+        let (health, seen) = watch::channel(Ok(()));
+        let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
+        let stop = CancellationToken::new();
+        let owner = Owner::new(Arc::new(mine), state, fence, requests, health);
+        let owning = tokio::spawn(owner.run(stop.clone()));
+        World { store, handle: Handle::new(tx, seen, blobs), owning, stop }
+    }
+
+    fn request(id: &str) -> SyncRequest {
+        serde_json::from_value(serde_json::json!({
+            "request_id": id, "source_path": "/src", "destination_path": "/dst"
+        }))
+        .unwrap()
+    }
+
+    fn heartbeat() -> WorkerHeartbeat {
+        serde_json::from_value(serde_json::json!({
+            "worker_id": "w", "status": "READY", "storage_paths": ["/src", "/dst"],
+            "incarnation": "1",
+        }))
+        .unwrap()
+    }
+
+    fn id(text: &str) -> RequestId {
+        text.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_is_in_the_store() {
+        let world = start().await;
+        world.handle.submit(request("demo"), None).await.unwrap();
+        let records = world.store.load().await.unwrap();
+        let state = State::load(Settings::default(), [2; 32], &records, now()).unwrap();
+        assert!(state.record("s/1").is_some());
+        world.stop.cancel();
+        world.owning.await.unwrap().unwrap();
+        assert_eq!(world.store.complaints(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_away_for_a_moment_is_written_to_when_it_is_back() {
+        let world = start().await;
+        world.store.fail_next(StoreError::Unavailable("away".into()));
+        world.handle.submit(request("demo"), None).await.unwrap();
+        world.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
+        world.handle.submit(request("other"), None).await.unwrap();
+        assert_eq!(world.handle.list().await.unwrap().len(), 2);
+        assert_eq!(world.store.complaints(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_was_rolled_back_gets_everything_back() {
+        let world = start().await;
+        world.handle.submit(request("first"), None).await.unwrap();
+        world.handle.submit(request("second"), None).await.unwrap();
+        world.store.roll_back_to(0);
+        world.handle.submit(request("third"), None).await.unwrap();
+        let records = world.store.load().await.unwrap();
+        for key in ["meta", "s/1", "s/2", "s/3"] {
+            assert!(records.contains_key(key), "{key} of {:?}", records.keys());
+        }
+        assert_eq!(world.handle.progress(id("first")).await.unwrap().state, SyncState::Queued);
+    }
+
+    #[tokio::test]
+    async fn a_deposed_master_stops_and_answers_nobody() {
+        let world = start().await;
+        let other = world.store.another_handle();
+        assert!(matches!(other.acquire("m", LEASE).await, Ok(Acquired::Leader(_))));
+        let problem = world.handle.submit(request("demo"), None).await.unwrap_err();
+        assert_eq!(problem.status, 503);
+        let ended = world.owning.await.unwrap();
+        assert!(matches!(ended, Err(StoreError::Deposed { .. })), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn an_assignment_whose_caller_went_away_is_not_lost() {
+        let world = start().await;
+        world.handle.heartbeat(heartbeat()).await.unwrap();
+        let worker: WorkerId = "w".parse().unwrap();
+        let poll = |wait| world.handle.poll(worker.clone(), Some("1".into()), None, wait);
+        let gone = tokio::time::timeout(Duration::from_millis(50), poll(Duration::from_secs(20)));
+        assert!(gone.await.is_err(), "there is no work yet");
+        world.handle.submit(request("demo"), None).await.unwrap();
+        let got = poll(Duration::from_secs(5)).await.unwrap();
+        assert_eq!(got.expect("the scan").request_id, id("demo"));
     }
 }

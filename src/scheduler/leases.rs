@@ -13,6 +13,11 @@ use crate::wire::{AssignmentId, SyncNo, TaskId, WorkerId};
 /// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
 const MAX_ATTEMPTS: u32 = 20;
 
+/// So many workers are known at most.
+const MAX_WORKERS: usize = 16_384;
+/// A worker that was not heard of for so long is forgotten.
+const FORGET_MS: u64 = 24 * 3600 * 1000;
+
 /// How well a task fits a poll; the smallest is taken. The fields are compared in order.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Fit {
@@ -28,6 +33,12 @@ struct Fit {
 impl State {
     pub(super) fn heartbeat(&mut self, said: WorkerHeartbeat, now: Now) -> Reply {
         let id = said.worker_id.clone();
+        if self.workers.known.len() >= MAX_WORKERS && !self.workers.known.contains_key(&id) {
+            let detail = format!("{MAX_WORKERS} workers are known, and no more are taken");
+            let problem = Problem::new(429, "Too Many Requests", "too_many_workers", detail)
+                .hinted("workers that fall silent are forgotten after a day");
+            return Reply::Refused(Box::new(problem));
+        }
         let restarted = self.workers.known.get(&id).is_some_and(|known| {
             known.said.incarnation.is_some() && known.said.incarnation != said.incarnation
         });
@@ -64,6 +75,7 @@ impl State {
             !known.active
                 || known.said.status.takes_work() != said.status.takes_work()
                 || known.said.storage_paths != said.storage_paths
+                || known.said.incarnation != said.incarnation
         });
         self.wake |= news;
         let worker =
@@ -339,6 +351,7 @@ impl State {
             }
         }
         let timeout = self.settings.heartbeat_timeout_ms;
+        self.workers.known.retain(|_, w| now.mono_ms.saturating_sub(w.heard_ms) < FORGET_MS);
         for (id, worker) in &mut self.workers.known {
             if slept {
                 worker.heard_ms += gap;

@@ -815,7 +815,7 @@ impl Play {
     }
 
     /// Everybody behaves from now on: the sync must end.
-    fn to_the_end(&mut self) -> SyncProgress {
+    fn play_on(&mut self) -> SyncProgress {
         for _ in 0..20_000 {
             let progress = self.world.progress("demo");
             if progress.state.is_final() {
@@ -852,7 +852,7 @@ proptest! {
         for step in steps {
             play.step(step);
         }
-        let end = play.to_the_end();
+        let end = play.play_on();
         let (mut files, mut dirs, mut bytes) = (0, 0, 0);
         for item in (0..pages).flat_map(Play::content) {
             match item {

@@ -30,15 +30,19 @@
 //! One contract suite (`contract.rs`) runs on all three.
 
 mod batch;
+mod embedded;
 mod fence;
 mod memory;
+mod redis;
 
 #[cfg(test)]
 mod contract;
 
 pub use batch::Batch;
+pub use embedded::{EmbeddedStore, Location};
 pub use fence::{Acquired, Fence};
 pub use memory::MemoryStore;
+pub use redis::RedisStore;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

@@ -69,6 +69,14 @@ impl Endpoint {
         }
     }
 
+    /// Puts one together from its parts.
+    ///
+    /// # Errors
+    /// An address that is neither an IP address nor a host name, or an interface name that is none.
+    pub fn new(iface: Option<String>, address: &str, port: Option<u16>) -> Result<Self, String> {
+        Self::checked(iface, address, port.map(u64::from))
+    }
+
     /// Checks the parts.
     fn checked(iface: Option<String>, address: &str, port: Option<u64>) -> Result<Self, String> {
         let host_ok = address.parse::<std::net::IpAddr>().is_ok()

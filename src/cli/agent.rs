@@ -1,0 +1,45 @@
+//! `ctl agent`.
+
+use super::args::AgentArgs;
+use super::exit::Exit;
+use super::failure::Failure;
+use super::{Context, config, service};
+use crate::client::{ClientOptions, MasterClient};
+use crate::config::{AgentConfig, Env, load_agent};
+
+/// Works until a signal.
+///
+/// # Errors
+/// A configuration that can't be used (78), or what ended the agent.
+pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure> {
+    let env = Env::from_process();
+    let worker_id = args.worker_id.as_ref().map(|id| id.as_str());
+    if args.check {
+        return config::report(ctx, &crate::config::check(&args.config, worker_id, &env));
+    }
+    let loaded = load_agent(&args.config, worker_id, &env)?;
+    let config = overlay(loaded.config, &args, &ctx.global.master_url)?;
+    service::start_logging(&config.log, &args.log, ctx.global.verbose, &loaded.warnings)?;
+    let shutdown = service::stop_on_signals();
+    service::run_agent(config, shutdown).await.map_err(|e| service::failed(&e))?;
+    Ok(Exit::Ok)
+}
+
+/// What the command line says goes before the file.
+fn overlay(
+    mut config: AgentConfig,
+    args: &AgentArgs,
+    master_url: &[String],
+) -> Result<AgentConfig, Failure> {
+    if !master_url.is_empty() {
+        let client = MasterClient::new(master_url.to_vec(), ClientOptions::default())?;
+        config.master_urls = client.urls().to_vec();
+    }
+    if let Some(interval) = args.heartbeat_interval {
+        config.heartbeat_interval = interval;
+    }
+    if let Some(timeout) = args.drain_timeout {
+        config.drain_timeout = timeout;
+    }
+    Ok(config)
+}

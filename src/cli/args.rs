@@ -1,0 +1,372 @@
+//! The command line's shape: every command, option and default, and what the help says of them.
+
+use super::exit;
+use crate::util::units;
+use crate::wire::sync::SyncState;
+use crate::wire::{RequestId, WorkerId};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The master where none is named.
+pub const DEFAULT_MASTER: &str = "http://127.0.0.1:8888";
+
+const EXAMPLES: &str = "\
+Examples:
+  ctl copy /scratch/run42 /backup/run42                copy a tree on this machine, nothing to set up
+  ctl sync submit /scratch/run42 /arch/run42 --wait    copy between storage hosts and wait for the end
+  find /data -name '*.h5' -print0 | ctl sync submit /data /bk --files-from - -0 --wait
+  ctl sync list                                        what runs, what waits and why, what ended
+";
+
+/// Moves bulk data between storage hosts: one master, many agents, every byte checked.
+#[derive(Debug, Parser)]
+#[command(name = "ctl", version, propagate_version = false, infer_subcommands = false)]
+#[command(before_long_help = EXAMPLES, after_long_help = exit::help())]
+pub struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Global {
+    /// The master; several (for fail-over) by commas or by repeating it [default: http://127.0.0.1:8888]
+    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', env = "CTL_MASTER_URL")]
+    #[arg(help_heading = "Global options")]
+    pub(super) master_url: Vec<String>,
+    /// Print for people, or exactly what the API answers
+    #[arg(short, long, global = true, value_name = "FORMAT", env = "CTL_OUTPUT")]
+    #[arg(default_value = "table", help_heading = "Global options")]
+    pub(super) output: Output,
+    /// Print ids only, and no progress
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub(super) quiet: bool,
+    /// Say more; twice: still more
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
+    pub(super) verbose: u8,
+    /// How progress is shown, on standard error: `auto` is a live view on a terminal, else lines
+    #[arg(long, global = true, value_name = "HOW", env = "CTL_PROGRESS", default_value = "auto")]
+    #[arg(help_heading = "Global options")]
+    pub(super) progress: ProgressMode,
+    /// Give up a request that has no complete answer after this, e.g. 30s
+    #[arg(long, global = true, value_name = "DURATION", default_value = "30s")]
+    #[arg(value_parser = some_time, help_heading = "Global options")]
+    pub(super) request_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people.
+    Table,
+    /// The API's documents, unchanged.
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProgressMode {
+    /// A live view on a terminal, else lines.
+    Auto,
+    /// A live view (on something that is no terminal: lines).
+    Tty,
+    /// Whole lines of `key=value`.
+    Plain,
+    /// Nothing.
+    None,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a master: it takes syncs and hands out work
+    Master(MasterArgs),
+    /// Run an agent on a storage host: it moves the bytes
+    Agent(AgentArgs),
+    /// Copy the contents of SRC into DST on this machine, with nothing to set up
+    Copy(CopyArgs),
+    /// Submit syncs, look at them, wait for them, end them
+    #[command(subcommand)]
+    Sync(SyncCommand),
+    /// Look at the workers
+    #[command(subcommand, visible_alias = "worker")]
+    Workers(WorkersCommand),
+    /// Check configuration files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script
+    Completion {
+        /// For which shell
+        shell: Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MasterArgs {
+    /// The configuration, e.g. example_master.yml [default: every setting has its default]
+    #[arg(short, long, value_name = "FILE", env = "CTL_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// Serve the API there [default: as the configuration says]
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["host", "port"])]
+    pub(super) listen: Option<SocketAddr>,
+    /// Serve the API on this address
+    #[arg(long, value_name = "ADDR")]
+    pub(super) host: Option<IpAddr>,
+    /// Serve the API on this port; 0: any that is free
+    #[arg(long, value_name = "PORT")]
+    pub(super) port: Option<u16>,
+    /// Keep the master's files there
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Check the configuration and end
+    #[arg(long)]
+    pub(super) check: bool,
+    #[command(flatten)]
+    pub(super) log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AgentArgs {
+    /// Which of the workers in the configuration this is [default: the only one in it]
+    #[arg(long, value_name = "ID", env = "CTL_WORKER_ID")]
+    pub(super) worker_id: Option<WorkerId>,
+    /// The configuration, e.g. example_agent.yml; one file can serve all agents
+    #[arg(short, long, value_name = "FILE", env = "CTL_CONFIG")]
+    pub(super) config: PathBuf,
+    /// How often to tell the master that this agent is alive [default: as the configuration says]
+    #[arg(long, value_name = "DURATION", value_parser = some_time)]
+    pub(super) heartbeat_interval: Option<Duration>,
+    /// How long to finish what is in hand when told to stop [default: as the configuration says]
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+    pub(super) drain_timeout: Option<Duration>,
+    /// Check the configuration and end
+    #[arg(long)]
+    pub(super) check: bool,
+    #[command(flatten)]
+    pub(super) log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogArgs {
+    /// off, error, warn, info, debug, trace, or filters [env: CTL_LOG_LEVEL, for an agent also AGENT_LOG_LEVEL]
+    #[arg(long, value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
+    /// Log lines for people or as JSON
+    #[arg(long, value_name = "FORMAT", env = "CTL_LOG_FORMAT")]
+    pub(super) log_format: Option<LogLines>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogLines {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(before_long_help = "Examples:
+  ctl copy /scratch/run42 /backup/run42
+  find . -name '*.h5' -print0 | ctl copy . /backup --files-from - -0
+")]
+pub(super) struct CopyArgs {
+    /// A directory, the contents of which are copied, or a file
+    #[arg(value_name = "SRC")]
+    pub(super) source: PathBuf,
+    /// Where the contents (or the file) shall be; made where it does not exist
+    #[arg(value_name = "DST")]
+    pub(super) destination: PathBuf,
+    #[command(flatten)]
+    pub(super) what: WhatArgs,
+}
+
+/// What of the source, in which pieces.
+#[derive(Debug, Args)]
+pub(super) struct WhatArgs {
+    /// Batches and ranges hold at most so many MiB, 1 to 1024 [default: as the master says, usually 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) chunk_size_mb: Option<u32>,
+    /// Copy only what this file names, one name a line, relative to SRC or absolute below it; `-`:
+    /// standard input
+    #[arg(long, value_name = "FILE")]
+    pub(super) files_from: Option<PathBuf>,
+    /// The names are separated by NUL bytes (find -print0)
+    #[arg(short = '0', long, requires = "files_from")]
+    pub(super) from0: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SyncCommand {
+    /// Make DST hold what SRC holds
+    Submit(SubmitArgs),
+    /// Show all syncs, one in detail, or some
+    #[command(visible_aliases = ["list", "ls"])]
+    Status(StatusArgs),
+    /// Wait until syncs have ended, in whatever way
+    Wait(WaitArgs),
+    /// End syncs and keep their records; files that arrived stay
+    Cancel {
+        /// Which
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<RequestId>,
+    },
+    /// Forget syncs; one that still runs is ended first. Never touches files that arrived
+    Delete {
+        /// Which
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<RequestId>,
+        /// An id that does not exist is no error
+        #[arg(long)]
+        ignore_not_found: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(before_long_help = "Examples:
+  ctl sync submit /scratch/run42 /arch/run42 --id run42 --wait && rm -rf /scratch/run42
+  id=$(ctl sync submit /lustre/a /nvme/a -q)
+  find /data -name '*.h5' -print0 | ctl sync submit /data /bk --files-from - -0 --wait
+")]
+pub(super) struct SubmitArgs {
+    /// A directory, the contents of which are copied, or a file; an absolute path on the storage hosts
+    #[arg(value_name = "SRC")]
+    pub(super) source: OsString,
+    /// Where the contents (or the file) shall be; an absolute path on the storage hosts
+    #[arg(value_name = "DST")]
+    pub(super) destination: OsString,
+    /// Name the sync [default: the master makes a name]
+    #[arg(long, value_name = "ID")]
+    pub(super) id: Option<RequestId>,
+    #[command(flatten)]
+    pub(super) what: WhatArgs,
+    /// Wait until it has ended; the exit code then says how
+    #[arg(short, long)]
+    pub(super) wait: bool,
+    #[command(flatten)]
+    pub(super) until: UntilArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WaitArgs {
+    /// Which
+    #[arg(value_name = "ID", required = true)]
+    pub(super) ids: Vec<RequestId>,
+    #[command(flatten)]
+    pub(super) until: UntilArgs,
+}
+
+/// When waiting ends before the sync does.
+#[derive(Debug, Clone, Args)]
+pub(super) struct UntilArgs {
+    /// Stop waiting after this; the sync goes on
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+    pub(super) timeout: Option<Duration>,
+    /// The exit code when --timeout passed
+    #[arg(long, value_name = "N", default_value_t = exit::TIMED_OUT)]
+    pub(super) timeout_exit_code: u8,
+    /// ^C cancels the sync (otherwise it only stops the waiting)
+    #[arg(long)]
+    pub(super) cancel_on_interrupt: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Which; without: all
+    #[arg(value_name = "ID")]
+    pub(super) ids: Vec<RequestId>,
+    /// Only those in one of these states, e.g. QUEUED,PROGRESS
+    #[arg(long, value_name = "STATE", value_delimiter = ',', ignore_case = true)]
+    pub(super) state: Vec<SyncState>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum WorkersCommand {
+    /// Show all workers
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Report everything that is wrong with a master's or the agents' configuration
+    Check {
+        /// The file
+        file: PathBuf,
+        /// Check as this worker, on its host: whether its storage paths exist
+        #[arg(long, value_name = "ID")]
+        worker_id: Option<WorkerId>,
+    },
+}
+
+/// A duration above zero.
+fn some_time(text: &str) -> Result<Duration, String> {
+    match units::parse_duration(text)? {
+        Duration::ZERO => Err("must be more than 0".to_owned()),
+        some => Ok(some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_of_the_manual_are_understood() {
+        for line in [
+            "ctl master --config m.yml --listen 127.0.0.1:0 --data-dir d --check",
+            "ctl master --config m.yml --host 0.0.0.0 --port 9000",
+            "ctl agent --worker-id worker-a --config a.yml --master-url http://m:1 --heartbeat-interval 1s --drain-timeout 0",
+            "ctl copy a b --chunk-size-mb 8 -q -o json --files-from - -0",
+            "ctl sync submit /a /b --id run42 -w --timeout 2h --timeout-exit-code 9 --cancel-on-interrupt",
+            "ctl sync status x y --state failed,CANCELLED",
+            "ctl sync list",
+            "ctl sync ls -o json",
+            "ctl sync wait x --timeout 5m",
+            "ctl sync cancel x y",
+            "ctl sync delete x --ignore-not-found",
+            "ctl workers list --master-url a:1,b:2 --request-timeout 5",
+            "ctl config check f.yml --worker-id w",
+            "ctl completion zsh",
+            "ctl version -o json",
+        ] {
+            parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_2() {
+        for line in [
+            "ctl sync submit /a",
+            "ctl sync submit /a /b --chunk-size-mb 0",
+            "ctl sync submit /a /b --chunk-size-mb 1025",
+            "ctl sync submit /a /b -0",
+            "ctl sync submit /a /b --id a/b",
+            "ctl sync status --state DONE",
+            "ctl sync can x",
+            "ctl agent --worker-id w",
+            "ctl workers list --request-timeout 0",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `ctl config …`, and `--check` of the services.
+
+use super::Context;
+use super::args::{ConfigCommand, Output};
+use super::exit::Exit;
+use super::failure::Failure;
+use super::out;
+use crate::config::{Env, FileKind, Report, Severity, check};
+
+/// Runs one of the commands.
+///
+/// # Errors
+/// Standard output can't be written.
+pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, Failure> {
+    let ConfigCommand::Check { file, worker_id } = command;
+    let worker_id = worker_id.as_ref().map(|id| id.as_str());
+    report(ctx, &check(&file, worker_id, &Env::from_process()))
+}
+
+/// Prints a report; ends with 78 where the file can't be used.
+///
+/// # Errors
+/// Standard output can't be written.
+pub(super) fn report(ctx: &Context, report: &Report) -> Result<Exit, Failure> {
+    let text = match ctx.global.output {
+        Output::Json => document(report).to_string(),
+        Output::Table if ctx.global.quiet && report.usable() => String::new(),
+        Output::Table => report.to_string().lines().map(out::clean).collect::<Vec<_>>().join("\n"),
+    };
+    out::data(text.as_bytes())?;
+    Ok(if report.usable() { Exit::Ok } else { Exit::Config })
+}
+
+fn document(report: &Report) -> serde_json::Value {
+    let problems = report.problems.iter().map(|p| {
+        serde_json::json!({
+            "origin": p.origin,
+            "line": p.at.map(|at| at.line),
+            "column": p.at.map(|at| at.col),
+            "severity": match p.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            },
+            "message": p.message,
+        })
+    });
+    serde_json::json!({
+        "file": report.file,
+        "kind": report.kind.map(|kind| match kind {
+            FileKind::Master => "master",
+            FileKind::Agents => "agents",
+        }),
+        "usable": report.usable(),
+        "errors": report.errors(),
+        "warnings": report.warnings(),
+        "problems": problems.collect::<Vec<_>>(),
+        "worker_ids": report.worker_ids,
+    })
+}

@@ -1,0 +1,246 @@
+//! What the operator's SRC and DST are on this host. Symbolic links in them are followed, once, here;
+//! everything below is then reached through the agent, which follows none.
+
+use crate::cli::exit::Exit;
+use crate::cli::failure::Failure;
+use crate::wire::AbsPath;
+use crate::wire::path::show;
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// SRC and DST, checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Paths {
+    /// The real path of SRC.
+    pub(super) source: AbsPath,
+    /// SRC as it was given, made absolute; names of a list may begin with it.
+    pub(super) source_given: AbsPath,
+    /// The real path that DST will have.
+    pub(super) destination: AbsPath,
+    /// The directories that the agent holds: SRC (or the one of the file), and the nearest to DST
+    /// that exists.
+    pub(super) storage: Vec<AbsPath>,
+}
+
+/// Looks at SRC and DST.
+///
+/// # Errors
+/// SRC does not exist (3); DST is SRC, lies in it or holds it, or is of the other kind (2); either
+/// can't be looked at (1).
+pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failure> {
+    let given = absolute("SRC", source)?;
+    let real = std::fs::canonicalize(&given).map_err(|e| looked("SRC", source, &e))?;
+    let meta = std::fs::metadata(&real).map_err(|e| looked("SRC", source, &e))?;
+    let (anchor, target) = nearest("DST", destination)?;
+    let there = std::fs::metadata(&target);
+    if let Ok(there) = &there {
+        kinds_fit(meta.is_dir(), there.is_dir(), &real, destination)?;
+    }
+    let source = abs("SRC", &real)?;
+    let destination = abs("DST", &target)?;
+    apart(&source, &destination)?;
+    // A storage path is a directory: that of a file is the one it lies in.
+    let home = |path: &AbsPath, is_dir: bool| match path.parent() {
+        Some(parent) if !is_dir => parent,
+        _ => path.clone(),
+    };
+    let anchor_is_target = anchor == target;
+    let anchor = home(&abs("DST", &anchor)?, !anchor_is_target || there.is_ok_and(|m| m.is_dir()));
+    let mut storage = vec![home(&source, meta.is_dir())];
+    if !storage.contains(&anchor) {
+        storage.push(anchor);
+    }
+    // A path like `link/..` has no lexical form: then only the real path may be used in names.
+    let source_given =
+        AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| source.clone());
+    Ok(Paths { source, source_given, destination, storage })
+}
+
+/// A copy into itself has no end, and one over what holds it overwrites its source.
+fn apart(source: &AbsPath, destination: &AbsPath) -> Result<(), Failure> {
+    let wrong = if source == destination {
+        "DST is SRC"
+    } else if source.holds(destination) {
+        "DST lies inside SRC: the copy would copy itself"
+    } else if destination.holds(source) {
+        "DST holds SRC: the copy would overwrite its source"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(format!("{wrong} (SRC is {source}, DST is {destination})"))
+        .hinted("choose a DST beside SRC"))
+}
+
+fn kinds_fit(
+    source_is_dir: bool,
+    destination_is_dir: bool,
+    source: &Path,
+    destination: &Path,
+) -> Result<(), Failure> {
+    let shown = show(destination.as_os_str().as_bytes());
+    match (source_is_dir, destination_is_dir) {
+        (true, false) => Err(Failure::usage(format!("SRC is a directory, DST {shown} is none"))
+            .hinted("name a DST that is a directory or does not exist")),
+        (false, true) => {
+            let name = source.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
+            let into = show(destination.join(OsStr::from_bytes(name)).as_os_str().as_bytes());
+            Err(Failure::usage(format!("SRC is a file, DST {shown} a directory"))
+                .hinted(format!("DST is the file's new path, e.g. {into}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The nearest directory (or file) at or above `path` that exists, real, and the real path that
+/// `path` will have.
+fn nearest(what: &str, path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
+    let mut head = absolute(what, path)?;
+    let mut rest: Vec<OsString> = Vec::new();
+    loop {
+        match std::fs::canonicalize(&head) {
+            Ok(real) => {
+                let mut target = real.clone();
+                target.extend(rest.iter().rev());
+                if !rest.is_empty() && !real.is_dir() {
+                    let shown = show(real.as_os_str().as_bytes());
+                    return Err(Failure::usage(format!("{what}: {shown} is no directory")));
+                }
+                return Ok((real, target));
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                if head.symlink_metadata().is_ok() {
+                    let shown = show(head.as_os_str().as_bytes());
+                    return Err(Failure::usage(format!(
+                        "{what}: {shown} is a symbolic link that leads nowhere"
+                    )));
+                }
+                let parent = head.parent().map(Path::to_path_buf);
+                match (head.file_name(), parent) {
+                    (Some(name), Some(parent)) => {
+                        rest.push(name.to_owned());
+                        head = parent;
+                    }
+                    // `..` below what does not exist.
+                    _ => return Err(looked(what, path, &e)),
+                }
+            }
+            Err(e) => return Err(looked(what, path, &e)),
+        }
+    }
+}
+
+fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|e| {
+        let shown = show(path.as_os_str().as_bytes());
+        Failure::usage(format!("{what} `{shown}`: {e}"))
+    })
+}
+
+fn abs(what: &str, path: &Path) -> Result<AbsPath, Failure> {
+    let raw = path.as_os_str().as_bytes();
+    AbsPath::new(raw).map_err(|e| Failure::usage(format!("{what} `{}` {e}", show(raw))))
+}
+
+fn looked(what: &str, path: &Path, e: &std::io::Error) -> Failure {
+    let shown = show(path.as_os_str().as_bytes());
+    match e.kind() {
+        ErrorKind::NotFound => {
+            Failure::new(format!("{what} {shown} does not exist")).exits(Exit::NotFound)
+        }
+        _ => Failure::new(format!("cannot look at {what} {shown}: {e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    struct Place {
+        dir: tempfile::TempDir,
+    }
+
+    impl Place {
+        /// `src/` with a file `f`, and an empty `dst/`.
+        fn new() -> Place {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("src")).unwrap();
+            std::fs::create_dir(dir.path().join("dst")).unwrap();
+            std::fs::write(dir.path().join("src/f"), "x").unwrap();
+            Place { dir }
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn abs(&self, name: &str) -> AbsPath {
+            let real = std::fs::canonicalize(self.dir.path()).unwrap().join(name);
+            AbsPath::new(real.as_os_str().as_bytes()).unwrap()
+        }
+
+        fn code(&self, source: &str, destination: &str) -> u8 {
+            resolve(&self.at(source), &self.at(destination)).unwrap_err().exit.code()
+        }
+    }
+
+    #[test]
+    fn storage_paths_are_the_source_and_the_nearest_directory_that_exists() {
+        let p = Place::new();
+        let paths = resolve(&p.at("src"), &p.at("dst/new/deep")).unwrap();
+        assert_eq!(paths.destination, p.abs("dst/new/deep"));
+        assert_eq!(paths.storage, [p.abs("src"), p.abs("dst")]);
+        let paths = resolve(&p.at("src"), &p.at("dst/")).unwrap();
+        assert_eq!((paths.destination, &paths.storage[1]), (p.abs("dst"), &p.abs("dst")));
+    }
+
+    #[test]
+    fn a_file_is_copied_to_a_file() {
+        let p = Place::new();
+        let paths = resolve(&p.at("src/f"), &p.at("dst/g")).unwrap();
+        assert_eq!((paths.source, paths.destination), (p.abs("src/f"), p.abs("dst/g")));
+        assert_eq!(paths.storage, [p.abs("src"), p.abs("dst")]);
+        std::fs::write(p.at("dst/g"), "old").unwrap();
+        assert_eq!(resolve(&p.at("src/f"), &p.at("dst/g")).unwrap().storage[1], p.abs("dst"));
+        assert_eq!(resolve(&p.at("src/f"), &p.at("src/g")).unwrap().storage, [p.abs("src")]);
+        assert_eq!(p.code("src/f", "dst"), 2);
+        assert_eq!(p.code("src", "dst/g"), 2);
+        assert_eq!(p.code("src", "dst/g/below"), 2);
+    }
+
+    #[test]
+    fn links_in_the_arguments_are_followed() {
+        let p = Place::new();
+        symlink(p.at("src"), p.at("s")).unwrap();
+        symlink(p.at("dst"), p.at("d")).unwrap();
+        let paths = resolve(&p.at("s"), &p.at("d/new")).unwrap();
+        assert_eq!((paths.source, paths.destination), (p.abs("src"), p.abs("dst/new")));
+        symlink("nowhere", p.at("dangling")).unwrap();
+        assert_eq!(p.code("src", "dangling"), 2);
+        assert_eq!(p.code("dangling", "dst"), 3);
+    }
+
+    #[test]
+    fn a_source_that_does_not_exist_is_not_found() {
+        let p = Place::new();
+        assert_eq!(p.code("none", "dst"), 3);
+    }
+
+    #[test]
+    fn a_copy_onto_itself_into_itself_or_over_itself_is_refused() {
+        let p = Place::new();
+        symlink(p.at("src"), p.at("s")).unwrap();
+        for (source, destination) in [
+            ("src", "src"),
+            ("src", "s"),
+            ("src", "src/new"),
+            ("src", "s/new"),
+            ("src", ""),
+            ("src/f", "src/f"),
+        ] {
+            assert_eq!(p.code(source, destination), 2, "{source} {destination}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Exit codes. 0 to 10 mean what they mean to rclone, 20 to 25 what they mean to rsync, so that
+//! scripts that look at `$?` go on working.
+
+use crate::wire::sync::{Outcome, SyncProgress, SyncState};
+
+/// How the program ends. Of several syncs the worst one counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Accepted, or (with `--wait`) completed: everything is there and checked.
+    Ok,
+    /// An error that none of the other codes describes.
+    Error,
+    /// The command line makes no sense.
+    Usage,
+    /// The sync, worker or path does not exist.
+    NotFound,
+    /// No master can be reached, or it can't answer now; trying again later may help.
+    Unreachable,
+    /// There is a sync of that id already.
+    Conflict,
+    /// The sync failed as a whole, and trying again will not help.
+    Failed,
+    /// The sync was cancelled or deleted while waiting.
+    Cancelled,
+    /// Some files failed; the rest was copied.
+    Partial,
+    /// The only failures are source files that vanished.
+    Vanished,
+    /// A configuration that can't be used.
+    Config,
+    /// The time of `--timeout` passed and the sync still runs. Holds the code to end with, for
+    /// `--timeout-exit-code`.
+    TimedOut(u8),
+    /// SIGINT while waiting; the sync goes on.
+    Interrupted,
+    /// SIGTERM while waiting; the sync goes on.
+    Terminated,
+}
+
+/// The code of [`Exit::TimedOut`] unless another is asked for: that of coreutils' `timeout`.
+pub const TIMED_OUT: u8 = 124;
+
+/// Every code with its meaning, for the help.
+pub const TABLE: &[(Exit, &str)] = &[
+    (Exit::Ok, "accepted; with --wait: completed, everything there and checked"),
+    (Exit::Error, "another error"),
+    (Exit::Usage, "wrong usage"),
+    (Exit::NotFound, "the sync, worker or path does not exist"),
+    (Exit::Unreachable, "the master can't be reached or can't answer now; a later try may help"),
+    (Exit::Conflict, "there is a sync of that id already"),
+    (Exit::Failed, "the sync failed as a whole, and a later try will not help"),
+    (Exit::Cancelled, "the sync was cancelled or deleted while waiting"),
+    (Exit::Partial, "some files failed, the rest was copied"),
+    (Exit::Vanished, "only source files that vanished failed"),
+    (Exit::Config, "a configuration that can't be used"),
+    (Exit::TimedOut(TIMED_OUT), "--timeout passed, the sync still runs (see --timeout-exit-code)"),
+    (Exit::Interrupted, "SIGINT while waiting; the sync goes on"),
+    (Exit::Terminated, "SIGTERM while waiting; the sync goes on"),
+];
+
+impl Exit {
+    /// The number that the shell sees.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Ok => 0,
+            Exit::Error => 1,
+            Exit::Usage => 2,
+            Exit::NotFound => 3,
+            Exit::Unreachable => 5,
+            Exit::Conflict => 6,
+            Exit::Failed => 7,
+            Exit::Cancelled => 20,
+            Exit::Partial => 23,
+            Exit::Vanished => 24,
+            Exit::Config => 78,
+            Exit::TimedOut(code) => code,
+            Exit::Interrupted => 130,
+            Exit::Terminated => 143,
+        }
+    }
+
+    /// The worse of two. A sync that ended badly is worse than one of which the end is not known,
+    /// and that worse than one that ended well.
+    pub fn worst(self, other: Exit) -> Exit {
+        if other.badness() > self.badness() { other } else { self }
+    }
+
+    fn badness(self) -> u8 {
+        match self {
+            Exit::Ok => 0,
+            Exit::TimedOut(_) => 1,
+            Exit::Interrupted | Exit::Terminated => 2,
+            Exit::Vanished => 3,
+            Exit::Partial => 4,
+            Exit::Cancelled => 5,
+            Exit::NotFound => 6,
+            Exit::Conflict => 7,
+            Exit::Unreachable => 8,
+            Exit::Failed => 9,
+            Exit::Error => 10,
+            Exit::Usage => 11,
+            Exit::Config => 12,
+        }
+    }
+
+    /// How a sync ended, `None` while it runs. Whatever the state says, a sync with a failed entry
+    /// is never [`Exit::Ok`].
+    pub fn of(sync: &SyncProgress) -> Option<Exit> {
+        let failures = sync.files_failed + sync.dirs_failed > 0;
+        match (sync.state, sync.outcome) {
+            (SyncState::Queued | SyncState::Progress, _) => None,
+            (SyncState::Cancelled, _) => Some(Exit::Cancelled),
+            (SyncState::Completed | SyncState::Failed, Some(Outcome::VanishedOnly)) => {
+                Some(Exit::Vanished)
+            }
+            (SyncState::Completed, Some(Outcome::Full) | None) if !failures => Some(Exit::Ok),
+            (SyncState::Completed, _) | (SyncState::Failed, Some(Outcome::Partial)) => {
+                Some(Exit::Partial)
+            }
+            (SyncState::Failed, Some(Outcome::Cancelled)) => Some(Exit::Cancelled),
+            (SyncState::Failed, Some(Outcome::Full) | None) => Some(Exit::Failed),
+        }
+    }
+}
+
+/// The table for `--help`.
+pub fn help() -> String {
+    let mut text = String::from("Exit codes:\n");
+    for (exit, meaning) in TABLE {
+        text.push_str(&format!("  {:>3}  {meaning}\n", exit.code()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn every_final_document_has_its_code() {
+        use Outcome::{Full, Partial, VanishedOnly};
+        use SyncState::*;
+        let table = [
+            (Queued, None, 0, None),
+            (Progress, None, 3, None),
+            (Completed, Some(Full), 0, Some(0)),
+            (Completed, None, 0, Some(0)),
+            (Completed, Some(Full), 1, Some(23)),
+            (Completed, Some(Partial), 0, Some(23)),
+            (Failed, Some(Partial), 2, Some(23)),
+            (Failed, Some(VanishedOnly), 2, Some(24)),
+            (Failed, None, 0, Some(7)),
+            (Cancelled, Some(Outcome::Cancelled), 0, Some(20)),
+            (Cancelled, None, 5, Some(20)),
+        ];
+        for (state, outcome, files_failed, code) in table {
+            let sync = SyncProgress { state, outcome, files_failed, ..sample::sync("x") };
+            assert_eq!(
+                Exit::of(&sync).map(Exit::code),
+                code,
+                "{state:?} {outcome:?} {files_failed}"
+            );
+        }
+        let dirs = SyncProgress { state: Completed, dirs_failed: 1, ..sample::sync("x") };
+        assert_eq!(Exit::of(&dirs), Some(Exit::Partial));
+    }
+
+    #[test]
+    fn the_worst_of_several_counts_whatever_their_order() {
+        for (a, b, worse) in [
+            (Exit::Ok, Exit::Partial, Exit::Partial),
+            (Exit::Failed, Exit::Partial, Exit::Failed),
+            (Exit::Vanished, Exit::Partial, Exit::Partial),
+            (Exit::TimedOut(9), Exit::Ok, Exit::TimedOut(9)),
+        ] {
+            assert_eq!((a.worst(b), b.worst(a)), (worse, worse));
+        }
+    }
+
+    #[test]
+    fn the_help_lists_each_code_once() {
+        let codes: Vec<u8> = TABLE.iter().map(|(exit, _)| exit.code()).collect();
+        assert_eq!(codes, [0, 1, 2, 3, 5, 6, 7, 20, 23, 24, 78, 124, 130, 143]);
+        assert!(help().contains("\n   23  some files failed"));
+    }
+}

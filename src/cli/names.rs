@@ -1,0 +1,151 @@
+//! `--files-from`: the names of what is to be copied. Names are bytes; a `#` begins no comment and
+//! a `-` no option.
+
+use super::failure::Failure;
+use crate::wire::{AbsPath, BytePath, RelPath};
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+/// So many bad names are told; the rest is counted.
+const MAX_TOLD: usize = 10;
+
+/// Reads the list at `from` (`-`: standard input), `nul` separated or one name a line.
+///
+/// # Errors
+/// A list that can't be read, standard input that is a terminal, or what [`parse`] refuses.
+pub(super) fn read(from: &Path, nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Failure> {
+    let mut raw = Vec::new();
+    if from.as_os_str() == "-" {
+        let mut stdin = std::io::stdin().lock();
+        if stdin.is_terminal() {
+            return Err(Failure::usage("--files-from - reads names, and nothing is piped in")
+                .hinted("e.g. find DIR -print0 | ctl sync submit SRC DST --files-from - -0"));
+        }
+        stdin
+            .read_to_end(&mut raw)
+            .map_err(|e| Failure::new(format!("cannot read names from standard input: {e}")))?;
+    } else {
+        raw = std::fs::read(from).map_err(|e| {
+            let shown = crate::wire::path::show(from.as_os_str().as_encoded_bytes());
+            let failure = Failure::new(format!("cannot read the list of names {shown}: {e}"));
+            match e.kind() {
+                std::io::ErrorKind::NotFound => failure.exits(super::exit::Exit::NotFound),
+                _ => failure,
+            }
+        })?;
+    }
+    parse(&raw, nul, sources)
+}
+
+/// Cuts `raw` into names below `source`. Empty names are skipped; without `nul` a carriage return
+/// at the end of a line belongs to the line's end.
+///
+/// # Errors
+/// All names at once that are absolute and not below `source`, or have a `..` component, with their
+/// numbers; a list without any name; NUL bytes without `nul`.
+fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Failure> {
+    if !nul && raw.contains(&0) {
+        return Err(Failure::usage("the list of names holds NUL bytes")
+            .hinted("for a NUL-separated list (find -print0) add -0"));
+    }
+    let (separator, unit) = if nul { (0, "name") } else { (b'\n', "line") };
+    let mut names = Vec::new();
+    let mut faults = Vec::new();
+    for (index, name) in raw.split(|b| *b == separator).enumerate() {
+        let name = if nul { name } else { name.strip_suffix(b"\r").unwrap_or(name) };
+        if name.is_empty() {
+            continue;
+        }
+        match below(name, sources) {
+            Ok(name) => names.push(name),
+            Err(why) => {
+                let shown = crate::wire::path::show(name);
+                faults.push(format!("{unit} {}: `{shown}` {why}", index + 1));
+            }
+        }
+    }
+    if !faults.is_empty() {
+        let mut failure =
+            Failure::usage(format!("{} of the names to copy can't be used", faults.len()));
+        let more = faults.len().saturating_sub(MAX_TOLD);
+        faults.truncate(MAX_TOLD);
+        failure.notes = faults;
+        if more > 0 {
+            failure.notes.push(format!("and {more} more"));
+        }
+        return Err(failure.hinted("names are relative to SRC, or absolute below it"));
+    }
+    if names.is_empty() {
+        return Err(Failure::usage("the list names nothing; nothing was submitted")
+            .hinted("leave --files-from out to copy everything"));
+    }
+    Ok(names)
+}
+
+/// The name as the master takes it: as it is where it is relative, else cut off below the source.
+fn below(name: &[u8], sources: &[AbsPath]) -> Result<BytePath, String> {
+    if name[0] != b'/' {
+        RelPath::new(name).map_err(|e| e.to_string())?;
+        return Ok(BytePath(name.to_vec()));
+    }
+    let absolute = AbsPath::new(name).map_err(|e| e.to_string())?;
+    match sources.iter().find_map(|source| source.strip(&absolute)) {
+        Some(root) if root.is_root() => Ok(BytePath(b".".to_vec())),
+        Some(below) => Ok(BytePath(below.as_bytes().to_vec())),
+        None => Err("does not lie below SRC".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> [AbsPath; 2] {
+        [AbsPath::new("/src").unwrap(), AbsPath::new("/link/to").unwrap()]
+    }
+
+    fn bytes(raw: &[u8], nul: bool) -> Vec<Vec<u8>> {
+        parse(raw, nul, &source()).unwrap().into_iter().map(|name| name.0).collect()
+    }
+
+    #[test]
+    fn nul_separated_names_are_taken_byte_for_byte() {
+        let raw = b"new\nline\0\xff\xfe\0-rf\0# no comment\0 sp ace \0cr\r\0/src/abs\0";
+        assert_eq!(
+            bytes(raw, true),
+            [&b"new\nline"[..], b"\xff\xfe", b"-rf", b"# no comment", b" sp ace ", b"cr\r", b"abs"]
+        );
+    }
+
+    #[test]
+    fn lines_may_end_in_either_way_and_the_last_needs_no_end() {
+        assert_eq!(bytes(b"#a\r\n\n-b\n\xff", false), [&b"#a"[..], b"-b", b"\xff"]);
+    }
+
+    #[test]
+    fn absolute_names_may_begin_with_any_name_of_the_source() {
+        assert_eq!(bytes(b"/src/a\n/link/to/b\n/src/", false), [&b"a"[..], b"b", b"."]);
+    }
+
+    #[test]
+    fn names_that_lead_outside_are_all_told_at_once() {
+        let e = parse(b"ok\n../x\n/srcs/y\na/../../b", false, &source()).unwrap_err();
+        assert_eq!(e.exit.code(), 2);
+        let text = e.render();
+        for part in ["3 of the names", "line 2: `../x`", "line 3: `/srcs/y`", "line 4:"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_list_does_not_mean_everything() {
+        assert_eq!(parse(b"\n\n", false, &source()).unwrap_err().exit.code(), 2);
+        assert!(parse(b"", true, &source()).is_err());
+    }
+
+    #[test]
+    fn a_forgotten_minus_zero_is_noticed() {
+        let e = parse(b"a\0b\0", false, &source()).unwrap_err();
+        assert!(e.render().contains("-0"));
+    }
+}

@@ -1,0 +1,59 @@
+//! The only place that writes to standard output and standard error. Data goes to standard output,
+//! everything else to standard error.
+
+use super::failure::Failure;
+use std::io::{self, Write};
+
+/// Writes data. A reader that went away (`… | head -1`) ends it quietly: what it wanted it has.
+///
+/// # Errors
+/// Standard output can't be written, e.g. the disk that it goes to is full.
+pub(super) fn data(text: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text).and_then(|()| match text.last() {
+        Some(b'\n') | None => Ok(()),
+        Some(_) => out.write_all(b"\n"),
+    });
+    match written.and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("cannot write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a whole line (or several) for people. There is nobody left to tell when that fails.
+pub(super) fn note(text: &str) {
+    let mut line = String::with_capacity(text.len() + 1);
+    line.push_str(text);
+    line.push('\n');
+    // One write, so that lines of several processes in one log do not mix.
+    let _ = io::stderr().lock().write_all(line.as_bytes());
+}
+
+/// `text` from a document, fit for a terminal: control bytes and the like become `\#ooo`. Names are
+/// shown so on the wire already, and stay as they are.
+pub(super) fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for part in text.split_inclusive('\\') {
+        // `show` would escape the backslashes of what is escaped already.
+        let (body, backslash) = match part.strip_suffix('\\') {
+            Some(body) => (body, "\\"),
+            None => (part, ""),
+        };
+        out.push_str(&crate::wire::path::show(body.as_bytes()));
+        out.push_str(backslash);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cleaned_text_keeps_escaped_names_and_loses_control_bytes() {
+        assert_eq!(clean("open a\\#012b: no"), "open a\\#012b: no");
+        assert_eq!(clean("\x1b[31m\r\n\u{202e}\\"), "\\#033[31m\\#015\\#012\\#342\\#200\\#256\\");
+    }
+}

@@ -1,0 +1,236 @@
+//! Progress drawn in place on a terminal. The only module that knows indicatif.
+
+use super::pace::percent;
+use super::{Event, Monitor, Pace};
+use crate::cli::out::clean;
+use crate::util::units;
+use crate::wire::RequestId;
+use crate::wire::sync::{Phase, SyncProgress, SyncState};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
+use std::time::Instant;
+
+/// Redraws a second, at most.
+const REDRAWS: u8 = 5;
+/// Terminals narrower than this get no bar.
+const BAR_FROM: usize = 60;
+/// Lines are laid out for at most this many columns.
+const COLUMNS: usize = 100;
+
+/// A sync's lines on the screen.
+struct Shown {
+    id: RequestId,
+    sync: SyncProgress,
+    lines: Vec<String>,
+}
+
+/// Draws one block of lines, newest state of each sync, cut to the height of the terminal.
+pub(super) struct Live {
+    screen: MultiProgress,
+    block: ProgressBar,
+    shown: Vec<Shown>,
+    turn: usize,
+}
+
+impl Live {
+    pub(super) fn new() -> Self {
+        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS));
+        let block = screen.add(ProgressBar::new_spinner());
+        if let Ok(style) = ProgressStyle::with_template("{msg}") {
+            block.set_style(style);
+        }
+        Live { screen, block, shown: Vec::new(), turn: 0 }
+    }
+
+    fn draw(&mut self) {
+        let (height, _) = size();
+        // Those that still run come first when there is no room for all.
+        self.shown.sort_by_key(|s| s.sync.state.is_final());
+        let lines: Vec<&str> =
+            self.shown.iter().flat_map(|s| s.lines.iter().map(String::as_str)).collect();
+        self.block.set_message(cut(&lines, height.saturating_sub(1).max(1)));
+        self.block.tick();
+    }
+}
+
+impl Monitor for Live {
+    fn event(&mut self, event: Event<'_>, _: Timestamp) {
+        match event {
+            Event::Seen(sync, pace) | Event::Asked(sync, pace) => {
+                self.turn += 1;
+                let lines = render(sync, pace, Instant::now(), size().1, self.turn);
+                let shown = Shown { id: sync.request_id.clone(), sync: sync.clone(), lines };
+                match self.shown.iter_mut().find(|s| s.id == shown.id) {
+                    Some(old) => *old = shown,
+                    None => self.shown.push(shown),
+                }
+                self.draw();
+            }
+            Event::Note(text) => {
+                let _ = self.screen.println(clean(text));
+            }
+            Event::Finished => {
+                self.block.finish_and_clear();
+                let _ = self.screen.clear();
+                self.shown.clear();
+            }
+        }
+    }
+}
+
+/// Rows and columns of the terminal.
+fn size() -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok();
+    let or = |n: u16, else_: usize| if n == 0 { else_ } else { usize::from(n) };
+    size.map_or((24, 80), |s| (or(s.ws_row, 24), or(s.ws_col, 80)))
+}
+
+/// At most `height` lines; the last one then counts what is left out.
+fn cut(lines: &[&str], height: usize) -> String {
+    if lines.len() <= height {
+        return lines.join("\n");
+    }
+    let kept = height.saturating_sub(1);
+    let mut text = lines[..kept].join("\n");
+    if kept > 0 {
+        text.push('\n');
+    }
+    text + &format!("+{} more", lines.len() - kept)
+}
+
+/// The lines of one sync, none wider than `width`.
+fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usize) -> Vec<String> {
+    let width = width.saturating_sub(1).clamp(20, COLUMNS);
+    let head = format!("{}  {}", sync.request_id, sync.state.as_str());
+    if sync.state.is_final() {
+        return vec![fit(&head, width)];
+    }
+    if sync.state == SyncState::Queued {
+        let why = sync.reason.as_deref().map_or_else(|| "waiting".to_owned(), clean);
+        return vec![fit(&format!("{head}  waiting: {why}"), width)];
+    }
+    let sent = sync.transferred_bytes + sync.bytes_skipped;
+    let rate = pace.rate().map_or_else(|| "-".to_owned(), units::rate);
+    let elapsed = units::duration(std::time::Duration::from_secs(pace.watched(at).as_secs()));
+    let first = match percent(sync) {
+        None => {
+            let spin = ["-", "\\", "|", "/"][turn % 4];
+            format!(
+                "{head}  {spin} scanning…  {} / ≥ {}   {rate}   elapsed {elapsed}",
+                units::bytes(sent),
+                units::bytes(sync.total_bytes)
+            )
+        }
+        Some(share) => {
+            let eta = pace
+                .eta(sync)
+                .map(|left| format!("   ETA {}", units::duration(left)))
+                .unwrap_or_default();
+            let tail = format!(
+                "{share:5.1} %   {} / {}   {rate}{eta}   elapsed {elapsed}",
+                units::bytes(sent),
+                units::bytes(sync.total_bytes)
+            );
+            let room = width.saturating_sub(head.chars().count() + tail.chars().count() + 6);
+            let bar = if width >= BAR_FROM && room >= 8 {
+                bar(share, room.min(26))
+            } else {
+                String::new()
+            };
+            format!("{head}  {bar}{tail}")
+        }
+    };
+    let least = if sync.scan_done { "" } else { "≥ " };
+    let mut second = format!(
+        "    files {} / {least}{} ({} skipped, {} failed)",
+        units::count(sync.files_done + sync.files_skipped),
+        units::count(sync.files_total),
+        units::count(sync.files_skipped),
+        units::count(sync.files_failed + sync.dirs_failed),
+    );
+    if sync.phase == Phase::Flushing {
+        second.push_str("   putting it on stable storage");
+    }
+    if sync.retries > 0 {
+        second.push_str(&format!("   {} tasks retried", units::count(sync.retries)));
+    }
+    let mut lines = vec![fit(&first, width), fit(&second, width)];
+    if let Some(still) = pace.stalled(sync, at) {
+        let why = sync.reason.as_deref().map(clean).unwrap_or_else(|| "no progress".to_owned());
+        let still = std::time::Duration::from_secs(still.as_secs());
+        lines.push(fit(&format!("    stalled for {}: {why}", units::duration(still)), width));
+    }
+    lines
+}
+
+fn bar(share: f64, width: usize) -> String {
+    let done = ((share / 100.0) * width as f64) as usize;
+    let done = done.min(width);
+    format!("[{}{}] ", "#".repeat(done), "-".repeat(width - done))
+}
+
+/// Cut to `width` characters, so that no line wraps and breaks the drawing in place.
+fn fit(line: &str, width: usize) -> String {
+    if line.chars().count() <= width {
+        return line.to_owned();
+    }
+    let mut cut: String = line.chars().take(width.saturating_sub(1)).collect();
+    cut.push('…');
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::sample;
+    use super::*;
+
+    fn lines(sync: &SyncProgress, width: usize) -> Vec<String> {
+        render(sync, &Pace::new(sync, Instant::now()), Instant::now(), width, 0)
+    }
+
+    #[test]
+    fn a_scan_has_a_lower_bound_and_no_share() {
+        let sync = SyncProgress {
+            state: SyncState::Progress,
+            total_bytes: 3 << 30,
+            files_total: 81_204,
+            ..sample::sync("run43")
+        };
+        let text = lines(&sync, 100).join("\n");
+        assert!(text.contains("≥ 3.0 GiB") && text.contains("≥ 81,204"), "{text}");
+        assert!(!text.contains('%') && !text.contains("ETA"), "{text}");
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal_and_narrow_ones_have_no_bar() {
+        let sync = SyncProgress {
+            state: SyncState::Progress,
+            scan_done: true,
+            transferred_bytes: 54,
+            total_bytes: 100,
+            reason: Some("x".repeat(300)),
+            ..sample::sync("run42")
+        };
+        assert!(lines(&sync, 90)[0].contains("[#"), "{:?}", lines(&sync, 90));
+        for width in [20, 40, 59, 80, 200] {
+            for line in lines(&sync, width) {
+                assert!(line.chars().count() < width.max(21), "{width}: {line}");
+                assert!(width >= BAR_FROM || !line.contains('['), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_queued_sync_says_why() {
+        let sync =
+            SyncProgress { reason: Some("no worker holds /a\x1b".into()), ..sample::sync("q") };
+        assert_eq!(lines(&sync, 80), ["q  QUEUED  waiting: no worker holds /a\\#033"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_in_the_height_is_counted() {
+        assert_eq!(cut(&["a", "b", "c"], 3), "a\nb\nc");
+        assert_eq!(cut(&["a", "b", "c", "d"], 3), "a\nb\n+2 more");
+        assert_eq!(cut(&["a", "b"], 1), "+2 more");
+    }
+}

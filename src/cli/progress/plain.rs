@@ -1,0 +1,185 @@
+//! Progress as whole lines of `key=value`, for pipes and logs.
+
+use super::pace::percent;
+use super::{Event, Monitor, Pace};
+use crate::cli::out::clean;
+use crate::wire::RequestId;
+use crate::wire::sync::{Phase, SyncProgress, SyncState};
+use jiff::Timestamp;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// A line at least this often …
+const EVERY: Duration = Duration::from_secs(10);
+/// … and at every further so many per cent, and whenever the state changes.
+const SHARE: f64 = 5.0;
+
+/// What a sync's last line said.
+struct Said {
+    at: Instant,
+    state: SyncState,
+    phase: Phase,
+    reason: Option<String>,
+    percent: f64,
+}
+
+/// Writes lines to `sink`.
+pub(super) struct Plain {
+    said: HashMap<RequestId, Said>,
+    sink: Box<dyn FnMut(&str) + Send>,
+}
+
+impl Plain {
+    pub(super) fn new(sink: Box<dyn FnMut(&str) + Send>) -> Self {
+        Plain { said: HashMap::new(), sink }
+    }
+
+    fn is_due(&self, sync: &SyncProgress, now: Instant) -> bool {
+        let Some(said) = self.said.get(&sync.request_id) else { return true };
+        said.state != sync.state
+            || said.phase != sync.phase
+            || said.reason != sync.reason
+            || percent(sync).is_some_and(|p| p - said.percent >= SHARE)
+            || now.saturating_duration_since(said.at) >= EVERY
+    }
+
+    fn say(&mut self, sync: &SyncProgress, pace: &Pace, now: Timestamp) {
+        let at = Instant::now();
+        let said = Said {
+            at,
+            state: sync.state,
+            phase: sync.phase,
+            reason: sync.reason.clone(),
+            percent: percent(sync).unwrap_or(0.0),
+        };
+        self.said.insert(sync.request_id.clone(), said);
+        (self.sink)(&line(sync, pace, at, now));
+    }
+}
+
+impl Monitor for Plain {
+    fn event(&mut self, event: Event<'_>, now: Timestamp) {
+        match event {
+            Event::Seen(sync, pace) if self.is_due(sync, Instant::now()) => {
+                self.say(sync, pace, now);
+            }
+            Event::Asked(sync, pace) => self.say(sync, pace, now),
+            Event::Note(text) => (self.sink)(&format!("{} {}", stamp(now), clean(text))),
+            Event::Seen(..) | Event::Finished => {}
+        }
+    }
+}
+
+fn stamp(now: Timestamp) -> String {
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// One line about `sync`. Values that are not known yet are `-`; totals that still grow have a `≥`.
+pub(super) fn line(sync: &SyncProgress, pace: &Pace, at: Instant, now: Timestamp) -> String {
+    let phase = match sync.phase {
+        Phase::Waiting => "WAITING",
+        Phase::Scanning => "SCANNING",
+        Phase::Transferring => "TRANSFERRING",
+        Phase::Flushing => "FLUSHING",
+        Phase::Done => "DONE",
+    };
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let least = if sync.scan_done { "" } else { "≥" };
+    let mut line = format!(
+        "{} sync={} state={} phase={phase} pct={} bytes={}/{least}{} rate_bps={} eta_s={} files={}/{least}{} skipped={} failed={} retried={}",
+        stamp(now),
+        sync.request_id,
+        sync.state.as_str(),
+        or_dash(percent(sync).map(|p| format!("{p:.1}"))),
+        sync.transferred_bytes + sync.bytes_skipped,
+        sync.total_bytes,
+        or_dash(pace.rate().map(|r| format!("{r:.0}"))),
+        or_dash(pace.eta(sync).map(|d| d.as_secs().to_string())),
+        sync.files_done + sync.files_skipped,
+        sync.files_total,
+        sync.files_skipped,
+        sync.files_failed + sync.dirs_failed,
+        sync.retries,
+    );
+    if let Some(still) = pace.stalled(sync, at) {
+        line.push_str(&format!(" stalled_s={}", still.as_secs()));
+    }
+    if let Some(reason) = &sync.reason {
+        line.push_str(&format!(" reason=\"{}\"", clean(reason).replace('"', "'")));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::sample;
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    fn now() -> Timestamp {
+        "2026-02-03T14:10:52.9Z".parse().unwrap()
+    }
+
+    fn scanning() -> SyncProgress {
+        SyncProgress {
+            state: SyncState::Progress,
+            phase: Phase::Scanning,
+            transferred_bytes: 10,
+            bytes_skipped: 5,
+            total_bytes: 90,
+            files_done: 2,
+            files_skipped: 1,
+            files_failed: 1,
+            files_total: 7,
+            ..sample::sync("run42")
+        }
+    }
+
+    #[test]
+    fn a_line_says_at_least_while_the_scan_goes_on() {
+        let sync = scanning();
+        let pace = Pace::new(&sync, Instant::now());
+        assert_eq!(
+            line(&sync, &pace, Instant::now(), now()),
+            "2026-02-03T14:10:52Z sync=run42 state=PROGRESS phase=SCANNING pct=- bytes=15/≥90 \
+             rate_bps=- eta_s=- files=3/≥7 skipped=1 failed=1 retried=0"
+        );
+    }
+
+    #[test]
+    fn lines_are_whole_and_hold_nothing_that_drives_a_terminal() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&lines);
+        let mut plain =
+            Plain::new(Box::new(move |line| sink.lock().unwrap().push(line.to_owned())));
+        let sync = SyncProgress { reason: Some("no \"w\"\r\x1b[2K\n".to_owned()), ..scanning() };
+        let pace = Pace::new(&sync, Instant::now());
+        plain.event(Event::Seen(&sync, &pace), now());
+        plain.event(Event::Note("the master is\r away"), now());
+        let lines = lines.lock().unwrap();
+        assert_eq!(lines.len(), 2);
+        for line in lines.iter() {
+            assert!(!line.contains(['\x1b', '\r', '\n']), "{line:?}");
+        }
+        assert!(lines[0].ends_with(r#"reason="no 'w'\#015\#033[2K\#012""#), "{}", lines[0]);
+    }
+
+    #[test]
+    fn a_line_comes_with_every_change_of_state_and_every_5_percent_and_not_between() {
+        let count = Arc::new(Mutex::new(0));
+        let sink = Arc::clone(&count);
+        let mut plain = Plain::new(Box::new(move |_| *sink.lock().unwrap() += 1));
+        let sync = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
+        let pace = Pace::new(&sync, Instant::now());
+        let mut see = |sync: &SyncProgress| {
+            plain.event(Event::Seen(sync, &pace), now());
+            *count.lock().unwrap()
+        };
+        assert_eq!(see(&sync), 1);
+        assert_eq!(see(&sync), 1);
+        assert_eq!(see(&SyncProgress { transferred_bytes: 50, ..sync.clone() }), 1);
+        assert_eq!(see(&SyncProgress { transferred_bytes: 60, ..sync.clone() }), 2);
+        assert_eq!(see(&SyncProgress { phase: Phase::Flushing, ..sync.clone() }), 3);
+        assert_eq!(see(&SyncProgress { state: SyncState::Completed, ..sync }), 4);
+    }
+}

@@ -1,0 +1,272 @@
+//! What is said when a sync has ended: one line of result, then the failures grouped by cause, each
+//! with what to do next.
+
+use super::exit::Exit;
+use super::out::clean;
+use super::table::{between, effective};
+use crate::util::units;
+use crate::wire::BytePath;
+use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncState};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// So many causes are told in full …
+const MAX_GROUPS: usize = 10;
+/// … each with so many paths.
+const MAX_PATHS: usize = 3;
+
+/// The line of result, e.g.
+/// `run42  COMPLETED  6.1 TiB in 9m01s, effective 11.6 GiB/s; 150,329 copied, 0 skipped, 0 failed`.
+pub(super) fn result(sync: &SyncProgress) -> String {
+    let how = match (sync.state, sync.outcome) {
+        (SyncState::Failed, Some(Outcome::Partial)) => "FAILED (partial)",
+        (SyncState::Failed, Some(Outcome::VanishedOnly)) => "FAILED (files vanished)",
+        (state, _) => state.as_str(),
+    };
+    let mut line = format!("{}  {how}  {}", sync.request_id, units::bytes(sync.transferred_bytes));
+    if let (Some(started), Some(ended)) = (sync.started_at, sync.ended_at) {
+        let took = between(started, ended);
+        let took = if took > Duration::from_secs(9) {
+            Duration::from_secs(took.as_secs())
+        } else {
+            Duration::from_millis(took.as_millis() as u64)
+        };
+        line.push_str(&format!(" in {}", units::duration(took)));
+    }
+    if let Some(rate) = effective(sync) {
+        line.push_str(&format!(", effective {}", units::rate(rate)));
+    }
+    line.push_str(&format!(
+        "; {} copied, {} skipped, {} failed",
+        units::count(sync.files_done),
+        units::count(sync.files_skipped),
+        units::count(sync.files_failed + sync.dirs_failed),
+    ));
+    if sync.unverified > 0 {
+        line.push_str(&format!(", {} tasks unverified", units::count(sync.unverified)));
+    }
+    line
+}
+
+/// Why it did not end well, line by line; empty for one that did. `again` is how to run the same
+/// once more.
+pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<String> {
+    if exit == Exit::Ok {
+        return Vec::new();
+    }
+    let mut lines = failures(sync);
+    if let Some(reason) = &sync.reason {
+        lines.push(format!("  reason: {}", clean(reason)));
+    }
+    let advice = match exit {
+        Exit::Cancelled => {
+            format!("what arrived stays; to go on: {again} (what arrived is skipped)")
+        }
+        _ => advice(&groups(sync), sync, again),
+    };
+    lines.push(format!("  {advice}   (exit {})", exit.code()));
+    lines
+}
+
+/// The failures, grouped by cause, most frequent last; then counts, where not all are listed.
+pub(super) fn failures(sync: &SyncProgress) -> Vec<String> {
+    let mut lines = Vec::new();
+    let groups = groups(sync);
+    let hidden = groups.len().saturating_sub(MAX_GROUPS);
+    if hidden > 0 {
+        lines.push(format!("  error: {hidden} more causes, less frequent than these:"));
+    }
+    for group in &groups[hidden..] {
+        lines.push(group.line());
+    }
+    let counted: u64 = sync.error_counts.values().sum();
+    if counted > sync.errors.len() as u64 {
+        lines.push(format!(
+            "  the first {} failures are listed; all {} by cause:",
+            units::count(sync.errors.len() as u64),
+            units::count(counted)
+        ));
+        for (cause, n) in &sync.error_counts {
+            lines.push(format!("    {:>10}  {}", units::count(*n), clean(cause)));
+        }
+    }
+    lines
+}
+
+/// Failures with the same cause.
+struct Group<'a> {
+    first: &'a FileError,
+    cause: String,
+    paths: Vec<String>,
+    count: usize,
+}
+
+impl Group<'_> {
+    fn line(&self) -> String {
+        let entries = if self.count == 1 { "entry" } else { "entries" };
+        let worker = self.first.worker_id.as_ref().map(|w| format!("{w}, ")).unwrap_or_default();
+        let more = match self.count - self.paths.len() {
+            0 => String::new(),
+            n => format!("  … {} more", units::count(n as u64)),
+        };
+        format!(
+            "  error: {} {entries}: {} ({worker}{})     {}{more}",
+            units::count(self.count as u64),
+            self.cause,
+            clean(&self.first.operation),
+            self.paths.join("  "),
+        )
+    }
+}
+
+fn groups(sync: &SyncProgress) -> Vec<Group<'_>> {
+    let mut groups: BTreeMap<(String, &str, Option<&str>), Group<'_>> = BTreeMap::new();
+    for e in &sync.errors {
+        let cause = cause(e);
+        let worker = e.worker_id.as_ref().map(|w| w.as_str());
+        let group = groups.entry((cause.clone(), &e.operation, worker)).or_insert_with(|| Group {
+            first: e,
+            cause,
+            paths: Vec::new(),
+            count: 0,
+        });
+        group.count += 1;
+        if group.paths.len() < MAX_PATHS {
+            group.paths.push(full_path(sync, e));
+        }
+    }
+    let mut groups: Vec<Group<'_>> = groups.into_values().collect();
+    // The most frequent cause last: nearest to the prompt.
+    groups.sort_by_key(|g| g.count);
+    groups
+}
+
+/// The errno in words, or the message.
+fn cause(e: &FileError) -> String {
+    let Some(errno) = &e.errno else { return clean(&e.message) };
+    let words = match errno.as_str() {
+        "EACCES" => "Permission denied",
+        "EPERM" => "Operation not permitted",
+        "ENOENT" => "No such file or directory",
+        "ENOSPC" => "No space left on device",
+        "EDQUOT" => "Disk quota exceeded",
+        "EROFS" => "Read-only file system",
+        "EIO" => "Input/output error",
+        "ESTALE" => "Stale file handle",
+        "ENAMETOOLONG" => "File name too long",
+        "EISDIR" => "Is a directory",
+        "ENOTDIR" => "Not a directory",
+        "EFBIG" => "File too large",
+        "EMFILE" | "ENFILE" => "Too many open files",
+        _ => return clean(&format!("{errno}: {}", e.message)),
+    };
+    format!("{words} [{}]", clean(errno))
+}
+
+/// The whole path on the side where it failed.
+fn full_path(sync: &SyncProgress, e: &FileError) -> String {
+    let root = if e.operation.contains("destination") {
+        &sync.destination_path
+    } else {
+        &sync.source_path
+    };
+    let mut path = root.as_bytes().to_vec();
+    if !e.path.0.is_empty() {
+        if path != b"/" {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&e.path.0);
+    }
+    BytePath(path).to_string()
+}
+
+fn advice(groups: &[Group<'_>], sync: &SyncProgress, again: &str) -> String {
+    let Some(main) = groups.last() else {
+        return format!("to try again: {again} (what arrived is skipped)");
+    };
+    let whose = match &main.first.worker_id {
+        Some(worker) => format!("the agent of {worker}"),
+        None => "the agent".to_owned(),
+    };
+    let first = match (main.first.errno.as_deref(), main.first.class) {
+        (_, ErrorClass::Vanished) => {
+            return format!("they were removed while the sync ran; if that was not meant: {again}");
+        }
+        (_, ErrorClass::Changed) => {
+            return format!("they changed while they were copied; when they are at rest: {again}");
+        }
+        (Some("EACCES" | "EPERM"), _) => format!("give {whose} access (or run it as root)"),
+        (Some("ENOSPC" | "EDQUOT"), _) => format!("make room below {}", sync.destination_path),
+        (Some("EROFS"), _) => format!("make {} writable", sync.destination_path),
+        (_, ErrorClass::Permanent) => "remove the cause".to_owned(),
+        (_, ErrorClass::Transient) => {
+            return format!("to try again: {again} (what arrived is skipped)");
+        }
+    };
+    format!("{first}, then: {again} (what arrived is skipped)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    fn partial() -> SyncProgress {
+        SyncProgress {
+            state: SyncState::Failed,
+            outcome: Some(Outcome::Partial),
+            started_at: Some("2026-02-03T14:00:00Z".parse().unwrap()),
+            ended_at: Some("2026-02-03T14:09:01.5Z".parse().unwrap()),
+            transferred_bytes: 541 << 20,
+            files_done: 150_329,
+            files_failed: 5,
+            errors: vec![
+                sample::error("logs/a\n.err", "open source", Some("EACCES"), "no"),
+                sample::error("x", "write destination", Some("ENOSPC"), "no"),
+                sample::error("b", "open source", Some("EACCES"), "no"),
+                sample::error("c", "open source", Some("EACCES"), "no"),
+                sample::error("d", "open source", Some("EACCES"), "no"),
+            ],
+            ..sample::sync("run42")
+        }
+    }
+
+    #[test]
+    fn the_result_says_how_much_how_long_and_how_fast() {
+        assert_eq!(
+            result(&partial()),
+            "run42  FAILED (partial)  541.0 MiB in 9m01s, effective 1023.1 KiB/s; \
+             150,329 copied, 0 skipped, 5 failed"
+        );
+    }
+
+    #[test]
+    fn failures_are_grouped_by_cause_with_paths_and_what_to_do() {
+        assert_eq!(
+            trouble(&partial(), Exit::Partial, "AGAIN"),
+            [
+                "  error: 1 entry: No space left on device [ENOSPC] (w1, write destination)     /dst/x",
+                "  error: 4 entries: Permission denied [EACCES] (w1, open source)     \
+                 /src/logs/a\\#012.err  /src/b  /src/c  … 1 more",
+                "  give the agent of w1 access (or run it as root), then: AGAIN (what arrived is skipped)   (exit 23)",
+            ]
+        );
+    }
+
+    #[test]
+    fn more_failures_than_are_listed_are_counted_by_cause() {
+        let sync = SyncProgress {
+            error_counts: [("EACCES open source".to_owned(), 12_000)].into(),
+            ..partial()
+        };
+        let text = trouble(&sync, Exit::Partial, "AGAIN").join("\n");
+        assert!(text.contains("the first 5 failures are listed; all 12,000 by cause:"), "{text}");
+        assert!(text.contains("    12,000  EACCES open source"), "{text}");
+    }
+
+    #[test]
+    fn a_good_end_needs_no_words() {
+        let sync = SyncProgress { state: SyncState::Completed, ..sample::sync("x") };
+        assert!(trouble(&sync, Exit::Ok, "AGAIN").is_empty());
+    }
+}

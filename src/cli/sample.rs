@@ -1,0 +1,73 @@
+//! Documents for tests.
+
+use crate::wire::sync::{ErrorClass, FileError, Phase, SyncProgress, SyncState};
+use crate::wire::worker::{WorkerStatus, WorkerView};
+use crate::wire::{AbsPath, BytePath};
+
+/// A queued sync from `/src` to `/dst`.
+pub(super) fn sync(id: &str) -> SyncProgress {
+    let at = "2026-02-03T14:10:00Z".parse().unwrap();
+    SyncProgress {
+        request_id: id.parse().unwrap(),
+        state: SyncState::Queued,
+        source_path: AbsPath::new("/src").unwrap(),
+        destination_path: AbsPath::new("/dst").unwrap(),
+        transferred_bytes: 0,
+        total_bytes: 0,
+        submitted_at: at,
+        started_at: None,
+        updated_at: at,
+        ended_at: None,
+        detail: Default::default(),
+        phase: Phase::Waiting,
+        outcome: None,
+        files_total: 0,
+        files_done: 0,
+        files_skipped: 0,
+        files_failed: 0,
+        dirs_total: 0,
+        dirs_done: 0,
+        dirs_failed: 0,
+        bytes_skipped: 0,
+        scan_done: false,
+        unverified: 0,
+        retries: 0,
+        reason: None,
+        errors: Vec::new(),
+        error_counts: Default::default(),
+    }
+}
+
+/// A failed entry, seen by worker `w1`.
+pub(super) fn error(path: &str, operation: &str, errno: Option<&str>, message: &str) -> FileError {
+    FileError {
+        path: BytePath(path.as_bytes().to_vec()),
+        operation: operation.to_owned(),
+        errno: errno.map(str::to_owned),
+        message: message.to_owned(),
+        worker_id: Some("w1".parse().unwrap()),
+        attempt: 1,
+        class: ErrorClass::Permanent,
+    }
+}
+
+/// A worker that holds `/arch` (1 GiB free) and `/more`.
+pub(super) fn worker(id: &str, active: bool) -> WorkerView {
+    WorkerView {
+        worker_id: id.parse().unwrap(),
+        status: WorkerStatus::Idle,
+        active,
+        last_heartbeat: "2026-02-03T14:10:00Z".parse().unwrap(),
+        storage_paths: vec![AbsPath::new("/arch").unwrap(), AbsPath::new("/more").unwrap()],
+        data_plane_endpoints: vec![
+            serde_json::from_str(r#"{"iface": "ib0", "address": "10.0.0.2"}"#).unwrap(),
+        ],
+        control_plane_address: None,
+        free_bytes: [("/arch".to_owned(), 1 << 30)].into(),
+        in_flight: 0,
+        syncs: 0,
+        slots: Some(4),
+        agent_version: None,
+        reason: Some("no heartbeat".to_owned()),
+    }
+}

@@ -1,0 +1,89 @@
+//! What `ctl master`, `ctl agent` and `ctl copy` share: logging, signals, and how a service's end
+//! becomes an exit code.
+
+use super::args::{LogArgs, LogLines};
+use super::exit::Exit;
+use super::failure::Failure;
+use super::out;
+use crate::config::{AgentConfig, LogConfig, LogFormat, Problem};
+use crate::store::StoreError;
+use crate::util::{shutdown, telemetry};
+use tokio_util::sync::CancellationToken;
+
+/// Starts logging as `config` says, after what the command line says of it, and logs what the
+/// configuration's reader found odd.
+///
+/// # Errors
+/// A level that does not exist.
+pub(super) fn start_logging(
+    config: &LogConfig,
+    args: &LogArgs,
+    verbose: u8,
+    warnings: &[Problem],
+) -> Result<(), Failure> {
+    let level = match (&args.log_level, verbose) {
+        (Some(level), _) => level.as_str(),
+        (None, 0) => config.level.as_str(),
+        (None, 1) => "debug",
+        (None, _) => "trace",
+    };
+    let json = match args.log_format {
+        Some(format) => format == LogLines::Json,
+        None => config.format == LogFormat::Json,
+    };
+    telemetry::init(Some(level), json).map_err(|e| Failure::usage(format!("{e:#}")))?;
+    for warning in warnings {
+        tracing::warn!("{}", out::clean(&warning.to_string()));
+    }
+    Ok(())
+}
+
+/// The agent's way in.
+///
+/// # Errors
+/// Until the agent is joined: always.
+pub(super) async fn run_agent(
+    config: AgentConfig,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    drop((config, shutdown));
+    anyhow::bail!("the agent is not joined to the command line yet")
+}
+
+/// A token that the first SIGINT or SIGTERM cancels; the second ends the process.
+pub(super) fn stop_on_signals() -> CancellationToken {
+    let token = CancellationToken::new();
+    let listening = token.clone();
+    tokio::spawn(async move {
+        if let Err(error) = shutdown::on_signals(listening).await {
+            tracing::error!(%error, "signals can't be caught: they end the process at once");
+        }
+    });
+    token
+}
+
+/// Why a service ended. What only an operator can change ends with the code of a bad configuration,
+/// so that a service manager does not start it again and again.
+pub(super) fn failed(e: &anyhow::Error) -> Failure {
+    let unusable = e
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<StoreError>())
+        .any(|cause| matches!(cause, StoreError::Unusable(_)));
+    let failure = Failure::new(format!("{e:#}"));
+    if unusable { failure.exits(Exit::Config) } else { failure }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    #[test]
+    fn a_store_that_only_an_operator_can_mend_is_a_matter_of_configuration() {
+        let of = |e: StoreError| {
+            failed(&Err::<(), _>(e).context("open the store").unwrap_err()).exit.code()
+        };
+        assert_eq!(of(StoreError::Unusable("maxmemory-policy".into())), 78);
+        assert_eq!(of(StoreError::Unavailable("refused".into())), 1);
+    }
+}

@@ -1,0 +1,38 @@
+//! What the operator's signals ask of a program that waits.
+
+use super::failure::Failure;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// A signal, by what it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// SIGINT: stop.
+    Interrupt,
+    /// SIGTERM: stop.
+    Terminate,
+    /// SIGUSR1: show how it stands.
+    Status,
+}
+
+/// Catches SIGINT, SIGTERM and SIGUSR1 from now on.
+///
+/// # Errors
+/// The system takes no more handlers.
+pub(super) fn listen() -> Result<mpsc::UnboundedReceiver<Ask>, Failure> {
+    let (asks, receiver) = mpsc::unbounded_channel();
+    let kinds = [
+        (SignalKind::interrupt(), Ask::Interrupt),
+        (SignalKind::terminate(), Ask::Terminate),
+        (SignalKind::user_defined1(), Ask::Status),
+    ];
+    for (kind, ask) in kinds {
+        let mut stream =
+            signal(kind).map_err(|e| Failure::new(format!("cannot catch signals: {e}")))?;
+        let asks = asks.clone();
+        tokio::spawn(
+            async move { while stream.recv().await.is_some() && asks.send(ask).is_ok() {} },
+        );
+    }
+    Ok(receiver)
+}

@@ -1,0 +1,306 @@
+//! Tables and records for people. One record a line, never wrapped: a line can be grepped.
+
+use super::out::clean;
+use super::progress::percent;
+use crate::util::units;
+use crate::wire::sync::{SyncProgress, SyncState};
+use crate::wire::worker::{WorkerList, WorkerView};
+use comfy_table::{ContentArrangement, Table, presets};
+use jiff::Timestamp;
+use std::time::Duration;
+
+/// Lays out `rows` under `header`, two spaces between columns, lines without trailing spaces.
+fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .force_no_tty()
+        .set_header(header.to_vec())
+        .add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// Time from `from` to `to`, 0 where the clocks of two hosts disagree.
+pub(super) fn between(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or_default()
+}
+
+/// To the second from one second on: `4m05s`, not `4m05.123s`.
+fn rough(d: Duration) -> String {
+    units::duration(if d >= Duration::from_secs(1) { Duration::from_secs(d.as_secs()) } else { d })
+}
+
+/// A single coarse unit, for ages: `5m`, `3h`, `12d`.
+fn age(d: Duration) -> String {
+    match d.as_secs() {
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}m", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
+/// Bytes per second since the start, while it runs: one look can't know the present rate.
+fn average(sync: &SyncProgress, now: Timestamp) -> Option<f64> {
+    let started = sync.started_at.filter(|_| sync.state == SyncState::Progress)?;
+    let seconds = between(started, now).as_secs_f64();
+    (seconds >= 1.0).then(|| sync.transferred_bytes as f64 / seconds)
+}
+
+fn eta(sync: &SyncProgress, now: Timestamp) -> Option<Duration> {
+    let rate = average(sync, now).filter(|rate| *rate >= 1.0)?;
+    let done = sync.transferred_bytes + sync.bytes_skipped;
+    let left = sync.total_bytes.checked_sub(done).filter(|left| *left > 0 && sync.scan_done)?;
+    let seconds = (left as f64 / rate).ceil().max(1.0);
+    (seconds < 3.2e9).then(|| Duration::from_secs_f64(seconds))
+}
+
+fn dash(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "-".to_owned())
+}
+
+/// Syncs, those that run first, then by age.
+pub(super) fn syncs(list: &[SyncProgress], now: Timestamp) -> String {
+    let mut order: Vec<&SyncProgress> = list.iter().collect();
+    order.sort_by_key(|s| (s.state.is_final(), std::cmp::Reverse(s.submitted_at)));
+    let rows = order.into_iter().map(|sync| {
+        let least = if sync.scan_done { "" } else { "≥" };
+        let begun = sync.state != SyncState::Queued;
+        vec![
+            sync.request_id.to_string(),
+            sync.state.as_str().to_owned(),
+            dash(percent(sync).map(|p| format!("{p:.0}%")).filter(|_| begun)),
+            dash(begun.then(|| format!("{least}{}", units::bytes(sync.total_bytes)))),
+            dash(average(sync, now).map(units::rate)),
+            dash(eta(sync, now).map(rough)),
+            dash(begun.then(|| {
+                let done = units::count(sync.files_done + sync.files_skipped);
+                format!("{done}/{least}{}", units::count(sync.files_total))
+            })),
+            units::count(sync.files_failed + sync.dirs_failed),
+            age(between(sync.submitted_at, now)),
+            format!("{} → {}", sync.source_path, sync.destination_path),
+            sync.reason.as_deref().map(clean).unwrap_or_default(),
+        ]
+    });
+    let header = [
+        "ID",
+        "STATE",
+        "PROGRESS",
+        "SIZE",
+        "RATE",
+        "ETA",
+        "FILES",
+        "FAILED",
+        "AGE",
+        "SOURCE → DESTINATION",
+        "REASON",
+    ];
+    table(&header, rows.collect())
+}
+
+/// Workers, active ones first.
+pub(super) fn workers(list: &WorkerList, now: Timestamp) -> String {
+    let rows = list.active.iter().chain(&list.inactive).map(|w| worker(w, now));
+    let header = [
+        "WORKER",
+        "STATE",
+        "HEARTBEAT",
+        "SYNCS",
+        "IN-FLIGHT",
+        "ENDPOINTS",
+        "STORAGE (free)",
+        "REASON",
+    ];
+    table(&header, rows.collect())
+}
+
+fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
+    let storage = w.storage_paths.iter().map(|path| {
+        // Keyed by the path as it is shown.
+        let free = w.free_bytes.get(&path.to_string()).map(|n| units::bytes(*n));
+        format!("{path} ({})", dash(free))
+    });
+    let endpoints = w.data_plane_endpoints.iter().map(|e| match &e.iface {
+        Some(iface) => format!("{}%{}", clean(&e.authority()), clean(iface)),
+        None => clean(&e.authority()),
+    });
+    vec![
+        w.worker_id.to_string(),
+        if w.active { w.status.as_str() } else { "INACTIVE" }.to_owned(),
+        age(between(w.last_heartbeat, now)),
+        w.syncs.to_string(),
+        match w.slots {
+            Some(slots) => format!("{}/{slots}", w.in_flight),
+            None => w.in_flight.to_string(),
+        },
+        endpoints.collect::<Vec<_>>().join(", "),
+        storage.collect::<Vec<_>>().join(", "),
+        w.reason.as_deref().map(clean).unwrap_or_default(),
+    ]
+}
+
+/// Everything about one sync, as `Key: value` lines; failures are told by the caller.
+pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    let mut add = |key: &'static str, value: String| rows.push((key, value));
+    let least = if sync.scan_done { "" } else { "≥ " };
+    add("Id", sync.request_id.to_string());
+    add("State", state(sync));
+    if let Some(reason) = &sync.reason {
+        add("Reason", clean(reason));
+    }
+    add("Source", sync.source_path.to_string());
+    add("Destination", sync.destination_path.to_string());
+    add("Mapping", mapping(sync));
+    add("Submitted", time(sync.submitted_at));
+    add("Started", dash(sync.started_at.map(time)));
+    add("Updated", time(sync.updated_at));
+    add("Ended", dash(sync.ended_at.map(time)));
+    add("Progress", dash(percent(sync).map(|p| format!("{p:.1} %"))));
+    add(
+        "Bytes",
+        format!(
+            "{} sent, {} skipped, of {least}{}",
+            units::bytes(sync.transferred_bytes),
+            units::bytes(sync.bytes_skipped),
+            units::bytes(sync.total_bytes)
+        ),
+    );
+    let entries = |done, skipped: Option<u64>, failed, total| {
+        let skipped = skipped.map(|n| format!("{} skipped, ", units::count(n))).unwrap_or_default();
+        let (done, failed) = (units::count(done), units::count(failed));
+        format!("{done} done, {skipped}{failed} failed, of {least}{}", units::count(total))
+    };
+    add(
+        "Files",
+        entries(sync.files_done, Some(sync.files_skipped), sync.files_failed, sync.files_total),
+    );
+    add("Directories", entries(sync.dirs_done, None, sync.dirs_failed, sync.dirs_total));
+    add("Rate", dash(rate(sync, now)));
+    add("Time left", dash(eta(sync, now).map(rough)));
+    add("Retried", format!("{} tasks", units::count(sync.retries)));
+    if sync.unverified > 0 {
+        let told = "done by agents that do not say what they checked";
+        add("Unverified", format!("{} tasks, {told}", units::count(sync.unverified)));
+    }
+    let mut text: String =
+        rows.iter().map(|(key, value)| format!("{:<13}{value}\n", format!("{key}:"))).collect();
+    if !sync.detail.is_empty() {
+        text.push_str("Workers:\n");
+        for (worker, doing) in &sync.detail {
+            text.push_str(&format!("  {}  {}\n", clean(worker), clean(doing)));
+        }
+    }
+    text
+}
+
+fn state(sync: &SyncProgress) -> String {
+    use crate::wire::sync::{Outcome, Phase};
+    let more = match (sync.outcome, sync.phase) {
+        (Some(Outcome::Partial), _) => " (partial)",
+        (Some(Outcome::VanishedOnly), _) => " (only vanished files failed)",
+        (_, Phase::Scanning) => " (scanning and copying)",
+        (_, Phase::Transferring) => " (copying)",
+        (_, Phase::Flushing) => " (flushing)",
+        _ => "",
+    };
+    format!("{}{more}", sync.state.as_str())
+}
+
+fn rate(sync: &SyncProgress, now: Timestamp) -> Option<String> {
+    if let Some(rate) = average(sync, now) {
+        return Some(format!("{} (average)", units::rate(rate)));
+    }
+    effective(sync).map(|rate| format!("{} (effective)", units::rate(rate)))
+}
+
+/// Bytes over the whole time, once ended.
+pub(super) fn effective(sync: &SyncProgress) -> Option<f64> {
+    let seconds = between(sync.started_at?, sync.ended_at?).as_secs_f64();
+    (seconds > 0.0 && sync.transferred_bytes > 0).then(|| sync.transferred_bytes as f64 / seconds)
+}
+
+fn time(t: Timestamp) -> String {
+    t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn mapping(sync: &SyncProgress) -> String {
+    super::sync::mapping(&sync.source_path, &sync.destination_path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+    use crate::wire::AbsPath;
+
+    fn now() -> Timestamp {
+        "2026-02-03T14:15:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn running_syncs_come_first_and_every_line_is_one_record() {
+        let ended = SyncProgress {
+            state: SyncState::Completed,
+            scan_done: true,
+            total_bytes: 2 << 40,
+            files_total: 80_000,
+            files_done: 80_000,
+            ..sample::sync("old")
+        };
+        let running = SyncProgress {
+            state: SyncState::Progress,
+            started_at: Some("2026-02-03T14:14:00Z".parse().unwrap()),
+            transferred_bytes: 60 << 20,
+            total_bytes: 90 << 20,
+            source_path: AbsPath::new(b"/new\nline").unwrap(),
+            ..sample::sync("run")
+        };
+        let queued = SyncProgress { reason: Some("no worker".into()), ..sample::sync("wait") };
+        let text = syncs(&[ended, running, queued], now());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines[0].starts_with("ID    STATE      PROGRESS  SIZE"), "{text}");
+        assert!(
+            lines[1].starts_with("run   PROGRESS   -         ≥90.0 MiB  1.0 MiB/s  -    "),
+            "{text}"
+        );
+        assert!(lines[1].contains("/new\\#012line → /dst") && !lines[1].ends_with(' '));
+        assert!(
+            lines[2].starts_with("wait  QUEUED     -         -") && lines[2].ends_with("no worker")
+        );
+        assert!(lines[3].starts_with("old   COMPLETED  100%      2.0 TiB"), "{text}");
+    }
+
+    #[test]
+    fn workers_show_their_storage_and_why_they_get_nothing() {
+        let w = sample::worker("st-02", false);
+        let text = workers(&WorkerList { active: vec![], inactive: vec![w] }, now());
+        assert!(text.lines().nth(1).unwrap().starts_with("st-02   INACTIVE  "), "{text}");
+        assert!(text.contains("/arch (1.0 GiB), /more (-)"), "{text}");
+        assert!(text.contains("10.0.0.2:8889%ib0") && text.contains("no heartbeat"), "{text}");
+    }
+
+    #[test]
+    fn a_record_has_one_key_a_line() {
+        let text = record(&sample::sync("x"), now());
+        for line in text.lines() {
+            assert!(line.split_once(": ").is_some() || line.ends_with(':'), "{line}");
+        }
+        assert!(text.starts_with("Id:          x\nState:       QUEUED\n"), "{text}");
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        let shown = |s| age(Duration::from_secs(s));
+        assert_eq!(
+            [shown(5), shown(300), shown(10_000), shown(900_000)],
+            ["5s", "5m", "2h", "10d"]
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! Master URLs read and checked, and what is said of failures.
+
+use super::ClientError;
+use reqwest::Url;
+use std::time::Duration;
+
+/// How much of a reply that makes no sense is shown.
+const EXCERPT: usize = 200;
+
+/// A master URL; `http://` may be left out.
+pub(super) fn check_url(text: &str) -> Result<Url, ClientError> {
+    let bad = |message: String| ClientError::BadUrl { url: printable(text), message };
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url = Url::parse(&full).map_err(|e| bad(format!("{e}; expected e.g. http://host:8888")))?;
+    if url.scheme() != "http" {
+        return Err(bad(format!("scheme `{}` is not served, use http", url.scheme())));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let message = "must not hold a user name or password".to_owned();
+        return Err(ClientError::BadUrl { url: url.host_str().unwrap_or("?").to_owned(), message });
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(bad("names no host".to_owned()));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("must end with the path, without `?` or `#`".to_owned()));
+    }
+    Ok(url)
+}
+
+pub(super) fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// What went wrong, down to the system's words, without repeating the URL.
+pub(super) fn explain(e: &reqwest::Error, timeout: Duration) -> String {
+    if e.is_timeout() && !e.is_connect() {
+        return format!("no complete reply within {} s", timeout.as_secs_f32());
+    }
+    let mut last: &dyn std::error::Error = e;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    let what = if e.is_connect() { "cannot connect" } else { "the connection broke" };
+    format!("{what}: {last}")
+}
+
+pub(super) fn causes(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
+}
+
+/// Text from outside for a message: nothing in it can drive a terminal.
+pub(super) fn printable(text: &str) -> String {
+    crate::wire::path::show(text.as_bytes())
+}
+
+pub(super) fn excerpt(body: &[u8]) -> String {
+    let end = body.len().min(EXCERPT);
+    let dots = if body.len() > end { "…" } else { "" };
+    format!("{}{dots}", crate::wire::path::show(&body[..end]))
+}
+
+/// Percent-encodes a query value.
+pub(super) fn encode(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for b in value.bytes() {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+    }
+    out
+}

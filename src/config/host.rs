@@ -1,0 +1,50 @@
+//! Does what the file says of a worker hold on this host? Only `ctl config check --worker-id` asks:
+//! the file is usually checked somewhere else as well. Warnings only.
+
+use super::agent::Worker;
+use super::reader::Findings;
+use super::report::Pos;
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, UdpSocket};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+pub(super) fn check(worker: &Worker, findings: &Findings) {
+    let id = &worker.config.worker_id;
+    let place = match worker.label.as_str() {
+        "" => String::new(),
+        label => format!("{label}."),
+    };
+    let warn = |at: Pos, key: &str, what: String| {
+        findings.warn(at, format!("{place}{key}: {what} (checked because --worker-id {id})"));
+    };
+    for (path, at) in worker.config.storage_paths.iter().zip(&worker.path_places) {
+        let target = Path::new(OsStr::from_bytes(path.as_bytes()));
+        let what = match std::fs::symlink_metadata(target) {
+            Ok(meta) if meta.is_dir() => continue,
+            Ok(meta) if meta.is_symlink() => format!("{path} is a symbolic link — name its target"),
+            Ok(_) => format!("{path} is not a directory"),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                format!("{path} does not exist on this host")
+            }
+            Err(e) => format!("{path} cannot be looked at: {e}"),
+        };
+        warn(*at, "storage_paths", what);
+    }
+    // Places are there for given endpoints only; the default one needs no check.
+    for (endpoint, at) in worker.config.data_plane_endpoints.iter().zip(&worker.endpoint_places) {
+        let key = "network.data_plane_endpoints";
+        if let Some(iface) = &endpoint.iface
+            && !Path::new("/sys/class/net").join(iface).exists()
+        {
+            warn(*at, key, format!("this host has no interface {iface}"));
+        }
+        if let Ok(ip) = endpoint.address.parse::<IpAddr>()
+            && let Err(e) = UdpSocket::bind((ip, 0))
+            && e.kind() == ErrorKind::AddrNotAvailable
+        {
+            warn(*at, key, format!("{ip} is not an address of this host"));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A configuration file, opened and parsed; what is wrong with it as a file or as YAML is noted.
+
+use super::document::{self, Kind, Node};
+use super::reader::Findings;
+use super::report::Pos;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+/// Room for ten thousand workers; a data file given by mistake stops here.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// A parsed file.
+pub(super) struct Source {
+    pub(super) root: Node,
+    /// Whether every user of the host can read it.
+    pub(super) world_readable: bool,
+}
+
+/// Opens and parses `path`; `None` when a problem was noted that ends the reading.
+pub(super) fn open(path: &Path, findings: &Findings) -> Option<Source> {
+    match read(path) {
+        Ok((bytes, world_readable)) => {
+            parse(&bytes, findings).map(|root| Source { root, world_readable })
+        }
+        Err(message) => {
+            findings.error(None, message);
+            None
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<(Vec<u8>, bool), String> {
+    let why = |cause: std::io::Error| format!("cannot be read: {cause}");
+    let file = File::open(path).map_err(why)?;
+    let meta = file.metadata().map_err(why)?;
+    if meta.is_dir() {
+        return Err("is a directory — give the file in it".into());
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(why)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let most = crate::util::units::bytes(MAX_BYTES);
+        return Err(format!("is larger than {most} — this is hardly a configuration file"));
+    }
+    Ok((bytes, meta.permissions().mode() & 0o004 != 0))
+}
+
+/// The tree of `bytes`. A file of nothing but comments is a map without keys; a file of nothing at
+/// all is refused, for it is more likely the remains of a full disk than a wish for every default.
+pub(super) fn parse(bytes: &[u8], findings: &Findings) -> Option<Node> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        findings.error(None, "is UTF-16 text — save it as UTF-8");
+        return None;
+    }
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(flaw) => {
+            let at = position(&bytes[..flaw.valid_up_to()]);
+            findings.error(at, "not UTF-8 text — save the file as UTF-8");
+            return None;
+        }
+    };
+    if text.trim().is_empty() {
+        findings.error(None, "is empty — write `{}` if every setting shall have its default");
+        return None;
+    }
+    let start = Pos { line: 1, col: 1 };
+    match document::parse(text) {
+        Ok(Some(node)) => Some(node),
+        Ok(None) => Some(Node { at: start, kind: Kind::Null }),
+        Err(flaw) => {
+            findings.error(flaw.at, flaw.message);
+            None
+        }
+    }
+}
+
+/// The place right behind `before`, all of it valid UTF-8.
+fn position(before: &[u8]) -> Pos {
+    let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+    let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let starts_a_char = |b: &&u8| **b & 0xc0 != 0x80;
+    Pos { line, col: before[start..].iter().filter(starts_a_char).count() + 1 }
+}

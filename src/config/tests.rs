@@ -1,0 +1,576 @@
+//! Whole files in, messages and values out.
+
+use super::*;
+use crate::wire::worker::Endpoint;
+use proptest::prelude::*;
+use std::path::PathBuf;
+use std::time::Duration;
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Writes `text` to a file and hands its path to `then`.
+fn with_file<T>(text: impl AsRef<[u8]>, then: impl FnOnce(&Path) -> T) -> T {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.yml");
+    std::fs::write(&path, text).unwrap();
+    then(&path)
+}
+
+fn master(text: impl AsRef<[u8]>) -> Result<Loaded<MasterConfig>, ConfigErrors> {
+    with_file(text, |path| load_master(Some(path), &Env::none()))
+}
+
+fn agent(text: impl AsRef<[u8]>, id: Option<&str>) -> Result<Loaded<AgentConfig>, ConfigErrors> {
+    with_file(text, |path| load_agent(path, id, &Env::none()))
+}
+
+/// The problems as lines that start at the position: `3:9: error: …`.
+fn lines(problems: &[Problem]) -> Vec<String> {
+    let short = |p: &Problem| {
+        let name = Path::new(&p.origin).file_name().unwrap().to_string_lossy().into_owned();
+        Problem { origin: name, ..p.clone() }
+            .to_string()
+            .trim_start_matches("f.yml:")
+            .trim()
+            .to_owned()
+    };
+    problems.iter().map(short).collect()
+}
+
+fn assert_lines(text: &str, found: &[Problem], wanted: &[&str]) {
+    assert_eq!(lines(found), wanted, "for\n{text}");
+}
+
+fn repo_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+#[test]
+fn every_shipped_file_loads_without_a_warning() {
+    let mut files = vec![repo_file("example_master.yml"), repo_file("example_agent.yml")];
+    files.extend(std::fs::read_dir(repo_file("configs")).unwrap().map(|e| e.unwrap().path()));
+    assert!(files.len() >= 6);
+    for file in files {
+        let report = check(&file, None, &Env::none());
+        assert_eq!(lines(&report.problems), Vec::<String>::new(), "{}", file.display());
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        let kind = if name.contains("master") { FileKind::Master } else { FileKind::Agents };
+        assert_eq!(report.kind, Some(kind), "{name}");
+        for id in &report.worker_ids {
+            load_agent(&file, Some(id), &Env::none()).unwrap();
+        }
+        if kind == FileKind::Master {
+            load_master(Some(&file), &Env::none()).unwrap();
+        }
+    }
+}
+
+/// The comments promise these defaults.
+#[test]
+fn commented_defaults_are_the_real_ones() {
+    for (name, block_starts) in [
+        (
+            "example_master.yml",
+            &[
+                "listen",
+                "scheduler",
+                "lease",
+                "heartbeat_interval",
+                "poll_wait_max",
+                "retention",
+                "limits",
+                "defaults",
+                "log",
+            ][..],
+        ),
+        ("example_agent.yml", &["heartbeat_interval", "drain_timeout", "log"][..]),
+    ] {
+        let text = std::fs::read_to_string(repo_file(name)).unwrap();
+        let mut uncommented = String::new();
+        let mut inside = false;
+        let mut seen = Vec::new();
+        for line in text.lines() {
+            let bare = line.strip_prefix("# ").unwrap_or("");
+            let key = bare.split_once(':').map_or("", |(key, _)| key);
+            if block_starts.contains(&key) {
+                inside = true;
+                seen.push(key);
+            } else if !bare.starts_with("  ") {
+                inside = false;
+            }
+            uncommented.push_str(if inside { bare } else { line });
+            uncommented.push('\n');
+        }
+        assert_eq!(seen, block_starts, "{name}");
+        if name.contains("master") {
+            let plain = load_master(Some(&repo_file(name)), &Env::none()).unwrap();
+            assert_eq!(master(&uncommented).unwrap(), plain);
+            let mut without_file = load_master(None, &Env::none()).unwrap().config;
+            without_file.store = plain.config.store.clone();
+            assert_eq!(plain.config, without_file);
+        } else {
+            let plain = load_agent(&repo_file(name), Some("worker-b"), &Env::none()).unwrap();
+            assert_eq!(agent(&uncommented, Some("worker-b")).unwrap(), plain);
+        }
+    }
+}
+
+#[test]
+fn a_master_without_keys_serves_this_host_from_an_embedded_store() {
+    let env = Env { state_dir: "/state".into(), ..Env::none() };
+    for text in ["{}", "# all defaults\n", "---\n", "\u{feff}{}"] {
+        let loaded = with_file(text, |path| load_master(Some(path), &env)).unwrap();
+        assert_eq!(loaded, load_master(None, &env).unwrap(), "{text:?}");
+        assert_eq!(loaded.config.store, StoreConfig::Embedded { dir: "/state".into() });
+        assert_eq!(loaded.config.listen, ([127, 0, 0, 1], 8888).into());
+        assert_eq!(loaded.config.defaults.chunk_size_mb, 64);
+    }
+    let own = master("data_dir: /var/x\n").unwrap().config;
+    assert_eq!(own.store, StoreConfig::Embedded { dir: "/var/x".into() });
+}
+
+#[test]
+fn the_predecessors_master_file_loads() {
+    let text = "scheduler: round_robin\nworker_heartbeat_timeout: 45.5\nnetwork:\n  control_plane_iface: eth0\n\
+                redis:\n  host: db\n  port: 6380\n  db: 2\n  expiry_days: 7\n";
+    let loaded = master(text).unwrap();
+    assert_eq!(loaded.config.worker_heartbeat_timeout, Duration::from_millis(45_500));
+    assert_eq!(loaded.config.retention, secs(7 * 86_400));
+    let StoreConfig::Redis { url, namespace, allow_volatile } = loaded.config.store else {
+        panic!()
+    };
+    assert_eq!(
+        (url.expose(), namespace.as_str(), allow_volatile),
+        ("redis://db:6380/2", "default", false)
+    );
+    assert_lines(
+        text,
+        &loaded.warnings,
+        &[
+            "3:1: warning: `network` is outdated — it has no effect; `listen` says where the API is served",
+            "9:3: warning: `expiry_days` in redis is outdated — write `retention: 7d` instead",
+        ],
+    );
+}
+
+#[test]
+fn both_shapes_of_an_agents_file_give_the_same_worker() {
+    let list = "master_url: http://m:8888/\nslots: 3\nworkers:\n  - worker_id: worker-a\n    storage_paths: [/home/gpu1/, /home/cpu1]\n    \
+                network:\n      control_plane_address: 192.168.65.4\n      data_plane_endpoints: [192.168.65.4, {address: 10.0.0.4, interface: ib0, port: 9000}, \"[fd00::1]:0\"]\n";
+    let map = "master_url: [http://m:8888]\nworkers:\n  worker-a:\n    slots: 3\n    storage_paths: [/home/gpu1, /home/cpu1]\n    \
+               network:\n      control_plane_address: 192.168.65.4\n      data_plane_endpoints: [{address: 192.168.65.4}, {address: \"10.0.0.4:9000\", iface: ib0}, \"[fd00::1]:0\"]\n";
+    let top = "worker_id: worker-a\nmaster_url: http://m:8888\nslots: 3\nstorage_paths: [/home/gpu1, /home/cpu1]\n\
+               network:\n  control_plane_address: 192.168.65.4\n  data_plane_endpoints: [192.168.65.4, {address: 10.0.0.4, iface: ib0, port: 9000}, \"[fd00::1]:0\"]\n";
+    let wanted = agent(list, Some("worker-a")).unwrap();
+    assert_eq!(wanted.config.master_urls, ["http://m:8888"]);
+    assert_eq!(wanted.config.slots, 3);
+    assert_eq!(wanted.config.heartbeat_interval, secs(5));
+    assert_eq!(wanted.config.drain_timeout, secs(60));
+    let authorities: Vec<String> =
+        wanted.config.data_plane_endpoints.iter().map(Endpoint::authority).collect();
+    assert_eq!(authorities, ["192.168.65.4:8889", "10.0.0.4:9000", "[fd00::1]:0"]);
+    for text in [map, top] {
+        assert_eq!(agent(text, None).unwrap(), wanted, "{text}");
+    }
+}
+
+#[test]
+fn workers_can_share_what_they_have_in_common() {
+    let text = "master_url: http://m\nworkers:\n  - &base\n    worker_id: a\n    storage_paths: [/d]\n    network: {control_plane_address: 10.0.0.1}\n  \
+                - <<: *base\n    worker_id: b\n    network: {control_plane_address: 10.0.0.2}\n";
+    let b = agent(text, Some("b")).unwrap();
+    assert_eq!(b.config.storage_paths.len(), 1);
+    assert_eq!(b.config.data_plane_endpoints[0].address, "10.0.0.2");
+    assert!(b.warnings.is_empty(), "{:?}", b.warnings);
+}
+
+#[test]
+fn a_worker_without_endpoints_serves_its_own_host_and_says_so() {
+    let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d]\n";
+    let loaded = agent(text, None).unwrap();
+    assert_eq!(loaded.config.data_plane_endpoints[0].authority(), "127.0.0.1:8889");
+    assert_lines(
+        text,
+        &loaded.warnings,
+        &[
+            "3:16: warning: workers[0]: no `network.data_plane_endpoints`: it serves on 127.0.0.1:8889, which only agents on the same host reach",
+        ],
+    );
+}
+
+#[test]
+fn every_mistake_in_a_masters_file_is_named_at_once() {
+    for (text, wanted) in [
+        (
+            "lisen: 0.0.0.0:8888\ndefaults:\n  chunk_size_mb: 2000\n  max_retries: many\nlease: 10GG\nlog: {level: inof, format: xml}\n",
+            &[
+                "1:1: error: unknown key `lisen` — did you mean `listen`?",
+                "3:18: error: defaults.chunk_size_mb: 2000 is out of range: it must be from 1 to 1024",
+                "4:16: error: defaults.max_retries: expected a whole number from 0 to 100, found `many`",
+                "5:8: error: lease: `10GG` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",
+                "6:14: error: log.level: `inof` is no log level: use one of off, error, warn, info, debug, trace — did you mean `info`?",
+                "6:28: error: log.format: expected `text` or `json`, found `xml`",
+            ][..],
+        ),
+        (
+            "listen: 8888\nlisten: 0.0.0.0:1\ndata_dir: state\nlimits: [1]\nretention:\n",
+            &[
+                "1:9: error: listen: `8888` is no address with a port — write for example `0.0.0.0:8888` or `[::]:8888`",
+                "2:1: error: duplicate key `listen` — first given on line 1",
+                "3:11: error: data_dir: must be an absolute path (start with `/`)",
+                "4:9: error: limits: expected keys and values (`key: value`), found a list",
+                "5:1: error: retention: expected a time such as `45s`, `5m` or `2h`, found nothing",
+            ],
+        ),
+        (
+            "worker_heartbeat_timeout: 10\nheartbeat_interval: 11s\n",
+            &[
+                "1:27: error: worker_heartbeat_timeout: 10s is shorter than 3 heartbeats of 11s: it must be at least 33s, or your agents' `heartbeat_interval` be shorter",
+                "2:21: error: lease: 30s is shorter than 3 heartbeats of 11s: it must be at least 33s, or your agents' `heartbeat_interval` be shorter",
+            ],
+        ),
+        (
+            "redis: {host: h, url: 'redis://h/0', port: 70000, db: -1, hots: x}\n",
+            &[
+                "1:23: error: redis.url: give either `url` or `host`, `port`, `db`, not both",
+                "1:44: error: redis.port: 70000 is out of range: it must be from 1 to 65535",
+                "1:55: error: redis.db: expected a whole number from 0 to 4294967295, found `-1`",
+                "1:59: error: unknown key `hots` in redis — did you mean `host`?",
+            ],
+        ),
+        (
+            "redis:\n  url: rediss://me:hunter2@h\n  namespace: '{x}'\n  allow_volatile: yes\n",
+            &[
+                "2:8: error: redis.url: `rediss://`: this program does not speak TLS to Redis — use `redis://` on a trusted network, through a TLS tunnel, or a unix socket",
+                "3:14: error: redis.namespace: must be 1 to 64 characters out of A-Z a-z 0-9 . _ -",
+                "4:19: error: redis.allow_volatile: expected `true` or `false`, found `yes`",
+            ],
+        ),
+        (
+            "lease: -1\nworker_heartbeat_timeout: 1e3k\npoll_wait_max: nan\nscheduler: fifo\nretention: {finished: 1d}\nlimits: {max_file_list_bytes: 2TiB}\n",
+            &[
+                "1:8: error: lease: `-1` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",
+                "2:27: error: worker_heartbeat_timeout: `1e3k` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",
+                "3:16: error: poll_wait_max: `nan` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",
+                "4:12: error: scheduler: expected `round_robin`, found `fifo`",
+                "5:13: error: unknown key `finished` in retention",
+                "6:31: error: limits.max_file_list_bytes: `2TiB` is out of range: it must be from 1.0 KiB to 1.0 GiB",
+            ],
+        ),
+        ("- a\n- b\n", &["1:1: error: expected keys and values (`key: value`), found a list"]),
+        ("hello\n", &["1:1: error: expected keys and values (`key: value`), found `hello`"]),
+        ("", &["error: is empty — write `{}` if every setting shall have its default"]),
+        (
+            "workers: []\nmaster_url: http://m\n",
+            &[
+                "1:1: error: this is an agents file — `ctl master` needs a master's, see example_master.yml",
+            ],
+        ),
+        (
+            "listen:\n\t- x\n",
+            &[
+                "2:2: error: not valid YAML: tabs disallowed within this context (block indentation) — indent with spaces, not tabs",
+            ],
+        ),
+    ] {
+        assert_lines(text, &master(text).unwrap_err().problems, wanted);
+    }
+}
+
+#[test]
+fn every_mistake_in_an_agents_file_is_named_at_once() {
+    for (text, wanted) in [
+        (
+            "master_url: http://m:8888\nworkers:\n  - worker_id: worker-a\n    storage_path: [/d]\n  - worker_id: worker-a\n    storage_paths: [data, '', /]\n    \
+             network:\n      data_plane_endpoints: [10.0.0.1]\n  - worker_id: worker b\n    storage_paths: []\n    heartbeat_interval: 5x\n",
+            &[
+                "3:5: error: missing key `storage_paths` in workers[0]: the directories that this worker may read and write",
+                "3:16: warning: workers[0]: no `network.data_plane_endpoints`: it serves on 127.0.0.1:8889, which only agents on the same host reach",
+                "4:5: error: unknown key `storage_path` in workers[0] — did you mean `storage_paths`?",
+                "5:16: error: worker id `worker-a` is given twice — first on line 3",
+                "6:21: error: workers[1].storage_paths[0]: `data` must be absolute (start with `/`)",
+                "6:27: error: workers[1].storage_paths[1]: must not be empty",
+                "6:31: error: workers[1].storage_paths[2]: `/` gives away everything on the host — name the directories that hold the data, or set `allow_root_path: true`",
+                "9:16: error: workers[2].worker_id: `worker b` must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and not start with `-` or `.`",
+                "10:20: error: workers[2].storage_paths: must name at least one and at most 256 directories",
+                "11:25: error: workers[2].heartbeat_interval: `5x` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",
+            ][..],
+        ),
+        (
+            "master_url: [m:8888, 'https://m', 'http://u:p@m', 'http://m?x']\nworkers:\n  a:\n    worker_id: z\n    storage_paths: /d\n    slots: 0\n",
+            &[
+                "1:14: error: master_url[0]: `m:8888` has no `http://` in front — write for example `http://127.0.0.1:8888`",
+                "1:22: error: master_url[1]: `https://m` is not an `http://` URL — write for example `http://127.0.0.1:8888`",
+                "1:35: error: master_url[2]: must not carry a user name or password — write for example `http://127.0.0.1:8888`",
+                "1:51: error: master_url[3]: `http://m?x` has a query or fragment — write for example `http://127.0.0.1:8888`",
+                "3:3: warning: workers.a: no `network.data_plane_endpoints`: it serves on 127.0.0.1:8889, which only agents on the same host reach",
+                "4:16: error: workers.a.worker_id: differs from the name of the entry, `a`",
+                "5:20: error: workers.a.storage_paths: expected a list (`- one` lines, or `[one, two]`), found `/d`",
+                "6:12: error: workers.a.slots: 0 is out of range: it must be from 1 to 256",
+            ],
+        ),
+        (
+            "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d, /d/, /d/x]\n    network:\n      control_plane_iface: eth0\n      data_plane_endpoints:\n        \
+             - 10.0.0.1\n        - 10.0.0.1:8889\n        - {address: 10.0.0.2, iface: ib0, interface: ib1}\n        - {adress: 10.0.0.3}\n        - 0.0.0.0\n        - a:b:c\n        - {address: 10.0.0.4, port: 65536, iface: ../x}\n  \
+             - worker_id: b\n    storage_paths: [/e]\n    network: {data_plane_endpoints: ['10.0.0.1:08889', 10.0.0.1:8889]}\n",
+            &[
+                "4:25: warning: workers[0].storage_paths[1]: /d is given twice",
+                "4:30: warning: workers[0].storage_paths[2]: /d/x lies inside /d, which is given too: one of them is enough",
+                "6:7: warning: `control_plane_iface` in workers[0].network is outdated — it has no effect; remove it",
+                "9:11: error: workers[0].network.data_plane_endpoints[1]: 10.0.0.1:8889 is given twice",
+                "10:54: error: workers[0].network.data_plane_endpoints[2].interface: the same as `iface`, which is given too",
+                "11:11: error: missing key `address` in workers[0].network.data_plane_endpoints[3]",
+                "11:12: error: unknown key `adress` in workers[0].network.data_plane_endpoints[3] — did you mean `address`?",
+                "12:11: error: workers[0].network.data_plane_endpoints[4]: other agents cannot connect to 0.0.0.0 — give the address of a network interface",
+                "13:11: error: workers[0].network.data_plane_endpoints[5]: `a:b:c` is no IP address",
+                "14:37: error: workers[0].network.data_plane_endpoints[6].port: 65536 is out of range: it must be from 0 to 65535",
+                "14:51: error: workers[0].network.data_plane_endpoints[6].iface: `../x` is no interface name",
+                "17:38: error: workers[1].network.data_plane_endpoints[0]: 10.0.0.1:8889 is also used by a — give each its own address or port",
+                "17:56: error: workers[1].network.data_plane_endpoints[1]: 10.0.0.1:8889 is also used by a — give each its own address or port",
+            ],
+        ),
+        (
+            "wokers: []\nslots: 2\ndrain_timeout: 1s\n",
+            &[
+                "1:1: error: missing key `master_url`: where is the master? e.g. `master_url: http://127.0.0.1:8888` (or set CTL_MASTER_URL)",
+                "1:1: error: missing key `workers`: a list of `- worker_id: …` entries",
+                "1:1: error: unknown key `wokers` — did you mean `workers`?",
+            ],
+        ),
+        (
+            "master_url: http://m\nworkers: []\n",
+            &["2:10: error: workers: must name at least one worker"],
+        ),
+        (
+            "{}",
+            &[
+                "1:1: error: missing key `master_url`: where is the master? e.g. `master_url: http://127.0.0.1:8888` (or set CTL_MASTER_URL)",
+                "1:1: error: missing key `workers`: a list of `- worker_id: …` entries",
+            ],
+        ),
+        (
+            "redis: {}\n",
+            &[
+                "1:1: error: this is a master's file — `ctl agent` needs an agents file, see example_agent.yml",
+            ],
+        ),
+    ] {
+        let found = agent(text, Some("a")).unwrap_err().problems;
+        // Which worker is asked for is another test's business.
+        let found: Vec<Problem> =
+            found.into_iter().filter(|p| !p.message.starts_with("no worker `a`")).collect();
+        assert_lines(text, &found, wanted);
+    }
+}
+
+#[test]
+fn a_wrong_worker_id_gets_the_right_ones() {
+    let text = "master_url: http://m\nworkers:\n  worker-a: {storage_paths: [/d], network: {data_plane_endpoints: [10.0.0.1]}}\n  \
+                worker-b: {storage_paths: [/d], network: {data_plane_endpoints: [10.0.0.2]}}\n";
+    for (id, wanted) in [
+        (
+            Some("worker-x"),
+            "error: no worker `worker-x` — did you mean `worker-a`?   worker ids in this file: worker-a worker-b",
+        ),
+        (
+            None,
+            "error: say which worker this is, with `--worker-id ID`   worker ids in this file: worker-a worker-b",
+        ),
+    ] {
+        assert_lines(text, &agent(text, id).unwrap_err().problems, &[wanted]);
+    }
+    assert_eq!(agent(text, Some("worker-b")).unwrap().config.worker_id.as_str(), "worker-b");
+}
+
+#[test]
+fn files_that_are_none_are_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("utf16"), b"\xff\xfel\0i\0").unwrap();
+    std::fs::write(at("latin1"), b"listen: x\ndata_dir: /\xc3\xa4\xe4\n").unwrap();
+    std::fs::write(at("huge"), vec![b'#'; (4 << 20) + 1]).unwrap();
+    for (path, wanted) in [
+        (dir.path().to_owned(), ": error: is a directory — give the file in it"),
+        (at("missing"), ": error: cannot be read: No such file or directory (os error 2)"),
+        (at("utf16"), ": error: is UTF-16 text — save it as UTF-8"),
+        (at("latin1"), ":2:13: error: not UTF-8 text — save the file as UTF-8"),
+        (at("huge"), ": error: is larger than 4.0 MiB — this is hardly a configuration file"),
+    ] {
+        let wanted = format!("{}{wanted}", path.display());
+        assert_eq!(load_master(Some(&path), &Env::none()).unwrap_err().to_string(), wanted);
+        assert_eq!(load_agent(&path, None, &Env::none()).unwrap_err().to_string(), wanted);
+        let report = check(&path, None, &Env::none());
+        assert_eq!((report.kind, report.to_string()), (None, format!("{wanted}\n1 error.")));
+    }
+}
+
+#[test]
+fn the_environment_goes_before_the_file() {
+    let env = Env {
+        redis_url: Some("redis://:s3cret@env:1/1".into()),
+        master_url: Some("http://one:1, http://two:2/".into()),
+        log_level: Some("WARNING".into()),
+        ..Env::none()
+    };
+    let text = "redis: {host: file, namespace: mine, allow_volatile: true}\nlog: {level: debug, format: json}\n";
+    let loaded = with_file(text, |path| load_master(Some(path), &env)).unwrap().config;
+    assert_eq!(loaded.log, LogConfig { level: "warn".into(), format: LogFormat::Json });
+    assert!(!format!("{loaded:?}").contains("s3cret"));
+    let StoreConfig::Redis { url, namespace, allow_volatile } = loaded.store else { panic!() };
+    assert_eq!(
+        (url.expose(), namespace.as_str(), allow_volatile),
+        ("redis://:s3cret@env:1/1", "mine", true)
+    );
+    let store = load_master(None, &env).unwrap().config.store;
+    assert!(matches!(store, StoreConfig::Redis { allow_volatile: false, .. }), "{store:?}");
+
+    let text = "workers: {a: {storage_paths: [/d]}}\nlog: {level: debug}\n";
+    let load = |env: &Env| with_file(text, |path| load_agent(path, None, env));
+    let loaded = load(&env).unwrap().config;
+    assert_eq!(loaded.master_urls, ["http://one:1", "http://two:2"]);
+    assert_eq!(loaded.log.level, "warn");
+    let env = Env { agent_log_level: Some("trace".into()), ..env };
+    assert_eq!(load(&env).unwrap().config.log.level, "trace");
+
+    let bad = Env {
+        redis_url: Some("http://:s3cret@x".into()),
+        master_url: Some("m:1".into()),
+        log_level: Some("loud".into()),
+        ..Env::none()
+    };
+    assert_eq!(
+        load_master(None, &bad).unwrap_err().to_string(),
+        "REDIS_URL: error: `http://` is no scheme for Redis — write `redis://HOST:PORT/DB` or `unix:///PATH`\n\
+         CTL_LOG_LEVEL: error: `loud` is no log level: use one of off, error, warn, info, debug, trace"
+    );
+    let shown = load(&bad).unwrap_err().to_string();
+    assert!(shown.contains("CTL_MASTER_URL: error: `m:1` has no `http://` in front"), "{shown}");
+}
+
+#[test]
+fn a_password_that_everybody_can_read_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let warnings = |mode| {
+        with_file("redis: {password: hunter2}\n", |path| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+            load_master(Some(path), &Env::none()).unwrap()
+        })
+    };
+    assert_eq!(warnings(0o640).warnings, []);
+    let loaded = warnings(0o644);
+    assert_eq!(loaded.warnings.len(), 1);
+    assert!(loaded.warnings[0].message.contains("chmod o-r"));
+    assert!(!format!("{loaded:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_check_ends_with_a_summary() {
+    let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d, x]\n";
+    let report = with_file(text, |path| check(path, None, &Env::none()));
+    assert_eq!((report.errors(), report.warnings(), report.usable()), (1, 1, false));
+    assert!(
+        report.to_string().ends_with("\n1 error, 1 warning.   worker ids in this file: a"),
+        "{report}"
+    );
+    let shown = with_file("{}", |path| check(path, None, &Env::none())).to_string();
+    assert!(shown.ends_with("f.yml: master configuration ok."), "{shown}");
+}
+
+#[test]
+fn a_check_for_a_worker_looks_at_this_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path().display();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+    // 192.0.2.0/24 is reserved for documentation: nobody has such an address.
+    let text = format!(
+        "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths:\n      - {here}\n      - {here}/no\n      - {here}/file\n      - {here}/link\n    \
+         network:\n      data_plane_endpoints:\n        - 127.0.0.1\n        - {{address: 192.0.2.7, iface: nosuch0}}\n"
+    );
+    let report = |id: Option<&str>| with_file(&text, |path| check(path, id, &Env::none()));
+    let overlaps = |p: &Problem| p.message.contains("lies inside");
+    let found: Vec<Problem> =
+        report(Some("a")).problems.into_iter().filter(|p| !overlaps(p)).collect();
+    let because = "(checked because --worker-id a)";
+    let place = "workers[0].network.data_plane_endpoints";
+    let wanted = [
+        format!(
+            "6:9: warning: workers[0].storage_paths: {here}/no does not exist on this host {because}"
+        ),
+        format!("7:9: warning: workers[0].storage_paths: {here}/file is not a directory {because}"),
+        format!(
+            "8:9: warning: workers[0].storage_paths: {here}/link is a symbolic link — name its target {because}"
+        ),
+        format!("12:11: warning: {place}: this host has no interface nosuch0 {because}"),
+        format!("12:11: warning: {place}: 192.0.2.7 is not an address of this host {because}"),
+    ];
+    assert_eq!(lines(&found), wanted);
+    assert!(report(None).problems.iter().all(overlaps), "without a worker id nothing is looked up");
+}
+
+#[test]
+fn hostile_files_get_a_short_answer() {
+    let many: String = (0..50_000).map(|i| format!("key{i}: 1\n")).collect();
+    let problems = master(&many).unwrap_err().problems;
+    assert_eq!(problems.len(), 101);
+    assert!(problems[100].message.contains("49900 more"), "{}", problems[100]);
+    let deep_in_the_file: [fn(usize) -> String; 5] = [
+        |n| "- ".repeat(n),
+        |n| "a: b\n".repeat(n),
+        |n| "? ".repeat(n),
+        |n| "[a, ".repeat(n),
+        |n| "a: |\n x\n".repeat(n),
+    ];
+    for make in deep_in_the_file {
+        // Twice the text may take twice the time, not four times; seconds mean a loop within a loop.
+        let started = std::time::Instant::now();
+        assert!(master(make(100_000)).is_err());
+        assert!(started.elapsed() < secs(20), "{:?}", make(3));
+    }
+    let long = master(format!("listen: {}\u{1b}[2J\n", "x".repeat(9000))).unwrap_err().to_string();
+    assert!(long.len() < 600 && !long.contains('\u{1b}'), "{long}");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_loading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let findings = Findings::new("f".into());
+        if let Some(root) = source::parse(&bytes, &findings) {
+            AgentsFile::read(&Item::root(&root, &findings), &Env::none(), &findings);
+        }
+    }
+
+    /// Known keys with values of every kind, in every place.
+    #[test]
+    fn no_mix_of_known_keys_and_odd_values_makes_loading_panic(
+        lines in proptest::collection::vec((0usize..4, 0usize..31, 0usize..14), 0..40)
+    ) {
+        const KEYS: [&str; 31] = [
+            "listen", "data_dir", "redis", "url", "host", "port", "db", "namespace", "expiry_days", "scheduler",
+            "lease", "worker_heartbeat_timeout", "heartbeat_interval", "retention", "limits", "window_tasks",
+            "max_file_list_bytes", "defaults", "chunk_size_mb", "log", "level", "master_url", "workers", "worker_id",
+            "- worker_id", "storage_paths", "network", "data_plane_endpoints", "- address", "iface", "slots",
+        ];
+        const VALUES: [&str; 14] = [
+            "", "1", "-1", "45.0", "99999999999999999999", "999999999999.5", "[]", "{}", "[a, {b: c}, [d]]", "/x", "redis://h/0",
+            "'\u{1b}'", "http://[::1]:80", "0.0.0.0:0",
+        ];
+        let mut text = String::new();
+        for (depth, key, value) in lines {
+            text.push_str(&format!("{}{}: {}\n", "  ".repeat(depth), KEYS[key], VALUES[value]));
+        }
+        let findings = Findings::new("f".into());
+        if let Some(root) = source::parse(text.as_bytes(), &findings) {
+            let item = Item::root(&root, &findings);
+            AgentsFile::read(&item, &Env::none(), &findings);
+            MasterConfig::read(&item, &Env::none(), true, &findings);
+        }
+        // Secrets aside, what was found can always be shown on one line each.
+        let shown: Vec<String> =
+            findings.into_problems().iter().map(ToString::to_string).collect();
+        let unsafe_line = |line: &String| line.contains(['\n', '\u{1b}']);
+        prop_assert!(!shown.iter().any(unsafe_line), "{:?}", shown);
+    }
+}

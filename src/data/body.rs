@@ -1,0 +1,154 @@
+//! Between async connections and blocking threads: bodies going out, bodies coming in, both through
+//! small channels, so that neither side runs ahead of the other.
+
+use super::frame::Pieces;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// How many pieces (of at most a buffer) wait between a thread and a connection.
+pub const DEPTH: usize = 3;
+/// A transfer that moves less than [`STALL_BYTES`] in this much waiting is given up.
+pub const STALL: Duration = Duration::from_secs(90);
+/// See [`STALL`].
+pub const STALL_BYTES: u64 = 4096;
+
+/// The body of a request that we send.
+pub enum Outgoing {
+    /// Known whole.
+    Whole(Option<Bytes>),
+    /// Made by a thread while it is sent; an `Err` breaks the connection, so that the receiver can't
+    /// take the rest for the end.
+    Stream {
+        /// Where the thread puts it.
+        from: mpsc::Receiver<Result<Bytes, Withdrawn>>,
+        /// Counts what the connection took.
+        moved: Arc<AtomicU64>,
+    },
+}
+
+/// A body that its maker gave up.
+#[derive(Debug, thiserror::Error)]
+#[error("the transfer was given up")]
+pub struct Withdrawn;
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Withdrawn;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Withdrawn>>> {
+        match self.get_mut() {
+            Outgoing::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Outgoing::Stream { from, moved } => from.poll_recv(cx).map(|piece| {
+                piece.map(|piece| {
+                    piece.map(|bytes| {
+                        moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        Frame::data(bytes)
+                    })
+                })
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Outgoing::Whole(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Outgoing::Whole(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
+            }
+            Outgoing::Stream { .. } => SizeHint::default(),
+        }
+    }
+}
+
+/// Resolves when `moved` stands still for `patience`.
+pub async fn stalled(moved: Arc<AtomicU64>, patience: Duration) {
+    let mut last = moved.load(Ordering::Relaxed);
+    loop {
+        tokio::time::sleep(patience).await;
+        let now = moved.load(Ordering::Relaxed);
+        if now < last + STALL_BYTES {
+            return;
+        }
+        last = now;
+    }
+}
+
+/// The receiving thread's end of [`pump`].
+pub struct Arriving(mpsc::Receiver<Result<Bytes, String>>);
+
+/// A channel for [`pump`].
+pub fn arriving() -> (mpsc::Sender<Result<Bytes, String>>, Arriving) {
+    let (to, from) = mpsc::channel(DEPTH);
+    (to, Arriving(from))
+}
+
+impl Pieces for Arriving {
+    fn next(&mut self) -> Result<Option<Bytes>, String> {
+        self.0.blocking_recv().transpose()
+    }
+}
+
+/// Hands the pieces of `body` to a thread, as fast as it takes them, until the body ends, the
+/// connection fails or stalls for `patience` (the thread is told), or the thread is done.
+pub async fn pump(
+    mut body: Incoming,
+    to: mpsc::Sender<Result<Bytes, String>>,
+    patience: Duration,
+) -> Incoming {
+    let (mut waited, mut came) = (Duration::ZERO, 0);
+    loop {
+        let since = Instant::now();
+        // Only waiting for the peer counts, not waiting for our own disk.
+        let left = patience.saturating_sub(waited);
+        let piece = tokio::select! {
+            frame = tokio::time::timeout(left, body.frame()) => match frame {
+                Err(_) => Err(format!("less than {STALL_BYTES} bytes came in {patience:?}")),
+                Ok(None) => return body,
+                Ok(Some(Err(e))) => Err(e.to_string()),
+                Ok(Some(Ok(frame))) => Ok(frame.into_data().unwrap_or_default()),
+            },
+            () = to.closed() => return body,
+        };
+        waited += since.elapsed();
+        if let Ok(bytes) = &piece {
+            came += bytes.len() as u64;
+            if came >= STALL_BYTES {
+                (waited, came) = (Duration::ZERO, 0);
+            }
+        }
+        let last = piece.is_err();
+        if to.send(piece).await.is_err() || last {
+            return body;
+        }
+    }
+}
+
+/// Reads and drops what is left of a refused body, so that the refusal can be read before the
+/// connection ends: at most `limit` bytes and `patience`.
+pub async fn drain(mut body: Incoming, limit: u64, patience: Duration) {
+    let mut left = limit;
+    let all = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let n = frame.data_ref().map_or(0, |d| d.len() as u64);
+            if n > left {
+                return;
+            }
+            left -= n;
+        }
+    };
+    let _ = tokio::time::timeout(patience, all).await;
+}

@@ -1,0 +1,425 @@
+//! Frames: how content travels in the body of a pack or a range.
+//!
+//! ```text
+//! frame   = kind (1 byte) length (4 bytes, little endian) payload
+//! pack    = DIRS { FILE { CONTENT } ( DIGEST | ABORT ) } END
+//! range   = RANGE { CONTENT } ( DIGEST | ABORT )
+//! ```
+//!
+//! Header and bulk are apart: a header is read whole (its length is checked before anything is
+//! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
+//! came, without a copy. Every frame moves on by at least one byte of content or one entry, so there
+//! is no way to keep a receiver busy with nothing.
+
+use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
+use crate::wire::Digest;
+use crate::wire::manifest::{DirRef, Entry, MAX_BYTES, MAX_ENTRIES};
+use bytes::{Buf, Bytes};
+
+/// Bytes before a payload.
+pub const HEAD: usize = 5;
+
+const DIRS: u8 = b'D';
+const FILE: u8 = b'F';
+const RANGE: u8 = b'R';
+const CONTENT: u8 = b'C';
+const DIGEST: u8 = b'H';
+const ABORT: u8 = b'A';
+const END: u8 = b'E';
+
+/// One frame, or a piece of a content frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// The directories above the files of a pack, parents first.
+    Dirs(Vec<DirRef>),
+    /// A file; its content follows.
+    File(Entry),
+    /// What range of which file; its content follows.
+    Range(RangeHead),
+    /// Content, never empty.
+    Content(Bytes),
+    /// All content was sent; this is its digest (a file) or chaining value (a range).
+    Digest(Digest),
+    /// The sender takes the file (or range) back.
+    Abort,
+    /// The end of a pack, with the number of its files.
+    End(u32),
+}
+
+/// Why bytes are no frame.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The body ended in the middle.
+    #[error("the body ended before its last frame")]
+    Truncated,
+    /// A length over the limit of its kind, or under it.
+    #[error("a frame of kind {kind:#04x} says {length} bytes")]
+    Length {
+        /// The first byte of the frame.
+        kind: u8,
+        /// What it says.
+        length: usize,
+    },
+    /// A kind that this version does not know.
+    #[error("a frame of the unknown kind {0:#04x}")]
+    Unknown(u8),
+    /// A payload of another shape.
+    #[error("a frame of kind {kind:#04x} cannot be read: {why}")]
+    Broken {
+        /// The first byte of the frame.
+        kind: u8,
+        /// What is wrong.
+        why: String,
+    },
+    /// A frame that may not stand there.
+    #[error("{0}")]
+    Order(String),
+    /// The connection failed or stalled.
+    #[error("the connection failed: {0}")]
+    Connection(String),
+}
+
+/// Where bytes come from, in pieces of any length.
+pub trait Pieces {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// A sentence, when the connection failed.
+    fn next(&mut self) -> Result<Option<Bytes>, String>;
+}
+
+/// Reads frames out of pieces; blocks while there are none.
+pub struct FrameReader<P> {
+    pieces: P,
+    /// What of the last piece is not used yet.
+    rest: Bytes,
+    /// What is still to come of the content frame begun last.
+    content: usize,
+}
+
+impl<P: Pieces> FrameReader<P> {
+    /// Reads from `pieces`.
+    pub fn new(pieces: P) -> Self {
+        FrameReader { pieces, rest: Bytes::new(), content: 0 }
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    /// Anything but a well-formed frame within the limits; the reader is of no use afterwards.
+    pub fn next_frame(&mut self) -> Result<Frame, FrameError> {
+        if self.content > 0 {
+            return self.content_piece();
+        }
+        let mut head = [0; HEAD];
+        self.fill(&mut head)?;
+        let kind = head[0];
+        let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let allowed = match kind {
+            DIRS | FILE | RANGE => 1..=MAX_BYTES,
+            CONTENT => 1..=MAX_CONTENT,
+            DIGEST => 32..=32,
+            ABORT => 0..=0,
+            END => 4..=4,
+            other => return Err(FrameError::Unknown(other)),
+        };
+        if !allowed.contains(&length) {
+            return Err(FrameError::Length { kind, length });
+        }
+        match kind {
+            CONTENT => {
+                self.content = length;
+                self.content_piece()
+            }
+            DIGEST => {
+                let mut digest = [0; 32];
+                self.fill(&mut digest)?;
+                Ok(Frame::Digest(Digest(digest)))
+            }
+            ABORT => Ok(Frame::Abort),
+            END => {
+                let mut count = [0; 4];
+                self.fill(&mut count)?;
+                Ok(Frame::End(u32::from_le_bytes(count)))
+            }
+            _ => self.header(kind, length),
+        }
+    }
+
+    /// Makes sure that nothing follows.
+    ///
+    /// # Errors
+    /// A frame that is not whole, bytes behind the last frame, or a failed connection.
+    pub fn finish(mut self) -> Result<(), FrameError> {
+        if self.content > 0 {
+            return Err(FrameError::Truncated);
+        }
+        if self.more()? {
+            return Err(FrameError::Order("bytes follow the last frame".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Whether there is anything more to read; fetches a piece where none is left.
+    fn more(&mut self) -> Result<bool, FrameError> {
+        while self.rest.is_empty() {
+            match self.pieces.next().map_err(FrameError::Connection)? {
+                Some(piece) => self.rest = piece,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn content_piece(&mut self) -> Result<Frame, FrameError> {
+        if !self.more()? {
+            return Err(FrameError::Truncated);
+        }
+        let piece = self.rest.split_to(self.content.min(self.rest.len()));
+        self.content -= piece.len();
+        Ok(Frame::Content(piece))
+    }
+
+    fn fill(&mut self, out: &mut [u8]) -> Result<(), FrameError> {
+        let mut at = 0;
+        while at < out.len() {
+            if !self.more()? {
+                return Err(FrameError::Truncated);
+            }
+            let n = self.rest.len().min(out.len() - at);
+            self.rest.copy_to_slice(&mut out[at..at + n]);
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, kind: u8, length: usize) -> Result<Frame, FrameError> {
+        let mut payload = Vec::new();
+        while payload.len() < length {
+            if !self.more()? {
+                return Err(FrameError::Truncated);
+            }
+            let piece = self.rest.split_to((length - payload.len()).min(self.rest.len()));
+            payload.extend_from_slice(&piece);
+        }
+        let broken = |e: minicbor::decode::Error| FrameError::Broken { kind, why: e.to_string() };
+        let mut decoder = minicbor::Decoder::new(&payload);
+        let frame = match kind {
+            DIRS => Frame::Dirs(decoder.decode::<DirTable>().map_err(broken)?.dirs),
+            FILE => Frame::File(decoder.decode().map_err(broken)?),
+            _ => Frame::Range(decoder.decode().map_err(broken)?),
+        };
+        if decoder.position() != length {
+            let why = "bytes follow its document".to_owned();
+            return Err(FrameError::Broken { kind, why });
+        }
+        Ok(frame)
+    }
+}
+
+/// At most this many files travel in one pack.
+pub const MAX_FILES: usize = MAX_ENTRIES;
+
+fn head(kind: u8, length: usize) -> [u8; HEAD] {
+    let l = (length as u32).to_le_bytes();
+    [kind, l[0], l[1], l[2], l[3]]
+}
+
+fn document<T: minicbor::Encode<()>>(kind: u8, value: &T) -> Vec<u8> {
+    let mut out = vec![0; HEAD];
+    // Encoding into a Vec can't fail.
+    let _ = minicbor::encode(value, &mut out);
+    let length = out.len() - HEAD;
+    out[..HEAD].copy_from_slice(&head(kind, length));
+    out
+}
+
+/// A DIRS frame.
+pub fn dirs(dirs: Vec<DirRef>) -> Vec<u8> {
+    document(DIRS, &DirTable { dirs })
+}
+
+/// A FILE frame.
+pub fn file(entry: &Entry) -> Vec<u8> {
+    document(FILE, entry)
+}
+
+/// A RANGE frame.
+pub fn range(range: &RangeHead) -> Vec<u8> {
+    document(RANGE, range)
+}
+
+/// What stands before `length` bytes of content (1 to [`MAX_CONTENT`]).
+pub fn content_head(length: usize) -> [u8; HEAD] {
+    head(CONTENT, length)
+}
+
+/// A DIGEST frame.
+pub fn digest(digest: &Digest) -> [u8; HEAD + 32] {
+    let mut out = [0; HEAD + 32];
+    out[..HEAD].copy_from_slice(&head(DIGEST, 32));
+    out[HEAD..].copy_from_slice(&digest.0);
+    out
+}
+
+/// An ABORT frame.
+pub fn abort() -> [u8; HEAD] {
+    head(ABORT, 0)
+}
+
+/// An END frame.
+pub fn end(files: u32) -> [u8; HEAD + 4] {
+    let mut out = [0; HEAD + 4];
+    out[..HEAD].copy_from_slice(&head(END, 4));
+    out[HEAD..].copy_from_slice(&files.to_le_bytes());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::RelPath;
+    use crate::wire::manifest::{Ident, Kind, Manifest, Meta};
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    /// Bytes cut into pieces of `size`.
+    struct Cut(VecDeque<Bytes>);
+
+    impl Cut {
+        fn new(bytes: &[u8], size: usize) -> Self {
+            Cut(bytes.chunks(size.max(1)).map(Bytes::copy_from_slice).collect())
+        }
+    }
+
+    impl Pieces for Cut {
+        fn next(&mut self) -> Result<Option<Bytes>, String> {
+            Ok(self.0.pop_front())
+        }
+    }
+
+    fn meta() -> Meta {
+        Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 1, mtime_nsec: 2 }
+    }
+
+    fn entry(name: &[u8], size: u64) -> Entry {
+        Entry {
+            path: RelPath::new(name).unwrap(),
+            kind: Kind::File { size },
+            meta: meta(),
+            ident: Ident::default(),
+        }
+    }
+
+    /// All frames of `bytes`, content pieces of one frame joined.
+    fn read_all(bytes: &[u8], size: usize) -> Result<Vec<Frame>, FrameError> {
+        let mut reader = FrameReader::new(Cut::new(bytes, size));
+        let mut frames: Vec<Frame> = Vec::new();
+        while reader.more()? {
+            let joins = reader.content > 0;
+            let frame = reader.next_frame()?;
+            match (&frame, frames.last_mut()) {
+                (Frame::Content(piece), Some(Frame::Content(begun))) if joins => {
+                    *begun = [begun.as_ref(), piece.as_ref()].concat().into();
+                }
+                _ => frames.push(frame),
+            }
+        }
+        reader.finish()?;
+        Ok(frames)
+    }
+
+    #[test]
+    fn the_first_bytes_of_each_frame_are_frozen() {
+        assert_eq!(content_head(0x01_0203), [b'C', 3, 2, 1, 0]);
+        assert_eq!(abort(), [b'A', 0, 0, 0, 0]);
+        assert_eq!(end(258), [b'E', 4, 0, 0, 0, 2, 1, 0, 0]);
+        assert_eq!(digest(&Digest([7; 32]))[..6], [b'H', 32, 0, 0, 0, 7]);
+        assert_eq!(dirs(vec![]), [b'D', 2, 0, 0, 0, 0x81, 0x80]);
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_what_is_wrong_with_it() {
+        let length = |bytes: &[u8]| match read_all(bytes, 64) {
+            Err(FrameError::Length { length, .. }) => length,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(length(&head(CONTENT, 0)), 0);
+        assert_eq!(length(&head(CONTENT, MAX_CONTENT + 1)), MAX_CONTENT + 1);
+        assert_eq!(length(&[b'F', 255, 255, 255, 255]), u32::MAX as usize);
+        assert_eq!(length(&head(DIGEST, 31)), 31);
+        assert_eq!(read_all(b"GET / HTTP/1.1", 64), Err(FrameError::Unknown(b'G')));
+        assert_eq!(read_all(b"C\x05\0\0\0abc", 2), Err(FrameError::Truncated));
+        assert_eq!(read_all(b"C\x05\0", 1), Err(FrameError::Truncated));
+        let mut trailing = file(&entry(b"a", 1));
+        trailing.push(0);
+        let l = (trailing.len() - HEAD) as u32;
+        trailing[1..HEAD].copy_from_slice(&l.to_le_bytes());
+        assert!(matches!(read_all(&trailing, 64), Err(FrameError::Broken { .. })));
+    }
+
+    #[test]
+    fn a_length_that_lies_allocates_nothing() {
+        // 16 MiB are announced, 3 bytes come.
+        let mut bytes = head(FILE, MAX_BYTES).to_vec();
+        bytes.extend_from_slice(b"abc");
+        assert_eq!(read_all(&bytes, 64), Err(FrameError::Truncated));
+    }
+
+    #[test]
+    fn what_follows_the_last_frame_is_refused() {
+        let mut reader = FrameReader::new(Cut::new(b"A\0\0\0\0x", 3));
+        assert_eq!(reader.next_frame(), Ok(Frame::Abort));
+        assert!(matches!(reader.finish(), Err(FrameError::Order(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn frames_round_trip_however_they_are_cut(
+            contents in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..5),
+            size in 1usize..400,
+        ) {
+            let table = vec![DirRef { path: RelPath::root(), meta: meta() }];
+            let mut expected = vec![Frame::Dirs(table.clone())];
+            let mut bytes = dirs(table);
+            for (i, content) in contents.iter().enumerate() {
+                let e = entry(&[b'a' + i as u8, 0xff], content.len() as u64);
+                bytes.extend(file(&e));
+                bytes.extend(content_head(content.len()));
+                bytes.extend(content);
+                let d = Digest::from(blake3::hash(content));
+                bytes.extend(digest(&d));
+                expected.extend([
+                    Frame::File(e), Frame::Content(content.clone().into()), Frame::Digest(d),
+                ]);
+            }
+            bytes.extend(end(contents.len() as u32));
+            expected.push(Frame::End(contents.len() as u32));
+            let head = RangeHead {
+                manifest: Manifest { dirs: vec![], entries: vec![entry(b"x", 9)] },
+                offset: 1024,
+                length: 7,
+            };
+            bytes.extend(range(&head));
+            expected.push(Frame::Range(head));
+            prop_assert_eq!(read_all(&bytes, size).unwrap(), expected);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>, size in 1usize..40) {
+            let _ = read_all(&bytes, size);
+        }
+
+        #[test]
+        fn a_flipped_byte_never_panics(at: prop::sample::Index, bit in 0u8..8) {
+            let mut bytes = dirs(vec![DirRef { path: RelPath::root(), meta: meta() }]);
+            bytes.extend(file(&entry(b"abc", 3)));
+            bytes.extend(content_head(3));
+            bytes.extend(b"xyz");
+            bytes.extend(end(1));
+            let i = at.index(bytes.len());
+            bytes[i] ^= 1 << bit;
+            let _ = read_all(&bytes, 7);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Who may write: tickets, judged by the master's key and the master's clock.
+
+use crate::wire::ticket::{Claims, TicketError, Verifier};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+/// Time since the machine booted, sleep included; it never jumps, whatever is done to the wall clock.
+pub fn boottime() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec as u32)
+}
+
+/// Why a request was refused before anything was done for it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No heartbeat was answered yet: nobody can be let in.
+    #[error("this agent has not heard from its master yet and cannot check tickets")]
+    NoKey,
+    /// There was none.
+    #[error("the request carries no ticket")]
+    Absent,
+    /// It does not hold.
+    #[error(transparent)]
+    Ticket(#[from] TicketError),
+    /// It allows what this agent does not have.
+    #[error("no storage path of this agent holds the ticket's destination {0}")]
+    NoRoot(String),
+}
+
+/// What heartbeats teach an agent about tickets. Everything is refused until the first.
+#[derive(Default)]
+pub struct TicketGate {
+    known: RwLock<Option<Known>>,
+}
+
+struct Known {
+    verifier: Verifier,
+    /// The master's clock minus ours ([`boottime`]), in seconds.
+    ahead: i64,
+}
+
+impl TicketGate {
+    /// A gate that lets nobody in yet.
+    pub fn new() -> Self {
+        TicketGate::default()
+    }
+
+    /// Takes over the key and the time (seconds since 1970) of a heartbeat's reply.
+    ///
+    /// # Errors
+    /// A key that is none; what was known stays.
+    pub fn update(&self, key: &str, time: i64) -> Result<(), TicketError> {
+        let verifier = Verifier::new(key)?;
+        let ahead = time - boottime().as_secs() as i64;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(Known { verifier, ahead });
+        Ok(())
+    }
+
+    /// Whether tickets can be checked.
+    pub fn ready(&self) -> bool {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// What `ticket` allows.
+    ///
+    /// # Errors
+    /// Anything but a ticket that our master signed and that has not expired.
+    pub fn check(&self, ticket: &str) -> Result<Claims, Refused> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = known.as_ref().ok_or(Refused::NoKey)?;
+        let now = boottime().as_secs() as i64 + known.ahead;
+        Ok(known.verifier.verify(ticket, now)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ticket::{LEEWAY_SECONDS, Signer};
+
+    fn claims(expires: i64) -> Claims {
+        Claims {
+            sync: 1,
+            request_id: "r".into(),
+            assignment: [1; 16],
+            attempt: 1,
+            worker: "w".into(),
+            destination: b"/d".to_vec(),
+            expires,
+        }
+    }
+
+    #[test]
+    fn tickets_are_judged_by_the_masters_clock() {
+        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let gate = TicketGate::new();
+        let good = signer.sign(&claims(5_000));
+        assert_eq!(gate.check(&good), Err(Refused::NoKey));
+        // The master lives in 1970; our own clock plays no part.
+        gate.update(&signer.public_key(), 4_999).unwrap();
+        assert_eq!(gate.check(&good), Ok(claims(5_000)));
+        let late = 5_000 + LEEWAY_SECONDS + 10;
+        gate.update(&signer.public_key(), late).unwrap();
+        assert!(matches!(gate.check(&good), Err(Refused::Ticket(TicketError::Expired(_)))));
+    }
+
+    #[test]
+    fn a_broken_key_does_not_replace_a_good_one() {
+        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let gate = TicketGate::new();
+        gate.update(&signer.public_key(), 0).unwrap();
+        assert!(gate.update("nonsense", 0).is_err());
+        assert!(gate.check(&signer.sign(&claims(10))).is_ok());
+    }
+}

@@ -1,0 +1,352 @@
+//! The sending agent's view of the others: whom to choose, and the three verbs.
+
+use super::body::{DEPTH, Outgoing, STALL, stalled};
+use super::outcome::{Offered, Packed, RangeSent, SendError};
+use super::pool::Pool;
+use super::protocol::{
+    MAX_REPLY, OFFER, OfferReply, PACK, PackReply, RANGE, RangeReply, TICKET_HEADER,
+};
+use super::routes::{Leased, Routes};
+use super::send::{FedRange, Feed, Gone, feed_pack, feed_range};
+use crate::fs::Tree;
+use crate::util::backoff::Backoff;
+use crate::wire::WorkerId;
+use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::problem::Problem;
+use crate::wire::task::PoolMember;
+use crate::wire::worker::Endpoint;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// A whole reply must come within this; twice the receiver's own patience, so that what it has to say
+/// comes first.
+const REPLY: Duration = Duration::from_secs(2 * STALL.as_secs());
+/// How long a worker that could not be reached is chosen last.
+const ASIDE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+
+/// What an agent knows of the workers that it sends to.
+pub struct Peers {
+    routes: Arc<Routes>,
+    pool: Pool,
+    load: Mutex<Loads>,
+}
+
+#[derive(Default)]
+struct Loads {
+    workers: BTreeMap<WorkerId, Load>,
+    count: u64,
+}
+
+#[derive(Default)]
+struct Load {
+    in_flight: usize,
+    failures: u32,
+    aside_until: Option<Instant>,
+    /// When it was chosen last, as a count.
+    chosen: u64,
+}
+
+impl Peers {
+    /// Peers reached from our own `local` endpoints.
+    pub fn new(local: &[Endpoint]) -> Arc<Self> {
+        Arc::new(Peers {
+            routes: Arc::new(Routes::new(local)),
+            pool: Pool::new(),
+            load: Mutex::default(),
+        })
+    }
+
+    fn loads(&self) -> MutexGuard<'_, Loads> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The buffers, for others who read.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The member of `pool` that is not in `tried` and has the fewest requests of ours in flight;
+    /// those set aside, draining or in error come last, ties in turn.
+    pub fn choose<'a>(
+        &self,
+        pool: &'a [PoolMember],
+        tried: &BTreeSet<WorkerId>,
+    ) -> Option<&'a PoolMember> {
+        let mut loads = self.loads();
+        let now = Instant::now();
+        let rank = |member: &&PoolMember| {
+            let load = loads.workers.get(&member.worker_id);
+            let aside = load.and_then(|l| l.aside_until).filter(|until| *until > now);
+            let (in_flight, chosen) = load.map_or((0, 0), |l| (l.in_flight, l.chosen));
+            (aside, !member.status.takes_work(), in_flight, chosen)
+        };
+        let best = pool.iter().filter(|m| !tried.contains(&m.worker_id)).min_by_key(rank)?;
+        loads.count += 1;
+        let count = loads.count;
+        loads.workers.entry(best.worker_id.clone()).or_default().chosen = count;
+        Some(best)
+    }
+
+    /// `member`, to send to under `ticket`. It counts as busy until it is dropped.
+    pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str) -> Peer {
+        self.loads().workers.entry(member.worker_id.clone()).or_default().in_flight += 1;
+        Peer {
+            worker: member.worker_id.clone(),
+            endpoints: member.data_plane_endpoints.clone(),
+            ticket: ticket.to_owned(),
+            peers: self.clone(),
+        }
+    }
+
+    fn set_aside(&self, worker: &WorkerId) {
+        let mut loads = self.loads();
+        let load = loads.workers.entry(worker.clone()).or_default();
+        load.failures = load.failures.saturating_add(1);
+        load.aside_until = Some(Instant::now() + ASIDE.delay(load.failures));
+    }
+
+    fn welcome(&self, worker: &WorkerId) {
+        if let Some(load) = self.loads().workers.get_mut(worker) {
+            (load.failures, load.aside_until) = (0, None);
+        }
+    }
+}
+
+/// One worker to send to.
+pub struct Peer {
+    worker: WorkerId,
+    endpoints: Vec<Endpoint>,
+    ticket: String,
+    peers: Arc<Peers>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if let Some(load) = self.peers.loads().workers.get_mut(&self.worker) {
+            load.in_flight = load.in_flight.saturating_sub(1);
+        }
+    }
+}
+
+impl Peer {
+    /// Who it is.
+    pub fn worker(&self) -> &WorkerId {
+        &self.worker
+    }
+
+    /// Offers `manifest`, which is `encoded`.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn offer(&self, manifest: &Manifest, encoded: Bytes) -> Result<Offered, SendError> {
+        let mut fresh = false;
+        let reply = loop {
+            let mut leased = self.lease(fresh).await?;
+            let whole = Outgoing::Whole(Some(encoded.clone()));
+            let exchange = self.exchange(&mut leased, OFFER, whole);
+            match tokio::time::timeout(REPLY, exchange).await {
+                Ok(Ok(answered)) => break self.accept(leased, answered)?,
+                // The other side had closed a kept connection: nothing was lost with it.
+                Ok(Err(_)) if leased.reused => fresh = true,
+                Ok(Err(why)) => return Err(self.broken(leased, why)),
+                Err(_) => return Err(self.broken(leased, format!("no reply in {REPLY:?}"))),
+            }
+        };
+        let reply: OfferReply = self.read(&reply)?;
+        Offered::of_reply(manifest, reply).map_err(|why| self.nonsense(why))
+    }
+
+    /// Sends `files` of `source`, which lie in `dirs`, as what each of them is now.
+    ///
+    /// # Errors
+    /// See [`SendError`]. What the peer wrote before is there; an offer shows it.
+    pub async fn pack(
+        &self,
+        source: &Tree,
+        dirs: Vec<DirRef>,
+        files: Vec<Entry>,
+    ) -> Result<Packed, SendError> {
+        let (source, table) = (source.clone(), dirs.clone());
+        let feed =
+            move |feed: &mut Feed| feed_pack(&source, &table, &files, feed).map(|fed| (fed, files));
+        let (reply, (fed, files)): (PackReply, _) = self.stream(PACK, feed).await?;
+        Packed::of_reply(&dirs, &files, reply, fed).map_err(|why| self.nonsense(why))
+    }
+
+    /// Sends `length` bytes at `offset` of `entry`, the only file of `manifest`.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn range(
+        &self,
+        source: &Tree,
+        manifest: &Manifest,
+        entry: &Entry,
+        (offset, length): (u64, u64),
+    ) -> Result<RangeSent, SendError> {
+        let (source, manifest, sent) = (source.clone(), manifest.clone(), entry.clone());
+        let feed =
+            move |feed: &mut Feed| feed_range(&source, &manifest, &sent, (offset, length), feed);
+        let (reply, fed): (RangeReply, FedRange) = self.stream(RANGE, feed).await?;
+        Ok(RangeSent::of_reply(entry, reply, fed))
+    }
+
+    /// Sends what `feed` makes, and reads the reply.
+    async fn stream<T, F, R>(&self, path: &str, feed: F) -> Result<(R, T), SendError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Feed) -> Result<T, Gone> + Send + 'static,
+        R: for<'b> minicbor::Decode<'b, ()>,
+    {
+        let mut leased = self.lease(false).await?;
+        let (to, from) = mpsc::channel(DEPTH);
+        let moved = Arc::new(AtomicU64::new(0));
+        let pool = self.peers.pool.clone();
+        let feeding = tokio::task::spawn_blocking(move || feed(&mut Feed::new(to, pool)));
+        let body = Outgoing::Stream { from, moved: moved.clone() };
+        let answered = tokio::select! {
+            answered = self.exchange(&mut leased, path, body) => answered,
+            () = stalled(moved, REPLY) => Err(format!("no byte moved in {REPLY:?}")),
+        };
+        let reply = match answered {
+            Ok(answered) => self.accept(leased, answered)?,
+            Err(why) => return Err(self.broken(leased, why)),
+        };
+        match feeding.await {
+            Ok(Ok(fed)) => Ok((self.read(&reply)?, fed)),
+            Ok(Err(Gone)) => Err(self.nonsense("it answered before the end".to_owned())),
+            Err(e) => Err(SendError::Internal(format!("reading the source failed inside: {e}"))),
+        }
+    }
+
+    async fn lease(&self, fresh: bool) -> Result<Leased, SendError> {
+        match self.peers.routes.lease(&self.endpoints, fresh).await {
+            Ok(leased) => Ok(leased),
+            Err(tried) => {
+                self.peers.set_aside(&self.worker);
+                Err(SendError::Unreachable { worker: self.worker.clone(), tried })
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        leased: &mut Leased,
+        path: &str,
+        body: Outgoing,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let request = Request::post(path)
+            .header(HOST, leased.peer())
+            .header(TICKET_HEADER, &self.ticket)
+            .body(body)
+            .map_err(|e| e.to_string())?;
+        let send = leased.send().ok_or("the connection is gone")?;
+        send.ready().await.map_err(|e| e.to_string())?;
+        let response = send.send_request(request).await.map_err(|e| describe(&e))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_REPLY).collect().await;
+        Ok((status, body.map_err(|e| e.to_string())?.to_bytes()))
+    }
+
+    /// The body of a good reply, with its connection kept; a refusal as an error.
+    fn accept(&self, leased: Leased, answered: (StatusCode, Bytes)) -> Result<Bytes, SendError> {
+        let (status, body) = answered;
+        if status == StatusCode::OK {
+            leased.keep();
+            self.peers.welcome(&self.worker);
+            return Ok(body);
+        }
+        drop(leased);
+        let problem = serde_json::from_slice::<Problem>(&body)
+            .unwrap_or_else(|_| Problem::new(status.as_u16(), "", "unknown", "it did not say why"));
+        Err(SendError::Refused {
+            worker: self.worker.clone(),
+            status: status.as_u16(),
+            code: super::protocol::plain(&problem.code),
+            detail: super::protocol::plain(&problem.detail),
+        })
+    }
+
+    fn read<R: for<'b> minicbor::Decode<'b, ()>>(&self, reply: &[u8]) -> Result<R, SendError> {
+        minicbor::decode(reply).map_err(|e| self.nonsense(e.to_string()))
+    }
+
+    fn broken(&self, leased: Leased, why: String) -> SendError {
+        leased.broke();
+        self.peers.set_aside(&self.worker);
+        SendError::Broken { worker: self.worker.clone(), message: why }
+    }
+
+    fn nonsense(&self, why: String) -> SendError {
+        let message = format!("its reply makes no sense: {why}");
+        SendError::Broken { worker: self.worker.clone(), message }
+    }
+}
+
+/// A hyper error with its causes.
+fn describe(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::worker::WorkerStatus;
+
+    fn member(name: &str, status: WorkerStatus) -> PoolMember {
+        PoolMember {
+            worker_id: name.parse().unwrap(),
+            status,
+            storage_paths: vec![],
+            data_plane_endpoints: vec![],
+        }
+    }
+
+    fn chosen(peers: &Peers, pool: &[PoolMember]) -> String {
+        peers.choose(pool, &BTreeSet::new()).unwrap().worker_id.to_string()
+    }
+
+    #[test]
+    fn the_least_busy_peer_is_chosen_and_ties_go_round() {
+        let peers = Peers::new(&[]);
+        let pool: Vec<_> = ["a", "b", "c"].map(|n| member(n, WorkerStatus::Idle)).into();
+        let round: Vec<_> = (0..6).map(|_| chosen(&peers, &pool)).collect();
+        assert_eq!(round, ["a", "b", "c", "a", "b", "c"]);
+        let busy = (peers.peer(&pool[0], "t"), peers.peer(&pool[1], "t"));
+        assert_eq!([chosen(&peers, &pool), chosen(&peers, &pool)], ["c", "c"]);
+        drop(busy);
+        assert_eq!(chosen(&peers, &pool), "a");
+    }
+
+    #[test]
+    fn peers_that_failed_or_drain_are_chosen_last() {
+        let peers = Peers::new(&[]);
+        let pool = [
+            member("a", WorkerStatus::Draining),
+            member("b", WorkerStatus::Idle),
+            member("c", WorkerStatus::Idle),
+        ];
+        peers.set_aside(&pool[1].worker_id);
+        assert_eq!([chosen(&peers, &pool), chosen(&peers, &pool)], ["c", "c"]);
+        let mut tried: BTreeSet<_> = [pool[2].worker_id.clone()].into();
+        assert_eq!(peers.choose(&pool, &tried).unwrap().worker_id.as_str(), "a");
+        tried.insert(pool[0].worker_id.clone());
+        assert_eq!(peers.choose(&pool, &tried).unwrap().worker_id.as_str(), "b");
+        peers.welcome(&pool[1].worker_id);
+        assert_eq!([chosen(&peers, &pool), chosen(&peers, &pool)], ["c", "b"]);
+    }
+}

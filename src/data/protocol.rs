@@ -1,0 +1,311 @@
+//! What two agents say to each other, beside content: verbs, limits, and the replies in CBOR with
+//! numbered fields (RFC 8949).
+//!
+//! Names never come from a reply: replies speak of entries by their place in the request.
+
+use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::path::show;
+use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::{BytePath, RelPath};
+use minicbor::{Decode, Encode};
+
+/// The version that the paths begin with. A peer that speaks another one gets a refusal that says so.
+pub const VERSION: u32 = 1;
+/// Compare a manifest with what is there, and make all that needs no content.
+pub const OFFER: &str = "/v1/offer";
+/// Many files with their content.
+pub const PACK: &str = "/v1/pack";
+/// A byte range of one large file.
+pub const RANGE: &str = "/v1/range";
+/// Whether anybody is there; needs no ticket.
+pub const PROBE: &str = "/v1/probe";
+/// The request header that carries the ticket.
+pub const TICKET_HEADER: &str = "x-longhaul-ticket";
+
+/// A ticket is a few hundred bytes and one path; nothing longer is looked at.
+pub const MAX_TICKET: usize = 16 << 10;
+/// The longest content frame, and the size of the pooled buffers, in bytes.
+pub const MAX_CONTENT: usize = 1 << 20;
+/// The longest reply that a sender takes, in bytes: a fault for each of the entries of a manifest.
+pub const MAX_REPLY: usize = 16 << 20;
+/// The longest text taken from a peer's fault, in characters.
+const MAX_TEXT: usize = 1_000;
+
+/// Why an entry failed: a [`FileError`] without what the asking side knows itself.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Fault {
+    /// Verb and side, e.g. `rename destination`.
+    #[n(0)]
+    pub operation: String,
+    /// The name of the errno.
+    #[n(1)]
+    pub errno: Option<String>,
+    /// A sentence.
+    #[n(2)]
+    pub message: String,
+    /// See [`class_code`].
+    #[n(3)]
+    pub class: u8,
+}
+
+/// The number of a class on the wire.
+pub fn class_code(class: ErrorClass) -> u8 {
+    match class {
+        ErrorClass::Transient => 0,
+        ErrorClass::Permanent => 1,
+        ErrorClass::Changed => 2,
+        ErrorClass::Vanished => 3,
+    }
+}
+
+impl Fault {
+    /// A fault that no system call reported and that may pass.
+    pub fn transient(operation: &str, message: impl Into<String>) -> Self {
+        Fault {
+            operation: operation.to_owned(),
+            errno: None,
+            message: message.into(),
+            class: class_code(ErrorClass::Transient),
+        }
+    }
+
+    /// The whole error, of the entry at `path`. Text is cut and made harmless: it came from a peer.
+    pub fn into_error(self, path: &RelPath) -> FileError {
+        let class = match self.class {
+            1 => ErrorClass::Permanent,
+            2 => ErrorClass::Changed,
+            3 => ErrorClass::Vanished,
+            _ => ErrorClass::Transient,
+        };
+        FileError {
+            path: BytePath(path.as_bytes().to_vec()),
+            operation: plain(&self.operation),
+            errno: self.errno.as_deref().map(plain),
+            message: plain(&self.message),
+            worker_id: None,
+            attempt: 0,
+            class,
+        }
+    }
+}
+
+impl From<FileError> for Fault {
+    fn from(e: FileError) -> Self {
+        Fault {
+            operation: e.operation,
+            errno: e.errno,
+            message: e.message,
+            class: class_code(e.class),
+        }
+    }
+}
+
+/// Cuts `text` and takes control characters out of it.
+pub fn plain(text: &str) -> String {
+    let cut: String = text.chars().take(MAX_TEXT).collect();
+    if cut.chars().any(char::is_control) { show(cut.as_bytes()) } else { cut }
+}
+
+/// What the destination made of one offered entry.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Answer {
+    /// It is there already, with its metadata.
+    #[n(0)]
+    Unchanged,
+    /// It needed no content and is there now.
+    #[n(1)]
+    Made,
+    /// Its content is wanted.
+    #[n(2)]
+    Needed,
+    /// It cannot be.
+    #[n(3)]
+    Failed(#[n(0)] Fault),
+}
+
+/// A directory that could not get its metadata back after a write into it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Unstamped {
+    /// Its place in the directory table of the request.
+    #[n(0)]
+    pub dir: u32,
+    /// Why.
+    #[n(1)]
+    pub fault: Fault,
+}
+
+/// The reply to an offer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct OfferReply {
+    /// One for each entry, in order.
+    #[n(0)]
+    pub answers: Vec<Answer>,
+    /// Directories without their metadata.
+    #[n(1)]
+    pub unstamped: Vec<Unstamped>,
+}
+
+/// What became of a file (or range) whose content was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Taken {
+    /// It is at its place, and its bytes were those that the sender hashed.
+    #[n(0)]
+    Written,
+    /// The bytes that arrived are not those that the sender hashed; nothing was kept.
+    #[n(1)]
+    Mismatch,
+    /// The sender took it back; nothing was kept.
+    #[n(2)]
+    Aborted,
+    /// The destination could not keep it.
+    #[n(3)]
+    Failed(#[n(0)] Fault),
+}
+
+/// The reply to a pack.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct PackReply {
+    /// One for each file, in the order of their frames.
+    #[n(0)]
+    pub files: Vec<Taken>,
+    /// Directories without their metadata.
+    #[n(1)]
+    pub unstamped: Vec<Unstamped>,
+}
+
+/// The reply to a range.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RangeReply {
+    /// What became of it.
+    #[n(0)]
+    pub range: Taken,
+}
+
+/// What a range request begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RangeHead {
+    /// The directories above the file and the file, its only entry.
+    #[n(0)]
+    pub manifest: Manifest,
+    /// Where the range starts; a multiple of 1 KiB.
+    #[n(1)]
+    pub offset: u64,
+    /// Its length; not 0, and no more than the BLAKE3 subtree at `offset` holds.
+    #[n(2)]
+    pub length: u64,
+}
+
+impl RangeHead {
+    /// The file.
+    ///
+    /// # Errors
+    /// A sentence, where the range is none that can be hashed and written on its own.
+    pub fn checked(&self) -> Result<&Entry, String> {
+        let [entry] = self.manifest.entries.as_slice() else {
+            return Err(format!("a range is of one file, not of {}", self.manifest.entries.len()));
+        };
+        let crate::wire::manifest::Kind::File { size } = entry.kind else {
+            return Err("a range is of a regular file".to_owned());
+        };
+        range_fits(self.offset, self.length, size).map(|()| entry)
+    }
+}
+
+/// Whether `[offset, offset + length)` is a range of a file of `size` bytes whose chaining value can
+/// be had (`blake3::hazmat` panics on others).
+///
+/// # Errors
+/// A sentence that says what does not fit.
+pub fn range_fits(offset: u64, length: u64, size: u64) -> Result<(), String> {
+    let fits = length > 0
+        && offset.is_multiple_of(blake3::CHUNK_LEN as u64)
+        && offset.checked_add(length).is_some_and(|end| end <= size)
+        && blake3::hazmat::max_subtree_len(offset).is_none_or(|max| length <= max);
+    if fits {
+        return Ok(());
+    }
+    Err(format!("{length} bytes at {offset} are no range of a file of {size} bytes"))
+}
+
+/// A directory table, as a pack begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct DirTable {
+    /// Parents before children.
+    #[n(0)]
+    pub dirs: Vec<DirRef>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn replies_round_trip() {
+        let fault = Fault::transient("write destination", "no space");
+        let offer = OfferReply {
+            answers: vec![
+                Answer::Unchanged,
+                Answer::Made,
+                Answer::Needed,
+                Answer::Failed(fault.clone()),
+            ],
+            unstamped: vec![Unstamped { dir: 3, fault: fault.clone() }],
+        };
+        let bytes = minicbor::to_vec(&offer).unwrap();
+        assert_eq!(minicbor::decode::<OfferReply>(&bytes).unwrap(), offer);
+        let pack = PackReply {
+            files: vec![Taken::Written, Taken::Mismatch, Taken::Aborted, Taken::Failed(fault)],
+            unstamped: vec![],
+        };
+        let bytes = minicbor::to_vec(&pack).unwrap();
+        assert_eq!(minicbor::decode::<PackReply>(&bytes).unwrap(), pack);
+    }
+
+    #[test]
+    fn a_peers_text_cannot_write_to_a_terminal() {
+        let fault = Fault::transient("a\x1b[2J", "x".repeat(5_000));
+        let error = fault.into_error(&RelPath::new("f").unwrap());
+        assert_eq!(error.operation, "a\\#033[2J");
+        assert_eq!(error.message.len(), MAX_TEXT);
+        assert_eq!(error.path.0, b"f");
+    }
+
+    #[test]
+    fn only_ranges_that_can_be_hashed_alone_pass() {
+        let mib = 1 << 20;
+        assert!(range_fits(0, mib, 3 * mib).is_ok());
+        assert!(range_fits(2 * mib, mib, 3 * mib).is_ok());
+        assert!(range_fits(mib, 1, mib + 1).is_ok());
+        for (offset, length, size) in [
+            (0, 0, mib),
+            (1, 10, mib),
+            (mib, 2 * mib, 9 * mib),
+            (2 * mib, mib + 1, 3 * mib),
+            (u64::MAX - 1023, 1024, u64::MAX),
+        ] {
+            assert!(range_fits(offset, length, size).is_err(), "{offset} {length} {size}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
+            let _ = minicbor::decode::<OfferReply>(&bytes);
+            let _ = minicbor::decode::<PackReply>(&bytes);
+            let _ = minicbor::decode::<RangeReply>(&bytes);
+            let _ = minicbor::decode::<RangeHead>(&bytes);
+        }
+
+        #[test]
+        fn a_range_that_passes_can_be_hashed(offset: u64, length in 0u64..4096, size: u64) {
+            use blake3::hazmat::HasherExt as _;
+            if range_fits(offset, length, size).is_ok() {
+                let mut hasher = blake3::Hasher::new();
+                hasher.set_input_offset(offset);
+                hasher.update(&vec![0; length as usize]);
+                hasher.finalize_non_root();
+            }
+        }
+    }
+}

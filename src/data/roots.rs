@@ -1,0 +1,48 @@
+//! The storage roots of an agent: every path that it is asked for must lie below (or at) one.
+
+use super::gate::{Refused, TicketGate};
+use crate::fs::{FsError, Root, Target, TargetOptions, Tree};
+use crate::wire::ticket::{Claims, TicketError};
+use crate::wire::{AbsPath, SyncNo};
+use std::sync::Arc;
+
+/// The open storage roots.
+pub struct Roots {
+    /// The longest path first, so that the innermost of nested roots is found.
+    roots: Vec<Arc<Root>>,
+    options: TargetOptions,
+}
+
+impl Roots {
+    /// Opens all of them.
+    ///
+    /// # Errors
+    /// The first that can't be opened.
+    pub fn open(paths: &[AbsPath]) -> Result<Self, FsError> {
+        let mut roots = paths.iter().map(Root::open).collect::<Result<Vec<_>, _>>()?;
+        roots.sort_by_key(|root| std::cmp::Reverse(root.path().as_bytes().len()));
+        Ok(Roots { roots, options: TargetOptions::of_this_process() })
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Root>> {
+        self.roots.iter()
+    }
+
+    /// The tree at `path`; `None` where no root holds it.
+    pub fn tree(&self, path: &AbsPath) -> Option<Tree> {
+        self.roots.iter().find_map(|root| Some(Tree::new(root.clone(), root.path().strip(path)?)))
+    }
+
+    /// What a ticket allows: its claims and the destination that it names.
+    ///
+    /// # Errors
+    /// A ticket that does not hold, or for a destination that is not ours.
+    pub fn admit(&self, gate: &TicketGate, ticket: &str) -> Result<(Claims, Target), Refused> {
+        let claims = gate.check(ticket)?;
+        let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Broken)?;
+        let tree = self.tree(&path).ok_or_else(|| Refused::NoRoot(path.to_string()))?;
+        let target = Target::new(tree, SyncNo(claims.sync), self.options);
+        Ok((claims, target))
+    }
+}

@@ -1,0 +1,618 @@
+//! Real sockets on loopback, real trees in temporary directories.
+
+use super::body::{DEPTH, Withdrawn, arriving};
+use super::frame::{self, FrameReader};
+use super::outcome::{Found, RangeSent, SendError};
+use super::pool::Pool;
+use super::protocol::{PackReply, Taken};
+use super::receive::{take_pack, take_range};
+use super::send::{Fed, Feed, feed_pack};
+use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate};
+use crate::fs::{Root, Target, TargetOptions, Tree, is_ours};
+use crate::util::shutdown::Shutdown;
+use crate::wire::manifest::{Entry, Kind, Manifest, merge_ranges};
+use crate::wire::sync::ErrorClass;
+use crate::wire::task::PoolMember;
+use crate::wire::ticket::{Claims, Signer};
+use crate::wire::worker::{Endpoint, WorkerStatus};
+use crate::wire::{AbsPath, Digest, RelPath, SyncNo};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+fn rel(path: &str) -> RelPath {
+    RelPath::new(path).unwrap()
+}
+
+fn abs(path: &Path) -> AbsPath {
+    AbsPath::new(path.as_os_str().as_bytes()).unwrap()
+}
+
+fn tree(path: &Path) -> Tree {
+    Tree::new(Root::open(&abs(path)).unwrap(), RelPath::root())
+}
+
+/// A source, a destination, and a data server that serves the destination.
+struct World {
+    dir: TempDir,
+    signer: Signer,
+    endpoint: Endpoint,
+    stop: Shutdown,
+    serving: JoinHandle<()>,
+}
+
+/// The master's clock.
+const NOW: i64 = 1_000_000;
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["src", "dst", "other"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let gate = TicketGate::new();
+        gate.update(&signer.public_key(), NOW).unwrap();
+        let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
+        let served = Arc::new(Served { gate: Arc::new(gate), roots: Arc::new(roots) });
+        let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
+        let server = DataServer::bind(&[any]).await.unwrap();
+        let endpoint = server.endpoints()[0].clone();
+        let stop = Shutdown::new();
+        let serving = tokio::spawn(server.serve(served, stop.clone()));
+        World { dir, signer, endpoint, stop, serving }
+    }
+
+    fn src(&self) -> PathBuf {
+        self.dir.path().join("src")
+    }
+
+    fn dst(&self) -> PathBuf {
+        self.dir.path().join("dst")
+    }
+
+    fn claims(&self, destination: &Path) -> Claims {
+        Claims {
+            sync: 7,
+            request_id: "demo-1".into(),
+            assignment: [1; 16],
+            attempt: 1,
+            worker: "a".into(),
+            destination: destination.as_os_str().as_bytes().to_vec(),
+            expires: NOW + 900,
+        }
+    }
+
+    fn ticket(&self) -> String {
+        self.signer.sign(&self.claims(&self.dst()))
+    }
+
+    fn member(&self) -> PoolMember {
+        PoolMember {
+            worker_id: "b".parse().unwrap(),
+            status: WorkerStatus::Idle,
+            storage_paths: vec![abs(&self.dst())],
+            data_plane_endpoints: vec![self.endpoint.clone()],
+        }
+    }
+
+    fn remote(&self, ticket: &str) -> Destination {
+        Destination::Remote(Peers::new(&[]).peer(&self.member(), ticket))
+    }
+
+    fn target(&self) -> Target {
+        Target::new(tree(&self.dst()), SyncNo(7), TargetOptions::of_this_process())
+    }
+
+    fn local(&self) -> Destination {
+        let local = Local::new(self.target(), 1, Pool::new());
+        Destination::Local { worker: "b".parse().unwrap(), local }
+    }
+
+    fn write(&self, name: &str, content: &[u8]) {
+        let path = self.src().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// A manifest of everything at the source.
+    fn manifest(&self) -> Manifest {
+        let source = tree(&self.src());
+        let mut walk = source.walk(&RelPath::root(), None).unwrap();
+        let mut manifest = Manifest::default();
+        while let Some(entry) = walk.next() {
+            let entry = entry.unwrap();
+            for dir in walk.dirs() {
+                if !manifest.dirs.contains(dir) {
+                    manifest.dirs.push(dir.clone());
+                }
+            }
+            manifest.entries.push(entry);
+        }
+        manifest
+    }
+
+    /// Sends a POST with `body` in the raw, and returns the whole reply.
+    async fn post(&self, path: &str, ticket: &str, body: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.endpoint.authority()).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-longhaul-ticket: {ticket}\r\n\
+             content-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(body).await.unwrap();
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).await.unwrap();
+        String::from_utf8_lossy(&reply).into_owned()
+    }
+
+    /// The names at the destination, with part files.
+    fn names(&self) -> Vec<String> {
+        names(&self.dst())
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap();
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut all: Vec<String> = walkdir::WalkDir::new(dir)
+        .min_depth(1)
+        .into_iter()
+        .map(|e| e.unwrap().path().strip_prefix(dir).unwrap().to_string_lossy().into_owned())
+        .collect();
+    all.sort();
+    all
+}
+
+fn needed(
+    manifest: &Manifest,
+    answers: &[Result<Found, crate::wire::sync::FileError>],
+) -> Vec<Entry> {
+    manifest
+        .entries
+        .iter()
+        .zip(answers)
+        .filter(|(_, a)| **a == Ok(Found::Needed))
+        .map(|(e, _)| e.clone())
+        .collect()
+}
+
+/// Pieces from a list; then the end, or a failed connection.
+struct Script(VecDeque<Bytes>, Option<&'static str>);
+
+impl frame::Pieces for Script {
+    fn next(&mut self) -> Result<Option<Bytes>, String> {
+        match (self.0.pop_front(), self.1) {
+            (Some(piece), _) => Ok(Some(piece)),
+            (None, Some(why)) => Err(why.to_owned()),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+fn file_entry(name: &str, size: u64) -> Entry {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("x"), vec![0; 1]).unwrap();
+    let like = tree(dir.path()).entry(&rel("x")).unwrap();
+    Entry { path: rel(name), kind: Kind::File { size }, ..like }
+}
+
+/// The frames of one file.
+fn file_frames(entry: &Entry, content: &[u8], digest: &Digest) -> Vec<u8> {
+    let mut out = frame::file(entry);
+    for piece in content.chunks(1000) {
+        out.extend(frame::content_head(piece.len()));
+        out.extend(piece);
+    }
+    out.extend(frame::digest(digest));
+    out
+}
+
+async fn a_batch_arrives(world: &World, to: Destination) {
+    world.write("a", b"alpha");
+    world.write("sub/deep/b", &vec![7; 3 << 20]);
+    world.write("sub/empty", b"");
+    std::os::unix::fs::symlink("../nowhere", world.src().join("sub/link")).unwrap();
+    let source = tree(&world.src());
+    let manifest = world.manifest();
+    let offered = to.offer(&manifest).await.unwrap();
+    let wanted = needed(&manifest, &offered.answers);
+    let paths: Vec<&[u8]> = wanted.iter().map(|e| e.path.as_bytes()).collect();
+    assert_eq!(paths, [&b"a"[..], b"sub/deep/b"]);
+    let packed = to.pack(&source, manifest.dirs.clone(), wanted).await.unwrap();
+    assert_eq!(packed.files, [Ok(5), Ok(3 << 20)]);
+    assert_eq!(packed.unstamped, []);
+    assert_eq!(names(&world.src()), world.names());
+    let after = tree(&world.dst());
+    for entry in &manifest.entries {
+        let there = after.entry(&entry.path).unwrap();
+        assert_eq!((&there.kind, there.meta), (&entry.kind, entry.meta), "{}", entry.path);
+    }
+    assert_eq!(fs::read(world.dst().join("sub/deep/b")).unwrap(), vec![7; 3 << 20]);
+    let again = to.offer(&manifest).await.unwrap();
+    assert!(again.answers.iter().all(|a| *a == Ok(Found::Unchanged)), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_batch_arrives_over_the_network() {
+    let world = World::new().await;
+    a_batch_arrives(&world, world.remote(&world.ticket())).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_batch_arrives_without_the_network() {
+    let world = World::new().await;
+    a_batch_arrives(&world, world.local()).await;
+    world.end().await;
+}
+
+async fn ranges_make_a_file(world: &World, to: Destination) {
+    const RANGE: u64 = 1 << 20;
+    let content: Vec<u8> = (0..(2 * RANGE + 12_345)).map(|i| (i % 251) as u8).collect();
+    world.write("big", &content);
+    let source = tree(&world.src());
+    let mut manifest = world.manifest();
+    manifest.entries.retain(|e| !e.is_dir());
+    let entry = manifest.entries[0].clone();
+    let mut chain = Vec::new();
+    for offset in [2 * RANGE, 0, RANGE] {
+        let length = RANGE.min(entry.size() - offset);
+        match to.range(&source, &manifest, &entry, (offset, length)).await.unwrap() {
+            RangeSent::Written(value) => chain.push((offset, value)),
+            other => panic!("{other:?}"),
+        }
+        assert!(!world.dst().join("big").exists());
+    }
+    chain.sort_by_key(|(offset, _)| *offset);
+    let values: Vec<Digest> = chain.into_iter().map(|(_, v)| v).collect();
+    assert_eq!(merge_ranges(&values), Some(blake3::hash(&content).into()));
+    world.target().publish_part(&entry).unwrap();
+    assert_eq!(fs::read(world.dst().join("big")).unwrap(), content);
+}
+
+#[tokio::test]
+async fn ranges_make_a_file_over_the_network() {
+    let world = World::new().await;
+    ranges_make_a_file(&world, world.remote(&world.ticket())).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn ranges_make_a_file_without_the_network() {
+    let world = World::new().await;
+    ranges_make_a_file(&world, world.local()).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn tickets_for_other_roots_expired_forged_or_absent_write_nothing() {
+    let world = World::new().await;
+    let stranger = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+    let claims = world.claims(&world.dst());
+    let outside = world.dir.path().join("dstx");
+    let tickets = [
+        (world.signer.sign(&world.claims(&world.dir.path().join("other"))), 403),
+        (world.signer.sign(&world.claims(&outside)), 403),
+        (world.signer.sign(&Claims { expires: NOW - 3_600, ..claims.clone() }), 403),
+        (stranger.sign(&claims), 403),
+        ("nonsense".to_owned(), 403),
+        ("x".repeat(100_000), 401),
+    ];
+    let entry = file_entry("planted", 3);
+    let manifest =
+        Manifest { dirs: vec![], entries: vec![Entry { kind: Kind::Dir, ..entry.clone() }] };
+    let mut pack = frame::dirs(vec![]);
+    pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
+    pack.extend(frame::end(1));
+    for (ticket, status) in &tickets {
+        for (path, body) in [("/v1/offer", manifest.encode()), ("/v1/pack", pack.clone())] {
+            let reply = world.post(path, ticket, &body).await;
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {reply}");
+        }
+    }
+    let source = tree(&world.src());
+    world.write("planted", b"abc");
+    let refused = world.remote(&tickets[3].0).pack(&source, vec![], vec![entry]).await;
+    assert!(matches!(refused, Err(SendError::Refused { status: 403, .. })), "{refused:?}");
+    assert_eq!(names(world.dir.path()), ["dst", "other", "src", "src/planted"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn other_versions_and_verbs_are_refused_by_name() {
+    let world = World::new().await;
+    let reply = world.post("/v2/offer", &world.ticket(), b"").await;
+    assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("unknown_verb"), "{reply}");
+    assert!(reply.contains("speaks version 1"), "{reply}");
+    let reply = world.post("/v1/offer", &world.ticket(), b"\xff\xff").await;
+    assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");
+    // What is no HTTP at all is hung up on.
+    let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
+    stream.write_all(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n").await.unwrap();
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply).await;
+    assert!(!reply.starts_with(b"HTTP/1.1 200"));
+    assert_eq!(world.names(), Vec::<String>::new());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_wrong_digest_or_a_short_file_is_not_published_and_the_rest_is() {
+    let world = World::new().await;
+    let good: Digest = blake3::hash(b"abc").into();
+    let mut body = frame::dirs(vec![]);
+    body.extend(file_frames(&file_entry("flipped", 3), b"abd", &good));
+    body.extend(file_frames(&file_entry("short", 4), b"abc", &good));
+    body.extend(frame::file(&file_entry("taken back", 3)));
+    body.extend(frame::content_head(2));
+    body.extend(b"ab");
+    body.extend(frame::abort());
+    body.extend(file_frames(&file_entry("good", 3), b"abc", &good));
+    body.extend(frame::end(4));
+    let reply = world.post("/v1/pack", &world.ticket(), &body).await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    assert_eq!(world.names(), ["good"]);
+    // The reply itself, decoded, by way of the blocking half.
+    let frames = FrameReader::new(Script([Bytes::from(body)].into(), None));
+    let PackReply { files, .. } = take_pack(frames, &world.target(), 1).unwrap();
+    assert_eq!(files, [Taken::Mismatch, Taken::Mismatch, Taken::Aborted, Taken::Written]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_body_that_ends_early_or_says_too_much_leaves_only_whole_files() {
+    let world = World::new().await;
+    let good: Digest = blake3::hash(b"abc").into();
+    let whole = file_frames(&file_entry("whole", 3), b"abc", &good);
+    let cut = file_frames(&file_entry("cut", 3), b"abc", &good);
+    let head = [frame::dirs(vec![]), whole].concat();
+    let mut bodies: Vec<Vec<u8>> =
+        (1..cut.len()).map(|n| [head.as_slice(), &cut[..n]].concat()).collect();
+    bodies.push([head.as_slice(), &file_frames(&file_entry("cut", 2), b"abc", &good)].concat());
+    bodies.push([head.as_slice(), &frame::end(2)].concat());
+    bodies.push([head.as_slice(), &frame::end(1), b"x"].concat());
+    bodies.push([head.as_slice(), &frame::dirs(vec![])].concat());
+    for (i, body) in bodies.into_iter().enumerate() {
+        for why in [None, Some("reset")] {
+            let frames = FrameReader::new(Script([Bytes::from(body.clone())].into(), why));
+            assert!(take_pack(frames, &world.target(), 1).is_err(), "{i}");
+            assert_eq!(world.names(), ["whole"], "{i}");
+        }
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
+    let world = World::new().await;
+    let entry = file_entry("big", 4096);
+    let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
+    let head =
+        |offset, length| super::protocol::RangeHead { manifest: manifest.clone(), offset, length };
+    let body = |head: &super::protocol::RangeHead, content: &[u8]| {
+        let mut out = frame::range(head);
+        out.extend(frame::content_head(content.len()));
+        out.extend(content);
+        out.extend(frame::digest(&Digest([9; 32])));
+        out
+    };
+    let take = |bytes: Vec<u8>| {
+        let frames = FrameReader::new(Script([Bytes::from(bytes)].into(), None));
+        take_range(frames, &world.target())
+    };
+    let wrong = take(body(&head(1024, 1024), &[1; 1024])).unwrap();
+    assert_eq!(wrong.range, Taken::Mismatch);
+    let short = take(body(&head(1024, 1024), &[1; 10])).unwrap();
+    assert_eq!(short.range, Taken::Mismatch);
+    // Beyond the file, off the grid, more than was announced, of two files.
+    assert!(take(body(&head(4096, 1024), &[1; 1024])).is_err());
+    assert!(take(body(&head(1000, 24), &[1; 24])).is_err());
+    assert!(take(body(&head(1024, 1024), &[1; 1025])).is_err());
+    let mut two = head(0, 1024);
+    two.manifest.entries.push(entry.clone());
+    assert!(take(body(&two, &[1; 1024])).is_err());
+    let names = world.names();
+    assert!(names.len() == 1 && is_ours(names[0].as_bytes()), "{names:?}");
+    world.target().discard_part(&entry).unwrap();
+    assert_eq!(world.names(), Vec::<String>::new());
+    world.end().await;
+}
+
+/// Waits until `done`; panics after ten seconds.
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !done() {
+        assert!(begun.elapsed().as_secs() < 10, "still not: {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_leaves_no_temporary_file() {
+    let world = World::new().await;
+    let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
+    let mut body = frame::dirs(vec![]);
+    body.extend(frame::file(&file_entry("half", 1_000)));
+    body.extend(frame::content_head(500));
+    body.extend([1; 500]);
+    let head = format!(
+        "POST /v1/pack HTTP/1.1\r\nhost: x\r\nx-longhaul-ticket: {}\r\ncontent-length: 100000\r\n\r\n",
+        world.ticket()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    until("a temporary file is there", || world.names().len() == 1).await;
+    drop(stream);
+    until("it is gone", || world.names().is_empty()).await;
+    world.end().await;
+}
+
+/// A source file being sent, of which the first piece has left.
+fn being_sent(world: &World, name: &str) -> (mpsc::Receiver<Result<Bytes, Withdrawn>>, Sending) {
+    let (to, mut from) = mpsc::channel(1);
+    let source = tree(&world.src());
+    let entry = source.entry(&rel(name)).unwrap();
+    let sending = std::thread::spawn(move || {
+        let mut feed = Feed::new(to, Pool::new());
+        feed_pack(&source, &[], &[entry], &mut feed)
+    });
+    from.blocking_recv().unwrap().unwrap();
+    (from, sending)
+}
+
+type Sending = std::thread::JoinHandle<Result<Vec<Fed>, super::send::Gone>>;
+
+#[test]
+fn a_source_that_changes_while_it_is_sent_is_taken_back() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let world = runtime.block_on(World::new());
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 3] = [
+        ("grown", |p| {
+            use std::io::Write as _;
+            fs::OpenOptions::new().append(true).open(p).unwrap().write_all(b"x").unwrap();
+        }),
+        ("cut", |p| fs::OpenOptions::new().write(true).open(p).unwrap().set_len(10).unwrap()),
+        ("rewritten", |p| {
+            use std::os::unix::fs::FileExt as _;
+            let file = fs::OpenOptions::new().write(true).open(p).unwrap();
+            file.write_at(b"other", 7 << 20).unwrap();
+        }),
+    ];
+    for (name, change) in changes {
+        world.write(name, &vec![1; 8 << 20]);
+        let (mut from, sending) = being_sent(&world, name);
+        change(&world.src().join(name));
+        let mut all = Vec::new();
+        while let Some(piece) = from.blocking_recv() {
+            all.extend(piece.unwrap());
+        }
+        let fed = sending.join().unwrap().unwrap();
+        let [Fed::TakenBack(error)] = fed.as_slice() else { panic!("{name}: {fed:?}") };
+        assert_eq!(error.class, ErrorClass::Changed, "{name}");
+        assert!(all.ends_with(&[&frame::abort()[..], &frame::end(1)].concat()), "{name}");
+    }
+    runtime.block_on(world.end());
+}
+
+#[tokio::test]
+async fn a_range_of_another_version_is_not_sent() {
+    let world = World::new().await;
+    world.write("big", &vec![1; 4096]);
+    let source = tree(&world.src());
+    let mut manifest = world.manifest();
+    manifest.entries.retain(|e| !e.is_dir());
+    let entry = manifest.entries[0].clone();
+    world.write("big", &vec![2; 5000]);
+    for to in [world.remote(&world.ticket()), world.local()] {
+        let sent = to.range(&source, &manifest, &entry, (0, 1024)).await.unwrap();
+        assert_eq!(sent, RangeSent::Changed);
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_file_that_changed_before_it_is_sent_arrives_as_what_it_is() {
+    let world = World::new().await;
+    world.write("f", b"old");
+    world.write("gone", b"old");
+    let source = tree(&world.src());
+    let mut manifest = world.manifest();
+    manifest.entries.retain(|e| !e.is_dir());
+    world.write("f", b"newer");
+    fs::remove_file(world.src().join("gone")).unwrap();
+    for to in [world.remote(&world.ticket()), world.local()] {
+        let files = manifest.entries.clone();
+        let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
+        assert_eq!(packed.files[0], Ok(5));
+        let error = packed.files[1].clone().unwrap_err();
+        assert_eq!((error.class, error.errno.as_deref()), (ErrorClass::Vanished, Some("ENOENT")));
+        assert_eq!(fs::read(world.dst().join("f")).unwrap(), b"newer");
+    }
+    assert_eq!(world.names(), ["f"]);
+    world.end().await;
+}
+
+#[test]
+fn sending_holds_a_few_buffers_however_much_is_sent() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let world = runtime.block_on(World::new());
+    // A hole: 256 MiB to send, nothing to store.
+    let file = fs::File::create(world.src().join("sparse")).unwrap();
+    file.set_len(256 << 20).unwrap();
+    let (to, mut from) = mpsc::channel(DEPTH);
+    let pool = Pool::new();
+    let (source, buffers) = (tree(&world.src()), pool.clone());
+    let entry = source.entry(&rel("sparse")).unwrap();
+    let sending = std::thread::spawn(move || {
+        feed_pack(&source, &[], &[entry], &mut Feed::new(to, buffers)).unwrap()
+    });
+    let mut bytes = 0;
+    while let Some(piece) = from.blocking_recv() {
+        bytes += piece.unwrap().len();
+    }
+    assert_eq!(sending.join().unwrap(), [Fed::Sent(256 << 20)]);
+    assert!(bytes > 256 << 20);
+    // In the channel, being filled, being read.
+    assert!(pool.made() <= DEPTH + 2, "{} buffers", pool.made());
+    runtime.block_on(world.end());
+}
+
+#[tokio::test]
+async fn a_receiver_that_stops_reading_stops_the_pump() {
+    // The thread's end is dropped: whoever feeds it learns so instead of waiting.
+    let (to, from) = arriving();
+    drop(from);
+    assert!(to.send(Ok(Bytes::from_static(b"x"))).await.is_err());
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_there_is_named_with_its_endpoints() {
+    let world = World::new().await;
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut member = world.member();
+    member.data_plane_endpoints = vec![closed.local_addr().unwrap().to_string().parse().unwrap()];
+    let peer = Peers::new(&[]).peer(&member, &world.ticket());
+    let error = Destination::Remote(peer).offer(&Manifest::default()).await.unwrap_err();
+    let SendError::Unreachable { worker, tried } = &error else { panic!("{error:?}") };
+    assert_eq!((worker.as_str(), tried.len()), ("b", 1));
+    assert!(error.to_string().contains("refused"), "{error}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn kept_connections_survive_the_other_sides_restart() {
+    let world = World::new().await;
+    let peers = Peers::new(&[]);
+    let peer = Destination::Remote(peers.peer(&world.member(), &world.ticket()));
+    peer.offer(&Manifest::default()).await.unwrap();
+    // The same port again, another server behind it.
+    let endpoint = world.endpoint.clone();
+    world.stop.cancel();
+    let World { dir, signer, serving, .. } = world;
+    serving.await.unwrap();
+    let gate = TicketGate::new();
+    gate.update(&signer.public_key(), NOW).unwrap();
+    let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
+    let served = Arc::new(Served { gate: Arc::new(gate), roots: Arc::new(roots) });
+    let server = DataServer::bind(&[endpoint]).await.unwrap();
+    let stop = Shutdown::new();
+    let serving = tokio::spawn(server.serve(served, stop.clone()));
+    peer.offer(&Manifest::default()).await.unwrap();
+    stop.cancel();
+    serving.await.unwrap();
+}

@@ -1,0 +1,315 @@
+//! What went wrong, where, and what to do about it.
+
+use crate::wire::BytePath;
+use crate::wire::sync::{ErrorClass, FileError};
+use rustix::io::Errno;
+use std::fmt;
+
+/// Which end of the sync an error happened at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Where entries are read.
+    Source,
+    /// Where they are written.
+    Destination,
+}
+
+impl Side {
+    /// The word for it, as it stands in [`FileError::operation`].
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Side::Source => "source",
+            Side::Destination => "destination",
+        }
+    }
+}
+
+/// Why an operation on an entry failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A system call failed.
+    Os(Errno),
+    /// The source file changed while it was read, or since it was scanned.
+    Changed,
+    /// Something that is no regular file (any more) stands where one was expected.
+    NotRegular,
+    /// A file has another length than was said of it, in bytes.
+    WrongSize {
+        /// What was said.
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// A directory that is not empty stands where something else belongs.
+    Occupied,
+    /// Another writer has taken the temporary file's name: that writer will publish.
+    Overtaken,
+}
+
+/// An operation on one entry that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FsError {
+    /// At which end.
+    pub side: Side,
+    /// The verb, e.g. `open`.
+    pub op: &'static str,
+    /// Below the root of the sync; an absolute path for a storage root.
+    pub path: BytePath,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Short form of a result of this module.
+pub type Result<T> = std::result::Result<T, FsError>;
+
+impl FsError {
+    /// An error of `op` on `path`.
+    pub fn new(side: Side, op: &'static str, path: &[u8], cause: impl Into<Cause>) -> Self {
+        FsError { side, op, path: BytePath(path.to_vec()), cause: cause.into() }
+    }
+
+    /// The system call's errno.
+    pub fn errno(&self) -> Option<Errno> {
+        match self.cause {
+            Cause::Os(errno) => Some(errno),
+            Cause::Occupied => Some(Errno::ISDIR),
+            _ => None,
+        }
+    }
+
+    /// Its name, e.g. `EACCES`.
+    pub fn errno_name(&self) -> Option<&'static str> {
+        self.errno().and_then(errno_name)
+    }
+
+    /// Whether trying again can help.
+    pub fn class(&self) -> ErrorClass {
+        match self.cause {
+            Cause::Os(errno) => class_of(errno, self.side),
+            Cause::Changed => ErrorClass::Changed,
+            Cause::NotRegular | Cause::WrongSize { .. } => match self.side {
+                Side::Source => ErrorClass::Changed,
+                Side::Destination => ErrorClass::Transient,
+            },
+            Cause::Occupied => ErrorClass::Permanent,
+            Cause::Overtaken => ErrorClass::Transient,
+        }
+    }
+
+    /// The report of it; `worker_id` and `attempt` are left to the caller.
+    pub fn to_file_error(&self) -> FileError {
+        FileError {
+            path: self.path.clone(),
+            operation: format!("{} {}", self.op, self.side.as_str()),
+            errno: self.errno_name().map(str::to_owned),
+            message: self.to_string(),
+            worker_id: None,
+            attempt: 0,
+            class: self.class(),
+        }
+    }
+
+    /// What somebody can do about it.
+    fn hint(&self) -> Option<&'static str> {
+        let source = self.side == Side::Source;
+        Some(match self.cause {
+            Cause::Changed => "it is tried again; let nothing write to it while it is copied",
+            Cause::Occupied => "remove or rename that directory, then sync again",
+            Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
+                "let the agent's user read it, or run the agent as root"
+            }
+            Cause::Os(Errno::ACCESS | Errno::PERM) => {
+                "let the agent's user write there (or own it), or run the agent as root"
+            }
+            Cause::Os(Errno::NOSPC) => "free space or inodes on the destination",
+            Cause::Os(Errno::DQUOT) => "raise the quota of the agent's user",
+            Cause::Os(Errno::ROFS) => "mount the file system writable",
+            Cause::Os(Errno::MFILE | Errno::NFILE) => {
+                "raise the limit of open files (LimitNOFILE) of the agent"
+            }
+            Cause::Os(Errno::LOOP) => {
+                "a symbolic link stands in the path and is not followed: name the real path"
+            }
+            Cause::Os(Errno::IO) => {
+                "look into the kernel log of that host for the storage's errors"
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for FsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = self.side.as_str();
+        match self.path.0.as_slice() {
+            b"" => write!(f, "cannot {} the {side}'s root: ", self.op)?,
+            // A storage root.
+            [b'/', ..] => write!(f, "cannot {} `{}`: ", self.op, self.path)?,
+            _ => write!(f, "cannot {} `{}` at the {side}: ", self.op, self.path)?,
+        }
+        match self.cause {
+            Cause::Os(errno) => {
+                let text = std::io::Error::from(errno).to_string();
+                let text = text.split(" (os error").next().unwrap_or_default();
+                match errno_name(errno) {
+                    Some(name) => write!(f, "{text} ({name})")?,
+                    None => write!(f, "{text} (errno {})", errno.raw_os_error())?,
+                }
+            }
+            Cause::Changed => f.write_str("the file changed meanwhile")?,
+            Cause::NotRegular => f.write_str("it is not a regular file")?,
+            Cause::WrongSize { expected, found } => {
+                write!(f, "it has {found} bytes, expected were {expected}")?;
+            }
+            Cause::Occupied => {
+                f.write_str("a directory that is not empty stands in its place (EISDIR)")?;
+            }
+            Cause::Overtaken => f.write_str("another attempt at the same file has taken over")?,
+        }
+        self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
+    }
+}
+
+impl std::error::Error for FsError {}
+
+impl From<Errno> for Cause {
+    fn from(errno: Errno) -> Self {
+        Cause::Os(errno)
+    }
+}
+
+fn class_of(errno: Errno, side: Side) -> ErrorClass {
+    match errno {
+        // At the destination a missing directory is made again by the next attempt.
+        Errno::NOENT if side == Side::Source => ErrorClass::Vanished,
+        // A directory of the source has become something else.
+        Errno::NOTDIR if side == Side::Source => ErrorClass::Changed,
+        Errno::ACCESS
+        | Errno::PERM
+        | Errno::ROFS
+        | Errno::ISDIR
+        | Errno::NOTDIR
+        | Errno::NOTEMPTY
+        | Errno::EXIST
+        | Errno::NAMETOOLONG
+        | Errno::FBIG
+        | Errno::INVAL
+        | Errno::ILSEQ
+        | Errno::LOOP
+        | Errno::XDEV
+        | Errno::MLINK
+        | Errno::NODEV
+        | Errno::NXIO
+        | Errno::NOSYS
+        | Errno::OPNOTSUPP
+        | Errno::OVERFLOW => ErrorClass::Permanent,
+        _ => ErrorClass::Transient,
+    }
+}
+
+/// The name of an errno as `errno(3)` has it; `None` for those that file systems do not give.
+pub fn errno_name(errno: Errno) -> Option<&'static str> {
+    const NAMES: &[(Errno, &str)] = &[
+        (Errno::PERM, "EPERM"),
+        (Errno::NOENT, "ENOENT"),
+        (Errno::INTR, "EINTR"),
+        (Errno::IO, "EIO"),
+        (Errno::NXIO, "ENXIO"),
+        (Errno::TOOBIG, "E2BIG"),
+        (Errno::BADF, "EBADF"),
+        (Errno::AGAIN, "EAGAIN"),
+        (Errno::NOMEM, "ENOMEM"),
+        (Errno::ACCESS, "EACCES"),
+        (Errno::FAULT, "EFAULT"),
+        (Errno::BUSY, "EBUSY"),
+        (Errno::EXIST, "EEXIST"),
+        (Errno::XDEV, "EXDEV"),
+        (Errno::NODEV, "ENODEV"),
+        (Errno::NOTDIR, "ENOTDIR"),
+        (Errno::ISDIR, "EISDIR"),
+        (Errno::INVAL, "EINVAL"),
+        (Errno::NFILE, "ENFILE"),
+        (Errno::MFILE, "EMFILE"),
+        (Errno::TXTBSY, "ETXTBSY"),
+        (Errno::FBIG, "EFBIG"),
+        (Errno::NOSPC, "ENOSPC"),
+        (Errno::SPIPE, "ESPIPE"),
+        (Errno::ROFS, "EROFS"),
+        (Errno::MLINK, "EMLINK"),
+        (Errno::PIPE, "EPIPE"),
+        (Errno::RANGE, "ERANGE"),
+        (Errno::DEADLK, "EDEADLK"),
+        (Errno::NAMETOOLONG, "ENAMETOOLONG"),
+        (Errno::NOLCK, "ENOLCK"),
+        (Errno::NOSYS, "ENOSYS"),
+        (Errno::NOTEMPTY, "ENOTEMPTY"),
+        (Errno::LOOP, "ELOOP"),
+        (Errno::NODATA, "ENODATA"),
+        (Errno::TIME, "ETIME"),
+        (Errno::NOLINK, "ENOLINK"),
+        (Errno::COMM, "ECOMM"),
+        (Errno::PROTO, "EPROTO"),
+        (Errno::BADMSG, "EBADMSG"),
+        (Errno::OVERFLOW, "EOVERFLOW"),
+        (Errno::ILSEQ, "EILSEQ"),
+        (Errno::OPNOTSUPP, "EOPNOTSUPP"),
+        (Errno::NETDOWN, "ENETDOWN"),
+        (Errno::NETUNREACH, "ENETUNREACH"),
+        (Errno::CONNABORTED, "ECONNABORTED"),
+        (Errno::CONNRESET, "ECONNRESET"),
+        (Errno::NOBUFS, "ENOBUFS"),
+        (Errno::NOTCONN, "ENOTCONN"),
+        (Errno::SHUTDOWN, "ESHUTDOWN"),
+        (Errno::TIMEDOUT, "ETIMEDOUT"),
+        (Errno::CONNREFUSED, "ECONNREFUSED"),
+        (Errno::HOSTDOWN, "EHOSTDOWN"),
+        (Errno::HOSTUNREACH, "EHOSTUNREACH"),
+        (Errno::STALE, "ESTALE"),
+        (Errno::UCLEAN, "EUCLEAN"),
+        (Errno::REMOTEIO, "EREMOTEIO"),
+        (Errno::DQUOT, "EDQUOT"),
+        (Errno::NOMEDIUM, "ENOMEDIUM"),
+        (Errno::CANCELED, "ECANCELED"),
+        (Errno::NOKEY, "ENOKEY"),
+        (Errno::KEYEXPIRED, "EKEYEXPIRED"),
+    ];
+    NAMES.iter().find(|(e, _)| *e == errno).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_where_why_and_what_to_do() {
+        let error = FsError::new(Side::Source, "open", b"a\nb", Errno::ACCESS);
+        assert_eq!(
+            error.to_string(),
+            "cannot open `a\\#012b` at the source: Permission denied (EACCES); \
+             let the agent's user read it, or run the agent as root"
+        );
+        let report = error.to_file_error();
+        assert_eq!(
+            (report.operation.as_str(), report.errno.as_deref()),
+            ("open source", Some("EACCES"))
+        );
+        assert_eq!((report.path.0.as_slice(), report.class), (&b"a\nb"[..], ErrorClass::Permanent));
+    }
+
+    #[test]
+    fn a_missing_file_has_vanished_at_the_source_only() {
+        let class = |side, cause: Cause| FsError::new(side, "open", b"x", cause).class();
+        assert_eq!(class(Side::Source, Errno::NOENT.into()), ErrorClass::Vanished);
+        assert_eq!(class(Side::Destination, Errno::NOENT.into()), ErrorClass::Transient);
+        assert_eq!(class(Side::Destination, Errno::NOSPC.into()), ErrorClass::Transient);
+        assert_eq!(class(Side::Destination, Errno::ROFS.into()), ErrorClass::Permanent);
+        assert_eq!(class(Side::Source, Cause::Changed), ErrorClass::Changed);
+        assert_eq!(class(Side::Destination, Cause::Occupied), ErrorClass::Permanent);
+    }
+
+    #[test]
+    fn an_occupied_place_is_named_as_the_kernel_would() {
+        let error = FsError::new(Side::Destination, "publish", b"x", Cause::Occupied);
+        assert_eq!(error.errno_name(), Some("EISDIR"));
+    }
+}

@@ -1,0 +1,306 @@
+//! Storage roots and the trees below them: how a path becomes a descriptor without ever leaving.
+
+use super::error::{FsError, Result, Side};
+use super::meta::{entry_of, ident_of, lstat, meta_of};
+use crate::wire::manifest::{DirRef, Entry};
+use crate::wire::{AbsPath, RelPath};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A storage root: a directory that an agent's configuration names, held open. Whatever is done below
+/// it starts from this descriptor.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    path: AbsPath,
+}
+
+/// The source or destination root of a sync: a directory (or one file) at or below a [`Root`].
+/// Clones share one cache of directory descriptors.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    pub(super) root: Arc<Root>,
+    pub(super) base: RelPath,
+    pub(super) side: Side,
+    cache: Arc<DirCache>,
+}
+
+/// A directory, held open.
+pub(super) type Dir = Arc<OwnedFd>;
+
+/// Where an entry is: a name in an open directory.
+pub(super) struct Place<'a> {
+    pub(super) dir: Dir,
+    pub(super) name: &'a [u8],
+}
+
+impl Root {
+    /// Opens a storage root. Links *in this path* are followed: whoever configures the agent may say
+    /// where its storage is. Nothing below is ever followed.
+    ///
+    /// # Errors
+    /// It does not exist, is no directory, or is out of reach. The error's path is absolute.
+    pub fn open(path: &AbsPath) -> Result<Arc<Root>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path.as_bytes(), flags, Mode::empty())
+            .map_err(|e| FsError::new(Side::Source, "open storage root", path.as_bytes(), e))?;
+        Ok(Arc::new(Root { fd, path: path.clone() }))
+    }
+
+    /// As configured.
+    pub fn path(&self) -> &AbsPath {
+        &self.path
+    }
+
+    /// Bytes that this process may still write there.
+    ///
+    /// # Errors
+    /// `fstatvfs` failed.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let space = rustix::fs::fstatvfs(&self.fd)
+            .map_err(|e| FsError::new(Side::Destination, "measure", self.path.as_bytes(), e))?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    /// Whether the path still leads to the directory that is held open: not so after something was
+    /// mounted over it, or after it was replaced.
+    pub fn is_current(&self) -> bool {
+        let (here, there) = (rustix::fs::fstat(&self.fd), rustix::fs::stat(self.path.as_bytes()));
+        match (here, there) {
+            (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
+            _ => false,
+        }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Tree {
+    /// The tree at `base` below a storage root. Nothing is opened yet, nothing needs to exist.
+    pub fn new(root: Arc<Root>, base: RelPath) -> Tree {
+        Tree { root, base, side: Side::Source, cache: Arc::default() }
+    }
+
+    /// The same tree, with errors that speak of the destination.
+    pub(super) fn as_destination(&self) -> Tree {
+        Tree { side: Side::Destination, ..self.clone() }
+    }
+
+    /// Its absolute path, for people.
+    pub fn path(&self) -> AbsPath {
+        self.root.path.join(&self.base)
+    }
+
+    /// What stands at `path` now: lstat, and the text of a link.
+    ///
+    /// # Errors
+    /// It is not there or out of reach.
+    pub fn entry(&self, path: &RelPath) -> Result<Entry> {
+        let look = || {
+            let place = self.place(path)?;
+            let stat = lstat(&place.dir, place.name)?;
+            entry_of(place.dir.as_fd(), place.name, path.clone(), &stat)
+        };
+        look().map_err(|e| self.error("read metadata of", path.as_bytes(), e))
+    }
+
+    /// The directories above `path` with their metadata, the root first; none for the root itself.
+    ///
+    /// # Errors
+    /// One of them is not there, is no directory, or is out of reach.
+    pub fn chain(&self, path: &RelPath) -> Result<Vec<DirRef>> {
+        let bytes = path.as_bytes();
+        let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
+        let mut chain = Vec::new();
+        for end in std::iter::once(0).chain(ends).filter(|_| !path.is_root()) {
+            let above = &bytes[..end];
+            let stat = self.dir(above).and_then(rustix::fs::fstat);
+            let stat = stat.map_err(|e| self.error("read metadata of", above, e))?;
+            let path = RelPath::new(above).unwrap_or_default();
+            chain.push(DirRef { path, meta: meta_of(&stat) });
+        }
+        Ok(chain)
+    }
+
+    pub(super) fn error(&self, op: &'static str, path: &[u8], errno: Errno) -> FsError {
+        FsError::new(self.side, op, path, errno)
+    }
+
+    /// The directory `path` below this tree's root, from the cache where it was used just now.
+    pub(super) fn dir(&self, path: &[u8]) -> std::result::Result<Dir, Errno> {
+        if let Some(dir) = self.cache.get(path) {
+            return Ok(dir);
+        }
+        let dir = Arc::new(self.open_dir(path)?);
+        self.cache.put(path, &dir);
+        Ok(dir)
+    }
+
+    pub(super) fn cached(&self, path: &[u8]) -> Option<Dir> {
+        self.cache.get(path)
+    }
+
+    /// The same, opened afresh and not remembered.
+    pub(super) fn open_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+        let mut full = self.base.as_bytes().to_vec();
+        if !full.is_empty() && !path.is_empty() {
+            full.push(b'/');
+        }
+        full.extend_from_slice(path);
+        open_below(self.root.fd(), &full)
+    }
+
+    /// Remembers a directory that the caller has just opened or made.
+    pub(super) fn remember(&self, path: &[u8], dir: &Dir) {
+        self.cache.put(path, dir);
+    }
+
+    /// Forgets all directories: one of them turned out to be gone.
+    pub(super) fn forget(&self) {
+        self.cache.clear();
+    }
+
+    /// Where `path` is. For the root of the tree that is the directory above it and its name there
+    /// (`.` where the tree's root is the storage root), which serves a sync of a single file.
+    pub(super) fn place<'a>(&'a self, path: &'a RelPath) -> std::result::Result<Place<'a>, Errno> {
+        if !path.is_root() {
+            let (above, name) = split(path.as_bytes());
+            return Ok(Place { dir: self.dir(above)?, name });
+        }
+        let (above, name) = match self.base.is_root() {
+            true => (&b""[..], &b"."[..]),
+            false => split(self.base.as_bytes()),
+        };
+        Ok(Place { dir: Arc::new(open_below(self.root.fd(), above)?), name })
+    }
+}
+
+/// The directory part (empty at the top) and the name of a path that is not empty.
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&[], path),
+    }
+}
+
+/// Paths are handed to the kernel in pieces of at most this length (`PATH_MAX` is 4096 with its NUL).
+const SEGMENT: usize = 3800;
+
+const READ: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const REACH: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Opens the directory `path` below `from`, for reading where that is allowed, else with `O_PATH`.
+/// No component may be a link. `path` is a [`RelPath`]'s, so it has no `..`: confinement of each piece
+/// is confinement of the whole.
+pub(super) fn open_below(
+    from: BorrowedFd<'_>,
+    mut path: &[u8],
+) -> std::result::Result<OwnedFd, Errno> {
+    let mut held: Option<OwnedFd> = None;
+    while path.len() > SEGMENT {
+        let at = path[..SEGMENT].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let base = held.as_ref().map_or(from, |fd| fd.as_fd());
+        held = Some(open_piece(base, &path[..at], REACH)?);
+        path = &path[at + 1..];
+    }
+    let base = held.as_ref().map_or(from, |fd| fd.as_fd());
+    let path = if path.is_empty() { b"." } else { path };
+    match open_piece(base, path, READ) {
+        Err(Errno::ACCESS) => open_piece(base, path, REACH),
+        other => other,
+    }
+}
+
+fn open_piece(
+    from: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+) -> std::result::Result<OwnedFd, Errno> {
+    let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..16 {
+        match rustix::fs::openat2(from, path, flags, Mode::empty(), rules) {
+            // The kernel could not tell, because of a rename somewhere: ask again.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // An old kernel, or a container's filter that does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => return open_stepwise(from, path, flags),
+            other => return other,
+        }
+    }
+    open_stepwise(from, path, flags)
+}
+
+/// One component at a time, none of them followed: just as confined, with more calls.
+fn open_stepwise(
+    from: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+) -> std::result::Result<OwnedFd, Errno> {
+    let mut held: Option<OwnedFd> = None;
+    let mut rest = path;
+    loop {
+        let base = held.as_ref().map_or(from, |fd| fd.as_fd());
+        match rest.iter().position(|b| *b == b'/') {
+            Some(at) => {
+                held = Some(rustix::fs::openat(base, &rest[..at], REACH, Mode::empty())?);
+                rest = &rest[at + 1..];
+            }
+            None => return rustix::fs::openat(base, rest, flags, Mode::empty()),
+        }
+    }
+}
+
+/// The directories used last. Entries come in the order of the walk, so a handful is enough. What is
+/// older than [`DirCache::FRESH`] is looked up again: a directory that somebody moved away shall not
+/// be written to for long.
+#[derive(Debug, Default)]
+struct DirCache(Mutex<Vec<Cached>>);
+
+#[derive(Debug)]
+struct Cached {
+    path: Box<[u8]>,
+    dir: Dir,
+    at: Instant,
+}
+
+impl DirCache {
+    const ROOM: usize = 12;
+    const FRESH: Duration = Duration::from_secs(1);
+
+    fn get(&self, path: &[u8]) -> Option<Dir> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = all.iter().position(|c| *c.path == *path)?;
+        if all[at].at.elapsed() > Self::FRESH {
+            all.remove(at);
+            return None;
+        }
+        // Used last stands first.
+        all[..=at].rotate_right(1);
+        Some(Arc::clone(&all[0].dir))
+    }
+
+    fn put(&self, path: &[u8], dir: &Dir) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|c| *c.path != *path);
+        all.truncate(Self::ROOM - 1);
+        all.insert(0, Cached { path: path.into(), dir: Arc::clone(dir), at: Instant::now() });
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// Whether two stats are of one version of one object.
+pub(super) fn same_version(a: &rustix::fs::Stat, b: &rustix::fs::Stat) -> bool {
+    let (x, y) = (meta_of(a), meta_of(b));
+    ident_of(a) == ident_of(b)
+        && a.st_size == b.st_size
+        && (x.mtime_sec, x.mtime_nsec) == (y.mtime_sec, y.mtime_nsec)
+}

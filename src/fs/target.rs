@@ -1,0 +1,336 @@
+//! The destination root of a sync, and the steps that every write to it is made of.
+
+use super::error::{Cause, FsError, Result};
+use super::meta::{Policy, chmod};
+use super::root::{Dir, Place, Tree, open_below, split};
+use crate::wire::manifest::{DirRef, Meta};
+use crate::wire::sync::FileError;
+use crate::wire::{RelPath, SyncNo};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// How a destination is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetOptions {
+    /// Numeric owners are set. Without it everything belongs to the agent's user, and set-uid and
+    /// set-gid are left out where that is another owner.
+    pub set_owner: bool,
+}
+
+impl TargetOptions {
+    /// Owners are set where this process is root.
+    pub fn of_this_process() -> Self {
+        TargetOptions { set_owner: rustix::process::geteuid().is_root() }
+    }
+}
+
+/// The destination root of a sync. Clones share their state; calls may run at the same time.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub(super) tree: Tree,
+    pub(super) sync: SyncNo,
+    pub(super) policy: Arc<Policy>,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// A directory's mode was widened to write into it: its metadata need to be set again.
+    widened: AtomicBool,
+    /// Write errors show only when a file is closed or synced (network file systems).
+    late_errors: OnceLock<bool>,
+}
+
+/// The outcome of one step of writing.
+pub(super) type Step<T> = std::result::Result<T, Errno>;
+
+impl Target {
+    /// The destination `tree` of the sync with this number. Nothing is opened yet.
+    pub fn new(tree: Tree, sync: SyncNo, options: TargetOptions) -> Target {
+        Target {
+            tree: tree.as_destination(),
+            sync,
+            policy: Arc::new(Policy::new(options.set_owner)),
+            state: Arc::default(),
+        }
+    }
+
+    /// The tree that it writes to.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Gives directories their metadata (again): to be called after the last write into them. Those
+    /// that failed are reported.
+    pub fn stamp(&self, dirs: &[DirRef]) -> Vec<FileError> {
+        let stamps = dirs.iter().map(|d| (&d.path, d.meta)).collect();
+        self.stamp_all(&stamps).values().map(FsError::to_file_error).collect()
+    }
+
+    /// Children before their parents: a parent's final mode may lock us out.
+    pub(super) fn stamp_all<'a>(
+        &self,
+        stamps: &BTreeMap<&'a RelPath, Meta>,
+    ) -> HashMap<&'a RelPath, FsError> {
+        let mut failed = HashMap::new();
+        for (path, meta) in stamps.iter().rev() {
+            let dir = match self.tree.dir(path.as_bytes()) {
+                Err(Errno::ACCESS) => self.dir(path.as_bytes(), false).map(|(dir, _)| dir),
+                other => other,
+            };
+            if let Err(errno) = dir.and_then(|dir| self.policy.repair(&dir, meta)) {
+                failed.insert(*path, self.error("set metadata of", path, errno));
+            }
+        }
+        failed
+    }
+
+    /// Puts everything written below this root on stable storage: syncs its file system and those
+    /// mounted below it.
+    ///
+    /// # Errors
+    /// A write that the kernel had put off has failed, or the root can't be opened.
+    pub fn flush(&self) -> Result<()> {
+        let failed = |errno| self.error("flush", &RelPath::root(), errno);
+        let dir = match self.tree.open_dir(b"") {
+            // One file, or nothing at all: the directory above holds it.
+            Err(Errno::NOTDIR | Errno::NOENT) => {
+                let root = RelPath::root();
+                let place = self.tree.place(&root).map_err(failed)?;
+                return rustix::fs::syncfs(&place.dir).map_err(failed);
+            }
+            other => other.map_err(failed)?,
+        };
+        rustix::fs::syncfs(&dir).map_err(failed)?;
+        for path in mounts_below(&dir) {
+            match open_below(dir.as_fd(), &path) {
+                Ok(fd) => rustix::fs::syncfs(&fd)
+                    .map_err(|e| FsError::new(self.tree.side, "flush", &path, e))?,
+                // Unmounted meanwhile, or out of our reach: then nothing was written there.
+                Err(errno) => {
+                    tracing::debug!(%errno, "a mount below the destination is not flushed")
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The steps that writing is made of. Each tells the bare errno; callers know verb and path.
+impl Target {
+    pub(super) fn error(
+        &self,
+        op: &'static str,
+        path: &RelPath,
+        cause: impl Into<Cause>,
+    ) -> FsError {
+        FsError::new(self.tree.side, op, path.as_bytes(), cause)
+    }
+
+    /// Whether a directory's mode was widened since the last question.
+    pub(super) fn take_widened(&self) -> bool {
+        self.state.widened.swap(false, Ordering::Relaxed)
+    }
+
+    /// Where `path` is; what is missing above it is made.
+    pub(super) fn place<'a>(&'a self, path: &'a RelPath) -> Step<Place<'a>> {
+        match self.tree.place(path) {
+            Err(Errno::NOENT | Errno::ACCESS) => {
+                if path.is_root() {
+                    self.make_base(split(self.tree.base.as_bytes()).0)?;
+                } else {
+                    self.dir(split(path.as_bytes()).0, false)?;
+                }
+                self.tree.place(path)
+            }
+            other => other,
+        }
+    }
+
+    /// The directory `path`, made where it is missing with all above it; tells whether it is new. With
+    /// `replace`, what is no directory is taken out of its way (never the root itself).
+    pub(super) fn dir(&self, path: &[u8], replace: bool) -> Step<(Dir, bool)> {
+        match self.tree.dir(path) {
+            Ok(dir) => return Ok((dir, false)),
+            Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::LOOP) => {}
+            Err(errno) => return Err(errno),
+        }
+        let mut here = match self.tree.dir(b"") {
+            Ok(dir) => (dir, false),
+            Err(Errno::NOENT | Errno::ACCESS) => self.make_base(self.tree.base.as_bytes())?,
+            Err(errno) => return Err(errno),
+        };
+        let mut end = 0;
+        while end < path.len() {
+            let from = if end == 0 { 0 } else { end + 1 };
+            let rest = &path[from..];
+            end = from + rest.iter().position(|b| *b == b'/').unwrap_or(rest.len());
+            here = match self.tree.cached(&path[..end]) {
+                Some(dir) => (dir, false),
+                None => self.enter(&here.0, &path[from..end], replace, Mode::RWXU)?,
+            };
+            self.tree.remember(&path[..end], &here.0);
+        }
+        Ok(here)
+    }
+
+    /// The directories between the storage root and the root of the sync, and that root: made like
+    /// `mkdir -p` would, and nothing in their way is touched.
+    fn make_base(&self, base: &[u8]) -> Step<(Dir, bool)> {
+        let mode = Mode::from_raw_mode(0o755);
+        let mut here = (Arc::new(open_below(self.tree.root.fd(), b"")?), false);
+        for name in base.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+            here = self.enter(&here.0, name, false, mode)?;
+        }
+        if base == self.tree.base.as_bytes() {
+            self.tree.remember(b"", &here.0);
+        }
+        Ok(here)
+    }
+
+    fn enter(&self, above: &Dir, name: &[u8], replace: bool, mode: Mode) -> Step<(Dir, bool)> {
+        let mut made = false;
+        for _ in 0..8 {
+            match self.writable(above, || open_below(above.as_fd(), name)) {
+                Ok(fd) => return Ok((Arc::new(fd), made)),
+                Err(Errno::NOENT) => {
+                    match self.writable(above, || rustix::fs::mkdirat(above, name, mode)) {
+                        Ok(()) => made = true,
+                        Err(Errno::EXIST) => {}
+                        Err(errno) => return Err(errno),
+                    }
+                }
+                Err(Errno::NOTDIR | Errno::LOOP) if replace => self.clear_away(above, name)?,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
+    /// Removes a name that is no directory; that it is gone already is fine.
+    pub(super) fn clear_away(&self, dir: &Dir, name: &[u8]) -> Step<()> {
+        match self.writable(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty())) {
+            Err(Errno::NOENT) => Ok(()),
+            // It has become a directory: the caller looks again.
+            Err(Errno::ISDIR) => match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOENT) => Ok(()),
+                other => other,
+            },
+            other => other,
+        }
+    }
+
+    /// Gives a finished object its name. An empty directory in its place is removed, a full one is not.
+    pub(super) fn rename(
+        &self,
+        dir: &Dir,
+        temp: &[u8],
+        name: &[u8],
+    ) -> std::result::Result<(), Cause> {
+        let rename = || rustix::fs::renameat(dir, temp, dir, name);
+        match self.writable(dir, rename) {
+            Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                self.clear_dir(dir, name)?;
+                Ok(self.writable(dir, rename)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Removes an empty directory that stands where something else belongs.
+    pub(super) fn clear_dir(&self, dir: &Dir, name: &[u8]) -> std::result::Result<(), Cause> {
+        match self.writable(dir, || rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+            // `INVAL`: it is the storage root itself.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::INVAL) => Err(Cause::Occupied),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Runs `step`, which needs to write to or pass through `dir`. Where our own directory's mode
+    /// forbids it, the mode is widened, until the directory is stamped again. Another batch may do that
+    /// between, so it is tried a few times.
+    pub(super) fn writable<T>(&self, dir: &Dir, step: impl Fn() -> Step<T>) -> Step<T> {
+        for _ in 0..8 {
+            match step() {
+                Err(Errno::ACCESS) => {}
+                other => return other,
+            }
+            let stat = rustix::fs::fstat(dir)?;
+            if stat.st_uid != self.policy.euid {
+                return Err(Errno::ACCESS);
+            }
+            if stat.st_mode & 0o700 != 0o700 {
+                self.state.widened.store(true, Ordering::Relaxed);
+                chmod(dir.as_fd(), stat.st_mode & 0o7777 | 0o700)?;
+            }
+        }
+        step()
+    }
+
+    /// Runs `step` again where a directory of the cache turned out to be removed.
+    pub(super) fn retry_if_gone<T>(&self, step: impl Fn() -> Step<T>) -> Step<T> {
+        match step() {
+            Err(Errno::NOENT | Errno::STALE) => {
+                self.tree.forget();
+                step()
+            }
+            other => other,
+        }
+    }
+
+    /// Network file systems tell of failed writes (a full disk, a quota) when the file is closed, and
+    /// closing can't be asked for its outcome here: there they are asked for with a sync.
+    pub(super) fn settle_writes(&self, fd: &OwnedFd) -> Step<()> {
+        let late = *self.state.late_errors.get_or_init(|| {
+            rustix::fs::fstatfs(fd)
+                .is_ok_and(|fs| LATE_ERRORS.contains(&(u32::try_from(fs.f_type).unwrap_or(0))))
+        });
+        if late { rustix::fs::fdatasync(fd) } else { Ok(()) }
+    }
+}
+
+/// `f_type` of NFS, CIFS and SMB (`<linux/magic.h>`).
+const LATE_ERRORS: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+
+/// The paths below `dir` where something is mounted.
+fn mounts_below(dir: &OwnedFd) -> Vec<Vec<u8>> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let link = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    let (Ok(here), Ok(table)) = (std::fs::read_link(link), std::fs::read("/proc/self/mountinfo"))
+    else {
+        return Vec::new();
+    };
+    let mut prefix = here.as_os_str().as_bytes().to_vec();
+    if prefix != b"/" {
+        prefix.push(b'/');
+    }
+    let points = table.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(4));
+    points
+        .map(unescape)
+        .filter_map(|point| point.strip_prefix(prefix.as_slice()).map(<[u8]>::to_vec))
+        .filter(|rest| !rest.is_empty())
+        .collect()
+}
+
+/// Undoes the octal escapes of `/proc/self/mountinfo`.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|d| d.iter().all(|b| (b'0'..b'8').contains(b)));
+        if let (b'\\', Some(d)) = (first, digits) {
+            let value = d.iter().fold(0u32, |v, b| v * 8 + u32::from(b - b'0'));
+            out.push(value.to_le_bytes()[0]);
+            rest = &tail[3..];
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    out
+}

@@ -1,0 +1,68 @@
+//! Answers: JSON, or a problem document.
+
+use crate::wire::problem::{self, Problem};
+use axum::body::Body;
+use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// Seconds after which a request that was refused with 503 is worth another try.
+const RETRY_SECONDS: &str = "2";
+
+/// What a route gives.
+pub(super) type Answer = Result<Response, Fault>;
+
+/// A problem that is sent.
+pub(super) struct Fault(pub(super) Problem);
+
+impl From<Problem> for Fault {
+    fn from(problem: Problem) -> Self {
+        Fault(problem)
+    }
+}
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let Fault(problem) = self;
+        let status =
+            StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = document(status, problem::CONTENT_TYPE, &problem);
+        let headers = response.headers_mut();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
+        }
+        // What remains of the body is not read.
+        if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// `value` with status 200.
+pub(super) fn ok(value: &impl Serialize) -> Response {
+    json(StatusCode::OK, value)
+}
+
+/// `value` with `status`.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    document(status, "application/json", value)
+}
+
+/// Bytes that only an agent understands.
+pub(super) fn octets(bytes: Vec<u8>) -> Response {
+    let kind = HeaderValue::from_static("application/octet-stream");
+    ([(CONTENT_TYPE, kind)], bytes).into_response()
+}
+
+fn document(status: StatusCode, kind: &'static str, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(text) => (status, [(CONTENT_TYPE, HeaderValue::from_static(kind))], Body::from(text))
+            .into_response(),
+        Err(e) => {
+            tracing::error!(error = %e, "an answer can't be written as JSON");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}

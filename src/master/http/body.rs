@@ -1,0 +1,153 @@
+//! Reading request bodies: bounded in bytes each, bounded in bytes all together, bounded in time.
+
+use super::HttpLimits;
+use crate::util::units;
+use crate::wire::problem::Problem;
+use axum::body::Body;
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+/// A body up to this needs no place in the budget; as many as there may be connections fit beside it.
+const FREE: usize = 64 << 10;
+/// The budget is counted in pieces of so many bytes.
+const PIECE: usize = 4 << 10;
+/// A body over this is decoded on a thread of its own, so that it delays no other request.
+const LARGE: usize = 256 << 10;
+
+/// The memory that all bodies together may take.
+#[derive(Clone)]
+pub(super) struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    /// A budget of `bytes`.
+    pub(super) fn new(bytes: usize) -> Self {
+        Budget(Arc::new(Semaphore::new((bytes / PIECE).min(Semaphore::MAX_PERMITS))))
+    }
+}
+
+/// A body, and its place in the budget.
+pub(super) struct Held {
+    /// What was sent.
+    pub(super) bytes: Bytes,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// Reads all of `body`, at most `limit` bytes.
+///
+/// # Errors
+/// 413 over the limit, 415 for an encoded or multipart body, 408 for one that comes too slowly, 503
+/// where the budget is used up, 400 for a broken one.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    mut body: Body,
+    limit: usize,
+    limits: &HttpLimits,
+    budget: &Budget,
+) -> Result<Held, Problem> {
+    plain(headers)?;
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large(limit));
+    }
+    let end = Instant::now() + limits.body_time;
+    let mut bytes = Vec::new();
+    let mut place: Option<OwnedSemaphorePermit> = None;
+    loop {
+        let pause = (Instant::now() + limits.body_pause).min(end);
+        let frame = match timeout_at(pause, body.frame()).await {
+            Err(_) => return Err(too_slow()),
+            Ok(None) => break,
+            Ok(Some(Err(e))) => return Err(broken(&e)),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        // Frames that are no data are trailers, which nothing here asks for.
+        let Ok(data) = frame.into_data() else { continue };
+        let len = bytes.len() + data.len();
+        if len > limit {
+            return Err(too_large(limit));
+        }
+        let have = place.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let need = len.saturating_sub(FREE).div_ceil(PIECE);
+        if need > have {
+            let more = u32::try_from(need - have).unwrap_or(u32::MAX);
+            // Taken without waiting: bodies that each wait for the rest of the budget would wait for ever.
+            let more = Arc::clone(&budget.0).try_acquire_many_owned(more).map_err(|_| crowded())?;
+            match &mut place {
+                Some(place) => place.merge(more),
+                None => place = Some(more),
+            }
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(Held { bytes: bytes.into(), _place: place })
+}
+
+/// Decodes a body; its place in the budget is given back behind it.
+///
+/// # Errors
+/// Those of `decode`.
+pub(super) async fn decode<T: Send + 'static>(
+    body: Held,
+    decode: impl FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    if body.bytes.len() <= LARGE {
+        return decode(&body.bytes);
+    }
+    let decoded = tokio::task::spawn_blocking(move || decode(&body.bytes)).await;
+    decoded.unwrap_or_else(|e| {
+        tracing::error!(error = %e, "decoding a body failed");
+        Err(Problem::new(500, "Internal Server Error", "internal", "the body could not be decoded"))
+    })
+}
+
+/// Every content type is taken for JSON, because `curl -d` says that it sends a form. A multipart body
+/// is the one that can't be JSON.
+fn plain(headers: &HeaderMap) -> Result<(), Problem> {
+    let refused =
+        |detail: String| Problem::new(415, "Unsupported Media Type", "unsupported_body", detail);
+    for encoding in headers.get_all(CONTENT_ENCODING) {
+        if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
+            return Err(refused("an encoded body is not accepted".to_owned())
+                .hinted("send it as it is, without Content-Encoding"));
+        }
+    }
+    let kind = headers.get(CONTENT_TYPE).map(|v| v.as_bytes().to_ascii_lowercase());
+    if kind.is_some_and(|k| k.starts_with(b"multipart/")) {
+        return Err(refused("a multipart body is not accepted".to_owned())
+            .hinted("send the JSON document itself, with Content-Type: application/json"));
+    }
+    Ok(())
+}
+
+fn too_large(limit: usize) -> Problem {
+    let limit = units::bytes(limit as u64);
+    Problem::new(
+        413,
+        "Content Too Large",
+        "too_large",
+        format!("the body is over the limit of {limit}"),
+    )
+}
+
+fn too_slow() -> Problem {
+    Problem::new(408, "Request Timeout", "too_slow", "the body did not come in time")
+}
+
+fn crowded() -> Problem {
+    Problem::new(
+        503,
+        "Service Unavailable",
+        "busy",
+        "too many large requests at once; this one changed nothing",
+    )
+    .hinted("repeat the request after the time in Retry-After")
+}
+
+fn broken(error: &axum::Error) -> Problem {
+    Problem::new(400, "Bad Request", "broken_body", format!("the body could not be read: {error}"))
+}

@@ -1,0 +1,377 @@
+//! The documents of the public API, each read so that all its faults are found at once.
+
+use super::document::{Document, list, text, truth, typed, whole};
+use super::json;
+use crate::master::faults::Faults;
+use crate::master::submission;
+use crate::wire::manifest::NameList;
+use crate::wire::problem::Problem;
+use crate::wire::sync::{CHUNK_MB, SyncRequest};
+use crate::wire::task::SyncResult;
+use crate::wire::worker::{Endpoint, WorkerHeartbeat};
+use crate::wire::{AbsPath, BytePath};
+use serde_json::Value;
+use std::net::IpAddr;
+
+/// A worker that has more storage paths than this is one by mistake.
+const MAX_STORAGE_PATHS: usize = 1_024;
+const MAX_ENDPOINTS: usize = 256;
+const MAX_IN_HAND: usize = 65_536;
+const MAX_SLOTS: u32 = 4_096;
+/// Names and versions that are only shown or compared.
+const MAX_WORD: usize = 256;
+/// What an agent says about a result; longer ones are no sentence.
+const MAX_MESSAGE: usize = 64 << 10;
+
+/// Reads `POST /sync`; the file list comes out checked, in parts.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn sync_request(
+    body: &[u8],
+    default_chunk_mb: u32,
+) -> Result<(SyncRequest, Option<Vec<NameList>>), Problem> {
+    read_sync_request(json::parse(body)?, default_chunk_mb).map_err(Faults::into_problem)
+}
+
+/// Reads `POST /workers/heartbeat`.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn heartbeat(body: &[u8]) -> Result<WorkerHeartbeat, Problem> {
+    read_heartbeat(json::parse(body)?).map_err(Faults::into_problem)
+}
+
+/// Reads `POST /workers/result`.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn result(body: &[u8]) -> Result<SyncResult, Problem> {
+    read_result(json::parse(body)?).map_err(Faults::into_problem)
+}
+
+fn read_sync_request(
+    value: Value,
+    default_chunk_mb: u32,
+) -> Result<(SyncRequest, Option<Vec<NameList>>), Faults> {
+    let mut doc = Document::of(value)?;
+    let request_id = doc.optional("request_id", typed);
+    let source: Option<AbsPath> = doc.required("source_path", typed);
+    let destination: Option<AbsPath> = doc.required("destination_path", typed);
+    let chunk = doc.optional("chunk_size_mb", whole(CHUNK_MB));
+    let names = doc.optional("file_list", list(usize::MAX, typed::<BytePath>));
+
+    if let (Some(source), Some(destination)) = (&source, &destination)
+        && let Err(detail) = submission::path_rule(source, destination)
+    {
+        doc.refuse("destination_path", Faults::one(detail));
+    }
+    let mut parts = None;
+    if let (Some(source), Some(Some(names))) = (&source, names) {
+        match submission::name_lists(source, names) {
+            Ok(list) => parts = Some(list),
+            Err(faults) => doc.refuse("file_list", faults),
+        }
+    }
+    doc.end()?;
+    let request = whole_or_nothing(|| {
+        Some(SyncRequest {
+            request_id: request_id?,
+            source_path: source?,
+            destination_path: destination?,
+            chunk_size_mb: chunk?.unwrap_or(default_chunk_mb),
+            file_list: None,
+        })
+    })?;
+    Ok((request, parts))
+}
+
+fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
+    let mut doc = Document::of(value)?;
+    let worker_id = doc.required("worker_id", typed);
+    let status = doc.required("status", typed);
+    let storage_paths = doc.optional("storage_paths", list(MAX_STORAGE_PATHS, typed));
+    let data_plane_endpoints = doc.optional("data_plane_endpoints", list(MAX_ENDPOINTS, endpoint));
+    let timestamp = doc.optional("timestamp", moment);
+    let control_plane_address = doc.optional("control_plane_address", text(1_024));
+    let incarnation = doc.optional("incarnation", text(MAX_WORD));
+    let boot_id = doc.optional("boot_id", text(MAX_WORD));
+    let free_bytes = doc.optional("free_bytes", typed);
+    let in_hand = doc.optional("in_hand", list(MAX_IN_HAND, typed));
+    let slots = doc.optional("slots", whole(0..=MAX_SLOTS));
+    let agent_version = doc.optional("agent_version", text(MAX_WORD));
+    doc.end()?;
+    whole_or_nothing(|| {
+        Some(WorkerHeartbeat {
+            worker_id: worker_id?,
+            status: status?,
+            storage_paths: storage_paths?.unwrap_or_default(),
+            data_plane_endpoints: data_plane_endpoints?.unwrap_or_default(),
+            timestamp: timestamp?,
+            control_plane_address: control_plane_address?,
+            incarnation: incarnation?,
+            boot_id: boot_id?,
+            free_bytes: free_bytes?.unwrap_or_default(),
+            in_hand: in_hand?.unwrap_or_default(),
+            slots: slots?,
+            agent_version: agent_version?,
+        })
+    })
+}
+
+fn read_result(value: Value) -> Result<SyncResult, Faults> {
+    let mut doc = Document::of(value)?;
+    let request_id = doc.required("request_id", typed);
+    let worker_id = doc.required("worker_id", typed);
+    let success = doc.required("success", truth);
+    let message = doc.optional("message", text(MAX_MESSAGE));
+    let assignment_id = doc.optional("assignment_id", typed);
+    let attempt = doc.optional("attempt", whole(0..=u32::MAX));
+    let task_digest = doc.optional("task_digest", typed);
+    let report = doc.optional("report", typed);
+    doc.end()?;
+    whole_or_nothing(|| {
+        Some(SyncResult {
+            request_id: request_id?,
+            worker_id: worker_id?,
+            success: success?,
+            message: message?,
+            assignment_id: assignment_id?,
+            attempt: attempt?,
+            task_digest: task_digest?,
+            report: report?,
+        })
+    })
+}
+
+/// Puts a document together whose reading noted no fault, so no member can be missing.
+fn whole_or_nothing<T>(build: impl FnOnce() -> Option<T>) -> Result<T, Faults> {
+    build().ok_or_else(|| Faults::one("can't be read"))
+}
+
+/// An endpoint that another agent can connect to. Loopback is one: all on one host is a set-up.
+fn endpoint(value: Value) -> Result<Endpoint, Faults> {
+    let endpoint: Endpoint = typed(value)?;
+    let Ok(address) = endpoint.address.parse::<IpAddr>() else { return Ok(endpoint) };
+    let useless = match address.to_canonical() {
+        // 169.254.169.254 is where clouds serve machine credentials: no agent shall be sent there.
+        IpAddr::V4(v4) => {
+            v4.is_unspecified()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.octets() == [169, 254, 169, 254]
+        }
+        IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast(),
+    };
+    if useless {
+        return Err(Faults::one(format!(
+            "{address} is no address that another agent can connect to"
+        )));
+    }
+    Ok(endpoint)
+}
+
+/// A time in whatever form the predecessor's agents send it; it is only shown.
+fn moment(value: Value) -> Result<Value, Faults> {
+    match value {
+        Value::Number(_) => Ok(value),
+        other => text(MAX_WORD)(other).map(Value::String),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::sync::DEFAULT_CHUNK_MB;
+    use crate::wire::task::{TaskReport, WorkItem};
+    use crate::wire::worker::WorkerStatus;
+    use crate::wire::{AssignmentId, Digest};
+    use serde_json::json;
+
+    fn pointers(problem: Problem) -> Vec<String> {
+        assert_eq!((problem.status, problem.code.as_str()), (422, "invalid_fields"));
+        problem.errors.into_iter().map(|e| e.pointer).collect()
+    }
+
+    fn read(value: Value) -> Result<(SyncRequest, Option<Vec<NameList>>), Problem> {
+        sync_request(value.to_string().as_bytes(), DEFAULT_CHUNK_MB)
+    }
+
+    #[test]
+    fn every_bad_field_of_a_request_is_listed() {
+        let problem = read(json!({
+            "request_id": "no spaces", "source_path": "data/../x", "chunk_size_mb": 0,
+            "file_list": ["a", 5], "chunk_size": 64
+        }))
+        .unwrap_err();
+        assert_eq!(
+            pointers(problem),
+            [
+                "/request_id",
+                "/source_path",
+                "/destination_path",
+                "/chunk_size_mb",
+                "/file_list/1",
+                "/chunk_size"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_mistyped_field_is_answered_with_the_right_one() {
+        let problem =
+            read(json!({"source_path": "/a", "destination_path": "/b", "chunk_size": 64}))
+                .unwrap_err();
+        assert_eq!(problem.errors[0].detail, "is not known; did you mean `chunk_size_mb`?");
+        assert_eq!(problem.detail, "/chunk_size: is not known; did you mean `chunk_size_mb`?");
+    }
+
+    #[test]
+    fn paths_and_lists_are_judged_together_with_the_rest() {
+        let problem = read(json!({
+            "source_path": "/a", "destination_path": "/a/b", "file_list": ["../x", "/c", "ok"], "chunk_size_mb": "64"
+        }))
+        .unwrap_err();
+        assert_eq!(
+            pointers(problem),
+            ["/chunk_size_mb", "/destination_path", "/file_list/0", "/file_list/1"]
+        );
+        for (field, value) in [
+            ("source_path", json!("")),
+            ("source_path", json!("rel")),
+            ("source_path", json!("/a/..")),
+            ("source_path", json!("/a\0b")),
+            ("source_path", json!(5)),
+            ("source_path", json!(null)),
+            ("destination_path", json!(format!("/{}", "x/".repeat(2_100)))),
+            ("chunk_size_mb", json!(1025)),
+            ("chunk_size_mb", json!(-1)),
+            ("chunk_size_mb", json!(1.5)),
+            ("request_id", json!("{x}")),
+            ("request_id", json!("a\nb")),
+            ("request_id", json!("x".repeat(1 << 20))),
+            ("file_list", json!([])),
+            ("file_list", json!("a")),
+            ("file_list", json!([[]])),
+        ] {
+            let mut doc = json!({"source_path": "/a", "destination_path": "/b"});
+            doc[field] = value;
+            let problem = read(doc).unwrap_err();
+            assert!(problem.detail.len() < 300, "{}", problem.detail.len());
+            assert!(pointers(problem)[0].starts_with(&format!("/{field}")));
+        }
+    }
+
+    #[test]
+    fn names_that_are_not_utf8_come_in_base64() {
+        let doc = json!({
+            "source_path": {"path_b64": "L2Ev/w=="}, "destination_path": "/b", "file_list": [{"path_b64": "/3g="}]
+        });
+        let (request, list) = read(doc).unwrap();
+        assert_eq!(request.source_path.as_bytes(), b"/a/\xff");
+        assert_eq!(list.unwrap()[0].names[0].as_bytes(), b"\xffx");
+    }
+
+    // A field that is added to a document must be added to its reader as well.
+    #[test]
+    fn the_readers_know_every_field_of_the_documents() {
+        let request = SyncRequest {
+            request_id: Some("demo-1".parse().unwrap()),
+            source_path: AbsPath::new("/a").unwrap(),
+            destination_path: AbsPath::new("/b").unwrap(),
+            chunk_size_mb: 7,
+            file_list: Some(vec![BytePath(b"x".to_vec())]),
+        };
+        let (read, list) =
+            sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MB).unwrap();
+        assert_eq!(list.unwrap()[0].names.len(), 1);
+        assert_eq!(SyncRequest { file_list: None, ..request }, read);
+
+        let beat = WorkerHeartbeat {
+            worker_id: "worker-a".parse().unwrap(),
+            status: WorkerStatus::Transferring,
+            storage_paths: vec![AbsPath::new("/a").unwrap()],
+            data_plane_endpoints: vec!["10.0.0.1:9000".parse().unwrap()],
+            timestamp: Some(json!("2026-01-01T00:00:00Z")),
+            control_plane_address: Some("10.0.0.1".into()),
+            incarnation: Some("i".into()),
+            boot_id: Some("b".into()),
+            free_bytes: [("/a".to_owned(), 5)].into(),
+            in_hand: vec![AssignmentId([1; 16])],
+            slots: Some(4),
+            agent_version: Some("0.1.0".into()),
+        };
+        assert_eq!(heartbeat(&serde_json::to_vec(&beat).unwrap()).unwrap(), beat);
+
+        let outcome = SyncResult {
+            request_id: "demo-1".parse().unwrap(),
+            worker_id: "worker-a".parse().unwrap(),
+            success: true,
+            message: Some("m".into()),
+            assignment_id: Some(AssignmentId([1; 16])),
+            attempt: Some(2),
+            task_digest: Some(Digest([3; 32])),
+            report: Some(TaskReport {
+                retry: Some(WorkItem::Copy {
+                    manifest: Default::default(),
+                    files: 1,
+                    dirs: 0,
+                    bytes: 9,
+                }),
+                ..TaskReport::default()
+            }),
+        };
+        assert_eq!(result(&serde_json::to_vec(&outcome).unwrap()).unwrap(), outcome);
+    }
+
+    #[test]
+    fn a_heartbeat_is_bounded_and_its_endpoints_can_be_reached() {
+        let beat = |field: &str, value: Value| {
+            let mut doc = json!({"worker_id": "w", "status": "READY"});
+            doc[field] = value;
+            heartbeat(doc.to_string().as_bytes())
+        };
+        for address in ["127.0.0.1", "192.168.100.10", "fe80::1", "storage-1.lan", "10.0.0.1:9000"]
+        {
+            assert!(beat("data_plane_endpoints", json!([address])).is_ok(), "{address}");
+        }
+        for address in [
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "255.255.255.255",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "[fe80::1%eth0]",
+            "10.0.0.1:0",
+            "10.0.0.1:65536",
+            "10.0.0.1\r\nX",
+            "",
+        ] {
+            let problem = beat("data_plane_endpoints", json!(["10.0.0.1", address])).unwrap_err();
+            assert_eq!(pointers(problem), ["/data_plane_endpoints/1"], "{address}");
+        }
+        assert!(beat("storage_paths", json!(vec!["/a"; MAX_STORAGE_PATHS])).is_ok());
+        for (field, value) in [
+            ("storage_paths", json!(vec!["/a"; MAX_STORAGE_PATHS + 1])),
+            ("data_plane_endpoints", json!(vec!["10.0.0.1"; MAX_ENDPOINTS + 1])),
+            ("in_hand", json!(vec!["0".repeat(32); MAX_IN_HAND + 1])),
+            ("incarnation", json!("x".repeat(300))),
+            ("slots", json!(1_000_000)),
+            ("timestamp", json!([])),
+            ("free_bytes", json!({"/a": -1})),
+            ("status", json!("ready?")),
+        ] {
+            assert!(pointers(beat(field, value).unwrap_err())[0].starts_with(&format!("/{field}")));
+        }
+    }
+
+    #[test]
+    fn negative_and_overflowing_counters_are_refused() {
+        for n in [json!(-1), json!(1.5), json!(18_446_744_073_709_551_616.0), json!("5")] {
+            let doc = json!({"request_id": "r", "worker_id": "w", "success": true, "report": {"bytes_done": n}});
+            let problem = result(doc.to_string().as_bytes()).unwrap_err();
+            assert_eq!(pointers(problem), ["/report/bytes_done"], "{n}");
+        }
+    }
+}

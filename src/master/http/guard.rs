@@ -1,0 +1,162 @@
+//! What holds for every request: it is named and logged, its answer is not cached, and it does not
+//! come from somebody else's web page.
+
+use super::answer::Fault;
+use crate::wire::problem::Problem;
+use axum::extract::Request;
+use axum::http::header::{CACHE_CONTROL, HOST, ORIGIN};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+use tracing::Instrument;
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The address on which a connection was accepted.
+#[derive(Clone, Copy)]
+pub(super) struct Local(pub(super) Option<SocketAddr>);
+
+/// See the module.
+pub(super) async fn every(request: Request, next: Next) -> Response {
+    let begin = Instant::now();
+    let (id, id_header) = name(request.headers());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let local = request.extensions().get::<Local>().and_then(|l| l.0);
+    let span = tracing::info_span!("http", id);
+
+    let mut response = match local_only(request.headers(), local) {
+        Ok(()) => next.run(request).instrument(span.clone()).await,
+        Err(problem) => Fault(problem).into_response(),
+    };
+    response.headers_mut().insert(X_REQUEST_ID.clone(), id_header);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+
+    let (status, ms) = (response.status().as_u16(), begin.elapsed().as_millis());
+    span.in_scope(|| {
+        // 503 is the state of the store, which is logged where it changes and not with every request.
+        if status >= 500 && status != 503 {
+            tracing::warn!(%method, path, status, ms, "request failed");
+        } else {
+            tracing::debug!(%method, path, status, ms, "request");
+        }
+    });
+    response
+}
+
+/// The client's name of the request if it can be logged and sent as it is, or a new one.
+fn name(headers: &HeaderMap) -> (String, HeaderValue) {
+    let given = headers.get(&X_REQUEST_ID).and_then(|value| Some((value.to_str().ok()?, value)));
+    if let Some((text, value)) = given
+        && is_token(text)
+    {
+        return (text.to_owned(), value.clone());
+    }
+    let made = uuid::Uuid::now_v7().to_string();
+    let value = HeaderValue::from_str(&made).unwrap_or(HeaderValue::from_static("-"));
+    (made, value)
+}
+
+/// Whether `text` is 1 to 128 visible ASCII characters.
+pub(super) fn is_token(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// A browser sends a page's requests to any address that the browser can reach, so a page on the
+/// internet could order syncs from a master that listens on loopback only. Browsers say where a
+/// request comes from (`Origin`); and a page whose *name* was made to point to loopback betrays
+/// itself by that name in `Host`.
+fn local_only(headers: &HeaderMap, local: Option<SocketAddr>) -> Result<(), Problem> {
+    let host = headers.get(HOST).map(|v| v.to_str().unwrap_or_default());
+    if let Some(origin) = headers.get(ORIGIN) {
+        let origin = origin.to_str().unwrap_or_default();
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        if authority.is_none() || authority != host {
+            return Err(Problem::new(
+                403,
+                "Forbidden",
+                "foreign_origin",
+                "requests of other sites' web pages are not accepted",
+            ));
+        }
+    }
+    match (host, local) {
+        (Some(host), Some(local)) if local.ip().to_canonical().is_loopback() && !is_local(host) => {
+            Err(Problem::new(
+                421,
+                "Misdirected Request",
+                "foreign_host",
+                "this master listens on loopback and does not answer to another host's name",
+            )
+            .hinted("ask for http://127.0.0.1 or http://localhost; a proxy must send such a Host"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a `Host` is an IP address or `localhost`, with or without a port.
+fn is_local(host: &str) -> bool {
+    let port_less = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = port_less.trim_start_matches('[').trim_end_matches(']');
+    let name = port_less.to_ascii_lowercase();
+    bare.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_master_on_loopback_answers_to_local_names_only() {
+        for host in [
+            "127.0.0.1:8888",
+            "localhost",
+            "LOCALHOST:1",
+            "[::1]:8888",
+            "[::1]",
+            "10.0.0.1",
+            "a.localhost:80",
+        ] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:8888",
+            "127.0.0.1.evil.example",
+            "localhost.evil",
+            "",
+            ":80",
+        ] {
+            assert!(!is_local(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_refused_on_every_address() {
+        let headers = |host: &str, origin: Option<&str>| {
+            let mut map = HeaderMap::new();
+            map.insert(HOST, host.parse().unwrap());
+            origin.map(|o| map.insert(ORIGIN, o.parse().unwrap()));
+            map
+        };
+        let loopback = Some("127.0.0.1:8888".parse().unwrap());
+        let public = Some("10.0.0.1:8888".parse().unwrap());
+        let status = |h: HeaderMap, l| local_only(&h, l).err().map(|p| p.status);
+        assert_eq!(status(headers("master.lan:8888", None), public), None);
+        assert_eq!(status(headers("evil.example", None), loopback), Some(421));
+        assert_eq!(
+            status(headers("127.0.0.1:8888", Some("http://127.0.0.1:8888")), loopback),
+            None
+        );
+        assert_eq!(
+            status(headers("127.0.0.1:8888", Some("http://evil.example")), loopback),
+            Some(403)
+        );
+        assert_eq!(status(headers("10.0.0.1:8888", Some("null")), public), Some(403));
+        assert_eq!(status(HeaderMap::new(), loopback), None);
+    }
+}

@@ -1,0 +1,284 @@
+//! JSON bodies: syntax problems with line and column, keys that appear twice, bounded size in memory.
+
+use crate::master::faults::Faults;
+use crate::wire::path::show;
+use crate::wire::problem::Problem;
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::{Map, Value};
+use serde_path_to_error::{Path, Segment};
+use std::fmt;
+
+/// A document of more values than this is refused: each takes up to a hundred bytes of memory, of
+/// which its text may need only two.
+const MAX_VALUES: usize = 4_000_000;
+/// Deeper documents are refused; none of ours is deeper than ten.
+const MAX_DEPTH: usize = 64;
+
+/// Reads a document.
+///
+/// # Errors
+/// 400 for what is not JSON (with line and column), not UTF-8, has a key twice or is nested too deep.
+pub(super) fn parse(body: &[u8]) -> Result<Value, Problem> {
+    let text = utf8(body)?;
+    let mut values = 0;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let tree = Tree { depth: 0, values: &mut values }.deserialize(&mut json);
+    tree.and_then(|value| json.end().map(|()| value)).map_err(|e| syntax(text, &e))
+}
+
+/// Reads a document of an agent of ours into its type; such documents are large and well-formed, so
+/// only the first fault is named.
+///
+/// # Errors
+/// 400 as [`parse`], 422 for a field that is not as it must be.
+pub(super) fn typed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let text = utf8(body)?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        if e.inner().is_data() {
+            let mut faults = Faults::default();
+            faults.push(&pointer(e.path()), complaint(e.inner()));
+            faults.into_problem()
+        } else {
+            syntax(text, e.inner())
+        }
+    })?;
+    json.end().map_err(|e| syntax(text, &e))?;
+    Ok(value)
+}
+
+/// The JSON pointer (RFC 6901) of a path; the empty one for the document itself.
+pub(super) fn pointer(path: &Path) -> String {
+    let mut out = String::new();
+    for segment in path.iter() {
+        match segment {
+            Segment::Seq { index } => out.push_str(&format!("/{index}")),
+            Segment::Map { key } => push_key(&mut out, key),
+            // A variant is no member of the document, and nothing lies below what is not known.
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    out
+}
+
+/// Appends a key to a pointer. Keys come from outside: they are escaped and cut.
+pub(super) fn push_key(pointer: &mut String, key: &str) {
+    pointer.push('/');
+    pointer.push_str(&name(key).replace('~', "~0").replace('/', "~1"));
+}
+
+/// A key for people: escaped, and cut where it is no key that anybody meant.
+pub(super) fn name(key: &str) -> String {
+    let cut: String = key.chars().take(100).collect();
+    show(cut.as_bytes())
+}
+
+/// What `serde` says is wrong; it quotes from the document, so it is escaped and cut.
+pub(super) fn complaint(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let cut: String = text.chars().take(300).collect();
+    show(cut.as_bytes())
+}
+
+fn utf8(body: &[u8]) -> Result<&str, Problem> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Err(bad("the body is empty; a JSON document is expected"));
+    }
+    std::str::from_utf8(body).map_err(|e| {
+        bad(format!("the body is not UTF-8: byte {} can't be read", e.valid_up_to() + 1))
+            .hinted("send a path that is not UTF-8 as {\"path_b64\": \"…\"}, in base64")
+    })
+}
+
+fn bad(detail: impl Into<String>) -> Problem {
+    Problem::new(400, "Bad Request", "bad_json", detail)
+}
+
+fn syntax(text: &str, error: &serde_json::Error) -> Problem {
+    let (mut line, mut column) = (error.line(), error.column());
+    let whole = error.to_string();
+    let mut what = whole.split(" at line ").next().unwrap_or_default().to_owned();
+    if what == "trailing comma" {
+        // The parser stops at the bracket behind it; the comma is what is to be removed.
+        (line, column) = comma_before(text, line, column).unwrap_or((line, column));
+        what = "a trailing comma is not allowed in JSON; remove it".to_owned();
+    }
+    bad(format!("the body is not valid JSON: line {line}, column {column}: {what}"))
+}
+
+/// The place of the last comma before a place; all from 1, columns in bytes.
+fn comma_before(text: &str, line: usize, column: usize) -> Option<(usize, usize)> {
+    let start: usize = text.split_inclusive('\n').take(line.checked_sub(1)?).map(str::len).sum();
+    let before = text.as_bytes().get(..(start + column).min(text.len()))?;
+    let comma = before.iter().rposition(|b| *b == b',')?;
+    let line_start = before[..comma].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let line = 1 + before[..comma].iter().filter(|b| **b == b'\n').count();
+    Some((line, comma - line_start + 1))
+}
+
+/// Builds a [`Value`] as `serde_json` does, but refuses a key that appears twice (`serde_json` keeps
+/// the last one, another reader the first: what a proxy checked need not be what we do).
+struct Tree<'a> {
+    depth: usize,
+    values: &'a mut usize,
+}
+
+impl Tree<'_> {
+    fn below(&mut self) -> Tree<'_> {
+        Tree { depth: self.depth + 1, values: &mut *self.values }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Tree<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
+        *self.values += 1;
+        if *self.values > MAX_VALUES {
+            return Err(D::Error::custom(format!("more than {MAX_VALUES} values in one document")));
+        }
+        if self.depth > MAX_DEPTH {
+            return Err(D::Error::custom(format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        d.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(value) = seq.next_element_seed(self.below())? {
+            out.push(value);
+        }
+        Ok(out.into())
+    }
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
+        let mut out = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if out.contains_key(&key) {
+                return Err(A::Error::custom(format!("the key `{}` appears twice", name(&key))));
+            }
+            let value = map.next_value_seed(self.below())?;
+            out.insert(key, value);
+        }
+        Ok(out.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn detail(body: &[u8]) -> String {
+        let problem = parse(body).unwrap_err();
+        assert_eq!((problem.status, problem.code.as_str()), (400, "bad_json"));
+        problem.detail
+    }
+
+    #[test]
+    fn a_trailing_comma_is_named_at_its_place() {
+        assert_eq!(
+            detail(b"{\n  \"a\": 1,\n  \"b\": [2],\n}"),
+            "the body is not valid JSON: line 3, column 11: a trailing comma is not allowed in JSON; remove it"
+        );
+        assert!(detail(b"[1,]").contains("line 1, column 3: a trailing comma"));
+        assert!(
+            detail("{\"\u{e9}\":\",\" , }".as_bytes()).contains("line 1, column 11: a trailing")
+        );
+    }
+
+    #[test]
+    fn what_is_no_json_is_refused_with_its_place() {
+        for bad in [
+            &b"{"[..],
+            b"{\"a\":NaN}",
+            b"[1e400]",
+            b"[01]",
+            b"{'a':1}",
+            b"nul",
+            b"\"\\ud800\"",
+            b"{} {}",
+            b"\xef\xbb\xbf{}",
+            b"[1 2]",
+            b"\"\n\"",
+        ] {
+            assert!(detail(bad).contains("line 1, column ") || bad.contains(&b'\n'), "{bad:?}");
+        }
+        assert!(detail(b"").contains("empty") && detail(b" \r\n").contains("empty"));
+        assert!(detail(b"{\"a\":\"\xff\"}").contains("not UTF-8: byte 7"));
+    }
+
+    #[test]
+    fn a_key_that_appears_twice_is_named() {
+        let text = detail(b"{\"a\":1,\n\"b\":{\"x\":1,\"x\":2}}");
+        assert!(text.contains("line 2") && text.contains("the key `x` appears twice"), "{text}");
+        assert!(detail(br#"{"\u001b[2J":1,"\u001b[2J":1}"#).contains("\\#033[2J"));
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let nest = |n: usize| [vec![b'['; n], vec![b']'; n]].concat();
+        assert!(parse(&nest(60)).is_ok());
+        for n in [70, 200, 100_000] {
+            assert!(!detail(&nest(n)).is_empty());
+        }
+        assert!(!detail(&vec![b'['; 100_000]).is_empty());
+        let objects = "{\"a\":".repeat(100_000);
+        assert!(!detail(objects.as_bytes()).is_empty());
+    }
+
+    #[test]
+    fn a_document_of_very_many_values_is_refused_before_it_fills_the_memory() {
+        let mut many = vec![b'['];
+        for _ in 0..=MAX_VALUES {
+            many.extend_from_slice(b"1,");
+        }
+        many.extend_from_slice(b"1]");
+        assert!(detail(&many).contains("more than 4000000 values"));
+    }
+
+    #[test]
+    fn values_are_those_of_serde_json() {
+        let text = r#"{"a":[1,-2,2.5,18446744073709551616,"x",null,true],"":{}}"#;
+        assert_eq!(parse(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn a_typed_document_names_the_field_at_fault() {
+        let of = |s: &str| typed::<crate::wire::task::ScanPage>(s.as_bytes()).unwrap_err();
+        let digest = "0".repeat(64);
+        let problem = of(&format!(
+            r#"{{"task_digest":"{digest}","page":0,"spawn":["a","../b"],"next":null}}"#
+        ));
+        assert_eq!((problem.status, problem.errors[0].pointer.as_str()), (422, "/spawn/1"));
+        assert_eq!(of("{\"page\":0,}").status, 400);
+        assert_eq!(of("{} x").status, 422);
+    }
+}

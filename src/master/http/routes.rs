@@ -1,0 +1,212 @@
+//! The routes of the API: each reads its request, asks the owner, and writes the answer.
+
+use super::answer::{Answer, Fault, json, octets, ok};
+use super::body::{self, Budget, Held};
+use super::params::{self, Named, Params};
+use super::{HttpLimits, documents, guard};
+use crate::master::handle::{Handle, store_down};
+use crate::scheduler::IdempotencyKey;
+use crate::wire::problem::Problem;
+use crate::wire::sync::SyncState;
+use crate::wire::task::ScanPage;
+use crate::wire::{AssignmentId, RequestId, WorkerId};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header::LOCATION;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::middleware::from_fn;
+use axum::routing::{get, post};
+use serde_json::json as object;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What every route has at hand.
+#[derive(Clone)]
+pub(super) struct App {
+    pub(super) handle: Handle,
+    pub(super) limits: Arc<HttpLimits>,
+    pub(super) budget: Budget,
+    /// Cancelled when the server stops: polls end early.
+    pub(super) stopping: CancellationToken,
+}
+
+impl App {
+    async fn body(&self, request: Request, limit: usize) -> Result<Held, Problem> {
+        let (head, body) = request.into_parts();
+        body::read(&head.headers, body, limit, &self.limits, &self.budget).await
+    }
+}
+
+/// All routes, at the root and below `/v1`.
+pub(super) fn router(app: App) -> Router {
+    let api = Router::new()
+        .route("/sync", post(submit).get(list))
+        .route("/sync/{id}", get(progress).delete(delete))
+        .route("/sync/{id}/cancel", post(cancel))
+        .route("/workers", get(workers))
+        .route("/workers/heartbeat", post(heartbeat))
+        .route("/workers/result", post(result))
+        .route("/workers/{id}/assignment", post(poll))
+        .route("/workers/{id}/assignments/{assignment}/manifest", get(manifest))
+        .route("/workers/{id}/assignments/{assignment}/page", post(page))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/version", get(version))
+        .method_not_allowed_fallback(wrong_method);
+    let api = Router::new().merge(api.clone()).nest("/v1", api);
+    let api = match &app.limits.secret {
+        Some(secret) => Router::new().nest(&format!("/{secret}"), api),
+        None => api,
+    };
+    api.fallback(unknown).layer(from_fn(guard::every)).with_state(app)
+}
+
+async fn submit(State(app): State<App>, request: Request) -> Answer {
+    let key = idempotency_key(request.headers())?;
+    let body = app.body(request, app.limits.submit_bytes).await?;
+    let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&body.bytes).into() });
+    let chunk = app.limits.default_chunk_mb;
+    let read = move |bytes: &[u8]| documents::sync_request(bytes, chunk);
+    let (request, list) = body::decode(body, read).await?;
+    let submitted = app.handle.submit_checked(request, list, idempotency).await?;
+    let mut response = json(StatusCode::ACCEPTED, &submitted);
+    if let Ok(location) = HeaderValue::from_str(&submitted.status_url) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let key = match (keys.next(), keys.next()) {
+        (None, _) => return Ok(None),
+        (Some(key), None) => key.to_str().ok().filter(|k| guard::is_token(k)),
+        (Some(_), Some(_)) => None,
+    };
+    key.map(|k| Some(k.to_owned())).ok_or_else(|| {
+        params::bad("Idempotency-Key must be one value of 1 to 128 visible ASCII characters")
+    })
+}
+
+async fn list(State(app): State<App>, uri: Uri) -> Answer {
+    let params = Params::of(&uri, &["state", "limit"])?;
+    let states = match params.get("state") {
+        None => None,
+        Some(text) => Some(
+            text.split(',')
+                .map(|word| word.trim().parse::<SyncState>())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|rule| params::bad(format!("state: each {rule}")))?,
+        ),
+    };
+    let limit = params.number("limit")?.unwrap_or(usize::MAX);
+    let mut all = app.handle.list().await?;
+    all.retain(|sync| states.as_ref().is_none_or(|states| states.contains(&sync.state)));
+    all.truncate(limit);
+    Ok(ok(&all))
+}
+
+async fn progress(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
+    Ok(ok(&app.handle.progress(id).await?))
+}
+
+async fn delete(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
+    app.handle.delete(id).await?;
+    Ok(ok(&object!({"status": "deleted"})))
+}
+
+async fn cancel(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
+    Ok(ok(&app.handle.cancel(id).await?))
+}
+
+async fn heartbeat(State(app): State<App>, request: Request) -> Answer {
+    let body = app.body(request, app.limits.heartbeat_bytes).await?;
+    let heartbeat = body::decode(body, documents::heartbeat).await?;
+    Ok(ok(&app.handle.heartbeat(heartbeat).await?))
+}
+
+async fn workers(State(app): State<App>, uri: Uri) -> Answer {
+    let params = Params::of(&uri, &["status"])?;
+    let mut list = match params.get("status") {
+        None => return Ok(ok(&app.handle.workers().await?)),
+        Some("active" | "inactive") => app.handle.workers().await?,
+        Some(_) => return Err(params::bad("status must be active or inactive").into()),
+    };
+    if params.get("status") == Some("active") {
+        list.inactive.clear();
+    } else {
+        list.active.clear();
+    }
+    Ok(ok(&list))
+}
+
+async fn poll(
+    State(app): State<App>,
+    Named(worker): Named<WorkerId>,
+    uri: Uri,
+    request: Request,
+) -> Answer {
+    let params = Params::of(&uri, &["wait", "poll_id", "incarnation"])?;
+    let wait = params.duration("wait")?.unwrap_or(app.limits.poll_wait).min(app.limits.max_wait);
+    let (poll_id, incarnation) = (params.token("poll_id")?, params.token("incarnation")?);
+    // A poll says all in its URL. A body is read all the same: only behind it does the server see
+    // that the client goes away, which withdraws the poll.
+    drop(app.body(request, app.limits.body_bytes).await?);
+    let answer = app.handle.poll(worker, incarnation, poll_id, wait);
+    let assignment = tokio::select! {
+        assignment = answer => assignment?,
+        () = app.stopping.cancelled() => None,
+    };
+    Ok(ok(&assignment))
+}
+
+/// The worker and the assignment of a URL.
+type Lease = Named<(WorkerId, AssignmentId)>;
+
+async fn manifest(State(app): State<App>, Named((worker, assignment)): Lease) -> Answer {
+    Ok(octets(app.handle.manifest(worker, assignment).await?))
+}
+
+async fn page(
+    State(app): State<App>,
+    Named((worker, assignment)): Lease,
+    request: Request,
+) -> Answer {
+    let body = app.body(request, app.limits.page_bytes).await?;
+    let page: ScanPage = body::decode(body, super::json::typed).await?;
+    Ok(ok(&app.handle.page(worker, assignment, page).await?))
+}
+
+async fn result(State(app): State<App>, request: Request) -> Answer {
+    let body = app.body(request, app.limits.result_bytes).await?;
+    let result = body::decode(body, documents::result).await?;
+    Ok(ok(&app.handle.result(result).await?))
+}
+
+async fn healthz() -> Answer {
+    Ok(ok(&object!({"status": "ok"})))
+}
+
+async fn readyz(State(app): State<App>) -> Answer {
+    app.handle.ready().map_err(|why| store_down(&why))?;
+    Ok(ok(&object!({"status": "ready"})))
+}
+
+async fn version() -> Answer {
+    Ok(ok(
+        &object!({"name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION"), "api": "v1"}),
+    ))
+}
+
+async fn unknown() -> Fault {
+    let detail = "there is nothing at this path";
+    Fault(
+        Problem::new(404, "Not Found", "no_such_route", detail)
+            .hinted("the paths are /sync, /sync/{id}, /workers, /healthz, /readyz, /version"),
+    )
+}
+
+async fn wrong_method(method: Method) -> Fault {
+    let detail = format!("{method} is not possible here; see the Allow header");
+    Fault(Problem::new(405, "Method Not Allowed", "wrong_method", detail))
+}

@@ -1,0 +1,306 @@
+//! What the routes do with good requests, and with requests that are wrong in ordinary ways.
+
+use super::*;
+use serde_json::json;
+
+const GOOD: &str = r#"{"source_path": "/a", "destination_path": "/b"}"#;
+
+#[tokio::test]
+async fn every_answer_is_named_and_not_cached() {
+    let served = served().await;
+    for target in ["/healthz", "/sync/gone", "/nothing", "/v1/version"] {
+        let got = served.ask("GET", target, &["X-Request-Id: my-1"], b"").await;
+        assert_eq!(got.header("x-request-id"), Some("my-1"), "{target}");
+        assert_eq!(got.header("cache-control"), Some("no-store"), "{target}");
+    }
+    for bad in ["", "a b", &"x".repeat(129), "\u{e9}"] {
+        let got = served.ask("GET", "/healthz", &[&format!("X-Request-Id: {bad}")], b"").await;
+        assert_eq!(got.header("x-request-id").unwrap().len(), 36, "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn all_routes_are_below_v1_as_well() {
+    let mut served = served().await;
+    for root in ["", "/v1"] {
+        assert_eq!(served.get(&format!("{root}/healthz")).await.json(), json!({"status": "ok"}));
+        assert_eq!(served.get(&format!("{root}/readyz")).await.status, 200);
+        let version = served.get(&format!("{root}/version")).await.json();
+        assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(served.get(&format!("{root}/sync/x")).await.status, 200);
+        assert_eq!(served.events.recv().await, Some(Event::Progress("x".parse().unwrap())));
+        assert_eq!(served.post(&format!("{root}/sync/x/cancel"), "").await.status, 200);
+        assert_eq!(served.events.recv().await, Some(Event::Cancel("x".parse().unwrap())));
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_and_wrong_methods_are_problems() {
+    let mut served = served().await;
+    for target in ["/", "/syncs", "/sync/a/b", "/v1", "/v1/nothing", "/v2/sync", "/workers/a/b/c"] {
+        let got = served.get(target).await;
+        assert_eq!((got.status, got.code().as_str()), (404, "no_such_route"), "{target}");
+    }
+    for (method, target, allow) in [
+        ("PUT", "/sync", "POST,GET,HEAD"),
+        ("PATCH", "/sync/x", "GET,HEAD,DELETE"),
+        ("GET", "/workers/result", "POST"),
+        ("GET", "/v1/workers/a/assignment", "POST"),
+        ("POST", "/version", "GET,HEAD"),
+    ] {
+        let got = served.ask(method, target, &[], b"").await;
+        assert_eq!((got.status, got.code().as_str()), (405, "wrong_method"), "{method} {target}");
+        let sorted = |s: &str| {
+            let mut all: Vec<String> = s.split(',').map(str::to_owned).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(sorted(got.header("allow").unwrap()), sorted(allow), "{method} {target}");
+    }
+    assert!(served.nothing_asked());
+}
+
+#[tokio::test]
+async fn what_can_be_no_id_is_not_found_and_goes_no_further() {
+    let mut served = served().await;
+    for id in
+        ["%7Bx%7D", "a%0Ab", "a%2Fb", "..", "%2e%2e", "%ff", "a%00", "-x", &"x".repeat(5_000), "*"]
+    {
+        for (method, target) in [
+            ("GET", format!("/sync/{id}")),
+            ("DELETE", format!("/sync/{id}")),
+            ("POST", format!("/sync/{id}/cancel")),
+            ("POST", format!("/workers/{id}/assignment")),
+            ("GET", format!("/workers/a/assignments/{id}/manifest")),
+            ("POST", format!("/workers/{id}/assignments/{}/page", "0".repeat(32))),
+        ] {
+            let got = served.ask(method, &target, &[], b"").await;
+            assert_eq!((got.status, got.code().as_str()), (404, "not_found"), "{method} {target}");
+        }
+    }
+    assert!(served.nothing_asked());
+    assert_eq!(served.get("/sync/gone").await.code(), "sync_not_found");
+}
+
+#[tokio::test]
+async fn a_list_is_a_bare_array_that_can_be_filtered() {
+    let served = served().await;
+    let ids = |got: Got| -> Vec<String> {
+        assert_eq!(got.status, 200, "{got:?}");
+        let all = got.json();
+        all.as_array().unwrap().iter().map(|s| s["request_id"].as_str().unwrap().into()).collect()
+    };
+    assert_eq!(ids(served.get("/sync").await), ["c", "b", "a"]);
+    assert_eq!(ids(served.get("/sync?state=queued").await), ["c", "a"]);
+    assert_eq!(ids(served.get("/sync?state=FAILED,COMPLETED").await), ["b"]);
+    assert_eq!(ids(served.get("/sync?state=QUEUED&limit=1").await), ["c"]);
+    assert_eq!(ids(served.get("/sync?limit=1000000000000000000000").await), ["c", "b", "a"]);
+    for bad in
+        ["state=x", "limit=0", "limit=-1", "limit=x", "stat=QUEUED", "limit=1&limit=2", "state=%ff"]
+    {
+        let got = served.get(&format!("/sync?{bad}")).await;
+        assert_eq!((got.status, got.code().as_str()), (400, "bad_parameter"), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn workers_can_be_asked_for_by_status() {
+    let served = served().await;
+    let counts = |got: Got| {
+        let list = got.json();
+        (list["active"].as_array().unwrap().len(), list["inactive"].as_array().unwrap().len())
+    };
+    assert_eq!(counts(served.get("/workers").await), (1, 1));
+    assert_eq!(counts(served.get("/workers?status=active").await), (1, 0));
+    assert_eq!(counts(served.get("/workers?status=inactive").await), (0, 1));
+    assert_eq!(served.get("/workers?status=dead").await.status, 400);
+}
+
+#[tokio::test]
+async fn a_submit_may_carry_a_list_and_a_key() {
+    let mut served = served().await;
+    let body =
+        json!({"source_path": "/a", "destination_path": "/b", "file_list": ["x", "/a/y", "x"]});
+    let body = body.to_string();
+    let got = served.ask("POST", "/sync", &["Idempotency-Key: k-1"], body.as_bytes()).await;
+    assert_eq!((got.status, got.header("location")), (202, Some("/sync/made")));
+    let Some(Event::Submit { request, list: Some(parts), idempotency: Some(key) }) =
+        served.events.recv().await
+    else {
+        panic!("a submit with a list");
+    };
+    assert_eq!((request.file_list, parts.len(), parts[0].names.len()), (None, 1, 2));
+    assert_eq!((key.key.as_str(), key.body), ("k-1", blake3::hash(body.as_bytes()).into()));
+
+    for key in ["", "a b", &"k".repeat(129)] {
+        let got = served
+            .ask("POST", "/sync", &[&format!("Idempotency-Key: {key}")], GOOD.as_bytes())
+            .await;
+        assert_eq!((got.status, got.code().as_str()), (400, "bad_parameter"), "{key}");
+    }
+    let twice = ["Idempotency-Key: a", "Idempotency-Key: b"];
+    assert_eq!(served.ask("POST", "/sync", &twice, GOOD.as_bytes()).await.status, 400);
+    assert!(served.nothing_asked());
+
+    let taken = r#"{"request_id": "taken", "source_path": "/a", "destination_path": "/b"}"#;
+    let got = served.post("/sync", taken).await;
+    assert_eq!((got.status, got.code().as_str()), (409, "sync_exists"));
+}
+
+#[tokio::test]
+async fn all_bad_fields_come_back_in_one_answer() {
+    let mut served = served().await;
+    let got = served
+        .post(
+            "/sync",
+            r#"{"source_path": "a", "destination_path": 5, "chunk_size": 1, "chunk_size_mb": 0}"#,
+        )
+        .await;
+    assert_eq!((got.status, got.code().as_str()), (422, "invalid_fields"));
+    assert_eq!(got.json()["errors"].as_array().unwrap().len(), 4);
+    assert!(got.json()["detail"].is_string());
+    assert_eq!(
+        served.post("/workers/heartbeat", "{}").await.json()["errors"].as_array().unwrap().len(),
+        2
+    );
+    assert_eq!(
+        served.post("/workers/result", "{}").await.json()["errors"].as_array().unwrap().len(),
+        3
+    );
+    assert!(served.nothing_asked());
+}
+
+#[tokio::test]
+async fn an_agent_gets_its_manifest_and_posts_pages() {
+    let mut served = served().await;
+    let id = "0".repeat(32);
+    let got = served.get(&format!("/workers/a/assignments/{id}/manifest")).await;
+    assert_eq!((got.status, got.body.as_slice()), (200, &b"\xff manifest"[..]));
+    assert_eq!(got.header("content-type"), Some("application/octet-stream"));
+    let got = served.get(&format!("/workers/b/assignments/{id}/manifest")).await;
+    assert_eq!((got.status, got.code().as_str()), (404, "assignment_not_held"));
+
+    let page = json!({"task_digest": "0".repeat(64), "page": 0, "spawn": ["d"], "next": null});
+    let target = format!("/workers/a/assignments/{id}/page");
+    let got = served.post(&target, page.to_string()).await;
+    assert_eq!((got.status, got.json()), (200, json!({"action": "continue", "spawn": 2})));
+    let pages = std::iter::from_fn(|| served.events.try_recv().ok());
+    assert_eq!(pages.filter(|e| matches!(e, Event::Page { .. })).count(), 1);
+    assert_eq!(
+        served.post(&target, r#"{"page": -1}"#).await.json()["errors"][0]["pointer"],
+        "/page"
+    );
+    assert_eq!(served.post(&target, "{").await.code(), "bad_json");
+}
+
+#[tokio::test]
+async fn a_poll_says_how_long_it_waits_up_to_a_bound() {
+    let mut served = served().await;
+    for (query, wait) in [
+        ("wait=20s&poll_id=p&incarnation=i", 20_000),
+        ("wait=10h&poll_id=p&incarnation=i", 60_000),
+        ("wait=0s&poll_id=p&incarnation=i", 0),
+    ] {
+        let got = served.post(&format!("/workers/a/assignment?{query}"), "").await;
+        assert_eq!((got.status, got.body.as_slice()), (200, &b"null"[..]), "{query}");
+        let worker = "a".parse().unwrap();
+        let (incarnation, poll_id) = (Some("i".into()), Some("p".into()));
+        let poll = Event::Poll { worker, incarnation, poll_id, wait_ms: wait };
+        assert_eq!(served.events.recv().await, Some(poll), "{query}");
+    }
+    for bad in ["wait=soon", "wait=-1", "wait=", "waits=1", "poll_id=a%20b", "incarnation="] {
+        assert_eq!(
+            served.post(&format!("/workers/a/assignment?{bad}"), "").await.status,
+            400,
+            "{bad}"
+        );
+    }
+    assert!(served.nothing_asked());
+}
+
+#[tokio::test]
+async fn a_poll_is_withdrawn_when_its_client_goes_away() {
+    let mut served = served().await;
+    for head in [
+        "Content-Length: 0\r\n\r\n",
+        "Content-Length: 2\r\n\r\n{}",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ] {
+        let request = format!(
+            "POST /workers/a/assignment?wait=60s&poll_id=open HTTP/1.1\r\nHost: {}\r\n{head}",
+            served.addr
+        );
+        let stream = served.open(&request).await;
+        let mut poll = soon(served.open.recv()).await.unwrap();
+        assert!(!poll.reply.is_closed());
+        drop(stream);
+        soon(poll.reply.closed()).await;
+    }
+}
+
+#[tokio::test]
+async fn while_the_store_is_down_the_answer_is_503_with_a_time() {
+    let mut served = served().await;
+    served.health.send(Err("the Redis at redis:6379 does not answer".into())).unwrap();
+    let beat = r#"{"worker_id": "w", "status": "READY"}"#;
+    for got in [
+        served.post("/sync", GOOD).await,
+        served.get("/sync").await,
+        served.get("/readyz").await,
+        served.post("/workers/heartbeat", beat).await,
+    ] {
+        assert_eq!((got.status, got.code().as_str()), (503, "store_unavailable"));
+        assert!(got.header("retry-after").unwrap().parse::<u32>().unwrap() > 0);
+        assert!(got.json()["detail"].as_str().unwrap().contains("redis:6379"));
+    }
+    assert_eq!(served.get("/healthz").await.status, 200);
+    assert!(served.nothing_asked());
+    served.health.send(Ok(())).unwrap();
+    assert_eq!(served.post("/sync", GOOD).await.status, 202);
+}
+
+#[tokio::test]
+async fn stopping_ends_polls_at_once_and_lets_requests_end() {
+    let mut served = served().await;
+    let poll = format!(
+        "POST /workers/a/assignment?wait=60s&poll_id=open HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n",
+        served.addr
+    );
+    let mut polling = served.open(&poll).await;
+    let idle = served.open("").await;
+    // Held, as an owner that lives on would: a dropped one answers 503.
+    let _held = soon(served.open.recv()).await.unwrap();
+    served.shutdown.cancel();
+    let mut answer = Vec::new();
+    soon(polling.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(Got::parse(&answer).body, b"null");
+    drop((polling, idle));
+    soon(served.server).await.unwrap();
+    assert!(TcpStream::connect(served.addr).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_connection_serves_many_requests() {
+    let served = served().await;
+    let one = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
+    let last =
+        format!("GET /version HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", served.addr);
+    let raw = soon(served.raw(format!("{one}{one}{last}").as_bytes())).await;
+    let text = String::from_utf8(raw).unwrap();
+    assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 3, "{text}");
+}
+
+#[tokio::test]
+async fn web_pages_of_other_sites_can_order_nothing() {
+    let mut served = served().await;
+    for (headers, status) in [("Origin: http://evil.example", 403), ("Origin: null", 403)] {
+        let got = served
+            .ask("POST", "/sync", &[headers, "Content-Type: text/plain"], GOOD.as_bytes())
+            .await;
+        assert_eq!((got.status, got.code().as_str()), (status, "foreign_origin"));
+    }
+    let raw =
+        served.raw(b"GET /sync HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(Got::parse(&raw).code(), "foreign_host");
+    assert!(served.nothing_asked());
+}

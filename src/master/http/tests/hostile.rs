@@ -1,0 +1,301 @@
+//! What nobody should send: nothing of it may hang, crash, fill the memory or be the server's fault.
+
+use super::*;
+use proptest::prelude::*;
+
+fn head(served: &Served, target: &str, rest: &str) -> String {
+    format!("POST {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{rest}\r\n", served.addr)
+}
+
+#[tokio::test]
+async fn a_body_over_its_limit_is_refused_before_it_is_read() {
+    let mut served = served().await;
+    for (target, over) in [
+        ("/sync", (64 << 20) + 1),
+        ("/workers/heartbeat", (4 << 20) + 1),
+        ("/workers/result", (8 << 20) + 1),
+        ("/workers/a/assignment", (1 << 20) + 1),
+        ("/workers/a/assignments/00000000000000000000000000000000/page", (32 << 20) + 1),
+        // More than hyper itself takes for a length gets its bare 431.
+        ("/sync", u64::MAX >> 1),
+    ] {
+        let mut stream =
+            served.open(&head(&served, target, &format!("Content-Length: {over}\r\n"))).await;
+        let mut answer = Vec::new();
+        soon(stream.read_to_end(&mut answer)).await.unwrap();
+        let got = Got::parse(&answer);
+        assert_eq!((got.status, got.code().as_str()), (413, "too_large"), "{target}");
+    }
+    assert!(served.nothing_asked());
+}
+
+#[tokio::test]
+async fn a_client_that_sends_all_before_it_reads_still_gets_its_413() {
+    let served = served().await;
+    let body = vec![b' '; 9 << 20];
+    let got = soon(served.post("/workers/result", body)).await;
+    assert_eq!((got.status, got.code().as_str()), (413, "too_large"));
+}
+
+#[tokio::test]
+async fn an_endless_body_is_cut_at_the_limit() {
+    let served = served().await;
+    let mut stream =
+        served.open(&head(&served, "/workers/heartbeat", "Transfer-Encoding: chunked\r\n")).await;
+    let (mut from, mut to) = stream.split();
+    let chunk = [b"10000\r\n".as_slice(), &[b'x'; 0x10000], b"\r\n"].concat();
+    let endless = async { while to.write_all(&chunk).await.is_ok() {} };
+    let answer = async {
+        let mut answer = vec![0; 4096];
+        let n = from.read(&mut answer).await.unwrap();
+        answer.truncate(n);
+        Got::parse(&answer)
+    };
+    let (got, ()) = soon(async { tokio::join!(answer, endless) }).await;
+    assert_eq!(got.status, 413);
+    assert_eq!(got.header("connection"), Some("close"));
+}
+
+#[tokio::test]
+async fn encoded_and_multipart_bodies_are_refused() {
+    let served = served().await;
+    for header in [
+        "Content-Encoding: gzip",
+        "Content-Encoding: identity, br",
+        "Content-Type: multipart/form-data; boundary=x",
+    ] {
+        let got = served.ask("POST", "/sync", &[header], b"{}").await;
+        assert_eq!((got.status, got.code().as_str()), (415, "unsupported_body"), "{header}");
+    }
+    let got = served.ask("POST", "/sync", &["Content-Encoding: identity"], b"{}").await;
+    assert_eq!(got.status, 422);
+}
+
+#[tokio::test]
+async fn very_many_and_very_long_headers_are_refused() {
+    let served = served().await;
+    let many: String = (0..10_000).map(|i| format!("X-{i}: 1\r\n")).collect();
+    let long = format!("X-Long: {}\r\n", "x".repeat(1 << 20));
+    for headers in [many, long] {
+        let raw = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", served.addr);
+        assert_eq!(Got::parse(&soon(served.raw(raw.as_bytes())).await).status, 431);
+    }
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20));
+    assert!(matches!(Got::parse(&soon(served.raw(long.as_bytes())).await).status, 414 | 431));
+    assert_eq!(served.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_closed() {
+    let served = served().await;
+    let hello: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    for raw in [
+        hello,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\r\n\r\n\0\0\0",
+        b"GET\r\n\r\n",
+        b"SSH-2.0-x\r\n",
+    ] {
+        let mut stream = TcpStream::connect(served.addr).await.unwrap();
+        stream.write_all(raw).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let _ = soon(stream.read_to_end(&mut answer)).await;
+        assert!(answer.is_empty() || Got::parse(&answer).status == 400, "{raw:?}");
+    }
+    // Two lengths, or a length and chunks, are how one request is smuggled past a proxy in another.
+    for rest in [
+        "Content-Length: 2\r\nContent-Length: 3\r\n",
+        "Content-Length: x\r\n",
+        "Transfer-Encoding: gzip\r\n",
+    ] {
+        let raw = head(&served, "/sync", rest) + "{}x";
+        assert_eq!(Got::parse(&soon(served.raw(raw.as_bytes())).await).status, 400, "{rest}");
+    }
+    let raw = head(&served, "/sync", "Transfer-Encoding: chunked\r\n") + "zz\r\n{}\r\n0\r\n\r\n";
+    assert_eq!(Got::parse(&soon(served.raw(raw.as_bytes())).await).code(), "broken_body");
+}
+
+// The clock is paused: when all wait, it jumps to what is due next.
+#[tokio::test(start_paused = true)]
+async fn a_slow_head_or_an_idle_connection_is_closed_in_time() {
+    let served = served().await;
+    for begin in
+        ["GET /healthz HTTP/1.1\r\nHo", "", "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]
+    {
+        let start = tokio::time::Instant::now();
+        let mut stream = served.open(begin).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(start.elapsed() <= Duration::from_secs(13), "{begin:?}: {:?}", start.elapsed());
+        assert_eq!(begin.ends_with("\r\n\r\n"), answer.starts_with(b"HTTP/1.1 200"), "{begin:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stops_or_drips_is_given_up() {
+    let mut served = served().await;
+    let mut stalled = served.open(&(head(&served, "/sync", "Content-Length: 100\r\n") + "{")).await;
+    let mut answer = Vec::new();
+    let start = tokio::time::Instant::now();
+    stalled.read_to_end(&mut answer).await.unwrap();
+    let got = Got::parse(&answer);
+    assert_eq!((got.status, got.code().as_str()), (408, "too_slow"));
+    assert!(start.elapsed() < Duration::from_secs(40));
+
+    let mut stream = served.open(&head(&served, "/sync", "Content-Length: 1000\r\n")).await;
+    let (mut from, mut to) = stream.split();
+    let start = tokio::time::Instant::now();
+    let drip = async {
+        while to.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+    };
+    let mut answer = vec![0; 4096];
+    let read = tokio::select! {
+        n = from.read(&mut answer) => n.unwrap(),
+        () = drip => panic!("closed without an answer"),
+    };
+    assert_eq!(Got::parse(&answer[..read]).status, 408);
+    assert!(start.elapsed() < Duration::from_secs(320), "{:?}", start.elapsed());
+    assert!(served.nothing_asked());
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_wait_for_a_place() {
+    let served = served_with(HttpLimits { connections: 2, ..HttpLimits::default() }).await;
+    let first = served.open("").await;
+    let second = served.open("").await;
+    let third = served.get("/healthz");
+    tokio::pin!(third);
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut third).await;
+    assert!(early.is_err(), "the third has no place yet");
+    drop((first, second));
+    assert_eq!(soon(third).await.status, 200);
+}
+
+#[tokio::test]
+async fn bodies_together_stay_within_their_budget() {
+    let limits = HttpLimits { all_bodies_bytes: 1 << 20, ..HttpLimits::default() };
+    let mut served = served_with(limits).await;
+    let big =
+        format!(r#"{{"source_path": "/a", "destination_path": "/b"{}}}"#, " ".repeat(800 << 10));
+    let mut halfway = served
+        .open(
+            &(head(&served, "/sync", &format!("Content-Length: {}\r\n", big.len()))
+                + &big[..700 << 10]),
+        )
+        .await;
+    // Until the first has its part of the budget, the second may get through.
+    let refused = soon(async {
+        loop {
+            let got = served.post("/sync", &big).await;
+            if got.status != 202 {
+                break got;
+            }
+        }
+    })
+    .await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "busy"));
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(
+        served.post("/sync", r#"{"source_path": "/a", "destination_path": "/b"}"#).await.status,
+        202
+    );
+    halfway.write_all(&big.as_bytes()[700 << 10..]).await.unwrap();
+    let mut answer = Vec::new();
+    soon(halfway.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(Got::parse(&answer).status, 202);
+    assert!(!served.nothing_asked());
+    assert_eq!(soon(served.post("/sync", &big)).await.status, 202, "the budget is given back");
+}
+
+/// Documents that are broken, or nearly right.
+fn bodies() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop::sample::select(vec![
+        "request_id",
+        "source_path",
+        "destination_path",
+        "chunk_size_mb",
+        "file_list",
+        "worker_id",
+        "status",
+        "storage_paths",
+        "data_plane_endpoints",
+        "in_hand",
+        "free_bytes",
+        "success",
+        "report",
+        "retry",
+        "kind",
+        "copy",
+        "manifest",
+        "READY",
+        "/data",
+        "..",
+        "task_digest",
+        "page",
+        "next",
+        "work",
+        "path_b64",
+    ]);
+    let leaf = prop_oneof![
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+        word.clone().prop_map(Value::from),
+        ".{0,20}".prop_map(Value::from),
+        Just(Value::Null),
+    ];
+    let tree = leaf.prop_recursive(4, 40, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+            prop::collection::vec((word.clone(), inner), 0..6).prop_map(|members| {
+                Value::Object(members.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+            }),
+        ]
+    });
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..300),
+        tree.clone().prop_map(|v| v.to_string().into_bytes()),
+        (tree, any::<prop::sample::Index>(), any::<u8>()).prop_map(|(v, at, byte)| {
+            let mut text = v.to_string().into_bytes();
+            let at = at.index(text.len());
+            text[at] = byte;
+            text
+        }),
+    ]
+}
+
+#[test]
+fn no_bytes_are_the_servers_fault() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let served = runtime.block_on(served());
+    let targets = [
+        "/sync",
+        "/workers/heartbeat",
+        "/workers/result",
+        "/workers/a/assignment",
+        "/workers/a/assignments/00000000000000000000000000000000/page",
+    ];
+    proptest!(ProptestConfig::with_cases(400), |(body in bodies(), target in prop::sample::select(targets.to_vec()))| {
+        let got = runtime.block_on(soon(served.post(target, body)));
+        prop_assert!(got.status < 500, "{got:?}");
+        if got.status >= 400 {
+            got.code();
+        }
+    });
+    proptest!(ProptestConfig::with_cases(200), |(raw in prop::collection::vec(any::<u8>(), 0..200), path in "[ -~]{0,40}")| {
+        for raw in [raw, format!("GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").into_bytes()] {
+            let answer = runtime.block_on(soon(async {
+                let mut stream = TcpStream::connect(served.addr).await.unwrap();
+                stream.write_all(&raw).await.unwrap();
+                stream.shutdown().await.unwrap();
+                let mut answer = Vec::new();
+                let _ = stream.read_to_end(&mut answer).await;
+                answer
+            }));
+            prop_assert!(answer.is_empty() || Got::parse(&answer).status < 500);
+        }
+    });
+}

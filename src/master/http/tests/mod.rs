@@ -1,0 +1,255 @@
+//! The routes over real sockets, with a scripted owner behind them.
+
+mod api;
+mod guide;
+mod hostile;
+
+use super::{HttpLimits, serve};
+use crate::master::handle::{BlobReader, Handle, Health, Request};
+use crate::scheduler::{Event, Reply};
+use crate::wire::problem::Problem;
+use crate::wire::sync::{Phase, Submitted, SyncProgress, SyncState};
+use crate::wire::task::{PageAction, PageReply, ResultOutcome, ResultReply};
+use crate::wire::worker::{HeartbeatReply, WorkerList, WorkerStatus, WorkerView};
+use crate::wire::{AbsPath, RequestId};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A server whose owner answers by a script and tells what it was asked.
+struct Served {
+    addr: SocketAddr,
+    /// What reached the owner.
+    events: mpsc::UnboundedReceiver<Event>,
+    /// Polls that the script left unanswered.
+    open: mpsc::UnboundedReceiver<Request>,
+    health: watch::Sender<Health>,
+    shutdown: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+async fn served() -> Served {
+    served_with(HttpLimits::default()).await
+}
+
+async fn served_with(limits: HttpLimits) -> Served {
+    let (requests, mut queue) = mpsc::channel::<Request>(64);
+    let (health, seen) = watch::channel(Ok(()));
+    let (tell, events) = mpsc::unbounded_channel();
+    let (leave, open) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(request) = queue.recv().await {
+            let _ = tell.send(request.event.clone());
+            match script(&request.event) {
+                Some(reply) => drop(request.reply.send(reply)),
+                None => drop(leave.send(request)),
+            }
+        }
+    });
+    let blobs: BlobReader = Arc::new(|key| {
+        Box::pin(async move { Ok((key == "m/1").then(|| b"\xff manifest".to_vec())) })
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let handle = Handle::new(requests, seen, blobs);
+    let server = tokio::spawn(serve(listener, handle, limits, shutdown.clone()));
+    Served { addr, events, open, health, shutdown, server }
+}
+
+fn script(event: &Event) -> Option<Reply> {
+    let refused = |status, code: &str| {
+        Some(Reply::Refused(Box::new(Problem::new(status, "Refused", code, "no"))))
+    };
+    let gone = |id: &RequestId| id.as_str() == "gone";
+    Some(match event {
+        Event::Submit { request, .. } => match &request.request_id {
+            Some(id) if id.as_str() == "taken" => return refused(409, "sync_exists"),
+            id => {
+                let id = id.clone().unwrap_or_else(|| "made".parse().unwrap());
+                let status_url = format!("/sync/{id}");
+                Reply::Submitted(Submitted { status: "queued".into(), request_id: id, status_url })
+            }
+        },
+        Event::Progress(id) | Event::Cancel(id) | Event::Delete(id) if gone(id) => {
+            return refused(404, "sync_not_found");
+        }
+        Event::Progress(id) | Event::Cancel(id) => {
+            Reply::Progress(Box::new(progress(id.as_str(), SyncState::Progress)))
+        }
+        Event::List => Reply::List(vec![
+            progress("c", SyncState::Queued),
+            progress("b", SyncState::Failed),
+            progress("a", SyncState::Queued),
+        ]),
+        Event::Delete(_) => Reply::Deleted,
+        Event::Heartbeat(_) => Reply::Heartbeat(HeartbeatReply {
+            status: "ok".into(),
+            ticket_key: None,
+            time: None,
+            drop: vec![],
+        }),
+        Event::Workers => Reply::Workers(WorkerList {
+            active: vec![worker("up")],
+            inactive: vec![worker("down")],
+        }),
+        Event::Poll { poll_id: Some(id), .. } if id == "open" => return None,
+        Event::Poll { .. } => Reply::Assignment(None),
+        Event::Manifest { worker, .. } if worker.as_str() == "a" => Reply::Blob("m/1".into()),
+        Event::Manifest { .. } => Reply::Blob("m/2".into()),
+        Event::Page { .. } => Reply::Page(PageReply { action: PageAction::Continue, spawn: 2 }),
+        Event::Result(result) => Reply::Result(ResultReply {
+            status: "ack".into(),
+            outcome: result.assignment_id.map(|_| ResultOutcome::Applied),
+        }),
+        Event::Withdraw(_) | Event::StoreLost | Event::Tick => Reply::Nothing,
+    })
+}
+
+fn progress(id: &str, state: SyncState) -> SyncProgress {
+    SyncProgress {
+        request_id: id.parse().unwrap(),
+        state,
+        source_path: AbsPath::new("/data/source").unwrap(),
+        destination_path: AbsPath::new("/data/dest").unwrap(),
+        transferred_bytes: 0,
+        total_bytes: 0,
+        submitted_at: Timestamp::UNIX_EPOCH,
+        started_at: None,
+        updated_at: Timestamp::UNIX_EPOCH,
+        ended_at: None,
+        detail: Default::default(),
+        phase: Phase::Waiting,
+        outcome: None,
+        files_total: 0,
+        files_done: 0,
+        files_skipped: 0,
+        files_failed: 0,
+        dirs_total: 0,
+        dirs_done: 0,
+        dirs_failed: 0,
+        bytes_skipped: 0,
+        scan_done: false,
+        unverified: 0,
+        retries: 0,
+        reason: None,
+        errors: vec![],
+        error_counts: Default::default(),
+    }
+}
+
+fn worker(id: &str) -> WorkerView {
+    WorkerView {
+        worker_id: id.parse().unwrap(),
+        status: WorkerStatus::Idle,
+        active: id == "up",
+        last_heartbeat: Timestamp::UNIX_EPOCH,
+        storage_paths: vec![],
+        data_plane_endpoints: vec![],
+        control_plane_address: None,
+        free_bytes: Default::default(),
+        in_flight: 0,
+        syncs: 0,
+        slots: None,
+        agent_version: None,
+        reason: None,
+    }
+}
+
+/// An answer as it came.
+#[derive(Debug)]
+struct Got {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Got {
+    fn parse(raw: &[u8]) -> Got {
+        let end = raw.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or_else(|| {
+            panic!("no answer: {:?}", String::from_utf8_lossy(raw));
+        });
+        let head = std::str::from_utf8(&raw[..end]).unwrap();
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = lines
+            .map(|l| l.split_once(": ").unwrap())
+            .map(|(k, v)| (k.to_ascii_lowercase(), v.to_owned()))
+            .collect();
+        Got { status, headers, body: raw[end + 4..].to_vec() }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// Checks that this is a problem document as all are, and gives its code.
+    fn code(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        let problem: Problem = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!((problem.kind.as_str(), problem.status), ("about:blank", self.status));
+        assert!(!problem.title.is_empty() && !problem.detail.is_empty());
+        problem.code
+    }
+}
+
+impl Served {
+    /// Sends `raw` and reads until the server closes.
+    async fn raw(&self, raw: &[u8]) -> Vec<u8> {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        // The server may answer, and stop to read, before all is sent.
+        let _ = stream.write_all(raw).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        answer
+    }
+
+    async fn ask(&self, method: &str, target: &str, headers: &[&str], body: &[u8]) -> Got {
+        let mut raw =
+            format!("{method} {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.addr);
+        for header in headers {
+            raw.push_str(&format!("{header}\r\n"));
+        }
+        if method == "POST" {
+            raw.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        raw.push_str("\r\n");
+        Got::parse(&self.raw(&[raw.as_bytes(), body].concat()).await)
+    }
+
+    async fn get(&self, target: &str) -> Got {
+        self.ask("GET", target, &[], b"").await
+    }
+
+    async fn post(&self, target: &str, body: impl AsRef<[u8]>) -> Got {
+        self.ask("POST", target, &["Content-Type: application/json"], body.as_ref()).await
+    }
+
+    /// A connection on which `raw` has been sent.
+    async fn open(&self, raw: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        stream.write_all(raw.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// What reached the owner so far, by kind.
+    fn nothing_asked(&mut self) -> bool {
+        self.events.try_recv().is_err()
+    }
+}
+
+/// Fails a test that hangs, long before its runner does.
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("in time")
+}

@@ -1,0 +1,555 @@
+//! The store of a single master: one SQLite file in its data directory, or nothing but memory.
+//!
+//! One thread owns the connection; calls are handed to it and run one after the other. A commit is
+//! one transaction, on stable storage (`synchronous=FULL`) when its call returns. Whoever holds the lock on
+//! `master.lock` leads, so leases do not run out here and no clock matters; the kernel drops the lock with the process.
+
+use super::fence::{Reign, Verdict};
+use super::{Acquired, Batch, Fence, SCHEMA, Store, StoreError, check_schema, new_owner};
+use rusqlite::{
+    Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// The database inside the data directory.
+const FILE_NAME: &str = "longhaul.db";
+/// Whoever has locked this file leads.
+const LOCK_NAME: &str = "master.lock";
+/// When to ask again for a lock: there is no telling when its process ends.
+const ASK_AGAIN_MS: u64 = 1000;
+
+/// Where the data is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// In this directory, which is made if it does not exist.
+    File(PathBuf),
+    /// Nowhere but in this process: for one-shot use.
+    Memory,
+}
+
+/// The store of a single master. A commit is on stable storage when its call returns; leadership is
+/// a lock on a file, so a lease never runs out here. Dropping it closes the file and frees the lock.
+#[derive(Debug)]
+pub struct EmbeddedStore {
+    owner: String,
+    /// `None` only while it is dropped.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// What the thread owns.
+struct Worker {
+    connection: Connection,
+    place: Place,
+    /// Locked while we lead; never used in memory.
+    lock: Option<File>,
+}
+
+/// For messages: which file it is about.
+#[derive(Clone)]
+struct Place(Option<PathBuf>);
+
+impl EmbeddedStore {
+    /// Opens the store and creates what is missing. The data is readable by its owner only: it holds the key that
+    /// signs tickets. Blocks for the few file operations that this takes.
+    ///
+    /// # Errors
+    /// [`Unusable`](StoreError::Unusable) for what is no store of ours, is damaged, or was written
+    /// by a newer binary; [`Unavailable`](StoreError::Unavailable) when the disk fails or is full.
+    pub fn open(location: Location) -> Result<Self, StoreError> {
+        let place = Place(match &location {
+            Location::File(dir) => Some(dir.join(FILE_NAME)),
+            Location::Memory => None,
+        });
+        if let Location::File(dir) = &location {
+            create_private(dir)?;
+        }
+        let opened = match &place.0 {
+            Some(file) => Connection::open(file),
+            None => Connection::open_in_memory(),
+        };
+        let mut connection = opened.map_err(|e| place.error("open", &e))?;
+        set_up(&mut connection, &place)?;
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let mut worker = Worker { connection, place, lock: None };
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || queue.into_iter().for_each(|job| job(&mut worker)))
+            .map_err(|e| StoreError::Unavailable(format!("no thread for the store: {e}")))?;
+        Ok(EmbeddedStore { owner: new_owner(), jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Runs `work` on the thread.
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |worker| {
+            // Nobody waits any more: the call took effect all the same.
+            let _ = reply.send(work(worker));
+        });
+        let ended = || StoreError::Unavailable("the thread of the store has ended".to_owned());
+        self.jobs.as_ref().ok_or_else(ended)?.send(job).map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+}
+
+impl Drop for EmbeddedStore {
+    /// Waits for the thread, so that the lock is free and the file closed when this returns.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Place {
+    fn shown(&self) -> String {
+        self.0.as_ref().map_or_else(|| "in memory".to_owned(), |file| file.display().to_string())
+    }
+
+    /// `what` failed in SQLite: does trying again help?
+    fn error(&self, what: &str, error: &rusqlite::Error) -> StoreError {
+        use ErrorCode::{
+            ApiMisuse, CannotOpen, DatabaseCorrupt, NotADatabase, PermissionDenied, ReadOnly,
+            SchemaChanged, TypeMismatch,
+        };
+        let text = format!("cannot {what} {}: {error}", self.shown());
+        match error.sqlite_error_code() {
+            Some(DatabaseCorrupt | NotADatabase) => StoreError::Unusable(format!(
+                "{text}; the file is damaged: restore it from a backup, or move it away to begin anew"
+            )),
+            Some(CannotOpen | PermissionDenied | ReadOnly) => StoreError::Unusable(format!(
+                "{text}; check that its directory belongs to the user who runs the master"
+            )),
+            Some(ApiMisuse | SchemaChanged | TypeMismatch) => StoreError::Unusable(text),
+            _ => StoreError::Unavailable(text),
+        }
+    }
+}
+
+/// Makes the directory and the empty file, both for their owner only.
+fn create_private(dir: &Path) -> Result<(), StoreError> {
+    let failed = |path: &Path, e: std::io::Error| {
+        StoreError::Unusable(format!(
+            "cannot create {}: {e}; create it for the user who runs the master, or set another data_dir",
+            path.display()
+        ))
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed(dir, e))?;
+    let file = dir.join(FILE_NAME);
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&file)
+        .map(drop)
+        .map_err(|e| failed(&file, e))
+}
+
+fn set_up(connection: &mut Connection, place: &Place) -> Result<(), StoreError> {
+    let run = |connection: &mut Connection| -> rusqlite::Result<Option<String>> {
+        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "trusted_schema", "OFF")?;
+        // A large commit must not leave a large log behind.
+        connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))?;
+        let has_meta = |c: &Connection| {
+            c.query_row(
+                "SELECT count(*), coalesce(sum(name = 'meta'), 0) FROM sqlite_master",
+                [],
+                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)? > 0)),
+            )
+        };
+        if has_meta(connection)?.0 == 0 {
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            // Another process may have been quicker.
+            if has_meta(&tx)?.0 == 0 {
+                tx.execute_batch(
+                    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+                     CREATE TABLE records (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+                     CREATE TABLE blobs (key TEXT PRIMARY KEY, value BLOB NOT NULL);",
+                )?;
+                set_meta(&tx, "schema", &SCHEMA.to_string())?;
+            }
+            tx.commit()?;
+        }
+        if !has_meta(connection)?.1 {
+            return Ok(None);
+        }
+        connection
+            .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
+            .optional()
+    };
+    match run(connection).map_err(|e| place.error("open", &e))? {
+        Some(version) => check_schema(&version, &place.shown()),
+        None => Err(StoreError::Unusable(format!(
+            "{} is a database, but not one of Longhaul; move it away or set another data_dir",
+            place.shown()
+        ))),
+    }
+}
+
+fn set_meta(tx: &Transaction<'_>, name: &str, value: &str) -> rusqlite::Result<()> {
+    tx.prepare_cached("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)")?
+        .execute([name, value])
+        .map(drop)
+}
+
+fn read_reign(connection: &Connection) -> rusqlite::Result<Reign> {
+    let mut statement = connection.prepare_cached("SELECT name, value FROM meta")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let mut meta = rows.collect::<rusqlite::Result<BTreeMap<String, String>>>()?;
+    let number = |meta: &BTreeMap<String, String>, name: &str| -> u64 {
+        meta.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
+    };
+    Ok(Reign {
+        epoch: number(&meta, "epoch"),
+        seq: number(&meta, "seq"),
+        owner: meta.remove("owner").unwrap_or_default(),
+        holder: meta.remove("holder").unwrap_or_default(),
+        last: meta.remove("last").unwrap_or_default(),
+    })
+}
+
+fn write_reign(tx: &Transaction<'_>, reign: &Reign) -> rusqlite::Result<()> {
+    set_meta(tx, "epoch", &reign.epoch.to_string())?;
+    set_meta(tx, "seq", &reign.seq.to_string())?;
+    set_meta(tx, "owner", &reign.owner)?;
+    set_meta(tx, "holder", &reign.holder)?;
+    set_meta(tx, "last", &reign.last)
+}
+
+fn write_batch(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
+    if batch.replace {
+        tx.execute("DELETE FROM records", [])?;
+    }
+    for (table, deletes, puts) in
+        [("records", &batch.deletes, &batch.puts), ("blobs", &batch.blob_deletes, &batch.blob_puts)]
+    {
+        let mut delete = tx.prepare_cached(&format!("DELETE FROM {table} WHERE key = ?1"))?;
+        for key in deletes {
+            delete.execute([key])?;
+        }
+        let mut put = tx.prepare_cached(&format!(
+            "INSERT INTO {table} (key, value) VALUES (?1, ?2)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        ))?;
+        for (key, value) in puts {
+            put.execute(params![key, value])?;
+        }
+    }
+    Ok(())
+}
+
+impl Worker {
+    fn acquire(&mut self, holder: &str, owner: &str) -> Result<Acquired, StoreError> {
+        if let Some(by) = self.take_lock(holder)? {
+            return Ok(Acquired::Held { by, for_ms: ASK_AGAIN_MS });
+        }
+        let place = self.place.clone();
+        let mut run = || -> rusqlite::Result<Reign> {
+            let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let before = read_reign(&tx)?;
+            let reign = Reign {
+                epoch: before.epoch.saturating_add(1),
+                owner: owner.to_owned(),
+                holder: holder.to_owned(),
+                seq: before.seq,
+                last: String::new(),
+            };
+            write_reign(&tx, &reign)?;
+            tx.commit()?;
+            Ok(reign)
+        };
+        let reign = run().map_err(|e| place.error("write to", &e))?;
+        Ok(Acquired::Leader(Fence { epoch: reign.epoch, seq: reign.seq }))
+    }
+
+    /// Locks the lock file, or says who has.
+    fn take_lock(&mut self, holder: &str) -> Result<Option<String>, StoreError> {
+        let Some(path) = self.place.0.as_ref().map(|file| file.with_file_name(LOCK_NAME)) else {
+            return Ok(None);
+        };
+        if self.lock.is_some() {
+            return Ok(None);
+        }
+        let failed = |e: std::io::Error| {
+            StoreError::Unusable(format!("cannot lock {}: {e}", path.display()))
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut name = Vec::new();
+                // Only for the message; the name may just be being written.
+                let _ = file.take(256).read_to_end(&mut name);
+                let name = String::from_utf8_lossy(&name).trim().to_owned();
+                let unknown = || format!("the process that has locked {}", path.display());
+                return Ok(Some(if name.is_empty() { unknown() } else { name }));
+            }
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        // The name is for people and for messages; the lock is what counts.
+        let _ = file.set_len(0).and_then(|()| file.rewind());
+        let _ = writeln!(file, "{holder}");
+        self.lock = Some(file);
+        Ok(None)
+    }
+
+    fn commit(&mut self, fence: Fence, batch: &Batch, owner: &str) -> Result<Fence, StoreError> {
+        let digest = batch.digest();
+        let place = self.place.clone();
+        let failed = |e: rusqlite::Error| place.error("write to", &e);
+        let tx = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(failed)?;
+        let mut reign = read_reign(&tx).map_err(failed)?;
+        let seq = match reign.judge(fence, owner, &digest, batch.replace)? {
+            Verdict::Repeat(seq) => return Ok(Fence { seq, ..fence }),
+            Verdict::Write(seq) => seq,
+        };
+        reign.epoch = fence.epoch;
+        owner.clone_into(&mut reign.owner);
+        reign.seq = seq;
+        reign.last = digest;
+        write_batch(&tx, batch)
+            .and_then(|()| write_reign(&tx, &reign))
+            .and_then(|()| tx.commit())
+            .map_err(failed)?;
+        Ok(Fence { seq, ..fence })
+    }
+
+    fn reign(&self) -> Result<Reign, StoreError> {
+        read_reign(&self.connection).map_err(|e| self.place.error("read", &e))
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        work(&self.connection).map_err(|e| self.place.error("read", &e))
+    }
+}
+
+impl Store for EmbeddedStore {
+    async fn acquire(&self, holder: &str, _ttl: Duration) -> Result<Acquired, StoreError> {
+        let (holder, owner) = (holder.to_owned(), self.owner.clone());
+        self.call(move |worker| worker.acquire(&holder, &owner)).await
+    }
+
+    async fn renew(&self, fence: Fence, _ttl: Duration) -> Result<(), StoreError> {
+        let owner = self.owner.clone();
+        self.call(move |worker| worker.reign()?.check_renewal(fence, &owner)).await
+    }
+
+    async fn release(&self, fence: Fence) -> Result<(), StoreError> {
+        let owner = self.owner.clone();
+        self.call(move |worker| {
+            let reign = worker.reign()?;
+            if reign.epoch == fence.epoch && reign.owner == owner {
+                worker.lock = None;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn load(&self) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
+        self.call(|worker| {
+            worker.read(|connection| {
+                let mut statement = connection.prepare_cached("SELECT key, value FROM records")?;
+                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+            })
+        })
+        .await
+    }
+
+    async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
+        let (batch, owner) = (batch.clone(), self.owner.clone());
+        self.call(move |worker| worker.commit(fence, &batch, &owner)).await
+    }
+
+    async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = key.to_owned();
+        self.call(move |worker| {
+            worker.read(|connection| {
+                connection
+                    .prepare_cached("SELECT value FROM blobs WHERE key = ?1")?
+                    .query_row([key], |row| row.get(0))
+                    .optional()
+            })
+        })
+        .await
+    }
+
+    async fn blob_keys(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.call(|worker| {
+            worker.read(|connection| {
+                let mut statement = connection.prepare_cached("SELECT key FROM blobs")?;
+                statement.query_map([], |row| row.get(0))?.collect()
+            })
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::contract::{self, Bench, SECOND, lead, put};
+    use std::os::unix::fs::PermissionsExt;
+
+    struct OnDisk(tempfile::TempDir);
+
+    impl Bench for OnDisk {
+        type S = EmbeddedStore;
+        const SHARED: bool = false;
+
+        async fn fresh() -> Self {
+            OnDisk(tempfile::tempdir().unwrap())
+        }
+
+        async fn handle(&self) -> EmbeddedStore {
+            EmbeddedStore::open(Location::File(self.0.path().join("data"))).unwrap()
+        }
+    }
+
+    contract::suite!(OnDisk);
+
+    fn open(dir: &tempfile::TempDir) -> Result<EmbeddedStore, StoreError> {
+        EmbeddedStore::open(Location::File(dir.path().to_owned()))
+    }
+
+    fn sqlite(dir: &tempfile::TempDir) -> Connection {
+        Connection::open(dir.path().join(FILE_NAME)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_store_in_memory_works_and_is_its_own() {
+        let one = EmbeddedStore::open(Location::Memory).unwrap();
+        let two = EmbeddedStore::open(Location::Memory).unwrap();
+        let fence = lead(&one, "m1").await;
+        one.commit(fence, &put("a", "1")).await.unwrap();
+        assert_eq!(lead(&two, "m2").await.seq, 0);
+        assert_eq!(one.load().await.unwrap().len(), 1);
+        assert_eq!(two.load().await.unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_fault_in_the_middle_of_a_commit_leaves_nothing_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir).unwrap();
+        let fence = lead(&store, "m1").await;
+        let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+        sqlite(&dir)
+            .execute_batch(
+                "CREATE TRIGGER fault BEFORE INSERT ON blobs WHEN NEW.key = 'poison'
+                 BEGIN SELECT RAISE(ABORT, 'injected'); END",
+            )
+            .unwrap();
+        let blobs = ["first", "poison"].map(|key| (key.to_owned(), vec![1]));
+        let batch =
+            Batch { deletes: ["a".to_owned()].into(), blob_puts: blobs.into(), ..put("b", "2") };
+        let refused = store.commit(fence, &batch).await.unwrap_err();
+        assert!(
+            matches!(&refused, StoreError::Unavailable(e) if e.contains("injected")),
+            "{refused}"
+        );
+        assert_eq!(store.load().await.unwrap(), put("a", "1").puts);
+        assert_eq!(store.blob_keys().await.unwrap(), BTreeSet::new());
+        // The same commit goes through once the fault is gone.
+        sqlite(&dir).execute_batch("DROP TRIGGER fault").unwrap();
+        assert_eq!(store.commit(fence, &batch).await.unwrap().seq, 2);
+        assert_eq!(store.load().await.unwrap(), put("b", "2").puts);
+        assert_eq!(store.blob_keys().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_locked_database_is_unavailable_and_a_free_one_works_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir).unwrap();
+        let fence = lead(&store, "m1").await;
+        store
+            .call(|worker| {
+                worker.connection.busy_timeout(Duration::ZERO).unwrap();
+                Ok(())
+            })
+            .await
+            .unwrap();
+        let other = sqlite(&dir);
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let refused = store.commit(fence, &put("a", "1")).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        other.execute_batch("ROLLBACK").unwrap();
+        store.commit(fence, &put("a", "1")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_data_is_private_and_says_who_holds_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("deep/data");
+        let one = EmbeddedStore::open(Location::File(data.clone())).unwrap();
+        lead(&one, "master-1").await;
+        for (path, mode) in [("", 0o700), (FILE_NAME, 0o600), (LOCK_NAME, 0o600)] {
+            let found = std::fs::metadata(data.join(path)).unwrap().permissions().mode();
+            assert_eq!(found & 0o777, mode, "{path}");
+        }
+        let log = std::fs::metadata(data.join(format!("{FILE_NAME}-wal"))).unwrap();
+        assert_eq!(log.permissions().mode() & 0o777, 0o600);
+        let two = EmbeddedStore::open(Location::File(data)).unwrap();
+        let held = Acquired::Held { by: "master-1".to_owned(), for_ms: ASK_AGAIN_MS };
+        assert_eq!(two.acquire("master-2", SECOND).await.unwrap(), held);
+        drop(one);
+        lead(&two, "master-2").await;
+    }
+
+    #[tokio::test]
+    async fn a_newer_schema_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(&dir).unwrap());
+        sqlite(&dir).execute("UPDATE meta SET value = '2' WHERE name = 'schema'", []).unwrap();
+        let Err(StoreError::Unusable(error)) = open(&dir) else { panic!("opened") };
+        assert!(error.contains("version 2") && error.contains(FILE_NAME), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_store_is_refused_and_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE_NAME);
+        std::fs::write(&file, "this is a diary, not a database; ".repeat(200)).unwrap();
+        let refused = open(&dir).unwrap_err();
+        assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("damaged")), "{refused}");
+        assert!(std::fs::read_to_string(&file).unwrap().starts_with("this is a diary"));
+        std::fs::remove_file(&file).unwrap();
+        sqlite(&dir).execute_batch("CREATE TABLE diary (day)").unwrap();
+        let refused = open(&dir).unwrap_err();
+        assert!(
+            matches!(&refused, StoreError::Unusable(e) if e.contains("not one of")),
+            "{refused}"
+        );
+        let file_in_the_way = EmbeddedStore::open(Location::File(file)).unwrap_err();
+        assert!(matches!(&file_in_the_way, StoreError::Unusable(e) if e.contains("data_dir")));
+    }
+}

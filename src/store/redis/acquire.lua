@@ -1,0 +1,27 @@
+-- Begins a reign, unless another holder's lease is alive.
+-- ARGV: holder, owner, ttl in ms, schema.
+local holder, owner, ttl, schema = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+
+local refusal = foreign()
+if refusal then
+  return refusal
+end
+local meta = read_meta()
+if meta.schema and (tonumber(meta.schema) or schema + 1) > schema then
+  return {'schema', meta.schema}
+end
+local time = now()
+if meta.holder ~= holder and meta.lease_end > time then
+  -- A lease never ends later than its length from now, unless the clock was set back meanwhile:
+  -- then wait for one length and not for the whole step.
+  if meta.lease_end > time + meta.ttl then
+    meta.lease_end = time + meta.ttl
+    redis.call('HSET', KEYS[1], 'until', text(meta.lease_end))
+  end
+  return {'held', meta.holder, text(math.max(meta.lease_end - time, 1))}
+end
+-- The clock keeps epochs apart that were given before and after the server lost its data.
+local epoch = math.max(meta.epoch + 1, time)
+redis.call('HSET', KEYS[1], 'epoch', text(epoch), 'owner', owner, 'holder', holder, 'last', '',
+  'until', text(time + ttl), 'ttl', text(ttl), 'schema', text(schema))
+return {'leader', text(epoch), text(meta.seq)}

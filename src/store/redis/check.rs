@@ -1,0 +1,102 @@
+//! What a Redis server must be like before state is trusted to it.
+
+use super::link::Link;
+use crate::store::StoreError;
+use std::collections::HashMap;
+
+/// The first version that knows the script flags which let work drain when memory is full.
+const OLDEST: (u32, u32) = (7, 0);
+
+/// Refuses a server that is too old, may drop keys, or forgets everything when it stops. Where a
+/// managed service hides its settings there is only a warning.
+pub(super) async fn check_server(link: &Link, allow_volatile: bool) -> Result<(), StoreError> {
+    let info: Option<String> =
+        hidden(link, "its version", link.run(redis::cmd("INFO").arg("server")).await)?;
+    if let Some(info) = info {
+        check_version(&info)?;
+    }
+    let settings: Option<HashMap<String, String>> = hidden(
+        link,
+        "its settings (maxmemory-policy must be noeviction, appendonly yes)",
+        link.run(redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").arg("appendonly")).await,
+    )?;
+    settings.map_or(Ok(()), |settings| check_settings(&settings, &link.address, allow_volatile))
+}
+
+/// `None`, with a warning, where the server does not let us ask.
+fn hidden<T>(
+    link: &Link,
+    what: &str,
+    answer: Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::Unusable(e)) if is_forbidden(&e) => {
+            tracing::warn!(server = %link.address, "Redis does not tell {what}: not checked");
+            Ok(None)
+        }
+        Err(other) => Err(other),
+    }
+}
+
+fn is_forbidden(error: &str) -> bool {
+    let error = error.to_ascii_lowercase();
+    ["noperm", "unknown command"].iter().any(|sign| error.contains(sign))
+}
+
+fn check_version(info: &str) -> Result<(), StoreError> {
+    let version = info.lines().find_map(|line| line.trim().strip_prefix("redis_version:"));
+    let mut parts = version.unwrap_or_default().split('.').map(|part| part.parse::<u32>().ok());
+    let (Some(Some(major)), Some(Some(minor))) = (parts.next(), parts.next()) else {
+        // A server of another make: its scripts will tell.
+        return Ok(());
+    };
+    if (major, minor) >= OLDEST {
+        return Ok(());
+    }
+    Err(StoreError::Unusable(format!(
+        "Redis {major}.{minor} is too old, {}.{} or newer (or Valkey) is needed",
+        OLDEST.0, OLDEST.1
+    )))
+}
+
+fn check_settings(
+    settings: &HashMap<String, String>,
+    address: &str,
+    allow_volatile: bool,
+) -> Result<(), StoreError> {
+    let setting = |name: &str| settings.get(name).map(String::as_str);
+    if let Some(policy) = setting("maxmemory-policy")
+        && policy != "noeviction"
+    {
+        return Err(StoreError::Unusable(format!(
+            "Redis at {address} has maxmemory-policy `{policy}` and may drop state at any time; \
+             set `maxmemory-policy noeviction`, in redis.conf and by CONFIG SET"
+        )));
+    }
+    if setting("appendonly") == Some("no") {
+        if !allow_volatile {
+            return Err(StoreError::Unusable(format!(
+                "Redis at {address} has `appendonly no` and forgets what it acknowledged when it stops; \
+                 set `appendonly yes`, or accept the loss with `allow_volatile: true`"
+            )));
+        }
+        tracing::warn!(server = %address, "Redis has `appendonly no`: a restart of it loses acknowledged syncs");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_versions_are_refused_by_name() {
+        for good in ["7.0.15", "7.2.4", "8.0.0", "255.255.255", "unknown"] {
+            let info = format!("# Server\r\nredis_version:{good}\r\nredis_mode:standalone\r\n");
+            assert_eq!(check_version(&info), Ok(()), "{good}");
+        }
+        let refused = check_version("redis_version:6.2.14\r\n").unwrap_err().to_string();
+        assert!(refused.contains("6.2") && refused.contains("7.0"), "{refused}");
+    }
+}

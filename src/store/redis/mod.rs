@@ -1,0 +1,300 @@
+//! The store of several masters: a Redis server.
+//!
+//! Three hashes under one hash tag: `{longhaul:NAMESPACE}:meta` (who leads, which commit was the
+//! last), `:records` and `:blobs`. Every verb is one script, so it happens at once or not at all; a
+//! batch that is too large for one script is put aside in portions first, and moved by one.
+//!
+//! The scripts carry the flag `allow-oom`: when Redis has reached `maxmemory`, work in hand must
+//! still be recorded, or nothing would ever become free again.
+
+mod check;
+mod link;
+
+#[cfg(test)]
+mod tests;
+
+use super::{Acquired, Batch, Fence, SCHEMA, Store, StoreError, check_schema, millis, new_owner};
+use link::{Link, Patience};
+use redis::{Script, ScriptInvocation};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// What one script may carry; more is staged. It bounds for how long other callers of the server wait.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    keys: usize,
+    bytes: u64,
+}
+
+const LIMITS: Limits = Limits { keys: 20_000, bytes: 16 << 20 };
+/// How much of a batch is staged at a time.
+const PORTION: Limits = Limits { keys: 5_000, bytes: 4 << 20 };
+/// After this time, in milliseconds, what was staged for a commit that never came is dropped.
+const STAGE_LIFE_MS: u64 = 600_000;
+
+/// The store of several masters, in a Redis server. Calls share one connection, which is made again when it breaks.
+#[derive(Debug)]
+pub struct RedisStore {
+    link: Link,
+    owner: String,
+    /// The keys: meta, records, blobs.
+    keys: [String; 3],
+    /// The four hashes in which this handle stages.
+    stages: [String; 4],
+    scripts: Scripts,
+    /// Under which name and for how long this handle leads: a write-back must tell it again.
+    term: Mutex<Term>,
+    limits: Limits,
+}
+
+#[derive(Debug, Clone)]
+struct Term {
+    holder: String,
+    ttl_ms: u64,
+}
+
+#[derive(Debug)]
+struct Scripts {
+    acquire: Script,
+    renew: Script,
+    release: Script,
+    stage: Script,
+    commit: Script,
+}
+
+impl Scripts {
+    fn new() -> Self {
+        let script = |verb: &str| {
+            Script::new(&format!("#!lua flags=allow-oom\n{}{verb}", include_str!("prelude.lua")))
+        };
+        Scripts {
+            acquire: script(include_str!("acquire.lua")),
+            renew: script(include_str!("renew.lua")),
+            release: script(include_str!("release.lua")),
+            stage: script(include_str!("stage.lua")),
+            commit: script(include_str!("commit.lua")),
+        }
+    }
+}
+
+impl RedisStore {
+    /// Connects and checks the server: its version, `maxmemory-policy noeviction`, `appendonly yes`
+    /// (unless `allow_volatile`), and that no newer Longhaul has written under `namespace` (1 to 64
+    /// of `A-Z a-z 0-9 . _ : -`).
+    ///
+    /// # Errors
+    /// [`Unavailable`](StoreError::Unavailable) while the server cannot be reached, worth trying
+    /// again; [`Unusable`](StoreError::Unusable) for all that an operator has to change.
+    pub async fn connect(
+        url: &str,
+        namespace: &str,
+        allow_volatile: bool,
+    ) -> Result<Self, StoreError> {
+        Self::connect_with(url, namespace, allow_volatile, Patience::default()).await
+    }
+
+    async fn connect_with(
+        url: &str,
+        namespace: &str,
+        allow_volatile: bool,
+        patience: Patience,
+    ) -> Result<Self, StoreError> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+        if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(allowed) {
+            return Err(StoreError::Unusable(format!(
+                "the namespace `{}` is not 1 to 64 characters out of A-Z a-z 0-9 . _ : -",
+                namespace.escape_debug()
+            )));
+        }
+        let link = Link::new(url, patience)?;
+        check::check_server(&link, allow_volatile).await?;
+        let owner = new_owner();
+        let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
+        let stage = |name: &str| key(&format!("stage:{owner}:{name}"));
+        let store = RedisStore {
+            link,
+            keys: ["meta", "records", "blobs"].map(key),
+            stages: ["puts", "deletes", "blob-puts", "blob-deletes"].map(stage),
+            owner,
+            scripts: Scripts::new(),
+            term: Mutex::new(Term { holder: String::new(), ttl_ms: 1 }),
+            limits: LIMITS,
+        };
+        let schema: Option<String> =
+            store.link.run(redis::cmd("HGET").arg(&store.keys[0]).arg("schema")).await?;
+        schema.map_or(Ok(()), |found| check_schema(&found, &store.place()))?;
+        Ok(store)
+    }
+
+    fn place(&self) -> String {
+        format!("Redis at {}, key {},", self.link.address, self.keys[0])
+    }
+
+    fn term(&self) -> std::sync::MutexGuard<'_, Term> {
+        self.term.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a script and reads its answer: a word, then what belongs to it.
+    async fn ask(
+        &self,
+        call: &ScriptInvocation<'_>,
+        expected: u64,
+    ) -> Result<Vec<String>, StoreError> {
+        let answer: Vec<String> = self.link.script(call).await?;
+        let word = |i: usize| answer.get(i).map(String::as_str).unwrap_or_default();
+        match word(0) {
+            "done" | "leader" | "held" => Ok(answer),
+            "deposed" => {
+                Err(StoreError::Deposed { by: word(1).to_owned(), epoch: self.number(&answer, 2)? })
+            }
+            "lost" => Err(StoreError::Lost { expected, found: self.number(&answer, 1)? }),
+            "unstaged" => Err(StoreError::Unavailable(format!(
+                "Redis at {} lost a part of a large commit before the rest came",
+                self.link.address
+            ))),
+            "schema" => Err(check_schema(word(1), &self.place())
+                .err()
+                .unwrap_or_else(|| self.strange(&answer))),
+            "foreign" => Err(StoreError::Unusable(format!(
+                "the key {} in Redis at {} is a {}, which is not of Longhaul; choose another namespace or remove it",
+                word(1),
+                self.link.address,
+                word(2)
+            ))),
+            _ => Err(self.strange(&answer)),
+        }
+    }
+
+    fn number(&self, answer: &[String], at: usize) -> Result<u64, StoreError> {
+        answer.get(at).and_then(|text| text.parse().ok()).ok_or_else(|| self.strange(answer))
+    }
+
+    fn strange(&self, answer: &[String]) -> StoreError {
+        StoreError::Unusable(format!("Redis at {} answered {answer:?}", self.link.address))
+    }
+
+    /// Puts a batch aside in portions, for [`commit`](Store::commit) to move.
+    async fn stage(&self, batch: &Batch) -> Result<(), StoreError> {
+        let parts = [
+            pairs(&batch.puts),
+            names(&batch.deletes),
+            pairs(&batch.blob_puts),
+            names(&batch.blob_deletes),
+        ];
+        for (stage, part) in self.stages.iter().zip(parts) {
+            self.stage_part(stage, &part).await?;
+        }
+        Ok(())
+    }
+
+    async fn stage_part(&self, stage: &str, part: &[(&str, &[u8])]) -> Result<(), StoreError> {
+        let mut rest = part.iter().peekable();
+        let mut first = true;
+        // The first portion also clears what an earlier attempt left, so there is always one.
+        while first || rest.peek().is_some() {
+            let mut call = self.scripts.stage.key(stage);
+            call.arg(STAGE_LIFE_MS).arg(u8::from(first));
+            let (mut keys, mut bytes) = (0, 0);
+            while keys < PORTION.keys
+                && bytes < PORTION.bytes
+                && let Some((key, value)) = rest.next()
+            {
+                keys += 1;
+                bytes += (key.len() + value.len()) as u64;
+                call.arg(key).arg(value);
+            }
+            self.ask(&call, 0).await?;
+            first = false;
+        }
+        Ok(())
+    }
+
+    /// The call of `commit.lua`, without the batch if that is staged.
+    fn commit_call(&self, fence: Fence, batch: &Batch, staged: bool) -> ScriptInvocation<'_> {
+        let term = self.term().clone();
+        let mut call = self.scripts.commit.prepare_invoke();
+        call.key(&self.keys);
+        if staged {
+            call.key(&self.stages);
+        }
+        call.arg(fence.epoch).arg(fence.seq).arg(&self.owner).arg(term.holder).arg(term.ttl_ms);
+        call.arg(batch.digest()).arg(u8::from(batch.replace)).arg(SCHEMA);
+        call.arg(batch.puts.len()).arg(batch.deletes.len());
+        call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len());
+        if !staged {
+            for (deletes, puts) in
+                [(&batch.deletes, &batch.puts), (&batch.blob_deletes, &batch.blob_puts)]
+            {
+                for key in deletes {
+                    call.arg(key);
+                }
+                for (key, value) in puts {
+                    call.arg(key).arg(value.as_slice());
+                }
+            }
+        }
+        call
+    }
+}
+
+fn pairs(map: &BTreeMap<String, Vec<u8>>) -> Vec<(&str, &[u8])> {
+    map.iter().map(|(key, value)| (key.as_str(), value.as_slice())).collect()
+}
+
+/// Keys alone: a stage is a hash, so each gets an empty value.
+fn names(set: &BTreeSet<String>) -> Vec<(&str, &[u8])> {
+    set.iter().map(|key| (key.as_str(), [].as_slice())).collect()
+}
+
+impl Store for RedisStore {
+    async fn acquire(&self, holder: &str, ttl: Duration) -> Result<Acquired, StoreError> {
+        let ttl_ms = millis(ttl);
+        let mut call = self.scripts.acquire.prepare_invoke();
+        call.key(&self.keys).arg(holder).arg(&self.owner).arg(ttl_ms).arg(SCHEMA);
+        let answer = self.ask(&call, 0).await?;
+        if answer[0] == "leader" {
+            *self.term() = Term { holder: holder.to_owned(), ttl_ms };
+            let fence = Fence { epoch: self.number(&answer, 1)?, seq: self.number(&answer, 2)? };
+            return Ok(Acquired::Leader(fence));
+        }
+        let by = answer.get(1).cloned().unwrap_or_default();
+        Ok(Acquired::Held { by, for_ms: self.number(&answer, 2)? })
+    }
+
+    async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {
+        let ttl_ms = millis(ttl);
+        let mut call = self.scripts.renew.key(&self.keys[0]);
+        call.arg(fence.epoch).arg(fence.seq).arg(&self.owner).arg(ttl_ms);
+        self.ask(&call, fence.seq).await?;
+        self.term().ttl_ms = ttl_ms;
+        Ok(())
+    }
+
+    async fn release(&self, fence: Fence) -> Result<(), StoreError> {
+        let mut call = self.scripts.release.key(&self.keys[0]);
+        call.arg(fence.epoch).arg(&self.owner);
+        self.ask(&call, fence.seq).await.map(drop)
+    }
+
+    async fn load(&self) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
+        self.link.run(redis::cmd("HGETALL").arg(&self.keys[1])).await
+    }
+
+    async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
+        let staged = batch.len() > self.limits.keys || batch.bytes() > self.limits.bytes;
+        if staged {
+            self.stage(batch).await?;
+        }
+        let answer = self.ask(&self.commit_call(fence, batch, staged), fence.seq).await?;
+        Ok(Fence { seq: self.number(&answer, 1)?, ..fence })
+    }
+
+    async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.link.run(redis::cmd("HGET").arg(&self.keys[2]).arg(key)).await
+    }
+
+    async fn blob_keys(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.link.run(redis::cmd("HKEYS").arg(&self.keys[2])).await
+    }
+}

@@ -1,0 +1,44 @@
+-- Shared by all scripts. KEYS[1] is the hash `meta`: who leads and which commit was the last.
+-- Numbers stay below 2^53, so Lua's doubles hold them exactly.
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- What is stored, with the values of an empty store where there is nothing.
+local function read_meta()
+  local m = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'holder', 'seq', 'last', 'until', 'ttl', 'schema')
+  return {
+    epoch = tonumber(m[1] or '0') or 0,
+    owner = m[2] or '',
+    holder = m[3] or '',
+    seq = tonumber(m[4] or '0') or 0,
+    last = m[5] or '',
+    lease_end = tonumber(m[6] or '0') or 0,
+    ttl = tonumber(m[7] or '0') or 0,
+    schema = m[8],
+  }
+end
+
+-- The refusal of a reign that is over, else nil.
+local function deposed(meta, epoch, owner)
+  if meta.epoch > epoch or (meta.epoch == epoch and meta.owner ~= owner) then
+    return {'deposed', meta.holder, text(meta.epoch)}
+  end
+end
+
+-- The refusal of keys that are not ours, else nil. A script is not undone when a write in the middle of
+-- it fails, so whatever could fail is looked at first.
+local function foreign()
+  for _, key in ipairs(KEYS) do
+    local kind = redis.call('TYPE', key).ok
+    if kind ~= 'none' and kind ~= 'hash' then
+      return {'foreign', key, kind}
+    end
+  end
+end
