@@ -213,9 +213,19 @@ impl Ran {
     }
 }
 
+/// Killed when it is dropped, so that a test that fails leaves nothing behind.
+struct Leashed(Child);
+
+impl Drop for Leashed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A command whose output is read as it comes.
 pub(crate) struct Running {
-    child: Child,
+    child: Leashed,
     stdout: std::thread::JoinHandle<Vec<u8>>,
     stderr: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
     stderr_ended: std::thread::JoinHandle<()>,
@@ -239,7 +249,7 @@ impl Running {
         let stderr = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let seen = std::sync::Arc::clone(&stderr);
         Running {
-            child,
+            child: Leashed(child),
             stdout: std::thread::spawn(move || {
                 let mut bytes = Vec::new();
                 out.read_to_end(&mut bytes).expect("read standard output");
@@ -256,8 +266,23 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
+        let pid = Pid::from_raw(i32::try_from(self.child.0.id()).expect("a pid")).expect("a pid");
         kill_process(pid, signal).expect("signal the command");
+    }
+
+    /// Waits until `ask` is true while the command runs; that it ends before is a failure.
+    #[track_caller]
+    pub(crate) fn await_that(&mut self, what: &str, mut ask: impl FnMut(&str) -> bool) {
+        await_some(what, || {
+            // Looked at first: what it did before it ended counts.
+            let ended = self.child.0.try_wait().expect("wait for the command");
+            let said = self.err_so_far();
+            match (ask(&said), ended) {
+                (true, _) => Some(()),
+                (false, None) => None,
+                (false, Some(status)) => panic!("{what}: it ended before, with {status}:\n{said}"),
+            }
+        });
     }
 
     /// What it printed on standard error so far.
@@ -269,12 +294,10 @@ impl Running {
     pub(crate) fn finish(mut self, limit: Duration) -> Ran {
         let deadline = Instant::now() + limit;
         let status = loop {
-            if let Some(status) = self.child.try_wait().expect("wait for the command") {
+            if let Some(status) = self.child.0.try_wait().expect("wait for the command") {
                 break status;
             }
             if Instant::now() > deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
                 panic!("the command did not end within {limit:?}:\n{}", self.err_so_far());
             }
             std::thread::sleep(Duration::from_millis(5));
