@@ -239,11 +239,14 @@ pub(super) enum SyncCommand {
 ")]
 pub(super) struct SubmitArgs {
     /// A directory, the contents of which are copied, or a file; an absolute path on the storage hosts
-    #[arg(value_name = "SRC")]
-    pub(super) source: OsString,
+    #[arg(value_name = "SRC", required_unless_present = "file")]
+    pub(super) source: Option<OsString>,
     /// Where the contents (or the file) shall be; an absolute path on the storage hosts
-    #[arg(value_name = "DST")]
-    pub(super) destination: OsString,
+    #[arg(value_name = "DST", required_unless_present = "file")]
+    pub(super) destination: Option<OsString>,
+    /// Submit the request in this file, YAML or JSON as POST /sync takes it; `-`: standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["source", "files_from"])]
+    pub(super) file: Option<PathBuf>,
     /// Name the sync [default: the master makes a name]
     #[arg(long, value_name = "ID")]
     pub(super) id: Option<RequestId>,

@@ -14,27 +14,34 @@ const MAX_TOLD: usize = 10;
 /// # Errors
 /// A list that can't be read, standard input that is a terminal, or what [`parse`] refuses.
 pub(super) fn read(from: &Path, nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Failure> {
-    let mut raw = Vec::new();
+    parse(&raw(from, "the list of names")?, nul, sources)
+}
+
+/// The bytes of a file or (`-`) of standard input; `what` they are is for messages.
+///
+/// # Errors
+/// The file can't be read, or standard input is a terminal.
+pub(super) fn raw(from: &Path, what: &str) -> Result<Vec<u8>, Failure> {
     if from.as_os_str() == "-" {
+        let mut raw = Vec::new();
         let mut stdin = std::io::stdin().lock();
         if stdin.is_terminal() {
-            return Err(Failure::usage("--files-from - reads names, and nothing is piped in")
+            return Err(Failure::usage(format!("{what} is to be piped in, and nothing is"))
                 .hinted("e.g. find DIR -print0 | ctl sync submit SRC DST --files-from - -0"));
         }
         stdin
             .read_to_end(&mut raw)
-            .map_err(|e| Failure::new(format!("cannot read names from standard input: {e}")))?;
-    } else {
-        raw = std::fs::read(from).map_err(|e| {
-            let shown = crate::wire::path::show(from.as_os_str().as_encoded_bytes());
-            let failure = Failure::new(format!("cannot read the list of names {shown}: {e}"));
-            match e.kind() {
-                std::io::ErrorKind::NotFound => failure.exits(super::exit::Exit::NotFound),
-                _ => failure,
-            }
-        })?;
+            .map_err(|e| Failure::new(format!("cannot read {what} from standard input: {e}")))?;
+        return Ok(raw);
     }
-    parse(&raw, nul, sources)
+    std::fs::read(from).map_err(|e| {
+        let shown = crate::wire::path::show(from.as_os_str().as_encoded_bytes());
+        let failure = Failure::new(format!("cannot read {what} {shown}: {e}"));
+        match e.kind() {
+            std::io::ErrorKind::NotFound => failure.exits(super::exit::Exit::NotFound),
+            _ => failure,
+        }
+    })
 }
 
 /// Cuts `raw` into names below `source`. Empty names are skipped; without `nul` a carriage return

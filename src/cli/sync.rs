@@ -11,7 +11,7 @@ use crate::util::units;
 use crate::wire::sync::{Submitted, SyncProgress};
 use crate::wire::{AbsPath, BytePath, RequestId};
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -31,7 +31,8 @@ pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Fai
 }
 
 /// A `SyncRequest` in which the chunk size may be left to the master.
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Submission {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) request_id: Option<RequestId>,
@@ -54,9 +55,22 @@ async fn submit(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage("--timeout and --cancel-on-interrupt say how to wait")
             .hinted("add --wait"));
     }
-    let source = storage_path("SRC", &args.source)?;
-    let destination = storage_path("DST", &args.destination)?;
-    let request = request(&[source], destination, args.id, &args.what)?;
+    let request = match (&args.file, &args.source, &args.destination) {
+        (Some(file), _, _) => {
+            let told = parse_request(&names::raw(file, "the request")?)?;
+            Submission {
+                request_id: args.id.or(told.request_id),
+                chunk_size_mb: args.what.chunk_size_mb.or(told.chunk_size_mb),
+                ..told
+            }
+        }
+        (None, Some(source), Some(destination)) => {
+            let source = storage_path("SRC", source)?;
+            let destination = storage_path("DST", destination)?;
+            request(&[source], destination, args.id, &args.what)?
+        }
+        (None, _, _) => return Err(Failure::usage("SRC and DST, or --file FILE, are needed")),
+    };
     let client = ctx.client()?;
     let submitted = send(&client, &request, ctx.global.request_timeout).await?;
     let id = submitted.request_id.clone();
@@ -110,6 +124,22 @@ pub(super) fn request(
     let chunk_size_mb = what.chunk_size_mb;
     let source_path = sources[0].clone();
     Ok(Submission { request_id, source_path, destination_path, chunk_size_mb, file_list })
+}
+
+/// Reads a request as `POST /sync` takes it; YAML, of which JSON is a part.
+///
+/// # Errors
+/// Text that is neither, or a field that is unknown, missing or wrong, with its place.
+fn parse_request(raw: &[u8]) -> Result<Submission, Failure> {
+    let failure = |why: String| {
+        Failure::usage(format!("the request cannot be read: {why}"))
+            .hinted("it takes source_path, destination_path, request_id, chunk_size_mb, file_list")
+    };
+    let text = std::str::from_utf8(raw).map_err(|e| failure(e.to_string()))?;
+    // Read as a value first: only that refuses a key that is there twice.
+    let value: serde_yaml::Value =
+        serde_yaml::from_str(text).map_err(|e| failure(e.to_string()))?;
+    serde_path_to_error::deserialize(value).map_err(|e| failure(e.to_string()))
 }
 
 /// SRC and DST are paths of the storage hosts: what this host's working directory is says nothing.
@@ -413,6 +443,24 @@ async fn delete(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_file_is_yaml_or_json_and_says_what_is_wrong() {
+        let json = br#"{"source_path": "/a", "destination_path": "/b", "chunk_size_mb": 8}"#;
+        let yaml = b"source_path: /a\ndestination_path: /b\nchunk_size_mb: 8\n";
+        assert_eq!(parse_request(json).unwrap(), parse_request(yaml).unwrap());
+        for (bad, told) in [
+            ("source_path: /a\ndestination: /b\n", "unknown field `destination`"),
+            ("source_path: /a\n", "missing field `destination_path`"),
+            ("source_path: a\ndestination_path: /b\n", "source_path: must be absolute"),
+            ("source_path: /a\nsource_path: /c\ndestination_path: /b\n", "duplicate"),
+            ("source_path: [\n", "line 2"),
+            ("\u{1}", "control characters"),
+        ] {
+            let failure = parse_request(bad.as_bytes()).unwrap_err().render();
+            assert!(failure.contains(told), "{bad:?}: {failure}");
+        }
+    }
 
     #[test]
     fn a_submission_is_a_sync_request() {

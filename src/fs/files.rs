@@ -65,14 +65,6 @@ impl Target {
 
     fn try_create(&self, path: &RelPath, attempt: u32) -> std::result::Result<NewFile, Errno> {
         let place = self.place(path)?;
-        for earlier in attempt.saturating_sub(EARLIER)..attempt {
-            for slot in 0..SLOTS {
-                let name = names::temp(self.sync, path, earlier, slot);
-                if rustix::fs::unlinkat(&place.dir, &name, AtFlags::empty()).is_err() {
-                    break;
-                }
-            }
-        }
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut passed = Vec::new();
@@ -87,6 +79,7 @@ impl Target {
                 Err(Errno::EXIST) => passed.push(temp),
                 Err(errno) => return Err(errno),
                 Ok(fd) => {
+                    self.remove_earlier(&place.dir, path, attempt);
                     return Ok(NewFile {
                         target: self.clone(),
                         path: path.clone(),
@@ -103,6 +96,18 @@ impl Target {
             }
         }
         Err(Errno::EXIST)
+    }
+
+    /// Removes what attempts before `attempt` left; one that still writes can't publish any more.
+    fn remove_earlier(&self, dir: &Dir, path: &RelPath, attempt: u32) {
+        for earlier in attempt.saturating_sub(EARLIER).max(1)..attempt {
+            for slot in 0..SLOTS {
+                let name = names::temp(self.sync, path, earlier, slot);
+                if rustix::fs::unlinkat(dir, &name, AtFlags::empty()).is_err() {
+                    break;
+                }
+            }
+        }
     }
 
     /// Opens the part file of `entry`'s version, of its full length; made where it is missing, as are
@@ -244,9 +249,10 @@ impl NewFile {
         if self.hole_at_end {
             rustix::fs::ftruncate(&self.fd, self.written).map_err(|e| self.failed("write", e))?;
         }
+        // Before the time is set: a write that is still under way could change it again.
+        self.target.settle_writes(&self.fd).map_err(|e| self.failed("write", e))?;
         let dressed = self.target.policy.dress(&self.fd, FileType::RegularFile, &entry.meta);
         dressed.map_err(|e| self.failed("set metadata of", e))?;
-        self.target.settle_writes(&self.fd).map_err(|e| self.failed("write", e))?;
         if self.born.elapsed() > CONTESTED && !self.is_at(&self.temp) {
             return Err(self.failed("publish", Cause::Overtaken));
         }
@@ -344,3 +350,6 @@ fn write_full(fd: &OwnedFd, mut content: &[u8], mut offset: u64) -> std::result:
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

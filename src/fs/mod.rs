@@ -32,6 +32,8 @@ mod reconcile;
 mod root;
 mod source;
 mod target;
+#[cfg(test)]
+mod testing;
 mod walk;
 
 pub use error::{Cause, FsError, Result, Side, errno_name};

@@ -50,7 +50,7 @@ impl Target {
                 Err(error) => Verdict::Failed(error.to_file_error()),
             })
             .collect();
-        if self.take_widened() {
+        if self.has_widened() {
             for dir in &manifest.dirs {
                 batch.stamps.entry(&dir.path).or_insert(dir.meta);
             }
@@ -142,19 +142,21 @@ impl<'a> Batch<'a> {
                 return Ok(Verdict::Unchanged);
             }
             if type_of(stat) == FileType::Directory {
+                self.wrote_beside(path);
                 target
                     .clear_dir(&place.dir, place.name)
                     .map_err(|cause| failed("replace", cause))?;
-                self.wrote_beside(path);
             }
         }
         drop(place);
+        if entry.size() > 0 {
+            return Ok(Verdict::Needed);
+        }
+        self.wrote_beside(path);
         match &entry.kind {
-            Kind::File { size } if *size > 0 => return Ok(Verdict::Needed),
             Kind::File { .. } => target.create(entry, 0)?.publish(entry)?,
             _ => target.make(entry)?,
         }
-        self.wrote_beside(path);
         Ok(Verdict::Made)
     }
 

@@ -147,12 +147,22 @@ impl Tree {
 
     /// The same, opened afresh and not remembered.
     pub(super) fn open_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+        open_below(self.root.fd(), &self.below_root(path))
+    }
+
+    /// The same, and it must be readable.
+    pub(super) fn open_list(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+        open_list_below(self.root.fd(), &self.below_root(path))
+    }
+
+    /// `path` as seen from the storage root.
+    fn below_root(&self, path: &[u8]) -> Vec<u8> {
         let mut full = self.base.as_bytes().to_vec();
         if !full.is_empty() && !path.is_empty() {
             full.push(b'/');
         }
         full.extend_from_slice(path);
-        open_below(self.root.fd(), &full)
+        full
     }
 
     /// Remembers a directory that the caller has just opened or made.
@@ -199,9 +209,25 @@ const REACH: OFlags =
 /// Opens the directory `path` below `from`, for reading where that is allowed, else with `O_PATH`.
 /// No component may be a link. `path` is a [`RelPath`]'s, so it has no `..`: confinement of each piece
 /// is confinement of the whole.
-pub(super) fn open_below(
+pub(super) fn open_below(from: BorrowedFd<'_>, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+    match open_list_below(from, path) {
+        Err(Errno::ACCESS) => open_pieces(from, path, REACH),
+        other => other,
+    }
+}
+
+/// The same, or `EACCES` where its names can't be listed.
+pub(super) fn open_list_below(
+    from: BorrowedFd<'_>,
+    path: &[u8],
+) -> std::result::Result<OwnedFd, Errno> {
+    open_pieces(from, path, READ)
+}
+
+fn open_pieces(
     from: BorrowedFd<'_>,
     mut path: &[u8],
+    flags: OFlags,
 ) -> std::result::Result<OwnedFd, Errno> {
     let mut held: Option<OwnedFd> = None;
     while path.len() > SEGMENT {
@@ -211,11 +237,7 @@ pub(super) fn open_below(
         path = &path[at + 1..];
     }
     let base = held.as_ref().map_or(from, |fd| fd.as_fd());
-    let path = if path.is_empty() { b"." } else { path };
-    match open_piece(base, path, READ) {
-        Err(Errno::ACCESS) => open_piece(base, path, REACH),
-        other => other,
-    }
+    open_piece(base, if path.is_empty() { b"." } else { path }, flags)
 }
 
 fn open_piece(
@@ -224,8 +246,10 @@ fn open_piece(
     flags: OFlags,
 ) -> std::result::Result<OwnedFd, Errno> {
     let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    // `NO_SYMLINKS` holds for the last component too, and says ELOOP where `NOFOLLOW` would say ENOTDIR.
+    let plain = flags.difference(OFlags::NOFOLLOW);
     for _ in 0..16 {
-        match rustix::fs::openat2(from, path, flags, Mode::empty(), rules) {
+        match rustix::fs::openat2(from, path, plain, Mode::empty(), rules) {
             // The kernel could not tell, because of a rename somewhere: ask again.
             Err(Errno::AGAIN | Errno::INTR) => {}
             // An old kernel, or a container's filter that does not know the call.
@@ -303,4 +327,48 @@ pub(super) fn same_version(a: &rustix::fs::Stat, b: &rustix::fs::Stat) -> bool {
     ident_of(a) == ident_of(b)
         && a.st_size == b.st_size
         && (x.mtime_sec, x.mtime_nsec) == (y.mtime_sec, y.mtime_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn one_component_at_a_time_is_as_confined_as_openat2() {
+        let site = Site::new();
+        site.write("src/a/b/f", "");
+        std::os::unix::fs::symlink("a", site.at("src/link")).unwrap();
+        let root = site.root.fd();
+        let ino = |fd: OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        for flags in [READ, REACH] {
+            for path in [&b"src/a/b"[..], b"src", b"."] {
+                let (one, other) = (
+                    open_piece(root, path, flags).unwrap(),
+                    open_stepwise(root, path, flags).unwrap(),
+                );
+                assert_eq!(ino(one), ino(other));
+            }
+            for path in [&b"src/link"[..], b"src/link/b", b"src/a/b/f", b"src/none"] {
+                assert!(open_piece(root, path, flags).is_err());
+                assert!(open_stepwise(root, path, flags).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn the_cache_stays_small_and_gives_what_was_put_in() {
+        let site = Site::new();
+        let cache = DirCache::default();
+        let dirs: Vec<Dir> =
+            (0..40).map(|_| Arc::new(open_below(site.root.fd(), b"src").unwrap())).collect();
+        for (i, dir) in dirs.iter().enumerate() {
+            cache.put(format!("d{i}").as_bytes(), dir);
+            assert!(Arc::ptr_eq(&cache.get(b"d0").unwrap(), &dirs[0]), "used last stays longest");
+        }
+        assert!(cache.get(b"d20").is_none());
+        assert_eq!(cache.0.lock().unwrap().len(), DirCache::ROOM);
+        cache.clear();
+        assert!(cache.get(b"d0").is_none());
+    }
 }

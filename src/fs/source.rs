@@ -119,3 +119,6 @@ pub(super) fn read_full(
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,13 +96,14 @@ impl Target {
     /// A write that the kernel had put off has failed, or the root can't be opened.
     pub fn flush(&self) -> Result<()> {
         let failed = |errno| self.error("flush", &RelPath::root(), errno);
-        let dir = match self.tree.open_dir(b"") {
-            // One file, or nothing at all: the directory above holds it.
-            Err(Errno::NOTDIR | Errno::NOENT) => {
-                let root = RelPath::root();
-                let place = self.tree.place(&root).map_err(failed)?;
-                return rustix::fs::syncfs(&place.dir).map_err(failed);
-            }
+        let root = RelPath::root();
+        let dir = match self.tree.open_list(b"") {
+            // One file: the directory above holds it. Nothing at all: nothing was written.
+            Err(Errno::NOTDIR | Errno::NOENT) => match self.tree.place(&root) {
+                Ok(place) => return rustix::fs::syncfs(&place.dir).map_err(failed),
+                Err(Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(failed(errno)),
+            },
             other => other.map_err(failed)?,
         };
         rustix::fs::syncfs(&dir).map_err(failed)?;
@@ -131,9 +132,9 @@ impl Target {
         FsError::new(self.tree.side, op, path.as_bytes(), cause)
     }
 
-    /// Whether a directory's mode was widened since the last question.
-    pub(super) fn take_widened(&self) -> bool {
-        self.state.widened.swap(false, Ordering::Relaxed)
+    /// Whether some directory's mode was ever widened (perhaps by another batch: each stamps its own).
+    pub(super) fn has_widened(&self) -> bool {
+        self.state.widened.load(Ordering::Relaxed)
     }
 
     /// Where `path` is; what is missing above it is made.
@@ -158,6 +159,15 @@ impl Target {
             Ok(dir) => return Ok((dir, false)),
             Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(errno),
+        }
+        // Most often just the last one is missing.
+        if !path.is_empty()
+            && let (above, name) = split(path)
+            && let Ok(dir) = self.tree.dir(above)
+        {
+            let here = self.enter(&dir, name, replace, Mode::RWXU)?;
+            self.tree.remember(path, &here.0);
+            return Ok(here);
         }
         let mut here = match self.tree.dir(b"") {
             Ok(dir) => (dir, false),
@@ -334,3 +344,6 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

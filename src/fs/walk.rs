@@ -8,7 +8,7 @@
 use super::error::Result;
 use super::meta::{entry_of, lstat, meta_of, type_of};
 use super::names::is_ours;
-use super::root::{Tree, open_below};
+use super::root::{Tree, open_list_below};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::task::Cursor;
@@ -42,6 +42,8 @@ pub struct Walk {
     ready: VecDeque<Result<Entry>>,
     /// The directory returned last: it is entered by the next call.
     enter: Option<Entered>,
+    /// Behind what was returned last.
+    cursor: Option<Cursor>,
     names: usize,
 }
 
@@ -87,6 +89,7 @@ impl Tree {
             levels: Vec::new(),
             ready: VecDeque::new(),
             enter: None,
+            cursor: cursor.cloned(),
             names,
         };
         walk.chain = walk.dirs.iter().map(|d| d.path.as_bytes().len()).sum();
@@ -101,7 +104,7 @@ impl Tree {
                 return Ok(walk);
             }
         }
-        let fd = self.open_dir(dir.as_bytes());
+        let fd = self.open_list(dir.as_bytes());
         let fd = fd.map_err(|e| self.error("open", dir.as_bytes(), e))?;
         let stat = rustix::fs::fstat(&fd);
         let stat = stat.map_err(|e| self.error("read metadata of", dir.as_bytes(), e))?;
@@ -122,7 +125,17 @@ impl Walk {
 
     /// The directory just returned is not entered: its contents are somebody else's.
     pub fn skip_contents(&mut self) {
-        self.enter = None;
+        if self.enter.take().is_some()
+            && let Some(cursor) = &mut self.cursor
+        {
+            cursor.skip_contents = true;
+        }
+    }
+
+    /// Where to go on behind what was returned last (also behind an error: it is not returned again);
+    /// `None` before anything was.
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.cursor.as_ref()
     }
 
     /// Enters the directories that lead to the cursor, each behind the name that leads on.
@@ -156,8 +169,7 @@ impl Walk {
             // Its own entry was returned before the cursor was taken. If it is gone, or no directory
             // any more, there is nothing to go on with inside.
             match self.look(name) {
-                Ok((_, found)) => next = found,
-                Err(error) if matches!(error.errno(), Some(Errno::NOENT)) => return,
+                Ok(found) => next = found.and_then(|(_, enter)| enter),
                 Err(error) => self.ready.push_back(Err(error)),
             }
         }
@@ -188,8 +200,9 @@ impl Walk {
         }
     }
 
-    /// What `name` in the current directory is, and the open directory where it is one.
-    fn look(&mut self, name: &[u8]) -> Result<(Entry, Option<Entered>)> {
+    /// What `name` in the current directory is, and the open directory where it is one; `None` where it
+    /// is gone.
+    fn look(&mut self, name: &[u8]) -> Result<Option<(Entry, Option<Entered>)>> {
         let above = self.dirs.last().map(|d| d.path.clone()).unwrap_or_default();
         let path = above.child(name).map_err(|_| {
             let full = [above.as_bytes(), b"/", name].concat();
@@ -197,36 +210,43 @@ impl Walk {
         })?;
         let tree = &self.tree;
         let at = |op: &'static str, errno: Errno| tree.error(op, path.as_bytes(), errno);
-        let Some((level, upper)) = self.levels.split_last_mut() else {
-            return Err(at("read metadata of", Errno::NOENT));
+        let Some((level, upper)) = self.levels.split_last_mut() else { return Ok(None) };
+        if level.fd.is_none() {
+            level.fd = Some(tree.open_dir(above.as_bytes()).map_err(|errno| {
+                // None of its other names can be looked at either: one report is enough.
+                (level.names, level.more) = (Vec::new().into_iter(), None);
+                tree.error("open", above.as_bytes(), errno)
+            })?);
+        }
+        let Some(dir) = &level.fd else { return Ok(None) };
+        let stat = match lstat(dir, name) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.map_err(|e| at("read metadata of", e))?,
         };
-        let dir = match &level.fd {
-            Some(fd) => fd,
-            None => {
-                let fd = tree.open_dir(above.as_bytes());
-                level.fd.insert(fd.map_err(|e| tree.error("open", above.as_bytes(), e))?)
-            }
-        };
-        let stat = lstat(dir, name).map_err(|e| at("read metadata of", e))?;
         if type_of(&stat) != FileType::Directory {
-            let entry = entry_of(dir.as_fd(), name, path.clone(), &stat);
-            return Ok((entry.map_err(|e| at("read link", e))?, None));
+            return match entry_of(dir.as_fd(), name, path.clone(), &stat) {
+                Err(Errno::NOENT) => Ok(None),
+                other => Ok(Some((other.map_err(|e| at("read link", e))?, None))),
+            };
         }
         if self.chain + path.as_bytes().len() > MAX_CHAIN {
             return Err(at("enter", Errno::NAMETOOLONG));
         }
-        let mut fd = open_below(dir.as_fd(), name);
+        let mut fd = open_list_below(dir.as_fd(), name);
         if matches!(fd, Err(Errno::MFILE | Errno::NFILE)) {
             upper.iter_mut().for_each(|level| level.fd = None);
-            fd = open_below(dir.as_fd(), name);
+            fd = open_list_below(dir.as_fd(), name);
         }
+        let fd = match fd {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.map_err(|e| at("open", e))?,
+        };
         // Metadata by the descriptor, so that they and the contents are of one directory.
-        let fd = fd.map_err(|e| at("open", e))?;
-        let stat = rustix::fs::fstat(&fd).map_err(|e| at("read metadata of", e))?;
-        let entry = entry_of(fd.as_fd(), b"", path.clone(), &stat);
-        let entry = entry.map_err(|e| at("read metadata of", e))?;
+        let entry = rustix::fs::fstat(&fd)
+            .and_then(|stat| entry_of(fd.as_fd(), b"", path.clone(), &stat))
+            .map_err(|e| at("read metadata of", e))?;
         let dir = DirRef { path, meta: entry.meta };
-        Ok((entry, Some(Entered { dir, fd })))
+        Ok(Some((entry, Some(Entered { dir, fd }))))
     }
 
     /// The next name of the current directory; `None` at its end.
@@ -238,7 +258,7 @@ impl Walk {
         let Some(after) = level.more.take() else { return Ok(None) };
         // Opened afresh: the place in a directory is the descriptor's, and this one's is used up.
         let path = self.dirs.last().map(|d| d.path.as_bytes()).unwrap_or_default();
-        let fd = self.tree.open_dir(path).map_err(|e| self.tree.error("open", path, e))?;
+        let fd = self.tree.open_list(path).map_err(|e| self.tree.error("open", path, e))?;
         let listing = list(&fd, Some(&after), self.names);
         level.more = listing.more.then(|| listing.names.last().cloned()).flatten();
         level.names = listing.names.into_iter();
@@ -254,6 +274,27 @@ impl Iterator for Walk {
     type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        let item = self.advance();
+        match &item {
+            Some(Ok(entry)) => {
+                self.cursor = Some(Cursor { after: entry.path.clone(), skip_contents: false });
+            }
+            Some(Err(error)) => {
+                // A directory that was entered (its list broke off) goes on where it was; what could
+                // not be entered would fail again.
+                let entered = self.dirs.iter().any(|d| d.path.as_bytes() == error.path.0);
+                if let (false, Ok(after)) = (entered, RelPath::new(&error.path.0)) {
+                    self.cursor = Some(Cursor { after, skip_contents: true });
+                }
+            }
+            None => {}
+        }
+        item
+    }
+}
+
+impl Walk {
+    fn advance(&mut self) -> Option<Result<Entry>> {
         if let Some(ready) = self.ready.pop_front() {
             return Some(ready);
         }
@@ -273,12 +314,12 @@ impl Iterator for Walk {
             };
             match self.look(&name) {
                 // Removed since the directory was listed: it was never part of this tree.
-                Err(error) if error.errno() == Some(Errno::NOENT) => {}
-                Err(error) => return Some(Err(error)),
-                Ok((entry, enter)) => {
+                Ok(None) => {}
+                Ok(Some((entry, enter))) => {
                     self.enter = enter;
                     return Some(Ok(entry));
                 }
+                Err(error) => return Some(Err(error)),
             }
         }
         None
@@ -330,3 +371,6 @@ fn cut(listing: &mut Listing, keep: usize) {
     listing.names.truncate(keep);
     listing.more = true;
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use super::{Effect, NewTask, Now, State, records};
 use crate::util::backoff::Backoff;
 use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncState};
 use crate::wire::task::TaskSpec;
-use crate::wire::{BytePath, SyncNo, TaskId, WorkerId};
+use crate::wire::{BytePath, RelPath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -141,7 +141,10 @@ impl State {
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => {
                 counters.files_total += 1;
                 counters.files_failed += 1;
-                sync.record_error(error, 1);
+                sync.root_failed |=
+                    task.spec == TaskSpec::Scan { dir: RelPath::root(), cursor: None };
+                // What was to be listed must be there: that it is not is no mere vanished file.
+                sync.record_error(FileError { class: ErrorClass::Permanent, ..error }, 1);
             }
             TaskSpec::Flush => {
                 if let Some(bound) = &task.bound {
@@ -340,7 +343,11 @@ fn finish(sync: &mut Sync, now: Now) {
     if failed > 0 {
         sync.state = SyncState::Failed;
         let vanished = !sync.hard_failures;
-        sync.outcome = Some(if vanished { Outcome::VanishedOnly } else { Outcome::Partial });
+        sync.outcome = match (sync.root_failed, vanished) {
+            (true, _) => None,
+            (false, true) => Some(Outcome::VanishedOnly),
+            (false, false) => Some(Outcome::Partial),
+        };
         let cause = sync.error_counts.iter().max_by_key(|(_, n)| **n).map(|(c, _)| c.as_str());
         sync.reason =
             Some(format!("{failed} failed, most of them: {}", cause.unwrap_or("unknown")));

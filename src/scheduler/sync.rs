@@ -56,6 +56,8 @@ pub(super) struct Sync {
     pub(super) error_counts: BTreeMap<String, u64>,
     /// Whether a failure was anything but a vanished source file.
     pub(super) hard_failures: bool,
+    /// The source itself could not be listed: nothing was copied at all.
+    pub(super) root_failed: bool,
     /// The workers that wrote to the destination and have not flushed yet, with the boot under which
     /// they wrote.
     pub(super) writers: BTreeMap<WorkerId, Option<String>>,
@@ -104,6 +106,7 @@ impl Sync {
             errors: Vec::new(),
             error_counts: BTreeMap::new(),
             hard_failures: false,
+            root_failed: false,
             writers: BTreeMap::new(),
             flushing: false,
             forgotten: false,
@@ -145,6 +148,7 @@ impl Sync {
         self.errors.clear();
         self.error_counts.clear();
         self.hard_failures = false;
+        self.root_failed = false;
         self.flushing = false;
     }
 

@@ -531,6 +531,16 @@ fn a_large_file_that_is_there_already_is_skipped() {
 }
 
 #[test]
+fn a_source_that_is_not_there_fails_the_sync_without_an_outcome() {
+    let (mut world, scan) = scanning();
+    let report =
+        TaskReport { failures: vec![error(ErrorClass::Vanished)], ..TaskReport::default() };
+    world.finish(result(&scan, false, report));
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome, end.files_failed), (SyncState::Failed, None, 1));
+}
+
+#[test]
 fn a_cancelled_sync_drops_its_work_and_its_part_files() {
     let (mut world, scan) = scanning();
     world.post(&scan, page(&scan, 0, vec![large(3), batch(1, 0)], at("m")));

@@ -179,7 +179,7 @@ pub struct SyncProgress {
     pub detail: BTreeMap<String, String>,
     /// Where it stands inside its state.
     pub phase: Phase,
-    /// How it ended.
+    /// How it ended; `FAILED` without one: nothing was copied at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// Files, links and special files found so far (directories are counted apart).

@@ -1,0 +1,89 @@
+use super::super::testing::*;
+use super::*;
+use crate::wire::sync::ErrorClass;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+
+#[test]
+fn a_file_is_read_at_any_offset_up_to_its_end() {
+    let site = Site::new();
+    site.write("src/f", "0123456789");
+    let tree = site.source();
+    let file = tree.open_source(&tree.entry(&rel("f")).unwrap()).unwrap();
+    let mut buffer = [0; 4];
+    assert_eq!(file.read_at(&mut buffer, 3).unwrap(), 4);
+    assert_eq!(&buffer, b"3456");
+    assert_eq!(file.read_at(&mut buffer, 8).unwrap(), 2);
+    assert_eq!(file.read_at(&mut buffer, 10).unwrap(), 0);
+}
+
+#[test]
+fn a_change_while_it_is_read_is_noticed_even_with_the_old_size_and_time() {
+    let site = Site::new();
+    let path = site.write("src/f", "old");
+    touch(&path, 1000, 5);
+    let tree = site.source();
+    let entry = tree.entry(&rel("f")).unwrap();
+    let file = tree.open_source(&entry).unwrap();
+    file.unchanged_since_open().unwrap();
+    // The kernel's clock for ctime ticks every few milliseconds.
+    loop {
+        fs::write(&path, "new").unwrap();
+        touch(&path, 1000, 5);
+        if tree.entry(&rel("f")).unwrap().ident != entry.ident {
+            break;
+        }
+    }
+    let error = file.unchanged_since_open().unwrap_err();
+    assert_eq!((error.cause, error.class()), (Cause::Changed, ErrorClass::Changed));
+    assert!(file.is_version(&entry));
+    assert!(!tree.open_source(&entry).unwrap().is_version(&entry));
+}
+
+#[test]
+fn a_file_that_grows_or_is_replaced_is_noticed() {
+    let site = Site::new();
+    let path = site.write("src/f", "x");
+    let tree = site.source();
+    let entry = tree.entry(&rel("f")).unwrap();
+    let file = tree.open_source(&entry).unwrap();
+    fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"y").unwrap();
+    assert_eq!(file.unchanged_since_open().unwrap_err().cause, Cause::Changed);
+    fs::rename(site.write("src/g", "x"), &path).unwrap();
+    assert!(!tree.open_source(&entry).unwrap().is_version(&entry));
+}
+
+#[test]
+fn what_is_no_regular_file_any_more_is_neither_followed_nor_waited_for() {
+    let site = Site::new();
+    let path = site.write("src/f", "x");
+    let tree = site.source();
+    let entry = tree.entry(&rel("f")).unwrap();
+    let cause = || tree.open_source(&entry).unwrap_err();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(cause().class(), ErrorClass::Vanished);
+    symlink("../canary/file", &path).unwrap();
+    assert_eq!((cause().cause, cause().class()), (Cause::NotRegular, ErrorClass::Changed));
+    fs::remove_file(&path).unwrap();
+    let mode = Mode::RUSR | Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
+    assert_eq!(cause().cause, Cause::NotRegular);
+    fs::remove_file(&path).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    assert_eq!(cause().cause, Cause::NotRegular);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(cause().cause, Cause::NotRegular);
+}
+
+#[test]
+fn a_directory_replaced_since_it_was_used_is_looked_up_again() {
+    let site = Site::new();
+    site.write("src/d/f", "old");
+    let tree = site.source();
+    let entry = tree.entry(&rel("d/f")).unwrap();
+    fs::remove_dir_all(site.at("src/d")).unwrap();
+    site.write("src/d/f", "new");
+    assert_eq!(content_of(&tree.open_source(&entry).unwrap()), b"new");
+}

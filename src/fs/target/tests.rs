@@ -1,0 +1,393 @@
+use super::super::testing::*;
+use super::super::{Root, Verdict};
+use super::*;
+use crate::wire::manifest::{Entry, Ident, Kind, Manifest};
+use crate::wire::sync::ErrorClass;
+use rustix::fs::{CWD, FileType, RenameFlags};
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn set_mode(path: &std::path::Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Every kind of entry, awkward names, modes and times.
+fn rich_source(site: &Site) {
+    let src = site.at("src");
+    let long = "l".repeat(255);
+    for (path, content) in [
+        ("plain", &b"content"[..]),
+        ("empty", b""),
+        ("new\nline", b"x"),
+        (&long, b"long"),
+        ("a/b/deep", b"deep"),
+        ("a/.ctl-notes", b"not ours"),
+    ] {
+        site.write(src.join(path), content);
+    }
+    fs::write(src.join(os(b"bytes\xff\xfe")), "y").unwrap();
+    symlink("../../outside", src.join("dangling")).unwrap();
+    symlink(".", src.join("a/loop")).unwrap();
+    rustix::fs::mknodat(CWD, src.join("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    fs::create_dir(src.join("hollow")).unwrap();
+    set_mode(&src.join("plain"), 0o4751);
+    set_mode(&src.join("empty"), 0);
+    set_mode(&src.join("a"), 0o2750);
+    set_mode(&src.join("hollow"), 0o1777);
+    for (i, path) in ["plain", "empty", "dangling", "pipe", "hollow", "a/b/deep"].iter().enumerate()
+    {
+        touch(&src.join(path), -86_400 * 365 * (i as i64 + 1), 123_456_789);
+    }
+    touch(&src.join("a/b"), 1_000_000_000, 1);
+    touch(&src.join("a"), -1, 999_999_999);
+    touch(&src, 0, 0);
+}
+
+#[test]
+fn a_copy_equals_its_source_and_a_second_one_finds_nothing_to_do() {
+    let site = Site::new();
+    rich_source(&site);
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::lchown(site.at("src/dangling"), Some(1), Some(2)).unwrap();
+        std::os::unix::fs::chown(site.at("src/plain"), Some(4_000_000_000), Some(3)).unwrap();
+        set_mode(&site.at("src/plain"), 0o6751);
+        let mode = Mode::RUSR;
+        rustix::fs::mknodat(CWD, site.at("src/null"), FileType::CharacterDevice, mode, 0x103)
+            .unwrap();
+    }
+    touch(&site.at("src"), 0, 0);
+    let batch = manifest(&site.source());
+    copy(&site.source(), &site.target(), &batch);
+    assert_eq!(snapshot(&site.at("dst")), snapshot(&site.at("src")));
+    let before = snapshot(&site.at("dst"));
+    let verdicts = copy(&site.source(), &site.target(), &batch);
+    assert!(verdicts.iter().all(|v| *v == Verdict::Unchanged), "{verdicts:?}");
+    assert_eq!(snapshot(&site.at("dst")), before);
+    site.target().flush().unwrap();
+}
+
+#[test]
+fn without_root_the_copy_equals_its_source_but_for_owners_and_set_uid() {
+    let site = Site::new();
+    rich_source(&site);
+    set_mode(&site.at("src/empty"), 0o400);
+    site.as_nobody(|| {
+        // Directories that forbid writing to their own owner.
+        set_mode(&site.at("src/a/b"), 0o555);
+        set_mode(&site.at("src/a"), 0o500);
+        let batch = manifest(&site.source());
+        copy(&site.source(), &site.target(), &batch);
+        assert_eq!(snapshot(&site.at("dst")), snapshot(&site.at("src")));
+        // A change inside those directories.
+        let file = site.at("src/a/b/deep");
+        set_mode(&file, 0o644);
+        fs::write(&file, "changed").unwrap();
+        copy(&site.source(), &site.target(), &manifest(&site.source()));
+        assert_eq!(snapshot(&site.at("dst")), snapshot(&site.at("src")));
+        // Somebody else's set-uid file becomes ours, without the bit.
+        let mut foreign = batch_of(&site.source(), "plain");
+        foreign.entries[0].meta = Meta { uid: 0, gid: 0, mode: 0o6755, ..foreign.entries[0].meta };
+        foreign.entries[0].meta.mtime_sec += 1;
+        assert_eq!(site.target().reconcile(&foreign), [Verdict::Needed]);
+        let mut new = site.target().create(&foreign.entries[0], 1).unwrap();
+        new.write(b"content").unwrap();
+        new.publish(&foreign.entries[0]).unwrap();
+        let there = fs::metadata(site.at("dst/plain")).unwrap();
+        assert_eq!(there.mode() & 0o7777, 0o755);
+        assert_eq!(site.target().reconcile(&foreign), [Verdict::Unchanged]);
+        for dir in ["src/a", "dst/a", "src/a/b", "dst/a/b"] {
+            set_mode(&site.at(dir), 0o700);
+        }
+    });
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_an_error_that_says_so() {
+    if !rustix::process::geteuid().is_root() {
+        return; // Nobody else is at hand to own it.
+    }
+    let (site, other) = (Site::new(), Site::new());
+    site.write("src/f", "x");
+    site.write("src/g", "");
+    set_mode(other.dir.path(), 0o755);
+    let batch = manifest(&site.source());
+    site.as_nobody(|| {
+        let tree = other.tree("canary");
+        let target = Target::new(tree, SyncNo(1), TargetOptions::of_this_process());
+        let error = target.create(&batch.entries[1], 1).unwrap_err();
+        assert_eq!((error.errno_name(), error.class()), (Some("EACCES"), ErrorClass::Permanent));
+        let verdicts = target.reconcile(&batch);
+        assert!(matches!(&verdicts[0], Verdict::Failed(e) if e.errno.as_deref() == Some("EPERM")));
+        assert_eq!(verdicts[1], Verdict::Needed);
+        assert!(matches!(&verdicts[2], Verdict::Failed(e) if e.operation == "create destination"));
+    });
+    other.assert_canary();
+}
+
+#[test]
+fn a_deep_tree_is_copied() {
+    let site = Site::new();
+    let end = dig(&site.at("src"), 150);
+    let batch = manifest(&site.source());
+    copy(&site.source(), &site.target(), &batch);
+    let there = site.tree("dst");
+    assert_eq!(content_of(&there.open_source(&there.entry(&end).unwrap()).unwrap()), b"deep");
+    let verdicts = site.target().reconcile(&batch);
+    assert!(verdicts.iter().all(|v| *v == Verdict::Unchanged));
+    for entry in &batch.entries {
+        assert_eq!(there.entry(&entry.path).unwrap().meta, entry.meta, "{}", entry.path);
+    }
+}
+
+#[test]
+fn directory_times_are_right_after_writes_in_several_batches() {
+    let site = Site::new();
+    for path in ["src/d/one", "src/d/two", "src/d/sub/three"] {
+        site.write(path, "x");
+    }
+    touch(&site.at("src/d/sub"), 5000, 1);
+    touch(&site.at("src/d"), -5000, 7);
+    touch(&site.at("src"), 1, 1);
+    let (source, target) = (site.source(), site.target());
+    for path in ["d", "d/one", "d/sub/three", "d/two", "", "d/sub"] {
+        copy(&source, &target, &batch_of(&source, path));
+    }
+    assert_eq!(snapshot(&site.at("dst")), snapshot(&site.at("src")));
+}
+
+#[test]
+fn a_single_file_is_copied_to_a_name_whose_directories_are_missing() {
+    let site = Site::new();
+    site.write("src/f", "content");
+    let source = site.tree("src/f");
+    let target = Target::new(site.tree("x/y/g"), SyncNo(1), TargetOptions::of_this_process());
+    let batch = manifest(&source);
+    assert_eq!(batch.dirs, []);
+    copy(&source, &target, &batch);
+    assert_eq!(fs::read(site.at("x/y/g")).unwrap(), b"content");
+    assert_eq!(target.reconcile(&batch), [Verdict::Unchanged]);
+    target.part(&batch.entries[0]).unwrap().write_at(b"CONTENT", 0).unwrap();
+    target.publish_part(&batch.entries[0]).unwrap();
+    assert_eq!(fs::read(site.at("x/y/g")).unwrap(), b"CONTENT");
+    assert_eq!(names_in(&site.at("x/y")), [b"g"]);
+    target.flush().unwrap();
+    // The storage root itself can't become a file.
+    let top = Target::new(site.tree(""), SyncNo(1), TargetOptions::of_this_process());
+    let Verdict::Failed(error) = &top.reconcile(&batch)[0] else { panic!() };
+    assert_eq!(error.errno.as_deref(), Some("EISDIR"));
+}
+
+#[test]
+fn something_else_in_the_way_is_replaced_unless_it_holds_something() {
+    let site = Site::new();
+    for path in ["src/file", "src/full", "src/dir/x", "src/a/b/x"] {
+        site.write(path, "new");
+    }
+    symlink("t", site.at("src/link")).unwrap();
+    fs::create_dir_all(site.at("dst/file")).unwrap();
+    fs::create_dir_all(site.at("dst/link")).unwrap();
+    site.write("dst/full/kept", "kept");
+    site.write("dst/dir", "a file");
+    symlink("../canary", site.at("dst/a")).unwrap();
+    let (source, target) = (site.source(), site.target());
+    for path in ["file", "dir/x", "dir", "a/b/x", "link"] {
+        copy(&source, &target, &batch_of(&source, path));
+    }
+    let batch = batch_of(&source, "full");
+    let Verdict::Failed(error) = &target.reconcile(&batch)[0] else { panic!() };
+    assert_eq!((error.errno.as_deref(), error.class), (Some("EISDIR"), ErrorClass::Permanent));
+    assert_eq!(error.operation, "replace destination");
+    let error = send(&source, &target, &batch.entries[0]).unwrap_err();
+    assert_eq!(error.cause, Cause::Occupied);
+    assert_eq!(names_in(&site.at("dst/full")), [b"kept"]);
+    assert_eq!(fs::read(site.at("dst/file")).unwrap(), b"new");
+    assert_eq!(fs::read(site.at("dst/dir/x")).unwrap(), b"new");
+    assert_eq!(fs::read(site.at("dst/a/b/x")).unwrap(), b"new");
+    assert!(fs::symlink_metadata(site.at("dst/a")).unwrap().is_dir());
+    site.assert_canary();
+}
+
+#[test]
+fn a_link_above_or_at_the_root_is_refused() {
+    let site = Site::new();
+    site.write("src/f", "x");
+    symlink("canary", site.at("link")).unwrap();
+    for base in ["link", "link/below"] {
+        let target = Target::new(site.tree(base), SyncNo(1), TargetOptions::of_this_process());
+        for verdict in target.reconcile(&manifest(&site.source())) {
+            let Verdict::Failed(error) = verdict else { panic!("{base}: {verdict:?}") };
+            assert_eq!(error.errno.as_deref(), Some("ELOOP"));
+            assert_eq!(error.class, ErrorClass::Permanent);
+        }
+        let entry = site.source().entry(&rel("f")).unwrap();
+        assert!(target.create(&entry, 1).is_err() && target.part(&entry).is_err());
+        assert!(target.flush().is_err());
+        assert!(!target.stamp(&site.source().chain(&rel("f")).unwrap()).is_empty());
+    }
+    site.assert_canary();
+}
+
+#[test]
+fn an_attacker_who_swaps_directories_for_links_reaches_nothing_outside() {
+    let site = Site::new();
+    for path in ["src/d/e/file", "src/d/e/f2", "src/d/g"] {
+        site.write(path, "evil");
+    }
+    symlink("t", site.at("src/d/e/link")).unwrap();
+    fs::create_dir_all(site.at("dst/d/e")).unwrap();
+    fs::create_dir_all(site.at("swap")).unwrap();
+    // Relative, so that `RESOLVE_BENEATH` alone would let it pass.
+    symlink("../canary", site.at("swap/link")).unwrap();
+    let batch = manifest(&site.source());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let (dir, link) = (site.at("dst/d"), site.at("swap/link"));
+                for _ in 0..2 {
+                    let _ = rustix::fs::renameat_with(CWD, &dir, CWD, &link, RenameFlags::EXCHANGE);
+                }
+                if !site.at("swap/link").is_symlink() {
+                    let _ = fs::remove_dir_all(site.at("swap/link"));
+                    let _ = symlink("../canary", site.at("swap/link"));
+                }
+            }
+        });
+        for _ in 0..300 {
+            let target = site.target();
+            let verdicts = target.reconcile(&batch);
+            for (entry, verdict) in batch.entries.iter().zip(verdicts) {
+                if verdict == Verdict::Needed {
+                    // Failing is fine, escaping is not.
+                    let _ = send(&site.source(), &target, entry);
+                    let _ = target.part(entry).and_then(|part| part.write_at(b"evil", 0));
+                    let _ = target.publish_part(entry);
+                }
+            }
+            let _ = target.stamp(&batch.dirs);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    site.assert_canary();
+}
+
+#[test]
+fn mode_and_owner_are_repaired_without_content_but_not_through_a_second_name() {
+    let site = Site::new();
+    let path = site.write("src/f", "content");
+    set_mode(&path, 0o640);
+    let (source, target) = (site.source(), site.target());
+    let batch = batch_of(&source, "f");
+    copy(&source, &target, &batch);
+    let there = site.at("dst/f");
+    let ino = fs::metadata(&there).unwrap().ino();
+    set_mode(&there, 0o666);
+    assert_eq!(target.reconcile(&batch), [Verdict::Unchanged]);
+    let meta = fs::metadata(&there).unwrap();
+    assert_eq!((meta.ino(), meta.mode() & 0o7777), (ino, 0o640));
+    fs::hard_link(&there, site.at("snapshot")).unwrap();
+    set_mode(&there, 0o666);
+    assert_eq!(target.reconcile(&batch), [Verdict::Needed]);
+    copy(&source, &target, &batch);
+    assert_eq!(fs::metadata(site.at("snapshot")).unwrap().mode() & 0o7777, 0o666);
+    assert_eq!(fs::metadata(&there).unwrap().mode() & 0o7777, 0o640);
+}
+
+#[test]
+fn a_nanosecond_or_a_byte_makes_a_file_needed() {
+    let site = Site::new();
+    site.write("src/f", "content");
+    let (source, target) = (site.source(), site.target());
+    touch(&site.at("src/f"), 77, 100);
+    copy(&source, &target, &batch_of(&source, "f"));
+    touch(&site.at("src/f"), 77, 101);
+    assert_eq!(target.reconcile(&batch_of(&source, "f")), [Verdict::Needed]);
+    fs::write(site.at("src/f"), "contents").unwrap();
+    touch(&site.at("src/f"), 77, 100);
+    assert_eq!(target.reconcile(&batch_of(&source, "f")), [Verdict::Needed]);
+}
+
+#[test]
+fn what_fails_above_fails_all_below_and_nothing_else() {
+    let site = Site::new();
+    for path in ["src/a/b/c", "src/z"] {
+        site.write(path, "x");
+    }
+    let mut batch = manifest(&site.source());
+    // A directory that can't be made: its name is taken by what may not be replaced.
+    let bad = RelPath::root().child(&[b'n'; 255]).unwrap().child(b"x").unwrap();
+    batch.entries.push(Entry {
+        path: bad,
+        kind: Kind::Special { format: 0o120_000, rdev: 0 },
+        meta: batch.entries[0].meta,
+        ident: Ident::default(),
+    });
+    let verdicts = site.target().reconcile(&batch);
+    assert_eq!(verdicts.len(), batch.entries.len());
+    assert!(matches!(verdicts.last(), Some(Verdict::Failed(_))), "{verdicts:?}");
+    let failed = verdicts.iter().filter(|v| matches!(v, Verdict::Failed(_))).count();
+    assert_eq!(failed, 1);
+}
+
+#[test]
+fn hostile_numbers_are_errors_not_panics() {
+    let site = Site::new();
+    let base = site.source().entry(&RelPath::root()).unwrap();
+    let odd = Meta {
+        mode: u32::MAX,
+        uid: u32::MAX,
+        gid: u32::MAX,
+        mtime_sec: i64::MIN,
+        mtime_nsec: u32::MAX,
+    };
+    let kinds = [
+        Kind::File { size: 0 },
+        Kind::File { size: u64::MAX },
+        Kind::Dir,
+        Kind::Symlink { target: vec![] },
+        Kind::Symlink { target: vec![b'x'; 70_000] },
+        Kind::Symlink { target: b"nul\0".to_vec() },
+        Kind::Special { format: u32::MAX, rdev: u64::MAX },
+    ];
+    let entries: Vec<Entry> = kinds
+        .into_iter()
+        .enumerate()
+        .map(|(i, kind)| Entry { path: rel(format!("e{i}")), kind, meta: odd, ..base.clone() })
+        .collect();
+    let target = site.target();
+    let batch = Manifest { dirs: vec![DirRef { path: RelPath::root(), meta: base.meta }], entries };
+    let verdicts = target.reconcile(&batch);
+    for (i, verdict) in verdicts.iter().enumerate() {
+        let fine = if i == 1 {
+            *verdict == Verdict::Needed
+        } else {
+            matches!(verdict, Verdict::Failed(_))
+        };
+        assert!(fine, "{i}: {verdict:?}");
+    }
+    assert!(target.part(&batch.entries[1]).is_err());
+    assert!(
+        target.create(&batch.entries[1], u32::MAX).unwrap().publish(&batch.entries[1]).is_err()
+    );
+    assert!(names_in(&site.at("dst")).iter().all(|n| !n.ends_with(b".tmp.part")));
+}
+
+#[test]
+fn free_space_and_a_replaced_root_are_told() {
+    let site = Site::new();
+    assert!(site.root.free_bytes().unwrap() > 0);
+    assert!(site.root.is_current());
+    let root = Root::open(&site.tree("src").path()).unwrap();
+    fs::rename(site.at("src"), site.at("moved")).unwrap();
+    fs::create_dir(site.at("src")).unwrap();
+    assert!(!root.is_current());
+    let error = Root::open(&site.tree("absent").path()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot open storage root `/"), "{error}");
+    assert!(error.to_string().ends_with("(ENOENT)"), "{error}");
+}
+
+#[test]
+fn escapes_in_the_list_of_mounts_are_undone() {
+    assert_eq!(unescape(b"/a\\040b\\134c\\0"), b"/a b\\c\\0");
+}

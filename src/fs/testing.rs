@@ -1,0 +1,210 @@
+//! What the tests of this module share: trees in temporary directories, a copy made of the module's
+//! own parts, and a look at the result by other means.
+
+use super::{Root, SourceFile, Target, TargetOptions, Tree, Verdict};
+use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::{AbsPath, RelPath, SyncNo};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A storage root with `src`, `dst` and `canary` (which nothing may touch).
+pub(super) struct Site {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) root: Arc<Root>,
+}
+
+impl Site {
+    pub(super) fn new() -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["src", "canary"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("canary/file"), "alive").unwrap();
+        let root = Root::open(&AbsPath::new(dir.path().as_os_str().as_bytes()).unwrap()).unwrap();
+        Site { dir, root }
+    }
+
+    pub(super) fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    pub(super) fn tree(&self, base: &str) -> Tree {
+        Tree::new(self.root.clone(), rel(base))
+    }
+
+    pub(super) fn source(&self) -> Tree {
+        self.tree("src")
+    }
+
+    pub(super) fn target(&self) -> Target {
+        Target::new(self.tree("dst"), SyncNo(7), TargetOptions::of_this_process())
+    }
+
+    pub(super) fn write(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    pub(super) fn assert_canary(&self) {
+        let canary = self.at("canary");
+        let names: Vec<_> =
+            fs::read_dir(&canary).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["file"]);
+        assert_eq!(fs::read(canary.join("file")).unwrap(), b"alive");
+    }
+
+    /// Runs `test` as a user who is not root, owning everything here.
+    pub(super) fn as_nobody(&self, test: impl FnOnce() + Send) {
+        if !rustix::process::geteuid().is_root() {
+            return test();
+        }
+        for entry in walkdir::WalkDir::new(self.dir.path()) {
+            std::os::unix::fs::lchown(entry.unwrap().path(), Some(65534), Some(65534)).unwrap();
+        }
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let (user, group) =
+                    (rustix::fs::Uid::from_raw(65534), rustix::fs::Gid::from_raw(65534));
+                // Of this thread only.
+                rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+                test();
+            });
+            thread.join().unwrap();
+        });
+    }
+}
+
+pub(super) fn rel(path: impl AsRef<[u8]>) -> RelPath {
+    RelPath::new(path).unwrap()
+}
+
+pub(super) fn os(bytes: &[u8]) -> &OsStr {
+    OsStr::from_bytes(bytes)
+}
+
+/// Everything below a tree as one batch.
+pub(super) fn manifest(tree: &Tree) -> Manifest {
+    let mut dirs: BTreeMap<RelPath, DirRef> = BTreeMap::new();
+    let mut entries = Vec::new();
+    let mut walk = tree.walk(&RelPath::root(), None).unwrap();
+    while let Some(entry) = walk.next() {
+        entries.push(entry.unwrap());
+        for dir in walk.dirs().iter().rev() {
+            if dirs.insert(dir.path.clone(), dir.clone()).is_some() {
+                break;
+            }
+        }
+    }
+    Manifest { dirs: dirs.into_values().collect(), entries }
+}
+
+/// One entry with the directories above it.
+pub(super) fn batch_of(tree: &Tree, path: &str) -> Manifest {
+    let path = rel(path);
+    Manifest { dirs: tree.chain(&path).unwrap(), entries: vec![tree.entry(&path).unwrap()] }
+}
+
+pub(super) fn content_of(file: &SourceFile) -> Vec<u8> {
+    let mut content = vec![0; usize::try_from(file.entry().size()).unwrap() + 1];
+    let n = file.read_at(&mut content, 0).unwrap();
+    content.truncate(n);
+    file.unchanged_since_open().unwrap();
+    content
+}
+
+pub(super) fn send(source: &Tree, target: &Target, entry: &Entry) -> super::Result<()> {
+    let file = source.open_source(entry)?;
+    let mut new = target.create(entry, 1)?;
+    new.write(&content_of(&file))?;
+    new.publish(file.entry())
+}
+
+/// Copies a batch as the data plane does; gives the verdicts of the comparison.
+pub(super) fn copy(source: &Tree, target: &Target, manifest: &Manifest) -> Vec<Verdict> {
+    let verdicts = target.reconcile(manifest);
+    for (entry, verdict) in manifest.entries.iter().zip(&verdicts) {
+        match verdict {
+            Verdict::Needed => send(source, target, entry).unwrap(),
+            Verdict::Failed(error) => panic!("{error:?}"),
+            Verdict::Made | Verdict::Unchanged => {}
+        }
+    }
+    assert_eq!(target.stamp(&manifest.dirs), []);
+    verdicts
+}
+
+/// Kind and permissions, size, owner, mtime, rdev; then content or link text.
+type Seen = ((u32, u64, u32, u32, i64, i64, u64), Vec<u8>);
+
+/// What is below a directory, and the directory itself, as another program sees it.
+pub(super) fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Seen> {
+    walkdir::WalkDir::new(dir)
+        .into_iter()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let meta = entry.path().symlink_metadata().unwrap();
+            let size = if meta.is_dir() { 0 } else { meta.size() };
+            let facts = (
+                meta.mode(),
+                size,
+                meta.uid(),
+                meta.gid(),
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.rdev(),
+            );
+            let content = if meta.is_symlink() {
+                fs::read_link(entry.path()).unwrap().as_os_str().as_bytes().to_vec()
+            } else if meta.is_file() {
+                fs::read(entry.path()).unwrap()
+            } else {
+                Vec::new()
+            };
+            (entry.path().strip_prefix(dir).unwrap().to_owned(), (facts, content))
+        })
+        .collect()
+}
+
+/// Sets a modification time, also of a directory.
+pub(super) fn touch(path: &Path, sec: i64, nsec: i64) {
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: rustix::fs::Timespec { tv_sec: sec, tv_nsec: nsec },
+    };
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).unwrap();
+}
+
+/// The names in a directory, sorted.
+pub(super) fn names_in(dir: &Path) -> Vec<Vec<u8>> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().as_bytes().to_vec()).collect();
+    names.sort();
+    names
+}
+
+/// Makes a chain of directories that is longer than `PATH_MAX`, with a file at its end; gives the
+/// path of the file below `base`.
+pub(super) fn dig(base: &Path, levels: usize) -> RelPath {
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let mut at = rustix::fs::open(base, flags, Mode::empty()).unwrap();
+    let mut path = RelPath::root();
+    for i in 0..levels {
+        let name = format!("{i:04}{}", "d".repeat(37));
+        mkdirat(&at, &name, Mode::RWXU).unwrap();
+        at = openat(&at, &name, flags, Mode::empty()).unwrap();
+        path = path.child(name.as_bytes()).unwrap();
+    }
+    let file = openat(&at, "end", OFlags::WRONLY | OFlags::CREATE, Mode::RUSR).unwrap();
+    rustix::io::write(&file, b"deep").unwrap();
+    path.child(b"end").unwrap()
+}
