@@ -1,1 +1,158 @@
-//! agent
+//! The agent: says that it is alive, asks for work, does it, and receives what others send.
+//!
+//! ```text
+//! heart ──▶ master            every few seconds: what we have, what we work on; the ticket key back
+//! slot 1…n ──▶ master         poll ─▶ execute ─▶ result
+//!             └─▶ peers       offer, pack, range
+//! data server ◀── peers
+//! ```
+//!
+//! - [`hand`]: what is in hand, and until when; [`heartbeat`], [`slots`]: the loops
+//! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy`], [`range`], [`publish`]
+//!
+//! A stop is in this order: take no more work and say so, hand scans back, end what is in hand or hand
+//! it back when the time is up, then close the data server.
+
+pub mod batch;
+pub mod copy;
+pub mod execute;
+pub mod hand;
+pub mod heartbeat;
+pub mod publish;
+pub mod range;
+pub mod scan;
+pub mod slots;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use crate::client::MasterClient;
+use crate::config::AgentConfig;
+use crate::data::{DataServer, Peers, Roots, Served, TicketGate};
+use crate::util::shutdown::Shutdown;
+use crate::wire::worker::Endpoint;
+use anyhow::Context as _;
+use execute::Context;
+use hand::Hand;
+use heartbeat::Heart;
+use slots::Slots;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+/// After the drain, results that the master does not take are given up after this.
+const LAST_RESULTS: Duration = Duration::from_secs(5);
+/// … and requests of other agents are cut off after this.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
+
+/// An agent that has opened its storage and listens, and does nothing yet.
+pub struct Agent {
+    config: AgentConfig,
+    roots: Arc<Roots>,
+    server: DataServer,
+}
+
+impl Agent {
+    /// Opens the storage paths and listens on the data-plane endpoints.
+    ///
+    /// # Errors
+    /// A storage path that can't be opened, an endpoint that can't be listened on.
+    pub async fn bind(config: AgentConfig) -> anyhow::Result<Self> {
+        let paths = config.storage_paths.clone();
+        let roots = tokio::task::spawn_blocking(move || Roots::open(&paths)).await?;
+        let roots = roots.context("cannot serve the storage paths")?;
+        let server = DataServer::bind(&config.data_plane_endpoints).await?;
+        Ok(Agent { config, roots: Arc::new(roots), server })
+    }
+
+    /// Where it listens, with the ports that the kernel chose.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        self.server.endpoints()
+    }
+
+    /// Works until `shutdown`, then ends what is in hand (at most for the configured drain time).
+    pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
+        let endpoints = self.server.endpoints().to_vec();
+        let gate = Arc::new(TicketGate::new());
+        let served = Served { gate: gate.clone(), roots: self.roots.clone() };
+        let closed = Shutdown::new();
+        let mut serving = tokio::spawn(self.server.serve(Arc::new(served), closed.clone()));
+
+        let hand = Arc::new(Hand::default());
+        let client = Arc::new(client);
+        let (slots, drain) = (self.config.slots.max(1), self.config.drain_timeout);
+        let worker = self.config.worker_id.clone();
+        tracing::info!(%worker, slots, endpoints = ?authorities(&endpoints), "agent started");
+        let cx = Context {
+            worker,
+            roots: self.roots.clone(),
+            gate: gate.clone(),
+            peers: Peers::new(&endpoints),
+        };
+        let heart = Heart::new(self.config, endpoints, self.roots, gate, hand.clone());
+        let heart = Arc::new(heart);
+        let shared = Slots {
+            cx,
+            client: client.clone(),
+            heart: heart.clone(),
+            hand: hand.clone(),
+            stop: shutdown.clone(),
+            polls: AtomicU64::new(0),
+        };
+        let work = futures_util::future::join_all((0..slots).map(|_| shared.work()));
+        let beside = async { tokio::join!(heart.run(&client), hand.watch()) };
+        tokio::select! {
+            () = all_the_work(work, &heart, &hand, &shutdown, drain) => {}
+            _ = beside => {}
+        }
+        // The last word: nothing in hand, gone. If it is lost the heartbeat time-out says the same.
+        let _ = tokio::time::timeout(Duration::from_secs(2), heart.beat(&client)).await;
+        closed.cancel();
+        if tokio::time::timeout(LAST_REQUESTS, &mut serving).await.is_err() {
+            serving.abort();
+        }
+        tracing::info!("agent stopped");
+    }
+
+    /// [`Agent::bind`] and [`Agent::serve`].
+    ///
+    /// # Errors
+    /// See [`Agent::bind`].
+    pub async fn run(
+        config: AgentConfig,
+        client: MasterClient,
+        shutdown: Shutdown,
+    ) -> anyhow::Result<()> {
+        Agent::bind(config).await?.serve(client, shutdown).await;
+        Ok(())
+    }
+}
+
+fn authorities(endpoints: &[Endpoint]) -> Vec<String> {
+    endpoints.iter().map(Endpoint::authority).collect()
+}
+
+/// Runs the slots until `shutdown`, and then until they have ended or handed back what they have.
+async fn all_the_work(
+    work: impl Future,
+    heart: &Heart,
+    hand: &Hand,
+    shutdown: &Shutdown,
+    drain: Duration,
+) {
+    tokio::pin!(work);
+    tokio::select! {
+        _ = work.as_mut() => return,
+        () = shutdown.cancelled() => {}
+    }
+    tracing::info!("draining: {} tasks in hand", hand.list().len());
+    heart.drain();
+    hand.hand_back(true);
+    if tokio::time::timeout(drain, work.as_mut()).await.is_ok() {
+        return;
+    }
+    tracing::warn!("{} tasks are handed back unfinished", hand.list().len());
+    hand.hand_back(false);
+    let _ = tokio::time::timeout(LAST_RESULTS, work).await;
+}

@@ -1,0 +1,194 @@
+//! What all executors share: what they act with, whom they send to, what they report.
+
+use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate};
+use crate::fs::{Target, Tree};
+use crate::wire::sync::FileError;
+use crate::wire::task::{Assignment, TaskReport};
+use crate::wire::{BytePath, WorkerId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A peer whose connection breaks under a request is tried once more in the same assignment: the
+/// other side may just have restarted. One that can't be reached is not.
+const TRIES: u32 = 2;
+
+/// What executors act with.
+pub struct Context {
+    /// Our own name.
+    pub worker: WorkerId,
+    /// Our storage.
+    pub roots: Arc<Roots>,
+    /// What tickets are checked by.
+    pub gate: Arc<TicketGate>,
+    /// The other agents.
+    pub peers: Arc<Peers>,
+}
+
+/// What became of an assignment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Done {
+    /// Whether the task is done, failed entries or not.
+    pub success: bool,
+    /// A sentence.
+    pub message: Option<String>,
+    /// The counts; `wrote` is added later.
+    pub report: TaskReport,
+}
+
+impl Done {
+    /// A task that is done.
+    pub fn well(report: TaskReport) -> Self {
+        Done { success: true, message: None, report }
+    }
+
+    /// A task of which nothing counts.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Done { message: Some(message.into()), ..Done::default() }
+    }
+
+    /// A task of one entry, which failed.
+    pub fn entry_failed(error: FileError) -> Self {
+        Done::well(TaskReport { failures: vec![error], ..TaskReport::default() })
+    }
+}
+
+/// The workers that were asked to write for an assignment. It outlives an executor that is stopped:
+/// what they wrote wants a flush all the same.
+#[derive(Default)]
+pub struct Writers(Mutex<BTreeSet<WorkerId>>);
+
+impl Writers {
+    /// Notes `worker`.
+    pub fn add(&self, worker: &WorkerId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(worker.clone());
+    }
+
+    /// All of them.
+    pub fn list(&self) -> Vec<WorkerId> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// One assignment being executed.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// What to act with.
+    pub cx: &'a Context,
+    /// What was assigned.
+    pub assignment: &'a Assignment,
+    /// Who wrote.
+    pub writers: &'a Writers,
+}
+
+impl Job<'_> {
+    /// At most this much goes into a batch, in bytes.
+    pub fn chunk(&self) -> u64 {
+        u64::from(self.assignment.chunk_size_mb.max(1)) << 20
+    }
+
+    /// The source, provided that we hold it.
+    ///
+    /// # Errors
+    /// A failed task.
+    pub fn source(&self) -> Result<Tree, Box<Done>> {
+        let path = &self.assignment.source_path;
+        self.cx.roots.tree(path).ok_or_else(|| {
+            let worker = &self.cx.worker;
+            Box::new(Done::failed(format!("worker {worker} has no storage path that holds {path}")))
+        })
+    }
+
+    /// The destination, provided that we hold it and the ticket lets us.
+    ///
+    /// # Errors
+    /// A failed task.
+    pub fn target(&self) -> Result<Target, Box<Done>> {
+        let admitted = self.cx.roots.admit(&self.cx.gate, &self.assignment.ticket);
+        admitted.map(|(_, target)| target).map_err(|e| Box::new(Done::failed(e.to_string())))
+    }
+
+    /// `error` with who saw it and when.
+    pub fn seen(&self, error: FileError, by: &WorkerId) -> FileError {
+        // Whoever writes, it is we who read.
+        let ours = error.operation.ends_with("source");
+        let worker = if ours { &self.cx.worker } else { by };
+        FileError { worker_id: Some(worker.clone()), attempt: self.assignment.attempt, ..error }
+    }
+
+    /// Whom to send to, the best first; see [`Choice::next`].
+    pub fn destinations(&self) -> Choice<'_> {
+        Choice { job: *self, tried: BTreeMap::new(), last: None }
+    }
+}
+
+/// Goes through the destinations of an assignment.
+pub struct Choice<'a> {
+    job: Job<'a>,
+    tried: BTreeMap<WorkerId, u32>,
+    last: Option<String>,
+}
+
+impl Choice<'_> {
+    /// The next to try: this host itself where it holds the destination, else the least busy of the
+    /// pool. `None` when all failed.
+    pub fn next(&mut self) -> Option<Destination> {
+        let Job { cx, assignment, .. } = self.job;
+        if cx.roots.tree(&assignment.destination_path).is_some()
+            && !self.tried.contains_key(&cx.worker)
+        {
+            match cx.roots.admit(&cx.gate, &assignment.ticket) {
+                Ok((claims, target)) => {
+                    let local = Local::new(target, claims.attempt, cx.peers.pool().clone());
+                    return Some(Destination::Local { worker: cx.worker.clone(), local });
+                }
+                Err(refused) => {
+                    self.tried.insert(cx.worker.clone(), TRIES);
+                    self.last = Some(refused.to_string());
+                }
+            }
+        }
+        let mut out: BTreeSet<WorkerId> =
+            self.tried.iter().filter(|(_, n)| **n >= TRIES).map(|(w, _)| w.clone()).collect();
+        out.insert(cx.worker.clone());
+        let member = cx.peers.choose(&assignment.destination_workers, &out)?;
+        Some(Destination::Remote(cx.peers.peer(member, &assignment.ticket)))
+    }
+
+    /// Says that `worker` failed with `error`.
+    pub fn failed(&mut self, worker: &WorkerId, error: &SendError) {
+        tracing::warn!(
+            sync = %self.job.assignment.request_id,
+            task = %self.job.assignment.task_id,
+            "{error}"
+        );
+        let tries = self.tried.entry(worker.clone()).or_default();
+        *tries += match error {
+            SendError::Broken { .. } => 1,
+            _ => TRIES,
+        };
+        self.last = Some(error.to_string());
+    }
+
+    /// The task when there is nobody left to try.
+    pub fn exhausted(self) -> Done {
+        let path = &self.job.assignment.destination_path;
+        Done::failed(
+            self.last.unwrap_or_else(|| {
+                format!("no worker that holds the destination {path} is active")
+            }),
+        )
+    }
+}
+
+/// An error of an entry that no system call reported.
+pub fn entry_error(path: &[u8], operation: &str, message: impl Into<String>) -> FileError {
+    FileError {
+        path: BytePath(path.to_vec()),
+        operation: operation.to_owned(),
+        errno: None,
+        message: message.into(),
+        worker_id: None,
+        attempt: 0,
+        class: crate::wire::sync::ErrorClass::Transient,
+    }
+}

@@ -1,0 +1,201 @@
+//! Telling the master that we are alive, what we have and what we work on; learning the ticket key and
+//! what is not ours any more.
+
+use super::hand::Hand;
+use crate::client::MasterClient;
+use crate::config::AgentConfig;
+use crate::data::gate::boottime;
+use crate::data::{Roots, TicketGate};
+use crate::util::backoff::Backoff;
+use crate::wire::worker::{Endpoint, WorkerHeartbeat, WorkerStatus};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// How soon a heartbeat that failed is sent again; never later than the interval.
+const AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
+
+/// The agent's heart.
+pub struct Heart {
+    config: AgentConfig,
+    endpoints: Vec<Endpoint>,
+    /// Random per process start.
+    pub incarnation: String,
+    boot_id: Option<String>,
+    hand: Arc<Hand>,
+    gate: Arc<TicketGate>,
+    storage: Arc<Storage>,
+    draining: AtomicBool,
+    now: Notify,
+    /// Whether a heartbeat was ever answered.
+    known: watch::Sender<bool>,
+}
+
+/// What is measured of the storage paths, in a thread: a file system that hangs must not stop the
+/// heart.
+struct Storage {
+    roots: Arc<Roots>,
+    measuring: AtomicBool,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Clone, Default)]
+struct Seen {
+    free: BTreeMap<String, u64>,
+    /// Storage paths that lead elsewhere than to what we hold open.
+    astray: Vec<String>,
+}
+
+impl Heart {
+    /// A heart for an agent that serves `endpoints`.
+    pub fn new(
+        config: AgentConfig,
+        endpoints: Vec<Endpoint>,
+        roots: Arc<Roots>,
+        gate: Arc<TicketGate>,
+        hand: Arc<Hand>,
+    ) -> Self {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let storage = Storage { roots, measuring: AtomicBool::new(false), seen: Mutex::default() };
+        Heart {
+            config,
+            endpoints,
+            incarnation: uuid::Uuid::new_v4().simple().to_string(),
+            boot_id: boot.ok().map(|id| id.trim().to_owned()),
+            hand,
+            gate,
+            storage: Arc::new(storage),
+            draining: AtomicBool::new(false),
+            now: Notify::new(),
+            known: watch::Sender::new(false),
+        }
+    }
+
+    /// Says from now on that the agent takes no more work, and says so at once.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.beat_now();
+    }
+
+    /// Beats without waiting for the interval.
+    pub fn beat_now(&self) {
+        self.now.notify_one();
+    }
+
+    /// Resolves when a heartbeat was answered.
+    pub async fn is_known(&self) {
+        let mut known = self.known.subscribe();
+        // The sender lives as long as `self`.
+        let _ = known.wait_for(|known| *known).await;
+    }
+
+    /// Beats for as long as it is polled.
+    pub async fn run(&self, client: &MasterClient) {
+        let mut failures = 0u32;
+        loop {
+            self.storage.measure();
+            match self.beat(client).await {
+                Ok(()) => {
+                    if failures > 0 {
+                        tracing::info!("the master answers again");
+                    }
+                    failures = 0;
+                }
+                Err(why) => {
+                    if failures == 0 {
+                        tracing::warn!("heartbeat failed: {why}");
+                    }
+                    failures = failures.saturating_add(1);
+                }
+            }
+            let wait = match failures {
+                0 => self.config.heartbeat_interval,
+                n => AGAIN.delay(n).min(self.config.heartbeat_interval),
+            };
+            let _ = tokio::time::timeout(wait, self.now.notified()).await;
+        }
+    }
+
+    /// One heartbeat.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn beat(&self, client: &MasterClient) -> Result<(), String> {
+        let document = self.document();
+        let listed = document.in_hand.clone();
+        let sent = boottime();
+        let reply = client.heartbeat(&document).await.map_err(|e| e.to_string())?;
+        self.hand.renewed(&listed, sent, &reply.drop);
+        if let (Some(key), Some(time)) = (&reply.ticket_key, reply.time) {
+            self.gate.update(key, time).map_err(|e| format!("the master's ticket key: {e}"))?;
+        }
+        self.known.send_replace(true);
+        Ok(())
+    }
+
+    fn document(&self) -> WorkerHeartbeat {
+        let in_hand = self.hand.list();
+        let seen = self.storage.seen();
+        let status = if !seen.astray.is_empty() {
+            WorkerStatus::Error
+        } else if self.draining.load(Ordering::Relaxed) {
+            WorkerStatus::Draining
+        } else if in_hand.is_empty() {
+            WorkerStatus::Idle
+        } else {
+            WorkerStatus::Transferring
+        };
+        WorkerHeartbeat {
+            worker_id: self.config.worker_id.clone(),
+            status,
+            storage_paths: self.config.storage_paths.clone(),
+            data_plane_endpoints: self.endpoints.clone(),
+            timestamp: None,
+            control_plane_address: self.config.control_plane_address.clone(),
+            incarnation: Some(self.incarnation.clone()),
+            boot_id: self.boot_id.clone(),
+            free_bytes: seen.free,
+            in_hand,
+            slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
+            agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        }
+    }
+}
+
+impl Storage {
+    fn seen(&self) -> Seen {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Begins a measurement, unless the last one still hangs.
+    fn measure(self: &Arc<Self>) {
+        if self.measuring.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let storage = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut seen = Seen::default();
+            for root in storage.roots.iter() {
+                let path = root.path().to_string();
+                match root.free_bytes() {
+                    Ok(free) => drop(seen.free.insert(path.clone(), free)),
+                    Err(error) => tracing::debug!("{error}"),
+                }
+                if !root.is_current() {
+                    seen.astray.push(path);
+                }
+            }
+            let mut last = storage.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            for path in seen.astray.iter().filter(|path| !last.astray.contains(path)) {
+                tracing::error!(
+                    "storage path {path} was replaced, removed or mounted over since this agent \
+                     started; it takes no work until that is undone or it is restarted"
+                );
+            }
+            *last = seen;
+            storage.measuring.store(false, Ordering::Relaxed);
+        });
+    }
+}

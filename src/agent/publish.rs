@@ -1,0 +1,118 @@
+//! The last steps of a large file (`commit`, `discard`) and of a sync (`flush`), at the destination.
+
+use super::execute::{Done, Job};
+use crate::fs::Target;
+use crate::wire::Digest;
+use crate::wire::manifest::{Entry, Manifest, merge_ranges};
+use crate::wire::sync::FileError;
+use crate::wire::task::TaskReport;
+
+/// Publishes the part file of the only file of `manifest`, whose ranges have the values in `chain`.
+pub async fn commit(job: Job<'_>, manifest: Manifest, range_length: u64, chain: &[u8]) -> Done {
+    let digest = match only(&manifest).and_then(|entry| whole(entry, range_length, chain)) {
+        Ok(digest) => digest,
+        Err(why) => return Done::failed(why),
+    };
+    let report = TaskReport { files_done: 1, digest, ..TaskReport::default() };
+    at_destination(job, manifest, report, |target, entry| target.publish_part(entry)).await
+}
+
+/// Removes the part file of the only file of `manifest`.
+pub async fn discard(job: Job<'_>, manifest: Manifest) -> Done {
+    if let Err(why) = only(&manifest) {
+        return Done::failed(why);
+    }
+    let report = TaskReport::default();
+    at_destination(job, manifest, report, |target, entry| target.discard_part(entry)).await
+}
+
+/// Puts everything below the destination root on stable storage.
+pub async fn flush(job: Job<'_>) -> Done {
+    let target = match job.target() {
+        Ok(target) => target,
+        Err(done) => return *done,
+    };
+    match tokio::task::spawn_blocking(move || target.flush()).await {
+        Ok(Ok(())) => Done::well(TaskReport::default()),
+        Ok(Err(error)) => {
+            let error = job.seen(error.to_file_error(), &job.cx.worker);
+            Done { report: failures(error.clone()), ..Done::failed(error.message) }
+        }
+        Err(e) => Done::failed(format!("flushing failed inside: {e}")),
+    }
+}
+
+fn failures(error: FileError) -> TaskReport {
+    TaskReport { failures: vec![error], ..TaskReport::default() }
+}
+
+fn only(manifest: &Manifest) -> Result<&Entry, String> {
+    match manifest.entries.as_slice() {
+        [entry] => Ok(entry),
+        all => Err(format!("a part file of {} files cannot be", all.len())),
+    }
+}
+
+/// The digest of the whole file; `None` where its ranges were not hashed.
+fn whole(entry: &Entry, range_length: u64, chain: &[u8]) -> Result<Option<Digest>, String> {
+    if chain.is_empty() {
+        return Ok(None);
+    }
+    let (values, rest) = chain.as_chunks::<32>();
+    let ranges = entry.size().div_ceil(range_length.max(1));
+    if !rest.is_empty() || values.len() as u64 != ranges {
+        return Err(format!("{} bytes are no values of {ranges} ranges", chain.len()));
+    }
+    let values: Vec<Digest> = values.iter().map(|value| Digest(*value)).collect();
+    Ok(merge_ranges(&values))
+}
+
+/// Does `act` on the file at our own destination, and stamps the directories above it.
+async fn at_destination(
+    job: Job<'_>,
+    manifest: Manifest,
+    report: TaskReport,
+    act: impl FnOnce(&Target, &Entry) -> crate::fs::Result<()> + Send + 'static,
+) -> Done {
+    let target = match job.target() {
+        Ok(target) => target,
+        Err(done) => return *done,
+    };
+    job.writers.add(&job.cx.worker);
+    let work = tokio::task::spawn_blocking(move || {
+        let done = manifest.entries.first().map_or(Ok(()), |entry| act(&target, entry));
+        for error in target.stamp(&manifest.dirs) {
+            // Its own entry says so where it lasts; publishing is not undone for it.
+            tracing::warn!("{}", error.message);
+        }
+        done
+    });
+    match work.await {
+        Ok(Ok(())) => Done::well(report),
+        Ok(Err(error)) => Done::entry_failed(job.seen(error.to_file_error(), &job.cx.worker)),
+        Err(e) => Done::failed(format!("writing to the destination failed inside: {e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::RelPath;
+    use crate::wire::manifest::{Ident, Kind, Meta};
+
+    #[test]
+    fn a_chain_must_have_one_value_for_each_range() {
+        let entry = Entry {
+            path: RelPath::new("f").unwrap(),
+            kind: Kind::File { size: 2049 },
+            meta: Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 },
+            ident: Ident::default(),
+        };
+        assert_eq!(whole(&entry, 1024, &[]), Ok(None));
+        assert!(matches!(whole(&entry, 1024, &[1; 96]), Ok(Some(_))));
+        for length in [1, 64, 95, 97, 128] {
+            assert!(whole(&entry, 1024, &vec![1; length]).is_err(), "{length}");
+        }
+        assert!(whole(&entry, 0, &[1; 96]).is_err());
+    }
+}

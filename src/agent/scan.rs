@@ -1,0 +1,421 @@
+//! Scans and lists: a thread walks (or looks up names) and cuts pages; each page is posted in order,
+//! with the place to go on from, while the next one is made.
+
+use super::batch::Cutter;
+use crate::fs::{FsError, Tree};
+use crate::wire::manifest::NameList;
+use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::task::{Cursor, PageAction, PageReply, ScanPage, TaskSpec};
+use crate::wire::{Digest, RelPath};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// A page is posted after this, full or not.
+const PAGE_TIME: Duration = Duration::from_secs(1);
+/// Only directories this close to where the scan began are given away: deeper ones are rarely worth
+/// a task of their own.
+const SPAWN_DEPTH: usize = 3;
+
+/// Where pages go to.
+pub trait Pages: Sync {
+    /// Posts a page; tries again until it is answered.
+    ///
+    /// # Errors
+    /// A sentence, when that is of no use.
+    fn post(&self, page: &ScanPage) -> impl Future<Output = Result<PageReply, String>> + Send;
+}
+
+/// How a scan ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ScanEnd {
+    /// The master knows all there is to know: no result is to be sent.
+    Told,
+    /// It could not begin, or not go on.
+    Failed {
+        /// A sentence.
+        message: String,
+        /// The entry at fault.
+        error: Option<FileError>,
+    },
+}
+
+/// What is walked.
+pub enum Listing {
+    /// A subtree.
+    Subtree {
+        /// Below the source root.
+        dir: RelPath,
+        /// Go on behind this.
+        cursor: Option<Cursor>,
+    },
+    /// Names, from the one at `start`.
+    Names {
+        /// The part of the list.
+        list: NameList,
+        /// An index into it.
+        start: u64,
+    },
+}
+
+/// A page without its number.
+struct Draft {
+    found: super::batch::Found,
+    next: Option<TaskSpec>,
+}
+
+/// The walking thread's side.
+struct Walker {
+    source: Tree,
+    cutter: Cutter,
+    since: Instant,
+    /// How many subtrees may be given away.
+    spawn: Arc<AtomicU32>,
+    to: mpsc::Sender<Draft>,
+}
+
+/// Why the walker stopped.
+enum Halt {
+    /// Nobody wants more.
+    Unwanted,
+    Failed(FsError),
+}
+
+/// Lists `listing` of `source` into pages with batches of at most `chunk` bytes.
+pub async fn scan(
+    source: Tree,
+    listing: Listing,
+    chunk: u64,
+    task_digest: Digest,
+    pages: &impl Pages,
+) -> ScanEnd {
+    let spawn = Arc::new(AtomicU32::new(0));
+    let (to, mut drafts) = mpsc::channel(1);
+    let walker = Walker {
+        source,
+        cutter: Cutter::new(chunk),
+        since: Instant::now(),
+        spawn: spawn.clone(),
+        to,
+    };
+    let walking = tokio::task::spawn_blocking(move || match listing {
+        Listing::Subtree { dir, cursor } => walker.subtree(&dir, cursor),
+        Listing::Names { list, start } => walker.names(&list, start),
+    });
+    let mut number = 0;
+    while let Some(Draft { found, next }) = drafts.recv().await {
+        let page = ScanPage {
+            task_digest,
+            page: number,
+            work: found.work,
+            spawn: found.spawn,
+            errors: found.errors,
+            next,
+        };
+        match pages.post(&page).await {
+            Ok(PageReply { action: PageAction::Continue, spawn: budget }) => {
+                spawn.store(budget, Ordering::Relaxed);
+                number += 1;
+            }
+            Ok(_) => return ScanEnd::Told,
+            Err(message) => return ScanEnd::Failed { message, error: None },
+        }
+    }
+    match walking.await {
+        Ok(Err(Halt::Failed(error))) => {
+            let error = error.to_file_error();
+            ScanEnd::Failed { message: error.message.clone(), error: Some(error) }
+        }
+        // The last page says that there is no more; whoever is asked to go on after it is confused.
+        Ok(_) => ScanEnd::Told,
+        Err(e) => {
+            let message = format!("listing the source failed inside: {e}");
+            ScanEnd::Failed { message, error: None }
+        }
+    }
+}
+
+impl Walker {
+    fn subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), Halt> {
+        let mut walk = match self.source.walk(dir, cursor.as_ref()) {
+            Ok(walk) => walk,
+            // A subtree that can't be entered is one failed entry; without its root a sync is nothing.
+            Err(error) if !dir.is_root() => {
+                self.cutter.fail(error.to_file_error());
+                return self.send(None);
+            }
+            Err(error) => return Err(Halt::Failed(error)),
+        };
+        while let Some(item) = walk.next() {
+            let cursor = match item {
+                Ok(entry) => {
+                    let given = entry.is_dir() && self.may_give_away(dir, &entry.path);
+                    if given {
+                        walk.skip_contents();
+                        self.cutter.give_away(entry.path.clone());
+                    }
+                    let cursor = Cursor { after: entry.path.clone(), skip_contents: given };
+                    self.cutter.add(entry, walk.dirs());
+                    cursor
+                }
+                Err(error) => {
+                    let error = error.to_file_error();
+                    // Not a second time: neither the entry nor what is below it.
+                    let after = RelPath::new(&error.path.0).unwrap_or_else(|_| dir.clone());
+                    self.cutter.fail(error);
+                    Cursor { after, skip_contents: true }
+                }
+            };
+            if self.is_due() {
+                let next = TaskSpec::Scan { dir: dir.clone(), cursor: Some(cursor) };
+                self.send(Some(next))?;
+            }
+        }
+        self.send(None)
+    }
+
+    fn may_give_away(&self, from: &RelPath, dir: &RelPath) -> bool {
+        let depth = dir.components().count().saturating_sub(from.components().count());
+        (1..=SPAWN_DEPTH).contains(&depth)
+            && self
+                .spawn
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                .is_ok()
+    }
+
+    fn names(mut self, list: &NameList, start: u64) -> Result<(), Halt> {
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
+        for (index, name) in list.names.iter().enumerate().skip(start) {
+            let looked =
+                self.source.entry(name).and_then(|entry| Ok((entry, self.source.chain(name)?)));
+            match looked {
+                Ok((entry, dirs)) => self.cutter.add(entry, &dirs),
+                Err(error) => {
+                    let mut error = error.to_file_error();
+                    // It was never seen, so it did not vanish: somebody named what is not there.
+                    if error.class == ErrorClass::Vanished {
+                        error.class = ErrorClass::Permanent;
+                    }
+                    self.cutter.fail(error);
+                }
+            }
+            if self.is_due() {
+                self.send(Some(TaskSpec::List { start: index as u64 + 1 }))?;
+            }
+        }
+        self.send(None)
+    }
+
+    fn is_due(&self) -> bool {
+        self.cutter.is_full() || (self.since.elapsed() >= PAGE_TIME && !self.cutter.is_empty())
+    }
+
+    fn send(&mut self, next: Option<TaskSpec>) -> Result<(), Halt> {
+        let draft = Draft { found: self.cutter.cut(), next };
+        self.to.blocking_send(draft).map_err(|_| Halt::Unwanted)?;
+        self.since = Instant::now();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::testing::tree;
+    use crate::wire::manifest::Manifest;
+    use crate::wire::task::WorkItem;
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::sync::Mutex;
+    use tempfile::TempDir;
+
+    /// Keeps the pages, and answers by a script (then: go on, done after the last page).
+    #[derive(Default)]
+    struct Kept {
+        pages: Mutex<Vec<ScanPage>>,
+        script: Mutex<Vec<PageReply>>,
+    }
+
+    impl Kept {
+        fn answering(script: Vec<PageReply>) -> Self {
+            Kept { pages: Mutex::default(), script: Mutex::new(script) }
+        }
+
+        fn entries(&self) -> Vec<String> {
+            let pages = self.pages.lock().unwrap();
+            let items = pages.iter().flat_map(|p| &p.work);
+            items
+                .flat_map(|item| match item {
+                    WorkItem::Copy { manifest, .. } | WorkItem::Large { manifest, .. } => {
+                        Manifest::decode(&manifest.0).unwrap().entries
+                    }
+                })
+                .map(|e| e.path.to_string())
+                .collect()
+        }
+
+        fn last(&self) -> ScanPage {
+            self.pages.lock().unwrap().last().unwrap().clone()
+        }
+    }
+
+    impl Pages for Kept {
+        async fn post(&self, page: &ScanPage) -> Result<PageReply, String> {
+            let mut pages = self.pages.lock().unwrap();
+            assert_eq!(page.page, pages.len() as u64);
+            pages.push(page.clone());
+            let mut script = self.script.lock().unwrap();
+            if !script.is_empty() {
+                return Ok(script.remove(0));
+            }
+            let end = page.next.is_none();
+            let action = if end { PageAction::Done } else { PageAction::Continue };
+            Ok(PageReply { action, spawn: 0 })
+        }
+    }
+
+    fn reply(action: PageAction, spawn: u32) -> PageReply {
+        PageReply { action, spawn }
+    }
+
+    fn all() -> Listing {
+        Listing::Subtree { dir: RelPath::root(), cursor: None }
+    }
+
+    fn go_on(next: TaskSpec) -> Listing {
+        match next {
+            TaskSpec::Scan { dir, cursor } => Listing::Subtree { dir, cursor },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// `d0` to `d4` with 1000 empty files each.
+    fn five_thousand() -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for d in 0..5 {
+            let sub = dir.path().join(format!("d{d}"));
+            fs::create_dir(&sub).unwrap();
+            for f in 0..1000 {
+                fs::write(sub.join(format!("f{f:04}")), b"").unwrap();
+            }
+        }
+        dir
+    }
+
+    async fn run(dir: &TempDir, listing: Listing, pages: &Kept) -> ScanEnd {
+        scan(tree(dir.path()), listing, 64 << 20, Digest([3; 32]), pages).await
+    }
+
+    #[tokio::test]
+    async fn a_tree_is_paged_with_every_entry_once() {
+        let dir = five_thousand();
+        let pages = Kept::default();
+        assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Told);
+        let entries = pages.entries();
+        assert_eq!(entries.len(), 1 + 5 + 5000);
+        assert_eq!(entries.iter().collect::<BTreeSet<_>>().len(), entries.len());
+        assert_eq!(entries[..3], ["", "d0", "d0/f0000"]);
+        let pages = pages.pages.lock().unwrap();
+        assert!(pages.len() >= 3 && pages.iter().all(|p| p.task_digest == Digest([3; 32])));
+        assert!(pages.iter().rev().skip(1).all(|p| p.next.is_some()));
+        assert_eq!(pages.last().unwrap().next, None);
+    }
+
+    #[tokio::test]
+    async fn a_scan_that_is_held_goes_on_where_its_last_page_ends() {
+        let dir = five_thousand();
+        let mut listing = all();
+        let mut entries = Vec::new();
+        let mut rounds = 0;
+        loop {
+            let pages = Kept::answering(vec![reply(PageAction::Hold, 0)]);
+            assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Told);
+            assert_eq!(pages.pages.lock().unwrap().len(), 1);
+            entries.extend(pages.entries());
+            rounds += 1;
+            match pages.last().next {
+                Some(next) => listing = go_on(next),
+                None => break,
+            }
+        }
+        assert!(rounds >= 3, "{rounds}");
+        assert_eq!(entries.len(), 5006);
+        assert_eq!(entries.iter().collect::<BTreeSet<_>>().len(), 5006);
+    }
+
+    #[tokio::test]
+    async fn directories_are_given_away_when_asked_and_walked_by_nobody_else() {
+        let dir = five_thousand();
+        let pages = Kept::answering(vec![reply(PageAction::Continue, 1)]);
+        run(&dir, all(), &pages).await;
+        let given: Vec<RelPath> =
+            pages.pages.lock().unwrap().iter().flat_map(|p| p.spawn.clone()).collect();
+        assert_eq!(given.len(), 1, "{given:?}");
+        let mut entries = pages.entries();
+        assert_eq!(entries.len(), 1 + 5 + 4000);
+        let rest = Kept::default();
+        let subtree = Listing::Subtree { dir: given[0].clone(), cursor: None };
+        run(&dir, subtree, &rest).await;
+        assert_eq!(rest.entries().len(), 1000);
+        entries.extend(rest.entries());
+        assert_eq!(entries.iter().collect::<BTreeSet<_>>().len(), 5006);
+    }
+
+    #[tokio::test]
+    async fn a_stopped_scan_posts_no_more() {
+        let dir = five_thousand();
+        let pages = Kept::answering(vec![reply(PageAction::Stop, 0)]);
+        assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Told);
+        assert_eq!(pages.pages.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_root_that_is_missing_fails_the_scan_and_a_subtree_that_is_fails_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let pages = Kept::default();
+        let gone = tree(dir.path());
+        fs::create_dir(dir.path().join("src")).unwrap();
+        let subtree = Listing::Subtree { dir: RelPath::new("nowhere").unwrap(), cursor: None };
+        assert_eq!(run(&dir, subtree, &pages).await, ScanEnd::Told);
+        let page = pages.last();
+        assert_eq!((page.errors.len(), page.next.clone()), (1, None));
+        assert_eq!(page.errors[0].path.0, b"nowhere");
+        drop(gone);
+        let below = crate::fs::Tree::new(
+            crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap(),
+            RelPath::new("missing").unwrap(),
+        );
+        let end = scan(below, all(), 1 << 20, Digest([0; 32]), &Kept::default()).await;
+        let ScanEnd::Failed { error: Some(error), .. } = end else { panic!("{end:?}") };
+        assert_eq!(error.errno.as_deref(), Some("ENOENT"));
+    }
+
+    #[tokio::test]
+    async fn a_list_gives_just_its_names_and_names_what_is_not_there() {
+        let dir = five_thousand();
+        let names = ["d1/f0007", "nope", "d2", "d0/f0000"].map(|n| RelPath::new(n).unwrap());
+        let list = NameList { names: names.to_vec() };
+        let pages = Kept::default();
+        let listing = Listing::Names { list: list.clone(), start: 0 };
+        assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Told);
+        assert_eq!(pages.entries(), ["d1/f0007", "d2", "d0/f0000"]);
+        let errors = pages.last().errors;
+        assert_eq!((errors.len(), errors[0].path.0.as_slice()), (1, &b"nope"[..]));
+        assert_eq!(errors[0].class, ErrorClass::Permanent);
+        let rest = Kept::default();
+        run(&dir, Listing::Names { list, start: 3 }, &rest).await;
+        assert_eq!(rest.entries(), ["d0/f0000"]);
+    }
+
+    #[tokio::test]
+    async fn a_source_that_is_a_file_is_one_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("f"), b"abc").unwrap();
+        let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
+        let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
+        let pages = Kept::default();
+        assert_eq!(scan(file, all(), 1 << 20, Digest([0; 32]), &pages).await, ScanEnd::Told);
+        assert_eq!(pages.entries(), [""]);
+    }
+}

@@ -1,0 +1,269 @@
+//! Slots: each polls for an assignment, executes it, and sends the result, one after the other.
+
+use super::execute::{Context, Done, Job, Writers};
+use super::hand::{Grip, Hand, Stopped};
+use super::heartbeat::Heart;
+use super::scan::{Listing, Pages, ScanEnd, scan};
+use super::{copy, publish, range};
+use crate::client::{ClientError, MasterClient};
+use crate::data::gate::boottime;
+use crate::util::backoff::Backoff;
+use crate::util::shutdown::Shutdown;
+use crate::wire::manifest::{Manifest, NameList};
+use crate::wire::task::{
+    Assignment, PageReply, ResultOutcome, ScanPage, SyncResult, TaskReport, TaskSpec,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long the master may let a poll wait for work.
+const POLL_WAIT: Duration = Duration::from_secs(20);
+/// A poll that took this share of its lease to arrive wants a heartbeat at once.
+const LATE_SHARE: u32 = 4;
+/// How soon a request that failed is sent again.
+const AGAIN: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+/// How long a poll that was given up on may take to say whether it had got something.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
+/// What all slots share.
+pub struct Slots {
+    /// What executors act with.
+    pub cx: Context,
+    /// The master.
+    pub client: Arc<MasterClient>,
+    /// The heart.
+    pub heart: Arc<Heart>,
+    /// What is in hand.
+    pub hand: Arc<Hand>,
+    /// No more work is taken after this.
+    pub stop: Shutdown,
+    /// Numbers polls.
+    pub polls: AtomicU64,
+}
+
+/// Posts the pages of one assignment.
+struct Post<'a> {
+    slots: &'a Slots,
+    assignment: &'a Assignment,
+}
+
+impl Pages for Post<'_> {
+    async fn post(&self, page: &ScanPage) -> Result<PageReply, String> {
+        let Post { slots, assignment } = self;
+        let (worker, id) = (&slots.cx.worker, assignment.assignment_id);
+        slots.insist(|| slots.client.page(worker, id, page)).await.map_err(|e| e.to_string())
+    }
+}
+
+impl Slots {
+    /// One slot: works until it is told to stop, and ends what it has in hand.
+    pub async fn work(&self) {
+        self.heart.is_known().await;
+        while !self.stop.is_cancelled() {
+            let number = self.polls.fetch_add(1, Ordering::Relaxed);
+            let poll_id = format!("{}-{number}", self.heart.incarnation);
+            if let Some((assignment, since)) = self.poll(&poll_id).await {
+                self.execute(assignment, since).await;
+            }
+        }
+    }
+
+    /// Asks for work until there is an answer, with the time at which it was asked.
+    async fn poll(&self, poll_id: &str) -> Option<(Assignment, Duration)> {
+        let mut failures = 0;
+        loop {
+            let since = boottime();
+            let answer = tokio::select! {
+                answer = self.ask(POLL_WAIT, poll_id) => answer,
+                () = self.stop.cancelled() => return self.last_word(poll_id).await,
+            };
+            let error = match answer {
+                Ok(answer) => return answer.map(|assignment| (assignment, since)),
+                Err(error) => error,
+            };
+            failures += 1;
+            if !error.is_temporary() {
+                // It may have forgotten us (a restart): the next heartbeat makes us known.
+                self.heart.beat_now();
+                if failures == 1 {
+                    tracing::warn!("asking for work failed: {error}");
+                }
+            }
+            let wait = error.retry_after().unwrap_or_else(|| AGAIN.delay(failures));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop.cancelled() => return self.last_word(poll_id).await,
+            }
+        }
+    }
+
+    async fn ask(&self, wait: Duration, id: &str) -> Result<Option<Assignment>, ClientError> {
+        let incarnation = Some(self.heart.incarnation.as_str());
+        self.client.poll(&self.cx.worker, wait, Some(id), incarnation).await
+    }
+
+    /// The agent stops while a poll is out. The master may have answered it already: the same poll
+    /// brings the same lease, to be handed back instead of left to run out.
+    async fn last_word(&self, poll_id: &str) -> Option<(Assignment, Duration)> {
+        let since = boottime();
+        let answer = tokio::time::timeout(LAST_WORD, self.ask(Duration::ZERO, poll_id)).await;
+        answer.ok()?.ok()?.map(|assignment| (assignment, since))
+    }
+
+    /// Executes an assignment whose poll was sent at `since`, and sends its result.
+    async fn execute(&self, assignment: Assignment, since: Duration) {
+        let Some(grip) = self.hand.take(&assignment, since) else { return };
+        let lease = Duration::from_secs(assignment.lease_seconds);
+        if boottime().saturating_sub(since) > lease / LATE_SHARE {
+            self.heart.beat_now();
+        }
+        if self.stop.is_cancelled() {
+            self.hand.hand_back(false);
+        }
+        let kind = assignment.task.kind();
+        let (sync, task) = (assignment.request_id.clone(), assignment.task_id);
+        tracing::debug!(%sync, %task, kind, attempt = assignment.attempt, "begun");
+        let writers = Writers::default();
+        let job = Job { cx: &self.cx, assignment: &assignment, writers: &writers };
+        let done = tokio::select! {
+            biased;
+            why = grip.stopped() => {
+                tracing::info!(%sync, %task, kind, ?why, "stopped");
+                match why {
+                    Stopped::HandedBack => Some(handed_back()),
+                    // The master has given it to somebody else, or to nobody.
+                    Stopped::Dropped | Stopped::Expired => None,
+                }
+            }
+            done = self.run(job) => done,
+        };
+        let Some(mut done) = done else { return };
+        if let Some(message) = done.message.as_ref().filter(|_| !done.report.handed_back) {
+            tracing::warn!(%sync, %task, kind, "failed: {message}");
+        }
+        done.report.wrote = writers.list();
+        self.send_result(&assignment, done, &grip).await;
+    }
+
+    /// Executes a task. `None`: the master knows already.
+    async fn run(&self, job: Job<'_>) -> Option<Done> {
+        let assignment = job.assignment;
+        let manifest = if assignment.task.has_manifest() {
+            let id = assignment.assignment_id;
+            match self.insist(|| self.client.manifest(&self.cx.worker, id)).await {
+                Ok(bytes) => bytes,
+                // Not ours any more.
+                Err(e) if e.is_not_found() => return None,
+                Err(e) => return Some(Done::failed(format!("the manifest cannot be had: {e}"))),
+            }
+        } else {
+            Vec::new()
+        };
+        match self.run_with(job, manifest).await {
+            Ok(done) => done,
+            Err(e) => Some(Done::failed(format!("the manifest makes no sense: {e}"))),
+        }
+    }
+
+    async fn run_with(
+        &self,
+        job: Job<'_>,
+        manifest: Vec<u8>,
+    ) -> Result<Option<Done>, crate::wire::manifest::ManifestError> {
+        let batch = || Manifest::decode(&manifest);
+        let done = match &job.assignment.task {
+            TaskSpec::Scan { dir, cursor } => {
+                let listing = Listing::Subtree { dir: dir.clone(), cursor: cursor.clone() };
+                return Ok(self.scan(job, listing).await);
+            }
+            TaskSpec::List { start } => {
+                let listing = Listing::Names { list: NameList::decode(&manifest)?, start: *start };
+                return Ok(self.scan(job, listing).await);
+            }
+            TaskSpec::Copy { .. } => copy::copy(job, batch()?).await,
+            TaskSpec::Range { offset, length } => {
+                range::range(job, batch()?, (*offset, *length)).await
+            }
+            TaskSpec::Commit { range_length, chain } => {
+                publish::commit(job, batch()?, *range_length, &chain.0).await
+            }
+            TaskSpec::Discard => publish::discard(job, batch()?).await,
+            TaskSpec::Flush => publish::flush(job).await,
+        };
+        Ok(Some(done))
+    }
+
+    async fn scan(&self, job: Job<'_>, listing: Listing) -> Option<Done> {
+        let source = match job.source() {
+            Ok(source) => source,
+            Err(done) => return Some(*done),
+        };
+        let post = Post { slots: self, assignment: job.assignment };
+        let digest = job.assignment.task_digest;
+        match scan(source, listing, job.chunk(), digest, &post).await {
+            ScanEnd::Told => None,
+            ScanEnd::Failed { message, error } => {
+                let failures = error.map(|e| job.seen(e, &self.cx.worker)).into_iter().collect();
+                let report = TaskReport { failures, ..TaskReport::default() };
+                Some(Done { report, ..Done::failed(message) })
+            }
+        }
+    }
+
+    /// Sends the same request until it is answered, or refused for good. It may be dropped.
+    async fn insist<T, F>(&self, request: impl Fn() -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let mut failures = 0;
+        loop {
+            match request().await {
+                Err(error) if error.is_temporary() => {
+                    failures += 1;
+                    tracing::debug!("the master cannot be asked: {error}");
+                    let wait = error.retry_after().unwrap_or_else(|| AGAIN.delay(failures));
+                    tokio::time::sleep(wait).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Sends a result until it is acknowledged. A late one does no harm: it counts, or matches
+    /// nothing. Only the master's word that the assignment is void ends it before.
+    async fn send_result(&self, assignment: &Assignment, done: Done, grip: &Grip) {
+        let result = SyncResult {
+            request_id: assignment.request_id.clone(),
+            worker_id: self.cx.worker.clone(),
+            success: done.success,
+            message: done.message,
+            assignment_id: Some(assignment.assignment_id),
+            attempt: Some(assignment.attempt),
+            task_digest: Some(assignment.task_digest),
+            report: Some(done.report),
+        };
+        let dropped = async {
+            // Whatever else stopped the work does not stop its result.
+            while grip.why() != Some(Stopped::Dropped) {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        };
+        let answer = tokio::select! {
+            answer = self.insist(|| self.client.result(&result)) => answer,
+            () = dropped => return,
+        };
+        match answer {
+            Ok(reply) if reply.outcome == Some(ResultOutcome::Stale) => {
+                tracing::info!(sync = %result.request_id, "a result came too late and was not counted");
+            }
+            Ok(_) => {}
+            Err(e) => tracing::error!(sync = %result.request_id, "a result was refused: {e}"),
+        }
+    }
+}
+
+fn handed_back() -> Done {
+    let report = TaskReport { handed_back: true, ..TaskReport::default() };
+    Done { report, ..Done::failed("the agent is stopping") }
+}
