@@ -152,7 +152,7 @@ pub(crate) struct Census {
 
 pub(crate) fn census(root: &Path) -> Census {
     let mut sum = Census::default();
-    for entry in WalkDir::new(root) {
+    for entry in WalkDir::new(root).follow_root_links(false) {
         let entry = entry.expect("a readable tree");
         let meta = entry.metadata().expect("its metadata");
         if meta.is_dir() {
@@ -227,7 +227,7 @@ fn join(root: &Path, below: &Path) -> PathBuf {
 
 fn listing(root: &Path, found: &mut Vec<String>) -> BTreeMap<PathBuf, Metadata> {
     let mut all = BTreeMap::new();
-    for entry in WalkDir::new(root) {
+    for entry in WalkDir::new(root).follow_root_links(false) {
         match entry.and_then(|e| e.metadata().map(|m| (e, m))) {
             Ok((entry, meta)) => {
                 let below = entry.path().strip_prefix(root).expect("below the root");
