@@ -27,7 +27,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use crate::client::MasterClient;
+use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
 use crate::data::{DataServer, Peers, Roots, Served, TicketGate};
 use crate::util::shutdown::Shutdown;
@@ -114,19 +114,16 @@ impl Agent {
         }
         tracing::info!("agent stopped");
     }
+}
 
-    /// [`Agent::bind`] and [`Agent::serve`].
-    ///
-    /// # Errors
-    /// See [`Agent::bind`].
-    pub async fn run(
-        config: AgentConfig,
-        client: MasterClient,
-        shutdown: Shutdown,
-    ) -> anyhow::Result<()> {
-        Agent::bind(config).await?.serve(client, shutdown).await;
-        Ok(())
-    }
+/// Binds and serves until `shutdown`.
+///
+/// # Errors
+/// A master URL that can't be used, or see [`Agent::bind`].
+pub async fn run(config: AgentConfig, shutdown: Shutdown) -> anyhow::Result<()> {
+    let client = MasterClient::new(config.master_urls.clone(), ClientOptions::default())?;
+    Agent::bind(config).await?.serve(client, shutdown).await;
+    Ok(())
 }
 
 fn authorities(endpoints: &[Endpoint]) -> Vec<String> {

@@ -148,28 +148,19 @@ impl Walker {
             Err(error) => return Err(Halt::Failed(error)),
         };
         while let Some(item) = walk.next() {
-            let cursor = match item {
+            match item {
                 Ok(entry) => {
-                    let given = entry.is_dir() && self.may_give_away(dir, &entry.path);
-                    if given {
+                    if entry.is_dir() && self.may_give_away(dir, &entry.path) {
                         walk.skip_contents();
                         self.cutter.give_away(entry.path.clone());
                     }
-                    let cursor = Cursor { after: entry.path.clone(), skip_contents: given };
                     self.cutter.add(entry, walk.dirs());
-                    cursor
                 }
-                Err(error) => {
-                    let error = error.to_file_error();
-                    // Not a second time: neither the entry nor what is below it.
-                    let after = RelPath::new(&error.path.0).unwrap_or_else(|_| dir.clone());
-                    self.cutter.fail(error);
-                    Cursor { after, skip_contents: true }
-                }
-            };
+                Err(error) => self.cutter.fail(error.to_file_error()),
+            }
             if self.is_due() {
-                let next = TaskSpec::Scan { dir: dir.clone(), cursor: Some(cursor) };
-                self.send(Some(next))?;
+                let cursor = walk.cursor().cloned();
+                self.send(Some(TaskSpec::Scan { dir: dir.clone(), cursor }))?;
             }
         }
         self.send(None)

@@ -5,7 +5,7 @@ use super::args::{LogArgs, LogLines};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::out;
-use crate::config::{AgentConfig, LogConfig, LogFormat, Problem};
+use crate::config::{LogConfig, LogFormat, Problem};
 use crate::store::StoreError;
 use crate::util::{shutdown, telemetry};
 use tokio_util::sync::CancellationToken;
@@ -36,18 +36,6 @@ pub(super) fn start_logging(
         tracing::warn!("{}", out::clean(&warning.to_string()));
     }
     Ok(())
-}
-
-/// The agent's way in.
-///
-/// # Errors
-/// Until the agent is joined: always.
-pub(super) async fn run_agent(
-    config: AgentConfig,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    drop((config, shutdown));
-    anyhow::bail!("the agent is not joined to the command line yet")
 }
 
 /// A token that the first SIGINT or SIGTERM cancels; the second ends the process.

@@ -104,7 +104,7 @@ impl Services {
         let client = MasterClient::new(vec![master.url()], ClientOptions::default())?;
         let stop_agent = CancellationToken::new();
         let agent =
-            tokio::spawn(service::run_agent(agent_config(&master, paths)?, stop_agent.clone()));
+            tokio::spawn(crate::agent::run(agent_config(&master, paths)?, stop_agent.clone()));
         Ok(Services { client, master: Some(master), agent, stop_master, stop_agent })
     }
 

@@ -1,0 +1,189 @@
+//! Random histories: agents die, masters restart, results come twice.
+
+use super::*;
+use proptest::prelude::*;
+
+/// What a random history is made of.
+#[derive(Debug, Clone)]
+enum Step {
+    Poll(usize),
+    Work(usize),
+    Fail(usize),
+    Replay(usize),
+    Crash(usize),
+    Pass(u64),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..4usize).prop_map(Step::Poll),
+        6 => (0..99usize).prop_map(Step::Work),
+        1 => (0..99usize).prop_map(Step::Fail),
+        2 => (0..99usize).prop_map(Step::Replay),
+        1 => (0..4usize).prop_map(Step::Crash),
+        1 => (1..40_000u64).prop_map(Step::Pass),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// Four agents, of which any may die at any time, before a source of `pages` pages.
+struct Play {
+    world: World,
+    pages: u64,
+    incarnations: [u32; 4],
+    held: Vec<(usize, Assignment, u64)>,
+    sent: Vec<SyncResult>,
+}
+
+const NAMES: [&str; 4] = ["s1", "s2", "d1", "d2"];
+
+impl Play {
+    fn beat_all(&mut self) {
+        for (index, name) in NAMES.iter().enumerate() {
+            let path = if index < 2 { "/src" } else { "/dst" };
+            let in_hand: Vec<AssignmentId> = self
+                .held
+                .iter()
+                .filter(|(i, _, _)| *i == index)
+                .map(|(_, a, _)| a.assignment_id)
+                .collect();
+            self.world.beat(name, &self.incarnations[index].to_string(), &[path], &in_hand);
+        }
+    }
+
+    fn poll(&mut self, index: usize) -> bool {
+        let incarnation = self.incarnations[index].to_string();
+        match self.world.poll(NAMES[index], &incarnation) {
+            Some(assignment) => {
+                self.held.push((index, assignment, 0));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// What page `n` of the source holds: the same at each look.
+    fn content(n: u64) -> Vec<WorkItem> {
+        match n % 3 {
+            0 => vec![batch(n + 1, n % 2), batch(1, 1)],
+            1 => vec![large(1 + n % 40), batch(2, 0)],
+            _ => vec![],
+        }
+    }
+
+    fn work(&mut self, at: usize) {
+        if self.held.is_empty() {
+            return;
+        }
+        let (index, assignment, number) = self.held.remove(at % self.held.len());
+        if let TaskSpec::Scan { cursor, .. } = &assignment.task {
+            let from = cursor.as_ref().map_or(0, |c| {
+                String::from_utf8(c.after.as_bytes().to_vec()).unwrap().parse::<u64>().unwrap()
+            });
+            let here = from + number;
+            let next = if here + 1 < self.pages { at_page(here + 1) } else { None };
+            let reply =
+                self.world.post(&assignment, page(&assignment, number, Self::content(here), next));
+            if reply == PageAction::Continue {
+                self.held.push((index, assignment, number + 1));
+            }
+            return;
+        }
+        let done = result(&assignment, true, all_done(&assignment, NAMES[2 + at % 2]));
+        self.sent.push(done.clone());
+        self.world.finish(done);
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Poll(index) => drop(self.poll(index)),
+            Step::Work(at) => self.work(at),
+            Step::Fail(at) if !self.held.is_empty() => {
+                let (_, assignment, _) = self.held.remove(at % self.held.len());
+                self.world.finish(result(&assignment, false, TaskReport::default()));
+            }
+            Step::Replay(at) if !self.sent.is_empty() => {
+                let before = self.world.records.clone();
+                let old = self.sent[at % self.sent.len()].clone();
+                assert_eq!(self.world.finish(old), Some(ResultOutcome::Stale));
+                assert_eq!(self.world.records, before, "an old result changed something");
+            }
+            Step::Crash(index) => {
+                self.held.retain(|(i, _, _)| *i != index);
+                self.incarnations[index] += 1;
+                self.beat_all();
+            }
+            Step::Pass(ms) => self.world.pass(ms),
+            Step::Restart => self.world.restart(),
+            _ => {}
+        }
+    }
+
+    /// Everybody behaves from now on: the sync must end.
+    fn play_on(&mut self) -> SyncProgress {
+        for _ in 0..20_000 {
+            let progress = self.world.progress("demo");
+            if progress.state.is_final() {
+                return progress;
+            }
+            self.beat_all();
+            let got = (0..4).filter(|i| self.poll(*i)).count();
+            if !self.held.is_empty() {
+                self.work(0);
+            } else if got == 0 {
+                self.world.pass(5_000);
+            }
+        }
+        panic!("no end: {:?}", self.world.progress("demo"));
+    }
+}
+
+fn at_page(n: u64) -> Option<TaskSpec> {
+    at(&n.to_string())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_dies_every_entry_is_counted_once(
+        pages in 1u64..12,
+        steps in prop::collection::vec(step(), 0..250),
+    ) {
+        let mut play = Play {
+            world: World::new(), pages, incarnations: [0; 4], held: vec![], sent: vec![],
+        };
+        play.world.submit("demo", "/src/a", "/dst/b");
+        play.beat_all();
+        for step in steps {
+            play.step(step);
+        }
+        let end = play.play_on();
+        let (mut files, mut dirs, mut bytes) = (0, 0, 0);
+        for item in (0..pages).flat_map(Play::content) {
+            match item {
+                WorkItem::Copy { files: f, dirs: d, bytes: b, .. } => {
+                    files += f;
+                    dirs += d;
+                    bytes += b;
+                }
+                WorkItem::Large { size, .. } => {
+                    files += 1;
+                    bytes += size;
+                }
+            }
+        }
+        prop_assert_eq!((end.files_total, end.dirs_total, end.total_bytes), (files, dirs, bytes));
+        prop_assert_eq!(end.files_done + end.files_skipped + end.files_failed, files);
+        prop_assert_eq!(end.dirs_done + end.dirs_failed, dirs);
+        if end.state == SyncState::Completed {
+            prop_assert_eq!(end.transferred_bytes, bytes);
+            prop_assert_eq!(end.files_done, files);
+        } else {
+            // Only a task that failed or lost its lease too often may end it otherwise.
+            prop_assert!(end.error_counts.values().sum::<u64>() > 0, "{:?}", end);
+        }
+        prop_assert!(play.world.state.tasks.is_empty());
+        prop_assert!(play.world.blobs.is_empty());
+    }
+}

@@ -1,0 +1,264 @@
+//! The scheduler played against a world of simulated agents, a store that is a map, and a clock that
+//! only moves when told.
+
+mod cases;
+mod histories;
+
+use super::*;
+use crate::wire::manifest::NameList;
+use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncRequest, SyncState};
+use crate::wire::task::{
+    Assignment, Blob, Cursor, PageAction, ResultOutcome, ScanPage, SyncResult, TaskReport, WorkItem,
+};
+use crate::wire::worker::{WorkerHeartbeat, WorkerStatus};
+use crate::wire::{AbsPath, BytePath, RelPath};
+
+struct World {
+    state: State,
+    records: BTreeMap<String, Vec<u8>>,
+    blobs: BTreeMap<String, Vec<u8>>,
+    answers: BTreeMap<Caller, Reply>,
+    now: Now,
+    callers: u64,
+    seeds: u8,
+}
+
+const START: Now = Now { mono_ms: 1_000, wall_ms: 1_800_000_000_000 };
+
+impl World {
+    fn new() -> Self {
+        let records = BTreeMap::new();
+        let state = State::load(Settings::default(), [0; 32], &records, START).unwrap();
+        World {
+            state,
+            records,
+            blobs: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            now: START,
+            callers: 0,
+            seeds: 0,
+        }
+    }
+
+    /// Plays an event; its reply, unless it waits.
+    fn play(&mut self, event: Event) -> Option<Reply> {
+        self.callers += 1;
+        let caller = Caller(self.callers);
+        let effects = self.state.apply(event, Some(caller), self.now);
+        for effect in effects {
+            match effect {
+                Effect::Put(key) | Effect::Delete(key) => match self.state.record(&key) {
+                    Some(value) => drop(self.records.insert(key, value)),
+                    None => drop(self.records.remove(&key)),
+                },
+                Effect::PutBlob(key, value) => drop(self.blobs.insert(key, value)),
+                Effect::DeleteBlob(key) => drop(self.blobs.remove(&key)),
+                Effect::Reply(to, reply) => {
+                    assert!(self.answers.insert(to, reply).is_none(), "answered twice");
+                }
+            }
+        }
+        self.audit();
+        self.answers.remove(&caller)
+    }
+
+    /// What must hold after every event.
+    fn audit(&self) {
+        let keys: BTreeSet<String> = self.state.record_keys().into_iter().collect();
+        let stored: BTreeSet<String> = self.records.keys().cloned().collect();
+        if !stored.is_empty() {
+            assert_eq!(keys, stored, "the store holds just the records that there are");
+        }
+        for (key, value) in &self.records {
+            assert_eq!(self.state.record(key).as_ref(), Some(value), "{key} is stored as it is");
+        }
+        for task in self.state.tasks.values() {
+            let sync = &self.state.syncs[&task.sync];
+            assert!(sync.tasks.contains(&task.id));
+            assert!(task.blob.iter().all(|b| self.blobs.contains_key(b)), "{task:?} has no blob");
+            if let Some(lease) = task.lease() {
+                assert_eq!(self.state.leases.get(&lease.assignment), Some(&task.id));
+            }
+        }
+        let leased = self.state.tasks.values().filter(|t| t.lease().is_some()).count();
+        assert_eq!(leased, self.state.leases.len());
+        for sync in self.state.syncs.values() {
+            let c = &sync.counters;
+            assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");
+            assert!(c.dirs_done + c.dirs_failed <= c.dirs_total, "{c:?}");
+            assert!(sync.larges.values().all(|l| self.blobs.contains_key(&l.blob)));
+        }
+    }
+
+    fn restart(&mut self) {
+        self.seeds += 1;
+        self.state =
+            State::load(Settings::default(), [self.seeds; 32], &self.records, self.now).unwrap();
+        self.answers.clear();
+        self.play(Event::Tick);
+    }
+
+    fn pass(&mut self, ms: u64) {
+        // In steps, as the owner does: one great leap would mean that the master slept.
+        for step in std::iter::repeat_n(5_000, (ms / 5_000) as usize).chain([ms % 5_000]) {
+            self.now.mono_ms += step;
+            self.now.wall_ms += step as i64;
+            self.play(Event::Tick);
+        }
+    }
+
+    fn submit(&mut self, id: &str, source: &str, destination: &str) {
+        let reply = self.play(Event::Submit {
+            request: request(Some(id), source, destination),
+            list: None,
+            idempotency: None,
+        });
+        assert!(matches!(reply, Some(Reply::Submitted(_))), "{reply:?}");
+    }
+
+    fn beat(&mut self, worker: &str, incarnation: &str, paths: &[&str], in_hand: &[AssignmentId]) {
+        let beat = heartbeat(worker, Some(incarnation), paths, in_hand);
+        assert!(matches!(self.play(Event::Heartbeat(beat)), Some(Reply::Heartbeat(_))));
+    }
+
+    fn poll(&mut self, worker: &str, incarnation: &str) -> Option<Assignment> {
+        let reply = self.play(Event::Poll {
+            worker: worker.parse().unwrap(),
+            incarnation: Some(incarnation.to_owned()),
+            poll_id: None,
+            wait_ms: 0,
+        });
+        match reply {
+            Some(Reply::Assignment(assignment)) => assignment.map(|a| *a),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn post(&mut self, a: &Assignment, page: ScanPage) -> PageAction {
+        let event = Event::Page { worker: a.worker_id.clone(), assignment: a.assignment_id, page };
+        match self.play(event) {
+            Some(Reply::Page(reply)) => reply.action,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn finish(&mut self, result: SyncResult) -> Option<ResultOutcome> {
+        match self.play(Event::Result(result)) {
+            Some(Reply::Result(reply)) => reply.outcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn progress(&mut self, id: &str) -> SyncProgress {
+        match self.play(Event::Progress(id.parse().unwrap())) {
+            Some(Reply::Progress(progress)) => *progress,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn request(id: Option<&str>, source: &str, destination: &str) -> SyncRequest {
+    SyncRequest {
+        request_id: id.map(|id| id.parse().unwrap()),
+        source_path: AbsPath::new(source).unwrap(),
+        destination_path: AbsPath::new(destination).unwrap(),
+        chunk_size_mb: 1,
+        file_list: None,
+    }
+}
+
+fn heartbeat(
+    worker: &str,
+    incarnation: Option<&str>,
+    paths: &[&str],
+    in_hand: &[AssignmentId],
+) -> WorkerHeartbeat {
+    WorkerHeartbeat {
+        worker_id: worker.parse().unwrap(),
+        status: WorkerStatus::Ready,
+        storage_paths: paths.iter().map(|p| AbsPath::new(p).unwrap()).collect(),
+        data_plane_endpoints: vec!["127.0.0.1:1".parse().unwrap()],
+        timestamp: None,
+        control_plane_address: None,
+        incarnation: incarnation.map(str::to_owned),
+        boot_id: incarnation.map(|_| "boot".to_owned()),
+        free_bytes: BTreeMap::new(),
+        in_hand: in_hand.to_vec(),
+        slots: Some(4),
+        agent_version: None,
+    }
+}
+
+fn result(a: &Assignment, success: bool, report: TaskReport) -> SyncResult {
+    SyncResult {
+        request_id: a.request_id.clone(),
+        worker_id: a.worker_id.clone(),
+        success,
+        message: (!success).then(|| "it broke".to_owned()),
+        assignment_id: Some(a.assignment_id),
+        attempt: Some(a.attempt),
+        task_digest: Some(a.task_digest),
+        report: Some(report),
+    }
+}
+
+/// All of a task done, by `writer`.
+fn all_done(a: &Assignment, writer: &str) -> TaskReport {
+    let wrote = vec![writer.parse().unwrap()];
+    match &a.task {
+        TaskSpec::Copy { files, dirs, bytes } => TaskReport {
+            files_done: *files,
+            dirs_done: *dirs,
+            bytes_done: *bytes,
+            wrote,
+            ..TaskReport::default()
+        },
+        TaskSpec::Range { .. } => {
+            TaskReport { digest: Some(Digest([7; 32])), wrote, ..TaskReport::default() }
+        }
+        TaskSpec::Commit { .. } => TaskReport { wrote, ..TaskReport::default() },
+        _ => TaskReport::default(),
+    }
+}
+
+fn batch(files: u64, dirs: u64) -> WorkItem {
+    WorkItem::Copy { manifest: Blob(vec![1; 10]), files, dirs, bytes: files * 10 }
+}
+
+fn large(ranges: u64) -> WorkItem {
+    let size = (ranges << 20) - 5;
+    WorkItem::Large { manifest: Blob(vec![2; 10]), size, range_length: 1 << 20 }
+}
+
+fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>) -> ScanPage {
+    let task_digest = a.task_digest;
+    ScanPage { task_digest, page: number, work, spawn: vec![], errors: vec![], next }
+}
+
+fn at(place: &str) -> Option<TaskSpec> {
+    let cursor = Cursor { after: RelPath::new(place).unwrap(), skip_contents: false };
+    Some(TaskSpec::Scan { dir: RelPath::root(), cursor: Some(cursor) })
+}
+
+fn error(class: ErrorClass) -> FileError {
+    FileError {
+        path: BytePath(b"x".to_vec()),
+        operation: "open source".to_owned(),
+        errno: Some("EACCES".to_owned()),
+        message: "permission denied".to_owned(),
+        worker_id: None,
+        attempt: 0,
+        class,
+    }
+}
+
+/// A world with a source worker `s`, a destination worker `d` and the sync `demo` whose scan `s` holds.
+fn scanning() -> (World, Assignment) {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    world.submit("demo", "/src/a", "/dst/b");
+    let scan = world.poll("s", "1").expect("the scan");
+    assert!(matches!(scan.task, TaskSpec::Scan { .. }));
+    (world, scan)
+}
