@@ -74,7 +74,7 @@ impl Cluster {
         let port = free_port();
         let mut config = format!(
             "listen: 127.0.0.1:{port}\ndata_dir: {}\nheartbeat_interval: 300ms\n\
-             worker_heartbeat_timeout: 3s\nlease: 10s\nlog: {{level: \"info,longhaul=debug,longhaul::master::http=info\"}}\n{more}",
+             worker_heartbeat_timeout: 3s\nlease: 5s\nlog: {{level: \"info,longhaul=debug,longhaul::master::http=info\"}}\n{more}",
             quoted(&tree::dir(home.join("state")))
         );
         if let Some(redis) = &redis {
