@@ -298,3 +298,60 @@ fn an_agent_that_stood_still_for_longer_than_its_lease_does_no_harm() {
     assert_unharmed(&mut cluster, &id, &src, &dst);
     assert_eq!(cluster.progress(&id), before, "a late result changes nothing");
 }
+
+#[test]
+fn a_part_file_that_somebody_removes_never_becomes_a_file_with_holes() {
+    let (cluster, src, dst, id) = large_file(On::Embedded);
+    cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 20 * MIB as u64);
+    for part in tree::part_files(&dst) {
+        let _ = fs::remove_file(part);
+    }
+    let sync = cluster.ended(&id);
+    if sync.state == longhaul::wire::sync::SyncState::Completed {
+        assert_same(&src, &dst, strict());
+    } else {
+        assert!(!dst.join("large").exists(), "nothing is published: {sync:#?}");
+    }
+    assert!(tree::part_files(&dst).is_empty());
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn a_storage_path_that_is_replaced_stops_its_worker_and_says_so() {
+    let (cluster, src, dst, id) = large_file(On::Embedded);
+    await_that("the transfer is in the middle", || in_mid_range(&dst));
+    let away = cluster.path("moved away");
+    fs::rename(&dst, &away).unwrap();
+    tree::dir(&dst);
+    let sync = cluster.await_progress(&id, "waits", |s| s.reason.is_some());
+    let reason = sync.reason.unwrap();
+    assert!(reason.contains("b (ERROR)"), "{reason}");
+    assert_eq!(fs::read_dir(&dst).unwrap().count(), 0, "nothing is written to what is not the mount");
+    // Undone, it goes on by itself.
+    fs::remove_dir(&dst).unwrap();
+    fs::rename(&away, &dst).unwrap();
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn a_destination_directory_that_is_moved_away_is_made_again_and_never_torn() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, root) = cluster.pair();
+    let dst = root.join("below");
+    file(src.join("large"), noise(LARGE, 5));
+    many(&src, 100, 1_000);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
+    cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 20 * MIB as u64);
+    fs::rename(&dst, root.join("moved away")).unwrap();
+    let sync = cluster.ended(&id);
+    let large = dst.join("large");
+    if large.exists() {
+        assert!(fs::read(&large).unwrap() == fs::read(src.join("large")).unwrap(), "it is torn");
+    }
+    assert!(sync.state.is_final());
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+}
