@@ -37,7 +37,7 @@ pub async fn copy(job: Job<'_>, manifest: Manifest) -> Done {
     };
     let mut fates = Fates { fates: vec![None; manifest.entries.len()], manifest: &manifest };
     let mut choice = job.destinations();
-    while let Some(to) = choice.next() {
+    while let Some(to) = choice.pick() {
         match bring(job, &to, &source, &mut fates).await {
             Ok(()) => return Done::well(fates.report()),
             Err(error) => choice.failed(to.worker(), &error),
@@ -53,8 +53,8 @@ async fn bring(
     fates: &mut Fates<'_>,
 ) -> Result<(), SendError> {
     let manifest = fates.manifest;
-    job.writers.add(to.worker());
     let offered = to.offer(manifest).await?;
+    job.writers.wrote(to.worker());
     let mut needed = Vec::new();
     for (i, answer) in offered.answers.into_iter().enumerate() {
         match answer {

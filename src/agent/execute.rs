@@ -6,7 +6,7 @@ use crate::wire::sync::FileError;
 use crate::wire::task::{Assignment, TaskReport};
 use crate::wire::{BytePath, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A peer whose connection breaks under a request is tried once more in the same assignment: the
 /// other side may just have restarted. One that can't be reached is not.
@@ -52,20 +52,34 @@ impl Done {
     }
 }
 
-/// The workers that were asked to write for an assignment. It outlives an executor that is stopped:
-/// what they wrote wants a flush all the same.
+/// The workers that wrote (or may have written) for an assignment. It outlives an executor that is
+/// stopped: what they wrote wants a flush all the same.
 #[derive(Default)]
-pub struct Writers(Mutex<BTreeSet<WorkerId>>);
+pub struct Writers(Mutex<BTreeMap<WorkerId, bool>>);
 
 impl Writers {
-    /// Notes `worker`.
-    pub fn add(&self, worker: &WorkerId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(worker.clone());
+    fn all(&self) -> MutexGuard<'_, BTreeMap<WorkerId, bool>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of them.
+    /// `worker` is about to be asked to write.
+    pub fn asked(&self, worker: &WorkerId) {
+        self.all().entry(worker.clone()).or_insert(false);
+    }
+
+    /// It has written, or may have.
+    pub fn wrote(&self, worker: &WorkerId) {
+        self.all().insert(worker.clone(), true);
+    }
+
+    /// It was not reached, or refused: it has not written this time.
+    pub fn did_not(&self, worker: &WorkerId) {
+        self.all().retain(|w, wrote| *wrote || w != worker);
+    }
+
+    /// All that have written, or were asked to and have not answered.
     pub fn list(&self) -> Vec<WorkerId> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.all().keys().cloned().collect()
     }
 }
 
@@ -115,7 +129,7 @@ impl Job<'_> {
         FileError { worker_id: Some(worker.clone()), attempt: self.assignment.attempt, ..error }
     }
 
-    /// Whom to send to, the best first; see [`Choice::next`].
+    /// Whom to send to, the best first; see [`Choice::pick`].
     pub fn destinations(&self) -> Choice<'_> {
         Choice { job: *self, tried: BTreeMap::new(), last: None }
     }
@@ -130,14 +144,15 @@ pub struct Choice<'a> {
 
 impl Choice<'_> {
     /// The next to try: this host itself where it holds the destination, else the least busy of the
-    /// pool. `None` when all failed.
-    pub fn next(&mut self) -> Option<Destination> {
+    /// pool. `None` when all failed. It counts as a writer until it [failed](Choice::failed).
+    pub fn pick(&mut self) -> Option<Destination> {
         let Job { cx, assignment, .. } = self.job;
         if cx.roots.tree(&assignment.destination_path).is_some()
             && !self.tried.contains_key(&cx.worker)
         {
             match cx.roots.admit(&cx.gate, &assignment.ticket) {
                 Ok((claims, target)) => {
+                    self.job.writers.asked(&cx.worker);
                     let local = Local::new(target, claims.attempt, cx.peers.pool().clone());
                     return Some(Destination::Local { worker: cx.worker.clone(), local });
                 }
@@ -151,6 +166,7 @@ impl Choice<'_> {
             self.tried.iter().filter(|(_, n)| **n >= TRIES).map(|(w, _)| w.clone()).collect();
         out.insert(cx.worker.clone());
         let member = cx.peers.choose(&assignment.destination_workers, &out)?;
+        self.job.writers.asked(&member.worker_id);
         Some(Destination::Remote(cx.peers.peer(member, &assignment.ticket)))
     }
 
@@ -162,10 +178,16 @@ impl Choice<'_> {
             "{error}"
         );
         let tries = self.tried.entry(worker.clone()).or_default();
-        *tries += match error {
-            SendError::Broken { .. } => 1,
-            _ => TRIES,
-        };
+        match error {
+            SendError::Broken { .. } => *tries += 1,
+            _ => *tries += TRIES,
+        }
+        match error {
+            SendError::Unreachable { .. } | SendError::Refused { .. } => {
+                self.job.writers.did_not(worker);
+            }
+            _ => self.job.writers.wrote(worker),
+        }
         self.last = Some(error.to_string());
     }
 

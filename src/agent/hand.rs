@@ -135,6 +135,13 @@ impl Grip {
         self.why().unwrap_or(Stopped::Expired)
     }
 
+    /// Stops the work on this one: the agent stops and does not begin it.
+    pub fn hand_back(&self) {
+        if let Some(held) = self.hand.held().get_mut(&self.id) {
+            held.stop(Stopped::HandedBack);
+        }
+    }
+
     /// Why the work is to stop, if it is.
     pub fn why(&self) -> Option<Stopped> {
         self.hand.held().get(&self.id).and_then(|held| held.stopped)

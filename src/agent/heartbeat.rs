@@ -7,6 +7,7 @@ use crate::config::AgentConfig;
 use crate::data::gate::boottime;
 use crate::data::{Roots, TicketGate};
 use crate::util::backoff::Backoff;
+use crate::util::boot::boot_id;
 use crate::wire::worker::{Endpoint, WorkerHeartbeat, WorkerStatus};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,13 +58,12 @@ impl Heart {
         gate: Arc<TicketGate>,
         hand: Arc<Hand>,
     ) -> Self {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         let storage = Storage { roots, measuring: AtomicBool::new(false), seen: Mutex::default() };
         Heart {
             config,
             endpoints,
             incarnation: uuid::Uuid::new_v4().simple().to_string(),
-            boot_id: boot.ok().map(|id| id.trim().to_owned()),
+            boot_id: boot_id(),
             hand,
             gate,
             storage: Arc::new(storage),

@@ -21,6 +21,8 @@ pub mod heartbeat;
 pub mod publish;
 pub mod range;
 pub mod scan;
+#[cfg(test)]
+mod scripted;
 pub mod slots;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -40,6 +42,7 @@ use slots::Slots;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// After the drain, results that the master does not take are given up after this.
 const LAST_RESULTS: Duration = Duration::from_secs(5);
@@ -92,15 +95,17 @@ impl Agent {
         };
         let heart = Heart::new(self.config, endpoints, self.roots, gate, hand.clone());
         let heart = Arc::new(heart);
-        let shared = Slots {
+        let shared = Arc::new(Slots {
             cx,
             client: client.clone(),
             heart: heart.clone(),
             hand: hand.clone(),
             stop: shutdown.clone(),
             polls: AtomicU64::new(0),
-        };
-        let work = futures_util::future::join_all((0..slots).map(|_| shared.work()));
+        });
+        // Dropped with this future, and all slots with it.
+        let mut slots: JoinSet<()> = (0..slots).map(|_| shared.clone().work()).collect();
+        let work = async { while slots.join_next().await.is_some() {} };
         let beside = async { tokio::join!(heart.run(&client), hand.watch()) };
         tokio::select! {
             () = all_the_work(work, &heart, &hand, &shutdown, drain) => {}
@@ -132,7 +137,7 @@ fn authorities(endpoints: &[Endpoint]) -> Vec<String> {
 
 /// Runs the slots until `shutdown`, and then until they have ended or handed back what they have.
 async fn all_the_work(
-    work: impl Future,
+    work: impl Future<Output = ()>,
     heart: &Heart,
     hand: &Hand,
     shutdown: &Shutdown,

@@ -78,7 +78,7 @@ async fn at_destination(
         Ok(target) => target,
         Err(done) => return *done,
     };
-    job.writers.add(&job.cx.worker);
+    job.writers.wrote(&job.cx.worker);
     let work = tokio::task::spawn_blocking(move || {
         let done = manifest.entries.first().map_or(Ok(()), |entry| act(&target, entry));
         for error in target.stamp(&manifest.dirs) {

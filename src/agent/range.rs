@@ -22,7 +22,7 @@ pub async fn range(job: Job<'_>, manifest: Manifest, (offset, length): (u64, u64
         return Done::failed(why);
     }
     let mut choice = job.destinations();
-    while let Some(to) = choice.next() {
+    while let Some(to) = choice.pick() {
         match bring(job, &to, &source, &manifest, entry, (offset, length)).await {
             Ok(done) => return done,
             Err(error) => choice.failed(to.worker(), &error),
@@ -39,9 +39,9 @@ async fn bring(
     entry: &Entry,
     range: (u64, u64),
 ) -> Result<Done, SendError> {
-    job.writers.add(to.worker());
     // It also makes the directories above the file.
     let offered = to.offer(manifest).await?;
+    job.writers.wrote(to.worker());
     match offered.answers.into_iter().next() {
         Some(Ok(Found::Needed)) => {}
         Some(Err(error)) => return Ok(Done::entry_failed(job.seen(error, to.worker()))),

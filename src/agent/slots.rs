@@ -58,7 +58,7 @@ impl Pages for Post<'_> {
 
 impl Slots {
     /// One slot: works until it is told to stop, and ends what it has in hand.
-    pub async fn work(&self) {
+    pub async fn work(self: Arc<Self>) {
         self.heart.is_known().await;
         while !self.stop.is_cancelled() {
             let number = self.polls.fetch_add(1, Ordering::Relaxed);
@@ -119,7 +119,7 @@ impl Slots {
             self.heart.beat_now();
         }
         if self.stop.is_cancelled() {
-            self.hand.hand_back(false);
+            grip.hand_back();
         }
         let kind = assignment.task.kind();
         let (sync, task) = (assignment.request_id.clone(), assignment.task_id);

@@ -1,1 +1,413 @@
+//! Executors with real sockets and trees and no master; the whole agent with a scripted one.
 
+use super::execute::{Context, Done, Job, Writers};
+use super::testing::{abs, assignment, tree};
+use super::{copy, publish, range};
+use crate::data::{DataServer, Peers, Roots, Served, TicketGate};
+use crate::fs::is_ours;
+use crate::util::shutdown::Shutdown;
+use crate::wire::manifest::{Manifest, merge_ranges};
+use crate::wire::sync::ErrorClass;
+use crate::wire::task::{Assignment, Blob, PoolMember, TaskReport, TaskSpec, WorkItem};
+use crate::wire::ticket::{Claims, Signer};
+use crate::wire::worker::{Endpoint, WorkerStatus};
+use crate::wire::{Digest, RelPath};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+/// The master's clock.
+const NOW: i64 = 1_000_000;
+const MIB: usize = 1 << 20;
+
+/// A source, a destination, and agents that serve the destination.
+struct Fleet {
+    dir: TempDir,
+    signer: Signer,
+    members: Vec<PoolMember>,
+    serving: Vec<(Shutdown, JoinHandle<()>)>,
+}
+
+impl Fleet {
+    async fn new(receivers: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("src")).unwrap();
+        fs::create_dir(dir.path().join("dst")).unwrap();
+        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let mut fleet = Fleet { dir, signer, members: Vec::new(), serving: Vec::new() };
+        for n in 0..receivers {
+            let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
+            let server = DataServer::bind(&[any]).await.unwrap();
+            let endpoints = server.endpoints().to_vec();
+            fleet.add_member(&format!("r{n}"), endpoints);
+            let served = Served { gate: fleet.gate(), roots: fleet.roots(&["dst"]) };
+            let stop = Shutdown::new();
+            let task = tokio::spawn(server.serve(Arc::new(served), stop.clone()));
+            fleet.serving.push((stop, task));
+        }
+        fleet
+    }
+
+    fn add_member(&mut self, name: &str, data_plane_endpoints: Vec<Endpoint>) {
+        self.members.push(PoolMember {
+            worker_id: name.parse().unwrap(),
+            status: WorkerStatus::Idle,
+            storage_paths: vec![abs(&self.dst())],
+            data_plane_endpoints,
+        });
+    }
+
+    fn gate(&self) -> Arc<TicketGate> {
+        let gate = TicketGate::new();
+        gate.update(&self.signer.public_key(), NOW).unwrap();
+        Arc::new(gate)
+    }
+
+    fn roots(&self, names: &[&str]) -> Arc<Roots> {
+        let paths: Vec<_> = names.iter().map(|n| abs(&self.dir.path().join(n))).collect();
+        Arc::new(Roots::open(&paths).unwrap())
+    }
+
+    fn src(&self) -> PathBuf {
+        self.dir.path().join("src")
+    }
+
+    fn dst(&self) -> PathBuf {
+        self.dir.path().join("dst")
+    }
+
+    /// Worker `a`, which holds `names`.
+    fn context(&self, names: &[&str]) -> Context {
+        Context {
+            worker: "a".parse().unwrap(),
+            roots: self.roots(names),
+            gate: self.gate(),
+            peers: Peers::new(&[]),
+        }
+    }
+
+    fn assignment(&self, task: TaskSpec) -> Assignment {
+        let claims = Claims {
+            sync: 7,
+            request_id: "demo-1".into(),
+            assignment: [1; 16],
+            attempt: 1,
+            worker: "a".into(),
+            destination: self.dst().as_os_str().as_bytes().to_vec(),
+            expires: NOW + 900,
+        };
+        Assignment {
+            source_path: abs(&self.src()),
+            destination_path: abs(&self.dst()),
+            destination_workers: self.members.clone(),
+            ticket: self.signer.sign(&claims),
+            ..assignment(task)
+        }
+    }
+
+    fn write(&self, name: &str, content: &[u8]) {
+        let path = self.src().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// All of the source, or just one file of it, with its directories.
+    fn manifest(&self, only: Option<&str>) -> Manifest {
+        let source = tree(&self.src());
+        let mut walk = source.walk(&RelPath::root(), None).unwrap();
+        let mut manifest = Manifest::default();
+        while let Some(entry) = walk.next() {
+            let entry = entry.unwrap();
+            if only.is_none_or(|name| entry.path.as_bytes() == name.as_bytes()) {
+                for dir in walk.dirs() {
+                    if !manifest.dirs.contains(dir) {
+                        manifest.dirs.push(dir.clone());
+                    }
+                }
+                manifest.entries.push(entry);
+            }
+        }
+        manifest
+    }
+
+    /// What of `src` is not in `dst`, or other there.
+    fn differences(&self) -> Vec<String> {
+        let (from, to) = (tree(&self.src()), tree(&self.dst()));
+        let walk = from.walk(&RelPath::root(), None).unwrap();
+        let mut wrong = Vec::new();
+        for entry in walk {
+            let entry = entry.unwrap();
+            let name = entry.path.to_string();
+            match to.entry(&entry.path) {
+                Ok(there) if (&there.kind, there.meta) == (&entry.kind, entry.meta) => {}
+                other => wrong.push(format!("{name}: {other:?}")),
+            }
+            let read = |root: PathBuf| fs::read(root.join(&name));
+            if entry.size() > 0 && read(self.src()).unwrap() != read(self.dst()).unwrap_or_default()
+            {
+                wrong.push(format!("{name}: content"));
+            }
+        }
+        wrong
+    }
+
+    async fn end(self) {
+        for (stop, task) in self.serving {
+            stop.cancel();
+            task.await.unwrap();
+        }
+    }
+}
+
+fn copy_task(manifest: &Manifest) -> TaskSpec {
+    let dirs = manifest.dir_entries();
+    let files = manifest.entries.len() as u64 - dirs;
+    TaskSpec::Copy { files, dirs, bytes: manifest.bytes() }
+}
+
+/// Executes a copy of `manifest` with worker `a`; what it reports and who wrote.
+async fn copied(fleet: &Fleet, cx: &Context, manifest: &Manifest) -> (Done, Vec<String>) {
+    let assignment = fleet.assignment(copy_task(manifest));
+    let writers = Writers::default();
+    let job = Job { cx, assignment: &assignment, writers: &writers };
+    let done = copy::copy(job, manifest.clone()).await;
+    (done, writers.list().iter().map(ToString::to_string).collect())
+}
+
+fn counts(r: &TaskReport) -> [u64; 6] {
+    let failed = r.failures.len() as u64;
+    [r.files_done, r.files_skipped, r.dirs_done, failed, r.bytes_done, r.bytes_skipped]
+}
+
+/// Three directories (with the root), three files, a link; 12 bytes and one MiB and a half.
+fn a_tree(fleet: &Fleet) {
+    fleet.write("a", b"twelve bytes");
+    fleet.write("d/big", &vec![5; 3 * MIB / 2]);
+    fleet.write("d/e/empty", b"");
+    std::os::unix::fs::symlink("../a", fleet.src().join("d/link")).unwrap();
+}
+
+#[tokio::test]
+async fn a_batch_is_counted_exactly_and_skipped_the_second_time() {
+    let fleet = Fleet::new(1).await;
+    a_tree(&fleet);
+    let manifest = fleet.manifest(None);
+    let bytes = 12 + 3 * MIB as u64 / 2;
+    let cx = fleet.context(&["src"]);
+    let (done, wrote) = copied(&fleet, &cx, &manifest).await;
+    assert!(done.success, "{done:?}");
+    assert_eq!(counts(&done.report), [4, 0, 3, 0, bytes, 0]);
+    assert_eq!((wrote, fleet.differences()), (vec!["r0".into()], vec![]));
+    let (again, _) = copied(&fleet, &cx, &manifest).await;
+    assert_eq!(counts(&again.report), [0, 4, 3, 0, 0, bytes]);
+    assert_eq!(again.report.retry, None);
+    fleet.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_with_both_paths_needs_nobody_else() {
+    let fleet = Fleet::new(0).await;
+    a_tree(&fleet);
+    let manifest = fleet.manifest(None);
+    let (done, wrote) = copied(&fleet, &fleet.context(&["src", "dst"]), &manifest).await;
+    assert_eq!(counts(&done.report), [4, 0, 3, 0, 12 + 3 * MIB as u64 / 2, 0]);
+    assert_eq!((wrote, fleet.differences()), (vec!["a".into()], vec![]));
+}
+
+#[tokio::test]
+async fn one_entry_that_fails_is_named_and_tried_again_alone() {
+    let fleet = Fleet::new(1).await;
+    a_tree(&fleet);
+    let manifest = fleet.manifest(None);
+    fs::remove_file(fleet.src().join("d/big")).unwrap();
+    // A directory that is not empty stands where a file belongs.
+    fs::create_dir_all(fleet.dst().join("a/full")).unwrap();
+    let cx = fleet.context(&["src"]);
+    let (done, _) = copied(&fleet, &cx, &manifest).await;
+    assert!(done.success);
+    assert_eq!(counts(&done.report), [2, 0, 3, 2, 0, 0]);
+    let seen: Vec<_> = done
+        .report
+        .failures
+        .iter()
+        .map(|e| {
+            let by = e.worker_id.as_ref().unwrap().to_string();
+            (e.path.to_string(), e.class, by, e.attempt)
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("a".into(), ErrorClass::Permanent, "r0".into(), 1),
+            ("d/big".into(), ErrorClass::Vanished, "a".into(), 1)
+        ]
+    );
+    let Some(WorkItem::Copy { manifest: retry, files, dirs, bytes }) = done.report.retry else {
+        panic!("no retry")
+    };
+    assert_eq!((files, dirs, bytes), (2, 0, 12 + 3 * MIB as u64 / 2));
+    fs::remove_dir_all(fleet.dst().join("a")).unwrap();
+    fleet.write("d/big", b"back");
+    let retry = Manifest::decode(&retry.0).unwrap();
+    let (done, _) = copied(&fleet, &cx, &retry).await;
+    assert_eq!(counts(&done.report), [2, 0, 0, 0, 16, 0]);
+    fleet.end().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_away_is_passed_over_and_all_away_fail_the_task() {
+    let mut fleet = Fleet::new(1).await;
+    a_tree(&fleet);
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = closed.local_addr().unwrap().to_string().parse().unwrap();
+    fleet.add_member("away", vec![nobody]);
+    fleet.members.reverse();
+    let manifest = fleet.manifest(None);
+    let cx = fleet.context(&["src"]);
+    let (done, wrote) = copied(&fleet, &cx, &manifest).await;
+    assert!(done.success && done.report.files_done == 4, "{done:?}");
+    // Nobody has to wait for a flush by a worker that was not there.
+    assert_eq!(wrote, ["r0"]);
+    fleet.members.truncate(1);
+    let (done, _) = copied(&fleet, &cx, &manifest).await;
+    let message = done.message.unwrap();
+    assert!(!done.success && message.contains("worker away cannot be reached"), "{message}");
+    assert_eq!(counts(&done.report), [0; 6]);
+    fleet.members.clear();
+    let (done, _) = copied(&fleet, &cx, &manifest).await;
+    assert!(done.message.unwrap().contains("no worker that holds the destination"));
+    fleet.end().await;
+}
+
+#[tokio::test]
+async fn a_path_that_is_not_ours_is_refused_in_words() {
+    let fleet = Fleet::new(1).await;
+    let manifest = fleet.manifest(None);
+    let (done, wrote) = copied(&fleet, &fleet.context(&["dst"]), &manifest).await;
+    assert!(!done.success && done.message.unwrap().contains("no storage path that holds"));
+    assert_eq!(wrote, Vec::<String>::new());
+    fleet.end().await;
+}
+
+/// Executes one range of `manifest` with worker `a`.
+async fn ranged(
+    fleet: &Fleet,
+    cx: &Context,
+    manifest: &Manifest,
+    at: (u64, u64),
+) -> (Done, Writers) {
+    let assignment = fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1 });
+    let writers = Writers::default();
+    let job = Job { cx, assignment: &assignment, writers: &writers };
+    let done = range::range(job, manifest.clone(), at).await;
+    (done, writers)
+}
+
+/// Executes a commit (or discard, or flush) with a worker that holds the destination.
+async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Done {
+    let cx = fleet.context(&["dst"]);
+    let assignment = fleet.assignment(task.clone());
+    let writers = Writers::default();
+    let job = Job { cx: &cx, assignment: &assignment, writers: &writers };
+    match task {
+        TaskSpec::Commit { range_length, chain } => {
+            publish::commit(job, manifest, range_length, &chain.0).await
+        }
+        TaskSpec::Discard => publish::discard(job, manifest).await,
+        _ => publish::flush(job).await,
+    }
+}
+
+#[tokio::test]
+async fn ranges_by_two_receivers_become_one_file_with_its_ordinary_digest() {
+    let fleet = Fleet::new(2).await;
+    let content: Vec<u8> = (0..(5 * MIB + 77)).map(|i| (i / 7) as u8).collect();
+    fleet.write("deep/down/big", &content);
+    let manifest = fleet.manifest(Some("deep/down/big"));
+    let cx = fleet.context(&["src"]);
+    let (length, size) = (MIB as u64, content.len() as u64);
+    let mut values = Vec::new();
+    let mut wrote = BTreeSet::new();
+    for offset in (0..size).step_by(MIB) {
+        let at = (offset, length.min(size - offset));
+        let (done, writers) = ranged(&fleet, &cx, &manifest, at).await;
+        assert_eq!((done.success, done.report.bytes_done), (true, at.1));
+        values.push(done.report.digest.unwrap());
+        wrote.extend(writers.list().iter().map(ToString::to_string));
+    }
+    assert_eq!(wrote.into_iter().collect::<Vec<_>>(), ["r0", "r1"]);
+    let chain = Blob(values.iter().flat_map(|v| v.0).collect());
+    let commit = TaskSpec::Commit { range_length: length, chain };
+    for _ in 0..2 {
+        let done = at_destination(&fleet, commit.clone(), manifest.clone()).await;
+        assert!(done.success && done.report.failures.is_empty(), "{done:?}");
+        assert_eq!(done.report.digest, Some(blake3::hash(&content).into()));
+    }
+    assert_eq!(merge_ranges(&values), Some(blake3::hash(&content).into()));
+    // Directories that no batch brought are there, with their metadata.
+    let (from, to) = (tree(&fleet.src()), tree(&fleet.dst()));
+    for path in ["deep", "deep/down", "deep/down/big"].map(|p| RelPath::new(p).unwrap()) {
+        assert_eq!(from.entry(&path).unwrap().meta, to.entry(&path).unwrap().meta, "{path}");
+    }
+    let (again, _) = ranged(&fleet, &cx, &manifest, (0, length)).await;
+    assert!(again.success && again.report.unchanged);
+    assert!(at_destination(&fleet, TaskSpec::Flush, Manifest::default()).await.success);
+    assert_eq!(fleet.differences(), Vec::<String>::new());
+    fleet.end().await;
+}
+
+#[tokio::test]
+async fn a_source_that_became_another_version_takes_the_place_of_the_file() {
+    let fleet = Fleet::new(1).await;
+    fleet.write("f", &vec![1; 3 * MIB]);
+    let manifest = fleet.manifest(Some("f"));
+    let cx = fleet.context(&["src"]);
+    fleet.write("f", &vec![2; 4 * MIB]);
+    let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    let Some(WorkItem::Large { size, manifest: now, .. }) = done.report.replace else {
+        panic!("{done:?}")
+    };
+    let now = Manifest::decode(&now.0).unwrap();
+    assert_eq!((size, now.dirs), (4 * MIB as u64, manifest.dirs.clone()));
+    assert_eq!(now.entries, fleet.manifest(Some("f")).entries);
+    fleet.write("f", b"small");
+    let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    assert!(matches!(done.report.replace, Some(WorkItem::Copy { files: 1, bytes: 5, .. })));
+    fs::remove_file(fleet.src().join("f")).unwrap();
+    let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    assert_eq!(done.report.failures[0].class, ErrorClass::Vanished);
+    assert_eq!(done.report.replace, None);
+    fs::create_dir(fleet.src().join("f")).unwrap();
+    let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    assert_eq!(done.report.failures[0].class, ErrorClass::Changed);
+    fleet.end().await;
+}
+
+#[tokio::test]
+async fn a_part_file_that_will_not_be_published_is_removed() {
+    let fleet = Fleet::new(1).await;
+    fleet.write("f", &vec![1; 3 * MIB]);
+    let manifest = fleet.manifest(Some("f"));
+    let cx = fleet.context(&["src"]);
+    ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    let names = || -> Vec<Vec<u8>> {
+        let all = fs::read_dir(fleet.dst()).unwrap();
+        all.map(|e| e.unwrap().file_name().as_bytes().to_vec()).collect()
+    };
+    assert!(names().len() == 1 && is_ours(&names()[0]), "{:?}", names());
+    for _ in 0..2 {
+        assert!(at_destination(&fleet, TaskSpec::Discard, manifest.clone()).await.success);
+        assert!(names().is_empty());
+    }
+    // Without its part file a commit fails, and says so of its file.
+    let chain = Blob([Digest([0; 32]).0; 3].concat());
+    let commit = TaskSpec::Commit { range_length: MIB as u64, chain };
+    let done = at_destination(&fleet, commit, manifest).await;
+    assert_eq!(done.report.failures[0].path.0, b"f");
+    fleet.end().await;
+}

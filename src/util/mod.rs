@@ -2,11 +2,13 @@
 //!
 //! - [`units`]: sizes, rates, counts and durations as people write and read them
 //! - [`backoff`]: how long to wait before trying again
+//! - [`boot`]: which boot of the kernel this is
 //! - [`shutdown`]: one token tells every task to stop
 //! - [`telemetry`]: what the program says on standard error
 //! - [`suggest`]: "did you mean …?"
 
 pub mod backoff;
+pub mod boot;
 pub mod shutdown;
 pub mod suggest;
 pub mod telemetry;

@@ -1,14 +1,14 @@
 //! Real sockets on loopback, real trees in temporary directories.
 
-use super::body::{DEPTH, Withdrawn, arriving};
-use super::frame::{self, FrameReader};
+mod damage;
+
+use super::body::{DEPTH, Withdrawn};
+use super::frame;
 use super::outcome::{Found, RangeSent, SendError};
 use super::pool::Pool;
-use super::protocol::{PackReply, Taken};
-use super::receive::{take_pack, take_range};
 use super::send::{Fed, Feed, feed_pack};
 use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate};
-use crate::fs::{Root, Target, TargetOptions, Tree, is_ours};
+use crate::fs::{Root, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Entry, Kind, Manifest, merge_ranges};
 use crate::wire::sync::ErrorClass;
@@ -17,7 +17,6 @@ use crate::wire::ticket::{Claims, Signer};
 use crate::wire::worker::{Endpoint, WorkerStatus};
 use crate::wire::{AbsPath, Digest, RelPath, SyncNo};
 use bytes::Bytes;
-use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -189,19 +188,6 @@ fn needed(
         .collect()
 }
 
-/// Pieces from a list; then the end, or a failed connection.
-struct Script(VecDeque<Bytes>, Option<&'static str>);
-
-impl frame::Pieces for Script {
-    fn next(&mut self) -> Result<Option<Bytes>, String> {
-        match (self.0.pop_front(), self.1) {
-            (Some(piece), _) => Ok(Some(piece)),
-            (None, Some(why)) => Err(why.to_owned()),
-            (None, None) => Ok(None),
-        }
-    }
-}
-
 fn file_entry(name: &str, size: u64) -> Entry {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("x"), vec![0; 1]).unwrap();
@@ -349,117 +335,6 @@ async fn other_versions_and_verbs_are_refused_by_name() {
     world.end().await;
 }
 
-#[tokio::test]
-async fn a_wrong_digest_or_a_short_file_is_not_published_and_the_rest_is() {
-    let world = World::new().await;
-    let good: Digest = blake3::hash(b"abc").into();
-    let mut body = frame::dirs(vec![]);
-    body.extend(file_frames(&file_entry("flipped", 3), b"abd", &good));
-    body.extend(file_frames(&file_entry("short", 4), b"abc", &good));
-    body.extend(frame::file(&file_entry("taken back", 3)));
-    body.extend(frame::content_head(2));
-    body.extend(b"ab");
-    body.extend(frame::abort());
-    body.extend(file_frames(&file_entry("good", 3), b"abc", &good));
-    body.extend(frame::end(4));
-    let reply = world.post("/v1/pack", &world.ticket(), &body).await;
-    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
-    assert_eq!(world.names(), ["good"]);
-    // The reply itself, decoded, by way of the blocking half.
-    let frames = FrameReader::new(Script([Bytes::from(body)].into(), None));
-    let PackReply { files, .. } = take_pack(frames, &world.target(), 1).unwrap();
-    assert_eq!(files, [Taken::Mismatch, Taken::Mismatch, Taken::Aborted, Taken::Written]);
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_body_that_ends_early_or_says_too_much_leaves_only_whole_files() {
-    let world = World::new().await;
-    let good: Digest = blake3::hash(b"abc").into();
-    let whole = file_frames(&file_entry("whole", 3), b"abc", &good);
-    let cut = file_frames(&file_entry("cut", 3), b"abc", &good);
-    let head = [frame::dirs(vec![]), whole].concat();
-    let mut bodies: Vec<Vec<u8>> =
-        (1..cut.len()).map(|n| [head.as_slice(), &cut[..n]].concat()).collect();
-    bodies.push([head.as_slice(), &file_frames(&file_entry("cut", 2), b"abc", &good)].concat());
-    bodies.push([head.as_slice(), &frame::end(2)].concat());
-    bodies.push([head.as_slice(), &frame::end(1), b"x"].concat());
-    bodies.push([head.as_slice(), &frame::dirs(vec![])].concat());
-    for (i, body) in bodies.into_iter().enumerate() {
-        for why in [None, Some("reset")] {
-            let frames = FrameReader::new(Script([Bytes::from(body.clone())].into(), why));
-            assert!(take_pack(frames, &world.target(), 1).is_err(), "{i}");
-            assert_eq!(world.names(), ["whole"], "{i}");
-        }
-    }
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
-    let world = World::new().await;
-    let entry = file_entry("big", 4096);
-    let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
-    let head =
-        |offset, length| super::protocol::RangeHead { manifest: manifest.clone(), offset, length };
-    let body = |head: &super::protocol::RangeHead, content: &[u8]| {
-        let mut out = frame::range(head);
-        out.extend(frame::content_head(content.len()));
-        out.extend(content);
-        out.extend(frame::digest(&Digest([9; 32])));
-        out
-    };
-    let take = |bytes: Vec<u8>| {
-        let frames = FrameReader::new(Script([Bytes::from(bytes)].into(), None));
-        take_range(frames, &world.target())
-    };
-    let wrong = take(body(&head(1024, 1024), &[1; 1024])).unwrap();
-    assert_eq!(wrong.range, Taken::Mismatch);
-    let short = take(body(&head(1024, 1024), &[1; 10])).unwrap();
-    assert_eq!(short.range, Taken::Mismatch);
-    // Beyond the file, off the grid, more than was announced, of two files.
-    assert!(take(body(&head(4096, 1024), &[1; 1024])).is_err());
-    assert!(take(body(&head(1000, 24), &[1; 24])).is_err());
-    assert!(take(body(&head(1024, 1024), &[1; 1025])).is_err());
-    let mut two = head(0, 1024);
-    two.manifest.entries.push(entry.clone());
-    assert!(take(body(&two, &[1; 1024])).is_err());
-    let names = world.names();
-    assert!(names.len() == 1 && is_ours(names[0].as_bytes()), "{names:?}");
-    world.target().discard_part(&entry).unwrap();
-    assert_eq!(world.names(), Vec::<String>::new());
-    world.end().await;
-}
-
-/// Waits until `done`; panics after ten seconds.
-async fn until(what: &str, done: impl Fn() -> bool) {
-    let begun = std::time::Instant::now();
-    while !done() {
-        assert!(begun.elapsed().as_secs() < 10, "still not: {what}");
-        tokio::task::yield_now().await;
-    }
-}
-
-#[tokio::test]
-async fn a_connection_that_dies_leaves_no_temporary_file() {
-    let world = World::new().await;
-    let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
-    let mut body = frame::dirs(vec![]);
-    body.extend(frame::file(&file_entry("half", 1_000)));
-    body.extend(frame::content_head(500));
-    body.extend([1; 500]);
-    let head = format!(
-        "POST /v1/pack HTTP/1.1\r\nhost: x\r\nx-longhaul-ticket: {}\r\ncontent-length: 100000\r\n\r\n",
-        world.ticket()
-    );
-    stream.write_all(head.as_bytes()).await.unwrap();
-    stream.write_all(&body).await.unwrap();
-    until("a temporary file is there", || world.names().len() == 1).await;
-    drop(stream);
-    until("it is gone", || world.names().is_empty()).await;
-    world.end().await;
-}
-
 /// A source file being sent, of which the first piece has left.
 fn being_sent(world: &World, name: &str) -> (mpsc::Receiver<Result<Bytes, Withdrawn>>, Sending) {
     let (to, mut from) = mpsc::channel(1);
@@ -569,14 +444,6 @@ fn sending_holds_a_few_buffers_however_much_is_sent() {
     // In the channel, being filled, being read.
     assert!(pool.made() <= DEPTH + 2, "{} buffers", pool.made());
     runtime.block_on(world.end());
-}
-
-#[tokio::test]
-async fn a_receiver_that_stops_reading_stops_the_pump() {
-    // The thread's end is dropped: whoever feeds it learns so instead of waiting.
-    let (to, from) = arriving();
-    drop(from);
-    assert!(to.send(Ok(Bytes::from_static(b"x"))).await.is_err());
 }
 
 #[tokio::test]

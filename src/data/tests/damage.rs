@@ -1,0 +1,131 @@
+//! Bodies that are broken in every way: what is whole is kept, nothing else is left.
+
+use super::*;
+use crate::data::frame::FrameReader;
+use crate::data::protocol::{PackReply, RangeHead, Taken};
+use crate::data::receive::{take_pack, take_range};
+use crate::fs::is_ours;
+use std::collections::VecDeque;
+
+/// Pieces from a list; then the end, or a failed connection.
+struct Script(VecDeque<Bytes>, Option<&'static str>);
+
+impl frame::Pieces for Script {
+    fn next(&mut self) -> Result<Option<Bytes>, String> {
+        match (self.0.pop_front(), self.1) {
+            (Some(piece), _) => Ok(Some(piece)),
+            (None, Some(why)) => Err(why.to_owned()),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_digest_or_a_short_file_is_not_published_and_the_rest_is() {
+    let world = World::new().await;
+    let good: Digest = blake3::hash(b"abc").into();
+    let mut body = frame::dirs(vec![]);
+    body.extend(file_frames(&file_entry("flipped", 3), b"abd", &good));
+    body.extend(file_frames(&file_entry("short", 4), b"abc", &good));
+    body.extend(frame::file(&file_entry("taken back", 3)));
+    body.extend(frame::content_head(2));
+    body.extend(b"ab");
+    body.extend(frame::abort());
+    body.extend(file_frames(&file_entry("good", 3), b"abc", &good));
+    body.extend(frame::end(4));
+    let reply = world.post("/v1/pack", &world.ticket(), &body).await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    assert_eq!(world.names(), ["good"]);
+    // The reply itself, decoded, by way of the blocking half.
+    let frames = FrameReader::new(Script([Bytes::from(body)].into(), None));
+    let PackReply { files, .. } = take_pack(frames, &world.target(), 1).unwrap();
+    assert_eq!(files, [Taken::Mismatch, Taken::Mismatch, Taken::Aborted, Taken::Written]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_body_that_ends_early_or_says_too_much_leaves_only_whole_files() {
+    let world = World::new().await;
+    let good: Digest = blake3::hash(b"abc").into();
+    let whole = file_frames(&file_entry("whole", 3), b"abc", &good);
+    let cut = file_frames(&file_entry("cut", 3), b"abc", &good);
+    let head = [frame::dirs(vec![]), whole].concat();
+    let mut bodies: Vec<Vec<u8>> =
+        (1..cut.len()).map(|n| [head.as_slice(), &cut[..n]].concat()).collect();
+    bodies.push([head.as_slice(), &file_frames(&file_entry("cut", 2), b"abc", &good)].concat());
+    bodies.push([head.as_slice(), &frame::end(2)].concat());
+    bodies.push([head.as_slice(), &frame::end(1), b"x"].concat());
+    bodies.push([head.as_slice(), &frame::dirs(vec![])].concat());
+    for (i, body) in bodies.into_iter().enumerate() {
+        for why in [None, Some("reset")] {
+            let frames = FrameReader::new(Script([Bytes::from(body.clone())].into(), why));
+            assert!(take_pack(frames, &world.target(), 1).is_err(), "{i}");
+            assert_eq!(world.names(), ["whole"], "{i}");
+        }
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
+    let world = World::new().await;
+    let entry = file_entry("big", 4096);
+    let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
+    let head = |offset, length| RangeHead { manifest: manifest.clone(), offset, length };
+    let body = |head: &RangeHead, content: &[u8]| {
+        let mut out = frame::range(head);
+        out.extend(frame::content_head(content.len()));
+        out.extend(content);
+        out.extend(frame::digest(&Digest([9; 32])));
+        out
+    };
+    let take = |bytes: Vec<u8>| {
+        let frames = FrameReader::new(Script([Bytes::from(bytes)].into(), None));
+        take_range(frames, &world.target())
+    };
+    let wrong = take(body(&head(1024, 1024), &[1; 1024])).unwrap();
+    assert_eq!(wrong.range, Taken::Mismatch);
+    let short = take(body(&head(1024, 1024), &[1; 10])).unwrap();
+    assert_eq!(short.range, Taken::Mismatch);
+    // Beyond the file, off the grid, more than was announced, of two files.
+    assert!(take(body(&head(4096, 1024), &[1; 1024])).is_err());
+    assert!(take(body(&head(1000, 24), &[1; 24])).is_err());
+    assert!(take(body(&head(1024, 1024), &[1; 1025])).is_err());
+    let mut two = head(0, 1024);
+    two.manifest.entries.push(entry.clone());
+    assert!(take(body(&two, &[1; 1024])).is_err());
+    let names = world.names();
+    assert!(names.len() == 1 && is_ours(names[0].as_bytes()), "{names:?}");
+    world.target().discard_part(&entry).unwrap();
+    assert_eq!(world.names(), Vec::<String>::new());
+    world.end().await;
+}
+
+/// Waits until `done`; panics after ten seconds.
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !done() {
+        assert!(begun.elapsed().as_secs() < 10, "still not: {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_leaves_no_temporary_file() {
+    let world = World::new().await;
+    let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
+    let mut body = frame::dirs(vec![]);
+    body.extend(frame::file(&file_entry("half", 1_000)));
+    body.extend(frame::content_head(500));
+    body.extend([1; 500]);
+    let head = format!(
+        "POST /v1/pack HTTP/1.1\r\nhost: x\r\nx-longhaul-ticket: {}\r\ncontent-length: 100000\r\n\r\n",
+        world.ticket()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    until("a temporary file is there", || world.names().len() == 1).await;
+    drop(stream);
+    until("it is gone", || world.names().is_empty()).await;
+    world.end().await;
+}

@@ -1,0 +1,20 @@
+//! Which boot of the kernel this is.
+
+/// The kernel's random name for its present boot; the same for all processes (and containers) of a
+/// host. `None` where `/proc` does not tell.
+pub fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_has_one_name() {
+        let id = boot_id().unwrap();
+        assert_eq!(id.len(), 36, "{id}");
+        assert_eq!(boot_id(), Some(id));
+    }
+}
