@@ -125,7 +125,8 @@ impl Master {
         let handle = Handle::new(requests_in, seen, read_blob);
         let limits = HttpLimits {
             submit_bytes: usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX),
-            max_wait: config.poll_wait_max,
+            // An agent counts its lease from before its poll was sent: most of it must be left.
+            max_wait: config.poll_wait_max.min(config.lease / 3),
             default_chunk_mb: config.defaults.chunk_size_mb,
             secret: secret.clone(),
             ..HttpLimits::default()

@@ -140,14 +140,19 @@ impl<S: Store> Owner<S> {
                 pending.take(self.state.apply(request.event, Some(caller), time));
             }
             self.withdraw_gone(&mut pending, time);
-            if tokio::time::Instant::now() >= next_tick {
+            let woke = tokio::time::Instant::now();
+            if woke >= next_tick {
                 pending.take(self.state.apply(Event::Tick, None, time));
+                next_tick = woke + TICK;
             }
             if self.settle(pending, &shutdown).await? {
                 renew_at = tokio::time::Instant::now() + RENEW;
             }
-            let nearest = self.state.next_deadline_ms(now()).map(Duration::from_millis);
-            next_tick = tokio::time::Instant::now() + nearest.unwrap_or(TICK).min(TICK);
+            // Sooner where something runs out, never later: a busy master must not forget the time.
+            if let Some(nearest) = self.state.next_deadline_ms(now()) {
+                let due = tokio::time::Instant::now() + Duration::from_millis(nearest);
+                next_tick = next_tick.min(due);
+            }
         }
         self.store.release(self.fence).await
     }

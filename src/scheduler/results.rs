@@ -37,7 +37,7 @@ impl State {
         if task.digest != page.task_digest || !task.is_scan() {
             return stop();
         }
-        let (id, no) = (task.id, task.sync);
+        let (id, no, attempt) = (task.id, task.sync, task.attempt);
         if page.page + 1 == lease.page {
             // The reply to this page was lost: what it said counts already.
             return self.after_page(id);
@@ -54,6 +54,7 @@ impl State {
         if let Some(sync) = self.syncs.get_mut(&no) {
             for mut error in page.errors {
                 error.worker_id.get_or_insert_with(|| worker.clone());
+                error.attempt = error.attempt.max(attempt);
                 sync.counters.files_total += 1;
                 sync.counters.files_failed += 1;
                 sync.record_error(error, 1);

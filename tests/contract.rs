@@ -1,0 +1,414 @@
+//! The master's contract with people and programs that know only the guide: its requests word for word
+//! against a running master, and an agent written by hand from its documents.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use longhaul::wire::sync::{Outcome, SyncState};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use support::cluster::{Cluster, Master, On, assert_complete};
+use support::http::{self, Answer};
+use support::tree::{Compare, assert_same, census, dir, file, many, strict};
+use support::{await_some, await_that};
+
+const SUBMIT: &str = r#"curl -X POST http://127.0.0.1:8888/sync \
+  -H 'Content-Type: application/json' \
+-d '{
+        "request_id": "demo-1",
+        "source_path": "/data/source",
+        "destination_path": "/data/dest",
+        "chunk_size_mb": 64,
+      }'"#;
+const PROGRESS: &str = "curl http://127.0.0.1:8888/sync/demo-1 | jq";
+const LIST: &str = "curl http://127.0.0.1:8888/sync | jq";
+const DELETE: &str = "curl -X DELETE http://127.0.0.1:8888/sync/demo-1";
+const HEARTBEAT: &str = r#"curl -X POST http://127.0.0.1:8888/workers/heartbeat \
+  -H 'Content-Type: application/json' \
+  -d '{
+        "worker_id": "worker-a",
+        "status": "READY",
+        "storage_paths": ["/data/source", "/scratch"],
+        "data_plane_endpoints": [
+          {"iface": "ib0", "address": "192.168.100.10"}
+        ]
+      }'"#;
+const POLL: &str = "curl -X POST http://127.0.0.1:8888/workers/worker-a/assignment | jq";
+const RESULT: &str = r#"curl -X POST http://127.0.0.1:8888/workers/result \
+  -H 'Content-Type: application/json' \
+  -d '{
+        "request_id": "demo-1",
+        "worker_id": "worker-a",
+        "success": true,
+        "message": "chunk complete"
+      }'"#;
+
+/// The words of a command up to a pipe, as a shell splits them.
+fn words(command: &str) -> Vec<String> {
+    let (mut out, mut word, mut quoted) = (Vec::new(), String::new(), false);
+    for c in command.replace("\\\n", " ").chars() {
+        match c {
+            '\'' => quoted = !quoted,
+            '|' if !quoted => break,
+            c if c.is_whitespace() && !quoted => {
+                out.extend((!word.is_empty()).then(|| std::mem::take(&mut word)));
+            }
+            c => word.push(c),
+        }
+    }
+    out.extend((!word.is_empty()).then_some(word));
+    out
+}
+
+/// Sends what curl would send; only the port is that of this master.
+fn curl(master: &Master, command: &str) -> Answer {
+    let mut words = words(command).into_iter().skip(1);
+    let (mut method, mut url, mut head, mut body) = ("GET".to_owned(), None, String::new(), None);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "-X" => method = words.next().unwrap(),
+            "-H" => head.push_str(&format!("{}\r\n", words.next().unwrap())),
+            "-d" => body = words.next(),
+            _ => url = Some(word),
+        }
+    }
+    let path = url.unwrap().strip_prefix("http://127.0.0.1:8888").unwrap().to_owned();
+    if let Some(body) = &body {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    let address = master.address();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\
+         {head}Connection: close\r\n\r\n{}",
+        body.unwrap_or_default()
+    );
+    http::raw(&address, request.as_bytes()).expect("the master answers")
+}
+
+#[test]
+fn the_requests_of_the_guide_work_word_for_word() {
+    for on in [On::Redis, On::Embedded] {
+        let cluster = Cluster::start(on);
+        let master = &cluster.master;
+
+        // The first one as it stands has a comma too many.
+        let refused = curl(master, SUBMIT);
+        assert_eq!(refused.status, 400);
+        assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+        let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+        for part in ["trailing comma", "line 5", "column 28"] {
+            assert!(detail.contains(part), "`{part}` in {detail}");
+        }
+        assert_eq!(curl(master, PROGRESS).status, 404);
+        assert_eq!(curl(master, LIST).json(), json!([]));
+
+        let mended = SUBMIT.replace("64,", "64");
+        let accepted = curl(master, &mended);
+        assert_eq!((accepted.status, accepted.header("location")), (202, Some("/sync/demo-1")));
+        let body = accepted.json();
+        assert_eq!((&body["status"], &body["request_id"]), (&json!("queued"), &json!("demo-1")));
+
+        // The same id again.
+        let twice = curl(master, &mended);
+        assert_eq!((twice.status, &twice.json()["existing"]), (409, &json!("QUEUED")));
+        assert!(twice.json()["detail"].is_string());
+
+        let progress = curl(master, PROGRESS);
+        assert_eq!(progress.status, 200);
+        let document = progress.json();
+        assert_eq!(document["state"], "QUEUED");
+        assert!(document["reason"].as_str().unwrap().contains("/data/source"), "{document:#}");
+        for field in ["request_id", "transferred_bytes", "total_bytes", "started_at", "updated_at"] {
+            assert!(document.get(field).is_some(), "{field} in {document:#}");
+        }
+        assert!(document["detail"].is_object());
+        assert_eq!(curl(master, LIST).json(), json!([document]), "a bare array of the same");
+
+        let beat = curl(master, HEARTBEAT);
+        assert_eq!((beat.status, beat.text().as_str()), (200, r#"{"status":"ok"}"#));
+        let listed = master.get("/workers").json();
+        assert_eq!(listed["active"][0]["worker_id"], "worker-a");
+        assert_eq!(listed["active"][0]["data_plane_endpoints"][0]["iface"], "ib0");
+        // Nobody holds the destination yet.
+        let nothing = curl(master, POLL);
+        assert_eq!((nothing.status, nothing.text().as_str()), (200, "null"));
+
+        let other = HEARTBEAT.replace("worker-a", "worker-b").replace("/data/source", "/data");
+        assert_eq!(curl(master, &other).status, 200);
+        let assignment = curl(master, POLL).json();
+        assert_eq!(assignment["request_id"], "demo-1");
+        let pool = |side: &str| -> Vec<Value> {
+            let members = assignment[side].as_array().unwrap().iter();
+            members.map(|m| m["worker_id"].clone()).collect()
+        };
+        assert_eq!(pool("source_workers"), [json!("worker-a"), json!("worker-b")]);
+        assert_eq!(pool("destination_workers"), [json!("worker-b")]);
+        let endpoint = &assignment["destination_workers"][0]["data_plane_endpoints"][0];
+        assert_eq!(endpoint["address"], "192.168.100.10");
+        assert_eq!(curl(master, PROGRESS).json()["state"], "PROGRESS");
+
+        let result = curl(master, RESULT);
+        assert_eq!((result.status, result.text().as_str()), (200, r#"{"status":"ack"}"#));
+        let document = curl(master, PROGRESS).json();
+        assert_eq!((&document["state"], &document["unverified"]), (&json!("COMPLETED"), &json!(1)));
+        // Late or twice: acknowledged, and nothing changes.
+        assert_eq!(curl(master, RESULT).status, 200);
+        assert_eq!(curl(master, PROGRESS).json(), document);
+
+        let deleted = curl(master, DELETE);
+        assert_eq!((deleted.status, deleted.text().as_str()), (200, r#"{"status":"deleted"}"#));
+        assert_eq!(curl(master, PROGRESS).status, 404);
+        assert_eq!(curl(master, DELETE).status, 404);
+        assert_eq!(curl(master, RESULT).status, 200);
+    }
+}
+
+#[test]
+fn what_the_guide_says_survives_a_restart_of_the_master() {
+    for on in [On::Redis, On::Embedded] {
+        let mut cluster = Cluster::start(on);
+        assert_eq!(curl(&cluster.master, &SUBMIT.replace("64,", "64")).status, 202);
+        let before = curl(&cluster.master, PROGRESS).json();
+        cluster.master.restart();
+        assert_eq!(curl(&cluster.master, PROGRESS).json()["submitted_at"], before["submitted_at"]);
+        assert_eq!(cluster.master.terminate().code(), Some(0));
+        cluster.master.restart();
+        assert_eq!(curl(&cluster.master, LIST).json().as_array().unwrap().len(), 1);
+        assert_eq!(curl(&cluster.master, DELETE).status, 200);
+        cluster.master.restart();
+        assert_eq!(curl(&cluster.master, PROGRESS).status, 404, "deleted is deleted");
+    }
+}
+
+#[test]
+fn every_bad_field_is_told_at_once_and_nothing_is_accepted() {
+    let cluster = Cluster::start(On::Embedded);
+    let bad = json!({
+        "request_id": "a/b",
+        "source_path": "relative",
+        "destination_path": "/a/../b",
+        "chunk_size_mb": 2000,
+        "file_list": ["ok", "../escape"],
+    });
+    let answer = cluster.master.post("/sync", &bad);
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    let problem = answer.json();
+    assert!(problem["detail"].is_string());
+    let told: Vec<&str> =
+        problem["errors"].as_array().unwrap().iter().map(|e| e["pointer"].as_str().unwrap()).collect();
+    for pointer in ["/request_id", "/source_path", "/destination_path", "/chunk_size_mb"] {
+        assert!(told.contains(&pointer), "{pointer} in {problem:#}");
+    }
+    let unknown = json!({"source_path": "/a", "destination_path": "/b", "chunk_size": 1});
+    let answer = cluster.master.post("/sync", &unknown);
+    assert!((400..=422).contains(&answer.status));
+    assert!(answer.text().contains("chunk_size"), "{}", answer.text());
+    assert_eq!(cluster.master.get("/sync").json(), json!([]));
+
+    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/version", 200), ("/nowhere", 404)] {
+        assert_eq!(cluster.master.get(path).status, status, "{path}");
+    }
+    assert_eq!(cluster.master.delete("/sync").status, 405);
+}
+
+#[test]
+fn a_submit_sent_twice_with_one_key_is_one_sync() {
+    let cluster = Cluster::start(On::Redis);
+    let address = cluster.master.address();
+    let send = |key: &str, body: &Value| {
+        let body = body.to_string();
+        let headers = [("Idempotency-Key", key)];
+        http::try_request(&address, "POST", "/sync", &headers, Some(body.as_bytes())).unwrap()
+    };
+    let body = json!({"source_path": "/a", "destination_path": "/b"});
+    let first = send("key-1", &body);
+    let second = send("key-1", &body);
+    assert_eq!((first.status, second.status), (202, 202));
+    assert_eq!(first.json()["request_id"], second.json()["request_id"]);
+    let other = send("key-1", &json!({"source_path": "/a", "destination_path": "/c"}));
+    assert_eq!(other.status, 409);
+    assert_ne!(send("key-2", &body).json()["request_id"], first.json()["request_id"]);
+    assert_eq!(cluster.master.get("/sync").json().as_array().unwrap().len(), 2);
+}
+
+/// An agent written from the guide alone: it sends heartbeats, polls, treats an assignment as "copy
+/// the source to the destination", and reports without any of our own fields.
+struct ByHand<'a> {
+    master: &'a Master,
+    name: &'a str,
+    storage: Vec<PathBuf>,
+}
+
+impl ByHand<'_> {
+    fn beat(&self, status: &str) {
+        let document = json!({
+            "worker_id": self.name,
+            "status": status,
+            "storage_paths": self.storage,
+            "data_plane_endpoints": ["127.0.0.1"],
+        });
+        let answer = self.master.post("/workers/heartbeat", &document);
+        assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"status":"ok"}"#));
+    }
+
+    fn poll(&self) -> Option<Value> {
+        let path = format!("/workers/{}/assignment", self.name);
+        let answer = http::try_request(&self.master.address(), "POST", &path, &[], None).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        Some(answer.json()).filter(|assignment| !assignment.is_null())
+    }
+
+    fn report(&self, request: &Value, success: bool) {
+        let document = json!({
+            "request_id": request,
+            "worker_id": self.name,
+            "success": success,
+            "message": if success { "chunk complete" } else { "no idea how" },
+        });
+        let answer = self.master.post("/workers/result", &document);
+        assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"status":"ack"}"#));
+    }
+}
+
+fn copy_by_hand(source: &Path, destination: &Path) {
+    for entry in walkdir::WalkDir::new(source) {
+        let entry = entry.unwrap();
+        let to = destination.join(entry.path().strip_prefix(source).unwrap());
+        if entry.file_type().is_dir() {
+            dir(to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_agent_written_by_hand_takes_part_and_its_work_counts_as_unverified() {
+    let cluster = Cluster::start(On::Redis);
+    let (src, dst) = (cluster.path("src"), cluster.path("dst"));
+    many(&src, 20, 100);
+    let agent =
+        ByHand { master: &cluster.master, name: "by-hand", storage: vec![cluster.path("")] };
+    for status in ["READY", "IDLE", "TRANSFERRING", "ERROR", "DRAINING", "READY"] {
+        agent.beat(status);
+    }
+    assert!(agent.poll().is_none());
+    let id = cluster.submit(&src, &dst);
+    let assignment = await_some("it gets the assignment", || agent.poll());
+    assert_eq!(assignment["request_id"], json!(id));
+    assert!(agent.poll().is_none(), "there is one task, and it is taken");
+    let path = |field: &str| PathBuf::from(assignment[field].as_str().unwrap());
+    copy_by_hand(&path("source_path"), &path("destination_path"));
+    // What it says of another sync, or somebody else of this one, changes nothing.
+    agent.report(&json!("unknown"), true);
+    ByHand { name: "stranger", master: agent.master, storage: vec![] }.report(&json!(id), true);
+    assert_eq!(cluster.progress(&id).state, SyncState::Progress);
+    agent.report(&json!(id), true);
+    let sync = cluster.progress(&id);
+    assert_eq!((sync.state, sync.unverified), (SyncState::Completed, 1), "{sync:#?}");
+    assert!(sync.reason.as_deref().is_some_and(|r| r.contains("digest")), "{sync:#?}");
+}
+
+#[test]
+fn what_an_agent_written_by_hand_reports_as_failed_is_tried_again_and_then_named() {
+    let cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 0}\n");
+    let (src, dst) = (dir(cluster.path("src")), cluster.path("dst"));
+    let agent =
+        ByHand { master: &cluster.master, name: "by-hand", storage: vec![cluster.path("")] };
+    agent.beat("READY");
+    let id = cluster.submit(&src, &dst);
+    let sync = await_some("the sync fails", || {
+        if let Some(assignment) = agent.poll() {
+            agent.report(&assignment["request_id"], false);
+        }
+        agent.beat("READY");
+        Some(cluster.progress(&id)).filter(|s| s.state.is_final())
+    });
+    assert_eq!(sync.state, SyncState::Failed, "{sync:#?}");
+    assert!(sync.errors[0].message.contains("no idea how"), "{sync:#?}");
+    assert_eq!(sync.errors[0].worker_id.as_ref().map(|w| w.as_str()), Some("by-hand"));
+}
+
+#[test]
+fn an_agent_that_fails_everything_does_no_harm_beside_one_that_works() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, 300, 2_000);
+    let storage = vec![src.clone()];
+    ByHand { master: &cluster.master, name: "clumsy", storage: storage.clone() }.beat("READY");
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+    let clumsy = ByHand { master: &cluster.master, name: "clumsy", storage };
+    let sync = await_some("the sync ends", || {
+        if let Some(assignment) = clumsy.poll() {
+            clumsy.report(&assignment["request_id"], false);
+        }
+        Some(cluster.progress(&id)).filter(|s| s.state.is_final())
+    });
+    assert_complete(&sync, census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn an_agent_written_by_hand_that_falls_silent_loses_its_work_to_another() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+    many(&src, 50, 100);
+    let silent =
+        ByHand { master: &cluster.master, name: "silent", storage: vec![src.clone(), dst.clone()] };
+    silent.beat("READY");
+    let id = cluster.submit(&src, &dst);
+    let taken = await_some("it takes the task", || silent.poll());
+    assert_eq!(taken["attempt"], 1);
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    assert!(sync.retries >= 1, "{sync:#?}");
+    assert_same(&src, &dst, Compare { owners: false, ..strict() });
+    // What it says now is stale.
+    let late = ByHand { master: &cluster.master, name: "silent", storage: vec![] };
+    late.report(&json!(id), false);
+    assert_eq!(cluster.progress(&id), sync);
+}
+
+#[test]
+fn results_that_do_not_match_their_assignment_exactly_change_nothing() {
+    let cluster = Cluster::start(On::Redis);
+    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+    file(src.join("x"), "x");
+    let agent = ByHand { master: &cluster.master, name: "w", storage: vec![cluster.path("")] };
+    agent.beat("READY");
+    let id = cluster.submit(&src, &dst);
+    let assignment = await_some("it takes the task", || agent.poll());
+    let right = json!({
+        "request_id": id,
+        "worker_id": "w",
+        "success": true,
+        "assignment_id": assignment["assignment_id"],
+        "attempt": assignment["attempt"],
+        "task_digest": assignment["task_digest"],
+    });
+    let zeros = |n: usize| json!("0".repeat(n));
+    for (field, wrong) in [
+        ("assignment_id", zeros(32)),
+        ("attempt", json!(7)),
+        ("task_digest", zeros(64)),
+        ("worker_id", json!("somebody")),
+        ("request_id", json!("another")),
+    ] {
+        let mut result = right.clone();
+        result[field] = wrong;
+        let answer = cluster.master.post("/workers/result", &result);
+        assert_eq!(answer.status, 200, "{field}: {}", answer.text());
+        assert_eq!(answer.json(), json!({"status": "ack", "outcome": "stale"}), "{field}");
+        assert_eq!(cluster.progress(&id).state, SyncState::Progress, "{field}");
+    }
+    let answer = cluster.master.post("/workers/result", &right);
+    assert_eq!(answer.json(), json!({"status": "ack", "outcome": "applied"}));
+    let answer = cluster.master.post("/workers/result", &right);
+    assert_eq!(answer.json(), json!({"status": "ack", "outcome": "stale"}), "it counts once");
+    let sync = cluster.progress(&id);
+    assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    await_that("the master lives", || cluster.master.get("/readyz").status == 200);
+}

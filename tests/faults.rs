@@ -1,0 +1,357 @@
+//! Each kind of process is killed in the middle of a transfer. Whatever dies: the sync completes by
+//! itself, the tree is identical, every file is counted once, no part file is left.
+//!
+//! "In the middle" is seen at the destination, and the process stands still while it is checked:
+//! between the check and the kill nothing can end by itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use longhaul::wire::sync::SyncProgress;
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
+use support::process::Process;
+use support::tree::{self, assert_same, census, file, many, noise, odd, strict};
+use support::{await_some, await_that};
+
+const MIB: usize = 1 << 20;
+/// The size of a file that is caught while it arrives.
+const LARGE: usize = 192 * MIB;
+/// Files of a pack that is caught while it arrives; less than a pack can hold.
+const PACK: usize = 1_500;
+
+/// Which process dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Source,
+    Destination,
+    Master,
+}
+
+fn process(cluster: &mut Cluster, victim: Victim) -> &mut Process {
+    match victim {
+        Victim::Master => &mut cluster.master.process,
+        Victim::Source => &mut cluster.agents.get_mut("a").unwrap().process,
+        Victim::Destination => &mut cluster.agents.get_mut("b").unwrap().process,
+    }
+}
+
+/// How much of a file that arrives in ranges is on the way: its part file holds some of it, and its
+/// name is not there.
+fn in_mid_range(dst: &Path) -> bool {
+    let Some(part) = tree::part_files(dst).into_iter().find(|p| is_of_large(p)) else {
+        return false;
+    };
+    let Ok(meta) = fs::metadata(part) else { return false };
+    meta.blocks() > 0 && meta.blocks() * 512 < LARGE as u64 && !dst.join("large").exists()
+}
+
+fn is_of_large(part: &Path) -> bool {
+    fs::metadata(part).is_ok_and(|m| m.len() == LARGE as u64)
+}
+
+/// Some of the files of the one pack are there, and some are not.
+fn in_mid_pack(dst: &Path) -> bool {
+    (1..PACK).contains(&arrived(dst))
+}
+
+fn arrived(dst: &Path) -> usize {
+    let there = |dir: PathBuf| fs::read_dir(dir).map_or(0, Iterator::count);
+    let all: usize = (0..PACK.div_ceil(100)).map(|i| there(dst.join(format!("{i:03}")))).sum();
+    all.saturating_sub(tree::part_files(dst).len())
+}
+
+/// Waits for the middle, stops the victim there, makes sure that it is the middle still, and kills it.
+fn kill_in_the_middle(cluster: &mut Cluster, victim: Victim, dst: &Path, middle: fn(&Path) -> bool) {
+    await_that("the transfer is in the middle", || middle(dst));
+    process(cluster, victim).freeze();
+    assert!(middle(dst), "the transfer was over before {victim:?} could be stopped: use more data");
+    process(cluster, victim).kill_9();
+}
+
+/// What holds after every fault.
+#[track_caller]
+fn assert_unharmed(cluster: &mut Cluster, id: &str, src: &Path, dst: &Path) -> SyncProgress {
+    let sync = cluster.ended(id);
+    let there = census(src);
+    assert_complete(&sync, there);
+    assert_same(src, dst, strict());
+    assert!(tree::part_files(dst).is_empty());
+    let again = cluster.sync(src, dst);
+    assert_nothing_to_do(&again, there);
+    for (name, agent) in &mut cluster.agents {
+        let log = agent.process.log();
+        assert!(!log.contains("panicked"), "agent {name}:\n{log}");
+    }
+    let log = cluster.master.process.log();
+    assert!(!log.contains("panicked"), "master:\n{log}");
+    sync
+}
+
+/// A sync of one large file (and some others), caught in mid-range.
+fn large_file(on: On) -> (Cluster, PathBuf, PathBuf, String) {
+    let mut cluster = Cluster::start(on);
+    let (src, dst) = cluster.pair();
+    file(src.join("large"), noise(LARGE, 1));
+    odd(&src.join("odd"));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
+    (cluster, src, dst, id)
+}
+
+/// A sync of small files that fit into one pack, caught in mid-pack.
+fn one_pack(on: On) -> (Cluster, PathBuf, PathBuf, String) {
+    let mut cluster = Cluster::start(on);
+    let (src, dst) = cluster.pair();
+    many(&src, PACK, 40_000);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 512}));
+    (cluster, src, dst, id)
+}
+
+#[test]
+fn the_destination_agent_killed_in_mid_range_and_started_again() {
+    let (mut cluster, src, dst, id) = large_file(On::Embedded);
+    kill_in_the_middle(&mut cluster, Victim::Destination, &dst, in_mid_range);
+    cluster.agents.get_mut("b").unwrap().restart();
+    let sync = assert_unharmed(&mut cluster, &id, &src, &dst);
+    assert!(sync.retries > 0, "{sync:#?}");
+}
+
+#[test]
+fn the_destination_agent_killed_in_mid_pack_and_started_again() {
+    let (mut cluster, src, dst, id) = one_pack(On::Redis);
+    kill_in_the_middle(&mut cluster, Victim::Destination, &dst, in_mid_pack);
+    cluster.agents.get_mut("b").unwrap().restart();
+    let sync = assert_unharmed(&mut cluster, &id, &src, &dst);
+    assert!(sync.files_skipped > 0, "what had arrived is not sent again: {sync:#?}");
+}
+
+#[test]
+fn one_of_two_destination_agents_killed_for_good() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    cluster.agent("b2", &[&dst]);
+    file(src.join("large"), noise(LARGE, 2));
+    many(&src, 300, 20_000);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
+    kill_in_the_middle(&mut cluster, Victim::Destination, &dst, in_mid_range);
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+#[test]
+fn the_source_agent_killed_in_mid_range_and_started_again() {
+    let (mut cluster, src, dst, id) = large_file(On::Redis);
+    kill_in_the_middle(&mut cluster, Victim::Source, &dst, in_mid_range);
+    cluster.agents.get_mut("a").unwrap().restart();
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+#[test]
+fn the_source_agent_killed_in_mid_pack_and_another_takes_over() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, PACK, 40_000);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 512}));
+    kill_in_the_middle(&mut cluster, Victim::Source, &dst, in_mid_pack);
+    // It does not come back: its lease runs out.
+    cluster.agent("a2", &[&src]);
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+fn the_master_killed(on: On) {
+    let (mut cluster, src, dst, id) = large_file(on);
+    many(&cluster.path("other/src"), 400, 5_000);
+    let other = (tree::dir(cluster.path("other/src")), tree::dir(cluster.path("other/dst")));
+    let data = cluster.path("other");
+    cluster.agent("other", &[&data]);
+    kill_in_the_middle(&mut cluster, Victim::Master, &dst, in_mid_range);
+    cluster.master.restart();
+    // It knows of the sync, and takes new ones.
+    assert!(!cluster.progress(&id).state.is_final());
+    let second = cluster.submit(&other.0, &other.1);
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+    assert_complete(&cluster.ended(&second), census(&other.0));
+    assert_same(&other.0, &other.1, strict());
+    for name in ["a", "b"] {
+        assert!(cluster.agents.get_mut(name).unwrap().process.ended().is_none(), "{name} lives");
+    }
+}
+
+#[test]
+fn the_master_killed_and_started_again_on_the_embedded_store() {
+    the_master_killed(On::Embedded);
+}
+
+#[test]
+fn the_master_killed_and_started_again_on_redis() {
+    the_master_killed(On::Redis);
+}
+
+fn the_master_killed_again_and_again(on: On) {
+    let mut cluster = Cluster::start(on);
+    let (src, dst) = cluster.pair();
+    many(&src, 3_000, 2_000);
+    file(src.join("large"), noise(64 * MIB, 3));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+    let total = census(&src).bytes;
+    for share in 1..=4 {
+        let far_enough = |s: &SyncProgress| {
+            s.state.is_final() || s.transferred_bytes + s.bytes_skipped >= total * share / 6
+        };
+        cluster.await_progress(&id, "goes on", far_enough);
+        cluster.master.kill_9();
+        cluster.master.restart();
+    }
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+#[test]
+fn the_master_killed_again_and_again_on_the_embedded_store() {
+    the_master_killed_again_and_again(On::Embedded);
+}
+
+#[test]
+fn the_master_killed_again_and_again_on_redis() {
+    the_master_killed_again_and_again(On::Redis);
+}
+
+#[test]
+fn all_of_them_killed_at_once_and_started_again() {
+    let (mut cluster, src, dst, id) = large_file(On::Redis);
+    await_that("the transfer is in the middle", || in_mid_range(&dst));
+    for victim in [Victim::Destination, Victim::Source, Victim::Master] {
+        process(&mut cluster, victim).kill_9();
+    }
+    let redis = cluster.redis.as_mut().unwrap();
+    redis.kill();
+    redis.restart();
+    cluster.master.restart();
+    for name in ["a", "b"] {
+        cluster.agents.get_mut(name).unwrap().restart();
+    }
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+#[test]
+fn agents_told_to_stop_in_mid_transfer_and_started_again() {
+    let (mut cluster, src, dst, id) = large_file(On::Embedded);
+    await_that("the transfer is in the middle", || in_mid_range(&dst));
+    for name in ["a", "b"] {
+        let agent = cluster.agents.get_mut(name).unwrap();
+        assert_eq!(agent.terminate().code(), Some(0), "{name} stops cleanly");
+        agent.restart();
+    }
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+#[test]
+fn redis_that_stands_still_delays_but_harms_nothing() {
+    let (mut cluster, src, dst, id) = large_file(On::Redis);
+    await_that("the transfer is in the middle", || in_mid_range(&dst));
+    cluster.redis.as_ref().unwrap().signal("STOP");
+    // The master says so instead of hanging.
+    await_that("the master is not ready", || cluster.master.get("/readyz").status == 503);
+    let answer = cluster.master.get("/sync");
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    cluster.redis.as_ref().unwrap().signal("CONT");
+    await_that("the master is ready again", || cluster.master.get("/readyz").status == 200);
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+#[test]
+fn redis_killed_and_started_again_keeps_every_acknowledged_sync() {
+    let (mut cluster, src, dst, id) = large_file(On::Redis);
+    await_that("the transfer is in the middle", || in_mid_range(&dst));
+    let redis = cluster.redis.as_mut().unwrap();
+    redis.kill();
+    redis.restart();
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+#[test]
+fn redis_that_lost_everything_gets_it_back_from_the_master() {
+    let (mut cluster, src, dst, id) = large_file(On::Redis);
+    await_that("the transfer is in the middle", || in_mid_range(&dst));
+    let redis = cluster.redis.as_ref().unwrap();
+    assert!(redis.command(&["FLUSHALL"]).starts_with("+OK"));
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+    // What the store holds now is enough for a master that starts.
+    cluster.master.restart();
+    assert_complete(&cluster.progress(&id), census(&src));
+}
+
+#[test]
+fn an_agent_that_stood_still_for_longer_than_its_lease_does_no_harm() {
+    let (mut cluster, src, dst, id) = large_file(On::Embedded);
+    await_that("the transfer is in the middle", || in_mid_range(&dst));
+    process(&mut cluster, Victim::Source).freeze();
+    // Another one ends its work.
+    cluster.agent("a2", &[&src]);
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    let before = await_some("the master answers", || cluster.master.progress(&id));
+    process(&mut cluster, Victim::Source).thaw();
+    await_that("it is heard of again", || cluster.master.active().contains(&"a".to_owned()));
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+    assert_eq!(cluster.progress(&id), before, "a late result changes nothing");
+}
+
+#[test]
+fn a_part_file_that_somebody_removes_never_becomes_a_file_with_holes() {
+    let (cluster, src, dst, id) = large_file(On::Embedded);
+    cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 20 * MIB as u64);
+    for part in tree::part_files(&dst) {
+        let _ = fs::remove_file(part);
+    }
+    let sync = cluster.ended(&id);
+    if sync.state == longhaul::wire::sync::SyncState::Completed {
+        assert_same(&src, &dst, strict());
+    } else {
+        assert!(!dst.join("large").exists(), "nothing is published: {sync:#?}");
+    }
+    assert!(tree::part_files(&dst).is_empty());
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn a_storage_path_that_is_replaced_stops_its_worker_and_says_so() {
+    let (cluster, src, dst, id) = large_file(On::Embedded);
+    await_that("the transfer is in the middle", || in_mid_range(&dst));
+    let away = cluster.path("moved away");
+    fs::rename(&dst, &away).unwrap();
+    tree::dir(&dst);
+    let sync = cluster.await_progress(&id, "waits", |s| s.reason.is_some());
+    let reason = sync.reason.unwrap();
+    assert!(reason.contains("b (ERROR)"), "{reason}");
+    assert_eq!(fs::read_dir(&dst).unwrap().count(), 0, "nothing is written to what is not the mount");
+    // Undone, it goes on by itself.
+    fs::remove_dir(&dst).unwrap();
+    fs::rename(&away, &dst).unwrap();
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn a_destination_directory_that_is_moved_away_is_made_again_and_never_torn() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, root) = cluster.pair();
+    let dst = root.join("below");
+    file(src.join("large"), noise(LARGE, 5));
+    many(&src, 100, 1_000);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
+    cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 20 * MIB as u64);
+    fs::rename(&dst, root.join("moved away")).unwrap();
+    let sync = cluster.ended(&id);
+    let large = dst.join("large");
+    if large.exists() {
+        assert!(fs::read(&large).unwrap() == fs::read(src.join("large")).unwrap(), "it is torn");
+    }
+    assert!(sync.state.is_final());
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+}

@@ -1,0 +1,340 @@
+//! A whole installation of real processes: a store, a master, agents.
+
+use super::ctl::{Ctl, ctl};
+use super::http::{self, Answer};
+use super::process::{Process, User, clean_command, program};
+use super::redis::RedisServer;
+use super::tree::{self, Census};
+use super::{await_some, await_that};
+use longhaul::wire::sync::{Outcome, SyncProgress, SyncState};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+/// What keeps the master's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    Embedded,
+    Redis,
+}
+
+/// A port that nobody uses, outside of the range from which the kernel takes ports for connections:
+/// it stays free while a master is down.
+pub(crate) fn free_port() -> u16 {
+    let mut seed = std::process::id() as u64;
+    seed ^= std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
+    for attempt in 0..500 {
+        let drawn = tree::noise(8, seed.wrapping_add(attempt));
+        let port = 10_000 + u16::from_le_bytes([drawn[0], drawn[1]]) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port");
+}
+
+/// An installation.
+pub(crate) struct Cluster {
+    // Dropped in this order: processes before their store and their files.
+    pub(crate) agents: BTreeMap<String, Agent>,
+    pub(crate) master: Master,
+    pub(crate) redis: Option<RedisServer>,
+    dir: tempfile::TempDir,
+}
+
+/// A `ctl master`.
+pub(crate) struct Master {
+    pub(crate) process: Process,
+    port: u16,
+    dir: PathBuf,
+}
+
+/// A `ctl agent`.
+pub(crate) struct Agent {
+    pub(crate) process: Process,
+    name: String,
+    dir: PathBuf,
+    user: User,
+}
+
+impl Cluster {
+    /// A master that serves, and no agents.
+    pub(crate) fn start(on: On) -> Cluster {
+        Self::start_with(on, "")
+    }
+
+    /// … with further lines in its configuration.
+    pub(crate) fn start_with(on: On, more: &str) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
+        tree::chmod(dir.path(), 0o755);
+        let home = dir.path().canonicalize().expect("a real path");
+        let redis = (on == On::Redis).then(RedisServer::start);
+        let port = free_port();
+        let mut config = format!(
+            "listen: 127.0.0.1:{port}\ndata_dir: {}\nheartbeat_interval: 300ms\n\
+             worker_heartbeat_timeout: 3s\nlease: 5s\nlog: {{level: \"info,longhaul=debug,longhaul::master::http=info\"}}\n{more}",
+            quoted(&tree::dir(home.join("state")))
+        );
+        if let Some(redis) = &redis {
+            config.push_str(&format!("redis: {{url: {}}}\n", json!(redis.url())));
+        }
+        std::fs::write(home.join("master.yml"), config).expect("write the configuration");
+        tree::dir(home.join("data"));
+        let process = Master::spawn(&home);
+        let mut master = Master { process, port, dir: home };
+        master.await_ready();
+        Cluster { agents: BTreeMap::new(), master, redis, dir }
+    }
+
+    /// A path below the directory for data.
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
+        let data = self.master.dir.join("data");
+        if below.is_empty() { data } else { data.join(below) }
+    }
+
+    /// The directory of the installation.
+    pub(crate) fn home(&self) -> &Path {
+        &self.master.dir
+    }
+
+    /// Starts an agent that holds `storage`, and waits until the master lists it.
+    pub(crate) fn agent(&mut self, name: &str, storage: &[&Path]) -> &mut Agent {
+        self.agent_with(name, storage, User::Same, "")
+    }
+
+    /// … as another user, with further lines in its configuration.
+    pub(crate) fn agent_with(
+        &mut self,
+        name: &str,
+        storage: &[&Path],
+        user: User,
+        more: &str,
+    ) -> &mut Agent {
+        let paths: Vec<String> = storage.iter().map(|p| quoted(p)).collect();
+        let config = format!(
+            "master_url: {}\nheartbeat_interval: 300ms\nlog: {{level: \"info,longhaul=debug\"}}\n{more}\n\
+             workers:\n  - worker_id: {name}\n    storage_paths: [{}]\n    network:\n      \
+             data_plane_endpoints: [{{address: 127.0.0.1, port: 0}}]\n",
+            self.master.url(),
+            paths.join(", ")
+        );
+        let dir = self.master.dir.clone();
+        std::fs::write(dir.join(format!("{name}.yml")), config).expect("write the configuration");
+        let mut agent = Agent {
+            process: Agent::spawn(name, &dir, user),
+            name: name.to_owned(),
+            dir,
+            user,
+        };
+        let master = &self.master;
+        await_that(&format!("the master lists {name}"), || {
+            if let Some(status) = agent.process.ended() {
+                panic!("agent {name} ended with {status}:\n{}", agent.process.log());
+            }
+            master.active().iter().any(|worker| worker == name)
+        });
+        self.agents.insert(name.to_owned(), agent);
+        self.agents.get_mut(name).expect("just inserted")
+    }
+
+    /// Two agents, `a` with the source `src` and `b` with the destination `dst`, which are made.
+    pub(crate) fn pair(&mut self) -> (PathBuf, PathBuf) {
+        let (src, dst) = (tree::dir(self.path("src")), tree::dir(self.path("dst")));
+        self.agent("a", &[&src]);
+        self.agent("b", &[&dst]);
+        (src, dst)
+    }
+
+    /// `ctl ARGS…`, told of this master.
+    pub(crate) fn ctl<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ctl {
+        ctl(args).env("CTL_MASTER_URL", self.master.url())
+    }
+
+    /// Submits a sync and returns its id.
+    #[track_caller]
+    pub(crate) fn submit(&self, source: &Path, destination: &Path) -> String {
+        self.submit_with(source, destination, json!({}))
+    }
+
+    /// … with further fields.
+    #[track_caller]
+    pub(crate) fn submit_with(&self, source: &Path, destination: &Path, more: Value) -> String {
+        let mut request = json!({"source_path": source, "destination_path": destination});
+        let fields = request.as_object_mut().expect("an object");
+        fields.extend(more.as_object().expect("an object").clone());
+        let answer = self.master.post("/sync", &request);
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        answer.json()["request_id"].as_str().expect("an id").to_owned()
+    }
+
+    /// How a sync stands.
+    #[track_caller]
+    pub(crate) fn progress(&self, id: &str) -> SyncProgress {
+        self.master.progress(id).unwrap_or_else(|| panic!("the master tells of {id}"))
+    }
+
+    /// Waits until a sync has ended.
+    #[track_caller]
+    pub(crate) fn ended(&self, id: &str) -> SyncProgress {
+        self.await_progress(id, "ends", |sync| sync.state.is_final())
+    }
+
+    /// Waits until the progress of a sync (which may end before) is as wanted.
+    #[track_caller]
+    pub(crate) fn await_progress(
+        &self,
+        id: &str,
+        what: &str,
+        wanted: impl Fn(&SyncProgress) -> bool,
+    ) -> SyncProgress {
+        let mut last = None;
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            await_some(&format!("sync {id} {what}"), || {
+                // A master may be away for a moment.
+                let seen = self.master.progress(id)?;
+                last = Some(seen.clone());
+                wanted(&seen).then_some(seen)
+            })
+        }));
+        found.unwrap_or_else(|_| panic!("sync {id} never {what}; last seen: {last:#?}"))
+    }
+
+    /// Submits, and waits until it has ended.
+    #[track_caller]
+    pub(crate) fn sync(&self, source: &Path, destination: &Path) -> SyncProgress {
+        let id = self.submit(source, destination);
+        self.ended(&id)
+    }
+}
+
+/// A path as YAML (and JSON) takes it.
+fn quoted(path: &Path) -> String {
+    json!(path.to_str().expect("a plain path")).to_string()
+}
+
+impl Master {
+    fn spawn(dir: &Path) -> Process {
+        let mut command = clean_command(&program(User::Same, dir), dir, User::Same);
+        command.args(["master", "--config"]).arg(dir.join("master.yml"));
+        Process::start("master", command, &dir.join("master.log"))
+    }
+
+    fn await_ready(&mut self) {
+        let address = self.address();
+        await_that("the master is ready", || {
+            if let Some(status) = self.process.ended() {
+                panic!("the master ended with {status}:\n{}", self.process.log());
+            }
+            http::try_request(&address, "GET", "/readyz", &[], None)
+                .is_some_and(|answer| answer.status == 200)
+        });
+    }
+
+    pub(crate) fn kill_9(&mut self) {
+        self.process.kill_9();
+    }
+
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.process.terminate()
+    }
+
+    /// Starts it again, on the same port and state.
+    pub(crate) fn restart(&mut self) {
+        self.process.kill_9();
+        self.process = Self::spawn(&self.dir);
+        self.await_ready();
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        http::try_request(&self.address(), "GET", path, &[], None).expect("the master answers")
+    }
+
+    #[track_caller]
+    pub(crate) fn delete(&self, path: &str) -> Answer {
+        http::try_request(&self.address(), "DELETE", path, &[], None).expect("the master answers")
+    }
+
+    #[track_caller]
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
+        let body = body.to_string();
+        http::try_request(&self.address(), "POST", path, &[], Some(body.as_bytes()))
+            .expect("the master answers")
+    }
+
+    /// How a sync stands; `None` while the master can't say.
+    pub(crate) fn progress(&self, id: &str) -> Option<SyncProgress> {
+        let path = format!("/sync/{id}");
+        let answer = http::try_request(&self.address(), "GET", &path, &[], None)?;
+        match answer.status {
+            200 => Some(serde_json::from_slice(&answer.body).expect("a SyncProgress")),
+            503 => None,
+            _ => panic!("GET {path}: {} {}", answer.status, answer.text()),
+        }
+    }
+
+    /// The names of the workers that it has heard of lately.
+    pub(crate) fn active(&self) -> Vec<String> {
+        let list = self.get("/workers").json();
+        let all = list["active"].as_array().expect("a list").iter();
+        all.map(|w| w["worker_id"].as_str().expect("an id").to_owned()).collect()
+    }
+}
+
+impl Agent {
+    fn spawn(name: &str, dir: &Path, user: User) -> Process {
+        let mut command = clean_command(&program(user, dir), dir, user);
+        command.args(["agent", "--worker-id", name, "--config"]);
+        command.arg(dir.join(format!("{name}.yml")));
+        Process::start(&format!("agent {name}"), command, &dir.join(format!("{name}.log")))
+    }
+
+    pub(crate) fn kill_9(&mut self) {
+        self.process.kill_9();
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.process.terminate()
+    }
+
+    /// Starts it again, without waiting for it to be listed.
+    pub(crate) fn restart(&mut self) {
+        self.process.kill_9();
+        self.process = Self::spawn(&self.name, &self.dir, self.user);
+    }
+}
+
+/// Holds a sync to have brought all of `source`, with each entry counted once.
+#[track_caller]
+pub(crate) fn assert_complete(sync: &SyncProgress, source: Census) {
+    assert_eq!(
+        (sync.state, sync.outcome),
+        (SyncState::Completed, Some(Outcome::Full)),
+        "{sync:#?}"
+    );
+    assert!(sync.scan_done && sync.errors.is_empty() && sync.error_counts.is_empty(), "{sync:#?}");
+    let counted = Census { files: sync.files_total, dirs: sync.dirs_total, bytes: sync.total_bytes };
+    assert_eq!(counted, source, "the totals are those of the source: {sync:#?}");
+    assert_eq!(sync.files_done + sync.files_skipped, sync.files_total, "{sync:#?}");
+    assert_eq!((sync.files_failed, sync.dirs_failed, sync.unverified), (0, 0, 0), "{sync:#?}");
+    assert_eq!(sync.dirs_done, sync.dirs_total, "{sync:#?}");
+    assert_eq!(sync.transferred_bytes + sync.bytes_skipped, sync.total_bytes, "{sync:#?}");
+}
+
+/// Holds a sync to have found everything there already.
+#[track_caller]
+pub(crate) fn assert_nothing_to_do(sync: &SyncProgress, source: Census) {
+    assert_complete(sync, source);
+    assert_eq!((sync.files_done, sync.transferred_bytes), (0, 0), "{sync:#?}");
+}

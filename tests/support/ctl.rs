@@ -1,0 +1,75 @@
+//! Runs `ctl` commands as an operator does.
+
+use super::PATIENCE;
+use super::process::{Ran, Running, User, clean_command, program};
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::Command;
+
+/// A `ctl` command to be run.
+pub(crate) struct Ctl {
+    args: Vec<OsString>,
+    env: Vec<(String, OsString)>,
+    input: Option<Vec<u8>>,
+    user: User,
+    home: std::path::PathBuf,
+}
+
+/// `ctl ARGS…`, with no environment.
+pub(crate) fn ctl<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ctl {
+    Ctl {
+        args: args.into_iter().map(|a| a.as_ref().to_owned()).collect(),
+        env: Vec::new(),
+        input: None,
+        user: User::Same,
+        home: std::env::temp_dir(),
+    }
+}
+
+impl Ctl {
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    pub(crate) fn more<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// What stands on its standard input.
+    pub(crate) fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Some(bytes.into());
+        self
+    }
+
+    /// Runs as somebody else, whose files may be in `dir`.
+    pub(crate) fn user(mut self, user: User, dir: &Path) -> Self {
+        self.user = user;
+        self.home = dir.to_owned();
+        self
+    }
+
+    /// As a command of the standard library.
+    pub(crate) fn command(&self) -> Command {
+        let mut command =
+            clean_command(&program(self.user, &self.home), &self.home, self.user);
+        command.args(&self.args).envs(self.env.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    /// Starts it.
+    pub(crate) fn start(&self) -> Running {
+        Running::start(self.command(), self.input.as_deref())
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn run(&self) -> Ran {
+        self.start().finish(PATIENCE)
+    }
+}

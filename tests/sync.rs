@@ -1,0 +1,685 @@
+//! Whole syncs through real processes: what arrives, what is skipped, what is said of what fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use longhaul::wire::sync::{ErrorClass, Outcome, SyncState};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use serde_json::json;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
+use support::process::User;
+use support::tree::{
+    self, Compare, Census, assert_same, census, chmod, differences, dir, file, link, many, name,
+    noise, odd, strict, touch,
+};
+use support::{await_some, await_that};
+
+const MIB: usize = 1 << 20;
+
+/// A tree of everything: odd names, many small files, a file of several ranges.
+fn everything(root: &Path) -> Census {
+    odd(root);
+    many(&root.join("many"), 500, 3_000);
+    file(root.join("large"), noise(9 * MIB + 12_345, 99));
+    file(root.join("exactly two ranges"), noise(2 * MIB, 98));
+    touch(root.join("large"), 1_300_000_000, 987_654_321);
+    touch(root, 1_222_222_222, 22);
+    census(root)
+}
+
+fn arrives_and_is_skipped_the_second_time(on: On) {
+    let mut cluster = Cluster::start(on);
+    let (src, dst) = cluster.pair();
+    let there = everything(&src);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+    let first = cluster.ended(&id);
+    assert_same(&src, &dst, strict());
+    assert_complete(&first, there);
+    assert_eq!((first.files_skipped, first.bytes_skipped), (0, 0), "{first:#?}");
+    assert!(first.started_at.is_some() && first.ended_at >= first.started_at);
+
+    let inode = fs::metadata(dst.join("plain")).unwrap().ino();
+    let second = cluster.sync(&src, &dst);
+    assert_nothing_to_do(&second, there);
+    assert_same(&src, &dst, strict());
+    assert_eq!(inode, fs::metadata(dst.join("plain")).unwrap().ino(), "left as it was");
+}
+
+#[test]
+fn a_tree_arrives_identical_and_is_skipped_the_second_time_on_the_embedded_store() {
+    arrives_and_is_skipped_the_second_time(On::Embedded);
+}
+
+#[test]
+fn a_tree_arrives_identical_and_is_skipped_the_second_time_on_redis() {
+    arrives_and_is_skipped_the_second_time(On::Redis);
+}
+
+#[test]
+fn one_worker_that_holds_both_paths_copies_alone() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let data = cluster.path("");
+    cluster.agent("only", &[&data]);
+    let there = everything(&cluster.path("src"));
+    let (src, dst) = (cluster.path("src"), cluster.path("dst"));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+    assert_complete(&cluster.ended(&id), there);
+    assert_same(&src, &dst, strict());
+    assert_nothing_to_do(&cluster.sync(&src, &dst), there);
+}
+
+#[test]
+fn a_source_that_is_a_file_becomes_the_destination_itself() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    for (what, length) in [("small", 5), ("empty", 0), ("large", 3 * MIB + 1)] {
+        let from = file(src.join(what), noise(length, 1));
+        touch(&from, 1_000_000_000, 123);
+        let to = dst.join("new dir").join(what);
+        let id = cluster.submit_with(&from, &to, json!({"chunk_size_mb": 1}));
+        let sync = cluster.ended(&id);
+        assert_eq!((sync.state, sync.files_done), (SyncState::Completed, 1), "{what}: {sync:#?}");
+        assert_same(&from, &to, strict());
+        let again = cluster.sync(&from, &to);
+        assert_eq!((again.files_done, again.files_skipped), (0, 1), "{what}: {again:#?}");
+    }
+}
+
+#[test]
+fn a_trailing_slash_changes_nothing() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("tree/a/b"), "b");
+    file(src.join("tree/c"), "c");
+    let shapes = [("tree", "1"), ("tree/", "2"), ("tree", "3/"), ("tree//", "4/."), ("./tree/", "5")];
+    for (from, to) in shapes {
+        let id = cluster.submit(
+            Path::new(&format!("{}/{from}", src.display())),
+            Path::new(&format!("{}/{to}", dst.display())),
+        );
+        assert_eq!(cluster.ended(&id).state, SyncState::Completed, "{from} {to}");
+        let to = dst.join(to.trim_end_matches(['/', '.']));
+        assert_same(&src.join("tree"), &to, strict());
+    }
+}
+
+#[test]
+fn missing_directories_above_the_destination_are_made() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("x"), "x");
+    let deep = dst.join("not/yet/there");
+    assert_complete(&cluster.sync(&src, &deep), census(&src));
+    assert_same(&src, &deep, strict());
+    let empty = dir(src.join("e"));
+    assert_complete(&cluster.sync(&empty, &dst.join("also/not")), census(&empty));
+    assert_same(&empty, &dst.join("also/not"), strict());
+}
+
+#[test]
+fn what_changed_is_updated_and_the_rest_is_skipped() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, 50, 2_000);
+    file(src.join("grows"), "short");
+    file(src.join("shrinks"), noise(4 * MIB, 3));
+    file(src.join("same length"), "before");
+    link(src.join("link"), "grows");
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+
+    file(src.join("grows"), noise(3 * MIB, 4));
+    file(src.join("shrinks"), "short now");
+    touch(file(src.join("same length"), "after!"), 1_700_000_000, 1);
+    fs::remove_file(src.join("link")).unwrap();
+    link(src.join("link"), "shrinks");
+    file(src.join("new"), "new");
+    let there = census(&src);
+    let sync = cluster.sync(&src, &dst);
+    assert_complete(&sync, there);
+    assert_same(&src, &dst, strict());
+    assert_eq!((sync.files_done, sync.files_skipped), (5, 50), "{sync:#?}");
+}
+
+#[test]
+fn modes_and_times_alone_are_repaired_without_sending_content() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, 20, 1_000);
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+
+    chmod(src.join("000/00003"), 0o751);
+    chmod(dst.join("000/00004"), 0o600);
+    chmod(src.join("000"), 0o750);
+    touch(dst.join("000"), 5, 5);
+    let sync = cluster.sync(&src, &dst);
+    assert_nothing_to_do(&sync, census(&src));
+    assert_same(&src, &dst, strict());
+
+    // Another time means that the content may be another: it is sent.
+    touch(dst.join("000/00005"), 77, 7);
+    let sync = cluster.sync(&src, &dst);
+    assert_complete(&sync, census(&src));
+    assert_eq!((sync.files_done, sync.transferred_bytes), (1, 1_000), "{sync:#?}");
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn what_is_in_the_way_is_replaced_but_a_full_directory_never() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("dir over file/inside"), "in");
+    file(src.join("dir over link/inside"), "in");
+    file(src.join("file over link"), "f");
+    file(src.join("file over empty dir"), "f");
+    link(src.join("link over file"), "x");
+    link(src.join("link over link"), "right");
+    file(src.join("file over full dir"), "f");
+    file(src.join("large over link"), noise(3 * MIB, 5));
+    let outside = file(cluster.path("outside/kept"), "kept");
+
+    file(dst.join("dir over file"), "in the way");
+    link(dst.join("dir over link"), outside.parent().unwrap());
+    link(dst.join("file over link"), &outside);
+    dir(dst.join("file over empty dir"));
+    file(dst.join("link over file"), "in the way");
+    link(dst.join("link over link"), "wrong");
+    file(dst.join("file over full dir/precious"), "precious");
+    link(dst.join("large over link"), &outside);
+
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+    let sync = cluster.ended(&id);
+    assert_eq!((sync.state, sync.outcome), (SyncState::Failed, Some(Outcome::Partial)), "{sync:#?}");
+    assert_eq!((sync.files_failed, sync.dirs_failed), (1, 0), "{sync:#?}");
+    assert_eq!(sync.errors[0].path.0, b"file over full dir", "{sync:#?}");
+    assert_eq!(sync.errors[0].errno.as_deref(), Some("EISDIR"), "{sync:#?}");
+    assert_eq!(sync.errors[0].class, ErrorClass::Permanent, "{sync:#?}");
+    assert_eq!(fs::read(dst.join("file over full dir/precious")).unwrap(), b"precious");
+    assert_eq!(fs::read(&outside).unwrap(), b"kept", "nothing is written through a link");
+    let rest: Vec<String> = differences(&src, &dst, Compare { extra: true, ..strict() })
+        .into_iter()
+        .filter(|d| !d.starts_with("`file over full dir`"))
+        .collect();
+    assert!(rest.is_empty(), "{rest:#?}");
+    assert_eq!(fs::read_dir(outside.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_link_above_the_destination_leads_nowhere() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("x"), "x");
+    let outside = dir(cluster.path("outside"));
+    link(dst.join("planted"), &outside);
+    let sync = cluster.sync(&src, &dst.join("planted/below"));
+    assert_ne!(sync.state, SyncState::Completed, "{sync:#?}");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "nothing was written outside");
+}
+
+#[test]
+fn a_list_of_names_copies_just_those() {
+    let mut cluster = Cluster::start(On::Redis);
+    let (src, dst) = cluster.pair();
+    odd(&src);
+    many(&src.join("many"), 30, 100);
+    let chosen: [&[u8]; 8] = [
+        b"new\nline",
+        b"not utf-8 \xff\xfe\x80",
+        b"-rf",
+        b"#comment",
+        b" leading and trailing ",
+        b"many/000/00007",
+        b"dangling",
+        b"times/dir",
+    ];
+    let mut input: Vec<u8> = chosen.join(&b"\0"[..]);
+    // The same once more, absolute; it counts once.
+    input.push(0);
+    input.extend_from_slice(src.join("-rf").as_os_str().as_bytes());
+    let ran = cluster
+        .ctl(["sync", "submit"])
+        .arg(&src)
+        .arg(&dst)
+        .more(["--files-from", "-", "-0", "--wait", "-o", "json"])
+        .input(input)
+        .run()
+        .exits(0);
+    assert_eq!(ran.json()["state"], "COMPLETED");
+    assert_eq!(ran.json()["files_done"], 7);
+    let mut arrived: Vec<Vec<u8>> = walkdir::WalkDir::new(&dst)
+        .min_depth(1)
+        .into_iter()
+        .map(|e| e.unwrap().path().strip_prefix(&dst).unwrap().as_os_str().as_bytes().to_vec())
+        .collect();
+    let mut wanted: Vec<Vec<u8>> = chosen.iter().map(|n| n.to_vec()).collect();
+    wanted.extend([b"many".to_vec(), b"many/000".to_vec(), b"times".to_vec()]);
+    arrived.sort();
+    wanted.sort();
+    assert_eq!(arrived, wanted);
+    for below in chosen {
+        assert_same(&src.join(name(below)), &dst.join(name(below)), strict());
+    }
+    for above in ["many", "many/000", "times"] {
+        let (a, b) = (fs::metadata(src.join(above)).unwrap(), fs::metadata(dst.join(above)).unwrap());
+        assert_eq!((a.mode(), a.mtime(), a.mtime_nsec()), (b.mode(), b.mtime(), b.mtime_nsec()));
+    }
+}
+
+#[test]
+fn a_listed_directory_comes_alone() {
+    // `find … -print0` names directories too; what of them is wanted it names as well.
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src.join("wanted"), 12, 50);
+    let list = json!({"file_list": ["wanted", "wanted/000/00003", "."]});
+    let id = cluster.submit_with(&src, &dst, list);
+    let sync = cluster.ended(&id);
+    let counted = (sync.state, sync.files_done, sync.dirs_done);
+    assert_eq!(counted, (SyncState::Completed, 1, 2), "{sync:#?}");
+    assert_eq!(census(&dst), Census { files: 1, dirs: 3, bytes: 50 });
+    for same in ["wanted/000/00003", ""] {
+        let (a, b) = (fs::metadata(src.join(same)).unwrap(), fs::metadata(dst.join(same)).unwrap());
+        assert_eq!((a.mode(), a.mtime(), a.mtime_nsec()), (b.mode(), b.mtime(), b.mtime_nsec()));
+    }
+}
+
+#[test]
+fn a_listed_name_that_does_not_exist_is_a_failed_file() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("there"), "t");
+    file(src.join("a file"), "t");
+    let ran = cluster
+        .ctl(["sync", "submit"])
+        .arg(&src)
+        .arg(&dst)
+        .more(["--files-from", "-", "--wait", "-o", "json"])
+        .input("there\nnot there\na file/below\n")
+        .run()
+        .exits(23);
+    let sync = ran.json();
+    assert_eq!((&sync["state"], &sync["outcome"]), (&json!("FAILED"), &json!("partial")), "{sync:#}");
+    assert_eq!(
+        (&sync["files_done"], &sync["files_failed"], &sync["files_total"]),
+        (&json!(1), &json!(2), &json!(3)),
+        "{sync:#}"
+    );
+    let mut failed: Vec<(String, String)> = sync["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| (e["path"].to_string(), e["errno"].to_string()))
+        .collect();
+    failed.sort();
+    assert_eq!(
+        failed,
+        [
+            ("\"a file/below\"".into(), "\"ENOTDIR\"".into()),
+            ("\"not there\"".into(), "\"ENOENT\"".into())
+        ]
+    );
+    assert!(ran.err().contains("not there"), "{}", ran.err());
+    assert_eq!(fs::read(dst.join("there")).unwrap(), b"t");
+}
+
+#[test]
+fn an_unreadable_file_fails_alone_and_by_name() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+    many(&src, 40, 500);
+    let secret = file(src.join("000/secret\n"), "secret");
+    let large = file(src.join("large secret"), noise(3 * MIB, 6));
+    file(src.join("closed dir/inside"), "inside");
+    User::Ordinary.give_all(&src);
+    User::Ordinary.give(&dst);
+    for closed in [&secret, &large, &src.join("closed dir")] {
+        chmod(closed, 0o000);
+    }
+    cluster.agent_with("a", &[&src], User::Ordinary, "");
+    cluster.agent_with("b", &[&dst], User::Ordinary, "");
+    let ran = cluster
+        .ctl(["sync", "submit"])
+        .arg(&src)
+        .arg(&dst)
+        .more(["--chunk-size-mb", "1", "--wait", "-o", "json"])
+        .run()
+        .exits(23);
+    let sync = ran.json();
+    chmod(src.join("closed dir"), 0o755);
+    assert_eq!((&sync["state"], &sync["outcome"]), (&json!("FAILED"), &json!("partial")), "{sync:#}");
+    assert_eq!((&sync["files_done"], &sync["files_skipped"]), (&json!(40), &json!(0)), "{sync:#}");
+    let errors = sync["errors"].as_array().unwrap();
+    let mut named: Vec<&str> = errors.iter().map(|e| e["path"].as_str().unwrap()).collect();
+    named.sort_unstable();
+    assert_eq!(named, ["000/secret\n", "closed dir", "large secret"], "{sync:#}");
+    for error in errors {
+        assert_eq!(error["errno"], "EACCES", "{error:#}");
+        assert_eq!(error["worker_id"], "a", "{error:#}");
+        assert!(error["operation"].as_str().unwrap().contains("source"), "{error:#}");
+        assert!(error["attempt"].as_u64().unwrap() >= 1, "{error:#}");
+    }
+    let counts = sync["error_counts"].as_object().unwrap();
+    assert_eq!(counts.values().map(|n| n.as_u64().unwrap()).sum::<u64>(), 3, "{sync:#}");
+    for part in ["EACCES", "large secret", "secret\\#012", "exit 23"] {
+        assert!(ran.err().contains(part), "`{part}` in {}", ran.err());
+    }
+    for i in 0..40 {
+        let below = format!("000/{i:05}");
+        assert_same(&src.join(&below), &dst.join(&below), Compare { owners: false, extra: false });
+    }
+    assert!(!dst.join("large secret").exists() && tree::part_files(&dst).is_empty());
+
+    // The cause is gone: the next run brings the rest.
+    chmod(&secret, 0o600);
+    chmod(&large, 0o600);
+    let sync = cluster.sync(&src, &dst);
+    assert_complete(&sync, census(&src));
+    assert_eq!((sync.files_done, sync.files_skipped), (3, 40), "{sync:#?}");
+    assert_same(&src, &dst, Compare { owners: false, extra: false });
+}
+
+#[test]
+fn an_unwritable_destination_fails_by_name_and_directories_that_forbid_writing_are_no_obstacle() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+    many(&src.join("read only"), 150, 100);
+    chmod(src.join("read only/000"), 0o555);
+    chmod(src.join("read only"), 0o500);
+    file(src.join("foreign/file"), "f");
+    file(src.join("fine"), "f");
+    User::Ordinary.give_all(&src);
+    let foreign = dir(dst.join("foreign"));
+    chmod(&foreign, 0o555);
+    User::Ordinary.give(&dst);
+    cluster.agent_with("a", &[&src], User::Ordinary, "");
+    cluster.agent_with("b", &[&dst], User::Ordinary, "");
+    let sync = cluster.sync(&src, &dst);
+    assert_same(
+        &src.join("read only"),
+        &dst.join("read only"),
+        Compare { owners: false, extra: false },
+    );
+    assert_eq!(fs::read(dst.join("fine")).unwrap(), b"f");
+    if support::process::is_root() {
+        // `foreign` belongs to root there: its agent can neither write into it nor change it.
+        assert_eq!(sync.outcome, Some(Outcome::Partial), "{sync:#?}");
+        let file = sync.errors.iter().find(|e| e.path.0 == b"foreign/file").expect("it is named");
+        assert_eq!(file.errno.as_deref(), Some("EACCES"), "{file:#?}");
+        assert!(file.operation.contains("destination"), "{file:#?}");
+        assert_eq!(file.worker_id.as_ref().map(|w| w.as_str()), Some("b"), "{file:#?}");
+    } else {
+        assert_eq!(sync.state, SyncState::Completed, "{sync:#?}");
+    }
+    // So that the temporary directory can be removed by anybody.
+    for closed in ["src/read only", "src/read only/000", "dst/read only", "dst/read only/000"] {
+        chmod(cluster.path(closed), 0o755);
+    }
+}
+
+#[test]
+fn a_path_without_a_worker_keeps_the_sync_queued_with_the_reason_until_one_turns_up() {
+    let mut cluster = Cluster::start(On::Redis);
+    let (src, dst) = (dir(cluster.path("data")), dir(cluster.path("dst")));
+    file(src.join("x"), "x");
+    let database = dir(cluster.path("database"));
+    let id = cluster.submit(&src, &dst);
+    let reason = cluster.progress(&id).reason.expect("a reason");
+    assert!(reason.contains(&src.display().to_string()), "{reason}");
+
+    // A storage path of which only the letters fit does not hold the source.
+    cluster.agent("near", &[&database]);
+    cluster.agent("b", &[&dst]);
+    let queued = cluster.progress(&id);
+    assert_eq!(queued.state, SyncState::Queued, "{queued:#?}");
+    let reason = queued.reason.expect("a reason");
+    for part in [src.display().to_string(), database.display().to_string(), "near".to_owned()] {
+        assert!(reason.contains(&part), "`{part}` in {reason}");
+    }
+    let listed = cluster.ctl(["sync", "list"]).run().exits(0).out();
+    assert!(listed.contains("QUEUED") && listed.contains("near"), "{listed}");
+
+    cluster.agent("a", &[&src]);
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn two_workers_at_the_destination_both_receive() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    cluster.agent("c", &[&dst]);
+    file(src.join("large"), noise(48 * MIB, 7));
+    many(&src, 400, 50_000);
+    let before = written(&cluster, ["b", "c"]);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2}));
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    assert_same(&src, &dst, strict());
+    let after = written(&cluster, ["b", "c"]);
+    let share = [after[0] - before[0], after[1] - before[1]];
+    assert!(share.iter().sum::<u64>() >= sync.total_bytes, "{share:?}");
+    for one in share {
+        assert!(one > sync.total_bytes / 10, "both wrote a good part of it: {share:?}");
+    }
+}
+
+#[test]
+fn two_workers_at_the_source_share_the_reading() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    cluster.agent("a2", &[&src]);
+    file(src.join("large"), noise(48 * MIB, 8));
+    many(&src, 400, 50_000);
+    let read = |cluster: &Cluster| {
+        ["a", "a2"].map(|name| cluster.agents[name].process.file_bytes().0)
+    };
+    let before = read(&cluster);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2}));
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    assert_same(&src, &dst, strict());
+    let after = read(&cluster);
+    for one in [after[0] - before[0], after[1] - before[1]] {
+        assert!(one > sync.total_bytes / 10, "both read a good part: {before:?} {after:?}");
+    }
+}
+
+fn written<const N: usize>(cluster: &Cluster, names: [&str; N]) -> [u64; N] {
+    names.map(|name| cluster.agents[name].process.file_bytes().1)
+}
+
+#[test]
+fn several_syncs_at_once_share_the_workers() {
+    let mut cluster = Cluster::start(On::Redis);
+    let (src, dst) = cluster.pair();
+    let trees: Vec<_> = (0..4).map(|i| (src.join(format!("{i}")), dst.join(format!("{i}")))).collect();
+    for (i, (from, _)) in trees.iter().enumerate() {
+        many(from, 300, 4_000);
+        file(from.join("large"), noise(8 * MIB, i as u64 + 1));
+    }
+    let ids: Vec<String> = trees
+        .iter()
+        .map(|(from, to)| cluster.submit_with(from, to, json!({"chunk_size_mb": 1})))
+        .collect();
+    // Each is begun before any has ended: none waits for another's end.
+    let ends: Vec<_> = ids.iter().map(|id| cluster.ended(id)).collect();
+    let first_end = ends.iter().filter_map(|s| s.ended_at).min().unwrap();
+    for (sync, (from, to)) in ends.iter().zip(&trees) {
+        assert_complete(sync, census(from));
+        assert_same(from, to, strict());
+        assert!(sync.started_at.unwrap() <= first_end, "{ends:#?}");
+    }
+}
+
+#[test]
+fn a_cancelled_sync_stops_writes_nothing_more_and_leaves_no_part_file() {
+    let mut cluster = Cluster::start_with(On::Embedded, "");
+    let (src, dst) = cluster.pair();
+    file(src.join("large"), noise(256 * MIB, 9));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 4}));
+    cluster.await_progress(&id, "is in the middle", |s| s.transferred_bytes > 0);
+    let answer = cluster.master.post(&format!("/sync/{id}/cancel"), &json!({}));
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("CANCELLED")));
+    let cancelled = cluster.progress(&id);
+    assert_eq!(cancelled.outcome, Some(Outcome::Cancelled), "{cancelled:#?}");
+    assert!(cancelled.transferred_bytes < cancelled.total_bytes, "{cancelled:#?}");
+    await_that("the part file is removed", || tree::part_files(&dst).is_empty());
+    await_that("nothing is in hand any more", || {
+        let workers = cluster.master.get("/workers").json();
+        workers["active"].as_array().unwrap().iter().all(|w| w["in_flight"] == 0)
+    });
+    assert!(!dst.join("large").exists());
+    assert_eq!(cluster.progress(&id).state, SyncState::Cancelled);
+    // What is cancelled can be run again.
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn a_deleted_sync_is_forgotten_and_its_id_is_free_again() {
+    let mut cluster = Cluster::start(On::Redis);
+    let (src, dst) = cluster.pair();
+    file(src.join("large"), noise(128 * MIB, 10));
+    let again = json!({"chunk_size_mb": 4, "request_id": "again"});
+    cluster.submit_with(&src, &dst, again.clone());
+    cluster.await_progress("again", "is in the middle", |s| s.transferred_bytes > 0);
+    let answer = cluster.master.delete("/sync/again");
+    assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"status":"deleted"}"#));
+    assert_eq!(cluster.master.get("/sync/again").status, 404);
+    assert_eq!(cluster.master.get("/sync").json(), json!([]));
+    cluster.submit_with(&src, &dst, again);
+    assert_complete(&cluster.ended("again"), census(&src));
+    await_that("no part file is left", || tree::part_files(&dst).is_empty());
+    assert_same(&src, &dst, strict());
+    // What has ended is deleted as well; files stay.
+    assert_eq!(cluster.master.delete("/sync/again").status, 200);
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn a_source_that_changes_under_the_copy_is_never_torn() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    // Every version is of one letter: a mixture of two shows.
+    let write = |letter: u8| {
+        let next = src.join("next");
+        fs::write(&next, vec![letter; 24 * MIB]).unwrap();
+        fs::rename(&next, src.join("changes")).unwrap();
+    };
+    write(b'a');
+    let id = cluster.submit_with(
+        &src,
+        &dst,
+        json!({"chunk_size_mb": 1, "file_list": ["changes"]}),
+    );
+    let mut letter = b'a';
+    let sync = await_some("the sync ends while its source changes", || {
+        let now = cluster.progress(&id);
+        if letter < b'd' && now.transferred_bytes > 0 {
+            letter += 1;
+            write(letter);
+        }
+        now.state.is_final().then_some(now)
+    });
+    let arrived = fs::read(dst.join("changes"));
+    match sync.state {
+        SyncState::Completed => {
+            let arrived = arrived.unwrap();
+            assert_eq!(arrived.len(), 24 * MIB);
+            assert!(arrived.iter().all(|b| *b == arrived[0]), "a mixture of versions");
+        }
+        _ => {
+            assert_eq!(sync.errors[0].class, ErrorClass::Changed, "{sync:#?}");
+            assert!(arrived.is_err(), "no version was published");
+        }
+    }
+    await_that("no part file is left", || tree::part_files(&dst).is_empty());
+    assert_eq!(cluster.sync(&src, &dst).state, SyncState::Completed);
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn special_files_are_brought_over_or_named_but_never_opened() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("beside"), "b");
+    let made = std::process::Command::new("mkfifo").arg(src.join("pipe")).status().unwrap();
+    assert!(made.success());
+    let _socket = std::os::unix::net::UnixListener::bind(src.join("socket")).unwrap();
+    let sync = cluster.sync(&src, &dst);
+    assert!(sync.state.is_final(), "{sync:#?}");
+    assert_eq!(fs::read(dst.join("beside")).unwrap(), b"b");
+    let accounted = sync.files_done + sync.files_skipped + sync.files_failed;
+    assert_eq!((accounted, sync.files_total), (3, 3), "{sync:#?}");
+    if sync.state == SyncState::Completed {
+        assert_same(&src, &dst, strict());
+    }
+}
+
+#[test]
+fn a_tree_deeper_than_a_path_can_be_arrives() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    // Made from inside: no path could name the lowest.
+    let name = "d".repeat(40);
+    let open = |at: &std::os::fd::OwnedFd, name: &str| {
+        rustix::fs::openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+    };
+    let mut at: std::os::fd::OwnedFd = fs::File::open(&src).unwrap().into();
+    for _ in 0..120 {
+        rustix::fs::mkdirat(&at, &name, Mode::from_raw_mode(0o755)).unwrap();
+        at = open(&at, &name).unwrap();
+    }
+    let bottom = rustix::fs::openat(&at, "bottom", OFlags::CREATE | OFlags::WRONLY, 0o644.into());
+    rustix::io::write(&bottom.unwrap(), b"deep").unwrap();
+
+    let sync = cluster.sync(&src, &dst);
+    assert_eq!(
+        (sync.state, sync.files_done, sync.dirs_done),
+        (SyncState::Completed, 1, 121),
+        "{sync:#?}"
+    );
+    let mut at: std::os::fd::OwnedFd = fs::File::open(&dst).unwrap().into();
+    for _ in 0..120 {
+        at = open(&at, &name).unwrap();
+    }
+    let stat = rustix::fs::statat(&at, "bottom", AtFlags::empty()).unwrap();
+    assert_eq!(stat.st_size, 4);
+    let again = cluster.sync(&src, &dst);
+    assert_eq!((again.files_done, again.files_skipped), (0, 1), "{again:#?}");
+}
+
+#[test]
+fn wide_trees_are_listed_in_pages_and_nothing_is_lost_between_them() {
+    let mut cluster = Cluster::start_with(On::Redis, "limits: {window_tasks: 4}\n");
+    let (src, dst) = cluster.pair();
+    // More entries than a batch may have, in one directory and in many, under a small window.
+    for i in 0..5_000 {
+        fs::write(src.join(format!("f{i:05}")), "").unwrap();
+    }
+    for i in 0..300 {
+        file(src.join(format!("dirs/{i:03}/x")), [0; 10]);
+    }
+    let there = census(&src);
+    assert_complete(&cluster.sync(&src, &dst), there);
+    assert_same(&src, &dst, strict());
+    assert_nothing_to_do(&cluster.sync(&src, &dst), there);
+}
+
+#[test]
+fn an_agent_told_to_stop_finishes_and_the_others_go_on() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    cluster.agent("a2", &[&src]);
+    file(src.join("large"), noise(96 * MIB, 11));
+    many(&src, 200, 20_000);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2}));
+    cluster.await_progress(&id, "has begun", |s| s.transferred_bytes > 0);
+    let status = cluster.agents.get_mut("a").unwrap().terminate();
+    assert_eq!(status.code(), Some(0), "a clean stop");
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &dst, strict());
+}
