@@ -15,7 +15,9 @@ use std::process::Stdio;
 use support::cluster::{Cluster, On, free_port};
 use support::ctl::{Ctl, ctl};
 use support::process::{Ran, User};
-use support::tree::{Compare, assert_same, census, chmod, dir, file, link, many, noise, odd, strict};
+use support::tree::{
+    Compare, assert_same, census, chmod, dir, file, link, many, noise, odd, strict,
+};
 use support::{PATIENCE, await_that};
 
 /// A directory for one test, which other users can look into.
@@ -75,7 +77,9 @@ fn exit_0_accepted_and_completed() {
     assert_plain(&ran);
     let ran = submit(&cluster, &src, &dst).arg("--wait").run().exits(0);
     assert!(ran.out().contains("0 copied"), "{}", ran.out());
-    for args in [&["sync", "list"][..], &["sync", "status", "run42"], &["workers", "list"], &["version"]] {
+    for args in
+        [&["sync", "list"][..], &["sync", "status", "run42"], &["workers", "list"], &["version"]]
+    {
         let ran = cluster.ctl(args).run().exits(0);
         assert!(!ran.stdout.is_empty());
         assert!(ran.stderr.is_empty(), "{args:?}: {}", ran.err());
@@ -140,7 +144,8 @@ fn exit_5_no_master() {
         let ran = ctl(args).env("CTL_MASTER_URL", &url).run().exits(5);
         assert!(ran.stdout.is_empty() && ran.err().contains(&url), "{}", ran.err());
     }
-    let url = answers("503 Service Unavailable", r#"{"title":"x","status":503,"detail":"d","code":"c"}"#);
+    let url =
+        answers("503 Service Unavailable", r#"{"title":"x","status":503,"detail":"d","code":"c"}"#);
     ctl(["sync", "list", "--master-url", &url]).run().exits(5);
     // One of several that answers is enough.
     let cluster = Cluster::start(On::Embedded);
@@ -176,7 +181,8 @@ fn exit_20_cancelled_or_deleted_while_waiting() {
     let cluster = Cluster::start(On::Embedded);
     for verb in ["cancel", "delete"] {
         let id = format!("to-{verb}");
-        let mut waiting = cluster.ctl(["sync", "submit", "/a", "/b", "--wait", "--id", &id]).start();
+        let mut waiting =
+            cluster.ctl(["sync", "submit", "/a", "/b", "--wait", "--id", &id]).start();
         waiting.await_that("it waits", |said| said.contains("state=QUEUED"));
         cluster.ctl(["sync", verb, &id]).run().exits(0);
         waiting.finish(PATIENCE).exits(20);
@@ -204,8 +210,11 @@ fn exit_23_some_files_failed() {
 fn exit_78_a_configuration_that_cannot_be_used() {
     let home = home();
     let bad = file(home.path().join("bad.yml"), "listen: 127.0.0.1:0\nlisten_on: x\nlease: soon\n");
-    for args in [&["master", "--config"][..], &["agent", "--worker-id", "a", "--config"], &["config", "check"]]
-    {
+    for args in [
+        &["master", "--config"][..],
+        &["agent", "--worker-id", "a", "--config"],
+        &["config", "check"],
+    ] {
         let ran = ctl(args).arg(&bad).run().exits(78);
         let said = ran.out() + &ran.err();
         assert!(said.contains("bad.yml") || said.contains(":2"), "{args:?}: {said}");
@@ -226,7 +235,8 @@ fn exit_78_a_redis_that_would_forget() {
         (&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"], "maxmemory-policy"),
     ] {
         let redis = support::redis::RedisServer::start_with(settings);
-        let config = format!("listen: 127.0.0.1:{}\nredis: {{url: {}}}\n", free_port(), redis.url());
+        let config =
+            format!("listen: 127.0.0.1:{}\nredis: {{url: {}}}\n", free_port(), redis.url());
         let config = file(home.path().join("master.yml"), config);
         let ran = ctl(["master", "--config"]).arg(&config).run().exits(78);
         assert!(ran.err().contains(named), "`{named}` in {}", ran.err());
@@ -249,7 +259,8 @@ fn exit_130_and_143_a_signal_ends_the_waiting_and_not_the_sync() {
     let cluster = Cluster::start(On::Embedded);
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let id = format!("s{code}");
-        let mut waiting = cluster.ctl(["sync", "submit", "/a", "/b", "--wait", "--id", &id]).start();
+        let mut waiting =
+            cluster.ctl(["sync", "submit", "/a", "/b", "--wait", "--id", &id]).start();
         waiting.await_that("it waits", |said| said.contains("state=QUEUED"));
         waiting.signal(signal);
         let ran = waiting.finish(PATIENCE).exits(code);
@@ -287,7 +298,8 @@ fn json_is_the_body_of_the_api() {
     let mut cluster = Cluster::start(On::Redis);
     let (src, dst) = cluster.pair();
     odd(&src);
-    let ran = submit(&cluster, &src, &dst).more(["--wait", "-o", "json", "--id", "j"]).run().exits(0);
+    let ran =
+        submit(&cluster, &src, &dst).more(["--wait", "-o", "json", "--id", "j"]).run().exits(0);
     let body = cluster.master.get("/sync/j");
     assert_eq!(ran.out().trim_end(), body.text());
     assert_eq!(ran.json()["state"], "COMPLETED");
@@ -341,8 +353,12 @@ fn a_reader_that_goes_away_is_no_error() {
     for i in 0..20 {
         cluster.submit(Path::new(&format!("/a/{i}")), Path::new("/b"));
     }
-    for args in [&["sync", "list"][..], &["sync", "list", "-o", "json"], &["--help"], &["completion", "bash"]]
-    {
+    for args in [
+        &["sync", "list"][..],
+        &["sync", "list", "-o", "json"],
+        &["--help"],
+        &["completion", "bash"],
+    ] {
         // The reading end is closed before anything is written: nothing depends on timing.
         let mut command = cluster.ctl(args).command();
         let (reader, writer) = std::io::pipe().unwrap();
@@ -399,7 +415,9 @@ fn every_shipped_configuration_passes_its_own_check() {
     let mut files: Vec<PathBuf> =
         vec![root.join("example_master.yml"), root.join("example_agent.yml")];
     let shipped = fs::read_dir(root.join("configs")).unwrap();
-    files.extend(shipped.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "yml")));
+    files.extend(
+        shipped.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "yml")),
+    );
     assert!(files.len() >= 6, "{files:?}");
     for file in files {
         let ran = ctl(["config", "check"]).arg(&file).run().exits(0);
@@ -443,13 +461,21 @@ fn copy_brings_a_tree_over_with_nothing_set_up_and_then_nothing() {
     many(&src.join("many"), 300, 2_000);
     file(src.join("large"), noise(70 << 20, 2));
     let run = || {
-        ctl(["copy"]).arg(&src).arg(&dst).more(["-o", "json", "--chunk-size-mb", "4"]).run().exits(0)
+        ctl(["copy"])
+            .arg(&src)
+            .arg(&dst)
+            .more(["-o", "json", "--chunk-size-mb", "4"])
+            .run()
+            .exits(0)
     };
     let first = run().json();
     assert_eq!(first["state"], "COMPLETED");
     assert_same(&src, &dst, strict());
     let there = census(&src);
-    assert_eq!((&first["files_done"], &first["transferred_bytes"]), (&json!(there.files), &json!(there.bytes)));
+    assert_eq!(
+        (&first["files_done"], &first["transferred_bytes"]),
+        (&json!(there.files), &json!(there.bytes))
+    );
     let second = run().json();
     assert_eq!((&second["files_done"], &second["transferred_bytes"]), (&json!(0), &json!(0)));
     assert_eq!(second["files_skipped"], json!(there.files));
@@ -502,13 +528,16 @@ fn copy_with_an_unreadable_file_is_exit_23_and_brings_the_rest() {
     User::Ordinary.give_all(&src);
     User::Ordinary.give(&dst);
     chmod(&secret, 0);
-    let as_somebody =
-        || ctl(["copy"]).arg(&src).arg(&dst).user(User::Ordinary, home.path());
+    let as_somebody = || ctl(["copy"]).arg(&src).arg(&dst).user(User::Ordinary, home.path());
     let ran = as_somebody().run().exits(23);
     for part in ["EACCES", "secret", "(exit 23)"] {
         assert!(ran.err().contains(part), "`{part}` in {}", ran.err());
     }
-    assert!(ran.out().contains("FAILED (partial)") && ran.out().contains("20 copied"), "{}", ran.out());
+    assert!(
+        ran.out().contains("FAILED (partial)") && ran.out().contains("20 copied"),
+        "{}",
+        ran.out()
+    );
     let document = as_somebody().more(["-o", "json"]).run().exits(23).json();
     assert_eq!((&document["state"], &document["outcome"]), (&json!("FAILED"), &json!("partial")));
     chmod(&secret, 0o600);

@@ -119,7 +119,8 @@ fn the_requests_of_the_guide_work_word_for_word() {
         let document = progress.json();
         assert_eq!(document["state"], "QUEUED");
         assert!(document["reason"].as_str().unwrap().contains("/data/source"), "{document:#}");
-        for field in ["request_id", "transferred_bytes", "total_bytes", "started_at", "updated_at"] {
+        for field in ["request_id", "transferred_bytes", "total_bytes", "started_at", "updated_at"]
+        {
             assert!(document.get(field).is_some(), "{field} in {document:#}");
         }
         assert!(document["detail"].is_object());
@@ -195,8 +196,12 @@ fn every_bad_field_is_told_at_once_and_nothing_is_accepted() {
     assert_eq!(answer.status, 422, "{}", answer.text());
     let problem = answer.json();
     assert!(problem["detail"].is_string());
-    let told: Vec<&str> =
-        problem["errors"].as_array().unwrap().iter().map(|e| e["pointer"].as_str().unwrap()).collect();
+    let told: Vec<&str> = problem["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["pointer"].as_str().unwrap())
+        .collect();
     for pointer in ["/request_id", "/source_path", "/destination_path", "/chunk_size_mb"] {
         assert!(told.contains(&pointer), "{pointer} in {problem:#}");
     }
@@ -206,7 +211,9 @@ fn every_bad_field_is_told_at_once_and_nothing_is_accepted() {
     assert!(answer.text().contains("chunk_size"), "{}", answer.text());
     assert_eq!(cluster.master.get("/sync").json(), json!([]));
 
-    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/version", 200), ("/nowhere", 404)] {
+    for (path, status) in
+        [("/healthz", 200), ("/readyz", 200), ("/version", 200), ("/nowhere", 404)]
+    {
         assert_eq!(cluster.master.get(path).status, status, "{path}");
     }
     assert_eq!(cluster.master.delete("/sync").status, 405);

@@ -65,7 +65,12 @@ fn arrived(dst: &Path) -> usize {
 }
 
 /// Waits for the middle, stops the victim there, makes sure that it is the middle still, and kills it.
-fn kill_in_the_middle(cluster: &mut Cluster, victim: Victim, dst: &Path, middle: fn(&Path) -> bool) {
+fn kill_in_the_middle(
+    cluster: &mut Cluster,
+    victim: Victim,
+    dst: &Path,
+    middle: fn(&Path) -> bool,
+) {
     await_that("the transfer is in the middle", || middle(dst));
     process(cluster, victim).freeze();
     assert!(middle(dst), "the transfer was over before {victim:?} could be stopped: use more data");
@@ -327,7 +332,11 @@ fn a_storage_path_that_is_replaced_stops_its_worker_and_says_so() {
     let sync = cluster.await_progress(&id, "waits", |s| s.reason.is_some());
     let reason = sync.reason.unwrap();
     assert!(reason.contains("b (ERROR)"), "{reason}");
-    assert_eq!(fs::read_dir(&dst).unwrap().count(), 0, "nothing is written to what is not the mount");
+    assert_eq!(
+        fs::read_dir(&dst).unwrap().count(),
+        0,
+        "nothing is written to what is not the mount"
+    );
     // Undone, it goes on by itself.
     fs::remove_dir(&dst).unwrap();
     fs::rename(&away, &dst).unwrap();

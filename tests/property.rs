@@ -17,17 +17,44 @@ use support::tree::{Compare, assert_same, chmod, dir, link, name, noise, strict,
 /// One edit of the source. Places are numbers: they pick a path of a small set, so that edits meet.
 #[derive(Debug, Clone)]
 enum Edit {
-    Write { at: usize, length: usize, seed: u64 },
-    Truncate { at: usize, share: u8 },
-    Append { at: usize, seed: u64 },
-    MakeDir { at: usize },
-    Link { at: usize, to: usize },
-    Remove { at: usize },
-    Rename { from: usize, to: usize },
-    Chmod { at: usize, mode: u32 },
-    Touch { at: usize },
+    Write {
+        at: usize,
+        length: usize,
+        seed: u64,
+    },
+    Truncate {
+        at: usize,
+        share: u8,
+    },
+    Append {
+        at: usize,
+        seed: u64,
+    },
+    MakeDir {
+        at: usize,
+    },
+    Link {
+        at: usize,
+        to: usize,
+    },
+    Remove {
+        at: usize,
+    },
+    Rename {
+        from: usize,
+        to: usize,
+    },
+    Chmod {
+        at: usize,
+        mode: u32,
+    },
+    Touch {
+        at: usize,
+    },
     /// Somebody damages the destination.
-    Damage { at: usize },
+    Damage {
+        at: usize,
+    },
     Sync,
 }
 
@@ -111,7 +138,12 @@ impl Editor {
             Edit::Truncate { at, share } => {
                 if let Some(path) = self.plain(at) {
                     let length = fs::metadata(&path).unwrap().len() * u64::from(share) / 256;
-                    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+                    fs::OpenOptions::new()
+                        .write(true)
+                        .open(&path)
+                        .unwrap()
+                        .set_len(length)
+                        .unwrap();
                     self.stamp(&path);
                 }
             }
@@ -218,7 +250,8 @@ fn random_edits_and_syncs_end_with_the_destination_holding_the_source() {
     cluster.pair();
     let dst = cluster.path("dst");
     cluster.agent("b2", &[&dst]);
-    let config = Config { cases: 12, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+    let config =
+        Config { cases: 12, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
     let numbers = AtomicU32::new(0);
     TestRunner::new(config)
         .run(&edits(), |edits| {

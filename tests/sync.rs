@@ -13,7 +13,7 @@ use std::path::Path;
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
 use support::process::User;
 use support::tree::{
-    self, Compare, Census, assert_same, census, chmod, differences, dir, file, link, many, name,
+    self, Census, Compare, assert_same, census, chmod, differences, dir, file, link, many, name,
     noise, odd, strict, touch,
 };
 use support::{await_some, await_that};
@@ -95,7 +95,8 @@ fn a_trailing_slash_changes_nothing() {
     let (src, dst) = cluster.pair();
     file(src.join("tree/a/b"), "b");
     file(src.join("tree/c"), "c");
-    let shapes = [("tree", "1"), ("tree/", "2"), ("tree", "3/"), ("tree//", "4/."), ("./tree/", "5")];
+    let shapes =
+        [("tree", "1"), ("tree/", "2"), ("tree", "3/"), ("tree//", "4/."), ("./tree/", "5")];
     for (from, to) in shapes {
         let id = cluster.submit(
             Path::new(&format!("{}/{from}", src.display())),
@@ -192,7 +193,11 @@ fn what_is_in_the_way_is_replaced_but_a_full_directory_never() {
 
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
     let sync = cluster.ended(&id);
-    assert_eq!((sync.state, sync.outcome), (SyncState::Failed, Some(Outcome::Partial)), "{sync:#?}");
+    assert_eq!(
+        (sync.state, sync.outcome),
+        (SyncState::Failed, Some(Outcome::Partial)),
+        "{sync:#?}"
+    );
     assert_eq!((sync.files_failed, sync.dirs_failed), (1, 0), "{sync:#?}");
     assert_eq!(sync.errors[0].path.0, b"file over full dir", "{sync:#?}");
     assert_eq!(sync.errors[0].errno.as_deref(), Some("EISDIR"), "{sync:#?}");
@@ -263,7 +268,8 @@ fn a_list_of_names_copies_just_those() {
         assert_same(&src.join(name(below)), &dst.join(name(below)), strict());
     }
     for above in ["many", "many/000", "times"] {
-        let (a, b) = (fs::metadata(src.join(above)).unwrap(), fs::metadata(dst.join(above)).unwrap());
+        let (a, b) =
+            (fs::metadata(src.join(above)).unwrap(), fs::metadata(dst.join(above)).unwrap());
         assert_eq!((a.mode(), a.mtime(), a.mtime_nsec()), (b.mode(), b.mtime(), b.mtime_nsec()));
     }
 }
@@ -301,7 +307,11 @@ fn a_listed_name_that_does_not_exist_is_a_failed_file() {
         .run()
         .exits(23);
     let sync = ran.json();
-    assert_eq!((&sync["state"], &sync["outcome"]), (&json!("FAILED"), &json!("partial")), "{sync:#}");
+    assert_eq!(
+        (&sync["state"], &sync["outcome"]),
+        (&json!("FAILED"), &json!("partial")),
+        "{sync:#}"
+    );
     assert_eq!(
         (&sync["files_done"], &sync["files_failed"], &sync["files_total"]),
         (&json!(1), &json!(2), &json!(3)),
@@ -349,7 +359,11 @@ fn an_unreadable_file_fails_alone_and_by_name() {
         .exits(23);
     let sync = ran.json();
     chmod(src.join("closed dir"), 0o755);
-    assert_eq!((&sync["state"], &sync["outcome"]), (&json!("FAILED"), &json!("partial")), "{sync:#}");
+    assert_eq!(
+        (&sync["state"], &sync["outcome"]),
+        (&json!("FAILED"), &json!("partial")),
+        "{sync:#}"
+    );
     assert_eq!((&sync["files_done"], &sync["files_skipped"]), (&json!(40), &json!(0)), "{sync:#}");
     let errors = sync["errors"].as_array().unwrap();
     let mut named: Vec<&str> = errors.iter().map(|e| e["path"].as_str().unwrap()).collect();
@@ -473,9 +487,8 @@ fn two_workers_at_the_source_share_the_reading() {
     cluster.agent("a2", &[&src]);
     file(src.join("large"), noise(48 * MIB, 8));
     many(&src, 400, 50_000);
-    let read = |cluster: &Cluster| {
-        ["a", "a2"].map(|name| cluster.agents[name].process.file_bytes().0)
-    };
+    let read =
+        |cluster: &Cluster| ["a", "a2"].map(|name| cluster.agents[name].process.file_bytes().0);
     let before = read(&cluster);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2}));
     let sync = cluster.ended(&id);
@@ -495,7 +508,8 @@ fn written<const N: usize>(cluster: &Cluster, names: [&str; N]) -> [u64; N] {
 fn several_syncs_at_once_share_the_workers() {
     let mut cluster = Cluster::start(On::Redis);
     let (src, dst) = cluster.pair();
-    let trees: Vec<_> = (0..4).map(|i| (src.join(format!("{i}")), dst.join(format!("{i}")))).collect();
+    let trees: Vec<_> =
+        (0..4).map(|i| (src.join(format!("{i}")), dst.join(format!("{i}")))).collect();
     for (i, (from, _)) in trees.iter().enumerate() {
         many(from, 300, 4_000);
         file(from.join("large"), noise(8 * MIB, i as u64 + 1));
@@ -570,11 +584,7 @@ fn a_source_that_changes_under_the_copy_is_never_torn() {
         fs::rename(&next, src.join("changes")).unwrap();
     };
     write(b'a');
-    let id = cluster.submit_with(
-        &src,
-        &dst,
-        json!({"chunk_size_mb": 1, "file_list": ["changes"]}),
-    );
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "file_list": ["changes"]}));
     let mut letter = b'a';
     let sync = await_some("the sync ends while its source changes", || {
         let now = cluster.progress(&id);

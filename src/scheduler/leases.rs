@@ -54,7 +54,7 @@ impl State {
             }
         }
         for task in lost {
-            self.requeue(task, now);
+            self.lost(task, now);
         }
         if restarted {
             tracing::info!(worker = %id, "the agent was restarted");
@@ -297,6 +297,26 @@ impl State {
         task.lease().filter(|lease| lease.worker == *worker).map(|_| task)
     }
 
+    /// Takes a task back from a worker that will never tell whom it wrote to: each worker that it
+    /// could reach flushes in the end.
+    fn lost(&mut self, id: TaskId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|t| t.at_source() && !t.is_scan()) else {
+            return self.requeue(id, now);
+        };
+        let no = task.sync;
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            for worker in self.workers.reachable(&sync.request.destination_path) {
+                let said = &worker.said;
+                let boot = said.boot_id.clone();
+                if said.incarnation.is_some() {
+                    sync.writers.entry(said.worker_id.clone()).or_insert(boot);
+                }
+            }
+        }
+        self.changed(no, now);
+        self.requeue(id, now);
+    }
+
     /// Takes a task back: it goes to the queue and will be leased with a higher attempt.
     pub(super) fn requeue(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
@@ -340,7 +360,7 @@ impl State {
         }
         for (id, worker) in ran_out {
             tracing::warn!(task = %id, %worker, "a lease ran out: the task goes back to the queue");
-            self.requeue(id, now);
+            self.lost(id, now);
         }
         for id in come_back {
             if let Some(task) = self.tasks.get_mut(&id) {

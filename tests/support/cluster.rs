@@ -122,12 +122,8 @@ impl Cluster {
         );
         let dir = self.master.dir.clone();
         std::fs::write(dir.join(format!("{name}.yml")), config).expect("write the configuration");
-        let mut agent = Agent {
-            process: Agent::spawn(name, &dir, user),
-            name: name.to_owned(),
-            dir,
-            user,
-        };
+        let mut agent =
+            Agent { process: Agent::spawn(name, &dir, user), name: name.to_owned(), dir, user };
         let master = &self.master;
         await_that(&format!("the master lists {name}"), || {
             if let Some(status) = agent.process.ended() {
@@ -324,7 +320,8 @@ pub(crate) fn assert_complete(sync: &SyncProgress, source: Census) {
         "{sync:#?}"
     );
     assert!(sync.scan_done && sync.errors.is_empty() && sync.error_counts.is_empty(), "{sync:#?}");
-    let counted = Census { files: sync.files_total, dirs: sync.dirs_total, bytes: sync.total_bytes };
+    let counted =
+        Census { files: sync.files_total, dirs: sync.dirs_total, bytes: sync.total_bytes };
     assert_eq!(counted, source, "the totals are those of the source: {sync:#?}");
     assert_eq!(sync.files_done + sync.files_skipped, sync.files_total, "{sync:#?}");
     assert_eq!((sync.files_failed, sync.dirs_failed, sync.unverified), (0, 0, 0), "{sync:#?}");

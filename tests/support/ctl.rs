@@ -57,8 +57,7 @@ impl Ctl {
 
     /// As a command of the standard library.
     pub(crate) fn command(&self) -> Command {
-        let mut command =
-            clean_command(&program(self.user, &self.home), &self.home, self.user);
+        let mut command = clean_command(&program(self.user, &self.home), &self.home, self.user);
         command.args(&self.args).envs(self.env.iter().map(|(k, v)| (k, v)));
         command
     }

@@ -208,7 +208,11 @@ impl Ran {
     #[track_caller]
     pub(crate) fn exits(self, code: i32) -> Self {
         let (out, err) = (self.out(), self.err());
-        assert_eq!(self.code, Some(code), "exit code\n--- stdout ---\n{out}\n--- stderr ---\n{err}");
+        assert_eq!(
+            self.code,
+            Some(code),
+            "exit code\n--- stdout ---\n{out}\n--- stderr ---\n{err}"
+        );
         self
     }
 }

@@ -115,7 +115,8 @@ pub(crate) fn odd(root: &Path) {
     link(root.join("to above"), "..");
     link(root.join("odd target"), name(b"new\nline \xff"));
 
-    for (mode, what) in [(0o400, "r"), (0o600, "rw"), (0o755, "x"), (0o777, "all"), (0o644, "usual")]
+    for (mode, what) in
+        [(0o400, "r"), (0o600, "rw"), (0o755, "x"), (0o777, "all"), (0o644, "usual")]
     {
         chmod(file(root.join("modes").join(what), what), mode);
     }
@@ -282,9 +283,8 @@ fn entry_differences(
 
 fn first_difference(a: &Path, b: &Path) -> Option<u64> {
     use std::io::Read;
-    let open = |path: &Path| {
-        File::open(path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()))
-    };
+    let open =
+        |path: &Path| File::open(path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
     let (mut a, mut b) = (open(a), open(b));
     let (mut left, mut right) = (vec![0; 1 << 18], vec![0; 1 << 18]);
     let mut at = 0;

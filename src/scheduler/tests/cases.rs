@@ -143,6 +143,20 @@ fn a_dead_workers_task_goes_to_another_with_a_higher_attempt() {
 }
 
 #[test]
+fn whom_a_dead_worker_wrote_to_is_flushed_though_it_never_said_so() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = world.poll("s", "1").unwrap();
+    world.beat("s", "2", &["/src"], &[]);
+    let again = world.poll("s", "2").unwrap();
+    assert_eq!(again.task_id, copy.task_id);
+    // Everything is there already, so the second try writes nothing.
+    let skipped = TaskReport { files_skipped: 1, bytes_skipped: 10, ..TaskReport::default() };
+    world.finish(result(&again, true, skipped));
+    assert_eq!(world.poll("d", "1").expect("the flush").task, TaskSpec::Flush);
+}
+
+#[test]
 fn a_heartbeat_renews_what_it_lists_and_a_new_incarnation_frees_all() {
     let (mut world, scan) = scanning();
     for _ in 0..20 {
