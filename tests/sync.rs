@@ -504,6 +504,12 @@ fn written<const N: usize>(cluster: &Cluster, names: [&str; N]) -> [u64; N] {
     names.map(|name| cluster.agents[name].process.file_bytes().1)
 }
 
+/// Whether no worker has a task.
+fn idle(cluster: &Cluster) -> bool {
+    let workers = cluster.master.get("/workers").json();
+    workers["active"].as_array().unwrap().iter().all(|w| w["in_flight"] == 0)
+}
+
 #[test]
 fn several_syncs_at_once_share_the_workers() {
     let mut cluster = Cluster::start(On::Redis);
@@ -541,10 +547,7 @@ fn a_cancelled_sync_stops_writes_nothing_more_and_leaves_no_part_file() {
     assert_eq!(cancelled.outcome, Some(Outcome::Cancelled), "{cancelled:#?}");
     assert!(cancelled.transferred_bytes < cancelled.total_bytes, "{cancelled:#?}");
     await_that("the part file is removed", || tree::part_files(&dst).is_empty());
-    await_that("nothing is in hand any more", || {
-        let workers = cluster.master.get("/workers").json();
-        workers["active"].as_array().unwrap().iter().all(|w| w["in_flight"] == 0)
-    });
+    await_that("nothing is in hand any more", || idle(&cluster));
     assert!(!dst.join("large").exists());
     assert_eq!(cluster.progress(&id).state, SyncState::Cancelled);
     // What is cancelled can be run again.
@@ -566,7 +569,9 @@ fn a_deleted_sync_is_forgotten_and_its_id_is_free_again() {
     assert_eq!(cluster.master.get("/sync").json(), json!([]));
     cluster.submit_with(&src, &dst, again);
     assert_complete(&cluster.ended("again"), census(&src));
+    // The part file of the first is removed when nobody can be writing to it any more.
     await_that("no part file is left", || tree::part_files(&dst).is_empty());
+    await_that("nothing is in hand any more", || idle(&cluster));
     assert_same(&src, &dst, strict());
     // What has ended is deleted as well; files stay.
     assert_eq!(cluster.master.delete("/sync/again").status, 200);

@@ -1,7 +1,7 @@
 //! The last steps of a large file (`commit`, `discard`) and of a sync (`flush`), at the destination.
 
 use super::execute::{Done, Job};
-use crate::fs::Target;
+use crate::fs::{Cause, Ranges, Target};
 use crate::wire::Digest;
 use crate::wire::manifest::{Entry, Manifest, merge_ranges};
 use crate::wire::sync::FileError;
@@ -9,12 +9,18 @@ use crate::wire::task::TaskReport;
 
 /// Publishes the part file of the only file of `manifest`, whose ranges have the values in `chain`.
 pub async fn commit(job: Job<'_>, manifest: Manifest, range_length: u64, chain: &[u8]) -> Done {
-    let digest = match only(&manifest).and_then(|entry| whole(entry, range_length, chain)) {
-        Ok(digest) => digest,
+    let values = match only(&manifest).and_then(|entry| values(entry, range_length, chain)) {
+        Ok(values) => values,
         Err(why) => return Done::failed(why),
     };
+    let digest = merge_ranges(&values);
     let report = TaskReport { files_done: 1, digest, ..TaskReport::default() };
-    at_destination(job, manifest, report, |target, entry| target.publish_part(entry)).await
+    at_destination(job, manifest, report, move |target, entry| {
+        let hashed = !values.is_empty();
+        let ranges = hashed.then_some(Ranges { length: range_length, values: &values });
+        target.publish_part(entry, ranges)
+    })
+    .await
 }
 
 /// Removes the part file of the only file of `manifest`.
@@ -53,18 +59,17 @@ fn only(manifest: &Manifest) -> Result<&Entry, String> {
     }
 }
 
-/// The digest of the whole file; `None` where its ranges were not hashed.
-fn whole(entry: &Entry, range_length: u64, chain: &[u8]) -> Result<Option<Digest>, String> {
+/// The chaining value of each range; none where they were not hashed.
+fn values(entry: &Entry, range_length: u64, chain: &[u8]) -> Result<Vec<Digest>, String> {
     if chain.is_empty() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let (values, rest) = chain.as_chunks::<32>();
     let ranges = entry.size().div_ceil(range_length.max(1));
     if !rest.is_empty() || values.len() as u64 != ranges {
         return Err(format!("{} bytes are no values of {ranges} ranges", chain.len()));
     }
-    let values: Vec<Digest> = values.iter().map(|value| Digest(*value)).collect();
-    Ok(merge_ranges(&values))
+    Ok(values.iter().map(|value| Digest(*value)).collect())
 }
 
 /// Does `act` on the file at our own destination, and stamps the directories above it.
@@ -89,6 +94,11 @@ async fn at_destination(
     });
     match work.await {
         Ok(Ok(())) => Done::well(report),
+        Ok(Err(error)) if error.cause == Cause::Lost => {
+            tracing::warn!(sync = %job.assignment.request_id, "{error}");
+            let error = job.seen(error.to_file_error(), &job.cx.worker);
+            Done::well(TaskReport { part_lost: true, ..failures(error) })
+        }
         Ok(Err(error)) => Done::entry_failed(job.seen(error.to_file_error(), &job.cx.worker)),
         Err(e) => Done::failed(format!("writing to the destination failed inside: {e}")),
     }
@@ -108,11 +118,11 @@ mod tests {
             meta: Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 },
             ident: Ident::default(),
         };
-        assert_eq!(whole(&entry, 1024, &[]), Ok(None));
-        assert!(matches!(whole(&entry, 1024, &[1; 96]), Ok(Some(_))));
+        assert_eq!(values(&entry, 1024, &[]), Ok(Vec::new()));
+        assert_eq!(values(&entry, 1024, &[1; 96]), Ok(vec![Digest([1; 32]); 3]));
         for length in [1, 64, 95, 97, 128] {
-            assert!(whole(&entry, 1024, &vec![1; length]).is_err(), "{length}");
+            assert!(values(&entry, 1024, &vec![1; length]).is_err(), "{length}");
         }
-        assert!(whole(&entry, 0, &[1; 96]).is_err());
+        assert!(values(&entry, 0, &[1; 96]).is_err());
     }
 }

@@ -44,6 +44,8 @@ pub enum Cause {
     Occupied,
     /// Another writer has taken the temporary file's name: that writer will publish.
     Overtaken,
+    /// What was written to a part file is not (all) there any more: it must be sent again.
+    Lost,
 }
 
 /// An operation on one entry that failed.
@@ -92,7 +94,7 @@ impl FsError {
                 Side::Destination => ErrorClass::Transient,
             },
             Cause::Occupied => ErrorClass::Permanent,
-            Cause::Overtaken => ErrorClass::Transient,
+            Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
         }
     }
 
@@ -115,6 +117,7 @@ impl FsError {
         Some(match self.cause {
             Cause::Changed => "it is tried again; let nothing write to it while it is copied",
             Cause::Occupied => "remove or rename that directory, then sync again",
+            Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
             Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
                 "let the agent's user read it, or run the agent as root"
             }
@@ -165,6 +168,7 @@ impl fmt::Display for FsError {
                 f.write_str("a directory that is not empty stands in its place (EISDIR)")?;
             }
             Cause::Overtaken => f.write_str("another attempt at the same file has taken over")?,
+            Cause::Lost => f.write_str("what was written to its part file is gone")?,
         }
         self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }

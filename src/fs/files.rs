@@ -1,6 +1,7 @@
 //! Content on its way to its name: a temporary file per small file, a shared part file per large one.
 
 use super::error::{Cause, FsError, Result};
+use super::lost::{Ranges, holds};
 use super::meta::{lstat, same_mtime, size_of, type_of};
 use super::names;
 use super::root::Dir;
@@ -9,7 +10,7 @@ use super::target::Target;
 use crate::wire::RelPath;
 use crate::wire::manifest::Entry;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,11 @@ pub struct NewFile {
 pub struct PartFile {
     target: Target,
     path: RelPath,
+    dir: Dir,
+    name: Vec<u8>,
     fd: OwnedFd,
+    /// The file itself, as its name must show it: device and inode.
+    own: (u64, u64),
     /// Whether this call made it.
     pub created: bool,
 }
@@ -114,15 +119,17 @@ impl Target {
     /// the directories above it.
     ///
     /// # Errors
-    /// The directory can't be made or written to, or the file not made that long.
+    /// The directory can't be made or written to, or the file not made that long; the file is
+    /// published already.
     pub fn part(&self, entry: &Entry) -> Result<PartFile> {
-        let (fd, created) = self
+        let opened = self
             .retry_if_gone(|| self.try_part(entry))
             .map_err(|errno| self.error("open part file of", &entry.path, errno))?;
-        Ok(PartFile { target: self.clone(), path: entry.path.clone(), fd, created })
+        opened.ok_or_else(|| self.error("open part file of", &entry.path, Cause::Overtaken))
     }
 
-    fn try_part(&self, entry: &Entry) -> std::result::Result<(OwnedFd, bool), Errno> {
+    /// `None`: there is none, and the file is published. Who comes so late is not to leave another.
+    fn try_part(&self, entry: &Entry) -> std::result::Result<Option<PartFile>, Errno> {
         let place = self.place(&entry.path)?;
         let name = names::part(self.sync, &entry.path, entry.generation());
         let open = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -131,6 +138,9 @@ impl Target {
             let (fd, created) = match rustix::fs::openat(&place.dir, &name, open, mode) {
                 Ok(fd) => (fd, false),
                 Err(Errno::NOENT) => {
+                    if lstat(&place.dir, place.name).is_ok_and(|there| is_version(&there, entry)) {
+                        return Ok(None);
+                    }
                     let flags = open | OFlags::CREATE | OFlags::EXCL;
                     let made = self.writable(&place.dir, || {
                         rustix::fs::openat(&place.dir, &name, flags, mode)
@@ -156,18 +166,26 @@ impl Target {
             if size_of(&stat) != entry.size() {
                 rustix::fs::ftruncate(&fd, entry.size())?;
             }
-            return Ok((fd, created));
+            return Ok(Some(PartFile {
+                target: self.clone(),
+                path: entry.path.clone(),
+                own: (stat.st_dev, stat.st_ino),
+                dir: place.dir,
+                name,
+                fd,
+                created,
+            }));
         }
         Err(Errno::EXIST)
     }
 
-    /// Publishes the part file of `entry`'s version: length checked, metadata set, renamed. Doing it
-    /// twice is no error.
+    /// Publishes the part file of `entry`'s version: length checked, metadata set, renamed. With
+    /// `ranges` it is made sure that none of them got lost. Doing it twice is no error.
     ///
     /// # Errors
-    /// The part file is not there (and the file not published), has another length, or one of the
-    /// steps fails.
-    pub fn publish_part(&self, entry: &Entry) -> Result<()> {
+    /// The part file is not there (and the file not published), does not hold the ranges any more,
+    /// has another length, or one of the steps fails.
+    pub fn publish_part(&self, entry: &Entry, ranges: Option<Ranges<'_>>) -> Result<()> {
         let path = &entry.path;
         let failed = |errno| self.error("publish", path, errno);
         let place = self.place(path).map_err(failed)?;
@@ -178,14 +196,8 @@ impl Target {
         let fd = match opened {
             Err(Errno::NOENT) => {
                 return match lstat(&place.dir, place.name) {
-                    Ok(stat)
-                        if type_of(&stat) == FileType::RegularFile
-                            && size_of(&stat) == entry.size()
-                            && same_mtime(&stat, &entry.meta) =>
-                    {
-                        Ok(())
-                    }
-                    _ => Err(self.error("open part file of", path, Errno::NOENT)),
+                    Ok(there) if is_version(&there, entry) => Ok(()),
+                    _ => Err(self.error("publish", path, Cause::Lost)),
                 };
             }
             other => other.map_err(failed)?,
@@ -195,6 +207,11 @@ impl Target {
             return Err(self.error("publish", path, Cause::NotRegular));
         }
         self.check_size(entry, size_of(&stat))?;
+        if let Some(ranges) = ranges
+            && !holds(&fd, entry.size(), ranges).map_err(failed)?
+        {
+            return Err(self.error("publish", path, Cause::Lost));
+        }
         self.policy.dress(&fd, FileType::RegularFile, &entry.meta).map_err(failed)?;
         self.rename(&place.dir, &name, place.name)
             .map_err(|cause| self.error("publish", path, cause))
@@ -297,8 +314,13 @@ impl PartFile {
     /// Writes all of `content` at `offset`. Long runs of zeros become holes.
     ///
     /// # Errors
-    /// `pwrite` failed.
+    /// `pwrite` failed; the file does not have its name any more: it was published (and whoever still
+    /// writes is late) or removed.
     pub fn write_at(&self, content: &[u8], offset: u64) -> Result<()> {
+        if !lstat(&self.dir, &self.name).is_ok_and(|there| (there.st_dev, there.st_ino) == self.own)
+        {
+            return Err(self.target.error("write", &self.path, Cause::Overtaken));
+        }
         let write = || {
             if is_hole(content) {
                 // Punched, not skipped: an earlier try at this range may have left other bytes.
@@ -330,6 +352,13 @@ impl PartFile {
         let settled = self.target.settle_writes(&self.fd);
         settled.map_err(|e| self.target.error("write", &self.path, e))
     }
+}
+
+/// Whether this is `entry`'s version of its file.
+fn is_version(stat: &Stat, entry: &Entry) -> bool {
+    type_of(stat) == FileType::RegularFile
+        && size_of(stat) == entry.size()
+        && same_mtime(stat, &entry.meta)
 }
 
 fn is_hole(content: &[u8]) -> bool {

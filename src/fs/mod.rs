@@ -26,6 +26,7 @@
 
 mod error;
 mod files;
+mod lost;
 mod meta;
 mod names;
 mod reconcile;
@@ -38,6 +39,7 @@ mod walk;
 
 pub use error::{Cause, FsError, Result, Side, errno_name};
 pub use files::{NewFile, PartFile};
+pub use lost::Ranges;
 pub use names::is_ours;
 pub use reconcile::Verdict;
 pub use root::{Root, Tree};

@@ -471,6 +471,9 @@ impl State {
     }
 
     fn committed(&mut self, task: &Task, worker: WorkerId, report: TaskReport, now: Now) {
+        if let (true, Some(file)) = (report.part_lost, task.large) {
+            return self.send_again(task, file, report.failures.into_iter().next(), now);
+        }
         if let Some(error) = report.failures.first() {
             let failure = Failure { worker, why: error.message.clone(), errors: report.failures };
             return self.failed(task.id, failure, now);
@@ -481,6 +484,32 @@ impl State {
         {
             sync.counters.files_done += 1;
         }
+    }
+
+    /// The part file of a large file got lost: what was sent is void, all ranges are sent again.
+    fn send_again(&mut self, task: &Task, file: TaskId, error: Option<FileError>, now: Now) {
+        let large = self.syncs.get(&task.sync).and_then(|s| s.larges.get(&file)).cloned();
+        let Some(mut large) = large else { return };
+        if large.restarts >= MAX_RESTARTS {
+            let why = format!("its part file was removed {} times", large.restarts + 1);
+            return self.give_up(task.id, &why, error, now);
+        }
+        for (index, done) in large.done.iter().enumerate() {
+            if done.is_some() {
+                self.effects.push(super::Effect::Delete(large.value_key(index as u64)));
+            }
+        }
+        let sent = std::mem::take(&mut large.sent);
+        (large.next, large.done_count, large.unhashed) = (0, 0, false);
+        large.done.clear();
+        large.restarts += 1;
+        self.put(large.key());
+        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+            sync.counters.bytes_done = sync.counters.bytes_done.saturating_sub(sent);
+            sync.larges.insert(file, large);
+        }
+        self.drop_task(task.id);
+        self.more_ranges(task.sync, file);
     }
 
     /// Forgets a large file with its tasks, manifest and range records.

@@ -301,6 +301,10 @@ pub struct TaskReport {
     /// For a range: the source is another version now. This takes the place of the whole file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replace: Option<WorkItem>,
+    /// For a commit: ranges that were written are not in the part file any more. All are to be sent
+    /// again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub part_lost: bool,
     /// For a range: the destination holds this file already (size and time): nothing needs to be
     /// sent. Counted as skipped.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -265,7 +265,7 @@ async fn ranges_make_a_file(world: &World, to: Destination) {
     chain.sort_by_key(|(offset, _)| *offset);
     let values: Vec<Digest> = chain.into_iter().map(|(_, v)| v).collect();
     assert_eq!(merge_ranges(&values), Some(blake3::hash(&content).into()));
-    world.target().publish_part(&entry).unwrap();
+    world.target().publish_part(&entry, None).unwrap();
     assert_eq!(fs::read(world.dst().join("big")).unwrap(), content);
 }
 

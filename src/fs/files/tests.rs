@@ -1,5 +1,6 @@
 use super::super::testing::*;
 use super::*;
+use crate::wire::Digest;
 use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
@@ -91,6 +92,7 @@ fn links_planted_under_our_own_names_lead_nowhere() {
     plant(names::temp(target.sync, &entry.path, 1, 0)).unwrap();
     send(&site.source(), &target, &entry).unwrap();
     assert!(fs::symlink_metadata(site.at("dst/d/f")).unwrap().is_file());
+    fs::remove_file(site.at("dst/d/f")).unwrap();
     let part = names::part(target.sync, &entry.path, entry.generation());
     plant(part.clone()).unwrap();
     target.part(&entry).unwrap().write_at(b"CONTENT", 0).unwrap();
@@ -128,7 +130,7 @@ fn ranges_in_any_order_make_up_the_file() {
     assert_eq!(part.read_at(&mut all, 0).unwrap(), 10);
     assert!(!site.at("dst/d/f").exists());
     for _ in 0..2 {
-        target.publish_part(&entry).unwrap();
+        target.publish_part(&entry, None).unwrap();
     }
     assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), b"0123456789");
     assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
@@ -143,11 +145,11 @@ fn another_version_of_the_source_has_another_part_file() {
     fs::remove_file(site.at("src/d/f")).unwrap();
     site.write("src/d/f", "newer");
     let newer = site.source().entry(&rel("d/f")).unwrap();
-    let error = target.publish_part(&newer).unwrap_err();
-    assert_eq!((error.errno_name(), error.class()), (Some("ENOENT"), ErrorClass::Transient));
+    let error = target.publish_part(&newer, None).unwrap_err();
+    assert_eq!((error.cause, error.class()), (Cause::Lost, ErrorClass::Transient));
     target.part(&newer).unwrap().write_at(b"newer", 0).unwrap();
     assert_eq!(temps(&site).len(), 2);
-    target.publish_part(&newer).unwrap();
+    target.publish_part(&newer, None).unwrap();
     for _ in 0..2 {
         target.discard_part(&entry).unwrap();
     }
@@ -161,7 +163,7 @@ fn a_part_file_of_another_length_is_not_published() {
     target.part(&entry).unwrap();
     let name = names::part(target.sync, &entry.path, entry.generation());
     fs::write(site.at("dst/d").join(os(&name)), "content and more").unwrap();
-    let error = target.publish_part(&entry).unwrap_err();
+    let error = target.publish_part(&entry, None).unwrap_err();
     assert_eq!(error.cause, Cause::WrongSize { expected: 7, found: 16 });
     assert!(!site.at("dst/d/f").exists());
 }
@@ -179,12 +181,13 @@ fn zeros_become_holes_and_replace_what_was_there() {
     assert_eq!(fs::read(&path).unwrap(), content);
     let sparse = fs::metadata(&path).unwrap().blocks() * 512;
     assert!(sparse <= 1 << 20, "{sparse} bytes on disk");
+    fs::remove_file(&path).unwrap();
     let part = target.part(&entry).unwrap();
     part.write_at(&vec![7; size], 0).unwrap();
     part.write_at(&content, 0).unwrap();
     let zeros = vec![0; 1 << 20];
     part.write_at(&zeros, 0).unwrap();
-    target.publish_part(&entry).unwrap();
+    target.publish_part(&entry, None).unwrap();
     assert_eq!(fs::read(&path).unwrap(), content);
 }
 
@@ -200,4 +203,49 @@ fn directories_removed_meanwhile_are_made_again() {
     assert!(target.part(&entry).unwrap().created);
     fs::remove_dir_all(site.at("dst")).unwrap();
     target.discard_part(&entry).unwrap();
+}
+
+#[test]
+fn a_part_file_made_again_without_its_earlier_ranges_is_not_published() {
+    let (site, target, entry) = site_with(&[7; 2 << 20]);
+    let value = |byte: u8, offset: u64| {
+        use blake3::hazmat::HasherExt as _;
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(offset);
+        hasher.update(&vec![byte; 1 << 20]);
+        Digest(hasher.finalize_non_root())
+    };
+    let write = |byte: u8, offset: u64| {
+        target.part(&entry).unwrap().write_at(&vec![byte; 1 << 20], offset).unwrap();
+    };
+    let values = [value(7, 0), value(7, 1 << 20)];
+    let ranges = Some(Ranges { length: 1 << 20, values: &values });
+    write(7, 0);
+    target.discard_part(&entry).unwrap();
+    write(7, 1 << 20);
+    assert_eq!(target.publish_part(&entry, ranges).unwrap_err().cause, Cause::Lost);
+    assert!(!site.at("dst/d/f").exists());
+    write(7, 0);
+    target.publish_part(&entry, ranges).unwrap();
+    assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), [7; 2 << 20]);
+
+    // A range of zeros is a hole, and nothing is lost.
+    fs::remove_file(site.at("dst/d/f")).unwrap();
+    write(0, 0);
+    write(7, 1 << 20);
+    let values = [value(0, 0), value(7, 1 << 20)];
+    target.publish_part(&entry, Some(Ranges { length: 1 << 20, values: &values })).unwrap();
+}
+
+#[test]
+fn a_late_writer_neither_touches_what_is_published_nor_leaves_a_part_file() {
+    let (site, target, entry) = site_with(b"content");
+    let late = target.part(&entry).unwrap();
+    late.write_at(b"content", 0).unwrap();
+    target.publish_part(&entry, None).unwrap();
+    let published = fs::metadata(site.at("dst/d/f")).unwrap().modified().unwrap();
+    assert_eq!(late.write_at(b"content", 0).unwrap_err().cause, Cause::Overtaken);
+    assert_eq!(target.part(&entry).unwrap_err().cause, Cause::Overtaken);
+    assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
+    assert_eq!(fs::metadata(site.at("dst/d/f")).unwrap().modified().unwrap(), published);
 }

@@ -167,8 +167,9 @@ fn a_single_file_is_copied_to_a_name_whose_directories_are_missing() {
     copy(&source, &target, &batch);
     assert_eq!(fs::read(site.at("x/y/g")).unwrap(), b"content");
     assert_eq!(target.reconcile(&batch), [Verdict::Unchanged]);
+    fs::remove_file(site.at("x/y/g")).unwrap();
     target.part(&batch.entries[0]).unwrap().write_at(b"CONTENT", 0).unwrap();
-    target.publish_part(&batch.entries[0]).unwrap();
+    target.publish_part(&batch.entries[0], None).unwrap();
     assert_eq!(fs::read(site.at("x/y/g")).unwrap(), b"CONTENT");
     assert_eq!(names_in(&site.at("x/y")), [b"g"]);
     target.flush().unwrap();
@@ -262,7 +263,7 @@ fn an_attacker_who_swaps_directories_for_links_reaches_nothing_outside() {
                     // Failing is fine, escaping is not.
                     let _ = send(&site.source(), &target, entry);
                     let _ = target.part(entry).and_then(|part| part.write_at(b"evil", 0));
-                    let _ = target.publish_part(entry);
+                    let _ = target.publish_part(entry, None);
                 }
             }
             let _ = target.stamp(&batch.dirs);

@@ -461,3 +461,41 @@ fn a_lost_store_makes_active_syncs_begin_anew() {
     assert_eq!((progress.files_total, progress.state), (0, SyncState::Progress));
     assert_eq!(world.poll("s", "1").unwrap().task.kind(), "scan");
 }
+
+#[test]
+fn a_part_file_that_got_lost_is_sent_again_and_given_up_in_the_end() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![large(2)], None));
+    let send = |world: &mut World| {
+        for _ in 0..2 {
+            let range = world.poll("s", "1").expect("a range");
+            world.finish(result(&range, true, all_done(&range, "d")));
+        }
+        let sent = world.progress("demo");
+        assert_eq!(sent.transferred_bytes, sent.total_bytes, "counted once");
+        world.poll("d", "1").expect("the commit")
+    };
+    let lost = |commit: &Assignment| {
+        let failures = vec![error(ErrorClass::Transient)];
+        result(commit, true, TaskReport { part_lost: true, failures, ..TaskReport::default() })
+    };
+    let commit = send(&mut world);
+    world.finish(lost(&commit));
+    let progress = world.progress("demo");
+    assert_eq!((progress.transferred_bytes, progress.files_done), (0, 0));
+    world.restart();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    for _ in 0..5 {
+        let commit = send(&mut world);
+        world.finish(lost(&commit));
+    }
+    for kind in ["discard", "flush"] {
+        let task = world.poll("d", "1").expect(kind);
+        assert_eq!(task.task.kind(), kind);
+        world.finish(result(&task, true, all_done(&task, "d")));
+    }
+    let end = world.progress("demo");
+    assert_eq!((end.outcome, end.files_failed), (Some(Outcome::Partial), 1));
+    assert_eq!((end.transferred_bytes, end.errors.len()), (0, 1));
+}
