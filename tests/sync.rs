@@ -649,7 +649,7 @@ fn a_tree_deeper_than_a_path_can_be_arrives() {
         at = open(&at, &name).unwrap();
     }
     let bottom = rustix::fs::openat(&at, "bottom", OFlags::CREATE | OFlags::WRONLY, 0o644.into());
-    rustix::io::write(&bottom.unwrap(), b"deep").unwrap();
+    rustix::io::write(bottom.unwrap(), b"deep").unwrap();
 
     let sync = cluster.sync(&src, &dst);
     assert_eq!(

@@ -238,10 +238,14 @@ impl State {
 
     /// The leased task that a result is about.
     fn task_of(&self, result: &SyncResult) -> Result<Option<&Task>, Box<Problem>> {
-        let Some(no) = self.by_id.get(&result.request_id) else { return Ok(None) };
         if let Some(assignment) = result.assignment_id {
-            return Ok(self.held(&result.worker_id, assignment).filter(|t| t.sync == *no));
+            // Not by the name: a sync that was deleted has none any more, and is still cleaned up.
+            let named = |t: &&Task| {
+                self.syncs.get(&t.sync).is_some_and(|sync| sync.id == result.request_id)
+            };
+            return Ok(self.held(&result.worker_id, assignment).filter(named));
         }
+        let Some(no) = self.by_id.get(&result.request_id) else { return Ok(None) };
         let held: Vec<&Task> = self
             .leases
             .values()

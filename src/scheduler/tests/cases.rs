@@ -499,3 +499,26 @@ fn a_part_file_that_got_lost_is_sent_again_and_given_up_in_the_end() {
     assert_eq!((end.outcome, end.files_failed), (Some(Outcome::Partial), 1));
     assert_eq!((end.transferred_bytes, end.errors.len()), (0, 1));
 }
+
+#[test]
+fn what_a_deleted_sync_leaves_is_removed_once_and_then_all_of_it_is_forgotten() {
+    for again in [false, true] {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, vec![large(2)], None));
+        let range = world.poll("s", "1").expect("a range");
+        world.finish(result(&range, true, all_done(&range, "d")));
+        world.play(Event::Delete("demo".parse().unwrap()));
+        if again {
+            world.submit("demo", "/src/a", "/dst/b");
+        }
+        for _ in 0..40 {
+            world.pass(1_000);
+            world.beat("d", "1", &["/dst"], &[]);
+        }
+        let discard = world.poll("d", "1").expect("the part file is removed");
+        assert_eq!(discard.task, TaskSpec::Discard);
+        let outcome = world.finish(result(&discard, true, TaskReport::default()));
+        assert_eq!(outcome, Some(ResultOutcome::Applied));
+        assert_eq!(world.state.syncs.len(), usize::from(again));
+    }
+}
