@@ -262,6 +262,24 @@ fn failing_entries_are_tried_elsewhere_then_recorded_and_the_rest_is_copied() {
 }
 
 #[test]
+fn what_is_waited_for_names_the_entry_where_it_has_a_name() {
+    for (path, said) in [("x", "again: x: permission denied"), ("", "again: permission denied")] {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, vec![batch(0, 1)], None));
+        let copy = world.poll("s", "1").unwrap();
+        let path = BytePath(path.as_bytes().to_vec());
+        let failed = TaskReport {
+            failures: vec![FileError { path, ..error(ErrorClass::Transient) }],
+            retry: Some(batch(0, 1)),
+            ..TaskReport::default()
+        };
+        world.finish(result(&copy, true, failed));
+        let reason = world.progress("demo").reason.expect("it waits");
+        assert!(reason.ends_with(said), "{reason}");
+    }
+}
+
+#[test]
 fn a_report_that_does_not_add_up_is_not_believed() {
     let (mut world, scan) = scanning();
     world.post(&scan, page(&scan, 0, vec![batch(3, 0)], None));
