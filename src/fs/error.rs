@@ -120,7 +120,7 @@ impl FsError {
             Cause::Changed => "it is tried again; let nothing write to it while it is copied",
             Cause::Occupied => "remove or rename that directory, then sync again",
             Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
-            Cause::MadeUp => "leave it out: copy the directories beside it, or unmount it first",
+            Cause::MadeUp => "leave it out, or unmount it",
             Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
                 "let the agent's user read it, or run the agent as root"
             }
@@ -172,10 +172,11 @@ impl fmt::Display for FsError {
             }
             Cause::Overtaken => f.write_str("another attempt at the same file has taken over")?,
             Cause::Lost => f.write_str("what was written to its part file is gone")?,
-            Cause::MadeUp => f.write_str(
-                "it lies in a file system (like /proc or /sys) that makes its files up when they are \
-                 read, and has no lengths to copy by",
-            )?,
+            Cause::MadeUp => {
+                f.write_str(
+                    "its file system is one like /proc, whose files have no length to copy by",
+                )?;
+            }
         }
         self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }
