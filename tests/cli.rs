@@ -503,6 +503,10 @@ fn copy_takes_relative_paths_files_lists_and_odd_names() {
     assert_same(&src, &home.path().join("dst"), strict());
     at_home(&["copy", "src/", "listed/", "--files-from", "-", "-0"]).exits(0);
     assert_eq!(fs::read_dir(home.path().join("listed")).unwrap().count(), 1);
+    // The advice is to copy the same again, not everything.
+    file(home.path().join("a list"), b"-rf\0none\0");
+    let ran = at_home(&["copy", "src", "listed", "--files-from", "a list", "-0"]).exits(23);
+    assert!(ran.err().contains("/listed --files-from 'a list' -0 "), "{}", ran.err());
     at_home(&["copy", "src/-rf", "one"]).exits(0);
     assert_same(&src.join("-rf"), &home.path().join("one"), strict());
     at_home(&["copy", "src", "src/below"]).exits(2);

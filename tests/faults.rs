@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
-use support::process::Process;
+use support::process::{Process, User, clean_command};
 use support::tree::{self, assert_same, census, file, many, noise, odd, strict};
 use support::{await_some, await_that};
 
@@ -366,4 +366,25 @@ fn a_destination_directory_that_is_moved_away_is_made_again_and_never_torn() {
     assert!(sync.state.is_final());
     assert_complete(&cluster.sync(&src, &dst), census(&src));
     assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn a_master_that_still_waits_stops_as_well_as_one_that_serves() {
+    let cluster = Cluster::start(On::Redis);
+    let config = fs::read_to_string(cluster.home().join("master.yml")).unwrap();
+    let config = config.replace(&cluster.master.address(), "127.0.0.1:0");
+    let no_redis = config.replace("redis: {url: ", "redis: {port: 1} # ");
+    for (what, config, waits) in [
+        ("second", config, "another master leads"),
+        ("lonely", no_redis, "the store is not available"),
+    ] {
+        let path = cluster.home().join(what);
+        fs::write(&path, config).unwrap();
+        let program = support::process::program(User::Same, cluster.home());
+        let mut command = clean_command(&program, cluster.home(), User::Same);
+        command.args(["master", "--config"]).arg(&path);
+        let mut master = Process::start(what, command, &path.with_extension("log"));
+        await_that(waits, || master.log().contains(waits));
+        assert_eq!(master.terminate().code(), Some(0), "{what}: {}", master.log());
+    }
 }

@@ -157,6 +157,12 @@ fn cause(e: &FileError) -> String {
         "EISDIR" => "Is a directory",
         "ENOTDIR" => "Not a directory",
         "EFBIG" => "File too large",
+        "ELOOP" => "A symbolic link in the path, which is not followed",
+        "ENOTEMPTY" => "Directory not empty",
+        "EEXIST" => "File exists",
+        "EINVAL" => "Invalid argument",
+        "EOPNOTSUPP" => "Operation not supported",
+        "EBUSY" => "Device or resource busy",
         "EMFILE" | "ENFILE" => "Too many open files",
         _ => return clean(&format!("{errno}: {}", e.message)),
     };
@@ -251,6 +257,18 @@ mod tests {
                 "  give the agent of w1 access (or run it as root), then: AGAIN (what arrived is skipped)   (exit 23)",
             ]
         );
+    }
+
+    #[test]
+    fn a_cause_is_one_group_however_many_entries_it_hit() {
+        for errno in ["ELOOP", "ENOTEMPTY", "EEXIST", "EINVAL", "EOPNOTSUPP", "EBUSY"] {
+            let error =
+                |path: &str| sample::error(path, "make", Some(errno), &format!("at {path}"));
+            let sync = SyncProgress { errors: vec![error("a"), error("b")], ..partial() };
+            let lines = failures(&sync);
+            assert!(lines[0].contains("2 entries: "), "{lines:?}");
+            assert!(lines[0].contains(&format!("[{errno}]")), "{lines:?}");
+        }
     }
 
     #[test]

@@ -80,7 +80,7 @@ async fn submit(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure> {
         } else if !ctx.global.quiet {
             out::note(&accepted(ctx, &request, &id, false));
         }
-        return watch(ctx, &client, vec![id], true, &args.until).await;
+        return watch(ctx, &client, vec![id], true, &args.until, &listed(&args.what)).await;
     }
     match ctx.global.output {
         Output::Json => out::data(&submitted.body)?,
@@ -205,7 +205,7 @@ async fn wait(ctx: &Context, args: WaitArgs) -> Result<Exit, Failure> {
             ids.push(id);
         }
     }
-    watch(ctx, &ctx.client()?, ids, false, &args.until).await
+    watch(ctx, &ctx.client()?, ids, false, &args.until, "").await
 }
 
 /// Waits with progress, then tells the end.
@@ -215,17 +215,18 @@ async fn watch(
     ids: Vec<RequestId>,
     accepted: bool,
     until: &UntilArgs,
+    listed: &str,
 ) -> Result<Exit, Failure> {
     let mut asks = signals::listen()?;
     let mut monitor = progress::monitor(&ctx.global);
     let waiter = Waiter::new(client, monitor.as_mut(), ids, accepted);
     let waited = waiter.run(until, &mut asks).await?;
-    tell(ctx, &waited, until)?;
+    tell(ctx, &waited, until, listed)?;
     Ok(waited.exit())
 }
 
 /// Prints the documents (json) or the results (table), and what went wrong.
-fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs) -> Result<(), Failure> {
+fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs, listed: &str) -> Result<(), Failure> {
     if ctx.global.output == Output::Json {
         let seen = waited.syncs.iter().filter(|s| !s.deleted).filter_map(|s| s.seen.as_ref());
         out::data(&documents(seen.map(|s| &s.body[..]).collect(), waited.syncs.len() == 1))?;
@@ -244,7 +245,7 @@ fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs) -> Result<(), Failure
             }
             (Some(seen), Some(exit)) => {
                 let (from, to) = (quoted(&seen.source_path), quoted(&seen.destination_path));
-                let again = format!("{} sync submit {from} {to} --wait", ctx.ctl);
+                let again = format!("{} sync submit {from} {to}{listed} --wait", ctx.ctl);
                 tell_end(ctx, seen, exit, &again)?;
             }
             _ => {}
@@ -289,7 +290,19 @@ pub(super) fn tell_end(
 
 /// A path as a shell takes it back; what can't be typed stays escaped.
 pub(super) fn quoted(path: &AbsPath) -> String {
-    let shown = path.to_string();
+    shell_word(path.to_string())
+}
+
+/// The options that name the list again, behind a blank; nothing without a list. Without them the
+/// advice to run it once more would have everything copied.
+pub(super) fn listed(what: &WhatArgs) -> String {
+    let Some(from) = &what.files_from else { return String::new() };
+    let zero = if what.from0 { " -0" } else { "" };
+    let name = crate::wire::path::show(from.as_os_str().as_bytes()).to_string();
+    format!(" --files-from {}{zero}", shell_word(name))
+}
+
+fn shell_word(shown: String) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&b);
     if shown.bytes().all(plain) { shown } else { format!("'{}'", shown.replace('\'', "'\\''")) }
 }

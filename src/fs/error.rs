@@ -46,6 +46,8 @@ pub enum Cause {
     Overtaken,
     /// What was written to a part file is not (all) there any more: it must be sent again.
     Lost,
+    /// It lies in a file system like `proc`, whose files have no length to copy by.
+    MadeUp,
 }
 
 /// An operation on one entry that failed.
@@ -93,7 +95,7 @@ impl FsError {
                 Side::Source => ErrorClass::Changed,
                 Side::Destination => ErrorClass::Transient,
             },
-            Cause::Occupied => ErrorClass::Permanent,
+            Cause::Occupied | Cause::MadeUp => ErrorClass::Permanent,
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
         }
     }
@@ -118,6 +120,7 @@ impl FsError {
             Cause::Changed => "it is tried again; let nothing write to it while it is copied",
             Cause::Occupied => "remove or rename that directory, then sync again",
             Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
+            Cause::MadeUp => "leave it out, or unmount it",
             Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
                 "let the agent's user read it, or run the agent as root"
             }
@@ -169,6 +172,11 @@ impl fmt::Display for FsError {
             }
             Cause::Overtaken => f.write_str("another attempt at the same file has taken over")?,
             Cause::Lost => f.write_str("what was written to its part file is gone")?,
+            Cause::MadeUp => {
+                f.write_str(
+                    "its file system is one like /proc, whose files have no length to copy by",
+                )?;
+            }
         }
         self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }

@@ -27,6 +27,7 @@
 mod error;
 mod files;
 mod lost;
+mod made_up;
 mod meta;
 mod names;
 mod reconcile;

@@ -1,8 +1,9 @@
 //! Storage roots and the trees below them: how a path becomes a descriptor without ever leaving.
 
-use super::error::{FsError, Result, Side};
+use super::error::{Cause, FsError, Result, Side};
+use super::made_up::is_made_up;
 use super::meta::{entry_of, ident_of, lstat, meta_of};
-use crate::wire::manifest::{DirRef, Entry};
+use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::{AbsPath, RelPath};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -99,14 +100,23 @@ impl Tree {
     /// What stands at `path` now: lstat, and the text of a link.
     ///
     /// # Errors
-    /// It is not there or out of reach.
+    /// It is not there or out of reach, or a file without a length to copy by ([`Cause::MadeUp`]).
     pub fn entry(&self, path: &RelPath) -> Result<Entry> {
         let look = || {
             let place = self.place(path)?;
             let stat = lstat(&place.dir, place.name)?;
-            entry_of(place.dir.as_fd(), place.name, path.clone(), &stat)
+            let entry = entry_of(place.dir.as_fd(), place.name, path.clone(), &stat)?;
+            Ok((matches!(entry.kind, Kind::File { .. }) && is_made_up(&place.dir)?, entry))
         };
-        look().map_err(|e| self.error("read metadata of", path.as_bytes(), e))
+        match look() {
+            Ok((false, entry)) => Ok(entry),
+            Ok((true, _)) => Err(self.made_up("copy", path.as_bytes())),
+            Err(e) => Err(self.error("read metadata of", path.as_bytes(), e)),
+        }
+    }
+
+    pub(super) fn made_up(&self, op: &'static str, path: &[u8]) -> FsError {
+        FsError::new(self.side, op, path, Cause::MadeUp)
     }
 
     /// The directories above `path` with their metadata, the root first; none for the root itself.

@@ -6,6 +6,7 @@
 //! itself at most [`MAX_CHAIN`] bytes. So are descriptors: upper levels are closed and opened again.
 
 use super::error::Result;
+use super::made_up::is_made_up;
 use super::meta::{entry_of, lstat, meta_of, type_of};
 use super::names::is_ours;
 use super::root::{Tree, open_list_below};
@@ -45,6 +46,8 @@ pub struct Walk {
     /// Behind what was returned last.
     cursor: Option<Cursor>,
     names: usize,
+    /// The file system of the directory entered last: its files have lengths.
+    dev: u64,
 }
 
 #[derive(Debug)]
@@ -76,7 +79,8 @@ impl Tree {
     /// Names that are our own unfinished files are left out.
     ///
     /// # Errors
-    /// `dir` can't be opened, or is a symbolic link.
+    /// `dir` can't be opened, is a symbolic link, or lies in a file system like `proc`, whose files
+    /// have no length to copy by. Where one is mounted further down, there is an error in its place.
     pub fn walk(&self, dir: &RelPath, cursor: Option<&Cursor>) -> Result<Walk> {
         self.walk_holding(dir, cursor, NAMES)
     }
@@ -91,6 +95,7 @@ impl Tree {
             enter: None,
             cursor: cursor.cloned(),
             names,
+            dev: 0,
         };
         walk.chain = walk.dirs.iter().map(|d| d.path.as_bytes().len()).sum();
         if dir.is_root() {
@@ -108,6 +113,10 @@ impl Tree {
         let fd = fd.map_err(|e| self.error("open", dir.as_bytes(), e))?;
         let stat = rustix::fs::fstat(&fd);
         let stat = stat.map_err(|e| self.error("read metadata of", dir.as_bytes(), e))?;
+        if is_made_up(&fd).map_err(|e| self.error("read metadata of", dir.as_bytes(), e))? {
+            return Err(self.made_up("enter", dir.as_bytes()));
+        }
+        walk.dev = stat.st_dev;
         let start = Entered { dir: DirRef { path: dir.clone(), meta: meta_of(&stat) }, fd };
         match cursor {
             Some(cursor) => walk.resume(start, cursor),
@@ -245,6 +254,13 @@ impl Walk {
         let entry = rustix::fs::fstat(&fd)
             .and_then(|stat| entry_of(fd.as_fd(), b"", path.clone(), &stat))
             .map_err(|e| at("read metadata of", e))?;
+        if entry.ident.dev != self.dev {
+            // Something else is mounted here.
+            if is_made_up(&fd).map_err(|e| at("read metadata of", e))? {
+                return Err(tree.made_up("enter", path.as_bytes()));
+            }
+            self.dev = entry.ident.dev;
+        }
         let dir = DirRef { path, meta: entry.meta };
         Ok(Some((entry, Some(Entered { dir, fd }))))
     }

@@ -165,8 +165,27 @@ impl Master {
 /// # Errors
 /// As [`Master::start`] and [`Master::stopped`].
 pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
-    Master::start(config, shutdown).await?.stopped().await
+    match Master::start(config, shutdown).await {
+        // It was told to: that it had not begun to serve yet makes it no failure.
+        Err(e) if e.is::<Stopped>() => {
+            tracing::info!("{e}");
+            Ok(())
+        }
+        started => started?.stopped().await,
+    }
 }
+
+/// A master was told to stop while it still waited for something, which this names.
+#[derive(Debug)]
+struct Stopped(String);
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "stopped before it served: {}", self.0)
+    }
+}
+
+impl std::error::Error for Stopped {}
 
 async fn serve<S: Store>(
     owner: Owner<S>,
@@ -212,7 +231,9 @@ async fn lead<S: Store>(
                 }
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(for_ms.clamp(50, 2_000))) => {}
-                    () = shutdown.cancelled() => anyhow::bail!("stopped while another master led"),
+                    () = shutdown.cancelled() => {
+                        return Err(Stopped(format!("another master leads ({said})")).into());
+                    }
                 }
             }
         }
@@ -238,7 +259,9 @@ where
                 }
                 tokio::select! {
                     () = tokio::time::sleep(AGAIN.delay(failures)) => {}
-                    () = shutdown.cancelled() => anyhow::bail!("{what}: stopped; {why}"),
+                    () = shutdown.cancelled() => {
+                        return Err(Stopped(format!("cannot {what}: {why}")).into());
+                    }
                 }
                 failures += 1;
             }

@@ -56,9 +56,7 @@ impl State {
         for task in lost {
             self.lost(task, now);
         }
-        if restarted {
-            tracing::info!(worker = %id, "the agent was restarted");
-        }
+        let (before, rival_ms) = self.incarnations(&id, restarted, &said, now);
         let mut reply = HeartbeatReply {
             status: "ok".to_owned(),
             ticket_key: None,
@@ -70,18 +68,51 @@ impl State {
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.drop = said.in_hand.iter().filter(|a| !valid.contains(a)).copied().collect();
         }
-        let before = self.workers.known.get(&id);
-        let news = before.is_none_or(|known| {
+        let news = self.workers.known.get(&id).is_none_or(|known| {
             !known.active
                 || known.said.status.takes_work() != said.status.takes_work()
                 || known.said.storage_paths != said.storage_paths
                 || known.said.incarnation != said.incarnation
         });
         self.wake |= news;
-        let worker =
-            Worker { said, heard_ms: now.mono_ms, heard_wall_ms: now.wall_ms, active: true };
+        let worker = Worker {
+            said,
+            heard_ms: now.mono_ms,
+            heard_wall_ms: now.wall_ms,
+            active: true,
+            before,
+            rival_ms,
+        };
         self.workers.known.insert(id, worker);
         Reply::Heartbeat(reply)
+    }
+
+    /// [`Worker::before`] and [`Worker::rival_ms`] after a heartbeat. An agent that was restarted never
+    /// comes back as what it was, so one that does runs beside another.
+    fn incarnations(
+        &self,
+        id: &WorkerId,
+        restarted: bool,
+        said: &WorkerHeartbeat,
+        now: Now,
+    ) -> (Option<String>, Option<u64>) {
+        let Some(known) = self.workers.known.get(id) else { return (None, None) };
+        let recent =
+            |ms: &u64| now.mono_ms.saturating_sub(*ms) < self.settings.heartbeat_timeout_ms;
+        let rival_ms = known.rival_ms.filter(recent);
+        if !restarted {
+            return (known.before.clone(), rival_ms);
+        }
+        let back = known.before.is_some() && known.before == said.incarnation;
+        match (back, rival_ms) {
+            (false, _) => tracing::info!(worker = %id, "the agent was restarted"),
+            (true, None) => tracing::warn!(
+                worker = %id,
+                "two agents run under this id and take each other's work away: stop one of them"
+            ),
+            (true, Some(_)) => {}
+        }
+        (known.said.incarnation.clone(), if back { Some(now.mono_ms) } else { rival_ms })
     }
 
     fn leased_to(&self, worker: &WorkerId) -> Vec<TaskId> {

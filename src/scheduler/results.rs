@@ -367,7 +367,10 @@ impl State {
         tried.insert(worker.clone());
         let again = self.worth_another_try(task, &tried, &report.failures);
         if let (Some((manifest, files, dirs, bytes)), true) = (retry.clone(), again) {
-            let error = report.failures.first().map(|e| format!("{}: {}", e.path, e.message));
+            let error = report.failures.first().map(|e| match e.path.0.is_empty() {
+                true => e.message.clone(),
+                false => format!("{}: {}", e.path, e.message),
+            });
             let item = WorkItem::Copy { manifest, files, dirs, bytes };
             let added = self.add_work(task.sync, item, task.failures + 1, tried, error);
             if let Some(id) = added {

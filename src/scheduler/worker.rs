@@ -18,6 +18,11 @@ pub(super) struct Worker {
     pub(super) heard_wall_ms: i64,
     /// Whether it was active at the last look.
     pub(super) active: bool,
+    /// The incarnation that it had before this one.
+    pub(super) before: Option<String>,
+    /// When, on the scheduler's clock, an incarnation came back that another had replaced: two
+    /// agents run under this id, and each takes the other's work away.
+    pub(super) rival_ms: Option<u64>,
 }
 
 /// All workers.
@@ -54,6 +59,8 @@ impl Worker {
             Some(format!("no heartbeat for {} s", silent_ms / 1000))
         } else if !said.status.takes_work() {
             Some(format!("its status is {}", said.status.as_str()))
+        } else if self.rival_ms.is_some() {
+            Some("two agents run under this id: stop one of them".to_owned())
         } else if said.storage_paths.is_empty() {
             Some("it has no storage paths".to_owned())
         } else {

@@ -5,7 +5,7 @@ mod paths;
 use super::args::{CopyArgs, LogArgs, Output, UntilArgs};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::sync::{Submission, mapping, quoted, request, send, tell_end};
+use super::sync::{Submission, listed, mapping, quoted, request, send, tell_end};
 use super::wait::{Waited, Waiter};
 use super::{Context, out, progress, service, signals};
 use crate::client::{ClientOptions, MasterClient};
@@ -58,13 +58,14 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
     let copied = services.copy(ctx, &request, &mut asks).await;
     services.stop().await;
     let waited = copied?;
-    tell(ctx, &waited, &paths)?;
+    tell(ctx, &waited, &paths, &listed(&args.what))?;
     // Cancelled because of a signal: that is what a shell wants to know.
     Ok(waited.interrupted.unwrap_or_else(|| waited.exit()))
 }
 
-fn tell(ctx: &Context, waited: &Waited, paths: &Paths) -> Result<(), Failure> {
-    let again = format!("ctl copy {} {}", quoted(&paths.source), quoted(&paths.destination));
+fn tell(ctx: &Context, waited: &Waited, paths: &Paths, listed: &str) -> Result<(), Failure> {
+    let (from, to) = (quoted(&paths.source), quoted(&paths.destination));
+    let again = format!("ctl copy {from} {to}{listed}");
     for sync in &waited.syncs {
         let Some(seen) = &sync.seen else { continue };
         if ctx.global.output == Output::Json {

@@ -37,6 +37,13 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
     let there = std::fs::metadata(&target);
     if let Ok(there) = &there {
         kinds_fit(meta.is_dir(), there.is_dir(), &real, destination)?;
+        if meta.is_file() && !there.is_file() {
+            let shown = show(destination.as_os_str().as_bytes());
+            return Err(Failure::usage(format!(
+                "SRC is a file, DST {shown} a device, FIFO or socket, which the copy would replace"
+            ))
+            .hinted("DST is the file's new path; to have it replaced, remove it first"));
+        }
     }
     let source = abs("SRC", &real)?;
     let destination = abs("DST", &target)?;
@@ -208,6 +215,18 @@ mod tests {
         assert_eq!(p.code("src/f", "dst"), 2);
         assert_eq!(p.code("src", "dst/g"), 2);
         assert_eq!(p.code("src", "dst/g/below"), 2);
+    }
+
+    #[test]
+    fn what_is_written_to_by_its_name_is_not_replaced_by_a_file() {
+        let p = Place::new();
+        let (file, null) = (p.at("src/f"), Path::new("/dev/null"));
+        assert_eq!(resolve(&file, null).unwrap_err().exit.code(), 2);
+        let _socket = std::os::unix::net::UnixListener::bind(p.at("dst/s")).unwrap();
+        assert_eq!(p.code("src/f", "dst/s"), 2);
+        // What is none itself finds its like there when it is copied again.
+        let _other = std::os::unix::net::UnixListener::bind(p.at("src/s")).unwrap();
+        assert!(resolve(&p.at("src/s"), &p.at("dst/s")).is_ok());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 use super::super::testing::*;
+use super::super::{Cause, Root};
 use super::*;
+use crate::wire::AbsPath;
 use crate::wire::sync::ErrorClass;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -256,4 +258,24 @@ proptest! {
             prop_assert_eq!(&from(&behind(after, true), keep), &outside);
         }
     }
+}
+
+#[test]
+fn a_file_system_that_makes_its_files_up_is_refused_not_copied_as_empty_files() {
+    // All of them in one storage root, as an agent with `/` as its storage path has it.
+    let root = Root::open(&AbsPath::new(b"/").unwrap()).unwrap();
+    let tree = |base: &str| Tree::new(root.clone(), rel(base));
+    for base in ["proc", "proc/1", "sys/kernel"] {
+        let error = tree(base).walk(&RelPath::root(), None).unwrap_err();
+        assert_eq!((error.cause, error.class()), (Cause::MadeUp, ErrorClass::Permanent), "{base}");
+    }
+    let error = tree("proc").entry(&rel("version")).unwrap_err();
+    assert_eq!(error.cause, Cause::MadeUp);
+    assert!(error.to_string().contains("leave it out"), "{error}");
+
+    // Where it is mounted further down, there is one error, and the walk goes on behind it.
+    let mut walk = tree("").walk(&RelPath::root(), Some(&behind(&rel("proa"), true))).unwrap();
+    assert_eq!(walk.next().unwrap().unwrap_err().path.0, b"proc");
+    let next = walk.next().unwrap().unwrap();
+    assert!(!rel("proc").holds(&next.path), "{next:?}");
 }

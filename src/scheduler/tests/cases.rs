@@ -176,6 +176,23 @@ fn a_heartbeat_renews_what_it_lists_and_a_new_incarnation_frees_all() {
 }
 
 #[test]
+fn two_agents_under_one_id_are_told_of_and_a_restarted_one_is_not() {
+    let mut world = World::new();
+    let mut reason = |incarnation: &str| {
+        world.beat("s", incarnation, &["/src"], &[]);
+        let Reply::Workers(list) = world.state.worker_list(world.now) else { panic!("a list") };
+        list.active[0].reason.clone()
+    };
+    for restarted in ["1", "2", "2", "3"] {
+        assert_eq!(reason(restarted), None);
+    }
+    for rival in ["2", "3", "3", "2"] {
+        let reason = reason(rival).expect("a reason");
+        assert!(reason.contains("two agents"), "{reason}");
+    }
+}
+
+#[test]
 fn a_master_that_slept_takes_nothing_away() {
     let (mut world, scan) = scanning();
     world.play(Event::Tick);
@@ -242,6 +259,24 @@ fn failing_entries_are_tried_elsewhere_then_recorded_and_the_rest_is_copied() {
     assert_eq!(end.errors[0].errno.as_deref(), Some("EACCES"));
     assert_eq!(end.errors[0].worker_id, Some("t".parse().unwrap()));
     assert_eq!(end.error_counts["EACCES (open source)"], 1);
+}
+
+#[test]
+fn what_is_waited_for_names_the_entry_where_it_has_a_name() {
+    for (path, said) in [("x", "again: x: permission denied"), ("", "again: permission denied")] {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, vec![batch(0, 1)], None));
+        let copy = world.poll("s", "1").unwrap();
+        let path = BytePath(path.as_bytes().to_vec());
+        let failed = TaskReport {
+            failures: vec![FileError { path, ..error(ErrorClass::Transient) }],
+            retry: Some(batch(0, 1)),
+            ..TaskReport::default()
+        };
+        world.finish(result(&copy, true, failed));
+        let reason = world.progress("demo").reason.expect("it waits");
+        assert!(reason.ends_with(said), "{reason}");
+    }
 }
 
 #[test]
