@@ -413,7 +413,8 @@ impl State {
         }
     }
 
-    /// How full the window of a sync is: scanning stops at 1 and goes on below a half.
+    /// How full the window of a sync is: scanning stops at 1 and goes on below a half. Scans that
+    /// wait do not count: only they can empty a window that they fill.
     pub(super) fn outstanding(&self, sync: &super::sync::Sync) -> f64 {
         let slots: u64 = self
             .workers
@@ -423,7 +424,7 @@ impl State {
         // Enough for each slot to have its next tasks waiting; more would only be more to keep.
         let most = self.settings.window_tasks;
         let window = (4 * usize::try_from(slots).unwrap_or(most)).clamp(64.min(most), most);
-        let tasks = sync.tasks.len() + sync.larges.len();
+        let tasks = sync.tasks.len() - sync.scans + sync.larges.len();
         let by_tasks = tasks as f64 / window as f64;
         let by_bytes = sync.blob_bytes as f64 / self.settings.window_bytes as f64;
         by_tasks.max(by_bytes)

@@ -217,6 +217,7 @@ impl State {
         self.put(task.key());
         if let Some(sync) = self.syncs.get_mut(&new.sync) {
             sync.tasks.insert(id);
+            sync.scans += usize::from(task.is_scan());
             sync.blob_bytes += blob_bytes;
         }
         self.tasks.insert(id, task);
@@ -238,6 +239,7 @@ impl State {
         }
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
             sync.tasks.remove(&id);
+            sync.scans -= usize::from(task.is_scan());
             sync.blob_bytes = sync.blob_bytes.saturating_sub(task.blob_bytes);
         }
         self.touched.insert(task.sync);

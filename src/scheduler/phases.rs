@@ -36,7 +36,10 @@ impl State {
             self.drop_task(id);
             return;
         }
-        if !self.worth_another_try(&task, &task.tried, &failure.errors) {
+        // A flush that was tried and failed is final: the kernel tells of what it could not write once
+        // only, and the next flush would succeed without it.
+        let final_flush = task.spec == TaskSpec::Flush && !failure.errors.is_empty();
+        if final_flush || !self.worth_another_try(&task, &task.tried, &failure.errors) {
             let mut error = failure.errors.into_iter().next();
             if let Some(error) = &mut error {
                 error.worker_id.get_or_insert(failure.worker);

@@ -161,6 +161,7 @@ impl State {
             TaskState::Ready => {}
         }
         sync.tasks.insert(task.id);
+        sync.scans += usize::from(task.is_scan());
         sync.blob_bytes += task.blob_bytes;
         self.tasks.insert(task.id, task);
     }

@@ -329,6 +329,10 @@ impl State {
             TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Discard => {
                 self.drop_task(id);
             }
+            TaskSpec::Flush if !report.failures.is_empty() => {
+                let why = "it could not be flushed".to_owned();
+                return self.failed(id, Failure { worker, why, errors: report.failures }, now);
+            }
             TaskSpec::Flush => {
                 self.drop_task(id);
                 if let (Some(bound), Some(sync)) = (&task.bound, self.syncs.get_mut(&task.sync)) {

@@ -74,6 +74,9 @@ pub(super) struct Sync {
     /// Large files that are not published yet.
     #[serde(skip)]
     pub(super) larges: BTreeMap<TaskId, Large>,
+    /// How many of the tasks are scans.
+    #[serde(skip)]
+    pub(super) scans: usize,
     /// Manifest bytes in the store.
     #[serde(skip)]
     pub(super) blob_bytes: u64,
@@ -113,6 +116,7 @@ impl Sync {
             idempotency: None,
             tasks: BTreeSet::new(),
             larges: BTreeMap::new(),
+            scans: 0,
             blob_bytes: 0,
             served: 0,
         }
