@@ -1,5 +1,6 @@
 //! Who gets which task, and for how long.
 
+use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
 use super::worker::Worker;
 use super::{Caller, Effect, Now, Parked, Reply, State};
@@ -9,6 +10,7 @@ use crate::wire::task::Assignment;
 use crate::wire::ticket::Claims;
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, SyncNo, TaskId, WorkerId};
+use std::collections::HashSet;
 
 /// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
 const MAX_ATTEMPTS: u32 = 20;
@@ -43,14 +45,15 @@ impl State {
             known.said.incarnation.is_some() && known.said.incarnation != said.incarnation
         });
         let mut lost: Vec<TaskId> = Vec::new();
-        let mut valid: Vec<AssignmentId> = Vec::new();
+        let mut valid: HashSet<AssignmentId> = HashSet::new();
+        let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
         for task in self.leased_to(&id) {
             let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
             if said.incarnation.is_some() && lease.incarnation != said.incarnation {
                 lost.push(task);
-            } else if said.incarnation.is_none() || said.in_hand.contains(&lease.assignment) {
+            } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
-                valid.push(lease.assignment);
+                valid.insert(lease.assignment);
             }
         }
         for task in lost {
@@ -104,7 +107,8 @@ impl State {
         if let Some(again) = self.same_poll(&poll, now) {
             return Some(Reply::Assignment(Some(Box::new(again))));
         }
-        if let Some(assignment) = self.place(&poll, now) {
+        let open = self.open_syncs();
+        if let Some(assignment) = self.place(&poll, &open, now) {
             return Some(Reply::Assignment(Some(Box::new(assignment))));
         }
         match caller {
@@ -129,27 +133,45 @@ impl State {
         self.assignment(task, now)
     }
 
-    /// Leases the best task there is for a worker. Syncs are served in turn.
-    fn place(&mut self, poll: &Parked, now: Now) -> Option<Assignment> {
+    /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
+    fn place(&mut self, poll: &Parked, open: &[SyncNo], now: Now) -> Option<Assignment> {
         let worker = self.workers.known.get(&poll.worker)?;
         if !worker.takes_work() || worker.said.incarnation != poll.incarnation {
             return None;
         }
-        let ended = self.syncs.values().filter(|s| !s.is_active());
-        let active = self.syncs.values().filter(|s| s.is_active());
-        let mut turn: Vec<(u64, SyncNo)> = active
-            .take(self.settings.max_active_syncs)
-            .chain(ended)
-            .filter(|sync| !sync.tasks.is_empty())
-            .map(|sync| (sync.served, sync.no))
-            .collect();
+        let mut turn: Vec<(u64, SyncNo)> =
+            open.iter().filter_map(|no| Some((self.syncs.get(no)?.served, *no))).collect();
         turn.sort_unstable();
-        let id = turn.into_iter().find_map(|(_, no)| self.choose(no, worker))?;
+        let id = turn.into_iter().find_map(|(_, no)| self.choose(no, worker, now))?;
         self.lease(id, poll, now)
     }
 
+    /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
+    /// is set; those that wait for a worker keep nobody from his turn.
+    fn open_syncs(&self) -> Vec<SyncNo> {
+        let all = self.syncs.values().filter(|s| !s.tasks.is_empty());
+        let (mut active, ended): (Vec<&Sync>, Vec<&Sync>) = all.partition(|s| s.is_active());
+        let most = self.settings.max_active_syncs;
+        if active.len() > most {
+            // Begun ones first, each kind in the order in which they were submitted.
+            active.sort_by_key(|s| s.state == SyncState::Queued);
+            let workable = active.into_iter().filter(|s| {
+                let request = &s.request;
+                self.workers.pool(&request.source_path).next().is_some()
+                    && self.workers.pool(&request.destination_path).next().is_some()
+            });
+            active = workable.take(most).collect();
+        }
+        let open = active.into_iter().chain(ended).filter(|sync| {
+            let room = sync.scans > 0 && self.outstanding(sync) < 0.5;
+            let mut tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+            tasks.any(|t| t.state == TaskState::Ready && (room || !t.is_scan()))
+        });
+        open.map(|sync| sync.no).collect()
+    }
+
     /// The task of a sync that fits a worker best.
-    fn choose(&self, no: SyncNo, worker: &Worker) -> Option<TaskId> {
+    fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
         let sync = self.syncs.get(&no)?;
         let at_source = worker.holds(&sync.request.source_path)
             && self.workers.pool(&sync.request.destination_path).next().is_some();
@@ -167,7 +189,8 @@ impl State {
             .filter(|t| if t.at_source() { at_source } else { at_destination })
             .filter(|t| t.bound.is_none() || self.may_flush(sync, t, worker))
             .map(|t| Fit {
-                better_elsewhere: t.tried.contains(&worker.said.worker_id)
+                better_elsewhere: now.mono_ms < t.spared_until_ms
+                    && t.tried.contains(&worker.said.worker_id)
                     && others(t.at_source()).iter().any(|o| !t.tried.contains(o)),
                 rank: match (t.at_source(), t.is_scan()) {
                     (false, _) => 0,
@@ -199,7 +222,7 @@ impl State {
 
     /// A flush is done by the worker that wrote, or by one under the same kernel: they share a
     /// cache. After a reboot nobody can flush what was only in the cache.
-    fn may_flush(&self, sync: &super::sync::Sync, task: &Task, worker: &Worker) -> bool {
+    pub(super) fn may_flush(&self, sync: &super::sync::Sync, task: &Task, worker: &Worker) -> bool {
         let Some(bound) = &task.bound else { return true };
         let boot = sync.writers.get(bound).and_then(Option::as_ref);
         let same_kernel = worker.said.boot_id.as_ref() == boot;
@@ -221,8 +244,10 @@ impl State {
             page: 0,
         });
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
+        let writes = task.writes();
         self.leases.insert(assignment, id);
         self.put(key);
+        let farther = writes && self.note_reach(no, &poll.worker);
         self.served += 1;
         let served = self.served;
         if let Some(sync) = self.syncs.get_mut(&no) {
@@ -235,7 +260,7 @@ impl State {
             if again && sync.is_active() {
                 sync.counters.retries += 1;
             }
-            if first || again {
+            if first || again || farther {
                 self.changed(no, now);
             }
         }
@@ -300,21 +325,30 @@ impl State {
     /// Takes a task back from a worker that will never tell whom it wrote to: each worker that it
     /// could reach flushes in the end.
     fn lost(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|t| t.at_source() && !t.is_scan()) else {
+        let Some(task) = self.tasks.get(&id).filter(|t| t.writes()) else {
             return self.requeue(id, now);
         };
         let no = task.sync;
         if let Some(sync) = self.syncs.get_mut(&no) {
-            for worker in self.workers.reachable(&sync.request.destination_path) {
-                let said = &worker.said;
-                let boot = said.boot_id.clone();
-                if said.incarnation.is_some() {
-                    sync.writers.entry(said.worker_id.clone()).or_insert(boot);
-                }
-            }
+            sync.suspect_all();
         }
         self.changed(no, now);
         self.requeue(id, now);
+    }
+
+    /// Notes the workers through which a task that is handed out now may write. True: there are more.
+    fn note_reach(&mut self, no: SyncNo, worker: &WorkerId) -> bool {
+        let Some(sync) = self.syncs.get_mut(&no) else { return false };
+        let before = sync.reach.len();
+        let destination = &sync.request.destination_path;
+        let itself = self.workers.known.get(worker).filter(|w| w.holds(destination));
+        for writer in self.workers.reachable(destination).chain(itself) {
+            let said = &writer.said;
+            if said.incarnation.is_some() && !sync.reach.contains_key(&said.worker_id) {
+                sync.reach.insert(said.worker_id.clone(), said.boot_id.clone());
+            }
+        }
+        sync.reach.len() > before
     }
 
     /// Takes a task back: it goes to the queue and will be leased with a higher attempt.
@@ -402,13 +436,28 @@ impl State {
 
     /// Gives work to the polls that wait for it, in the order in which they came.
     pub(super) fn serve_parked(&mut self, now: Now) {
+        let mut open = self.open_syncs();
         let callers: Vec<Caller> = self.parked.keys().copied().collect();
+        // What one poll of a worker does not get, the next one does not get either.
+        let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
         for caller in callers {
-            let Some(poll) = self.parked.get(&caller).cloned() else { continue };
-            if let Some(assignment) = self.place(&poll, now) {
-                self.parked.remove(&caller);
-                let reply = Reply::Assignment(Some(Box::new(assignment)));
-                self.effects.push(Effect::Reply(caller, reply));
+            if open.is_empty() {
+                return;
+            }
+            let Some(poll) = self.parked.get(&caller) else { continue };
+            let who = (poll.worker.clone(), poll.incarnation.clone());
+            if in_vain.contains(&who) {
+                continue;
+            }
+            let poll = poll.clone();
+            match self.place(&poll, &open, now) {
+                Some(assignment) => {
+                    self.parked.remove(&caller);
+                    let reply = Reply::Assignment(Some(Box::new(assignment)));
+                    self.effects.push(Effect::Reply(caller, reply));
+                    open = self.open_syncs();
+                }
+                None => drop(in_vain.insert(who)),
             }
         }
     }

@@ -212,6 +212,7 @@ impl State {
             bound: new.bound,
             last_error: new.last_error,
             since_ms: self.ticked_ms.unwrap_or(0),
+            spared_until_ms: 0,
             state: new.state,
         };
         self.put(task.key());

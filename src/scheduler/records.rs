@@ -15,7 +15,7 @@ use super::sync::Sync;
 use super::task::{Large, Task, TaskState};
 use super::worker::Workers;
 use super::{Now, Settings, State};
-use crate::wire::task::Blob;
+use crate::wire::task::{Blob, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
 use crate::wire::{Digest, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
@@ -156,6 +156,10 @@ impl State {
                 // The agent goes on with it; it has a whole lease to tell us so.
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
                 self.leases.insert(lease.assignment, task.id);
+            }
+            // Who may still be writing may do so for a whole lease.
+            TaskState::Delayed { until_ms } if task.spec == TaskSpec::Discard => {
+                *until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
             }
             TaskState::Delayed { until_ms } => *until_ms = now.mono_ms,
             TaskState::Ready => {}

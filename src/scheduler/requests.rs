@@ -152,6 +152,7 @@ impl State {
         sync.ended_ms = Some(now.wall_ms);
         sync.reason = Some("cancelled by an operator".to_owned());
         self.abandon(no, now);
+        self.drop_list(no);
         self.changed(no, now);
     }
 

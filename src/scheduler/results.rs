@@ -19,6 +19,8 @@ const RANGES_AHEAD: usize = 32;
 const MAX_RESTARTS: u32 = 5;
 /// Subtrees that a scan is asked to give away at a time.
 const MAX_SPAWN: u32 = 16;
+/// More than that in one page is nothing that was asked for.
+const MOST_SPAWN: usize = 1024;
 
 fn stop() -> Reply {
     Reply::Page(PageReply { action: PageAction::Stop, spawn: 0 })
@@ -38,12 +40,17 @@ impl State {
             return stop();
         }
         let (id, no, attempt) = (task.id, task.sync, task.attempt);
-        if page.page + 1 == lease.page {
+        if page.page.checked_add(1) == Some(lease.page) {
             // The reply to this page was lost: what it said counts already.
             return self.after_page(id);
         }
         if page.page != lease.page {
             return stop();
+        }
+        if let Err(why) = plausible(&page, &task.spec) {
+            let detail = format!("a page of worker {worker} cannot be: {why}");
+            let problem = Problem::new(422, "Unprocessable Content", "bad_page", detail);
+            return Reply::Refused(Box::new(problem));
         }
         for item in page.work {
             self.add_work(no, item, 0, BTreeSet::new(), None);
@@ -95,7 +102,7 @@ impl State {
                 self.leases.remove(&lease.assignment);
             }
             // Going on later is not another try.
-            task.attempt -= 1;
+            task.attempt = task.attempt.saturating_sub(1);
             task.state = TaskState::Ready;
             let key = task.key();
             self.put(key);
@@ -118,7 +125,7 @@ impl State {
                 if first && let Some(sync) = self.syncs.get_mut(&no) {
                     sync.counters.files_total += files;
                     sync.counters.dirs_total += dirs;
-                    sync.counters.bytes_total += bytes;
+                    sync.counters.add_bytes_total(bytes);
                 }
                 let spec = TaskSpec::Copy { files, dirs, bytes };
                 let new =
@@ -128,7 +135,7 @@ impl State {
             WorkItem::Large { manifest, size, range_length } => {
                 if first && let Some(sync) = self.syncs.get_mut(&no) {
                     sync.counters.files_total += 1;
-                    sync.counters.bytes_total += size;
+                    sync.counters.add_bytes_total(size);
                 }
                 self.add_large(no, manifest.0, size, range_length, 0);
                 None
@@ -140,7 +147,7 @@ impl State {
     fn add_large(&mut self, no: SyncNo, manifest: Vec<u8>, size: u64, length: u64, restarts: u32) {
         // Lengths come from agents: keep the arithmetic safe and the count of ranges bounded.
         let least = crate::wire::task::range_length(size, 1 << 20);
-        let range_length = length.max(1024).next_power_of_two().max(least.min(1 << 62));
+        let range_length = length.clamp(1024, 1 << 62).next_power_of_two().max(least);
         let id = self.take_number();
         let large = Large {
             id,
@@ -223,7 +230,7 @@ impl State {
         self.note_writers(id, &report);
         if report.handed_back {
             if let Some(task) = self.tasks.get_mut(&id) {
-                task.attempt -= 1;
+                task.attempt = task.attempt.saturating_sub(1);
             }
             self.requeue(id, now);
         } else if result.success {
@@ -292,15 +299,13 @@ impl State {
     /// Remembers who wrote: each of them flushes in the end.
     fn note_writers(&mut self, id: TaskId, report: &TaskReport) {
         let Some(no) = self.tasks.get(&id).map(|t| t.sync) else { return };
-        let boots: Vec<(WorkerId, Option<String>)> = report
-            .wrote
-            .iter()
-            .filter_map(|w| self.workers.known.get(w).map(|k| (w.clone(), k.said.boot_id.clone())))
-            .collect();
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        for (worker, boot) in boots {
+        for worker in &report.wrote {
+            let heard = || self.workers.known.get(worker).map(|k| k.said.boot_id.clone());
             // The first boot is kept: what was written under it is lost if there was another since.
-            sync.writers.entry(worker).or_insert(boot);
+            if let Some(boot) = sync.reach.get(worker).cloned().or_else(heard) {
+                sync.writers.entry(worker.clone()).or_insert(boot);
+            }
         }
     }
 
@@ -313,7 +318,13 @@ impl State {
         now: Now,
     ) {
         let Some(task) = self.tasks.get(&id).cloned() else { return };
-        if !adds_up(&task, &report) {
+        let fits = match &task.spec {
+            TaskSpec::Copy { files, dirs, .. } => failed_of(*files, *dirs, &report).is_some(),
+            // It ends with its last page. A bare success is all that an agent of the guide can say.
+            TaskSpec::Scan { .. } | TaskSpec::List { .. } => !verified,
+            _ => report.replace.as_ref().is_none_or(|item| item_fits(item).is_ok()),
+        };
+        if !fits {
             let why = "the agent's report does not add up to the task".to_owned();
             return self.failed(id, Failure { worker, why, errors: Vec::new() }, now);
         }
@@ -350,8 +361,8 @@ impl State {
             counters.files_done += report.files_done;
             counters.files_skipped += report.files_skipped;
             counters.dirs_done += report.dirs_done;
-            counters.bytes_done += report.bytes_done;
-            counters.bytes_skipped += report.bytes_skipped;
+            counters.bytes_done = counters.bytes_done.saturating_add(report.bytes_done);
+            counters.bytes_skipped = counters.bytes_skipped.saturating_add(report.bytes_skipped);
         }
         if !report.failures.is_empty() {
             self.entries_failed(task, worker, report, now);
@@ -360,29 +371,30 @@ impl State {
 
     /// Some entries of a batch failed: they are tried again as a batch of their own, or given up.
     fn entries_failed(&mut self, task: &Task, worker: WorkerId, report: TaskReport, now: Now) {
-        let failed = report.failures.len() as u64;
+        let TaskSpec::Copy { files, dirs, .. } = task.spec else { return };
+        let Some((failed_files, failed_dirs)) = failed_of(files, dirs, &report) else { return };
         let retry = match report.retry {
-            Some(WorkItem::Copy { manifest, files, dirs, bytes }) if files + dirs == failed => {
-                Some((manifest, files, dirs, bytes))
+            Some(WorkItem::Copy { manifest, files, dirs, bytes })
+                if (files, dirs) == (failed_files, failed_dirs) =>
+            {
+                Some(WorkItem::Copy { manifest, files, dirs, bytes })
             }
             _ => None,
         };
         let mut tried = task.tried.clone();
         tried.insert(worker.clone());
         let again = self.worth_another_try(task, &tried, &report.failures);
-        if let (Some((manifest, files, dirs, bytes)), true) = (retry.clone(), again) {
+        if let (Some(item), true) = (retry, again) {
             let error = report.failures.first().map(|e| format!("{}: {}", e.path, e.message));
-            let item = WorkItem::Copy { manifest, files, dirs, bytes };
             let added = self.add_work(task.sync, item, task.failures + 1, tried, error);
             if let Some(id) = added {
                 self.delay(id, now);
             }
             return;
         }
-        let dirs = retry.map_or(0, |(_, _, dirs, _)| dirs);
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            sync.counters.files_failed += failed - dirs;
-            sync.counters.dirs_failed += dirs;
+            sync.counters.files_failed += failed_files;
+            sync.counters.dirs_failed += failed_dirs;
             for mut error in report.failures {
                 error.worker_id.get_or_insert_with(|| worker.clone());
                 error.attempt = error.attempt.max(task.failures + 1);
@@ -406,14 +418,7 @@ impl State {
             return self.failed(task.id, failure, now);
         }
         if report.unchanged {
-            if let Some(large) = self.remove_large(task.sync, file)
-                && let Some(sync) = self.syncs.get_mut(&task.sync)
-            {
-                sync.counters.files_skipped += 1;
-                sync.counters.bytes_skipped += large.size;
-                sync.counters.bytes_done = sync.counters.bytes_done.saturating_sub(large.sent);
-            }
-            return;
+            return self.found_there(task, file, now);
         }
         if let Some(item) = report.replace {
             return self.replace_large(task, file, item, worker, now);
@@ -426,11 +431,30 @@ impl State {
         large.unhashed |= report.digest.is_none();
         large.done[index as usize] = Some(report.digest.unwrap_or(Digest([0; 32])));
         large.done_count += 1;
-        large.sent += length;
-        sync.counters.bytes_done += length;
+        large.sent = large.sent.saturating_add(length);
+        sync.counters.bytes_done = sync.counters.bytes_done.saturating_add(length);
         let keys = [large.key(), large.value_key(index)];
         keys.into_iter().for_each(|key| self.put(key));
         self.more_ranges(task.sync, file);
+    }
+
+    /// The destination holds a large file already. Where somebody else brought it meanwhile, what we
+    /// sent of it is not to be left there.
+    fn found_there(&mut self, task: &Task, file: TaskId, now: Now) {
+        let Some(sync) = self.syncs.get(&task.sync) else { return };
+        let Some(large) = sync.larges.get(&file) else { return };
+        let size = large.size;
+        let mut ranges = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let begun = large.sent > 0 || ranges.any(|t| t.large == Some(file) && t.attempt > 1);
+        if begun {
+            self.discard(task.sync, file, now);
+        } else {
+            self.remove_large(task.sync, file);
+        }
+        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+            sync.counters.files_skipped += 1;
+            sync.counters.bytes_skipped = sync.counters.bytes_skipped.saturating_add(size);
+        }
     }
 
     /// The source of a large file changed: what was sent is void, the file begins anew as what it is
@@ -466,7 +490,7 @@ impl State {
             sync.counters.bytes_total = sync.counters.bytes_total.saturating_sub(old_size);
             match item {
                 WorkItem::Large { manifest, size, range_length } => {
-                    sync.counters.bytes_total += size;
+                    sync.counters.add_bytes_total(size);
                     self.add_large(task.sync, manifest.0, size, range_length, restarts + 1);
                 }
                 copy @ WorkItem::Copy { .. } => {
@@ -549,11 +573,41 @@ impl State {
     }
 }
 
-/// Whether a report accounts for every entry of its task.
-fn adds_up(task: &Task, report: &TaskReport) -> bool {
-    let TaskSpec::Copy { files, dirs, .. } = &task.spec else { return true };
-    let reported = [report.files_done, report.files_skipped, report.dirs_done]
-        .iter()
-        .try_fold(report.failures.len() as u64, |sum, n| sum.checked_add(*n));
-    reported == files.checked_add(*dirs)
+/// How many files and directories of a batch failed, by what a report says of the others; `None` where
+/// it does not account for every entry once.
+fn failed_of(files: u64, dirs: u64, report: &TaskReport) -> Option<(u64, u64)> {
+    let done = report.files_done.checked_add(report.files_skipped)?;
+    let failed = (files.checked_sub(done)?, dirs.checked_sub(report.dirs_done)?);
+    (failed.0.checked_add(failed.1) == Some(report.failures.len() as u64)).then_some(failed)
+}
+
+/// Whether the numbers of a piece of work can be. Agents send them: sums over all that a sync can
+/// ever have must not overflow.
+fn item_fits(item: &WorkItem) -> Result<(), String> {
+    let most = u64::from(u32::MAX);
+    match item {
+        WorkItem::Copy { files, dirs, .. } if *files > most || *dirs > most => {
+            Err(format!("a batch of {files} files and {dirs} directories"))
+        }
+        WorkItem::Large { size, .. } if *size > i64::MAX as u64 => {
+            Err(format!("a file of {size} bytes"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a page can be one of the scan `spec`.
+fn plausible(page: &ScanPage, spec: &TaskSpec) -> Result<(), String> {
+    page.work.iter().try_for_each(item_fits)?;
+    if page.spawn.len() > MOST_SPAWN {
+        return Err(format!("it gives {} subtrees away", page.spawn.len()));
+    }
+    match (spec, &page.next) {
+        (_, None) => Ok(()),
+        (TaskSpec::Scan { dir, .. }, Some(TaskSpec::Scan { dir: next, .. })) if dir == next => {
+            Ok(())
+        }
+        (TaskSpec::List { start }, Some(TaskSpec::List { start: next })) if start < next => Ok(()),
+        (_, Some(next)) => Err(format!("a {} does not go on as {next:?}", spec.kind())),
+    }
 }

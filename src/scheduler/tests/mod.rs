@@ -2,6 +2,7 @@
 //! only moves when told.
 
 mod cases;
+mod faults;
 mod histories;
 
 use super::*;
