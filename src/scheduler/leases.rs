@@ -10,7 +10,7 @@ use crate::wire::task::Assignment;
 use crate::wire::ticket::Claims;
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, SyncNo, TaskId, WorkerId};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
 const MAX_ATTEMPTS: u32 = 20;
@@ -32,6 +32,44 @@ struct Fit {
     id: TaskId,
 }
 
+/// The leases that there are, by assignment and by worker.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    tasks: HashMap<AssignmentId, TaskId>,
+    of_worker: HashMap<WorkerId, BTreeMap<AssignmentId, TaskId>>,
+}
+
+impl Leases {
+    pub(super) fn insert(&mut self, lease: &Lease, task: TaskId) {
+        self.tasks.insert(lease.assignment, task);
+        self.of_worker.entry(lease.worker.clone()).or_default().insert(lease.assignment, task);
+    }
+
+    pub(super) fn remove(&mut self, lease: &Lease) {
+        self.tasks.remove(&lease.assignment);
+        if let Some(held) = self.of_worker.get_mut(&lease.worker) {
+            held.remove(&lease.assignment);
+            if held.is_empty() {
+                self.of_worker.remove(&lease.worker);
+            }
+        }
+    }
+
+    pub(super) fn get(&self, assignment: &AssignmentId) -> Option<&TaskId> {
+        self.tasks.get(assignment)
+    }
+
+    /// The tasks that a worker holds.
+    pub(super) fn of(&self, worker: &WorkerId) -> impl Iterator<Item = TaskId> + use<'_> {
+        self.of_worker.get(worker).into_iter().flat_map(|held| held.values().copied())
+    }
+
+    /// The tasks that anybody holds.
+    pub(super) fn all(&self) -> impl Iterator<Item = TaskId> {
+        self.tasks.values().copied()
+    }
+}
+
 impl State {
     pub(super) fn heartbeat(&mut self, said: WorkerHeartbeat, now: Now) -> Reply {
         let id = said.worker_id.clone();
@@ -47,7 +85,8 @@ impl State {
         let mut lost: Vec<TaskId> = Vec::new();
         let mut valid: HashSet<AssignmentId> = HashSet::new();
         let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
-        for task in self.leased_to(&id) {
+        let held: Vec<TaskId> = self.leases.of(&id).collect();
+        for task in held {
             let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
             if said.incarnation.is_some() && lease.incarnation != said.incarnation {
                 lost.push(task);
@@ -87,13 +126,6 @@ impl State {
         Reply::Heartbeat(reply)
     }
 
-    fn leased_to(&self, worker: &WorkerId) -> Vec<TaskId> {
-        let of_worker = |id: &&TaskId| {
-            self.tasks.get(id).and_then(Task::lease).is_some_and(|l| l.worker == *worker)
-        };
-        self.leases.values().filter(of_worker).copied().collect()
-    }
-
     /// Answers a poll at once, or parks it and returns `None`.
     pub(super) fn poll(&mut self, poll: Parked, caller: Option<Caller>, now: Now) -> Option<Reply> {
         if let Some(worker) = self.workers.known.get_mut(&poll.worker) {
@@ -123,11 +155,10 @@ impl State {
     /// The lease that this very poll got before (its reply was lost).
     fn same_poll(&self, poll: &Parked, now: Now) -> Option<Assignment> {
         let wanted = poll.poll_id.as_ref()?;
-        let task = self.leases.values().filter_map(|id| self.tasks.get(id)).find(|task| {
+        let mut held = self.leases.of(&poll.worker).filter_map(|id| self.tasks.get(&id));
+        let task = held.find(|task| {
             task.lease().is_some_and(|lease| {
-                lease.worker == poll.worker
-                    && lease.incarnation == poll.incarnation
-                    && lease.poll_id.as_ref() == Some(wanted)
+                lease.incarnation == poll.incarnation && lease.poll_id.as_ref() == Some(wanted)
             })
         })?;
         self.assignment(task, now)
@@ -235,17 +266,18 @@ impl State {
         let assignment = AssignmentId(drawn);
         let task = self.tasks.get_mut(&id)?;
         task.attempt += 1;
-        task.state = TaskState::Leased(Lease {
+        let lease = Lease {
             assignment,
             worker: poll.worker.clone(),
             incarnation: poll.incarnation.clone(),
             poll_id: poll.poll_id.clone(),
             deadline_ms: now.mono_ms + self.settings.lease_ms,
             page: 0,
-        });
+        };
+        self.leases.insert(&lease, id);
+        task.state = TaskState::Leased(lease);
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
         let writes = task.writes();
-        self.leases.insert(assignment, id);
         self.put(key);
         let farther = writes && self.note_reach(no, &poll.worker);
         self.served += 1;
@@ -356,7 +388,7 @@ impl State {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let worker = task.lease().map(|l| l.worker.clone());
         if let Some(lease) = task.lease() {
-            self.leases.remove(&lease.assignment);
+            self.leases.remove(lease);
         }
         if task.attempt >= MAX_ATTEMPTS {
             let who = worker.map_or_else(String::new, |w| format!(", last on worker {w}"));

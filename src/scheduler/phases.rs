@@ -50,7 +50,7 @@ impl State {
         }
         if let Some(task) = self.tasks.get_mut(&id) {
             if let Some(lease) = task.lease() {
-                self.leases.remove(&lease.assignment);
+                self.leases.remove(lease);
             }
             task.failures += 1;
         }

@@ -11,6 +11,7 @@
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
 //! an operator can read them.
 
+use super::leases::Leases;
 use super::sync::Sync;
 use super::task::{Large, Task, TaskState};
 use super::worker::Workers;
@@ -91,7 +92,7 @@ impl State {
             syncs: BTreeMap::new(),
             by_id: HashMap::new(),
             tasks: BTreeMap::new(),
-            leases: HashMap::new(),
+            leases: Leases::default(),
             workers: Workers::default(),
             parked: BTreeMap::new(),
             served: 0,
@@ -155,7 +156,7 @@ impl State {
             TaskState::Leased(lease) => {
                 // The agent goes on with it; it has a whole lease to tell us so.
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
-                self.leases.insert(lease.assignment, task.id);
+                self.leases.insert(lease, task.id);
             }
             // Who may still be writing may do so for a whole lease.
             TaskState::Delayed { until_ms } if task.spec == TaskSpec::Discard => {

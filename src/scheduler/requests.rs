@@ -158,7 +158,7 @@ impl State {
 
     pub(super) fn worker_list(&self, now: Now) -> Reply {
         let mut held: BTreeMap<&WorkerId, (u64, BTreeSet<SyncNo>)> = BTreeMap::new();
-        for task in self.leases.values().filter_map(|id| self.tasks.get(id)) {
+        for task in self.leases.all().filter_map(|id| self.tasks.get(&id)) {
             if let Some(lease) = task.lease() {
                 let entry = held.entry(&lease.worker).or_default();
                 entry.0 += 1;

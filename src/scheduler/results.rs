@@ -1,6 +1,7 @@
 //! Pages and results. Each is believed only if it names a lease that is current, its worker and the
 //! task's digest; it counts once, because the task is gone with it.
 
+use super::checks::{failed_of, item_fits, plausible};
 use super::phases::Failure;
 use super::task::{Large, Task, TaskState};
 use super::{NewTask, Now, Reply, State};
@@ -19,8 +20,6 @@ const RANGES_AHEAD: usize = 32;
 const MAX_RESTARTS: u32 = 5;
 /// Subtrees that a scan is asked to give away at a time.
 const MAX_SPAWN: u32 = 16;
-/// More than that in one page is nothing that was asked for.
-const MOST_SPAWN: usize = 1024;
 
 fn stop() -> Reply {
     Reply::Page(PageReply { action: PageAction::Stop, spawn: 0 })
@@ -99,7 +98,7 @@ impl State {
         }
         if let Some(task) = self.tasks.get_mut(&id) {
             if let Some(lease) = task.lease() {
-                self.leases.remove(&lease.assignment);
+                self.leases.remove(lease);
             }
             // Going on later is not another try.
             task.attempt = task.attempt.saturating_sub(1);
@@ -255,10 +254,9 @@ impl State {
         let Some(no) = self.by_id.get(&result.request_id) else { return Ok(None) };
         let held: Vec<&Task> = self
             .leases
-            .values()
-            .filter_map(|id| self.tasks.get(id))
+            .of(&result.worker_id)
+            .filter_map(|id| self.tasks.get(&id))
             .filter(|t| t.sync == *no)
-            .filter(|t| t.lease().is_some_and(|l| l.worker == result.worker_id))
             .collect();
         match held.as_slice() {
             [] => Ok(None),
@@ -570,44 +568,5 @@ impl State {
         }
         self.touched.insert(no);
         Some(large)
-    }
-}
-
-/// How many files and directories of a batch failed, by what a report says of the others; `None` where
-/// it does not account for every entry once.
-fn failed_of(files: u64, dirs: u64, report: &TaskReport) -> Option<(u64, u64)> {
-    let done = report.files_done.checked_add(report.files_skipped)?;
-    let failed = (files.checked_sub(done)?, dirs.checked_sub(report.dirs_done)?);
-    (failed.0.checked_add(failed.1) == Some(report.failures.len() as u64)).then_some(failed)
-}
-
-/// Whether the numbers of a piece of work can be. Agents send them: sums over all that a sync can
-/// ever have must not overflow.
-fn item_fits(item: &WorkItem) -> Result<(), String> {
-    let most = u64::from(u32::MAX);
-    match item {
-        WorkItem::Copy { files, dirs, .. } if *files > most || *dirs > most => {
-            Err(format!("a batch of {files} files and {dirs} directories"))
-        }
-        WorkItem::Large { size, .. } if *size > i64::MAX as u64 => {
-            Err(format!("a file of {size} bytes"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether a page can be one of the scan `spec`.
-fn plausible(page: &ScanPage, spec: &TaskSpec) -> Result<(), String> {
-    page.work.iter().try_for_each(item_fits)?;
-    if page.spawn.len() > MOST_SPAWN {
-        return Err(format!("it gives {} subtrees away", page.spawn.len()));
-    }
-    match (spec, &page.next) {
-        (_, None) => Ok(()),
-        (TaskSpec::Scan { dir, .. }, Some(TaskSpec::Scan { dir: next, .. })) if dir == next => {
-            Ok(())
-        }
-        (TaskSpec::List { start }, Some(TaskSpec::List { start: next })) if start < next => Ok(()),
-        (_, Some(next)) => Err(format!("a {} does not go on as {next:?}", spec.kind())),
     }
 }

@@ -115,7 +115,7 @@ impl Play {
         self.dirty |= self
             .held
             .iter()
-            .any(|(i, a, _)| who(*i) && writes(a) && leases.contains_key(&a.assignment_id));
+            .any(|(i, a, _)| who(*i) && writes(a) && leases.get(&a.assignment_id).is_some());
     }
 
     fn hand_back(&mut self, at: usize) {
