@@ -324,19 +324,22 @@ fn a_part_file_that_somebody_removes_never_becomes_a_file_with_holes() {
 
 #[test]
 fn a_storage_path_that_is_replaced_stops_its_worker_and_says_so() {
-    let (cluster, src, dst, id) = large_file(On::Embedded);
+    let (mut cluster, src, dst, id) = large_file(On::Embedded);
     await_that("the transfer is in the middle", || in_mid_range(&dst));
+    // So that it can't end before the worker has noticed.
+    process(&mut cluster, Victim::Source).freeze();
     let away = cluster.path("moved away");
     fs::rename(&dst, &away).unwrap();
     tree::dir(&dst);
-    let sync = cluster.await_progress(&id, "waits", |s| s.reason.is_some());
-    let reason = sync.reason.unwrap();
-    assert!(reason.contains("b (ERROR)"), "{reason}");
-    assert_eq!(
-        fs::read_dir(&dst).unwrap().count(),
-        0,
-        "nothing is written to what is not the mount"
-    );
+    await_that("its worker says that something is wrong", || {
+        let workers = cluster.master.get("/workers").json();
+        let b = workers["active"].as_array().unwrap().iter().find(|w| w["worker_id"] == "b");
+        b.is_some_and(|b| b["status"] == "ERROR")
+    });
+    process(&mut cluster, Victim::Source).thaw();
+    let told = |s: &SyncProgress| s.reason.as_deref().is_some_and(|r| r.contains("b (ERROR)"));
+    cluster.await_progress(&id, "says why it waits", told);
+    assert_eq!(fs::read_dir(&dst).unwrap().count(), 0, "nothing went to what is not the mount");
     // Undone, it goes on by itself.
     fs::remove_dir(&dst).unwrap();
     fs::rename(&away, &dst).unwrap();

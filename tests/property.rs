@@ -250,8 +250,11 @@ fn random_edits_and_syncs_end_with_the_destination_holding_the_source() {
     cluster.pair();
     let dst = cluster.path("dst");
     cluster.agent("b2", &[&dst]);
+    // More on demand: PROPTEST_CASES=500 cargo test --test property
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    let cases = asked.unwrap_or(24);
     let config =
-        Config { cases: 12, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+        Config { cases, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
     let numbers = AtomicU32::new(0);
     TestRunner::new(config)
         .run(&edits(), |edits| {

@@ -24,10 +24,12 @@ pub async fn commit(job: Job<'_>, manifest: Manifest, range_length: u64, chain: 
 }
 
 /// Removes the part file of the only file of `manifest`.
-pub async fn discard(job: Job<'_>, manifest: Manifest) -> Done {
+pub async fn discard(job: Job<'_>, mut manifest: Manifest) -> Done {
     if let Err(why) = only(&manifest) {
         return Done::failed(why);
     }
+    // The directories may have got other metadata since: they are not ours to stamp any more.
+    manifest.dirs.clear();
     let report = TaskReport::default();
     at_destination(job, manifest, report, |target, entry| target.discard_part(entry)).await
 }

@@ -2,7 +2,7 @@
 
 use super::error::{Cause, FsError, Result};
 use super::lost::{Ranges, holds};
-use super::meta::{lstat, same_mtime, size_of, type_of};
+use super::meta::{lstat, meta_of, same_mtime, size_of, type_of};
 use super::names;
 use super::root::Dir;
 use super::source::read_full;
@@ -217,14 +217,18 @@ impl Target {
             .map_err(|cause| self.error("publish", path, cause))
     }
 
-    /// Removes the part file of `entry`'s version; that there is none is no error.
+    /// Removes the part file of `entry`'s version; that there is none is no error. The directory keeps
+    /// its metadata: others may have been there since the manifest was made.
     ///
     /// # Errors
     /// It is there and can't be removed.
     pub fn discard_part(&self, entry: &Entry) -> Result<()> {
         let name = names::part(self.sync, &entry.path, entry.generation());
         let gone = self.tree.place(&entry.path).and_then(|place| {
-            self.writable(&place.dir, || rustix::fs::unlinkat(&place.dir, &name, AtFlags::empty()))
+            let before = rustix::fs::fstat(&place.dir)?;
+            let remove = || rustix::fs::unlinkat(&place.dir, &name, AtFlags::empty());
+            self.writable(&place.dir, remove)?;
+            self.policy.repair(&place.dir, &meta_of(&before)).map(drop)
         });
         match gone {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),

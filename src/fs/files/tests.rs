@@ -249,3 +249,15 @@ fn a_late_writer_neither_touches_what_is_published_nor_leaves_a_part_file() {
     assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
     assert_eq!(fs::metadata(site.at("dst/d/f")).unwrap().modified().unwrap(), published);
 }
+
+#[test]
+fn a_part_file_is_discarded_without_a_trace_in_its_directory() {
+    let (site, target, entry) = site_with(b"content");
+    target.part(&entry).unwrap();
+    let time = std::time::SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 77);
+    let dir = fs::File::open(site.at("dst/d")).unwrap();
+    dir.set_modified(time).unwrap();
+    target.discard_part(&entry).unwrap();
+    assert!(names_in(&site.at("dst/d")).is_empty());
+    assert_eq!(dir.metadata().unwrap().modified().unwrap(), time);
+}
