@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 /// At most so many events go into one commit.
 const BATCH: usize = 512;
+/// … and about so many bytes of manifests and lists: a store takes no batch of any size.
+const BATCH_BYTES: usize = 16 << 20;
 /// Time is told to the state at least so often.
 const TICK: Duration = Duration::from_secs(1);
 /// How long leadership lasts without a commit or renewal.
@@ -59,6 +61,8 @@ struct Pending {
     blob_puts: BTreeMap<String, Vec<u8>>,
     blob_deletes: BTreeSet<String>,
     replies: Vec<(Caller, Reply)>,
+    /// The blobs' bytes.
+    bytes: usize,
 }
 
 impl Pending {
@@ -68,6 +72,7 @@ impl Pending {
                 Effect::Put(key) | Effect::Delete(key) => drop(self.touched.insert(key)),
                 Effect::PutBlob(key, value) => {
                     self.blob_deletes.remove(&key);
+                    self.bytes += value.len();
                     self.blob_puts.insert(key, value);
                 }
                 Effect::DeleteBlob(key) => {
@@ -139,6 +144,12 @@ impl<S: Store> Owner<S> {
                 let caller = Caller(self.last_caller);
                 self.waiting.insert(caller, request.reply);
                 pending.take(self.state.apply(request.event, Some(caller), time));
+                if pending.bytes >= BATCH_BYTES {
+                    self.settle(std::mem::take(&mut pending), &shutdown).await?;
+                    if shutdown.is_cancelled() {
+                        break;
+                    }
+                }
             }
             self.withdraw_gone(&mut pending, time);
             let woke = tokio::time::Instant::now();
@@ -486,5 +497,20 @@ mod tests {
         world.stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(60), world.owning).await;
         assert!(matches!(ended, Ok(Ok(Err(StoreError::Unavailable(_))))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn large_lists_are_not_all_stored_in_one_commit() {
+        let world = start().await;
+        let submit = |n: u32| {
+            let names = (0..9_000).map(|i| format!("{i:0>250}"));
+            let list = names.map(|name| crate::wire::BytePath(name.into_bytes()));
+            let request =
+                SyncRequest { file_list: Some(list.collect()), ..request(&format!("sync-{n}")) };
+            world.handle.submit(request, None)
+        };
+        let all = futures_util::future::join_all((0..16).map(submit)).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert!(world.store.commits() >= 2, "{} commits", world.store.commits());
     }
 }
