@@ -1,7 +1,7 @@
 //! Copying a batch: offer it, send what is needed, account for every entry.
 
 use super::batch::copy_item;
-use super::execute::{Done, Job};
+use super::execute::{Done, Job, entry_error};
 use crate::data::outcome::UnstampedDir;
 use crate::data::{Destination, Found, SendError};
 use crate::fs::Tree;
@@ -173,10 +173,16 @@ impl Fates<'_> {
                     report.files_done += 1;
                     report.bytes_done += bytes;
                 }
-                // Every entry was answered, or the batch has failed as a whole.
-                Some(Fate::Skipped) | None => {
+                Some(Fate::Skipped) => {
                     report.files_skipped += 1;
                     report.bytes_skipped += entry.size();
+                }
+                // Every entry was answered, or the batch has failed as a whole: a defect must not
+                // pass for a file that is there.
+                None => {
+                    let why = "nobody said what became of it";
+                    failed.insert(i);
+                    report.failures.push(entry_error(entry.path.as_bytes(), "copy", why));
                 }
             }
         }
@@ -203,6 +209,15 @@ mod tests {
             meta: meta(),
             ident: Ident::default(),
         }
+    }
+
+    #[test]
+    fn an_entry_of_which_nothing_is_known_has_failed() {
+        let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1), file("b", 2)] };
+        let fates = Fates { manifest: &manifest, fates: vec![Some(Fate::Skipped), None] };
+        let report = fates.report();
+        assert_eq!((report.files_skipped, report.failures.len()), (1, 1));
+        assert_eq!(report.failures[0].path.0, b"b");
     }
 
     #[test]

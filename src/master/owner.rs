@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 /// At most so many events go into one commit.
 const BATCH: usize = 512;
+/// … and about so many bytes of manifests and lists: a store takes no batch of any size.
+const BATCH_BYTES: usize = 16 << 20;
 /// Time is told to the state at least so often.
 const TICK: Duration = Duration::from_secs(1);
 /// How long leadership lasts without a commit or renewal.
@@ -59,6 +61,8 @@ struct Pending {
     blob_puts: BTreeMap<String, Vec<u8>>,
     blob_deletes: BTreeSet<String>,
     replies: Vec<(Caller, Reply)>,
+    /// The blobs' bytes.
+    bytes: usize,
 }
 
 impl Pending {
@@ -68,6 +72,7 @@ impl Pending {
                 Effect::Put(key) | Effect::Delete(key) => drop(self.touched.insert(key)),
                 Effect::PutBlob(key, value) => {
                     self.blob_deletes.remove(&key);
+                    self.bytes += value.len();
                     self.blob_puts.insert(key, value);
                 }
                 Effect::DeleteBlob(key) => {
@@ -116,7 +121,8 @@ impl<S: Store> Owner<S> {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_tick = tokio::time::Instant::now();
         let mut renew_at = next_tick + RENEW;
-        loop {
+        // Looked at before anything else: what was decided last may not be stored.
+        while !shutdown.is_cancelled() {
             // Cancel-safe: `recv_many` takes nothing until it returns, the others hold nothing.
             tokio::select! {
                 _ = shutdown.cancelled() => break,
@@ -127,7 +133,7 @@ impl<S: Store> Owner<S> {
                 }
                 _ = tokio::time::sleep_until(next_tick) => {}
                 _ = tokio::time::sleep_until(renew_at) => {
-                    self.renew().await?;
+                    self.renew(&shutdown).await?;
                     renew_at = tokio::time::Instant::now() + RENEW;
                 }
             }
@@ -138,6 +144,12 @@ impl<S: Store> Owner<S> {
                 let caller = Caller(self.last_caller);
                 self.waiting.insert(caller, request.reply);
                 pending.take(self.state.apply(request.event, Some(caller), time));
+                if pending.bytes >= BATCH_BYTES {
+                    self.settle(std::mem::take(&mut pending), &shutdown).await?;
+                    if shutdown.is_cancelled() {
+                        break;
+                    }
+                }
             }
             self.withdraw_gone(&mut pending, time);
             let woke = tokio::time::Instant::now();
@@ -247,7 +259,10 @@ impl<S: Store> Owner<S> {
                         found,
                         "the store lost data: everything is written back, active syncs begin anew"
                     );
-                    batch = self.everything(pending).await?;
+                    let Some(all) = self.everything(pending, shutdown).await? else {
+                        return Ok(false);
+                    };
+                    batch = all;
                     self.fence = self.fence.after_loss(found);
                 }
                 Err(fatal @ (StoreError::Deposed { .. } | StoreError::Unusable(_))) => {
@@ -258,8 +273,12 @@ impl<S: Store> Owner<S> {
     }
 
     /// The whole state as one batch, after the store lost data. Manifests were in the store only, so
-    /// what needs them begins anew.
-    async fn everything(&mut self, pending: &mut Pending) -> Result<Batch, StoreError> {
+    /// what needs them begins anew. `None`: the master was told to stop first.
+    async fn everything(
+        &mut self,
+        pending: &mut Pending,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Batch>, StoreError> {
         let effects = self.state.apply(Event::StoreLost, None, now());
         pending.take(effects);
         let mut failures = 0;
@@ -267,7 +286,10 @@ impl<S: Store> Owner<S> {
             match self.store.blob_keys().await {
                 Err(StoreError::Unavailable(why)) => {
                     self.tell_health(Err(why));
-                    tokio::time::sleep(RETRY.delay(failures)).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY.delay(failures)) => {}
+                        () = shutdown.cancelled() => return Ok(None),
+                    }
                     failures += 1;
                 }
                 other => break other?,
@@ -281,13 +303,13 @@ impl<S: Store> Owner<S> {
             .collect();
         // File lists of active syncs are still needed, where the store still has them.
         let keep = |key: &String| key.starts_with("f/") && !pending.blob_deletes.contains(key);
-        Ok(Batch {
+        Ok(Some(Batch {
             replace: true,
             puts,
             blob_puts: pending.blob_puts.clone(),
             blob_deletes: stored.into_iter().filter(|key| !keep(key)).collect(),
             ..Batch::default()
-        })
+        }))
     }
 
     /// Lets callers know at once whether anything can be decided.
@@ -300,7 +322,7 @@ impl<S: Store> Owner<S> {
     }
 
     /// Prolongs leadership while there is nothing to commit.
-    async fn renew(&mut self) -> Result<(), StoreError> {
+    async fn renew(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
         match self.store.renew(self.fence, LEASE).await {
             Ok(()) => {
                 self.tell_health(Ok(()));
@@ -311,12 +333,11 @@ impl<S: Store> Owner<S> {
                 self.tell_health(Err(why));
                 Ok(())
             }
-            Err(StoreError::Lost { found, .. }) => {
+            Err(StoreError::Lost { .. }) => {
+                // A commit finds the same, and knows what to do; polls that wait get its replies.
                 let mut pending = Pending::default();
-                let batch = self.everything(&mut pending).await?;
-                self.fence = self.fence.after_loss(found);
-                let stop = CancellationToken::new();
-                self.commit(batch, &mut pending, &stop).await.map(drop)
+                pending.touched.extend(self.state.record_keys());
+                self.settle(pending, shutdown).await.map(drop)
             }
             Err(fatal) => Err(fatal),
         }
@@ -447,5 +468,49 @@ mod tests {
         world.handle.submit(request("demo"), None).await.unwrap();
         let got = poll(Duration::from_secs(5)).await.unwrap();
         assert_eq!(got.expect("the scan").request_id, id("demo"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_that_a_loss_found_by_a_renewal_gives_work_to_is_answered() {
+        let world = start().await;
+        world.handle.heartbeat(heartbeat()).await.unwrap();
+        world.handle.submit(request("demo"), None).await.unwrap();
+        let poll = || {
+            let worker: WorkerId = "w".parse().unwrap();
+            world.handle.poll(worker, Some("1".into()), None, Duration::from_secs(20))
+        };
+        let first = poll().await.unwrap().expect("the scan");
+        world.store.roll_back_to(1);
+        let again = poll().await.unwrap().expect("it begins anew");
+        assert_ne!(again.task_id, first.task_id);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_master_can_be_stopped_while_a_store_that_lost_data_is_away() {
+        let world = start().await;
+        world.handle.submit(request("demo"), None).await.unwrap();
+        world.store.fail_next(StoreError::Lost { expected: 1, found: 0 });
+        for _ in 0..1_000 {
+            world.store.fail_next(StoreError::Unavailable("away".into()));
+        }
+        assert_eq!(world.handle.submit(request("other"), None).await.unwrap_err().status, 503);
+        world.stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(60), world.owning).await;
+        assert!(matches!(ended, Ok(Ok(Err(StoreError::Unavailable(_))))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn large_lists_are_not_all_stored_in_one_commit() {
+        let world = start().await;
+        let submit = |n: u32| {
+            let names = (0..9_000).map(|i| format!("{i:0>250}"));
+            let list = names.map(|name| crate::wire::BytePath(name.into_bytes()));
+            let request =
+                SyncRequest { file_list: Some(list.collect()), ..request(&format!("sync-{n}")) };
+            world.handle.submit(request, None)
+        };
+        let all = futures_util::future::join_all((0..16).map(submit)).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert!(world.store.commits() >= 2, "{} commits", world.store.commits());
     }
 }

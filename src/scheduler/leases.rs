@@ -1,5 +1,6 @@
 //! Who gets which task, and for how long.
 
+use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
 use super::worker::Worker;
 use super::{Caller, Effect, Now, Parked, Reply, State};
@@ -9,6 +10,7 @@ use crate::wire::task::Assignment;
 use crate::wire::ticket::Claims;
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, SyncNo, TaskId, WorkerId};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
 const MAX_ATTEMPTS: u32 = 20;
@@ -30,6 +32,44 @@ struct Fit {
     id: TaskId,
 }
 
+/// The leases that there are, by assignment and by worker.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    tasks: HashMap<AssignmentId, TaskId>,
+    of_worker: HashMap<WorkerId, BTreeMap<AssignmentId, TaskId>>,
+}
+
+impl Leases {
+    pub(super) fn insert(&mut self, lease: &Lease, task: TaskId) {
+        self.tasks.insert(lease.assignment, task);
+        self.of_worker.entry(lease.worker.clone()).or_default().insert(lease.assignment, task);
+    }
+
+    pub(super) fn remove(&mut self, lease: &Lease) {
+        self.tasks.remove(&lease.assignment);
+        if let Some(held) = self.of_worker.get_mut(&lease.worker) {
+            held.remove(&lease.assignment);
+            if held.is_empty() {
+                self.of_worker.remove(&lease.worker);
+            }
+        }
+    }
+
+    pub(super) fn get(&self, assignment: &AssignmentId) -> Option<&TaskId> {
+        self.tasks.get(assignment)
+    }
+
+    /// The tasks that a worker holds.
+    pub(super) fn of(&self, worker: &WorkerId) -> impl Iterator<Item = TaskId> + use<'_> {
+        self.of_worker.get(worker).into_iter().flat_map(|held| held.values().copied())
+    }
+
+    /// The tasks that anybody holds.
+    pub(super) fn all(&self) -> impl Iterator<Item = TaskId> {
+        self.tasks.values().copied()
+    }
+}
+
 impl State {
     pub(super) fn heartbeat(&mut self, said: WorkerHeartbeat, now: Now) -> Reply {
         let id = said.worker_id.clone();
@@ -43,14 +83,16 @@ impl State {
             known.said.incarnation.is_some() && known.said.incarnation != said.incarnation
         });
         let mut lost: Vec<TaskId> = Vec::new();
-        let mut valid: Vec<AssignmentId> = Vec::new();
-        for task in self.leased_to(&id) {
+        let mut valid: HashSet<AssignmentId> = HashSet::new();
+        let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
+        let held: Vec<TaskId> = self.leases.of(&id).collect();
+        for task in held {
             let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
             if said.incarnation.is_some() && lease.incarnation != said.incarnation {
                 lost.push(task);
-            } else if said.incarnation.is_none() || said.in_hand.contains(&lease.assignment) {
+            } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
-                valid.push(lease.assignment);
+                valid.insert(lease.assignment);
             }
         }
         for task in lost {
@@ -115,13 +157,6 @@ impl State {
         (known.said.incarnation.clone(), if back { Some(now.mono_ms) } else { rival_ms })
     }
 
-    fn leased_to(&self, worker: &WorkerId) -> Vec<TaskId> {
-        let of_worker = |id: &&TaskId| {
-            self.tasks.get(id).and_then(Task::lease).is_some_and(|l| l.worker == *worker)
-        };
-        self.leases.values().filter(of_worker).copied().collect()
-    }
-
     /// Answers a poll at once, or parks it and returns `None`.
     pub(super) fn poll(&mut self, poll: Parked, caller: Option<Caller>, now: Now) -> Option<Reply> {
         if let Some(worker) = self.workers.known.get_mut(&poll.worker) {
@@ -135,7 +170,8 @@ impl State {
         if let Some(again) = self.same_poll(&poll, now) {
             return Some(Reply::Assignment(Some(Box::new(again))));
         }
-        if let Some(assignment) = self.place(&poll, now) {
+        let open = self.open_syncs();
+        if let Some(assignment) = self.place(&poll, &open, now) {
             return Some(Reply::Assignment(Some(Box::new(assignment))));
         }
         match caller {
@@ -150,37 +186,54 @@ impl State {
     /// The lease that this very poll got before (its reply was lost).
     fn same_poll(&self, poll: &Parked, now: Now) -> Option<Assignment> {
         let wanted = poll.poll_id.as_ref()?;
-        let task = self.leases.values().filter_map(|id| self.tasks.get(id)).find(|task| {
+        let mut held = self.leases.of(&poll.worker).filter_map(|id| self.tasks.get(&id));
+        let task = held.find(|task| {
             task.lease().is_some_and(|lease| {
-                lease.worker == poll.worker
-                    && lease.incarnation == poll.incarnation
-                    && lease.poll_id.as_ref() == Some(wanted)
+                lease.incarnation == poll.incarnation && lease.poll_id.as_ref() == Some(wanted)
             })
         })?;
         self.assignment(task, now)
     }
 
-    /// Leases the best task there is for a worker. Syncs are served in turn.
-    fn place(&mut self, poll: &Parked, now: Now) -> Option<Assignment> {
+    /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
+    fn place(&mut self, poll: &Parked, open: &[SyncNo], now: Now) -> Option<Assignment> {
         let worker = self.workers.known.get(&poll.worker)?;
         if !worker.takes_work() || worker.said.incarnation != poll.incarnation {
             return None;
         }
-        let ended = self.syncs.values().filter(|s| !s.is_active());
-        let active = self.syncs.values().filter(|s| s.is_active());
-        let mut turn: Vec<(u64, SyncNo)> = active
-            .take(self.settings.max_active_syncs)
-            .chain(ended)
-            .filter(|sync| !sync.tasks.is_empty())
-            .map(|sync| (sync.served, sync.no))
-            .collect();
+        let mut turn: Vec<(u64, SyncNo)> =
+            open.iter().filter_map(|no| Some((self.syncs.get(no)?.served, *no))).collect();
         turn.sort_unstable();
-        let id = turn.into_iter().find_map(|(_, no)| self.choose(no, worker))?;
+        let id = turn.into_iter().find_map(|(_, no)| self.choose(no, worker, now))?;
         self.lease(id, poll, now)
     }
 
+    /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
+    /// is set; those that wait for a worker keep nobody from his turn.
+    fn open_syncs(&self) -> Vec<SyncNo> {
+        let all = self.syncs.values().filter(|s| !s.tasks.is_empty());
+        let (mut active, ended): (Vec<&Sync>, Vec<&Sync>) = all.partition(|s| s.is_active());
+        let most = self.settings.max_active_syncs;
+        if active.len() > most {
+            // Begun ones first, each kind in the order in which they were submitted.
+            active.sort_by_key(|s| s.state == SyncState::Queued);
+            let workable = active.into_iter().filter(|s| {
+                let request = &s.request;
+                self.workers.pool(&request.source_path).next().is_some()
+                    && self.workers.pool(&request.destination_path).next().is_some()
+            });
+            active = workable.take(most).collect();
+        }
+        let open = active.into_iter().chain(ended).filter(|sync| {
+            let room = sync.scans > 0 && self.outstanding(sync) < 0.5;
+            let mut tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+            tasks.any(|t| t.state == TaskState::Ready && (room || !t.is_scan()))
+        });
+        open.map(|sync| sync.no).collect()
+    }
+
     /// The task of a sync that fits a worker best.
-    fn choose(&self, no: SyncNo, worker: &Worker) -> Option<TaskId> {
+    fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
         let sync = self.syncs.get(&no)?;
         let at_source = worker.holds(&sync.request.source_path)
             && self.workers.pool(&sync.request.destination_path).next().is_some();
@@ -198,7 +251,8 @@ impl State {
             .filter(|t| if t.at_source() { at_source } else { at_destination })
             .filter(|t| t.bound.is_none() || self.may_flush(sync, t, worker))
             .map(|t| Fit {
-                better_elsewhere: t.tried.contains(&worker.said.worker_id)
+                better_elsewhere: now.mono_ms < t.spared_until_ms
+                    && t.tried.contains(&worker.said.worker_id)
                     && others(t.at_source()).iter().any(|o| !t.tried.contains(o)),
                 rank: match (t.at_source(), t.is_scan()) {
                     (false, _) => 0,
@@ -230,7 +284,7 @@ impl State {
 
     /// A flush is done by the worker that wrote, or by one under the same kernel: they share a
     /// cache. After a reboot nobody can flush what was only in the cache.
-    fn may_flush(&self, sync: &super::sync::Sync, task: &Task, worker: &Worker) -> bool {
+    pub(super) fn may_flush(&self, sync: &super::sync::Sync, task: &Task, worker: &Worker) -> bool {
         let Some(bound) = &task.bound else { return true };
         let boot = sync.writers.get(bound).and_then(Option::as_ref);
         let same_kernel = worker.said.boot_id.as_ref() == boot;
@@ -243,17 +297,20 @@ impl State {
         let assignment = AssignmentId(drawn);
         let task = self.tasks.get_mut(&id)?;
         task.attempt += 1;
-        task.state = TaskState::Leased(Lease {
+        let lease = Lease {
             assignment,
             worker: poll.worker.clone(),
             incarnation: poll.incarnation.clone(),
             poll_id: poll.poll_id.clone(),
             deadline_ms: now.mono_ms + self.settings.lease_ms,
             page: 0,
-        });
+        };
+        self.leases.insert(&lease, id);
+        task.state = TaskState::Leased(lease);
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
-        self.leases.insert(assignment, id);
+        let writes = task.writes();
         self.put(key);
+        let farther = writes && self.note_reach(no, &poll.worker);
         self.served += 1;
         let served = self.served;
         if let Some(sync) = self.syncs.get_mut(&no) {
@@ -266,7 +323,7 @@ impl State {
             if again && sync.is_active() {
                 sync.counters.retries += 1;
             }
-            if first || again {
+            if first || again || farther {
                 self.changed(no, now);
             }
         }
@@ -331,21 +388,30 @@ impl State {
     /// Takes a task back from a worker that will never tell whom it wrote to: each worker that it
     /// could reach flushes in the end.
     fn lost(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|t| t.at_source() && !t.is_scan()) else {
+        let Some(task) = self.tasks.get(&id).filter(|t| t.writes()) else {
             return self.requeue(id, now);
         };
         let no = task.sync;
         if let Some(sync) = self.syncs.get_mut(&no) {
-            for worker in self.workers.reachable(&sync.request.destination_path) {
-                let said = &worker.said;
-                let boot = said.boot_id.clone();
-                if said.incarnation.is_some() {
-                    sync.writers.entry(said.worker_id.clone()).or_insert(boot);
-                }
-            }
+            sync.suspect_all();
         }
         self.changed(no, now);
         self.requeue(id, now);
+    }
+
+    /// Notes the workers through which a task that is handed out now may write. True: there are more.
+    fn note_reach(&mut self, no: SyncNo, worker: &WorkerId) -> bool {
+        let Some(sync) = self.syncs.get_mut(&no) else { return false };
+        let before = sync.reach.len();
+        let destination = &sync.request.destination_path;
+        let itself = self.workers.known.get(worker).filter(|w| w.holds(destination));
+        for writer in self.workers.reachable(destination).chain(itself) {
+            let said = &writer.said;
+            if said.incarnation.is_some() && !sync.reach.contains_key(&said.worker_id) {
+                sync.reach.insert(said.worker_id.clone(), said.boot_id.clone());
+            }
+        }
+        sync.reach.len() > before
     }
 
     /// Takes a task back: it goes to the queue and will be leased with a higher attempt.
@@ -353,7 +419,7 @@ impl State {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let worker = task.lease().map(|l| l.worker.clone());
         if let Some(lease) = task.lease() {
-            self.leases.remove(&lease.assignment);
+            self.leases.remove(lease);
         }
         if task.attempt >= MAX_ATTEMPTS {
             let who = worker.map_or_else(String::new, |w| format!(", last on worker {w}"));
@@ -433,18 +499,34 @@ impl State {
 
     /// Gives work to the polls that wait for it, in the order in which they came.
     pub(super) fn serve_parked(&mut self, now: Now) {
+        let mut open = self.open_syncs();
         let callers: Vec<Caller> = self.parked.keys().copied().collect();
+        // What one poll of a worker does not get, the next one does not get either.
+        let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
         for caller in callers {
-            let Some(poll) = self.parked.get(&caller).cloned() else { continue };
-            if let Some(assignment) = self.place(&poll, now) {
-                self.parked.remove(&caller);
-                let reply = Reply::Assignment(Some(Box::new(assignment)));
-                self.effects.push(Effect::Reply(caller, reply));
+            if open.is_empty() {
+                return;
+            }
+            let Some(poll) = self.parked.get(&caller) else { continue };
+            let who = (poll.worker.clone(), poll.incarnation.clone());
+            if in_vain.contains(&who) {
+                continue;
+            }
+            let poll = poll.clone();
+            match self.place(&poll, &open, now) {
+                Some(assignment) => {
+                    self.parked.remove(&caller);
+                    let reply = Reply::Assignment(Some(Box::new(assignment)));
+                    self.effects.push(Effect::Reply(caller, reply));
+                    open = self.open_syncs();
+                }
+                None => drop(in_vain.insert(who)),
             }
         }
     }
 
-    /// How full the window of a sync is: scanning stops at 1 and goes on below a half.
+    /// How full the window of a sync is: scanning stops at 1 and goes on below a half. Scans that
+    /// wait do not count: only they can empty a window that they fill.
     pub(super) fn outstanding(&self, sync: &super::sync::Sync) -> f64 {
         let slots: u64 = self
             .workers
@@ -454,7 +536,7 @@ impl State {
         // Enough for each slot to have its next tasks waiting; more would only be more to keep.
         let most = self.settings.window_tasks;
         let window = (4 * usize::try_from(slots).unwrap_or(most)).clamp(64.min(most), most);
-        let tasks = sync.tasks.len() + sync.larges.len();
+        let tasks = sync.tasks.len() - sync.scans + sync.larges.len();
         let by_tasks = tasks as f64 / window as f64;
         let by_bytes = sync.blob_bytes as f64 / self.settings.window_bytes as f64;
         by_tasks.max(by_bytes)

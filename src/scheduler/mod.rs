@@ -6,10 +6,11 @@
 //! - `sync`, `task`, `worker`: what is remembered (their states are drawn there)
 //! - `requests`: what operators ask
 //! - `leases`: who gets which task, for how long
-//! - `results`: pages and results, counted once
+//! - `results`: pages and results, counted once; `checks`: whether they can be
 //! - `phases`: what follows when a sync has no task left; giving up
 //! - `records`: the state in the store and back
 
+mod checks;
 pub mod event;
 mod leases;
 mod phases;
@@ -28,7 +29,7 @@ pub use records::LoadError;
 
 use crate::wire::task::TaskSpec;
 use crate::wire::ticket::Signer;
-use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
+use crate::wire::{Digest, RequestId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sync::Sync;
 use task::{Large, Task};
@@ -91,7 +92,7 @@ pub struct State {
     syncs: BTreeMap<SyncNo, Sync>,
     by_id: HashMap<RequestId, SyncNo>,
     tasks: BTreeMap<TaskId, Task>,
-    leases: HashMap<AssignmentId, TaskId>,
+    leases: leases::Leases,
     workers: Workers,
     parked: BTreeMap<Caller, Parked>,
     /// Leases given so far; stamps [`Sync::served`].
@@ -212,11 +213,13 @@ impl State {
             bound: new.bound,
             last_error: new.last_error,
             since_ms: self.ticked_ms.unwrap_or(0),
+            spared_until_ms: 0,
             state: new.state,
         };
         self.put(task.key());
         if let Some(sync) = self.syncs.get_mut(&new.sync) {
             sync.tasks.insert(id);
+            sync.scans += usize::from(task.is_scan());
             sync.blob_bytes += blob_bytes;
         }
         self.tasks.insert(id, task);
@@ -229,7 +232,7 @@ impl State {
         let task = self.tasks.remove(&id)?;
         self.effects.push(Effect::Delete(task.key()));
         if let Some(lease) = task.lease() {
-            self.leases.remove(&lease.assignment);
+            self.leases.remove(lease);
         }
         // A large file's manifest goes with the file, a name list with the sync.
         let shared = task.large.is_some() || matches!(task.spec, TaskSpec::List { .. });
@@ -238,6 +241,7 @@ impl State {
         }
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
             sync.tasks.remove(&id);
+            sync.scans -= usize::from(task.is_scan());
             sync.blob_bytes = sync.blob_bytes.saturating_sub(task.blob_bytes);
         }
         self.touched.insert(task.sync);

@@ -36,7 +36,10 @@ impl State {
             self.drop_task(id);
             return;
         }
-        if !self.worth_another_try(&task, &task.tried, &failure.errors) {
+        // A flush that was tried and failed is final: the kernel tells of what it could not write once
+        // only, and the next flush would succeed without it.
+        let final_flush = task.spec == TaskSpec::Flush && !failure.errors.is_empty();
+        if final_flush || !self.worth_another_try(&task, &task.tried, &failure.errors) {
             let mut error = failure.errors.into_iter().next();
             if let Some(error) = &mut error {
                 error.worker_id.get_or_insert(failure.worker);
@@ -47,7 +50,7 @@ impl State {
         }
         if let Some(task) = self.tasks.get_mut(&id) {
             if let Some(lease) = task.lease() {
-                self.leases.remove(&lease.assignment);
+                self.leases.remove(lease);
             }
             task.failures += 1;
         }
@@ -91,6 +94,7 @@ impl State {
         let wait = u64::try_from(BACKOFF.delay(task.failures.saturating_sub(1)).as_millis());
         let until_ms = now.mono_ms.saturating_add(wait.unwrap_or(u64::MAX));
         if let Some(task) = self.tasks.get_mut(&id) {
+            task.spared_until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
             task.state = if elsewhere { TaskState::Ready } else { TaskState::Delayed { until_ms } };
             let (key, no) = (task.key(), task.sync);
             self.put(key);
@@ -164,9 +168,15 @@ impl State {
         let Some(large) = sync.larges.get(&file) else { return };
         let (blob, sent) = (large.blob.clone(), large.sent);
         sync.counters.bytes_done = sync.counters.bytes_done.saturating_sub(sent);
-        // After a cancel others may still be writing for as long as a lease.
+        // Others may still be writing for as long as a lease: whoever holds another range of it, and
+        // after a cancel anybody. The first lease is of the task that this is about.
+        let leased = |id: &&TaskId| {
+            self.tasks.get(id).is_some_and(|t| t.large == Some(file) && t.lease().is_some())
+        };
+        let others = self.syncs.get(&no).map_or(0, |s| s.tasks.iter().filter(leased).count()) > 1;
         let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-        let state = if ended { TaskState::Delayed { until_ms } } else { TaskState::Ready };
+        let state =
+            if ended || others { TaskState::Delayed { until_ms } } else { TaskState::Ready };
         let new = NewTask { blob: Some(blob), state, ..NewTask::ready(no, TaskSpec::Discard) };
         self.add_task(new, None);
         self.forget_large(no, file);
@@ -231,41 +241,46 @@ impl State {
         self.touched.remove(&no);
     }
 
-    /// Flush tasks that can't be done any more: the writer's host rebooted, or it stays away.
+    /// Flush tasks that can't be done any more: the writer's host rebooted, or nobody who could flush
+    /// comes for long.
     pub(super) fn flushes_in_vain(&mut self, now: Now) {
         let mut vain: Vec<(TaskId, String)> = Vec::new();
+        let mut in_time: Vec<TaskId> = Vec::new();
         for task in self.tasks.values() {
-            let (Some(bound), TaskState::Ready) = (&task.bound, &task.state) else { continue };
+            let Some(bound) = &task.bound else { continue };
             let Some(sync) = self.syncs.get(&task.sync) else { continue };
-            let boot = sync.writers.get(bound).and_then(Option::as_ref);
-            let same_kernel = self
-                .workers
-                .known
-                .values()
-                .any(|w| w.active && (boot.is_some() && w.said.boot_id.as_ref() == boot));
-            if same_kernel {
+            let destination = &sync.request.destination_path;
+            let mut flushers = self.workers.pool(destination);
+            if task.state != TaskState::Ready || flushers.any(|w| self.may_flush(sync, task, w)) {
+                in_time.push(task.id);
                 continue;
             }
-            match self.workers.known.get(bound) {
-                Some(worker) if worker.active && worker.said.boot_id.as_ref() != boot => {
-                    vain.push((task.id, format!(
+            let boot = sync.writers.get(bound).and_then(Option::as_ref);
+            let known = &self.workers.known;
+            let runs = known
+                .values()
+                .any(|w| w.active && boot.is_some() && w.said.boot_id.as_ref() == boot);
+            let rebooted = known
+                .get(bound)
+                .is_some_and(|w| w.active && w.said.boot_id.as_ref() != boot && !runs);
+            if rebooted {
+                vain.push((
+                    task.id,
+                    format!(
                         "the host of worker {bound} was rebooted before what it wrote was flushed; \
-                         submit the sync again"
-                    )));
-                }
-                Some(worker) if worker.active => {}
-                silent => {
-                    let since = silent.map_or(task.since_ms, |w| w.heard_ms.max(task.since_ms));
-                    if now.mono_ms.saturating_sub(since) > FLUSH_PATIENCE_MS {
-                        vain.push((
-                            task.id,
-                            format!(
-                                "worker {bound} wrote to the destination and has not come back to \
-                             flush it; submit the sync again"
-                            ),
-                        ));
-                    }
-                }
+                     submit the sync again"
+                    ),
+                ));
+            } else if now.mono_ms.saturating_sub(task.since_ms) > FLUSH_PATIENCE_MS {
+                vain.push((task.id, format!(
+                    "worker {bound} wrote to the destination and has not come back to flush it; \
+                     submit the sync again"
+                )));
+            }
+        }
+        for id in in_time {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.since_ms = now.mono_ms;
             }
         }
         for (id, why) in vain {
@@ -302,9 +317,9 @@ impl State {
         }
     }
 
-    /// Drops the stored parts of a file list.
-    fn drop_list(&mut self, no: SyncNo) {
-        let parts = self.syncs.get(&no).and_then(|s| s.list_parts).unwrap_or(0);
+    /// Drops the stored parts of a file list: nobody looks at them any more.
+    pub(super) fn drop_list(&mut self, no: SyncNo) {
+        let parts = self.syncs.get_mut(&no).and_then(|s| s.list_parts.take()).unwrap_or(0);
         for index in 0..parts {
             self.effects.push(Effect::DeleteBlob(records::list_key(no, index)));
         }
@@ -323,6 +338,8 @@ impl State {
             tasks.into_iter().for_each(|id| drop(self.drop_task(id)));
             if active {
                 if let Some(sync) = self.syncs.get_mut(&no) {
+                    // Results of what is out now will match nothing.
+                    sync.suspect_all();
                     sync.reset();
                 }
                 self.add_scans(no);

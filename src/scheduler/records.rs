@@ -11,11 +11,12 @@
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
 //! an operator can read them.
 
+use super::leases::Leases;
 use super::sync::Sync;
 use super::task::{Large, Task, TaskState};
 use super::worker::Workers;
 use super::{Now, Settings, State};
-use crate::wire::task::Blob;
+use crate::wire::task::{Blob, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
 use crate::wire::{Digest, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
@@ -91,7 +92,7 @@ impl State {
             syncs: BTreeMap::new(),
             by_id: HashMap::new(),
             tasks: BTreeMap::new(),
-            leases: HashMap::new(),
+            leases: Leases::default(),
             workers: Workers::default(),
             parked: BTreeMap::new(),
             served: 0,
@@ -155,12 +156,17 @@ impl State {
             TaskState::Leased(lease) => {
                 // The agent goes on with it; it has a whole lease to tell us so.
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
-                self.leases.insert(lease.assignment, task.id);
+                self.leases.insert(lease, task.id);
+            }
+            // Who may still be writing may do so for a whole lease.
+            TaskState::Delayed { until_ms } if task.spec == TaskSpec::Discard => {
+                *until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
             }
             TaskState::Delayed { until_ms } => *until_ms = now.mono_ms,
             TaskState::Ready => {}
         }
         sync.tasks.insert(task.id);
+        sync.scans += usize::from(task.is_scan());
         sync.blob_bytes += task.blob_bytes;
         self.tasks.insert(task.id, task);
     }

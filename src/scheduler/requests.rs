@@ -152,12 +152,13 @@ impl State {
         sync.ended_ms = Some(now.wall_ms);
         sync.reason = Some("cancelled by an operator".to_owned());
         self.abandon(no, now);
+        self.drop_list(no);
         self.changed(no, now);
     }
 
     pub(super) fn worker_list(&self, now: Now) -> Reply {
         let mut held: BTreeMap<&WorkerId, (u64, BTreeSet<SyncNo>)> = BTreeMap::new();
-        for task in self.leases.values().filter_map(|id| self.tasks.get(id)) {
+        for task in self.leases.all().filter_map(|id| self.tasks.get(&id)) {
             if let Some(lease) = task.lease() {
                 let entry = held.entry(&lease.worker).or_default();
                 entry.0 += 1;

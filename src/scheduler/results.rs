@@ -1,6 +1,7 @@
 //! Pages and results. Each is believed only if it names a lease that is current, its worker and the
 //! task's digest; it counts once, because the task is gone with it.
 
+use super::checks::{failed_of, item_fits, plausible};
 use super::phases::Failure;
 use super::task::{Large, Task, TaskState};
 use super::{NewTask, Now, Reply, State};
@@ -38,12 +39,17 @@ impl State {
             return stop();
         }
         let (id, no, attempt) = (task.id, task.sync, task.attempt);
-        if page.page + 1 == lease.page {
+        if page.page.checked_add(1) == Some(lease.page) {
             // The reply to this page was lost: what it said counts already.
             return self.after_page(id);
         }
         if page.page != lease.page {
             return stop();
+        }
+        if let Err(why) = plausible(&page, &task.spec) {
+            let detail = format!("a page of worker {worker} cannot be: {why}");
+            let problem = Problem::new(422, "Unprocessable Content", "bad_page", detail);
+            return Reply::Refused(Box::new(problem));
         }
         for item in page.work {
             self.add_work(no, item, 0, BTreeSet::new(), None);
@@ -92,10 +98,10 @@ impl State {
         }
         if let Some(task) = self.tasks.get_mut(&id) {
             if let Some(lease) = task.lease() {
-                self.leases.remove(&lease.assignment);
+                self.leases.remove(lease);
             }
             // Going on later is not another try.
-            task.attempt -= 1;
+            task.attempt = task.attempt.saturating_sub(1);
             task.state = TaskState::Ready;
             let key = task.key();
             self.put(key);
@@ -118,7 +124,7 @@ impl State {
                 if first && let Some(sync) = self.syncs.get_mut(&no) {
                     sync.counters.files_total += files;
                     sync.counters.dirs_total += dirs;
-                    sync.counters.bytes_total += bytes;
+                    sync.counters.add_bytes_total(bytes);
                 }
                 let spec = TaskSpec::Copy { files, dirs, bytes };
                 let new =
@@ -128,7 +134,7 @@ impl State {
             WorkItem::Large { manifest, size, range_length } => {
                 if first && let Some(sync) = self.syncs.get_mut(&no) {
                     sync.counters.files_total += 1;
-                    sync.counters.bytes_total += size;
+                    sync.counters.add_bytes_total(size);
                 }
                 self.add_large(no, manifest.0, size, range_length, 0);
                 None
@@ -140,7 +146,7 @@ impl State {
     fn add_large(&mut self, no: SyncNo, manifest: Vec<u8>, size: u64, length: u64, restarts: u32) {
         // Lengths come from agents: keep the arithmetic safe and the count of ranges bounded.
         let least = crate::wire::task::range_length(size, 1 << 20);
-        let range_length = length.max(1024).next_power_of_two().max(least.min(1 << 62));
+        let range_length = length.clamp(1024, 1 << 62).next_power_of_two().max(least);
         let id = self.take_number();
         let large = Large {
             id,
@@ -223,7 +229,7 @@ impl State {
         self.note_writers(id, &report);
         if report.handed_back {
             if let Some(task) = self.tasks.get_mut(&id) {
-                task.attempt -= 1;
+                task.attempt = task.attempt.saturating_sub(1);
             }
             self.requeue(id, now);
         } else if result.success {
@@ -248,10 +254,9 @@ impl State {
         let Some(no) = self.by_id.get(&result.request_id) else { return Ok(None) };
         let held: Vec<&Task> = self
             .leases
-            .values()
-            .filter_map(|id| self.tasks.get(id))
+            .of(&result.worker_id)
+            .filter_map(|id| self.tasks.get(&id))
             .filter(|t| t.sync == *no)
-            .filter(|t| t.lease().is_some_and(|l| l.worker == result.worker_id))
             .collect();
         match held.as_slice() {
             [] => Ok(None),
@@ -292,15 +297,13 @@ impl State {
     /// Remembers who wrote: each of them flushes in the end.
     fn note_writers(&mut self, id: TaskId, report: &TaskReport) {
         let Some(no) = self.tasks.get(&id).map(|t| t.sync) else { return };
-        let boots: Vec<(WorkerId, Option<String>)> = report
-            .wrote
-            .iter()
-            .filter_map(|w| self.workers.known.get(w).map(|k| (w.clone(), k.said.boot_id.clone())))
-            .collect();
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        for (worker, boot) in boots {
+        for worker in &report.wrote {
+            let heard = || self.workers.known.get(worker).map(|k| k.said.boot_id.clone());
             // The first boot is kept: what was written under it is lost if there was another since.
-            sync.writers.entry(worker).or_insert(boot);
+            if let Some(boot) = sync.reach.get(worker).cloned().or_else(heard) {
+                sync.writers.entry(worker.clone()).or_insert(boot);
+            }
         }
     }
 
@@ -313,7 +316,13 @@ impl State {
         now: Now,
     ) {
         let Some(task) = self.tasks.get(&id).cloned() else { return };
-        if !adds_up(&task, &report) {
+        let fits = match &task.spec {
+            TaskSpec::Copy { files, dirs, .. } => failed_of(*files, *dirs, &report).is_some(),
+            // It ends with its last page. A bare success is all that an agent of the guide can say.
+            TaskSpec::Scan { .. } | TaskSpec::List { .. } => !verified,
+            _ => report.replace.as_ref().is_none_or(|item| item_fits(item).is_ok()),
+        };
+        if !fits {
             let why = "the agent's report does not add up to the task".to_owned();
             return self.failed(id, Failure { worker, why, errors: Vec::new() }, now);
         }
@@ -328,6 +337,10 @@ impl State {
             TaskSpec::Commit { .. } => self.committed(&task, worker, report, now),
             TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Discard => {
                 self.drop_task(id);
+            }
+            TaskSpec::Flush if !report.failures.is_empty() => {
+                let why = "it could not be flushed".to_owned();
+                return self.failed(id, Failure { worker, why, errors: report.failures }, now);
             }
             TaskSpec::Flush => {
                 self.drop_task(id);
@@ -346,8 +359,8 @@ impl State {
             counters.files_done += report.files_done;
             counters.files_skipped += report.files_skipped;
             counters.dirs_done += report.dirs_done;
-            counters.bytes_done += report.bytes_done;
-            counters.bytes_skipped += report.bytes_skipped;
+            counters.bytes_done = counters.bytes_done.saturating_add(report.bytes_done);
+            counters.bytes_skipped = counters.bytes_skipped.saturating_add(report.bytes_skipped);
         }
         if !report.failures.is_empty() {
             self.entries_failed(task, worker, report, now);
@@ -356,32 +369,33 @@ impl State {
 
     /// Some entries of a batch failed: they are tried again as a batch of their own, or given up.
     fn entries_failed(&mut self, task: &Task, worker: WorkerId, report: TaskReport, now: Now) {
-        let failed = report.failures.len() as u64;
+        let TaskSpec::Copy { files, dirs, .. } = task.spec else { return };
+        let Some((failed_files, failed_dirs)) = failed_of(files, dirs, &report) else { return };
         let retry = match report.retry {
-            Some(WorkItem::Copy { manifest, files, dirs, bytes }) if files + dirs == failed => {
-                Some((manifest, files, dirs, bytes))
+            Some(WorkItem::Copy { manifest, files, dirs, bytes })
+                if (files, dirs) == (failed_files, failed_dirs) =>
+            {
+                Some(WorkItem::Copy { manifest, files, dirs, bytes })
             }
             _ => None,
         };
         let mut tried = task.tried.clone();
         tried.insert(worker.clone());
         let again = self.worth_another_try(task, &tried, &report.failures);
-        if let (Some((manifest, files, dirs, bytes)), true) = (retry.clone(), again) {
+        if let (Some(item), true) = (retry, again) {
             let error = report.failures.first().map(|e| match e.path.0.is_empty() {
                 true => e.message.clone(),
                 false => format!("{}: {}", e.path, e.message),
             });
-            let item = WorkItem::Copy { manifest, files, dirs, bytes };
             let added = self.add_work(task.sync, item, task.failures + 1, tried, error);
             if let Some(id) = added {
                 self.delay(id, now);
             }
             return;
         }
-        let dirs = retry.map_or(0, |(_, _, dirs, _)| dirs);
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            sync.counters.files_failed += failed - dirs;
-            sync.counters.dirs_failed += dirs;
+            sync.counters.files_failed += failed_files;
+            sync.counters.dirs_failed += failed_dirs;
             for mut error in report.failures {
                 error.worker_id.get_or_insert_with(|| worker.clone());
                 error.attempt = error.attempt.max(task.failures + 1);
@@ -405,14 +419,7 @@ impl State {
             return self.failed(task.id, failure, now);
         }
         if report.unchanged {
-            if let Some(large) = self.remove_large(task.sync, file)
-                && let Some(sync) = self.syncs.get_mut(&task.sync)
-            {
-                sync.counters.files_skipped += 1;
-                sync.counters.bytes_skipped += large.size;
-                sync.counters.bytes_done = sync.counters.bytes_done.saturating_sub(large.sent);
-            }
-            return;
+            return self.found_there(task, file, now);
         }
         if let Some(item) = report.replace {
             return self.replace_large(task, file, item, worker, now);
@@ -425,11 +432,30 @@ impl State {
         large.unhashed |= report.digest.is_none();
         large.done[index as usize] = Some(report.digest.unwrap_or(Digest([0; 32])));
         large.done_count += 1;
-        large.sent += length;
-        sync.counters.bytes_done += length;
+        large.sent = large.sent.saturating_add(length);
+        sync.counters.bytes_done = sync.counters.bytes_done.saturating_add(length);
         let keys = [large.key(), large.value_key(index)];
         keys.into_iter().for_each(|key| self.put(key));
         self.more_ranges(task.sync, file);
+    }
+
+    /// The destination holds a large file already. Where somebody else brought it meanwhile, what we
+    /// sent of it is not to be left there.
+    fn found_there(&mut self, task: &Task, file: TaskId, now: Now) {
+        let Some(sync) = self.syncs.get(&task.sync) else { return };
+        let Some(large) = sync.larges.get(&file) else { return };
+        let size = large.size;
+        let mut ranges = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let begun = large.sent > 0 || ranges.any(|t| t.large == Some(file) && t.attempt > 1);
+        if begun {
+            self.discard(task.sync, file, now);
+        } else {
+            self.remove_large(task.sync, file);
+        }
+        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+            sync.counters.files_skipped += 1;
+            sync.counters.bytes_skipped = sync.counters.bytes_skipped.saturating_add(size);
+        }
     }
 
     /// The source of a large file changed: what was sent is void, the file begins anew as what it is
@@ -465,7 +491,7 @@ impl State {
             sync.counters.bytes_total = sync.counters.bytes_total.saturating_sub(old_size);
             match item {
                 WorkItem::Large { manifest, size, range_length } => {
-                    sync.counters.bytes_total += size;
+                    sync.counters.add_bytes_total(size);
                     self.add_large(task.sync, manifest.0, size, range_length, restarts + 1);
                 }
                 copy @ WorkItem::Copy { .. } => {
@@ -546,13 +572,4 @@ impl State {
         self.touched.insert(no);
         Some(large)
     }
-}
-
-/// Whether a report accounts for every entry of its task.
-fn adds_up(task: &Task, report: &TaskReport) -> bool {
-    let TaskSpec::Copy { files, dirs, .. } = &task.spec else { return true };
-    let reported = [report.files_done, report.files_skipped, report.dirs_done]
-        .iter()
-        .try_fold(report.failures.len() as u64, |sum, n| sum.checked_add(*n));
-    reported == files.checked_add(*dirs)
 }

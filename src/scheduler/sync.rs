@@ -23,6 +23,13 @@ pub(super) struct Counters {
     pub(super) retries: u64,
 }
 
+impl Counters {
+    /// Bytes are for people: too many of them are no reason to stop.
+    pub(super) fn add_bytes_total(&mut self, bytes: u64) {
+        self.bytes_total = self.bytes_total.saturating_add(bytes);
+    }
+}
+
 /// A sync.
 ///
 /// ```text
@@ -61,6 +68,11 @@ pub(super) struct Sync {
     /// The workers that wrote to the destination and have not flushed yet, with the boot under which
     /// they wrote.
     pub(super) writers: BTreeMap<WorkerId, Option<String>>,
+    /// The workers through which its tasks may have written, with the boot under which each was first
+    /// named to one: what a result or a worker that died says of them is judged by that, whatever
+    /// became of them since, and whether this master heard of them or the one before.
+    #[serde(default)]
+    pub(super) reach: BTreeMap<WorkerId, Option<String>>,
     /// Everything is copied; flush tasks are out.
     pub(super) flushing: bool,
     /// Deleted by an operator: not shown any more; stays until its part files are gone.
@@ -74,6 +86,9 @@ pub(super) struct Sync {
     /// Large files that are not published yet.
     #[serde(skip)]
     pub(super) larges: BTreeMap<TaskId, Large>,
+    /// How many of the tasks are scans.
+    #[serde(skip)]
+    pub(super) scans: usize,
     /// Manifest bytes in the store.
     #[serde(skip)]
     pub(super) blob_bytes: u64,
@@ -108,11 +123,13 @@ impl Sync {
             hard_failures: false,
             root_failed: false,
             writers: BTreeMap::new(),
+            reach: BTreeMap::new(),
             flushing: false,
             forgotten: false,
             idempotency: None,
             tasks: BTreeSet::new(),
             larges: BTreeMap::new(),
+            scans: 0,
             blob_bytes: 0,
             served: 0,
         }
@@ -135,10 +152,19 @@ impl Sync {
         } else {
             "other causes".to_owned()
         };
-        *self.error_counts.entry(cause).or_default() += count;
+        let known = self.error_counts.entry(cause).or_default();
+        *known = known.saturating_add(count);
         self.hard_failures |= error.class != ErrorClass::Vanished;
         if self.errors.len() < ERRORS_IN_FULL {
             self.errors.push(error);
+        }
+    }
+
+    /// Somebody may have written through any worker within reach, and will never say through which:
+    /// each of them flushes in the end.
+    pub(super) fn suspect_all(&mut self) {
+        for (worker, boot) in &self.reach {
+            self.writers.entry(worker.clone()).or_insert_with(|| boot.clone());
         }
     }
 

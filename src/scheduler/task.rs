@@ -42,9 +42,13 @@ pub(super) struct Task {
     pub(super) bound: Option<WorkerId>,
     /// Why it failed last.
     pub(super) last_error: Option<String>,
-    /// When it was made (or loaded), on the scheduler's clock.
+    /// For a flush: since when nobody can do it; on the scheduler's clock, as the next.
     #[serde(skip)]
     pub(super) since_ms: u64,
+    /// Until then it is left to workers that have not failed it. Not for ever: they may be there and
+    /// never ask.
+    #[serde(skip)]
+    pub(super) spared_until_ms: u64,
     /// Where it stands.
     pub(super) state: TaskState,
 }
@@ -95,6 +99,15 @@ impl Task {
     /// Whether workers that hold the source do it (else: those that hold the destination).
     pub(super) fn at_source(&self) -> bool {
         !matches!(self.spec, TaskSpec::Commit { .. } | TaskSpec::Discard | TaskSpec::Flush)
+    }
+
+    /// Whether it writes to the destination.
+    pub(super) fn writes(&self) -> bool {
+        use TaskSpec::{Commit, Copy, Discard, Flush, List, Range, Scan};
+        match self.spec {
+            Copy { .. } | Range { .. } | Commit { .. } => true,
+            Scan { .. } | List { .. } | Discard | Flush => false,
+        }
     }
 
     /// Whether it lists the source.

@@ -557,3 +557,35 @@ fn what_a_deleted_sync_leaves_is_removed_once_and_then_all_of_it_is_forgotten() 
         assert_eq!(world.state.syncs.len(), usize::from(again));
     }
 }
+
+#[test]
+fn a_flush_that_failed_is_never_tried_again() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = world.poll("s", "1").unwrap();
+    world.finish(result(&copy, true, all_done(&copy, "d")));
+    let flush = world.poll("d", "1").unwrap();
+    // The kernel forgets an error that it has told: the second flush would succeed.
+    let eio = FileError { errno: Some("EIO".into()), ..error(ErrorClass::Transient) };
+    let report = TaskReport { failures: vec![eio], ..TaskReport::default() };
+    world.finish(result(&flush, false, report));
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+}
+
+#[test]
+fn scans_that_wait_do_not_fill_the_window_that_they_wait_for() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src", "/dst"], &[]);
+    let part = |n: usize| NameList { names: vec![RelPath::new(n.to_string()).unwrap()] };
+    world.play(Event::Submit {
+        request: request(Some("demo"), "/src", "/dst"),
+        list: Some((0..300).map(part).collect()),
+        idempotency: None,
+    });
+    for _ in 0..300 {
+        let list = world.poll("s", "1").expect("a part of the list");
+        world.post(&list, page(&list, 0, vec![], None));
+    }
+    assert_eq!(world.progress("demo").state, SyncState::Completed);
+}

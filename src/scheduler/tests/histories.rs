@@ -1,4 +1,5 @@
-//! Random histories: agents die, masters restart, results come twice.
+//! Random histories: agents die, masters restart, results come twice, the store loses data, work is
+//! handed back, fails in part, turns out to be done or lost, and agents send nonsense.
 
 use super::*;
 use proptest::prelude::*;
@@ -13,6 +14,11 @@ enum Step {
     Crash(usize),
     Pass(u64),
     Restart,
+    HandBack(usize),
+    /// What is rare: entries that fail, a file that is there, a part file that is not.
+    Odd(usize),
+    Nonsense(usize),
+    StoreLost,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -24,6 +30,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4usize).prop_map(Step::Crash),
         1 => (1..40_000u64).prop_map(Step::Pass),
         1 => Just(Step::Restart),
+        1 => (0..99usize).prop_map(Step::HandBack),
+        2 => (0..99usize).prop_map(Step::Odd),
+        1 => (0..99usize).prop_map(Step::Nonsense),
+        1 => (0..20usize).prop_map(|n| if n == 0 { Step::StoreLost } else { Step::Work(n) }),
     ]
 }
 
@@ -34,6 +44,8 @@ struct Play {
     incarnations: [u32; 4],
     held: Vec<(usize, Assignment, u64)>,
     sent: Vec<SyncResult>,
+    /// Something was, or may have been, written since the last flush.
+    dirty: bool,
 }
 
 const NAMES: [&str; 4] = ["s1", "s2", "d1", "d2"];
@@ -92,11 +104,100 @@ impl Play {
         }
         let done = result(&assignment, true, all_done(&assignment, NAMES[2 + at % 2]));
         self.sent.push(done.clone());
-        self.world.finish(done);
+        if self.world.finish(done) == Some(ResultOutcome::Applied) {
+            self.dirty = (self.dirty || writes(&assignment)) && assignment.task.kind() != "flush";
+        }
+    }
+
+    /// Those who hold these write, and will never be heard of.
+    fn write_unheard(&mut self, who: impl Fn(usize) -> bool) {
+        let leases = &self.world.state.leases;
+        self.dirty |= self
+            .held
+            .iter()
+            .any(|(i, a, _)| who(*i) && writes(a) && leases.get(&a.assignment_id).is_some());
+    }
+
+    fn hand_back(&mut self, at: usize) {
+        let (_, assignment, _) = self.held.remove(at % self.held.len());
+        let report = TaskReport { handed_back: true, ..TaskReport::default() };
+        let back = result(&assignment, false, report);
+        self.sent.push(back.clone());
+        self.world.finish(back);
+    }
+
+    fn odd(&mut self, at: usize) {
+        let at = at % self.held.len();
+        let assignment = self.held[at].1.clone();
+        let fault = |class| vec![error(class)];
+        let report = match &assignment.task {
+            TaskSpec::Copy { files, dirs, .. } if *files > 0 => TaskReport {
+                files_done: files - 1,
+                dirs_done: *dirs,
+                bytes_done: (files - 1) * 10,
+                failures: fault(ErrorClass::Transient),
+                retry: Some(batch(1, 0)),
+                ..TaskReport::default()
+            },
+            TaskSpec::Range { .. } => TaskReport { unchanged: true, ..TaskReport::default() },
+            TaskSpec::Commit { .. } => TaskReport {
+                part_lost: true,
+                failures: fault(ErrorClass::Transient),
+                ..TaskReport::default()
+            },
+            _ => return,
+        };
+        self.held.remove(at);
+        let odd = result(&assignment, true, report);
+        self.sent.push(odd.clone());
+        self.world.finish(odd);
+    }
+
+    /// Numbers that cannot be: refused, or as if the task had failed.
+    fn nonsense(&mut self, at: usize) {
+        let at = at % self.held.len();
+        let (_, assignment, number) = self.held[at].clone();
+        let huge = || WorkItem::Copy {
+            manifest: Blob(vec![]),
+            files: u64::MAX,
+            dirs: u64::MAX,
+            bytes: u64::MAX,
+        };
+        let worker = assignment.worker_id.clone();
+        let scan = matches!(assignment.task, TaskSpec::Scan { .. });
+        if scan {
+            let page = page(&assignment, number, vec![huge()], None);
+            let event = Event::Page { worker, assignment: assignment.assignment_id, page };
+            let before = self.world.records.clone();
+            self.world.play(event);
+            assert_eq!(self.world.records, before);
+            return;
+        }
+        if !matches!(assignment.task, TaskSpec::Copy { .. } | TaskSpec::Range { .. }) {
+            return;
+        }
+        self.held.remove(at);
+        let report = TaskReport {
+            files_done: u64::MAX,
+            files_skipped: 2,
+            dirs_done: u64::MAX,
+            replace: Some(huge()),
+            retry: Some(huge()),
+            ..TaskReport::default()
+        };
+        self.world.finish(result(&assignment, true, report));
     }
 
     fn step(&mut self, step: Step) {
         match step {
+            Step::HandBack(at) if !self.held.is_empty() => self.hand_back(at),
+            Step::Odd(at) if !self.held.is_empty() => self.odd(at),
+            Step::Nonsense(at) if !self.held.is_empty() => self.nonsense(at),
+            Step::StoreLost => {
+                self.write_unheard(|_| true);
+                self.world.blobs.clear();
+                self.world.play(Event::StoreLost);
+            }
             Step::Poll(index) => drop(self.poll(index)),
             Step::Work(at) => self.work(at),
             Step::Fail(at) if !self.held.is_empty() => {
@@ -110,6 +211,7 @@ impl Play {
                 assert_eq!(self.world.records, before, "an old result changed something");
             }
             Step::Crash(index) => {
+                self.write_unheard(|i| i == index);
                 self.held.retain(|(i, _, _)| *i != index);
                 self.incarnations[index] += 1;
                 self.beat_all();
@@ -139,6 +241,10 @@ impl Play {
     }
 }
 
+fn writes(a: &Assignment) -> bool {
+    matches!(a.task.kind(), "copy" | "range" | "commit")
+}
+
 fn at_page(n: u64) -> Option<TaskSpec> {
     at(&n.to_string())
 }
@@ -152,6 +258,7 @@ proptest! {
     ) {
         let mut play = Play {
             world: World::new(), pages, incarnations: [0; 4], held: vec![], sent: vec![],
+            dirty: false,
         };
         play.world.submit("demo", "/src/a", "/dst/b");
         play.beat_all();
@@ -177,13 +284,49 @@ proptest! {
         prop_assert_eq!(end.files_done + end.files_skipped + end.files_failed, files);
         prop_assert_eq!(end.dirs_done + end.dirs_failed, dirs);
         if end.state == SyncState::Completed {
-            prop_assert_eq!(end.transferred_bytes, bytes);
-            prop_assert_eq!(end.files_done, files);
+            prop_assert_eq!(end.transferred_bytes + end.bytes_skipped, bytes);
+            prop_assert_eq!(end.files_done + end.files_skipped, files);
+            prop_assert!(!play.dirty, "completed, and not all of it flushed");
         } else {
             // Only a task that failed or lost its lease too often may end it otherwise.
             prop_assert!(end.error_counts.values().sum::<u64>() > 0, "{:?}", end);
         }
         prop_assert!(play.world.state.tasks.is_empty());
         prop_assert!(play.world.blobs.is_empty());
+    }
+
+    #[test]
+    fn whenever_a_sync_is_cancelled_or_deleted_nothing_of_it_stays(
+        pages in 1u64..12,
+        delete in any::<bool>(),
+        before in prop::collection::vec(step(), 0..120),
+        after in prop::collection::vec(step(), 0..60),
+    ) {
+        let mut play = Play {
+            world: World::new(), pages, incarnations: [0; 4], held: vec![], sent: vec![],
+            dirty: false,
+        };
+        play.world.submit("demo", "/src/a", "/dst/b");
+        play.beat_all();
+        before.into_iter().for_each(|step| play.step(step));
+        let id = || "demo".parse().unwrap();
+        play.world.play(if delete { Event::Delete(id()) } else { Event::Cancel(id()) });
+        after.into_iter().for_each(|step| play.step(step));
+        for _ in 0..2_000 {
+            if play.world.state.tasks.is_empty() {
+                break;
+            }
+            play.beat_all();
+            let got = (0..4).filter(|i| play.poll(*i)).count();
+            if !play.held.is_empty() {
+                play.work(0);
+            } else if got == 0 {
+                play.world.pass(5_000);
+            }
+        }
+        let state = &play.world.state;
+        prop_assert!(state.tasks.is_empty() && play.world.blobs.is_empty());
+        prop_assert!(state.syncs.values().all(|s| s.larges.is_empty() && s.state.is_final()));
+        prop_assert_eq!(play.world.records.len(), 2 - usize::from(delete));
     }
 }

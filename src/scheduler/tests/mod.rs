@@ -2,6 +2,7 @@
 //! only moves when told.
 
 mod cases;
+mod faults;
 mod histories;
 
 use super::*;
@@ -11,7 +12,7 @@ use crate::wire::task::{
     Assignment, Blob, Cursor, PageAction, ResultOutcome, ScanPage, SyncResult, TaskReport, WorkItem,
 };
 use crate::wire::worker::{WorkerHeartbeat, WorkerStatus};
-use crate::wire::{AbsPath, BytePath, RelPath};
+use crate::wire::{AbsPath, AssignmentId, BytePath, RelPath};
 
 struct World {
     state: State,
@@ -81,7 +82,11 @@ impl World {
             }
         }
         let leased = self.state.tasks.values().filter(|t| t.lease().is_some()).count();
-        assert_eq!(leased, self.state.leases.len());
+        assert_eq!(leased, self.state.leases.all().count());
+        let workers = self.state.tasks.values().filter_map(|t| Some((t.lease()?, t.id)));
+        for (lease, id) in workers {
+            assert!(self.state.leases.of(&lease.worker).any(|held| held == id));
+        }
         for sync in self.state.syncs.values() {
             let c = &sync.counters;
             assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");

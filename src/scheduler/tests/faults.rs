@@ -1,0 +1,270 @@
+//! What goes wrong around the scheduler: results that come before heartbeats, reboots, agents that send
+//! nonsense, workers that do not come.
+
+use super::*;
+
+fn refused(reply: Option<Reply>) -> u16 {
+    match reply {
+        Some(Reply::Refused(problem)) => problem.status,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn post_anything(world: &mut World, a: &Assignment, page: ScanPage) -> Option<Reply> {
+    let (worker, assignment) = (a.worker_id.clone(), a.assignment_id);
+    world.play(Event::Page { worker, assignment, page })
+}
+
+#[test]
+fn a_writer_that_a_restarted_master_has_not_heard_of_yet_is_flushed() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = world.poll("s", "1").unwrap();
+    world.restart();
+    world.finish(result(&copy, true, all_done(&copy, "d")));
+    assert_eq!(world.progress("demo").state, SyncState::Progress);
+    world.beat("d", "1", &["/dst"], &[]);
+    assert_eq!(world.poll("d", "1").expect("the flush").task, TaskSpec::Flush);
+}
+
+#[test]
+fn a_reboot_between_a_write_and_its_result_is_noticed() {
+    let (mut world, scan) = scanning();
+    let mut source = heartbeat("s", Some("1"), &["/src"], &[scan.assignment_id]);
+    source.boot_id = Some("of another host".into());
+    world.play(Event::Heartbeat(source));
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = world.poll("s", "1").unwrap();
+    let mut rebooted = heartbeat("d", Some("2"), &["/dst"], &[]);
+    rebooted.boot_id = Some("a later boot".into());
+    world.play(Event::Heartbeat(rebooted));
+    world.finish(result(&copy, true, all_done(&copy, "d")));
+    world.pass(1_000);
+    let end = world.progress("demo");
+    assert_eq!(end.state, SyncState::Failed, "{end:?}");
+    assert!(end.errors[0].message.contains("rebooted"), "{:?}", end.errors);
+}
+
+#[test]
+fn whom_work_that_was_lost_may_have_written_to_is_flushed_though_silent_by_then() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = world.poll("s", "1").unwrap();
+    for _ in 0..11 {
+        world.pass(5_000);
+        world.beat("s", "1", &["/src"], &[copy.assignment_id]);
+    }
+    assert_eq!(world.poll("x", "1"), None);
+    world.beat("s", "2", &["/src"], &[]);
+    assert!(
+        world.state.syncs.values().all(|s| s.writers.len() == 1),
+        "`d` may hold what `s` wrote"
+    );
+}
+
+#[test]
+fn what_was_out_when_the_store_was_lost_is_flushed() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    world.poll("s", "1").unwrap();
+    world.blobs.clear();
+    world.play(Event::StoreLost);
+    let scan = world.poll("s", "1").unwrap();
+    world.post(&scan, page(&scan, 0, vec![], None));
+    assert_eq!(world.poll("d", "1").expect("the flush").task, TaskSpec::Flush);
+}
+
+#[test]
+fn pages_that_cannot_be_are_refused_and_change_nothing() {
+    let (mut world, scan) = scanning();
+    let copy =
+        |files, dirs| WorkItem::Copy { manifest: Blob(vec![1]), files, dirs, bytes: u64::MAX };
+    let large = |size| WorkItem::Large { manifest: Blob(vec![2]), size, range_length: u64::MAX };
+    let before = world.records.clone();
+    let many = ScanPage {
+        spawn: vec![RelPath::new("x").unwrap(); 2_000],
+        ..page(&scan, 0, vec![], at("m"))
+    };
+    for bad in [
+        page(&scan, 0, vec![copy(u64::MAX, 1)], at("m")),
+        page(&scan, 0, vec![copy(1, u64::MAX)], at("m")),
+        page(&scan, 0, vec![large(u64::MAX)], at("m")),
+        page(&scan, 0, vec![], Some(TaskSpec::Flush)),
+        page(&scan, 0, vec![], Some(TaskSpec::List { start: 1 })),
+        many,
+    ] {
+        assert_eq!(refused(post_anything(&mut world, &scan, bad)), 422);
+    }
+    assert_eq!(world.post(&scan, page(&scan, u64::MAX, vec![], None)), PageAction::Stop);
+    assert_eq!(world.records, before);
+    let work = vec![copy(1, 1), copy(1, 1), large(i64::MAX as u64), large(0)];
+    assert_eq!(world.post(&scan, page(&scan, 0, work, None)), PageAction::Done);
+    assert_eq!(world.progress("demo").total_bytes, u64::MAX, "for people, and no reason to stop");
+}
+
+#[test]
+fn reports_that_cannot_be_are_not_believed() {
+    let (mut world, scan) = scanning();
+    let work = vec![batch(3, 2), batch(1, 0), batch(1, 0), large(2)];
+    world.post(&scan, page(&scan, 0, work, None));
+    let copy = world.poll("s", "1").unwrap();
+    // Five of five, but of the wrong kinds.
+    let mixed = TaskReport { files_done: 5, ..TaskReport::default() };
+    world.finish(result(&copy, true, mixed));
+    let many = || TaskReport { files_done: 1, bytes_done: u64::MAX, ..TaskReport::default() };
+    let copy = world.poll("s", "1").unwrap();
+    world.finish(result(&copy, true, many()));
+    let copy = world.poll("s", "1").unwrap();
+    world.finish(result(&copy, true, many()));
+    let range = world.poll("s", "1").unwrap();
+    let huge = WorkItem::Copy { manifest: Blob(vec![]), files: u64::MAX, dirs: u64::MAX, bytes: 0 };
+    let report = TaskReport { replace: Some(huge), ..TaskReport::default() };
+    world.finish(result(&range, true, report));
+    let range = world.poll("s", "1").unwrap();
+    world.finish(result(&range, true, all_done(&range, "d")));
+    let progress = world.progress("demo");
+    assert_eq!((progress.files_total, progress.files_done), (6, 2));
+}
+
+#[test]
+fn entries_that_fail_without_a_batch_to_try_again_are_counted_as_what_they_are() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(2, 1)], None));
+    let copy = world.poll("s", "1").unwrap();
+    let failures = vec![error(ErrorClass::Transient), error(ErrorClass::Transient)];
+    // Of another kind than what failed, and too large to add up.
+    let retry = WorkItem::Copy { manifest: Blob(vec![]), files: u64::MAX, dirs: 3, bytes: 0 };
+    let report =
+        TaskReport { files_done: 1, failures, retry: Some(retry), ..TaskReport::default() };
+    world.finish(result(&copy, true, report));
+    let end = world.progress("demo");
+    assert_eq!((end.files_failed, end.dirs_failed, end.outcome), (1, 1, Some(Outcome::Partial)));
+    assert!(end.reason.unwrap().contains("EACCES"));
+}
+
+#[test]
+fn a_scan_is_not_done_because_somebody_says_so() {
+    let (mut world, scan) = scanning();
+    world.finish(result(&scan, true, TaskReport::default()));
+    assert_eq!(world.progress("demo").state, SyncState::Progress);
+    world.pass(5_000);
+    assert_eq!(world.poll("s", "1").expect("again").task_id, scan.task_id);
+}
+
+#[test]
+fn a_flush_that_nobody_can_do_ends_the_sync_though_its_kernel_lives() {
+    // `s` runs under the same kernel, but does not hold the destination; `d` does not any more.
+    for after in [None, Some("/elsewhere")] {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+        let copy = world.poll("s", "1").unwrap();
+        world.finish(result(&copy, true, all_done(&copy, "d")));
+        for round in 0..140 {
+            world.pass(5_000);
+            world.beat("s", "1", &["/src"], &[]);
+            if let Some(path) = after {
+                world.beat("d", "1", &[path], &[]);
+            }
+            let state = world.progress("demo").state;
+            assert!(round > 110 || state == SyncState::Progress, "patience");
+        }
+        assert_eq!(world.progress("demo").state, SyncState::Failed);
+    }
+}
+
+#[test]
+fn a_worker_that_never_asks_keeps_nobody_from_trying_again() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    world.beat("idle", "1", &["/src"], &[]);
+    let copy = world.poll("s", "1").unwrap();
+    world.finish(result(&copy, false, TaskReport::default()));
+    assert_eq!(world.poll("s", "1"), None, "the other comes first");
+    for _ in 0..7 {
+        world.pass(5_000);
+        for (worker, path) in [("s", "/src"), ("idle", "/src"), ("d", "/dst")] {
+            world.beat(worker, "1", &[path], &[]);
+        }
+    }
+    assert_eq!(world.poll("s", "1").expect("not for ever").task_id, copy.task_id);
+}
+
+#[test]
+fn syncs_that_wait_for_a_worker_keep_no_other_from_its_turn() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    for n in 0..Settings::default().max_active_syncs {
+        world.submit(&format!("waits-{n}"), "/nowhere", "/dst");
+    }
+    world.submit("demo", "/src", "/dst");
+    assert_eq!(world.poll("s", "1").expect("its turn").request_id.as_str(), "demo");
+}
+
+#[test]
+fn so_many_syncs_are_worked_on_at_once_as_is_set() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let most = Settings::default().max_active_syncs;
+    for n in 0..=most {
+        world.submit(&format!("sync-{n}"), "/src", "/dst");
+    }
+    let scans: Vec<Assignment> = std::iter::from_fn(|| world.poll("s", "1")).collect();
+    assert_eq!(scans.len(), most);
+    world.post(&scans[0], page(&scans[0], 0, vec![], None));
+    assert_eq!(world.poll("s", "1").unwrap().request_id.to_string(), format!("sync-{most}"));
+}
+
+#[test]
+fn a_part_file_is_removed_only_when_nobody_can_be_writing_it() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![large(3)], None));
+    let one = world.poll("s", "1").unwrap();
+    let two = world.poll("s", "1").unwrap();
+    let report =
+        TaskReport { failures: vec![error(ErrorClass::Vanished)], ..TaskReport::default() };
+    world.finish(result(&one, true, report));
+    assert_eq!(world.finish(result(&two, true, all_done(&two, "d"))), Some(ResultOutcome::Stale));
+    assert_eq!(world.poll("d", "1"), None, "`s` may be at the second range still");
+    world.restart();
+    world.beat("d", "1", &["/dst"], &[]);
+    assert_eq!(world.poll("d", "1"), None, "nor does a restart make it sure");
+    for _ in 0..7 {
+        world.pass(5_000);
+        world.beat("d", "1", &["/dst"], &[]);
+    }
+    assert_eq!(world.poll("d", "1").expect("now").task, TaskSpec::Discard);
+}
+
+#[test]
+fn what_was_sent_of_a_file_that_somebody_else_brought_is_removed() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![large(2)], None));
+    let range = world.poll("s", "1").unwrap();
+    world.finish(result(&range, true, all_done(&range, "d")));
+    let range = world.poll("s", "1").unwrap();
+    world.finish(result(&range, true, TaskReport { unchanged: true, ..TaskReport::default() }));
+    for kind in ["discard", "flush"] {
+        let task = world.poll("d", "1").expect(kind);
+        assert_eq!(task.task.kind(), kind);
+        world.finish(result(&task, true, TaskReport::default()));
+    }
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_skipped), (SyncState::Completed, 1));
+    assert_eq!((end.transferred_bytes, end.bytes_skipped), (0, end.total_bytes));
+}
+
+#[test]
+fn the_list_of_a_cancelled_sync_is_dropped() {
+    let mut world = World::new();
+    let names = vec![RelPath::new("a").unwrap()];
+    world.play(Event::Submit {
+        request: request(Some("demo"), "/src", "/dst"),
+        list: Some(vec![NameList { names }]),
+        idempotency: None,
+    });
+    assert_eq!(world.blobs.len(), 1);
+    world.play(Event::Cancel("demo".parse().unwrap()));
+    assert!(world.blobs.is_empty());
+}
