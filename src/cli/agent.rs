@@ -19,7 +19,7 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure>
     }
     let loaded = load_agent(&args.config, worker_id, &env)?;
     let config = overlay(loaded.config, &args, &ctx.global.master_url)?;
-    service::start_logging(&config.log, &args.log, ctx.global.verbose, &loaded.warnings)?;
+    service::prepare(&config.log, &args.log, ctx.global.verbose, &loaded.warnings)?;
     let shutdown = service::stop_on_signals();
     crate::agent::run(config, shutdown).await.map_err(|e| service::failed(&e))?;
     Ok(Exit::Ok)

@@ -23,7 +23,7 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure
         return Ok(Exit::Ok);
     }
     let config = overlay(loaded.config, &args);
-    service::start_logging(&config.log, &args.log, ctx.global.verbose, &loaded.warnings)?;
+    service::prepare(&config.log, &args.log, ctx.global.verbose, &loaded.warnings)?;
     let shutdown = service::stop_on_signals();
     master::run(config, shutdown).await.map_err(|e| service::failed(&e))?;
     Ok(Exit::Ok)

@@ -7,15 +7,15 @@ use super::failure::Failure;
 use super::out;
 use crate::config::{LogConfig, LogFormat, Problem};
 use crate::store::StoreError;
-use crate::util::{shutdown, telemetry};
+use crate::util::{limits, shutdown, telemetry};
 use tokio_util::sync::CancellationToken;
 
-/// Starts logging as `config` says, after what the command line says of it, and logs what the
-/// configuration's reader found odd.
+/// Prepares the process of a service: logging as `config` says, after what the command line says of
+/// it, with what the configuration's reader found odd; and as many descriptors as it may have.
 ///
 /// # Errors
 /// A level that does not exist.
-pub(super) fn start_logging(
+pub(super) fn prepare(
     config: &LogConfig,
     args: &LogArgs,
     verbose: u8,
@@ -32,6 +32,8 @@ pub(super) fn start_logging(
         None => config.format == LogFormat::Json,
     };
     telemetry::init(Some(level), json).map_err(|e| Failure::usage(format!("{e:#}")))?;
+    let files = limits::raise_open_files();
+    tracing::debug!(?files, "descriptors that may be open");
     for warning in warnings {
         tracing::warn!("{}", out::clean(&warning.to_string()));
     }

@@ -3,12 +3,14 @@
 //! - [`units`]: sizes, rates, counts and durations as people write and read them
 //! - [`backoff`]: how long to wait before trying again
 //! - [`boot`]: which boot of the kernel this is
+//! - [`limits`]: what the kernel lets this process use
 //! - [`shutdown`]: one token tells every task to stop
 //! - [`telemetry`]: what the program says on standard error
 //! - [`suggest`]: "did you mean …?"
 
 pub mod backoff;
 pub mod boot;
+pub mod limits;
 pub mod shutdown;
 pub mod suggest;
 pub mod telemetry;

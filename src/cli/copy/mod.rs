@@ -42,7 +42,7 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
         let quiet = LogArgs { log_level: None, log_format: None };
         let level = if ctx.global.verbose == 1 { "info" } else { "debug" };
         let config = LogConfig { level: level.to_owned(), ..LogConfig::default() };
-        service::start_logging(&config, &quiet, 0, &[])?;
+        service::prepare(&config, &quiet, 0, &[])?;
     }
     let mut asks = signals::listen()?;
     if !ctx.global.quiet && ctx.global.output == Output::Table {

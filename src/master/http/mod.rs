@@ -63,7 +63,8 @@ pub struct HttpLimits {
 impl Default for HttpLimits {
     fn default() -> Self {
         HttpLimits {
-            connections: 1_024,
+            // About nine for each agent of eight slots, most of them polls that wait.
+            connections: 4_096,
             head_time: Duration::from_secs(10),
             head_bytes: 64 << 10,
             body_pause: Duration::from_secs(30),
