@@ -2,56 +2,9 @@
 
 use super::*;
 
-const SUBMIT: &str = r#"curl -X POST http://127.0.0.1:8888/sync \
-  -H 'Content-Type: application/json' \
--d '{
-        "request_id": "demo-1",
-        "source_path": "/data/source",
-        "destination_path": "/data/dest",
-        "chunk_size_mb": 64,
-      }'"#;
-const PROGRESS: &str = "curl http://127.0.0.1:8888/sync/demo-1 | jq";
-const LIST: &str = "curl http://127.0.0.1:8888/sync | jq";
-const DELETE: &str = "curl -X DELETE http://127.0.0.1:8888/sync/demo-1";
-const HEARTBEAT: &str = r#"curl -X POST http://127.0.0.1:8888/workers/heartbeat \
-  -H 'Content-Type: application/json' \
-  -d '{
-        "worker_id": "worker-a",
-        "status": "READY",
-        "storage_paths": ["/data/source", "/scratch"],
-        "data_plane_endpoints": [
-          {"iface": "ib0", "address": "192.168.100.10"}
-        ]
-      }'"#;
-const POLL: &str = "curl -X POST http://127.0.0.1:8888/workers/worker-a/assignment | jq";
-const RESULT: &str = r#"curl -X POST http://127.0.0.1:8888/workers/result \
-  -H 'Content-Type: application/json' \
-  -d '{
-        "request_id": "demo-1",
-        "worker_id": "worker-a",
-        "success": true,
-        "message": "chunk complete"
-      }'"#;
-
-/// The words of a command line, as a shell splits it.
-fn words(command: &str) -> Vec<String> {
-    let command = command.replace("\\\n", " ");
-    let (mut out, mut word, mut quoted) = (Vec::new(), String::new(), false);
-    for c in command.chars() {
-        match c {
-            '\'' => quoted = !quoted,
-            '|' if !quoted => break,
-            c if c.is_whitespace() && !quoted => {
-                if !word.is_empty() {
-                    out.push(std::mem::take(&mut word));
-                }
-            }
-            c => word.push(c),
-        }
-    }
-    out.extend((!word.is_empty()).then_some(word));
-    out
-}
+#[path = "../../../../tests/support/guide.rs"]
+mod requests;
+use requests::{DELETE, HEARTBEAT, LIST, POLL, PROGRESS, RESULT, SUBMIT, words};
 
 /// The bytes that curl sends for a command line (and `Connection: close`).
 fn as_curl_sends(command: &str) -> Vec<u8> {
