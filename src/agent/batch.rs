@@ -71,6 +71,7 @@ impl Cutter {
                 manifest: Blob(manifest),
                 size,
                 range_length: range,
+                group: None,
             });
             return;
         }
@@ -177,7 +178,7 @@ mod tests {
     }
 
     fn entry(path: &str, kind: Kind) -> Entry {
-        Entry { path: RelPath::new(path).unwrap(), kind, meta: meta(), ident: Ident::default() }
+        Entry::new(RelPath::new(path).unwrap(), kind, meta(), Ident::default())
     }
 
     fn file(path: &str, size: u64) -> Entry {
@@ -245,7 +246,7 @@ mod tests {
         add(&mut cutter, file("d/large", 2 * MIB + 1));
         add(&mut cutter, file("tail", 1));
         let found = cutter.cut();
-        let WorkItem::Large { size, range_length, manifest } = &found.work[0] else { panic!() };
+        let WorkItem::Large { size, range_length, manifest, .. } = &found.work[0] else { panic!() };
         assert_eq!((*size, *range_length), (2 * MIB + 1, 2 * MIB));
         let manifest = Manifest::decode(&manifest.0).unwrap();
         assert_eq!(

@@ -203,12 +203,7 @@ mod tests {
     }
 
     fn file(path: &str, size: u64) -> Entry {
-        Entry {
-            path: RelPath::new(path).unwrap(),
-            kind: Kind::File { size },
-            meta: meta(),
-            ident: Ident::default(),
-        }
+        Entry::new(RelPath::new(path).unwrap(), Kind::File { size }, meta(), Ident::default())
     }
 
     #[test]

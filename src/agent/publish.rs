@@ -114,12 +114,12 @@ mod tests {
 
     #[test]
     fn a_chain_must_have_one_value_for_each_range() {
-        let entry = Entry {
-            path: RelPath::new("f").unwrap(),
-            kind: Kind::File { size: 2049 },
-            meta: Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 },
-            ident: Ident::default(),
-        };
+        let entry = Entry::new(
+            RelPath::new("f").unwrap(),
+            Kind::File { size: 2049 },
+            Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 },
+            Ident::default(),
+        );
         assert_eq!(values(&entry, 1024, &[]), Ok(Vec::new()));
         assert_eq!(values(&entry, 1024, &[1; 96]), Ok(vec![Digest([1; 32]); 3]));
         for length in [1, 64, 95, 97, 128] {

@@ -111,6 +111,10 @@ pub async fn scan(
             work: found.work,
             spawn: found.spawn,
             errors: found.errors,
+            root: None,
+            pruned: None,
+            notes: Default::default(),
+            records: Vec::new(),
             next,
         };
         match pages.post(&page).await {

@@ -92,6 +92,7 @@ impl Master {
             worker: "a".into(),
             destination: dst.as_os_str().as_bytes().to_vec(),
             expires: NOW + 900,
+            rules: Default::default(),
         };
         Assignment {
             assignment_id: AssignmentId([n; 16]),

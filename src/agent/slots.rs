@@ -182,13 +182,18 @@ impl Slots {
                 return Ok(self.scan(job, listing).await);
             }
             TaskSpec::Copy { .. } => copy::copy(job, batch()?).await,
-            TaskSpec::Range { offset, length } => {
+            TaskSpec::Range { offset, length, compare: _ } => {
                 range::range(job, batch()?, (*offset, *length)).await
             }
-            TaskSpec::Commit { range_length, chain } => {
+            TaskSpec::Commit { range_length, chain, in_place: _ } => {
                 publish::commit(job, batch()?, *range_length, &chain.0).await
             }
             TaskSpec::Discard => publish::discard(job, batch()?).await,
+            // Not handed out yet: no sync asks for them.
+            TaskSpec::Prune { .. } | TaskSpec::Sweep => Done::failed(format!(
+                "this agent does not know how to {}",
+                job.assignment.task.kind()
+            )),
             TaskSpec::Flush => publish::flush(job).await,
         };
         Ok(Some(done))

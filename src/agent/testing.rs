@@ -26,6 +26,7 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         lease_seconds: 30,
         source_path: AbsPath::new("/src").unwrap(),
         destination_path: AbsPath::new("/dst").unwrap(),
+        options: Default::default(),
         chunk_size_mb: 1,
         task,
         source_workers: vec![],

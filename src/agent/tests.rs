@@ -99,6 +99,7 @@ impl Fleet {
             worker: "a".into(),
             destination: self.dst().as_os_str().as_bytes().to_vec(),
             expires: NOW + 900,
+            rules: Default::default(),
         };
         Assignment {
             source_path: abs(&self.src()),
@@ -301,7 +302,8 @@ async fn ranged(
     manifest: &Manifest,
     at: (u64, u64),
 ) -> (Done, Writers) {
-    let assignment = fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1 });
+    let assignment =
+        fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1, compare: false });
     let writers = Writers::default();
     let job = Job { cx, assignment: &assignment, writers: &writers };
     let done = range::range(job, manifest.clone(), at).await;
@@ -315,7 +317,7 @@ async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Do
     let writers = Writers::default();
     let job = Job { cx: &cx, assignment: &assignment, writers: &writers };
     match task {
-        TaskSpec::Commit { range_length, chain } => {
+        TaskSpec::Commit { range_length, chain, .. } => {
             publish::commit(job, manifest, range_length, &chain.0).await
         }
         TaskSpec::Discard => publish::discard(job, manifest).await,
@@ -342,7 +344,7 @@ async fn ranges_by_two_receivers_become_one_file_with_its_ordinary_digest() {
     }
     assert_eq!(wrote.into_iter().collect::<Vec<_>>(), ["r0", "r1"]);
     let chain = Blob(values.iter().flat_map(|v| v.0).collect());
-    let commit = TaskSpec::Commit { range_length: length, chain };
+    let commit = TaskSpec::Commit { range_length: length, chain, in_place: false };
     for _ in 0..2 {
         let done = at_destination(&fleet, commit.clone(), manifest.clone()).await;
         assert!(done.success && done.report.failures.is_empty(), "{done:?}");
@@ -406,7 +408,7 @@ async fn a_part_file_that_will_not_be_published_is_removed() {
     }
     // Without its part file a commit fails, and says so of its file.
     let chain = Blob([Digest([0; 32]).0; 3].concat());
-    let commit = TaskSpec::Commit { range_length: MIB as u64, chain };
+    let commit = TaskSpec::Commit { range_length: MIB as u64, chain, in_place: false };
     let done = at_destination(&fleet, commit, manifest).await;
     assert_eq!(done.report.failures[0].path.0, b"f");
     fleet.end().await;

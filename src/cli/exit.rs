@@ -26,6 +26,8 @@ pub enum Exit {
     Partial,
     /// The only failures are source files that vanished.
     Vanished,
+    /// Everything was copied, and a guard stopped the deletion of what the source does not have.
+    DeleteStopped,
     /// A configuration that can't be used.
     Config,
     /// The time of `--timeout` passed and the sync still runs. Holds the code to end with, for
@@ -51,7 +53,8 @@ pub const TABLE: &[(Exit, &str)] = &[
     (Exit::Failed, "the sync failed as a whole, and a later try will not help"),
     (Exit::Cancelled, "the sync was cancelled or deleted while waiting"),
     (Exit::Partial, "some files failed, the rest was copied"),
-    (Exit::Vanished, "only source files that vanished failed"),
+    (Exit::Vanished, "only source files that vanished or kept changing failed"),
+    (Exit::DeleteStopped, "all was copied, a guard stopped the deletion (--max-delete and others)"),
     (Exit::Config, "a configuration that can't be used"),
     (Exit::TimedOut(TIMED_OUT), "--timeout passed, the sync still runs (see --timeout-exit-code)"),
     (Exit::Interrupted, "SIGINT while waiting; the sync goes on"),
@@ -72,6 +75,7 @@ impl Exit {
             Exit::Cancelled => 20,
             Exit::Partial => 23,
             Exit::Vanished => 24,
+            Exit::DeleteStopped => 25,
             Exit::Config => 78,
             Exit::TimedOut(code) => code,
             Exit::Interrupted => 130,
@@ -91,6 +95,7 @@ impl Exit {
             Exit::TimedOut(_) => 1,
             Exit::Interrupted | Exit::Terminated => 2,
             Exit::Vanished => 3,
+            Exit::DeleteStopped => 4,
             Exit::Partial => 4,
             Exit::Cancelled => 5,
             Exit::NotFound => 6,
@@ -117,6 +122,7 @@ impl Exit {
             (SyncState::Completed, _) | (SyncState::Failed, Some(Outcome::Partial)) => {
                 Some(Exit::Partial)
             }
+            (SyncState::Failed, Some(Outcome::DeleteStopped)) => Some(Exit::DeleteStopped),
             (SyncState::Failed, Some(Outcome::Cancelled)) => Some(Exit::Cancelled),
             (SyncState::Failed, Some(Outcome::Full) | None) => Some(Exit::Failed),
         }
@@ -150,6 +156,7 @@ mod tests {
             (Completed, Some(Partial), 0, Some(23)),
             (Failed, Some(Partial), 2, Some(23)),
             (Failed, Some(VanishedOnly), 2, Some(24)),
+            (Failed, Some(Outcome::DeleteStopped), 0, Some(25)),
             (Failed, None, 0, Some(7)),
             (Cancelled, Some(Outcome::Cancelled), 0, Some(20)),
             (Cancelled, None, 5, Some(20)),
@@ -181,7 +188,7 @@ mod tests {
     #[test]
     fn the_help_lists_each_code_once() {
         let codes: Vec<u8> = TABLE.iter().map(|(exit, _)| exit.code()).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 5, 6, 7, 20, 23, 24, 78, 124, 130, 143]);
+        assert_eq!(codes, [0, 1, 2, 3, 5, 6, 7, 20, 23, 24, 25, 78, 124, 130, 143]);
         assert!(help().contains("\n   23  some files failed"));
     }
 }

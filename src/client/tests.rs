@@ -142,6 +142,7 @@ async fn a_problem_document_becomes_a_typed_error() {
         destination_path: crate::wire::AbsPath::new("/b").unwrap(),
         chunk_size_mb: 64,
         file_list: None,
+        options: Default::default(),
     };
     let e = client(&[&master.url]).submit(&request, Some("key-1")).await.unwrap_err();
     assert_eq!((e.status(), e.code()), (Some(409), Some("sync_exists")));

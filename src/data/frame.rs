@@ -303,12 +303,7 @@ mod tests {
     }
 
     fn entry(name: &[u8], size: u64) -> Entry {
-        Entry {
-            path: RelPath::new(name).unwrap(),
-            kind: Kind::File { size },
-            meta: meta(),
-            ident: Ident::default(),
-        }
+        Entry::new(RelPath::new(name).unwrap(), Kind::File { size }, meta(), Ident::default())
     }
 
     /// All frames of `bytes`, content pieces of one frame joined.

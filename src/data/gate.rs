@@ -88,6 +88,7 @@ mod tests {
             worker: "w".into(),
             destination: b"/d".to_vec(),
             expires,
+            rules: Default::default(),
         }
     }
 

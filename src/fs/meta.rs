@@ -52,7 +52,7 @@ pub(super) fn entry_of(
         }
         _ => Kind::Special { format: stat.st_mode & 0o170_000, rdev: stat.st_rdev },
     };
-    Ok(Entry { path, kind, meta: meta_of(stat), ident: ident_of(stat) })
+    Ok(Entry::new(path, kind, meta_of(stat), ident_of(stat)))
 }
 
 /// `lstat` of a name in a directory.

@@ -131,6 +131,7 @@ mod tests {
             destination_path: abs(destination),
             chunk_size_mb: 64,
             file_list: None,
+            options: Default::default(),
         }
     }
 

@@ -343,6 +343,7 @@ impl State {
             &lease.worker,
             &request.destination_path,
             now.wall_ms.div_euclid(1000),
+            request.options.write_rules(),
         );
         Some(Assignment {
             assignment_id: lease.assignment,
@@ -356,6 +357,7 @@ impl State {
             destination_path: request.destination_path.clone(),
             chunk_size_mb: request.chunk_size_mb,
             task: task.spec.clone(),
+            options: request.options.clone(),
             source_workers: self.workers.pool(&request.source_path).map(Worker::member).collect(),
             destination_workers: self
                 .workers

@@ -156,7 +156,7 @@ impl State {
                 }
                 sync.record_error(error, 1);
             }
-            TaskSpec::Discard => {}
+            TaskSpec::Discard | TaskSpec::Prune { .. } | TaskSpec::Sweep => {}
         }
         self.changed(task.sync, now);
     }

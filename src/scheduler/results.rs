@@ -131,7 +131,7 @@ impl State {
                     NewTask { failures, tried, last_error: error, ..NewTask::ready(no, spec) };
                 Some(self.add_task(new, Some(manifest.0)))
             }
-            WorkItem::Large { manifest, size, range_length } => {
+            WorkItem::Large { manifest, size, range_length, group: _ } => {
                 if first && let Some(sync) = self.syncs.get_mut(&no) {
                     sync.counters.files_total += 1;
                     sync.counters.add_bytes_total(size);
@@ -182,7 +182,10 @@ impl State {
         let before = large.next;
         while out < RANGES_AHEAD && large.next < large.ranges() {
             let (offset, length) = large.range(large.next);
-            self.add_task(NewTask::of_large(&large, TaskSpec::Range { offset, length }), None);
+            self.add_task(
+                NewTask::of_large(&large, TaskSpec::Range { offset, length, compare: false }),
+                None,
+            );
             large.next += 1;
             out += 1;
         }
@@ -192,7 +195,8 @@ impl State {
                 chain = large.done.iter().flatten().flat_map(|d| d.0).collect();
             }
             let chain = crate::wire::task::Blob(chain);
-            let spec = TaskSpec::Commit { range_length: large.range_length, chain };
+            let spec =
+                TaskSpec::Commit { range_length: large.range_length, chain, in_place: false };
             self.add_task(NewTask::of_large(&large, spec), None);
         }
         if large.next != before {
@@ -331,11 +335,15 @@ impl State {
         }
         match &task.spec {
             TaskSpec::Copy { .. } => self.copied(&task, worker, report, now),
-            TaskSpec::Range { offset, length } => {
+            TaskSpec::Range { offset, length, .. } => {
                 self.range_done(&task, *offset, *length, worker, report, now);
             }
             TaskSpec::Commit { .. } => self.committed(&task, worker, report, now),
-            TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Discard => {
+            TaskSpec::Scan { .. }
+            | TaskSpec::List { .. }
+            | TaskSpec::Prune { .. }
+            | TaskSpec::Sweep
+            | TaskSpec::Discard => {
                 self.drop_task(id);
             }
             TaskSpec::Flush if !report.failures.is_empty() => {
@@ -490,7 +498,7 @@ impl State {
             // It is one file as before; only its bytes are others.
             sync.counters.bytes_total = sync.counters.bytes_total.saturating_sub(old_size);
             match item {
-                WorkItem::Large { manifest, size, range_length } => {
+                WorkItem::Large { manifest, size, range_length, group: _ } => {
                     sync.counters.add_bytes_total(size);
                     self.add_large(task.sync, manifest.0, size, range_length, restarts + 1);
                 }

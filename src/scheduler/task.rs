@@ -103,9 +103,10 @@ impl Task {
 
     /// Whether it writes to the destination.
     pub(super) fn writes(&self) -> bool {
-        use TaskSpec::{Commit, Copy, Discard, Flush, List, Range, Scan};
+        use TaskSpec::{Commit, Copy, Discard, Flush, List, Prune, Range, Scan, Sweep};
         match self.spec {
-            Copy { .. } | Range { .. } | Commit { .. } => true,
+            Copy { .. } | Range { .. } | Commit { .. } | Sweep => true,
+            Prune { apply, .. } => apply,
             Scan { .. } | List { .. } | Discard | Flush => false,
         }
     }

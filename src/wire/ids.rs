@@ -136,6 +136,26 @@ macro_rules! hex_id {
     };
 }
 
+impl<C> minicbor::Encode<C> for Digest {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.bytes(&self.0)?.ok()
+    }
+}
+
+impl<'b, C> minicbor::Decode<'b, C> for Digest {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let at = d.position();
+        let bytes = d.bytes()?.try_into();
+        bytes
+            .map(Digest)
+            .map_err(|_| minicbor::decode::Error::message("a digest has 32 bytes").at(at))
+    }
+}
+
 hex_id!(
     /// A random number that names one lease of one task; a result must carry it.
     AssignmentId,

@@ -49,6 +49,31 @@ pub struct Entry {
     /// Which version of the source this is.
     #[n(3)]
     pub ident: Ident,
+    /// Extended attributes and ACLs that are to be kept, sorted by name.
+    #[cbor(n(4), default)]
+    pub xattrs: Vec<Xattr>,
+    /// It has other names (of the same [`Ident`]) at the source: those are to be one file at the
+    /// destination as well.
+    #[cbor(n(5), default)]
+    pub linked: bool,
+    /// The BLAKE3 digest of its content: sent where content is compared and this side has read it.
+    #[cbor(n(6), default)]
+    pub digest: Option<Digest>,
+    /// Where the content is read, below the storage root of the source: for what was reached through
+    /// a link that is followed.
+    #[cbor(n(7), with = "cbor_path_option", default)]
+    pub real: Option<RelPath>,
+}
+
+/// An extended attribute.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct Xattr {
+    /// Its name with the namespace, e.g. `user.origin`.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub name: Vec<u8>,
+    /// Its value.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub value: Vec<u8>,
 }
 
 /// What an entry is.
@@ -121,6 +146,20 @@ pub struct Ident {
 }
 
 impl Entry {
+    /// An entry without extended attributes, other names or a digest.
+    pub fn new(path: RelPath, kind: Kind, meta: Meta, ident: Ident) -> Self {
+        Entry {
+            path,
+            kind,
+            meta,
+            ident,
+            xattrs: Vec::new(),
+            linked: false,
+            digest: None,
+            real: None,
+        }
+    }
+
     /// Length of the content; 0 for all but regular files.
     pub fn size(&self) -> u64 {
         match self.kind {
@@ -230,6 +269,35 @@ mod cbor_path {
     }
 }
 
+/// A path that may be missing.
+pub(super) mod cbor_path_option {
+    use super::RelPath;
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error as EncodeError, Write};
+    use minicbor::{Decoder, Encoder};
+
+    pub(in crate::wire) fn encode<C, W: Write>(
+        path: &Option<RelPath>,
+        e: &mut Encoder<W>,
+        c: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        match path {
+            Some(path) => super::cbor_path::encode(path, e, c),
+            None => e.null()?.ok(),
+        }
+    }
+
+    pub(in crate::wire) fn decode<C>(
+        d: &mut Decoder<'_>,
+        c: &mut C,
+    ) -> Result<Option<RelPath>, DecodeError> {
+        if d.datatype()? == minicbor::data::Type::Null {
+            return d.null().map(|()| None);
+        }
+        super::cbor_path::decode(d, c).map(Some)
+    }
+}
+
 /// A list of names given by the operator (`file_list`), one part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct NameList {
@@ -315,7 +383,7 @@ mod tests {
     }
 
     fn entry(path: &[u8], kind: Kind) -> Entry {
-        Entry { path: RelPath::new(path).unwrap(), kind, meta: meta(), ident: Ident::default() }
+        Entry::new(RelPath::new(path).unwrap(), kind, meta(), Ident::default())
     }
 
     #[test]

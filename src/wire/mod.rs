@@ -4,6 +4,7 @@
 //! - [`path`]: byte paths; [`RelPath`] is the security boundary (it cannot leave its root)
 //! - [`ids`]: identifiers, each a type of its own
 //! - [`sync`]: what an operator asks for and sees
+//! - [`options`]: how a sync is to be done
 //! - [`worker`]: what an agent says of itself
 //! - [`task`]: assignments, scan pages and results
 //! - [`manifest`]: the entries of a batch, opaque to the master
@@ -12,6 +13,7 @@
 
 pub mod ids;
 pub mod manifest;
+pub mod options;
 pub mod path;
 pub mod problem;
 pub mod sync;

@@ -1,5 +1,6 @@
 //! What an operator asks for ([`SyncRequest`]) and sees ([`SyncProgress`]).
 
+use super::options::{Action, Notes, SyncOptions, Tally};
 use super::{AbsPath, BytePath, RequestId, WorkerId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,13 @@ pub struct SyncRequest {
     /// Copy just these: relative to the source, or absolute below it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_list: Option<Vec<BytePath>>,
+    /// How it is to be done.
+    #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
+    pub options: SyncOptions,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 fn default_chunk() -> u32 {
@@ -91,6 +99,10 @@ pub enum Phase {
     Scanning,
     /// Everything is listed; entries are being copied.
     Transferring,
+    /// Everything is copied; it is read again and compared (`verify: readback`).
+    Verifying,
+    /// Everything is copied; what the source does not have is counted, then deleted.
+    Pruning,
     /// Everything is copied; destination workers put it on stable storage.
     Flushing,
     /// Ended.
@@ -105,8 +117,10 @@ pub enum Outcome {
     Full,
     /// Some entries failed.
     Partial,
-    /// The only failures are source files that vanished.
+    /// The only failures are source files that vanished or changed under the copy each time.
     VanishedOnly,
+    /// Everything was copied, and a guard stopped the deletion of what the source does not have.
+    DeleteStopped,
     /// An operator ended it.
     Cancelled,
 }
@@ -198,6 +212,27 @@ pub struct SyncProgress {
     pub dirs_failed: u64,
     /// Content bytes of the files skipped.
     pub bytes_skipped: u64,
+    /// Content bytes that went over the wire (or between two files of one host), retries included.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// Content bytes of copied files that the destination had already and that were kept.
+    #[serde(default)]
+    pub kept_bytes: u64,
+    /// What was done (in a dry run: would be), by action.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub actions: BTreeMap<Action, Tally>,
+    /// Metadata that the destination could not hold, and what was left out, by cause.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: Notes,
+    /// Files that were read back and are right.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub verified_files: u64,
+    /// Files that were wrong when they were read back, and were sent again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub repaired_files: u64,
+    /// How it was to be done.
+    #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
+    pub options: SyncOptions,
     /// Whether the totals are final.
     pub scan_done: bool,
     /// Tasks reported done without their digest, by an agent that does not know of digests.

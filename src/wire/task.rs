@@ -1,12 +1,14 @@
 //! What passes between the master and an agent about one task: the assignment out, scan pages and
 //! the result back.
 
+use super::options::{Action, FileRecord, Notes, SyncOptions, Tally};
 use super::sync::FileError;
 use super::worker::{Endpoint, WorkerStatus};
 use super::{AbsPath, AssignmentId, Digest, RelPath, RequestId, TaskId, WorkerId};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as B64;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::collections::BTreeMap;
 
 /// Bytes in JSON: a base64 string.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -64,6 +66,9 @@ pub enum TaskSpec {
         offset: u64,
         /// How long it is; less than the file's range length only at the end of the file.
         length: u64,
+        /// Only compare it with what the destination has (`compare: checksum`); write nothing.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        compare: bool,
     },
     /// Publish the part file of one large file: check it, set its metadata, rename it.
     Commit {
@@ -72,9 +77,25 @@ pub enum TaskSpec {
         /// The BLAKE3 chaining value of each range, 32 bytes each, in order; empty where the ranges
         /// were not hashed.
         chain: Blob,
+        /// All ranges were compared and are equal: there is no part file, only metadata to repair.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        in_place: bool,
     },
     /// Remove the part file of one large file that will not be published.
     Discard,
+    /// Find what a subtree of the destination has and the source does not, and post pages
+    /// ([`ScanPage::pruned`]).
+    Prune {
+        /// The subtree, below both roots.
+        dir: RelPath,
+        /// Go on behind this directory.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cursor: Option<Cursor>,
+        /// Delete it; otherwise it is only counted.
+        apply: bool,
+    },
+    /// Remove what the sync kept at the destination to find the names of one file.
+    Sweep,
     /// Put everything written below the destination root on stable storage.
     Flush,
 }
@@ -89,13 +110,16 @@ impl TaskSpec {
             TaskSpec::Range { .. } => "range",
             TaskSpec::Commit { .. } => "commit",
             TaskSpec::Discard => "discard",
+            TaskSpec::Prune { .. } => "prune",
+            TaskSpec::Sweep => "sweep",
             TaskSpec::Flush => "flush",
         }
     }
 
     /// Whether a manifest goes with it.
     pub fn has_manifest(&self) -> bool {
-        !matches!(self, TaskSpec::Scan { .. } | TaskSpec::Flush)
+        use TaskSpec::{Flush, Prune, Scan, Sweep};
+        !matches!(self, Scan { .. } | Prune { .. } | Sweep | Flush)
     }
 }
 
@@ -148,6 +172,9 @@ pub struct Assignment {
     pub chunk_size_mb: u32,
     /// What to do.
     pub task: TaskSpec,
+    /// How.
+    #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
+    pub options: SyncOptions,
     /// Active workers that hold the source.
     pub source_workers: Vec<PoolMember>,
     /// Active workers that hold the destination.
@@ -179,6 +206,10 @@ pub enum WorkItem {
         size: u64,
         /// The length of all ranges but the last, a power of two of at least 1 KiB.
         range_length: u64,
+        /// The same for all names of one file; none for a file with one name. The master has one
+        /// of them copied, the others are linked to it afterwards.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<Digest>,
     },
 }
 
@@ -213,8 +244,43 @@ pub struct ScanPage {
     /// (they are in `dirs_failed` as well as in no other count).
     #[serde(default)]
     pub errors: Vec<FileError>,
+    /// Of the first page of the whole source: what the source root is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<RootState>,
+    /// For a prune: what was found since the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<Pruned>,
+    /// Entries that were left out, by cause.
+    #[serde(default, skip_serializing_if = "Notes::is_empty")]
+    pub notes: Notes,
+    /// What became of each file of `errors` and `pruned`, where that is recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub records: Vec<FileRecord>,
     /// The task as it is to go on behind this page; `None`: there is no more.
     pub next: Option<TaskSpec>,
+}
+
+/// What a source root is; by this a mirror knows that nothing is mounted there today.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootState {
+    /// The file system that it lies on: the same text as long as it is the same one, also after a
+    /// restart of the host.
+    pub file_system: String,
+    /// There is nothing in it.
+    pub empty: bool,
+}
+
+/// What a prune found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pruned {
+    /// Entries at the destination that were looked at.
+    pub seen: u64,
+    /// … that the source does not have: deleted, or to be deleted.
+    pub extra: u64,
+    /// Content bytes of those.
+    pub bytes: u64,
 }
 
 /// The reply to a page.
@@ -305,10 +371,35 @@ pub struct TaskReport {
     /// again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub part_lost: bool,
+    /// Content bytes that went over the wire, also of what failed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub bytes_sent: u64,
+    /// Content bytes that the destination had already and kept; they count in `bytes_done` too.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub bytes_kept: u64,
+    /// What was done with the entries (in a dry run: would be); failed ones are not in it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub actions: BTreeMap<Action, Tally>,
+    /// What the destination could not hold.
+    #[serde(skip_serializing_if = "Notes::is_empty")]
+    pub notes: Notes,
+    /// What became of each entry, where that is recorded (or its digest is wanted).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub records: Vec<FileRecord>,
+    /// The destination keeps something for the names of one file: a sweep is wanted in the end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub to_sweep: bool,
+    /// For a range that is only compared: it differs, so the file is to be sent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub differs: bool,
     /// For a range: the destination holds this file already (size and time): nothing needs to be
     /// sent. Counted as skipped.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unchanged: bool,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// What became of a result.

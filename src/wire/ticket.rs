@@ -1,6 +1,7 @@
 //! Tickets: the permission, inside an assignment, to act on one destination root. The master signs
 //! (Ed25519, RFC 8032), agents hold only the public half: one agent cannot forge for another.
 
+use super::options::WriteRules;
 use super::{AbsPath, AssignmentId, RequestId, SyncNo, WorkerId};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::Engine as _;
@@ -37,10 +38,14 @@ pub struct Claims {
     /// Seconds since 1970 by the master's clock.
     #[n(6)]
     pub expires: i64,
+    /// How it may be written.
+    #[n(7)]
+    pub rules: WriteRules,
 }
 
 impl Claims {
     /// The claims of an assignment, from `now` (seconds since 1970).
+    #[expect(clippy::too_many_arguments, reason = "each is a claim of its own")]
     pub fn new(
         sync: SyncNo,
         request_id: &RequestId,
@@ -49,6 +54,7 @@ impl Claims {
         worker: &WorkerId,
         destination: &AbsPath,
         now: i64,
+        rules: WriteRules,
     ) -> Self {
         Claims {
             sync: sync.0,
@@ -58,6 +64,7 @@ impl Claims {
             worker: worker.to_string(),
             destination: destination.as_bytes().to_vec(),
             expires: now + LIFETIME_SECONDS,
+            rules,
         }
     }
 }
@@ -166,6 +173,7 @@ mod tests {
             worker: "worker-a".into(),
             destination: b"/data/\xff".to_vec(),
             expires: 1_000,
+            rules: WriteRules::default(),
         }
     }
 

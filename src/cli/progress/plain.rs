@@ -80,6 +80,8 @@ pub(super) fn line(sync: &SyncProgress, pace: &Pace, at: Instant, now: Timestamp
         Phase::Waiting => "WAITING",
         Phase::Scanning => "SCANNING",
         Phase::Transferring => "TRANSFERRING",
+        Phase::Verifying => "VERIFYING",
+        Phase::Pruning => "PRUNING",
         Phase::Flushing => "FLUSHING",
         Phase::Done => "DONE",
     };

@@ -87,6 +87,7 @@ impl World {
             worker: "a".into(),
             destination: destination.as_os_str().as_bytes().to_vec(),
             expires: NOW + 900,
+            rules: Default::default(),
         }
     }
 

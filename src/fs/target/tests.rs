@@ -318,12 +318,12 @@ fn what_fails_above_fails_all_below_and_nothing_else() {
     let mut batch = manifest(&site.source());
     // A directory that can't be made: its name is taken by what may not be replaced.
     let bad = RelPath::root().child(&[b'n'; 255]).unwrap().child(b"x").unwrap();
-    batch.entries.push(Entry {
-        path: bad,
-        kind: Kind::Special { format: 0o120_000, rdev: 0 },
-        meta: batch.entries[0].meta,
-        ident: Ident::default(),
-    });
+    batch.entries.push(Entry::new(
+        bad,
+        Kind::Special { format: 0o120_000, rdev: 0 },
+        batch.entries[0].meta,
+        Ident::default(),
+    ));
     let verdicts = site.target().reconcile(&batch);
     assert_eq!(verdicts.len(), batch.entries.len());
     assert!(matches!(verdicts.last(), Some(Verdict::Failed(_))), "{verdicts:?}");

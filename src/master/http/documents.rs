@@ -59,6 +59,7 @@ fn read_sync_request(
     let source: Option<AbsPath> = doc.required("source_path", typed);
     let destination: Option<AbsPath> = doc.required("destination_path", typed);
     let chunk = doc.optional("chunk_size_mb", whole(CHUNK_MB));
+    let options = doc.optional("options", typed);
     let names = doc.optional("file_list", list(usize::MAX, typed::<BytePath>));
 
     if let (Some(source), Some(destination)) = (&source, &destination)
@@ -81,6 +82,7 @@ fn read_sync_request(
             destination_path: destination?,
             chunk_size_mb: chunk?.unwrap_or(default_chunk_mb),
             file_list: None,
+            options: options?.unwrap_or_default(),
         })
     })?;
     Ok((request, parts))
@@ -281,6 +283,7 @@ mod tests {
             destination_path: AbsPath::new("/b").unwrap(),
             chunk_size_mb: 7,
             file_list: Some(vec![BytePath(b"x".to_vec())]),
+            options: Default::default(),
         };
         let (read, list) =
             sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MB).unwrap();

@@ -79,7 +79,12 @@ fn pages_that_cannot_be_are_refused_and_change_nothing() {
     let (mut world, scan) = scanning();
     let copy =
         |files, dirs| WorkItem::Copy { manifest: Blob(vec![1]), files, dirs, bytes: u64::MAX };
-    let large = |size| WorkItem::Large { manifest: Blob(vec![2]), size, range_length: u64::MAX };
+    let large = |size| WorkItem::Large {
+        manifest: Blob(vec![2]),
+        size,
+        range_length: u64::MAX,
+        group: None,
+    };
     let before = world.records.clone();
     let many = ScanPage {
         spawn: vec![RelPath::new("x").unwrap(); 2_000],

@@ -169,6 +169,7 @@ fn request(id: Option<&str>, source: &str, destination: &str) -> SyncRequest {
         destination_path: AbsPath::new(destination).unwrap(),
         chunk_size_mb: 1,
         file_list: None,
+        options: Default::default(),
     }
 }
 
@@ -232,12 +233,23 @@ fn batch(files: u64, dirs: u64) -> WorkItem {
 
 fn large(ranges: u64) -> WorkItem {
     let size = (ranges << 20) - 5;
-    WorkItem::Large { manifest: Blob(vec![2; 10]), size, range_length: 1 << 20 }
+    WorkItem::Large { manifest: Blob(vec![2; 10]), size, range_length: 1 << 20, group: None }
 }
 
 fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>) -> ScanPage {
     let task_digest = a.task_digest;
-    ScanPage { task_digest, page: number, work, spawn: vec![], errors: vec![], next }
+    ScanPage {
+        task_digest,
+        page: number,
+        work,
+        spawn: vec![],
+        errors: vec![],
+        root: None,
+        pruned: None,
+        notes: Default::default(),
+        records: vec![],
+        next,
+    }
 }
 
 fn at(place: &str) -> Option<TaskSpec> {
