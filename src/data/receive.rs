@@ -8,17 +8,19 @@ use super::protocol::{
 use crate::fs::{FsError, NewFile, PartFile, Target, Verdict};
 use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
+use crate::wire::options::Action;
 use blake3::hazmat::HasherExt as _;
 
 /// Brings everything of `manifest` that needs no content, and says what is wanted.
 pub fn take_offer(target: &Target, manifest: &Manifest) -> OfferReply {
     let answers: Vec<Answer> = target
         .reconcile(manifest)
+        .verdicts
         .into_iter()
         .map(|verdict| match verdict {
-            Verdict::Unchanged => Answer::Unchanged,
-            Verdict::Made => Answer::Made,
-            Verdict::Needed => Answer::Needed,
+            Verdict::Done(Action::Skip | Action::Metadata) => Answer::Unchanged,
+            Verdict::Done(_) => Answer::Made,
+            Verdict::Needed { .. } | Verdict::Check => Answer::Needed,
             Verdict::Failed(error) => Answer::Failed(error.into()),
         })
         .collect();

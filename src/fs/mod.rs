@@ -24,6 +24,7 @@
 //! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in pieces), and memory and
 //!   descriptors not by the size of a directory or the depth of a tree.
 
+mod base;
 mod error;
 mod files;
 mod filter;
@@ -33,21 +34,25 @@ mod lost;
 mod made_up;
 mod meta;
 mod names;
+mod prune;
 mod reconcile;
 mod root;
 mod source;
 mod target;
 #[cfg(test)]
 mod testing;
+mod trash;
 mod walk;
 
+pub use base::BlockValues;
 pub use error::{Cause, FsError, Result, Side, errno_name};
 pub use files::{NewFile, PartFile};
 pub use filter::{Filter, FilterError};
 pub use list::NamePage;
 pub use lost::Ranges;
 pub use names::is_ours;
-pub use reconcile::Verdict;
+pub use prune::{PruneDone, PrunePage, PrunePlace};
+pub use reconcile::{Reconciled, Verdict};
 pub use root::{Root, Tree};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};
