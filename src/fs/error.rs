@@ -1,5 +1,6 @@
 //! What went wrong, where, and what to do about it.
 
+use super::notes::Shortfall;
 use crate::wire::BytePath;
 use crate::wire::sync::{ErrorClass, FileError};
 use rustix::io::Errno;
@@ -48,6 +49,10 @@ pub enum Cause {
     Lost,
     /// It lies in a file system like `proc`, whose files have no length to copy by.
     MadeUp,
+    /// Its extended attributes are too long together.
+    ManyXattrs,
+    /// The destination can't hold something of its metadata, and is to hold it all.
+    Short(Shortfall),
 }
 
 /// An operation on one entry that failed.
@@ -95,7 +100,9 @@ impl FsError {
                 Side::Source => ErrorClass::Changed,
                 Side::Destination => ErrorClass::Transient,
             },
-            Cause::Occupied | Cause::MadeUp => ErrorClass::Permanent,
+            Cause::Occupied | Cause::MadeUp | Cause::ManyXattrs | Cause::Short(_) => {
+                ErrorClass::Permanent
+            }
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
         }
     }
@@ -121,6 +128,9 @@ impl FsError {
             Cause::Occupied => "remove or rename that directory, then sync again",
             Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
             Cause::MadeUp => "leave it out, or unmount it",
+            Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
+            Cause::Short(_) => "sync without `--strict-metadata` to have it counted instead",
+            Cause::Os(Errno::NOSYS) => "mount `/proc` where the agent runs",
             Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
                 "let the agent's user read it, or run the agent as root"
             }
@@ -172,6 +182,8 @@ impl fmt::Display for FsError {
             }
             Cause::Overtaken => f.write_str("another attempt at the same file has taken over")?,
             Cause::Lost => f.write_str("what was written to its part file is gone")?,
+            Cause::ManyXattrs => f.write_str("its extended attributes are over 1 MiB together")?,
+            Cause::Short(short) => write!(f, "{short}")?,
             Cause::MadeUp => {
                 f.write_str(
                     "its file system is one like /proc, whose files have no length to copy by",

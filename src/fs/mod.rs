@@ -24,12 +24,17 @@
 //! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in pieces), and memory and
 //!   descriptors not by the size of a directory or the depth of a tree.
 
+mod dress;
 mod error;
 mod files;
+mod links;
 mod lost;
 mod made_up;
 mod meta;
 mod names;
+mod nodes;
+mod notes;
+mod part;
 mod reconcile;
 mod root;
 mod source;
@@ -37,11 +42,14 @@ mod target;
 #[cfg(test)]
 mod testing;
 mod walk;
+mod xattr;
 
 pub use error::{Cause, FsError, Result, Side, errno_name};
-pub use files::{NewFile, PartFile};
+pub use files::NewFile;
 pub use lost::Ranges;
 pub use names::is_ours;
+pub use notes::Shortfall;
+pub use part::{Keep, PartFile};
 pub use reconcile::Verdict;
 pub use root::{Root, Tree};
 pub use source::SourceFile;

@@ -1,15 +1,16 @@
 //! What can be done at the destination without content, which in a repeated sync is nearly everything.
 
+use super::dress::Outfit;
 use super::error::{Cause, Result};
+use super::links::Linked;
 use super::meta::{lstat, same_mtime, size_of, type_of};
-use super::names;
+use super::nodes::TouchUp;
 use super::root::{Place, split};
 use super::target::Target;
 use crate::wire::RelPath;
-use crate::wire::manifest::{DirRef, Entry, Kind, Manifest, Meta};
+use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
 use crate::wire::sync::FileError;
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 
@@ -52,7 +53,7 @@ impl Target {
             .collect();
         if self.has_widened() {
             for dir in &manifest.dirs {
-                batch.stamps.entry(&dir.path).or_insert(dir.meta);
+                batch.stamps.entry(&dir.path).or_insert(dir.into());
             }
         }
         let failed = self.stamp_all(&batch.stamps);
@@ -76,7 +77,7 @@ struct Batch<'a> {
     /// Those that could not be made, and why: what is below them fails alike.
     broken: HashMap<&'a [u8], Errno>,
     /// What directories shall have in the end; children behind their parents.
-    stamps: BTreeMap<&'a RelPath, Meta>,
+    stamps: BTreeMap<&'a RelPath, Outfit<'a>>,
 }
 
 impl<'a> Batch<'a> {
@@ -86,7 +87,7 @@ impl<'a> Batch<'a> {
             Ok(new) => {
                 self.made.insert(path, new);
                 if new {
-                    self.stamps.insert(&dir.path, dir.meta);
+                    self.stamps.entry(&dir.path).or_insert(dir.into());
                 }
             }
             Err(errno) => {
@@ -115,7 +116,7 @@ impl<'a> Batch<'a> {
         if !path.is_root()
             && let Some(dir) = self.dirs.get(split(path.as_bytes()).0)
         {
-            self.stamps.insert(&dir.path, dir.meta);
+            self.stamps.entry(&dir.path).or_insert((*dir).into());
         }
     }
 
@@ -134,10 +135,19 @@ impl<'a> Batch<'a> {
             Err(Errno::NOENT) => None,
             Err(errno) => return Err(failed("compare", errno.into())),
         };
+        match target.link_up(&place, entry, there.as_ref()) {
+            Ok(Linked::No) => {}
+            Ok(Linked::Already) => return Ok(Verdict::Unchanged),
+            Ok(Linked::Now) => {
+                self.wrote_beside(path);
+                return Ok(Verdict::Made);
+            }
+            Err(cause) => return Err(failed("link", cause)),
+        }
         if let Some(stat) = &there {
             if self
                 .is_settled(entry, &place, stat)
-                .map_err(|e| failed("set metadata of", e.into()))?
+                .map_err(|cause| failed("set metadata of", cause))?
             {
                 return Ok(Verdict::Unchanged);
             }
@@ -155,7 +165,7 @@ impl<'a> Batch<'a> {
         self.wrote_beside(path);
         match &entry.kind {
             Kind::File { .. } => target.create(entry, 0)?.publish(entry)?,
-            _ => target.make(entry)?,
+            _ => drop(target.make(entry)?),
         }
         Ok(Verdict::Made)
     }
@@ -169,7 +179,7 @@ impl<'a> Batch<'a> {
             (None, None) => self.enter(path),
         };
         let new = new.map_err(|errno| self.target.error("make directory", path, errno))?;
-        self.stamps.insert(path, entry.meta);
+        self.stamps.insert(path, entry.into());
         Ok(if new { Verdict::Made } else { Verdict::Unchanged })
     }
 
@@ -179,8 +189,7 @@ impl<'a> Batch<'a> {
         entry: &Entry,
         place: &Place<'_>,
         stat: &Stat,
-    ) -> std::result::Result<bool, Errno> {
-        let policy = &self.target.policy;
+    ) -> std::result::Result<bool, Cause> {
         let file_type = type_of(stat);
         let same = match &entry.kind {
             Kind::File { size } => {
@@ -199,78 +208,9 @@ impl<'a> Batch<'a> {
             }
             Kind::Dir => false,
         };
-        if !same || policy.same_access(stat, &entry.meta) && same_mtime(stat, &entry.meta) {
-            return Ok(same);
-        }
-        if stat.st_nlink > 1 {
-            // Another name of it, which may be none of this sync's business, would change as well.
+        if !same {
             return Ok(false);
         }
-        let fd = open_object(place, place.name)?;
-        let now = rustix::fs::fstat(&fd)?;
-        if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
-            return Ok(false);
-        }
-        match policy.repair(&fd, &entry.meta) {
-            // Somebody else's: it can be replaced by a file of ours.
-            Err(Errno::PERM) => Ok(false),
-            other => other.map(|_| true),
-        }
-    }
-}
-
-/// A descriptor of whatever has this name, which is not opened for use: a device or FIFO isn't
-/// touched.
-fn open_object(place: &Place<'_>, name: &[u8]) -> std::result::Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(&place.dir, name, flags, Mode::empty())
-}
-
-impl Target {
-    /// Makes a link or special file under a temporary name and renames it.
-    fn make(&self, entry: &Entry) -> Result<()> {
-        let path = &entry.path;
-        let (op, file_type) = match &entry.kind {
-            Kind::Special { format, .. } => ("make special file", FileType::from_raw_mode(*format)),
-            _ => ("make link", FileType::Symlink),
-        };
-        let failed = |cause: Cause| self.error(op, path, cause);
-        let temp = names::temp(self.sync, path, 0, 0);
-        let made = self.retry_if_gone(|| {
-            let place = self.place(path)?;
-            let make = || match &entry.kind {
-                Kind::Symlink { target } => {
-                    rustix::fs::symlinkat(target.as_slice(), &place.dir, &temp)
-                }
-                Kind::Special { rdev, .. } => {
-                    let mode = Mode::RUSR | Mode::WUSR;
-                    rustix::fs::mknodat(&place.dir, &temp, file_type, mode, *rdev)
-                }
-                Kind::File { .. } | Kind::Dir => Err(Errno::INVAL),
-            };
-            match self.writable(&place.dir, make) {
-                Err(Errno::EXIST) => {
-                    self.clear_away(&place.dir, &temp)?;
-                    self.writable(&place.dir, make)?;
-                }
-                other => other?,
-            }
-            Ok(place)
-        });
-        let place = made.map_err(|e| failed(e.into()))?;
-        let finish = || -> std::result::Result<(), Cause> {
-            let fd = open_object(&place, &temp)?;
-            let stat = rustix::fs::fstat(&fd)?;
-            // Nobody shall draw our metadata onto something else by swapping the name.
-            if type_of(&stat) != file_type || stat.st_nlink != 1 {
-                return Err(Cause::Overtaken);
-            }
-            self.policy.dress(fd.as_fd(), file_type, &entry.meta)?;
-            self.rename(&place.dir, &temp, place.name)
-        };
-        finish().map_err(|cause| {
-            let _ = self.clear_away(&place.dir, &temp);
-            failed(cause)
-        })
+        Ok(self.target.touch_up(place, stat, entry)? != TouchUp::Replace)
     }
 }

@@ -42,7 +42,7 @@ impl Site {
     }
 
     pub(super) fn target(&self) -> Target {
-        Target::new(self.tree("dst"), SyncNo(7), TargetOptions::of_this_process())
+        Target::new(self.tree("dst"), SyncNo(7), TargetOptions::of_this_process(Default::default()))
     }
 
     pub(super) fn write(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {

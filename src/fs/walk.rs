@@ -5,7 +5,7 @@
 //! down at most [`NAMES`] names are held (then it is read again for the next ones), and of the way
 //! itself at most [`MAX_CHAIN`] bytes. So are descriptors: upper levels are closed and opened again.
 
-use super::error::Result;
+use super::error::{Cause, Result};
 use super::made_up::is_made_up;
 use super::meta::{entry_of, lstat, meta_of, type_of};
 use super::names::is_ours;
@@ -218,7 +218,7 @@ impl Walk {
             self.tree.error("read metadata of", &full, Errno::NAMETOOLONG)
         })?;
         let tree = &self.tree;
-        let at = |op: &'static str, errno: Errno| tree.error(op, path.as_bytes(), errno);
+        let at = |op: &'static str, cause: Cause| tree.error(op, path.as_bytes(), cause);
         let Some((level, upper)) = self.levels.split_last_mut() else { return Ok(None) };
         if level.fd.is_none() {
             level.fd = Some(tree.open_dir(above.as_bytes()).map_err(|errno| {
@@ -230,16 +230,16 @@ impl Walk {
         let Some(dir) = &level.fd else { return Ok(None) };
         let stat = match lstat(dir, name) {
             Err(Errno::NOENT) => return Ok(None),
-            other => other.map_err(|e| at("read metadata of", e))?,
+            other => other.map_err(|e| at("read metadata of", e.into()))?,
         };
         if type_of(&stat) != FileType::Directory {
-            return match entry_of(dir.as_fd(), name, path.clone(), &stat) {
-                Err(Errno::NOENT) => Ok(None),
-                other => Ok(Some((other.map_err(|e| at("read link", e))?, None))),
+            return match entry_of(dir.as_fd(), name, path.clone(), &stat, tree.keep) {
+                Err(Cause::Os(Errno::NOENT)) => Ok(None),
+                other => Ok(Some((other.map_err(|cause| at("read metadata of", cause))?, None))),
             };
         }
         if self.chain + path.as_bytes().len() > MAX_CHAIN {
-            return Err(at("enter", Errno::NAMETOOLONG));
+            return Err(at("enter", Errno::NAMETOOLONG.into()));
         }
         let mut fd = open_list_below(dir.as_fd(), name);
         if matches!(fd, Err(Errno::MFILE | Errno::NFILE)) {
@@ -248,15 +248,16 @@ impl Walk {
         }
         let fd = match fd {
             Err(Errno::NOENT) => return Ok(None),
-            other => other.map_err(|e| at("open", e))?,
+            other => other.map_err(|e| at("open", e.into()))?,
         };
         // Metadata by the descriptor, so that they and the contents are of one directory.
         let entry = rustix::fs::fstat(&fd)
-            .and_then(|stat| entry_of(fd.as_fd(), b"", path.clone(), &stat))
-            .map_err(|e| at("read metadata of", e))?;
+            .map_err(Cause::Os)
+            .and_then(|stat| entry_of(fd.as_fd(), b"", path.clone(), &stat, tree.keep))
+            .map_err(|cause| at("read metadata of", cause))?;
         if entry.ident.dev != self.dev {
             // Something else is mounted here.
-            if is_made_up(&fd).map_err(|e| at("read metadata of", e))? {
+            if is_made_up(&fd).map_err(|e| at("read metadata of", e.into()))? {
                 return Err(tree.made_up("enter", path.as_bytes()));
             }
             self.dev = entry.ident.dev;

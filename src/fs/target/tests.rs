@@ -114,7 +114,8 @@ fn a_directory_of_somebody_else_is_an_error_that_says_so() {
     let batch = manifest(&site.source());
     site.as_nobody(|| {
         let tree = other.tree("canary");
-        let target = Target::new(tree, SyncNo(1), TargetOptions::of_this_process());
+        let target =
+            Target::new(tree, SyncNo(1), TargetOptions::of_this_process(Default::default()));
         let error = target.create(&batch.entries[1], 1).unwrap_err();
         assert_eq!((error.errno_name(), error.class()), (Some("EACCES"), ErrorClass::Permanent));
         let verdicts = target.reconcile(&batch);
@@ -161,7 +162,11 @@ fn a_single_file_is_copied_to_a_name_whose_directories_are_missing() {
     let site = Site::new();
     site.write("src/f", "content");
     let source = site.tree("src/f");
-    let target = Target::new(site.tree("x/y/g"), SyncNo(1), TargetOptions::of_this_process());
+    let target = Target::new(
+        site.tree("x/y/g"),
+        SyncNo(1),
+        TargetOptions::of_this_process(Default::default()),
+    );
     let batch = manifest(&source);
     assert_eq!(batch.dirs, []);
     copy(&source, &target, &batch);
@@ -174,7 +179,8 @@ fn a_single_file_is_copied_to_a_name_whose_directories_are_missing() {
     assert_eq!(names_in(&site.at("x/y")), [b"g"]);
     target.flush().unwrap();
     // The storage root itself can't become a file.
-    let top = Target::new(site.tree(""), SyncNo(1), TargetOptions::of_this_process());
+    let top =
+        Target::new(site.tree(""), SyncNo(1), TargetOptions::of_this_process(Default::default()));
     let Verdict::Failed(error) = &top.reconcile(&batch)[0] else { panic!() };
     assert_eq!(error.errno.as_deref(), Some("EISDIR"));
 }
@@ -215,7 +221,11 @@ fn a_link_above_or_at_the_root_is_refused() {
     site.write("src/f", "x");
     symlink("canary", site.at("link")).unwrap();
     for base in ["link", "link/below"] {
-        let target = Target::new(site.tree(base), SyncNo(1), TargetOptions::of_this_process());
+        let target = Target::new(
+            site.tree(base),
+            SyncNo(1),
+            TargetOptions::of_this_process(Default::default()),
+        );
         for verdict in target.reconcile(&manifest(&site.source())) {
             let Verdict::Failed(error) = verdict else { panic!("{base}: {verdict:?}") };
             assert_eq!(error.errno.as_deref(), Some("ELOOP"));
