@@ -5,7 +5,7 @@ use super::error::{Cause, Result};
 use super::links::Linked;
 use super::meta::{lag, lstat, meta_of, size_of, type_of};
 use super::names;
-use super::nodes::{TouchUp, open_object};
+use super::nodes::TouchUp;
 use super::notes::Shortfall;
 use super::root::{Place, split};
 use super::target::{Step, Target};
@@ -387,7 +387,7 @@ impl<'a> Batch<'a> {
         digest: Option<Digest>,
     ) -> Result<Settled> {
         let failed = |cause| self.target.error("set metadata of", &entry.path, cause);
-        let action = match self.touch_up(entry, place, stat).map_err(failed)? {
+        let action = match self.target.touch_up(place, stat, entry).map_err(failed)? {
             TouchUp::Same => Action::Skip,
             TouchUp::Repaired => Action::Metadata,
             TouchUp::Replace if entry.size() > 0 => {
@@ -400,27 +400,6 @@ impl<'a> Batch<'a> {
             known => known.filter(|_| self.target.rules.digests),
         };
         Ok((Verdict::Done(action), digest))
-    }
-
-    /// The same for one of several names of a file: it becomes (or is found to be) what the others are
-    /// linked to.
-    fn touch_up(
-        &self,
-        entry: &Entry,
-        place: &Place<'_>,
-        stat: &Stat,
-    ) -> std::result::Result<TouchUp, Cause> {
-        let target = self.target;
-        let links = target.is_member(entry) && !target.rules.dry_run;
-        if links && !target.claim(stat, entry)? {
-            return Ok(TouchUp::Replace);
-        }
-        let done = target.touch_up(place, stat, entry)?;
-        if links && done != TouchUp::Replace {
-            let fd = open_object(place, place.name)?;
-            target.join(&place.dir, place.name, &fd, entry)?;
-        }
-        Ok(done)
     }
 
     /// Makes what needs no content, says of the rest that it is needed.

@@ -3,6 +3,7 @@
 
 use super::{Root, SourceFile, Target, TargetOptions, Tree, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::options::WriteRules;
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -109,7 +109,11 @@ impl World {
     }
 
     fn target(&self) -> Target {
-        Target::new(tree(&self.dst()), SyncNo(7), TargetOptions::of_this_process())
+        Target::new(
+            tree(&self.dst()),
+            SyncNo(7),
+            TargetOptions::of_this_process(Default::default()),
+        )
     }
 
     fn local(&self) -> Destination {

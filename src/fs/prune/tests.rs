@@ -334,8 +334,9 @@ fn an_attacker_who_swaps_a_directory_for_a_link_gets_nothing_outside_deleted() {
 type Model = BTreeMap<RelPath, Option<u64>>;
 
 fn model_of(dir: &Path) -> Model {
-    let all = walkdir::WalkDir::new(dir).min_depth(1).into_iter().map(Result::unwrap);
+    let all = walkdir::WalkDir::new(dir).min_depth(1).into_iter();
     all.map(|entry| {
+        let entry = entry.unwrap();
         let meta = entry.metadata().unwrap();
         let path = entry.path().strip_prefix(dir).unwrap();
         let path = rel(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
