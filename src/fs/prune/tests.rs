@@ -181,7 +181,7 @@ fn the_trash_takes_everything_with_its_metadata_and_is_itself_left_alone() {
     let d = snapshot(&site.at("dst/d"));
     for trash in ["bin", "keep/new/bin"] {
         let target = site.target_with(WriteRules { trash: Some(rel(trash)), ..rules() });
-        let names: &[&str] = if trash == "bin" { &["keep"] } else { &["keep", "bin"] };
+        let names: &[&str] = if trash == "bin" { &["keep"] } else { &["bin", "keep"] };
         let count = target.prune(&counting(&page("", names))).unwrap();
         let done = target.prune(&page("", names)).unwrap();
         assert_eq!(done, count);
@@ -206,6 +206,12 @@ fn the_trash_takes_everything_with_its_metadata_and_is_itself_left_alone() {
     let target = site.target_with(WriteRules { trash: Some(rel("keep/new/bin")), ..rules() });
     let done = target.prune(&page("", &["bin"])).unwrap();
     assert_eq!(removed(&done), ["keep/h"]);
+    // Also when it is only made by the deletion itself.
+    fs::remove_dir_all(site.at("dst/keep/new")).unwrap();
+    site.write("dst/keep/h", "");
+    let count = target.prune(&counting(&page("", &["bin"]))).unwrap();
+    assert_eq!(removed(&count), ["keep/h"]);
+    assert_eq!(target.prune(&page("", &["bin"])).unwrap(), count);
 }
 
 #[test]
