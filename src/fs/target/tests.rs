@@ -1,7 +1,7 @@
 use super::super::testing::*;
 use super::super::{Root, Verdict};
 use super::*;
-use crate::wire::manifest::{Entry, Ident, Kind, Manifest};
+use crate::wire::manifest::{Entry, Ident, Kind, Manifest, Meta};
 use crate::wire::sync::ErrorClass;
 use rustix::fs::{CWD, FileType, RenameFlags};
 use std::fs;

@@ -74,7 +74,7 @@ fn contents_that_are_skipped_are_not_walked() {
 fn names_of_any_bytes_and_of_full_length_are_listed_but_our_own_unfinished_ones_are_not() {
     let site = Site::new();
     let full = [b'n'; 255];
-    let ours = super::super::names::part(crate::wire::SyncNo(1), &rel("x"), 2);
+    let ours = super::super::names::part(&rel("x"), 2);
     let names: [&[u8]; 6] = [b"new\nline", b"\xff\xfe", &full, b".ctl-notes", b"-rf", b" "];
     for name in names.iter().copied().chain([ours.as_slice()]) {
         fs::write(site.at("src").join(os(name)), "").unwrap();
