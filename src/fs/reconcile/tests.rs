@@ -16,7 +16,7 @@ fn needed(action: Action, base: bool) -> Verdict {
 /// The verdicts by path, for a whole source.
 fn verdicts(site: &Site, rules: &WriteRules) -> BTreeMap<String, Verdict> {
     let batch = manifest(&site.source());
-    let done = site.target_with(rules.clone()).reconcile(&batch);
+    let done = site.target_by(rules.clone()).reconcile(&batch);
     assert_eq!(done.digests.len(), batch.entries.len());
     batch.entries.iter().map(|e| e.path.to_string()).zip(done.verdicts).collect()
 }
@@ -115,7 +115,7 @@ fn content_is_compared_by_the_digest_of_the_source() {
             ..WriteRules::default()
         };
         let mut batch = manifest(&site.source());
-        let first = site.target_with(rules.clone()).reconcile(&batch);
+        let first = site.target_by(rules.clone()).reconcile(&batch);
         for (entry, verdict) in batch.entries.iter_mut().zip(&first.verdicts) {
             let check = ["same", "touched"].contains(&entry.path.to_string().as_str());
             assert_eq!(*verdict == Verdict::Check, check, "{}", entry.path);
@@ -126,7 +126,7 @@ fn content_is_compared_by_the_digest_of_the_source() {
         touch(&site.at("dst/touched"), 5, 5);
         for dry_run in [true, false] {
             let rules = WriteRules { dry_run, ..rules.clone() };
-            let done = site.target_with(rules).reconcile(&batch);
+            let done = site.target_by(rules).reconcile(&batch);
             let at = |path: &str| {
                 let at = batch.entries.iter().position(|e| e.path == rel(path)).unwrap();
                 (done.verdicts[at].clone(), done.digests[at])
@@ -146,7 +146,7 @@ fn digests_are_of_what_the_destination_has() {
     changed_source(&site);
     let rules = WriteRules { digests: true, ignore_existing: true, ..WriteRules::default() };
     let batch = batch_of(&site.source(), "longer");
-    let done = site.target_with(rules).reconcile(&batch);
+    let done = site.target_by(rules).reconcile(&batch);
     assert_eq!(
         (done.verdicts, done.digests),
         (vec![SKIP], vec![Some(blake3::hash(b"contents").into())])
