@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! Root (storage root, a descriptor) ─▶ Tree (root of a sync)
-//!        source:      Tree::walk ▸ Entry …        Tree::open_source ▸ SourceFile
-//!        destination: Target::reconcile ▸ Verdict …  create ▸ NewFile   part ▸ PartFile   stamp  flush
+//!        source:      Tree::walk_with ▸ Entry …   Tree::open_source ▸ SourceFile   list_names
+//!        destination: Target::reconcile ▸ Verdict …  create ▸ NewFile   part ▸ PartFile   blocks
+//!                     repair_in_place   prune   stamp   sweep   flush
 //! ```
 //!
 //! Why it is safe:

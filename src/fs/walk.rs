@@ -153,8 +153,7 @@ impl Tree {
                 return Err(self.error("walk", b"", Errno::LOOP));
             }
             let is_dir = root.is_dir();
-            let beyond = walk.options.filter.is_beyond(&root);
-            walk.ready.extend((cursor.is_none() && !beyond).then_some(Ok(root)));
+            walk.ready.extend(cursor.is_none().then_some(Ok(root)));
             if !is_dir {
                 return Ok(walk);
             }
