@@ -10,7 +10,6 @@ use std::sync::Arc;
 pub struct Roots {
     /// The longest path first, so that the innermost of nested roots is found.
     roots: Vec<Arc<Root>>,
-    options: TargetOptions,
 }
 
 impl Roots {
@@ -21,7 +20,7 @@ impl Roots {
     pub fn open(paths: &[AbsPath]) -> Result<Self, FsError> {
         let mut roots = paths.iter().map(Root::open).collect::<Result<Vec<_>, _>>()?;
         roots.sort_by_key(|root| std::cmp::Reverse(root.path().as_bytes().len()));
-        Ok(Roots { roots, options: TargetOptions::of_this_process() })
+        Ok(Roots { roots })
     }
 
     /// All of them.
@@ -34,7 +33,8 @@ impl Roots {
         self.roots.iter().find_map(|root| Some(Tree::new(root.clone(), root.path().strip(path)?)))
     }
 
-    /// What a ticket allows: its claims and the destination that it names.
+    /// What a ticket allows: its claims and the destination that it names, which is written by the
+    /// rules of the ticket whatever a peer asks for.
     ///
     /// # Errors
     /// A ticket that does not hold, or for a destination that is not ours.
@@ -42,7 +42,8 @@ impl Roots {
         let claims = gate.check(ticket)?;
         let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Broken)?;
         let tree = self.tree(&path).ok_or_else(|| Refused::NoRoot(path.to_string()))?;
-        let target = Target::new(tree, SyncNo(claims.sync), self.options);
+        let options = TargetOptions::of_this_process();
+        let target = Target::new(tree, SyncNo(claims.sync), options);
         Ok((claims, target))
     }
 }
