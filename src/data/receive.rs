@@ -9,7 +9,7 @@ use super::protocol::{
 };
 use super::read::{Span, hash_zeros, hasher_at};
 use super::store::{ReadBack, Store, keep};
-use crate::fs::{FsError, Keep, NewFile, Reconciled, Target};
+use crate::fs::{FsError, Keep, NewFile, Reconciled, Target, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
 use crate::wire::options::{Note, Notes};
 use crate::wire::ticket::Claims;
@@ -20,14 +20,14 @@ use std::collections::BTreeMap;
 
 /// Brings everything of `manifest` that needs no content, and says what is wanted.
 pub fn take_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
-    let Reconciled { verdicts, digests } = target.reconcile2(manifest);
+    let Reconciled { verdicts, digests } = target.reconcile(manifest);
     let answers: Vec<Answer> = verdicts
         .into_iter()
         .map(|verdict| match verdict {
-            crate::fs::Verdict2::Done(action) => Answer::Done(action),
-            crate::fs::Verdict2::Needed { action, base } => Answer::Needed { action, base },
-            crate::fs::Verdict2::Check => Answer::Check,
-            crate::fs::Verdict2::Failed(error) => Answer::Failed(error.into()),
+            Verdict::Done(action) => Answer::Done(action),
+            Verdict::Needed { action, base } => Answer::Needed { action, base },
+            Verdict::Check => Answer::Check,
+            Verdict::Failed(error) => Answer::Failed(error.into()),
         })
         .collect();
     // An attempt that died between its last file and its last stamp left directories with a time of
@@ -117,9 +117,7 @@ impl Pack<'_> {
         loop {
             match frames.next_frame()? {
                 Frame::File(_) if self.files.len() == MAX_FILES => {
-                    return Err(FrameError::Order(format!(
-                        "a pack of more than {MAX_FILES} files"
-                    )));
+                    return Err(FrameError::Order(format!("a pack of more than {MAX_FILES} files")));
                 }
                 Frame::File(entry) => {
                     let taken = self.take_file(frames, &entry)?;
@@ -252,9 +250,7 @@ impl<S: Store> Taking<'_, S> {
                 Frame::Done if self.hasher.is_some() => return Err(FrameError::Unhashed),
                 Frame::Done => return Ok(End::Whole(left.length == 0, None)),
                 Frame::Abort => return Ok(End::Abort),
-                _ => {
-                    return Err(FrameError::Order("content or its digest was expected".to_owned()));
-                }
+                _ => return Err(FrameError::Order("content or its digest was expected".to_owned())),
             }
         }
     }

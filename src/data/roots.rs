@@ -42,7 +42,7 @@ impl Roots {
         let claims = gate.check(ticket)?;
         let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Broken)?;
         let tree = self.tree(&path).ok_or_else(|| Refused::NoRoot(path.to_string()))?;
-        let options = TargetOptions::of_this_process();
+        let options = TargetOptions::of_this_process(claims.rules.clone());
         let target = Target::new(tree, SyncNo(claims.sync), options);
         Ok((claims, target))
     }

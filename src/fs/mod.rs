@@ -52,5 +52,3 @@ pub use root::{Root, Tree};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};
 pub use walk::{Walk, WalkOptions};
-mod seam;
-pub use seam::{BlockValues, Keep, PruneDone, PrunePage, Reconciled, Verdict2};
