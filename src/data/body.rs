@@ -193,3 +193,34 @@ pub async fn drain(mut body: Incoming, limit: u64, patience: Duration) {
     };
     let _ = tokio::time::timeout(patience, all).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_excused_while_there_is_work_and_no_longer() {
+        let (inlet, mut arriving) = arriving(Shutdown::new());
+        // Nobody has begun to read.
+        assert!(inlet.excuses());
+        inlet.to.try_send(Ok(Bytes::from_static(b"x"))).unwrap();
+        assert!(arriving.next().is_ok());
+        // It works on what came.
+        assert!(inlet.excuses());
+        let reading = std::thread::spawn(move || {
+            arriving.worked(STALL_BYTES - 1);
+            let ended = arriving.next();
+            (arriving, ended)
+        });
+        while !inlet.signs.hungry.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        // It waits, and what came did not stand for much.
+        assert!(!inlet.excuses());
+        inlet.signs.worked.fetch_add(STALL_BYTES, Ordering::Relaxed);
+        assert!(inlet.excuses());
+        assert!(!inlet.excuses(), "once is enough");
+        drop(inlet);
+        assert_eq!(reading.join().unwrap().1, Ok(None));
+    }
+}

@@ -65,7 +65,7 @@ impl Destination {
 
     /// Sends one window. What is kept may have become another one since it was compared: then the
     /// window is sent whole.
-    async fn window(
+    pub(super) async fn window(
         &self,
         ranged: Ranged<'_>,
         there: Vec<BlockValue>,

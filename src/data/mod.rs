@@ -40,7 +40,7 @@ pub mod store;
 mod tests;
 pub mod verbs;
 
-pub use asks::{PruneAsk, PrunedPage};
+pub use asks::{PruneAsk, PrunedPage, Resume};
 pub use destination::Destination;
 pub use gate::TicketGate;
 pub use local::Local;

@@ -29,7 +29,8 @@ impl Store for NewFile {
     }
 
     fn hole(&mut self, span: Span) -> Result<()> {
-        self.skip(span.length)
+        self.skip(span.length);
+        Ok(())
     }
 
     fn part(&self) -> Option<&PartFile> {

@@ -181,7 +181,7 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
             let take = move |bytes: &[u8]| {
                 let ask: PruneAsk = cbor(bytes)?;
                 gate::allows_prune(&rules, ask.apply)?;
-                let page = take_prune(&target, &ask).map_err(Failure::Bad)?;
+                let page = take_prune(&target, &claims, &ask).map_err(Failure::Bad)?;
                 Ok(PruneReply::of_page(&ask.dir, page))
             };
             document(request, take).await
