@@ -1,5 +1,6 @@
 //! What went wrong, where, and what to do about it.
 
+use super::notes::Shortfall;
 use crate::wire::BytePath;
 use crate::wire::sync::{ErrorClass, FileError};
 use rustix::io::Errno;
@@ -56,6 +57,10 @@ pub enum Cause {
     Cycle,
     /// Something else is mounted there.
     Mounted,
+    /// Its extended attributes are too long together.
+    ManyXattrs,
+    /// The destination can't hold something of its metadata, and is to hold it all.
+    Short(Shortfall),
 }
 
 /// An operation on one entry that failed.
@@ -105,6 +110,8 @@ impl FsError {
             },
             Cause::Occupied
             | Cause::MadeUp
+            | Cause::ManyXattrs
+            | Cause::Short(_)
             | Cause::Dangling
             | Cause::Outside
             | Cause::Cycle
@@ -138,6 +145,9 @@ impl FsError {
                 "exclude it, or keep links as they are"
             }
             Cause::Mounted => "unmount it, or exclude it",
+            Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
+            Cause::Short(_) => "sync without `--strict-metadata` to have it counted instead",
+            Cause::Os(Errno::NOSYS) => "mount `/proc` where the agent runs",
             Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
                 "let the agent's user read it, or run the agent as root"
             }
@@ -189,6 +199,8 @@ impl fmt::Display for FsError {
             }
             Cause::Overtaken => f.write_str("another attempt at the same file has taken over")?,
             Cause::Lost => f.write_str("what was written to its part file is gone")?,
+            Cause::ManyXattrs => f.write_str("its extended attributes are over 1 MiB together")?,
+            Cause::Short(short) => write!(f, "{short}")?,
             Cause::MadeUp => {
                 f.write_str(
                     "its file system is one like /proc, whose files have no length to copy by",

@@ -2,7 +2,7 @@
 //! later range has holes where the earlier ranges were; published, it would be a file of zeros that
 //! nobody notices.
 
-use super::source::read_full;
+use super::source::{next_data, read_full};
 use crate::wire::Digest;
 use blake3::hazmat::HasherExt as _;
 use rustix::fd::OwnedFd;
@@ -21,11 +21,10 @@ pub struct Ranges<'a> {
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
 
-/// Whether the first `size` bytes of `fd` are what was sent. Only ranges with a hole in them are read:
-/// runs of zeros are left to be holes as well. Where the file system knows no holes, nothing is lost
-/// as far as it tells.
+/// Whether the first `size` bytes of `fd` are what was sent. Only ranges with a hole in them are looked
+/// at: a hole may be one of the source's. Where the file system knows no holes, nothing is lost as far
+/// as it tells.
 pub(super) fn holds(fd: &OwnedFd, size: u64, ranges: Ranges<'_>) -> Result<bool, Errno> {
-    let mut buffer = Vec::new();
     let mut at = 0;
     while at < size {
         let hole = match rustix::fs::seek(fd, SeekFrom::Hole(at)) {
@@ -33,32 +32,62 @@ pub(super) fn holds(fd: &OwnedFd, size: u64, ranges: Ranges<'_>) -> Result<bool,
             Ok(_) | Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => return Ok(true),
             Err(errno) => return Err(errno),
         };
-        let index = hole / ranges.length.max(1);
-        let start = index * ranges.length;
-        let end = start.saturating_add(ranges.length).min(size);
-        let value = usize::try_from(index).ok().and_then(|index| ranges.values.get(index));
-        buffer.resize(PIECE, 0);
-        if value != Some(&value_of(fd, start, end, &mut buffer)?) {
-            return Ok(false);
+        match is_right(fd, size, ranges, hole)? {
+            Some(end) => at = end,
+            None => return Ok(false),
         }
-        at = end;
     }
     Ok(true)
 }
 
-/// The chaining value of the bytes from `start` to `end`, which is behind it.
-fn value_of(fd: &OwnedFd, start: u64, end: u64, buffer: &mut [u8]) -> Result<Digest, Errno> {
+/// The same, of every range.
+pub(super) fn is_all(fd: &OwnedFd, size: u64, ranges: Ranges<'_>) -> Result<bool, Errno> {
+    let mut at = 0;
+    while at < size {
+        match is_right(fd, size, ranges, at)? {
+            Some(end) => at = end,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Where the range that holds `at` ends, if its content is right.
+fn is_right(fd: &OwnedFd, size: u64, ranges: Ranges<'_>, at: u64) -> Result<Option<u64>, Errno> {
+    let length = ranges.length.max(1);
+    let index = at / length;
+    let start = index * length;
+    let end = start.saturating_add(length).min(size);
+    let value = usize::try_from(index).ok().and_then(|index| ranges.values.get(index));
+    Ok((value == Some(&value_of(fd, start, end)?)).then_some(end))
+}
+
+/// The chaining value of the bytes from `start` to `end`, which is behind it. Holes are not read.
+fn value_of(fd: &OwnedFd, start: u64, end: u64) -> Result<Digest, Errno> {
+    let (mut buffer, zeros) = (vec![0; PIECE], vec![0; PIECE]);
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(start);
     let mut at = start;
     while at < end {
-        let wanted = usize::try_from(end - at).map_or(buffer.len(), |n| n.min(buffer.len()));
-        let n = read_full(fd, &mut buffer[..wanted], at)?;
-        if n == 0 {
-            return Err(Errno::IO);
+        let (data, stop) = next_data(fd, at, end)?.unwrap_or((end, end));
+        while at < data {
+            let n = piece(data - at);
+            hasher.update(&zeros[..n]);
+            at += n as u64;
         }
-        hasher.update(&buffer[..n]);
-        at += n as u64;
+        while at < stop {
+            let wanted = piece(stop - at);
+            let n = read_full(fd, &mut buffer[..wanted], at)?;
+            if n == 0 {
+                return Err(Errno::IO);
+            }
+            hasher.update(&buffer[..n]);
+            at += n as u64;
+        }
     }
     Ok(Digest(hasher.finalize_non_root()))
+}
+
+fn piece(left: u64) -> usize {
+    usize::try_from(left).map_or(PIECE, |n| n.min(PIECE))
 }

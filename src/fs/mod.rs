@@ -24,30 +24,43 @@
 //! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in pieces), and memory and
 //!   descriptors not by the size of a directory or the depth of a tree.
 
+mod base;
+mod dress;
 mod error;
 mod files;
 mod filter;
 mod follow;
+mod links;
 mod list;
 mod lost;
 mod made_up;
 mod meta;
 mod names;
+mod nodes;
+mod notes;
+mod part;
+mod prune;
 mod reconcile;
 mod root;
 mod source;
 mod target;
 #[cfg(test)]
 mod testing;
+mod trash;
 mod walk;
+mod xattr;
 
+pub use base::BlockValues;
 pub use error::{Cause, FsError, Result, Side, errno_name};
-pub use files::{NewFile, PartFile};
+pub use files::NewFile;
 pub use filter::{Filter, FilterError};
 pub use list::NamePage;
 pub use lost::Ranges;
 pub use names::is_ours;
-pub use reconcile::Verdict;
+pub use notes::Shortfall;
+pub use part::{Keep, PartFile};
+pub use prune::{PruneDone, PrunePage, PrunePlace};
+pub use reconcile::{Reconciled, Verdict};
 pub use root::{Root, Tree};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};

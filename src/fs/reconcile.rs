@@ -1,113 +1,184 @@
 //! What can be done at the destination without content, which in a repeated sync is nearly everything.
 
+use super::dress::Outfit;
 use super::error::{Cause, Result};
-use super::meta::{lstat, same_mtime, size_of, type_of};
+use super::links::Linked;
+use super::meta::{lag, lstat, meta_of, size_of, type_of};
 use super::names;
+use super::nodes::TouchUp;
+use super::notes::Shortfall;
 use super::root::{Place, split};
-use super::target::Target;
-use crate::wire::RelPath;
+use super::target::{Step, Target};
+use super::xattr::Object;
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest, Meta};
+use crate::wire::options::{Action, Compare};
 use crate::wire::sync::FileError;
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use crate::wire::{Digest, RelPath};
+use rustix::fd::AsFd;
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
+
+/// Part files are looked for from this length on, in bytes: shorter files never have one.
+const MAY_BE_PARTED: u64 = 256 << 10;
 
 /// What became of an entry without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It was there, with this size and time; owner and mode were repaired where they differed.
-    Unchanged,
-    /// It needs no content and was made.
-    Made,
+    /// It is as it shall be, or is left alone. In a dry run: it would be.
+    Done(Action),
     /// Its content is needed.
-    Needed,
+    Needed {
+        /// [`Action::Create`] or [`Action::Update`].
+        action: Action,
+        /// There is something to compare blocks with ([`Target::blocks`]): a regular file of this name,
+        /// or a part file of this version.
+        base: bool,
+    },
+    /// Content is compared and has the same length: the digest of the source is needed
+    /// ([`Entry::digest`]).
+    Check,
     /// It can't be had.
     Failed(FileError),
 }
 
+/// What became of a batch without its content.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reconciled {
+    /// One for each entry, in order.
+    pub verdicts: Vec<Verdict>,
+    /// Likewise: the digests of the regular files that are at the destination, where they are asked for
+    /// and the verdict is [`Verdict::Done`].
+    pub digests: Vec<Option<Digest>>,
+}
+
 impl Target {
-    /// Does everything of a batch that needs no content: makes directories, links, special and empty
-    /// files, and compares the other files by size and time. One verdict for each entry, in order.
-    /// Directories that it wrote into get their metadata afterwards.
-    pub fn reconcile(&self, manifest: &Manifest) -> Vec<Verdict> {
+    /// Does everything of a batch that needs no content, by the rules of this target: makes
+    /// directories, links, special and empty files, compares the other files, repairs the metadata of
+    /// those that are equal. Directories that it wrote into get their metadata afterwards.
+    ///
+    /// In a dry run the verdicts are the same, and nothing is changed.
+    pub fn reconcile(&self, manifest: &Manifest) -> Reconciled {
         self.tree.forget();
         let mut batch = Batch {
             target: self,
             dirs: manifest.dirs.iter().map(|d| (d.path.as_bytes(), d)).collect(),
-            made: HashMap::new(),
-            broken: HashMap::new(),
+            found: HashMap::new(),
             stamps: BTreeMap::new(),
         };
         for dir in &manifest.dirs {
-            batch.make_dir(dir);
+            let found = batch.enter(&dir.path, &dir.meta);
+            batch.found.insert(dir.path.as_bytes(), found);
+            if matches!(found, Found::New | Found::Replaced) {
+                batch.stamps.entry(&dir.path).or_insert(dir.into());
+            }
         }
-        let mut verdicts: Vec<Verdict> = manifest
+        let (mut verdicts, digests): (Vec<_>, Vec<_>) = manifest
             .entries
             .iter()
-            .map(|entry| match batch.settle(entry) {
-                Ok(verdict) => verdict,
-                Err(error) => Verdict::Failed(error.to_file_error()),
+            .map(|entry| {
+                let settled = batch.settle(entry);
+                settled.unwrap_or_else(|error| (Verdict::Failed(error.to_file_error()), None))
             })
-            .collect();
-        if self.has_widened() {
-            for dir in &manifest.dirs {
-                batch.stamps.entry(&dir.path).or_insert(dir.meta);
+            .unzip();
+        if !self.rules.dry_run {
+            if self.has_widened() {
+                for dir in &manifest.dirs {
+                    batch.stamps.entry(&dir.path).or_insert(dir.into());
+                }
             }
-        }
-        let failed = self.stamp_all(&batch.stamps);
-        for (entry, verdict) in manifest.entries.iter().zip(&mut verdicts) {
-            if let (Kind::Dir, Some(error)) = (&entry.kind, failed.get(&entry.path)) {
-                *verdict = Verdict::Failed(error.to_file_error());
+            let failed = self.stamp_all(&batch.stamps);
+            for (entry, verdict) in manifest.entries.iter().zip(&mut verdicts) {
+                if let (Kind::Dir, Some(error)) = (&entry.kind, failed.get(&entry.path)) {
+                    *verdict = Verdict::Failed(error.to_file_error());
+                }
             }
+            // Of the other directories, the batch that has their entry tells.
         }
-        // Of the other directories, the batch that has their entry tells.
-        verdicts
+        Reconciled { verdicts, digests }
     }
 }
+
+/// What stood at the path of a directory.
+#[derive(Clone, Copy)]
+enum Found {
+    /// It, before anything was written into it.
+    There(Stat),
+    /// Nothing: it is new (in a dry run: would be).
+    New,
+    /// Something else, which it replaced (in a dry run: would).
+    Replaced,
+    /// It is not to be made, so nothing below it is.
+    Skipped,
+    /// It can't be had: what is below it fails alike.
+    Broken(Errno),
+}
+
+/// How the content of what is there compares.
+enum Content {
+    /// Equal; the digest, where it was read.
+    Same(Option<Digest>),
+    Differs,
+    /// The digest of the source is needed.
+    Unknown,
+}
+
+type Settled = (Verdict, Option<Digest>);
 
 /// One batch being reconciled.
 struct Batch<'a> {
     target: &'a Target,
     /// The directories of the manifest by path.
     dirs: HashMap<&'a [u8], &'a DirRef>,
-    /// Those of them that are there, and whether they are new.
-    made: HashMap<&'a [u8], bool>,
-    /// Those that could not be made, and why: what is below them fails alike.
-    broken: HashMap<&'a [u8], Errno>,
+    /// What was found at their places.
+    found: HashMap<&'a [u8], Found>,
     /// What directories shall have in the end; children behind their parents.
-    stamps: BTreeMap<&'a RelPath, Meta>,
+    stamps: BTreeMap<&'a RelPath, Outfit<'a>>,
 }
 
+/// Directories.
 impl<'a> Batch<'a> {
-    fn make_dir(&mut self, dir: &'a DirRef) {
-        let path = dir.path.as_bytes();
-        match self.enter(&dir.path) {
-            Ok(new) => {
-                self.made.insert(path, new);
-                if new {
-                    self.stamps.insert(&dir.path, dir.meta);
+    /// Makes a directory, unless it is there or the one above it is not to be had.
+    fn enter(&mut self, path: &'a RelPath, meta: &Meta) -> Found {
+        let rules = &self.target.rules;
+        match self.above(path) {
+            Some(Found::Broken(errno)) => return Found::Broken(errno),
+            Some(Found::Skipped) => return Found::Skipped,
+            Some(Found::New | Found::Replaced) if rules.dry_run => return Found::New,
+            _ => {}
+        }
+        let there = |dir: &super::root::Dir| {
+            rustix::fs::fstat(dir).map_or_else(Found::Broken, Found::There)
+        };
+        let mut new = Found::New;
+        match self.target.tree.dir(path.as_bytes()) {
+            Ok(dir) => return there(&dir),
+            Err(Errno::NOENT) if rules.existing => return Found::Skipped,
+            Err(Errno::NOENT) if rules.dry_run => return Found::New,
+            Err(Errno::NOTDIR | Errno::LOOP) if !path.is_root() => {
+                match self.leaves_alone_at(path, meta) {
+                    Ok(true) => return Found::Skipped,
+                    Ok(false) if rules.dry_run => return Found::Replaced,
+                    Ok(false) => new = Found::Replaced,
+                    Err(errno) => return Found::Broken(errno),
                 }
             }
-            Err(errno) => {
-                self.broken.insert(path, errno);
+            Err(Errno::NOENT | Errno::ACCESS) if !rules.dry_run => {}
+            Err(errno) => return Found::Broken(errno),
+        }
+        match self.target.dir(path.as_bytes(), true) {
+            Ok((_, true)) => {
+                self.wrote_beside(path);
+                new
             }
+            Ok((dir, false)) => there(&dir),
+            Err(errno) => Found::Broken(errno),
         }
     }
 
-    /// Makes a directory unless it, or one above it, is known to fail; tells whether it is new.
-    fn enter(&mut self, path: &'a RelPath) -> std::result::Result<bool, Errno> {
-        self.above(path).map_or(Ok(()), Err)?;
-        let (_, new) = self.target.dir(path.as_bytes(), true)?;
-        if new {
-            self.wrote_beside(path);
-        }
-        Ok(new)
-    }
-
-    /// Why the directory above `path` could not be made.
-    fn above(&self, path: &RelPath) -> Option<Errno> {
-        if path.is_root() { None } else { self.broken.get(split(path.as_bytes()).0).copied() }
+    /// What was found of the directory above `path`.
+    fn above(&self, path: &RelPath) -> Option<Found> {
+        if path.is_root() { None } else { self.found.get(split(path.as_bytes()).0).copied() }
     }
 
     /// Notes that the directory above `path` was written into.
@@ -115,78 +186,162 @@ impl<'a> Batch<'a> {
         if !path.is_root()
             && let Some(dir) = self.dirs.get(split(path.as_bytes()).0)
         {
-            self.stamps.insert(&dir.path, dir.meta);
+            self.stamps.entry(&dir.path).or_insert((*dir).into());
         }
-    }
-
-    fn settle(&mut self, entry: &'a Entry) -> Result<Verdict> {
-        let (target, path) = (self.target, &entry.path);
-        let failed = |op, cause: Cause| target.error(op, path, cause);
-        if entry.is_dir() {
-            return self.settle_dir(entry);
-        }
-        if let Some(errno) = self.above(path) {
-            return Err(failed("make directory above", errno.into()));
-        }
-        let place = target.place(path).map_err(|e| failed("reach", e.into()))?;
-        let there = match target.writable(&place.dir, || lstat(&place.dir, place.name)) {
-            Ok(stat) => Some(stat),
-            Err(Errno::NOENT) => None,
-            Err(errno) => return Err(failed("compare", errno.into())),
-        };
-        if let Some(stat) = &there {
-            if self
-                .is_settled(entry, &place, stat)
-                .map_err(|e| failed("set metadata of", e.into()))?
-            {
-                return Ok(Verdict::Unchanged);
-            }
-            if type_of(stat) == FileType::Directory {
-                self.wrote_beside(path);
-                target
-                    .clear_dir(&place.dir, place.name)
-                    .map_err(|cause| failed("replace", cause))?;
-            }
-        }
-        drop(place);
-        if entry.size() > 0 {
-            return Ok(Verdict::Needed);
-        }
-        self.wrote_beside(path);
-        match &entry.kind {
-            Kind::File { .. } => target.create(entry, 0)?.publish(entry)?,
-            _ => target.make(entry)?,
-        }
-        Ok(Verdict::Made)
     }
 
     fn settle_dir(&mut self, entry: &'a Entry) -> Result<Verdict> {
         let path = &entry.path;
-        let known = self.made.get(path.as_bytes()).copied();
-        let new = match (known, self.broken.get(path.as_bytes())) {
-            (Some(new), _) => Ok(new),
-            (None, Some(errno)) => Err(*errno),
-            (None, None) => self.enter(path),
+        let found = match self.found.get(path.as_bytes()) {
+            Some(found) => *found,
+            None => self.enter(path, &entry.meta),
         };
-        let new = new.map_err(|errno| self.target.error("make directory", path, errno))?;
-        self.stamps.insert(path, entry.meta);
-        Ok(if new { Verdict::Made } else { Verdict::Unchanged })
+        let action = match found {
+            Found::Broken(errno) => return Err(self.target.error("make directory", path, errno)),
+            Found::Skipped => return Ok(Verdict::Done(Action::Skip)),
+            Found::New => Action::Create,
+            Found::Replaced => Action::Update,
+            Found::There(stat) => {
+                let failed = |cause| self.target.error("compare", path, cause);
+                let dir = self.target.tree.dir(path.as_bytes()).map_err(|e| failed(e.into()))?;
+                // As it was before this batch wrote into it.
+                let differs = self.target.policy.differs(
+                    Object::Open(dir.as_fd()),
+                    &stat,
+                    &Outfit::from(entry),
+                );
+                if !differs.map_err(failed)? {
+                    return Ok(Verdict::Done(Action::Skip));
+                }
+                Action::Metadata
+            }
+        };
+        self.stamps.insert(path, entry.into());
+        Ok(Verdict::Done(action))
+    }
+}
+
+/// Everything else.
+impl<'a> Batch<'a> {
+    fn settle(&mut self, entry: &'a Entry) -> Result<Settled> {
+        if entry.is_dir() {
+            return Ok((self.settle_dir(entry)?, None));
+        }
+        let (target, path) = (self.target, &entry.path);
+        let rules = &target.rules;
+        let skipped = (Verdict::Done(Action::Skip), None);
+        let place = match self.above(path) {
+            Some(Found::Broken(errno)) => {
+                return Err(target.error("make directory above", path, errno));
+            }
+            Some(Found::Skipped) => return Ok(skipped),
+            Some(Found::New | Found::Replaced) if rules.dry_run => None,
+            _ => self.look(entry)?,
+        };
+        if target.leaves_out(entry) {
+            return Ok(skipped);
+        }
+        let stat = place.as_ref().and_then(|(_, stat)| *stat);
+        let is_dir = stat.is_some_and(|stat| type_of(&stat) == FileType::Directory);
+        match (&place, stat) {
+            (_, None) if rules.existing => return Ok(skipped),
+            (Some((place, _)), Some(stat)) if !is_dir && self.leaves_alone(&stat, &entry.meta) => {
+                return Ok((Verdict::Done(Action::Skip), self.digest_there(entry, place)?));
+            }
+            _ => {}
+        }
+        let action = if stat.is_some() { Action::Update } else { Action::Create };
+        if let Some((place, _)) = &place
+            && let Some(done) = self.link_up(entry, place, stat.as_ref(), action)?
+        {
+            return Ok(done);
+        }
+        let Some((place, stat)) = place.and_then(|(place, stat)| Some((place, stat?))) else {
+            return self.bring(entry, action, self.has_part(entry));
+        };
+        match self.compare(entry, &place, &stat)? {
+            Content::Unknown => Ok((Verdict::Check, None)),
+            Content::Same(digest) => self.keep(entry, &place, &stat, digest),
+            Content::Differs => {
+                if is_dir {
+                    self.clear_dir(entry, &place)?;
+                }
+                let regular = type_of(&stat) == FileType::RegularFile && size_of(&stat) > 0;
+                drop(place);
+                self.bring(entry, action, regular || self.has_part(entry))
+            }
+        }
     }
 
-    /// Whether what is there has the entry's content; if so, its metadata are repaired.
-    fn is_settled(
-        &self,
-        entry: &Entry,
+    /// Makes `entry` one of the names of a file that is here under another of its names already.
+    fn link_up(
+        &mut self,
+        entry: &'a Entry,
         place: &Place<'_>,
-        stat: &Stat,
-    ) -> std::result::Result<bool, Errno> {
-        let policy = &self.target.policy;
+        there: Option<&Stat>,
+        action: Action,
+    ) -> Result<Option<Settled>> {
+        let failed = |cause| self.target.error("link", &entry.path, cause);
+        let action = match self.target.link_up(place, entry, there).map_err(failed)? {
+            Linked::No => return Ok(None),
+            Linked::Already => Action::Skip,
+            Linked::Now => {
+                self.wrote_beside(&entry.path);
+                action
+            }
+        };
+        let digest = match self.target.rules.dry_run {
+            true => None,
+            false => self.digest_there(entry, place)?,
+        };
+        Ok(Some((Verdict::Done(action), digest)))
+    }
+
+    /// The place of `entry` and what stands there. Directories above it that are missing are made, unless
+    /// nothing may be: then there is no place.
+    fn look(&self, entry: &'a Entry) -> Result<Option<(Place<'a>, Option<Stat>)>> {
+        let target = self.target;
+        let failed = |op: &'static str, errno: Errno| target.error(op, &entry.path, errno);
+        let place = match target.tree.place(&entry.path) {
+            Err(Errno::NOENT) if target.rules.dry_run || target.rules.existing => return Ok(None),
+            Err(Errno::NOENT | Errno::ACCESS) if !target.rules.dry_run => target.place(&entry.path),
+            other => other,
+        };
+        let place = place.map_err(|errno| failed("reach", errno))?;
+        match target.writable(&place.dir, || lstat(&place.dir, place.name)) {
+            Ok(stat) => Ok(Some((place, Some(stat)))),
+            Err(Errno::NOENT) => Ok(Some((place, None))),
+            Err(errno) => Err(failed("compare", errno)),
+        }
+    }
+
+    /// Whether what is there (and is no directory) is left alone, whatever it holds.
+    fn leaves_alone(&self, stat: &Stat, meta: &Meta) -> bool {
+        let rules = &self.target.rules;
+        let time = |meta: &Meta| (meta.mtime_sec, meta.mtime_nsec);
+        let newer = time(&meta_of(stat)) > time(meta)
+            && lag(stat, meta) > u128::from(rules.mtime_tolerance_ns);
+        rules.ignore_existing || rules.update && newer
+    }
+
+    fn leaves_alone_at(&self, path: &RelPath, meta: &Meta) -> Step<bool> {
+        let place = self.target.tree.place(path)?;
+        let stat = lstat(&place.dir, place.name)?;
+        Ok(type_of(&stat) != FileType::Directory && self.leaves_alone(&stat, meta))
+    }
+
+    fn compare(&self, entry: &Entry, place: &Place<'_>, stat: &Stat) -> Result<Content> {
         let file_type = type_of(stat);
         let same = match &entry.kind {
             Kind::File { size } => {
-                file_type == FileType::RegularFile
-                    && size_of(stat) == *size
-                    && same_mtime(stat, &entry.meta)
+                if file_type != FileType::RegularFile || size_of(stat) != *size {
+                    return Ok(Content::Differs);
+                }
+                return if *size == 0 {
+                    Ok(Content::Same(None))
+                } else {
+                    self.compare_content(entry, place, stat)
+                };
             }
             Kind::Symlink { target } => {
                 file_type == FileType::Symlink
@@ -199,78 +354,124 @@ impl<'a> Batch<'a> {
             }
             Kind::Dir => false,
         };
-        if !same || policy.same_access(stat, &entry.meta) && same_mtime(stat, &entry.meta) {
-            return Ok(same);
+        Ok(if same { Content::Same(None) } else { Content::Differs })
+    }
+
+    /// Of a regular file of the right length.
+    fn compare_content(&self, entry: &Entry, place: &Place<'_>, stat: &Stat) -> Result<Content> {
+        let rules = &self.target.rules;
+        let same = match rules.compare {
+            Compare::Size => true,
+            Compare::SizeTime => lag(stat, &entry.meta) <= u128::from(rules.mtime_tolerance_ns),
+            Compare::Checksum => {
+                let Some(wanted) = entry.digest else { return Ok(Content::Unknown) };
+                return match self.target.digest(place) {
+                    Ok(Some((size, digest))) if size == entry.size() && digest == wanted => {
+                        Ok(Content::Same(Some(digest)))
+                    }
+                    // What can't be read can be replaced.
+                    Ok(_) | Err(Errno::ACCESS) => Ok(Content::Differs),
+                    Err(errno) => Err(self.target.error("read", &entry.path, errno)),
+                };
+            }
+        };
+        Ok(if same { Content::Same(None) } else { Content::Differs })
+    }
+
+    /// What is there has the right content: it gets its metadata, in its place if possible.
+    fn keep(
+        &mut self,
+        entry: &'a Entry,
+        place: &Place<'_>,
+        stat: &Stat,
+        digest: Option<Digest>,
+    ) -> Result<Settled> {
+        let failed = |cause| self.target.error("set metadata of", &entry.path, cause);
+        let action = match self.target.touch_up(place, stat, entry).map_err(failed)? {
+            TouchUp::Same => Action::Skip,
+            TouchUp::Repaired => Action::Metadata,
+            TouchUp::Replace if entry.size() > 0 => {
+                return Ok((Verdict::Needed { action: Action::Update, base: true }, None));
+            }
+            TouchUp::Replace => return self.bring(entry, Action::Metadata, false),
+        };
+        let digest = match digest {
+            None => self.digest_there(entry, place)?,
+            known => known.filter(|_| self.target.rules.digests),
+        };
+        Ok((Verdict::Done(action), digest))
+    }
+
+    /// Makes what needs no content, says of the rest that it is needed.
+    fn bring(&mut self, entry: &'a Entry, action: Action, base: bool) -> Result<Settled> {
+        let target = self.target;
+        if entry.size() > 0 {
+            return Ok((Verdict::Needed { action, base }, None));
         }
-        if stat.st_nlink > 1 {
-            // Another name of it, which may be none of this sync's business, would change as well.
-            return Ok(false);
+        let file = matches!(entry.kind, Kind::File { .. });
+        let made = if target.rules.dry_run {
+            self.may_make(entry)?
+        } else {
+            self.wrote_beside(&entry.path);
+            match file {
+                true => target.create(entry, 0)?.publish(entry).map(|()| true)?,
+                false => target.make(entry)?,
+            }
+        };
+        let digest = (file && target.rules.digests).then(|| blake3::hash(b"").into());
+        Ok((Verdict::Done(if made { action } else { Action::Skip }), digest))
+    }
+
+    /// Whether a dry run may promise to make `entry`: device nodes are for root.
+    fn may_make(&self, entry: &Entry) -> Result<bool> {
+        let policy = &self.target.policy;
+        let device = match entry.kind {
+            Kind::Special { format, .. } => matches!(
+                FileType::from_raw_mode(format),
+                FileType::BlockDevice | FileType::CharacterDevice
+            ),
+            _ => false,
+        };
+        if !device || policy.euid == 0 {
+            return Ok(true);
         }
-        let fd = open_object(place, place.name)?;
-        let now = rustix::fs::fstat(&fd)?;
-        if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
-            return Ok(false);
+        let noted = policy.book.add(&entry.path, Shortfall::Special(Errno::PERM));
+        noted.map_err(|cause| self.target.error("make special file", &entry.path, cause))?;
+        Ok(false)
+    }
+
+    /// Removes an empty directory that stands in the way; a full one is an error, also in a dry run.
+    fn clear_dir(&mut self, entry: &'a Entry, place: &Place<'_>) -> Result<()> {
+        let (target, path) = (self.target, &entry.path);
+        let failed = |cause: Cause| target.error("replace", path, cause);
+        if !target.rules.dry_run {
+            self.wrote_beside(path);
+            return target.clear_dir(&place.dir, place.name).map_err(failed);
         }
-        match policy.repair(&fd, &entry.meta) {
-            // Somebody else's: it can be replaced by a file of ours.
-            Err(Errno::PERM) => Ok(false),
-            other => other.map(|_| true),
+        let fd = super::root::open_list_below(place.dir.as_fd(), place.name);
+        let listing = super::list::list_if(&fd.map_err(|e| failed(e.into()))?, 1, |_| true);
+        match (listing.failed, listing.names.is_empty()) {
+            (Some(errno), _) => Err(failed(errno.into())),
+            (None, false) => Err(failed(Cause::Occupied)),
+            (None, true) => Ok(()),
         }
     }
-}
 
-/// A descriptor of whatever has this name, which is not opened for use: a device or FIFO isn't
-/// touched.
-fn open_object(place: &Place<'_>, name: &[u8]) -> std::result::Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(&place.dir, name, flags, Mode::empty())
-}
+    /// Whether there is a part file of this version.
+    fn has_part(&self, entry: &Entry) -> bool {
+        let name = || names::part(&entry.path, entry.generation());
+        entry.size() >= MAY_BE_PARTED
+            && self.target.tree.place(&entry.path).is_ok_and(|place| {
+                lstat(&place.dir, &name()).is_ok_and(|stat| type_of(&stat) == FileType::RegularFile)
+            })
+    }
 
-impl Target {
-    /// Makes a link or special file under a temporary name and renames it.
-    fn make(&self, entry: &Entry) -> Result<()> {
-        let path = &entry.path;
-        let (op, file_type) = match &entry.kind {
-            Kind::Special { format, .. } => ("make special file", FileType::from_raw_mode(*format)),
-            _ => ("make link", FileType::Symlink),
-        };
-        let failed = |cause: Cause| self.error(op, path, cause);
-        let temp = names::temp(self.sync, path, 0, 0);
-        let made = self.retry_if_gone(|| {
-            let place = self.place(path)?;
-            let make = || match &entry.kind {
-                Kind::Symlink { target } => {
-                    rustix::fs::symlinkat(target.as_slice(), &place.dir, &temp)
-                }
-                Kind::Special { rdev, .. } => {
-                    let mode = Mode::RUSR | Mode::WUSR;
-                    rustix::fs::mknodat(&place.dir, &temp, file_type, mode, *rdev)
-                }
-                Kind::File { .. } | Kind::Dir => Err(Errno::INVAL),
-            };
-            match self.writable(&place.dir, make) {
-                Err(Errno::EXIST) => {
-                    self.clear_away(&place.dir, &temp)?;
-                    self.writable(&place.dir, make)?;
-                }
-                other => other?,
-            }
-            Ok(place)
-        });
-        let place = made.map_err(|e| failed(e.into()))?;
-        let finish = || -> std::result::Result<(), Cause> {
-            let fd = open_object(&place, &temp)?;
-            let stat = rustix::fs::fstat(&fd)?;
-            // Nobody shall draw our metadata onto something else by swapping the name.
-            if type_of(&stat) != file_type || stat.st_nlink != 1 {
-                return Err(Cause::Overtaken);
-            }
-            self.policy.dress(fd.as_fd(), file_type, &entry.meta)?;
-            self.rename(&place.dir, &temp, place.name)
-        };
-        finish().map_err(|cause| {
-            let _ = self.clear_away(&place.dir, &temp);
-            failed(cause)
-        })
+    /// The digest of the regular file at `place`, where one is asked for.
+    fn digest_there(&self, entry: &Entry, place: &Place<'_>) -> Result<Option<Digest>> {
+        if !self.target.rules.digests || !matches!(entry.kind, Kind::File { .. }) {
+            return Ok(None);
+        }
+        let failed = |errno| self.target.error("read", &entry.path, errno);
+        Ok(self.target.digest(place).map_err(failed)?.map(|(_, digest)| digest))
     }
 }

@@ -4,6 +4,7 @@ use super::error::{Cause, FsError, Result, Side};
 use super::made_up::is_made_up;
 use super::meta::{entry_of, ident_of, lstat, meta_of};
 use crate::wire::manifest::{DirRef, Entry, Kind};
+use crate::wire::options::Preserve;
 use crate::wire::{AbsPath, RelPath};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -26,6 +27,8 @@ pub struct Tree {
     pub(super) root: Arc<Root>,
     pub(super) base: RelPath,
     pub(super) side: Side,
+    /// What its entries carry beside their content and [`Meta`](crate::wire::manifest::Meta).
+    pub(super) keep: Preserve,
     cache: Arc<DirCache>,
 }
 
@@ -84,7 +87,14 @@ impl Root {
 impl Tree {
     /// The tree at `base` below a storage root. Nothing is opened yet, nothing needs to exist.
     pub fn new(root: Arc<Root>, base: RelPath) -> Tree {
-        Tree { root, base, side: Side::Source, cache: Arc::default() }
+        Tree { root, base, side: Side::Source, keep: Preserve::NONE, cache: Arc::default() }
+    }
+
+    /// The same tree, whose entries carry what is kept: attributes, access control lists, whether they
+    /// have other names; and whose files tell of their holes.
+    #[must_use]
+    pub fn keeping(self, keep: Preserve) -> Tree {
+        Tree { keep, ..self }
     }
 
     /// The same tree, with errors that speak of the destination.
@@ -110,13 +120,17 @@ impl Tree {
         let look = || {
             let place = self.place(path)?;
             let stat = lstat(&place.dir, place.name)?;
-            let entry = entry_of(place.dir.as_fd(), place.name, path.clone(), &stat)?;
-            Ok((matches!(entry.kind, Kind::File { .. }) && is_made_up(&place.dir)?, entry))
+            let dir = place.dir.as_fd();
+            let entry = entry_of(dir, place.name, path.clone(), &stat, self.keep)?;
+            Ok::<_, Cause>((
+                matches!(entry.kind, Kind::File { .. }) && is_made_up(&place.dir)?,
+                entry,
+            ))
         };
         match look() {
             Ok((false, entry)) => Ok(entry),
             Ok((true, _)) => Err(self.made_up("copy", path.as_bytes())),
-            Err(e) => Err(self.error("read metadata of", path.as_bytes(), e)),
+            Err(cause) => Err(self.error("read metadata of", path.as_bytes(), cause)),
         }
     }
 
@@ -142,8 +156,8 @@ impl Tree {
         Ok(chain)
     }
 
-    pub(super) fn error(&self, op: &'static str, path: &[u8], errno: Errno) -> FsError {
-        FsError::new(self.side, op, path, errno)
+    pub(super) fn error(&self, op: &'static str, path: &[u8], cause: impl Into<Cause>) -> FsError {
+        FsError::new(self.side, op, path, cause)
     }
 
     /// The directory `path` below this tree's root, from the cache where it was used just now.
@@ -201,6 +215,17 @@ impl Tree {
             true => (&b""[..], &b"."[..]),
             false => split(self.base.as_bytes()),
         };
+        Ok(Place { dir: Arc::new(open_below(self.root.fd(), above)?), name })
+    }
+}
+
+impl Tree {
+    /// Where `path`, which is below the storage root, is.
+    pub(super) fn place_below_root<'a>(
+        &self,
+        path: &'a RelPath,
+    ) -> std::result::Result<Place<'a>, Errno> {
+        let (above, name) = split(path.as_bytes());
         Ok(Place { dir: Arc::new(open_below(self.root.fd(), above)?), name })
     }
 }

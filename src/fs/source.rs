@@ -4,8 +4,9 @@ use super::error::{Cause, FsError, Result};
 use super::meta::{entry_of, size_of, type_of};
 use super::root::{Tree, same_version};
 use crate::wire::manifest::Entry;
+use crate::wire::options::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 /// Files from this length on are announced to the kernel as read in order.
@@ -17,11 +18,13 @@ pub struct SourceFile {
     fd: OwnedFd,
     tree: Tree,
     opened: Stat,
+    /// It may have holes that are to be kept.
+    sparse: bool,
     entry: Entry,
 }
 
 impl Tree {
-    /// Opens the regular file at `entry`'s path, or where it really is. It may be another version by now: what it is stands
+    /// Opens the regular file at `entry`'s path. It may be another version by now: what it is stands
     /// in [`SourceFile::entry`]. Never follows a link, never blocks on a FIFO.
     ///
     /// # Errors
@@ -30,11 +33,10 @@ impl Tree {
         let path = entry.path.as_bytes();
         let failed = |cause: Cause| FsError::new(self.side, "open", path, cause);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let storage = entry.real.as_ref().map(|real| (self.storage(), real));
         let open = || {
-            let place = match &storage {
+            let place = match &entry.real {
+                Some(real) => self.place_below_root(real)?,
                 None => self.place(&entry.path)?,
-                Some((storage, real)) => storage.place(real)?,
             };
             let fd = rustix::fs::openat(&place.dir, place.name, flags, Mode::empty())?;
             let stat = rustix::fs::fstat(&fd)?;
@@ -63,10 +65,11 @@ impl Tree {
             let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
         }
         let real = entry.real.clone();
-        let entry = entry_of(fd.as_fd(), b"", entry.path.clone(), &opened)
-            .map_err(|errno| failed(errno.into()))?;
-        let entry = Entry { real, ..entry };
-        Ok(SourceFile { fd, tree: self.clone(), opened, entry })
+        let now = entry_of(fd.as_fd(), b"", entry.path.clone(), &opened, self.keep);
+        let entry = Entry { real, ..now.map_err(failed)? };
+        let allocated = u64::try_from(opened.st_blocks).unwrap_or(0).saturating_mul(512);
+        let sparse = self.keep.has(Attribute::Sparse) && allocated < size_of(&opened);
+        Ok(SourceFile { fd, tree: self.clone(), opened, sparse, entry })
     }
 }
 
@@ -89,6 +92,19 @@ impl SourceFile {
         read_full(&self.fd, buffer, offset).map_err(|e| self.failed("read", e.into()))
     }
 
+    /// The next run of data that begins at or behind `from`, up to `end` at most: its start and its end.
+    /// What is before it is a hole; `None` means that all the rest is one. Of a file without holes, or
+    /// whose holes are not kept, it is the whole rest.
+    ///
+    /// # Errors
+    /// `lseek` failed.
+    pub fn next_data(&self, from: u64, end: u64) -> Result<Option<(u64, u64)>> {
+        if !self.sparse {
+            return Ok((from < end).then_some((from, end)));
+        }
+        next_data(&self.fd, from, end).map_err(|e| self.failed("read", e.into()))
+    }
+
     /// Whether the file is still what it was when it was opened: to be asked after the last byte was
     /// read, before anybody relies on the bytes.
     ///
@@ -105,6 +121,31 @@ impl SourceFile {
 
     fn failed(&self, op: &'static str, cause: Cause) -> FsError {
         FsError::new(self.tree.side, op, self.entry.path.as_bytes(), cause)
+    }
+}
+
+/// The next run of data of a file, from `from` on and up to `end` at most. A file system that knows no
+/// holes has only data.
+pub(super) fn next_data(
+    fd: &OwnedFd,
+    from: u64,
+    end: u64,
+) -> std::result::Result<Option<(u64, u64)>, Errno> {
+    if from >= end {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(fd, SeekFrom::Data(from)) {
+        Ok(start) if start < end => start,
+        // Behind the last data.
+        Ok(_) | Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((from, end))),
+        Err(errno) => return Err(errno),
+    };
+    match rustix::fs::seek(fd, SeekFrom::Hole(start)) {
+        Ok(stop) => Ok(Some((start, stop.min(end)))),
+        // Cut off meanwhile: whoever reads it will see.
+        Err(Errno::NXIO) => Ok(Some((start, end))),
+        Err(errno) => Err(errno),
     }
 }
 

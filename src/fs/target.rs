@@ -1,9 +1,12 @@
 //! The destination root of a sync, and the steps that every write to it is made of.
 
+use super::dress::{Origin, Outfit, Policy};
 use super::error::{Cause, FsError, Result};
-use super::meta::{Policy, chmod};
+use super::links::Anchors;
+use super::meta::chmod;
 use super::root::{Dir, Place, Tree, open_below, split};
-use crate::wire::manifest::{DirRef, Meta};
+use crate::wire::manifest::DirRef;
+use crate::wire::options::{Notes, WriteRules};
 use crate::wire::sync::FileError;
 use crate::wire::{RelPath, SyncNo};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,17 +17,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// How a destination is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetOptions {
-    /// Numeric owners are set. Without it everything belongs to the agent's user, and set-uid and
-    /// set-gid are left out where that is another owner.
+    /// Numeric owners are set. Without it everything belongs to the agent's user (and, where that may
+    /// be, to the group that is asked for), and set-uid and set-gid are left out where that is another
+    /// owner.
     pub set_owner: bool,
+    /// What the operator asked for.
+    pub rules: WriteRules,
 }
 
 impl TargetOptions {
     /// Owners are set where this process is root.
-    pub fn of_this_process() -> Self {
-        TargetOptions { set_owner: rustix::process::geteuid().is_root() }
+    pub fn of_this_process(rules: WriteRules) -> Self {
+        TargetOptions { set_owner: rustix::process::geteuid().is_root(), rules }
     }
 }
 
@@ -33,16 +39,18 @@ impl TargetOptions {
 pub struct Target {
     pub(super) tree: Tree,
     pub(super) sync: SyncNo,
+    pub(super) rules: Arc<WriteRules>,
     pub(super) policy: Arc<Policy>,
-    state: Arc<State>,
+    pub(super) state: Arc<State>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// A directory's mode was widened to write into it: its metadata need to be set again.
     widened: AtomicBool,
-    /// Write errors show only when a file is closed or synced (network file systems).
-    late_errors: OnceLock<bool>,
+    /// A server keeps what is written: its errors show only when a file is closed or synced.
+    remote: OnceLock<bool>,
+    pub(super) anchors: Anchors,
 }
 
 /// The outcome of one step of writing.
@@ -54,7 +62,8 @@ impl Target {
         Target {
             tree: tree.as_destination(),
             sync,
-            policy: Arc::new(Policy::new(options.set_owner)),
+            policy: Arc::new(Policy::new(options.set_owner, &options.rules)),
+            rules: Arc::new(options.rules),
             state: Arc::default(),
         }
     }
@@ -64,29 +73,49 @@ impl Target {
         &self.tree
     }
 
+    /// What the operator asked for.
+    pub fn rules(&self) -> &WriteRules {
+        &self.rules
+    }
+
+    /// What the destination could not hold of the metadata since the last call, by cause.
+    pub fn notes(&self) -> Notes {
+        self.policy.book.take()
+    }
+
     /// Gives directories their metadata (again): to be called after the last write into them. Those
     /// that failed are reported.
     pub fn stamp(&self, dirs: &[DirRef]) -> Vec<FileError> {
-        let stamps = dirs.iter().map(|d| (&d.path, d.meta)).collect();
+        let stamps = dirs.iter().map(|d| (&d.path, Outfit::from(d))).collect();
         self.stamp_all(&stamps).values().map(FsError::to_file_error).collect()
     }
 
     /// Children before their parents: a parent's final mode may lock us out.
     pub(super) fn stamp_all<'a>(
         &self,
-        stamps: &BTreeMap<&'a RelPath, Meta>,
+        stamps: &BTreeMap<&'a RelPath, Outfit<'_>>,
     ) -> HashMap<&'a RelPath, FsError> {
         let mut failed = HashMap::new();
-        for (path, meta) in stamps.iter().rev() {
+        for (path, outfit) in stamps.iter().rev().filter(|_| !self.rules.dry_run) {
             let dir = match self.tree.dir(path.as_bytes()) {
                 Err(Errno::ACCESS) => self.dir(path.as_bytes(), false).map(|(dir, _)| dir),
                 other => other,
             };
-            if let Err(errno) = dir.and_then(|dir| self.policy.repair(&dir, meta)) {
-                failed.insert(*path, self.error("set metadata of", path, errno));
+            let done = dir.map_err(Cause::Os).and_then(|dir| self.stamp_one(&dir, outfit));
+            if let Err(cause) = done {
+                failed.insert(*path, self.error("set metadata of", path, cause));
             }
         }
         failed
+    }
+
+    /// Gives an open directory its metadata; tells whether they were others.
+    pub(super) fn stamp_one(
+        &self,
+        dir: &Dir,
+        outfit: &Outfit<'_>,
+    ) -> std::result::Result<bool, Cause> {
+        self.policy.dress(dir, outfit, Origin::There)
     }
 
     /// Puts everything written below this root on stable storage: syncs its file system and those
@@ -165,7 +194,7 @@ impl Target {
             && let (above, name) = split(path)
             && let Ok(dir) = self.tree.dir(above)
         {
-            let here = self.enter(&dir, name, replace, Mode::RWXU)?;
+            let here = self.enter(&dir, name, replace, self.birth_mode())?;
             self.tree.remember(path, &here.0);
             return Ok(here);
         }
@@ -181,7 +210,7 @@ impl Target {
             end = from + rest.iter().position(|b| *b == b'/').unwrap_or(rest.len());
             here = match self.tree.cached(&path[..end]) {
                 Some(dir) => (dir, false),
-                None => self.enter(&here.0, &path[from..end], replace, Mode::RWXU)?,
+                None => self.enter(&here.0, &path[from..end], replace, self.birth_mode())?,
             };
             self.tree.remember(&path[..end], &here.0);
         }
@@ -200,6 +229,10 @@ impl Target {
             self.tree.remember(b"", &here.0);
         }
         Ok(here)
+    }
+
+    fn birth_mode(&self) -> Mode {
+        Mode::from_raw_mode(self.policy.dir_birth_mode())
     }
 
     fn enter(&self, above: &Dir, name: &[u8], replace: bool, mode: Mode) -> Step<(Dir, bool)> {
@@ -296,16 +329,20 @@ impl Target {
     /// Network file systems tell of failed writes (a full disk, a quota) when the file is closed, and
     /// closing can't be asked for its outcome here: there they are asked for with a sync.
     pub(super) fn settle_writes(&self, fd: &OwnedFd) -> Step<()> {
-        let late = *self.state.late_errors.get_or_init(|| {
+        if self.is_remote(fd) { rustix::fs::fdatasync(fd) } else { Ok(()) }
+    }
+
+    /// Whether a server keeps what is written here.
+    pub(super) fn is_remote(&self, fd: &OwnedFd) -> bool {
+        *self.state.remote.get_or_init(|| {
             rustix::fs::fstatfs(fd)
-                .is_ok_and(|fs| LATE_ERRORS.contains(&(u32::try_from(fs.f_type).unwrap_or(0))))
-        });
-        if late { rustix::fs::fdatasync(fd) } else { Ok(()) }
+                .is_ok_and(|fs| REMOTE.contains(&(u32::try_from(fs.f_type).unwrap_or(0))))
+        })
     }
 }
 
 /// `f_type` of NFS, CIFS and SMB (`<linux/magic.h>`).
-const LATE_ERRORS: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+const REMOTE: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
 /// The paths below `dir` where something is mounted.
 fn mounts_below(dir: &OwnedFd) -> Vec<Vec<u8>> {

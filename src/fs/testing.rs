@@ -3,6 +3,7 @@
 
 use super::{Root, SourceFile, Target, TargetOptions, Tree, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::options::WriteRules;
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -42,7 +43,11 @@ impl Site {
     }
 
     pub(super) fn target(&self) -> Target {
-        Target::new(self.tree("dst"), SyncNo(7), TargetOptions::of_this_process())
+        self.target_with(WriteRules::default())
+    }
+
+    pub(super) fn target_with(&self, rules: WriteRules) -> Target {
+        Target::new(self.tree("dst"), SyncNo(7), TargetOptions::of_this_process(rules))
     }
 
     pub(super) fn write(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
@@ -129,12 +134,12 @@ pub(super) fn send(source: &Tree, target: &Target, entry: &Entry) -> super::Resu
 
 /// Copies a batch as the data plane does; gives the verdicts of the comparison.
 pub(super) fn copy(source: &Tree, target: &Target, manifest: &Manifest) -> Vec<Verdict> {
-    let verdicts = target.reconcile(manifest);
+    let verdicts = target.reconcile(manifest).verdicts;
     for (entry, verdict) in manifest.entries.iter().zip(&verdicts) {
         match verdict {
-            Verdict::Needed => send(source, target, entry).unwrap(),
-            Verdict::Failed(error) => panic!("{error:?}"),
-            Verdict::Made | Verdict::Unchanged => {}
+            Verdict::Needed { .. } => send(source, target, entry).unwrap(),
+            Verdict::Failed(_) | Verdict::Check => panic!("{verdict:?}"),
+            Verdict::Done(_) => {}
         }
     }
     assert_eq!(target.stamp(&manifest.dirs), []);

@@ -287,9 +287,11 @@ impl Walk {
         if type_of(&spot.stat) == FileType::Directory {
             return Ok(self.look_inside(spot, path)?.map(|(entry, enter)| (entry, Some(enter))));
         }
-        let entry = match entry_of(spot.dir.as_fd(), &spot.name, path.clone(), &spot.stat) {
-            Err(Errno::NOENT) => return Ok(None),
-            other => other.map_err(|e| self.tree.error("read link", path.as_bytes(), e))?,
+        let tree = &self.tree;
+        let dir = spot.dir.as_fd();
+        let entry = match entry_of(dir, &spot.name, path.clone(), &spot.stat, tree.keep) {
+            Err(Cause::Os(Errno::NOENT)) => return Ok(None),
+            other => other.map_err(|e| tree.error("read metadata of", path.as_bytes(), e))?,
         };
         let entry = Entry { real: spot.real, ..entry };
         Ok((!self.options.filter.is_beyond(&entry)).then_some((entry, None)))
@@ -348,9 +350,9 @@ impl Walk {
     /// A directory's entry, and the directory, opened; `None` where it is gone.
     fn look_inside(&mut self, spot: Spot, path: RelPath) -> Result<Option<(Entry, Entered)>> {
         let tree = &self.tree;
-        let at = |op: &'static str, errno: Errno| tree.error(op, path.as_bytes(), errno);
+        let at = |op: &'static str, cause: Cause| tree.error(op, path.as_bytes(), cause);
         if self.chain + path.as_bytes().len() > MAX_CHAIN {
-            return Err(at("enter", Errno::NAMETOOLONG));
+            return Err(at("enter", Errno::NAMETOOLONG.into()));
         }
         let mut fd = open_list_below(spot.dir.as_fd(), &spot.name);
         if matches!(fd, Err(Errno::MFILE | Errno::NFILE)) {
@@ -365,15 +367,18 @@ impl Walk {
         };
         let seen = match (&closed, &fd) {
             (Some(Ok(fd)), _) | (None, Ok(fd)) => fd,
-            (Some(Err(errno)), _) | (None, Err(errno)) => return Err(at("open", *errno)),
+            (Some(Err(errno)), _) | (None, Err(errno)) => {
+                return Err(at("open", Cause::Os(*errno)));
+            }
         };
         // Metadata by the descriptor, so that they and the contents are of one directory.
         let entry = rustix::fs::fstat(seen)
-            .and_then(|stat| entry_of(seen.as_fd(), b"", path.clone(), &stat))
+            .map_err(Cause::Os)
+            .and_then(|stat| entry_of(seen.as_fd(), b"", path.clone(), &stat, tree.keep))
             .map_err(|e| at("read metadata of", e))?;
         if entry.ident.dev != self.dev {
             // Something else is mounted here.
-            if is_made_up(seen).map_err(|e| at("read metadata of", e))? {
+            if is_made_up(seen).map_err(|e| at("read metadata of", e.into()))? {
                 return Err(tree.made_up("enter", path.as_bytes()));
             }
             self.dev = entry.ident.dev;

@@ -1,12 +1,16 @@
 use super::super::testing::*;
 use super::super::{Root, Verdict};
 use super::*;
-use crate::wire::manifest::{Entry, Ident, Kind, Manifest};
+use crate::wire::manifest::{Entry, Ident, Kind, Manifest, Meta};
+use crate::wire::options::Action;
 use crate::wire::sync::ErrorClass;
 use rustix::fs::{CWD, FileType, RenameFlags};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+const SKIP: Verdict = Verdict::Done(Action::Skip);
+const NEEDED: Verdict = Verdict::Needed { action: Action::Update, base: true };
 
 fn set_mode(path: &std::path::Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -62,7 +66,7 @@ fn a_copy_equals_its_source_and_a_second_one_finds_nothing_to_do() {
     assert_eq!(snapshot(&site.at("dst")), snapshot(&site.at("src")));
     let before = snapshot(&site.at("dst"));
     let verdicts = copy(&site.source(), &site.target(), &batch);
-    assert!(verdicts.iter().all(|v| *v == Verdict::Unchanged), "{verdicts:?}");
+    assert!(verdicts.iter().all(|v| *v == SKIP), "{verdicts:?}");
     assert_eq!(snapshot(&site.at("dst")), before);
     site.target().flush().unwrap();
 }
@@ -89,13 +93,13 @@ fn without_root_the_copy_equals_its_source_but_for_owners_and_set_uid() {
         let mut foreign = batch_of(&site.source(), "plain");
         foreign.entries[0].meta = Meta { uid: 0, gid: 0, mode: 0o6755, ..foreign.entries[0].meta };
         foreign.entries[0].meta.mtime_sec += 1;
-        assert_eq!(site.target().reconcile(&foreign), [Verdict::Needed]);
+        assert_eq!(site.target().reconcile(&foreign).verdicts, [NEEDED]);
         let mut new = site.target().create(&foreign.entries[0], 1).unwrap();
         new.write(b"content").unwrap();
         new.publish(&foreign.entries[0]).unwrap();
         let there = fs::metadata(site.at("dst/plain")).unwrap();
         assert_eq!(there.mode() & 0o7777, 0o755);
-        assert_eq!(site.target().reconcile(&foreign), [Verdict::Unchanged]);
+        assert_eq!(site.target().reconcile(&foreign).verdicts, [SKIP]);
         for dir in ["src/a", "dst/a", "src/a/b", "dst/a/b"] {
             set_mode(&site.at(dir), 0o700);
         }
@@ -114,12 +118,13 @@ fn a_directory_of_somebody_else_is_an_error_that_says_so() {
     let batch = manifest(&site.source());
     site.as_nobody(|| {
         let tree = other.tree("canary");
-        let target = Target::new(tree, SyncNo(1), TargetOptions::of_this_process());
+        let target =
+            Target::new(tree, SyncNo(1), TargetOptions::of_this_process(Default::default()));
         let error = target.create(&batch.entries[1], 1).unwrap_err();
         assert_eq!((error.errno_name(), error.class()), (Some("EACCES"), ErrorClass::Permanent));
-        let verdicts = target.reconcile(&batch);
+        let verdicts = target.reconcile(&batch).verdicts;
         assert!(matches!(&verdicts[0], Verdict::Failed(e) if e.errno.as_deref() == Some("EPERM")));
-        assert_eq!(verdicts[1], Verdict::Needed);
+        assert_eq!(verdicts[1], Verdict::Needed { action: Action::Create, base: false });
         assert!(matches!(&verdicts[2], Verdict::Failed(e) if e.operation == "create destination"));
     });
     other.assert_canary();
@@ -133,8 +138,8 @@ fn a_deep_tree_is_copied() {
     copy(&site.source(), &site.target(), &batch);
     let there = site.tree("dst");
     assert_eq!(content_of(&there.open_source(&there.entry(&end).unwrap()).unwrap()), b"deep");
-    let verdicts = site.target().reconcile(&batch);
-    assert!(verdicts.iter().all(|v| *v == Verdict::Unchanged));
+    let verdicts = site.target().reconcile(&batch).verdicts;
+    assert!(verdicts.iter().all(|v| *v == SKIP));
     for entry in &batch.entries {
         assert_eq!(there.entry(&entry.path).unwrap().meta, entry.meta, "{}", entry.path);
     }
@@ -161,12 +166,16 @@ fn a_single_file_is_copied_to_a_name_whose_directories_are_missing() {
     let site = Site::new();
     site.write("src/f", "content");
     let source = site.tree("src/f");
-    let target = Target::new(site.tree("x/y/g"), SyncNo(1), TargetOptions::of_this_process());
+    let target = Target::new(
+        site.tree("x/y/g"),
+        SyncNo(1),
+        TargetOptions::of_this_process(Default::default()),
+    );
     let batch = manifest(&source);
     assert_eq!(batch.dirs, []);
     copy(&source, &target, &batch);
     assert_eq!(fs::read(site.at("x/y/g")).unwrap(), b"content");
-    assert_eq!(target.reconcile(&batch), [Verdict::Unchanged]);
+    assert_eq!(target.reconcile(&batch).verdicts, [SKIP]);
     fs::remove_file(site.at("x/y/g")).unwrap();
     target.part(&batch.entries[0]).unwrap().write_at(b"CONTENT", 0).unwrap();
     target.publish_part(&batch.entries[0], None).unwrap();
@@ -174,8 +183,9 @@ fn a_single_file_is_copied_to_a_name_whose_directories_are_missing() {
     assert_eq!(names_in(&site.at("x/y")), [b"g"]);
     target.flush().unwrap();
     // The storage root itself can't become a file.
-    let top = Target::new(site.tree(""), SyncNo(1), TargetOptions::of_this_process());
-    let Verdict::Failed(error) = &top.reconcile(&batch)[0] else { panic!() };
+    let top =
+        Target::new(site.tree(""), SyncNo(1), TargetOptions::of_this_process(Default::default()));
+    let Verdict::Failed(error) = &top.reconcile(&batch).verdicts[0] else { panic!() };
     assert_eq!(error.errno.as_deref(), Some("EISDIR"));
 }
 
@@ -196,7 +206,7 @@ fn something_else_in_the_way_is_replaced_unless_it_holds_something() {
         copy(&source, &target, &batch_of(&source, path));
     }
     let batch = batch_of(&source, "full");
-    let Verdict::Failed(error) = &target.reconcile(&batch)[0] else { panic!() };
+    let Verdict::Failed(error) = &target.reconcile(&batch).verdicts[0] else { panic!() };
     assert_eq!((error.errno.as_deref(), error.class), (Some("EISDIR"), ErrorClass::Permanent));
     assert_eq!(error.operation, "replace destination");
     let error = send(&source, &target, &batch.entries[0]).unwrap_err();
@@ -215,8 +225,12 @@ fn a_link_above_or_at_the_root_is_refused() {
     site.write("src/f", "x");
     symlink("canary", site.at("link")).unwrap();
     for base in ["link", "link/below"] {
-        let target = Target::new(site.tree(base), SyncNo(1), TargetOptions::of_this_process());
-        for verdict in target.reconcile(&manifest(&site.source())) {
+        let target = Target::new(
+            site.tree(base),
+            SyncNo(1),
+            TargetOptions::of_this_process(Default::default()),
+        );
+        for verdict in target.reconcile(&manifest(&site.source())).verdicts {
             let Verdict::Failed(error) = verdict else { panic!("{base}: {verdict:?}") };
             assert_eq!(error.errno.as_deref(), Some("ELOOP"));
             assert_eq!(error.class, ErrorClass::Permanent);
@@ -257,9 +271,9 @@ fn an_attacker_who_swaps_directories_for_links_reaches_nothing_outside() {
         });
         for _ in 0..300 {
             let target = site.target();
-            let verdicts = target.reconcile(&batch);
+            let verdicts = target.reconcile(&batch).verdicts;
             for (entry, verdict) in batch.entries.iter().zip(verdicts) {
-                if verdict == Verdict::Needed {
+                if matches!(verdict, Verdict::Needed { .. }) {
                     // Failing is fine, escaping is not.
                     let _ = send(&site.source(), &target, entry);
                     let _ = target.part(entry).and_then(|part| part.write_at(b"evil", 0));
@@ -284,12 +298,12 @@ fn mode_and_owner_are_repaired_without_content_but_not_through_a_second_name() {
     let there = site.at("dst/f");
     let ino = fs::metadata(&there).unwrap().ino();
     set_mode(&there, 0o666);
-    assert_eq!(target.reconcile(&batch), [Verdict::Unchanged]);
+    assert_eq!(target.reconcile(&batch).verdicts, [SKIP]);
     let meta = fs::metadata(&there).unwrap();
     assert_eq!((meta.ino(), meta.mode() & 0o7777), (ino, 0o640));
     fs::hard_link(&there, site.at("snapshot")).unwrap();
     set_mode(&there, 0o666);
-    assert_eq!(target.reconcile(&batch), [Verdict::Needed]);
+    assert_eq!(target.reconcile(&batch).verdicts, [NEEDED]);
     copy(&source, &target, &batch);
     assert_eq!(fs::metadata(site.at("snapshot")).unwrap().mode() & 0o7777, 0o666);
     assert_eq!(fs::metadata(&there).unwrap().mode() & 0o7777, 0o640);
@@ -303,10 +317,10 @@ fn a_nanosecond_or_a_byte_makes_a_file_needed() {
     touch(&site.at("src/f"), 77, 100);
     copy(&source, &target, &batch_of(&source, "f"));
     touch(&site.at("src/f"), 77, 101);
-    assert_eq!(target.reconcile(&batch_of(&source, "f")), [Verdict::Needed]);
+    assert_eq!(target.reconcile(&batch_of(&source, "f")).verdicts, [NEEDED]);
     fs::write(site.at("src/f"), "contents").unwrap();
     touch(&site.at("src/f"), 77, 100);
-    assert_eq!(target.reconcile(&batch_of(&source, "f")), [Verdict::Needed]);
+    assert_eq!(target.reconcile(&batch_of(&source, "f")).verdicts, [NEEDED]);
 }
 
 #[test]
@@ -324,7 +338,7 @@ fn what_fails_above_fails_all_below_and_nothing_else() {
         batch.entries[0].meta,
         Ident::default(),
     ));
-    let verdicts = site.target().reconcile(&batch);
+    let verdicts = site.target().reconcile(&batch).verdicts;
     assert_eq!(verdicts.len(), batch.entries.len());
     assert!(matches!(verdicts.last(), Some(Verdict::Failed(_))), "{verdicts:?}");
     let failed = verdicts.iter().filter(|v| matches!(v, Verdict::Failed(_))).count();
@@ -358,10 +372,10 @@ fn hostile_numbers_are_errors_not_panics() {
         .collect();
     let target = site.target();
     let batch = Manifest { dirs: vec![DirRef { path: RelPath::root(), meta: base.meta }], entries };
-    let verdicts = target.reconcile(&batch);
+    let verdicts = target.reconcile(&batch).verdicts;
     for (i, verdict) in verdicts.iter().enumerate() {
         let fine = if i == 1 {
-            *verdict == Verdict::Needed
+            matches!(verdict, Verdict::Needed { .. })
         } else {
             matches!(verdict, Verdict::Failed(_))
         };

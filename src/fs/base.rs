@@ -1,0 +1,232 @@
+//! What the destination has of a file already: digests of it as a whole and block by block, so that
+//! equal content need not be sent.
+
+use super::error::{Cause, Result};
+use super::meta::{lstat, size_of, type_of};
+use super::names;
+use super::nodes::TouchUp;
+use super::root::{Dir, Place};
+use super::source::read_full;
+use super::target::{Step, Target};
+use crate::wire::Digest;
+use crate::wire::manifest::Entry;
+use crate::wire::options::Action;
+use blake3::hazmat::HasherExt as _;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::num::NonZeroU64;
+
+/// Bytes that are read at once.
+const PIECE: usize = 1 << 20;
+/// The lengths of blocks that are taken, in bytes.
+const BLOCKS: std::ops::RangeInclusive<u64> = 1024..=16 << 20;
+/// At most so many blocks are told of at once.
+const MAX_BLOCKS: u64 = 1 << 20;
+
+/// What the destination has in the place of one block: BLAKE3 chaining values of the bytes there, as
+/// the subtree at the block's offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BlockValues {
+    /// In the part file of this version; `None` where nothing was written yet.
+    pub part: Option<Digest>,
+    /// In the file that has the name now; `None` where it does not reach that far.
+    pub base: Option<Digest>,
+}
+
+/// A regular file at the destination, open for reading.
+struct Held {
+    fd: OwnedFd,
+    size: u64,
+}
+
+impl Target {
+    /// The chaining values of what is there in place of `length` bytes of `entry`'s content from `offset`
+    /// on, in blocks of `block` bytes. The last block of the file may be shorter.
+    ///
+    /// A file of one block has a value like any other block, which is not its digest: digests are merged
+    /// of two values or more.
+    ///
+    /// # Errors
+    /// `block` is no power of two (of 1 KiB at least), `offset` is not at the start of a block, the range
+    /// is beyond the file, or something can't be read. That there is nothing is no error.
+    pub fn blocks(
+        &self,
+        entry: &Entry,
+        offset: u64,
+        length: u64,
+        block: u64,
+    ) -> Result<Vec<BlockValues>> {
+        let failed = |errno| self.error("compare", &entry.path, errno);
+        let end = offset.checked_add(length).filter(|end| *end <= entry.size());
+        let sound = block.is_power_of_two() && BLOCKS.contains(&block);
+        let (Some(end), true) = (end, sound && offset.is_multiple_of(block.max(1))) else {
+            return Err(failed(Errno::INVAL));
+        };
+        let count = length.div_ceil(block);
+        if count > MAX_BLOCKS {
+            return Err(failed(Errno::INVAL));
+        }
+        let place = match self.tree.place(&entry.path) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                return Ok((0..count).map(|_| BlockValues::default()).collect());
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        let open = |name: &[u8]| -> Result<Option<Held>> {
+            let held = self.hold(&place.dir, name).map_err(failed)?;
+            if let Some(held) = &held {
+                self.from_disk(&held.fd, offset, length).map_err(failed)?;
+            }
+            Ok(held)
+        };
+        let base = open(place.name)?;
+        let part = open(&names::part(&entry.path, entry.generation()))?;
+        let mut buffer = vec![0; usize::try_from(block).map_err(|_| failed(Errno::INVAL))?];
+        let mut value = |held: &Option<Held>, from, to| match held {
+            Some(held) => held.value(from, to, &mut buffer),
+            None => Ok(None),
+        };
+        (0..count)
+            .map(|at| {
+                let from = offset + at * block;
+                let to = (from + block).min(end);
+                let written = part.as_ref().is_some_and(|part| part.has_data(from, to));
+                Ok(BlockValues {
+                    part: if written { value(&part, from, to).map_err(failed)? } else { None },
+                    base: value(&base, from, to).map_err(failed)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Gives the file at `entry`'s name, whose content was compared and is equal, `entry`'s metadata;
+    /// tells [`Action::Skip`] where it had them, [`Action::Metadata`] otherwise.
+    ///
+    /// # Errors
+    /// It is not there, is no regular file or has another length by now; its metadata can't be set.
+    pub fn repair_in_place(&self, entry: &Entry) -> Result<Action> {
+        let path = &entry.path;
+        let failed = |cause| self.error("set metadata of", path, cause);
+        let place = self.tree.place(path).map_err(|e| failed(e.into()))?;
+        let stat = self.writable(&place.dir, || lstat(&place.dir, place.name));
+        let stat = stat.map_err(|e| failed(e.into()))?;
+        if type_of(&stat) != FileType::RegularFile {
+            return Err(failed(Cause::NotRegular));
+        }
+        let (expected, found) = (entry.size(), size_of(&stat));
+        if found != expected {
+            return Err(failed(Cause::WrongSize { expected, found }));
+        }
+        Ok(match self.touch_up(&place, &stat, entry).map_err(failed)? {
+            TouchUp::Same => Action::Skip,
+            TouchUp::Repaired => Action::Metadata,
+            TouchUp::Replace => {
+                if !self.rules.dry_run {
+                    self.copy_anew(entry, &place)?;
+                }
+                Action::Metadata
+            }
+        })
+    }
+
+    /// Replaces a file whose metadata may not be changed (another name of it, or its owner, would have
+    /// to bear it) by a copy of our own.
+    fn copy_anew(&self, entry: &Entry, place: &Place<'_>) -> Result<()> {
+        let failed = |errno| self.error("read", &entry.path, errno);
+        let held = self.hold(&place.dir, place.name).map_err(failed)?;
+        let held = held.ok_or_else(|| failed(Errno::NOENT))?;
+        let mut file = self.create(entry, 0)?;
+        let mut buffer = vec![0; PIECE];
+        let mut at = 0;
+        while at < held.size {
+            let n = read_full(&held.fd, &mut buffer, at).map_err(failed)?;
+            if n == 0 {
+                break;
+            }
+            file.write(&buffer[..n])?;
+            at += n as u64;
+        }
+        file.publish(entry)
+    }
+
+    /// Length and digest of the regular file at `place`; `None` where there is none.
+    ///
+    /// # Errors
+    /// It can't be read, or changed meanwhile (`EBUSY`).
+    pub(super) fn digest(&self, place: &Place<'_>) -> Step<Option<(u64, Digest)>> {
+        let Some(Held { fd, size }) = self.hold(&place.dir, place.name)? else { return Ok(None) };
+        self.from_disk(&fd, 0, size)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; usize::try_from(size).unwrap_or(PIECE).clamp(1, PIECE)];
+        while hasher.count() < size {
+            match read_full(&fd, &mut buffer, hasher.count())? {
+                0 => return Err(Errno::BUSY),
+                n => hasher.update(&buffer[..n]),
+            };
+        }
+        if hasher.count() != size {
+            return Err(Errno::BUSY);
+        }
+        Ok(Some((size, hasher.finalize().into())))
+    }
+
+    /// Opens the regular file `name`; `None` where there is none.
+    fn hold(&self, dir: &Dir, name: &[u8]) -> Step<Option<Held>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = || {
+            // A device is not even opened.
+            if type_of(&lstat(dir, name)?) != FileType::RegularFile {
+                return Ok(None);
+            }
+            rustix::fs::openat(dir, name, flags, Mode::empty()).map(Some)
+        };
+        let fd = match self.writable(dir, open) {
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) | Ok(None) => return Ok(None),
+            Ok(Some(fd)) => fd,
+            Err(errno) => return Err(errno),
+        };
+        let stat = rustix::fs::fstat(&fd)?;
+        let regular = type_of(&stat) == FileType::RegularFile;
+        Ok(regular.then(|| Held { fd, size: size_of(&stat) }))
+    }
+
+    /// Where it is asked for, has what is read next come from the disk, not from memory.
+    fn from_disk(&self, fd: &OwnedFd, offset: u64, length: u64) -> Step<()> {
+        let _ = rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::Sequential);
+        if self.rules.readback {
+            // Pages that are not written yet would stay.
+            rustix::fs::fdatasync(fd)?;
+            rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::DontNeed)?;
+        }
+        Ok(())
+    }
+}
+
+impl Held {
+    /// The chaining value of the bytes between; `None` where the file ends before.
+    fn value(&self, from: u64, to: u64, buffer: &mut [u8]) -> Step<Option<Digest>> {
+        let wanted = usize::try_from(to - from).map_err(|_| Errno::INVAL)?;
+        if self.size < to || read_full(&self.fd, &mut buffer[..wanted], from)? < wanted {
+            return Ok(None);
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(from);
+        hasher.update(&buffer[..wanted]);
+        Ok(Some(Digest(hasher.finalize_non_root())))
+    }
+
+    /// Whether not all of it is a hole.
+    fn has_data(&self, from: u64, to: u64) -> bool {
+        match rustix::fs::seek(&self.fd, SeekFrom::Data(from)) {
+            Ok(at) => at < to,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => false,
+            Err(_) => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+use super::super::testing::*;
+use super::*;
+use crate::wire::manifest::{Kind, merge_ranges};
+use crate::wire::options::WriteRules;
+use proptest::prelude::*;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+const KIB: usize = 1024;
+
+fn bytes(len: usize, seed: u8) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof();
+    let mut out = vec![0; len];
+    hasher.fill(&mut out);
+    out
+}
+
+fn value(content: &[u8], at: usize) -> Option<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(at as u64);
+    hasher.update(content);
+    Some(Digest(hasher.finalize_non_root()))
+}
+
+#[test]
+fn blocks_of_the_base_and_of_the_part_file_are_told_as_far_as_they_reach() {
+    let site = Site::new();
+    let new = bytes(20 * KIB + 100, 1);
+    site.write("src/f", &new);
+    let old = bytes(9 * KIB, 2);
+    site.write("dst/f", &old);
+    let entry = site.source().entry(&rel("f")).unwrap();
+    let target = site.target();
+    let part = target.part(&entry).unwrap();
+    part.write_at(&new[8 * KIB..12 * KIB], 8 * KIB as u64).unwrap();
+    let block = 4 * KIB;
+    let blocks = target.blocks(&entry, 0, new.len() as u64, block as u64).unwrap();
+    assert_eq!(blocks.len(), 6);
+    let base: Vec<_> = blocks.iter().map(|b| b.base).collect();
+    assert_eq!(base[..2], [value(&old[..block], 0), value(&old[block..2 * block], block)]);
+    assert_eq!(base[2..], [None; 4], "the third is not whole");
+    let parts: Vec<_> = blocks.iter().map(|b| b.part).collect();
+    let sparse = fs::metadata(site.at("dst/f")).is_ok();
+    assert!(sparse && parts[2] == value(&new[8 * KIB..12 * KIB], 8 * KIB), "{parts:?}");
+    assert_eq!([parts[0], parts[1], parts[3], parts[4], parts[5]], [None; 5]);
+    // The short block at the end of the file, of a base that is longer.
+    site.write("dst/f", bytes(40 * KIB, 3));
+    let tail = target.blocks(&entry, 20 * KIB as u64, 100, block as u64).unwrap();
+    assert_eq!(tail[0].base, value(&bytes(40 * KIB, 3)[20 * KIB..20 * KIB + 100], 20 * KIB));
+}
+
+#[test]
+fn where_there_is_no_file_there_are_no_values() {
+    let site = Site::new();
+    site.write("src/d/f", bytes(4 * KIB, 1));
+    let entry = site.source().entry(&rel("d/f")).unwrap();
+    let none = [BlockValues::default(); 4];
+    let blocks = || site.target().blocks(&entry, 0, 4 * KIB as u64, KIB as u64).unwrap();
+    assert_eq!(blocks(), none);
+    assert!(!site.at("dst").exists(), "a question makes nothing");
+    fs::create_dir_all(site.at("dst/d/f")).unwrap();
+    assert_eq!(blocks(), none);
+    fs::remove_dir(site.at("dst/d/f")).unwrap();
+    symlink("../../src/d/f", site.at("dst/d/f")).unwrap();
+    assert_eq!(blocks(), none, "a link is not followed");
+}
+
+#[test]
+fn ranges_that_are_none_are_refused() {
+    let site = Site::new();
+    site.write("src/f", bytes(4 * KIB, 1));
+    let entry = site.source().entry(&rel("f")).unwrap();
+    let huge = Entry { kind: Kind::File { size: u64::MAX }, ..entry.clone() };
+    let (target, kib) = (site.target(), KIB as u64);
+    for (entry, offset, length, block) in [
+        (&entry, 0, 4 * kib, 0),
+        (&entry, 0, 4 * kib, 512),
+        (&entry, 0, 4 * kib, 3 * kib),
+        (&entry, kib, kib, 2 * kib),
+        (&entry, 0, 5 * kib, kib),
+        (&entry, u64::MAX - kib + 1, kib, kib),
+        (&huge, 0, u64::MAX, kib),
+        (&huge, 0, 1 << 63, 1 << 63),
+    ] {
+        assert!(target.blocks(entry, offset, length, block).is_err(), "{offset} {length} {block}");
+    }
+    assert_eq!(target.blocks(&entry, 0, 0, kib).unwrap(), []);
+}
+
+#[test]
+fn metadata_of_an_equal_file_are_repaired_in_place() {
+    let site = Site::new();
+    site.write("src/f", "content");
+    touch(&site.at("src/f"), 1234, 5);
+    site.write("dst/f", "CONTENT");
+    touch(&site.at("dst/f"), 99, 0);
+    let entry = site.source().entry(&rel("f")).unwrap();
+    let dry = site.target_with(WriteRules { dry_run: true, ..WriteRules::default() });
+    let before = snapshot(&site.at("dst"));
+    assert_eq!(dry.repair_in_place(&entry).unwrap(), Action::Metadata);
+    assert_eq!(snapshot(&site.at("dst")), before);
+    assert_eq!(site.target().repair_in_place(&entry).unwrap(), Action::Metadata);
+    assert_eq!(site.target().repair_in_place(&entry).unwrap(), Action::Skip);
+    let there = site.tree("dst").entry(&rel("f")).unwrap();
+    assert_eq!((there.meta, there.kind), (entry.meta, entry.kind.clone()));
+    // Another name of it keeps what it has.
+    touch(&site.at("dst/f"), 99, 0);
+    fs::hard_link(site.at("dst/f"), site.at("dst/other")).unwrap();
+    assert_eq!(site.target().repair_in_place(&entry).unwrap(), Action::Metadata);
+    let other = site.tree("dst").entry(&rel("other")).unwrap();
+    assert_eq!(
+        (other.meta.mtime_sec, fs::read(site.at("dst/f")).unwrap()),
+        (99, b"CONTENT".to_vec())
+    );
+    assert_eq!(site.tree("dst").entry(&rel("f")).unwrap().meta, entry.meta);
+    assert_eq!(names_in(&site.at("dst")), [&b"f"[..], b"other"]);
+    // What is of another length was not compared.
+    site.write("dst/f", "short");
+    let error = site.target().repair_in_place(&entry).unwrap_err();
+    assert_eq!(error.cause, Cause::WrongSize { expected: 7, found: 5 });
+    fs::remove_file(site.at("dst/f")).unwrap();
+    assert_eq!(site.target().repair_in_place(&entry).unwrap_err().errno(), Some(Errno::NOENT));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+    #[test]
+    fn blocks_of_ranges_merge_to_the_ordinary_digest(
+        len in 2 * KIB + 1..60 * KIB,
+        power in 0u32..3,
+        blocks_in_range in 0u32..3,
+        readback: bool,
+    ) {
+        let block = (KIB << power) as u64;
+        let range = block << blocks_in_range;
+        prop_assume!(len as u64 > block);
+        let site = Site::new();
+        let content = bytes(len, 7);
+        site.write("src/f", &content);
+        site.write("dst/f", &content);
+        let entry = site.source().entry(&rel("f")).unwrap();
+        let target = site.target_with(WriteRules { readback, ..WriteRules::default() });
+        let mut values = Vec::new();
+        let mut offset = 0;
+        while offset < len as u64 {
+            let length = range.min(len as u64 - offset);
+            let got = target.blocks(&entry, offset, length, block).unwrap();
+            values.extend(got.iter().map(|b| b.base.unwrap()));
+            offset += length;
+        }
+        prop_assert_eq!(merge_ranges(&values), Some(blake3::hash(&content).into()));
+    }
+}

@@ -1,0 +1,166 @@
+//! Entries without content: links and special files are made, and what is there already gets the
+//! metadata that it shall have.
+
+use super::dress::{Origin, Outfit};
+use super::error::{Cause, Result};
+use super::meta::type_of;
+use super::names;
+use super::notes::Shortfall;
+use super::root::Place;
+use super::target::{Step, Target};
+use super::xattr::Object;
+use crate::wire::manifest::{Entry, Kind};
+use crate::wire::options::Attribute;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+/// What became of the metadata of an object that is there with the right content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TouchUp {
+    /// They were as they shall be.
+    Same,
+    /// They are now (or would be, in a dry run).
+    Repaired,
+    /// They can't be had in place: it has other names, or is somebody else's. It can be replaced by an
+    /// object of ours.
+    Replace,
+}
+
+/// A descriptor of whatever has this name, which is not opened for use: a device or FIFO isn't
+/// touched.
+pub(super) fn open_object(place: &Place<'_>, name: &[u8]) -> Step<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&place.dir, name, flags, Mode::empty())
+}
+
+impl Target {
+    /// To be told of an object at `place` that has `entry`'s content; `stat` is its lstat. Brings its
+    /// metadata to those of `entry`; if it is one of several names, it joins the others.
+    ///
+    /// # Errors
+    /// A call failed, or the destination can't hold them and shall.
+    pub(super) fn touch_up(
+        &self,
+        place: &Place<'_>,
+        stat: &Stat,
+        entry: &Entry,
+    ) -> std::result::Result<TouchUp, Cause> {
+        let member = self.is_member(entry) && !self.rules.dry_run;
+        if member && !self.claim(stat, entry)? {
+            return Ok(TouchUp::Replace);
+        }
+        let done = self.touch_up_one(place, stat, entry)?;
+        if member && done != TouchUp::Replace {
+            self.join(&place.dir, place.name, &open_object(place, place.name)?, entry)?;
+        }
+        Ok(done)
+    }
+
+    fn touch_up_one(
+        &self,
+        place: &Place<'_>,
+        stat: &Stat,
+        entry: &Entry,
+    ) -> std::result::Result<TouchUp, Cause> {
+        let outfit = Outfit::from(entry);
+        let object = Object::Named(place.dir.as_fd(), place.name);
+        if !self.policy.differs(object, stat, &outfit)? {
+            return Ok(TouchUp::Same);
+        }
+        if stat.st_nlink > 1 && !self.is_member(entry) {
+            // Another name of it, which may be none of this sync's business, would change as well.
+            return Ok(TouchUp::Replace);
+        }
+        if self.rules.dry_run {
+            return Ok(TouchUp::Repaired);
+        }
+        let fd = open_object(place, place.name)?;
+        let now = rustix::fs::fstat(&fd)?;
+        if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
+            return Ok(TouchUp::Replace);
+        }
+        match self.policy.dress(&fd, &outfit, Origin::There) {
+            // Somebody else's.
+            Err(Cause::Os(Errno::PERM)) => Ok(TouchUp::Replace),
+            Ok(true) => Ok(TouchUp::Repaired),
+            Ok(false) => Ok(TouchUp::Same),
+            Err(cause) => Err(cause),
+        }
+    }
+
+    /// Whether `entry` is of a kind that the operator left out.
+    pub(super) fn leaves_out(&self, entry: &Entry) -> bool {
+        let Kind::Special { format, .. } = entry.kind else { return false };
+        !self.rules.preserve.has(match FileType::from_raw_mode(format) {
+            FileType::CharacterDevice | FileType::BlockDevice => Attribute::Devices,
+            _ => Attribute::Specials,
+        })
+    }
+
+    /// Makes a link or special file under a temporary name and renames it; `false` where it is left
+    /// out, because the operator wants it so or because this process may not (which is noted).
+    ///
+    /// # Errors
+    /// One of the steps failed.
+    pub(super) fn make(&self, entry: &Entry) -> Result<bool> {
+        let path = &entry.path;
+        let (op, file_type) = match &entry.kind {
+            Kind::Special { format, .. } => ("make special file", FileType::from_raw_mode(*format)),
+            _ => ("make link", FileType::Symlink),
+        };
+        let failed = |cause: Cause| self.error(op, path, cause);
+        if self.leaves_out(entry) {
+            return Ok(false);
+        }
+        let temp = names::temp(self.sync, path, 0, 0);
+        let place = match self.retry_if_gone(|| self.make_node(entry, file_type, &temp)) {
+            Ok(place) => place,
+            Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) if file_type != FileType::Symlink => {
+                let short = Shortfall::Special(errno);
+                return self.policy.book.add(path, short).map(|()| false).map_err(failed);
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        let finish = || -> std::result::Result<(), Cause> {
+            let fd = open_object(&place, &temp)?;
+            let stat = rustix::fs::fstat(&fd)?;
+            // Nobody shall draw our metadata onto something else by swapping the name.
+            if type_of(&stat) != file_type || stat.st_nlink != 1 {
+                return Err(Cause::Overtaken);
+            }
+            self.policy.dress(&fd, &entry.into(), Origin::New(None))?;
+            self.rename(&place.dir, &temp, place.name)?;
+            self.join(&place.dir, place.name, &fd, entry)
+        };
+        finish().map(|()| true).map_err(|cause| {
+            let _ = self.clear_away(&place.dir, &temp);
+            failed(cause)
+        })
+    }
+
+    fn make_node<'a>(
+        &'a self,
+        entry: &'a Entry,
+        file_type: FileType,
+        temp: &[u8],
+    ) -> Step<Place<'a>> {
+        let place = self.place(&entry.path)?;
+        let make = || match &entry.kind {
+            Kind::Symlink { target } => rustix::fs::symlinkat(target.as_slice(), &place.dir, temp),
+            Kind::Special { rdev, .. } => {
+                let mode = Mode::from_raw_mode(self.policy.special_birth_mode());
+                rustix::fs::mknodat(&place.dir, temp, file_type, mode, *rdev)
+            }
+            Kind::File { .. } | Kind::Dir => Err(Errno::INVAL),
+        };
+        match self.writable(&place.dir, make) {
+            Err(Errno::EXIST) => {
+                self.clear_away(&place.dir, temp)?;
+                self.writable(&place.dir, make)?;
+            }
+            other => other?,
+        }
+        Ok(place)
+    }
+}

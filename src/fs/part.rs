@@ -1,0 +1,426 @@
+//! Large files on their way to their names: one shared part file for each version.
+//!
+//! Its name is made of the path and the version, not of the sync: what an interrupted sync left is used
+//! up by the next one. Two syncs that bring the same version at the same time write the same bytes into
+//! one file. The one that commits first publishes it; the other one's writers are told that they were
+//! overtaken, and when they try again, what they bring is compared with the published file. If one
+//! discards it, the other's commit finds that ranges are lost, and they are sent again.
+
+use super::dress::Origin;
+use super::error::{Cause, Result};
+use super::files::{is_hole, write_full};
+use super::lost::{self, Ranges};
+use super::meta::{chmod, lstat, meta_of, mode_of, same_mtime, set_mtime, size_of, type_of};
+use super::names;
+use super::nodes::open_object;
+use super::root::{Dir, Place};
+use super::source::{next_data, read_full};
+use super::target::{Step, Target};
+use crate::wire::RelPath;
+use crate::wire::manifest::Entry;
+use crate::wire::options::{Attribute, Compare};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use std::sync::OnceLock;
+
+/// Bytes that are read, or written as zeros, at once.
+const PIECE: usize = 1 << 20;
+
+/// The part file of one version of a large file. Any number of writers, on any number of hosts, may
+/// write ranges of it.
+#[derive(Debug)]
+pub struct PartFile {
+    target: Target,
+    path: RelPath,
+    dir: Dir,
+    name: Vec<u8>,
+    /// What it is going to be called.
+    last: Vec<u8>,
+    fd: OwnedFd,
+    /// The file itself, as its name must show it: device and inode.
+    own: (u64, u64),
+    /// The file has its name already: nothing is written to it, only compared.
+    published: bool,
+    /// The file that has the name now, once it was needed.
+    base: OnceLock<OwnedFd>,
+    /// Whether this call made it.
+    pub created: bool,
+}
+
+/// Where a run of bytes that need not be sent is at the destination already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// In the part file.
+    Part,
+    /// At the same offset of the file that has the name now.
+    Base,
+}
+
+impl Target {
+    /// Opens the part file of `entry`'s version, of its full length; made where it is missing, as are
+    /// the directories above it. Where that version has been published (by another sync, or another
+    /// attempt), what is written is only compared with it.
+    ///
+    /// # Errors
+    /// The directory can't be made or written to, or the file not made that long.
+    pub fn part(&self, entry: &Entry) -> Result<PartFile> {
+        self.retry_if_gone(|| self.try_part(entry))
+            .map_err(|errno| self.error("open part file of", &entry.path, errno))
+    }
+
+    fn try_part(&self, entry: &Entry) -> Step<PartFile> {
+        let place = self.place(&entry.path)?;
+        let name = names::part(&entry.path, entry.generation());
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        for _ in 0..4 {
+            let open = || rustix::fs::openat(&place.dir, &name, flags, mode);
+            let (fd, created) = match self.writable(&place.dir, open) {
+                Ok(fd) => (fd, false),
+                Err(Errno::NOENT) => {
+                    if let Some(fd) = self.open_published(&place, entry) {
+                        let stat = rustix::fs::fstat(&fd)?;
+                        return Ok(self.part_file(entry, place, name, fd, &stat, false, true));
+                    }
+                    let make = || {
+                        let flags = flags | OFlags::CREATE | OFlags::EXCL;
+                        rustix::fs::openat(&place.dir, &name, flags, mode)
+                    };
+                    match self.writable(&place.dir, make) {
+                        Ok(fd) => (fd, true),
+                        Err(Errno::EXIST) => continue,
+                        Err(errno) => return Err(errno),
+                    }
+                }
+                Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => {
+                    self.clear_away(&place.dir, &name)?;
+                    continue;
+                }
+                Err(errno) => return Err(errno),
+            };
+            let stat = rustix::fs::fstat(&fd)?;
+            // A second name means that somebody planted a link to a file of his choice.
+            if type_of(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
+                self.clear_away(&place.dir, &name)?;
+                continue;
+            }
+            if size_of(&stat) != entry.size() {
+                rustix::fs::ftruncate(&fd, entry.size())?;
+            }
+            return Ok(self.part_file(entry, place, name, fd, &stat, created, false));
+        }
+        Err(Errno::EXIST)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one struct")]
+    fn part_file(
+        &self,
+        entry: &Entry,
+        place: Place<'_>,
+        name: Vec<u8>,
+        fd: OwnedFd,
+        stat: &Stat,
+        created: bool,
+        published: bool,
+    ) -> PartFile {
+        PartFile {
+            target: self.clone(),
+            path: entry.path.clone(),
+            last: place.name.to_vec(),
+            dir: place.dir,
+            name: if published { place.name.to_vec() } else { name },
+            own: (stat.st_dev, stat.st_ino),
+            fd,
+            published,
+            base: OnceLock::new(),
+            created,
+        }
+    }
+
+    /// The file itself, where it is `entry`'s version already. Who comes so late is not to leave
+    /// another part file.
+    fn open_published(&self, place: &Place<'_>, entry: &Entry) -> Option<OwnedFd> {
+        if !self.tells_versions() {
+            return None;
+        }
+        let fd = open_base(&place.dir, place.name).ok()?;
+        rustix::fs::fstat(&fd).is_ok_and(|stat| is_version(&stat, entry)).then_some(fd)
+    }
+
+    /// Whether size and time tell one version of a file from another.
+    fn tells_versions(&self) -> bool {
+        self.rules.preserve.has(Attribute::Times) && self.rules.compare != Compare::Checksum
+    }
+
+    /// Publishes the part file of `entry`'s version: length checked, metadata set, renamed. With
+    /// `ranges` it is made sure that none of them got lost. Doing it twice is no error.
+    ///
+    /// # Errors
+    /// The part file is not there (and the file not published), does not hold the ranges any more,
+    /// has another length, or one of the steps fails.
+    pub fn publish_part(&self, entry: &Entry, ranges: Option<Ranges<'_>>) -> Result<()> {
+        let path = &entry.path;
+        let failed = |cause| self.error("publish", path, cause);
+        let os = |errno: Errno| failed(errno.into());
+        let place = self.place(path).map_err(os)?;
+        let name = names::part(path, entry.generation());
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = self
+            .writable(&place.dir, || rustix::fs::openat(&place.dir, &name, flags, Mode::empty()));
+        let fd = match opened {
+            Err(Errno::NOENT) => return self.is_published(&place, entry, ranges).map_err(failed),
+            other => other.map_err(os)?,
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(os)?;
+        if type_of(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
+            return Err(failed(Cause::NotRegular));
+        }
+        self.check_size(entry, size_of(&stat))?;
+        if let Some(ranges) = ranges
+            && !lost::holds(&fd, entry.size(), ranges).map_err(os)?
+        {
+            return Err(failed(Cause::Lost));
+        }
+        let origin = Origin::New(self.replaced(&place.dir, place.name));
+        self.policy.dress(&fd, &entry.into(), origin).map_err(failed)?;
+        self.rename(&place.dir, &name, place.name).map_err(failed)?;
+        self.join(&place.dir, place.name, &fd, entry).map_err(failed)
+    }
+
+    /// That there is no part file is fine where the file is published: as its size and time tell or,
+    /// where they can't, its content.
+    fn is_published(
+        &self,
+        place: &Place<'_>,
+        entry: &Entry,
+        ranges: Option<Ranges<'_>>,
+    ) -> std::result::Result<(), Cause> {
+        let stat = match lstat(&place.dir, place.name) {
+            Ok(stat) if type_of(&stat) == FileType::RegularFile => stat,
+            _ => return Err(Cause::Lost),
+        };
+        if !(self.tells_versions() && is_version(&stat, entry)) {
+            let fd = open_base(&place.dir, place.name).map_err(|_| Cause::Lost)?;
+            let whole = match ranges {
+                Some(ranges) if size_of(&stat) == entry.size() => {
+                    lost::is_all(&fd, entry.size(), ranges)?
+                }
+                _ => false,
+            };
+            if !whole {
+                return Err(Cause::Lost);
+            }
+        }
+        if self.is_member(entry) {
+            self.join(&place.dir, place.name, &open_object(place, place.name)?, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the part file of `entry`'s version; that there is none is no error. The directory keeps
+    /// its metadata: others may have been there since the manifest was made.
+    ///
+    /// # Errors
+    /// It is there and can't be removed.
+    pub fn discard_part(&self, entry: &Entry) -> Result<()> {
+        let name = names::part(&entry.path, entry.generation());
+        let gone = self.tree.place(&entry.path).and_then(|place| {
+            let before = rustix::fs::fstat(&place.dir)?;
+            let remove = || rustix::fs::unlinkat(&place.dir, &name, AtFlags::empty());
+            self.writable(&place.dir, remove)?;
+            if mode_of(&rustix::fs::fstat(&place.dir)?) != mode_of(&before) {
+                chmod(place.dir.as_fd(), mode_of(&before))?;
+            }
+            set_mtime(place.dir.as_fd(), &meta_of(&before))
+        });
+        match gone {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(errno) => Err(self.error("remove part file of", &entry.path, errno)),
+        }
+    }
+}
+
+impl PartFile {
+    /// Writes all of `content` at `offset`. Long runs of zeros become holes, where they shall.
+    ///
+    /// # Errors
+    /// `pwrite` failed; the file does not have its name any more: it was published (and whoever still
+    /// writes is late) or removed; it is published with other content.
+    pub fn write_at(&self, content: &[u8], offset: u64) -> Result<()> {
+        self.writing(|| {
+            if self.published {
+                return self.is_equal(content, offset);
+            }
+            // Punched, not skipped: an earlier try at this range may have left other bytes.
+            if self.target.rules.punch_zeros
+                && is_hole(content)
+                && self.punch(offset, content.len() as u64).is_ok()
+            {
+                return Ok(());
+            }
+            Ok(write_full(&self.fd, content, offset)?)
+        })
+    }
+
+    /// Makes `len` bytes at `offset` a hole.
+    ///
+    /// # Errors
+    /// Like [`PartFile::write_at`].
+    pub fn hole_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.writing(|| self.make_hole(offset, len))
+    }
+
+    fn make_hole(&self, offset: u64, len: u64) -> std::result::Result<(), Cause> {
+        let end = offset + len;
+        if len == 0 || !self.published && self.punch(offset, len).is_ok() {
+            return Ok(());
+        }
+        // No holes here, or none to be made: then whatever is not zero must become so.
+        let zeros = vec![0; PIECE];
+        let mut at = offset;
+        while let Some((start, stop)) = next_data(&self.fd, at, end)? {
+            at = start;
+            while at < stop {
+                let n = usize::try_from(stop - at).map_or(PIECE, |n| n.min(PIECE));
+                match self.published {
+                    true => self.is_equal(&zeros[..n], at)?,
+                    false => write_full(&self.fd, &zeros[..n], at)?,
+                }
+                at += n as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `len` bytes at `offset` from where they are at the destination. The caller reads them back
+    /// to know what they are.
+    ///
+    /// # Errors
+    /// Like [`PartFile::write_at`]; the file that has the name is not there, not to be read, or shorter.
+    pub fn keep(&self, offset: u64, len: u64, from: Keep) -> Result<()> {
+        self.writing(|| match from {
+            Keep::Part => Ok(()),
+            Keep::Base if self.published => Ok(()),
+            Keep::Base => self.copy_base(offset, len),
+        })
+    }
+
+    fn copy_base(&self, offset: u64, len: u64) -> std::result::Result<(), Cause> {
+        let base = self.base()?;
+        let (end, found) = (offset + len, size_of(&rustix::fs::fstat(base)?));
+        if found < end {
+            return Err(Cause::WrongSize { expected: end, found });
+        }
+        let mut at = offset;
+        while at < end {
+            let (start, stop) = next_data(base, at, end)?.unwrap_or((end, end));
+            self.make_hole(at, start - at)?;
+            copy_run(base, &self.fd, start, stop)?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    fn base(&self) -> Step<&OwnedFd> {
+        if self.base.get().is_none() {
+            // Of two that open it at once, one is kept.
+            let _ = self.base.set(open_base(&self.dir, &self.last)?);
+        }
+        self.base.get().ok_or(Errno::NOENT)
+    }
+
+    /// Runs `step`, if the file still has its name.
+    fn writing(&self, step: impl FnOnce() -> std::result::Result<(), Cause>) -> Result<()> {
+        let here = lstat(&self.dir, &self.name)
+            .is_ok_and(|there| (there.st_dev, there.st_ino) == self.own);
+        let done = if here { step() } else { Err(Cause::Overtaken) };
+        done.map_err(|cause| self.target.error("write", &self.path, cause))
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Step<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.fd, flags, offset, len)
+    }
+
+    fn is_equal(&self, content: &[u8], offset: u64) -> std::result::Result<(), Cause> {
+        let mut there = vec![0; content.len()];
+        let n = read_full(&self.fd, &mut there, offset)?;
+        if there[..n] == *content { Ok(()) } else { Err(Cause::Overtaken) }
+    }
+
+    /// Fills `buffer` from `offset` on; gives less than its length only at the end of the file.
+    ///
+    /// # Errors
+    /// `pread` failed.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        read_full(&self.fd, buffer, offset).map_err(|e| self.target.error("read", &self.path, e))
+    }
+
+    /// To be called when a range is written, before it is reported: gives the errors that some file
+    /// systems keep until a file is closed.
+    ///
+    /// # Errors
+    /// What was written did not reach the server.
+    pub fn finish(self) -> Result<()> {
+        let settled = if self.published { Ok(()) } else { self.target.settle_writes(&self.fd) };
+        settled.map_err(|e| self.target.error("write", &self.path, e))
+    }
+}
+
+/// Opens the regular file `name` to read it; nothing is followed, nothing waited for.
+pub(super) fn open_base(dir: &Dir, name: &[u8]) -> Step<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    if type_of(&rustix::fs::fstat(&fd)?) != FileType::RegularFile {
+        return Err(Errno::NOENT);
+    }
+    Ok(fd)
+}
+
+/// Copies from `start` to `end`, by sharing the blocks where the file system can.
+fn copy_run(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> std::result::Result<(), Cause> {
+    let mut at = start;
+    while at < end {
+        let (mut off_in, mut off_out) = (at, at);
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
+        match rustix::fs::copy_file_range(from, Some(&mut off_in), to, Some(&mut off_out), left) {
+            Ok(n) if n > 0 => at += n as u64,
+            Err(Errno::INTR) => {}
+            Err(errno @ (Errno::IO | Errno::NOSPC | Errno::DQUOT)) => return Err(errno.into()),
+            // It can't be done so, or not by this kernel.
+            Ok(_) | Err(_) => return copy_bytes(from, to, at, end),
+        }
+    }
+    Ok(())
+}
+
+fn copy_bytes(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    start: u64,
+    end: u64,
+) -> std::result::Result<(), Cause> {
+    let mut buffer = vec![0; PIECE];
+    let mut at = start;
+    while at < end {
+        let wanted = usize::try_from(end - at).map_or(PIECE, |n| n.min(PIECE));
+        let n = read_full(from, &mut buffer[..wanted], at)?;
+        if n == 0 {
+            return Err(Cause::WrongSize { expected: end, found: at });
+        }
+        write_full(to, &buffer[..n], at)?;
+        at += n as u64;
+    }
+    Ok(())
+}
+
+/// Whether this is `entry`'s version of its file.
+fn is_version(stat: &Stat, entry: &Entry) -> bool {
+    type_of(stat) == FileType::RegularFile
+        && size_of(stat) == entry.size()
+        && same_mtime(stat, &entry.meta)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,432 @@
+use super::super::testing::*;
+use super::*;
+use crate::wire::SyncNo;
+use crate::wire::options::{FilterSpec, WriteRules};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+
+/// Long after anything that a test makes.
+const LATE: Duration = Duration::from_secs(1 << 40);
+
+fn rules() -> WriteRules {
+    WriteRules { delete: true, ..WriteRules::default() }
+}
+
+fn filter(rules: &[&str]) -> Arc<Filter> {
+    let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
+    Arc::new(Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap())
+}
+
+/// The whole directory `dir`, of which the source has `names`.
+fn page(dir: &str, names: &[&str]) -> PrunePage {
+    PrunePage {
+        dir: rel(dir),
+        after: None,
+        upto: None,
+        names: names.iter().map(|name| name.as_bytes().into()).collect(),
+        filter: Arc::default(),
+        delete_excluded: false,
+        apply: true,
+        request_id: "req".parse().unwrap(),
+        dirs: Vec::new(),
+        resume: None,
+    }
+}
+
+fn counting(page: &PrunePage) -> PrunePage {
+    PrunePage { apply: false, ..page.clone() }
+}
+
+/// Calls until nothing is left, with so many steps at a time.
+fn prune_all(target: &Target, page: &PrunePage, steps: usize) -> PruneDone {
+    let mut page = page.clone();
+    let mut all = PruneDone::default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    loop {
+        let done = target.prune_at(&page, now, steps).unwrap();
+        all.pruned.seen += done.pruned.seen;
+        all.pruned.extra += done.pruned.extra;
+        all.pruned.bytes += done.pruned.bytes;
+        all.removed.extend(done.removed);
+        all.errors.extend(done.errors);
+        match done.next {
+            Some(next) => page.resume = Some(next),
+            None => return all,
+        }
+    }
+}
+
+fn removed(done: &PruneDone) -> Vec<String> {
+    done.removed.iter().map(|(path, _)| path.to_string()).collect()
+}
+
+#[test]
+fn what_the_source_does_not_have_is_counted_then_deleted() {
+    let site = Site::new();
+    for (path, content) in
+        [("kept", "1"), ("gone", "22"), ("old/a", "333"), ("old/sub/b", "4444"), ("z", "x")]
+    {
+        site.write(format!("dst/{path}"), content);
+    }
+    // A link is removed, not what it leads to; and one kind in the place of another is not extra.
+    symlink("../canary", site.at("dst/old/link")).unwrap();
+    fs::create_dir(site.at("dst/kind")).unwrap();
+    let target = site.target_with(rules());
+    let page = page("", &["kept", "kind", "z"]);
+    let before = snapshot(&site.at("dst"));
+    let count = target.prune(&counting(&page)).unwrap();
+    assert_eq!(snapshot(&site.at("dst")), before);
+    assert_eq!(count.pruned, Pruned { seen: 9, extra: 6, bytes: 9 });
+    assert_eq!(removed(&count), ["gone", "old/a", "old/link", "old/sub/b", "old/sub", "old"]);
+    assert_eq!(count.errors, []);
+    let done = target.prune(&page).unwrap();
+    assert_eq!(done, count);
+    assert_eq!(names_in(&site.at("dst")), [&b"kept"[..], b"kind", b"z"]);
+    let again = target.prune(&page).unwrap();
+    assert_eq!((again.pruned.extra, again.removed), (0, vec![]));
+    site.assert_canary();
+}
+
+#[test]
+fn only_names_of_the_interval_are_looked_at() {
+    let site = Site::new();
+    for name in ["a", "b", "c", "d"] {
+        site.write(format!("dst/sub/{name}"), "");
+    }
+    let part = PrunePage {
+        after: Some(b"a".as_slice().into()),
+        upto: Some(b"c".as_slice().into()),
+        ..page("sub", &["b"])
+    };
+    let done = site.target_with(rules()).prune(&part).unwrap();
+    assert_eq!((done.pruned.seen, removed(&done)), (2, vec!["sub/c".to_owned()]));
+    assert_eq!(names_in(&site.at("dst/sub")), [b"a", b"b", b"d"]);
+}
+
+#[test]
+fn nothing_is_deleted_that_the_ticket_does_not_allow() {
+    let site = Site::new();
+    site.write("dst/extra", "x");
+    for rules in [WriteRules::default(), WriteRules { dry_run: true, ..rules() }] {
+        let done = site.target_with(rules).prune(&page("", &[])).unwrap();
+        assert_eq!(done.pruned.extra, 1);
+        assert_eq!(names_in(&site.at("dst")), [b"extra"]);
+    }
+}
+
+#[test]
+fn what_is_left_out_is_protected_with_the_directories_above_it_unless_it_is_to_go() {
+    let site = Site::new();
+    for path in ["x.keep", "d/x.keep", "d/y", "e/y", "logs/a", "f/logs/b"] {
+        site.write(format!("dst/{path}"), "x");
+    }
+    let target = site.target_with(rules());
+    let mut page = PrunePage { filter: filter(&["*.keep", "logs/"]), ..page("", &[]) };
+    let count = target.prune(&counting(&page)).unwrap();
+    assert_eq!(removed(&count), ["d/y", "e/y", "e"]);
+    assert_eq!(removed(&target.prune(&page).unwrap()), ["d/y", "e/y", "e"]);
+    assert!(site.at("dst/d/x.keep").exists() && site.at("dst/f/logs/b").exists());
+    page.delete_excluded = true;
+    // Also where the source has it.
+    page.names = vec![b"x.keep".as_slice().into()];
+    target.prune(&page).unwrap();
+    assert_eq!(names_in(&site.at("dst")), Vec::<Vec<u8>>::new());
+}
+
+#[test]
+fn limits_of_size_protect_nothing() {
+    let site = Site::new();
+    site.write("dst/big", "xxxx");
+    let limits = FilterSpec { max_size: Some(1), ..FilterSpec::default() };
+    let page = PrunePage { filter: Arc::new(Filter::new(&limits).unwrap()), ..page("", &[]) };
+    assert_eq!(removed(&site.target_with(rules()).prune(&page).unwrap()), ["big"]);
+}
+
+#[test]
+fn our_own_files_stay_while_they_are_young() {
+    let site = Site::new();
+    let temp = super::super::names::temp(SyncNo(9), &rel("x"), 1, 0);
+    let temp = String::from_utf8(temp).unwrap();
+    site.write(format!("dst/{temp}"), "1");
+    site.write(format!("dst/d/{temp}"), "2");
+    let target = site.target_with(rules());
+    let young = target.prune(&page("", &[])).unwrap();
+    assert_eq!(young.pruned, Pruned { seen: 1, extra: 0, bytes: 0 });
+    assert!(site.at("dst/d").exists());
+    let count = target.prune_at(&counting(&page("", &[])), LATE, STEPS).unwrap();
+    assert_eq!(removed(&count), ["d"]);
+    assert!(site.at("dst").join(&temp).exists());
+    let old = target.prune_at(&page("", &[]), LATE, STEPS).unwrap();
+    assert_eq!(
+        (old.pruned, removed(&old)),
+        (Pruned { seen: 1, extra: 1, bytes: 0 }, vec!["d".to_owned()])
+    );
+    assert_eq!(names_in(&site.at("dst")), Vec::<Vec<u8>>::new());
+}
+
+#[test]
+fn the_trash_takes_everything_with_its_metadata_and_is_itself_left_alone() {
+    let site = Site::new();
+    for path in ["f", "d/e/g", "bin/before", "keep/h"] {
+        site.write(format!("dst/{path}"), path);
+    }
+    symlink("t", site.at("dst/d/link")).unwrap();
+    fs::set_permissions(site.at("dst/d/e"), fs::Permissions::from_mode(0o751)).unwrap();
+    touch(&site.at("dst/d/e"), 1000, 5);
+    touch(&site.at("dst/d"), 2000, 6);
+    touch(&site.at("dst/keep"), 3000, 7);
+    let d = snapshot(&site.at("dst/d"));
+    for trash in ["bin", "keep/new/bin"] {
+        let target = site.target_with(WriteRules { trash: Some(rel(trash)), ..rules() });
+        let names: &[&str] = if trash == "bin" { &["keep"] } else { &["keep", "bin"] };
+        let count = target.prune(&counting(&page("", names))).unwrap();
+        let done = target.prune(&page("", names)).unwrap();
+        assert_eq!(done, count);
+        assert_eq!(names_in(&site.at("dst")), [&b"bin"[..], b"keep"]);
+        if trash == "bin" {
+            assert_eq!(removed(&done), ["d/e/g", "d/e", "d/link", "d", "f"]);
+            assert_eq!(snapshot(&site.at("dst/bin/req/d")), d);
+            // Once more, with other things of the same names.
+            site.write("dst/f", "second");
+            site.write("dst/d/e/g", "second");
+            target.prune(&page("", names)).unwrap();
+            assert_eq!(fs::read(site.at("dst/bin/req/f")).unwrap(), b"f");
+            assert_eq!(fs::read(site.at("dst/bin/req/f~1")).unwrap(), b"second");
+            assert_eq!(fs::read(site.at("dst/bin/req/d/e/g~1")).unwrap(), b"second");
+            site.write("dst/f", "third");
+        } else {
+            assert_eq!(fs::read(site.at("dst/keep/new/bin/req/f")).unwrap(), b"third");
+            assert_eq!(fs::metadata(site.at("dst/keep")).unwrap().mtime(), 3000);
+        }
+    }
+    // The directories above the trash stay, though the source does not have them.
+    let target = site.target_with(WriteRules { trash: Some(rel("keep/new/bin")), ..rules() });
+    let done = target.prune(&page("", &["bin"])).unwrap();
+    assert_eq!(removed(&done), ["keep/h"]);
+}
+
+#[test]
+fn other_mounts_are_neither_entered_nor_removed() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let site = Site::new();
+    site.write("dst/a/under/hidden", "");
+    site.write("dst/bound/file", "");
+    fs::create_dir_all(site.at("dst/a/same")).unwrap();
+    let on = |point: &str, args: &[&str]| {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(args).arg(site.at(point)).status().is_ok_and(|s| s.success())
+    };
+    // The second one is of the same file system.
+    let bound = site.at("canary");
+    if !on("dst/a/under", &["-t", "tmpfs", "none"]) {
+        return; // Not allowed here.
+    }
+    let bound = on("dst/a/same", &["--bind", bound.to_str().unwrap()]);
+    site.write("dst/a/under/precious", "x");
+    let target = site.target_with(rules());
+    let done = [target.prune(&counting(&page("", &[]))), target.prune(&page("", &[]))];
+    let precious = site.at("dst/a/under/precious").exists();
+    for point in ["dst/a/under", "dst/a/same"] {
+        let _ = std::process::Command::new("umount").arg(site.at(point)).status();
+    }
+    assert!(precious && bound);
+    for done in done {
+        let done = done.unwrap();
+        assert_eq!(removed(&done), ["bound/file", "bound"]);
+        let paths: Vec<_> = done.errors.iter().map(|e| e.path.to_string()).collect();
+        assert_eq!(paths, ["a/same", "a/under"]);
+        assert!(done.errors[0].message.contains("is mounted there"), "{}", done.errors[0].message);
+    }
+    site.assert_canary();
+}
+
+#[test]
+fn directories_get_their_metadata_back_after_a_deletion() {
+    let site = Site::new();
+    site.write("src/d/kept", "x");
+    touch(&site.at("src/d"), 4000, 9);
+    touch(&site.at("src"), 5000, 9);
+    let (source, target) = (site.source(), site.target_with(rules()));
+    copy(&source, &target, &manifest(&source));
+    site.write("dst/d/extra", "");
+    let mut dirs = source.chain(&rel("d/kept")).unwrap();
+    let page = PrunePage { dirs: dirs.clone(), ..page("d", &["kept"]) };
+    assert_eq!(target.prune(&page).unwrap().errors, []);
+    assert_eq!(snapshot(&site.at("dst")), snapshot(&site.at("src")));
+    // Nothing to delete, nothing to stamp.
+    dirs[1].meta.mtime_sec = 1;
+    target.prune(&PrunePage { dirs, ..page }).unwrap();
+    assert_eq!(snapshot(&site.at("dst")), snapshot(&site.at("src")));
+}
+
+#[test]
+fn a_directory_that_is_not_there_has_nothing_to_prune() {
+    let site = Site::new();
+    site.write("dst/file", "x");
+    symlink("../canary", site.at("dst/link")).unwrap();
+    let target = site.target_with(rules());
+    for dir in ["none", "file", "link", "none/below"] {
+        assert_eq!(target.prune(&page(dir, &[])).unwrap(), PruneDone::default(), "{dir}");
+    }
+    assert_eq!(names_in(&site.at("dst")), [&b"file"[..], b"link"]);
+    site.assert_canary();
+}
+
+#[test]
+fn as_an_ordinary_user_own_directories_that_forbid_it_are_pruned_and_foreign_ones_told() {
+    let site = Site::new();
+    site.write("dst/shut/a/b", "x");
+    site.write("dst/closed/c", "x");
+    let mode = |path: &str, mode| {
+        fs::set_permissions(site.at(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    site.as_nobody(|| {
+        mode("dst/shut/a", 0o555);
+        mode("dst/shut", 0o555);
+        mode("dst/closed", 0);
+        let target = site.target_with(rules());
+        let count = target.prune(&counting(&page("", &[]))).unwrap();
+        assert_eq!(removed(&count), ["shut/a/b", "shut/a", "shut"]);
+        assert_eq!(count.errors.len(), 1);
+        assert_eq!(count.errors[0].errno.as_deref(), Some("EACCES"));
+        let done = target.prune(&page("", &[])).unwrap();
+        assert_eq!(removed(&done), ["closed/c", "closed", "shut/a/b", "shut/a", "shut"]);
+        assert_eq!(done.errors, []);
+    });
+}
+
+#[test]
+fn an_attacker_who_swaps_a_directory_for_a_link_gets_nothing_outside_deleted() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let site = Site::new();
+    symlink("../canary", site.at("evil")).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let (dir, link) = (site.at("dst/d/e"), site.at("evil"));
+                let _ = renameat_with(CWD, &dir, CWD, &link, RenameFlags::EXCHANGE);
+            }
+        });
+        for _ in 0..300 {
+            site.write("dst/d/x", "");
+            let _ = fs::create_dir_all(site.at("dst/d/e"));
+            let target = site.target_with(rules());
+            let _ = target.prune(&page("d", &[]));
+            let _ = target.prune(&page("d/e", &[]));
+            if !site.at("evil").is_symlink() {
+                let _ = fs::remove_dir_all(site.at("evil"));
+                let _ = symlink("../canary", site.at("evil"));
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    site.assert_canary();
+}
+
+/// What a tree is in the model: the bytes of files, `None` for directories; by path.
+type Model = BTreeMap<RelPath, Option<u64>>;
+
+fn model_of(dir: &Path) -> Model {
+    let all = walkdir::WalkDir::new(dir).min_depth(1).into_iter();
+    all.map(|entry| {
+        let entry = entry.unwrap();
+        let meta = entry.metadata().unwrap();
+        let path = entry.path().strip_prefix(dir).unwrap();
+        let path = rel(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
+        (path, (!meta.is_dir()).then(|| meta.size()))
+    })
+    .collect()
+}
+
+/// What is to go, by the plainest of rules: everything below a name that the source does not have, but
+/// not what is protected, and no directory with something protected below.
+fn extra_of(
+    model: &Model,
+    names: &BTreeSet<String>,
+    keep: &dyn Fn(&RelPath) -> bool,
+) -> BTreeSet<RelPath> {
+    let protected = |path: &RelPath| {
+        let mut up = Some(path.clone());
+        while let Some(at) = up {
+            if !at.is_root() && keep(&at) {
+                return true;
+            }
+            up = at.parent();
+        }
+        false
+    };
+    let goes = |path: &RelPath| {
+        let first = path.components().next().unwrap();
+        !names.iter().any(|name| name.as_bytes() == first) && !protected(path)
+    };
+    model
+        .keys()
+        .filter(|path| goes(path) && !model.keys().any(|p| path.holds(p) && protected(p)))
+        .cloned()
+        .collect()
+}
+
+fn any_files() -> impl Strategy<Value = BTreeMap<String, usize>> {
+    let name = prop::sample::select(vec!["a", "b", "c-", "k", "z"]);
+    let path = prop::collection::vec(name, 1..5).prop_map(|parts| parts.join("/"));
+    prop::collection::btree_map(path, 0usize..50, 0..16)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn a_prune_is_what_the_plainest_rules_say_in_steps_of_any_size(
+        files in any_files(),
+        names in prop::collection::btree_set("[abkz]", 0..3),
+        protect: bool,
+        trash: bool,
+        steps in prop::sample::select(vec![1usize, 2, 3, 7, STEPS]),
+    ) {
+        let site = Site::new();
+        for (path, len) in &files {
+            let path = site.at("dst").join(path);
+            if fs::create_dir_all(path.parent().unwrap()).is_ok() && !path.is_dir() {
+                fs::write(path, vec![0; *len]).unwrap();
+            }
+        }
+        fs::create_dir_all(site.at("dst")).unwrap();
+        let before = model_of(&site.at("dst"));
+        let keep = |path: &RelPath| protect && path.name() == Some(b"k");
+        let extra = extra_of(&before, &names, &keep);
+        let listed: Vec<&str> = names.iter().map(String::as_str).collect();
+        let page = PrunePage {
+            filter: filter(if protect { &["k"] } else { &[] }),
+            ..page("", &listed)
+        };
+        let bin = trash.then(|| rel("trash"));
+        let target = site.target_with(WriteRules { trash: bin, ..rules() });
+        let count = prune_all(&target, &counting(&page), steps);
+        prop_assert_eq!(&model_of(&site.at("dst")), &before);
+        prop_assert_eq!(count.removed.iter().map(|(p, _)| p.clone()).collect::<BTreeSet<_>>(), extra.clone());
+        prop_assert_eq!(count.pruned.extra as usize, extra.len());
+        prop_assert_eq!(count.pruned.bytes, extra.iter().filter_map(|p| before[p]).sum::<u64>());
+        let done = prune_all(&target, &page, steps);
+        prop_assert_eq!(&done, &count);
+        let mut after = model_of(&site.at("dst"));
+        let binned: Model = after
+            .iter()
+            .filter_map(|(p, len)| Some((RelPath::new(p.as_bytes().strip_prefix(b"trash/req/")?).unwrap(), *len)))
+            .collect();
+        after.retain(|p, _| p.components().next() != Some(b"trash"));
+        let mut want = before.clone();
+        want.retain(|p, _| !extra.contains(p));
+        prop_assert_eq!(&after, &want);
+        if trash {
+            for path in &extra {
+                prop_assert_eq!(binned.get(path), before.get(path));
+            }
+        }
+    }
+}

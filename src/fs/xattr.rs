@@ -1,0 +1,290 @@
+//! Extended attributes, and the access control lists that the kernel shows as such.
+
+use super::error::Cause;
+use super::meta::proc_path;
+use super::notes::Shortfall;
+use crate::wire::manifest::Xattr;
+use crate::wire::options::{Attribute, Preserve};
+use rustix::buffer::spare_capacity;
+use rustix::fd::BorrowedFd;
+use rustix::fs::{AtFlags, XattrFlags};
+use rustix::io::Errno;
+
+/// Attributes of one entry that are carried, at most, in bytes of names and values: they stand in a
+/// manifest.
+pub(super) const MAX_BYTES: usize = 1 << 20;
+
+/// The access control lists. Their values are the kernel's own form.
+const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+/// The namespaces that are kept.
+const SPACES: [&str; 3] = ["user.", "trusted.", "security."];
+/// What security modules give every object on their own: kept where the source has them, never taken
+/// away.
+const LABELS: [&[u8]; 6] = [
+    b"security.selinux",
+    b"security.SMACK64",
+    b"security.SMACK64TRANSMUTE",
+    b"security.apparmor",
+    b"security.ima",
+    b"security.evm",
+];
+
+/// The kernel's longest list of names, and longest value.
+const LONGEST: usize = 64 << 10;
+/// Nearly every list is shorter.
+const SHORT: usize = 512;
+
+/// Something that has attributes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Object<'a> {
+    /// What a descriptor refers to, of any kind.
+    Open(BorrowedFd<'a>),
+    /// A name in a directory; a link is not followed.
+    Named(BorrowedFd<'a>, &'a [u8]),
+}
+
+/// Whether attributes or lists are kept at all.
+fn any_kept(keep: Preserve) -> bool {
+    keep.has(Attribute::Xattrs) || keeps_acls(keep)
+}
+
+/// A list holds the mode, so it is kept only where modes are.
+fn keeps_acls(keep: Preserve) -> bool {
+    keep.has(Attribute::Acls) && keep.has(Attribute::Mode)
+}
+
+fn is_kept(name: &[u8], keep: Preserve) -> bool {
+    if ACLS.contains(&name) {
+        return keeps_acls(keep);
+    }
+    keep.has(Attribute::Xattrs) && SPACES.iter().any(|space| name.starts_with(space.as_bytes()))
+}
+
+/// The attributes of `object` that are kept, sorted by name. A file system without attributes has none.
+///
+/// `EACCES` on a value is passed over for a directory: its mode forbids to read it, which is an error
+/// of its own.
+///
+/// # Errors
+/// [`Cause::ManyXattrs`] over [`MAX_BYTES`]; one can't be read.
+pub(super) fn read(object: Object<'_>, is_dir: bool, keep: Preserve) -> Result<Vec<Xattr>, Cause> {
+    let mut all = Vec::new();
+    if !any_kept(keep) {
+        return Ok(all);
+    }
+    let mut bytes = 0;
+    let mut room = Vec::new();
+    for name in object.list()?.into_iter().filter(|name| is_kept(name, keep)) {
+        let value = match object.get(&name, &mut room) {
+            // Removed since it was listed.
+            Ok(None) => continue,
+            Err(Errno::ACCESS) if is_dir => continue,
+            Ok(Some(value)) => value.to_vec(),
+            Err(errno) => return Err(errno.into()),
+        };
+        bytes += name.len() + value.len();
+        if bytes > MAX_BYTES {
+            return Err(Cause::ManyXattrs);
+        }
+        all.push(Xattr { name, value });
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Whether `object` has the attributes in `want` that are kept, and no others.
+///
+/// # Errors
+/// One can't be read.
+pub(super) fn is_same(object: Object<'_>, want: &[Xattr], keep: Preserve) -> Result<bool, Errno> {
+    if !any_kept(keep) {
+        return Ok(true);
+    }
+    let there = object.list()?;
+    if there.iter().any(|name| is_surplus(name, want, keep)) {
+        return Ok(false);
+    }
+    let mut room = Vec::new();
+    for xattr in want.iter().filter(|x| is_kept(&x.name, keep)) {
+        if !there.contains(&xattr.name)
+            || object.get(&xattr.name, &mut room)? != Some(xattr.value.as_slice())
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Gives `object` the attributes in `want` that are kept and takes away the others; tells whether it
+/// changed anything. What can't be set is handed to `short`.
+///
+/// # Errors
+/// A failure of the file system, or of `short`. `EACCES` where `patient`: the object's own mode may
+/// forbid it.
+pub(super) fn bring(
+    object: Object<'_>,
+    want: &[Xattr],
+    keep: Preserve,
+    patient: bool,
+    mut short: impl FnMut(Shortfall) -> Result<(), Cause>,
+) -> Result<bool, Cause> {
+    if !any_kept(keep) {
+        return Ok(false);
+    }
+    let mut settle = |name: &[u8], done: Result<bool, Errno>| match done {
+        Ok(changed) => Ok(changed),
+        Err(errno) if patient && errno == Errno::ACCESS || !is_shortfall(errno) => {
+            Err(Cause::Os(errno))
+        }
+        Err(errno) => short(shortfall(name, errno)).map(|()| false),
+    };
+    let there = object.list()?;
+    let mut changed = false;
+    for name in there.iter().filter(|name| is_surplus(name, want, keep)) {
+        let done = match object.remove(name) {
+            Err(Errno::NODATA) => Ok(false),
+            other => other.map(|()| true),
+        };
+        changed |= settle(name, done)?;
+    }
+    let mut room = Vec::new();
+    for xattr in want.iter().filter(|x| is_kept(&x.name, keep)) {
+        let mut set = || {
+            if there.contains(&xattr.name)
+                && object.get(&xattr.name, &mut room)? == Some(xattr.value.as_slice())
+            {
+                return Ok(false);
+            }
+            object.set(&xattr.name, &xattr.value).map(|()| true)
+        };
+        changed |= settle(&xattr.name, set())?;
+    }
+    Ok(changed)
+}
+
+/// Whether `name` is to be taken away.
+fn is_surplus(name: &[u8], want: &[Xattr], keep: Preserve) -> bool {
+    is_kept(name, keep) && !LABELS.contains(&name) && !want.iter().any(|x| x.name == name)
+}
+
+/// Whether it tells that the object can't have the attribute (and not that something is broken).
+fn is_shortfall(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::PERM
+            | Errno::ACCESS
+            | Errno::OPNOTSUPP
+            | Errno::NOSYS
+            | Errno::INVAL
+            | Errno::RANGE
+            | Errno::TOOBIG
+            | Errno::NAMETOOLONG
+            // How ext4 says that an attribute does not fit.
+            | Errno::NOSPC
+            | Errno::DQUOT
+    )
+}
+
+fn shortfall(name: &[u8], errno: Errno) -> Shortfall {
+    match SPACES.iter().find(|space| name.starts_with(space.as_bytes())) {
+        Some(space) => Shortfall::Xattr(space, errno),
+        None => Shortfall::Acl(errno),
+    }
+}
+
+impl Object<'_> {
+    /// The names of its attributes, in the file system's order; none where it has no attributes.
+    fn list(self) -> Result<Vec<Vec<u8>>, Errno> {
+        let mut short = [0; SHORT];
+        let mut long = Vec::new();
+        let listed = match self.list_into(&mut short) {
+            Err(Errno::RANGE) => {
+                long.resize(LONGEST, 0);
+                self.list_into(&mut long).map(|n| &long[..n])
+            }
+            other => other.map(|n| &short[..n]),
+        };
+        match listed {
+            Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
+            Err(errno) => Err(errno),
+            Ok(names) => Ok(names
+                .split(|b| *b == 0)
+                .filter(|name| !name.is_empty())
+                .map(<[u8]>::to_vec)
+                .collect()),
+        }
+    }
+
+    fn list_into(self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.on(|way| match way {
+            Way::Open(fd) => rustix::fs::flistxattr(fd, &mut *buffer),
+            Way::Place(path) => rustix::fs::listxattr(path, &mut *buffer),
+            Way::Named(path) => rustix::fs::llistxattr(path, &mut *buffer),
+        })
+    }
+
+    /// The value of `name`, in `room`; `None` where there is none of this name.
+    fn get<'r>(self, name: &[u8], room: &'r mut Vec<u8>) -> Result<Option<&'r [u8]>, Errno> {
+        room.clear();
+        room.reserve(LONGEST);
+        let got = self.on(|way| match way {
+            Way::Open(fd) => rustix::fs::fgetxattr(fd, name, spare_capacity(room)),
+            Way::Place(path) => rustix::fs::getxattr(path, name, spare_capacity(room)),
+            Way::Named(path) => rustix::fs::lgetxattr(path, name, spare_capacity(room)),
+        });
+        match got {
+            Ok(_) => Ok(Some(room)),
+            Err(Errno::NODATA) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn set(self, name: &[u8], value: &[u8]) -> Result<(), Errno> {
+        let flags = XattrFlags::empty();
+        self.on(|way| match way {
+            Way::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags),
+            Way::Place(path) => rustix::fs::setxattr(path, name, value, flags),
+            Way::Named(path) => rustix::fs::lsetxattr(path, name, value, flags),
+        })
+    }
+
+    fn remove(self, name: &[u8]) -> Result<(), Errno> {
+        self.on(|way| match way {
+            Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
+            Way::Place(path) => rustix::fs::removexattr(path, name),
+            Way::Named(path) => rustix::fs::lremovexattr(path, name),
+        })
+    }
+
+    fn on<T>(self, mut call: impl FnMut(Way<'_>) -> Result<T, Errno>) -> Result<T, Errno> {
+        let (done, fd, name) = match self {
+            Object::Open(fd) => match call(Way::Open(fd)) {
+                Err(Errno::BADF) => (call(Way::Place(&proc_path(fd, b""))), fd, &b""[..]),
+                other => return other,
+            },
+            Object::Named(dir, name) => (call(Way::Named(&proc_path(dir, name))), dir, name),
+        };
+        match done {
+            // Nothing may be taken for vanished because there is no `/proc`.
+            Err(Errno::NOENT) if is_there(fd, name) => Err(Errno::NOSYS),
+            other => other,
+        }
+    }
+}
+
+/// How a call names its object.
+enum Way<'a> {
+    /// By the descriptor.
+    Open(BorrowedFd<'a>),
+    /// By the kernel's name for a descriptor that is only a place (`O_PATH`), which leads to a link,
+    /// not through it.
+    Place(&'a [u8]),
+    /// By a name below the kernel's name for its directory, which is as short for the deepest
+    /// directory as for any.
+    Named(&'a [u8]),
+}
+
+fn is_there(fd: BorrowedFd<'_>, name: &[u8]) -> bool {
+    let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
+    rustix::fs::statat(fd, name, flags).is_ok()
+}
