@@ -341,10 +341,8 @@ mod tests {
             dirs: vec![DirRef { path: rel(dir), meta: META }],
             ..prune(&[])
         };
-        let resumed = |at: &str| PruneAsk {
-            resume: Some(Resume { after: rel(at), kept: 0 }),
-            ..prune(&[])
-        };
+        let resumed =
+            |at: &str| PruneAsk { resume: Some(Resume { after: rel(at), kept: 0 }), ..prune(&[]) };
         assert_eq!(resumed("d/e/c/x").checked(), Ok(()));
         let unsorted = [prune(&["d", "c"]), prune(&["c", "c"])];
         let outside = [prune(&["b"]), prune(&["n"]), elsewhere("x"), elsewhere("d/e/c")];
@@ -415,12 +413,8 @@ mod tests {
     fn only_blocks_whose_values_can_be_had_are_asked_for() {
         let entry = Entry::new(rel("f"), Kind::File { size: 9 * WINDOW }, META, Ident::default());
         let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-        let ask = |offset, length, block| BlocksAsk {
-            manifest: manifest.clone(),
-            offset,
-            length,
-            block,
-        };
+        let ask =
+            |offset, length, block| BlocksAsk { manifest: manifest.clone(), offset, length, block };
         assert!(ask(0, WINDOW, BLOCK).checked().is_ok());
         assert!(ask(8 * WINDOW, BLOCK + 1, BLOCK).checked().is_ok());
         for (offset, length, block) in [

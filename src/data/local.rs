@@ -176,7 +176,8 @@ impl Local {
     pub async fn prune(&self, ask: PruneAsk) -> Result<PrunedPage, SendError> {
         gate::allows_prune(self.rules(), ask.apply)?;
         let (target, claims) = (self.target.clone(), self.claims.clone());
-        run(move |_| maintain::take_prune(&target, &claims, &ask).map_err(SendError::Internal)).await
+        run(move |_| maintain::take_prune(&target, &claims, &ask).map_err(SendError::Internal))
+            .await
     }
 
     /// Removes what was kept to find the names of one file.

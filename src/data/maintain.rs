@@ -36,10 +36,7 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
         apply: ask.apply,
         request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,
         dirs: ask.dirs.clone(),
-        resume: ask
-            .resume
-            .as_ref()
-            .map(|at| PrunePlace { after: at.after.clone(), kept: at.kept }),
+        resume: ask.resume.as_ref().map(|at| PrunePlace { after: at.after.clone(), kept: at.kept }),
     };
     match target.prune(&page) {
         Ok(PruneDone { pruned, removed, errors, next }) => {

@@ -117,7 +117,9 @@ impl Pack<'_> {
         loop {
             match frames.next_frame()? {
                 Frame::File(_) if self.files.len() == MAX_FILES => {
-                    return Err(FrameError::Order(format!("a pack of more than {MAX_FILES} files")));
+                    return Err(FrameError::Order(format!(
+                        "a pack of more than {MAX_FILES} files"
+                    )));
                 }
                 Frame::File(entry) => {
                     let taken = self.take_file(frames, &entry)?;
@@ -250,7 +252,9 @@ impl<S: Store> Taking<'_, S> {
                 Frame::Done if self.hasher.is_some() => return Err(FrameError::Unhashed),
                 Frame::Done => return Ok(End::Whole(left.length == 0, None)),
                 Frame::Abort => return Ok(End::Abort),
-                _ => return Err(FrameError::Order("content or its digest was expected".to_owned())),
+                _ => {
+                    return Err(FrameError::Order("content or its digest was expected".to_owned()));
+                }
             }
         }
     }

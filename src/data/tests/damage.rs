@@ -45,7 +45,8 @@ async fn a_wrong_digest_or_a_short_file_is_not_published_and_the_rest_is() {
     assert_eq!(world.names(), ["good"]);
     // The reply itself, decoded, by way of the blocking half.
     let frames = FrameReader::new(Script([Bytes::from(body)].into(), None));
-    let PackReply { files, .. } = take_pack(frames, &world.target(), &world.claims(&world.dst())).unwrap();
+    let PackReply { files, .. } =
+        take_pack(frames, &world.target(), &world.claims(&world.dst())).unwrap();
     assert_eq!(files, [Taken::Mismatch, Taken::Mismatch, Taken::Aborted, Taken::Written]);
     world.end().await;
 }
@@ -66,7 +67,10 @@ async fn a_body_that_ends_early_or_says_too_much_leaves_only_whole_files() {
     for (i, body) in bodies.into_iter().enumerate() {
         for why in [None, Some("reset")] {
             let frames = FrameReader::new(Script([Bytes::from(body.clone())].into(), why));
-            assert!(take_pack(frames, &world.target(), &world.claims(&world.dst())).is_err(), "{i}");
+            assert!(
+                take_pack(frames, &world.target(), &world.claims(&world.dst())).is_err(),
+                "{i}"
+            );
             assert_eq!(world.names(), ["whole"], "{i}");
         }
     }

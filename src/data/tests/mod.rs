@@ -520,11 +520,8 @@ async fn a_peer_that_is_not_there_is_named_with_its_endpoints() {
 async fn kept_connections_survive_the_other_sides_restart() {
     let world = World::new().await;
     let peers = Peers::new(&[]);
-    let peer = Destination::Remote(peers.peer(
-        &world.member(),
-        &world.ticket(),
-        &WriteRules::default(),
-    ));
+    let peer =
+        Destination::Remote(peers.peer(&world.member(), &world.ticket(), &WriteRules::default()));
     peer.offer(&Manifest::default()).await.unwrap();
     // The same port again, another server behind it.
     let endpoint = world.endpoint.clone();

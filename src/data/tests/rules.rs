@@ -4,7 +4,7 @@ use super::*;
 use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
 use crate::data::protocol::RangeHead;
 use crate::wire::manifest::{DirRef, Meta};
-use crate::wire::options::FilterSpec;
+use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
 
 fn rules(change: impl FnOnce(&mut WriteRules)) -> WriteRules {
     let mut rules = WriteRules::default();
@@ -177,7 +177,9 @@ async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired(
     let source = tree(&world.src());
     let checksum = rules(|r| r.compare = crate::wire::options::Compare::Checksum);
     for to in world.both(&checksum) {
-        fs::write(world.dst().join("f"), b"abc").unwrap();
+        let there = fs::File::create(world.dst().join("f")).unwrap();
+        std::io::Write::write_all(&mut &there, b"abc").unwrap();
+        there.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         let (mut manifest, entry) = world.only_file();
         assert_eq!(to.offer(&manifest).await.unwrap().answers, [Ok(Found::Check)]);
         manifest.entries[0].digest = Some(crate::data::hash_source(&source, &entry).unwrap());
@@ -209,11 +211,11 @@ async fn documents_that_lie_are_refused_by_every_verb() {
     let unsorted = prune(true, &["b", "a"]);
     assert_refused(&world.post("/v1/prune", &ticket, &cbor(&unsorted)).await, 400, "bad_frame");
     fs::write(world.dst().join("a"), b"").unwrap();
-    let broken_filter = PruneAsk {
-        filter: FilterSpec { rules: vec!["[".into()], ..FilterSpec::default() },
+    let endless_filter = PruneAsk {
+        filter: FilterSpec { rules: vec!["x".repeat(MAX_FILTER_BYTES)], ..FilterSpec::default() },
         ..prune(true, &[])
     };
-    let reply = world.post("/v1/prune", &ticket, &cbor(&broken_filter)).await;
+    let reply = world.post("/v1/prune", &ticket, &cbor(&endless_filter)).await;
     assert_refused(&reply, 400, "bad_frame");
     assert_eq!(world.names(), ["a"]);
     world.end().await;
