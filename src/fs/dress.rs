@@ -441,3 +441,6 @@ struct Owned {
     short: bool,
     refused: Option<Errno>,
 }
+
+#[cfg(test)]
+mod tests;

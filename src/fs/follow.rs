@@ -148,3 +148,6 @@ fn path_of(fd: BorrowedFd<'_>) -> std::result::Result<Vec<u8>, Errno> {
         std::fs::read_link(link).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     Ok(path.as_os_str().as_bytes().to_vec())
 }
+
+#[cfg(test)]
+mod tests;

@@ -336,12 +336,12 @@ impl Target {
             Err(Errno::NOTDIR | Errno::LOOP) => return self.clear_away(above, name),
             other => other?,
         };
-        for part in names_in(&dir)? {
+        for part in some_names(&dir)? {
             match open_list_below(dir.as_fd(), &part) {
                 Ok(fd) => {
                     // Names can be passed over while others are removed.
                     loop {
-                        let all = names_in(&fd)?;
+                        let all = some_names(&fd)?;
                         if all.is_empty() {
                             break;
                         }
@@ -401,7 +401,7 @@ fn gone(done: Step<()>) -> Step<()> {
 /// At most so many names are read at once.
 const NAMES: usize = 10_000;
 
-fn names_in(dir: &OwnedFd) -> Step<Vec<Vec<u8>>> {
+fn some_names(dir: &OwnedFd) -> Step<Vec<Vec<u8>>> {
     rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
     let mut buffer = Vec::with_capacity(32 << 10);
     let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
@@ -416,3 +416,6 @@ fn names_in(dir: &OwnedFd) -> Step<Vec<Vec<u8>>> {
     }
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests;

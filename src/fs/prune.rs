@@ -11,7 +11,7 @@
 use super::error::{Cause, FsError, Result};
 use super::filter::Filter;
 use super::list::{Listed, list_if};
-use super::meta::{lstat, size_of, type_of};
+use super::meta::{chmod, lstat, mode_of, size_of, type_of};
 use super::names::{anchors, is_anchors, is_ours};
 use super::root::{Dir, open_below};
 use super::target::{Step, Target};
@@ -88,7 +88,8 @@ struct Level {
     path: RelPath,
     /// `None`: closed to save descriptors.
     fd: Option<Dir>,
-    dev: u64,
+    /// As it was before anything in it was removed (by this call).
+    stat: Stat,
     names: std::vec::IntoIter<Listed>,
     /// There are names behind this one that were not kept.
     more: Option<Box<[u8]>>,
@@ -154,8 +155,8 @@ impl Pruner<'_> {
     fn start(&mut self) -> Step<()> {
         let target = self.target;
         let top = Arc::new(target.tree.open_dir(self.page.dir.as_bytes())?);
+        let stat = rustix::fs::fstat(&top)?;
         let fd = self.readable(&top)?;
-        let dev = rustix::fs::fstat(&fd)?.st_dev;
         let place = self.page.resume.clone();
         let skip = self.page.dir.components().count();
         let way: Vec<Box<[u8]>> = place
@@ -164,10 +165,10 @@ impl Pruner<'_> {
             .map(Into::into)
             .collect();
         let after = way.first().or(self.page.after.as_ref()).cloned();
-        self.push(self.page.dir.clone(), fd, dev, after.as_deref())?;
+        self.push(self.page.dir.clone(), fd, stat, after.as_deref())?;
         // The directories that were not finished, each behind the name that leads on.
         for (depth, pair) in way.windows(2).enumerate() {
-            let (path, fd, dev) = match self.open_inside(&pair[0]) {
+            let (path, fd, stat) = match self.open_inside(&pair[0]) {
                 Ok(opened) => opened,
                 Err(cause) => {
                     if cause != Cause::Os(Errno::NOENT) {
@@ -177,9 +178,9 @@ impl Pruner<'_> {
                     break;
                 }
             };
-            self.push(path, fd, dev, Some(&pair[1]))?;
+            self.push(path, fd, stat, Some(&pair[1]))?;
             if let (Some(place), Some(level)) = (&place, self.levels.last_mut()) {
-                level.kept = (depth as u64) < u64::from(place.kept);
+                level.kept |= (depth as u64) < u64::from(place.kept);
             }
         }
         Ok(())
@@ -336,6 +337,7 @@ impl Pruner<'_> {
         }
         if level.kept {
             self.keep();
+            self.narrow(&level);
             return Some(level.path);
         }
         if self.apply {
@@ -349,11 +351,22 @@ impl Pruner<'_> {
         Some(level.path)
     }
 
+    /// Gives a directory that stays its mode again, which may have been widened.
+    fn narrow(&self, level: &Level) {
+        if self.apply && self.target.has_widened() {
+            let mode = mode_of(&level.stat);
+            let dir = self.target.tree.open_dir(level.path.as_bytes());
+            if let Err(errno) = dir.and_then(|dir| chmod(dir.as_fd(), mode)) {
+                tracing::debug!(path = %level.path, %errno, "a directory keeps a wider mode");
+            }
+        }
+    }
+
     fn remove_dir(&mut self, level: &Level) -> Step<()> {
         let dir = self.current()?;
         let name = level.path.name().unwrap_or_default();
         if let Some(trash) = &mut self.trash {
-            trash.take_dir(&dir, name, &level.path)?;
+            trash.take_dir(&dir, name, &level.path, &level.stat)?;
         }
         let remove = || rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR);
         self.target.writable(&dir, remove)
@@ -389,7 +402,7 @@ impl Pruner<'_> {
             return Ok(Arc::clone(fd));
         }
         let fd = Arc::new(tree.open_dir(level.path.as_bytes())?);
-        if rustix::fs::fstat(&fd)?.st_dev != level.dev {
+        if rustix::fs::fstat(&fd)?.st_dev != level.stat.st_dev {
             return Err(Errno::XDEV);
         }
         level.fd = Some(Arc::clone(&fd));
@@ -405,28 +418,30 @@ impl Pruner<'_> {
     }
 
     fn enter(&mut self, name: &[u8]) -> std::result::Result<(), Cause> {
-        let (path, fd, dev) = self.open_inside(name)?;
-        Ok(self.push(path, fd, dev, None)?)
+        let (path, fd, stat) = self.open_inside(name)?;
+        Ok(self.push(path, fd, stat, None)?)
     }
 
     /// Opens the directory `name` in the current one, unless something is mounted there.
-    fn open_inside(&mut self, name: &[u8]) -> std::result::Result<(RelPath, OwnedFd, u64), Cause> {
+    fn open_inside(&mut self, name: &[u8]) -> std::result::Result<(RelPath, OwnedFd, Stat), Cause> {
         let dir = self.current()?;
         let level = self.levels.last().ok_or(Errno::NOENT)?;
         let path = level.path.child(name).map_err(|_| Errno::NAMETOOLONG)?;
         let held = Arc::new(open_unmounted(&dir, name)?);
-        let dev = rustix::fs::fstat(&held)?.st_dev;
-        if dev != level.dev {
+        let stat = rustix::fs::fstat(&held)?;
+        if stat.st_dev != level.stat.st_dev {
             return Err(Cause::Mounted);
         }
-        Ok((path, self.readable(&held)?, dev))
+        Ok((path, self.readable(&held)?, stat))
     }
 
     /// Makes it the current directory, behind `after`.
-    fn push(&mut self, path: RelPath, fd: OwnedFd, dev: u64, after: Option<&[u8]>) -> Step<()> {
+    fn push(&mut self, path: RelPath, fd: OwnedFd, stat: Stat, after: Option<&[u8]>) -> Step<()> {
         let top = self.levels.is_empty();
         let (names, more) = self.list(&fd, after, top)?;
-        self.levels.push(Level { path, fd: Some(Arc::new(fd)), dev, names, more, kept: false });
+        // Also where the trash is still to be made.
+        let kept = self.trash.as_ref().is_some_and(|trash| path.holds(trash.path()));
+        self.levels.push(Level { path, fd: Some(Arc::new(fd)), stat, names, more, kept });
         if let Some(at) = self.levels.len().checked_sub(OPEN_LEVELS + 1) {
             self.levels[at].fd = None;
         }

@@ -475,3 +475,6 @@ impl<'a> Batch<'a> {
         Ok(self.target.digest(place).map_err(failed)?.map(|(_, digest)| digest))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 
 use super::{Root, SourceFile, Target, TargetOptions, Tree, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Manifest};
-use crate::wire::options::WriteRules;
+use crate::wire::options::{Preserve, WriteRules};
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -39,14 +39,14 @@ impl Site {
     }
 
     pub(super) fn source(&self) -> Tree {
-        self.tree("src")
+        self.tree("src").keeping(Preserve::all())
     }
 
     pub(super) fn target(&self) -> Target {
-        self.target_with(WriteRules::default())
+        self.target_by(WriteRules::default())
     }
 
-    pub(super) fn target_with(&self, rules: WriteRules) -> Target {
+    pub(super) fn target_by(&self, rules: WriteRules) -> Target {
         Target::new(self.tree("dst"), SyncNo(7), TargetOptions::of_this_process(rules))
     }
 
@@ -212,4 +212,37 @@ pub(super) fn dig(base: &Path, levels: usize) -> RelPath {
     let file = openat(&at, "end", OFlags::WRONLY | OFlags::CREATE, Mode::RUSR).unwrap();
     rustix::io::write(&file, b"deep").unwrap();
     path.child(b"end").unwrap()
+}
+
+/// An access control list in the kernel's form: owner, `(user, rights)`, group, mask, others.
+pub(super) fn acl(owner: u16, user: (u32, u16), group: u16, mask: u16, others: u16) -> Vec<u8> {
+    let none = u32::MAX;
+    let all = [
+        (0x01, owner, none),
+        (0x02, user.1, user.0),
+        (0x04, group, none),
+        (0x10, mask, none),
+        (0x20, others, none),
+    ];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in all {
+        let (tag, rights): (u16, u16) = (tag, rights);
+        bytes.extend(tag.to_le_bytes().into_iter().chain(rights.to_le_bytes()));
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+pub(super) fn set_xattr(path: &Path, name: &str, value: &[u8]) {
+    rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
+}
+
+/// The attribute of this name, as another program sees it.
+pub(super) fn get_xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut value = Vec::with_capacity(64 << 10);
+    match rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {
+        Ok(_) => Some(value),
+        Err(rustix::io::Errno::NODATA) => None,
+        Err(errno) => panic!("{errno}"),
+    }
 }

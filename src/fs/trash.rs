@@ -7,7 +7,7 @@ use super::target::{Step, Target};
 use crate::wire::options::Preserve;
 use crate::wire::{RelPath, RequestId};
 use rustix::fd::AsFd;
-use rustix::fs::RenameFlags;
+use rustix::fs::{RenameFlags, Stat};
 use rustix::io::Errno;
 use std::sync::Arc;
 
@@ -54,12 +54,18 @@ impl<'a> Trash<'a> {
         Err(Errno::EXIST)
     }
 
-    /// Makes the directory for `path` in the trash what `name` in `dir` is.
-    pub(super) fn take_dir(&mut self, dir: &Dir, name: &[u8], path: &RelPath) -> Step<()> {
+    /// Gives the directory for `path` in the trash what `name` in `dir` has, whose lstat was `stat` before
+    /// it was emptied.
+    pub(super) fn take_dir(
+        &mut self,
+        dir: &Dir,
+        name: &[u8],
+        path: &RelPath,
+        stat: &Stat,
+    ) -> Step<()> {
         let there = self.dir(path)?;
-        let stat = lstat(dir, name)?;
         let dressed =
-            entry_of(dir.as_fd(), name, path.clone(), &stat, Preserve::all()).and_then(|entry| {
+            entry_of(dir.as_fd(), name, path.clone(), stat, Preserve::all()).and_then(|entry| {
                 self.target.policy.dress(&there, &Outfit::from(&entry), Origin::New(None))
             });
         if let Err(cause) = dressed {

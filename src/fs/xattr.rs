@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 /// Attributes of one entry that are carried, at most, in bytes of names and values: they stand in a
 /// manifest.
-pub(super) const MAX_BYTES: usize = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
 
 /// The access control lists. Their values are the kernel's own form.
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
@@ -68,6 +68,15 @@ fn is_kept(name: &[u8], keep: Preserve) -> bool {
 /// # Errors
 /// [`Cause::ManyXattrs`] over [`MAX_BYTES`]; one can't be read.
 pub(super) fn read(object: Object<'_>, is_dir: bool, keep: Preserve) -> Result<Vec<Xattr>, Cause> {
+    read_within(MAX_BYTES, object, is_dir, keep)
+}
+
+fn read_within(
+    limit: usize,
+    object: Object<'_>,
+    is_dir: bool,
+    keep: Preserve,
+) -> Result<Vec<Xattr>, Cause> {
     let mut all = Vec::new();
     if !any_kept(keep) {
         return Ok(all);
@@ -83,7 +92,7 @@ pub(super) fn read(object: Object<'_>, is_dir: bool, keep: Preserve) -> Result<V
             Err(errno) => return Err(errno.into()),
         };
         bytes += name.len() + value.len();
-        if bytes > MAX_BYTES {
+        if bytes > limit {
             return Err(Cause::ManyXattrs);
         }
         all.push(Xattr { name, value });
@@ -287,4 +296,106 @@ enum Way<'a> {
 fn is_there(fd: BorrowedFd<'_>, name: &[u8]) -> bool {
     let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
     rustix::fs::statat(fd, name, flags).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use rustix::fd::AsFd as _;
+    use rustix::fs::{Mode, OFlags};
+    use std::fs;
+
+    fn names(all: &[Xattr]) -> Vec<&str> {
+        all.iter().map(|x| std::str::from_utf8(&x.name).unwrap()).collect()
+    }
+
+    #[test]
+    fn attributes_are_read_sorted_and_as_far_as_they_are_kept() {
+        let site = Site::new();
+        let path = site.write("src/f", "");
+        for name in ["user.b", "user.a", "trusted.t", "security.x"] {
+            set_xattr(&path, name, name.as_bytes());
+        }
+        set_xattr(&path, "system.posix_acl_access", &acl(6, (7, 4), 4, 4, 0));
+        let dir = fs::File::open(site.at("src")).unwrap();
+        let file = fs::File::open(&path).unwrap();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let place = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
+        let all = Preserve::all();
+        for object in [
+            Object::Named(dir.as_fd(), b"f"),
+            Object::Open(file.as_fd()),
+            Object::Open(place.as_fd()),
+        ] {
+            let found = read(object, false, all).unwrap();
+            assert_eq!(
+                names(&found),
+                ["security.x", "system.posix_acl_access", "trusted.t", "user.a", "user.b"]
+            );
+            assert_eq!(found[3].value, b"user.a");
+            let of = |keep| read(object, false, keep).unwrap();
+            assert_eq!(names(&of(all.without(Attribute::Acls))).len(), 4);
+            let lists = all.without(Attribute::Xattrs);
+            assert_eq!(names(&of(lists)), ["system.posix_acl_access"]);
+            assert_eq!(of(lists.without(Attribute::Mode)), []);
+            assert_eq!(of(Preserve::NONE), []);
+            assert_eq!(read_within(30, object, false, all), Err(Cause::ManyXattrs));
+        }
+        let gone = read(Object::Named(dir.as_fd(), b"none"), false, all);
+        assert_eq!(gone, Err(Cause::Os(Errno::NOENT)));
+    }
+
+    #[test]
+    fn a_link_has_attributes_of_its_own() {
+        let site = Site::new();
+        let path = site.write("src/f", "");
+        set_xattr(&path, "user.of_file", b"");
+        std::os::unix::fs::symlink("f", site.at("src/l")).unwrap();
+        set_xattr(&site.at("src/l"), "trusted.of_link", b"1");
+        let dir = fs::File::open(site.at("src")).unwrap();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let link = rustix::fs::openat(&dir, "l", flags, Mode::empty()).unwrap();
+        for object in [Object::Named(dir.as_fd(), b"l"), Object::Open(link.as_fd())] {
+            assert_eq!(names(&read(object, false, Preserve::all()).unwrap()), ["trusted.of_link"]);
+        }
+    }
+
+    #[test]
+    fn an_object_gets_what_is_wanted_and_loses_the_rest_but_no_labels() {
+        let site = Site::new();
+        let path = site.write("src/f", "");
+        for name in ["user.same", "user.other", "user.surplus", "security.ima"] {
+            set_xattr(&path, name, b"1");
+        }
+        let long = vec![b'v'; 3000];
+        let xattr = |name: &[u8], value: &[u8]| Xattr { name: name.into(), value: value.into() };
+        let want = [
+            xattr(b"system.nfs4_acl", b"not ours to set"),
+            xattr(b"user.new", &long),
+            xattr(b"user.other", b"2"),
+            xattr(b"user.same", b"1"),
+        ];
+        let file = fs::File::open(&path).unwrap();
+        let (object, all) = (Object::Open(file.as_fd()), Preserve::all());
+        let none = |short| panic!("{short:?}");
+        assert!(!is_same(object, &want, all).unwrap());
+        assert_eq!(bring(object, &want, all, false, none), Ok(true));
+        assert!(is_same(object, &want, all).unwrap());
+        assert_eq!(bring(object, &want, all, false, none), Ok(false));
+        let there = read(object, false, all).unwrap();
+        assert_eq!(names(&there), ["security.ima", "user.new", "user.other", "user.same"]);
+        assert_eq!((there[1].value.as_slice(), there[2].value.as_slice()), (&*long, &b"2"[..]));
+        // More than its file system takes.
+        let mut short = Vec::new();
+        let much = [xattr(b"user.much", &vec![0; 60_000])];
+        bring(object, &much, all, false, |s| {
+            short.push(s);
+            Ok(())
+        })
+        .unwrap();
+        let [Shortfall::Xattr("user.", Errno::NOSPC | Errno::TOOBIG)] = short[..] else {
+            panic!("{short:?}")
+        };
+    }
 }

@@ -95,7 +95,7 @@ fn metadata_of_an_equal_file_are_repaired_in_place() {
     site.write("dst/f", "CONTENT");
     touch(&site.at("dst/f"), 99, 0);
     let entry = site.source().entry(&rel("f")).unwrap();
-    let dry = site.target_with(WriteRules { dry_run: true, ..WriteRules::default() });
+    let dry = site.target_by(WriteRules { dry_run: true, ..WriteRules::default() });
     let before = snapshot(&site.at("dst"));
     assert_eq!(dry.repair_in_place(&entry).unwrap(), Action::Metadata);
     assert_eq!(snapshot(&site.at("dst")), before);
@@ -139,7 +139,7 @@ proptest! {
         site.write("src/f", &content);
         site.write("dst/f", &content);
         let entry = site.source().entry(&rel("f")).unwrap();
-        let target = site.target_with(WriteRules { readback, ..WriteRules::default() });
+        let target = site.target_by(WriteRules { readback, ..WriteRules::default() });
         let mut values = Vec::new();
         let mut offset = 0;
         while offset < len as u64 {

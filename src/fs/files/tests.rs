@@ -1,6 +1,6 @@
 use super::super::testing::*;
 use super::*;
-use crate::wire::Digest;
+use crate::wire::options::{Attribute, Preserve, WriteRules};
 use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
@@ -93,7 +93,7 @@ fn links_planted_under_our_own_names_lead_nowhere() {
     send(&site.source(), &target, &entry).unwrap();
     assert!(fs::symlink_metadata(site.at("dst/d/f")).unwrap().is_file());
     fs::remove_file(site.at("dst/d/f")).unwrap();
-    let part = names::part(target.sync, &entry.path, entry.generation());
+    let part = names::part(&entry.path, entry.generation());
     plant(part.clone()).unwrap();
     target.part(&entry).unwrap().write_at(b"CONTENT", 0).unwrap();
     site.assert_canary();
@@ -114,26 +114,56 @@ fn a_link_in_place_of_the_file_is_replaced_not_followed() {
 }
 
 #[test]
-fn zeros_become_holes_and_replace_what_was_there() {
+fn zeros_become_holes_only_where_they_shall() {
     let size = 4 << 20;
     let mut content = vec![0; size];
     content[size / 2] = 1;
-    let (site, target, entry) = site_with(&content);
-    let mut file = target.create(&entry, 1).unwrap();
-    content.chunks(1 << 20).for_each(|piece| file.write(piece).unwrap());
-    file.publish(&entry).unwrap();
+    let (site, plain, entry) = site_with(&content);
+    let punching = site.target_by(WriteRules { punch_zeros: true, ..WriteRules::default() });
     let path = site.at("dst/d/f");
-    assert_eq!(fs::read(&path).unwrap(), content);
-    let sparse = fs::metadata(&path).unwrap().blocks() * 512;
-    assert!(sparse <= 1 << 20, "{sparse} bytes on disk");
+    for (target, sparse) in [(&plain, false), (&punching, true)] {
+        let mut file = target.create(&entry, 1).unwrap();
+        content.chunks(1 << 20).for_each(|piece| file.write(piece).unwrap());
+        file.publish(&entry).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), content);
+        let on_disk = fs::metadata(&path).unwrap().blocks() * 512;
+        assert_eq!(on_disk <= 1 << 20, sparse, "{on_disk} bytes on disk");
+    }
     fs::remove_file(&path).unwrap();
-    let part = target.part(&entry).unwrap();
+    let part = punching.part(&entry).unwrap();
     part.write_at(&vec![7; size], 0).unwrap();
     part.write_at(&content, 0).unwrap();
     let zeros = vec![0; 1 << 20];
     part.write_at(&zeros, 0).unwrap();
-    target.publish_part(&entry, None).unwrap();
+    punching.publish_part(&entry, None).unwrap();
     assert_eq!(fs::read(&path).unwrap(), content);
+}
+
+#[test]
+fn holes_of_the_source_are_holes_at_the_destination() {
+    let size = 64 << 20;
+    let (site, target, _) = site_with(b"");
+    let file = fs::File::options().write(true).open(site.at("src/d/f")).unwrap();
+    file.set_len(size).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[7; 8192], 32 << 20).unwrap();
+    let entry = site.source().entry(&rel("d/f")).unwrap();
+    let source = site.source().open_source(&entry).unwrap();
+    let (start, end) = source.next_data(0, size).unwrap().unwrap();
+    assert!(start <= 32 << 20 && end >= (32 << 20) + 8192 && end - start < 1 << 20);
+    let mut new = target.create(&entry, 1).unwrap();
+    let mut data = vec![0; usize::try_from(end - start).unwrap()];
+    source.read_at(&mut data, start).unwrap();
+    new.skip(start);
+    new.write(&data).unwrap();
+    new.skip(size - end);
+    new.publish(&entry).unwrap();
+    let there = fs::metadata(site.at("dst/d/f")).unwrap();
+    assert_eq!((there.len(), there.blocks()), (size, file.metadata().unwrap().blocks()));
+    assert!(fs::read(site.at("dst/d/f")).unwrap() == fs::read(site.at("src/d/f")).unwrap());
+    assert_eq!(source.next_data(end, size).unwrap(), None);
+    let plain = site.source().keeping(Preserve::all().without(Attribute::Sparse));
+    let plain = plain.open_source(&entry).unwrap();
+    assert_eq!(plain.next_data(5, size).unwrap(), Some((5, size)));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 use super::super::testing::*;
 use super::*;
 use crate::wire::Digest;
+use crate::wire::SyncNo;
+use crate::wire::options::WriteRules;
 use crate::wire::sync::ErrorClass;
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 fn site_with(content: &[u8]) -> (Site, Target, Entry) {
     let site = Site::new();
@@ -67,7 +69,7 @@ fn another_version_of_the_source_has_another_part_file() {
 fn a_part_file_of_another_length_is_not_published() {
     let (site, target, entry) = site_with(b"content");
     target.part(&entry).unwrap();
-    let name = names::part(target.sync, &entry.path, entry.generation());
+    let name = names::part(&entry.path, entry.generation());
     fs::write(site.at("dst/d").join(os(&name)), "content and more").unwrap();
     let error = target.publish_part(&entry, None).unwrap_err();
     assert_eq!(error.cause, Cause::WrongSize { expected: 7, found: 16 });
@@ -114,8 +116,18 @@ fn a_late_writer_neither_touches_what_is_published_nor_leaves_a_part_file() {
     target.publish_part(&entry, None).unwrap();
     let published = fs::metadata(site.at("dst/d/f")).unwrap().modified().unwrap();
     assert_eq!(late.write_at(b"content", 0).unwrap_err().cause, Cause::Overtaken);
-    assert_eq!(target.part(&entry).unwrap_err().cause, Cause::Overtaken);
+    // Its next try finds the file published, and only compares.
+    let next = target.part(&entry).unwrap();
+    next.write_at(b"tent", 3).unwrap();
+    next.keep(0, 7, Keep::Base).unwrap();
+    assert_eq!(next.write_at(b"TENT", 3).unwrap_err().cause, Cause::Overtaken);
+    assert_eq!(next.hole_at(0, 7).unwrap_err().cause, Cause::Overtaken);
+    let mut all = [0; 8];
+    assert_eq!(next.read_at(&mut all, 0).unwrap(), 7);
+    next.finish().unwrap();
+    target.publish_part(&entry, None).unwrap();
     assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
+    assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), b"content");
     assert_eq!(fs::metadata(site.at("dst/d/f")).unwrap().modified().unwrap(), published);
 }
 
@@ -123,10 +135,151 @@ fn a_late_writer_neither_touches_what_is_published_nor_leaves_a_part_file() {
 fn a_part_file_is_discarded_without_a_trace_in_its_directory() {
     let (site, target, entry) = site_with(b"content");
     target.part(&entry).unwrap();
-    let time = std::time::SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 77);
+    let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 77);
     let dir = fs::File::open(site.at("dst/d")).unwrap();
     dir.set_modified(time).unwrap();
     target.discard_part(&entry).unwrap();
     assert!(names_in(&site.at("dst/d")).is_empty());
     assert_eq!(dir.metadata().unwrap().modified().unwrap(), time);
+}
+
+/// The chaining value of `content` at `offset`.
+fn value_of(content: &[u8], offset: u64) -> Digest {
+    use blake3::hazmat::HasherExt as _;
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(offset);
+    hasher.update(content);
+    Digest(hasher.finalize_non_root())
+}
+
+#[test]
+fn what_another_sync_left_is_used_up_and_two_syncs_do_not_hurt_each_other() {
+    let (site, a, entry) = site_with(b"0123456789");
+    let options = || super::super::TargetOptions::of_this_process(WriteRules::default());
+    let b = Target::new(site.tree("dst"), SyncNo(8), options());
+    a.part(&entry).unwrap().write_at(b"01234", 0).unwrap();
+    let left = b.part(&entry).unwrap();
+    assert!(!left.created);
+    let mut there = [0; 5];
+    left.read_at(&mut there, 0).unwrap();
+    assert_eq!(&there, b"01234");
+    left.write_at(b"56789", 5).unwrap();
+    b.publish_part(&entry, None).unwrap();
+    // The first one goes on, and ends like the second.
+    a.part(&entry).unwrap().write_at(b"56789", 5).unwrap();
+    a.publish_part(&entry, None).unwrap();
+    assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
+
+    // One gives up: the other one's ranges are lost, and it is told so.
+    fs::remove_file(site.at("dst/d/f")).unwrap();
+    let writing = b.part(&entry).unwrap();
+    writing.write_at(b"01234", 0).unwrap();
+    a.discard_part(&entry).unwrap();
+    assert_eq!(writing.write_at(b"56789", 5).unwrap_err().cause, Cause::Overtaken);
+    b.part(&entry).unwrap().write_at(b"56789", 5).unwrap();
+    let values = [value_of(b"0123456789", 0)];
+    let ranges = Some(Ranges { length: 16, values: &values });
+    assert_eq!(b.publish_part(&entry, ranges).unwrap_err().cause, Cause::Lost);
+}
+
+#[test]
+fn where_time_does_not_tell_versions_content_does() {
+    let (site, _, entry) = site_with(b"content");
+    let rules = WriteRules { compare: Compare::Checksum, ..WriteRules::default() };
+    let target = site.target_by(rules);
+    let path = site.write("dst/d/f", "CONTENT");
+    touch(&path, entry.meta.mtime_sec, entry.meta.mtime_nsec.into());
+    let values = [value_of(b"content", 0)];
+    let ranges = Some(Ranges { length: 16, values: &values });
+    assert_eq!(target.publish_part(&entry, ranges).unwrap_err().cause, Cause::Lost);
+    let part = target.part(&entry).unwrap();
+    assert!(part.created);
+    part.write_at(b"content", 0).unwrap();
+    for _ in 0..2 {
+        target.publish_part(&entry, ranges).unwrap();
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+}
+
+#[test]
+fn what_the_old_file_has_is_taken_from_it_with_its_holes() {
+    let size = 16 << 20;
+    let (site, target, _) = site_with(b"");
+    fs::File::options().write(true).open(site.at("src/d/f")).unwrap().set_len(size).unwrap();
+    let entry = site.source().entry(&rel("d/f")).unwrap();
+    let old = site.write("dst/d/f", "");
+    let old = fs::File::options().write(true).open(old).unwrap();
+    old.set_len(size).unwrap();
+    old.write_all_at(&[5; 70_000], 1 << 20).unwrap();
+    old.write_all_at(&[6; 70_000], 8 << 20).unwrap();
+    let part = target.part(&entry).unwrap();
+    // Leftovers of an earlier try.
+    part.write_at(&[9; 4096], 3 << 20).unwrap();
+    part.keep(0, size / 2, Keep::Base).unwrap();
+    part.write_at(b"new", size / 2).unwrap();
+    part.keep(size / 2 + 3, size / 2 - 3, Keep::Base).unwrap();
+    part.keep(size / 2, 3, Keep::Part).unwrap();
+    part.hole_at(size - 100, 100).unwrap();
+    let error = part.keep(size - 1, 2, Keep::Base).unwrap_err();
+    assert_eq!(error.cause, Cause::WrongSize { expected: size + 1, found: size });
+    assert_eq!(error.class(), ErrorClass::Transient);
+    let mut want = fs::read(site.at("dst/d/f")).unwrap();
+    target.publish_part(&entry, None).unwrap();
+    want[8 << 20..][..3].copy_from_slice(b"new");
+    assert!(fs::read(site.at("dst/d/f")).unwrap() == want);
+    let blocks = fs::metadata(site.at("dst/d/f")).unwrap().blocks();
+    assert!(blocks <= old.metadata().unwrap().blocks() + 16, "{blocks}");
+}
+
+#[test]
+fn a_base_that_is_none_is_an_error_and_no_link_to_one_is_followed() {
+    let (site, target, entry) = site_with(b"content");
+    let part = target.part(&entry).unwrap();
+    let keep = || part.keep(0, 5, Keep::Base).unwrap_err();
+    assert_eq!(keep().cause, Cause::Os(Errno::NOENT));
+    std::os::unix::fs::symlink(site.at("canary/file"), site.at("dst/d/f")).unwrap();
+    assert_eq!(keep().cause, Cause::Os(Errno::LOOP));
+    fs::remove_file(site.at("dst/d/f")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, site.at("dst/d/f"), FileType::Fifo, Mode::RUSR, 0)
+        .unwrap();
+    assert_eq!(keep().cause, Cause::Os(Errno::NOENT));
+}
+
+#[test]
+fn a_hole_replaces_what_was_there() {
+    let (site, target, entry) = site_with(&[7; 1 << 20]);
+    let part = target.part(&entry).unwrap();
+    part.write_at(&[7; 1 << 20], 0).unwrap();
+    part.hole_at(4096, 1 << 19).unwrap();
+    part.hole_at(10, 0).unwrap();
+    let mut there = vec![1; 1 << 20];
+    part.read_at(&mut there, 0).unwrap();
+    assert!(there[4096..4096 + (1 << 19)].iter().all(|b| *b == 0));
+    assert!(there[..4096].iter().chain(&there[4096 + (1 << 19)..]).all(|b| *b == 7));
+    let file = fs::metadata(site.at("dst/d").join(os(&temps(&site)[0]))).unwrap();
+    assert!(file.blocks() * 512 <= (1 << 19) + 8192);
+}
+
+#[test]
+fn a_huge_file_of_holes_is_checked_without_reading_them() {
+    let (site, target, _) = site_with(b"");
+    let size = 256 << 20;
+    let file = fs::File::options().write(true).open(site.at("src/d/f")).unwrap();
+    file.set_len(size).unwrap();
+    let entry = site.source().entry(&rel("d/f")).unwrap();
+    let part = target.part(&entry).unwrap();
+    part.write_at(b"data", 100 << 20).unwrap();
+    let length = 64 << 20;
+    let mut content = vec![0; usize::try_from(size).unwrap()];
+    content[100 << 20..][..4].copy_from_slice(b"data");
+    let values: Vec<Digest> = content
+        .chunks(64 << 20)
+        .enumerate()
+        .map(|(i, piece)| value_of(piece, i as u64 * length))
+        .collect();
+    let ranges = |values| Some(Ranges { length, values });
+    let wrong = [&values[..3], &values[..1]].concat();
+    assert_eq!(target.publish_part(&entry, ranges(&wrong)).unwrap_err().cause, Cause::Lost);
+    target.publish_part(&entry, ranges(&values)).unwrap();
+    assert!(fs::metadata(site.at("dst/d/f")).unwrap().blocks() <= 16);
 }

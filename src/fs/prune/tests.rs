@@ -74,7 +74,7 @@ fn what_the_source_does_not_have_is_counted_then_deleted() {
     // A link is removed, not what it leads to; and one kind in the place of another is not extra.
     symlink("../canary", site.at("dst/old/link")).unwrap();
     fs::create_dir(site.at("dst/kind")).unwrap();
-    let target = site.target_with(rules());
+    let target = site.target_by(rules());
     let page = page("", &["kept", "kind", "z"]);
     let before = snapshot(&site.at("dst"));
     let count = target.prune(&counting(&page)).unwrap();
@@ -101,7 +101,7 @@ fn only_names_of_the_interval_are_looked_at() {
         upto: Some(b"c".as_slice().into()),
         ..page("sub", &["b"])
     };
-    let done = site.target_with(rules()).prune(&part).unwrap();
+    let done = site.target_by(rules()).prune(&part).unwrap();
     assert_eq!((done.pruned.seen, removed(&done)), (2, vec!["sub/c".to_owned()]));
     assert_eq!(names_in(&site.at("dst/sub")), [b"a", b"b", b"d"]);
 }
@@ -111,7 +111,7 @@ fn nothing_is_deleted_that_the_ticket_does_not_allow() {
     let site = Site::new();
     site.write("dst/extra", "x");
     for rules in [WriteRules::default(), WriteRules { dry_run: true, ..rules() }] {
-        let done = site.target_with(rules).prune(&page("", &[])).unwrap();
+        let done = site.target_by(rules).prune(&page("", &[])).unwrap();
         assert_eq!(done.pruned.extra, 1);
         assert_eq!(names_in(&site.at("dst")), [b"extra"]);
     }
@@ -123,7 +123,7 @@ fn what_is_left_out_is_protected_with_the_directories_above_it_unless_it_is_to_g
     for path in ["x.keep", "d/x.keep", "d/y", "e/y", "logs/a", "f/logs/b"] {
         site.write(format!("dst/{path}"), "x");
     }
-    let target = site.target_with(rules());
+    let target = site.target_by(rules());
     let mut page = PrunePage { filter: filter(&["*.keep", "logs/"]), ..page("", &[]) };
     let count = target.prune(&counting(&page)).unwrap();
     assert_eq!(removed(&count), ["d/y", "e/y", "e"]);
@@ -142,7 +142,7 @@ fn limits_of_size_protect_nothing() {
     site.write("dst/big", "xxxx");
     let limits = FilterSpec { max_size: Some(1), ..FilterSpec::default() };
     let page = PrunePage { filter: Arc::new(Filter::new(&limits).unwrap()), ..page("", &[]) };
-    assert_eq!(removed(&site.target_with(rules()).prune(&page).unwrap()), ["big"]);
+    assert_eq!(removed(&site.target_by(rules()).prune(&page).unwrap()), ["big"]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn our_own_files_stay_while_they_are_young() {
     let temp = String::from_utf8(temp).unwrap();
     site.write(format!("dst/{temp}"), "1");
     site.write(format!("dst/d/{temp}"), "2");
-    let target = site.target_with(rules());
+    let target = site.target_by(rules());
     let young = target.prune(&page("", &[])).unwrap();
     assert_eq!(young.pruned, Pruned { seen: 1, extra: 0, bytes: 0 });
     assert!(site.at("dst/d").exists());
@@ -180,8 +180,8 @@ fn the_trash_takes_everything_with_its_metadata_and_is_itself_left_alone() {
     touch(&site.at("dst/keep"), 3000, 7);
     let d = snapshot(&site.at("dst/d"));
     for trash in ["bin", "keep/new/bin"] {
-        let target = site.target_with(WriteRules { trash: Some(rel(trash)), ..rules() });
-        let names: &[&str] = if trash == "bin" { &["keep"] } else { &["keep", "bin"] };
+        let target = site.target_by(WriteRules { trash: Some(rel(trash)), ..rules() });
+        let names: &[&str] = if trash == "bin" { &["keep"] } else { &["bin", "keep"] };
         let count = target.prune(&counting(&page("", names))).unwrap();
         let done = target.prune(&page("", names)).unwrap();
         assert_eq!(done, count);
@@ -203,9 +203,15 @@ fn the_trash_takes_everything_with_its_metadata_and_is_itself_left_alone() {
         }
     }
     // The directories above the trash stay, though the source does not have them.
-    let target = site.target_with(WriteRules { trash: Some(rel("keep/new/bin")), ..rules() });
+    let target = site.target_by(WriteRules { trash: Some(rel("keep/new/bin")), ..rules() });
     let done = target.prune(&page("", &["bin"])).unwrap();
     assert_eq!(removed(&done), ["keep/h"]);
+    // Also when it is only made by the deletion itself.
+    fs::remove_dir_all(site.at("dst/keep/new")).unwrap();
+    site.write("dst/keep/h", "");
+    let count = target.prune(&counting(&page("", &["bin"]))).unwrap();
+    assert_eq!(removed(&count), ["keep/h"]);
+    assert_eq!(target.prune(&page("", &["bin"])).unwrap(), count);
 }
 
 #[test]
@@ -228,7 +234,7 @@ fn other_mounts_are_neither_entered_nor_removed() {
     }
     let bound = on("dst/a/same", &["--bind", bound.to_str().unwrap()]);
     site.write("dst/a/under/precious", "x");
-    let target = site.target_with(rules());
+    let target = site.target_by(rules());
     let done = [target.prune(&counting(&page("", &[]))), target.prune(&page("", &[]))];
     let precious = site.at("dst/a/under/precious").exists();
     for point in ["dst/a/under", "dst/a/same"] {
@@ -251,7 +257,7 @@ fn directories_get_their_metadata_back_after_a_deletion() {
     site.write("src/d/kept", "x");
     touch(&site.at("src/d"), 4000, 9);
     touch(&site.at("src"), 5000, 9);
-    let (source, target) = (site.source(), site.target_with(rules()));
+    let (source, target) = (site.source(), site.target_by(rules()));
     copy(&source, &target, &manifest(&source));
     site.write("dst/d/extra", "");
     let mut dirs = source.chain(&rel("d/kept")).unwrap();
@@ -269,7 +275,7 @@ fn a_directory_that_is_not_there_has_nothing_to_prune() {
     let site = Site::new();
     site.write("dst/file", "x");
     symlink("../canary", site.at("dst/link")).unwrap();
-    let target = site.target_with(rules());
+    let target = site.target_by(rules());
     for dir in ["none", "file", "link", "none/below"] {
         assert_eq!(target.prune(&page(dir, &[])).unwrap(), PruneDone::default(), "{dir}");
     }
@@ -289,7 +295,7 @@ fn as_an_ordinary_user_own_directories_that_forbid_it_are_pruned_and_foreign_one
         mode("dst/shut/a", 0o555);
         mode("dst/shut", 0o555);
         mode("dst/closed", 0);
-        let target = site.target_with(rules());
+        let target = site.target_by(rules());
         let count = target.prune(&counting(&page("", &[]))).unwrap();
         assert_eq!(removed(&count), ["shut/a/b", "shut/a", "shut"]);
         assert_eq!(count.errors.len(), 1);
@@ -317,7 +323,7 @@ fn an_attacker_who_swaps_a_directory_for_a_link_gets_nothing_outside_deleted() {
         for _ in 0..300 {
             site.write("dst/d/x", "");
             let _ = fs::create_dir_all(site.at("dst/d/e"));
-            let target = site.target_with(rules());
+            let target = site.target_by(rules());
             let _ = target.prune(&page("d", &[]));
             let _ = target.prune(&page("d/e", &[]));
             if !site.at("evil").is_symlink() {
@@ -406,7 +412,7 @@ proptest! {
             ..page("", &listed)
         };
         let bin = trash.then(|| rel("trash"));
-        let target = site.target_with(WriteRules { trash: bin, ..rules() });
+        let target = site.target_by(WriteRules { trash: bin, ..rules() });
         let count = prune_all(&target, &counting(&page), steps);
         prop_assert_eq!(&model_of(&site.at("dst")), &before);
         prop_assert_eq!(count.removed.iter().map(|(p, _)| p.clone()).collect::<BTreeSet<_>>(), extra.clone());

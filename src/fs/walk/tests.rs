@@ -2,6 +2,7 @@ use super::super::testing::*;
 use super::super::{Cause, Root};
 use super::*;
 use crate::wire::AbsPath;
+use crate::wire::options::FilterSpec;
 use crate::wire::sync::ErrorClass;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -74,7 +75,7 @@ fn contents_that_are_skipped_are_not_walked() {
 fn names_of_any_bytes_and_of_full_length_are_listed_but_our_own_unfinished_ones_are_not() {
     let site = Site::new();
     let full = [b'n'; 255];
-    let ours = super::super::names::part(crate::wire::SyncNo(1), &rel("x"), 2);
+    let ours = super::super::names::part(&rel("x"), 2);
     let names: [&[u8]; 6] = [b"new\nline", b"\xff\xfe", &full, b".ctl-notes", b"-rf", b" "];
     for name in names.iter().copied().chain([ours.as_slice()]) {
         fs::write(site.at("src").join(os(name)), "").unwrap();
@@ -137,7 +138,7 @@ fn a_tree_deeper_than_a_path_can_be_long_is_walked_with_few_descriptors() {
 }
 
 #[test]
-fn an_unreadable_directory_is_reported_once_and_the_walk_goes_on() {
+fn an_unreadable_directory_gives_its_entry_then_one_error_and_the_walk_goes_on() {
     let site = Site::new();
     for path in ["src/a", "src/locked/x", "src/z"] {
         site.write(path, "");
@@ -145,20 +146,89 @@ fn an_unreadable_directory_is_reported_once_and_the_walk_goes_on() {
     let lock = |mode| {
         fs::set_permissions(site.at("src/locked"), fs::Permissions::from_mode(mode)).unwrap();
     };
-    lock(0o311);
-    site.as_nobody(|| {
-        let tree = site.source();
-        let mut walk = tree.walk(&RelPath::root(), None).unwrap();
-        assert_eq!(walk.by_ref().take(2).map(|e| e.unwrap().path).last(), Some(rel("a")));
-        let error = walk.next().unwrap().unwrap_err();
-        assert_eq!((error.errno_name(), error.class()), (Some("EACCES"), ErrorClass::Permanent));
-        assert_eq!(error.path.0, b"locked");
-        // Going on behind the error does not give it again.
-        let rest = tree.walk(&RelPath::root(), walk.cursor()).unwrap();
-        assert_eq!(paths(rest), [rel("z")]);
-        assert_eq!(paths(walk), [rel("z")]);
-    });
+    for mode in [0o311, 0] {
+        lock(mode);
+        site.as_nobody(|| {
+            let tree = site.source();
+            let mut walk = tree.walk(&RelPath::root(), None).unwrap();
+            let entry = walk.by_ref().take(3).map(Result::unwrap).last().unwrap();
+            assert_eq!((&entry.path, entry.meta.mode), (&rel("locked"), mode));
+            // Behind the entry comes the error, also for whoever goes on from there.
+            let mut again = tree.walk(&RelPath::root(), walk.cursor()).unwrap();
+            for walk in [&mut walk, &mut again] {
+                let error = walk.next().unwrap().unwrap_err();
+                assert_eq!(error.errno_name(), Some("EACCES"));
+                assert_eq!(error.class(), ErrorClass::Permanent);
+                assert_eq!(error.path.0, b"locked");
+            }
+            // Going on behind the error does not give it again.
+            let rest = tree.walk(&RelPath::root(), walk.cursor()).unwrap();
+            assert_eq!(paths(rest), [rel("z")]);
+            assert_eq!((paths(walk), paths(again)), (vec![rel("z")], vec![rel("z")]));
+            // Neither its contents given away nor a place in them make it readable.
+            let inside =
+                tree.walk(&RelPath::root(), Some(&behind(&rel("locked/w"), false))).unwrap();
+            let found: Vec<_> = inside.collect();
+            assert_eq!((found[0].is_err(), found.len()), (true, 2));
+            assert!(tree.walk(&rel("locked"), None).is_err());
+        });
+    }
     lock(0o700);
+}
+
+fn options(rules: &[&str], links: Links) -> WalkOptions {
+    let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
+    let filter = Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap();
+    WalkOptions { filter: Arc::new(filter), links }
+}
+
+#[test]
+fn what_is_left_out_is_not_even_opened() {
+    let site = Site::new();
+    for path in ["src/a.o", "src/locked/x", "src/d/b.o", "src/d/c", "src/f"] {
+        site.write(path, "");
+    }
+    symlink("nowhere", site.at("src/out")).unwrap();
+    fs::set_permissions(site.at("src/locked"), fs::Permissions::from_mode(0)).unwrap();
+    site.as_nobody(|| {
+        let some = options(&["*.o", "locked/", "/out"], Links::Copy);
+        let walk = site.source().walk_with(&RelPath::root(), None, some).unwrap();
+        assert_eq!(paths(walk), ["", "d", "d/c", "f"].map(rel));
+    });
+    fs::set_permissions(site.at("src/locked"), fs::Permissions::from_mode(0o700)).unwrap();
+    // Limits are for files.
+    site.write("src/d/long", "xxxx");
+    let spec = FilterSpec { min_size: Some(1), ..FilterSpec::default() };
+    let some = WalkOptions { filter: Arc::new(Filter::new(&spec).unwrap()), links: Links::Skip };
+    let mut walk = site.source().walk_with(&RelPath::root(), None, some).unwrap();
+    let got: Vec<_> = walk.by_ref().map(|entry| entry.unwrap().path).collect();
+    assert_eq!(got, ["", "d", "d/long", "locked"].map(rel));
+    let notes = walk.notes();
+    assert_eq!(notes[LINKS_LEFT_OUT].paths[0].0, b"out");
+    assert!(walk.notes().is_empty());
+}
+
+#[test]
+fn links_that_are_left_out_are_counted_once_whoever_goes_on() {
+    let site = Site::new();
+    for name in ["a", "c", "e"] {
+        site.write(format!("src/{name}"), "");
+        symlink("x", site.at(&format!("src/{name}-link"))).unwrap();
+    }
+    let mut counted = 0;
+    let mut cursor = None;
+    loop {
+        let some = options(&[], Links::Skip);
+        let mut walk = site.source().walk_with(&RelPath::root(), cursor.as_ref(), some).unwrap();
+        let next = walk.next();
+        counted += walk.notes().values().map(|note| note.count).sum::<u64>();
+        match next {
+            Some(entry) => drop(entry.unwrap()),
+            None => break,
+        }
+        cursor = walk.cursor().cloned();
+    }
+    assert_eq!(counted, 3);
 }
 
 #[test]
@@ -230,6 +300,10 @@ fn a_cursor_that_names_nothing_any_more_still_tells_the_place() {
     assert_eq!(from("b", "b", false), [rel("b/x")]);
 }
 
+fn any_link() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["a".to_owned(), "a-".to_owned(), "b".to_owned()])
+}
+
 /// Names that sort differently as whole paths and by component.
 fn any_tree() -> impl Strategy<Value = BTreeSet<Vec<u8>>> {
     let name = prop::sample::select(vec![&b"a"[..], b"a-", b"a\xff", b"b", b"\n", b"a.b"]);
@@ -237,8 +311,64 @@ fn any_tree() -> impl Strategy<Value = BTreeSet<Vec<u8>>> {
     prop::collection::btree_set(path, 0..14)
 }
 
+/// What a walk gives by the plainest of rules: everything that is there, each asked for alone.
+fn plain_walk(site: &Site, some: &WalkOptions) -> Vec<RelPath> {
+    let src = site.at("src");
+    let all = walkdir::WalkDir::new(&src).follow_links(some.links == Links::Copy);
+    let mut all: Vec<RelPath> = all
+        .into_iter()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let path = entry.path().strip_prefix(&src).unwrap();
+            let path = rel(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
+            let skipped = entry.file_type().is_symlink() && some.links == Links::Skip;
+            (!skipped && !some.filter.leaves_out_with_parents(&path, entry.file_type().is_dir()))
+                .then_some(path)
+        })
+        .flatten()
+        .collect();
+    all.sort();
+    all
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn with_any_filter_and_links_every_entry_comes_once_and_going_on_gives_the_rest(
+        files in any_tree(),
+        links in prop::collection::btree_map(any_link(), any_link(), 0..3),
+        rules in prop::collection::vec(prop::sample::select(
+            vec!["a", "b/", "!a", "/a", "*.b", "a/**", "!*", "**/a-", "a/b", "[b-z]"]), 0..4),
+        mode in prop::sample::select(vec![Links::Keep, Links::Copy, Links::Skip]),
+        keep in 1usize..4,
+    ) {
+        let site = Site::new();
+        for path in &files {
+            let path = site.at("src").join(os(path));
+            if fs::create_dir_all(path.parent().unwrap()).is_ok() {
+                let _ = fs::write(path, "");
+            }
+        }
+        // Links to directories beside the source: none of them leads in a circle.
+        for (at, to) in &links {
+            site.write(format!("beside/{to}/in/x"), "");
+            let _ = symlink(site.at("beside").join(to), site.at("src").join(format!("{at}-l")));
+        }
+        let tree = site.source();
+        let some = options(&rules, mode);
+        let want = plain_walk(&site, &some);
+        let from = |cursor: Option<&Cursor>, keep| {
+            paths(tree.walk_holding(&RelPath::root(), cursor, some.clone(), keep).unwrap())
+        };
+        prop_assert_eq!(&from(None, NAMES), &want);
+        for (i, after) in want.iter().enumerate() {
+            let rest = want[i + 1..].to_vec();
+            prop_assert_eq!(&from(Some(&behind(after, false)), keep), &rest);
+            let outside: Vec<_> = rest.into_iter().filter(|p| !after.holds(p)).collect();
+            prop_assert_eq!(&from(Some(&behind(after, true)), keep), &outside);
+        }
+    }
+
     #[test]
     fn going_on_behind_any_entry_gives_exactly_the_rest(files in any_tree(), keep in 1usize..4) {
         let site = Site::new();

@@ -1,0 +1,181 @@
+use super::super::WalkOptions;
+use super::super::testing::*;
+use super::*;
+use crate::wire::manifest::Kind;
+use crate::wire::sync::ErrorClass;
+use crate::wire::task::Cursor;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+fn copying() -> WalkOptions {
+    WalkOptions { links: Links::Copy, ..WalkOptions::default() }
+}
+
+/// Everything that is found, with where it really is; and the causes of errors.
+fn walk(site: &Site, dir: &str) -> (BTreeMap<String, Option<String>>, Vec<(String, Cause)>) {
+    let (mut entries, mut errors) = (BTreeMap::new(), Vec::new());
+    for item in site.source().walk_with(&rel(dir), None, copying()).unwrap() {
+        match item {
+            Ok(entry) => {
+                assert!(!matches!(entry.kind, Kind::Symlink { .. }));
+                let real = entry.real.map(|real| real.to_string());
+                assert!(entries.insert(entry.path.to_string(), real).is_none());
+            }
+            Err(error) => errors.push((error.path.to_string(), error.cause)),
+        }
+    }
+    (entries, errors)
+}
+
+fn places(all: &[(&str, &str)]) -> BTreeMap<String, Option<String>> {
+    let real = |real: &str| (!real.is_empty()).then(|| real.to_owned());
+    all.iter().map(|(path, at)| ((*path).to_owned(), real(at))).collect()
+}
+
+#[test]
+fn links_give_what_they_lead_to_with_its_content() {
+    let site = Site::new();
+    site.write("other/deep/file", "content");
+    site.write("src/plain", "");
+    symlink("../other/deep/file", site.at("src/to-file")).unwrap();
+    symlink(site.at("other"), site.at("src/to-dir")).unwrap();
+    symlink("to-dir/deep", site.at("src/through")).unwrap();
+    let (entries, errors) = walk(&site, "");
+    assert_eq!(errors, []);
+    let want = [
+        ("", ""),
+        ("plain", ""),
+        ("through", "other/deep"),
+        ("through/file", "other/deep/file"),
+        ("to-dir", "other"),
+        ("to-dir/deep", "other/deep"),
+        ("to-dir/deep/file", "other/deep/file"),
+        ("to-file", "other/deep/file"),
+    ];
+    assert_eq!(entries, places(&want));
+    let source = site.source();
+    for item in source.walk_with(&RelPath::root(), None, copying()).unwrap() {
+        let entry = item.unwrap();
+        if entry.size() > 0 {
+            assert_eq!(content_of(&source.open_source(&entry).unwrap()), b"content");
+            let (found, dirs) = source.find(&entry.path, Links::Copy).unwrap();
+            assert_eq!(found, entry);
+            assert_eq!(dirs.last().map(|d| d.path.clone()), entry.path.parent());
+        }
+    }
+    // Also from a directory that only a link leads to.
+    let (below, _) = walk(&site, "to-dir/deep");
+    assert_eq!(below, places(&[("to-dir/deep/file", "other/deep/file")]));
+    let names = source.storage().list_names(&rel("other/deep"), None, 9).unwrap();
+    assert_eq!(names.names, [(b"file".as_slice().into(), false)]);
+}
+
+#[test]
+fn links_that_lead_nowhere_outside_or_in_circles_are_errors_in_their_place() {
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    let site = Site::new();
+    let link = |to: &str, at: &str| symlink(to, site.at(at)).unwrap();
+    site.write("src/d/f", "x");
+    site.write("src/z", "x");
+    link("nowhere", "src/a-dangling");
+    link("z/below-a-file", "src/a-file");
+    link(outside.path().to_str().unwrap(), "src/b-outside");
+    link(&format!("{}/secret", outside.path().display()), "src/b-secret");
+    link("/", "src/b-top");
+    link(".", "src/d/circle");
+    link("../..", "src/d/up");
+    link("self", "src/self");
+    // A name that begins like the storage root's.
+    let beside = format!("{}-beside", site.dir.path().display());
+    fs::write(&beside, "x").unwrap();
+    link(&beside, "src/c-beside");
+    let (entries, errors) = walk(&site, "");
+    fs::remove_file(&beside).unwrap();
+    let errors: Vec<_> = errors.iter().map(|(path, cause)| (path.as_str(), *cause)).collect();
+    assert_eq!(
+        errors,
+        [
+            ("a-dangling", Cause::Dangling),
+            ("a-file", Cause::Dangling),
+            ("b-outside", Cause::Outside),
+            ("b-secret", Cause::Outside),
+            ("b-top", Cause::Outside),
+            ("c-beside", Cause::Outside),
+            ("d/circle", Cause::Cycle),
+            ("d/up/src", Cause::Cycle),
+            ("self", Cause::Cycle),
+        ]
+    );
+    // The storage root itself is no circle: what lies beside the source is copied.
+    assert_eq!(entries["d/up/canary/file"].as_deref(), Some("canary/file"));
+    assert!(entries.contains_key("z"));
+    let error = FsError::new(super::super::Side::Source, "follow", b"l", Cause::Dangling);
+    assert_eq!(error.class(), ErrorClass::Permanent);
+    assert!(error.to_string().contains("leads to nothing; exclude it"), "{error}");
+    assert!(site.source().find(&rel("b-outside/secret"), Links::Copy).is_err());
+    assert!(site.source().walk_with(&rel("b-outside"), None, copying()).is_err());
+}
+
+#[test]
+fn a_walk_through_links_goes_on_behind_any_entry_or_error() {
+    let site = Site::new();
+    for path in ["other/a/x", "other/b", "src/m", "src/z"] {
+        site.write(path, "");
+    }
+    symlink("../other", site.at("src/l1")).unwrap();
+    symlink("a", site.at("other/again")).unwrap();
+    symlink("nowhere", site.at("other/broken")).unwrap();
+    symlink("../other/a", site.at("src/y")).unwrap();
+    let tree = site.source();
+    type Step = (String, bool);
+    let step = |item: std::result::Result<Entry, FsError>| -> Step {
+        match item {
+            Ok(entry) => (entry.path.to_string(), true),
+            Err(error) => (error.path.to_string(), false),
+        }
+    };
+    let all: Vec<Step> =
+        tree.walk_with(&RelPath::root(), None, copying()).unwrap().map(step).collect();
+    assert_eq!(all.iter().filter(|(_, fine)| !fine).count(), 1);
+    let mut walk = tree.walk_with(&RelPath::root(), None, copying()).unwrap();
+    let mut done = 0;
+    while walk.next().is_some() {
+        done += 1;
+        let cursor: Cursor = walk.cursor().unwrap().clone();
+        let rest = tree.walk_with(&RelPath::root(), Some(&cursor), copying()).unwrap();
+        assert_eq!(rest.map(step).collect::<Vec<_>>(), all[done..]);
+    }
+    assert_eq!(done, all.len());
+}
+
+#[test]
+fn a_link_that_is_swapped_under_the_reader_never_gives_what_is_outside() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let outside = tempfile::tempdir().unwrap();
+    fs::create_dir(outside.path().join("d")).unwrap();
+    fs::write(outside.path().join("d/secret"), "secret").unwrap();
+    let site = Site::new();
+    site.write("other/d/fine", "x");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for to in [outside.path(), &site.at("other")] {
+                    let _ = fs::remove_file(site.at("new"));
+                    let _ = symlink(to, site.at("new"));
+                    let _ = fs::rename(site.at("new"), site.at("src/link"));
+                }
+            }
+        });
+        for _ in 0..2000 {
+            let tree = site.source();
+            let walk = tree.walk_with(&RelPath::root(), None, copying()).unwrap();
+            for entry in walk.flatten() {
+                assert_ne!(entry.path.name(), Some(&b"secret"[..]));
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
