@@ -6,6 +6,7 @@ use crate::data::outcome::UnstampedDir;
 use crate::data::{Destination, Found, SendError};
 use crate::fs::Tree;
 use crate::wire::manifest::{Entry, Manifest};
+use crate::wire::options::Action;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::TaskReport;
 use crate::wire::{BytePath, RelPath};
@@ -58,10 +59,10 @@ async fn bring(
     let mut needed = Vec::new();
     for (i, answer) in offered.answers.into_iter().enumerate() {
         match answer {
-            Ok(Found::Needed) => needed.push(i),
+            Ok(Found::Needed { .. } | Found::Check) => needed.push(i),
             // An earlier destination of this assignment may have brought it: then it is not skipped.
-            Ok(Found::Unchanged) => fates.keep_or(i, Fate::Skipped),
-            Ok(Found::Made) => fates.set(i, Fate::Made),
+            Ok(Found::Done(Action::Skip | Action::Metadata)) => fates.keep_or(i, Fate::Skipped),
+            Ok(Found::Done(_)) => fates.set(i, Fate::Made),
             Err(error) => fates.set(i, Fate::Failed(job.seen(error, to.worker()))),
         }
     }
@@ -73,7 +74,7 @@ async fn bring(
             fates.set(
                 *i,
                 match file {
-                    Ok(bytes) => Fate::Written(bytes),
+                    Ok(written) => Fate::Written(written.bytes),
                     Err(error) => Fate::Failed(job.seen(error, to.worker())),
                 },
             );

@@ -153,7 +153,7 @@ impl Choice<'_> {
             match cx.roots.admit(&cx.gate, &assignment.ticket) {
                 Ok((claims, target)) => {
                     self.job.writers.asked(&cx.worker);
-                    let local = Local::new(target, claims.attempt, cx.peers.pool().clone());
+                    let local = Local::new(target, claims, cx.peers.pool().clone());
                     return Some(Destination::Local { worker: cx.worker.clone(), local });
                 }
                 Err(refused) => {
@@ -167,7 +167,8 @@ impl Choice<'_> {
         out.insert(cx.worker.clone());
         let member = cx.peers.choose(&assignment.destination_workers, &out)?;
         self.job.writers.asked(&member.worker_id);
-        Some(Destination::Remote(cx.peers.peer(member, &assignment.ticket)))
+        let rules = assignment.options.write_rules();
+        Some(Destination::Remote(cx.peers.peer(member, &assignment.ticket, &rules)))
     }
 
     /// Says that `worker` failed with `error`.

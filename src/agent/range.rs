@@ -3,7 +3,7 @@
 use super::batch::single;
 use super::execute::{Done, Job};
 use crate::data::protocol::range_fits;
-use crate::data::{Destination, Found, RangeSent, SendError};
+use crate::data::{Destination, Found, RangeMode, RangeSent, SendError};
 use crate::fs::Tree;
 use crate::wire::manifest::{Entry, Kind, Manifest};
 use crate::wire::sync::{ErrorClass, FileError};
@@ -43,16 +43,14 @@ async fn bring(
     let offered = to.offer(manifest).await?;
     job.writers.wrote(to.worker());
     match offered.answers.into_iter().next() {
-        Some(Ok(Found::Needed)) => {}
+        Some(Ok(Found::Needed { .. })) => {}
         Some(Err(error)) => return Ok(Done::entry_failed(job.seen(error, to.worker()))),
         _ => return Ok(Done::well(TaskReport { unchanged: true, ..TaskReport::default() })),
     }
-    Ok(match to.range(source, manifest, entry, range).await? {
-        RangeSent::Written(value) => Done::well(TaskReport {
-            bytes_done: range.1,
-            digest: Some(value),
-            ..TaskReport::default()
-        }),
+    Ok(match to.range(source, manifest, entry, range, RangeMode::Whole).await? {
+        RangeSent::Written { value, .. } => {
+            Done::well(TaskReport { bytes_done: range.1, digest: value, ..TaskReport::default() })
+        }
         RangeSent::Failed(error) => Done::entry_failed(job.seen(error, to.worker())),
         RangeSent::Changed => match now(source, entry, manifest, job.chunk()).await {
             Ok(item) => Done::well(TaskReport { replace: Some(item), ..TaskReport::default() }),

@@ -2,12 +2,13 @@
 //! small channels, so that neither side runs ahead of the other.
 
 use super::frame::Pieces;
+use crate::util::shutdown::Shutdown;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -29,7 +30,7 @@ pub enum Outgoing {
     Stream {
         /// Where the thread puts it.
         from: mpsc::Receiver<Result<Bytes, Withdrawn>>,
-        /// Counts what the connection took.
+        /// Counts what the connection took (and what the thread did beside).
         moved: Arc<AtomicU64>,
     },
 }
@@ -87,28 +88,64 @@ pub async fn stalled(moved: Arc<AtomicU64>, patience: Duration) {
     }
 }
 
-/// The receiving thread's end of [`pump`].
-pub struct Arriving(mpsc::Receiver<Result<Bytes, String>>);
+/// What the receiving thread lets [`pump`] know.
+#[derive(Default)]
+struct Signs {
+    /// It waits for a piece.
+    hungry: AtomicBool,
+    /// Bytes of content that frames of a few bytes stood for.
+    worked: AtomicU64,
+}
 
-/// A channel for [`pump`].
-pub fn arriving() -> (mpsc::Sender<Result<Bytes, String>>, Arriving) {
+/// The receiving thread's end of [`pump`].
+pub struct Arriving {
+    from: mpsc::Receiver<Result<Bytes, String>>,
+    signs: Arc<Signs>,
+    abandoned: Shutdown,
+}
+
+/// The connection's end.
+pub struct Inlet {
+    to: mpsc::Sender<Result<Bytes, String>>,
+    signs: Arc<Signs>,
+}
+
+/// A channel for [`pump`]; `abandoned` tells the thread that nobody waits for what it does.
+pub fn arriving(abandoned: Shutdown) -> (Inlet, Arriving) {
     let (to, from) = mpsc::channel(DEPTH);
-    (to, Arriving(from))
+    let signs = Arc::new(Signs::default());
+    (Inlet { to, signs: signs.clone() }, Arriving { from, signs, abandoned })
 }
 
 impl Pieces for Arriving {
     fn next(&mut self) -> Result<Option<Bytes>, String> {
-        self.0.blocking_recv().transpose()
+        self.signs.hungry.store(true, Ordering::Release);
+        let piece = self.from.blocking_recv().transpose();
+        self.signs.hungry.store(false, Ordering::Release);
+        piece
+    }
+
+    fn worked(&mut self, bytes: u64) {
+        self.signs.worked.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn abandoned(&self) -> bool {
+        self.abandoned.is_cancelled()
+    }
+}
+
+impl Inlet {
+    /// Whether the peer's silence is no stall: the thread has not come to the end of what the peer
+    /// sent, or what it sent last stood for much.
+    fn excuses(&self) -> bool {
+        let worked = self.signs.worked.swap(0, Ordering::Relaxed);
+        worked >= STALL_BYTES || !self.signs.hungry.load(Ordering::Acquire)
     }
 }
 
 /// Hands the pieces of `body` to a thread, as fast as it takes them, until the body ends, the
 /// connection fails or stalls for `patience` (the thread is told), or the thread is done.
-pub async fn pump(
-    mut body: Incoming,
-    to: mpsc::Sender<Result<Bytes, String>>,
-    patience: Duration,
-) -> Incoming {
+pub async fn pump(mut body: Incoming, inlet: Inlet, patience: Duration) -> Incoming {
     let (mut waited, mut came) = (Duration::ZERO, 0);
     loop {
         let since = Instant::now();
@@ -116,12 +153,16 @@ pub async fn pump(
         let left = patience.saturating_sub(waited);
         let piece = tokio::select! {
             frame = tokio::time::timeout(left, body.frame()) => match frame {
+                Err(_) if inlet.excuses() => {
+                    (waited, came) = (Duration::ZERO, 0);
+                    continue;
+                }
                 Err(_) => Err(format!("less than {STALL_BYTES} bytes came in {patience:?}")),
                 Ok(None) => return body,
                 Ok(Some(Err(e))) => Err(e.to_string()),
                 Ok(Some(Ok(frame))) => Ok(frame.into_data().unwrap_or_default()),
             },
-            () = to.closed() => return body,
+            () = inlet.to.closed() => return body,
         };
         waited += since.elapsed();
         if let Ok(bytes) = &piece {
@@ -131,7 +172,7 @@ pub async fn pump(
             }
         }
         let last = piece.is_err();
-        if to.send(piece).await.is_err() || last {
+        if inlet.to.send(piece).await.is_err() || last {
             return body;
         }
     }
@@ -151,4 +192,35 @@ pub async fn drain(mut body: Incoming, limit: u64, patience: Duration) {
         }
     };
     let _ = tokio::time::timeout(patience, all).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_excused_while_there_is_work_and_no_longer() {
+        let (inlet, mut arriving) = arriving(Shutdown::new());
+        // Nobody has begun to read.
+        assert!(inlet.excuses());
+        inlet.to.try_send(Ok(Bytes::from_static(b"x"))).unwrap();
+        assert!(arriving.next().is_ok());
+        // It works on what came.
+        assert!(inlet.excuses());
+        let reading = std::thread::spawn(move || {
+            arriving.worked(STALL_BYTES - 1);
+            let ended = arriving.next();
+            (arriving, ended)
+        });
+        while !inlet.signs.hungry.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        // It waits, and what came did not stand for much.
+        assert!(!inlet.excuses());
+        inlet.signs.worked.fetch_add(STALL_BYTES, Ordering::Relaxed);
+        assert!(inlet.excuses());
+        assert!(!inlet.excuses(), "once is enough");
+        drop(inlet);
+        assert_eq!(reading.join().unwrap().1, Ok(None));
+    }
 }

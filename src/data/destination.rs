@@ -1,11 +1,15 @@
 //! Where an executor sends to: a peer, or this host itself.
 
+use super::asks::{BLOCK, BlockValue, BlocksAsk, PruneAsk, PrunedPage};
+use super::delta::Ranged;
 use super::local::Local;
-use super::outcome::{Offered, Packed, RangeSent, SendError};
+use super::outcome::{Compared, Offered, Packed, RangeMode, RangeSent, SendError};
 use super::peers::Peer;
+use super::read::Span;
 use crate::fs::Tree;
 use crate::wire::WorkerId;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::sync::FileError;
 
 /// A destination of content.
 pub enum Destination {
@@ -29,7 +33,8 @@ impl Destination {
         }
     }
 
-    /// Has everything of `manifest` brought that needs no content, and asks what is needed.
+    /// Has everything of `manifest` brought that needs no content, and asks what is needed. In a dry
+    /// run nothing is brought.
     ///
     /// # Errors
     /// See [`SendError`].
@@ -56,7 +61,7 @@ impl Destination {
         }
     }
 
-    /// Sends `(offset, length)` of `entry`, the only file of `manifest`, into its part file. The
+    /// Brings `(offset, length)` of `entry`, the only file of `manifest`, into its part file. The
     /// range must fit ([`range_fits`](super::protocol::range_fits)).
     ///
     /// # Errors
@@ -66,11 +71,76 @@ impl Destination {
         source: &Tree,
         manifest: &Manifest,
         entry: &Entry,
-        range: (u64, u64),
+        (offset, length): (u64, u64),
+        mode: RangeMode,
+    ) -> Result<RangeSent, SendError> {
+        let ranged = Ranged { source, manifest, entry, span: Span { offset, length } };
+        match mode {
+            RangeMode::Delta if offset.is_multiple_of(BLOCK) => self.delta(ranged).await,
+            _ => self.send_range(ranged, None).await,
+        }
+    }
+
+    /// Compares `(offset, length)` of `entry`, the only file of `manifest`, with the file that the
+    /// destination has; nothing is written. The range must fit, its offset must be a multiple of
+    /// [`BLOCK`].
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn compare(
+        &self,
+        source: &Tree,
+        manifest: &Manifest,
+        entry: &Entry,
+        (offset, length): (u64, u64),
+    ) -> Result<Compared, SendError> {
+        self.compared(Ranged { source, manifest, entry, span: Span { offset, length } }).await
+    }
+
+    /// Finds (and, where it is to be applied, removes) what the destination has beside the names of
+    /// one page.
+    ///
+    /// # Errors
+    /// See [`SendError`]; the ticket may not allow it.
+    pub async fn prune(&self, ask: PruneAsk) -> Result<PrunedPage, SendError> {
+        match self {
+            Destination::Local { local, .. } => local.prune(ask).await,
+            Destination::Remote(peer) => peer.prune(ask).await,
+        }
+    }
+
+    /// Removes what the sync kept at the destination to find the names of one file, and gives `root`
+    /// its metadata back; inside, why not all is removed.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn sweep(&self, root: Option<DirRef>) -> Result<Result<(), FileError>, SendError> {
+        match self {
+            Destination::Local { local, .. } => local.sweep(root).await,
+            Destination::Remote(peer) => peer.sweep(root).await,
+        }
+    }
+
+    /// Sends a range; with `there` only what differs from those blocks.
+    pub(super) async fn send_range(
+        &self,
+        ranged: Ranged<'_>,
+        there: Option<Vec<BlockValue>>,
     ) -> Result<RangeSent, SendError> {
         match self {
-            Destination::Local { local, .. } => local.range(source, entry, range).await,
-            Destination::Remote(peer) => peer.range(source, manifest, entry, range).await,
+            Destination::Local { local, .. } => local.range(ranged, there).await,
+            Destination::Remote(peer) => peer.range(ranged, there).await,
+        }
+    }
+
+    /// What is there of some blocks; inside, why it can't be read.
+    pub(super) async fn blocks(
+        &self,
+        ask: BlocksAsk,
+    ) -> Result<Result<Vec<BlockValue>, FileError>, SendError> {
+        match self {
+            Destination::Local { local, .. } => local.blocks(ask).await,
+            Destination::Remote(peer) => peer.blocks(ask).await,
         }
     }
 }

@@ -2,16 +2,18 @@
 //!
 //! ```text
 //! frame   = kind (1 byte) length (4 bytes, little endian) payload
-//! pack    = DIRS { FILE { CONTENT } ( DIGEST | ABORT ) } END
-//! range   = RANGE { CONTENT } ( DIGEST | ABORT )
+//! pack    = DIRS { FILE { CONTENT | HOLE } ( DIGEST | DONE | ABORT ) } END
+//! range   = RANGE { CONTENT | HOLE | KEEP } ( DIGEST | DONE | ABORT )
 //! ```
 //!
 //! Header and bulk are apart: a header is read whole (its length is checked before anything is
 //! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
 //! came, without a copy. Every frame moves on by at least one byte of content or one entry, so there
-//! is no way to keep a receiver busy with nothing.
+//! is no way to keep a receiver busy with nothing; what is left of a file or range bounds holes and
+//! kept content like it bounds content.
 
 use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
+use crate::fs::Keep;
 use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, MAX_BYTES, MAX_ENTRIES};
 use bytes::{Buf, Bytes};
@@ -23,7 +25,10 @@ const DIRS: u8 = b'D';
 const FILE: u8 = b'F';
 const RANGE: u8 = b'R';
 const CONTENT: u8 = b'C';
+const HOLE: u8 = b'Z';
+const KEEP: u8 = b'K';
 const DIGEST: u8 = b'H';
+const DONE: u8 = b'N';
 const ABORT: u8 = b'A';
 const END: u8 = b'E';
 
@@ -38,8 +43,14 @@ pub enum Frame {
     Range(RangeHead),
     /// Content, never empty.
     Content(Bytes),
+    /// So many bytes of a hole, never 0: they are read as zeros.
+    Hole(u64),
+    /// So many bytes, never 0, that the destination has at this place.
+    Keep(Keep, u64),
     /// All content was sent; this is its digest (a file) or chaining value (a range).
     Digest(Digest),
+    /// All content was sent; it was not hashed.
+    Done,
     /// The sender takes the file (or range) back.
     Abort,
     /// The end of a pack, with the number of its files.
@@ -74,6 +85,9 @@ pub enum FrameError {
     /// A frame that may not stand there.
     #[error("{0}")]
     Order(String),
+    /// Content without a digest, where the ticket asks for one.
+    #[error("content came without the digest that the ticket asks for")]
+    Unhashed,
     /// The connection failed or stalled.
     #[error("the connection failed: {0}")]
     Connection(String),
@@ -86,6 +100,14 @@ pub trait Pieces {
     /// # Errors
     /// A sentence, when the connection failed.
     fn next(&mut self) -> Result<Option<Bytes>, String>;
+
+    /// A frame of a few bytes stands for so many of content: it counts like them as a sign of life.
+    fn worked(&mut self, _bytes: u64) {}
+
+    /// Whether nobody waits for what becomes of the bytes any more.
+    fn abandoned(&self) -> bool {
+        false
+    }
 }
 
 /// Reads frames out of pieces; blocks while there are none.
@@ -118,8 +140,10 @@ impl<P: Pieces> FrameReader<P> {
         let allowed = match kind {
             DIRS | FILE | RANGE => 1..=MAX_BYTES,
             CONTENT => 1..=MAX_CONTENT,
+            HOLE => 8..=8,
+            KEEP => 9..=9,
             DIGEST => 32..=32,
-            ABORT => 0..=0,
+            ABORT | DONE => 0..=0,
             END => 4..=4,
             other => return Err(FrameError::Unknown(other)),
         };
@@ -136,7 +160,22 @@ impl<P: Pieces> FrameReader<P> {
                 self.fill(&mut digest)?;
                 Ok(Frame::Digest(Digest(digest)))
             }
+            HOLE => self.length(kind).map(Frame::Hole),
+            KEEP => {
+                let mut from = [0];
+                self.fill(&mut from)?;
+                let from = match from {
+                    [0] => Keep::Part,
+                    [1] => Keep::Base,
+                    [other] => {
+                        let why = format!("nothing is kept from {other}");
+                        return Err(FrameError::Broken { kind, why });
+                    }
+                };
+                Ok(Frame::Keep(from, self.length(kind)?))
+            }
             ABORT => Ok(Frame::Abort),
+            DONE => Ok(Frame::Done),
             END => {
                 let mut count = [0; 4];
                 self.fill(&mut count)?;
@@ -191,6 +230,24 @@ impl<P: Pieces> FrameReader<P> {
             at += n;
         }
         Ok(())
+    }
+
+    /// The length of a hole or of what is kept.
+    fn length(&mut self, kind: u8) -> Result<u64, FrameError> {
+        let mut length = [0; 8];
+        self.fill(&mut length)?;
+        match u64::from_le_bytes(length) {
+            0 => Err(FrameError::Broken { kind, why: "it is of no length".to_owned() }),
+            length => {
+                self.pieces.worked(length);
+                Ok(length)
+            }
+        }
+    }
+
+    /// Whether nobody waits for what becomes of the frames any more.
+    pub fn abandoned(&self) -> bool {
+        self.pieces.abandoned()
     }
 
     fn header(&mut self, kind: u8, length: usize) -> Result<Frame, FrameError> {
@@ -252,6 +309,31 @@ pub fn range(range: &RangeHead) -> Vec<u8> {
 /// What stands before `length` bytes of content (1 to [`MAX_CONTENT`]).
 pub fn content_head(length: usize) -> [u8; HEAD] {
     head(CONTENT, length)
+}
+
+/// A HOLE frame of `length` bytes (at least 1).
+pub fn hole(length: u64) -> [u8; HEAD + 8] {
+    let mut out = [0; HEAD + 8];
+    out[..HEAD].copy_from_slice(&head(HOLE, 8));
+    out[HEAD..].copy_from_slice(&length.to_le_bytes());
+    out
+}
+
+/// A KEEP frame of `length` bytes (at least 1).
+pub fn keep(from: Keep, length: u64) -> [u8; HEAD + 9] {
+    let mut out = [0; HEAD + 9];
+    out[..HEAD].copy_from_slice(&head(KEEP, 9));
+    out[HEAD] = match from {
+        Keep::Part => 0,
+        Keep::Base => 1,
+    };
+    out[HEAD + 1..].copy_from_slice(&length.to_le_bytes());
+    out
+}
+
+/// A DONE frame.
+pub fn done() -> [u8; HEAD] {
+    head(DONE, 0)
 }
 
 /// A DIGEST frame.
@@ -331,6 +413,10 @@ mod tests {
         assert_eq!(end(258), [b'E', 4, 0, 0, 0, 2, 1, 0, 0]);
         assert_eq!(digest(&Digest([7; 32]))[..6], [b'H', 32, 0, 0, 0, 7]);
         assert_eq!(dirs(vec![]), [b'D', 2, 0, 0, 0, 0x81, 0x80]);
+        assert_eq!(hole(258), [b'Z', 8, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(keep(Keep::Part, 3), [b'K', 9, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(keep(Keep::Base, 3)[HEAD], 1);
+        assert_eq!(done(), [b'N', 0, 0, 0, 0]);
     }
 
     #[test]
@@ -343,6 +429,15 @@ mod tests {
         assert_eq!(length(&head(CONTENT, MAX_CONTENT + 1)), MAX_CONTENT + 1);
         assert_eq!(length(&[b'F', 255, 255, 255, 255]), u32::MAX as usize);
         assert_eq!(length(&head(DIGEST, 31)), 31);
+        assert_eq!(length(&head(HOLE, 7)), 7);
+        assert_eq!(length(&head(KEEP, 8)), 8);
+        assert_eq!(length(&head(DONE, 1)), 1);
+        let mut from_nowhere = keep(Keep::Base, 1);
+        from_nowhere[HEAD] = 2;
+        for broken in [&hole(0)[..], &keep(Keep::Part, 0), &from_nowhere] {
+            assert!(matches!(read_all(broken, 64), Err(FrameError::Broken { .. })), "{broken:?}");
+        }
+        assert_eq!(read_all(&hole(5)[..9], 3), Err(FrameError::Truncated));
         assert_eq!(read_all(b"GET / HTTP/1.1", 64), Err(FrameError::Unknown(b'G')));
         assert_eq!(read_all(b"C\x05\0\0\0abc", 2), Err(FrameError::Truncated));
         assert_eq!(read_all(b"C\x05\0", 1), Err(FrameError::Truncated));
@@ -382,11 +477,21 @@ mod tests {
                 bytes.extend(file(&e));
                 bytes.extend(content_head(content.len()));
                 bytes.extend(content);
-                let d = Digest::from(blake3::hash(content));
-                bytes.extend(digest(&d));
+                let (gap, from) = (1 << (i * 9), if i % 2 == 0 { Keep::Part } else { Keep::Base });
+                bytes.extend(hole(gap));
+                bytes.extend(keep(from, gap + 1));
                 expected.extend([
-                    Frame::File(e), Frame::Content(content.clone().into()), Frame::Digest(d),
+                    Frame::File(e), Frame::Content(content.clone().into()),
+                    Frame::Hole(gap), Frame::Keep(from, gap + 1),
                 ]);
+                if i % 3 == 0 {
+                    bytes.extend(done());
+                    expected.push(Frame::Done);
+                } else {
+                    let d = Digest::from(blake3::hash(content));
+                    bytes.extend(digest(&d));
+                    expected.push(Frame::Digest(d));
+                }
             }
             bytes.extend(end(contents.len() as u32));
             expected.push(Frame::End(contents.len() as u32));
@@ -411,6 +516,9 @@ mod tests {
             bytes.extend(file(&entry(b"abc", 3)));
             bytes.extend(content_head(3));
             bytes.extend(b"xyz");
+            bytes.extend(hole(7));
+            bytes.extend(keep(Keep::Base, 9));
+            bytes.extend(done());
             bytes.extend(end(1));
             let i = at.index(bytes.len());
             bytes[i] ^= 1 << bit;

@@ -1,5 +1,7 @@
 //! Who may write: tickets, judged by the master's key and the master's clock.
 
+use super::protocol::{PACK, PRUNE, RANGE, SWEEP};
+use crate::wire::options::WriteRules;
 use crate::wire::ticket::{Claims, TicketError, Verifier};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -25,6 +27,33 @@ pub enum Refused {
     /// It allows what this agent does not have.
     #[error("no storage path of this agent holds the ticket's destination {0}")]
     NoRoot(String),
+    /// It is of a dry run, and this verb writes.
+    #[error("the ticket is of a dry run: nothing may be written, and `{0}` writes")]
+    DryRun(String),
+    /// It does not let anybody delete.
+    #[error("the ticket does not allow to delete; sync with `--delete` to make a mirror")]
+    NoDeletion,
+}
+
+/// Whether a ticket with these `rules` lets the verb be asked at all.
+///
+/// # Errors
+/// [`Refused::DryRun`] and [`Refused::NoDeletion`].
+pub fn allows(rules: &WriteRules, verb: &str) -> Result<(), Refused> {
+    match verb {
+        PACK | RANGE | SWEEP if rules.dry_run => Err(Refused::DryRun(verb.to_owned())),
+        PRUNE if !rules.delete => Err(Refused::NoDeletion),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a ticket with these `rules` allows a prune (that is applied, or only counted).
+///
+/// # Errors
+/// [`Refused::DryRun`] and [`Refused::NoDeletion`].
+pub fn allows_prune(rules: &WriteRules, apply: bool) -> Result<(), Refused> {
+    allows(rules, PRUNE)?;
+    if apply && rules.dry_run { Err(Refused::DryRun(PRUNE.to_owned())) } else { Ok(()) }
 }
 
 /// What heartbeats teach an agent about tickets. Everything is refused until the first.

@@ -1,21 +1,29 @@
 //! A destination on this host: the same outcomes as with a peer, without the network.
 
-use super::outcome::{Offered, Packed, RangeSent, SendError, UnstampedDir};
-use super::pool::Pool;
-use super::protocol::MAX_CONTENT;
+use super::asks::{BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, SweepAsk};
+use super::delta::Ranged;
+use super::gate::{self, Refused};
+use super::maintain;
+use super::outcome::{Offered, Packed, RangeSent, SendError, UnstampedDir, Written};
+use super::pool::{Buffer, Pool};
+use super::protocol::{PACK, RANGE, SWEEP};
+use super::read::{Read, Sink, Span, changed, open_same, read_whole};
 use super::receive;
-use super::send::{FedRange, changed, open_same};
-use crate::fs::{FsError, SourceFile, Target, Tree};
+use super::send::{FedRange, read_range};
+use super::store::{Store, keep_blocks};
+use crate::fs::{FsError, Keep, NewFile, Target, Tree};
 use crate::util::shutdown::Shutdown;
-use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
-use blake3::hazmat::HasherExt as _;
+use crate::wire::options::WriteRules;
+use crate::wire::sync::FileError;
+use crate::wire::ticket::Claims;
+use crate::wire::{Digest, RelPath};
 use std::sync::Arc;
 
 /// A destination below one of our own storage roots.
 pub struct Local {
     target: Arc<Target>,
-    attempt: u32,
+    claims: Arc<Claims>,
     pool: Pool,
 }
 
@@ -25,10 +33,20 @@ enum Stop {
     Cancelled,
 }
 
+impl From<Refused> for SendError {
+    fn from(refused: Refused) -> Self {
+        SendError::Internal(refused.to_string())
+    }
+}
+
 impl Local {
-    /// Writes to `target`, under the ticket's `attempt`, through buffers of `pool`.
-    pub fn new(target: Target, attempt: u32, pool: Pool) -> Self {
-        Local { target: Arc::new(target), attempt, pool }
+    /// Writes to `target` as the ticket with these `claims` says, through buffers of `pool`.
+    pub fn new(target: Target, claims: Claims, pool: Pool) -> Self {
+        Local { target: Arc::new(target), claims: Arc::new(claims), pool }
+    }
+
+    fn rules(&self) -> &WriteRules {
+        &self.claims.rules
     }
 
     /// Offers `manifest`.
@@ -37,8 +55,9 @@ impl Local {
     /// [`SendError::Internal`].
     pub async fn offer(&self, manifest: &Manifest) -> Result<Offered, SendError> {
         let (target, manifest) = (self.target.clone(), manifest.clone());
+        let dry_run = self.rules().dry_run;
         run(move |_| {
-            let reply = receive::take_offer(&target, &manifest);
+            let reply = receive::take_offer(&target, &manifest, dry_run);
             Offered::of_reply(&manifest, reply).map_err(SendError::Internal)
         })
         .await
@@ -55,64 +74,122 @@ impl Local {
         dirs: Vec<DirRef>,
         files: Vec<Entry>,
     ) -> Result<Packed, SendError> {
+        gate::allows(self.rules(), PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
-        let (attempt, pool) = (self.attempt, self.pool.clone());
+        let (claims, pool) = (self.claims.clone(), self.pool.clone());
         run(move |cancelled| {
             let mut done = Vec::with_capacity(files.len());
+            let mut sent = 0;
             for entry in &files {
-                match copy(&target, &source, entry, attempt, &pool, &cancelled) {
-                    Ok(bytes) => done.push(Ok(bytes)),
-                    Err(Stop::Error(error)) => done.push(Err(error.to_file_error())),
-                    Err(Stop::Cancelled) => break,
+                let mut buffer = pool.take();
+                let copied = copy(&target, &source, entry, &claims, (&mut buffer, &cancelled));
+                match copied {
+                    (Ok(written), bytes) => {
+                        sent += bytes;
+                        done.push(Ok(written));
+                    }
+                    (Err(Stop::Error(error)), bytes) => {
+                        sent += bytes;
+                        done.push(Err(error.to_file_error()));
+                    }
+                    (Err(Stop::Cancelled), _) => break,
                 }
             }
             let unstamped = stamp(&target, &dirs);
             if done.len() < files.len() {
                 return Err(stopped());
             }
-            Ok(Packed { files: done, unstamped })
+            let (notes, to_sweep) = (target.notes(), target.has_anchors());
+            Ok(Packed { files: done, sent, notes, unstamped, to_sweep })
         })
         .await
     }
 
-    /// Copies `length` bytes at `offset` of `entry` into its part file. The caller has checked that
-    /// the range fits.
+    /// Copies a range into its part file; with `there` only what differs from those blocks. The caller
+    /// has checked that the range fits.
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub async fn range(
+    pub(super) async fn range(
         &self,
-        source: &Tree,
-        entry: &Entry,
-        (offset, length): (u64, u64),
+        ranged: Ranged<'_>,
+        there: Option<Vec<BlockValue>>,
     ) -> Result<RangeSent, SendError> {
-        let (target, source, entry) = (self.target.clone(), source.clone(), entry.clone());
-        let pool = self.pool.clone();
+        gate::allows(self.rules(), RANGE)?;
+        let (target, pool) = (self.target.clone(), self.pool.clone());
+        let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
+        let (checked, hashed) = (self.rules().hashed, self.rules().wants_digests());
         run(move |cancelled| {
             let file = match open_same(&source, &entry) {
                 Ok(file) => file,
                 Err(error) => return Ok(failed(error)),
             };
-            let part = match target.part(&entry) {
+            let mut part = match target.part(&entry) {
                 Ok(part) => part,
                 Err(error) => return Ok(failed(error)),
             };
-            let mut hasher = blake3::Hasher::new();
-            hasher.set_input_offset(offset);
-            let span = Span { offset, length };
-            let copied = each_piece(&file, &entry, span, &pool, &cancelled, |bytes, at| {
-                hasher.update(bytes);
-                part.write_at(bytes, at)
-            });
-            match copied {
-                Ok(()) if file.unchanged_since_open().is_err() => Ok(RangeSent::Changed),
-                Ok(()) => Ok(match part.finish() {
-                    Ok(()) => RangeSent::Written(Digest(hasher.finalize_non_root())),
-                    Err(error) => failed(error),
-                }),
-                Err(Stop::Error(error)) => Ok(failed(error)),
-                Err(Stop::Cancelled) => Err(stopped()),
-            }
+            let (mut buffer, mut scratch) = (pool.take(), there.as_ref().map(|_| pool.take()));
+            let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::spare));
+            let mut copier = Copier {
+                at: span.offset,
+                checked,
+                ..Copier::new(&mut part, &entry.path, &mut buffer, &cancelled)
+            };
+            let value = match read_range(&file, span, compare, hashed, &mut copier) {
+                Ok((Read::All, value)) if file.unchanged_since_open().is_ok() => value,
+                Ok((Read::All | Read::Short, _)) => return Ok(RangeSent::Changed),
+                Ok((Read::Failed(error), _)) | Err(Stop::Error(error)) => return Ok(failed(error)),
+                Err(Stop::Cancelled) => return Err(stopped()),
+            };
+            let (sent, kept) = (copier.sent, copier.kept);
+            Ok(match part.finish() {
+                Ok(()) => RangeSent::Written { value, sent, kept },
+                Err(error) => failed(error),
+            })
+        })
+        .await
+    }
+
+    /// What is there of some blocks.
+    ///
+    /// # Errors
+    /// [`SendError::Internal`].
+    pub(super) async fn blocks(
+        &self,
+        ask: BlocksAsk,
+    ) -> Result<Result<Vec<BlockValue>, FileError>, SendError> {
+        let target = self.target.clone();
+        run(move |_| {
+            let entry = ask.checked().map_err(SendError::Internal)?;
+            Ok(match maintain::take_blocks(&target, entry, &ask) {
+                BlocksReply::Values(values) => Ok(values),
+                BlocksReply::Failed(fault) => Err(fault.into_error(&entry.path)),
+            })
+        })
+        .await
+    }
+
+    /// Finds (and removes) what is extra.
+    ///
+    /// # Errors
+    /// [`SendError::Internal`].
+    pub async fn prune(&self, ask: PruneAsk) -> Result<PrunedPage, SendError> {
+        gate::allows_prune(self.rules(), ask.apply)?;
+        let (target, claims) = (self.target.clone(), self.claims.clone());
+        run(move |_| maintain::take_prune(&target, &claims, &ask).map_err(SendError::Internal))
+            .await
+    }
+
+    /// Removes what was kept to find the names of one file.
+    ///
+    /// # Errors
+    /// [`SendError::Internal`].
+    pub async fn sweep(&self, root: Option<DirRef>) -> Result<Result<(), FileError>, SendError> {
+        gate::allows(self.rules(), SWEEP)?;
+        let target = self.target.clone();
+        run(move |_| {
+            let reply = maintain::take_sweep(&target, &SweepAsk { root });
+            Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
         })
         .await
     }
@@ -122,7 +199,7 @@ impl Local {
 fn failed(error: FsError) -> RangeSent {
     match FedRange::from(error) {
         FedRange::Failed(error) => RangeSent::Failed(error),
-        FedRange::Changed | FedRange::Sent(_) => RangeSent::Changed,
+        FedRange::Changed | FedRange::Sent { .. } => RangeSent::Changed,
     }
 }
 
@@ -140,56 +217,104 @@ fn stamp(target: &Target, dirs: &[DirRef]) -> Vec<UnstampedDir> {
         .collect()
 }
 
-/// Copies one file as what it is now; its length.
+/// Copies one file as what it is now; also tells how much content was written.
 fn copy(
     target: &Target,
     source: &Tree,
     entry: &Entry,
-    attempt: u32,
-    pool: &Pool,
-    cancelled: &Shutdown,
-) -> Result<u64, Stop> {
-    let file = source.open_source(entry).map_err(Stop::Error)?;
-    let now = file.entry().clone();
-    let mut new = target.create(&now, attempt).map_err(Stop::Error)?;
+    claims: &Claims,
+    (buffer, cancelled): (&mut Buffer, &Shutdown),
+) -> (Result<Written, Stop>, u64) {
+    let open = || {
+        let file = source.open_source(entry)?;
+        let new = target.create(file.entry(), claims.attempt)?;
+        Ok((file, new))
+    };
+    let (file, mut new) = match open() {
+        Ok(open) => open,
+        Err(error) => return (Err(Stop::Error(error)), 0),
+    };
+    let now = file.entry();
     let span = Span { offset: 0, length: now.size() };
-    each_piece(&file, &now, span, pool, cancelled, |bytes, _| new.write(bytes))?;
-    file.unchanged_since_open().map_err(Stop::Error)?;
-    new.publish(&now).map_err(Stop::Error)?;
-    Ok(now.size())
+    // Nothing lies between the two ends that a digest could guard: it is only had for who wants it.
+    let mut hasher = claims.rules.digests.then(blake3::Hasher::new);
+    let mut copier = Copier::new(&mut new, &now.path, buffer, cancelled);
+    let read = read_whole(&file, span, &mut hasher, &mut copier);
+    let sent = copier.sent;
+    let whole = match read {
+        Ok(Read::All) => file.unchanged_since_open().map_err(Stop::Error),
+        Ok(Read::Short) => Err(Stop::Error(changed(entry))),
+        Ok(Read::Failed(error)) => Err(Stop::Error(error)),
+        Err(stop) => Err(stop),
+    };
+    let published = whole.and_then(|()| NewFile::publish(new, now).map_err(Stop::Error));
+    let digest = hasher.map(|hasher| hasher.finalize().into());
+    (published.map(|()| Written { bytes: now.size(), digest }), sent)
 }
 
-#[derive(Clone, Copy)]
-struct Span {
-    offset: u64,
-    length: u64,
+/// Takes content from one file of this host to another one.
+struct Copier<'a, S> {
+    store: &'a mut S,
+    path: &'a RelPath,
+    buffer: &'a mut Buffer,
+    cancelled: &'a Shutdown,
+    /// Where the next content belongs.
+    at: u64,
+    /// What is kept is read back.
+    checked: bool,
+    sent: u64,
+    kept: u64,
 }
 
-/// Hands the bytes of `span` to `take`, a buffer at a time, each with its offset in the file.
-fn each_piece(
-    file: &SourceFile,
-    entry: &Entry,
-    span: Span,
-    pool: &Pool,
-    cancelled: &Shutdown,
-    mut take: impl FnMut(&[u8], u64) -> Result<(), FsError>,
-) -> Result<(), Stop> {
-    let mut buffer = pool.take();
-    let mut done = 0;
-    while done < span.length {
-        if cancelled.is_cancelled() {
-            return Err(Stop::Cancelled);
-        }
-        let want = (span.length - done).min(MAX_CONTENT as u64) as usize;
-        let piece = &mut buffer.spare()[..want];
-        let n = file.read_at(piece, span.offset + done).map_err(Stop::Error)?;
-        if n == 0 {
-            return Err(Stop::Error(changed(entry)));
-        }
-        take(&piece[..n], span.offset + done).map_err(Stop::Error)?;
-        done += n as u64;
+impl<'a, S> Copier<'a, S> {
+    fn new(
+        store: &'a mut S,
+        path: &'a RelPath,
+        buffer: &'a mut Buffer,
+        cancelled: &'a Shutdown,
+    ) -> Self {
+        Copier { store, path, buffer, cancelled, at: 0, checked: false, sent: 0, kept: 0 }
     }
-    Ok(())
+}
+
+impl<S: Store> Sink for Copier<'_, S> {
+    type Stop = Stop;
+
+    fn room(&mut self, want: usize) -> Result<&mut [u8], Stop> {
+        Ok(&mut self.buffer.spare()[..want])
+    }
+
+    fn content(&mut self, n: usize) -> Result<(), Stop> {
+        self.store.write(&self.buffer.spare()[..n], self.at).map_err(Stop::Error)?;
+        self.sent += n as u64;
+        self.at += n as u64;
+        Ok(())
+    }
+
+    fn hole(&mut self, length: u64) -> Result<(), Stop> {
+        self.store.hole(Span { offset: self.at, length }).map_err(Stop::Error)?;
+        self.at += length;
+        Ok(())
+    }
+
+    fn keep(&mut self, from: Keep, length: u64, values: &[Digest]) -> Result<(), Stop> {
+        let span = Span { offset: self.at, length };
+        let (cancelled, path) = (self.cancelled, self.path);
+        let go_on = || if cancelled.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) };
+        let back = self.checked.then(|| (path, self.buffer.spare()));
+        let blocks = span.pieces(BLOCK).zip(values.iter().copied());
+        // Only part files are compared with.
+        if let Some(part) = self.store.part() {
+            keep_blocks(part, from, blocks, back, go_on)?.map_err(Stop::Error)?;
+        }
+        self.kept += length;
+        self.at += length;
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), Stop> {
+        if self.cancelled.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+    }
 }
 
 /// Runs blocking work; it learns when nobody waits for it any more.

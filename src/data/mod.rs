@@ -8,34 +8,46 @@
 //! Every stage overlaps the next one, and every channel is a few buffers deep: memory per request is a
 //! few megabytes, whatever is sent, and the slowest stage sets the pace of all.
 //!
-//! - [`protocol`]: verbs, limits, replies; [`frame`]: how content travels
-//! - [`gate`]: tickets; [`roots`]: the storage roots that a ticket must lie under
-//! - [`server`], [`receive`]: the receiving end
-//! - [`peers`], [`routes`], [`send`]: the sending end
-//! - [`local`]: the same where both ends are this host; [`destination`]: either of the two
+//! - [`protocol`], [`asks`]: verbs, limits, requests, replies; [`frame`]: how content travels
+//! - [`gate`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
+//! - [`server`], [`verbs`], [`receive`], [`maintain`]: the receiving end; [`store`]: how both it and a
+//!   copy on one host write
+//! - [`peers`], [`routes`], [`send`]: the sending end; [`read`]: how both it and a copy on one host read
+//! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
+//!   ranges that are compared first
 //! - [`outcome`]: what became of entries; [`body`], [`pool`]: plumbing
 
+pub mod asks;
 pub mod body;
+pub mod delta;
 pub mod destination;
 pub mod frame;
 pub mod gate;
 pub mod local;
+pub mod maintain;
 pub mod outcome;
 pub mod peers;
 pub mod pool;
 pub mod protocol;
+pub mod read;
 pub mod receive;
 pub mod roots;
 pub mod routes;
 pub mod send;
 pub mod server;
+pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod verbs;
 
+pub use asks::{PruneAsk, PrunedPage, Resume};
 pub use destination::Destination;
 pub use gate::TicketGate;
 pub use local::Local;
-pub use outcome::{Found, Offered, Packed, RangeSent, SendError};
+pub use outcome::{
+    Compared, Found, Offered, Packed, RangeMode, RangeSent, SendError, UnstampedDir, Written,
+};
 pub use peers::{Peer, Peers};
+pub use read::hash_source;
 pub use roots::Roots;
 pub use server::{DataServer, Served};

@@ -1,8 +1,11 @@
 //! What became of entries that were offered or sent: the same words for a peer and for this host.
 
-use super::protocol::{Answer, Fault, OfferReply, PackReply, RangeReply, Taken, Unstamped};
+use super::protocol::{
+    Answer, DigestOf, Fault, OfferReply, PackReply, RangeReply, Taken, Unstamped, read_notes,
+};
 use super::send::{Fed, FedRange};
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
+use crate::wire::options::{Action, Notes};
 use crate::wire::sync::FileError;
 use crate::wire::{Digest, RelPath, WorkerId};
 
@@ -58,38 +61,93 @@ pub type UnstampedDir = (RelPath, FileError);
 pub struct Offered {
     /// One per entry.
     pub answers: Vec<Result<Found, FileError>>,
+    /// One per entry: of regular files that are there already, where the ticket asks for it.
+    pub digests: Vec<Option<Digest>>,
+    /// What the destination could not hold.
+    pub notes: Notes,
     /// Directories without their metadata.
     pub unstamped: Vec<UnstampedDir>,
+    /// The destination keeps something for the names of one file: a sweep is wanted in the end.
+    pub to_sweep: bool,
 }
 
 /// What a destination made of one entry that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// It was there, with its metadata.
-    Unchanged,
-    /// It needed no content and is there now.
-    Made,
+    /// It is there as it should be, or left alone. (In a dry run: it needs no content to be so.)
+    Done(Action),
     /// Its content is wanted.
-    Needed,
+    Needed {
+        /// What it will be.
+        action: Action,
+        /// There is something at the destination to compare blocks with.
+        base: bool,
+    },
+    /// It is to be offered again with the digest of the source's content.
+    Check,
 }
 
 /// What became of the files of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
-    /// One per file: the bytes of content that are at their place now.
-    pub files: Vec<Result<u64, FileError>>,
+    /// One per file.
+    pub files: Vec<Result<Written, FileError>>,
+    /// Content that went to the destination, also of what failed, in bytes.
+    pub sent: u64,
+    /// What the destination could not hold.
+    pub notes: Notes,
     /// Directories without their metadata.
     pub unstamped: Vec<UnstampedDir>,
+    /// The destination keeps something for the names of one file: a sweep is wanted in the end.
+    pub to_sweep: bool,
+}
+
+/// A file that is at its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// The length of its content (with its holes).
+    pub bytes: u64,
+    /// Of its content, where that is hashed.
+    pub digest: Option<Digest>,
+}
+
+/// How a range is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RangeMode {
+    /// All of it.
+    Whole,
+    /// What the destination does not have yet.
+    Delta,
 }
 
 /// What became of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RangeSent {
-    /// It is in the part file; its chaining value.
-    Written(Digest),
+    /// It is in the part file.
+    Written {
+        /// Its chaining value, where content is hashed.
+        value: Option<Digest>,
+        /// Content that went to the destination, in bytes. What is neither sent nor kept is a hole.
+        sent: u64,
+        /// Content that the destination had, in bytes.
+        kept: u64,
+    },
     /// The source is another version than the manifest says.
     Changed,
     /// It cannot be read, or not be written.
+    Failed(FileError),
+}
+
+/// How a range of the source compares with the file at the destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compared {
+    /// Equal; its chaining value.
+    Equal(Digest),
+    /// Not equal, or not there.
+    Differs,
+    /// The source is another version than the manifest says.
+    Changed,
+    /// One of the two cannot be read.
     Failed(FileError),
 }
 
@@ -117,17 +175,42 @@ impl Offered {
             .iter()
             .zip(reply.answers)
             .map(|(entry, answer)| match answer {
-                Answer::Unchanged => Ok(Ok(Found::Unchanged)),
-                Answer::Made => Ok(Ok(Found::Made)),
-                Answer::Needed if !matches!(entry.kind, Kind::File { .. }) => {
+                Answer::Needed { .. } | Answer::Check if !is_file(entry) => {
                     Err("content is asked of what has none")
                 }
-                Answer::Needed => Ok(Ok(Found::Needed)),
+                Answer::Check if entry.digest.is_some() => Err("a digest is asked of it twice"),
+                Answer::Done(action) => Ok(Ok(Found::Done(action))),
+                Answer::Needed { action, base } => Ok(Ok(Found::Needed { action, base })),
+                Answer::Check => Ok(Ok(Found::Check)),
                 Answer::Failed(fault) => Ok(Err(fault.into_error(&entry.path))),
             })
             .collect::<Result<_, _>>()?;
-        Ok(Offered { answers, unstamped: unstamped(&manifest.dirs, reply.unstamped)? })
+        let entries: Vec<&Entry> = manifest.entries.iter().collect();
+        Ok(Offered {
+            answers,
+            digests: digests(&manifest.entries, reply.digests)?,
+            notes: read_notes(reply.notes, &entries, &manifest.dirs)?,
+            unstamped: unstamped(&manifest.dirs, reply.unstamped)?,
+            to_sweep: reply.to_sweep,
+        })
     }
+}
+
+fn is_file(entry: &Entry) -> bool {
+    matches!(entry.kind, Kind::File { .. })
+}
+
+/// One per entry.
+fn digests(entries: &[Entry], all: Vec<DigestOf>) -> Result<Vec<Option<Digest>>, &'static str> {
+    let mut found = vec![None; entries.len()];
+    for one in all {
+        let entry = entries.get(one.entry as usize).ok_or("a digest is of no entry")?;
+        if !is_file(entry) {
+            return Err("a digest is of what has no content");
+        }
+        found[one.entry as usize] = Some(one.digest);
+    }
+    Ok(found)
 }
 
 /// The error of a file or range that arrived as something else.
@@ -139,7 +222,8 @@ fn mismatch() -> Fault {
 }
 
 impl Packed {
-    /// Joins what both ends know of a pack of `entries` in `dirs`; `fed` is one for each entry.
+    /// Joins what both ends know of a pack of `entries` in `dirs`; `fed` is one for each entry, and
+    /// `sent` the bytes of content that went over the wire.
     ///
     /// # Errors
     /// A reply that does not fit.
@@ -147,23 +231,26 @@ impl Packed {
         dirs: &[DirRef],
         entries: &[Entry],
         reply: PackReply,
-        fed: Vec<Fed>,
+        (fed, sent): (Vec<Fed>, u64),
     ) -> Result<Self, String> {
         let mut taken = reply.files.into_iter();
         let mut files = Vec::with_capacity(fed.len());
-        for (Entry { path, .. }, fed) in entries.iter().zip(fed) {
-            let bytes = match fed {
+        let mut begun = Vec::with_capacity(fed.len());
+        for (entry, fed) in entries.iter().zip(fed) {
+            let written = match fed {
                 Fed::Unread(error) => {
                     files.push(Err(error));
                     continue;
                 }
                 Fed::TakenBack(error) => Err(error),
-                Fed::Sent(bytes) => Ok(bytes),
+                Fed::Sent(written) => Ok(written),
             };
+            begun.push(entry);
+            let path = &entry.path;
             let taken = taken.next().ok_or("it speaks of fewer files than were sent")?;
-            files.push(match (bytes, taken) {
+            files.push(match (written, taken) {
                 (Err(error), _) => Err(error),
-                (Ok(bytes), Taken::Written) => Ok(bytes),
+                (Ok(written), Taken::Written) => Ok(written),
                 (Ok(_), Taken::Mismatch) => Err(mismatch().into_error(path)),
                 (Ok(_), Taken::Aborted) => return Err("it gave up a file that was whole".into()),
                 (Ok(_), Taken::Failed(fault)) => Err(fault.into_error(path)),
@@ -172,7 +259,13 @@ impl Packed {
         if taken.next().is_some() {
             return Err("it speaks of more files than were sent".to_owned());
         }
-        Ok(Packed { files, unstamped: unstamped(dirs, reply.unstamped)? })
+        Ok(Packed {
+            files,
+            sent,
+            notes: read_notes(reply.notes, &begun, dirs)?,
+            unstamped: unstamped(dirs, reply.unstamped)?,
+            to_sweep: reply.to_sweep,
+        })
     }
 }
 
@@ -182,11 +275,13 @@ impl RangeSent {
         match (fed, reply.range) {
             (FedRange::Changed, _) => RangeSent::Changed,
             (FedRange::Failed(error), _) => RangeSent::Failed(error),
-            (FedRange::Sent(digest), Taken::Written) => RangeSent::Written(digest),
-            (FedRange::Sent(_), Taken::Failed(fault)) => {
+            (FedRange::Sent { value, sent, kept }, Taken::Written) => {
+                RangeSent::Written { value, sent, kept }
+            }
+            (FedRange::Sent { .. }, Taken::Failed(fault)) => {
                 RangeSent::Failed(fault.into_error(&entry.path))
             }
-            (FedRange::Sent(_), Taken::Mismatch | Taken::Aborted) => {
+            (FedRange::Sent { .. }, Taken::Mismatch | Taken::Aborted) => {
                 RangeSent::Failed(mismatch().into_error(&entry.path))
             }
         }

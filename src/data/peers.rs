@@ -1,20 +1,29 @@
-//! The sending agent's view of the others: whom to choose, and the three verbs.
+//! The sending agent's view of the others: whom to choose, and the verbs.
 
+use super::asks::{
+    BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk,
+    SweepReply,
+};
 use super::body::{DEPTH, Outgoing, STALL, stalled};
+use super::delta::Ranged;
 use super::outcome::{Offered, Packed, RangeSent, SendError};
 use super::pool::Pool;
 use super::protocol::{
-    MAX_REPLY, OFFER, OfferReply, PACK, PackReply, RANGE, RangeReply, TICKET_HEADER,
+    DIGEST, MAX_REPLY, OFFER, OfferReply, PACK, PRUNE, PackReply, RANGE, RangeHead, RangeReply,
+    SWEEP, TICKET_HEADER,
 };
 use super::routes::{Leased, Routes};
 use super::send::{FedRange, Feed, Gone, feed_pack, feed_range};
 use crate::fs::Tree;
 use crate::util::backoff::Backoff;
-use crate::wire::WorkerId;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
+use crate::wire::sync::FileError;
 use crate::wire::task::PoolMember;
+use crate::wire::ticket::LIFETIME_SECONDS;
 use crate::wire::worker::Endpoint;
+use crate::wire::{RelPath, WorkerId};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::header::HOST;
@@ -29,6 +38,10 @@ use tokio::time::Instant;
 /// A whole reply must come within this; twice the receiver's own patience, so that what it has to say
 /// comes first.
 const REPLY: Duration = Duration::from_secs(2 * STALL.as_secs());
+/// … and later for each so many bytes of content that have to be read for it.
+const SLOWEST: u64 = 1 << 20;
+/// A prune or sweep says nothing before it is done; it may take as long as the ticket is good for.
+const LONG: Duration = Duration::from_secs(LIFETIME_SECONDS as u64);
 /// How long a worker that could not be reached is chosen last.
 const ASIDE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
@@ -95,13 +108,15 @@ impl Peers {
         Some(best)
     }
 
-    /// `member`, to send to under `ticket`. It counts as busy until it is dropped.
-    pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str) -> Peer {
+    /// `member`, to send to under `ticket`, which has these `rules`. It counts as busy until it is
+    /// dropped.
+    pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str, rules: &WriteRules) -> Peer {
         self.loads().workers.entry(member.worker_id.clone()).or_default().in_flight += 1;
         Peer {
             worker: member.worker_id.clone(),
             endpoints: member.data_plane_endpoints.clone(),
             ticket: ticket.to_owned(),
+            hashed: rules.wants_digests(),
             peers: self.clone(),
         }
     }
@@ -125,6 +140,8 @@ pub struct Peer {
     worker: WorkerId,
     endpoints: Vec<Endpoint>,
     ticket: String,
+    /// Content is sent with its digest.
+    hashed: bool,
     peers: Arc<Peers>,
 }
 
@@ -147,20 +164,7 @@ impl Peer {
     /// # Errors
     /// See [`SendError`].
     pub async fn offer(&self, manifest: &Manifest, encoded: Bytes) -> Result<Offered, SendError> {
-        let mut fresh = false;
-        let reply = loop {
-            let mut leased = self.lease(fresh).await?;
-            let whole = Outgoing::Whole(Some(encoded.clone()));
-            let exchange = self.exchange(&mut leased, OFFER, whole);
-            match tokio::time::timeout(REPLY, exchange).await {
-                Ok(Ok(answered)) => break self.accept(leased, answered)?,
-                // The other side had closed a kept connection: nothing was lost with it.
-                Ok(Err(_)) if leased.reused => fresh = true,
-                Ok(Err(why)) => return Err(self.broken(leased, why)),
-                Err(_) => return Err(self.broken(leased, format!("no reply in {REPLY:?}"))),
-            }
-        };
-        let reply: OfferReply = self.read(&reply)?;
+        let reply: OfferReply = self.ask(OFFER, encoded, patience(manifest.bytes())).await?;
         Offered::of_reply(manifest, reply).map_err(|why| self.nonsense(why))
     }
 
@@ -174,29 +178,93 @@ impl Peer {
         dirs: Vec<DirRef>,
         files: Vec<Entry>,
     ) -> Result<Packed, SendError> {
-        let (source, table) = (source.clone(), dirs.clone());
-        let feed =
-            move |feed: &mut Feed| feed_pack(&source, &table, &files, feed).map(|fed| (fed, files));
+        let (source, table, hashed) = (source.clone(), dirs.clone(), self.hashed);
+        let feed = move |feed: &mut Feed| {
+            let fed = feed_pack(&source, &table, &files, hashed, feed)?;
+            Ok(((fed, feed.sent()), files))
+        };
         let (reply, (fed, files)): (PackReply, _) = self.stream(PACK, feed).await?;
         Packed::of_reply(&dirs, &files, reply, fed).map_err(|why| self.nonsense(why))
     }
 
-    /// Sends `length` bytes at `offset` of `entry`, the only file of `manifest`.
+    /// Sends a range; with `there` only what differs from those blocks.
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn range(
+    pub(super) async fn range(
         &self,
-        source: &Tree,
-        manifest: &Manifest,
-        entry: &Entry,
-        (offset, length): (u64, u64),
+        ranged: Ranged<'_>,
+        there: Option<Vec<BlockValue>>,
     ) -> Result<RangeSent, SendError> {
-        let (source, manifest, sent) = (source.clone(), manifest.clone(), entry.clone());
-        let feed =
-            move |feed: &mut Feed| feed_range(&source, &manifest, &sent, (offset, length), feed);
+        let Ranged { source, manifest, entry, span } = ranged;
+        let head =
+            RangeHead { manifest: manifest.clone(), offset: span.offset, length: span.length };
+        let (source, file, hashed) = (source.clone(), entry.clone(), self.hashed);
+        let feed = move |feed: &mut Feed| {
+            feed_range(&source, &head, &file, there.as_deref(), hashed, feed)
+        };
         let (reply, fed): (RangeReply, FedRange) = self.stream(RANGE, feed).await?;
         Ok(RangeSent::of_reply(entry, reply, fed))
+    }
+
+    /// Asks for block values.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub(super) async fn blocks(
+        &self,
+        ask: BlocksAsk,
+    ) -> Result<Result<Vec<BlockValue>, FileError>, SendError> {
+        let entry = ask.checked().map_err(SendError::Internal)?;
+        // The part file and the file that is there.
+        let patience = patience(2 * ask.length);
+        match self.ask(DIGEST, encoded(&ask), patience).await? {
+            BlocksReply::Values(values) if values.len() as u64 == ask.length.div_ceil(BLOCK) => {
+                Ok(Ok(values))
+            }
+            BlocksReply::Values(values) => {
+                Err(self.nonsense(format!("{} values of {} bytes", values.len(), ask.length)))
+            }
+            BlocksReply::Failed(fault) => Ok(Err(fault.into_error(&entry.path))),
+        }
+    }
+
+    /// Finds (and removes) what is extra.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn prune(&self, ask: PruneAsk) -> Result<PrunedPage, SendError> {
+        let reply: PruneReply = self.ask(PRUNE, encoded(&ask), LONG).await?;
+        reply.into_page(&ask).map_err(|why| self.nonsense(why))
+    }
+
+    /// Removes what was kept to find the names of one file.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn sweep(&self, root: Option<DirRef>) -> Result<Result<(), FileError>, SendError> {
+        let reply: SweepReply = self.ask(SWEEP, encoded(&SweepAsk { root }), LONG).await?;
+        Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
+    }
+
+    /// Sends a document, and reads the reply.
+    async fn ask<R>(&self, path: &str, document: Bytes, patience: Duration) -> Result<R, SendError>
+    where
+        R: for<'b> minicbor::Decode<'b, ()>,
+    {
+        let mut fresh = false;
+        loop {
+            let mut leased = self.lease(fresh).await?;
+            let whole = Outgoing::Whole(Some(document.clone()));
+            let exchange = self.exchange(&mut leased, path, whole);
+            match tokio::time::timeout(patience, exchange).await {
+                Ok(Ok(answered)) => return self.read(&self.accept(leased, answered)?),
+                // The other side had closed a kept connection: nothing was lost with it.
+                Ok(Err(_)) if leased.reused => fresh = true,
+                Ok(Err(why)) => return Err(self.broken(leased, why)),
+                Err(_) => return Err(self.broken(leased, format!("no reply in {patience:?}"))),
+            }
+        }
     }
 
     /// Sends what `feed` makes, and reads the reply.
@@ -209,8 +277,8 @@ impl Peer {
         let mut leased = self.lease(false).await?;
         let (to, from) = mpsc::channel(DEPTH);
         let moved = Arc::new(AtomicU64::new(0));
-        let pool = self.peers.pool.clone();
-        let feeding = tokio::task::spawn_blocking(move || feed(&mut Feed::new(to, pool)));
+        let (pool, counted) = (self.peers.pool.clone(), moved.clone());
+        let feeding = tokio::task::spawn_blocking(move || feed(&mut Feed::new(to, pool, counted)));
         let body = Outgoing::Stream { from, moved: moved.clone() };
         let answered = tokio::select! {
             answered = self.exchange(&mut leased, path, body) => answered,
@@ -291,6 +359,16 @@ impl Peer {
     }
 }
 
+/// How long a reply may take for which so much content is read.
+fn patience(bytes: u64) -> Duration {
+    REPLY.saturating_add(Duration::from_secs(bytes / SLOWEST)).min(LONG)
+}
+
+fn encoded<T: minicbor::Encode<()>>(document: &T) -> Bytes {
+    // Encoding into a Vec can't fail: its error type is `Infallible`.
+    minicbor::to_vec(document).unwrap_or_default().into()
+}
+
 /// A hyper error with its causes.
 fn describe(error: &hyper::Error) -> String {
     let mut text = error.to_string();
@@ -326,7 +404,8 @@ mod tests {
         let pool: Vec<_> = ["a", "b", "c"].map(|n| member(n, WorkerStatus::Idle)).into();
         let round: Vec<_> = (0..6).map(|_| chosen(&peers, &pool)).collect();
         assert_eq!(round, ["a", "b", "c", "a", "b", "c"]);
-        let busy = (peers.peer(&pool[0], "t"), peers.peer(&pool[1], "t"));
+        let rules = WriteRules::default();
+        let busy = (peers.peer(&pool[0], "t", &rules), peers.peer(&pool[1], "t", &rules));
         assert_eq!([chosen(&peers, &pool), chosen(&peers, &pool)], ["c", "c"]);
         drop(busy);
         assert_eq!(chosen(&peers, &pool), "a");

@@ -3,10 +3,11 @@
 //!
 //! Names never come from a reply: replies speak of entries by their place in the request.
 
-use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
+use crate::wire::options::{Action, Note, Notes};
 use crate::wire::path::show;
 use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::{BytePath, RelPath};
+use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::{Decode, Encode};
 
 /// The version that the paths begin with. A peer that speaks another one gets a refusal that says so.
@@ -17,6 +18,12 @@ pub const OFFER: &str = "/v1/offer";
 pub const PACK: &str = "/v1/pack";
 /// A byte range of one large file.
 pub const RANGE: &str = "/v1/range";
+/// Block values of what is there of a file.
+pub const DIGEST: &str = "/v1/digest";
+/// Find (and remove) what the source does not have.
+pub const PRUNE: &str = "/v1/prune";
+/// Remove what was kept to find the names of one file.
+pub const SWEEP: &str = "/v1/sweep";
 /// Whether anybody is there; needs no ticket.
 pub const PROBE: &str = "/v1/probe";
 /// The request header that carries the ticket.
@@ -28,7 +35,7 @@ pub const MAX_TICKET: usize = 16 << 10;
 pub const MAX_CONTENT: usize = 1 << 20;
 /// The longest reply that a sender takes, in bytes: a fault for each of the entries of a manifest.
 pub const MAX_REPLY: usize = 16 << 20;
-/// The longest text taken from a peer's fault, in characters.
+/// The longest text of a fault, in characters: more is neither sent nor taken.
 const MAX_TEXT: usize = 1_000;
 
 /// Why an entry failed: a [`FileError`] without what the asking side knows itself.
@@ -91,12 +98,11 @@ impl Fault {
 
 impl From<FileError> for Fault {
     fn from(e: FileError) -> Self {
-        Fault {
-            operation: e.operation,
-            errno: e.errno,
-            message: e.message,
-            class: class_code(e.class),
-        }
+        let message = match e.message.char_indices().nth(MAX_TEXT) {
+            Some((end, _)) => e.message[..end].to_owned(),
+            None => e.message,
+        };
+        Fault { operation: e.operation, errno: e.errno, message, class: class_code(e.class) }
     }
 }
 
@@ -109,15 +115,22 @@ pub fn plain(text: &str) -> String {
 /// What the destination made of one offered entry.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Answer {
-    /// It is there already, with its metadata.
+    /// It is there as it should be, or left alone; in a dry run: needs no content.
     #[n(0)]
-    Unchanged,
-    /// It needed no content and is there now.
-    #[n(1)]
-    Made,
+    Done(#[n(0)] Action),
     /// Its content is wanted.
+    #[n(1)]
+    Needed {
+        /// What it will be.
+        #[n(0)]
+        action: Action,
+        /// There is something to compare blocks with.
+        #[n(1)]
+        base: bool,
+    },
+    /// It cannot be told without the digest of the source's content.
     #[n(2)]
-    Needed,
+    Check,
     /// It cannot be.
     #[n(3)]
     Failed(#[n(0)] Fault),
@@ -134,6 +147,88 @@ pub struct Unstamped {
     pub fault: Fault,
 }
 
+/// The digest of a file that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct DigestOf {
+    /// The place of its entry in the request.
+    #[n(0)]
+    pub entry: u32,
+    /// Of its content.
+    #[n(1)]
+    pub digest: Digest,
+}
+
+/// A [`Note`] without paths.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct NoteOf {
+    /// What the destination could not hold, and why.
+    #[n(0)]
+    pub cause: String,
+    /// Of how many entries.
+    #[n(1)]
+    pub count: u64,
+    /// The places of some of them among the entries (the files of a pack) of the request …
+    #[n(2)]
+    pub entries: Vec<u32>,
+    /// … and in its directory table; together at most [`Note::PATHS`].
+    #[n(3)]
+    pub dirs: Vec<u32>,
+}
+
+/// At most this many causes stand in a reply.
+const MAX_NOTES: usize = 64;
+
+/// Where `path` is in a request.
+pub enum Place {
+    /// It is this entry.
+    Entry(u32),
+    /// It is this directory of the table.
+    Dir(u32),
+}
+
+/// `notes` as a reply says them; `place` finds a path.
+pub fn notes_of(notes: Notes, place: impl Fn(&[u8]) -> Option<Place>) -> Vec<NoteOf> {
+    let said = notes.into_iter().take(MAX_NOTES).map(|(cause, note)| {
+        let (mut entries, mut dirs) = (Vec::new(), Vec::new());
+        for path in note.paths.iter().take(Note::PATHS) {
+            match place(&path.0) {
+                Some(Place::Entry(i)) => entries.push(i),
+                Some(Place::Dir(i)) => dirs.push(i),
+                None => {}
+            }
+        }
+        NoteOf { cause, count: note.count, entries, dirs }
+    });
+    said.collect()
+}
+
+/// Reads what a reply says of a request for `entries` below `dirs`.
+///
+/// # Errors
+/// A sentence, where it speaks of what was not asked, or too much.
+pub fn read_notes(all: Vec<NoteOf>, entries: &[&Entry], dirs: &[DirRef]) -> Result<Notes, String> {
+    if all.len() > MAX_NOTES {
+        return Err(format!("{} causes are over the limit of {MAX_NOTES}", all.len()));
+    }
+    let mut notes = Notes::new();
+    for one in all {
+        if one.entries.len() + one.dirs.len() > Note::PATHS {
+            return Err("a note names more entries than it may".to_owned());
+        }
+        let mut note = Note { count: one.count, paths: Vec::new() };
+        for i in one.entries {
+            let entry = entries.get(i as usize).ok_or("a note names an entry that was not sent")?;
+            note.paths.push(BytePath(entry.path.as_bytes().to_vec()));
+        }
+        for i in one.dirs {
+            let dir = dirs.get(i as usize).ok_or("a note names a directory that was not sent")?;
+            note.paths.push(BytePath(dir.path.as_bytes().to_vec()));
+        }
+        notes.entry(plain(&one.cause)).or_default().merge(note);
+    }
+    Ok(notes)
+}
+
 /// The reply to an offer.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct OfferReply {
@@ -143,6 +238,15 @@ pub struct OfferReply {
     /// Directories without their metadata.
     #[n(1)]
     pub unstamped: Vec<Unstamped>,
+    /// Of files that are there, where the ticket asks for it.
+    #[n(2)]
+    pub digests: Vec<DigestOf>,
+    /// What the destination could not hold.
+    #[n(3)]
+    pub notes: Vec<NoteOf>,
+    /// The destination keeps something for the names of one file.
+    #[n(4)]
+    pub to_sweep: bool,
 }
 
 /// What became of a file (or range) whose content was sent.
@@ -171,6 +275,12 @@ pub struct PackReply {
     /// Directories without their metadata.
     #[n(1)]
     pub unstamped: Vec<Unstamped>,
+    /// What the destination could not hold.
+    #[n(2)]
+    pub notes: Vec<NoteOf>,
+    /// The destination keeps something for the names of one file.
+    #[n(3)]
+    pub to_sweep: bool,
 }
 
 /// The reply to a range.
@@ -201,14 +311,22 @@ impl RangeHead {
     /// # Errors
     /// A sentence, where the range is none that can be hashed and written on its own.
     pub fn checked(&self) -> Result<&Entry, String> {
-        let [entry] = self.manifest.entries.as_slice() else {
-            return Err(format!("a range is of one file, not of {}", self.manifest.entries.len()));
-        };
-        let crate::wire::manifest::Kind::File { size } = entry.kind else {
-            return Err("a range is of a regular file".to_owned());
-        };
-        range_fits(self.offset, self.length, size).map(|()| entry)
+        range_of(&self.manifest, self.offset, self.length)
     }
+}
+
+/// The only file of `manifest`, provided that it has this range.
+///
+/// # Errors
+/// A sentence that says what does not fit.
+pub fn range_of(manifest: &Manifest, offset: u64, length: u64) -> Result<&Entry, String> {
+    let [entry] = manifest.entries.as_slice() else {
+        return Err(format!("a range is of one file, not of {}", manifest.entries.len()));
+    };
+    let Kind::File { size } = entry.kind else {
+        return Err("a range is of a regular file".to_owned());
+    };
+    range_fits(offset, length, size).map(|()| entry)
 }
 
 /// Whether `[offset, offset + length)` is a range of a file of `size` bytes whose chaining value can
@@ -245,18 +363,26 @@ mod tests {
         let fault = Fault::transient("write destination", "no space");
         let offer = OfferReply {
             answers: vec![
-                Answer::Unchanged,
-                Answer::Made,
-                Answer::Needed,
+                Answer::Done(Action::Skip),
+                Answer::Needed { action: Action::Update, base: true },
+                Answer::Check,
                 Answer::Failed(fault.clone()),
             ],
             unstamped: vec![Unstamped { dir: 3, fault: fault.clone() }],
+            digests: vec![DigestOf { entry: 1, digest: Digest([1; 32]) }],
+            notes: vec![NoteOf {
+                cause: "owner not set".into(),
+                count: 12,
+                entries: vec![2],
+                dirs: vec![0],
+            }],
+            to_sweep: true,
         };
         let bytes = minicbor::to_vec(&offer).unwrap();
         assert_eq!(minicbor::decode::<OfferReply>(&bytes).unwrap(), offer);
         let pack = PackReply {
             files: vec![Taken::Written, Taken::Mismatch, Taken::Aborted, Taken::Failed(fault)],
-            unstamped: vec![],
+            ..PackReply::default()
         };
         let bytes = minicbor::to_vec(&pack).unwrap();
         assert_eq!(minicbor::decode::<PackReply>(&bytes).unwrap(), pack);

@@ -1,51 +1,85 @@
 //! The receiving end: manifests, packs and ranges into a destination. Everything here blocks and runs
-//! in threads of its own.
+//! in threads of its own. Whether the ticket allows it was asked before.
 
 use super::frame::{Frame, FrameError, FrameReader, MAX_FILES, Pieces};
+use super::pool::BUFFER;
 use super::protocol::{
-    Answer, Fault, OfferReply, PackReply, RangeHead, RangeReply, Taken, Unstamped,
+    Answer, DigestOf, Fault, NoteOf, OfferReply, PackReply, Place, RangeHead, RangeReply, Taken,
+    Unstamped, notes_of,
 };
-use crate::fs::{FsError, NewFile, PartFile, Target, Verdict};
-use crate::wire::Digest;
+use super::read::{Span, hash_zeros, hasher_at};
+use super::store::{ReadBack, Store, keep};
+use crate::fs::{FsError, Keep, NewFile, Reconciled, Target, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
-use crate::wire::options::Action;
+use crate::wire::options::{Note, Notes};
+use crate::wire::ticket::Claims;
+use crate::wire::{Digest, RelPath};
+use blake3::Hasher;
 use blake3::hazmat::HasherExt as _;
+use std::collections::BTreeMap;
 
 /// Brings everything of `manifest` that needs no content, and says what is wanted.
-pub fn take_offer(target: &Target, manifest: &Manifest) -> OfferReply {
-    let answers: Vec<Answer> = target
-        .reconcile(manifest)
-        .verdicts
+pub fn take_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
+    let Reconciled { verdicts, digests } = target.reconcile(manifest);
+    let answers: Vec<Answer> = verdicts
         .into_iter()
         .map(|verdict| match verdict {
-            Verdict::Done(Action::Skip | Action::Metadata) => Answer::Unchanged,
-            Verdict::Done(_) => Answer::Made,
-            Verdict::Needed { .. } | Verdict::Check => Answer::Needed,
+            Verdict::Done(action) => Answer::Done(action),
+            Verdict::Needed { action, base } => Answer::Needed { action, base },
+            Verdict::Check => Answer::Check,
             Verdict::Failed(error) => Answer::Failed(error.into()),
         })
         .collect();
     // An attempt that died between its last file and its last stamp left directories with a time of
     // their own. Where content follows, the pack stamps them.
-    let unstamped =
-        if answers.contains(&Answer::Needed) { Vec::new() } else { stamp(target, &manifest.dirs) };
-    OfferReply { answers, unstamped }
+    let later = answers.iter().any(|answer| matches!(answer, Answer::Needed { .. }));
+    let unstamped = if dry_run || later { Vec::new() } else { stamp(target, &manifest.dirs) };
+    let digests = digests.into_iter().enumerate();
+    let place = |path: &[u8]| {
+        let entry = manifest.entries.iter().position(|e| e.path.as_bytes() == path);
+        entry.map(|i| Place::Entry(i as u32)).or_else(|| place_of(&manifest.dirs, path))
+    };
+    OfferReply {
+        answers,
+        unstamped,
+        digests: digests
+            .filter_map(|(i, digest)| Some(DigestOf { entry: i as u32, digest: digest? }))
+            .collect(),
+        notes: notes_of(target.notes(), place),
+        to_sweep: target.has_anchors(),
+    }
+}
+
+fn place_of(dirs: &[DirRef], path: &[u8]) -> Option<Place> {
+    let place = dirs.iter().position(|d| d.path.as_bytes() == path)?;
+    Some(Place::Dir(place as u32))
 }
 
 /// Stamps the directories `dirs`; says which ones could not be.
 pub fn stamp(target: &Target, dirs: &[DirRef]) -> Vec<Unstamped> {
-    let place = |path: &[u8]| dirs.iter().position(|d| d.path.as_bytes() == path);
     target
         .stamp(dirs)
         .into_iter()
-        .filter_map(|error| {
-            let dir = place(&error.path.0)? as u32;
-            Some(Unstamped { dir, fault: error.into() })
+        .filter_map(|error| match place_of(dirs, &error.path.0)? {
+            Place::Dir(dir) => Some(Unstamped { dir, fault: error.into() }),
+            Place::Entry(_) => None,
         })
         .collect()
 }
 
 fn fault(error: FsError) -> Fault {
     error.to_file_error().into()
+}
+
+/// One pack being read.
+struct Pack<'a> {
+    target: &'a Target,
+    claims: &'a Claims,
+    dirs: Vec<DirRef>,
+    files: Vec<Taken>,
+    /// What the destination could not hold so far, by cause.
+    notes: BTreeMap<String, NoteOf>,
+    buffer: Vec<u8>,
 }
 
 /// Reads a pack to its end.
@@ -56,121 +90,230 @@ fn fault(error: FsError) -> Fault {
 pub fn take_pack<P: Pieces>(
     mut frames: FrameReader<P>,
     target: &Target,
-    attempt: u32,
+    claims: &Claims,
 ) -> Result<PackReply, FrameError> {
     let Frame::Dirs(dirs) = frames.next_frame()? else {
         return Err(FrameError::Order("a pack begins with its directories".to_owned()));
     };
-    let mut files = Vec::new();
-    let end = take_files(&mut frames, target, attempt, &mut files);
-    let unstamped = stamp(target, &dirs);
+    let mut pack = Pack {
+        target,
+        claims,
+        dirs,
+        files: Vec::new(),
+        notes: BTreeMap::new(),
+        buffer: Vec::new(),
+    };
+    let end = pack.take_files(&mut frames);
+    let unstamped = stamp(target, &pack.dirs);
+    pack.note(target.notes(), None);
     end?;
     frames.finish()?;
-    Ok(PackReply { files, unstamped })
+    let notes = pack.notes.into_values().collect();
+    Ok(PackReply { files: pack.files, unstamped, notes, to_sweep: target.has_anchors() })
 }
 
-fn take_files<P: Pieces>(
-    frames: &mut FrameReader<P>,
-    target: &Target,
-    attempt: u32,
-    files: &mut Vec<Taken>,
-) -> Result<(), FrameError> {
-    loop {
-        match frames.next_frame()? {
-            Frame::File(_) if files.len() == MAX_FILES => {
-                return Err(FrameError::Order(format!("a pack of more than {MAX_FILES} files")));
+impl Pack<'_> {
+    fn take_files<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<(), FrameError> {
+        loop {
+            match frames.next_frame()? {
+                Frame::File(_) if self.files.len() == MAX_FILES => {
+                    return Err(FrameError::Order(format!(
+                        "a pack of more than {MAX_FILES} files"
+                    )));
+                }
+                Frame::File(entry) => {
+                    let taken = self.take_file(frames, &entry)?;
+                    self.note(self.target.notes(), Some((self.files.len() as u32, &entry.path)));
+                    self.files.push(taken);
+                }
+                Frame::End(n) if n as usize == self.files.len() => return Ok(()),
+                Frame::End(n) => {
+                    let why = format!("the pack ends with {n} files, {} came", self.files.len());
+                    return Err(FrameError::Order(why));
+                }
+                _ => return Err(FrameError::Order("a file or the end was expected".to_owned())),
             }
-            Frame::File(entry) => files.push(take_file(frames, target, &entry, attempt)?),
-            Frame::End(n) if n as usize == files.len() => return Ok(()),
-            Frame::End(n) => {
-                let why = format!("the pack ends with {n} files, {} came", files.len());
-                return Err(FrameError::Order(why));
+        }
+    }
+
+    /// One file. What can't be kept is read all the same: the files behind it can.
+    fn take_file<P: Pieces>(
+        &mut self,
+        frames: &mut FrameReader<P>,
+        entry: &Entry,
+    ) -> Result<Taken, FrameError> {
+        let Kind::File { size } = entry.kind else {
+            return Err(FrameError::Order("only regular files have content".to_owned()));
+        };
+        let mut taking = Taking {
+            store: self.target.create(entry, self.claims.attempt),
+            span: Span { offset: 0, length: size },
+            keeps: false,
+            hasher: self.claims.rules.hashed.then(Hasher::new),
+            path: &entry.path,
+            buffer: &mut self.buffer,
+        };
+        let end = taking.to_end(frames)?;
+        let Taking { store, hasher, .. } = taking;
+        let right = match (end, hasher) {
+            (End::Abort, _) => return Ok(Taken::Aborted),
+            (End::Whole(complete, Some(digest)), Some(hasher)) => {
+                complete && Digest::from(hasher.finalize()) == digest
             }
-            _ => return Err(FrameError::Order("a file or the end was expected".to_owned())),
+            (End::Whole(complete, _), _) => complete,
+        };
+        Ok(match store {
+            Err(error) => Taken::Failed(fault(error)),
+            Ok(_) if !right => Taken::Mismatch,
+            Ok(file) => match NewFile::publish(file, entry) {
+                Ok(()) => Taken::Written,
+                Err(error) => Taken::Failed(fault(error)),
+            },
+        })
+    }
+
+    /// Adds notes, by their places; `file` is the one that was written last.
+    fn note(&mut self, notes: Notes, file: Option<(u32, &RelPath)>) {
+        let place = |path: &[u8]| match file {
+            Some((i, own)) if own.as_bytes() == path => Some(Place::Entry(i)),
+            _ => place_of(&self.dirs, path),
+        };
+        for new in notes_of(notes, place) {
+            match self.notes.get_mut(&new.cause) {
+                None => drop(self.notes.insert(new.cause.clone(), new)),
+                Some(old) => {
+                    old.count = old.count.saturating_add(new.count);
+                    let room = Note::PATHS.saturating_sub(old.entries.len() + old.dirs.len());
+                    old.entries.extend(new.entries.into_iter().take(room));
+                    let room = Note::PATHS.saturating_sub(old.entries.len() + old.dirs.len());
+                    old.dirs.extend(new.dirs.into_iter().take(room));
+                }
+            }
         }
     }
 }
 
-/// One file. What can't be kept is read all the same: the files behind it can.
-fn take_file<P: Pieces>(
-    frames: &mut FrameReader<P>,
-    target: &Target,
-    entry: &Entry,
-    attempt: u32,
-) -> Result<Taken, FrameError> {
-    let Kind::File { size } = entry.kind else {
-        return Err(FrameError::Order("only regular files have content".to_owned()));
-    };
-    let mut file = target.create(entry, attempt);
-    let mut hasher = blake3::Hasher::new();
-    let end = take_content(frames, size, &mut hasher, |bytes, _| {
-        if let Ok(open) = &mut file
-            && let Err(error) = open.write(bytes)
-        {
-            file = Err(error);
-        }
-    })?;
-    let End::Digest { digest, complete } = end else { return Ok(Taken::Aborted) };
-    let right = complete && Digest::from(hasher.finalize()) == digest;
-    Ok(match file {
-        Err(error) => Taken::Failed(fault(error)),
-        Ok(_) if !right => Taken::Mismatch,
-        Ok(file) => match NewFile::publish(file, entry) {
-            Ok(()) => Taken::Written,
-            Err(error) => Taken::Failed(fault(error)),
-        },
-    })
+/// Content being taken; the file it goes to has failed where `store` is an error.
+struct Taking<'a, S> {
+    store: Result<S, FsError>,
+    span: Span,
+    /// Whether the peer may say what is kept.
+    keeps: bool,
+    /// Where content must come with its digest.
+    hasher: Option<Hasher>,
+    path: &'a RelPath,
+    /// To read back what is kept; made where it is needed.
+    buffer: &'a mut Vec<u8>,
 }
 
-/// How the content of a file (or range) ended.
+/// How content ended.
 enum End {
-    Digest { digest: Digest, complete: bool },
+    /// With all of it, or not; with the sender's digest, if it sent one.
+    Whole(bool, Option<Digest>),
     Abort,
 }
 
-/// Hashes up to `length` bytes of content and hands them to `write` with their offset.
-fn take_content<P: Pieces>(
-    frames: &mut FrameReader<P>,
-    length: u64,
-    hasher: &mut blake3::Hasher,
-    mut write: impl FnMut(&[u8], u64),
-) -> Result<End, FrameError> {
-    let mut got = 0u64;
-    loop {
-        match frames.next_frame()? {
-            Frame::Content(bytes) => {
-                let n = bytes.len() as u64;
-                if n > length - got {
-                    let why = format!("more content than the {length} bytes that were announced");
-                    return Err(FrameError::Order(why));
+impl<S: Store> Taking<'_, S> {
+    /// Takes content up to its end. Lengths are checked against what is left before anything is done.
+    fn to_end<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<End, FrameError> {
+        let mut left = self.span;
+        loop {
+            let frame = frames.next_frame()?;
+            let length = match &frame {
+                Frame::Content(bytes) => bytes.len() as u64,
+                Frame::Hole(length) | Frame::Keep(_, length) => *length,
+                _ => 0,
+            };
+            if length > left.length {
+                let announced = self.span.length;
+                let why = format!("more content than the {announced} bytes that were announced");
+                return Err(FrameError::Order(why));
+            }
+            let here = Span { offset: left.offset, length };
+            left = Span { offset: left.offset + length, length: left.length - length };
+            match frame {
+                Frame::Content(bytes) => {
+                    if let Some(hasher) = &mut self.hasher {
+                        hasher.update(&bytes);
+                    }
+                    self.store(|store| store.write(&bytes, here.offset));
                 }
-                hasher.update(&bytes);
-                write(&bytes, got);
-                got += n;
+                Frame::Hole(_) => {
+                    if let Some(hasher) = &mut self.hasher {
+                        hash_zeros(hasher, length, || go_on(frames))?;
+                    }
+                    self.store(|store| store.hole(here));
+                }
+                Frame::Keep(from, _) if self.keeps => self.keep(from, here, frames)?,
+                Frame::Keep(..) => {
+                    return Err(FrameError::Order("only ranges can be kept".to_owned()));
+                }
+                Frame::Digest(digest) => return Ok(End::Whole(left.length == 0, Some(digest))),
+                Frame::Done if self.hasher.is_some() => return Err(FrameError::Unhashed),
+                Frame::Done => return Ok(End::Whole(left.length == 0, None)),
+                Frame::Abort => return Ok(End::Abort),
+                _ => {
+                    return Err(FrameError::Order("content or its digest was expected".to_owned()));
+                }
             }
-            Frame::Digest(digest) => {
-                return Ok(End::Digest { digest, complete: got == length });
-            }
-            Frame::Abort => return Ok(End::Abort),
-            _ => return Err(FrameError::Order("content or its digest was expected".to_owned())),
         }
+    }
+
+    /// Does `step`, unless one before it has failed.
+    fn store(&mut self, step: impl FnOnce(&mut S) -> Result<(), FsError>) {
+        if let Ok(store) = &mut self.store
+            && let Err(error) = step(store)
+        {
+            self.store = Err(error);
+        }
+    }
+
+    fn keep<P: Pieces>(
+        &mut self,
+        from: Keep,
+        span: Span,
+        frames: &FrameReader<P>,
+    ) -> Result<(), FrameError> {
+        let Some(part) = self.store.as_ref().ok().and_then(Store::part) else { return Ok(()) };
+        if self.buffer.is_empty() {
+            self.buffer.resize(BUFFER, 0);
+        }
+        let back = self.hasher.as_mut().map(|hasher| ReadBack {
+            path: self.path,
+            hasher,
+            buffer: self.buffer,
+        });
+        if let Err(error) = keep(part, from, span, back, || go_on(frames))? {
+            self.store = Err(error);
+        }
+        Ok(())
     }
 }
 
-/// Reads a range to its end and writes it into the file's part file. The part file stays, whatever
-/// becomes of the range: other ranges are in it, and only a commit makes a file of it.
+/// Stops work that nobody waits for.
+fn go_on<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError> {
+    if frames.abandoned() {
+        return Err(FrameError::Connection("nobody waits for the rest".to_owned()));
+    }
+    Ok(())
+}
+
+/// Reads a range to its end and writes it into the file's part file; its content must come with its
+/// value where it is to be `hashed`. The part file stays, whatever becomes of the range: other ranges
+/// are in it, and only a commit makes a file of it.
 ///
 /// # Errors
 /// A body that is none, or that broke off.
 pub fn take_range<P: Pieces>(
     mut frames: FrameReader<P>,
     target: &Target,
+    hashed: bool,
 ) -> Result<RangeReply, FrameError> {
     let Frame::Range(head) = frames.next_frame()? else {
         return Err(FrameError::Order("a range begins with its head".to_owned()));
     };
     let entry = head.checked().map_err(FrameError::Order)?;
-    let range = take_range_content(&mut frames, target, &head, entry)?;
+    let range = take_range_content(&mut frames, target, hashed, &head, entry)?;
     frames.finish()?;
     Ok(RangeReply { range })
 }
@@ -178,24 +321,32 @@ pub fn take_range<P: Pieces>(
 fn take_range_content<P: Pieces>(
     frames: &mut FrameReader<P>,
     target: &Target,
+    hashed: bool,
     head: &RangeHead,
     entry: &Entry,
 ) -> Result<Taken, FrameError> {
-    let mut part = target.part(entry);
-    let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(head.offset);
-    let end = take_content(frames, head.length, &mut hasher, |bytes, at| {
-        if let Ok(open) = &mut part
-            && let Err(error) = PartFile::write_at(open, bytes, head.offset + at)
-        {
-            part = Err(error);
-        }
-    })?;
-    let End::Digest { digest, complete } = end else { return Ok(Taken::Aborted) };
-    Ok(match part {
-        Err(error) => Taken::Failed(fault(error)),
+    let mut buffer = Vec::new();
+    let mut taking = Taking {
+        store: target.part(entry),
+        span: Span { offset: head.offset, length: head.length },
+        keeps: true,
+        hasher: hashed.then(|| hasher_at(head.offset)),
+        path: &entry.path,
+        buffer: &mut buffer,
+    };
+    let end = taking.to_end(frames)?;
+    let Taking { store, hasher, .. } = taking;
+    let right = match (end, hasher) {
+        (End::Abort, _) => return Ok(Taken::Aborted),
         // `complete` first: an empty hasher has no chaining value.
-        Ok(_) if !complete || hasher.finalize_non_root() != digest.0 => Taken::Mismatch,
+        (End::Whole(complete, Some(value)), Some(hasher)) => {
+            complete && hasher.finalize_non_root() == value.0
+        }
+        (End::Whole(complete, _), _) => complete,
+    };
+    Ok(match store {
+        Err(error) => Taken::Failed(fault(error)),
+        Ok(_) if !right => Taken::Mismatch,
         Ok(part) => part.finish().map_or_else(|e| Taken::Failed(fault(e)), |()| Taken::Written),
     })
 }

@@ -33,7 +33,8 @@ impl Roots {
         self.roots.iter().find_map(|root| Some(Tree::new(root.clone(), root.path().strip(path)?)))
     }
 
-    /// What a ticket allows: its claims and the destination that it names.
+    /// What a ticket allows: its claims and the destination that it names, which is written by the
+    /// rules of the ticket whatever a peer asks for.
     ///
     /// # Errors
     /// A ticket that does not hold, or for a destination that is not ours.

@@ -1,16 +1,23 @@
 //! The sending end: files of a source into frames. Everything here blocks and runs in a thread of its
 //! own: it reads, hashes, and hands full buffers to the connection.
 
+use super::asks::BlockValue;
 use super::body::Withdrawn;
 use super::frame::{self, HEAD};
+use super::outcome::Written;
 use super::pool::{Buffer, Pool};
-use super::protocol::{MAX_CONTENT, RangeHead};
-use crate::fs::{Cause, FsError, Side, SourceFile, Tree};
+use super::protocol::RangeHead;
+use super::read::{
+    KEEP_AT, Read, Sink, Span, changed, hasher_at, open_same, read_delta, read_whole,
+};
+use crate::fs::{FsError, Keep, SourceFile, Tree};
 use crate::wire::Digest;
-use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::manifest::{DirRef, Entry, merge_blocks};
 use crate::wire::sync::{ErrorClass, FileError};
 use blake3::hazmat::HasherExt as _;
 use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 
 /// A buffer with this much in it is sent on after a file, so that the receiver has something to do.
@@ -23,8 +30,8 @@ pub struct Gone;
 /// What the sending side knows of one file of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fed {
-    /// Sent with its digest: so many bytes of content.
-    Sent(u64),
+    /// Sent whole.
+    Sent(Written),
     /// Begun and taken back.
     TakenBack(FileError),
     /// Not begun.
@@ -34,8 +41,15 @@ pub enum Fed {
 /// What the sending side knows of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FedRange {
-    /// Sent with this chaining value.
-    Sent(Digest),
+    /// Sent.
+    Sent {
+        /// Its chaining value, where content is hashed.
+        value: Option<Digest>,
+        /// Content that was sent, in bytes.
+        sent: u64,
+        /// Content that the receiver was told to keep, in bytes.
+        kept: u64,
+    },
     /// The source is another version than the manifest says.
     Changed,
     /// It cannot be read.
@@ -47,21 +61,26 @@ pub struct Feed {
     to: mpsc::Sender<Result<Bytes, Withdrawn>>,
     pool: Pool,
     buffer: Buffer,
-}
-
-/// How reading content ended.
-enum Read {
-    All,
-    /// The file ended early.
-    Short,
-    Failed(FsError),
+    /// Counts our progress, beside what the connection takes.
+    moved: Arc<AtomicU64>,
+    sent: u64,
+    kept: u64,
 }
 
 impl Feed {
-    /// A feed with buffers of `pool`.
-    pub fn new(to: mpsc::Sender<Result<Bytes, Withdrawn>>, pool: Pool) -> Self {
+    /// A feed with buffers of `pool`. Reading what few bytes stand for counts as `moved`.
+    pub fn new(
+        to: mpsc::Sender<Result<Bytes, Withdrawn>>,
+        pool: Pool,
+        moved: Arc<AtomicU64>,
+    ) -> Self {
         let buffer = pool.take();
-        Feed { to, pool, buffer }
+        Feed { to, pool, buffer, moved, sent: 0, kept: 0 }
+    }
+
+    /// Content that was sent, in bytes.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Sends what has gathered.
@@ -84,41 +103,53 @@ impl Feed {
         self.to.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(|_| Gone)
     }
 
-    /// Reads `[offset, offset + length)` of `file` straight into buffers, hashing on the way.
-    fn content(
-        &mut self,
-        file: &SourceFile,
-        offset: u64,
-        length: u64,
-        hasher: &mut blake3::Hasher,
-    ) -> Result<Read, Gone> {
-        let mut done = 0;
-        while done < length {
-            let want = (length - done).min(MAX_CONTENT as u64) as usize;
-            if self.buffer.room() < HEAD + want {
-                self.flush()?;
-            }
-            let spare = self.buffer.spare();
-            let n = match file.read_at(&mut spare[HEAD..HEAD + want], offset + done) {
-                Ok(0) => return Ok(Read::Short),
-                Ok(n) => n,
-                Err(error) => return Ok(Read::Failed(error)),
-            };
-            hasher.update(&spare[HEAD..HEAD + n]);
-            spare[..HEAD].copy_from_slice(&frame::content_head(n));
-            self.buffer.advance(HEAD + n);
-            done += n as u64;
+    /// Ends content with its digest, or without.
+    fn end_content(&mut self, digest: Option<Digest>) -> Result<(), Gone> {
+        match digest {
+            Some(digest) => self.put(&frame::digest(&digest)),
+            None => self.put(&frame::done()),
         }
-        Ok(Read::All)
-    }
-
-    /// Breaks the connection off, so that the receiver does not wait for the rest.
-    pub fn withdraw(self) {
-        let _ = self.to.blocking_send(Err(Withdrawn));
     }
 }
 
-/// Sends `files` of `source` as what each of them is now, below the directories `dirs`.
+impl Sink for Feed {
+    type Stop = Gone;
+
+    /// Content is read straight into the buffer that is sent.
+    fn room(&mut self, want: usize) -> Result<&mut [u8], Gone> {
+        if self.buffer.room() < HEAD + want {
+            self.flush()?;
+        }
+        Ok(&mut self.buffer.spare()[HEAD..HEAD + want])
+    }
+
+    fn content(&mut self, n: usize) -> Result<(), Gone> {
+        self.buffer.spare()[..HEAD].copy_from_slice(&frame::content_head(n));
+        self.buffer.advance(HEAD + n);
+        self.sent += n as u64;
+        Ok(())
+    }
+
+    fn hole(&mut self, length: u64) -> Result<(), Gone> {
+        self.moved.fetch_add(length, Ordering::Relaxed);
+        self.put(&frame::hole(length))
+    }
+
+    fn keep(&mut self, from: Keep, length: u64, _: &[Digest]) -> Result<(), Gone> {
+        self.moved.fetch_add(length, Ordering::Relaxed);
+        self.kept += length;
+        self.put(&frame::keep(from, length))?;
+        // So that the receiver has something to do, and hears of us.
+        if length >= KEEP_AT { self.flush() } else { Ok(()) }
+    }
+
+    fn go_on(&self) -> Result<(), Gone> {
+        if self.to.is_closed() { Err(Gone) } else { Ok(()) }
+    }
+}
+
+/// Sends `files` of `source` as what each of them is now, below the directories `dirs`; their content
+/// is followed by its digest where it is to be `hashed`.
 ///
 /// # Errors
 /// [`Gone`]; what was sent counts for nothing then.
@@ -126,12 +157,13 @@ pub fn feed_pack(
     source: &Tree,
     dirs: &[DirRef],
     files: &[Entry],
+    hashed: bool,
     feed: &mut Feed,
 ) -> Result<Vec<Fed>, Gone> {
     feed.put(&frame::dirs(dirs.to_vec()))?;
     let mut fed = Vec::with_capacity(files.len());
     for entry in files {
-        fed.push(feed_file(source, entry, feed)?);
+        fed.push(feed_file(source, entry, hashed, feed)?);
         if feed.buffer.len() >= SEND_AT {
             feed.flush()?;
         }
@@ -142,23 +174,24 @@ pub fn feed_pack(
     Ok(fed)
 }
 
-fn feed_file(source: &Tree, entry: &Entry, feed: &mut Feed) -> Result<Fed, Gone> {
+fn feed_file(source: &Tree, entry: &Entry, hashed: bool, feed: &mut Feed) -> Result<Fed, Gone> {
     let file = match source.open_source(entry) {
         Ok(file) => file,
         Err(error) => return Ok(Fed::Unread(error.to_file_error())),
     };
     let now = file.entry();
-    let size = now.size();
+    let bytes = now.size();
     feed.put(&frame::file(now))?;
-    let mut hasher = blake3::Hasher::new();
-    let read = feed.content(&file, 0, size, &mut hasher)?;
+    let mut hasher = hashed.then(blake3::Hasher::new);
+    let read = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, feed)?;
     let error = match read {
         Read::Failed(error) => error,
         // Shorter than it was a moment ago is one way to change.
         Read::All | Read::Short => match file.unchanged_since_open() {
             Ok(()) if matches!(read, Read::All) => {
-                feed.put(&frame::digest(&hasher.finalize().into()))?;
-                return Ok(Fed::Sent(size));
+                let digest = hasher.map(|hasher| hasher.finalize().into());
+                feed.end_content(digest)?;
+                return Ok(Fed::Sent(Written { bytes, digest }));
             }
             Ok(()) => changed(entry),
             Err(error) => error,
@@ -168,55 +201,65 @@ fn feed_file(source: &Tree, entry: &Entry, feed: &mut Feed) -> Result<Fed, Gone>
     Ok(Fed::TakenBack(error.to_file_error()))
 }
 
-/// Sends one range of the only file of `manifest`. The caller has checked that the range fits.
+/// Sends the range of `head`, whose file is `entry`; with `there` only the blocks that differ from
+/// those. The caller has checked that the range fits.
 ///
 /// # Errors
 /// [`Gone`].
 pub fn feed_range(
     source: &Tree,
-    manifest: &Manifest,
+    head: &RangeHead,
     entry: &Entry,
-    (offset, length): (u64, u64),
+    there: Option<&[BlockValue]>,
+    hashed: bool,
     feed: &mut Feed,
 ) -> Result<FedRange, Gone> {
-    let head = RangeHead { manifest: manifest.clone(), offset, length };
-    feed.put(&frame::range(&head))?;
+    feed.put(&frame::range(head))?;
+    let span = Span { offset: head.offset, length: head.length };
     let (fed, end) = match open_same(source, entry) {
         Err(error) => (error.into(), None),
         Ok(file) => {
-            let mut hasher = blake3::Hasher::new();
-            hasher.set_input_offset(offset);
-            let read = feed.content(&file, offset, length, &mut hasher)?;
-            match read {
-                Read::Failed(error) => (error.into(), None),
-                Read::All if file.unchanged_since_open().is_ok() => {
-                    let digest = Digest(hasher.finalize_non_root());
-                    (FedRange::Sent(digest), Some(digest))
+            let mut scratch = there.map(|_| feed.pool.take());
+            let compare = there.zip(scratch.as_mut().map(Buffer::spare));
+            match read_range(&file, span, compare, hashed, feed)? {
+                (Read::Failed(error), _) => (error.into(), None),
+                (Read::All, value) if file.unchanged_since_open().is_ok() => {
+                    let (sent, kept) = (feed.sent, feed.kept);
+                    (FedRange::Sent { value, sent, kept }, Some(value))
                 }
-                Read::All | Read::Short => (FedRange::Changed, None),
+                (Read::All | Read::Short, _) => (FedRange::Changed, None),
             }
         }
     };
     match end {
-        Some(digest) => feed.put(&frame::digest(&digest))?,
+        Some(value) => feed.end_content(value)?,
         None => feed.put(&frame::abort())?,
     }
     feed.flush()?;
     Ok(fed)
 }
 
-/// Opens the file, provided that it is the version that `entry` says.
+/// Reads `span` of `file` into `sink`, where there is something to `compare` with (and a block's room)
+/// only what differs; with its chaining value where it is to be `hashed`.
 ///
 /// # Errors
-/// It can't be opened, or is another version ([`Cause::Changed`]).
-pub fn open_same(source: &Tree, entry: &Entry) -> Result<SourceFile, FsError> {
-    let file = source.open_source(entry)?;
-    if file.is_version(entry) { Ok(file) } else { Err(changed(entry)) }
-}
-
-/// The error of a file that ended early or is another one now.
-pub fn changed(entry: &Entry) -> FsError {
-    FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed)
+/// What the sink says.
+pub fn read_range<S: Sink>(
+    file: &SourceFile,
+    span: Span,
+    compare: Option<(&[BlockValue], &mut [u8])>,
+    hashed: bool,
+    sink: &mut S,
+) -> Result<(Read, Option<Digest>), S::Stop> {
+    if let Some((there, scratch)) = compare {
+        let (read, values) = read_delta(file, span, there, scratch, sink)?;
+        return Ok((read, merge_blocks(&values).filter(|_| hashed)));
+    }
+    let mut hasher = hashed.then(|| hasher_at(span.offset));
+    let read = read_whole(file, span, &mut hasher, sink)?;
+    // What ended early may be nothing at all, and that has no value.
+    let value = hasher.filter(|_| matches!(read, Read::All)).map(|h| Digest(h.finalize_non_root()));
+    Ok((read, value))
 }
 
 impl From<FsError> for FedRange {

@@ -1,25 +1,14 @@
-//! The receiving agent's HTTP server: one accept loop per endpoint, tickets checked before anything
-//! else, bodies handed to blocking threads as they come.
+//! The receiving agent's HTTP server: one accept loop per endpoint. What is answered stands in
+//! [`verbs`](super::verbs).
 
-use super::body::{STALL, arriving, drain, pump};
-use super::frame::{FrameError, FrameReader};
-use super::gate::{Refused, TicketGate};
-use super::protocol::{MAX_TICKET, OFFER, PACK, PROBE, RANGE, TICKET_HEADER, VERSION};
-use super::receive::{take_offer, take_pack, take_range};
+use super::body::STALL;
+use super::gate::TicketGate;
 use super::roots::Roots;
-use crate::fs::Target;
+use super::verbs::answer;
 use crate::util::shutdown::Shutdown;
-use crate::wire::manifest::{MAX_BYTES, Manifest};
-use crate::wire::problem::{CONTENT_TYPE, Problem};
-use crate::wire::ticket::Claims;
 use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,10 +27,6 @@ const ACTIVE: usize = 32;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// What hyper reads at once, in bytes; also the longest piece of a body.
 const READ_BUFFER: usize = 512 << 10;
-/// How much of a refused request is read so that the refusal arrives.
-const DRAIN_BYTES: u64 = 8 << 20;
-/// … and for how long.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// Connections that end badly are logged at most this often, in seconds.
 const LOG_EVERY: u64 = 10;
 
@@ -119,11 +104,14 @@ impl DataServer {
     }
 }
 
-struct Shared {
-    served: Arc<Served>,
-    active: Semaphore,
+/// What all connections share.
+pub(super) struct Shared {
+    pub(super) served: Arc<Served>,
+    /// Permits to execute a request.
+    pub(super) active: Semaphore,
     logged: AtomicU64,
-    stall: Duration,
+    /// A body that stands still for this long is given up.
+    pub(super) stall: Duration,
 }
 
 async fn accept_loop(
@@ -195,7 +183,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, st
 
 impl Shared {
     /// One line, and no more than one in a while: peers can make any number of mistakes.
-    fn log(&self, peer: SocketAddr, what: &str) {
+    pub(super) fn log(&self, peer: SocketAddr, what: &str) {
         let now = super::gate::boottime().as_secs().max(1);
         let last = self.logged.load(Ordering::Relaxed);
         if last + LOG_EVERY <= now || last == 0 {
@@ -203,192 +191,6 @@ impl Shared {
             tracing::warn!(%peer, "data connection ended: {what}");
         } else {
             tracing::debug!(%peer, "data connection ended: {what}");
-        }
-    }
-}
-
-/// Why a request got no reply of its own.
-enum Failure {
-    Refused(Refused),
-    Verb(String),
-    Method,
-    Bad(String),
-    TooLong,
-    Internal(String),
-}
-
-impl From<FrameError> for Failure {
-    fn from(e: FrameError) -> Self {
-        Failure::Bad(e.to_string())
-    }
-}
-
-impl Failure {
-    fn problem(self) -> Problem {
-        match self {
-            Failure::Refused(refused @ Refused::NoKey) => {
-                Problem::new(503, "Service Unavailable", "not_ready", refused.to_string())
-            }
-            Failure::Refused(refused @ Refused::Absent) => {
-                Problem::new(401, "Unauthorized", "no_ticket", refused.to_string())
-            }
-            Failure::Refused(refused) => {
-                Problem::new(403, "Forbidden", "ticket_refused", refused.to_string())
-            }
-            Failure::Verb(path) => {
-                let detail = format!("`{path}` is nothing that an agent answers");
-                Problem::new(404, "Not Found", "unknown_verb", detail).hinted(format!(
-                    "this agent speaks version {VERSION}: paths begin with /v{VERSION}/"
-                ))
-            }
-            Failure::Method => Problem::new(
-                405,
-                "Method Not Allowed",
-                "method_not_allowed",
-                "offers, packs and ranges are POSTed; a probe is a GET",
-            ),
-            Failure::Bad(detail) => Problem::new(400, "Bad Request", "bad_frame", detail),
-            Failure::TooLong => {
-                let detail = format!("an offer is at most {MAX_BYTES} bytes");
-                Problem::new(413, "Content Too Large", "too_long", detail)
-            }
-            Failure::Internal(detail) => {
-                Problem::new(500, "Internal Server Error", "internal", detail)
-            }
-        }
-    }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    peer: SocketAddr,
-    shared: &Shared,
-) -> Response<Full<Bytes>> {
-    let path = request.uri().path().to_owned();
-    if path == PROBE && request.method() == Method::GET {
-        let text = format!("{{\"service\":\"longhaul-data\",\"protocol\":{VERSION}}}\n");
-        return reply(StatusCode::OK, "application/json", text.into());
-    }
-    match act(request, shared).await {
-        Ok(document) => reply(StatusCode::OK, "application/cbor", document.into()),
-        Err(failure) => {
-            let problem = failure.problem();
-            tracing::debug!(%peer, path, status = problem.status, "{}", problem.detail);
-            if problem.status < 500 {
-                shared.log(peer, &format!("{path}: {}", problem.detail));
-            }
-            let status =
-                StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let body = serde_json::to_vec(&problem).unwrap_or_default();
-            let mut response = reply(status, CONTENT_TYPE, body.into());
-            // What is left of the body is not worth waiting for.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            response
-        }
-    }
-}
-
-fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
-}
-
-/// Checks the ticket, then does what is asked.
-async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Failure> {
-    let verb = match request.uri().path() {
-        OFFER => OFFER,
-        PACK => PACK,
-        RANGE => RANGE,
-        other => {
-            let shown = crate::wire::path::show(&other.as_bytes()[..other.len().min(100)]);
-            return refuse(request, Failure::Verb(shown)).await;
-        }
-    };
-    if request.method() != Method::POST {
-        return refuse(request, Failure::Method).await;
-    }
-    let (claims, target) = match admit(&request, &shared.served) {
-        Ok(admitted) => admitted,
-        Err(refused) => return refuse(request, Failure::Refused(refused)).await,
-    };
-    // Never closed.
-    let _permit = shared.active.acquire().await;
-    match verb {
-        OFFER => offer(request, target).await,
-        PACK => {
-            let attempt = claims.attempt;
-            streamed(request, shared, move |frames| take_pack(frames, &target, attempt)).await
-        }
-        _ => streamed(request, shared, move |frames| take_range(frames, &target)).await,
-    }
-}
-
-async fn refuse(request: Request<Incoming>, failure: Failure) -> Result<Vec<u8>, Failure> {
-    drain(request.into_body(), DRAIN_BYTES, DRAIN_TIME).await;
-    Err(failure)
-}
-
-fn admit(request: &Request<Incoming>, served: &Served) -> Result<(Claims, Target), Refused> {
-    let ticket = request
-        .headers()
-        .get(TICKET_HEADER)
-        .filter(|value| value.len() <= MAX_TICKET)
-        .and_then(|value| value.to_str().ok())
-        .ok_or(Refused::Absent)?;
-    served.roots.admit(&served.gate, ticket)
-}
-
-async fn offer(request: Request<Incoming>, target: Target) -> Result<Vec<u8>, Failure> {
-    let whole = Limited::new(request.into_body(), MAX_BYTES).collect();
-    let bytes = match tokio::time::timeout(STALL, whole).await {
-        Ok(Ok(bytes)) => bytes.to_bytes(),
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => return Err(Failure::TooLong),
-        Ok(Err(e)) => return Err(Failure::Bad(e.to_string())),
-        Err(_) => return Err(Failure::Bad(format!("the offer did not arrive in {STALL:?}"))),
-    };
-    run(move || {
-        let manifest = Manifest::decode(&bytes).map_err(|e| Failure::Bad(e.to_string()))?;
-        Ok(take_offer(&target, &manifest))
-    })
-    .await
-}
-
-/// Runs `take` in a thread of its own on the frames of the body.
-async fn streamed<T, F>(
-    request: Request<Incoming>,
-    shared: &Shared,
-    take: F,
-) -> Result<Vec<u8>, Failure>
-where
-    T: minicbor::Encode<()> + Send + 'static,
-    F: FnOnce(FrameReader<super::body::Arriving>) -> Result<T, FrameError> + Send + 'static,
-{
-    let (to, from) = arriving();
-    let work = run(move || Ok(take(FrameReader::new(from))?));
-    let (body, done) = tokio::join!(pump(request.into_body(), to, shared.stall), work);
-    if done.is_err() {
-        drain(body, DRAIN_BYTES, DRAIN_TIME).await;
-    }
-    done
-}
-
-/// Runs blocking work and encodes what it returns.
-async fn run<T, F>(work: F) -> Result<Vec<u8>, Failure>
-where
-    T: minicbor::Encode<()> + Send + 'static,
-    F: FnOnce() -> Result<T, Failure> + Send + 'static,
-{
-    let encoded = tokio::task::spawn_blocking(move || {
-        let value = work()?;
-        minicbor::to_vec(&value).map_err(|e| Failure::Internal(e.to_string()))
-    });
-    match encoded.await {
-        Ok(done) => done,
-        Err(e) => {
-            tracing::error!("a data request failed inside: {e}");
-            Err(Failure::Internal("the agent failed inside; its log says more".to_owned()))
         }
     }
 }

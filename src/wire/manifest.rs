@@ -2,6 +2,7 @@
 //! stored by the master without a look inside, read by the agents that copy.
 
 use super::{Digest, RelPath};
+use blake3::hazmat::{Mode, merge_subtrees_non_root, merge_subtrees_root};
 use minicbor::{Decode, Encode};
 
 /// At most this many entries stand in one manifest.
@@ -249,13 +250,14 @@ impl Manifest {
     }
 }
 
-mod cbor_path {
+/// A path; one that leaves its root is not read.
+pub(crate) mod cbor_path {
     use super::RelPath;
     use minicbor::decode::Error as DecodeError;
     use minicbor::encode::{Error as EncodeError, Write};
     use minicbor::{Decoder, Encoder};
 
-    pub(super) fn encode<C, W: Write>(
+    pub(crate) fn encode<C, W: Write>(
         path: &RelPath,
         e: &mut Encoder<W>,
         _: &mut C,
@@ -263,7 +265,7 @@ mod cbor_path {
         e.bytes(path.as_bytes())?.ok()
     }
 
-    pub(super) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<RelPath, DecodeError> {
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<RelPath, DecodeError> {
         let at = d.position();
         RelPath::new(d.bytes()?).map_err(|e| DecodeError::message(e.to_string()).at(at))
     }
@@ -353,23 +355,28 @@ mod cbor_paths {
 ///
 /// Source: the BLAKE3 paper, section 2.1 (left subtrees are full), and `blake3::hazmat`.
 pub fn merge_ranges(values: &[Digest]) -> Option<Digest> {
-    use blake3::hazmat::{Mode, merge_subtrees_non_root, merge_subtrees_root};
-    fn subtree(values: &[Digest]) -> [u8; 32] {
-        if let [one] = values {
-            return one.0;
-        }
-        let (left, right) = values.split_at(left_len(values.len()));
-        merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
-    }
-    /// The largest power of two that leaves something for the right.
-    fn left_len(n: usize) -> usize {
-        n.next_power_of_two() / 2
-    }
     if values.len() < 2 {
         return None;
     }
     let (left, right) = values.split_at(left_len(values.len()));
-    Some(merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash).into())
+    let (left, right) = (merge_blocks(left)?, merge_blocks(right)?);
+    Some(merge_subtrees_root(&left.0, &right.0, Mode::Hash).into())
+}
+
+/// Merges the chaining values of equal, power-of-two blocks (the last one may be shorter) into the
+/// chaining value of the range that they make up. Blocks are in order; `None` where there is none.
+pub fn merge_blocks(values: &[Digest]) -> Option<Digest> {
+    if let [] | [_] = values {
+        return values.first().copied();
+    }
+    let (left, right) = values.split_at(left_len(values.len()));
+    let (left, right) = (merge_blocks(left)?, merge_blocks(right)?);
+    Some(Digest(merge_subtrees_non_root(&left.0, &right.0, Mode::Hash)))
+}
+
+/// The largest power of two that leaves something for the right.
+fn left_len(n: usize) -> usize {
+    n.next_power_of_two() / 2
 }
 
 #[cfg(test)]
@@ -433,6 +440,29 @@ mod tests {
                 Digest(hasher.finalize_non_root())
             }).collect();
             prop_assert_eq!(merge_ranges(&values), Some(blake3::hash(&content).into()));
+        }
+
+        #[test]
+        fn merged_blocks_give_the_value_of_their_range(
+            len in 1usize..40_000,
+            power in 0u32..3,
+            first in 0u64..5,
+            seed: u8,
+        ) {
+            let block = 1024usize << power;
+            let content: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+            let value = |offset: u64, part: &[u8]| {
+                let mut hasher = blake3::Hasher::new();
+                hasher.set_input_offset(offset);
+                hasher.update(part);
+                Digest(hasher.finalize_non_root())
+            };
+            // A range that begins where such a range of a file may.
+            let offset = first << 16;
+            let blocks = content.chunks(block).enumerate();
+            let values: Vec<Digest> =
+                blocks.map(|(i, part)| value(offset + (i * block) as u64, part)).collect();
+            prop_assert_eq!(merge_blocks(&values), Some(value(offset, &content)));
         }
 
         #[test]

@@ -150,6 +150,13 @@ pub struct WriteRules {
     pub trash: Option<RelPath>,
 }
 
+impl WriteRules {
+    /// Whether whoever sends content is to hash it: the destination checks it, or its digest is wanted.
+    pub fn wants_digests(&self) -> bool {
+        self.hashed || self.digests
+    }
+}
+
 impl Default for WriteRules {
     fn default() -> Self {
         SyncOptions::default().write_rules()
@@ -357,23 +364,28 @@ pub enum Verify {
 }
 
 /// What of the source is left out. Times are seconds since 1970.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
 #[serde(default, deny_unknown_fields)]
 pub struct FilterSpec {
     /// Lines of gitignore syntax, anchored at the source root: a pattern leaves out, `!` and a pattern
     /// takes in again; the last line that matches decides. A directory that is left out is not entered.
+    #[n(0)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<String>,
     /// Files shorter than this are left out, in bytes.
+    #[n(1)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_size: Option<u64>,
     /// Files longer than this are left out, in bytes.
+    #[n(2)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_size: Option<u64>,
     /// Files modified before this (or at it) are left out.
+    #[n(3)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newer_than: Option<i64>,
     /// Files modified after this (or at it) are left out.
+    #[n(4)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub older_than: Option<i64>,
 }

@@ -8,7 +8,14 @@ use crate::fs::is_ours;
 use std::collections::VecDeque;
 
 /// Pieces from a list; then the end, or a failed connection.
-struct Script(VecDeque<Bytes>, Option<&'static str>);
+pub(super) struct Script(VecDeque<Bytes>, Option<&'static str>);
+
+impl Script {
+    /// All of `body` at once, then the end.
+    pub(super) fn whole(body: Vec<u8>) -> Self {
+        Script([Bytes::from(body)].into(), None)
+    }
+}
 
 impl frame::Pieces for Script {
     fn next(&mut self) -> Result<Option<Bytes>, String> {
@@ -38,7 +45,8 @@ async fn a_wrong_digest_or_a_short_file_is_not_published_and_the_rest_is() {
     assert_eq!(world.names(), ["good"]);
     // The reply itself, decoded, by way of the blocking half.
     let frames = FrameReader::new(Script([Bytes::from(body)].into(), None));
-    let PackReply { files, .. } = take_pack(frames, &world.target(), 1).unwrap();
+    let PackReply { files, .. } =
+        take_pack(frames, &world.target(), &world.claims(&world.dst())).unwrap();
     assert_eq!(files, [Taken::Mismatch, Taken::Mismatch, Taken::Aborted, Taken::Written]);
     world.end().await;
 }
@@ -59,7 +67,10 @@ async fn a_body_that_ends_early_or_says_too_much_leaves_only_whole_files() {
     for (i, body) in bodies.into_iter().enumerate() {
         for why in [None, Some("reset")] {
             let frames = FrameReader::new(Script([Bytes::from(body.clone())].into(), why));
-            assert!(take_pack(frames, &world.target(), 1).is_err(), "{i}");
+            assert!(
+                take_pack(frames, &world.target(), &world.claims(&world.dst())).is_err(),
+                "{i}"
+            );
             assert_eq!(world.names(), ["whole"], "{i}");
         }
     }
@@ -81,7 +92,7 @@ async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
     };
     let take = |bytes: Vec<u8>| {
         let frames = FrameReader::new(Script([Bytes::from(bytes)].into(), None));
-        take_range(frames, &world.target())
+        take_range(frames, &world.target(), true)
     };
     let wrong = take(body(&head(1024, 1024), &[1; 1024])).unwrap();
     assert_eq!(wrong.range, Taken::Mismatch);

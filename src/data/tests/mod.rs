@@ -1,17 +1,21 @@
 //! Real sockets on loopback, real trees in temporary directories.
 
 mod damage;
+mod delta;
+mod rules;
+mod sparse;
 
 use super::body::{DEPTH, Withdrawn};
 use super::frame;
-use super::outcome::{Found, RangeSent, SendError};
+use super::outcome::{Found, RangeMode, RangeSent, SendError, Written};
 use super::pool::Pool;
 use super::send::{Fed, Feed, feed_pack};
 use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate};
 use crate::fs::{Root, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Entry, Kind, Manifest, merge_ranges};
-use crate::wire::sync::ErrorClass;
+use crate::wire::options::{Action, WriteRules};
+use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::PoolMember;
 use crate::wire::ticket::{Claims, Signer};
 use crate::wire::worker::{Endpoint, WorkerStatus};
@@ -92,7 +96,11 @@ impl World {
     }
 
     fn ticket(&self) -> String {
-        self.signer.sign(&self.claims(&self.dst()))
+        self.ticket_with(&WriteRules::default())
+    }
+
+    fn ticket_with(&self, rules: &WriteRules) -> String {
+        self.signer.sign(&Claims { rules: rules.clone(), ..self.claims(&self.dst()) })
     }
 
     fn member(&self) -> PoolMember {
@@ -105,20 +113,46 @@ impl World {
     }
 
     fn remote(&self, ticket: &str) -> Destination {
-        Destination::Remote(Peers::new(&[]).peer(&self.member(), ticket))
+        let rules = WriteRules::default();
+        Destination::Remote(Peers::new(&[]).peer(&self.member(), ticket, &rules))
+    }
+
+    fn remote_with(&self, rules: &WriteRules) -> Destination {
+        let ticket = self.ticket_with(rules);
+        Destination::Remote(Peers::new(&[]).peer(&self.member(), &ticket, rules))
     }
 
     fn target(&self) -> Target {
-        Target::new(
-            tree(&self.dst()),
-            SyncNo(7),
-            TargetOptions::of_this_process(Default::default()),
-        )
+        self.target_with(&WriteRules::default())
+    }
+
+    fn target_with(&self, rules: &WriteRules) -> Target {
+        let options = TargetOptions::of_this_process(rules.clone());
+        Target::new(tree(&self.dst()), SyncNo(7), options)
     }
 
     fn local(&self) -> Destination {
-        let local = Local::new(self.target(), 1, Pool::new());
+        self.local_with(&WriteRules::default())
+    }
+
+    fn local_with(&self, rules: &WriteRules) -> Destination {
+        let claims = Claims { rules: rules.clone(), ..self.claims(&self.dst()) };
+        let local = Local::new(self.target_with(rules), claims, Pool::new());
         Destination::Local { worker: "b".parse().unwrap(), local }
+    }
+
+    /// Both kinds of destination.
+    fn both(&self, rules: &WriteRules) -> [Destination; 2] {
+        [self.remote_with(rules), self.local_with(rules)]
+    }
+
+    /// The only file at the source, with a manifest of just it.
+    fn only_file(&self) -> (Manifest, Entry) {
+        let mut manifest = self.manifest();
+        manifest.entries.retain(|e| !e.is_dir());
+        assert_eq!(manifest.entries.len(), 1);
+        let entry = manifest.entries[0].clone();
+        (manifest, entry)
     }
 
     fn write(&self, name: &str, content: &[u8]) {
@@ -180,15 +214,12 @@ fn names(dir: &Path) -> Vec<String> {
     all
 }
 
-fn needed(
-    manifest: &Manifest,
-    answers: &[Result<Found, crate::wire::sync::FileError>],
-) -> Vec<Entry> {
+fn needed(manifest: &Manifest, answers: &[Result<Found, FileError>]) -> Vec<Entry> {
     manifest
         .entries
         .iter()
         .zip(answers)
-        .filter(|(_, a)| **a == Ok(Found::Needed))
+        .filter(|(_, a)| matches!(a, Ok(Found::Needed { .. })))
         .map(|(e, _)| e.clone())
         .collect()
 }
@@ -198,6 +229,21 @@ fn file_entry(name: &str, size: u64) -> Entry {
     fs::write(dir.path().join("x"), vec![0; 1]).unwrap();
     let like = tree(dir.path()).entry(&rel("x")).unwrap();
     Entry { path: rel(name), kind: Kind::File { size }, ..like }
+}
+
+/// Content that repeats itself nowhere.
+fn content(length: u64, seed: u64) -> Vec<u8> {
+    let mut out = vec![0; length as usize];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    hasher.finalize_xof().fill(&mut out);
+    out
+}
+
+/// What a file of this content gives when it is there.
+fn written(content: &[u8], hashed: bool) -> Written {
+    let digest = hashed.then(|| blake3::hash(content).into());
+    Written { bytes: content.len() as u64, digest }
 }
 
 /// The frames of one file.
@@ -223,8 +269,11 @@ async fn a_batch_arrives(world: &World, to: Destination) {
     let paths: Vec<&[u8]> = wanted.iter().map(|e| e.path.as_bytes()).collect();
     assert_eq!(paths, [&b"a"[..], b"sub/deep/b"]);
     let packed = to.pack(&source, manifest.dirs.clone(), wanted).await.unwrap();
-    assert_eq!(packed.files, [Ok(5), Ok(3 << 20)]);
-    assert_eq!(packed.unstamped, []);
+    let hashed = matches!(to, Destination::Remote(_));
+    let expected = [&b"alpha"[..], &vec![7; 3 << 20]].map(|c| Ok(written(c, hashed)));
+    assert_eq!(packed.files, expected);
+    assert_eq!((packed.sent, packed.unstamped), ((3 << 20) + 5, vec![]));
+    assert!(packed.notes.is_empty() && !packed.to_sweep);
     assert_eq!(names(&world.src()), world.names());
     let after = tree(&world.dst());
     for entry in &manifest.entries {
@@ -233,7 +282,7 @@ async fn a_batch_arrives(world: &World, to: Destination) {
     }
     assert_eq!(fs::read(world.dst().join("sub/deep/b")).unwrap(), vec![7; 3 << 20]);
     let again = to.offer(&manifest).await.unwrap();
-    assert!(again.answers.iter().all(|a| *a == Ok(Found::Unchanged)), "{again:?}");
+    assert!(again.answers.iter().all(|a| *a == Ok(Found::Done(Action::Skip))), "{again:?}");
 }
 
 #[tokio::test]
@@ -255,14 +304,16 @@ async fn ranges_make_a_file(world: &World, to: Destination) {
     let content: Vec<u8> = (0..(2 * RANGE + 12_345)).map(|i| (i % 251) as u8).collect();
     world.write("big", &content);
     let source = tree(&world.src());
-    let mut manifest = world.manifest();
-    manifest.entries.retain(|e| !e.is_dir());
-    let entry = manifest.entries[0].clone();
+    let (manifest, entry) = world.only_file();
     let mut chain = Vec::new();
     for offset in [2 * RANGE, 0, RANGE] {
         let length = RANGE.min(entry.size() - offset);
-        match to.range(&source, &manifest, &entry, (offset, length)).await.unwrap() {
-            RangeSent::Written(value) => chain.push((offset, value)),
+        let range = (offset, length);
+        match to.range(&source, &manifest, &entry, range, RangeMode::Whole).await.unwrap() {
+            RangeSent::Written { value, sent, kept } => {
+                assert_eq!((sent, kept), (length, 0));
+                chain.push((offset, value.unwrap()));
+            }
             other => panic!("{other:?}"),
         }
         assert!(!world.dst().join("big").exists());
@@ -346,8 +397,8 @@ fn being_sent(world: &World, name: &str) -> (mpsc::Receiver<Result<Bytes, Withdr
     let source = tree(&world.src());
     let entry = source.entry(&rel(name)).unwrap();
     let sending = std::thread::spawn(move || {
-        let mut feed = Feed::new(to, Pool::new());
-        feed_pack(&source, &[], &[entry], &mut feed)
+        let mut feed = Feed::new(to, Pool::new(), Arc::default());
+        feed_pack(&source, &[], &[entry], true, &mut feed)
     });
     from.blocking_recv().unwrap().unwrap();
     (from, sending)
@@ -393,13 +444,13 @@ async fn a_range_of_another_version_is_not_sent() {
     let world = World::new().await;
     world.write("big", &vec![1; 4096]);
     let source = tree(&world.src());
-    let mut manifest = world.manifest();
-    manifest.entries.retain(|e| !e.is_dir());
-    let entry = manifest.entries[0].clone();
+    let (manifest, entry) = world.only_file();
     world.write("big", &vec![2; 5000]);
     for to in [world.remote(&world.ticket()), world.local()] {
-        let sent = to.range(&source, &manifest, &entry, (0, 1024)).await.unwrap();
-        assert_eq!(sent, RangeSent::Changed);
+        for mode in [RangeMode::Whole, RangeMode::Delta] {
+            let sent = to.range(&source, &manifest, &entry, (0, 1024), mode).await.unwrap();
+            assert_eq!(sent, RangeSent::Changed);
+        }
     }
     world.end().await;
 }
@@ -417,7 +468,7 @@ async fn a_file_that_changed_before_it_is_sent_arrives_as_what_it_is() {
     for to in [world.remote(&world.ticket()), world.local()] {
         let files = manifest.entries.clone();
         let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
-        assert_eq!(packed.files[0], Ok(5));
+        assert_eq!(packed.files[0].clone().unwrap().bytes, 5);
         let error = packed.files[1].clone().unwrap_err();
         assert_eq!((error.class, error.errno.as_deref()), (ErrorClass::Vanished, Some("ENOENT")));
         assert_eq!(fs::read(world.dst().join("f")).unwrap(), b"newer");
@@ -430,22 +481,21 @@ async fn a_file_that_changed_before_it_is_sent_arrives_as_what_it_is() {
 fn sending_holds_a_few_buffers_however_much_is_sent() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let world = runtime.block_on(World::new());
-    // A hole: 256 MiB to send, nothing to store.
-    let file = fs::File::create(world.src().join("sparse")).unwrap();
-    file.set_len(256 << 20).unwrap();
+    fs::write(world.src().join("long"), vec![3; 64 << 20]).unwrap();
     let (to, mut from) = mpsc::channel(DEPTH);
     let pool = Pool::new();
     let (source, buffers) = (tree(&world.src()), pool.clone());
-    let entry = source.entry(&rel("sparse")).unwrap();
+    let entry = source.entry(&rel("long")).unwrap();
     let sending = std::thread::spawn(move || {
-        feed_pack(&source, &[], &[entry], &mut Feed::new(to, buffers)).unwrap()
+        let mut feed = Feed::new(to, buffers, Arc::default());
+        feed_pack(&source, &[], &[entry], true, &mut feed).unwrap()
     });
     let mut bytes = 0;
     while let Some(piece) = from.blocking_recv() {
         bytes += piece.unwrap().len();
     }
-    assert_eq!(sending.join().unwrap(), [Fed::Sent(256 << 20)]);
-    assert!(bytes > 256 << 20);
+    assert_eq!(sending.join().unwrap(), [Fed::Sent(written(&vec![3; 64 << 20], true))]);
+    assert!(bytes > 64 << 20);
     // In the channel, being filled, being read.
     assert!(pool.made() <= DEPTH + 2, "{} buffers", pool.made());
     runtime.block_on(world.end());
@@ -458,7 +508,7 @@ async fn a_peer_that_is_not_there_is_named_with_its_endpoints() {
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let mut member = world.member();
     member.data_plane_endpoints = vec![closed.local_addr().unwrap().to_string().parse().unwrap()];
-    let peer = Peers::new(&[]).peer(&member, &world.ticket());
+    let peer = Peers::new(&[]).peer(&member, &world.ticket(), &WriteRules::default());
     let error = Destination::Remote(peer).offer(&Manifest::default()).await.unwrap_err();
     let SendError::Unreachable { worker, tried } = &error else { panic!("{error:?}") };
     assert_eq!((worker.as_str(), tried.len()), ("b", 1));
@@ -470,7 +520,8 @@ async fn a_peer_that_is_not_there_is_named_with_its_endpoints() {
 async fn kept_connections_survive_the_other_sides_restart() {
     let world = World::new().await;
     let peers = Peers::new(&[]);
-    let peer = Destination::Remote(peers.peer(&world.member(), &world.ticket()));
+    let peer =
+        Destination::Remote(peers.peer(&world.member(), &world.ticket(), &WriteRules::default()));
     peer.offer(&Manifest::default()).await.unwrap();
     // The same port again, another server behind it.
     let endpoint = world.endpoint.clone();

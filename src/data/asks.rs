@@ -1,0 +1,452 @@
+//! Questions of one document each way: block values of a range, a prune, a sweep. Removed names are
+//! the only names that a reply holds; they are read like those of any peer.
+
+use super::protocol::{Fault, range_of};
+use crate::wire::manifest::{DirRef, Entry, Manifest, cbor_path};
+use crate::wire::options::FilterSpec;
+use crate::wire::sync::FileError;
+use crate::wire::task::Pruned;
+use crate::wire::{Digest, RelPath};
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+
+/// The length of the blocks that are compared, in bytes. Shorter ones find more that is equal, and
+/// cost 34 bytes of reply each.
+pub const BLOCK: u64 = 256 << 10;
+/// Blocks are asked for, and sent, for so much of a range at a time: neither end works for long
+/// without a word to the other.
+pub const WINDOW: u64 = 64 << 20;
+/// At most so many block values are given at a time.
+const MAX_BLOCKS: u64 = 4096;
+/// At most so many names are taken with one page of a prune.
+pub const MAX_NAMES: usize = 65_536;
+/// A reply to a prune names removed entries in about so many bytes; of more it gives the counts.
+const MAX_REMOVED: usize = 8 << 20;
+
+/// The request for block values.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct BlocksAsk {
+    /// The file, its only entry.
+    #[n(0)]
+    pub manifest: Manifest,
+    /// Where the blocks start, a multiple of their length.
+    #[n(1)]
+    pub offset: u64,
+    /// The length of all of them; the last one may be shorter.
+    #[n(2)]
+    pub length: u64,
+    /// The length of one, a power of two.
+    #[n(3)]
+    pub block: u64,
+}
+
+impl BlocksAsk {
+    /// The file.
+    ///
+    /// # Errors
+    /// A sentence, where these are no blocks whose values can be had.
+    pub fn checked(&self) -> Result<&Entry, String> {
+        let BlocksAsk { offset, length, block, .. } = *self;
+        let entry = range_of(&self.manifest, offset, length)?;
+        let fits = block.is_power_of_two()
+            && block >= blake3::CHUNK_LEN as u64
+            && offset.is_multiple_of(block)
+            && length.div_ceil(block) <= MAX_BLOCKS;
+        if fits { Ok(entry) } else { Err(format!("{length} bytes at {offset} by {block}")) }
+    }
+}
+
+/// What is there of one block: BLAKE3 chaining values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+pub struct BlockValue {
+    /// In the part file of the entry's version.
+    #[n(0)]
+    pub part: Option<Digest>,
+    /// In the file that has the name now.
+    #[n(1)]
+    pub base: Option<Digest>,
+}
+
+/// The reply to [`BlocksAsk`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum BlocksReply {
+    /// One for each block, in order.
+    #[n(0)]
+    Values(#[n(0)] Vec<BlockValue>),
+    /// What is there cannot be read.
+    #[n(1)]
+    Failed(#[n(0)] Fault),
+}
+
+/// A page of a prune: the names that the source has in an interval of one directory. What the
+/// destination has there beside them is extra.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PruneAsk {
+    /// The directory, below the root of the sync.
+    #[cbor(n(0), with = "cbor_path")]
+    pub dir: RelPath,
+    /// The interval begins behind this name; `None`: with the first one.
+    #[n(1)]
+    pub after: Option<ByteVec>,
+    /// … and ends with this one; `None`: there is no end.
+    #[n(2)]
+    pub upto: Option<ByteVec>,
+    /// All names of the source in the interval, sorted.
+    #[n(3)]
+    pub names: Vec<ByteVec>,
+    /// What is not looked at.
+    #[n(4)]
+    pub filter: FilterSpec,
+    /// … unless this is set.
+    #[n(5)]
+    pub delete_excluded: bool,
+    /// Delete; otherwise only count.
+    #[n(6)]
+    pub apply: bool,
+    /// The directory with all above it, parents first; they get their metadata back.
+    #[n(7)]
+    pub dirs: Vec<DirRef>,
+    /// Go on where the last reply to this page ended.
+    #[n(8)]
+    pub resume: Option<Resume>,
+}
+
+/// A place within a page of a prune.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Resume {
+    /// Below the root of the sync: the entry that was settled last.
+    #[cbor(n(0), with = "cbor_path")]
+    pub after: RelPath,
+    /// How many of the directories on the way to it are known to keep something.
+    #[n(1)]
+    pub kept: u32,
+}
+
+impl PruneAsk {
+    /// Whether this can be asked.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn checked(&self) -> Result<(), String> {
+        if self.names.len() > MAX_NAMES {
+            return Err(format!("{} names are over the limit of {MAX_NAMES}", self.names.len()));
+        }
+        let names = || self.names.iter().chain(&self.after).chain(&self.upto);
+        for name in names() {
+            RelPath::root().child(name).map_err(|e| format!("a name {e}"))?;
+        }
+        if !self.names.is_sorted_by(|a, b| a < b) {
+            return Err("the names are not sorted".to_owned());
+        }
+        let inside = |name: &ByteVec| {
+            self.after.as_ref().is_none_or(|after| name > after)
+                && self.upto.as_ref().is_none_or(|upto| name <= upto)
+        };
+        if !self.names.iter().all(inside) {
+            return Err("a name lies out of the interval".to_owned());
+        }
+        if let Some(other) =
+            self.dirs.iter().find(|d| d.path != self.dir && !d.path.holds(&self.dir))
+        {
+            return Err(format!("`{}` is not above the directory", other.path));
+        }
+        match &self.resume {
+            Some(resume) if !self.covers(&resume.after) => {
+                Err(format!("`{}` is not of this page", resume.after))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PruneAsk {
+    /// Whether `path`, below the root of the sync, is (in) something of this page.
+    fn covers(&self, path: &RelPath) -> bool {
+        let Some(below) = below(&self.dir, path.as_bytes()) else { return false };
+        let first = below.components().next().unwrap_or_default();
+        !first.is_empty()
+            && self.after.as_ref().is_none_or(|after| first > after.as_slice())
+            && self.upto.as_ref().is_none_or(|upto| first <= upto.as_slice())
+    }
+}
+
+/// An entry that a prune has removed (or would).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Removed {
+    /// Below the directory of the page.
+    #[cbor(n(0), with = "cbor_path")]
+    pub path: RelPath,
+    /// The length of its content.
+    #[n(1)]
+    pub bytes: u64,
+}
+
+/// Something that a prune could not list or remove.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Stuck {
+    /// Below the directory of the page; empty for that directory.
+    #[cbor(n(0), with = "cbor_path")]
+    pub path: RelPath,
+    /// Why.
+    #[n(1)]
+    pub fault: Fault,
+}
+
+/// The reply to [`PruneAsk`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct PruneReply {
+    /// Entries that were looked at.
+    #[n(0)]
+    pub seen: u64,
+    /// … that are extra.
+    #[n(1)]
+    pub extra: u64,
+    /// Content of those, in bytes.
+    #[n(2)]
+    pub bytes: u64,
+    /// Those, or the first of very many.
+    #[n(3)]
+    pub removed: Vec<Removed>,
+    /// What went wrong.
+    #[n(4)]
+    pub errors: Vec<Stuck>,
+    /// There is more.
+    #[n(5)]
+    pub next: Option<Resume>,
+}
+
+/// What a destination made of a page of a prune. Paths are below the root of the sync.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PrunedPage {
+    /// The counts.
+    pub pruned: Pruned,
+    /// The extra entries with the bytes of their content; where there are very many, the first.
+    pub removed: Vec<(RelPath, u64)>,
+    /// What could not be listed or removed.
+    pub errors: Vec<FileError>,
+    /// There is more: to be asked again with this.
+    pub next: Option<Resume>,
+}
+
+impl PruneReply {
+    /// Says `page`, which is of the directory `dir`.
+    pub fn of_page(dir: &RelPath, page: PrunedPage) -> Self {
+        let Pruned { seen, extra, bytes } = page.pruned;
+        let mut room = MAX_REMOVED;
+        let fits = |(path, bytes): (RelPath, u64)| {
+            let path = below(dir, path.as_bytes())?;
+            room = room.checked_sub(path.as_bytes().len() + 16)?;
+            Some(Removed { path, bytes })
+        };
+        let removed = page.removed.into_iter().map_while(fits).collect();
+        let mut room = MAX_REMOVED / 2;
+        let errors = page.errors.into_iter().map_while(|error| {
+            let path = below(dir, &error.path.0).unwrap_or_default();
+            let fault = Fault::from(error);
+            room = room.checked_sub(path.as_bytes().len() + fault.message.len() + 64)?;
+            Some(Stuck { path, fault })
+        });
+        PruneReply { seen, extra, bytes, removed, errors: errors.collect(), next: page.next }
+    }
+
+    /// Reads a reply to `ask`.
+    ///
+    /// # Errors
+    /// A reply that speaks of what was not asked.
+    pub fn into_page(self, ask: &PruneAsk) -> Result<PrunedPage, String> {
+        let PruneReply { seen, extra, bytes, removed, errors, next } = self;
+        if removed.len() as u64 > extra {
+            return Err(format!("{} removed of {extra}", removed.len()));
+        }
+        let removed = removed.into_iter().map(|one| {
+            let path = ask.dir.join(&one.path);
+            if ask.covers(&path) { Ok((path, one.bytes)) } else { Err(unasked(&path)) }
+        });
+        let removed = removed.collect::<Result<_, _>>()?;
+        if let Some(next) = next.as_ref().filter(|next| !ask.covers(&next.after)) {
+            return Err(unasked(&next.after));
+        }
+        let errors =
+            errors.into_iter().map(|one| one.fault.into_error(&ask.dir.join(&one.path))).collect();
+        Ok(PrunedPage { pruned: Pruned { seen, extra, bytes }, removed, errors, next })
+    }
+}
+
+fn unasked(path: &RelPath) -> String {
+    format!("`{path}` was not asked for")
+}
+
+/// `path` seen from `dir`; `None` where it is not below it.
+fn below(dir: &RelPath, path: &[u8]) -> Option<RelPath> {
+    let rest = match dir.as_bytes() {
+        b"" => path,
+        dir => path.strip_prefix(dir)?.strip_prefix(b"/")?,
+    };
+    RelPath::new(rest).ok()
+}
+
+/// The request for a sweep.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct SweepAsk {
+    /// The root of the sync, which gets its metadata back.
+    #[n(0)]
+    pub root: Option<DirRef>,
+}
+
+/// The reply to [`SweepAsk`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct SweepReply {
+    /// Why not all is removed.
+    #[n(0)]
+    pub fault: Option<Fault>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::manifest::{Ident, Kind, Meta};
+    use proptest::prelude::*;
+
+    fn rel(path: &str) -> RelPath {
+        RelPath::new(path).unwrap()
+    }
+
+    fn name(text: &str) -> ByteVec {
+        text.as_bytes().to_vec().into()
+    }
+
+    const META: Meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
+
+    fn prune(names: &[&str]) -> PruneAsk {
+        PruneAsk {
+            dir: rel("d/e"),
+            after: Some(name("b")),
+            upto: Some(name("m")),
+            names: names.iter().map(|n| name(n)).collect(),
+            filter: FilterSpec { rules: vec!["*.o".into()], ..FilterSpec::default() },
+            delete_excluded: false,
+            apply: true,
+            dirs: ["", "d", "d/e"].map(|d| DirRef { path: rel(d), meta: META }).into(),
+            resume: None,
+        }
+    }
+
+    #[test]
+    fn a_page_of_a_prune_round_trips_and_holds_what_it_says() {
+        let good = prune(&["c", "d\n", "m"]);
+        assert_eq!(good.checked(), Ok(()));
+        let bytes = minicbor::to_vec(&good).unwrap();
+        assert_eq!(minicbor::decode::<PruneAsk>(&bytes).unwrap(), good);
+        let elsewhere = |dir: &str| PruneAsk {
+            dirs: vec![DirRef { path: rel(dir), meta: META }],
+            ..prune(&[])
+        };
+        let resumed =
+            |at: &str| PruneAsk { resume: Some(Resume { after: rel(at), kept: 0 }), ..prune(&[]) };
+        assert_eq!(resumed("d/e/c/x").checked(), Ok(()));
+        let unsorted = [prune(&["d", "c"]), prune(&["c", "c"])];
+        let outside = [prune(&["b"]), prune(&["n"]), elsewhere("x"), elsewhere("d/e/c")];
+        let no_names = [prune(&[".."]), prune(&["c/d"]), prune(&["c\0"]), prune(&[""])];
+        let not_here = ["d/e", "d/e/b/x", "d/ex/c", "x"].map(resumed);
+        for bad in unsorted.iter().chain(&outside).chain(&no_names).chain(&not_here) {
+            assert!(bad.checked().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_reply_to_a_prune_speaks_of_its_page_only() {
+        let ask = prune(&["c"]);
+        let fault = FileError {
+            path: crate::wire::BytePath(b"d/e/k/l".to_vec()),
+            ..Fault::transient("remove destination", "busy").into_error(&rel("x"))
+        };
+        let page = PrunedPage {
+            pruned: Pruned { seen: 9, extra: 2, bytes: 5 },
+            removed: vec![(rel("d/e/f/g"), 5), (rel("d/e/f"), 0)],
+            errors: vec![fault],
+            next: Some(Resume { after: rel("d/e/f"), kept: 0 }),
+        };
+        let said = PruneReply::of_page(&ask.dir, page.clone());
+        assert_eq!(said.removed[0].path, rel("f/g"));
+        let bytes = minicbor::to_vec(&said).unwrap();
+        assert_eq!(minicbor::decode::<PruneReply>(&bytes).unwrap().into_page(&ask), Ok(page));
+        let removed = |path: &str, extra| PruneReply {
+            seen: 1,
+            extra,
+            removed: vec![Removed { path: rel(path), bytes: 0 }],
+            ..PruneReply::default()
+        };
+        assert!(removed("f", 1).into_page(&ask).is_ok());
+        for (path, extra) in [("b", 1), ("n/x", 1), ("", 1), ("f", 0)] {
+            assert!(removed(path, extra).into_page(&ask).is_err(), "{path}");
+        }
+        let next = Some(Resume { after: rel("elsewhere"), kept: 0 });
+        assert!(PruneReply { next, ..PruneReply::default() }.into_page(&ask).is_err());
+    }
+
+    #[test]
+    fn a_removed_name_that_leaves_its_directory_is_not_read() {
+        let said = PruneReply {
+            extra: 1,
+            removed: vec![Removed { path: rel("ab"), bytes: 0 }],
+            ..PruneReply::default()
+        };
+        let mut bytes = minicbor::to_vec(&said).unwrap();
+        let at = bytes.windows(2).position(|w| w == b"ab").unwrap();
+        bytes[at..at + 2].copy_from_slice(b"..");
+        assert!(minicbor::decode::<PruneReply>(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_prune_that_removes_very_much_names_the_first() {
+        let long = "x".repeat(200);
+        let removed: Vec<_> = (0..60_000).map(|i| (rel(&format!("d/e/f/{long}{i}")), 1)).collect();
+        let pruned = Pruned { seen: 60_000, extra: 60_000, bytes: 60_000 };
+        let page = PrunedPage { pruned, removed, ..PrunedPage::default() };
+        let said = PruneReply::of_page(&rel("d/e"), page);
+        assert!(!said.removed.is_empty() && said.removed.len() < 60_000);
+        assert!(minicbor::to_vec(&said).unwrap().len() < super::super::protocol::MAX_REPLY);
+        assert_eq!(said.into_page(&prune(&[])).unwrap().pruned, pruned);
+    }
+
+    #[test]
+    fn only_blocks_whose_values_can_be_had_are_asked_for() {
+        let entry = Entry::new(rel("f"), Kind::File { size: 9 * WINDOW }, META, Ident::default());
+        let manifest = Manifest { dirs: vec![], entries: vec![entry] };
+        let ask =
+            |offset, length, block| BlocksAsk { manifest: manifest.clone(), offset, length, block };
+        assert!(ask(0, WINDOW, BLOCK).checked().is_ok());
+        assert!(ask(8 * WINDOW, BLOCK + 1, BLOCK).checked().is_ok());
+        for (offset, length, block) in [
+            (0, 0, BLOCK),
+            (0, WINDOW, 0),
+            (0, WINDOW, 3 << 10),
+            (0, 4096, 512),
+            (1024, BLOCK, BLOCK),
+            (0, WINDOW, 1024),
+            (9 * WINDOW, 1, BLOCK),
+        ] {
+            assert!(ask(offset, length, block).checked().is_err(), "{offset} {length} {block}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
+            let _ = minicbor::decode::<BlocksAsk>(&bytes).map(|ask| ask.checked().is_ok());
+            let _ = minicbor::decode::<BlocksReply>(&bytes);
+            let _ = minicbor::decode::<PruneAsk>(&bytes).map(|ask| ask.checked());
+            let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_page(&prune(&[])));
+            let _ = minicbor::decode::<SweepAsk>(&bytes);
+            let _ = minicbor::decode::<SweepReply>(&bytes);
+        }
+
+        #[test]
+        fn a_flipped_bit_of_a_page_is_never_a_panic(at: prop::sample::Index, bit in 0u8..8) {
+            let mut bytes = minicbor::to_vec(prune(&["c", "d"])).unwrap();
+            let i = at.index(bytes.len());
+            bytes[i] ^= 1 << bit;
+            let _ = minicbor::decode::<PruneAsk>(&bytes).map(|ask| ask.checked());
+        }
+    }
+}

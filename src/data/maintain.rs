@@ -1,0 +1,56 @@
+//! The receiving end of questions without content: block values, prunes, sweeps.
+
+use super::asks::{
+    BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, Resume, SweepAsk, SweepReply,
+};
+use crate::fs::{BlockValues, Filter, PruneDone, PrunePage, PrunePlace, Target};
+use crate::wire::manifest::Entry;
+use crate::wire::ticket::Claims;
+use std::sync::Arc;
+
+/// What is there of the blocks that are asked for, which are `entry`'s.
+pub fn take_blocks(target: &Target, entry: &Entry, ask: &BlocksAsk) -> BlocksReply {
+    match target.blocks(entry, ask.offset, ask.length, ask.block) {
+        Ok(values) => {
+            let value = |v: BlockValues| BlockValue { part: v.part, base: v.base };
+            BlocksReply::Values(values.into_iter().map(value).collect())
+        }
+        Err(error) => BlocksReply::Failed(error.to_file_error().into()),
+    }
+}
+
+/// Finds (and removes) what is extra. Whose trash it goes to is said by the ticket.
+///
+/// # Errors
+/// A sentence, where it can't be asked like this.
+pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<PrunedPage, String> {
+    ask.checked()?;
+    let name = |name: &minicbor::bytes::ByteVec| name.to_vec().into_boxed_slice();
+    let page = PrunePage {
+        dir: ask.dir.clone(),
+        after: ask.after.as_ref().map(name),
+        upto: ask.upto.as_ref().map(name),
+        names: ask.names.iter().map(name).collect(),
+        filter: Arc::new(Filter::new(&ask.filter).map_err(|e| e.to_string())?),
+        delete_excluded: ask.delete_excluded,
+        apply: ask.apply,
+        request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,
+        dirs: ask.dirs.clone(),
+        resume: ask.resume.as_ref().map(|at| PrunePlace { after: at.after.clone(), kept: at.kept }),
+    };
+    match target.prune(&page) {
+        Ok(PruneDone { pruned, removed, errors, next }) => {
+            let next = next.map(|at| Resume { after: at.after, kept: at.kept });
+            Ok(PrunedPage { pruned, removed, errors, next })
+        }
+        Err(error) => {
+            Ok(PrunedPage { errors: vec![error.to_file_error()], ..PrunedPage::default() })
+        }
+    }
+}
+
+/// Removes what was kept to find the names of one file.
+pub fn take_sweep(target: &Target, ask: &SweepAsk) -> SweepReply {
+    let swept = target.sweep(ask.root.as_ref());
+    SweepReply { fault: swept.err().map(|error| error.to_file_error().into()) }
+}

@@ -1,0 +1,379 @@
+//! Reading the content of a source file in order, once, for whoever takes it: a connection, or a
+//! destination on this host. Holes are hashed and not read.
+
+use super::asks::{BLOCK, BlockValue};
+use super::protocol::MAX_CONTENT;
+use crate::fs::{Cause, FsError, Keep, Side, SourceFile, Tree};
+use crate::wire::Digest;
+use crate::wire::manifest::Entry;
+use blake3::Hasher;
+use blake3::hazmat::HasherExt as _;
+
+/// Neighbouring blocks that are kept are told as one, up to this length: both ends hear of each other
+/// while they work on a long run of them.
+pub const KEEP_AT: u64 = 8 << 20;
+
+static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+
+/// Takes content in order.
+pub trait Sink {
+    /// Why no more is taken.
+    type Stop;
+    /// Where content of up to `want` bytes (at most [`MAX_CONTENT`]) is read to.
+    ///
+    /// # Errors
+    /// No more is taken.
+    fn room(&mut self, want: usize) -> Result<&mut [u8], Self::Stop>;
+    /// The first `n` bytes of the [room](Sink::room) are content.
+    ///
+    /// # Errors
+    /// No more is taken.
+    fn content(&mut self, n: usize) -> Result<(), Self::Stop>;
+    /// A hole of `length` bytes.
+    ///
+    /// # Errors
+    /// No more is taken.
+    fn hole(&mut self, length: u64) -> Result<(), Self::Stop>;
+    /// `length` bytes that the destination has; the chaining values of their blocks.
+    ///
+    /// # Errors
+    /// No more is taken.
+    fn keep(&mut self, from: Keep, length: u64, values: &[Digest]) -> Result<(), Self::Stop>;
+    /// Asked between pieces of work.
+    ///
+    /// # Errors
+    /// No more is taken.
+    fn go_on(&self) -> Result<(), Self::Stop>;
+}
+
+/// How reading content ended.
+pub enum Read {
+    /// All of it was read.
+    All,
+    /// The file ended early.
+    Short,
+    /// The file cannot be read.
+    Failed(FsError),
+}
+
+/// A range of a file, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Where it starts.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
+}
+
+impl Span {
+    /// Where it ends.
+    pub fn end(self) -> u64 {
+        self.offset + self.length
+    }
+
+    /// Cut into pieces of `length`; the last one may be shorter.
+    pub fn pieces(self, length: u64) -> impl Iterator<Item = Span> {
+        let starts =
+            (self.offset..self.end()).step_by(usize::try_from(length).unwrap_or(usize::MAX));
+        starts.map(move |offset| Span { offset, length: length.min(self.end() - offset) })
+    }
+}
+
+/// A hasher for the chaining value of what begins at `offset`, a multiple of 1 KiB.
+pub fn hasher_at(offset: u64) -> Hasher {
+    let mut hasher = Hasher::new();
+    hasher.set_input_offset(offset);
+    hasher
+}
+
+/// Hashes `length` zeros; asks `go_on` again and again.
+///
+/// # Errors
+/// What `go_on` says.
+pub fn hash_zeros<E>(
+    hasher: &mut Hasher,
+    mut length: u64,
+    go_on: impl Fn() -> Result<(), E>,
+) -> Result<(), E> {
+    while length > 0 {
+        go_on()?;
+        let n = length.min(BLOCK);
+        hasher.update(&ZEROS[..n as usize]);
+        length -= n;
+    }
+    Ok(())
+}
+
+/// The next run of data in `span` from `at` on, as start and end; both are its end where only a hole
+/// is left.
+fn data_from(file: &SourceFile, at: u64, span: Span) -> Result<(u64, u64), FsError> {
+    Ok(file.next_data(at, span.end())?.unwrap_or((span.end(), span.end())))
+}
+
+/// Reads all of `span`, hashing on the way where there is a hasher.
+///
+/// # Errors
+/// What the sink says.
+pub fn read_whole<S: Sink>(
+    file: &SourceFile,
+    span: Span,
+    hasher: &mut Option<Hasher>,
+    sink: &mut S,
+) -> Result<Read, S::Stop> {
+    let mut at = span.offset;
+    while at < span.end() {
+        let (start, end) = match data_from(file, at, span) {
+            Ok(run) => run,
+            Err(error) => return Ok(Read::Failed(error)),
+        };
+        if start > at {
+            if let Some(hasher) = hasher {
+                hash_zeros(hasher, start - at, || sink.go_on())?;
+            }
+            sink.hole(start - at)?;
+            at = start;
+        }
+        while at < end {
+            sink.go_on()?;
+            let room = sink.room((end - at).min(MAX_CONTENT as u64) as usize)?;
+            let n = match file.read_at(room, at) {
+                Ok(0) => return Ok(Read::Short),
+                Ok(n) => n,
+                Err(error) => return Ok(Read::Failed(error)),
+            };
+            if let Some(hasher) = hasher {
+                hasher.update(&room[..n]);
+            }
+            sink.content(n)?;
+            at += n as u64;
+        }
+    }
+    Ok(Read::All)
+}
+
+/// What is not told yet because its neighbours may be alike.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Alike {
+    Hole,
+    Kept(Keep),
+}
+
+/// One delta being read.
+struct Delta<'a, S> {
+    file: &'a SourceFile,
+    sink: &'a mut S,
+    /// The values of all blocks so far.
+    values: Vec<Digest>,
+    /// So many bytes in so many blocks at the end are not told yet.
+    held: Option<(Alike, u64, usize)>,
+}
+
+/// Reads `span`, block by block, and compares it with `there`, what the destination has of each block.
+/// Returns the chaining values of the blocks. `scratch` has room for a block.
+///
+/// # Errors
+/// What the sink says.
+pub fn read_delta<S: Sink>(
+    file: &SourceFile,
+    span: Span,
+    there: &[BlockValue],
+    scratch: &mut [u8],
+    sink: &mut S,
+) -> Result<(Read, Vec<Digest>), S::Stop> {
+    let mut delta = Delta { file, sink, values: Vec::with_capacity(there.len()), held: None };
+    for (i, block) in span.pieces(BLOCK).enumerate() {
+        delta.sink.go_on()?;
+        // Of what nothing is known, all is sent.
+        let there = there.get(i).copied().unwrap_or_default();
+        match block_of(file, block, scratch) {
+            Ok(Some((value, holes))) => delta.take(block, (value, holes), there, scratch)?,
+            Ok(None) => return Ok((Read::Short, Vec::new())),
+            Err(error) => return Ok((Read::Failed(error), Vec::new())),
+        }
+    }
+    delta.tell()?;
+    Ok((Read::All, delta.values))
+}
+
+/// What of a block is a hole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holes {
+    None,
+    Some,
+    All,
+}
+
+/// The chaining value of `block`, read into `scratch` where it is not one hole; `None` where the file
+/// ends before it does.
+fn block_of(
+    file: &SourceFile,
+    block: Span,
+    scratch: &mut [u8],
+) -> Result<Option<(Digest, Holes)>, FsError> {
+    let n = block.length as usize;
+    let mut hasher = hasher_at(block.offset);
+    let run = data_from(file, block.offset, block)?;
+    let holes = if run == (block.offset, block.end()) {
+        Holes::None
+    } else if run.0 == block.end() {
+        Holes::All
+    } else {
+        Holes::Some
+    };
+    if holes == Holes::All {
+        hasher.update(&ZEROS[..n]);
+    } else {
+        if file.read_at(&mut scratch[..n], block.offset)? < n {
+            return Ok(None);
+        }
+        hasher.update(&scratch[..n]);
+    }
+    Ok(Some((Digest(hasher.finalize_non_root()), holes)))
+}
+
+impl<S: Sink> Delta<'_, S> {
+    /// Takes one block, whose content is in `scratch`.
+    fn take(
+        &mut self,
+        block: Span,
+        (value, holes): (Digest, Holes),
+        there: BlockValue,
+        scratch: &[u8],
+    ) -> Result<(), S::Stop> {
+        let alike = if holes == Holes::All {
+            Some(Alike::Hole)
+        } else if there.part == Some(value) {
+            Some(Alike::Kept(Keep::Part))
+        } else if there.base == Some(value) {
+            Some(Alike::Kept(Keep::Base))
+        } else {
+            None
+        };
+        match (alike, &mut self.held) {
+            (Some(alike), Some((held, bytes, blocks))) if alike == *held && *bytes < KEEP_AT => {
+                *bytes += block.length;
+                *blocks += 1;
+            }
+            (Some(alike), _) => {
+                self.tell()?;
+                self.held = Some((alike, block.length, 1));
+            }
+            (None, _) => {
+                self.tell()?;
+                self.send(block, holes, scratch)?;
+            }
+        }
+        self.values.push(value);
+        Ok(())
+    }
+
+    /// Tells the sink what was held back.
+    fn tell(&mut self) -> Result<(), S::Stop> {
+        match self.held.take() {
+            None => Ok(()),
+            Some((Alike::Hole, bytes, _)) => self.sink.hole(bytes),
+            Some((Alike::Kept(from), bytes, blocks)) => {
+                let first = self.values.len().saturating_sub(blocks);
+                self.sink.keep(from, bytes, &self.values[first..])
+            }
+        }
+    }
+
+    /// Hands the content of `block` on, without its holes.
+    fn send(&mut self, block: Span, holes: Holes, scratch: &[u8]) -> Result<(), S::Stop> {
+        let mut at = block.offset;
+        while at < block.end() {
+            // Where it can't be said any more what is a hole, all of it is content.
+            let run =
+                if holes == Holes::Some { data_from(self.file, at, block).ok() } else { None };
+            let (start, end) = run.unwrap_or((at, block.end()));
+            if start > at {
+                self.sink.hole(start - at)?;
+            }
+            if end > start {
+                let from = (start - block.offset) as usize..(end - block.offset) as usize;
+                let content = &scratch[from];
+                self.sink.room(content.len())?[..content.len()].copy_from_slice(content);
+                self.sink.content(content.len())?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// Opens the file, provided that it is the version that `entry` says.
+///
+/// # Errors
+/// It can't be opened, or is another version ([`Cause::Changed`]).
+pub fn open_same(source: &Tree, entry: &Entry) -> Result<SourceFile, FsError> {
+    let file = source.open_source(entry)?;
+    if file.is_version(entry) { Ok(file) } else { Err(changed(entry)) }
+}
+
+/// The error of a file that ended early or is another one now.
+pub fn changed(entry: &Entry) -> FsError {
+    FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed)
+}
+
+/// The chaining values of the blocks of `span` of `entry`'s version of its file.
+///
+/// # Errors
+/// It can't be read, or is another version ([`Cause::Changed`]).
+pub fn hash_blocks(source: &Tree, entry: &Entry, span: Span) -> Result<Vec<Digest>, FsError> {
+    let file = open_same(source, entry)?;
+    let mut scratch = vec![0; BLOCK as usize];
+    let values = span.pieces(BLOCK).map(|block| match block_of(&file, block, &mut scratch) {
+        Ok(Some((value, _))) => Ok(value),
+        Ok(None) => Err(changed(entry)),
+        Err(error) => Err(error),
+    });
+    let values = values.collect::<Result<_, _>>()?;
+    file.unchanged_since_open()?;
+    Ok(values)
+}
+
+/// The digest of the content of `entry`'s version of its file. It blocks as long as reading takes.
+///
+/// # Errors
+/// It can't be read, or is another version ([`Cause::Changed`]).
+pub fn hash_source(source: &Tree, entry: &Entry) -> Result<Digest, FsError> {
+    let file = open_same(source, entry)?;
+    let span = Span { offset: 0, length: entry.size() };
+    let mut sink = Nowhere(vec![0; span.length.min(MAX_CONTENT as u64) as usize]);
+    let mut hasher = Some(Hasher::new());
+    match read_whole(&file, span, &mut hasher, &mut sink) {
+        Ok(Read::All) => file.unchanged_since_open()?,
+        Ok(Read::Failed(error)) => return Err(error),
+        Ok(Read::Short) => return Err(changed(entry)),
+    }
+    Ok(hasher.unwrap_or_default().finalize().into())
+}
+
+/// Takes content to nowhere: it is only hashed.
+struct Nowhere(Vec<u8>);
+
+impl Sink for Nowhere {
+    type Stop = std::convert::Infallible;
+
+    fn room(&mut self, want: usize) -> Result<&mut [u8], Self::Stop> {
+        let n = want.min(self.0.len());
+        Ok(&mut self.0[..n])
+    }
+
+    fn content(&mut self, _: usize) -> Result<(), Self::Stop> {
+        Ok(())
+    }
+
+    fn hole(&mut self, _: u64) -> Result<(), Self::Stop> {
+        Ok(())
+    }
+
+    fn keep(&mut self, _: Keep, _: u64, _: &[Digest]) -> Result<(), Self::Stop> {
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), Self::Stop> {
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! Where content goes at a destination: the file of a pack, or the part file of a range. Both ends of
+//! a copy on one host, and the receiving end of a connection, write through this.
+
+use super::read::{KEEP_AT, Span, hasher_at};
+use crate::fs::{Cause, FsError, Keep, NewFile, PartFile, Result, Side};
+use crate::wire::{Digest, RelPath};
+use blake3::Hasher;
+use blake3::hazmat::HasherExt as _;
+
+/// A file that is being written, in order.
+pub trait Store {
+    /// Writes `content`, which begins at `at`.
+    ///
+    /// # Errors
+    /// It could not be written.
+    fn write(&mut self, content: &[u8], at: u64) -> Result<()>;
+    /// Makes a hole of `span`.
+    ///
+    /// # Errors
+    /// It could not be made.
+    fn hole(&mut self, span: Span) -> Result<()>;
+    /// What content can be kept in.
+    fn part(&self) -> Option<&PartFile>;
+}
+
+impl Store for NewFile {
+    fn write(&mut self, content: &[u8], _: u64) -> Result<()> {
+        NewFile::write(self, content)
+    }
+
+    fn hole(&mut self, span: Span) -> Result<()> {
+        self.skip(span.length);
+        Ok(())
+    }
+
+    fn part(&self) -> Option<&PartFile> {
+        None
+    }
+}
+
+impl Store for PartFile {
+    fn write(&mut self, content: &[u8], at: u64) -> Result<()> {
+        self.write_at(content, at)
+    }
+
+    fn hole(&mut self, span: Span) -> Result<()> {
+        self.hole_at(span.offset, span.length)
+    }
+
+    fn part(&self) -> Option<&PartFile> {
+        Some(self)
+    }
+}
+
+/// What reading back needs.
+pub struct ReadBack<'a> {
+    /// Of the file, for errors.
+    pub path: &'a RelPath,
+    /// What is read is hashed.
+    pub hasher: &'a mut Hasher,
+    /// Room to read to.
+    pub buffer: &'a mut [u8],
+}
+
+/// Keeps `span` of `part` as the destination has it, and reads it back where it is to be hashed: what
+/// is kept was compared a while ago. `go_on` is asked again and again.
+///
+/// # Errors
+/// What `go_on` says; inside, that it can't be kept or read.
+pub fn keep<E>(
+    part: &PartFile,
+    from: Keep,
+    span: Span,
+    mut back: Option<ReadBack<'_>>,
+    go_on: impl Fn() -> std::result::Result<(), E>,
+) -> std::result::Result<Result<()>, E> {
+    for piece in span.pieces(KEEP_AT) {
+        go_on()?;
+        if let Err(error) = part.keep(piece.offset, piece.length, from) {
+            return Ok(Err(error));
+        }
+        let Some(back) = &mut back else { continue };
+        for piece in piece.pieces(back.buffer.len() as u64) {
+            go_on()?;
+            let room = &mut back.buffer[..piece.length as usize];
+            match part.read_at(room, piece.offset) {
+                Ok(n) if n == room.len() => back.hasher.update(room),
+                Ok(_) => return Ok(Err(lost(back.path))),
+                Err(error) => return Ok(Err(error)),
+            };
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// [`keep`] for blocks of these `values`, which are checked one by one where `hashed`.
+///
+/// # Errors
+/// Like [`keep`].
+pub fn keep_blocks<E>(
+    part: &PartFile,
+    from: Keep,
+    blocks: impl Iterator<Item = (Span, Digest)>,
+    back: Option<(&RelPath, &mut [u8])>,
+    go_on: impl Fn() -> std::result::Result<(), E>,
+) -> std::result::Result<Result<()>, E> {
+    let Some((path, buffer)) = back else {
+        for (block, _) in blocks {
+            if let Err(error) = keep(part, from, block, None, &go_on)? {
+                return Ok(Err(error));
+            }
+        }
+        return Ok(Ok(()));
+    };
+    for (block, value) in blocks {
+        let mut hasher = hasher_at(block.offset);
+        let back = ReadBack { path, hasher: &mut hasher, buffer: &mut *buffer };
+        if let Err(error) = keep(part, from, block, Some(back), &go_on)? {
+            return Ok(Err(error));
+        }
+        if Digest(hasher.finalize_non_root()) != value {
+            return Ok(Err(lost(path)));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// The error of kept content that is another one by now.
+fn lost(path: &RelPath) -> FsError {
+    FsError::new(Side::Destination, "keep", path.as_bytes(), Cause::Lost)
+}

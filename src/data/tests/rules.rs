@@ -1,0 +1,222 @@
+//! The ticket says what may be done; a peer that asks for more gets a refusal and changes nothing.
+
+use super::*;
+use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
+use crate::data::protocol::RangeHead;
+use crate::wire::manifest::{DirRef, Meta};
+use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
+
+fn rules(change: impl FnOnce(&mut WriteRules)) -> WriteRules {
+    let mut rules = WriteRules::default();
+    change(&mut rules);
+    rules
+}
+
+fn prune(apply: bool, names: &[&str]) -> PruneAsk {
+    let meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime_sec: 5, mtime_nsec: 0 };
+    PruneAsk {
+        dir: RelPath::root(),
+        after: None,
+        upto: None,
+        names: names.iter().map(|n| n.as_bytes().to_vec().into()).collect(),
+        filter: FilterSpec::default(),
+        delete_excluded: false,
+        apply,
+        dirs: vec![DirRef { path: RelPath::root(), meta }],
+        resume: None,
+    }
+}
+
+fn cbor<T: minicbor::Encode<()>>(value: &T) -> Vec<u8> {
+    minicbor::to_vec(value).unwrap()
+}
+
+fn assert_refused(reply: &str, status: u16, code: &str) {
+    assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{reply}");
+    assert!(reply.contains(&format!("\"{code}\"")), "{reply}");
+}
+
+#[tokio::test]
+async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
+    let world = World::new().await;
+    world.write("new", b"new");
+    world.write("sub/f", b"abc");
+    fs::write(world.dst().join("extra"), b"x").unwrap();
+    let before = fs::metadata(world.dst()).unwrap().modified().unwrap();
+    let dry = rules(|r| (r.dry_run, r.delete) = (true, true));
+    let ticket = world.ticket_with(&dry);
+    let entry = file_entry("planted", 3);
+    let mut pack = frame::dirs(vec![]);
+    pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
+    pack.extend(frame::end(1));
+    let manifest = Manifest { dirs: vec![], entries: vec![entry] };
+    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3 });
+    range.extend(frame::content_head(3));
+    range.extend(b"abc");
+    for (path, body) in [
+        ("/v1/pack", pack),
+        ("/v1/range", range),
+        ("/v1/sweep", cbor(&SweepAsk::default())),
+        ("/v1/prune", cbor(&prune(true, &["new"]))),
+    ] {
+        assert_refused(&world.post(path, &ticket, &body).await, 403, "dry_run");
+    }
+    let manifest = world.manifest();
+    let source = tree(&world.src());
+    for to in world.both(&dry) {
+        let offered = to.offer(&manifest).await.unwrap();
+        let wanted: Vec<_> = needed(&manifest, &offered.answers);
+        assert_eq!(wanted.len(), 2);
+        assert_eq!(offered.unstamped, []);
+        let counted = to.prune(prune(false, &["new", "sub"])).await.unwrap();
+        assert_eq!((counted.pruned.extra, counted.pruned.bytes), (1, 1));
+        assert!(to.pack(&source, manifest.dirs.clone(), wanted).await.is_err());
+        assert!(to.prune(prune(true, &[])).await.is_err());
+        assert!(to.sweep(None).await.is_err());
+    }
+    assert_eq!(world.names(), ["extra"]);
+    assert_eq!(fs::metadata(world.dst()).unwrap().modified().unwrap(), before);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn only_a_mirrors_ticket_lets_anybody_delete() {
+    let world = World::new().await;
+    fs::create_dir_all(world.dst().join("extra/deep")).unwrap();
+    fs::write(world.dst().join("extra/deep/f"), b"12345").unwrap();
+    fs::write(world.dst().join("kept"), b"k").unwrap();
+    for apply in [false, true] {
+        let reply = world.post("/v1/prune", &world.ticket(), &cbor(&prune(apply, &[]))).await;
+        assert_refused(&reply, 403, "deletion_not_allowed");
+        let local = world.local().prune(prune(apply, &[])).await;
+        assert!(matches!(local, Err(SendError::Internal(_))), "{local:?}");
+    }
+    // The rules are signed: the same ticket with one claim swapped is nobody's.
+    let mirror = world.ticket_with(&rules(|r| r.delete = true));
+    let (claims, _) = mirror.split_once('.').unwrap();
+    let plain = world.ticket();
+    let (_, signature) = plain.split_once('.').unwrap();
+    let forged = format!("{claims}.{signature}");
+    let reply = world.post("/v1/prune", &forged, &cbor(&prune(true, &[]))).await;
+    assert_refused(&reply, 403, "ticket_refused");
+    assert_eq!(world.names(), ["extra", "extra/deep", "extra/deep/f", "kept"]);
+    for to in world.both(&rules(|r| r.delete = true)) {
+        fs::create_dir_all(world.dst().join("extra/deep")).unwrap();
+        fs::write(world.dst().join("extra/deep/f"), b"12345").unwrap();
+        let done = to.prune(prune(true, &["kept"])).await.unwrap();
+        assert_eq!((done.pruned.extra, done.pruned.bytes), (3, 5));
+        let mut removed = done.removed;
+        removed.sort();
+        let expected = [("extra", 0), ("extra/deep", 0), ("extra/deep/f", 5)];
+        assert_eq!(removed, expected.map(|(path, bytes)| (rel(path), bytes)));
+        assert_eq!((done.errors, done.next), (vec![], None));
+        assert_eq!(world.names(), ["kept"]);
+        assert_eq!(to.sweep(None).await.unwrap(), Ok(()));
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn content_without_a_digest_is_taken_only_where_the_ticket_says_so() {
+    let world = World::new().await;
+    let small = content(5000, 1);
+    world.write("f", &small);
+    let (manifest, entry) = world.only_file();
+    let source = tree(&world.src());
+    let unhashed = rules(|r| r.hashed = false);
+    // A peer that does not hash, with a ticket that wants it.
+    let strict = Peers::new(&[]).peer(&world.member(), &world.ticket(), &unhashed);
+    let strict = Destination::Remote(strict);
+    let files = vec![entry.clone()];
+    let refused = strict.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap_err();
+    let SendError::Refused { status, code, .. } = &refused else { panic!("{refused:?}") };
+    assert_eq!((*status, code.as_str()), (403, "digest_required"));
+    let range = (0, 5000);
+    let refused = strict.range(&source, &manifest, &entry, range, RangeMode::Whole).await;
+    assert!(matches!(refused, Err(SendError::Refused { status: 403, .. })), "{refused:?}");
+    assert!(!world.dst().join("f").exists());
+    world.target().discard_part(&entry).unwrap();
+    for to in world.both(&unhashed) {
+        let packed = to.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap();
+        assert_eq!(packed.files, [Ok(written(&small, false))]);
+        assert_eq!(fs::read(world.dst().join("f")).unwrap(), small);
+        fs::remove_file(world.dst().join("f")).unwrap();
+        for mode in [RangeMode::Whole, RangeMode::Delta] {
+            let sent = to.range(&source, &manifest, &entry, range, mode).await.unwrap();
+            assert_eq!(sent, RangeSent::Written { value: None, sent: 5000, kept: 0 });
+            world.target().publish_part(&entry, None).unwrap();
+            assert_eq!(fs::read(world.dst().join("f")).unwrap(), small);
+            fs::remove_file(world.dst().join("f")).unwrap();
+        }
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_list_of_digests_is_had_also_where_nothing_is_checked() {
+    let world = World::new().await;
+    world.write("f", b"abc");
+    let (manifest, entry) = world.only_file();
+    let source = tree(&world.src());
+    for to in world.both(&rules(|r| (r.hashed, r.digests) = (false, true))) {
+        let files = vec![entry.clone()];
+        let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
+        assert_eq!(packed.files, [Ok(written(b"abc", true))]);
+        let offered = to.offer(&manifest).await.unwrap();
+        assert_eq!(offered.answers, [Ok(Found::Done(Action::Skip))]);
+        assert_eq!(offered.digests, [Some(blake3::hash(b"abc").into())]);
+        fs::remove_file(world.dst().join("f")).unwrap();
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired() {
+    let world = World::new().await;
+    world.write("f", b"abc");
+    let source = tree(&world.src());
+    let checksum = rules(|r| r.compare = crate::wire::options::Compare::Checksum);
+    for to in world.both(&checksum) {
+        let there = fs::File::create(world.dst().join("f")).unwrap();
+        std::io::Write::write_all(&mut &there, b"abc").unwrap();
+        there.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let (mut manifest, entry) = world.only_file();
+        assert_eq!(to.offer(&manifest).await.unwrap().answers, [Ok(Found::Check)]);
+        manifest.entries[0].digest = Some(crate::data::hash_source(&source, &entry).unwrap());
+        let done = to.offer(&manifest).await.unwrap();
+        assert_eq!(done.answers, [Ok(Found::Done(Action::Metadata))]);
+        assert_eq!(tree(&world.dst()).entry(&entry.path).unwrap().meta, entry.meta);
+        manifest.entries[0].digest = Some(Digest([0; 32]));
+        let other = to.offer(&manifest).await.unwrap();
+        let expected = Found::Needed { action: Action::Update, base: true };
+        assert_eq!(other.answers, [Ok(expected)]);
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn documents_that_lie_are_refused_by_every_verb() {
+    let world = World::new().await;
+    let ticket = world.ticket_with(&rules(|r| r.delete = true));
+    for path in ["/v1/digest", "/v1/prune", "/v1/sweep"] {
+        for body in [&b""[..], b"\xff\xff", b"{}", &[0x9f; 100]] {
+            assert_refused(&world.post(path, &ticket, body).await, 400, "bad_frame");
+        }
+    }
+    let manifest = Manifest { dirs: vec![], entries: vec![file_entry("f", 10 * BLOCK)] };
+    for (offset, length, block) in [(0, 1 << 60, BLOCK), (7, BLOCK, BLOCK), (0, BLOCK, 0)] {
+        let ask = BlocksAsk { manifest: manifest.clone(), offset, length, block };
+        assert_refused(&world.post("/v1/digest", &ticket, &cbor(&ask)).await, 400, "bad_frame");
+    }
+    let unsorted = prune(true, &["b", "a"]);
+    assert_refused(&world.post("/v1/prune", &ticket, &cbor(&unsorted)).await, 400, "bad_frame");
+    fs::write(world.dst().join("a"), b"").unwrap();
+    let endless_filter = PruneAsk {
+        filter: FilterSpec { rules: vec!["x".repeat(MAX_FILTER_BYTES)], ..FilterSpec::default() },
+        ..prune(true, &[])
+    };
+    let reply = world.post("/v1/prune", &ticket, &cbor(&endless_filter)).await;
+    assert_refused(&reply, 400, "bad_frame");
+    assert_eq!(world.names(), ["a"]);
+    world.end().await;
+}

@@ -1,0 +1,173 @@
+//! Holes travel as holes, and are hashed as the zeros that they are read as.
+
+use super::*;
+use crate::data::frame::FrameReader;
+use crate::data::hash_source;
+use crate::data::receive::{take_pack, take_range};
+use crate::data::tests::damage::Script;
+use crate::wire::options::Preserve;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+const MIB: u64 = 1 << 20;
+
+/// A file of `size` bytes with data at some places only; its content.
+fn sparse(path: &Path, size: u64, data: &[(u64, &[u8])]) -> Vec<u8> {
+    let file = fs::File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    let mut content = vec![0; size as usize];
+    for (at, bytes) in data {
+        file.write_all_at(bytes, *at).unwrap();
+        content[*at as usize..*at as usize + bytes.len()].copy_from_slice(bytes);
+    }
+    content
+}
+
+/// What a file takes on its disk, in bytes.
+fn stored(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+fn keeping(path: &Path) -> Tree {
+    tree(path).keeping(Preserve::all())
+}
+
+#[tokio::test]
+async fn a_sparse_file_arrives_with_its_holes_and_only_its_data_is_sent() {
+    let world = World::new().await;
+    let data = content(64 << 10, 1);
+    // A hole first, between and last.
+    let expected = sparse(&world.src().join("f"), 32 * MIB, &[(3 * MIB, &data), (20 * MIB, &data)]);
+    let all_hole = sparse(&world.src().join("nothing"), 5 * MIB + 7, &[]);
+    let source = keeping(&world.src());
+    let manifest = world.manifest();
+    let files: Vec<Entry> = manifest.entries.iter().filter(|e| !e.is_dir()).cloned().collect();
+    let rules = WriteRules { digests: true, ..WriteRules::default() };
+    for to in world.both(&rules) {
+        let packed = to.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap();
+        assert_eq!(packed.files, [Ok(written(&expected, true)), Ok(written(&all_hole, true))]);
+        assert_eq!(packed.sent, 2 * data.len() as u64);
+        assert_eq!(fs::read(world.dst().join("f")).unwrap(), expected);
+        assert_eq!(fs::read(world.dst().join("nothing")).unwrap(), all_hole);
+        assert!(stored(&world.dst().join("f")) <= stored(&world.src().join("f")));
+        assert_eq!(stored(&world.dst().join("nothing")), 0);
+        for name in ["f", "nothing"] {
+            fs::remove_file(world.dst().join(name)).unwrap();
+        }
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_range_of_a_sparse_file_takes_what_was_there_away() {
+    let world = World::new().await;
+    let data = content(4096, 2);
+    let expected = sparse(&world.src().join("f"), 4 * MIB, &[(2 * MIB + 4096, &data)]);
+    let source = keeping(&world.src());
+    let (manifest, entry) = world.only_file();
+    for to in world.both(&WriteRules::default()) {
+        for mode in [RangeMode::Whole, RangeMode::Delta] {
+            // Another try at these ranges has left other bytes.
+            let part = world.target().part(&entry).unwrap();
+            part.write_at(&vec![9; 4 << 20], 0).unwrap();
+            part.finish().unwrap();
+            let mut values = Vec::new();
+            for offset in [0, 2 * MIB] {
+                let range = (offset, 2 * MIB);
+                match to.range(&source, &manifest, &entry, range, mode).await.unwrap() {
+                    RangeSent::Written { value, sent, kept } => {
+                        let data = if offset == 0 { 0 } else { data.len() as u64 };
+                        assert_eq!((sent, kept), (data, 0), "{mode:?}");
+                        values.push(value.unwrap());
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(merge_ranges(&values), Some(blake3::hash(&expected).into()));
+            world.target().publish_part(&entry, None).unwrap();
+            assert_eq!(fs::read(world.dst().join("f")).unwrap(), expected);
+            assert!(stored(&world.dst().join("f")) <= 64 << 10, "{mode:?}");
+            fs::remove_file(world.dst().join("f")).unwrap();
+        }
+    }
+    world.end().await;
+}
+
+#[test]
+fn the_digest_of_a_source_is_that_of_what_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let expected = sparse(&path, 7 * MIB + 13, &[(MIB + 1, b"abc"), (6 * MIB, &[7; 5000])]);
+    fs::write(dir.path().join("empty"), b"").unwrap();
+    let source = keeping(dir.path());
+    let entry = source.entry(&rel("f")).unwrap();
+    assert_eq!(hash_source(&source, &entry).unwrap(), blake3::hash(&expected).into());
+    let empty = source.entry(&rel("empty")).unwrap();
+    assert_eq!(hash_source(&source, &empty).unwrap(), blake3::hash(b"").into());
+    fs::write(&path, b"other").unwrap();
+    let error = hash_source(&source, &entry).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Changed);
+}
+
+#[tokio::test]
+async fn a_hole_that_lies_about_its_length_is_refused_before_anything_is_done() {
+    let world = World::new().await;
+    let entry = file_entry("f", 4096);
+    let pack = |frames: &[&[u8]]| {
+        let body = [&frame::dirs(vec![])[..], &frame::file(&entry), &frames.concat()].concat();
+        let frames = FrameReader::new(Script::whole(body));
+        take_pack(frames, &world.target(), &world.claims(&world.dst()))
+    };
+    let zeros: Digest = blake3::hash(&[0; 4096]).into();
+    for bad in [u64::MAX, 4097] {
+        assert!(pack(&[&frame::hole(bad), &frame::digest(&zeros), &frame::end(1)]).is_err());
+    }
+    let twice = [&frame::hole(4000)[..], &frame::hole(97)];
+    assert!(pack(&[twice[0], twice[1], &frame::digest(&zeros), &frame::end(1)]).is_err());
+    let keep = frame::keep(crate::fs::Keep::Base, 4096);
+    assert!(pack(&[&keep, &frame::digest(&zeros), &frame::end(1)]).is_err());
+    assert_eq!(world.names(), Vec::<String>::new());
+    let short = pack(&[&frame::hole(4095), &frame::digest(&zeros), &frame::end(1)]).unwrap();
+    assert_eq!(short.files, [crate::data::protocol::Taken::Mismatch]);
+    let good = pack(&[&frame::hole(4096), &frame::digest(&zeros), &frame::end(1)]).unwrap();
+    assert_eq!(good.files, [crate::data::protocol::Taken::Written]);
+    assert_eq!(fs::read(world.dst().join("f")).unwrap(), [0; 4096]);
+    world.end().await;
+}
+
+/// A body of which nobody waits for the outcome.
+struct Abandoned(Script);
+
+impl frame::Pieces for Abandoned {
+    fn next(&mut self) -> Result<Option<Bytes>, String> {
+        self.0.next()
+    }
+
+    fn abandoned(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn endless_zeros_are_not_hashed_for_nobody() {
+    let world = World::new().await;
+    let entry = file_entry("f", 1 << 40);
+    let mut body = frame::dirs(vec![]);
+    body.extend(frame::file(&entry));
+    body.extend(frame::hole(1 << 40));
+    let frames = FrameReader::new(Abandoned(Script::whole(body)));
+    let taken = take_pack(frames, &world.target(), &world.claims(&world.dst()));
+    assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
+    let head = crate::data::protocol::RangeHead {
+        manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
+        offset: 0,
+        length: 1 << 40,
+    };
+    let keep = frame::keep(crate::fs::Keep::Part, 1 << 40);
+    let body = [&frame::range(&head)[..], &keep].concat();
+    let frames = FrameReader::new(Abandoned(Script::whole(body)));
+    let taken = take_range(frames, &world.target(), true);
+    assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
+    world.target().discard_part(&entry).unwrap();
+    assert_eq!(world.names(), Vec::<String>::new());
+    world.end().await;
+}

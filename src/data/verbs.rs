@@ -1,0 +1,272 @@
+//! What a receiving agent answers: tickets are checked before anything else, bodies handed to blocking
+//! threads as they come.
+
+use super::asks::{BlocksAsk, PruneAsk, PruneReply, SweepAsk};
+use super::body::{STALL, arriving, drain, pump};
+use super::frame::{FrameError, FrameReader};
+use super::gate::{self, Refused};
+use super::maintain::{take_blocks, take_prune, take_sweep};
+use super::protocol::{
+    DIGEST, MAX_TICKET, OFFER, PACK, PROBE, PRUNE, RANGE, SWEEP, TICKET_HEADER, VERSION,
+};
+use super::receive::{take_offer, take_pack, take_range};
+use super::server::{Served, Shared};
+use crate::fs::Target;
+use crate::util::shutdown::Shutdown;
+use crate::wire::manifest::{MAX_BYTES, Manifest};
+use crate::wire::problem::{CONTENT_TYPE, Problem};
+use crate::wire::ticket::Claims;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Everything that needs a ticket.
+const VERBS: [&str; 6] = [OFFER, PACK, RANGE, DIGEST, PRUNE, SWEEP];
+/// How much of a refused request is read so that the refusal arrives.
+const DRAIN_BYTES: u64 = 8 << 20;
+/// … and for how long.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// Why a request got no reply of its own.
+enum Failure {
+    Refused(Refused),
+    Verb(String),
+    Method,
+    Bad(String),
+    Unhashed,
+    TooLong,
+    Internal(String),
+}
+
+impl From<FrameError> for Failure {
+    fn from(e: FrameError) -> Self {
+        match e {
+            FrameError::Unhashed => Failure::Unhashed,
+            e => Failure::Bad(e.to_string()),
+        }
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Failure::Refused(refused)
+    }
+}
+
+impl Failure {
+    fn problem(self) -> Problem {
+        match self {
+            Failure::Refused(refused) => {
+                let (status, title, code) = match refused {
+                    Refused::NoKey => (503, "Service Unavailable", "not_ready"),
+                    Refused::Absent => (401, "Unauthorized", "no_ticket"),
+                    Refused::DryRun(_) => (403, "Forbidden", "dry_run"),
+                    Refused::NoDeletion => (403, "Forbidden", "deletion_not_allowed"),
+                    Refused::Ticket(_) | Refused::NoRoot(_) => (403, "Forbidden", "ticket_refused"),
+                };
+                Problem::new(status, title, code, refused.to_string())
+            }
+            Failure::Unhashed => {
+                let detail = FrameError::Unhashed.to_string();
+                Problem::new(403, "Forbidden", "digest_required", detail)
+            }
+            Failure::Verb(path) => {
+                let detail = format!("`{path}` is nothing that an agent answers");
+                Problem::new(404, "Not Found", "unknown_verb", detail).hinted(format!(
+                    "this agent speaks version {VERSION}: paths begin with /v{VERSION}/"
+                ))
+            }
+            Failure::Method => Problem::new(
+                405,
+                "Method Not Allowed",
+                "method_not_allowed",
+                "everything is POSTed; a probe is a GET",
+            ),
+            Failure::Bad(detail) => Problem::new(400, "Bad Request", "bad_frame", detail),
+            Failure::TooLong => {
+                let detail = format!("a document is at most {MAX_BYTES} bytes");
+                Problem::new(413, "Content Too Large", "too_long", detail)
+            }
+            Failure::Internal(detail) => {
+                Problem::new(500, "Internal Server Error", "internal", detail)
+            }
+        }
+    }
+}
+
+/// Answers one request of `peer`.
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    shared: &Shared,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    if path == PROBE && request.method() == Method::GET {
+        let text = format!("{{\"service\":\"longhaul-data\",\"protocol\":{VERSION}}}\n");
+        return reply(StatusCode::OK, "application/json", text.into());
+    }
+    match act(request, shared).await {
+        Ok(document) => reply(StatusCode::OK, "application/cbor", document.into()),
+        Err(failure) => {
+            let problem = failure.problem();
+            tracing::debug!(%peer, path, status = problem.status, "{}", problem.detail);
+            if problem.status < 500 {
+                shared.log(peer, &format!("{path}: {}", problem.detail));
+            }
+            let status =
+                StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let body = serde_json::to_vec(&problem).unwrap_or_default();
+            let mut response = reply(status, CONTENT_TYPE, body.into());
+            // What is left of the body is not worth waiting for.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+        }
+    }
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// Checks the ticket, then does what is asked.
+async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Failure> {
+    let path = request.uri().path();
+    let Some(verb) = VERBS.into_iter().find(|verb| *verb == path) else {
+        let shown = crate::wire::path::show(&path.as_bytes()[..path.len().min(100)]);
+        return refuse(request, Failure::Verb(shown)).await;
+    };
+    if request.method() != Method::POST {
+        return refuse(request, Failure::Method).await;
+    }
+    let admitted = admit(&request, &shared.served).and_then(|(claims, target)| {
+        gate::allows(&claims.rules, verb)?;
+        Ok((claims, target))
+    });
+    let (claims, target) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refused) => return refuse(request, Failure::Refused(refused)).await,
+    };
+    // Never closed.
+    let _permit = shared.active.acquire().await;
+    let rules = claims.rules.clone();
+    match verb {
+        PACK => streamed(request, shared, move |frames| take_pack(frames, &target, &claims)).await,
+        RANGE => {
+            let take = move |frames| take_range(frames, &target, rules.hashed);
+            streamed(request, shared, take).await
+        }
+        OFFER => {
+            let take = move |bytes: &[u8]| {
+                let manifest = Manifest::decode(bytes).map_err(|e| Failure::Bad(e.to_string()))?;
+                Ok(take_offer(&target, &manifest, rules.dry_run))
+            };
+            document(request, take).await
+        }
+        DIGEST => {
+            let take = move |bytes: &[u8]| {
+                let ask: BlocksAsk = cbor(bytes)?;
+                let entry = ask.checked().map_err(Failure::Bad)?;
+                Ok(take_blocks(&target, entry, &ask))
+            };
+            document(request, take).await
+        }
+        PRUNE => {
+            let take = move |bytes: &[u8]| {
+                let ask: PruneAsk = cbor(bytes)?;
+                gate::allows_prune(&rules, ask.apply)?;
+                let page = take_prune(&target, &claims, &ask).map_err(Failure::Bad)?;
+                Ok(PruneReply::of_page(&ask.dir, page))
+            };
+            document(request, take).await
+        }
+        _ => {
+            let take = move |bytes: &[u8]| Ok(take_sweep(&target, &cbor::<SweepAsk>(bytes)?));
+            document(request, take).await
+        }
+    }
+}
+
+async fn refuse(request: Request<Incoming>, failure: Failure) -> Result<Vec<u8>, Failure> {
+    drain(request.into_body(), DRAIN_BYTES, DRAIN_TIME).await;
+    Err(failure)
+}
+
+fn admit(request: &Request<Incoming>, served: &Served) -> Result<(Claims, Target), Refused> {
+    let ticket = request
+        .headers()
+        .get(TICKET_HEADER)
+        .filter(|value| value.len() <= MAX_TICKET)
+        .and_then(|value| value.to_str().ok())
+        .ok_or(Refused::Absent)?;
+    served.roots.admit(&served.gate, ticket)
+}
+
+/// Runs `take` in a thread of its own on the document that the body is.
+async fn document<T>(
+    request: Request<Incoming>,
+    take: impl FnOnce(&[u8]) -> Result<T, Failure> + Send + 'static,
+) -> Result<Vec<u8>, Failure>
+where
+    T: minicbor::Encode<()> + Send + 'static,
+{
+    let whole = Limited::new(request.into_body(), MAX_BYTES).collect();
+    let bytes = match tokio::time::timeout(STALL, whole).await {
+        Ok(Ok(bytes)) => bytes.to_bytes(),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => return Err(Failure::TooLong),
+        Ok(Err(e)) => return Err(Failure::Bad(e.to_string())),
+        Err(_) => return Err(Failure::Bad(format!("the document did not arrive in {STALL:?}"))),
+    };
+    run(move || take(&bytes)).await
+}
+
+fn cbor<A: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Result<A, Failure> {
+    minicbor::decode(bytes).map_err(|e| Failure::Bad(e.to_string()))
+}
+
+/// Runs `take` in a thread of its own on the frames of the body.
+async fn streamed<T, F>(
+    request: Request<Incoming>,
+    shared: &Shared,
+    take: F,
+) -> Result<Vec<u8>, Failure>
+where
+    T: minicbor::Encode<()> + Send + 'static,
+    F: FnOnce(FrameReader<super::body::Arriving>) -> Result<T, FrameError> + Send + 'static,
+{
+    let abandoned = Shutdown::new();
+    // When the connection ends, so does this future, and the thread learns of it.
+    let _guard = abandoned.clone().drop_guard();
+    let (inlet, from) = arriving(abandoned);
+    let work = run(move || Ok(take(FrameReader::new(from))?));
+    let (body, done) = tokio::join!(pump(request.into_body(), inlet, shared.stall), work);
+    if done.is_err() {
+        drain(body, DRAIN_BYTES, DRAIN_TIME).await;
+    }
+    done
+}
+
+/// Runs blocking work and encodes what it returns.
+async fn run<T, F>(work: F) -> Result<Vec<u8>, Failure>
+where
+    T: minicbor::Encode<()> + Send + 'static,
+    F: FnOnce() -> Result<T, Failure> + Send + 'static,
+{
+    let encoded = tokio::task::spawn_blocking(move || {
+        let value = work()?;
+        minicbor::to_vec(&value).map_err(|e| Failure::Internal(e.to_string()))
+    });
+    match encoded.await {
+        Ok(done) => done,
+        Err(e) => {
+            tracing::error!("a data request failed inside: {e}");
+            Err(Failure::Internal("the agent failed inside; its log says more".to_owned()))
+        }
+    }
+}
