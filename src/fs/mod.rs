@@ -69,4 +69,4 @@ pub use reconcile::{Reconciled, Verdict};
 pub use root::{Root, Tree};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};
-pub use walk::{Walk, WalkOptions};
+pub use walk::{LINKS_LEFT_OUT, Walk, WalkOptions};

@@ -30,7 +30,7 @@ const OPEN_LEVELS: usize = 12;
 /// manifest, which is limited to twice this; deeper directories are reported, not entered.
 const MAX_CHAIN: usize = crate::wire::manifest::MAX_BYTES / 2;
 /// The cause under which links that are left out are counted.
-const LINKS_LEFT_OUT: &str = "symbolic links left out (links: skip)";
+pub const LINKS_LEFT_OUT: &str = "symbolic links left out (links: skip)";
 
 /// What of a source is walked, and how.
 #[derive(Debug, Clone, Default)]
