@@ -432,6 +432,7 @@ fn handed_back(assignment: &Assignment) -> SyncResult {
 #[cfg(test)]
 mod tests {
     use super::super::handle::{BlobReader, Handle};
+    use super::super::listing::Wanted;
     use super::*;
     use crate::scheduler::Settings;
     use crate::store::{Acquired, MemoryStore};
@@ -447,6 +448,10 @@ mod tests {
     }
 
     async fn start() -> World {
+        start_with(Spool::passing()).await
+    }
+
+    async fn start_with(spool: Spool) -> World {
         let store = MemoryStore::new();
         let mine = store.another_handle();
         let Ok(Acquired::Leader(fence)) = mine.acquire("m", LEASE).await else { panic!("no lead") };
@@ -456,7 +461,6 @@ mod tests {
         let (health, seen) = watch::channel(Ok(()));
         let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
         let stop = CancellationToken::new();
-        let spool = Spool::passing();
         let owner = Owner::new(Arc::new(mine), state, fence, requests, health, spool.clone());
         let owning = tokio::spawn(owner.run(stop.clone()));
         World { store, handle: Handle::new(tx, seen, blobs, spool), owning, stop }
@@ -569,6 +573,31 @@ mod tests {
         world.stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(60), world.owning).await;
         assert!(matches!(ended, Ok(Ok(Err(StoreError::Unavailable(_))))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_list_that_cannot_be_written_is_told_of_and_the_sync_goes_on() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // A file stands where the directory would be made.
+        let world = start_with(Spool::at(file.path().join("records"))).await;
+        world.handle.heartbeat(heartbeat()).await.unwrap();
+        let mut recorded = request("demo");
+        recorded.options.record = true;
+        world.handle.submit(recorded, None).await.unwrap();
+        let worker: WorkerId = "w".parse().unwrap();
+        let wait = Duration::from_secs(5);
+        let scan = world.handle.poll(worker.clone(), Some("1".into()), None, wait).await;
+        let scan = scan.unwrap().expect("the scan");
+        let page = serde_json::from_value(serde_json::json!({
+            "task_digest": scan.task_digest, "page": 0, "next": null,
+            "errors": [{"path": "x", "operation": "open source", "message": "no"}],
+        }));
+        world.handle.page(worker, scan.assignment_id, page.unwrap()).await.unwrap();
+        let end = world.handle.progress(id("demo")).await.unwrap();
+        assert_eq!(end.files_failed, 1);
+        let wanted = Wanted::Records(vec![]);
+        let problem = world.handle.listing(id("demo"), wanted).await.unwrap_err();
+        assert_eq!(problem.code, "records_lost");
     }
 
     #[tokio::test]

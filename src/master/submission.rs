@@ -124,7 +124,8 @@ fn filter_rule(filter: &FilterSpec) -> Faults {
     if let (Some(min), Some(max)) = (filter.min_size, filter.max_size)
         && min > max
     {
-        faults.push("/min_size", format!("must not be over max_size ({max}): nothing would be left"));
+        faults
+            .push("/min_size", format!("must not be over max_size ({max}): nothing would be left"));
     }
     if let (Some(newer), Some(older)) = (filter.newer_than, filter.older_than)
         && newer >= older

@@ -170,9 +170,18 @@ mod tests {
         assert_eq!(
             pointers,
             [
-                "/preserve", "/chown/uid", "/chown/user", "/compare", "/update", "/filter/rules/1",
-                "/filter/min_size", "/delete/max", "/delete/max_percent", "/delete/trash",
-                "/delete/allow_empty", "/verfy"
+                "/preserve",
+                "/chown/uid",
+                "/chown/user",
+                "/compare",
+                "/update",
+                "/filter/rules/1",
+                "/filter/min_size",
+                "/delete/max",
+                "/delete/max_percent",
+                "/delete/trash",
+                "/delete/allow_empty",
+                "/verfy"
             ]
         );
     }

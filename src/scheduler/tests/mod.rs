@@ -3,6 +3,7 @@
 
 mod cases;
 mod faults;
+mod fidelity;
 mod histories;
 
 use super::*;

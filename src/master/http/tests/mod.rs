@@ -219,6 +219,22 @@ impl Got {
         serde_json::from_slice(&self.body).unwrap()
     }
 
+    /// The body of an answer that came in chunks.
+    fn unchunked(&self) -> String {
+        assert_eq!(self.header("transfer-encoding"), Some("chunked"));
+        let (mut text, mut rest) = (Vec::new(), self.body.as_slice());
+        loop {
+            let end = rest.windows(2).position(|w| w == b"\r\n").expect("the length of a chunk");
+            let length = std::str::from_utf8(&rest[..end]).unwrap();
+            let length = usize::from_str_radix(length, 16).unwrap();
+            if length == 0 {
+                return String::from_utf8(text).unwrap();
+            }
+            text.extend_from_slice(&rest[end + 2..end + 2 + length]);
+            rest = &rest[end + 2 + length + 2..];
+        }
+    }
+
     /// Checks that this is a problem document as all are, and gives its code.
     fn code(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
