@@ -1,11 +1,13 @@
-//! What is said when a sync has ended: one line of result, then the failures grouped by cause, each
-//! with what to do next.
+//! What is said when a sync has ended: one line of result (of a dry run a table), then notes, then the
+//! failures grouped by cause, each with what to do next.
 
 use super::exit::Exit;
 use super::out::clean;
-use super::table::{between, effective};
+use super::table::{between, effective, plan};
 use crate::util::units;
 use crate::wire::BytePath;
+use crate::wire::options::{Action, Tally};
+use crate::wire::path::show;
 use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncState};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,36 +18,113 @@ const MAX_GROUPS: usize = 10;
 const MAX_PATHS: usize = 3;
 
 /// The line of result, e.g.
-/// `run42  COMPLETED  6.1 TiB in 9m01s, effective 11.6 GiB/s; 150,329 copied, 0 skipped, 0 failed`.
+/// `run42  COMPLETED  6.1 TiB in 9m01s, effective 11.6 GiB/s; 150,329 copied, 0 skipped, 0 failed`. Of
+/// a dry run the table of what would be done, under a line that nobody takes for a copy's.
 pub(super) fn result(sync: &SyncProgress) -> String {
-    let how = match (sync.state, sync.outcome) {
-        (SyncState::Failed, Some(Outcome::Partial)) => "FAILED (partial)",
-        (SyncState::Failed, Some(Outcome::VanishedOnly)) => "FAILED (files vanished)",
-        (state, _) => state.as_str(),
-    };
-    let mut line = format!("{}  {how}  {}", sync.request_id, units::bytes(sync.transferred_bytes));
-    if let (Some(started), Some(ended)) = (sync.started_at, sync.ended_at) {
-        let took = between(started, ended);
-        let took = if took > Duration::from_secs(9) {
-            Duration::from_secs(took.as_secs())
-        } else {
-            Duration::from_millis(took.as_millis() as u64)
-        };
-        line.push_str(&format!(" in {}", units::duration(took)));
+    if sync.options.dry_run {
+        let took = took(sync).map(|took| format!(" in {took}")).unwrap_or_default();
+        let head =
+            format!("{}  DRY RUN, nothing was changed  {}{took}", sync.request_id, how(sync));
+        return format!("{head}\n{}", plan(sync));
+    }
+    let mut line =
+        format!("{}  {}  {}", sync.request_id, how(sync), units::bytes(sync.transferred_bytes));
+    if let Some(took) = took(sync) {
+        line.push_str(&format!(" in {took}"));
     }
     if let Some(rate) = effective(sync) {
         line.push_str(&format!(", effective {}", units::rate(rate)));
     }
-    line.push_str(&format!(
-        "; {} copied, {} skipped, {} failed",
-        units::count(sync.files_done),
-        units::count(sync.files_skipped),
-        units::count(sync.files_failed + sync.dirs_failed),
-    ));
+    if let Some(moved) = moved(sync) {
+        line.push_str(&format!(" ({moved})"));
+    }
+    line.push_str(&format!("; {} copied, {}", units::count(sync.files_done), skipped(sync)));
+    if sync.options.delete.is_some() {
+        line.push_str(&format!(", {}", deleted(sync)));
+    }
+    let failed = units::count(sync.files_failed + sync.dirs_failed);
+    line.push_str(&format!(", {failed} failed"));
+    if let Some(verified) = verified(sync) {
+        line.push_str(&format!("; {verified}"));
+    }
     if sync.unverified > 0 {
         line.push_str(&format!(", {} tasks unverified", units::count(sync.unverified)));
     }
     line
+}
+
+fn how(sync: &SyncProgress) -> &'static str {
+    match (sync.state, sync.outcome) {
+        (SyncState::Failed, Some(Outcome::Partial)) => "FAILED (partial)",
+        (SyncState::Failed, Some(Outcome::VanishedOnly)) => "FAILED (files vanished)",
+        (SyncState::Failed, Some(Outcome::DeleteStopped)) => "FAILED (nothing deleted)",
+        (state, _) => state.as_str(),
+    }
+}
+
+fn took(sync: &SyncProgress) -> Option<String> {
+    let took = between(sync.started_at?, sync.ended_at?);
+    let took = if took > Duration::from_secs(9) {
+        Duration::from_secs(took.as_secs())
+    } else {
+        Duration::from_millis(took.as_millis() as u64)
+    };
+    Some(units::duration(took))
+}
+
+fn tally(sync: &SyncProgress, action: Action) -> Tally {
+    sync.actions.get(&action).copied().unwrap_or_default()
+}
+
+/// What of the copied bytes went over the wire, where that is not just all of them.
+pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
+    // Agents that do not count what they send say 0 of both.
+    let counted = sync.sent_bytes + sync.kept_bytes > 0;
+    (counted && sync.sent_bytes != sync.transferred_bytes).then(|| {
+        let kept = match sync.kept_bytes {
+            0 => String::new(),
+            kept => format!(", {} kept of what was there", units::bytes(kept)),
+        };
+        format!("{} sent{kept}", units::bytes(sync.sent_bytes))
+    })
+}
+
+fn skipped(sync: &SyncProgress) -> String {
+    let repaired = match tally(sync, Action::Metadata).count {
+        0 => String::new(),
+        n => format!(" ({} entries with metadata repaired)", units::count(n)),
+    };
+    format!("{} skipped{repaired}", units::count(sync.files_skipped))
+}
+
+fn deleted(sync: &SyncProgress) -> String {
+    let count = units::count(tally(sync, Action::Delete).count);
+    match sync.options.delete.as_ref().and_then(|delete| delete.trash.as_ref()) {
+        Some(trash) => format!("{count} moved to {}", show(trash.as_bytes())),
+        None => format!("{count} deleted"),
+    }
+}
+
+/// What reading the destination again brought.
+pub(super) fn verified(sync: &SyncProgress) -> Option<String> {
+    let (right, repaired) = (sync.verified_files, sync.repaired_files);
+    (right + repaired > 0).then(|| {
+        format!("{} read back, {} repaired", units::count(right + repaired), units::count(repaired))
+    })
+}
+
+/// What was not as asked for but failed nothing, a cause a line.
+pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
+    let line = |(cause, note): (&String, &crate::wire::options::Note)| {
+        let entries = if note.count == 1 { "entry" } else { "entries" };
+        let first = note.paths.first().map(|path| match path.0.as_slice() {
+            b"" => ".".to_owned(),
+            _ => path.to_string(),
+        });
+        let first = first.map(|path| format!("     e.g. {path}")).unwrap_or_default();
+        format!("  note: {} {entries}: {}{first}", units::count(note.count), clean(cause))
+    };
+    sync.notes.iter().map(line).collect()
 }
 
 /// Why it did not end well, line by line; empty for one that did. `again` is how to run the same
@@ -62,6 +141,11 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
         Exit::Cancelled => {
             format!("what arrived stays; to go on: {again} (what arrived is skipped)")
         }
+        Exit::DeleteStopped => format!(
+            "everything was copied, nothing was deleted; what would be: add --dry-run --itemize; \
+             if that is meant, raise the limit (--max-delete, --max-delete-percent) or allow it \
+             (--allow-empty-source): {again}"
+        ),
         _ => advice(&groups(sync), sync, again),
     };
     lines.push(format!("  {advice}   (exit {})", exit.code()));
@@ -196,10 +280,14 @@ fn advice(groups: &[Group<'_>], sync: &SyncProgress, again: &str) -> String {
     };
     let first = match (main.first.errno.as_deref(), main.first.class) {
         (_, ErrorClass::Vanished) => {
-            return format!("they were removed while the sync ran; if that was not meant: {again}");
+            return format!(
+                "only files that were removed or changed while the sync ran are missing; if that was not meant: {again}"
+            );
         }
         (_, ErrorClass::Changed) => {
-            return format!("they changed while they were copied; when they are at rest: {again}");
+            return format!(
+                "they changed each time they were copied; when they are at rest: {again}"
+            );
         }
         (Some("EACCES" | "EPERM"), _) => format!("give {whose} access (or run it as root)"),
         (Some("ENOSPC" | "EDQUOT"), _) => format!("make room below {}", sync.destination_path),

@@ -148,8 +148,15 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
         units::count(sync.files_skipped),
         units::count(sync.files_failed + sync.dirs_failed),
     );
-    if sync.phase == Phase::Flushing {
-        second.push_str("   putting it on stable storage");
+    second.push_str(match sync.phase {
+        Phase::Verifying => "   reading it back",
+        Phase::Pruning if sync.options.dry_run => "   counting what would be deleted",
+        Phase::Pruning => "   deleting what the source does not have",
+        Phase::Flushing => "   putting it on stable storage",
+        _ => "",
+    });
+    if sync.options.dry_run {
+        second.push_str("   (dry run)");
     }
     if sync.retries > 0 {
         second.push_str(&format!("   {} tasks retried", units::count(sync.retries)));
