@@ -174,7 +174,7 @@ fn options_are_spelled_so_that_they_are_read_back_as_they_were() {
         "--preserve mode,owner --chown 7",
         "--chown :8 -c -u --modify-window 1500ms",
         "--size-only --ignore-existing -W",
-        "--existing --min-size 5 --max-size 6 --newer-than 9d --older-than 1969-01-01T00:00:00Z",
+        "--existing --min-size 5 --max-size 6 --newer-than 1969-01-01T00:00:00Z --older-than 9d",
         "-n --record --verify readback",
         "--links skip --verify none",
         "--delete --max-delete 3 --max-delete-percent 0 --trash t --delete-excluded --allow-empty-source",
