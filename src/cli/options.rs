@@ -128,7 +128,8 @@ pub(super) struct PlanArgs {
     /// Compare, and tell what would be done; change nothing
     #[arg(short = 'n', long)]
     pub(super) dry_run: bool,
-    /// At the end print what was done (in a dry run: would be) with each path
+    /// At the end print each path that was (in a dry run: would be) created, updated, repaired or
+    /// deleted, or that failed
     #[arg(short, long)]
     pub(super) itemize: bool,
     /// Keep what becomes of each path, for `ctl sync files ID`
@@ -167,8 +168,10 @@ pub(super) struct CheckArgs {
     /// trusts the network
     #[arg(long, value_name = "HOW", default_value = "transfer", value_parser = words(VERIFY))]
     verify: Verify,
-    /// Write the BLAKE3 digest of each file to PATH on this machine, for `b3sum --check` and `ctl sync
-    /// verify`
+    /// Keep the BLAKE3 digest of each file, for `ctl sync manifest ID` and `ctl sync verify ID`
+    #[arg(long, conflicts_with = "dry_run")]
+    digests: bool,
+    /// The same, and at the end write them to PATH on this machine, for `b3sum --check`
     #[arg(long, value_name = "PATH", conflicts_with = "dry_run")]
     pub(super) manifest: Option<PathBuf>,
 }
@@ -288,7 +291,7 @@ impl OptionArgs {
             recursive: self.filter.recursive,
             dry_run: plan.dry_run,
             record: plan.record || plan.itemize,
-            manifest: check.manifest.is_some(),
+            manifest: check.digests || check.manifest.is_some(),
             verify: check.verify,
             delete: self.mirror.delete(destinations)?,
             ..SyncOptions::default()
@@ -315,7 +318,9 @@ impl OptionArgs {
             return Err(Failure::usage(
                 "with --file the options stand in the request, under `options`",
             )
-            .hinted("only -n, -i, --record and --manifest may be added on the command line"));
+            .hinted(
+                "only -n, -i, --record, --digests and --manifest may be added on the command line",
+            ));
         }
         let options = SyncOptions {
             dry_run: told.dry_run || dry_run,
@@ -384,10 +389,12 @@ fn consistent(options: &SyncOptions) -> Result<(), Failure> {
         return wrong("--chown sets the group, which --no-owner or --preserve leaves alone");
     }
     if options.manifest && options.verify == Verify::None {
-        return wrong("--manifest is made of digests, which --verify none does without");
+        return wrong("--verify none makes no digests, which --digests and --manifest are made of");
     }
     if options.manifest && options.dry_run {
-        return wrong("--manifest tells what was copied, and --dry-run copies nothing");
+        return wrong(
+            "--digests and --manifest tell what was copied, and a dry run copies nothing",
+        );
     }
     if matches!((filter.min_size, filter.max_size), (Some(min), Some(max)) if min > max) {
         return wrong("--min-size is above --max-size: every file would be left out");

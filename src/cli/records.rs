@@ -9,10 +9,10 @@ use super::failure::Failure;
 use super::options::{OptionArgs, state_word};
 use super::wait::{Ended, Waited};
 use super::{Context, out};
-use crate::client::{Body, MasterClient};
+use crate::client::{Body, ClientError, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
-use crate::wire::options::{FileRecord, FileState};
+use crate::wire::options::{Action, FileRecord, FileState};
 use crate::wire::path::show;
 use crate::wire::sync::SyncProgress;
 use std::fs::{File, OpenOptions};
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// The sync is not there or has no records; the master can't be asked.
 pub(super) async fn files(ctx: &Context, args: FilesArgs) -> Result<Exit, Failure> {
-    let mut body = ctx.client()?.files(&args.id, &args.state).await?;
+    let mut body = ctx.client()?.files(&args.id, &args.state).await.map_err(refused)?;
     if ctx.global.output == Output::Json && !args.print0 {
         return pass_on(&mut body).await;
     }
@@ -41,7 +41,13 @@ pub(super) async fn files(ctx: &Context, args: FilesArgs) -> Result<Exit, Failur
 /// # Errors
 /// The sync is not there or has no digests; the master can't be asked.
 pub(super) async fn manifest(ctx: &Context, id: RequestId) -> Result<Exit, Failure> {
-    pass_on(&mut ctx.client()?.digests(&id).await?).await
+    pass_on(&mut ctx.client()?.digests(&id).await.map_err(refused)?).await
+}
+
+/// What is not recorded, or not yet, is no conflict about an id.
+fn refused(e: ClientError) -> Failure {
+    let failure = Failure::from(e);
+    if failure.exit == Exit::Conflict { failure.exits(Exit::Error) } else { failure }
 }
 
 /// The digests of a sync's files.
@@ -49,7 +55,7 @@ pub(super) async fn manifest(ctx: &Context, id: RequestId) -> Result<Exit, Failu
 /// # Errors
 /// As [`manifest`]; a list that can't be read.
 pub(super) async fn digests(ctx: &Context, id: &RequestId) -> Result<Digests, Failure> {
-    let mut body = ctx.client()?.digests(id).await?;
+    let mut body = ctx.client()?.digests(id).await.map_err(refused)?;
     let mut reader = Reader::default();
     while let Some(piece) = body.chunk().await? {
         reader.push(&piece)?;
@@ -124,9 +130,11 @@ fn name(record: &FileRecord, text: &mut Vec<u8>) {
     text.push(0);
 }
 
+/// What was done, for `--itemize`: what was left alone is no news.
 fn item(record: &FileRecord, text: &mut Vec<u8>) {
     let word = match (record.state, record.action) {
         (FileState::Failed, _) => "failed",
+        (_, Some(Action::Skip)) | (FileState::Skipped, None) => return,
         (_, Some(action)) => action.as_str(),
         (state, None) => state_word(state),
     };
@@ -163,7 +171,7 @@ impl Wanted {
         waited: &Waited,
     ) -> Result<(), Failure> {
         for sync in waited.syncs.iter().filter(|sync| self.itemize && is_known(sync)) {
-            let mut body = client.files(&sync.id, &[]).await?;
+            let mut body = client.files(&sync.id, &[]).await.map_err(refused)?;
             match ctx.global.output {
                 Output::Json => drop(pass_on(&mut body).await?),
                 Output::Table => each_record(&mut body, item).await?,
@@ -187,7 +195,7 @@ impl Wanted {
         for sync in &waited.syncs {
             match sync.exit {
                 Some(Exit::Ok | Exit::Partial | Exit::Vanished | Exit::DeleteStopped) => {
-                    let mut body = client.digests(&sync.id).await?;
+                    let mut body = client.digests(&sync.id).await.map_err(refused)?;
                     let files = write(path, &mut body).await?;
                     if !ctx.global.quiet {
                         let files = units::count(files);

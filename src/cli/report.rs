@@ -335,6 +335,128 @@ mod tests {
     }
 
     #[test]
+    fn the_result_says_what_else_was_done() {
+        use crate::wire::options::{DeleteOptions, SyncOptions};
+        let tally = |count| Tally { count, bytes: 0 };
+        let sync = SyncProgress {
+            state: SyncState::Completed,
+            outcome: Some(Outcome::Full),
+            files_failed: 0,
+            files_skipped: 9,
+            sent_bytes: 41 << 20,
+            kept_bytes: 500 << 20,
+            verified_files: 12,
+            repaired_files: 1,
+            actions: [(Action::Metadata, tally(3)), (Action::Delete, tally(4))].into(),
+            options: SyncOptions {
+                delete: Some(DeleteOptions::default()),
+                ..SyncOptions::default()
+            },
+            errors: Vec::new(),
+            ..partial()
+        };
+        assert_eq!(
+            result(&sync),
+            "run42  COMPLETED  541.0 MiB in 9m01s, effective 1023.1 KiB/s (41.0 MiB sent, 500.0 MiB kept \
+             of what was there); 150,329 copied, 9 skipped (3 entries with metadata repaired), \
+             4 deleted, 0 failed; 13 read back, 1 repaired"
+        );
+        let trash = Some(crate::wire::RelPath::new("old\n").unwrap());
+        let delete = Some(DeleteOptions { trash, ..DeleteOptions::default() });
+        let options = SyncOptions { delete, ..SyncOptions::default() };
+        assert!(
+            result(&SyncProgress { options, ..sync }).contains("4 moved to old\\#012, 0 failed")
+        );
+    }
+
+    #[test]
+    fn a_dry_run_is_a_table_that_nobody_takes_for_a_copy() {
+        use crate::wire::options::SyncOptions;
+        let sync = SyncProgress {
+            state: SyncState::Completed,
+            outcome: Some(Outcome::Full),
+            options: SyncOptions { dry_run: true, ..SyncOptions::default() },
+            actions: [
+                (Action::Create, Tally { count: 1204, bytes: 3 << 30 }),
+                (Action::Skip, Tally { count: 7, bytes: 5 }),
+            ]
+            .into(),
+            ..partial()
+        };
+        assert_eq!(
+            result(&sync),
+            "run42  DRY RUN, nothing was changed  COMPLETED in 9m01s\n\
+             WOULD     ENTRIES  SIZE\n\
+             create    1,204    3.0 GiB\n\
+             update    0        0 B\n\
+             metadata  0        0 B\n\
+             delete    0        0 B\n\
+             skip      7        5 B\n"
+        );
+    }
+
+    #[test]
+    fn notes_are_told_once_a_cause_with_a_count_and_a_path() {
+        use crate::wire::options::Note;
+        let note = |count, path: &[u8]| Note { count, paths: vec![BytePath(path.to_vec())] };
+        let sync = SyncProgress {
+            notes: [
+                ("owner not set (EPERM): \x1b".to_owned(), note(81_204, b"a\nb")),
+                ("setuid dropped".to_owned(), note(1, b"")),
+            ]
+            .into(),
+            ..partial()
+        };
+        assert_eq!(
+            notes(&sync),
+            [
+                "  note: 81,204 entries: owner not set (EPERM): \\#033     e.g. a\\#012b",
+                "  note: 1 entry: setuid dropped     e.g. .",
+            ]
+        );
+        assert!(notes(&partial()).is_empty());
+    }
+
+    #[test]
+    fn a_stopped_deletion_says_why_and_how_to_go_on() {
+        let sync = SyncProgress {
+            outcome: Some(Outcome::DeleteStopped),
+            reason: Some("4 entries were to be deleted, --max-delete allows 3".to_owned()),
+            files_failed: 0,
+            errors: Vec::new(),
+            ..partial()
+        };
+        assert!(
+            result(&sync).starts_with("run42  FAILED (nothing deleted)  "),
+            "{}",
+            result(&sync)
+        );
+        let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
+        assert_eq!(lines[0], "  reason: 4 entries were to be deleted, --max-delete allows 3");
+        for part in ["nothing was deleted", "--dry-run --itemize", "AGAIN", "(exit 25)"] {
+            assert!(lines[1].contains(part), "{part} in {lines:?}");
+        }
+    }
+
+    #[test]
+    fn files_that_vanished_or_changed_are_told_apart_from_real_failures() {
+        for (class, told) in [
+            (ErrorClass::Vanished, "removed or changed"),
+            (ErrorClass::Changed, "changed each time"),
+        ] {
+            let error = FileError { class, ..sample::error("a", "open source", None, "gone") };
+            let sync = SyncProgress {
+                outcome: Some(Outcome::VanishedOnly),
+                errors: vec![error],
+                ..partial()
+            };
+            let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
+            let last = lines.last().unwrap();
+            assert!(last.contains(told) && last.contains("(exit 24)"), "{last}");
+        }
+    }
+
+    #[test]
     fn failures_are_grouped_by_cause_with_paths_and_what_to_do() {
         assert_eq!(
             trouble(&partial(), Exit::Partial, "AGAIN"),

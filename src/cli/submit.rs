@@ -82,7 +82,7 @@ fn waits(args: &SubmitArgs) -> Result<(), Failure> {
     }
     if args.options.check.manifest.is_some() {
         return Err(Failure::usage("--manifest PATH is written when the sync has ended").hinted(
-            "add --wait; for a request file with `manifest: true`, later: ctl sync manifest ID",
+            "add --wait, or have the digests kept with --digests and write them later: ctl sync manifest ID",
         ));
     }
     Ok(())

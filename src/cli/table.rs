@@ -330,6 +330,41 @@ mod tests {
     }
 
     #[test]
+    fn a_record_tells_actions_wire_and_options_where_there_are_some() {
+        use crate::wire::options::{SyncOptions, Tally};
+        use crate::wire::sync::{Outcome, Phase};
+        let sync = SyncProgress {
+            state: SyncState::Progress,
+            phase: Phase::Verifying,
+            sent_bytes: 5,
+            verified_files: 2,
+            actions: [(Action::Create, Tally { count: 3, bytes: 1024 })].into(),
+            options: SyncOptions { update: true, ..SyncOptions::default() },
+            ..sample::sync("x")
+        };
+        let text = record(&sync, now());
+        for line in [
+            "State:       PROGRESS (reading back)",
+            "Actions:     create 3 (1.0 KiB)",
+            "Wire:        5 B sent",
+            "Verified:    2 read back, 0 repaired",
+            "Options:     --update",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+        let stopped = SyncProgress {
+            state: SyncState::Failed,
+            outcome: Some(Outcome::DeleteStopped),
+            phase: Phase::Done,
+            ..sample::sync("x")
+        };
+        let text = record(&stopped, now());
+        assert!(text.contains("FAILED (everything copied, nothing deleted)"), "{text}");
+        let plain = record(&sample::sync("x"), now());
+        assert!(!plain.contains("Actions") && !plain.contains("Options"), "{plain}");
+    }
+
+    #[test]
     fn ages_have_one_unit() {
         let shown = |s| age(Duration::from_secs(s));
         assert_eq!(

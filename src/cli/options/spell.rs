@@ -24,9 +24,13 @@ pub(in crate::cli) fn again(options: &SyncOptions, args: Option<&OptionArgs>) ->
         None if options.record => words.push("--record".to_owned()),
         None => {}
     }
-    if let Some(path) = args.and_then(|args| args.check.manifest.as_ref()) {
-        let path = show(path.as_os_str().as_encoded_bytes()).to_string();
-        words.extend(["--manifest".to_owned(), path]);
+    match args.and_then(|args| args.check.manifest.as_ref()) {
+        Some(path) => {
+            let path = show(path.as_os_str().as_encoded_bytes()).to_string();
+            words.extend(["--manifest".to_owned(), path]);
+        }
+        None if options.manifest => words.push("--digests".to_owned()),
+        None => {}
     }
     words.into_iter().map(|word| format!(" {}", shell_word(word))).collect()
 }

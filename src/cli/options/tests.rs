@@ -67,6 +67,7 @@ fn every_option_has_its_place_in_the_request() {
         ("--verify readback", r#"{"verify": "readback"}"#),
         ("--verify none", r#"{"verify": "none"}"#),
         ("--manifest m", r#"{"manifest": true}"#),
+        ("--digests", r#"{"manifest": true}"#),
     ] {
         let expected: serde_json::Value = serde_json::from_str(json).unwrap();
         assert_eq!(of(line), expected, "{line}");
@@ -109,7 +110,7 @@ fn what_contradicts_itself_is_refused_with_a_sentence() {
         ("--preserve mode,tims", "`tims` is nothing that can be preserved"),
         ("--min-size 2K --max-size 1K", "--min-size is above --max-size"),
         ("--newer-than 1d --older-than 2d", "every file would be left out"),
-        ("--manifest m --verify none", "made of digests"),
+        ("--manifest m --verify none", "makes no digests"),
         ("--delete --trash /dst", "is DST itself"),
         ("--delete --trash /other/x", "does not lie below DST"),
         ("--delete --trash ../x", "must not contain `..`"),
@@ -138,6 +139,7 @@ fn options_that_need_or_forbid_each_other_are_wrong_usage() {
         "--delete --files-from x",
         "--recursive",
         "-n --manifest x",
+        "-n --digests",
         "--links follow",
         "--verify twice",
         "--chown root",
@@ -177,6 +179,7 @@ fn options_are_spelled_so_that_they_are_read_back_as_they_were() {
         "--existing --min-size 5 --max-size 6 --newer-than 1969-01-01T00:00:00Z --older-than 9d",
         "-n --record --verify readback",
         "--links skip --verify none",
+        "--digests",
         "--delete --max-delete 3 --max-delete-percent 0 --trash t --delete-excluded --allow-empty-source",
         "--exclude #a --include *.c --exclude it's",
     ] {

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::client::{ClientOptions, MasterClient};
-use crate::wire::options::Action;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -60,6 +59,10 @@ fn a_record_is_a_line_whatever_its_name() {
     assert_eq!(formed(name, &root), b".\0");
     let gone = record_of(b"x", FileState::Deleted, Some(Action::Delete));
     assert_eq!(formed(item, &gone), b"delete    x\n");
+    let same = record_of(b"x", FileState::Skipped, Some(Action::Skip));
+    assert_eq!(formed(item, &same), b"", "no news");
+    let repaired = record_of(b"x", FileState::Skipped, Some(Action::Metadata));
+    assert_eq!(formed(item, &repaired), b"metadata  x\n");
 }
 
 #[tokio::test]
@@ -84,8 +87,8 @@ async fn a_refusal_is_the_problem_that_the_master_told() {
     let problem =
         br#"{"title": "x", "status": 409, "detail": "not recorded", "code": "no_records"}"#;
     let (client, asked) = master(409, problem).await;
-    let e = Failure::from(client.digests(&id()).await.unwrap_err());
-    assert!(e.exit == Exit::Conflict && e.render().contains("not recorded"), "{}", e.render());
+    let e = refused(client.digests(&id()).await.unwrap_err());
+    assert!(e.exit == Exit::Error && e.render().contains("not recorded"), "{}", e.render());
     assert_eq!(asked.await.unwrap(), "GET /sync/run42/manifest HTTP/1.1");
 }
 
