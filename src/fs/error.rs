@@ -48,6 +48,14 @@ pub enum Cause {
     Lost,
     /// It lies in a file system like `proc`, whose files have no length to copy by.
     MadeUp,
+    /// A link that is to be followed leads to nothing.
+    Dangling,
+    /// A link that is to be followed leads out of the storage root.
+    Outside,
+    /// Links that are to be followed lead round in a circle.
+    Cycle,
+    /// Something else is mounted there.
+    Mounted,
 }
 
 /// An operation on one entry that failed.
@@ -95,7 +103,12 @@ impl FsError {
                 Side::Source => ErrorClass::Changed,
                 Side::Destination => ErrorClass::Transient,
             },
-            Cause::Occupied | Cause::MadeUp => ErrorClass::Permanent,
+            Cause::Occupied
+            | Cause::MadeUp
+            | Cause::Dangling
+            | Cause::Outside
+            | Cause::Cycle
+            | Cause::Mounted => ErrorClass::Permanent,
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
         }
     }
@@ -121,6 +134,10 @@ impl FsError {
             Cause::Occupied => "remove or rename that directory, then sync again",
             Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
             Cause::MadeUp => "leave it out, or unmount it",
+            Cause::Dangling | Cause::Outside | Cause::Cycle => {
+                "exclude it, or keep links as they are"
+            }
+            Cause::Mounted => "unmount it, or exclude it",
             Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
                 "let the agent's user read it, or run the agent as root"
             }
@@ -177,6 +194,12 @@ impl fmt::Display for FsError {
                     "its file system is one like /proc, whose files have no length to copy by",
                 )?;
             }
+            Cause::Dangling => f.write_str("it is a link that leads to nothing")?,
+            Cause::Outside => {
+                f.write_str("it is a link that leads out of the agent's storage path")?
+            }
+            Cause::Cycle => f.write_str("links lead from it back to a directory above it")?,
+            Cause::Mounted => f.write_str("another file system is mounted there")?,
         }
         self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }

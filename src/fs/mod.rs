@@ -26,6 +26,9 @@
 
 mod error;
 mod files;
+mod filter;
+mod follow;
+mod list;
 mod lost;
 mod made_up;
 mod meta;
@@ -40,10 +43,12 @@ mod walk;
 
 pub use error::{Cause, FsError, Result, Side, errno_name};
 pub use files::{NewFile, PartFile};
+pub use filter::{Filter, FilterError};
+pub use list::NamePage;
 pub use lost::Ranges;
 pub use names::is_ours;
 pub use reconcile::Verdict;
 pub use root::{Root, Tree};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};
-pub use walk::Walk;
+pub use walk::{Walk, WalkOptions};

@@ -92,6 +92,11 @@ impl Tree {
         Tree { side: Side::Destination, ..self.clone() }
     }
 
+    /// The tree at another place below the same storage root.
+    pub(super) fn at_base(&self, base: RelPath) -> Tree {
+        Tree { base, cache: Arc::default(), ..self.clone() }
+    }
+
     /// Its absolute path, for people.
     pub fn path(&self) -> AbsPath {
         self.root.path.join(&self.base)

@@ -21,7 +21,7 @@ pub struct SourceFile {
 }
 
 impl Tree {
-    /// Opens the regular file at `entry`'s path. It may be another version by now: what it is stands
+    /// Opens the regular file at `entry`'s path, or where it really is. It may be another version by now: what it is stands
     /// in [`SourceFile::entry`]. Never follows a link, never blocks on a FIFO.
     ///
     /// # Errors
@@ -30,8 +30,12 @@ impl Tree {
         let path = entry.path.as_bytes();
         let failed = |cause: Cause| FsError::new(self.side, "open", path, cause);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let storage = entry.real.as_ref().map(|real| (self.storage(), real));
         let open = || {
-            let place = self.place(&entry.path)?;
+            let place = match &storage {
+                None => self.place(&entry.path)?,
+                Some((storage, real)) => storage.place(real)?,
+            };
             let fd = rustix::fs::openat(&place.dir, place.name, flags, Mode::empty())?;
             let stat = rustix::fs::fstat(&fd)?;
             Ok((fd, stat))
@@ -58,8 +62,10 @@ impl Tree {
             // Only advice: without it the file is read all the same.
             let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
         }
+        let real = entry.real.clone();
         let entry = entry_of(fd.as_fd(), b"", entry.path.clone(), &opened)
             .map_err(|errno| failed(errno.into()))?;
+        let entry = Entry { real, ..entry };
         Ok(SourceFile { fd, tree: self.clone(), opened, entry })
     }
 }

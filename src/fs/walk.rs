@@ -5,18 +5,22 @@
 //! down at most [`NAMES`] names are held (then it is read again for the next ones), and of the way
 //! itself at most [`MAX_CHAIN`] bytes. So are descriptors: upper levels are closed and opened again.
 
-use super::error::Result;
+use super::error::{Cause, FsError, Result};
+use super::filter::Filter;
+use super::follow::{Located, Way, place_of};
+use super::list::{Listed, list};
 use super::made_up::is_made_up;
 use super::meta::{entry_of, lstat, meta_of, type_of};
-use super::names::is_ours;
-use super::root::{Tree, open_list_below};
+use super::root::{Dir, Tree, open_below, open_list_below};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Kind};
+use crate::wire::options::{Links, Notes};
 use crate::wire::task::Cursor;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FileType, RawDir};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Names of one directory held at a time (twice as many while it is read).
 const NAMES: usize = 100_000;
@@ -25,16 +29,30 @@ const OPEN_LEVELS: usize = 12;
 /// The paths of all directories above an entry, together, in bytes. All of them stand in each
 /// manifest, which is limited to twice this; deeper directories are reported, not entered.
 const MAX_CHAIN: usize = crate::wire::manifest::MAX_BYTES / 2;
-/// Read at a time from a directory.
-const LIST_BUFFER: usize = 64 << 10;
+/// The cause under which links that are left out are counted.
+const LINKS_LEFT_OUT: &str = "symbolic links left out (links: skip)";
+
+/// What of a source is walked, and how.
+#[derive(Debug, Clone, Default)]
+pub struct WalkOptions {
+    /// What is left out; a directory that is left out is not opened.
+    pub filter: Arc<Filter>,
+    /// What is done with symbolic links.
+    pub links: Links,
+}
 
 /// A walk in progress; see [`Tree::walk`]. Its items are entries, and errors in place of those that
 /// can't be read (then the walk goes on behind them).
 #[derive(Debug)]
 pub struct Walk {
     tree: Tree,
+    options: WalkOptions,
+    /// What was left out since it was asked for.
+    notes: Notes,
     /// The directories above what is returned next, from the root.
     dirs: Vec<DirRef>,
+    /// One for each of `dirs`.
+    ways: Vec<Way>,
     /// The bytes of their paths.
     chain: usize,
     /// One for each of the last `levels.len()` of `dirs`.
@@ -53,8 +71,8 @@ pub struct Walk {
 #[derive(Debug)]
 struct Level {
     /// `None`: closed to save descriptors.
-    fd: Option<OwnedFd>,
-    names: std::vec::IntoIter<Box<[u8]>>,
+    fd: Option<Dir>,
+    names: std::vec::IntoIter<Listed>,
     /// There are names behind this one that were not kept.
     more: Option<Box<[u8]>>,
 }
@@ -62,13 +80,17 @@ struct Level {
 #[derive(Debug)]
 struct Entered {
     dir: DirRef,
-    fd: OwnedFd,
+    way: Way,
+    /// Why it can't be listed, where it can't.
+    fd: std::result::Result<OwnedFd, Errno>,
 }
 
-struct Listing {
-    names: Vec<Box<[u8]>>,
-    more: bool,
-    failed: Option<Errno>,
+/// A name that was looked at, or what the link of that name leads to.
+struct Spot {
+    dir: Dir,
+    name: Vec<u8>,
+    stat: Stat,
+    real: Option<RelPath>,
 }
 
 impl Tree {
@@ -82,14 +104,42 @@ impl Tree {
     /// `dir` can't be opened, is a symbolic link, or lies in a file system like `proc`, whose files
     /// have no length to copy by. Where one is mounted further down, there is an error in its place.
     pub fn walk(&self, dir: &RelPath, cursor: Option<&Cursor>) -> Result<Walk> {
-        self.walk_holding(dir, cursor, NAMES)
+        self.walk_with(dir, cursor, WalkOptions::default())
     }
 
-    fn walk_holding(&self, dir: &RelPath, cursor: Option<&Cursor>, names: usize) -> Result<Walk> {
+    /// The same with a choice of what is walked. A directory that can't be read gives its entry and then
+    /// an error for its contents.
+    ///
+    /// With [`Links::Copy`] a link gives an entry of the type of what it leads to, with [`Entry::real`];
+    /// so has everything below a directory that was reached through a link. A link that leads nowhere,
+    /// out of the storage root or round in a circle is an error in its place.
+    ///
+    /// # Errors
+    /// As [`Tree::walk`].
+    pub fn walk_with(
+        &self,
+        dir: &RelPath,
+        cursor: Option<&Cursor>,
+        options: WalkOptions,
+    ) -> Result<Walk> {
+        self.walk_holding(dir, cursor, options, NAMES)
+    }
+
+    fn walk_holding(
+        &self,
+        dir: &RelPath,
+        cursor: Option<&Cursor>,
+        options: WalkOptions,
+        names: usize,
+    ) -> Result<Walk> {
+        let Located { dirs, ways, real } = self.locate(dir, options.links)?;
         let mut walk = Walk {
             tree: self.clone(),
-            dirs: self.chain(dir)?,
-            chain: 0,
+            options,
+            notes: Notes::new(),
+            chain: dirs.iter().map(|d| d.path.as_bytes().len()).sum(),
+            dirs,
+            ways,
             levels: Vec::new(),
             ready: VecDeque::new(),
             enter: None,
@@ -97,19 +147,19 @@ impl Tree {
             names,
             dev: 0,
         };
-        walk.chain = walk.dirs.iter().map(|d| d.path.as_bytes().len()).sum();
         if dir.is_root() {
             let root = self.entry(dir)?;
             if matches!(root.kind, Kind::Symlink { .. }) {
                 return Err(self.error("walk", b"", Errno::LOOP));
             }
             let is_dir = root.is_dir();
-            walk.ready.extend(cursor.is_none().then_some(Ok(root)));
+            let beyond = walk.options.filter.is_beyond(&root);
+            walk.ready.extend((cursor.is_none() && !beyond).then_some(Ok(root)));
             if !is_dir {
                 return Ok(walk);
             }
         }
-        let fd = self.open_list(dir.as_bytes());
+        let fd = self.open_real(dir.as_bytes(), real.as_ref(), true);
         let fd = fd.map_err(|e| self.error("open", dir.as_bytes(), e))?;
         let stat = rustix::fs::fstat(&fd);
         let stat = stat.map_err(|e| self.error("read metadata of", dir.as_bytes(), e))?;
@@ -117,7 +167,9 @@ impl Tree {
             return Err(self.made_up("enter", dir.as_bytes()));
         }
         walk.dev = stat.st_dev;
-        let start = Entered { dir: DirRef { path: dir.clone(), meta: meta_of(&stat) }, fd };
+        let way = Way { id: (stat.st_dev, stat.st_ino), real };
+        let dir = DirRef { path: dir.clone(), meta: meta_of(&stat) };
+        let start = Entered { dir, way, fd: Ok(fd) };
         match cursor {
             Some(cursor) => walk.resume(start, cursor),
             None => walk.enter = Some(start),
@@ -147,6 +199,11 @@ impl Walk {
         self.cursor.as_ref()
     }
 
+    /// What was left out since this was asked last, and before [`Walk::cursor`].
+    pub fn notes(&mut self) -> Notes {
+        std::mem::take(&mut self.notes)
+    }
+
     /// Enters the directories that lead to the cursor, each behind the name that leads on.
     fn resume(&mut self, start: Entered, cursor: &Cursor) {
         let (dir, after) = (&start.dir.path, &cursor.after);
@@ -168,8 +225,12 @@ impl Walk {
                 self.enter = Some(here);
                 return;
             };
+            let unreadable = here.fd.is_err();
             if let Err(error) = self.descend(here, Some(name)) {
                 self.ready.push_back(Err(error));
+            }
+            if unreadable {
+                return;
             }
             let last = way.peek().is_none();
             if last && cursor.skip_contents {
@@ -187,12 +248,15 @@ impl Walk {
     /// Makes `here` the current directory and lists it, behind `after`. After an error in the middle
     /// of the list, the names before are walked all the same.
     fn descend(&mut self, here: Entered, after: Option<&[u8]>) -> Result<()> {
-        let listing = list(&here.fd, after, self.names);
         let path = here.dir.path.clone();
+        let fd = here.fd.map_err(|e| self.tree.error("open", path.as_bytes(), e))?;
+        let listing = list(&fd, after, self.names);
         self.chain += path.as_bytes().len();
         self.dirs.push(here.dir);
-        let more = listing.more.then(|| listing.names.last().cloned()).flatten();
-        self.levels.push(Level { fd: Some(here.fd), names: listing.names.into_iter(), more });
+        self.ways.push(here.way);
+        let more = listing.more.then(|| listing.names.last().map(|(name, _)| name.clone()));
+        let (fd, names) = (Some(Arc::new(fd)), listing.names.into_iter());
+        self.levels.push(Level { fd, names, more: more.flatten() });
         if let Some(at) = self.levels.len().checked_sub(OPEN_LEVELS + 1) {
             self.levels[at].fd = None;
         }
@@ -204,84 +268,145 @@ impl Walk {
 
     fn ascend(&mut self) {
         self.levels.pop();
+        self.ways.pop();
         if let Some(dir) = self.dirs.pop() {
             self.chain -= dir.path.as_bytes().len();
         }
     }
 
     /// What `name` in the current directory is, and the open directory where it is one; `None` where it
-    /// is gone.
+    /// is gone or left out.
     fn look(&mut self, name: &[u8]) -> Result<Option<(Entry, Option<Entered>)>> {
         let above = self.dirs.last().map(|d| d.path.clone()).unwrap_or_default();
         let path = above.child(name).map_err(|_| {
             let full = [above.as_bytes(), b"/", name].concat();
             self.tree.error("read metadata of", &full, Errno::NAMETOOLONG)
         })?;
-        let tree = &self.tree;
-        let at = |op: &'static str, errno: Errno| tree.error(op, path.as_bytes(), errno);
-        let Some((level, upper)) = self.levels.split_last_mut() else { return Ok(None) };
+        let Some(dir) = self.current(&above)? else { return Ok(None) };
+        let Some(spot) = self.spot(dir, name, &path)? else { return Ok(None) };
+        if type_of(&spot.stat) == FileType::Directory {
+            return Ok(self.look_inside(spot, path)?.map(|(entry, enter)| (entry, Some(enter))));
+        }
+        let entry = match entry_of(spot.dir.as_fd(), &spot.name, path.clone(), &spot.stat) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.map_err(|e| self.tree.error("read link", path.as_bytes(), e))?,
+        };
+        let entry = Entry { real: spot.real, ..entry };
+        Ok((!self.options.filter.is_beyond(&entry)).then_some((entry, None)))
+    }
+
+    /// The current directory, opened again where it was closed.
+    fn current(&mut self, path: &RelPath) -> Result<Option<Dir>> {
+        let real = self.ways.last().and_then(|way| way.real.as_ref());
+        let Some(level) = self.levels.last_mut() else { return Ok(None) };
         if level.fd.is_none() {
-            level.fd = Some(tree.open_dir(above.as_bytes()).map_err(|errno| {
+            let fd = self.tree.open_real(path.as_bytes(), real, false).map_err(|errno| {
                 // None of its other names can be looked at either: one report is enough.
                 (level.names, level.more) = (Vec::new().into_iter(), None);
-                tree.error("open", above.as_bytes(), errno)
-            })?);
+                self.tree.error("open", path.as_bytes(), errno)
+            })?;
+            level.fd = Some(Arc::new(fd));
         }
-        let Some(dir) = &level.fd else { return Ok(None) };
-        let stat = match lstat(dir, name) {
+        Ok(level.fd.clone())
+    }
+
+    /// What has this name or, where it is a link to be followed, what that leads to; `None` where it is
+    /// gone or left out.
+    fn spot(&mut self, dir: Dir, name: &[u8], path: &RelPath) -> Result<Option<Spot>> {
+        let (tree, filter) = (&self.tree, &self.options.filter);
+        let failed = |op, cause| FsError::new(tree.side, op, path.as_bytes(), cause);
+        let stat = match lstat(&dir, name) {
             Err(Errno::NOENT) => return Ok(None),
-            other => other.map_err(|e| at("read metadata of", e))?,
+            other => other.map_err(|e| failed("read metadata of", e.into()))?,
         };
-        if type_of(&stat) != FileType::Directory {
-            return match entry_of(dir.as_fd(), name, path.clone(), &stat) {
-                Err(Errno::NOENT) => Ok(None),
-                other => Ok(Some((other.map_err(|e| at("read link", e))?, None))),
-            };
+        let is_dir = |stat: &Stat| type_of(stat) == FileType::Directory;
+        if filter.leaves_out(path, is_dir(&stat)) {
+            return Ok(None);
         }
+        let real = self.ways.last().and_then(|way| way.real.as_ref());
+        if type_of(&stat) != FileType::Symlink || self.options.links == Links::Keep {
+            let real = real.and_then(|real| real.child(name).ok());
+            return Ok(Some(Spot { dir, name: name.to_vec(), stat, real }));
+        }
+        if self.options.links == Links::Skip {
+            self.notes.entry(LINKS_LEFT_OUT.to_owned()).or_default().add(path.as_bytes());
+            return Ok(None);
+        }
+        let real = tree.follow(dir.as_fd(), name).map_err(|cause| failed("follow", cause))?;
+        let (dir, name) =
+            place_of(&tree.storage(), &real).map_err(|_| failed("follow", Cause::Changed))?;
+        let stat = lstat(&dir, &name).map_err(|_| failed("follow", Cause::Changed))?;
+        if is_dir(&stat) && filter.leaves_out(path, true) {
+            return Ok(None);
+        }
+        if !is_dir(&stat) && is_made_up(&dir).map_err(|e| failed("follow", e.into()))? {
+            return Err(tree.made_up("copy", path.as_bytes()));
+        }
+        Ok(Some(Spot { dir, name, stat, real: Some(real) }))
+    }
+
+    /// A directory's entry, and the directory, opened; `None` where it is gone.
+    fn look_inside(&mut self, spot: Spot, path: RelPath) -> Result<Option<(Entry, Entered)>> {
+        let tree = &self.tree;
+        let at = |op: &'static str, errno: Errno| tree.error(op, path.as_bytes(), errno);
         if self.chain + path.as_bytes().len() > MAX_CHAIN {
             return Err(at("enter", Errno::NAMETOOLONG));
         }
-        let mut fd = open_list_below(dir.as_fd(), name);
+        let mut fd = open_list_below(spot.dir.as_fd(), &spot.name);
         if matches!(fd, Err(Errno::MFILE | Errno::NFILE)) {
-            upper.iter_mut().for_each(|level| level.fd = None);
-            fd = open_list_below(dir.as_fd(), name);
+            self.levels.iter_mut().for_each(|level| level.fd = None);
+            fd = open_list_below(spot.dir.as_fd(), &spot.name);
         }
-        let fd = match fd {
+        // What can't be listed can be looked at all the same.
+        let closed = match fd {
             Err(Errno::NOENT) => return Ok(None),
-            other => other.map_err(|e| at("open", e))?,
+            Err(Errno::ACCESS) => Some(open_below(spot.dir.as_fd(), &spot.name)),
+            _ => None,
+        };
+        let seen = match (&closed, &fd) {
+            (Some(Ok(fd)), _) | (None, Ok(fd)) => fd,
+            (Some(Err(errno)), _) | (None, Err(errno)) => return Err(at("open", *errno)),
         };
         // Metadata by the descriptor, so that they and the contents are of one directory.
-        let entry = rustix::fs::fstat(&fd)
-            .and_then(|stat| entry_of(fd.as_fd(), b"", path.clone(), &stat))
+        let entry = rustix::fs::fstat(seen)
+            .and_then(|stat| entry_of(seen.as_fd(), b"", path.clone(), &stat))
             .map_err(|e| at("read metadata of", e))?;
         if entry.ident.dev != self.dev {
             // Something else is mounted here.
-            if is_made_up(&fd).map_err(|e| at("read metadata of", e))? {
+            if is_made_up(seen).map_err(|e| at("read metadata of", e))? {
                 return Err(tree.made_up("enter", path.as_bytes()));
             }
             self.dev = entry.ident.dev;
         }
+        let id = (entry.ident.dev, entry.ident.ino);
+        if self.options.links == Links::Copy && self.ways.iter().any(|way| way.id == id) {
+            return Err(FsError::new(tree.side, "enter", path.as_bytes(), Cause::Cycle));
+        }
+        let way = Way { id, real: spot.real.clone() };
         let dir = DirRef { path, meta: entry.meta };
-        Ok(Some((entry, Some(Entered { dir, fd }))))
+        Ok(Some((Entry { real: spot.real, ..entry }, Entered { dir, way, fd })))
     }
 
     /// The next name of the current directory; `None` at its end.
     fn next_name(&mut self) -> Result<Option<Box<[u8]>>> {
         let Some(level) = self.levels.last_mut() else { return Ok(None) };
-        if let Some(name) = level.names.next() {
+        if let Some((name, _)) = level.names.next() {
             return Ok(Some(name));
         }
         let Some(after) = level.more.take() else { return Ok(None) };
         // Opened afresh: the place in a directory is the descriptor's, and this one's is used up.
         let path = self.dirs.last().map(|d| d.path.as_bytes()).unwrap_or_default();
-        let fd = self.tree.open_list(path).map_err(|e| self.tree.error("open", path, e))?;
+        let real = self.ways.last().and_then(|way| way.real.as_ref());
+        let fd = self.tree.open_real(path, real, true);
+        let fd = fd.map_err(|e| self.tree.error("open", path, e))?;
         let listing = list(&fd, Some(&after), self.names);
-        level.more = listing.more.then(|| listing.names.last().cloned()).flatten();
+        let more = listing.more.then(|| listing.names.last().map(|(name, _)| name.clone()));
+        level.more = more.flatten();
         level.names = listing.names.into_iter();
-        level.fd = Some(fd);
+        level.fd = Some(Arc::new(fd));
         match listing.failed {
             Some(errno) => Err(self.tree.error("list", path, errno)),
-            None => Ok(level.names.next()),
+            None => Ok(level.names.next().map(|(name, _)| name)),
         }
     }
 }
@@ -340,52 +465,6 @@ impl Walk {
         }
         None
     }
-}
-
-/// The first `keep` names of a directory behind `after`, sorted. The kernel gives them in no order, so
-/// all are read and the greater ones dropped.
-fn list(fd: &OwnedFd, after: Option<&[u8]>, keep: usize) -> Listing {
-    let mut listing = Listing { names: Vec::new(), more: false, failed: None };
-    let mut buffer = Vec::with_capacity(LIST_BUFFER);
-    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
-    let mut bound: Option<Box<[u8]>> = None;
-    while let Some(entry) = entries.next() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(Errno::INTR) => continue,
-            Err(errno) => {
-                listing.failed = Some(errno);
-                break;
-            }
-        };
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." || after.is_some_and(|a| name <= a) || is_ours(name) {
-            continue;
-        }
-        if bound.as_ref().is_some_and(|b| *name > **b) {
-            listing.more = true;
-            continue;
-        }
-        listing.names.push(name.into());
-        if listing.names.len() >= 2 * keep {
-            cut(&mut listing, keep);
-            bound = listing.names.iter().max().cloned();
-        }
-    }
-    if listing.names.len() > keep {
-        cut(&mut listing, keep);
-    }
-    listing.names.sort_unstable();
-    // Some file systems give a name twice when the directory changes under the reader.
-    listing.names.dedup();
-    listing
-}
-
-/// Keeps the `keep` smallest names, in any order.
-fn cut(listing: &mut Listing, keep: usize) {
-    listing.names.select_nth_unstable(keep);
-    listing.names.truncate(keep);
-    listing.more = true;
 }
 
 #[cfg(test)]

@@ -170,7 +170,10 @@ fn a_directory_larger_than_what_is_held_is_walked_in_parts() {
     }
     let cursor = behind(&RelPath::root(), false);
     for keep in [1, 7, 50, 99, 100, 101] {
-        let walk = site.source().walk_holding(&RelPath::root(), Some(&cursor), keep).unwrap();
+        let walk = site
+            .source()
+            .walk_holding(&RelPath::root(), Some(&cursor), WalkOptions::default(), keep)
+            .unwrap();
         assert_eq!(paths(walk), want, "{keep}");
     }
 }
@@ -248,7 +251,7 @@ proptest! {
         let tree = site.source();
         let all = walk_all(&tree);
         let from = |cursor: &Cursor, keep| {
-            paths(tree.walk_holding(&RelPath::root(), Some(cursor), keep).unwrap())
+            paths(tree.walk_holding(&RelPath::root(), Some(cursor), WalkOptions::default(), keep).unwrap())
         };
         for (i, after) in all.iter().enumerate() {
             let rest = all[i + 1..].to_vec();

@@ -1,0 +1,242 @@
+//! What of a source is left out: lines of gitignore syntax, limits of size and age.
+
+use crate::wire::RelPath;
+use crate::wire::manifest::{Entry, Kind, Meta};
+use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// A [`FilterSpec`] made ready to match. Paths are matched below the source root, which itself is never
+/// left out; names may hold any bytes. Beside gitignore's own syntax, `{a,b}` stands for either.
+#[derive(Debug)]
+pub struct Filter {
+    rules: Gitignore,
+    sizes: (u64, u64),
+    /// See [`FilterSpec::newer_than`] and [`FilterSpec::older_than`].
+    newer_than: Option<i64>,
+    older_than: Option<i64>,
+}
+
+/// Why a [`FilterSpec`] is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FilterError {
+    /// The rules together are over [`MAX_FILTER_BYTES`].
+    #[error(
+        "the filter rules have {0} bytes, at most {MAX_FILTER_BYTES} are taken; shorten them, e.g. by patterns instead of names"
+    )]
+    TooLong(usize),
+    /// One of them can't be read.
+    #[error("filter rule {} (`{}`) cannot be read: {why}", .index + 1, crate::wire::path::show(.rule.as_bytes()))]
+    Rule {
+        /// Its place in the list, from 0.
+        index: usize,
+        /// As it was given.
+        rule: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// All of them together can't be compiled.
+    #[error("the filter rules cannot be compiled: {0}; use fewer or simpler ones")]
+    Together(String),
+}
+
+impl Default for Filter {
+    /// Leaves nothing out.
+    fn default() -> Self {
+        let sizes = (0, u64::MAX);
+        Filter { rules: Gitignore::empty(), sizes, newer_than: None, older_than: None }
+    }
+}
+
+impl Filter {
+    /// Reads the rules.
+    ///
+    /// # Errors
+    /// They are too long, or one can't be read: it is named by its number and text.
+    pub fn new(spec: &FilterSpec) -> Result<Filter, FilterError> {
+        let bytes: usize = spec.rules.iter().map(|rule| rule.len() + 1).sum();
+        if bytes > MAX_FILTER_BYTES {
+            return Err(FilterError::TooLong(bytes));
+        }
+        let mut builder = GitignoreBuilder::new("");
+        for (index, rule) in spec.rules.iter().enumerate() {
+            builder.add_line(None, rule).map_err(|error| FilterError::Rule {
+                index,
+                rule: rule.clone(),
+                why: match error {
+                    ignore::Error::Glob { err, .. } => err,
+                    other => other.to_string(),
+                },
+            })?;
+        }
+        Ok(Filter {
+            rules: builder.build().map_err(|error| FilterError::Together(error.to_string()))?,
+            sizes: (spec.min_size.unwrap_or(0), spec.max_size.unwrap_or(u64::MAX)),
+            newer_than: spec.newer_than,
+            older_than: spec.older_than,
+        })
+    }
+
+    /// Whether the rules leave out `path`, given that nothing above it is left out.
+    pub fn leaves_out(&self, path: &RelPath, is_dir: bool) -> bool {
+        !path.is_root() && self.matches(path.as_bytes(), is_dir)
+    }
+
+    /// The same for a path that was not reached from above, e.g. one of a list: what lies in a directory
+    /// that is left out is left out too, whatever a later rule says of it.
+    pub fn leaves_out_with_parents(&self, path: &RelPath, is_dir: bool) -> bool {
+        let bytes = path.as_bytes();
+        let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+        !self.rules.is_empty()
+            && (ends.into_iter().any(|end| self.matches(&bytes[..end], true))
+                || self.leaves_out(path, is_dir))
+    }
+
+    /// Whether the rules or, for a regular file, the limits leave out `entry`, given that nothing
+    /// above it is left out.
+    pub fn leaves_out_entry(&self, entry: &Entry) -> bool {
+        self.leaves_out(&entry.path, entry.is_dir()) || self.is_beyond(entry)
+    }
+
+    /// Whether `entry` is a regular file beyond the limits of size and age.
+    pub fn is_beyond(&self, entry: &Entry) -> bool {
+        let Kind::File { size } = entry.kind else { return false };
+        let Meta { mtime_sec, mtime_nsec, .. } = entry.meta;
+        let time = (mtime_sec, mtime_nsec);
+        !(self.sizes.0..=self.sizes.1).contains(&size)
+            || self.newer_than.is_some_and(|limit| time <= (limit, 0))
+            || self.older_than.is_some_and(|limit| time >= (limit, 0))
+    }
+
+    fn matches(&self, path: &[u8], is_dir: bool) -> bool {
+        self.rules.matched(Path::new(OsStr::from_bytes(path)), is_dir).is_ignore()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::manifest::Ident;
+
+    fn filter(rules: &[&str]) -> Filter {
+        let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
+        Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap()
+    }
+
+    fn rel(path: impl AsRef<[u8]>) -> RelPath {
+        RelPath::new(path).unwrap()
+    }
+
+    fn file(size: u64, mtime: (i64, u32)) -> Entry {
+        let (mtime_sec, mtime_nsec) = mtime;
+        let meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec, mtime_nsec };
+        Entry::new(rel("f"), Kind::File { size }, meta, Ident::default())
+    }
+
+    #[test]
+    fn rules_are_those_of_gitignore() {
+        // Checked against `git check-ignore` of git 2.39.
+        let cases: &[(&[&str], &str, bool, bool)] = &[
+            (&["*.o"], "a.o", false, true),
+            (&["*.o"], "a/b/c.o", false, true),
+            (&["*.o", "!keep.o"], "a/keep.o", false, false),
+            (&["!keep.o", "*.o"], "a/keep.o", false, true),
+            (&["/top"], "top", false, true),
+            (&["/top"], "a/top", false, false),
+            (&["build/"], "build", true, true),
+            (&["build/"], "build", false, false),
+            (&["build/"], "a/build", true, true),
+            (&["a/b"], "a/b", false, true),
+            (&["a/b"], "x/a/b", false, false),
+            (&["**/a/b"], "x/a/b", false, true),
+            (&["a/**"], "a", true, false),
+            (&["a/**"], "a/x", false, true),
+            (&["a/**/b"], "a/b", false, true),
+            (&["a/**/b"], "a/x/y/b", false, true),
+            (&["a/*"], "a/x/y", false, false),
+            (&["?"], "x", false, true),
+            (&["[a-c]x"], "bx", false, true),
+            (&["[!a-c]x"], "bx", false, false),
+            (&["# comment", "", "   "], "# comment", false, false),
+            (&["\\#x"], "#x", false, true),
+            (&["\\!x"], "!x", false, true),
+            (&["x   "], "x", false, true),
+            (&["x\\ "], "x ", false, true),
+            (&["-rf"], "-rf", false, true),
+            (&["*"], "anything", true, true),
+        ];
+        for (rules, path, is_dir, out) in cases {
+            assert_eq!(filter(rules).leaves_out(&rel(path), *is_dir), *out, "{rules:?} {path}");
+        }
+        assert!(!filter(&["*"]).leaves_out(&RelPath::root(), true), "never the root");
+    }
+
+    #[test]
+    fn names_of_any_bytes_are_matched() {
+        let some = filter(&["*.tmp", "new?line"]);
+        assert!(some.leaves_out(&rel(b"\xff\xfe.tmp"), false));
+        assert!(some.leaves_out(&rel(b"d\xff/new\nline"), false));
+        assert!(!some.leaves_out(&rel(b"\xff\xfe"), false));
+    }
+
+    #[test]
+    fn nothing_in_a_directory_that_is_left_out_can_be_taken_in_again() {
+        let some = filter(&["logs/", "!logs/keep", "*.o", "!b.o"]);
+        for (path, out) in [
+            ("logs/keep", true),
+            ("x/logs/y/z", true),
+            ("logs", false),
+            ("a/b.o", false),
+            ("", false),
+        ] {
+            assert_eq!(some.leaves_out_with_parents(&rel(path), false), out, "{path}");
+        }
+        assert!(some.leaves_out_with_parents(&rel("logs"), true));
+    }
+
+    #[test]
+    fn limits_count_for_regular_files_only_and_to_the_nanosecond() {
+        let limits = FilterSpec {
+            min_size: Some(10),
+            max_size: Some(20),
+            newer_than: Some(100),
+            older_than: Some(200),
+            ..FilterSpec::default()
+        };
+        let some = Filter::new(&limits).unwrap();
+        for (size, time, out) in [
+            (10, (150, 0), false),
+            (20, (100, 1), false),
+            (9, (150, 0), true),
+            (21, (150, 0), true),
+            (10, (100, 0), true),
+            (10, (199, 999_999_999), false),
+            (10, (200, 0), true),
+            (10, (-5, 0), true),
+        ] {
+            assert_eq!(some.leaves_out_entry(&file(size, time)), out, "{size} {time:?}");
+        }
+        let dir = Entry { kind: Kind::Dir, ..file(0, (0, 0)) };
+        assert!(!some.leaves_out_entry(&dir));
+        assert!(!Filter::default().leaves_out_entry(&file(u64::MAX, (i64::MIN, 0))));
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_read_is_named() {
+        let spec = |rules: &[&str]| FilterSpec {
+            rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
+            ..FilterSpec::default()
+        };
+        let error = Filter::new(&spec(&["fine", "[z-a]\x1b"])).unwrap_err();
+        assert!(matches!(&error, FilterError::Rule { index: 1, rule, .. } if rule == "[z-a]\x1b"));
+        let text = error.to_string();
+        assert!(text.starts_with("filter rule 2 (`[z-a]\\#033`) cannot be read: "), "{text}");
+        let long = "x".repeat(MAX_FILTER_BYTES);
+        assert_eq!(
+            Filter::new(&spec(&[&long])).unwrap_err(),
+            FilterError::TooLong(MAX_FILTER_BYTES + 1)
+        );
+    }
+}

@@ -1,0 +1,150 @@
+//! Symbolic links of a source that are copied as what they lead to.
+//!
+//! The kernel resolves the link, without opening what is behind it for use; then that object is looked
+//! up once more, by its real path and confined to the storage root like everything else. Only where
+//! both are the same one it is read. So a link that leads (or is swapped to lead) outside gives an
+//! error, never content.
+
+use super::error::{Cause, FsError, Result};
+use super::meta::{lstat, meta_of, type_of};
+use super::root::{Dir, Tree, open_below};
+use crate::wire::RelPath;
+use crate::wire::manifest::{DirRef, Entry};
+use crate::wire::options::Links;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+
+/// What is known of a directory above an entry beside its [`DirRef`].
+#[derive(Debug, Clone, Default)]
+pub(super) struct Way {
+    /// Device and inode, where links are followed (else zeros).
+    pub(super) id: (u64, u64),
+    /// Where it really is, below the storage root, when it was reached through a link.
+    pub(super) real: Option<RelPath>,
+}
+
+/// The directories above a path, the root first, and where the path itself really is.
+#[derive(Debug, Default)]
+pub(super) struct Located {
+    pub(super) dirs: Vec<DirRef>,
+    pub(super) ways: Vec<Way>,
+    pub(super) real: Option<RelPath>,
+}
+
+impl Tree {
+    /// The tree of the whole storage root: [`Entry::real`] is a path in it.
+    pub fn storage(&self) -> Tree {
+        self.at_base(RelPath::root())
+    }
+
+    /// What stands at `path` now, and the directories above it, the root first. With [`Links::Copy`]
+    /// links are followed, on the way as well as at its end.
+    ///
+    /// # Errors
+    /// It is not there or out of reach; a link leads nowhere or outside.
+    pub fn find(&self, path: &RelPath, links: Links) -> Result<(Entry, Vec<DirRef>)> {
+        let Located { dirs, real, .. } = self.locate(path, links)?;
+        let Some(real) = real else { return Ok((self.entry(path)?, dirs)) };
+        let entry = self.storage().entry(&real);
+        let entry = entry
+            .map_err(|error| FsError::new(self.side, error.op, path.as_bytes(), error.cause))?;
+        Ok((Entry { path: path.clone(), real: Some(real), ..entry }, dirs))
+    }
+
+    /// The way to `path`; with [`Links::Copy`] through links.
+    pub(super) fn locate(&self, path: &RelPath, links: Links) -> Result<Located> {
+        if links != Links::Copy {
+            let dirs = self.chain(path)?;
+            return Ok(Located { ways: vec![Way::default(); dirs.len()], dirs, real: None });
+        }
+        let mut located = Located::default();
+        let mut above = RelPath::root();
+        for name in path.components() {
+            let failed = |errno| self.error("read metadata of", above.as_bytes(), errno);
+            let dir = match &located.real {
+                None => self.dir(above.as_bytes()),
+                Some(real) => open_below(self.root.fd(), real.as_bytes()).map(Arc::new),
+            }
+            .map_err(failed)?;
+            let stat = rustix::fs::fstat(&dir).map_err(failed)?;
+            located.dirs.push(DirRef { path: above.clone(), meta: meta_of(&stat) });
+            let id = (stat.st_dev, stat.st_ino);
+            located.ways.push(Way { id, real: located.real.clone() });
+            above = above.child(name).map_err(|_| failed(Errno::INVAL))?;
+            let at = |cause: Cause| FsError::new(self.side, "follow", above.as_bytes(), cause);
+            let stat = lstat(&dir, name).map_err(|errno| at(errno.into()))?;
+            located.real = match type_of(&stat) {
+                FileType::Symlink => Some(self.follow(dir.as_fd(), name).map_err(at)?),
+                _ => located.real.and_then(|real| real.child(name).ok()),
+            };
+        }
+        Ok(located)
+    }
+
+    /// Where the link `name` in `dir` leads to, below the storage root.
+    pub(super) fn follow(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> std::result::Result<RelPath, Cause> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let fd =
+            rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|errno| match errno {
+                Errno::NOENT | Errno::NOTDIR => Cause::Dangling,
+                Errno::LOOP => Cause::Cycle,
+                errno => errno.into(),
+            })?;
+        let (there, root) = (path_of(fd.as_fd())?, path_of(self.root.fd())?);
+        let real = match there.strip_prefix(root.as_slice()) {
+            _ if root == b"/" => there.get(1..),
+            Some([]) => Some(&[][..]),
+            Some([b'/', rest @ ..]) => Some(rest),
+            _ => None,
+        };
+        let real = real.and_then(|real| RelPath::new(real).ok()).ok_or(Cause::Outside)?;
+        let storage = self.storage();
+        let seen = storage.place(&real).and_then(|place| lstat(&place.dir, place.name));
+        let stat = rustix::fs::fstat(&fd)?;
+        match seen {
+            Ok(seen) if (seen.st_dev, seen.st_ino) == (stat.st_dev, stat.st_ino) => Ok(real),
+            // Removed or renamed between the two looks.
+            _ => Err(Cause::Changed),
+        }
+    }
+
+    /// Opens the directory at `real` below the storage root or, without it, at `path` below this tree;
+    /// it must be readable where `list`.
+    pub(super) fn open_real(
+        &self,
+        path: &[u8],
+        real: Option<&RelPath>,
+        list: bool,
+    ) -> std::result::Result<OwnedFd, Errno> {
+        match (real, list) {
+            (None, true) => self.open_list(path),
+            (None, false) => self.open_dir(path),
+            (Some(real), true) => super::root::open_list_below(self.root.fd(), real.as_bytes()),
+            (Some(real), false) => open_below(self.root.fd(), real.as_bytes()),
+        }
+    }
+}
+
+/// The directory that holds `real`, and its name there.
+pub(super) fn place_of(
+    storage: &Tree,
+    real: &RelPath,
+) -> std::result::Result<(Dir, Vec<u8>), Errno> {
+    let place = storage.place(real)?;
+    Ok((place.dir, place.name.to_vec()))
+}
+
+/// The kernel's path of what a descriptor refers to.
+fn path_of(fd: BorrowedFd<'_>) -> std::result::Result<Vec<u8>, Errno> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path =
+        std::fs::read_link(link).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    Ok(path.as_os_str().as_bytes().to_vec())
+}

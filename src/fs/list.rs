@@ -1,0 +1,197 @@
+//! The names in a directory, sorted and in bounded memory, and what a source root is.
+
+use super::error::Result;
+use super::names::is_ours;
+use super::root::Tree;
+use crate::wire::RelPath;
+use crate::wire::task::RootState;
+use rustix::fd::OwnedFd;
+use rustix::fs::{FileType, RawDir};
+use rustix::io::Errno;
+
+/// Read at a time from a directory.
+const LIST_BUFFER: usize = 64 << 10;
+
+/// A name in a directory, and what the directory says that it is (which it may not know).
+pub(super) type Listed = (Box<[u8]>, FileType);
+
+/// Some names of a directory.
+pub(super) struct Listing {
+    pub(super) names: Vec<Listed>,
+    /// There are others behind the last of them.
+    pub(super) more: bool,
+    /// The list broke off.
+    pub(super) failed: Option<Errno>,
+}
+
+/// Some names of a directory of a source; see [`Tree::list_names`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NamePage {
+    /// Sorted by bytes, each with whether it is a directory.
+    pub names: Vec<(Box<[u8]>, bool)>,
+    /// There are others behind the last of them.
+    pub more: bool,
+}
+
+impl Tree {
+    /// The first `keep` names of the directory `dir` behind `after`, without those of our own unfinished
+    /// files.
+    ///
+    /// # Errors
+    /// It can't be read, or not to its end.
+    pub fn list_names(&self, dir: &RelPath, after: Option<&[u8]>, keep: usize) -> Result<NamePage> {
+        let failed = |errno| self.error("list", dir.as_bytes(), errno);
+        let fd = self.open_list(dir.as_bytes()).map_err(failed)?;
+        let Listing { names, more, failed: broken } = list(&fd, after, keep.max(1));
+        if let Some(errno) = broken {
+            return Err(failed(errno));
+        }
+        let kind = |name: &[u8], told: FileType| match told {
+            // Some file systems don't tell.
+            FileType::Unknown => {
+                super::meta::lstat(&fd, name).map(|stat| super::meta::type_of(&stat))
+            }
+            told => Ok(told),
+        };
+        let mut page = NamePage { names: Vec::with_capacity(names.len()), more };
+        for (name, told) in names {
+            match kind(&name, told) {
+                Ok(is) => page.names.push((name, is == FileType::Directory)),
+                // Removed just now.
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Ok(page)
+    }
+
+    /// What this tree's root is: which file system it lies on, and whether it holds anything.
+    ///
+    /// # Errors
+    /// It can't be opened or read.
+    pub fn root_state(&self) -> Result<RootState> {
+        let failed = |errno| self.error("read", b"", errno);
+        let (fd, empty) = match self.open_list(b"") {
+            Ok(fd) => {
+                let listing = list(&fd, None, 1);
+                listing.failed.map_or(Ok(()), |errno| Err(failed(errno)))?;
+                (fd, listing.names.is_empty())
+            }
+            // A sync of one file.
+            Err(Errno::NOTDIR) => {
+                let above = self.base.parent().unwrap_or_default();
+                let fd = super::root::open_below(self.root.fd(), above.as_bytes());
+                (fd.map_err(failed)?, false)
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        let kind = rustix::fs::fstatfs(&fd).map_err(failed)?.f_type;
+        // Local file systems make it of their UUID or device, so it outlives a restart; network file
+        // systems often leave it at 0, and then their type tells them from an empty mount point.
+        let id = rustix::fs::fstatvfs(&fd).map_err(failed)?.f_fsid;
+        // The type has 32 bits; the field that it stands in is longer, and signed on some machines.
+        Ok(RootState { file_system: format!("{:x}:{id:x}", kind as u64 & 0xffff_ffff), empty })
+    }
+}
+
+/// The first `keep` names of a directory behind `after`, sorted. The kernel gives them in no order, so
+/// all are read and the greater ones dropped. Our own unfinished files are left out.
+pub(super) fn list(fd: &OwnedFd, after: Option<&[u8]>, keep: usize) -> Listing {
+    list_if(fd, keep, |name| after.is_none_or(|a| name > a) && !is_ours(name))
+}
+
+/// The first `keep` names of a directory that are `wanted`, sorted.
+pub(super) fn list_if(fd: &OwnedFd, keep: usize, wanted: impl Fn(&[u8]) -> bool) -> Listing {
+    let mut listing = Listing { names: Vec::new(), more: false, failed: None };
+    let mut buffer = Vec::with_capacity(LIST_BUFFER);
+    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+    let mut bound: Option<Box<[u8]>> = None;
+    while let Some(entry) = entries.next() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(Errno::INTR) => continue,
+            Err(errno) => {
+                listing.failed = Some(errno);
+                break;
+            }
+        };
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." || !wanted(name) {
+            continue;
+        }
+        if bound.as_ref().is_some_and(|b| *name > **b) {
+            listing.more = true;
+            continue;
+        }
+        listing.names.push((name.into(), entry.file_type()));
+        if listing.names.len() >= 2 * keep {
+            cut(&mut listing, keep);
+            bound = listing.names.iter().map(|(name, _)| name).max().cloned();
+        }
+    }
+    if listing.names.len() > keep {
+        cut(&mut listing, keep);
+    }
+    listing.names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    // Some file systems give a name twice when the directory changes under the reader.
+    listing.names.dedup_by(|a, b| a.0 == b.0);
+    listing
+}
+
+/// Keeps the `keep` smallest names, in any order.
+fn cut(listing: &mut Listing, keep: usize) {
+    listing.names.select_nth_unstable_by(keep, |a, b| a.0.cmp(&b.0));
+    listing.names.truncate(keep);
+    listing.more = true;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::wire::SyncNo;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn names_come_in_sorted_pages_with_what_is_a_directory() {
+        let site = Site::new();
+        for name in ["b", "c/x", "\u{e9}", "a/y"] {
+            site.write(format!("src/{name}"), "");
+        }
+        symlink("a", site.at("src/link")).unwrap();
+        let ours = super::super::names::temp(SyncNo(1), &rel("x"), 1, 0);
+        fs::write(site.at("src").join(os(&ours)), "").unwrap();
+        let tree = site.source();
+        let mut all = Vec::new();
+        let mut after: Option<Box<[u8]>> = None;
+        loop {
+            let page = tree.list_names(&RelPath::root(), after.as_deref(), 2).unwrap();
+            assert!(page.names.len() <= 2);
+            after = page.names.last().map(|(name, _)| name.clone());
+            all.extend(page.names);
+            if !page.more {
+                break;
+            }
+        }
+        let want = [("a", true), ("b", false), ("c", true), ("link", false), ("\u{e9}", false)];
+        assert_eq!(all, want.map(|(name, is_dir)| (name.as_bytes().into(), is_dir)));
+        assert_eq!(
+            tree.list_names(&rel("none"), None, 9).unwrap_err().errno_name(),
+            Some("ENOENT")
+        );
+    }
+
+    #[test]
+    fn an_empty_root_and_another_file_system_are_told() {
+        let site = Site::new();
+        let state = |base: &str| site.tree(base).root_state().unwrap();
+        assert!(state("src").empty);
+        assert!(!state("canary").empty && !state("canary/file").empty);
+        assert_eq!(state("src").file_system, state("canary/file").file_system);
+        assert!(site.tree("none").root_state().is_err());
+        let proc = super::super::Root::open(&crate::wire::AbsPath::new("/proc").unwrap()).unwrap();
+        let other = Tree::new(proc, RelPath::root()).root_state().unwrap();
+        assert_ne!(other.file_system, state("src").file_system);
+    }
+}
