@@ -8,10 +8,11 @@ mod spell;
 pub(super) use spell::{again, shell_word};
 
 use super::failure::Failure;
+use crate::fs::Filter;
 use crate::util::units;
 use crate::wire::options::{
     Attribute, Chown, Compare, DEFAULT_MAX_DELETE_PERCENT, DeleteOptions, FileState, Links,
-    MAX_FILTER_BYTES, Preserve, SyncOptions, Verify,
+    Preserve, SyncOptions, Verify,
 };
 use crate::wire::path::show;
 use crate::wire::{AbsPath, RelPath};
@@ -402,14 +403,8 @@ fn consistent(options: &SyncOptions) -> Result<(), Failure> {
     if matches!((filter.newer_than, filter.older_than), (Some(from), Some(to)) if from >= to) {
         return wrong("--newer-than is not before --older-than: every file would be left out");
     }
-    let bytes: usize = filter.rules.iter().map(String::len).sum();
-    if bytes > MAX_FILTER_BYTES {
-        return Err(Failure::usage(format!(
-            "the filter rules have {}, at most {} are taken",
-            units::bytes(bytes as u64),
-            units::bytes(MAX_FILTER_BYTES as u64)
-        ))
-        .hinted("name directories instead of files, or name what to copy with --files-from"));
+    if let Err(e) = Filter::new(filter) {
+        return Err(Failure::usage(e.to_string()).hinted("docs/filters.md has examples"));
     }
     Ok(())
 }

@@ -107,7 +107,9 @@ impl Rules {
                             line.count(),
                             show(path.as_os_str().as_encoded_bytes())
                         ))
-                        .hinted("`?` stands for any character, also for one that can't be written")
+                        .hinted(
+                            "`*` stands for any characters, also for those that can't be written",
+                        )
                     })?;
                     rules.extend(text.lines().filter_map(|line| of_line(given.include, line)));
                 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::cli::args::{Cli, Command, SyncCommand};
+use crate::wire::options::MAX_FILTER_BYTES;
 use clap::Parser;
 
 fn parsed(words: &[&str]) -> Result<OptionArgs, clap::Error> {
@@ -95,6 +96,37 @@ fn rules_stand_in_the_order_of_the_command_line() {
     assert_eq!(read.unwrap().filter.rules, ["a", "!b", "from", "-c", "!from", "!d"]);
 }
 
+/// The examples of docs/filters.md and of the help.
+#[test]
+fn the_examples_of_the_manual_leave_out_what_they_say() {
+    let cases: &[(&str, &[&str], &[&str])] = &[
+        ("--exclude *.o --include keep.o", &["a.o", "d/a.o"], &["keep.o", "d/keep.o", "a.c"]),
+        ("--exclude /tmp/", &["tmp/"], &["tmp", "d/tmp/"]),
+        ("--exclude tmp/", &["tmp/", "d/tmp/"], &["tmp"]),
+        ("--exclude d/tmp", &["d/tmp", "d/tmp/"], &["x/d/tmp"]),
+        ("--exclude **/d/tmp", &["d/tmp", "x/d/tmp"], &["tmp"]),
+        ("--exclude /* --include /data/", &["x", "x/"], &["data/", "data/x", "data/x/"]),
+        ("--exclude * --include */ --include *.c", &["a.o", "d/a.o"], &["a.c", "d/", "d/a.c"]),
+        ("--exclude core.[0-9]*", &["core.1", "d/core.22"], &["core", "core.x"]),
+        ("--exclude d/**", &["d/x", "d/x/y"], &["d/", "x/d/y"]),
+        ("--exclude *.{o,a}", &["x.o", "x.a"], &["x.c"]),
+        ("--exclude #a# --exclude \\!b", &["#a#", "!b"], &["a", "b"]),
+    ];
+    for (line, out, kept) in cases {
+        let filter = Filter::new(&options(line).filter).unwrap();
+        let leaves_out = |path: &str| {
+            let is_dir = path.ends_with('/');
+            filter.leaves_out(&RelPath::new(path).unwrap(), is_dir)
+        };
+        for path in *out {
+            assert!(leaves_out(path), "{line}: {path} should be left out");
+        }
+        for path in *kept {
+            assert!(!leaves_out(path), "{line}: {path} should be kept");
+        }
+    }
+}
+
 #[test]
 fn a_day_begins_at_local_midnight() {
     let day = jiff::civil::date(2026, 1, 31).to_zoned(jiff::tz::TimeZone::system()).unwrap();
@@ -122,7 +154,10 @@ fn what_contradicts_itself_is_refused_with_a_sentence() {
         assert!(e.render().contains(told), "{line}: {}", e.render());
     }
     let long = "x".repeat(MAX_FILTER_BYTES + 1);
-    assert!(read(&["--exclude", &long]).unwrap_err().render().contains("at most 256.0 KiB"));
+    let e = read(&["--exclude", &long]).unwrap_err();
+    assert!(e.exit.code() == 2 && e.render().contains("at most"), "{}", e.render().len());
+    let e = read(&["--exclude", "a", "--exclude", "a{b"]).unwrap_err();
+    assert!(e.render().contains("filter rule 2 (`a{b`)"), "{}", e.render());
 }
 
 #[test]

@@ -228,6 +228,26 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_on_behind_the_copying_is_told() {
+        let of = |phase, dry_run| {
+            let options = crate::wire::options::SyncOptions { dry_run, ..Default::default() };
+            let state = SyncState::Progress;
+            let sync = SyncProgress { state, phase, options, scan_done: true, ..sample::sync("x") };
+            lines(&sync, 200)[1].clone()
+        };
+        for (phase, dry_run, told) in [
+            (Phase::Verifying, false, "reading it back"),
+            (Phase::Pruning, false, "deleting what the source does not have"),
+            (Phase::Pruning, true, "counting what would be deleted"),
+            (Phase::Flushing, false, "stable storage"),
+            (Phase::Transferring, true, "(dry run)"),
+        ] {
+            assert!(of(phase, dry_run).contains(told), "{phase:?}: {}", of(phase, dry_run));
+        }
+        assert!(of(Phase::Transferring, false).ends_with("0 failed)"));
+    }
+
+    #[test]
     fn a_queued_sync_says_why() {
         let sync =
             SyncProgress { reason: Some("no worker holds /a\x1b".into()), ..sample::sync("q") };
