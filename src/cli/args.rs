@@ -87,7 +87,7 @@ pub(super) enum Command {
     /// Run an agent on a storage host: it moves the bytes
     Agent(AgentArgs),
     /// Copy the contents of SRC into DST on this machine, with nothing to set up
-    Copy(CopyArgs),
+    Copy(Box<CopyArgs>),
     /// Submit syncs, look at them, wait for them, end them
     #[command(subcommand)]
     Sync(SyncCommand),
@@ -220,7 +220,7 @@ impl WhatArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum SyncCommand {
     /// Make DST hold what SRC holds
-    Submit(SubmitArgs),
+    Submit(Box<SubmitArgs>),
     /// Show all syncs, one in detail, or some
     #[command(visible_aliases = ["list", "ls"])]
     Status(StatusArgs),
@@ -243,7 +243,7 @@ pub(super) enum SyncCommand {
     },
     /// Print what became of each path of a sync that was submitted with --record
     Files(FilesArgs),
-    /// Print the BLAKE3 digest of each file of a sync that was submitted with --manifest, as b3sum does
+    /// Print the BLAKE3 digest of each file of a sync that was submitted with --digests or --manifest, as b3sum does
     Manifest {
         /// Which
         #[arg(value_name = "ID")]
@@ -273,8 +273,8 @@ pub(super) struct FilesArgs {
 #[derive(Debug, Args)]
 #[command(
     before_long_help = "Examples:
-  ctl sync verify run42                         the destination, where it is mounted under the same path
-  ctl sync verify run42 /mnt/arch/run42         … under another path
+  ctl sync verify run42                    the destination, mounted here under its own path
+  ctl sync verify run42 /mnt/arch/run42    … under another path
   ctl sync verify --manifest run42.b3 /arch/run42
 ",
     after_long_help = "\
@@ -284,7 +284,7 @@ without --delete found at the destination, and its filters left alone, are extra
 "
 )]
 pub(super) struct VerifyArgs {
-    /// The sync, submitted with --manifest (then a PATH may follow); with --manifest FILE: the PATH
+    /// The sync, submitted with --digests or --manifest (then a PATH may follow); with --manifest FILE: the PATH
     #[arg(value_name = "ID|PATH", required = true, num_args = 1..=2)]
     pub(super) what: Vec<OsString>,
     /// Take the digests from this file, as b3sum writes it; `-`: standard input

@@ -99,7 +99,7 @@ fn run(ctx: Context, command: Command) -> Result<Exit, Failure> {
         match command {
             Command::Master(args) => master::run(&ctx, args).await,
             Command::Agent(args) => agent::run(&ctx, args).await,
-            Command::Copy(args) => copy::run(&ctx, args).await,
+            Command::Copy(args) => copy::run(&ctx, *args).await,
             Command::Config(command) => config::run(&ctx, command),
             Command::Sync(command) => sync::run(&ctx, command).await,
             Command::Workers(command) => workers::run(&ctx, command).await,

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 /// See [`Exit`].
 pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Failure> {
     match command {
-        SyncCommand::Submit(args) => submit::run(ctx, args).await,
+        SyncCommand::Submit(args) => submit::run(ctx, *args).await,
         SyncCommand::Status(args) => status(ctx, args).await,
         SyncCommand::Wait(args) => wait(ctx, args).await,
         SyncCommand::Cancel { ids } => cancel(ctx, ids).await,

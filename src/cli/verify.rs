@@ -153,6 +153,9 @@ struct Finding {
     message: Option<String>,
 }
 
+/// Prints a line.
+type Say = Box<dyn FnMut(&[u8]) -> Result<(), Failure> + Send>;
+
 /// Tells what is found as it is found, and counts.
 struct Report {
     json: bool,
@@ -163,7 +166,7 @@ struct Report {
     bytes: u64,
     /// Standard output can't be written.
     failed: Option<Failure>,
-    say: Box<dyn FnMut(&[u8]) -> Result<(), Failure> + Send>,
+    say: Say,
 }
 
 impl Report {
