@@ -5,7 +5,6 @@
 //! is tried again, and where several masters are given the next one is asked. A follower's `307` is
 //! followed, and the leader it names is asked first from then on.
 
-mod body;
 mod text;
 
 use crate::wire::options::FileState;
@@ -14,7 +13,6 @@ use crate::wire::sync::{Submitted, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
-pub use body::Body;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Url};

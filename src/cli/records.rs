@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::options::{OptionArgs, state_word};
 use super::wait::{Ended, Waited};
 use super::{Context, out};
-use crate::client::{Body, ClientError, MasterClient};
+use crate::client::{ClientError, Download, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
 use crate::wire::options::{Action, FileRecord, FileState};
@@ -57,7 +57,7 @@ fn refused(e: ClientError) -> Failure {
 pub(super) async fn digests(ctx: &Context, id: &RequestId) -> Result<Digests, Failure> {
     let mut body = ctx.client()?.digests(id).await.map_err(refused)?;
     let mut reader = Reader::default();
-    while let Some(piece) = body.chunk().await? {
+    while let Some(piece) = body.next().await? {
         reader.push(&piece)?;
     }
     reader.end("the master's list")
@@ -77,8 +77,8 @@ pub(super) async fn ended(ctx: &Context, id: &RequestId) -> Result<SyncProgress,
 }
 
 /// Writes a reply to standard output as it comes, until nobody reads any more.
-async fn pass_on(body: &mut Body) -> Result<Exit, Failure> {
-    while let Some(piece) = body.chunk().await? {
+async fn pass_on(body: &mut Download) -> Result<Exit, Failure> {
+    while let Some(piece) = body.next().await? {
         if !out::raw(&piece)? {
             break;
         }
@@ -87,9 +87,12 @@ async fn pass_on(body: &mut Body) -> Result<Exit, Failure> {
 }
 
 /// Writes each record in a form, until nobody reads any more.
-async fn each_record(body: &mut Body, form: fn(&FileRecord, &mut Vec<u8>)) -> Result<(), Failure> {
+async fn each_record(
+    body: &mut Download,
+    form: fn(&FileRecord, &mut Vec<u8>),
+) -> Result<(), Failure> {
     let mut lines = Lines::default();
-    while let Some(piece) = body.chunk().await? {
+    while let Some(piece) = body.next().await? {
         let mut text = Vec::new();
         lines.push(&piece, |line| {
             form(&record(line)?, &mut text);
@@ -248,7 +251,7 @@ fn directory(path: &Path) -> &Path {
 
 /// Writes what comes to a file beside `path`, and gives it that name when it is complete and on
 /// stable storage. Tells how many lines there were.
-async fn write(path: &Path, body: &mut Body) -> Result<u64, Failure> {
+async fn write(path: &Path, body: &mut Download) -> Result<u64, Failure> {
     let beside = Beside::new(path)?;
     let failed = |e: std::io::Error| {
         let shown = show(path.as_os_str().as_encoded_bytes());
@@ -256,7 +259,7 @@ async fn write(path: &Path, body: &mut Body) -> Result<u64, Failure> {
             .hinted("the sync itself ended as told above; for the manifest: ctl sync manifest ID")
     };
     let mut files = 0;
-    while let Some(piece) = body.chunk().await? {
+    while let Some(piece) = body.next().await? {
         files += piece.iter().filter(|b| **b == b'\n').count() as u64;
         (&beside.file).write_all(&piece).map_err(failed)?;
     }
