@@ -120,6 +120,7 @@ impl State {
             }
             _ => BytePath::default(),
         };
+        let untold = error.is_none();
         let error = error.unwrap_or(FileError {
             path,
             operation: what,
@@ -140,8 +141,8 @@ impl State {
             tracing::warn!(sync = %sync.id, why, "something of an ended sync stays behind");
             return;
         }
-        // Who failed it may have left something that nobody told of.
-        sync.to_sweep |= sync.keeps_links() && task.links();
+        // Who had it last may have left something that nobody told of.
+        sync.to_sweep |= untold && sync.keeps_links() && task.links();
         let counts = sync.counts();
         let counters = &mut sync.counters;
         match &task.spec {

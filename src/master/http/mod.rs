@@ -11,6 +11,7 @@ mod document;
 mod documents;
 mod guard;
 mod json;
+mod options;
 mod params;
 mod routes;
 mod server;
