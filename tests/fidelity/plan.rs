@@ -8,7 +8,7 @@ use longhaul::wire::sync::SyncProgress;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn tallies(sync: &SyncProgress) -> BTreeMap<Action, (u64, u64)> {
     sync.actions.iter().map(|(action, tally)| (*action, (tally.count, tally.bytes))).collect()
@@ -144,19 +144,19 @@ fn what_became_of_each_file_is_kept_where_that_is_asked_for() {
     // It survives a restart, and ends with the sync.
     cluster.master.restart();
     assert_eq!(records(&cluster, &id, ""), files);
+    assert!(spooled(&cluster) > 0);
     cluster.ctl(["sync", "delete", &id]).run().exits(0);
     let answer = cluster.master.get(&format!("/sync/{id}/files"));
     assert_eq!(answer.status, 404, "{}", answer.text());
-    assert!(!holds_records(&cluster.home().join("state"), &id), "nothing is left of it");
+    crate::support::await_that("nothing is left of it", || spooled(&cluster) == 0);
 }
 
-fn holds_records(state: &Path, id: &str) -> bool {
-    let entries = walkdir::WalkDir::new(state).into_iter().filter_map(Result::ok);
-    let files = entries.filter(|e| e.file_type().is_file());
-    files.map(|e| e.path().to_owned()).any(|path| {
-        let records = path.to_string_lossy().contains(id);
-        records && fs::metadata(&path).is_ok_and(|m| m.len() > 0)
-    })
+/// How many bytes of records the master keeps.
+fn spooled(cluster: &Cluster) -> u64 {
+    let entries = walkdir::WalkDir::new(cluster.home().join("state")).into_iter();
+    let records = entries.filter_map(Result::ok).map(walkdir::DirEntry::into_path);
+    let records = records.filter(|path| path.extension().is_some_and(|e| e == "jsonl"));
+    records.map(|path| fs::metadata(path).map_or(0, |meta| meta.len())).sum()
 }
 
 #[test]
