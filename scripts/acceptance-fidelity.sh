@@ -73,11 +73,11 @@ declare -A agents=()
 services=() mounts=() failed=0
 end() {
   for pid in "${agents[@]}" "${services[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
-  wait 2>/dev/null || true
+  { wait || true; } 2>/dev/null
   for mount in "${mounts[@]}"; do umount -l "$mount" 2>/dev/null || true; done
   if [ "$failed" = 0 ]; then rm -rf "$work"; else
     rm -rf "$src" "$dst"
-    echo "the logs are in $state" >&2
+    echo "the logs are in $state"
   fi
 }
 trap end EXIT
@@ -111,7 +111,7 @@ start_agent() { # NAME PATHS [PREFIX…]
 }
 stop_agents() { # SIGNAL
   for pid in "${agents[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
-  for pid in "${agents[@]}"; do wait "$pid" 2>/dev/null || true; done
+  { for pid in "${agents[@]}"; do wait "$pid" || true; done; } 2>/dev/null
   agents=()
 }
 start_agents() { # [PREFIX…]
@@ -120,7 +120,7 @@ start_agents() { # [PREFIX…]
   await 'all agents are there' agents_there
 }
 agents_there() {
-  [ "$("$ctl" workers list -o json 2>/dev/null | jq '[.active[] | select(.status == "READY" or .status == "BUSY")] | length')" = 4 ]
+  [ "$("$ctl" workers list -o json 2>/dev/null | jq '.active | length')" = 4 ]
 }
 await() { # WHAT COMMAND…
   local what=$1 until=$((SECONDS + 120)); shift
@@ -138,7 +138,9 @@ sync_exits() { # CODE SRC DST [OPTION…]; the progress is in last.json
   [ "$got" = "$want" ] || fail "ctl sync submit $* ended with $got, not $want: $(jq -c '{state, outcome, reason, error_counts}' "$state/last.json" 2>/dev/null)"
 }
 last() { jq -r "$1" "$state/last.json"; }
-of_last() { say "$(jq -c "{state, outcome, files_total, files_done, files_skipped, files_failed, sent_bytes, kept_bytes} $* | del(..|nulls)" "$state/last.json")"; }
+of_last() { # [, FIELD]…
+  say "$(jq -c "{state, outcome, files_total, files_done, files_skipped, files_failed, sent_bytes, kept_bytes $*} | with_entries(select(.value != null))" "$state/last.json")"
+}
 wire() { awk '/^ *lo:/ { sub(/.*:/, ""); print $1 }' /proc/net/dev; }
 percent() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", 100 * a / b }'; }
 at_most() { # WHAT VALUE LIMIT
@@ -172,7 +174,7 @@ if chosen 1; then
   item 1 "the tree of make-torture.sh, as root"
   "$here/make-torture.sh" "$src/torture" "$scale"
   sync_exits 0 "$src/torture" "$dst/torture"
-  of_last ', notes'
+  of_last ', notes: (.notes // {} | map_values(.count))'
   # rsync takes no path of 4,096 bytes and more: what lies there is for compare-trees.py.
   rsync_finds_nothing "$src/torture" "$dst/torture" --exclude='level 08*'
   trees_are_equal "$src/torture" "$dst/torture"
