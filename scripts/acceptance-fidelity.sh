@@ -72,8 +72,10 @@ ctl="$state/ctl"
 declare -A agents=()
 services=() mounts=() failed=0
 end() {
-  for pid in "${agents[@]}" "${services[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
-  { wait || true; } 2>/dev/null
+  {
+    for pid in "${agents[@]}" "${services[@]}"; do kill -9 "$pid" || true; done
+    wait || true
+  } 2>/dev/null
   for mount in "${mounts[@]}"; do umount -l "$mount" 2>/dev/null || true; done
   if [ "$failed" = 0 ]; then rm -rf "$work"; else
     rm -rf "$src" "$dst"
@@ -110,8 +112,10 @@ start_agent() { # NAME PATHS [PREFIX…]
   agents[$name]=$!
 }
 stop_agents() { # SIGNAL
-  for pid in "${agents[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
-  { for pid in "${agents[@]}"; do wait "$pid" || true; done; } 2>/dev/null
+  {
+    for pid in "${agents[@]}"; do kill "-$1" "$pid" || true; done
+    for pid in "${agents[@]}"; do wait "$pid" || true; done
+  } 2>/dev/null
   agents=()
 }
 start_agents() { # [PREFIX…]
