@@ -38,12 +38,14 @@ fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
     let (source, before) = (tree::read(&editor.src), tree::read(&editor.dst));
     let wanted = expected(&source, &before, choice);
     let mut tried = None;
+    // So that what would be done can be compared with what is done.
+    let choice = &Choice { record: choice.record || choice.dry_run, ..choice.clone() };
     if choice.dry_run {
-        let done = sync(cluster, editor, choice);
+        let done = sync(cluster, editor, &Choice { manifest: false, ..choice.clone() });
         assert_ended(&done, &wanted, choice);
         assert_eq!(tree::read(&editor.dst), before, "a dry run changes nothing");
         assert_eq!(done.sent_bytes, 0, "{done:#?}");
-        tried = (!wanted.stopped).then(|| counts(&done));
+        tried = Some(actions(cluster, &done, &wanted));
     }
     let real = Choice { dry_run: false, ..choice.clone() };
     let done = sync(cluster, editor, &real);
@@ -68,7 +70,8 @@ fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
         assert_manifest(cluster, &done, &wanted, &after);
     }
     if let Some(tried) = tried {
-        assert_eq!(tried, counts(&done), "a dry run counts what is done then, {}", story());
+        let did = actions(cluster, &done, &wanted);
+        assert_eq!(tried, did, "a dry run tells what is done then, {}", story());
     }
 }
 
@@ -82,9 +85,21 @@ fn differing(wanted: &Expected, after: &Tree, choice: &Choice) -> Vec<String> {
     expected::differences(wanted, after)
 }
 
-fn counts(sync: &SyncProgress) -> BTreeMap<Action, u64> {
-    let counts = sync.actions.iter().map(|(action, tally)| (*action, tally.count));
-    counts.filter(|(_, count)| *count > 0).collect()
+/// What was (or would be) done with each regular file of the source.
+fn actions(
+    cluster: &Cluster,
+    sync: &SyncProgress,
+    wanted: &Expected,
+) -> BTreeMap<Vec<u8>, Option<Action>> {
+    let mut actions: BTreeMap<_, _> =
+        records(cluster, sync).into_iter().map(|record| (record.path.0, record.action)).collect();
+    actions.retain(|path, _| wanted.files.contains(path));
+    actions
+}
+
+fn records(cluster: &Cluster, sync: &SyncProgress) -> Vec<FileRecord> {
+    let text = cluster.master.get(&format!("/sync/{}/files", sync.request_id)).text();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[track_caller]
@@ -105,22 +120,20 @@ fn assert_ended(sync: &SyncProgress, wanted: &Expected, choice: &Choice) {
 
 /// What is kept of each file agrees with what became of it.
 fn assert_records(cluster: &Cluster, sync: &SyncProgress, wanted: &Expected) {
-    let text = cluster.master.get(&format!("/sync/{}/files", sync.request_id)).text();
-    let lines = text.lines().map(|line| serde_json::from_str::<FileRecord>(line).unwrap());
-    let mut deleted = BTreeSet::new();
-    let mut seen = BTreeSet::new();
-    for record in lines {
-        assert!(seen.insert((record.path.0.clone(), record.state == FileState::Deleted)), "{text}");
+    let (mut deleted, mut seen) = (BTreeSet::new(), BTreeSet::new());
+    for record in records(cluster, sync) {
+        let name = (record.path.0.clone(), record.state == FileState::Deleted);
+        assert!(seen.insert(name), "it is recorded twice: {record:#?}");
         match record.state {
             FileState::Deleted => drop(deleted.insert(record.path.0)),
             FileState::Failed => panic!("nothing failed: {record:#?}"),
             FileState::Done | FileState::Skipped => {}
         }
     }
-    assert_eq!(deleted, wanted.deleted, "{text}");
+    assert_eq!(deleted, wanted.deleted, "{sync:#?}");
     for path in &wanted.files {
         let listed = seen.contains(&(path.clone(), false));
-        assert!(listed, "{} has no record: {text}", String::from_utf8_lossy(path));
+        assert!(listed, "{} has no record: {seen:?}", String::from_utf8_lossy(path));
     }
 }
 
