@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# Runs every check and test. Installs what is missing: redis-server (as root, by apt) and, where it is
-# not there, nothing else: cargo-nextest is used if present, else cargo test.
+# Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, and
+# rsync and python3, by which what arrived is judged. cargo-nextest is used if present, else cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if ! command -v redis-server >/dev/null; then
-  echo "redis-server is missing: installing it"
+missing=()
+for program in redis-server rsync python3; do
+  command -v "$program" >/dev/null || missing+=("$program")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+  echo "installing what is missing: ${missing[*]}"
   as_root=""
   [ "$(id -u)" = 0 ] || as_root="sudo"
-  # The package would start a server of its own; the tests start theirs.
+  # The packages would start servers of their own; the tests start theirs.
   policy=/usr/sbin/policy-rc.d
   made=""
   if [ ! -e "$policy" ]; then
@@ -17,7 +21,7 @@ if ! command -v redis-server >/dev/null; then
     made=1
   fi
   $as_root apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends redis-server >/dev/null
+  DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   [ -z "$made" ] || $as_root rm -f "$policy"
 fi
 

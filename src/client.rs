@@ -7,6 +7,7 @@
 
 mod text;
 
+use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Submitted, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
@@ -148,6 +149,8 @@ impl<T> Deref for Reply<T> {
 /// A client of one master, or of several of which one leads. Cheap to share behind an `Arc`.
 pub struct MasterClient {
     http: reqwest::Client,
+    /// For replies of any length: only their pauses are bounded.
+    streams: reqwest::Client,
     /// Without a trailing slash, in the order in which they are asked.
     bases: Vec<String>,
     /// The base that answered last; asked first.
@@ -168,8 +171,31 @@ struct Answer {
     retry_after: Option<Duration>,
     location: Option<String>,
     body: Bytes,
+    /// The body of a 200 to a request whose reply is [streamed](Request::streamed).
+    stream: Option<reqwest::Response>,
     /// An earlier attempt at the same request broke off: the master may have acted on it.
     repeated: bool,
+}
+
+/// A reply of any length, read piece by piece.
+#[derive(Debug)]
+pub struct Download {
+    url: String,
+    response: reqwest::Response,
+}
+
+impl Download {
+    /// The next piece; `None` after the last one. Nothing may be taken for whole before that.
+    ///
+    /// # Errors
+    /// The reply broke off, or no byte came for the request time-out.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        self.response.chunk().await.map_err(|e| ClientError::Broken {
+            url: self.url.clone(),
+            status: Some(self.response.status().as_u16()),
+            message: format!("its reply broke off: {}", causes(&e)),
+        })
+    }
 }
 
 /// One request, kept so that it can be sent again.
@@ -180,6 +206,8 @@ struct Request<'a> {
     body: Option<Bytes>,
     headers: Vec<(&'static str, String)>,
     timeout: Duration,
+    /// The reply may be of any length, and is not read here.
+    streamed: bool,
 }
 
 impl MasterClient {
@@ -207,20 +235,26 @@ impl MasterClient {
                 message: "is empty; give at least one, e.g. http://127.0.0.1:8888".to_owned(),
             });
         }
-        let mut builder = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT.min(options.request_timeout))
-            .tcp_nodelay(true)
-            .user_agent(concat!("longhaul/", env!("CARGO_PKG_VERSION")));
-        if all_local {
-            // A proxy set for the outside world must not catch a master on this host.
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(|e| ClientError::BadUrl {
-            url: bases.join(","),
-            message: format!("cannot set up an HTTP client: {}", causes(&e)),
-        })?;
-        Ok(MasterClient { http, bases, leader: Mutex::new(None), options })
+        let built = |pause: Option<Duration>| {
+            let mut builder = reqwest::Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(CONNECT_TIMEOUT.min(options.request_timeout))
+                .tcp_nodelay(true)
+                .user_agent(concat!("longhaul/", env!("CARGO_PKG_VERSION")));
+            if let Some(pause) = pause {
+                builder = builder.read_timeout(pause);
+            }
+            if all_local {
+                // A proxy set for the outside world must not catch a master on this host.
+                builder = builder.no_proxy();
+            }
+            builder.build().map_err(|e| ClientError::BadUrl {
+                url: bases.join(","),
+                message: format!("cannot set up an HTTP client: {}", causes(&e)),
+            })
+        };
+        let (http, streams) = (built(None)?, built(Some(options.request_timeout))?);
+        Ok(MasterClient { http, streams, bases, leader: Mutex::new(None), options })
     }
 
     /// The URLs, in the order in which they are asked.
@@ -284,6 +318,36 @@ impl MasterClient {
             return Ok(Reply { body: Bytes::from(value.to_string()), value });
         }
         read(answer)
+    }
+
+    /// `GET /sync/{id}/files`: what became of each file, one JSON document
+    /// ([`FileRecord`](crate::wire::options::FileRecord)) a line; those that ended as one of `states`,
+    /// or all where none is named.
+    ///
+    /// # Errors
+    /// Problems 404 for an unknown id and 409 where it was not recorded, any [`ClientError`].
+    pub async fn files(
+        &self,
+        id: &RequestId,
+        states: &[FileState],
+    ) -> Result<Download, ClientError> {
+        let words: Vec<String> = states
+            .iter()
+            .filter_map(|state| Some(serde_json::to_value(state).ok()?.as_str()?.to_owned()))
+            .collect();
+        let query =
+            if words.is_empty() { String::new() } else { format!("?state={}", words.join(",")) };
+        self.download(&format!("/sync/{id}/files{query}")).await
+    }
+
+    /// `GET /sync/{id}/manifest`: the digest and name of each file, as `b3sum --check` reads them;
+    /// names are relative to the destination root.
+    ///
+    /// # Errors
+    /// Problems 404 for an unknown id and 409 where it was not asked for or the sync goes on, any
+    /// [`ClientError`].
+    pub async fn digests(&self, id: &RequestId) -> Result<Download, ClientError> {
+        self.download(&format!("/sync/{id}/manifest")).await
     }
 
     /// `GET /workers`.
@@ -387,7 +451,16 @@ impl MasterClient {
 
     fn request<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
         let timeout = self.options.request_timeout;
-        Request { method, target, body: None, headers: Vec::new(), timeout }
+        Request { method, target, body: None, headers: Vec::new(), timeout, streamed: false }
+    }
+
+    async fn download(&self, target: &str) -> Result<Download, ClientError> {
+        let request = Request { streamed: true, ..self.request(Method::GET, target) };
+        let mut answer = self.exchange(request).await?;
+        match answer.stream.take() {
+            Some(response) => Ok(Download { url: answer.url, response }),
+            None => Err(refusal(answer)),
+        }
     }
 
     async fn fetch<T: DeserializeOwned>(
@@ -474,11 +547,12 @@ impl MasterClient {
     }
 
     async fn send(&self, url: &str, request: &Request<'_>) -> Result<Answer, reqwest::Error> {
-        let mut builder = self
-            .http
-            .request(request.method.clone(), url)
-            .timeout(request.timeout)
-            .header(ACCEPT, "application/json");
+        let mut builder = if request.streamed {
+            self.streams.request(request.method.clone(), url)
+        } else {
+            let builder = self.http.request(request.method.clone(), url);
+            builder.timeout(request.timeout).header(ACCEPT, "application/json")
+        };
         for (name, value) in &request.headers {
             builder = builder.header(*name, value);
         }
@@ -490,6 +564,11 @@ impl MasterClient {
         let retry_after = header(RETRY_AFTER).and_then(|v| v.parse().ok()).map(Duration::from_secs);
         let location = header(LOCATION).map(str::to_owned);
         let status = response.status().as_u16();
+        let url = url.to_owned();
+        if request.streamed && status == 200 {
+            let (body, stream, repeated) = (Bytes::new(), Some(response), false);
+            return Ok(Answer { url, status, retry_after, location, body, stream, repeated });
+        }
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await? {
             body.extend_from_slice(&chunk);
@@ -500,7 +579,7 @@ impl MasterClient {
             }
         }
         let body = body.freeze();
-        Ok(Answer { url: url.to_owned(), status, retry_after, location, body, repeated: false })
+        Ok(Answer { url, status, retry_after, location, body, stream: None, repeated: false })
     }
 
     /// The bases to ask, the one that answered last first.

@@ -562,3 +562,32 @@ fn copy_that_is_interrupted_leaves_no_part_file_and_can_be_run_again() {
     ctl(["copy"]).arg(&src).arg(&dst).run().exits(0);
     assert_same(&src, &dst, strict());
 }
+
+#[test]
+fn a_destination_is_checked_against_a_list_without_a_master() {
+    let home = home();
+    let tree = dir(home.path().join("tree"));
+    file(tree.join("right"), "x");
+    file(tree.join("two\nlines"), "x");
+    let digest = blake3::hash(b"x").to_hex();
+    let list = format!("{digest}  right\n\\{digest}  two\\nlines\n");
+    let list = file(home.path().join("list"), list);
+    let verify = || ctl(["sync", "verify", "--manifest"]).arg(&list).arg(&tree);
+    let ran = verify().run().exits(0);
+    assert!(ran.stdout.is_empty() && ran.err().contains("2 files"), "{}", ran.err());
+    file(tree.join("two\nlines"), "y");
+    file(tree.join("more"), "");
+    let ran = verify().run().exits(23);
+    let mut said: Vec<String> = ran.out().lines().map(str::to_owned).collect();
+    said.sort();
+    assert_eq!(said, ["changed     two\\#012lines", "extra       more"]);
+    assert!(ran.err().ends_with("(exit 23)\n"), "{}", ran.err());
+    let ran = verify().more(["-o", "json", "--ignore-extra", "-q"]).run().exits(23);
+    assert_eq!(ran.json(), json!({"path": "two\nlines", "state": "changed"}));
+    assert_eq!(ran.err(), "");
+    let piped = ctl(["sync", "verify", "--manifest", "-"]).arg(&tree).arg("--ignore-extra");
+    piped.input(format!("{digest}  right\n{digest}  gone\n")).run().exits(23);
+    ctl(["sync", "verify", "--manifest"]).arg(&list).arg(home.path().join("none")).run().exits(3);
+    ctl(["sync", "verify", "--manifest"]).arg(&tree).arg(&tree).run().exits(1);
+    ctl(["sync", "verify", "a", "b", "--manifest"]).arg(&list).run().exits(2);
+}

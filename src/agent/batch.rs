@@ -1,9 +1,10 @@
 //! Cutting what a walk finds into batches, large files and pages.
 
-use crate::wire::RelPath;
-use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
+use crate::wire::options::Notes;
 use crate::wire::sync::FileError;
 use crate::wire::task::{Blob, WorkItem, range_length};
+use crate::wire::{Digest, RelPath};
 use std::collections::HashSet;
 
 /// At most this many entries stand in a batch, and about as many in a page.
@@ -14,8 +15,12 @@ const PAGE_WORK: usize = 16;
 const PAGE_BYTES: usize = 1 << 20;
 /// At most this many errors stand in a page.
 const PAGE_ERRORS: usize = 1000;
-/// Encoded, an entry is its path and no more than this.
-const ENTRY_COST: usize = 80;
+/// At most this many subtrees are given away with a page.
+pub const PAGE_SPAWN: usize = 1024;
+/// Encoded, an entry is its path, its attributes and no more than this.
+const ENTRY_COST: usize = 88;
+/// … an attribute its name, its value and no more than this.
+const XATTR_COST: usize = 12;
 
 /// What goes into one page.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,11 +31,15 @@ pub struct Found {
     pub spawn: Vec<RelPath>,
     /// What could not be read.
     pub errors: Vec<FileError>,
+    /// What was left out.
+    pub notes: Notes,
 }
 
 /// Gathers entries in the order of the walk.
 pub struct Cutter {
     chunk: u64,
+    /// Files of any length stand in batches.
+    uncut: bool,
     found: Found,
     batch: Manifest,
     /// The paths of `batch.dirs`.
@@ -45,10 +54,11 @@ pub struct Cutter {
 }
 
 impl Cutter {
-    /// Cuts batches of at most `chunk` bytes of content.
+    /// Cuts batches of at most `chunk` bytes of content, and files longer than that into ranges.
     pub fn new(chunk: u64) -> Self {
         Cutter {
             chunk,
+            uncut: false,
             found: Found::default(),
             batch: Manifest::default(),
             known: HashSet::new(),
@@ -59,19 +69,25 @@ impl Cutter {
         }
     }
 
+    /// The same, but no file is cut: none of them is going to be sent.
+    pub fn uncut(chunk: u64) -> Self {
+        Cutter { uncut: true, ..Cutter::new(chunk) }
+    }
+
     /// Adds an entry below the directories `dirs`, the root first.
     pub fn add(&mut self, entry: Entry, dirs: &[DirRef]) {
         self.page_entries += 1;
         let size = entry.size();
         let range = range_length(size, self.chunk);
-        if size > range {
+        if size > range && !self.uncut {
+            let group = entry.linked.then(|| names_of(&entry));
             let manifest = Manifest { dirs: dirs.to_vec(), entries: vec![entry] }.encode();
             self.page_cost += manifest.len();
             self.found.work.push(WorkItem::Large {
                 manifest: Blob(manifest),
                 size,
                 range_length: range,
-                group: None,
+                group,
             });
             return;
         }
@@ -100,6 +116,13 @@ impl Cutter {
         self.found.errors.push(error);
     }
 
+    /// Adds what was left out.
+    pub fn note(&mut self, notes: Notes) {
+        for (cause, note) in notes {
+            self.found.notes.entry(cause).or_default().merge(note);
+        }
+    }
+
     /// Gives the contents of the directory `dir` away.
     pub fn give_away(&mut self, dir: RelPath) {
         self.found.spawn.push(dir);
@@ -111,6 +134,7 @@ impl Cutter {
             || self.found.work.len() >= PAGE_WORK
             || self.page_cost + self.cost >= PAGE_BYTES
             || self.found.errors.len() >= PAGE_ERRORS
+            || self.found.spawn.len() >= PAGE_SPAWN
     }
 
     /// Whether there is nothing to post.
@@ -141,10 +165,18 @@ impl Cutter {
 
 fn cost(entry: &Entry) -> usize {
     let text = match &entry.kind {
-        crate::wire::manifest::Kind::Symlink { target } => target.len(),
+        Kind::Symlink { target } => target.len(),
         _ => 0,
     };
-    entry.path.as_bytes().len() + text + ENTRY_COST
+    let real = entry.real.as_ref().map_or(0, |path| path.as_bytes().len());
+    let xattrs = entry.xattrs.iter().map(|x| x.name.len() + x.value.len() + XATTR_COST);
+    entry.path.as_bytes().len() + text + real + xattrs.sum::<usize>() + ENTRY_COST
+}
+
+/// What all names of the file of `entry` have in common.
+fn names_of(entry: &Entry) -> Digest {
+    let ident = minicbor::to_vec(entry.ident).unwrap_or_default();
+    blake3::hash(&ident).into()
 }
 
 /// A batch as work.

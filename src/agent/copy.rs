@@ -1,34 +1,26 @@
 //! Copying a batch: offer it, send what is needed, account for every entry.
+//!
+//! ```text
+//! first names ─▶ offer ─▶ done                       later names of the same files ─▶ the same again:
+//!                   ├──▶ check ─▶ hash ─▶ offer      the destination links them to what it has now
+//!                   └──▶ needed ─▶ packs
+//! ```
 
-use super::batch::copy_item;
 use super::execute::{Done, Job, entry_error};
-use crate::data::outcome::UnstampedDir;
-use crate::data::{Destination, Found, SendError};
+use super::fates::{Fate, Fates, some_of};
+use crate::data::outcome::Offered;
+use crate::data::{Destination, Found, SendError, hash_source};
 use crate::fs::Tree;
+use crate::wire::Digest;
 use crate::wire::manifest::{Entry, Manifest};
 use crate::wire::options::Action;
 use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::task::TaskReport;
-use crate::wire::{BytePath, RelPath};
-use std::collections::HashSet;
+use futures_util::StreamExt as _;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 
-/// What became of one entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Fate {
-    /// Equal already.
-    Skipped,
-    /// It needed no content.
-    Made,
-    /// Its content is at its place: so many bytes.
-    Written(u64),
-    Failed(FileError),
-}
-
-/// The fates of all entries of a batch, in its order.
-struct Fates<'a> {
-    manifest: &'a Manifest,
-    fates: Vec<Option<Fate>>,
-}
+/// Files of a batch that are hashed at a time.
+const HASHED_AT_A_TIME: usize = 4;
 
 /// Brings `manifest` to one of the destination workers; when one fails, to the next.
 pub async fn copy(job: Job<'_>, manifest: Manifest) -> Done {
@@ -36,11 +28,12 @@ pub async fn copy(job: Job<'_>, manifest: Manifest) -> Done {
         Ok(source) => source,
         Err(done) => return *done,
     };
-    let mut fates = Fates { fates: vec![None; manifest.entries.len()], manifest: &manifest };
+    let mut fates = Fates::new(&manifest);
     let mut choice = job.destinations();
     while let Some(to) = choice.pick() {
+        fates.begin();
         match bring(job, &to, &source, &mut fates).await {
-            Ok(()) => return Done::well(fates.report()),
+            Ok(()) => return Done::well(fates.report(&job.assignment.options)),
             Err(error) => choice.failed(to.worker(), &error),
         }
     }
@@ -53,35 +46,174 @@ async fn bring(
     source: &Tree,
     fates: &mut Fates<'_>,
 ) -> Result<(), SendError> {
-    let manifest = fates.manifest;
-    let offered = to.offer(manifest).await?;
-    job.writers.wrote(to.worker());
-    let mut needed = Vec::new();
-    for (i, answer) in offered.answers.into_iter().enumerate() {
-        match answer {
-            Ok(Found::Needed { .. } | Found::Check) => needed.push(i),
-            // An earlier destination of this assignment may have brought it: then it is not skipped.
-            Ok(Found::Done(Action::Skip | Action::Metadata)) => fates.keep_or(i, Fate::Skipped),
-            Ok(Found::Done(_)) => fates.set(i, Fate::Made),
-            Err(error) => fates.set(i, Fate::Failed(job.seen(error, to.worker()))),
-        }
-    }
-    fates.blame(job, to, offered.unstamped);
-    for pack in packs(&manifest.entries, &needed, job.chunk()) {
-        let files = pack.iter().map(|i| manifest.entries[*i].clone()).collect();
-        let packed = to.pack(source, manifest.dirs.clone(), files).await?;
-        for (i, file) in pack.iter().zip(packed.files) {
-            fates.set(
-                *i,
-                match file {
-                    Ok(written) => Fate::Written(written.bytes),
-                    Err(error) => Fate::Failed(job.seen(error, to.worker())),
-                },
-            );
-        }
-        fates.blame(job, to, packed.unstamped);
+    let (first, later) = turns(&fates.manifest().entries);
+    let round = Round { job, to, source, manifest: fates.manifest() };
+    round.bring(first, fates).await?;
+    if !later.is_empty() {
+        round.bring(later, fates).await?;
     }
     Ok(())
+}
+
+/// The places of the entries, those apart that are another name of a file before them: it must be
+/// there before they can be linked to it.
+fn turns(entries: &[Entry]) -> (Vec<usize>, Vec<usize>) {
+    let mut seen = HashSet::new();
+    (0..entries.len()).partition(|i| {
+        let entry = &entries[*i];
+        !entry.linked || seen.insert((entry.ident.dev, entry.ident.ino))
+    })
+}
+
+/// Some entries of a batch on their way to one destination.
+struct Round<'a> {
+    job: Job<'a>,
+    to: &'a Destination,
+    source: &'a Tree,
+    manifest: &'a Manifest,
+}
+
+/// What is left to be done after an offer, by place in the batch.
+#[derive(Default)]
+struct Wanted {
+    needed: BTreeMap<usize, Action>,
+    check: Vec<usize>,
+}
+
+impl Round<'_> {
+    async fn bring(&self, places: Vec<usize>, fates: &mut Fates<'_>) -> Result<(), SendError> {
+        let mut wanted = self.offer(&places, &BTreeMap::new(), fates).await?;
+        if !wanted.check.is_empty() {
+            let digests = self.hash(&wanted.check, &mut wanted.needed, fates).await;
+            let places: Vec<usize> = digests.keys().copied().collect();
+            let second = self.offer(&places, &digests, fates).await?;
+            wanted.needed.extend(second.needed);
+            // A digest was sent: it makes no sense to ask for it. Whole content is always right.
+            wanted.needed.extend(second.check.into_iter().map(|i| (i, Action::Update)));
+        }
+        self.send(&wanted.needed, fates).await
+    }
+
+    /// Offers the entries at `places`, those in `digests` with the digest of their content.
+    async fn offer(
+        &self,
+        places: &[usize],
+        digests: &BTreeMap<usize, Digest>,
+        fates: &mut Fates<'_>,
+    ) -> Result<Wanted, SendError> {
+        let offer = self.some(places, digests);
+        let Offered { answers, digests: found, notes, unstamped, to_sweep } =
+            self.to.offer(&offer).await?;
+        self.job.wrote(self.to.worker());
+        fates.note(notes, to_sweep);
+        let mut wanted = Wanted::default();
+        for ((i, answer), found) in places.iter().zip(answers).zip(found) {
+            match answer {
+                Ok(Found::Done(action)) => {
+                    fates.settle(*i, action, found.or(digests.get(i).copied()));
+                }
+                Ok(Found::Needed { action, .. }) => {
+                    wanted.needed.insert(*i, action);
+                }
+                Ok(Found::Check) => wanted.check.push(*i),
+                Err(error) => {
+                    fates.set(*i, Fate::Failed(self.job.seen(error, self.to.worker())));
+                }
+            }
+        }
+        fates.blame(self.job, self.to, unstamped);
+        Ok(wanted)
+    }
+
+    /// The entries at `places` as a batch of their own.
+    fn some(&self, places: &[usize], digests: &BTreeMap<usize, Digest>) -> Cow<'_, Manifest> {
+        let mut some = if places.len() == self.manifest.entries.len() {
+            Cow::Borrowed(self.manifest)
+        } else {
+            Cow::Owned(some_of(self.manifest, &places.iter().copied().collect()))
+        };
+        if !digests.is_empty() {
+            for (entry, i) in some.to_mut().entries.iter_mut().zip(places) {
+                entry.digest = digests.get(i).copied();
+            }
+        }
+        some
+    }
+
+    /// Hashes the entries at `places`. One that is another version by now is needed.
+    async fn hash(
+        &self,
+        places: &[usize],
+        needed: &mut BTreeMap<usize, Action>,
+        fates: &mut Fates<'_>,
+    ) -> BTreeMap<usize, Digest> {
+        let entries = places.iter().map(|i| self.manifest.entries[*i].clone());
+        let hashed = hash_all(self.source, entries.collect()).await;
+        let mut digests = BTreeMap::new();
+        for (i, digest) in places.iter().zip(hashed) {
+            match digest {
+                Ok(digest) => drop(digests.insert(*i, digest)),
+                Err(error) if error.class == ErrorClass::Changed => {
+                    needed.insert(*i, Action::Update);
+                }
+                Err(error) => {
+                    fates.set(*i, Fate::Failed(self.job.seen(error, self.to.worker())));
+                }
+            }
+        }
+        digests
+    }
+
+    /// Sends the content of the entries in `needed`; in a dry run, says that it would.
+    async fn send(
+        &self,
+        needed: &BTreeMap<usize, Action>,
+        fates: &mut Fates<'_>,
+    ) -> Result<(), SendError> {
+        let Round { job, to, manifest, .. } = self;
+        if job.assignment.options.dry_run {
+            for (i, action) in needed {
+                let bytes = manifest.entries[*i].size();
+                fates.set(*i, Fate::Brought { action: *action, bytes, digest: None });
+            }
+            return Ok(());
+        }
+        let places: Vec<usize> = needed.keys().copied().collect();
+        for pack in packs(&manifest.entries, &places, job.chunk()) {
+            let files = pack.iter().map(|i| manifest.entries[*i].clone()).collect();
+            let packed = to.pack(self.source, manifest.dirs.clone(), files).await?;
+            fates.sent(packed.sent);
+            fates.note(packed.notes, packed.to_sweep);
+            for (i, file) in pack.iter().zip(packed.files) {
+                let fate = match file {
+                    Ok(written) => Fate::Brought {
+                        action: needed[i],
+                        bytes: written.bytes,
+                        digest: written.digest,
+                    },
+                    Err(error) => Fate::Failed(job.seen(error, to.worker())),
+                };
+                fates.set(*i, fate);
+            }
+            fates.blame(*job, to, packed.unstamped);
+        }
+        Ok(())
+    }
+}
+
+/// The digests of `entries`, a few of them hashed at a time.
+async fn hash_all(source: &Tree, entries: Vec<Entry>) -> Vec<Result<Digest, FileError>> {
+    let each = entries.into_iter().map(|entry| async move {
+        let (source, path) = (source.clone(), entry.path.clone());
+        match tokio::task::spawn_blocking(move || hash_source(&source, &entry)).await {
+            Ok(hashed) => hashed.map_err(|e| e.to_file_error()),
+            Err(e) => {
+                let why = format!("hashing failed inside: {e}");
+                Err(entry_error(path.as_bytes(), "read source", why))
+            }
+        }
+    });
+    futures_util::stream::iter(each).buffered(HASHED_AT_A_TIME).collect().await
 }
 
 /// Cuts the entries at `needed` into packs of at most `chunk` bytes (or one file).
@@ -104,116 +236,15 @@ fn packs(entries: &[Entry], needed: &[usize], chunk: u64) -> Vec<Vec<usize>> {
     packs
 }
 
-/// A batch of just the entries at `places`, with the directories above them.
-fn some_of(manifest: &Manifest, places: &HashSet<usize>) -> Manifest {
-    let indexed = manifest.entries.iter().enumerate();
-    let entries: Vec<Entry> =
-        indexed.filter(|(i, _)| places.contains(i)).map(|(_, e)| e.clone()).collect();
-    let mut above: HashSet<RelPath> = HashSet::new();
-    for entry in &entries {
-        let mut dir = entry.path.parent();
-        while let Some(path) = dir {
-            dir = path.parent();
-            if !above.insert(path) {
-                break;
-            }
-        }
-    }
-    let dirs = manifest.dirs.iter().filter(|d| above.contains(&d.path)).cloned().collect();
-    Manifest { dirs, entries }
-}
-
-impl Fates<'_> {
-    fn set(&mut self, i: usize, fate: Fate) {
-        self.fates[i] = Some(fate);
-    }
-
-    fn keep_or(&mut self, i: usize, fate: Fate) {
-        if !matches!(self.fates[i], Some(Fate::Made | Fate::Written(_))) {
-            self.fates[i] = Some(fate);
-        }
-    }
-
-    /// A directory that did not get its metadata back is the failure of an entry in it: trying that
-    /// one again stamps the directory again. Where trying can't help, the directory's own entry has
-    /// failed for the same reason, and once is enough.
-    fn blame(&mut self, job: Job<'_>, to: &Destination, unstamped: Vec<UnstampedDir>) {
-        for (dir, error) in unstamped {
-            if error.class == ErrorClass::Permanent {
-                tracing::debug!(sync = %job.assignment.request_id, "{}", error.message);
-                continue;
-            }
-            let error = job.seen(error, to.worker());
-            let inside = |e: &Entry| dir == e.path || e.path.parent().is_some_and(|p| p == dir);
-            let blamed = self
-                .manifest
-                .entries
-                .iter()
-                .position(inside)
-                .or_else(|| self.manifest.entries.iter().position(|e| dir.holds(&e.path)));
-            if let Some(i) = blamed {
-                let path = self.manifest.entries[i].path.as_bytes().to_vec();
-                self.set(i, Fate::Failed(FileError { path: BytePath(path), ..error }));
-            }
-        }
-    }
-
-    /// Counts every entry once.
-    fn report(&self) -> TaskReport {
-        let mut report = TaskReport::default();
-        let mut failed = HashSet::new();
-        for (i, (entry, fate)) in self.manifest.entries.iter().zip(&self.fates).enumerate() {
-            match fate {
-                Some(Fate::Failed(error)) => {
-                    failed.insert(i);
-                    report.failures.push(error.clone());
-                }
-                Some(_) if entry.is_dir() => report.dirs_done += 1,
-                Some(Fate::Made) => report.files_done += 1,
-                Some(Fate::Written(bytes)) => {
-                    report.files_done += 1;
-                    report.bytes_done += bytes;
-                }
-                Some(Fate::Skipped) => {
-                    report.files_skipped += 1;
-                    report.bytes_skipped += entry.size();
-                }
-                // Every entry was answered, or the batch has failed as a whole: a defect must not
-                // pass for a file that is there.
-                None => {
-                    let why = "nobody said what became of it";
-                    failed.insert(i);
-                    report.failures.push(entry_error(entry.path.as_bytes(), "copy", why));
-                }
-            }
-        }
-        if !failed.is_empty() {
-            report.retry = Some(copy_item(&some_of(self.manifest, &failed)));
-        }
-        report
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::manifest::{DirRef, Ident, Kind, Meta};
-
-    fn meta() -> Meta {
-        Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 }
-    }
+    use crate::wire::RelPath;
+    use crate::wire::manifest::{Ident, Kind, Meta};
 
     fn file(path: &str, size: u64) -> Entry {
-        Entry::new(RelPath::new(path).unwrap(), Kind::File { size }, meta(), Ident::default())
-    }
-
-    #[test]
-    fn an_entry_of_which_nothing_is_known_has_failed() {
-        let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1), file("b", 2)] };
-        let fates = Fates { manifest: &manifest, fates: vec![Some(Fate::Skipped), None] };
-        let report = fates.report();
-        assert_eq!((report.files_skipped, report.failures.len()), (1, 1));
-        assert_eq!(report.failures[0].path.0, b"b");
+        let meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
+        Entry::new(RelPath::new(path).unwrap(), Kind::File { size }, meta, Ident::default())
     }
 
     #[test]
@@ -228,14 +259,20 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_to_try_again_holds_just_what_failed_with_its_directories() {
-        let dir = |p: &str| DirRef { path: RelPath::new(p).unwrap(), meta: meta() };
-        let manifest = Manifest {
-            dirs: vec![dir(""), dir("a"), dir("a/b"), dir("c")],
-            entries: vec![file("a/b/x", 1), file("a/b/y", 2), file("c/z", 3)],
+    fn the_first_name_of_a_file_goes_before_its_other_names() {
+        let name = |path: &str, dev, ino, linked| Entry {
+            ident: Ident { dev, ino, ..Ident::default() },
+            linked,
+            ..file(path, 1)
         };
-        let some = some_of(&manifest, &[1].into());
-        assert_eq!(some.entries, [file("a/b/y", 2)]);
-        assert_eq!(some.dirs, [dir(""), dir("a"), dir("a/b")]);
+        let entries = [
+            name("a", 1, 7, true),
+            name("b", 1, 7, true),
+            name("c", 2, 7, true),
+            // Looked at when it had one name only.
+            name("d", 1, 7, false),
+            name("e", 2, 7, true),
+        ];
+        assert_eq!(turns(&entries), (vec![0, 2, 3], vec![1, 4]));
     }
 }

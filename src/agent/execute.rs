@@ -1,9 +1,9 @@
 //! What all executors share: what they act with, whom they send to, what they report.
 
 use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate};
-use crate::fs::{Target, Tree};
+use crate::fs::{Filter, Target, Tree};
 use crate::wire::sync::FileError;
-use crate::wire::task::{Assignment, TaskReport};
+use crate::wire::task::{Assignment, TaskReport, TaskSpec};
 use crate::wire::{BytePath, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -100,16 +100,46 @@ impl Job<'_> {
         u64::from(self.assignment.chunk_size_mb.max(1)) << 20
     }
 
+    /// Whether the task may change anything at the destination. What may not is no writer's.
+    fn may_write(&self) -> bool {
+        let counts = matches!(self.assignment.task, TaskSpec::Prune { apply: false, .. });
+        !counts && !self.assignment.options.dry_run
+    }
+
+    /// `worker` is about to be asked to write.
+    fn asked(&self, worker: &WorkerId) {
+        if self.may_write() {
+            self.writers.asked(worker);
+        }
+    }
+
+    /// `worker` has written, or may have.
+    pub fn wrote(&self, worker: &WorkerId) {
+        if self.may_write() {
+            self.writers.wrote(worker);
+        }
+    }
+
     /// The source, provided that we hold it.
     ///
     /// # Errors
     /// A failed task.
     pub fn source(&self) -> Result<Tree, Box<Done>> {
         let path = &self.assignment.source_path;
-        self.cx.roots.tree(path).ok_or_else(|| {
+        let preserve = self.assignment.options.preserve;
+        self.cx.roots.tree(path).map(|tree| tree.keeping(preserve)).ok_or_else(|| {
             let worker = &self.cx.worker;
             Box::new(Done::failed(format!("worker {worker} has no storage path that holds {path}")))
         })
+    }
+
+    /// What of the source is left out.
+    ///
+    /// # Errors
+    /// A failed task, with what is wrong with the filter.
+    pub fn filter(&self) -> Result<Arc<Filter>, Box<Done>> {
+        let filter = Filter::new(&self.assignment.options.filter);
+        filter.map(Arc::new).map_err(|e| Box::new(Done::failed(e.to_string())))
     }
 
     /// The destination, provided that we hold it and the ticket lets us.
@@ -123,9 +153,7 @@ impl Job<'_> {
 
     /// `error` with who saw it and when.
     pub fn seen(&self, error: FileError, by: &WorkerId) -> FileError {
-        // Whoever writes, it is we who read.
-        let ours = error.operation.ends_with("source");
-        let worker = if ours { &self.cx.worker } else { by };
+        let worker = if is_of_source(&error) { &self.cx.worker } else { by };
         FileError { worker_id: Some(worker.clone()), attempt: self.assignment.attempt, ..error }
     }
 
@@ -152,7 +180,7 @@ impl Choice<'_> {
         {
             match cx.roots.admit(&cx.gate, &assignment.ticket) {
                 Ok((claims, target)) => {
-                    self.job.writers.asked(&cx.worker);
+                    self.job.asked(&cx.worker);
                     let local = Local::new(target, claims, cx.peers.pool().clone());
                     return Some(Destination::Local { worker: cx.worker.clone(), local });
                 }
@@ -166,7 +194,7 @@ impl Choice<'_> {
             self.tried.iter().filter(|(_, n)| **n >= TRIES).map(|(w, _)| w.clone()).collect();
         out.insert(cx.worker.clone());
         let member = cx.peers.choose(&assignment.destination_workers, &out)?;
-        self.job.writers.asked(&member.worker_id);
+        self.job.asked(&member.worker_id);
         let rules = assignment.options.write_rules();
         Some(Destination::Remote(cx.peers.peer(member, &assignment.ticket, &rules)))
     }
@@ -187,20 +215,25 @@ impl Choice<'_> {
             SendError::Unreachable { .. } | SendError::Refused { .. } => {
                 self.job.writers.did_not(worker);
             }
-            _ => self.job.writers.wrote(worker),
+            _ => self.job.wrote(worker),
         }
         self.last = Some(error.to_string());
     }
 
     /// The task when there is nobody left to try.
-    pub fn exhausted(self) -> Done {
+    pub fn exhausted(&mut self) -> Done {
         let path = &self.job.assignment.destination_path;
         Done::failed(
-            self.last.unwrap_or_else(|| {
+            self.last.take().unwrap_or_else(|| {
                 format!("no worker that holds the destination {path} is active")
             }),
         )
     }
+}
+
+/// Whether `error` was made while the source was read: whoever writes, it is we who read.
+pub fn is_of_source(error: &FileError) -> bool {
+    error.operation.ends_with("source")
 }
 
 /// An error of an entry that no system call reported.

@@ -60,7 +60,10 @@ impl Hand {
         let held = Held {
             lease,
             deadline: since + lease,
-            is_scan: matches!(assignment.task, TaskSpec::Scan { .. } | TaskSpec::List { .. }),
+            is_scan: matches!(
+                assignment.task,
+                TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Prune { .. }
+            ),
             stop: stop.clone(),
             stopped: None,
         };

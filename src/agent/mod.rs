@@ -3,12 +3,13 @@
 //! ```text
 //! heart ──▶ master            every few seconds: what we have, what we work on; the ticket key back
 //! slot 1…n ──▶ master         poll ─▶ execute ─▶ result
-//!             └─▶ peers       offer, pack, range
+//!             └─▶ peers       offer, pack, range, digest, prune, sweep
 //! data server ◀── peers
 //! ```
 //!
 //! - [`hand`]: what is in hand, and until when; [`heartbeat`], [`slots`]: the loops
-//! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy`], [`range`], [`publish`]
+//! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy`] (with [`fates`]), [`range`],
+//!   [`publish`], [`prune`]
 //!
 //! A stop is in this order: take no more work and say so, hand scans back, end what is in hand or hand
 //! it back when the time is up, then close the data server.
@@ -16,8 +17,10 @@
 pub mod batch;
 pub mod copy;
 pub mod execute;
+pub mod fates;
 pub mod hand;
 pub mod heartbeat;
+pub mod prune;
 pub mod publish;
 pub mod range;
 pub mod scan;

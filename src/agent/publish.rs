@@ -1,26 +1,63 @@
-//! The last steps of a large file (`commit`, `discard`) and of a sync (`flush`), at the destination.
+//! The last steps of a large file (`commit`, `discard`) and of a sync (`flush`, at the destination
+//! itself; `sweep`, asked of a destination).
 
 use super::execute::{Done, Job};
-use crate::fs::{Cause, Ranges, Target};
-use crate::wire::Digest;
-use crate::wire::manifest::{Entry, Manifest, merge_ranges};
+use super::fates::record;
+use crate::fs::{Cause, Ranges, Target, Tree};
+use crate::wire::manifest::{DirRef, Entry, Manifest, merge_ranges};
+use crate::wire::options::Action;
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskReport;
+use crate::wire::{Digest, RelPath};
 
-/// Publishes the part file of the only file of `manifest`, whose ranges have the values in `chain`.
-pub async fn commit(job: Job<'_>, manifest: Manifest, range_length: u64, chain: &[u8]) -> Done {
+/// How a large file is ended.
+pub struct Ending<'a> {
+    /// The length of all its ranges but the last.
+    pub range_length: u64,
+    /// The chaining value of each, 32 bytes each.
+    pub chain: &'a [u8],
+    /// All ranges are equal to what is there: only metadata are to be repaired.
+    pub in_place: bool,
+}
+
+/// Publishes the part file of the only file of `manifest`, or repairs what is there.
+pub async fn commit(job: Job<'_>, manifest: Manifest, ending: Ending<'_>) -> Done {
+    let Ending { range_length, chain, in_place } = ending;
     let values = match only(&manifest).and_then(|entry| values(entry, range_length, chain)) {
         Ok(values) => values,
         Err(why) => return Done::failed(why),
     };
     let digest = merge_ranges(&values);
-    let report = TaskReport { files_done: 1, digest, ..TaskReport::default() };
-    at_destination(job, manifest, report, move |target, entry| {
-        let hashed = !values.is_empty();
-        let ranges = hashed.then_some(Ranges { length: range_length, values: &values });
-        target.publish_part(entry, ranges)
+    let options = job.assignment.options.clone();
+    let there = job.cx.roots.tree(&job.assignment.destination_path);
+    at_destination(job, manifest, move |target, entry, report| {
+        let size = entry.size();
+        let action = if in_place {
+            let action = target.repair_in_place(entry)?;
+            (report.files_skipped, report.bytes_skipped) = (1, size);
+            action
+        } else {
+            let action = is_there(there.as_ref(), entry);
+            let hashed = !values.is_empty();
+            let ranges = hashed.then_some(Ranges { length: range_length, values: &values });
+            target.publish_part(entry, ranges)?;
+            report.files_done = 1;
+            action
+        };
+        report.digest = digest;
+        report.actions.entry(action).or_default().add(size);
+        report.records.extend(record(&options, entry, action, size, digest));
+        Ok(())
     })
     .await
+}
+
+/// What publishing `entry` will be.
+fn is_there(destination: Option<&Tree>, entry: &Entry) -> Action {
+    match destination.map(|tree| tree.entry(&entry.path)) {
+        Some(Ok(_)) => Action::Update,
+        _ => Action::Create,
+    }
 }
 
 /// Removes the part file of the only file of `manifest`.
@@ -30,8 +67,35 @@ pub async fn discard(job: Job<'_>, mut manifest: Manifest) -> Done {
     }
     // The directories may have got other metadata since: they are not ours to stamp any more.
     manifest.dirs.clear();
-    let report = TaskReport::default();
-    at_destination(job, manifest, report, |target, entry| target.discard_part(entry)).await
+    at_destination(job, manifest, |target, entry, _| target.discard_part(entry)).await
+}
+
+/// Has a destination remove what the sync kept there to find the names of one file.
+pub async fn sweep(job: Job<'_>) -> Done {
+    let source = match job.source() {
+        Ok(source) => source,
+        Err(done) => return *done,
+    };
+    let looked = tokio::task::spawn_blocking(move || source.entry(&RelPath::root())).await;
+    // Without a root there are no metadata to give back, and as much to remove.
+    let root = looked.ok().and_then(Result::ok).filter(Entry::is_dir);
+    let root = root.map(|entry| DirRef { path: entry.path, meta: entry.meta });
+    let mut choice = job.destinations();
+    while let Some(to) = choice.pick() {
+        match to.sweep(root.clone()).await {
+            Ok(Ok(())) => {
+                job.wrote(to.worker());
+                return Done::well(TaskReport::default());
+            }
+            Ok(Err(error)) => {
+                job.wrote(to.worker());
+                let error = job.seen(error, to.worker());
+                return Done { report: failures(error.clone()), ..Done::failed(error.message) };
+            }
+            Err(error) => choice.failed(to.worker(), &error),
+        }
+    }
+    choice.exhausted()
 }
 
 /// Puts everything below the destination root on stable storage.
@@ -78,8 +142,7 @@ fn values(entry: &Entry, range_length: u64, chain: &[u8]) -> Result<Vec<Digest>,
 async fn at_destination(
     job: Job<'_>,
     manifest: Manifest,
-    report: TaskReport,
-    act: impl FnOnce(&Target, &Entry) -> crate::fs::Result<()> + Send + 'static,
+    act: impl FnOnce(&Target, &Entry, &mut TaskReport) -> crate::fs::Result<()> + Send + 'static,
 ) -> Done {
     let target = match job.target() {
         Ok(target) => target,
@@ -87,21 +150,26 @@ async fn at_destination(
     };
     job.writers.wrote(&job.cx.worker);
     let work = tokio::task::spawn_blocking(move || {
-        let done = manifest.entries.first().map_or(Ok(()), |entry| act(&target, entry));
+        let mut report = TaskReport::default();
+        let first = manifest.entries.first();
+        let done = first.map_or(Ok(()), |entry| act(&target, entry, &mut report));
         for error in target.stamp(&manifest.dirs) {
             // Its own entry says so where it lasts; publishing is not undone for it.
             tracing::warn!("{}", error.message);
         }
-        done
+        (report.notes, report.to_sweep) = (target.notes(), target.has_anchors());
+        (done, report)
     });
     match work.await {
-        Ok(Ok(())) => Done::well(report),
-        Ok(Err(error)) if error.cause == Cause::Lost => {
-            tracing::warn!(sync = %job.assignment.request_id, "{error}");
+        Ok((Ok(()), report)) => Done::well(report),
+        Ok((Err(error), TaskReport { to_sweep, .. })) => {
+            let part_lost = error.cause == Cause::Lost;
+            if part_lost {
+                tracing::warn!(sync = %job.assignment.request_id, "{error}");
+            }
             let error = job.seen(error.to_file_error(), &job.cx.worker);
-            Done::well(TaskReport { part_lost: true, ..failures(error) })
+            Done::well(TaskReport { part_lost, to_sweep, ..failures(error) })
         }
-        Ok(Err(error)) => Done::entry_failed(job.seen(error.to_file_error(), &job.cx.worker)),
         Err(e) => Done::failed(format!("writing to the destination failed inside: {e}")),
     }
 }

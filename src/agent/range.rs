@@ -1,16 +1,25 @@
-//! Copying a range of a large file into its part file.
+//! A range of a large file: copied into its part file, or only compared.
 
 use super::batch::single;
-use super::execute::{Done, Job};
+use super::execute::{Done, Job, is_of_source};
+use super::fates::record;
+use crate::data::outcome::{Compared, Offered, RangeMode};
 use crate::data::protocol::range_fits;
-use crate::data::{Destination, Found, RangeMode, RangeSent, SendError};
+use crate::data::{Destination, Found, RangeSent, SendError};
 use crate::fs::Tree;
 use crate::wire::manifest::{Entry, Kind, Manifest};
+use crate::wire::options::Action;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{TaskReport, WorkItem};
 
-/// Brings `length` bytes at `offset` of the only file of `manifest` to one of the destination workers.
-pub async fn range(job: Job<'_>, manifest: Manifest, (offset, length): (u64, u64)) -> Done {
+/// Brings `length` bytes at `offset` of the only file of `manifest` to one of the destination workers,
+/// or has them compared there.
+pub async fn range(
+    job: Job<'_>,
+    manifest: Manifest,
+    (offset, length): (u64, u64),
+    compare: bool,
+) -> Done {
     let source = match job.source() {
         Ok(source) => source,
         Err(done) => return *done,
@@ -23,56 +32,134 @@ pub async fn range(job: Job<'_>, manifest: Manifest, (offset, length): (u64, u64
     }
     let mut choice = job.destinations();
     while let Some(to) = choice.pick() {
-        match bring(job, &to, &source, &manifest, entry, (offset, length)).await {
-            Ok(done) => return done,
+        let range = (offset, length);
+        let way = Way { job, to: &to, source: &source, manifest: &manifest, entry, range };
+        let mut report = TaskReport::default();
+        match way.go(compare, &mut report).await {
+            Ok(Ok(())) => return Done::well(report),
+            Ok(Err(error)) => {
+                report.failures.push(job.seen(error, to.worker()));
+                return Done::well(report);
+            }
             Err(error) => choice.failed(to.worker(), &error),
         }
     }
     choice.exhausted()
 }
 
-async fn bring(
-    job: Job<'_>,
-    to: &Destination,
-    source: &Tree,
-    manifest: &Manifest,
-    entry: &Entry,
+/// A range on its way to one destination.
+struct Way<'a> {
+    job: Job<'a>,
+    to: &'a Destination,
+    source: &'a Tree,
+    manifest: &'a Manifest,
+    entry: &'a Entry,
     range: (u64, u64),
-) -> Result<Done, SendError> {
-    // It also makes the directories above the file.
-    let offered = to.offer(manifest).await?;
-    job.writers.wrote(to.worker());
-    match offered.answers.into_iter().next() {
-        Some(Ok(Found::Needed { .. })) => {}
-        Some(Err(error)) => return Ok(Done::entry_failed(job.seen(error, to.worker()))),
-        _ => return Ok(Done::well(TaskReport { unchanged: true, ..TaskReport::default() })),
-    }
-    Ok(match to.range(source, manifest, entry, range, RangeMode::Whole).await? {
-        RangeSent::Written { value, .. } => {
-            Done::well(TaskReport { bytes_done: range.1, digest: value, ..TaskReport::default() })
+}
+
+impl Way<'_> {
+    /// Fills the report; the inner error is the file's.
+    async fn go(
+        &self,
+        compare: bool,
+        report: &mut TaskReport,
+    ) -> Result<Result<(), FileError>, SendError> {
+        // It also makes the directories above the file.
+        let offered = self.to.offer(self.manifest).await?;
+        self.job.wrote(self.to.worker());
+        report.to_sweep = offered.to_sweep;
+        match offered.answers.first() {
+            Some(Err(error)) => Ok(Err(error.clone())),
+            Some(Ok(Found::Done(action))) => {
+                self.settled(*action, offered, report);
+                Ok(Ok(()))
+            }
+            Some(Ok(Found::Check)) if compare => self.compare(report).await,
+            _ if compare => {
+                report.differs = true;
+                Ok(Ok(()))
+            }
+            Some(Ok(Found::Needed { base, .. })) => self.send(*base, report).await,
+            // The file is as long as ours: blocks may be equal.
+            _ => self.send(true, report).await,
         }
-        RangeSent::Failed(error) => Done::entry_failed(job.seen(error, to.worker())),
-        RangeSent::Changed => match now(source, entry, manifest, job.chunk()).await {
-            Ok(item) => Done::well(TaskReport { replace: Some(item), ..TaskReport::default() }),
-            Err(error) => Done::entry_failed(job.seen(error, &job.cx.worker)),
-        },
-    })
+    }
+
+    /// The whole file needs nothing (any more): it is the same, left alone, or was linked.
+    fn settled(&self, action: Action, offered: Offered, report: &mut TaskReport) {
+        let size = self.entry.size();
+        let options = &self.job.assignment.options;
+        let digest = offered.digests.first().copied().flatten();
+        report.unchanged = true;
+        report.notes = offered.notes;
+        report.actions.entry(action).or_default().add(size);
+        report.records.extend(record(options, self.entry, action, size, digest));
+    }
+
+    async fn compare(&self, report: &mut TaskReport) -> Result<Result<(), FileError>, SendError> {
+        match self.to.compare(self.source, self.manifest, self.entry, self.range).await? {
+            Compared::Equal(value) => report.digest = Some(value),
+            Compared::Differs => report.differs = true,
+            Compared::Changed => return Ok(self.replace(report).await),
+            Compared::Failed(error) => return Ok(Err(error)),
+        }
+        Ok(Ok(()))
+    }
+
+    /// Sends the range, or what the destination does not have of it where it has a `base` to keep
+    /// blocks of.
+    async fn send(
+        &self,
+        base: bool,
+        report: &mut TaskReport,
+    ) -> Result<Result<(), FileError>, SendError> {
+        let delta = base && !self.job.assignment.options.whole_file;
+        let mut mode = if delta { RangeMode::Delta } else { RangeMode::Whole };
+        loop {
+            match self.to.range(self.source, self.manifest, self.entry, self.range, mode).await? {
+                RangeSent::Written { value, sent, kept } => {
+                    report.bytes_done = self.range.1;
+                    report.digest = value;
+                    report.bytes_sent += sent;
+                    report.bytes_kept = kept;
+                    return Ok(Ok(()));
+                }
+                RangeSent::Changed => return Ok(self.replace(report).await),
+                // What is there may be out of the destination's reach: it can still be replaced.
+                RangeSent::Failed(error) if mode == RangeMode::Delta && !is_of_source(&error) => {
+                    tracing::debug!(
+                        sync = %self.job.assignment.request_id,
+                        "a range is sent whole: {}", error.message
+                    );
+                    mode = RangeMode::Whole;
+                }
+                RangeSent::Failed(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    /// The source is another version: that takes the place of the whole file.
+    async fn replace(&self, report: &mut TaskReport) -> Result<(), FileError> {
+        report.replace = Some(now(self.job, self.source, self.entry, self.manifest).await?);
+        Ok(())
+    }
 }
 
 /// The file as what it is now, as work that takes the place of the whole file.
 async fn now(
+    job: Job<'_>,
     source: &Tree,
     entry: &Entry,
     manifest: &Manifest,
-    chunk: u64,
 ) -> Result<WorkItem, FileError> {
     let (source, path, dirs) = (source.clone(), entry.path.clone(), manifest.dirs.clone());
     let other = |message: &str| FileError {
         class: ErrorClass::Changed,
         ..super::execute::entry_error(entry.path.as_bytes(), "read source", message)
     };
-    let looked = tokio::task::spawn_blocking(move || source.entry(&path)).await;
-    let entry = match looked {
+    let links = job.assignment.options.links;
+    let looked = tokio::task::spawn_blocking(move || source.find(&path, links)).await;
+    let (entry, _) = match looked {
         Ok(looked) => looked.map_err(|e| e.to_file_error())?,
         Err(_) => {
             return Err(other("looking at the source failed inside; the agent's log says more"));
@@ -81,5 +168,5 @@ async fn now(
     if entry.kind == Kind::Dir {
         return Err(other("it is a directory now; sync again to copy what is in it"));
     }
-    single(entry, &dirs, chunk).ok_or_else(|| other("it cannot be described"))
+    single(entry, &dirs, job.chunk()).ok_or_else(|| other("it cannot be described"))
 }

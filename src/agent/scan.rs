@@ -2,11 +2,13 @@
 //! with the place to go on from, while the next one is made.
 
 use super::batch::Cutter;
-use crate::fs::{FsError, Tree};
-use crate::wire::manifest::NameList;
+use crate::fs::{Filter, FsError, LINKS_LEFT_OUT, Tree, Walk, WalkOptions};
+use crate::wire::manifest::{Entry, Kind, NameList};
+use crate::wire::options::{Links, Notes};
 use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::task::{Cursor, PageAction, PageReply, ScanPage, TaskSpec};
+use crate::wire::task::{Cursor, PageAction, PageReply, RootState, ScanPage, TaskSpec};
 use crate::wire::{Digest, RelPath};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -59,16 +61,33 @@ pub enum Listing {
     },
 }
 
+/// How it is listed.
+#[derive(Clone, Default)]
+pub struct Manner {
+    /// What is left out.
+    pub filter: Arc<Filter>,
+    /// What is done with symbolic links.
+    pub links: Links,
+    /// Directories of a list stand for all that is in them.
+    pub recursive: bool,
+    /// Nothing is going to be sent: no file is cut into ranges.
+    pub uncut: bool,
+}
+
 /// A page without its number.
 struct Draft {
     found: super::batch::Found,
+    root: Option<RootState>,
     next: Option<TaskSpec>,
 }
 
 /// The walking thread's side.
 struct Walker {
     source: Tree,
+    manner: Manner,
     cutter: Cutter,
+    /// What the root of the whole source is, until it is said.
+    root: Option<RootState>,
     since: Instant,
     /// How many subtrees may be given away.
     spawn: Arc<AtomicU32>,
@@ -86,6 +105,7 @@ enum Halt {
 pub async fn scan(
     source: Tree,
     listing: Listing,
+    manner: Manner,
     chunk: u64,
     task_digest: Digest,
     pages: &impl Pages,
@@ -94,7 +114,9 @@ pub async fn scan(
     let (to, mut drafts) = mpsc::channel(1);
     let walker = Walker {
         source,
-        cutter: Cutter::new(chunk),
+        cutter: if manner.uncut { Cutter::uncut(chunk) } else { Cutter::new(chunk) },
+        manner,
+        root: None,
         since: Instant::now(),
         spawn: spawn.clone(),
         to,
@@ -104,16 +126,16 @@ pub async fn scan(
         Listing::Names { list, start } => walker.names(&list, start),
     });
     let mut number = 0;
-    while let Some(Draft { found, next }) = drafts.recv().await {
+    while let Some(Draft { found, root, next }) = drafts.recv().await {
         let page = ScanPage {
             task_digest,
             page: number,
             work: found.work,
             spawn: found.spawn,
             errors: found.errors,
-            root: None,
+            root,
             pruned: None,
-            notes: Default::default(),
+            notes: found.notes,
             records: Vec::new(),
             next,
         };
@@ -142,7 +164,9 @@ pub async fn scan(
 
 impl Walker {
     fn subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), Halt> {
-        let mut walk = match self.source.walk(dir, cursor.as_ref()) {
+        let Manner { filter, links, .. } = self.manner.clone();
+        let options = WalkOptions { filter, links };
+        let mut walk = match self.source.walk_with(dir, cursor.as_ref(), options) {
             Ok(walk) => walk,
             // A subtree that can't be entered is one failed entry; without its root a sync is nothing.
             Err(error) if !dir.is_root() => {
@@ -151,10 +175,13 @@ impl Walker {
             }
             Err(error) => return Err(Halt::Failed(error)),
         };
+        if dir.is_root() && cursor.is_none() {
+            self.root = Some(self.source.root_state().map_err(Halt::Failed)?);
+        }
         while let Some(item) = walk.next() {
             match item {
                 Ok(entry) => {
-                    if entry.is_dir() && self.may_give_away(dir, &entry.path) {
+                    if entry.is_dir() && may_give_away(dir, &entry.path, &self.spawn) {
                         walk.skip_contents();
                         self.cutter.give_away(entry.path.clone());
                     }
@@ -164,36 +191,25 @@ impl Walker {
             }
             if self.is_due() {
                 let cursor = walk.cursor().cloned();
-                self.send(Some(TaskSpec::Scan { dir: dir.clone(), cursor }))?;
+                self.end_page(&mut walk, Some(TaskSpec::Scan { dir: dir.clone(), cursor }))?;
             }
         }
-        self.send(None)
+        self.end_page(&mut walk, None)
     }
 
-    fn may_give_away(&self, from: &RelPath, dir: &RelPath) -> bool {
-        let depth = dir.components().count().saturating_sub(from.components().count());
-        (1..=SPAWN_DEPTH).contains(&depth)
-            && self
-                .spawn
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
-                .is_ok()
+    fn end_page(&mut self, walk: &mut Walk, next: Option<TaskSpec>) -> Result<(), Halt> {
+        self.cutter.note(walk.notes());
+        self.send(next)
     }
 
     fn names(mut self, list: &NameList, start: u64) -> Result<(), Halt> {
         let start = usize::try_from(start).unwrap_or(usize::MAX);
+        // With their contents, directories bring what is named below them.
+        let recursive = self.manner.recursive;
+        let all: HashSet<&RelPath> = list.names.iter().filter(|_| recursive).collect();
         for (index, name) in list.names.iter().enumerate().skip(start) {
-            let looked =
-                self.source.entry(name).and_then(|entry| Ok((entry, self.source.chain(name)?)));
-            match looked {
-                Ok((entry, dirs)) => self.cutter.add(entry, &dirs),
-                Err(error) => {
-                    let mut error = error.to_file_error();
-                    // It was never seen, so it did not vanish: somebody named what is not there.
-                    if error.class == ErrorClass::Vanished {
-                        error.class = ErrorClass::Permanent;
-                    }
-                    self.cutter.fail(error);
-                }
+            if !self.comes_with_another(name, &all) {
+                self.name(name);
             }
             if self.is_due() {
                 self.send(Some(TaskSpec::List { start: index as u64 + 1 }))?;
@@ -202,77 +218,85 @@ impl Walker {
         self.send(None)
     }
 
+    /// Whether a directory above `name` is one of `names`.
+    fn comes_with_another(&self, name: &RelPath, names: &HashSet<&RelPath>) -> bool {
+        let links = self.manner.links;
+        let is_dir =
+            |path: &RelPath| self.source.find(path, links).is_ok_and(|(entry, _)| entry.is_dir());
+        let mut above = name.parent().filter(|_| !names.is_empty());
+        while let Some(dir) = above {
+            if names.contains::<RelPath>(&dir) && is_dir(&dir) {
+                return true;
+            }
+            above = dir.parent();
+        }
+        false
+    }
+
+    fn name(&mut self, name: &RelPath) {
+        let Manner { filter, links, recursive, .. } = &self.manner;
+        let (entry, dirs) = match self.source.find(name, *links) {
+            Ok(found) => found,
+            Err(error) => {
+                let mut error = error.to_file_error();
+                // It was never seen, so it did not vanish: somebody named what is not there.
+                if error.class == ErrorClass::Vanished {
+                    error.class = ErrorClass::Permanent;
+                }
+                return self.cutter.fail(error);
+            }
+        };
+        if filter.leaves_out_with_parents(name, entry.is_dir()) || filter.is_beyond(&entry) {
+            return;
+        }
+        if *links == Links::Skip && matches!(entry.kind, Kind::Symlink { .. }) {
+            return self.leave_out(LINKS_LEFT_OUT, &entry);
+        }
+        if entry.is_dir() && *recursive {
+            self.cutter.give_away(name.clone());
+            if name.is_root() {
+                // Whoever walks the root says what it is.
+                return;
+            }
+        }
+        self.cutter.add(entry, &dirs);
+    }
+
+    fn leave_out(&mut self, cause: &str, entry: &Entry) {
+        let mut notes = Notes::new();
+        notes.entry(cause.to_owned()).or_default().add(entry.path.as_bytes());
+        self.cutter.note(notes);
+    }
+
     fn is_due(&self) -> bool {
         self.cutter.is_full() || (self.since.elapsed() >= PAGE_TIME && !self.cutter.is_empty())
     }
 
     fn send(&mut self, next: Option<TaskSpec>) -> Result<(), Halt> {
-        let draft = Draft { found: self.cutter.cut(), next };
+        let draft = Draft { found: self.cutter.cut(), root: self.root.take(), next };
         self.to.blocking_send(draft).map_err(|_| Halt::Unwanted)?;
         self.since = Instant::now();
         Ok(())
     }
 }
 
+/// Whether the contents of `dir`, found by a task that began at `from`, are given away; takes one of
+/// `spawn`.
+pub fn may_give_away(from: &RelPath, dir: &RelPath, spawn: &AtomicU32) -> bool {
+    let depth = dir.components().count().saturating_sub(from.components().count());
+    (1..=SPAWN_DEPTH).contains(&depth)
+        && spawn.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::testing::tree;
-    use crate::wire::manifest::Manifest;
+    use crate::agent::testing::{Kept, reply, tree};
+    use crate::wire::options::FilterSpec;
     use crate::wire::task::WorkItem;
     use std::collections::BTreeSet;
     use std::fs;
-    use std::sync::Mutex;
     use tempfile::TempDir;
-
-    /// Keeps the pages, and answers by a script (then: go on, done after the last page).
-    #[derive(Default)]
-    struct Kept {
-        pages: Mutex<Vec<ScanPage>>,
-        script: Mutex<Vec<PageReply>>,
-    }
-
-    impl Kept {
-        fn answering(script: Vec<PageReply>) -> Self {
-            Kept { pages: Mutex::default(), script: Mutex::new(script) }
-        }
-
-        fn entries(&self) -> Vec<String> {
-            let pages = self.pages.lock().unwrap();
-            let items = pages.iter().flat_map(|p| &p.work);
-            items
-                .flat_map(|item| match item {
-                    WorkItem::Copy { manifest, .. } | WorkItem::Large { manifest, .. } => {
-                        Manifest::decode(&manifest.0).unwrap().entries
-                    }
-                })
-                .map(|e| e.path.to_string())
-                .collect()
-        }
-
-        fn last(&self) -> ScanPage {
-            self.pages.lock().unwrap().last().unwrap().clone()
-        }
-    }
-
-    impl Pages for Kept {
-        async fn post(&self, page: &ScanPage) -> Result<PageReply, String> {
-            let mut pages = self.pages.lock().unwrap();
-            assert_eq!(page.page, pages.len() as u64);
-            pages.push(page.clone());
-            let mut script = self.script.lock().unwrap();
-            if !script.is_empty() {
-                return Ok(script.remove(0));
-            }
-            let end = page.next.is_none();
-            let action = if end { PageAction::Done } else { PageAction::Continue };
-            Ok(PageReply { action, spawn: 0 })
-        }
-    }
-
-    fn reply(action: PageAction, spawn: u32) -> PageReply {
-        PageReply { action, spawn }
-    }
 
     fn all() -> Listing {
         Listing::Subtree { dir: RelPath::root(), cursor: None }
@@ -299,7 +323,7 @@ mod tests {
     }
 
     async fn run(dir: &TempDir, listing: Listing, pages: &Kept) -> ScanEnd {
-        scan(tree(dir.path()), listing, 64 << 20, Digest([3; 32]), pages).await
+        scan(tree(dir.path()), listing, Manner::default(), 64 << 20, Digest([3; 32]), pages).await
     }
 
     #[tokio::test]
@@ -381,7 +405,8 @@ mod tests {
             crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap(),
             RelPath::new("missing").unwrap(),
         );
-        let end = scan(below, all(), 1 << 20, Digest([0; 32]), &Kept::default()).await;
+        let end =
+            scan(below, all(), Manner::default(), 1 << 20, Digest([0; 32]), &Kept::default()).await;
         let ScanEnd::Failed { error: Some(error), .. } = end else { panic!("{end:?}") };
         assert_eq!(error.errno.as_deref(), Some("ENOENT"));
     }
@@ -416,7 +441,101 @@ mod tests {
         let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
         let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
         let pages = Kept::default();
-        assert_eq!(scan(file, all(), 1 << 20, Digest([0; 32]), &pages).await, ScanEnd::Told);
+        assert_eq!(
+            scan(file, all(), Manner::default(), 1 << 20, Digest([0; 32]), &pages).await,
+            ScanEnd::Told
+        );
         assert_eq!(pages.entries(), [""]);
+    }
+
+    async fn run_with(dir: &TempDir, listing: Listing, manner: Manner) -> Kept {
+        let pages = Kept::default();
+        let end = scan(tree(dir.path()), listing, manner, 1 << 20, Digest([3; 32]), &pages).await;
+        assert_eq!(end, ScanEnd::Told);
+        pages
+    }
+
+    fn but(rules: &[&str]) -> Manner {
+        let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
+        let spec = FilterSpec { rules, min_size: Some(1), ..FilterSpec::default() };
+        Manner { filter: Arc::new(Filter::new(&spec).unwrap()), ..Manner::default() }
+    }
+
+    /// `a/b/c`, `a/b.tmp`, `a/empty`, `logs/x`, `to -> a`.
+    fn small() -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs::create_dir(dir.path().join("logs")).unwrap();
+        for (name, content) in [("a/b/c", "c"), ("a/b.tmp", "t"), ("a/empty", ""), ("logs/x", "x")]
+        {
+            fs::write(dir.path().join(name), content).unwrap();
+        }
+        std::os::unix::fs::symlink("a", dir.path().join("to")).unwrap();
+        dir
+    }
+
+    #[tokio::test]
+    async fn what_the_filter_leaves_out_is_in_no_page_and_links_left_out_are_noted() {
+        let dir = small();
+        let manner = Manner { links: Links::Skip, ..but(&["*.tmp", "logs/"]) };
+        let pages = run_with(&dir, all(), manner).await;
+        assert_eq!(pages.entries(), ["", "a", "a/b", "a/b/c"]);
+        let notes = pages.last().notes;
+        assert_eq!((notes.len(), notes[LINKS_LEFT_OUT].paths[0].0.as_slice()), (1, &b"to"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_list_is_filtered_by_all_that_is_above_its_names() {
+        let dir = small();
+        let names = ["logs/x", "a/b.tmp", "a/b/c", "a/empty", "to"];
+        let list = NameList { names: names.map(|n| RelPath::new(n).unwrap()).to_vec() };
+        let manner = Manner { links: Links::Skip, ..but(&["*.tmp", "logs/", "!logs/x"]) };
+        let pages = run_with(&dir, Listing::Names { list, start: 0 }, manner).await;
+        assert_eq!(pages.entries(), ["a/b/c"]);
+        assert_eq!((pages.last().errors, pages.last().notes[LINKS_LEFT_OUT].count), (vec![], 1));
+    }
+
+    #[tokio::test]
+    async fn a_listed_directory_is_given_away_with_all_that_is_in_it_and_listed_once() {
+        let dir = small();
+        let list = |names: &[&str]| {
+            let names = names.iter().map(|n| RelPath::new(n).unwrap()).collect();
+            Listing::Names { list: NameList { names }, start: 0 }
+        };
+        let manner = || Manner { recursive: true, ..Manner::default() };
+        let pages = run_with(&dir, list(&["a/b/c", "a", "logs/x", "to"]), manner()).await;
+        assert_eq!(pages.entries(), ["a", "logs/x", "to"]);
+        assert_eq!(pages.last().spawn, [RelPath::new("a").unwrap()]);
+        let root = run_with(&dir, list(&["a/b/c", ""]), manner()).await;
+        assert_eq!((root.entries().len(), root.last().spawn), (0, vec![RelPath::root()]));
+        let plain = run_with(&dir, list(&["a", "a/b/c"]), Manner::default()).await;
+        assert_eq!(
+            (plain.entries(), plain.last().spawn),
+            (vec!["a".into(), "a/b/c".into()], vec![])
+        );
+    }
+
+    #[tokio::test]
+    async fn the_first_page_of_the_whole_source_says_what_its_root_is() {
+        let dir = small();
+        let pages = run_with(&dir, all(), Manner::default()).await;
+        assert_eq!(pages.last().root.map(|root| root.empty), Some(false));
+        let subtree = Listing::Subtree { dir: RelPath::new("a").unwrap(), cursor: None };
+        assert_eq!(run_with(&dir, subtree, Manner::default()).await.last().root, None);
+        let empty = tempfile::tempdir().unwrap();
+        let pages = run_with(&empty, all(), Manner::default()).await;
+        assert_eq!(pages.last().root.map(|root| root.empty), Some(true));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_going_to_be_sent_is_not_cut_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("big"), vec![0; 3 << 20]).unwrap();
+        let works = async |uncut| {
+            let pages = run_with(&dir, all(), Manner { uncut, ..Manner::default() }).await;
+            let work = pages.last().work;
+            work.iter().filter(|item| matches!(item, WorkItem::Large { .. })).count()
+        };
+        assert_eq!((works(false).await, works(true).await), (1, 0));
     }
 }

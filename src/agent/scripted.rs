@@ -374,6 +374,60 @@ async fn a_scan_of_what_is_not_there_fails_with_the_entry_at_fault() {
 }
 
 #[tokio::test]
+async fn a_filter_that_cannot_be_read_fails_the_task_and_is_named() {
+    let play = Play::new(Script::default()).await;
+    let master = &play.master;
+    let prune = TaskSpec::Prune { dir: crate::wire::RelPath::root(), cursor: None, apply: true };
+    for (n, task) in [(0, scan()), (1, prune)] {
+        let mut assignment = master.assignment(n, task);
+        assignment.options.filter.rules = vec!["*.o".into(), "[z-a]".into()];
+        master.change(|script| script.queue.push_back(assignment));
+        let failed = master.until("the result", result(usize::from(n))).await;
+        let message = failed.message.unwrap();
+        assert!(!failed.success && message.contains("filter rule 2 (`[z-a]`)"), "{message}");
+    }
+    assert!(master.script().pages.is_empty());
+    play.end().await;
+}
+
+#[tokio::test]
+async fn a_dry_run_does_no_task_that_could_write() {
+    let play = Play::new(Script::default()).await;
+    let master = &play.master;
+    master.change(|script| script.manifest = Manifest::default().encode());
+    let range = TaskSpec::Range { offset: 0, length: 7, compare: false };
+    for (n, task) in [(0, TaskSpec::Sweep), (1, TaskSpec::Discard), (2, range)] {
+        let mut assignment = master.assignment(n, task);
+        assignment.options.dry_run = true;
+        master.change(|script| script.queue.push_back(assignment));
+        let refused = master.until("the result", result(usize::from(n))).await;
+        assert!(!refused.success && refused.message.unwrap().contains("dry run"));
+        assert_eq!(refused.report.unwrap().wrote, []);
+    }
+    play.end().await;
+}
+
+#[tokio::test]
+async fn a_prune_asks_the_master_about_the_source_before_it_deletes() {
+    let play = Play::new(Script::default()).await;
+    let master = play.master.clone();
+    let extra = master.dir.path().join("dst/extra");
+    fs::write(&extra, b"x").unwrap();
+    let task = TaskSpec::Prune { dir: crate::wire::RelPath::root(), cursor: None, apply: true };
+    let mut assignment = master.assignment(5, task.clone());
+    assignment.options.delete = Some(Default::default());
+    master.change(|script| script.queue.push_back(assignment));
+    // Its page is never answered.
+    let page = master.until("a page", |s| s.pages.first().cloned()).await;
+    assert_eq!((page.root.map(|root| root.empty), page.next), (Some(false), Some(task)));
+    play.stop.cancel();
+    // Like a scan it goes on anywhere, so it is handed back at once.
+    let back = master.until("the result", result(0)).await;
+    assert!(back.report.unwrap().handed_back && extra.exists());
+    play.end().await;
+}
+
+#[tokio::test]
 async fn an_agent_does_not_start_without_its_storage_or_its_address() {
     let dir = tempfile::tempdir().unwrap();
     let config = |path: &str, address: &str| AgentConfig {

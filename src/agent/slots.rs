@@ -3,15 +3,18 @@
 use super::execute::{Context, Done, Job, Writers};
 use super::hand::{Grip, Hand, Stopped};
 use super::heartbeat::Heart;
-use super::scan::{Listing, Pages, ScanEnd, scan};
+use super::prune::{Prune, prune};
+use super::publish::Ending;
+use super::scan::{Listing, Manner, Pages, ScanEnd, scan};
 use super::{copy, publish, range};
 use crate::client::{ClientError, MasterClient};
 use crate::data::gate::boottime;
 use crate::util::backoff::Backoff;
 use crate::util::shutdown::Shutdown;
+use crate::wire::RelPath;
 use crate::wire::manifest::{Manifest, NameList};
 use crate::wire::task::{
-    Assignment, PageReply, ResultOutcome, ScanPage, SyncResult, TaskReport, TaskSpec,
+    Assignment, Cursor, PageReply, ResultOutcome, ScanPage, SyncResult, TaskReport, TaskSpec,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -172,6 +175,10 @@ impl Slots {
         manifest: Vec<u8>,
     ) -> Result<Option<Done>, crate::wire::manifest::ManifestError> {
         let batch = || Manifest::decode(&manifest);
+        if job.assignment.options.dry_run && writes(&job.assignment.task) {
+            let kind = job.assignment.task.kind();
+            return Ok(Some(Done::failed(format!("a dry run changes nothing: no {kind} is done"))));
+        }
         let done = match &job.assignment.task {
             TaskSpec::Scan { dir, cursor } => {
                 let listing = Listing::Subtree { dir: dir.clone(), cursor: cursor.clone() };
@@ -182,31 +189,56 @@ impl Slots {
                 return Ok(self.scan(job, listing).await);
             }
             TaskSpec::Copy { .. } => copy::copy(job, batch()?).await,
-            TaskSpec::Range { offset, length, compare: _ } => {
-                range::range(job, batch()?, (*offset, *length)).await
+            TaskSpec::Range { offset, length, compare } => {
+                range::range(job, batch()?, (*offset, *length), *compare).await
             }
-            TaskSpec::Commit { range_length, chain, in_place: _ } => {
-                publish::commit(job, batch()?, *range_length, &chain.0).await
+            TaskSpec::Commit { range_length, chain, in_place } => {
+                let (range_length, in_place) = (*range_length, *in_place);
+                let ending = Ending { range_length, chain: &chain.0, in_place };
+                publish::commit(job, batch()?, ending).await
             }
             TaskSpec::Discard => publish::discard(job, batch()?).await,
-            // Not handed out yet: no sync asks for them.
-            TaskSpec::Prune { .. } | TaskSpec::Sweep => Done::failed(format!(
-                "this agent does not know how to {}",
-                job.assignment.task.kind()
-            )),
+            TaskSpec::Prune { dir, cursor, apply } => {
+                return Ok(self.prune(job, dir.clone(), cursor.clone(), *apply).await);
+            }
+            TaskSpec::Sweep => publish::sweep(job).await,
             TaskSpec::Flush => publish::flush(job).await,
         };
         Ok(Some(done))
     }
 
     async fn scan(&self, job: Job<'_>, listing: Listing) -> Option<Done> {
-        let source = match job.source() {
-            Ok(source) => source,
+        let (source, filter) = match job.source().and_then(|tree| Ok((tree, job.filter()?))) {
+            Ok(found) => found,
+            Err(done) => return Some(*done),
+        };
+        let options = &job.assignment.options;
+        let (links, recursive, uncut) = (options.links, options.recursive, options.dry_run);
+        let manner = Manner { filter, links, recursive, uncut };
+        let post = Post { slots: self, assignment: job.assignment };
+        let digest = job.assignment.task_digest;
+        self.ended(job, scan(source, listing, manner, job.chunk(), digest, &post).await)
+    }
+
+    async fn prune(
+        &self,
+        job: Job<'_>,
+        dir: RelPath,
+        cursor: Option<Cursor>,
+        apply: bool,
+    ) -> Option<Done> {
+        let (source, filter) = match job.source().and_then(|tree| Ok((tree, job.filter()?))) {
+            Ok(found) => found,
             Err(done) => return Some(*done),
         };
         let post = Post { slots: self, assignment: job.assignment };
-        let digest = job.assignment.task_digest;
-        match scan(source, listing, job.chunk(), digest, &post).await {
+        let end = prune(job, source, Prune { dir, cursor, apply, filter }, &post).await;
+        self.ended(job, end)
+    }
+
+    /// What is to be said of a scan (or prune) beside its pages.
+    fn ended(&self, job: Job<'_>, end: ScanEnd) -> Option<Done> {
+        match end {
             ScanEnd::Told => None,
             ScanEnd::Failed { message, error } => {
                 let failures = error.map(|e| job.seen(e, &self.cx.worker)).into_iter().collect();
@@ -266,6 +298,12 @@ impl Slots {
             Err(e) => tracing::error!(sync = %result.request_id, "a result was refused: {e}"),
         }
     }
+}
+
+/// Whether a task is of no use but to write.
+fn writes(task: &TaskSpec) -> bool {
+    use TaskSpec::{Commit, Discard, Prune, Range, Sweep};
+    matches!(task, Range { .. } | Commit { .. } | Discard | Prune { apply: true, .. } | Sweep)
 }
 
 fn handed_back() -> Done {

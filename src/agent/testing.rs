@@ -1,10 +1,13 @@
 //! What the tests of this layer share.
 
+use super::scan::Pages;
 use crate::fs::{Root, Tree};
-use crate::wire::task::{Assignment, TaskSpec};
+use crate::wire::manifest::Manifest;
+use crate::wire::task::{Assignment, PageAction, PageReply, ScanPage, TaskSpec, WorkItem};
 use crate::wire::{AbsPath, AssignmentId, Digest, RelPath, TaskId};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::Mutex;
 
 pub(crate) fn abs(path: &Path) -> AbsPath {
     AbsPath::new(path.as_os_str().as_bytes()).unwrap()
@@ -33,4 +36,53 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         destination_workers: vec![],
         ticket: String::new(),
     }
+}
+
+/// Keeps the pages, and answers by a script (then: go on, done after the last page).
+#[derive(Default)]
+pub(crate) struct Kept {
+    pub(crate) pages: Mutex<Vec<ScanPage>>,
+    script: Mutex<Vec<PageReply>>,
+}
+
+impl Kept {
+    pub(crate) fn answering(script: Vec<PageReply>) -> Self {
+        Kept { pages: Mutex::default(), script: Mutex::new(script) }
+    }
+
+    pub(crate) fn entries(&self) -> Vec<String> {
+        let pages = self.pages.lock().unwrap();
+        let items = pages.iter().flat_map(|p| &p.work);
+        items
+            .flat_map(|item| match item {
+                WorkItem::Copy { manifest, .. } | WorkItem::Large { manifest, .. } => {
+                    Manifest::decode(&manifest.0).unwrap().entries
+                }
+            })
+            .map(|e| e.path.to_string())
+            .collect()
+    }
+
+    pub(crate) fn last(&self) -> ScanPage {
+        self.pages.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+impl Pages for Kept {
+    async fn post(&self, page: &ScanPage) -> Result<PageReply, String> {
+        let mut pages = self.pages.lock().unwrap();
+        assert_eq!(page.page, pages.len() as u64);
+        pages.push(page.clone());
+        let mut script = self.script.lock().unwrap();
+        if !script.is_empty() {
+            return Ok(script.remove(0));
+        }
+        let end = page.next.is_none();
+        let action = if end { PageAction::Done } else { PageAction::Continue };
+        Ok(PageReply { action, spawn: 0 })
+    }
+}
+
+pub(crate) fn reply(action: PageAction, spawn: u32) -> PageReply {
+    PageReply { action, spawn }
 }

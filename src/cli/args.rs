@@ -1,7 +1,9 @@
 //! The command line's shape: every command, option and default, and what the help says of them.
 
 use super::exit;
+use super::options::{self, OptionArgs};
 use crate::util::units;
+use crate::wire::options::FileState;
 use crate::wire::sync::SyncState;
 use crate::wire::{RequestId, WorkerId};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -85,7 +87,7 @@ pub(super) enum Command {
     /// Run an agent on a storage host: it moves the bytes
     Agent(AgentArgs),
     /// Copy the contents of SRC into DST on this machine, with nothing to set up
-    Copy(CopyArgs),
+    Copy(Box<CopyArgs>),
     /// Submit syncs, look at them, wait for them, end them
     #[command(subcommand)]
     Sync(SyncCommand),
@@ -177,8 +179,9 @@ pub(super) enum LogLines {
 #[derive(Debug, Args)]
 #[command(before_long_help = "Examples:
   ctl copy /scratch/run42 /backup/run42
+  ctl copy src mirror --delete --dry-run               what a mirror would change and delete
   find . -name '*.h5' -print0 | ctl copy . /backup --files-from - -0
-")]
+", after_long_help = options::AFTER_HELP)]
 pub(super) struct CopyArgs {
     /// A directory, the contents of which are copied, or a file
     #[arg(value_name = "SRC")]
@@ -188,6 +191,8 @@ pub(super) struct CopyArgs {
     pub(super) destination: PathBuf,
     #[command(flatten)]
     pub(super) what: WhatArgs,
+    #[command(flatten)]
+    pub(super) options: OptionArgs,
 }
 
 /// What of the source, in which pieces.
@@ -205,10 +210,17 @@ pub(super) struct WhatArgs {
     pub(super) from0: bool,
 }
 
+impl WhatArgs {
+    /// Whether the list of names is standard input.
+    pub(super) fn names_stdin(&self) -> bool {
+        self.files_from.as_ref().is_some_and(|from| from.as_os_str() == "-")
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum SyncCommand {
     /// Make DST hold what SRC holds
-    Submit(SubmitArgs),
+    Submit(Box<SubmitArgs>),
     /// Show all syncs, one in detail, or some
     #[command(visible_aliases = ["list", "ls"])]
     Status(StatusArgs),
@@ -229,14 +241,67 @@ pub(super) enum SyncCommand {
         #[arg(long)]
         ignore_not_found: bool,
     },
+    /// Print what became of each path of a sync that was submitted with --record
+    Files(FilesArgs),
+    /// Print the BLAKE3 digest of each file of a sync that was submitted with --digests or --manifest, as b3sum does
+    Manifest {
+        /// Which
+        #[arg(value_name = "ID")]
+        id: RequestId,
+    },
+    /// Compare a destination, mounted here, with the digests of its files; the source is not needed
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(before_long_help = "Examples:
+  ctl sync files run42 --state failed
+  ctl sync files run42 --state failed -0 | ctl sync submit /data /bk --files-from - -0
+")]
+pub(super) struct FilesArgs {
+    /// Which
+    #[arg(value_name = "ID")]
+    pub(super) id: RequestId,
+    /// Only those that ended so: done, skipped, failed, deleted
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = options::file_state())]
+    pub(super) state: Vec<FileState>,
+    /// Print only the names, as they are, each with a NUL byte behind it
+    #[arg(short = '0', long)]
+    pub(super) print0: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    before_long_help = "Examples:
+  ctl sync verify run42                    the destination, mounted here under its own path
+  ctl sync verify run42 /mnt/arch/run42    … under another path
+  ctl sync verify --manifest run42.b3 /arch/run42
+",
+    after_long_help = "\
+Every regular file that is missing, extra, changed or unreadable is printed, and the exit code is then 23.
+The list of digests is held in memory: about 100 bytes and its name for each file. Files that a sync
+without --delete found at the destination, and its filters left alone, are extra: see --ignore-extra.
+"
+)]
+pub(super) struct VerifyArgs {
+    /// The sync, submitted with --digests or --manifest (then a PATH may follow); with --manifest FILE: the PATH
+    #[arg(value_name = "ID|PATH", required = true, num_args = 1..=2)]
+    pub(super) what: Vec<OsString>,
+    /// Take the digests from this file, as b3sum writes it; `-`: standard input
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: Option<PathBuf>,
+    /// Files that have no digest in the list are not told
+    #[arg(long)]
+    pub(super) ignore_extra: bool,
 }
 
 #[derive(Debug, Args)]
 #[command(before_long_help = "Examples:
   ctl sync submit /scratch/run42 /arch/run42 --id run42 --wait && rm -rf /scratch/run42
   id=$(ctl sync submit /lustre/a /nvme/a -q)
+  ctl sync submit /a /b --delete --max-delete 100 --trash .trash --wait
   find /data -name '*.h5' -print0 | ctl sync submit /data /bk --files-from - -0 --wait
-")]
+", after_long_help = options::AFTER_HELP)]
 pub(super) struct SubmitArgs {
     /// A directory, the contents of which are copied, or a file; an absolute path on the storage hosts
     #[arg(value_name = "SRC", required_unless_present = "file")]
@@ -252,6 +317,8 @@ pub(super) struct SubmitArgs {
     pub(super) id: Option<RequestId>,
     #[command(flatten)]
     pub(super) what: WhatArgs,
+    #[command(flatten)]
+    pub(super) options: OptionArgs,
     /// Wait until it has ended; the exit code then says how
     #[arg(short, long)]
     pub(super) wait: bool,
@@ -347,6 +414,12 @@ mod tests {
             "ctl sync wait x --timeout 5m",
             "ctl sync cancel x y",
             "ctl sync delete x --ignore-not-found",
+            "ctl sync files x --state failed,done,skipped,deleted -0",
+            "ctl sync manifest x",
+            "ctl sync verify x /mnt/x --ignore-extra",
+            "ctl sync verify --manifest f /mnt/x -o json",
+            "ctl copy a b -c -n -i --delete --exclude *.o --include x",
+            "ctl sync submit -f r.yml -n -i -w",
             "ctl workers list --master-url a:1,b:2 --request-timeout 5",
             "ctl config check f.yml --worker-id w",
             "ctl completion zsh",
@@ -368,6 +441,9 @@ mod tests {
             "ctl sync can x",
             "ctl agent --worker-id w",
             "ctl workers list --request-timeout 0",
+            "ctl sync files x --state lost",
+            "ctl sync verify",
+            "ctl sync verify a b c",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -2,13 +2,14 @@
 //! code. The only layer that prints.
 //!
 //! - [`exit`]: the codes; `failure`: what ends a command early; `out`: all writing
-//! - [`args`]: commands and options
-//! - `sync`, `workers`, `config`, `info`: the commands of operators
+//! - [`args`], `options`: commands and options
+//! - `submit`, `sync`, `records`, `verify`, `workers`, `config`, `info`: the commands of operators
 //! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
-//! - `wait`, `signals`, [`progress`], `report`, `table`, `names`: what they are made of
+//! - `wait`, `signals`, [`progress`], `report`, `table`, `names`, `b3sum`: what they are made of
 
 mod agent;
 pub mod args;
+mod b3sum;
 mod config;
 mod copy;
 pub mod exit;
@@ -16,13 +17,17 @@ mod failure;
 mod info;
 mod master;
 mod names;
+mod options;
 mod out;
 pub mod progress;
+mod records;
 mod report;
 mod service;
 mod signals;
+mod submit;
 mod sync;
 mod table;
+mod verify;
 mod wait;
 mod workers;
 
@@ -94,7 +99,7 @@ fn run(ctx: Context, command: Command) -> Result<Exit, Failure> {
         match command {
             Command::Master(args) => master::run(&ctx, args).await,
             Command::Agent(args) => agent::run(&ctx, args).await,
-            Command::Copy(args) => copy::run(&ctx, args).await,
+            Command::Copy(args) => copy::run(&ctx, *args).await,
             Command::Config(command) => config::run(&ctx, command),
             Command::Sync(command) => sync::run(&ctx, command).await,
             Command::Workers(command) => workers::run(&ctx, command).await,

@@ -22,6 +22,19 @@ pub(super) fn data(text: &[u8]) -> Result<(), Failure> {
     }
 }
 
+/// Writes a piece of data that goes on. False when the reader went away: there is no need for more.
+///
+/// # Errors
+/// As [`data`].
+pub(super) fn raw(piece: &[u8]) -> Result<bool, Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(piece).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Failure::new(format!("cannot write to standard output: {e}"))),
+    }
+}
+
 /// Writes a whole line (or several) for people. There is nobody left to tell when that fails.
 pub(super) fn note(text: &str) {
     let mut line = String::with_capacity(text.len() + 1);

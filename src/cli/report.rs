@@ -1,11 +1,13 @@
-//! What is said when a sync has ended: one line of result, then the failures grouped by cause, each
-//! with what to do next.
+//! What is said when a sync has ended: one line of result (of a dry run a table), then notes, then the
+//! failures grouped by cause, each with what to do next.
 
 use super::exit::Exit;
 use super::out::clean;
-use super::table::{between, effective};
+use super::table::{between, effective, plan};
 use crate::util::units;
 use crate::wire::BytePath;
+use crate::wire::options::{Action, Tally};
+use crate::wire::path::show;
 use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncState};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,36 +18,113 @@ const MAX_GROUPS: usize = 10;
 const MAX_PATHS: usize = 3;
 
 /// The line of result, e.g.
-/// `run42  COMPLETED  6.1 TiB in 9m01s, effective 11.6 GiB/s; 150,329 copied, 0 skipped, 0 failed`.
+/// `run42  COMPLETED  6.1 TiB in 9m01s, effective 11.6 GiB/s; 150,329 copied, 0 skipped, 0 failed`. Of
+/// a dry run the table of what would be done, under a line that nobody takes for a copy's.
 pub(super) fn result(sync: &SyncProgress) -> String {
-    let how = match (sync.state, sync.outcome) {
-        (SyncState::Failed, Some(Outcome::Partial)) => "FAILED (partial)",
-        (SyncState::Failed, Some(Outcome::VanishedOnly)) => "FAILED (files vanished)",
-        (state, _) => state.as_str(),
-    };
-    let mut line = format!("{}  {how}  {}", sync.request_id, units::bytes(sync.transferred_bytes));
-    if let (Some(started), Some(ended)) = (sync.started_at, sync.ended_at) {
-        let took = between(started, ended);
-        let took = if took > Duration::from_secs(9) {
-            Duration::from_secs(took.as_secs())
-        } else {
-            Duration::from_millis(took.as_millis() as u64)
-        };
-        line.push_str(&format!(" in {}", units::duration(took)));
+    if sync.options.dry_run {
+        let took = took(sync).map(|took| format!(" in {took}")).unwrap_or_default();
+        let head =
+            format!("{}  DRY RUN, nothing was changed  {}{took}", sync.request_id, how(sync));
+        return format!("{head}\n{}", plan(sync));
+    }
+    let mut line =
+        format!("{}  {}  {}", sync.request_id, how(sync), units::bytes(sync.transferred_bytes));
+    if let Some(took) = took(sync) {
+        line.push_str(&format!(" in {took}"));
     }
     if let Some(rate) = effective(sync) {
         line.push_str(&format!(", effective {}", units::rate(rate)));
     }
-    line.push_str(&format!(
-        "; {} copied, {} skipped, {} failed",
-        units::count(sync.files_done),
-        units::count(sync.files_skipped),
-        units::count(sync.files_failed + sync.dirs_failed),
-    ));
+    if let Some(moved) = moved(sync) {
+        line.push_str(&format!(" ({moved})"));
+    }
+    line.push_str(&format!("; {} copied, {}", units::count(sync.files_done), skipped(sync)));
+    if sync.options.delete.is_some() {
+        line.push_str(&format!(", {}", deleted(sync)));
+    }
+    let failed = units::count(sync.files_failed + sync.dirs_failed);
+    line.push_str(&format!(", {failed} failed"));
+    if let Some(verified) = verified(sync) {
+        line.push_str(&format!("; {verified}"));
+    }
     if sync.unverified > 0 {
         line.push_str(&format!(", {} tasks unverified", units::count(sync.unverified)));
     }
     line
+}
+
+fn how(sync: &SyncProgress) -> &'static str {
+    match (sync.state, sync.outcome) {
+        (SyncState::Failed, Some(Outcome::Partial)) => "FAILED (partial)",
+        (SyncState::Failed, Some(Outcome::VanishedOnly)) => "FAILED (files vanished)",
+        (SyncState::Failed, Some(Outcome::DeleteStopped)) => "FAILED (nothing deleted)",
+        (state, _) => state.as_str(),
+    }
+}
+
+fn took(sync: &SyncProgress) -> Option<String> {
+    let took = between(sync.started_at?, sync.ended_at?);
+    let took = if took > Duration::from_secs(9) {
+        Duration::from_secs(took.as_secs())
+    } else {
+        Duration::from_millis(took.as_millis() as u64)
+    };
+    Some(units::duration(took))
+}
+
+fn tally(sync: &SyncProgress, action: Action) -> Tally {
+    sync.actions.get(&action).copied().unwrap_or_default()
+}
+
+/// What of the copied bytes went over the wire, where that is not just all of them.
+pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
+    // Agents that do not count what they send say 0 of both.
+    let counted = sync.sent_bytes + sync.kept_bytes > 0;
+    (counted && sync.sent_bytes != sync.transferred_bytes).then(|| {
+        let kept = match sync.kept_bytes {
+            0 => String::new(),
+            kept => format!(", {} kept of what was there", units::bytes(kept)),
+        };
+        format!("{} sent{kept}", units::bytes(sync.sent_bytes))
+    })
+}
+
+fn skipped(sync: &SyncProgress) -> String {
+    let repaired = match tally(sync, Action::Metadata).count {
+        0 => String::new(),
+        n => format!(" ({} entries with metadata repaired)", units::count(n)),
+    };
+    format!("{} skipped{repaired}", units::count(sync.files_skipped))
+}
+
+fn deleted(sync: &SyncProgress) -> String {
+    let count = units::count(tally(sync, Action::Delete).count);
+    match sync.options.delete.as_ref().and_then(|delete| delete.trash.as_ref()) {
+        Some(trash) => format!("{count} moved to {}", show(trash.as_bytes())),
+        None => format!("{count} deleted"),
+    }
+}
+
+/// What reading the destination again brought.
+pub(super) fn verified(sync: &SyncProgress) -> Option<String> {
+    let (right, repaired) = (sync.verified_files, sync.repaired_files);
+    (right + repaired > 0).then(|| {
+        format!("{} read back, {} repaired", units::count(right + repaired), units::count(repaired))
+    })
+}
+
+/// What was not as asked for but failed nothing, a cause a line.
+pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
+    let line = |(cause, note): (&String, &crate::wire::options::Note)| {
+        let entries = if note.count == 1 { "entry" } else { "entries" };
+        let first = note.paths.first().map(|path| match path.0.as_slice() {
+            b"" => ".".to_owned(),
+            _ => path.to_string(),
+        });
+        let first = first.map(|path| format!("     e.g. {path}")).unwrap_or_default();
+        format!("  note: {} {entries}: {}{first}", units::count(note.count), clean(cause))
+    };
+    sync.notes.iter().map(line).collect()
 }
 
 /// Why it did not end well, line by line; empty for one that did. `again` is how to run the same
@@ -62,6 +141,11 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
         Exit::Cancelled => {
             format!("what arrived stays; to go on: {again} (what arrived is skipped)")
         }
+        Exit::DeleteStopped => format!(
+            "everything was copied, nothing was deleted; what would be: add --dry-run --itemize; \
+             if that is meant, raise the limit (--max-delete, --max-delete-percent) or allow it \
+             (--allow-empty-source): {again}"
+        ),
         _ => advice(&groups(sync), sync, again),
     };
     lines.push(format!("  {advice}   (exit {})", exit.code()));
@@ -196,10 +280,14 @@ fn advice(groups: &[Group<'_>], sync: &SyncProgress, again: &str) -> String {
     };
     let first = match (main.first.errno.as_deref(), main.first.class) {
         (_, ErrorClass::Vanished) => {
-            return format!("they were removed while the sync ran; if that was not meant: {again}");
+            return format!(
+                "only files that were removed or changed while the sync ran are missing; if that was not meant: {again}"
+            );
         }
         (_, ErrorClass::Changed) => {
-            return format!("they changed while they were copied; when they are at rest: {again}");
+            return format!(
+                "they changed each time they were copied; when they are at rest: {again}"
+            );
         }
         (Some("EACCES" | "EPERM"), _) => format!("give {whose} access (or run it as root)"),
         (Some("ENOSPC" | "EDQUOT"), _) => format!("make room below {}", sync.destination_path),
@@ -244,6 +332,128 @@ mod tests {
             "run42  FAILED (partial)  541.0 MiB in 9m01s, effective 1023.1 KiB/s; \
              150,329 copied, 0 skipped, 5 failed"
         );
+    }
+
+    #[test]
+    fn the_result_says_what_else_was_done() {
+        use crate::wire::options::{DeleteOptions, SyncOptions};
+        let tally = |count| Tally { count, bytes: 0 };
+        let sync = SyncProgress {
+            state: SyncState::Completed,
+            outcome: Some(Outcome::Full),
+            files_failed: 0,
+            files_skipped: 9,
+            sent_bytes: 41 << 20,
+            kept_bytes: 500 << 20,
+            verified_files: 12,
+            repaired_files: 1,
+            actions: [(Action::Metadata, tally(3)), (Action::Delete, tally(4))].into(),
+            options: SyncOptions {
+                delete: Some(DeleteOptions::default()),
+                ..SyncOptions::default()
+            },
+            errors: Vec::new(),
+            ..partial()
+        };
+        assert_eq!(
+            result(&sync),
+            "run42  COMPLETED  541.0 MiB in 9m01s, effective 1023.1 KiB/s (41.0 MiB sent, 500.0 MiB kept \
+             of what was there); 150,329 copied, 9 skipped (3 entries with metadata repaired), \
+             4 deleted, 0 failed; 13 read back, 1 repaired"
+        );
+        let trash = Some(crate::wire::RelPath::new("old\n").unwrap());
+        let delete = Some(DeleteOptions { trash, ..DeleteOptions::default() });
+        let options = SyncOptions { delete, ..SyncOptions::default() };
+        assert!(
+            result(&SyncProgress { options, ..sync }).contains("4 moved to old\\#012, 0 failed")
+        );
+    }
+
+    #[test]
+    fn a_dry_run_is_a_table_that_nobody_takes_for_a_copy() {
+        use crate::wire::options::SyncOptions;
+        let sync = SyncProgress {
+            state: SyncState::Completed,
+            outcome: Some(Outcome::Full),
+            options: SyncOptions { dry_run: true, ..SyncOptions::default() },
+            actions: [
+                (Action::Create, Tally { count: 1204, bytes: 3 << 30 }),
+                (Action::Skip, Tally { count: 7, bytes: 5 }),
+            ]
+            .into(),
+            ..partial()
+        };
+        assert_eq!(
+            result(&sync),
+            "run42  DRY RUN, nothing was changed  COMPLETED in 9m01s\n\
+             WOULD     ENTRIES  SIZE\n\
+             create    1,204    3.0 GiB\n\
+             update    0        0 B\n\
+             metadata  0        0 B\n\
+             delete    0        0 B\n\
+             skip      7        5 B\n"
+        );
+    }
+
+    #[test]
+    fn notes_are_told_once_a_cause_with_a_count_and_a_path() {
+        use crate::wire::options::Note;
+        let note = |count, path: &[u8]| Note { count, paths: vec![BytePath(path.to_vec())] };
+        let sync = SyncProgress {
+            notes: [
+                ("owner not set (EPERM): \x1b".to_owned(), note(81_204, b"a\nb")),
+                ("setuid dropped".to_owned(), note(1, b"")),
+            ]
+            .into(),
+            ..partial()
+        };
+        assert_eq!(
+            notes(&sync),
+            [
+                "  note: 81,204 entries: owner not set (EPERM): \\#033     e.g. a\\#012b",
+                "  note: 1 entry: setuid dropped     e.g. .",
+            ]
+        );
+        assert!(notes(&partial()).is_empty());
+    }
+
+    #[test]
+    fn a_stopped_deletion_says_why_and_how_to_go_on() {
+        let sync = SyncProgress {
+            outcome: Some(Outcome::DeleteStopped),
+            reason: Some("4 entries were to be deleted, --max-delete allows 3".to_owned()),
+            files_failed: 0,
+            errors: Vec::new(),
+            ..partial()
+        };
+        assert!(
+            result(&sync).starts_with("run42  FAILED (nothing deleted)  "),
+            "{}",
+            result(&sync)
+        );
+        let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
+        assert_eq!(lines[0], "  reason: 4 entries were to be deleted, --max-delete allows 3");
+        for part in ["nothing was deleted", "--dry-run --itemize", "AGAIN", "(exit 25)"] {
+            assert!(lines[1].contains(part), "{part} in {lines:?}");
+        }
+    }
+
+    #[test]
+    fn files_that_vanished_or_changed_are_told_apart_from_real_failures() {
+        for (class, told) in [
+            (ErrorClass::Vanished, "removed or changed"),
+            (ErrorClass::Changed, "changed each time"),
+        ] {
+            let error = FileError { class, ..sample::error("a", "open source", None, "gone") };
+            let sync = SyncProgress {
+                outcome: Some(Outcome::VanishedOnly),
+                errors: vec![error],
+                ..partial()
+            };
+            let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
+            let last = lines.last().unwrap();
+            assert!(last.contains(told) && last.contains("(exit 24)"), "{last}");
+        }
     }
 
     #[test]

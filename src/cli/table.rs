@@ -2,7 +2,9 @@
 
 use super::out::clean;
 use super::progress::percent;
+use super::report::{moved, verified};
 use crate::util::units;
+use crate::wire::options::Action;
 use crate::wire::sync::{SyncProgress, SyncState};
 use crate::wire::worker::{WorkerList, WorkerView};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -103,6 +105,16 @@ pub(super) fn syncs(list: &[SyncProgress], now: Timestamp) -> String {
     table(&header, rows.collect())
 }
 
+/// What a dry run found: an action a line, also those that would not be done.
+pub(super) fn plan(sync: &SyncProgress) -> String {
+    use Action::{Create, Delete, Metadata, Skip, Update};
+    let rows = [Create, Update, Metadata, Delete, Skip].into_iter().map(|action| {
+        let tally = sync.actions.get(&action).copied().unwrap_or_default();
+        vec![action.as_str().to_owned(), units::count(tally.count), units::bytes(tally.bytes)]
+    });
+    table(&["WOULD", "ENTRIES", "SIZE"], rows.collect())
+}
+
 /// Workers, active ones first.
 pub(super) fn workers(list: &WorkerList, now: Timestamp) -> String {
     let rows = list.active.iter().chain(&list.inactive).map(|w| worker(w, now));
@@ -181,6 +193,24 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
         entries(sync.files_done, Some(sync.files_skipped), sync.files_failed, sync.files_total),
     );
     add("Directories", entries(sync.dirs_done, None, sync.dirs_failed, sync.dirs_total));
+    if !sync.actions.is_empty() {
+        let each = sync.actions.iter().map(|(action, tally)| {
+            let (count, bytes) = (units::count(tally.count), units::bytes(tally.bytes));
+            format!("{} {count} ({bytes})", action.as_str())
+        });
+        let key = if sync.options.dry_run { "Would" } else { "Actions" };
+        add(key, each.collect::<Vec<_>>().join(", "));
+    }
+    if let Some(moved) = moved(sync) {
+        add("Wire", moved);
+    }
+    if let Some(verified) = verified(sync) {
+        add("Verified", verified);
+    }
+    let options = super::options::again(&sync.options, None);
+    if !options.is_empty() {
+        add("Options", options.trim_start().to_owned());
+    }
     add("Rate", dash(rate(sync, now)));
     add("Time left", dash(eta(sync, now).map(rough)));
     add("Retried", format!("{} tasks", units::count(sync.retries)));
@@ -204,8 +234,12 @@ fn state(sync: &SyncProgress) -> String {
     let more = match (sync.outcome, sync.phase) {
         (Some(Outcome::Partial), _) => " (partial)",
         (Some(Outcome::VanishedOnly), _) => " (only vanished files failed)",
+        (Some(Outcome::DeleteStopped), _) => " (everything copied, nothing deleted)",
+        _ if sync.options.dry_run => " (dry run: nothing is changed)",
         (_, Phase::Scanning) => " (scanning and copying)",
         (_, Phase::Transferring) => " (copying)",
+        (_, Phase::Verifying) => " (reading back)",
+        (_, Phase::Pruning) => " (deleting)",
         (_, Phase::Flushing) => " (flushing)",
         _ => "",
     };
@@ -230,7 +264,7 @@ fn time(t: Timestamp) -> String {
 }
 
 fn mapping(sync: &SyncProgress) -> String {
-    super::sync::mapping(&sync.source_path, &sync.destination_path)
+    super::submit::mapping(&sync.source_path, &sync.destination_path)
 }
 
 #[cfg(test)]
@@ -293,6 +327,41 @@ mod tests {
             assert!(line.split_once(": ").is_some() || line.ends_with(':'), "{line}");
         }
         assert!(text.starts_with("Id:          x\nState:       QUEUED\n"), "{text}");
+    }
+
+    #[test]
+    fn a_record_tells_actions_wire_and_options_where_there_are_some() {
+        use crate::wire::options::{SyncOptions, Tally};
+        use crate::wire::sync::{Outcome, Phase};
+        let sync = SyncProgress {
+            state: SyncState::Progress,
+            phase: Phase::Verifying,
+            sent_bytes: 5,
+            verified_files: 2,
+            actions: [(Action::Create, Tally { count: 3, bytes: 1024 })].into(),
+            options: SyncOptions { update: true, ..SyncOptions::default() },
+            ..sample::sync("x")
+        };
+        let text = record(&sync, now());
+        for line in [
+            "State:       PROGRESS (reading back)",
+            "Actions:     create 3 (1.0 KiB)",
+            "Wire:        5 B sent",
+            "Verified:    2 read back, 0 repaired",
+            "Options:     --update",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+        let stopped = SyncProgress {
+            state: SyncState::Failed,
+            outcome: Some(Outcome::DeleteStopped),
+            phase: Phase::Done,
+            ..sample::sync("x")
+        };
+        let text = record(&stopped, now());
+        assert!(text.contains("FAILED (everything copied, nothing deleted)"), "{text}");
+        let plain = record(&sample::sync("x"), now());
+        assert!(!plain.contains("Actions") && !plain.contains("Options"), "{plain}");
     }
 
     #[test]

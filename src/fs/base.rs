@@ -77,7 +77,7 @@ impl Target {
         let open = |name: &[u8]| -> Result<Option<Held>> {
             let held = self.hold(&place.dir, name).map_err(failed)?;
             if let Some(held) = &held {
-                self.from_disk(&held.fd, offset, length).map_err(failed)?;
+                self.announce(&held.fd, offset, length).map_err(failed)?;
             }
             Ok(held)
         };
@@ -157,7 +157,7 @@ impl Target {
     /// It can't be read, or changed meanwhile (`EBUSY`).
     pub(super) fn digest(&self, place: &Place<'_>) -> Step<Option<(u64, Digest)>> {
         let Some(Held { fd, size }) = self.hold(&place.dir, place.name)? else { return Ok(None) };
-        self.from_disk(&fd, 0, size)?;
+        self.announce(&fd, 0, size)?;
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(PIECE).clamp(1, PIECE)];
         while hasher.count() < size {
@@ -192,8 +192,9 @@ impl Target {
         Ok(regular.then(|| Held { fd, size: size_of(&stat) }))
     }
 
-    /// Where it is asked for, has what is read next come from the disk, not from memory.
-    fn from_disk(&self, fd: &OwnedFd, offset: u64, length: u64) -> Step<()> {
+    /// Says that these bytes are read in order; where it is asked for, they come from the disk then, not
+    /// from memory.
+    fn announce(&self, fd: &OwnedFd, offset: u64, length: u64) -> Step<()> {
         let _ = rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::Sequential);
         if self.rules.readback {
             // Pages that are not written yet would stay.

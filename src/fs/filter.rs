@@ -97,7 +97,8 @@ impl Filter {
     /// Whether the rules or, for a regular file, the limits leave out `entry`, given that nothing
     /// above it is left out.
     pub fn leaves_out_entry(&self, entry: &Entry) -> bool {
-        self.leaves_out(&entry.path, entry.is_dir()) || self.is_beyond(entry)
+        self.leaves_out(&entry.path, entry.is_dir())
+            || !entry.path.is_root() && self.is_beyond(entry)
     }
 
     /// Whether `entry` is a regular file beyond the limits of size and age.

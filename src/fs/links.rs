@@ -308,7 +308,11 @@ impl Target {
     fn open_anchors(&self) -> Step<Dir> {
         let root = self.tree.dir(b"")?;
         let name = names::anchors(self.sync);
-        let dir = Arc::new(self.writable(&root, || open_below(root.as_fd(), &name))?);
+        let dir = match self.writable(&root, || open_below(root.as_fd(), &name)) {
+            // Planted.
+            Err(Errno::LOOP | Errno::NOTDIR) => return Err(Errno::PERM),
+            other => Arc::new(other?),
+        };
         let stat = rustix::fs::fstat(&dir)?;
         // A server may know us by another number.
         if stat.st_uid != self.policy.euid && !self.is_remote(&dir) {

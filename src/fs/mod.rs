@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! Root (storage root, a descriptor) ─▶ Tree (root of a sync)
-//!        source:      Tree::walk ▸ Entry …        Tree::open_source ▸ SourceFile
-//!        destination: Target::reconcile ▸ Verdict …  create ▸ NewFile   part ▸ PartFile   stamp  flush
+//!        source:      Tree::walk_with ▸ Entry …   Tree::open_source ▸ SourceFile   list_names
+//!        destination: Target::reconcile ▸ Verdict …  create ▸ NewFile   part ▸ PartFile   blocks
+//!                     repair_in_place   prune   stamp   sweep   flush
 //! ```
 //!
 //! Why it is safe:
@@ -15,12 +16,16 @@
 //!   where a kernel has no `openat2`; everything else is done on one name in such a directory and never
 //!   follows it. A link planted or swapped in leads nowhere: the call fails, or the link is replaced.
 //! - **Metadata are set on descriptors** of objects that this process made or has looked at, not on
-//!   names. Set-uid and set-gid are given only together with the owner.
+//!   names: owner, attributes and access control lists, mode, time, in this order, as each changes the
+//!   ones behind it. Set-uid and set-gid are given only together with the owner. What the destination
+//!   can't hold is counted by cause ([`Target::notes`]).
+//! - **Names of one file stay names of one file** whoever brings them: the first that is complete is
+//!   the anchor of the others (`links.rs`).
 //! - **A name at the destination always holds the old or the complete new content.** Content goes to
 //!   a temporary name in the same directory, gets its metadata there and is renamed. Existing content
 //!   is never written to.
 //! - **Versions can't mix.** The part file of a large file has the generation of its source version
-//!   in its name; a source file's identity is compared before and after it is read.
+//!   in its name, whatever sync it is of; a source file's identity is compared before and after it is read.
 //! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in pieces), and memory and
 //!   descriptors not by the size of a directory or the depth of a tree.
 
@@ -64,4 +69,4 @@ pub use reconcile::{Reconciled, Verdict};
 pub use root::{Root, Tree};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};
-pub use walk::{Walk, WalkOptions};
+pub use walk::{LINKS_LEFT_OUT, Walk, WalkOptions};

@@ -5,7 +5,6 @@ use super::error::{Cause, errno_name};
 use crate::wire::RelPath;
 use crate::wire::options::Notes;
 use rustix::io::Errno;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
@@ -80,19 +79,12 @@ impl fmt::Display for Shortfall {
 #[derive(Debug)]
 pub(super) struct Notebook {
     strict: bool,
-    pages: Mutex<Pages>,
-}
-
-#[derive(Debug, Default)]
-struct Pages {
-    notes: Notes,
-    /// Causes that the log has been told of.
-    said: BTreeSet<String>,
+    notes: Mutex<Notes>,
 }
 
 impl Notebook {
     pub(super) fn new(strict: bool) -> Self {
-        Notebook { strict, pages: Mutex::default() }
+        Notebook { strict, notes: Mutex::default() }
     }
 
     /// Counts what `path` fell short of.
@@ -104,18 +96,19 @@ impl Notebook {
             return Err(Cause::Short(short));
         }
         let cause = short.to_string();
-        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        if pages.said.insert(cause.clone()) {
-            tracing::warn!(first = %path, "{cause}");
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !notes.contains_key(&cause) {
+            // There is one of these for each request: the operator is told by the report of the sync.
+            tracing::debug!(first = %path, "{cause}");
         }
-        pages.notes.entry(cause).or_default().add(path.as_bytes());
+        notes.entry(cause).or_default().add(path.as_bytes());
         Ok(())
     }
 
     /// What was counted since the last call.
     pub(super) fn take(&self) -> Notes {
-        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut pages.notes)
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *notes)
     }
 }
 

@@ -29,7 +29,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Entries that one call looks at.
 const STEPS: usize = 4096;
 /// Names of one directory held at a time (twice as many while it is read).
-const NAMES: usize = 4096;
+const AT_ONCE: usize = 4096;
 /// Levels whose descriptors stay open.
 const OPEN_LEVELS: usize = 12;
 /// Unfinished files of ours are somebody's leftovers from this age on.
@@ -83,6 +83,9 @@ pub struct PruneDone {
     pub next: Option<PrunePlace>,
 }
 
+/// Names of a directory that are still to be looked at.
+type Names = std::vec::IntoIter<Listed>;
+
 /// A directory that is being looked at.
 struct Level {
     path: RelPath,
@@ -90,7 +93,7 @@ struct Level {
     fd: Option<Dir>,
     /// As it was before anything in it was removed (by this call).
     stat: Stat,
-    names: std::vec::IntoIter<Listed>,
+    names: Names,
     /// There are names behind this one that were not kept.
     more: Option<Box<[u8]>>,
     /// Something in it stays.
@@ -474,9 +477,9 @@ impl Pruner<'_> {
         fd: &OwnedFd,
         after: Option<&[u8]>,
         top: bool,
-    ) -> Step<(std::vec::IntoIter<Listed>, Option<Box<[u8]>>)> {
+    ) -> Step<(Names, Option<Box<[u8]>>)> {
         let upto = self.page.upto.as_deref().filter(|_| top);
-        let listing = list_if(fd, NAMES, |name| {
+        let listing = list_if(fd, AT_ONCE, |name| {
             after.is_none_or(|a| name > a) && upto.is_none_or(|u| name <= u)
         });
         listing.failed.map_or(Ok(()), Err)?;

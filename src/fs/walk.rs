@@ -30,7 +30,7 @@ const OPEN_LEVELS: usize = 12;
 /// manifest, which is limited to twice this; deeper directories are reported, not entered.
 const MAX_CHAIN: usize = crate::wire::manifest::MAX_BYTES / 2;
 /// The cause under which links that are left out are counted.
-const LINKS_LEFT_OUT: &str = "symbolic links left out (links: skip)";
+pub const LINKS_LEFT_OUT: &str = "symbolic links left out (links: skip)";
 
 /// What of a source is walked, and how.
 #[derive(Debug, Clone, Default)]
@@ -153,8 +153,7 @@ impl Tree {
                 return Err(self.error("walk", b"", Errno::LOOP));
             }
             let is_dir = root.is_dir();
-            let beyond = walk.options.filter.is_beyond(&root);
-            walk.ready.extend((cursor.is_none() && !beyond).then_some(Ok(root)));
+            walk.ready.extend(cursor.is_none().then_some(Ok(root)));
             if !is_dir {
                 return Ok(walk);
             }

@@ -4,8 +4,10 @@
 //! when the decision is durable. It never waits without an end: an owner that can't answer in time
 //! (its store hangs) becomes a 503 that says whether a repeat is safe.
 
+use super::listing::{self, Pieces, Wanted};
 use super::submission;
 use crate::scheduler::{Event, IdempotencyKey, Reply};
+use crate::store::Spool;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
@@ -44,6 +46,7 @@ pub struct Handle {
     requests: mpsc::Sender<Request>,
     health: watch::Receiver<Health>,
     blobs: BlobReader,
+    spool: Spool,
 }
 
 impl Handle {
@@ -52,8 +55,9 @@ impl Handle {
         requests: mpsc::Sender<Request>,
         health: watch::Receiver<Health>,
         blobs: BlobReader,
+        spool: Spool,
     ) -> Self {
-        Handle { requests, health, blobs }
+        Handle { requests, health, blobs, spool }
     }
 
     /// Queues a sync.
@@ -101,6 +105,17 @@ impl Handle {
     pub async fn list(&self) -> Result<Vec<SyncProgress>, Problem> {
         match self.ask(Event::List).await? {
             Reply::List(all) => Ok(all),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// What became of each file of a sync, in pieces.
+    ///
+    /// # Errors
+    /// 404; 409 where it was not recorded, or not all of it is there; 503.
+    pub(super) async fn listing(&self, id: RequestId, wanted: Wanted) -> Result<Pieces, Problem> {
+        match self.ask(Event::Listing(id)).await? {
+            Reply::Listing(found) => listing::read(self.spool.clone(), *found, wanted).await,
             other => Err(misplaced(other)),
         }
     }
@@ -318,7 +333,7 @@ mod tests {
                 }
             })
         });
-        (Handle::new(tx, seen, blobs), Owner { requests, health })
+        (Handle::new(tx, seen, blobs, Spool::passing()), Owner { requests, health })
     }
 
     fn id(s: &str) -> RequestId {

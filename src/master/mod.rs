@@ -3,6 +3,7 @@
 //! - [`http`]: the API
 //! - [`handle`]: the typed way from the API to the owner
 //! - `owner`: the loop that owns the state
+//! - `listing`: what became of each file, read back
 //! - `submission`, `faults`: requests checked, with all that is wrong with them
 //!
 //! Order of a start: bind, lead, load, serve. Order of a stop: the API answers what it has, then the
@@ -11,6 +12,7 @@
 mod faults;
 pub mod handle;
 pub mod http;
+mod listing;
 mod owner;
 mod submission;
 
@@ -18,7 +20,7 @@ pub use handle::Handle;
 
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::{Settings, State};
-use crate::store::{Acquired, EmbeddedStore, Fence, Location, RedisStore, Store};
+use crate::store::{Acquired, EmbeddedStore, Fence, Location, RedisStore, Spool, Store};
 use crate::util::backoff::Backoff;
 use anyhow::Context as _;
 use http::HttpLimits;
@@ -32,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Between two tries to lead or to reach the store.
 const AGAIN: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
+/// Where lists of files are kept, below the data directory.
+const RECORDS: &str = "records";
 /// Requests that wait for the owner.
 const QUEUE: usize = 1024;
 
@@ -74,11 +78,12 @@ impl Master {
         config: &MasterConfig,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
-        Self::begin(store, config, None, shutdown).await
+        let spool = Spool::at(config.data_dir.join(RECORDS));
+        Self::begin(store, config, spool, None, shutdown).await
     }
 
-    /// As [`Master::start_on`], for this process only: [`Master::url`] has a random component, and
-    /// without it nothing is served. Other users of the host can reach its port, and could else have
+    /// As [`Master::start_on`], for this process only: it keeps no file beyond its end, and
+    /// [`Master::url`] has a random component, without which nothing is served. Other users of the host can reach its port, and could else have
     /// files copied with the rights of this process.
     ///
     /// # Errors
@@ -89,12 +94,13 @@ impl Master {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
         let secret = uuid::Uuid::new_v4().simple().to_string();
-        Self::begin(store, config, Some(secret), shutdown).await
+        Self::begin(store, config, Spool::passing(), Some(secret), shutdown).await
     }
 
     async fn begin<S: Store>(
         store: S,
         config: &MasterConfig,
+        spool: Spool,
         secret: Option<String>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
@@ -114,6 +120,10 @@ impl Master {
         .as_bytes();
         let state = State::load(settings(config), seed, &records, owner::loading_time())?;
         drop(records);
+        // Only now: before it led, another master on this host may have used them.
+        if let Err(e) = spool.keep_only(|number| state.knows(number)) {
+            tracing::warn!(error = %e, "old lists of files stay behind");
+        }
 
         let (requests_in, requests) = mpsc::channel(QUEUE);
         let (health, seen) = watch::channel(Ok(()));
@@ -122,7 +132,7 @@ impl Master {
             let blobs = Arc::clone(&blobs);
             Box::pin(async move { blobs.blob(&key).await.map_err(|e| e.to_string()) })
         });
-        let handle = Handle::new(requests_in, seen, read_blob);
+        let handle = Handle::new(requests_in, seen, read_blob, spool.clone());
         let limits = HttpLimits {
             submit_bytes: usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX),
             // An agent counts its lease from before its poll was sent: most of it must be left.
@@ -131,7 +141,7 @@ impl Master {
             secret: secret.clone(),
             ..HttpLimits::default()
         };
-        let owner = Owner::new(store, state, fence, requests, health);
+        let owner = Owner::new(store, state, fence, requests, health, spool);
         tracing::info!(%address, epoch = fence.epoch, "the master serves");
         let running = tokio::spawn(serve(owner, listener, handle.clone(), limits, shutdown));
         let url = match secret {

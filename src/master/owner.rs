@@ -4,12 +4,14 @@
 //!
 //! While the store is down the same batch is tried again (its writes are absolute values, so a repeat
 //! is harmless) and callers get a 503 at once ([`Handle`](super::Handle)). A store that lost data gets
-//! the whole state written back; a master that was deposed stops.
+//! the whole state written back; a master that was deposed stops. Lines of lists of files go to their
+//! spool before the commit that counts them; where they can't be written the sync says so and goes on.
 
 use super::handle::{Health, Request};
 use crate::scheduler::{Caller, Effect, Event, Now, Reply, State};
-use crate::store::{Batch, Fence, Store, StoreError};
+use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
+use crate::wire::SyncNo;
 use crate::wire::task::{Assignment, SyncResult, TaskReport};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -50,6 +52,7 @@ pub(super) struct Owner<S> {
     fence: Fence,
     requests: mpsc::Receiver<Request>,
     health: watch::Sender<Health>,
+    spool: Spool,
     waiting: BTreeMap<Caller, oneshot::Sender<Reply>>,
     last_caller: u64,
 }
@@ -61,7 +64,11 @@ struct Pending {
     blob_puts: BTreeMap<String, Vec<u8>>,
     blob_deletes: BTreeSet<String>,
     replies: Vec<(Caller, Reply)>,
-    /// The blobs' bytes.
+    /// Lines of lists, in their order, each with its place.
+    lines: Vec<(SyncNo, u64, Vec<u8>)>,
+    /// Lists that are gone.
+    dropped: Vec<SyncNo>,
+    /// The bytes of blobs and lines.
     bytes: usize,
 }
 
@@ -78,6 +85,21 @@ impl Pending {
                 Effect::DeleteBlob(key) => {
                     self.blob_puts.remove(&key);
                     self.blob_deletes.insert(key);
+                }
+                Effect::Append { sync, at, bytes } => {
+                    self.bytes += bytes.len();
+                    match self.lines.last_mut() {
+                        Some((last, from, lines))
+                            if *last == sync && *from + lines.len() as u64 == at =>
+                        {
+                            lines.extend_from_slice(&bytes);
+                        }
+                        _ => self.lines.push((sync, at, bytes)),
+                    }
+                }
+                Effect::DropListing(sync) => {
+                    self.lines.retain(|(of, ..)| *of != sync);
+                    self.dropped.push(sync);
                 }
                 Effect::Reply(caller, reply) => self.replies.push((caller, reply)),
             }
@@ -108,9 +130,10 @@ impl<S: Store> Owner<S> {
         fence: Fence,
         requests: mpsc::Receiver<Request>,
         health: watch::Sender<Health>,
+        spool: Spool,
     ) -> Self {
         let waiting = BTreeMap::new();
-        Owner { store, state, fence, requests, health, waiting, last_caller: 0 }
+        Owner { store, state, fence, requests, health, spool, waiting, last_caller: 0 }
     }
 
     /// Runs until `shutdown` or until the store says that it must not.
@@ -178,6 +201,7 @@ impl<S: Store> Owner<S> {
     ) -> Result<bool, StoreError> {
         let mut wrote = false;
         loop {
+            self.write_lines(&mut pending).await;
             let writes = pending.batch(&self.state);
             if !writes.is_empty() {
                 wrote = true;
@@ -185,6 +209,7 @@ impl<S: Store> Owner<S> {
                     return Ok(wrote);
                 }
             }
+            self.drop_lists(std::mem::take(&mut pending.dropped)).await;
             let unwanted = self.answer(std::mem::take(&mut pending.replies));
             if unwanted.is_empty() {
                 return Ok(wrote);
@@ -194,6 +219,52 @@ impl<S: Store> Owner<S> {
                 let back = Event::Result(handed_back(&assignment));
                 pending.take(self.state.apply(back, None, now()));
             }
+        }
+    }
+
+    /// Writes the lines of lists. One that can't be written is given up: copying matters more.
+    async fn write_lines(&mut self, pending: &mut Pending) {
+        let lines = std::mem::take(&mut pending.lines);
+        if lines.is_empty() {
+            return;
+        }
+        let spool = self.spool.clone();
+        let write = move || {
+            let mut lost = BTreeMap::new();
+            for (sync, at, bytes) in lines {
+                if !lost.contains_key(&sync)
+                    && let Err(e) = spool.write(sync.0, at, &bytes)
+                {
+                    lost.insert(sync, e.to_string());
+                }
+            }
+            lost
+        };
+        let lost = tokio::task::spawn_blocking(write).await.unwrap_or_else(|e| {
+            tracing::error!(error = %e, "writing lists of files failed");
+            BTreeMap::new()
+        });
+        for (sync, why) in lost {
+            tracing::error!(%sync, why, "what became of each file can't be recorded any more");
+            pending.take(self.state.apply(Event::ListingLost { sync, why }, None, now()));
+        }
+    }
+
+    /// Removes the lists of syncs that are gone.
+    async fn drop_lists(&self, dropped: Vec<SyncNo>) {
+        if dropped.is_empty() {
+            return;
+        }
+        let spool = self.spool.clone();
+        let remove = move || {
+            for sync in dropped {
+                if let Err(e) = spool.remove(sync.0) {
+                    tracing::warn!(%sync, error = %e, "a list of files stays behind");
+                }
+            }
+        };
+        if let Err(e) = tokio::task::spawn_blocking(remove).await {
+            tracing::error!(error = %e, "removing lists of files failed");
         }
     }
 
@@ -361,6 +432,7 @@ fn handed_back(assignment: &Assignment) -> SyncResult {
 #[cfg(test)]
 mod tests {
     use super::super::handle::{BlobReader, Handle};
+    use super::super::listing::Wanted;
     use super::*;
     use crate::scheduler::Settings;
     use crate::store::{Acquired, MemoryStore};
@@ -376,6 +448,10 @@ mod tests {
     }
 
     async fn start() -> World {
+        start_with(Spool::passing()).await
+    }
+
+    async fn start_with(spool: Spool) -> World {
         let store = MemoryStore::new();
         let mine = store.another_handle();
         let Ok(Acquired::Leader(fence)) = mine.acquire("m", LEASE).await else { panic!("no lead") };
@@ -385,9 +461,9 @@ mod tests {
         let (health, seen) = watch::channel(Ok(()));
         let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
         let stop = CancellationToken::new();
-        let owner = Owner::new(Arc::new(mine), state, fence, requests, health);
+        let owner = Owner::new(Arc::new(mine), state, fence, requests, health, spool.clone());
         let owning = tokio::spawn(owner.run(stop.clone()));
-        World { store, handle: Handle::new(tx, seen, blobs), owning, stop }
+        World { store, handle: Handle::new(tx, seen, blobs, spool), owning, stop }
     }
 
     fn request(id: &str) -> SyncRequest {
@@ -497,6 +573,31 @@ mod tests {
         world.stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(60), world.owning).await;
         assert!(matches!(ended, Ok(Ok(Err(StoreError::Unavailable(_))))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_list_that_cannot_be_written_is_told_of_and_the_sync_goes_on() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // A file stands where the directory would be made.
+        let world = start_with(Spool::at(file.path().join("records"))).await;
+        world.handle.heartbeat(heartbeat()).await.unwrap();
+        let mut recorded = request("demo");
+        recorded.options.record = true;
+        world.handle.submit(recorded, None).await.unwrap();
+        let worker: WorkerId = "w".parse().unwrap();
+        let wait = Duration::from_secs(5);
+        let scan = world.handle.poll(worker.clone(), Some("1".into()), None, wait).await;
+        let scan = scan.unwrap().expect("the scan");
+        let page = serde_json::from_value(serde_json::json!({
+            "task_digest": scan.task_digest, "page": 0, "next": null,
+            "errors": [{"path": "x", "operation": "open source", "message": "no"}],
+        }));
+        world.handle.page(worker, scan.assignment_id, page.unwrap()).await.unwrap();
+        let end = world.handle.progress(id("demo")).await.unwrap();
+        assert_eq!(end.files_failed, 1);
+        let wanted = Wanted::Records(vec![]);
+        let problem = world.handle.listing(id("demo"), wanted).await.unwrap_err();
+        assert_eq!(problem.code, "records_lost");
     }
 
     #[tokio::test]

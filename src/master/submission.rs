@@ -1,7 +1,9 @@
 //! What a sync request must satisfy beyond its shape, and the cutting of its file list into parts.
 
 use super::faults::Faults;
+use crate::fs::{Filter, FilterError};
 use crate::wire::manifest::NameList;
+use crate::wire::options::{FilterSpec, SyncOptions, Verify};
 use crate::wire::path::PathError;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{CHUNK_MB, SyncRequest};
@@ -28,6 +30,7 @@ pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<NameList>>
             format!("must be from {} to {}", CHUNK_MB.start(), CHUNK_MB.end()),
         );
     }
+    faults.absorb("/options", options_rule(&request.options, request.file_list.is_some()));
     let list = match request.file_list.take().map(|l| name_lists(&request.source_path, l)) {
         None => None,
         Some(Ok(parts)) => Some(parts),
@@ -53,6 +56,91 @@ pub(super) fn path_rule(source: &AbsPath, destination: &AbsPath) -> Result<(), S
     } else {
         Ok(())
     }
+}
+
+/// No file system rounds times by more, in nanoseconds.
+const MOST_TOLERANCE_NS: u64 = 3600 * 1_000_000_000;
+
+/// What is wrong with options, or does not go together; `listed`: a file list was given.
+pub(super) fn options_rule(options: &SyncOptions, listed: bool) -> Faults {
+    let mut faults = Faults::default();
+    let mut refuse = |wrong: bool, pointer: &str, detail: &str| {
+        if wrong {
+            faults.push(pointer, detail.to_owned());
+        }
+    };
+    refuse(
+        options.mtime_tolerance_ns > MOST_TOLERANCE_NS,
+        "/mtime_tolerance_ns",
+        "must be at most an hour (3600000000000): file systems round to 2 s at most",
+    );
+    refuse(
+        options.recursive && !listed,
+        "/recursive",
+        "is for a file_list, and none was given: without one everything is copied anyway",
+    );
+    refuse(
+        options.manifest && options.verify == Verify::None,
+        "/manifest",
+        "needs the digests that verify: none leaves out",
+    );
+    refuse(
+        options.manifest && options.dry_run,
+        "/manifest",
+        "can't be had of a dry run: nothing is brought whose digest could be told",
+    );
+    let readback = options.verify == Verify::Readback;
+    refuse(readback && options.dry_run, "/verify", "a dry run brings nothing to be read back");
+    let left_alone = options.update || options.ignore_existing || options.existing;
+    refuse(
+        readback && left_alone,
+        "/verify",
+        "files that update, ignore_existing or existing leave alone can't be read back: they need \
+         not be as in the source",
+    );
+    if let Some(delete) = &options.delete {
+        refuse(
+            listed,
+            "/delete",
+            "can't be with a file_list: what the list leaves out would be deleted",
+        );
+        refuse(
+            delete.max_percent > 100,
+            "/delete/max_percent",
+            "must be a whole number from 0 to 100",
+        );
+        refuse(
+            delete.trash.as_ref().is_some_and(RelPath::is_root),
+            "/delete/trash",
+            "must name a directory below the destination, not the destination itself",
+        );
+    }
+    faults.absorb("/filter", filter_rule(&options.filter));
+    faults
+}
+
+fn filter_rule(filter: &FilterSpec) -> Faults {
+    let mut faults = Faults::default();
+    if let (Some(min), Some(max)) = (filter.min_size, filter.max_size)
+        && min > max
+    {
+        faults
+            .push("/min_size", format!("must not be over max_size ({max}): nothing would be left"));
+    }
+    if let (Some(newer), Some(older)) = (filter.newer_than, filter.older_than)
+        && newer >= older
+    {
+        let detail = format!("must be before older_than ({older}): nothing would be left");
+        faults.push("/newer_than", detail);
+    }
+    match Filter::new(filter) {
+        Ok(_) => {}
+        Err(FilterError::Rule { index, why, .. }) => {
+            faults.push(&format!("/rules/{index}"), format!("can't be read: {why}"));
+        }
+        Err(other) => faults.push("/rules", other.to_string()),
+    }
+    faults
 }
 
 /// The names of a file list, relative to `source`, without duplicates, in the order given, in parts.
@@ -165,6 +253,69 @@ mod tests {
             ]
         );
         assert!(problem.detail.starts_with("6 fields"), "{}", problem.detail);
+    }
+
+    #[test]
+    fn options_that_do_not_go_together_are_refused_with_their_place() {
+        use crate::wire::options::{Compare, DeleteOptions};
+        let of = |change: &dyn Fn(&mut SyncOptions), listed: bool| -> Vec<String> {
+            let mut options = SyncOptions::default();
+            change(&mut options);
+            let Err(faults) = options_rule(&options, listed).or(()) else { return Vec::new() };
+            faults.into_problem().errors.into_iter().map(|e| e.pointer).collect()
+        };
+        let trash = |dir: &str| {
+            let trash = Some(RelPath::new(dir).unwrap());
+            Some(DeleteOptions { trash, ..DeleteOptions::default() })
+        };
+        let rules = |rules: &[&str]| rules.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>();
+        type Change<'a> = &'a dyn Fn(&mut SyncOptions);
+        let bad: [(Change<'_>, bool, &str); 14] = [
+            (&|o| o.mtime_tolerance_ns = MOST_TOLERANCE_NS + 1, false, "/mtime_tolerance_ns"),
+            (&|o| o.recursive = true, false, "/recursive"),
+            (&|o| (o.manifest, o.verify) = (true, Verify::None), false, "/manifest"),
+            (&|o| (o.manifest, o.dry_run) = (true, true), false, "/manifest"),
+            (&|o| (o.verify, o.dry_run) = (Verify::Readback, true), false, "/verify"),
+            (&|o| (o.verify, o.update) = (Verify::Readback, true), false, "/verify"),
+            (&|o| o.delete = Some(DeleteOptions::default()), true, "/delete"),
+            (&|o| o.delete = trash("."), false, "/delete/trash"),
+            (
+                &|o| {
+                    o.delete = Some(DeleteOptions { max_percent: 101, ..DeleteOptions::default() });
+                },
+                false,
+                "/delete/max_percent",
+            ),
+            (
+                &|o| (o.filter.min_size, o.filter.max_size) = (Some(2), Some(1)),
+                false,
+                "/filter/min_size",
+            ),
+            (
+                &|o| (o.filter.newer_than, o.filter.older_than) = (Some(5), Some(5)),
+                false,
+                "/filter/newer_than",
+            ),
+            (&|o| o.filter.rules = rules(&["ok", "a[z-a]"]), false, "/filter/rules/1"),
+            (&|o| o.filter.rules = vec!["x".repeat(300 << 10)], false, "/filter/rules"),
+            (&|o| o.filter.rules = vec!["xy".to_owned(); 200_000], false, "/filter/rules"),
+        ];
+        for (change, listed, pointer) in bad {
+            assert_eq!(of(change, listed), [pointer]);
+        }
+        let good: [(Change<'_>, bool); 8] = [
+            (&|_| {}, false),
+            (&|o| (o.ignore_existing, o.existing) = (true, true), false),
+            (&|o| (o.update, o.compare) = (true, Compare::Checksum), false),
+            (&|o| (o.existing, o.delete) = (true, trash("a/b")), false),
+            (&|o| (o.dry_run, o.delete) = (true, trash("a")), false),
+            (&|o| (o.verify, o.manifest) = (Verify::Readback, true), false),
+            (&|o| o.recursive = true, true),
+            (&|o| o.filter.rules = rules(&["*.o", "!/keep/", "a/**/b", ""]), false),
+        ];
+        for (index, (change, listed)) in good.into_iter().enumerate() {
+            assert_eq!(of(change, listed), Vec::<String>::new(), "{index}");
+        }
     }
 
     #[test]

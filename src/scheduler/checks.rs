@@ -1,8 +1,11 @@
 //! Whether what agents send can be. Sums over all that a sync can ever have must not overflow, and a
 //! report must account for each entry of its task once.
 
+use crate::wire::options::Action;
 use crate::wire::task::{ScanPage, TaskReport, TaskSpec, WorkItem};
 
+/// The name of a file system is no longer than this, in bytes.
+const MOST_FILE_SYSTEM: usize = 1024;
 /// More than that in one page is nothing that was asked for.
 const MOST_SPAWN: usize = 1024;
 
@@ -12,6 +15,14 @@ pub(super) fn failed_of(files: u64, dirs: u64, report: &TaskReport) -> Option<(u
     let done = report.files_done.checked_add(report.files_skipped)?;
     let failed = (files.checked_sub(done)?, dirs.checked_sub(report.dirs_done)?);
     (failed.0.checked_add(failed.1) == Some(report.failures.len() as u64)).then_some(failed)
+}
+
+/// Whether what a report says that was done can be: one action for each entry at most, and a copy
+/// deletes nothing.
+pub(super) fn actions_fit(report: &TaskReport, entries: u64) -> bool {
+    let counts = report.actions.values().map(|tally| tally.count);
+    let sum = counts.fold(0, u64::saturating_add);
+    sum <= entries && !report.actions.contains_key(&Action::Delete)
 }
 
 /// Whether the numbers of a piece of work can be. Agents send them: sums over all that a sync can
@@ -29,18 +40,39 @@ pub(super) fn item_fits(item: &WorkItem) -> Result<(), String> {
     }
 }
 
-/// Whether a page can be one of the scan `spec`.
+/// Whether a page can be one of the walk `spec`.
 pub(super) fn plausible(page: &ScanPage, spec: &TaskSpec) -> Result<(), String> {
     page.work.iter().try_for_each(item_fits)?;
     if page.spawn.len() > MOST_SPAWN {
         return Err(format!("it gives {} subtrees away", page.spawn.len()));
     }
-    match (spec, &page.next) {
-        (_, None) => Ok(()),
-        (TaskSpec::Scan { dir, .. }, Some(TaskSpec::Scan { dir: next, .. })) if dir == next => {
-            Ok(())
-        }
-        (TaskSpec::List { start }, Some(TaskSpec::List { start: next })) if start < next => Ok(()),
-        (_, Some(next)) => Err(format!("a {} does not go on as {next:?}", spec.kind())),
+    if page.root.as_ref().is_some_and(|root| root.file_system.len() > MOST_FILE_SYSTEM) {
+        return Err("the name of its file system is too long".to_owned());
     }
+    match (spec, &page.pruned) {
+        (TaskSpec::Prune { .. }, _) if !page.work.is_empty() => {
+            return Err("what is deleted brings no work".to_owned());
+        }
+        (TaskSpec::Prune { .. }, Some(pruned)) if pruned.extra > pruned.seen => {
+            return Err(format!("{} of {} entries are extra", pruned.extra, pruned.seen));
+        }
+        (TaskSpec::Prune { .. }, _) | (_, None) => {}
+        (_, Some(_)) => return Err(format!("a {} deletes nothing", spec.kind())),
+    }
+    goes_on(spec, page.next.as_ref())
+}
+
+/// Whether the walk `spec` can go on as `next`.
+fn goes_on(spec: &TaskSpec, next: Option<&TaskSpec>) -> Result<(), String> {
+    use TaskSpec::{List, Prune, Scan};
+    let fits = match (spec, next) {
+        (_, None) => true,
+        (Scan { dir, .. }, Some(Scan { dir: next, .. })) => dir == next,
+        (List { start }, Some(List { start: next })) => start < next,
+        (Prune { dir, apply, .. }, Some(Prune { dir: next, apply: then, .. })) => {
+            (dir, apply) == (next, then)
+        }
+        (_, Some(_)) => false,
+    };
+    if fits { Ok(()) } else { Err(format!("a {} does not go on as {next:?}", spec.kind())) }
 }

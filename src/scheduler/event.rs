@@ -1,12 +1,13 @@
 //! What the world tells the scheduler ([`Event`]), what it answers ([`Reply`]), and what it wants
 //! done ([`Effect`]).
 
+pub use super::listing::Listing;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
-use crate::wire::{AssignmentId, Digest, RequestId, WorkerId};
+use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, WorkerId};
 
 /// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +45,15 @@ pub enum Event {
     },
     /// How does a sync stand?
     Progress(RequestId),
+    /// Where is the list of what became of each file?
+    Listing(RequestId),
+    /// The list of a sync can't be written.
+    ListingLost {
+        /// Whose.
+        sync: SyncNo,
+        /// A sentence.
+        why: String,
+    },
     /// How do all stand?
     List,
     /// Stop a sync, keep its record.
@@ -100,6 +110,8 @@ pub enum Reply {
     Progress(Box<SyncProgress>),
     /// To `List`, newest first.
     List(Vec<SyncProgress>),
+    /// To `Listing`.
+    Listing(Box<Listing>),
     /// To `Delete`.
     Deleted,
     /// To `Heartbeat`.
@@ -114,7 +126,7 @@ pub enum Reply {
     Page(PageReply),
     /// To `Result`.
     Result(ResultReply),
-    /// To `StoreLost` and `Tick`.
+    /// To `StoreLost`, `ListingLost` and `Tick`.
     Nothing,
     /// To any: no, and why. Nothing was changed.
     Refused(Box<Problem>),
@@ -132,6 +144,17 @@ pub enum Effect {
     PutBlob(String, Vec<u8>),
     /// Drop a blob.
     DeleteBlob(String),
+    /// Write lines of a sync's list of files, before anything that was decided with them.
+    Append {
+        /// Whose list.
+        sync: SyncNo,
+        /// At which byte of it.
+        at: u64,
+        /// The lines.
+        bytes: Vec<u8>,
+    },
+    /// A sync is gone, and its list with it.
+    DropListing(SyncNo),
     /// Answer a caller, once all writes are durable.
     Reply(Caller, Reply),
 }

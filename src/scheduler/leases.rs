@@ -343,7 +343,7 @@ impl State {
             &lease.worker,
             &request.destination_path,
             now.wall_ms.div_euclid(1000),
-            request.options.write_rules(),
+            sync.rules(),
         );
         Some(Assignment {
             assignment_id: lease.assignment,
@@ -357,7 +357,7 @@ impl State {
             destination_path: request.destination_path.clone(),
             chunk_size_mb: request.chunk_size_mb,
             task: task.spec.clone(),
-            options: request.options.clone(),
+            options: sync.options(),
             source_workers: self.workers.pool(&request.source_path).map(Worker::member).collect(),
             destination_workers: self
                 .workers
@@ -405,6 +405,9 @@ impl State {
     fn note_reach(&mut self, no: SyncNo, worker: &WorkerId) -> bool {
         let Some(sync) = self.syncs.get_mut(&no) else { return false };
         let before = sync.reach.len();
+        if sync.dry_run() {
+            return false;
+        }
         let destination = &sync.request.destination_path;
         let itself = self.workers.known.get(worker).filter(|w| w.holds(destination));
         for writer in self.workers.reachable(destination).chain(itself) {

@@ -6,17 +6,25 @@
 //! - `sync`, `task`, `worker`: what is remembered (their states are drawn there)
 //! - `requests`: what operators ask
 //! - `leases`: who gets which task, for how long
-//! - `results`: pages and results, counted once; `checks`: whether they can be
-//! - `phases`: what follows when a sync has no task left; giving up
+//! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
+//! - `large`: files of more than one range
+//! - `listing`: what became of each file, where that is asked for
+//! - `stage`: what follows when a sync has no task left; `phases`: trying again, giving up
+//! - `pairs`: what is remembered beyond a sync
 //! - `records`: the state in the store and back
 
 mod checks;
 pub mod event;
+mod large;
 mod leases;
+mod listing;
+mod pages;
+mod pairs;
 mod phases;
 mod records;
 mod requests;
 mod results;
+mod stage;
 mod sync;
 mod task;
 mod worker;
@@ -24,7 +32,8 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Caller, Effect, Event, IdempotencyKey, Now, Reply};
+pub use event::{Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply};
+pub use listing::MOST_LINE;
 pub use records::LoadError;
 
 use crate::wire::task::TaskSpec;
@@ -94,6 +103,7 @@ pub struct State {
     tasks: BTreeMap<TaskId, Task>,
     leases: leases::Leases,
     workers: Workers,
+    pairs: pairs::Pairs,
     parked: BTreeMap<Caller, Parked>,
     /// Leases given so far; stamps [`Sync::served`].
     served: u64,
@@ -116,6 +126,14 @@ impl State {
             }
             Event::Progress(id) => Some(self.progress(&id)),
             Event::List => Some(self.list()),
+            Event::Listing(id) => Some(match self.listing(&id) {
+                Some(listing) => Reply::Listing(Box::new(listing)),
+                None => requests::unknown(&id),
+            }),
+            Event::ListingLost { sync, why } => {
+                self.listing_lost(sync, why, now);
+                Some(Reply::Nothing)
+            }
             Event::Cancel(id) => Some(self.cancel(&id, now)),
             Event::Delete(id) => Some(self.delete(&id, now)),
             Event::Heartbeat(heartbeat) => Some(self.heartbeat(heartbeat, now)),
@@ -155,6 +173,11 @@ impl State {
         self.signer.public_key()
     }
 
+    /// Whether there is a sync of this number.
+    pub fn knows(&self, number: u64) -> bool {
+        self.syncs.contains_key(&SyncNo(number))
+    }
+
     /// When [`Event::Tick`] should come next at the latest, in milliseconds from `now`: the nearest
     /// time at which something runs out.
     pub fn next_deadline_ms(&self, now: Now) -> Option<u64> {
@@ -186,13 +209,13 @@ impl State {
     /// Adds a task and stores its manifest, where it brings one of its own.
     fn add_task(&mut self, new: NewTask, manifest: Option<Vec<u8>>) -> TaskId {
         let id = self.take_number();
-        let digest = match (&manifest, &new.large) {
+        let digest = match (&manifest, &new.manifest_digest) {
             (Some(bytes), _) => task::task_digest(new.sync, id, &new.spec, bytes),
-            (None, Some((_, of))) => task::task_digest(new.sync, id, &new.spec, &of.0),
+            (None, Some(of)) => task::task_digest(new.sync, id, &new.spec, &of.0),
             (None, None) => task::task_digest(new.sync, id, &new.spec, &[]),
         };
         let mut blob = new.blob;
-        let mut blob_bytes = 0;
+        let mut blob_bytes = new.blob_bytes;
         if let Some(bytes) = manifest {
             let key = format!("m/{}/{id}", new.sync);
             blob_bytes = bytes.len() as u64;
@@ -209,7 +232,7 @@ impl State {
             attempt: 0,
             failures: new.failures,
             tried: new.tried,
-            large: new.large.map(|(id, _)| id),
+            large: new.large,
             bound: new.bound,
             last_error: new.last_error,
             since_ms: self.ticked_ms.unwrap_or(0),
@@ -265,10 +288,13 @@ impl State {
 struct NewTask {
     sync: SyncNo,
     spec: TaskSpec,
-    /// A manifest that is stored already.
+    /// A manifest that is stored already …
     blob: Option<String>,
-    /// The file that it is part of, and the digest of that file's manifest.
-    large: Option<(TaskId, Digest)>,
+    /// … its bytes, where they go with the task, and its digest.
+    blob_bytes: u64,
+    manifest_digest: Option<Digest>,
+    /// The file that it is part of.
+    large: Option<TaskId>,
     bound: Option<WorkerId>,
     failures: u32,
     tried: BTreeSet<WorkerId>,
@@ -282,6 +308,8 @@ impl NewTask {
             sync,
             spec,
             blob: None,
+            blob_bytes: 0,
+            manifest_digest: None,
             large: None,
             bound: None,
             failures: 0,
@@ -294,7 +322,8 @@ impl NewTask {
     fn of_large(large: &Large, spec: TaskSpec) -> Self {
         NewTask {
             blob: Some(large.blob.clone()),
-            large: Some((large.id, large.manifest_digest)),
+            manifest_digest: Some(large.manifest_digest),
+            large: Some(large.id),
             ..NewTask::ready(large.sync, spec)
         }
     }

@@ -1,10 +1,9 @@
-//! What follows: retries and giving up, the next phase of a sync whose tasks are done, and the end.
+//! What follows a failure: trying again and giving up; what is dropped with a sync.
 
-use super::sync::Sync;
-use super::task::{Task, TaskState};
+use super::task::{Course, Task, TaskState};
 use super::{Effect, NewTask, Now, State, records};
 use crate::util::backoff::Backoff;
-use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncState};
+use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::TaskSpec;
 use crate::wire::{BytePath, RelPath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
@@ -109,14 +108,19 @@ impl State {
         let worker = task.lease().map(|l| l.worker.clone());
         let what = match &task.spec {
             TaskSpec::Scan { dir, .. } => format!("list `{dir}`"),
+            TaskSpec::Prune { dir, .. } => format!("delete in `{dir}`"),
+            TaskSpec::Sweep => "remove what was kept for the names of one file".to_owned(),
             TaskSpec::List { .. } => "look up listed names".to_owned(),
             TaskSpec::Copy { files, dirs, .. } => format!("copy {} entries", files + dirs),
             other => other.kind().to_owned(),
         };
         let path = match &task.spec {
-            TaskSpec::Scan { dir, .. } => BytePath(dir.as_bytes().to_vec()),
+            TaskSpec::Scan { dir, .. } | TaskSpec::Prune { dir, .. } => {
+                BytePath(dir.as_bytes().to_vec())
+            }
             _ => BytePath::default(),
         };
+        let untold = error.is_none();
         let error = error.unwrap_or(FileError {
             path,
             operation: what,
@@ -127,47 +131,72 @@ impl State {
             class: ErrorClass::Transient,
         });
         if let Some(file) = task.large {
+            let group = self.large(task.sync, file).and_then(|large| large.group);
             self.discard(task.sync, file, now);
+            self.next_of_group(task.sync, group);
         }
         self.drop_task(id);
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        if !sync.is_active() {
+            tracing::warn!(sync = %sync.id, why, "something of an ended sync stays behind");
+            return;
+        }
+        // Who had it last may have left something that nobody told of.
+        sync.to_sweep |= untold && sync.keeps_links() && task.links();
+        let counts = sync.counts();
         let counters = &mut sync.counters;
         match &task.spec {
             TaskSpec::Copy { files, dirs, .. } => {
-                counters.files_failed += files;
-                counters.dirs_failed += dirs;
-                sync.record_error(error, (files + dirs).max(1));
+                if counts {
+                    counters.files_failed += files;
+                    counters.dirs_failed += dirs;
+                }
+                self.failed_for_good(task.sync, error, (files + dirs).max(1));
             }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } => {
-                counters.files_failed += 1;
-                sync.record_error(error, 1);
+                counters.files_failed += u64::from(counts);
+                self.failed_for_good(task.sync, error, 1);
             }
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => {
-                counters.files_total += 1;
-                counters.files_failed += 1;
+                counters.files_total += u64::from(counts);
+                counters.files_failed += u64::from(counts);
                 sync.root_failed |=
-                    task.spec == TaskSpec::Scan { dir: RelPath::root(), cursor: None };
+                    counts && task.spec == TaskSpec::Scan { dir: RelPath::root(), cursor: None };
                 // What was to be listed must be there: that it is not is no mere vanished file.
-                sync.record_error(FileError { class: ErrorClass::Permanent, ..error }, 1);
+                let error = FileError { class: ErrorClass::Permanent, ..error };
+                self.failed_for_good(task.sync, error, 1);
             }
-            TaskSpec::Flush => {
+            TaskSpec::Flush | TaskSpec::Prune { .. } | TaskSpec::Sweep => {
                 if let Some(bound) = &task.bound {
                     sync.writers.remove(bound);
                 }
-                sync.record_error(error, 1);
+                sync.record_error(FileError { class: ErrorClass::Permanent, ..error }, 1);
             }
-            TaskSpec::Discard | TaskSpec::Prune { .. } | TaskSpec::Sweep => {}
+            TaskSpec::Discard => {}
         }
         self.changed(task.sync, now);
+    }
+
+    /// Notes that entries are given up, and records it where that is asked for.
+    pub(super) fn failed_for_good(&mut self, no: SyncNo, error: FileError, count: u64) {
+        self.record_failed(no, &error);
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.record_error(error, count);
+        }
     }
 
     /// Forgets a large file that will not be published, and has its part file removed.
     pub(super) fn discard(&mut self, no: SyncNo, file: TaskId, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let ended = !sync.is_active();
-        let Some(large) = sync.larges.get(&file) else { return };
-        let (blob, sent) = (large.blob.clone(), large.sent);
-        sync.counters.bytes_done = sync.counters.bytes_done.saturating_sub(sent);
+        let Some(large) = sync.larges.get(&file).cloned() else { return };
+        if large.course != Course::Sending {
+            // Nothing was written yet.
+            self.remove_large(no, file);
+            return;
+        }
+        sync.unsend(&large);
+        let blob = large.blob;
         // Others may still be writing for as long as a lease: whoever holds another range of it, and
         // after a cancel anybody. The first lease is of the task that this is about.
         let leased = |id: &&TaskId| {
@@ -210,35 +239,6 @@ impl State {
             self.touched.clear();
             self.wake = false;
         }
-    }
-
-    fn advance(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
-        if !sync.tasks.is_empty() || !sync.larges.is_empty() {
-            return;
-        }
-        if !sync.is_active() {
-            if sync.forgotten {
-                self.remove_sync(no);
-            }
-            return;
-        }
-        if !sync.flushing && !sync.writers.is_empty() {
-            sync.flushing = true;
-            let writers: Vec<WorkerId> = sync.writers.keys().cloned().collect();
-            for worker in writers {
-                let new = NewTask { bound: Some(worker), ..NewTask::ready(no, TaskSpec::Flush) };
-                self.add_task(new, None);
-            }
-            self.changed(no, now);
-            self.touched.remove(&no);
-            return;
-        }
-        finish(sync, now);
-        tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
-        self.drop_list(no);
-        self.changed(no, now);
-        self.touched.remove(&no);
     }
 
     /// Flush tasks that can't be done any more: the writer's host rebooted, or nobody who could flush
@@ -307,13 +307,15 @@ impl State {
         }
     }
 
-    fn remove_sync(&mut self, no: SyncNo) {
+    pub(super) fn remove_sync(&mut self, no: SyncNo) {
         self.drop_list(no);
+        self.forget_groups(no);
         if let Some(sync) = self.syncs.remove(&no) {
             if self.by_id.get(&sync.id) == Some(&no) {
                 self.by_id.remove(&sync.id);
             }
             self.effects.push(Effect::Delete(sync.key()));
+            self.effects.push(Effect::DropListing(no));
         }
     }
 
@@ -346,41 +348,5 @@ impl State {
                 self.changed(no, now);
             }
         }
-    }
-}
-
-/// Gives a sync whose work is done its final state. `COMPLETED` only if every entry that was found
-/// is accounted for and none failed.
-fn finish(sync: &mut Sync, now: Now) {
-    let counters = &sync.counters;
-    let files = counters.files_done + counters.files_skipped + counters.files_failed;
-    let dirs = counters.dirs_done + counters.dirs_failed;
-    let failed: u64 = sync.error_counts.values().sum();
-    sync.ended_ms = Some(now.wall_ms);
-    if failed > 0 {
-        sync.state = SyncState::Failed;
-        let vanished = !sync.hard_failures;
-        sync.outcome = match (sync.root_failed, vanished) {
-            (true, _) => None,
-            (false, true) => Some(Outcome::VanishedOnly),
-            (false, false) => Some(Outcome::Partial),
-        };
-        let cause = sync.error_counts.iter().max_by_key(|(_, n)| **n).map(|(c, _)| c.as_str());
-        sync.reason =
-            Some(format!("{failed} failed, most of them: {}", cause.unwrap_or("unknown")));
-    } else if files != counters.files_total || dirs != counters.dirs_total {
-        sync.state = SyncState::Failed;
-        sync.outcome = Some(Outcome::Partial);
-        sync.reason = Some(format!(
-            "the counters do not add up ({files} of {} files, {dirs} of {} directories): this is a \
-             defect; submit the sync again",
-            counters.files_total, counters.dirs_total
-        ));
-    } else {
-        sync.state = SyncState::Completed;
-        sync.outcome = Some(Outcome::Full);
-        sync.reason = (counters.unverified > 0).then(|| {
-            format!("{} tasks were reported done without their digest", counters.unverified)
-        });
     }
 }

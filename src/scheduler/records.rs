@@ -7,11 +7,14 @@
 //! | `t/SYNC/TASK` | a task with its lease |
 //! | `l/SYNC/FILE` | a large file that is not published yet |
 //! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
+//! | `g/SYNC/DIGEST` | a large file with several names of which one has been brought |
+//! | `p/PAIR` | the file system on which the source of a pair lay |
 //!
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
 //! an operator can read them.
 
 use super::leases::Leases;
+use super::pairs::Pairs;
 use super::sync::Sync;
 use super::task::{Large, Task, TaskState};
 use super::worker::Workers;
@@ -61,6 +64,16 @@ pub(super) fn list_key(no: SyncNo, part: u64) -> String {
     format!("f/{no}/{part}")
 }
 
+/// The key of the record of a file with several names of which one has been brought.
+pub(super) fn group_key(no: SyncNo, group: &Digest) -> String {
+    format!("g/{no}/{group}")
+}
+
+fn group_of(key: &str) -> Option<(SyncNo, Digest)> {
+    let (no, group) = key.strip_prefix("g/")?.split_once('/')?;
+    Some((SyncNo(no.parse().ok()?), group.parse().ok()?))
+}
+
 impl State {
     /// The state that `records` describe; an empty map gives a new one. `seed` must be random and
     /// new at each start: assignment ids are drawn from it.
@@ -94,6 +107,7 @@ impl State {
             tasks: BTreeMap::new(),
             leases: Leases::default(),
             workers: Workers::default(),
+            pairs: Pairs::default(),
             parked: BTreeMap::new(),
             served: 0,
             ticked_ms: None,
@@ -111,6 +125,12 @@ impl State {
         }
         for (key, value) in of_kind("v/") {
             state.take_range(key, value)?;
+        }
+        for (key, value) in of_kind("p/") {
+            state.pairs.0.insert(key.clone(), parse(key, value)?);
+        }
+        for (key, _) in of_kind("g/") {
+            state.take_group(key)?;
         }
         for (key, value) in of_kind("t/") {
             state.take_task(parse(key, value)?, now);
@@ -149,6 +169,15 @@ impl State {
         Ok(())
     }
 
+    fn take_group(&mut self, key: &str) -> Result<(), LoadError> {
+        let broken = || LoadError::Broken { key: key.to_owned(), why: "a bad key".to_owned() };
+        let (no, group) = group_of(key).ok_or_else(broken)?;
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.groups.insert(group);
+        }
+        Ok(())
+    }
+
     fn take_task(&mut self, mut task: Task, now: Now) {
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         task.since_ms = now.mono_ms;
@@ -159,7 +188,9 @@ impl State {
                 self.leases.insert(lease, task.id);
             }
             // Who may still be writing may do so for a whole lease.
-            TaskState::Delayed { until_ms } if task.spec == TaskSpec::Discard => {
+            TaskState::Delayed { until_ms }
+                if matches!(task.spec, TaskSpec::Discard | TaskSpec::Sweep) =>
+            {
                 *until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
             }
             TaskState::Delayed { until_ms } => *until_ms = now.mono_ms,
@@ -182,6 +213,13 @@ impl State {
             };
             return serde_json::to_vec(&meta).ok();
         }
+        if let Some(pair) = self.pairs.0.get(key) {
+            return serde_json::to_vec(pair).ok();
+        }
+        if let Some((no, group)) = group_of(key) {
+            let known = self.syncs.get(&no).is_some_and(|sync| sync.groups.contains(&group));
+            return known.then(|| b"true".to_vec());
+        }
         let mut parts = key.split('/');
         let kind = parts.next()?;
         let mut number = || parts.next()?.parse::<u64>().ok();
@@ -203,6 +241,10 @@ impl State {
         let mut keys = vec![META.to_owned()];
         keys.extend(self.syncs.values().map(Sync::key));
         keys.extend(self.tasks.values().map(Task::key));
+        keys.extend(self.pairs.0.keys().cloned());
+        for sync in self.syncs.values() {
+            keys.extend(sync.groups.iter().map(|group| group_key(sync.no, group)));
+        }
         for large in self.syncs.values().flat_map(|s| s.larges.values()) {
             keys.push(large.key());
             let done = large.done.iter().enumerate().filter(|(_, d)| d.is_some());

@@ -1,7 +1,8 @@
 //! What operators ask: submit, progress, list, cancel, delete, workers.
 
+use super::stage::Stage;
 use super::sync::Sync;
-use super::task::TaskState;
+use super::task::{Task, TaskState};
 use super::{Effect, IdempotencyKey, NewTask, Now, Reply, State, records};
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
@@ -16,7 +17,7 @@ fn refused(problem: Problem) -> Reply {
     Reply::Refused(Box::new(problem))
 }
 
-fn unknown(id: &RequestId) -> Reply {
+pub(super) fn unknown(id: &RequestId) -> Reply {
     let problem =
         Problem::new(404, "Not Found", "sync_not_found", format!("there is no sync `{id}`"));
     refused(problem.hinted("list the syncs with: ctl sync list"))
@@ -151,7 +152,13 @@ impl State {
         sync.outcome = Some(Outcome::Cancelled);
         sync.ended_ms = Some(now.wall_ms);
         sync.reason = Some("cancelled by an operator".to_owned());
+        // Who has such a task now never tells what it left.
+        let links = |task: &Task| task.links() && task.lease().is_some();
+        let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let to_sweep = sync.to_sweep || (sync.keeps_links() && tasks.into_iter().any(links));
+        sync.to_sweep = to_sweep;
         self.abandon(no, now);
+        self.sweep_later(no, now);
         self.drop_list(no);
         self.changed(no, now);
     }
@@ -178,12 +185,14 @@ impl State {
     /// What operators see of a sync.
     fn document(&self, sync: &Sync) -> SyncProgress {
         let counters = &sync.counters;
-        let scanning = self.scanning(sync);
-        let phase = match sync.state {
-            SyncState::Queued => Phase::Waiting,
-            SyncState::Progress if sync.flushing => Phase::Flushing,
-            SyncState::Progress if scanning => Phase::Scanning,
-            SyncState::Progress => Phase::Transferring,
+        let listed = sync.stage > Stage::Copy || !self.scanning(sync);
+        let phase = match (sync.state, sync.stage) {
+            (SyncState::Queued, _) => Phase::Waiting,
+            (SyncState::Progress, Stage::Copy) if listed => Phase::Transferring,
+            (SyncState::Progress, Stage::Copy) => Phase::Scanning,
+            (SyncState::Progress, Stage::Readback) => Phase::Verifying,
+            (SyncState::Progress, Stage::Count | Stage::Prune) => Phase::Pruning,
+            (SyncState::Progress, Stage::Sweep | Stage::Flush) => Phase::Flushing,
             _ => Phase::Done,
         };
         SyncProgress {
@@ -208,14 +217,14 @@ impl State {
             dirs_done: counters.dirs_done,
             dirs_failed: counters.dirs_failed,
             bytes_skipped: counters.bytes_skipped,
-            sent_bytes: 0,
-            kept_bytes: 0,
-            actions: BTreeMap::new(),
-            notes: BTreeMap::new(),
-            verified_files: 0,
-            repaired_files: 0,
+            sent_bytes: counters.sent_bytes,
+            kept_bytes: counters.kept_bytes,
+            actions: counters.actions.clone(),
+            notes: sync.notes.clone(),
+            verified_files: counters.verified_files,
+            repaired_files: counters.repaired_files,
             options: sync.request.options.clone(),
-            scan_done: !scanning && sync.state != SyncState::Cancelled,
+            scan_done: listed && (sync.stage > Stage::Copy || sync.state != SyncState::Cancelled),
             unverified: counters.unverified,
             retries: counters.retries,
             reason: sync.reason.clone().or_else(|| self.waits_for(sync)),
@@ -225,7 +234,7 @@ impl State {
     }
 
     pub(super) fn scanning(&self, sync: &Sync) -> bool {
-        sync.tasks.iter().filter_map(|id| self.tasks.get(id)).any(super::task::Task::is_scan)
+        sync.tasks.iter().filter_map(|id| self.tasks.get(id)).any(Task::is_scan)
     }
 
     /// Per worker what it has in hand of a sync.

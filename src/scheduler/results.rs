@@ -1,212 +1,16 @@
-//! Pages and results. Each is believed only if it names a lease that is current, its worker and the
-//! task's digest; it counts once, because the task is gone with it.
+//! Results. Each is believed only if it names a lease that is current, its worker and the task's digest;
+//! it counts once, because the task is gone with it.
 
-use super::checks::{failed_of, item_fits, plausible};
+use super::checks::{actions_fit, failed_of, item_fits};
 use super::phases::Failure;
-use super::task::{Large, Task, TaskState};
-use super::{NewTask, Now, Reply, State};
+use super::stage::Stage;
+use super::task::Task;
+use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
-use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::task::{
-    PageAction, PageReply, ResultOutcome, ResultReply, ScanPage, SyncResult, TaskReport, TaskSpec,
-    WorkItem,
-};
-use crate::wire::{AssignmentId, Digest, SyncNo, TaskId, WorkerId};
-use std::collections::BTreeSet;
-
-/// Ranges of one file that have a task at the same time.
-const RANGES_AHEAD: usize = 32;
-/// A file whose source changes under the copy is begun anew so often.
-const MAX_RESTARTS: u32 = 5;
-/// Subtrees that a scan is asked to give away at a time.
-const MAX_SPAWN: u32 = 16;
-
-fn stop() -> Reply {
-    Reply::Page(PageReply { action: PageAction::Stop, spawn: 0 })
-}
+use crate::wire::task::{ResultOutcome, ResultReply, SyncResult, TaskReport, TaskSpec, WorkItem};
+use crate::wire::{TaskId, WorkerId};
 
 impl State {
-    pub(super) fn page(
-        &mut self,
-        worker: &WorkerId,
-        assignment: AssignmentId,
-        page: ScanPage,
-        now: Now,
-    ) -> Reply {
-        let Some(task) = self.held(worker, assignment) else { return stop() };
-        let Some(lease) = task.lease() else { return stop() };
-        if task.digest != page.task_digest || !task.is_scan() {
-            return stop();
-        }
-        let (id, no, attempt) = (task.id, task.sync, task.attempt);
-        if page.page.checked_add(1) == Some(lease.page) {
-            // The reply to this page was lost: what it said counts already.
-            return self.after_page(id);
-        }
-        if page.page != lease.page {
-            return stop();
-        }
-        if let Err(why) = plausible(&page, &task.spec) {
-            let detail = format!("a page of worker {worker} cannot be: {why}");
-            let problem = Problem::new(422, "Unprocessable Content", "bad_page", detail);
-            return Reply::Refused(Box::new(problem));
-        }
-        for item in page.work {
-            self.add_work(no, item, 0, BTreeSet::new(), None);
-        }
-        for dir in page.spawn {
-            self.add_task(NewTask::ready(no, TaskSpec::Scan { dir, cursor: None }), None);
-        }
-        if let Some(sync) = self.syncs.get_mut(&no) {
-            for mut error in page.errors {
-                error.worker_id.get_or_insert_with(|| worker.clone());
-                error.attempt = error.attempt.max(attempt);
-                sync.counters.files_total += 1;
-                sync.counters.files_failed += 1;
-                sync.record_error(error, 1);
-            }
-        }
-        self.changed(no, now);
-        let Some(next) = page.next else {
-            self.drop_task(id);
-            return Reply::Page(PageReply { action: PageAction::Done, spawn: 0 });
-        };
-        let lease_ms = self.settings.lease_ms;
-        if let Some(task) = self.tasks.get_mut(&id) {
-            task.spec = next;
-            if let TaskState::Leased(lease) = &mut task.state {
-                lease.page += 1;
-                lease.deadline_ms = now.mono_ms + lease_ms;
-            }
-            let key = task.key();
-            self.put(key);
-        }
-        self.after_page(id)
-    }
-
-    /// Whether a scan shall go on.
-    fn after_page(&mut self, id: TaskId) -> Reply {
-        let Some(sync) = self.tasks.get(&id).and_then(|t| self.syncs.get(&t.sync)) else {
-            return stop();
-        };
-        if self.outstanding(sync) < 1.0 {
-            let ready = sync.tasks.iter().filter_map(|t| self.tasks.get(t));
-            let ready = ready.filter(|t| t.at_source() && t.state == TaskState::Ready).count();
-            let idle = self.idle_polls(sync).saturating_sub(ready);
-            let spawn = u32::try_from(idle).unwrap_or(MAX_SPAWN).min(MAX_SPAWN);
-            return Reply::Page(PageReply { action: PageAction::Continue, spawn });
-        }
-        if let Some(task) = self.tasks.get_mut(&id) {
-            if let Some(lease) = task.lease() {
-                self.leases.remove(lease);
-            }
-            // Going on later is not another try.
-            task.attempt = task.attempt.saturating_sub(1);
-            task.state = TaskState::Ready;
-            let key = task.key();
-            self.put(key);
-        }
-        Reply::Page(PageReply { action: PageAction::Hold, spawn: 0 })
-    }
-
-    /// Adds what a scan found, or what is to be tried again (`failures` > 0: it is counted already).
-    pub(super) fn add_work(
-        &mut self,
-        no: SyncNo,
-        item: WorkItem,
-        failures: u32,
-        tried: BTreeSet<WorkerId>,
-        error: Option<String>,
-    ) -> Option<TaskId> {
-        let first = failures == 0;
-        match item {
-            WorkItem::Copy { manifest, files, dirs, bytes } => {
-                if first && let Some(sync) = self.syncs.get_mut(&no) {
-                    sync.counters.files_total += files;
-                    sync.counters.dirs_total += dirs;
-                    sync.counters.add_bytes_total(bytes);
-                }
-                let spec = TaskSpec::Copy { files, dirs, bytes };
-                let new =
-                    NewTask { failures, tried, last_error: error, ..NewTask::ready(no, spec) };
-                Some(self.add_task(new, Some(manifest.0)))
-            }
-            WorkItem::Large { manifest, size, range_length, group: _ } => {
-                if first && let Some(sync) = self.syncs.get_mut(&no) {
-                    sync.counters.files_total += 1;
-                    sync.counters.add_bytes_total(size);
-                }
-                self.add_large(no, manifest.0, size, range_length, 0);
-                None
-            }
-        }
-    }
-
-    /// Adds a large file and its first ranges. Its total is counted by the caller.
-    fn add_large(&mut self, no: SyncNo, manifest: Vec<u8>, size: u64, length: u64, restarts: u32) {
-        // Lengths come from agents: keep the arithmetic safe and the count of ranges bounded.
-        let least = crate::wire::task::range_length(size, 1 << 20);
-        let range_length = length.clamp(1024, 1 << 62).next_power_of_two().max(least);
-        let id = self.take_number();
-        let large = Large {
-            id,
-            sync: no,
-            size,
-            range_length,
-            blob: format!("m/{no}/{id}"),
-            blob_bytes: manifest.len() as u64,
-            manifest_digest: blake3::hash(&manifest).into(),
-            next: 0,
-            restarts,
-            sent: 0,
-            unhashed: false,
-            done: Vec::new(),
-            done_count: 0,
-        };
-        self.effects.push(super::Effect::PutBlob(large.blob.clone(), manifest));
-        self.put(large.key());
-        if let Some(sync) = self.syncs.get_mut(&no) {
-            sync.blob_bytes += large.blob_bytes;
-            sync.larges.insert(id, large);
-        }
-        self.more_ranges(no, id);
-    }
-
-    /// Keeps some range tasks of a large file ready; when all ranges are done, adds the commit.
-    pub(super) fn more_ranges(&mut self, no: SyncNo, id: TaskId) {
-        let Some(sync) = self.syncs.get(&no) else { return };
-        let out = sync.tasks.iter().filter_map(|t| self.tasks.get(t));
-        let mut out = out.filter(|t| t.large == Some(id)).count();
-        let Some(large) = sync.larges.get(&id) else { return };
-        let mut large = large.clone();
-        let before = large.next;
-        while out < RANGES_AHEAD && large.next < large.ranges() {
-            let (offset, length) = large.range(large.next);
-            self.add_task(
-                NewTask::of_large(&large, TaskSpec::Range { offset, length, compare: false }),
-                None,
-            );
-            large.next += 1;
-            out += 1;
-        }
-        if out == 0 && large.done_count == large.ranges() {
-            let mut chain = Vec::new();
-            if !large.unhashed {
-                chain = large.done.iter().flatten().flat_map(|d| d.0).collect();
-            }
-            let chain = crate::wire::task::Blob(chain);
-            let spec =
-                TaskSpec::Commit { range_length: large.range_length, chain, in_place: false };
-            self.add_task(NewTask::of_large(&large, spec), None);
-        }
-        if large.next != before {
-            self.put(large.key());
-            if let Some(sync) = self.syncs.get_mut(&no) {
-                sync.larges.insert(id, large);
-            }
-        }
-    }
-
     pub(super) fn result(&mut self, result: SyncResult, now: Now) -> Reply {
         let named = result.assignment_id.is_some();
         let ack = |outcome: ResultOutcome| {
@@ -230,7 +34,7 @@ impl State {
             None if result.success => self.assumed(id),
             None => TaskReport::default(),
         };
-        self.note_writers(id, &report);
+        self.note_work(id, &report, now);
         if report.handed_back {
             if let Some(task) = self.tasks.get_mut(&id) {
                 task.attempt = task.attempt.saturating_sub(1);
@@ -298,10 +102,13 @@ impl State {
         }
     }
 
-    /// Remembers who wrote: each of them flushes in the end.
-    fn note_writers(&mut self, id: TaskId, report: &TaskReport) {
+    /// What a report says of the destination whatever else became of the task: who wrote (each of
+    /// them flushes in the end), whether something is to be swept, what went over the wire.
+    fn note_work(&mut self, id: TaskId, report: &TaskReport, now: Now) {
         let Some(no) = self.tasks.get(&id).map(|t| t.sync) else { return };
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active() && !s.dry_run()) else {
+            return;
+        };
         for worker in &report.wrote {
             let heard = || self.workers.known.get(worker).map(|k| k.said.boot_id.clone());
             // The first boot is kept: what was written under it is lost if there was another since.
@@ -309,6 +116,10 @@ impl State {
                 sync.writers.entry(worker.clone()).or_insert(boot);
             }
         }
+        sync.to_sweep |= report.to_sweep && sync.stage < Stage::Sweep;
+        let sent = &mut sync.counters.sent_bytes;
+        *sent = sent.saturating_add(report.bytes_sent);
+        self.changed(no, now);
     }
 
     fn succeeded(
@@ -321,10 +132,18 @@ impl State {
     ) {
         let Some(task) = self.tasks.get(&id).cloned() else { return };
         let fits = match &task.spec {
-            TaskSpec::Copy { files, dirs, .. } => failed_of(*files, *dirs, &report).is_some(),
+            TaskSpec::Copy { files, dirs, .. } => {
+                failed_of(*files, *dirs, &report).is_some()
+                    && actions_fit(&report, files.saturating_add(*dirs))
+            }
             // It ends with its last page. A bare success is all that an agent of the guide can say.
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => !verified,
-            _ => report.replace.as_ref().is_none_or(|item| item_fits(item).is_ok()),
+            // Such an agent has deleted nothing.
+            TaskSpec::Prune { .. } => false,
+            _ => {
+                report.replace.as_ref().is_none_or(|item| item_fits(item).is_ok())
+                    && actions_fit(&report, 1)
+            }
         };
         if !fits {
             let why = "the agent's report does not add up to the task".to_owned();
@@ -336,19 +155,19 @@ impl State {
         match &task.spec {
             TaskSpec::Copy { .. } => self.copied(&task, worker, report, now),
             TaskSpec::Range { offset, length, .. } => {
-                self.range_done(&task, *offset, *length, worker, report, now);
+                self.range_done(&task, (*offset, *length), worker, report, now);
             }
             TaskSpec::Commit { .. } => self.committed(&task, worker, report, now),
+            TaskSpec::Flush | TaskSpec::Sweep if !report.failures.is_empty() => {
+                let why = format!("the {} failed", task.spec.kind());
+                return self.failed(id, Failure { worker, why, errors: report.failures }, now);
+            }
             TaskSpec::Scan { .. }
             | TaskSpec::List { .. }
             | TaskSpec::Prune { .. }
             | TaskSpec::Sweep
             | TaskSpec::Discard => {
                 self.drop_task(id);
-            }
-            TaskSpec::Flush if !report.failures.is_empty() => {
-                let why = "it could not be flushed".to_owned();
-                return self.failed(id, Failure { worker, why, errors: report.failures }, now);
             }
             TaskSpec::Flush => {
                 self.drop_task(id);
@@ -360,16 +179,25 @@ impl State {
         self.changed(task.sync, now);
     }
 
-    fn copied(&mut self, task: &Task, worker: WorkerId, report: TaskReport, now: Now) {
+    fn copied(&mut self, task: &Task, worker: WorkerId, mut report: TaskReport, now: Now) {
         self.drop_task(task.id);
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            let counters = &mut sync.counters;
+        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        let counters = &mut sync.counters;
+        if sync.stage == Stage::Readback {
+            counters.verified_files = counters.verified_files.saturating_add(report.files_skipped);
+            counters.repaired_files = counters.repaired_files.saturating_add(report.files_done);
+        } else {
+            let kept = report.bytes_kept.min(report.bytes_done);
             counters.files_done += report.files_done;
             counters.files_skipped += report.files_skipped;
             counters.dirs_done += report.dirs_done;
             counters.bytes_done = counters.bytes_done.saturating_add(report.bytes_done);
             counters.bytes_skipped = counters.bytes_skipped.saturating_add(report.bytes_skipped);
+            counters.kept_bytes = counters.kept_bytes.saturating_add(kept);
+            counters.add_actions(&report.actions);
+            sync.add_notes(std::mem::take(&mut report.notes));
         }
+        self.record_files(task.sync, std::mem::take(&mut report.records));
         if !report.failures.is_empty() {
             self.entries_failed(task, worker, report, now);
         }
@@ -401,183 +229,14 @@ impl State {
             }
             return;
         }
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+        if let Some(sync) = self.syncs.get_mut(&task.sync).filter(|s| s.counts()) {
             sync.counters.files_failed += failed_files;
             sync.counters.dirs_failed += failed_dirs;
-            for mut error in report.failures {
-                error.worker_id.get_or_insert_with(|| worker.clone());
-                error.attempt = error.attempt.max(task.failures + 1);
-                sync.record_error(error, 1);
-            }
         }
-    }
-
-    fn range_done(
-        &mut self,
-        task: &Task,
-        offset: u64,
-        length: u64,
-        worker: WorkerId,
-        report: TaskReport,
-        now: Now,
-    ) {
-        let Some(file) = task.large else { return };
-        if let Some(error) = report.failures.first() {
-            let failure = Failure { worker, why: error.message.clone(), errors: report.failures };
-            return self.failed(task.id, failure, now);
+        for mut error in report.failures {
+            error.worker_id.get_or_insert_with(|| worker.clone());
+            error.attempt = error.attempt.max(task.failures + 1);
+            self.failed_for_good(task.sync, error, 1);
         }
-        if report.unchanged {
-            return self.found_there(task, file, now);
-        }
-        if let Some(item) = report.replace {
-            return self.replace_large(task, file, item, worker, now);
-        }
-        self.drop_task(task.id);
-        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
-        let Some(large) = sync.larges.get_mut(&file) else { return };
-        let index = offset / large.range_length;
-        large.done.resize(large.ranges() as usize, None);
-        large.unhashed |= report.digest.is_none();
-        large.done[index as usize] = Some(report.digest.unwrap_or(Digest([0; 32])));
-        large.done_count += 1;
-        large.sent = large.sent.saturating_add(length);
-        sync.counters.bytes_done = sync.counters.bytes_done.saturating_add(length);
-        let keys = [large.key(), large.value_key(index)];
-        keys.into_iter().for_each(|key| self.put(key));
-        self.more_ranges(task.sync, file);
-    }
-
-    /// The destination holds a large file already. Where somebody else brought it meanwhile, what we
-    /// sent of it is not to be left there.
-    fn found_there(&mut self, task: &Task, file: TaskId, now: Now) {
-        let Some(sync) = self.syncs.get(&task.sync) else { return };
-        let Some(large) = sync.larges.get(&file) else { return };
-        let size = large.size;
-        let mut ranges = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-        let begun = large.sent > 0 || ranges.any(|t| t.large == Some(file) && t.attempt > 1);
-        if begun {
-            self.discard(task.sync, file, now);
-        } else {
-            self.remove_large(task.sync, file);
-        }
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            sync.counters.files_skipped += 1;
-            sync.counters.bytes_skipped = sync.counters.bytes_skipped.saturating_add(size);
-        }
-    }
-
-    /// The source of a large file changed: what was sent is void, the file begins anew as what it is
-    /// now.
-    fn replace_large(
-        &mut self,
-        task: &Task,
-        file: TaskId,
-        item: WorkItem,
-        worker: WorkerId,
-        now: Now,
-    ) {
-        let restarts =
-            self.syncs.get(&task.sync).and_then(|s| s.larges.get(&file)).map_or(0, |l| l.restarts);
-        if restarts >= MAX_RESTARTS {
-            let message = format!("the source changed under the copy {} times", restarts + 1);
-            let error = FileError {
-                path: crate::wire::BytePath::default(),
-                operation: "read source".to_owned(),
-                errno: None,
-                message: message.clone(),
-                worker_id: Some(worker),
-                attempt: restarts + 1,
-                class: ErrorClass::Changed,
-            };
-            return self.give_up(task.id, &message, Some(error), now);
-        }
-        let old_size =
-            self.syncs.get(&task.sync).and_then(|s| s.larges.get(&file)).map_or(0, |l| l.size);
-        self.discard(task.sync, file, now);
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            // It is one file as before; only its bytes are others.
-            sync.counters.bytes_total = sync.counters.bytes_total.saturating_sub(old_size);
-            match item {
-                WorkItem::Large { manifest, size, range_length, group: _ } => {
-                    sync.counters.add_bytes_total(size);
-                    self.add_large(task.sync, manifest.0, size, range_length, restarts + 1);
-                }
-                copy @ WorkItem::Copy { .. } => {
-                    // Small now. It is counted anew by `add_work`.
-                    sync.counters.files_total = sync.counters.files_total.saturating_sub(1);
-                    self.add_work(task.sync, copy, 0, BTreeSet::new(), None);
-                }
-            }
-        }
-    }
-
-    fn committed(&mut self, task: &Task, worker: WorkerId, report: TaskReport, now: Now) {
-        if let (true, Some(file)) = (report.part_lost, task.large) {
-            return self.send_again(task, file, report.failures.into_iter().next(), now);
-        }
-        if let Some(error) = report.failures.first() {
-            let failure = Failure { worker, why: error.message.clone(), errors: report.failures };
-            return self.failed(task.id, failure, now);
-        }
-        let Some(file) = task.large else { return };
-        if self.remove_large(task.sync, file).is_some()
-            && let Some(sync) = self.syncs.get_mut(&task.sync)
-        {
-            sync.counters.files_done += 1;
-        }
-    }
-
-    /// The part file of a large file got lost: what was sent is void, all ranges are sent again.
-    fn send_again(&mut self, task: &Task, file: TaskId, error: Option<FileError>, now: Now) {
-        let large = self.syncs.get(&task.sync).and_then(|s| s.larges.get(&file)).cloned();
-        let Some(mut large) = large else { return };
-        if large.restarts >= MAX_RESTARTS {
-            let why = format!("its part file was removed {} times", large.restarts + 1);
-            return self.give_up(task.id, &why, error, now);
-        }
-        for (index, done) in large.done.iter().enumerate() {
-            if done.is_some() {
-                self.effects.push(super::Effect::Delete(large.value_key(index as u64)));
-            }
-        }
-        let sent = std::mem::take(&mut large.sent);
-        (large.next, large.done_count, large.unhashed) = (0, 0, false);
-        large.done.clear();
-        large.restarts += 1;
-        self.put(large.key());
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            sync.counters.bytes_done = sync.counters.bytes_done.saturating_sub(sent);
-            sync.larges.insert(file, large);
-        }
-        self.drop_task(task.id);
-        self.more_ranges(task.sync, file);
-    }
-
-    /// Forgets a large file with its tasks, manifest and range records.
-    pub(super) fn remove_large(&mut self, no: SyncNo, file: TaskId) -> Option<Large> {
-        let large = self.forget_large(no, file)?;
-        self.effects.push(super::Effect::DeleteBlob(large.blob.clone()));
-        Some(large)
-    }
-
-    /// … but not its manifest: a task that removes the part file takes it over.
-    pub(super) fn forget_large(&mut self, no: SyncNo, file: TaskId) -> Option<Large> {
-        let sync = self.syncs.get_mut(&no)?;
-        let large = sync.larges.remove(&file)?;
-        sync.blob_bytes = sync.blob_bytes.saturating_sub(large.blob_bytes);
-        let tasks: Vec<TaskId> = sync.tasks.iter().copied().collect();
-        for id in tasks {
-            if self.tasks.get(&id).is_some_and(|t| t.large == Some(file)) {
-                self.drop_task(id);
-            }
-        }
-        self.effects.push(super::Effect::Delete(large.key()));
-        for (index, done) in large.done.iter().enumerate() {
-            if done.is_some() {
-                self.effects.push(super::Effect::Delete(large.value_key(index as u64)));
-            }
-        }
-        self.touched.insert(no);
-        Some(large)
     }
 }

@@ -1,13 +1,18 @@
 //! A sync as the master keeps it.
 
+use super::listing::ListState;
+use super::stage::Stage;
 use super::task::Large;
+use crate::wire::options::{Action, Notes, Tally};
 use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncRequest, SyncState};
+use crate::wire::task::{Pruned, RootState};
 use crate::wire::{Digest, RequestId, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is counted. Every entry ends in exactly one of done, skipped and failed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Counters {
     pub(super) files_total: u64,
     pub(super) files_done: u64,
@@ -21,6 +26,18 @@ pub(super) struct Counters {
     pub(super) bytes_skipped: u64,
     pub(super) unverified: u64,
     pub(super) retries: u64,
+    /// Content bytes that went over the wire, for whatever reason.
+    pub(super) sent_bytes: u64,
+    /// Content bytes of `bytes_done` that the destination had already.
+    pub(super) kept_bytes: u64,
+    /// What was done with the entries that did not fail.
+    pub(super) actions: BTreeMap<Action, Tally>,
+    /// What the second pass found right …
+    pub(super) verified_files: u64,
+    /// … and what it brought again.
+    pub(super) repaired_files: u64,
+    /// What was counted before the deletion.
+    pub(super) pruned: Pruned,
 }
 
 impl Counters {
@@ -28,13 +45,20 @@ impl Counters {
     pub(super) fn add_bytes_total(&mut self, bytes: u64) {
         self.bytes_total = self.bytes_total.saturating_add(bytes);
     }
+
+    /// Adds what was done with entries.
+    pub(super) fn add_actions(&mut self, actions: &BTreeMap<Action, Tally>) {
+        for (action, tally) in actions {
+            self.actions.entry(*action).or_default().merge(*tally);
+        }
+    }
 }
 
 /// A sync.
 ///
 /// ```text
-/// QUEUED ─first lease─▶ PROGRESS ─▶ COMPLETED     phases inside PROGRESS:
-///   │                      │ └────▶ FAILED          scan+copy ─▶ flush ─▶ done
+/// QUEUED ─first lease─▶ PROGRESS ─▶ COMPLETED     inside PROGRESS: see `Stage`
+///   │                      │ └────▶ FAILED
 ///   └──────────┬───────────┘
 ///              ▼
 ///          CANCELLED
@@ -61,7 +85,7 @@ pub(super) struct Sync {
     pub(super) errors: Vec<FileError>,
     /// All failures, per cause.
     pub(super) error_counts: BTreeMap<String, u64>,
-    /// Whether a failure was anything but a vanished source file.
+    /// Whether a failure was anything but a source file that vanished or changed each time.
     pub(super) hard_failures: bool,
     /// The source itself could not be listed: nothing was copied at all.
     pub(super) root_failed: bool,
@@ -73,8 +97,24 @@ pub(super) struct Sync {
     /// became of them since, and whether this master heard of them or the one before.
     #[serde(default)]
     pub(super) reach: BTreeMap<WorkerId, Option<String>>,
-    /// Everything is copied; flush tasks are out.
-    pub(super) flushing: bool,
+    /// Where it stands inside `PROGRESS`.
+    #[serde(default)]
+    pub(super) stage: Stage,
+    /// Metadata that could not be held, and what was left out, by cause.
+    #[serde(default)]
+    pub(super) notes: Notes,
+    /// The source root as its first page said.
+    #[serde(default)]
+    pub(super) source_root: Option<RootState>,
+    /// Why nothing is deleted though nothing failed.
+    #[serde(default)]
+    pub(super) stopped: Option<String>,
+    /// The destination keeps something for the names of one file.
+    #[serde(default)]
+    pub(super) to_sweep: bool,
+    /// What is remembered of its list of files.
+    #[serde(default)]
+    pub(super) listing: ListState,
     /// Deleted by an operator: not shown any more; stays until its part files are gone.
     pub(super) forgotten: bool,
     /// The key and body of the submit.
@@ -86,6 +126,9 @@ pub(super) struct Sync {
     /// Large files that are not published yet.
     #[serde(skip)]
     pub(super) larges: BTreeMap<TaskId, Large>,
+    /// The large files with several names of which one has been brought: further names become links.
+    #[serde(skip)]
+    pub(super) groups: BTreeSet<Digest>,
     /// How many of the tasks are scans.
     #[serde(skip)]
     pub(super) scans: usize,
@@ -101,6 +144,8 @@ pub(super) struct Sync {
 pub(super) const ERRORS_IN_FULL: usize = 100;
 /// Causes that are counted apart; further ones share one line.
 const CAUSES: usize = 64;
+/// A cause of more characters is cut.
+const MOST_CAUSE: usize = 500;
 
 impl Sync {
     /// A sync that was just accepted.
@@ -124,11 +169,17 @@ impl Sync {
             root_failed: false,
             writers: BTreeMap::new(),
             reach: BTreeMap::new(),
-            flushing: false,
+            stage: Stage::default(),
+            notes: Notes::new(),
+            source_root: None,
+            stopped: None,
+            to_sweep: false,
+            listing: ListState::default(),
             forgotten: false,
             idempotency: None,
             tasks: BTreeSet::new(),
             larges: BTreeMap::new(),
+            groups: BTreeSet::new(),
             scans: 0,
             blob_bytes: 0,
             served: 0,
@@ -146,17 +197,20 @@ impl Sync {
             Some(errno) => format!("{errno} ({})", error.operation),
             None => error.message.clone(),
         };
-        let room = self.error_counts.len() < CAUSES;
-        let cause = if room || self.error_counts.contains_key(&cause) {
-            cause
-        } else {
-            "other causes".to_owned()
-        };
+        let cause = cause_in(&self.error_counts, cause);
         let known = self.error_counts.entry(cause).or_default();
         *known = known.saturating_add(count);
-        self.hard_failures |= error.class != ErrorClass::Vanished;
+        self.hard_failures |= !matches!(error.class, ErrorClass::Vanished | ErrorClass::Changed);
         if self.errors.len() < ERRORS_IN_FULL {
             self.errors.push(error);
+        }
+    }
+
+    /// Takes over what could not be held.
+    pub(super) fn add_notes(&mut self, notes: Notes) {
+        for (cause, note) in notes {
+            let cause = cause_in(&self.notes, cause);
+            self.notes.entry(cause).or_default().merge(note);
         }
     }
 
@@ -175,11 +229,25 @@ impl Sync {
         self.error_counts.clear();
         self.hard_failures = false;
         self.root_failed = false;
-        self.flushing = false;
+        self.stage = Stage::Copy;
+        self.notes.clear();
+        self.source_root = None;
+        self.stopped = None;
+        self.listing = ListState::default();
     }
 
     /// The key of its record.
     pub(super) fn key(&self) -> String {
         format!("s/{}", self.no)
+    }
+}
+
+/// The line under which a cause is counted: its own as long as there is room.
+fn cause_in<T>(known: &BTreeMap<String, T>, cause: String) -> String {
+    let cause: String = cause.chars().take(MOST_CAUSE).collect();
+    if known.len() < CAUSES || known.contains_key(&cause) {
+        cause
+    } else {
+        "other causes".to_owned()
     }
 }

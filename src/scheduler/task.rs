@@ -105,15 +105,22 @@ impl Task {
     pub(super) fn writes(&self) -> bool {
         use TaskSpec::{Commit, Copy, Discard, Flush, List, Prune, Range, Scan, Sweep};
         match self.spec {
-            Copy { .. } | Range { .. } | Commit { .. } | Sweep => true,
+            Copy { .. } | Commit { .. } | Sweep => true,
+            Range { compare, .. } => !compare,
             Prune { apply, .. } => apply,
             Scan { .. } | List { .. } | Discard | Flush => false,
         }
     }
 
-    /// Whether it lists the source.
+    /// Whether it walks a tree and posts pages of what it finds.
     pub(super) fn is_scan(&self) -> bool {
-        matches!(self.spec, TaskSpec::Scan { .. } | TaskSpec::List { .. })
+        use TaskSpec::{List, Prune, Scan};
+        matches!(self.spec, Scan { .. } | List { .. } | Prune { .. })
+    }
+
+    /// Whether it leaves something behind at the destination for the names of one file.
+    pub(super) fn links(&self) -> bool {
+        matches!(self.spec, TaskSpec::Copy { .. } | TaskSpec::Commit { .. })
     }
 
     /// The key of its record.
@@ -124,6 +131,14 @@ impl Task {
 
 /// A file of more than one range. Its range tasks are made a few at a time, so that a file of any
 /// size costs the same window; done ranges leave 32 bytes each.
+///
+/// ```text
+/// Waiting ──another name was brought──▶ (a batch of one entry: becomes a link)
+///    │ no other name could be
+///    ▼
+/// Comparing ──a range differs──▶ Sending ──▶ commit: counted as done
+///    └──────── all are equal ──────────────▶ commit in place: counted as skipped
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Large {
     /// Its number, out of the same count as tasks.
@@ -144,8 +159,17 @@ pub(super) struct Large {
     pub(super) next: u64,
     /// How often the source changed and it began anew.
     pub(super) restarts: u32,
-    /// Bytes of done ranges, already in the sync's counters.
+    /// What is done with its ranges.
+    #[serde(default)]
+    pub(super) course: Course,
+    /// The same for all names of one file; none where it has one name.
+    #[serde(default)]
+    pub(super) group: Option<Digest>,
+    /// Bytes of done ranges, already in the sync's counters …
     pub(super) sent: u64,
+    /// … and how many of them the destination had.
+    #[serde(default)]
+    pub(super) kept: u64,
     /// Whether a range was done without a chaining value: then the file has no digest.
     pub(super) unhashed: bool,
     /// The chaining value of each done range. Each is a record of its own.
@@ -154,6 +178,19 @@ pub(super) struct Large {
     /// How many of them are done.
     #[serde(skip)]
     pub(super) done_count: u64,
+}
+
+/// See the drawing at [`Large`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Course {
+    /// They are brought over.
+    #[default]
+    Sending,
+    /// They are compared with what the destination has.
+    Comparing,
+    /// Nothing yet: another name of the file is being brought.
+    Waiting,
 }
 
 impl Large {

@@ -27,13 +27,15 @@
 //! | [`EmbeddedStore`] | one master without Redis; one-shot use (in memory) | a lock on a file |
 //! | [`MemoryStore`] | tests: strict, fails and forgets on demand | a lease in memory |
 //!
-//! One contract suite (`contract.rs`) runs on all three.
+//! One contract suite (`contract.rs`) runs on all three. Beside them stands the [`Spool`]: lists of files
+//! that are too long for a store.
 
 mod batch;
 mod embedded;
 mod fence;
 mod memory;
 mod redis;
+mod spool;
 
 #[cfg(test)]
 mod contract;
@@ -43,6 +45,7 @@ pub use embedded::{EmbeddedStore, Location};
 pub use fence::{Acquired, Fence};
 pub use memory::MemoryStore;
 pub use redis::RedisStore;
+pub use spool::Spool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

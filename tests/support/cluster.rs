@@ -143,6 +143,14 @@ impl Cluster {
         (src, dst)
     }
 
+    /// Two agents for the source `src` and two for the destination `dst`, which are made.
+    pub(crate) fn four(&mut self) -> (PathBuf, PathBuf) {
+        let (src, dst) = self.pair();
+        self.agent("a2", &[&src]);
+        self.agent("b2", &[&dst]);
+        (src, dst)
+    }
+
     /// `ctl ARGS…`, told of this master.
     pub(crate) fn ctl<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ctl {
         ctl(args).env("CTL_MASTER_URL", self.master.url())
@@ -201,6 +209,19 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn sync(&self, source: &Path, destination: &Path) -> SyncProgress {
         let id = self.submit(source, destination);
+        self.ended(&id)
+    }
+
+    /// … with options, in ranges and batches of at most 1 MiB.
+    #[track_caller]
+    pub(crate) fn sync_with(
+        &self,
+        source: &Path,
+        destination: &Path,
+        options: Value,
+    ) -> SyncProgress {
+        let more = json!({"options": options, "chunk_size_mb": 1});
+        let id = self.submit_with(source, destination, more);
         self.ended(&id)
     }
 }

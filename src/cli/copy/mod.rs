@@ -5,7 +5,10 @@ mod paths;
 use super::args::{CopyArgs, LogArgs, Output, UntilArgs};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::sync::{Submission, listed, mapping, quoted, request, send, tell_end};
+use super::options::again;
+use super::records::Wanted;
+use super::submit::{Submission, listed, mapping, quoted, request, send};
+use super::sync::tell_end;
 use super::wait::{Waited, Waiter};
 use super::{Context, out, progress, service, signals};
 use crate::client::{ClientOptions, MasterClient};
@@ -15,6 +18,7 @@ use crate::master::Master;
 use crate::store::{EmbeddedStore, Location};
 use crate::wire::RequestId;
 use crate::wire::worker::Endpoint;
+use jiff::Timestamp;
 use paths::Paths;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -37,7 +41,10 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
     let paths = paths::resolve(&args.source, &args.destination)?;
     let id: RequestId = ID.parse().map_err(|e| Failure::new(format!("{e}")))?;
     let roots = [paths.source.clone(), paths.source_given.clone()];
-    let request = request(&roots, paths.destination.clone(), Some(id), &args.what)?;
+    let wanted = Wanted::new(&args.options)?;
+    let destinations = [paths.destination.clone(), paths.destination_given.clone()];
+    let options = args.options.options(&destinations, args.what.names_stdin(), Timestamp::now())?;
+    let request = request(&roots, paths.destination.clone(), Some(id), &args.what, options)?;
     if ctx.global.verbose > 0 {
         let quiet = LogArgs { log_level: None, log_format: None };
         let level = if ctx.global.verbose == 1 { "info" } else { "debug" };
@@ -52,20 +59,40 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
         } else {
             String::new()
         };
-        out::note(&format!("Copying {from} → {to}{each}"));
+        let how = if request.options.dry_run { "Comparing" } else { "Copying" };
+        out::note(&format!("{how} {from} → {to}{each}"));
     }
     let mut services = Services::start(&paths).await?;
-    let copied = services.copy(ctx, &request, &mut asks).await;
+    let typed = again(&request.options, Some(&args.options)) + &listed(&args.what);
+    let exit = match services.copy(ctx, &request, &mut asks).await {
+        // The records are with the master of this process: they are read before it stops.
+        Ok(waited) => finish(ctx, &services.client, &waited, &paths, &typed, &wanted).await,
+        Err(failure) => Err(failure),
+    };
     services.stop().await;
-    let waited = copied?;
-    tell(ctx, &waited, &paths, &listed(&args.what))?;
+    exit
+}
+
+/// Prints what there is to say, and writes what was asked for.
+async fn finish(
+    ctx: &Context,
+    client: &MasterClient,
+    waited: &Waited,
+    paths: &Paths,
+    typed: &str,
+    wanted: &Wanted,
+) -> Result<Exit, Failure> {
+    let items = wanted.items(ctx, client, waited).await;
+    tell(ctx, waited, paths, typed)?;
+    items?;
+    wanted.manifests(ctx, client, waited).await?;
     // Cancelled because of a signal: that is what a shell wants to know.
     Ok(waited.interrupted.unwrap_or_else(|| waited.exit()))
 }
 
-fn tell(ctx: &Context, waited: &Waited, paths: &Paths, listed: &str) -> Result<(), Failure> {
+fn tell(ctx: &Context, waited: &Waited, paths: &Paths, typed: &str) -> Result<(), Failure> {
     let (from, to) = (quoted(&paths.source), quoted(&paths.destination));
-    let again = format!("ctl copy {from} {to}{listed}");
+    let again = format!("ctl copy {from} {to}{typed}");
     for sync in &waited.syncs {
         let Some(seen) = &sync.seen else { continue };
         if ctx.global.output == Output::Json {

@@ -19,6 +19,8 @@ pub(super) struct Paths {
     pub(super) source_given: AbsPath,
     /// The real path that DST will have.
     pub(super) destination: AbsPath,
+    /// DST as it was given, made absolute; the trash may be named so.
+    pub(super) destination_given: AbsPath,
     /// The directories that the agent holds: SRC (or the one of the file), and the nearest to DST
     /// that exists.
     pub(super) storage: Vec<AbsPath>,
@@ -45,6 +47,7 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
             .hinted("DST is the file's new path; to have it replaced, remove it first"));
         }
     }
+    let destination_arg = destination;
     let source = abs("SRC", &real)?;
     let destination = abs("DST", &target)?;
     apart(&source, &destination)?;
@@ -62,7 +65,10 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
     // A path like `link/..` has no lexical form: then only the real path may be used in names.
     let source_given =
         AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| source.clone());
-    Ok(Paths { source, source_given, destination, storage })
+    let given = absolute("DST", destination_arg)?;
+    let destination_given =
+        AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| destination.clone());
+    Ok(Paths { source, source_given, destination, destination_given, storage })
 }
 
 /// A copy into itself has no end, and one over what holds it overwrites its source.

@@ -148,8 +148,15 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
         units::count(sync.files_skipped),
         units::count(sync.files_failed + sync.dirs_failed),
     );
-    if sync.phase == Phase::Flushing {
-        second.push_str("   putting it on stable storage");
+    second.push_str(match sync.phase {
+        Phase::Verifying => "   reading it back",
+        Phase::Pruning if sync.options.dry_run => "   counting what would be deleted",
+        Phase::Pruning => "   deleting what the source does not have",
+        Phase::Flushing => "   putting it on stable storage",
+        _ => "",
+    });
+    if sync.options.dry_run {
+        second.push_str("   (dry run)");
     }
     if sync.retries > 0 {
         second.push_str(&format!("   {} tasks retried", units::count(sync.retries)));
@@ -218,6 +225,26 @@ mod tests {
                 assert!(width >= BAR_FROM || !line.contains('['), "{line}");
             }
         }
+    }
+
+    #[test]
+    fn what_goes_on_behind_the_copying_is_told() {
+        let of = |phase, dry_run| {
+            let options = crate::wire::options::SyncOptions { dry_run, ..Default::default() };
+            let state = SyncState::Progress;
+            let sync = SyncProgress { state, phase, options, scan_done: true, ..sample::sync("x") };
+            lines(&sync, 200)[1].clone()
+        };
+        for (phase, dry_run, told) in [
+            (Phase::Verifying, false, "reading it back"),
+            (Phase::Pruning, false, "deleting what the source does not have"),
+            (Phase::Pruning, true, "counting what would be deleted"),
+            (Phase::Flushing, false, "stable storage"),
+            (Phase::Transferring, true, "(dry run)"),
+        ] {
+            assert!(of(phase, dry_run).contains(told), "{phase:?}: {}", of(phase, dry_run));
+        }
+        assert!(of(Phase::Transferring, false).ends_with("0 failed)"));
     }
 
     #[test]

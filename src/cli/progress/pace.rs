@@ -22,7 +22,7 @@ pub struct Pace {
     rate: Option<f64>,
     /// When any counter last moved.
     moved: Instant,
-    counters: [u64; 5],
+    counters: [u64; 7],
 }
 
 impl Pace {
@@ -118,13 +118,16 @@ pub fn percent(sync: &SyncProgress) -> Option<f64> {
     Some(share.min(ALMOST))
 }
 
-fn counters(sync: &SyncProgress) -> [u64; 5] {
+fn counters(sync: &SyncProgress) -> [u64; 7] {
     [
         sync.transferred_bytes,
         sync.files_done + sync.files_skipped + sync.files_failed,
         sync.dirs_done + sync.dirs_failed,
         sync.files_total + sync.dirs_total,
         sync.retries,
+        // A second pass that reads back, and a deletion, move nothing else.
+        sync.verified_files + sync.repaired_files,
+        sync.actions.values().map(|tally| tally.count).sum(),
     ]
 }
 

@@ -328,3 +328,35 @@ fn a_time_that_the_file_system_changed_is_noticed() {
     assert!(lenient.same_time(&stat, &outfit(1001, 77).meta));
     assert!(!lenient.same_time(&stat, &outfit(1002, 1).meta));
 }
+
+#[test]
+fn without_root_a_directory_that_forbids_everything_is_filled_and_stamped_again_and_again() {
+    let site = Site::new();
+    site.write("src/d/e/f", "");
+    for (path, mode) in [("src/d/e", 0o555), ("src/d", 0)] {
+        set_xattr(&site.at(path), "user.x", path.as_bytes());
+        set_mode(&site.at(path), mode);
+    }
+    let mut wanted = manifest(&site.source());
+    for meta in wanted.entries.iter_mut().map(|e| &mut e.meta) {
+        (meta.uid, meta.gid) = (65534, 65534);
+    }
+    for meta in wanted.dirs.iter_mut().map(|d| &mut d.meta) {
+        (meta.uid, meta.gid) = (65534, 65534);
+    }
+    site.as_nobody(|| {
+        for _ in 0..2 {
+            // Another process each time.
+            let target = site.target();
+            let verdicts = target.reconcile(&wanted);
+            assert!(!verdicts.iter().any(|v| matches!(v, Verdict::Failed(_))), "{verdicts:?}");
+            assert_eq!(target.stamp(&wanted.dirs), []);
+            assert!(target.notes().is_empty());
+        }
+    });
+    let there = manifest(&site.tree("dst").keeping(Preserve::all()));
+    for (entry, wanted) in there.entries.iter().zip(&wanted.entries) {
+        assert_eq!((entry.meta, &entry.xattrs), (wanted.meta, &wanted.xattrs), "{}", entry.path);
+    }
+    assert_eq!(there.entries.len(), wanted.entries.len());
+}

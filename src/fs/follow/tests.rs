@@ -12,8 +12,11 @@ fn copying() -> WalkOptions {
     WalkOptions { links: Links::Copy, ..WalkOptions::default() }
 }
 
+/// Paths, each with where it really is.
+type Places = BTreeMap<String, Option<String>>;
+
 /// Everything that is found, with where it really is; and the causes of errors.
-fn walk(site: &Site, dir: &str) -> (BTreeMap<String, Option<String>>, Vec<(String, Cause)>) {
+fn walk(site: &Site, dir: &str) -> (Places, Vec<(String, Cause)>) {
     let (mut entries, mut errors) = (BTreeMap::new(), Vec::new());
     for item in site.source().walk_with(&rel(dir), None, copying()).unwrap() {
         match item {
@@ -28,7 +31,7 @@ fn walk(site: &Site, dir: &str) -> (BTreeMap<String, Option<String>>, Vec<(Strin
     (entries, errors)
 }
 
-fn places(all: &[(&str, &str)]) -> BTreeMap<String, Option<String>> {
+fn places(all: &[(&str, &str)]) -> Places {
     let real = |real: &str| (!real.is_empty()).then(|| real.to_owned());
     all.iter().map(|(path, at)| ((*path).to_owned(), real(at))).collect()
 }

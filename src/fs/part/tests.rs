@@ -154,32 +154,36 @@ fn value_of(content: &[u8], offset: u64) -> Digest {
 
 #[test]
 fn what_another_sync_left_is_used_up_and_two_syncs_do_not_hurt_each_other() {
-    let (site, a, entry) = site_with(b"0123456789");
+    const HALF: u64 = 1 << 20;
+    let (zero, one) = (vec![3; 1 << 20], vec![4; 1 << 20]);
+    let (site, a, entry) = site_with(&[zero.clone(), one.clone()].concat());
     let options = || super::super::TargetOptions::of_this_process(WriteRules::default());
     let b = Target::new(site.tree("dst"), SyncNo(8), options());
-    a.part(&entry).unwrap().write_at(b"01234", 0).unwrap();
+    a.part(&entry).unwrap().write_at(&zero, 0).unwrap();
     let left = b.part(&entry).unwrap();
     assert!(!left.created);
     let mut there = [0; 5];
     left.read_at(&mut there, 0).unwrap();
-    assert_eq!(&there, b"01234");
-    left.write_at(b"56789", 5).unwrap();
+    assert_eq!(there, zero[..5]);
+    left.write_at(&one, HALF).unwrap();
     b.publish_part(&entry, None).unwrap();
     // The first one goes on, and ends like the second.
-    a.part(&entry).unwrap().write_at(b"56789", 5).unwrap();
+    a.part(&entry).unwrap().write_at(&one, HALF).unwrap();
     a.publish_part(&entry, None).unwrap();
     assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
 
     // One gives up: the other one's ranges are lost, and it is told so.
     fs::remove_file(site.at("dst/d/f")).unwrap();
     let writing = b.part(&entry).unwrap();
-    writing.write_at(b"01234", 0).unwrap();
+    writing.write_at(&zero, 0).unwrap();
     a.discard_part(&entry).unwrap();
-    assert_eq!(writing.write_at(b"56789", 5).unwrap_err().cause, Cause::Overtaken);
-    b.part(&entry).unwrap().write_at(b"56789", 5).unwrap();
-    let values = [value_of(b"0123456789", 0)];
-    let ranges = Some(Ranges { length: 16, values: &values });
+    assert_eq!(writing.write_at(&one, HALF).unwrap_err().cause, Cause::Overtaken);
+    b.part(&entry).unwrap().write_at(&one, HALF).unwrap();
+    let values = [value_of(&zero, 0), value_of(&one, HALF)];
+    let ranges = Some(Ranges { length: HALF, values: &values });
     assert_eq!(b.publish_part(&entry, ranges).unwrap_err().cause, Cause::Lost);
+    b.part(&entry).unwrap().write_at(&zero, 0).unwrap();
+    b.publish_part(&entry, ranges).unwrap();
 }
 
 #[test]
@@ -206,6 +210,7 @@ fn what_the_old_file_has_is_taken_from_it_with_its_holes() {
     let size = 16 << 20;
     let (site, target, _) = site_with(b"");
     fs::File::options().write(true).open(site.at("src/d/f")).unwrap().set_len(size).unwrap();
+    touch(&site.at("src/d/f"), 1_000_000_000, 0);
     let entry = site.source().entry(&rel("d/f")).unwrap();
     let old = site.write("dst/d/f", "");
     let old = fs::File::options().write(true).open(old).unwrap();

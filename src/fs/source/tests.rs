@@ -1,5 +1,6 @@
 use super::super::testing::*;
 use super::*;
+use crate::wire::options::Preserve;
 use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::io::Write as _;
@@ -86,4 +87,20 @@ fn a_directory_replaced_since_it_was_used_is_looked_up_again() {
     fs::remove_dir_all(site.at("src/d")).unwrap();
     site.write("src/d/f", "new");
     assert_eq!(content_of(&tree.open_source(&entry).unwrap()), b"new");
+}
+
+#[test]
+fn what_was_reached_through_a_link_is_read_where_it_is() {
+    let site = Site::new();
+    let path = site.write("other/place/f", "content");
+    set_xattr(&path, "user.x", b"x");
+    let mut entry = site.tree("other").keeping(Preserve::all()).entry(&rel("place/f")).unwrap();
+    (entry.path, entry.real) = (rel("link/f"), Some(rel("other/place/f")));
+    let file = site.source().open_source(&entry).unwrap();
+    assert!(file.is_version(&entry));
+    assert_eq!((content_of(&file), file.entry()), (b"content".to_vec(), &entry));
+    // Nothing is followed on the way to it.
+    symlink("other", site.at("way")).unwrap();
+    entry.real = Some(rel("way/place/f"));
+    assert!(site.source().open_source(&entry).is_err());
 }

@@ -189,7 +189,7 @@ fn what_is_left_out_is_not_even_opened() {
         site.write(path, "");
     }
     symlink("nowhere", site.at("src/out")).unwrap();
-    fs::set_permissions(site.at("src/locked"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(site.at("src/locked"), fs::Permissions::from_mode(0o0)).unwrap();
     site.as_nobody(|| {
         let some = options(&["*.o", "locked/", "/out"], Links::Copy);
         let walk = site.source().walk_with(&RelPath::root(), None, some).unwrap();
@@ -317,7 +317,7 @@ fn plain_walk(site: &Site, some: &WalkOptions) -> Vec<RelPath> {
     let all = walkdir::WalkDir::new(&src).follow_links(some.links == Links::Copy);
     let mut all: Vec<RelPath> = all
         .into_iter()
-        .map(|entry| {
+        .filter_map(|entry| {
             let entry = entry.unwrap();
             let path = entry.path().strip_prefix(&src).unwrap();
             let path = rel(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
@@ -325,7 +325,6 @@ fn plain_walk(site: &Site, some: &WalkOptions) -> Vec<RelPath> {
             (!skipped && !some.filter.leaves_out_with_parents(&path, entry.file_type().is_dir()))
                 .then_some(path)
         })
-        .flatten()
         .collect();
     all.sort();
     all

@@ -1,5 +1,6 @@
 //! Answers: JSON, or a problem document.
 
+use crate::master::listing::Pieces;
 use crate::wire::problem::{self, Problem};
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
@@ -54,6 +55,20 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
 pub(super) fn octets(bytes: Vec<u8>) -> Response {
     let kind = HeaderValue::from_static("application/octet-stream");
     ([(CONTENT_TYPE, kind)], bytes).into_response()
+}
+
+/// Pieces as they come. One that can't be had breaks the connection off, so that nobody takes what
+/// arrived for all.
+pub(super) fn stream(kind: &'static str, pieces: Pieces) -> Response {
+    let next = |mut pieces: Pieces| async move {
+        let piece = pieces.recv().await?;
+        if let Err(error) = &piece {
+            tracing::error!(%error, "a list of files can't be read to its end");
+        }
+        Some((piece, pieces))
+    };
+    let body = Body::from_stream(futures_util::stream::unfold(pieces, next));
+    ([(CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
 }
 
 fn document(status: StatusCode, kind: &'static str, value: &impl Serialize) -> Response {

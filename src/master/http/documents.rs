@@ -59,8 +59,9 @@ fn read_sync_request(
     let source: Option<AbsPath> = doc.required("source_path", typed);
     let destination: Option<AbsPath> = doc.required("destination_path", typed);
     let chunk = doc.optional("chunk_size_mb", whole(CHUNK_MB));
-    let options = doc.optional("options", typed);
+    let options = doc.optional("options", super::options::options);
     let names = doc.optional("file_list", list(usize::MAX, typed::<BytePath>));
+    let listed = !matches!(names, Some(None));
 
     if let (Some(source), Some(destination)) = (&source, &destination)
         && let Err(detail) = submission::path_rule(source, destination)
@@ -73,6 +74,9 @@ fn read_sync_request(
             Ok(list) => parts = Some(list),
             Err(faults) => doc.refuse("file_list", faults),
         }
+    }
+    if let Some(Some(options)) = &options {
+        doc.refuse("options", submission::options_rule(options, listed));
     }
     doc.end()?;
     let request = whole_or_nothing(|| {
@@ -147,7 +151,7 @@ fn read_result(value: Value) -> Result<SyncResult, Faults> {
 }
 
 /// Puts a document together whose reading noted no fault, so no member can be missing.
-fn whole_or_nothing<T>(build: impl FnOnce() -> Option<T>) -> Result<T, Faults> {
+pub(super) fn whole_or_nothing<T>(build: impl FnOnce() -> Option<T>) -> Result<T, Faults> {
     build().ok_or_else(|| Faults::one("can't be read"))
 }
 

@@ -11,6 +11,7 @@ mod document;
 mod documents;
 mod guard;
 mod json;
+mod options;
 mod params;
 mod routes;
 mod server;
@@ -39,7 +40,7 @@ pub struct HttpLimits {
     pub submit_bytes: usize,
     /// The longest scan page, in bytes: it holds manifests.
     pub page_bytes: usize,
-    /// The longest result, in bytes: it may hold a manifest to try again.
+    /// The longest result, in bytes: it may hold a manifest to try again, and what became of each file.
     pub result_bytes: usize,
     /// The longest heartbeat, in bytes: it lists all that is in hand.
     pub heartbeat_bytes: usize,
@@ -71,7 +72,7 @@ impl Default for HttpLimits {
             body_time: Duration::from_secs(300),
             submit_bytes: 64 << 20,
             page_bytes: 32 << 20,
-            result_bytes: 8 << 20,
+            result_bytes: 32 << 20,
             heartbeat_bytes: 4 << 20,
             body_bytes: 1 << 20,
             all_bodies_bytes: 256 << 20,

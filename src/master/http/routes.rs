@@ -1,11 +1,13 @@
 //! The routes of the API: each reads its request, asks the owner, and writes the answer.
 
-use super::answer::{Answer, Fault, json, octets, ok};
+use super::answer::{Answer, Fault, json, octets, ok, stream};
 use super::body::{self, Budget, Held};
 use super::params::{self, Named, Params};
 use super::{HttpLimits, documents, guard};
 use crate::master::handle::{Handle, store_down};
+use crate::master::listing::Wanted;
 use crate::scheduler::IdempotencyKey;
+use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
 use crate::wire::task::ScanPage;
@@ -43,6 +45,8 @@ pub(super) fn router(app: App) -> Router {
         .route("/sync", post(submit).get(list))
         .route("/sync/{id}", get(progress).delete(delete))
         .route("/sync/{id}/cancel", post(cancel))
+        .route("/sync/{id}/files", get(files))
+        .route("/sync/{id}/manifest", get(digests))
         .route("/workers", get(workers))
         .route("/workers/heartbeat", post(heartbeat))
         .route("/workers/result", post(result))
@@ -117,6 +121,23 @@ async fn delete(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
 
 async fn cancel(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
     Ok(ok(&app.handle.cancel(id).await?))
+}
+
+async fn files(State(app): State<App>, Named(id): Named<RequestId>, uri: Uri) -> Answer {
+    let params = Params::of(&uri, &["state"])?;
+    let words = params.get("state").into_iter().flat_map(|text| text.split(','));
+    let states = words
+        .map(|word| serde_json::from_value::<FileState>(word.trim().into()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| params::bad("state: each must be one of done, skipped, failed, deleted"))?;
+    let pieces = app.handle.listing(id, Wanted::Records(states)).await?;
+    Ok(stream("application/x-ndjson", pieces))
+}
+
+async fn digests(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
+    let pieces = app.handle.listing(id, Wanted::Digests).await?;
+    // Names are bytes: where they are not UTF-8, neither is this.
+    Ok(stream("text/plain", pieces))
 }
 
 async fn heartbeat(State(app): State<App>, request: Request) -> Answer {

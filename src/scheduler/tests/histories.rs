@@ -2,6 +2,10 @@
 //! handed back, fails in part, turns out to be done or lost, and agents send nonsense.
 
 use super::*;
+use crate::wire::options::{
+    Action, Compare, DeleteOptions, FileRecord, FileState, SyncOptions, Verify,
+};
+use crate::wire::task::{Pruned, RootState};
 use proptest::prelude::*;
 
 /// What a random history is made of.
@@ -37,6 +41,30 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Options by which other stages are passed through.
+fn options() -> impl Strategy<Value = SyncOptions> {
+    (any::<[bool; 5]>(), 0..4u8).prop_map(|([checksum, readback, delete, record, sweep], dry)| {
+        let dry_run = dry == 0;
+        SyncOptions {
+            compare: if checksum { Compare::Checksum } else { Compare::SizeTime },
+            verify: if readback && !dry_run { Verify::Readback } else { Verify::Transfer },
+            delete: delete.then(DeleteOptions::default),
+            preserve: crate::wire::options::Preserve::of_words(if sweep {
+                ["all"]
+            } else {
+                ["no-hardlinks"]
+            })
+            .unwrap(),
+            record,
+            dry_run,
+            ..SyncOptions::default()
+        }
+    })
+}
+
+/// What the destination has and the source does not: an entry a page of these.
+const EXTRA: u64 = 3;
+
 /// Four agents, of which any may die at any time, before a source of `pages` pages.
 struct Play {
     world: World,
@@ -46,11 +74,29 @@ struct Play {
     sent: Vec<SyncResult>,
     /// Something was, or may have been, written since the last flush.
     dirty: bool,
+    /// Whose outcome was recorded.
+    recorded: Vec<String>,
 }
 
 const NAMES: [&str; 4] = ["s1", "s2", "d1", "d2"];
 
 impl Play {
+    fn begin(pages: u64, options: SyncOptions) -> Play {
+        let mut play = Play {
+            world: World::new(),
+            pages,
+            incarnations: [0; 4],
+            held: vec![],
+            sent: vec![],
+            dirty: false,
+            recorded: vec![],
+        };
+        let request = SyncRequest { options, ..request(Some("demo"), "/src/a", "/dst/b") };
+        play.world.play(Event::Submit { request, list: None, idempotency: None });
+        play.beat_all();
+        play
+    }
+
     fn beat_all(&mut self) {
         for (index, name) in NAMES.iter().enumerate() {
             let path = if index < 2 { "/src" } else { "/dst" };
@@ -79,7 +125,7 @@ impl Play {
     fn content(n: u64) -> Vec<WorkItem> {
         match n % 3 {
             0 => vec![batch(n + 1, n % 2), batch(1, 1)],
-            1 => vec![large(1 + n % 40), batch(2, 0)],
+            1 => vec![large(1 + n % 40), batch(2, 0), linked(n), linked(n + 3), linked(n)],
             _ => vec![],
         }
     }
@@ -89,23 +135,55 @@ impl Play {
             return;
         }
         let (index, assignment, number) = self.held.remove(at % self.held.len());
-        if let TaskSpec::Scan { cursor, .. } = &assignment.task {
+        let walk = match &assignment.task {
+            TaskSpec::Scan { cursor, .. } => Some((cursor, None)),
+            TaskSpec::Prune { cursor, apply, .. } => Some((cursor, Some(*apply))),
+            _ => None,
+        };
+        if let Some((cursor, prune)) = walk {
             let from = cursor.as_ref().map_or(0, |c| {
                 String::from_utf8(c.after.as_bytes().to_vec()).unwrap().parse::<u64>().unwrap()
             });
             let here = from + number;
-            let next = if here + 1 < self.pages { at_page(here + 1) } else { None };
-            let reply =
-                self.world.post(&assignment, page(&assignment, number, Self::content(here), next));
+            let pages = if prune.is_some() { EXTRA } else { self.pages };
+            let next = (here + 1 < pages).then(|| at_page(here + 1, prune));
+            let work = if prune.is_some() { vec![] } else { Self::content(here) };
+            let root = RootState { file_system: "fs".into(), empty: false };
+            let page = ScanPage {
+                root: (here == 0).then_some(root),
+                pruned: prune.map(|_| Pruned { seen: 10, extra: 1, bytes: 10 }),
+                ..page(&assignment, number, work, next)
+            };
+            let reply = self.world.post(&assignment, page);
+            self.dirty |= prune == Some(true) && reply != PageAction::Stop;
             if reply == PageAction::Continue {
                 self.held.push((index, assignment, number + 1));
             }
             return;
         }
-        let done = result(&assignment, true, all_done(&assignment, NAMES[2 + at % 2]));
+        let mut report = all_done(&assignment, NAMES[2 + at % 2]);
+        let dry = assignment.options.dry_run;
+        if let TaskSpec::Copy { .. } = &assignment.task {
+            report.to_sweep = assignment.task_id.0 % 2 == 0;
+            report.records = vec![FileRecord {
+                path: BytePath(assignment.task_id.to_string().into_bytes()),
+                state: FileState::Done,
+                action: None,
+                bytes: 0,
+                digest: None,
+                message: None,
+            }];
+        }
+        if dry {
+            report.wrote.clear();
+        }
+        let done = result(&assignment, true, report);
         self.sent.push(done.clone());
         if self.world.finish(done) == Some(ResultOutcome::Applied) {
             self.dirty = (self.dirty || writes(&assignment)) && assignment.task.kind() != "flush";
+            if assignment.task.kind() == "copy" && assignment.options.record {
+                self.recorded.push(assignment.task_id.to_string());
+            }
         }
     }
 
@@ -131,14 +209,22 @@ impl Play {
         let assignment = self.held[at].1.clone();
         let fault = |class| vec![error(class)];
         let report = match &assignment.task {
-            TaskSpec::Copy { files, dirs, .. } if *files > 0 => TaskReport {
+            TaskSpec::Copy { files, dirs, bytes } if *files > 0 => TaskReport {
                 files_done: files - 1,
                 dirs_done: *dirs,
                 bytes_done: (files - 1) * 10,
                 failures: fault(ErrorClass::Transient),
-                retry: Some(batch(1, 0)),
+                retry: Some(WorkItem::Copy {
+                    manifest: Blob(vec![1; 10]),
+                    files: 1,
+                    dirs: 0,
+                    bytes: bytes - (files - 1) * 10,
+                }),
                 ..TaskReport::default()
             },
+            TaskSpec::Range { compare: true, .. } if at % 3 > 0 => {
+                TaskReport { differs: true, ..TaskReport::default() }
+            }
             TaskSpec::Range { .. } => TaskReport { unchanged: true, ..TaskReport::default() },
             TaskSpec::Commit { .. } => TaskReport {
                 part_lost: true,
@@ -164,8 +250,7 @@ impl Play {
             bytes: u64::MAX,
         };
         let worker = assignment.worker_id.clone();
-        let scan = matches!(assignment.task, TaskSpec::Scan { .. });
-        if scan {
+        if matches!(assignment.task.kind(), "scan" | "prune") {
             let page = page(&assignment, number, vec![huge()], None);
             let event = Event::Page { worker, assignment: assignment.assignment_id, page };
             let before = self.world.records.clone();
@@ -196,6 +281,7 @@ impl Play {
             Step::StoreLost => {
                 self.write_unheard(|_| true);
                 self.world.blobs.clear();
+                self.recorded.clear();
                 self.world.play(Event::StoreLost);
             }
             Step::Poll(index) => drop(self.poll(index)),
@@ -217,7 +303,11 @@ impl Play {
                 self.beat_all();
             }
             Step::Pass(ms) => self.world.pass(ms),
-            Step::Restart => self.world.restart(),
+            Step::Restart => {
+                // Written, and never decided.
+                self.world.lists.values_mut().for_each(|list| list.extend(b"{\"path"));
+                self.world.restart();
+            }
             _ => {}
         }
     }
@@ -242,11 +332,27 @@ impl Play {
 }
 
 fn writes(a: &Assignment) -> bool {
-    matches!(a.task.kind(), "copy" | "range" | "commit")
+    let writes = match &a.task {
+        TaskSpec::Range { compare, .. } => !compare,
+        TaskSpec::Prune { apply, .. } => *apply,
+        task => matches!(task.kind(), "copy" | "commit" | "sweep"),
+    };
+    writes && !a.options.dry_run
 }
 
-fn at_page(n: u64) -> Option<TaskSpec> {
-    at(&n.to_string())
+fn at_page(n: u64, prune: Option<bool>) -> TaskSpec {
+    let after = RelPath::new(n.to_string()).unwrap();
+    let (dir, cursor) = (RelPath::root(), Some(Cursor { after, skip_contents: false }));
+    match prune {
+        Some(apply) => TaskSpec::Prune { dir, cursor, apply },
+        None => TaskSpec::Scan { dir, cursor },
+    }
+}
+
+/// A name of a large file that has others, also on other pages.
+fn linked(n: u64) -> WorkItem {
+    let group = Some(Digest([(n % 5) as u8; 32]));
+    WorkItem::Large { manifest: Blob(vec![3; 10]), size: 3 << 20, range_length: 1 << 20, group }
 }
 
 proptest! {
@@ -254,14 +360,10 @@ proptest! {
     #[test]
     fn whatever_dies_every_entry_is_counted_once(
         pages in 1u64..12,
+        options in options(),
         steps in prop::collection::vec(step(), 0..250),
     ) {
-        let mut play = Play {
-            world: World::new(), pages, incarnations: [0; 4], held: vec![], sent: vec![],
-            dirty: false,
-        };
-        play.world.submit("demo", "/src/a", "/dst/b");
-        play.beat_all();
+        let mut play = Play::begin(pages, options.clone());
         for step in steps {
             play.step(step);
         }
@@ -287,10 +389,25 @@ proptest! {
             prop_assert_eq!(end.transferred_bytes + end.bytes_skipped, bytes);
             prop_assert_eq!(end.files_done + end.files_skipped, files);
             prop_assert!(!play.dirty, "completed, and not all of it flushed");
+            let deleted = end.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
+            prop_assert_eq!(deleted, if options.delete.is_some() { EXTRA } else { 0 });
+            let read_back = if options.verify == Verify::Readback { files } else { 0 };
+            prop_assert_eq!(end.verified_files + end.repaired_files, read_back);
         } else {
             // Only a task that failed or lost its lease too often may end it otherwise.
             prop_assert!(end.error_counts.values().sum::<u64>() > 0, "{:?}", end);
         }
+        let sync = play.world.state.syncs.values().next().unwrap();
+        prop_assert!(!options.dry_run || (sync.reach.is_empty() && sync.writers.is_empty()));
+        let list = play.world.lists.get(&sync.no).map_or(&[][..], Vec::as_slice);
+        let lines = list[..sync.listing.length as usize].split(|b| *b == b'\n');
+        let done: Vec<String> = lines
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice::<FileRecord>(line).unwrap())
+            .filter(|record| record.state == FileState::Done)
+            .map(|record| record.path.to_string())
+            .collect();
+        prop_assert_eq!(done, play.recorded);
         prop_assert!(play.world.state.tasks.is_empty());
         prop_assert!(play.world.blobs.is_empty());
     }
@@ -298,16 +415,12 @@ proptest! {
     #[test]
     fn whenever_a_sync_is_cancelled_or_deleted_nothing_of_it_stays(
         pages in 1u64..12,
+        options in options(),
         delete in any::<bool>(),
         before in prop::collection::vec(step(), 0..120),
         after in prop::collection::vec(step(), 0..60),
     ) {
-        let mut play = Play {
-            world: World::new(), pages, incarnations: [0; 4], held: vec![], sent: vec![],
-            dirty: false,
-        };
-        play.world.submit("demo", "/src/a", "/dst/b");
-        play.beat_all();
+        let mut play = Play::begin(pages, options);
         before.into_iter().for_each(|step| play.step(step));
         let id = || "demo".parse().unwrap();
         play.world.play(if delete { Event::Delete(id()) } else { Event::Cancel(id()) });
@@ -327,6 +440,8 @@ proptest! {
         let state = &play.world.state;
         prop_assert!(state.tasks.is_empty() && play.world.blobs.is_empty());
         prop_assert!(state.syncs.values().all(|s| s.larges.is_empty() && s.state.is_final()));
-        prop_assert_eq!(play.world.records.len(), 2 - usize::from(delete));
+        let pairs = play.world.records.keys().filter(|key| key.starts_with("p/")).count();
+        prop_assert_eq!(play.world.records.len() - pairs, 2 - usize::from(delete));
+        prop_assert!(!delete || play.world.lists.is_empty());
     }
 }

@@ -3,6 +3,7 @@
 
 mod cases;
 mod faults;
+mod fidelity;
 mod histories;
 
 use super::*;
@@ -18,6 +19,8 @@ struct World {
     state: State,
     records: BTreeMap<String, Vec<u8>>,
     blobs: BTreeMap<String, Vec<u8>>,
+    /// The files of the lists, as a spool writes them.
+    lists: BTreeMap<SyncNo, Vec<u8>>,
     answers: BTreeMap<Caller, Reply>,
     now: Now,
     callers: u64,
@@ -34,6 +37,7 @@ impl World {
             state,
             records,
             blobs: BTreeMap::new(),
+            lists: BTreeMap::new(),
             answers: BTreeMap::new(),
             now: START,
             callers: 0,
@@ -54,6 +58,13 @@ impl World {
                 },
                 Effect::PutBlob(key, value) => drop(self.blobs.insert(key, value)),
                 Effect::DeleteBlob(key) => drop(self.blobs.remove(&key)),
+                Effect::Append { sync, at, bytes } => {
+                    let list = self.lists.entry(sync).or_default();
+                    assert!(at as usize <= list.len(), "a gap in a list");
+                    list.truncate(at as usize);
+                    list.extend(bytes);
+                }
+                Effect::DropListing(sync) => drop(self.lists.remove(&sync)),
                 Effect::Reply(to, reply) => {
                     assert!(self.answers.insert(to, reply).is_none(), "answered twice");
                 }
@@ -92,6 +103,8 @@ impl World {
             assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");
             assert!(c.dirs_done + c.dirs_failed <= c.dirs_total, "{c:?}");
             assert!(sync.larges.values().all(|l| self.blobs.contains_key(&l.blob)));
+            let written = self.lists.get(&sync.no).map_or(0, Vec::len) as u64;
+            assert!(sync.listing.length <= written, "lines are counted that were not written");
         }
     }
 

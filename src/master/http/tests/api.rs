@@ -1,6 +1,9 @@
 //! What the routes do with good requests, and with requests that are wrong in ordinary ways.
 
 use super::*;
+use crate::client::{ClientOptions, MasterClient};
+use crate::wire::options::{FileRecord, FileState};
+use crate::wire::{BytePath, Digest};
 use serde_json::json;
 
 const GOOD: &str = r#"{"source_path": "/a", "destination_path": "/b"}"#;
@@ -303,4 +306,102 @@ async fn web_pages_of_other_sites_can_order_nothing() {
         served.raw(b"GET /sync HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").await;
     assert_eq!(Got::parse(&raw).code(), "foreign_host");
     assert!(served.nothing_asked());
+}
+
+fn file(path: &str, state: FileState) -> FileRecord {
+    let (path, digest) = (BytePath(path.as_bytes().to_vec()), Some(Digest([7; 32])));
+    FileRecord { path, state, action: None, bytes: 1, digest, message: None }
+}
+
+#[tokio::test]
+async fn what_became_of_each_file_comes_line_by_line_and_by_state() {
+    let served = served().await;
+    let all = [file("a", FileState::Done), file("b", FileState::Failed)];
+    let lines = all.map(|record| serde_json::to_string(&record).unwrap() + "\n");
+    let text = lines.concat();
+    served.spool.write(1, 0, text.as_bytes()).unwrap();
+    let root = format!("/sync/list-{}", text.len());
+    let got = served.get(&format!("{root}/files")).await;
+    assert_eq!((got.status, got.header("content-type")), (200, Some("application/x-ndjson")));
+    assert_eq!(got.unchunked(), text);
+    let got = served.get(&format!("/v1{root}/files?state=failed,%20deleted")).await;
+    assert_eq!(got.unchunked(), lines[1]);
+    let got = served.get(&format!("{root}/manifest")).await;
+    assert_eq!((got.status, got.header("content-type")), (200, Some("text/plain")));
+    assert_eq!(got.unchunked(), format!("{}  a\n", Digest([7; 32])));
+    for query in ["state=lost", "state=", "state=done,", "state=done&state=failed", "sate=done"] {
+        let got = served.get(&format!("{root}/files?{query}")).await;
+        assert_eq!((got.status, got.code().as_str()), (400, "bad_parameter"), "{query}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_there_is_not_is_a_problem_with_a_hint() {
+    let served = served().await;
+    for (id, files, manifest) in [
+        ("gone", (404, "sync_not_found"), (404, "sync_not_found")),
+        ("plain", (409, "not_recorded"), (409, "not_recorded")),
+        ("running", (200, ""), (409, "not_ended")),
+        ("list-9", (409, "records_lost"), (409, "records_lost")),
+        ("%2F", (404, "not_found"), (404, "not_found")),
+    ] {
+        for (what, (status, code)) in [("files", files), ("manifest", manifest)] {
+            let got = served.get(&format!("/sync/{id}/{what}")).await;
+            assert_eq!(got.status, status, "{id} {what}");
+            if status != 200 {
+                assert_eq!(got.code(), code, "{id} {what}");
+            }
+            assert!(status != 409 || got.json()["hint"].is_string());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_is_not_taken_for_whole() {
+    let served = served().await;
+    let good = serde_json::to_string(&file("a", FileState::Done)).unwrap() + "\n";
+    let text = format!("{}broken\n", good.repeat(3_000));
+    served.spool.write(1, 0, text.as_bytes()).unwrap();
+    let urls = vec![format!("http://{}", served.addr)];
+    let client = MasterClient::new(urls, ClientOptions::default()).unwrap();
+    let id = format!("list-{}", text.len()).parse().unwrap();
+    let mut pieces = client.files(&id, &[FileState::Done]).await.unwrap();
+    let ended = loop {
+        match pieces.next().await {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    assert!(ended.unwrap_err().to_string().contains("broke off"));
+    let id = format!("list-{}", good.len() * 3_000).parse().unwrap();
+    let mut pieces = client.digests(&id).await.unwrap();
+    let mut read = 0;
+    while let Some(piece) = pieces.next().await.unwrap() {
+        read += piece.len();
+    }
+    assert_eq!(read, 3_000 * (64 + 4));
+    let none = client.files(&"plain".parse().unwrap(), &[]).await.unwrap_err();
+    assert_eq!((none.status(), none.code()), (Some(409), Some("not_recorded")));
+}
+
+#[tokio::test]
+async fn every_bad_option_of_a_submit_is_listed_with_its_place() {
+    let mut served = served().await;
+    let body = json!({
+        "source_path": "/a", "destination_path": "/b", "file_list": ["x"],
+        "options": {"delete": {"max_percent": 20}, "filter": {"rules": ["a[z-a]"]}, "verify": "none",
+            "manifest": true}
+    });
+    let got = served.post("/sync", body.to_string()).await;
+    assert_eq!((got.status, got.code().as_str()), (422, "invalid_fields"));
+    let errors = got.json()["errors"].as_array().unwrap().clone();
+    let pointers: Vec<&str> = errors.iter().map(|e| e["pointer"].as_str().unwrap()).collect();
+    assert_eq!(pointers, ["/options/manifest", "/options/delete", "/options/filter/rules/0"]);
+    assert!(served.nothing_asked());
+    let body = json!({
+        "source_path": "/a", "destination_path": "/b", "options": {"delete": {"max_percent": 20}}
+    });
+    assert_eq!(served.post("/sync", body.to_string()).await.status, 202);
+    let Some(Event::Submit { request, .. }) = served.events.recv().await else { panic!() };
+    assert_eq!(request.options.delete.unwrap().max_percent, 20);
 }

@@ -13,7 +13,7 @@ async fn a_body_over_its_limit_is_refused_before_it_is_read() {
     for (target, over) in [
         ("/sync", (64 << 20) + 1),
         ("/workers/heartbeat", (4 << 20) + 1),
-        ("/workers/result", (8 << 20) + 1),
+        ("/workers/result", (32 << 20) + 1),
         ("/workers/a/assignment", (1 << 20) + 1),
         ("/workers/a/assignments/00000000000000000000000000000000/page", (32 << 20) + 1),
         // More than hyper itself takes for a length gets its bare 431.
@@ -32,7 +32,7 @@ async fn a_body_over_its_limit_is_refused_before_it_is_read() {
 #[tokio::test]
 async fn a_client_that_sends_all_before_it_reads_still_gets_its_413() {
     let served = served().await;
-    let body = vec![b' '; 9 << 20];
+    let body = vec![b' '; 33 << 20];
     let got = soon(served.post("/workers/result", body)).await;
     assert_eq!((got.status, got.code().as_str()), (413, "too_large"));
 }

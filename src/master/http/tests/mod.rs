@@ -6,12 +6,13 @@ mod hostile;
 
 use super::{HttpLimits, serve};
 use crate::master::handle::{BlobReader, Handle, Health, Request};
-use crate::scheduler::{Event, Reply};
+use crate::scheduler::{Event, Listing, Reply};
+use crate::store::Spool;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Phase, Submitted, SyncProgress, SyncState};
 use crate::wire::task::{PageAction, PageReply, ResultOutcome, ResultReply};
 use crate::wire::worker::{HeartbeatReply, WorkerList, WorkerStatus, WorkerView};
-use crate::wire::{AbsPath, RequestId};
+use crate::wire::{AbsPath, RequestId, SyncNo};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -31,6 +32,8 @@ struct Served {
     /// Polls that the script left unanswered.
     open: mpsc::UnboundedReceiver<Request>,
     health: watch::Sender<Health>,
+    /// Where the lists of files are.
+    spool: Spool,
     shutdown: CancellationToken,
     server: JoinHandle<()>,
 }
@@ -56,12 +59,13 @@ async fn served_with(limits: HttpLimits) -> Served {
     let blobs: BlobReader = Arc::new(|key| {
         Box::pin(async move { Ok((key == "m/1").then(|| b"\xff manifest".to_vec())) })
     });
+    let spool = Spool::passing();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let handle = Handle::new(requests, seen, blobs);
+    let handle = Handle::new(requests, seen, blobs, spool.clone());
     let server = tokio::spawn(serve(listener, handle, limits, shutdown.clone()));
-    Served { addr, events, open, health, shutdown, server }
+    Served { addr, events, open, health, spool, shutdown, server }
 }
 
 fn script(event: &Event) -> Option<Reply> {
@@ -89,6 +93,18 @@ fn script(event: &Event) -> Option<Reply> {
             progress("b", SyncState::Failed),
             progress("a", SyncState::Queued),
         ]),
+        Event::Listing(id) if gone(id) => return refused(404, "sync_not_found"),
+        Event::Listing(id) => Reply::Listing(Box::new(Listing {
+            sync: SyncNo(1),
+            // The name says how much of the list was decided.
+            length: id.as_str().trim_start_matches("list-").parse().unwrap_or(0),
+            readback_from: None,
+            lost: None,
+            recorded: id.as_str() != "plain",
+            digests: id.as_str() != "plain",
+            ended: id.as_str() != "running",
+            destination: AbsPath::new("/data/dest").unwrap(),
+        })),
         Event::Delete(_) => Reply::Deleted,
         Event::Heartbeat(_) => Reply::Heartbeat(HeartbeatReply {
             status: "ok".into(),
@@ -109,7 +125,9 @@ fn script(event: &Event) -> Option<Reply> {
             status: "ack".into(),
             outcome: result.assignment_id.map(|_| ResultOutcome::Applied),
         }),
-        Event::Withdraw(_) | Event::StoreLost | Event::Tick => Reply::Nothing,
+        Event::Withdraw(_) | Event::StoreLost | Event::ListingLost { .. } | Event::Tick => {
+            Reply::Nothing
+        }
     })
 }
 
@@ -199,6 +217,22 @@ impl Got {
 
     fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The body of an answer that came in chunks.
+    fn unchunked(&self) -> String {
+        assert_eq!(self.header("transfer-encoding"), Some("chunked"));
+        let (mut text, mut rest) = (Vec::new(), self.body.as_slice());
+        loop {
+            let end = rest.windows(2).position(|w| w == b"\r\n").expect("the length of a chunk");
+            let length = std::str::from_utf8(&rest[..end]).unwrap();
+            let length = usize::from_str_radix(length, 16).unwrap();
+            if length == 0 {
+                return String::from_utf8(text).unwrap();
+            }
+            text.extend_from_slice(&rest[end + 2..end + 2 + length]);
+            rest = &rest[end + 2 + length + 2..];
+        }
     }
 
     /// Checks that this is a problem document as all are, and gives its code.

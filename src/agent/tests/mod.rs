@@ -1,4 +1,7 @@
-//! Executors with real sockets and trees and no master; the whole agent with a scripted one.
+//! Executors with real sockets and trees and no master.
+
+mod fidelity;
+mod mirror;
 
 use super::execute::{Context, Done, Job, Writers};
 use super::testing::{abs, assignment, tree};
@@ -7,6 +10,7 @@ use crate::data::{DataServer, Peers, Roots, Served, TicketGate};
 use crate::fs::is_ours;
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Manifest, merge_ranges};
+use crate::wire::options::{Preserve, SyncOptions};
 use crate::wire::sync::ErrorClass;
 use crate::wire::task::{Assignment, Blob, PoolMember, TaskReport, TaskSpec, WorkItem};
 use crate::wire::ticket::{Claims, Signer};
@@ -29,6 +33,7 @@ struct Fleet {
     dir: TempDir,
     signer: Signer,
     members: Vec<PoolMember>,
+    options: SyncOptions,
     serving: Vec<(Shutdown, JoinHandle<()>)>,
 }
 
@@ -38,7 +43,13 @@ impl Fleet {
         fs::create_dir(dir.path().join("src")).unwrap();
         fs::create_dir(dir.path().join("dst")).unwrap();
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
-        let mut fleet = Fleet { dir, signer, members: Vec::new(), serving: Vec::new() };
+        let mut fleet = Fleet {
+            dir,
+            signer,
+            members: Vec::new(),
+            options: SyncOptions::default(),
+            serving: Vec::new(),
+        };
         for n in 0..receivers {
             let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
             let server = DataServer::bind(&[any]).await.unwrap();
@@ -99,9 +110,10 @@ impl Fleet {
             worker: "a".into(),
             destination: self.dst().as_os_str().as_bytes().to_vec(),
             expires: NOW + 900,
-            rules: Default::default(),
+            rules: self.options.write_rules(),
         };
         Assignment {
+            options: self.options.clone(),
             source_path: abs(&self.src()),
             destination_path: abs(&self.dst()),
             destination_workers: self.members.clone(),
@@ -118,7 +130,7 @@ impl Fleet {
 
     /// All of the source, or just one file of it, with its directories.
     fn manifest(&self, only: Option<&str>) -> Manifest {
-        let source = tree(&self.src());
+        let source = tree(&self.src()).keeping(Preserve::all());
         let mut walk = source.walk(&RelPath::root(), None).unwrap();
         let mut manifest = Manifest::default();
         while let Some(entry) = walk.next() {
@@ -302,11 +314,20 @@ async fn ranged(
     manifest: &Manifest,
     at: (u64, u64),
 ) -> (Done, Writers) {
-    let assignment =
-        fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1, compare: false });
+    ranged_or_compared(fleet, cx, manifest, at, false).await
+}
+
+async fn ranged_or_compared(
+    fleet: &Fleet,
+    cx: &Context,
+    manifest: &Manifest,
+    at: (u64, u64),
+    compare: bool,
+) -> (Done, Writers) {
+    let assignment = fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1, compare });
     let writers = Writers::default();
     let job = Job { cx, assignment: &assignment, writers: &writers };
-    let done = range::range(job, manifest.clone(), at).await;
+    let done = range::range(job, manifest.clone(), at, compare).await;
     (done, writers)
 }
 
@@ -317,8 +338,9 @@ async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Do
     let writers = Writers::default();
     let job = Job { cx: &cx, assignment: &assignment, writers: &writers };
     match task {
-        TaskSpec::Commit { range_length, chain, .. } => {
-            publish::commit(job, manifest, range_length, &chain.0).await
+        TaskSpec::Commit { range_length, chain, in_place } => {
+            let ending = publish::Ending { range_length, chain: &chain.0, in_place };
+            publish::commit(job, manifest, ending).await
         }
         TaskSpec::Discard => publish::discard(job, manifest).await,
         _ => publish::flush(job).await,

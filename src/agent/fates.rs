@@ -1,0 +1,320 @@
+//! What became of the entries of a batch: exactly one fate each, and the report that they make.
+
+use super::batch::copy_item;
+use super::execute::{Job, entry_error};
+use crate::data::Destination;
+use crate::data::outcome::UnstampedDir;
+use crate::wire::manifest::{Entry, Kind, Manifest};
+use crate::wire::options::{Action, FileRecord, FileState, Notes, SyncOptions};
+use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::task::TaskReport;
+use crate::wire::{BytePath, Digest, RelPath};
+use std::collections::HashSet;
+
+/// What became of one entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It is as it shall be, and nothing was sent for it.
+    Settled {
+        /// What the destination did.
+        action: Action,
+        /// The digest of its content, where that is known.
+        digest: Option<Digest>,
+    },
+    /// Its content was sent and is at its place (in a dry run: would be).
+    Brought {
+        /// What the destination did.
+        action: Action,
+        /// The length of the content.
+        bytes: u64,
+        /// Its digest, where it was hashed.
+        digest: Option<Digest>,
+    },
+    /// It is not there.
+    Failed(FileError),
+}
+
+/// The fates of all entries of a batch, in its order, and what came up beside them.
+pub struct Fates<'a> {
+    manifest: &'a Manifest,
+    fates: Vec<Option<Fate>>,
+    notes: Notes,
+    sent: u64,
+    to_sweep: bool,
+}
+
+impl<'a> Fates<'a> {
+    /// Nothing is known yet.
+    pub fn new(manifest: &'a Manifest) -> Self {
+        let fates = vec![None; manifest.entries.len()];
+        Fates { manifest, fates, notes: Notes::new(), sent: 0, to_sweep: false }
+    }
+
+    /// The batch.
+    pub fn manifest(&self) -> &'a Manifest {
+        self.manifest
+    }
+
+    /// Another destination is asked from the start: it says again what it can't hold.
+    pub fn begin(&mut self) {
+        self.notes.clear();
+    }
+
+    /// What a destination noted with a reply.
+    pub fn note(&mut self, notes: Notes, to_sweep: bool) {
+        for (cause, note) in notes {
+            self.notes.entry(cause).or_default().merge(note);
+        }
+        self.to_sweep |= to_sweep;
+    }
+
+    /// `bytes` of content went to a destination.
+    pub fn sent(&mut self, bytes: u64) {
+        self.sent = self.sent.saturating_add(bytes);
+    }
+
+    /// Entry `i` has this fate.
+    pub fn set(&mut self, i: usize, fate: Fate) {
+        self.fates[i] = Some(fate);
+    }
+
+    /// Entry `i` is as it shall be. Where an earlier destination of this assignment has brought it,
+    /// it is not skipped.
+    pub fn settle(&mut self, i: usize, action: Action, digest: Option<Digest>) {
+        if is_skip(action)
+            && let Some(Fate::Settled { action: before, digest: known, .. })
+            | Some(Fate::Brought { action: before, digest: known, .. }) = &mut self.fates[i]
+            && *before != Action::Skip
+        {
+            *known = known.or(digest);
+            return;
+        }
+        self.set(i, Fate::Settled { action, digest });
+    }
+
+    /// A directory that did not get its metadata back is the failure of an entry in it: trying that
+    /// one again stamps the directory again. Where trying can't help, the directory's own entry has
+    /// failed for the same reason, and once is enough.
+    pub fn blame(&mut self, job: Job<'_>, to: &Destination, unstamped: Vec<UnstampedDir>) {
+        for (dir, error) in unstamped {
+            if error.class == ErrorClass::Permanent {
+                tracing::debug!(sync = %job.assignment.request_id, "{}", error.message);
+                continue;
+            }
+            let error = job.seen(error, to.worker());
+            let inside = |e: &Entry| dir == e.path || e.path.parent().is_some_and(|p| p == dir);
+            let blamed = self
+                .manifest
+                .entries
+                .iter()
+                .position(inside)
+                .or_else(|| self.manifest.entries.iter().position(|e| dir.holds(&e.path)));
+            if let Some(i) = blamed {
+                let path = self.manifest.entries[i].path.as_bytes().to_vec();
+                self.set(i, Fate::Failed(FileError { path: BytePath(path), ..error }));
+            }
+        }
+    }
+
+    /// Counts every entry once.
+    pub fn report(self, options: &SyncOptions) -> TaskReport {
+        let mut report = TaskReport {
+            bytes_sent: self.sent,
+            notes: self.notes,
+            to_sweep: self.to_sweep,
+            ..TaskReport::default()
+        };
+        let mut failed = HashSet::new();
+        for (i, (entry, fate)) in self.manifest.entries.iter().zip(self.fates).enumerate() {
+            let (action, bytes, digest) = match fate {
+                Some(Fate::Settled { action, digest }) => {
+                    if !is_skip(action) {
+                        report.bytes_kept += entry.size();
+                    }
+                    (action, entry.size(), digest)
+                }
+                Some(Fate::Brought { action, bytes, digest }) => (action, bytes, digest),
+                Some(Fate::Failed(error)) => {
+                    failed.insert(i);
+                    report.failures.push(error);
+                    continue;
+                }
+                // Every entry was answered, or the batch has failed as a whole: a defect must not
+                // pass for a file that is there.
+                None => {
+                    let why = "nobody said what became of it";
+                    failed.insert(i);
+                    report.failures.push(entry_error(entry.path.as_bytes(), "copy", why));
+                    continue;
+                }
+            };
+            report.actions.entry(action).or_default().add(bytes);
+            if entry.is_dir() {
+                report.dirs_done += 1;
+                continue;
+            }
+            if is_skip(action) {
+                report.files_skipped += 1;
+                report.bytes_skipped += bytes;
+            } else {
+                report.files_done += 1;
+                report.bytes_done += bytes;
+            }
+            report.records.extend(record(options, entry, action, bytes, digest));
+        }
+        if !failed.is_empty() {
+            report.retry = Some(copy_item(&some_of(self.manifest, &failed)));
+        }
+        report
+    }
+}
+
+/// Whether an entry with this action counts as skipped.
+pub fn is_skip(action: Action) -> bool {
+    matches!(action, Action::Skip | Action::Metadata)
+}
+
+/// What is kept of an entry that is at its place, where that is asked for. Entries that failed are
+/// recorded by the master, which knows whether they are tried again.
+pub fn record(
+    options: &SyncOptions,
+    entry: &Entry,
+    action: Action,
+    bytes: u64,
+    digest: Option<Digest>,
+) -> Option<FileRecord> {
+    let is_file = matches!(entry.kind, Kind::File { .. });
+    let wanted = options.record && !entry.is_dir() || options.manifest && is_file;
+    wanted.then(|| FileRecord {
+        path: BytePath(entry.path.as_bytes().to_vec()),
+        state: if is_skip(action) { FileState::Skipped } else { FileState::Done },
+        action: Some(action),
+        bytes,
+        digest: digest.filter(|_| is_file),
+        message: None,
+    })
+}
+
+/// A batch of just the entries at `places`, with the directories above them.
+pub fn some_of(manifest: &Manifest, places: &HashSet<usize>) -> Manifest {
+    let indexed = manifest.entries.iter().enumerate();
+    let entries: Vec<Entry> =
+        indexed.filter(|(i, _)| places.contains(i)).map(|(_, e)| e.clone()).collect();
+    let mut above: HashSet<RelPath> = HashSet::new();
+    for entry in &entries {
+        let mut dir = entry.path.parent();
+        while let Some(path) = dir {
+            dir = path.parent();
+            if !above.insert(path) {
+                break;
+            }
+        }
+    }
+    let dirs = manifest.dirs.iter().filter(|d| above.contains(&d.path)).cloned().collect();
+    Manifest { dirs, entries }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::manifest::{DirRef, Ident, Meta};
+    use crate::wire::options::Tally;
+
+    fn meta() -> Meta {
+        Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 }
+    }
+
+    fn file(path: &str, size: u64) -> Entry {
+        Entry::new(RelPath::new(path).unwrap(), Kind::File { size }, meta(), Ident::default())
+    }
+
+    fn settled(action: Action) -> Fate {
+        Fate::Settled { action, digest: None }
+    }
+
+    #[test]
+    fn an_entry_of_which_nothing_is_known_has_failed() {
+        let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1), file("b", 2)] };
+        let mut fates = Fates::new(&manifest);
+        fates.settle(0, Action::Skip, None);
+        let report = fates.report(&SyncOptions::default());
+        assert_eq!((report.files_skipped, report.failures.len()), (1, 1));
+        assert_eq!(report.failures[0].path.0, b"b");
+    }
+
+    #[test]
+    fn what_an_earlier_destination_brought_is_not_skipped_by_the_next() {
+        let manifest = Manifest {
+            dirs: vec![],
+            entries: ["a", "b", "c", "d"].iter().map(|name| file(name, 5)).collect(),
+        };
+        let mut fates = Fates::new(&manifest);
+        let digest = Some(Digest([1; 32]));
+        fates.set(0, Fate::Brought { action: Action::Update, bytes: 5, digest: None });
+        fates.settle(1, Action::Create, None);
+        fates.settle(2, Action::Metadata, None);
+        fates.settle(3, Action::Skip, None);
+        fates.begin();
+        (0..4).for_each(|i| fates.settle(i, Action::Skip, digest));
+        assert_eq!(
+            fates.fates[0],
+            Some(Fate::Brought { action: Action::Update, bytes: 5, digest })
+        );
+        assert_eq!(fates.fates[3], Some(Fate::Settled { action: Action::Skip, digest }));
+        let report = fates.report(&SyncOptions::default());
+        assert_eq!((report.files_done, report.files_skipped), (2, 2));
+        // One was sent, one was linked.
+        assert_eq!((report.bytes_done, report.bytes_kept, report.bytes_skipped), (10, 5, 10));
+        let actions: Vec<(Action, u64)> =
+            report.actions.iter().map(|(action, tally)| (*action, tally.count)).collect();
+        let each = [Action::Create, Action::Update, Action::Metadata, Action::Skip];
+        assert_eq!(actions, each.map(|action| (action, 1)));
+    }
+
+    #[test]
+    fn notes_of_a_destination_that_failed_are_not_counted_twice() {
+        let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1)] };
+        let mut fates = Fates::new(&manifest);
+        for _ in 0..2 {
+            fates.begin();
+            let mut notes = Notes::new();
+            notes.entry("owner".into()).or_default().add(b"a");
+            fates.note(notes, false);
+            fates.sent(1);
+        }
+        fates.set(0, settled(Action::Create));
+        let report = fates.report(&SyncOptions::default());
+        assert_eq!((report.notes["owner"].count, report.bytes_sent), (1, 2));
+        assert_eq!(report.actions[&Action::Create], Tally { count: 1, bytes: 1 });
+    }
+
+    #[test]
+    fn records_are_kept_of_what_is_asked_for() {
+        let dir = Entry::new(RelPath::new("d").unwrap(), Kind::Dir, meta(), Ident::default());
+        let link = Kind::Symlink { target: b"x".to_vec() };
+        let link = Entry::new(RelPath::new("l").unwrap(), link, meta(), Ident::default());
+        let manifest = Manifest { dirs: vec![], entries: vec![dir, file("f", 3), link] };
+        let names = |record, manifest_too| {
+            let mut fates = Fates::new(&manifest);
+            (0..3).for_each(|i| fates.set(i, settled(Action::Create)));
+            let options = SyncOptions { record, manifest: manifest_too, ..SyncOptions::default() };
+            let records = fates.report(&options).records;
+            records.iter().map(|r| r.path.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(false, false), Vec::<String>::new());
+        assert_eq!(names(true, false), ["f", "l"]);
+        assert_eq!(names(false, true), ["f"]);
+    }
+
+    #[test]
+    fn a_batch_to_try_again_holds_just_what_failed_with_its_directories() {
+        let dir = |p: &str| DirRef { path: RelPath::new(p).unwrap(), meta: meta() };
+        let manifest = Manifest {
+            dirs: vec![dir(""), dir("a"), dir("a/b"), dir("c")],
+            entries: vec![file("a/b/x", 1), file("a/b/y", 2), file("c/z", 3)],
+        };
+        let some = some_of(&manifest, &[1].into());
+        assert_eq!(some.entries, [file("a/b/y", 2)]);
+        assert_eq!(some.dirs, [dir(""), dir("a"), dir("a/b")]);
+    }
+}

@@ -1,0 +1,285 @@
+//! What is compared, linked, kept and recorded on the way.
+
+use super::*;
+use crate::data::asks::BLOCK;
+use crate::wire::options::{Action, Attribute, Compare, FileState, Tally};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+/// The actions of a report with their counts.
+fn actions(report: &TaskReport) -> Vec<(Action, u64)> {
+    report.actions.iter().map(|(action, tally)| (*action, tally.count)).collect()
+}
+
+fn touch(path: &Path, seconds: u64) {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+}
+
+fn ino(path: impl AsRef<Path>) -> u64 {
+    fs::symlink_metadata(path).unwrap().ino()
+}
+
+/// Everything below `root`, with all that `lstat` says but when it was read.
+fn snapshot(root: &Path) -> BTreeMap<PathBuf, Vec<i64>> {
+    let mut seen = BTreeMap::new();
+    let mut rest = vec![root.to_owned()];
+    while let Some(path) = rest.pop() {
+        let m = fs::symlink_metadata(&path).unwrap();
+        if m.is_dir() {
+            rest.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        }
+        let numbers = [m.ino(), u64::from(m.mode()), m.nlink(), m.size(), m.blocks()];
+        let times = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()];
+        let all = numbers.map(|n| n as i64).into_iter().chain(times);
+        seen.insert(path, all.collect());
+    }
+    seen
+}
+
+#[tokio::test]
+async fn equal_content_is_not_sent_and_gets_its_time_back() {
+    for receivers in [0, 1] {
+        let mut fleet = Fleet::new(receivers).await;
+        a_tree(&fleet);
+        let holds: &[&str] = if receivers == 0 { &["src", "dst"] } else { &["src"] };
+        let cx = fleet.context(holds);
+        fleet.write("d/same", b"0123456789");
+        copied(&fleet, &cx, &fleet.manifest(None)).await;
+        fleet.options.compare = Compare::Checksum;
+        touch(&fleet.src().join("a"), 1_000);
+        touch(&fleet.src().join("d/big"), 2_000);
+        let (done, _) = copied(&fleet, &cx, &fleet.manifest(None)).await;
+        let report = done.report;
+        assert_eq!((report.files_done, report.files_skipped, report.bytes_sent), (0, 5, 0));
+        let bytes = 12 + 3 * MIB as u64 / 2;
+        assert_eq!(report.actions[&Action::Metadata], Tally { count: 2, bytes });
+        assert_eq!(fleet.differences(), Vec::<String>::new());
+        // As long as before, and as old: only its content tells.
+        fleet.write("d/same", b"0123456780");
+        touch(&fleet.src().join("d/same"), 3_000);
+        touch(&fleet.dst().join("d/same"), 3_000);
+        let (done, _) = copied(&fleet, &cx, &fleet.manifest(None)).await;
+        let report = done.report;
+        assert_eq!((report.files_done, report.bytes_done, report.bytes_sent), (1, 10, 10));
+        assert_eq!(report.actions[&Action::Update], Tally { count: 1, bytes: 10 });
+        assert_eq!((report.failures, report.retry), (vec![], None));
+        assert_eq!(fleet.differences(), Vec::<String>::new());
+        fleet.end().await;
+    }
+}
+
+#[tokio::test]
+async fn names_of_one_file_are_one_file_whether_they_come_in_one_batch_or_in_many() {
+    for receivers in [0, 1] {
+        let fleet = Fleet::new(receivers).await;
+        fleet.write("a", b"shared content");
+        fleet.write("b", b"b's own");
+        fs::create_dir(fleet.src().join("d")).unwrap();
+        for name in ["d/a2", "z"] {
+            fs::hard_link(fleet.src().join("a"), fleet.src().join(name)).unwrap();
+        }
+        let holds: &[&str] = if receivers == 0 { &["src", "dst"] } else { &["src"] };
+        let cx = fleet.context(holds);
+        let all = fleet.manifest(None);
+        let batch = |names: &[&str]| all.subset(|e| names.contains(&e.path.to_string().as_str()));
+        let (one, _) = copied(&fleet, &cx, &batch(&["a", "b", "d/a2"])).await;
+        assert_eq!(one.report.failures, []);
+        assert_eq!((one.report.files_done, one.report.bytes_sent), (3, 21));
+        assert_eq!((one.report.bytes_done, one.report.bytes_kept), (35, 14));
+        assert_eq!(actions(&one.report), [(Action::Create, 3)]);
+        assert!(one.report.to_sweep);
+        let (other, _) = copied(&fleet, &cx, &batch(&["z"])).await;
+        assert_eq!(
+            (other.report.bytes_sent, actions(&other.report)),
+            (0, vec![(Action::Create, 1)])
+        );
+        let there = |name: &str| ino(fleet.dst().join(name));
+        assert_eq!([there("d/a2"), there("z")], [there("a"); 2]);
+        assert_ne!(there("b"), there("a"));
+        let root = all.subset(|e| e.path.is_root());
+        copied(&fleet, &cx, &root).await;
+        let assignment = fleet.assignment(TaskSpec::Sweep);
+        let writers = Writers::default();
+        let job = Job { cx: &cx, assignment: &assignment, writers: &writers };
+        let swept = publish::sweep(job).await;
+        assert!(swept.success && writers.list().len() == 1, "{swept:?}");
+        let mut names: Vec<_> =
+            fs::read_dir(fleet.dst()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "b", "d", "z"]);
+        assert_eq!(fs::metadata(fleet.dst().join("a")).unwrap().nlink(), 3);
+        assert_eq!(fleet.differences(), Vec::<String>::new());
+        fleet.end().await;
+    }
+}
+
+#[tokio::test]
+async fn of_a_changed_file_only_the_changed_blocks_are_sent() {
+    let mut fleet = Fleet::new(1).await;
+    let mut content: Vec<u8> = (0..(4 * MIB + 77)).map(|i| (i / 9) as u8).collect();
+    fleet.write("big", &content);
+    let cx = fleet.context(&["src"]);
+    bring_large(&fleet, &cx, "big").await;
+    content[MIB + 5] ^= 1;
+    fleet.write("big", &content);
+    touch(&fleet.src().join("big"), 5_000);
+    let ranges = bring_large(&fleet, &cx, "big").await;
+    let sum = |of: fn(&TaskReport) -> u64| ranges.iter().map(of).sum::<u64>();
+    assert_eq!((sum(|r| r.bytes_sent), sum(|r| r.bytes_done)), (BLOCK, content.len() as u64));
+    assert_eq!(sum(|r| r.bytes_kept), content.len() as u64 - BLOCK);
+    assert_eq!(fs::read(fleet.dst().join("big")).unwrap(), content);
+    // … and all of it, where that is asked for.
+    fleet.options.whole_file = true;
+    touch(&fleet.src().join("big"), 6_000);
+    let ranges = bring_large(&fleet, &cx, "big").await;
+    assert_eq!(ranges.iter().map(|r| r.bytes_sent).sum::<u64>(), content.len() as u64);
+    assert_eq!(fleet.differences(), Vec::<String>::new());
+    fleet.end().await;
+}
+
+/// Brings a large file by ranges of a MiB, and publishes it; the reports of its ranges.
+async fn bring_large(fleet: &Fleet, cx: &Context, name: &str) -> Vec<TaskReport> {
+    let manifest = fleet.manifest(Some(name));
+    let size = manifest.entries[0].size();
+    let mut reports = Vec::new();
+    for offset in (0..size).step_by(MIB) {
+        let at = (offset, (MIB as u64).min(size - offset));
+        let (done, _) = ranged(fleet, cx, &manifest, at).await;
+        assert!(done.success && done.report.failures.is_empty(), "{done:?}");
+        reports.push(done.report);
+    }
+    let chain = reports.iter().flat_map(|r| r.digest.unwrap().0).collect();
+    let commit = TaskSpec::Commit { range_length: MIB as u64, chain: Blob(chain), in_place: false };
+    let done = at_destination(fleet, commit, manifest).await;
+    assert!(done.report.files_done == 1, "{done:?}");
+    reports
+}
+
+#[tokio::test]
+async fn a_large_file_is_compared_by_its_ranges_and_repaired_where_it_stands() {
+    let mut fleet = Fleet::new(1).await;
+    let mut content: Vec<u8> = (0..(2 * MIB + 9)).map(|i| (i / 11) as u8).collect();
+    fleet.write("big", &content);
+    let cx = fleet.context(&["src"]);
+    bring_large(&fleet, &cx, "big").await;
+    let before = ino(fleet.dst().join("big"));
+    fleet.options.compare = Compare::Checksum;
+    fleet.options.manifest = true;
+    touch(&fleet.src().join("big"), 5_000);
+    let manifest = fleet.manifest(Some("big"));
+    let mut chain = Vec::new();
+    for at in [(0, MIB as u64), (MIB as u64, MIB as u64), (2 * MIB as u64, 9)] {
+        let (done, _) = ranged_or_compared(&fleet, &cx, &manifest, at, true).await;
+        assert!(!done.report.differs && done.report.bytes_sent == 0, "{done:?}");
+        chain.extend(done.report.digest.unwrap().0);
+    }
+    let commit = TaskSpec::Commit { range_length: MIB as u64, chain: Blob(chain), in_place: true };
+    let report = at_destination(&fleet, commit, manifest).await.report;
+    assert_eq!((report.files_done, report.files_skipped), (0, 1));
+    assert_eq!(actions(&report), [(Action::Metadata, 1)]);
+    let digest = Some(blake3::hash(&content).into());
+    assert_eq!((report.digest, report.records[0].digest), (digest, digest));
+    assert_eq!(ino(fleet.dst().join("big")), before);
+    assert_eq!(fleet.differences(), Vec::<String>::new());
+    content[MIB + 1] ^= 1;
+    fleet.write("big", &content);
+    let manifest = fleet.manifest(Some("big"));
+    let at = |n: usize| ((n * MIB) as u64, MIB as u64);
+    let (same, _) = ranged_or_compared(&fleet, &cx, &manifest, at(0), true).await;
+    let (other, _) = ranged_or_compared(&fleet, &cx, &manifest, at(1), true).await;
+    assert_eq!((same.report.differs, other.report.differs), (false, true));
+    assert_eq!(other.report.digest, None);
+    fs::remove_file(fleet.dst().join("big")).unwrap();
+    let (gone, _) = ranged_or_compared(&fleet, &cx, &manifest, at(0), true).await;
+    assert!(gone.report.differs);
+    fleet.end().await;
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
+    for receivers in [0, 1] {
+        let mut fleet = Fleet::new(receivers).await;
+        a_tree(&fleet);
+        let holds: &[&str] = if receivers == 0 { &["src", "dst"] } else { &["src"] };
+        let cx = fleet.context(holds);
+        copied(&fleet, &cx, &fleet.manifest(None)).await;
+        fleet.write("a", b"other content");
+        fleet.write("new/file", b"new");
+        std::os::unix::fs::symlink("file", fleet.src().join("new/link")).unwrap();
+        fs::hard_link(fleet.src().join("new/file"), fleet.src().join("new/same")).unwrap();
+        fs::set_permissions(
+            fleet.src().join("d/big"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o600),
+        )
+        .unwrap();
+        fleet.options.dry_run = true;
+        fleet.options.record = true;
+        let before = snapshot(&fleet.dst());
+        let (done, wrote) = copied(&fleet, &cx, &fleet.manifest(None)).await;
+        assert_eq!(snapshot(&fleet.dst()), before);
+        let report = done.report;
+        assert_eq!((report.failures, wrote), (vec![], vec![]));
+        assert_eq!((report.bytes_sent, report.to_sweep), (0, false));
+        // `new` with three names in it.
+        assert_eq!(report.actions[&Action::Create].count, 4);
+        assert_eq!(report.actions[&Action::Update], Tally { count: 1, bytes: 13 });
+        assert_eq!(report.actions[&Action::Metadata].bytes, 3 * MIB as u64 / 2);
+        let all: u64 = report.actions.values().map(|tally| tally.count).sum();
+        assert_eq!(all, report.files_done + report.files_skipped + report.dirs_done);
+        let records: Vec<_> =
+            report.records.iter().map(|r| (r.path.to_string(), r.action.unwrap())).collect();
+        assert!(records.contains(&("a".into(), Action::Update)), "{records:?}");
+        assert!(records.contains(&("d/link".into(), Action::Skip)), "{records:?}");
+        fleet.end().await;
+    }
+}
+
+#[tokio::test]
+async fn each_file_is_recorded_with_the_digest_of_what_is_there() {
+    for (receivers, compare) in
+        [(0, Compare::SizeTime), (1, Compare::SizeTime), (1, Compare::Checksum)]
+    {
+        let mut fleet = Fleet::new(receivers).await;
+        a_tree(&fleet);
+        (fleet.options.record, fleet.options.manifest) = (true, true);
+        fleet.options.compare = compare;
+        let holds: &[&str] = if receivers == 0 { &["src", "dst"] } else { &["src"] };
+        let cx = fleet.context(holds);
+        for state in [FileState::Done, FileState::Skipped] {
+            let (done, _) = copied(&fleet, &cx, &fleet.manifest(None)).await;
+            let of = |name: &str| {
+                let records = &done.report.records;
+                records.iter().find(|r| r.path.0 == name.as_bytes()).cloned().unwrap()
+            };
+            assert_eq!(done.report.records.len(), 4);
+            for name in ["a", "d/big", "d/e/empty"] {
+                let content = fs::read(fleet.dst().join(name)).unwrap();
+                let record = of(name);
+                assert_eq!(record.digest, Some(blake3::hash(&content).into()), "{name} {state:?}");
+                assert_eq!((record.state, record.bytes), (state, content.len() as u64));
+            }
+            assert_eq!((of("d/link").digest, of("d/link").state), (None, state));
+        }
+        fleet.end().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_preserved_is_not_read() {
+    let mut fleet = Fleet::new(0).await;
+    fleet.write("a", b"x");
+    fs::hard_link(fleet.src().join("a"), fleet.src().join("b")).unwrap();
+    fleet.options.preserve = Preserve::all().without(Attribute::Hardlinks);
+    let cx = fleet.context(&["src", "dst"]);
+    let assignment = fleet.assignment(TaskSpec::Flush);
+    let writers = Writers::default();
+    let job = Job { cx: &cx, assignment: &assignment, writers: &writers };
+    let source = job.source().unwrap();
+    assert!(!source.entry(&RelPath::new("a").unwrap()).unwrap().linked);
+    let (done, _) = copied(&fleet, &cx, &fleet.manifest(None)).await;
+    assert!(done.success);
+    assert_ne!(ino(fleet.dst().join("a")), ino(fleet.dst().join("b")));
+}

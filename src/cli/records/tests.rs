@@ -1,0 +1,132 @@
+//! Against a master played over TCP that gives one reply to each connection.
+
+use super::*;
+use crate::client::{ClientOptions, MasterClient};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+/// Gives `body` to everybody who asks, in small pieces; the second is what was asked.
+async fn master(
+    status: u16,
+    body: &'static [u8],
+) -> (MasterClient, tokio::task::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut raw = Vec::new();
+        while !raw.windows(4).any(|w| w == b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut raw).await.unwrap() > 0);
+        }
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for piece in body.chunks(7) {
+            let size = format!("{:x}\r\n", piece.len());
+            stream.write_all(&[size.as_bytes(), piece, b"\r\n"].concat()).await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        String::from_utf8_lossy(&raw).lines().next().unwrap_or_default().to_owned()
+    });
+    (MasterClient::new(vec![url], ClientOptions::default()).unwrap(), asked)
+}
+
+fn id() -> RequestId {
+    "run42".parse().unwrap()
+}
+
+fn record_of(path: &[u8], state: FileState, action: Option<Action>) -> FileRecord {
+    let path = crate::wire::BytePath(path.to_vec());
+    FileRecord { path, state, action, bytes: 1234, digest: None, message: None }
+}
+
+fn formed(form: fn(&FileRecord, &mut Vec<u8>), record: &FileRecord) -> Vec<u8> {
+    let mut text = Vec::new();
+    form(record, &mut text);
+    text
+}
+
+#[test]
+fn a_record_is_a_line_whatever_its_name() {
+    let odd = record_of(b"a\n\xff\x1b b", FileState::Done, Some(Action::Create));
+    assert_eq!(formed(row, &odd), b"done     create              1234  a\\#012\\#377\\#033 b\n");
+    assert_eq!(formed(item, &odd), b"create    a\\#012\\#377\\#033 b\n");
+    assert_eq!(formed(name, &odd), b"a\n\xff\x1b b\0");
+    let root = record_of(b"", FileState::Failed, None);
+    assert_eq!(formed(row, &root), b"failed   -                   1234  .\n");
+    assert_eq!(formed(item, &root), b"failed    .\n");
+    assert_eq!(formed(name, &root), b".\0");
+    let gone = record_of(b"x", FileState::Deleted, Some(Action::Delete));
+    assert_eq!(formed(item, &gone), b"delete    x\n");
+    let same = record_of(b"x", FileState::Skipped, Some(Action::Skip));
+    assert_eq!(formed(item, &same), b"", "no news");
+    let repaired = record_of(b"x", FileState::Skipped, Some(Action::Metadata));
+    assert_eq!(formed(item, &repaired), b"metadata  x\n");
+}
+
+#[tokio::test]
+async fn the_states_that_are_wanted_are_asked_for() {
+    let line = br#"{"path": "a", "state": "failed", "bytes": 5}"#;
+    let (client, asked) = master(200, line).await;
+    let mut body = client.files(&id(), &[FileState::Failed, FileState::Deleted]).await.unwrap();
+    let mut all = Vec::new();
+    while let Some(piece) = body.next().await.unwrap() {
+        all.extend_from_slice(&piece);
+    }
+    assert_eq!(all, line);
+    assert_eq!(asked.await.unwrap(), "GET /sync/run42/files?state=failed,deleted HTTP/1.1");
+    let (client, _) = master(200, line).await;
+    let mut body = client.files(&id(), &[]).await.unwrap();
+    let e = each_record(&mut body, name).await.unwrap_err();
+    assert!(e.render().contains("in the middle of a line"), "{}", e.render());
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_problem_that_the_master_told() {
+    let problem =
+        br#"{"title": "x", "status": 409, "detail": "not recorded", "code": "no_records"}"#;
+    let (client, asked) = master(409, problem).await;
+    let e = refused(client.digests(&id()).await.unwrap_err());
+    assert!(e.exit == Exit::Error && e.render().contains("not recorded"), "{}", e.render());
+    assert_eq!(asked.await.unwrap(), "GET /sync/run42/manifest HTTP/1.1");
+}
+
+#[tokio::test]
+async fn a_manifest_gets_its_name_when_it_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("list");
+    std::fs::write(&path, "old").unwrap();
+    let (client, _) = master(200, b"digest  a\ndigest  b\n").await;
+    let mut body = client.digests(&id()).await.unwrap();
+    assert_eq!(write(&path, &mut body).await.unwrap(), 2);
+    assert_eq!(std::fs::read(&path).unwrap(), b"digest  a\ndigest  b\n");
+    // A reply that breaks off leaves what was there, and nothing else.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let broken = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read_buf(&mut Vec::with_capacity(4096)).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 X\r\ncontent-length: 50\r\n\r\ndigest  c\n").await;
+    });
+    let client = MasterClient::new(vec![url], ClientOptions::default()).unwrap();
+    let mut body = client.digests(&id()).await.unwrap();
+    assert!(write(&path, &mut body).await.is_err());
+    broken.await.unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"digest  a\ndigest  b\n");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_manifest_that_cannot_be_written_is_refused_before_anything_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    writable(&dir.path().join("new")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    std::os::unix::fs::symlink("socket", dir.path().join("link")).unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    writable(&dir.path().join("file")).unwrap();
+    for bad in ["socket", "link", "none/x", "file/x", "."] {
+        let e = writable(&dir.path().join(bad)).unwrap_err();
+        assert_eq!(e.exit.code(), 2, "{bad}: {}", e.render());
+    }
+}

@@ -1,0 +1,313 @@
+//! `ctl sync submit`: the request, from the command line or a file, and how it is sent.
+
+use super::Context;
+use super::args::{Output, SubmitArgs, WhatArgs};
+use super::exit::Exit;
+use super::failure::Failure;
+use super::options::{again, shell_word};
+use super::records::Wanted;
+use super::sync::{After, watch};
+use super::{names, out};
+use crate::client::{ClientError, MasterClient, Reply};
+use crate::util::units;
+use crate::wire::options::SyncOptions;
+use crate::wire::sync::Submitted;
+use crate::wire::{AbsPath, BytePath, RequestId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+/// A `SyncRequest` in which the chunk size may be left to the master.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Submission {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) request_id: Option<RequestId>,
+    pub(super) source_path: AbsPath,
+    pub(super) destination_path: AbsPath,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) chunk_size_mb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) file_list: Option<Vec<BytePath>>,
+    #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
+    pub(super) options: SyncOptions,
+}
+
+/// Submits, and waits where that is asked for.
+///
+/// # Errors
+/// Wrong usage (2), a request that the master refuses, no master (5).
+pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure> {
+    waits(&args)?;
+    let wanted = Wanted::new(&args.options)?;
+    let request = read(&args)?;
+    let client = ctx.client()?;
+    let submitted = send(&client, &request, ctx.global.request_timeout).await?;
+    let id = submitted.request_id.clone();
+    if args.wait {
+        if ctx.global.quiet && ctx.global.output == Output::Table {
+            out::data(id.to_string().as_bytes())?;
+        } else if !ctx.global.quiet {
+            out::note(&accepted(ctx, &request, &id, false));
+        }
+        let typed = again(&request.options, Some(&args.options)) + &listed(&args.what);
+        // The options of a request file are nowhere else.
+        let typed = args.file.is_none().then_some(typed);
+        let after = After { accepted: true, typed, wanted };
+        return watch(ctx, &client, vec![id], &args.until, &after).await;
+    }
+    match ctx.global.output {
+        Output::Json => out::data(&submitted.body)?,
+        Output::Table if ctx.global.quiet => out::data(id.to_string().as_bytes())?,
+        Output::Table => out::data(accepted(ctx, &request, &id, true).as_bytes())?,
+    }
+    Ok(Exit::Ok)
+}
+
+/// Refuses options that only make sense with `--wait`.
+fn waits(args: &SubmitArgs) -> Result<(), Failure> {
+    if args.wait {
+        return Ok(());
+    }
+    if args.until.timeout.is_some() || args.until.cancel_on_interrupt {
+        return Err(Failure::usage("--timeout and --cancel-on-interrupt say how to wait")
+            .hinted("add --wait"));
+    }
+    if args.options.plan.itemize {
+        return Err(Failure::usage("--itemize prints when the sync has ended").hinted(
+            "add --wait, or have it recorded with --record and print it later: ctl sync files ID",
+        ));
+    }
+    if args.options.check.manifest.is_some() {
+        return Err(Failure::usage("--manifest PATH is written when the sync has ended").hinted(
+            "add --wait, or have the digests kept with --digests and write them later: ctl sync manifest ID",
+        ));
+    }
+    Ok(())
+}
+
+fn read(args: &SubmitArgs) -> Result<Submission, Failure> {
+    match (&args.file, &args.source, &args.destination) {
+        (Some(file), _, _) => {
+            let told = parse_request(&names::raw(file, "the request")?)?;
+            Ok(Submission {
+                request_id: args.id.clone().or(told.request_id),
+                chunk_size_mb: args.what.chunk_size_mb.or(told.chunk_size_mb),
+                options: args.options.onto(told.options)?,
+                ..told
+            })
+        }
+        (None, Some(source), Some(destination)) => {
+            let source = storage_path("SRC", source)?;
+            let destination = storage_path("DST", destination)?;
+            let roots = std::slice::from_ref(&destination);
+            let options = args.options.options(roots, args.what.names_stdin(), Timestamp::now())?;
+            request(&[source], destination, args.id.clone(), &args.what, options)
+        }
+        (None, _, _) => Err(Failure::usage("SRC and DST, or --file FILE, are needed")),
+    }
+}
+
+/// The message of a submit; with `next`, what can be done next.
+fn accepted(ctx: &Context, request: &Submission, id: &RequestId, next: bool) -> String {
+    let (from, to) = (&request.source_path, &request.destination_path);
+    let mut text = format!("Submitted sync {id}: {from} → {to}\n  e.g. {}", mapping(from, to));
+    if let Some(list) = &request.file_list {
+        text.push_str(&format!("   only {} listed names", units::count(list.len() as u64)));
+    }
+    if request.options.dry_run {
+        text.push_str("   a dry run: nothing will be changed");
+    }
+    if next {
+        let ctl = &ctx.ctl;
+        text.push_str(&format!(
+            "\n  follow: {ctl} sync wait {id}     details: {ctl} sync status {id}     stop: {ctl} sync cancel {id}"
+        ));
+    }
+    text
+}
+
+/// The request of the arguments, its file list read and checked. `sources` is the source, and other
+/// names that it has.
+///
+/// # Errors
+/// What [`names::read`] refuses.
+pub(super) fn request(
+    sources: &[AbsPath],
+    destination_path: AbsPath,
+    request_id: Option<RequestId>,
+    what: &WhatArgs,
+    options: SyncOptions,
+) -> Result<Submission, Failure> {
+    let file_list = match &what.files_from {
+        Some(from) => Some(names::read(from, what.from0, sources)?),
+        None => None,
+    };
+    let chunk_size_mb = what.chunk_size_mb;
+    let source_path = sources[0].clone();
+    Ok(Submission { request_id, source_path, destination_path, chunk_size_mb, file_list, options })
+}
+
+/// Reads a request as `POST /sync` takes it; YAML, of which JSON is a part.
+///
+/// # Errors
+/// Text that is neither, or a field that is unknown, missing or wrong, with its place.
+fn parse_request(raw: &[u8]) -> Result<Submission, Failure> {
+    let failure = |why: String| {
+        Failure::usage(format!("the request cannot be read: {why}")).hinted(
+            "it takes source_path, destination_path, request_id, chunk_size_mb, file_list, options",
+        )
+    };
+    let text = std::str::from_utf8(raw).map_err(|e| failure(e.to_string()))?;
+    // Read as a value first: only that refuses a key that is there twice.
+    let value: serde_yaml::Value =
+        serde_yaml::from_str(text).map_err(|e| failure(e.to_string()))?;
+    serde_path_to_error::deserialize(value).map_err(|e| failure(e.to_string()))
+}
+
+/// SRC and DST are paths of the storage hosts: what this host's working directory is says nothing.
+fn storage_path(what: &str, given: &OsStr) -> Result<AbsPath, Failure> {
+    AbsPath::new(given.as_bytes()).map_err(|e| {
+        let shown = crate::wire::path::show(given.as_bytes());
+        let failure = Failure::usage(format!("{what} `{shown}` {e}"));
+        if given.as_bytes().first() == Some(&b'/') {
+            return failure;
+        }
+        failure
+            .noted("SRC and DST are paths on the storage hosts, not on this one")
+            .hinted("to copy on this host: ctl copy SRC DST")
+    })
+}
+
+/// Submits under a key of its own, so that sending it again is safe, and does that while the master
+/// says "not now".
+///
+/// # Errors
+/// The id exists (6), the request is wrong (2), no master for `patience` (5).
+pub(super) async fn send(
+    client: &MasterClient,
+    request: &Submission,
+    patience: Duration,
+) -> Result<Reply<Submitted>, Failure> {
+    let key = uuid::Uuid::now_v7().to_string();
+    let begun = Instant::now();
+    loop {
+        let e = match client.submit(request, Some(&key)).await {
+            Ok(submitted) => return Ok(submitted),
+            Err(e) => e,
+        };
+        // A master that can't be reached at all is most often a wrong URL: say so at once.
+        let pause = e.retry_after().unwrap_or(Duration::from_secs(1));
+        let busy = e.is_temporary() && !matches!(e, ClientError::Unreachable { .. });
+        if busy && begun.elapsed() + pause < patience {
+            tokio::time::sleep(pause).await;
+            continue;
+        }
+        return Err(refused(e, request));
+    }
+}
+
+fn refused(e: ClientError, request: &Submission) -> Failure {
+    let existing = match &e {
+        ClientError::Problem { problem, .. } => problem.existing.clone(),
+        _ => None,
+    };
+    let failure = Failure::from(e);
+    match (existing, &request.request_id) {
+        (Some(_), Some(id)) => failure.hinted(format!(
+            "look at it: ctl sync status {id}     forget it: ctl sync delete {id}     or give another --id"
+        )),
+        _ => failure,
+    }
+}
+
+/// What goes where, for people.
+pub(super) fn mapping(source: &AbsPath, destination: &AbsPath) -> String {
+    let name = crate::wire::RelPath::new("NAME").unwrap_or_default();
+    format!("{} → {}", source.join(&name), destination.join(&name))
+}
+
+/// A path as a shell takes it back; what can't be typed stays escaped.
+pub(super) fn quoted(path: &AbsPath) -> String {
+    shell_word(path.to_string())
+}
+
+/// The options that name the list again, behind a blank; nothing without a list. Without them the
+/// advice to run it once more would have everything copied.
+pub(super) fn listed(what: &WhatArgs) -> String {
+    let Some(from) = &what.files_from else { return String::new() };
+    let zero = if what.from0 { " -0" } else { "" };
+    let name = crate::wire::path::show(from.as_os_str().as_bytes()).to_string();
+    format!(" --files-from {}{zero}", shell_word(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_file_is_yaml_or_json_and_says_what_is_wrong() {
+        let json = br#"{"source_path": "/a", "destination_path": "/b", "chunk_size_mb": 8}"#;
+        let yaml = b"source_path: /a\ndestination_path: /b\nchunk_size_mb: 8\n";
+        assert_eq!(parse_request(json).unwrap(), parse_request(yaml).unwrap());
+        for (bad, told) in [
+            ("source_path: /a\ndestination: /b\n", "unknown field `destination`"),
+            ("source_path: /a\n", "missing field `destination_path`"),
+            ("source_path: a\ndestination_path: /b\n", "source_path: must be absolute"),
+            ("source_path: /a\nsource_path: /c\ndestination_path: /b\n", "duplicate"),
+            ("source_path: [\n", "line 2"),
+            ("\u{1}", "control characters"),
+        ] {
+            let failure = parse_request(bad.as_bytes()).unwrap_err().render();
+            assert!(failure.contains(told), "{bad:?}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_request_file_may_hold_options() {
+        let yaml = b"source_path: /a\ndestination_path: /b\noptions:\n  compare: checksum\n  delete: {max: 3, trash: t}\n  filter: {rules: ['*.o']}\n";
+        let options = parse_request(yaml).unwrap().options;
+        assert_eq!(options.compare, crate::wire::options::Compare::Checksum);
+        assert_eq!(
+            (options.delete.unwrap().max, options.filter.rules),
+            (Some(3), vec!["*.o".into()])
+        );
+        let e = parse_request(b"source_path: /a\ndestination_path: /b\noptions: {chek: 1}\n");
+        let text = e.unwrap_err().render();
+        assert!(text.contains("options") && text.contains("unknown field `chek`"), "{text}");
+    }
+
+    #[test]
+    fn a_submission_is_a_sync_request() {
+        for (chunk_size_mb, sent) in [(None, 64), (Some(7), 7)] {
+            let what = WhatArgs { chunk_size_mb, files_from: None, from0: false };
+            let root = AbsPath::new("/a").unwrap();
+            let options = SyncOptions { update: true, ..SyncOptions::default() };
+            let roots = std::slice::from_ref(&root);
+            let ours = request(roots, root.clone(), None, &what, options.clone()).unwrap();
+            let text = serde_json::to_string(&ours).unwrap();
+            assert_eq!(text.contains("chunk_size_mb"), chunk_size_mb.is_some());
+            let read: crate::wire::sync::SyncRequest = serde_json::from_str(&text).unwrap();
+            assert_eq!((read.chunk_size_mb, read.options), (sent, options));
+        }
+    }
+
+    #[test]
+    fn a_relative_path_is_refused_with_the_reason() {
+        let e = storage_path("SRC", OsStr::new("data/x")).unwrap_err();
+        assert_eq!(e.exit, Exit::Usage);
+        let text = e.render();
+        assert!(text.contains("SRC `data/x` must be absolute"), "{text}");
+        assert!(text.contains("paths on the storage hosts") && text.contains("ctl copy"), "{text}");
+        assert!(storage_path("DST", OsStr::new("/a/../b")).is_err());
+        assert_eq!(storage_path("DST", OsStr::new("/a//b/")).unwrap().as_bytes(), b"/a/b");
+    }
+
+    #[test]
+    fn a_path_in_a_hint_can_be_pasted() {
+        let of = |p: &str| quoted(&AbsPath::new(p).unwrap());
+        assert_eq!([of("/a/b-1"), of("/a b"), of("/it's")], ["/a/b-1", "'/a b'", "'/it'\\''s'"]);
+    }
+}

@@ -1,0 +1,501 @@
+//! `ctl sync verify`: compares a destination with the digests of its files, on this machine and
+//! without the source.
+//!
+//! One thread walks, all cores hash: small files whole, large ones in ranges whose values are merged,
+//! so that one huge file keeps all of them busy as well. A file's content takes one buffer a thread,
+//! whatever its length.
+
+use super::args::{Output, VerifyArgs};
+use super::b3sum::{Digests, Reader};
+use super::exit::Exit;
+use super::failure::Failure;
+use super::{Context, names, out, records};
+use crate::fs::{Cause, FsError, Root, Side, SourceFile, Tree};
+use crate::util::units;
+use crate::wire::manifest::{Entry, Kind, merge_ranges};
+use crate::wire::path::show;
+use crate::wire::{AbsPath, BytePath, Digest, RelPath, RequestId};
+use blake3::hazmat::HasherExt;
+use rustix::io::Errno;
+use serde::Serialize;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Read at a time: enough for BLAKE3 to use the widest registers.
+const BUFFER: usize = 1 << 20;
+/// Longer files are hashed in ranges of this length, a power of two.
+const RANGE: u64 = 64 << 20;
+/// Jobs that wait for each thread.
+const AHEAD: usize = 16;
+
+/// Checks a destination.
+///
+/// # Errors
+/// The list can't be had or read, PATH is not there. What the check finds is no error: then the exit
+/// code is 23.
+pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, Failure> {
+    let begun = Instant::now();
+    let (digests, path, trash) = match (&args.manifest, args.what.as_slice()) {
+        (Some(file), [path]) => (of_file(file)?, Path::new(path).to_owned(), None),
+        (Some(_), _) => {
+            return Err(Failure::usage(
+                "with --manifest only the PATH of the destination is given",
+            ));
+        }
+        (None, [id, rest @ ..]) => {
+            let id = id.to_string_lossy();
+            let id: RequestId = id.parse().map_err(|e| {
+                Failure::usage(format!("`{}` is no id: {e}", show(id.as_bytes())))
+                    .hinted("for a list in a file: ctl sync verify --manifest FILE PATH")
+            })?;
+            let sync = records::ended(ctx, &id).await?;
+            let there = std::ffi::OsStr::from_bytes(sync.destination_path.as_bytes());
+            let path = rest.first().map_or(Path::new(there), Path::new).to_owned();
+            let trash = sync.options.delete.and_then(|delete| delete.trash);
+            (records::digests(ctx, &id).await?, path, trash)
+        }
+        (None, []) => {
+            return Err(Failure::usage("an ID, or --manifest FILE and a PATH, is needed"));
+        }
+    };
+    let place = Place { trash, ..Place::find(&path)? };
+    let report = Report::new(ctx, args.ignore_extra);
+    let report = tokio::task::spawn_blocking(move || check(&place, &digests, report))
+        .await
+        .map_err(|e| Failure::new(format!("the check ended: {e}")))??;
+    Ok(report.end(begun.elapsed()))
+}
+
+fn of_file(file: &Path) -> Result<Digests, Failure> {
+    let mut reader = Reader::default();
+    reader.push(&names::raw(file, "the list of digests")?)?;
+    reader.end(&show(file.as_os_str().as_bytes()).to_string())
+}
+
+/// What is checked.
+struct Place {
+    tree: Tree,
+    /// The name of PATH, where it is a file.
+    file: Option<Vec<u8>>,
+    /// What was deleted lies there.
+    trash: Option<RelPath>,
+}
+
+impl Place {
+    fn find(path: &Path) -> Result<Place, Failure> {
+        let shown = show(path.as_os_str().as_bytes()).to_string();
+        let bad = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                Failure::new(format!("{shown} does not exist on this machine"))
+                    .exits(Exit::NotFound)
+                    .hinted("where it is mounted under another path: ctl sync verify ID PATH")
+            }
+            _ => Failure::new(format!("cannot look at {shown}: {e}")),
+        };
+        // Links in PATH are followed, here; below it none is.
+        let real = std::fs::canonicalize(path).map_err(bad)?;
+        let is_dir = std::fs::metadata(&real).map_err(bad)?.is_dir();
+        let (dir, name) = match (is_dir, real.parent(), real.file_name()) {
+            (false, Some(parent), Some(name)) => (parent, Some(name.as_bytes().to_vec())),
+            _ => (real.as_path(), None),
+        };
+        let failed = |e: String| Failure::new(format!("cannot open {shown}: {e}"));
+        let root = AbsPath::new(dir.as_os_str().as_bytes()).map_err(|e| failed(e.to_string()))?;
+        let root = Root::open(&root).map_err(|e| failed(why(&e)))?;
+        let base = RelPath::new(name.as_deref().unwrap_or_default());
+        let tree = Tree::new(root, base.map_err(|e| failed(e.to_string()))?);
+        Ok(Place { tree, file: name, trash: None })
+    }
+
+    /// Where the list has `entry`. A single file is its single line, whatever name it has there.
+    fn find_in(&self, digests: &Digests, entry: &Entry) -> Option<usize> {
+        match &self.file {
+            Some(_) if digests.len() == 1 => Some(0),
+            Some(name) => digests.find(name),
+            None => digests.find(entry.path.as_bytes()),
+        }
+    }
+}
+
+/// What is wrong with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Wrong {
+    Changed,
+    Missing,
+    Extra,
+    Unreadable,
+}
+
+impl Wrong {
+    const ALL: [(Wrong, &'static str); 4] = [
+        (Wrong::Changed, "changed"),
+        (Wrong::Missing, "missing"),
+        (Wrong::Extra, "extra"),
+        (Wrong::Unreadable, "unreadable"),
+    ];
+
+    fn word(self) -> &'static str {
+        Wrong::ALL.iter().find(|(one, _)| *one == self).map_or("", |(_, word)| *word)
+    }
+}
+
+/// A line of `-o json`.
+#[derive(Debug, Serialize)]
+struct Finding {
+    path: BytePath,
+    state: Wrong,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+/// Prints a line.
+type Say = Box<dyn FnMut(&[u8]) -> Result<(), Failure> + Send>;
+
+/// Tells what is found as it is found, and counts.
+struct Report {
+    json: bool,
+    quiet: bool,
+    ignore_extra: bool,
+    counts: [u64; 4],
+    files: u64,
+    bytes: u64,
+    /// Standard output can't be written.
+    failed: Option<Failure>,
+    say: Say,
+}
+
+impl Report {
+    fn new(ctx: &Context, ignore_extra: bool) -> Report {
+        Report {
+            json: ctx.global.output == Output::Json,
+            quiet: ctx.global.quiet,
+            ignore_extra,
+            counts: [0; 4],
+            files: 0,
+            bytes: 0,
+            failed: None,
+            say: Box::new(out::data),
+        }
+    }
+
+    fn tell(&mut self, path: &[u8], state: Wrong, message: Option<String>) {
+        if state == Wrong::Extra && self.ignore_extra {
+            return;
+        }
+        self.counts[state as usize] += 1;
+        let path = BytePath(if path.is_empty() { b".".to_vec() } else { path.to_vec() });
+        let line = if self.json {
+            serde_json::to_string(&Finding { path, state, message }).unwrap_or_default()
+        } else {
+            let message = message.map(|m| format!("  ({})", out::clean(&m))).unwrap_or_default();
+            format!("{:<10}  {path}{message}", state.word())
+        };
+        if let Err(e) = (self.say)(line.as_bytes()) {
+            self.failed.get_or_insert(e);
+        }
+    }
+
+    fn read(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes += bytes;
+    }
+
+    /// The line at the end, and how the program ends.
+    fn end(&self, took: Duration) -> Exit {
+        let wrong = self.counts.iter().any(|n| *n > 0);
+        let exit = if wrong { Exit::Partial } else { Exit::Ok };
+        if !self.quiet {
+            out::note(&self.summary(took, exit));
+        }
+        exit
+    }
+
+    fn summary(&self, took: Duration, exit: Exit) -> String {
+        let took =
+            if took < Duration::from_secs(10) { took } else { Duration::from_secs(took.as_secs()) };
+        let head = format!(
+            "read {} files, {} in {}",
+            units::count(self.files),
+            units::bytes(self.bytes),
+            units::duration(took)
+        );
+        if exit == Exit::Ok {
+            return format!("{head}: all are as the list says");
+        }
+        let counts = Wrong::ALL.iter().zip(self.counts);
+        let counts = counts.map(|((_, word), n)| format!("{} {word}", units::count(n)));
+        let counts = counts.collect::<Vec<_>>().join(", ");
+        format!("{head}: {counts}   (exit {})", exit.code())
+    }
+}
+
+/// A large file whose ranges are hashed one by one.
+struct Large {
+    file: SourceFile,
+    at: usize,
+    size: u64,
+    /// The values of the ranges that are done.
+    values: Mutex<Vec<Digest>>,
+    left: AtomicUsize,
+    failed: Mutex<Option<FsError>>,
+}
+
+enum Job {
+    Small { entry: Entry, at: usize },
+    Range { large: Arc<Large>, index: usize },
+}
+
+/// Walks and hashes; tells everything that is not as `digests` says.
+fn check(place: &Place, digests: &Digests, report: Report) -> Result<Report, Failure> {
+    let report = Mutex::new(report);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let (send, jobs) = sync_channel(threads * AHEAD);
+    let jobs = Arc::new(Mutex::new(jobs));
+    let left = std::thread::scope(|scope| {
+        for _ in 0..threads {
+            // Each thread holds the receiver: when the last of them is gone, sending fails and the
+            // walk ends instead of waiting for ever.
+            let (jobs, report) = (Arc::clone(&jobs), &report);
+            scope.spawn(move || work(place, digests, report, &jobs));
+        }
+        drop(jobs);
+        walk(place, digests, &report, send)
+    })?;
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (at, path) in digests.names() {
+        if left.seen[at] {
+            continue;
+        }
+        let below = |dir: &RelPath| RelPath::new(path).is_ok_and(|path| dir.holds(&path));
+        match left.unread.iter().any(below) {
+            true => {
+                let why = "its directory can't be read".to_owned();
+                report.tell(path, Wrong::Unreadable, Some(why));
+            }
+            false => report.tell(path, Wrong::Missing, None),
+        }
+    }
+    match report.failed.take() {
+        Some(failure) => Err(failure),
+        None => Ok(report),
+    }
+}
+
+/// What the walk leaves behind.
+struct Walked {
+    /// The places in the list whose names were met.
+    seen: Vec<bool>,
+    /// Directories (or entries) that could not be read.
+    unread: Vec<RelPath>,
+}
+
+fn walk(
+    place: &Place,
+    digests: &Digests,
+    report: &Mutex<Report>,
+    jobs: SyncSender<Job>,
+) -> Result<Walked, Failure> {
+    let mut left = Walked { seen: vec![false; digests.len()], unread: Vec::new() };
+    let root = RelPath::root();
+    let mut walk = place
+        .tree
+        .walk(&root, None)
+        .map_err(|e| Failure::new(format!("cannot read {}: {}", place.tree.path(), why(&e))))?;
+    while let Some(next) = walk.next() {
+        let entry = match next {
+            Ok(entry) => entry,
+            Err(e) => {
+                left.unread.extend(RelPath::new(&e.path.0));
+                lock(report).tell(&e.path.0, Wrong::Unreadable, Some(why(&e)));
+                continue;
+            }
+        };
+        if place.trash.as_ref() == Some(&entry.path) {
+            walk.skip_contents();
+        }
+        let at = place.find_in(digests, &entry);
+        if let Some(at) = at {
+            left.seen[at] = true;
+        }
+        match (entry.kind.clone(), at) {
+            (Kind::File { size }, Some(at)) => submit(place, report, &jobs, entry, size, at)?,
+            (Kind::File { .. }, None) => {
+                lock(report).tell(entry.path.as_bytes(), Wrong::Extra, None);
+            }
+            (_, Some(_)) => {
+                let why = Some("it is no regular file".to_owned());
+                lock(report).tell(entry.path.as_bytes(), Wrong::Changed, why);
+            }
+            (_, None) => {}
+        }
+    }
+    Ok(left)
+}
+
+/// Hands a file to the threads, in one piece or in several.
+fn submit(
+    place: &Place,
+    report: &Mutex<Report>,
+    jobs: &SyncSender<Job>,
+    entry: Entry,
+    size: u64,
+    at: usize,
+) -> Result<(), Failure> {
+    let send = |job| {
+        let ended = |_| Failure::new("the threads that hash have ended");
+        jobs.send(job).map_err(ended)
+    };
+    if size <= RANGE {
+        return send(Job::Small { entry, at });
+    }
+    let file = match place.tree.open_source(&entry) {
+        Ok(file) => file,
+        Err(e) => {
+            wrong(&mut lock(report), entry.path.as_bytes(), &e);
+            return Ok(());
+        }
+    };
+    // It may have become another one since it was listed; ranges are made for what is open.
+    let Kind::File { size } = file.entry().kind else { return Ok(()) };
+    if size <= RANGE {
+        return send(Job::Small { entry, at });
+    }
+    let count = usize::try_from(size.div_ceil(RANGE)).unwrap_or(usize::MAX);
+    let large = Arc::new(Large {
+        file,
+        at,
+        size,
+        values: Mutex::new(vec![Digest([0; 32]); count]),
+        left: AtomicUsize::new(count),
+        failed: Mutex::new(None),
+    });
+    (0..count).try_for_each(|index| send(Job::Range { large: Arc::clone(&large), index }))
+}
+
+/// One thread: takes jobs until there are no more.
+fn work(place: &Place, digests: &Digests, report: &Mutex<Report>, jobs: &Mutex<Receiver<Job>>) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match job {
+            Err(_) => return,
+            Ok(Job::Small { entry, at }) => {
+                let hashed = whole(place, &entry, &mut buffer);
+                judge(report, entry.path.as_bytes(), digests.digest(at), hashed);
+            }
+            Ok(Job::Range { large, index }) => {
+                match range(&large, index, &mut buffer) {
+                    Ok(value) => lock(&large.values)[index] = value,
+                    Err(e) => drop(lock(&large.failed).get_or_insert(e)),
+                }
+                if large.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    let path = large.file.entry().path.as_bytes();
+                    judge(report, path, digests.digest(large.at), large.merged());
+                }
+            }
+        }
+    }
+}
+
+fn judge(
+    report: &Mutex<Report>,
+    path: &[u8],
+    expected: Digest,
+    hashed: Result<(Digest, u64), FsError>,
+) {
+    let mut report = lock(report);
+    match hashed {
+        Ok((digest, bytes)) => {
+            report.read(bytes);
+            if digest != expected {
+                report.tell(path, Wrong::Changed, None);
+            }
+        }
+        Err(e) => wrong(&mut report, path, &e),
+    }
+}
+
+/// A file that could not be hashed.
+fn wrong(report: &mut Report, path: &[u8], e: &FsError) {
+    match e.cause {
+        Cause::Os(Errno::NOENT) => report.tell(path, Wrong::Missing, None),
+        Cause::Changed | Cause::NotRegular => report.tell(path, Wrong::Changed, Some(why(e))),
+        _ => report.tell(path, Wrong::Unreadable, Some(why(e))),
+    }
+}
+
+/// The digest and length of a small file.
+fn whole(place: &Place, entry: &Entry, buffer: &mut [u8]) -> Result<(Digest, u64), FsError> {
+    let file = place.tree.open_source(entry)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut done = 0;
+    loop {
+        let n = file.read_at(buffer, done)?;
+        hasher.update(&buffer[..n]);
+        done += n as u64;
+        if n < buffer.len() {
+            break;
+        }
+    }
+    file.unchanged_since_open()?;
+    Ok((hasher.finalize().into(), done))
+}
+
+/// The chaining value of one range.
+fn range(large: &Large, index: usize, buffer: &mut [u8]) -> Result<Digest, FsError> {
+    let start = index as u64 * RANGE;
+    let end = large.size.min(start + RANGE);
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(start);
+    let mut at = start;
+    while at < end {
+        let want = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+        if large.file.read_at(&mut buffer[..want], at)? < want {
+            // Shorter than it was.
+            let path = large.file.entry().path.as_bytes();
+            return Err(FsError::new(Side::Destination, "read", path, Cause::Changed));
+        }
+        hasher.update(&buffer[..want]);
+        at += want as u64;
+    }
+    Ok(Digest(hasher.finalize_non_root()))
+}
+
+impl Large {
+    fn merged(&self) -> Result<(Digest, u64), FsError> {
+        if let Some(e) = lock(&self.failed).take() {
+            return Err(e);
+        }
+        self.file.unchanged_since_open()?;
+        // Never `None`: a file that is longer than a range has at least two.
+        let digest = merge_ranges(&lock(&self.values)).unwrap_or(Digest([0; 32]));
+        Ok((digest, self.size))
+    }
+}
+
+/// The cause in words, without the advice that an agent would give.
+fn why(e: &FsError) -> String {
+    match (e.errno(), e.cause) {
+        (Some(errno), _) => {
+            let text = std::io::Error::from(errno).to_string();
+            let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+            e.errno_name().map_or(text.clone(), |name| format!("{text} [{name}]"))
+        }
+        (None, Cause::Changed) => "it changed while it was read".to_owned(),
+        (None, Cause::NotRegular) => "it is no regular file".to_owned(),
+        (None, Cause::MadeUp) => "its file system makes its files up, like /proc".to_owned(),
+        (None, _) => e.to_string(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

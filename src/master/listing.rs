@@ -1,0 +1,340 @@
+//! The list of what became of each file, read from the spool and given away piece by piece: never more
+//! than a line and a piece of it is in memory.
+//!
+//! What is listed: each file, link and special file with how it ended, directories where an agent says
+//! something of them, and what was deleted (in a dry run: what would be). A file that was read back and
+//! brought again is listed once, with the second outcome. A batch that was given up as a whole stands
+//! there as one failed entry.
+
+use crate::scheduler::{Listing, MOST_LINE};
+use crate::store::Spool;
+use crate::wire::AbsPath;
+use crate::wire::options::{FileRecord, FileState};
+use crate::wire::problem::Problem;
+use bytes::Bytes;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use tokio::sync::mpsc;
+
+/// Bytes that go out at a time.
+const PIECE: usize = 64 << 10;
+/// Pieces that wait for a slow reader.
+const WAITING: usize = 4;
+/// So many files that were brought again are told apart; of further ones the first outcome is listed as
+/// well.
+const MOST_REPAIRED: usize = 1 << 20;
+
+/// What is wanted of a list.
+pub(super) enum Wanted {
+    /// The records themselves, as JSON, of these states (all, where none is named).
+    Records(Vec<FileState>),
+    /// A line for `b3sum --check` for each file with a digest that is there.
+    Digests,
+}
+
+/// Pieces of a list; an error ends it.
+pub(super) type Pieces = mpsc::Receiver<io::Result<Bytes>>;
+
+/// Starts to read a list.
+///
+/// # Errors
+/// 409 where there is none, or none that is whole.
+pub(super) async fn read(
+    spool: Spool,
+    listing: Listing,
+    wanted: Wanted,
+) -> Result<Pieces, Problem> {
+    refuse(&listing, &wanted)?;
+    let (pieces, receiver) = mpsc::channel(WAITING);
+    if listing.length == 0 {
+        return Ok(receiver);
+    }
+    let number = listing.sync.0;
+    let length = listing.length;
+    let opened = tokio::task::spawn_blocking(move || spool.open(number, length)).await;
+    let file = match opened {
+        Ok(Ok(file)) => file,
+        Ok(Err(e)) => return Err(lost(&e.to_string())),
+        Err(e) => return Err(lost(&e.to_string())),
+    };
+    tokio::task::spawn_blocking(move || {
+        let mut out = Out { pieces, piece: Vec::new() };
+        match give(file, &listing, &wanted, &mut out) {
+            Ok(()) => drop(out.flush()),
+            Err(e) => drop(out.pieces.blocking_send(Err(e))),
+        }
+    });
+    Ok(receiver)
+}
+
+fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
+    let conflict = |code: &str, detail: &str| Problem::new(409, "Conflict", code, detail);
+    if let Some(why) = &listing.lost {
+        return Err(lost(why));
+    }
+    match wanted {
+        Wanted::Records(_) if !listing.recorded => {
+            Err(conflict("not_recorded", "what became of each file was not recorded by this sync")
+                .hinted("submit it with options.record (ctl: --record)"))
+        }
+        Wanted::Digests if !listing.digests => {
+            Err(conflict("not_recorded", "the digests of the files were not kept by this sync")
+                .hinted("submit it with options.manifest (ctl: --manifest)"))
+        }
+        Wanted::Digests if !listing.ended => {
+            Err(conflict("not_ended", "the sync goes on: its manifest is not whole yet")
+                .hinted("wait for its end: ctl sync wait ID"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn lost(why: &str) -> Problem {
+    let detail = format!("what was recorded of this sync is not whole: {why}");
+    Problem::new(409, "Conflict", "records_lost", detail).hinted(
+        "records are kept in the data_dir of the master that led; submit the sync again to have them",
+    )
+}
+
+/// Lines on their way out.
+struct Out {
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+    piece: Vec<u8>,
+}
+
+impl Out {
+    /// False: nobody reads any more.
+    fn flush(&mut self) -> bool {
+        let piece = std::mem::take(&mut self.piece);
+        piece.is_empty() || self.pieces.blocking_send(Ok(piece.into())).is_ok()
+    }
+
+    fn filled(&mut self) -> bool {
+        self.piece.len() < PIECE || self.flush()
+    }
+}
+
+/// Gives all that is wanted of a list.
+fn give(file: File, listing: &Listing, wanted: &Wanted, out: &mut Out) -> io::Result<()> {
+    let mut file = BufReader::with_capacity(PIECE, file);
+    let second = listing.readback_from.unwrap_or(listing.length).min(listing.length);
+    let mut again = HashSet::new();
+    file.seek(SeekFrom::Start(second))?;
+    each(&mut file, listing.length - second, |_, record| {
+        if record.state != FileState::Deleted && again.len() < MOST_REPAIRED {
+            again.insert(name(&record));
+        }
+        true
+    })?;
+    file.seek(SeekFrom::Start(0))?;
+    for (length, first) in [(second, true), (listing.length - second, false)] {
+        let whole = each(&mut file, length, |line, record| {
+            if first && !again.is_empty() && again.contains(&name(&record)) {
+                return true;
+            }
+            match wanted {
+                Wanted::Records(states) => {
+                    if states.is_empty() || states.contains(&record.state) {
+                        out.piece.extend_from_slice(line);
+                        out.piece.push(b'\n');
+                    }
+                }
+                Wanted::Digests => digest_line(&record, &listing.destination, &mut out.piece),
+            }
+            out.filled()
+        })?;
+        if !whole {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A path, as short as a digest: so many of them fit in memory.
+fn name(record: &FileRecord) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&blake3::hash(&record.path.0).as_bytes()[..16]);
+    short
+}
+
+/// Calls `take` with each line of the next `length` bytes, without its end, and what it says. False:
+/// `take` wanted no more.
+fn each(
+    file: &mut impl BufRead,
+    mut length: u64,
+    mut take: impl FnMut(&[u8], FileRecord) -> bool,
+) -> io::Result<bool> {
+    let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let mut line = Vec::new();
+    while length > 0 {
+        line.clear();
+        let most = length.min(MOST_LINE as u64);
+        let read = file.by_ref().take(most).read_until(b'\n', &mut line)?;
+        if line.pop() != Some(b'\n') {
+            return Err(broken("a record has no end"));
+        }
+        length -= read as u64;
+        let record = serde_json::from_slice(&line).map_err(|e| broken(&e.to_string()))?;
+        if !take(&line, record) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes the line that `b3sum` would print for a file at the destination root. Names with a backslash
+/// or the end of a line are escaped as there: the line begins with a backslash.
+fn digest_line(record: &FileRecord, destination: &AbsPath, out: &mut Vec<u8>) {
+    let there = matches!(record.state, FileState::Done | FileState::Skipped);
+    let (Some(digest), true) = (record.digest, there) else { return };
+    let mut name = record.path.0.as_slice();
+    if name.is_empty() {
+        // The root is a file: it is named as seen from the directory that it lies in.
+        name = destination.as_bytes().rsplit(|b| *b == b'/').next().unwrap_or_default();
+    }
+    if name.iter().any(|b| matches!(b, b'\\' | b'\n' | b'\r')) {
+        out.push(b'\\');
+    }
+    out.extend_from_slice(digest.to_string().as_bytes());
+    out.extend_from_slice(b"  ");
+    for byte in name {
+        match byte {
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            other => out.push(*other),
+        }
+    }
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{BytePath, Digest, SyncNo};
+
+    fn record(path: &[u8], state: FileState) -> FileRecord {
+        FileRecord {
+            path: BytePath(path.to_vec()),
+            state,
+            action: None,
+            bytes: 5,
+            digest: Some(Digest([path.len() as u8; 32])),
+            message: None,
+        }
+    }
+
+    fn lines(records: &[FileRecord]) -> Vec<u8> {
+        let each = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n");
+        each.collect::<String>().into_bytes()
+    }
+
+    fn listing(length: usize, readback_from: Option<usize>) -> Listing {
+        Listing {
+            sync: SyncNo(3),
+            length: length as u64,
+            readback_from: readback_from.map(|n| n as u64),
+            lost: None,
+            recorded: true,
+            digests: true,
+            ended: true,
+            destination: AbsPath::new("/data/to").unwrap(),
+        }
+    }
+
+    async fn text(spool: &Spool, listing: Listing, wanted: Wanted) -> io::Result<Vec<u8>> {
+        let mut pieces = read(spool.clone(), listing, wanted).await.unwrap();
+        let mut all = Vec::new();
+        while let Some(piece) = pieces.recv().await {
+            all.extend_from_slice(&piece?);
+        }
+        Ok(all)
+    }
+
+    fn paths(text: &[u8]) -> Vec<String> {
+        let each = text.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        each.map(|line| serde_json::from_slice::<FileRecord>(line).unwrap())
+            .map(|r| format!("{} {:?}", r.path, r.state))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn records_are_given_by_state_and_what_was_brought_again_counts_as_that() {
+        use FileState::*;
+        let spool = Spool::passing();
+        let first = lines(&[record(b"a", Done), record(b"b", Skipped), record(b"c", Done)]);
+        let second = lines(&[record(b"b", Done), record(b"x", Deleted), record(b"c", Failed)]);
+        let length = first.len() + second.len();
+        spool.write(3, 0, &[&first[..], &second, b"{\"never\": \"decided"].concat()).unwrap();
+        let of = |from| listing(length, from);
+        let all = text(&spool, of(Some(first.len())), Wanted::Records(vec![])).await.unwrap();
+        assert_eq!(paths(&all), ["a Done", "b Done", "x Deleted", "c Failed"]);
+        let some = Wanted::Records(vec![Failed, Deleted]);
+        let some = text(&spool, of(Some(first.len())), some).await.unwrap();
+        assert_eq!(paths(&some), ["x Deleted", "c Failed"]);
+        let one_pass = text(&spool, of(None), Wanted::Records(vec![])).await.unwrap();
+        assert_eq!(paths(&one_pass).len(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_manifest_is_what_b3sum_prints_also_for_names_that_need_escapes() {
+        let spool = Spool::passing();
+        let mut link = record(b"link", FileState::Done);
+        link.digest = None;
+        let all = lines(&[
+            record(b"d/plain", FileState::Skipped),
+            link,
+            record(b"new\nline\\\r", FileState::Done),
+            record(b"\xff", FileState::Done),
+            record(b"gone", FileState::Failed),
+            record(b"", FileState::Done),
+        ]);
+        spool.write(3, 0, &all).unwrap();
+        let text = text(&spool, listing(all.len(), None), Wanted::Digests).await.unwrap();
+        let hex = |n: u8| Digest([n; 32]).to_string();
+        let mut wanted = format!("{}  d/plain\n\\{}  new\\nline\\\\\\r\n", hex(7), hex(10));
+        wanted.push_str(&format!("{}  ", hex(1)));
+        let mut wanted = wanted.into_bytes();
+        wanted.extend_from_slice(b"\xff\n");
+        wanted.extend_from_slice(format!("{}  to\n", hex(0)).as_bytes());
+        assert_eq!(String::from_utf8_lossy(&text), String::from_utf8_lossy(&wanted));
+    }
+
+    #[tokio::test]
+    async fn a_long_list_goes_out_in_pieces_and_only_as_far_as_somebody_reads() {
+        let spool = Spool::passing();
+        let many: Vec<FileRecord> =
+            (0..20_000).map(|i| record(format!("f{i}").as_bytes(), FileState::Done)).collect();
+        let all = lines(&many);
+        spool.write(3, 0, &all).unwrap();
+        let wanted = || Wanted::Records(vec![FileState::Done]);
+        let mut pieces = read(spool.clone(), listing(all.len(), None), wanted()).await.unwrap();
+        let first = pieces.recv().await.unwrap().unwrap();
+        assert!(first.len() < 2 * PIECE, "{}", first.len());
+        drop(pieces);
+        assert_eq!(text(&spool, listing(all.len(), None), wanted()).await.unwrap(), all);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_not_whole_is_no_list() {
+        let spool = Spool::passing();
+        let all = lines(&[record(b"a", FileState::Done)]);
+        spool.write(3, 0, &all).unwrap();
+        let code = async |listing: Listing, wanted| {
+            read(spool.clone(), listing, wanted).await.unwrap_err().code
+        };
+        let records = || Wanted::Records(vec![]);
+        assert_eq!(code(listing(all.len() + 1, None), records()).await, "records_lost");
+        let lost = Some("the disk is full".to_owned());
+        assert_eq!(code(Listing { lost, ..listing(1, None) }, records()).await, "records_lost");
+        let none = || Listing { recorded: false, digests: false, ..listing(0, None) };
+        assert_eq!(code(none(), records()).await, "not_recorded");
+        assert_eq!(code(none(), Wanted::Digests).await, "not_recorded");
+        let going_on = Listing { ended: false, ..listing(all.len(), None) };
+        assert_eq!(code(going_on, Wanted::Digests).await, "not_ended");
+        let cut = listing(all.len() - 3, None);
+        assert!(text(&spool, cut, records()).await.is_err());
+        assert_eq!(text(&spool, listing(0, None), records()).await.unwrap(), b"");
+    }
+}

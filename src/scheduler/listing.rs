@@ -1,0 +1,129 @@
+//! What became of each file, where that is asked for. It is not kept here: lines go to a file of the
+//! master, and the scheduler only counts their bytes. A line is written at a place that is certain
+//! before it is written, so one that is written twice stands there once, and what was written without
+//! its decision being committed is written over.
+
+use super::sync::Sync;
+use super::{Effect, Now, State};
+use crate::wire::options::{FileRecord, FileState};
+use crate::wire::sync::FileError;
+use crate::wire::{AbsPath, RequestId, SyncNo};
+use serde::{Deserialize, Serialize};
+
+/// A line is shorter than this, in bytes: no path that can exist needs more.
+pub const MOST_LINE: usize = 256 << 10;
+/// A reason for a failure of more characters is cut.
+const MOST_MESSAGE: usize = 1_000;
+
+/// What a sync remembers of its list.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(super) struct ListState {
+    /// Its bytes; what stands behind them was never decided.
+    pub(super) length: u64,
+    /// Where the lines of the second pass begin: a file that is named there is not as it is named
+    /// before.
+    pub(super) readback_from: Option<u64>,
+    /// Why it is not whole.
+    pub(super) lost: Option<String>,
+}
+
+/// What there is to know of a sync's list, to read it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listing {
+    /// Whose it is.
+    pub sync: SyncNo,
+    /// Its bytes.
+    pub length: u64,
+    /// Where the lines of the second pass begin. A file that is named there is not to be taken from
+    /// before.
+    pub readback_from: Option<u64>,
+    /// Why it is not whole.
+    pub lost: Option<String>,
+    /// Whether there is to be one.
+    pub recorded: bool,
+    /// Whether it has the digest of each file.
+    pub digests: bool,
+    /// Whether the sync has ended.
+    pub ended: bool,
+    /// The root that its paths lie below.
+    pub destination: AbsPath,
+}
+
+impl Sync {
+    /// Whether what becomes of each file is recorded.
+    fn records(&self) -> bool {
+        let options = &self.request.options;
+        (options.record || options.manifest) && self.listing.lost.is_none()
+    }
+}
+
+impl State {
+    /// The list of a sync; `None` for one that is not known.
+    pub(super) fn listing(&self, id: &RequestId) -> Option<Listing> {
+        let sync = self.syncs.get(self.by_id.get(id)?)?;
+        let options = &sync.request.options;
+        Some(Listing {
+            sync: sync.no,
+            length: sync.listing.length,
+            readback_from: sync.listing.readback_from,
+            lost: sync.listing.lost.clone(),
+            recorded: options.record || options.manifest,
+            digests: options.manifest,
+            ended: !sync.is_active(),
+            destination: sync.request.destination_path.clone(),
+        })
+    }
+
+    /// Records what became of files. Entries that failed are recorded by [`State::record_failed`]:
+    /// an agent can't know whether they are tried again. The second pass records only what it found
+    /// to be otherwise.
+    pub(super) fn record_files(&mut self, no: SyncNo, files: Vec<FileRecord>) {
+        let Some(sync) = self.syncs.get(&no).filter(|s| s.records()) else { return };
+        let counts = sync.stage != super::stage::Stage::Readback;
+        let wanted = |file: &FileRecord| counts || file.state != FileState::Skipped;
+        self.append(no, files.into_iter().filter(|f| f.state != FileState::Failed && wanted(f)));
+    }
+
+    /// Records an entry that is given up.
+    pub(super) fn record_failed(&mut self, no: SyncNo, error: &FileError) {
+        if self.syncs.get(&no).is_some_and(Sync::records) {
+            let failed = FileRecord {
+                path: error.path.clone(),
+                state: FileState::Failed,
+                action: None,
+                bytes: 0,
+                digest: None,
+                message: Some(format!("{}: {}", error.operation, error.message)),
+            };
+            self.append(no, [failed].into_iter());
+        }
+    }
+
+    /// The caller stores the sync's record.
+    fn append(&mut self, no: SyncNo, files: impl Iterator<Item = FileRecord>) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let mut bytes = Vec::new();
+        for mut file in files {
+            file.message = file.message.map(|text| text.chars().take(MOST_MESSAGE).collect());
+            if let Ok(line) = serde_json::to_vec(&file)
+                && line.len() < MOST_LINE
+            {
+                bytes.extend_from_slice(&line);
+                bytes.push(b'\n');
+            }
+        }
+        if !bytes.is_empty() {
+            let at = sync.listing.length;
+            sync.listing.length += bytes.len() as u64;
+            self.effects.push(Effect::Append { sync: no, at, bytes });
+        }
+    }
+
+    /// The file of a list can't be written: the sync goes on without it, and says so.
+    pub(super) fn listing_lost(&mut self, no: SyncNo, why: String, now: Now) {
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.listing.lost.get_or_insert(why);
+            self.changed(no, now);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Pages: what a walk found since its last one. A page's work is taken over and the walk's place moved
+//! together, so that it counts once whoever goes on.
+
+use super::checks::plausible;
+use super::stage::Stage;
+use super::task::TaskState;
+use super::{NewTask, Now, Reply, State};
+use crate::wire::options::{Action, Tally};
+use crate::wire::problem::Problem;
+use crate::wire::sync::FileError;
+use crate::wire::task::{PageAction, PageReply, Pruned, ScanPage, TaskSpec, WorkItem};
+use crate::wire::{AssignmentId, RelPath, SyncNo, TaskId, WorkerId};
+use std::collections::BTreeSet;
+
+/// Subtrees that a walk is asked to give away at a time.
+const MAX_SPAWN: u32 = 16;
+
+fn stop() -> Reply {
+    Reply::Page(PageReply { action: PageAction::Stop, spawn: 0 })
+}
+
+impl State {
+    pub(super) fn page(
+        &mut self,
+        worker: &WorkerId,
+        assignment: AssignmentId,
+        page: ScanPage,
+        now: Now,
+    ) -> Reply {
+        let Some(task) = self.held(worker, assignment) else { return stop() };
+        let Some(lease) = task.lease() else { return stop() };
+        if task.digest != page.task_digest || !task.is_scan() {
+            return stop();
+        }
+        let (id, no, attempt, spec) = (task.id, task.sync, task.attempt, task.spec.clone());
+        if page.page.checked_add(1) == Some(lease.page) {
+            // The reply to this page was lost: what it said counts already.
+            return self.after_page(id);
+        }
+        if page.page != lease.page {
+            return stop();
+        }
+        if let Err(why) = plausible(&page, &spec) {
+            let detail = format!("a page of worker {worker} cannot be: {why}");
+            let problem = Problem::new(422, "Unprocessable Content", "bad_page", detail);
+            return Reply::Refused(Box::new(problem));
+        }
+        if let Some(why) = page.root.as_ref().and_then(|root| self.note_root(no, root)) {
+            self.halt(no, why, now);
+            return stop();
+        }
+        let next = page.next.clone();
+        self.take_page(no, &spec, page, |error| {
+            error.worker_id.get_or_insert_with(|| worker.clone());
+            error.attempt = error.attempt.max(attempt);
+        });
+        self.changed(no, now);
+        let Some(next) = next else {
+            self.drop_task(id);
+            return Reply::Page(PageReply { action: PageAction::Done, spawn: 0 });
+        };
+        let lease_ms = self.settings.lease_ms;
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.spec = next;
+            if let TaskState::Leased(lease) = &mut task.state {
+                lease.page += 1;
+                lease.deadline_ms = now.mono_ms + lease_ms;
+            }
+            let key = task.key();
+            self.put(key);
+        }
+        self.after_page(id)
+    }
+
+    /// Takes over what a page of the walk `spec` brings.
+    fn take_page(
+        &mut self,
+        no: SyncNo,
+        spec: &TaskSpec,
+        page: ScanPage,
+        sign: impl Fn(&mut FileError),
+    ) {
+        for item in page.work {
+            self.add_work(no, item, 0, BTreeSet::new(), None);
+        }
+        for dir in page.spawn {
+            self.add_task(NewTask::ready(no, subtree(spec, dir)), None);
+        }
+        if let Some(pruned) = page.pruned {
+            self.pruned(no, pruned);
+        }
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let counts = sync.counts();
+        // What is read back was noted when it was copied, and what is only counted is deleted later.
+        let told = match sync.stage {
+            Stage::Readback => false,
+            Stage::Count => sync.dry_run(),
+            _ => true,
+        };
+        if told {
+            sync.add_notes(page.notes);
+        }
+        for mut error in page.errors {
+            sign(&mut error);
+            if counts && let Some(sync) = self.syncs.get_mut(&no) {
+                sync.counters.files_total += 1;
+                sync.counters.files_failed += 1;
+            }
+            self.failed_for_good(no, error, 1);
+        }
+        if told {
+            self.record_files(no, page.records);
+        }
+    }
+
+    /// Counts what the source does not have, or what was deleted of it.
+    fn pruned(&mut self, no: SyncNo, pruned: Pruned) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let tally = Tally { count: pruned.extra, bytes: pruned.bytes };
+        let counted = sync.stage == Stage::Count;
+        if counted {
+            let sum = &mut sync.counters.pruned;
+            sum.seen = sum.seen.saturating_add(pruned.seen);
+            sum.extra = sum.extra.saturating_add(pruned.extra);
+            sum.bytes = sum.bytes.saturating_add(pruned.bytes);
+        }
+        if tally.count > 0 && (!counted || sync.dry_run()) {
+            sync.counters.actions.entry(Action::Delete).or_default().merge(tally);
+        }
+        if tally.count > 0 && !counted {
+            // It was deleted through any of the workers within reach.
+            sync.suspect_all();
+        }
+    }
+
+    /// Whether a walk shall go on.
+    fn after_page(&mut self, id: TaskId) -> Reply {
+        let Some(sync) = self.tasks.get(&id).and_then(|t| self.syncs.get(&t.sync)) else {
+            return stop();
+        };
+        if self.outstanding(sync) < 1.0 {
+            let ready = sync.tasks.iter().filter_map(|t| self.tasks.get(t));
+            let ready = ready.filter(|t| t.at_source() && t.state == TaskState::Ready).count();
+            let idle = self.idle_polls(sync).saturating_sub(ready);
+            let spawn = u32::try_from(idle).unwrap_or(MAX_SPAWN).min(MAX_SPAWN);
+            return Reply::Page(PageReply { action: PageAction::Continue, spawn });
+        }
+        if let Some(task) = self.tasks.get_mut(&id) {
+            if let Some(lease) = task.lease() {
+                self.leases.remove(lease);
+            }
+            // Going on later is not another try.
+            task.attempt = task.attempt.saturating_sub(1);
+            task.state = TaskState::Ready;
+            let key = task.key();
+            self.put(key);
+        }
+        Reply::Page(PageReply { action: PageAction::Hold, spawn: 0 })
+    }
+
+    /// Adds what a walk found, or what is to be tried again (`failures` > 0: it is counted already).
+    pub(super) fn add_work(
+        &mut self,
+        no: SyncNo,
+        item: WorkItem,
+        failures: u32,
+        tried: BTreeSet<WorkerId>,
+        error: Option<String>,
+    ) -> Option<TaskId> {
+        let sync = self.syncs.get_mut(&no)?;
+        let first = failures == 0 && sync.counts();
+        match item {
+            WorkItem::Copy { manifest, files, dirs, bytes } => {
+                if first {
+                    sync.counters.files_total += files;
+                    sync.counters.dirs_total += dirs;
+                    sync.counters.add_bytes_total(bytes);
+                }
+                let spec = TaskSpec::Copy { files, dirs, bytes };
+                let new =
+                    NewTask { failures, tried, last_error: error, ..NewTask::ready(no, spec) };
+                Some(self.add_task(new, Some(manifest.0)))
+            }
+            WorkItem::Large { manifest, size, range_length, group } => {
+                if first {
+                    sync.counters.files_total += 1;
+                    sync.counters.add_bytes_total(size);
+                }
+                self.add_large(no, manifest.0, (size, range_length), 0, group);
+                None
+            }
+        }
+    }
+}
+
+/// The task for a subtree that the walk `spec` gives away.
+fn subtree(spec: &TaskSpec, dir: RelPath) -> TaskSpec {
+    match spec {
+        TaskSpec::Prune { apply, .. } => TaskSpec::Prune { dir, cursor: None, apply: *apply },
+        _ => TaskSpec::Scan { dir, cursor: None },
+    }
+}

@@ -1,0 +1,56 @@
+//! What is remembered of a source and a destination beyond the sync: on which file system the source
+//! lay when they were last made equal. By this a mirror knows a source that is not mounted.
+
+use crate::wire::sync::SyncRequest;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// So many pairs are remembered; the oldest go.
+pub(super) const MAX_PAIRS: usize = 10_000;
+
+/// A pair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pair {
+    /// See [`RootState`](crate::wire::task::RootState).
+    pub(super) file_system: String,
+    /// When the last sync of it completed, in milliseconds since 1970.
+    pub(super) at_ms: i64,
+}
+
+/// All pairs, by the keys of their records.
+#[derive(Debug, Default)]
+pub(super) struct Pairs(pub(super) BTreeMap<String, Pair>);
+
+/// The key of a pair's record.
+fn key(request: &SyncRequest) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 source and destination");
+    for path in [&request.source_path, &request.destination_path] {
+        hasher.update(&(path.as_bytes().len() as u64).to_le_bytes());
+        hasher.update(path.as_bytes());
+    }
+    format!("p/{}", &hasher.finalize().to_hex()[..32])
+}
+
+impl Pairs {
+    /// The file system on which the source of a request lay.
+    pub(super) fn known(&self, request: &SyncRequest) -> Option<&str> {
+        self.0.get(&key(request)).map(|pair| pair.file_system.as_str())
+    }
+
+    /// Remembers a pair; the keys of the records that changed: its own, and one that it drove out.
+    pub(super) fn remember(
+        &mut self,
+        request: &SyncRequest,
+        file_system: String,
+        at_ms: i64,
+    ) -> (Option<String>, Option<String>) {
+        let key = key(request);
+        self.0.insert(key.clone(), Pair { file_system, at_ms });
+        let oldest = || self.0.iter().min_by_key(|(_, pair)| pair.at_ms).map(|(k, _)| k.clone());
+        let dropped = if self.0.len() > MAX_PAIRS { oldest() } else { None };
+        if let Some(key) = &dropped {
+            self.0.remove(key);
+        }
+        (Some(key), dropped)
+    }
+}

@@ -1,0 +1,326 @@
+//! The stages of a sync: what follows when it has no task left, what keeps a mirror from deleting, and
+//! the end.
+
+use super::sync::Sync;
+use super::task::TaskState;
+use super::{NewTask, Now, State};
+use crate::wire::options::{Attribute, Compare, DeleteOptions, SyncOptions, Verify, WriteRules};
+use crate::wire::sync::{Outcome, SyncState};
+use crate::wire::task::{RootState, TaskSpec};
+use crate::wire::{RelPath, SyncNo, WorkerId};
+use serde::{Deserialize, Serialize};
+
+/// Where an active sync stands. It goes on when it has no task left; a stage that is not wanted is
+/// passed over.
+///
+/// ```text
+/// Copy ──▶ Readback ──▶ Count ──▶ Prune ──▶ Sweep ──▶ Flush ──▶ COMPLETED or FAILED
+///   │          │           │                  ▲         ▲
+///   │          │           └─ a guard stops ──┤         │
+///   └──────────┴─ an entry failed ────────────┴─────────┘
+/// ```
+///
+/// A dry run has `Copy` and `Count` only. A sync that was cancelled is swept as well, by a task that
+/// waits until nobody can be writing any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Stage {
+    /// The source is listed and copied.
+    #[default]
+    Copy,
+    /// The source is listed again and compared with what the destination has on its disks.
+    Readback,
+    /// What the source does not have is counted.
+    Count,
+    /// … and deleted.
+    Prune,
+    /// What was kept for the names of one file is removed.
+    Sweep,
+    /// Everything is put on stable storage.
+    Flush,
+}
+
+impl Stage {
+    const ALL: [Stage; 6] =
+        [Stage::Copy, Stage::Readback, Stage::Count, Stage::Prune, Stage::Sweep, Stage::Flush];
+}
+
+impl Sync {
+    /// How its tasks are to be done now.
+    pub(super) fn options(&self) -> SyncOptions {
+        let mut options = self.request.options.clone();
+        if self.stage == Stage::Readback {
+            options.compare = Compare::Checksum;
+        }
+        options
+    }
+
+    /// … and how the destination is to be written.
+    pub(super) fn rules(&self) -> WriteRules {
+        let readback = self.stage == Stage::Readback;
+        WriteRules { readback, ..self.options().write_rules() }
+    }
+
+    /// Whether nothing is to be changed.
+    pub(super) fn dry_run(&self) -> bool {
+        self.request.options.dry_run
+    }
+
+    /// Whether large files are compared before they are sent.
+    pub(super) fn compares(&self) -> bool {
+        self.stage == Stage::Readback || self.request.options.compare == Compare::Checksum
+    }
+
+    /// Whether what is found and done now is what the sync is about: the second pass over the source
+    /// only checks what was counted before.
+    pub(super) fn counts(&self) -> bool {
+        self.stage == Stage::Copy
+    }
+
+    /// Whether names of one file are to stay so: then the destination keeps something to find them.
+    pub(super) fn keeps_links(&self) -> bool {
+        !self.dry_run() && self.request.options.preserve.has(Attribute::Hardlinks)
+    }
+
+    /// The stage that follows, if any.
+    fn follows(&self) -> Option<Stage> {
+        Stage::ALL.into_iter().find(|stage| *stage > self.stage && self.wants(*stage))
+    }
+
+    fn wants(&self, stage: Stage) -> bool {
+        let options = &self.request.options;
+        let stopped = self.stopped.is_some();
+        let mirror = options.delete.is_some() && self.error_counts.is_empty();
+        let worked = !self.hard_failures && !self.root_failed;
+        match stage {
+            Stage::Copy => false,
+            Stage::Readback => {
+                options.verify == Verify::Readback && !options.dry_run && worked && !stopped
+            }
+            Stage::Count => mirror && (!stopped || options.dry_run),
+            Stage::Prune => {
+                mirror && !stopped && !options.dry_run && self.counters.pruned.extra > 0
+            }
+            Stage::Sweep => self.to_sweep && !options.dry_run,
+            Stage::Flush => !self.writers.is_empty(),
+        }
+    }
+
+    /// Why a mirror must not go on to `next`.
+    fn guard(&self, next: Option<Stage>) -> Option<String> {
+        let delete = self.request.options.delete.as_ref().filter(|_| self.stopped.is_none())?;
+        match (self.stage, next) {
+            (Stage::Count, _) if self.error_counts.is_empty() => self.over_limit(delete),
+            (_, Some(Stage::Count)) => self.empty_source(delete),
+            _ => None,
+        }
+    }
+
+    /// An empty source is more often one that is not mounted than one that was emptied.
+    fn empty_source(&self, delete: &DeleteOptions) -> Option<String> {
+        // The root is a directory that is found.
+        let nothing = self.counters.files_total == 0 && self.counters.dirs_total <= 1;
+        let empty = self.source_root.as_ref().is_none_or(|root| root.empty);
+        (nothing && empty && !delete.allow_empty_source).then(|| {
+            format!(
+                "the source {} is empty: nothing was deleted at the destination; if it is meant to be \
+                 empty, allow it with delete.allow_empty_source (--allow-empty-source)",
+                self.request.source_path
+            )
+        })
+    }
+
+    fn over_limit(&self, delete: &DeleteOptions) -> Option<String> {
+        let (seen, extra) = (self.counters.pruned.seen, self.counters.pruned.extra);
+        if let Some(max) = delete.max.filter(|max| extra > *max) {
+            return Some(format!(
+                "{extra} entries at the destination are not in the source, and at most {max} may be \
+                 deleted: nothing was deleted; to allow it, raise delete.max (--max-delete {extra})"
+            ));
+        }
+        let percent = u128::from(delete.max_percent);
+        let over = u128::from(extra) * 100 > percent * u128::from(seen);
+        over.then(|| {
+            let needed = (u128::from(extra) * 100).div_ceil(u128::from(seen).max(1)).min(100);
+            format!(
+                "{extra} of the {seen} entries at the destination are not in the source, and at most \
+                 {percent} % may be deleted: nothing was deleted; to allow it, raise \
+                 delete.max_percent (--max-delete-percent {needed})"
+            )
+        })
+    }
+
+    /// Whether `root` is another source than the one that was there before, as `known`.
+    fn other_source(&self, root: &RootState, known: &str) -> Option<String> {
+        let delete = self.request.options.delete.as_ref()?;
+        (known != root.file_system && !delete.allow_empty_source).then(|| {
+            format!(
+                "the source {} lies on another file system than at the last run of this pair \
+                 ({}, then {known}): nothing was copied or deleted from there on; check what is \
+                 mounted there, and if it is right, allow it with delete.allow_empty_source \
+                 (--allow-empty-source)",
+                self.request.source_path, root.file_system
+            )
+        })
+    }
+}
+
+impl State {
+    /// Moves a sync on that has no task left.
+    pub(super) fn advance(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        if !sync.tasks.is_empty() || !sync.larges.is_empty() {
+            return;
+        }
+        if !sync.is_active() {
+            if sync.forgotten {
+                self.remove_sync(no);
+            }
+            return;
+        }
+        if let Some(why) = sync.guard(sync.follows()) {
+            tracing::warn!(sync = %sync.id, why, "a mirror does not delete");
+            sync.stopped = Some(why);
+        }
+        match sync.follows() {
+            Some(next) => self.enter(no, next),
+            None => self.finish(no, now),
+        }
+        self.changed(no, now);
+        self.touched.remove(&no);
+    }
+
+    /// Begins a stage.
+    fn enter(&mut self, no: SyncNo, stage: Stage) {
+        self.forget_groups(no);
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        sync.stage = stage;
+        let prune = |apply| TaskSpec::Prune { dir: RelPath::root(), cursor: None, apply };
+        match stage {
+            Stage::Copy => {}
+            Stage::Readback => {
+                sync.listing.readback_from = Some(sync.listing.length);
+                self.add_scans(no);
+            }
+            Stage::Count => drop(self.add_task(NewTask::ready(no, prune(false)), None)),
+            Stage::Prune => drop(self.add_task(NewTask::ready(no, prune(true)), None)),
+            Stage::Sweep => {
+                sync.to_sweep = false;
+                self.add_task(NewTask::ready(no, TaskSpec::Sweep), None);
+            }
+            Stage::Flush => {
+                let writers: Vec<WorkerId> = sync.writers.keys().cloned().collect();
+                for worker in writers {
+                    let bound = Some(worker);
+                    self.add_task(NewTask { bound, ..NewTask::ready(no, TaskSpec::Flush) }, None);
+                }
+            }
+        }
+    }
+
+    /// A sync that was cancelled leaves nothing behind either: it is swept when nobody can be writing
+    /// any more.
+    pub(super) fn sweep_later(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        if std::mem::take(&mut sync.to_sweep) {
+            let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+            let state = TaskState::Delayed { until_ms };
+            self.add_task(NewTask { state, ..NewTask::ready(no, TaskSpec::Sweep) }, None);
+        }
+    }
+
+    /// Notes what a source root is, as a page says. Why the sync must not go on, if that is so.
+    pub(super) fn note_root(&mut self, no: SyncNo, root: &RootState) -> Option<String> {
+        let sync = self.syncs.get_mut(&no)?;
+        let before = sync.source_root.as_ref().map(|root| root.file_system.as_str());
+        let known = before.or_else(|| self.pairs.known(&sync.request));
+        let why = known.and_then(|known| sync.other_source(root, known));
+        sync.source_root.get_or_insert_with(|| root.clone());
+        if sync.dry_run() && why.is_some() {
+            // It changes nothing, and goes on to tell what it would do.
+            sync.stopped = why;
+            return None;
+        }
+        why
+    }
+
+    /// Ends a sync before it does harm. What was written is still swept and flushed.
+    pub(super) fn halt(&mut self, no: SyncNo, why: String, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        tracing::warn!(sync = %sync.id, why, "a mirror stops");
+        sync.stopped = Some(why);
+        if sync.stage == Stage::Prune {
+            sync.suspect_all();
+        }
+        self.abandon(no, now);
+        self.changed(no, now);
+    }
+
+    fn finish(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        sync.ended_ms = Some(now.wall_ms);
+        (sync.state, sync.outcome, sync.reason) = end(sync);
+        tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
+        if sync.state == SyncState::Completed && !sync.dry_run() {
+            let (request, root) = (sync.request.clone(), sync.source_root.clone());
+            let (changed, dropped) = match root {
+                Some(root) => self.pairs.remember(&request, root.file_system, now.wall_ms),
+                None => (None, None),
+            };
+            [changed, dropped].into_iter().flatten().for_each(|key| self.put(key));
+        }
+        self.drop_list(no);
+    }
+}
+
+/// How a sync ends whose work is done. `COMPLETED` only if every entry that was found is accounted for
+/// and none failed.
+fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
+    let counters = &sync.counters;
+    let files = counters.files_done + counters.files_skipped + counters.files_failed;
+    let dirs = counters.dirs_done + counters.dirs_failed;
+    let failed: u64 = sync.error_counts.values().fold(0, |sum, n| sum.saturating_add(*n));
+    if failed > 0 {
+        let outcome = match (sync.root_failed, sync.hard_failures) {
+            (true, _) => None,
+            (false, false) => Some(Outcome::VanishedOnly),
+            (false, true) => Some(Outcome::Partial),
+        };
+        return (SyncState::Failed, outcome, Some(why_failed(sync, failed)));
+    }
+    if let (Some(why), false) = (&sync.stopped, sync.dry_run()) {
+        return (SyncState::Failed, Some(Outcome::DeleteStopped), Some(why.clone()));
+    }
+    if files != counters.files_total || dirs != counters.dirs_total {
+        let reason = format!(
+            "the counters do not add up ({files} of {} files, {dirs} of {} directories): this is a \
+             defect; submit the sync again",
+            counters.files_total, counters.dirs_total
+        );
+        return (SyncState::Failed, Some(Outcome::Partial), Some(reason));
+    }
+    if let Some(why) = &sync.stopped {
+        let reason = format!("without dry_run it would stop: {why}");
+        return (SyncState::Completed, Some(Outcome::Full), Some(reason));
+    }
+    let reason = match (&sync.listing.lost, counters.unverified) {
+        (Some(why), _) => Some(format!("what became of each file is not all recorded: {why}")),
+        (None, 0) => None,
+        (None, n) => Some(format!("{n} tasks were reported done without their digest")),
+    };
+    (SyncState::Completed, Some(Outcome::Full), reason)
+}
+
+fn why_failed(sync: &Sync, failed: u64) -> String {
+    let cause = sync.error_counts.iter().max_by_key(|(_, n)| **n).map(|(c, _)| c.as_str());
+    let mut reason = format!("{failed} failed, most of them: {}", cause.unwrap_or("unknown"));
+    let options = &sync.request.options;
+    if options.verify == Verify::Readback && sync.listing.readback_from.is_none() {
+        reason.push_str("; nothing was read back, because of these errors");
+    }
+    let deletes = options.delete.is_some() && !options.dry_run;
+    if deletes && !sync.counters.actions.contains_key(&crate::wire::options::Action::Delete) {
+        reason.push_str("; nothing was deleted, because of these errors");
+    }
+    reason
+}

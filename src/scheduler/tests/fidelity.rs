@@ -1,0 +1,751 @@
+//! What follows the copy, and what is compared, linked, deleted and recorded on the way.
+
+use super::*;
+use crate::wire::options::{
+    Action, Compare, DeleteOptions, FileRecord, FileState, Note, SyncOptions, Tally, Verify,
+};
+use crate::wire::sync::Phase;
+use crate::wire::task::{Pruned, RootState};
+use crate::wire::ticket::{Claims, Verifier};
+
+fn submit(world: &mut World, id: &str, options: SyncOptions) {
+    let request = SyncRequest { options, ..request(Some(id), "/src/a", "/dst/b") };
+    let event = Event::Submit { request, list: None, idempotency: None };
+    assert!(matches!(world.play(event), Some(Reply::Submitted(_))));
+}
+
+fn scanning_with(options: SyncOptions) -> (World, Assignment) {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    submit(&mut world, "demo", options);
+    let scan = world.poll("s", "1").expect("the scan");
+    (world, scan)
+}
+
+fn mirror(delete: DeleteOptions) -> SyncOptions {
+    SyncOptions { delete: Some(delete), ..SyncOptions::default() }
+}
+
+fn next(world: &mut World, worker: &str, kind: &str) -> Assignment {
+    let task = world.poll(worker, "1").unwrap_or_else(|| {
+        panic!("no {kind}: {:?}", world.progress("demo"));
+    });
+    assert_eq!(task.task.kind(), kind);
+    task
+}
+
+fn done(world: &mut World, worker: &str, kind: &str) -> Assignment {
+    let task = next(world, worker, kind);
+    world.finish(result(&task, true, all_done(&task, "d")));
+    task
+}
+
+fn claims(world: &World, a: &Assignment) -> Claims {
+    let verifier = Verifier::new(&world.state.ticket_key()).unwrap();
+    verifier.verify(&a.ticket, world.now.wall_ms / 1000).unwrap()
+}
+
+fn rooted(a: &Assignment, file_system: &str, empty: bool, work: Vec<WorkItem>) -> ScanPage {
+    let root = RootState { file_system: file_system.into(), empty };
+    ScanPage { root: Some(root), ..page(a, 0, work, None) }
+}
+
+fn pruned(a: &Assignment, seen: u64, extra: u64) -> ScanPage {
+    let pruned = Pruned { seen, extra, bytes: extra.saturating_mul(10) };
+    ScanPage { pruned: Some(pruned), ..page(a, 0, vec![], None) }
+}
+
+fn named(ranges: u64, name: u8) -> WorkItem {
+    let WorkItem::Large { manifest, size, range_length, .. } = large(ranges) else { panic!() };
+    WorkItem::Large { manifest, size, range_length, group: Some(Digest([name; 32])) }
+}
+
+fn record(path: &str, state: FileState) -> FileRecord {
+    let path = BytePath(path.as_bytes().to_vec());
+    FileRecord { path, state, action: None, bytes: 1, digest: None, message: None }
+}
+
+fn listed(world: &mut World) -> Vec<String> {
+    let sync = world.state.syncs.values().next().unwrap();
+    let text = world.lists.get(&sync.no).map(|l| &l[..sync.listing.length as usize]);
+    let lines = text.unwrap_or_default().split(|b| *b == b'\n').filter(|l| !l.is_empty());
+    lines
+        .map(|l| serde_json::from_slice::<FileRecord>(l).unwrap())
+        .map(|r| format!("{} {:?}", r.path, r.state))
+        .collect()
+}
+
+const KEPT: u64 = 700_000;
+
+#[test]
+fn a_large_file_that_is_compared_and_equal_is_repaired_in_place_and_counts_as_skipped() {
+    let options = SyncOptions { compare: Compare::Checksum, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![large(2)], None));
+    for _ in 0..2 {
+        let range = done(&mut world, "s", "range");
+        assert!(matches!(range.task, TaskSpec::Range { compare: true, .. }));
+    }
+    let commit = next(&mut world, "d", "commit");
+    assert!(matches!(commit.task, TaskSpec::Commit { in_place: true, .. }));
+    let metadata = [(Action::Metadata, Tally { count: 1, bytes: 0 })];
+    let report = TaskReport { actions: metadata.into(), ..all_done(&commit, "d") };
+    world.finish(result(&commit, true, report));
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_skipped, end.files_done), (SyncState::Completed, 1, 0));
+    assert_eq!((end.transferred_bytes, end.bytes_skipped), (0, end.total_bytes));
+    assert_eq!(end.actions[&Action::Metadata].count, 1);
+}
+
+#[test]
+fn a_large_file_that_differs_is_sent_and_that_is_no_change_of_the_source() {
+    let options = SyncOptions { compare: Compare::Checksum, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![large(3)], None));
+    done(&mut world, "s", "range");
+    let late = next(&mut world, "s", "range");
+    let range = next(&mut world, "s", "range");
+    let differs = TaskReport { differs: true, ..TaskReport::default() };
+    world.finish(result(&range, true, differs));
+    let stale = world.finish(result(&late, true, all_done(&late, "d")));
+    assert_eq!(stale, Some(ResultOutcome::Stale), "nobody waits for what is equal any more");
+    for _ in 0..3 {
+        let range = next(&mut world, "s", "range");
+        let TaskSpec::Range { length, compare: false, .. } = range.task else { panic!() };
+        let sent = length.saturating_sub(KEPT);
+        let delta = TaskReport { bytes_sent: sent, bytes_kept: KEPT, ..all_done(&range, "d") };
+        world.finish(result(&range, true, delta));
+    }
+    assert!(matches!(
+        done(&mut world, "d", "commit").task,
+        TaskSpec::Commit { in_place: false, .. }
+    ));
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_done), (SyncState::Completed, 1));
+    assert_eq!((end.transferred_bytes, end.kept_bytes), (end.total_bytes, 3 * KEPT));
+    assert_eq!(end.sent_bytes, end.total_bytes - 3 * KEPT);
+}
+
+#[test]
+fn what_an_equal_file_became_before_its_metadata_were_repaired_is_sent() {
+    let options = SyncOptions { compare: Compare::Checksum, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![large(1)], None));
+    done(&mut world, "s", "range");
+    let commit = next(&mut world, "d", "commit");
+    let gone = TaskReport { part_lost: true, ..TaskReport::default() };
+    world.finish(result(&commit, true, gone));
+    let range = done(&mut world, "s", "range");
+    assert!(matches!(range.task, TaskSpec::Range { compare: false, .. }));
+    done(&mut world, "d", "commit");
+    done(&mut world, "d", "flush");
+    assert_eq!(world.progress("demo").files_done, 1);
+}
+
+#[test]
+fn one_name_of_a_large_file_is_sent_and_the_others_follow_as_links() {
+    let (mut world, scan) = scanning();
+    let work = vec![named(2, 1), named(2, 1), named(2, 1), named(1, 2)];
+    world.post(&scan, page(&scan, 0, work, at("m")));
+    for _ in 0..3 {
+        done(&mut world, "s", "range");
+    }
+    assert_eq!(world.poll("s", "1"), None, "the other names wait, the scan is out");
+    world.restart();
+    world.beat("s", "1", &["/src"], &[scan.assignment_id]);
+    world.beat("d", "1", &["/dst"], &[]);
+    done(&mut world, "d", "commit");
+    for _ in 0..2 {
+        let link = done(&mut world, "s", "copy");
+        assert!(matches!(link.task, TaskSpec::Copy { files: 1, dirs: 0, .. }));
+    }
+    // A name that is found later.
+    world.restart();
+    world.beat("s", "1", &["/src"], &[scan.assignment_id]);
+    world.beat("d", "1", &["/dst"], &[]);
+    world.post(&scan, page(&scan, 1, vec![named(2, 1)], None));
+    done(&mut world, "s", "copy");
+    done(&mut world, "d", "commit");
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_total, end.files_done), (SyncState::Completed, 5, 5));
+    assert!(world.blobs.is_empty() && !world.records.keys().any(|key| key.starts_with("g/")));
+}
+
+#[test]
+fn when_one_name_of_a_large_file_cannot_be_brought_the_next_one_is_tried() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![named(1, 1), named(1, 1), named(1, 1)], None));
+    let range = next(&mut world, "s", "range");
+    let gone = TaskReport { failures: vec![error(ErrorClass::Vanished)], ..TaskReport::default() };
+    world.finish(result(&range, true, gone));
+    let second = next(&mut world, "s", "range");
+    assert_ne!(second.task_id, range.task_id);
+    // It is small now: what waits for it does not wait for ever.
+    let small = TaskReport { replace: Some(batch(1, 0)), ..TaskReport::default() };
+    world.finish(result(&second, true, small));
+    done(&mut world, "s", "copy");
+    done(&mut world, "s", "range");
+    for _ in 0..3 {
+        let task = world.poll("d", "1").expect("discards and a commit");
+        world.finish(result(&task, true, all_done(&task, "d")));
+    }
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.files_total, end.files_done, end.files_failed), (3, 2, 1));
+    assert_eq!(end.outcome, Some(Outcome::VanishedOnly));
+}
+
+#[test]
+fn only_files_that_vanished_or_changed_are_told_from_worse() {
+    for (classes, outcome) in [
+        (vec![ErrorClass::Vanished, ErrorClass::Changed], Outcome::VanishedOnly),
+        (vec![ErrorClass::Vanished, ErrorClass::Permanent], Outcome::Partial),
+    ] {
+        let (mut world, scan) = scanning();
+        let errors = classes.into_iter().map(error).collect();
+        world.post(&scan, ScanPage { errors, ..page(&scan, 0, vec![batch(1, 0)], None) });
+        done(&mut world, "s", "copy");
+        done(&mut world, "d", "flush");
+        let end = world.progress("demo");
+        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(outcome)));
+    }
+}
+
+#[test]
+fn a_second_pass_reads_everything_back_and_touches_no_count_of_the_first() {
+    let options = SyncOptions { verify: Verify::Readback, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    assert!(!claims(&world, &scan).rules.readback);
+    world.post(&scan, page(&scan, 0, vec![batch(3, 1), large(2)], None));
+    done(&mut world, "s", "copy");
+    done(&mut world, "s", "range");
+    done(&mut world, "s", "range");
+    done(&mut world, "d", "commit");
+    let first = world.progress("demo");
+    assert_eq!(first.phase, Phase::Verifying);
+    world.restart();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let scan = next(&mut world, "s", "scan");
+    assert_eq!(scan.options.compare, Compare::Checksum);
+    let rules = claims(&world, &scan).rules;
+    assert!(rules.readback && rules.compare == Compare::Checksum);
+    world.post(&scan, page(&scan, 0, vec![batch(3, 1), large(2), large(1)], None));
+    let copy = next(&mut world, "s", "copy");
+    let repaired = TaskReport {
+        files_done: 1,
+        files_skipped: 2,
+        dirs_done: 1,
+        bytes_done: 10,
+        bytes_sent: 4,
+        actions: [(Action::Update, Tally { count: 1, bytes: 10 })].into(),
+        ..TaskReport::default()
+    };
+    world.finish(result(&copy, true, repaired));
+    for _ in 0..2 {
+        done(&mut world, "s", "range");
+    }
+    let broken = next(&mut world, "s", "range");
+    world.finish(result(&broken, true, TaskReport { differs: true, ..TaskReport::default() }));
+    done(&mut world, "s", "range");
+    done(&mut world, "d", "commit");
+    done(&mut world, "d", "commit");
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!((end.verified_files, end.repaired_files), (3, 2));
+    assert_eq!(
+        (end.files_total, end.files_done, end.dirs_done, end.transferred_bytes, end.total_bytes),
+        (first.files_total, 4, 1, first.transferred_bytes, first.total_bytes)
+    );
+    assert!(end.actions.is_empty() && end.sent_bytes == 4);
+}
+
+#[test]
+fn what_cannot_be_read_back_fails_the_sync_and_what_failed_before_is_not_read_back() {
+    let options = SyncOptions { verify: Verify::Readback, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options.clone());
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    done(&mut world, "s", "copy");
+    let scan = next(&mut world, "s", "scan");
+    let errors = vec![error(ErrorClass::Permanent)];
+    world.post(&scan, ScanPage { errors, ..page(&scan, 0, vec![], None) });
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+    assert_eq!((end.files_total, end.files_done, end.files_failed), (1, 1, 0));
+
+    let (mut world, scan) = scanning_with(options);
+    let errors = vec![error(ErrorClass::Permanent)];
+    world.post(&scan, ScanPage { errors, ..page(&scan, 0, vec![batch(1, 0)], None) });
+    done(&mut world, "s", "copy");
+    done(&mut world, "d", "flush");
+    let reason = world.progress("demo").reason.unwrap();
+    assert!(reason.contains("nothing was read back"), "{reason}");
+}
+
+#[test]
+fn a_mirror_counts_first_and_then_deletes_and_flushes_what_it_deleted() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1)]));
+    let copy = next(&mut world, "s", "copy");
+    let skipped = TaskReport { files_skipped: 2, dirs_done: 1, ..TaskReport::default() };
+    world.finish(result(&copy, true, skipped));
+    let count = next(&mut world, "s", "prune");
+    assert_eq!(count.task, TaskSpec::Prune { dir: RelPath::root(), cursor: None, apply: false });
+    assert_eq!(world.progress("demo").phase, Phase::Pruning);
+    let gone = ScanPage {
+        spawn: vec![RelPath::new("big").unwrap()],
+        records: vec![record("old", FileState::Deleted)],
+        ..pruned(&count, 3, 1)
+    };
+    world.post(&count, gone);
+    let part = next(&mut world, "s", "prune");
+    world.post(&part, pruned(&part, 1, 1));
+    assert!(world.progress("demo").actions.is_empty(), "nothing is deleted yet");
+    let apply = next(&mut world, "s", "prune");
+    assert!(matches!(apply.task, TaskSpec::Prune { apply: true, .. }));
+    assert!(claims(&world, &apply).rules.delete);
+    world.post(&apply, pruned(&apply, 4, 2));
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!(end.actions[&Action::Delete], Tally { count: 2, bytes: 20 });
+}
+
+#[test]
+fn each_limit_of_a_mirror_is_exact_and_says_what_lets_it_pass() {
+    let percent = |n| DeleteOptions { max_percent: n, ..DeleteOptions::default() };
+    let at_most = |n| DeleteOptions { max: Some(n), max_percent: 100, ..DeleteOptions::default() };
+    for (delete, seen, extra, said) in [
+        (percent(50), 100, 50, None),
+        (percent(50), 100, 51, Some("--max-delete-percent 51")),
+        (percent(0), 1_000, 1, Some("--max-delete-percent 1)")),
+        (percent(33), 3, 1, Some("--max-delete-percent 34")),
+        (percent(50), u64::MAX, u64::MAX, Some("--max-delete-percent 100")),
+        (percent(100), 5, 5, None),
+        (at_most(3), 100, 3, None),
+        (at_most(3), 100, 4, Some("--max-delete 4")),
+        (at_most(0), 9, 0, None),
+    ] {
+        let (mut world, scan) = scanning_with(mirror(delete));
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+        done(&mut world, "s", "copy");
+        let count = next(&mut world, "s", "prune");
+        world.post(&count, pruned(&count, seen, extra));
+        if said.is_none() && extra > 0 {
+            let apply = next(&mut world, "s", "prune");
+            world.post(&apply, pruned(&apply, seen, extra));
+        }
+        done(&mut world, "d", "flush");
+        let end = world.progress("demo");
+        let Some(said) = said else {
+            assert_eq!(end.state, SyncState::Completed, "{extra} of {seen}");
+            continue;
+        };
+        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+        let reason = end.reason.unwrap();
+        assert!(reason.contains(said) && reason.contains("nothing was deleted"), "{reason}");
+        assert!(end.actions.is_empty() && end.files_done == 1);
+    }
+}
+
+#[test]
+fn an_empty_source_deletes_nothing_unless_that_is_allowed() {
+    for (allowed, root, outcome) in [
+        (false, Some(true), Outcome::DeleteStopped),
+        (false, None, Outcome::DeleteStopped),
+        (false, Some(false), Outcome::Full),
+        (true, Some(true), Outcome::Full),
+    ] {
+        let delete = DeleteOptions { allow_empty_source: allowed, ..DeleteOptions::default() };
+        let (mut world, scan) = scanning_with(mirror(delete));
+        let root = root.map(|empty| RootState { file_system: "fs-1".into(), empty });
+        world.post(&scan, ScanPage { root, ..page(&scan, 0, vec![batch(0, 1)], None) });
+        done(&mut world, "s", "copy");
+        if outcome == Outcome::Full {
+            let count = next(&mut world, "s", "prune");
+            world.post(&count, pruned(&count, 10, 1));
+            let apply = next(&mut world, "s", "prune");
+            world.post(&apply, pruned(&apply, 10, 1));
+        }
+        done(&mut world, "d", "flush");
+        let end = world.progress("demo");
+        assert_eq!(end.outcome, Some(outcome));
+        let says = end.reason.is_some_and(|r| r.contains("--allow-empty-source"));
+        assert_eq!(says, outcome == Outcome::DeleteStopped);
+    }
+}
+
+/// Runs a sync `id` that copies one file from a source on a file system.
+fn run(world: &mut World, id: &str, options: SyncOptions, file_system: &str) -> SyncProgress {
+    submit(world, id, options);
+    let scan = next(world, "s", "scan");
+    let action = world.post(&scan, rooted(&scan, file_system, false, vec![batch(1, 1)]));
+    if action == PageAction::Done {
+        done(world, "s", "copy");
+        for _ in 0..9 {
+            if let Some(prune) = world.poll("s", "1") {
+                world.post(&prune, pruned(&prune, 4, 1));
+            } else if let Some(flush) = world.poll("d", "1") {
+                world.finish(result(&flush, true, all_done(&flush, "d")));
+            }
+        }
+    }
+    world.progress(id)
+}
+
+#[test]
+fn a_source_on_another_file_system_than_before_halts_a_mirror_before_anything_is_copied() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let strict = || mirror(DeleteOptions::default());
+    let free = mirror(DeleteOptions { allow_empty_source: true, ..DeleteOptions::default() });
+    assert_eq!(run(&mut world, "a", SyncOptions::default(), "fs-1").state, SyncState::Completed);
+    world.restart();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let halted = run(&mut world, "b", strict(), "fs-2");
+    assert_eq!((halted.state, halted.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+    assert_eq!((halted.files_total, halted.files_done), (0, 0));
+    let reason = halted.reason.unwrap();
+    assert!(reason.contains("fs-1") && reason.contains("--allow-empty-source"), "{reason}");
+    let dry = SyncOptions { dry_run: true, ..strict() };
+    let dry = run(&mut world, "c", dry, "fs-2");
+    assert_eq!(dry.state, SyncState::Completed);
+    assert!(dry.reason.unwrap().contains("fs-1"), "a dry run tells, and changes no memory");
+    assert_eq!(run(&mut world, "d", free, "fs-2").state, SyncState::Completed);
+    assert_eq!(run(&mut world, "e", strict(), "fs-2").state, SyncState::Completed);
+    assert_eq!(run(&mut world, "f", strict(), "fs-1").outcome, Some(Outcome::DeleteStopped));
+}
+
+#[test]
+fn a_source_that_goes_away_before_the_deletion_stops_it() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    let root = RootState { file_system: "fs-2".into(), empty: true };
+    let action = world.post(&count, ScanPage { root: Some(root), ..pruned(&count, 2, 1) });
+    assert_eq!(action, PageAction::Stop);
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.outcome, end.files_done), (Some(Outcome::DeleteStopped), 1));
+}
+
+#[test]
+fn so_many_pairs_are_remembered_and_the_oldest_go() {
+    let mut pairs = pairs::Pairs::default();
+    let pair = |n: usize| request(None, &format!("/src/{n}"), "/dst");
+    for n in 0..=pairs::MAX_PAIRS {
+        pairs.remember(&pair(n), "fs".into(), n as i64);
+    }
+    assert_eq!(pairs.0.len(), pairs::MAX_PAIRS);
+    assert_eq!((pairs.known(&pair(0)), pairs.known(&pair(1))), (None, Some("fs")));
+}
+
+#[test]
+fn after_any_failure_nothing_is_deleted_and_the_reason_says_so() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    let errors = vec![error(ErrorClass::Vanished)];
+    world.post(&scan, ScanPage { errors, ..rooted(&scan, "fs-1", false, vec![batch(1, 0)]) });
+    done(&mut world, "s", "copy");
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::VanishedOnly)));
+    assert!(end.reason.unwrap().contains("nothing was deleted"));
+
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 0)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    let errors = vec![error(ErrorClass::Permanent)];
+    world.post(&count, ScanPage { errors, ..pruned(&count, 9, 1) });
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.outcome, end.files_total), (Some(Outcome::Partial), 1));
+    assert!(end.reason.unwrap().contains("nothing was deleted"));
+}
+
+#[test]
+fn a_deletion_goes_on_behind_its_last_page_on_another_worker_and_a_page_counts_once() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 0)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    let cursor = Cursor { after: RelPath::new("m").unwrap(), skip_contents: false };
+    let behind =
+        |apply| TaskSpec::Prune { dir: RelPath::root(), cursor: Some(cursor.clone()), apply };
+    let first = ScanPage { next: Some(behind(false)), ..pruned(&count, 50, 1) };
+    assert_eq!(world.post(&count, first.clone()), PageAction::Continue);
+    assert_eq!(world.post(&count, first), PageAction::Continue);
+    world.restart();
+    world.beat("t", "1", &["/src"], &[]);
+    for _ in 0..7 {
+        world.pass(5_000);
+        world.beat("t", "1", &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+    }
+    let again = next(&mut world, "t", "prune");
+    assert_eq!((again.task_id, &again.task, again.attempt), (count.task_id, &behind(false), 2));
+    world.post(&again, pruned(&again, 50, 1));
+    let apply = next(&mut world, "t", "prune");
+    let bad = ScanPage { next: Some(behind(false)), ..pruned(&apply, 1, 1) };
+    let event = |page| Event::Page {
+        worker: apply.worker_id.clone(),
+        assignment: apply.assignment_id,
+        page,
+    };
+    for bad in [
+        bad,
+        pruned(&apply, 1, 2),
+        page(&apply, 0, vec![batch(1, 0)], None),
+        page(&apply, 0, vec![], at("m")),
+    ] {
+        let reply = world.play(event(bad));
+        assert!(matches!(reply, Some(Reply::Refused(p)) if p.status == 422));
+    }
+    let bare = result(&apply, true, TaskReport::default());
+    assert_eq!(world.finish(bare), Some(ResultOutcome::Applied), "as one that failed");
+    world.pass(5_000);
+    let apply = next(&mut world, "t", "prune");
+    let errors = vec![error(ErrorClass::Permanent)];
+    world.post(&apply, ScanPage { errors, ..pruned(&apply, 100, 1) });
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.outcome, end.actions[&Action::Delete].count), (Some(Outcome::Partial), 1));
+    assert!(!end.reason.unwrap().contains("nothing was deleted"));
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
+    let options = SyncOptions { dry_run: true, ..mirror(DeleteOptions::default()) };
+    let (mut world, scan) = scanning_with(options);
+    assert!(claims(&world, &scan).rules.dry_run);
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1), large(3)]));
+    let copy = next(&mut world, "s", "copy");
+    let would = TaskReport {
+        actions: [
+            (Action::Create, Tally { count: 2, bytes: 20 }),
+            (Action::Skip, Tally { count: 1, bytes: 0 }),
+        ]
+        .into(),
+        to_sweep: true,
+        ..all_done(&copy, "d")
+    };
+    world.finish(result(&copy, true, would));
+    let whole = done(&mut world, "s", "copy");
+    assert!(matches!(whole.task, TaskSpec::Copy { files: 1, .. }), "it is not cut apart");
+    let count = next(&mut world, "s", "prune");
+    world.post(&count, pruned(&count, 10, 9));
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!(end.actions[&Action::Create], Tally { count: 2, bytes: 20 });
+    assert_eq!(end.actions[&Action::Delete], Tally { count: 9, bytes: 90 });
+    assert!(end.reason.unwrap().contains("it would stop: 9 of the 10"));
+    assert_eq!(world.poll("s", "1").or_else(|| world.poll("d", "1")), None, "no sweep, no flush");
+}
+
+#[test]
+fn what_was_kept_to_find_links_is_removed_at_the_end_of_any_kind() {
+    let linked = |copy: &Assignment| TaskReport { to_sweep: true, ..all_done(copy, "d") };
+    // After success and after a failure.
+    for class in [None, Some(ErrorClass::Permanent)] {
+        let (mut world, scan) = scanning();
+        let errors = class.into_iter().map(error).collect();
+        world.post(&scan, ScanPage { errors, ..page(&scan, 0, vec![batch(2, 0)], None) });
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, linked(&copy)));
+        world.restart();
+        world.beat("s", "1", &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+        done(&mut world, "s", "sweep");
+        done(&mut world, "d", "flush");
+        assert!(world.progress("demo").state.is_final());
+    }
+    // One that fails is told of.
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    world.finish(result(&copy, true, linked(&copy)));
+    let sweep = next(&mut world, "s", "sweep");
+    let failures = vec![error(ErrorClass::Permanent)];
+    world.finish(result(&sweep, true, TaskReport { failures, ..TaskReport::default() }));
+    done(&mut world, "d", "flush");
+    assert_eq!(world.progress("demo").outcome, Some(Outcome::Partial));
+    // After a cancel, when nobody writes any more; also for a batch that nobody will hear of.
+    for told in [true, false] {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, vec![batch(2, 0), batch(1, 0)], at("m")));
+        let copy = next(&mut world, "s", "copy");
+        if told {
+            world.finish(result(&copy, true, linked(&copy)));
+        }
+        world.play(Event::Cancel("demo".parse().unwrap()));
+        assert_eq!(world.poll("s", "1"), None, "somebody may still be writing");
+        for _ in 0..7 {
+            world.pass(5_000);
+            world.beat("s", "1", &["/src"], &[]);
+            world.beat("d", "1", &["/dst"], &[]);
+        }
+        done(&mut world, "s", "sweep");
+        assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
+        assert_eq!(world.progress("demo").state, SyncState::Cancelled);
+    }
+}
+
+#[test]
+fn notes_and_actions_count_with_the_result_that_brings_them_and_are_bounded() {
+    let (mut world, scan) = scanning();
+    let note = |count: u64, paths: usize| {
+        let paths = (0..paths).map(|i| BytePath(format!("p{i}").into_bytes())).collect();
+        Note { count, paths }
+    };
+    let skipped = [("left out: links".to_owned(), note(4, 1))];
+    let first = ScanPage { notes: skipped.into(), ..page(&scan, 0, vec![batch(2, 0)], None) };
+    world.post(&scan, first);
+    let copy = next(&mut world, "s", "copy");
+    let many = |tag: &str| (0..70).map(|i| (format!("{tag}{i:03}"), note(u64::MAX, 50))).collect();
+    let report = TaskReport {
+        actions: [(Action::Create, Tally { count: 2, bytes: u64::MAX })].into(),
+        notes: many("a"),
+        ..all_done(&copy, "d")
+    };
+    let failed = TaskReport { files_done: 0, ..report.clone() };
+    world.finish(result(&copy, false, failed));
+    assert_eq!(world.progress("demo").notes.len(), 1, "it failed: its notes are void");
+    world.pass(5_000);
+    for name in [("s", "/src"), ("d", "/dst")] {
+        world.beat(name.0, "1", &[name.1], &[]);
+    }
+    let copy = next(&mut world, "s", "copy");
+    let done_now = result(&copy, true, report);
+    world.finish(done_now.clone());
+    assert_eq!(world.finish(done_now), Some(ResultOutcome::Stale));
+    let progress = world.progress("demo");
+    assert_eq!(progress.actions[&Action::Create].count, 2);
+    assert_eq!(progress.notes.len(), 65, "and one line for the others");
+    assert_eq!(progress.notes["other causes"].count, u64::MAX);
+    assert!(progress.notes.values().all(|n| n.paths.len() <= Note::PATHS));
+}
+
+#[test]
+fn a_report_of_more_actions_than_entries_is_not_believed() {
+    for actions in [
+        [(Action::Create, Tally { count: 3, bytes: 0 }), (Action::Skip, Tally::default())],
+        [
+            (Action::Create, Tally { count: u64::MAX, bytes: 0 }),
+            (Action::Skip, Tally { count: 9, bytes: 0 }),
+        ],
+        [(Action::Skip, Tally::default()), (Action::Delete, Tally { count: 1, bytes: 0 })],
+    ] {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
+        let copy = next(&mut world, "s", "copy");
+        let report = TaskReport { actions: actions.into(), ..all_done(&copy, "d") };
+        world.finish(result(&copy, true, report));
+        assert_eq!(world.progress("demo").files_done, 0);
+    }
+}
+
+#[test]
+fn what_became_of_each_file_is_recorded_once_with_the_decision() {
+    use FileState::*;
+    let options = SyncOptions { record: true, verify: Verify::Readback, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![batch(3, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    let report = TaskReport {
+        records: vec![record("a", Done), record("b", Skipped), record("c", Failed)],
+        files_done: 1,
+        files_skipped: 1,
+        failures: vec![error(ErrorClass::Transient)],
+        retry: Some(batch(1, 0)),
+        ..TaskReport::default()
+    };
+    let first = result(&copy, true, report);
+    world.finish(first.clone());
+    world.finish(first);
+    assert_eq!(listed(&mut world), ["a Done", "b Skipped"], "`c` is tried again");
+    // A master that died after a write, before its decision.
+    world.lists.values_mut().for_each(|list| list.extend(b"{\"path\": \"never"));
+    world.restart();
+    world.pass(5_000);
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let copy = next(&mut world, "s", "copy");
+    let report = TaskReport { records: vec![record("c", Done)], ..all_done(&copy, "d") };
+    world.finish(result(&copy, true, report));
+    let scan = next(&mut world, "s", "scan");
+    world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    let report = TaskReport {
+        records: vec![record("a", Skipped), record("b", Done)],
+        failures: vec![error(ErrorClass::Vanished)],
+        files_done: 1,
+        ..TaskReport::default()
+    };
+    world.finish(result(&copy, true, report));
+    assert_eq!(
+        listed(&mut world),
+        ["a Done", "b Skipped", "c Done", "b Done", "x Failed"],
+        "the second pass tells what it found otherwise"
+    );
+    let listing = world.state.listing(&"demo".parse().unwrap()).unwrap();
+    let from = listing.readback_from.unwrap() as usize;
+    let list = &world.lists[&listing.sync];
+    assert_eq!(list[from..].iter().filter(|b| **b == b'\n').count(), 2);
+}
+
+#[test]
+fn what_was_deleted_is_recorded_when_it_is_and_in_a_dry_run_when_it_would_be() {
+    for dry_run in [false, true] {
+        let options = SyncOptions { dry_run, record: true, ..mirror(DeleteOptions::default()) };
+        let (mut world, scan) = scanning_with(options);
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 0)]));
+        done(&mut world, "s", "copy");
+        while let Some(prune) = world.poll("s", "1") {
+            let records = vec![record("old", FileState::Deleted)];
+            world.post(&prune, ScanPage { records, ..pruned(&prune, 2, 1) });
+        }
+        assert_eq!(listed(&mut world), ["old Deleted"], "{dry_run}");
+    }
+}
+
+#[test]
+fn a_list_that_cannot_be_written_is_told_of_and_keeps_nothing_from_going_on() {
+    let options = SyncOptions { record: true, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0), batch(1, 0)], None));
+    let records = || vec![record("a", FileState::Done)];
+    for _ in 0..2 {
+        let copy = next(&mut world, "s", "copy");
+        let report = TaskReport { records: records(), ..all_done(&copy, "d") };
+        world.finish(result(&copy, true, report));
+        let sync = SyncNo(1);
+        world.play(Event::ListingLost { sync, why: "the disk is full".into() });
+    }
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_done), (SyncState::Completed, 2));
+    assert!(end.reason.unwrap().contains("the disk is full"));
+    assert_eq!(world.lists[&SyncNo(1)].iter().filter(|b| **b == b'\n').count(), 1);
+}
+
+#[test]
+fn a_sync_that_is_forgotten_takes_its_list_with_it() {
+    let options = SyncOptions { record: true, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    let records = vec![record("a", FileState::Done)];
+    world.finish(result(&copy, true, TaskReport { records, ..all_done(&copy, "d") }));
+    assert_eq!(world.lists.len(), 1);
+    world.play(Event::Delete("demo".parse().unwrap()));
+    assert!(world.lists.is_empty() && world.state.syncs.is_empty());
+}

@@ -1,0 +1,167 @@
+//! Files that grow: what became of each file of a sync, a line each. They are too large for a store,
+//! and nothing is decided by them. A file is written at places that the leader's state names, so a
+//! write that is repeated changes nothing; what stands behind the committed length counts for nothing.
+//! They lie on the disk of one master: another one that takes over has not got them, finds that out with
+//! its first write, and says so.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where they are. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Spool(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    dir: PathBuf,
+    /// It goes with the last user.
+    passing: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.passing {
+            // It may never have been made.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+impl Spool {
+    /// Files in `dir`, which is made when it is needed.
+    pub fn at(dir: PathBuf) -> Self {
+        Spool(Arc::new(Place { dir, passing: false }))
+    }
+
+    /// Files that disappear with the last clone of this.
+    pub fn passing() -> Self {
+        let name = format!("longhaul-{}", uuid::Uuid::new_v4().simple());
+        Spool(Arc::new(Place { dir: std::env::temp_dir().join(name), passing: true }))
+    }
+
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.0.dir.join(format!("{number}.jsonl"))
+    }
+
+    /// Writes `bytes` at the place `at` of file `number`. It blocks.
+    ///
+    /// # Errors
+    /// The file can't be written, or holds less than what was written before.
+    pub fn write(&self, number: u64, at: u64, bytes: &[u8]) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0.dir)?;
+        let path = self.path(number);
+        // Names of files are nobody's business but the master's.
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(at == 0).truncate(at == 0).mode(0o600);
+        let file = options.open(&path).map_err(|e| named(&path, &e))?;
+        self.holds(&file, &path, at)?;
+        file.write_all_at(bytes, at).map_err(|e| named(&path, &e))
+    }
+
+    /// Opens file `number`, of which `length` bytes were written.
+    ///
+    /// # Errors
+    /// It is not there, or holds less.
+    pub fn open(&self, number: u64, length: u64) -> io::Result<File> {
+        let path = self.path(number);
+        let file = File::open(&path).map_err(|e| named(&path, &e))?;
+        self.holds(&file, &path, length)?;
+        Ok(file)
+    }
+
+    fn holds(&self, file: &File, path: &Path, length: u64) -> io::Result<()> {
+        let found = file.metadata().map_err(|e| named(path, &e))?.len();
+        if found < length {
+            let detail = format!("it holds {found} of {length} bytes");
+            return Err(named(path, &io::Error::new(io::ErrorKind::UnexpectedEof, detail)));
+        }
+        Ok(())
+    }
+
+    /// Removes file `number`, if it is there.
+    ///
+    /// # Errors
+    /// It can't be removed.
+    pub fn remove(&self, number: u64) -> io::Result<()> {
+        match fs::remove_file(self.path(number)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(named(&self.path(number), &e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the files whose number is not wanted: a master that died may have left them.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    pub fn keep_only(&self, wanted: impl Fn(u64) -> bool) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.0.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|e| named(&self.0.dir, &e))?,
+        };
+        for entry in entries {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|n| n.strip_suffix(".jsonl"));
+            if let Some(number) = number.and_then(|n| n.parse().ok())
+                && !wanted(number)
+            {
+                self.remove(number)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_write_that_is_repeated_stands_there_once_and_a_gap_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let spool = Spool::at(home.path().join("a/b"));
+        spool.write(7, 0, b"one\n").unwrap();
+        spool.write(7, 4, b"lost\n").unwrap();
+        for _ in 0..2 {
+            spool.write(7, 4, b"two\n").unwrap();
+        }
+        let mut text = String::new();
+        spool.open(7, 8).unwrap().read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("one\ntwo\n"), "{text}");
+        for (number, at) in [(7, 100), (8, 1)] {
+            assert!(spool.write(number, at, b"x").is_err(), "{number}");
+            assert!(spool.open(number, at).is_err(), "{number}");
+        }
+        spool.write(7, 0, b"anew\n").unwrap();
+        assert!(spool.open(7, 6).is_err(), "what was there before is gone");
+    }
+
+    #[test]
+    fn files_of_what_is_gone_are_removed_and_passing_ones_leave_nothing() {
+        let spool = Spool::passing();
+        spool.keep_only(|_| false).unwrap();
+        for number in [1, 2, 3] {
+            spool.write(number, 0, b"x").unwrap();
+        }
+        spool.keep_only(|number| number == 2).unwrap();
+        assert!(spool.open(1, 0).is_err() && spool.open(2, 1).is_ok());
+        spool.remove(2).unwrap();
+        spool.remove(2).unwrap();
+        let dir = spool.dir().to_owned();
+        assert!(dir.exists());
+        drop(spool);
+        assert!(!dir.exists());
+    }
+}

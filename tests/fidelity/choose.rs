@@ -1,0 +1,167 @@
+//! What of a source is copied: filters and lists.
+
+use crate::support::cluster::{Cluster, On};
+use crate::support::process::User;
+use crate::support::tree::{chmod, dir, file, many, noise, touch};
+use crate::{MIB, assert_full, paths_of};
+use serde_json::json;
+use std::path::Path;
+
+fn project(src: &Path) {
+    for path in [
+        "src/main.c",
+        "src/main.o",
+        "src/keep.o",
+        "build/out/main",
+        "docs/build/page",
+        "notes.txt",
+        "a.log",
+        "logs/b.log",
+        "logs/important.log",
+    ] {
+        file(src.join(path), path);
+    }
+}
+
+#[test]
+fn patterns_are_gitignores_and_the_last_that_matches_decides() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, all) = cluster.pair();
+    project(&src);
+    let cases: [(&[&str], &[&str]); 5] = [
+        // Anchored, and a folder only.
+        (
+            &["--exclude", "/build/", "--exclude", "*.o", "--exclude", "*.log"],
+            &["docs", "docs/build", "docs/build/page", "logs", "notes.txt", "src", "src/main.c"],
+        ),
+        (
+            &[
+                "--exclude",
+                "*.o",
+                "--include",
+                "keep.o",
+                "--exclude",
+                "build",
+                "--exclude",
+                "*.log",
+            ],
+            &["docs", "logs", "notes.txt", "src", "src/keep.o", "src/main.c"],
+        ),
+        // The other way round: what takes in comes too early.
+        (
+            &[
+                "--include",
+                "keep.o",
+                "--exclude",
+                "*.o",
+                "--exclude",
+                "build",
+                "--exclude",
+                "*.log",
+            ],
+            &["docs", "logs", "notes.txt", "src", "src/main.c"],
+        ),
+        // A folder that is left out is not entered: nothing in it can be taken in.
+        (
+            &[
+                "--exclude",
+                "logs",
+                "--include",
+                "important.log",
+                "--exclude",
+                "/*/*",
+                "--exclude",
+                "/?.*",
+            ],
+            &["build", "docs", "notes.txt", "src"],
+        ),
+        (&["--exclude", "*", "--include", "/src", "--include", "**/*.c"], &["src", "src/main.c"]),
+    ];
+    for (number, (args, wanted)) in cases.into_iter().enumerate() {
+        let dst = all.join(number.to_string());
+        let submit = cluster.ctl(["sync", "submit", "--wait"]).more(args);
+        submit.arg(&src).arg(&dst).run().exits(0);
+        assert_eq!(paths_of(&dst), wanted, "{args:?}");
+    }
+    let list = cluster.home().join("patterns");
+    file(&list, "# comments count as such\n\n*.o\n!keep.o\nbuild/\n*.log\n");
+    let dst = all.join("from a file");
+    let submit = cluster.ctl(["sync", "submit", "--wait", "--exclude-from"]).arg(&list);
+    submit.arg(&src).arg(&dst).run().exits(0);
+    let wanted = ["docs", "logs", "notes.txt", "src", "src/keep.o", "src/main.c"];
+    assert_eq!(paths_of(&dst), wanted);
+}
+
+#[test]
+fn a_folder_that_is_left_out_is_not_entered() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+    file(src.join("closed/inside"), "x");
+    file(src.join("open"), "x");
+    User::Ordinary.give_all(&src);
+    User::Ordinary.give(&dst);
+    chmod(src.join("closed"), 0o000);
+    cluster.agent_with("a", &[&src], User::Ordinary, "");
+    cluster.agent_with("b", &[&dst], User::Ordinary, "");
+    let sync = cluster.sync_with(&src, &dst, json!({"filter": {"rules": ["closed"]}}));
+    chmod(src.join("closed"), 0o755);
+    assert_full(&sync);
+    assert_eq!(paths_of(&dst), ["open"]);
+    assert_eq!(sync.files_total, 1, "{sync:#?}");
+}
+
+#[test]
+fn sizes_and_ages_choose_files() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, all) = cluster.pair();
+    for (name, size) in [("empty", 0), ("small", 999), ("middle", 1_000), ("large", 3 * MIB)] {
+        touch(file(src.join("by size").join(name), noise(size, 1)), 1_600_000_000, 0);
+    }
+    for (name, time) in [("old", 1_000_000_000), ("new", 1_600_000_000)] {
+        touch(file(src.join("by age").join(name), "x"), time, 0);
+    }
+    let cases: [(&[&str], &str, &[&str]); 6] = [
+        (&["--min-size", "1000"], "by size", &["large", "middle"]),
+        (&["--max-size", "999"], "by size", &["empty", "small"]),
+        (&["--min-size", "1", "--max-size", "2MiB"], "by size", &["middle", "small"]),
+        (&["--newer-than", "2010-01-01"], "by age", &["new"]),
+        (&["--older-than", "2010-01-01"], "by age", &["old"]),
+        (&["--newer-than", "2001-01-01T00:00:00Z"], "by age", &["new", "old"]),
+    ];
+    for (number, (args, from, wanted)) in cases.into_iter().enumerate() {
+        let dst = all.join(number.to_string());
+        let submit = cluster.ctl(["sync", "submit", "--wait"]).more(args);
+        submit.arg(src.join(from)).arg(&dst).run().exits(0);
+        assert_eq!(paths_of(&dst), wanted, "{args:?}");
+    }
+}
+
+#[test]
+fn a_listed_folder_comes_whole_where_that_is_asked_for() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, all) = cluster.pair();
+    many(&src.join("whole"), 150, 100);
+    file(src.join("whole/large"), noise(3 * MIB, 1));
+    file(src.join("beside"), "x");
+    file(src.join("deep/er/file"), "x");
+    file(src.join("deep/er/also"), "x");
+    file(src.join("deep/not this"), "x");
+    let names = b"whole\0deep/er\0whole/000/00003\0deep/er/file\0";
+    let dst = all.join("recursive");
+    let submit = cluster.ctl(["sync", "submit", "--wait", "-o", "json", "--files-from", "-", "-0"]);
+    let submit = submit.arg("--recursive").arg(&src).arg(&dst).input(&names[..]);
+    let sync = submit.run().exits(0).json();
+    let mut wanted = paths_of(&src);
+    wanted.retain(|path| path != "beside" && path != "deep/not this");
+    assert_eq!(paths_of(&dst), wanted);
+    assert_eq!(sync["files_done"], 153, "what is named twice counts once: {sync:#}");
+
+    let dst = all.join("filtered");
+    let more = json!({
+        "file_list": ["whole", "beside"],
+        "options": {"recursive": true, "filter": {"rules": ["*00003", "/beside"]}},
+    });
+    let id = cluster.submit_with(&src, &dst, more);
+    assert_full(&cluster.ended(&id));
+    assert!(dst.join("whole/000/00002").exists() && !dst.join("whole/000/00003").exists());
+}

@@ -1,0 +1,106 @@
+//! A source that changes while it is copied. The destination agent stands still while the source is
+//! changed: listed it is by then, sent it can't be.
+
+use crate::support::PATIENCE;
+use crate::support::cluster::{Cluster, On};
+use crate::support::tree::{file, many, noise, part_files, touch};
+use crate::{MIB, assert_full};
+use longhaul::wire::sync::{ErrorClass, Outcome, SyncProgress};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A sync of which everything is listed and nothing has arrived; the destination stands still.
+fn held_back(src_of: impl Fn(&Path)) -> (Cluster, PathBuf, PathBuf, String) {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    src_of(&src);
+    cluster.agents.get_mut("b").unwrap().process.freeze();
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+    cluster.await_progress(&id, "has listed everything", |s| s.scan_done);
+    assert_eq!(fs::read_dir(&dst).unwrap().count(), 0, "nothing has arrived");
+    (cluster, src, dst, id)
+}
+
+fn go_on(cluster: &Cluster, id: &str) -> SyncProgress {
+    cluster.agents["b"].process.thaw();
+    cluster.ended(id)
+}
+
+#[test]
+fn files_that_vanish_are_named_and_the_exit_code_says_that_nothing_worse_happened() {
+    let (cluster, src, dst, id) = held_back(|src| {
+        many(src, 30, 2_000);
+        file(src.join("large"), noise(4 * MIB, 1));
+    });
+    for gone in ["000/00003", "000/00017", "large"] {
+        fs::remove_file(src.join(gone)).unwrap();
+    }
+    let sync = go_on(&cluster, &id);
+    assert_eq!(sync.outcome, Some(Outcome::VanishedOnly), "{sync:#?}");
+    assert_eq!((sync.files_done, sync.files_failed), (28, 3), "{sync:#?}");
+    assert!(sync.errors.iter().all(|e| e.class == ErrorClass::Vanished), "{:#?}", sync.errors);
+    assert_eq!(cluster.ctl(["sync", "wait", &id]).run().code, Some(24));
+    assert!(!dst.join("large").exists() && part_files(&dst).is_empty());
+    assert_eq!(crate::paths_of(&dst).len(), 29, "28 files and their folder");
+}
+
+#[test]
+fn files_that_were_replaced_or_grew_arrive_as_they_are_now_or_are_named_as_changed() {
+    let (cluster, src, dst, id) = held_back(|src| {
+        many(src, 30, 2_000);
+        file(src.join("large"), noise(4 * MIB, 1));
+    });
+    let changed: [(&str, Vec<u8>); 3] = [
+        ("000/00003", noise(2_000, 99)),
+        ("000/00017", noise(5_000, 98)),
+        ("large", noise(5 * MIB, 97)),
+    ];
+    for (name, content) in &changed {
+        let next = file(src.join("next"), content);
+        touch(&next, 1_700_000_000, 1);
+        fs::rename(next, src.join(name)).unwrap();
+    }
+    let sync = go_on(&cluster, &id);
+    let failed: Vec<String> =
+        sync.errors.iter().map(|e| String::from_utf8_lossy(&e.path.0).into_owned()).collect();
+    for (name, content) in &changed {
+        let there = fs::read(dst.join(name));
+        if failed.iter().any(|path| path == name) {
+            assert!(there.is_err(), "{name} was given up, and yet there is something");
+        } else {
+            assert!(there.unwrap() == *content, "{name} is neither version");
+        }
+    }
+    assert_eq!(sync.files_done, 31 - failed.len() as u64, "{sync:#?}");
+    if !failed.is_empty() {
+        assert!(sync.errors.iter().all(|e| e.class == ErrorClass::Changed), "{:#?}", sync.errors);
+        assert_eq!(sync.outcome, Some(Outcome::VanishedOnly), "{sync:#?}");
+        assert_eq!(cluster.ctl(["sync", "wait", &id]).run().code, Some(24));
+    }
+    assert!(part_files(&dst).is_empty());
+    assert_full(&cluster.sync_with(&src, &dst, json!({})));
+    for (name, content) in &changed {
+        assert!(fs::read(dst.join(name)).unwrap() == *content, "{name}");
+    }
+}
+
+#[test]
+fn a_file_of_the_destination_that_was_to_be_updated_stays_when_its_source_vanishes() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    touch(file(src.join("file"), "old"), 1_600_000_000, 0);
+    assert_full(&cluster.sync_with(&src, &dst, json!({})));
+    touch(file(src.join("file"), "new"), 1_700_000_000, 0);
+    cluster.agents.get_mut("b").unwrap().process.freeze();
+    let waiting = cluster.ctl(["sync", "submit", "--wait", "--id", "vanishing", "--delete"]);
+    let waiting = waiting.arg(&src).arg(&dst).start();
+    crate::support::await_that("it is listed", || {
+        let answer = cluster.master.get("/sync/vanishing");
+        answer.status == 200 && answer.json()["scan_done"] == true
+    });
+    fs::remove_file(src.join("file")).unwrap();
+    cluster.agents["b"].process.thaw();
+    waiting.finish(PATIENCE).exits(24);
+    assert_eq!(fs::read(dst.join("file")).unwrap(), b"old", "nothing is deleted after an error");
+}

@@ -1,0 +1,355 @@
+//! Deletion of what the source does not have, and every reason not to delete.
+
+use crate::support::cluster::{Cluster, On};
+use crate::support::process::User;
+use crate::support::tools::{assert_equal_in_all, must, rsync_finds, rsync_would_delete};
+use crate::support::tree::{chmod, dir, file, link, many, noise, touch};
+use crate::{MIB, as_root, assert_full, count, paths_of, state_of};
+use longhaul::wire::options::Action;
+use longhaul::wire::sync::{Outcome, SyncProgress};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn hundred(root: &Path) {
+    for i in 0..100 {
+        file(root.join(format!("f{i:02}")), format!("{i}"));
+    }
+}
+
+/// A mirror of a hundred files, made with `--delete`.
+fn mirrored() -> (Cluster, PathBuf, PathBuf) {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.four();
+    hundred(&src);
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    (cluster, src, dst)
+}
+
+/// Holds a guard to have stopped the deletion, with a reason, and nothing to have changed.
+#[track_caller]
+fn assert_stopped(cluster: &Cluster, src: &Path, dst: &Path, delete: Value) -> SyncProgress {
+    let before = paths_of(dst);
+    let sync = cluster.sync_with(src, dst, json!({"delete": delete}));
+    assert_eq!(paths_of(dst), before, "nothing is deleted: {sync:#?}");
+    assert_eq!(sync.outcome, Some(Outcome::DeleteStopped), "{sync:#?}");
+    assert!(sync.reason.as_deref().is_some_and(|r| r.len() > 20), "it says why: {sync:#?}");
+    let id = sync.request_id.to_string();
+    let waited = cluster.ctl(["sync", "wait", &id]).run().exits(25);
+    assert_eq!(count(&sync, Action::Delete), 0, "{:#?}", sync.actions);
+    let said = format!("{}{}", waited.out(), waited.err());
+    assert!(said.contains(sync.reason.as_deref().unwrap_or_default()), "{said}");
+    sync
+}
+
+fn forget(src: &Path, numbers: impl IntoIterator<Item = usize>) {
+    for i in numbers {
+        fs::remove_file(src.join(format!("f{i:02}"))).unwrap();
+    }
+}
+
+#[test]
+fn a_source_that_was_emptied_stops() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, 0..100);
+    let sync = assert_stopped(&cluster, &src, &dst, json!({"max_percent": 100}));
+    assert!(sync.reason.unwrap().contains("empty"));
+    let allowed = json!({"delete": {"max_percent": 100, "allow_empty_source": true}});
+    assert_full(&cluster.sync_with(&src, &dst, allowed));
+    assert!(paths_of(&dst).is_empty());
+}
+
+#[test]
+fn more_than_half_gone_stops_unless_allowed() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, 0..51);
+    assert_stopped(&cluster, &src, &dst, json!({}));
+    assert_stopped(&cluster, &src, &dst, json!({"max_percent": 50}));
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {"max_percent": 60}})));
+    assert_eq!(paths_of(&dst).len(), 49);
+    assert_equal_in_all(&src, &dst);
+}
+
+#[test]
+fn less_than_half_gone_is_deleted() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, 0..49);
+    let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
+    assert_full(&sync);
+    assert_eq!(count(&sync, Action::Delete), 49, "{sync:#?}");
+    assert_equal_in_all(&src, &dst);
+}
+
+#[test]
+fn a_limit_of_entries_is_checked_before_the_first_is_deleted() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, 0..4);
+    assert_stopped(&cluster, &src, &dst, json!({"max": 3}));
+    // What is in a folder counts, not the folder alone.
+    many(&dst.join("extra"), 3, 10);
+    assert_stopped(&cluster, &src, &dst, json!({"max": 8}));
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {"max": 9}})));
+    assert_equal_in_all(&src, &dst);
+}
+
+#[test]
+fn an_unreadable_folder_of_the_source_stops() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+    hundred(&src);
+    file(src.join("folder/inside"), "precious");
+    User::Ordinary.give_all(&src);
+    User::Ordinary.give(&dst);
+    cluster.agent_with("a", &[&src], User::Ordinary, "");
+    cluster.agent_with("b", &[&dst], User::Ordinary, "");
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    forget(&src, 0..1);
+    chmod(src.join("folder"), 0o000);
+    let before = paths_of(&dst);
+    let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
+    chmod(src.join("folder"), 0o755);
+    chmod(dst.join("folder"), 0o755);
+    assert_eq!(sync.outcome, Some(Outcome::Partial), "{sync:#?}");
+    assert_eq!(paths_of(&dst), before, "nothing is deleted: {sync:#?}");
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    assert_eq!(paths_of(&dst).len(), 101);
+}
+
+#[test]
+fn a_file_that_cannot_be_copied_stops() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, 0..1);
+    let before = paths_of(&dst);
+    // Somebody has it immutable there: root can't replace it either.
+    let list = json!({"file_list": ["not there"], "options": {"delete": {}}});
+    let request = json!({"source_path": src, "destination_path": dst});
+    let mut both = request.as_object().unwrap().clone();
+    both.extend(list.as_object().unwrap().clone());
+    // A list names a part of the source: what it does not name is not extra.
+    let answer = cluster.master.post("/sync", &json!(both));
+    if answer.status == 202 {
+        let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+        assert!(cluster.ended(&id).state.is_final());
+    } else {
+        assert!((400..500).contains(&answer.status), "{}", answer.text());
+    }
+    assert_eq!(paths_of(&dst), before);
+}
+
+/// A mount that is gone again at the end.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn tmpfs(at: &Path) -> Option<Mount> {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "mode=755", "none"]).arg(at);
+        mount.output().is_ok_and(|ran| ran.status.success()).then(|| Mount(at.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_source_that_is_not_mounted_stops() {
+    if !as_root("mounts") {
+        return;
+    }
+    let mut cluster = Cluster::start(On::Embedded);
+    let (all, dst) = cluster.pair();
+    let src = dir(all.join("mounted"));
+    let Some(mount) = Mount::tmpfs(&src) else {
+        eprintln!("not tested where nothing can be mounted");
+        return;
+    };
+    hundred(&src);
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    drop(mount);
+    assert_stopped(&cluster, &src, &dst, json!({"max_percent": 100}));
+    // Something lies where the mount should be: it is another file system, not an empty one.
+    file(src.join("f00"), "is it mounted?");
+    assert_stopped(&cluster, &src, &dst, json!({"max_percent": 100}));
+    // Also after the master was started again.
+    cluster.master.restart();
+    assert_stopped(&cluster, &src, &dst, json!({"max_percent": 100}));
+    let allowed = json!({"delete": {"max_percent": 100, "allow_empty_source": true}});
+    assert_full(&cluster.sync_with(&src, &dst, allowed));
+    assert_eq!(paths_of(&dst), ["f00"]);
+}
+
+#[test]
+fn the_plain_case_deletes_what_rsync_would() {
+    let mut cluster = Cluster::start(On::Redis);
+    let (src, dst) = cluster.four();
+    many(&src, 500, 100);
+    file(src.join("stays/x"), "x");
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    fs::remove_dir_all(src.join("001")).unwrap();
+    forget_some(&src);
+    many(&dst.join("extra/deeper"), 20, 100);
+    dir(dst.join("stays/empty"));
+    let outside = dir(cluster.path("outside"));
+    file(outside.join("precious"), "precious");
+    link(dst.join("stays/out"), &outside);
+    link(dst.join("extra/out"), &outside);
+    fs::hard_link(dst.join("000/00001"), dst.join("extra/one more name")).unwrap();
+    let wanted = rsync_would_delete(&src, &dst);
+    assert!(wanted.len() > 120, "{}", wanted.len());
+
+    let id = cluster.submit_with(&src, &dst, json!({"options": {"delete": {}, "record": true}}));
+    let sync = cluster.ended(&id);
+    assert_full(&sync);
+    assert_equal_in_all(&src, &dst);
+    assert_eq!(fs::read(outside.join("precious")).unwrap(), b"precious", "never through a link");
+    let text = cluster.master.get(&format!("/sync/{id}/files?state=deleted")).text();
+    let record = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    let mut deleted: Vec<String> =
+        text.lines().map(|line| record(line)["path"].as_str().unwrap().to_owned()).collect();
+    deleted.sort();
+    assert_eq!(deleted, wanted);
+    assert_eq!(count(&sync, Action::Delete), wanted.len() as u64, "{:#?}", sync.actions);
+}
+
+fn forget_some(src: &Path) {
+    for i in [0, 7, 99] {
+        fs::remove_file(src.join(format!("000/{i:05}"))).unwrap();
+    }
+}
+
+#[test]
+fn a_folder_of_very_many_extra_names_among_those_that_stay_is_cleaned_exactly() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.four();
+    dir(src.join("wide"));
+    dir(dst.join("wide"));
+    // More than any page holds; the extra ones before, between and behind the others.
+    for i in 0..6_000 {
+        if i % 2 == 0 {
+            fs::write(src.join(format!("wide/{i:05}")), "").unwrap();
+        }
+        fs::write(dst.join(format!("wide/{i:05}")), "").unwrap();
+    }
+    for name in ["!first", "~last"] {
+        file(dst.join("wide").join(name), "");
+    }
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {"max_percent": 100}})));
+    assert_equal_in_all(&src, &dst);
+}
+
+#[test]
+fn what_is_deleted_can_be_moved_away_instead() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, 3..5);
+    file(dst.join("folder/deeper/extra"), "extra");
+    let options = json!({"delete": {"trash": "old things"}});
+    let sync = cluster.sync_with(&src, &dst, options.clone());
+    assert_full(&sync);
+    let trash = dst.join("old things").join(sync.request_id.to_string());
+    let moved = ["f03", "f04", "folder", "folder/deeper", "folder/deeper/extra"];
+    assert_eq!(paths_of(&trash), moved);
+    assert_eq!(fs::read(trash.join("folder/deeper/extra")).unwrap(), b"extra");
+    assert!(!dst.join("folder").exists() && !dst.join("f03").exists());
+    // The trash itself is no extra folder, in this run and in the next.
+    let again = cluster.sync_with(&src, &dst, options);
+    assert_full(&again);
+    assert_eq!(count(&again, Action::Delete), 0, "{again:#?}");
+    assert_eq!(paths_of(&trash), moved);
+}
+
+#[test]
+fn what_the_filter_leaves_out_is_protected_unless_asked_otherwise() {
+    let (cluster, src, dst) = mirrored();
+    for tree in [&src, &dst] {
+        file(tree.join("cache/in it.tmp"), "x");
+        file(tree.join("kept.log"), "here and there");
+    }
+    file(dst.join("cache/there only"), "x");
+    file(dst.join("there only.log"), "x");
+    file(dst.join("extra"), "x");
+    let filter = json!({"rules": ["*.log", "/cache/"]});
+    let sync = cluster.sync_with(&src, &dst, json!({"filter": filter, "delete": {}}));
+    assert_full(&sync);
+    assert!(!dst.join("extra").exists());
+    let protected =
+        ["cache/in it.tmp", "cache/there only", "there only.log", "kept.log"].map(|p| dst.join(p));
+    assert!(protected.iter().all(|path| path.exists()), "{sync:#?}");
+    let options = json!({"filter": filter, "delete": {"delete_excluded": true}});
+    assert_full(&cluster.sync_with(&src, &dst, options));
+    assert!(protected.iter().all(|path| !path.exists()), "{:?}", paths_of(&dst));
+    assert_eq!(paths_of(&dst).len(), 100);
+}
+
+#[test]
+fn a_mirror_that_is_tried_names_what_it_would_delete_and_deletes_nothing() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, 0..10);
+    file(dst.join("folder/extra"), "x");
+    touch(file(src.join("f50"), "changed"), 1_700_000_000, 0);
+    let before = state_of(&dst);
+    let options = json!({"delete": {}, "dry_run": true, "record": true});
+    let sync = cluster.sync_with(&src, &dst, options);
+    assert_full(&sync);
+    assert_eq!(state_of(&dst), before, "nothing changed");
+    assert_eq!(count(&sync, Action::Delete), 12, "{:#?}", sync.actions);
+    assert_eq!(count(&sync, Action::Update), 1, "{:#?}", sync.actions);
+    // What a limit would stop is said before.
+    let options = json!({"delete": {"max": 11}, "dry_run": true});
+    let sync = cluster.sync_with(&src, &dst, options);
+    assert!(sync.reason.as_deref().is_some_and(|r| r.contains("would stop")), "{sync:#?}");
+    assert_eq!(state_of(&dst), before, "nothing changed");
+}
+
+#[test]
+fn without_delete_nothing_is_deleted() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, 0..10);
+    file(dst.join("extra/file"), "x");
+    let before = paths_of(&dst);
+    assert_full(&cluster.sync_with(&src, &dst, json!({})));
+    assert_eq!(paths_of(&dst), before);
+}
+
+#[test]
+fn what_became_something_else_is_mirrored() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src.join("kept"), 20, 10);
+    file(src.join("file to folder"), "x");
+    link(src.join("link to folder"), "kept");
+    must("mkfifo", [src.join("fifo to file")]);
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    for name in ["file to folder", "link to folder", "fifo to file"] {
+        fs::remove_file(src.join(name)).unwrap();
+    }
+    file(src.join("file to folder/x"), noise(3 * MIB, 1));
+    file(src.join("link to folder/y"), "y");
+    file(src.join("fifo to file"), "z");
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    assert_eq!(rsync_finds(&src, &dst), "");
+    assert_equal_in_all(&src, &dst);
+}
+
+#[test]
+fn killed_in_the_middle_of_deleting_it_goes_on() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.four();
+    hundred(&src);
+    many(&dst.join("extra"), 4_000, 10);
+    let more = json!({"options": {"delete": {"max_percent": 100}}});
+    let id = cluster.submit_with(&src, &dst, more);
+    let left =
+        || walkdir::WalkDir::new(dst.join("extra")).into_iter().filter_map(Result::ok).count();
+    crate::support::await_that("something is deleted", || left() < 4_041);
+    for name in ["a", "b"] {
+        cluster.agents.get_mut(name).unwrap().kill_9();
+    }
+    cluster.master.restart();
+    for name in ["a", "b"] {
+        cluster.agents.get_mut(name).unwrap().restart();
+    }
+    assert_full(&cluster.ended(&id));
+    assert_equal_in_all(&src, &dst);
+}

@@ -1,0 +1,200 @@
+//! Manifests, and destinations that are read again.
+
+use crate::support::cluster::{Cluster, On};
+use crate::support::tools::assert_equal_in_all;
+use crate::support::tree::{file, link, many, name, noise};
+use crate::{MIB, assert_full, flip};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The lines that b3sum prints of all files below, by path.
+fn b3sum_of(root: &Path) -> BTreeMap<Vec<u8>, String> {
+    let entries = walkdir::WalkDir::new(root).into_iter().map(Result::unwrap);
+    let files = entries.filter(|entry| entry.file_type().is_file());
+    files
+        .map(|entry| {
+            let path = entry.path().strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
+            (path, blake3::hash(&fs::read(entry.path()).unwrap()).to_hex().to_string())
+        })
+        .collect()
+}
+
+/// Reads a manifest as `b3sum --check` does: `DIGEST  PATH`, a backslash in front where the path is
+/// escaped.
+fn parse(manifest: &[u8]) -> BTreeMap<Vec<u8>, String> {
+    assert!(manifest.is_empty() || manifest.ends_with(b"\n"), "whole lines");
+    let lines = manifest.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    lines
+        .map(|line| {
+            let (line, escaped) = match line.strip_prefix(b"\\") {
+                Some(rest) => (rest, true),
+                None => (line, false),
+            };
+            let (digest, path) = line.split_at(64);
+            let path = path.strip_prefix(b"  ").expect("two spaces");
+            let path = if escaped { unescape(path) } else { path.to_vec() };
+            (path, String::from_utf8(digest.to_vec()).unwrap())
+        })
+        .collect()
+}
+
+fn unescape(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut bytes = path.iter();
+    while let Some(byte) = bytes.next() {
+        out.push(match (byte, byte == &b'\\') {
+            (_, false) => *byte,
+            _ => match bytes.next() {
+                Some(b'n') => b'\n',
+                Some(b'r') => b'\r',
+                Some(b'\\') => b'\\',
+                other => panic!("b3sum knows no escape {other:?}"),
+            },
+        });
+    }
+    out
+}
+
+fn tree(src: &Path) {
+    many(src, 120, 1_000);
+    file(src.join("large"), noise(9 * MIB + 4_321, 1));
+    file(src.join("of whole ranges"), noise(4 * MIB, 2));
+    file(src.join("empty"), "");
+    file(src.join("new\nline \\ and back"), "x");
+    file(src.join("  spaces "), "y");
+    fs::hard_link(src.join("large"), src.join("zz large too")).unwrap();
+    fs::hard_link(src.join("000/00001"), src.join("zz small too")).unwrap();
+    link(src.join("link"), "large");
+    let sparse = fs::File::create(src.join("sparse")).unwrap();
+    sparse.set_len(12 * MIB as u64).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"in the middle", 5 * MIB as u64).unwrap();
+}
+
+fn listed() -> (Cluster, PathBuf, PathBuf, String) {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.four();
+    tree(&src);
+    let manifest = cluster.home().join("manifest");
+    let ran = cluster
+        .ctl(["sync", "submit", "--wait", "--id", "listed", "--chunk-size-mb", "1", "--manifest"])
+        .arg(&manifest)
+        .arg(&src)
+        .arg(&dst)
+        .run()
+        .exits(0);
+    assert!(ran.err().is_empty() || !ran.err().contains("rror"), "{}", ran.err());
+    (cluster, src, dst, "listed".to_owned())
+}
+
+#[test]
+fn a_manifest_holds_the_digest_of_every_file_as_b3sum_has_it() {
+    let (cluster, src, dst, id) = listed();
+    let written = fs::read(cluster.home().join("manifest")).unwrap();
+    assert_eq!(parse(&written), b3sum_of(&dst));
+    assert_eq!(parse(&cluster.master.get(&format!("/sync/{id}/manifest")).body), b3sum_of(&src));
+    let printed = cluster.ctl(["sync", "manifest", &id]).run().exits(0).stdout;
+    assert_eq!(parse(&printed), parse(&written));
+    // What is there already is listed too.
+    let again = cluster.sync_with(&src, &dst, json!({"manifest": true}));
+    assert_full(&again);
+    assert_eq!((again.files_done, again.sent_bytes), (0, 0), "{again:#?}");
+    let answer = cluster.master.get(&format!("/sync/{}/manifest", again.request_id));
+    assert_eq!(parse(&answer.body), b3sum_of(&src));
+    // Also of a master that was started again.
+    let mut cluster = cluster;
+    cluster.master.restart();
+    assert_eq!(parse(&cluster.master.get(&format!("/sync/{id}/manifest")).body), b3sum_of(&src));
+}
+
+#[test]
+fn names_that_are_not_utf_8_do_not_spoil_a_manifest() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join(name(b"not utf-8 \xff")), "x");
+    file(src.join("plain"), "y");
+    let sync = cluster.sync_with(&src, &dst, json!({"manifest": true}));
+    assert_full(&sync);
+    let body = cluster.master.get(&format!("/sync/{}/manifest", sync.request_id)).body;
+    let listed = parse(&body);
+    assert_eq!(listed.get(&b"plain"[..]), b3sum_of(&src).get(&b"plain"[..]));
+}
+
+#[test]
+fn a_destination_is_checked_later_without_the_source() {
+    let (cluster, src, dst, id) = listed();
+    fs::rename(&src, cluster.path("away")).unwrap();
+    let manifest = cluster.home().join("manifest");
+    let by_id = || cluster.ctl(["sync", "verify", &id]).run();
+    let by_file = || cluster.ctl(["sync", "verify", "--manifest"]).arg(&manifest).arg(&dst).run();
+    for ran in [by_id(), by_file()] {
+        ran.exits(0);
+    }
+    flip(&dst.join("large"), 5 * MIB as u64);
+    let names = ["000/00003", "of whole ranges", "sparse", "empty", "zz small too"];
+    for ran in [by_id(), by_file()] {
+        assert_ne!(ran.code, Some(0));
+        let said = format!("{}{}", ran.out(), ran.err());
+        assert!(said.contains("large"), "{said}");
+        assert!(said.contains("zz large too"), "it is the same file: {said}");
+        for name in names {
+            assert!(!said.contains(name), "{name} is right: {said}");
+        }
+    }
+    flip(&dst.join("large"), 5 * MIB as u64);
+    fs::remove_file(dst.join("000/00003")).unwrap();
+    file(dst.join("planted"), "x");
+    for ran in [by_id(), by_file()] {
+        assert_ne!(ran.code, Some(0));
+        let said = format!("{}{}", ran.out(), ran.err());
+        assert!(said.contains("000/00003") && said.contains("missing"), "{said}");
+        assert!(said.contains("planted") && said.contains("extra"), "{said}");
+        assert!(!said.contains("large"), "{said}");
+    }
+}
+
+#[test]
+fn a_readback_repairs_the_range_that_is_wrong() {
+    let (cluster, src, dst, _) = listed();
+    let right = cluster.sync_with(&src, &dst, json!({"verify": "readback"}));
+    assert_full(&right);
+    let files = b3sum_of(&src).len() as u64;
+    assert_eq!((right.verified_files, right.repaired_files), (files, 0), "{right:#?}");
+    assert_eq!(right.sent_bytes, 0, "{right:#?}");
+    let counted = (right.files_total, right.files_skipped);
+    assert_eq!(counted, (files + 1, files + 1), "each is counted once: {right:#?}");
+
+    flip(&dst.join("of whole ranges"), 3 * MIB as u64 + 5);
+    flip(&dst.join("000/00003"), 3);
+    let sync = cluster.sync_with(&src, &dst, json!({"verify": "readback"}));
+    assert_full(&sync);
+    assert_eq!((sync.verified_files, sync.repaired_files), (files - 2, 2), "{sync:#?}");
+    assert!(sync.sent_bytes <= MIB as u64 + 1_000, "one range and one small file: {sync:#?}");
+    assert_equal_in_all(&src, &dst);
+}
+
+#[test]
+fn a_first_copy_is_read_back_too() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.four();
+    tree(&src);
+    let sync = cluster.sync_with(&src, &dst, json!({"verify": "readback", "manifest": true}));
+    assert_full(&sync);
+    let files = b3sum_of(&src);
+    assert_eq!((sync.verified_files, sync.repaired_files), (files.len() as u64, 0), "{sync:#?}");
+    let body = cluster.master.get(&format!("/sync/{}/manifest", sync.request_id)).body;
+    assert_eq!(parse(&body), files, "each file is listed once");
+    assert_equal_in_all(&src, &dst);
+}
+
+#[test]
+fn content_arrives_unhashed_where_that_is_asked_for() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    tree(&src);
+    let sync = cluster.sync_with(&src, &dst, json!({"verify": "none"}));
+    assert_full(&sync);
+    assert_equal_in_all(&src, &dst);
+}

@@ -1,0 +1,255 @@
+//! How a sync is to be done: a random choice of options, and what the filters among them mean.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// The options of one sync.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    /// What is not preserved.
+    pub(crate) without: Vec<&'static str>,
+    pub(crate) chown: Option<(u32, u32)>,
+    pub(crate) skip_links: bool,
+    pub(crate) compare: Compare,
+    pub(crate) which: Which,
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) min_size: Option<u64>,
+    pub(crate) max_size: Option<u64>,
+    pub(crate) delete: Option<Delete>,
+    pub(crate) dry_run: bool,
+    pub(crate) verify: &'static str,
+    pub(crate) record: bool,
+    pub(crate) manifest: bool,
+    pub(crate) whole_file: bool,
+    pub(crate) punch_zeros: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compare {
+    SizeTime,
+    Size,
+    Checksum,
+}
+
+/// Which files are brought up to date at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    All,
+    Update,
+    IgnoreExisting,
+    Existing,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Delete {
+    pub(crate) excluded: bool,
+    pub(crate) max: Option<usize>,
+    pub(crate) trash: bool,
+}
+
+/// The directory for what is deleted, where that is chosen.
+pub(crate) const TRASH: &[u8] = b"the trash";
+
+/// A line of the filter: those of gitignore whose meaning needs no library.
+#[derive(Debug, Clone)]
+pub(crate) struct Rule {
+    /// It takes in again.
+    pub(crate) takes_in: bool,
+    pub(crate) what: What,
+    /// It is about directories only.
+    pub(crate) dirs: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    /// A name anywhere.
+    Name(&'static str),
+    /// A path from the root.
+    Path(&'static str),
+    /// Every name.
+    Any,
+}
+
+impl Rule {
+    fn line(&self) -> String {
+        let mark = if self.takes_in { "!" } else { "" };
+        let end = if self.dirs { "/" } else { "" };
+        match self.what {
+            What::Name(name) => format!("{mark}{name}{end}"),
+            What::Path(path) => format!("{mark}/{path}{end}"),
+            What::Any => format!("{mark}*{end}"),
+        }
+    }
+
+    fn matches(&self, path: &[u8], is_dir: bool) -> bool {
+        let is = match self.what {
+            What::Name(name) => path.rsplit(|b| *b == b'/').next() == Some(name.as_bytes()),
+            What::Path(whole) => path == whole.as_bytes(),
+            What::Any => true,
+        };
+        is && (is_dir || !self.dirs)
+    }
+}
+
+impl Choice {
+    pub(crate) fn keeps(&self, word: &str) -> bool {
+        !self.without.contains(&word)
+    }
+
+    /// Whether the rules leave out a path, or a directory above it.
+    pub(crate) fn leaves_out(&self, path: &[u8], is_dir: bool) -> bool {
+        let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+        let above = ends.map(|end| (&path[..end], true));
+        let all = above.chain(std::iter::once((path, is_dir)));
+        all.filter(|(path, _)| !path.is_empty()).any(|(path, is_dir)| {
+            let last = self.rules.iter().rev().find(|rule| rule.matches(path, is_dir));
+            last.is_some_and(|rule| !rule.takes_in)
+        })
+    }
+
+    /// Whether its length leaves out a file.
+    pub(crate) fn has_wrong_size(&self, size: Option<u64>) -> bool {
+        let Some(size) = size else { return false };
+        self.min_size.is_some_and(|min| size < min) || self.max_size.is_some_and(|max| size > max)
+    }
+
+    /// As the API takes it.
+    pub(crate) fn options(&self) -> Value {
+        let mut preserve = vec!["all".to_owned()];
+        preserve.extend(self.without.iter().map(|word| format!("no-{word}")));
+        let mut filter = json!({"rules": self.rules.iter().map(Rule::line).collect::<Vec<_>>()});
+        for (name, size) in [("min_size", self.min_size), ("max_size", self.max_size)] {
+            if let Some(size) = size {
+                filter[name] = json!(size);
+            }
+        }
+        let mut options = json!({
+            "preserve": preserve,
+            "links": if self.skip_links { "skip" } else { "keep" },
+            "compare": match self.compare {
+                Compare::SizeTime => "size_time",
+                Compare::Size => "size",
+                Compare::Checksum => "checksum",
+            },
+            "update": self.which == Which::Update,
+            "ignore_existing": self.which == Which::IgnoreExisting,
+            "existing": self.which == Which::Existing,
+            "filter": filter,
+            "dry_run": self.dry_run,
+            "verify": self.verify,
+            "record": self.record,
+            "manifest": self.manifest,
+            "whole_file": self.whole_file,
+            "punch_zeros": self.punch_zeros,
+        });
+        if let Some((uid, gid)) = self.chown {
+            options["chown"] = json!({"uid": uid, "gid": gid});
+        }
+        if let Some(delete) = &self.delete {
+            options["delete"] = json!({
+                "max_percent": 100,
+                "allow_empty_source": true,
+                "delete_excluded": delete.excluded,
+            });
+            if let Some(max) = delete.max {
+                options["delete"]["max"] = json!(max);
+            }
+            if delete.trash {
+                options["delete"]["trash"] = json!(String::from_utf8_lossy(TRASH));
+            }
+        }
+        options
+    }
+
+    /// Without what has no plain meaning together.
+    fn sensible(mut self) -> Self {
+        if self.delete.is_some() {
+            // Of a name that is there only nobody knows the size that it has at the source.
+            (self.min_size, self.max_size) = (None, None);
+        }
+        if self.delete.is_some_and(|delete| delete.excluded) {
+            self.skip_links = false;
+            self.without.retain(|word| *word != "specials");
+        }
+        if self.verify == "readback" && (self.which != Which::All || self.dry_run) {
+            self.verify = "transfer";
+        }
+        self
+    }
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let what = prop_oneof![
+        4 => prop::sample::select(vec!["a", "b", "dir", "x", "deeper", "d d"]).prop_map(What::Name),
+        3 => prop::sample::select(vec!["a", "dir", "dir/a", "a/dir", "b/x", "dir/b"])
+            .prop_map(What::Path),
+        1 => Just(What::Any),
+    ];
+    let dirs = prop::bool::weighted(0.3);
+    (what, dirs, prop::bool::weighted(0.4)).prop_map(|(what, dirs, takes_in)| Rule {
+        takes_in,
+        what,
+        dirs,
+    })
+}
+
+/// Any sync. Each option is left alone more often than not, so that the others show.
+pub(crate) fn any() -> impl Strategy<Value = Choice> {
+    let words =
+        vec!["mode", "owner", "group", "times", "xattrs", "hardlinks", "sparse", "specials"];
+    let most = words.len();
+    let without = prop_oneof![
+        5 => Just(Vec::new()),
+        2 => prop::sample::subsequence(words, 1..=most),
+    ];
+    let compare = prop_oneof![
+        4 => Just(Compare::SizeTime),
+        1 => Just(Compare::Size),
+        3 => Just(Compare::Checksum),
+    ];
+    let which = prop_oneof![
+        6 => Just(Which::All),
+        1 => Just(Which::Update),
+        1 => Just(Which::IgnoreExisting),
+        1 => Just(Which::Existing),
+    ];
+    let rules = prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(rule(), 1..4)];
+    let size =
+        || prop::option::weighted(0.1, prop::sample::select(vec![1u64, 100, 65_000, 2 << 20]));
+    let max = prop::option::weighted(0.2, 0..6usize);
+    let delete = (prop::bool::weighted(0.3), max, prop::bool::weighted(0.2))
+        .prop_map(|(excluded, max, trash)| Delete { excluded, max, trash });
+    let verify = prop_oneof![
+        6 => Just("transfer"),
+        1 => Just("none"),
+        2 => Just("readback"),
+    ];
+    let rare = || prop::bool::weighted(0.2);
+    let chown = prop::option::weighted(0.1, Just((1234, 4321)));
+    let first = (without, chown, rare(), compare, which, rules, size(), size());
+    let second =
+        (prop::option::weighted(0.5, delete), rare(), verify, rare(), rare(), rare(), rare());
+    (first, second).prop_map(|(first, second)| {
+        let (without, chown, skip_links, compare, which, rules, min_size, max_size) = first;
+        let (delete, dry_run, verify, record, manifest, whole_file, punch_zeros) = second;
+        let chown = chown.filter(|_| rustix::process::geteuid().is_root());
+        let choice = Choice {
+            without,
+            chown,
+            skip_links,
+            compare,
+            which,
+            rules,
+            min_size,
+            max_size,
+            delete,
+            dry_run,
+            verify,
+            record,
+            manifest,
+            whole_file,
+            punch_zeros,
+        };
+        choice.sensible()
+    })
+}

@@ -1,0 +1,276 @@
+//! The model: what a destination is to hold after a sync, out of what source and destination held
+//! before it and of the options. Where the options leave something open, nothing is wanted of it.
+
+use crate::choice::{Choice, Compare, TRASH, Which};
+use crate::tree::{Kind, Node, Tree, Xattrs};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is wanted of one name; what is `None` may be anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Want {
+    /// Of files: the content.
+    pub(crate) kind: Option<Kind>,
+    pub(crate) is: Option<std::mem::Discriminant<Kind>>,
+    /// The mode, and which bits of it count.
+    pub(crate) mode: Option<(u32, u32)>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) mtime: Option<(i64, i64)>,
+    pub(crate) xattrs: Option<Xattrs>,
+}
+
+/// How a sync is to end.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    /// These names and no others.
+    pub(crate) tree: BTreeMap<Vec<u8>, Want>,
+    /// Names that are to be one file.
+    pub(crate) groups: Vec<Vec<Vec<u8>>>,
+    /// What is deleted.
+    pub(crate) deleted: BTreeSet<Vec<u8>>,
+    /// A limit stops the deletion.
+    pub(crate) stopped: bool,
+    /// Whether content has to be sent.
+    pub(crate) sends: bool,
+    /// Regular files of the source that are not left out.
+    pub(crate) files: BTreeSet<Vec<u8>>,
+}
+
+/// What `source` and `destination` become under the options.
+pub(crate) fn expected(source: &Tree, destination: &Tree, choice: &Choice) -> Expected {
+    let mut out = Expected::default();
+    for (path, node) in destination {
+        out.tree.insert(path.clone(), left_alone(node, choice));
+    }
+    let chosen: Vec<(&Vec<u8>, &Node)> = source
+        .iter()
+        .filter(|(path, node)| !choice.leaves_out(path, node.is_dir()))
+        .filter(|(_, node)| !choice.has_wrong_size(node.size()))
+        .filter(|(_, node)| !(choice.skip_links && matches!(node.kind, Kind::Link(_))))
+        .filter(|(_, node)| choice.keeps("specials") || node.kind != Kind::Fifo)
+        .collect();
+    for (path, node) in &chosen {
+        let old = destination.get(*path);
+        if node.is_file() {
+            out.files.insert((*path).clone());
+        }
+        // What is not created holds nothing either.
+        let above = above(path).is_none_or(|above| out.tree.contains_key(above));
+        if !above || (choice.which == Which::Existing && old.is_none()) {
+            continue;
+        }
+        let (want, sent) = brought(node, old, choice);
+        out.sends |= sent;
+        if node.is_dir() && old.is_some_and(|old| !old.is_dir()) {
+            debug_assert!(out.tree.contains_key(*path));
+        }
+        out.tree.insert((*path).clone(), want);
+    }
+    if choice.keeps("hardlinks") && choice.which == Which::All {
+        let mut groups: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
+        for (path, node) in &chosen {
+            if !node.is_dir() && node.names > 1 {
+                groups.entry(node.inode).or_default().push((*path).clone());
+            }
+        }
+        out.groups = groups.into_values().filter(|group| group.len() > 1).collect();
+        for path in out.groups.iter().flatten() {
+            // By size alone any of the old contents may become that of all names.
+            if let (Compare::Size, Some(want)) = (choice.compare, out.tree.get_mut(path)) {
+                want.kind = None;
+            }
+        }
+    }
+    delete(source, destination, choice, &mut out);
+    out
+}
+
+fn above(path: &[u8]) -> Option<&[u8]> {
+    if path.is_empty() {
+        return None;
+    }
+    Some(path.iter().rposition(|b| *b == b'/').map_or(&[], |at| &path[..at]))
+}
+
+/// What a name stays that the sync is not about.
+fn left_alone(node: &Node, choice: &Choice) -> Want {
+    let mut want = Want {
+        kind: Some(node.kind.clone()),
+        is: Some(std::mem::discriminant(&node.kind)),
+        mode: Some((node.mode, 0o7777)),
+        uid: Some(node.uid),
+        gid: Some(node.gid),
+        mtime: Some(node.mtime),
+        xattrs: Some(node.xattrs.clone()),
+    };
+    // What is deleted in a directory changes its time.
+    if node.is_dir() && choice.delete.is_some() {
+        want.mtime = None;
+    }
+    // Another name of it may be what the sync is about.
+    if !node.is_dir() && node.names > 1 {
+        want = Want { kind: want.kind, is: want.is, ..Want::default() };
+    }
+    want
+}
+
+/// What an entry becomes, and whether its content has to be sent.
+fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
+    let mut want = dressed(node, choice);
+    let Some(old) = old.filter(|old| old.same_type(node)) else {
+        return (want, node.size().is_some_and(|size| size > 0));
+    };
+    let not_replaced = match choice.which {
+        Which::IgnoreExisting => true,
+        Which::Update => old.is_file() && old.mtime > node.mtime,
+        Which::All | Which::Existing => false,
+    };
+    if node.is_dir() {
+        // Whether a directory counts as something that exists is not said.
+        if matches!(choice.which, Which::IgnoreExisting | Which::Update) {
+            want = Want { kind: want.kind, is: want.is, ..Want::default() };
+        }
+        return (want, false);
+    }
+    if not_replaced {
+        return (left_alone(old, choice), false);
+    }
+    let equal = match (&node.kind, &old.kind) {
+        (Kind::File { size, digest }, Kind::File { size: other_size, digest: other }) => {
+            size == other_size
+                && match choice.compare {
+                    Compare::SizeTime => node.mtime == old.mtime,
+                    Compare::Size => true,
+                    Compare::Checksum => digest == other,
+                }
+        }
+        _ => return (want, false),
+    };
+    if !equal {
+        return (want, node.size().is_some_and(|size| size > 0));
+    }
+    // Its metadata are repaired, its content stays unless it is read back.
+    if choice.verify != "readback" {
+        want.kind = Some(old.kind.clone());
+    } else if choice.compare == Compare::Size {
+        want.kind = None;
+    }
+    if choice.compare == Compare::Size {
+        want.mtime = None;
+    }
+    if old.names > 1 {
+        want = Want { kind: want.kind, is: want.is, ..Want::default() };
+    }
+    (want, choice.verify == "readback" && node.kind != old.kind)
+}
+
+/// What an entry is when all of it was brought that is to be preserved.
+fn dressed(node: &Node, choice: &Choice) -> Want {
+    let root = rustix::process::geteuid().is_root();
+    let link = matches!(node.kind, Kind::Link(_));
+    let owner = choice.keeps("owner").then_some(node.uid);
+    let group = choice.keeps("group").then_some(node.gid);
+    // Set-uid for somebody else is not asked for by anybody.
+    let same_owner = choice.keeps("owner") && choice.keeps("group") && choice.chown.is_none();
+    let bits = if same_owner && root { 0o7777 } else { 0o1777 };
+    Want {
+        kind: Some(node.kind.clone()),
+        is: Some(std::mem::discriminant(&node.kind)),
+        mode: (choice.keeps("mode") && !link).then_some((node.mode & bits, bits)),
+        uid: choice.chown.map(|(uid, _)| uid).or(owner).filter(|_| root),
+        gid: choice.chown.map(|(_, gid)| gid).or(group).filter(|_| root),
+        mtime: choice.keeps("times").then_some(node.mtime),
+        xattrs: (choice.keeps("xattrs") && !link).then(|| node.xattrs.clone()),
+    }
+}
+
+fn delete(source: &Tree, destination: &Tree, choice: &Choice, out: &mut Expected) {
+    let Some(options) = choice.delete else { return };
+    let protected = |path: &[u8], node: &Node| {
+        let excluded = choice.leaves_out(path, node.is_dir());
+        let in_trash = options.trash && is_in(path, TRASH);
+        let here = source.contains_key(path);
+        match (excluded, options.excluded) {
+            _ if in_trash => true,
+            (true, false) => true,
+            (true, true) => false,
+            (false, _) => here,
+        }
+    };
+    // From below: a directory that holds something that stays, stays.
+    let mut staying: BTreeSet<Vec<u8>> = BTreeSet::new();
+    for (path, node) in destination.iter().rev() {
+        if path.is_empty() || protected(path, node) || staying.contains(path) {
+            if let Some(above) = above(path) {
+                staying.insert(above.to_vec());
+            }
+            continue;
+        }
+        // What a new file, link or directory took the place of was not deleted.
+        out.deleted.insert(path.clone());
+    }
+    if options.max.is_some_and(|max| out.deleted.len() > max) {
+        out.stopped = true;
+        out.deleted.clear();
+    }
+    for path in &out.deleted {
+        out.tree.remove(path);
+    }
+}
+
+/// Whether a path is `dir` or below it.
+pub(crate) fn is_in(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+/// Every way in which a tree is not as wanted.
+pub(crate) fn differences(expected: &Expected, got: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
+    let paths: BTreeSet<&Vec<u8>> = expected.tree.keys().chain(got.keys()).collect();
+    for path in paths {
+        let shown = String::from_utf8_lossy(path);
+        match (expected.tree.get(path), got.get(path)) {
+            (Some(_), None) => found.push(format!("`{shown}` is missing")),
+            (None, Some(_)) => found.push(format!("`{shown}` is there")),
+            (Some(want), Some(node)) => {
+                let wrong = |what: String| format!("`{shown}`: {what}");
+                found.extend(wrongs(want, node).into_iter().map(wrong));
+            }
+            (None, None) => {}
+        }
+    }
+    for group in &expected.groups {
+        let inodes: BTreeSet<u64> =
+            group.iter().filter_map(|path| got.get(path)).map(|node| node.inode).collect();
+        if inodes.len() > 1 {
+            let names: Vec<_> = group.iter().map(|path| String::from_utf8_lossy(path)).collect();
+            found.push(format!("{names:?} are {} files, not one", inodes.len()));
+        }
+    }
+    found
+}
+
+fn wrongs(want: &Want, node: &Node) -> Vec<String> {
+    let mut found = Vec::new();
+    if want.is.is_some_and(|is| is != std::mem::discriminant(&node.kind)) {
+        return vec![format!("is {:?}, not {:?}", node.kind, want.kind)];
+    }
+    let mut wrong = |what: &str, is: String, wanted: Option<String>| {
+        if wanted.as_ref().is_some_and(|wanted| *wanted != is) {
+            found.push(format!("{what} is {is}, not {}", wanted.unwrap_or_default()));
+        }
+    };
+    wrong("content", format!("{:?}", node.kind), want.kind.as_ref().map(|k| format!("{k:?}")));
+    let bits = want.mode.map_or(0, |(_, bits)| bits);
+    wrong(
+        "mode",
+        format!("{:o}", node.mode & bits),
+        want.mode.map(|(m, b)| format!("{:o}", m & b)),
+    );
+    wrong("uid", node.uid.to_string(), want.uid.map(|id| id.to_string()));
+    wrong("gid", node.gid.to_string(), want.gid.map(|id| id.to_string()));
+    wrong("mtime", format!("{:?}", node.mtime), want.mtime.map(|time| format!("{time:?}")));
+    let xattrs = want.xattrs.as_ref().map(|xattrs| format!("{xattrs:?}"));
+    wrong("xattrs", format!("{:?}", node.xattrs), xattrs);
+    found
+}

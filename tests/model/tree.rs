@@ -1,0 +1,116 @@
+//! What stands in a directory, read without a line of the product.
+
+use rustix::fs::{lgetxattr, llistxattr};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+/// Paths below a root, as bytes; the root itself is the empty one.
+pub(crate) type Tree = BTreeMap<Vec<u8>, Node>;
+
+pub(crate) type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// One name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) kind: Kind,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Seconds and nanoseconds.
+    pub(crate) mtime: (i64, i64),
+    /// `user.*` ones.
+    pub(crate) xattrs: Xattrs,
+    pub(crate) inode: u64,
+    /// How many names the inode has.
+    pub(crate) names: u64,
+    /// The last change of anything of it.
+    pub(crate) ctime: (i64, i64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File { size: u64, digest: String },
+    Dir,
+    Link(Vec<u8>),
+    Fifo,
+}
+
+impl Node {
+    pub(crate) fn is_dir(&self) -> bool {
+        self.kind == Kind::Dir
+    }
+
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self.kind, Kind::File { .. })
+    }
+
+    pub(crate) fn size(&self) -> Option<u64> {
+        match self.kind {
+            Kind::File { size, .. } => Some(size),
+            _ => None,
+        }
+    }
+
+    /// Whether both are of one type.
+    pub(crate) fn same_type(&self, other: &Node) -> bool {
+        std::mem::discriminant(&self.kind) == std::mem::discriminant(&other.kind)
+    }
+}
+
+/// Reads a tree; nothing where there is none.
+pub(crate) fn read(root: &Path) -> Tree {
+    if fs::symlink_metadata(root).is_err() {
+        return Tree::new();
+    }
+    let entries = walkdir::WalkDir::new(root).into_iter().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            let below = entry.path().strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
+            (below, node(entry.path()))
+        })
+        .collect()
+}
+
+fn node(path: &Path) -> Node {
+    let meta = fs::symlink_metadata(path).unwrap();
+    let kind = match meta.file_type() {
+        t if t.is_dir() => Kind::Dir,
+        t if t.is_symlink() => {
+            Kind::Link(fs::read_link(path).unwrap().as_os_str().as_bytes().to_vec())
+        }
+        t if t.is_fifo() => Kind::Fifo,
+        t => {
+            assert!(t.is_file(), "{} is nothing that was made here", path.display());
+            let digest = blake3::hash(&fs::read(path).unwrap()).to_hex().to_string();
+            Kind::File { size: meta.len(), digest }
+        }
+    };
+    Node {
+        kind,
+        mode: meta.mode() & 0o7777,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        mtime: (meta.mtime(), meta.mtime_nsec()),
+        xattrs: xattrs(path),
+        inode: meta.ino(),
+        names: meta.nlink(),
+        ctime: (meta.ctime(), meta.ctime_nsec()),
+    }
+}
+
+fn xattrs(path: &Path) -> Xattrs {
+    let mut names = vec![0; 4096];
+    let length = llistxattr(path, names.as_mut_slice()).unwrap_or(0);
+    let names = names[..length].split(|b| *b == 0).filter(|name| name.starts_with(b"user."));
+    names
+        .map(|name| {
+            let mut value = vec![0; 8192];
+            let length = lgetxattr(path, name, value.as_mut_slice()).unwrap();
+            value.truncate(length);
+            (name.to_vec(), value)
+        })
+        .collect()
+}
