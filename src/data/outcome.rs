@@ -287,3 +287,39 @@ impl RangeSent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::manifest::Meta;
+
+    #[test]
+    fn an_answer_that_does_not_fit_its_entry_is_no_answer() {
+        let meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
+        let entry = |name: &str, kind| {
+            Entry::new(RelPath::new(name).unwrap(), kind, meta, Default::default())
+        };
+        let digest = Digest([1; 32]);
+        let read = Entry { digest: Some(digest), ..entry("read", Kind::File { size: 1 }) };
+        let entries = vec![entry("dir", Kind::Dir), entry("file", Kind::File { size: 1 }), read];
+        let manifest = Manifest { dirs: vec![], entries };
+        let skip = Answer::Done(Action::Skip);
+        let reply = |answers: [&Answer; 3], digests: &[u32]| {
+            let digests = digests.iter().map(|entry| DigestOf { entry: *entry, digest });
+            let answers = answers.map(Answer::clone).into();
+            let digests = digests.collect();
+            Offered::of_reply(&manifest, OfferReply { answers, digests, ..OfferReply::default() })
+        };
+        let needed = Answer::Needed { action: Action::Update, base: false };
+        let good = reply([&skip, &Answer::Check, &needed], &[1]).unwrap();
+        assert_eq!(good.digests, [None, Some(digest), None]);
+        assert!(reply([&Answer::Check, &skip, &skip], &[]).is_err());
+        assert!(reply([&needed, &skip, &skip], &[]).is_err());
+        // It was sent with the offer.
+        assert!(reply([&skip, &skip, &Answer::Check], &[]).is_err());
+        assert!(reply([&skip, &skip, &skip], &[0]).is_err());
+        assert!(reply([&skip, &skip, &skip], &[3]).is_err());
+        let few = OfferReply { answers: vec![skip], ..OfferReply::default() };
+        assert!(Offered::of_reply(&manifest, few).is_err());
+    }
+}

@@ -389,6 +389,36 @@ mod tests {
     }
 
     #[test]
+    fn notes_come_back_with_the_paths_that_were_sent_and_no_others() {
+        let meta =
+            crate::wire::manifest::Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
+        let path = RelPath::new("d/f").unwrap();
+        let entry = Entry::new(path, Kind::Dir, meta, Default::default());
+        let dirs = [DirRef { path: RelPath::root(), meta }];
+        let mut notes = Notes::new();
+        notes.entry("owner not set".into()).or_default().add(b"d/f");
+        notes.entry("owner not set".into()).or_default().add(b"");
+        notes.entry("owner not set".into()).or_default().add(b"not sent");
+        let place = |path: &[u8]| match path {
+            b"d/f" => Some(Place::Entry(0)),
+            b"" => Some(Place::Dir(0)),
+            _ => None,
+        };
+        let said = notes_of(notes, place);
+        let read = |said: Vec<NoteOf>| read_notes(said, &[&entry], &dirs);
+        let note = read(said.clone()).unwrap().remove("owner not set").unwrap();
+        assert_eq!(note.count, 3);
+        assert_eq!(note.paths, [BytePath(b"d/f".to_vec()), BytePath(vec![])]);
+        let with = |entries, dirs| vec![NoteOf { entries, dirs, ..said[0].clone() }];
+        assert!(read(with(vec![1], vec![])).is_err());
+        assert!(read(with(vec![], vec![1])).is_err());
+        assert!(read(with(vec![0; Note::PATHS], vec![0])).is_err());
+        assert!(read(vec![said[0].clone(); MAX_NOTES + 1]).is_err());
+        let escape = NoteOf { cause: "\x1b[2J".into(), ..said[0].clone() };
+        assert!(read(vec![escape]).unwrap().contains_key("\\#033[2J"));
+    }
+
+    #[test]
     fn a_peers_text_cannot_write_to_a_terminal() {
         let fault = Fault::transient("a\x1b[2J", "x".repeat(5_000));
         let error = fault.into_error(&RelPath::new("f").unwrap());

@@ -153,7 +153,7 @@ impl Pack<'_> {
             path: &entry.path,
             buffer: &mut self.buffer,
         };
-        let end = taking.to_end(frames)?;
+        let end = taking.take_all(frames)?;
         let Taking { store, hasher, .. } = taking;
         let right = match (end, hasher) {
             (End::Abort, _) => return Ok(Taken::Aborted),
@@ -215,7 +215,7 @@ enum End {
 
 impl<S: Store> Taking<'_, S> {
     /// Takes content up to its end. Lengths are checked against what is left before anything is done.
-    fn to_end<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<End, FrameError> {
+    fn take_all<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<End, FrameError> {
         let mut left = self.span;
         loop {
             let frame = frames.next_frame()?;
@@ -334,7 +334,7 @@ fn take_range_content<P: Pieces>(
         path: &entry.path,
         buffer: &mut buffer,
     };
-    let end = taking.to_end(frames)?;
+    let end = taking.take_all(frames)?;
     let Taking { store, hasher, .. } = taking;
     let right = match (end, hasher) {
         (End::Abort, _) => return Ok(Taken::Aborted),

@@ -13,7 +13,6 @@ use crate::wire::options::{FileRecord, FileState};
 use crate::wire::problem::Problem;
 use bytes::Bytes;
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use tokio::sync::mpsc;
 
@@ -116,7 +115,12 @@ impl Out {
 }
 
 /// Gives all that is wanted of a list.
-fn give(file: File, listing: &Listing, wanted: &Wanted, out: &mut Out) -> io::Result<()> {
+fn give(
+    file: impl Read + Seek,
+    listing: &Listing,
+    wanted: &Wanted,
+    out: &mut Out,
+) -> io::Result<()> {
     let mut file = BufReader::with_capacity(PIECE, file);
     let second = listing.readback_from.unwrap_or(listing.length).min(listing.length);
     let mut again = HashSet::new();

@@ -296,7 +296,7 @@ impl State {
     fn send_instead(&mut self, task: &Task, file: TaskId) {
         let Some(mut large) = self.large(task.sync, file).cloned() else { return };
         large.course = Course::Sending;
-        self.from_the_start(large);
+        self.begin_again(large);
     }
 
     /// The part file of a large file got lost: what was sent is void, all ranges are sent again.
@@ -311,11 +311,11 @@ impl State {
         }
         (large.sent, large.kept) = (0, 0);
         large.restarts += 1;
-        self.from_the_start(large);
+        self.begin_again(large);
     }
 
     /// Begins again with the first range of a file.
-    fn from_the_start(&mut self, mut large: Large) {
+    fn begin_again(&mut self, mut large: Large) {
         let (no, file) = (large.sync, large.id);
         self.drop_parts(no, &large);
         (large.next, large.done_count, large.unhashed) = (0, 0, false);

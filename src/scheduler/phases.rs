@@ -339,6 +339,7 @@ impl State {
             larges.into_iter().for_each(|file| drop(self.remove_large(no, file)));
             tasks.into_iter().for_each(|id| drop(self.drop_task(id)));
             if active {
+                self.forget_groups(no);
                 if let Some(sync) = self.syncs.get_mut(&no) {
                     // Results of what is out now will match nothing.
                     sync.suspect_all();

@@ -160,6 +160,7 @@ impl State {
         self.abandon(no, now);
         self.sweep_later(no, now);
         self.drop_list(no);
+        self.forget_groups(no);
         self.changed(no, now);
     }
 

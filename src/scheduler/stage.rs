@@ -270,6 +270,7 @@ impl State {
             [changed, dropped].into_iter().flatten().for_each(|key| self.put(key));
         }
         self.drop_list(no);
+        self.forget_groups(no);
     }
 }
 

@@ -220,3 +220,32 @@ async fn documents_that_lie_are_refused_by_every_verb() {
     assert_eq!(world.names(), ["a"]);
     world.end().await;
 }
+
+#[tokio::test]
+async fn what_the_destination_could_not_hold_is_said_with_the_names_that_were_sent() {
+    use crate::wire::options::Attribute;
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    let world = World::new().await;
+    for name in ["plain", "set"] {
+        world.write(name, b"abc");
+    }
+    let path = world.src().join("set");
+    chown(&path, Some(1234), Some(1234)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o4755)).unwrap();
+    let manifest = world.manifest();
+    let source = tree(&world.src());
+    let files: Vec<Entry> = manifest.entries.iter().filter(|e| !e.is_dir()).cloned().collect();
+    let ours = rules(|r| {
+        r.preserve = r.preserve.without(Attribute::Owner).without(Attribute::Group);
+    });
+    for to in world.both(&ours) {
+        let dirs = manifest.dirs.clone();
+        let packed = to.pack(&source, dirs, files.clone()).await.unwrap();
+        assert!(packed.files.iter().all(Result::is_ok), "{packed:?}");
+        let notes: Vec<_> = packed.notes.into_iter().collect();
+        let [(cause, note)] = notes.as_slice() else { panic!("{notes:?}") };
+        assert!(cause.contains("set-uid"), "{cause}");
+        assert_eq!((note.count, note.paths[0].0.as_slice()), (1, &b"set"[..]));
+    }
+    world.end().await;
+}

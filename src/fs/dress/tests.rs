@@ -348,7 +348,7 @@ fn without_root_a_directory_that_forbids_everything_is_filled_and_stamped_again_
         for _ in 0..2 {
             // Another process each time.
             let target = site.target();
-            let verdicts = target.reconcile(&wanted);
+            let verdicts = target.reconcile(&wanted).verdicts;
             assert!(!verdicts.iter().any(|v| matches!(v, Verdict::Failed(_))), "{verdicts:?}");
             assert_eq!(target.stamp(&wanted.dirs), []);
             assert!(target.notes().is_empty());

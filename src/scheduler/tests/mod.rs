@@ -5,13 +5,17 @@ mod cases;
 mod faults;
 mod fidelity;
 mod histories;
+mod mirror;
 
 use super::*;
 use crate::wire::manifest::NameList;
+use crate::wire::options::{DeleteOptions, FileRecord, FileState, SyncOptions};
 use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::{
     Assignment, Blob, Cursor, PageAction, ResultOutcome, ScanPage, SyncResult, TaskReport, WorkItem,
 };
+use crate::wire::task::{Pruned, RootState};
+use crate::wire::ticket::{Claims, Verifier};
 use crate::wire::worker::{WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, BytePath, RelPath};
 
@@ -103,6 +107,7 @@ impl World {
             assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");
             assert!(c.dirs_done + c.dirs_failed <= c.dirs_total, "{c:?}");
             assert!(sync.larges.values().all(|l| self.blobs.contains_key(&l.blob)));
+            assert!(sync.is_active() || sync.groups.is_empty(), "nobody asks for groups any more");
             let written = self.lists.get(&sync.no).map_or(0, Vec::len) as u64;
             assert!(sync.listing.length <= written, "lines are counted that were not written");
         }
@@ -291,4 +296,72 @@ fn scanning() -> (World, Assignment) {
     let scan = world.poll("s", "1").expect("the scan");
     assert!(matches!(scan.task, TaskSpec::Scan { .. }));
     (world, scan)
+}
+
+fn submit_with(world: &mut World, id: &str, options: SyncOptions) {
+    let request = SyncRequest { options, ..request(Some(id), "/src/a", "/dst/b") };
+    let event = Event::Submit { request, list: None, idempotency: None };
+    assert!(matches!(world.play(event), Some(Reply::Submitted(_))));
+}
+
+fn scanning_with(options: SyncOptions) -> (World, Assignment) {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    submit_with(&mut world, "demo", options);
+    let scan = world.poll("s", "1").expect("the scan");
+    (world, scan)
+}
+
+fn mirror(delete: DeleteOptions) -> SyncOptions {
+    SyncOptions { delete: Some(delete), ..SyncOptions::default() }
+}
+
+fn next(world: &mut World, worker: &str, kind: &str) -> Assignment {
+    let task = world.poll(worker, "1").unwrap_or_else(|| {
+        panic!("no {kind}: {:?}", world.progress("demo"));
+    });
+    assert_eq!(task.task.kind(), kind);
+    task
+}
+
+fn done(world: &mut World, worker: &str, kind: &str) -> Assignment {
+    let task = next(world, worker, kind);
+    world.finish(result(&task, true, all_done(&task, "d")));
+    task
+}
+
+fn claims(world: &World, a: &Assignment) -> Claims {
+    let verifier = Verifier::new(&world.state.ticket_key()).unwrap();
+    verifier.verify(&a.ticket, world.now.wall_ms / 1000).unwrap()
+}
+
+fn rooted(a: &Assignment, file_system: &str, empty: bool, work: Vec<WorkItem>) -> ScanPage {
+    let root = RootState { file_system: file_system.into(), empty };
+    ScanPage { root: Some(root), ..page(a, 0, work, None) }
+}
+
+fn pruned(a: &Assignment, seen: u64, extra: u64) -> ScanPage {
+    let pruned = Pruned { seen, extra, bytes: extra.saturating_mul(10) };
+    ScanPage { pruned: Some(pruned), ..page(a, 0, vec![], None) }
+}
+
+fn named(ranges: u64, name: u8) -> WorkItem {
+    let WorkItem::Large { manifest, size, range_length, .. } = large(ranges) else { panic!() };
+    WorkItem::Large { manifest, size, range_length, group: Some(Digest([name; 32])) }
+}
+
+fn record(path: &str, state: FileState) -> FileRecord {
+    let path = BytePath(path.as_bytes().to_vec());
+    FileRecord { path, state, action: None, bytes: 1, digest: None, message: None }
+}
+
+fn listed(world: &mut World) -> Vec<String> {
+    let sync = world.state.syncs.values().next().unwrap();
+    let text = world.lists.get(&sync.no).map(|l| &l[..sync.listing.length as usize]);
+    let lines = text.unwrap_or_default().split(|b| *b == b'\n').filter(|l| !l.is_empty());
+    lines
+        .map(|l| serde_json::from_slice::<FileRecord>(l).unwrap())
+        .map(|r| format!("{} {:?}", r.path, r.state))
+        .collect()
 }

@@ -1,0 +1,70 @@
+//! Replies of any length: what became of each file of a sync.
+
+use super::text::causes;
+use super::{ClientError, MasterClient, Request, refusal};
+use crate::wire::RequestId;
+use crate::wire::options::FileState;
+use bytes::Bytes;
+use reqwest::Method;
+
+/// A reply of any length, read piece by piece.
+#[derive(Debug)]
+pub struct Download {
+    url: String,
+    response: reqwest::Response,
+}
+
+impl Download {
+    /// The next piece; `None` after the last one. Nothing may be taken for whole before that.
+    ///
+    /// # Errors
+    /// The reply broke off, or no byte came for the request time-out.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        self.response.chunk().await.map_err(|e| ClientError::Broken {
+            url: self.url.clone(),
+            status: Some(self.response.status().as_u16()),
+            message: format!("its reply broke off: {}", causes(&e)),
+        })
+    }
+}
+
+impl MasterClient {
+    /// `GET /sync/{id}/files`: what became of each file, one JSON document
+    /// ([`FileRecord`](crate::wire::options::FileRecord)) a line; those that ended as one of `states`,
+    /// or all where none is named.
+    ///
+    /// # Errors
+    /// Problems 404 for an unknown id and 409 where it was not recorded, any [`ClientError`].
+    pub async fn files(
+        &self,
+        id: &RequestId,
+        states: &[FileState],
+    ) -> Result<Download, ClientError> {
+        let words: Vec<String> = states
+            .iter()
+            .filter_map(|state| Some(serde_json::to_value(state).ok()?.as_str()?.to_owned()))
+            .collect();
+        let query =
+            if words.is_empty() { String::new() } else { format!("?state={}", words.join(",")) };
+        self.download(&format!("/sync/{id}/files{query}")).await
+    }
+
+    /// `GET /sync/{id}/manifest`: the digest and name of each file, as `b3sum --check` reads them;
+    /// names are relative to the destination root.
+    ///
+    /// # Errors
+    /// Problems 404 for an unknown id and 409 where it was not asked for or the sync goes on, any
+    /// [`ClientError`].
+    pub async fn digests(&self, id: &RequestId) -> Result<Download, ClientError> {
+        self.download(&format!("/sync/{id}/manifest")).await
+    }
+
+    async fn download(&self, target: &str) -> Result<Download, ClientError> {
+        let request = Request { streamed: true, ..self.request(Method::GET, target) };
+        let mut answer = self.exchange(request).await?;
+        match answer.stream.take() {
+            Some(response) => Ok(Download { url: answer.url, response }),
+            None => Err(refusal(answer)),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The owner on a store that fails and forgets on demand.
+
+use super::super::handle::{BlobReader, Handle};
+use super::super::listing::Wanted;
+use super::*;
+use crate::scheduler::Settings;
+use crate::store::{Acquired, MemoryStore};
+use crate::wire::sync::{SyncRequest, SyncState};
+use crate::wire::worker::WorkerHeartbeat;
+use crate::wire::{RequestId, WorkerId};
+
+struct World {
+    store: MemoryStore,
+    handle: Handle,
+    owning: tokio::task::JoinHandle<Result<(), StoreError>>,
+    stop: CancellationToken,
+}
+
+async fn start() -> World {
+    start_with(Spool::passing()).await
+}
+
+async fn start_with(spool: Spool) -> World {
+    let store = MemoryStore::new();
+    let mine = store.another_handle();
+    let Ok(Acquired::Leader(fence)) = mine.acquire("m", LEASE).await else { panic!("no lead") };
+    let records = mine.load().await.unwrap();
+    let state = State::load(Settings::default(), [1; 32], &records, now()).unwrap();
+    let (tx, requests) = mpsc::channel(16);
+    let (health, seen) = watch::channel(Ok(()));
+    let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
+    let stop = CancellationToken::new();
+    let owner = Owner::new(Arc::new(mine), state, fence, requests, health, spool.clone());
+    let owning = tokio::spawn(owner.run(stop.clone()));
+    World { store, handle: Handle::new(tx, seen, blobs, spool), owning, stop }
+}
+
+fn request(id: &str) -> SyncRequest {
+    serde_json::from_value(serde_json::json!({
+        "request_id": id, "source_path": "/src", "destination_path": "/dst"
+    }))
+    .unwrap()
+}
+
+fn heartbeat() -> WorkerHeartbeat {
+    serde_json::from_value(serde_json::json!({
+        "worker_id": "w", "status": "READY", "storage_paths": ["/src", "/dst"],
+        "incarnation": "1",
+    }))
+    .unwrap()
+}
+
+fn id(text: &str) -> RequestId {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_was_answered_is_in_the_store() {
+    let world = start().await;
+    world.handle.submit(request("demo"), None).await.unwrap();
+    let records = world.store.load().await.unwrap();
+    let state = State::load(Settings::default(), [2; 32], &records, now()).unwrap();
+    assert!(state.record("s/1").is_some());
+    world.stop.cancel();
+    world.owning.await.unwrap().unwrap();
+    assert_eq!(world.store.complaints(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_for_a_moment_is_written_to_when_it_is_back() {
+    let world = start().await;
+    world.store.fail_next(StoreError::Unavailable("away".into()));
+    world.handle.submit(request("demo"), None).await.unwrap();
+    world.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
+    world.handle.submit(request("other"), None).await.unwrap();
+    assert_eq!(world.handle.list().await.unwrap().len(), 2);
+    assert_eq!(world.store.complaints(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_store_that_was_rolled_back_gets_everything_back() {
+    let world = start().await;
+    world.handle.submit(request("first"), None).await.unwrap();
+    world.handle.submit(request("second"), None).await.unwrap();
+    world.store.roll_back_to(0);
+    world.handle.submit(request("third"), None).await.unwrap();
+    let records = world.store.load().await.unwrap();
+    for key in ["meta", "s/1", "s/2", "s/3"] {
+        assert!(records.contains_key(key), "{key} of {:?}", records.keys());
+    }
+    assert_eq!(world.handle.progress(id("first")).await.unwrap().state, SyncState::Queued);
+}
+
+#[tokio::test]
+async fn a_deposed_master_stops_and_answers_nobody() {
+    let world = start().await;
+    let other = world.store.another_handle();
+    assert!(matches!(other.acquire("m", LEASE).await, Ok(Acquired::Leader(_))));
+    let problem = world.handle.submit(request("demo"), None).await.unwrap_err();
+    assert_eq!(problem.status, 503);
+    let ended = world.owning.await.unwrap();
+    assert!(matches!(ended, Err(StoreError::Deposed { .. })), "{ended:?}");
+}
+
+#[tokio::test]
+async fn an_assignment_whose_caller_went_away_is_not_lost() {
+    let world = start().await;
+    world.handle.heartbeat(heartbeat()).await.unwrap();
+    let worker: WorkerId = "w".parse().unwrap();
+    let poll = |wait| world.handle.poll(worker.clone(), Some("1".into()), None, wait);
+    let gone = tokio::time::timeout(Duration::from_millis(50), poll(Duration::from_secs(20)));
+    assert!(gone.await.is_err(), "there is no work yet");
+    world.handle.submit(request("demo"), None).await.unwrap();
+    let got = poll(Duration::from_secs(5)).await.unwrap();
+    assert_eq!(got.expect("the scan").request_id, id("demo"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_a_loss_found_by_a_renewal_gives_work_to_is_answered() {
+    let world = start().await;
+    world.handle.heartbeat(heartbeat()).await.unwrap();
+    world.handle.submit(request("demo"), None).await.unwrap();
+    let poll = || {
+        let worker: WorkerId = "w".parse().unwrap();
+        world.handle.poll(worker, Some("1".into()), None, Duration::from_secs(20))
+    };
+    let first = poll().await.unwrap().expect("the scan");
+    world.store.roll_back_to(1);
+    let again = poll().await.unwrap().expect("it begins anew");
+    assert_ne!(again.task_id, first.task_id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_master_can_be_stopped_while_a_store_that_lost_data_is_away() {
+    let world = start().await;
+    world.handle.submit(request("demo"), None).await.unwrap();
+    world.store.fail_next(StoreError::Lost { expected: 1, found: 0 });
+    for _ in 0..1_000 {
+        world.store.fail_next(StoreError::Unavailable("away".into()));
+    }
+    assert_eq!(world.handle.submit(request("other"), None).await.unwrap_err().status, 503);
+    world.stop.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(60), world.owning).await;
+    assert!(matches!(ended, Ok(Ok(Err(StoreError::Unavailable(_))))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_written_is_told_of_and_the_sync_goes_on() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // A file stands where the directory would be made.
+    let world = start_with(Spool::at(file.path().join("records"))).await;
+    world.handle.heartbeat(heartbeat()).await.unwrap();
+    let mut recorded = request("demo");
+    recorded.options.record = true;
+    world.handle.submit(recorded, None).await.unwrap();
+    let worker: WorkerId = "w".parse().unwrap();
+    let wait = Duration::from_secs(5);
+    let scan = world.handle.poll(worker.clone(), Some("1".into()), None, wait).await;
+    let scan = scan.unwrap().expect("the scan");
+    let page = serde_json::from_value(serde_json::json!({
+        "task_digest": scan.task_digest, "page": 0, "next": null,
+        "errors": [{"path": "x", "operation": "open source", "message": "no"}],
+    }));
+    world.handle.page(worker, scan.assignment_id, page.unwrap()).await.unwrap();
+    let end = world.handle.progress(id("demo")).await.unwrap();
+    assert_eq!(end.files_failed, 1);
+    let wanted = Wanted::Records(vec![]);
+    let problem = world.handle.listing(id("demo"), wanted).await.unwrap_err();
+    assert_eq!(problem.code, "records_lost");
+}
+
+#[tokio::test]
+async fn large_lists_are_not_all_stored_in_one_commit() {
+    let world = start().await;
+    let submit = |n: u32| {
+        let names = (0..9_000).map(|i| format!("{i:0>250}"));
+        let list = names.map(|name| crate::wire::BytePath(name.into_bytes()));
+        let request =
+            SyncRequest { file_list: Some(list.collect()), ..request(&format!("sync-{n}")) };
+        world.handle.submit(request, None)
+    };
+    let all = futures_util::future::join_all((0..16).map(submit)).await;
+    assert!(all.iter().all(Result::is_ok));
+    assert!(world.store.commits() >= 2, "{} commits", world.store.commits());
+}

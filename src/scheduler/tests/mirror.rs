@@ -1,0 +1,269 @@
+//! What is deleted, and all that keeps it from being.
+
+use super::*;
+use crate::wire::options::{Action, DeleteOptions, SyncOptions, Tally};
+use crate::wire::sync::Phase;
+use crate::wire::task::RootState;
+
+#[test]
+fn a_mirror_counts_first_and_then_deletes_and_flushes_what_it_deleted() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1)]));
+    let copy = next(&mut world, "s", "copy");
+    let skipped = TaskReport { files_skipped: 2, dirs_done: 1, ..TaskReport::default() };
+    world.finish(result(&copy, true, skipped));
+    let count = next(&mut world, "s", "prune");
+    assert_eq!(count.task, TaskSpec::Prune { dir: RelPath::root(), cursor: None, apply: false });
+    assert_eq!(world.progress("demo").phase, Phase::Pruning);
+    let gone = ScanPage {
+        spawn: vec![RelPath::new("big").unwrap()],
+        records: vec![record("old", FileState::Deleted)],
+        ..pruned(&count, 3, 1)
+    };
+    world.post(&count, gone);
+    let part = next(&mut world, "s", "prune");
+    world.post(&part, pruned(&part, 1, 1));
+    assert!(world.progress("demo").actions.is_empty(), "nothing is deleted yet");
+    let apply = next(&mut world, "s", "prune");
+    assert!(matches!(apply.task, TaskSpec::Prune { apply: true, .. }));
+    assert!(claims(&world, &apply).rules.delete);
+    world.post(&apply, pruned(&apply, 4, 2));
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!(end.actions[&Action::Delete], Tally { count: 2, bytes: 20 });
+}
+
+#[test]
+fn each_limit_of_a_mirror_is_exact_and_says_what_lets_it_pass() {
+    let percent = |n| DeleteOptions { max_percent: n, ..DeleteOptions::default() };
+    let at_most = |n| DeleteOptions { max: Some(n), max_percent: 100, ..DeleteOptions::default() };
+    for (delete, seen, extra, said) in [
+        (percent(50), 100, 50, None),
+        (percent(50), 100, 51, Some("--max-delete-percent 51")),
+        (percent(0), 1_000, 1, Some("--max-delete-percent 1)")),
+        (percent(33), 3, 1, Some("--max-delete-percent 34")),
+        (percent(50), u64::MAX, u64::MAX, Some("--max-delete-percent 100")),
+        (percent(100), 5, 5, None),
+        (at_most(3), 100, 3, None),
+        (at_most(3), 100, 4, Some("--max-delete 4")),
+        (at_most(0), 9, 0, None),
+    ] {
+        let (mut world, scan) = scanning_with(mirror(delete));
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+        done(&mut world, "s", "copy");
+        let count = next(&mut world, "s", "prune");
+        world.post(&count, pruned(&count, seen, extra));
+        if said.is_none() && extra > 0 {
+            let apply = next(&mut world, "s", "prune");
+            world.post(&apply, pruned(&apply, seen, extra));
+        }
+        done(&mut world, "d", "flush");
+        let end = world.progress("demo");
+        let Some(said) = said else {
+            assert_eq!(end.state, SyncState::Completed, "{extra} of {seen}");
+            continue;
+        };
+        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+        let reason = end.reason.unwrap();
+        assert!(reason.contains(said) && reason.contains("nothing was deleted"), "{reason}");
+        assert!(end.actions.is_empty() && end.files_done == 1);
+    }
+}
+
+#[test]
+fn an_empty_source_deletes_nothing_unless_that_is_allowed() {
+    for (allowed, root, outcome) in [
+        (false, Some(true), Outcome::DeleteStopped),
+        (false, None, Outcome::DeleteStopped),
+        (false, Some(false), Outcome::Full),
+        (true, Some(true), Outcome::Full),
+    ] {
+        let delete = DeleteOptions { allow_empty_source: allowed, ..DeleteOptions::default() };
+        let (mut world, scan) = scanning_with(mirror(delete));
+        let root = root.map(|empty| RootState { file_system: "fs-1".into(), empty });
+        world.post(&scan, ScanPage { root, ..page(&scan, 0, vec![batch(0, 1)], None) });
+        done(&mut world, "s", "copy");
+        if outcome == Outcome::Full {
+            let count = next(&mut world, "s", "prune");
+            world.post(&count, pruned(&count, 10, 1));
+            let apply = next(&mut world, "s", "prune");
+            world.post(&apply, pruned(&apply, 10, 1));
+        }
+        done(&mut world, "d", "flush");
+        let end = world.progress("demo");
+        assert_eq!(end.outcome, Some(outcome));
+        let says = end.reason.is_some_and(|r| r.contains("--allow-empty-source"));
+        assert_eq!(says, outcome == Outcome::DeleteStopped);
+    }
+}
+
+/// Runs a sync `id` that copies one file from a source on a file system.
+fn run(world: &mut World, id: &str, options: SyncOptions, file_system: &str) -> SyncProgress {
+    submit_with(world, id, options);
+    let scan = next(world, "s", "scan");
+    let action = world.post(&scan, rooted(&scan, file_system, false, vec![batch(1, 1)]));
+    if action == PageAction::Done {
+        done(world, "s", "copy");
+        for _ in 0..9 {
+            if let Some(prune) = world.poll("s", "1") {
+                world.post(&prune, pruned(&prune, 4, 1));
+            } else if let Some(flush) = world.poll("d", "1") {
+                world.finish(result(&flush, true, all_done(&flush, "d")));
+            }
+        }
+    }
+    world.progress(id)
+}
+
+#[test]
+fn a_source_on_another_file_system_than_before_halts_a_mirror_before_anything_is_copied() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let strict = || mirror(DeleteOptions::default());
+    let free = mirror(DeleteOptions { allow_empty_source: true, ..DeleteOptions::default() });
+    assert_eq!(run(&mut world, "a", SyncOptions::default(), "fs-1").state, SyncState::Completed);
+    world.restart();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let halted = run(&mut world, "b", strict(), "fs-2");
+    assert_eq!((halted.state, halted.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+    assert_eq!((halted.files_total, halted.files_done), (0, 0));
+    let reason = halted.reason.unwrap();
+    assert!(reason.contains("fs-1") && reason.contains("--allow-empty-source"), "{reason}");
+    let dry = SyncOptions { dry_run: true, ..strict() };
+    let dry = run(&mut world, "c", dry, "fs-2");
+    assert_eq!(dry.state, SyncState::Completed);
+    assert!(dry.reason.unwrap().contains("fs-1"), "a dry run tells, and changes no memory");
+    assert_eq!(run(&mut world, "d", free, "fs-2").state, SyncState::Completed);
+    assert_eq!(run(&mut world, "e", strict(), "fs-2").state, SyncState::Completed);
+    assert_eq!(run(&mut world, "f", strict(), "fs-1").outcome, Some(Outcome::DeleteStopped));
+}
+
+#[test]
+fn a_source_that_goes_away_before_the_deletion_stops_it() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    let root = RootState { file_system: "fs-2".into(), empty: true };
+    let action = world.post(&count, ScanPage { root: Some(root), ..pruned(&count, 2, 1) });
+    assert_eq!(action, PageAction::Stop);
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.outcome, end.files_done), (Some(Outcome::DeleteStopped), 1));
+}
+
+#[test]
+fn so_many_pairs_are_remembered_and_the_oldest_go() {
+    let mut pairs = pairs::Pairs::default();
+    let pair = |n: usize| request(None, &format!("/src/{n}"), "/dst");
+    for n in 0..=pairs::MAX_PAIRS {
+        pairs.remember(&pair(n), "fs".into(), n as i64);
+    }
+    assert_eq!(pairs.0.len(), pairs::MAX_PAIRS);
+    assert_eq!((pairs.known(&pair(0)), pairs.known(&pair(1))), (None, Some("fs")));
+}
+
+#[test]
+fn after_any_failure_nothing_is_deleted_and_the_reason_says_so() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    let errors = vec![error(ErrorClass::Vanished)];
+    world.post(&scan, ScanPage { errors, ..rooted(&scan, "fs-1", false, vec![batch(1, 0)]) });
+    done(&mut world, "s", "copy");
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::VanishedOnly)));
+    assert!(end.reason.unwrap().contains("nothing was deleted"));
+
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 0)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    let errors = vec![error(ErrorClass::Permanent)];
+    world.post(&count, ScanPage { errors, ..pruned(&count, 9, 1) });
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.outcome, end.files_total), (Some(Outcome::Partial), 1));
+    assert!(end.reason.unwrap().contains("nothing was deleted"));
+}
+
+#[test]
+fn a_deletion_goes_on_behind_its_last_page_on_another_worker_and_a_page_counts_once() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 0)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    let cursor = Cursor { after: RelPath::new("m").unwrap(), skip_contents: false };
+    let behind =
+        |apply| TaskSpec::Prune { dir: RelPath::root(), cursor: Some(cursor.clone()), apply };
+    let first = ScanPage { next: Some(behind(false)), ..pruned(&count, 50, 1) };
+    assert_eq!(world.post(&count, first.clone()), PageAction::Continue);
+    assert_eq!(world.post(&count, first), PageAction::Continue);
+    world.restart();
+    world.beat("t", "1", &["/src"], &[]);
+    for _ in 0..7 {
+        world.pass(5_000);
+        world.beat("t", "1", &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+    }
+    let again = next(&mut world, "t", "prune");
+    assert_eq!((again.task_id, &again.task, again.attempt), (count.task_id, &behind(false), 2));
+    world.post(&again, pruned(&again, 50, 1));
+    let apply = next(&mut world, "t", "prune");
+    let bad = ScanPage { next: Some(behind(false)), ..pruned(&apply, 1, 1) };
+    let event = |page| Event::Page {
+        worker: apply.worker_id.clone(),
+        assignment: apply.assignment_id,
+        page,
+    };
+    for bad in [
+        bad,
+        pruned(&apply, 1, 2),
+        page(&apply, 0, vec![batch(1, 0)], None),
+        page(&apply, 0, vec![], at("m")),
+    ] {
+        let reply = world.play(event(bad));
+        assert!(matches!(reply, Some(Reply::Refused(p)) if p.status == 422));
+    }
+    let bare = result(&apply, true, TaskReport::default());
+    assert_eq!(world.finish(bare), Some(ResultOutcome::Applied), "as one that failed");
+    world.pass(5_000);
+    let apply = next(&mut world, "t", "prune");
+    let errors = vec![error(ErrorClass::Permanent)];
+    world.post(&apply, ScanPage { errors, ..pruned(&apply, 100, 1) });
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.outcome, end.actions[&Action::Delete].count), (Some(Outcome::Partial), 1));
+    assert!(!end.reason.unwrap().contains("nothing was deleted"));
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
+    let options = SyncOptions { dry_run: true, ..mirror(DeleteOptions::default()) };
+    let (mut world, scan) = scanning_with(options);
+    assert!(claims(&world, &scan).rules.dry_run);
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1), large(3)]));
+    let copy = next(&mut world, "s", "copy");
+    let would = TaskReport {
+        actions: [
+            (Action::Create, Tally { count: 2, bytes: 20 }),
+            (Action::Skip, Tally { count: 1, bytes: 0 }),
+        ]
+        .into(),
+        to_sweep: true,
+        ..all_done(&copy, "d")
+    };
+    world.finish(result(&copy, true, would));
+    let whole = done(&mut world, "s", "copy");
+    assert!(matches!(whole.task, TaskSpec::Copy { files: 1, .. }), "it is not cut apart");
+    let count = next(&mut world, "s", "prune");
+    world.post(&count, pruned(&count, 10, 9));
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!(end.actions[&Action::Create], Tally { count: 2, bytes: 20 });
+    assert_eq!(end.actions[&Action::Delete], Tally { count: 9, bytes: 90 });
+    assert!(end.reason.unwrap().contains("it would stop: 9 of the 10"));
+    assert_eq!(world.poll("s", "1").or_else(|| world.poll("d", "1")), None, "no sweep, no flush");
+}
