@@ -189,7 +189,8 @@ fn delete(source: &Tree, destination: &Tree, choice: &Choice, out: &mut Expected
     let protected = |path: &[u8], node: &Node| {
         let excluded = choice.leaves_out(path, node.is_dir());
         let in_trash = options.trash && is_in(path, TRASH);
-        let here = source.contains_key(path);
+        let taken = |node: &Node| !options.excluded || !choice.leaves_out(path, node.is_dir());
+        let here = source.get(path).is_some_and(taken);
         match (excluded, options.excluded) {
             _ if in_trash => true,
             (true, false) => true,
