@@ -158,10 +158,12 @@ fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
     if choice.compare == Compare::Size {
         want.mtime = None;
     }
-    if old.names > 1 {
-        want = Want { kind: want.kind, is: want.is, ..Want::default() };
+    // What would be repaired may be another file's too: then it may be replaced instead.
+    let shared = old.names > 1;
+    if shared && node.kind != old.kind {
+        want.kind = None;
     }
-    (want, choice.verify == "readback" && node.kind != old.kind)
+    (want, shared || (choice.verify == "readback" && node.kind != old.kind))
 }
 
 /// What an entry is when all of it was brought that is to be preserved.
