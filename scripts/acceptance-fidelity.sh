@@ -402,11 +402,12 @@ if chosen 7; then
   large_file "$src/listed/two" 300
   sync_exits 0 "$src/listed" "$dst/listed" --chunk-size-mb 16 --manifest "$state/manifest"
   id=$(last .request_id)
-  files=$(find "$src/listed" -type f -printf x | wc -c)
+  # Not lines: there are names with line breaks.
+  files=$(find "$src/listed" -type f -printf . | wc -c)
   say "$(wc -l <"$state/manifest") lines for $files files"
   [ "$(wc -l <"$state/manifest")" = "$files" ] || fail "not every file is in the manifest"
-  # b3sum gives up at a name that is not UTF-8: those are for ctl sync verify alone.
-  LC_ALL=C.UTF-8 grep -ax '.*' "$state/manifest" >"$state/manifest.utf8"
+  # b3sum has no way to write names that are not UTF-8 (here \xff): those are for ctl sync verify alone.
+  grep -v '^\\.*[^\]\\x[0-9a-f][0-9a-f]' "$state/manifest" >"$state/manifest.utf8"
   (cd "$dst/listed" && b3sum --check --quiet "$state/manifest.utf8") || fail "b3sum --check does not pass"
   say "b3sum --check passes for the $(wc -l <"$state/manifest.utf8") of them whose names are UTF-8"
   "$ctl" sync verify "$id" >"$state/verify" 2>&1 || fail "verify of a right destination: $(cat "$state/verify")"

@@ -311,7 +311,7 @@ for folder, mode in closed:
     got = stat.S_IMODE(os.stat(folder).st_mode)
     if got != mode:
         left_out.setdefault("a mode", []).append(folder)
-os.chmod(b".", 0o751)
+os.chmod(b".", 0o775)
 stamp(b".", 1_222_222_222, 222_222_222)
 
 for cause, paths in left_out.items():

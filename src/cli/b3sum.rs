@@ -5,7 +5,8 @@
 //! \ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f  two\nlines
 //! ```
 //!
-//! A line that begins with a backslash has escapes (`\\`, `\n`, `\r`) in its name.
+//! A line that begins with a backslash has escapes (`\\`, `\n`, `\r`) in its name; `\xHH`, a byte of a
+//! name that is not UTF-8, is ours: b3sum can't name such files, and says so of these lines.
 
 use super::failure::Failure;
 use crate::wire::path::show;
@@ -174,12 +175,21 @@ fn unescaped(name: &[u8]) -> Result<Vec<u8>, String> {
                 Some(b'\\') => b'\\',
                 Some(b'n') => b'\n',
                 Some(b'r') => b'\r',
-                _ => return Err("has a backslash with no n, r or backslash behind it".to_owned()),
+                Some(b'x') => hex(bytes.next(), bytes.next())
+                    .ok_or("has \\x without two hexadecimal digits behind it")?,
+                _ => {
+                    return Err("has a backslash with no n, r, x or backslash behind it".to_owned());
+                }
             },
             byte => *byte,
         });
     }
     Ok(out)
+}
+
+fn hex(high: Option<&u8>, low: Option<&u8>) -> Option<u8> {
+    let digit = |b: Option<&u8>| char::from(*b?).to_digit(16);
+    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
 }
 
 impl Digests {
@@ -235,6 +245,11 @@ mod tests {
         }
         let raw = [HEX.as_bytes(), b"  \xff\xfe\n"].concat();
         assert_eq!(read(&[&raw]).unwrap().find(b"\xff\xfe"), Some(0));
+        let escaped = format!("\\{HEX}  a\\xff\\xFE\n");
+        assert_eq!(read(&[escaped.as_bytes()]).unwrap().find(b"a\xff\xfe"), Some(0));
+        for bad in ["\\x", "\\xf", "\\xg0"] {
+            assert!(read(&[format!("\\{HEX}  a{bad}\n").as_bytes()]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -164,3 +164,20 @@ fn the_part_file_of_another_sync_of_the_same_file_is_used_up() {
     assert_eq!(rsync_finds(&src, &dst), "");
     assert!(part_files(&dst).is_empty(), "{first:#?} {second:#?}");
 }
+
+#[test]
+fn a_sync_that_is_cancelled_takes_nothing_from_another_one_of_the_same_file() {
+    const LARGE: usize = 96 * MIB;
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("large"), noise(LARGE, 1));
+    let submit = || cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 4}));
+    let first = submit();
+    cluster.await_progress(&first, "has some", |s| s.transferred_bytes >= LARGE as u64 / 4);
+    let second = submit();
+    cluster.await_progress(&second, "has begun", |s| s.transferred_bytes > 0 || s.state.is_final());
+    cluster.ctl(["sync", "cancel", &first]).run();
+    assert_full(&cluster.ended(&second));
+    assert_eq!(rsync_finds(&src, &dst), "");
+    await_that("no part file is left", || part_files(&dst).is_empty());
+}

@@ -23,7 +23,7 @@ fn b3sum_of(root: &Path) -> BTreeMap<Vec<u8>, String> {
 }
 
 /// Reads a manifest as `b3sum --check` does: `DIGEST  PATH`, a backslash in front where the path is
-/// escaped.
+/// escaped. Bytes of names that are not UTF-8, which it can't read, are left as they stand there.
 fn parse(manifest: &[u8]) -> BTreeMap<Vec<u8>, String> {
     assert!(manifest.is_empty() || manifest.ends_with(b"\n"), "whole lines");
     let lines = manifest.split(|b| *b == b'\n').filter(|line| !line.is_empty());
@@ -50,7 +50,7 @@ fn unescape(path: &[u8]) -> Vec<u8> {
             _ => match bytes.next() {
                 Some(b'n') => b'\n',
                 Some(b'r') => b'\r',
-                Some(b'\\') => b'\\',
+                Some(b'\\' | b'x') => b'\\',
                 other => panic!("b3sum knows no escape {other:?}"),
             },
         });
@@ -120,6 +120,12 @@ fn names_that_are_not_utf_8_do_not_spoil_a_manifest() {
     let body = cluster.master.get(&format!("/sync/{}/manifest", sync.request_id)).body;
     let listed = parse(&body);
     assert_eq!(listed.get(&b"plain"[..]), b3sum_of(&src).get(&b"plain"[..]));
+    assert!(std::str::from_utf8(&body).is_ok(), "b3sum would give up the whole list");
+    let id = sync.request_id.to_string();
+    cluster.ctl(["sync", "verify", &id]).run().exits(0);
+    flip(&dst.join(name(b"not utf-8 \xff")), 0);
+    let ran = cluster.ctl(["sync", "verify", &id]).run().exits(23);
+    assert!(ran.out().contains("not utf-8") && !ran.out().contains("plain"), "{}", ran.out());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How a sync is to be done: a random choice of options, and what the filters among them mean.
 
+use crate::tree::Node;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -15,6 +16,12 @@ pub(crate) struct Choice {
     pub(crate) rules: Vec<Rule>,
     pub(crate) min_size: Option<u64>,
     pub(crate) max_size: Option<u64>,
+    /// Seconds since 1970.
+    pub(crate) newer_than: Option<i64>,
+    pub(crate) older_than: Option<i64>,
+    /// Times that differ by so many seconds are equal.
+    pub(crate) tolerance: i64,
+    pub(crate) strict: bool,
     pub(crate) delete: Option<Delete>,
     pub(crate) dry_run: bool,
     pub(crate) verify: &'static str,
@@ -107,10 +114,19 @@ impl Choice {
         })
     }
 
-    /// Whether its length leaves out a file.
-    pub(crate) fn has_wrong_size(&self, size: Option<u64>) -> bool {
-        let Some(size) = size else { return false };
-        self.min_size.is_some_and(|min| size < min) || self.max_size.is_some_and(|max| size > max)
+    /// Whether its length or its age leaves out a file.
+    pub(crate) fn is_beyond(&self, node: &Node) -> bool {
+        let Some(size) = node.size() else { return false };
+        self.min_size.is_some_and(|min| size < min)
+            || self.max_size.is_some_and(|max| size > max)
+            || self.newer_than.is_some_and(|limit| node.mtime <= (limit, 0))
+            || self.older_than.is_some_and(|limit| node.mtime >= (limit, 0))
+    }
+
+    /// Whether two times count as equal.
+    pub(crate) fn same_time(&self, one: (i64, i64), other: (i64, i64)) -> bool {
+        let ns = |(s, ns): (i64, i64)| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        (ns(one) - ns(other)).abs() <= i128::from(self.tolerance) * 1_000_000_000
     }
 
     /// As the API takes it.
@@ -123,7 +139,14 @@ impl Choice {
                 filter[name] = json!(size);
             }
         }
+        for (name, time) in [("newer_than", self.newer_than), ("older_than", self.older_than)] {
+            if let Some(time) = time {
+                filter[name] = json!(time);
+            }
+        }
         let mut options = json!({
+            "strict_metadata": self.strict,
+            "mtime_tolerance_ns": self.tolerance * 1_000_000_000,
             "preserve": preserve,
             "links": if self.skip_links { "skip" } else { "keep" },
             "compare": match self.compare {
@@ -166,6 +189,7 @@ impl Choice {
         if self.delete.is_some() {
             // Of a name that is there only nobody knows the size that it has at the source.
             (self.min_size, self.max_size) = (None, None);
+            (self.newer_than, self.older_than) = (None, None);
         }
         if self.delete.is_some_and(|delete| delete.excluded) {
             self.skip_links = false;
@@ -221,6 +245,12 @@ pub(crate) fn any() -> impl Strategy<Value = Choice> {
     let rules = prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(rule(), 1..4)];
     let size =
         || prop::option::weighted(0.1, prop::sample::select(vec![1u64, 100, 65_000, 2 << 20]));
+    let time = || prop::option::weighted(0.1, 1_600_000_000..1_600_000_020i64);
+    let times = (time(), time()).prop_map(|(newer, older)| match (newer, older) {
+        (Some(newer), Some(older)) if newer >= older => (Some(newer), None),
+        both => both,
+    });
+    let tolerance = prop_oneof![5 => Just(0), 1 => 1..4i64];
     let max = prop::option::weighted(0.2, 0..6usize);
     let delete = (prop::bool::weighted(0.3), max, prop::bool::weighted(0.2))
         .prop_map(|(excluded, max, trash)| Delete { excluded, max, trash });
@@ -234,9 +264,13 @@ pub(crate) fn any() -> impl Strategy<Value = Choice> {
     let first = (without, chown, rare(), compare, which, rules, size(), size());
     let second =
         (prop::option::weighted(0.5, delete), rare(), verify, rare(), rare(), rare(), rare());
-    (first, second).prop_map(|(first, second)| {
+    let third = (times, tolerance, rare());
+    (first, second, third).prop_map(|(first, second, third)| {
         let (without, chown, skip_links, compare, which, rules, min_size, max_size) = first;
         let (delete, dry_run, verify, record, manifest, whole_file, punch_zeros) = second;
+        let ((newer_than, older_than), tolerance, strict) = third;
+        // Root can hold everything that is made here.
+        let strict = strict && rustix::process::geteuid().is_root();
         let chown = chown.filter(|_| rustix::process::geteuid().is_root());
         let choice = Choice {
             without,
@@ -247,6 +281,10 @@ pub(crate) fn any() -> impl Strategy<Value = Choice> {
             rules,
             min_size,
             max_size,
+            newer_than,
+            older_than,
+            tolerance,
+            strict,
             delete,
             dry_run,
             verify,

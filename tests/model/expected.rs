@@ -45,7 +45,7 @@ pub(crate) fn expected(source: &Tree, destination: &Tree, choice: &Choice) -> Ex
     let chosen: Vec<(&Vec<u8>, &Node)> = source
         .iter()
         .filter(|(path, node)| !choice.leaves_out(path, node.is_dir()))
-        .filter(|(_, node)| !choice.has_wrong_size(node.size()))
+        .filter(|(_, node)| !choice.is_beyond(node))
         .filter(|(_, node)| !(choice.skip_links && matches!(node.kind, Kind::Link(_))))
         .filter(|(_, node)| choice.keeps("specials") || node.kind != Kind::Fifo)
         .collect();
@@ -120,11 +120,15 @@ fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
     let Some(old) = old.filter(|old| old.same_type(node)) else {
         return (want, node.size().is_some_and(|size| size > 0));
     };
+    let near = choice.same_time(node.mtime, old.mtime);
     let not_replaced = match choice.which {
         Which::IgnoreExisting => true,
-        Which::Update => old.is_file() && old.mtime > node.mtime,
+        Which::Update => old.is_file() && old.mtime > node.mtime && !near,
         Which::All | Which::Existing => false,
     };
+    if near && node.mtime != old.mtime {
+        want.mtime = None;
+    }
     if node.is_dir() {
         // Whether a directory counts as something that exists is not said.
         if matches!(choice.which, Which::IgnoreExisting | Which::Update) {
@@ -139,7 +143,7 @@ fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
         (Kind::File { size, digest }, Kind::File { size: other_size, digest: other }) => {
             size == other_size
                 && match choice.compare {
-                    Compare::SizeTime => node.mtime == old.mtime,
+                    Compare::SizeTime => choice.same_time(node.mtime, old.mtime),
                     Compare::Size => true,
                     Compare::Checksum => digest == other,
                 }

@@ -175,9 +175,10 @@ fn assert_manifest(cluster: &Cluster, sync: &SyncProgress, wanted: &Expected, af
         let digest = String::from_utf8(line[..64].to_vec()).unwrap();
         let mut path = line[66..].to_vec();
         if escaped {
-            // The only odd name here that is escaped.
-            let at = path.windows(2).position(|two| two == b"\\n").unwrap();
-            path.splice(at..at + 2, [b'\n']);
+            // Of what is escaped here only this can be read by b3sum.
+            if let Some(at) = path.windows(2).position(|two| two == b"\\n") {
+                path.splice(at..at + 2, [b'\n']);
+            }
         }
         assert!(listed.insert(path, digest).is_none(), "listed twice");
     }
