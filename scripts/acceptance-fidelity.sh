@@ -204,6 +204,8 @@ if chosen 2; then
   "${nobody[@]}" "$here/make-torture.sh" "$src/nobody" "$scale" 2>"$state/left-out"
   say "nobody could not make $(wc -l <"$state/left-out") kinds of things"
   [ -d "$src/torture" ] || "$here/make-torture.sh" "$src/torture" "$scale"
+  # Its root is closed to others; what lies in it is what is to be looked at.
+  chmod 755 "$src/torture"
   start_agents "${nobody[@]}"
   for tree in nobody torture; do
     to=$dst/nobody; [ "$tree" = nobody ] || to=$dst/from-root

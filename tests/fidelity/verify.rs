@@ -51,6 +51,11 @@ fn unescape(path: &[u8]) -> Vec<u8> {
                 Some(b'n') => b'\n',
                 Some(b'r') => b'\r',
                 Some(b'\\') => b'\\',
+                // Ours, for names that are not UTF-8: b3sum can't name such files.
+                Some(b'x') => {
+                    let digits = [*bytes.next().unwrap(), *bytes.next().unwrap()];
+                    u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+                }
                 other => panic!("b3sum knows no escape {other:?}"),
             },
         });
@@ -119,7 +124,8 @@ fn names_that_are_not_utf_8_do_not_spoil_a_manifest() {
     assert_full(&sync);
     let body = cluster.master.get(&format!("/sync/{}/manifest", sync.request_id)).body;
     let listed = parse(&body);
-    assert_eq!(listed.get(&b"plain"[..]), b3sum_of(&src).get(&b"plain"[..]));
+    assert_eq!(listed, b3sum_of(&src));
+    assert!(std::str::from_utf8(&body).is_ok(), "b3sum reads the lines of the others");
 }
 
 #[test]
@@ -161,7 +167,8 @@ fn a_readback_repairs_the_range_that_is_wrong() {
     let right = cluster.sync_with(&src, &dst, json!({"verify": "readback"}));
     assert_full(&right);
     let files = b3sum_of(&src).len() as u64;
-    assert_eq!((right.verified_files, right.repaired_files), (files, 0), "{right:#?}");
+    // A link counts as a file here as everywhere.
+    assert_eq!((right.verified_files, right.repaired_files), (files + 1, 0), "{right:#?}");
     assert_eq!(right.sent_bytes, 0, "{right:#?}");
     let counted = (right.files_total, right.files_skipped);
     assert_eq!(counted, (files + 1, files + 1), "each is counted once: {right:#?}");
@@ -170,7 +177,7 @@ fn a_readback_repairs_the_range_that_is_wrong() {
     flip(&dst.join("000/00003"), 3);
     let sync = cluster.sync_with(&src, &dst, json!({"verify": "readback"}));
     assert_full(&sync);
-    assert_eq!((sync.verified_files, sync.repaired_files), (files - 2, 2), "{sync:#?}");
+    assert_eq!((sync.verified_files, sync.repaired_files), (files - 1, 2), "{sync:#?}");
     assert!(sync.sent_bytes <= MIB as u64 + 1_000, "one range and one small file: {sync:#?}");
     assert_equal_in_all(&src, &dst);
 }
@@ -183,7 +190,7 @@ fn a_first_copy_is_read_back_too() {
     let sync = cluster.sync_with(&src, &dst, json!({"verify": "readback", "manifest": true}));
     assert_full(&sync);
     let files = b3sum_of(&src);
-    assert_eq!((sync.verified_files, sync.repaired_files), (files.len() as u64, 0), "{sync:#?}");
+    assert_eq!((sync.verified_files, sync.repaired_files), (sync.files_total, 0), "{sync:#?}");
     let body = cluster.master.get(&format!("/sync/{}/manifest", sync.request_id)).body;
     assert_eq!(parse(&body), files, "each file is listed once");
     assert_equal_in_all(&src, &dst);

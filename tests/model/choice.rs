@@ -174,6 +174,11 @@ impl Choice {
         if self.verify == "readback" && (self.which != Which::All || self.dry_run) {
             self.verify = "transfer";
         }
+        // Without hashing there are no digests.
+        self.manifest &= self.verify != "none";
+        if let (Some(min), Some(max)) = (self.min_size, self.max_size) {
+            (self.min_size, self.max_size) = (Some(min.min(max)), Some(min.max(max)));
+        }
         self
     }
 }

@@ -158,10 +158,12 @@ fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
     if choice.compare == Compare::Size {
         want.mtime = None;
     }
-    if old.names > 1 {
-        want = Want { kind: want.kind, is: want.is, ..Want::default() };
+    // What would be repaired may be another file's too: then it may be replaced instead.
+    let shared = old.names > 1;
+    if shared && node.kind != old.kind {
+        want.kind = None;
     }
-    (want, choice.verify == "readback" && node.kind != old.kind)
+    (want, shared || (choice.verify == "readback" && node.kind != old.kind))
 }
 
 /// What an entry is when all of it was brought that is to be preserved.
@@ -189,7 +191,8 @@ fn delete(source: &Tree, destination: &Tree, choice: &Choice, out: &mut Expected
     let protected = |path: &[u8], node: &Node| {
         let excluded = choice.leaves_out(path, node.is_dir());
         let in_trash = options.trash && is_in(path, TRASH);
-        let here = source.contains_key(path);
+        let taken = |node: &Node| !options.excluded || !choice.leaves_out(path, node.is_dir());
+        let here = source.get(path).is_some_and(taken);
         match (excluded, options.excluded) {
             _ if in_trash => true,
             (true, false) => true,

@@ -22,7 +22,7 @@ use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use support::cluster::{Cluster, On};
-use tree::{Kind, Tree};
+use tree::{Kind, Node, Tree};
 
 /// How long the search goes on where nothing else is asked for.
 const ENOUGH: Duration = Duration::from_secs(30);
@@ -35,40 +35,58 @@ fn sync(cluster: &Cluster, editor: &Editor, choice: &Choice) -> SyncProgress {
 
 fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
     editor.make_way(choice);
+    // So that what would be done can be compared with what is done.
+    let choice = &Choice { record: choice.record || choice.dry_run, ..choice.clone() };
     let (source, before) = (tree::read(&editor.src), tree::read(&editor.dst));
     let wanted = expected(&source, &before, choice);
+    let story = |done: &SyncProgress| {
+        let (source, before) = (tree::told(&source), tree::told(&before));
+        format!(
+            "\nunder {}\nof source\n{source}and destination\n{before}{done:#?}",
+            choice.options()
+        )
+    };
     let mut tried = None;
     if choice.dry_run {
-        let done = sync(cluster, editor, choice);
-        assert_ended(&done, &wanted, choice);
+        let done = sync(cluster, editor, &Choice { manifest: false, ..choice.clone() });
+        let wrong = not_ended_so(&done, &wanted, true);
+        assert!(wrong.is_empty(), "{wrong:#?} {}", story(&done));
         assert_eq!(tree::read(&editor.dst), before, "a dry run changes nothing");
-        assert_eq!(done.sent_bytes, 0, "{done:#?}");
-        tried = (!wanted.stopped).then(|| counts(&done));
+        assert_eq!(done.sent_bytes, 0, "{}", story(&done));
+        tried = Some(actions(cluster, &done, &wanted));
     }
-    let real = Choice { dry_run: false, ..choice.clone() };
-    let done = sync(cluster, editor, &real);
-    assert_ended(&done, &wanted, &real);
+    let done = sync(cluster, editor, &Choice { dry_run: false, ..choice.clone() });
+    let mut wrong = not_ended_so(&done, &wanted, false);
     assert_eq!(tree::read(&editor.src), source, "a source is only read");
     let mut after = tree::read(&editor.dst);
     if choice.delete.is_some_and(|delete| delete.trash) {
         after.retain(|path, _| !is_in(path, TRASH));
     }
-    let found = differing(&wanted, &after, choice);
-    let story = || format!("{choice:#?}\nsource {source:#?}\ndestination {before:#?}\n{done:#?}");
-    assert!(found.is_empty(), "{found:#?}\nunder {}", story());
-    let (done_ones, skipped) = (done.files_done, done.files_skipped);
-    assert_eq!(done_ones + skipped, done.files_total, "each is counted once: {done:#?}");
-    if !wanted.sends {
-        assert_eq!(done.sent_bytes, 0, "there was nothing to send, {}", story());
+    wrong.extend(differing(&wanted, &after, choice));
+    if !wanted.sends && done.sent_bytes > 0 {
+        wrong.push("there was nothing to send".to_owned());
     }
+    if let Some(tried) = tried {
+        let did = actions(cluster, &done, &wanted);
+        // Of the ranges of a large file one repairs its metadata and the others find them right; which
+        // of them is heard first is open.
+        let large =
+            |path: &String| source.get(path.as_bytes()).and_then(Node::size) > Some(1 << 20);
+        let left = |action: Option<Action>| matches!(action, Some(Action::Skip | Action::Metadata));
+        let other = did.iter().filter(|(path, action)| {
+            let before = tried.get(*path).copied().flatten();
+            before != **action && !(large(path) && left(before) && left(**action))
+        });
+        wrong.extend(other.map(|(path, action)| {
+            format!("`{path}`: {action:?}, and in the dry run {:?}", tried.get(path))
+        }));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?} {}", story(&done));
     if choice.record {
         assert_records(cluster, &done, &wanted);
     }
     if choice.manifest {
         assert_manifest(cluster, &done, &wanted, &after);
-    }
-    if let Some(tried) = tried {
-        assert_eq!(tried, counts(&done), "a dry run counts what is done then, {}", story());
     }
 }
 
@@ -82,45 +100,69 @@ fn differing(wanted: &Expected, after: &Tree, choice: &Choice) -> Vec<String> {
     expected::differences(wanted, after)
 }
 
-fn counts(sync: &SyncProgress) -> BTreeMap<Action, u64> {
-    let counts = sync.actions.iter().map(|(action, tally)| (*action, tally.count));
-    counts.filter(|(_, count)| *count > 0).collect()
+/// What was (or would be) done with each regular file of the source.
+fn actions(
+    cluster: &Cluster,
+    sync: &SyncProgress,
+    wanted: &Expected,
+) -> BTreeMap<String, Option<Action>> {
+    let mut actions: BTreeMap<_, _> =
+        records(cluster, sync).into_iter().map(|record| (record.path.0, record.action)).collect();
+    // Whether names are to be joined to one file is known only when the first of them is in place.
+    let joined = |path: &Vec<u8>| wanted.groups.iter().any(|group| group.contains(path));
+    actions.retain(|path, _| wanted.files.contains(path) && !joined(path));
+    actions.into_iter().map(|(p, a)| (String::from_utf8_lossy(&p).into_owned(), a)).collect()
 }
 
-#[track_caller]
-fn assert_ended(sync: &SyncProgress, wanted: &Expected, choice: &Choice) {
-    assert_eq!((sync.files_failed, sync.dirs_failed), (0, 0), "{sync:#?}");
-    if wanted.stopped && choice.dry_run {
-        assert!(sync.reason.as_deref().is_some_and(|r| r.contains("would stop")), "{sync:#?}");
-        return;
+fn records(cluster: &Cluster, sync: &SyncProgress) -> Vec<FileRecord> {
+    let text = cluster.master.get(&format!("/sync/{}/files", sync.request_id)).text();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// In what a sync ended otherwise than it should.
+fn not_ended_so(sync: &SyncProgress, wanted: &Expected, dry_run: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut hold = |what: &str, right: bool| {
+        if !right {
+            wrong.push(format!("not as it should be: {what}"));
+        }
+    };
+    hold("no failures", sync.files_failed == 0 && sync.dirs_failed == 0);
+    hold("each counted once", sync.files_done + sync.files_skipped == sync.files_total);
+    if wanted.stopped && dry_run {
+        let said = sync.reason.as_deref().is_some_and(|r| r.contains("would stop"));
+        hold("said that it would stop", said);
+        return wrong;
     }
-    let (state, outcome) = match wanted.stopped {
+    let end = match wanted.stopped {
         true => (SyncState::Failed, Outcome::DeleteStopped),
         false => (SyncState::Completed, Outcome::Full),
     };
-    assert_eq!((sync.state, sync.outcome), (state, Some(outcome)), "{choice:#?} {sync:#?}");
+    hold("its end", (sync.state, sync.outcome) == (end.0, Some(end.1)));
     let deleted = sync.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
-    assert_eq!(deleted, wanted.deleted.len() as u64, "{:?} {sync:#?}", wanted.deleted);
+    if deleted != wanted.deleted.len() as u64 {
+        let paths = wanted.deleted.iter().map(|path| String::from_utf8_lossy(path));
+        wrong.push(format!("{deleted} deleted instead of {:?}", paths.collect::<Vec<_>>()));
+    }
+    wrong
 }
 
 /// What is kept of each file agrees with what became of it.
 fn assert_records(cluster: &Cluster, sync: &SyncProgress, wanted: &Expected) {
-    let text = cluster.master.get(&format!("/sync/{}/files", sync.request_id)).text();
-    let lines = text.lines().map(|line| serde_json::from_str::<FileRecord>(line).unwrap());
-    let mut deleted = BTreeSet::new();
-    let mut seen = BTreeSet::new();
-    for record in lines {
-        assert!(seen.insert((record.path.0.clone(), record.state == FileState::Deleted)), "{text}");
+    let (mut deleted, mut seen) = (BTreeSet::new(), BTreeSet::new());
+    for record in records(cluster, sync) {
+        let name = (record.path.0.clone(), record.state == FileState::Deleted);
+        assert!(seen.insert(name), "it is recorded twice: {record:#?}");
         match record.state {
             FileState::Deleted => drop(deleted.insert(record.path.0)),
             FileState::Failed => panic!("nothing failed: {record:#?}"),
             FileState::Done | FileState::Skipped => {}
         }
     }
-    assert_eq!(deleted, wanted.deleted, "{text}");
+    assert_eq!(deleted, wanted.deleted, "{sync:#?}");
     for path in &wanted.files {
         let listed = seen.contains(&(path.clone(), false));
-        assert!(listed, "{} has no record: {text}", String::from_utf8_lossy(path));
+        assert!(listed, "{} has no record: {seen:?}", String::from_utf8_lossy(path));
     }
 }
 
@@ -133,9 +175,11 @@ fn assert_manifest(cluster: &Cluster, sync: &SyncProgress, wanted: &Expected, af
         let digest = String::from_utf8(line[..64].to_vec()).unwrap();
         let mut path = line[66..].to_vec();
         if escaped {
-            // The only odd name here that is escaped.
-            let at = path.windows(2).position(|two| two == b"\\n").unwrap();
-            path.splice(at..at + 2, [b'\n']);
+            // The only odd name here that b3sum can read; bytes that are not UTF-8 are `\xHH`.
+            match path.windows(2).position(|two| two == b"\\n") {
+                Some(at) => drop(path.splice(at..at + 2, [b'\n'])),
+                None => assert!(path.windows(2).any(|two| two == b"\\x"), "{path:?}"),
+            }
         }
         assert!(listed.insert(path, digest).is_none(), "listed twice");
     }

@@ -114,3 +114,26 @@ fn xattrs(path: &Path) -> Xattrs {
         })
         .collect()
 }
+
+/// A tree for people: a line each.
+pub(crate) fn told(tree: &Tree) -> String {
+    let line = |(path, node): (&Vec<u8>, &Node)| {
+        let kind = match &node.kind {
+            Kind::File { size, digest } => format!("file of {size}, {}", &digest[..8]),
+            Kind::Link(to) => format!("link to {:?}", String::from_utf8_lossy(to)),
+            other => format!("{other:?}"),
+        };
+        let xattrs = node.xattrs.values().map(Vec::len).sum::<usize>();
+        format!(
+            "  {:?}: {kind}; {:o} {}:{} at {:?}, {xattrs} bytes of attributes, inode {} of {}\n",
+            String::from_utf8_lossy(path),
+            node.mode,
+            node.uid,
+            node.gid,
+            node.mtime,
+            node.inode,
+            node.names
+        )
+    };
+    tree.iter().map(line).collect()
+}
