@@ -7,7 +7,7 @@ use crate::wire::manifest::{Entry, Kind, NameList};
 use crate::wire::options::{Links, Notes};
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{Cursor, PageAction, PageReply, RootState, ScanPage, TaskSpec};
-use crate::wire::{Digest, RelPath};
+use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -239,6 +239,8 @@ impl Walker {
             Ok(found) => found,
             Err(error) => {
                 let mut error = error.to_file_error();
+                // What was named, also where it is something above it that stands in the way.
+                error.path = BytePath(name.as_bytes().to_vec());
                 // It was never seen, so it did not vanish: somebody named what is not there.
                 if error.class == ErrorClass::Vanished {
                     error.class = ErrorClass::Permanent;

@@ -23,7 +23,7 @@ fn b3sum_of(root: &Path) -> BTreeMap<Vec<u8>, String> {
 }
 
 /// Reads a manifest as `b3sum --check` does: `DIGEST  PATH`, a backslash in front where the path is
-/// escaped. Bytes of names that are not UTF-8, which it can't read, are left as they stand there.
+/// escaped.
 fn parse(manifest: &[u8]) -> BTreeMap<Vec<u8>, String> {
     assert!(manifest.is_empty() || manifest.ends_with(b"\n"), "whole lines");
     let lines = manifest.split(|b| *b == b'\n').filter(|line| !line.is_empty());
@@ -50,7 +50,12 @@ fn unescape(path: &[u8]) -> Vec<u8> {
             _ => match bytes.next() {
                 Some(b'n') => b'\n',
                 Some(b'r') => b'\r',
-                Some(b'\\' | b'x') => b'\\',
+                Some(b'\\') => b'\\',
+                // Ours, for names that are not UTF-8: b3sum can't name such files.
+                Some(b'x') => {
+                    let digits = [*bytes.next().unwrap(), *bytes.next().unwrap()];
+                    u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+                }
                 other => panic!("b3sum knows no escape {other:?}"),
             },
         });
@@ -119,8 +124,8 @@ fn names_that_are_not_utf_8_do_not_spoil_a_manifest() {
     assert_full(&sync);
     let body = cluster.master.get(&format!("/sync/{}/manifest", sync.request_id)).body;
     let listed = parse(&body);
-    assert_eq!(listed.get(&b"plain"[..]), b3sum_of(&src).get(&b"plain"[..]));
-    assert!(std::str::from_utf8(&body).is_ok(), "b3sum would give up the whole list");
+    assert_eq!(listed, b3sum_of(&src));
+    assert!(std::str::from_utf8(&body).is_ok(), "b3sum reads the lines of the others");
     let id = sync.request_id.to_string();
     cluster.ctl(["sync", "verify", &id]).run().exits(0);
     flip(&dst.join(name(b"not utf-8 \xff")), 0);
