@@ -6,8 +6,8 @@
 //! removes the directory.
 //!
 //! ```text
-//! .ctl-<sync>.links.part/5e/5e0c…   a link to the file that all names of generation 5e0c… become
-//! .ctl-<sync>.links.part/07/i-…     "this inode, found with other names, is taken for that generation"
+//! .ctl-<sync>.links.part/5e/5e0c…   a link to the file that all names of family 5e0c… become
+//! .ctl-<sync>.links.part/07/i-…     "this inode, found with other names, is taken for that family"
 //! ```
 
 use super::error::{Cause, Result};
@@ -144,7 +144,7 @@ impl Target {
         fd: &OwnedFd,
         entry: &Entry,
     ) -> std::result::Result<(), Cause> {
-        let (above, anchor_name) = names::anchor(entry.generation());
+        let (above, anchor_name) = names::anchor(entry.family());
         for _ in 0..TRIES {
             let made = self.in_anchors(&above, |anchors| {
                 let to = format!("{above}/{anchor_name}");
@@ -184,7 +184,7 @@ impl Target {
         }
         let above = format!("{:02x}", stat.st_ino & 0xff);
         let name = format!("{above}/i-{:x}-{:x}", stat.st_dev, stat.st_ino);
-        let own = names::anchor(entry.generation()).1;
+        let own = names::anchor(entry.family()).1;
         let claimed = self.in_anchors(&above, |anchors| {
             match rustix::fs::symlinkat(own.as_str(), anchors, name.as_str()) {
                 Err(Errno::EXIST) => {
@@ -243,7 +243,7 @@ impl Target {
                 Err(errno) => return Err(errno),
             },
         };
-        let (above, name) = names::anchor(entry.generation());
+        let (above, name) = names::anchor(entry.family());
         let name = format!("{above}/{name}");
         match lstat(&dir, name.as_bytes()) {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
