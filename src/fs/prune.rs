@@ -141,7 +141,9 @@ impl Target {
             changed: false,
             now,
         };
-        match pruner.start() {
+        // The source may have a directory of that name.
+        let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().holds(&page.dir));
+        match if is_trash { Ok(()) } else { pruner.start() } {
             Ok(()) => pruner.run(steps),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(self.error("list", &page.dir, errno)),
