@@ -35,8 +35,8 @@ pub(super) fn anchors(sync: SyncNo) -> Vec<u8> {
 }
 
 /// The name of one of them in it, below a directory of its own for each first byte.
-pub(super) fn anchor(generation: u64) -> (String, String) {
-    (format!("{:02x}", generation >> 56), format!("{generation:016x}"))
+pub(super) fn anchor(family: u64) -> (String, String) {
+    (format!("{:02x}", family >> 56), format!("{family:016x}"))
 }
 
 /// The temporary file of one attempt at an entry. `slot` is 0 unless another attempt of the same

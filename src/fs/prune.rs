@@ -141,7 +141,9 @@ impl Target {
             changed: false,
             now,
         };
-        match pruner.start() {
+        // The source may have a directory of that name.
+        let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().holds(&page.dir));
+        match if is_trash { Ok(()) } else { pruner.start() } {
             Ok(()) => pruner.run(steps),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(self.error("list", &page.dir, errno)),
@@ -230,6 +232,12 @@ impl Pruner<'_> {
             self.fail_at(&full, "delete", Errno::NAMETOOLONG.into());
             return None;
         };
+        // What the source has stays whatever it is: most names, which need no look.
+        if self.has_at_source(name) && !self.page.delete_excluded && !is_ours(name) {
+            self.done.pruned.seen += u64::from(!self.is_trash(&path));
+            self.keep();
+            return Some(path);
+        }
         let stat = match self.current().and_then(|dir| lstat(&dir, name)) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Some(path),
@@ -242,7 +250,7 @@ impl Pruner<'_> {
             self.visit_ours(name, &stat);
             return Some(path);
         }
-        if self.trash.as_ref().is_some_and(|trash| trash.path() == &path) {
+        if self.is_trash(&path) {
             self.keep();
             return Some(path);
         }
@@ -271,8 +279,17 @@ impl Pruner<'_> {
         if self.page.filter.leaves_out(path, is_dir) {
             return self.page.delete_excluded;
         }
-        // Within a directory that the source does not have, everything is.
-        self.levels.len() > 1 || self.page.names.binary_search_by(|n| (**n).cmp(name)).is_err()
+        !self.has_at_source(name)
+    }
+
+    /// Whether the source has this name in the current directory. Of a directory that it does not have,
+    /// it has nothing.
+    fn has_at_source(&self, name: &[u8]) -> bool {
+        self.levels.len() == 1 && self.page.names.binary_search_by(|n| (**n).cmp(name)).is_ok()
+    }
+
+    fn is_trash(&self, path: &RelPath) -> bool {
+        self.trash.as_ref().is_some_and(|trash| trash.path() == path)
     }
 
     /// What is ours and nobody has touched for long is removed; the rest is in use.

@@ -7,9 +7,9 @@ use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::options::Preserve;
 use crate::wire::{AbsPath, RelPath};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A storage root: a directory that an agent's configuration names, held open. Whatever is done below
@@ -30,6 +30,8 @@ pub struct Tree {
     /// What its entries carry beside their content and [`Meta`](crate::wire::manifest::Meta).
     pub(super) keep: Preserve,
     cache: Arc<DirCache>,
+    /// The device number of its root, once it was needed; see [`Tree::entry_of`].
+    home: Arc<OnceLock<u64>>,
 }
 
 /// A directory, held open.
@@ -87,7 +89,8 @@ impl Root {
 impl Tree {
     /// The tree at `base` below a storage root. Nothing is opened yet, nothing needs to exist.
     pub fn new(root: Arc<Root>, base: RelPath) -> Tree {
-        Tree { root, base, side: Side::Source, keep: Preserve::NONE, cache: Arc::default() }
+        let (cache, home) = (Arc::default(), Arc::default());
+        Tree { root, base, side: Side::Source, keep: Preserve::NONE, cache, home }
     }
 
     /// The same tree, whose entries carry what is kept: attributes, access control lists, whether they
@@ -104,6 +107,8 @@ impl Tree {
 
     /// The tree at another place below the same storage root.
     pub(super) fn at_base(&self, base: RelPath) -> Tree {
+        // Both are parts of one source.
+        let _ = self.home();
         Tree { base, cache: Arc::default(), ..self.clone() }
     }
 
@@ -121,7 +126,7 @@ impl Tree {
             let place = self.place(path)?;
             let stat = lstat(&place.dir, place.name)?;
             let dir = place.dir.as_fd();
-            let entry = entry_of(dir, place.name, path.clone(), &stat, self.keep)?;
+            let entry = self.entry_of(dir, place.name, path.clone(), &stat)?;
             Ok::<_, Cause>((
                 matches!(entry.kind, Kind::File { .. }) && is_made_up(&place.dir)?,
                 entry,
@@ -132,6 +137,37 @@ impl Tree {
             Ok((true, _)) => Err(self.made_up("copy", path.as_bytes())),
             Err(cause) => Err(self.error("read metadata of", path.as_bytes(), cause)),
         }
+    }
+
+    /// The entry for what `name` in `dir` is (or `dir` itself, where the name is empty); `stat` is its
+    /// lstat. Its device is 0 where that is the one of this tree's root: network file systems have
+    /// another number on each host, and another one after each mount.
+    pub(super) fn entry_of(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: RelPath,
+        stat: &Stat,
+    ) -> std::result::Result<Entry, Cause> {
+        let mut entry = entry_of(dir, name, path, stat, self.keep)?;
+        if self.home().is_ok_and(|home| home == entry.ident.dev) {
+            entry.ident.dev = 0;
+        }
+        Ok(entry)
+    }
+
+    /// The device number of this tree's root.
+    fn home(&self) -> std::result::Result<u64, Errno> {
+        if let Some(home) = self.home.get() {
+            return Ok(*home);
+        }
+        let root = RelPath::root();
+        let stat = match self.dir(b"") {
+            // A sync of a single file.
+            Err(Errno::NOTDIR) => self.place(&root).and_then(|at| lstat(&at.dir, at.name))?,
+            other => rustix::fs::fstat(other?)?,
+        };
+        Ok(*self.home.get_or_init(|| stat.st_dev))
     }
 
     pub(super) fn made_up(&self, op: &'static str, path: &[u8]) -> FsError {

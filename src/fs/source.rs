@@ -1,7 +1,7 @@
 //! Reading a source file, and knowing that it stayed one version while it was read.
 
 use super::error::{Cause, FsError, Result};
-use super::meta::{entry_of, size_of, type_of};
+use super::meta::{size_of, type_of};
 use super::root::{Tree, same_version};
 use crate::wire::manifest::Entry;
 use crate::wire::options::Attribute;
@@ -65,7 +65,7 @@ impl Tree {
             let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
         }
         let real = entry.real.clone();
-        let now = entry_of(fd.as_fd(), b"", entry.path.clone(), &opened, self.keep);
+        let now = self.entry_of(fd.as_fd(), b"", entry.path.clone(), &opened);
         let entry = Entry { real, ..now.map_err(failed)? };
         let allocated = u64::try_from(opened.st_blocks).unwrap_or(0).saturating_mul(512);
         let sparse = self.keep.has(Attribute::Sparse) && allocated < size_of(&opened);

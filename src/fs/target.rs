@@ -296,11 +296,11 @@ impl Target {
 
     /// Runs `step`, which needs to write to or pass through `dir`. Where our own directory's mode
     /// forbids it, the mode is widened, until the directory is stamped again. Another batch may do that
-    /// between, so it is tried a few times.
+    /// between, so it is tried a few times. A dry run takes it as it is.
     pub(super) fn writable<T>(&self, dir: &Dir, step: impl Fn() -> Step<T>) -> Step<T> {
         for _ in 0..8 {
             match step() {
-                Err(Errno::ACCESS) => {}
+                Err(Errno::ACCESS) if !self.rules.dry_run => {}
                 other => return other,
             }
             let stat = rustix::fs::fstat(dir)?;

@@ -10,7 +10,7 @@ use super::filter::Filter;
 use super::follow::{Located, Way, place_of};
 use super::list::{Listed, list};
 use super::made_up::is_made_up;
-use super::meta::{entry_of, lstat, meta_of, type_of};
+use super::meta::{lstat, meta_of, type_of};
 use super::root::{Dir, Tree, open_below, open_list_below};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Kind};
@@ -288,7 +288,7 @@ impl Walk {
         }
         let tree = &self.tree;
         let dir = spot.dir.as_fd();
-        let entry = match entry_of(dir, &spot.name, path.clone(), &spot.stat, tree.keep) {
+        let entry = match tree.entry_of(dir, &spot.name, path.clone(), &spot.stat) {
             Err(Cause::Os(Errno::NOENT)) => return Ok(None),
             other => other.map_err(|e| tree.error("read metadata of", path.as_bytes(), e))?,
         };
@@ -371,18 +371,17 @@ impl Walk {
             }
         };
         // Metadata by the descriptor, so that they and the contents are of one directory.
-        let entry = rustix::fs::fstat(seen)
-            .map_err(Cause::Os)
-            .and_then(|stat| entry_of(seen.as_fd(), b"", path.clone(), &stat, tree.keep))
-            .map_err(|e| at("read metadata of", e))?;
-        if entry.ident.dev != self.dev {
+        let stat = rustix::fs::fstat(seen).map_err(|e| at("read metadata of", e.into()))?;
+        let entry = tree.entry_of(seen.as_fd(), b"", path.clone(), &stat);
+        let entry = entry.map_err(|e| at("read metadata of", e))?;
+        if stat.st_dev != self.dev {
             // Something else is mounted here.
             if is_made_up(seen).map_err(|e| at("read metadata of", e.into()))? {
                 return Err(tree.made_up("enter", path.as_bytes()));
             }
-            self.dev = entry.ident.dev;
+            self.dev = stat.st_dev;
         }
-        let id = (entry.ident.dev, entry.ident.ino);
+        let id = (stat.st_dev, stat.st_ino);
         if self.options.links == Links::Copy && self.ways.iter().any(|way| way.id == id) {
             return Err(FsError::new(tree.side, "enter", path.as_bytes(), Cause::Cycle));
         }

@@ -132,7 +132,7 @@ pub struct Meta {
 /// What tells one version of a source file from another, beside size and mtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct Ident {
-    /// Device of the source file.
+    /// Device of the source file as the host that looked at it numbers them; 0: that of the source root.
     #[n(0)]
     pub dev: u64,
     /// Inode number.
@@ -175,13 +175,24 @@ impl Entry {
     }
 
     /// The generation of a part file: it changes whenever the identity of the source does, so ranges
-    /// of two versions can never meet in one part file.
+    /// of two versions can never meet in one part file. Hosts may have other device numbers for one file
+    /// system, so these are no part of it.
     pub fn generation(&self) -> u64 {
-        let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 part file generation");
+        self.hashed("longhaul 2026 part file generation", 0)
+    }
+
+    /// What all names of one file have in common, and no other file has: also not one of the same inode
+    /// number, length and times on another file system (a clone of this one).
+    pub fn family(&self) -> u64 {
+        self.hashed("longhaul 2026 names of one file", self.ident.dev)
+    }
+
+    fn hashed(&self, context: &str, dev: u64) -> u64 {
+        let mut hasher = blake3::Hasher::new_derive_key(context);
         hasher.update(&self.size().to_le_bytes());
         hasher.update(&self.meta.mtime_sec.to_le_bytes());
         hasher.update(&self.meta.mtime_nsec.to_le_bytes());
-        hasher.update(&self.ident.dev.to_le_bytes());
+        hasher.update(&dev.to_le_bytes());
         hasher.update(&self.ident.ino.to_le_bytes());
         hasher.update(&self.ident.ctime_sec.to_le_bytes());
         hasher.update(&self.ident.ctime_nsec.to_le_bytes());

@@ -436,3 +436,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_trash_is_left_alone_though_the_source_has_a_directory_of_its_name() {
+    let site = Site::new();
+    for file in ["bin/old/deleted", "bin/req/d/deleted", "bin/own"] {
+        site.write(format!("dst/{file}"), "x");
+    }
+    let before = snapshot(&site.at("dst"));
+    let target = site.target_by(WriteRules { trash: Some(rel("bin")), ..rules() });
+    for page in [page("bin", &["own"]), page("bin/req", &[]), page("", &["bin"])] {
+        let done = prune_all(&target, &page, 3);
+        assert_eq!((done.removed, done.errors), (vec![], vec![]));
+    }
+    assert_eq!(snapshot(&site.at("dst")), before);
+}

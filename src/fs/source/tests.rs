@@ -1,5 +1,6 @@
 use super::super::testing::*;
 use super::*;
+use crate::wire::manifest::Ident;
 use crate::wire::options::Preserve;
 use crate::wire::sync::ErrorClass;
 use std::fs;
@@ -103,4 +104,19 @@ fn what_was_reached_through_a_link_is_read_where_it_is() {
     symlink("other", site.at("way")).unwrap();
     entry.real = Some(rel("way/place/f"));
     assert!(site.source().open_source(&entry).is_err());
+}
+
+#[test]
+fn another_host_may_know_the_file_system_by_another_number() {
+    let site = Site::new();
+    site.write("src/d/f", "content");
+    let source = site.source();
+    assert!(manifest(&source).entries.iter().all(|entry| entry.ident.dev == 0));
+    let entry = source.entry(&rel("d/f")).unwrap();
+    let there = Entry { ident: Ident { dev: 77, ..entry.ident }, ..entry.clone() };
+    assert!(source.open_source(&there).unwrap().is_version(&there));
+    // Two file systems of one source may hold the same file twice, as two files.
+    assert_ne!(entry.family(), there.family());
+    assert_eq!(source.storage().entry(&rel("src/d/f")).unwrap().ident, entry.ident);
+    assert_eq!(site.tree("src/d/f").entry(&rel("")).unwrap().ident, entry.ident);
 }

@@ -406,3 +406,20 @@ fn free_space_and_a_replaced_root_are_told() {
 fn escapes_in_the_list_of_mounts_are_undone() {
     assert_eq!(unescape(b"/a\\040b\\134c\\0"), b"/a b\\c\\0");
 }
+
+#[test]
+fn a_dry_run_widens_no_directory() {
+    let site = Site::new();
+    site.write("src/d/f", "new content");
+    site.write("dst/d/f", "old");
+    site.as_nobody(|| {
+        let (dry, real) = (true, false);
+        for (dry_run, mode) in [(dry, 0), (real, 0o755)] {
+            fs::set_permissions(site.at("dst/d"), fs::Permissions::from_mode(0)).unwrap();
+            let target = site.target_by(WriteRules { dry_run, ..WriteRules::default() });
+            target.reconcile(&batch_of(&site.source(), "d/f"));
+            let found = fs::metadata(site.at("dst/d")).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "dry run: {dry_run}");
+        }
+    });
+}
