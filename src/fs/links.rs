@@ -8,7 +8,6 @@
 //! ```text
 //! .ctl-<sync>.links.part/5e/5e0c…   a link to the file that all names of family 5e0c… become
 //! .ctl-<sync>.links.part/07/i-…     "this inode, found with other names, is taken for that family"
-//! .ctl-<sync>.links.part/07/v-…     "the content of this inode was read back"
 //! ```
 
 use super::error::{Cause, Result};
@@ -101,10 +100,6 @@ impl Target {
             return Ok(Linked::No);
         }
         let Some(anchor) = self.anchor(entry)? else { return Ok(Linked::No) };
-        if self.rules.readback && !is_read_back(&anchor) {
-            // What it became is what is in doubt: its content is to be compared.
-            return Ok(Linked::No);
-        }
         if there.is_some_and(|there| is_one(there, &anchor.stat)) {
             return Ok(Linked::Already);
         }
@@ -150,10 +145,6 @@ impl Target {
         entry: &Entry,
     ) -> std::result::Result<(), Cause> {
         let (above, anchor_name) = names::anchor(entry.family());
-        let own = rustix::fs::fstat(fd)?;
-        if self.rules.readback {
-            self.note_read_back(&own)?;
-        }
         for _ in 0..TRIES {
             let made = self.in_anchors(&above, |anchors| {
                 let to = format!("{above}/{anchor_name}");
@@ -165,14 +156,12 @@ impl Target {
                 Err(Errno::EXIST) => {}
                 other => return Ok(other?),
             }
+            let own = rustix::fs::fstat(fd)?;
             match self.anchor(entry)? {
                 Some(anchor) if is_one(&own, &anchor.stat) => return Ok(()),
-                Some(anchor) if !self.rules.readback || is_read_back(&anchor) => {
-                    return self.link_over(dir, name, entry, &anchor);
-                }
-                // Somebody has written to it since, or it was swept: then it is nobody's anchor. Nor may
-                // one that was not read back take the place of what was.
-                _ => self.in_anchors(&above, |anchors| {
+                Some(anchor) => return self.link_over(dir, name, entry, &anchor),
+                // Somebody has written to it since, or it was swept: then it is nobody's anchor.
+                None => self.in_anchors(&above, |anchors| {
                     let stale = format!("{above}/{anchor_name}");
                     match rustix::fs::unlinkat(anchors, stale, AtFlags::empty()) {
                         Err(Errno::NOENT) => Ok(()),
@@ -210,17 +199,6 @@ impl Target {
             Err(errno) if is_no_link(errno) => Ok(true),
             other => other,
         }
-    }
-
-    /// Notes that the content of this object is on the disk as it shall be.
-    fn note_read_back(&self, stat: &Stat) -> Step<()> {
-        let (above, name) = read_back_name(stat);
-        self.in_anchors(&above, |anchors| {
-            match rustix::fs::symlinkat(".", anchors, format!("{above}/{name}")) {
-                Err(Errno::EXIST) => Ok(()),
-                other => other,
-            }
-        })
     }
 
     /// Gives `name` to what `anchor` is, under a temporary name first, as it may be taken.
@@ -394,18 +372,6 @@ struct Anchor {
     dir: Dir,
     name: String,
     stat: Stat,
-}
-
-/// Where it is noted that an object was read back.
-fn read_back_name(stat: &Stat) -> (String, String) {
-    let above = format!("{:02x}", stat.st_ino & 0xff);
-    (above, format!("v-{:x}-{:x}", stat.st_dev, stat.st_ino))
-}
-
-/// Whether what `anchor` is was read back, or written to repair what was.
-fn is_read_back(anchor: &Anchor) -> bool {
-    let (above, name) = read_back_name(&anchor.stat);
-    lstat(&anchor.dir, format!("{above}/{name}").as_bytes()).is_ok()
 }
 
 fn is_one(a: &Stat, b: &Stat) -> bool {

@@ -1,8 +1,8 @@
 use super::super::testing::*;
 use super::super::{TargetOptions, Verdict};
 use super::*;
-use crate::wire::options::{Action, Compare, Preserve, WriteRules};
-use crate::wire::{Digest, SyncNo};
+use crate::wire::SyncNo;
+use crate::wire::options::{Action, Preserve, WriteRules};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 
@@ -292,38 +292,4 @@ fn a_deep_file_is_linked_to_a_name_at_the_top() {
     assert_eq!(get_xattr(&site.at("dst/top"), "user.x"), Some(b"deep".to_vec()));
     let there = site.tree("dst").keeping(Preserve::all()).entry(&end).unwrap();
     assert_eq!((there.meta, &there.xattrs), (last.meta, &last.xattrs));
-}
-
-#[test]
-fn reading_back_reads_what_has_several_names_and_repairs_all_of_them() {
-    let site = linked_site();
-    let paths = ["one", "d/two", "d/e/three"];
-    for path in paths {
-        bring(&site, path);
-    }
-    let rules = WriteRules { compare: Compare::Checksum, readback: true, ..WriteRules::default() };
-    let digest: Digest = blake3::hash(b"content").into();
-    let again = |path: &str| {
-        let mut batch = batch_of(&site.source(), path);
-        batch.entries[0].digest = Some(digest);
-        let target = site.target_by(rules.clone());
-        let verdict = target.reconcile(&batch).verdicts.remove(0);
-        if matches!(verdict, Verdict::Needed { .. }) {
-            send(&site.source(), &target, &batch.entries[0]).unwrap();
-        }
-        verdict
-    };
-    // One byte, and the time as it was.
-    fs::write(site.at("dst/d/two"), "cOntent").unwrap();
-    touch(&site.at("dst/d/two"), 1_000_000_000, 7);
-    assert_eq!(again("one"), Verdict::Needed { action: Action::Update, base: true });
-    assert_eq!(again("d/two"), UPDATE);
-    assert_eq!(again("d/e/three"), UPDATE);
-    for path in paths {
-        assert_eq!(again(path), SKIP);
-        assert_eq!(fs::read(site.at(&format!("dst/{path}"))).unwrap(), b"content");
-        assert_eq!(inode(&site, &format!("dst/{path}")), (inode(&site, "dst/one").0, 4));
-    }
-    sweep(&site);
-    assert_eq!(inode(&site, "dst/one").1, 3);
 }
