@@ -343,7 +343,7 @@ impl State {
             &lease.worker,
             &request.destination_path,
             now.wall_ms.div_euclid(1000),
-            sync.rules(),
+            sync.rules(&task.spec),
         );
         Some(Assignment {
             assignment_id: lease.assignment,

@@ -57,10 +57,15 @@ impl Sync {
         options
     }
 
-    /// … and how the destination is to be written.
-    pub(super) fn rules(&self) -> WriteRules {
+    /// … and how the destination is to be written by one of them.
+    pub(super) fn rules(&self, spec: &TaskSpec) -> WriteRules {
         let readback = self.stage == Stage::Readback;
-        WriteRules { readback, ..self.options().write_rules() }
+        let mut rules = WriteRules { readback, ..self.options().write_rules() };
+        if matches!(spec, TaskSpec::Range { compare: true, .. }) {
+            // Whatever the operator compares by: the range is to be looked at, not the whole file.
+            rules.compare = Compare::Checksum;
+        }
+        rules
     }
 
     /// Whether nothing is to be changed.
@@ -68,9 +73,18 @@ impl Sync {
         self.request.options.dry_run
     }
 
-    /// Whether large files are compared before they are sent.
+    /// Whether large files are compared before they are sent. That is also how a file that is there
+    /// gets its digest, where one is wanted: each range is read once, by whoever has time.
     pub(super) fn compares(&self) -> bool {
-        self.stage == Stage::Readback || self.request.options.compare == Compare::Checksum
+        let options = &self.request.options;
+        self.stage == Stage::Readback || options.compare == Compare::Checksum || options.manifest
+    }
+
+    /// Whether one range of a large file tells first whether it is worth comparing the others.
+    pub(super) fn asks_first(&self) -> bool {
+        self.stage == Stage::Copy
+            && self.request.options.manifest
+            && self.request.options.compare != Compare::Checksum
     }
 
     /// Whether what is found and done now is what the sync is about: the second pass over the source
