@@ -68,6 +68,11 @@ impl Sync {
         rules
     }
 
+    /// Whether it asks for anything that was not always there.
+    pub(super) fn has_options(&self) -> bool {
+        !self.request.options.is_default()
+    }
+
     /// Whether nothing is to be changed.
     pub(super) fn dry_run(&self) -> bool {
         self.request.options.dry_run
