@@ -73,6 +73,11 @@ impl<'a> Fates<'a> {
         self.sent = self.sent.saturating_add(bytes);
     }
 
+    /// All that went to destinations so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Entry `i` has this fate.
     pub fn set(&mut self, i: usize, fate: Fate) {
         self.fates[i] = Some(fate);

@@ -8,7 +8,7 @@ use crate::data::gate::boottime;
 use crate::data::{Roots, TicketGate};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
-use crate::wire::worker::{Endpoint, WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker::{Endpoint, PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -160,6 +160,7 @@ impl Heart {
             in_hand,
             slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            protocol: Some(PROTOCOL),
         }
     }
 }

@@ -242,9 +242,9 @@ impl Pruner<'_> {
 
     fn add(&mut self, found: PrunedPage) {
         let sum = self.page.pruned.get_or_insert_default();
-        sum.seen += found.pruned.seen;
-        sum.extra += found.pruned.extra;
-        sum.bytes += found.pruned.bytes;
+        sum.seen = sum.seen.saturating_add(found.pruned.seen);
+        sum.extra = sum.extra.saturating_add(found.pruned.extra);
+        sum.bytes = sum.bytes.saturating_add(found.pruned.bytes);
         self.page.errors.extend(found.errors);
         let options = &self.job.assignment.options;
         // What is only counted is deleted, and recorded, later; not so in a dry run.

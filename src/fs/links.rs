@@ -144,7 +144,7 @@ impl Target {
         fd: &OwnedFd,
         entry: &Entry,
     ) -> std::result::Result<(), Cause> {
-        let (above, anchor_name) = names::anchor(entry.family());
+        let (above, anchor_name) = self.anchor_name(entry);
         for _ in 0..TRIES {
             let made = self.in_anchors(&above, |anchors| {
                 let to = format!("{above}/{anchor_name}");
@@ -232,6 +232,13 @@ impl Target {
         renamed
     }
 
+    /// Where the anchor of `entry`'s file is. The second pass has its own: what the first one brought is
+    /// just what is to be read again, and what was found to be wrong must not be linked to.
+    fn anchor_name(&self, entry: &Entry) -> (String, String) {
+        let (above, name) = names::anchor(entry.family());
+        if self.rules.readback { (above, format!("{name}-again")) } else { (above, name) }
+    }
+
     /// The anchor of `entry`'s file; `None` where there is none that is still that file.
     fn anchor(&self, entry: &Entry) -> Step<Option<Anchor>> {
         let dir = match self.anchors() {
@@ -243,7 +250,7 @@ impl Target {
                 Err(errno) => return Err(errno),
             },
         };
-        let (above, name) = names::anchor(entry.family());
+        let (above, name) = self.anchor_name(entry);
         let name = format!("{above}/{name}");
         match lstat(&dir, name.as_bytes()) {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),

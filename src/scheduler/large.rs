@@ -107,7 +107,9 @@ impl State {
         let mut large = large.clone();
         let compare = large.course == Course::Comparing;
         let before = large.next;
-        while out < RANGES_AHEAD && large.next < large.ranges() {
+        let asks = compare && large.done_count == 0 && sync.asks_first();
+        let ahead = if asks { 1 } else { RANGES_AHEAD };
+        while out < ahead && large.next < large.ranges() {
             let (offset, length) = large.range(large.next);
             let spec = TaskSpec::Range { offset, length, compare };
             self.add_task(NewTask::of_large(&large, spec), None);

@@ -6,10 +6,10 @@ use super::worker::Worker;
 use super::{Caller, Effect, Now, Parked, Reply, State};
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
-use crate::wire::task::Assignment;
+use crate::wire::task::{Assignment, TaskSpec};
 use crate::wire::ticket::Claims;
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
-use crate::wire::{AssignmentId, SyncNo, TaskId, WorkerId};
+use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
@@ -236,7 +236,7 @@ impl State {
     fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
         let sync = self.syncs.get(&no)?;
         let at_source = worker.holds(&sync.request.source_path)
-            && self.workers.pool(&sync.request.destination_path).next().is_some();
+            && self.able(sync, &sync.request.destination_path).next().is_some();
         let at_destination = worker.holds(&sync.request.destination_path);
         if !at_source && !at_destination {
             return None;
@@ -250,6 +250,7 @@ impl State {
             .filter(|t| room || !t.is_scan())
             .filter(|t| if t.at_source() { at_source } else { at_destination })
             .filter(|t| t.bound.is_none() || self.may_flush(sync, t, worker))
+            .filter(|t| worker.knows_options() || !wants_options(sync, &t.spec))
             .map(|t| Fit {
                 better_elsewhere: now.mono_ms < t.spared_until_ms
                     && t.tried.contains(&worker.said.worker_id)
@@ -267,6 +268,15 @@ impl State {
             .map(|fit| fit.id)
     }
 
+    /// Active workers that hold `path` and know what a sync asks for.
+    pub(super) fn able<'a>(
+        &'a self,
+        sync: &'a Sync,
+        path: &'a AbsPath,
+    ) -> impl Iterator<Item = &'a Worker> {
+        self.workers.pool(path).filter(|w| w.knows_options() || !sync.has_options())
+    }
+
     /// The other workers that could do a sync's tasks at the source (`true`) or destination.
     fn others<'a>(
         &'a self,
@@ -277,7 +287,7 @@ impl State {
         move |at_source| {
             let path =
                 if at_source { &sync.request.source_path } else { &sync.request.destination_path };
-            let ids = self.workers.pool(path).map(|w| &w.said.worker_id);
+            let ids = self.able(sync, path).map(|w| &w.said.worker_id);
             ids.filter(|id| **id != me).collect()
         }
     }
@@ -343,7 +353,7 @@ impl State {
             &lease.worker,
             &request.destination_path,
             now.wall_ms.div_euclid(1000),
-            sync.rules(),
+            sync.rules(&task.spec),
         );
         Some(Assignment {
             assignment_id: lease.assignment,
@@ -358,10 +368,11 @@ impl State {
             chunk_size_mb: request.chunk_size_mb,
             task: task.spec.clone(),
             options: sync.options(),
-            source_workers: self.workers.pool(&request.source_path).map(Worker::member).collect(),
+            source_workers: self.able(sync, &request.source_path).map(Worker::member).collect(),
             destination_workers: self
                 .workers
                 .reachable(&request.destination_path)
+                .filter(|w| w.knows_options() || !sync.has_options())
                 .map(Worker::member)
                 .collect(),
             ticket: self.signer.sign(&claims),
@@ -554,6 +565,15 @@ impl State {
             self.workers.known.get(&poll.worker).is_some_and(|w| w.takes_work() && w.holds(source))
         });
         waiting.count()
+    }
+}
+
+/// Whether a task of a sync is for workers only that know options. A flush is the same with any.
+fn wants_options(sync: &Sync, spec: &TaskSpec) -> bool {
+    match spec {
+        TaskSpec::Flush => false,
+        TaskSpec::Sweep => true,
+        _ => sync.has_options(),
     }
 }
 

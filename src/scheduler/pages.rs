@@ -55,6 +55,10 @@ impl State {
             error.attempt = error.attempt.max(attempt);
         });
         self.changed(no, now);
+        if let Some(why) = self.syncs.get(&no).and_then(super::sync::Sync::deleted_too_much) {
+            self.halt(no, why, now);
+            return stop();
+        }
         let Some(next) = next else {
             self.drop_task(id);
             return Reply::Page(PageReply { action: PageAction::Done, spawn: 0 });

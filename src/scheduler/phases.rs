@@ -83,7 +83,7 @@ impl State {
         let Some(sync) = self.syncs.get(&task.sync) else { return false };
         let request = &sync.request;
         let path = if task.at_source() { &request.source_path } else { &request.destination_path };
-        self.workers.pool(path).any(|w| !tried.contains(&w.said.worker_id))
+        self.able(sync, path).any(|w| !tried.contains(&w.said.worker_id))
     }
 
     /// Puts a failed task back: at once where another worker can take it, else after a while.

@@ -265,6 +265,16 @@ impl State {
         if self.workers.pool(&request.destination_path).next().is_none() {
             return Some(self.workers.why_none(&request.destination_path, "destination"));
         }
+        for (path, role) in
+            [(&request.source_path, "source"), (&request.destination_path, "destination")]
+        {
+            if self.able(sync, path).next().is_none() {
+                return Some(format!(
+                    "no worker that holds the {role} path {path} is new enough for the options of \
+                     this sync: install this version there"
+                ));
+            }
+        }
         let tasks = || sync.tasks.iter().filter_map(|id| self.tasks.get(id));
         if tasks().any(|t| t.lease().is_some()) {
             return None;

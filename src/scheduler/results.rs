@@ -131,7 +131,14 @@ impl State {
         now: Now,
     ) {
         let Some(task) = self.tasks.get(&id).cloned() else { return };
+        let readback = self.syncs.get(&task.sync).is_some_and(|s| s.stage == Stage::Readback);
         let fits = match &task.spec {
+            // An agent that does not know what a digest is has read nothing back.
+            TaskSpec::Copy { .. } | TaskSpec::Scan { .. } | TaskSpec::List { .. }
+                if readback && !verified =>
+            {
+                false
+            }
             TaskSpec::Copy { files, dirs, .. } => {
                 failed_of(*files, *dirs, &report).is_some()
                     && actions_fit(&report, files.saturating_add(*dirs))

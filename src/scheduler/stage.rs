@@ -4,7 +4,9 @@
 use super::sync::Sync;
 use super::task::TaskState;
 use super::{NewTask, Now, State};
-use crate::wire::options::{Attribute, Compare, DeleteOptions, SyncOptions, Verify, WriteRules};
+use crate::wire::options::{
+    Action, Attribute, Compare, DeleteOptions, SyncOptions, Verify, WriteRules,
+};
 use crate::wire::sync::{Outcome, SyncState};
 use crate::wire::task::{RootState, TaskSpec};
 use crate::wire::{RelPath, SyncNo, WorkerId};
@@ -55,10 +57,20 @@ impl Sync {
         options
     }
 
-    /// … and how the destination is to be written.
-    pub(super) fn rules(&self) -> WriteRules {
+    /// … and how the destination is to be written by one of them.
+    pub(super) fn rules(&self, spec: &TaskSpec) -> WriteRules {
         let readback = self.stage == Stage::Readback;
-        WriteRules { readback, ..self.options().write_rules() }
+        let mut rules = WriteRules { readback, ..self.options().write_rules() };
+        if matches!(spec, TaskSpec::Range { compare: true, .. }) {
+            // Whatever the operator compares by: the range is to be looked at, not the whole file.
+            rules.compare = Compare::Checksum;
+        }
+        rules
+    }
+
+    /// Whether it asks for anything that was not always there.
+    pub(super) fn has_options(&self) -> bool {
+        !self.request.options.is_default()
     }
 
     /// Whether nothing is to be changed.
@@ -66,9 +78,18 @@ impl Sync {
         self.request.options.dry_run
     }
 
-    /// Whether large files are compared before they are sent.
+    /// Whether large files are compared before they are sent. That is also how a file that is there
+    /// gets its digest, where one is wanted: each range is read once, by whoever has time.
     pub(super) fn compares(&self) -> bool {
-        self.stage == Stage::Readback || self.request.options.compare == Compare::Checksum
+        let options = &self.request.options;
+        self.stage == Stage::Readback || options.compare == Compare::Checksum || options.manifest
+    }
+
+    /// Whether one range of a large file tells first whether it is worth comparing the others.
+    pub(super) fn asks_first(&self) -> bool {
+        self.stage == Stage::Copy
+            && self.request.options.manifest
+            && self.request.options.compare != Compare::Checksum
     }
 
     /// Whether what is found and done now is what the sync is about: the second pass over the source
@@ -146,6 +167,25 @@ impl Sync {
                 "{extra} of the {seen} entries at the destination are not in the source, and at most \
                  {percent} % may be deleted: nothing was deleted; to allow it, raise \
                  delete.max_percent (--max-delete-percent {needed})"
+            )
+        })
+    }
+
+    /// Why no more is to be deleted: the source has lost so much since the extra entries were counted
+    /// that the limits would not have let it pass.
+    pub(super) fn deleted_too_much(&self) -> Option<String> {
+        let delete = self.request.options.delete.as_ref()?;
+        let seen = self.counters.pruned.seen;
+        let deleted = self.counters.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
+        let percent = u128::from(delete.max_percent);
+        let over = delete.max.is_some_and(|max| deleted > max)
+            || u128::from(deleted) * 100 > percent * u128::from(seen);
+        (self.stage == Stage::Prune && over).then(|| {
+            format!(
+                "{deleted} entries were deleted at the destination, more than the limits allow, where \
+                 {} of {seen} had been counted: the source {} has lost entries since; look whether \
+                 all of it is mounted",
+                self.counters.pruned.extra, self.request.source_path
             )
         })
     }
@@ -320,7 +360,7 @@ fn why_failed(sync: &Sync, failed: u64) -> String {
         reason.push_str("; nothing was read back, because of these errors");
     }
     let deletes = options.delete.is_some() && !options.dry_run;
-    if deletes && !sync.counters.actions.contains_key(&crate::wire::options::Action::Delete) {
+    if deletes && !sync.counters.actions.contains_key(&Action::Delete) {
         reason.push_str("; nothing was deleted, because of these errors");
     }
     reason

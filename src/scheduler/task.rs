@@ -105,8 +105,8 @@ impl Task {
     pub(super) fn writes(&self) -> bool {
         use TaskSpec::{Commit, Copy, Discard, Flush, List, Prune, Range, Scan, Sweep};
         match self.spec {
-            Copy { .. } | Commit { .. } | Sweep => true,
-            Range { compare, .. } => !compare,
+            // One that only compares makes the directories above its file all the same, or a link.
+            Copy { .. } | Range { .. } | Commit { .. } | Sweep => true,
             Prune { apply, .. } => apply,
             Scan { .. } | List { .. } | Discard | Flush => false,
         }

@@ -37,6 +37,12 @@ impl Worker {
         self.said.storage_paths.iter().any(|s| s.holds(path))
     }
 
+    /// Whether it knows what stands in the options of an assignment and a ticket. Who does not would do
+    /// without: write in a dry run, keep what is to be left out.
+    pub(super) fn knows_options(&self) -> bool {
+        self.said.protocol.is_some_and(|protocol| protocol >= 2)
+    }
+
     /// Whether it may be given work.
     pub(super) fn takes_work(&self) -> bool {
         self.active && self.said.status.takes_work()

@@ -10,6 +10,10 @@ use std::fmt;
 /// The data-plane port of an endpoint that names none.
 pub const DEFAULT_DATA_PORT: u16 = 8889;
 
+/// What our agents understand ([`WorkerHeartbeat::protocol`]). 2: an assignment's options, by which a
+/// dry run is one, and the stages behind the copy.
+pub const PROTOCOL: u32 = 2;
+
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -192,6 +196,10 @@ pub struct WorkerHeartbeat {
     /// The version of its program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
+    /// What it understands, see [`PROTOCOL`]. Who does not say so gets no sync with options: it would
+    /// pass over them, and write in a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<u32>,
 }
 
 /// The reply to a heartbeat. To an agent without an incarnation only `status` is sent.

@@ -293,3 +293,37 @@ fn a_deep_file_is_linked_to_a_name_at_the_top() {
     let there = site.tree("dst").keeping(Preserve::all()).entry(&end).unwrap();
     assert_eq!((there.meta, &there.xattrs), (last.meta, &last.xattrs));
 }
+
+#[test]
+fn the_second_pass_reads_linked_files_as_well_and_links_to_nothing_that_is_wrong() {
+    let site = linked_site();
+    for path in ["one", "d/two", "d/e/three"] {
+        bring(&site, path);
+    }
+    let again = WriteRules {
+        compare: crate::wire::options::Compare::Checksum,
+        readback: true,
+        ..WriteRules::default()
+    };
+    let pass = |path: &str| {
+        let target = site.target_by(again.clone());
+        let mut batch = batch_of(&site.source(), path);
+        let first = target.reconcile(&batch).verdicts.remove(0);
+        if first != Verdict::Check {
+            return first;
+        }
+        batch.entries[0].digest = Some(blake3::hash(b"content").into());
+        copy(&site.source(), &target, &batch).remove(0)
+    };
+    // As after a write that went wrong: nothing but the content tells.
+    fs::write(site.at("dst/one"), "kontent").unwrap();
+    touch(&site.at("dst/one"), 1_000_000_000, 7);
+    assert_eq!(pass("d/two"), Verdict::Needed { action: Action::Update, base: true });
+    assert_eq!([pass("one"), pass("d/e/three")], [UPDATE, UPDATE]);
+    for path in ["one", "d/two", "d/e/three"] {
+        assert_eq!(fs::read(site.at("dst").join(path)).unwrap(), b"content", "{path}");
+    }
+    assert_eq!([pass("one"), pass("d/two")], [SKIP, SKIP]);
+    sweep(&site);
+    assert_eq!(inode(&site, "dst/one"), (inode(&site, "dst/d/two").0, 3));
+}

@@ -106,6 +106,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let in_hand = doc.optional("in_hand", list(MAX_IN_HAND, typed));
     let slots = doc.optional("slots", whole(0..=MAX_SLOTS));
     let agent_version = doc.optional("agent_version", text(MAX_WORD));
+    let protocol = doc.optional("protocol", whole(0..=u32::MAX));
     doc.end()?;
     whole_or_nothing(|| {
         Some(WorkerHeartbeat {
@@ -121,6 +122,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             in_hand: in_hand?.unwrap_or_default(),
             slots: slots?,
             agent_version: agent_version?,
+            protocol: protocol?,
         })
     })
 }
@@ -307,6 +309,7 @@ mod tests {
             in_hand: vec![AssignmentId([1; 16])],
             slots: Some(4),
             agent_version: Some("0.1.0".into()),
+            protocol: Some(2),
         };
         assert_eq!(heartbeat(&serde_json::to_vec(&beat).unwrap()).unwrap(), beat);
 

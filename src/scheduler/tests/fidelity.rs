@@ -416,3 +416,44 @@ fn a_sync_that_is_forgotten_takes_its_list_with_it() {
     world.play(Event::Delete("demo".parse().unwrap()));
     assert!(world.lists.is_empty() && world.state.syncs.is_empty());
 }
+
+#[test]
+fn the_digest_of_a_large_file_that_is_there_is_had_range_by_range() {
+    let options = SyncOptions { manifest: true, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![large(3)], None));
+    let first = next(&mut world, "s", "range");
+    assert!(matches!(first.task, TaskSpec::Range { offset: 0, compare: true, .. }));
+    assert_eq!(claims(&world, &first).rules.compare, Compare::Checksum, "it is not hashed whole");
+    assert_eq!(world.poll("s", "1"), None, "one tells whether the others are worth asking for");
+    world.finish(result(&first, true, all_done(&first, "d")));
+    for _ in 0..2 {
+        done(&mut world, "s", "range");
+    }
+    let commit = next(&mut world, "d", "commit");
+    let TaskSpec::Commit { in_place: true, chain, .. } = &commit.task else { panic!() };
+    assert_eq!(chain.0.len(), 96);
+    assert_eq!(claims(&world, &commit).rules.compare, Compare::SizeTime);
+    world.finish(result(&commit, true, all_done(&commit, "d")));
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_skipped), (SyncState::Completed, 1));
+}
+
+#[test]
+fn who_may_have_made_something_for_a_comparison_flushes() {
+    let options = SyncOptions { compare: Compare::Checksum, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![large(1)], None));
+    next(&mut world, "s", "range");
+    world.pass(40_000);
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let range = next(&mut world, "s", "range");
+    let equal = TaskReport { wrote: vec![], ..all_done(&range, "d") };
+    world.finish(result(&range, true, equal));
+    let commit = next(&mut world, "d", "commit");
+    world.finish(result(&commit, true, TaskReport::default()));
+    done(&mut world, "d", "flush");
+    assert_eq!(world.progress("demo").state, SyncState::Completed);
+}

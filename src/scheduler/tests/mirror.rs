@@ -267,3 +267,26 @@ fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
     assert!(end.reason.unwrap().contains("it would stop: 9 of the 10"));
     assert_eq!(world.poll("s", "1").or_else(|| world.poll("d", "1")), None, "no sweep, no flush");
 }
+
+#[test]
+fn what_the_source_loses_after_the_count_is_not_deleted_beyond_the_limits() {
+    let delete = DeleteOptions { max: Some(3), max_percent: 100, ..DeleteOptions::default() };
+    let (mut world, scan) = scanning_with(mirror(delete));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    world.post(&count, pruned(&count, 100, 2));
+    let apply = next(&mut world, "s", "prune");
+    let spawn = vec![RelPath::new("d").unwrap()];
+    world.post(&apply, ScanPage { spawn, ..pruned(&apply, 50, 3) });
+    let part = next(&mut world, "s", "prune");
+    let next_dir = Some(part.task.clone());
+    let page = ScanPage { next: next_dir, ..pruned(&part, 50, 1) };
+    assert_eq!(world.post(&part, page), PageAction::Stop);
+    assert_eq!(world.poll("s", "1"), None, "no more is deleted");
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+    assert_eq!(end.actions[&Action::Delete].count, 4);
+    assert!(end.reason.unwrap().contains("has lost entries since"));
+}

@@ -6,6 +6,7 @@ mod faults;
 mod fidelity;
 mod histories;
 mod mirror;
+mod older;
 
 use super::*;
 use crate::wire::manifest::NameList;
@@ -16,7 +17,7 @@ use crate::wire::task::{
 };
 use crate::wire::task::{Pruned, RootState};
 use crate::wire::ticket::{Claims, Verifier};
-use crate::wire::worker::{WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker::{PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, BytePath, RelPath};
 
 struct World {
@@ -210,6 +211,7 @@ fn heartbeat(
         in_hand: in_hand.to_vec(),
         slots: Some(4),
         agent_version: None,
+        protocol: incarnation.map(|_| PROTOCOL),
     }
 }
 

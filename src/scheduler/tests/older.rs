@@ -1,0 +1,59 @@
+//! Agents that know less than this master.
+
+use super::*;
+use crate::wire::options::Verify;
+
+/// A heartbeat of an agent that leases and reports as ours do, and knows no options.
+fn older(world: &mut World, worker: &str, path: &str) {
+    let beat = heartbeat(worker, Some("1"), &[path], &[]);
+    let beat = WorkerHeartbeat { protocol: None, ..beat };
+    assert!(matches!(world.play(Event::Heartbeat(beat)), Some(Reply::Heartbeat(_))));
+}
+
+#[test]
+fn who_does_not_know_options_gets_no_sync_that_has_some() {
+    let mut world = World::new();
+    older(&mut world, "s", "/src");
+    world.beat("d", "1", &["/dst"], &[]);
+    submit_with(&mut world, "demo", SyncOptions { dry_run: true, ..SyncOptions::default() });
+    assert_eq!(world.poll("s", "1"), None, "it would write");
+    let waits = world.progress("demo").reason.unwrap();
+    assert!(waits.contains("source path /src/a is new enough"), "{waits}");
+    world.submit("plain", "/src/a", "/dst/b");
+    let plain = world.poll("s", "1").expect("a sync without options");
+    assert_eq!(plain.request_id.to_string(), "plain");
+    older(&mut world, "e", "/dst");
+    world.beat("t", "1", &["/src"], &[]);
+    let scan = world.poll("t", "1").expect("the dry run");
+    assert_eq!(scan.request_id.to_string(), "demo");
+    let ids = |members: &[crate::wire::task::PoolMember]| -> Vec<String> {
+        members.iter().map(|m| m.worker_id.to_string()).collect()
+    };
+    assert_eq!(ids(&scan.source_workers), ["t"]);
+    assert_eq!(ids(&scan.destination_workers), ["d"], "nobody is asked who would write");
+}
+
+#[test]
+fn a_bare_success_reads_nothing_back() {
+    let options = SyncOptions { verify: Verify::Readback, ..SyncOptions::default() };
+    let (mut world, scan) = scanning_with(options);
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    done(&mut world, "s", "copy");
+    let bare = |a: &Assignment| SyncResult {
+        task_digest: None,
+        report: None,
+        ..result(a, true, TaskReport::default())
+    };
+    let scan = next(&mut world, "s", "scan");
+    world.finish(bare(&scan));
+    world.pass(40_000);
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let scan = next(&mut world, "s", "scan");
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    world.finish(bare(&copy));
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.verified_files), (SyncState::Progress, 0));
+    assert_eq!((end.repaired_files, end.unverified), (0, 0));
+}
