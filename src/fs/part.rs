@@ -93,7 +93,9 @@ impl Target {
                         Err(errno) => return Err(errno),
                     }
                 }
-                Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => {
+                // Also one that got its final mode and then not its name, as somebody was killed: it
+                // may not let its own owner write.
+                Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR | Errno::ACCESS) => {
                     self.clear_away(&place.dir, &name)?;
                     continue;
                 }

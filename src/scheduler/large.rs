@@ -6,6 +6,7 @@ use super::stage::Stage;
 use super::sync::Sync;
 use super::task::{Course, Large, Task};
 use super::{Effect, NewTask, Now, State, records};
+use crate::wire::manifest::Manifest;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{Blob, TaskReport, TaskSpec, WorkItem};
 use crate::wire::{BytePath, Digest, SyncNo, TaskId, WorkerId};
@@ -25,6 +26,14 @@ impl Sync {
             counters.kept_bytes = counters.kept_bytes.saturating_sub(large.kept);
         }
     }
+}
+
+/// The name of the file that `item` is about. Manifests are not read here but for this: an error
+/// without a name helps nobody.
+fn name_of(item: &WorkItem) -> BytePath {
+    let (WorkItem::Copy { manifest, .. } | WorkItem::Large { manifest, .. }) = item;
+    let first = Manifest::decode(&manifest.0).ok().and_then(|m| m.entries.into_iter().next());
+    first.map_or_else(BytePath::default, |entry| BytePath(entry.path.as_bytes().to_vec()))
 }
 
 impl State {
@@ -232,7 +241,7 @@ impl State {
         if restarts >= MAX_RESTARTS {
             let message = format!("the source changed under the copy {} times", restarts + 1);
             let error = FileError {
-                path: BytePath::default(),
+                path: name_of(&item),
                 operation: "read source".to_owned(),
                 errno: None,
                 message: message.clone(),

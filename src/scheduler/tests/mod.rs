@@ -256,6 +256,16 @@ fn large(ranges: u64) -> WorkItem {
     WorkItem::Large { manifest: Blob(vec![2; 10]), size, range_length: 1 << 20, group: None }
 }
 
+/// A large file with a real manifest.
+fn named(path: &str) -> WorkItem {
+    use crate::wire::manifest::{Entry, Ident, Kind, Manifest, Meta};
+    let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
+    let path = RelPath::new(path).unwrap();
+    let entry = Entry::new(path, Kind::File { size: 3 << 20 }, meta, Ident::default());
+    let manifest = Manifest { dirs: vec![], entries: vec![entry] }.encode();
+    WorkItem::Large { manifest: Blob(manifest), size: 3 << 20, range_length: 1 << 20, group: None }
+}
+
 fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>) -> ScanPage {
     let task_digest = a.task_digest;
     ScanPage {
