@@ -56,7 +56,9 @@ pub(super) fn result(sync: &SyncProgress) -> String {
 fn how(sync: &SyncProgress) -> &'static str {
     match (sync.state, sync.outcome) {
         (SyncState::Failed, Some(Outcome::Partial)) => "FAILED (partial)",
-        (SyncState::Failed, Some(Outcome::VanishedOnly)) => "FAILED (files vanished)",
+        (SyncState::Failed, Some(Outcome::VanishedOnly)) => {
+            "FAILED (files vanished or kept changing)"
+        }
         (SyncState::Failed, Some(Outcome::DeleteStopped)) => "FAILED (nothing deleted)",
         (state, _) => state.as_str(),
     }
@@ -131,7 +133,8 @@ pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
 /// once more.
 pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<String> {
     if exit == Exit::Ok {
-        return Vec::new();
+        // What a dry run found that would stop the real one.
+        return sync.reason.iter().map(|why| format!("  note: {}", clean(why))).collect();
     }
     let mut lines = failures(sync);
     if let Some(reason) = &sync.reason {

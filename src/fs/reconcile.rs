@@ -8,7 +8,7 @@ use super::names;
 use super::nodes::TouchUp;
 use super::notes::Shortfall;
 use super::root::{Place, split};
-use super::target::{Step, Target};
+use super::target::Target;
 use super::xattr::Object;
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest, Meta};
 use crate::wire::options::{Action, Compare};
@@ -67,7 +67,7 @@ impl Target {
             stamps: BTreeMap::new(),
         };
         for dir in &manifest.dirs {
-            let found = batch.enter(&dir.path, &dir.meta);
+            let found = batch.enter(&dir.path);
             batch.found.insert(dir.path.as_bytes(), found);
             if matches!(found, Found::New | Found::Replaced) {
                 batch.stamps.entry(&dir.path).or_insert(dir.into());
@@ -139,7 +139,7 @@ struct Batch<'a> {
 /// Directories.
 impl<'a> Batch<'a> {
     /// Makes a directory, unless it is there or the one above it is not to be had.
-    fn enter(&mut self, path: &'a RelPath, meta: &Meta) -> Found {
+    fn enter(&mut self, path: &'a RelPath) -> Found {
         let rules = &self.target.rules;
         match self.above(path) {
             Some(Found::Broken(errno)) => return Found::Broken(errno),
@@ -156,12 +156,13 @@ impl<'a> Batch<'a> {
             Err(Errno::NOENT) if rules.existing => return Found::Skipped,
             Err(Errno::NOENT) if rules.dry_run => return Found::New,
             Err(Errno::NOTDIR | Errno::LOOP) if !path.is_root() => {
-                match self.leaves_alone_at(path, meta) {
-                    Ok(true) => return Found::Skipped,
-                    Ok(false) if rules.dry_run => return Found::Replaced,
-                    Ok(false) => new = Found::Replaced,
-                    Err(errno) => return Found::Broken(errno),
+                if rules.ignore_existing {
+                    return Found::Skipped;
                 }
+                if rules.dry_run {
+                    return Found::Replaced;
+                }
+                new = Found::Replaced;
             }
             Err(Errno::NOENT | Errno::ACCESS) if !rules.dry_run => {}
             Err(errno) => return Found::Broken(errno),
@@ -194,7 +195,7 @@ impl<'a> Batch<'a> {
         let path = &entry.path;
         let found = match self.found.get(path.as_bytes()) {
             Some(found) => *found,
-            None => self.enter(path, &entry.meta),
+            None => self.enter(path),
         };
         let action = match found {
             Found::Broken(errno) => return Err(self.target.error("make directory", path, errno)),
@@ -245,7 +246,7 @@ impl<'a> Batch<'a> {
         let is_dir = stat.is_some_and(|stat| type_of(&stat) == FileType::Directory);
         match (&place, stat) {
             (_, None) if rules.existing => return Ok(skipped),
-            (Some((place, _)), Some(stat)) if !is_dir && self.leaves_alone(&stat, &entry.meta) => {
+            (Some((place, _)), Some(stat)) if self.leaves_alone(&stat, entry) => {
                 return Ok((Verdict::Done(Action::Skip), self.digest_there(entry, place)?));
             }
             _ => {}
@@ -315,19 +316,16 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Whether what is there (and is no directory) is left alone, whatever it holds.
-    fn leaves_alone(&self, stat: &Stat, meta: &Meta) -> bool {
-        let rules = &self.target.rules;
+    /// Whether what is there is left alone, whatever it holds. Only of two regular files can one be
+    /// said to be the newer version of the other.
+    fn leaves_alone(&self, stat: &Stat, entry: &Entry) -> bool {
+        let (rules, meta) = (&self.target.rules, &entry.meta);
         let time = |meta: &Meta| (meta.mtime_sec, meta.mtime_nsec);
         let newer = time(&meta_of(stat)) > time(meta)
             && lag(stat, meta) > u128::from(rules.mtime_tolerance_ns);
-        rules.ignore_existing || rules.update && newer
-    }
-
-    fn leaves_alone_at(&self, path: &RelPath, meta: &Meta) -> Step<bool> {
-        let place = self.target.tree.place(path)?;
-        let stat = lstat(&place.dir, place.name)?;
-        Ok(type_of(&stat) != FileType::Directory && self.leaves_alone(&stat, meta))
+        let files =
+            matches!(entry.kind, Kind::File { .. }) && type_of(stat) == FileType::RegularFile;
+        rules.ignore_existing || rules.update && files && newer
     }
 
     fn compare(&self, entry: &Entry, place: &Place<'_>, stat: &Stat) -> Result<Content> {

@@ -193,7 +193,7 @@ impl State {
             (SyncState::Progress, Stage::Copy) => Phase::Scanning,
             (SyncState::Progress, Stage::Readback) => Phase::Verifying,
             (SyncState::Progress, Stage::Count | Stage::Prune) => Phase::Pruning,
-            (SyncState::Progress, Stage::Sweep | Stage::Flush) => Phase::Flushing,
+            (SyncState::Progress, Stage::Secure | Stage::Sweep | Stage::Flush) => Phase::Flushing,
             _ => Phase::Done,
         };
         SyncProgress {

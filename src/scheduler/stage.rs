@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 /// passed over.
 ///
 /// ```text
-/// Copy ──▶ Readback ──▶ Count ──▶ Prune ──▶ Sweep ──▶ Flush ──▶ COMPLETED or FAILED
-///   │          │           │                  ▲         ▲
-///   │          │           └─ a guard stops ──┤         │
-///   └──────────┴─ an entry failed ────────────┴─────────┘
+/// Copy ─▶ Readback ─▶ Count ─▶ Secure ─▶ Prune ─▶ Sweep ─▶ Flush ─▶ COMPLETED or FAILED
+///   │         │          │        │                 ▲       ▲
+///   │         │          └────────┴─ a guard stops ─┤       │
+///   └─────────┴──────────── an entry failed ────────┴───────┘
 /// ```
 ///
 /// A dry run has `Copy` and `Count` only. A sync that was cancelled is swept as well, by a task that
@@ -34,7 +34,10 @@ pub(super) enum Stage {
     Readback,
     /// What the source does not have is counted.
     Count,
-    /// … and deleted.
+    /// What was copied is put on stable storage: a file that was renamed at the source must not go
+    /// before its new name is safe.
+    Secure,
+    /// What the source does not have is deleted.
     Prune,
     /// What was kept for the names of one file is removed.
     Sweep,
@@ -43,8 +46,15 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Stage; 6] =
-        [Stage::Copy, Stage::Readback, Stage::Count, Stage::Prune, Stage::Sweep, Stage::Flush];
+    const ALL: [Stage; 7] = [
+        Stage::Copy,
+        Stage::Readback,
+        Stage::Count,
+        Stage::Secure,
+        Stage::Prune,
+        Stage::Sweep,
+        Stage::Flush,
+    ];
 }
 
 impl Sync {
@@ -119,6 +129,7 @@ impl Sync {
                 options.verify == Verify::Readback && !options.dry_run && worked && !stopped
             }
             Stage::Count => mirror && (!stopped || options.dry_run),
+            Stage::Secure => self.wants(Stage::Prune) && !self.writers.is_empty(),
             Stage::Prune => {
                 mirror && !stopped && !options.dry_run && self.counters.pruned.extra > 0
             }
@@ -248,7 +259,7 @@ impl State {
                 sync.to_sweep = false;
                 self.add_task(NewTask::ready(no, TaskSpec::Sweep), None);
             }
-            Stage::Flush => {
+            Stage::Secure | Stage::Flush => {
                 let writers: Vec<WorkerId> = sync.writers.keys().cloned().collect();
                 for worker in writers {
                     let bound = Some(worker);

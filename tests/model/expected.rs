@@ -123,7 +123,7 @@ fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
     let near = choice.same_time(node.mtime, old.mtime);
     let not_replaced = match choice.which {
         Which::IgnoreExisting => true,
-        Which::Update => old.is_file() && old.mtime > node.mtime && !near,
+        Which::Update => old.is_file() && node.is_file() && old.mtime > node.mtime && !near,
         Which::All | Which::Existing => false,
     };
     if near && node.mtime != old.mtime {

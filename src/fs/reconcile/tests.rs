@@ -162,11 +162,18 @@ fn what_is_newer_or_exists_is_left_alone_where_that_is_asked_for() {
     let update = WriteRules { update: true, ..WriteRules::default() };
     let said = both(&site, &WriteRules { mtime_tolerance_ns: 4, ..update.clone() });
     assert_eq!(said["longer"], needed(Action::Update, true), "not newer than the tolerance");
+    // A newer file is no newer version of a directory.
+    assert_eq!(said["instead"], UPDATE);
+    assert!(site.at("dst/instead").is_dir());
     let said = both(&site, &update);
-    for path in ["longer", "touched", "instead", "instead/f"] {
+    for path in ["longer", "touched"] {
         assert_eq!(said[path], SKIP, "{path}");
     }
-    assert_eq!(fs::read(site.at("dst/instead")).unwrap(), b"a file");
+
+    let site = Site::new();
+    changed_source(&site);
+    fs::remove_file(site.at("dst/longer")).unwrap();
+    fs::create_dir(site.at("dst/longer")).unwrap();
 
     let before = fs::metadata(site.at("dst/longer")).unwrap();
     let said = both(&site, &WriteRules { ignore_existing: true, ..WriteRules::default() });

@@ -297,7 +297,8 @@ fn a_large_file_that_changes_begins_anew_and_in_the_end_is_given_up() {
     for _ in 0..6 {
         let range = world.poll("s", "1").unwrap();
         assert_eq!(range.task.kind(), "range");
-        let report = TaskReport { replace: Some(named("d/changing")), ..TaskReport::default() };
+        let report =
+            TaskReport { replace: Some(real_large("d/changing")), ..TaskReport::default() };
         world.finish(result(&range, true, report));
         let discard = world.poll("d", "1").expect("the old part file is removed");
         assert_eq!(discard.task, TaskSpec::Discard);

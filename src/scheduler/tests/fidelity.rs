@@ -376,9 +376,15 @@ fn what_was_deleted_is_recorded_when_it_is_and_in_a_dry_run_when_it_would_be() {
         let (mut world, scan) = scanning_with(options);
         world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 0)]));
         done(&mut world, "s", "copy");
-        while let Some(prune) = world.poll("s", "1") {
+        let prune = |world: &mut World| {
+            let prune = next(world, "s", "prune");
             let records = vec![record("old", FileState::Deleted)];
             world.post(&prune, ScanPage { records, ..pruned(&prune, 2, 1) });
+        };
+        prune(&mut world);
+        if !dry_run {
+            done(&mut world, "d", "flush");
+            prune(&mut world);
         }
         assert_eq!(listed(&mut world), ["old Deleted"], "{dry_run}");
     }

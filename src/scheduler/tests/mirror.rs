@@ -55,6 +55,7 @@ fn each_limit_of_a_mirror_is_exact_and_says_what_lets_it_pass() {
         let count = next(&mut world, "s", "prune");
         world.post(&count, pruned(&count, seen, extra));
         if said.is_none() && extra > 0 {
+            done(&mut world, "d", "flush");
             let apply = next(&mut world, "s", "prune");
             world.post(&apply, pruned(&apply, seen, extra));
         }
@@ -87,6 +88,7 @@ fn an_empty_source_deletes_nothing_unless_that_is_allowed() {
         if outcome == Outcome::Full {
             let count = next(&mut world, "s", "prune");
             world.post(&count, pruned(&count, 10, 1));
+            done(&mut world, "d", "flush");
             let apply = next(&mut world, "s", "prune");
             world.post(&apply, pruned(&apply, 10, 1));
         }
@@ -211,6 +213,7 @@ fn a_deletion_goes_on_behind_its_last_page_on_another_worker_and_a_page_counts_o
     let again = next(&mut world, "t", "prune");
     assert_eq!((again.task_id, &again.task, again.attempt), (count.task_id, &behind(false), 2));
     world.post(&again, pruned(&again, 50, 1));
+    done(&mut world, "d", "flush");
     let apply = next(&mut world, "t", "prune");
     let bad = ScanPage { next: Some(behind(false)), ..pruned(&apply, 1, 1) };
     let event = |page| Event::Page {
@@ -276,6 +279,7 @@ fn what_the_source_loses_after_the_count_is_not_deleted_beyond_the_limits() {
     done(&mut world, "s", "copy");
     let count = next(&mut world, "s", "prune");
     world.post(&count, pruned(&count, 100, 2));
+    done(&mut world, "d", "flush");
     let apply = next(&mut world, "s", "prune");
     let spawn = vec![RelPath::new("d").unwrap()];
     world.post(&apply, ScanPage { spawn, ..pruned(&apply, 50, 3) });
@@ -289,4 +293,31 @@ fn what_the_source_loses_after_the_count_is_not_deleted_beyond_the_limits() {
     assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
     assert_eq!(end.actions[&Action::Delete].count, 4);
     assert!(end.reason.unwrap().contains("has lost entries since"));
+}
+
+#[test]
+fn nothing_is_deleted_before_what_was_copied_is_on_stable_storage() {
+    let counted = || {
+        let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1)]));
+        done(&mut world, "s", "copy");
+        let count = next(&mut world, "s", "prune");
+        world.post(&count, pruned(&count, 9, 1));
+        let flush = next(&mut world, "d", "flush");
+        assert_eq!(world.poll("s", "1"), None, "nothing is deleted yet");
+        (world, flush)
+    };
+    let (mut world, flush) = counted();
+    world.finish(result(&flush, true, all_done(&flush, "d")));
+    let apply = next(&mut world, "s", "prune");
+    world.post(&apply, pruned(&apply, 9, 1));
+    done(&mut world, "d", "flush");
+    assert_eq!(world.progress("demo").state, SyncState::Completed);
+
+    let (mut world, flush) = counted();
+    let lost = TaskReport { failures: vec![error(ErrorClass::Transient)], ..TaskReport::default() };
+    world.finish(result(&flush, true, lost));
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+    assert!(end.actions.is_empty(), "{end:?}");
 }

@@ -257,7 +257,7 @@ fn large(ranges: u64) -> WorkItem {
 }
 
 /// A large file with a real manifest.
-fn named(path: &str) -> WorkItem {
+fn real_large(path: &str) -> WorkItem {
     use crate::wire::manifest::{Entry, Ident, Kind, Manifest, Meta};
     let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
     let path = RelPath::new(path).unwrap();
