@@ -64,7 +64,8 @@ struct KeepArgs {
     /// Leave owner and group to the destination (--preserve no-owner,no-group)
     #[arg(long)]
     no_owner: bool,
-    /// Symbolic links: `copy` copies what they lead to, `skip` leaves them out
+    /// Symbolic links: `copy` copies what they lead to, where that lies below the agent's storage path
+    /// (with `ctl copy`: below SRC), `skip` leaves them out
     #[arg(long, value_name = "HOW", default_value = "keep", value_parser = words(LINKS))]
     links: Links,
     /// Make long runs of zeros holes at the destination

@@ -85,7 +85,7 @@ pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
     (counted && sync.sent_bytes != sync.transferred_bytes).then(|| {
         let kept = match sync.kept_bytes {
             0 => String::new(),
-            kept => format!(", {} kept of what was there", units::bytes(kept)),
+            kept => format!(", {} the destination had", units::bytes(kept)),
         };
         format!("{} sent{kept}", units::bytes(sync.sent_bytes))
     })
@@ -94,6 +94,7 @@ pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
 fn skipped(sync: &SyncProgress) -> String {
     let repaired = match tally(sync, Action::Metadata).count {
         0 => String::new(),
+        1 => " (1 entry with metadata repaired)".to_owned(),
         n => format!(" ({} entries with metadata repaired)", units::count(n)),
     };
     format!("{} skipped{repaired}", units::count(sync.files_skipped))
@@ -360,8 +361,8 @@ mod tests {
         };
         assert_eq!(
             result(&sync),
-            "run42  COMPLETED  541.0 MiB in 9m01s, effective 1023.1 KiB/s (41.0 MiB sent, 500.0 MiB kept \
-             of what was there); 150,329 copied, 9 skipped (3 entries with metadata repaired), \
+            "run42  COMPLETED  541.0 MiB in 9m01s, effective 1023.1 KiB/s (41.0 MiB sent, 500.0 MiB \
+             the destination had); 150,329 copied, 9 skipped (3 entries with metadata repaired), \
              4 deleted, 0 failed; 13 read back, 1 repaired"
         );
         let trash = Some(crate::wire::RelPath::new("old\n").unwrap());

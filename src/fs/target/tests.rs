@@ -415,7 +415,7 @@ fn a_dry_run_widens_no_directory() {
     site.as_nobody(|| {
         let (dry, real) = (true, false);
         for (dry_run, mode) in [(dry, 0), (real, 0o755)] {
-            fs::set_permissions(site.at("dst/d"), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(site.at("dst/d"), fs::Permissions::from_mode(0o000)).unwrap();
             let target = site.target_by(WriteRules { dry_run, ..WriteRules::default() });
             target.reconcile(&batch_of(&site.source(), "d/f"));
             let found = fs::metadata(site.at("dst/d")).unwrap().permissions().mode() & 0o777;
