@@ -4,7 +4,7 @@ use super::asks::{
     BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk,
     SweepReply,
 };
-use super::body::{DEPTH, Outgoing, STALL, stalled};
+use super::body::{DEPTH, STALL, stalled};
 use super::delta::Ranged;
 use super::outcome::{Offered, Packed, RangeSent, SendError};
 use super::pool::Pool;
@@ -12,8 +12,9 @@ use super::protocol::{
     DIGEST, MAX_REPLY, OFFER, OfferReply, PACK, PRUNE, PackReply, RANGE, RangeHead, RangeReply,
     SWEEP, TICKET_HEADER,
 };
-use super::routes::{Leased, Routes};
+use super::routes::{Kind, Leased, Routes};
 use super::send::{FedRange, Feed, Gone, feed_pack, feed_range};
+use super::stream::{self, Answered, Ask};
 use crate::fs::Tree;
 use crate::util::backoff::Backoff;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
@@ -25,7 +26,7 @@ use crate::wire::ticket::LIFETIME_SECONDS;
 use crate::wire::worker::Endpoint;
 use crate::wire::{RelPath, WorkerId};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -254,9 +255,8 @@ impl Peer {
     {
         let mut fresh = false;
         loop {
-            let mut leased = self.lease(fresh).await?;
-            let whole = Outgoing::Whole(Some(document.clone()));
-            let exchange = self.exchange(&mut leased, path, whole);
+            let mut leased = self.lease(fresh, Kind::Documents).await?;
+            let exchange = self.exchange(&mut leased, path, document.clone());
             match tokio::time::timeout(patience, exchange).await {
                 Ok(Ok(answered)) => return self.read(&self.accept(leased, answered)?),
                 // The other side had closed a kept connection: nothing was lost with it.
@@ -268,35 +268,43 @@ impl Peer {
     }
 
     /// Sends what `feed` makes, and reads the reply.
-    async fn stream<T, F, R>(&self, path: &str, feed: F) -> Result<(R, T), SendError>
+    async fn stream<T, F, R>(&self, verb: &str, feed: F) -> Result<(R, T), SendError>
     where
         T: Send + 'static,
         F: FnOnce(&mut Feed) -> Result<T, Gone> + Send + 'static,
         R: for<'b> minicbor::Decode<'b, ()>,
     {
-        let mut leased = self.lease(false).await?;
+        let mut leased = self.lease(false, Kind::Content).await?;
         let (to, from) = mpsc::channel(DEPTH);
         let moved = Arc::new(AtomicU64::new(0));
         let (pool, counted) = (self.peers.pool.clone(), moved.clone());
         let feeding = tokio::task::spawn_blocking(move || feed(&mut Feed::new(to, pool, counted)));
-        let body = Outgoing::Stream { from, moved: moved.clone() };
+        let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
+        let asking = async {
+            let stream = leased.stream().ok_or("the connection is gone")?;
+            stream::ask(stream, &ask, from, moved.clone()).await
+        };
         let answered = tokio::select! {
-            answered = self.exchange(&mut leased, path, body) => answered,
-            () = stalled(moved, REPLY) => Err(format!("no byte moved in {REPLY:?}")),
+            answered = asking => answered,
+            () = stalled(moved.clone(), REPLY) => Err(format!("no byte moved in {REPLY:?}")),
         };
         let reply = match answered {
-            Ok(answered) => self.accept(leased, answered)?,
+            Ok(Answered::Reply(reply)) => reply,
+            Ok(Answered::Refused(problem)) => return Err(self.refused(problem)),
             Err(why) => return Err(self.broken(leased, why)),
         };
         match feeding.await {
-            Ok(Ok(fed)) => Ok((self.read(&reply)?, fed)),
+            Ok(Ok(fed)) => {
+                self.keep(leased);
+                Ok((self.read(&reply)?, fed))
+            }
             Ok(Err(Gone)) => Err(self.nonsense("it answered before the end".to_owned())),
             Err(e) => Err(SendError::Internal(format!("reading the source failed inside: {e}"))),
         }
     }
 
-    async fn lease(&self, fresh: bool) -> Result<Leased, SendError> {
-        match self.peers.routes.lease(&self.endpoints, fresh).await {
+    async fn lease(&self, fresh: bool, kind: Kind) -> Result<Leased, SendError> {
+        match self.peers.routes.lease(&self.endpoints, fresh, kind).await {
             Ok(leased) => Ok(leased),
             Err(tried) => {
                 self.peers.set_aside(&self.worker);
@@ -309,12 +317,12 @@ impl Peer {
         &self,
         leased: &mut Leased,
         path: &str,
-        body: Outgoing,
+        document: Bytes,
     ) -> Result<(StatusCode, Bytes), String> {
         let request = Request::post(path)
             .header(HOST, leased.peer())
             .header(TICKET_HEADER, &self.ticket)
-            .body(body)
+            .body(Full::new(document))
             .map_err(|e| e.to_string())?;
         let send = leased.send().ok_or("the connection is gone")?;
         send.ready().await.map_err(|e| e.to_string())?;
@@ -328,19 +336,28 @@ impl Peer {
     fn accept(&self, leased: Leased, answered: (StatusCode, Bytes)) -> Result<Bytes, SendError> {
         let (status, body) = answered;
         if status == StatusCode::OK {
-            leased.keep();
-            self.peers.welcome(&self.worker);
+            self.keep(leased);
             return Ok(body);
         }
-        drop(leased);
+        let status = status.as_u16();
         let problem = serde_json::from_slice::<Problem>(&body)
-            .unwrap_or_else(|_| Problem::new(status.as_u16(), "", "unknown", "it did not say why"));
-        Err(SendError::Refused {
+            .unwrap_or_else(|_| Problem::new(status, "", "unknown", "it did not say why"));
+        Err(self.refused(Problem { status, ..problem }))
+    }
+
+    /// It answered: the connection can be used again.
+    fn keep(&self, leased: Leased) {
+        leased.keep();
+        self.peers.welcome(&self.worker);
+    }
+
+    fn refused(&self, problem: Problem) -> SendError {
+        SendError::Refused {
             worker: self.worker.clone(),
-            status: status.as_u16(),
+            status: problem.status,
             code: super::protocol::plain(&problem.code),
             detail: super::protocol::plain(&problem.detail),
-        })
+        }
     }
 
     fn read<R: for<'b> minicbor::Decode<'b, ()>>(&self, reply: &[u8]) -> Result<R, SendError> {

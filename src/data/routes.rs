@@ -1,10 +1,13 @@
 //! Which of our addresses reaches which endpoint of a peer: routes, their failures, and the
 //! connections kept on them.
 
-use super::body::Outgoing;
+use super::stream;
 use crate::util::backoff::Backoff;
 use crate::wire::worker::Endpoint;
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeMap;
@@ -21,8 +24,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 const KEEP: Duration = Duration::from_secs(8);
 /// How long a route that failed is left alone.
 const ASIDE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-/// What hyper gathers before it writes, in bytes.
-const WRITE_BUFFER: usize = 1 << 20;
 
 /// One of our addresses (`None`: the kernel chooses) and one endpoint of a peer, as `host:port`.
 type Key = (Option<IpAddr>, String);
@@ -52,8 +53,30 @@ struct State {
 
 /// A connection, with the task that drives it.
 struct Connection {
-    send: SendRequest<Outgoing>,
+    send: SendRequest<Full<Bytes>>,
+    /// What it was upgraded to.
+    stream: Option<TokioIo<Upgraded>>,
     driver: AbortHandle,
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Requests whose bodies are documents.
+    Documents,
+    /// Packs and ranges ([`stream`]).
+    Content,
+}
+
+impl Connection {
+    fn kind(&self) -> Kind {
+        if self.stream.is_some() { Kind::Content } else { Kind::Documents }
+    }
+
+    /// That it is closed shows in a stream only when it is used.
+    fn is_open(&self) -> bool {
+        self.stream.is_some() || !self.send.is_closed()
+    }
 }
 
 impl Drop for Connection {
@@ -122,13 +145,14 @@ impl Routes {
         self: &Arc<Self>,
         remote: &[Endpoint],
         fresh: bool,
+        kind: Kind,
     ) -> Result<Leased, Vec<(String, String)>> {
         let mut failed = Vec::new();
         for (key, iface) in self.ranked(remote) {
-            if !fresh && let Some(connection) = self.kept(&key) {
+            if !fresh && let Some(connection) = self.kept(&key, kind) {
                 return Ok(self.leased(key, connection, true));
             }
-            match connect(&key, iface.as_deref()).await {
+            match connect(&key, iface.as_deref(), kind).await {
                 Ok(connection) => return Ok(self.leased(key, connection, false)),
                 Err(why) => {
                     tracing::debug!(peer = key.1, "cannot connect: {why}");
@@ -140,15 +164,12 @@ impl Routes {
         Err(failed)
     }
 
-    fn kept(&self, key: &Key) -> Option<Connection> {
+    fn kept(&self, key: &Key, kind: Kind) -> Option<Connection> {
         let mut state = self.state();
         let kept = &mut state.routes.get_mut(key)?.kept;
-        while let Some((since, connection)) = kept.pop() {
-            if since.elapsed() < KEEP && !connection.send.is_closed() {
-                return Some(connection);
-            }
-        }
-        None
+        kept.retain(|(since, connection)| since.elapsed() < KEEP && connection.is_open());
+        let at = kept.iter().rposition(|(_, connection)| connection.kind() == kind)?;
+        Some(kept.swap_remove(at).1)
     }
 
     fn leased(self: &Arc<Self>, key: Key, connection: Connection, reused: bool) -> Leased {
@@ -175,9 +196,14 @@ impl Routes {
 }
 
 impl Leased {
-    /// The connection; `None` only after [`Leased::keep`].
-    pub fn send(&mut self) -> Option<&mut SendRequest<Outgoing>> {
+    /// Where documents are asked for.
+    pub fn send(&mut self) -> Option<&mut SendRequest<Full<Bytes>>> {
         self.connection.as_mut().map(|c| &mut c.send)
+    }
+
+    /// Where content is sent, on a connection that was leased for it.
+    pub fn stream(&mut self) -> Option<&mut TokioIo<Upgraded>> {
+        self.connection.as_mut().and_then(|c| c.stream.as_mut())
     }
 
     /// The other side, as `host:port`.
@@ -188,7 +214,7 @@ impl Leased {
     /// The request was answered whole: the connection can be used again.
     pub fn keep(mut self) {
         let Some(connection) = self.connection.take() else { return };
-        if connection.send.is_closed() {
+        if !connection.is_open() {
             return;
         }
         let mut state = self.routes.state();
@@ -212,7 +238,11 @@ impl Drop for Leased {
     }
 }
 
-async fn connect((local, authority): &Key, iface: Option<&str>) -> Result<Connection, String> {
+async fn connect(
+    (local, authority): &Key,
+    iface: Option<&str>,
+    kind: Kind,
+) -> Result<Connection, String> {
     let open = async {
         let addresses: Vec<SocketAddr> =
             tokio::net::lookup_host(authority).await.map_err(|e| e.to_string())?.collect();
@@ -230,16 +260,27 @@ async fn connect((local, authority): &Key, iface: Option<&str>) -> Result<Connec
         .map_err(|_| format!("no answer within {CONNECT:?}"))??;
     let _ = stream.set_nodelay(true);
     let (send, connection) = http1::Builder::new()
-        .max_buf_size(WRITE_BUFFER)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|e| e.to_string())?;
     let driver = tokio::spawn(async move {
-        if let Err(e) = connection.await {
+        if let Err(e) = connection.with_upgrades().await {
             tracing::debug!("a data connection ended: {e}");
         }
     });
-    Ok(Connection { send, driver: driver.abort_handle() })
+    let driver = driver.abort_handle();
+    let mut connection = Connection { send, stream: None, driver };
+    if kind == Kind::Content {
+        let open = async {
+            let request = stream::request(authority)?;
+            let response = connection.send.send_request(request).await;
+            stream::opened(response.map_err(|e| e.to_string())?).await
+        };
+        let opened = tokio::time::timeout(CONNECT, open).await;
+        let opened = opened.map_err(|_| format!("no stream within {CONNECT:?}"))?;
+        connection.stream = Some(opened?);
+    }
+    Ok(connection)
 }
 
 /// Connects from `local`, where it is given, through the interface `iface`.
@@ -311,11 +352,11 @@ mod tests {
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let bad = closed.local_addr().unwrap().to_string();
         let remote = endpoints(&[&bad, &good]);
-        let leased = routes.lease(&remote, false).await.unwrap();
+        let leased = routes.lease(&remote, false, Kind::Documents).await.unwrap();
         assert_eq!((leased.peer(), leased.reused), (good.as_str(), false));
         drop(leased);
         assert_eq!(authorities(&routes, &remote)[0], format!("->{good}"));
-        let failed = routes.lease(&remote[..1], false).await.err().unwrap();
+        let failed = routes.lease(&remote[..1], false, Kind::Documents).await.err().unwrap();
         assert_eq!(failed.len(), 1);
         assert!(failed[0].1.contains("refused"), "{failed:?}");
     }
