@@ -12,12 +12,13 @@ use super::outcome::{Found, RangeMode, RangeSent, SendError, Written};
 use super::pool::Pool;
 use super::protocol::{PACK, RANGE};
 use super::send::{Fed, Feed, feed_pack};
-use super::stream::{self, Answered, Ask, PROTOCOL};
+use super::stream::{Ask, PROTOCOL};
 use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate};
 use crate::fs::{Root, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Entry, Kind, Manifest, merge_ranges};
 use crate::wire::options::{Action, WriteRules};
+use crate::wire::problem::Problem;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::PoolMember;
 use crate::wire::ticket::{Claims, Signer};
@@ -185,15 +186,13 @@ impl World {
     /// status that it has, or stands for.
     async fn post(&self, path: &str, ticket: &str, body: &[u8]) -> String {
         if [PACK, RANGE].contains(&path) {
-            return match self.ask(path, ticket, &[body]).await {
-                Answered::Reply(document) => {
-                    format!("HTTP/1.1 200 \r\n\r\n{}", String::from_utf8_lossy(&document))
-                }
-                Answered::Refused(problem) => {
-                    let json = serde_json::to_string(&problem).unwrap();
-                    format!("HTTP/1.1 {} \r\n\r\n{json}", problem.status)
-                }
-            };
+            let (kind, document) = self.ask(path, ticket, body).await;
+            let document = String::from_utf8_lossy(&document).into_owned();
+            if kind == frame::REPLY {
+                return format!("HTTP/1.1 200 \r\n\r\n{document}");
+            }
+            let problem: Problem = serde_json::from_str(&document).unwrap();
+            return format!("HTTP/1.1 {} \r\n\r\n{document}", problem.status);
         }
         let mut stream = TcpStream::connect(self.endpoint.authority()).await.unwrap();
         let head = format!(
@@ -223,15 +222,13 @@ impl World {
         stream
     }
 
-    /// Asks a new stream for `verb`, and sends `pieces`.
-    async fn ask(&self, verb: &str, ticket: &str, pieces: &[&[u8]]) -> Answered {
-        let (to, from) = mpsc::channel(pieces.len().max(1));
-        for piece in pieces {
-            to.try_send(Ok(Bytes::copy_from_slice(piece))).unwrap();
-        }
-        drop(to);
+    /// Asks a new stream for `verb`, sends `body`, and nothing more.
+    async fn ask(&self, verb: &str, ticket: &str, body: &[u8]) -> (u8, Vec<u8>) {
+        let mut stream = self.stream().await;
         let ask = Ask { verb: verb.to_owned(), ticket: ticket.to_owned() };
-        stream::ask(self.stream().await, &ask, from, Arc::default()).await.unwrap()
+        stream.write_all(&[&frame::ask(&ask), body].concat()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        streams::answer(&mut stream).await
     }
 
     /// The names at the destination, with part files.

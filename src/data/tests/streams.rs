@@ -17,7 +17,7 @@ fn pack_of(name: &str) -> Vec<u8> {
 }
 
 /// The next answer: its kind, and its document.
-async fn answer(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+pub(super) async fn answer(stream: &mut TcpStream) -> (u8, Vec<u8>) {
     let mut head = [0; HEAD];
     stream.read_exact(&mut head).await.unwrap();
     let (kind, length) = frame::split_head(head);
