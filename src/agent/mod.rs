@@ -7,7 +7,7 @@
 //! data server ◀── peers
 //! ```
 //!
-//! - [`hand`]: what is in hand, and until when; [`heartbeat`], [`slots`]: the loops
+//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`], [`slots`]: the loops
 //! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy`] (with [`fates`]), [`range`],
 //!   [`publish`], [`prune`]
 //!
@@ -20,6 +20,7 @@ pub mod execute;
 pub mod fates;
 pub mod hand;
 pub mod heartbeat;
+pub mod limits;
 pub mod prune;
 pub mod publish;
 pub mod range;
@@ -41,6 +42,7 @@ use anyhow::Context as _;
 use execute::Context;
 use hand::Hand;
 use heartbeat::Heart;
+use limits::Limits;
 use slots::Slots;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -93,13 +95,15 @@ impl Agent {
         let (slots, drain) = (self.config.slots.max(1), self.config.drain_timeout);
         let worker = self.config.worker_id.clone();
         tracing::info!(%worker, slots, endpoints = ?authorities(&endpoints), "agent started");
+        let limits = Arc::new(Limits::new(self.config.bwlimit));
         let cx = Context {
             worker,
+            limits: limits.clone(),
             roots: self.roots.clone(),
             gate: gate.clone(),
             peers: Peers::new(&endpoints),
         };
-        let heart = Heart::new(self.config, endpoints, self.roots, gate, hand.clone());
+        let heart = Heart::new(self.config, endpoints, self.roots, gate, hand.clone(), limits);
         let heart = Arc::new(heart);
         let shared = Arc::new(Slots {
             cx,

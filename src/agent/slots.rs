@@ -118,7 +118,8 @@ impl Slots {
     async fn execute(&self, assignment: Assignment, since: Duration) {
         let Some(grip) = self.hand.take(&assignment, since) else { return };
         let lease = Duration::from_secs(assignment.lease_seconds);
-        if boottime().saturating_sub(since) > lease / LATE_SHARE {
+        let limited = self.cx.limits.begin(&assignment);
+        if limited || boottime().saturating_sub(since) > lease / LATE_SHARE {
             self.heart.beat_now();
         }
         if self.stop.is_cancelled() {

@@ -30,6 +30,8 @@ pub struct AgentConfig {
     pub drain_timeout: Duration,
     /// How many tasks it executes at once.
     pub slots: usize,
+    /// It sends no more than this, whatever for, in bytes per second.
+    pub bwlimit: Option<u64>,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -41,7 +43,7 @@ pub fn default_slots() -> usize {
 }
 
 /// The keys that only an agents file has, to tell it from a master's file.
-pub(super) const KEYS: [&str; 9] = [
+pub(super) const KEYS: [&str; 10] = [
     "master_url",
     "workers",
     "worker_id",
@@ -50,6 +52,7 @@ pub(super) const KEYS: [&str; 9] = [
     "heartbeat_interval",
     "drain_timeout",
     "slots",
+    "bwlimit",
     "log",
 ];
 
@@ -81,6 +84,7 @@ struct Shared {
     heartbeat_interval: Duration,
     drain_timeout: Duration,
     slots: usize,
+    bwlimit: Option<u64>,
     log: LogConfig,
 }
 
@@ -105,6 +109,9 @@ impl Shared {
         if let Some(slots) = fields.get("slots").and_then(|i| i.number(1..=256)) {
             self.slots = usize::try_from(slots).unwrap_or(self.slots);
         }
+        if let Some(limit) = fields.get("bwlimit").and_then(|i| i.limit()) {
+            self.bwlimit = limit;
+        }
         self.log.read(fields.get("log"));
     }
 }
@@ -128,6 +135,7 @@ impl AgentsFile {
                 heartbeat_interval: Duration::from_secs(5),
                 drain_timeout: Duration::from_secs(60),
                 slots: default_slots(),
+                bwlimit: None,
                 log: LogConfig::default(),
             },
             ids: BTreeMap::new(),
@@ -269,6 +277,7 @@ impl WorkerReader {
             heartbeat_interval: shared.heartbeat_interval,
             drain_timeout: shared.drain_timeout,
             slots: shared.slots,
+            bwlimit: shared.bwlimit,
             log: shared.log,
         };
         Some(Worker { config, path_places, endpoint_places, label: fields.item.path.clone() })
