@@ -2,6 +2,7 @@
 //! what is not ours any more.
 
 use super::hand::Hand;
+use super::limits::Limits;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::gate::boottime;
@@ -18,6 +19,9 @@ use tokio::sync::{Notify, watch};
 /// How soon a heartbeat that failed is sent again; never later than the interval.
 const AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
 
+/// Heartbeats follow each other no faster than this, whatever the master asks for.
+const SOONEST: Duration = Duration::from_millis(100);
+
 /// The agent's heart.
 pub struct Heart {
     config: AgentConfig,
@@ -27,6 +31,7 @@ pub struct Heart {
     boot_id: Option<String>,
     hand: Arc<Hand>,
     gate: Arc<TicketGate>,
+    limits: Arc<Limits>,
     storage: Arc<Storage>,
     draining: AtomicBool,
     now: Notify,
@@ -57,6 +62,7 @@ impl Heart {
         roots: Arc<Roots>,
         gate: Arc<TicketGate>,
         hand: Arc<Hand>,
+        limits: Arc<Limits>,
     ) -> Self {
         let storage = Storage { roots, measuring: AtomicBool::new(false), seen: Mutex::default() };
         Heart {
@@ -66,6 +72,7 @@ impl Heart {
             boot_id: boot_id(),
             hand,
             gate,
+            limits,
             storage: Arc::new(storage),
             draining: AtomicBool::new(false),
             now: Notify::new(),
@@ -96,8 +103,10 @@ impl Heart {
         let mut failures = 0u32;
         loop {
             self.storage.measure();
+            let mut wait = self.config.heartbeat_interval;
             match self.beat(client).await {
-                Ok(()) => {
+                Ok(sooner) => {
+                    wait = wait.min(sooner.unwrap_or(wait));
                     if failures > 0 {
                         tracing::info!("the master answers again");
                     }
@@ -110,19 +119,18 @@ impl Heart {
                     failures = failures.saturating_add(1);
                 }
             }
-            let wait = match failures {
-                0 => self.config.heartbeat_interval,
-                n => AGAIN.delay(n).min(self.config.heartbeat_interval),
-            };
+            if failures > 0 {
+                wait = wait.min(AGAIN.delay(failures));
+            }
             let _ = tokio::time::timeout(wait, self.now.notified()).await;
         }
     }
 
-    /// One heartbeat.
+    /// One heartbeat; tells when the master wants the next one, if that is soon.
     ///
     /// # Errors
     /// A sentence.
-    pub async fn beat(&self, client: &MasterClient) -> Result<(), String> {
+    pub async fn beat(&self, client: &MasterClient) -> Result<Option<Duration>, String> {
         let document = self.document();
         let listed = document.in_hand.clone();
         let sent = boottime();
@@ -131,8 +139,9 @@ impl Heart {
         if let (Some(key), Some(time)) = (&reply.ticket_key, reply.time) {
             self.gate.update(key, time).map_err(|e| format!("the master's ticket key: {e}"))?;
         }
+        self.limits.heard(&reply.limits);
         self.known.send_replace(true);
-        Ok(())
+        Ok(reply.next_beat_ms.map(|ms| Duration::from_millis(ms).max(SOONEST)))
     }
 
     fn document(&self) -> WorkerHeartbeat {
@@ -161,6 +170,7 @@ impl Heart {
             slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL),
+            usage: self.limits.usage(),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::send::{FedRange, Feed, Gone, feed_pack, feed_range};
 use super::stream::{self, Answered, Ask};
 use crate::fs::Tree;
 use crate::util::backoff::Backoff;
+use crate::util::rate::Pace;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
@@ -118,6 +119,7 @@ impl Peers {
             endpoints: member.data_plane_endpoints.clone(),
             ticket: ticket.to_owned(),
             hashed: rules.wants_digests(),
+            pace: Pace::default(),
             peers: self.clone(),
         }
     }
@@ -143,6 +145,7 @@ pub struct Peer {
     ticket: String,
     /// Content is sent with its digest.
     hashed: bool,
+    pace: Pace,
     peers: Arc<Peers>,
 }
 
@@ -155,6 +158,12 @@ impl Drop for Peer {
 }
 
 impl Peer {
+    /// The same, sending no faster than `pace` lets it.
+    pub fn at(mut self, pace: Pace) -> Self {
+        self.pace = pace;
+        self
+    }
+
     /// Who it is.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
@@ -278,7 +287,9 @@ impl Peer {
         let (to, from) = mpsc::channel(DEPTH);
         let moved = Arc::new(AtomicU64::new(0));
         let (pool, counted) = (self.peers.pool.clone(), moved.clone());
-        let feeding = tokio::task::spawn_blocking(move || feed(&mut Feed::new(to, pool, counted)));
+        let pace = self.pace.clone();
+        let feeding =
+            tokio::task::spawn_blocking(move || feed(&mut Feed::new(to, pool, counted).at(pace)));
         let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
         let asking = async {
             let stream = leased.stream().ok_or("the connection is gone")?;

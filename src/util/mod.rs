@@ -4,14 +4,18 @@
 //! - [`backoff`]: how long to wait before trying again
 //! - [`boot`]: which boot of the kernel this is
 //! - [`limits`]: what the kernel lets this process use
+//! - [`rate`]: limits on bytes per second
 //! - [`shutdown`]: one token tells every task to stop
+//! - [`timetable`]: limits by the time of the week
 //! - [`telemetry`]: what the program says on standard error
 //! - [`suggest`]: "did you mean …?"
 
 pub mod backoff;
 pub mod boot;
 pub mod limits;
+pub mod rate;
 pub mod shutdown;
 pub mod suggest;
 pub mod telemetry;
+pub mod timetable;
 pub mod units;
