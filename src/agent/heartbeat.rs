@@ -5,10 +5,10 @@ use super::hand::Hand;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::gate::boottime;
-use crate::data::{Roots, TicketGate};
+use crate::data::{Peers, Roots, TicketGate};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
-use crate::wire::worker::{Endpoint, PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker::{Endpoint, NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +17,9 @@ use tokio::sync::{Notify, watch};
 
 /// How soon a heartbeat that failed is sent again; never later than the interval.
 const AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
+
+/// Why an endpoint is not used is told in so many characters.
+const MAX_WHY: usize = 200;
 
 /// The agent's heart.
 pub struct Heart {
@@ -27,8 +30,11 @@ pub struct Heart {
     boot_id: Option<String>,
     hand: Arc<Hand>,
     gate: Arc<TicketGate>,
+    peers: Arc<Peers>,
     storage: Arc<Storage>,
     draining: AtomicBool,
+    /// Whether the master understands how our NICs do.
+    wants_nics: AtomicBool,
     now: Notify,
     /// Whether a heartbeat was ever answered.
     known: watch::Sender<bool>,
@@ -57,6 +63,7 @@ impl Heart {
         roots: Arc<Roots>,
         gate: Arc<TicketGate>,
         hand: Arc<Hand>,
+        peers: Arc<Peers>,
     ) -> Self {
         let storage = Storage { roots, measuring: AtomicBool::new(false), seen: Mutex::default() };
         Heart {
@@ -66,8 +73,10 @@ impl Heart {
             boot_id: boot_id(),
             hand,
             gate,
+            peers,
             storage: Arc::new(storage),
             draining: AtomicBool::new(false),
+            wants_nics: AtomicBool::new(false),
             now: Notify::new(),
             known: watch::Sender::new(false),
         }
@@ -131,6 +140,8 @@ impl Heart {
         if let (Some(key), Some(time)) = (&reply.ticket_key, reply.time) {
             self.gate.update(key, time).map_err(|e| format!("the master's ticket key: {e}"))?;
         }
+        let wants_nics = reply.protocol.is_some_and(|protocol| protocol >= 3);
+        self.wants_nics.store(wants_nics, Ordering::Relaxed);
         self.known.send_replace(true);
         Ok(())
     }
@@ -161,7 +172,24 @@ impl Heart {
             slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL),
+            nics: if self.wants_nics.load(Ordering::Relaxed) { self.nics() } else { Vec::new() },
         }
+    }
+
+    fn nics(&self) -> Vec<NicReport> {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let all = self.peers.nics().into_iter();
+        let report = all.map(|(nic, state)| NicReport {
+            endpoint: nic.endpoint.authority(),
+            iface: nic.endpoint.iface.clone(),
+            sent: nic.flow.sent(),
+            received: nic.flow.received(),
+            connections: count(nic.open()),
+            requests: count(state.requests),
+            goodput: state.goodput.map(|bytes| bytes as u64),
+            aside: state.aside.map(|why| why.chars().take(MAX_WHY).collect()),
+        });
+        report.collect()
     }
 }
 

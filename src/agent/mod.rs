@@ -81,6 +81,7 @@ impl Agent {
     /// Works until `shutdown`, then ends what is in hand (at most for the configured drain time).
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
         let endpoints = self.server.endpoints().to_vec();
+        let peers = Peers::new(self.server.nics());
         let gate = Arc::new(TicketGate::new());
         let served = Served { gate: gate.clone(), roots: self.roots.clone() };
         let closed = Shutdown::new();
@@ -93,13 +94,9 @@ impl Agent {
         let (slots, drain) = (self.config.slots.max(1), self.config.drain_timeout);
         let worker = self.config.worker_id.clone();
         tracing::info!(%worker, slots, endpoints = ?authorities(&endpoints), "agent started");
-        let cx = Context {
-            worker,
-            roots: self.roots.clone(),
-            gate: gate.clone(),
-            peers: Peers::new(&endpoints),
-        };
-        let heart = Heart::new(self.config, endpoints, self.roots, gate, hand.clone());
+        let cx =
+            Context { worker, roots: self.roots.clone(), gate: gate.clone(), peers: peers.clone() };
+        let heart = Heart::new(self.config, endpoints, self.roots, gate, hand.clone(), peers);
         let heart = Arc::new(heart);
         let shared = Arc::new(Slots {
             cx,

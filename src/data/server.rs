@@ -3,10 +3,14 @@
 
 use super::body::STALL;
 use super::gate::TicketGate;
+use super::listen::Listener;
+use super::meter::Counted;
+use super::nics::Nic;
 use super::roots::Roots;
 use super::verbs::answer;
+use crate::config::Nic as Configured;
 use crate::util::shutdown::Shutdown;
-use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
+use crate::wire::worker::Endpoint;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,7 +18,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
@@ -53,7 +56,8 @@ pub struct Served {
 
 /// A data plane that listens and does not answer yet.
 pub struct DataServer {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
+    nics: Vec<Arc<Nic>>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -62,18 +66,24 @@ impl DataServer {
     ///
     /// # Errors
     /// The first endpoint that can't be listened on.
-    pub async fn bind(endpoints: &[Endpoint]) -> Result<Self, BindError> {
-        let mut server = DataServer { listeners: Vec::new(), endpoints: Vec::new() };
+    pub async fn bind<E: Clone + Into<Configured>>(endpoints: &[E]) -> Result<Self, BindError> {
+        let mut listeners = Vec::new();
         for endpoint in endpoints {
-            let fail = |source| BindError { endpoint: endpoint.authority(), source };
-            let port = endpoint.port.unwrap_or(DEFAULT_DATA_PORT);
-            let listener =
-                TcpListener::bind((endpoint.address.as_str(), port)).await.map_err(fail)?;
-            let bound = listener.local_addr().map_err(fail)?;
-            server.listeners.push(listener);
-            server.endpoints.push(Endpoint { port: Some(bound.port()), ..endpoint.clone() });
+            let configured: Configured = endpoint.clone().into();
+            let authority = configured.endpoint.authority();
+            let listener = Listener::bind(configured, endpoints.len() > 1)
+                .await
+                .map_err(|source| BindError { endpoint: authority, source })?;
+            listeners.push(listener);
         }
-        Ok(server)
+        let nics: Vec<Arc<Nic>> = listeners.iter().map(|listener| listener.nic.clone()).collect();
+        let endpoints = nics.iter().map(|nic| nic.endpoint.clone()).collect();
+        Ok(DataServer { listeners, nics, endpoints })
+    }
+
+    /// Our NICs, one per endpoint.
+    pub fn nics(&self) -> &[Arc<Nic>] {
+        &self.nics
     }
 
     /// The endpoints with the ports that they have.
@@ -115,7 +125,7 @@ pub(super) struct Shared {
 }
 
 async fn accept_loop(
-    listener: TcpListener,
+    mut listener: Listener,
     shared: Arc<Shared>,
     connections: Arc<Semaphore>,
     tracker: TaskTracker,
@@ -135,8 +145,9 @@ async fn accept_loop(
         match accepted {
             Ok((stream, peer)) => {
                 let (shared, stop, abort) = (shared.clone(), stop.clone(), abort.clone());
+                let (stream, open) = (listener.nic.accepted(stream), listener.nic.opened());
                 tracker.spawn(async move {
-                    let _permit = permit;
+                    let _held = (permit, open);
                     tokio::select! {
                         () = connection(stream, peer, shared, stop) => (),
                         () = abort.cancelled() => (),
@@ -152,8 +163,7 @@ async fn accept_loop(
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, stop: Shutdown) {
-    let _ = stream.set_nodelay(true);
+async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop: Shutdown) {
     let service = {
         let shared = shared.clone();
         service_fn(move |request| {

@@ -86,6 +86,7 @@ impl Worker {
             slots: said.slots,
             agent_version: said.agent_version.clone(),
             reason,
+            nics: said.nics.clone(),
         }
     }
 }

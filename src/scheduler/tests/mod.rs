@@ -212,6 +212,7 @@ fn heartbeat(
         slots: Some(4),
         agent_version: None,
         protocol: incarnation.map(|_| PROTOCOL),
+        nics: Vec::new(),
     }
 }
 

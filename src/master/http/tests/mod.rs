@@ -111,6 +111,7 @@ fn script(event: &Event) -> Option<Reply> {
             ticket_key: None,
             time: None,
             drop: vec![],
+            protocol: None,
         }),
         Event::Workers => Reply::Workers(WorkerList {
             active: vec![worker("up")],
@@ -185,6 +186,7 @@ fn worker(id: &str) -> WorkerView {
         slots: None,
         agent_version: None,
         reason: None,
+        nics: vec![],
     }
 }
 
