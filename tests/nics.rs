@@ -39,8 +39,11 @@ impl Lab {
     /// Two hosts with NICs of these speeds. Nothing runs yet.
     fn new(nics: &str) -> Lab {
         static LABS: AtomicUsize = AtomicUsize::new(0);
-        assert!(is_root(), "tests with network namespaces need root: run them as root, or leave them out \
-                            (`cargo nextest run -E 'not binary(nics)'`)");
+        assert!(
+            is_root(),
+            "tests with network namespaces need root: run them as root, or leave them out \
+                            (`cargo nextest run -E 'not binary(nics)'`)"
+        );
         let name = format!("t{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
         let lab = Lab { processes: Vec::new(), name, dir };
@@ -52,7 +55,11 @@ impl Lab {
     #[track_caller]
     fn netlab(&self, command: &[&str], rest: &[&str]) -> String {
         let ran = netlab().args(command).args(["--name", &self.name]).args(rest).output().unwrap();
-        assert!(ran.status.success(), "{command:?} {rest:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        assert!(
+            ran.status.success(),
+            "{command:?} {rest:?}: {}",
+            String::from_utf8_lossy(&ran.stderr)
+        );
         String::from_utf8(ran.stdout).unwrap()
     }
 
@@ -70,7 +77,8 @@ impl Lab {
     }
 
     fn start(&mut self, what: &str, host: &str, args: &[&str]) {
-        let process = Process::start(what, self.inside(host, args), &self.path(&format!("{what}.log")));
+        let process =
+            Process::start(what, self.inside(host, args), &self.path(&format!("{what}.log")));
         self.processes.push(process);
     }
 

@@ -12,6 +12,7 @@ use super::receive;
 use super::send::{FedRange, read_range};
 use super::store::{Store, keep_blocks};
 use crate::fs::{FsError, Keep, NewFile, Target, Tree};
+use crate::util::rate::Pace;
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::WriteRules;
@@ -25,6 +26,7 @@ pub struct Local {
     target: Arc<Target>,
     claims: Arc<Claims>,
     pool: Pool,
+    pace: Pace,
 }
 
 /// Why copying the content of one file stopped.
@@ -42,7 +44,13 @@ impl From<Refused> for SendError {
 impl Local {
     /// Writes to `target` as the ticket with these `claims` says, through buffers of `pool`.
     pub fn new(target: Target, claims: Claims, pool: Pool) -> Self {
-        Local { target: Arc::new(target), claims: Arc::new(claims), pool }
+        let pace = Pace::default();
+        Local { target: Arc::new(target), claims: Arc::new(claims), pool, pace }
+    }
+
+    /// The same, no faster than `pace` lets it.
+    pub fn at(self, pace: Pace) -> Self {
+        Local { pace, ..self }
     }
 
     fn rules(&self) -> &WriteRules {
@@ -76,13 +84,14 @@ impl Local {
     ) -> Result<Packed, SendError> {
         gate::allows(self.rules(), PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
-        let (claims, pool) = (self.claims.clone(), self.pool.clone());
+        let (claims, pool, pace) = (self.claims.clone(), self.pool.clone(), self.pace.clone());
         run(move |cancelled| {
+            let going = Going { cancelled: &cancelled, pace: &pace };
             let mut done = Vec::with_capacity(files.len());
             let mut sent = 0;
             for entry in &files {
                 let mut buffer = pool.take();
-                let copied = copy(&target, &source, entry, &claims, (&mut buffer, &cancelled));
+                let copied = copy(&target, &source, entry, &claims, (&mut buffer, going));
                 match copied {
                     (Ok(written), bytes) => {
                         sent += bytes;
@@ -116,7 +125,7 @@ impl Local {
         there: Option<Vec<BlockValue>>,
     ) -> Result<RangeSent, SendError> {
         gate::allows(self.rules(), RANGE)?;
-        let (target, pool) = (self.target.clone(), self.pool.clone());
+        let (target, pool, pace) = (self.target.clone(), self.pool.clone(), self.pace.clone());
         let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
         let (checked, hashed) = (self.rules().hashed, self.rules().wants_digests());
         run(move |cancelled| {
@@ -130,10 +139,11 @@ impl Local {
             };
             let (mut buffer, mut scratch) = (pool.take(), there.as_ref().map(|_| pool.take()));
             let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::spare));
+            let going = Going { cancelled: &cancelled, pace: &pace };
             let mut copier = Copier {
                 at: span.offset,
                 checked,
-                ..Copier::new(&mut part, &entry.path, &mut buffer, &cancelled)
+                ..Copier::new(&mut part, &entry.path, &mut buffer, going)
             };
             let value = match read_range(&file, span, compare, hashed, &mut copier) {
                 Ok((Read::All, value)) if file.unchanged_since_open().is_ok() => value,
@@ -223,7 +233,7 @@ fn copy(
     source: &Tree,
     entry: &Entry,
     claims: &Claims,
-    (buffer, cancelled): (&mut Buffer, &Shutdown),
+    (buffer, going): (&mut Buffer, Going<'_>),
 ) -> (Result<Written, Stop>, u64) {
     let open = || {
         let file = source.open_source(entry)?;
@@ -238,7 +248,7 @@ fn copy(
     let span = Span { offset: 0, length: now.size() };
     // Nothing lies between the two ends that a digest could guard: it is only had for who wants it.
     let mut hasher = claims.rules.digests.then(blake3::Hasher::new);
-    let mut copier = Copier::new(&mut new, &now.path, buffer, cancelled);
+    let mut copier = Copier::new(&mut new, &now.path, buffer, going);
     let read = read_whole(&file, span, &mut hasher, &mut copier);
     let sent = copier.sent;
     let whole = match read {
@@ -252,12 +262,25 @@ fn copy(
     (published.map(|()| Written { bytes: now.size(), digest }), sent)
 }
 
+/// Whether, and how fast, a copy goes on.
+#[derive(Clone, Copy)]
+struct Going<'a> {
+    cancelled: &'a Shutdown,
+    pace: &'a Pace,
+}
+
+impl Going<'_> {
+    fn on(self) -> Result<(), Stop> {
+        if self.cancelled.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+    }
+}
+
 /// Takes content from one file of this host to another one.
 struct Copier<'a, S> {
     store: &'a mut S,
     path: &'a RelPath,
     buffer: &'a mut Buffer,
-    cancelled: &'a Shutdown,
+    going: Going<'a>,
     /// Where the next content belongs.
     at: u64,
     /// What is kept is read back.
@@ -267,13 +290,8 @@ struct Copier<'a, S> {
 }
 
 impl<'a, S> Copier<'a, S> {
-    fn new(
-        store: &'a mut S,
-        path: &'a RelPath,
-        buffer: &'a mut Buffer,
-        cancelled: &'a Shutdown,
-    ) -> Self {
-        Copier { store, path, buffer, cancelled, at: 0, checked: false, sent: 0, kept: 0 }
+    fn new(store: &'a mut S, path: &'a RelPath, buffer: &'a mut Buffer, going: Going<'a>) -> Self {
+        Copier { store, path, buffer, going, at: 0, checked: false, sent: 0, kept: 0 }
     }
 }
 
@@ -285,6 +303,7 @@ impl<S: Store> Sink for Copier<'_, S> {
     }
 
     fn content(&mut self, n: usize) -> Result<(), Stop> {
+        self.going.pace.take(n as u64, || self.going.on())?;
         self.store.write(&self.buffer.spare()[..n], self.at).map_err(Stop::Error)?;
         self.sent += n as u64;
         self.at += n as u64;
@@ -299,13 +318,12 @@ impl<S: Store> Sink for Copier<'_, S> {
 
     fn keep(&mut self, from: Keep, length: u64, values: &[Digest]) -> Result<(), Stop> {
         let span = Span { offset: self.at, length };
-        let (cancelled, path) = (self.cancelled, self.path);
-        let go_on = || if cancelled.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) };
+        let (going, path) = (self.going, self.path);
         let back = self.checked.then(|| (path, self.buffer.spare()));
         let blocks = span.pieces(BLOCK).zip(values.iter().copied());
         // Only part files are compared with.
         if let Some(part) = self.store.part() {
-            keep_blocks(part, from, blocks, back, go_on)?.map_err(Stop::Error)?;
+            keep_blocks(part, from, blocks, back, || going.on())?.map_err(Stop::Error)?;
         }
         self.kept += length;
         self.at += length;
@@ -313,7 +331,7 @@ impl<S: Store> Sink for Copier<'_, S> {
     }
 
     fn go_on(&self) -> Result<(), Stop> {
-        if self.cancelled.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+        self.going.on()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::meter::{Counted, Flow};
 use crate::config::{Nic as Configured, Tuning};
+use crate::util::rate::Rate;
 use crate::wire::worker::Endpoint;
 use socket2::{SockRef, TcpKeepalive};
 use std::net::{IpAddr, UdpSocket};
@@ -21,6 +22,8 @@ pub struct Nic {
     pub endpoint: Endpoint,
     /// What is set for it.
     pub tuning: Tuning,
+    /// Content goes out no faster than this.
+    pub rate: Arc<Rate>,
     /// All that went through it.
     pub flow: Arc<Flow>,
     open: AtomicUsize,
@@ -40,7 +43,8 @@ impl Nic {
     /// A NIC as it is `configured`, nothing moved yet.
     pub fn new(configured: Configured) -> Arc<Self> {
         let Configured { endpoint, tuning } = configured;
-        Arc::new(Nic { endpoint, tuning, flow: Arc::default(), open: AtomicUsize::new(0) })
+        let rate = Arc::new(Rate::new(tuning.bwlimit));
+        Arc::new(Nic { endpoint, tuning, rate, flow: Arc::default(), open: AtomicUsize::new(0) })
     }
 
     /// Counts a connection as open until what is returned is dropped.

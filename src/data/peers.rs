@@ -18,6 +18,7 @@ use super::routes::{NicState, Routes};
 use super::send::{FedRange, Feed, Gone, feed_pack, feed_range};
 use crate::fs::Tree;
 use crate::util::backoff::Backoff;
+use crate::util::rate::Pace;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
@@ -137,6 +138,7 @@ impl Peers {
             endpoints: member.data_plane_endpoints.clone(),
             ticket: ticket.to_owned(),
             hashed: rules.wants_digests(),
+            pace: Pace::default(),
             peers: self.clone(),
         }
     }
@@ -162,6 +164,7 @@ pub struct Peer {
     ticket: String,
     /// Content is sent with its digest.
     hashed: bool,
+    pace: Pace,
     peers: Arc<Peers>,
 }
 
@@ -174,6 +177,12 @@ impl Drop for Peer {
 }
 
 impl Peer {
+    /// The same, sending no faster than `pace` lets it.
+    pub fn at(mut self, pace: Pace) -> Self {
+        self.pace = pace;
+        self
+    }
+
     /// Who it is.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
@@ -322,8 +331,11 @@ impl Peer {
             let (to, from) = mpsc::channel(DEPTH);
             let moved = Arc::new(AtomicU64::new(0));
             let (pool, counted, feed) = (self.peers.pool.clone(), moved.clone(), feed.clone());
-            let feeding =
-                tokio::task::spawn_blocking(move || feed(&mut Feed::new(to, pool, counted)));
+            let nic = leased.nic().map(|nic| nic.rate.clone());
+            let pace = nic.into_iter().fold(self.pace.clone(), Pace::and);
+            let feeding = tokio::task::spawn_blocking(move || {
+                feed(&mut Feed::new(to, pool, counted).at(pace))
+            });
             let body = Outgoing::Stream { from, moved: moved.clone() };
             let answered = tokio::select! {
                 answered = self.exchange(&mut leased, path, body) => answered,

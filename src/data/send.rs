@@ -11,6 +11,7 @@ use super::read::{
     KEEP_AT, Read, Sink, Span, changed, hasher_at, open_same, read_delta, read_whole,
 };
 use crate::fs::{FsError, Keep, SourceFile, Tree};
+use crate::util::rate::Pace;
 use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, merge_blocks};
 use crate::wire::sync::{ErrorClass, FileError};
@@ -63,6 +64,7 @@ pub struct Feed {
     buffer: Buffer,
     /// Counts our progress, beside what the connection takes.
     moved: Arc<AtomicU64>,
+    pace: Pace,
     sent: u64,
     kept: u64,
 }
@@ -75,7 +77,12 @@ impl Feed {
         moved: Arc<AtomicU64>,
     ) -> Self {
         let buffer = pool.take();
-        Feed { to, pool, buffer, moved, sent: 0, kept: 0 }
+        Feed { to, pool, buffer, moved, pace: Pace::default(), sent: 0, kept: 0 }
+    }
+
+    /// The same, no faster than `pace` lets it.
+    pub fn at(self, pace: Pace) -> Self {
+        Feed { pace, ..self }
     }
 
     /// Content that was sent, in bytes.
@@ -89,7 +96,18 @@ impl Feed {
             return Ok(());
         }
         let full = std::mem::replace(&mut self.buffer, self.pool.take());
-        self.to.blocking_send(Ok(full.freeze())).map_err(|_| Gone)
+        self.hand_on(full.freeze())
+    }
+
+    /// Hands `bytes` to the connection, when the limits let them go.
+    fn hand_on(&self, mut bytes: Bytes) -> Result<(), Gone> {
+        while !bytes.is_empty() {
+            let most = self.pace.piece().and_then(|most| usize::try_from(most).ok());
+            let piece = bytes.split_to(most.unwrap_or(usize::MAX).min(bytes.len()));
+            self.pace.take(piece.len() as u64, || self.go_on())?;
+            self.to.blocking_send(Ok(piece)).map_err(|_| Gone)?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Gone> {
@@ -100,7 +118,7 @@ impl Feed {
         if self.buffer.put(bytes) {
             return Ok(());
         }
-        self.to.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(|_| Gone)
+        self.hand_on(Bytes::copy_from_slice(bytes))
     }
 
     /// Ends content with its digest, or without.

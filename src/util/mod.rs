@@ -4,6 +4,7 @@
 //! - [`backoff`]: how long to wait before trying again
 //! - [`boot`]: which boot of the kernel this is
 //! - [`limits`]: what the kernel lets this process use
+//! - [`rate`]: limits on bytes per second
 //! - [`shutdown`]: one token tells every task to stop
 //! - [`telemetry`]: what the program says on standard error
 //! - [`suggest`]: "did you mean …?"
@@ -11,6 +12,7 @@
 pub mod backoff;
 pub mod boot;
 pub mod limits;
+pub mod rate;
 pub mod shutdown;
 pub mod suggest;
 pub mod telemetry;
