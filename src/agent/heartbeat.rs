@@ -6,10 +6,10 @@ use super::limits::Limits;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::gate::boottime;
-use crate::data::{Roots, TicketGate};
+use crate::data::{Peers, Roots, TicketGate};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
-use crate::wire::worker::{Endpoint, PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker::{Endpoint, NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +21,8 @@ const AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_s
 
 /// Heartbeats follow each other no faster than this, whatever the master asks for.
 const SOONEST: Duration = Duration::from_millis(100);
+/// Why an endpoint is not used is told in so many characters.
+const MAX_WHY: usize = 200;
 
 /// The agent's heart.
 pub struct Heart {
@@ -32,8 +34,11 @@ pub struct Heart {
     hand: Arc<Hand>,
     gate: Arc<TicketGate>,
     limits: Arc<Limits>,
+    peers: Arc<Peers>,
     storage: Arc<Storage>,
     draining: AtomicBool,
+    /// Whether the master understands how our NICs do.
+    wants_nics: AtomicBool,
     now: Notify,
     /// Whether a heartbeat was ever answered.
     known: watch::Sender<bool>,
@@ -61,8 +66,7 @@ impl Heart {
         endpoints: Vec<Endpoint>,
         roots: Arc<Roots>,
         gate: Arc<TicketGate>,
-        hand: Arc<Hand>,
-        limits: Arc<Limits>,
+        (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
     ) -> Self {
         let storage = Storage { roots, measuring: AtomicBool::new(false), seen: Mutex::default() };
         Heart {
@@ -73,8 +77,10 @@ impl Heart {
             hand,
             gate,
             limits,
+            peers,
             storage: Arc::new(storage),
             draining: AtomicBool::new(false),
+            wants_nics: AtomicBool::new(false),
             now: Notify::new(),
             known: watch::Sender::new(false),
         }
@@ -140,6 +146,8 @@ impl Heart {
             self.gate.update(key, time).map_err(|e| format!("the master's ticket key: {e}"))?;
         }
         self.limits.heard(&reply.limits);
+        let wants_nics = reply.protocol.is_some_and(|protocol| protocol >= 3);
+        self.wants_nics.store(wants_nics, Ordering::Relaxed);
         self.known.send_replace(true);
         Ok(reply.next_beat_ms.map(|ms| Duration::from_millis(ms).max(SOONEST)))
     }
@@ -171,7 +179,24 @@ impl Heart {
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL),
             usage: self.limits.usage(),
+            nics: if self.wants_nics.load(Ordering::Relaxed) { self.nics() } else { Vec::new() },
         }
+    }
+
+    fn nics(&self) -> Vec<NicReport> {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let all = self.peers.nics().into_iter();
+        let report = all.map(|(nic, state)| NicReport {
+            endpoint: nic.endpoint.authority(),
+            iface: nic.endpoint.iface.clone(),
+            sent: nic.flow.sent(),
+            received: nic.flow.received(),
+            connections: count(nic.open()),
+            requests: count(state.requests),
+            goodput: state.goodput.map(|bytes| bytes as u64),
+            aside: state.aside.map(|why| why.chars().take(MAX_WHY).collect()),
+        });
+        report.collect()
     }
 }
 

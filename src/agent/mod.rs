@@ -87,6 +87,7 @@ impl Agent {
     /// Works until `shutdown`, then ends what is in hand (at most for the configured drain time).
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
         let endpoints = self.server.endpoints().to_vec();
+        let peers = Peers::new(self.server.nics());
         let gate = Arc::new(TicketGate::new());
         let served = Served { gate: gate.clone(), roots: self.roots.clone() };
         let closed = Shutdown::new();
@@ -106,9 +107,10 @@ impl Agent {
             limits: limits.clone(),
             roots: self.roots.clone(),
             gate: gate.clone(),
-            peers: Peers::new(&endpoints),
+            peers: peers.clone(),
         };
-        let heart = Heart::new(self.config, endpoints, self.roots, gate, hand.clone(), limits);
+        let seen = (hand.clone(), limits, peers);
+        let heart = Heart::new(self.config, endpoints, self.roots, gate, seen);
         let heart = Arc::new(heart);
         let shared = Arc::new(Slots {
             cx,

@@ -122,6 +122,7 @@ async fn answer(
                 drop: vec![],
                 limits: Default::default(),
                 next_beat_ms: None,
+                protocol: None,
             };
             let mut deaf = false;
             master.change(|script| {
@@ -203,11 +204,9 @@ impl Play {
             master_urls: vec![],
             storage_paths: ["src", "dst"].map(|n| abs(&dir.path().join(n))).to_vec(),
             control_plane_address: Some("10.0.0.1".into()),
-            data_plane_endpoints: vec![Endpoint {
-                iface: None,
-                address: "127.0.0.1".into(),
-                port: Some(0),
-            }],
+            data_plane_endpoints: vec![
+                Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) }.into(),
+            ],
             heartbeat_interval: Duration::from_millis(100),
             drain_timeout: Duration::from_secs(10),
             slots: 2,
@@ -438,11 +437,9 @@ async fn an_agent_does_not_start_without_its_storage_or_its_address() {
         master_urls: vec![],
         storage_paths: vec![abs(&dir.path().join(path))],
         control_plane_address: None,
-        data_plane_endpoints: vec![Endpoint {
-            iface: None,
-            address: address.into(),
-            port: Some(0),
-        }],
+        data_plane_endpoints: vec![
+            Endpoint { iface: None, address: address.into(), port: Some(0) }.into(),
+        ],
         heartbeat_interval: Duration::from_secs(1),
         drain_timeout: Duration::from_secs(1),
         slots: 1,

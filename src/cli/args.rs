@@ -386,6 +386,11 @@ pub(super) enum WorkersCommand {
     /// Show all workers
     #[command(visible_alias = "ls")]
     List,
+    /// Show one worker and how its network interfaces do
+    Show {
+        /// The worker's id
+        id: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

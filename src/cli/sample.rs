@@ -77,5 +77,6 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
         slots: Some(4),
         agent_version: None,
         reason: Some("no heartbeat".to_owned()),
+        nics: vec![],
     }
 }

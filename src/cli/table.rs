@@ -6,7 +6,7 @@ use super::report::{moved, verified};
 use crate::util::units;
 use crate::wire::options::Action;
 use crate::wire::sync::{SyncProgress, SyncState};
-use crate::wire::worker::{WorkerList, WorkerView};
+use crate::wire::worker::{NicReport, WorkerList, WorkerView};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use std::time::Duration;
@@ -153,6 +153,51 @@ fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
         endpoints.collect::<Vec<_>>().join(", "),
         storage.collect::<Vec<_>>().join(", "),
         w.reason.as_deref().map(clean).unwrap_or_default(),
+    ]
+}
+
+/// Everything about one worker, as `Key: value` lines and a table of its endpoints.
+pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
+    let storage = w.storage_paths.iter().map(|path| {
+        let free = w.free_bytes.get(&path.to_string()).map(|n| units::bytes(*n));
+        format!("{path} ({})", dash(free))
+    });
+    let state = if w.active { w.status.as_str() } else { "INACTIVE" };
+    let mut rows = vec![
+        ("Worker", w.worker_id.to_string()),
+        ("State", state.to_owned()),
+        ("Heartbeat", format!("{} ago", age(between(w.last_heartbeat, now)))),
+        ("In flight", format!("{} tasks of {} syncs", w.in_flight, w.syncs)),
+        ("Slots", dash(w.slots.map(|n| n.to_string()))),
+        ("Storage", storage.collect::<Vec<_>>().join(", ")),
+        ("Version", dash(w.agent_version.as_deref().map(clean))),
+    ];
+    if let Some(reason) = &w.reason {
+        rows.push(("Reason", clean(reason)));
+    }
+    let mut text: String =
+        rows.iter().map(|(k, v)| format!("{:<12} {v}\n", format!("{k}:"))).collect();
+    if !w.nics.is_empty() {
+        let header =
+            ["ENDPOINT", "INTERFACE", "SENT", "RECEIVED", "CONNECTIONS", "GOODPUT", "STATE"];
+        text.push('\n');
+        text.push_str(&table(&header, w.nics.iter().map(nic).collect()));
+    }
+    text
+}
+
+fn nic(nic: &NicReport) -> Vec<String> {
+    vec![
+        clean(&nic.endpoint),
+        dash(nic.iface.as_deref().map(clean)),
+        units::bytes(nic.sent),
+        units::bytes(nic.received),
+        nic.connections.to_string(),
+        dash(nic.goodput.map(|n| units::rate(n as f64))),
+        match &nic.aside {
+            Some(why) => format!("aside: {}", clean(why)),
+            None => "usable".to_owned(),
+        },
     ]
 }
 

@@ -2,12 +2,12 @@
 
 use super::Env;
 use super::log::LogConfig;
+use super::nic::{self, Nic};
 use super::reader::{Fields, Findings, Item, did_you_mean, quoted};
 use super::report::Pos;
 use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 use url::Url;
 
@@ -22,8 +22,8 @@ pub struct AgentConfig {
     pub storage_paths: Vec<AbsPath>,
     /// Where people can reach the host; shown, not used.
     pub control_plane_address: Option<String>,
-    /// Where it serves the data plane; at least one. Port `Some(0)`: the kernel chooses.
-    pub data_plane_endpoints: Vec<Endpoint>,
+    /// Where it serves the data plane; at least one.
+    pub data_plane_endpoints: Vec<Nic>,
     /// How often it tells the master that it is alive.
     pub heartbeat_interval: Duration,
     /// How long it may finish what it has in hand when it is told to stop.
@@ -275,7 +275,8 @@ impl WorkerReader {
             endpoint_places.push(item.at);
         }
         if endpoints.is_empty() {
-            endpoints.push(default_endpoint(network.control_plane_address.as_deref(), fields, at));
+            let control = network.control_plane_address.as_deref();
+            endpoints.push(default_endpoint(control, fields, at).into());
         }
         let (storage_paths, path_places) = paths.into_iter().unzip();
         let config = AgentConfig {
@@ -293,8 +294,8 @@ impl WorkerReader {
         Some(Worker { config, path_places, endpoint_places, label: fields.item.path.clone() })
     }
 
-    fn check_endpoints(&mut self, id: &WorkerId, endpoints: &[(Endpoint, Item<'_>)]) {
-        for (endpoint, item) in endpoints {
+    fn check_endpoints(&mut self, id: &WorkerId, endpoints: &[(Nic, Item<'_>)]) {
+        for (Nic { endpoint, .. }, item) in endpoints {
             let port = endpoint.port.unwrap_or(DEFAULT_DATA_PORT);
             if port == 0 {
                 continue;
@@ -377,7 +378,7 @@ fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> 
 #[derive(Default)]
 struct Network<'a> {
     control_plane_address: Option<String>,
-    endpoints: Vec<(Endpoint, Item<'a>)>,
+    endpoints: Vec<(Nic, Item<'a>)>,
 }
 
 fn read_network<'a>(item: &Item<'a>) -> Option<Network<'a>> {
@@ -393,67 +394,11 @@ fn read_network<'a>(item: &Item<'a>) -> Option<Network<'a>> {
             if list.is_list() && items.is_empty() {
                 list.error("must name at least one address — or remove the key");
             }
-            items.into_iter().filter_map(|i| Some((read_endpoint(&i)?, i))).collect()
+            items.into_iter().filter_map(|i| Some((nic::read(&i)?, i))).collect()
         }
     };
     fields.finish();
     Some(Network { control_plane_address, endpoints })
-}
-
-/// `address`, `address:port`, or `{address, iface | interface, port}`.
-fn read_endpoint(item: &Item<'_>) -> Option<Endpoint> {
-    let endpoint = if item.is_map() {
-        let fields = item.fields()?;
-        let address =
-            fields.require("address", "").and_then(|i| i.parse("an address", endpoint_text));
-        let (iface, interface) = (fields.get("iface"), fields.get("interface"));
-        if let (Some(_), Some(twice)) = (&iface, &interface) {
-            twice.error("the same as `iface`, which is given too");
-        }
-        let iface = iface.or(interface).and_then(|i| {
-            i.parse("an interface such as `ib0`", |text| {
-                Endpoint::new(Some(text.to_owned()), "127.0.0.1", None).map(|_| text.to_owned())
-            })
-        });
-        let port_item = fields.get("port");
-        let port = port_item.as_ref().and_then(|i| i.number(0..=65_535));
-        fields.finish();
-        let mut endpoint = address?;
-        if let (Some(_), Some(item)) = (endpoint.port, &port_item) {
-            item.error("`address` names a port too — give one of the two");
-        }
-        endpoint.iface = iface;
-        endpoint.port = port.and_then(|p| u16::try_from(p).ok()).or(endpoint.port);
-        endpoint
-    } else {
-        item.parse("an address, or `{address, iface, port}`", endpoint_text)?
-    };
-    let unspecified = endpoint.address.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-    if unspecified {
-        item.error(format!(
-            "other agents cannot connect to {} — give the address of a network interface",
-            endpoint.address
-        ));
-        return None;
-    }
-    Some(endpoint)
-}
-
-/// As on the wire, and also port 0: the kernel chooses, the heartbeat says which.
-fn endpoint_text(text: &str) -> Result<Endpoint, String> {
-    if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
-        return Ok(Endpoint {
-            iface: None,
-            address: socket.ip().to_string(),
-            port: Some(socket.port()),
-        });
-    }
-    let mut endpoint: Endpoint = text.parse()?;
-    if let Ok(ip) = endpoint.address.parse::<IpAddr>() {
-        // One spelling, so that two of the same address are seen.
-        endpoint.address = ip.to_string();
-    }
-    Ok(endpoint)
 }
 
 fn read_master_urls(item: &Item<'_>) -> Vec<String> {

@@ -33,8 +33,9 @@ pub(super) fn check(worker: &Worker, findings: &Findings) {
         warn(*at, "storage_paths", what);
     }
     // Places are there for given endpoints only; the default one needs no check.
-    for (endpoint, at) in worker.config.data_plane_endpoints.iter().zip(&worker.endpoint_places) {
-        let key = "network.data_plane_endpoints";
+    for (nic, at) in worker.config.data_plane_endpoints.iter().zip(&worker.endpoint_places) {
+        let (key, endpoint) = ("network.data_plane_endpoints", &nic.endpoint);
+        super::nic::check_congestion(nic, *at, &format!("{place}{key}"), findings);
         if let Some(iface) = &endpoint.iface
             && !Path::new("/sys/class/net").join(iface).exists()
         {

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod env;
 pub mod log;
 pub mod master;
+pub mod nic;
 pub mod redis_url;
 pub mod report;
 
@@ -24,6 +25,7 @@ pub use agent::AgentConfig;
 pub use env::Env;
 pub use log::{LogConfig, LogFormat};
 pub use master::{MasterConfig, StoreConfig};
+pub use nic::{Nic, Tuning};
 pub use redis_url::RedisUrl;
 pub use report::{ConfigErrors, FileKind, Pos, Problem, Report, Severity};
 

@@ -1,7 +1,6 @@
 //! Whole files in, messages and values out.
 
 use super::*;
-use crate::wire::worker::Endpoint;
 use proptest::prelude::*;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -170,7 +169,7 @@ fn both_shapes_of_an_agents_file_give_the_same_worker() {
     assert_eq!(wanted.config.heartbeat_interval, secs(5));
     assert_eq!(wanted.config.drain_timeout, secs(60));
     let authorities: Vec<String> =
-        wanted.config.data_plane_endpoints.iter().map(Endpoint::authority).collect();
+        wanted.config.data_plane_endpoints.iter().map(|n| n.endpoint.authority()).collect();
     assert_eq!(authorities, ["192.168.65.4:8889", "10.0.0.4:9000", "[fd00::1]:0"]);
     for text in [map, top] {
         assert_eq!(agent(text, None).unwrap(), wanted, "{text}");
@@ -183,7 +182,7 @@ fn workers_can_share_what_they_have_in_common() {
                 - <<: *base\n    worker_id: b\n    network: {control_plane_address: 10.0.0.2}\n";
     let b = agent(text, Some("b")).unwrap();
     assert_eq!(b.config.storage_paths.len(), 1);
-    assert_eq!(b.config.data_plane_endpoints[0].address, "10.0.0.2");
+    assert_eq!(b.config.data_plane_endpoints[0].endpoint.address, "10.0.0.2");
     assert!(b.warnings.is_empty(), "{:?}", b.warnings);
 }
 
@@ -191,7 +190,7 @@ fn workers_can_share_what_they_have_in_common() {
 fn a_worker_without_endpoints_serves_its_own_host_and_says_so() {
     let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d]\n";
     let loaded = agent(text, None).unwrap();
-    assert_eq!(loaded.config.data_plane_endpoints[0].authority(), "127.0.0.1:8889");
+    assert_eq!(loaded.config.data_plane_endpoints[0].endpoint.authority(), "127.0.0.1:8889");
     assert_lines(
         text,
         &loaded.warnings,

@@ -13,19 +13,27 @@
 //! - [`gate`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
 //! - [`server`], [`verbs`], [`receive`], [`maintain`]: the receiving end; [`store`]: how both it and a
 //!   copy on one host write
-//! - [`peers`], [`routes`], [`send`]: the sending end; [`read`]: how both it and a copy on one host read
+//! - [`peers`], [`send`]: the sending end; [`routes`] (with [`route`],
+//!   [`choice`], [`lease`], [`watch`], [`connect`]): over which
+//!   NICs; [`nics`], [`meter`]: our own; [`read`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
-//!   ranges that are compared first
+//!   ranges that are compared first; [`stripe`]: ranges over several NICs
 //! - [`outcome`]: what became of entries; [`body`], [`pool`]: plumbing
 
 pub mod asks;
 pub mod body;
+pub mod choice;
+pub mod connect;
 pub mod delta;
 pub mod destination;
 pub mod frame;
 pub mod gate;
+pub mod lease;
+pub mod listen;
 pub mod local;
 pub mod maintain;
+pub mod meter;
+pub mod nics;
 pub mod outcome;
 pub mod peers;
 pub mod pool;
@@ -33,14 +41,17 @@ pub mod protocol;
 pub mod read;
 pub mod receive;
 pub mod roots;
+mod route;
 pub mod routes;
 pub mod send;
 pub mod server;
 pub mod store;
 pub mod stream;
+mod stripe;
 #[cfg(test)]
 mod tests;
 pub mod verbs;
+pub mod watch;
 
 pub use asks::{PruneAsk, PrunedPage, Resume};
 pub use destination::Destination;

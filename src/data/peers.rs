@@ -4,15 +4,18 @@ use super::asks::{
     BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk,
     SweepReply,
 };
-use super::body::{DEPTH, STALL, stalled};
+use super::body::{DEPTH, STALL, Withdrawn, stalled};
+use super::connect::Kind;
 use super::delta::Ranged;
+use super::lease::Leased;
+use super::nics::Nic;
 use super::outcome::{Offered, Packed, RangeSent, SendError};
 use super::pool::Pool;
 use super::protocol::{
     DIGEST, MAX_REPLY, OFFER, OfferReply, PACK, PRUNE, PackReply, RANGE, RangeHead, RangeReply,
     SWEEP, TICKET_HEADER,
 };
-use super::routes::{Kind, Leased, Routes};
+use super::routes::{NicState, Routes};
 use super::send::{FedRange, Feed, Gone, feed_pack, feed_range};
 use super::stream::{self, Answered, Ask};
 use crate::fs::Tree;
@@ -47,6 +50,22 @@ const LONG: Duration = Duration::from_secs(LIFETIME_SECONDS as u64);
 /// How long a worker that could not be reached is chosen last.
 const ASIDE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
+/// A request is sent at most so many times more, over other routes, before its worker has failed.
+const RESENT: usize = 4;
+/// At most so many requests per pair of NICs are under way before ranges are sent in one piece at a time.
+const WIDEST: usize = 4;
+
+/// Why a request was not answered.
+enum Lost {
+    /// Its connection failed.
+    Connection(String),
+    /// It was given up: its route does not work, or others are better.
+    Route(String),
+}
+
+/// Pieces of content from the thread that makes them.
+type Pieces = mpsc::Receiver<Result<Bytes, Withdrawn>>;
+
 /// What an agent knows of the workers that it sends to.
 pub struct Peers {
     routes: Arc<Routes>,
@@ -70,10 +89,10 @@ struct Load {
 }
 
 impl Peers {
-    /// Peers reached from our own `local` endpoints.
-    pub fn new(local: &[Endpoint]) -> Arc<Self> {
+    /// Peers reached from our own `nics`.
+    pub fn new(nics: &[Arc<Nic>]) -> Arc<Self> {
         Arc::new(Peers {
-            routes: Arc::new(Routes::new(local)),
+            routes: Arc::new(Routes::new(nics)),
             pool: Pool::new(),
             load: Mutex::default(),
         })
@@ -81,6 +100,11 @@ impl Peers {
 
     fn loads(&self) -> MutexGuard<'_, Loads> {
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How each of our endpoints does.
+    pub fn nics(&self) -> Vec<(Arc<Nic>, NicState)> {
+        self.routes.nics()
     }
 
     /// The buffers, for others who read.
@@ -188,12 +212,15 @@ impl Peer {
         dirs: Vec<DirRef>,
         files: Vec<Entry>,
     ) -> Result<Packed, SendError> {
-        let (source, table, hashed) = (source.clone(), dirs.clone(), self.hashed);
+        let (source, hashed) = (source.clone(), self.hashed);
+        let size = files.iter().map(Entry::size).sum();
+        let (dirs, files) = (Arc::new(dirs), Arc::new(files));
+        let (table, sent) = (dirs.clone(), files.clone());
         let feed = move |feed: &mut Feed| {
-            let fed = feed_pack(&source, &table, &files, hashed, feed)?;
-            Ok(((fed, feed.sent()), files))
+            let fed = feed_pack(&source, &table, &sent, hashed, feed)?;
+            Ok((fed, feed.sent()))
         };
-        let (reply, (fed, files)): (PackReply, _) = self.stream(PACK, feed).await?;
+        let (reply, fed): (PackReply, _) = self.stream(PACK, size, feed).await?;
         Packed::of_reply(&dirs, &files, reply, fed).map_err(|why| self.nonsense(why))
     }
 
@@ -213,7 +240,7 @@ impl Peer {
         let feed = move |feed: &mut Feed| {
             feed_range(&source, &head, &file, there.as_deref(), hashed, feed)
         };
-        let (reply, fed): (RangeReply, FedRange) = self.stream(RANGE, feed).await?;
+        let (reply, fed): (RangeReply, FedRange) = self.stream(RANGE, span.length, feed).await?;
         Ok(RangeSent::of_reply(entry, reply, fed))
     }
 
@@ -257,65 +284,108 @@ impl Peer {
         Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
     }
 
+    /// How many pieces of a range are best sent at a time: one for each pair of NICs, as long as not
+    /// much is under way already.
+    pub(super) fn width(&self) -> usize {
+        let routes = &self.peers.routes;
+        let rails = routes.rails(&self.endpoints);
+        rails.min((WIDEST * rails).saturating_sub(routes.under_way())).max(1)
+    }
+
+    /// Whether there are several pairs of NICs to it.
+    pub(super) fn is_wide(&self) -> bool {
+        self.peers.routes.rails(&self.endpoints) > 1
+    }
+
     /// Sends a document, and reads the reply.
     async fn ask<R>(&self, path: &str, document: Bytes, patience: Duration) -> Result<R, SendError>
     where
         R: for<'b> minicbor::Decode<'b, ()>,
     {
-        let mut fresh = false;
+        let (mut fresh, mut tries) = (false, 0);
         loop {
-            let mut leased = self.lease(fresh, Kind::Documents).await?;
+            let mut leased = self.lease(fresh, Kind::Documents, document.len() as u64).await?;
             let exchange = self.exchange(&mut leased, path, document.clone());
-            match tokio::time::timeout(patience, exchange).await {
+            let why = match tokio::time::timeout(patience, exchange).await {
                 Ok(Ok(answered)) => return self.read(&self.accept(leased, answered)?),
                 // The other side had closed a kept connection: nothing was lost with it.
-                Ok(Err(_)) if leased.reused => fresh = true,
-                Ok(Err(why)) => return Err(self.broken(leased, why)),
-                Err(_) => return Err(self.broken(leased, format!("no reply in {patience:?}"))),
-            }
+                Ok(Err(Lost::Connection(_))) if leased.reused => {
+                    fresh = true;
+                    continue;
+                }
+                Ok(Err(lost)) => self.lost(leased, lost, tries),
+                Err(_) => Err(self.broken(leased, format!("no reply in {patience:?}"))),
+            };
+            why?;
+            tries += 1;
         }
     }
 
-    /// Sends what `feed` makes, and reads the reply.
-    async fn stream<T, F, R>(&self, verb: &str, feed: F) -> Result<(R, T), SendError>
+    /// Sends what `feed` makes, about `size` bytes, and reads the reply. It is made and sent again over
+    /// another route where one fails.
+    async fn stream<T, F, R>(&self, verb: &str, size: u64, feed: F) -> Result<(R, T), SendError>
     where
         T: Send + 'static,
-        F: FnOnce(&mut Feed) -> Result<T, Gone> + Send + 'static,
+        F: Fn(&mut Feed) -> Result<T, Gone> + Clone + Send + 'static,
         R: for<'b> minicbor::Decode<'b, ()>,
     {
-        let mut leased = self.lease(false, Kind::Content).await?;
-        let (to, from) = mpsc::channel(DEPTH);
-        let moved = Arc::new(AtomicU64::new(0));
-        let (pool, counted) = (self.peers.pool.clone(), moved.clone());
-        let pace = self.pace.clone();
-        let feeding =
-            tokio::task::spawn_blocking(move || feed(&mut Feed::new(to, pool, counted).at(pace)));
-        let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
-        let asking = async {
-            let stream = leased.stream().ok_or("the connection is gone")?;
-            stream::ask(stream, &ask, from, moved.clone()).await
-        };
-        let answered = tokio::select! {
-            answered = asking => answered,
-            () = stalled(moved.clone(), REPLY) => Err(format!("no byte moved in {REPLY:?}")),
-        };
-        let reply = match answered {
-            Ok(Answered::Reply(reply)) => reply,
-            Ok(Answered::Refused(problem)) => return Err(self.refused(problem)),
-            Err(why) => return Err(self.broken(leased, why)),
-        };
-        match feeding.await {
-            Ok(Ok(fed)) => {
-                self.keep(leased);
-                Ok((self.read(&reply)?, fed))
-            }
-            Ok(Err(Gone)) => Err(self.nonsense("it answered before the end".to_owned())),
-            Err(e) => Err(SendError::Internal(format!("reading the source failed inside: {e}"))),
+        let mut tries = 0;
+        loop {
+            let mut leased = self.lease(false, Kind::Content, size).await?;
+            let (to, from) = mpsc::channel(DEPTH);
+            let moved = Arc::new(AtomicU64::new(0));
+            let (pool, counted, feed) = (self.peers.pool.clone(), moved.clone(), feed.clone());
+            let nic = leased.nic().map(|nic| nic.rate.clone());
+            let pace = nic.into_iter().fold(self.pace.clone(), Pace::and);
+            let feeding = tokio::task::spawn_blocking(move || {
+                feed(&mut Feed::new(to, pool, counted).at(pace))
+            });
+            let answered = tokio::select! {
+                answered = self.send(&mut leased, verb, (from, moved.clone())) => answered,
+                () = stalled(moved.clone(), REPLY) => {
+                    Err(Lost::Connection(format!("no byte moved in {REPLY:?}")))
+                }
+            };
+            let reply = match answered {
+                Ok(Answered::Reply(reply)) => reply,
+                Ok(Answered::Refused(problem)) => return Err(self.refused(problem)),
+                Err(lost) => {
+                    self.lost(leased, lost, tries)?;
+                    tries += 1;
+                    continue;
+                }
+            };
+            return match feeding.await {
+                Ok(Ok(fed)) => {
+                    self.keep(leased);
+                    Ok((self.read(&reply)?, fed))
+                }
+                Ok(Err(Gone)) => Err(self.nonsense("it answered before the end".to_owned())),
+                Err(e) => {
+                    Err(SendError::Internal(format!("reading the source failed inside: {e}")))
+                }
+            };
         }
     }
 
-    async fn lease(&self, fresh: bool, kind: Kind) -> Result<Leased, SendError> {
-        match self.peers.routes.lease(&self.endpoints, fresh, kind).await {
+    /// A request was lost with its route: it is to be sent again where there is another one.
+    fn lost(&self, leased: Leased, lost: Lost, tries: usize) -> Result<(), SendError> {
+        let (Lost::Connection(why) | Lost::Route(why)) = &lost;
+        let why = why.clone();
+        let another = match lost {
+            Lost::Connection(_) => leased.broke(&self.endpoints, &why),
+            Lost::Route(_) => leased.left(&why),
+        };
+        if another && tries < RESENT {
+            tracing::info!(worker = %self.worker, "a request goes over another route: {why}");
+            return Ok(());
+        }
+        self.peers.set_aside(&self.worker);
+        Err(SendError::Broken { worker: self.worker.clone(), message: why })
+    }
+
+    async fn lease(&self, fresh: bool, kind: Kind, size: u64) -> Result<Leased, SendError> {
+        match self.peers.routes.lease(&self.endpoints, fresh, kind, size).await {
             Ok(leased) => Ok(leased),
             Err(tried) => {
                 self.peers.set_aside(&self.worker);
@@ -324,7 +394,51 @@ impl Peer {
         }
     }
 
+    /// Sends a document and awaits the reply, with an eye on the route.
     async fn exchange(
+        &self,
+        leased: &mut Leased,
+        path: &str,
+        document: Bytes,
+    ) -> Result<(StatusCode, Bytes), Lost> {
+        let given_up = self.given_up(leased);
+        tokio::select! {
+            answered = self.converse(leased, path, document) => answered.map_err(Lost::Connection),
+            why = given_up => Err(Lost::Route(why)),
+        }
+    }
+
+    /// Asks a stream to take what comes `from` a thread, and awaits the answer, with an eye on the route.
+    async fn send(
+        &self,
+        leased: &mut Leased,
+        verb: &str,
+        (from, moved): (Pieces, Arc<AtomicU64>),
+    ) -> Result<Answered, Lost> {
+        let given_up = self.given_up(leased);
+        let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
+        let asking = async {
+            let stream = leased.connection().and_then(|connection| connection.stream.as_mut());
+            stream::ask(stream.ok_or("the connection is gone")?, &ask, from, moved).await
+        };
+        tokio::select! {
+            answered = asking => answered.map_err(Lost::Connection),
+            why = given_up => Err(Lost::Route(why)),
+        }
+    }
+
+    /// Why the route of a connection is given up, as soon as it is.
+    fn given_up(&self, leased: &Leased) -> impl Future<Output = String> + use<'_> {
+        let watch = leased.watch();
+        async move {
+            match watch {
+                Some(watch) => watch.given_up(&self.endpoints).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn converse(
         &self,
         leased: &mut Leased,
         path: &str,
@@ -335,7 +449,7 @@ impl Peer {
             .header(TICKET_HEADER, &self.ticket)
             .body(Full::new(document))
             .map_err(|e| e.to_string())?;
-        let send = leased.send().ok_or("the connection is gone")?;
+        let send = &mut leased.connection().ok_or("the connection is gone")?.send;
         send.ready().await.map_err(|e| e.to_string())?;
         let response = send.send_request(request).await.map_err(|e| describe(&e))?;
         let status = response.status();
@@ -376,7 +490,7 @@ impl Peer {
     }
 
     fn broken(&self, leased: Leased, why: String) -> SendError {
-        leased.broke();
+        leased.broke(&self.endpoints, &why);
         self.peers.set_aside(&self.worker);
         SendError::Broken { worker: self.worker.clone(), message: why }
     }

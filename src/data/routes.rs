@@ -1,143 +1,208 @@
-//! Which of our addresses reaches which endpoint of a peer: routes, their failures, and the
-//! connections kept on them.
+//! Which of our NICs reaches which endpoint of a peer: routes, what is under way on them, their failures,
+//! and the connections kept on them.
+//!
+//! ```text
+//! usable ──connect or probe fails, carrier lost──▶ aside ──probe answered──▶ usable
+//!        ──crawls────────────────────────────────▶ aside ──time────────────▶ usable
+//! ```
+//!
+//! Work is sent over usable routes only, so nothing waits for those that are aside; a probe beside asks
+//! them again and again. Only when none is usable is every one tried.
 
-use super::stream;
+use super::choice::{self, Candidate, Kin, Load, fits, kin};
+use super::connect::{Connection, Kind, Way, connect, probe};
+use super::lease::Leased;
+use super::meter::Meter;
+use super::nics::Nic;
+use super::route::{Aside, End, Key, Route, State};
+use super::watch::probing;
 use crate::util::backoff::Backoff;
 use crate::wire::worker::Endpoint;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, Socket, Type};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpSocket;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-/// A peer that does not accept within this is not there.
-const CONNECT: Duration = Duration::from_secs(5);
+/// A peer that does not accept within this is not there, as long as there are other routes …
+const CONNECT: Duration = Duration::from_millis(1500);
+/// … or within this where there are none.
+const CONNECT_LAST: Duration = Duration::from_secs(5);
+/// How long a route that crawls is left alone.
+const CRAWLED: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(60));
 /// Kept connections are used again for this long; the other side closes them a little later.
 const KEEP: Duration = Duration::from_secs(8);
-/// How long a route that failed is left alone.
-const ASIDE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-
-/// One of our addresses (`None`: the kernel chooses) and one endpoint of a peer, as `host:port`.
-type Key = (Option<IpAddr>, String);
-
-#[derive(Default)]
-struct Route {
-    failures: u32,
-    aside_until: Option<Instant>,
-    in_use: usize,
-    /// When it was taken last, as a count: ties are broken in turn.
-    taken: u64,
-    kept: Vec<(Instant, Connection)>,
-}
+/// A probe is answered within this (and a few round trips), or the route does not work.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// Every route that was tried.
 pub struct Routes {
-    /// Our own endpoints; empty where the kernel shall choose.
-    local: Vec<Endpoint>,
+    pub(super) nics: Vec<Arc<Nic>>,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
-struct State {
-    routes: BTreeMap<Key, Route>,
-    count: u64,
-}
-
-/// A connection, with the task that drives it.
-struct Connection {
-    send: SendRequest<Full<Bytes>>,
-    /// What it was upgraded to.
-    stream: Option<TokioIo<Upgraded>>,
-    driver: AbortHandle,
-}
-
-/// What a connection is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Requests whose bodies are documents.
-    Documents,
-    /// Packs and ranges ([`stream`]).
-    Content,
-}
-
-impl Connection {
-    fn kind(&self) -> Kind {
-        if self.stream.is_some() { Kind::Content } else { Kind::Documents }
-    }
-
-    /// That it is closed shows in a stream only when it is used.
-    fn is_open(&self) -> bool {
-        self.stream.is_some() || !self.send.is_closed()
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-/// A connection in use. Dropped, it is closed at once; [`Leased::keep`] keeps it for the next.
-pub struct Leased {
-    connection: Option<Connection>,
-    key: Key,
-    routes: Arc<Routes>,
-    /// Whether it was used before: the other side may have closed it unnoticed.
-    pub reused: bool,
+/// How one of our endpoints does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NicState {
+    /// Requests that are under way from it.
+    pub requests: usize,
+    /// Bytes per second, while content goes out.
+    pub goodput: Option<f64>,
+    /// Why no route from it works, where that is so.
+    pub aside: Option<String>,
 }
 
 impl Routes {
-    /// Routes from our own `local` endpoints. With fewer than two the kernel chooses the address.
-    pub fn new(local: &[Endpoint]) -> Self {
-        let several = local.len() > 1;
-        let local = if several { local.to_vec() } else { Vec::new() };
-        Routes { local, state: Mutex::default() }
+    /// Routes from our own `nics`. With fewer than two the kernel chooses the address.
+    pub fn new(nics: &[Arc<Nic>]) -> Self {
+        let ours = nics.iter().map(|nic| Meter::new(nic.flow.clone())).collect();
+        let state = State {
+            routes: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            ours,
+            theirs: BTreeMap::new(),
+            count: 0,
+        };
+        Routes { nics: nics.to_vec(), state: Mutex::new(state) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The routes to `remote`, the best first: those not set aside, then the least used, then those
-    /// whose rails match (our n-th endpoint to the peer's n-th), then in turn.
-    fn ranked(&self, remote: &[Endpoint]) -> Vec<(Key, Option<String>)> {
-        let mut all = Vec::new();
-        let state = self.state();
-        let now = Instant::now();
-        for (j, to) in remote.iter().enumerate() {
-            let to_ip: Option<IpAddr> = to.address.parse().ok();
-            let usable = self.local.iter().enumerate().filter_map(|(i, from)| {
-                let ip: IpAddr = from.address.parse().ok()?;
-                let fits = to_ip.is_none_or(|t| {
-                    t.is_ipv4() == ip.is_ipv4() && t.is_loopback() == ip.is_loopback()
-                });
-                (fits && !ip.is_unspecified()).then(|| (i != j, Some(ip), from.iface.clone()))
-            });
-            let mut from: Vec<_> = usable.collect();
-            if from.is_empty() {
-                from.push((false, None, None));
-            }
-            for (crossed, ip, iface) in from {
-                let key = (ip, to.authority());
-                let route = state.routes.get(&key);
-                let aside = route.and_then(|r| r.aside_until).filter(|until| *until > now);
-                let (in_use, taken) = route.map_or((0, 0), |r| (r.in_use, r.taken));
-                all.push(((aside, in_use, crossed, taken), (key, iface)));
-            }
-        }
-        all.sort_by_key(|(rank, _)| *rank);
-        all.into_iter().map(|(_, route)| route).collect()
+    pub(super) fn way(&self, (nic, to): &Key) -> Way {
+        let from = nic.and_then(|i| self.nics.get(i)).cloned();
+        Way { from, bound: self.nics.len() > 1, to: to.clone() }
     }
 
-    /// A connection to any of the `remote` endpoints, kept or new. With `fresh` only a new one.
+    /// Every pair of ends that may be one, with how well they belong together.
+    pub(super) fn pairs(&self, remote: &[Endpoint]) -> Vec<(Key, Kin)> {
+        let theirs: Vec<Option<IpAddr>> = remote.iter().map(|e| e.address.parse().ok()).collect();
+        let ours: Vec<Option<IpAddr>> = self.nics.iter().map(|nic| nic.ip()).collect();
+        let mut pairs = Vec::new();
+        for (j, to) in remote.iter().enumerate() {
+            let from: Vec<usize> = match self.nics.len() {
+                0 | 1 => (0..self.nics.len()).collect(),
+                n => (0..n).filter(|i| fits(ours[*i], theirs[j])).collect(),
+            };
+            match from.as_slice() {
+                [] => pairs.push(((None, to.authority()), Kin::Rail)),
+                [only] => pairs.push(((Some(*only), to.authority()), Kin::Rail)),
+                several => pairs.extend(
+                    several
+                        .iter()
+                        .map(|i| ((Some(*i), to.authority()), kin(&ours, &theirs, *i, j))),
+                ),
+            }
+        }
+        pairs
+    }
+
+    /// How many requests can go to `remote` at a time without sharing an end.
+    pub fn rails(&self, remote: &[Endpoint]) -> usize {
+        let mut state = self.state();
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for (key, kin) in self.pairs(remote) {
+            if state.is_known(&key, kin) && state.is_usable(&key, Instant::now()) {
+                ours.push(key.0);
+                theirs.push(key.1);
+            }
+        }
+        ours.sort_unstable();
+        ours.dedup();
+        theirs.sort_unstable();
+        theirs.dedup();
+        ours.len().min(theirs.len()).max(1)
+    }
+
+    /// Requests that are under way.
+    pub fn under_way(&self) -> usize {
+        self.state().flights.len()
+    }
+
+    /// How each of our endpoints does.
+    pub fn nics(&self) -> Vec<(Arc<Nic>, NicState)> {
+        let (now, mut state) = (Instant::now(), self.state());
+        state.look(now);
+        let all = self.nics.iter().enumerate().map(|(i, nic)| {
+            let mut routes = state.routes.iter().filter(|(key, _)| key.0 == Some(i)).peekable();
+            let tried = routes.peek().is_some();
+            let mut last = None;
+            let dead = tried
+                && routes
+                    .all(|(_, r)| r.aside.as_ref().map(|a| last = Some(a.why.clone())).is_some());
+            let aside = nic.down().or(last.filter(|_| dead));
+            let requests = state.load(Some(i), None, now).requests;
+            (nic.clone(), NicState { requests, goodput: state.ours[i].goodput(now), aside })
+        });
+        all.collect()
+    }
+
+    /// The routes to `remote`, the best for a request of `size` bytes first, with whether each is aside.
+    /// Pairs of different networks are probed before they are used.
+    fn ranked(
+        self: &Arc<Self>,
+        state: &mut State,
+        remote: &[Endpoint],
+        size: u64,
+    ) -> Vec<(Key, bool)> {
+        let now = Instant::now();
+        state.look(now);
+        let pairs = self.pairs(remote);
+        let candidates: Vec<Candidate> =
+            pairs.iter().map(|(key, kin)| self.candidate(state, key, *kin, now)).collect();
+        let ranked = choice::rank(&candidates, size);
+        ranked.into_iter().map(|i| (pairs[i].0.clone(), candidates[i].aside)).collect()
+    }
+
+    pub(super) fn candidate(
+        self: &Arc<Self>,
+        state: &mut State,
+        key: &Key,
+        kin: Kin,
+        now: Instant,
+    ) -> Candidate {
+        if !state.routes.contains_key(key) {
+            let mut route = Route::default();
+            if kin == Kin::Crossed {
+                let why = "not tried yet".to_owned();
+                route.aside = Some(Aside { why, wanted: now, end: End::Probe(false) });
+            }
+            state.routes.insert(key.clone(), route);
+        }
+        let usable = state.is_usable(key, now);
+        if let Some(aside) = state.routes.get_mut(key).and_then(|route| route.aside.as_mut()) {
+            aside.wanted = now;
+            if aside.end == End::Probe(false) {
+                aside.end = End::Probe(true);
+                tokio::spawn(probing(Arc::downgrade(self), key.clone()));
+            }
+        }
+        let ours = match key.0 {
+            Some(i) => self.weighted(i, state.load(Some(i), None, now)),
+            None => Load::default(),
+        };
+        let theirs = state.load(None, Some(&key.1), now);
+        let taken = state.routes.get(key).map_or(0, |route| route.taken);
+        Candidate { aside: !usable, ours, theirs, kin, taken }
+    }
+
+    /// What is set for a NIC, and what its interface says of itself as long as nothing was measured.
+    fn weighted(&self, nic: usize, load: Load) -> Load {
+        let nic = &self.nics[nic];
+        let speed = load.speed.or_else(|| nic.nominal());
+        let limit = nic.tuning.bwlimit.map(|limit| limit as f64);
+        let speed = match (speed, limit) {
+            (Some(speed), Some(limit)) => Some(speed.min(limit)),
+            (speed, limit) => speed.or(limit),
+        };
+        Load { speed: speed.map(|speed| speed * f64::from(nic.tuning.weight)), ..load }
+    }
+
+    /// A connection to any of the `remote` endpoints, kept or new, for a request of `size` bytes. With
+    /// `fresh` only a new one.
     ///
     /// # Errors
     /// Every route, with why it failed.
@@ -146,22 +211,96 @@ impl Routes {
         remote: &[Endpoint],
         fresh: bool,
         kind: Kind,
+        size: u64,
     ) -> Result<Leased, Vec<(String, String)>> {
-        let mut failed = Vec::new();
-        for (key, iface) in self.ranked(remote) {
-            if !fresh && let Some(connection) = self.kept(&key, kind) {
-                return Ok(self.leased(key, connection, true));
+        let (mut failed, mut tried) = (Vec::new(), Vec::new());
+        // Each turn takes a route out of those that are usable.
+        while let Some(mut leased) = self.reserve(remote, size) {
+            if !fresh && let Some(connection) = self.kept(&leased.key, kind) {
+                leased.take(connection, true);
+                return Ok(leased);
             }
-            match connect(&key, iface.as_deref(), kind).await {
-                Ok(connection) => return Ok(self.leased(key, connection, false)),
+            let others = self.has_another(&leased.key, remote);
+            let patience = if others { CONNECT } else { CONNECT_LAST };
+            match self.connect(&leased.key, kind, patience).await {
+                Ok(connection) => {
+                    leased.take(connection, false);
+                    return Ok(leased);
+                }
                 Err(why) => {
-                    tracing::debug!(peer = key.1, "cannot connect: {why}");
-                    failed.push((key.1.clone(), why));
-                    self.set_aside(&key);
+                    failed.push((leased.key.1.clone(), why.clone()));
+                    self.set_aside(&leased.key, why);
+                    tried.push(leased.key.clone());
+                }
+            }
+        }
+        let left: Vec<Key> = {
+            let mut state = self.state();
+            let all = self.ranked(&mut state, remote, size).into_iter().map(|(key, _)| key);
+            all.filter(|key| !tried.contains(key)).collect()
+        };
+        self.lease_any(left, kind, size, failed).await
+    }
+
+    /// The best usable route, with the request counted on it.
+    fn reserve(self: &Arc<Self>, remote: &[Endpoint], size: u64) -> Option<Leased> {
+        let mut state = self.state();
+        let best = self.ranked(&mut state, remote, size).into_iter().next();
+        let (key, _) = best.filter(|(_, aside)| !aside)?;
+        let flight = state.begin(&key, size);
+        drop(state);
+        Some(Leased { connection: None, key, flight, routes: self.clone(), reused: false })
+    }
+
+    /// The first of `left` that answers: no route is known to work.
+    async fn lease_any(
+        self: &Arc<Self>,
+        left: Vec<Key>,
+        kind: Kind,
+        size: u64,
+        mut failed: Vec<(String, String)>,
+    ) -> Result<Leased, Vec<(String, String)>> {
+        let mut tries: FuturesUnordered<_> = left
+            .into_iter()
+            .map(|key| async move { (self.connect(&key, kind, CONNECT_LAST).await, key) })
+            .collect();
+        while let Some((connected, key)) = tries.next().await {
+            match connected {
+                Ok(connection) => {
+                    let flight = self.state().begin(&key, size);
+                    let mut leased = Leased {
+                        connection: None,
+                        key,
+                        flight,
+                        routes: self.clone(),
+                        reused: false,
+                    };
+                    leased.take(connection, false);
+                    return Ok(leased);
+                }
+                Err(why) => {
+                    self.set_aside(&key, why.clone());
+                    failed.push((key.1, why));
                 }
             }
         }
         Err(failed)
+    }
+
+    async fn connect(
+        &self,
+        key: &Key,
+        kind: Kind,
+        patience: Duration,
+    ) -> Result<Connection, String> {
+        let theirs = self.state().flow_of(&key.1);
+        let since = Instant::now();
+        let connected = connect(&self.way(key), &theirs, kind, patience).await;
+        match &connected {
+            Ok(_) => self.state().works(key, since.elapsed()),
+            Err(why) => tracing::debug!(peer = key.1, "cannot connect: {why}"),
+        }
+        connected
     }
 
     fn kept(&self, key: &Key, kind: Kind) -> Option<Connection> {
@@ -172,135 +311,59 @@ impl Routes {
         Some(kept.swap_remove(at).1)
     }
 
-    fn leased(self: &Arc<Self>, key: Key, connection: Connection, reused: bool) -> Leased {
+    /// A route does not work: it is probed until it does.
+    pub(super) fn set_aside(self: &Arc<Self>, key: &Key, why: String) {
         let mut state = self.state();
-        state.count += 1;
-        let taken = state.count;
-        let route = state.routes.entry(key.clone()).or_default();
-        route.in_use += 1;
-        route.taken = taken;
-        if !reused {
-            (route.failures, route.aside_until) = (0, None);
-        }
-        drop(state);
-        Leased { connection: Some(connection), key, routes: self.clone(), reused }
-    }
-
-    fn set_aside(&self, key: &Key) {
-        let mut state = self.state();
-        let route = state.routes.entry(key.clone()).or_default();
-        route.failures = route.failures.saturating_add(1);
-        route.aside_until = Some(Instant::now() + ASIDE.delay(route.failures));
-        route.kept.clear();
-    }
-}
-
-impl Leased {
-    /// Where documents are asked for.
-    pub fn send(&mut self) -> Option<&mut SendRequest<Full<Bytes>>> {
-        self.connection.as_mut().map(|c| &mut c.send)
-    }
-
-    /// Where content is sent, on a connection that was leased for it.
-    pub fn stream(&mut self) -> Option<&mut TokioIo<Upgraded>> {
-        self.connection.as_mut().and_then(|c| c.stream.as_mut())
-    }
-
-    /// The other side, as `host:port`.
-    pub fn peer(&self) -> &str {
-        &self.key.1
-    }
-
-    /// The request was answered whole: the connection can be used again.
-    pub fn keep(mut self) {
-        let Some(connection) = self.connection.take() else { return };
-        if !connection.is_open() {
-            return;
-        }
-        let mut state = self.routes.state();
-        if let Some(route) = state.routes.get_mut(&self.key) {
-            route.kept.push((Instant::now(), connection));
-        }
-    }
-
-    /// The route failed under the request: it is left alone for a while.
-    pub fn broke(self) {
-        self.routes.set_aside(&self.key);
-    }
-}
-
-impl Drop for Leased {
-    fn drop(&mut self) {
-        let mut state = self.routes.state();
-        if let Some(route) = state.routes.get_mut(&self.key) {
-            route.in_use = route.in_use.saturating_sub(1);
-        }
-    }
-}
-
-async fn connect(
-    (local, authority): &Key,
-    iface: Option<&str>,
-    kind: Kind,
-) -> Result<Connection, String> {
-    let open = async {
-        let addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host(authority).await.map_err(|e| e.to_string())?.collect();
-        let mut last = "the name has no address".to_owned();
-        for address in addresses {
-            match open(*local, address, iface).await {
-                Ok(stream) => return Ok(stream),
-                Err(e) => last = e.to_string(),
+        let end = match state.routes.get(key).and_then(|route| route.aside.as_ref()) {
+            Some(Aside { end: End::Probe(true), .. }) => End::Probe(true),
+            _ => {
+                tokio::spawn(probing(Arc::downgrade(self), key.clone()));
+                End::Probe(true)
             }
-        }
-        Err(last)
-    };
-    let stream = tokio::time::timeout(CONNECT, open)
-        .await
-        .map_err(|_| format!("no answer within {CONNECT:?}"))??;
-    let _ = stream.set_nodelay(true);
-    let (send, connection) = http1::Builder::new()
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| e.to_string())?;
-    let driver = tokio::spawn(async move {
-        if let Err(e) = connection.with_upgrades().await {
-            tracing::debug!("a data connection ended: {e}");
-        }
-    });
-    let driver = driver.abort_handle();
-    let mut connection = Connection { send, stream: None, driver };
-    if kind == Kind::Content {
-        let open = async {
-            let request = stream::request(authority)?;
-            let response = connection.send.send_request(request).await;
-            stream::opened(response.map_err(|e| e.to_string())?).await
         };
-        let opened = tokio::time::timeout(CONNECT, open).await;
-        let opened = opened.map_err(|_| format!("no stream within {CONNECT:?}"))?;
-        connection.stream = Some(opened?);
+        self.note(key, &why);
+        state.set_aside(key, why, end);
     }
-    Ok(connection)
+
+    /// A route is much slower than others: it is left alone for a while.
+    pub(super) fn set_aside_as_crawling(&self, key: &Key) {
+        let mut state = self.state();
+        let failures = state.routes.get(key).map_or(0, |route| route.failures) + 1;
+        let why = "much slower than the others".to_owned();
+        self.note(key, &why);
+        state.set_aside(key, why, End::At(Instant::now() + CRAWLED.delay(failures)));
+    }
+
+    fn note(&self, (nic, to): &Key, why: &str) {
+        if let Some(nic) = nic.and_then(|i| self.nics.get(i)).filter(|_| self.nics.len() > 1) {
+            tracing::info!(from = nic.endpoint.authority(), to, "route set aside: {why}");
+        }
+    }
+
+    /// Whether a route to `remote` but this one is usable.
+    pub(super) fn has_another(&self, key: &Key, remote: &[Endpoint]) -> bool {
+        let (now, mut state) = (Instant::now(), self.state());
+        let pairs = self.pairs(remote);
+        pairs.iter().any(|(other, kin)| {
+            other != key && state.is_known(other, *kin) && state.is_usable(other, now)
+        })
+    }
 }
 
-/// Connects from `local`, where it is given, through the interface `iface`.
-async fn open(
-    local: Option<IpAddr>,
-    to: SocketAddr,
-    iface: Option<&str>,
-) -> std::io::Result<tokio::net::TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-    if let Some(iface) = iface.filter(|_| local.is_some() && !to.ip().is_loopback())
-        && let Err(e) = socket.bind_device(Some(iface.as_bytes()))
-    {
-        // Old kernels want a capability for it; the address alone is the next best.
-        tracing::debug!(iface, "cannot bind to the interface: {e}");
+impl Routes {
+    pub(super) async fn probe(&self, key: &Key) -> Result<Duration, String> {
+        let way = self.way(key);
+        if let Some(why) = way.from.as_ref().filter(|_| way.bound).and_then(|nic| nic.down()) {
+            return Err(why);
+        }
+        let (theirs, worked) = {
+            let mut state = self.state();
+            let worked = state.routes.get(key).and_then(|route| route.worked);
+            (state.flow_of(&key.1), worked.unwrap_or_default())
+        };
+        let since = Instant::now();
+        probe(&way, &theirs, PROBE + worked * 4).await.map(|()| since.elapsed())
     }
-    if let Some(local) = local {
-        socket.bind(&SocketAddr::new(local, 0).into())?;
-    }
-    socket.set_nonblocking(true)?;
-    TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
 #[cfg(test)]
@@ -311,39 +374,46 @@ mod tests {
         all.iter().map(|e| e.parse().unwrap()).collect()
     }
 
-    fn authorities(routes: &Routes, remote: &[Endpoint]) -> Vec<String> {
-        routes
-            .ranked(remote)
+    fn routes(all: &[&str]) -> Arc<Routes> {
+        let nics: Vec<_> = endpoints(all).into_iter().map(|e| Nic::new(e.into())).collect();
+        Arc::new(Routes::new(&nics))
+    }
+
+    fn authorities(routes: &Arc<Routes>, remote: &[Endpoint]) -> Vec<String> {
+        let ranked = routes.ranked(&mut routes.state(), remote, 0);
+        let from = |nic: Option<usize>| nic.and_then(|i| routes.nics[i].ip());
+        ranked
             .into_iter()
-            .map(|((ip, to), _)| format!("{}>{to}", ip.map_or("-".into(), |ip| ip.to_string())))
+            .map(|((nic, to), _)| {
+                format!("{}>{to}", from(nic).map_or("-".into(), |i| i.to_string()))
+            })
             .collect()
     }
 
-    #[test]
-    fn with_one_endpoint_the_kernel_chooses_the_address() {
-        let routes = Routes::new(&endpoints(&["10.0.0.1"]));
+    #[tokio::test]
+    async fn with_one_endpoint_the_kernel_chooses_the_address() {
+        let routes = routes(&["10.0.0.1"]);
         let all = authorities(&routes, &endpoints(&["10.0.0.2:1", "10.0.1.2:1"]));
-        assert_eq!(all, ["->10.0.0.2:1", "->10.0.1.2:1"]);
-    }
-
-    #[test]
-    fn rails_match_first_and_families_never_mix() {
-        let routes = Routes::new(&endpoints(&["10.0.0.1", "10.0.1.1", "fd00::1"]));
-        let all = authorities(&routes, &endpoints(&["10.0.0.2:1", "10.0.1.2:1", "[fd00::2]:1"]));
-        assert_eq!(
-            all,
-            [
-                "10.0.0.1>10.0.0.2:1",
-                "10.0.1.1>10.0.1.2:1",
-                "fd00::1>[fd00::2]:1",
-                "10.0.1.1>10.0.0.2:1",
-                "10.0.0.1>10.0.1.2:1",
-            ]
-        );
+        assert_eq!(all, ["10.0.0.1>10.0.0.2:1", "10.0.0.1>10.0.1.2:1"]);
+        assert!(!routes.way(&(Some(0), "10.0.0.2:1".into())).bound);
     }
 
     #[tokio::test]
-    async fn a_route_that_fails_is_tried_last() {
+    async fn rails_match_first_and_families_never_mix() {
+        let routes = routes(&["10.0.0.1", "10.0.1.1", "fd00::1"]);
+        // In another order than ours.
+        let remote = endpoints(&["10.0.1.2:1", "10.0.0.2:1", "[fd00::2]:1"]);
+        let all = authorities(&routes, &remote);
+        assert_eq!(all[..3], ["10.0.1.1>10.0.1.2:1", "10.0.0.1>10.0.0.2:1", "fd00::1>[fd00::2]:1"]);
+        assert_eq!(all.len(), 5, "{all:?}");
+        // Others are not used before a probe has found that they are there.
+        let aside = routes.ranked(&mut routes.state(), &remote, 0);
+        assert_eq!(aside.iter().filter(|(_, aside)| *aside).count(), 2);
+        assert_eq!(routes.rails(&remote), 3);
+    }
+
+    #[tokio::test]
+    async fn a_route_that_fails_is_tried_last_and_comes_back_when_it_answers() {
         let routes = Arc::new(Routes::new(&[]));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = listener.local_addr().unwrap().to_string();
@@ -352,12 +422,26 @@ mod tests {
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let bad = closed.local_addr().unwrap().to_string();
         let remote = endpoints(&[&bad, &good]);
-        let leased = routes.lease(&remote, false, Kind::Documents).await.unwrap();
+        let leased = routes.lease(&remote, false, Kind::Documents, 0).await.unwrap();
         assert_eq!((leased.peer(), leased.reused), (good.as_str(), false));
         drop(leased);
         assert_eq!(authorities(&routes, &remote)[0], format!("->{good}"));
-        let failed = routes.lease(&remote[..1], false, Kind::Documents).await.err().unwrap();
+        let failed = routes.lease(&remote[..1], false, Kind::Documents, 0).await.err().unwrap();
         assert_eq!(failed.len(), 1);
         assert!(failed[0].1.contains("refused"), "{failed:?}");
+        drop(closed);
+        // An agent is there now: a probe finds it.
+        let server = super::super::DataServer::bind(&remote[..1]).await.unwrap();
+        let roots = super::super::Roots::open(&[]).unwrap();
+        let served = super::super::Served {
+            gate: Arc::new(super::super::TicketGate::new()),
+            roots: Arc::new(roots),
+        };
+        let serving =
+            tokio::spawn(server.serve(Arc::new(served), crate::util::shutdown::Shutdown::new()));
+        while routes.ranked(&mut routes.state(), &remote[..1], 0)[0].1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        serving.abort();
     }
 }

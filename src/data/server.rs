@@ -3,27 +3,29 @@
 
 use super::body::STALL;
 use super::gate::TicketGate;
+use super::listen::Listener;
+use super::meter::Counted;
+use super::nics::Nic;
 use super::pool::Pool;
 use super::roots::Roots;
 use super::stream;
 use super::verbs::answer;
+use crate::config::Nic as Configured;
 use crate::util::shutdown::Shutdown;
-use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
+use crate::wire::worker::Endpoint;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 /// At most this many connections per agent; more wait in the kernel's queue.
 const CONNECTIONS: usize = 512;
-/// At most this many requests are executed at once; more wait. Each holds a thread and at most
-/// [`DEPTH`](super::body::DEPTH) pieces.
+/// At most this many requests are executed at once; more wait. Each holds a thread and a buffer.
 const ACTIVE: usize = 32;
 /// A request's head must be complete within this; an idle connection is closed after it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -55,7 +57,8 @@ pub struct Served {
 
 /// A data plane that listens and does not answer yet.
 pub struct DataServer {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
+    nics: Vec<Arc<Nic>>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -64,18 +67,24 @@ impl DataServer {
     ///
     /// # Errors
     /// The first endpoint that can't be listened on.
-    pub async fn bind(endpoints: &[Endpoint]) -> Result<Self, BindError> {
-        let mut server = DataServer { listeners: Vec::new(), endpoints: Vec::new() };
+    pub async fn bind<E: Clone + Into<Configured>>(endpoints: &[E]) -> Result<Self, BindError> {
+        let mut listeners = Vec::new();
         for endpoint in endpoints {
-            let fail = |source| BindError { endpoint: endpoint.authority(), source };
-            let port = endpoint.port.unwrap_or(DEFAULT_DATA_PORT);
-            let listener =
-                TcpListener::bind((endpoint.address.as_str(), port)).await.map_err(fail)?;
-            let bound = listener.local_addr().map_err(fail)?;
-            server.listeners.push(listener);
-            server.endpoints.push(Endpoint { port: Some(bound.port()), ..endpoint.clone() });
+            let configured: Configured = endpoint.clone().into();
+            let authority = configured.endpoint.authority();
+            let listener = Listener::bind(configured, endpoints.len() > 1)
+                .await
+                .map_err(|source| BindError { endpoint: authority, source })?;
+            listeners.push(listener);
         }
-        Ok(server)
+        let nics: Vec<Arc<Nic>> = listeners.iter().map(|listener| listener.nic.clone()).collect();
+        let endpoints = nics.iter().map(|nic| nic.endpoint.clone()).collect();
+        Ok(DataServer { listeners, nics, endpoints })
+    }
+
+    /// Our NICs, one per endpoint.
+    pub fn nics(&self) -> &[Arc<Nic>] {
+        &self.nics
     }
 
     /// The endpoints with the ports that they have.
@@ -120,7 +129,7 @@ pub(super) struct Shared {
 }
 
 async fn accept_loop(
-    listener: TcpListener,
+    mut listener: Listener,
     shared: Arc<Shared>,
     connections: Arc<Semaphore>,
     tracker: TaskTracker,
@@ -140,8 +149,9 @@ async fn accept_loop(
         match accepted {
             Ok((stream, peer)) => {
                 let (shared, stop, abort) = (shared.clone(), stop.clone(), abort.clone());
+                let (stream, open) = (listener.nic.accepted(stream), listener.nic.opened());
                 tracker.spawn(async move {
-                    let _permit = permit;
+                    let _held = (permit, open);
                     tokio::select! {
                         () = connection(stream, peer, shared, stop) => (),
                         () = abort.cancelled() => (),
@@ -157,8 +167,7 @@ async fn accept_loop(
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, stop: Shutdown) {
-    let _ = stream.set_nodelay(true);
+async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop: Shutdown) {
     let upgrade = Arc::new(Mutex::new(None));
     let service = {
         let (shared, upgrade) = (shared.clone(), upgrade.clone());
@@ -197,9 +206,9 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, st
     }
     let upgrade = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(on) = upgrade
-        && let Some(stream) = stream::of_upgrade(on).await
+        && let Some((stream, flows)) = stream::of_upgrade(on).await
     {
-        stream::serve(stream, peer, &shared, &stop).await;
+        stream::serve(stream, flows, peer, (&shared, &stop)).await;
     }
 }
 

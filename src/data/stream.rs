@@ -11,6 +11,7 @@
 
 use super::body::{STALL_BYTES, Withdrawn};
 use super::frame::{self, FrameReader, HEAD, Pieces};
+use super::meter::{Counted, Flow};
 use super::pool::{Buffer, Pool};
 use super::protocol::{MAX_REPLY, MAX_TICKET, STREAM};
 use super::server::Shared;
@@ -151,11 +152,15 @@ pub(super) fn upgrade(
     Some((hyper::upgrade::on(request), response))
 }
 
-/// The socket of an upgraded connection. `None` where the connection failed, or its peer did not wait
+/// The socket of an upgraded connection, and what counts its bytes. `None` where the connection failed, or its peer did not wait
 /// for the response.
-pub(super) async fn of_upgrade(on: OnUpgrade) -> Option<TcpStream> {
-    let parts = on.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-    parts.read_buf.is_empty().then(|| parts.io.into_inner())
+pub(super) async fn of_upgrade(on: OnUpgrade) -> Option<(TcpStream, Vec<Arc<Flow>>)> {
+    let parts = on.await.ok()?.downcast::<TokioIo<Counted>>().ok()?;
+    if !parts.read_buf.is_empty() {
+        return None;
+    }
+    let (stream, flows) = parts.io.into_inner().into_parts().ok()?;
+    Some((TcpStream::from_std(stream).ok()?, flows))
 }
 
 /// The request for a stream to `peer` (`host:port`).
@@ -189,9 +194,9 @@ pub async fn opened(response: Response<Incoming>) -> Result<TokioIo<Upgraded>, S
 /// says nothing for a while, or `stop`.
 pub(super) async fn serve(
     mut stream: TcpStream,
+    flows: Vec<Arc<Flow>>,
     peer: SocketAddr,
-    shared: &Shared,
-    stop: &Shutdown,
+    (shared, stop): (&Shared, &Shutdown),
 ) {
     loop {
         let asked = tokio::select! {
@@ -199,7 +204,7 @@ pub(super) async fn serve(
             () = stop.cancelled() => return,
         };
         let answered = match asked {
-            Ok(Some(ask)) => match take(stream, &ask, shared).await {
+            Ok(Some(ask)) => match take((stream, &flows), &ask, shared).await {
                 Some((back, answered)) => {
                     stream = back;
                     answered
@@ -257,7 +262,7 @@ async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, String> {
 /// Takes what is asked in a thread of its own, which has the socket meanwhile. `None`: the socket is
 /// lost.
 async fn take(
-    stream: TcpStream,
+    (stream, flows): (TcpStream, &[Arc<Flow>]),
     ask: &Ask,
     shared: &Shared,
 ) -> Option<(TcpStream, Result<Vec<u8>, Failure>)> {
@@ -270,7 +275,7 @@ async fn take(
     let abandoned = Shutdown::new();
     let _guard = abandoned.clone().drop_guard();
     // It stays as it is, not blocking: a thread can wait for it as well.
-    let wire = Wire::new(stream.into_std().ok()?, shared, abandoned);
+    let wire = Wire::new(stream.into_std().ok()?, flows, shared, abandoned);
     let work = tokio::task::spawn_blocking(move || {
         let mut frames = FrameReader::new(wire);
         let taken = taking(&mut frames);
@@ -308,6 +313,8 @@ async fn drain(stream: &mut TcpStream) {
 /// A socket being read by a thread.
 pub struct Wire {
     stream: std::net::TcpStream,
+    /// What counts its bytes.
+    flows: Vec<Arc<Flow>>,
     pool: Pool,
     abandoned: Shutdown,
     /// A peer that sends less than [`STALL_BYTES`] in so much waiting is given up.
@@ -317,9 +324,14 @@ pub struct Wire {
 }
 
 impl Wire {
-    fn new(stream: std::net::TcpStream, shared: &Shared, abandoned: Shutdown) -> Self {
-        let (pool, patience) = (shared.pool.clone(), shared.stall);
-        Wire { stream, pool, abandoned, patience, waited: Duration::ZERO, came: 0 }
+    fn new(
+        stream: std::net::TcpStream,
+        flows: &[Arc<Flow>],
+        shared: &Shared,
+        abandoned: Shutdown,
+    ) -> Self {
+        let (flows, pool, patience) = (flows.to_vec(), shared.pool.clone(), shared.stall);
+        Wire { stream, flows, pool, abandoned, patience, waited: Duration::ZERO, came: 0 }
     }
 
     /// Waits for bytes, for a while.
@@ -368,6 +380,7 @@ impl Pieces for Wire {
                 Ok((0, _)) => return Ok(None),
                 Ok((n, _)) => {
                     self.count(n);
+                    self.flows.iter().for_each(|flow| flow.came(n as u64));
                     buffer.advance(n);
                     return Ok(Some(buffer.freeze()));
                 }

@@ -8,7 +8,7 @@ use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
 use crate::wire::task::{Assignment, TaskSpec};
 use crate::wire::ticket::Claims;
-use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
+use crate::wire::worker::{HeartbeatReply, PROTOCOL, WorkerHeartbeat};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -106,9 +106,11 @@ impl State {
             drop: Vec::new(),
             limits: BTreeMap::new(),
             next_beat_ms: None,
+            protocol: None,
         };
         if said.incarnation.is_some() {
             reply.ticket_key = Some(self.signer.public_key());
+            reply.protocol = Some(PROTOCOL);
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.drop = said.in_hand.iter().filter(|a| !valid.contains(a)).copied().collect();
         }

@@ -91,6 +91,7 @@ impl Worker {
             slots: said.slots,
             agent_version: said.agent_version.clone(),
             reason,
+            nics: said.nics.clone(),
         }
     }
 }

@@ -10,8 +10,10 @@ use std::fmt;
 /// The data-plane port of an endpoint that names none.
 pub const DEFAULT_DATA_PORT: u16 = 8889;
 
-/// What our agents understand ([`WorkerHeartbeat::protocol`]). 2: an assignment's options, by which a
-/// dry run is one, and the stages behind the copy. 3: limits on bytes per second.
+/// What our agents understand ([`WorkerHeartbeat::protocol`]), and our masters
+/// ([`HeartbeatReply::protocol`]). 2: an assignment's options, by which a dry run is one, and the stages
+/// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
+/// ([`WorkerHeartbeat::nics`]).
 pub const PROTOCOL: u32 = 3;
 
 /// What a worker is doing.
@@ -204,6 +206,10 @@ pub struct WorkerHeartbeat {
     /// no limits would refuse the document.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub usage: BTreeMap<RequestId, Usage>,
+    /// How its endpoints do. Only sent to a master that understands it: others refuse what they do not
+    /// know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicReport>,
 }
 
 /// What an agent made of its share of a sync's limit. Both grow as long as the agent remembers the sync,
@@ -217,6 +223,34 @@ pub struct Usage {
     pub held_ms: u64,
 }
 
+/// How one data-plane endpoint of an agent does, as it sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicReport {
+    /// `host:port`, as in the endpoints.
+    pub endpoint: String,
+    /// Its interface, where one is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iface: Option<String>,
+    /// Bytes sent through it since the agent started, with all that goes over a data connection.
+    #[serde(default)]
+    pub sent: u64,
+    /// Bytes received.
+    #[serde(default)]
+    pub received: u64,
+    /// Data connections that are open.
+    #[serde(default)]
+    pub connections: u32,
+    /// Requests of its own that are under way through it.
+    #[serde(default)]
+    pub requests: u32,
+    /// What it sends while it has content to send, in bytes per second; where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goodput: Option<u64>,
+    /// Why nothing is sent through it, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aside: Option<String>,
+}
+
 /// The reply to a heartbeat. To an agent without an incarnation only `status` is sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeartbeatReply {
@@ -228,6 +262,9 @@ pub struct HeartbeatReply {
     /// The master's clock, seconds since 1970: agents judge a ticket's expiry by it, not by their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<i64>,
+    /// What the master understands, see [`PROTOCOL`]; older ones say nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<u32>,
     /// Assignments out of `in_hand` that are no longer valid: stop working on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drop: Vec<AssignmentId>,
@@ -274,6 +311,9 @@ pub struct WorkerView {
     /// Why it gets no work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How its endpoints do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicReport>,
 }
 
 /// `GET /workers`.

@@ -183,7 +183,7 @@ fn agent_config(master: &Master, paths: &Paths) -> Result<AgentConfig, Failure> 
         master_urls: vec![master.url()],
         storage_paths: paths.storage.clone(),
         control_plane_address: None,
-        data_plane_endpoints: vec![Endpoint { port: Some(0), ..loopback }],
+        data_plane_endpoints: vec![Endpoint { port: Some(0), ..loopback }.into()],
         heartbeat_interval: HEARTBEAT,
         drain_timeout: STOP,
         slots: default_slots(),

@@ -8,7 +8,7 @@ use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{CHUNK_MB, SyncChange, SyncRequest};
 use crate::wire::task::SyncResult;
-use crate::wire::worker::{Endpoint, WorkerHeartbeat};
+use crate::wire::worker::{Endpoint, NicReport, WorkerHeartbeat};
 use crate::wire::{AbsPath, BytePath};
 use serde_json::Value;
 use std::net::IpAddr;
@@ -20,6 +20,8 @@ const MAX_IN_HAND: usize = 65_536;
 const MAX_SLOTS: u32 = 4_096;
 /// Names and versions that are only shown or compared.
 const MAX_WORD: usize = 256;
+/// The longest text about an endpoint, in bytes.
+const MAX_NIC_TEXT: usize = 1_024;
 /// What an agent says about a result; longer ones are no sentence.
 const MAX_MESSAGE: usize = 64 << 10;
 
@@ -125,6 +127,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let agent_version = doc.optional("agent_version", text(MAX_WORD));
     let protocol = doc.optional("protocol", whole(0..=u32::MAX));
     let usage = doc.optional("usage", typed);
+    let nics = doc.optional("nics", list(MAX_ENDPOINTS, nic));
     doc.end()?;
     whole_or_nothing(|| {
         Some(WorkerHeartbeat {
@@ -142,6 +145,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             agent_version: agent_version?,
             protocol: protocol?,
             usage: usage?.unwrap_or_default(),
+            nics: nics?.unwrap_or_default(),
         })
     })
 }
@@ -177,6 +181,16 @@ pub(super) fn whole_or_nothing<T>(build: impl FnOnce() -> Option<T>) -> Result<T
 }
 
 /// An endpoint that another agent can connect to. Loopback is one: all on one host is a set-up.
+/// How an endpoint does; its texts are shown to people.
+fn nic(value: Value) -> Result<NicReport, Faults> {
+    let nic: NicReport = typed(value)?;
+    let texts = [Some(&nic.endpoint), nic.iface.as_ref(), nic.aside.as_ref()];
+    if texts.into_iter().flatten().any(|text| text.len() > MAX_NIC_TEXT) {
+        return Err(Faults::one(format!("a text of more than {MAX_NIC_TEXT} bytes")));
+    }
+    Ok(nic)
+}
+
 fn endpoint(value: Value) -> Result<Endpoint, Faults> {
     let endpoint: Endpoint = typed(value)?;
     let Ok(address) = endpoint.address.parse::<IpAddr>() else { return Ok(endpoint) };
@@ -331,6 +345,16 @@ mod tests {
             agent_version: Some("0.1.0".into()),
             protocol: Some(2),
             usage: [("demo-1".parse().unwrap(), Usage { moved: 5, held_ms: 6 })].into(),
+            nics: vec![NicReport {
+                endpoint: "10.0.0.1:9000".into(),
+                iface: Some("ib0".into()),
+                sent: 1,
+                received: 2,
+                connections: 3,
+                requests: 4,
+                goodput: Some(5),
+                aside: Some("down".into()),
+            }],
         };
         assert_eq!(heartbeat(&serde_json::to_vec(&beat).unwrap()).unwrap(), beat);
 

@@ -215,6 +215,7 @@ fn heartbeat(
         agent_version: None,
         protocol: incarnation.map(|_| PROTOCOL),
         usage: BTreeMap::new(),
+        nics: Vec::new(),
     }
 }
 

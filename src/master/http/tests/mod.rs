@@ -119,6 +119,7 @@ fn script(event: &Event) -> Option<Reply> {
             drop: vec![],
             limits: Default::default(),
             next_beat_ms: None,
+            protocol: None,
         }),
         Event::Workers => Reply::Workers(WorkerList {
             active: vec![worker("up")],
@@ -194,6 +195,7 @@ fn worker(id: &str) -> WorkerView {
         slots: None,
         agent_version: None,
         reason: None,
+        nics: vec![],
     }
 }
 

@@ -1,0 +1,164 @@
+//! Connections to peers: opened from a NIC, and tried with a probe.
+
+use super::meter::{Counted, Flow};
+use super::nics::{Nic, Open, is_own};
+use super::protocol::PROBE;
+use super::stream;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::HOST;
+use hyper::upgrade::Upgraded;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::AbortHandle;
+
+/// Where a connection begins and ends.
+#[derive(Clone)]
+pub struct Way {
+    /// Our NIC. Without one the kernel chooses, and nothing is set or counted.
+    pub from: Option<Arc<Nic>>,
+    /// Whether it is bound to the NIC: with one NIC only the kernel knows best.
+    pub bound: bool,
+    /// The peer, as `host:port`.
+    pub to: String,
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Requests whose bodies are documents.
+    Documents,
+    /// Packs and ranges ([`stream`]).
+    Content,
+}
+
+/// A connection, with the task that drives it.
+pub struct Connection {
+    /// Takes requests.
+    pub send: SendRequest<Full<Bytes>>,
+    /// What it was upgraded to, where it is for content.
+    pub stream: Option<TokioIo<Upgraded>>,
+    /// What went over it.
+    pub flow: Arc<Flow>,
+    driver: AbortHandle,
+    _open: Option<Open>,
+}
+
+impl Connection {
+    /// What it is for.
+    pub fn kind(&self) -> Kind {
+        if self.stream.is_some() { Kind::Content } else { Kind::Documents }
+    }
+
+    /// Whether its peer has not closed it, as far as is known: of a stream only its use tells.
+    pub fn is_open(&self) -> bool {
+        self.stream.is_some() || !self.send.is_closed()
+    }
+
+    /// Upgrades it to a stream.
+    async fn upgrade(&mut self, peer: &str) -> Result<(), String> {
+        let response = self.send.send_request(stream::request(peer)?).await;
+        self.stream = Some(stream::opened(response.map_err(|e| e.to_string())?).await?);
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Connects within `patience`; what goes over the connection is also counted in `theirs`.
+///
+/// # Errors
+/// A sentence.
+pub async fn connect(
+    way: &Way,
+    theirs: &Arc<Flow>,
+    kind: Kind,
+    patience: Duration,
+) -> Result<Connection, String> {
+    let open = async {
+        let addresses: Vec<SocketAddr> =
+            tokio::net::lookup_host(&way.to).await.map_err(|e| e.to_string())?.collect();
+        let mut last = "the name has no address".to_owned();
+        for address in addresses {
+            match open(way, address).await {
+                Ok(stream) => return Ok(stream),
+                Err(e) => last = e.to_string(),
+            }
+        }
+        Err(last)
+    };
+    let stream = tokio::time::timeout(patience, open)
+        .await
+        .map_err(|_| format!("no answer within {patience:?}"))??;
+    let _ = stream.set_nodelay(true);
+    let flow = Arc::new(Flow::default());
+    let mut flows = vec![flow.clone(), theirs.clone()];
+    flows.extend(way.from.as_ref().map(|nic| nic.flow.clone()));
+    let (send, connection) = http1::Builder::new()
+        .handshake(TokioIo::new(Counted::new(stream, flows)))
+        .await
+        .map_err(|e| e.to_string())?;
+    let driver = tokio::spawn(async move {
+        if let Err(e) = connection.with_upgrades().await {
+            tracing::debug!("a data connection ended: {e}");
+        }
+    });
+    let _open = way.from.as_ref().map(Nic::opened);
+    let driver = driver.abort_handle();
+    let mut connection = Connection { send, stream: None, flow, driver, _open };
+    if kind == Kind::Content {
+        let opened = tokio::time::timeout(patience, connection.upgrade(&way.to)).await;
+        opened.map_err(|_| format!("no stream within {patience:?}"))??;
+    }
+    Ok(connection)
+}
+
+async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    if let Some(nic) = &way.from {
+        nic.tune(SockRef::from(&socket));
+        if let Some(local) = nic.ip().filter(|_| way.bound) {
+            // What stays on this host goes through its loopback, whatever the address.
+            if let Some(iface) = nic.endpoint.iface.as_deref().filter(|_| !is_own(to.ip()))
+                && let Err(e) = socket.bind_device(Some(iface.as_bytes()))
+            {
+                // Old kernels want a capability for it; the address alone is the next best.
+                tracing::debug!(iface, "cannot bind to the interface: {e}");
+            }
+            socket.bind(&SocketAddr::new(local, 0).into())?;
+        }
+    }
+    socket.set_nonblocking(true)?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+/// Asks over a new connection whether an agent is there, within `patience` in all.
+///
+/// # Errors
+/// A sentence.
+pub async fn probe(way: &Way, theirs: &Arc<Flow>, patience: Duration) -> Result<(), String> {
+    let ask = async {
+        let mut connection = connect(way, theirs, Kind::Documents, patience).await?;
+        let request = Request::get(PROBE)
+            .header(HOST, &way.to)
+            .body(Full::default())
+            .map_err(|e| e.to_string())?;
+        let reply = connection.send.send_request(request).await.map_err(|e| e.to_string())?;
+        match reply.status() {
+            StatusCode::OK => Ok(()),
+            status => Err(format!("a probe was answered with {status}")),
+        }
+    };
+    let end = tokio::time::timeout(patience, ask).await;
+    end.unwrap_or_else(|_| Err(format!("no answer to a probe within {patience:?}")))
+}

@@ -1,0 +1,115 @@
+//! Listening on our own endpoints. With several, one that names its interface is bound to it, so that
+//! what is answered leaves by it too, whatever the routing table says of the peer.
+
+use super::nics::Nic;
+use crate::wire::worker::DEFAULT_DATA_PORT;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use std::io::Result;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// How often an interface is looked at: one that was made anew needs to be bound to anew.
+const RENEW: Duration = Duration::from_secs(2);
+
+/// The listening sockets of one endpoint.
+pub struct Listener {
+    /// Whose it is.
+    pub nic: Arc<Nic>,
+    at: SocketAddr,
+    main: TcpListener,
+    /// For peers on this host, where the main one hears its interface only.
+    beside: Option<TcpListener>,
+    /// The number of the interface that it is bound to.
+    bound: Option<u32>,
+}
+
+impl Listener {
+    /// Listens as `nic` says, bound to its interface if it is one of `several`; with the port that the
+    /// kernel chose where it was to choose.
+    ///
+    /// # Errors
+    /// What the kernel or the resolver said.
+    pub async fn bind(mut nic: crate::config::Nic, several: bool) -> Result<Self> {
+        let port = nic.endpoint.port.unwrap_or(DEFAULT_DATA_PORT);
+        let name = (nic.endpoint.address.clone(), port);
+        let mut addresses = tokio::net::lookup_host(name).await?;
+        let none = || std::io::Error::other("the name has no address");
+        let at = addresses.next().ok_or_else(none)?;
+        let bound = several && nic.endpoint.iface.is_some() && !at.ip().is_loopback();
+        let trial = Nic::new(nic.clone());
+        let (main, number) = listen(&trial, at, bound)?;
+        let at = main.local_addr()?;
+        nic.endpoint.port = Some(at.port());
+        let beside = number.map(|_| listen_on(&trial, at, Some("lo"))).transpose();
+        let beside = beside.unwrap_or_else(|e| {
+            tracing::warn!(%at, "agents on this host cannot reach this endpoint: {e}");
+            None
+        });
+        Ok(Listener { nic: Nic::new(nic), at, main, beside, bound: number })
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn accept(&mut self) -> Result<(TcpStream, SocketAddr)> {
+        loop {
+            let beside = async {
+                match &self.beside {
+                    Some(beside) => beside.accept().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                accepted = self.main.accept() => return accepted,
+                accepted = beside => return accepted,
+                () = tokio::time::sleep(RENEW), if self.bound.is_some() => {}
+            }
+            self.renew();
+        }
+    }
+
+    /// Listens anew where the interface is another one under the same name.
+    fn renew(&mut self) {
+        let Some(number) =
+            self.nic.number().filter(|n| self.bound.is_some_and(|bound| *n != bound))
+        else {
+            return;
+        };
+        match listen_on(&self.nic, self.at, self.nic.endpoint.iface.as_deref()) {
+            Ok(main) => (self.main, self.bound) = (main, Some(number)),
+            Err(e) => tracing::debug!(at = %self.at, "cannot listen anew: {e}"),
+        }
+    }
+}
+
+/// Listens, bound to the interface where that can be; says which one that is.
+fn listen(nic: &Nic, at: SocketAddr, bound: bool) -> Result<(TcpListener, Option<u32>)> {
+    let iface = nic.endpoint.iface.as_deref().filter(|_| bound);
+    if let Some((iface, number)) = iface.zip(nic.number()) {
+        match listen_on(nic, at, Some(iface)) {
+            Ok(listener) => return Ok((listener, Some(number))),
+            // Old kernels want a capability for it; the address alone is the next best.
+            Err(e) => tracing::debug!(iface, "cannot listen on the interface only: {e}"),
+        }
+    }
+    listen_on(nic, at, None).map(|listener| (listener, None))
+}
+
+fn listen_on(nic: &Nic, at: SocketAddr, iface: Option<&str>) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // Accepted sockets are as the one that listens.
+    nic.tune(SockRef::from(&socket));
+    if let Some(iface) = iface {
+        socket.bind_device(Some(iface.as_bytes()))?;
+    }
+    socket.bind(&at.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
