@@ -10,6 +10,7 @@
 #   --limit MIB     of the sync, in MiB/s                          [default: 200]
 #   --seconds N     to measure, at least 15                        [default: 30]
 #   --dir DIR       work below it; holds limit x seconds twice     [default: a new directory in /dev/shm]
+#   --tolerance P   in per cent                                    [default: 5]
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -72,8 +73,9 @@ for _ in $(seq 100); do
   [ "$("$ctl" workers list 2>/dev/null | grep -cE '^(s[123]|d) ')" = 4 ] && break
   sleep 0.1
 done
+[ "$("$ctl" workers list | grep -cE '^(s[123]|d) ')" = 4 ] || { tail -n 5 "$work"/*.log >&2; exit 1; }
 
-"$ctl" sync submit "$work/src" "$work/dst" --id limited --bwlimit "${limit}MiB/s" -q
+"$ctl" sync submit "$work/src" "$work/dst" --id limited --bwlimit "${limit}MiB/s" -q >/dev/null
 python3 - "$receiver" "$limit" "$seconds" "$tolerance" <<'PY'
 import statistics, sys, time
 
