@@ -1,0 +1,229 @@
+"""The others: each starts its daemon afresh for each run, untimed, and is timed from the start of its command to
+its end, and the flush of the destination that Longhaul includes."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+
+from meter import Failed, Process, await_port, free_port, reap_adopted, syncfs
+
+
+def timed(bench, start):
+    """Runs what `start` starts to its end; the processes and the seconds, flush included."""
+    begin = time.monotonic()
+    processes = start()
+    for process in processes:
+        process.succeed()
+    if bench.flush:
+        syncfs(bench.dst)
+    return processes, time.monotonic() - begin
+
+
+class Side:
+    """name: on the command line and in tables; text: what it does for its time; package: where it comes from."""
+
+    name = text = package = program = None
+    # Whether it can be run again on a destination that is complete; whether a million files take it minutes.
+    again, slow = True, False
+
+    def __init__(self, bench):
+        self.bench = bench
+
+    def absent(self):
+        """Why it can't take part, or None."""
+        if shutil.which(self.program):
+            return None
+        return f"{self.program} is not installed ({self.package})"
+
+    def version(self):
+        said = subprocess.run([self.program, "--version"], capture_output=True, text=True, check=False)
+        return ((said.stdout or said.stderr).strip().splitlines() or ["?"])[0].strip()
+
+    def opens(self, local):
+        """Before the rounds of a set."""
+
+    def close(self):
+        """After them, and after a failure."""
+
+    def log(self, what="log"):
+        return os.path.join(self.bench.state, f"{self.name}.{what}")
+
+    # --- one run ---
+
+    def daemon(self, dst):
+        """Starts what must be there before; a Process that is stopped afterwards, or None."""
+        return None
+
+    def commands(self, src, dst, again):
+        """Starts what is timed."""
+        raise NotImplementedError
+
+    def run(self, src, dst, again):
+        """(seconds, CPU seconds by role, peak KiB by role)"""
+        daemon, processes, cpu, peak = None, [], {}, {}
+        try:
+            daemon = self.daemon(dst)
+            before = daemon.cpu() if daemon else 0.0
+            processes, seconds = timed(self.bench, lambda: self.commands(src, dst, again))
+            if daemon:
+                daemon.idle()
+        finally:
+            for process in [daemon, *processes]:
+                if process:
+                    process.stop()
+        for process in [daemon, *processes]:
+            if process:
+                cpu[process.role] = process.used[0] - (before if process is daemon else 0.0)
+                peak[process.role] = process.used[1]
+        if daemon:
+            cpu[daemon.role] += reap_adopted()
+        return seconds, cpu, peak
+
+
+class Rsync(Side):
+    name, program, package = "rsync", "rsync", "apt install rsync"
+    text = "rsync -a to its daemon"
+
+    def daemon(self, dst):
+        self.port, config = free_port(), self.log("conf")
+        with open(config, "w") as file:
+            file.write(f"port = {self.port}\naddress = 127.0.0.1\nuse chroot = no\nuid = {os.getuid()}\n"
+                       f"gid = {os.getgid()}\npid file = {self.log('pid')}\nlog file = {self.log('daemon.log')}\n"
+                       f"[dst]\npath = {self.bench.dst}\nread only = no\n")
+        if os.path.exists(self.log("pid")):
+            os.remove(self.log("pid"))
+        process = Process("daemon", ["rsync", "--daemon", "--no-detach", f"--config={config}"], self.log())
+        await_port(self.port, process)
+        return process
+
+    def commands(self, src, dst, again):
+        name = os.path.relpath(dst, self.bench.dst)
+        return [Process("client", ["rsync", "-a", f"{src}/", f"rsync://127.0.0.1:{self.port}/dst/{name}/"], self.log())]
+
+
+class Tar(Side):
+    name, program, package, again = "tar", "tar", "apt install tar", False
+    text = "tar c through a TCP connection into tar x, each with the socket itself (no relay between)"
+
+    def commands(self, src, dst, again):
+        os.makedirs(dst)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            with socket.create_connection(listener.getsockname()) as sending, listener.accept()[0] as receiving:
+                return [
+                    Process("sender", ["tar", "-C", src, "-cf", "-", "."], self.log(), stdout=sending),
+                    Process("receiver", ["tar", "-C", dst, "-xpBf", "-"], self.log(), stdin=receiving),
+                ]
+
+
+class Globus(Side):
+    name, program, package = "guc", "globus-url-copy", "apt install globus-gass-copy-progs globus-gridftp-server-progs"
+    text = "globus-url-copy to a GridFTP server, 4 streams (trees: 2 connections, pipelined); content only, unverified"
+    slow = True
+    server = "globus-gridftp-server"
+
+    def absent(self):
+        found = shutil.which(self.server) or shutil.which(self.server, path="/usr/sbin:/usr/local/sbin")
+        if not shutil.which(self.program) or not found:
+            return f"{self.program} or {self.server} is not installed ({self.package})"
+        self.server = found
+        return None
+
+    def daemon(self, dst):
+        self.port = free_port()
+        argv = [self.server, "-aa", "-p", str(self.port), "-control-interface", "127.0.0.1",
+                "-data-interface", "127.0.0.1"]
+        if os.getuid() == 0:
+            argv += ["-allow-root", "-anonymous-user", "root"]
+        process = Process("daemon", argv, self.log())
+        await_port(self.port, process)
+        return process
+
+    def commands(self, src, dst, again):
+        argv = [self.program, "-q", "-r", "-cd", "-p", "4"]
+        if not self.bench.single_file:
+            argv += ["-cc", "2", "-pp"]
+        if again:
+            argv.append("-sync")
+        return [Process("client", [*argv, f"file://{src}/", f"ftp://127.0.0.1:{self.port}{dst}/"], self.log())]
+
+
+class Rclone(Side):
+    name, program, package, slow = "rclone", "rclone", "apt install rclone", True
+    text = "rclone copy to rclone serve webdav"
+
+    def version(self):
+        return super().version().removeprefix("rclone ")
+
+    def daemon(self, dst):
+        self.port = free_port()
+        self.env = {"RCLONE_CONFIG": self.log("conf")}
+        with open(self.log("conf"), "w"):
+            pass
+        process = Process("daemon", ["rclone", "serve", "webdav", self.bench.dst, "--addr",
+                                     f"127.0.0.1:{self.port}"], self.log(), env=self.env)
+        await_port(self.port, process)
+        return process
+
+    def commands(self, src, dst, again):
+        name = os.path.relpath(dst, self.bench.dst)
+        return [Process("client", ["rclone", "copy", src, f":webdav:{name}", "--webdav-vendor", "other", "--webdav-url",
+                                   f"http://127.0.0.1:{self.port}", "--transfers", "8"], self.log(), env=self.env)]
+
+
+class Syq(Side):
+    name, program, package = "syq", "syq", "cargo install syq"
+    text = "syq cp over plain TCP to a second process of its own; its remote shell is a local one"
+
+    def commands(self, src, dst, again):
+        shell = self.log("rsh")
+        with open(shell, "w") as file:
+            file.write('#!/bin/sh\n# Options and the host are left out; what is left is run here.\n'
+                       'while case "$1" in -[a-zA-Z]?*) true ;; -*) shift ;; *) false ;; esac; do shift; done\n'
+                       'shift\nexec sh -c "$*"\n')
+        os.chmod(shell, 0o700)
+        return [Process("client", [self.program, "cp", "--srcs-in", src, "--to", "127.0.0.1", "--into", dst,
+                                   "--tcp-plain", "--no-compress", "--rsh", shell, "--syq-path",
+                                   shutil.which(self.program), "--preserve", "permissions,ownership", "-q"], self.log())]
+
+
+class Cp(Side):
+    name, program, package, again = "cp", "cp", "coreutils", False
+    text = "cp -a, inside the kernel, no network"
+
+    def commands(self, src, dst, again):
+        return [Process("client", ["cp", "-a", src, dst], self.log())]
+
+
+class Yardstick(Side):
+    name, again = "yardstick", False
+    text = "a minimal program: read, hash, send; receive, hash, write"
+
+    def __init__(self, bench, program):
+        super().__init__(bench)
+        self.program = program
+
+    def absent(self):
+        return None if self.program else "no --yardstick BIN is given"
+
+    def version(self):
+        return self.program
+
+    def run(self, src, dst, again):
+        os.makedirs(dst)
+        address = f"127.0.0.1:{free_port()}"
+        receiver = Process("receiver", [self.program, "receive", address, dst], self.log("receiver"))
+        try:
+            await_port(int(address.rsplit(":", 1)[1]), receiver)
+            # The receiver ends after one transfer by itself; it is waited for first as the last one to be done.
+            processes, seconds = timed(self.bench, lambda: [
+                Process("sender", [self.program, "send", address, src], self.log()), receiver])
+        finally:
+            receiver.stop()
+        return seconds, {p.role: p.used[0] for p in processes}, {p.role: p.used[1] for p in processes}
+
+
+def others(bench, yardstick):
+    sides = [Rsync(bench), Tar(bench), Globus(bench), Rclone(bench), Syq(bench), Cp(bench)]
+    return [*sides, Yardstick(bench, yardstick)] if yardstick else sides
