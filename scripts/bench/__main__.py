@@ -22,7 +22,8 @@ def options():
     parser = argparse.ArgumentParser(
         prog="scripts/bench.sh", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compares Longhaul with what else is installed, in turn, on the same data.",
-        epilog="sets:\n" + "".join(f"  {name:14} {one.text}\n" for name, one in data.SETS.items())
+        epilog="sets, at scale 1:\n" + "".join(
+            f"  {name:14} {data.TREES[name] if name in data.TREES else one.text}\n" for name, one in data.SETS.items())
         + "sides: longhaul, rsync, tar, guc, rclone, syq, cp, yardstick; what is not installed is left out\n\n"
         "Before each run, for all sides alike, the destination is emptied and flushed, untimed. Round 0 warms and is\n"
         "not counted; the order of the sides turns with each round. Files and bytes are counted after each run.")
@@ -33,7 +34,7 @@ def options():
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="part of the full size, e.g. 0.01 (1)")
     parser.add_argument("--dir", metavar="DIR", help="where source and destination are, e.g. /dev/shm/x "
                         "(a temporary folder); all is made in DIR/longhaul-bench")
-    parser.add_argument("--keep", action="store_true", help="keep the sources for the next time")
+    parser.add_argument("--keep", action="store_true", help="keep the sources for the next time, and the logs of this one")
     parser.add_argument("--ctl", metavar="BIN", help="Longhaul's binary (built with cargo build --release)")
     parser.add_argument("--yardstick", metavar="BIN", help="also run BIN receive ADDR DST, BIN send ADDR SRC")
     parser.add_argument("--check", action="store_true", help="compare content after each run")
@@ -81,8 +82,7 @@ class Bench:
     def close(self):
         if not self.locked:
             return
-        for path in [self.dst, self.state] + ([] if self.args.keep else [self.sources]):
-            remove(path)
+        remove(self.dst)
         if not self.args.keep:
             remove(self.base)
             if self.made:
@@ -152,7 +152,7 @@ def one_run(bench, side, one, src, expected):
     record = {"side": side.name}
     try:
         signal.alarm(bench.args.timeout)
-        seconds, cpu, peak = side.run(src, out, one.again)
+        used = side.run(src, out, one.again)
         signal.alarm(0)
         found = data.total(out)
         if found[:2] != expected[:2]:
@@ -162,7 +162,7 @@ def one_run(bench, side, one, src, expected):
             raise meter.Failed("it wrote files that were complete")
         if bench.args.check and (name := data.differs(src, out)):
             raise meter.Failed(f"{name} is not what the source has")
-        record |= {"seconds": seconds, "cpu": cpu, "peak_kib": peak}
+        record |= used._asdict()
     except (meter.Failed, OSError) as error:
         record["error"] = str(error)
         remove(out)
@@ -171,16 +171,17 @@ def one_run(bench, side, one, src, expected):
     return record
 
 
-def run_set(bench, name, sides):
-    """All rounds of one set; the records."""
+def run_set(bench, name, sides, result):
+    """All rounds of one set, into the result as they are done."""
     one = data.SETS[name]
     sides = [side for side in sides if takes_part(side, name, one, bench.args)]
     src = source(bench, one.tree)
     enough_room(bench, one.tree, bench.args.scale)
     say(f"{name}: making {one.tree}" if not os.path.exists(src) else f"{name}:")
     data.make(one.tree, src, bench.args.scale)
-    expected, records = data.total(src), []
+    expected = data.total(src)
     bench.single_file = expected.files == 1
+    result["sets"][name] = {"files": expected.files, "bytes": expected.bytes, "text": one.text}
     try:
         for side in sides:
             side.opens(one.local)
@@ -188,14 +189,13 @@ def run_set(bench, name, sides):
             at = turn % len(sides)
             for side in sides[at:] + sides[:at]:
                 record = {"set": name, "round": turn, "counted": turn > 0} | one_run(bench, side, one, src, expected)
-                records.append(record)
+                result["runs"].append(record)
                 what = f"{record['seconds']:8.2f} s" if "seconds" in record else f"FAILED: {record['error']}"
                 say(f"  round {turn}{'' if turn else ' (warms)'}  {side.name:10} {what}")
     finally:
         for side in sides:
             side.close()
     remove(os.path.join(bench.dst, "out"))
-    return records, {"files": expected.files, "bytes": expected.bytes, "text": one.text}
 
 
 def takes_part(side, name, one, args):
@@ -219,6 +219,9 @@ def overdue(_number, _frame):
 
 def main():
     args = options()
+    for path in filter(None, (args.json, args.markdown, args.png)):
+        if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
+            sys.exit(f"bench.sh: {path} can't be written: its folder does not exist or is not ours")
     if args.earlier:
         report.write(report.merged(args.earlier), args)
         return
@@ -226,25 +229,30 @@ def main():
         signal.signal(number, ended)
     signal.signal(signal.SIGALRM, overdue)
     meter.adopt_orphans()
-    bench = Bench(args)
+    bench, result = Bench(args), {"runs": []}
     try:
         bench.open()
         sets, sides, left_out = choose(args, bench)
-        result = {"about": report.about(bench, sides, left_out), "sets": {}, "runs": []}
+        result |= {"about": report.about(bench, sides, left_out), "sets": {}}
         for position, name in enumerate(sets):
-            records, result["sets"][name] = run_set(bench, name, sides)
-            result["runs"] += records
+            run_set(bench, name, sides, result)
             tree = data.SETS[name].tree
             if not args.keep and tree not in [data.SETS[later].tree for later in sets[position + 1 :]]:
                 remove(source(bench, tree))
-        report.write(result, args)
     except KeyboardInterrupt:
+        say("interrupted; what follows is of the rounds that were done")
         sys.exit(130)
+    except (meter.Failed, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"bench.sh: {error}")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.alarm(0)
         meter.stop_all()
         bench.close()
+        if any(run["counted"] for run in result["runs"]):
+            report.write(result, args)
+    if any("error" in run for run in result["runs"]):
+        sys.exit(1)
 
 
 main()

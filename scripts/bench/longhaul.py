@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import time
 
-from meter import Failed, Process, await_port, forget_peak, free_port
-from sides import Side, timed
+from meter import Failed, Process, await_port, forget_peak, free_port, stop_all
+from sides import Side, account, timed
 
 
 class Longhaul(Side):
@@ -17,7 +17,7 @@ class Longhaul(Side):
     def __init__(self, bench, ctl):
         super().__init__(bench)
         self.ctl = self.program = ctl
-        self.services, self.local = [], False
+        self.services, self.local, self.opened = [], False, 0
         self.store = "Redis" if shutil.which("redis-server") else "embedded store"
 
     def version(self):
@@ -27,8 +27,8 @@ class Longhaul(Side):
     def opens(self, local):
         """Starts everything, with one agent that has both paths or with two."""
         self.close()
-        self.local, self.state = local, os.path.join(self.bench.state, "longhaul")
-        shutil.rmtree(self.state, ignore_errors=True)
+        self.local, self.opened = local, self.opened + 1
+        self.state = os.path.join(self.bench.state, f"longhaul.{self.opened}")
         os.makedirs(self.state)
         port, store = free_port(), f"data_dir: {self.state}/master\n"
         if self.store == "Redis":
@@ -58,7 +58,7 @@ class Longhaul(Side):
             file.write(text)
 
     def start(self, role, argv):
-        process = Process(role, argv, os.path.join(self.state, role.replace(" ", "-") + ".log"))
+        process = Process(role, argv, os.path.join(self.state, role.replace(" ", "-") + ".log"), service=True)
         self.services.append(process)
         return process
 
@@ -84,20 +84,29 @@ class Longhaul(Side):
                 forget_peak(process.pid)
             before = [process.cpu() for process in self.services]
             client, seconds = timed(self.bench, lambda: [self.submit(src, dst)])
-            cpu = {p.role: p.cpu() - was for p, was in zip(self.services, before)}
-            peak = {p.role: p.peak() for p in self.services}
+            used = account(seconds, client)
+            used.cpu.update({p.role: p.cpu() - was for p, was in zip(self.services, before)})
+            used.peak_kib.update({p.role: p.peak() for p in self.services})
+            return used
         except (Failed, OSError):
             # What it may still have in hand must not come into the next side's round.
             self.close()
             raise
-        cpu["client"], peak["client"] = client[0].used
-        return seconds, cpu, peak
+        finally:
+            stop_all(but_services=True)
 
     def submit(self, src, dst):
         return Process("client", [self.ctl, "--master-url", self.url, "sync", "submit", src, dst, "--wait",
                                   "-q", "--progress", "none"], os.path.join(self.state, "client.log"))
 
     def close(self):
+        """Ends everything; only logs stay."""
         for process in reversed(self.services):
             process.stop()
-        self.services = []
+        if self.services:
+            self.services = []
+            for entry in os.scandir(self.state):
+                if entry.is_dir():
+                    shutil.rmtree(entry.path)
+                elif not entry.name.endswith(".log"):
+                    os.remove(entry.path)

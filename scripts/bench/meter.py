@@ -35,15 +35,15 @@ def syncfs(path):
 
 class Process:
     """One program with its log. `used` is (CPU seconds, peak KiB) once it was waited for. The kernel counts a process
-    at least as large as the one that started it was: a peak that can't be told from ours is 0."""
+    at least as large as the one that started it was: a peak that can't be told from ours is a `bound` only."""
 
-    def __init__(self, role, argv, log, env=None, stdin=None, stdout=None, pass_fds=()):
+    def __init__(self, role, argv, log, env=None, stdin=None, stdout=None, service=False):
         self.role, self.argv, self.log, self.used = role, argv, log, None
-        self.floor = forget_peak(os.getpid())
+        self.service, self.floor, self.bound = service, forget_peak(os.getpid()), False
         with open(log, "ab") as out:
             self.popen = subprocess.Popen(
                 argv, stdin=stdin or subprocess.DEVNULL, stdout=stdout or out, stderr=out,
-                env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=pass_fds)
+                env={**os.environ, **(env or {})}, start_new_session=True)
         self.pid = self.popen.pid
         RUNNING[self.pid] = self
 
@@ -52,8 +52,8 @@ class Process:
         if self.used is None:
             _, status, usage = os.wait4(self.pid, 0)
             self.popen.returncode = os.waitstatus_to_exitcode(status)
-            seen = usage.ru_maxrss if usage.ru_maxrss > self.floor + FLOOR_MARGIN else 0
-            self.used = (usage.ru_utime + usage.ru_stime, seen)
+            self.used = (usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+            self.bound = usage.ru_maxrss <= self.floor + FLOOR_MARGIN
             RUNNING.pop(self.pid, None)
         return self.popen.returncode
 
@@ -104,25 +104,20 @@ class Process:
 RUNNING = {}
 
 
-def stop_all():
-    """Ends what still runs, what was adopted included."""
+def stop_all(but_services=False):
+    """Ends what still runs, what was adopted included; services only at the end of a set."""
     for process in list(RUNNING.values()):
-        process.stop(2.0)
-    until = time.monotonic() + 5.0
-    while (left := children(os.getpid())) and time.monotonic() < until:
+        if not (but_services and process.service):
+            process.stop()
+    end_adopted()
+
+
+def end_adopted():
+    """Ends the processes that others left to us, and those that these leave; their CPU seconds."""
+    total = 0.0
+    while left := [pid for pid in children(os.getpid()) if pid not in RUNNING]:
         for pid in left:
             send(pid, signal.SIGKILL)
-            try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass
-
-
-def reap_adopted():
-    """CPU seconds of processes that daemons left to us and that have ended."""
-    total = 0.0
-    for pid in children(os.getpid()):
-        if pid not in RUNNING and state(pid) == "Z":
             usage = os.wait4(pid, 0)[2]
             total += usage.ru_utime + usage.ru_stime
     return total

@@ -104,9 +104,9 @@ def spread(values, digits=2):
 
 
 def peak(runs, roles):
-    """MiB, the largest process of all rounds; a short-lived one smaller than this program is not seen."""
-    most = max((run["peak_kib"][role] for run in runs for role in roles if role in run["peak_kib"]), default=0)
-    return f"{most / 1024:.0f}" if most else "small"
+    """MiB, of the largest process in all rounds."""
+    most, bound = max((run["peak_kib"][role], role in run["bounds"]) for run in runs for role in roles)
+    return f"{'≤ ' if bound else ''}{most / 1024:.0f}"
 
 
 def tables(result):
@@ -120,29 +120,30 @@ def tables(result):
         rows, notes = [], []
         for side, rounds in good.items():
             if not rounds:
-                rows.append([side, "failed"] + ["-"] * (len(header) - 2))
+                rows.append([side, "failed" if side in bad else "-"] + ["-"] * (len(header) - 2))
             else:
                 runs = list(rounds.values())
                 times, used = [seconds(run) for run in runs], statistics.median(cpu(run) for run in runs)
-                roles = {role for run in runs for role in run["peak_kib"]}
                 rows.append([side, f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}",
                              spread(ratios(rounds, ours, seconds)), f"{used:.2f}", f"{used / size:.2f}" if size > 0.01 else "-",
-                             spread(ratios(rounds, ours, cpu)), peak(runs, roles)])
+                             spread(ratios(rounds, ours, cpu)), peak(runs, runs[0]["peak_kib"])])
             if side in bad:
                 notes.append(f"{side} failed {len(bad[side])} times: {bad[side][0]}")
-        notes += processes(ours) + against_yardstick(ours, good.get("yardstick"))
-        title = f"{name}: {one['text']} ({one['files']:,} files, {one['bytes'] / (1 << 20):,.0f} MiB)"
-        yield title, header, sorted(rows, key=lambda row: (row[0] != OURS, row[1] == "failed")), notes
+        notes += processes(ours, size) + against_yardstick(ours, good.get("yardstick"))
+        title = f"{name}: {one['text']} ({one['files']:,} file{'s' * (one['files'] != 1)}, {one['bytes'] / (1 << 20):,.0f} MiB)"
+        yield title, header, sorted(rows, key=lambda row: (row[0] != OURS, row[2] == "-")), notes
 
 
-def processes(ours):
+def processes(ours, size):
     """CPU and memory of each of Longhaul's processes."""
     runs = list(ours.values())
     if not runs:
         return []
     parts = [f"{role} {statistics.median(run['cpu'][role] for run in runs):.2f} s, "
              f"{peak(runs, [role])} MiB" for role in runs[0]["cpu"]]
-    return ["longhaul's processes: " + "; ".join(parts)]
+    together = statistics.median(agents_cpu(run) for run in runs)
+    per_gib = f", {together / size:.2f} s per GiB" if size > 0.01 else ""
+    return [f"longhaul's processes: {'; '.join(parts)}; agents together {together:.2f} s{per_gib}"]
 
 
 def against_yardstick(ours, yardstick):
