@@ -1,6 +1,7 @@
 """Compares Longhaul with what else is installed: see scripts/bench.sh."""
 
 import argparse
+import contextlib
 import fcntl
 import os
 import shutil
@@ -53,7 +54,7 @@ class Bench:
 
     def __init__(self, args):
         self.flush, self.single_file, self.args = not args.no_flush, False, args
-        self.made = None
+        self.made, self.lock = None, None
         if args.dir is None:
             self.made = args.dir = tempfile.mkdtemp(prefix="longhaul-bench.")
         elif not os.path.exists(args.dir):
@@ -66,26 +67,28 @@ class Bench:
         if os.path.isdir(self.base) and not os.path.exists(mark):
             sys.exit(f"bench.sh: {self.base} exists and was not made by this script; name another --dir")
         os.makedirs(self.base, exist_ok=True)
-        self.lock = open(mark, "w")
+        lock = open(mark, "w")
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"bench.sh: another run uses {self.base}")
-        self.locked = True
+        self.lock = lock
         for path in (self.dst, self.state):
             remove(path)
         for path in (self.sources, self.dst, self.state):
             os.makedirs(path, exist_ok=True)
 
-    locked = False
-
     def close(self):
-        if not self.locked:
+        if self.lock is None:
             return
         remove(self.dst)
-        if not self.args.keep:
-            remove(self.base)
-            if self.made:
+        if self.args.keep:
+            say(f"kept: {self.sources}, {self.state}")
+            return
+        remove(self.base)
+        if self.made:
+            # Somebody else may have put something there.
+            with contextlib.suppress(OSError):
                 os.rmdir(self.made)
 
 
@@ -129,10 +132,12 @@ def say(text):
 
 def enough_room(bench, tree, scale):
     """Source (where it is not there yet) and destination must fit, with something to spare."""
-    need = data.needs(tree, scale) * (1 if os.path.exists(source(bench, tree)) else 2) * 1.1
-    room = os.statvfs(bench.base)
-    if room.f_bavail * room.f_frsize < need:
-        sys.exit(f"bench.sh: {bench.base} has no room for {need / data.MIB:.0f} MiB; use a smaller --scale or another --dir")
+    times = (1 if os.path.exists(source(bench, tree)) else 2) * 1.1
+    (size, entries), room = data.needs(tree, scale), os.statvfs(bench.base)
+    # Some file systems make inodes as they go and say that they have none.
+    if room.f_bavail * room.f_frsize < size * times or room.f_files and room.f_favail < entries * times:
+        sys.exit(f"bench.sh: {bench.base} has no room for {size * times / data.MIB:,.0f} MiB in {entries * times:,.0f} "
+                 "entries; use a smaller --scale or another --dir")
 
 
 def source(bench, tree):
@@ -151,9 +156,8 @@ def one_run(bench, side, one, src, expected):
     meter.syncfs(bench.dst)
     record = {"side": side.name}
     try:
-        signal.alarm(bench.args.timeout)
-        used = side.run(src, out, one.again)
-        signal.alarm(0)
+        with deadline(bench.args.timeout):
+            used = side.run(src, out, one.again)
         found = data.total(out)
         if found[:2] != expected[:2]:
             raise meter.Failed(f"{found.files} files of {found.bytes} bytes arrived instead of "
@@ -166,15 +170,26 @@ def one_run(bench, side, one, src, expected):
     except (meter.Failed, OSError) as error:
         record["error"] = str(error)
         remove(out)
+    return record
+
+
+@contextlib.contextmanager
+def deadline(seconds):
+    """What takes longer fails."""
+    signal.alarm(seconds)
+    try:
+        yield
     finally:
         signal.alarm(0)
-    return record
 
 
 def run_set(bench, name, sides, result):
     """All rounds of one set, into the result as they are done."""
     one = data.SETS[name]
     sides = [side for side in sides if takes_part(side, name, one, bench.args)]
+    if not sides:
+        say(f"{name}: no side takes part")
+        return
     src = source(bench, one.tree)
     enough_room(bench, one.tree, bench.args.scale)
     say(f"{name}: making {one.tree}" if not os.path.exists(src) else f"{name}:")
@@ -246,7 +261,6 @@ def main():
         sys.exit(f"bench.sh: {error}")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.alarm(0)
         meter.stop_all()
         bench.close()
         if any(run["counted"] for run in result["runs"]):

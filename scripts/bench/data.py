@@ -82,8 +82,9 @@ def many(root, count, every, pool):
 
 
 def needs(tree, scale):
-    """About how many bytes a tree takes on a file system with pages of 4 KiB."""
-    return {"large": 3 << 30, "mid": 2000 * MIB, "small": 800 * MIB, "million": 2600 * MIB}[tree] * max(scale, 1e-6)
+    """About how many bytes, on a file system with pages of 4 KiB, and how many entries a tree takes."""
+    size, entries = {"large": (3072, 2), "mid": (2000, 1001), "small": (800, 100_500), "million": (2600, 1_005_000)}[tree]
+    return size * MIB * scale, entries * scale
 
 
 Sum = namedtuple("Sum", "files bytes print")

@@ -56,6 +56,7 @@ def write(result, args):
     """Prints the tables, and writes what was asked for."""
     for table in tables(result):
         print("\n" + as_text(table))
+    print("\n" + largest_agent(result))
     if args.json:
         with open(args.json, "w") as file:
             json.dump(result, file, indent=1)
@@ -130,8 +131,12 @@ def tables(result):
             if side in bad:
                 notes.append(f"{side} failed {len(bad[side])} times: {bad[side][0]}")
         notes += processes(ours, size) + against_yardstick(ours, good.get("yardstick"))
-        title = f"{name}: {one['text']} ({one['files']:,} file{'s' * (one['files'] != 1)}, {one['bytes'] / (1 << 20):,.0f} MiB)"
+        title = f"{name}: {one['text']} ({amount(one)})"
         yield title, header, sorted(rows, key=lambda row: (row[0] != OURS, row[2] == "-")), notes
+
+
+def amount(one):
+    return f"{one['files']:,} file{'s' * (one['files'] != 1)}, {one['bytes'] / (1 << 20):,.0f} MiB"
 
 
 def processes(ours, size):
@@ -151,6 +156,13 @@ def against_yardstick(ours, yardstick):
         return []
     used = [agents_cpu(ours[turn]) / cpu(yardstick[turn]) for turn in ours if turn in yardstick]
     return [f"longhaul / yardstick: time {spread(ratios(ours, yardstick, seconds))}, CPU of the agents {spread(used)}"]
+
+
+def largest_agent(result):
+    """What no agent went beyond, in all sets and rounds."""
+    peaks = [peak for run in result["runs"] if run["side"] == OURS and "error" not in run
+             for role, peak in run["peak_kib"].items() if "agent" in role]
+    return f"Peak memory of an agent in all of these: {max(peaks) / 1024:.0f} MiB" if peaks else ""
 
 
 def as_text(table):
@@ -173,6 +185,7 @@ def as_markdown(result):
         lines += [f"**{title}**", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
         lines += [f"- {note}" for note in notes] + [""]
+    lines += [largest_agent(result), ""]
     lines += [f"- {name}: {side['text']} ({side['version']})" for name, side in where["sides"].items()]
     lines += [f"- {name} left out: {reason}" for name, reason in where["left_out"].items()]
     return "\n".join(lines) + "\n"
@@ -204,7 +217,7 @@ def chart(result, path):
                           error_kw={"elinewidth": 1, "ecolor": "#444"})
         panel.bar_label(bars, labels=[f" {m:.2f} s" for m in middle], padding=6, fontsize=8)
         panel.set_xlim(0, max((max(values) for values in times.values()), default=1) * 1.25)
-        panel.set_title(result["sets"][name]["text"], fontsize=9)
+        panel.set_title(f"{result['sets'][name]['text']}\n{amount(result['sets'][name])}", fontsize=9)
         panel.set_xlabel("seconds, less is better", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
