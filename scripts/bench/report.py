@@ -116,23 +116,29 @@ def tables(result):
         good, bad = by_side(result, name)
         ours = good.get(OURS, {})
         size = one["bytes"] / GIB
-        header = ["side", "median s", "min", "max", "its time / longhaul's", "CPU s", "CPU s/GiB", "its CPU / longhaul's",
-                  "peak MiB"]
-        rows, notes = [], []
-        for side, rounds in good.items():
-            if not rounds:
-                rows.append([side, "failed" if side in bad else "-"] + ["-"] * (len(header) - 2))
-            else:
-                runs = list(rounds.values())
-                times, used = [seconds(run) for run in runs], statistics.median(cpu(run) for run in runs)
-                rows.append([side, f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}",
-                             spread(ratios(rounds, ours, seconds)), f"{used:.2f}", f"{used / size:.2f}" if size > 0.01 else "-",
-                             spread(ratios(rounds, ours, cpu)), peak(runs, runs[0]["peak_kib"])])
-            if side in bad:
-                notes.append(f"{side} failed {len(bad[side])} times: {bad[side][0]}")
+        rows = [row(side, rounds, ours, size) if rounds
+                else [side, "failed" if side in bad else "-"] + ["-"] * (len(HEADER) - 2) for side, rounds in good.items()]
+        notes = [f"{side} failed {len(errors)} times: {errors[0]}" for side, errors in bad.items()]
         notes += processes(ours, size) + against_yardstick(ours, good.get("yardstick"))
         title = f"{name}: {one['text']} ({amount(one)})"
-        yield title, header, sorted(rows, key=lambda row: (row[0] != OURS, row[2] == "-")), notes
+        yield title, HEADER, sorted(rows, key=lambda row: (row[0] != OURS, row[2] == "-")), notes
+
+
+HEADER = ["side", "median s", "min", "max", "its time / longhaul's", "CPU s", "CPU s/GiB", "its CPU / longhaul's", "peak MiB"]
+
+
+def row(side, rounds, ours, size):
+    """The cells of HEADER for a side that did its work in these rounds."""
+    runs = list(rounds.values())
+    times, used = [seconds(run) for run in runs], statistics.median(cpu(run) for run in runs)
+    return [side, f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}",
+            spread(ratios(rounds, ours, seconds)), f"{used:.2f}", per_gib(used, size),
+            spread(ratios(rounds, ours, cpu)), peak(runs, runs[0]["peak_kib"])]
+
+
+def per_gib(used, size):
+    """Of little data it would say nothing."""
+    return f"{used / size:.2f}" if size > 0.01 else "-"
 
 
 def amount(one):
@@ -147,8 +153,7 @@ def processes(ours, size):
     parts = [f"{role} {statistics.median(run['cpu'][role] for run in runs):.2f} s, "
              f"{peak(runs, [role])} MiB" for role in runs[0]["cpu"]]
     together = statistics.median(agents_cpu(run) for run in runs)
-    per_gib = f", {together / size:.2f} s per GiB" if size > 0.01 else ""
-    return [f"longhaul's processes: {'; '.join(parts)}; agents together {together:.2f} s{per_gib}"]
+    return [f"longhaul's processes: {'; '.join(parts)}; agents together {together:.2f} s, {per_gib(together, size)} s per GiB"]
 
 
 def against_yardstick(ours, yardstick):

@@ -178,18 +178,19 @@ class Rclone(Side):
 
 class Syq(Side):
     name, program, package = "syq", "syq", "cargo install syq"
-    text = "syq cp over plain TCP to a second process of its own; its remote shell is a local one"
+    text = "syq cp over plain TCP to a second process of its own, which a shell on this host starts; unverified"
 
     def commands(self, src, dst, again):
-        shell = self.log("rsh")
+        home, shell = self.log("home"), self.log("shell")
+        os.makedirs(home, mode=0o700, exist_ok=True)
         with open(shell, "w") as file:
-            file.write('#!/bin/sh\n# Options and the host are left out; what is left is run here.\n'
-                       'while case "$1" in -[a-zA-Z]?*) true ;; -*) shift ;; *) false ;; esac; do shift; done\n'
-                       'shift\nexec sh -c "$*"\n')
+            # It is called with a host and a command. The address is where the other side is told to listen.
+            file.write('#!/bin/sh\nshift\nexport SSH_CONNECTION="127.0.0.1 1 127.0.0.1 22"\nexec /bin/sh -c "$1"\n')
         os.chmod(shell, 0o700)
-        return [Process("client", [self.program, "cp", "--srcs-in", src, "--to", "127.0.0.1", "--into", dst,
-                                   "--tcp-plain", "--no-compress", "--rsh", shell, "--syq-path",
-                                   shutil.which(self.program), "--preserve", "permissions,ownership", "-q"], self.log())]
+        env = {"HOME": home, "XDG_CACHE_HOME": home, "XDG_CONFIG_HOME": home, "SYQ_NO_UPDATE_CHECK": "1"}
+        return [Process("client", ["syq", "cp", "--srcs-in", src, "--to", "127.0.0.1", "--into", dst, "--tcp-plain",
+                                   "--rsh", shell, "--syq-path", shutil.which("syq"), "--preserve",
+                                   "permissions,ownership", "--no-progress", "-q"], self.log(), env=env)]
 
 
 class Cp(Side):
