@@ -36,6 +36,8 @@ use tokio_util::sync::CancellationToken;
 const AGAIN: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
 /// Where lists of files are kept, below the data directory.
 const RECORDS: &str = "records";
+/// Open files that are left for other things than connections.
+const OTHER_FILES: usize = 64;
 /// Requests that wait for the owner.
 const QUEUE: usize = 1024;
 
@@ -139,6 +141,7 @@ impl Master {
             max_wait: config.poll_wait_max.min(config.lease / 3),
             default_chunk_mb: config.defaults.chunk_size_mb,
             secret: secret.clone(),
+            connections: room_for(config.limits.max_connections),
             ..HttpLimits::default()
         };
         let owner = Owner::new(store, state, fence, requests, health, spool);
@@ -278,6 +281,36 @@ where
             Err(other) => return Err(anyhow::Error::new(other).context(what)),
         }
     }
+}
+
+/// How many connections there may be of those that are `wanted`: the limit of open files is raised as far
+/// as the system lets us, and some are left for the store and for files.
+fn room_for(wanted: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let enough = (wanted + OTHER_FILES) as u64;
+    let raised = limit.maximum.map_or(enough, |most| most.min(enough));
+    let have = match limit.current {
+        Some(now) if now < raised => {
+            let asked = Rlimit { current: Some(raised), maximum: limit.maximum };
+            match setrlimit(Resource::Nofile, asked) {
+                Ok(()) => raised,
+                Err(_) => now,
+            }
+        }
+        Some(now) => now,
+        None => enough,
+    };
+    let room = usize::try_from(have).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES).max(16);
+    if room < wanted {
+        tracing::info!(
+            connections = room,
+            wanted,
+            "the limit of open files allows fewer connections than limits.max_connections; \
+             raise it (LimitNOFILE) for more than that"
+        );
+    }
+    room.min(wanted)
 }
 
 fn settings(config: &MasterConfig) -> Settings {

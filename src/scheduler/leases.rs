@@ -6,30 +6,30 @@ use super::worker::Worker;
 use super::{Caller, Effect, Now, Parked, Reply, State};
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
-use crate::wire::task::{Assignment, TaskSpec};
+use crate::wire::task::{Assignment, PoolMember, TaskSpec};
 use crate::wire::ticket::Claims;
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
 const MAX_ATTEMPTS: u32 = 20;
 
 /// So many workers are known at most.
 const MAX_WORKERS: usize = 16_384;
+/// An assignment lists so many workers of each side at most.
+const MOST_MEMBERS: usize = 64;
 /// A worker that was not heard of for so long is forgotten.
 const FORGET_MS: u64 = 24 * 3600 * 1000;
 
-/// How well a task fits a poll; the smallest is taken. The fields are compared in order.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Fit {
-    /// Another worker is there that has not failed it yet.
-    better_elsewhere: bool,
-    /// Publishing comes first (it frees the window), then one scan (it finds work for the others),
-    /// then copying, then further scans.
-    rank: u8,
-    /// The oldest first; also makes the choice certain.
-    id: TaskId,
+/// A sync that has something to hand out, and to whom.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    no: SyncNo,
+    at_source: bool,
+    at_destination: bool,
+    /// Flushes for certain workers.
+    bound: bool,
 }
 
 /// The leases that there are, by assignment and by worker.
@@ -73,13 +73,13 @@ impl Leases {
 impl State {
     pub(super) fn heartbeat(&mut self, said: WorkerHeartbeat, now: Now) -> Reply {
         let id = said.worker_id.clone();
-        if self.workers.known.len() >= MAX_WORKERS && !self.workers.known.contains_key(&id) {
+        if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
             let detail = format!("{MAX_WORKERS} workers are known, and no more are taken");
             let problem = Problem::new(429, "Too Many Requests", "too_many_workers", detail)
                 .hinted("workers that fall silent are forgotten after a day");
             return Reply::Refused(Box::new(problem));
         }
-        let restarted = self.workers.known.get(&id).is_some_and(|known| {
+        let restarted = self.workers.get(&id).is_some_and(|known| {
             known.said.incarnation.is_some() && known.said.incarnation != said.incarnation
         });
         let mut lost: Vec<TaskId> = Vec::new();
@@ -110,7 +110,7 @@ impl State {
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.drop = said.in_hand.iter().filter(|a| !valid.contains(a)).copied().collect();
         }
-        let news = self.workers.known.get(&id).is_none_or(|known| {
+        let news = self.workers.get(&id).is_none_or(|known| {
             !known.active
                 || known.said.status.takes_work() != said.status.takes_work()
                 || known.said.storage_paths != said.storage_paths
@@ -125,7 +125,8 @@ impl State {
             before,
             rival_ms,
         };
-        self.workers.known.insert(id, worker);
+        self.waiting.refile(&id, &worker.said.storage_paths);
+        self.workers.insert(worker);
         Reply::Heartbeat(reply)
     }
 
@@ -138,7 +139,7 @@ impl State {
         said: &WorkerHeartbeat,
         now: Now,
     ) -> (Option<String>, Option<u64>) {
-        let Some(known) = self.workers.known.get(id) else { return (None, None) };
+        let Some(known) = self.workers.get(id) else { return (None, None) };
         let recent =
             |ms: &u64| now.mono_ms.saturating_sub(*ms) < self.settings.heartbeat_timeout_ms;
         let rival_ms = known.rival_ms.filter(recent);
@@ -159,16 +160,12 @@ impl State {
 
     /// Answers a poll at once, or parks it and returns `None`.
     pub(super) fn poll(&mut self, poll: Parked, caller: Option<Caller>, now: Now) -> Option<Reply> {
-        if let Some(worker) = self.workers.known.get_mut(&poll.worker) {
-            worker.heard_ms = now.mono_ms;
-            worker.heard_wall_ms = now.wall_ms;
-            if !worker.active {
-                worker.active = true;
-                self.wake = true;
-            }
-        }
-        if let Some(again) = self.same_poll(&poll, now) {
-            return Some(Reply::Assignment(Some(Box::new(again))));
+        self.wake |= self.workers.heard(&poll.worker, now);
+        if let Some(id) = self.same_poll(&poll) {
+            // Workers may have come since.
+            self.note_reach(id, now);
+            let again = self.tasks.get(&id).and_then(|task| self.assignment(task, now));
+            return Some(Reply::Assignment(again.map(Box::new)));
         }
         let open = self.open_syncs();
         if let Some(assignment) = self.place(&poll, &open, now) {
@@ -176,33 +173,34 @@ impl State {
         }
         match caller {
             Some(caller) if poll.until_ms > now.mono_ms => {
-                self.parked.insert(caller, poll);
+                let held = self.workers.get(&poll.worker).map(|w| w.said.storage_paths.as_slice());
+                self.waiting.insert(caller, poll, held.unwrap_or_default());
                 None
             }
             _ => Some(Reply::Assignment(None)),
         }
     }
 
-    /// The lease that this very poll got before (its reply was lost).
-    fn same_poll(&self, poll: &Parked, now: Now) -> Option<Assignment> {
+    /// The task that this very poll got before (its reply was lost).
+    fn same_poll(&self, poll: &Parked) -> Option<TaskId> {
         let wanted = poll.poll_id.as_ref()?;
         let mut held = self.leases.of(&poll.worker).filter_map(|id| self.tasks.get(&id));
         let task = held.find(|task| {
             task.lease().is_some_and(|lease| {
                 lease.incarnation == poll.incarnation && lease.poll_id.as_ref() == Some(wanted)
             })
-        })?;
-        self.assignment(task, now)
+        });
+        task.map(|task| task.id)
     }
 
     /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
-    fn place(&mut self, poll: &Parked, open: &[SyncNo], now: Now) -> Option<Assignment> {
-        let worker = self.workers.known.get(&poll.worker)?;
+    fn place(&mut self, poll: &Parked, open: &[Open], now: Now) -> Option<Assignment> {
+        let worker = self.workers.get(&poll.worker)?;
         if !worker.takes_work() || worker.said.incarnation != poll.incarnation {
             return None;
         }
         let mut turn: Vec<(u64, SyncNo)> =
-            open.iter().filter_map(|no| Some((self.syncs.get(no)?.served, *no))).collect();
+            open.iter().filter_map(|o| Some((self.syncs.get(&o.no)?.served, o.no))).collect();
         turn.sort_unstable();
         let id = turn.into_iter().find_map(|(_, no)| self.choose(no, worker, now))?;
         self.lease(id, poll, now)
@@ -210,8 +208,8 @@ impl State {
 
     /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
     /// is set; those that wait for a worker keep nobody from his turn.
-    fn open_syncs(&self) -> Vec<SyncNo> {
-        let all = self.syncs.values().filter(|s| !s.tasks.is_empty());
+    fn open_syncs(&self) -> Vec<Open> {
+        let all = self.working.iter().filter_map(|no| self.syncs.get(no));
         let (mut active, ended): (Vec<&Sync>, Vec<&Sync>) = all.partition(|s| s.is_active());
         let most = self.settings.max_active_syncs;
         if active.len() > most {
@@ -224,48 +222,51 @@ impl State {
             });
             active = workable.take(most).collect();
         }
-        let open = active.into_iter().chain(ended).filter(|sync| {
-            let room = sync.scans > 0 && self.outstanding(sync) < 0.5;
-            let mut tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-            tasks.any(|t| t.state == TaskState::Ready && (room || !t.is_scan()))
+        let open = active.into_iter().chain(ended).map(|sync| Open {
+            no: sync.no,
+            at_source: !sync.queue.at_source.is_empty() || self.may_scan(sync),
+            at_destination: !sync.queue.at_destination.is_empty(),
+            bound: !sync.queue.bound.is_empty(),
         });
-        open.map(|sync| sync.no).collect()
+        open.filter(|o| o.at_source || o.at_destination || o.bound).collect()
     }
 
-    /// The task of a sync that fits a worker best.
-    fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
+    /// Whether there is a scan to hand out, and room for what it finds.
+    fn may_scan(&self, sync: &Sync) -> bool {
+        !sync.queue.scans.is_empty() && self.outstanding(sync) < 0.5
+    }
+
+    /// The task of a sync that fits a worker best. Publishing comes first (it frees the window), then
+    /// one scan (it finds work for the others), then copying, then further scans; of each the oldest.
+    /// What the worker has failed is left to others for a while.
+    pub(super) fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
         let sync = self.syncs.get(&no)?;
+        let queue = &sync.queue;
+        let others = self.others(sync, worker);
+        let fits = |id: &&TaskId| {
+            let Some(task) = self.tasks.get(id) else { return false };
+            let spared = now.mono_ms < task.spared_until_ms
+                && task.tried.contains(&worker.said.worker_id)
+                && others(task.at_source()).any(|o| !task.tried.contains(o));
+            let able = worker.knows_options() || !wants_options(sync, &task.spec);
+            able && !spared && (task.bound.is_none() || self.may_flush(sync, task, worker))
+        };
+        if worker.holds(&sync.request.destination_path) {
+            let bound = queue.bound.get(&worker.said.boot_id).into_iter().flatten().find(fits);
+            let first = queue.at_destination.iter().find(fits).into_iter().chain(bound).min();
+            if first.is_some() {
+                return first.copied();
+            }
+        }
         let at_source = worker.holds(&sync.request.source_path)
             && self.able(sync, &sync.request.destination_path).next().is_some();
-        let at_destination = worker.holds(&sync.request.destination_path);
-        if !at_source && !at_destination {
+        if !at_source {
             return None;
         }
-        let tasks = || sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-        let scan_is_out = tasks().any(|t| t.is_scan() && t.lease().is_some());
-        let others = self.others(sync, worker);
-        let room = self.outstanding(sync) < 0.5;
-        tasks()
-            .filter(|t| t.state == TaskState::Ready)
-            .filter(|t| room || !t.is_scan())
-            .filter(|t| if t.at_source() { at_source } else { at_destination })
-            .filter(|t| t.bound.is_none() || self.may_flush(sync, t, worker))
-            .filter(|t| worker.knows_options() || !wants_options(sync, &t.spec))
-            .map(|t| Fit {
-                better_elsewhere: now.mono_ms < t.spared_until_ms
-                    && t.tried.contains(&worker.said.worker_id)
-                    && others(t.at_source()).iter().any(|o| !t.tried.contains(o)),
-                rank: match (t.at_source(), t.is_scan()) {
-                    (false, _) => 0,
-                    (true, true) if !scan_is_out => 1,
-                    (true, false) => 2,
-                    (true, true) => 3,
-                },
-                id: t.id,
-            })
-            .filter(|fit| !fit.better_elsewhere)
-            .min()
-            .map(|fit| fit.id)
+        let scan = || self.may_scan(sync).then(|| queue.scans.iter().find(fits)).flatten();
+        let copy = || queue.at_source.iter().find(fits);
+        let first = if queue.scans_out == 0 { scan().or_else(copy) } else { copy().or_else(scan) };
+        first.copied()
     }
 
     /// Active workers that hold `path` and know what a sync asks for.
@@ -280,15 +281,16 @@ impl State {
     /// The other workers that could do a sync's tasks at the source (`true`) or destination.
     fn others<'a>(
         &'a self,
-        sync: &'a super::sync::Sync,
+        sync: &'a Sync,
         worker: &Worker,
-    ) -> impl Fn(bool) -> Vec<&'a WorkerId> + use<'a> {
+    ) -> impl Fn(bool) -> Box<dyn Iterator<Item = &'a WorkerId> + 'a> + use<'a> {
         let me = worker.said.worker_id.clone();
         move |at_source| {
-            let path =
-                if at_source { &sync.request.source_path } else { &sync.request.destination_path };
+            let request = &sync.request;
+            let path = if at_source { &request.source_path } else { &request.destination_path };
             let ids = self.able(sync, path).map(|w| &w.said.worker_id);
-            ids.filter(|id| **id != me).collect()
+            let me = me.clone();
+            Box::new(ids.filter(move |id| **id != me))
         }
     }
 
@@ -315,12 +317,11 @@ impl State {
             deadline_ms: now.mono_ms + self.settings.lease_ms,
             page: 0,
         };
-        self.leases.insert(&lease, id);
-        task.state = TaskState::Leased(lease);
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
-        let writes = task.writes();
+        self.leases.insert(&lease, id);
+        self.set_state(id, TaskState::Leased(lease));
         self.put(key);
-        let farther = writes && self.note_reach(no, &poll.worker);
+        self.note_reach(id, now);
         self.served += 1;
         let served = self.served;
         if let Some(sync) = self.syncs.get_mut(&no) {
@@ -333,7 +334,7 @@ impl State {
             if again && sync.is_active() {
                 sync.counters.retries += 1;
             }
-            if first || again || farther {
+            if first || again {
                 self.changed(no, now);
             }
         }
@@ -345,6 +346,10 @@ impl State {
         let sync = self.syncs.get(&task.sync)?;
         let lease = task.lease()?;
         let request = &sync.request;
+        let sources = self.workers.near(&request.source_path, &lease.worker, task.attempt);
+        let sources = sources
+            .filter(|w| w.takes_work() && (w.knows_options() || !sync.has_options()))
+            .take(MOST_MEMBERS);
         let claims = Claims::new(
             sync.no,
             &sync.id,
@@ -368,15 +373,21 @@ impl State {
             chunk_size_mb: request.chunk_size_mb,
             task: task.spec.clone(),
             options: sync.options(),
-            source_workers: self.able(sync, &request.source_path).map(Worker::member).collect(),
-            destination_workers: self
-                .workers
-                .reachable(&request.destination_path)
-                .filter(|w| w.knows_options() || !sync.has_options())
-                .map(Worker::member)
-                .collect(),
+            source_workers: members(sources),
+            destination_workers: members(self.writers_for(sync, &lease.worker, task.attempt)),
             ticket: self.signer.sign(&claims),
         })
+    }
+
+    /// The workers through which a worker may write at an attempt.
+    fn writers_for<'a>(
+        &'a self,
+        sync: &'a Sync,
+        worker: &WorkerId,
+        attempt: u32,
+    ) -> impl Iterator<Item = &'a Worker> {
+        let near = self.workers.near(&sync.request.destination_path, worker, attempt);
+        near.filter(|w| w.knows_options() || !sync.has_options()).take(MOST_MEMBERS)
     }
 
     pub(super) fn manifest(&self, worker: &WorkerId, assignment: AssignmentId) -> Reply {
@@ -412,22 +423,28 @@ impl State {
         self.requeue(id, now);
     }
 
-    /// Notes the workers through which a task that is handed out now may write. True: there are more.
-    fn note_reach(&mut self, no: SyncNo, worker: &WorkerId) -> bool {
-        let Some(sync) = self.syncs.get_mut(&no) else { return false };
-        let before = sync.reach.len();
-        if sync.dry_run() {
-            return false;
-        }
+    /// Notes the workers through which a task may write that is being handed out.
+    fn note_reach(&mut self, id: TaskId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|task| task.writes()) else { return };
+        let Some(lease) = task.lease() else { return };
+        let Some(sync) = self.syncs.get(&task.sync).filter(|sync| !sync.dry_run()) else { return };
         let destination = &sync.request.destination_path;
-        let itself = self.workers.known.get(worker).filter(|w| w.holds(destination));
-        for writer in self.workers.reachable(destination).chain(itself) {
-            let said = &writer.said;
-            if said.incarnation.is_some() && !sync.reach.contains_key(&said.worker_id) {
-                sync.reach.insert(said.worker_id.clone(), said.boot_id.clone());
+        let itself = self.workers.get(&lease.worker).filter(|w| w.holds(destination));
+        let reached = self.writers_for(sync, &lease.worker, task.attempt).chain(itself);
+        let new = reached.map(|w| &w.said).filter(|said| {
+            said.incarnation.is_some() && sync.reach.get(&said.worker_id).is_none()
+        });
+        let new: Vec<_> = new.map(|s| (s.worker_id.clone(), s.boot_id.clone())).collect();
+        let no = task.sync;
+        if new.is_empty() {
+            return;
+        }
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            for (id, boot) in &new {
+                sync.reach.add(id, boot.as_ref());
             }
         }
-        sync.reach.len() > before
+        self.changed(no, now);
     }
 
     /// Takes a task back: it goes to the queue and will be leased with a higher attempt.
@@ -443,8 +460,8 @@ impl State {
             self.give_up(id, &why, None, now);
             return;
         }
-        task.state = TaskState::Ready;
         let (key, no) = (task.key(), task.sync);
+        self.set_state(id, TaskState::Ready);
         self.put(key);
         self.touched.insert(no);
         self.wake = true;
@@ -457,16 +474,12 @@ impl State {
         self.ticked_ms = Some(now.mono_ms);
         let slept = gap > self.settings.lease_ms / 2;
         let mut ran_out = Vec::new();
-        let mut come_back = Vec::new();
         for task in self.tasks.values_mut() {
             match &mut task.state {
                 // It was us who slept: the agents had no chance to renew.
                 TaskState::Leased(lease) if slept => lease.deadline_ms += gap,
                 TaskState::Leased(lease) if lease.deadline_ms <= now.mono_ms => {
                     ran_out.push((task.id, lease.worker.clone()));
-                }
-                TaskState::Delayed { until_ms } if *until_ms <= now.mono_ms => {
-                    come_back.push(task.id);
                 }
                 _ => {}
             }
@@ -475,97 +488,148 @@ impl State {
             tracing::warn!(task = %id, %worker, "a lease ran out: the task goes back to the queue");
             self.lost(id, now);
         }
-        for id in come_back {
-            if let Some(task) = self.tasks.get_mut(&id) {
-                task.state = TaskState::Ready;
-                let key = task.key();
-                self.put(key);
-                self.wake = true;
-            }
+        let due = self.delayed.range(..=(now.mono_ms, TaskId(u64::MAX)));
+        let due: Vec<TaskId> = due.map(|(_, id)| *id).collect();
+        for id in due {
+            self.set_state(id, TaskState::Ready);
+            let key = self.tasks.get(&id).map(Task::key);
+            key.into_iter().for_each(|key| self.put(key));
+            self.wake = true;
         }
         let timeout = self.settings.heartbeat_timeout_ms;
-        self.workers.known.retain(|_, w| now.mono_ms.saturating_sub(w.heard_ms) < FORGET_MS);
-        for (id, worker) in &mut self.workers.known {
-            if slept {
-                worker.heard_ms += gap;
-            }
-            let silent = now.mono_ms.saturating_sub(worker.heard_ms);
-            if worker.active && silent > timeout {
-                tracing::warn!(worker = %id, "no heartbeat for {} s", silent / 1000);
-                worker.active = false;
-            }
-        }
+        let slept_ms = if slept { gap } else { 0 };
+        self.workers.fall_silent(now, slept_ms, timeout, FORGET_MS);
         self.answer_expired_polls(now);
         self.flushes_in_vain(now);
         self.drop_old(now);
     }
 
     fn answer_expired_polls(&mut self, now: Now) {
-        let expired: Vec<Caller> = self
-            .parked
-            .iter()
-            .filter(|(_, poll)| poll.until_ms <= now.mono_ms)
-            .map(|(caller, _)| *caller)
-            .collect();
-        for caller in expired {
-            self.parked.remove(&caller);
+        for caller in self.waiting.ended(now.mono_ms) {
             self.effects.push(Effect::Reply(caller, Reply::Assignment(None)));
         }
     }
 
-    /// Gives work to the polls that wait for it, in the order in which they came.
+    /// Gives work to the polls that wait for it: first flushes to those who alone can do them, then in
+    /// the order in which the polls came. Only polls that may take something are looked at.
     pub(super) fn serve_parked(&mut self, now: Now) {
+        if self.waiting.is_empty() {
+            return;
+        }
         let mut open = self.open_syncs();
-        let callers: Vec<Caller> = self.parked.keys().copied().collect();
+        for caller in self.flushers(&open) {
+            if self.serve(caller, &open, now) {
+                open = self.open_syncs();
+            }
+        }
         // What one poll of a worker does not get, the next one does not get either.
         let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
-        for caller in callers {
-            if open.is_empty() {
-                return;
-            }
-            let Some(poll) = self.parked.get(&caller) else { continue };
+        let mut after = None;
+        while let Some(caller) = self.next_waiting(&open, after) {
+            after = Some(caller);
+            let Some(poll) = self.waiting.get(caller) else { continue };
             let who = (poll.worker.clone(), poll.incarnation.clone());
             if in_vain.contains(&who) {
                 continue;
             }
-            let poll = poll.clone();
-            match self.place(&poll, &open, now) {
-                Some(assignment) => {
-                    self.parked.remove(&caller);
-                    let reply = Reply::Assignment(Some(Box::new(assignment)));
-                    self.effects.push(Effect::Reply(caller, reply));
-                    open = self.open_syncs();
-                }
-                None => drop(in_vain.insert(who)),
+            if self.serve(caller, &open, now) {
+                open = self.open_syncs();
+            } else {
+                in_vain.insert(who);
             }
         }
     }
 
+    /// Gives work to a poll that waits. False: there is none for it.
+    fn serve(&mut self, caller: Caller, open: &[Open], now: Now) -> bool {
+        let Some(poll) = self.waiting.get(caller).cloned() else { return false };
+        let Some(assignment) = self.place(&poll, open, now) else { return false };
+        self.waiting.remove(caller);
+        let reply = Reply::Assignment(Some(Box::new(assignment)));
+        self.effects.push(Effect::Reply(caller, reply));
+        true
+    }
+
+    /// The waiting polls of workers that may do a flush that not everybody can.
+    fn flushers(&self, open: &[Open]) -> Vec<Caller> {
+        let syncs = open.iter().filter(|o| o.bound).filter_map(|o| self.syncs.get(&o.no));
+        let mut workers: BTreeSet<&WorkerId> = BTreeSet::new();
+        for (boot, tasks) in syncs.flat_map(|s| &s.queue.bound) {
+            match boot {
+                Some(boot) => {
+                    workers.extend(self.workers.of_boot(boot).map(|w| &w.said.worker_id));
+                }
+                None => {
+                    workers.extend(tasks.iter().filter_map(|id| self.tasks.get(id)?.bound.as_ref()))
+                }
+            }
+        }
+        let mut callers: Vec<Caller> =
+            workers.into_iter().flat_map(|worker| self.waiting.of(worker)).collect();
+        callers.sort_unstable();
+        callers
+    }
+
+    /// The poll that came next behind `after`, of those that may find something in the syncs `open`.
+    fn next_waiting(&self, open: &[Open], after: Option<Caller>) -> Option<Caller> {
+        let next = |o: &Open| {
+            let request = &self.syncs.get(&o.no)?.request;
+            let at = |wanted: bool, path| wanted.then(|| self.waiting.next_at(path, after)).flatten();
+            let at_source = at(o.at_source, &request.source_path);
+            let at_destination = at(o.at_destination, &request.destination_path);
+            at_source.into_iter().chain(at_destination).min()
+        };
+        open.iter().filter_map(next).min()
+    }
+
     /// How full the window of a sync is: scanning stops at 1 and goes on below a half. Scans that
     /// wait do not count: only they can empty a window that they fill.
-    pub(super) fn outstanding(&self, sync: &super::sync::Sync) -> f64 {
-        let slots: u64 = self
-            .workers
-            .pool(&sync.request.source_path)
-            .map(|w| u64::from(w.said.slots.unwrap_or(1)))
-            .sum();
-        // Enough for each slot to have its next tasks waiting; more would only be more to keep.
-        let most = self.settings.window_tasks;
-        let window = (4 * usize::try_from(slots).unwrap_or(most)).clamp(64.min(most), most);
+    pub(super) fn outstanding(&self, sync: &Sync) -> f64 {
         let tasks = sync.tasks.len() - sync.scans + sync.larges.len();
-        let by_tasks = tasks as f64 / window as f64;
+        let by_tasks = tasks as f64 / sync.window.max(1) as f64;
         let by_bytes = sync.blob_bytes as f64 / self.settings.window_bytes as f64;
         by_tasks.max(by_bytes)
     }
 
-    /// How many polls of workers that hold a sync's source wait for work.
-    pub(super) fn idle_polls(&self, sync: &super::sync::Sync) -> usize {
-        let source = &sync.request.source_path;
-        let waiting = self.parked.values().filter(|poll| {
-            self.workers.known.get(&poll.worker).is_some_and(|w| w.takes_work() && w.holds(source))
-        });
-        waiting.count()
+    /// Reckons the windows of the syncs that are worked on, where other workers are there than before.
+    pub(super) fn renew_windows(&mut self) {
+        let version = self.workers.version();
+        if std::mem::replace(&mut self.windows_of, version) == version {
+            return;
+        }
+        for no in self.working.clone() {
+            self.renew_window(no);
+        }
     }
+
+    /// How many tasks of a sync may be outstanding: enough for each slot to have its next ones waiting;
+    /// more would only be more to keep.
+    pub(super) fn renew_window(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let most = self.settings.window_tasks;
+        let mut window = 0;
+        for worker in self.workers.pool(&sync.request.source_path) {
+            window += 4 * worker.said.slots.unwrap_or(1) as usize;
+            if window >= most {
+                break;
+            }
+        }
+        sync.window = window.clamp(64.min(most), most);
+    }
+
+    /// The polls of workers that hold a sync's source and wait for work.
+    pub(super) fn idle_polls<'a>(&'a self, sync: &'a Sync) -> impl Iterator<Item = Caller> {
+        let polls = self.waiting.at(&sync.request.source_path);
+        let able = |worker: &WorkerId| self.workers.get(worker).is_some_and(Worker::takes_work);
+        polls.filter(move |(_, poll)| able(&poll.worker)).map(|(caller, _)| caller)
+    }
+}
+
+/// Workers as an assignment lists them, in order of their ids.
+fn members<'a>(workers: impl Iterator<Item = &'a Worker>) -> Vec<PoolMember> {
+    let mut members: Vec<PoolMember> = workers.map(Worker::member).collect();
+    members.sort_unstable_by(|a, b| a.worker_id.cmp(&b.worker_id));
+    members
 }
 
 /// Whether a task of a sync is for workers only that know options. A flush is the same with any.
