@@ -89,11 +89,16 @@ impl Agent {
     }
 
     fn beat(&self, slots: usize) -> WorkerHeartbeat {
-        let ip = |net: usize| format!("10.{net}.{}.{}:8889", self.number / 250, self.number % 250 + 1);
+        let ip =
+            |net: usize| format!("10.{net}.{}.{}:8889", self.number / 250, self.number % 250 + 1);
         let in_hand = locked(&self.in_hand).clone();
         WorkerHeartbeat {
             worker_id: self.id.clone(),
-            status: if in_hand.is_empty() { WorkerStatus::Idle } else { WorkerStatus::Transferring },
+            status: if in_hand.is_empty() {
+                WorkerStatus::Idle
+            } else {
+                WorkerStatus::Transferring
+            },
             storage_paths: vec![self.path.clone()],
             data_plane_endpoints: (1..=2).filter_map(|net| ip(net).parse().ok()).collect(),
             timestamp: None,

@@ -105,7 +105,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let tree = Tree::new(args.entries, args.batch);
     let fleet = Fleet::new(client, args.workers, args.members, args.slots, tree);
 
-    println!("workers {}, of them in the sync {}, slots {}", args.workers, args.members, args.slots);
+    println!(
+        "workers {}, of them in the sync {}, slots {}",
+        args.workers, args.members, args.slots
+    );
     let begin = Instant::now();
     let before = master.cost()?;
     fleet.register().await?;

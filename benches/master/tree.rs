@@ -36,9 +36,8 @@ impl Tree {
         let meta = Meta { mode: 0o644, uid: 1000, gid: 1000, mtime_sec: 1 << 30, mtime_nsec: 5 };
         let ident = Ident { dev: 0, ino: 1 << 40, ctime_sec: 1 << 30, ctime_nsec: 5 };
         let path = |n: u64| RelPath::new(format!("d00000/some-file-of-a-data-set-{n:08}.dat"));
-        let entry = |n| {
-            path(n).ok().map(|path| Entry::new(path, Kind::File { size: FILE }, meta, ident))
-        };
+        let entry =
+            |n| path(n).ok().map(|path| Entry::new(path, Kind::File { size: FILE }, meta, ident));
         let entries_of_one = (0..per_batch).filter_map(entry).collect();
         let manifest = Manifest { dirs: Vec::new(), entries: entries_of_one }.encode();
         Tree { batches: entries.div_ceil(per_batch.max(1)), per_batch, manifest }

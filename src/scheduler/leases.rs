@@ -431,9 +431,9 @@ impl State {
         let destination = &sync.request.destination_path;
         let itself = self.workers.get(&lease.worker).filter(|w| w.holds(destination));
         let reached = self.writers_for(sync, &lease.worker, task.attempt).chain(itself);
-        let new = reached.map(|w| &w.said).filter(|said| {
-            said.incarnation.is_some() && sync.reach.get(&said.worker_id).is_none()
-        });
+        let new = reached
+            .map(|w| &w.said)
+            .filter(|said| said.incarnation.is_some() && sync.reach.get(&said.worker_id).is_none());
         let new: Vec<_> = new.map(|s| (s.worker_id.clone(), s.boot_id.clone())).collect();
         let no = task.sync;
         if new.is_empty() {
@@ -574,7 +574,8 @@ impl State {
     fn next_waiting(&self, open: &[Open], after: Option<Caller>) -> Option<Caller> {
         let next = |o: &Open| {
             let request = &self.syncs.get(&o.no)?.request;
-            let at = |wanted: bool, path| wanted.then(|| self.waiting.next_at(path, after)).flatten();
+            let at =
+                |wanted: bool, path| wanted.then(|| self.waiting.next_at(path, after)).flatten();
             let at_source = at(o.at_source, &request.source_path);
             let at_destination = at(o.at_destination, &request.destination_path);
             at_source.into_iter().chain(at_destination).min()

@@ -96,8 +96,7 @@ impl State {
         if let Some(task) = self.tasks.get_mut(&id) {
             task.spared_until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
             let (key, no) = (task.key(), task.sync);
-            let state =
-                if elsewhere { TaskState::Ready } else { TaskState::Delayed { until_ms } };
+            let state = if elsewhere { TaskState::Ready } else { TaskState::Delayed { until_ms } };
             self.set_state(id, state);
             self.put(key);
             self.touched.insert(no);

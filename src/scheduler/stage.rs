@@ -262,7 +262,8 @@ impl State {
                 self.add_task(NewTask::ready(no, TaskSpec::Sweep), None);
             }
             Stage::Secure | Stage::Flush => {
-                let writers: Vec<WorkerId> = sync.writers.iter().map(|(worker, _)| worker.clone()).collect();
+                let writers: Vec<WorkerId> =
+                    sync.writers.iter().map(|(worker, _)| worker.clone()).collect();
                 for worker in writers {
                     let bound = Some(worker);
                     self.add_task(NewTask { bound, ..NewTask::ready(no, TaskSpec::Flush) }, None);

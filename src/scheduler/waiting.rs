@@ -55,7 +55,9 @@ impl Waiting {
 
     /// A worker holds `paths` from now on.
     pub(super) fn refile(&mut self, worker: &WorkerId, paths: &[AbsPath]) {
-        let Some(of) = self.of_worker.get_mut(worker).filter(|of| of.paths != paths) else { return };
+        let Some(of) = self.of_worker.get_mut(worker).filter(|of| of.paths != paths) else {
+            return;
+        };
         for caller in &of.callers {
             unfile(&mut self.at_path, &of.paths, *caller);
             for path in paths {
@@ -81,7 +83,10 @@ impl Waiting {
     }
 
     /// The polls of workers that hold `path`; one that holds it in two ways may come twice.
-    pub(super) fn at<'a>(&'a self, path: &'a AbsPath) -> impl Iterator<Item = (Caller, &'a Parked)> {
+    pub(super) fn at<'a>(
+        &'a self,
+        path: &'a AbsPath,
+    ) -> impl Iterator<Item = (Caller, &'a Parked)> {
         let sets = path.and_above().filter_map(|p| self.at_path.get(p));
         let callers = sets.flat_map(|set| set.iter());
         callers.filter_map(|caller| Some((*caller, self.polls.get(caller)?)))

@@ -188,13 +188,7 @@ impl Workers {
 
     /// Time passed, of which we slept `slept_ms`: who was not heard of for `timeout_ms` is inactive,
     /// for `forget_ms` forgotten.
-    pub(super) fn fall_silent(
-        &mut self,
-        now: Now,
-        slept_ms: u64,
-        timeout_ms: u64,
-        forget_ms: u64,
-    ) {
+    pub(super) fn fall_silent(&mut self, now: Now, slept_ms: u64, timeout_ms: u64, forget_ms: u64) {
         let silent = |w: &Worker| now.mono_ms.saturating_sub(w.heard_ms);
         let gone = self.known.iter().filter(|(_, w)| silent(w) >= forget_ms);
         let gone: Vec<WorkerId> = gone.map(|(id, _)| id.clone()).collect();

@@ -17,7 +17,8 @@ fn by_walk(state: &State, sync: &Sync, worker: &Worker, now: Now) -> Option<Task
     };
     let tasks = || sync.tasks.iter().map(|id| &state.tasks[id]);
     let scan_is_out = tasks().any(|t| t.is_scan() && t.lease().is_some());
-    let at_source = worker.holds(&request.source_path) && !able(&request.destination_path).is_empty();
+    let at_source =
+        worker.holds(&request.source_path) && !able(&request.destination_path).is_empty();
     let at_destination = worker.holds(&request.destination_path);
     let me = &worker.said.worker_id;
     let fit = |t: &Task| -> Option<Fit> {
@@ -58,12 +59,15 @@ impl World {
         assert_eq!(state.delayed, due);
         let working = state.syncs.values().filter(|s| !s.tasks.is_empty()).map(|s| s.no);
         assert_eq!(state.working, working.collect());
-        let (taking, all): (Vec<_>, Vec<_>) =
-            (state.workers.all().filter(|w| w.takes_work()).collect(), state.workers.all().collect());
+        let (taking, all): (Vec<_>, Vec<_>) = (
+            state.workers.all().filter(|w| w.takes_work()).collect(),
+            state.workers.all().collect(),
+        );
         for sync in state.working.iter().map(|no| &state.syncs[no]) {
             for path in [&sync.request.source_path, &sync.request.destination_path] {
                 let ids = |workers: Vec<&Worker>| -> Vec<WorkerId> {
-                    let mut ids: Vec<_> = workers.iter().map(|w| w.said.worker_id.clone()).collect();
+                    let mut ids: Vec<_> =
+                        workers.iter().map(|w| w.said.worker_id.clone()).collect();
                     ids.sort();
                     ids
                 };
@@ -181,10 +185,11 @@ fn records_of_version_1_are_taken_over() {
     let scan = world.poll("s0", "1").unwrap();
     world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
     let copy = world.poll("s0", "1").unwrap();
-    world.finish(result(&copy, false, TaskReport {
-        wrote: vec!["d1".parse().unwrap()],
-        ..TaskReport::default()
-    }));
+    world.finish(result(
+        &copy,
+        false,
+        TaskReport { wrote: vec!["d1".parse().unwrap()], ..TaskReport::default() },
+    ));
     // As the version before wrote it: the workers stand in the record of the sync.
     let mut old = world.records.clone();
     let mut record: serde_json::Value = serde_json::from_slice(&old["s/1"]).unwrap();
