@@ -1,5 +1,6 @@
 //! Who gets which task, and for how long.
 
+use super::choice::Open;
 use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
 use super::worker::Worker;
@@ -10,7 +11,7 @@ use crate::wire::task::{Assignment, PoolMember, TaskSpec};
 use crate::wire::ticket::Claims;
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
 const MAX_ATTEMPTS: u32 = 20;
@@ -21,16 +22,6 @@ const MAX_WORKERS: usize = 16_384;
 const MOST_MEMBERS: usize = 64;
 /// A worker that was not heard of for so long is forgotten.
 const FORGET_MS: u64 = 24 * 3600 * 1000;
-
-/// A sync that has something to hand out, and to whom.
-#[derive(Debug, Clone, Copy)]
-struct Open {
-    no: SyncNo,
-    at_source: bool,
-    at_destination: bool,
-    /// Flushes for certain workers.
-    bound: bool,
-}
 
 /// The leases that there are, by assignment and by worker.
 #[derive(Debug, Default)]
@@ -194,7 +185,7 @@ impl State {
     }
 
     /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
-    fn place(&mut self, poll: &Parked, open: &[Open], now: Now) -> Option<Assignment> {
+    pub(super) fn place(&mut self, poll: &Parked, open: &[Open], now: Now) -> Option<Assignment> {
         let worker = self.workers.get(&poll.worker)?;
         if !worker.takes_work() || worker.said.incarnation != poll.incarnation {
             return None;
@@ -204,69 +195,6 @@ impl State {
         turn.sort_unstable();
         let id = turn.into_iter().find_map(|(_, no)| self.choose(no, worker, now))?;
         self.lease(id, poll, now)
-    }
-
-    /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
-    /// is set; those that wait for a worker keep nobody from his turn.
-    fn open_syncs(&self) -> Vec<Open> {
-        let all = self.working.iter().filter_map(|no| self.syncs.get(no));
-        let (mut active, ended): (Vec<&Sync>, Vec<&Sync>) = all.partition(|s| s.is_active());
-        let most = self.settings.max_active_syncs;
-        if active.len() > most {
-            // Begun ones first, each kind in the order in which they were submitted.
-            active.sort_by_key(|s| s.state == SyncState::Queued);
-            let workable = active.into_iter().filter(|s| {
-                let request = &s.request;
-                self.workers.pool(&request.source_path).next().is_some()
-                    && self.workers.pool(&request.destination_path).next().is_some()
-            });
-            active = workable.take(most).collect();
-        }
-        let open = active.into_iter().chain(ended).map(|sync| Open {
-            no: sync.no,
-            at_source: !sync.queue.at_source.is_empty() || self.may_scan(sync),
-            at_destination: !sync.queue.at_destination.is_empty(),
-            bound: !sync.queue.bound.is_empty(),
-        });
-        open.filter(|o| o.at_source || o.at_destination || o.bound).collect()
-    }
-
-    /// Whether there is a scan to hand out, and room for what it finds.
-    fn may_scan(&self, sync: &Sync) -> bool {
-        !sync.queue.scans.is_empty() && self.outstanding(sync) < 0.5
-    }
-
-    /// The task of a sync that fits a worker best. Publishing comes first (it frees the window), then
-    /// one scan (it finds work for the others), then copying, then further scans; of each the oldest.
-    /// What the worker has failed is left to others for a while.
-    pub(super) fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
-        let sync = self.syncs.get(&no)?;
-        let queue = &sync.queue;
-        let others = self.others(sync, worker);
-        let fits = |id: &&TaskId| {
-            let Some(task) = self.tasks.get(id) else { return false };
-            let spared = now.mono_ms < task.spared_until_ms
-                && task.tried.contains(&worker.said.worker_id)
-                && others(task.at_source()).any(|o| !task.tried.contains(o));
-            let able = worker.knows_options() || !wants_options(sync, &task.spec);
-            able && !spared && (task.bound.is_none() || self.may_flush(sync, task, worker))
-        };
-        if worker.holds(&sync.request.destination_path) {
-            let bound = queue.bound.get(&worker.said.boot_id).into_iter().flatten().find(fits);
-            let first = queue.at_destination.iter().find(fits).into_iter().chain(bound).min();
-            if first.is_some() {
-                return first.copied();
-            }
-        }
-        let at_source = worker.holds(&sync.request.source_path)
-            && self.able(sync, &sync.request.destination_path).next().is_some();
-        if !at_source {
-            return None;
-        }
-        let scan = || self.may_scan(sync).then(|| queue.scans.iter().find(fits)).flatten();
-        let copy = || queue.at_source.iter().find(fits);
-        let first = if queue.scans_out == 0 { scan().or_else(copy) } else { copy().or_else(scan) };
-        first.copied()
     }
 
     /// Active workers that hold `path` and know what a sync asks for.
@@ -279,7 +207,7 @@ impl State {
     }
 
     /// The other workers that could do a sync's tasks at the source (`true`) or destination.
-    fn others<'a>(
+    pub(super) fn others<'a>(
         &'a self,
         sync: &'a Sync,
         worker: &Worker,
@@ -510,79 +438,6 @@ impl State {
         }
     }
 
-    /// Gives work to the polls that wait for it: first flushes to those who alone can do them, then in
-    /// the order in which the polls came. Only polls that may take something are looked at.
-    pub(super) fn serve_parked(&mut self, now: Now) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        let mut open = self.open_syncs();
-        for caller in self.flushers(&open) {
-            if self.serve(caller, &open, now) {
-                open = self.open_syncs();
-            }
-        }
-        // What one poll of a worker does not get, the next one does not get either.
-        let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
-        let mut after = None;
-        while let Some(caller) = self.next_waiting(&open, after) {
-            after = Some(caller);
-            let Some(poll) = self.waiting.get(caller) else { continue };
-            let who = (poll.worker.clone(), poll.incarnation.clone());
-            if in_vain.contains(&who) {
-                continue;
-            }
-            if self.serve(caller, &open, now) {
-                open = self.open_syncs();
-            } else {
-                in_vain.insert(who);
-            }
-        }
-    }
-
-    /// Gives work to a poll that waits. False: there is none for it.
-    fn serve(&mut self, caller: Caller, open: &[Open], now: Now) -> bool {
-        let Some(poll) = self.waiting.get(caller).cloned() else { return false };
-        let Some(assignment) = self.place(&poll, open, now) else { return false };
-        self.waiting.remove(caller);
-        let reply = Reply::Assignment(Some(Box::new(assignment)));
-        self.effects.push(Effect::Reply(caller, reply));
-        true
-    }
-
-    /// The waiting polls of workers that may do a flush that not everybody can.
-    fn flushers(&self, open: &[Open]) -> Vec<Caller> {
-        let syncs = open.iter().filter(|o| o.bound).filter_map(|o| self.syncs.get(&o.no));
-        let mut workers: BTreeSet<&WorkerId> = BTreeSet::new();
-        for (boot, tasks) in syncs.flat_map(|s| &s.queue.bound) {
-            match boot {
-                Some(boot) => {
-                    workers.extend(self.workers.of_boot(boot).map(|w| &w.said.worker_id));
-                }
-                None => {
-                    workers.extend(tasks.iter().filter_map(|id| self.tasks.get(id)?.bound.as_ref()))
-                }
-            }
-        }
-        let mut callers: Vec<Caller> =
-            workers.into_iter().flat_map(|worker| self.waiting.of(worker)).collect();
-        callers.sort_unstable();
-        callers
-    }
-
-    /// The poll that came next behind `after`, of those that may find something in the syncs `open`.
-    fn next_waiting(&self, open: &[Open], after: Option<Caller>) -> Option<Caller> {
-        let next = |o: &Open| {
-            let request = &self.syncs.get(&o.no)?.request;
-            let at =
-                |wanted: bool, path| wanted.then(|| self.waiting.next_at(path, after)).flatten();
-            let at_source = at(o.at_source, &request.source_path);
-            let at_destination = at(o.at_destination, &request.destination_path);
-            at_source.into_iter().chain(at_destination).min()
-        };
-        open.iter().filter_map(next).min()
-    }
-
     /// How full the window of a sync is: scanning stops at 1 and goes on below a half. Scans that
     /// wait do not count: only they can empty a window that they fill.
     pub(super) fn outstanding(&self, sync: &Sync) -> f64 {
@@ -634,7 +489,7 @@ fn members<'a>(workers: impl Iterator<Item = &'a Worker>) -> Vec<PoolMember> {
 }
 
 /// Whether a task of a sync is for workers only that know options. A flush is the same with any.
-fn wants_options(sync: &Sync, spec: &TaskSpec) -> bool {
+pub(super) fn wants_options(sync: &Sync, spec: &TaskSpec) -> bool {
     match spec {
         TaskSpec::Flush => false,
         TaskSpec::Sweep => true,

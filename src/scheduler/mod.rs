@@ -5,7 +5,7 @@
 //! - [`event`]: events, replies, effects
 //! - `sync`, `task`, `worker`: what is remembered (their states are drawn there); `boots`: workers of a sync
 //! - `requests`: what operators ask
-//! - `leases`: who gets which task, for how long; `queue`, `waiting`: found without a walk over all
+//! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
 //! - `listing`: what became of each file, where that is asked for
@@ -15,6 +15,7 @@
 
 mod boots;
 mod checks;
+mod choice;
 pub mod event;
 mod large;
 mod leases;
