@@ -25,9 +25,10 @@ use crate::util::backoff::Backoff;
 use anyhow::Context as _;
 use http::HttpLimits;
 use owner::Owner;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,8 @@ const AGAIN: Backoff = Backoff { first: Duration::from_millis(200), max: Duratio
 const RECORDS: &str = "records";
 /// Open files that are left for other things than connections.
 const OTHER_FILES: usize = 64;
+/// Connections that wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
+const BACKLOG: u32 = 8_192;
 /// Requests that wait for the owner.
 const QUEUE: usize = 1024;
 
@@ -106,7 +109,7 @@ impl Master {
         secret: Option<String>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
-        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        let listener = listen(config.listen).with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
         })?;
         let address = listener.local_addr().context("read the bound address")?;
@@ -281,6 +284,15 @@ where
             Err(other) => return Err(anyhow::Error::new(other).context(what)),
         }
     }
+}
+
+/// Listens, with room for the agents that all come at once when a master starts: with the usual 128 most of
+/// them would have to knock again and again, seconds apart.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// How many connections there may be of those that are `wanted`: the limit of open files is raised as far
