@@ -67,6 +67,9 @@ pub struct Limits {
     pub max_active_syncs: usize,
     /// Copy tasks of one sync that may be outstanding before its scan is held back.
     pub window_tasks: usize,
+    /// Connections at once: each poll that waits has one, so it is about the slots of all agents, and
+    /// one more for each agent. Further ones wait to be accepted.
+    pub max_connections: usize,
     /// The longest request body of a `POST /sync`, which carries its `file_list`, in bytes.
     pub max_file_list_bytes: u64,
 }
@@ -118,6 +121,7 @@ impl MasterConfig {
             limits: Limits {
                 max_active_syncs: 64,
                 window_tasks: 256,
+                max_connections: 32_768,
                 max_file_list_bytes: 64 << 20,
             },
             bwlimit: Timetable::default(),
@@ -167,6 +171,7 @@ impl MasterConfig {
             };
             set(&mut self.limits.max_active_syncs, number("max_active_syncs", 1..=10_000));
             set(&mut self.limits.window_tasks, number("window_tasks", 4..=100_000));
+            set(&mut self.limits.max_connections, number("max_connections", 16..=1_000_000));
             let size = limits.get("max_file_list_bytes").and_then(|i| i.size(1024..=1 << 30));
             set(&mut self.limits.max_file_list_bytes, size);
             limits.finish();

@@ -589,10 +589,10 @@ proptest! {
     /// Known keys with values of every kind, in every place.
     #[test]
     fn no_mix_of_known_keys_and_odd_values_makes_loading_panic(
-        lines in proptest::collection::vec((0usize..4, 0usize..31, 0usize..14), 0..40)
+        lines in proptest::collection::vec((0usize..4, 0usize..32, 0usize..14), 0..40)
     ) {
-        const KEYS: [&str; 31] = [
-            "listen", "data_dir", "redis", "url", "host", "port", "db", "namespace", "expiry_days", "scheduler",
+        const KEYS: [&str; 32] = [
+            "max_connections", "listen", "data_dir", "redis", "url", "host", "port", "db", "namespace", "expiry_days", "scheduler",
             "lease", "worker_heartbeat_timeout", "heartbeat_interval", "retention", "limits", "window_tasks",
             "max_file_list_bytes", "defaults", "chunk_size_mb", "log", "level", "master_url", "workers", "worker_id",
             "- worker_id", "storage_paths", "network", "data_plane_endpoints", "- address", "iface", "slots",

@@ -25,9 +25,10 @@ use crate::util::backoff::Backoff;
 use anyhow::Context as _;
 use http::HttpLimits;
 use owner::Owner;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,10 @@ use tokio_util::sync::CancellationToken;
 const AGAIN: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
 /// Where lists of files are kept, below the data directory.
 const RECORDS: &str = "records";
+/// Open files that are left for other things than connections.
+const OTHER_FILES: usize = 64;
+/// Connections that wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
+const BACKLOG: u32 = 8_192;
 /// Requests that wait for the owner.
 const QUEUE: usize = 1024;
 
@@ -104,7 +109,7 @@ impl Master {
         secret: Option<String>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
-        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        let listener = listen(config.listen).with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
         })?;
         let address = listener.local_addr().context("read the bound address")?;
@@ -139,6 +144,7 @@ impl Master {
             max_wait: config.poll_wait_max.min(config.lease / 3),
             default_chunk_mb: config.defaults.chunk_size_mb,
             secret: secret.clone(),
+            connections: room_for(config.limits.max_connections),
             ..HttpLimits::default()
         };
         let owner = Owner::new(store, state, fence, requests, health, spool);
@@ -278,6 +284,45 @@ where
             Err(other) => return Err(anyhow::Error::new(other).context(what)),
         }
     }
+}
+
+/// Listens, with room for the agents that all come at once when a master starts: with the usual 128 most of
+/// them would have to knock again and again, seconds apart.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// How many connections there may be of those that are `wanted`: the limit of open files is raised as far
+/// as the system lets us, and some are left for the store and for files.
+fn room_for(wanted: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let enough = (wanted + OTHER_FILES) as u64;
+    let raised = limit.maximum.map_or(enough, |most| most.min(enough));
+    let have = match limit.current {
+        Some(now) if now < raised => {
+            let asked = Rlimit { current: Some(raised), maximum: limit.maximum };
+            match setrlimit(Resource::Nofile, asked) {
+                Ok(()) => raised,
+                Err(_) => now,
+            }
+        }
+        Some(now) => now,
+        None => enough,
+    };
+    let room = usize::try_from(have).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES).max(16);
+    if room < wanted {
+        tracing::info!(
+            connections = room,
+            wanted,
+            "the limit of open files allows fewer connections than limits.max_connections; \
+             raise it (LimitNOFILE) for more than that"
+        );
+    }
+    room.min(wanted)
 }
 
 fn settings(config: &MasterConfig) -> Settings {

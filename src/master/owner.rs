@@ -25,6 +25,9 @@ const BATCH: usize = 512;
 const BATCH_BYTES: usize = 16 << 20;
 /// Time is told to the state at least so often.
 const TICK: Duration = Duration::from_secs(1);
+/// How often it is looked whose caller went away. A task that goes to such a poll before comes back at
+/// once: its answer finds nobody.
+const LOOK: Duration = Duration::from_millis(250);
 /// How long leadership lasts without a commit or renewal.
 pub(super) const LEASE: Duration = Duration::from_secs(15);
 /// It is renewed after so long without a commit.
@@ -144,6 +147,7 @@ impl<S: Store> Owner<S> {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_tick = tokio::time::Instant::now();
         let mut renew_at = next_tick + RENEW;
+        let mut look_at = next_tick;
         // Looked at before anything else: what was decided last may not be stored.
         while !shutdown.is_cancelled() {
             // Cancel-safe: `recv_many` takes nothing until it returns, the others hold nothing.
@@ -174,8 +178,11 @@ impl<S: Store> Owner<S> {
                     }
                 }
             }
-            self.withdraw_gone(&mut pending, time);
             let woke = tokio::time::Instant::now();
+            if woke >= look_at {
+                self.withdraw_gone(&mut pending, time);
+                look_at = woke + LOOK;
+            }
             if woke >= next_tick {
                 pending.take(self.state.apply(Event::Tick, None, time));
                 next_tick = woke + TICK;

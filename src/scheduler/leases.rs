@@ -1,12 +1,13 @@
 //! Who gets which task, and for how long.
 
+use super::choice::Open;
 use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
 use super::worker::Worker;
 use super::{Caller, Effect, Now, Parked, Reply, State};
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
-use crate::wire::task::{Assignment, TaskSpec};
+use crate::wire::task::{Assignment, PoolMember, TaskSpec};
 use crate::wire::ticket::Claims;
 use crate::wire::worker::{HeartbeatReply, PROTOCOL, WorkerHeartbeat};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
@@ -17,20 +18,10 @@ const MAX_ATTEMPTS: u32 = 20;
 
 /// So many workers are known at most.
 const MAX_WORKERS: usize = 16_384;
+/// An assignment lists so many workers of each side at most.
+const MOST_MEMBERS: usize = 64;
 /// A worker that was not heard of for so long is forgotten.
 const FORGET_MS: u64 = 24 * 3600 * 1000;
-
-/// How well a task fits a poll; the smallest is taken. The fields are compared in order.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Fit {
-    /// Another worker is there that has not failed it yet.
-    better_elsewhere: bool,
-    /// Publishing comes first (it frees the window), then one scan (it finds work for the others),
-    /// then copying, then further scans.
-    rank: u8,
-    /// The oldest first; also makes the choice certain.
-    id: TaskId,
-}
 
 /// The leases that there are, by assignment and by worker.
 #[derive(Debug, Default)]
@@ -73,13 +64,13 @@ impl Leases {
 impl State {
     pub(super) fn heartbeat(&mut self, mut said: WorkerHeartbeat, now: Now) -> Reply {
         let id = said.worker_id.clone();
-        if self.workers.known.len() >= MAX_WORKERS && !self.workers.known.contains_key(&id) {
+        if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
             let detail = format!("{MAX_WORKERS} workers are known, and no more are taken");
             let problem = Problem::new(429, "Too Many Requests", "too_many_workers", detail)
                 .hinted("workers that fall silent are forgotten after a day");
             return Reply::Refused(Box::new(problem));
         }
-        let restarted = self.workers.known.get(&id).is_some_and(|known| {
+        let restarted = self.workers.get(&id).is_some_and(|known| {
             known.said.incarnation.is_some() && known.said.incarnation != said.incarnation
         });
         let mut lost: Vec<TaskId> = Vec::new();
@@ -114,7 +105,7 @@ impl State {
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.drop = said.in_hand.iter().filter(|a| !valid.contains(a)).copied().collect();
         }
-        let news = self.workers.known.get(&id).is_none_or(|known| {
+        let news = self.workers.get(&id).is_none_or(|known| {
             !known.active
                 || known.said.status.takes_work() != said.status.takes_work()
                 || known.said.storage_paths != said.storage_paths
@@ -130,7 +121,8 @@ impl State {
             before,
             rival_ms,
         };
-        self.workers.known.insert(id.clone(), worker);
+        self.waiting.refile(&id, &worker.said.storage_paths);
+        self.workers.insert(worker);
         self.tell_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
     }
@@ -144,7 +136,7 @@ impl State {
         said: &WorkerHeartbeat,
         now: Now,
     ) -> (Option<String>, Option<u64>) {
-        let Some(known) = self.workers.known.get(id) else { return (None, None) };
+        let Some(known) = self.workers.get(id) else { return (None, None) };
         let recent =
             |ms: &u64| now.mono_ms.saturating_sub(*ms) < self.settings.heartbeat_timeout_ms;
         let rival_ms = known.rival_ms.filter(recent);
@@ -165,16 +157,12 @@ impl State {
 
     /// Answers a poll at once, or parks it and returns `None`.
     pub(super) fn poll(&mut self, poll: Parked, caller: Option<Caller>, now: Now) -> Option<Reply> {
-        if let Some(worker) = self.workers.known.get_mut(&poll.worker) {
-            worker.heard_ms = now.mono_ms;
-            worker.heard_wall_ms = now.wall_ms;
-            if !worker.active {
-                worker.active = true;
-                self.wake = true;
-            }
-        }
-        if let Some(again) = self.same_poll(&poll, now) {
-            return Some(Reply::Assignment(Some(Box::new(again))));
+        self.wake |= self.workers.heard(&poll.worker, now);
+        if let Some(id) = self.same_poll(&poll) {
+            // Workers may have come since.
+            self.note_reach(id, now);
+            let again = self.tasks.get(&id).and_then(|task| self.assignment(task, now));
+            return Some(Reply::Assignment(again.map(Box::new)));
         }
         let open = self.open_syncs();
         if let Some(assignment) = self.place(&poll, &open, now) {
@@ -182,97 +170,37 @@ impl State {
         }
         match caller {
             Some(caller) if poll.until_ms > now.mono_ms => {
-                self.parked.insert(caller, poll);
+                let held = self.workers.get(&poll.worker).map(|w| w.said.storage_paths.as_slice());
+                self.waiting.insert(caller, poll, held.unwrap_or_default());
                 None
             }
             _ => Some(Reply::Assignment(None)),
         }
     }
 
-    /// The lease that this very poll got before (its reply was lost).
-    fn same_poll(&self, poll: &Parked, now: Now) -> Option<Assignment> {
+    /// The task that this very poll got before (its reply was lost).
+    fn same_poll(&self, poll: &Parked) -> Option<TaskId> {
         let wanted = poll.poll_id.as_ref()?;
         let mut held = self.leases.of(&poll.worker).filter_map(|id| self.tasks.get(&id));
         let task = held.find(|task| {
             task.lease().is_some_and(|lease| {
                 lease.incarnation == poll.incarnation && lease.poll_id.as_ref() == Some(wanted)
             })
-        })?;
-        self.assignment(task, now)
+        });
+        task.map(|task| task.id)
     }
 
     /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
-    fn place(&mut self, poll: &Parked, open: &[SyncNo], now: Now) -> Option<Assignment> {
-        let worker = self.workers.known.get(&poll.worker)?;
+    pub(super) fn place(&mut self, poll: &Parked, open: &[Open], now: Now) -> Option<Assignment> {
+        let worker = self.workers.get(&poll.worker)?;
         if !worker.takes_work() || worker.said.incarnation != poll.incarnation {
             return None;
         }
         let mut turn: Vec<(u64, SyncNo)> =
-            open.iter().filter_map(|no| Some((self.syncs.get(no)?.served, *no))).collect();
+            open.iter().filter_map(|o| Some((self.syncs.get(&o.no)?.served, o.no))).collect();
         turn.sort_unstable();
         let id = turn.into_iter().find_map(|(_, no)| self.choose(no, worker, now))?;
         self.lease(id, poll, now)
-    }
-
-    /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
-    /// is set; those that wait for a worker keep nobody from his turn.
-    fn open_syncs(&self) -> Vec<SyncNo> {
-        let all = self.syncs.values().filter(|s| !s.tasks.is_empty());
-        let (mut active, ended): (Vec<&Sync>, Vec<&Sync>) = all.partition(|s| s.is_active());
-        let most = self.settings.max_active_syncs;
-        if active.len() > most {
-            // Begun ones first, each kind in the order in which they were submitted.
-            active.sort_by_key(|s| s.state == SyncState::Queued);
-            let workable = active.into_iter().filter(|s| {
-                let request = &s.request;
-                self.workers.pool(&request.source_path).next().is_some()
-                    && self.workers.pool(&request.destination_path).next().is_some()
-            });
-            active = workable.take(most).collect();
-        }
-        let open = active.into_iter().chain(ended).filter(|sync| {
-            let room = sync.scans > 0 && self.outstanding(sync) < 0.5;
-            let mut tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-            tasks.any(|t| t.state == TaskState::Ready && (room || !t.is_scan()))
-        });
-        open.map(|sync| sync.no).collect()
-    }
-
-    /// The task of a sync that fits a worker best.
-    fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
-        let sync = self.syncs.get(&no)?;
-        let at_source = worker.holds(&sync.request.source_path)
-            && self.able(sync, &sync.request.destination_path).next().is_some();
-        let at_destination = worker.holds(&sync.request.destination_path);
-        if !at_source && !at_destination {
-            return None;
-        }
-        let tasks = || sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-        let scan_is_out = tasks().any(|t| t.is_scan() && t.lease().is_some());
-        let others = self.others(sync, worker);
-        let room = self.outstanding(sync) < 0.5;
-        tasks()
-            .filter(|t| t.state == TaskState::Ready)
-            .filter(|t| room || !t.is_scan())
-            .filter(|t| if t.at_source() { at_source } else { at_destination })
-            .filter(|t| t.bound.is_none() || self.may_flush(sync, t, worker))
-            .filter(|t| worker.knows_options() || !wants_options(sync, &t.spec))
-            .filter(|t| worker.knows_limits() || !(sync.wants_limits() && t.spec.sends()))
-            .map(|t| Fit {
-                better_elsewhere: now.mono_ms < t.spared_until_ms
-                    && t.tried.contains(&worker.said.worker_id)
-                    && others(t.at_source()).iter().any(|o| !t.tried.contains(o)),
-                rank: match (t.at_source(), t.is_scan()) {
-                    (false, _) => 0,
-                    (true, true) if !scan_is_out => 1,
-                    (true, false) => 2,
-                    (true, true) => 3,
-                },
-                id: t.id,
-            })
-            .filter(|fit| !fit.better_elsewhere)
-            .min()
-            .map(|fit| fit.id)
     }
 
     /// Active workers that hold `path` and know what a sync asks for.
@@ -285,17 +213,18 @@ impl State {
     }
 
     /// The other workers that could do a sync's tasks at the source (`true`) or destination.
-    fn others<'a>(
+    pub(super) fn others<'a>(
         &'a self,
-        sync: &'a super::sync::Sync,
+        sync: &'a Sync,
         worker: &Worker,
-    ) -> impl Fn(bool) -> Vec<&'a WorkerId> + use<'a> {
+    ) -> impl Fn(bool) -> Box<dyn Iterator<Item = &'a WorkerId> + 'a> + use<'a> {
         let me = worker.said.worker_id.clone();
         move |at_source| {
-            let path =
-                if at_source { &sync.request.source_path } else { &sync.request.destination_path };
+            let request = &sync.request;
+            let path = if at_source { &request.source_path } else { &request.destination_path };
             let ids = self.able(sync, path).map(|w| &w.said.worker_id);
-            ids.filter(|id| **id != me).collect()
+            let me = me.clone();
+            Box::new(ids.filter(move |id| **id != me))
         }
     }
 
@@ -322,12 +251,12 @@ impl State {
             deadline_ms: now.mono_ms + self.settings.lease_ms,
             page: 0,
         };
-        self.leases.insert(&lease, id);
-        task.state = TaskState::Leased(lease);
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
-        let (writes, sends) = (task.writes(), task.spec.sends());
+        let sends = task.spec.sends();
+        self.leases.insert(&lease, id);
+        self.set_state(id, TaskState::Leased(lease));
         self.put(key);
-        let farther = writes && self.note_reach(no, &poll.worker);
+        self.note_reach(id, now);
         if sends {
             self.share_in(no, &poll.worker, now);
         }
@@ -343,7 +272,7 @@ impl State {
             if again && sync.is_active() {
                 sync.counters.retries += 1;
             }
-            if first || again || farther {
+            if first || again {
                 self.changed(no, now);
             }
         }
@@ -355,6 +284,10 @@ impl State {
         let sync = self.syncs.get(&task.sync)?;
         let lease = task.lease()?;
         let request = &sync.request;
+        let sources = self.workers.near(&request.source_path, &lease.worker, task.attempt);
+        let sources = sources
+            .filter(|w| w.takes_work() && (w.knows_options() || !sync.has_options()))
+            .take(MOST_MEMBERS);
         let claims = Claims::new(
             sync.no,
             &sync.id,
@@ -378,16 +311,22 @@ impl State {
             chunk_size_mb: request.chunk_size_mb,
             task: task.spec.clone(),
             options: sync.options(),
-            source_workers: self.able(sync, &request.source_path).map(Worker::member).collect(),
-            destination_workers: self
-                .workers
-                .reachable(&request.destination_path)
-                .filter(|w| w.knows_options() || !sync.has_options())
-                .map(Worker::member)
-                .collect(),
+            source_workers: members(sources),
+            destination_workers: members(self.writers_for(sync, &lease.worker, task.attempt)),
             ticket: self.signer.sign(&claims),
             share: task.spec.sends().then(|| self.shares.told_to(sync.no, &lease.worker)).flatten(),
         })
+    }
+
+    /// The workers through which a worker may write at an attempt.
+    fn writers_for<'a>(
+        &'a self,
+        sync: &'a Sync,
+        worker: &WorkerId,
+        attempt: u32,
+    ) -> impl Iterator<Item = &'a Worker> {
+        let near = self.workers.near(&sync.request.destination_path, worker, attempt);
+        near.filter(|w| w.knows_options() || !sync.has_options()).take(MOST_MEMBERS)
     }
 
     pub(super) fn manifest(&self, worker: &WorkerId, assignment: AssignmentId) -> Reply {
@@ -423,22 +362,28 @@ impl State {
         self.requeue(id, now);
     }
 
-    /// Notes the workers through which a task that is handed out now may write. True: there are more.
-    fn note_reach(&mut self, no: SyncNo, worker: &WorkerId) -> bool {
-        let Some(sync) = self.syncs.get_mut(&no) else { return false };
-        let before = sync.reach.len();
-        if sync.dry_run() {
-            return false;
-        }
+    /// Notes the workers through which a task may write that is being handed out.
+    fn note_reach(&mut self, id: TaskId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|task| task.writes()) else { return };
+        let Some(lease) = task.lease() else { return };
+        let Some(sync) = self.syncs.get(&task.sync).filter(|sync| !sync.dry_run()) else { return };
         let destination = &sync.request.destination_path;
-        let itself = self.workers.known.get(worker).filter(|w| w.holds(destination));
-        for writer in self.workers.reachable(destination).chain(itself) {
-            let said = &writer.said;
-            if said.incarnation.is_some() && !sync.reach.contains_key(&said.worker_id) {
-                sync.reach.insert(said.worker_id.clone(), said.boot_id.clone());
+        let itself = self.workers.get(&lease.worker).filter(|w| w.holds(destination));
+        let reached = self.writers_for(sync, &lease.worker, task.attempt).chain(itself);
+        let new = reached
+            .map(|w| &w.said)
+            .filter(|said| said.incarnation.is_some() && sync.reach.get(&said.worker_id).is_none());
+        let new: Vec<_> = new.map(|s| (s.worker_id.clone(), s.boot_id.clone())).collect();
+        let no = task.sync;
+        if new.is_empty() {
+            return;
+        }
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            for (id, boot) in &new {
+                sync.reach.add(id, boot.as_ref());
             }
         }
-        sync.reach.len() > before
+        self.changed(no, now);
     }
 
     /// Takes a task back: it goes to the queue and will be leased with a higher attempt.
@@ -454,8 +399,8 @@ impl State {
             self.give_up(id, &why, None, now);
             return;
         }
-        task.state = TaskState::Ready;
         let (key, no) = (task.key(), task.sync);
+        self.set_state(id, TaskState::Ready);
         self.put(key);
         self.touched.insert(no);
         self.wake = true;
@@ -468,16 +413,12 @@ impl State {
         self.ticked_ms = Some(now.mono_ms);
         let slept = gap > self.settings.lease_ms / 2;
         let mut ran_out = Vec::new();
-        let mut come_back = Vec::new();
         for task in self.tasks.values_mut() {
             match &mut task.state {
                 // It was us who slept: the agents had no chance to renew.
                 TaskState::Leased(lease) if slept => lease.deadline_ms += gap,
                 TaskState::Leased(lease) if lease.deadline_ms <= now.mono_ms => {
                     ran_out.push((task.id, lease.worker.clone()));
-                }
-                TaskState::Delayed { until_ms } if *until_ms <= now.mono_ms => {
-                    come_back.push(task.id);
                 }
                 _ => {}
             }
@@ -486,26 +427,17 @@ impl State {
             tracing::warn!(task = %id, %worker, "a lease ran out: the task goes back to the queue");
             self.lost(id, now);
         }
-        for id in come_back {
-            if let Some(task) = self.tasks.get_mut(&id) {
-                task.state = TaskState::Ready;
-                let key = task.key();
-                self.put(key);
-                self.wake = true;
-            }
+        let due = self.delayed.range(..=(now.mono_ms, TaskId(u64::MAX)));
+        let due: Vec<TaskId> = due.map(|(_, id)| *id).collect();
+        for id in due {
+            self.set_state(id, TaskState::Ready);
+            let key = self.tasks.get(&id).map(Task::key);
+            key.into_iter().for_each(|key| self.put(key));
+            self.wake = true;
         }
         let timeout = self.settings.heartbeat_timeout_ms;
-        self.workers.known.retain(|_, w| now.mono_ms.saturating_sub(w.heard_ms) < FORGET_MS);
-        for (id, worker) in &mut self.workers.known {
-            if slept {
-                worker.heard_ms += gap;
-            }
-            let silent = now.mono_ms.saturating_sub(worker.heard_ms);
-            if worker.active && silent > timeout {
-                tracing::warn!(worker = %id, "no heartbeat for {} s", silent / 1000);
-                worker.active = false;
-            }
-        }
+        let slept_ms = if slept { gap } else { 0 };
+        self.workers.fall_silent(now, slept_ms, timeout, FORGET_MS);
         self.answer_expired_polls(now);
         self.tend_limits(now);
         self.flushes_in_vain(now);
@@ -513,75 +445,63 @@ impl State {
     }
 
     fn answer_expired_polls(&mut self, now: Now) {
-        let expired: Vec<Caller> = self
-            .parked
-            .iter()
-            .filter(|(_, poll)| poll.until_ms <= now.mono_ms)
-            .map(|(caller, _)| *caller)
-            .collect();
-        for caller in expired {
-            self.parked.remove(&caller);
+        for caller in self.waiting.ended(now.mono_ms) {
             self.effects.push(Effect::Reply(caller, Reply::Assignment(None)));
-        }
-    }
-
-    /// Gives work to the polls that wait for it, in the order in which they came.
-    pub(super) fn serve_parked(&mut self, now: Now) {
-        let mut open = self.open_syncs();
-        let callers: Vec<Caller> = self.parked.keys().copied().collect();
-        // What one poll of a worker does not get, the next one does not get either.
-        let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
-        for caller in callers {
-            if open.is_empty() {
-                return;
-            }
-            let Some(poll) = self.parked.get(&caller) else { continue };
-            let who = (poll.worker.clone(), poll.incarnation.clone());
-            if in_vain.contains(&who) {
-                continue;
-            }
-            let poll = poll.clone();
-            match self.place(&poll, &open, now) {
-                Some(assignment) => {
-                    self.parked.remove(&caller);
-                    let reply = Reply::Assignment(Some(Box::new(assignment)));
-                    self.effects.push(Effect::Reply(caller, reply));
-                    open = self.open_syncs();
-                }
-                None => drop(in_vain.insert(who)),
-            }
         }
     }
 
     /// How full the window of a sync is: scanning stops at 1 and goes on below a half. Scans that
     /// wait do not count: only they can empty a window that they fill.
-    pub(super) fn outstanding(&self, sync: &super::sync::Sync) -> f64 {
-        let slots: u64 = self
-            .workers
-            .pool(&sync.request.source_path)
-            .map(|w| u64::from(w.said.slots.unwrap_or(1)))
-            .sum();
-        // Enough for each slot to have its next tasks waiting; more would only be more to keep.
-        let most = self.settings.window_tasks;
-        let window = (4 * usize::try_from(slots).unwrap_or(most)).clamp(64.min(most), most);
+    pub(super) fn outstanding(&self, sync: &Sync) -> f64 {
         let tasks = sync.tasks.len() - sync.scans + sync.larges.len();
-        let by_tasks = tasks as f64 / window as f64;
+        let by_tasks = tasks as f64 / sync.window.max(1) as f64;
         let by_bytes = sync.blob_bytes as f64 / self.settings.window_bytes as f64;
         by_tasks.max(by_bytes)
     }
 
-    /// How many polls of workers that hold a sync's source wait for work.
-    pub(super) fn idle_polls(&self, sync: &super::sync::Sync) -> usize {
-        let source = &sync.request.source_path;
-        let waiting = self.parked.values().filter(|poll| {
-            self.workers.known.get(&poll.worker).is_some_and(|w| w.takes_work() && w.holds(source))
-        });
-        waiting.count()
+    /// Reckons the windows of the syncs that are worked on, where other workers are there than before.
+    pub(super) fn renew_windows(&mut self) {
+        let version = self.workers.version();
+        if std::mem::replace(&mut self.windows_of, version) == version {
+            return;
+        }
+        for no in self.working.clone() {
+            self.renew_window(no);
+        }
+    }
+
+    /// How many tasks of a sync may be outstanding: enough for each slot to have its next ones waiting;
+    /// more would only be more to keep.
+    pub(super) fn renew_window(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let most = self.settings.window_tasks;
+        let mut window = 0;
+        for worker in self.workers.pool(&sync.request.source_path) {
+            window += 4 * worker.said.slots.unwrap_or(1) as usize;
+            if window >= most {
+                break;
+            }
+        }
+        sync.window = window.clamp(64.min(most), most);
+    }
+
+    /// The polls of workers that hold a sync's source and wait for work.
+    pub(super) fn idle_polls<'a>(&'a self, sync: &'a Sync) -> impl Iterator<Item = Caller> {
+        let polls = self.waiting.at(&sync.request.source_path);
+        let able = |worker: &WorkerId| self.workers.get(worker).is_some_and(Worker::takes_work);
+        polls.filter(move |(_, poll)| able(&poll.worker)).map(|(caller, _)| caller)
     }
 }
 
+/// Workers as an assignment lists them, in order of their ids.
+fn members<'a>(workers: impl Iterator<Item = &'a Worker>) -> Vec<PoolMember> {
+    let mut members: Vec<PoolMember> = workers.map(Worker::member).collect();
+    members.sort_unstable_by(|a, b| a.worker_id.cmp(&b.worker_id));
+    members
+}
+
 /// Whether a task of a sync is for workers only that know options. A flush is the same with any.
-fn wants_options(sync: &Sync, spec: &TaskSpec) -> bool {
+pub(super) fn wants_options(sync: &Sync, spec: &TaskSpec) -> bool {
     match spec {
         TaskSpec::Flush => false,
         TaskSpec::Sweep => true,

@@ -52,7 +52,7 @@ impl State {
         self.shares.set_whole(self.whole(now));
         let Some(sync) = self.syncs.get(&no) else { return };
         let own = sync.bwlimit;
-        let knows = self.workers.known.get(id).is_some_and(Worker::knows_limits);
+        let knows = self.workers.get(id).is_some_and(Worker::knows_limits);
         if knows && self.shares.set_own(no, own) {
             // Only who joins is to be compared with others.
             let joins = self.shares.told_to(no, id).is_none();
@@ -70,7 +70,7 @@ impl State {
         reply: &mut HeartbeatReply,
         now: Now,
     ) {
-        if !self.workers.known.get(id).is_some_and(Worker::knows_limits) {
+        if !self.workers.get(id).is_some_and(Worker::knows_limits) {
             return;
         }
         let held: Vec<TaskId> = self.leases.of(id).collect();

@@ -3,9 +3,9 @@
 //! the same events give the same effects, so a test can play any history.
 //!
 //! - [`event`]: events, replies, effects
-//! - `sync`, `task`, `worker`: what is remembered (their states are drawn there)
+//! - `sync`, `task`, `worker`: what is remembered (their states are drawn there); `boots`: workers of a sync
 //! - `requests`: what operators ask
-//! - `leases`: who gets which task, for how long
+//! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
 //! - `limits`: limits on bytes per second; `shares`: how they are shared out
@@ -14,7 +14,9 @@
 //! - `pairs`: what is remembered beyond a sync
 //! - `records`: the state in the store and back
 
+mod boots;
 mod checks;
+mod choice;
 pub mod event;
 mod large;
 mod leases;
@@ -23,6 +25,7 @@ mod listing;
 mod pages;
 mod pairs;
 mod phases;
+mod queue;
 mod records;
 mod requests;
 mod results;
@@ -30,6 +33,7 @@ mod shares;
 mod stage;
 mod sync;
 mod task;
+mod waiting;
 mod worker;
 
 #[cfg(test)]
@@ -46,7 +50,8 @@ use crate::wire::{Digest, RequestId, SyncNo, TaskId, WorkerId};
 use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sync::Sync;
-use task::{Large, Task};
+use task::{Large, Task, TaskState};
+use waiting::Waiting;
 use worker::Workers;
 
 /// What can be set.
@@ -115,8 +120,14 @@ pub struct State {
     leases: leases::Leases,
     workers: Workers,
     pairs: pairs::Pairs,
-    parked: BTreeMap<Caller, Parked>,
     shares: shares::Shares,
+    /// The syncs that have tasks.
+    working: BTreeSet<SyncNo>,
+    /// The tasks that wait before they are tried again, by when.
+    delayed: BTreeSet<(u64, TaskId)>,
+    waiting: Waiting,
+    /// Of which [version](Workers::version) the windows of syncs are.
+    windows_of: u64,
     /// Leases given so far; stamps [`Sync::served`].
     served: u64,
     /// When time passed last.
@@ -157,7 +168,7 @@ impl State {
                 self.poll(poll, caller, now)
             }
             Event::Withdraw(gone) => {
-                self.parked.remove(&gone);
+                self.waiting.remove(gone);
                 Some(Reply::Nothing)
             }
             Event::Manifest { worker, assignment } => Some(self.manifest(&worker, assignment)),
@@ -177,6 +188,7 @@ impl State {
         if let (Some(caller), Some(reply)) = (caller, reply) {
             self.effects.push(Effect::Reply(caller, reply));
         }
+        self.renew_windows();
         self.settle(now);
         std::mem::take(&mut self.effects)
     }
@@ -194,12 +206,41 @@ impl State {
     /// When [`Event::Tick`] should come next at the latest, in milliseconds from `now`: the nearest
     /// time at which something runs out.
     pub fn next_deadline_ms(&self, now: Now) -> Option<u64> {
-        let parked = self.parked.values().map(|p| p.until_ms);
-        let delayed = self.tasks.values().filter_map(|t| match &t.state {
-            task::TaskState::Delayed { until_ms } => Some(*until_ms),
-            _ => None,
-        });
-        parked.chain(delayed).min().map(|at| at.saturating_sub(now.mono_ms))
+        let delayed = self.delayed.first().map(|(at, _)| *at);
+        let nearest = self.waiting.next_end_ms().into_iter().chain(delayed).min();
+        nearest.map(|at| at.saturating_sub(now.mono_ms))
+    }
+
+    /// Changes the state of a task: all that is filed by it follows.
+    fn set_state(&mut self, id: TaskId, state: TaskState) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        if let TaskState::Delayed { until_ms } = &task.state {
+            self.delayed.remove(&(*until_ms, id));
+        }
+        if let TaskState::Delayed { until_ms } = &state {
+            self.delayed.insert((*until_ms, id));
+        }
+        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        sync.queue.leave(task);
+        task.state = state;
+        let boot = task.bound.as_ref().and_then(|bound| sync.writers.get(bound)?.as_ref());
+        sync.queue.enter(task, boot);
+    }
+
+    /// Files a task that is new, or was stored.
+    fn take_in(&mut self, mut task: Task) {
+        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        sync.tasks.insert(task.id);
+        sync.scans += usize::from(task.is_scan());
+        sync.blob_bytes += task.blob_bytes;
+        let no = task.sync;
+        if self.working.insert(no) {
+            self.renew_window(no);
+        }
+        let (id, until) = (task.id, TaskState::Delayed { until_ms: u64::MAX });
+        let state = std::mem::replace(&mut task.state, until);
+        self.tasks.insert(id, task);
+        self.set_state(id, state);
     }
 
     /// Bytes that nobody can guess and that are never drawn twice.
@@ -253,12 +294,7 @@ impl State {
             state: new.state,
         };
         self.put(task.key());
-        if let Some(sync) = self.syncs.get_mut(&new.sync) {
-            sync.tasks.insert(id);
-            sync.scans += usize::from(task.is_scan());
-            sync.blob_bytes += blob_bytes;
-        }
-        self.tasks.insert(id, task);
+        self.take_in(task);
         self.wake = true;
         id
     }
@@ -266,6 +302,9 @@ impl State {
     /// Removes a task, its lease and its own manifest. A large file's manifest stays.
     fn drop_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.remove(&id)?;
+        if let TaskState::Delayed { until_ms } = &task.state {
+            self.delayed.remove(&(*until_ms, id));
+        }
         self.effects.push(Effect::Delete(task.key()));
         if let Some(lease) = task.lease() {
             self.leases.remove(lease);
@@ -276,9 +315,13 @@ impl State {
             self.effects.push(Effect::DeleteBlob(blob.clone()));
         }
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
+            sync.queue.leave(&task);
             sync.tasks.remove(&id);
             sync.scans -= usize::from(task.is_scan());
             sync.blob_bytes = sync.blob_bytes.saturating_sub(task.blob_bytes);
+            if sync.tasks.is_empty() {
+                self.working.remove(&task.sync);
+            }
         }
         self.touched.insert(task.sync);
         // A scan may have been waiting for the room that this gives.
@@ -290,8 +333,8 @@ impl State {
     fn changed(&mut self, no: SyncNo, now: Now) {
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.updated_ms = now.wall_ms;
-            let key = sync.key();
-            self.put(key);
+            self.effects.push(Effect::Put(sync.key()));
+            self.effects.extend(sync.unwritten().map(Effect::Put));
             self.touched.insert(no);
         }
     }
@@ -312,7 +355,7 @@ struct NewTask {
     failures: u32,
     tried: BTreeSet<WorkerId>,
     last_error: Option<String>,
-    state: task::TaskState,
+    state: TaskState,
 }
 
 impl NewTask {
@@ -328,7 +371,7 @@ impl NewTask {
             failures: 0,
             tried: BTreeSet::new(),
             last_error: None,
-            state: task::TaskState::Ready,
+            state: TaskState::Ready,
         }
     }
 

@@ -143,10 +143,10 @@ impl State {
             return stop();
         };
         if self.outstanding(sync) < 1.0 {
-            let ready = sync.tasks.iter().filter_map(|t| self.tasks.get(t));
-            let ready = ready.filter(|t| t.at_source() && t.state == TaskState::Ready).count();
-            let idle = self.idle_polls(sync).saturating_sub(ready);
-            let spawn = u32::try_from(idle).unwrap_or(MAX_SPAWN).min(MAX_SPAWN);
+            let ready = sync.queue.at_source.len() + sync.queue.scans.len();
+            let most = MAX_SPAWN as usize + ready;
+            let idle = self.idle_polls(sync).take(most).count().saturating_sub(ready);
+            let spawn = u32::try_from(idle).unwrap_or(MAX_SPAWN);
             return Reply::Page(PageReply { action: PageAction::Continue, spawn });
         }
         if let Some(task) = self.tasks.get_mut(&id) {
@@ -155,8 +155,8 @@ impl State {
             }
             // Going on later is not another try.
             task.attempt = task.attempt.saturating_sub(1);
-            task.state = TaskState::Ready;
             let key = task.key();
+            self.set_state(id, TaskState::Ready);
             self.put(key);
         }
         Reply::Page(PageReply { action: PageAction::Hold, spawn: 0 })

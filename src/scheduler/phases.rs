@@ -1,5 +1,6 @@
 //! What follows a failure: trying again and giving up; what is dropped with a sync.
 
+use super::boots::Boots;
 use super::task::{Course, Task, TaskState};
 use super::{Effect, NewTask, Now, State, records};
 use crate::util::backoff::Backoff;
@@ -94,8 +95,9 @@ impl State {
         let until_ms = now.mono_ms.saturating_add(wait.unwrap_or(u64::MAX));
         if let Some(task) = self.tasks.get_mut(&id) {
             task.spared_until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-            task.state = if elsewhere { TaskState::Ready } else { TaskState::Delayed { until_ms } };
             let (key, no) = (task.key(), task.sync);
+            let state = if elsewhere { TaskState::Ready } else { TaskState::Delayed { until_ms } };
+            self.set_state(id, state);
             self.put(key);
             self.touched.insert(no);
             self.wake = true;
@@ -246,23 +248,23 @@ impl State {
     pub(super) fn flushes_in_vain(&mut self, now: Now) {
         let mut vain: Vec<(TaskId, String)> = Vec::new();
         let mut in_time: Vec<TaskId> = Vec::new();
-        for task in self.tasks.values() {
+        for task in self.working.iter().filter_map(|no| self.syncs.get(no)).flat_map(|s| &s.tasks) {
+            let Some(task) = self.tasks.get(task) else { continue };
             let Some(bound) = &task.bound else { continue };
             let Some(sync) = self.syncs.get(&task.sync) else { continue };
             let destination = &sync.request.destination_path;
-            let mut flushers = self.workers.pool(destination);
+            let boot = sync.writers.get(bound).and_then(Option::as_ref);
+            let writer = self.workers.get(bound);
+            let under = || boot.into_iter().flat_map(|boot| self.workers.of_boot(boot));
+            let mut flushers =
+                under().chain(writer).filter(|w| w.takes_work() && w.holds(destination));
             if task.state != TaskState::Ready || flushers.any(|w| self.may_flush(sync, task, w)) {
                 in_time.push(task.id);
                 continue;
             }
-            let boot = sync.writers.get(bound).and_then(Option::as_ref);
-            let known = &self.workers.known;
-            let runs = known
-                .values()
-                .any(|w| w.active && boot.is_some() && w.said.boot_id.as_ref() == boot);
-            let rebooted = known
-                .get(bound)
-                .is_some_and(|w| w.active && w.said.boot_id.as_ref() != boot && !runs);
+            let runs = under().any(|w| w.active);
+            let rebooted =
+                writer.is_some_and(|w| w.active && w.said.boot_id.as_ref() != boot && !runs);
             if rebooted {
                 vain.push((
                     task.id,
@@ -307,9 +309,17 @@ impl State {
         }
     }
 
+    /// Forgets through whom a sync wrote: it has ended, and nobody flushes any more.
+    pub(super) fn forget_workers(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        self.effects.extend(sync.worker_keys().map(Effect::Delete));
+        (sync.writers, sync.reach) = (Boots::default(), Boots::default());
+    }
+
     pub(super) fn remove_sync(&mut self, no: SyncNo) {
         self.drop_list(no);
         self.forget_groups(no);
+        self.forget_workers(no);
         if let Some(sync) = self.syncs.remove(&no) {
             if self.by_id.get(&sync.id) == Some(&no) {
                 self.by_id.remove(&sync.id);

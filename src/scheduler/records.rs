@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `meta` | the next numbers and the key that signs tickets |
 //! | `s/SYNC` | a sync with its counters and first errors |
+//! | `r/SYNC/WORKER` | the boot under which a worker could first be written through |
+//! | `w/SYNC/WORKER` | … under which one wrote that has not flushed yet |
 //! | `t/SYNC/TASK` | a task with its lease |
 //! | `l/SYNC/FILE` | a large file that is not published yet |
 //! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
@@ -17,11 +19,12 @@ use super::leases::Leases;
 use super::pairs::Pairs;
 use super::sync::Sync;
 use super::task::{Large, Task, TaskState};
+use super::waiting::Waiting;
 use super::worker::Workers;
-use super::{Now, Settings, State};
+use super::{Effect, Now, Settings, State};
 use crate::wire::task::{Blob, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
-use crate::wire::{Digest, SyncNo, TaskId};
+use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -37,8 +40,9 @@ struct Meta {
     signer: Blob,
 }
 
-/// The version of the records that this program writes.
-const VERSION: u32 = 1;
+/// The version of the records that this program writes. 2: the workers of a sync have records of their
+/// own.
+const VERSION: u32 = 2;
 
 /// Why stored records could not be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,28 @@ pub enum LoadError {
 /// The key of a part of a name list.
 pub(super) fn list_key(no: SyncNo, part: u64) -> String {
     format!("f/{no}/{part}")
+}
+
+/// The key of the record of a worker that a sync may write through.
+pub(super) fn reach_key(no: SyncNo, worker: &WorkerId) -> String {
+    format!("r/{no}/{worker}")
+}
+
+/// … and of one that wrote.
+pub(super) fn writer_key(no: SyncNo, worker: &WorkerId) -> String {
+    format!("w/{no}/{worker}")
+}
+
+/// The sync and the worker of such a key, and whether that wrote.
+fn worker_of(key: &str) -> Option<(SyncNo, WorkerId, bool)> {
+    let (kind, rest) = key.split_once('/')?;
+    let (no, worker) = rest.split_once('/')?;
+    let wrote = match kind {
+        "r" => false,
+        "w" => true,
+        _ => return None,
+    };
+    Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, wrote))
 }
 
 /// The key of the record of a file with several names of which one has been brought.
@@ -108,8 +134,11 @@ impl State {
             leases: Leases::default(),
             workers: Workers::default(),
             pairs: Pairs::default(),
-            parked: BTreeMap::new(),
             shares: Default::default(),
+            working: BTreeSet::new(),
+            delayed: BTreeSet::new(),
+            waiting: Waiting::default(),
+            windows_of: 0,
             served: 0,
             ticked_ms: None,
             touched: BTreeSet::new(),
@@ -120,6 +149,9 @@ impl State {
             |kind: &'static str| records.iter().filter(move |(key, _)| key.starts_with(kind));
         for (key, value) in of_kind("s/") {
             state.take_sync(parse(key, value)?);
+        }
+        for (key, value) in of_kind("r/").chain(of_kind("w/")) {
+            state.take_worker(key, parse(key, value)?)?;
         }
         for (key, value) in of_kind("l/") {
             state.take_large(parse(key, value)?);
@@ -140,11 +172,27 @@ impl State {
         Ok(state)
     }
 
-    fn take_sync(&mut self, sync: Sync) {
+    fn take_sync(&mut self, mut sync: Sync) {
+        // What version 1 kept inside the sync's record goes to records of its own with the first commit.
+        let mut old = sync.unwritten().peekable();
+        if old.peek().is_some() {
+            self.effects.push(Effect::Put(sync.key()));
+            self.effects.extend(old.map(Effect::Put));
+        }
         if !sync.forgotten {
             self.by_id.insert(sync.id.clone(), sync.no);
         }
         self.syncs.insert(sync.no, sync);
+    }
+
+    fn take_worker(&mut self, key: &str, boot: Option<String>) -> Result<(), LoadError> {
+        let broken = || LoadError::Broken { key: key.to_owned(), why: "a bad key".to_owned() };
+        let (no, worker, wrote) = worker_of(key).ok_or_else(broken)?;
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            let boots = if wrote { &mut sync.writers } else { &mut sync.reach };
+            boots.restore(worker, boot);
+        }
+        Ok(())
     }
 
     fn take_large(&mut self, mut large: Large) {
@@ -180,7 +228,9 @@ impl State {
     }
 
     fn take_task(&mut self, mut task: Task, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        if !self.syncs.contains_key(&task.sync) {
+            return;
+        }
         task.since_ms = now.mono_ms;
         match &mut task.state {
             TaskState::Leased(lease) => {
@@ -197,10 +247,7 @@ impl State {
             TaskState::Delayed { until_ms } => *until_ms = now.mono_ms,
             TaskState::Ready => {}
         }
-        sync.tasks.insert(task.id);
-        sync.scans += usize::from(task.is_scan());
-        sync.blob_bytes += task.blob_bytes;
-        self.tasks.insert(task.id, task);
+        self.take_in(task);
     }
 
     /// The value of a record, as it is now; `None` if it is gone.
@@ -220,6 +267,11 @@ impl State {
         if let Some((no, group)) = group_of(key) {
             let known = self.syncs.get(&no).is_some_and(|sync| sync.groups.contains(&group));
             return known.then(|| b"true".to_vec());
+        }
+        if let Some((no, worker, wrote)) = worker_of(key) {
+            let sync = self.syncs.get(&no)?;
+            let boots = if wrote { &sync.writers } else { &sync.reach };
+            return serde_json::to_vec(boots.get(&worker)?).ok();
         }
         let mut parts = key.split('/');
         let kind = parts.next()?;
@@ -244,6 +296,7 @@ impl State {
         keys.extend(self.tasks.values().map(Task::key));
         keys.extend(self.pairs.0.keys().cloned());
         for sync in self.syncs.values() {
+            keys.extend(sync.worker_keys());
             keys.extend(sync.groups.iter().map(|group| group_key(sync.no, group)));
         }
         for large in self.syncs.values().flat_map(|s| s.larges.values()) {

@@ -174,7 +174,8 @@ impl State {
             }
         }
         let mut list = WorkerList { active: Vec::new(), inactive: Vec::new() };
-        for (id, worker) in &self.workers.known {
+        for worker in self.workers.all() {
+            let id = &worker.said.worker_id;
             let (in_flight, syncs) = held.get(id).map_or((0, 0), |(n, s)| (*n, s.len() as u64));
             let silent = now.mono_ms.saturating_sub(worker.heard_ms);
             let view = worker.view(in_flight, syncs, silent);
@@ -236,7 +237,7 @@ impl State {
     }
 
     pub(super) fn scanning(&self, sync: &Sync) -> bool {
-        sync.tasks.iter().filter_map(|id| self.tasks.get(id)).any(Task::is_scan)
+        sync.scans > 0
     }
 
     /// Per worker what it has in hand of a sync.

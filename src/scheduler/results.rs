@@ -110,10 +110,10 @@ impl State {
             return;
         };
         for worker in &report.wrote {
-            let heard = || self.workers.known.get(worker).map(|k| k.said.boot_id.clone());
+            let heard = || self.workers.get(worker).map(|k| k.said.boot_id.clone());
             // The first boot is kept: what was written under it is lost if there was another since.
             if let Some(boot) = sync.reach.get(worker).cloned().or_else(heard) {
-                sync.writers.entry(worker.clone()).or_insert(boot);
+                sync.writers.add(worker, boot.as_ref());
             }
         }
         sync.to_sweep |= report.to_sweep && sync.stage < Stage::Sweep;

@@ -226,6 +226,8 @@ impl State {
         if !sync.is_active() {
             if sync.forgotten {
                 self.remove_sync(no);
+            } else {
+                self.forget_workers(no);
             }
             return;
         }
@@ -260,7 +262,8 @@ impl State {
                 self.add_task(NewTask::ready(no, TaskSpec::Sweep), None);
             }
             Stage::Secure | Stage::Flush => {
-                let writers: Vec<WorkerId> = sync.writers.keys().cloned().collect();
+                let writers: Vec<WorkerId> =
+                    sync.writers.iter().map(|(worker, _)| worker.clone()).collect();
                 for worker in writers {
                     let bound = Some(worker);
                     self.add_task(NewTask { bound, ..NewTask::ready(no, TaskSpec::Flush) }, None);
@@ -322,6 +325,7 @@ impl State {
         }
         self.drop_list(no);
         self.forget_groups(no);
+        self.forget_workers(no);
     }
 }
 

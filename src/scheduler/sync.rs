@@ -1,12 +1,15 @@
 //! A sync as the master keeps it.
 
+use super::boots::Boots;
 use super::listing::ListState;
+use super::queue::Queue;
+use super::records;
 use super::stage::Stage;
 use super::task::Large;
 use crate::wire::options::{Action, Notes, Tally};
 use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncRequest, SyncState};
 use crate::wire::task::{Pruned, RootState};
-use crate::wire::{Digest, RequestId, SyncNo, TaskId, WorkerId};
+use crate::wire::{Digest, RequestId, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -95,12 +98,13 @@ pub(super) struct Sync {
     pub(super) root_failed: bool,
     /// The workers that wrote to the destination and have not flushed yet, with the boot under which
     /// they wrote.
-    pub(super) writers: BTreeMap<WorkerId, Option<String>>,
+    #[serde(default, skip_serializing)]
+    pub(super) writers: Boots,
     /// The workers through which its tasks may have written, with the boot under which each was first
     /// named to one: what a result or a worker that died says of them is judged by that, whatever
     /// became of them since, and whether this master heard of them or the one before.
-    #[serde(default)]
-    pub(super) reach: BTreeMap<WorkerId, Option<String>>,
+    #[serde(default, skip_serializing)]
+    pub(super) reach: Boots,
     /// Where it stands inside `PROGRESS`.
     #[serde(default)]
     pub(super) stage: Stage,
@@ -127,6 +131,12 @@ pub(super) struct Sync {
     /// Tasks of this sync.
     #[serde(skip)]
     pub(super) tasks: BTreeSet<TaskId>,
+    /// Those that may be handed out.
+    #[serde(skip)]
+    pub(super) queue: Queue,
+    /// How many tasks may be outstanding; follows from the workers.
+    #[serde(skip)]
+    pub(super) window: usize,
     /// Large files that are not published yet.
     #[serde(skip)]
     pub(super) larges: BTreeMap<TaskId, Large>,
@@ -173,8 +183,8 @@ impl Sync {
             error_counts: BTreeMap::new(),
             hard_failures: false,
             root_failed: false,
-            writers: BTreeMap::new(),
-            reach: BTreeMap::new(),
+            writers: Boots::default(),
+            reach: Boots::default(),
             stage: Stage::default(),
             notes: Notes::new(),
             source_root: None,
@@ -184,6 +194,8 @@ impl Sync {
             forgotten: false,
             idempotency: None,
             tasks: BTreeSet::new(),
+            queue: Queue::default(),
+            window: 0,
             larges: BTreeMap::new(),
             groups: BTreeSet::new(),
             scans: 0,
@@ -223,8 +235,8 @@ impl Sync {
     /// Somebody may have written through any worker within reach, and will never say through which:
     /// each of them flushes in the end.
     pub(super) fn suspect_all(&mut self) {
-        for (worker, boot) in &self.reach {
-            self.writers.entry(worker.clone()).or_insert_with(|| boot.clone());
+        for (worker, boot) in self.reach.iter() {
+            self.writers.add(worker, boot.as_ref());
         }
     }
 
@@ -245,6 +257,20 @@ impl Sync {
     /// The key of its record.
     pub(super) fn key(&self) -> String {
         format!("s/{}", self.no)
+    }
+
+    /// The keys of the records of workers that are not written as they are now.
+    pub(super) fn unwritten(&mut self) -> impl Iterator<Item = String> + use<> {
+        let no = self.no;
+        let reach = self.reach.take_changed().into_iter().map(move |w| records::reach_key(no, &w));
+        let writers = self.writers.take_changed().into_iter();
+        reach.chain(writers.map(move |w| records::writer_key(no, &w)))
+    }
+
+    /// The keys of all records of workers.
+    pub(super) fn worker_keys(&self) -> impl Iterator<Item = String> {
+        let reach = self.reach.iter().map(|(w, _)| records::reach_key(self.no, w));
+        reach.chain(self.writers.iter().map(|(w, _)| records::writer_key(self.no, w)))
     }
 }
 

@@ -1,11 +1,12 @@
 //! Workers as their heartbeats describe them. Nothing of this is stored: a restarted master learns
 //! it again within a heartbeat.
 
+use super::Now;
 use crate::wire::task::PoolMember;
 use crate::wire::worker::{WorkerHeartbeat, WorkerView};
 use crate::wire::{AbsPath, WorkerId};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A worker.
 #[derive(Debug, Clone)]
@@ -28,7 +29,22 @@ pub(super) struct Worker {
 /// All workers.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
-    pub(super) known: BTreeMap<WorkerId, Worker>,
+    known: BTreeMap<WorkerId, Worker>,
+    /// By a storage path, each list sorted: an order of chance that stays the same.
+    at_path: HashMap<Vec<u8>, Vec<(u64, WorkerId)>>,
+    /// By the boot of their kernel.
+    of_boot: HashMap<String, BTreeSet<WorkerId>>,
+    /// Counts what changes who may be given work.
+    version: u64,
+}
+
+/// The place of a worker among others: of chance, and always the same.
+fn place(id: &WorkerId, salt: u32) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(id.as_str().as_bytes()).update(&salt.to_le_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
 }
 
 impl Worker {
@@ -97,14 +113,137 @@ impl Worker {
 }
 
 impl Workers {
-    /// Active workers that hold `path`, in order of their ids.
-    pub(super) fn pool<'a>(&'a self, path: &'a AbsPath) -> impl Iterator<Item = &'a Worker> {
-        self.known.values().filter(move |w| w.takes_work() && w.holds(path))
+    /// A worker.
+    pub(super) fn get(&self, id: &WorkerId) -> Option<&Worker> {
+        self.known.get(id)
     }
 
-    /// Active workers that hold `path` and can still be talked to: a draining one still receives.
-    pub(super) fn reachable<'a>(&'a self, path: &'a AbsPath) -> impl Iterator<Item = &'a Worker> {
-        self.known.values().filter(move |w| w.active && w.holds(path))
+    /// All, in order of their ids.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {
+        self.known.values()
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Another value says that others may be given work than before.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Takes over what a worker said.
+    pub(super) fn insert(&mut self, worker: Worker) {
+        let id = worker.said.worker_id.clone();
+        let same = self.known.get(&id).is_some_and(|known| {
+            let (old, new) = (&known.said, &worker.said);
+            old.storage_paths == new.storage_paths && old.boot_id == new.boot_id
+        });
+        let able = |w: &Worker| (w.takes_work(), w.active, w.said.slots, w.said.protocol);
+        let as_able = self.known.get(&id).is_some_and(|known| able(known) == able(&worker));
+        self.version += u64::from(!(same && as_able));
+        if same {
+            self.known.insert(id, worker);
+            return;
+        }
+        self.remove(&id);
+        let filed = (place(&id, 0), id.clone());
+        for path in &worker.said.storage_paths {
+            let list = self.at_path.entry(path.as_bytes().to_vec()).or_default();
+            if let Err(at) = list.binary_search(&filed) {
+                list.insert(at, filed.clone());
+            }
+        }
+        if let Some(boot) = &worker.said.boot_id {
+            self.of_boot.entry(boot.clone()).or_default().insert(id.clone());
+        }
+        self.known.insert(id, worker);
+    }
+
+    fn remove(&mut self, id: &WorkerId) {
+        let Some(worker) = self.known.remove(id) else { return };
+        let filed = (place(id, 0), id.clone());
+        for path in &worker.said.storage_paths {
+            let Some(list) = self.at_path.get_mut(path.as_bytes()) else { continue };
+            if let Ok(at) = list.binary_search(&filed) {
+                list.remove(at);
+            }
+            if list.is_empty() {
+                self.at_path.remove(path.as_bytes());
+            }
+        }
+        let boot = worker.said.boot_id.as_ref();
+        if let Some((boot, of)) = boot.and_then(|boot| Some((boot, self.of_boot.get_mut(boot)?))) {
+            of.remove(id);
+            if of.is_empty() {
+                self.of_boot.remove(boot);
+            }
+        }
+    }
+
+    /// A worker was heard of. True: it had been silent.
+    pub(super) fn heard(&mut self, id: &WorkerId, now: Now) -> bool {
+        let Some(worker) = self.known.get_mut(id) else { return false };
+        worker.heard_ms = now.mono_ms;
+        worker.heard_wall_ms = now.wall_ms;
+        let back = !std::mem::replace(&mut worker.active, true);
+        self.version += u64::from(back);
+        back
+    }
+
+    /// Time passed, of which we slept `slept_ms`: who was not heard of for `timeout_ms` is inactive,
+    /// for `forget_ms` forgotten.
+    pub(super) fn fall_silent(&mut self, now: Now, slept_ms: u64, timeout_ms: u64, forget_ms: u64) {
+        let silent = |w: &Worker| now.mono_ms.saturating_sub(w.heard_ms);
+        let gone = self.known.iter().filter(|(_, w)| silent(w) >= forget_ms);
+        let gone: Vec<WorkerId> = gone.map(|(id, _)| id.clone()).collect();
+        self.version += gone.len() as u64;
+        gone.iter().for_each(|id| self.remove(id));
+        for (id, worker) in &mut self.known {
+            worker.heard_ms += slept_ms;
+            let silent = silent(worker);
+            if worker.active && silent > timeout_ms {
+                tracing::warn!(worker = %id, "no heartbeat for {} s", silent / 1000);
+                worker.active = false;
+                self.version += 1;
+            }
+        }
+    }
+
+    /// Workers that hold `path`, in an order of chance that stays the same, round from a place in it.
+    fn holders<'a>(&'a self, path: &'a AbsPath, from: u64) -> impl Iterator<Item = &'a Worker> {
+        let lists = move || path.and_above().filter_map(|p| self.at_path.get(p));
+        lists().enumerate().flat_map(move |(nth, list)| {
+            let (before, behind) = list.split_at(list.partition_point(|(at, _)| *at < from));
+            // Mostly there is one list; a worker that is in several comes with the first.
+            let listed = move |filed| lists().take(nth).any(|l| l.binary_search(filed).is_ok());
+            let new = behind.iter().chain(before).filter(move |filed| !listed(filed));
+            new.filter_map(|(_, id)| self.known.get(id))
+        })
+    }
+
+    /// Active workers that hold `path`.
+    pub(super) fn pool<'a>(&'a self, path: &'a AbsPath) -> impl Iterator<Item = &'a Worker> {
+        self.holders(path, 0).filter(|w| w.takes_work())
+    }
+
+    /// Active workers that hold `path` and can still be talked to (a draining one still receives),
+    /// beginning with those that fall to the worker `of` at this attempt. Each worker has its own ones,
+    /// and the same each time: so a few of them are enough for it, and all are used by all.
+    pub(super) fn near<'a>(
+        &'a self,
+        path: &'a AbsPath,
+        of: &WorkerId,
+        attempt: u32,
+    ) -> impl Iterator<Item = &'a Worker> {
+        self.holders(path, place(of, attempt)).filter(|w| w.active)
+    }
+
+    /// Workers under a kernel of this boot.
+    pub(super) fn of_boot(&self, boot: &str) -> impl Iterator<Item = &Worker> {
+        let ids = self.of_boot.get(boot).into_iter().flatten();
+        ids.filter_map(|id| self.known.get(id))
     }
 
     /// Why nobody can serve `path`, with the storage paths that come nearest.

@@ -99,7 +99,15 @@ impl AbsPath {
 
     /// Whether `other` is `self` or lies below it.
     pub fn holds(&self, other: &AbsPath) -> bool {
-        self.strip(other).is_some()
+        let rest = other.0.strip_prefix(self.0.as_slice());
+        self.0 == b"/" || rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+    }
+
+    /// The bytes of the path itself, and of all that hold it, from `/` down.
+    pub fn and_above(&self) -> impl Iterator<Item = &[u8]> {
+        let ends = (1..self.0.len()).filter(|at| self.0[*at] == b'/').chain([self.0.len()]);
+        let below = ends.filter(|end| *end > 1).map(|end| &self.0[..end]);
+        std::iter::once(&self.0[..1]).chain(below)
     }
 
     /// `self` with `rel` below it.

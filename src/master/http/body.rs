@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 /// A body up to this needs no place in the budget; as many as there may be connections fit beside it.
-const FREE: usize = 64 << 10;
+const FREE: usize = 4 << 10;
 /// The budget is counted in pieces of so many bytes.
 const PIECE: usize = 4 << 10;
 /// A body over this is decoded on a thread of its own, so that it delays no other request.

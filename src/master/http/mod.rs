@@ -64,8 +64,7 @@ pub struct HttpLimits {
 impl Default for HttpLimits {
     fn default() -> Self {
         HttpLimits {
-            // About nine for each agent of eight slots, most of them polls that wait.
-            connections: 4_096,
+            connections: 32_768,
             head_time: Duration::from_secs(10),
             head_bytes: 64 << 10,
             body_pause: Duration::from_secs(30),

@@ -57,7 +57,7 @@ fn whom_work_that_was_lost_may_have_written_to_is_flushed_though_silent_by_then(
     assert_eq!(world.poll("x", "1"), None);
     world.beat("s", "2", &["/src"], &[]);
     assert!(
-        world.state.syncs.values().all(|s| s.writers.len() == 1),
+        world.state.syncs.values().all(|s| s.writers.iter().count() == 1),
         "`d` may hold what `s` wrote"
     );
 }

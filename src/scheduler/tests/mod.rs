@@ -2,6 +2,7 @@
 //! only moves when told.
 
 mod cases;
+mod chosen;
 mod faults;
 mod fidelity;
 mod histories;
@@ -82,6 +83,7 @@ impl World {
 
     /// What must hold after every event.
     fn audit(&self) {
+        self.audit_files();
         let keys: BTreeSet<String> = self.state.record_keys().into_iter().collect();
         let stored: BTreeSet<String> = self.records.keys().cloned().collect();
         if !stored.is_empty() {

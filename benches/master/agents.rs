@@ -1,0 +1,276 @@
+//! What a simulated agent does: heartbeats on time, and in each slot a poll, what it got, its result.
+
+use super::meter::Meters;
+use super::tree::Tree;
+use anyhow::Context as _;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use longhaul::client::MasterClient;
+use longhaul::wire::task::{Assignment, PageAction, ScanPage, SyncResult, TaskReport, TaskSpec};
+use longhaul::wire::worker::{PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use longhaul::wire::{AbsPath, AssignmentId, RequestId, WorkerId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two heartbeats, and how long a poll waits: as real agents do.
+const BEAT: Duration = Duration::from_secs(5);
+const POLL_WAIT: Duration = Duration::from_secs(20);
+/// Agents that register at the same time.
+const AT_A_TIME: usize = 64;
+/// After a request that failed.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Workers that share a storage path that has no part in the sync.
+const SITE: usize = 50;
+
+/// What an agent holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The source of the sync.
+    Source,
+    /// Its destination.
+    Destination,
+    /// Something else.
+    Other(usize),
+}
+
+impl Kind {
+    /// Its storage path.
+    pub(crate) fn path(self) -> String {
+        match self {
+            Kind::Source => "/bench/source".to_owned(),
+            Kind::Destination => "/bench/destination".to_owned(),
+            Kind::Other(site) => format!("/bench/site-{site}"),
+        }
+    }
+}
+
+/// All agents.
+pub(crate) struct Fleet {
+    /// Their way to the master: connections are kept and shared.
+    pub(crate) client: MasterClient,
+    /// What they measure.
+    pub(crate) meters: Meters,
+    agents: Vec<Agent>,
+    slots: usize,
+    tree: Tree,
+    polls: AtomicU64,
+    submitted: Mutex<HashMap<RequestId, Instant>>,
+}
+
+struct Agent {
+    id: WorkerId,
+    path: AbsPath,
+    number: usize,
+    in_hand: Mutex<Vec<AssignmentId>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Agent {
+    fn new(number: usize, members: usize) -> Option<Self> {
+        let kind = match number {
+            n if n >= members => Kind::Other((n - members) / SITE),
+            n if n % 2 == 0 => Kind::Source,
+            _ => Kind::Destination,
+        };
+        Some(Agent {
+            id: format!("agent-{number:05}.rack-{:03}", number / 40).parse().ok()?,
+            path: AbsPath::new(kind.path()).ok()?,
+            number,
+            in_hand: Mutex::new(Vec::new()),
+        })
+    }
+
+    fn incarnation(&self) -> String {
+        format!("incarnation-{:08}", self.number)
+    }
+
+    fn beat(&self, slots: usize) -> WorkerHeartbeat {
+        let ip =
+            |net: usize| format!("10.{net}.{}.{}:8889", self.number / 250, self.number % 250 + 1);
+        let in_hand = locked(&self.in_hand).clone();
+        WorkerHeartbeat {
+            worker_id: self.id.clone(),
+            status: if in_hand.is_empty() {
+                WorkerStatus::Idle
+            } else {
+                WorkerStatus::Transferring
+            },
+            storage_paths: vec![self.path.clone()],
+            data_plane_endpoints: (1..=2).filter_map(|net| ip(net).parse().ok()).collect(),
+            timestamp: None,
+            control_plane_address: None,
+            incarnation: Some(self.incarnation()),
+            boot_id: Some(format!("boot-{:08}", self.number)),
+            free_bytes: BTreeMap::from([(self.path.to_string(), 1 << 40)]),
+            in_hand,
+            slots: u32::try_from(slots).ok(),
+            agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            protocol: Some(PROTOCOL),
+            usage: Default::default(),
+            nics: Vec::new(),
+        }
+    }
+}
+
+impl Fleet {
+    /// Agents that have not spoken yet.
+    pub(crate) fn new(
+        client: MasterClient,
+        workers: usize,
+        members: usize,
+        slots: usize,
+        tree: Tree,
+    ) -> Arc<Self> {
+        Arc::new(Fleet {
+            client,
+            meters: Meters::default(),
+            agents: (0..workers).filter_map(|number| Agent::new(number, members)).collect(),
+            slots,
+            tree,
+            polls: AtomicU64::new(0),
+            submitted: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// The first heartbeat of each.
+    ///
+    /// # Errors
+    /// One that the master did not take.
+    pub(crate) async fn register(self: &Arc<Self>) -> anyhow::Result<()> {
+        let beats = stream::iter(&self.agents).map(|agent| async move {
+            let beat = agent.beat(self.slots);
+            self.client.heartbeat(&beat).await.map(drop).context("register")
+        });
+        beats.buffer_unordered(AT_A_TIME).try_collect().await
+    }
+
+    /// From now on they send heartbeats, evenly over time, and poll.
+    pub(crate) fn begin_polls(self: &Arc<Self>) {
+        for n in 0..self.agents.len() {
+            let first = BEAT.mul_f64(n as f64 / self.agents.len() as f64);
+            let fleet = Arc::clone(self);
+            tokio::spawn(async move { fleet.heart(n, first).await });
+            for _ in 0..self.slots {
+                let fleet = Arc::clone(self);
+                tokio::spawn(async move { fleet.slot(n).await });
+            }
+        }
+    }
+
+    /// Notes that a sync is being submitted: how long it takes to wake an agent is measured.
+    pub(crate) fn submitted(&self, id: &RequestId) {
+        locked(&self.submitted).insert(id.clone(), Instant::now());
+    }
+
+    async fn heart(&self, n: usize, first: Duration) {
+        let agent = &self.agents[n];
+        let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + first, BEAT);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            let asked = Instant::now();
+            match self.client.heartbeat(&agent.beat(self.slots)).await {
+                Ok(_) => self.meters.heartbeat.note(asked.elapsed()),
+                Err(_) => self.meters.failed.note(asked.elapsed()),
+            }
+        }
+    }
+
+    async fn slot(&self, n: usize) {
+        let agent = &self.agents[n];
+        let incarnation = agent.incarnation();
+        loop {
+            let poll = format!("{n}-{}", self.polls.fetch_add(1, Ordering::Relaxed));
+            let asked = Instant::now();
+            let answer = self.client.poll(&agent.id, POLL_WAIT, Some(&poll), Some(&incarnation));
+            match answer.await {
+                Ok(None) => {}
+                Ok(Some(assignment)) => {
+                    self.meters.poll.note(asked.elapsed());
+                    locked(&agent.in_hand).push(assignment.assignment_id);
+                    self.execute(agent, &assignment).await;
+                    locked(&agent.in_hand).retain(|held| *held != assignment.assignment_id);
+                }
+                Err(_) => {
+                    self.meters.failed.note(asked.elapsed());
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn execute(&self, agent: &Agent, assignment: &Assignment) {
+        if let Some(at) = locked(&self.submitted).remove(&assignment.request_id) {
+            self.meters.woken.note(at.elapsed());
+        }
+        let report = match &assignment.task {
+            TaskSpec::Scan { .. } => return self.scan(agent, assignment).await,
+            TaskSpec::Copy { files, dirs, bytes } => {
+                let asked = Instant::now();
+                match self.client.manifest(&agent.id, assignment.assignment_id).await {
+                    Ok(_) => self.meters.manifest.note(asked.elapsed()),
+                    Err(_) => return self.meters.failed.note(asked.elapsed()),
+                }
+                let writers = &assignment.destination_workers;
+                let writer = writers.get(agent.number / 2 % writers.len().max(1));
+                TaskReport {
+                    files_done: *files,
+                    dirs_done: *dirs,
+                    bytes_done: *bytes,
+                    bytes_sent: *bytes,
+                    wrote: writer.map(|member| member.worker_id.clone()).into_iter().collect(),
+                    ..TaskReport::default()
+                }
+            }
+            _ => TaskReport::default(),
+        };
+        let result = SyncResult {
+            request_id: assignment.request_id.clone(),
+            worker_id: agent.id.clone(),
+            success: true,
+            message: None,
+            assignment_id: Some(assignment.assignment_id),
+            attempt: Some(assignment.attempt),
+            task_digest: Some(assignment.task_digest),
+            report: Some(report),
+        };
+        let asked = Instant::now();
+        match self.client.result(&result).await {
+            Ok(_) => self.meters.result.note(asked.elapsed()),
+            Err(_) => self.meters.failed.note(asked.elapsed()),
+        }
+    }
+
+    async fn scan(&self, agent: &Agent, assignment: &Assignment) {
+        let single = assignment.request_id.as_str().starts_with("wake");
+        let (mut at, mut spawn, mut number) = (Some(assignment.task.clone()), 0, 0);
+        while let Some(spec) = at {
+            let page = if single { Some(self.tree.single()) } else { self.tree.page(&spec, spawn) };
+            let Some(page) = page else { return };
+            let sent = ScanPage {
+                task_digest: assignment.task_digest,
+                page: number,
+                work: page.work,
+                spawn: page.spawn,
+                errors: Vec::new(),
+                root: None,
+                pruned: None,
+                notes: BTreeMap::new(),
+                records: Vec::new(),
+                next: page.next.clone(),
+            };
+            let asked = Instant::now();
+            let reply = self.client.page(&agent.id, assignment.assignment_id, &sent).await;
+            let Ok(reply) = reply else { return self.meters.failed.note(asked.elapsed()) };
+            self.meters.page.note(asked.elapsed());
+            if reply.action != PageAction::Continue {
+                return;
+            }
+            (at, spawn, number) = (page.next, reply.spawn, number + 1);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Drives a real master with thousands of simulated agents over HTTP and prints what it bears.
+//!
+//! The agents speak the wire types through the client of the crate; what they say that they did is
+//! made up. `scripts/bench-master.sh` starts the master, and this beside it. Traffic goes to the URL
+//! that is given only, and it ends by itself.
+//!
+//! - `agents`: what a simulated agent does
+//! - `tree`: the source that it makes up
+//! - `meter`: latencies, and what the processes cost
+
+mod agents;
+mod meter;
+mod tree;
+
+use agents::{Fleet, Kind};
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use longhaul::client::{ClientOptions, MasterClient};
+use longhaul::wire::RequestId;
+use longhaul::wire::sync::{SyncProgress, SyncState};
+use meter::{Cost, Process};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tree::Tree;
+
+/// How often the progress of a sync is asked for.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Simulated agents against a master.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The master, on this host
+    #[arg(long)]
+    url: String,
+    /// Its process, for memory and CPU
+    #[arg(long)]
+    master_pid: u32,
+    /// The process of its store, where it is one of its own
+    #[arg(long)]
+    store_pid: Option<u32>,
+    /// Registered workers
+    #[arg(long, default_value_t = 10_000)]
+    workers: usize,
+    /// How many of them hold the source or the destination of the sync, half and half
+    #[arg(long, default_value_t = 200)]
+    members: usize,
+    /// Polls that each worker has out at a time
+    #[arg(long, default_value_t = 1)]
+    slots: usize,
+    /// Entries of the sync
+    #[arg(long, default_value_t = 10_000_000)]
+    entries: u64,
+    /// Entries in a batch: 64 is what files of 1 MiB give with the default chunk size
+    #[arg(long, default_value_t = 64)]
+    batch: u64,
+    /// Seconds of heartbeats and waiting polls only
+    #[arg(long, default_value_t = 20)]
+    idle: u64,
+    /// Small syncs, one after the other, that wake one of all waiting polls
+    #[arg(long, default_value_t = 30)]
+    wakes: u32,
+    /// Seconds after which the sync is broken off; what was done until then is printed
+    #[arg(long, default_value_t = 300)]
+    seconds: u64,
+    /// `cargo bench` gives this
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let url = args.url.clone();
+    let host = url.strip_prefix("http://").unwrap_or(&url);
+    if !["127.0.0.1:", "[::1]:", "localhost:"].iter().any(|local| host.starts_with(local)) {
+        bail!("{url} is not on this host: this would drown somebody else's master");
+    }
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let done = runtime.block_on(run(args));
+    // Thousands of polls still wait.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    done
+}
+
+/// Each waiting poll has a connection.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        eprintln!("the limit of open files can't be raised: {error}");
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let options = ClientOptions { request_timeout: Duration::from_secs(60) };
+    let client = MasterClient::new(vec![args.url.clone()], options)?;
+    let master = Process::new(args.master_pid);
+    let store = args.store_pid.map(Process::new);
+    let tree = Tree::new(args.entries, args.batch);
+    let fleet = Fleet::new(client, args.workers, args.members, args.slots, tree);
+
+    println!(
+        "workers {}, of them in the sync {}, slots {}",
+        args.workers, args.members, args.slots
+    );
+    let begin = Instant::now();
+    let before = master.cost()?;
+    fleet.register().await?;
+    let took = begin.elapsed().as_secs_f64();
+    println!("\nregistration: {:.0} a second", args.workers as f64 / took);
+    print_cost(&master, &store, before)?;
+    fleet.begin_polls();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    fleet.meters.clear();
+
+    if args.idle > 0 {
+        let (begin, before) = (Instant::now(), master.cost()?);
+        tokio::time::sleep(Duration::from_secs(args.idle)).await;
+        println!("\nheartbeats and waiting polls only, {} s", args.idle);
+        fleet.meters.print(begin.elapsed());
+        print_cost(&master, &store, before)?;
+        fleet.meters.clear();
+    }
+    if args.wakes > 0 {
+        let (begin, before) = (Instant::now(), master.cost()?);
+        for n in 0..args.wakes {
+            let id: RequestId = format!("wake-{n}").parse()?;
+            fleet.submitted(&id);
+            submit(&fleet, &id).await?;
+            wait_for(&fleet, &id, Duration::from_secs(60)).await?;
+        }
+        println!("\n{} syncs of one batch, one after the other", args.wakes);
+        fleet.meters.print(begin.elapsed());
+        print_cost(&master, &store, before)?;
+        fleet.meters.clear();
+    }
+    if args.entries > 0 {
+        work(&args, &fleet, &master, &store).await?;
+    }
+    Ok(())
+}
+
+/// The large sync.
+async fn work(
+    args: &Args,
+    fleet: &Arc<Fleet>,
+    master: &Process,
+    store: &Option<Process>,
+) -> anyhow::Result<()> {
+    let (begin, before) = (Instant::now(), master.cost()?);
+    let id: RequestId = "work".parse()?;
+    submit(fleet, &id).await?;
+    let end = wait_for(fleet, &id, Duration::from_secs(args.seconds)).await?;
+    let took = begin.elapsed();
+    println!(
+        "\nsync of {} entries in batches of {}: {} after {:.1} s, {} entries done",
+        args.entries,
+        args.batch,
+        end.state.as_str(),
+        took.as_secs_f64(),
+        end.files_done
+    );
+    fleet.meters.print(took);
+    print_cost(master, store, before)?;
+    if end.state == SyncState::Failed {
+        bail!("the sync failed: {:?} {:?}", end.reason, end.error_counts);
+    }
+    Ok(())
+}
+
+async fn submit(fleet: &Fleet, id: &RequestId) -> anyhow::Result<()> {
+    let request = json!({
+        "request_id": id,
+        "source_path": Kind::Source.path(),
+        "destination_path": Kind::Destination.path(),
+    });
+    fleet.client.submit(&request, None).await.with_context(|| format!("submit {id}"))?;
+    Ok(())
+}
+
+async fn wait_for(fleet: &Fleet, id: &RequestId, most: Duration) -> anyhow::Result<SyncProgress> {
+    let begin = Instant::now();
+    loop {
+        let asked = Instant::now();
+        let progress = fleet.client.progress(id).await?.value;
+        fleet.meters.progress.note(asked.elapsed());
+        if progress.state.is_final() || begin.elapsed() > most {
+            return Ok(progress);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn print_cost(master: &Process, store: &Option<Process>, before: Cost) -> anyhow::Result<()> {
+    let now = master.cost()?;
+    println!(
+        "  master: {:.1} s of CPU, {} MiB now, {} MiB at most",
+        now.cpu - before.cpu,
+        now.rss >> 20,
+        now.peak >> 20
+    );
+    if let Some(store) = store {
+        let store = store.cost()?;
+        println!("  store: {} MiB now, {} MiB at most", store.rss >> 20, store.peak >> 20);
+    }
+    println!("  this load: {:.1} s of CPU in all", Process::new(std::process::id()).cost()?.cpu);
+    Ok(())
+}

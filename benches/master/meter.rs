@@ -1,0 +1,129 @@
+//! Latencies by request, and what a process costs.
+
+use anyhow::Context as _;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// The latencies of one kind of request.
+#[derive(Debug, Default)]
+pub(crate) struct Meter(Mutex<Vec<Duration>>);
+
+impl Meter {
+    /// Notes one.
+    pub(crate) fn note(&self, took: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+    }
+
+    fn take(&self) -> Vec<Duration> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn print(&self, name: &str, over: Duration) {
+        let mut all = self.take();
+        all.sort_unstable();
+        let Some(last) = all.len().checked_sub(1) else { return };
+        let ms = |share: usize| all[last * share / 1000].as_secs_f64() * 1000.0;
+        println!(
+            "  {name:<34} {:>9} {:>9.0} /s   p50 {:>8.2}  p99 {:>8.2}  max {:>8.2} ms",
+            all.len(),
+            all.len() as f64 / over.as_secs_f64(),
+            ms(500),
+            ms(990),
+            ms(1000),
+        );
+    }
+}
+
+/// The latencies of all kinds.
+#[derive(Debug, Default)]
+pub(crate) struct Meters {
+    /// Heartbeats.
+    pub(crate) heartbeat: Meter,
+    /// From a submit to the assignment of its scan.
+    pub(crate) woken: Meter,
+    /// Polls that got work; what they waited for it is part of it.
+    pub(crate) poll: Meter,
+    /// Manifests fetched.
+    pub(crate) manifest: Meter,
+    /// Pages.
+    pub(crate) page: Meter,
+    /// Results.
+    pub(crate) result: Meter,
+    /// Progress asked for.
+    pub(crate) progress: Meter,
+    /// Requests that failed.
+    pub(crate) failed: Meter,
+}
+
+impl Meters {
+    fn all(&self) -> [(&'static str, &Meter); 8] {
+        [
+            ("heartbeats", &self.heartbeat),
+            ("submit to the scan's assignment", &self.woken),
+            ("assignments (polls that got work)", &self.poll),
+            ("manifests", &self.manifest),
+            ("pages", &self.page),
+            ("results", &self.result),
+            ("progress", &self.progress),
+            ("FAILED requests", &self.failed),
+        ]
+    }
+
+    /// Prints what was noted `over` so long, and forgets it.
+    pub(crate) fn print(&self, over: Duration) {
+        self.all().iter().for_each(|(name, meter)| meter.print(name, over));
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&self) {
+        self.all().iter().for_each(|(_, meter)| drop(meter.take()));
+    }
+}
+
+/// Clock ticks in a second as the kernel tells them to processes (`USER_HZ`): 100 on all that we run on.
+const TICKS: f64 = 100.0;
+
+/// A process on this host.
+#[derive(Debug)]
+pub(crate) struct Process(u32);
+
+/// What it has cost so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    /// User and system time, in seconds.
+    pub(crate) cpu: f64,
+    /// Resident bytes now …
+    pub(crate) rss: u64,
+    /// … and at most.
+    pub(crate) peak: u64,
+}
+
+impl Process {
+    /// The process of this id.
+    pub(crate) fn new(pid: u32) -> Self {
+        Process(pid)
+    }
+
+    /// What it has cost so far (`proc(5)`).
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn cost(&self) -> anyhow::Result<Cost> {
+        let read = |file: &str| {
+            let path = format!("/proc/{}/{file}", self.0);
+            std::fs::read_to_string(&path).with_context(|| format!("read {path}"))
+        };
+        let (stat, status) = (read("stat")?, read("status")?);
+        // The name in brackets may hold anything; behind it comes the third field.
+        let fields: Vec<&str> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+            number.unwrap_or(0) << 10
+        };
+        let cpu = (ticks(11) + ticks(12)) as f64 / TICKS;
+        Ok(Cost { cpu, rss: kib("VmRSS:"), peak: kib("VmHWM:") })
+    }
+}

@@ -1,0 +1,97 @@
+//! The source that the agents make up: files only, in batches of one size, in a row of directories.
+
+use longhaul::wire::RelPath;
+use longhaul::wire::manifest::{Entry, Ident, Kind, Manifest, Meta};
+use longhaul::wire::task::{Blob, Cursor, TaskSpec, WorkItem};
+
+/// Batches in a page, as a real agent cuts them at most.
+const PAGE_BATCHES: u64 = 16;
+/// Batches in a directory.
+const DIR_BATCHES: u64 = 160;
+/// The size of each file, in bytes.
+const FILE: u64 = 1 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    batches: u64,
+    per_batch: u64,
+    /// An encoded batch; all are the same, as nobody looks into them.
+    manifest: Vec<u8>,
+}
+
+/// A page of a scan.
+pub(crate) struct Page {
+    /// What it found.
+    pub(crate) work: Vec<WorkItem>,
+    /// Directories given away.
+    pub(crate) spawn: Vec<RelPath>,
+    /// How it goes on.
+    pub(crate) next: Option<TaskSpec>,
+}
+
+impl Tree {
+    /// A tree of about `entries` files.
+    pub(crate) fn new(entries: u64, per_batch: u64) -> Self {
+        let meta = Meta { mode: 0o644, uid: 1000, gid: 1000, mtime_sec: 1 << 30, mtime_nsec: 5 };
+        let ident = Ident { dev: 0, ino: 1 << 40, ctime_sec: 1 << 30, ctime_nsec: 5 };
+        let path = |n: u64| RelPath::new(format!("d00000/some-file-of-a-data-set-{n:08}.dat"));
+        let entry =
+            |n| path(n).ok().map(|path| Entry::new(path, Kind::File { size: FILE }, meta, ident));
+        let entries_of_one = (0..per_batch).filter_map(entry).collect();
+        let manifest = Manifest { dirs: Vec::new(), entries: entries_of_one }.encode();
+        Tree { batches: entries.div_ceil(per_batch.max(1)), per_batch, manifest }
+    }
+
+    fn item(&self) -> WorkItem {
+        WorkItem::Copy {
+            manifest: Blob(self.manifest.clone()),
+            files: self.per_batch,
+            dirs: 0,
+            bytes: self.per_batch * FILE,
+        }
+    }
+
+    /// A source of one batch.
+    pub(crate) fn single(&self) -> Page {
+        Page { work: vec![self.item()], spawn: Vec::new(), next: None }
+    }
+
+    /// The page with which the scan `at` goes on; it may give `spawn` directories away. `None` for
+    /// what is no scan of this tree.
+    pub(crate) fn page(&self, at: &TaskSpec, spawn: u32) -> Option<Page> {
+        let TaskSpec::Scan { dir, cursor } = at else { return None };
+        let dirs = self.batches.div_ceil(DIR_BATCHES);
+        // Batches are numbered through; a directory is a range of them.
+        let range = number(dir).map_or(0..self.batches, |d| {
+            d * DIR_BATCHES..((d + 1) * DIR_BATCHES).min(self.batches)
+        });
+        let mut batch = match cursor {
+            None => range.start,
+            Some(cursor) => number(&cursor.after)?,
+        };
+        let mut given = Vec::new();
+        while dir.is_root()
+            && batch < range.end
+            && batch % DIR_BATCHES == 0
+            && given.len() < spawn as usize
+        {
+            let d = batch / DIR_BATCHES;
+            given.push(RelPath::new(format!("d{d}")).ok()?);
+            batch = ((d + 1).min(dirs) * DIR_BATCHES).min(range.end);
+        }
+        // A directory that may be given away next is begun with a page of its own.
+        let edge = (batch / DIR_BATCHES + 1) * DIR_BATCHES;
+        let until = (batch + PAGE_BATCHES).min(range.end).min(edge);
+        let work = (batch..until).map(|_| self.item()).collect();
+        let after = RelPath::new(format!("b{until}")).ok()?;
+        let cursor = Some(Cursor { after, skip_contents: false });
+        let next = (until < range.end).then(|| TaskSpec::Scan { dir: dir.clone(), cursor });
+        Some(Page { work, spawn: given, next })
+    }
+}
+
+/// The number in a name of one letter and digits.
+fn number(path: &RelPath) -> Option<u64> {
+    std::str::from_utf8(path.as_bytes()).ok()?.get(1..)?.parse().ok()
+}

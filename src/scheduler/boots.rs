@@ -1,0 +1,67 @@
+//! Workers of a sync, each with the boot under which it was first named. There may be thousands, so
+//! each is a record of its own in the store, and only those that changed are written.
+
+use crate::wire::WorkerId;
+use serde::{Deserialize, Deserializer};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Boots {
+    of: BTreeMap<WorkerId, Option<String>>,
+    /// Not written yet.
+    changed: BTreeSet<WorkerId>,
+}
+
+/// As they stood inside the sync's record, in version 1 of the records: none of them has one of its own.
+impl<'de> Deserialize<'de> for Boots {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let of = BTreeMap::<WorkerId, Option<String>>::deserialize(d)?;
+        let changed = of.keys().cloned().collect();
+        Ok(Boots { of, changed })
+    }
+}
+
+impl Boots {
+    /// The boot of a worker; `None` where it is not in here.
+    pub(super) fn get(&self, worker: &WorkerId) -> Option<&Option<String>> {
+        self.of.get(worker)
+    }
+
+    /// Adds a worker. False: it was there, with the boot that it keeps.
+    pub(super) fn add(&mut self, worker: &WorkerId, boot: Option<&String>) -> bool {
+        if self.of.contains_key(worker) {
+            return false;
+        }
+        self.of.insert(worker.clone(), boot.cloned());
+        self.changed.insert(worker.clone());
+        true
+    }
+
+    /// Takes a worker out.
+    pub(super) fn remove(&mut self, worker: &WorkerId) {
+        if self.of.remove(worker).is_some() {
+            self.changed.insert(worker.clone());
+        }
+    }
+
+    /// Takes in what was stored.
+    pub(super) fn restore(&mut self, worker: WorkerId, boot: Option<String>) {
+        self.of.insert(worker, boot);
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&WorkerId, &Option<String>)> {
+        self.of.iter()
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
+    /// Those whose records are to be written; from then on they count as written.
+    pub(super) fn take_changed(&mut self) -> BTreeSet<WorkerId> {
+        std::mem::take(&mut self.changed)
+    }
+}

@@ -1,0 +1,158 @@
+//! Which task goes to which poll: found by what is filed, without a walk over all tasks, polls or workers.
+
+use super::leases::wants_options;
+use super::sync::Sync;
+use super::worker::Worker;
+use super::{Caller, Effect, Now, Reply, State};
+use crate::wire::sync::SyncState;
+use crate::wire::{SyncNo, TaskId, WorkerId};
+use std::collections::{BTreeSet, HashSet};
+
+/// A sync that has something to hand out, and to whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open {
+    pub(super) no: SyncNo,
+    at_source: bool,
+    at_destination: bool,
+    /// Flushes for certain workers.
+    bound: bool,
+}
+
+impl State {
+    /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
+    /// is set; those that wait for a worker keep nobody from his turn.
+    pub(super) fn open_syncs(&self) -> Vec<Open> {
+        let all = self.working.iter().filter_map(|no| self.syncs.get(no));
+        let (mut active, ended): (Vec<&Sync>, Vec<&Sync>) = all.partition(|s| s.is_active());
+        let most = self.settings.max_active_syncs;
+        if active.len() > most {
+            // Begun ones first, each kind in the order in which they were submitted.
+            active.sort_by_key(|s| s.state == SyncState::Queued);
+            let workable = active.into_iter().filter(|s| {
+                let request = &s.request;
+                self.workers.pool(&request.source_path).next().is_some()
+                    && self.workers.pool(&request.destination_path).next().is_some()
+            });
+            active = workable.take(most).collect();
+        }
+        let open = active.into_iter().chain(ended).map(|sync| Open {
+            no: sync.no,
+            at_source: !sync.queue.at_source.is_empty() || self.may_scan(sync),
+            at_destination: !sync.queue.at_destination.is_empty(),
+            bound: !sync.queue.bound.is_empty(),
+        });
+        open.filter(|o| o.at_source || o.at_destination || o.bound).collect()
+    }
+
+    /// Whether there is a scan to hand out, and room for what it finds.
+    fn may_scan(&self, sync: &Sync) -> bool {
+        !sync.queue.scans.is_empty() && self.outstanding(sync) < 0.5
+    }
+
+    /// The task of a sync that fits a worker best. Publishing comes first (it frees the window), then
+    /// one scan (it finds work for the others), then copying, then further scans; of each the oldest.
+    /// What the worker has failed is left to others for a while.
+    pub(super) fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
+        let sync = self.syncs.get(&no)?;
+        let queue = &sync.queue;
+        let others = self.others(sync, worker);
+        let fits = |id: &&TaskId| {
+            let Some(task) = self.tasks.get(id) else { return false };
+            let spared = now.mono_ms < task.spared_until_ms
+                && task.tried.contains(&worker.said.worker_id)
+                && others(task.at_source()).any(|o| !task.tried.contains(o));
+            let able = (worker.knows_options() || !wants_options(sync, &task.spec))
+                && (worker.knows_limits() || !(sync.wants_limits() && task.spec.sends()));
+            able && !spared && (task.bound.is_none() || self.may_flush(sync, task, worker))
+        };
+        if worker.holds(&sync.request.destination_path) {
+            let bound = queue.bound.get(&worker.said.boot_id).into_iter().flatten().find(fits);
+            let first = queue.at_destination.iter().find(fits).into_iter().chain(bound).min();
+            if first.is_some() {
+                return first.copied();
+            }
+        }
+        let at_source = worker.holds(&sync.request.source_path)
+            && self.able(sync, &sync.request.destination_path).next().is_some();
+        if !at_source {
+            return None;
+        }
+        let scan = || self.may_scan(sync).then(|| queue.scans.iter().find(fits)).flatten();
+        let copy = || queue.at_source.iter().find(fits);
+        let first = if queue.scans_out == 0 { scan().or_else(copy) } else { copy().or_else(scan) };
+        first.copied()
+    }
+
+    /// Gives work to the polls that wait for it: first flushes to those who alone can do them, then in
+    /// the order in which the polls came. Only polls that may take something are looked at.
+    pub(super) fn serve_parked(&mut self, now: Now) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let mut open = self.open_syncs();
+        for caller in self.flushers(&open) {
+            if self.serve(caller, &open, now) {
+                open = self.open_syncs();
+            }
+        }
+        // What one poll of a worker does not get, the next one does not get either.
+        let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
+        let mut after = None;
+        while let Some(caller) = self.next_waiting(&open, after) {
+            after = Some(caller);
+            let Some(poll) = self.waiting.get(caller) else { continue };
+            let who = (poll.worker.clone(), poll.incarnation.clone());
+            if in_vain.contains(&who) {
+                continue;
+            }
+            if self.serve(caller, &open, now) {
+                open = self.open_syncs();
+            } else {
+                in_vain.insert(who);
+            }
+        }
+    }
+
+    /// Gives work to a poll that waits. False: there is none for it.
+    fn serve(&mut self, caller: Caller, open: &[Open], now: Now) -> bool {
+        let Some(poll) = self.waiting.get(caller).cloned() else { return false };
+        let Some(assignment) = self.place(&poll, open, now) else { return false };
+        self.waiting.remove(caller);
+        let reply = Reply::Assignment(Some(Box::new(assignment)));
+        self.effects.push(Effect::Reply(caller, reply));
+        true
+    }
+
+    /// The waiting polls of workers that may do a flush that not everybody can.
+    fn flushers(&self, open: &[Open]) -> Vec<Caller> {
+        let syncs = open.iter().filter(|o| o.bound).filter_map(|o| self.syncs.get(&o.no));
+        let mut workers: BTreeSet<&WorkerId> = BTreeSet::new();
+        for (boot, tasks) in syncs.flat_map(|s| &s.queue.bound) {
+            match boot {
+                Some(boot) => {
+                    workers.extend(self.workers.of_boot(boot).map(|w| &w.said.worker_id));
+                }
+                None => {
+                    workers.extend(tasks.iter().filter_map(|id| self.tasks.get(id)?.bound.as_ref()))
+                }
+            }
+        }
+        let mut callers: Vec<Caller> =
+            workers.into_iter().flat_map(|worker| self.waiting.of(worker)).collect();
+        callers.sort_unstable();
+        callers
+    }
+
+    /// The poll that came next behind `after`, of those that may find something in the syncs `open`.
+    fn next_waiting(&self, open: &[Open], after: Option<Caller>) -> Option<Caller> {
+        let next = |o: &Open| {
+            let request = &self.syncs.get(&o.no)?.request;
+            let at =
+                |wanted: bool, path| wanted.then(|| self.waiting.next_at(path, after)).flatten();
+            let at_source = at(o.at_source, &request.source_path);
+            let at_destination = at(o.at_destination, &request.destination_path);
+            at_source.into_iter().chain(at_destination).min()
+        };
+        open.iter().filter_map(next).min()
+    }
+}

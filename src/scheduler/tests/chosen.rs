@@ -1,0 +1,213 @@
+//! What is found by files and indices is what a walk over everything finds.
+
+use super::*;
+use crate::scheduler::task::TaskState;
+use crate::scheduler::worker::Worker;
+
+/// How well a task fits a worker, as a walk judges it; the smallest is taken.
+type Fit = (u8, TaskId);
+
+/// The task of a sync that fits a worker best, found by looking at all.
+fn by_walk(state: &State, sync: &Sync, worker: &Worker, now: Now) -> Option<TaskId> {
+    let request = &sync.request;
+    let pool: Vec<&Worker> = state.workers.all().filter(|w| w.takes_work()).collect();
+    let able = |path: &AbsPath| -> Vec<&Worker> {
+        let held = pool.iter().copied().filter(|w| w.holds(path));
+        held.filter(|w| w.knows_options() || !sync.has_options()).collect()
+    };
+    let tasks = || sync.tasks.iter().map(|id| &state.tasks[id]);
+    let scan_is_out = tasks().any(|t| t.is_scan() && t.lease().is_some());
+    let at_source =
+        worker.holds(&request.source_path) && !able(&request.destination_path).is_empty();
+    let at_destination = worker.holds(&request.destination_path);
+    let me = &worker.said.worker_id;
+    let fit = |t: &Task| -> Option<Fit> {
+        let path = if t.at_source() { &request.source_path } else { &request.destination_path };
+        let elsewhere = able(path).iter().any(|o| {
+            let id = &o.said.worker_id;
+            id != me && !t.tried.contains(id)
+        });
+        let knows = worker.knows_options()
+            || t.spec == TaskSpec::Flush
+            || (!sync.has_options() && t.spec != TaskSpec::Sweep);
+        let may = t.state == TaskState::Ready
+            && knows
+            && if t.at_source() { at_source } else { at_destination }
+            && (!t.is_scan() || state.outstanding(sync) < 0.5)
+            && (t.bound.is_none() || state.may_flush(sync, t, worker))
+            && !(now.mono_ms < t.spared_until_ms && t.tried.contains(me) && elsewhere);
+        let rank = match (t.at_source(), t.is_scan()) {
+            (false, _) => 0,
+            (true, true) if !scan_is_out => 1,
+            (true, false) => 2,
+            (true, true) => 3,
+        };
+        may.then_some((rank, t.id))
+    };
+    tasks().filter_map(fit).min().map(|(_, id)| id)
+}
+
+impl World {
+    /// The files hold just what they shall, and lead to the choice that a walk makes.
+    pub(super) fn audit_files(&self) {
+        let state = &self.state;
+        let delayed = |t: &Task| match t.state {
+            TaskState::Delayed { until_ms } => Some((until_ms, t.id)),
+            _ => None,
+        };
+        let due: BTreeSet<(u64, TaskId)> = state.tasks.values().filter_map(delayed).collect();
+        assert_eq!(state.delayed, due);
+        let working = state.syncs.values().filter(|s| !s.tasks.is_empty()).map(|s| s.no);
+        assert_eq!(state.working, working.collect());
+        let (taking, all): (Vec<_>, Vec<_>) = (
+            state.workers.all().filter(|w| w.takes_work()).collect(),
+            state.workers.all().collect(),
+        );
+        for sync in state.working.iter().map(|no| &state.syncs[no]) {
+            for path in [&sync.request.source_path, &sync.request.destination_path] {
+                let ids = |workers: Vec<&Worker>| -> Vec<WorkerId> {
+                    let mut ids: Vec<_> =
+                        workers.iter().map(|w| w.said.worker_id.clone()).collect();
+                    ids.sort();
+                    ids
+                };
+                let walked = taking.iter().copied().filter(|w| w.holds(path)).collect();
+                assert_eq!(ids(state.workers.pool(path).collect()), ids(walked));
+            }
+            for worker in all.iter().take(12) {
+                let chosen = state.choose(sync.no, worker, self.now);
+                assert_eq!(chosen, by_walk(state, sync, worker, self.now), "{:?}", worker.said);
+            }
+        }
+    }
+}
+
+/// Agents `s0` to `s9` at the source and `d0` to `d9` at the destination.
+fn many() -> World {
+    let mut world = World::new();
+    for n in 0..10 {
+        world.beat(&format!("s{n}"), "1", &["/src"], &[]);
+        world.beat(&format!("d{n}"), "1", &["/dst"], &[]);
+    }
+    world
+}
+
+/// A poll that waits; its caller.
+fn wait(world: &mut World, worker: &str) -> Caller {
+    let answer = world.play(Event::Poll {
+        worker: worker.parse().unwrap(),
+        incarnation: Some("1".to_owned()),
+        poll_id: None,
+        wait_ms: 20_000,
+    });
+    assert_eq!(answer, None);
+    Caller(world.callers)
+}
+
+#[test]
+fn of_the_polls_that_wait_the_first_that_can_gets_the_task() {
+    let mut world = many();
+    let idle: Vec<Caller> = ["d0", "d1", "s3", "s1"].iter().map(|w| wait(&mut world, w)).collect();
+    world.submit("demo", "/src/a", "/dst/a");
+    let Some(Reply::Assignment(Some(scan))) = world.answers.remove(&idle[2]) else {
+        panic!("the first of the source gets the scan: {:?}", world.answers)
+    };
+    assert!(world.answers.is_empty(), "nobody else is woken");
+    let work = vec![batch(1, 0), batch(2, 0)];
+    world.post(&scan, page(&scan, 0, work, None));
+    assert!(matches!(world.answers.remove(&idle[3]), Some(Reply::Assignment(Some(_)))));
+    assert!(world.answers.is_empty());
+}
+
+#[test]
+fn a_poll_that_waits_is_found_by_what_its_worker_holds_now() {
+    let mut world = World::new();
+    world.beat("d", "1", &["/dst"], &[]);
+    let early = wait(&mut world, "s");
+    world.beat("s", "1", &["/other"], &[]);
+    world.submit("demo", "/src/a", "/dst/a");
+    assert!(world.answers.is_empty());
+    world.beat("s", "1", &["/other", "/src", "/src/a"], &[]);
+    assert!(matches!(world.answers.remove(&early), Some(Reply::Assignment(Some(_)))));
+    let late = wait(&mut world, "s");
+    world.beat("s", "1", &["/other"], &[]);
+    world.submit("more", "/src/b", "/dst/b");
+    assert!(world.answers.is_empty());
+    world.pass(30_000);
+    assert_eq!(world.answers.remove(&late), Some(Reply::Assignment(None)));
+}
+
+#[test]
+fn an_assignment_lists_a_bounded_number_of_workers_and_all_are_used() {
+    let mut world = World::new();
+    for n in 0..100 {
+        world.beat(&format!("s{n}"), "1", &["/src"], &[]);
+        world.beat(&format!("d{n}"), "1", &["/dst", "/dst/a"], &[]);
+    }
+    world.submit("demo", "/src/a", "/dst/a");
+    let scan = world.poll("s0", "1").unwrap();
+    world.post(&scan, page(&scan, 0, (0..60).map(|_| batch(1, 0)).collect(), None));
+    let mut used = BTreeSet::new();
+    for n in 0..60 {
+        let copy = world.poll(&format!("s{n}"), "1").unwrap();
+        let ids: BTreeSet<WorkerId> =
+            copy.destination_workers.iter().map(|m| m.worker_id.clone()).collect();
+        assert_eq!((ids.len(), copy.destination_workers.len()), (64, 64));
+        let sync = world.state.syncs.values().next().unwrap();
+        assert!(ids.iter().all(|id| sync.reach.get(id).is_some()), "they may be written through");
+        used.extend(ids);
+    }
+    assert_eq!(used.len(), 100);
+}
+
+#[test]
+fn a_flush_finds_its_worker_among_many_that_wait() {
+    let mut world = many();
+    world.submit("demo", "/src/a", "/dst/a");
+    let scan = world.poll("s0", "1").unwrap();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    for n in 0..10 {
+        let beat = heartbeat(&format!("d{n}"), Some("1"), &["/dst"], &[]);
+        let boot_id = Some(format!("boot of d{n}"));
+        world.play(Event::Heartbeat(WorkerHeartbeat { boot_id, ..beat }));
+    }
+    let copy = world.poll("s0", "1").unwrap();
+    let waiting: Vec<Caller> = (0..10).map(|n| wait(&mut world, &format!("d{n}"))).collect();
+    world.finish(result(&copy, true, all_done(&copy, "d7")));
+    let got: Vec<Caller> = world.answers.keys().copied().collect();
+    assert_eq!(got, [waiting[7]]);
+}
+
+#[test]
+fn records_of_version_1_are_taken_over() {
+    let mut world = many();
+    world.submit("demo", "/src/a", "/dst/a");
+    let scan = world.poll("s0", "1").unwrap();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = world.poll("s0", "1").unwrap();
+    world.finish(result(
+        &copy,
+        false,
+        TaskReport { wrote: vec!["d1".parse().unwrap()], ..TaskReport::default() },
+    ));
+    // As the version before wrote it: the workers stand in the record of the sync.
+    let mut old = world.records.clone();
+    let mut record: serde_json::Value = serde_json::from_slice(&old["s/1"]).unwrap();
+    for (field, kind) in [("reach", "r/1/"), ("writers", "w/1/")] {
+        let workers: serde_json::Map<String, serde_json::Value> = old
+            .iter()
+            .filter_map(|(key, boot)| {
+                let worker = key.strip_prefix(kind)?.to_owned();
+                Some((worker, serde_json::from_slice(boot).unwrap()))
+            })
+            .collect();
+        assert!(!workers.is_empty());
+        record[field] = workers.into();
+    }
+    old.retain(|key, _| !key.starts_with("r/") && !key.starts_with("w/"));
+    old.insert("s/1".to_owned(), serde_json::to_vec(&record).unwrap());
+    let new = std::mem::replace(&mut world.records, old);
+    world.restart();
+    assert_eq!(world.records.keys().collect::<Vec<_>>(), new.keys().collect::<Vec<_>>());
+    assert_eq!(world.records["s/1"], new["s/1"]);
+}
