@@ -126,11 +126,12 @@ async fn a_connection_that_dies_leaves_no_temporary_file() {
     let world = World::new().await;
     let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
     let mut body = frame::dirs(vec![]);
-    body.extend(frame::file(&file_entry("half", 1_000)));
+    // Long enough to be written under a temporary name.
+    body.extend(frame::file(&file_entry("half", 100_000)));
     body.extend(frame::content_head(500));
     body.extend([1; 500]);
     let head = format!(
-        "POST /v1/pack HTTP/1.1\r\nhost: x\r\nx-longhaul-ticket: {}\r\ncontent-length: 100000\r\n\r\n",
+        "POST /v1/pack HTTP/1.1\r\nhost: x\r\nx-longhaul-ticket: {}\r\ncontent-length: 200000\r\n\r\n",
         world.ticket()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
