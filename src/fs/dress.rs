@@ -5,6 +5,7 @@
 use super::error::Cause;
 use super::meta::{Owner, chmod, chown, lag, mode_of, same_mtime, set_mtime, type_of};
 use super::notes::{Notebook, Shortfall};
+use super::root::Dir;
 use super::xattr::{self, Object};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Meta, Xattr};
@@ -12,8 +13,8 @@ use crate::wire::options::{Attribute, Chown, Preserve, WriteRules};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What an object shall have.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +45,33 @@ pub(super) enum Origin {
     New(Option<Stat>),
     /// It was there. What is not preserved stays.
     There,
+}
+
+/// What new files are in one directory, before anything is done to them: looked at once, for the first
+/// file that is made there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Birth {
+    stat: Stat,
+    /// They have no attributes that would have to be taken away, and just the mode that they are made
+    /// with: the directory hands nothing down.
+    bare: bool,
+}
+
+/// The directory that a file was made in last, and how files are born there. Files come in the order
+/// of a walk, so one is enough.
+#[derive(Debug, Default)]
+pub(super) struct Births(Mutex<Option<(Dir, Birth)>>);
+
+impl Births {
+    pub(super) fn of(&self, dir: &Dir) -> Option<Birth> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(known, _)| Arc::ptr_eq(known, dir)).map(|(_, birth)| *birth)
+    }
+
+    pub(super) fn keep(&self, dir: &Dir, birth: Birth) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some((Arc::clone(dir), birth));
+    }
 }
 
 /// What of the metadata this process can and shall set.
@@ -115,6 +143,11 @@ impl Policy {
     /// The mode that a directory is made with. It is stamped later, where modes are preserved.
     pub(super) fn dir_birth_mode(&self) -> u32 {
         if self.keeps(Attribute::Mode) { 0o700 } else { 0o777 }
+    }
+
+    /// The mode that a file which nobody else can reach is made with.
+    pub(super) fn file_birth_mode(&self, entry: &Entry) -> u32 {
+        if self.keeps(Attribute::Mode) { entry.meta.mode & 0o777 } else { 0o600 }
     }
 
     /// The mode that a special file is made with, likewise.
@@ -219,23 +252,70 @@ impl Policy {
     ) -> Result<bool, Cause> {
         let fd = fd.as_fd();
         let stat = rustix::fs::fstat(fd)?;
+        self.dress_from(fd, &stat, outfit, origin, false)
+    }
+
+    /// How new files are born in `dir`, where the one of `fd` was just made with the mode `asked`.
+    ///
+    /// # Errors
+    /// `fstat` or `flistxattr` failed.
+    pub(super) fn birth(&self, dir: &Dir, fd: impl AsFd, asked: u32) -> Result<Birth, Cause> {
+        let mut stat = rustix::fs::fstat(&fd)?;
+        let bare = mode_of(&stat) == asked & !self.umask()
+            && !xattr::hands_down(Object::Open(dir.as_fd()))?
+            && xattr::is_same(Object::Open(fd.as_fd()), &[], self.keep)?;
+        // No file has this time, so each is given its own.
+        stat.st_mtime_nsec = 1_000_000_000;
+        Ok(Birth { stat, bare })
+    }
+
+    /// Gives a file that was just made with the mode `asked`, where files are born like this, its
+    /// metadata.
+    ///
+    /// # Errors
+    /// See [`Policy::dress`].
+    pub(super) fn dress_newborn(
+        &self,
+        fd: impl AsFd,
+        outfit: &Outfit<'_>,
+        birth: &Birth,
+        asked: u32,
+    ) -> Result<(), Cause> {
+        if !birth.bare || outfit.xattrs.is_some_and(|xattrs| !xattrs.is_empty()) {
+            return self.dress(fd, outfit, Origin::New(None)).map(drop);
+        }
+        let mut stat = birth.stat;
+        stat.st_mode = FileType::RegularFile.as_raw_mode() | asked & !self.umask();
+        self.dress_from(fd.as_fd(), &stat, outfit, Origin::New(None), true).map(drop)
+    }
+
+    /// The same for an object whose `stat` is known, and perhaps that it has no attributes and none
+    /// are to be set.
+    fn dress_from(
+        &self,
+        fd: BorrowedFd<'_>,
+        stat: &Stat,
+        outfit: &Outfit<'_>,
+        origin: Origin,
+        bare: bool,
+    ) -> Result<bool, Cause> {
         let before = match origin {
             Origin::New(before) => before,
             Origin::There => None,
         };
-        let owned = self.set_owner(fd, &stat, outfit, before.as_ref())?;
-        let mut mode = mode_of(&stat);
+        let owned = self.set_owner(fd, stat, outfit, before.as_ref())?;
+        let mut mode = mode_of(stat);
         let mut changed = owned.changed;
         let mut dirty = owned.changed || owned.refused.is_some();
-        if let Some(want) = outfit.xattrs {
-            let widened = self.set_xattrs(fd, &stat, want, outfit, &mut changed)?;
+        if let (Some(want), false) = (outfit.xattrs, bare) {
+            let widened = self.set_xattrs(fd, stat, want, outfit, &mut changed)?;
             mode = widened.unwrap_or(mode);
             dirty |= changed || widened.is_some();
         }
         let mut moded = true;
-        if let Some((want, less)) = self.wanted_mode(&owned, &stat, outfit, origin, mode) {
-            moded = !(dirty || want != mode) || self.set_mode(fd, &stat, want, &owned, outfit)?;
-            changed |= moded && want != mode_of(&stat);
+        if let Some((want, less)) = self.wanted_mode(&owned, stat, outfit, origin, mode) {
+            moded = !(dirty || want != mode) || self.set_mode(fd, stat, want, &owned, outfit)?;
+            changed |= moded && want != mode_of(stat);
             if less {
                 self.note(outfit, Shortfall::SetId)?;
             }
@@ -247,7 +327,7 @@ impl Policy {
         } else if owned.short {
             self.note(outfit, Shortfall::Owner(Errno::PERM))?;
         }
-        Ok(self.set_time(fd, &stat, outfit)? || changed)
+        Ok(self.set_time(fd, stat, outfit)? || changed)
     }
 
     fn set_owner(

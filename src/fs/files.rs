@@ -1,17 +1,21 @@
-//! Small files on their way to their names: each has a temporary file beside its own.
+//! Small files on their way to their names. The smallest are written without any name and get theirs
+//! by a link, which costs the kernel less than a temporary name and a rename; where something has the
+//! name already, where an earlier attempt may still be at work, and on file systems that can't do it,
+//! there is a temporary file beside the final name.
 
 use super::dress::Origin;
 use super::error::{Cause, FsError, Result};
-use super::meta::{lstat, type_of};
+use super::meta::{lstat, proc_path, type_of};
 use super::names;
 use super::root::Dir;
-use super::target::Target;
+use super::source::read_full;
+use super::target::{Step, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::Entry;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Temporary names tried for one attempt, before the last of them is taken from whoever left it.
 const SLOTS: u32 = 8;
@@ -19,18 +23,25 @@ const SLOTS: u32 = 8;
 const EARLIER: u32 = 8;
 /// From this age on, a temporary file's name is checked to be still its own before it is published.
 const CONTESTED: Duration = Duration::from_secs(5);
+/// Files up to this length, in bytes, are written without a name: longer ones gain nothing by it, and
+/// are under way for so long that a later attempt shall find them.
+const NAMELESS: u64 = 64 << 10;
 /// Zeros from this length on become a hole, where they shall.
 const HOLE: usize = 64 << 10;
 
-/// A small file being written under a temporary name beside its own; removed when it is dropped
-/// unpublished.
+/// A small file being written, without a name or under a temporary one beside its own; gone when it is
+/// dropped unpublished.
 #[derive(Debug)]
 pub struct NewFile {
     target: Target,
     path: RelPath,
     dir: Dir,
     fd: OwnedFd,
-    temp: Vec<u8>,
+    /// `None`: it has no name yet.
+    temp: Option<Vec<u8>>,
+    attempt: u32,
+    /// The permission bits that were asked for when it was made.
+    asked: u32,
     /// Names of other writers of the same attempt, to be removed once this one is published.
     passed: Vec<Vec<u8>>,
     written: u64,
@@ -41,18 +52,44 @@ pub struct NewFile {
 }
 
 impl Target {
-    /// Opens a new temporary file for `entry`'s content, in the directory where it belongs (made where
-    /// it is missing). What earlier attempts at it left is removed.
+    /// Opens a new file for `entry`'s content, in the directory where it belongs (made where it is
+    /// missing). What earlier attempts at it left is removed.
     ///
     /// # Errors
     /// The directory can't be made or written to.
     pub fn create(&self, entry: &Entry, attempt: u32) -> Result<NewFile> {
         let path = &entry.path;
-        self.retry_if_gone(|| self.try_create(path, attempt))
-            .map_err(|errno| self.error("create", path, errno))
+        let nameless = entry.size() <= NAMELESS && attempt <= 1 && self.links_nameless();
+        self.retry_if_gone(|| {
+            if nameless && let Some(file) = self.create_nameless(entry, attempt)? {
+                return Ok(file);
+            }
+            self.create_named(path, attempt)
+        })
+        .map_err(|errno| self.error("create", path, errno))
     }
 
-    fn try_create(&self, path: &RelPath, attempt: u32) -> std::result::Result<NewFile, Errno> {
+    /// A file that nobody else can reach, made with the mode that it shall have; `None` where the file
+    /// system has no such files.
+    fn create_nameless(&self, entry: &Entry, attempt: u32) -> Step<Option<NewFile>> {
+        let place = self.place(&entry.path)?;
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let asked = self.policy.file_birth_mode(entry);
+        let mode = Mode::from_raw_mode(asked);
+        match self.writable(&place.dir, || rustix::fs::openat(&place.dir, ".", flags, mode)) {
+            Ok(fd) => Ok(Some(self.new_file(&entry.path, attempt, place.dir, fd, asked, None))),
+            // Kernels that don't know the flag see an attempt to write to a directory.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
+                self.name_first();
+                Ok(None)
+            }
+            // How ext4 says that the directory was removed.
+            Err(Errno::PERM) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn create_named(&self, path: &RelPath, attempt: u32) -> Step<NewFile> {
         let place = self.place(path)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -69,22 +106,39 @@ impl Target {
                 Err(errno) => return Err(errno),
                 Ok(fd) => {
                     self.remove_earlier(&place.dir, path, attempt);
-                    return Ok(NewFile {
-                        target: self.clone(),
-                        path: path.clone(),
-                        dir: place.dir,
-                        fd,
-                        temp,
-                        passed,
-                        written: 0,
-                        hole_at_end: false,
-                        born: Instant::now(),
-                        done: false,
-                    });
+                    let asked = mode.as_raw_mode();
+                    let mut file = self.new_file(path, attempt, place.dir, fd, asked, Some(temp));
+                    file.passed = passed;
+                    return Ok(file);
                 }
             }
         }
         Err(Errno::EXIST)
+    }
+
+    fn new_file(
+        &self,
+        path: &RelPath,
+        attempt: u32,
+        dir: Dir,
+        fd: OwnedFd,
+        asked: u32,
+        temp: Option<Vec<u8>>,
+    ) -> NewFile {
+        NewFile {
+            target: self.clone(),
+            path: path.clone(),
+            dir,
+            fd,
+            temp,
+            attempt,
+            asked,
+            passed: Vec::new(),
+            written: 0,
+            hole_at_end: false,
+            born: Instant::now(),
+            done: false,
+        }
     }
 
     /// Removes what attempts before `attempt` left; one that still writes can't publish any more.
@@ -149,28 +203,130 @@ impl NewFile {
         }
         // Before the time is set: a write that is still under way could change it again.
         self.target.settle_writes(&self.fd).map_err(|e| self.failed("write", e))?;
-        let (_, last) = super::root::split(self.path.as_bytes());
-        let base = if self.path.is_root() { self.target.tree.base.name() } else { Some(last) };
-        let name = base.unwrap_or(b".");
-        let origin = Origin::New(self.target.replaced(&self.dir, name));
-        let dressed = self.target.policy.dress(&self.fd, &entry.into(), origin);
+        let own = if self.path.is_root() { &self.target.tree.base } else { &self.path };
+        let name = own.name().unwrap_or(b".").to_vec();
+        let name = name.as_slice();
+        let dressed = self.dress(entry, name);
         dressed.map_err(|cause| self.failed("set metadata of", cause))?;
-        if self.born.elapsed() > CONTESTED && !self.is_at(&self.temp) {
-            return Err(self.failed("publish", Cause::Overtaken));
-        }
-        match self.target.rename(&self.dir, &self.temp, name) {
-            // A server may have done it and its answer got lost: then the name is ours already.
-            Err(Cause::Os(Errno::NOENT)) if !self.is_at(name) => {
-                return Err(self.failed("publish", Cause::Overtaken));
+        if self.temp.is_none() {
+            match self.link(name) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => self.take_temporary_name(name)?,
+                // No such links here, or the directory is gone.
+                Err(Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::XDEV) => {
+                    self.target.name_first();
+                    return self.begin_again()?.publish(entry);
+                }
+                Err(errno) => return Err(self.failed("publish", errno)),
             }
-            Ok(()) | Err(Cause::Os(Errno::NOENT)) => self.done = true,
-            Err(cause) => return Err(self.failed("publish", cause)),
         }
+        if let Some(temp) = self.temp.take() {
+            self.rename(temp, name)?;
+        }
+        self.done = true;
         for passed in &self.passed {
             let _ = rustix::fs::unlinkat(&self.dir, passed, AtFlags::empty());
         }
         let joined = self.target.join(&self.dir, name, &self.fd, entry);
         joined.map_err(|cause| self.failed("link", cause))
+    }
+
+    fn dress(&self, entry: &Entry, name: &[u8]) -> std::result::Result<(), Cause> {
+        let Target { policy, state, .. } = &self.target;
+        if policy.inherits() {
+            let origin = Origin::New(self.target.replaced(&self.dir, name));
+            return policy.dress(&self.fd, &entry.into(), origin).map(drop);
+        }
+        let birth = match state.births.of(&self.dir) {
+            Some(birth) => birth,
+            None => {
+                let birth = policy.birth(&self.dir, &self.fd, self.asked)?;
+                state.births.keep(&self.dir, birth);
+                birth
+            }
+        };
+        policy.dress_newborn(&self.fd, &entry.into(), &birth, self.asked)
+    }
+
+    /// Gives a file without a name this one, unless something has it.
+    fn link(&self, name: &[u8]) -> Step<()> {
+        let (fd, dir) = (&self.fd, &self.dir);
+        self.target.writable(dir, || {
+            match rustix::fs::linkat(fd, "", dir, name, AtFlags::EMPTY_PATH) {
+                // That takes a privilege, on older kernels.
+                Err(Errno::NOENT) => {
+                    let own = proc_path(fd.as_fd(), b"");
+                    rustix::fs::linkat(CWD, own, dir, name, AtFlags::SYMLINK_FOLLOW)
+                }
+                other => other,
+            }
+        })
+    }
+
+    /// Something has the final name: from here on as if the file had been made under a temporary one,
+    /// which later attempts find and remove. An attempt that began before it had that name may have
+    /// published already: what came to the final name since this file was made is not replaced.
+    fn take_temporary_name(&mut self, name: &[u8]) -> Result<()> {
+        self.target.name_first();
+        for slot in 0..SLOTS {
+            let temp = names::temp(self.target.sync, &self.path, self.attempt, slot);
+            match self.link(&temp) {
+                Ok(()) => {
+                    self.temp = Some(temp);
+                    return match lstat(&self.dir, name) {
+                        Ok(there) if self.is_older_than(&there) => {
+                            Err(self.failed("publish", Cause::Overtaken))
+                        }
+                        _ => Ok(()),
+                    };
+                }
+                Err(Errno::EXIST) => self.passed.push(temp),
+                Err(errno) => return Err(self.failed("publish", errno)),
+            }
+        }
+        Err(self.failed("publish", Errno::EXIST))
+    }
+
+    /// The same content in a file with a temporary name.
+    fn begin_again(&self) -> Result<NewFile> {
+        let target = &self.target;
+        let named = target.retry_if_gone(|| target.create_named(&self.path, self.attempt));
+        let mut named = named.map_err(|e| self.failed("create", e))?;
+        let mut piece = vec![0; usize::try_from(NAMELESS).unwrap_or(0)];
+        while named.written < self.written {
+            match read_full(&self.fd, &mut piece, named.written) {
+                Ok(0) => return Err(self.failed("read", Errno::IO)),
+                Ok(n) => named.write(&piece[..n])?,
+                Err(errno) => return Err(self.failed("read", errno)),
+            }
+        }
+        Ok(named)
+    }
+
+    fn rename(&mut self, temp: Vec<u8>, name: &[u8]) -> Result<()> {
+        let renamed = if self.born.elapsed() > CONTESTED && !self.is_at(&temp) {
+            Err(Cause::Overtaken)
+        } else {
+            match self.target.rename(&self.dir, &temp, name) {
+                // A server may have done it and its answer got lost: then the name is ours already.
+                Err(Cause::Os(Errno::NOENT)) if self.is_at(name) => Ok(()),
+                Err(Cause::Os(Errno::NOENT)) => Err(Cause::Overtaken),
+                other => other,
+            }
+        };
+        if renamed.is_err() {
+            // To be removed.
+            self.temp = Some(temp);
+        }
+        renamed.map_err(|cause| self.failed("publish", cause))
+    }
+
+    /// Whether this file was made before something came to be what it is now.
+    fn is_older_than(&self, there: &Stat) -> bool {
+        let (sec, nsec) = (u64::try_from(there.st_ctime), u32::try_from(there.st_ctime_nsec));
+        let (Ok(sec), Ok(nsec)) = (sec, nsec) else { return false };
+        let born = SystemTime::now().checked_sub(self.born.elapsed());
+        born.is_some_and(|born| UNIX_EPOCH + Duration::new(sec, nsec) > born)
     }
 
     /// Whether `name` is this file.
@@ -188,8 +344,11 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if !self.done && self.is_at(&self.temp) {
-            let _ = rustix::fs::unlinkat(&self.dir, &self.temp, AtFlags::empty());
+        if let Some(temp) = &self.temp
+            && !self.done
+            && self.is_at(temp)
+        {
+            let _ = rustix::fs::unlinkat(&self.dir, temp, AtFlags::empty());
         }
     }
 }

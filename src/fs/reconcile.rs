@@ -309,6 +309,11 @@ impl<'a> Batch<'a> {
             other => other,
         };
         let place = place.map_err(|errno| failed("reach", errno))?;
+        // Made by this batch a moment ago: nothing is in there. Should somebody be that quick, what he
+        // made is replaced.
+        if matches!(self.above(&entry.path), Some(Found::New | Found::Replaced)) {
+            return Ok(Some((place, None)));
+        }
         match target.writable(&place.dir, || lstat(&place.dir, place.name)) {
             Ok(stat) => Ok(Some((place, Some(stat)))),
             Err(Errno::NOENT) => Ok(Some((place, None))),

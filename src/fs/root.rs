@@ -150,10 +150,15 @@ impl Tree {
         stat: &Stat,
     ) -> std::result::Result<Entry, Cause> {
         let mut entry = entry_of(dir, name, path, stat, self.keep)?;
-        if self.home().is_ok_and(|home| home == entry.ident.dev) {
+        if self.is_home(entry.ident.dev) {
             entry.ident.dev = 0;
         }
         Ok(entry)
+    }
+
+    /// Whether this is the device number of this tree's root.
+    pub(super) fn is_home(&self, dev: u64) -> bool {
+        self.home().is_ok_and(|home| home == dev)
     }
 
     /// The device number of this tree's root.

@@ -1,9 +1,10 @@
 //! Reading a source file, and knowing that it stayed one version while it was read.
 
-use super::error::{Cause, FsError, Result};
-use super::meta::{size_of, type_of};
+use super::error::{Cause, FsError, Result, Side};
+use super::meta::{ident_of, meta_of, size_of, type_of};
 use super::root::{Tree, same_version};
-use crate::wire::manifest::Entry;
+use super::xattr;
+use crate::wire::manifest::{Entry, Kind};
 use crate::wire::options::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
@@ -16,7 +17,7 @@ const READ_AHEAD: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct SourceFile {
     fd: OwnedFd,
-    tree: Tree,
+    side: Side,
     opened: Stat,
     /// It may have holes that are to be kept.
     sparse: bool,
@@ -64,12 +65,29 @@ impl Tree {
             // Only advice: without it the file is read all the same.
             let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
         }
-        let real = entry.real.clone();
-        let now = self.entry_of(fd.as_fd(), b"", entry.path.clone(), &opened);
-        let entry = Entry { real, ..now.map_err(failed)? };
+        let entry = if self.is_still(entry, &opened) {
+            Entry { digest: None, ..entry.clone() }
+        } else {
+            let real = entry.real.clone();
+            let now = self.entry_of(fd.as_fd(), b"", entry.path.clone(), &opened);
+            Entry { real, ..now.map_err(failed)? }
+        };
         let allocated = u64::try_from(opened.st_blocks).unwrap_or(0).saturating_mul(512);
         let sparse = self.keep.has(Attribute::Sparse) && allocated < size_of(&opened);
-        Ok(SourceFile { fd, tree: self.clone(), opened, sparse, entry })
+        Ok(SourceFile { fd, side: self.side, opened, sparse, entry })
+    }
+
+    /// Whether a file with this `stat` is all that `entry` says: then its attributes, whose changes
+    /// change the time of its last change as well, need not be read again.
+    fn is_still(&self, entry: &Entry, stat: &Stat) -> bool {
+        let mut ident = ident_of(stat);
+        if self.is_home(ident.dev) {
+            ident.dev = 0;
+        }
+        let linked = stat.st_nlink > 1 && self.keep.has(Attribute::Hardlinks);
+        let was = (&entry.kind, entry.meta, entry.ident, entry.linked);
+        was == (&Kind::File { size: size_of(stat) }, meta_of(stat), ident, linked)
+            && (entry.xattrs.is_empty() || xattr::any_kept(self.keep))
     }
 }
 
@@ -120,7 +138,7 @@ impl SourceFile {
     }
 
     fn failed(&self, op: &'static str, cause: Cause) -> FsError {
-        FsError::new(self.tree.side, op, self.entry.path.as_bytes(), cause)
+        FsError::new(self.side, op, self.entry.path.as_bytes(), cause)
     }
 }
 

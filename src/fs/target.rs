@@ -1,6 +1,6 @@
 //! The destination root of a sync, and the steps that every write to it is made of.
 
-use super::dress::{Origin, Outfit, Policy};
+use super::dress::{Births, Origin, Outfit, Policy};
 use super::error::{Cause, FsError, Result};
 use super::links::Anchors;
 use super::meta::chmod;
@@ -50,6 +50,9 @@ pub(super) struct State {
     widened: AtomicBool,
     /// A server keeps what is written: its errors show only when a file is closed or synced.
     remote: OnceLock<bool>,
+    /// New files are made under a temporary name: see [`Target::name_first`].
+    name_first: AtomicBool,
+    pub(super) births: Births,
     pub(super) anchors: Anchors,
 }
 
@@ -159,6 +162,17 @@ impl Target {
         cause: impl Into<Cause>,
     ) -> FsError {
         FsError::new(self.tree.side, op, path.as_bytes(), cause)
+    }
+
+    /// Whether new files may be made without a name.
+    pub(super) fn links_nameless(&self) -> bool {
+        !self.state.name_first.load(Ordering::Relaxed)
+    }
+
+    /// From here on, new files get a temporary name first: there are things to be replaced, or the file
+    /// system can't do otherwise.
+    pub(super) fn name_first(&self) {
+        self.state.name_first.store(true, Ordering::Relaxed);
     }
 
     /// Whether some directory's mode was ever widened (perhaps by another batch: each stamps its own).

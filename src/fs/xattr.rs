@@ -44,7 +44,7 @@ pub(super) enum Object<'a> {
 }
 
 /// Whether attributes or lists are kept at all.
-fn any_kept(keep: Preserve) -> bool {
+pub(super) fn any_kept(keep: Preserve) -> bool {
     keep.has(Attribute::Xattrs) || keeps_acls(keep)
 }
 
@@ -122,6 +122,14 @@ pub(super) fn is_same(object: Object<'_>, want: &[Xattr], keep: Preserve) -> Res
         }
     }
     Ok(true)
+}
+
+/// Whether the directory `object` has an access control list for what is made in it.
+///
+/// # Errors
+/// It can't be read.
+pub(super) fn hands_down(object: Object<'_>) -> Result<bool, Errno> {
+    Ok(object.list()?.iter().any(|name| name == ACLS[1]))
 }
 
 /// Gives `object` the attributes in `want` that are kept and takes away the others; tells whether it

@@ -127,7 +127,8 @@ async fn a_connection_that_dies_leaves_no_temporary_file() {
     let mut stream = world.stream().await;
     let mut body = frame::ask(&Ask { verb: PACK.to_owned(), ticket: world.ticket() });
     body.extend(frame::dirs(vec![]));
-    body.extend(frame::file(&file_entry("half", 1_000)));
+    // Long enough to be written under a temporary name.
+    body.extend(frame::file(&file_entry("half", 100_000)));
     body.extend(frame::content_head(500));
     body.extend([1; 500]);
     stream.write_all(&body).await.unwrap();

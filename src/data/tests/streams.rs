@@ -72,8 +72,14 @@ async fn a_server_that_stops_ends_idle_streams_and_finishes_what_it_takes() {
     let world = World::new().await;
     let mut idle = world.stream().await;
     let mut busy = world.stream().await;
-    let bytes = [ask(&world), pack_of("last")].concat();
-    let (first, rest) = bytes.split_at(bytes.len() - 1);
+    let content = vec![1; 100_000];
+    let mut pack = frame::dirs(vec![]);
+    let entry = file_entry("last", content.len() as u64);
+    pack.extend(file_frames(&entry, &content, &blake3::hash(&content).into()));
+    pack.extend(frame::end(1));
+    let bytes = [ask(&world), pack].concat();
+    // The end of the last file and of the pack is to come.
+    let (first, rest) = bytes.split_at(bytes.len() - 50);
     busy.write_all(first).await.unwrap();
     damage::until("it has begun", || !world.names().is_empty()).await;
     world.stop.cancel();

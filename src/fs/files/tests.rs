@@ -3,7 +3,7 @@ use super::*;
 use crate::wire::options::{Attribute, Preserve, WriteRules};
 use crate::wire::sync::ErrorClass;
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 fn site_with(content: &[u8]) -> (Site, Target, Entry) {
     let site = Site::new();
@@ -24,7 +24,6 @@ fn a_file_has_its_old_content_until_the_new_is_complete() {
     file.write(b"new ").unwrap();
     file.write(b"content").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"old");
-    assert_eq!(temps(&site).len(), 1);
     file.publish(&entry).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"new content");
     assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
@@ -61,9 +60,9 @@ fn leftovers_of_a_crash_do_not_disturb_and_are_removed() {
 #[test]
 fn a_writer_that_was_overtaken_cannot_publish() {
     let (site, target, entry) = site_with(b"content");
-    let mut late = target.create(&entry, 1).unwrap();
+    let mut late = target.create(&entry, 2).unwrap();
     late.write(b"CONTENT").unwrap();
-    let mut next = target.create(&entry, 2).unwrap();
+    let mut next = target.create(&entry, 3).unwrap();
     next.write(b"content").unwrap();
     let error = late.publish(&entry).unwrap_err();
     assert_eq!((error.cause, error.class()), (Cause::Overtaken, ErrorClass::Transient));
@@ -72,16 +71,104 @@ fn a_writer_that_was_overtaken_cannot_publish() {
     assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), b"content");
 }
 
+/// Waits until what is published from now on has a later time than `file` was born.
+fn let_the_clock_tick(site: &Site, file: &NewFile) {
+    while !file.is_older_than(&rustix::fs::stat(&site.write("tick", "")).unwrap()) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_writer_without_a_name_does_not_replace_what_a_later_one_published() {
+    let (site, target, entry) = site_with(b"content");
+    let mut late = target.create(&entry, 1).unwrap();
+    late.write(b"CONTENT").unwrap();
+    let_the_clock_tick(&site, &late);
+    let mut next = target.create(&entry, 2).unwrap();
+    next.write(b"content").unwrap();
+    next.publish(&entry).unwrap();
+    assert_eq!(late.publish(&entry).unwrap_err().cause, Cause::Overtaken);
+    assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), b"content");
+    assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
+}
+
 #[test]
 fn two_writers_of_one_attempt_do_not_mix() {
     let (site, target, entry) = site_with(b"one");
-    let (mut a, mut b) = (target.create(&entry, 1).unwrap(), target.create(&entry, 1).unwrap());
-    a.write(b"one").unwrap();
-    b.write(b"two").unwrap();
-    b.publish(&entry).unwrap();
-    assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), b"two");
-    assert_eq!(a.publish(&entry).unwrap_err().cause, Cause::Overtaken);
-    assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
+    for attempt in [1, 2] {
+        let _ = fs::remove_file(site.at("dst/d/f"));
+        let mut a = target.create(&entry, attempt).unwrap();
+        let_the_clock_tick(&site, &a);
+        let mut b = target.create(&entry, attempt).unwrap();
+        a.write(b"one").unwrap();
+        b.write(b"two").unwrap();
+        b.publish(&entry).unwrap();
+        assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), b"two");
+        assert_eq!(a.publish(&entry).unwrap_err().cause, Cause::Overtaken);
+        assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
+    }
+}
+
+#[test]
+fn a_file_without_a_name_leaves_nothing_behind_and_replaces_what_was_there_before() {
+    let (site, target, entry) = site_with(b"content");
+    std::mem::forget(target.create(&entry, 1).unwrap());
+    assert_eq!(names_in(&site.at("dst/d")), [] as [&[u8]; 0]);
+    for content in ["old", "older"] {
+        site.write("dst/d/f", content);
+        // A target of its own: it does not know yet that there is something to replace.
+        let mut file = site.target().create(&entry, 1).unwrap();
+        let before = names_in(&site.at("dst/d"));
+        file.write(b"content").unwrap();
+        file.publish(&entry).unwrap();
+        assert_eq!(
+            (before, names_in(&site.at("dst/d"))),
+            (vec![b"f".to_vec()], vec![b"f".to_vec()])
+        );
+        assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), b"content");
+    }
+}
+
+#[test]
+fn files_get_their_metadata_whatever_their_directory_hands_down() {
+    let (site, _, _) = site_with(b"");
+    for name in ["plain", "listed", "group"] {
+        for (file, mode, (uid, gid)) in [
+            ("a", 0o640, (0, 0)),
+            ("b", 0o666, (0, 0)),
+            ("c", 0o4755, (7, 8)),
+            ("d", 0o444, (7, 0)),
+            ("e", 0o600, (0, 8)),
+        ] {
+            let path = site.write(&format!("src/{name}/{file}"), file);
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            if file == "d" {
+                set_xattr(&path, "user.own", b"1");
+            }
+        }
+        fs::create_dir_all(site.at("dst").join(name)).unwrap();
+    }
+    set_xattr(&site.at("dst/listed"), "system.posix_acl_default", &acl(7, (9, 7), 0, 7, 0));
+    std::os::unix::fs::chown(site.at("dst/group"), None, Some(55)).unwrap();
+    fs::set_permissions(site.at("dst/group"), fs::Permissions::from_mode(0o2775)).unwrap();
+    for replaced in [false, true] {
+        let (source, target) = (site.source(), site.target());
+        for name in ["plain", "listed", "group"] {
+            for file in ["a", "b", "c", "d", "e"] {
+                let path = rel(&format!("{name}/{file}"));
+                let entry = source.entry(&path).unwrap();
+                send(&source, &target, &entry).unwrap();
+                let there = site.target().tree().clone().keeping(Preserve::all());
+                let there = there.entry(&path).unwrap();
+                assert_eq!(
+                    (there.meta, there.xattrs),
+                    (entry.meta, entry.xattrs),
+                    "{path} {replaced}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
