@@ -70,10 +70,10 @@ impl Destination {
         ranged: Ranged<'_>,
         there: Vec<BlockValue>,
     ) -> Result<RangeSent, SendError> {
-        match self.send_range(ranged, Some(there)).await? {
+        match self.striped(ranged, Some(there)).await? {
             RangeSent::Failed(error) if error.class == ErrorClass::Transient => {
                 tracing::debug!("a range is sent whole: {}", error.message);
-                self.send_range(ranged, None).await
+                self.striped(ranged, None).await
             }
             done => Ok(done),
         }
