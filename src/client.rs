@@ -11,7 +11,7 @@ mod text;
 pub use download::Download;
 
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncProgress};
+use crate::wire::sync::{Submitted, SyncChange, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
@@ -276,6 +276,19 @@ impl MasterClient {
     /// Any [`ClientError`].
     pub async fn list(&self) -> Result<Reply<Vec<SyncProgress>>, ClientError> {
         self.fetch(self.request(Method::GET, "/sync")).await
+    }
+
+    /// `PATCH /sync/{id}`: changes a sync that runs. The same change twice is one.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown id, 409 for one that has ended, any [`ClientError`].
+    pub async fn change(
+        &self,
+        id: &RequestId,
+        change: &SyncChange,
+    ) -> Result<Reply<SyncProgress>, ClientError> {
+        let target = format!("/sync/{id}");
+        self.fetch(self.request(Method::PATCH, &target).json(change)?).await
     }
 
     /// `POST /sync/{id}/cancel`: ends it and keeps its record.

@@ -1,5 +1,6 @@
 //! What all executors share: what they act with, whom they send to, what they report.
 
+use super::limits::Limits;
 use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate};
 use crate::fs::{Filter, Target, Tree};
 use crate::wire::sync::FileError;
@@ -16,6 +17,8 @@ const TRIES: u32 = 2;
 pub struct Context {
     /// Our own name.
     pub worker: WorkerId,
+    /// What we may send.
+    pub limits: Arc<Limits>,
     /// Our storage.
     pub roots: Arc<Roots>,
     /// What tickets are checked by.
@@ -182,6 +185,7 @@ impl Choice<'_> {
                 Ok((claims, target)) => {
                     self.job.asked(&cx.worker);
                     let local = Local::new(target, claims, cx.peers.pool().clone());
+                    let local = local.at(cx.limits.pace(&assignment.request_id));
                     return Some(Destination::Local { worker: cx.worker.clone(), local });
                 }
                 Err(refused) => {
@@ -196,7 +200,8 @@ impl Choice<'_> {
         let member = cx.peers.choose(&assignment.destination_workers, &out)?;
         self.job.asked(&member.worker_id);
         let rules = assignment.options.write_rules();
-        Some(Destination::Remote(cx.peers.peer(member, &assignment.ticket, &rules)))
+        let peer = cx.peers.peer(member, &assignment.ticket, &rules);
+        Some(Destination::Remote(peer.at(cx.limits.pace(&assignment.request_id))))
     }
 
     /// Says that `worker` failed with `error`.

@@ -2,6 +2,7 @@
 //! what is not ours any more.
 
 use super::hand::Hand;
+use super::limits::Limits;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::gate::boottime;
@@ -18,6 +19,8 @@ use tokio::sync::{Notify, watch};
 /// How soon a heartbeat that failed is sent again; never later than the interval.
 const AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
 
+/// Heartbeats follow each other no faster than this, whatever the master asks for.
+const SOONEST: Duration = Duration::from_millis(100);
 /// Why an endpoint is not used is told in so many characters.
 const MAX_WHY: usize = 200;
 
@@ -30,6 +33,7 @@ pub struct Heart {
     boot_id: Option<String>,
     hand: Arc<Hand>,
     gate: Arc<TicketGate>,
+    limits: Arc<Limits>,
     peers: Arc<Peers>,
     storage: Arc<Storage>,
     draining: AtomicBool,
@@ -62,8 +66,7 @@ impl Heart {
         endpoints: Vec<Endpoint>,
         roots: Arc<Roots>,
         gate: Arc<TicketGate>,
-        hand: Arc<Hand>,
-        peers: Arc<Peers>,
+        (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
     ) -> Self {
         let storage = Storage { roots, measuring: AtomicBool::new(false), seen: Mutex::default() };
         Heart {
@@ -73,6 +76,7 @@ impl Heart {
             boot_id: boot_id(),
             hand,
             gate,
+            limits,
             peers,
             storage: Arc::new(storage),
             draining: AtomicBool::new(false),
@@ -105,8 +109,10 @@ impl Heart {
         let mut failures = 0u32;
         loop {
             self.storage.measure();
+            let mut wait = self.config.heartbeat_interval;
             match self.beat(client).await {
-                Ok(()) => {
+                Ok(sooner) => {
+                    wait = wait.min(sooner.unwrap_or(wait));
                     if failures > 0 {
                         tracing::info!("the master answers again");
                     }
@@ -119,19 +125,18 @@ impl Heart {
                     failures = failures.saturating_add(1);
                 }
             }
-            let wait = match failures {
-                0 => self.config.heartbeat_interval,
-                n => AGAIN.delay(n).min(self.config.heartbeat_interval),
-            };
+            if failures > 0 {
+                wait = wait.min(AGAIN.delay(failures));
+            }
             let _ = tokio::time::timeout(wait, self.now.notified()).await;
         }
     }
 
-    /// One heartbeat.
+    /// One heartbeat; tells when the master wants the next one, if that is soon.
     ///
     /// # Errors
     /// A sentence.
-    pub async fn beat(&self, client: &MasterClient) -> Result<(), String> {
+    pub async fn beat(&self, client: &MasterClient) -> Result<Option<Duration>, String> {
         let document = self.document();
         let listed = document.in_hand.clone();
         let sent = boottime();
@@ -140,10 +145,11 @@ impl Heart {
         if let (Some(key), Some(time)) = (&reply.ticket_key, reply.time) {
             self.gate.update(key, time).map_err(|e| format!("the master's ticket key: {e}"))?;
         }
+        self.limits.heard(&reply.limits);
         let wants_nics = reply.protocol.is_some_and(|protocol| protocol >= 3);
         self.wants_nics.store(wants_nics, Ordering::Relaxed);
         self.known.send_replace(true);
-        Ok(())
+        Ok(reply.next_beat_ms.map(|ms| Duration::from_millis(ms).max(SOONEST)))
     }
 
     fn document(&self) -> WorkerHeartbeat {
@@ -172,6 +178,7 @@ impl Heart {
             slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL),
+            usage: self.limits.usage(),
             nics: if self.wants_nics.load(Ordering::Relaxed) { self.nics() } else { Vec::new() },
         }
     }

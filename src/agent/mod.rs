@@ -7,7 +7,7 @@
 //! data server ◀── peers
 //! ```
 //!
-//! - [`hand`]: what is in hand, and until when; [`heartbeat`], [`slots`]: the loops
+//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`], [`slots`]: the loops
 //! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy`] (with [`fates`]), [`range`],
 //!   [`publish`], [`prune`]
 //!
@@ -20,6 +20,7 @@ pub mod execute;
 pub mod fates;
 pub mod hand;
 pub mod heartbeat;
+pub mod limits;
 pub mod prune;
 pub mod publish;
 pub mod range;
@@ -31,6 +32,7 @@ pub mod slots;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub mod tune;
 
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
@@ -41,13 +43,17 @@ use anyhow::Context as _;
 use execute::Context;
 use hand::Hand;
 use heartbeat::Heart;
+use limits::Limits;
 use slots::Slots;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
+use tune::Tuning;
 
+/// One task may be a scan: another one can always copy.
+const LEAST_TASKS: usize = 2;
 /// After the drain, results that the master does not take are given up after this.
 const LAST_RESULTS: Duration = Duration::from_secs(5);
 /// … and requests of other agents are cut off after this.
@@ -92,11 +98,19 @@ impl Agent {
         let hand = Arc::new(Hand::default());
         let client = Arc::new(client);
         let (slots, drain) = (self.config.slots.max(1), self.config.drain_timeout);
+        let start = crate::config::agent::first_slots();
         let worker = self.config.worker_id.clone();
         tracing::info!(%worker, slots, endpoints = ?authorities(&endpoints), "agent started");
-        let cx =
-            Context { worker, roots: self.roots.clone(), gate: gate.clone(), peers: peers.clone() };
-        let heart = Heart::new(self.config, endpoints, self.roots, gate, hand.clone(), peers);
+        let limits = Arc::new(Limits::new(self.config.bwlimit));
+        let cx = Context {
+            worker,
+            limits: limits.clone(),
+            roots: self.roots.clone(),
+            gate: gate.clone(),
+            peers: peers.clone(),
+        };
+        let seen = (hand.clone(), limits, peers);
+        let heart = Heart::new(self.config, endpoints, self.roots, gate, seen);
         let heart = Arc::new(heart);
         let shared = Arc::new(Slots {
             cx,
@@ -105,11 +119,12 @@ impl Agent {
             hand: hand.clone(),
             stop: shutdown.clone(),
             polls: AtomicU64::new(0),
+            tuning: Tuning::new(LEAST_TASKS, start, slots),
         });
         // Dropped with this future, and all slots with it.
-        let mut slots: JoinSet<()> = (0..slots).map(|_| shared.clone().work()).collect();
+        let mut slots: JoinSet<()> = (0..slots).map(|slot| shared.clone().work(slot)).collect();
         let work = async { while slots.join_next().await.is_some() {} };
-        let beside = async { tokio::join!(heart.run(&client), hand.watch()) };
+        let beside = async { tokio::join!(heart.run(&client), hand.watch(), shared.tune()) };
         tokio::select! {
             () = all_the_work(work, &heart, &hand, &shutdown, drain) => {}
             _ = beside => {}

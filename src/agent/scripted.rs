@@ -120,6 +120,8 @@ async fn answer(
                 ticket_key: Some(master.signer.public_key()),
                 time: Some(NOW),
                 drop: vec![],
+                limits: Default::default(),
+                next_beat_ms: None,
                 protocol: None,
             };
             let mut deaf = false;
@@ -208,6 +210,7 @@ impl Play {
             heartbeat_interval: Duration::from_millis(100),
             drain_timeout: Duration::from_secs(10),
             slots: 2,
+            bwlimit: None,
             log: LogConfig::default(),
         };
         let script = Mutex::new(script);
@@ -440,6 +443,7 @@ async fn an_agent_does_not_start_without_its_storage_or_its_address() {
         heartbeat_interval: Duration::from_secs(1),
         drain_timeout: Duration::from_secs(1),
         slots: 1,
+        bwlimit: None,
         log: LogConfig::default(),
     };
     let missing = Agent::bind(config("missing", "127.0.0.1")).await.err().unwrap();

@@ -6,6 +6,7 @@ use super::heartbeat::Heart;
 use super::prune::{Prune, prune};
 use super::publish::Ending;
 use super::scan::{Listing, Manner, Pages, ScanEnd, scan};
+use super::tune::{Tuning, WINDOW};
 use super::{copy, publish, range};
 use crate::client::{ClientError, MasterClient};
 use crate::data::gate::boottime;
@@ -18,7 +19,7 @@ use crate::wire::task::{
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the master may let a poll wait for work.
 const POLL_WAIT: Duration = Duration::from_secs(20);
@@ -43,6 +44,8 @@ pub struct Slots {
     pub stop: Shutdown,
     /// Numbers polls.
     pub polls: AtomicU64,
+    /// How many slots ask for work.
+    pub tuning: Tuning,
 }
 
 /// Posts the pages of one assignment.
@@ -60,15 +63,28 @@ impl Pages for Post<'_> {
 }
 
 impl Slots {
-    /// One slot: works until it is told to stop, and ends what it has in hand.
-    pub async fn work(self: Arc<Self>) {
+    /// One slot of this number (from 0): works until it is told to stop, and ends what it has in hand.
+    pub async fn work(self: Arc<Self>, slot: usize) {
         self.heart.is_known().await;
         while !self.stop.is_cancelled() {
+            tokio::select! {
+                () = self.tuning.turn(slot) => {}
+                () = self.stop.cancelled() => return,
+            }
             let number = self.polls.fetch_add(1, Ordering::Relaxed);
             let poll_id = format!("{}-{number}", self.heart.incarnation);
             if let Some((assignment, since)) = self.poll(&poll_id).await {
                 self.execute(assignment, since).await;
             }
+        }
+    }
+
+    /// Lets the number of slots follow what is moved, for ever.
+    pub async fn tune(&self) {
+        let mut windows = tokio::time::interval(WINDOW);
+        loop {
+            windows.tick().await;
+            self.tuning.look(self.cx.limits.moved(), Instant::now());
         }
     }
 
@@ -118,7 +134,8 @@ impl Slots {
     async fn execute(&self, assignment: Assignment, since: Duration) {
         let Some(grip) = self.hand.take(&assignment, since) else { return };
         let lease = Duration::from_secs(assignment.lease_seconds);
-        if boottime().saturating_sub(since) > lease / LATE_SHARE {
+        let limited = self.cx.limits.begin(&assignment);
+        if limited || boottime().saturating_sub(since) > lease / LATE_SHARE {
             self.heart.beat_now();
         }
         if self.stop.is_cancelled() {
@@ -127,6 +144,7 @@ impl Slots {
         let kind = assignment.task.kind();
         let (sync, task) = (assignment.request_id.clone(), assignment.task_id);
         tracing::debug!(%sync, %task, kind, attempt = assignment.attempt, "begun");
+        let _busy = assignment.task.sends().then(|| self.tuning.busy());
         let writers = Writers::default();
         let job = Job { cx: &self.cx, assignment: &assignment, writers: &writers };
         let done = tokio::select! {

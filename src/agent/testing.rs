@@ -35,6 +35,7 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         source_workers: vec![],
         destination_workers: vec![],
         ticket: String::new(),
+        share: None,
     }
 }
 

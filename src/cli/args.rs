@@ -195,12 +195,16 @@ pub(super) struct CopyArgs {
     pub(super) options: OptionArgs,
 }
 
-/// What of the source, in which pieces.
+/// What of the source, in which pieces, how fast.
 #[derive(Debug, Args)]
 pub(super) struct WhatArgs {
     /// Batches and ranges hold at most so many MiB, 1 to 1024 [default: as the master says, usually 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) chunk_size_mb: Option<u32>,
+    /// Send no more than this, all agents together, e.g. 100MiB/s; `none` or 0: as much as they can [default:
+    /// none]
+    #[arg(long, value_name = "RATE", value_parser = bwlimit)]
+    pub(super) bwlimit: Option<Bwlimit>,
     /// Copy only what this file names, one name a line, relative to SRC or absolute below it; `-`:
     /// standard input
     #[arg(long, value_name = "FILE")]
@@ -217,6 +221,14 @@ impl WhatArgs {
     }
 }
 
+/// A limit on bytes per second, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bwlimit(pub(super) Option<u64>);
+
+fn bwlimit(text: &str) -> Result<Bwlimit, String> {
+    units::parse_limit(text).map(Bwlimit)
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum SyncCommand {
     /// Make DST hold what SRC holds
@@ -226,6 +238,16 @@ pub(super) enum SyncCommand {
     Status(StatusArgs),
     /// Wait until syncs have ended, in whatever way
     Wait(WaitArgs),
+    /// Change syncs that run
+    Set {
+        /// Which
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<RequestId>,
+        /// Send no more than this from now on, all agents together, e.g. 100MiB/s; `none` or 0: as much as
+        /// they can
+        #[arg(long, value_name = "RATE", value_parser = bwlimit, required = true)]
+        bwlimit: Bwlimit,
+    },
     /// End syncs and keep their records; files that arrived stay
     Cancel {
         /// Which
@@ -418,6 +440,9 @@ mod tests {
             "ctl sync ls -o json",
             "ctl sync wait x --timeout 5m",
             "ctl sync cancel x y",
+            "ctl sync set x y --bwlimit 100MiB/s",
+            "ctl sync set x --bwlimit none",
+            "ctl copy a b --bwlimit 1.5G",
             "ctl sync delete x --ignore-not-found",
             "ctl sync files x --state failed,done,skipped,deleted -0",
             "ctl sync manifest x",
@@ -441,6 +466,9 @@ mod tests {
             "ctl sync submit /a /b --chunk-size-mb 0",
             "ctl sync submit /a /b --chunk-size-mb 1025",
             "ctl sync submit /a /b -0",
+            "ctl sync submit /a /b --bwlimit 10Gbit/s",
+            "ctl sync set x",
+            "ctl sync set --bwlimit 1G",
             "ctl sync submit /a /b --id a/b",
             "ctl sync status --state DONE",
             "ctl sync can x",

@@ -20,6 +20,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         verified_files: 0,
         repaired_files: 0,
         options: Default::default(),
+        bwlimit: None,
         total_bytes: 0,
         submitted_at: at,
         started_at: None,

@@ -14,7 +14,7 @@ use crate::wire::options::SyncOptions;
 use crate::wire::sync::Submitted;
 use crate::wire::{AbsPath, BytePath, RequestId};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -33,6 +33,19 @@ pub(super) struct Submission {
     pub(super) file_list: Option<Vec<BytePath>>,
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub(super) options: SyncOptions,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "limit")]
+    pub(super) bwlimit: Option<u64>,
+}
+
+/// A limit as a request file may have it: a number, or text with a unit.
+fn limit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let text = match serde_yaml::Value::deserialize(d)? {
+        serde_yaml::Value::Null => return Ok(None),
+        serde_yaml::Value::Number(number) => number.to_string(),
+        serde_yaml::Value::String(text) => text,
+        _ => return Err(de::Error::custom("must be bytes per second, such as 100MiB/s")),
+    };
+    units::parse_limit(&text).map_err(de::Error::custom)
 }
 
 /// Submits, and waits where that is asked for.
@@ -96,6 +109,7 @@ fn read(args: &SubmitArgs) -> Result<Submission, Failure> {
                 request_id: args.id.clone().or(told.request_id),
                 chunk_size_mb: args.what.chunk_size_mb.or(told.chunk_size_mb),
                 options: args.options.onto(told.options)?,
+                bwlimit: args.what.bwlimit.map_or(told.bwlimit, |limit| limit.0),
                 ..told
             })
         }
@@ -145,9 +159,15 @@ pub(super) fn request(
         Some(from) => Some(names::read(from, what.from0, sources)?),
         None => None,
     };
-    let chunk_size_mb = what.chunk_size_mb;
-    let source_path = sources[0].clone();
-    Ok(Submission { request_id, source_path, destination_path, chunk_size_mb, file_list, options })
+    Ok(Submission {
+        request_id,
+        source_path: sources[0].clone(),
+        destination_path,
+        chunk_size_mb: what.chunk_size_mb,
+        file_list,
+        options,
+        bwlimit: what.bwlimit.and_then(|limit| limit.0),
+    })
 }
 
 /// Reads a request as `POST /sync` takes it; YAML, of which JSON is a part.
@@ -157,7 +177,8 @@ pub(super) fn request(
 fn parse_request(raw: &[u8]) -> Result<Submission, Failure> {
     let failure = |why: String| {
         Failure::usage(format!("the request cannot be read: {why}")).hinted(
-            "it takes source_path, destination_path, request_id, chunk_size_mb, file_list, options",
+            "it takes source_path, destination_path, request_id, chunk_size_mb, file_list, options, \
+             bwlimit",
         )
     };
     let text = std::str::from_utf8(raw).map_err(|e| failure(e.to_string()))?;
@@ -234,13 +255,19 @@ pub(super) fn quoted(path: &AbsPath) -> String {
     shell_word(path.to_string())
 }
 
-/// The options that name the list again, behind a blank; nothing without a list. Without them the
-/// advice to run it once more would have everything copied.
+/// The options that name the limit and the list again, each behind a blank; nothing without one. Without
+/// them the advice to run it once more would have everything copied.
 pub(super) fn listed(what: &WhatArgs) -> String {
-    let Some(from) = &what.files_from else { return String::new() };
+    let limit = limited(what.bwlimit.and_then(|limit| limit.0));
+    let Some(from) = &what.files_from else { return limit };
     let zero = if what.from0 { " -0" } else { "" };
     let name = crate::wire::path::show(from.as_os_str().as_bytes()).to_string();
-    format!(" --files-from {}{zero}", shell_word(name))
+    format!("{limit} --files-from {}{zero}", shell_word(name))
+}
+
+/// The option that sets a limit again, behind a blank; nothing without one.
+pub(super) fn limited(bwlimit: Option<u64>) -> String {
+    bwlimit.map(|limit| format!(" --bwlimit {limit}")).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -282,7 +309,7 @@ mod tests {
     #[test]
     fn a_submission_is_a_sync_request() {
         for (chunk_size_mb, sent) in [(None, 64), (Some(7), 7)] {
-            let what = WhatArgs { chunk_size_mb, files_from: None, from0: false };
+            let what = WhatArgs { chunk_size_mb, bwlimit: None, files_from: None, from0: false };
             let root = AbsPath::new("/a").unwrap();
             let options = SyncOptions { update: true, ..SyncOptions::default() };
             let roots = std::slice::from_ref(&root);

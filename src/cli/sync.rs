@@ -1,7 +1,7 @@
 //! `ctl sync …`.
 
 use super::Context;
-use super::args::{Output, StatusArgs, SyncCommand, UntilArgs, WaitArgs};
+use super::args::{Bwlimit, Output, StatusArgs, SyncCommand, UntilArgs, WaitArgs};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::options::again;
@@ -12,7 +12,7 @@ use super::{out, progress, records, report, signals, submit, table, verify};
 use crate::client::{ClientError, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
-use crate::wire::sync::SyncProgress;
+use crate::wire::sync::{SyncChange, SyncProgress};
 use jiff::Timestamp;
 
 /// Runs one of the commands.
@@ -24,6 +24,7 @@ pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Fai
         SyncCommand::Submit(args) => submit::run(ctx, *args).await,
         SyncCommand::Status(args) => status(ctx, args).await,
         SyncCommand::Wait(args) => wait(ctx, args).await,
+        SyncCommand::Set { ids, bwlimit } => set(ctx, ids, bwlimit).await,
         SyncCommand::Cancel { ids } => cancel(ctx, ids).await,
         SyncCommand::Delete { ids, ignore_not_found } => delete(ctx, ids, ignore_not_found).await,
         SyncCommand::Files(args) => records::files(ctx, args).await,
@@ -100,7 +101,7 @@ fn tell(
             }
             (Some(seen), Some(exit)) => {
                 let (from, to) = (quoted(&seen.source_path), quoted(&seen.destination_path));
-                let told = || again(&seen.options, None);
+                let told = || again(&seen.options, None) + &submit::limited(seen.bwlimit);
                 let typed = typed.map_or_else(told, str::to_owned);
                 let again = format!("{} sync submit {from} {to}{typed} --wait", ctx.ctl);
                 tell_end(ctx, seen, exit, &again)?;
@@ -233,6 +234,37 @@ fn show_detail(ctx: &Context, sync: &SyncProgress) -> Result<(), Failure> {
         text.push_str(&format!("Failures:\n{}\n", failures.join("\n")));
     }
     out::data(text.as_bytes())
+}
+
+async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exit, Failure> {
+    let client = ctx.client()?;
+    let change = SyncChange { bwlimit: bwlimit.0 };
+    let single = ids.len() == 1;
+    let mut exit = Exit::Ok;
+    let mut bodies = Vec::new();
+    for id in ids {
+        match client.change(&id, &change).await {
+            Ok(reply) => {
+                if ctx.global.output == Output::Table && !ctx.global.quiet {
+                    let limit = reply.bwlimit.map(|limit| units::rate(limit as f64));
+                    let text = match limit {
+                        Some(limit) => format!("Sync {id} sends at most {limit} from now on"),
+                        None => format!("Sync {id} has no limit of its own from now on"),
+                    };
+                    out::data(text.as_bytes())?;
+                }
+                bodies.push(reply.body);
+            }
+            Err(e) if e.is_not_found() || e.status() == Some(409) => {
+                exit = exit.worst(missing(e));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if ctx.global.output == Output::Json {
+        out::data(&documents(bodies.iter().map(|b| &b[..]).collect(), single))?;
+    }
+    Ok(exit)
 }
 
 async fn cancel(ctx: &Context, ids: Vec<RequestId>) -> Result<Exit, Failure> {

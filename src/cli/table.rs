@@ -256,6 +256,9 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
     if !options.is_empty() {
         add("Options", options.trim_start().to_owned());
     }
+    if let Some(limit) = sync.bwlimit {
+        add("Limit", units::rate(limit as f64));
+    }
     add("Rate", dash(rate(sync, now)));
     add("Time left", dash(eta(sync, now).map(rough)));
     add("Retried", format!("{} tasks", units::count(sync.retries)));
@@ -385,6 +388,7 @@ mod tests {
             verified_files: 2,
             actions: [(Action::Create, Tally { count: 3, bytes: 1024 })].into(),
             options: SyncOptions { update: true, ..SyncOptions::default() },
+            bwlimit: Some(100 << 20),
             ..sample::sync("x")
         };
         let text = record(&sync, now());
@@ -394,6 +398,7 @@ mod tests {
             "Wire:        5 B sent",
             "Verified:    2 read back, 0 repaired",
             "Options:     --update",
+            "Limit:       100.0 MiB/s",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }

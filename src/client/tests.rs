@@ -143,6 +143,7 @@ async fn a_problem_document_becomes_a_typed_error() {
         chunk_size_mb: 64,
         file_list: None,
         options: Default::default(),
+        bwlimit: None,
     };
     let e = client(&[&master.url]).submit(&request, Some("key-1")).await.unwrap_err();
     assert_eq!((e.status(), e.code()), (Some(409), Some("sync_exists")));

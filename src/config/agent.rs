@@ -28,20 +28,32 @@ pub struct AgentConfig {
     pub heartbeat_interval: Duration,
     /// How long it may finish what it has in hand when it is told to stop.
     pub drain_timeout: Duration,
-    /// How many tasks it executes at once.
+    /// At most so many tasks it executes at once.
     pub slots: usize,
+    /// It sends no more than this, whatever for, in bytes per second.
+    pub bwlimit: Option<u64>,
     /// What is logged, and how.
     pub log: LogConfig,
 }
 
-/// `slots` where it is not given: the number of cores, at least 2 (one for scans, one for the
-/// rest), at most 8 (a slot is several threads already).
+/// `slots` where it is not given: four for each core, at least 8, at most 24 (each may hold a few
+/// megabytes). How many of them are used follows what they bring.
 pub fn default_slots() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
+    (4 * cores()).clamp(8, 24)
+}
+
+/// How many slots are used at first: one for each core, at least 2 (one for scans, one for the rest), at
+/// most 8.
+pub fn first_slots() -> usize {
+    cores().clamp(2, 8)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The keys that only an agents file has, to tell it from a master's file.
-pub(super) const KEYS: [&str; 9] = [
+pub(super) const KEYS: [&str; 10] = [
     "master_url",
     "workers",
     "worker_id",
@@ -50,6 +62,7 @@ pub(super) const KEYS: [&str; 9] = [
     "heartbeat_interval",
     "drain_timeout",
     "slots",
+    "bwlimit",
     "log",
 ];
 
@@ -81,6 +94,7 @@ struct Shared {
     heartbeat_interval: Duration,
     drain_timeout: Duration,
     slots: usize,
+    bwlimit: Option<u64>,
     log: LogConfig,
 }
 
@@ -105,6 +119,9 @@ impl Shared {
         if let Some(slots) = fields.get("slots").and_then(|i| i.number(1..=256)) {
             self.slots = usize::try_from(slots).unwrap_or(self.slots);
         }
+        if let Some(limit) = fields.get("bwlimit").and_then(|i| i.limit()) {
+            self.bwlimit = limit;
+        }
         self.log.read(fields.get("log"));
     }
 }
@@ -128,6 +145,7 @@ impl AgentsFile {
                 heartbeat_interval: Duration::from_secs(5),
                 drain_timeout: Duration::from_secs(60),
                 slots: default_slots(),
+                bwlimit: None,
                 log: LogConfig::default(),
             },
             ids: BTreeMap::new(),
@@ -270,6 +288,7 @@ impl WorkerReader {
             heartbeat_interval: shared.heartbeat_interval,
             drain_timeout: shared.drain_timeout,
             slots: shared.slots,
+            bwlimit: shared.bwlimit,
             log: shared.log,
         };
         Some(Worker { config, path_places, endpoint_places, label: fields.item.path.clone() })

@@ -4,6 +4,7 @@ use super::Env;
 use super::RedisUrl;
 use super::log::LogConfig;
 use super::reader::{Fields, Findings, Item};
+use crate::util::timetable::Timetable;
 use crate::util::units;
 use crate::wire::sync::DEFAULT_CHUNK_MB;
 use std::net::SocketAddr;
@@ -32,6 +33,8 @@ pub struct MasterConfig {
     pub retention: Duration,
     /// What bounds the master's memory.
     pub limits: Limits,
+    /// All agents together send no more than this, by the local time of the master.
+    pub bwlimit: Timetable,
     /// What a request gets that does not say.
     pub defaults: SyncDefaults,
     /// What is logged, and how.
@@ -78,7 +81,7 @@ pub struct SyncDefaults {
 }
 
 /// The keys of a master's file, to tell it from an agents file.
-pub(super) const KEYS: [&str; 13] = [
+pub(super) const KEYS: [&str; 14] = [
     "listen",
     "data_dir",
     "redis",
@@ -89,6 +92,7 @@ pub(super) const KEYS: [&str; 13] = [
     "poll_wait_max",
     "retention",
     "limits",
+    "bwlimit",
     "defaults",
     "log",
     "network",
@@ -116,6 +120,7 @@ impl MasterConfig {
                 window_tasks: 256,
                 max_file_list_bytes: 64 << 20,
             },
+            bwlimit: Timetable::default(),
             defaults: SyncDefaults { chunk_size_mb: DEFAULT_CHUNK_MB, max_retries: 5 },
             log: LogConfig::default(),
         }
@@ -165,6 +170,9 @@ impl MasterConfig {
             let size = limits.get("max_file_list_bytes").and_then(|i| i.size(1024..=1 << 30));
             set(&mut self.limits.max_file_list_bytes, size);
             limits.finish();
+        }
+        if let Some(item) = fields.get("bwlimit") {
+            self.bwlimit = read_timetable(&item);
         }
         if let Some(defaults) = fields.get("defaults").and_then(|i| i.fields()) {
             let number = |key, allowed: RangeInclusive<u64>| {
@@ -310,6 +318,21 @@ fn read_dir(item: &Item<'_>) -> Option<PathBuf> {
         return None;
     }
     Some(dir)
+}
+
+/// A limit, entries such as `08:00-18:00 100MiB/s` separated by commas, or a list of them.
+fn read_timetable(item: &Item<'_>) -> Timetable {
+    let items = if item.is_list() { item.items().unwrap_or_default() } else { vec![item.clone()] };
+    let mut table = Timetable::default();
+    for item in items {
+        let wanted = "a limit such as `100MiB/s`, or times with theirs: `08:00-18:00 100MiB/s`";
+        for entry in item.parse(wanted, |text| Ok(text.split(','))).into_iter().flatten() {
+            if let Err(message) = table.add(entry) {
+                item.error(message);
+            }
+        }
+    }
+    table
 }
 
 /// `60d`, or `{finished_syncs: 60d}`.

@@ -230,6 +230,11 @@ impl<'a> Item<'a> {
         })
     }
 
+    /// Bytes per second: `100MiB/s`, or `none`.
+    pub(super) fn limit(&self) -> Option<Option<u64>> {
+        self.parse("a limit such as `100MiB/s`, or `none`", units::parse_limit)
+    }
+
     /// One of a few words.
     pub(super) fn word<T: Copy>(&self, words: &[(&'static str, T)]) -> Option<T> {
         let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();

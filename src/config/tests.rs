@@ -80,11 +80,12 @@ fn commented_defaults_are_the_real_ones() {
                 "poll_wait_max",
                 "retention",
                 "limits",
+                "bwlimit",
                 "defaults",
                 "log",
             ][..],
         ),
-        ("example_agent.yml", &["heartbeat_interval", "drain_timeout", "log"][..]),
+        ("example_agent.yml", &["heartbeat_interval", "drain_timeout", "bwlimit", "log"][..]),
     ] {
         let text = std::fs::read_to_string(repo_file(name)).unwrap();
         let mut uncommented = String::new();
@@ -276,6 +277,50 @@ fn every_mistake_in_a_masters_file_is_named_at_once() {
     ] {
         assert_lines(text, &master(text).unwrap_err().problems, wanted);
     }
+}
+
+#[test]
+fn limits_are_read_as_a_rate_or_a_timetable() {
+    let text = "bwlimit: Mon-Fri 08:00-18:00 100MiB/s, Mon-Fri 18:00-08:00 none\n";
+    let list = "bwlimit:\n  - Mon-Fri 08:00-18:00 100MiB/s\n  - Mon-Fri 18:00-08:00 none\n";
+    let table = master(text).unwrap().config.bwlimit;
+    assert_eq!(table, master(list).unwrap().config.bwlimit);
+    let zone = jiff::tz::TimeZone::UTC;
+    let at = |time: &str| table.at(time.parse().unwrap(), &zone);
+    assert_eq!(at("2026-06-01T09:00:00Z"), Some(100 << 20));
+    assert_eq!((at("2026-06-01T19:00:00Z"), at("2026-06-06T09:00:00Z")), (None, None));
+    let plain = master("bwlimit: 1G\n").unwrap().config.bwlimit;
+    assert_eq!(plain.at("2026-06-06T09:00:00Z".parse().unwrap(), &zone), Some(1 << 30));
+    for (text, wanted) in [
+        (
+            "listen: 127.0.0.1:1\nbwlimit: 08:00-18:00 1M, 17:30-19:00 2M, Mon 25:00-26:00 1M\n",
+            &[
+                "2:10: error: bwlimit: `17:30-19:00 2M` overlaps `08:00-18:00 1M`: both say what holds on Mon 17:30; give each its own times",
+                "2:10: error: bwlimit: `Mon 25:00-26:00 1M`: `25:00` is no time; write times as 08:00, from 00:00 to 24:00",
+            ][..],
+        ),
+        (
+            "bwlimit:\n  - 08:00-18:00 100Mb/s\n  - {a: b}\n",
+            &[
+                "2:5: error: bwlimit[0]: `08:00-18:00 100Mb/s`: `100Mb/s` may mean bits or bytes: limits are in bytes per second; write for example 100MiB/s, 1.5G or none",
+                "3:5: error: bwlimit[1]: expected a limit such as `100MiB/s`, or times with theirs: `08:00-18:00 100MiB/s`, found keys and values",
+            ],
+        ),
+    ] {
+        assert_lines(text, &master(text).unwrap_err().problems, wanted);
+    }
+    let text = "master_url: http://m\nbwlimit: 2G\nworkers:\n  - {worker_id: a, storage_paths: [/d], network: {data_plane_endpoints: [10.0.0.1]}}\n  \
+                - {worker_id: b, storage_paths: [/d], bwlimit: none, network: {data_plane_endpoints: [10.0.0.2]}}\n";
+    let of = |id| agent(text, Some(id)).unwrap().config.bwlimit;
+    assert_eq!((of("a"), of("b")), (Some(2 << 30), None));
+    let text = text.replace("none", "5");
+    assert_lines(
+        &text,
+        &agent(&text, Some("a")).unwrap_err().problems,
+        &[
+            "5:50: error: workers[1].bwlimit: `5` is too slow for a copy: at least 64KiB/s; write for example 100MiB/s, 1.5G or none",
+        ],
+    );
 }
 
 #[test]

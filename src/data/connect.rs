@@ -1,11 +1,14 @@
 //! Connections to peers: opened from a NIC, and tried with a probe.
 
-use super::body::Outgoing;
 use super::meter::{Counted, Flow};
 use super::nics::{Nic, Open, is_own};
 use super::protocol::PROBE;
+use super::stream;
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
+use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -14,9 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
-
-/// What hyper gathers before it writes, in bytes.
-const WRITE_BUFFER: usize = 1 << 20;
 
 /// With several NICs, so many bytes that are not sent yet wait in the kernel.
 const UNSENT: u32 = 512 << 10;
@@ -32,14 +32,44 @@ pub struct Way {
     pub to: String,
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Requests whose bodies are documents.
+    Documents,
+    /// Packs and ranges ([`stream`]).
+    Content,
+}
+
 /// A connection, with the task that drives it.
 pub struct Connection {
     /// Takes requests.
-    pub send: SendRequest<Outgoing>,
+    pub send: SendRequest<Full<Bytes>>,
+    /// What it was upgraded to, where it is for content.
+    pub stream: Option<TokioIo<Upgraded>>,
     /// What went over it.
     pub flow: Arc<Flow>,
     driver: AbortHandle,
     _open: Option<Open>,
+}
+
+impl Connection {
+    /// What it is for.
+    pub fn kind(&self) -> Kind {
+        if self.stream.is_some() { Kind::Content } else { Kind::Documents }
+    }
+
+    /// Whether its peer has not closed it, as far as is known: of a stream only its use tells.
+    pub fn is_open(&self) -> bool {
+        self.stream.is_some() || !self.send.is_closed()
+    }
+
+    /// Upgrades it to a stream.
+    async fn upgrade(&mut self, peer: &str) -> Result<(), String> {
+        let response = self.send.send_request(stream::request(peer)?).await;
+        self.stream = Some(stream::opened(response.map_err(|e| e.to_string())?).await?);
+        Ok(())
+    }
 }
 
 impl Drop for Connection {
@@ -55,6 +85,7 @@ impl Drop for Connection {
 pub async fn connect(
     way: &Way,
     theirs: &Arc<Flow>,
+    kind: Kind,
     patience: Duration,
 ) -> Result<Connection, String> {
     let open = async {
@@ -77,17 +108,22 @@ pub async fn connect(
     let mut flows = vec![flow.clone(), theirs.clone()];
     flows.extend(way.from.as_ref().map(|nic| nic.flow.clone()));
     let (send, connection) = http1::Builder::new()
-        .max_buf_size(WRITE_BUFFER)
         .handshake(TokioIo::new(Counted::new(stream, flows)))
         .await
         .map_err(|e| e.to_string())?;
     let driver = tokio::spawn(async move {
-        if let Err(e) = connection.await {
+        if let Err(e) = connection.with_upgrades().await {
             tracing::debug!("a data connection ended: {e}");
         }
     });
     let _open = way.from.as_ref().map(Nic::opened);
-    Ok(Connection { send, flow, driver: driver.abort_handle(), _open })
+    let driver = driver.abort_handle();
+    let mut connection = Connection { send, stream: None, flow, driver, _open };
+    if kind == Kind::Content {
+        let opened = tokio::time::timeout(patience, connection.upgrade(&way.to)).await;
+        opened.map_err(|_| format!("no stream within {patience:?}"))??;
+    }
+    Ok(connection)
 }
 
 async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
@@ -117,10 +153,10 @@ async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
 /// A sentence.
 pub async fn probe(way: &Way, theirs: &Arc<Flow>, patience: Duration) -> Result<(), String> {
     let ask = async {
-        let mut connection = connect(way, theirs, patience).await?;
+        let mut connection = connect(way, theirs, Kind::Documents, patience).await?;
         let request = Request::get(PROBE)
             .header(HOST, &way.to)
-            .body(Outgoing::Whole(None))
+            .body(Full::default())
             .map_err(|e| e.to_string())?;
         let reply = connection.send.send_request(request).await.map_err(|e| e.to_string())?;
         match reply.status() {

@@ -70,6 +70,11 @@ impl Destination {
         ranged: Ranged<'_>,
         there: Vec<BlockValue>,
     ) -> Result<RangeSent, SendError> {
+        // Other ranges of a new file have begun, this one has not: there is nothing to compare with,
+        // and content need not be gathered in blocks.
+        if there.iter().all(|block| *block == BlockValue::default()) {
+            return self.striped(ranged, None).await;
+        }
         match self.striped(ranged, Some(there)).await? {
             RangeSent::Failed(error) if error.class == ErrorClass::Transient => {
                 tracing::debug!("a range is sent whole: {}", error.message);

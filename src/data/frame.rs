@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! frame   = kind (1 byte) length (4 bytes, little endian) payload
+//! ask     = ASK                                        answer  = REPLY | REFUSAL
 //! pack    = DIRS { FILE { CONTENT | HOLE } ( DIGEST | DONE | ABORT ) } END
 //! range   = RANGE { CONTENT | HOLE | KEEP } ( DIGEST | DONE | ABORT )
 //! ```
@@ -13,6 +14,7 @@
 //! kept content like it bounds content.
 
 use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
+use super::stream::Ask;
 use crate::fs::Keep;
 use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, MAX_BYTES, MAX_ENTRIES};
@@ -21,6 +23,12 @@ use bytes::{Buf, Bytes};
 /// Bytes before a payload.
 pub const HEAD: usize = 5;
 
+/// What is asked of a stream ([`Ask`]).
+pub const ASK: u8 = b'Q';
+/// A reply's document.
+pub const REPLY: u8 = b'Y';
+/// A [`Problem`](crate::wire::problem::Problem) in JSON.
+pub const REFUSAL: u8 = b'X';
 const DIRS: u8 = b'D';
 const FILE: u8 = b'F';
 const RANGE: u8 = b'R';
@@ -135,8 +143,7 @@ impl<P: Pieces> FrameReader<P> {
         }
         let mut head = [0; HEAD];
         self.fill(&mut head)?;
-        let kind = head[0];
-        let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let (kind, length) = split_head(head);
         let allowed = match kind {
             DIRS | FILE | RANGE => 1..=MAX_BYTES,
             CONTENT => 1..=MAX_CONTENT,
@@ -185,18 +192,23 @@ impl<P: Pieces> FrameReader<P> {
         }
     }
 
-    /// Makes sure that nothing follows.
+    /// Makes sure that nothing has come behind the last frame: nothing is sent before it is answered.
     ///
     /// # Errors
-    /// A frame that is not whole, bytes behind the last frame, or a failed connection.
-    pub fn finish(mut self) -> Result<(), FrameError> {
+    /// A frame that is not whole, or bytes behind the last frame.
+    pub fn finish(&self) -> Result<(), FrameError> {
         if self.content > 0 {
             return Err(FrameError::Truncated);
         }
-        if self.more()? {
+        if !self.rest.is_empty() {
             return Err(FrameError::Order("bytes follow the last frame".to_owned()));
         }
         Ok(())
+    }
+
+    /// Where the bytes came from.
+    pub fn into_pieces(self) -> P {
+        self.pieces
     }
 
     /// Whether there is anything more to read; fetches a piece where none is left.
@@ -277,6 +289,11 @@ impl<P: Pieces> FrameReader<P> {
 /// At most this many files travel in one pack.
 pub const MAX_FILES: usize = MAX_ENTRIES;
 
+/// The kind and the length that a frame begins with.
+pub fn split_head(head: [u8; HEAD]) -> (u8, usize) {
+    (head[0], u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize)
+}
+
 fn head(kind: u8, length: usize) -> [u8; HEAD] {
     let l = (length as u32).to_le_bytes();
     [kind, l[0], l[1], l[2], l[3]]
@@ -289,6 +306,21 @@ fn document<T: minicbor::Encode<()>>(kind: u8, value: &T) -> Vec<u8> {
     let length = out.len() - HEAD;
     out[..HEAD].copy_from_slice(&head(kind, length));
     out
+}
+
+/// An ASK frame.
+pub fn ask(ask: &Ask) -> Vec<u8> {
+    document(ASK, ask)
+}
+
+/// A REPLY frame.
+pub fn reply(document: &[u8]) -> Vec<u8> {
+    [&head(REPLY, document.len()), document].concat()
+}
+
+/// A REFUSAL frame.
+pub fn refusal(problem: &[u8]) -> Vec<u8> {
+    [&head(REFUSAL, problem.len()), problem].concat()
 }
 
 /// A DIRS frame.

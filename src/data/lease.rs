@@ -46,7 +46,7 @@ impl Leased {
     /// The request was answered whole: the connection can be used again.
     pub fn keep(mut self) {
         let Some(connection) = self.connection.take() else { return };
-        if connection.send.is_closed() {
+        if !connection.is_open() {
             return;
         }
         let mut state = self.routes.state();

@@ -2,6 +2,7 @@
 //! goes where the network is what limits it.
 
 use std::io::{IoSlice, Result};
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,6 +41,11 @@ impl Flow {
         self.received.load(Ordering::Relaxed)
     }
 
+    /// Counts `n` bytes that came.
+    pub fn came(&self, n: u64) {
+        self.received.fetch_add(n, Ordering::Relaxed);
+    }
+
     /// Both: it changes while anything moves.
     pub fn moved(&self) -> u64 {
         self.sent().wrapping_add(self.received())
@@ -63,6 +69,15 @@ impl Counted {
     /// Counts what goes over `stream` in each of `flows`.
     pub fn new(stream: TcpStream, flows: Vec<Arc<Flow>>) -> Self {
         Counted { stream, flows }
+    }
+
+    /// The socket, for who reads it in a thread, and what its bytes are counted in from now on.
+    ///
+    /// # Errors
+    /// There are no more descriptors.
+    pub fn into_parts(self) -> Result<(std::net::TcpStream, Vec<Arc<Flow>>)> {
+        let socket = self.stream.as_fd().try_clone_to_owned()?;
+        Ok((socket.into(), self.flows.clone()))
     }
 
     fn wrote(&self, result: Poll<Result<usize>>) -> Poll<Result<usize>> {
@@ -95,7 +110,7 @@ impl AsyncRead for Counted {
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         let came = (buf.filled().len() - before) as u64;
         for flow in &self.flows {
-            flow.received.fetch_add(came, Ordering::Relaxed);
+            flow.came(came);
         }
         result
     }

@@ -1,14 +1,15 @@
 //! The data plane: how content gets from an agent to another one, over HTTP/1.1 on hyper.
 //!
 //! ```text
-//! read ─▶ hash ─▶ [channel] ─▶ socket ══▶ socket ─▶ [channel] ─▶ hash ─▶ write
-//!   blocking thread         async, both ends              blocking thread
+//! read, hash ─▶ [channel] ─▶ socket ══▶ socket ─▶ hash, write
+//!  thread          async                    thread
 //! ```
 //!
-//! Every stage overlaps the next one, and every channel is a few buffers deep: memory per request is a
-//! few megabytes, whatever is sent, and the slowest stage sets the pace of all.
+//! Each stream has a thread at each end; several streams, and the kernel's buffers between them, overlap
+//! reading, sending and writing. Memory per stream is a few megabytes, whatever is sent, and the
+//! slowest stage sets the pace of all.
 //!
-//! - [`protocol`], [`asks`]: verbs, limits, requests, replies; [`frame`]: how content travels
+//! - [`protocol`], [`asks`]: verbs, limits, requests, replies; [`frame`], [`stream`]: how content travels
 //! - [`gate`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
 //! - [`server`], [`verbs`], [`receive`], [`maintain`]: the receiving end; [`store`]: how both it and a
 //!   copy on one host write
@@ -45,6 +46,7 @@ pub mod routes;
 pub mod send;
 pub mod server;
 pub mod store;
+pub mod stream;
 mod stripe;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,8 @@ use super::asks::{
     BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk,
     SweepReply,
 };
-use super::body::{DEPTH, Outgoing, STALL, stalled};
+use super::body::{DEPTH, STALL, Withdrawn, stalled};
+use super::connect::Kind;
 use super::delta::Ranged;
 use super::lease::Leased;
 use super::nics::Nic;
@@ -16,6 +17,7 @@ use super::protocol::{
 };
 use super::routes::{NicState, Routes};
 use super::send::{FedRange, Feed, Gone, feed_pack, feed_range};
+use super::stream::{self, Answered, Ask};
 use crate::fs::Tree;
 use crate::util::backoff::Backoff;
 use crate::util::rate::Pace;
@@ -28,7 +30,7 @@ use crate::wire::ticket::LIFETIME_SECONDS;
 use crate::wire::worker::Endpoint;
 use crate::wire::{RelPath, WorkerId};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +62,9 @@ enum Lost {
     /// It was given up: its route does not work, or others are better.
     Route(String),
 }
+
+/// Pieces of content from the thread that makes them.
+type Pieces = mpsc::Receiver<Result<Bytes, Withdrawn>>;
 
 /// What an agent knows of the workers that it sends to.
 pub struct Peers {
@@ -299,9 +304,8 @@ impl Peer {
     {
         let (mut fresh, mut tries) = (false, 0);
         loop {
-            let mut leased = self.lease(fresh, document.len() as u64).await?;
-            let whole = Outgoing::Whole(Some(document.clone()));
-            let exchange = self.exchange(&mut leased, path, whole);
+            let mut leased = self.lease(fresh, Kind::Documents, document.len() as u64).await?;
+            let exchange = self.exchange(&mut leased, path, document.clone());
             let why = match tokio::time::timeout(patience, exchange).await {
                 Ok(Ok(answered)) => return self.read(&self.accept(leased, answered)?),
                 // The other side had closed a kept connection: nothing was lost with it.
@@ -319,7 +323,7 @@ impl Peer {
 
     /// Sends what `feed` makes, about `size` bytes, and reads the reply. It is made and sent again over
     /// another route where one fails.
-    async fn stream<T, F, R>(&self, path: &str, size: u64, feed: F) -> Result<(R, T), SendError>
+    async fn stream<T, F, R>(&self, verb: &str, size: u64, feed: F) -> Result<(R, T), SendError>
     where
         T: Send + 'static,
         F: Fn(&mut Feed) -> Result<T, Gone> + Clone + Send + 'static,
@@ -327,7 +331,7 @@ impl Peer {
     {
         let mut tries = 0;
         loop {
-            let mut leased = self.lease(false, size).await?;
+            let mut leased = self.lease(false, Kind::Content, size).await?;
             let (to, from) = mpsc::channel(DEPTH);
             let moved = Arc::new(AtomicU64::new(0));
             let (pool, counted, feed) = (self.peers.pool.clone(), moved.clone(), feed.clone());
@@ -336,15 +340,15 @@ impl Peer {
             let feeding = tokio::task::spawn_blocking(move || {
                 feed(&mut Feed::new(to, pool, counted).at(pace))
             });
-            let body = Outgoing::Stream { from, moved: moved.clone() };
             let answered = tokio::select! {
-                answered = self.exchange(&mut leased, path, body) => answered,
-                () = stalled(moved, REPLY) => {
+                answered = self.send(&mut leased, verb, (from, moved.clone())) => answered,
+                () = stalled(moved.clone(), REPLY) => {
                     Err(Lost::Connection(format!("no byte moved in {REPLY:?}")))
                 }
             };
             let reply = match answered {
-                Ok(answered) => self.accept(leased, answered)?,
+                Ok(Answered::Reply(reply)) => reply,
+                Ok(Answered::Refused(problem)) => return Err(self.refused(problem)),
                 Err(lost) => {
                     self.lost(leased, lost, tries)?;
                     tries += 1;
@@ -352,7 +356,10 @@ impl Peer {
                 }
             };
             return match feeding.await {
-                Ok(Ok(fed)) => Ok((self.read(&reply)?, fed)),
+                Ok(Ok(fed)) => {
+                    self.keep(leased);
+                    Ok((self.read(&reply)?, fed))
+                }
                 Ok(Err(Gone)) => Err(self.nonsense("it answered before the end".to_owned())),
                 Err(e) => {
                     Err(SendError::Internal(format!("reading the source failed inside: {e}")))
@@ -377,8 +384,8 @@ impl Peer {
         Err(SendError::Broken { worker: self.worker.clone(), message: why })
     }
 
-    async fn lease(&self, fresh: bool, size: u64) -> Result<Leased, SendError> {
-        match self.peers.routes.lease(&self.endpoints, fresh, size).await {
+    async fn lease(&self, fresh: bool, kind: Kind, size: u64) -> Result<Leased, SendError> {
+        match self.peers.routes.lease(&self.endpoints, fresh, kind, size).await {
             Ok(leased) => Ok(leased),
             Err(tried) => {
                 self.peers.set_aside(&self.worker);
@@ -387,23 +394,47 @@ impl Peer {
         }
     }
 
-    /// Sends a request and awaits the reply, with an eye on the route.
+    /// Sends a document and awaits the reply, with an eye on the route.
     async fn exchange(
         &self,
         leased: &mut Leased,
         path: &str,
-        body: Outgoing,
+        document: Bytes,
     ) -> Result<(StatusCode, Bytes), Lost> {
+        let given_up = self.given_up(leased);
+        tokio::select! {
+            answered = self.converse(leased, path, document) => answered.map_err(Lost::Connection),
+            why = given_up => Err(Lost::Route(why)),
+        }
+    }
+
+    /// Asks a stream to take what comes `from` a thread, and awaits the answer, with an eye on the route.
+    async fn send(
+        &self,
+        leased: &mut Leased,
+        verb: &str,
+        (from, moved): (Pieces, Arc<AtomicU64>),
+    ) -> Result<Answered, Lost> {
+        let given_up = self.given_up(leased);
+        let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
+        let asking = async {
+            let stream = leased.connection().and_then(|connection| connection.stream.as_mut());
+            stream::ask(stream.ok_or("the connection is gone")?, &ask, from, moved).await
+        };
+        tokio::select! {
+            answered = asking => answered.map_err(Lost::Connection),
+            why = given_up => Err(Lost::Route(why)),
+        }
+    }
+
+    /// Why the route of a connection is given up, as soon as it is.
+    fn given_up(&self, leased: &Leased) -> impl Future<Output = String> + use<'_> {
         let watch = leased.watch();
-        let given_up = async {
+        async move {
             match watch {
                 Some(watch) => watch.given_up(&self.endpoints).await,
                 None => std::future::pending().await,
             }
-        };
-        tokio::select! {
-            answered = self.converse(leased, path, body) => answered.map_err(Lost::Connection),
-            why = given_up => Err(Lost::Route(why)),
         }
     }
 
@@ -411,12 +442,12 @@ impl Peer {
         &self,
         leased: &mut Leased,
         path: &str,
-        body: Outgoing,
+        document: Bytes,
     ) -> Result<(StatusCode, Bytes), String> {
         let request = Request::post(path)
             .header(HOST, leased.peer())
             .header(TICKET_HEADER, &self.ticket)
-            .body(body)
+            .body(Full::new(document))
             .map_err(|e| e.to_string())?;
         let send = &mut leased.connection().ok_or("the connection is gone")?.send;
         send.ready().await.map_err(|e| e.to_string())?;
@@ -430,19 +461,28 @@ impl Peer {
     fn accept(&self, leased: Leased, answered: (StatusCode, Bytes)) -> Result<Bytes, SendError> {
         let (status, body) = answered;
         if status == StatusCode::OK {
-            leased.keep();
-            self.peers.welcome(&self.worker);
+            self.keep(leased);
             return Ok(body);
         }
-        drop(leased);
+        let status = status.as_u16();
         let problem = serde_json::from_slice::<Problem>(&body)
-            .unwrap_or_else(|_| Problem::new(status.as_u16(), "", "unknown", "it did not say why"));
-        Err(SendError::Refused {
+            .unwrap_or_else(|_| Problem::new(status, "", "unknown", "it did not say why"));
+        Err(self.refused(Problem { status, ..problem }))
+    }
+
+    /// It answered: the connection can be used again.
+    fn keep(&self, leased: Leased) {
+        leased.keep();
+        self.peers.welcome(&self.worker);
+    }
+
+    fn refused(&self, problem: Problem) -> SendError {
+        SendError::Refused {
             worker: self.worker.clone(),
-            status: status.as_u16(),
+            status: problem.status,
             code: super::protocol::plain(&problem.code),
             detail: super::protocol::plain(&problem.detail),
-        })
+        }
     }
 
     fn read<R: for<'b> minicbor::Decode<'b, ()>>(&self, reply: &[u8]) -> Result<R, SendError> {

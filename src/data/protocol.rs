@@ -14,9 +14,11 @@ use minicbor::{Decode, Encode};
 pub const VERSION: u32 = 1;
 /// Compare a manifest with what is there, and make all that needs no content.
 pub const OFFER: &str = "/v1/offer";
-/// Many files with their content.
+/// The upgrade to a stream ([`stream`](super::stream)); needs no ticket, what is asked on it does.
+pub const STREAM: &str = "/v1/stream";
+/// Many files with their content; asked on a stream.
 pub const PACK: &str = "/v1/pack";
-/// A byte range of one large file.
+/// A byte range of one large file; asked on a stream.
 pub const RANGE: &str = "/v1/range";
 /// Block values of what is there of a file.
 pub const DIGEST: &str = "/v1/digest";

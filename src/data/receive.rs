@@ -88,7 +88,7 @@ struct Pack<'a> {
 /// A body that is none, or that broke off. Files before that point are at their places, all others
 /// left nothing behind, and the directories are stamped.
 pub fn take_pack<P: Pieces>(
-    mut frames: FrameReader<P>,
+    frames: &mut FrameReader<P>,
     target: &Target,
     claims: &Claims,
 ) -> Result<PackReply, FrameError> {
@@ -103,7 +103,7 @@ pub fn take_pack<P: Pieces>(
         notes: BTreeMap::new(),
         buffer: Vec::new(),
     };
-    let end = pack.take_files(&mut frames);
+    let end = pack.take_files(frames);
     let unstamped = stamp(target, &pack.dirs);
     pack.note(target.notes(), None);
     end?;
@@ -305,7 +305,7 @@ fn go_on<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError> {
 /// # Errors
 /// A body that is none, or that broke off.
 pub fn take_range<P: Pieces>(
-    mut frames: FrameReader<P>,
+    frames: &mut FrameReader<P>,
     target: &Target,
     hashed: bool,
 ) -> Result<RangeReply, FrameError> {
@@ -313,7 +313,7 @@ pub fn take_range<P: Pieces>(
         return Err(FrameError::Order("a range begins with its head".to_owned()));
     };
     let entry = head.checked().map_err(FrameError::Order)?;
-    let range = take_range_content(&mut frames, target, hashed, &head, entry)?;
+    let range = take_range_content(frames, target, hashed, &head, entry)?;
     frames.finish()?;
     Ok(RangeReply { range })
 }

@@ -10,7 +10,7 @@
 //! them again and again. Only when none is usable is every one tried.
 
 use super::choice::{self, Candidate, Kin, Load, fits, kin};
-use super::connect::{Connection, Way, connect, probe};
+use super::connect::{Connection, Kind, Way, connect, probe};
 use super::lease::Leased;
 use super::meter::Meter;
 use super::nics::Nic;
@@ -210,18 +210,19 @@ impl Routes {
         self: &Arc<Self>,
         remote: &[Endpoint],
         fresh: bool,
+        kind: Kind,
         size: u64,
     ) -> Result<Leased, Vec<(String, String)>> {
         let (mut failed, mut tried) = (Vec::new(), Vec::new());
         // Each turn takes a route out of those that are usable.
         while let Some(mut leased) = self.reserve(remote, size) {
-            if !fresh && let Some(connection) = self.kept(&leased.key) {
+            if !fresh && let Some(connection) = self.kept(&leased.key, kind) {
                 leased.take(connection, true);
                 return Ok(leased);
             }
             let others = self.has_another(&leased.key, remote);
             let patience = if others { CONNECT } else { CONNECT_LAST };
-            match self.connect(&leased.key, patience).await {
+            match self.connect(&leased.key, kind, patience).await {
                 Ok(connection) => {
                     leased.take(connection, false);
                     return Ok(leased);
@@ -238,7 +239,7 @@ impl Routes {
             let all = self.ranked(&mut state, remote, size).into_iter().map(|(key, _)| key);
             all.filter(|key| !tried.contains(key)).collect()
         };
-        self.lease_any(left, size, failed).await
+        self.lease_any(left, kind, size, failed).await
     }
 
     /// The best usable route, with the request counted on it.
@@ -255,12 +256,13 @@ impl Routes {
     async fn lease_any(
         self: &Arc<Self>,
         left: Vec<Key>,
+        kind: Kind,
         size: u64,
         mut failed: Vec<(String, String)>,
     ) -> Result<Leased, Vec<(String, String)>> {
         let mut tries: FuturesUnordered<_> = left
             .into_iter()
-            .map(|key| async move { (self.connect(&key, CONNECT_LAST).await, key) })
+            .map(|key| async move { (self.connect(&key, kind, CONNECT_LAST).await, key) })
             .collect();
         while let Some((connected, key)) = tries.next().await {
             match connected {
@@ -285,10 +287,15 @@ impl Routes {
         Err(failed)
     }
 
-    async fn connect(&self, key: &Key, patience: Duration) -> Result<Connection, String> {
+    async fn connect(
+        &self,
+        key: &Key,
+        kind: Kind,
+        patience: Duration,
+    ) -> Result<Connection, String> {
         let theirs = self.state().flow_of(&key.1);
         let since = Instant::now();
-        let connected = connect(&self.way(key), &theirs, patience).await;
+        let connected = connect(&self.way(key), &theirs, kind, patience).await;
         match &connected {
             Ok(_) => self.state().works(key, since.elapsed()),
             Err(why) => tracing::debug!(peer = key.1, "cannot connect: {why}"),
@@ -296,15 +303,12 @@ impl Routes {
         connected
     }
 
-    fn kept(&self, key: &Key) -> Option<Connection> {
+    fn kept(&self, key: &Key, kind: Kind) -> Option<Connection> {
         let mut state = self.state();
         let kept = &mut state.routes.get_mut(key)?.kept;
-        while let Some((since, connection)) = kept.pop() {
-            if since.elapsed() < KEEP && !connection.send.is_closed() {
-                return Some(connection);
-            }
-        }
-        None
+        kept.retain(|(since, connection)| since.elapsed() < KEEP && connection.is_open());
+        let at = kept.iter().rposition(|(_, connection)| connection.kind() == kind)?;
+        Some(kept.swap_remove(at).1)
     }
 
     /// A route does not work: it is probed until it does.
@@ -418,11 +422,11 @@ mod tests {
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let bad = closed.local_addr().unwrap().to_string();
         let remote = endpoints(&[&bad, &good]);
-        let leased = routes.lease(&remote, false, 0).await.unwrap();
+        let leased = routes.lease(&remote, false, Kind::Documents, 0).await.unwrap();
         assert_eq!((leased.peer(), leased.reused), (good.as_str(), false));
         drop(leased);
         assert_eq!(authorities(&routes, &remote)[0], format!("->{good}"));
-        let failed = routes.lease(&remote[..1], false, 0).await.err().unwrap();
+        let failed = routes.lease(&remote[..1], false, Kind::Documents, 0).await.err().unwrap();
         assert_eq!(failed.len(), 1);
         assert!(failed[0].1.contains("refused"), "{failed:?}");
         drop(closed);

@@ -6,7 +6,9 @@ use super::gate::TicketGate;
 use super::listen::Listener;
 use super::meter::Counted;
 use super::nics::Nic;
+use super::pool::Pool;
 use super::roots::Roots;
+use super::stream;
 use super::verbs::answer;
 use crate::config::Nic as Configured;
 use crate::util::shutdown::Shutdown;
@@ -15,21 +17,20 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 /// At most this many connections per agent; more wait in the kernel's queue.
 const CONNECTIONS: usize = 512;
-/// At most this many requests are executed at once; more wait. Each holds a thread and at most
-/// [`DEPTH`](super::body::DEPTH) pieces.
+/// At most this many requests are executed at once; more wait. Each holds a thread and a buffer.
 const ACTIVE: usize = 32;
 /// A request's head must be complete within this; an idle connection is closed after it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// What hyper reads at once, in bytes; also the longest piece of a body.
-const READ_BUFFER: usize = 512 << 10;
+/// What hyper gathers of a request, in bytes. Content does not go through it.
+const READ_BUFFER: usize = 64 << 10;
 /// Connections that end badly are logged at most this often, in seconds.
 const LOG_EVERY: u64 = 10;
 
@@ -98,6 +99,7 @@ impl DataServer {
             served,
             active: Semaphore::new(ACTIVE),
             logged: AtomicU64::new(0),
+            pool: Pool::new(),
             stall: STALL,
         });
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
@@ -120,6 +122,8 @@ pub(super) struct Shared {
     /// Permits to execute a request.
     pub(super) active: Semaphore,
     logged: AtomicU64,
+    /// What content is received into.
+    pub(super) pool: Pool,
     /// A body that stands still for this long is given up.
     pub(super) stall: Duration,
 }
@@ -164,18 +168,29 @@ async fn accept_loop(
 }
 
 async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop: Shutdown) {
+    let upgrade = Arc::new(Mutex::new(None));
     let service = {
-        let shared = shared.clone();
-        service_fn(move |request| {
-            let shared = shared.clone();
-            async move { Ok::<_, std::convert::Infallible>(answer(request, peer, &shared).await) }
+        let (shared, upgrade) = (shared.clone(), upgrade.clone());
+        service_fn(move |mut request| {
+            let (shared, upgrade) = (shared.clone(), upgrade.clone());
+            async move {
+                let response = match stream::upgrade(&mut request) {
+                    Some((on, response)) => {
+                        *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(on);
+                        response
+                    }
+                    None => answer(request, peer, &shared).await,
+                };
+                Ok::<_, std::convert::Infallible>(response)
+            }
         })
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(READ_BUFFER)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     tokio::pin!(connection);
     let end = tokio::select! {
         end = connection.as_mut() => end,
@@ -188,6 +203,12 @@ async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop
         && !e.is_timeout()
     {
         shared.log(peer, &e.to_string());
+    }
+    let upgrade = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(on) = upgrade
+        && let Some((stream, flows)) = stream::of_upgrade(on).await
+    {
+        stream::serve(stream, flows, peer, (&shared, &stop)).await;
     }
 }
 

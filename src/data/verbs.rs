@@ -2,7 +2,7 @@
 //! threads as they come.
 
 use super::asks::{BlocksAsk, PruneAsk, PruneReply, SweepAsk};
-use super::body::{STALL, arriving, drain, pump};
+use super::body::{STALL, drain};
 use super::frame::{FrameError, FrameReader};
 use super::gate::{self, Refused};
 use super::maintain::{take_blocks, take_prune, take_sweep};
@@ -11,8 +11,8 @@ use super::protocol::{
 };
 use super::receive::{take_offer, take_pack, take_range};
 use super::server::{Served, Shared};
+use super::stream::{Ask, Wire};
 use crate::fs::Target;
-use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{MAX_BYTES, Manifest};
 use crate::wire::problem::{CONTENT_TYPE, Problem};
 use crate::wire::ticket::Claims;
@@ -24,15 +24,15 @@ use hyper::{Method, Request, Response, StatusCode};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Everything that needs a ticket.
-const VERBS: [&str; 6] = [OFFER, PACK, RANGE, DIGEST, PRUNE, SWEEP];
+/// Documents that need a ticket.
+const VERBS: [&str; 4] = [OFFER, DIGEST, PRUNE, SWEEP];
 /// How much of a refused request is read so that the refusal arrives.
 const DRAIN_BYTES: u64 = 8 << 20;
 /// … and for how long.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Why a request got no reply of its own.
-enum Failure {
+pub(super) enum Failure {
     Refused(Refused),
     Verb(String),
     Method,
@@ -58,7 +58,7 @@ impl From<Refused> for Failure {
 }
 
 impl Failure {
-    fn problem(self) -> Problem {
+    pub(super) fn problem(self) -> Problem {
         match self {
             Failure::Refused(refused) => {
                 let (status, title, code) = match refused {
@@ -157,11 +157,6 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
     let _permit = shared.active.acquire().await;
     let rules = claims.rules.clone();
     match verb {
-        PACK => streamed(request, shared, move |frames| take_pack(frames, &target, &claims)).await,
-        RANGE => {
-            let take = move |frames| take_range(frames, &target, rules.hashed);
-            streamed(request, shared, take).await
-        }
         OFFER => {
             let take = move |bytes: &[u8]| {
                 let manifest = Manifest::decode(bytes).map_err(|e| Failure::Bad(e.to_string()))?;
@@ -198,6 +193,28 @@ async fn refuse(request: Request<Incoming>, failure: Failure) -> Result<Vec<u8>,
     Err(failure)
 }
 
+/// Takes what follows an ask, in a thread of its own, and makes the reply.
+pub(super) type Taking =
+    Box<dyn FnOnce(&mut FrameReader<Wire>) -> Result<Vec<u8>, FrameError> + Send>;
+
+/// What an `ask` on a stream lets be done, once its ticket is checked.
+pub(super) fn content_verb(ask: &Ask, served: &Served) -> Result<Taking, Failure> {
+    let (claims, target) = served.roots.admit(&served.gate, &ask.ticket)?;
+    gate::allows(&claims.rules, &ask.verb)?;
+    // Encoding into a Vec can't fail.
+    match ask.verb.as_str() {
+        PACK => Ok(Box::new(move |frames| {
+            let reply = take_pack(frames, &target, &claims)?;
+            Ok(minicbor::to_vec(&reply).unwrap_or_default())
+        })),
+        RANGE => Ok(Box::new(move |frames| {
+            let reply = take_range(frames, &target, claims.rules.hashed)?;
+            Ok(minicbor::to_vec(&reply).unwrap_or_default())
+        })),
+        other => Err(Failure::Verb(super::protocol::plain(other))),
+    }
+}
+
 fn admit(request: &Request<Incoming>, served: &Served) -> Result<(Claims, Target), Refused> {
     let ticket = request
         .headers()
@@ -228,28 +245,6 @@ where
 
 fn cbor<A: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Result<A, Failure> {
     minicbor::decode(bytes).map_err(|e| Failure::Bad(e.to_string()))
-}
-
-/// Runs `take` in a thread of its own on the frames of the body.
-async fn streamed<T, F>(
-    request: Request<Incoming>,
-    shared: &Shared,
-    take: F,
-) -> Result<Vec<u8>, Failure>
-where
-    T: minicbor::Encode<()> + Send + 'static,
-    F: FnOnce(FrameReader<super::body::Arriving>) -> Result<T, FrameError> + Send + 'static,
-{
-    let abandoned = Shutdown::new();
-    // When the connection ends, so does this future, and the thread learns of it.
-    let _guard = abandoned.clone().drop_guard();
-    let (inlet, from) = arriving(abandoned);
-    let work = run(move || Ok(take(FrameReader::new(from))?));
-    let (body, done) = tokio::join!(pump(request.into_body(), inlet, shared.stall), work);
-    if done.is_err() {
-        drain(body, DRAIN_BYTES, DRAIN_TIME).await;
-    }
-    done
 }
 
 /// Runs blocking work and encodes what it returns.

@@ -10,7 +10,7 @@ use crate::scheduler::{Event, IdempotencyKey, Reply};
 use crate::store::Spool;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
+use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
@@ -116,6 +116,17 @@ impl Handle {
     pub(super) async fn listing(&self, id: RequestId, wanted: Wanted) -> Result<Pieces, Problem> {
         match self.ask(Event::Listing(id)).await? {
             Reply::Listing(found) => listing::read(self.spool.clone(), *found, wanted).await,
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Changes a sync that runs.
+    ///
+    /// # Errors
+    /// 404, 409 where it has ended, 503.
+    pub async fn change(&self, id: RequestId, change: SyncChange) -> Result<SyncProgress, Problem> {
+        match self.ask(Event::Change { id, change }).await? {
+            Reply::Progress(progress) => Ok(*progress),
             other => Err(misplaced(other)),
         }
     }

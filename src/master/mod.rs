@@ -289,6 +289,8 @@ fn settings(config: &MasterConfig) -> Settings {
         max_retries: config.defaults.max_retries,
         retention_ms: ms(config.retention),
         max_active_syncs: config.limits.max_active_syncs,
+        bwlimit: config.bwlimit.clone(),
+        zone: jiff::tz::TimeZone::system(),
         ..Settings::default()
     }
 }

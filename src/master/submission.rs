@@ -220,6 +220,7 @@ mod tests {
             chunk_size_mb: 64,
             file_list: None,
             options: Default::default(),
+            bwlimit: None,
         }
     }
 

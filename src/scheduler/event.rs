@@ -4,7 +4,7 @@
 pub use super::listing::Listing;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncProgress, SyncRequest};
+use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, WorkerId};
@@ -56,6 +56,13 @@ pub enum Event {
     },
     /// How do all stand?
     List,
+    /// Change a sync while it runs.
+    Change {
+        /// Which.
+        id: RequestId,
+        /// What.
+        change: SyncChange,
+    },
     /// Stop a sync, keep its record.
     Cancel(RequestId),
     /// Stop a sync and forget it.
@@ -106,7 +113,7 @@ pub enum Event {
 pub enum Reply {
     /// To `Submit`.
     Submitted(Submitted),
-    /// To `Progress` and `Cancel`.
+    /// To `Progress`, `Change` and `Cancel`.
     Progress(Box<SyncProgress>),
     /// To `List`, newest first.
     List(Vec<SyncProgress>),

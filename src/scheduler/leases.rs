@@ -71,7 +71,7 @@ impl Leases {
 }
 
 impl State {
-    pub(super) fn heartbeat(&mut self, said: WorkerHeartbeat, now: Now) -> Reply {
+    pub(super) fn heartbeat(&mut self, mut said: WorkerHeartbeat, now: Now) -> Reply {
         let id = said.worker_id.clone();
         if self.workers.known.len() >= MAX_WORKERS && !self.workers.known.contains_key(&id) {
             let detail = format!("{MAX_WORKERS} workers are known, and no more are taken");
@@ -104,6 +104,8 @@ impl State {
             ticket_key: None,
             time: None,
             drop: Vec::new(),
+            limits: BTreeMap::new(),
+            next_beat_ms: None,
             protocol: None,
         };
         if said.incarnation.is_some() {
@@ -119,6 +121,7 @@ impl State {
                 || known.said.incarnation != said.incarnation
         });
         self.wake |= news;
+        let usage = std::mem::take(&mut said.usage);
         let worker = Worker {
             said,
             heard_ms: now.mono_ms,
@@ -127,7 +130,8 @@ impl State {
             before,
             rival_ms,
         };
-        self.workers.known.insert(id, worker);
+        self.workers.known.insert(id.clone(), worker);
+        self.tell_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
     }
 
@@ -253,6 +257,7 @@ impl State {
             .filter(|t| if t.at_source() { at_source } else { at_destination })
             .filter(|t| t.bound.is_none() || self.may_flush(sync, t, worker))
             .filter(|t| worker.knows_options() || !wants_options(sync, &t.spec))
+            .filter(|t| worker.knows_limits() || !(sync.wants_limits() && t.spec.sends()))
             .map(|t| Fit {
                 better_elsewhere: now.mono_ms < t.spared_until_ms
                     && t.tried.contains(&worker.said.worker_id)
@@ -320,9 +325,12 @@ impl State {
         self.leases.insert(&lease, id);
         task.state = TaskState::Leased(lease);
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
-        let writes = task.writes();
+        let (writes, sends) = (task.writes(), task.spec.sends());
         self.put(key);
         let farther = writes && self.note_reach(no, &poll.worker);
+        if sends {
+            self.share_in(no, &poll.worker, now);
+        }
         self.served += 1;
         let served = self.served;
         if let Some(sync) = self.syncs.get_mut(&no) {
@@ -378,6 +386,7 @@ impl State {
                 .map(Worker::member)
                 .collect(),
             ticket: self.signer.sign(&claims),
+            share: task.spec.sends().then(|| self.shares.told_to(sync.no, &lease.worker)).flatten(),
         })
     }
 
@@ -498,6 +507,7 @@ impl State {
             }
         }
         self.answer_expired_polls(now);
+        self.tend_limits(now);
         self.flushes_in_vain(now);
         self.drop_old(now);
     }

@@ -8,6 +8,7 @@
 //! - `leases`: who gets which task, for how long
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
+//! - `limits`: limits on bytes per second; `shares`: how they are shared out
 //! - `listing`: what became of each file, where that is asked for
 //! - `stage`: what follows when a sync has no task left; `phases`: trying again, giving up
 //! - `pairs`: what is remembered beyond a sync
@@ -17,6 +18,7 @@ mod checks;
 pub mod event;
 mod large;
 mod leases;
+mod limits;
 mod listing;
 mod pages;
 mod pairs;
@@ -24,6 +26,7 @@ mod phases;
 mod records;
 mod requests;
 mod results;
+mod shares;
 mod stage;
 mod sync;
 mod task;
@@ -36,9 +39,11 @@ pub use event::{Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply};
 pub use listing::MOST_LINE;
 pub use records::LoadError;
 
+use crate::util::timetable::Timetable;
 use crate::wire::task::TaskSpec;
 use crate::wire::ticket::Signer;
 use crate::wire::{Digest, RequestId, SyncNo, TaskId, WorkerId};
+use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sync::Sync;
 use task::{Large, Task};
@@ -62,6 +67,10 @@ pub struct Settings {
     pub retention_ms: u64,
     /// At most so many syncs are worked on at once; more wait in the queue.
     pub max_active_syncs: usize,
+    /// All agents together send no more than this …
+    pub bwlimit: Timetable,
+    /// … by the clocks of this zone.
+    pub zone: TimeZone,
 }
 
 impl Default for Settings {
@@ -74,6 +83,8 @@ impl Default for Settings {
             max_retries: 5,
             retention_ms: 60 * 24 * 3600 * 1000,
             max_active_syncs: 64,
+            bwlimit: Timetable::default(),
+            zone: TimeZone::UTC,
         }
     }
 }
@@ -105,6 +116,7 @@ pub struct State {
     workers: Workers,
     pairs: pairs::Pairs,
     parked: BTreeMap<Caller, Parked>,
+    shares: shares::Shares,
     /// Leases given so far; stamps [`Sync::served`].
     served: u64,
     /// When time passed last.
@@ -134,6 +146,7 @@ impl State {
                 self.listing_lost(sync, why, now);
                 Some(Reply::Nothing)
             }
+            Event::Change { id, change } => Some(self.change(&id, change, now)),
             Event::Cancel(id) => Some(self.cancel(&id, now)),
             Event::Delete(id) => Some(self.delete(&id, now)),
             Event::Heartbeat(heartbeat) => Some(self.heartbeat(heartbeat, now)),

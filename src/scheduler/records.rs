@@ -109,6 +109,7 @@ impl State {
             workers: Workers::default(),
             pairs: Pairs::default(),
             parked: BTreeMap::new(),
+            shares: Default::default(),
             served: 0,
             ticked_ms: None,
             touched: BTreeSet::new(),

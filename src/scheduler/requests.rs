@@ -13,7 +13,7 @@ use crate::wire::{RelPath, RequestId, SyncNo, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
-fn refused(problem: Problem) -> Reply {
+pub(super) fn refused(problem: Problem) -> Reply {
     Reply::Refused(Box::new(problem))
 }
 
@@ -225,6 +225,7 @@ impl State {
             verified_files: counters.verified_files,
             repaired_files: counters.repaired_files,
             options: sync.request.options.clone(),
+            bwlimit: sync.bwlimit,
             scan_done: listed && (sync.stage > Stage::Copy || sync.state != SyncState::Cancelled),
             unverified: counters.unverified,
             retries: counters.retries,
@@ -268,7 +269,9 @@ impl State {
         for (path, role) in
             [(&request.source_path, "source"), (&request.destination_path, "destination")]
         {
-            if self.able(sync, path).next().is_none() {
+            let mut able = self.able(sync, path);
+            let source = role == "source" && sync.wants_limits();
+            if !able.any(|w| w.knows_limits() || !source) {
                 return Some(format!(
                     "no worker that holds the {role} path {path} is new enough for the options of \
                      this sync: install this version there"

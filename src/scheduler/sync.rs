@@ -69,6 +69,10 @@ pub(super) struct Sync {
     pub(super) id: RequestId,
     /// As submitted; a file list is kept apart, in parts.
     pub(super) request: SyncRequest,
+    /// All agents together send no more for it than this, in bytes per second. It stands here and not
+    /// in the request because it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) bwlimit: Option<u64>,
     /// How many parts the file list has; `None`: the whole source.
     pub(super) list_parts: Option<u64>,
     pub(super) state: SyncState,
@@ -149,11 +153,13 @@ const MOST_CAUSE: usize = 500;
 
 impl Sync {
     /// A sync that was just accepted.
-    pub(super) fn new(no: SyncNo, id: RequestId, request: SyncRequest, wall_ms: i64) -> Self {
+    pub(super) fn new(no: SyncNo, id: RequestId, mut request: SyncRequest, wall_ms: i64) -> Self {
+        let bwlimit = request.bwlimit.take();
         Sync {
             no,
             id,
             request,
+            bwlimit,
             list_parts: None,
             state: SyncState::Queued,
             outcome: None,

@@ -43,6 +43,11 @@ impl Worker {
         self.said.protocol.is_some_and(|protocol| protocol >= 2)
     }
 
+    /// Whether it keeps to limits on what it sends.
+    pub(super) fn knows_limits(&self) -> bool {
+        self.said.protocol.is_some_and(|protocol| protocol >= 3)
+    }
+
     /// Whether it may be given work.
     pub(super) fn takes_work(&self) -> bool {
         self.active && self.said.status.takes_work()

@@ -6,6 +6,7 @@
 //! - [`limits`]: what the kernel lets this process use
 //! - [`rate`]: limits on bytes per second
 //! - [`shutdown`]: one token tells every task to stop
+//! - [`timetable`]: limits by the time of the week
 //! - [`telemetry`]: what the program says on standard error
 //! - [`suggest`]: "did you mean …?"
 
@@ -16,4 +17,5 @@ pub mod rate;
 pub mod shutdown;
 pub mod suggest;
 pub mod telemetry;
+pub mod timetable;
 pub mod units;

@@ -39,6 +39,8 @@ struct Paid {
     upto: u64,
     /// When it was so.
     at: Instant,
+    /// For how long altogether there was something that waited.
+    held: Duration,
 }
 
 impl Default for Rate {
@@ -53,7 +55,7 @@ impl Rate {
         Rate {
             limit: AtomicU64::new(limit.unwrap_or(UNLIMITED)),
             taken: AtomicU64::new(0),
-            paid: Mutex::new(Paid { upto: 0, at: Instant::now() }),
+            paid: Mutex::new(Paid { upto: 0, at: Instant::now(), held: Duration::ZERO }),
         }
     }
 
@@ -67,6 +69,11 @@ impl Rate {
         self.taken.load(Ordering::Relaxed)
     }
 
+    /// For how long altogether, as of `now`, this limit has kept somebody waiting.
+    pub fn held(&self, now: Instant) -> Duration {
+        self.paid(now).held
+    }
+
     /// Another limit from `now` on, also for who waits already. With a limit of 0 all wait until there
     /// is another one.
     pub fn set(&self, limit: Option<u64>, now: Instant) {
@@ -78,7 +85,11 @@ impl Rate {
     }
 
     /// Takes `bytes`; returns the place in the queue whose [`Rate::wait`] is to be waited for.
-    pub fn take(&self, bytes: u64) -> u64 {
+    pub fn take(&self, bytes: u64, now: Instant) -> u64 {
+        if self.rate().is_some() {
+            // What was not taken until now is saved up to [`BURST`] only.
+            drop(self.paid(now));
+        }
         self.taken.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes)
     }
 
@@ -102,9 +113,14 @@ impl Rate {
         let limit = self.limit.load(Ordering::Relaxed);
         let elapsed = now.saturating_duration_since(paid.at);
         let bytes = elapsed.as_nanos() * u128::from(limit) / NANOS;
+        let owed = self.moved().saturating_sub(paid.upto);
         if limit == 0 || limit == UNLIMITED {
+            if limit == 0 && owed > 0 {
+                paid.held += elapsed;
+            }
             paid.at = paid.at.max(now);
         } else if bytes > 0 {
+            paid.held += nanos(u128::from(owed), limit).min(elapsed);
             let most = self.moved().saturating_add(part(limit, BURST));
             paid.upto = paid.upto.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
             if paid.upto >= most {
@@ -160,7 +176,8 @@ impl Pace {
     /// # Errors
     /// What `go_on` says; the bytes count as taken.
     pub fn take<E>(&self, bytes: u64, go_on: impl Fn() -> Result<(), E>) -> Result<(), E> {
-        let limited = self.0.iter().map(|rate| (rate, rate.take(bytes)));
+        let begun = Instant::now();
+        let limited = self.0.iter().map(|rate| (rate, rate.take(bytes, begun)));
         // Where nothing is limited, this allocates nothing.
         let places: Vec<_> = limited.filter(|(rate, _)| rate.rate().is_some()).collect();
         loop {
@@ -198,12 +215,12 @@ mod tests {
     #[test]
     fn a_buffer_waits_until_time_has_paid_for_it() {
         let (rate, t) = limited(MB);
-        let place = rate.take(MB / 2);
+        let place = rate.take(MB / 2, t);
         assert_eq!(rate.wait(place, t), ms(500));
         assert_eq!(rate.wait(place, t + ms(200)), ms(300));
         assert_eq!(rate.wait(place, t + ms(500)), Duration::ZERO);
         // One that is much more than a second's worth, and one behind it.
-        let (large, behind) = (rate.take(4 * MB), rate.take(MB));
+        let (large, behind) = (rate.take(4 * MB, t + ms(500)), rate.take(MB, t + ms(500)));
         assert_eq!(rate.wait(large, t + ms(500)), ms(4000));
         assert_eq!(rate.wait(behind, t + ms(500)), ms(5000));
         assert_eq!(rate.moved(), 5 * MB + MB / 2);
@@ -212,7 +229,7 @@ mod tests {
     #[test]
     fn who_came_first_goes_on_first() {
         let (rate, t) = limited(10 * MB);
-        let places: Vec<u64> = (0..10).map(|_| rate.take(MB)).collect();
+        let places: Vec<u64> = (0..10).map(|_| rate.take(MB, t)).collect();
         for (i, place) in places.into_iter().enumerate() {
             assert_eq!(rate.wait(place, t), ms(100 * (i as u64 + 1)));
         }
@@ -221,7 +238,7 @@ mod tests {
     #[test]
     fn a_changed_limit_changes_the_wait_of_who_waits_already() {
         let (rate, t) = limited(MB);
-        let place = rate.take(10 * MB);
+        let place = rate.take(10 * MB, t);
         rate.set(Some(4 * MB), t + ms(2000));
         assert_eq!(rate.wait(place, t + ms(2000)), ms(2000));
         rate.set(Some(0), t + ms(3000));
@@ -231,21 +248,36 @@ mod tests {
         rate.set(None, t + ms(60_100));
         assert_eq!((rate.wait(place, t + ms(60_100)), rate.rate()), (Duration::ZERO, None));
         // What went through without a limit is not owed afterwards.
-        rate.take(1000 * MB);
+        rate.take(1000 * MB, t + ms(60_150));
         rate.set(Some(MB), t + ms(60_200));
-        assert_eq!(rate.wait(rate.take(MB), t + ms(60_200)), ms(1000));
+        let place = rate.take(MB, t + ms(60_200));
+        assert_eq!(rate.wait(place, t + ms(60_200)), ms(1000));
     }
 
     #[test]
     fn a_long_rest_saves_up_no_more_than_a_moment() {
         let (rate, t) = limited(8 * MB);
         let later = t + Duration::from_secs(3600);
-        let place = rate.take(8 * MB);
-        // The hour is over before it is looked at.
-        assert_eq!(rate.wait(place, later), Duration::ZERO);
-        let (first, second) = (rate.take(MB), rate.take(MB));
+        let (first, second) = (rate.take(MB, later), rate.take(MB, later));
         assert_eq!(rate.wait(first, later), Duration::ZERO);
         assert_eq!(rate.wait(second, later), ms(125));
+        // Also where nobody looked in between.
+        let later = later + Duration::from_secs(3600);
+        let place = rate.take(8 * MB, later);
+        assert_eq!(rate.wait(place, later), ms(875));
+    }
+
+    #[test]
+    fn the_time_in_which_somebody_waited_is_counted() {
+        let (rate, t) = limited(MB);
+        rate.take(MB / 2, t + ms(1000));
+        assert_eq!(rate.held(t + ms(3000)), ms(375), "half a second, an eighth was saved up");
+        rate.take(5 * MB, t + ms(3000));
+        assert_eq!(rate.held(t + ms(4000)), ms(1375));
+        rate.set(Some(0), t + ms(4000));
+        assert_eq!(rate.held(t + ms(6000)), ms(3375));
+        rate.set(None, t + ms(6000));
+        assert_eq!(rate.held(t + ms(9000)), ms(3375));
     }
 
     #[test]
@@ -272,14 +304,14 @@ mod tests {
         ) {
             let (rate, t) = limited(limit);
             let sizes: Vec<u64> = thousandths.iter().map(|n| (limit * n / 1000).max(1)).collect();
-            let mut places: Vec<u64> = sizes.iter().map(|size| rate.take(*size)).collect();
+            let mut places: Vec<u64> = sizes.iter().map(|size| rate.take(*size, t)).collect();
             let (mut now, mut through) = (t, 0);
             for late in late {
                 now += Duration::from_nanos(late);
                 for (size, place) in sizes.iter().zip(&mut places) {
                     while rate.wait(*place, now).is_zero() {
                         through += size;
-                        *place = rate.take(*size);
+                        *place = rate.take(*size, now);
                     }
                 }
                 let (all, most) = (part(limit, now - t), part(limit, BURST) + 1);

@@ -138,6 +138,34 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     whole.checked_add(part).ok_or_else(too_large)
 }
 
+/// The least limit that can be set, in bytes per second: below it the streams of a copy would stand still
+/// for so long that they were taken for broken.
+pub const LEAST_LIMIT: u64 = 64 << 10;
+
+/// Reads a limit in bytes per second, a [size](parse_size) with or without `/s` behind it; `None` for
+/// `none`, `unlimited` and `0`.
+///
+/// # Errors
+/// A sentence that says what is expected, to be printed behind the name of the setting.
+pub fn parse_limit(text: &str) -> Result<Option<u64>, String> {
+    let bad =
+        |why: &str| format!("`{}` {why}; write for example 100MiB/s, 1.5G or none", shown(text));
+    let trimmed = text.trim();
+    if ["none", "unlimited"].contains(&trimmed) {
+        return Ok(None);
+    }
+    let size = trimmed.strip_suffix("/s").unwrap_or(trimmed).trim_end();
+    // Elsewhere `Mb` means bits; eight times too much would go unnoticed.
+    if size.ends_with('b') && size.trim_end_matches('b').ends_with(['K', 'M', 'G', 'T', 'P']) {
+        return Err(bad("may mean bits or bytes: limits are in bytes per second"));
+    }
+    match parse_size(size).map_err(|_| bad("is not a limit in bytes per second"))? {
+        0 => Ok(None),
+        1..LEAST_LIMIT => Err(bad("is too slow for a copy: at least 64KiB/s")),
+        limit => Ok(Some(limit)),
+    }
+}
+
 /// Foreign text as it may stand in a message: escaped and not long.
 fn shown(text: &str) -> String {
     text.chars().take(40).flat_map(char::escape_debug).collect()
@@ -231,6 +259,28 @@ mod tests {
         }
         let error = parse_duration("soon\x1b[31m").unwrap_err();
         assert!(error.contains("1h30m") && !error.contains('\x1b'), "{error}");
+    }
+
+    #[test]
+    fn limits_are_read_in_every_spelling() {
+        for text in ["100MiB/s", "100 MiB/s", "100M", "104857600", "102400K", "100mb/s"] {
+            assert_eq!(parse_limit(text), Ok(Some(100 << 20)), "{text}");
+        }
+        for text in ["none", "0", " unlimited ", "0MiB/s"] {
+            assert_eq!(parse_limit(text), Ok(None), "{text}");
+        }
+        for (bad, why) in [
+            ("", "100MiB/s"),
+            ("fast", "not a limit"),
+            ("-1", "not a limit"),
+            ("100Mb/s", "bits or bytes"),
+            ("10Gbit/s", "not a limit"),
+            ("100MiB/m", "not a limit"),
+            ("1", "at least 64KiB/s"),
+            ("65535", "at least 64KiB/s"),
+        ] {
+            assert!(parse_limit(bad).is_err_and(|e| e.contains(why)), "{bad}");
+        }
     }
 
     #[test]

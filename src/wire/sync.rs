@@ -31,6 +31,17 @@ pub struct SyncRequest {
     /// How it is to be done.
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub options: SyncOptions,
+    /// All agents together send no more for it than this, in bytes per second; none: as much as they can.
+    /// It can be changed while the sync runs ([`SyncChange`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bwlimit: Option<u64>,
+}
+
+/// `PATCH /sync/{id}`: what is to be different from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SyncChange {
+    /// See [`SyncRequest::bwlimit`].
+    pub bwlimit: Option<u64>,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -233,6 +244,9 @@ pub struct SyncProgress {
     /// How it was to be done.
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub options: SyncOptions,
+    /// All agents together send no more for it than this, in bytes per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bwlimit: Option<u64>,
     /// Whether the totals are final.
     pub scan_done: bool,
     /// Tasks reported done without their digest, by an agent that does not know of digests.

@@ -116,6 +116,11 @@ impl TaskSpec {
         }
     }
 
+    /// Whether whoever does it sends content.
+    pub fn sends(&self) -> bool {
+        matches!(self, TaskSpec::Copy { .. } | TaskSpec::Range { compare: false, .. })
+    }
+
     /// Whether a manifest goes with it.
     pub fn has_manifest(&self) -> bool {
         use TaskSpec::{Flush, Prune, Scan, Sweep};
@@ -181,6 +186,10 @@ pub struct Assignment {
     pub destination_workers: Vec<PoolMember>,
     /// The permission to act on the destination.
     pub ticket: String,
+    /// What this worker may send for the sync with all its tasks together, in bytes per second; none: as
+    /// much as it can. Heartbeat replies change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<u64>,
 }
 
 /// A piece of work that a scan (or a changed file) brings up.

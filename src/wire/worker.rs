@@ -1,6 +1,6 @@
 //! What an agent says of itself, and what operators see of it.
 
-use super::{AbsPath, AssignmentId, WorkerId};
+use super::{AbsPath, AssignmentId, RequestId, WorkerId};
 use jiff::Timestamp;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -12,7 +12,8 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 
 /// What our agents understand ([`WorkerHeartbeat::protocol`]), and our masters
 /// ([`HeartbeatReply::protocol`]). 2: an assignment's options, by which a dry run is one, and the stages
-/// behind the copy. 3: how an agent's NICs do ([`WorkerHeartbeat::nics`]).
+/// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
+/// ([`WorkerHeartbeat::nics`]).
 pub const PROTOCOL: u32 = 3;
 
 /// What a worker is doing.
@@ -201,10 +202,25 @@ pub struct WorkerHeartbeat {
     /// pass over them, and write in a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u32>,
+    /// What it sent for each sync of which it was told a limit, and only for these: a master that knows
+    /// no limits would refuse the document.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub usage: BTreeMap<RequestId, Usage>,
     /// How its endpoints do. Only sent to a master that understands it: others refuse what they do not
     /// know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
+}
+
+/// What an agent made of its share of a sync's limit. Both grow as long as the agent remembers the sync,
+/// and begin anew when it has forgotten it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Usage {
+    /// Bytes that were sent.
+    pub moved: u64,
+    /// For how long its share kept it waiting, in milliseconds.
+    pub held_ms: u64,
 }
 
 /// How one data-plane endpoint of an agent does, as it sees it.
@@ -252,6 +268,13 @@ pub struct HeartbeatReply {
     /// Assignments out of `in_hand` that are no longer valid: stop working on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drop: Vec<AssignmentId>,
+    /// What the worker may send for a sync from now on, in bytes per second; `null`: as much as it can.
+    /// What is not named stays as it was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<RequestId, Option<u64>>,
+    /// The next heartbeat is wanted after so many milliseconds, where that is sooner than the interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_beat_ms: Option<u64>,
 }
 
 /// One worker as operators see it.

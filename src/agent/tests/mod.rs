@@ -98,6 +98,7 @@ impl Fleet {
             roots: self.roots(names),
             gate: self.gate(),
             peers: Peers::new(&[]),
+            limits: Default::default(),
         }
     }
 

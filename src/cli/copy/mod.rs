@@ -187,6 +187,7 @@ fn agent_config(master: &Master, paths: &Paths) -> Result<AgentConfig, Failure> 
         heartbeat_interval: HEARTBEAT,
         drain_timeout: STOP,
         slots: default_slots(),
+        bwlimit: None,
         log: LogConfig::default(),
     })
 }

@@ -44,9 +44,9 @@ async fn a_wrong_digest_or_a_short_file_is_not_published_and_the_rest_is() {
     assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
     assert_eq!(world.names(), ["good"]);
     // The reply itself, decoded, by way of the blocking half.
-    let frames = FrameReader::new(Script([Bytes::from(body)].into(), None));
+    let mut frames = FrameReader::new(Script([Bytes::from(body)].into(), None));
     let PackReply { files, .. } =
-        take_pack(frames, &world.target(), &world.claims(&world.dst())).unwrap();
+        take_pack(&mut frames, &world.target(), &world.claims(&world.dst())).unwrap();
     assert_eq!(files, [Taken::Mismatch, Taken::Mismatch, Taken::Aborted, Taken::Written]);
     world.end().await;
 }
@@ -66,9 +66,9 @@ async fn a_body_that_ends_early_or_says_too_much_leaves_only_whole_files() {
     bodies.push([head.as_slice(), &frame::dirs(vec![])].concat());
     for (i, body) in bodies.into_iter().enumerate() {
         for why in [None, Some("reset")] {
-            let frames = FrameReader::new(Script([Bytes::from(body.clone())].into(), why));
+            let mut frames = FrameReader::new(Script([Bytes::from(body.clone())].into(), why));
             assert!(
-                take_pack(frames, &world.target(), &world.claims(&world.dst())).is_err(),
+                take_pack(&mut frames, &world.target(), &world.claims(&world.dst())).is_err(),
                 "{i}"
             );
             assert_eq!(world.names(), ["whole"], "{i}");
@@ -91,8 +91,8 @@ async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
         out
     };
     let take = |bytes: Vec<u8>| {
-        let frames = FrameReader::new(Script([Bytes::from(bytes)].into(), None));
-        take_range(frames, &world.target(), true)
+        let mut frames = FrameReader::new(Script([Bytes::from(bytes)].into(), None));
+        take_range(&mut frames, &world.target(), true)
     };
     let wrong = take(body(&head(1024, 1024), &[1; 1024])).unwrap();
     assert_eq!(wrong.range, Taken::Mismatch);
@@ -113,7 +113,7 @@ async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
 }
 
 /// Waits until `done`; panics after ten seconds.
-async fn until(what: &str, done: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, done: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
     while !done() {
         assert!(begun.elapsed().as_secs() < 10, "still not: {what}");
@@ -124,16 +124,12 @@ async fn until(what: &str, done: impl Fn() -> bool) {
 #[tokio::test]
 async fn a_connection_that_dies_leaves_no_temporary_file() {
     let world = World::new().await;
-    let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
-    let mut body = frame::dirs(vec![]);
+    let mut stream = world.stream().await;
+    let mut body = frame::ask(&Ask { verb: PACK.to_owned(), ticket: world.ticket() });
+    body.extend(frame::dirs(vec![]));
     body.extend(frame::file(&file_entry("half", 1_000)));
     body.extend(frame::content_head(500));
     body.extend([1; 500]);
-    let head = format!(
-        "POST /v1/pack HTTP/1.1\r\nhost: x\r\nx-longhaul-ticket: {}\r\ncontent-length: 100000\r\n\r\n",
-        world.ticket()
-    );
-    stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(&body).await.unwrap();
     until("a temporary file is there", || world.names().len() == 1).await;
     drop(stream);

@@ -217,8 +217,8 @@ async fn kept_content_that_lies_about_its_length_or_value_is_refused() {
     };
     let take = |frames: &[&[u8]]| {
         let body = [&frame::range(&head)[..], &frames.concat()].concat();
-        let frames = frame::FrameReader::new(damage::Script::whole(body));
-        crate::data::receive::take_range(frames, &world.target(), true)
+        let mut frames = frame::FrameReader::new(damage::Script::whole(body));
+        crate::data::receive::take_range(&mut frames, &world.target(), true)
     };
     use crate::data::protocol::Taken;
     use crate::fs::Keep;

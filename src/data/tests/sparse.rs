@@ -114,8 +114,8 @@ async fn a_hole_that_lies_about_its_length_is_refused_before_anything_is_done() 
     let entry = file_entry("f", 4096);
     let pack = |frames: &[&[u8]]| {
         let body = [&frame::dirs(vec![])[..], &frame::file(&entry), &frames.concat()].concat();
-        let frames = FrameReader::new(Script::whole(body));
-        take_pack(frames, &world.target(), &world.claims(&world.dst()))
+        let mut frames = FrameReader::new(Script::whole(body));
+        take_pack(&mut frames, &world.target(), &world.claims(&world.dst()))
     };
     let zeros: Digest = blake3::hash(&[0; 4096]).into();
     for bad in [u64::MAX, 4097] {
@@ -154,8 +154,8 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
     let mut body = frame::dirs(vec![]);
     body.extend(frame::file(&entry));
     body.extend(frame::hole(1 << 40));
-    let frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let taken = take_pack(frames, &world.target(), &world.claims(&world.dst()));
+    let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
+    let taken = take_pack(&mut frames, &world.target(), &world.claims(&world.dst()));
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     let head = crate::data::protocol::RangeHead {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
@@ -164,8 +164,8 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
     };
     let keep = frame::keep(crate::fs::Keep::Part, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();
-    let frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let taken = take_range(frames, &world.target(), true);
+    let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
+    let taken = take_range(&mut frames, &world.target(), true);
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     world.target().discard_part(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());

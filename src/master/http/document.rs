@@ -7,6 +7,7 @@
 use super::json;
 use crate::master::faults::Faults;
 use crate::util::suggest::nearest;
+use crate::util::units::parse_limit;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
@@ -126,6 +127,17 @@ pub(super) fn whole(bounds: RangeInclusive<u32>) -> impl FnOnce(Value) -> Result
             other => Err(expected(&rule, other)),
         }
     }
+}
+
+/// Bytes per second, as a number or with a unit; `None` for `null`, 0 and `"none"`.
+pub(super) fn limit(value: Value) -> Result<Option<u64>, Faults> {
+    let text = match value {
+        Value::Null => return Ok(None),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text,
+        other => return Err(expected("bytes per second, as a number, `100MiB/s` or null", &other)),
+    };
+    parse_limit(&text).map_err(Faults::one)
 }
 
 /// A string of at most `max` bytes.

@@ -1,12 +1,12 @@
 //! The documents of the public API, each read so that all its faults are found at once.
 
-use super::document::{Document, list, text, truth, typed, whole};
+use super::document::{Document, limit, list, text, truth, typed, whole};
 use super::json;
 use crate::master::faults::Faults;
 use crate::master::submission;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, SyncRequest};
+use crate::wire::sync::{CHUNK_MB, SyncChange, SyncRequest};
 use crate::wire::task::SyncResult;
 use crate::wire::worker::{Endpoint, NicReport, WorkerHeartbeat};
 use crate::wire::{AbsPath, BytePath};
@@ -36,6 +36,14 @@ pub(super) fn sync_request(
     read_sync_request(json::parse(body)?, default_chunk_mb).map_err(Faults::into_problem)
 }
 
+/// Reads `PATCH /sync/{id}`.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn sync_change(body: &[u8]) -> Result<SyncChange, Problem> {
+    read_sync_change(json::parse(body)?).map_err(Faults::into_problem)
+}
+
 /// Reads `POST /workers/heartbeat`.
 ///
 /// # Errors
@@ -63,6 +71,7 @@ fn read_sync_request(
     let chunk = doc.optional("chunk_size_mb", whole(CHUNK_MB));
     let options = doc.optional("options", super::options::options);
     let names = doc.optional("file_list", list(usize::MAX, typed::<BytePath>));
+    let bwlimit = doc.optional("bwlimit", limit);
     let listed = !matches!(names, Some(None));
 
     if let (Some(source), Some(destination)) = (&source, &destination)
@@ -89,9 +98,17 @@ fn read_sync_request(
             chunk_size_mb: chunk?.unwrap_or(default_chunk_mb),
             file_list: None,
             options: options?.unwrap_or_default(),
+            bwlimit: bwlimit?.flatten(),
         })
     })?;
     Ok((request, parts))
+}
+
+fn read_sync_change(value: Value) -> Result<SyncChange, Faults> {
+    let mut doc = Document::of(value)?;
+    let bwlimit = doc.required("bwlimit", limit);
+    doc.end()?;
+    whole_or_nothing(|| Some(SyncChange { bwlimit: bwlimit? }))
 }
 
 fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
@@ -109,6 +126,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let slots = doc.optional("slots", whole(0..=MAX_SLOTS));
     let agent_version = doc.optional("agent_version", text(MAX_WORD));
     let protocol = doc.optional("protocol", whole(0..=u32::MAX));
+    let usage = doc.optional("usage", typed);
     let nics = doc.optional("nics", list(MAX_ENDPOINTS, nic));
     doc.end()?;
     whole_or_nothing(|| {
@@ -126,6 +144,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             slots: slots?,
             agent_version: agent_version?,
             protocol: protocol?,
+            usage: usage?.unwrap_or_default(),
             nics: nics?.unwrap_or_default(),
         })
     })
@@ -206,7 +225,7 @@ mod tests {
     use super::*;
     use crate::wire::sync::DEFAULT_CHUNK_MB;
     use crate::wire::task::{TaskReport, WorkItem};
-    use crate::wire::worker::WorkerStatus;
+    use crate::wire::worker::{Usage, WorkerStatus};
     use crate::wire::{AssignmentId, Digest};
     use serde_json::json;
 
@@ -304,6 +323,7 @@ mod tests {
             chunk_size_mb: 7,
             file_list: Some(vec![BytePath(b"x".to_vec())]),
             options: Default::default(),
+            bwlimit: Some(1 << 20),
         };
         let (read, list) =
             sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MB).unwrap();
@@ -324,6 +344,7 @@ mod tests {
             slots: Some(4),
             agent_version: Some("0.1.0".into()),
             protocol: Some(2),
+            usage: [("demo-1".parse().unwrap(), Usage { moved: 5, held_ms: 6 })].into(),
             nics: vec![NicReport {
                 endpoint: "10.0.0.1:9000".into(),
                 iface: Some("ib0".into()),

@@ -43,7 +43,7 @@ impl App {
 pub(super) fn router(app: App) -> Router {
     let api = Router::new()
         .route("/sync", post(submit).get(list))
-        .route("/sync/{id}", get(progress).delete(delete))
+        .route("/sync/{id}", get(progress).patch(change).delete(delete))
         .route("/sync/{id}/cancel", post(cancel))
         .route("/sync/{id}/files", get(files))
         .route("/sync/{id}/manifest", get(digests))
@@ -112,6 +112,12 @@ async fn list(State(app): State<App>, uri: Uri) -> Answer {
 
 async fn progress(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
     Ok(ok(&app.handle.progress(id).await?))
+}
+
+async fn change(State(app): State<App>, Named(id): Named<RequestId>, request: Request) -> Answer {
+    let body = app.body(request, app.limits.body_bytes).await?;
+    let change = body::decode(body, documents::sync_change).await?;
+    Ok(ok(&app.handle.change(id, change).await?))
 }
 
 async fn delete(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {

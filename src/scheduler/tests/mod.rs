@@ -5,6 +5,7 @@ mod cases;
 mod faults;
 mod fidelity;
 mod histories;
+mod limits;
 mod mirror;
 mod older;
 
@@ -189,6 +190,7 @@ fn request(id: Option<&str>, source: &str, destination: &str) -> SyncRequest {
         chunk_size_mb: 1,
         file_list: None,
         options: Default::default(),
+        bwlimit: None,
     }
 }
 
@@ -212,6 +214,7 @@ fn heartbeat(
         slots: Some(4),
         agent_version: None,
         protocol: incarnation.map(|_| PROTOCOL),
+        usage: BTreeMap::new(),
         nics: Vec::new(),
     }
 }

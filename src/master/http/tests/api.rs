@@ -3,6 +3,7 @@
 use super::*;
 use crate::client::{ClientOptions, MasterClient};
 use crate::wire::options::{FileRecord, FileState};
+use crate::wire::sync::SyncChange;
 use crate::wire::{BytePath, Digest};
 use serde_json::json;
 
@@ -46,7 +47,7 @@ async fn unknown_paths_and_wrong_methods_are_problems() {
     }
     for (method, target, allow) in [
         ("PUT", "/sync", "POST,GET,HEAD"),
-        ("PATCH", "/sync/x", "GET,HEAD,DELETE"),
+        ("PUT", "/sync/x", "GET,HEAD,PATCH,DELETE"),
         ("GET", "/workers/result", "POST"),
         ("GET", "/v1/workers/a/assignment", "POST"),
         ("POST", "/version", "GET,HEAD"),
@@ -83,6 +84,40 @@ async fn what_can_be_no_id_is_not_found_and_goes_no_further() {
     }
     assert!(served.nothing_asked());
     assert_eq!(served.get("/sync/gone").await.code(), "sync_not_found");
+}
+
+#[tokio::test]
+async fn a_limit_is_set_in_bytes_or_words_and_nonsense_is_named() {
+    let mut served = served().await;
+    for (said, limit) in [
+        ("104857600", Some(100 << 20)),
+        ("\"100MiB/s\"", Some(100 << 20)),
+        ("null", None),
+        ("0", None),
+        ("\"none\"", None),
+    ] {
+        let body = format!("{{\"bwlimit\": {said}}}");
+        let got = served.ask("PATCH", "/sync/x", &[], body.as_bytes()).await;
+        assert_eq!((got.status, got.json()["bwlimit"].as_u64()), (200, limit), "{said}");
+        let change = SyncChange { bwlimit: limit };
+        let id = "x".parse().unwrap();
+        assert_eq!(served.events.recv().await, Some(Event::Change { id, change }));
+    }
+    for bad in
+        ["{\"bwlimit\": 5}", "{\"bwlimit\": \"fast\"}", "{\"bwlimit\": -1}", "{\"bwlimit\": []}"]
+    {
+        let got = served.ask("PATCH", "/sync/x", &[], bad.as_bytes()).await;
+        assert_eq!(
+            (got.status, got.json()["errors"][0]["pointer"].as_str()),
+            (422, Some("/bwlimit"))
+        );
+    }
+    for bad in ["{}", "{\"bwlimit\": 0, \"priority\": 1}"] {
+        assert_eq!(served.ask("PATCH", "/sync/x", &[], bad.as_bytes()).await.status, 422, "{bad}");
+    }
+    assert!(served.nothing_asked());
+    let got = served.ask("PATCH", "/sync/gone", &[], b"{\"bwlimit\": null}").await;
+    assert_eq!((got.status, got.code().as_str()), (404, "sync_not_found"));
 }
 
 #[tokio::test]

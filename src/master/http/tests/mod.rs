@@ -82,9 +82,15 @@ fn script(event: &Event) -> Option<Reply> {
                 Reply::Submitted(Submitted { status: "queued".into(), request_id: id, status_url })
             }
         },
-        Event::Progress(id) | Event::Cancel(id) | Event::Delete(id) if gone(id) => {
+        Event::Progress(id) | Event::Cancel(id) | Event::Delete(id) | Event::Change { id, .. }
+            if gone(id) =>
+        {
             return refused(404, "sync_not_found");
         }
+        Event::Change { id, change } => Reply::Progress(Box::new(SyncProgress {
+            bwlimit: change.bwlimit,
+            ..progress(id.as_str(), SyncState::Progress)
+        })),
         Event::Progress(id) | Event::Cancel(id) => {
             Reply::Progress(Box::new(progress(id.as_str(), SyncState::Progress)))
         }
@@ -111,6 +117,8 @@ fn script(event: &Event) -> Option<Reply> {
             ticket_key: None,
             time: None,
             drop: vec![],
+            limits: Default::default(),
+            next_beat_ms: None,
             protocol: None,
         }),
         Event::Workers => Reply::Workers(WorkerList {
@@ -146,6 +154,7 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         verified_files: 0,
         repaired_files: 0,
         options: Default::default(),
+        bwlimit: None,
         total_bytes: 0,
         submitted_at: Timestamp::UNIX_EPOCH,
         started_at: None,
@@ -264,7 +273,7 @@ impl Served {
         for header in headers {
             raw.push_str(&format!("{header}\r\n"));
         }
-        if method == "POST" {
+        if matches!(method, "POST" | "PATCH") {
             raw.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         raw.push_str("\r\n");

@@ -1,0 +1,112 @@
+"""Longhaul's side: master, store and agents as processes that stay up for all rounds of a set."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+
+from meter import Failed, Process, await_port, forget_peak, free_port, stop_all
+from sides import Side, account, timed
+
+
+class Longhaul(Side):
+    name, text = "longhaul", "BLAKE3 of every byte on both ends, flushed; owner, mode, times, links, attributes"
+    package = "--ctl BIN names it"
+
+    def __init__(self, bench, ctl):
+        super().__init__(bench)
+        self.ctl = self.program = ctl
+        self.services, self.local, self.opened = [], False, 0
+        self.store = "Redis" if shutil.which("redis-server") else "embedded store"
+
+    def version(self):
+        said = subprocess.run([self.ctl, "version"], capture_output=True, text=True, check=False).stdout
+        return f"{(said.splitlines() or ['?'])[0]}, master on {self.store}"
+
+    def opens(self, local):
+        """Starts everything, with one agent that has both paths or with two."""
+        self.close()
+        self.local, self.opened = local, self.opened + 1
+        self.state = os.path.join(self.bench.state, f"longhaul.{self.opened}")
+        os.makedirs(self.state)
+        port, store = free_port(), f"data_dir: {self.state}/master\n"
+        if self.store == "Redis":
+            store_port = free_port()
+            redis = self.start("redis", ["redis-server", "--port", str(store_port), "--bind", "127.0.0.1",
+                                         "--dir", self.state, "--appendonly", "yes", "--save", ""])
+            await_port(store_port, redis)
+            store = f"redis: {{ host: 127.0.0.1, port: {store_port} }}\n"
+        self.write("master.yml", f"listen: 127.0.0.1:{port}\n{store}")
+        master = self.start("master", [self.ctl, "master", "--config", f"{self.state}/master.yml"])
+        await_port(port, master)
+        src, dst = self.bench.sources, self.bench.dst
+        workers = {"agent": (src, dst)} if local else {"source agent": (src,), "destination agent": (dst,)}
+        config = f"master_url: http://127.0.0.1:{port}\nworkers:\n"
+        for role, paths in workers.items():
+            config += (f"  - worker_id: {role.replace(' ', '-')}\n    storage_paths: {json.dumps(paths)}\n"
+                       f'    network: {{ data_plane_endpoints: ["127.0.0.1:{free_port()}"] }}\n')
+        self.write("agents.yml", config)
+        for role in workers:
+            self.start(role, [self.ctl, "agent", "--worker-id", role.replace(" ", "-"),
+                              "--config", f"{self.state}/agents.yml"])
+        self.url = f"http://127.0.0.1:{port}"
+        self.await_workers(len(workers))
+
+    def write(self, name, text):
+        with open(os.path.join(self.state, name), "w") as file:
+            file.write(text)
+
+    def start(self, role, argv):
+        process = Process(role, argv, os.path.join(self.state, role.replace(" ", "-") + ".log"), service=True)
+        self.services.append(process)
+        return process
+
+    def await_workers(self, count, seconds=30.0):
+        until = time.monotonic() + seconds
+        ask = [self.ctl, "--master-url", self.url, "workers", "list", "-o", "json"]
+        while True:
+            said = subprocess.run(ask, capture_output=True, text=True, check=False)
+            if said.returncode == 0 and len(json.loads(said.stdout).get("active", [])) == count:
+                return
+            for process in self.services:
+                if process.gone():
+                    raise Failed(f"{process.role} ended: {process.last_words()}")
+            if time.monotonic() > until:
+                raise Failed(f"the agents are not there: {said.stderr.strip() or said.stdout.strip()}")
+            time.sleep(0.02)
+
+    def run(self, src, dst, again):
+        if not self.services:
+            self.opens(self.local)
+        try:
+            for process in self.services:
+                forget_peak(process.pid)
+            before = [process.cpu() for process in self.services]
+            client, seconds = timed(self.bench, lambda: [self.submit(src, dst)])
+            used = account(seconds, client)
+            used.cpu.update({p.role: p.cpu() - was for p, was in zip(self.services, before)})
+            used.peak_kib.update({p.role: p.peak() for p in self.services})
+            return used
+        except (Failed, OSError):
+            # What it may still have in hand must not come into the next side's round.
+            self.close()
+            raise
+        finally:
+            stop_all(but_services=True)
+
+    def submit(self, src, dst):
+        return Process("client", [self.ctl, "--master-url", self.url, "sync", "submit", src, dst, "--wait",
+                                  "-q", "--progress", "none"], os.path.join(self.state, "client.log"))
+
+    def close(self):
+        """Ends everything; only logs stay."""
+        for process in reversed(self.services):
+            process.stop()
+        if self.services:
+            self.services = []
+            for entry in os.scandir(self.state):
+                if entry.is_dir():
+                    shutil.rmtree(entry.path)
+                elif not entry.name.endswith(".log"):
+                    os.remove(entry.path)

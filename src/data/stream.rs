@@ -1,0 +1,400 @@
+//! Content streams: connections that began as HTTP/1.1 and carry nothing but frames after an
+//! `Upgrade: longhaul-frames` (RFC 9110, section 7.8).
+//!
+//! ```text
+//! stream = { ASK pack|range ( REPLY | REFUSAL ) }
+//! ```
+//!
+//! A receiving thread owns the socket while it takes a pack or a range: it reads into pooled buffers,
+//! hashes and writes without handing anything to another thread, and allocates nothing per piece. A
+//! connection serves one ask after another; after a refusal it ends.
+
+use super::body::{STALL_BYTES, Withdrawn};
+use super::frame::{self, FrameReader, HEAD, Pieces};
+use super::meter::{Counted, Flow};
+use super::pool::{Buffer, Pool};
+use super::protocol::{MAX_REPLY, MAX_TICKET, STREAM};
+use super::server::Shared;
+use super::verbs::{self, Failure};
+use crate::util::shutdown::Shutdown;
+use crate::wire::problem::Problem;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use minicbor::{Decode, Encode};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+/// What a connection is upgraded to.
+pub const PROTOCOL: &str = "longhaul-frames";
+/// A stream on which nothing is asked for so long is closed.
+const IDLE: Duration = Duration::from_secs(15);
+/// An ask, once begun, must be complete within this.
+const ASKED: Duration = Duration::from_secs(15);
+/// How often a thread that waits for bytes looks whether anybody still wants it to.
+const LOOK: Duration = Duration::from_millis(250);
+/// What is read from a socket at once, in bytes: it is hashed and written while the cache still has it.
+const READ_AT_ONCE: usize = 256 << 10;
+/// How much of a refused ask is read, so that the refusal arrives, and for how long.
+const DRAIN: (u64, Duration) = (8 << 20, Duration::from_secs(5));
+/// The longest ask: a ticket and a verb.
+const MAX_ASK: usize = MAX_TICKET + 64;
+
+/// What a stream is asked to take next.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Ask {
+    /// [`PACK`](super::protocol::PACK) or [`RANGE`](super::protocol::RANGE).
+    #[n(0)]
+    pub verb: String,
+    /// The ticket that allows it.
+    #[n(1)]
+    pub ticket: String,
+}
+
+/// How an ask was answered.
+#[derive(Debug)]
+pub enum Answered {
+    /// The reply's document.
+    Reply(Vec<u8>),
+    /// It was refused; the stream is of no use any more.
+    Refused(Problem),
+}
+
+/// Asks over `stream` and sends the pieces of `body`, counted in `moved`, up to its end; then reads the
+/// answer. An answer that comes earlier ends it.
+///
+/// # Errors
+/// A sentence: the connection failed, or the answer is none.
+pub async fn ask<S: AsyncRead + AsyncWrite>(
+    stream: S,
+    ask: &Ask,
+    mut body: mpsc::Receiver<Result<Bytes, Withdrawn>>,
+    moved: Arc<AtomicU64>,
+) -> Result<Answered, String> {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let send = async {
+        to.write_all(&frame::ask(ask)).await?;
+        while let Some(piece) = body.recv().await {
+            let mut piece = piece.map_err(std::io::Error::other)?;
+            while !piece.is_empty() {
+                let n = to.write_buf(&mut piece).await?;
+                moved.fetch_add(n as u64, Ordering::Relaxed);
+                if n == 0 {
+                    return Err(std::io::ErrorKind::WriteZero.into());
+                }
+            }
+        }
+        to.flush().await
+    };
+    let answer = answer(&mut from);
+    tokio::pin!(answer);
+    tokio::select! {
+        answered = &mut answer => return answered,
+        sent = send => if let Err(why) = sent {
+            // A refusal says more than a broken pipe.
+            return match tokio::time::timeout(LOOK, answer).await {
+                Ok(Ok(refused @ Answered::Refused(_))) => Ok(refused),
+                _ => Err(why.to_string()),
+            };
+        },
+    }
+    answer.await
+}
+
+async fn answer<R: AsyncRead + Unpin>(from: &mut R) -> Result<Answered, String> {
+    let mut head = [0; HEAD];
+    from.read_exact(&mut head).await.map_err(|e| e.to_string())?;
+    let (kind, length) = frame::split_head(head);
+    if !matches!(kind, frame::REPLY | frame::REFUSAL) || length > MAX_REPLY {
+        return Err(format!("an answer of kind {kind:#04x} and {length} bytes"));
+    }
+    // Grows as bytes come, whatever is announced.
+    let mut document = Vec::new();
+    let whole = from.take(length as u64).read_to_end(&mut document).await;
+    match whole {
+        Ok(n) if n == length => {}
+        Ok(_) => return Err("the connection ended within an answer".to_owned()),
+        Err(e) => return Err(e.to_string()),
+    }
+    if kind == frame::REPLY {
+        return Ok(Answered::Reply(document));
+    }
+    let problem = serde_json::from_slice(&document);
+    Ok(Answered::Refused(
+        problem.unwrap_or_else(|_| Problem::new(500, "", "unknown", "it did not say why")),
+    ))
+}
+
+/// If `request` asks for a stream: what becomes of the connection, and the response.
+pub(super) fn upgrade(
+    request: &mut Request<Incoming>,
+) -> Option<(OnUpgrade, Response<Full<Bytes>>)> {
+    let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == PROTOCOL);
+    if request.uri().path() != STREAM || !wanted {
+        return None;
+    }
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+    Some((hyper::upgrade::on(request), response))
+}
+
+/// The socket of an upgraded connection, and what counts its bytes. `None` where the connection failed, or its peer did not wait
+/// for the response.
+pub(super) async fn of_upgrade(on: OnUpgrade) -> Option<(TcpStream, Vec<Arc<Flow>>)> {
+    let parts = on.await.ok()?.downcast::<TokioIo<Counted>>().ok()?;
+    if !parts.read_buf.is_empty() {
+        return None;
+    }
+    let (stream, flows) = parts.io.into_inner().into_parts().ok()?;
+    Some((TcpStream::from_std(stream).ok()?, flows))
+}
+
+/// The request for a stream to `peer` (`host:port`).
+///
+/// # Errors
+/// A `peer` that is no host.
+pub fn request(peer: &str) -> Result<Request<Full<Bytes>>, String> {
+    Request::get(STREAM)
+        .header(HOST, peer)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, PROTOCOL)
+        .body(Full::default())
+        .map_err(|e| e.to_string())
+}
+
+/// The stream that `response` opens.
+///
+/// # Errors
+/// A sentence: it opens none.
+pub async fn opened(response: Response<Incoming>) -> Result<TokioIo<Upgraded>, String> {
+    let status = response.status();
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(format!(
+            "it does not speak {PROTOCOL} ({status}); agents of one installation must be of one version"
+        ));
+    }
+    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|e| e.to_string())
+}
+
+/// Serves what is asked on `stream`, one after the other, until its peer ends it, breaks the rules,
+/// says nothing for a while, or `stop`.
+pub(super) async fn serve(
+    mut stream: TcpStream,
+    flows: Vec<Arc<Flow>>,
+    peer: SocketAddr,
+    (shared, stop): (&Shared, &Shutdown),
+) {
+    loop {
+        let asked = tokio::select! {
+            asked = next_ask(&mut stream) => asked,
+            () = stop.cancelled() => return,
+        };
+        let answered = match asked {
+            Ok(Some(ask)) => match take((stream, &flows), &ask, shared).await {
+                Some((back, answered)) => {
+                    stream = back;
+                    answered
+                }
+                None => return,
+            },
+            Ok(None) => return,
+            Err(why) => Err(Failure::Bad(why)),
+        };
+        let (frame, refused) = match answered {
+            Ok(document) => (frame::reply(&document), false),
+            Err(failure) => {
+                let problem = failure.problem();
+                if problem.status < 500 {
+                    shared.log(peer, &problem.detail);
+                }
+                (frame::refusal(&serde_json::to_vec(&problem).unwrap_or_default()), true)
+            }
+        };
+        if stream.write_all(&frame).await.is_err() {
+            return;
+        }
+        if refused {
+            drain(&mut stream).await;
+            return;
+        }
+    }
+}
+
+/// The next ask; `None` where there is none any more.
+async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, String> {
+    match tokio::time::timeout(IDLE, stream.readable()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) | Err(_) => return Ok(None),
+    }
+    let whole = async {
+        let mut head = [0; HEAD];
+        // Between two asks the peer may go away.
+        if stream.read(&mut head[..1]).await.unwrap_or(0) == 0 {
+            return Ok(None);
+        }
+        stream.read_exact(&mut head[1..]).await.map_err(|e| e.to_string())?;
+        let (kind, length) = frame::split_head(head);
+        if kind != frame::ASK || length > MAX_ASK {
+            return Err(format!("an ask was expected, not kind {kind:#04x} of {length} bytes"));
+        }
+        let mut document = vec![0; length];
+        stream.read_exact(&mut document).await.map_err(|e| e.to_string())?;
+        minicbor::decode(&document).map(Some).map_err(|e| e.to_string())
+    };
+    let asked = tokio::time::timeout(ASKED, whole).await;
+    asked.unwrap_or_else(|_| Err(format!("an ask was not complete within {ASKED:?}")))
+}
+
+/// Takes what is asked in a thread of its own, which has the socket meanwhile. `None`: the socket is
+/// lost.
+async fn take(
+    (stream, flows): (TcpStream, &[Arc<Flow>]),
+    ask: &Ask,
+    shared: &Shared,
+) -> Option<(TcpStream, Result<Vec<u8>, Failure>)> {
+    let taking = match verbs::content_verb(ask, &shared.served) {
+        Ok(taking) => taking,
+        Err(refused) => return Some((stream, Err(refused.into()))),
+    };
+    // Never closed.
+    let _permit = shared.active.acquire().await;
+    let abandoned = Shutdown::new();
+    let _guard = abandoned.clone().drop_guard();
+    // It stays as it is, not blocking: a thread can wait for it as well.
+    let wire = Wire::new(stream.into_std().ok()?, flows, shared, abandoned);
+    let work = tokio::task::spawn_blocking(move || {
+        let mut frames = FrameReader::new(wire);
+        let taken = taking(&mut frames);
+        (frames.into_pieces().stream, taken)
+    });
+    match work.await {
+        Ok((back, taken)) => {
+            let back = TcpStream::from_std(back).ok()?;
+            Some((back, taken.map_err(Failure::from)))
+        }
+        Err(e) => {
+            tracing::error!("taking content failed inside: {e}");
+            None
+        }
+    }
+}
+
+/// Reads and drops some of what a refused peer still sends: a socket that is closed with bytes unread
+/// takes the refusal back.
+async fn drain(stream: &mut TcpStream) {
+    let (limit, patience) = DRAIN;
+    let all = async {
+        let mut room = vec![0; 64 << 10];
+        let mut left = limit;
+        while let Ok(n @ 1..) = stream.read(&mut room).await {
+            left = left.saturating_sub(n as u64);
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(patience, all).await;
+}
+
+/// A socket being read by a thread.
+pub struct Wire {
+    stream: std::net::TcpStream,
+    /// What counts its bytes.
+    flows: Vec<Arc<Flow>>,
+    pool: Pool,
+    abandoned: Shutdown,
+    /// A peer that sends less than [`STALL_BYTES`] in so much waiting is given up.
+    patience: Duration,
+    waited: Duration,
+    came: u64,
+}
+
+impl Wire {
+    fn new(
+        stream: std::net::TcpStream,
+        flows: &[Arc<Flow>],
+        shared: &Shared,
+        abandoned: Shutdown,
+    ) -> Self {
+        let (flows, pool, patience) = (flows.to_vec(), shared.pool.clone(), shared.stall);
+        Wire { stream, flows, pool, abandoned, patience, waited: Duration::ZERO, came: 0 }
+    }
+
+    /// Waits for bytes, for a while.
+    fn wait(&mut self) -> Result<(), String> {
+        if self.abandoned.is_cancelled() {
+            return Err("nobody waits for the rest".to_owned());
+        }
+        if self.waited >= self.patience {
+            let patience = self.patience;
+            return Err(format!("less than {STALL_BYTES} bytes came in {patience:?}"));
+        }
+        let since = Instant::now();
+        self.ready(PollFlags::IN, LOOK.min(self.patience))?;
+        self.waited += since.elapsed();
+        Ok(())
+    }
+
+    /// Whether any of `flags` hold, within `patience`.
+    fn ready(&self, flags: PollFlags, patience: Duration) -> Result<bool, String> {
+        let mut fds = [PollFd::new(&self.stream, flags)];
+        let patience =
+            Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+        match poll(&mut fds, Some(&patience)) {
+            Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents().intersects(flags)),
+            Err(errno) => Err(errno.to_string()),
+        }
+    }
+
+    fn count(&mut self, n: usize) {
+        self.came += n as u64;
+        if self.came >= STALL_BYTES {
+            (self.waited, self.came) = (Duration::ZERO, 0);
+        }
+    }
+}
+
+impl Pieces for Wire {
+    fn next(&mut self) -> Result<Option<Bytes>, String> {
+        let mut buffer: Buffer = self.pool.take();
+        loop {
+            let room = buffer.spare();
+            let room = &mut room[..READ_AT_ONCE];
+            match rustix::net::recv(&self.stream, room, RecvFlags::empty()) {
+                Ok((0, _)) => return Ok(None),
+                Ok((n, _)) => {
+                    self.count(n);
+                    self.flows.iter().for_each(|flow| flow.came(n as u64));
+                    buffer.advance(n);
+                    return Ok(Some(buffer.freeze()));
+                }
+                Err(Errno::AGAIN) => self.wait()?,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.to_string()),
+            }
+        }
+    }
+
+    fn worked(&mut self, bytes: u64) {
+        self.count(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+
+    fn abandoned(&self) -> bool {
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        self.abandoned.is_cancelled() || self.ready(gone, Duration::ZERO).unwrap_or(true)
+    }
+}

@@ -1,0 +1,86 @@
+//! Streams: one ask after another, and how they end.
+
+use super::*;
+use crate::data::frame::{HEAD, REFUSAL, REPLY};
+use crate::data::protocol::{PackReply, Taken};
+
+fn ask(world: &World) -> Vec<u8> {
+    frame::ask(&Ask { verb: PACK.to_owned(), ticket: world.ticket() })
+}
+
+/// A pack of one small file.
+fn pack_of(name: &str) -> Vec<u8> {
+    let mut pack = frame::dirs(vec![]);
+    pack.extend(file_frames(&file_entry(name, 3), b"abc", &blake3::hash(b"abc").into()));
+    pack.extend(frame::end(1));
+    pack
+}
+
+/// The next answer: its kind, and its document.
+pub(super) async fn answer(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut head = [0; HEAD];
+    stream.read_exact(&mut head).await.unwrap();
+    let (kind, length) = frame::split_head(head);
+    let mut document = vec![0; length];
+    stream.read_exact(&mut document).await.unwrap();
+    (kind, document)
+}
+
+#[tokio::test]
+async fn a_stream_takes_one_pack_after_another_however_its_bytes_are_cut() {
+    let world = World::new().await;
+    let mut stream = world.stream().await;
+    for (i, cut) in [1, 7, 100_000].into_iter().enumerate() {
+        let bytes = [ask(&world), pack_of(&format!("f{i}"))].concat();
+        for piece in bytes.chunks(cut) {
+            stream.write_all(piece).await.unwrap();
+        }
+        let (kind, document) = answer(&mut stream).await;
+        assert_eq!(kind, REPLY);
+        let reply: PackReply = minicbor::decode(&document).unwrap();
+        assert_eq!(reply.files, [Taken::Written]);
+    }
+    assert_eq!(world.names(), ["f0", "f1", "f2"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_refusal_says_why_and_ends_the_stream() {
+    let world = World::new().await;
+    let other = frame::ask(&Ask { verb: "/v1/offer".to_owned(), ticket: world.ticket() });
+    let early = [ask(&world), pack_of("whole"), b"x".to_vec()].concat();
+    let cases = [
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "an ask was expected"),
+        (other, "`/v1/offer` is nothing that an agent answers"),
+        (early, "bytes follow the last frame"),
+    ];
+    for (bytes, why) in cases {
+        let mut stream = world.stream().await;
+        stream.write_all(&bytes).await.unwrap();
+        let (kind, document) = answer(&mut stream).await;
+        let document = String::from_utf8(document).unwrap();
+        assert_eq!(kind, REFUSAL, "{document}");
+        assert!(document.contains(why), "{document}");
+        stream.shutdown().await.unwrap();
+        assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_ends_idle_streams_and_finishes_what_it_takes() {
+    let world = World::new().await;
+    let mut idle = world.stream().await;
+    let mut busy = world.stream().await;
+    let bytes = [ask(&world), pack_of("last")].concat();
+    let (first, rest) = bytes.split_at(bytes.len() - 1);
+    busy.write_all(first).await.unwrap();
+    damage::until("it has begun", || !world.names().is_empty()).await;
+    world.stop.cancel();
+    assert_eq!(idle.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    busy.write_all(rest).await.unwrap();
+    assert_eq!(answer(&mut busy).await.0, REPLY);
+    assert_eq!(busy.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    assert_eq!(world.names(), ["last"]);
+    world.end().await;
+}

@@ -1,0 +1,124 @@
+//! Limits on bytes per second: which syncs have one, who is told his share of it and when.
+
+use super::requests::{refused, unknown};
+use super::sync::Sync;
+use super::worker::Worker;
+use super::{Now, Reply, State};
+use crate::wire::problem::Problem;
+use crate::wire::sync::SyncChange;
+use crate::wire::worker::{HeartbeatReply, Usage};
+use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Who sends under a limit is heard about so often, in milliseconds …
+const BEAT_MS: u64 = 1_000;
+/// … and so much less often for each share that there is, where there are more than that.
+const BEAT_MS_EACH: u64 = 1;
+/// … but at least so often.
+const SLOWEST_BEAT_MS: u64 = 5_000;
+
+impl State {
+    /// Changes a sync that has not ended.
+    pub(super) fn change(&mut self, id: &RequestId, change: SyncChange, now: Now) -> Reply {
+        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) else {
+            return unknown(id);
+        };
+        if !sync.is_active() {
+            let state = sync.state.as_str();
+            let detail =
+                format!("sync `{id}` has ended, in state {state}: its limit has no meaning");
+            return refused(Problem::new(409, "Conflict", "sync_ended", detail));
+        }
+        let no = sync.no;
+        if sync.bwlimit != change.bwlimit {
+            sync.bwlimit = change.bwlimit;
+            self.shares.set_own(no, change.bwlimit);
+            self.changed(no, now);
+            // Who could not take it, because he knows no limits, may be able to now.
+            self.wake = true;
+        }
+        self.progress(id)
+    }
+
+    /// The limit of the whole installation now.
+    fn whole(&self, now: Now) -> Option<u64> {
+        let time = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
+        self.settings.bwlimit.at(time, &self.settings.zone)
+    }
+
+    /// A worker was given a task that sends content: it needs a share of what limits that.
+    pub(super) fn share_in(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
+        self.shares.set_whole(self.whole(now));
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let own = sync.bwlimit;
+        let knows = self.workers.known.get(id).is_some_and(Worker::knows_limits);
+        if knows && self.shares.set_own(no, own) {
+            // Only who joins is to be compared with others.
+            let joins = self.shares.told_to(no, id).is_none();
+            let peers = joins.then(|| self.able(sync, &sync.request.source_path).count());
+            let peers = peers.map_or(1, |n| n as u64);
+            self.shares.join(no, own, id, peers, now.mono_ms);
+        }
+    }
+
+    /// Takes in what a worker sent, and tells it what it may send.
+    pub(super) fn tell_limits(
+        &mut self,
+        id: &WorkerId,
+        usage: BTreeMap<RequestId, Usage>,
+        reply: &mut HeartbeatReply,
+        now: Now,
+    ) {
+        if !self.workers.known.get(id).is_some_and(Worker::knows_limits) {
+            return;
+        }
+        let held: Vec<TaskId> = self.leases.of(id).collect();
+        let sending = held.iter().filter_map(|id| self.tasks.get(id)).filter(|t| t.spec.sends());
+        let syncs: BTreeSet<SyncNo> = sending.map(|t| t.sync).collect();
+        for no in syncs {
+            self.share_in(no, id, now);
+        }
+        for (name, usage) in usage {
+            let sync = self.by_id.get(&name).and_then(|no| self.syncs.get(no));
+            let Some((no, own)) = sync.map(|s| (s.no, s.bwlimit)) else {
+                reply.limits.insert(name, None);
+                continue;
+            };
+            if self.shares.set_own(no, own) {
+                self.shares.report(no, id, usage, now.mono_ms);
+            } else {
+                reply.limits.insert(name, None);
+            }
+        }
+        for no in self.shares.of(id) {
+            let share = self.shares.tell(no, id, now.mono_ms);
+            if let Some(sync) = self.syncs.get(&no) {
+                reply.limits.insert(sync.id.clone(), share);
+                let beat = BEAT_MS_EACH * self.shares.count() as u64;
+                reply.next_beat_ms = Some(beat.clamp(BEAT_MS, SLOWEST_BEAT_MS));
+            }
+        }
+    }
+
+    /// Time passed: the timetable may say something else, and who sends no more gives his share back.
+    pub(super) fn tend_limits(&mut self, now: Now) {
+        self.shares.set_whole(self.whole(now));
+        if self.shares.count() == 0 {
+            return;
+        }
+        let leased = self.leases.all().filter_map(|id| self.tasks.get(&id));
+        let sending = leased.filter(|task| task.spec.sends());
+        let busy = sending.filter_map(|task| Some((task.sync, task.lease()?.worker.clone())));
+        let busy = busy.collect();
+        self.shares.keep(&busy, now.mono_ms);
+    }
+}
+
+impl Sync {
+    /// Whether only workers that know limits may send for it. A limit of the whole installation is no
+    /// reason to leave an older agent idle.
+    pub(super) fn wants_limits(&self) -> bool {
+        self.bwlimit.is_some()
+    }
+}

@@ -1,0 +1,168 @@
+//! Limits on bytes per second: who is told what, and when.
+
+use super::*;
+use crate::wire::sync::SyncChange;
+use crate::wire::worker::{HeartbeatReply, Usage};
+
+const MIB: u64 = 1 << 20;
+
+fn timetable(entry: &str) -> Settings {
+    let mut settings = Settings::default();
+    settings.bwlimit.add(entry).unwrap();
+    settings
+}
+
+/// Source workers `s0` and `s1`, with a batch each of the sync `demo`.
+fn sending(settings: Settings, bwlimit: Option<u64>) -> (World, [Assignment; 2]) {
+    let mut world = World::new();
+    world.state = State::load(settings, [0; 32], &world.records, START).unwrap();
+    for (worker, path) in [("s0", "/src"), ("s1", "/src"), ("d", "/dst")] {
+        world.beat(worker, "1", &[path], &[]);
+    }
+    let request = SyncRequest { bwlimit, ..request(Some("demo"), "/src/a", "/dst/b") };
+    let event = Event::Submit { request, list: None, idempotency: None };
+    assert!(matches!(world.play(event), Some(Reply::Submitted(_))));
+    let scan = next(&mut world, "s0", "scan");
+    assert_eq!(scan.share, None, "a scan sends nothing");
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0), batch(1, 0), batch(1, 0)], None));
+    let copies = ["s0", "s1"].map(|worker| next(&mut world, worker, "copy"));
+    (world, copies)
+}
+
+/// A heartbeat of a worker that sent so much.
+fn tell(world: &mut World, a: &Assignment, usage: Option<Usage>) -> HeartbeatReply {
+    let beat = heartbeat(a.worker_id.as_str(), Some("1"), &["/src"], &[a.assignment_id]);
+    let usage = usage.map(|usage| (a.request_id.clone(), usage)).into_iter().collect();
+    match world.play(Event::Heartbeat(WorkerHeartbeat { usage, ..beat })) {
+        Some(Reply::Heartbeat(reply)) => reply,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn told(reply: &HeartbeatReply) -> Option<Option<u64>> {
+    reply.limits.get(&"demo".parse().unwrap()).copied()
+}
+
+fn change(world: &mut World, id: &str, bwlimit: Option<u64>) -> Reply {
+    let change = SyncChange { bwlimit };
+    world.play(Event::Change { id: id.parse().unwrap(), change }).unwrap()
+}
+
+#[test]
+fn a_limit_is_shared_out_with_the_work_and_moves_to_who_uses_it() {
+    let (mut world, [one, two]) = sending(Settings::default(), Some(40 * MIB));
+    assert_eq!((one.share, two.share), (Some(20 * MIB), Some(20 * MIB)));
+    assert_eq!(world.progress("demo").bwlimit, Some(40 * MIB));
+    for second in 0..5 {
+        world.pass(1000);
+        let busy = Usage { moved: second * 30 * MIB, held_ms: second * 1000 };
+        let reply = tell(&mut world, &one, Some(busy));
+        assert_eq!(reply.next_beat_ms, Some(1000));
+        world.pass(10);
+        tell(&mut world, &two, Some(Usage { moved: second * 5 * MIB, held_ms: 0 }));
+    }
+    let (first, second) = (tell(&mut world, &one, None), tell(&mut world, &two, None));
+    let (first, second) = (told(&first).unwrap().unwrap(), told(&second).unwrap().unwrap());
+    assert!(first >= 34 * MIB && second >= 5 * MIB, "{first} {second}");
+    assert!(first + second <= 40 * MIB);
+}
+
+#[test]
+fn a_limit_is_changed_while_the_sync_runs_and_survives_the_master() {
+    let (mut world, [one, _two]) = sending(Settings::default(), None);
+    assert_eq!(one.share, None);
+    let reply = tell(&mut world, &one, None);
+    assert_eq!((reply.limits.len(), reply.next_beat_ms), (0, None));
+    for _ in 0..2 {
+        let Reply::Progress(seen) = change(&mut world, "demo", Some(10 * MIB)) else { panic!() };
+        assert_eq!(seen.bwlimit, Some(10 * MIB));
+        assert_eq!(told(&tell(&mut world, &one, None)), Some(Some(5 * MIB)));
+    }
+    world.restart();
+    assert_eq!(world.progress("demo").bwlimit, Some(10 * MIB));
+    assert_eq!(
+        told(&tell(&mut world, &one, Some(Usage::default()))),
+        Some(Some(10 * MIB)),
+        "alone"
+    );
+    change(&mut world, "demo", None);
+    let reply = tell(&mut world, &one, Some(Usage::default()));
+    assert_eq!(
+        (told(&reply), reply.next_beat_ms),
+        (Some(None), None),
+        "it is told that there is none"
+    );
+    // Who knows nothing of limits any more is told nothing.
+    assert_eq!(told(&tell(&mut world, &one, None)), None);
+}
+
+#[test]
+fn what_can_not_be_changed_is_refused_with_the_reason() {
+    let (mut world, _) = sending(Settings::default(), None);
+    let refused = |reply| match reply {
+        Reply::Refused(problem) => (problem.status, problem.code),
+        other => panic!("{other:?}"),
+    };
+    let code = refused(change(&mut world, "other", None));
+    assert_eq!(code, (404, "sync_not_found".to_owned()));
+    world.play(Event::Cancel("demo".parse().unwrap()));
+    let code = refused(change(&mut world, "demo", Some(MIB)));
+    assert_eq!(code, (409, "sync_ended".to_owned()));
+    assert_eq!(world.progress("demo").bwlimit, None);
+}
+
+#[test]
+fn the_timetable_bounds_all_syncs_together() {
+    // The world begins on 2027-01-15, a Friday, at 08:00.
+    let (mut world, [one, two]) = sending(timetable("Fri 08:00-08:01 30MiB/s"), None);
+    assert_eq!((one.share, two.share), (Some(15 * MIB), Some(15 * MIB)));
+    world.submit("other", "/src/c", "/dst/e");
+    let scan = next(&mut world, "s0", "scan");
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    // The two before have all of it: this one begins with little.
+    let third = loop {
+        let task = next(&mut world, "s1", "copy");
+        if task.request_id.as_str() == "other" {
+            break task;
+        }
+    };
+    let first = third.share.unwrap();
+    assert!(first > 0 && first < MIB, "{first}");
+    for _ in 0..3 {
+        world.pass(1000);
+        tell(&mut world, &one, None);
+        tell(&mut world, &two, None);
+        tell(&mut world, &third, None);
+    }
+    let replies = [&one, &two].map(|a| tell(&mut world, a, None));
+    let of = |reply: &HeartbeatReply, id: &str| reply.limits[&id.parse().unwrap()].unwrap();
+    let shares = [of(&replies[0], "demo"), of(&replies[1], "demo"), of(&replies[1], "other")];
+    assert_eq!(shares, [15 * MIB / 2, 15 * MIB / 2, 15 * MIB]);
+    world.pass(60_000);
+    let reply = tell(&mut world, &one, Some(Usage::default()));
+    assert_eq!(told(&reply), Some(None), "the minute is over");
+}
+
+#[test]
+fn who_gives_his_work_back_gives_his_share_back() {
+    let (mut world, [one, two]) = sending(Settings::default(), Some(40 * MIB));
+    world.finish(result(&one, true, all_done(&one, "d")));
+    for _ in 0..5 {
+        world.pass(1000);
+        tell(&mut world, &two, None);
+    }
+    assert_eq!(told(&tell(&mut world, &two, None)), Some(Some(40 * MIB)));
+    let again = next(&mut world, "s0", "copy");
+    assert_eq!(again.share, Some(20 * MIB / 16), "the other one has not heard yet");
+}
+
+#[test]
+fn who_knows_no_limits_sends_nothing_for_a_sync_that_has_one() {
+    let (mut world, _) = sending(Settings::default(), Some(MIB));
+    let old = WorkerHeartbeat { protocol: Some(2), ..heartbeat("old", Some("1"), &["/src"], &[]) };
+    assert!(matches!(world.play(Event::Heartbeat(old)), Some(Reply::Heartbeat(_))));
+    assert_eq!(world.poll("old", "1"), None);
+    change(&mut world, "demo", None);
+    let copy = next(&mut world, "old", "copy");
+    assert_eq!(copy.share, None);
+}

@@ -1,0 +1,80 @@
+//! Limits on bytes per second, over several agents and while a sync runs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+use support::await_that;
+use support::cluster::{Cluster, On, assert_complete};
+use support::tree::{assert_same, census, file, noise, strict};
+
+const MIB: f64 = (1u32 << 20) as f64;
+
+/// What the destination agent `b` has written until now.
+fn written(cluster: &Cluster) -> u64 {
+    cluster.agents["b"].process.file_bytes().1
+}
+
+/// What it writes in MiB per second, for so long from now on.
+fn rate(cluster: &Cluster, time: Duration) -> f64 {
+    let (since, before) = (Instant::now(), written(cluster));
+    // The measurement itself, not a wait for something to happen.
+    std::thread::sleep(time);
+    (written(cluster) - before) as f64 / MIB / since.elapsed().as_secs_f64()
+}
+
+#[test]
+fn three_agents_together_keep_to_a_limit_that_is_changed_while_they_send() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    cluster.agent("a2", &[&src]);
+    cluster.agent("a3", &[&src]);
+    for n in 0..3 {
+        file(src.join(format!("f{n}")), noise(64 << 20, n + 1).repeat(2));
+    }
+    let id = "limited";
+    let submit = ["sync", "submit", src.to_str().unwrap(), dst.to_str().unwrap(), "--id", id];
+    let more = ["--bwlimit", "32MiB/s", "--chunk-size-mb", "4"];
+    cluster.ctl(submit).more(more).run().exits(0);
+    await_that("something arrives", || written(&cluster) > 16 << 20);
+    let first = rate(&cluster, Duration::from_secs(4));
+    assert!((0.7 * 32.0..=1.1 * 32.0).contains(&first), "{first} MiB/s at 32");
+
+    let set = cluster.ctl(["sync", "set", id, "--bwlimit", "8MiB/s"]).run().exits(0).out();
+    assert!(set.contains("8.0 MiB/s"), "{set}");
+    let status = cluster.ctl(["sync", "status", id]).run().exits(0).out();
+    assert!(status.contains("Limit:       8.0 MiB/s"), "{status}");
+    await_that("the change takes effect", || rate(&cluster, Duration::from_millis(500)) < 9.0);
+    let second = rate(&cluster, Duration::from_secs(3));
+    assert!((0.7 * 8.0..=1.1 * 8.0).contains(&second), "{second} MiB/s at 8");
+
+    cluster.ctl(["sync", "set", id, "--bwlimit", "none"]).run().exits(0);
+    let sync = cluster.ended(id);
+    assert_complete(&sync, census(&src));
+    assert_eq!(sync.bwlimit, None);
+    assert_same(&src, &dst, strict());
+    let late = cluster.ctl(["sync", "set", id, "--bwlimit", "1G"]).run();
+    assert!(late.err().contains("has ended"), "{}", late.err());
+}
+
+#[test]
+fn an_agent_keeps_to_its_own_limit_and_the_installation_to_its_timetable() {
+    let mut cluster = Cluster::start_with(On::Embedded, "bwlimit: Mon-Sun 16MiB/s\n");
+    let (src, dst) = cluster.pair();
+    file(src.join("f"), noise(48 << 20, 1));
+    let since = Instant::now();
+    let sync = cluster.sync(&src, &dst);
+    assert_complete(&sync, census(&src));
+    let rate = 48.0 / since.elapsed().as_secs_f64();
+    assert!(rate <= 1.1 * 16.0, "{rate} MiB/s with a timetable of 16");
+
+    // One agent that holds both: what it copies by itself is limited as well.
+    let both = support::tree::dir(cluster.path("both"));
+    let (from, to) = (support::tree::dir(both.join("from")), both.join("to"));
+    file(from.join("f"), noise(16 << 20, 2));
+    cluster.agent_with("c", &[&both], support::process::User::Same, "bwlimit: 8MiB/s");
+    let since = Instant::now();
+    assert_complete(&cluster.sync(&from, &to), census(&from));
+    let rate = 16.0 / since.elapsed().as_secs_f64();
+    assert!(rate <= 1.1 * 8.0, "{rate} MiB/s with an agent of 8");
+}

@@ -1,0 +1,94 @@
+//! What people run by hand still runs: the scripts, with the smallest of work.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn bench(args: &[&str]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench.sh");
+    let mut command = Command::new(script);
+    command.args(["--ctl", env!("CARGO_BIN_EXE_ctl")]).args(args);
+    command
+        .output()
+        .expect("scripts/bench.sh cannot be run: run scripts/test.sh, it installs what it needs")
+}
+
+fn said(output: &Output) -> String {
+    format!(
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[test]
+fn the_benchmark_measures_checks_and_leaves_only_its_report() {
+    let home = tempfile::tempdir().unwrap();
+    let (dir, json) = (home.path().join("there"), home.path().join("numbers.json"));
+    let run = bench(&[
+        "--runs=1",
+        "--scale=0.0005",
+        "--sets=large,again,local-small",
+        "--sides=longhaul,rsync,tar,cp",
+        "--check",
+        "--dir",
+        dir.to_str().unwrap(),
+        "--json",
+        json.to_str().unwrap(),
+    ]);
+    assert!(run.status.success(), "{}", said(&run));
+    let result: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let counted = |set: &str, side: &str| {
+        let of = |run: &&Value| run["set"] == set && run["side"] == side && run["counted"] == true;
+        result["runs"].as_array().unwrap().iter().find(of).cloned()
+    };
+    for (set, sides) in [
+        ("large", &["longhaul", "rsync", "tar", "cp"][..]),
+        ("again", &["longhaul", "rsync"]),
+        ("local-small", &["longhaul", "cp"]),
+    ] {
+        for side in sides {
+            let run = counted(set, side).unwrap_or_else(|| panic!("{side} took no part in {set}"));
+            assert!(run["seconds"].as_f64().unwrap() > 0.0, "{run}");
+            assert!(
+                run["peak_kib"].as_object().unwrap().values().all(|peak| peak.as_u64() > Some(0))
+            );
+        }
+    }
+    assert!(counted("again", "tar").is_none() && counted("local-small", "rsync").is_none());
+    assert_eq!(result["sets"]["again"]["files"], 50);
+    let left: Vec<_> =
+        std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["numbers.json"]);
+}
+
+#[test]
+fn the_benchmark_marks_a_side_that_loses_content_as_failed() {
+    let home = tempfile::tempdir().unwrap();
+    // It takes the connection and keeps nothing of what comes.
+    let program = home.path().join("forgets");
+    let text = "#!/bin/sh\nexec python3 - \"$@\" <<'END'\n\
+        import socket, sys\n\
+        host, port = sys.argv[2].split(':')\n\
+        if sys.argv[1] == 'send':\n    socket.create_connection((host, int(port)))\n\
+        else:\n    socket.create_server((host, int(port))).accept()\n\
+        END\n";
+    std::fs::write(&program, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).unwrap();
+    let dir = home.path().join("there");
+    let run = bench(&[
+        "--runs=1",
+        "--scale=0.0005",
+        "--sets=small",
+        "--sides=cp,yardstick",
+        "--yardstick",
+        program.to_str().unwrap(),
+        "--dir",
+        dir.to_str().unwrap(),
+    ]);
+    assert_eq!(run.status.code(), Some(1), "{}", said(&run));
+    assert!(said(&run).contains("0 files of 0 bytes arrived instead of 50"), "{}", said(&run));
+    assert!(!dir.exists());
+}
