@@ -73,12 +73,12 @@ impl Destination {
         // Other ranges of a new file have begun, this one has not: there is nothing to compare with,
         // and content need not be gathered in blocks.
         if there.iter().all(|block| *block == BlockValue::default()) {
-            return self.send_range(ranged, None).await;
+            return self.striped(ranged, None).await;
         }
-        match self.send_range(ranged, Some(there)).await? {
+        match self.striped(ranged, Some(there)).await? {
             RangeSent::Failed(error) if error.class == ErrorClass::Transient => {
                 tracing::debug!("a range is sent whole: {}", error.message);
-                self.send_range(ranged, None).await
+                self.striped(ranged, None).await
             }
             done => Ok(done),
         }

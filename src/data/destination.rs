@@ -77,7 +77,7 @@ impl Destination {
         let ranged = Ranged { source, manifest, entry, span: Span { offset, length } };
         match mode {
             RangeMode::Delta if offset.is_multiple_of(BLOCK) => self.delta(ranged).await,
-            _ => self.whole(ranged).await,
+            _ => self.striped(ranged, None).await,
         }
     }
 

@@ -329,9 +329,9 @@ impl Peer {
         F: Fn(&mut Feed) -> Result<T, Gone> + Clone + Send + 'static,
         R: for<'b> minicbor::Decode<'b, ()>,
     {
-        let mut tries = 0;
+        let (mut fresh, mut tries) = (false, 0);
         loop {
-            let mut leased = self.lease(false, Kind::Content, size).await?;
+            let mut leased = self.lease(fresh, Kind::Content, size).await?;
             let (to, from) = mpsc::channel(DEPTH);
             let moved = Arc::new(AtomicU64::new(0));
             let (pool, counted, feed) = (self.peers.pool.clone(), moved.clone(), feed.clone());
@@ -349,6 +349,11 @@ impl Peer {
             let reply = match answered {
                 Ok(Answered::Reply(reply)) => reply,
                 Ok(Answered::Refused(problem)) => return Err(self.refused(problem)),
+                // The other side had closed a kept connection: that shows only now.
+                Err(Lost::Connection(_)) if leased.reused => {
+                    fresh = true;
+                    continue;
+                }
                 Err(lost) => {
                     self.lost(leased, lost, tries)?;
                     tries += 1;

@@ -77,9 +77,8 @@ impl State {
     /// Measures goodput up to now.
     pub(super) fn look(&mut self, now: Instant) {
         let busy = |nic: Option<usize>, to: Option<&str>, flights: &BTreeMap<u64, Flight>| {
-            flights
-                .values()
-                .any(|flight| flight.size >= CONTENT && flight.is_at(nic, to) && flight.left() > 0)
+            // Up to its reply: what the kernel took is not gone yet.
+            flights.values().any(|flight| flight.size >= CONTENT && flight.is_at(nic, to))
         };
         for (i, meter) in self.ours.iter_mut().enumerate() {
             meter.look(busy(Some(i), None, &self.flights), now);
