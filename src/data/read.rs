@@ -13,6 +13,9 @@ use blake3::hazmat::HasherExt as _;
 /// while they work on a long run of them.
 pub const KEEP_AT: u64 = 8 << 20;
 
+/// Spans from this length on are kept out of the page cache, in bytes.
+const LARGE: u64 = 16 << 20;
+
 static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
 /// Takes content in order.
@@ -121,6 +124,7 @@ pub fn read_whole<S: Sink>(
     sink: &mut S,
 ) -> Result<Read, S::Stop> {
     let mut at = span.offset;
+    let mut behind = (span.length >= LARGE).then(|| file.behind(span.offset, span.end()));
     while at < span.end() {
         let (start, end) = match data_from(file, at, span) {
             Ok(run) => run,
@@ -136,6 +140,9 @@ pub fn read_whole<S: Sink>(
         while at < end {
             sink.go_on()?;
             let room = sink.room((end - at).min(MAX_CONTENT as u64) as usize)?;
+            if let Some(behind) = &mut behind {
+                behind.at(at);
+            }
             let n = match file.read_at(room, at) {
                 Ok(0) => return Ok(Read::Short),
                 Ok(n) => n,

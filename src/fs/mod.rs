@@ -30,6 +30,7 @@
 //!   descriptors not by the size of a directory or the depth of a tree.
 
 mod base;
+mod cache;
 mod dress;
 mod error;
 mod files;
@@ -56,6 +57,7 @@ mod walk;
 mod xattr;
 
 pub use base::BlockValues;
+pub use cache::ReadBehind;
 pub use error::{Cause, FsError, Result, Side, errno_name};
 pub use files::NewFile;
 pub use filter::{Filter, FilterError};

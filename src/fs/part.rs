@@ -6,6 +6,7 @@
 //! overtaken, and when they try again, what they bring is compared with the published file. If one
 //! discards it, the other's commit finds that ranges are lost, and they are sent again.
 
+use super::cache::WriteBehind;
 use super::dress::Origin;
 use super::error::{Cause, Result};
 use super::files::{is_hole, write_full};
@@ -44,6 +45,7 @@ pub struct PartFile {
     published: bool,
     /// The file that has the name now, once it was needed.
     base: OnceLock<OwnedFd>,
+    behind: WriteBehind,
     /// Whether this call made it.
     pub created: bool,
 }
@@ -136,6 +138,7 @@ impl Target {
             fd,
             published,
             base: OnceLock::new(),
+            behind: WriteBehind::default(),
             created,
         }
     }
@@ -261,7 +264,9 @@ impl PartFile {
             {
                 return Ok(());
             }
-            Ok(write_full(&self.fd, content, offset)?)
+            write_full(&self.fd, content, offset)?;
+            self.behind.wrote(&self.fd, offset, content.len() as u64);
+            Ok(())
         })
     }
 
@@ -365,6 +370,7 @@ impl PartFile {
     /// # Errors
     /// What was written did not reach the server.
     pub fn finish(self) -> Result<()> {
+        self.behind.end(&self.fd);
         let settled = if self.published { Ok(()) } else { self.target.settle_writes(&self.fd) };
         settled.map_err(|e| self.target.error("write", &self.path, e))
     }

@@ -1,5 +1,6 @@
 //! Reading a source file, and knowing that it stayed one version while it was read.
 
+use super::cache::ReadBehind;
 use super::error::{Cause, FsError, Result, Side};
 use super::meta::{ident_of, meta_of, size_of, type_of};
 use super::root::{Tree, same_version};
@@ -108,6 +109,12 @@ impl SourceFile {
     /// `pread` failed.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         read_full(&self.fd, buffer, offset).map_err(|e| self.failed("read", e.into()))
+    }
+
+    /// Keeps bytes `from` to `end`, which are going to be read once and in order, out of the page cache
+    /// where they were not in it.
+    pub fn behind(&self, from: u64, end: u64) -> ReadBehind<'_, OwnedFd> {
+        ReadBehind::new(&self.fd, from, end)
     }
 
     /// The next run of data that begins at or behind `from`, up to `end` at most: its start and its end.
