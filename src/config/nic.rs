@@ -86,7 +86,7 @@ fn read_map(item: &Item<'_>) -> Option<Nic> {
         size.and_then(|size| usize::try_from(size).ok())
     };
     let tuning = Tuning {
-        bwlimit: fields.get("bwlimit").and_then(|i| read_rate(&i)),
+        bwlimit: fields.get("bwlimit").and_then(|i| i.limit()).flatten(),
         weight: fields
             .get("weight")
             .and_then(|i| i.number(1..=1000))
@@ -104,16 +104,6 @@ fn read_map(item: &Item<'_>) -> Option<Nic> {
     endpoint.iface = iface;
     endpoint.port = port.and_then(|p| u16::try_from(p).ok()).or(endpoint.port);
     Some(Nic { endpoint, tuning })
-}
-
-/// `100MiB/s`, or the same without `/s`.
-fn read_rate(item: &Item<'_>) -> Option<u64> {
-    item.parse("a rate such as `100MiB/s`", |text| {
-        match crate::util::units::parse_size(text.strip_suffix("/s").unwrap_or(text))? {
-            0 => Err("0 would stop everything — remove the endpoint instead".to_owned()),
-            rate => Ok(rate),
-        }
-    })
 }
 
 /// The name of a congestion control. Whether the kernel has it, only the host can say.

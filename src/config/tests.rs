@@ -177,6 +177,29 @@ fn both_shapes_of_an_agents_file_give_the_same_worker() {
 }
 
 #[test]
+fn endpoints_have_settings_of_their_own() {
+    let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d]\n    network:\n      \
+                data_plane_endpoints:\n        - 10.0.0.1\n        \
+                - {address: 10.0.1.1, bwlimit: 100MiB/s, weight: 10, congestion: cubic, send_buffer: 4MiB, receive_buffer: 65536}\n";
+    let nics = agent(text, None).unwrap().config.data_plane_endpoints;
+    assert_eq!(nics[0].tuning, crate::config::Tuning::default());
+    let tuning = &nics[1].tuning;
+    assert_eq!((tuning.bwlimit, tuning.weight), (Some(100 << 20), 10));
+    assert_eq!(tuning.congestion.as_deref(), Some("cubic"));
+    assert_eq!((tuning.send_buffer, tuning.receive_buffer), (Some(4 << 20), Some(65_536)));
+    let wrong =
+        text.replace("100MiB/s", "100Mb/s").replace("10, c", "0, c").replace("cubic", "../x");
+    let problems = agent(&wrong, None).unwrap_err().to_string();
+    for part in [
+        "bwlimit: `100Mb/s` may mean bits or bytes",
+        "weight: 0 is out of range",
+        "congestion: `../x` is no name",
+    ] {
+        assert!(problems.contains(part), "`{part}` in {problems}");
+    }
+}
+
+#[test]
 fn workers_can_share_what_they_have_in_common() {
     let text = "master_url: http://m\nworkers:\n  - &base\n    worker_id: a\n    storage_paths: [/d]\n    network: {control_plane_address: 10.0.0.1}\n  \
                 - <<: *base\n    worker_id: b\n    network: {control_plane_address: 10.0.0.2}\n";
