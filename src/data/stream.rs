@@ -352,10 +352,8 @@ impl Wire {
     /// Whether any of `flags` hold, within `patience`.
     fn ready(&self, flags: PollFlags, patience: Duration) -> Result<bool, String> {
         let mut fds = [PollFd::new(&self.stream, flags)];
-        let patience = Timespec {
-            tv_sec: patience.as_secs() as i64,
-            tv_nsec: patience.subsec_nanos().into(),
-        };
+        let patience =
+            Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
         match poll(&mut fds, Some(&patience)) {
             Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents().intersects(flags)),
             Err(errno) => Err(errno.to_string()),
