@@ -2,7 +2,7 @@
 //! with the place to go on from, while the next one is made.
 
 use super::batch::Cutter;
-use crate::fs::{Filter, FsError, LINKS_LEFT_OUT, Tree, Walk, WalkOptions};
+use crate::fs::{Filter, FsError, LINKS_LEFT_OUT, Near, Tree, Walk, WalkOptions};
 use crate::wire::manifest::{Entry, Kind, NameList};
 use crate::wire::options::{Links, Notes};
 use crate::wire::sync::{ErrorClass, FileError};
@@ -166,6 +166,7 @@ impl Walker {
     fn subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), Halt> {
         let Manner { filter, links, .. } = self.manner.clone();
         let options = WalkOptions { filter, links };
+        let _near = Near::begin();
         let mut walk = match self.source.walk_with(dir, cursor.as_ref(), options) {
             Ok(walk) => walk,
             // A subtree that can't be entered is one failed entry; without its root a sync is nothing.

@@ -22,8 +22,8 @@
 //! - **Names of one file stay names of one file** whoever brings them: the first that is complete is
 //!   the anchor of the others (`links.rs`).
 //! - **A name at the destination always holds the old or the complete new content.** Content goes to
-//!   a temporary name in the same directory, gets its metadata there and is renamed. Existing content
-//!   is never written to.
+//!   a file without a name, or with a temporary one in the same directory, gets its metadata there and
+//!   is linked or renamed. Existing content is never written to.
 //! - **Versions can't mix.** The part file of a large file has the generation of its source version
 //!   in its name, whatever sync it is of; a source file's identity is compared before and after it is read.
 //! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in pieces), and memory and
@@ -42,6 +42,7 @@ mod lost;
 mod made_up;
 mod meta;
 mod names;
+mod near;
 mod nodes;
 mod notes;
 mod part;
@@ -64,6 +65,7 @@ pub use filter::{Filter, FilterError};
 pub use list::NamePage;
 pub use lost::Ranges;
 pub use names::is_ours;
+pub use near::Near;
 pub use notes::Shortfall;
 pub use part::{Keep, PartFile};
 pub use prune::{PruneDone, PrunePage, PrunePlace};

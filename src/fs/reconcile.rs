@@ -5,6 +5,7 @@ use super::error::{Cause, Result};
 use super::links::Linked;
 use super::meta::{lag, lstat, meta_of, size_of, type_of};
 use super::names;
+use super::near::Near;
 use super::nodes::TouchUp;
 use super::notes::Shortfall;
 use super::root::{Place, split};
@@ -60,6 +61,7 @@ impl Target {
     /// In a dry run the verdicts are the same, and nothing is changed.
     pub fn reconcile(&self, manifest: &Manifest) -> Reconciled {
         self.tree.forget();
+        let _near = Near::begin();
         let mut batch = Batch {
             target: self,
             dirs: manifest.dirs.iter().map(|d| (d.path.as_bytes(), d)).collect(),

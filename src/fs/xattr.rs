@@ -2,6 +2,7 @@
 
 use super::error::Cause;
 use super::meta::proc_path;
+use super::near;
 use super::notes::Shortfall;
 use crate::wire::manifest::Xattr;
 use crate::wire::options::{Attribute, Preserve};
@@ -279,6 +280,7 @@ impl Object<'_> {
                 Err(Errno::BADF) => (call(Way::Place(&proc_path(fd, b""))), fd, &b""[..]),
                 other => return other,
             },
+            Object::Named(dir, name) if near::go_to(dir) => return call(Way::Named(name)),
             Object::Named(dir, name) => (call(Way::Named(&proc_path(dir, name))), dir, name),
         };
         match done {
@@ -296,8 +298,8 @@ enum Way<'a> {
     /// By the kernel's name for a descriptor that is only a place (`O_PATH`), which leads to a link,
     /// not through it.
     Place(&'a [u8]),
-    /// By a name below the kernel's name for its directory, which is as short for the deepest
-    /// directory as for any.
+    /// By a name in the working directory, or below the kernel's name for its directory, which is as
+    /// short for the deepest directory as for any.
     Named(&'a [u8]),
 }
 
