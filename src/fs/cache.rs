@@ -17,7 +17,7 @@ const BEHIND: usize = 4;
 
 /// A range being read once, in order: what was not in the cache before does not stay there.
 #[derive(Debug)]
-pub struct ReadBehind<'a, F> {
+pub struct ReadBehind<'a, F: AsFd> {
     file: &'a F,
     /// From here on nothing is let go yet …
     from: u64,
