@@ -96,13 +96,16 @@ fn assert_unharmed(cluster: &mut Cluster, id: &str, src: &Path, dst: &Path) -> S
     sync
 }
 
+/// Slow enough for its middle to be met on any machine.
+const SLOW: &str = "64MiB/s";
+
 /// A sync of one large file (and some others), caught in mid-range.
 fn large_file(on: On) -> (Cluster, PathBuf, PathBuf, String) {
     let mut cluster = Cluster::start(on);
     let (src, dst) = cluster.pair();
     file(src.join("large"), noise(LARGE, 1));
     odd(&src.join("odd"));
-    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8, "bwlimit": SLOW}));
     (cluster, src, dst, id)
 }
 
@@ -111,7 +114,7 @@ fn one_pack(on: On) -> (Cluster, PathBuf, PathBuf, String) {
     let mut cluster = Cluster::start(on);
     let (src, dst) = cluster.pair();
     many(&src, PACK, 40_000);
-    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 512}));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 512, "bwlimit": SLOW}));
     (cluster, src, dst, id)
 }
 
@@ -140,7 +143,7 @@ fn one_of_two_destination_agents_killed_for_good() {
     cluster.agent("b2", &[&dst]);
     file(src.join("large"), noise(LARGE, 2));
     many(&src, 300, 20_000);
-    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8, "bwlimit": SLOW}));
     kill_in_the_middle(&mut cluster, Victim::Destination, &dst, in_mid_range);
     assert_unharmed(&mut cluster, &id, &src, &dst);
 }
@@ -158,7 +161,7 @@ fn the_source_agent_killed_in_mid_pack_and_another_takes_over() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();
     many(&src, PACK, 40_000);
-    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 512}));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 512, "bwlimit": SLOW}));
     kill_in_the_middle(&mut cluster, Victim::Source, &dst, in_mid_pack);
     // It does not come back: its lease runs out.
     cluster.agent("a2", &[&src]);
@@ -355,7 +358,7 @@ fn a_destination_directory_that_is_moved_away_is_made_again_and_never_torn() {
     let dst = root.join("below");
     file(src.join("large"), noise(LARGE, 5));
     many(&src, 100, 1_000);
-    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8, "bwlimit": SLOW}));
     cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 20 * MIB as u64);
     fs::rename(&dst, root.join("moved away")).unwrap();
     let sync = cluster.ended(&id);

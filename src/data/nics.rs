@@ -6,7 +6,6 @@ use crate::util::rate::Rate;
 use crate::wire::worker::Endpoint;
 use socket2::{SockRef, TcpKeepalive};
 use std::net::{IpAddr, UdpSocket};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -111,9 +110,7 @@ impl Nic {
     }
 
     fn about(&self, what: &str) -> Option<String> {
-        let iface = self.endpoint.iface.as_deref()?;
-        let path = PathBuf::from("/sys/class/net").join(iface).join(what);
-        Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
+        crate::util::iface::about(self.endpoint.iface.as_deref()?, what)
     }
 }
 

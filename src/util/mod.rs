@@ -12,6 +12,7 @@
 
 pub mod backoff;
 pub mod boot;
+pub mod iface;
 pub mod limits;
 pub mod rate;
 pub mod shutdown;
