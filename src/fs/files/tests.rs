@@ -73,7 +73,7 @@ fn a_writer_that_was_overtaken_cannot_publish() {
 
 /// Waits until what is published from now on has a later time than `file` was born.
 fn let_the_clock_tick(site: &Site, file: &NewFile) {
-    while !file.is_older_than(&rustix::fs::stat(&site.write("tick", "")).unwrap()) {
+    while !file.is_older_than(&rustix::fs::stat(site.write("tick", "")).unwrap()) {
         std::thread::yield_now();
     }
 }
@@ -130,6 +130,20 @@ fn a_file_without_a_name_leaves_nothing_behind_and_replaces_what_was_there_befor
 }
 
 #[test]
+fn content_that_cannot_be_linked_gets_a_temporary_name() {
+    let content = [7; 60 << 10];
+    let (site, target, entry) = site_with(&content);
+    let mut file = target.create(&entry, 1).unwrap();
+    file.write(&content).unwrap();
+    let named = file.begin_again().unwrap();
+    drop(file);
+    assert_eq!(temps(&site).len(), 1);
+    named.publish(&entry).unwrap();
+    assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), content);
+    assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
+}
+
+#[test]
 fn files_get_their_metadata_whatever_their_directory_hands_down() {
     let (site, _, _) = site_with(b"");
     for name in ["plain", "listed", "group"] {
@@ -140,7 +154,7 @@ fn files_get_their_metadata_whatever_their_directory_hands_down() {
             ("d", 0o444, (7, 0)),
             ("e", 0o600, (0, 8)),
         ] {
-            let path = site.write(&format!("src/{name}/{file}"), file);
+            let path = site.write(format!("src/{name}/{file}"), file);
             std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             if file == "d" {
@@ -156,7 +170,7 @@ fn files_get_their_metadata_whatever_their_directory_hands_down() {
         let (source, target) = (site.source(), site.target());
         for name in ["plain", "listed", "group"] {
             for file in ["a", "b", "c", "d", "e"] {
-                let path = rel(&format!("{name}/{file}"));
+                let path = rel(format!("{name}/{file}"));
                 let entry = source.entry(&path).unwrap();
                 send(&source, &target, &entry).unwrap();
                 let there = site.target().tree().clone().keeping(Preserve::all());

@@ -21,6 +21,26 @@ fn a_file_is_read_at_any_offset_up_to_its_end() {
 }
 
 #[test]
+fn attributes_that_changed_since_the_scan_are_read_again() {
+    let site = Site::new();
+    let path = site.write("src/f", "content");
+    set_xattr(&path, "user.kept", b"old");
+    let tree = site.source();
+    let entry = tree.entry(&rel("f")).unwrap();
+    let opened = |entry| tree.open_source(entry).unwrap().entry().clone();
+    assert_eq!(opened(&entry), entry);
+    // Where nothing else shows it, the kernel's clock must have ticked.
+    while tree.entry(&rel("f")).unwrap().ident == entry.ident {
+        set_xattr(&path, "user.kept", b"new");
+    }
+    let now = opened(&entry);
+    assert_eq!(now.xattrs[0].value, b"new");
+    assert_eq!((now.meta, now.size()), (entry.meta, entry.size()));
+    let other = tree.clone().keeping(Preserve::NONE).open_source(&now).unwrap();
+    assert_eq!(other.entry().xattrs, []);
+}
+
+#[test]
 fn a_change_while_it_is_read_is_noticed_even_with_the_old_size_and_time() {
     let site = Site::new();
     let path = site.write("src/f", "old");
