@@ -28,6 +28,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const RANGE: u64 = 64 << 20;
 /// Small files are gathered up to this many bytes before they are sent.
 const PACK: usize = 256 << 10;
+/// What is read at once where a head is expected, in bytes.
+const HEADS: usize = 64 << 10;
 /// The numbers at the head of a piece, 8 bytes each.
 const NUMBERS: usize = 9;
 const USAGE: &str = "usage: yardstick receive ADDRESS DIRECTORY [--buffer BYTES]\n       \
@@ -44,22 +46,24 @@ struct Piece {
 
 fn main() -> Result<()> {
     let mut words = Vec::new();
-    let (mut streams, mut buffer) = (2, 256 << 10);
+    let (mut streams, mut buffer) = (2, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(word) = arguments.next() {
         let mut number =
             || -> Result<usize> { arguments.next().context(USAGE)?.parse().context(USAGE) };
         match word.as_str() {
             "--streams" => streams = number()?.max(1),
-            "--buffer" => buffer = number()?.max(4096),
+            "--buffer" => buffer = Some(number()?.max(4096)),
             // `cargo bench` adds it.
             "--bench" => {}
             _ => words.push(word),
         }
     }
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["send", address, dir] => send(address, Path::new(dir), streams, buffer),
-        ["receive", address, dir] => receive(address, Path::new(dir), buffer),
+        ["send", address, dir] => {
+            send(address, Path::new(dir), streams, buffer.unwrap_or(256 << 10))
+        }
+        ["receive", address, dir] => receive(address, Path::new(dir), buffer.unwrap_or(1 << 20)),
         _ => bail!(USAGE),
     }
 }
@@ -204,6 +208,9 @@ impl Arriving {
 
     fn fill(&mut self, mut out: &mut [u8]) -> Result<()> {
         while !out.is_empty() {
+            if self.from == self.to && out.len() > self.bytes.len() {
+                return Ok(self.stream.read_exact(out)?);
+            }
             let some = self.some(out.len())?;
             let (now, later) = out.split_at_mut(some.len());
             now.copy_from_slice(some);
@@ -220,7 +227,8 @@ impl Arriving {
 }
 
 fn receive_some(stream: TcpStream, dir: &File, parts: &Parts, buffer: usize) -> Result<()> {
-    let mut from = Arriving { stream, bytes: vec![0; buffer], from: 0, to: 0 };
+    let mut from = Arriving { stream, bytes: vec![0; HEADS], from: 0, to: 0 };
+    let mut block = vec![0; buffer];
     let mut numbers = [0; NUMBERS];
     loop {
         numbers[0] = from.number()?;
@@ -233,12 +241,12 @@ fn receive_some(stream: TcpStream, dir: &File, parts: &Parts, buffer: usize) -> 
         }
         let mut name = vec![0; numbers[0] as usize];
         from.fill(&mut name)?;
-        take(&mut from, dir, parts, &name, &numbers)?;
+        take((&mut from, &mut block), dir, parts, &name, &numbers)?;
     }
 }
 
 fn take(
-    from: &mut Arriving,
+    (from, block): (&mut Arriving, &mut [u8]),
     dir: &File,
     parts: &Parts,
     name: &[u8],
@@ -260,10 +268,11 @@ fn take(
     let mut hasher = blake3::Hasher::new();
     let mut at = 0;
     while at < length {
-        let some = from.some((length - at) as usize)?;
-        hasher.update(some);
-        file.write_all_at(some, offset + at)?;
-        at += some.len() as u64;
+        let want = ((length - at) as usize).min(block.len());
+        from.fill(&mut block[..want])?;
+        hasher.update(&block[..want]);
+        file.write_all_at(&block[..want], offset + at)?;
+        at += want as u64;
     }
     let mut digest = [0; 32];
     from.fill(&mut digest)?;

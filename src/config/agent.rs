@@ -42,10 +42,10 @@ pub fn default_slots() -> usize {
     (4 * cores()).clamp(8, 24)
 }
 
-/// How many slots are used at first: one for each core, at least 2 (one for scans, one for the rest), at
-/// most 8.
+/// How many slots are used at first: one for each core and one more, that of a scan or of whoever waits
+/// for an answer; at least 3, at most 8.
 pub fn first_slots() -> usize {
-    cores().clamp(2, 8)
+    (cores() + 1).clamp(3, 8)
 }
 
 fn cores() -> usize {

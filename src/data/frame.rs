@@ -9,7 +9,7 @@
 //!
 //! Header and bulk are apart: a header is read whole (its length is checked before anything is
 //! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
-//! came, without a copy. Every frame moves on by at least one byte of content or one entry, so there
+//! came, or read to where it is wanted, without a copy. Every frame moves on by at least one byte of content or one entry, so there
 //! is no way to keep a receiver busy with nothing; what is left of a file or range bounds holes and
 //! kept content like it bounds content.
 
@@ -29,6 +29,9 @@ pub const ASK: u8 = b'Q';
 pub const REPLY: u8 = b'Y';
 /// A [`Problem`](crate::wire::problem::Problem) in JSON.
 pub const REFUSAL: u8 = b'X';
+/// Content of this length is fetched, where it has not come with the frame's head, instead of being
+/// handed on in the pieces in which it comes.
+const BULK: usize = 64 << 10;
 const DIRS: u8 = b'D';
 const FILE: u8 = b'F';
 const RANGE: u8 = b'R';
@@ -51,6 +54,9 @@ pub enum Frame {
     Range(RangeHead),
     /// Content, never empty.
     Content(Bytes),
+    /// So many bytes of content, never 0, that have not all come yet: to be [fetched](FrameReader::fetch)
+    /// to where they shall be before the next frame is asked for.
+    Bulk(usize),
     /// So many bytes of a hole, never 0: they are read as zeros.
     Hole(u64),
     /// So many bytes, never 0, that the destination has at this place.
@@ -109,6 +115,14 @@ pub trait Pieces {
     /// A sentence, when the connection failed.
     fn next(&mut self) -> Result<Option<Bytes>, String>;
 
+    /// Fills `out` without a detour through a piece; `None` where that can't be done.
+    ///
+    /// # Errors
+    /// A sentence, when the connection failed or ended before.
+    fn fill(&mut self, _out: &mut [u8]) -> Option<Result<(), String>> {
+        None
+    }
+
     /// A frame of a few bytes stands for so many of content: it counts like them as a sign of life.
     fn worked(&mut self, _bytes: u64) {}
 
@@ -160,6 +174,9 @@ impl<P: Pieces> FrameReader<P> {
         match kind {
             CONTENT => {
                 self.content = length;
+                if length >= BULK && length > self.rest.len() {
+                    return Ok(Frame::Bulk(length));
+                }
                 self.content_piece()
             }
             DIGEST => {
@@ -192,6 +209,28 @@ impl<P: Pieces> FrameReader<P> {
         }
     }
 
+    /// Fetches content of a [`Frame::Bulk`] until `out` is full; no more than is left of it.
+    ///
+    /// # Errors
+    /// The connection failed, or there is less.
+    pub fn fetch(&mut self, out: &mut [u8]) -> Result<(), FrameError> {
+        if out.len() > self.content {
+            return Err(FrameError::Truncated);
+        }
+        self.content -= out.len();
+        let (now, later) = out.split_at_mut(self.rest.len().min(out.len()));
+        self.rest.copy_to_slice(now);
+        if later.is_empty() {
+            return Ok(());
+        }
+        // The piece goes back to its pool.
+        self.rest = Bytes::new();
+        match self.pieces.fill(later) {
+            Some(filled) => filled.map_err(FrameError::Connection),
+            None => self.fill(later),
+        }
+    }
+
     /// Makes sure that nothing has come behind the last frame: nothing is sent before it is answered.
     ///
     /// # Errors
@@ -214,6 +253,8 @@ impl<P: Pieces> FrameReader<P> {
     /// Whether there is anything more to read; fetches a piece where none is left.
     fn more(&mut self) -> Result<bool, FrameError> {
         while self.rest.is_empty() {
+            // The piece goes back to its pool before another one is taken from it.
+            self.rest = Bytes::new();
             match self.pieces.next().map_err(FrameError::Connection)? {
                 Some(piece) => self.rest = piece,
                 None => return Ok(false),

@@ -1,27 +1,42 @@
-//! Buffers of a megabyte, used again and again: allocating and zeroing one per read costs more than
-//! the read.
+//! Buffers that are used again and again: allocating and zeroing one per read costs more than the read.
 
-use super::protocol::MAX_CONTENT;
 use bytes::Bytes;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The size of a buffer: one full content frame and its head, with room for small frames behind.
-pub const BUFFER: usize = MAX_CONTENT + 4096;
+/// What is read of a file at once, in bytes: little enough to be in the core's cache still while it is
+/// hashed and handed to the socket, and a multiple of what BLAKE3 does at once.
+pub const READ_AT_ONCE: usize = 512 << 10;
+/// The size of a buffer to send: one such read and the head of its frame, with room for small frames.
+pub const BUFFER: usize = READ_AT_ONCE + 4096;
+/// The size of a buffer to receive: content is gathered in it, hashed and written at once.
+pub const GATHERED: usize = 1 << 20;
 /// At most this many buffers are kept while nobody uses them.
 const KEPT: usize = 32;
 
 /// A pool; clones are the same pool.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Pool {
+    size: usize,
     free: Arc<Mutex<Vec<Vec<u8>>>>,
     made: Arc<AtomicUsize>,
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Pool::new()
+    }
+}
+
 impl Pool {
-    /// A pool without buffers; they are made as they are needed.
+    /// A pool of buffers of [`BUFFER`] bytes, without any; they are made as they are needed.
     pub fn new() -> Self {
-        Pool::default()
+        Pool::of(BUFFER)
+    }
+
+    /// A pool of buffers of `size` bytes.
+    pub fn of(size: usize) -> Self {
+        Pool { size, free: Arc::default(), made: Arc::default() }
     }
 
     /// A buffer with nothing in it.
@@ -29,7 +44,7 @@ impl Pool {
         let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = kept.unwrap_or_else(|| {
             self.made.fetch_add(1, Ordering::Relaxed);
-            vec![0; BUFFER]
+            vec![0; self.size]
         });
         Buffer { bytes, at: 0, pool: self.clone() }
     }
@@ -82,6 +97,11 @@ impl Buffer {
     /// Counts `n` bytes of [`Buffer::spare`] as filled.
     pub fn advance(&mut self, n: usize) {
         self.at = (self.at + n).min(self.bytes.len());
+    }
+
+    /// Takes all that is in it out.
+    pub fn clear(&mut self) {
+        self.at = 0;
     }
 
     /// What is in it, to be sent; the buffer goes back to the pool when the last of it is dropped.

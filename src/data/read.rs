@@ -2,7 +2,7 @@
 //! destination on this host. Holes are hashed and not read.
 
 use super::asks::{BLOCK, BlockValue};
-use super::protocol::MAX_CONTENT;
+use super::pool::READ_AT_ONCE;
 use crate::fs::{Cause, FsError, Keep, Side, SourceFile, Tree};
 use crate::wire::Digest;
 use crate::wire::manifest::Entry;
@@ -22,7 +22,7 @@ static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 pub trait Sink {
     /// Why no more is taken.
     type Stop;
-    /// Where content of up to `want` bytes (at most [`MAX_CONTENT`]) is read to.
+    /// Where content of up to `want` bytes (at most [`READ_AT_ONCE`]) is read to.
     ///
     /// # Errors
     /// No more is taken.
@@ -139,7 +139,7 @@ pub fn read_whole<S: Sink>(
         }
         while at < end {
             sink.go_on()?;
-            let room = sink.room((end - at).min(MAX_CONTENT as u64) as usize)?;
+            let room = sink.room((end - at).min(READ_AT_ONCE as u64) as usize)?;
             if let Some(behind) = &mut behind {
                 behind.at(at);
             }
@@ -347,7 +347,7 @@ pub fn hash_blocks(source: &Tree, entry: &Entry, span: Span) -> Result<Vec<Diges
 pub fn hash_source(source: &Tree, entry: &Entry) -> Result<Digest, FsError> {
     let file = open_same(source, entry)?;
     let span = Span { offset: 0, length: entry.size() };
-    let mut sink = Nowhere(vec![0; span.length.min(MAX_CONTENT as u64) as usize]);
+    let mut sink = Nowhere(vec![0; span.length.min(READ_AT_ONCE as u64) as usize]);
     let mut hasher = Some(Hasher::new());
     match read_whole(&file, span, &mut hasher, &mut sink) {
         Ok(Read::All) => file.unchanged_since_open()?,

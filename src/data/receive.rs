@@ -2,7 +2,7 @@
 //! in threads of its own. Whether the ticket allows it was asked before.
 
 use super::frame::{Frame, FrameError, FrameReader, MAX_FILES, Pieces};
-use super::pool::BUFFER;
+use super::pool::GATHERED;
 use super::protocol::{
     Answer, DigestOf, Fault, NoteOf, OfferReply, PackReply, Place, RangeHead, RangeReply, Taken,
     Unstamped, notes_of,
@@ -152,6 +152,8 @@ impl Pack<'_> {
             hasher: self.claims.rules.hashed.then(Hasher::new),
             path: &entry.path,
             buffer: &mut self.buffer,
+            gathered: 0,
+            gathered_at: 0,
         };
         let end = taking.take_all(frames)?;
         let Taking { store, hasher, .. } = taking;
@@ -202,8 +204,12 @@ struct Taking<'a, S> {
     /// Where content must come with its digest.
     hasher: Option<Hasher>,
     path: &'a RelPath,
-    /// To read back what is kept; made where it is needed.
+    /// To gather content, and to read back what is kept; made where it is needed.
     buffer: &'a mut Vec<u8>,
+    /// So much of the buffer is content that is neither hashed nor written …
+    gathered: usize,
+    /// … and belongs here.
+    gathered_at: u64,
 }
 
 /// How content ended.
@@ -216,11 +222,19 @@ enum End {
 impl<S: Store> Taking<'_, S> {
     /// Takes content up to its end. Lengths are checked against what is left before anything is done.
     fn take_all<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<End, FrameError> {
+        let end = self.take_frames(frames);
+        // Also where the connection broke: another try at the range finds it.
+        self.settle();
+        end
+    }
+
+    fn take_frames<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<End, FrameError> {
         let mut left = self.span;
         loop {
             let frame = frames.next_frame()?;
             let length = match &frame {
                 Frame::Content(bytes) => bytes.len() as u64,
+                Frame::Bulk(length) => *length as u64,
                 Frame::Hole(length) | Frame::Keep(_, length) => *length,
                 _ => 0,
             };
@@ -231,7 +245,11 @@ impl<S: Store> Taking<'_, S> {
             }
             let here = Span { offset: left.offset, length };
             left = Span { offset: left.offset + length, length: left.length - length };
+            if !matches!(frame, Frame::Bulk(_)) {
+                self.settle();
+            }
             match frame {
+                Frame::Bulk(_) => self.gather(here, frames)?,
                 Frame::Content(bytes) => {
                     if let Some(hasher) = &mut self.hasher {
                         hasher.update(&bytes);
@@ -259,6 +277,47 @@ impl<S: Store> Taking<'_, S> {
         }
     }
 
+    /// Reads the content of `span`, and hashes and writes it in large pieces: that is cheaper than in
+    /// those in which it comes.
+    fn gather<P: Pieces>(
+        &mut self,
+        span: Span,
+        frames: &mut FrameReader<P>,
+    ) -> Result<(), FrameError> {
+        self.buffer.resize(GATHERED, 0);
+        let mut at = span.offset;
+        while at < span.end() {
+            if self.gathered == 0 {
+                self.gathered_at = at;
+            }
+            let room = &mut self.buffer[self.gathered..];
+            let n = usize::try_from(span.end() - at).map_or(room.len(), |n| n.min(room.len()));
+            frames.fetch(&mut room[..n])?;
+            self.gathered += n;
+            at += n as u64;
+            if self.gathered == GATHERED {
+                self.settle();
+            }
+        }
+        Ok(())
+    }
+
+    /// Hashes and writes what was gathered.
+    fn settle(&mut self) {
+        let (at, n) = (self.gathered_at, std::mem::take(&mut self.gathered));
+        if n == 0 {
+            return;
+        }
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&self.buffer[..n]);
+        }
+        if let Ok(store) = &mut self.store
+            && let Err(error) = store.write(&self.buffer[..n], at)
+        {
+            self.store = Err(error);
+        }
+    }
+
     /// Does `step`, unless one before it has failed.
     fn store(&mut self, step: impl FnOnce(&mut S) -> Result<(), FsError>) {
         if let Ok(store) = &mut self.store
@@ -275,9 +334,7 @@ impl<S: Store> Taking<'_, S> {
         frames: &FrameReader<P>,
     ) -> Result<(), FrameError> {
         let Some(part) = self.store.as_ref().ok().and_then(Store::part) else { return Ok(()) };
-        if self.buffer.is_empty() {
-            self.buffer.resize(BUFFER, 0);
-        }
+        self.buffer.resize(GATHERED, 0);
         let back = self.hasher.as_mut().map(|hasher| ReadBack {
             path: self.path,
             hasher,
@@ -333,6 +390,8 @@ fn take_range_content<P: Pieces>(
         hasher: hashed.then(|| hasher_at(head.offset)),
         path: &entry.path,
         buffer: &mut buffer,
+        gathered: 0,
+        gathered_at: 0,
     };
     let end = taking.take_all(frames)?;
     let Taking { store, hasher, .. } = taking;

@@ -6,7 +6,7 @@ use super::gate::TicketGate;
 use super::listen::Listener;
 use super::meter::Counted;
 use super::nics::Nic;
-use super::pool::Pool;
+use super::pool::{GATHERED, Pool};
 use super::roots::Roots;
 use super::stream;
 use super::verbs::answer;
@@ -99,7 +99,7 @@ impl DataServer {
             served,
             active: Semaphore::new(ACTIVE),
             logged: AtomicU64::new(0),
-            pool: Pool::new(),
+            pool: Pool::of(GATHERED),
             stall: STALL,
         });
         let connections = Arc::new(Semaphore::new(CONNECTIONS));

@@ -45,8 +45,10 @@ const IDLE: Duration = Duration::from_secs(15);
 const ASKED: Duration = Duration::from_secs(15);
 /// How often a thread that waits for bytes looks whether anybody still wants it to.
 const LOOK: Duration = Duration::from_millis(250);
-/// What is read from a socket at once, in bytes: it is hashed and written while the cache still has it.
-const READ_AT_ONCE: usize = 256 << 10;
+/// What is read from a socket at once where nothing is known of what comes, in bytes …
+const PIECE: usize = 256 << 10;
+/// … and behind content that was read to its place: mostly the head of the next frame.
+const HEAD_PIECE: usize = 4 << 10;
 /// How much of a refused ask is read, so that the refusal arrives, and for how long.
 const DRAIN: (u64, Duration) = (8 << 20, Duration::from_secs(5));
 /// The longest ask: a ticket and a verb.
@@ -268,7 +270,7 @@ async fn take(
 ) -> Option<(TcpStream, Result<Vec<u8>, Failure>)> {
     let taking = match verbs::content_verb(ask, &shared.served) {
         Ok(taking) => taking,
-        Err(refused) => return Some((stream, Err(refused.into()))),
+        Err(refused) => return Some((stream, Err(refused))),
     };
     // Never closed.
     let _permit = shared.active.acquire().await;
@@ -321,6 +323,8 @@ pub struct Wire {
     patience: Duration,
     waited: Duration,
     came: u64,
+    /// What is read at once next.
+    piece: usize,
 }
 
 impl Wire {
@@ -331,7 +335,16 @@ impl Wire {
         abandoned: Shutdown,
     ) -> Self {
         let (flows, pool, patience) = (flows.to_vec(), shared.pool.clone(), shared.stall);
-        Wire { stream, flows, pool, abandoned, patience, waited: Duration::ZERO, came: 0 }
+        Wire {
+            stream,
+            flows,
+            pool,
+            abandoned,
+            patience,
+            waited: Duration::ZERO,
+            came: 0,
+            piece: PIECE,
+        }
     }
 
     /// Waits for bytes, for a while.
@@ -360,6 +373,22 @@ impl Wire {
         }
     }
 
+    /// Reads what there is to `room`, at least a byte; 0 at the end.
+    fn receive(&mut self, room: &mut [u8]) -> Result<usize, String> {
+        loop {
+            match rustix::net::recv(&self.stream, &mut *room, RecvFlags::empty()) {
+                Ok((n, _)) => {
+                    self.count(n);
+                    self.flows.iter().for_each(|flow| flow.came(n as u64));
+                    return Ok(n);
+                }
+                Err(Errno::AGAIN) => self.wait()?,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.to_string()),
+            }
+        }
+    }
+
     fn count(&mut self, n: usize) {
         self.came += n as u64;
         if self.came >= STALL_BYTES {
@@ -371,22 +400,26 @@ impl Wire {
 impl Pieces for Wire {
     fn next(&mut self) -> Result<Option<Bytes>, String> {
         let mut buffer: Buffer = self.pool.take();
-        loop {
-            let room = buffer.spare();
-            let room = &mut room[..READ_AT_ONCE];
-            match rustix::net::recv(&self.stream, room, RecvFlags::empty()) {
-                Ok((0, _)) => return Ok(None),
-                Ok((n, _)) => {
-                    self.count(n);
-                    self.flows.iter().for_each(|flow| flow.came(n as u64));
-                    buffer.advance(n);
-                    return Ok(Some(buffer.freeze()));
-                }
-                Err(Errno::AGAIN) => self.wait()?,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.to_string()),
+        let piece = std::mem::replace(&mut self.piece, PIECE);
+        match self.receive(&mut buffer.spare()[..piece])? {
+            0 => Ok(None),
+            n => {
+                buffer.advance(n);
+                Ok(Some(buffer.freeze()))
             }
         }
+    }
+
+    fn fill(&mut self, mut out: &mut [u8]) -> Option<Result<(), String>> {
+        self.piece = HEAD_PIECE;
+        while !out.is_empty() {
+            match self.receive(out) {
+                Ok(0) => return Some(Err("it ended within content".to_owned())),
+                Ok(n) => out = &mut out[n..],
+                Err(why) => return Some(Err(why)),
+            }
+        }
+        Some(Ok(()))
     }
 
     fn worked(&mut self, bytes: u64) {
