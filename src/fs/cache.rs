@@ -6,14 +6,11 @@
 use rustix::fd::AsFd;
 use rustix::fs::Advice;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
-use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 
 /// Advice is given for so many bytes at a time.
 const WINDOW: u64 = 8 << 20;
-/// So many windows behind the one being written the disk should have them, and the cache lets them go.
-const BEHIND: usize = 4;
 
 /// A range being read once, in order: what was not in the cache before does not stay there.
 #[derive(Debug)]
@@ -56,55 +53,29 @@ impl<F: AsFd> Drop for ReadBehind<'_, F> {
     }
 }
 
-/// A range being written: the disk gets it while it comes, and then the cache lets it go.
+/// A range being written: the disk gets it while it comes.
 #[derive(Debug, Default)]
-pub(super) struct WriteBehind(Mutex<Written>);
-
-#[derive(Debug, Default)]
-struct Written {
-    /// The window being filled: its start and its end.
-    window: (u64, u64),
-    /// Those whose writing has begun, the oldest first.
-    begun: VecDeque<(u64, u64)>,
-}
+pub(super) struct WriteBehind(Mutex<(u64, u64)>);
 
 impl WriteBehind {
     /// `length` bytes at `at` of `file` were written.
     pub(super) fn wrote<F: AsFd>(&self, file: &F, at: u64, length: u64) {
-        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if at != written.window.1 {
-            written.begin(file);
-            written.window = (at, at);
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if at != window.1 {
+            forget(file, window.0, window.1);
+            *window = (at, at);
         }
-        written.window.1 += length;
-        if written.window.1 - written.window.0 >= WINDOW {
-            written.begin(file);
+        window.1 += length;
+        if window.1 - window.0 >= WINDOW {
+            forget(file, window.0, window.1);
+            window.0 = window.1;
         }
     }
 
     /// Nothing more comes: the rest is begun to be written.
     pub(super) fn end<F: AsFd>(&self, file: &F) {
-        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        written.begin(file);
-        for (from, end) in std::mem::take(&mut written.begun) {
-            forget(file, from, end);
-        }
-    }
-}
-
-impl Written {
-    fn begin<F: AsFd>(&mut self, file: &F) {
-        let (from, end) = self.window;
-        if from < end {
-            forget(file, from, end);
-            self.begun.push_back((from, end));
-            self.window = (end, end);
-        }
-        if self.begun.len() > BEHIND
-            && let Some((from, end)) = self.begun.pop_front()
-        {
-            forget(file, from, end);
-        }
+        let window = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        forget(file, window.0, window.1);
     }
 }
 
@@ -118,7 +89,7 @@ fn is_cached<F: AsFd>(file: &F, at: u64) -> bool {
 
 /// Lets bytes `from` to `end` go that the disk has; what it does not have is begun to be written
 /// (Linux does that with this advice, `mm/fadvise.c`).
-fn forget<F: AsFd>(file: &F, from: u64, end: u64) {
+pub(super) fn forget<F: AsFd>(file: &F, from: u64, end: u64) {
     if let Some(length) = NonZeroU64::new(end.saturating_sub(from)) {
         let _ = rustix::fs::fadvise(file, from, Some(length), Advice::DontNeed);
     }
@@ -167,26 +138,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_goes_to_the_disk_and_out_of_the_cache_behind_itself() {
+    fn what_is_written_stays_what_it_is_and_leaves_the_cache_once_the_disk_has_it() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let file = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(dir.path().join("f"))
-            .unwrap();
+        let path = dir.path().join("f");
+        let file = File::options().create_new(true).read(true).write(true).open(path).unwrap();
         let behind = WriteBehind::default();
         let piece = vec![7; 1 << 20];
-        for at in (0..10 * WINDOW).step_by(piece.len()) {
+        for at in (0..3 * WINDOW).step_by(piece.len()) {
             file.write_all_at(&piece, at).unwrap();
             behind.wrote(&file, at, piece.len() as u64);
         }
-        file.sync_all().unwrap();
         behind.end(&file);
-        let cached = (0..10).filter(|n| is_cached(&file, n * WINDOW)).count();
-        assert!(cached <= BEHIND + 1, "{cached}");
-        let mut back = vec![0; WINDOW as usize];
-        file.read_exact_at(&mut back, 3 * WINDOW).unwrap();
+        file.sync_all().unwrap();
+        forget(&file, 0, 3 * WINDOW);
+        assert!((0..3).all(|n| !is_cached(&file, n * WINDOW)));
+        let mut back = vec![0; 3 * WINDOW as usize];
+        file.read_exact_at(&mut back, 0).unwrap();
         assert!(back.iter().all(|b| *b == 7));
     }
 }

@@ -15,6 +15,7 @@ use crate::wire::manifest::Entry;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Temporary names tried for one attempt, before the last of them is taken from whoever left it.
@@ -176,11 +177,15 @@ impl NewFile {
     /// # Errors
     /// `pwrite` failed; the file can't be published any more.
     pub fn write(&mut self, content: &[u8]) -> Result<()> {
-        self.hole_at_end = self.target.rules.punch_zeros && is_hole(content);
-        if !self.hole_at_end {
-            write_full(&self.fd, content, self.written).map_err(|e| self.failed("write", e))?;
+        for (run, zeros) in zero_runs(content, self.target.rules.punch_zeros) {
+            let length = run.len() as u64;
+            self.hole_at_end = zeros;
+            if !zeros {
+                let written = write_full(&self.fd, &content[run], self.written);
+                written.map_err(|e| self.failed("write", e))?;
+            }
+            self.written += length;
         }
-        self.written += content.len() as u64;
         Ok(())
     }
 
@@ -353,8 +358,27 @@ impl Drop for NewFile {
     }
 }
 
-pub(super) fn is_hole(content: &[u8]) -> bool {
-    content.len() >= HOLE && content.iter().all(|b| *b == 0)
+/// The runs of `content` that are all zeros, of at least [`HOLE`] bytes each, and what is between them;
+/// all of it as one run that is not, unless they are to be `found`.
+pub(super) fn zero_runs(
+    content: &[u8],
+    found: bool,
+) -> impl Iterator<Item = (Range<usize>, bool)> + '_ {
+    let is_hole = move |at: usize| {
+        found && content.get(at..at + HOLE).is_some_and(|b| b.iter().all(|b| *b == 0))
+    };
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at;
+        if start == content.len() {
+            return None;
+        }
+        let zeros = is_hole(start);
+        while at < content.len() && (at == start || (found && is_hole(at) == zeros)) {
+            at = if found { content.len().min(at + HOLE) } else { content.len() };
+        }
+        Some((start..at, zeros))
+    })
 }
 
 pub(super) fn write_full(

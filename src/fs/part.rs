@@ -6,10 +6,10 @@
 //! overtaken, and when they try again, what they bring is compared with the published file. If one
 //! discards it, the other's commit finds that ranges are lost, and they are sent again.
 
-use super::cache::WriteBehind;
+use super::cache::{WriteBehind, forget};
 use super::dress::Origin;
 use super::error::{Cause, Result};
-use super::files::{is_hole, write_full};
+use super::files::{write_full, zero_runs};
 use super::lost::{self, Ranges};
 use super::meta::{chmod, lstat, meta_of, mode_of, same_mtime, set_mtime, size_of, type_of};
 use super::names;
@@ -190,6 +190,8 @@ impl Target {
         let origin = Origin::New(self.replaced(&place.dir, place.name));
         self.policy.dress(&fd, &entry.into(), origin).map_err(failed)?;
         self.rename(&place.dir, &name, place.name).map_err(failed)?;
+        // What the disk has by now.
+        forget(&fd, 0, entry.size());
         self.join(&place.dir, place.name, &fd, entry).map_err(failed)
     }
 
@@ -257,14 +259,13 @@ impl PartFile {
             if self.published {
                 return self.is_equal(content, offset);
             }
-            // Punched, not skipped: an earlier try at this range may have left other bytes.
-            if self.target.rules.punch_zeros
-                && is_hole(content)
-                && self.punch(offset, content.len() as u64).is_ok()
-            {
-                return Ok(());
+            for (run, zeros) in zero_runs(content, self.target.rules.punch_zeros) {
+                let at = offset + run.start as u64;
+                // Punched, not skipped: an earlier try at this range may have left other bytes.
+                if !(zeros && self.punch(at, run.len() as u64).is_ok()) {
+                    write_full(&self.fd, &content[run], at)?;
+                }
             }
-            write_full(&self.fd, content, offset)?;
             self.behind.wrote(&self.fd, offset, content.len() as u64);
             Ok(())
         })

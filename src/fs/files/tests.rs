@@ -280,3 +280,16 @@ fn directories_removed_meanwhile_are_made_again() {
     fs::remove_dir_all(site.at("dst")).unwrap();
     target.discard_part(&entry).unwrap();
 }
+
+#[test]
+fn runs_of_zeros_are_found_wherever_they_are_long_enough() {
+    let mut content = vec![1; HOLE];
+    content.extend(vec![0; 2 * HOLE]);
+    content.extend(vec![1; 10]);
+    let runs: Vec<_> = zero_runs(&content, true).collect();
+    let end = 3 * HOLE + 10;
+    assert_eq!(runs, [(0..HOLE, false), (HOLE..3 * HOLE, true), (3 * HOLE..end, false)]);
+    assert_eq!(zero_runs(&content, false).collect::<Vec<_>>(), [(0..end, false)]);
+    assert_eq!(zero_runs(&[0; 100], true).collect::<Vec<_>>(), [(0..100, false)]);
+    assert_eq!(zero_runs(&[], true).count(), 0);
+}
