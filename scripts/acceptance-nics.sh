@@ -148,7 +148,7 @@ two() {
 }
 
 four() {
-  local size=$((3072 * unit / 1000)) all=() peers=()
+  local size=$((8192 * unit / 1000)) all=() peers=()
   data "$size"
   lab up --hosts 2 --nics "${unit}m,${unit}m,$((2 * unit))m,$((4 * unit))m"
   for _ in $(seq "$rounds"); do
