@@ -1,0 +1,168 @@
+//! Frames cut into pieces of any length, and frames that are none.
+
+use super::*;
+use crate::wire::RelPath;
+use crate::wire::manifest::{Ident, Kind, Manifest, Meta};
+use proptest::prelude::*;
+use std::collections::VecDeque;
+
+/// Bytes cut into pieces of `size`.
+struct Cut(VecDeque<Bytes>);
+
+impl Cut {
+    fn new(bytes: &[u8], size: usize) -> Self {
+        Cut(bytes.chunks(size.max(1)).map(Bytes::copy_from_slice).collect())
+    }
+}
+
+impl Pieces for Cut {
+    fn next(&mut self) -> Result<Option<Bytes>, String> {
+        Ok(self.0.pop_front())
+    }
+}
+
+fn meta() -> Meta {
+    Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 1, mtime_nsec: 2 }
+}
+
+fn entry(name: &[u8], size: u64) -> Entry {
+    Entry::new(RelPath::new(name).unwrap(), Kind::File { size }, meta(), Ident::default())
+}
+
+/// All frames of `bytes`, content pieces of one frame joined.
+fn read_all(bytes: &[u8], size: usize) -> Result<Vec<Frame>, FrameError> {
+    let mut reader = FrameReader::new(Cut::new(bytes, size));
+    let mut frames: Vec<Frame> = Vec::new();
+    while reader.more()? {
+        let joins = reader.content > 0;
+        let frame = reader.next_frame()?;
+        match (&frame, frames.last_mut()) {
+            (Frame::Content(piece), Some(Frame::Content(begun))) if joins => {
+                *begun = [begun.as_ref(), piece.as_ref()].concat().into();
+            }
+            _ => frames.push(frame),
+        }
+    }
+    reader.finish()?;
+    Ok(frames)
+}
+
+#[test]
+fn the_first_bytes_of_each_frame_are_frozen() {
+    assert_eq!(content_head(0x01_0203), [b'C', 3, 2, 1, 0]);
+    assert_eq!(abort(), [b'A', 0, 0, 0, 0]);
+    assert_eq!(end(258), [b'E', 4, 0, 0, 0, 2, 1, 0, 0]);
+    assert_eq!(digest(&Digest([7; 32]))[..6], [b'H', 32, 0, 0, 0, 7]);
+    assert_eq!(dirs(vec![]), [b'D', 2, 0, 0, 0, 0x81, 0x80]);
+    assert_eq!(hole(258), [b'Z', 8, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(keep(Keep::Part, 3), [b'K', 9, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(keep(Keep::Base, 3)[HEAD], 1);
+    assert_eq!(done(), [b'N', 0, 0, 0, 0]);
+}
+
+#[test]
+fn nonsense_is_refused_by_what_is_wrong_with_it() {
+    let length = |bytes: &[u8]| match read_all(bytes, 64) {
+        Err(FrameError::Length { length, .. }) => length,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(length(&head(CONTENT, 0)), 0);
+    assert_eq!(length(&head(CONTENT, MAX_CONTENT + 1)), MAX_CONTENT + 1);
+    assert_eq!(length(&[b'F', 255, 255, 255, 255]), u32::MAX as usize);
+    assert_eq!(length(&head(DIGEST, 31)), 31);
+    assert_eq!(length(&head(HOLE, 7)), 7);
+    assert_eq!(length(&head(KEEP, 8)), 8);
+    assert_eq!(length(&head(DONE, 1)), 1);
+    let mut from_nowhere = keep(Keep::Base, 1);
+    from_nowhere[HEAD] = 2;
+    for broken in [&hole(0)[..], &keep(Keep::Part, 0), &from_nowhere] {
+        assert!(matches!(read_all(broken, 64), Err(FrameError::Broken { .. })), "{broken:?}");
+    }
+    assert_eq!(read_all(&hole(5)[..9], 3), Err(FrameError::Truncated));
+    assert_eq!(read_all(b"GET / HTTP/1.1", 64), Err(FrameError::Unknown(b'G')));
+    assert_eq!(read_all(b"C\x05\0\0\0abc", 2), Err(FrameError::Truncated));
+    assert_eq!(read_all(b"C\x05\0", 1), Err(FrameError::Truncated));
+    let mut trailing = file(&entry(b"a", 1));
+    trailing.push(0);
+    let l = (trailing.len() - HEAD) as u32;
+    trailing[1..HEAD].copy_from_slice(&l.to_le_bytes());
+    assert!(matches!(read_all(&trailing, 64), Err(FrameError::Broken { .. })));
+}
+
+#[test]
+fn a_length_that_lies_allocates_nothing() {
+    // 16 MiB are announced, 3 bytes come.
+    let mut bytes = head(FILE, MAX_BYTES).to_vec();
+    bytes.extend_from_slice(b"abc");
+    assert_eq!(read_all(&bytes, 64), Err(FrameError::Truncated));
+}
+
+#[test]
+fn what_follows_the_last_frame_is_refused() {
+    let mut reader = FrameReader::new(Cut::new(b"A\0\0\0\0x", 3));
+    assert_eq!(reader.next_frame(), Ok(Frame::Abort));
+    assert!(matches!(reader.finish(), Err(FrameError::Order(_))));
+}
+
+proptest! {
+    #[test]
+    fn frames_round_trip_however_they_are_cut(
+        contents in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..5),
+        size in 1usize..400,
+    ) {
+        let table = vec![DirRef { path: RelPath::root(), meta: meta() }];
+        let mut expected = vec![Frame::Dirs(table.clone())];
+        let mut bytes = dirs(table);
+        for (i, content) in contents.iter().enumerate() {
+            let e = entry(&[b'a' + i as u8, 0xff], content.len() as u64);
+            bytes.extend(file(&e));
+            bytes.extend(content_head(content.len()));
+            bytes.extend(content);
+            let (gap, from) = (1 << (i * 9), if i % 2 == 0 { Keep::Part } else { Keep::Base });
+            bytes.extend(hole(gap));
+            bytes.extend(keep(from, gap + 1));
+            expected.extend([
+                Frame::File(e), Frame::Content(content.clone().into()),
+                Frame::Hole(gap), Frame::Keep(from, gap + 1),
+            ]);
+            if i % 3 == 0 {
+                bytes.extend(done());
+                expected.push(Frame::Done);
+            } else {
+                let d = Digest::from(blake3::hash(content));
+                bytes.extend(digest(&d));
+                expected.push(Frame::Digest(d));
+            }
+        }
+        bytes.extend(end(contents.len() as u32));
+        expected.push(Frame::End(contents.len() as u32));
+        let head = RangeHead {
+            manifest: Manifest { dirs: vec![], entries: vec![entry(b"x", 9)] },
+            offset: 1024,
+            length: 7,
+        };
+        bytes.extend(range(&head));
+        expected.push(Frame::Range(head));
+        prop_assert_eq!(read_all(&bytes, size).unwrap(), expected);
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>, size in 1usize..40) {
+        let _ = read_all(&bytes, size);
+    }
+
+    #[test]
+    fn a_flipped_byte_never_panics(at: prop::sample::Index, bit in 0u8..8) {
+        let mut bytes = dirs(vec![DirRef { path: RelPath::root(), meta: meta() }]);
+        bytes.extend(file(&entry(b"abc", 3)));
+        bytes.extend(content_head(3));
+        bytes.extend(b"xyz");
+        bytes.extend(hole(7));
+        bytes.extend(keep(Keep::Base, 9));
+        bytes.extend(done());
+        bytes.extend(end(1));
+        let i = at.index(bytes.len());
+        bytes[i] ^= 1 << bit;
+        let _ = read_all(&bytes, 7);
+    }
+}
