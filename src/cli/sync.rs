@@ -12,7 +12,8 @@ use super::{out, progress, records, report, signals, submit, table, verify};
 use crate::client::{ClientError, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
-use crate::wire::sync::{SyncChange, SyncProgress};
+use crate::wire::sync::{SyncChange, SyncProgress, SyncState};
+use bytes::Bytes;
 use jiff::Timestamp;
 
 /// Runs one of the commands.
@@ -236,25 +237,25 @@ fn show_detail(ctx: &Context, sync: &SyncProgress) -> Result<(), Failure> {
     out::data(text.as_bytes())
 }
 
-async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exit, Failure> {
-    let client = ctx.client()?;
-    let change = SyncChange { bwlimit: bwlimit.0 };
+/// Acts on one sync after the other, and says what became of each. One that is not there, or not to be
+/// had any more, does not keep the others from their turn.
+async fn for_each(
+    ctx: &Context,
+    ids: Vec<RequestId>,
+    act: impl AsyncFn(&RequestId) -> Result<Option<(String, Bytes)>, ClientError>,
+) -> Result<Exit, Failure> {
     let single = ids.len() == 1;
     let mut exit = Exit::Ok;
     let mut bodies = Vec::new();
     for id in ids {
-        match client.change(&id, &change).await {
-            Ok(reply) => {
+        match act(&id).await {
+            Ok(Some((text, body))) => {
                 if ctx.global.output == Output::Table && !ctx.global.quiet {
-                    let limit = reply.bwlimit.map(|limit| units::rate(limit as f64));
-                    let text = match limit {
-                        Some(limit) => format!("Sync {id} sends at most {limit} from now on"),
-                        None => format!("Sync {id} has no limit of its own from now on"),
-                    };
                     out::data(text.as_bytes())?;
                 }
-                bodies.push(reply.body);
+                bodies.push(body);
             }
+            Ok(None) => {}
             Err(e) if e.is_not_found() || e.status() == Some(409) => {
                 exit = exit.worst(missing(e));
             }
@@ -267,36 +268,32 @@ async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exi
     Ok(exit)
 }
 
+async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exit, Failure> {
+    let client = ctx.client()?;
+    let change = SyncChange { bwlimit: bwlimit.0 };
+    let set = async |id: &RequestId| {
+        let reply = client.change(id, &change).await?;
+        let text = match reply.bwlimit.map(|limit| units::rate(limit as f64)) {
+            Some(limit) => format!("Sync {id} sends at most {limit} from now on"),
+            None => format!("Sync {id} has no limit of its own from now on"),
+        };
+        Ok(Some((text, reply.body)))
+    };
+    for_each(ctx, ids, set).await
+}
+
 async fn cancel(ctx: &Context, ids: Vec<RequestId>) -> Result<Exit, Failure> {
     let client = ctx.client()?;
-    let single = ids.len() == 1;
-    let mut exit = Exit::Ok;
-    let mut bodies = Vec::new();
-    for id in ids {
-        match client.cancel(&id).await {
-            Ok(reply) => {
-                if ctx.global.output == Output::Table && !ctx.global.quiet {
-                    let what = match reply.state {
-                        crate::wire::sync::SyncState::Cancelled => "is cancelled".to_owned(),
-                        state if state.is_final() => {
-                            format!("had ended already: {}", state.as_str())
-                        }
-                        _ => "is being cancelled".to_owned(),
-                    };
-                    out::data(format!("Sync {id} {what}; what arrived stays").as_bytes())?;
-                }
-                bodies.push(reply.body);
-            }
-            Err(e) if e.is_not_found() || e.status() == Some(409) => {
-                exit = exit.worst(missing(e));
-            }
-            Err(e) => return Err(e.into()),
-        }
-    }
-    if ctx.global.output == Output::Json {
-        out::data(&documents(bodies.iter().map(|b| &b[..]).collect(), single))?;
-    }
-    Ok(exit)
+    let cancel = async |id: &RequestId| {
+        let reply = client.cancel(id).await?;
+        let what = match reply.state {
+            SyncState::Cancelled => "is cancelled".to_owned(),
+            state if state.is_final() => format!("had ended already: {}", state.as_str()),
+            _ => "is being cancelled".to_owned(),
+        };
+        Ok(Some((format!("Sync {id} {what}; what arrived stays"), reply.body)))
+    };
+    for_each(ctx, ids, cancel).await
 }
 
 async fn delete(
@@ -305,27 +302,15 @@ async fn delete(
     ignore_not_found: bool,
 ) -> Result<Exit, Failure> {
     let client = ctx.client()?;
-    let single = ids.len() == 1;
-    let mut exit = Exit::Ok;
-    let mut bodies = Vec::new();
-    for id in ids {
-        match client.delete(&id).await {
-            Ok(reply) => {
-                if ctx.global.output == Output::Table && !ctx.global.quiet {
-                    let text = format!("Sync {id} is forgotten; files that arrived stay");
-                    out::data(text.as_bytes())?;
-                }
-                bodies.push(reply.body);
-            }
-            Err(e) if e.is_not_found() && ignore_not_found => {}
-            Err(e) if e.is_not_found() => exit = exit.worst(missing(e)),
-            Err(e) => return Err(e.into()),
+    let delete = async |id: &RequestId| match client.delete(id).await {
+        Ok(reply) => {
+            let text = format!("Sync {id} is forgotten; files that arrived stay");
+            Ok(Some((text, reply.body)))
         }
-    }
-    if ctx.global.output == Output::Json {
-        out::data(&documents(bodies.iter().map(|b| &b[..]).collect(), single))?;
-    }
-    Ok(exit)
+        Err(e) if e.is_not_found() && ignore_not_found => Ok(None),
+        Err(e) => Err(e),
+    };
+    for_each(ctx, ids, delete).await
 }
 
 #[cfg(test)]
