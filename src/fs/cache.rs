@@ -12,44 +12,46 @@ use std::sync::{Mutex, PoisonError};
 /// Advice is given for so many bytes at a time.
 const WINDOW: u64 = 8 << 20;
 
-/// A range being read once, in order: what was not in the cache before does not stay there.
+/// A range being read once, in order: if it was not in the cache before, it does not stay there.
+///
+/// That is asked once, of one page, before the first read: asking begins to read the page, which
+/// costs a seek, and later the kernel will have read ahead to wherever we ask.
 #[derive(Debug)]
 pub struct ReadBehind<'a, F: AsFd> {
     file: &'a F,
-    /// From here on nothing is let go yet …
+    /// From here on nothing has been let go yet.
     from: u64,
-    /// … up to here it is one window …
-    upto: u64,
     end: u64,
-    /// … which others had read before.
+    /// Others had read it before.
     kept: bool,
 }
 
 impl<'a, F: AsFd> ReadBehind<'a, F> {
     /// Bytes `from` to `end` of `file` are going to be read.
     pub fn new(file: &'a F, from: u64, end: u64) -> Self {
-        ReadBehind { file, from, upto: from, end, kept: true }
+        // Not at the beginning: who reads the range before this one has the kernel read ahead to there.
+        let inside = from + WINDOW.min(end.saturating_sub(from)) / 2;
+        ReadBehind { file, from, end, kept: is_cached(file, inside) }
     }
 
     /// To be called before bytes at `at` are read.
     pub fn at(&mut self, at: u64) {
-        if at >= self.upto {
-            self.let_go();
-            (self.from, self.upto) = (at, at.saturating_add(WINDOW).min(self.end));
-            self.kept = is_cached(self.file, at);
+        if at >= self.from.saturating_add(WINDOW) {
+            self.let_go(at);
         }
     }
 
-    fn let_go(&self) {
+    fn let_go(&mut self, upto: u64) {
         if !self.kept {
-            forget(self.file, self.from, self.upto);
+            forget(self.file, self.from, upto);
         }
+        self.from = upto;
     }
 }
 
 impl<F: AsFd> Drop for ReadBehind<'_, F> {
     fn drop(&mut self) {
-        self.let_go();
+        self.let_go(self.end);
     }
 }
 
@@ -79,7 +81,8 @@ impl WriteBehind {
     }
 }
 
-/// Whether the byte at `at` can be had without waiting for a disk.
+/// Whether the byte at `at` can be had without waiting for a disk. If not, asking has begun to read it:
+/// a second question may be answered otherwise.
 fn is_cached<F: AsFd>(file: &F, at: u64) -> bool {
     let mut byte = [0];
     let mut room = [IoSliceMut::new(&mut byte)];
@@ -116,25 +119,39 @@ mod tests {
         (dir, file)
     }
 
-    fn read(file: &File, from: u64, end: u64) {
-        let mut behind = ReadBehind::new(file, from, end);
+    /// Reads it all; how many of its pages, one in 64, are in the cache afterwards, and how many it has.
+    fn cached_after_read(file: &File, windows: u64) -> (u64, u64) {
+        let end = windows * WINDOW;
+        let mut behind = ReadBehind::new(file, 0, end);
         let mut room = vec![0; 1 << 20];
-        for at in (from..end).step_by(room.len()) {
+        for at in (0..end).step_by(room.len()) {
             behind.at(at);
             file.read_exact_at(&mut room, at).unwrap();
         }
+        drop(behind);
+        let asked = (0..end).step_by(64 * 4096);
+        (asked.clone().filter(|at| is_cached(file, *at)).count() as u64, asked.count() as u64)
     }
 
     #[test]
     fn what_was_not_cached_before_it_was_read_is_not_cached_after() {
+        // A fast disk may have brought the page by which we ask before the answer: such a range stays.
+        let left = (0..5).map(|_| {
+            let (_dir, file) = cold(3);
+            let (cached, all) = cached_after_read(&file, 3);
+            cached * 2 < all
+        });
+        assert!(left.into_iter().any(|gone| gone));
+    }
+
+    #[test]
+    fn what_others_had_read_before_stays_cached() {
         let (_dir, file) = cold(3);
-        // Somebody else uses the middle.
-        let mut room = vec![0; WINDOW as usize];
-        file.read_exact_at(&mut room, WINDOW).unwrap();
-        assert!(is_cached(&file, WINDOW) && !is_cached(&file, 0), "the disk must have a cache");
-        read(&file, 0, 3 * WINDOW);
-        assert!(!is_cached(&file, 0) && !is_cached(&file, WINDOW - 1));
-        assert!(is_cached(&file, WINDOW) && is_cached(&file, 2 * WINDOW - 1));
+        let mut room = vec![0; 3 * WINDOW as usize];
+        file.read_exact_at(&mut room, 0).unwrap();
+        assert!(is_cached(&file, WINDOW), "the disk must have a cache");
+        let (cached, all) = cached_after_read(&file, 3);
+        assert!(cached * 2 > all, "{cached} of {all}");
     }
 
     #[test]
