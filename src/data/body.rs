@@ -1,5 +1,4 @@
-//! Bodies: what threads hand to connections, how long a transfer may stand still, and what is left of
-//! refused requests.
+//! Bodies: how long a transfer may stand still, and what is left of refused requests.
 
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -7,17 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How many pieces (of at most a buffer) wait between a thread and a connection.
-pub const DEPTH: usize = 3;
 /// A transfer that moves less than [`STALL_BYTES`] in this much waiting is given up.
 pub const STALL: Duration = Duration::from_secs(90);
 /// See [`STALL`].
 pub const STALL_BYTES: u64 = 4096;
-
-/// A body that its maker gave up.
-#[derive(Debug, thiserror::Error)]
-#[error("the transfer was given up")]
-pub struct Withdrawn;
 
 /// Resolves when `moved` stands still for `patience`.
 pub async fn stalled(moved: Arc<AtomicU64>, patience: Duration) {

@@ -1,14 +1,13 @@
 //! Connections to peers: opened from a NIC, and tried with a probe.
 
+use super::asking::{self, Asking};
 use super::meter::{Counted, Flow};
 use super::nics::{Nic, Open, is_own};
 use super::protocol::PROBE;
-use super::stream;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
-use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -37,7 +36,7 @@ pub struct Way {
 pub enum Kind {
     /// Requests whose bodies are documents.
     Documents,
-    /// Packs and ranges ([`stream`]).
+    /// Packs and ranges ([`stream`](super::stream)).
     Content,
 }
 
@@ -46,7 +45,7 @@ pub struct Connection {
     /// Takes requests.
     pub send: SendRequest<Full<Bytes>>,
     /// What it was upgraded to, where it is for content.
-    pub stream: Option<TokioIo<Upgraded>>,
+    pub stream: Option<Asking>,
     /// What went over it.
     pub flow: Arc<Flow>,
     driver: AbortHandle,
@@ -66,8 +65,8 @@ impl Connection {
 
     /// Upgrades it to a stream.
     async fn upgrade(&mut self, peer: &str) -> Result<(), String> {
-        let response = self.send.send_request(stream::request(peer)?).await;
-        self.stream = Some(stream::opened(response.map_err(|e| e.to_string())?).await?);
+        let response = self.send.send_request(asking::request(peer)?).await;
+        self.stream = Some(asking::opened(response.map_err(|e| e.to_string())?).await?);
         Ok(())
     }
 }

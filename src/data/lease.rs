@@ -1,5 +1,6 @@
 //! A connection that is used for one request.
 
+use super::asking::Asking;
 use super::connect::Connection;
 use super::nics::Nic;
 use super::route::Key;
@@ -31,6 +32,13 @@ impl Leased {
     /// The connection; `None` only after [`Leased::keep`].
     pub fn connection(&mut self) -> Option<&mut Connection> {
         self.connection.as_mut()
+    }
+
+    /// Its stream, which was taken for an exchange that is over.
+    pub fn give_back(&mut self, stream: Asking) {
+        if let Some(connection) = &mut self.connection {
+            connection.stream = Some(stream);
+        }
     }
 
     /// The other side, as `host:port`.

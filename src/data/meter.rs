@@ -46,6 +46,16 @@ impl Flow {
         self.received.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Counts `n` bytes that the kernel took to be sent.
+    pub fn went(&self, n: u64) {
+        self.sent.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// A write has to wait.
+    pub fn waits(&self) {
+        self.pressed.store(true, Ordering::Relaxed);
+    }
+
     /// Both: it changes while anything moves.
     pub fn moved(&self) -> u64 {
         self.sent().wrapping_add(self.received())
@@ -55,6 +65,11 @@ impl Flow {
     /// would be sent as soon as the way is free.
     pub fn reset_on_close(&self) {
         self.reset.store(true, Ordering::Relaxed);
+    }
+
+    /// See [`Flow::reset_on_close`].
+    pub fn is_reset_on_close(&self) -> bool {
+        self.reset.load(Ordering::Relaxed)
     }
 }
 
@@ -83,9 +98,9 @@ impl Counted {
     fn wrote(&self, result: Poll<Result<usize>>) -> Poll<Result<usize>> {
         for flow in &self.flows {
             match &result {
-                Poll::Ready(Ok(n)) => drop(flow.sent.fetch_add(*n as u64, Ordering::Relaxed)),
+                Poll::Ready(Ok(n)) => flow.went(*n as u64),
                 Poll::Ready(Err(_)) => {}
-                Poll::Pending => flow.pressed.store(true, Ordering::Relaxed),
+                Poll::Pending => flow.waits(),
             }
         }
         result
@@ -94,7 +109,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if self.flows.iter().any(|flow| flow.reset.load(Ordering::Relaxed)) {
+        if self.flows.iter().any(|flow| flow.is_reset_on_close()) {
             let _ = self.stream.set_zero_linger();
         }
     }

@@ -20,6 +20,7 @@
 //!   ranges that are compared first; [`stripe`]: ranges over several NICs
 //! - [`outcome`]: what became of entries; [`body`], [`pool`]: plumbing
 
+pub mod asking;
 pub mod asks;
 pub mod body;
 pub mod choice;

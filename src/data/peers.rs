@@ -4,7 +4,8 @@ use super::asks::{
     BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk,
     SweepReply,
 };
-use super::body::{DEPTH, STALL, Withdrawn, stalled};
+use super::asking::{Answered, Asking, Gone, Outlet};
+use super::body::{STALL, stalled};
 use super::connect::Kind;
 use super::delta::Ranged;
 use super::lease::Leased;
@@ -16,8 +17,8 @@ use super::protocol::{
     SWEEP, TICKET_HEADER,
 };
 use super::routes::{NicState, Routes};
-use super::send::{FedRange, Feed, Gone, feed_pack, feed_range};
-use super::stream::{self, Answered, Ask};
+use super::send::{FedRange, Feed, feed_pack, feed_range};
+use super::stream::Ask;
 use crate::fs::Tree;
 use crate::util::backoff::Backoff;
 use crate::util::rate::Pace;
@@ -37,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use crate::util::shutdown::Shutdown;
 use tokio::time::Instant;
 
 /// A whole reply must come within this; twice the receiver's own patience, so that what it has to say
@@ -63,8 +64,8 @@ enum Lost {
     Route(String),
 }
 
-/// Pieces of content from the thread that makes them.
-type Pieces = mpsc::Receiver<Result<Bytes, Withdrawn>>;
+/// An exchange that was ended by its peer: the stream, the answer, and what was fed.
+type Ended<T> = (Asking, Answered, Result<T, Gone>);
 
 /// What an agent knows of the workers that it sends to.
 pub struct Peers {
@@ -216,7 +217,7 @@ impl Peer {
         let size = files.iter().map(Entry::size).sum();
         let (dirs, files) = (Arc::new(dirs), Arc::new(files));
         let (table, sent) = (dirs.clone(), files.clone());
-        let feed = move |feed: &mut Feed| {
+        let feed = move |feed: &mut Feed<'_>| {
             let fed = feed_pack(&source, &table, &sent, hashed, feed)?;
             Ok((fed, feed.sent()))
         };
@@ -237,7 +238,7 @@ impl Peer {
         let head =
             RangeHead { manifest: manifest.clone(), offset: span.offset, length: span.length };
         let (source, file, hashed) = (source.clone(), entry.clone(), self.hashed);
-        let feed = move |feed: &mut Feed| {
+        let feed = move |feed: &mut Feed<'_>| {
             feed_range(&source, &head, &file, there.as_deref(), hashed, feed)
         };
         let (reply, fed): (RangeReply, FedRange) = self.stream(RANGE, span.length, feed).await?;
@@ -326,50 +327,77 @@ impl Peer {
     async fn stream<T, F, R>(&self, verb: &str, size: u64, feed: F) -> Result<(R, T), SendError>
     where
         T: Send + 'static,
-        F: Fn(&mut Feed) -> Result<T, Gone> + Clone + Send + 'static,
+        F: Fn(&mut Feed<'_>) -> Result<T, Gone> + Clone + Send + 'static,
         R: for<'b> minicbor::Decode<'b, ()>,
     {
         let (mut fresh, mut tries) = (false, 0);
         loop {
             let mut leased = self.lease(fresh, Kind::Content, size).await?;
-            let (to, from) = mpsc::channel(DEPTH);
-            let moved = Arc::new(AtomicU64::new(0));
-            let (pool, counted, feed) = (self.peers.pool.clone(), moved.clone(), feed.clone());
-            let nic = leased.nic().map(|nic| nic.rate.clone());
-            let pace = nic.into_iter().fold(self.pace.clone(), Pace::and);
-            let feeding = tokio::task::spawn_blocking(move || {
-                feed(&mut Feed::new(to, pool, counted).at(pace))
-            });
-            let answered = tokio::select! {
-                answered = self.send(&mut leased, verb, (from, moved.clone())) => answered,
-                () = stalled(moved.clone(), REPLY) => {
-                    Err(Lost::Connection(format!("no byte moved in {REPLY:?}")))
-                }
-            };
-            let reply = match answered {
-                Ok(Answered::Reply(reply)) => reply,
-                Ok(Answered::Refused(problem)) => return Err(self.refused(problem)),
-                // The other side had closed a kept connection: that shows only now.
-                Err(Lost::Connection(_)) if leased.reused => {
-                    fresh = true;
-                    continue;
-                }
-                Err(lost) => {
-                    self.lost(leased, lost, tries)?;
-                    tries += 1;
-                    continue;
-                }
-            };
-            return match feeding.await {
-                Ok(Ok(fed)) => {
+            // Dropped when it is settled what becomes of the connection: the thread closes it.
+            let abandoned = Shutdown::new();
+            let _guard = abandoned.clone().drop_guard();
+            let (stream, answered, fed) =
+                match self.exchange_content(&mut leased, verb, abandoned, feed.clone()).await {
+                    Ok(ended) => ended,
+                    // The other side had closed a kept connection: that shows only now.
+                    Err(Lost::Connection(_)) if leased.reused => {
+                        fresh = true;
+                        continue;
+                    }
+                    Err(lost) => {
+                        self.lost(leased, lost, tries)?;
+                        tries += 1;
+                        continue;
+                    }
+                };
+            return match (answered, fed) {
+                (Answered::Refused(problem), _) => Err(self.refused(problem)),
+                (Answered::Reply(reply), Ok(fed)) => {
+                    leased.give_back(stream);
                     self.keep(leased);
                     Ok((self.read(&reply)?, fed))
                 }
-                Ok(Err(Gone)) => Err(self.nonsense("it answered before the end".to_owned())),
-                Err(e) => {
-                    Err(SendError::Internal(format!("reading the source failed inside: {e}")))
+                (Answered::Reply(_), Err(Gone)) => {
+                    Err(self.nonsense("it answered before the end".to_owned()))
                 }
             };
+        }
+    }
+
+    /// Asks a stream to take what `feed` makes and awaits the answer, in a thread, with an eye on the
+    /// route.
+    async fn exchange_content<T, F>(
+        &self,
+        leased: &mut Leased,
+        verb: &str,
+        abandoned: Shutdown,
+        feed: F,
+    ) -> Result<Ended<T>, Lost>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Feed<'_>) -> Result<T, Gone> + Send + 'static,
+    {
+        let stream = leased.connection().and_then(|connection| connection.stream.take());
+        let stream = stream.ok_or_else(|| Lost::Connection("it is gone".to_owned()))?;
+        let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
+        let nic = leased.nic().map(|nic| nic.rate.clone());
+        let pace = nic.into_iter().fold(self.pace.clone(), Pace::and);
+        let (moved, pool) = (Arc::new(AtomicU64::new(0)), self.peers.pool.clone());
+        let counted = moved.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let feed = |to: &mut dyn Outlet| feed(&mut Feed::new(to, pool, counted.clone()).at(pace));
+            let ended = stream.exchange(&ask, (&counted, &abandoned), feed);
+            ended.map(|(answered, fed)| (stream, answered, fed))
+        });
+        tokio::select! {
+            ended = work => match ended {
+                Ok(ended) => ended.map_err(Lost::Connection),
+                Err(e) => Err(Lost::Connection(format!("sending failed inside: {e}"))),
+            },
+            why = self.given_up(leased) => Err(Lost::Route(why)),
+            () = stalled(moved, REPLY) => {
+                Err(Lost::Connection(format!("no byte moved in {REPLY:?}")))
+            }
         }
     }
 
@@ -409,25 +437,6 @@ impl Peer {
         let given_up = self.given_up(leased);
         tokio::select! {
             answered = self.converse(leased, path, document) => answered.map_err(Lost::Connection),
-            why = given_up => Err(Lost::Route(why)),
-        }
-    }
-
-    /// Asks a stream to take what comes `from` a thread, and awaits the answer, with an eye on the route.
-    async fn send(
-        &self,
-        leased: &mut Leased,
-        verb: &str,
-        (from, moved): (Pieces, Arc<AtomicU64>),
-    ) -> Result<Answered, Lost> {
-        let given_up = self.given_up(leased);
-        let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
-        let asking = async {
-            let stream = leased.connection().and_then(|connection| connection.stream.as_mut());
-            stream::ask(stream.ok_or("the connection is gone")?, &ask, from, moved).await
-        };
-        tokio::select! {
-            answered = asking => answered.map_err(Lost::Connection),
             why = given_up => Err(Lost::Route(why)),
         }
     }

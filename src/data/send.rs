@@ -1,8 +1,8 @@
 //! The sending end: files of a source into frames. Everything here blocks and runs in a thread of its
-//! own: it reads, hashes, and hands full buffers to the connection.
+//! own: it reads, hashes, and sends full buffers.
 
+use super::asking::{Gone, Outlet};
 use super::asks::BlockValue;
-use super::body::Withdrawn;
 use super::frame::{self, HEAD};
 use super::outcome::Written;
 use super::pool::{Buffer, Pool};
@@ -16,17 +16,11 @@ use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, merge_blocks};
 use crate::wire::sync::{ErrorClass, FileError};
 use blake3::hazmat::HasherExt as _;
-use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::mpsc;
 
 /// A buffer with this much in it is sent on after a file, so that the receiver has something to do.
 const SEND_AT: usize = 256 << 10;
-
-/// The connection is gone (or the work was cancelled): there is nobody to send to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gone;
 
 /// What the sending side knows of one file of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,25 +51,21 @@ pub enum FedRange {
     Failed(FileError),
 }
 
-/// Full buffers on their way to a connection.
-pub struct Feed {
-    to: mpsc::Sender<Result<Bytes, Withdrawn>>,
+/// Frames on their way to a peer, gathered in a buffer.
+pub struct Feed<'a> {
+    to: &'a mut dyn Outlet,
     pool: Pool,
     buffer: Buffer,
-    /// Counts our progress, beside what the connection takes.
+    /// Counts our progress, beside what the peer takes.
     moved: Arc<AtomicU64>,
     pace: Pace,
     sent: u64,
     kept: u64,
 }
 
-impl Feed {
+impl<'a> Feed<'a> {
     /// A feed with buffers of `pool`. Reading what few bytes stand for counts as `moved`.
-    pub fn new(
-        to: mpsc::Sender<Result<Bytes, Withdrawn>>,
-        pool: Pool,
-        moved: Arc<AtomicU64>,
-    ) -> Self {
+    pub fn new(to: &'a mut dyn Outlet, pool: Pool, moved: Arc<AtomicU64>) -> Self {
         let buffer = pool.take();
         Feed { to, pool, buffer, moved, pace: Pace::default(), sent: 0, kept: 0 }
     }
@@ -90,35 +80,29 @@ impl Feed {
         self.sent
     }
 
-    /// Sends what has gathered.
+    /// Sends what has gathered, as fast as the limits let it.
     fn flush(&mut self) -> Result<(), Gone> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let full = std::mem::replace(&mut self.buffer, self.pool.take());
-        self.hand_on(full.freeze())
-    }
-
-    /// Hands `bytes` to the connection, when the limits let them go.
-    fn hand_on(&self, mut bytes: Bytes) -> Result<(), Gone> {
-        while !bytes.is_empty() {
+        let mut rest = self.buffer.as_ref();
+        while !rest.is_empty() {
             let most = self.pace.piece().and_then(|most| usize::try_from(most).ok());
-            let piece = bytes.split_to(most.unwrap_or(usize::MAX).min(bytes.len()));
-            self.pace.take(piece.len() as u64, || self.go_on())?;
-            self.to.blocking_send(Ok(piece)).map_err(|_| Gone)?;
+            let (piece, later) = rest.split_at(most.unwrap_or(usize::MAX).min(rest.len()));
+            self.pace.take(piece.len() as u64, || self.to.go_on())?;
+            self.to.send(piece)?;
+            rest = later;
         }
+        self.buffer.clear();
         Ok(())
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Gone> {
-        if self.buffer.put(bytes) {
-            return Ok(());
+    fn put(&mut self, mut bytes: &[u8]) -> Result<(), Gone> {
+        while !self.buffer.put(bytes) {
+            self.flush()?;
+            // A frame may be longer than the buffer.
+            let (now, later) = bytes.split_at(self.buffer.room().min(bytes.len()));
+            self.buffer.put(now);
+            bytes = later;
         }
-        self.flush()?;
-        if self.buffer.put(bytes) {
-            return Ok(());
-        }
-        self.hand_on(Bytes::copy_from_slice(bytes))
+        Ok(())
     }
 
     /// Ends content with its digest, or without.
@@ -130,7 +114,7 @@ impl Feed {
     }
 }
 
-impl Sink for Feed {
+impl Sink for Feed<'_> {
     type Stop = Gone;
 
     /// Content is read straight into the buffer that is sent.
@@ -162,7 +146,7 @@ impl Sink for Feed {
     }
 
     fn go_on(&self) -> Result<(), Gone> {
-        if self.to.is_closed() { Err(Gone) } else { Ok(()) }
+        self.to.go_on()
     }
 }
 
@@ -176,7 +160,7 @@ pub fn feed_pack(
     dirs: &[DirRef],
     files: &[Entry],
     hashed: bool,
-    feed: &mut Feed,
+    feed: &mut Feed<'_>,
 ) -> Result<Vec<Fed>, Gone> {
     feed.put(&frame::dirs(dirs.to_vec()))?;
     let mut fed = Vec::with_capacity(files.len());
@@ -192,7 +176,7 @@ pub fn feed_pack(
     Ok(fed)
 }
 
-fn feed_file(source: &Tree, entry: &Entry, hashed: bool, feed: &mut Feed) -> Result<Fed, Gone> {
+fn feed_file(source: &Tree, entry: &Entry, hashed: bool, feed: &mut Feed<'_>) -> Result<Fed, Gone> {
     let file = match source.open_source(entry) {
         Ok(file) => file,
         Err(error) => return Ok(Fed::Unread(error.to_file_error())),
@@ -230,7 +214,7 @@ pub fn feed_range(
     entry: &Entry,
     there: Option<&[BlockValue]>,
     hashed: bool,
-    feed: &mut Feed,
+    feed: &mut Feed<'_>,
 ) -> Result<FedRange, Gone> {
     feed.put(&frame::range(head))?;
     let span = Span { offset: head.offset, length: head.length };

@@ -5,24 +5,23 @@
 //! stream = { ASK pack|range ( REPLY | REFUSAL ) }
 //! ```
 //!
-//! A receiving thread owns the socket while it takes a pack or a range: it reads into pooled buffers,
+//! This is the receiving end. A thread owns the socket while it takes a pack or a range: it reads into pooled buffers,
 //! hashes and writes without handing anything to another thread, and allocates nothing per piece. A
 //! connection serves one ask after another; after a refusal it ends.
 
-use super::body::{STALL_BYTES, Withdrawn};
+use super::body::STALL_BYTES;
 use super::frame::{self, FrameReader, HEAD, Pieces};
 use super::meter::{Counted, Flow};
 use super::pool::{Buffer, Pool};
-use super::protocol::{MAX_REPLY, MAX_TICKET, STREAM};
+use super::protocol::{MAX_TICKET, STREAM};
 use super::server::Shared;
 use super::verbs::{self, Failure};
 use crate::util::shutdown::Shutdown;
-use crate::wire::problem::Problem;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use minicbor::{Decode, Encode};
@@ -31,11 +30,9 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 
 /// What a connection is upgraded to.
 pub const PROTOCOL: &str = "longhaul-frames";
@@ -65,80 +62,6 @@ pub struct Ask {
     pub ticket: String,
 }
 
-/// How an ask was answered.
-#[derive(Debug)]
-pub enum Answered {
-    /// The reply's document.
-    Reply(Vec<u8>),
-    /// It was refused; the stream is of no use any more.
-    Refused(Problem),
-}
-
-/// Asks over `stream` and sends the pieces of `body`, counted in `moved`, up to its end; then reads the
-/// answer. An answer that comes earlier ends it.
-///
-/// # Errors
-/// A sentence: the connection failed, or the answer is none.
-pub async fn ask<S: AsyncRead + AsyncWrite>(
-    stream: S,
-    ask: &Ask,
-    mut body: mpsc::Receiver<Result<Bytes, Withdrawn>>,
-    moved: Arc<AtomicU64>,
-) -> Result<Answered, String> {
-    let (mut from, mut to) = tokio::io::split(stream);
-    let send = async {
-        to.write_all(&frame::ask(ask)).await?;
-        while let Some(piece) = body.recv().await {
-            let mut piece = piece.map_err(std::io::Error::other)?;
-            while !piece.is_empty() {
-                let n = to.write_buf(&mut piece).await?;
-                moved.fetch_add(n as u64, Ordering::Relaxed);
-                if n == 0 {
-                    return Err(std::io::ErrorKind::WriteZero.into());
-                }
-            }
-        }
-        to.flush().await
-    };
-    let answer = answer(&mut from);
-    tokio::pin!(answer);
-    tokio::select! {
-        answered = &mut answer => return answered,
-        sent = send => if let Err(why) = sent {
-            // A refusal says more than a broken pipe.
-            return match tokio::time::timeout(LOOK, answer).await {
-                Ok(Ok(refused @ Answered::Refused(_))) => Ok(refused),
-                _ => Err(why.to_string()),
-            };
-        },
-    }
-    answer.await
-}
-
-async fn answer<R: AsyncRead + Unpin>(from: &mut R) -> Result<Answered, String> {
-    let mut head = [0; HEAD];
-    from.read_exact(&mut head).await.map_err(|e| e.to_string())?;
-    let (kind, length) = frame::split_head(head);
-    if !matches!(kind, frame::REPLY | frame::REFUSAL) || length > MAX_REPLY {
-        return Err(format!("an answer of kind {kind:#04x} and {length} bytes"));
-    }
-    // Grows as bytes come, whatever is announced.
-    let mut document = Vec::new();
-    let whole = from.take(length as u64).read_to_end(&mut document).await;
-    match whole {
-        Ok(n) if n == length => {}
-        Ok(_) => return Err("the connection ended within an answer".to_owned()),
-        Err(e) => return Err(e.to_string()),
-    }
-    if kind == frame::REPLY {
-        return Ok(Answered::Reply(document));
-    }
-    let problem = serde_json::from_slice(&document);
-    Ok(Answered::Refused(
-        problem.unwrap_or_else(|_| Problem::new(500, "", "unknown", "it did not say why")),
-    ))
-}
-
 /// If `request` asks for a stream: what becomes of the connection, and the response.
 pub(super) fn upgrade(
     request: &mut Request<Incoming>,
@@ -163,33 +86,6 @@ pub(super) async fn of_upgrade(on: OnUpgrade) -> Option<(TcpStream, Vec<Arc<Flow
     }
     let (stream, flows) = parts.io.into_inner().into_parts().ok()?;
     Some((TcpStream::from_std(stream).ok()?, flows))
-}
-
-/// The request for a stream to `peer` (`host:port`).
-///
-/// # Errors
-/// A `peer` that is no host.
-pub fn request(peer: &str) -> Result<Request<Full<Bytes>>, String> {
-    Request::get(STREAM)
-        .header(HOST, peer)
-        .header(CONNECTION, "upgrade")
-        .header(UPGRADE, PROTOCOL)
-        .body(Full::default())
-        .map_err(|e| e.to_string())
-}
-
-/// The stream that `response` opens.
-///
-/// # Errors
-/// A sentence: it opens none.
-pub async fn opened(response: Response<Incoming>) -> Result<TokioIo<Upgraded>, String> {
-    let status = response.status();
-    if status != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(format!(
-            "it does not speak {PROTOCOL} ({status}); agents of one installation must be of one version"
-        ));
-    }
-    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|e| e.to_string())
 }
 
 /// Serves what is asked on `stream`, one after the other, until its peer ends it, breaks the rules,
@@ -312,6 +208,24 @@ async fn drain(stream: &mut TcpStream) {
     let _ = tokio::time::timeout(patience, all).await;
 }
 
+/// Whether any of `flags` hold of `stream` within `patience`.
+///
+/// # Errors
+/// A sentence: `poll` failed.
+pub(super) fn ready(
+    stream: &std::net::TcpStream,
+    flags: PollFlags,
+    patience: Duration,
+) -> Result<bool, String> {
+    let mut fds = [PollFd::new(stream, flags)];
+    let patience =
+        Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+    match poll(&mut fds, Some(&patience)) {
+        Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents().intersects(flags)),
+        Err(errno) => Err(errno.to_string()),
+    }
+}
+
 /// A socket being read by a thread.
 pub struct Wire {
     stream: std::net::TcpStream,
@@ -357,20 +271,9 @@ impl Wire {
             return Err(format!("less than {STALL_BYTES} bytes came in {patience:?}"));
         }
         let since = Instant::now();
-        self.ready(PollFlags::IN, LOOK.min(self.patience))?;
+        ready(&self.stream, PollFlags::IN, LOOK.min(self.patience))?;
         self.waited += since.elapsed();
         Ok(())
-    }
-
-    /// Whether any of `flags` hold, within `patience`.
-    fn ready(&self, flags: PollFlags, patience: Duration) -> Result<bool, String> {
-        let mut fds = [PollFd::new(&self.stream, flags)];
-        let patience =
-            Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
-        match poll(&mut fds, Some(&patience)) {
-            Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents().intersects(flags)),
-            Err(errno) => Err(errno.to_string()),
-        }
     }
 
     /// Reads what there is to `room`, at least a byte; 0 at the end.
@@ -428,6 +331,6 @@ impl Pieces for Wire {
 
     fn abandoned(&self) -> bool {
         let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        self.abandoned.is_cancelled() || self.ready(gone, Duration::ZERO).unwrap_or(true)
+        self.abandoned.is_cancelled() || ready(&self.stream, gone, Duration::ZERO).unwrap_or(true)
     }
 }
