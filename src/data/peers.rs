@@ -1,10 +1,10 @@
 //! The sending agent's view of the others: whom to choose, and the verbs.
 
+use super::asking::{Answered, Asking, Gone, Outlet};
 use super::asks::{
     BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk,
     SweepReply,
 };
-use super::asking::{Answered, Asking, Gone, Outlet};
 use super::body::{STALL, stalled};
 use super::connect::Kind;
 use super::delta::Ranged;
@@ -22,6 +22,7 @@ use super::stream::Ask;
 use crate::fs::Tree;
 use crate::util::backoff::Backoff;
 use crate::util::rate::Pace;
+use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
@@ -38,7 +39,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use crate::util::shutdown::Shutdown;
 use tokio::time::Instant;
 
 /// A whole reply must come within this; twice the receiver's own patience, so that what it has to say
@@ -385,7 +385,8 @@ impl Peer {
         let (moved, pool) = (Arc::new(AtomicU64::new(0)), self.peers.pool.clone());
         let counted = moved.clone();
         let work = tokio::task::spawn_blocking(move || {
-            let feed = |to: &mut dyn Outlet| feed(&mut Feed::new(to, pool, counted.clone()).at(pace));
+            let feed =
+                |to: &mut dyn Outlet| feed(&mut Feed::new(to, pool, counted.clone()).at(pace));
             let ended = stream.exchange(&ask, (&counted, &abandoned), feed);
             ended.map(|(answered, fed)| (stream, answered, fed))
         });
