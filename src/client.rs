@@ -299,6 +299,19 @@ impl MasterClient {
         self.fetch(self.request(Method::POST, &format!("/sync/{id}/cancel"))).await
     }
 
+    /// `POST /sync/{id}/pause` (`on`) or `…/resume`: hands out nothing more of it, or lets it go on.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown id, 409 where it has ended, any [`ClientError`].
+    pub async fn pause(
+        &self,
+        id: &RequestId,
+        on: bool,
+    ) -> Result<Reply<SyncProgress>, ClientError> {
+        let verb = if on { "pause" } else { "resume" };
+        self.fetch(self.request(Method::POST, &format!("/sync/{id}/{verb}"))).await
+    }
+
     /// `DELETE /sync/{id}`: ends it where it still runs, and forgets it.
     ///
     /// # Errors

@@ -248,6 +248,18 @@ pub(super) enum SyncCommand {
         #[arg(long, value_name = "RATE", value_parser = bwlimit, required = true)]
         bwlimit: Bwlimit,
     },
+    /// Begin nothing more of syncs until they are resumed; what is under way is finished
+    Pause {
+        /// Which
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<RequestId>,
+    },
+    /// Let paused syncs go on, also those that wait for room at the destination
+    Resume {
+        /// Which
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<RequestId>,
+    },
     /// End syncs and keep their records; files that arrived stay
     Cancel {
         /// Which

@@ -113,7 +113,7 @@ impl Exit {
     pub fn of(sync: &SyncProgress) -> Option<Exit> {
         let failures = sync.files_failed + sync.dirs_failed > 0;
         match (sync.state, sync.outcome) {
-            (SyncState::Queued | SyncState::Progress, _) => None,
+            (SyncState::Queued | SyncState::Progress | SyncState::Paused, _) => None,
             (SyncState::Cancelled, _) => Some(Exit::Cancelled),
             (SyncState::Completed | SyncState::Failed, Some(Outcome::VanishedOnly)) => {
                 Some(Exit::Vanished)

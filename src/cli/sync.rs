@@ -26,6 +26,8 @@ pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Fai
         SyncCommand::Status(args) => status(ctx, args).await,
         SyncCommand::Wait(args) => wait(ctx, args).await,
         SyncCommand::Set { ids, bwlimit } => set(ctx, ids, bwlimit).await,
+        SyncCommand::Pause { ids } => pause(ctx, ids, true).await,
+        SyncCommand::Resume { ids } => pause(ctx, ids, false).await,
         SyncCommand::Cancel { ids } => cancel(ctx, ids).await,
         SyncCommand::Delete { ids, ignore_not_found } => delete(ctx, ids, ignore_not_found).await,
         SyncCommand::Files(args) => records::files(ctx, args).await,
@@ -280,6 +282,19 @@ async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exi
         Ok(Some((text, reply.body)))
     };
     for_each(ctx, ids, set).await
+}
+
+async fn pause(ctx: &Context, ids: Vec<RequestId>, on: bool) -> Result<Exit, Failure> {
+    let client = ctx.client()?;
+    let pause = async |id: &RequestId| {
+        let reply = client.pause(id, on).await?;
+        let what = match on {
+            true => "is paused: what is under way is finished, nothing more is begun",
+            false => "goes on",
+        };
+        Ok(Some((format!("Sync {id} {what}"), reply.body)))
+    };
+    for_each(ctx, ids, pause).await
 }
 
 async fn cancel(ctx: &Context, ids: Vec<RequestId>) -> Result<Exit, Failure> {

@@ -65,6 +65,8 @@ pub enum StoreConfig {
 pub struct Limits {
     /// Syncs that are worked on at once; more wait in the queue.
     pub max_active_syncs: usize,
+    /// How long a sync waits for room at its destination before it fails; 0: not at all.
+    pub no_space_timeout: Duration,
     /// Copy tasks of one sync that may be outstanding before its scan is held back.
     pub window_tasks: usize,
     /// Connections at once: each poll that waits has one, so it is about the slots of all agents, and
@@ -120,6 +122,7 @@ impl MasterConfig {
             retention: 60 * DAY,
             limits: Limits {
                 max_active_syncs: 64,
+                no_space_timeout: DAY,
                 window_tasks: 256,
                 max_connections: 32_768,
                 max_file_list_bytes: 64 << 20,
@@ -170,6 +173,9 @@ impl MasterConfig {
                 value.and_then(|n| usize::try_from(n).ok())
             };
             set(&mut self.limits.max_active_syncs, number("max_active_syncs", 1..=10_000));
+            let wait =
+                limits.get("no_space_timeout").and_then(|i| i.duration(Duration::ZERO..=30 * DAY));
+            set(&mut self.limits.no_space_timeout, wait);
             set(&mut self.limits.window_tasks, number("window_tasks", 4..=100_000));
             set(&mut self.limits.max_connections, number("max_connections", 16..=1_000_000));
             let size = limits.get("max_file_list_bytes").and_then(|i| i.size(1024..=1 << 30));

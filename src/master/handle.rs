@@ -131,6 +131,18 @@ impl Handle {
         }
     }
 
+    /// Hands out nothing more of a sync (`on`), or lets it go on.
+    ///
+    /// # Errors
+    /// 404, 409 where it has ended, 503.
+    pub async fn pause(&self, id: RequestId, on: bool) -> Result<SyncProgress, Problem> {
+        let event = if on { Event::Pause(id) } else { Event::Resume(id) };
+        match self.ask(event).await? {
+            Reply::Progress(progress) => Ok(*progress),
+            other => Err(misplaced(other)),
+        }
+    }
+
     /// Stops a sync and keeps its record.
     ///
     /// # Errors

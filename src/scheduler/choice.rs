@@ -20,9 +20,10 @@ pub(super) struct Open {
 
 impl State {
     /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
-    /// is set; those that wait for a worker keep nobody from his turn.
-    pub(super) fn open_syncs(&self) -> Vec<Open> {
-        let all = self.working.iter().filter_map(|no| self.syncs.get(no));
+    /// is set; those that wait for a worker, or are paused, keep nobody from his turn.
+    pub(super) fn open_syncs(&self, now: Now) -> Vec<Open> {
+        let all =
+            self.working.iter().filter_map(|no| self.syncs.get(no)).filter(|s| s.goes_on(now));
         let (mut active, ended): (Vec<&Sync>, Vec<&Sync>) = all.partition(|s| s.is_active());
         let most = self.settings.max_active_syncs;
         if active.len() > most {
@@ -89,10 +90,10 @@ impl State {
         if self.waiting.is_empty() {
             return;
         }
-        let mut open = self.open_syncs();
+        let mut open = self.open_syncs(now);
         for caller in self.flushers(&open) {
             if self.serve(caller, &open, now) {
-                open = self.open_syncs();
+                open = self.open_syncs(now);
             }
         }
         // What one poll of a worker does not get, the next one does not get either.
@@ -106,7 +107,7 @@ impl State {
                 continue;
             }
             if self.serve(caller, &open, now) {
-                open = self.open_syncs();
+                open = self.open_syncs(now);
             } else {
                 in_vain.insert(who);
             }

@@ -63,6 +63,10 @@ pub enum Event {
         /// What.
         change: SyncChange,
     },
+    /// Hand out nothing more of a sync.
+    Pause(RequestId),
+    /// Let a sync go on.
+    Resume(RequestId),
     /// Stop a sync, keep its record.
     Cancel(RequestId),
     /// Stop a sync and forget it.
@@ -113,7 +117,7 @@ pub enum Event {
 pub enum Reply {
     /// To `Submit`.
     Submitted(Submitted),
-    /// To `Progress`, `Change` and `Cancel`.
+    /// To `Progress`, `Change`, `Pause`, `Resume` and `Cancel`.
     Progress(Box<SyncProgress>),
     /// To `List`, newest first.
     List(Vec<SyncProgress>),

@@ -166,6 +166,9 @@ impl State {
             return self.send_instead(task, file);
         }
         self.drop_task(task.id);
+        if !comparing {
+            self.found_room(task.sync, now);
+        }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         let counts = sync.counts() && !comparing;
         let Some(large) = sync.larges.get_mut(&file) else { return };
@@ -271,7 +274,7 @@ impl State {
                     if counts {
                         sync.counters.files_total = sync.counters.files_total.saturating_sub(1);
                     }
-                    self.add_work(task.sync, copy, 0, BTreeSet::new(), None);
+                    self.add_work(task.sync, copy, None);
                 }
             }
         }

@@ -164,7 +164,7 @@ impl State {
             let again = self.tasks.get(&id).and_then(|task| self.assignment(task, now));
             return Some(Reply::Assignment(again.map(Box::new)));
         }
-        let open = self.open_syncs();
+        let open = self.open_syncs(now);
         if let Some(assignment) = self.place(&poll, &open, now) {
             return Some(Reply::Assignment(Some(Box::new(assignment))));
         }
@@ -257,6 +257,7 @@ impl State {
         self.set_state(id, TaskState::Leased(lease));
         self.put(key);
         self.note_reach(id, now);
+        self.probes(no, now);
         if sends {
             self.share_in(no, &poll.worker, now);
         }
@@ -441,6 +442,7 @@ impl State {
         self.answer_expired_polls(now);
         self.tend_limits(now);
         self.flushes_in_vain(now);
+        self.tend_holds(now);
         self.drop_old(now);
     }
 

@@ -18,6 +18,7 @@ mod boots;
 mod checks;
 mod choice;
 pub mod event;
+mod hold;
 mod large;
 mod leases;
 mod limits;
@@ -68,6 +69,8 @@ pub struct Settings {
     pub window_bytes: u64,
     /// A failing batch or file is tried so many times more.
     pub max_retries: u32,
+    /// A sync waits so many milliseconds for room at its destination before it fails; 0: not at all.
+    pub no_space_ms: u64,
     /// Ended syncs are kept for so many milliseconds.
     pub retention_ms: u64,
     /// At most so many syncs are worked on at once; more wait in the queue.
@@ -86,6 +89,7 @@ impl Default for Settings {
             window_tasks: 256,
             window_bytes: 32 << 20,
             max_retries: 5,
+            no_space_ms: 24 * 3600 * 1000,
             retention_ms: 60 * 24 * 3600 * 1000,
             max_active_syncs: 64,
             bwlimit: Timetable::default(),
@@ -158,6 +162,8 @@ impl State {
                 Some(Reply::Nothing)
             }
             Event::Change { id, change } => Some(self.change(&id, change, now)),
+            Event::Pause(id) => Some(self.pause(&id, now)),
+            Event::Resume(id) => Some(self.resume(&id, now)),
             Event::Cancel(id) => Some(self.cancel(&id, now)),
             Event::Delete(id) => Some(self.delete(&id, now)),
             Event::Heartbeat(heartbeat) => Some(self.heartbeat(heartbeat, now)),
@@ -207,7 +213,8 @@ impl State {
     /// time at which something runs out.
     pub fn next_deadline_ms(&self, now: Now) -> Option<u64> {
         let delayed = self.delayed.first().map(|(at, _)| *at);
-        let nearest = self.waiting.next_end_ms().into_iter().chain(delayed).min();
+        let ends = self.waiting.next_end_ms().into_iter().chain(delayed);
+        let nearest = ends.chain(self.next_probe_ms(now)).min();
         nearest.map(|at| at.saturating_sub(now.mono_ms))
     }
 

@@ -15,6 +15,17 @@ use std::collections::BTreeSet;
 /// Subtrees that a walk is asked to give away at a time.
 const MAX_SPAWN: u32 = 16;
 
+/// What is known of work that was tried, and is counted already.
+#[derive(Debug, Default)]
+pub(super) struct Again {
+    /// How often it failed.
+    pub(super) failures: u32,
+    /// Whose fault that may have been.
+    pub(super) tried: BTreeSet<WorkerId>,
+    /// Why it failed last.
+    pub(super) error: Option<String>,
+}
+
 fn stop() -> Reply {
     Reply::Page(PageReply { action: PageAction::Stop, spawn: 0 })
 }
@@ -85,7 +96,7 @@ impl State {
         sign: impl Fn(&mut FileError),
     ) {
         for item in page.work {
-            self.add_work(no, item, 0, BTreeSet::new(), None);
+            self.add_work(no, item, None);
         }
         for dir in page.spawn {
             self.add_task(NewTask::ready(no, subtree(spec, dir)), None);
@@ -162,17 +173,15 @@ impl State {
         Reply::Page(PageReply { action: PageAction::Hold, spawn: 0 })
     }
 
-    /// Adds what a walk found, or what is to be tried again (`failures` > 0: it is counted already).
+    /// Adds what a walk found, or what is to be tried `again`.
     pub(super) fn add_work(
         &mut self,
         no: SyncNo,
         item: WorkItem,
-        failures: u32,
-        tried: BTreeSet<WorkerId>,
-        error: Option<String>,
+        again: Option<Again>,
     ) -> Option<TaskId> {
         let sync = self.syncs.get_mut(&no)?;
-        let first = failures == 0 && sync.counts();
+        let first = again.is_none() && sync.counts();
         match item {
             WorkItem::Copy { manifest, files, dirs, bytes } => {
                 if first {
@@ -181,6 +190,7 @@ impl State {
                     sync.counters.add_bytes_total(bytes);
                 }
                 let spec = TaskSpec::Copy { files, dirs, bytes };
+                let Again { failures, tried, error } = again.unwrap_or_default();
                 let new =
                     NewTask { failures, tried, last_error: error, ..NewTask::ready(no, spec) };
                 Some(self.add_task(new, Some(manifest.0)))

@@ -31,6 +31,11 @@ impl State {
         task.tried.insert(failure.worker.clone());
         task.last_error = Some(failure.why.clone());
         let task = task.clone();
+        if self.waits_for_room(&task, &failure.errors, now) {
+            self.leases_end(id);
+            self.delay(id, now);
+            return;
+        }
         if task.spec == TaskSpec::Discard && task.failures >= 3 {
             tracing::warn!(sync = %task.sync, why = failure.why, "a part file could not be removed");
             self.drop_task(id);
@@ -48,13 +53,18 @@ impl State {
             self.give_up(id, &failure.why, error, now);
             return;
         }
+        self.leases_end(id);
         if let Some(task) = self.tasks.get_mut(&id) {
-            if let Some(lease) = task.lease() {
-                self.leases.remove(lease);
-            }
             task.failures += 1;
         }
         self.delay(id, now);
+    }
+
+    /// Nobody has a task any more.
+    fn leases_end(&mut self, id: TaskId) {
+        if let Some(lease) = self.tasks.get(&id).and_then(Task::lease) {
+            self.leases.remove(lease);
+        }
     }
 
     /// Whether trying again can help: what is permanent helps only on a worker that has not tried
@@ -258,7 +268,11 @@ impl State {
             let under = || boot.into_iter().flat_map(|boot| self.workers.of_boot(boot));
             let mut flushers =
                 under().chain(writer).filter(|w| w.takes_work() && w.holds(destination));
-            if task.state != TaskState::Ready || flushers.any(|w| self.may_flush(sync, task, w)) {
+            let paused = sync.is_paused();
+            if paused
+                || task.state != TaskState::Ready
+                || flushers.any(|w| self.may_flush(sync, task, w))
+            {
                 in_time.push(task.id);
                 continue;
             }

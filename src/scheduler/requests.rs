@@ -199,7 +199,7 @@ impl State {
         };
         SyncProgress {
             request_id: sync.id.clone(),
-            state: sync.state,
+            state: if sync.is_paused() { SyncState::Paused } else { sync.state },
             source_path: sync.request.source_path.clone(),
             destination_path: sync.request.destination_path.clone(),
             transferred_bytes: counters.bytes_done,
@@ -259,6 +259,9 @@ impl State {
     fn waits_for(&self, sync: &Sync) -> Option<String> {
         if !sync.is_active() {
             return None;
+        }
+        if let Some(hold) = &sync.hold {
+            return Some(hold.reason());
         }
         let request = &sync.request;
         if self.workers.pool(&request.source_path).next().is_none() {

@@ -2,6 +2,8 @@
 //! it counts once, because the task is gone with it.
 
 use super::checks::{actions_fit, failed_of, item_fits};
+use super::hold::is_full;
+use super::pages::Again;
 use super::phases::Failure;
 use super::stage::Stage;
 use super::task::Task;
@@ -188,6 +190,9 @@ impl State {
 
     fn copied(&mut self, task: &Task, worker: WorkerId, mut report: TaskReport, now: Now) {
         self.drop_task(task.id);
+        if report.bytes_done > 0 && report.failures.iter().all(|e| !is_full(e)) {
+            self.found_room(task.sync, now);
+        }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         let counters = &mut sync.counters;
         if sync.stage == Stage::Readback {
@@ -224,13 +229,16 @@ impl State {
         };
         let mut tried = task.tried.clone();
         tried.insert(worker.clone());
-        let again = self.worth_another_try(task, &tried, &report.failures);
+        let waits = self.waits_for_room(task, &report.failures, now);
+        let again = waits || self.worth_another_try(task, &tried, &report.failures);
+        // A full disk is no fault of the task.
+        let failures = task.failures + u32::from(!waits);
         if let (Some(item), true) = (retry, again) {
             let error = report.failures.first().map(|e| match e.path.0.is_empty() {
                 true => e.message.clone(),
                 false => format!("{}: {}", e.path, e.message),
             });
-            let added = self.add_work(task.sync, item, task.failures + 1, tried, error);
+            let added = self.add_work(task.sync, item, Some(Again { failures, tried, error }));
             if let Some(id) = added {
                 self.delay(id, now);
             }

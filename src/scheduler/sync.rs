@@ -1,6 +1,7 @@
 //! A sync as the master keeps it.
 
 use super::boots::Boots;
+use super::hold::Hold;
 use super::listing::ListState;
 use super::queue::Queue;
 use super::records;
@@ -62,7 +63,7 @@ impl Counters {
 /// ```text
 /// QUEUED ─first lease─▶ PROGRESS ─▶ COMPLETED     inside PROGRESS: see `Stage`
 ///   │                      │ └────▶ FAILED
-///   └──────────┬───────────┘
+///   └──────────┬───────────┘             shown as PAUSED while there is a `Hold`
 ///              ▼
 ///          CANCELLED
 /// ```
@@ -123,6 +124,12 @@ pub(super) struct Sync {
     /// What is remembered of its list of files.
     #[serde(default)]
     pub(super) listing: ListState,
+    /// Why nothing of it is handed out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) hold: Option<Hold>,
+    /// It has waited for room at the destination as long as it may.
+    #[serde(default)]
+    pub(super) waited_for_room: bool,
     /// Deleted by an operator: not shown any more; stays until its part files are gone.
     pub(super) forgotten: bool,
     /// The key and body of the submit.
@@ -191,6 +198,8 @@ impl Sync {
             stopped: None,
             to_sweep: false,
             listing: ListState::default(),
+            hold: None,
+            waited_for_room: false,
             forgotten: false,
             idempotency: None,
             tasks: BTreeSet::new(),

@@ -60,6 +60,8 @@ pub enum SyncState {
     Queued,
     /// Tasks are handed out.
     Progress,
+    /// Nothing more is handed out for now; `reason` says why, and what goes on.
+    Paused,
     /// Everything is at the destination, checked and flushed.
     Completed,
     /// Ended with something missing; `errors` says what.
@@ -79,6 +81,7 @@ impl SyncState {
         match self {
             SyncState::Queued => "QUEUED",
             SyncState::Progress => "PROGRESS",
+            SyncState::Paused => "PAUSED",
             SyncState::Completed => "COMPLETED",
             SyncState::Failed => "FAILED",
             SyncState::Cancelled => "CANCELLED",
@@ -91,11 +94,11 @@ impl std::str::FromStr for SyncState {
     fn from_str(s: &str) -> Result<Self, String> {
         use SyncState::*;
         let upper = s.to_ascii_uppercase();
-        [Queued, Progress, Completed, Failed, Cancelled]
+        [Queued, Progress, Paused, Completed, Failed, Cancelled]
             .into_iter()
             .find(|state| state.as_str() == upper)
             .ok_or_else(|| {
-                "must be one of QUEUED, PROGRESS, COMPLETED, FAILED, CANCELLED".to_owned()
+                "must be one of QUEUED, PROGRESS, PAUSED, COMPLETED, FAILED, CANCELLED".to_owned()
             })
     }
 }

@@ -125,6 +125,8 @@ impl Services {
         let failed = |e: anyhow::Error| service::failed(&e);
         let mut config = load_master(None, &Env::none())?.config;
         config.listen.set_port(0);
+        // Somebody sits before it and can make room and start it again.
+        config.limits.no_space_timeout = Duration::ZERO;
         let store = EmbeddedStore::open(Location::Memory).map_err(|e| failed(e.into()))?;
         let stop_master = CancellationToken::new();
         let master =

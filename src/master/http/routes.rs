@@ -45,6 +45,8 @@ pub(super) fn router(app: App) -> Router {
         .route("/sync", post(submit).get(list))
         .route("/sync/{id}", get(progress).patch(change).delete(delete))
         .route("/sync/{id}/cancel", post(cancel))
+        .route("/sync/{id}/pause", post(pause))
+        .route("/sync/{id}/resume", post(resume))
         .route("/sync/{id}/files", get(files))
         .route("/sync/{id}/manifest", get(digests))
         .route("/workers", get(workers))
@@ -127,6 +129,14 @@ async fn delete(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
 
 async fn cancel(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
     Ok(ok(&app.handle.cancel(id).await?))
+}
+
+async fn pause(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
+    Ok(ok(&app.handle.pause(id, true).await?))
+}
+
+async fn resume(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
+    Ok(ok(&app.handle.pause(id, false).await?))
 }
 
 async fn files(State(app): State<App>, Named(id): Named<RequestId>, uri: Uri) -> Answer {

@@ -22,6 +22,10 @@ enum Step {
     /// What is rare: entries that fail, a file that is there, a part file that is not.
     Odd(usize),
     Nonsense(usize),
+    /// There is no room.
+    Full(usize),
+    Pause,
+    Resume,
     StoreLost,
 }
 
@@ -37,6 +41,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..99usize).prop_map(Step::HandBack),
         2 => (0..99usize).prop_map(Step::Odd),
         1 => (0..99usize).prop_map(Step::Nonsense),
+        1 => (0..99usize).prop_map(Step::Full),
+        1 => any::<bool>().prop_map(|on| if on { Step::Pause } else { Step::Resume }),
         1 => (0..20usize).prop_map(|n| if n == 0 { Step::StoreLost } else { Step::Work(n) }),
     ]
 }
@@ -204,6 +210,36 @@ impl Play {
         self.world.finish(back);
     }
 
+    fn full(&mut self, at: usize) {
+        let at = at % self.held.len();
+        let assignment = self.held[at].1.clone();
+        let fault =
+            vec![FileError { errno: Some("ENOSPC".into()), ..error(ErrorClass::Transient) }];
+        let report = TaskReport { failures: fault, ..TaskReport::default() };
+        let (success, report) = match assignment.task {
+            TaskSpec::Copy { files: 1, dirs: 0, bytes } => {
+                let manifest = Blob(vec![1; 10]);
+                let retry = WorkItem::Copy { manifest, files: 1, dirs: 0, bytes };
+                (true, TaskReport { retry: Some(retry), ..report })
+            }
+            TaskSpec::Range { compare: false, .. } => (true, report),
+            TaskSpec::Commit { .. } => (false, report),
+            _ => return,
+        };
+        self.held.remove(at);
+        let full = result(&assignment, success, report);
+        self.sent.push(full.clone());
+        self.world.finish(full);
+    }
+
+    /// Nothing is handed out of a sync that is paused.
+    fn pause(&mut self) {
+        let reply = self.world.play(Event::Pause("demo".parse().unwrap()));
+        if matches!(reply, Some(Reply::Progress(p)) if p.state == SyncState::Paused) {
+            assert!((0..4).all(|index| !self.poll(index)), "paused, and handed out");
+        }
+    }
+
     fn odd(&mut self, at: usize) {
         let at = at % self.held.len();
         let assignment = self.held[at].1.clone();
@@ -278,6 +314,9 @@ impl Play {
             Step::HandBack(at) if !self.held.is_empty() => self.hand_back(at),
             Step::Odd(at) if !self.held.is_empty() => self.odd(at),
             Step::Nonsense(at) if !self.held.is_empty() => self.nonsense(at),
+            Step::Full(at) if !self.held.is_empty() => self.full(at),
+            Step::Pause => self.pause(),
+            Step::Resume => drop(self.world.play(Event::Resume("demo".parse().unwrap()))),
             Step::StoreLost => {
                 self.write_unheard(|_| true);
                 self.world.blobs.clear();
@@ -317,6 +356,9 @@ impl Play {
 
     /// Everybody behaves from now on: the sync must end.
     fn play_on(&mut self) -> SyncProgress {
+        if self.world.progress("demo").state == SyncState::Paused {
+            self.step(Step::Resume);
+        }
         for _ in 0..20_000 {
             let progress = self.world.progress("demo");
             if progress.state.is_final() {

@@ -6,6 +6,7 @@ mod chosen;
 mod faults;
 mod fidelity;
 mod histories;
+mod holds;
 mod limits;
 mod mirror;
 mod older;

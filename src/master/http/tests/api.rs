@@ -35,6 +35,11 @@ async fn all_routes_are_below_v1_as_well() {
         assert_eq!(served.events.recv().await, Some(Event::Progress("x".parse().unwrap())));
         assert_eq!(served.post(&format!("{root}/sync/x/cancel"), "").await.status, 200);
         assert_eq!(served.events.recv().await, Some(Event::Cancel("x".parse().unwrap())));
+        let paused = served.post(&format!("{root}/sync/x/pause"), "").await.json();
+        assert_eq!(paused["state"], "PAUSED");
+        assert_eq!(served.events.recv().await, Some(Event::Pause("x".parse().unwrap())));
+        assert_eq!(served.post(&format!("{root}/sync/x/resume"), "").await.status, 200);
+        assert_eq!(served.events.recv().await, Some(Event::Resume("x".parse().unwrap())));
     }
 }
 

@@ -82,7 +82,12 @@ fn script(event: &Event) -> Option<Reply> {
                 Reply::Submitted(Submitted { status: "queued".into(), request_id: id, status_url })
             }
         },
-        Event::Progress(id) | Event::Cancel(id) | Event::Delete(id) | Event::Change { id, .. }
+        Event::Progress(id)
+        | Event::Cancel(id)
+        | Event::Delete(id)
+        | Event::Pause(id)
+        | Event::Resume(id)
+        | Event::Change { id, .. }
             if gone(id) =>
         {
             return refused(404, "sync_not_found");
@@ -91,7 +96,8 @@ fn script(event: &Event) -> Option<Reply> {
             bwlimit: change.bwlimit,
             ..progress(id.as_str(), SyncState::Progress)
         })),
-        Event::Progress(id) | Event::Cancel(id) => {
+        Event::Pause(id) => Reply::Progress(Box::new(progress(id.as_str(), SyncState::Paused))),
+        Event::Progress(id) | Event::Cancel(id) | Event::Resume(id) => {
             Reply::Progress(Box::new(progress(id.as_str(), SyncState::Progress)))
         }
         Event::List => Reply::List(vec![
