@@ -15,7 +15,6 @@ mod tree;
 use agents::{Fleet, Kind};
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use longhaul::client::{ClientOptions, MasterClient};
 use longhaul::wire::RequestId;
 use longhaul::wire::sync::{SyncProgress, SyncState};
 use meter::{Cost, Process};
@@ -98,12 +97,10 @@ fn raise_open_files() {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let options = ClientOptions { request_timeout: Duration::from_secs(60) };
-    let client = MasterClient::new(vec![args.url.clone()], options)?;
     let master = Process::new(args.master_pid);
     let store = args.store_pid.map(Process::new);
     let tree = Tree::new(args.entries, args.batch);
-    let fleet = Fleet::new(client, args.workers, args.members, args.slots, tree);
+    let fleet = Fleet::new(&args.url, args.workers, args.members, args.slots, tree)?;
 
     println!(
         "workers {}, of them in the sync {}, slots {}",
@@ -115,7 +112,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let took = begin.elapsed().as_secs_f64();
     println!("\nregistration: {:.0} a second", args.workers as f64 / took);
     print_cost(&master, &store, before)?;
-    fleet.begin_polls();
+    fleet.begin_polls()?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     fleet.meters.clear();
 
