@@ -310,7 +310,7 @@ impl State {
             destination_path: request.destination_path.clone(),
             chunk_size_mb: request.chunk_size_mb,
             task: task.spec.clone(),
-            options: sync.options(),
+            options: sync.options(&task.spec),
             source_workers: members(sources),
             destination_workers: members(self.writers_for(sync, &lease.worker, task.attempt)),
             ticket: self.signer.sign(&claims),

@@ -240,7 +240,7 @@ impl State {
             notes: sync.notes.clone(),
             verified_files: counters.verified_files,
             repaired_files: counters.repaired_files,
-            options: sync.request.options.clone(),
+            options: sync.chosen(),
             bwlimit: sync.bwlimit,
             scan_done: listed && (sync.stage > Stage::Copy || sync.state != SyncState::Cancelled),
             unverified: counters.unverified,
