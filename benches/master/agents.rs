@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const BEAT: Duration = Duration::from_secs(5);
 const POLL_WAIT: Duration = Duration::from_secs(20);
 /// Connections that all heartbeats share.
-const LANES: usize = 128;
+const LANES: usize = 512;
 /// All slots have begun to poll after this.
 const START: Duration = Duration::from_secs(2);
 /// After a request that failed.
