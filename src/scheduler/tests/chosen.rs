@@ -155,6 +155,7 @@ fn an_assignment_lists_a_bounded_number_of_workers_and_all_are_used() {
         let ids: BTreeSet<WorkerId> =
             copy.destination_workers.iter().map(|m| m.worker_id.clone()).collect();
         assert_eq!((ids.len(), copy.destination_workers.len()), (64, 64));
+        assert_eq!(copy.source_workers.len(), 8);
         let sync = world.state.syncs.values().next().unwrap();
         assert!(ids.iter().all(|id| sync.reach.get(id).is_some()), "they may be written through");
         used.extend(ids);
