@@ -8,6 +8,7 @@ mod fidelity;
 mod histories;
 mod holds;
 mod limits;
+mod listed;
 mod mirror;
 mod older;
 
