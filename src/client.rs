@@ -12,7 +12,7 @@ mod text;
 pub use download::Download;
 
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncChange, SyncProgress};
+use crate::wire::sync::{RetryRequest, Submitted, SyncChange, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
@@ -292,6 +292,23 @@ impl MasterClient {
     /// A 404 problem for an unknown id, any [`ClientError`].
     pub async fn cancel(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
         self.fetch(self.request(Method::POST, &format!("/sync/{id}/cancel"))).await
+    }
+
+    /// `POST /sync/{id}/retry`: submits what an ended sync asked for again. The same `idempotency` key
+    /// brings the first reply again.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown id, 409 where it cannot be tried again, any [`ClientError`].
+    pub async fn retry(
+        &self,
+        id: &RequestId,
+        request: &RetryRequest,
+        idempotency: &str,
+    ) -> Result<Reply<Submitted>, ClientError> {
+        let target = format!("/sync/{id}/retry");
+        let mut send = self.request(Method::POST, &target).json(request)?;
+        send.headers.push(("idempotency-key", idempotency.to_owned()));
+        self.fetch(send).await
     }
 
     /// `POST /sync/{id}/pause` (`on`) or `…/resume`: hands out nothing more of it, or lets it go on.

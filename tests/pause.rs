@@ -1,5 +1,5 @@
-//! Syncs that are paused: by an operator, or because the destination is full. What was done stays done,
-//! and what goes on afterwards completes it.
+//! Syncs that do not go on for a while: paused by an operator or by a full destination, or ended and tried
+//! again. What was done stays done, and what follows completes it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -143,4 +143,44 @@ fn a_destination_that_stays_full_fails_the_sync_when_its_time_is_over() {
     assert!(sync.error_counts.keys().any(|cause| cause.contains("ENOSPC")), "{sync:#?}");
     assert!(tree::part_files(&small.0).is_empty());
     assert!(fs::read_dir(&small.0).unwrap().count() as u64 == sync.files_done);
+}
+
+#[test]
+fn what_failed_is_tried_again_by_itself_and_a_cancelled_sync_from_the_start() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let src = tree::dir(cluster.path("src"));
+    let dst = tree::dir(cluster.path("dst"));
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    many(&src, 50, 1_000);
+    // No file can replace a directory that holds something.
+    for name in ["x", "y"] {
+        file(src.join(name), noise(100, 1));
+        file(dst.join(name).join("in the way"), noise(10, 2));
+    }
+    let sync = cluster.sync(&src, &dst);
+    assert_eq!((sync.state, sync.files_failed), (SyncState::Failed, 2), "{sync:#?}");
+    for name in ["x", "y"] {
+        fs::remove_dir_all(dst.join(name)).unwrap();
+    }
+    let retry = ["sync", "retry", sync.request_id.as_str(), "--failed-only", "--quiet"];
+    let id = cluster.ctl(retry).run().exits(0).out().trim().to_owned();
+    let again = cluster.ended(&id);
+    assert_eq!((again.state, again.files_total, again.files_done), (SyncState::Completed, 2, 2));
+    assert_same(&src, &dst, strict());
+
+    file(src.join("large"), noise(24 * MIB, 3));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2, "bwlimit": "8MiB/s"}));
+    cluster.await_progress(&id, "has begun", |s| s.transferred_bytes > MIB as u64);
+    let early = cluster.ctl(["sync", "retry", &id]).run();
+    assert!(early.code != Some(0) && early.err().contains("has not ended"), "{}", early.err());
+    cluster.ctl(["sync", "cancel", &id]).run().exits(0);
+    let said = cluster.ctl(["sync", "retry", &id, "-o", "json"]).run().exits(0).json();
+    let id = said["request_id"].as_str().unwrap().to_owned();
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
+    let end = cluster.ended(&id);
+    assert_complete(&end, census(&src));
+    assert_same(&src, &dst, strict());
+    let done = cluster.ctl(["sync", "retry", &id]).run();
+    assert!(done.code != Some(0) && done.err().contains("nothing to try again"), "{}", done.err());
 }

@@ -248,6 +248,15 @@ pub(super) enum SyncCommand {
         #[arg(long, value_name = "RATE", value_parser = bwlimit, required = true)]
         bwlimit: Bwlimit,
     },
+    /// Submit syncs that failed or were cancelled again, each under a new id; what is there is skipped
+    Retry {
+        /// Which
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<RequestId>,
+        /// Only the entries that failed
+        #[arg(long)]
+        failed_only: bool,
+    },
     /// Begin nothing more of syncs until they are resumed; what is under way is finished
     Pause {
         /// Which

@@ -12,9 +12,10 @@ use super::{out, progress, records, report, signals, submit, table, verify};
 use crate::client::{ClientError, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
-use crate::wire::sync::{SyncChange, SyncProgress, SyncState};
+use crate::wire::sync::{RetryRequest, SyncChange, SyncProgress, SyncState};
 use bytes::Bytes;
 use jiff::Timestamp;
+use std::cell::RefCell;
 
 /// Runs one of the commands.
 ///
@@ -26,6 +27,7 @@ pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Fai
         SyncCommand::Status(args) => status(ctx, args).await,
         SyncCommand::Wait(args) => wait(ctx, args).await,
         SyncCommand::Set { ids, bwlimit } => set(ctx, ids, bwlimit).await,
+        SyncCommand::Retry { ids, failed_only } => retry(ctx, ids, failed_only).await,
         SyncCommand::Pause { ids } => pause(ctx, ids, true).await,
         SyncCommand::Resume { ids } => pause(ctx, ids, false).await,
         SyncCommand::Cancel { ids } => cancel(ctx, ids).await,
@@ -273,6 +275,28 @@ async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exi
         Ok(Some((text, reply.body)))
     };
     for_each(ctx, ids, set).await
+}
+
+async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<Exit, Failure> {
+    let client = ctx.client()?;
+    let made = RefCell::new(Vec::new());
+    let retry = async |id: &RequestId| {
+        let request = RetryRequest { request_id: None, failed_only };
+        let key = uuid::Uuid::now_v7().to_string();
+        let reply = client.retry(id, &request, &key).await?;
+        let new = &reply.request_id;
+        let ctl = &ctx.ctl;
+        let text = format!("Sync {id} is tried again as {new}\n  follow: {ctl} sync wait {new}");
+        made.borrow_mut().push(new.clone());
+        Ok(Some((text, reply.body)))
+    };
+    let exit = for_each(ctx, ids, retry).await?;
+    if ctx.global.quiet && ctx.global.output == Output::Table {
+        for id in made.take() {
+            out::data(id.as_str().as_bytes())?;
+        }
+    }
+    Ok(exit)
 }
 
 async fn pause(ctx: &Context, ids: Vec<RequestId>, on: bool) -> Result<Exit, Failure> {

@@ -9,11 +9,12 @@ use super::submission;
 use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected};
 use crate::store::Spool;
 use crate::wire::manifest::NameList;
+use crate::wire::options::{FileRecord, FileState};
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
-use crate::wire::{AssignmentId, RequestId, WorkerId};
+use crate::wire::{AssignmentId, BytePath, RequestId, WorkerId};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,6 +130,51 @@ impl Handle {
             Reply::Progress(progress) => Ok(*progress),
             other => Err(misplaced(other)),
         }
+    }
+
+    /// Submits what an ended sync asked for again, under the id `new` (or one that is made); with
+    /// `failed_only` just the entries that failed.
+    ///
+    /// # Errors
+    /// 404; 409 where it has not ended, is completed, or its failures are not all known; 503.
+    pub async fn retry(
+        &self,
+        id: RequestId,
+        (new, failed_only): (Option<RequestId>, bool),
+        idempotency: Option<IdempotencyKey>,
+    ) -> Result<Submitted, Problem> {
+        let only = if failed_only { Some(self.failed_names(&id).await?) } else { None };
+        match self.ask(Event::Retry { id, new, only, idempotency }).await? {
+            Reply::Submitted(submitted) => Ok(submitted),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// The names of all that failed in a sync.
+    async fn failed_names(&self, id: &RequestId) -> Result<Vec<NameList>, Problem> {
+        let sync = self.progress(id.clone()).await?;
+        let mut names: Vec<BytePath> = sync.errors.iter().map(|e| e.path.clone()).collect();
+        if (names.len() as u64) < sync.error_counts.values().sum::<u64>() {
+            if !sync.options.record {
+                let detail =
+                    format!("of the failures of sync `{id}` only the first are known by name");
+                return Err(submission::not_retried(detail));
+            }
+            let wanted = Wanted::Records(vec![FileState::Failed]);
+            let mut pieces = self.listing(id.clone(), wanted).await?;
+            let mut lines = Vec::new();
+            while let Some(piece) = pieces.recv().await {
+                let piece = piece.map_err(|e| submission::not_retried(e.to_string()))?;
+                lines.extend_from_slice(&piece);
+            }
+            let records = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+            let records = records.map(serde_json::from_slice::<FileRecord>);
+            names = records
+                .map(|record| record.map(|r| r.path))
+                .collect::<Result<_, _>>()
+                .map_err(|e| submission::not_retried(format!("its list cannot be read: {e}")))?;
+        }
+        submission::retried(id, &sync, names)
     }
 
     /// Hands out nothing more of a sync (`on`), or lets it go on.

@@ -6,8 +6,8 @@ use crate::wire::manifest::NameList;
 use crate::wire::options::{FilterSpec, SyncOptions, Verify};
 use crate::wire::path::PathError;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, SyncRequest};
-use crate::wire::{AbsPath, BytePath, RelPath};
+use crate::wire::sync::{CHUNK_MB, SyncProgress, SyncRequest};
+use crate::wire::{AbsPath, BytePath, RelPath, RequestId};
 use std::collections::HashSet;
 
 /// A part of a file list has at most this many names, so that a part is a task of some seconds.
@@ -40,6 +40,36 @@ pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<NameList>>
         }
     };
     faults.or(list).map_err(Faults::into_problem)
+}
+
+/// Why the entries that failed in a sync can't be tried again by themselves.
+pub(super) fn not_retried(detail: String) -> Problem {
+    Problem::new(409, "Conflict", "failures_unknown", detail)
+        .hinted("retry it without --failed-only: what is there is skipped")
+}
+
+/// The entries of a sync that failed, as a list for another one.
+///
+/// # Errors
+/// 409: there are none, or the sync is not one that can be of some names only.
+pub(super) fn retried(
+    id: &RequestId,
+    sync: &SyncProgress,
+    mut names: Vec<BytePath>,
+) -> Result<Vec<NameList>, Problem> {
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() {
+        return Err(not_retried(format!("sync `{id}` has no failed entries")));
+    }
+    if names.iter().any(|name| name.0.is_empty()) {
+        return Err(not_retried(format!("in sync `{id}` failed more than single entries")));
+    }
+    if sync.options.delete.is_some() {
+        let detail = format!("sync `{id}` is a mirror: what its list leaves out would be deleted");
+        return Err(not_retried(detail));
+    }
+    name_lists(&sync.source_path, names).map_err(Faults::into_problem)
 }
 
 /// A tree can't be copied onto or into itself, nor over one that holds it.

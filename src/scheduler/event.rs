@@ -83,6 +83,17 @@ pub enum Event {
         /// What.
         change: SyncChange,
     },
+    /// Submit what an ended sync asked for again.
+    Retry {
+        /// Which.
+        id: RequestId,
+        /// The name of the new sync.
+        new: Option<RequestId>,
+        /// Just these names of it.
+        only: Option<Vec<NameList>>,
+        /// For safe repeats.
+        idempotency: Option<IdempotencyKey>,
+    },
     /// Hand out nothing more of a sync.
     Pause(RequestId),
     /// Let a sync go on.
@@ -135,7 +146,7 @@ pub enum Event {
 /// An answer to an event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
-    /// To `Submit`.
+    /// To `Submit` and `Retry`.
     Submitted(Submitted),
     /// To `Progress`, `Change`, `Pause`, `Resume` and `Cancel`.
     Progress(Box<SyncProgress>),

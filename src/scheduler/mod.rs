@@ -30,6 +30,7 @@ mod queue;
 mod records;
 mod requests;
 mod results;
+mod retry;
 mod shares;
 mod stage;
 mod sync;
@@ -162,6 +163,9 @@ impl State {
                 Some(Reply::Nothing)
             }
             Event::Change { id, change } => Some(self.change(&id, change, now)),
+            Event::Retry { id, new, only, idempotency } => {
+                Some(self.retry(&id, new, only, idempotency, now))
+            }
             Event::Pause(id) => Some(self.pause(&id, now)),
             Event::Resume(id) => Some(self.resume(&id, now)),
             Event::Cancel(id) => Some(self.cancel(&id, now)),

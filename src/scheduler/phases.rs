@@ -344,11 +344,13 @@ impl State {
         }
     }
 
-    /// Drops the stored parts of a file list: nobody looks at them any more.
+    /// Drops the stored parts of a file list: nobody looks at them any more. A sync that did not bring
+    /// all keeps them as long as it can be asked for: it may be tried again.
     pub(super) fn drop_list(&mut self, no: SyncNo) {
-        let parts = self.syncs.get_mut(&no).and_then(|s| s.list_parts.take()).unwrap_or(0);
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let (owner, parts) = (sync.list_owner(), sync.list_parts.take().unwrap_or(0));
         for index in 0..parts {
-            self.effects.push(Effect::DeleteBlob(records::list_key(no, index)));
+            self.effects.push(Effect::DeleteBlob(records::list_key(owner, index)));
         }
     }
 

@@ -30,7 +30,7 @@ fn stamp(ms: i64) -> Timestamp {
 impl State {
     pub(super) fn submit(
         &mut self,
-        mut request: SyncRequest,
+        request: SyncRequest,
         list: Option<Vec<NameList>>,
         idempotency: Option<IdempotencyKey>,
         now: Now,
@@ -38,6 +38,18 @@ impl State {
         if let Some(again) = self.repeated(&request, idempotency.as_ref()) {
             return again;
         }
+        self.submit_from(request, list, None, idempotency, now)
+    }
+
+    /// A new sync with a `list` of its own, or one of so many parts `from` another sync.
+    pub(super) fn submit_from(
+        &mut self,
+        mut request: SyncRequest,
+        list: Option<Vec<NameList>>,
+        from: Option<(SyncNo, u64)>,
+        idempotency: Option<IdempotencyKey>,
+        now: Now,
+    ) -> Reply {
         let id = match request.request_id.take() {
             Some(id) => id,
             None => match self.make_id(now) {
@@ -58,6 +70,10 @@ impl State {
         let mut sync = Sync::new(no, id.clone(), request, now.wall_ms);
         sync.idempotency = idempotency.map(|key| (key.key, key.body));
         sync.list_parts = list.as_ref().map(|parts| parts.len() as u64);
+        if let Some((owner, parts)) = from {
+            (sync.list_of, sync.list_parts) = (Some(owner), Some(parts));
+        }
+        sync.listed = Some(sync.list_parts.is_some());
         self.syncs.insert(no, sync);
         self.by_id.insert(id.clone(), no);
         self.changed(no, now);
@@ -70,14 +86,15 @@ impl State {
 
     /// The first tasks of a sync: its whole source, or the parts of its list.
     pub(super) fn add_scans(&mut self, no: SyncNo) {
-        match self.syncs.get(&no).and_then(|s| s.list_parts) {
+        let list = self.syncs.get(&no).and_then(|s| Some((s.list_owner(), s.list_parts?)));
+        match list {
             None => {
                 let spec = TaskSpec::Scan { dir: RelPath::root(), cursor: None };
                 self.add_task(NewTask::ready(no, spec), None);
             }
-            Some(parts) => {
+            Some((owner, parts)) => {
                 for index in 0..parts {
-                    let blob = Some(records::list_key(no, index));
+                    let blob = Some(records::list_key(owner, index));
                     let spec = TaskSpec::List { start: 0 };
                     self.add_task(NewTask { blob, ..NewTask::ready(no, spec) }, None);
                 }
@@ -86,7 +103,11 @@ impl State {
     }
 
     /// The answer to a submit that was made before with the same key.
-    fn repeated(&self, request: &SyncRequest, key: Option<&IdempotencyKey>) -> Option<Reply> {
+    pub(super) fn repeated(
+        &self,
+        request: &SyncRequest,
+        key: Option<&IdempotencyKey>,
+    ) -> Option<Reply> {
         let key = key?;
         let known = self.syncs.values().find(|sync| {
             !sync.forgotten && sync.idempotency.as_ref().is_some_and(|(k, _)| *k == key.key)
@@ -174,7 +195,6 @@ impl State {
         sync.to_sweep = to_sweep;
         self.abandon(no, now);
         self.sweep_later(no, now);
-        self.drop_list(no);
         self.forget_groups(no);
         self.changed(no, now);
     }

@@ -331,7 +331,9 @@ impl State {
             };
             [changed, dropped].into_iter().flatten().for_each(|key| self.put(key));
         }
-        self.drop_list(no);
+        if self.syncs.get(&no).is_some_and(|s| s.state == SyncState::Completed) {
+            self.drop_list(no);
+        }
         self.forget_groups(no);
         self.forget_workers(no);
     }

@@ -86,6 +86,12 @@ pub(super) struct Sync {
     pub(super) bwlimit: Option<u64>,
     /// How many parts the file list has; `None`: the whole source.
     pub(super) list_parts: Option<u64>,
+    /// The sync under whose number the parts are kept, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) list_of: Option<SyncNo>,
+    /// Whether it was submitted with a file list; `None`: by a version that did not keep that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) listed: Option<bool>,
     pub(super) state: SyncState,
     pub(super) outcome: Option<Outcome>,
     /// Why it ended as it did.
@@ -187,6 +193,8 @@ impl Sync {
             filter_is_new: false,
             bwlimit,
             list_parts: None,
+            list_of: None,
+            listed: Some(false),
             state: SyncState::Queued,
             outcome: None,
             reason: None,
@@ -280,6 +288,19 @@ impl Sync {
         self.source_root = None;
         self.stopped = None;
         self.listing = ListState::default();
+    }
+
+    /// The request with what is kept apart from it, but without its list.
+    pub(super) fn as_submitted(&self) -> SyncRequest {
+        let mut request = self.request.clone();
+        request.bwlimit = self.bwlimit;
+        request.options.filter = self.filter.clone();
+        request
+    }
+
+    /// Under whose number the parts of its list are kept.
+    pub(super) fn list_owner(&self) -> SyncNo {
+        self.list_of.unwrap_or(self.no)
     }
 
     /// The key of its record.

@@ -44,6 +44,16 @@ pub struct SyncChange {
     pub bwlimit: Option<u64>,
 }
 
+/// `POST /sync/{id}/retry`: submit what an ended sync asked for again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct RetryRequest {
+    /// The name of the new sync; the master makes one where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Just the entries that failed.
+    pub failed_only: bool,
+}
+
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }

@@ -6,7 +6,7 @@ use crate::master::faults::Faults;
 use crate::master::submission;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, SyncChange, SyncRequest};
+use crate::wire::sync::{CHUNK_MB, RetryRequest, SyncChange, SyncRequest};
 use crate::wire::task::SyncResult;
 use crate::wire::worker::{Endpoint, NicReport, WorkerHeartbeat};
 use crate::wire::{AbsPath, BytePath};
@@ -44,6 +44,17 @@ pub(super) fn sync_change(body: &[u8]) -> Result<SyncChange, Problem> {
     read_sync_change(json::parse(body)?).map_err(Faults::into_problem)
 }
 
+/// Reads `POST /sync/{id}/retry`; an empty body asks for all of it.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn retry_request(body: &[u8]) -> Result<RetryRequest, Problem> {
+    if body.is_empty() {
+        return Ok(RetryRequest::default());
+    }
+    read_retry_request(json::parse(body)?).map_err(Faults::into_problem)
+}
+
 /// Reads `POST /workers/heartbeat`.
 ///
 /// # Errors
@@ -58,6 +69,16 @@ pub(super) fn heartbeat(body: &[u8]) -> Result<WorkerHeartbeat, Problem> {
 /// 400 for no JSON, 422 for wrong fields.
 pub(super) fn result(body: &[u8]) -> Result<SyncResult, Problem> {
     read_result(json::parse(body)?).map_err(Faults::into_problem)
+}
+
+fn read_retry_request(value: Value) -> Result<RetryRequest, Faults> {
+    let mut doc = Document::of(value)?;
+    let request_id = doc.optional("request_id", typed);
+    let failed_only = doc.optional("failed_only", truth);
+    doc.end()?;
+    whole_or_nothing(|| {
+        Some(RetryRequest { request_id: request_id?, failed_only: failed_only?.unwrap_or(false) })
+    })
 }
 
 fn read_sync_request(

@@ -9,7 +9,7 @@ use crate::master::listing::Wanted;
 use crate::scheduler::{IdempotencyKey, Select};
 use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
-use crate::wire::sync::SyncState;
+use crate::wire::sync::{RetryRequest, Submitted, SyncState};
 use crate::wire::task::ScanPage;
 use crate::wire::{AssignmentId, RequestId, SyncNo, WorkerId};
 use axum::Router;
@@ -17,6 +17,7 @@ use axum::extract::{Request, State};
 use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::from_fn;
+use axum::response::Response;
 use axum::routing::{get, post};
 use serde_json::json as object;
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/sync", post(submit).get(list))
         .route("/sync/{id}", get(progress).patch(change).delete(delete))
         .route("/sync/{id}/cancel", post(cancel))
+        .route("/sync/{id}/retry", post(retry))
         .route("/sync/{id}/pause", post(pause))
         .route("/sync/{id}/resume", post(resume))
         .route("/sync/{id}/files", get(files))
@@ -78,11 +80,15 @@ async fn submit(State(app): State<App>, request: Request) -> Answer {
     let read = move |bytes: &[u8]| documents::sync_request(bytes, chunk);
     let (request, list) = body::decode(body, read).await?;
     let submitted = app.handle.submit_checked(request, list, idempotency).await?;
-    let mut response = json(StatusCode::ACCEPTED, &submitted);
+    Ok(accepted(&submitted))
+}
+
+fn accepted(submitted: &Submitted) -> Response {
+    let mut response = json(StatusCode::ACCEPTED, submitted);
     if let Ok(location) = HeaderValue::from_str(&submitted.status_url) {
         response.headers_mut().insert(LOCATION, location);
     }
-    Ok(response)
+    response
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
@@ -153,6 +159,18 @@ async fn delete(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
 
 async fn cancel(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
     Ok(ok(&app.handle.cancel(id).await?))
+}
+
+async fn retry(State(app): State<App>, Named(id): Named<RequestId>, request: Request) -> Answer {
+    let key = idempotency_key(request.headers())?;
+    let body = app.body(request, app.limits.body_bytes).await?;
+    // The same body about another sync is another request.
+    let about = [id.as_str().as_bytes(), b"\0", &body.bytes].concat();
+    let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&about).into() });
+    let RetryRequest { request_id, failed_only } =
+        body::decode(body, documents::retry_request).await?;
+    let submitted = app.handle.retry(id, (request_id, failed_only), idempotency).await?;
+    Ok(accepted(&submitted))
 }
 
 async fn pause(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {

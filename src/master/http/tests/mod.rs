@@ -96,6 +96,12 @@ fn script(event: &Event) -> Option<Reply> {
             bwlimit: change.bwlimit,
             ..progress(id.as_str(), SyncState::Progress)
         })),
+        Event::Retry { id, .. } if gone(id) => return refused(404, "sync_not_found"),
+        Event::Retry { .. } => Reply::Submitted(Submitted {
+            status: "queued".into(),
+            request_id: "again".parse().unwrap(),
+            status_url: "/sync/again".into(),
+        }),
         Event::Pause(id) => Reply::Progress(Box::new(progress(id.as_str(), SyncState::Paused))),
         Event::Progress(id) | Event::Cancel(id) | Event::Resume(id) => {
             Reply::Progress(Box::new(progress(id.as_str(), SyncState::Progress)))

@@ -1,0 +1,69 @@
+//! Trying an ended sync again: as a new sync, because what has ended stays as it ended.
+
+use super::requests::{refused, unknown};
+use super::{IdempotencyKey, Now, Reply, State};
+use crate::wire::manifest::NameList;
+use crate::wire::problem::Problem;
+use crate::wire::sync::{SyncRequest, SyncState};
+use crate::wire::{RequestId, SyncNo};
+
+impl State {
+    /// Submits what an ended sync asked for again, under another id; where `only` is given, just these
+    /// names of it. Its list of names goes over to the new sync.
+    pub(super) fn retry(
+        &mut self,
+        id: &RequestId,
+        new: Option<RequestId>,
+        only: Option<Vec<NameList>>,
+        idempotency: Option<IdempotencyKey>,
+        now: Now,
+    ) -> Reply {
+        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
+            return unknown(id);
+        };
+        let request = SyncRequest { request_id: new, ..sync.as_submitted() };
+        if let Some(again) = self.repeated(&request, idempotency.as_ref()) {
+            return again;
+        }
+        let conflict = |code: &str, detail: String| Problem::new(409, "Conflict", code, detail);
+        match sync.state {
+            SyncState::Failed | SyncState::Cancelled => {}
+            SyncState::Completed => {
+                let detail = format!("sync `{id}` is completed: there is nothing to try again");
+                let problem = conflict("sync_completed", detail);
+                return refused(problem.hinted("to run it once more, submit it again"));
+            }
+            _ => {
+                let detail = format!("sync `{id}` has not ended; what fails in it is tried again");
+                let problem = conflict("sync_active", detail);
+                return refused(problem.hinted(format!("end it first: ctl sync cancel {id}")));
+            }
+        }
+        let from = match (&only, sync.listed, sync.list_parts) {
+            (Some(_), _, _) | (None, Some(false), _) => None,
+            (None, Some(true), Some(parts)) => Some((sync.list_owner(), parts)),
+            (None, listed, _) => {
+                let why = match listed {
+                    Some(_) => "its list of names went over to the sync by which it was retried",
+                    None => "an earlier version did not keep whether it had a list of names",
+                };
+                let detail = format!("sync `{id}` cannot be tried again: {why}");
+                return refused(conflict("list_gone", detail).hinted("submit it again"));
+            }
+        };
+        let old = sync.no;
+        let reply = self.submit_from(request, only, from, idempotency, now);
+        if let (Reply::Submitted(_), Some(_)) = (&reply, from) {
+            self.lose_list(old, now);
+        }
+        reply
+    }
+
+    /// The list of a sync belongs to another one now.
+    fn lose_list(&mut self, no: SyncNo, now: Now) {
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.list_parts = None;
+        }
+        self.changed(no, now);
+    }
+}

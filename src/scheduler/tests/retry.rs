@@ -1,0 +1,120 @@
+//! Syncs that are tried again.
+
+use super::*;
+use crate::wire::problem::Problem;
+
+fn retry(world: &mut World, id: &str, only: Option<&[&str]>) -> Result<String, Problem> {
+    let names = |only: &[&str]| {
+        let names = only.iter().map(|n| RelPath::new(*n).unwrap()).collect();
+        vec![NameList { names }]
+    };
+    let event = Event::Retry {
+        id: id.parse().unwrap(),
+        new: None,
+        only: only.map(names),
+        idempotency: None,
+    };
+    match world.play(event) {
+        Some(Reply::Submitted(made)) => Ok(made.request_id.to_string()),
+        Some(Reply::Refused(problem)) => Err(*problem),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn listed(world: &mut World, id: &str) {
+    let names = |n: &str| NameList { names: vec![RelPath::new(n).unwrap()] };
+    let reply = world.play(Event::Submit {
+        request: request(Some(id), "/src/a", "/dst/b"),
+        list: Some(vec![names("one"), names("two")]),
+        idempotency: None,
+    });
+    assert!(matches!(reply, Some(Reply::Submitted(_))));
+}
+
+fn cancel(world: &mut World, id: &str) {
+    world.play(Event::Cancel(id.parse().unwrap()));
+}
+
+#[test]
+fn what_was_asked_for_is_asked_for_again_under_another_name() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let mut first = request(Some("demo"), "/src/a", "/dst/b");
+    first.bwlimit = Some(1 << 20);
+    first.options.filter.rules = vec!["- *.tmp".parse().unwrap()];
+    world.play(Event::Submit { request: first.clone(), list: None, idempotency: None });
+    assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "sync_active");
+    cancel(&mut world, "demo");
+    let id = retry(&mut world, "demo", None).unwrap();
+    world.restart();
+    let again = world.state.syncs.values().find(|s| s.id.as_str() == id).unwrap();
+    let expected = SyncRequest { request_id: None, ..first };
+    assert_eq!(again.as_submitted(), expected);
+    assert_eq!(world.progress("demo").state, SyncState::Cancelled, "what has ended stays ended");
+    assert_eq!(retry(&mut world, "other", None).unwrap_err().status, 404);
+}
+
+#[test]
+fn a_completed_sync_is_not_tried_again() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    done(&mut world, "s", "copy");
+    done(&mut world, "d", "flush");
+    assert_eq!(world.progress("demo").state, SyncState::Completed);
+    assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "sync_completed");
+}
+
+#[test]
+fn a_list_goes_over_to_the_sync_that_tries_again_and_ends_with_it() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    listed(&mut world, "demo");
+    cancel(&mut world, "demo");
+    assert_eq!(world.blobs.len(), 2, "it may be tried again");
+    let second = retry(&mut world, "demo", None).unwrap();
+    assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "list_gone");
+    cancel(&mut world, &second);
+    let third = retry(&mut world, &second, None).unwrap();
+    // Nobody asks for the first any more: the list is not its.
+    world.play(Event::Delete("demo".parse().unwrap()));
+    world.restart();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    for _ in 0..2 {
+        let list = next(&mut world, "s", "list");
+        assert_eq!(list.request_id.as_str(), third);
+        world.post(&list, page(&list, 0, vec![], None));
+    }
+    assert_eq!(world.progress(&third).state, SyncState::Completed);
+    assert!(world.blobs.is_empty());
+}
+
+#[test]
+fn the_list_of_a_deleted_sync_is_gone_and_just_some_names_are_a_list_of_their_own() {
+    let mut world = World::new();
+    listed(&mut world, "demo");
+    cancel(&mut world, "demo");
+    let some = retry(&mut world, "demo", Some(&["two"])).unwrap();
+    assert_eq!(world.blobs.len(), 3);
+    world.play(Event::Delete("demo".parse().unwrap()));
+    assert_eq!(world.blobs.len(), 1);
+    world.play(Event::Delete(some.parse().unwrap()));
+    assert!(world.blobs.is_empty());
+}
+
+#[test]
+fn a_sync_that_an_earlier_version_ended_is_not_taken_for_one_without_a_list() {
+    let mut world = World::new();
+    listed(&mut world, "demo");
+    cancel(&mut world, "demo");
+    let record = world.records.get_mut("s/1").unwrap();
+    let mut sync: serde_json::Value = serde_json::from_slice(record).unwrap();
+    let fields = sync.as_object_mut().unwrap();
+    assert!(fields.remove("listed").is_some() && fields.remove("list_parts").is_some());
+    *record = sync.to_string().into_bytes();
+    world.state = State::load(Settings::default(), [9; 32], &world.records, world.now).unwrap();
+    world.records.clear();
+    assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "list_gone");
+}
