@@ -143,6 +143,12 @@ impl Local {
                 Ok(part) => part,
                 Err(error) => return Ok(failed(error)),
             };
+            if there.is_none()
+                && file.is_dense()
+                && let Err(error) = part.reserve(span.offset, span.length)
+            {
+                return Ok(failed(error));
+            }
             let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::pages));
             let going = Going { cancelled: &cancelled, pace: &pace };
             let mut copier = Copier {

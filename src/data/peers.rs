@@ -236,8 +236,12 @@ impl Peer {
         there: Option<Vec<BlockValue>>,
     ) -> Result<RangeSent, SendError> {
         let Ranged { source, manifest, entry, span } = ranged;
-        let head =
-            RangeHead { manifest: manifest.clone(), offset: span.offset, length: span.length };
+        let head = RangeHead {
+            manifest: manifest.clone(),
+            offset: span.offset,
+            length: span.length,
+            dense: None,
+        };
         let (source, file, hashed) = (source.clone(), entry.clone(), self.hashed);
         let size = (span.length, there.is_some());
         let feed = move |feed: &mut Feed<'_>| {

@@ -376,8 +376,14 @@ fn take_range_content<P: Pieces>(
     (head, entry): (&RangeHead, &Entry),
     buffer: &mut [u8],
 ) -> Result<Taken, FrameError> {
+    let mut store = target.part(entry);
+    if let (Ok(part), Some(true)) = (&store, head.dense)
+        && let Err(error) = part.reserve(head.offset, head.length)
+    {
+        store = Err(error);
+    }
     let mut taking = Taking {
-        store: target.part(entry),
+        store,
         span: Span { offset: head.offset, length: head.length },
         keeps: true,
         hasher: hashed.then(|| hasher_at(head.offset)),

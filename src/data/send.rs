@@ -223,7 +223,8 @@ pub fn feed_range(
 ) -> Result<FedRange, Gone> {
     let span = Span { offset: head.offset, length: head.length };
     let opened = open_same(source, entry);
-    feed.put(&frame::range(head))?;
+    let dense = there.is_none() && opened.as_ref().is_ok_and(SourceFile::is_dense);
+    feed.put(&frame::range(&RangeHead { dense: dense.then_some(true), ..head.clone() }))?;
     let (fed, end) = match opened {
         Err(error) => (error.into(), None),
         Ok(file) => {

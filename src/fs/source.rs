@@ -122,6 +122,11 @@ impl SourceFile {
         self.direct.is_on()
     }
 
+    /// Whether all of it is data, or to be taken for data.
+    pub fn is_dense(&self) -> bool {
+        !self.sparse
+    }
+
     /// Keeps bytes `from` to `end`, which are going to be read once and in order, out of the page cache
     /// where they were not in it.
     pub fn behind(&self, from: u64, end: u64) -> ReadBehind<'_, OwnedFd> {

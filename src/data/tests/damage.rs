@@ -83,7 +83,8 @@ async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
     let world = World::new().await;
     let entry = file_entry("big", 4096);
     let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
-    let head = |offset, length| RangeHead { manifest: manifest.clone(), offset, length };
+    let head =
+        |offset, length| RangeHead { manifest: manifest.clone(), offset, length, dense: None };
     let body = |head: &RangeHead, content: &[u8]| {
         let mut out = frame::range(head);
         out.extend(frame::content_head(content.len()));

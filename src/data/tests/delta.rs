@@ -98,8 +98,12 @@ async fn what_a_broken_range_left_in_the_part_file_is_kept() {
     world.write("f", &new);
     let (manifest, entry) = world.only_file();
     // Half of the range, then the connection is cut.
-    let head =
-        crate::data::protocol::RangeHead { manifest: manifest.clone(), offset: 0, length: SIZE };
+    let head = crate::data::protocol::RangeHead {
+        manifest: manifest.clone(),
+        offset: 0,
+        length: SIZE,
+        dense: None,
+    };
     let mut body = frame::range(&head);
     for block in new.chunks(BLOCK as usize).take(6) {
         body.extend(frame::content_head(block.len()));
@@ -214,6 +218,7 @@ async fn kept_content_that_lies_about_its_length_or_value_is_refused() {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: BLOCK,
+        dense: None,
     };
     let take = |frames: &[&[u8]]| {
         let body = [&frame::range(&head)[..], &frames.concat()].concat();

@@ -50,7 +50,7 @@ async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
     pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
     pack.extend(frame::end(1));
     let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3 });
+    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, dense: None });
     range.extend(frame::content_head(3));
     range.extend(b"abc");
     for (path, body) in [

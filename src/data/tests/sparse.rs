@@ -167,6 +167,7 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: 1 << 40,
+        dense: None,
     };
     let keep = frame::keep(crate::fs::Keep::Part, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();
