@@ -14,6 +14,8 @@
 # Options of the load (`-- --help` tells all):
 #   --workers N   registered workers (10000)    --members M  … of them in the sync (200)
 #   --entries E   of the sync (10000000)        --batch B    entries in a task (64)
+#   --ended N     syncs that have ended; times the list of them (0)
+#   --rules N     filter rules of the sync (0)
 #   --idle S      seconds of heartbeats only    --wakes N    small syncs     --seconds S  for the sync at most
 set -euo pipefail
 
@@ -26,7 +28,7 @@ while [ $# -gt 0 ]; do
     --dir) dir=$2; shift 2 ;;
     --smoke) options+=(--workers 100 --members 20 --entries 100000 --idle 2 --wakes 3); shift ;;
     --) shift; options+=("$@"); break ;;
-    *) sed -n '2,18p' "$0"; exit 2 ;;
+    *) sed -n '2,20p' "$0"; exit 2 ;;
   esac
 done
 root=$(cd "$(dirname "$0")/.." && pwd)

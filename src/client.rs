@@ -6,6 +6,7 @@
 //! followed, and the leader it names is asked first from then on.
 
 mod download;
+mod list;
 mod text;
 
 pub use download::Download;
@@ -172,6 +173,8 @@ struct Answer {
     status: u16,
     retry_after: Option<Duration>,
     location: Option<String>,
+    /// The token of the next page of a list.
+    next: Option<String>,
     body: Bytes,
     /// The body of a 200 to a request whose reply is [streamed](Request::streamed).
     stream: Option<reqwest::Response>,
@@ -268,14 +271,6 @@ impl MasterClient {
     /// A 404 problem for an unknown (or deleted) id, any [`ClientError`].
     pub async fn progress(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
         self.fetch(self.request(Method::GET, &format!("/sync/{id}"))).await
-    }
-
-    /// `GET /sync`: every sync that the master remembers.
-    ///
-    /// # Errors
-    /// Any [`ClientError`].
-    pub async fn list(&self) -> Result<Reply<Vec<SyncProgress>>, ClientError> {
-        self.fetch(self.request(Method::GET, "/sync")).await
     }
 
     /// `PATCH /sync/{id}`: changes a sync that runs. The same change twice is one.
@@ -515,14 +510,16 @@ impl MasterClient {
             builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
         }
         let mut response = builder.send().await?;
-        let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
-        let retry_after = header(RETRY_AFTER).and_then(|v| v.parse().ok()).map(Duration::from_secs);
-        let location = header(LOCATION).map(str::to_owned);
+        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+        let retry_after =
+            header(RETRY_AFTER.as_str()).and_then(|v| v.parse().ok()).map(Duration::from_secs);
+        let location = header(LOCATION.as_str()).map(str::to_owned);
+        let next = header("x-next-token").map(str::to_owned);
         let status = response.status().as_u16();
         let url = url.to_owned();
         if request.streamed && status == 200 {
             let (body, stream, repeated) = (Bytes::new(), Some(response), false);
-            return Ok(Answer { url, status, retry_after, location, body, stream, repeated });
+            return Ok(Answer { url, status, retry_after, location, next, body, stream, repeated });
         }
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await? {
@@ -534,7 +531,7 @@ impl MasterClient {
             }
         }
         let body = body.freeze();
-        Ok(Answer { url, status, retry_after, location, body, stream: None, repeated: false })
+        Ok(Answer { url, status, retry_after, location, next, body, stream: None, repeated: false })
     }
 
     /// The bases to ask, the one that answered last first.

@@ -1,10 +1,15 @@
 //! What a simulated agent does: heartbeats on time, and in each slot a poll, what it got, its result.
+//!
+//! Connections are bounded, whatever the master does: each slot has one of its own, on which its requests
+//! follow each other, and all heartbeats share a number of *lanes*. A request that waits for its lane
+//! counts from when it was due. Without that bound every request that is late opens one more
+//! connection, until the kernel looks for a free port among none.
 
 use super::meter::Meters;
 use super::tree::Tree;
 use anyhow::Context as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use longhaul::client::MasterClient;
+use longhaul::client::{ClientError, ClientOptions, MasterClient};
 use longhaul::wire::task::{Assignment, PageAction, ScanPage, SyncResult, TaskReport, TaskSpec};
 use longhaul::wire::worker::{PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use longhaul::wire::{AbsPath, AssignmentId, RequestId, WorkerId};
@@ -16,8 +21,10 @@ use std::time::{Duration, Instant};
 /// Between two heartbeats, and how long a poll waits: as real agents do.
 const BEAT: Duration = Duration::from_secs(5);
 const POLL_WAIT: Duration = Duration::from_secs(20);
-/// Agents that register at the same time.
-const AT_A_TIME: usize = 64;
+/// Connections that all heartbeats share.
+const LANES: usize = 512;
+/// All slots have begun to poll after this.
+const START: Duration = Duration::from_secs(2);
 /// After a request that failed.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Workers that share a storage path that has no part in the sync.
@@ -47,8 +54,11 @@ impl Kind {
 
 /// All agents.
 pub(crate) struct Fleet {
-    /// Their way to the master: connections are kept and shared.
+    /// The operator's connection.
     pub(crate) client: MasterClient,
+    url: String,
+    /// For heartbeats: one request at a time on each.
+    lanes: Vec<tokio::sync::Mutex<MasterClient>>,
     /// What they measure.
     pub(crate) meters: Meters,
     agents: Vec<Agent>,
@@ -116,24 +126,36 @@ impl Agent {
     }
 }
 
+/// A client that is used for one request at a time, and so has one connection.
+fn client(url: &str) -> Result<MasterClient, ClientError> {
+    let options = ClientOptions { request_timeout: Duration::from_secs(60) };
+    MasterClient::new(vec![url.to_owned()], options)
+}
+
 impl Fleet {
     /// Agents that have not spoken yet.
+    ///
+    /// # Errors
+    /// A URL that is none.
     pub(crate) fn new(
-        client: MasterClient,
+        url: &str,
         workers: usize,
         members: usize,
         slots: usize,
         tree: Tree,
-    ) -> Arc<Self> {
-        Arc::new(Fleet {
-            client,
+    ) -> Result<Arc<Self>, ClientError> {
+        let lane = |_| client(url).map(tokio::sync::Mutex::new);
+        Ok(Arc::new(Fleet {
+            client: client(url)?,
+            url: url.to_owned(),
+            lanes: (0..LANES).map(lane).collect::<Result<_, _>>()?,
             meters: Meters::default(),
             agents: (0..workers).filter_map(|number| Agent::new(number, members)).collect(),
             slots,
             tree,
             polls: AtomicU64::new(0),
             submitted: Mutex::new(HashMap::new()),
-        })
+        }))
     }
 
     /// The first heartbeat of each.
@@ -143,22 +165,31 @@ impl Fleet {
     pub(crate) async fn register(self: &Arc<Self>) -> anyhow::Result<()> {
         let beats = stream::iter(&self.agents).map(|agent| async move {
             let beat = agent.beat(self.slots);
-            self.client.heartbeat(&beat).await.map(drop).context("register")
+            self.lane(agent).lock().await.heartbeat(&beat).await.map(drop).context("register")
         });
-        beats.buffer_unordered(AT_A_TIME).try_collect().await
+        beats.buffer_unordered(LANES).try_collect().await
     }
 
-    /// From now on they send heartbeats, evenly over time, and poll.
-    pub(crate) fn begin_polls(self: &Arc<Self>) {
+    fn lane(&self, agent: &Agent) -> &tokio::sync::Mutex<MasterClient> {
+        &self.lanes[agent.number % LANES]
+    }
+
+    /// From now on they send heartbeats, and poll; both evenly over time, as agents do that were started
+    /// one by one.
+    ///
+    /// # Errors
+    /// A client that can't be made.
+    pub(crate) fn begin_polls(self: &Arc<Self>) -> Result<(), ClientError> {
         for n in 0..self.agents.len() {
-            let first = BEAT.mul_f64(n as f64 / self.agents.len() as f64);
+            let place = n as f64 / self.agents.len() as f64;
             let fleet = Arc::clone(self);
-            tokio::spawn(async move { fleet.heart(n, first).await });
+            tokio::spawn(async move { fleet.heart(n, BEAT.mul_f64(place)).await });
             for _ in 0..self.slots {
-                let fleet = Arc::clone(self);
-                tokio::spawn(async move { fleet.slot(n).await });
+                let (fleet, client) = (Arc::clone(self), client(&self.url)?);
+                tokio::spawn(async move { fleet.slot(n, client, place).await });
             }
         }
+        Ok(())
     }
 
     /// Notes that a sync is being submitted: how long it takes to wake an agent is measured.
@@ -172,27 +203,32 @@ impl Fleet {
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             beats.tick().await;
-            let asked = Instant::now();
-            match self.client.heartbeat(&agent.beat(self.slots)).await {
-                Ok(_) => self.meters.heartbeat.note(asked.elapsed()),
-                Err(_) => self.meters.failed.note(asked.elapsed()),
+            let due = Instant::now();
+            let lane = self.lane(agent).lock().await;
+            match lane.heartbeat(&agent.beat(self.slots)).await {
+                Ok(_) => self.meters.heartbeat.note(due.elapsed()),
+                Err(_) => self.meters.failed.note(due.elapsed()),
             }
         }
     }
 
-    async fn slot(&self, n: usize) {
+    /// The life of a slot on its connection. `place` is its share of the time in which the first polls end.
+    async fn slot(&self, n: usize, client: MasterClient, place: f64) {
         let agent = &self.agents[n];
         let incarnation = agent.incarnation();
+        tokio::time::sleep(START.mul_f64(place)).await;
+        let mut wait = Duration::from_secs(1) + POLL_WAIT.mul_f64(place);
         loop {
             let poll = format!("{n}-{}", self.polls.fetch_add(1, Ordering::Relaxed));
             let asked = Instant::now();
-            let answer = self.client.poll(&agent.id, POLL_WAIT, Some(&poll), Some(&incarnation));
-            match answer.await {
+            let answer = client.poll(&agent.id, wait, Some(&poll), Some(&incarnation)).await;
+            wait = POLL_WAIT;
+            match answer {
                 Ok(None) => {}
                 Ok(Some(assignment)) => {
                     self.meters.poll.note(asked.elapsed());
                     locked(&agent.in_hand).push(assignment.assignment_id);
-                    self.execute(agent, &assignment).await;
+                    self.execute(&client, agent, &assignment).await;
                     locked(&agent.in_hand).retain(|held| *held != assignment.assignment_id);
                 }
                 Err(_) => {
@@ -203,15 +239,15 @@ impl Fleet {
         }
     }
 
-    async fn execute(&self, agent: &Agent, assignment: &Assignment) {
+    async fn execute(&self, client: &MasterClient, agent: &Agent, assignment: &Assignment) {
         if let Some(at) = locked(&self.submitted).remove(&assignment.request_id) {
             self.meters.woken.note(at.elapsed());
         }
         let report = match &assignment.task {
-            TaskSpec::Scan { .. } => return self.scan(agent, assignment).await,
+            TaskSpec::Scan { .. } => return self.scan(client, agent, assignment).await,
             TaskSpec::Copy { files, dirs, bytes } => {
                 let asked = Instant::now();
-                match self.client.manifest(&agent.id, assignment.assignment_id).await {
+                match client.manifest(&agent.id, assignment.assignment_id).await {
                     Ok(_) => self.meters.manifest.note(asked.elapsed()),
                     Err(_) => return self.meters.failed.note(asked.elapsed()),
                 }
@@ -239,13 +275,13 @@ impl Fleet {
             report: Some(report),
         };
         let asked = Instant::now();
-        match self.client.result(&result).await {
+        match client.result(&result).await {
             Ok(_) => self.meters.result.note(asked.elapsed()),
             Err(_) => self.meters.failed.note(asked.elapsed()),
         }
     }
 
-    async fn scan(&self, agent: &Agent, assignment: &Assignment) {
+    async fn scan(&self, client: &MasterClient, agent: &Agent, assignment: &Assignment) {
         let single = assignment.request_id.as_str().starts_with("wake");
         let (mut at, mut spawn, mut number) = (Some(assignment.task.clone()), 0, 0);
         while let Some(spec) = at {
@@ -264,7 +300,7 @@ impl Fleet {
                 next: page.next.clone(),
             };
             let asked = Instant::now();
-            let reply = self.client.page(&agent.id, assignment.assignment_id, &sent).await;
+            let reply = client.page(&agent.id, assignment.assignment_id, &sent).await;
             let Ok(reply) = reply else { return self.meters.failed.note(asked.elapsed()) };
             self.meters.page.note(asked.elapsed());
             if reply.action != PageAction::Continue {

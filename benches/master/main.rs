@@ -15,7 +15,6 @@ mod tree;
 use agents::{Fleet, Kind};
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use longhaul::client::{ClientOptions, MasterClient};
 use longhaul::wire::RequestId;
 use longhaul::wire::sync::{SyncProgress, SyncState};
 use meter::{Cost, Process};
@@ -24,6 +23,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tree::Tree;
 
+/// How often a list is asked for.
+const LISTS: usize = 11;
 /// How often the progress of a sync is asked for.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -48,6 +49,12 @@ struct Args {
     /// Polls that each worker has out at a time
     #[arg(long, default_value_t = 1)]
     slots: usize,
+    /// Syncs that have ended already; the list of all is asked for, whole and in pages
+    #[arg(long, default_value_t = 0)]
+    ended: usize,
+    /// Filter rules of the sync
+    #[arg(long, default_value_t = 0)]
+    rules: usize,
     /// Entries of the sync
     #[arg(long, default_value_t = 10_000_000)]
     entries: u64,
@@ -98,12 +105,10 @@ fn raise_open_files() {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let options = ClientOptions { request_timeout: Duration::from_secs(60) };
-    let client = MasterClient::new(vec![args.url.clone()], options)?;
     let master = Process::new(args.master_pid);
     let store = args.store_pid.map(Process::new);
     let tree = Tree::new(args.entries, args.batch);
-    let fleet = Fleet::new(client, args.workers, args.members, args.slots, tree);
+    let fleet = Fleet::new(&args.url, args.workers, args.members, args.slots, tree)?;
 
     println!(
         "workers {}, of them in the sync {}, slots {}",
@@ -115,7 +120,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let took = begin.elapsed().as_secs_f64();
     println!("\nregistration: {:.0} a second", args.workers as f64 / took);
     print_cost(&master, &store, before)?;
-    fleet.begin_polls();
+    fleet.begin_polls()?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     fleet.meters.clear();
 
@@ -132,12 +137,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
         for n in 0..args.wakes {
             let id: RequestId = format!("wake-{n}").parse()?;
             fleet.submitted(&id);
-            submit(&fleet, &id).await?;
+            submit(&fleet, &id, 0).await?;
             wait_for(&fleet, &id, Duration::from_secs(60)).await?;
         }
         println!("\n{} syncs of one batch, one after the other", args.wakes);
         fleet.meters.print(begin.elapsed());
         print_cost(&master, &store, before)?;
+        fleet.meters.clear();
+    }
+    if args.ended > 0 {
+        lists(&fleet, args.ended).await?;
         fleet.meters.clear();
     }
     if args.entries > 0 {
@@ -155,7 +164,7 @@ async fn work(
 ) -> anyhow::Result<()> {
     let (begin, before) = (Instant::now(), master.cost()?);
     let id: RequestId = "work".parse()?;
-    submit(fleet, &id).await?;
+    submit(fleet, &id, args.rules).await?;
     let end = wait_for(fleet, &id, Duration::from_secs(args.seconds)).await?;
     let took = begin.elapsed();
     println!(
@@ -174,12 +183,42 @@ async fn work(
     Ok(())
 }
 
-async fn submit(fleet: &Fleet, id: &RequestId) -> anyhow::Result<()> {
-    let request = json!({
+/// The list of all syncs when many have ended.
+async fn lists(fleet: &Fleet, ended: usize) -> anyhow::Result<()> {
+    for n in 0..ended {
+        let id: RequestId = format!("ended-{n}").parse()?;
+        submit(fleet, &id, 0).await?;
+        fleet.client.cancel(&id).await.with_context(|| format!("cancel {id}"))?;
+    }
+    println!("\nlists of {ended} ended syncs");
+    for (what, limit) in [("whole, in pages", None), ("the newest 20", Some(20))] {
+        let mut took = Vec::new();
+        let mut bytes = 0;
+        for _ in 0..LISTS {
+            let asked = Instant::now();
+            bytes = fleet.client.list(&[], limit).await?.body.len();
+            took.push(asked.elapsed());
+        }
+        took.sort_unstable();
+        println!(
+            "  {what}: {} KiB, median {:.2} ms",
+            bytes >> 10,
+            took[LISTS / 2].as_secs_f64() * 1e3
+        );
+    }
+    Ok(())
+}
+
+async fn submit(fleet: &Fleet, id: &RequestId, rules: usize) -> anyhow::Result<()> {
+    let mut request = json!({
         "request_id": id,
         "source_path": Kind::Source.path(),
         "destination_path": Kind::Destination.path(),
     });
+    if rules > 0 {
+        let rule = |n| format!("/projects/some-group/run-{n:05}/scratch/**/*.tmp");
+        request["options"] = json!({"filter": {"rules": (0..rules).map(rule).collect::<Vec<_>>()}});
+    }
     fleet.client.submit(&request, None).await.with_context(|| format!("submit {id}"))?;
     Ok(())
 }

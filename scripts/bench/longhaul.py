@@ -12,7 +12,7 @@ from sides import Side, account, timed
 
 class Longhaul(Side):
     name, text = "longhaul", "BLAKE3 of every byte on both ends, flushed; owner, mode, times, links, attributes"
-    package = "--ctl BIN names it"
+    package, options = "--ctl BIN names it", ()
 
     def __init__(self, bench, ctl):
         super().__init__(bench)
@@ -28,7 +28,7 @@ class Longhaul(Side):
         """Starts everything, with one agent that has both paths or with two."""
         self.close()
         self.local, self.opened = local, self.opened + 1
-        self.state = os.path.join(self.bench.state, f"longhaul.{self.opened}")
+        self.state = os.path.join(self.bench.state, f"{self.name}.{self.opened}")
         os.makedirs(self.state)
         port, store = free_port(), f"data_dir: {self.state}/master\n"
         if self.store == "Redis":
@@ -97,7 +97,7 @@ class Longhaul(Side):
 
     def submit(self, src, dst):
         return Process("client", [self.ctl, "--master-url", self.url, "sync", "submit", src, dst, "--wait",
-                                  "-q", "--progress", "none"], os.path.join(self.state, "client.log"))
+                                  "-q", "--progress", "none", *self.options], os.path.join(self.state, "client.log"))
 
     def close(self):
         """Ends everything; only logs stay."""
@@ -110,3 +110,10 @@ class Longhaul(Side):
                     shutil.rmtree(entry.path)
                 elif not entry.name.endswith(".log"):
                     os.remove(entry.path)
+
+
+class LikeRsync(Longhaul):
+    """For the comparison with rsync -a of work that is the same."""
+
+    name, text, named_only = "longhaul-a", "longhaul, keeping no more than rsync -a does", True
+    options = ("--preserve", "mode,owner,group,times")

@@ -40,6 +40,8 @@ class Side:
     name = text = package = program = None
     # Whether it can be run again on a destination that is complete; whether a million files take it minutes.
     again, slow = True, False
+    # Whether it takes part only where --sides names it.
+    named_only = False
     tell_version = "--version"
 
     def __init__(self, bench):
@@ -91,7 +93,7 @@ class Side:
 
 class Rsync(Side):
     name, program, package = "rsync", "rsync", "apt install rsync"
-    text = "rsync -a to its daemon"
+    text, keep = "rsync -a to its daemon", "-a"
 
     def daemon(self, src, dst):
         self.port, config = free_port(), self.log("conf")
@@ -107,7 +109,11 @@ class Rsync(Side):
 
     def commands(self, src, dst, again):
         name = os.path.relpath(dst, self.bench.dst)
-        return [Process("client", ["rsync", "-a", f"{src}/", f"rsync://127.0.0.1:{self.port}/dst/{name}/"], self.log())]
+        return [Process("client", ["rsync", self.keep, f"{src}/", f"rsync://127.0.0.1:{self.port}/dst/{name}/"], self.log())]
+
+
+class RsyncAll(Rsync):
+    name, text, keep, named_only = "rsync-all", "rsync -aHAX to its daemon: what longhaul keeps", "-aHAX", True
 
 
 class Tar(Side):
@@ -229,5 +235,5 @@ class Yardstick(Side):
 
 
 def others(bench, yardstick):
-    sides = [Rsync(bench), Tar(bench), Globus(bench), Rclone(bench), Syq(bench), Cp(bench)]
+    sides = [Rsync(bench), RsyncAll(bench), Tar(bench), Globus(bench), Rclone(bench), Syq(bench), Cp(bench)]
     return [*sides, Yardstick(bench, yardstick)] if yardstick else sides

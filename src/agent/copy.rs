@@ -16,6 +16,7 @@ use crate::wire::Digest;
 use crate::wire::manifest::{Entry, Manifest};
 use crate::wire::options::Action;
 use crate::wire::sync::{ErrorClass, FileError};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -23,8 +24,9 @@ use std::collections::{BTreeMap, HashSet};
 /// Files of a batch that are hashed at a time.
 const HASHED_AT_A_TIME: usize = 4;
 
-/// Brings `manifest` to one of the destination workers; when one fails, to the next.
-pub async fn copy(job: Job<'_>, manifest: Manifest) -> Done {
+/// Brings `manifest`, which is `encoded`, to one of the destination workers; when one fails, to the
+/// next.
+pub async fn copy(job: Job<'_>, manifest: Manifest, encoded: Bytes) -> Done {
     let source = match job.source() {
         Ok(source) => source,
         Err(done) => return *done,
@@ -33,7 +35,7 @@ pub async fn copy(job: Job<'_>, manifest: Manifest) -> Done {
     let mut choice = job.destinations();
     while let Some(to) = choice.pick() {
         fates.begin();
-        match bring(job, &to, &source, &mut fates).await {
+        match bring(job, &to, (&source, &encoded), &mut fates).await {
             Ok(()) => return Done::well(fates.report(&job.assignment.options)),
             Err(error) => choice.failed(to.worker(), &error),
         }
@@ -47,11 +49,11 @@ pub async fn copy(job: Job<'_>, manifest: Manifest) -> Done {
 async fn bring(
     job: Job<'_>,
     to: &Destination,
-    source: &Tree,
+    (source, encoded): (&Tree, &Bytes),
     fates: &mut Fates<'_>,
 ) -> Result<(), SendError> {
     let (first, later) = turns(&fates.manifest().entries);
-    let round = Round { job, to, source, manifest: fates.manifest() };
+    let round = Round { job, to, source, manifest: fates.manifest(), encoded };
     round.bring(first, fates).await?;
     if !later.is_empty() {
         round.bring(later, fates).await?;
@@ -75,6 +77,8 @@ struct Round<'a> {
     to: &'a Destination,
     source: &'a Tree,
     manifest: &'a Manifest,
+    /// All of it, as it came.
+    encoded: &'a Bytes,
 }
 
 /// What is left to be done after an offer, by place in the batch.
@@ -106,8 +110,10 @@ impl Round<'_> {
         fates: &mut Fates<'_>,
     ) -> Result<Wanted, SendError> {
         let offer = self.some(places, digests);
-        let Offered { answers, digests: found, notes, unstamped, to_sweep } =
-            self.to.offer(&offer).await?;
+        let Offered { answers, digests: found, notes, unstamped, to_sweep } = match &offer {
+            Cow::Borrowed(all) => self.to.offer_encoded(all, || self.encoded.clone()).await?,
+            Cow::Owned(some) => self.to.offer(some).await?,
+        };
         self.job.wrote(self.to.worker());
         fates.note(notes, to_sweep);
         let mut wanted = Wanted::default();

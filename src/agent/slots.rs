@@ -206,7 +206,7 @@ impl Slots {
                 let listing = Listing::Names { list: NameList::decode(&manifest)?, start: *start };
                 return Ok(self.scan(job, listing).await);
             }
-            TaskSpec::Copy { .. } => copy::copy(job, batch()?).await,
+            TaskSpec::Copy { .. } => copy::copy(job, batch()?, manifest.into()).await,
             TaskSpec::Range { offset, length, compare } => {
                 range::range(job, batch()?, (*offset, *length), *compare).await
             }

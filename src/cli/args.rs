@@ -379,6 +379,10 @@ pub(super) struct StatusArgs {
     /// Only those in one of these states, e.g. QUEUED,PROGRESS
     #[arg(long, value_name = "STATE", value_delimiter = ',', ignore_case = true)]
     pub(super) state: Vec<SyncState>,
+    /// The newest of them only, at most this many
+    #[arg(long, value_name = "N", conflicts_with = "ids")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) limit: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -437,6 +441,7 @@ mod tests {
             "ctl sync submit /a /b --id run42 -w --timeout 2h --timeout-exit-code 9 --cancel-on-interrupt",
             "ctl sync status x y --state failed,CANCELLED",
             "ctl sync list",
+            "ctl sync list --limit 20 --state failed",
             "ctl sync ls -o json",
             "ctl sync wait x --timeout 5m",
             "ctl sync cancel x y",
@@ -471,6 +476,8 @@ mod tests {
             "ctl sync set --bwlimit 1G",
             "ctl sync submit /a /b --id a/b",
             "ctl sync status --state DONE",
+            "ctl sync status x --limit 1",
+            "ctl sync list --limit 0",
             "ctl sync can x",
             "ctl agent --worker-id w",
             "ctl workers list --request-timeout 0",

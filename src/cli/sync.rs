@@ -163,19 +163,10 @@ async fn status(ctx: &Context, args: StatusArgs) -> Result<Exit, Failure> {
     let client = ctx.client()?;
     let chosen = |s: &SyncProgress| args.state.is_empty() || args.state.contains(&s.state);
     if args.ids.is_empty() {
-        let all = client.list().await?;
-        if ctx.global.output == Output::Json && args.state.is_empty() {
-            out::data(&all.body)?;
-            return Ok(Exit::Ok);
-        }
-        // The same documents, those that do not match left out.
-        let raw: Vec<serde_json::Value> = serde_json::from_slice(&all.body)
-            .map_err(|e| Failure::new(format!("cannot read the master's list: {e}")))?;
-        let kept = all.value.iter().zip(raw).filter(|(sync, _)| chosen(sync));
-        let (syncs, raw): (Vec<_>, Vec<_>) = kept.map(|(s, r)| (s.clone(), r)).unzip();
+        let listed = client.list(&args.state, args.limit.map(|limit| limit as usize)).await?;
         match ctx.global.output {
-            Output::Json => out::data(serde_json::Value::Array(raw).to_string().as_bytes())?,
-            Output::Table => show_list(ctx, &syncs)?,
+            Output::Json => out::data(&listed.body)?,
+            Output::Table => show_list(ctx, &listed)?,
         }
         return Ok(Exit::Ok);
     }

@@ -2,7 +2,7 @@
 //! hides what is really sent.
 
 use super::*;
-use crate::wire::sync::SyncRequest;
+use crate::wire::sync::{SyncRequest, SyncState};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -122,6 +122,85 @@ async fn the_body_is_kept_as_it_came() {
     let reply = client(&[&master.url]).workers().await.unwrap();
     assert!(reply.active.is_empty());
     assert_eq!(&reply.body[..], br#"{ "active":[], "inactive":[]}"#);
+}
+
+/// The document of a sync.
+fn sync_document(id: &str) -> String {
+    let mut fields = vec![
+        format!(r#""request_id":"{id}","state":"FAILED","phase":"DONE","detail":{{}}"#),
+        r#""source_path":"/a","destination_path":"/b""#.to_owned(),
+    ];
+    for stamp in ["submitted_at", "updated_at"] {
+        fields.push(format!(r#""{stamp}":"2026-01-01T00:00:00Z""#));
+    }
+    for number in [
+        "transferred_bytes",
+        "total_bytes",
+        "files_total",
+        "files_done",
+        "files_skipped",
+        "files_failed",
+        "dirs_total",
+        "dirs_done",
+        "dirs_failed",
+        "bytes_skipped",
+        "sent_bytes",
+        "kept_bytes",
+        "unverified",
+        "retries",
+        "verified_files",
+        "repaired_files",
+    ] {
+        fields.push(format!(r#""{number}":0"#));
+    }
+    fields.push(
+        r#""started_at":null,"ended_at":null,"scan_done":true,"errors":[],"error_counts":{}"#
+            .to_owned(),
+    );
+    format!("{{{}}}", fields.join(","))
+}
+
+fn ids(list: &[SyncProgress]) -> Vec<&str> {
+    list.iter().map(|sync| sync.request_id.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_list_that_comes_in_pages_is_one_list() {
+    let [c, b, a] = ["c", "b", "a"].map(sync_document);
+    let whole = format!("[{c},{b},{a}]");
+    let master = Played::start(move |_, request| {
+        if request.contains("page_token=7 ") {
+            Act::Reply(200, "", format!("[ {a} ]\n"))
+        } else {
+            Act::Reply(200, "x-next-token: 7\r\n", format!("[{c},{b}]"))
+        }
+    })
+    .await;
+    let client = client(&[&master.url]);
+    let listed = client.list(&[], None).await.unwrap();
+    assert_eq!((ids(&listed), &listed.body[..]), (vec!["c", "b", "a"], whole.as_bytes()));
+    let some = client.list(&[SyncState::Failed, SyncState::Queued], Some(3)).await.unwrap();
+    assert_eq!(ids(&some), ["c", "b", "a"]);
+    assert!(
+        master.requests()[3].starts_with("GET /sync?state=FAILED,QUEUED&limit=1&page_token=7 ")
+    );
+    assert_eq!(ids(&client.list(&[], Some(2)).await.unwrap()), ["c", "b"], "no more is asked for");
+    assert_eq!(master.requests().len(), 5);
+}
+
+#[tokio::test]
+async fn a_master_that_knows_no_pages_is_asked_for_all() {
+    let many = vec![sync_document("x"); 500].join(",");
+    let master = Played::start(move |_, request| {
+        let first = request.starts_with("GET /sync?limit=500 ");
+        let more = if first { String::new() } else { format!(",{}", sync_document("y")) };
+        Act::Reply(200, "", format!("[{many}{more}]"))
+    })
+    .await;
+    assert_eq!(client(&[&master.url]).list(&[], None).await.unwrap().len(), 501);
+    let none = Played::start(|_, _| Act::Reply(200, "", "[]".to_owned())).await;
+    let listed = client(&[&none.url]).list(&[], None).await.unwrap();
+    assert_eq!((listed.len(), &listed.body[..]), (0, &b"[]"[..]));
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use crate::fs::Tree;
 use crate::wire::WorkerId;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::sync::FileError;
+use bytes::Bytes;
 
 /// A destination of content.
 pub enum Destination {
@@ -48,9 +49,21 @@ impl Destination {
     /// # Errors
     /// See [`SendError`].
     pub async fn offer(&self, manifest: &Manifest) -> Result<Offered, SendError> {
+        self.offer_encoded(manifest, || manifest.encode().into()).await
+    }
+
+    /// The same for a manifest of which `encoded` gives the bytes.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn offer_encoded(
+        &self,
+        manifest: &Manifest,
+        encoded: impl FnOnce() -> Bytes,
+    ) -> Result<Offered, SendError> {
         match self {
             Destination::Local { local, .. } => local.offer(manifest).await,
-            Destination::Remote(peer) => peer.offer(manifest, manifest.encode().into()).await,
+            Destination::Remote(peer) => peer.offer(manifest, encoded()).await,
         }
     }
 

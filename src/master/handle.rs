@@ -6,7 +6,7 @@
 
 use super::listing::{self, Pieces, Wanted};
 use super::submission;
-use crate::scheduler::{Event, IdempotencyKey, Reply};
+use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected};
 use crate::store::Spool;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
@@ -98,13 +98,13 @@ impl Handle {
         }
     }
 
-    /// How do all stand? Newest first.
+    /// How do they stand?
     ///
     /// # Errors
     /// 503.
-    pub async fn list(&self) -> Result<Vec<SyncProgress>, Problem> {
-        match self.ask(Event::List).await? {
-            Reply::List(all) => Ok(all),
+    pub async fn list(&self, select: Select) -> Result<Selected, Problem> {
+        match self.ask(Event::List(select)).await? {
+            Reply::List(selected) => Ok(selected),
             other => Err(misplaced(other)),
         }
     }
@@ -381,13 +381,13 @@ mod tests {
         let (handle, mut owner) = pair(1);
         let first = tokio::spawn({
             let handle = handle.clone();
-            async move { handle.list().await }
+            async move { handle.list(Select::default()).await }
         });
         let held = owner.requests.recv().await.unwrap();
         let second = handle.workers();
         let third = async {
             tokio::task::yield_now().await;
-            handle.list().await
+            handle.list(Select::default()).await
         };
         let (second, third) = tokio::join!(second, third);
         assert_eq!(first.await.unwrap().unwrap_err().code, "late");

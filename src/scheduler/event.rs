@@ -4,7 +4,7 @@
 pub use super::listing::Listing;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest};
+use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, WorkerId};
@@ -31,6 +31,26 @@ pub struct IdempotencyKey {
     pub body: Digest,
 }
 
+/// Which syncs are wanted, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Select {
+    /// Those in one of these states; none named: all.
+    pub states: Vec<SyncState>,
+    /// Those before this one.
+    pub before: Option<SyncNo>,
+    /// So many at most.
+    pub limit: Option<usize>,
+}
+
+/// … and what is given of them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Selected {
+    /// Newest first.
+    pub syncs: Vec<SyncProgress>,
+    /// The [`Select::before`] with which it goes on, where there are more.
+    pub next: Option<SyncNo>,
+}
+
 /// What the world says.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -55,7 +75,7 @@ pub enum Event {
         why: String,
     },
     /// How do all stand?
-    List,
+    List(Select),
     /// Change a sync while it runs.
     Change {
         /// Which.
@@ -115,8 +135,8 @@ pub enum Reply {
     Submitted(Submitted),
     /// To `Progress`, `Change` and `Cancel`.
     Progress(Box<SyncProgress>),
-    /// To `List`, newest first.
-    List(Vec<SyncProgress>),
+    /// To `List`.
+    List(Selected),
     /// To `Listing`.
     Listing(Box<Listing>),
     /// To `Delete`.

@@ -18,8 +18,12 @@ const MAX_ATTEMPTS: u32 = 20;
 
 /// So many workers are known at most.
 const MAX_WORKERS: usize = 16_384;
-/// An assignment lists so many workers of each side at most.
+/// An assignment lists so many workers at most …
 const MOST_MEMBERS: usize = 64;
+/// … and of the source's side fewer: agents talk to the destination's.
+const MOST_SOURCES: usize = 8;
+/// Leases, workers and syncs are looked through no more often than this.
+const LOOK_MS: u64 = 250;
 /// A worker that was not heard of for so long is forgotten.
 const FORGET_MS: u64 = 24 * 3600 * 1000;
 
@@ -287,7 +291,7 @@ impl State {
         let sources = self.workers.near(&request.source_path, &lease.worker, task.attempt);
         let sources = sources
             .filter(|w| w.takes_work() && (w.knows_options() || !sync.has_options()))
-            .take(MOST_MEMBERS);
+            .take(MOST_SOURCES);
         let claims = Claims::new(
             sync.no,
             &sync.id,
@@ -310,7 +314,7 @@ impl State {
             destination_path: request.destination_path.clone(),
             chunk_size_mb: request.chunk_size_mb,
             task: task.spec.clone(),
-            options: sync.options(),
+            options: sync.options(&task.spec),
             source_workers: members(sources),
             destination_workers: members(self.writers_for(sync, &lease.worker, task.attempt)),
             ticket: self.signer.sign(&claims),
@@ -406,11 +410,28 @@ impl State {
         self.wake = true;
     }
 
-    /// Time passed: leases and polls run out, delayed tasks come back, workers fall silent, old
-    /// syncs are dropped.
+    /// Time passed: polls run out, delayed tasks come back. With thousands of polls one ends every few
+    /// milliseconds, so what looks at everything is done less often.
     pub(super) fn tick(&mut self, now: Now) {
-        let gap = now.mono_ms.saturating_sub(self.ticked_ms.unwrap_or(now.mono_ms));
-        self.ticked_ms = Some(now.mono_ms);
+        let due = self.delayed.range(..=(now.mono_ms, TaskId(u64::MAX)));
+        let due: Vec<TaskId> = due.map(|(_, id)| *id).collect();
+        for id in due {
+            self.set_state(id, TaskState::Ready);
+            let key = self.tasks.get(&id).map(Task::key);
+            key.into_iter().for_each(|key| self.put(key));
+            self.wake = true;
+        }
+        let gap = self.ticked_ms.map(|at| now.mono_ms.saturating_sub(at));
+        if gap.is_none_or(|gap| gap >= LOOK_MS) {
+            self.ticked_ms = Some(now.mono_ms);
+            self.look_at_all(gap.unwrap_or(0), now);
+        }
+        self.answer_expired_polls(now);
+    }
+
+    /// Leases run out, workers fall silent, old syncs are dropped; `gap` milliseconds went by since it was
+    /// looked at last.
+    fn look_at_all(&mut self, gap: u64, now: Now) {
         let slept = gap > self.settings.lease_ms / 2;
         let mut ran_out = Vec::new();
         for task in self.tasks.values_mut() {
@@ -427,18 +448,9 @@ impl State {
             tracing::warn!(task = %id, %worker, "a lease ran out: the task goes back to the queue");
             self.lost(id, now);
         }
-        let due = self.delayed.range(..=(now.mono_ms, TaskId(u64::MAX)));
-        let due: Vec<TaskId> = due.map(|(_, id)| *id).collect();
-        for id in due {
-            self.set_state(id, TaskState::Ready);
-            let key = self.tasks.get(&id).map(Task::key);
-            key.into_iter().for_each(|key| self.put(key));
-            self.wake = true;
-        }
         let timeout = self.settings.heartbeat_timeout_ms;
         let slept_ms = if slept { gap } else { 0 };
         self.workers.fall_silent(now, slept_ms, timeout, FORGET_MS);
-        self.answer_expired_polls(now);
         self.tend_limits(now);
         self.flushes_in_vain(now);
         self.drop_old(now);

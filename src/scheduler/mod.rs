@@ -39,7 +39,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply};
+pub use event::{Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected};
 pub use listing::MOST_LINE;
 pub use records::LoadError;
 
@@ -148,7 +148,7 @@ impl State {
                 Some(self.submit(request, list, idempotency, now))
             }
             Event::Progress(id) => Some(self.progress(&id)),
-            Event::List => Some(self.list()),
+            Event::List(select) => Some(self.list(&select)),
             Event::Listing(id) => Some(match self.listing(&id) {
                 Some(listing) => Reply::Listing(Box::new(listing)),
                 None => requests::unknown(&id),

@@ -325,6 +325,7 @@ impl State {
                 self.by_id.remove(&sync.id);
             }
             self.effects.push(Effect::Delete(sync.key()));
+            self.effects.extend(sync.filter_key().map(Effect::Delete));
             self.effects.push(Effect::DropListing(no));
         }
     }

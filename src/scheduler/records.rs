@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `meta` | the next numbers and the key that signs tickets |
 //! | `s/SYNC` | a sync with its counters and first errors |
+//! | `x/SYNC` | what of its source is left out |
 //! | `r/SYNC/WORKER` | the boot under which a worker could first be written through |
 //! | `w/SYNC/WORKER` | … under which one wrote that has not flushed yet |
 //! | `t/SYNC/TASK` | a task with its lease |
@@ -22,6 +23,7 @@ use super::task::{Large, Task, TaskState};
 use super::waiting::Waiting;
 use super::worker::Workers;
 use super::{Effect, Now, Settings, State};
+use crate::wire::options::FilterSpec;
 use crate::wire::task::{Blob, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
@@ -41,8 +43,8 @@ struct Meta {
 }
 
 /// The version of the records that this program writes. 2: the workers of a sync have records of their
-/// own.
-const VERSION: u32 = 2;
+/// own. 3: so has its filter.
+const VERSION: u32 = 3;
 
 /// Why stored records could not be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +152,9 @@ impl State {
         for (key, value) in of_kind("s/") {
             state.take_sync(parse(key, value)?);
         }
+        for (key, value) in of_kind("x/") {
+            state.take_filter(key, parse(key, value)?)?;
+        }
         for (key, value) in of_kind("r/").chain(of_kind("w/")) {
             state.take_worker(key, parse(key, value)?)?;
         }
@@ -173,16 +178,26 @@ impl State {
     }
 
     fn take_sync(&mut self, mut sync: Sync) {
-        // What version 1 kept inside the sync's record goes to records of its own with the first commit.
+        // What earlier versions kept inside the sync's record goes to records of its own with the first commit.
+        sync.part_filter();
         let mut old = sync.unwritten().peekable();
         if old.peek().is_some() {
-            self.effects.push(Effect::Put(sync.key()));
+            self.effects.extend([META.to_owned(), sync.key()].map(Effect::Put));
             self.effects.extend(old.map(Effect::Put));
         }
         if !sync.forgotten {
             self.by_id.insert(sync.id.clone(), sync.no);
         }
         self.syncs.insert(sync.no, sync);
+    }
+
+    fn take_filter(&mut self, key: &str, filter: FilterSpec) -> Result<(), LoadError> {
+        let broken = || LoadError::Broken { key: key.to_owned(), why: "a bad key".to_owned() };
+        let no = key.split('/').nth(1).and_then(|no| no.parse().ok()).ok_or_else(broken)?;
+        if let Some(sync) = self.syncs.get_mut(&SyncNo(no)) {
+            sync.filter = filter;
+        }
+        Ok(())
     }
 
     fn take_worker(&mut self, key: &str, boot: Option<String>) -> Result<(), LoadError> {
@@ -279,6 +294,7 @@ impl State {
         let sync = self.syncs.get(&SyncNo(number()?))?;
         match kind {
             "s" => serde_json::to_vec(sync).ok(),
+            "x" => sync.filter_key().and_then(|_| serde_json::to_vec(&sync.filter).ok()),
             "t" => serde_json::to_vec(self.tasks.get(&TaskId(number()?))?).ok(),
             "l" => serde_json::to_vec(sync.larges.get(&TaskId(number()?))?).ok(),
             "v" => {
@@ -296,6 +312,7 @@ impl State {
         keys.extend(self.tasks.values().map(Task::key));
         keys.extend(self.pairs.0.keys().cloned());
         for sync in self.syncs.values() {
+            keys.extend(sync.filter_key());
             keys.extend(sync.worker_keys());
             keys.extend(sync.groups.iter().map(|group| group_key(sync.no, group)));
         }

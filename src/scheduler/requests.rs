@@ -3,7 +3,7 @@
 use super::stage::Stage;
 use super::sync::Sync;
 use super::task::{Task, TaskState};
-use super::{Effect, IdempotencyKey, NewTask, Now, Reply, State, records};
+use super::{Effect, IdempotencyKey, NewTask, Now, Reply, Select, Selected, State, records};
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Outcome, Phase, Submitted, SyncProgress, SyncRequest, SyncState};
@@ -119,9 +119,24 @@ impl State {
         }
     }
 
-    pub(super) fn list(&self) -> Reply {
-        let all = self.syncs.values().rev().filter(|s| !s.forgotten);
-        Reply::List(all.map(|s| self.document(s)).collect())
+    pub(super) fn list(&self, select: &Select) -> Reply {
+        let states = &select.states;
+        let before = select.before.unwrap_or(SyncNo(u64::MAX));
+        let known = self.syncs.range(..before).rev().map(|(_, sync)| sync);
+        let mut wanted = known
+            .filter(|s| !s.forgotten && (states.is_empty() || states.contains(&s.state)))
+            .peekable();
+        let limit = select.limit.unwrap_or(usize::MAX);
+        let mut syncs = Vec::new();
+        let mut last = None;
+        while syncs.len() < limit
+            && let Some(sync) = wanted.next()
+        {
+            syncs.push(self.document(sync));
+            last = Some(sync.no);
+        }
+        let next = last.filter(|_| wanted.peek().is_some());
+        Reply::List(Selected { syncs, next })
     }
 
     fn visible(&self, id: &RequestId) -> Option<&Sync> {
@@ -225,7 +240,7 @@ impl State {
             notes: sync.notes.clone(),
             verified_files: counters.verified_files,
             repaired_files: counters.repaired_files,
-            options: sync.request.options.clone(),
+            options: sync.chosen(),
             bwlimit: sync.bwlimit,
             scan_done: listed && (sync.stage > Stage::Copy || sync.state != SyncState::Cancelled),
             unverified: counters.unverified,

@@ -58,11 +58,14 @@ impl Stage {
 }
 
 impl Sync {
-    /// How its tasks are to be done now.
-    pub(super) fn options(&self) -> SyncOptions {
+    /// How one of its tasks is to be done now. The filter goes only with those that look for entries.
+    pub(super) fn options(&self, spec: &TaskSpec) -> SyncOptions {
         let mut options = self.request.options.clone();
         if self.stage == Stage::Readback {
             options.compare = Compare::Checksum;
+        }
+        if matches!(spec, TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Prune { .. }) {
+            options.filter = self.filter.clone();
         }
         options
     }
@@ -70,17 +73,22 @@ impl Sync {
     /// … and how the destination is to be written by one of them.
     pub(super) fn rules(&self, spec: &TaskSpec) -> WriteRules {
         let readback = self.stage == Stage::Readback;
-        let mut rules = WriteRules { readback, ..self.options().write_rules() };
-        if matches!(spec, TaskSpec::Range { compare: true, .. }) {
+        let mut rules = WriteRules { readback, ..self.request.options.write_rules() };
+        if readback || matches!(spec, TaskSpec::Range { compare: true, .. }) {
             // Whatever the operator compares by: the range is to be looked at, not the whole file.
             rules.compare = Compare::Checksum;
         }
         rules
     }
 
+    /// What the operator chose.
+    pub(super) fn chosen(&self) -> SyncOptions {
+        SyncOptions { filter: self.filter.clone(), ..self.request.options.clone() }
+    }
+
     /// Whether it asks for anything that was not always there.
     pub(super) fn has_options(&self) -> bool {
-        !self.request.options.is_default()
+        !self.request.options.is_default() || self.filter_key().is_some()
     }
 
     /// Whether nothing is to be changed.

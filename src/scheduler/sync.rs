@@ -6,7 +6,7 @@ use super::queue::Queue;
 use super::records;
 use super::stage::Stage;
 use super::task::Large;
-use crate::wire::options::{Action, Notes, Tally};
+use crate::wire::options::{Action, FilterSpec, Notes, Tally};
 use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncRequest, SyncState};
 use crate::wire::task::{Pruned, RootState};
 use crate::wire::{Digest, RequestId, SyncNo, TaskId};
@@ -70,8 +70,15 @@ impl Counters {
 pub(super) struct Sync {
     pub(super) no: SyncNo,
     pub(super) id: RequestId,
-    /// As submitted; a file list is kept apart, in parts.
+    /// As submitted; a file list is kept apart, in parts, and so is the filter.
     pub(super) request: SyncRequest,
+    /// What of the source is left out. It may be long and never changes, so it has a record of its own that
+    /// is not written again with each counter.
+    #[serde(skip)]
+    pub(super) filter: FilterSpec,
+    /// That record is not written yet.
+    #[serde(skip)]
+    filter_is_new: bool,
     /// All agents together send no more for it than this, in bytes per second. It stands here and not
     /// in the request because it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -165,10 +172,12 @@ impl Sync {
     /// A sync that was just accepted.
     pub(super) fn new(no: SyncNo, id: RequestId, mut request: SyncRequest, wall_ms: i64) -> Self {
         let bwlimit = request.bwlimit.take();
-        Sync {
+        let mut sync = Sync {
             no,
             id,
             request,
+            filter: FilterSpec::default(),
+            filter_is_new: false,
             bwlimit,
             list_parts: None,
             state: SyncState::Queued,
@@ -201,6 +210,16 @@ impl Sync {
             scans: 0,
             blob_bytes: 0,
             served: 0,
+        };
+        sync.part_filter();
+        sync
+    }
+
+    /// Takes the filter out of the request, where it is submitted and where version 2 kept it.
+    pub(super) fn part_filter(&mut self) {
+        let filter = std::mem::take(&mut self.request.options.filter);
+        if filter != FilterSpec::default() {
+            (self.filter, self.filter_is_new) = (filter, true);
         }
     }
 
@@ -259,12 +278,18 @@ impl Sync {
         format!("s/{}", self.no)
     }
 
-    /// The keys of the records of workers that are not written as they are now.
+    /// The key of the record of its filter, where it has one.
+    pub(super) fn filter_key(&self) -> Option<String> {
+        (self.filter != FilterSpec::default()).then(|| format!("x/{}", self.no))
+    }
+
+    /// The keys of the records beside its own that are not written as they are now.
     pub(super) fn unwritten(&mut self) -> impl Iterator<Item = String> + use<> {
         let no = self.no;
+        let filter = std::mem::take(&mut self.filter_is_new).then(|| self.filter_key()).flatten();
         let reach = self.reach.take_changed().into_iter().map(move |w| records::reach_key(no, &w));
         let writers = self.writers.take_changed().into_iter();
-        reach.chain(writers.map(move |w| records::writer_key(no, &w)))
+        reach.chain(writers.map(move |w| records::writer_key(no, &w))).chain(filter)
     }
 
     /// The keys of all records of workers.

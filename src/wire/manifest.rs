@@ -9,6 +9,8 @@ use minicbor::{Decode, Encode};
 pub const MAX_ENTRIES: usize = 4096;
 /// At most this many encoded bytes are accepted as a manifest.
 pub const MAX_BYTES: usize = 16 << 20;
+/// What an entry mostly takes, encoded, in bytes: a short name, no attributes.
+const USUAL_BYTES: usize = 96;
 
 /// A batch: its directories once, its entries by reference to them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
@@ -219,8 +221,11 @@ pub enum ManifestError {
 impl Manifest {
     /// The bytes to store.
     pub fn encode(&self) -> Vec<u8> {
+        let rows = self.dirs.len() + self.entries.len();
+        let mut out = Vec::with_capacity((rows * USUAL_BYTES).min(MAX_BYTES));
         // Encoding into a Vec can't fail: its error type is `Infallible`.
-        minicbor::to_vec(self).unwrap_or_default()
+        let _ = minicbor::encode(self, &mut out);
+        out
     }
 
     /// Reads what [`Manifest::encode`] wrote.

@@ -28,7 +28,18 @@ impl Serialize for Blob {
 
 impl<'de> Deserialize<'de> for Blob {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        B64.decode(String::deserialize(d)?).map(Blob).map_err(de::Error::custom)
+        /// Decodes where the string lies: a page is long.
+        struct Text;
+        impl de::Visitor<'_> for Text {
+            type Value = Blob;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes in base64")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Blob, E> {
+                B64.decode(text).map(Blob).map_err(E::custom)
+            }
+        }
+        d.deserialize_str(Text)
     }
 }
 

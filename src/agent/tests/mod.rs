@@ -193,7 +193,7 @@ async fn copied(fleet: &Fleet, cx: &Context, manifest: &Manifest) -> (Done, Vec<
     let assignment = fleet.assignment(copy_task(manifest));
     let writers = Writers::default();
     let job = Job { cx, assignment: &assignment, writers: &writers };
-    let done = copy::copy(job, manifest.clone()).await;
+    let done = copy::copy(job, manifest.clone(), manifest.encode().into()).await;
     (done, writers.list().iter().map(ToString::to_string).collect())
 }
 

@@ -209,9 +209,9 @@ mod tests {
             |url: &str| MasterClient::new(vec![url.to_owned()], ClientOptions::default()).unwrap();
         let (root, _) =
             master.url().rsplit_once('/').map(|(a, b)| (a.to_owned(), b.len())).unwrap();
-        client(&master.url()).list().await.unwrap();
+        client(&master.url()).list(&[], None).await.unwrap();
         for url in [root.clone(), format!("{root}/v1")] {
-            assert!(client(&url).list().await.unwrap_err().is_not_found(), "{url}");
+            assert!(client(&url).list(&[], None).await.unwrap_err().is_not_found(), "{url}");
         }
         stop.cancel();
         master.stopped().await.unwrap();

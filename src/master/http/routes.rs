@@ -6,21 +6,24 @@ use super::params::{self, Named, Params};
 use super::{HttpLimits, documents, guard};
 use crate::master::handle::{Handle, store_down};
 use crate::master::listing::Wanted;
-use crate::scheduler::IdempotencyKey;
+use crate::scheduler::{IdempotencyKey, Select};
 use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
 use crate::wire::task::ScanPage;
-use crate::wire::{AssignmentId, RequestId, WorkerId};
+use crate::wire::{AssignmentId, RequestId, SyncNo, WorkerId};
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::LOCATION;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::http::header::{LINK, LOCATION};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use serde_json::json as object;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+
+/// The `page_token` with which a list goes on.
+static NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 
 /// What every route has at hand.
 #[derive(Clone)]
@@ -93,21 +96,42 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 async fn list(State(app): State<App>, uri: Uri) -> Answer {
-    let params = Params::of(&uri, &["state", "limit"])?;
-    let states = match params.get("state") {
+    let params = Params::of(&uri, &["state", "limit", "page_token"])?;
+    let words = params.get("state").into_iter().flat_map(|text| text.split(','));
+    let states = words
+        .map(|word| word.trim().parse::<SyncState>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|rule| params::bad(format!("state: each {rule}")))?;
+    let limit = params.number("limit")?;
+    let before = match params.get("page_token") {
         None => None,
-        Some(text) => Some(
-            text.split(',')
-                .map(|word| word.trim().parse::<SyncState>())
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|rule| params::bad(format!("state: each {rule}")))?,
-        ),
+        Some(token) => {
+            Some(token.parse().map(SyncNo).map_err(|_| params::bad("page_token is none of ours"))?)
+        }
     };
-    let limit = params.number("limit")?.unwrap_or(usize::MAX);
-    let mut all = app.handle.list().await?;
-    all.retain(|sync| states.as_ref().is_none_or(|states| states.contains(&sync.state)));
-    all.truncate(limit);
-    Ok(ok(&all))
+    let select = Select { states, before, limit };
+    let selected = app.handle.list(select.clone()).await?;
+    let mut response = ok(&selected.syncs);
+    if let Some(next) = selected.next {
+        more(response.headers_mut(), &select, next);
+    }
+    Ok(response)
+}
+
+/// Says where a list goes on: as a token, and as a URL for those who follow links (RFC 8288).
+fn more(headers: &mut HeaderMap, select: &Select, next: SyncNo) {
+    let mut query = format!("page_token={next}");
+    if let Some(limit) = select.limit {
+        query.push_str(&format!("&limit={limit}"));
+    }
+    if !select.states.is_empty() {
+        let words: Vec<&str> = select.states.iter().map(|state| state.as_str()).collect();
+        query.push_str(&format!("&state={}", words.join(",")));
+    }
+    headers.insert(NEXT_TOKEN.clone(), HeaderValue::from(next.0));
+    if let Ok(link) = HeaderValue::from_str(&format!("<?{query}>; rel=\"next\"")) {
+        headers.insert(LINK, link);
+    }
 }
 
 async fn progress(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {

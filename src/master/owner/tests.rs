@@ -3,7 +3,7 @@
 use super::super::handle::{BlobReader, Handle};
 use super::super::listing::Wanted;
 use super::*;
-use crate::scheduler::Settings;
+use crate::scheduler::{Select, Settings};
 use crate::store::{Acquired, MemoryStore};
 use crate::wire::sync::{SyncRequest, SyncState};
 use crate::wire::worker::WorkerHeartbeat;
@@ -73,7 +73,7 @@ async fn a_store_that_is_away_for_a_moment_is_written_to_when_it_is_back() {
     world.handle.submit(request("demo"), None).await.unwrap();
     world.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
     world.handle.submit(request("other"), None).await.unwrap();
-    assert_eq!(world.handle.list().await.unwrap().len(), 2);
+    assert_eq!(world.handle.list(Select::default()).await.unwrap().syncs.len(), 2);
     assert_eq!(world.store.complaints(), Vec::<String>::new());
 }
 

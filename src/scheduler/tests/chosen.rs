@@ -3,6 +3,7 @@
 use super::*;
 use crate::scheduler::task::TaskState;
 use crate::scheduler::worker::Worker;
+use crate::wire::options::FilterSpec;
 
 /// How well a task fits a worker, as a walk judges it; the smallest is taken.
 type Fit = (u8, TaskId);
@@ -154,6 +155,7 @@ fn an_assignment_lists_a_bounded_number_of_workers_and_all_are_used() {
         let ids: BTreeSet<WorkerId> =
             copy.destination_workers.iter().map(|m| m.worker_id.clone()).collect();
         assert_eq!((ids.len(), copy.destination_workers.len()), (64, 64));
+        assert_eq!(copy.source_workers.len(), 8);
         let sync = world.state.syncs.values().next().unwrap();
         assert!(ids.iter().all(|id| sync.reach.get(id).is_some()), "they may be written through");
         used.extend(ids);
@@ -211,4 +213,60 @@ fn records_of_version_1_are_taken_over() {
     world.restart();
     assert_eq!(world.records.keys().collect::<Vec<_>>(), new.keys().collect::<Vec<_>>());
     assert_eq!(world.records["s/1"], new["s/1"]);
+}
+
+fn filtered() -> (World, Assignment, FilterSpec) {
+    let rules = vec!["*.tmp".to_owned(), "/scratch/".to_owned()];
+    let filter = FilterSpec { rules, ..FilterSpec::default() };
+    let options = SyncOptions { filter: filter.clone(), ..SyncOptions::default() };
+    let (world, scan) = scanning_with(options);
+    (world, scan, filter)
+}
+
+#[test]
+fn a_filter_is_written_once_and_goes_to_those_who_look_for_entries() {
+    let (mut world, scan, filter) = filtered();
+    assert_eq!(scan.options.filter, filter);
+    let sync = String::from_utf8(world.records["s/1"].clone()).unwrap();
+    assert!(!sync.contains("scratch"), "{sync}");
+    world.restart();
+    assert_eq!(world.progress("demo").options.filter, filter);
+    world.beat("s", "1", &["/src"], &[scan.assignment_id]);
+    world.beat("d", "1", &["/dst"], &[]);
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    assert_eq!(copy.options, SyncOptions::default());
+    let end = Event::Result(result(&copy, true, all_done(&copy, "d")));
+    let effects = world.state.apply(end, None, world.now);
+    let put = |key: &str| effects.contains(&Effect::Put(key.to_owned()));
+    assert!(put("s/1") && !put("x/1"));
+}
+
+#[test]
+fn the_record_of_a_filter_goes_with_its_sync() {
+    let (mut world, ..) = filtered();
+    assert!(world.records.contains_key("x/1"));
+    world.play(Event::Cancel("demo".parse().unwrap()));
+    world.now.wall_ms += 61 * 24 * 3_600_000;
+    world.pass(1_000);
+    assert!(world.state.syncs.is_empty());
+    assert_eq!(world.records.keys().collect::<Vec<_>>(), ["meta"]);
+}
+
+#[test]
+fn records_of_version_2_are_taken_over() {
+    let (mut world, _, filter) = filtered();
+    let mut old = world.records.clone();
+    let filter_record: serde_json::Value =
+        serde_json::from_slice(&old.remove("x/1").unwrap()).unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&old["s/1"]).unwrap();
+    record["request"]["options"]["filter"] = filter_record;
+    old.insert("s/1".to_owned(), serde_json::to_vec(&record).unwrap());
+    let mut meta: serde_json::Value = serde_json::from_slice(&old["meta"]).unwrap();
+    meta["version"] = 2.into();
+    old.insert("meta".to_owned(), serde_json::to_vec(&meta).unwrap());
+    let new = std::mem::replace(&mut world.records, old);
+    world.restart();
+    assert_eq!(world.records, new, "and an older program refuses them from now on");
+    assert_eq!(world.progress("demo").options.filter, filter);
 }

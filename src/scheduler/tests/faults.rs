@@ -273,3 +273,24 @@ fn the_list_of_a_cancelled_sync_is_dropped() {
     world.play(Event::Cancel("demo".parse().unwrap()));
     assert!(world.blobs.is_empty());
 }
+
+#[test]
+fn polls_that_end_every_few_milliseconds_keep_no_lease_from_running_out() {
+    let (mut world, scan) = scanning();
+    let lease = world.state.settings.lease_ms;
+    world.beat("t", "1", &["/src"], &[]);
+    let begin = world.now.mono_ms;
+    let again = loop {
+        for _ in 0..100 {
+            world.pass(7);
+        }
+        world.beat("t", "1", &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+        if let Some(again) = world.poll("t", "1") {
+            break again;
+        }
+        assert!(world.now.mono_ms < begin + lease + 2_000, "the lease has run out");
+    };
+    assert_eq!((again.task_id, again.attempt), (scan.task_id, 2));
+    assert!(world.now.mono_ms >= begin + lease);
+}

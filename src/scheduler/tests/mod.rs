@@ -7,6 +7,7 @@ mod faults;
 mod fidelity;
 mod histories;
 mod limits;
+mod listed;
 mod mirror;
 mod older;
 

@@ -133,11 +133,51 @@ async fn a_list_is_a_bare_array_that_can_be_filtered() {
     assert_eq!(ids(served.get("/sync?state=FAILED,COMPLETED").await), ["b"]);
     assert_eq!(ids(served.get("/sync?state=QUEUED&limit=1").await), ["c"]);
     assert_eq!(ids(served.get("/sync?limit=1000000000000000000000").await), ["c", "b", "a"]);
-    for bad in
-        ["state=x", "limit=0", "limit=-1", "limit=x", "stat=QUEUED", "limit=1&limit=2", "state=%ff"]
-    {
+    for bad in [
+        "page_token=x",
+        "page_token=",
+        "state=x",
+        "limit=0",
+        "limit=-1",
+        "limit=x",
+        "stat=QUEUED",
+        "limit=1&limit=2",
+        "state=%ff",
+    ] {
         let got = served.get(&format!("/sync?{bad}")).await;
         assert_eq!((got.status, got.code().as_str()), (400, "bad_parameter"), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_can_be_had_in_pages_by_token_and_by_link() {
+    let served = served().await;
+    for (first, pages) in [
+        ("/sync?limit=2", vec!["cb", "a"]),
+        ("/sync?limit=1", vec!["c", "b", "a"]),
+        ("/sync?state=queued,%20queued&limit=1", vec!["c", "a"]),
+        ("/sync", vec!["cba"]),
+        ("/sync?limit=3", vec!["cba"]),
+    ] {
+        let mut target = first.to_owned();
+        for (nth, page) in pages.iter().enumerate() {
+            let got = served.get(&target).await;
+            let found: String = got
+                .json()
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|s| s["request_id"].as_str().unwrap().to_owned())
+                .collect();
+            assert_eq!((got.status, &found[..]), (200, *page), "{target}");
+            let token = got.header("x-next-token").map(str::to_owned);
+            assert_eq!(token.is_some(), nth + 1 < pages.len(), "{target}");
+            let Some(token) = token else { break };
+            let link = got.header("link").unwrap();
+            let query = link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap();
+            assert!(query.contains(&format!("page_token={token}")), "{link}");
+            target = format!("/sync{query}");
+        }
     }
 }
 

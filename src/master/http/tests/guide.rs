@@ -76,7 +76,7 @@ async fn the_other_requests_of_the_guide_work_as_they_stand() {
 
     let got = curl(&served, LIST).await;
     assert_eq!((got.status, got.json().as_array().unwrap().len()), (200, 3));
-    assert_eq!(served.events.recv().await, Some(Event::List));
+    assert_eq!(served.events.recv().await, Some(Event::List(Select::default())));
 
     let got = curl(&served, DELETE).await;
     assert_eq!((got.status, got.body.as_slice()), (200, &br#"{"status":"deleted"}"#[..]));

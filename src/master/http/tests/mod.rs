@@ -6,7 +6,7 @@ mod hostile;
 
 use super::{HttpLimits, serve};
 use crate::master::handle::{BlobReader, Handle, Health, Request};
-use crate::scheduler::{Event, Listing, Reply};
+use crate::scheduler::{Event, Listing, Reply, Select, Selected};
 use crate::store::Spool;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Phase, Submitted, SyncProgress, SyncState};
@@ -94,11 +94,7 @@ fn script(event: &Event) -> Option<Reply> {
         Event::Progress(id) | Event::Cancel(id) => {
             Reply::Progress(Box::new(progress(id.as_str(), SyncState::Progress)))
         }
-        Event::List => Reply::List(vec![
-            progress("c", SyncState::Queued),
-            progress("b", SyncState::Failed),
-            progress("a", SyncState::Queued),
-        ]),
+        Event::List(select) => Reply::List(selected(select)),
         Event::Listing(id) if gone(id) => return refused(404, "sync_not_found"),
         Event::Listing(id) => Reply::Listing(Box::new(Listing {
             sync: SyncNo(1),
@@ -138,6 +134,26 @@ fn script(event: &Event) -> Option<Reply> {
             Reply::Nothing
         }
     })
+}
+
+/// Three syncs, of which the last has the number 1.
+fn selected(select: &Select) -> Selected {
+    let all = [("c", SyncState::Queued), ("b", SyncState::Failed), ("a", SyncState::Queued)];
+    let before = select.before.unwrap_or(SyncNo(u64::MAX));
+    let wanted: Vec<_> = (1..=3)
+        .rev()
+        .map(SyncNo)
+        .zip(all)
+        .filter(|(no, (_, state))| {
+            *no < before && (select.states.is_empty() || select.states.contains(state))
+        })
+        .collect();
+    let count = select.limit.unwrap_or(usize::MAX).min(wanted.len());
+    let given = &wanted[..count];
+    Selected {
+        syncs: given.iter().map(|(_, (id, state))| progress(id, *state)).collect(),
+        next: given.last().map(|(no, _)| *no).filter(|_| count < wanted.len()),
+    }
 }
 
 fn progress(id: &str, state: SyncState) -> SyncProgress {
