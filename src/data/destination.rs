@@ -39,7 +39,7 @@ impl Destination {
     pub(super) fn pool(&self) -> &Pool {
         match self {
             Destination::Local { local, .. } => local.pool(),
-            Destination::Remote(peer) => peer.pool(),
+            Destination::Remote(peer) => peer.peers.pool(),
         }
     }
 

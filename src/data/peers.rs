@@ -167,7 +167,7 @@ pub struct Peer {
     /// Content is sent with its digest.
     hashed: bool,
     pace: Pace,
-    peers: Arc<Peers>,
+    pub(super) peers: Arc<Peers>,
 }
 
 impl Drop for Peer {
@@ -183,11 +183,6 @@ impl Peer {
     pub fn at(mut self, pace: Pace) -> Self {
         self.pace = pace;
         self
-    }
-
-    /// What it is sent from.
-    pub(super) fn pool(&self) -> &Pool {
-        &self.peers.pool
     }
 
     /// Who it is.
@@ -344,7 +339,7 @@ impl Peer {
         let (mut fresh, mut tries) = (false, 0);
         loop {
             // Before a connection: no peer is to wait for our memory.
-            let buffers = self.pool().to_send(compared).await;
+            let buffers = self.peers.pool().to_send(compared).await;
             let mut leased = self.lease(fresh, Kind::Content, size).await?;
             // Dropped when it is settled what becomes of the connection: the thread closes it.
             let abandoned = Shutdown::new();
