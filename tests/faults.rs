@@ -10,7 +10,6 @@ mod support;
 use longhaul::wire::sync::SyncProgress;
 use serde_json::json;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
 use support::process::{Process, User, clean_command};
@@ -45,8 +44,7 @@ fn in_mid_range(dst: &Path) -> bool {
     let Some(part) = tree::part_files(dst).into_iter().find(|p| is_of_large(p)) else {
         return false;
     };
-    let Ok(meta) = fs::metadata(part) else { return false };
-    meta.blocks() > 0 && meta.blocks() * 512 < LARGE as u64 && !dst.join("large").exists()
+    (1..LARGE as u64).contains(&tree::written(&part)) && !dst.join("large").exists()
 }
 
 fn is_of_large(part: &Path) -> bool {

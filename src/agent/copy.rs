@@ -9,6 +9,7 @@
 use super::execute::{Done, Job, entry_error};
 use super::fates::{Fate, Fates, some_of};
 use crate::data::outcome::Offered;
+use crate::data::pool::{BUFFER, Pool};
 use crate::data::{Destination, Found, SendError, hash_source};
 use crate::fs::Tree;
 use crate::wire::Digest;
@@ -157,7 +158,7 @@ impl Round<'_> {
         fates: &mut Fates<'_>,
     ) -> BTreeMap<usize, Digest> {
         let entries = places.iter().map(|i| self.manifest.entries[*i].clone());
-        let hashed = hash_all(self.source, entries.collect()).await;
+        let hashed = hash_all(self.source, entries.collect(), self.job.cx.peers.pool()).await;
         let mut digests = BTreeMap::new();
         for (i, digest) in places.iter().zip(hashed) {
             match digest {
@@ -211,10 +212,16 @@ impl Round<'_> {
 }
 
 /// The digests of `entries`, a few of them hashed at a time.
-async fn hash_all(source: &Tree, entries: Vec<Entry>) -> Vec<Result<Digest, FileError>> {
+async fn hash_all(
+    source: &Tree,
+    entries: Vec<Entry>,
+    pool: &Pool,
+) -> Vec<Result<Digest, FileError>> {
     let each = entries.into_iter().map(|entry| async move {
         let (source, path) = (source.clone(), entry.path.clone());
-        match tokio::task::spawn_blocking(move || hash_source(&source, &entry)).await {
+        let [mut buffer] = pool.take([BUFFER]).await;
+        let hash = move || hash_source(&source, &entry, &mut buffer);
+        match tokio::task::spawn_blocking(hash).await {
             Ok(hashed) => hashed.map_err(|e| e.to_file_error()),
             Err(e) => {
                 let why = format!("hashing failed inside: {e}");

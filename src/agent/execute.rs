@@ -25,6 +25,8 @@ pub struct Context {
     pub gate: Arc<TicketGate>,
     /// The other agents.
     pub peers: Arc<Peers>,
+    /// Large files of the source are read past the page cache, where that can be.
+    pub direct_io: bool,
 }
 
 /// What became of an assignment.
@@ -130,7 +132,8 @@ impl Job<'_> {
     pub fn source(&self) -> Result<Tree, Box<Done>> {
         let path = &self.assignment.source_path;
         let preserve = self.assignment.options.preserve;
-        self.cx.roots.tree(path).map(|tree| tree.keeping(preserve)).ok_or_else(|| {
+        let tree = self.cx.roots.tree(path);
+        tree.map(|tree| tree.keeping(preserve).direct(self.cx.direct_io)).ok_or_else(|| {
             let worker = &self.cx.worker;
             Box::new(Done::failed(format!("worker {worker} has no storage path that holds {path}")))
         })

@@ -36,8 +36,9 @@ pub mod tune;
 
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
-use crate::data::{DataServer, Peers, Roots, Served, TicketGate};
+use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate};
 use crate::util::shutdown::Shutdown;
+use crate::util::units;
 use crate::wire::worker::Endpoint;
 use anyhow::Context as _;
 use execute::Context;
@@ -87,11 +88,13 @@ impl Agent {
     /// Works until `shutdown`, then ends what is in hand (at most for the configured drain time).
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
         let endpoints = self.server.endpoints().to_vec();
-        let peers = Peers::new(self.server.nics());
+        let buffers = Buffers::new(self.config.buffer_memory);
+        let peers = Peers::new(self.server.nics(), buffers.sending.clone());
         let gate = Arc::new(TicketGate::new());
         let served = Served { gate: gate.clone(), roots: self.roots.clone() };
         let closed = Shutdown::new();
-        let serving = tokio::spawn(self.server.serve(Arc::new(served), closed.clone()));
+        let receiving = buffers.receiving.clone();
+        let serving = tokio::spawn(self.server.serve(Arc::new(served), receiving, closed.clone()));
         // Dropped with this future, however it ends.
         let mut serving = AbortOnDropHandle::new(serving);
 
@@ -108,6 +111,7 @@ impl Agent {
             roots: self.roots.clone(),
             gate: gate.clone(),
             peers: peers.clone(),
+            direct_io: self.config.direct_io,
         };
         let seen = (hand.clone(), limits, peers);
         let heart = Heart::new(self.config, endpoints, self.roots, gate, seen);
@@ -133,7 +137,7 @@ impl Agent {
         let _ = tokio::time::timeout(Duration::from_secs(2), heart.beat(&client)).await;
         closed.cancel();
         let _ = tokio::time::timeout(LAST_REQUESTS, &mut serving).await;
-        tracing::info!("agent stopped");
+        tracing::info!(buffer_memory = units::bytes(buffers.most() as u64), "agent stopped");
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Agent;
 use super::testing::{abs, assignment};
 use crate::client::{ClientOptions, MasterClient};
+use crate::config::agent::DEFAULT_BUFFER_MEMORY;
 use crate::config::{AgentConfig, LogConfig};
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
@@ -211,6 +212,8 @@ impl Play {
             drain_timeout: Duration::from_secs(10),
             slots: 2,
             bwlimit: None,
+            buffer_memory: DEFAULT_BUFFER_MEMORY,
+            direct_io: false,
             log: LogConfig::default(),
         };
         let script = Mutex::new(script);
@@ -444,6 +447,8 @@ async fn an_agent_does_not_start_without_its_storage_or_its_address() {
         drain_timeout: Duration::from_secs(1),
         slots: 1,
         bwlimit: None,
+        buffer_memory: DEFAULT_BUFFER_MEMORY,
+        direct_io: false,
         log: LogConfig::default(),
     };
     let missing = Agent::bind(config("missing", "127.0.0.1")).await.err().unwrap();

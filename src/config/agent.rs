@@ -5,6 +5,7 @@ use super::log::LogConfig;
 use super::nic::{self, Nic};
 use super::reader::{Fields, Findings, Item, did_you_mean, quoted};
 use super::report::Pos;
+use crate::util::units;
 use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::BTreeMap;
@@ -32,9 +33,20 @@ pub struct AgentConfig {
     pub slots: usize,
     /// It sends no more than this, whatever for, in bytes per second.
     pub bwlimit: Option<u64>,
+    /// Its buffers for content are at most so many bytes, half of them to send and half to receive.
+    pub buffer_memory: u64,
+    /// Large source files are read past the page cache, where that can be.
+    pub direct_io: bool,
     /// What is logged, and how.
     pub log: LogConfig,
 }
+
+/// `buffer_memory` where it is not given, in bytes: more than a hundred exchanges at a time need.
+pub const DEFAULT_BUFFER_MEMORY: u64 = 128 << 20;
+/// The least `buffer_memory`, in bytes: an exchange in each direction takes up to 1.3 MB of its half.
+pub const LEAST_BUFFER_MEMORY: u64 = 4 << 20;
+/// The most: nobody has so much.
+const MOST_BUFFER_MEMORY: u64 = 1 << 40;
 
 /// `slots` where it is not given: four for each core, at least 8, at most 24 (each may hold a few
 /// megabytes). How many of them are used follows what they bring.
@@ -53,7 +65,7 @@ fn cores() -> usize {
 }
 
 /// The keys that only an agents file has, to tell it from a master's file.
-pub(super) const KEYS: [&str; 10] = [
+pub(super) const KEYS: [&str; 12] = [
     "master_url",
     "workers",
     "worker_id",
@@ -63,6 +75,8 @@ pub(super) const KEYS: [&str; 10] = [
     "drain_timeout",
     "slots",
     "bwlimit",
+    "buffer_memory",
+    "direct_io",
     "log",
 ];
 
@@ -95,6 +109,8 @@ struct Shared {
     drain_timeout: Duration,
     slots: usize,
     bwlimit: Option<u64>,
+    buffer_memory: u64,
+    direct_io: bool,
     log: LogConfig,
 }
 
@@ -122,6 +138,22 @@ impl Shared {
         if let Some(limit) = fields.get("bwlimit").and_then(|i| i.limit()) {
             self.bwlimit = limit;
         }
+        if let Some(item) = fields.get("buffer_memory")
+            && let Some(bytes) = item.size(0..=MOST_BUFFER_MEMORY)
+        {
+            if bytes < LEAST_BUFFER_MEMORY {
+                let least = units::bytes(LEAST_BUFFER_MEMORY);
+                item.error(format!(
+                    "{} is too little: what is sent and what is received at a time must fit into half of it \
+                     each — give at least {least}",
+                    units::bytes(bytes)
+                ));
+            }
+            self.buffer_memory = bytes;
+        }
+        if let Some(direct) = fields.get("direct_io").and_then(|i| i.flag()) {
+            self.direct_io = direct;
+        }
         self.log.read(fields.get("log"));
     }
 }
@@ -146,6 +178,8 @@ impl AgentsFile {
                 drain_timeout: Duration::from_secs(60),
                 slots: default_slots(),
                 bwlimit: None,
+                buffer_memory: DEFAULT_BUFFER_MEMORY,
+                direct_io: false,
                 log: LogConfig::default(),
             },
             ids: BTreeMap::new(),
@@ -289,6 +323,8 @@ impl WorkerReader {
             drain_timeout: shared.drain_timeout,
             slots: shared.slots,
             bwlimit: shared.bwlimit,
+            buffer_memory: shared.buffer_memory,
+            direct_io: shared.direct_io,
             log: shared.log,
         };
         Some(Worker { config, path_places, endpoint_places, label: fields.item.path.clone() })

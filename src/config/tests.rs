@@ -1,6 +1,7 @@
 //! Whole files in, messages and values out.
 
 mod hostile;
+mod memory;
 
 use super::*;
 use std::path::PathBuf;
@@ -86,7 +87,17 @@ fn commented_defaults_are_the_real_ones() {
                 "log",
             ][..],
         ),
-        ("example_agent.yml", &["heartbeat_interval", "drain_timeout", "bwlimit", "log"][..]),
+        (
+            "example_agent.yml",
+            &[
+                "heartbeat_interval",
+                "drain_timeout",
+                "bwlimit",
+                "buffer_memory",
+                "direct_io",
+                "log",
+            ][..],
+        ),
     ] {
         let text = std::fs::read_to_string(repo_file(name)).unwrap();
         let mut uncommented = String::new();

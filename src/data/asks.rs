@@ -35,7 +35,7 @@ pub struct BlocksAsk {
     /// The length of all of them; the last one may be shorter.
     #[n(2)]
     pub length: u64,
-    /// The length of one, a power of two.
+    /// The length of one, a power of two and no more than [`BLOCK`].
     #[n(3)]
     pub block: u64,
 }
@@ -49,7 +49,7 @@ impl BlocksAsk {
         let BlocksAsk { offset, length, block, .. } = *self;
         let entry = range_of(&self.manifest, offset, length)?;
         let fits = block.is_power_of_two()
-            && block >= blake3::CHUNK_LEN as u64
+            && (blake3::CHUNK_LEN as u64..=BLOCK).contains(&block)
             && offset.is_multiple_of(block)
             && length.div_ceil(block) <= MAX_BLOCKS;
         if fits { Ok(entry) } else { Err(format!("{length} bytes at {offset} by {block}")) }

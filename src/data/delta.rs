@@ -4,6 +4,7 @@
 use super::asks::{BLOCK, BlockValue, BlocksAsk, WINDOW};
 use super::destination::Destination;
 use super::outcome::{Compared, RangeSent, SendError};
+use super::pool::SCRATCH;
 use super::read::{Span, hash_blocks};
 use crate::fs::Tree;
 use crate::wire::Digest;
@@ -100,9 +101,9 @@ impl Destination {
         for window in ranged.span.pieces(WINDOW) {
             let (source, entry) = (ranged.source.clone(), ranged.entry.clone());
             let ours = async {
-                let hashing =
-                    tokio::task::spawn_blocking(move || hash_blocks(&source, &entry, window));
-                hashing.await.map_err(|e| {
+                let [mut scratch] = self.pool().take([SCRATCH]).await;
+                let hash = move || hash_blocks(&source, &entry, window, &mut scratch);
+                tokio::task::spawn_blocking(hash).await.map_err(|e| {
                     SendError::Internal(format!("reading the source failed inside: {e}"))
                 })
             };

@@ -5,6 +5,7 @@ use super::delta::Ranged;
 use super::local::Local;
 use super::outcome::{Compared, Offered, Packed, RangeMode, RangeSent, SendError};
 use super::peers::Peer;
+use super::pool::Pool;
 use super::read::Span;
 use crate::fs::Tree;
 use crate::wire::WorkerId;
@@ -31,6 +32,14 @@ impl Destination {
         match self {
             Destination::Local { worker, .. } => worker,
             Destination::Remote(peer) => peer.worker(),
+        }
+    }
+
+    /// The buffers for what is read on its account.
+    pub(super) fn pool(&self) -> &Pool {
+        match self {
+            Destination::Local { local, .. } => local.pool(),
+            Destination::Remote(peer) => peer.peers.pool(),
         }
     }
 

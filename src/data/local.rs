@@ -5,7 +5,7 @@ use super::delta::Ranged;
 use super::gate::{self, Refused};
 use super::maintain;
 use super::outcome::{Offered, Packed, RangeSent, SendError, UnstampedDir, Written};
-use super::pool::{Buffer, Pool};
+use super::pool::{BUFFER, Buffer, Pool, SCRATCH};
 use super::protocol::{PACK, RANGE, SWEEP};
 use super::read::{Read, Sink, Span, changed, open_same, read_whole};
 use super::receive;
@@ -42,6 +42,11 @@ impl From<Refused> for SendError {
 }
 
 impl Local {
+    /// What it reads to.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// Writes to `target` as the ticket with these `claims` says, through buffers of `pool`.
     pub fn new(target: Target, claims: Claims, pool: Pool) -> Self {
         let pace = Pace::default();
@@ -84,13 +89,13 @@ impl Local {
     ) -> Result<Packed, SendError> {
         gate::allows(self.rules(), PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
-        let (claims, pool, pace) = (self.claims.clone(), self.pool.clone(), self.pace.clone());
+        let (claims, pace) = (self.claims.clone(), self.pace.clone());
+        let [mut buffer] = self.pool.take([BUFFER]).await;
         run(move |cancelled| {
             let going = Going { cancelled: &cancelled, pace: &pace };
             let mut done = Vec::with_capacity(files.len());
             let mut sent = 0;
             for entry in &files {
-                let mut buffer = pool.take();
                 let copied = copy(&target, &source, entry, &claims, (&mut buffer, going));
                 match copied {
                     (Ok(written), bytes) => {
@@ -125,9 +130,10 @@ impl Local {
         there: Option<Vec<BlockValue>>,
     ) -> Result<RangeSent, SendError> {
         gate::allows(self.rules(), RANGE)?;
-        let (target, pool, pace) = (self.target.clone(), self.pool.clone(), self.pace.clone());
+        let (target, pace) = (self.target.clone(), self.pace.clone());
         let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
         let (checked, hashed) = (self.rules().hashed, self.rules().wants_digests());
+        let (mut buffer, mut scratch) = self.pool.to_send(there.is_some()).await;
         run(move |cancelled| {
             let file = match open_same(&source, &entry) {
                 Ok(file) => file,
@@ -137,8 +143,13 @@ impl Local {
                 Ok(part) => part,
                 Err(error) => return Ok(failed(error)),
             };
-            let (mut buffer, mut scratch) = (pool.take(), there.as_ref().map(|_| pool.take()));
-            let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::spare));
+            if there.is_none()
+                && file.is_dense()
+                && let Err(error) = part.reserve(span.offset, span.length)
+            {
+                return Ok(failed(error));
+            }
+            let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::pages));
             let going = Going { cancelled: &cancelled, pace: &pace };
             let mut copier = Copier {
                 at: span.offset,
@@ -169,9 +180,10 @@ impl Local {
         ask: BlocksAsk,
     ) -> Result<Result<Vec<BlockValue>, FileError>, SendError> {
         let target = self.target.clone();
+        let [mut scratch] = self.pool.take([SCRATCH]).await;
         run(move |_| {
             let entry = ask.checked().map_err(SendError::Internal)?;
-            Ok(match maintain::take_blocks(&target, entry, &ask) {
+            Ok(match maintain::take_blocks(&target, entry, &ask, scratch.pages()) {
                 BlocksReply::Values(values) => Ok(values),
                 BlocksReply::Failed(fault) => Err(fault.into_error(&entry.path)),
             })
@@ -298,13 +310,13 @@ impl<'a, S> Copier<'a, S> {
 impl<S: Store> Sink for Copier<'_, S> {
     type Stop = Stop;
 
-    fn room(&mut self, want: usize) -> Result<&mut [u8], Stop> {
-        Ok(&mut self.buffer.spare()[..want])
+    fn room(&mut self, want: usize, _: bool) -> Result<&mut [u8], Stop> {
+        Ok(&mut self.buffer.pages()[..want])
     }
 
     fn content(&mut self, n: usize) -> Result<(), Stop> {
         self.going.pace.take(n as u64, || self.going.on())?;
-        self.store.write(&self.buffer.spare()[..n], self.at).map_err(Stop::Error)?;
+        self.store.write(&self.buffer.page()[..n], self.at).map_err(Stop::Error)?;
         self.sent += n as u64;
         self.at += n as u64;
         Ok(())
@@ -319,7 +331,7 @@ impl<S: Store> Sink for Copier<'_, S> {
     fn keep(&mut self, from: Keep, length: u64, values: &[Digest]) -> Result<(), Stop> {
         let span = Span { offset: self.at, length };
         let (going, path) = (self.going, self.path);
-        let back = self.checked.then(|| (path, self.buffer.spare()));
+        let back = self.checked.then(|| (path, self.buffer.pages()));
         let blocks = span.pieces(BLOCK).zip(values.iter().copied());
         // Only part files are compared with.
         if let Some(part) = self.store.part() {

@@ -8,9 +8,15 @@ use crate::wire::manifest::Entry;
 use crate::wire::ticket::Claims;
 use std::sync::Arc;
 
-/// What is there of the blocks that are asked for, which are `entry`'s.
-pub fn take_blocks(target: &Target, entry: &Entry, ask: &BlocksAsk) -> BlocksReply {
-    match target.blocks(entry, ask.offset, ask.length, ask.block) {
+/// What is there of the blocks that are asked for, which are `entry`'s; they are read to `scratch`, which
+/// has room for one.
+pub fn take_blocks(
+    target: &Target,
+    entry: &Entry,
+    ask: &BlocksAsk,
+    scratch: &mut [u8],
+) -> BlocksReply {
+    match target.blocks(entry, (ask.offset, ask.length), ask.block, scratch) {
         Ok(values) => {
             let value = |v: BlockValues| BlockValue { part: v.part, base: v.base };
             BlocksReply::Values(values.into_iter().map(value).collect())

@@ -1,13 +1,13 @@
 //! The data plane: how content gets from an agent to another one, over HTTP/1.1 on hyper.
 //!
 //! ```text
-//! read, hash ─▶ [channel] ─▶ socket ══▶ socket ─▶ hash, write
-//!  thread          async                    thread
+//! read, hash ─▶ socket ══▶ socket ─▶ hash, write
+//!        thread                 thread
 //! ```
 //!
 //! Each stream has a thread at each end; several streams, and the kernel's buffers between them, overlap
-//! reading, sending and writing. Memory per stream is a few megabytes, whatever is sent, and the
-//! slowest stage sets the pace of all.
+//! reading, sending and writing. Memory per stream is a megabyte or two, whatever is sent, and bounded for all of
+//! them ([`pool`]); the slowest stage sets the pace of all.
 //!
 //! - [`protocol`], [`asks`]: verbs, limits, requests, replies; [`frame`], [`stream`]: how content travels
 //! - [`gate`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
@@ -62,6 +62,7 @@ pub use outcome::{
     Compared, Found, Offered, Packed, RangeMode, RangeSent, SendError, UnstampedDir, Written,
 };
 pub use peers::{Peer, Peers};
+pub use pool::Buffers;
 pub use read::hash_source;
 pub use roots::Roots;
 pub use server::{DataServer, Served};

@@ -11,7 +11,7 @@ use super::delta::Ranged;
 use super::lease::Leased;
 use super::nics::Nic;
 use super::outcome::{Offered, Packed, RangeSent, SendError};
-use super::pool::Pool;
+use super::pool::{Buffer, Pool};
 use super::protocol::{
     DIGEST, MAX_REPLY, OFFER, OfferReply, PACK, PRUNE, PackReply, RANGE, RangeHead, RangeReply,
     SWEEP, TICKET_HEADER,
@@ -90,13 +90,9 @@ struct Load {
 }
 
 impl Peers {
-    /// Peers reached from our own `nics`.
-    pub fn new(nics: &[Arc<Nic>]) -> Arc<Self> {
-        Arc::new(Peers {
-            routes: Arc::new(Routes::new(nics)),
-            pool: Pool::new(),
-            load: Mutex::default(),
-        })
+    /// Peers reached from our own `nics`, to whom is sent out of `pool`.
+    pub fn new(nics: &[Arc<Nic>], pool: Pool) -> Arc<Self> {
+        Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, load: Mutex::default() })
     }
 
     fn loads(&self) -> MutexGuard<'_, Loads> {
@@ -171,7 +167,7 @@ pub struct Peer {
     /// Content is sent with its digest.
     hashed: bool,
     pace: Pace,
-    peers: Arc<Peers>,
+    pub(super) peers: Arc<Peers>,
 }
 
 impl Drop for Peer {
@@ -221,7 +217,7 @@ impl Peer {
             let fed = feed_pack(&source, &table, &sent, hashed, feed)?;
             Ok((fed, feed.sent()))
         };
-        let (reply, fed): (PackReply, _) = self.stream(PACK, size, feed).await?;
+        let (reply, fed): (PackReply, _) = self.stream(PACK, (size, false), feed).await?;
         Packed::of_reply(&dirs, &files, reply, fed).map_err(|why| self.nonsense(why))
     }
 
@@ -235,13 +231,18 @@ impl Peer {
         there: Option<Vec<BlockValue>>,
     ) -> Result<RangeSent, SendError> {
         let Ranged { source, manifest, entry, span } = ranged;
-        let head =
-            RangeHead { manifest: manifest.clone(), offset: span.offset, length: span.length };
+        let head = RangeHead {
+            manifest: manifest.clone(),
+            offset: span.offset,
+            length: span.length,
+            dense: None,
+        };
         let (source, file, hashed) = (source.clone(), entry.clone(), self.hashed);
+        let size = (span.length, there.is_some());
         let feed = move |feed: &mut Feed<'_>| {
             feed_range(&source, &head, &file, there.as_deref(), hashed, feed)
         };
-        let (reply, fed): (RangeReply, FedRange) = self.stream(RANGE, span.length, feed).await?;
+        let (reply, fed): (RangeReply, FedRange) = self.stream(RANGE, size, feed).await?;
         Ok(RangeSent::of_reply(entry, reply, fed))
     }
 
@@ -322,9 +323,14 @@ impl Peer {
         }
     }
 
-    /// Sends what `feed` makes, about `size` bytes, and reads the reply. It is made and sent again over
-    /// another route where one fails.
-    async fn stream<T, F, R>(&self, verb: &str, size: u64, feed: F) -> Result<(R, T), SendError>
+    /// Sends what `feed` makes, about `size` bytes, with room for it to compare blocks if they are
+    /// `compared`, and reads the reply. It is made and sent again over another route where one fails.
+    async fn stream<T, F, R>(
+        &self,
+        verb: &str,
+        (size, compared): (u64, bool),
+        feed: F,
+    ) -> Result<(R, T), SendError>
     where
         T: Send + 'static,
         F: Fn(&mut Feed<'_>) -> Result<T, Gone> + Clone + Send + 'static,
@@ -332,24 +338,28 @@ impl Peer {
     {
         let (mut fresh, mut tries) = (false, 0);
         loop {
+            // Before a connection: no peer is to wait for our memory.
+            let buffers = self.peers.pool().to_send(compared).await;
             let mut leased = self.lease(fresh, Kind::Content, size).await?;
             // Dropped when it is settled what becomes of the connection: the thread closes it.
             let abandoned = Shutdown::new();
             let _guard = abandoned.clone().drop_guard();
-            let (stream, answered, fed) =
-                match self.exchange_content(&mut leased, verb, abandoned, feed.clone()).await {
-                    Ok(ended) => ended,
-                    // The other side had closed a kept connection: that shows only now.
-                    Err(Lost::Connection(_)) if leased.reused => {
-                        fresh = true;
-                        continue;
-                    }
-                    Err(lost) => {
-                        self.lost(leased, lost, tries)?;
-                        tries += 1;
-                        continue;
-                    }
-                };
+            let (stream, answered, fed) = match self
+                .exchange_content(&mut leased, verb, abandoned, (feed.clone(), buffers))
+                .await
+            {
+                Ok(ended) => ended,
+                // The other side had closed a kept connection: that shows only now.
+                Err(Lost::Connection(_)) if leased.reused => {
+                    fresh = true;
+                    continue;
+                }
+                Err(lost) => {
+                    self.lost(leased, lost, tries)?;
+                    tries += 1;
+                    continue;
+                }
+            };
             return match (answered, fed) {
                 (Answered::Refused(problem), _) => Err(self.refused(problem)),
                 (Answered::Reply(reply), Ok(fed)) => {
@@ -371,7 +381,7 @@ impl Peer {
         leased: &mut Leased,
         verb: &str,
         abandoned: Shutdown,
-        feed: F,
+        (feed, buffers): (F, (Buffer, Option<Buffer>)),
     ) -> Result<Ended<T>, Lost>
     where
         T: Send + 'static,
@@ -382,11 +392,11 @@ impl Peer {
         let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
         let nic = leased.nic().map(|nic| nic.rate.clone());
         let pace = nic.into_iter().fold(self.pace.clone(), Pace::and);
-        let (moved, pool) = (Arc::new(AtomicU64::new(0)), self.peers.pool.clone());
+        let moved = Arc::new(AtomicU64::new(0));
         let counted = moved.clone();
         let work = tokio::task::spawn_blocking(move || {
             let feed =
-                |to: &mut dyn Outlet| feed(&mut Feed::new(to, pool, counted.clone()).at(pace));
+                |to: &mut dyn Outlet| feed(&mut Feed::new(to, buffers, counted.clone()).at(pace));
             let ended = stream.exchange(&ask, (&counted, &abandoned), feed);
             ended.map(|(answered, fed)| (stream, answered, fed))
         });
@@ -539,6 +549,7 @@ fn describe(error: &hyper::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pool::tests::plenty;
     use super::*;
     use crate::wire::worker::WorkerStatus;
 
@@ -557,7 +568,7 @@ mod tests {
 
     #[test]
     fn the_least_busy_peer_is_chosen_and_ties_go_round() {
-        let peers = Peers::new(&[]);
+        let peers = Peers::new(&[], plenty());
         let pool: Vec<_> = ["a", "b", "c"].map(|n| member(n, WorkerStatus::Idle)).into();
         let round: Vec<_> = (0..6).map(|_| chosen(&peers, &pool)).collect();
         assert_eq!(round, ["a", "b", "c", "a", "b", "c"]);
@@ -570,7 +581,7 @@ mod tests {
 
     #[test]
     fn peers_that_failed_or_drain_are_chosen_last() {
-        let peers = Peers::new(&[]);
+        let peers = Peers::new(&[], plenty());
         let pool = [
             member("a", WorkerStatus::Draining),
             member("b", WorkerStatus::Idle),

@@ -305,6 +305,9 @@ pub struct RangeHead {
     /// Its length; not 0, and no more than the BLAKE3 subtree at `offset` holds.
     #[n(2)]
     pub length: u64,
+    /// Whether all of it follows as content. Older agents do not say so.
+    #[n(3)]
+    pub dense: Option<bool>,
 }
 
 impl RangeHead {

@@ -2,8 +2,8 @@
 //! destination on this host. Holes are hashed and not read.
 
 use super::asks::{BLOCK, BlockValue};
-use super::pool::READ_AT_ONCE;
-use crate::fs::{Cause, FsError, Keep, Side, SourceFile, Tree};
+use super::pool::{Buffer, READ_AT_ONCE};
+use crate::fs::{Cause, FsError, Keep, PAGE, Side, SourceFile, Tree};
 use crate::wire::Digest;
 use crate::wire::manifest::Entry;
 use blake3::Hasher;
@@ -22,11 +22,12 @@ static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 pub trait Sink {
     /// Why no more is taken.
     type Stop;
-    /// Where content of up to `want` bytes (at most [`READ_AT_ONCE`]) is read to.
+    /// Where content of up to `want` bytes (at most [`READ_AT_ONCE`]) is read to; on a page
+    /// ([`PAGE`]) where it shall be `aligned`.
     ///
     /// # Errors
     /// No more is taken.
-    fn room(&mut self, want: usize) -> Result<&mut [u8], Self::Stop>;
+    fn room(&mut self, want: usize, aligned: bool) -> Result<&mut [u8], Self::Stop>;
     /// The first `n` bytes of the [room](Sink::room) are content.
     ///
     /// # Errors
@@ -124,7 +125,7 @@ pub fn read_whole<S: Sink>(
     sink: &mut S,
 ) -> Result<Read, S::Stop> {
     let mut at = span.offset;
-    let mut behind = (span.length >= LARGE).then(|| file.behind(span.offset, span.end()));
+    let mut behind = None;
     while at < span.end() {
         let (start, end) = match data_from(file, at, span) {
             Ok(run) => run,
@@ -139,7 +140,12 @@ pub fn read_whole<S: Sink>(
         }
         while at < end {
             sink.go_on()?;
-            let room = sink.room((end - at).min(READ_AT_ONCE as u64) as usize)?;
+            // Begun elsewhere, it goes on from a page.
+            let most = READ_AT_ONCE as u64 - at % PAGE as u64;
+            let room = sink.room((end - at).min(most) as usize, file.is_direct())?;
+            if behind.is_none() && span.length >= LARGE && !file.is_direct() {
+                behind = Some(file.behind(at, span.end()));
+            }
             if let Some(behind) = &mut behind {
                 behind.at(at);
             }
@@ -300,7 +306,7 @@ impl<S: Sink> Delta<'_, S> {
             if end > start {
                 let from = (start - block.offset) as usize..(end - block.offset) as usize;
                 let content = &scratch[from];
-                self.sink.room(content.len())?[..content.len()].copy_from_slice(content);
+                self.sink.room(content.len(), false)?[..content.len()].copy_from_slice(content);
                 self.sink.content(content.len())?;
             }
             at = end;
@@ -323,14 +329,19 @@ pub fn changed(entry: &Entry) -> FsError {
     FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed)
 }
 
-/// The chaining values of the blocks of `span` of `entry`'s version of its file.
+/// The chaining values of the blocks of `span` of `entry`'s version of its file; `scratch` has room for
+/// [one](super::pool::SCRATCH).
 ///
 /// # Errors
 /// It can't be read, or is another version ([`Cause::Changed`]).
-pub fn hash_blocks(source: &Tree, entry: &Entry, span: Span) -> Result<Vec<Digest>, FsError> {
+pub fn hash_blocks(
+    source: &Tree,
+    entry: &Entry,
+    span: Span,
+    scratch: &mut Buffer,
+) -> Result<Vec<Digest>, FsError> {
     let file = open_same(source, entry)?;
-    let mut scratch = vec![0; BLOCK as usize];
-    let values = span.pieces(BLOCK).map(|block| match block_of(&file, block, &mut scratch) {
+    let values = span.pieces(BLOCK).map(|block| match block_of(&file, block, scratch.pages()) {
         Ok(Some((value, _))) => Ok(value),
         Ok(None) => Err(changed(entry)),
         Err(error) => Err(error),
@@ -340,14 +351,15 @@ pub fn hash_blocks(source: &Tree, entry: &Entry, span: Span) -> Result<Vec<Diges
     Ok(values)
 }
 
-/// The digest of the content of `entry`'s version of its file. It blocks as long as reading takes.
+/// The digest of the content of `entry`'s version of its file, read to `buffer`, which has room for
+/// [`READ_AT_ONCE`]. It blocks as long as reading takes.
 ///
 /// # Errors
 /// It can't be read, or is another version ([`Cause::Changed`]).
-pub fn hash_source(source: &Tree, entry: &Entry) -> Result<Digest, FsError> {
+pub fn hash_source(source: &Tree, entry: &Entry, buffer: &mut Buffer) -> Result<Digest, FsError> {
     let file = open_same(source, entry)?;
     let span = Span { offset: 0, length: entry.size() };
-    let mut sink = Nowhere(vec![0; span.length.min(READ_AT_ONCE as u64) as usize]);
+    let mut sink = Nowhere(buffer);
     let mut hasher = Some(Hasher::new());
     match read_whole(&file, span, &mut hasher, &mut sink) {
         Ok(Read::All) => file.unchanged_since_open()?,
@@ -358,14 +370,13 @@ pub fn hash_source(source: &Tree, entry: &Entry) -> Result<Digest, FsError> {
 }
 
 /// Takes content to nowhere: it is only hashed.
-struct Nowhere(Vec<u8>);
+struct Nowhere<'a>(&'a mut Buffer);
 
-impl Sink for Nowhere {
+impl Sink for Nowhere<'_> {
     type Stop = std::convert::Infallible;
 
-    fn room(&mut self, want: usize) -> Result<&mut [u8], Self::Stop> {
-        let n = want.min(self.0.len());
-        Ok(&mut self.0[..n])
+    fn room(&mut self, want: usize, _: bool) -> Result<&mut [u8], Self::Stop> {
+        Ok(&mut self.0.pages()[..want])
     }
 
     fn content(&mut self, _: usize) -> Result<(), Self::Stop> {

@@ -2,7 +2,6 @@
 //! in threads of its own. Whether the ticket allows it was asked before.
 
 use super::frame::{Frame, FrameError, FrameReader, MAX_FILES, Pieces};
-use super::pool::GATHERED;
 use super::protocol::{
     Answer, DigestOf, Fault, NoteOf, OfferReply, PackReply, Place, RangeHead, RangeReply, Taken,
     Unstamped, notes_of,
@@ -79,10 +78,11 @@ struct Pack<'a> {
     files: Vec<Taken>,
     /// What the destination could not hold so far, by cause.
     notes: BTreeMap<String, NoteOf>,
-    buffer: Vec<u8>,
+    buffer: &'a mut [u8],
 }
 
-/// Reads a pack to its end.
+/// Reads a pack to its end; content is gathered in `buffer`, and as much of it as goes in there is written at
+/// once.
 ///
 /// # Errors
 /// A body that is none, or that broke off. Files before that point are at their places, all others
@@ -91,18 +91,13 @@ pub fn take_pack<P: Pieces>(
     frames: &mut FrameReader<P>,
     target: &Target,
     claims: &Claims,
+    buffer: &mut [u8],
 ) -> Result<PackReply, FrameError> {
     let Frame::Dirs(dirs) = frames.next_frame()? else {
         return Err(FrameError::Order("a pack begins with its directories".to_owned()));
     };
-    let mut pack = Pack {
-        target,
-        claims,
-        dirs,
-        files: Vec::new(),
-        notes: BTreeMap::new(),
-        buffer: Vec::new(),
-    };
+    let (files, notes) = (Vec::new(), BTreeMap::new());
+    let mut pack = Pack { target, claims, dirs, files, notes, buffer };
     let end = pack.take_files(frames);
     let unstamped = stamp(target, &pack.dirs);
     pack.note(target.notes(), None);
@@ -151,7 +146,7 @@ impl Pack<'_> {
             keeps: false,
             hasher: self.claims.rules.hashed.then(Hasher::new),
             path: &entry.path,
-            buffer: &mut self.buffer,
+            buffer: self.buffer,
             gathered: 0,
             gathered_at: 0,
         };
@@ -204,8 +199,8 @@ struct Taking<'a, S> {
     /// Where content must come with its digest.
     hasher: Option<Hasher>,
     path: &'a RelPath,
-    /// To gather content, and to read back what is kept; made where it is needed.
-    buffer: &'a mut Vec<u8>,
+    /// To gather content, and to read back what is kept.
+    buffer: &'a mut [u8],
     /// So much of the buffer is content that is neither hashed nor written …
     gathered: usize,
     /// … and belongs here.
@@ -284,7 +279,6 @@ impl<S: Store> Taking<'_, S> {
         span: Span,
         frames: &mut FrameReader<P>,
     ) -> Result<(), FrameError> {
-        self.buffer.resize(GATHERED, 0);
         let mut at = span.offset;
         while at < span.end() {
             if self.gathered == 0 {
@@ -295,7 +289,7 @@ impl<S: Store> Taking<'_, S> {
             frames.fetch(&mut room[..n])?;
             self.gathered += n;
             at += n as u64;
-            if self.gathered == GATHERED {
+            if self.gathered == self.buffer.len() {
                 self.settle();
             }
         }
@@ -334,11 +328,10 @@ impl<S: Store> Taking<'_, S> {
         frames: &FrameReader<P>,
     ) -> Result<(), FrameError> {
         let Some(part) = self.store.as_ref().ok().and_then(Store::part) else { return Ok(()) };
-        self.buffer.resize(GATHERED, 0);
         let back = self.hasher.as_mut().map(|hasher| ReadBack {
             path: self.path,
             hasher,
-            buffer: self.buffer,
+            buffer: &mut *self.buffer,
         });
         if let Err(error) = keep(part, from, span, back, || go_on(frames))? {
             self.store = Err(error);
@@ -357,7 +350,7 @@ fn go_on<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError> {
 
 /// Reads a range to its end and writes it into the file's part file; its content must come with its
 /// value where it is to be `hashed`. The part file stays, whatever becomes of the range: other ranges
-/// are in it, and only a commit makes a file of it.
+/// are in it, and only a commit makes a file of it. Content is gathered in `buffer`.
 ///
 /// # Errors
 /// A body that is none, or that broke off.
@@ -365,12 +358,13 @@ pub fn take_range<P: Pieces>(
     frames: &mut FrameReader<P>,
     target: &Target,
     hashed: bool,
+    buffer: &mut [u8],
 ) -> Result<RangeReply, FrameError> {
     let Frame::Range(head) = frames.next_frame()? else {
         return Err(FrameError::Order("a range begins with its head".to_owned()));
     };
     let entry = head.checked().map_err(FrameError::Order)?;
-    let range = take_range_content(frames, target, hashed, &head, entry)?;
+    let range = take_range_content(frames, target, hashed, (&head, entry), buffer)?;
     frames.finish()?;
     Ok(RangeReply { range })
 }
@@ -379,17 +373,22 @@ fn take_range_content<P: Pieces>(
     frames: &mut FrameReader<P>,
     target: &Target,
     hashed: bool,
-    head: &RangeHead,
-    entry: &Entry,
+    (head, entry): (&RangeHead, &Entry),
+    buffer: &mut [u8],
 ) -> Result<Taken, FrameError> {
-    let mut buffer = Vec::new();
+    let mut store = target.part(entry);
+    if let (Ok(part), Some(true)) = (&store, head.dense)
+        && let Err(error) = part.reserve(head.offset, head.length)
+    {
+        store = Err(error);
+    }
     let mut taking = Taking {
-        store: target.part(entry),
+        store,
         span: Span { offset: head.offset, length: head.length },
         keeps: true,
         hasher: hashed.then(|| hasher_at(head.offset)),
         path: &entry.path,
-        buffer: &mut buffer,
+        buffer,
         gathered: 0,
         gathered_at: 0,
     };

@@ -437,8 +437,11 @@ mod tests {
             gate: Arc::new(super::super::TicketGate::new()),
             roots: Arc::new(roots),
         };
-        let serving =
-            tokio::spawn(server.serve(Arc::new(served), crate::util::shutdown::Shutdown::new()));
+        let serving = tokio::spawn(server.serve(
+            Arc::new(served),
+            super::super::pool::tests::plenty(),
+            crate::util::shutdown::Shutdown::new(),
+        ));
         while routes.ranked(&mut routes.state(), &remote[..1], 0)[0].1 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

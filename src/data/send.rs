@@ -5,7 +5,7 @@ use super::asking::{Gone, Outlet};
 use super::asks::BlockValue;
 use super::frame::{self, HEAD};
 use super::outcome::Written;
-use super::pool::{Buffer, Pool};
+use super::pool::Buffer;
 use super::protocol::RangeHead;
 use super::read::{
     KEEP_AT, Read, Sink, Span, changed, hasher_at, open_same, read_delta, read_whole,
@@ -54,8 +54,9 @@ pub enum FedRange {
 /// Frames on their way to a peer, gathered in a buffer.
 pub struct Feed<'a> {
     to: &'a mut dyn Outlet,
-    pool: Pool,
     buffer: Buffer,
+    /// Room for a block that is compared.
+    scratch: Option<Buffer>,
     /// Counts our progress, beside what the peer takes.
     moved: Arc<AtomicU64>,
     pace: Pace,
@@ -64,10 +65,14 @@ pub struct Feed<'a> {
 }
 
 impl<'a> Feed<'a> {
-    /// A feed with buffers of `pool`. Reading what few bytes stand for counts as `moved`.
-    pub fn new(to: &'a mut dyn Outlet, pool: Pool, moved: Arc<AtomicU64>) -> Self {
-        let buffer = pool.take();
-        Feed { to, pool, buffer, moved, pace: Pace::default(), sent: 0, kept: 0 }
+    /// A feed that sends from the first of these buffers, and compares in the second
+    /// ([`Pool::to_send`](super::pool::Pool::to_send)). Reading what few bytes stand for counts as `moved`.
+    pub fn new(
+        to: &'a mut dyn Outlet,
+        (buffer, scratch): (Buffer, Option<Buffer>),
+        moved: Arc<AtomicU64>,
+    ) -> Self {
+        Feed { to, buffer, scratch, moved, pace: Pace::default(), sent: 0, kept: 0 }
     }
 
     /// The same, no faster than `pace` lets it.
@@ -118,8 +123,8 @@ impl Sink for Feed<'_> {
     type Stop = Gone;
 
     /// Content is read straight into the buffer that is sent.
-    fn room(&mut self, want: usize) -> Result<&mut [u8], Gone> {
-        if self.buffer.room() < HEAD + want {
+    fn room(&mut self, want: usize, aligned: bool) -> Result<&mut [u8], Gone> {
+        if self.buffer.room() < HEAD + want || (aligned && !self.buffer.is_empty()) {
             self.flush()?;
         }
         Ok(&mut self.buffer.spare()[HEAD..HEAD + want])
@@ -204,7 +209,7 @@ fn feed_file(source: &Tree, entry: &Entry, hashed: bool, feed: &mut Feed<'_>) ->
 }
 
 /// Sends the range of `head`, whose file is `entry`; with `there` only the blocks that differ from
-/// those. The caller has checked that the range fits.
+/// those (the feed must have room to compare). The caller has checked that the range fits.
 ///
 /// # Errors
 /// [`Gone`].
@@ -216,13 +221,15 @@ pub fn feed_range(
     hashed: bool,
     feed: &mut Feed<'_>,
 ) -> Result<FedRange, Gone> {
-    feed.put(&frame::range(head))?;
     let span = Span { offset: head.offset, length: head.length };
-    let (fed, end) = match open_same(source, entry) {
+    let opened = open_same(source, entry);
+    let dense = there.is_none() && opened.as_ref().is_ok_and(SourceFile::is_dense);
+    feed.put(&frame::range(&RangeHead { dense: dense.then_some(true), ..head.clone() }))?;
+    let (fed, end) = match opened {
         Err(error) => (error.into(), None),
         Ok(file) => {
-            let mut scratch = there.map(|_| feed.pool.take());
-            let compare = there.zip(scratch.as_mut().map(Buffer::spare));
+            let mut scratch = feed.scratch.take();
+            let compare = there.zip(scratch.as_mut().map(Buffer::pages));
             match read_range(&file, span, compare, hashed, feed)? {
                 (Read::Failed(error), _) => (error.into(), None),
                 (Read::All, value) if file.unchanged_since_open().is_ok() => {

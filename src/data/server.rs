@@ -6,7 +6,7 @@ use super::gate::TicketGate;
 use super::listen::Listener;
 use super::meter::Counted;
 use super::nics::Nic;
-use super::pool::{GATHERED, Pool};
+use super::pool::Pool;
 use super::roots::Roots;
 use super::stream;
 use super::verbs::answer;
@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 /// At most this many connections per agent; more wait in the kernel's queue.
 const CONNECTIONS: usize = 512;
-/// At most this many requests are executed at once; more wait. Each holds a thread and a buffer.
+/// At most this many requests are executed at once; more wait. Each holds a thread, and buffers while there is content.
 const ACTIVE: usize = 32;
 /// A request's head must be complete within this; an idle connection is closed after it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -92,14 +92,14 @@ impl DataServer {
         &self.endpoints
     }
 
-    /// Answers until `stop`; then takes no new connection, lets requests end, and closes the rest.
+    /// Receives through buffers of `pool`; answers until `stop`; then takes no new connection, lets requests end, and closes the rest.
     /// Dropping the future ends everything at once.
-    pub async fn serve(self, served: Arc<Served>, stop: Shutdown) {
+    pub async fn serve(self, served: Arc<Served>, pool: Pool, stop: Shutdown) {
         let shared = Arc::new(Shared {
             served,
             active: Semaphore::new(ACTIVE),
             logged: AtomicU64::new(0),
-            pool: Pool::of(GATHERED),
+            pool,
             stall: STALL,
         });
         let connections = Arc::new(Semaphore::new(CONNECTIONS));

@@ -12,7 +12,7 @@
 use super::body::STALL_BYTES;
 use super::frame::{self, FrameReader, HEAD, Pieces};
 use super::meter::{Counted, Flow};
-use super::pool::{Buffer, Pool};
+use super::pool::{Buffer, GATHERED, PIECE};
 use super::protocol::{MAX_TICKET, STREAM};
 use super::server::Shared;
 use super::verbs::{self, Failure};
@@ -29,7 +29,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -42,9 +42,8 @@ const IDLE: Duration = Duration::from_secs(15);
 const ASKED: Duration = Duration::from_secs(15);
 /// How often a thread that waits for bytes looks whether anybody still wants it to.
 const LOOK: Duration = Duration::from_millis(250);
-/// What is read from a socket at once where nothing is known of what comes, in bytes …
-const PIECE: usize = 256 << 10;
-/// … and behind content that was read to its place: mostly the head of the next frame.
+/// What is read from a socket at once behind content that was read to its place: mostly the head of the
+/// next frame. Otherwise it is a [`PIECE`].
 const HEAD_PIECE: usize = 4 << 10;
 /// How much of a refused ask is read, so that the refusal arrives, and for how long.
 const DRAIN: (u64, Duration) = (8 << 20, Duration::from_secs(5));
@@ -170,13 +169,14 @@ async fn take(
     };
     // Never closed.
     let _permit = shared.active.acquire().await;
+    let [gathered, piece] = shared.pool.take([GATHERED, PIECE]).await;
     let abandoned = Shutdown::new();
     let _guard = abandoned.clone().drop_guard();
     // It stays as it is, not blocking: a thread can wait for it as well.
-    let wire = Wire::new(stream.into_std().ok()?, flows, shared, abandoned);
+    let wire = Wire::new(stream.into_std().ok()?, flows, piece, (shared, abandoned));
     let work = tokio::task::spawn_blocking(move || {
         let mut frames = FrameReader::new(wire);
-        let taken = taking(&mut frames);
+        let taken = taking(&mut frames, gathered);
         (frames.into_pieces().stream, taken)
     });
     match work.await {
@@ -231,7 +231,8 @@ pub struct Wire {
     stream: std::net::TcpStream,
     /// What counts its bytes.
     flows: Vec<Arc<Flow>>,
-    pool: Pool,
+    /// What pieces are read to; empty while one is in use.
+    home: Arc<Mutex<Option<Buffer>>>,
     abandoned: Shutdown,
     /// A peer that sends less than [`STALL_BYTES`] in so much waiting is given up.
     patience: Duration,
@@ -245,14 +246,14 @@ impl Wire {
     fn new(
         stream: std::net::TcpStream,
         flows: &[Arc<Flow>],
-        shared: &Shared,
-        abandoned: Shutdown,
+        piece: Buffer,
+        (shared, abandoned): (&Shared, Shutdown),
     ) -> Self {
-        let (flows, pool, patience) = (flows.to_vec(), shared.pool.clone(), shared.stall);
+        let (flows, patience) = (flows.to_vec(), shared.stall);
         Wire {
             stream,
             flows,
-            pool,
+            home: Arc::new(Mutex::new(Some(piece))),
             abandoned,
             patience,
             waited: Duration::ZERO,
@@ -300,17 +301,38 @@ impl Wire {
     }
 }
 
+/// What was read of a socket at once; its buffer goes home when nobody uses it any more.
+struct Piece {
+    buffer: Option<Buffer>,
+    length: usize,
+    home: Arc<Mutex<Option<Buffer>>>,
+}
+
+fn home_of(home: &Mutex<Option<Buffer>>) -> MutexGuard<'_, Option<Buffer>> {
+    home.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], |buffer| &buffer.page()[..self.length])
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        *home_of(&self.home) = self.buffer.take();
+    }
+}
+
 impl Pieces for Wire {
     fn next(&mut self) -> Result<Option<Bytes>, String> {
-        let mut buffer: Buffer = self.pool.take();
-        let piece = std::mem::replace(&mut self.piece, PIECE);
-        match self.receive(&mut buffer.spare()[..piece])? {
-            0 => Ok(None),
-            n => {
-                buffer.advance(n);
-                Ok(Some(buffer.freeze()))
-            }
+        let buffer = home_of(&self.home).take().ok_or("the piece before it is still in use")?;
+        let mut piece = Piece { buffer: Some(buffer), length: 0, home: self.home.clone() };
+        let most = std::mem::replace(&mut self.piece, PIECE);
+        if let Some(buffer) = &mut piece.buffer {
+            piece.length = self.receive(&mut buffer.pages()[..most])?;
         }
+        Ok((piece.length > 0).then(|| Bytes::from_owner(piece)))
     }
 
     fn fill(&mut self, mut out: &mut [u8]) -> Option<Result<(), String>> {

@@ -6,6 +6,7 @@ use super::body::{STALL, drain};
 use super::frame::{FrameError, FrameReader};
 use super::gate::{self, Refused};
 use super::maintain::{take_blocks, take_prune, take_sweep};
+use super::pool::{Buffer, SCRATCH};
 use super::protocol::{
     DIGEST, MAX_TICKET, OFFER, PACK, PROBE, PRUNE, RANGE, SWEEP, TICKET_HEADER, VERSION,
 };
@@ -165,12 +166,14 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
             document(request, take).await
         }
         DIGEST => {
-            let take = move |bytes: &[u8]| {
-                let ask: BlocksAsk = cbor(bytes)?;
+            let asked = whole(request).await?;
+            let [mut scratch] = shared.pool.take([SCRATCH]).await;
+            let take = move || {
+                let ask: BlocksAsk = cbor(&asked)?;
                 let entry = ask.checked().map_err(Failure::Bad)?;
-                Ok(take_blocks(&target, entry, &ask))
+                Ok(take_blocks(&target, entry, &ask, scratch.pages()))
             };
-            document(request, take).await
+            run(take).await
         }
         PRUNE => {
             let take = move |bytes: &[u8]| {
@@ -193,9 +196,9 @@ async fn refuse(request: Request<Incoming>, failure: Failure) -> Result<Vec<u8>,
     Err(failure)
 }
 
-/// Takes what follows an ask, in a thread of its own, and makes the reply.
+/// Takes what follows an ask, in a thread of its own and gathered in the buffer, and makes the reply.
 pub(super) type Taking =
-    Box<dyn FnOnce(&mut FrameReader<Wire>) -> Result<Vec<u8>, FrameError> + Send>;
+    Box<dyn FnOnce(&mut FrameReader<Wire>, Buffer) -> Result<Vec<u8>, FrameError> + Send>;
 
 /// What an `ask` on a stream lets be done, once its ticket is checked.
 pub(super) fn content_verb(ask: &Ask, served: &Served) -> Result<Taking, Failure> {
@@ -203,12 +206,12 @@ pub(super) fn content_verb(ask: &Ask, served: &Served) -> Result<Taking, Failure
     gate::allows(&claims.rules, &ask.verb)?;
     // Encoding into a Vec can't fail.
     match ask.verb.as_str() {
-        PACK => Ok(Box::new(move |frames| {
-            let reply = take_pack(frames, &target, &claims)?;
+        PACK => Ok(Box::new(move |frames, mut buffer| {
+            let reply = take_pack(frames, &target, &claims, buffer.pages())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),
-        RANGE => Ok(Box::new(move |frames| {
-            let reply = take_range(frames, &target, claims.rules.hashed)?;
+        RANGE => Ok(Box::new(move |frames, mut buffer| {
+            let reply = take_range(frames, &target, claims.rules.hashed, buffer.pages())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),
         other => Err(Failure::Verb(super::protocol::plain(other))),
@@ -233,14 +236,19 @@ async fn document<T>(
 where
     T: minicbor::Encode<()> + Send + 'static,
 {
-    let whole = Limited::new(request.into_body(), MAX_BYTES).collect();
-    let bytes = match tokio::time::timeout(STALL, whole).await {
-        Ok(Ok(bytes)) => bytes.to_bytes(),
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => return Err(Failure::TooLong),
-        Ok(Err(e)) => return Err(Failure::Bad(e.to_string())),
-        Err(_) => return Err(Failure::Bad(format!("the document did not arrive in {STALL:?}"))),
-    };
+    let bytes = whole(request).await?;
     run(move || take(&bytes)).await
+}
+
+/// The document that the body is.
+async fn whole(request: Request<Incoming>) -> Result<Bytes, Failure> {
+    let whole = Limited::new(request.into_body(), MAX_BYTES).collect();
+    match tokio::time::timeout(STALL, whole).await {
+        Ok(Ok(bytes)) => Ok(bytes.to_bytes()),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(Failure::TooLong),
+        Ok(Err(e)) => Err(Failure::Bad(e.to_string())),
+        Err(_) => Err(Failure::Bad(format!("the document did not arrive in {STALL:?}"))),
+    }
 }
 
 fn cbor<A: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Result<A, Failure> {

@@ -19,8 +19,8 @@ use std::num::NonZeroU64;
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
-/// The lengths of blocks that are taken, in bytes.
-const BLOCKS: std::ops::RangeInclusive<u64> = 1024..=16 << 20;
+/// The shortest blocks that are taken, in bytes.
+const SHORTEST: u64 = 1024;
 /// At most so many blocks are told of at once.
 const MAX_BLOCKS: u64 = 1 << 20;
 
@@ -42,24 +42,25 @@ struct Held {
 
 impl Target {
     /// The chaining values of what is there in place of `length` bytes of `entry`'s content from `offset`
-    /// on, in blocks of `block` bytes. The last block of the file may be shorter.
+    /// on, in blocks of `block` bytes, which are read to `scratch`. The last block of the file may be
+    /// shorter.
     ///
     /// A file of one block has a value like any other block, which is not its digest: digests are merged
     /// of two values or more.
     ///
     /// # Errors
-    /// `block` is no power of two (of 1 KiB at least), `offset` is not at the start of a block, the range
+    /// `block` is no power of two (of 1 KiB at least) or longer than `scratch`, `offset` is not at the start of a block, the range
     /// is beyond the file, or something can't be read. That there is nothing is no error.
     pub fn blocks(
         &self,
         entry: &Entry,
-        offset: u64,
-        length: u64,
+        (offset, length): (u64, u64),
         block: u64,
+        scratch: &mut [u8],
     ) -> Result<Vec<BlockValues>> {
         let failed = |errno| self.error("compare", &entry.path, errno);
         let end = offset.checked_add(length).filter(|end| *end <= entry.size());
-        let sound = block.is_power_of_two() && BLOCKS.contains(&block);
+        let sound = block.is_power_of_two() && (SHORTEST..=scratch.len() as u64).contains(&block);
         let (Some(end), true) = (end, sound && offset.is_multiple_of(block.max(1))) else {
             return Err(failed(Errno::INVAL));
         };
@@ -83,9 +84,8 @@ impl Target {
         };
         let base = open(place.name)?;
         let part = open(&names::part(&entry.path, entry.generation()))?;
-        let mut buffer = vec![0; usize::try_from(block).map_err(|_| failed(Errno::INVAL))?];
         let mut value = |held: &Option<Held>, from, to| match held {
-            Some(held) => held.value(from, to, &mut buffer),
+            Some(held) => held.value(from, to, scratch),
             None => Ok(None),
         };
         (0..count)

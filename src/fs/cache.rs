@@ -83,7 +83,7 @@ impl WriteBehind {
 
 /// Whether the byte at `at` can be had without waiting for a disk. If not, asking has begun to read it:
 /// a second question may be answered otherwise.
-fn is_cached<F: AsFd>(file: &F, at: u64) -> bool {
+pub(super) fn is_cached<F: AsFd>(file: &F, at: u64) -> bool {
     let mut byte = [0];
     let mut room = [IoSliceMut::new(&mut byte)];
     let read = rustix::io::preadv2(file, &mut room, at, ReadWriteFlags::NOWAIT);

@@ -31,6 +31,7 @@
 
 mod base;
 mod cache;
+mod direct;
 mod dress;
 mod error;
 mod files;
@@ -59,6 +60,7 @@ mod xattr;
 
 pub use base::BlockValues;
 pub use cache::ReadBehind;
+pub use direct::PAGE;
 pub use error::{Cause, FsError, Result, Side, errno_name};
 pub use files::NewFile;
 pub use filter::{Filter, FilterError};

@@ -271,6 +271,25 @@ impl PartFile {
         })
     }
 
+    /// Has the file system find the blocks for `len` bytes at `offset`, all of which are going to be
+    /// written: in one place, where ranges that come at the same time would get them in turn. If there are
+    /// not enough, that is known before the content comes. Until they are written they count as a hole.
+    ///
+    /// # Errors
+    /// There are not enough; the file does not have its name any more.
+    pub fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        if self.published || self.target.rules.punch_zeros || !places_late(&self.fd) {
+            return Ok(());
+        }
+        self.writing(|| {
+            match rustix::fs::fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, len) {
+                Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => Err(errno.into()),
+                // It can be written all the same.
+                Ok(()) | Err(_) => Ok(()),
+            }
+        })
+    }
+
     /// Makes `len` bytes at `offset` a hole.
     ///
     /// # Errors
@@ -375,6 +394,15 @@ impl PartFile {
         let settled = if self.published { Ok(()) } else { self.target.settle_writes(&self.fd) };
         settled.map_err(|e| self.target.error("write", &self.path, e))
     }
+}
+
+/// Whether the file system looks for blocks only when content goes to the disk, and lets itself be told
+/// before. Others have no use for it: what is kept in memory would be zeroed for it, and what is never
+/// written in place gets other blocks when it is written.
+fn places_late(fd: &OwnedFd) -> bool {
+    const EXT4: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    rustix::fs::fstatfs(fd).is_ok_and(|fs| [EXT4, XFS].contains(&(fs.f_type as u64 & 0xffff_ffff)))
 }
 
 /// Opens the regular file `name` to read it; nothing is followed, nothing waited for.

@@ -29,6 +29,8 @@ pub struct Tree {
     pub(super) side: Side,
     /// What its entries carry beside their content and [`Meta`](crate::wire::manifest::Meta).
     pub(super) keep: Preserve,
+    /// Large files are read past the page cache, where that can be.
+    pub(super) direct: bool,
     cache: Arc<DirCache>,
     /// The device number of its root, once it was needed; see [`Tree::entry_of`].
     home: Arc<OnceLock<u64>>,
@@ -90,7 +92,7 @@ impl Tree {
     /// The tree at `base` below a storage root. Nothing is opened yet, nothing needs to exist.
     pub fn new(root: Arc<Root>, base: RelPath) -> Tree {
         let (cache, home) = (Arc::default(), Arc::default());
-        Tree { root, base, side: Side::Source, keep: Preserve::NONE, cache, home }
+        Tree { root, base, side: Side::Source, keep: Preserve::NONE, direct: false, cache, home }
     }
 
     /// The same tree, whose entries carry what is kept: attributes, access control lists, whether they
@@ -98,6 +100,13 @@ impl Tree {
     #[must_use]
     pub fn keeping(self, keep: Preserve) -> Tree {
         Tree { keep, ..self }
+    }
+
+    /// The same tree, whose large files are read past the page cache (`O_DIRECT`) if `direct`, where
+    /// that can be.
+    #[must_use]
+    pub fn direct(self, direct: bool) -> Tree {
+        Tree { direct, ..self }
     }
 
     /// The same tree, with errors that speak of the destination.

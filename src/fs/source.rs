@@ -1,6 +1,7 @@
 //! Reading a source file, and knowing that it stayed one version while it was read.
 
 use super::cache::ReadBehind;
+use super::direct::Direct;
 use super::error::{Cause, FsError, Result, Side};
 use super::meta::{ident_of, meta_of, size_of, type_of};
 use super::root::{Tree, same_version};
@@ -22,6 +23,7 @@ pub struct SourceFile {
     opened: Stat,
     /// It may have holes that are to be kept.
     sparse: bool,
+    direct: Direct,
     entry: Entry,
 }
 
@@ -75,7 +77,8 @@ impl Tree {
         };
         let allocated = u64::try_from(opened.st_blocks).unwrap_or(0).saturating_mul(512);
         let sparse = self.keep.has(Attribute::Sparse) && allocated < size_of(&opened);
-        Ok(SourceFile { fd, side: self.side, opened, sparse, entry })
+        let direct = Direct::new(&fd, opened.st_dev, size_of(&opened), self.direct);
+        Ok(SourceFile { fd, side: self.side, opened, sparse, direct, entry })
     }
 
     /// Whether a file with this `stat` is all that `entry` says: then its attributes, whose changes
@@ -108,7 +111,20 @@ impl SourceFile {
     /// # Errors
     /// `pread` failed.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        read_full(&self.fd, buffer, offset).map_err(|e| self.failed("read", e.into()))
+        self.direct.read(&self.fd, buffer, offset).map_err(|e| self.failed("read", e.into()))
+    }
+
+    /// Whether it is read past the page cache, as far as offset and memory begin on a [`PAGE`] and whole
+    /// pages are asked for.
+    ///
+    /// [`PAGE`]: super::PAGE
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_on()
+    }
+
+    /// Whether all of it is data, or to be taken for data.
+    pub fn is_dense(&self) -> bool {
+        !self.sparse
     }
 
     /// Keeps bytes `from` to `end`, which are going to be read once and in order, out of the page cache

@@ -29,7 +29,7 @@ fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
 /// How much part files hold.
 fn held(dst: &Path) -> u64 {
     let parts = part_files(dst).into_iter();
-    parts.map(|part| fs::metadata(part).map_or(0, |meta| meta.blocks() * 512)).sum()
+    parts.map(|part| tree::written(&part)).sum()
 }
 
 #[track_caller]

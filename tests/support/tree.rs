@@ -8,6 +8,19 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
+/// How much was written to the file at `path`: all but its holes. Blocks that are only reserved for it
+/// count as one.
+pub(crate) fn written(path: &Path) -> u64 {
+    use rustix::fs::{SeekFrom, seek};
+    let Ok(file) = File::open(path) else { return 0 };
+    let (mut at, mut sum) = (0, 0);
+    while let Ok(start) = seek(&file, SeekFrom::Data(at)) {
+        at = seek(&file, SeekFrom::Hole(start)).unwrap();
+        sum += at - start;
+    }
+    sum
+}
+
 /// Bytes that no filter or compression makes anything of; the same for the same seed.
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

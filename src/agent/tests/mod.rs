@@ -6,7 +6,7 @@ mod mirror;
 use super::execute::{Context, Done, Job, Writers};
 use super::testing::{abs, assignment, tree};
 use super::{copy, publish, range};
-use crate::data::{DataServer, Peers, Roots, Served, TicketGate};
+use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate};
 use crate::fs::is_ours;
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Manifest, merge_ranges};
@@ -57,7 +57,11 @@ impl Fleet {
             fleet.add_member(&format!("r{n}"), endpoints);
             let served = Served { gate: fleet.gate(), roots: fleet.roots(&["dst"]) };
             let stop = Shutdown::new();
-            let task = tokio::spawn(server.serve(Arc::new(served), stop.clone()));
+            let task = tokio::spawn(server.serve(
+                Arc::new(served),
+                Buffers::new(64 << 20).receiving,
+                stop.clone(),
+            ));
             fleet.serving.push((stop, task));
         }
         fleet
@@ -97,7 +101,8 @@ impl Fleet {
             worker: "a".parse().unwrap(),
             roots: self.roots(names),
             gate: self.gate(),
-            peers: Peers::new(&[]),
+            peers: Peers::new(&[], Buffers::new(64 << 20).sending),
+            direct_io: false,
             limits: Default::default(),
         }
     }

@@ -12,7 +12,7 @@ use super::sync::tell_end;
 use super::wait::{Waited, Waiter};
 use super::{Context, out, progress, service, signals};
 use crate::client::{ClientOptions, MasterClient};
-use crate::config::agent::default_slots;
+use crate::config::agent::{DEFAULT_BUFFER_MEMORY, default_slots};
 use crate::config::{AgentConfig, Env, LogConfig, load_master};
 use crate::master::Master;
 use crate::store::{EmbeddedStore, Location};
@@ -190,6 +190,8 @@ fn agent_config(master: &Master, paths: &Paths) -> Result<AgentConfig, Failure> 
         drain_timeout: STOP,
         slots: default_slots(),
         bwlimit: None,
+        buffer_memory: DEFAULT_BUFFER_MEMORY,
+        direct_io: false,
         log: LogConfig::default(),
     })
 }

@@ -140,6 +140,7 @@ proptest! {
             manifest: Manifest { dirs: vec![], entries: vec![entry(b"x", 9)] },
             offset: 1024,
             length: 7,
+            dense: None,
         };
         bytes.extend(range(&head));
         expected.push(Frame::Range(head));

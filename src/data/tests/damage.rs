@@ -46,7 +46,7 @@ async fn a_wrong_digest_or_a_short_file_is_not_published_and_the_rest_is() {
     // The reply itself, decoded, by way of the blocking half.
     let mut frames = FrameReader::new(Script([Bytes::from(body)].into(), None));
     let PackReply { files, .. } =
-        take_pack(&mut frames, &world.target(), &world.claims(&world.dst())).unwrap();
+        take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room()).unwrap();
     assert_eq!(files, [Taken::Mismatch, Taken::Mismatch, Taken::Aborted, Taken::Written]);
     world.end().await;
 }
@@ -68,7 +68,8 @@ async fn a_body_that_ends_early_or_says_too_much_leaves_only_whole_files() {
         for why in [None, Some("reset")] {
             let mut frames = FrameReader::new(Script([Bytes::from(body.clone())].into(), why));
             assert!(
-                take_pack(&mut frames, &world.target(), &world.claims(&world.dst())).is_err(),
+                take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room())
+                    .is_err(),
                 "{i}"
             );
             assert_eq!(world.names(), ["whole"], "{i}");
@@ -82,7 +83,8 @@ async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
     let world = World::new().await;
     let entry = file_entry("big", 4096);
     let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
-    let head = |offset, length| RangeHead { manifest: manifest.clone(), offset, length };
+    let head =
+        |offset, length| RangeHead { manifest: manifest.clone(), offset, length, dense: None };
     let body = |head: &RangeHead, content: &[u8]| {
         let mut out = frame::range(head);
         out.extend(frame::content_head(content.len()));
@@ -92,7 +94,7 @@ async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
     };
     let take = |bytes: Vec<u8>| {
         let mut frames = FrameReader::new(Script([Bytes::from(bytes)].into(), None));
-        take_range(&mut frames, &world.target(), true)
+        take_range(&mut frames, &world.target(), true, &mut room())
     };
     let wrong = take(body(&head(1024, 1024), &[1; 1024])).unwrap();
     assert_eq!(wrong.range, Taken::Mismatch);

@@ -98,8 +98,12 @@ async fn what_a_broken_range_left_in_the_part_file_is_kept() {
     world.write("f", &new);
     let (manifest, entry) = world.only_file();
     // Half of the range, then the connection is cut.
-    let head =
-        crate::data::protocol::RangeHead { manifest: manifest.clone(), offset: 0, length: SIZE };
+    let head = crate::data::protocol::RangeHead {
+        manifest: manifest.clone(),
+        offset: 0,
+        length: SIZE,
+        dense: None,
+    };
     let mut body = frame::range(&head);
     for block in new.chunks(BLOCK as usize).take(6) {
         body.extend(frame::content_head(block.len()));
@@ -149,7 +153,7 @@ async fn what_is_kept_is_read_back_and_sent_whole_where_it_is_another_one() {
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
     let span = Span { offset: 0, length: SIZE };
-    let ours = hash_blocks(&source, &entry, span).unwrap();
+    let ours = hash_blocks(&source, &entry, span, &mut one(&plenty())).unwrap();
     // All equal when they were asked for; then one changes.
     let there: Vec<BlockValue> =
         ours.iter().map(|v| BlockValue { part: None, base: Some(*v) }).collect();
@@ -214,11 +218,12 @@ async fn kept_content_that_lies_about_its_length_or_value_is_refused() {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: BLOCK,
+        dense: None,
     };
     let take = |frames: &[&[u8]]| {
         let body = [&frame::range(&head)[..], &frames.concat()].concat();
         let mut frames = frame::FrameReader::new(damage::Script::whole(body));
-        crate::data::receive::take_range(&mut frames, &world.target(), true)
+        crate::data::receive::take_range(&mut frames, &world.target(), true, &mut room())
     };
     use crate::data::protocol::Taken;
     use crate::fs::Keep;

@@ -50,7 +50,7 @@ async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
     pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
     pack.extend(frame::end(1));
     let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3 });
+    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, dense: None });
     range.extend(frame::content_head(3));
     range.extend(b"abc");
     for (path, body) in [
@@ -125,7 +125,7 @@ async fn content_without_a_digest_is_taken_only_where_the_ticket_says_so() {
     let source = tree(&world.src());
     let unhashed = rules(|r| r.hashed = false);
     // A peer that does not hash, with a ticket that wants it.
-    let strict = Peers::new(&[]).peer(&world.member(), &world.ticket(), &unhashed);
+    let strict = Peers::new(&[], plenty()).peer(&world.member(), &world.ticket(), &unhashed);
     let strict = Destination::Remote(strict);
     let files = vec![entry.clone()];
     let refused = strict.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap_err();
@@ -182,7 +182,8 @@ async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired(
         there.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         let (mut manifest, entry) = world.only_file();
         assert_eq!(to.offer(&manifest).await.unwrap().answers, [Ok(Found::Check)]);
-        manifest.entries[0].digest = Some(crate::data::hash_source(&source, &entry).unwrap());
+        manifest.entries[0].digest =
+            Some(crate::data::hash_source(&source, &entry, &mut one(&plenty())).unwrap());
         let done = to.offer(&manifest).await.unwrap();
         assert_eq!(done.answers, [Ok(Found::Done(Action::Metadata))]);
         assert_eq!(tree(&world.dst()).entry(&entry.path).unwrap().meta, entry.meta);

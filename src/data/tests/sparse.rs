@@ -100,11 +100,17 @@ fn the_digest_of_a_source_is_that_of_what_is_read() {
     fs::write(dir.path().join("empty"), b"").unwrap();
     let source = keeping(dir.path());
     let entry = source.entry(&rel("f")).unwrap();
-    assert_eq!(hash_source(&source, &entry).unwrap(), blake3::hash(&expected).into());
+    assert_eq!(
+        hash_source(&source, &entry, &mut one(&plenty())).unwrap(),
+        blake3::hash(&expected).into()
+    );
     let empty = source.entry(&rel("empty")).unwrap();
-    assert_eq!(hash_source(&source, &empty).unwrap(), blake3::hash(b"").into());
+    assert_eq!(
+        hash_source(&source, &empty, &mut one(&plenty())).unwrap(),
+        blake3::hash(b"").into()
+    );
     fs::write(&path, b"other").unwrap();
-    let error = hash_source(&source, &entry).unwrap_err();
+    let error = hash_source(&source, &entry, &mut one(&plenty())).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Changed);
 }
 
@@ -115,7 +121,7 @@ async fn a_hole_that_lies_about_its_length_is_refused_before_anything_is_done() 
     let pack = |frames: &[&[u8]]| {
         let body = [&frame::dirs(vec![])[..], &frame::file(&entry), &frames.concat()].concat();
         let mut frames = FrameReader::new(Script::whole(body));
-        take_pack(&mut frames, &world.target(), &world.claims(&world.dst()))
+        take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room())
     };
     let zeros: Digest = blake3::hash(&[0; 4096]).into();
     for bad in [u64::MAX, 4097] {
@@ -155,17 +161,18 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
     body.extend(frame::file(&entry));
     body.extend(frame::hole(1 << 40));
     let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let taken = take_pack(&mut frames, &world.target(), &world.claims(&world.dst()));
+    let taken = take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     let head = crate::data::protocol::RangeHead {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: 1 << 40,
+        dense: None,
     };
     let keep = frame::keep(crate::fs::Keep::Part, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();
     let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let taken = take_range(&mut frames, &world.target(), true);
+    let taken = take_range(&mut frames, &world.target(), true, &mut room());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     world.target().discard_part(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());

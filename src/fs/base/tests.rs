@@ -7,6 +7,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 const KIB: usize = 1024;
+/// No block here is longer.
+const BLOCK: usize = 64 * KIB;
 
 fn bytes(len: usize, seed: u8) -> Vec<u8> {
     let mut hasher = blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof();
@@ -34,7 +36,8 @@ fn blocks_of_the_base_and_of_the_part_file_are_told_as_far_as_they_reach() {
     let part = target.part(&entry).unwrap();
     part.write_at(&new[8 * KIB..12 * KIB], 8 * KIB as u64).unwrap();
     let block = 4 * KIB;
-    let blocks = target.blocks(&entry, 0, new.len() as u64, block as u64).unwrap();
+    let blocks =
+        target.blocks(&entry, (0, new.len() as u64), block as u64, &mut [0; BLOCK]).unwrap();
     assert_eq!(blocks.len(), 6);
     let base: Vec<_> = blocks.iter().map(|b| b.base).collect();
     assert_eq!(base[..2], [value(&old[..block], 0), value(&old[block..2 * block], block)]);
@@ -45,7 +48,8 @@ fn blocks_of_the_base_and_of_the_part_file_are_told_as_far_as_they_reach() {
     assert_eq!([parts[0], parts[1], parts[3], parts[4], parts[5]], [None; 5]);
     // The short block at the end of the file, of a base that is longer.
     site.write("dst/f", bytes(40 * KIB, 3));
-    let tail = target.blocks(&entry, 20 * KIB as u64, 100, block as u64).unwrap();
+    let tail =
+        target.blocks(&entry, (20 * KIB as u64, 100), block as u64, &mut [0; BLOCK]).unwrap();
     assert_eq!(tail[0].base, value(&bytes(40 * KIB, 3)[20 * KIB..20 * KIB + 100], 20 * KIB));
 }
 
@@ -55,7 +59,8 @@ fn where_there_is_no_file_there_are_no_values() {
     site.write("src/d/f", bytes(4 * KIB, 1));
     let entry = site.source().entry(&rel("d/f")).unwrap();
     let none = [BlockValues::default(); 4];
-    let blocks = || site.target().blocks(&entry, 0, 4 * KIB as u64, KIB as u64).unwrap();
+    let blocks =
+        || site.target().blocks(&entry, (0, 4 * KIB as u64), KIB as u64, &mut [0; BLOCK]).unwrap();
     assert_eq!(blocks(), none);
     assert!(!site.at("dst").exists(), "a question makes nothing");
     fs::create_dir_all(site.at("dst/d/f")).unwrap();
@@ -82,9 +87,12 @@ fn ranges_that_are_none_are_refused() {
         (&huge, 0, u64::MAX, kib),
         (&huge, 0, 1 << 63, 1 << 63),
     ] {
-        assert!(target.blocks(entry, offset, length, block).is_err(), "{offset} {length} {block}");
+        assert!(
+            target.blocks(entry, (offset, length), block, &mut [0; BLOCK]).is_err(),
+            "{offset} {length} {block}"
+        );
     }
-    assert_eq!(target.blocks(&entry, 0, 0, kib).unwrap(), []);
+    assert_eq!(target.blocks(&entry, (0, 0), kib, &mut [0; BLOCK]).unwrap(), []);
 }
 
 #[test]
@@ -144,7 +152,7 @@ proptest! {
         let mut offset = 0;
         while offset < len as u64 {
             let length = range.min(len as u64 - offset);
-            let got = target.blocks(&entry, offset, length, block).unwrap();
+            let got = target.blocks(&entry, (offset, length), block, &mut [0; BLOCK]).unwrap();
             values.extend(got.iter().map(|b| b.base.unwrap()));
             offset += length;
         }

@@ -288,3 +288,36 @@ fn a_huge_file_of_holes_is_checked_without_reading_them() {
     target.publish_part(&entry, ranges(&values)).unwrap();
     assert!(fs::metadata(site.at("dst/d/f")).unwrap().blocks() <= 16);
 }
+
+#[test]
+fn blocks_that_were_reserved_count_as_a_hole_until_they_are_written() {
+    let size: u64 = 4 << 20;
+    let (site, target, entry) = site_with(&vec![7; size as usize]);
+    let part = target.part(&entry).unwrap();
+    let stored = || {
+        let path = site.at("dst/d").join(os(&temps(&site)[0]));
+        (fs::metadata(&path).unwrap().len(), fs::metadata(path).unwrap().blocks() * 512)
+    };
+    assert_eq!(stored(), (size, 0));
+    part.reserve(size / 2, size / 2).unwrap();
+    if places_late(&part.fd) {
+        assert_eq!(stored(), (size, size / 2), "its length is what it was");
+    }
+    part.write_at(&vec![7; size as usize / 2], 0).unwrap();
+    let there = target.blocks(&entry, (0, size), 1 << 20, &mut vec![0; 1 << 20]).unwrap();
+    let written: Vec<_> = there.iter().map(|block| block.part.is_some()).collect();
+    assert_eq!(written, [true, true, false, false]);
+    let half = size / 2;
+    let values = [0, half].map(|at| value_of(&vec![7; half as usize], at));
+    let ranges = Some(Ranges { length: half, values: &values });
+    assert_eq!(target.publish_part(&entry, ranges).unwrap_err().cause, Cause::Lost);
+    part.write_at(&vec![7; half as usize], half).unwrap();
+    target.publish_part(&entry, ranges).unwrap();
+    assert!(fs::read(site.at("dst/d/f")).unwrap() == vec![7; size as usize]);
+    // Nothing is reserved in what has its name, nor where zeros are to become holes.
+    part.reserve(0, size).unwrap_err();
+    let punching = site.target_by(WriteRules { punch_zeros: true, ..WriteRules::default() });
+    fs::remove_file(site.at("dst/d/f")).unwrap();
+    punching.part(&entry).unwrap().reserve(0, size).unwrap();
+    assert_eq!(stored(), (size, 0));
+}
