@@ -53,11 +53,10 @@ fn is_paused(sync: &SyncProgress) -> bool {
     sync.state == SyncState::Paused
 }
 
-/// What was written below a directory, in blocks of 512 bytes.
-fn blocks(dir: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
+/// What was written below a directory, in bytes.
+fn written(dir: &Path) -> u64 {
     let files = walkdir::WalkDir::new(dir).into_iter().filter_map(Result::ok);
-    files.filter_map(|f| f.metadata().ok()).filter(|m| m.is_file()).map(|m| m.blocks()).sum()
+    files.filter(|f| f.file_type().is_file()).map(|f| tree::written(f.path())).sum()
 }
 
 #[test]
@@ -76,12 +75,12 @@ fn what_was_done_before_a_pause_is_not_done_again_after_it() {
         cluster.await_progress(&id, "stands still", |s| is_paused(s) && s.detail.is_empty());
     assert!(paused.reason.unwrap().contains("paused by an operator"));
     // Nothing moves any more, whatever restarts.
-    let before = blocks(&dst);
+    let before = written(&dst);
     cluster.master.restart();
     cluster.agents.get_mut("a").unwrap().restart();
     await_that("both agents are there", || cluster.master.active().len() == 2);
     let still = cluster.await_progress(&id, "is paused", is_paused);
-    assert_eq!((blocks(&dst), still.transferred_bytes), (before, paused.transferred_bytes));
+    assert_eq!((written(&dst), still.transferred_bytes), (before, paused.transferred_bytes));
     let status = cluster.ctl(["sync", "status", &id]).run().exits(0);
     assert!(status.out().contains("PAUSED"), "{}", status.out());
     cluster.ctl(["sync", "resume", &id]).run().exits(0);
@@ -183,4 +182,40 @@ fn what_failed_is_tried_again_by_itself_and_a_cancelled_sync_from_the_start() {
     assert_same(&src, &dst, strict());
     let done = cluster.ctl(["sync", "retry", &id]).run();
     assert!(done.code != Some(0) && done.err().contains("nothing to try again"), "{}", done.err());
+}
+
+#[test]
+fn a_cancel_stops_the_bytes_within_two_seconds_and_leaves_no_part_file() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    for i in 0..6 {
+        file(src.join(format!("f{i}")), noise(48 * MIB, i));
+    }
+    // Heartbeats as far apart as they are by default: a cancel must not wait for them.
+    for name in ["master", "a", "b"] {
+        let path = cluster.home().join(name).with_extension("yml");
+        let config = fs::read_to_string(&path).unwrap();
+        let config = config.replace("heartbeat_interval: 300ms", "heartbeat_interval: 5s");
+        let config = config.replace("heartbeat_timeout: 3s", "heartbeat_timeout: 15s");
+        let mut config = config.replace("lease: 5s", "lease: 15s");
+        if name == "a" {
+            // Of the agent's own: who sends under a limit of the master's is heard of often anyway.
+            config = config.replace("workers:", "bwlimit: 16MiB/s\nworkers:");
+        }
+        fs::write(&path, config).unwrap();
+    }
+    cluster.master.restart();
+    for name in ["a", "b"] {
+        cluster.agents.get_mut(name).unwrap().restart();
+    }
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 64}));
+    cluster.await_progress(&id, "has begun", |_| written(&dst) > 8 << 20);
+    cluster.ctl(["sync", "cancel", &id]).run().exits(0);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let then = written(&dst);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let now = written(&dst);
+    assert!(now <= then, "{} KiB came in the third second", (now - then) >> 10);
+    await_that("the part files are gone", || tree::part_files(&dst).is_empty());
+    assert_eq!(cluster.progress(&id).state, SyncState::Cancelled);
 }

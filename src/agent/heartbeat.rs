@@ -21,6 +21,8 @@ const AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_s
 
 /// Heartbeats follow each other no faster than this, whatever the master asks for.
 const SOONEST: Duration = Duration::from_millis(100);
+/// With work in hand they follow each other no slower than this, unless the master asks for less.
+const BUSY: Duration = Duration::from_millis(1_500);
 /// Why an endpoint is not used is told in so many characters.
 const MAX_WHY: usize = 200;
 
@@ -109,10 +111,12 @@ impl Heart {
         let mut failures = 0u32;
         loop {
             self.storage.measure();
-            let mut wait = self.config.heartbeat_interval;
+            let (mut wait, mut busy) = (self.config.heartbeat_interval, BUSY);
             match self.beat(client).await {
                 Ok(sooner) => {
                     wait = wait.min(sooner.unwrap_or(wait));
+                    // A master with many to hear of asks for less.
+                    busy = sooner.unwrap_or(busy);
                     if failures > 0 {
                         tracing::info!("the master answers again");
                     }
@@ -128,7 +132,20 @@ impl Heart {
             if failures > 0 {
                 wait = wait.min(AGAIN.delay(failures));
             }
-            let _ = tokio::time::timeout(wait, self.now.notified()).await;
+            self.rest(wait, busy).await;
+        }
+    }
+
+    /// Waits until the next heartbeat: for `wait`, but no longer than `busy` with work in hand,
+    /// because only a heartbeat's reply tells that it is not wanted any more.
+    async fn rest(&self, wait: Duration, busy: Duration) {
+        let end = tokio::time::Instant::now() + wait;
+        loop {
+            let left = end.saturating_duration_since(tokio::time::Instant::now());
+            let told = tokio::time::timeout(left.min(busy), self.now.notified()).await.is_ok();
+            if told || left <= busy || !self.hand.is_empty() {
+                return;
+            }
         }
     }
 

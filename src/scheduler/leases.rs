@@ -59,6 +59,11 @@ impl Leases {
         self.of_worker.get(worker).into_iter().flat_map(|held| held.values().copied())
     }
 
+    /// How many workers hold tasks.
+    pub(super) fn workers(&self) -> usize {
+        self.of_worker.len()
+    }
+
     /// The tasks that anybody holds.
     pub(super) fn all(&self) -> impl Iterator<Item = TaskId> {
         self.tasks.values().copied()

@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Who sends under a limit is heard about so often, in milliseconds …
 const BEAT_MS: u64 = 1_000;
+/// … who works without a limit so often …
+const BUSY_BEAT_MS: u64 = 1_500;
 /// … and so much less often for each share that there is, where there are more than that.
 const BEAT_MS_EACH: u64 = 1;
 /// … but at least so often.
@@ -98,6 +100,11 @@ impl State {
                 let beat = BEAT_MS_EACH * self.shares.count() as u64;
                 reply.next_beat_ms = Some(beat.clamp(BEAT_MS, SLOWEST_BEAT_MS));
             }
+        }
+        if reply.next_beat_ms.is_none() && !held.is_empty() {
+            // Who works hears soon that he shall not: of a cancel, for example.
+            let beat = BEAT_MS_EACH * self.leases.workers() as u64;
+            reply.next_beat_ms = Some(beat.clamp(BUSY_BEAT_MS, SLOWEST_BEAT_MS));
         }
     }
 

@@ -72,7 +72,7 @@ fn a_limit_is_changed_while_the_sync_runs_and_survives_the_master() {
     let (mut world, [one, _two]) = sending(Settings::default(), None);
     assert_eq!(one.share, None);
     let reply = tell(&mut world, &one, None);
-    assert_eq!((reply.limits.len(), reply.next_beat_ms), (0, None));
+    assert_eq!((reply.limits.len(), reply.next_beat_ms), (0, Some(1_500)), "it works");
     for _ in 0..2 {
         let Reply::Progress(seen) = change(&mut world, "demo", Some(10 * MIB)) else { panic!() };
         assert_eq!(seen.bwlimit, Some(10 * MIB));
@@ -89,7 +89,7 @@ fn a_limit_is_changed_while_the_sync_runs_and_survives_the_master() {
     let reply = tell(&mut world, &one, Some(Usage::default()));
     assert_eq!(
         (told(&reply), reply.next_beat_ms),
-        (Some(None), None),
+        (Some(None), Some(1_500)),
         "it is told that there is none"
     );
     // Who knows nothing of limits any more is told nothing.
