@@ -146,10 +146,11 @@ pub fn read_whole<S: Sink>(
             if behind.is_none() && span.length >= LARGE && !file.is_direct() {
                 behind = Some(file.behind(at, span.end()));
             }
-            if let Some(behind) = &mut behind {
-                behind.at(at);
-            }
-            let n = match file.read_at(room, at) {
+            let read = match &mut behind {
+                Some(behind) => file.read_once(behind, room, at),
+                None => file.read_at(room, at),
+            };
+            let n = match read {
                 Ok(0) => return Ok(Read::Short),
                 Ok(n) => n,
                 Err(error) => return Ok(Read::Failed(error)),

@@ -3,7 +3,8 @@
 //!
 //! All of it is advice to the kernel: file systems that know none of it are copied all the same.
 
-use rustix::fd::AsFd;
+use super::source::read_full;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::Advice;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 use std::num::NonZeroU64;
@@ -12,47 +13,86 @@ use std::sync::{Mutex, PoisonError};
 /// Advice is given for so many bytes at a time.
 const WINDOW: u64 = 8 << 20;
 
-/// A range being read once, in order: if it was not in the cache before, it does not stay there.
+/// `RWF_DONTCACHE` (since Linux 6.14): what the read had to bring into the page cache leaves it again.
+const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// A range being read once, in order: what was not in the cache before does not stay there.
 ///
-/// That is asked once, of one page, before the first read: asking begins to read the page, which
-/// costs a seek, and later the kernel will have read ahead to wherever we ask.
+/// New kernels see to that themselves, where the file system does ([`DONT_CACHE`]). Otherwise it is
+/// asked once, of one page, before the first read: asking begins to read the page, which costs a seek,
+/// and later the kernel will have read ahead to wherever we ask. A fast disk may answer that question
+/// itself: then the range stays.
 #[derive(Debug)]
-pub struct ReadBehind<'a, F: AsFd> {
-    file: &'a F,
+pub struct ReadBehind<'a> {
+    file: &'a OwnedFd,
     /// From here on nothing has been let go yet.
     from: u64,
     end: u64,
-    /// Others had read it before.
-    kept: bool,
+    by: By,
 }
 
-impl<'a, F: AsFd> ReadBehind<'a, F> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// The kernel.
+    Kernel,
+    /// Us.
+    Us,
+    /// Nobody: others had read it before.
+    Nobody,
+}
+
+impl<'a> ReadBehind<'a> {
     /// Bytes `from` to `end` of `file` are going to be read.
-    pub fn new(file: &'a F, from: u64, end: u64) -> Self {
-        // Not at the beginning: who reads the range before this one has the kernel read ahead to there.
-        let inside = from + WINDOW.min(end.saturating_sub(from)) / 2;
-        ReadBehind { file, from, end, kept: is_cached(file, inside) }
+    pub(super) fn new(file: &'a OwnedFd, from: u64, end: u64) -> Self {
+        ReadBehind { file, from, end, by: By::Kernel }
     }
 
-    /// To be called before bytes at `at` are read.
-    pub fn at(&mut self, at: u64) {
+    /// Fills `buffer` from `at` on; gives less only at the end of the file.
+    pub(super) fn read(&mut self, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
+        if self.by == By::Kernel {
+            match read_uncached(self.file, buffer, at) {
+                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.ask(),
+                other => return other,
+            }
+        }
         if at >= self.from.saturating_add(WINDOW) {
             self.let_go(at);
         }
+        read_full(self.file, buffer, at)
+    }
+
+    fn ask(&mut self) {
+        // Not at the beginning: who reads the range before this one has the kernel read ahead to there.
+        let inside = self.from + WINDOW.min(self.end.saturating_sub(self.from)) / 2;
+        self.by = if is_cached(self.file, inside) { By::Nobody } else { By::Us };
     }
 
     fn let_go(&mut self, upto: u64) {
-        if !self.kept {
+        if self.by == By::Us {
             forget(self.file, self.from, upto);
         }
         self.from = upto;
     }
 }
 
-impl<F: AsFd> Drop for ReadBehind<'_, F> {
+impl Drop for ReadBehind<'_> {
     fn drop(&mut self) {
         self.let_go(self.end);
     }
+}
+
+fn read_uncached(file: &OwnedFd, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let mut room = [IoSliceMut::new(&mut buffer[done..])];
+        match rustix::io::preadv2(file, &mut room, at + done as u64, DONT_CACHE) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
 }
 
 /// A range being written: the disk gets it while it comes.
@@ -106,7 +146,7 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
 
     /// A file of this many windows on a disk that caches, none of it cached.
-    fn cold(windows: u64) -> (tempfile::TempDir, File) {
+    fn cold(windows: u64) -> (tempfile::TempDir, OwnedFd) {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = dir.path().join("f");
         let mut file = File::create(&path).unwrap();
@@ -114,19 +154,22 @@ mod tests {
             file.write_all(&vec![7; WINDOW as usize]).unwrap();
         }
         file.sync_all().unwrap();
-        let file = File::open(path).unwrap();
+        let file = OwnedFd::from(File::open(path).unwrap());
         forget(&file, 0, windows * WINDOW);
         (dir, file)
     }
 
     /// Reads it all; how many of its pages, one in 64, are in the cache afterwards, and how many it has.
-    fn cached_after_read(file: &File, windows: u64) -> (u64, u64) {
+    fn cached_after_read(file: &OwnedFd, windows: u64, by: By) -> (u64, u64) {
         let end = windows * WINDOW;
         let mut behind = ReadBehind::new(file, 0, end);
+        if by != By::Kernel {
+            behind.ask();
+        }
         let mut room = vec![0; 1 << 20];
         for at in (0..end).step_by(room.len()) {
-            behind.at(at);
-            file.read_exact_at(&mut room, at).unwrap();
+            assert_eq!(behind.read(&mut room, at).unwrap(), room.len());
+            assert!(room.iter().all(|b| *b == 7));
         }
         drop(behind);
         let asked = (0..end).step_by(64 * 4096);
@@ -135,23 +178,27 @@ mod tests {
 
     #[test]
     fn what_was_not_cached_before_it_was_read_is_not_cached_after() {
-        // A fast disk may have brought the page by which we ask before the answer: such a range stays.
-        let left = (0..5).map(|_| {
-            let (_dir, file) = cold(3);
-            let (cached, all) = cached_after_read(&file, 3);
-            cached * 2 < all
-        });
-        assert!(left.into_iter().any(|gone| gone));
+        for by in [By::Kernel, By::Us] {
+            // A fast disk may have brought the page by which we ask before the answer.
+            let mut left = (0..5).map(|_| {
+                let (_dir, file) = cold(3);
+                let (cached, all) = cached_after_read(&file, 3, by);
+                cached * 2 < all
+            });
+            assert!(left.any(|gone| gone), "{by:?}");
+        }
     }
 
     #[test]
     fn what_others_had_read_before_stays_cached() {
-        let (_dir, file) = cold(3);
-        let mut room = vec![0; 3 * WINDOW as usize];
-        file.read_exact_at(&mut room, 0).unwrap();
-        assert!(is_cached(&file, WINDOW), "the disk must have a cache");
-        let (cached, all) = cached_after_read(&file, 3);
-        assert!(cached * 2 > all, "{cached} of {all}");
+        for by in [By::Kernel, By::Us] {
+            let (_dir, file) = cold(3);
+            let mut room = vec![0; 3 * WINDOW as usize];
+            assert_eq!(read_full(&file, &mut room, 0).unwrap(), room.len());
+            assert!(is_cached(&file, WINDOW), "the disk must have a cache");
+            let (cached, all) = cached_after_read(&file, 3, by);
+            assert!(cached * 2 > all, "{by:?}: {cached} of {all}");
+        }
     }
 
     #[test]

@@ -129,8 +129,21 @@ impl SourceFile {
 
     /// Keeps bytes `from` to `end`, which are going to be read once and in order, out of the page cache
     /// where they were not in it.
-    pub fn behind(&self, from: u64, end: u64) -> ReadBehind<'_, OwnedFd> {
+    pub fn behind(&self, from: u64, end: u64) -> ReadBehind<'_> {
         ReadBehind::new(&self.fd, from, end)
+    }
+
+    /// [Reads](SourceFile::read_at) a part of what `behind` is about.
+    ///
+    /// # Errors
+    /// `pread` failed.
+    pub fn read_once(
+        &self,
+        behind: &mut ReadBehind<'_>,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> Result<usize> {
+        behind.read(buffer, offset).map_err(|e| self.failed("read", e.into()))
     }
 
     /// The next run of data that begins at or behind `from`, up to `end` at most: its start and its end.
