@@ -4,15 +4,13 @@ speed, and for each setting of `slots` the goodput of one large file. Needs root
 
   scripts/netlab.sh run -- scripts/longpath.py --ctl BIN [--rtt MS] [--mbit N] [--mib N] [--slots 1,3,24,auto] [--rounds N]
 
-The line is a pair of TUN devices; what comes out of one waits here and goes into the other. (A kernel with
-`netem` could do it as well; not every one has it.)"""
+The line is a pair of TUN devices (chaos/line.py); what comes out of one waits and goes into the other. (A kernel
+with `netem` could do it as well; not every one has it.)"""
 
 import argparse
 import collections
-import fcntl
 import json
 import os
-import select
 import shutil
 import statistics
 import struct
@@ -21,56 +19,17 @@ import sys
 import tempfile
 import time
 
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-MTU = 9000
-
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "chaos"))
+from line import Line, sh, tun  # noqa: E402
 
 def lab(*words):
     return ["ip", "netns", "exec", *words]
 
 
-def sh(*words):
-    subprocess.run(words, check=True)
-
-
-def tun(name, space, address, mbit):
-    """A TUN device in a namespace, which sends no faster than `mbit`; its descriptor stays here."""
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TUN | IFF_NO_PI))
-    sh("ip", "link", "set", name, "netns", space)
-    inside = ("ip", "-n", space)
-    sh(*inside, "link", "set", name, "name", "wan0", "mtu", str(MTU), "txqueuelen", "10000")
-    sh(*inside, "addr", "add", f"{address}/24", "dev", "wan0")
-    sh(*inside, "link", "set", "wan0", "up")
-    # The queue holds what a fast sender has under way on such a path, so that nothing is lost but by its own fault.
+def limit(space, mbit):
+    """A NIC that sends no faster than `mbit`. Its queue holds what a fast sender has under way on such a path."""
     sh("tc", "-n", space, "qdisc", "add", "dev", "wan0", "root", "tbf", "rate", f"{mbit}mbit",
        "burst", "256kb", "limit", str(64 << 20))
-    return fd
-
-
-def relay(one, other, delay):
-    """Carries packets both ways, each `delay` seconds late, until it is killed."""
-    lines = {one: (other, collections.deque()), other: (one, collections.deque())}
-    poll = select.poll()
-    for fd in lines:
-        poll.register(fd, select.POLLIN)
-    while True:
-        due = [queue[0][0] for _, queue in lines.values() if queue]
-        wait = max(0.0, min(due) - time.monotonic()) if due else 1.0
-        for fd, _ in poll.poll(wait * 1000):
-            queue = lines[fd][1]
-            try:
-                while True:
-                    queue.append((time.monotonic() + delay, os.read(fd, 65536)))
-            except BlockingIOError:
-                pass
-        now = time.monotonic()
-        for to, queue in lines.values():
-            while queue and queue[0][0] <= now:
-                try:
-                    os.write(to, queue.popleft()[1])
-                except OSError:
-                    pass  # a full device drops, as a line does
 
 
 class Bench:
@@ -141,10 +100,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     name = os.environ.get("NETLAB") or sys.exit("longpath.py: run it by `scripts/netlab.sh run -- …`")
-    ends = [tun(f"lp{os.getpid()}{h}"[:15], f"{name}-h{h}", f"10.78.0.{h}", args.mbit) for h in (1, 2)]
-    line = os.fork()
-    if line == 0:
-        relay(*ends, args.rtt / 2000)
+    ends = {f"10.78.0.{h}": tun(f"lp{os.getpid()}{h}"[:15], f"{name}-h{h}", f"10.78.0.{h}") for h in (1, 2)}
+    for host in (1, 2):
+        limit(f"{name}-h{host}", args.mbit)
+    line = Line(ends, args.rtt / 2000)
+    line.start()
     dir = tempfile.mkdtemp(prefix="longpath.", dir="/dev/shm")
     try:
         bench, speeds = Bench(args, name, dir), collections.defaultdict(list)
@@ -155,7 +115,7 @@ def main():
         for slots, all in speeds.items():
             print(f"median   slots {slots:>4}: {statistics.median(all):6.1f} MiB/s of {args.mbit / 8.388608:.1f}")
     finally:
-        os.kill(line, 9)
+        line.close()
         shutil.rmtree(dir)
 
 
