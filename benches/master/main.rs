@@ -98,7 +98,8 @@ fn raise_open_files() {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let options = ClientOptions { request_timeout: Duration::from_secs(60) };
+    let options =
+        ClientOptions { request_timeout: Duration::from_secs(60), ..ClientOptions::default() };
     let client = MasterClient::new(vec![args.url.clone()], options)?;
     let master = Process::new(args.master_pid);
     let store = args.store_pid.map(Process::new);

@@ -17,6 +17,10 @@ use std::time::Duration;
 pub struct MasterConfig {
     /// Where the API is served. Port 0: the kernel chooses.
     pub listen: SocketAddr,
+    /// Where clients and other masters reach it; `None`: at `listen`, where that names an address.
+    pub advertise_url: Option<String>,
+    /// How long this master leads without a word to the store: after this another one takes over.
+    pub leadership_lease: Duration,
     /// Where the master keeps files of its own.
     pub data_dir: PathBuf,
     /// Where its state is kept.
@@ -60,6 +64,16 @@ pub enum StoreConfig {
     },
 }
 
+impl StoreConfig {
+    /// Where it is, for people: without passwords.
+    pub fn place(&self) -> String {
+        match self {
+            StoreConfig::Redis { url, .. } => url.to_string(),
+            StoreConfig::Embedded { dir } => dir.display().to_string(),
+        }
+    }
+}
+
 /// What bounds the master's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -84,8 +98,10 @@ pub struct SyncDefaults {
 }
 
 /// The keys of a master's file, to tell it from an agents file.
-pub(super) const KEYS: [&str; 14] = [
+pub(super) const KEYS: [&str; 16] = [
     "listen",
+    "advertise_url",
+    "leadership_lease",
     "data_dir",
     "redis",
     "scheduler",
@@ -111,6 +127,8 @@ impl MasterConfig {
     fn defaults(env: &Env) -> Self {
         MasterConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8888)),
+            advertise_url: None,
+            leadership_lease: Duration::from_secs(5),
             data_dir: env.state_dir.clone(),
             store: StoreConfig::Embedded { dir: env.state_dir.clone() },
             heartbeat_interval: Duration::from_secs(5),
@@ -150,6 +168,8 @@ impl MasterConfig {
 
     fn read_fields(&mut self, fields: &Fields<'_>, exposed: bool) {
         set(&mut self.listen, fields.get("listen").and_then(|i| read_listen(&i)));
+        let url = fields.get("advertise_url");
+        self.advertise_url = url.and_then(|i| i.parse("a URL", super::agent::check_master_url));
         set(&mut self.data_dir, fields.get("data_dir").and_then(|i| read_dir(&i)));
         self.store = StoreConfig::Embedded { dir: self.data_dir.clone() };
         // The predecessor's files name it; there is one way to schedule here.
@@ -199,6 +219,8 @@ impl MasterConfig {
         let timeout = time("worker_heartbeat_timeout", from(300)..=DAY);
         set(&mut self.worker_heartbeat_timeout, timeout);
         set(&mut self.lease, time("lease", from(300)..=DAY));
+        let lease = time("leadership_lease", from(500)..=from(300_000));
+        set(&mut self.leadership_lease, lease);
         set(&mut self.poll_wait_max, time("poll_wait_max", from(0)..=from(300_000)));
 
         let least = self.heartbeat_interval * BEATS;
