@@ -51,6 +51,8 @@ pub(super) struct Desk {
     pub(super) health: watch::Receiver<Health>,
     /// The way to its blobs.
     pub(super) blobs: BlobReader,
+    /// What keeps the store from taking in more than it must.
+    pub(super) shortage: watch::Receiver<Option<String>>,
 }
 
 impl Desk {
@@ -95,7 +97,8 @@ impl Handle {
     ) -> Self {
         let leader =
             crate::wire::leader::Leader { name: "here".into(), url: None, epoch: 1, since: None };
-        let seat = Seat::Leads(leader, Desk { requests, health, blobs });
+        let shortage = watch::Sender::new(None).subscribe();
+        let seat = Seat::Leads(leader, Desk { requests, health, blobs, shortage });
         Handle::new(watch::Sender::new(seat).subscribe(), Identity::default(), spool)
     }
 
@@ -142,7 +145,7 @@ impl Handle {
     ///
     /// # Errors
     /// 422 for paths, a chunk size or a file list that can't be; 409 `sync_exists` where the id is
-    /// taken; 503 where nothing can be decided now.
+    /// taken; 507 `store_full` where the store has no room; 503 where nothing can be decided now.
     pub async fn submit(
         &self,
         mut request: SyncRequest,
@@ -159,6 +162,11 @@ impl Handle {
         list: Option<Vec<NameList>>,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<Submitted, Problem> {
+        if let Some(why) = self.desk()?.shortage.borrow().as_ref() {
+            return Err(Problem::new(507, "Insufficient Storage", "store_full", full(why)).hinted(
+                "what is queued goes on, and makes room as it ends; or give the store more memory",
+            ));
+        }
         match self.ask(Event::Submit { request, list, idempotency }).await? {
             Reply::Submitted(submitted) => Ok(submitted),
             other => Err(misplaced(other)),
@@ -362,13 +370,17 @@ impl Handle {
             Ok(Ok(Reply::Refused(problem))) => Err(*problem),
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(stopping()),
-            Err(_) => Err(late()),
+            Err(_) => Err(late(desk.health().err())),
         }
     }
 }
 
 fn unavailable(code: &str, detail: impl Into<String>) -> Problem {
     Problem::new(503, "Service Unavailable", code, detail)
+}
+
+fn full(why: &str) -> String {
+    format!("the store takes in nothing new: {why}")
 }
 
 fn stopping() -> Problem {
@@ -381,11 +393,12 @@ fn busy() -> Problem {
         .hinted("repeat the request after the time in Retry-After")
 }
 
-fn late() -> Problem {
+fn late(why: Option<String>) -> Problem {
+    let why = why.unwrap_or_else(|| "the store is slow".to_owned());
     unavailable(
         "late",
         format!(
-            "the decision was not durable after {} s (the store is slow); it may still take effect",
+            "the decision was not durable after {} s; it may still take effect: {why}",
             REPLY_TIME.as_secs()
         ),
     )

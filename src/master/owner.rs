@@ -454,6 +454,10 @@ impl<S: Store> Owner<S> {
                 }
                 () = tokio::time::sleep(left), if !told => {
                     told = true;
+                    // Where a reason is known already, that says more.
+                    if self.health.borrow().is_err() {
+                        continue;
+                    }
                     let lease = units::duration(lease);
                     self.tell_health(Err(format!("the store has given no answer for {lease}")));
                 }

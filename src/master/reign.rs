@@ -30,6 +30,8 @@ const ASK: Duration = Duration::from_millis(250);
 /// A leader that lives is given so long to find that the store lost data, and to begin to write it back;
 /// longer where its lease is longer.
 const WRITE_BACK: Duration = Duration::from_secs(5);
+/// Between two looks whether the store has room.
+const ROOM: Duration = Duration::from_secs(1);
 /// Requests that wait for the owner.
 const QUEUE: usize = 1024;
 
@@ -195,7 +197,8 @@ impl Reigns {
 
         let (requests, queue) = mpsc::channel(QUEUE);
         let (tell_health, health) = watch::channel(Ok(()));
-        let desk = Desk { requests, health, blobs: blobs(Arc::clone(store)) };
+        let (shortage, _watching) = watch_room(Arc::clone(store));
+        let desk = Desk { requests, health, blobs: blobs(Arc::clone(store)), shortage };
         let spool = self.spool.clone();
         let owner = Owner::new(Arc::clone(store), state, tenure, queue, tell_health, spool);
         let Leader { name, epoch, .. } = &leader;
@@ -277,6 +280,30 @@ fn blobs<S: Store>(store: Arc<S>) -> BlobReader {
         let store = Arc::clone(&store);
         Box::pin(async move { store.blob(&key).await.map_err(|e| e.to_string()) })
     })
+}
+
+/// Looks again and again whether the store has room, for as long as the handle lives.
+fn watch_room<S: Store>(store: Arc<S>) -> (watch::Receiver<Option<String>>, AbortOnDropHandle<()>) {
+    let (tell, seen) = watch::channel(None);
+    let watching = tokio::spawn(async move {
+        loop {
+            // A store that is away is told of by those who need it.
+            if let Ok(now) = store.shortage().await {
+                tell.send_if_modified(|known: &mut Option<String>| {
+                    let news = *known != now;
+                    match &now {
+                        Some(why) if news => tracing::error!(why, "nothing new is taken in"),
+                        None if news => tracing::info!("the store has room again"),
+                        _ => {}
+                    }
+                    *known = now;
+                    news
+                });
+            }
+            tokio::time::sleep(ROOM).await;
+        }
+    });
+    (seen, AbortOnDropHandle::new(watching))
 }
 
 fn seed() -> [u8; 32] {

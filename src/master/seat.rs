@@ -58,10 +58,13 @@ impl Seat {
     /// All that is known, for operators.
     pub(super) fn readiness(&self, identity: &Identity) -> Readiness {
         let refusal = self.refusal();
-        let problem = match self {
-            Seat::Leads(_, desk) => desk.health().err(),
-            Seat::Nobody(Why::Store(why)) => Some(why.clone()),
-            Seat::Follows(_) | Seat::Nobody(Why::Change(_)) => None,
+        let (ok, problem) = match self {
+            Seat::Leads(_, desk) => match desk.health() {
+                Ok(()) => (true, desk.shortage.borrow().clone()),
+                Err(why) => (false, Some(why)),
+            },
+            Seat::Nobody(Why::Store(why)) => (false, Some(why.clone())),
+            Seat::Follows(_) | Seat::Nobody(Why::Change(_)) => (true, None),
         };
         let role = if matches!(self, Seat::Leads(..)) { Role::Leader } else { Role::Follower };
         Readiness {
@@ -74,7 +77,7 @@ impl Seat {
             role,
             name: identity.name.clone(),
             leader: self.leader().cloned(),
-            store: StoreView { place: identity.store.clone(), ok: problem.is_none(), problem },
+            store: StoreView { place: identity.store.clone(), ok, problem },
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

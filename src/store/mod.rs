@@ -97,6 +97,12 @@ pub trait Store: Send + Sync + 'static {
     /// One blob, `None` if there is none.
     fn blob(&self, key: &str) -> impl Future<Output = Result<Option<Vec<u8>>, StoreError>> + Send;
 
+    /// What keeps the store from taking in more than it must, in a sentence: its memory is used up. Commits
+    /// are written all the same, so that work in hand ends and room comes.
+    fn shortage(&self) -> impl Future<Output = Result<Option<String>, StoreError>> + Send {
+        std::future::ready(Ok(None))
+    }
+
     /// The keys of all blobs. After a loss the leader compares them with what its records need.
     fn blob_keys(&self) -> impl Future<Output = Result<BTreeSet<String>, StoreError>> + Send;
 }

@@ -45,9 +45,9 @@ pub enum Status {
 pub struct StoreView {
     /// Where it is, without passwords.
     pub place: String,
-    /// Whether it works.
+    /// Whether decisions can be stored.
     pub ok: bool,
-    /// What is wrong with it.
+    /// What is wrong with it; where it is `ok`, it takes in no new syncs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }

@@ -69,10 +69,14 @@ impl Cluster {
 
     /// … with further lines in its configuration.
     pub(crate) fn start_with(on: On, more: &str) -> Cluster {
+        Self::start_on((on == On::Redis).then(RedisServer::start), more)
+    }
+
+    /// … with its state in that Redis.
+    pub(crate) fn start_on(redis: Option<RedisServer>, more: &str) -> Cluster {
         let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
         tree::chmod(dir.path(), 0o755);
         let home = dir.path().canonicalize().expect("a real path");
-        let redis = (on == On::Redis).then(RedisServer::start);
         let port = free_port();
         let mut config = format!(
             "listen: 127.0.0.1:{port}\ndata_dir: {}\nheartbeat_interval: 300ms\n\
@@ -80,7 +84,8 @@ impl Cluster {
             quoted(&tree::dir(home.join("state")))
         );
         if let Some(redis) = &redis {
-            config.push_str(&format!("redis: {{url: {}}}\n", json!(redis.url())));
+            let volatile = if redis.forgets() { ", allow_volatile: true" } else { "" };
+            config.push_str(&format!("redis: {{url: {}{volatile}}}\n", json!(redis.url())));
         }
         std::fs::write(home.join("master.yml"), config).expect("write the configuration");
         tree::dir(home.join("data"));

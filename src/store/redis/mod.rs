@@ -64,6 +64,7 @@ struct Scripts {
     release: Script,
     stage: Script,
     commit: Script,
+    probe: Script,
 }
 
 impl Scripts {
@@ -77,6 +78,8 @@ impl Scripts {
             release: script(include_str!("release.lua")),
             stage: script(include_str!("stage.lua")),
             commit: script(include_str!("commit.lua")),
+            // Without the flag it is refused exactly when memory is used up.
+            probe: Script::new("#!lua\nreturn {'done'}"),
         }
     }
 }
@@ -308,6 +311,16 @@ impl Store for RedisStore {
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         self.link.run(redis::cmd("HGET").arg(&self.keys[2]).arg(key)).await
+    }
+
+    async fn shortage(&self) -> Result<Option<String>, StoreError> {
+        match self.link.script::<Vec<String>>(&self.scripts.probe.key(&self.keys[0])).await {
+            Ok(_) => Ok(None),
+            Err(StoreError::Unavailable(why)) if why.contains("OOM") => {
+                Ok(Some(format!("Redis at {} has used up its `maxmemory`", self.link.address)))
+            }
+            Err(other) => Err(other),
+        }
     }
 
     async fn blob_keys(&self) -> Result<BTreeSet<String>, StoreError> {
