@@ -1,9 +1,9 @@
 //! The master's configuration.
 
 use super::Env;
-use super::RedisUrl;
 use super::log::LogConfig;
 use super::reader::{Fields, Findings, Item};
+use super::{RedisNodes, RedisSetup, RedisUrl};
 use crate::util::timetable::Timetable;
 use crate::util::units;
 use crate::wire::sync::DEFAULT_CHUNK_MB;
@@ -52,6 +52,8 @@ pub enum StoreConfig {
     Redis {
         /// Where it is.
         url: RedisUrl,
+        /// How it is set up beyond that.
+        setup: RedisSetup,
         /// What keeps several installations in one Redis apart; part of every key.
         namespace: String,
         /// Whether a Redis that forgets its data at a restart (no AOF) is good enough.
@@ -68,7 +70,14 @@ impl StoreConfig {
     /// Where it is, for people: without passwords.
     pub fn place(&self) -> String {
         match self {
-            StoreConfig::Redis { url, .. } => url.to_string(),
+            StoreConfig::Redis { url, setup, .. } => match &setup.nodes {
+                RedisNodes::One => url.to_string(),
+                RedisNodes::Sentinels { master, .. } => format!("sentinel {master}"),
+                RedisNodes::Cluster(nodes) => {
+                    let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+                    format!("cluster {}", nodes.join(","))
+                }
+            },
             StoreConfig::Embedded { dir } => dir.display().to_string(),
         }
     }
@@ -288,7 +297,13 @@ impl MasterConfig {
                 .ok()
             }
         };
+        let tls = fields.get("tls").and_then(|i| i.flag()).unwrap_or(false);
+        let url = match url {
+            Some(url) if tls => url.with_tls().map_err(|message| fields.item.error(message)).ok(),
+            url => url,
+        };
         if let Some(url) = url {
+            let setup = read_setup(&fields, &url, username.flatten(), password.flatten());
             if url.has_password() && exposed {
                 fields.item.warn(
                     "every user of this host can read the password in this file — `chmod o-r` it, or \
@@ -296,7 +311,7 @@ impl MasterConfig {
                 );
             }
             let namespace = namespace.unwrap_or_else(default_namespace);
-            self.store = StoreConfig::Redis { url, namespace, allow_volatile };
+            self.store = StoreConfig::Redis { url, setup, namespace, allow_volatile };
         }
         fields.finish();
     }
@@ -309,13 +324,87 @@ impl MasterConfig {
                 StoreConfig::Redis { url, .. } => *url = new,
                 StoreConfig::Embedded { .. } => {
                     let namespace = default_namespace();
-                    self.store = StoreConfig::Redis { url: new, namespace, allow_volatile: false };
+                    let setup = RedisSetup::default();
+                    self.store =
+                        StoreConfig::Redis { url: new, setup, namespace, allow_volatile: false };
                 }
             },
             Some(Err(message)) => findings.env_error("REDIS_URL", message),
         }
         self.log.overlay("CTL_LOG_LEVEL", env.log_level.as_deref(), findings);
     }
+}
+
+/// The certificates, and the nodes of sentinels or of a cluster.
+fn read_setup(
+    fields: &Fields<'_>,
+    url: &RedisUrl,
+    username: Option<&str>,
+    password: Option<&str>,
+) -> RedisSetup {
+    let mut setup = RedisSetup::default();
+    if let Some(item) = fields.get("ca_file") {
+        setup.ca_file = read_dir(&item);
+        if !url.is_tls() {
+            item.error("is for TLS only — set `tls: true`, or a `rediss://` URL");
+        }
+    }
+    let sentinel = fields.get("sentinel");
+    let cluster = fields.get("cluster");
+    if let Some(item) = &cluster {
+        if sentinel.is_some() {
+            item.error("give either `sentinel` or `cluster`");
+        }
+        if fields.get("url").is_some() {
+            item.error(
+                "is not for use with `url` — give `username`, `password` and `tls` beside it",
+            );
+        }
+        setup.nodes = RedisNodes::Cluster(read_nodes(item, 6379, url.is_tls(), username, password));
+    }
+    if let Some(below) = sentinel.and_then(|item| item.fields()) {
+        let master = below.require("master", ": the name under which the sentinels watch it");
+        let nodes = below.require("nodes", ": where the sentinels are, e.g. `[host-a:26379]`");
+        let username = below.get("username").and_then(|i| i.text());
+        let password = below.get("password").and_then(|i| i.secret());
+        if let (Some(master), Some(nodes)) = (master.and_then(|i| i.text()), nodes) {
+            let nodes = read_nodes(&nodes, 26_379, url.is_tls(), username, password);
+            setup.nodes = RedisNodes::Sentinels { master: master.to_owned(), nodes };
+        }
+        below.finish();
+    }
+    setup
+}
+
+/// `[host:port, …]`.
+fn read_nodes(
+    item: &Item<'_>,
+    port: u16,
+    tls: bool,
+    username: Option<&str>,
+    password: Option<&str>,
+) -> Vec<RedisUrl> {
+    let items = item.items().unwrap_or_default();
+    if items.is_empty() {
+        item.error("must name at least one node");
+    }
+    let read = |item: Item<'_>| {
+        item.parse("a host and port such as `host-a:6379`", |text| {
+            let (host, port) = match text.rsplit_once(':') {
+                Some((host, given)) => (
+                    host,
+                    given
+                        .parse()
+                        .map_err(|_| format!("{} is no port", super::reader::quoted(given)))?,
+                ),
+                None => (text, port),
+            };
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let url = RedisUrl::from_parts(host, port, 0, username, password)?;
+            if tls { url.with_tls() } else { Ok(url) }
+        })
+    };
+    items.into_iter().filter_map(read).collect()
 }
 
 fn default_namespace() -> String {

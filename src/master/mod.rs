@@ -65,12 +65,16 @@ impl Master {
         let spool = Spool::at(config.data_dir.join(RECORDS));
         let begin = Begin { spool, secret: None, shutdown };
         match &config.store {
-            StoreConfig::Redis { url, namespace, allow_volatile } => {
+            StoreConfig::Redis { url, setup, namespace, allow_volatile } => {
+                let setup = Arc::new(setup.clone());
                 let (at, namespace, volatile) = (url.clone(), namespace.clone(), *allow_volatile);
                 let open = move || {
-                    let (url, namespace) = (at.clone(), namespace.clone());
+                    let (url, setup, namespace) =
+                        (at.clone(), Arc::clone(&setup), namespace.clone());
                     async move {
-                        RedisStore::connect(url.expose(), &namespace, volatile).await.map(Arc::new)
+                        RedisStore::connect_to(url.expose(), &setup, &namespace, volatile)
+                            .await
+                            .map(Arc::new)
                     }
                 };
                 begin.with(open, &config).await

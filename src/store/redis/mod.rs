@@ -9,6 +9,7 @@
 
 mod check;
 mod link;
+mod servers;
 
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ mod tests;
 use super::{
     Acquired, Batch, Candidate, Fence, SCHEMA, Store, StoreError, check_schema, millis, new_owner,
 };
+use crate::config::RedisSetup;
 use link::{Link, Patience};
 use redis::{Script, ScriptInvocation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,11 +99,25 @@ impl RedisStore {
         namespace: &str,
         allow_volatile: bool,
     ) -> Result<Self, StoreError> {
-        Self::connect_with(url, namespace, allow_volatile, Patience::default()).await
+        Self::connect_to(url, &RedisSetup::default(), namespace, allow_volatile).await
+    }
+
+    /// As [`connect`](Self::connect), to a Redis that is set up in another way than one server at `url`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_to(
+        url: &str,
+        setup: &RedisSetup,
+        namespace: &str,
+        allow_volatile: bool,
+    ) -> Result<Self, StoreError> {
+        Self::connect_with(url, setup, namespace, allow_volatile, Patience::default()).await
     }
 
     async fn connect_with(
         url: &str,
+        setup: &RedisSetup,
         namespace: &str,
         allow_volatile: bool,
         patience: Patience,
@@ -113,10 +129,10 @@ impl RedisStore {
                 namespace.escape_debug()
             )));
         }
-        let link = Link::new(url, patience)?;
+        let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
+        let link = Link::new(url, setup, &key("meta"), patience)?;
         check::check_server(&link, allow_volatile).await?;
         let owner = new_owner();
-        let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
         let stage = |name: &str| key(&format!("stage:{owner}:{name}"));
         let store = RedisStore {
             link,
