@@ -3,34 +3,33 @@
 //! Every request may be sent twice without harm: a submit carries an idempotency key, a poll its
 //! number, a page its position, a result its assignment. So a connection that breaks under a request
 //! is tried again, and where several masters are given the next one is asked. A follower's `307` is
-//! followed, and the leader it names is asked first from then on.
+//! followed, and the leader it names is asked first from then on. Requests that wait at a master whose
+//! place another one has taken are sent to that one.
 
 mod download;
+mod exchange;
 mod list;
 mod text;
 
 pub use download::Download;
 
+use crate::wire::leader::Readiness;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{RetryRequest, Submitted, SyncChange, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
-use bytes::{Bytes, BytesMut};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use reqwest::{Method, Url};
+use bytes::Bytes;
+use exchange::{Answer, Request};
+use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use text::{causes, check_url, encode, excerpt, explain, is_loopback, printable};
+use text::{causes, check_url, encode, excerpt, is_loopback};
+use tokio::sync::watch;
 
-/// Replies longer than this are refused; `GET /sync` of 100,000 remembered syncs stays below it.
-const MAX_REPLY: usize = 256 << 20;
-/// At most this many redirects are followed for one request.
-const MAX_HOPS: u32 = 4;
 /// A host that does not answer SYN is given up after this, so that the next master gets its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A long poll may take this much longer than it asked to wait.
@@ -41,11 +40,14 @@ const POLL_SLACK: Duration = Duration::from_secs(10);
 pub struct ClientOptions {
     /// A request without a complete reply after this is given up.
     pub request_timeout: Duration,
+    /// Where there are several masters and none of them leads, it is asked again for so long: one of them
+    /// is about to take over.
+    pub takeover: Duration,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        ClientOptions { request_timeout: Duration::from_secs(30) }
+        ClientOptions { request_timeout: Duration::from_secs(30), takeover: Duration::ZERO }
     }
 }
 
@@ -157,7 +159,7 @@ pub struct MasterClient {
     /// Without a trailing slash, in the order in which they are asked.
     bases: Vec<String>,
     /// The base that answered last; asked first.
-    leader: Mutex<Option<String>>,
+    leader: watch::Sender<Option<String>>,
     options: ClientOptions,
 }
 
@@ -165,33 +167,6 @@ impl fmt::Debug for MasterClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MasterClient").field("bases", &self.bases).finish_non_exhaustive()
     }
-}
-
-/// One HTTP exchange's outcome.
-struct Answer {
-    url: String,
-    status: u16,
-    retry_after: Option<Duration>,
-    location: Option<String>,
-    /// The token of the next page of a list.
-    next: Option<String>,
-    body: Bytes,
-    /// The body of a 200 to a request whose reply is [streamed](Request::streamed).
-    stream: Option<reqwest::Response>,
-    /// An earlier attempt at the same request broke off: the master may have acted on it.
-    repeated: bool,
-}
-
-/// One request, kept so that it can be sent again.
-struct Request<'a> {
-    method: Method,
-    /// Path and query, starting with `/`.
-    target: &'a str,
-    body: Option<Bytes>,
-    headers: Vec<(&'static str, String)>,
-    timeout: Duration,
-    /// The reply may be of any length, and is not read here.
-    streamed: bool,
 }
 
 impl MasterClient {
@@ -238,7 +213,7 @@ impl MasterClient {
             })
         };
         let (http, streams) = (built(None)?, built(Some(options.request_timeout))?);
-        Ok(MasterClient { http, streams, bases, leader: Mutex::new(None), options })
+        Ok(MasterClient { http, streams, bases, leader: watch::Sender::new(None), options })
     }
 
     /// The URLs, in the order in which they are asked.
@@ -270,7 +245,8 @@ impl MasterClient {
     /// # Errors
     /// A 404 problem for an unknown (or deleted) id, any [`ClientError`].
     pub async fn progress(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
-        self.fetch(self.request(Method::GET, &format!("/sync/{id}"))).await
+        let target = format!("/sync/{id}");
+        self.fetch(self.request(Method::GET, &target).brief()).await
     }
 
     /// `PATCH /sync/{id}`: changes a sync that runs. The same change twice is one.
@@ -364,6 +340,33 @@ impl MasterClient {
         if (200..300).contains(&answer.status) { Ok(()) } else { Err(refusal(answer)) }
     }
 
+    /// `GET /readyz?verbose` of each master by itself, all at once, in the order of [`urls`](Self::urls).
+    ///
+    /// # Errors
+    /// For each: any [`ClientError`].
+    pub async fn each_readiness(&self) -> Vec<(String, Result<Reply<Readiness>, ClientError>)> {
+        let asked = self.bases.iter().map(|base| async move {
+            let send = self.request(Method::GET, "/readyz?verbose").brief();
+            let answer = match self.ask(base, &send, &mut false, &[]).await {
+                Ok(mut answer) => {
+                    // A master that can't decide says as much as one that can.
+                    if answer.status == 503
+                        && serde_json::from_slice::<Readiness>(&answer.body).is_ok()
+                    {
+                        answer.status = 200;
+                    }
+                    read(answer)
+                }
+                Err(why) => {
+                    let tried = vec![(base.clone(), why.to_string())];
+                    Err(ClientError::Unreachable { tried })
+                }
+            };
+            (base.clone(), answer)
+        });
+        futures_util::future::join_all(asked).await
+    }
+
     /// `POST /workers/heartbeat`.
     ///
     /// # Errors
@@ -372,7 +375,7 @@ impl MasterClient {
         &self,
         heartbeat: &WorkerHeartbeat,
     ) -> Result<HeartbeatReply, ClientError> {
-        let send = self.request(Method::POST, "/workers/heartbeat").json(heartbeat)?;
+        let send = self.request(Method::POST, "/workers/heartbeat").brief().json(heartbeat)?;
         self.fetch(send).await.map(|reply| reply.value)
     }
 
@@ -440,7 +443,9 @@ impl MasterClient {
 
     fn request<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
         let timeout = self.options.request_timeout;
-        Request { method, target, body: None, headers: Vec::new(), timeout, streamed: false }
+        let several = self.bases.len() > 1;
+        let headers = Vec::new();
+        Request { method, target, body: None, headers, timeout, streamed: false, several }
     }
 
     async fn fetch<T: DeserializeOwned>(
@@ -448,146 +453,6 @@ impl MasterClient {
         request: Request<'_>,
     ) -> Result<Reply<T>, ClientError> {
         read(self.exchange(request).await?)
-    }
-
-    /// Sends `request` to the master that answered last, then to the others in turn, until one
-    /// gives an answer that is not "not me" or "not now".
-    async fn exchange(&self, request: Request<'_>) -> Result<Answer, ClientError> {
-        let mut tried = Vec::new();
-        let mut repeated = false;
-        let mut busy = None;
-        for base in self.order() {
-            match self.ask(&base, &request, &mut repeated).await {
-                Ok(mut answer) => {
-                    answer.repeated = repeated;
-                    if matches!(answer.status, 502..=504) {
-                        busy = Some(answer);
-                        continue;
-                    }
-                    return Ok(answer);
-                }
-                Err(why) => {
-                    self.forget(&base);
-                    tried.push((base, why));
-                }
-            }
-        }
-        busy.ok_or(ClientError::Unreachable { tried })
-    }
-
-    /// One master, with its redirects. `Err` is why it can't be reached.
-    async fn ask(
-        &self,
-        base: &str,
-        request: &Request<'_>,
-        repeated: &mut bool,
-    ) -> Result<Answer, String> {
-        let mut url = format!("{base}{}", request.target);
-        let mut again = true;
-        let mut hops = 0;
-        loop {
-            let answer = match self.send(&url, request).await {
-                Ok(answer) => answer,
-                Err(e) => {
-                    let why = explain(&e, request.timeout);
-                    if e.is_connect() {
-                        return Err(why);
-                    }
-                    *repeated = true;
-                    // A kept connection that a restarted master has closed: once more on a new one.
-                    if again && !e.is_timeout() {
-                        again = false;
-                        continue;
-                    }
-                    return Err(why);
-                }
-            };
-            match (&answer.location, answer.status) {
-                (Some(location), 307 | 308) if hops < MAX_HOPS => {
-                    hops += 1;
-                    url = Url::parse(&url)
-                        .and_then(|here| here.join(location))
-                        .map_err(|e| format!("sent us on to `{}`: {e}", printable(location)))?
-                        .to_string();
-                }
-                (Some(_), 307 | 308) => {
-                    return Err(format!("sent us on {MAX_HOPS} times without an answer"));
-                }
-                _ => {
-                    if answer.status < 500
-                        && let Some(base) = url.strip_suffix(request.target)
-                    {
-                        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) =
-                            Some(base.to_owned());
-                    }
-                    return Ok(answer);
-                }
-            }
-        }
-    }
-
-    async fn send(&self, url: &str, request: &Request<'_>) -> Result<Answer, reqwest::Error> {
-        let mut builder = if request.streamed {
-            self.streams.request(request.method.clone(), url)
-        } else {
-            let builder = self.http.request(request.method.clone(), url);
-            builder.timeout(request.timeout).header(ACCEPT, "application/json")
-        };
-        for (name, value) in &request.headers {
-            builder = builder.header(*name, value);
-        }
-        if let Some(body) = &request.body {
-            builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
-        }
-        let mut response = builder.send().await?;
-        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
-        let retry_after =
-            header(RETRY_AFTER.as_str()).and_then(|v| v.parse().ok()).map(Duration::from_secs);
-        let location = header(LOCATION.as_str()).map(str::to_owned);
-        let next = header("x-next-token").map(str::to_owned);
-        let status = response.status().as_u16();
-        let url = url.to_owned();
-        if request.streamed && status == 200 {
-            let (body, stream, repeated) = (Bytes::new(), Some(response), false);
-            return Ok(Answer { url, status, retry_after, location, next, body, stream, repeated });
-        }
-        let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await? {
-            body.extend_from_slice(&chunk);
-            if body.len() > MAX_REPLY {
-                // Not JSON any more: whoever reads it says so.
-                body.clear();
-                break;
-            }
-        }
-        let body = body.freeze();
-        Ok(Answer { url, status, retry_after, location, next, body, stream: None, repeated: false })
-    }
-
-    /// The bases to ask, the one that answered last first.
-    fn order(&self) -> Vec<String> {
-        let leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let others = self.bases.iter().filter(|base| Some(*base) != leader.as_ref()).cloned();
-        leader.clone().into_iter().chain(others).collect()
-    }
-
-    fn forget(&self, base: &str) {
-        let mut leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
-        if leader.as_deref() == Some(base) {
-            *leader = None;
-        }
-    }
-}
-
-impl Request<'_> {
-    fn json<T: Serialize>(mut self, document: &T) -> Result<Self, ClientError> {
-        let text = serde_json::to_vec(document).map_err(|e| ClientError::Broken {
-            url: "this program".to_owned(),
-            status: None,
-            message: format!("cannot write the request as JSON: {e}"),
-        })?;
-        self.body = Some(Bytes::from(text));
-        Ok(self)
     }
 }
 

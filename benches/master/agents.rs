@@ -128,7 +128,8 @@ impl Agent {
 
 /// A client that is used for one request at a time, and so has one connection.
 fn client(url: &str) -> Result<MasterClient, ClientError> {
-    let options = ClientOptions { request_timeout: Duration::from_secs(60) };
+    let options =
+        ClientOptions { request_timeout: Duration::from_secs(60), ..ClientOptions::default() };
     MasterClient::new(vec![url.to_owned()], options)
 }
 

@@ -82,7 +82,7 @@ pub(super) enum ProgressMode {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run a master: it takes syncs and hands out work
+    /// Run a master: it takes syncs and hands out work; or `status`: which of several leads
     Master(MasterArgs),
     /// Run an agent on a storage host: it moves the bytes
     Agent(AgentArgs),
@@ -115,6 +115,8 @@ pub(super) enum Shell {
 
 #[derive(Debug, Args)]
 pub(super) struct MasterArgs {
+    #[command(subcommand)]
+    pub(super) command: Option<MasterCommand>,
     /// The configuration, e.g. example_master.yml [default: every setting has its default]
     #[arg(short, long, value_name = "FILE", env = "CTL_CONFIG")]
     pub(super) config: Option<PathBuf>,
@@ -135,6 +137,12 @@ pub(super) struct MasterArgs {
     pub(super) check: bool,
     #[command(flatten)]
     pub(super) log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MasterCommand {
+    /// Show which of the masters leads (name all of them with --master-url A,B,C)
+    Status,
 }
 
 #[derive(Debug, Args)]

@@ -1,17 +1,24 @@
-//! `ctl master`.
+//! `ctl master` and `ctl master status`.
 
-use super::args::MasterArgs;
+use super::args::{MasterArgs, MasterCommand, Output};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::{Context, config, service};
+use super::{Context, config, out, service, table};
+use crate::client::{ClientError, Reply};
 use crate::config::{Env, MasterConfig, StoreConfig, load_master};
 use crate::master;
+use crate::wire::leader::{Readiness, Role, Status};
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
 /// Serves until a signal.
 ///
 /// # Errors
 /// A configuration that can't be used (78), or what ended the master.
 pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure> {
+    if let Some(MasterCommand::Status) = args.command {
+        return status(ctx).await;
+    }
     let env = Env::from_process();
     if args.check
         && let Some(file) = &args.config
@@ -27,6 +34,51 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure
     let shutdown = service::stop_on_signals();
     master::run(config, shutdown).await.map_err(|e| service::failed(&e))?;
     Ok(Exit::Ok)
+}
+
+/// What one master says of itself.
+pub(super) type Told = (String, Result<Reply<Readiness>, ClientError>);
+
+/// Shows all masters.
+async fn status(ctx: &Context) -> Result<Exit, Failure> {
+    let masters = ctx.client()?.each_readiness().await;
+    match ctx.global.output {
+        Output::Json => {
+            let list: Vec<Value> = masters.iter().map(document).collect();
+            out::data(Value::from(list).to_string().as_bytes())?;
+        }
+        Output::Table if ctx.global.quiet => {
+            let names = masters.iter().filter(|m| leads(m)).map(|(url, _)| format!("{url}\n"));
+            out::data(names.collect::<String>().as_bytes())?;
+        }
+        Output::Table => out::data(table::masters(&masters, Timestamp::now()).as_bytes())?,
+    }
+    if masters.iter().any(leads) {
+        return Ok(Exit::Ok);
+    }
+    Err(Failure::new("none of these masters leads")
+        .hinted("name all of them: --master-url A,B,C; their logs say why they can't")
+        .exits(Exit::Unreachable))
+}
+
+/// Whether a master leads and can decide.
+fn leads((_, told): &Told) -> bool {
+    told.as_ref().is_ok_and(|t| t.role == Role::Leader && t.status == Status::Ready)
+}
+
+/// What a master says, with where it was asked.
+fn document((url, told): &Told) -> Value {
+    match told {
+        Ok(told) => {
+            let mut all = json!({"url": url, "reachable": true});
+            let said: Value = serde_json::from_slice(&told.body).unwrap_or_default();
+            if let (Some(all), Value::Object(said)) = (all.as_object_mut(), said) {
+                all.extend(said);
+            }
+            all
+        }
+        Err(e) => json!({"url": url, "reachable": false, "error": e.to_string()}),
+    }
 }
 
 /// What the command line says goes before the file.

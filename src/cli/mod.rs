@@ -37,6 +37,10 @@ use clap::Parser;
 use exit::Exit;
 use failure::Failure;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long a command that was told of several masters waits for one of them to lead.
+const TAKEOVER: Duration = Duration::from_secs(15);
 
 /// What every command needs.
 struct Context {
@@ -63,7 +67,8 @@ impl Context {
         if urls.is_empty() {
             urls.push(args::DEFAULT_MASTER.to_owned());
         }
-        let options = ClientOptions { request_timeout: self.global.request_timeout };
+        let request_timeout = self.global.request_timeout;
+        let options = ClientOptions { request_timeout, takeover: TAKEOVER };
         Ok(MasterClient::new(urls, options)?)
     }
 }

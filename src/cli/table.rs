@@ -1,9 +1,12 @@
 //! Tables and records for people. One record a line, never wrapped: a line can be grepped.
 
+use super::master::Told;
 use super::out::clean;
 use super::progress::percent;
 use super::report::{moved, verified};
+use crate::client::{ClientError, Reply};
 use crate::util::units;
+use crate::wire::leader::{Readiness, Role};
 use crate::wire::options::Action;
 use crate::wire::sync::{SyncProgress, SyncState};
 use crate::wire::worker::{NicReport, WorkerList, WorkerView};
@@ -129,6 +132,35 @@ pub(super) fn workers(list: &WorkerList, now: Timestamp) -> String {
         "REASON",
     ];
     table(&header, rows.collect())
+}
+
+/// Masters, each as it sees itself and the one that leads.
+pub(super) fn masters(list: &[Told], now: Timestamp) -> String {
+    let rows = list.iter().map(|(url, told)| master(url, told, now));
+    table(&["MASTER", "ROLE", "LEADER", "EPOCH", "SINCE", "STORE", "REASON"], rows.collect())
+}
+
+fn master(url: &str, told: &Result<Reply<Readiness>, ClientError>, now: Timestamp) -> Vec<String> {
+    let told = match told {
+        Ok(told) => told,
+        Err(e) => {
+            let mut row = vec![clean(url), "unreachable".to_owned()];
+            row.extend(std::iter::repeat_n(dash(None), 4));
+            row.push(clean(&e.to_string()));
+            return row;
+        }
+    };
+    let leader = told.leader.as_ref();
+    let since = leader.and_then(|l| l.since).map(|since| age(between(since, now)));
+    vec![
+        clean(url),
+        if told.role == Role::Leader { "leader" } else { "follower" }.to_owned(),
+        dash(leader.map(|l| clean(l.url.as_ref().unwrap_or(&l.name)))),
+        dash(leader.map(|l| l.epoch.to_string())),
+        dash(since),
+        format!("{} ({})", clean(&told.store.place), if told.store.ok { "ok" } else { "away" }),
+        told.reason.as_deref().map(clean).unwrap_or_default(),
+    ]
 }
 
 fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {

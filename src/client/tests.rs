@@ -1,9 +1,10 @@
 //! Against masters played over plain TCP: each reply is written by hand, so that no server library
 //! hides what is really sent.
 
+use super::exchange::{MAX_HOPS, SILENCE};
 use super::*;
 use crate::wire::sync::{SyncRequest, SyncState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -99,7 +100,11 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
 
 fn client(urls: &[&str]) -> MasterClient {
     let urls = urls.iter().map(|u| (*u).to_owned()).collect();
-    MasterClient::new(urls, ClientOptions { request_timeout: Duration::from_secs(10) }).unwrap()
+    MasterClient::new(
+        urls,
+        ClientOptions { request_timeout: Duration::from_secs(10), ..ClientOptions::default() },
+    )
+    .unwrap()
 }
 
 /// A URL at which nothing listens.
@@ -335,4 +340,72 @@ fn urls_that_cannot_work_are_refused_at_once() {
     }
     let two = of("10.0.0.1:8888/, http://m:1/x/,http://10.0.0.1:8888").unwrap();
     assert_eq!(two.urls(), ["http://10.0.0.1:8888", "http://m:1/x"]);
+}
+
+/// A listener whose connections are accepted by the system only, as those of a process that stands still.
+async fn stopped() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+fn no_work(_: usize, _: &str) -> Act {
+    Act::Reply(200, "", "null".into())
+}
+
+#[tokio::test]
+async fn a_poll_at_a_master_that_stands_still_moves_to_the_one_that_leads_meanwhile() {
+    let (_silent, old) = stopped().await;
+    let new = Played::start(no_work).await;
+    let client =
+        MasterClient::new(vec![old.clone(), new.url.clone()], ClientOptions::default()).unwrap();
+    let worker: WorkerId = "w".parse().unwrap();
+    let poll = |wait| client.poll(&worker, Duration::from_secs(wait), None, None);
+    let open = poll(600);
+    tokio::pin!(open);
+    // It waits at the old one, which never answers.
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut open).await.is_err());
+    assert!(new.requests().is_empty());
+    // Another request finds the new one: as a heartbeat does, which is not answered in time.
+    client.leader.send_replace(Some(new.url.clone()));
+    let answer = tokio::time::timeout(Duration::from_secs(30), open).await;
+    assert!(matches!(answer, Ok(Ok(None))), "{answer:?}");
+    assert_eq!(new.requests().len(), 1);
+    // A request that waits at the leader stays there when a follower's answer names the same one.
+    assert!(matches!(poll(1).await, Ok(None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_is_answered_at_once_passes_over_a_master_that_stands_still() {
+    let (_silent, old) = stopped().await;
+    let new = Played::start(|_, _| Act::Reply(404, "", "{}".into())).await;
+    let client = MasterClient::new(vec![old, new.url.clone()], ClientOptions::default()).unwrap();
+    let begun = tokio::time::Instant::now();
+    let refused = client.progress(&"demo".parse().unwrap()).await.unwrap_err();
+    assert_eq!(refused.status(), Some(404));
+    assert!(begun.elapsed() <= SILENCE * 2, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_follower_that_names_a_master_that_is_dead_is_asked_until_another_one_leads() {
+    let dead = {
+        let (listener, url) = stopped().await;
+        drop(listener);
+        url
+    };
+    let named = dead.clone();
+    let follower = Played::start(move |n, _| match n {
+        0..3 => Act::Redirect(format!("{named}/sync/demo")),
+        _ => Act::Reply(404, "", "{}".into()),
+    })
+    .await;
+    let urls = vec![dead, follower.url.clone()];
+    let ask = |takeover| {
+        let options = ClientOptions { takeover, ..ClientOptions::default() };
+        let client = MasterClient::new(urls.clone(), options).unwrap();
+        async move { client.progress(&"demo".parse().unwrap()).await.unwrap_err() }
+    };
+    let at_once = ask(Duration::ZERO).await;
+    assert!(at_once.to_string().contains("which does not answer"), "{at_once}");
+    assert_eq!(ask(Duration::from_secs(60)).await.status(), Some(404));
 }

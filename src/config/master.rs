@@ -1,9 +1,9 @@
 //! The master's configuration.
 
 use super::Env;
-use super::RedisUrl;
 use super::log::LogConfig;
 use super::reader::{Fields, Findings, Item};
+use super::{RedisNodes, RedisSetup, RedisUrl};
 use crate::util::timetable::Timetable;
 use crate::util::units;
 use crate::wire::sync::DEFAULT_CHUNK_MB;
@@ -17,6 +17,10 @@ use std::time::Duration;
 pub struct MasterConfig {
     /// Where the API is served. Port 0: the kernel chooses.
     pub listen: SocketAddr,
+    /// Where clients and other masters reach it; `None`: at `listen`, where that names an address.
+    pub advertise_url: Option<String>,
+    /// How long this master leads without a word to the store: after this another one takes over.
+    pub leadership_lease: Duration,
     /// Where the master keeps files of its own.
     pub data_dir: PathBuf,
     /// Where its state is kept.
@@ -48,6 +52,8 @@ pub enum StoreConfig {
     Redis {
         /// Where it is.
         url: RedisUrl,
+        /// How it is set up beyond that.
+        setup: RedisSetup,
         /// What keeps several installations in one Redis apart; part of every key.
         namespace: String,
         /// Whether a Redis that forgets its data at a restart (no AOF) is good enough.
@@ -58,6 +64,23 @@ pub enum StoreConfig {
         /// The directory of the file.
         dir: PathBuf,
     },
+}
+
+impl StoreConfig {
+    /// Where it is, for people: without passwords.
+    pub fn place(&self) -> String {
+        match self {
+            StoreConfig::Redis { url, setup, .. } => match &setup.nodes {
+                RedisNodes::One => url.to_string(),
+                RedisNodes::Sentinels { master, .. } => format!("sentinel {master}"),
+                RedisNodes::Cluster(nodes) => {
+                    let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+                    format!("cluster {}", nodes.join(","))
+                }
+            },
+            StoreConfig::Embedded { dir } => dir.display().to_string(),
+        }
+    }
 }
 
 /// What bounds the master's memory.
@@ -86,8 +109,10 @@ pub struct SyncDefaults {
 }
 
 /// The keys of a master's file, to tell it from an agents file.
-pub(super) const KEYS: [&str; 14] = [
+pub(super) const KEYS: [&str; 16] = [
     "listen",
+    "advertise_url",
+    "leadership_lease",
     "data_dir",
     "redis",
     "scheduler",
@@ -113,6 +138,8 @@ impl MasterConfig {
     fn defaults(env: &Env) -> Self {
         MasterConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8888)),
+            advertise_url: None,
+            leadership_lease: Duration::from_secs(5),
             data_dir: env.state_dir.clone(),
             store: StoreConfig::Embedded { dir: env.state_dir.clone() },
             heartbeat_interval: Duration::from_secs(5),
@@ -153,6 +180,8 @@ impl MasterConfig {
 
     fn read_fields(&mut self, fields: &Fields<'_>, exposed: bool) {
         set(&mut self.listen, fields.get("listen").and_then(|i| read_listen(&i)));
+        let url = fields.get("advertise_url");
+        self.advertise_url = url.and_then(|i| i.parse("a URL", super::agent::check_master_url));
         set(&mut self.data_dir, fields.get("data_dir").and_then(|i| read_dir(&i)));
         self.store = StoreConfig::Embedded { dir: self.data_dir.clone() };
         // The predecessor's files name it; there is one way to schedule here.
@@ -205,6 +234,8 @@ impl MasterConfig {
         let timeout = time("worker_heartbeat_timeout", from(300)..=DAY);
         set(&mut self.worker_heartbeat_timeout, timeout);
         set(&mut self.lease, time("lease", from(300)..=DAY));
+        let lease = time("leadership_lease", from(500)..=from(300_000));
+        set(&mut self.leadership_lease, lease);
         set(&mut self.poll_wait_max, time("poll_wait_max", from(0)..=from(300_000)));
 
         let least = self.heartbeat_interval * BEATS;
@@ -272,7 +303,13 @@ impl MasterConfig {
                 .ok()
             }
         };
+        let tls = fields.get("tls").and_then(|i| i.flag()).unwrap_or(false);
+        let url = match url {
+            Some(url) if tls => url.with_tls().map_err(|message| fields.item.error(message)).ok(),
+            url => url,
+        };
         if let Some(url) = url {
+            let setup = read_setup(&fields, &url, username.flatten(), password.flatten());
             if url.has_password() && exposed {
                 fields.item.warn(
                     "every user of this host can read the password in this file — `chmod o-r` it, or \
@@ -280,7 +317,7 @@ impl MasterConfig {
                 );
             }
             let namespace = namespace.unwrap_or_else(default_namespace);
-            self.store = StoreConfig::Redis { url, namespace, allow_volatile };
+            self.store = StoreConfig::Redis { url, setup, namespace, allow_volatile };
         }
         fields.finish();
     }
@@ -293,13 +330,87 @@ impl MasterConfig {
                 StoreConfig::Redis { url, .. } => *url = new,
                 StoreConfig::Embedded { .. } => {
                     let namespace = default_namespace();
-                    self.store = StoreConfig::Redis { url: new, namespace, allow_volatile: false };
+                    let setup = RedisSetup::default();
+                    self.store =
+                        StoreConfig::Redis { url: new, setup, namespace, allow_volatile: false };
                 }
             },
             Some(Err(message)) => findings.env_error("REDIS_URL", message),
         }
         self.log.overlay("CTL_LOG_LEVEL", env.log_level.as_deref(), findings);
     }
+}
+
+/// The certificates, and the nodes of sentinels or of a cluster.
+fn read_setup(
+    fields: &Fields<'_>,
+    url: &RedisUrl,
+    username: Option<&str>,
+    password: Option<&str>,
+) -> RedisSetup {
+    let mut setup = RedisSetup::default();
+    if let Some(item) = fields.get("ca_file") {
+        setup.ca_file = read_dir(&item);
+        if !url.is_tls() {
+            item.error("is for TLS only — set `tls: true`, or a `rediss://` URL");
+        }
+    }
+    let sentinel = fields.get("sentinel");
+    let cluster = fields.get("cluster");
+    if let Some(item) = &cluster {
+        if sentinel.is_some() {
+            item.error("give either `sentinel` or `cluster`");
+        }
+        if fields.get("url").is_some() {
+            item.error(
+                "is not for use with `url` — give `username`, `password` and `tls` beside it",
+            );
+        }
+        setup.nodes = RedisNodes::Cluster(read_nodes(item, 6379, url.is_tls(), username, password));
+    }
+    if let Some(below) = sentinel.and_then(|item| item.fields()) {
+        let master = below.require("master", ": the name under which the sentinels watch it");
+        let nodes = below.require("nodes", ": where the sentinels are, e.g. `[host-a:26379]`");
+        let username = below.get("username").and_then(|i| i.text());
+        let password = below.get("password").and_then(|i| i.secret());
+        if let (Some(master), Some(nodes)) = (master.and_then(|i| i.text()), nodes) {
+            let nodes = read_nodes(&nodes, 26_379, url.is_tls(), username, password);
+            setup.nodes = RedisNodes::Sentinels { master: master.to_owned(), nodes };
+        }
+        below.finish();
+    }
+    setup
+}
+
+/// `[host:port, …]`.
+fn read_nodes(
+    item: &Item<'_>,
+    port: u16,
+    tls: bool,
+    username: Option<&str>,
+    password: Option<&str>,
+) -> Vec<RedisUrl> {
+    let items = item.items().unwrap_or_default();
+    if items.is_empty() {
+        item.error("must name at least one node");
+    }
+    let read = |item: Item<'_>| {
+        item.parse("a host and port such as `host-a:6379`", |text| {
+            let (host, port) = match text.rsplit_once(':') {
+                Some((host, given)) => (
+                    host,
+                    given
+                        .parse()
+                        .map_err(|_| format!("{} is no port", super::reader::quoted(given)))?,
+                ),
+                None => (text, port),
+            };
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let url = RedisUrl::from_parts(host, port, 0, username, password)?;
+            if tls { url.with_tls() } else { Ok(url) }
+        })
+    };
+    items.into_iter().filter_map(read).collect()
 }
 
 fn default_namespace() -> String {

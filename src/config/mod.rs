@@ -11,6 +11,7 @@ pub mod env;
 pub mod log;
 pub mod master;
 pub mod nic;
+mod redis_setup;
 pub mod redis_url;
 pub mod report;
 
@@ -26,6 +27,7 @@ pub use env::Env;
 pub use log::{LogConfig, LogFormat};
 pub use master::{MasterConfig, StoreConfig};
 pub use nic::{Nic, Tuning};
+pub use redis_setup::{RedisNodes, RedisSetup};
 pub use redis_url::RedisUrl;
 pub use report::{ConfigErrors, FileKind, Pos, Problem, Report, Severity};
 

@@ -45,6 +45,20 @@ impl RedisUrl {
         Ok(RedisUrl(url))
     }
 
+    /// The same with TLS.
+    ///
+    /// # Errors
+    /// A socket, which has none.
+    pub fn with_tls(mut self) -> Result<Self, String> {
+        self.0.set_scheme("rediss").map_err(|()| "TLS is for hosts, not for sockets".to_owned())?;
+        Ok(self)
+    }
+
+    /// Whether it uses TLS.
+    pub fn is_tls(&self) -> bool {
+        self.0.scheme() == "rediss"
+    }
+
     /// Whether it carries a password.
     pub fn has_password(&self) -> bool {
         self.0.password().is_some() || self.0.query_pairs().any(|(key, _)| key == "pass")
@@ -60,18 +74,11 @@ impl std::str::FromStr for RedisUrl {
             format!("is no URL ({cause}) — write `redis://HOST:PORT/DB` or `unix:///PATH`")
         })?;
         match url.scheme() {
-            "redis" => check_tcp(&url)?,
+            "redis" | "rediss" => check_tcp(&url)?,
             "unix" | "redis+unix" => {
                 if url.has_host() || url.path().len() < 2 {
                     return Err("names no socket — write `unix:///PATH`".into());
                 }
-            }
-            "rediss" => {
-                return Err(
-                    "`rediss://`: this program does not speak TLS to Redis — use `redis://` \
-                            on a trusted network, through a TLS tunnel, or a unix socket"
-                        .into(),
-                );
             }
             other => {
                 return Err(format!(
@@ -142,14 +149,9 @@ mod tests {
 
     #[test]
     fn a_refused_url_does_not_leak_its_password() {
-        for bad in [
-            "http://:hunter2@h",
-            "rediss://:hunter2@h/0",
-            "redis://:hunter2@h/x",
-            "hunter2",
-            "redis://",
-            "unix://x/y",
-        ] {
+        for bad in
+            ["http://:hunter2@h", "redis://:hunter2@h/x", "hunter2", "redis://", "unix://x/y"]
+        {
             let message = bad.parse::<RedisUrl>().unwrap_err();
             assert!(!message.contains("hunter2"), "{message}");
         }

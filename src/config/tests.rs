@@ -150,7 +150,7 @@ fn the_predecessors_master_file_loads() {
     let loaded = master(text).unwrap();
     assert_eq!(loaded.config.worker_heartbeat_timeout, Duration::from_millis(45_500));
     assert_eq!(loaded.config.retention, secs(7 * 86_400));
-    let StoreConfig::Redis { url, namespace, allow_volatile } = loaded.config.store else {
+    let StoreConfig::Redis { url, namespace, allow_volatile, .. } = loaded.config.store else {
         panic!()
     };
     assert_eq!(
@@ -276,9 +276,8 @@ fn every_mistake_in_a_masters_file_is_named_at_once() {
             ],
         ),
         (
-            "redis:\n  url: rediss://me:hunter2@h\n  namespace: '{x}'\n  allow_volatile: yes\n",
+            "redis:\n  url: rediss://me@h\n  namespace: '{x}'\n  allow_volatile: yes\n",
             &[
-                "2:8: error: redis.url: `rediss://`: this program does not speak TLS to Redis — use `redis://` on a trusted network, through a TLS tunnel, or a unix socket",
                 "3:14: error: redis.namespace: must be 1 to 64 characters out of A-Z a-z 0-9 . _ -",
                 "4:19: error: redis.allow_volatile: expected `true` or `false`, found `yes`",
             ],
@@ -497,7 +496,7 @@ fn the_environment_goes_before_the_file() {
     let loaded = with_file(text, |path| load_master(Some(path), &env)).unwrap().config;
     assert_eq!(loaded.log, LogConfig { level: "warn".into(), format: LogFormat::Json });
     assert!(!format!("{loaded:?}").contains("s3cret"));
-    let StoreConfig::Redis { url, namespace, allow_volatile } = loaded.store else { panic!() };
+    let StoreConfig::Redis { url, namespace, allow_volatile, .. } = loaded.store else { panic!() };
     assert_eq!(
         (url.expose(), namespace.as_str(), allow_volatile),
         ("redis://:s3cret@env:1/1", "mine", true)

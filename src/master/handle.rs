@@ -5,9 +5,11 @@
 //! (its store hangs) becomes a 503 that says whether a repeat is safe.
 
 use super::listing::{self, Pieces, Wanted};
+use super::seat::{Identity, Seat, elsewhere, store_down};
 use super::submission;
 use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected};
 use crate::store::Spool;
+use crate::wire::leader::Readiness;
 use crate::wire::manifest::NameList;
 use crate::wire::options::{FileRecord, FileState};
 use crate::wire::problem::Problem;
@@ -41,31 +43,110 @@ pub(super) type Health = Result<(), String>;
 pub(super) type BlobReader =
     Arc<dyn Fn(String) -> BoxFuture<'static, Result<Option<Vec<u8>>, String>> + Send + Sync>;
 
-/// The typed way to the owner of the state. Cheap to clone.
+/// The way to the owner of one reign.
+#[derive(Clone)]
+pub(super) struct Desk {
+    /// Where its requests go.
+    pub(super) requests: mpsc::Sender<Request>,
+    /// What it tells of itself.
+    pub(super) health: watch::Receiver<Health>,
+    /// The way to its blobs.
+    pub(super) blobs: BlobReader,
+    /// What keeps the store from taking in more than it must.
+    pub(super) shortage: watch::Receiver<Option<String>>,
+}
+
+impl Desk {
+    /// Whether decisions can be made now; otherwise why not, in a sentence.
+    pub(super) fn health(&self) -> Health {
+        if self.requests.is_closed() {
+            return Err("the master is stopping".to_owned());
+        }
+        self.health.borrow().clone()
+    }
+
+    /// Resolves when no decision can be made (any more), with the reason.
+    async fn failure(&self) -> String {
+        let mut health = self.health.clone();
+        let ended = "the master is stopping".to_owned();
+        let seen = health.wait_for(Result::is_err).await.map(|health| health.clone());
+        seen.unwrap_or_else(|_| Err(ended.clone())).err().unwrap_or(ended)
+    }
+}
+
+/// The typed way to the owner of the state, through all reigns of this master. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
-    requests: mpsc::Sender<Request>,
-    health: watch::Receiver<Health>,
-    blobs: BlobReader,
+    seat: watch::Receiver<Seat>,
+    identity: Arc<Identity>,
     spool: Spool,
 }
 
 impl Handle {
-    /// A handle to the owner that receives `requests` and tells its `health`.
-    pub(super) fn new(
+    /// A handle to whatever owner there is at the moment.
+    pub(super) fn new(seat: watch::Receiver<Seat>, identity: Identity, spool: Spool) -> Self {
+        Handle { seat, identity: Arc::new(identity), spool }
+    }
+
+    /// A handle to one owner, which receives `requests` and tells its `health`.
+    #[cfg(test)]
+    pub(super) fn of_owner(
         requests: mpsc::Sender<Request>,
         health: watch::Receiver<Health>,
         blobs: BlobReader,
         spool: Spool,
     ) -> Self {
-        Handle { requests, health, blobs, spool }
+        let leader =
+            crate::wire::leader::Leader { name: "here".into(), url: None, epoch: 1, since: None };
+        let shortage = watch::Sender::new(None).subscribe();
+        let seat = Seat::Leads(leader, Desk { requests, health, blobs, shortage });
+        Handle::new(watch::Sender::new(seat).subscribe(), Identity::default(), spool)
+    }
+
+    /// Resolves when this master leads.
+    pub(super) async fn leads(&self) {
+        let mut seat = self.seat.clone();
+        // Its end is told elsewhere.
+        if seat.wait_for(|seat| matches!(seat, Seat::Leads(..))).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// What this master is, and what it knows of the one that leads.
+    pub(super) fn readiness(&self) -> Readiness {
+        self.seat.borrow().readiness(&self.identity)
+    }
+
+    /// Why requests are refused here now, if they are.
+    pub(super) fn refusal(&self) -> Option<Problem> {
+        self.seat.borrow().refusal()
+    }
+
+    /// What a master that does not lead answers to whatever needs a decision.
+    pub(super) fn elsewhere(&self) -> Option<Problem> {
+        match &*self.seat.borrow() {
+            Seat::Leads(..) => None,
+            Seat::Follows(leader) => Some(elsewhere(leader)),
+            nobody @ Seat::Nobody(_) => nobody.refusal(),
+        }
+    }
+
+    /// The way to the owner.
+    fn desk(&self) -> Result<Desk, Problem> {
+        match &*self.seat.borrow() {
+            Seat::Leads(_, desk) => {
+                desk.health().map_err(|why| store_down(&why)).map(|()| desk.clone())
+            }
+            Seat::Follows(leader) => Err(elsewhere(leader)),
+            nobody @ Seat::Nobody(_) => Err(nobody.refusal().unwrap_or_else(stopping)),
+        }
     }
 
     /// Queues a sync.
     ///
     /// # Errors
     /// 422 for paths, a chunk size or a file list that can't be; 409 `sync_exists` where the id is
-    /// taken; 503 where nothing can be decided now.
+    /// taken; 507 `store_full` where the store has no room; 503 where nothing can be decided now.
     pub async fn submit(
         &self,
         mut request: SyncRequest,
@@ -82,6 +163,11 @@ impl Handle {
         list: Option<Vec<NameList>>,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<Submitted, Problem> {
+        if let Some(why) = self.desk()?.shortage.borrow().as_ref() {
+            return Err(Problem::new(507, "Insufficient Storage", "store_full", full(why)).hinted(
+                "what is queued goes on, and makes room as it ends; or give the store more memory",
+            ));
+        }
         match self.ask(Event::Submit { request, list, idempotency }).await? {
             Reply::Submitted(submitted) => Ok(submitted),
             other => Err(misplaced(other)),
@@ -247,7 +333,13 @@ impl Handle {
     ) -> Result<Option<Assignment>, Problem> {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let event = Event::Poll { worker, incarnation, poll_id, wait_ms };
-        match self.ask_within(event, wait.saturating_add(REPLY_TIME)).await? {
+        let desk = self.desk()?;
+        // Who waits for work is not kept waiting by a master that can't give any: another one may.
+        let answer = tokio::select! {
+            answer = self.ask_within(event, wait.saturating_add(REPLY_TIME)) => answer?,
+            why = desk.failure() => return Err(store_down(&why)),
+        };
+        match answer {
             Reply::Assignment(assignment) => Ok(assignment.map(|a| *a)),
             other => Err(misplaced(other)),
         }
@@ -267,7 +359,8 @@ impl Handle {
             Reply::Blob(key) => key,
             other => return Err(misplaced(other)),
         };
-        match timeout_at(deadline, (self.blobs)(key)).await {
+        let blobs = self.desk()?.blobs;
+        match timeout_at(deadline, blobs(key)).await {
             Ok(Ok(Some(bytes))) => Ok(bytes),
             // The task ended between the two steps, and its manifest went with it.
             Ok(Ok(None)) => Err(Problem::new(
@@ -308,15 +401,12 @@ impl Handle {
         }
     }
 
-    /// Whether decisions can be made now; otherwise why not, in a sentence.
+    /// Whether decisions can be made here now; otherwise why not, in a sentence.
     ///
     /// # Errors
     /// The sentence.
     pub fn ready(&self) -> Result<(), String> {
-        if self.requests.is_closed() {
-            return Err("the master is stopping".to_owned());
-        }
-        self.health.borrow().clone()
+        self.desk().map(drop).map_err(|problem| problem.detail)
     }
 
     async fn ask(&self, event: Event) -> Result<Reply, Problem> {
@@ -326,10 +416,10 @@ impl Handle {
     /// Sends `event` and waits for its reply. What is refused at once, because the store is known to be
     /// down, has changed nothing; what ran out of time may still take effect.
     async fn ask_within(&self, event: Event, time: Duration) -> Result<Reply, Problem> {
-        self.ready().map_err(|why| store_down(&why))?;
+        let desk = self.desk()?;
         let deadline = Instant::now() + time;
         let (reply, answer) = oneshot::channel();
-        match timeout_at(deadline, self.requests.send(Request { event, reply })).await {
+        match timeout_at(deadline, desk.requests.send(Request { event, reply })).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(stopping()),
             Err(_) => return Err(busy()),
@@ -338,7 +428,7 @@ impl Handle {
             Ok(Ok(Reply::Refused(problem))) => Err(*problem),
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(stopping()),
-            Err(_) => Err(late()),
+            Err(_) => Err(late(desk.health().err())),
         }
     }
 }
@@ -347,14 +437,12 @@ fn unavailable(code: &str, detail: impl Into<String>) -> Problem {
     Problem::new(503, "Service Unavailable", code, detail)
 }
 
-/// Nothing can be decided: the store is not there.
-pub(super) fn store_down(why: &str) -> Problem {
-    unavailable("store_unavailable", format!("the master can't decide anything now: {why}"))
-        .hinted("transfers in flight go on; repeat the request after the time in Retry-After")
+fn full(why: &str) -> String {
+    format!("the store takes in nothing new: {why}")
 }
 
 fn stopping() -> Problem {
-    unavailable("stopping", "the master is stopping")
+    unavailable("stopping", "the master is stopping, or does not lead any more")
         .hinted("repeat the request, or send it to another master")
 }
 
@@ -363,11 +451,12 @@ fn busy() -> Problem {
         .hinted("repeat the request after the time in Retry-After")
 }
 
-fn late() -> Problem {
+fn late(why: Option<String>) -> Problem {
+    let why = why.unwrap_or_else(|| "the store is slow".to_owned());
     unavailable(
         "late",
         format!(
-            "the decision was not durable after {} s (the store is slow); it may still take effect",
+            "the decision was not durable after {} s; it may still take effect: {why}",
             REPLY_TIME.as_secs()
         ),
     )
@@ -402,7 +491,7 @@ mod tests {
                 }
             })
         });
-        (Handle::new(tx, seen, blobs, Spool::passing()), Owner { requests, health })
+        (Handle::of_owner(tx, seen, blobs, Spool::passing()), Owner { requests, health })
     }
 
     fn id(s: &str) -> RequestId {

@@ -2,47 +2,48 @@
 //!
 //! - [`http`]: the API
 //! - [`handle`]: the typed way from the API to the owner
+//! - `reign`: following and leading, among several masters
+//! - `seat`: which of the two it is at the moment
 //! - `owner`: the loop that owns the state
 //! - `listing`: what became of each file, read back
 //! - `submission`, `faults`: requests checked, with all that is wrong with them
 //!
-//! Order of a start: bind, lead, load, serve. Order of a stop: the API answers what it has, then the
-//! owner commits what it has and ends its reign.
+//! Order of a start: bind and answer, follow, lead, load. Order of a stop: the API answers what it has, then
+//! the owner commits what it has and ends its reign.
 
 mod faults;
 pub mod handle;
 pub mod http;
 mod listing;
 mod owner;
+mod reign;
+mod seat;
 mod submission;
 
 pub use handle::Handle;
 
 use crate::config::{MasterConfig, StoreConfig};
-use crate::scheduler::{Settings, State};
-use crate::store::{Acquired, EmbeddedStore, Fence, Location, RedisStore, Spool, Store};
-use crate::util::backoff::Backoff;
+use crate::scheduler::Settings;
+use crate::store::{EmbeddedStore, Location, RedisStore, Spool, Store, StoreError};
 use anyhow::Context as _;
 use http::HttpLimits;
-use owner::Owner;
+use reign::Reigns;
+use seat::{Identity, Seat, Why};
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Between two tries to lead or to reach the store.
-const AGAIN: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
 /// Where lists of files are kept, below the data directory.
 const RECORDS: &str = "records";
 /// Open files that are left for other things than connections.
 const OTHER_FILES: usize = 64;
 /// Connections that wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
 const BACKLOG: u32 = 8_192;
-/// Requests that wait for the owner.
-const QUEUE: usize = 1024;
 
 /// A master that serves.
 pub struct Master {
@@ -52,109 +53,61 @@ pub struct Master {
 }
 
 impl Master {
-    /// Binds, leads, loads and serves; returns when the API answers.
+    /// Binds, and answers from then on: while it follows another master with the way to that one, while
+    /// nobody leads with 503. It leads as soon as it may.
     ///
     /// # Errors
-    /// The address can't be bound, the store can't be used, or what it holds can't be read. While
-    /// the store is away or another master leads it waits, until `shutdown`.
+    /// The address can't be bound, or the embedded store can't be used.
     pub async fn start(
         config: MasterConfig,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
+        let spool = Spool::at(config.data_dir.join(RECORDS));
+        let begin = Begin { spool, secret: None, shutdown };
         match &config.store {
-            StoreConfig::Redis { url, namespace, allow_volatile } => {
-                let connect = || RedisStore::connect(url.expose(), namespace, *allow_volatile);
-                let store = patiently("connect to the store", &shutdown, connect).await?;
-                Self::start_on(store, &config, shutdown).await
+            StoreConfig::Redis { url, setup, namespace, allow_volatile } => {
+                let setup = Arc::new(setup.clone());
+                let (at, namespace, volatile) = (url.clone(), namespace.clone(), *allow_volatile);
+                let open = move || {
+                    let (url, setup, namespace) =
+                        (at.clone(), Arc::clone(&setup), namespace.clone());
+                    async move {
+                        RedisStore::connect_to(url.expose(), &setup, &namespace, volatile)
+                            .await
+                            .map(Arc::new)
+                    }
+                };
+                begin.with(open, &config).await
             }
             StoreConfig::Embedded { dir } => {
-                let store = EmbeddedStore::open(Location::File(dir.clone()))?;
-                Self::start_on(store, &config, shutdown).await
+                // What is wrong with it is wrong for good.
+                let store = Arc::new(EmbeddedStore::open(Location::File(dir.clone()))?);
+                begin.with(move || ready(Ok(Arc::clone(&store))), &config).await
             }
         }
     }
 
-    /// As [`Master::start`], on a store that is given: for one run in one process.
+    /// As [`Master::start`], for this process only, on a store that nobody else has: it leads when this
+    /// returns, keeps no file beyond its end, and [`Master::url`] has a random component, without which
+    /// nothing is served. Other users of the host can reach its port, and could else have files copied
+    /// with the rights of this process.
     ///
     /// # Errors
-    /// As there.
-    pub async fn start_on<S: Store>(
-        store: S,
-        config: &MasterConfig,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<Master> {
-        let spool = Spool::at(config.data_dir.join(RECORDS));
-        Self::begin(store, config, spool, None, shutdown).await
-    }
-
-    /// As [`Master::start_on`], for this process only: it keeps no file beyond its end, and
-    /// [`Master::url`] has a random component, without which nothing is served. Other users of the host can reach its port, and could else have
-    /// files copied with the rights of this process.
-    ///
-    /// # Errors
-    /// As there.
+    /// As there, and what it is that kept it from leading.
     pub async fn start_private<S: Store>(
         store: S,
         config: &MasterConfig,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
-        let secret = uuid::Uuid::new_v4().simple().to_string();
-        Self::begin(store, config, Spool::passing(), Some(secret), shutdown).await
-    }
-
-    async fn begin<S: Store>(
-        store: S,
-        config: &MasterConfig,
-        spool: Spool,
-        secret: Option<String>,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<Master> {
-        let listener = listen(config.listen).with_context(|| {
-            format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
-        })?;
-        let address = listener.local_addr().context("read the bound address")?;
+        let secret = Some(uuid::Uuid::new_v4().simple().to_string());
         let store = Arc::new(store);
-        // Unique to this master: whoever has the address on this host is it, or its successor.
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let holder = format!("{host} http://{address}");
-        let fence = lead(store.as_ref(), &holder, &shutdown).await?;
-        let records = patiently("read the store", &shutdown, || store.load()).await?;
-        let seed = *blake3::hash(
-            &[*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes()].concat(),
-        )
-        .as_bytes();
-        let state = State::load(settings(config), seed, &records, owner::loading_time())?;
-        drop(records);
-        // Only now: before it led, another master on this host may have used them.
-        if let Err(e) = spool.keep_only(|number| state.knows(number)) {
-            tracing::warn!(error = %e, "old lists of files stay behind");
+        let begin = Begin { spool: Spool::passing(), secret, shutdown };
+        let mut master = begin.with(move || ready(Ok(Arc::clone(&store))), config).await?;
+        tokio::select! {
+            led = master.handle.leads() => led,
+            ended = &mut master.running => ended.context("the master's task")??,
         }
-
-        let (requests_in, requests) = mpsc::channel(QUEUE);
-        let (health, seen) = watch::channel(Ok(()));
-        let blobs = Arc::clone(&store);
-        let read_blob: handle::BlobReader = Arc::new(move |key: String| {
-            let blobs = Arc::clone(&blobs);
-            Box::pin(async move { blobs.blob(&key).await.map_err(|e| e.to_string()) })
-        });
-        let handle = Handle::new(requests_in, seen, read_blob, spool.clone());
-        let limits = HttpLimits {
-            submit_bytes: usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX),
-            // An agent counts its lease from before its poll was sent: most of it must be left.
-            max_wait: config.poll_wait_max.min(config.lease / 3),
-            default_chunk_mb: config.defaults.chunk_size_mb,
-            secret: secret.clone(),
-            connections: room_for(config.limits.max_connections),
-            ..HttpLimits::default()
-        };
-        let owner = Owner::new(store, state, fence, requests, health, spool);
-        tracing::info!(%address, epoch = fence.epoch, "the master serves");
-        let running = tokio::spawn(serve(owner, listener, handle.clone(), limits, shutdown));
-        let url = match secret {
-            Some(secret) => format!("http://{address}/{secret}"),
-            None => format!("http://{address}"),
-        };
-        Ok(Master { url, handle, running })
+        Ok(master)
     }
 
     /// Where the API is, e.g. `http://127.0.0.1:8888`.
@@ -170,10 +123,75 @@ impl Master {
     /// Waits for the end: after its shutdown, or because it must not go on.
     ///
     /// # Errors
-    /// Another master leads, or the store can't be used any more.
+    /// The store can't be used (any more), or another master has the name of this one.
     pub async fn stopped(self) -> anyhow::Result<()> {
         self.running.await.context("the master's task")?
     }
+}
+
+/// What a master begins with beside its configuration.
+struct Begin {
+    spool: Spool,
+    secret: Option<String>,
+    shutdown: CancellationToken,
+}
+
+impl Begin {
+    async fn with<S, F>(
+        self,
+        open: impl Fn() -> F + Send + Sync + 'static,
+        config: &MasterConfig,
+    ) -> anyhow::Result<Master>
+    where
+        S: Store,
+        F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
+    {
+        let Begin { spool, secret, shutdown } = self;
+        let listener = listen(config.listen).with_context(|| {
+            format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
+        })?;
+        let address = listener.local_addr().context("read the bound address")?;
+        let advertised = config.advertise_url.clone().or_else(|| advertised(address));
+        // Unique to this master: whoever has the address on this host is it, or its successor.
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let place = advertised.clone().unwrap_or_else(|| format!("http://{address}"));
+        let name = format!("{host} {place}");
+        let (seat, seen) =
+            watch::channel(Seat::Nobody(Why::Change("this master has just started")));
+        let identity = Identity { name: name.clone(), store: config.store.place() };
+        let handle = Handle::new(seen, identity, spool.clone());
+        let limits = HttpLimits {
+            submit_bytes: usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX),
+            // An agent counts its lease from before its poll was sent: most of it must be left.
+            max_wait: config.poll_wait_max.min(config.lease / 3),
+            default_chunk_mb: config.defaults.chunk_size_mb,
+            secret: secret.clone(),
+            connections: room_for(config.limits.max_connections),
+            ..HttpLimits::default()
+        };
+        let reigns = Reigns {
+            name,
+            url: advertised,
+            lease: config.leadership_lease,
+            settings: settings(config),
+            spool,
+            seat,
+            shutdown: shutdown.clone(),
+            api_ended: CancellationToken::new(),
+        };
+        tracing::info!(%address, "the API answers");
+        let running = tokio::spawn(serve(reigns, open, listener, handle.clone(), limits, shutdown));
+        let url = match secret {
+            Some(secret) => format!("http://{address}/{secret}"),
+            None => format!("http://{address}"),
+        };
+        Ok(Master { url, handle, running })
+    }
+}
+
+/// Where others reach a master that listens there, if that can be said.
+fn advertised(address: SocketAddr) -> Option<String> {
+    (!address.ip().is_unspecified()).then(|| format!("http://{address}"))
 }
 
 /// Serves until `shutdown`.
@@ -181,109 +199,37 @@ impl Master {
 /// # Errors
 /// As [`Master::start`] and [`Master::stopped`].
 pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
-    match Master::start(config, shutdown).await {
-        // It was told to: that it had not begun to serve yet makes it no failure.
-        Err(e) if e.is::<Stopped>() => {
-            tracing::info!("{e}");
-            Ok(())
-        }
-        started => started?.stopped().await,
-    }
+    Master::start(config, shutdown).await?.stopped().await
 }
 
-/// A master was told to stop while it still waited for something, which this names.
-#[derive(Debug)]
-struct Stopped(String);
-
-impl std::fmt::Display for Stopped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "stopped before it served: {}", self.0)
-    }
-}
-
-impl std::error::Error for Stopped {}
-
-async fn serve<S: Store>(
-    owner: Owner<S>,
+async fn serve<S, F>(
+    reigns: Reigns,
+    open: impl Fn() -> F + Send + Sync + 'static,
     listener: TcpListener,
     handle: Handle,
     limits: HttpLimits,
     shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let api_ended = CancellationToken::new();
-    let mut owning = tokio::spawn(owner.run(api_ended.clone()));
+) -> anyhow::Result<()>
+where
+    S: Store,
+    F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
+{
+    let api_ended = reigns.api_ended.clone();
+    let mut ruling = tokio::spawn(reigns.run(open));
     let mut serving = tokio::spawn(http::serve(listener, handle, limits, shutdown.clone()));
     let ended = tokio::select! {
-        ended = &mut owning => ended,
+        ended = &mut ruling => ended,
         _ = &mut serving => {
             api_ended.cancel();
-            owning.await
+            ruling.await
         }
     };
     if !serving.is_finished() {
-        // The owner ended first: without it there is nothing to serve.
+        // There is nothing to serve any more.
         shutdown.cancel();
         let _ = serving.await;
     }
-    ended.context("the owner of the state")?.context("the master can't go on")
-}
-
-/// Waits until this master leads.
-async fn lead<S: Store>(
-    store: &S,
-    holder: &str,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Fence> {
-    let mut said = String::new();
-    loop {
-        let asked =
-            patiently("ask for leadership", shutdown, || store.acquire(holder, owner::LEASE));
-        match asked.await? {
-            Acquired::Leader(fence) => return Ok(fence),
-            Acquired::Held { by, for_ms } => {
-                if said != by {
-                    tracing::warn!(leader = by, "another master leads: waiting until it is gone");
-                    said = by;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis(for_ms.clamp(50, 2_000))) => {}
-                    () = shutdown.cancelled() => {
-                        return Err(Stopped(format!("another master leads ({said})")).into());
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Repeats a call on the store while that is away.
-async fn patiently<T, F>(
-    what: &'static str,
-    shutdown: &CancellationToken,
-    call: impl Fn() -> F,
-) -> anyhow::Result<T>
-where
-    F: Future<Output = Result<T, crate::store::StoreError>>,
-{
-    let mut failures = 0;
-    loop {
-        match call().await {
-            Ok(value) => return Ok(value),
-            Err(crate::store::StoreError::Unavailable(why)) => {
-                if failures == 0 {
-                    tracing::warn!(why, "the store is not available: waiting for it");
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(AGAIN.delay(failures)) => {}
-                    () = shutdown.cancelled() => {
-                        return Err(Stopped(format!("cannot {what}: {why}")).into());
-                    }
-                }
-                failures += 1;
-            }
-            Err(other) => return Err(anyhow::Error::new(other).context(what)),
-        }
-    }
+    ended.context("the task that leads")?
 }
 
 /// Listens, with room for the agents that all come at once when a master starts: with the usual 128 most of

@@ -4,13 +4,14 @@
 //!
 //! While the store is down the same batch is tried again (its writes are absolute values, so a repeat
 //! is harmless) and callers get a 503 at once ([`Handle`](super::Handle)). A store that lost data gets
-//! the whole state written back; a master that was deposed stops. Lines of lists of files go to their
+//! the whole state written back; a master that was deposed stops to decide. Lines of lists of files go to their
 //! spool before the commit that counts them; where they can't be written the sync says so and goes on.
 
 use super::handle::{Health, Request};
 use crate::scheduler::{Caller, Effect, Event, Now, Reply, State};
 use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
+use crate::util::units;
 use crate::wire::SyncNo;
 use crate::wire::task::{Assignment, SyncResult, TaskReport};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,10 +29,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often it is looked whose caller went away. A task that goes to such a poll before comes back at
 /// once: its answer finds nobody.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long leadership lasts without a commit or renewal.
-pub(super) const LEASE: Duration = Duration::from_secs(15);
-/// It is renewed after so long without a commit.
-const RENEW: Duration = Duration::from_secs(4);
+/// So often is leadership renewed within its lease, while there is no commit.
+const RENEWALS: u32 = 4;
 /// Between two tries of a commit.
 const RETRY: Backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_secs(2) };
 
@@ -48,11 +47,36 @@ pub(super) fn loading_time() -> Now {
     now()
 }
 
+/// A reign, as the master knows it that has it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tenure {
+    pub(super) fence: Fence,
+    /// How long leadership lasts without a commit or renewal.
+    pub(super) lease: Duration,
+    /// When it was asked for what was last granted, by [`Now::mono_ms`]: nobody else leads before the lease
+    /// has passed since then. A clock that goes on while the host sleeps or this process is stopped.
+    pub(super) asked_ms: u64,
+}
+
+impl Tenure {
+    /// How long this master leads for sure.
+    fn left(&self) -> Duration {
+        let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+        let end = self.asked_ms.saturating_add(lease);
+        Duration::from_millis(end.saturating_sub(now().mono_ms))
+    }
+
+    /// The time between two renewals.
+    pub(super) fn renewal(&self) -> Duration {
+        self.lease / RENEWALS
+    }
+}
+
 /// See the [module](self).
 pub(super) struct Owner<S> {
     store: Arc<S>,
     state: State,
-    fence: Fence,
+    tenure: Tenure,
     requests: mpsc::Receiver<Request>,
     health: watch::Sender<Health>,
     spool: Spool,
@@ -130,13 +154,13 @@ impl<S: Store> Owner<S> {
     pub(super) fn new(
         store: Arc<S>,
         state: State,
-        fence: Fence,
+        tenure: Tenure,
         requests: mpsc::Receiver<Request>,
         health: watch::Sender<Health>,
         spool: Spool,
     ) -> Self {
         let waiting = BTreeMap::new();
-        Owner { store, state, fence, requests, health, spool, waiting, last_caller: 0 }
+        Owner { store, state, tenure, requests, health, spool, waiting, last_caller: 0 }
     }
 
     /// Runs until `shutdown` or until the store says that it must not.
@@ -146,7 +170,7 @@ impl<S: Store> Owner<S> {
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_tick = tokio::time::Instant::now();
-        let mut renew_at = next_tick + RENEW;
+        let mut renew_at = next_tick + self.tenure.renewal();
         let mut look_at = next_tick;
         // Looked at before anything else: what was decided last may not be stored.
         while !shutdown.is_cancelled() {
@@ -161,7 +185,7 @@ impl<S: Store> Owner<S> {
                 _ = tokio::time::sleep_until(next_tick) => {}
                 _ = tokio::time::sleep_until(renew_at) => {
                     self.renew(&shutdown).await?;
-                    renew_at = tokio::time::Instant::now() + RENEW;
+                    renew_at = tokio::time::Instant::now() + self.tenure.renewal();
                 }
             }
             let time = now();
@@ -188,7 +212,7 @@ impl<S: Store> Owner<S> {
                 next_tick = woke + TICK;
             }
             if self.settle(pending, &shutdown).await? {
-                renew_at = tokio::time::Instant::now() + RENEW;
+                renew_at = tokio::time::Instant::now() + self.tenure.renewal();
             }
             // Sooner where something runs out, never later: a busy master must not forget the time.
             if let Some(nearest) = self.state.next_deadline_ms(now()) {
@@ -196,7 +220,7 @@ impl<S: Store> Owner<S> {
                 next_tick = next_tick.min(due);
             }
         }
-        self.store.release(self.fence).await
+        self.store.release(self.tenure.fence).await
     }
 
     /// Commits, then answers. Assignments whose caller went away meanwhile are handed back, which is
@@ -215,6 +239,11 @@ impl<S: Store> Owner<S> {
                 if !self.commit(writes, &mut pending, shutdown).await? {
                     return Ok(wrote);
                 }
+            } else if !pending.replies.is_empty()
+                && self.tenure.left().is_zero()
+                && !self.prove(&mut pending, shutdown).await?
+            {
+                return Ok(wrote);
             }
             self.drop_lists(std::mem::take(&mut pending.dropped)).await;
             let unwanted = self.answer(std::mem::take(&mut pending.replies));
@@ -311,9 +340,10 @@ impl<S: Store> Owner<S> {
     ) -> Result<bool, StoreError> {
         let mut failures = 0;
         loop {
-            match self.store.commit(self.fence, &batch).await {
+            let (store, asked_ms) = (Arc::clone(&self.store), now().mono_ms);
+            match self.guarded(store.commit(self.tenure.fence, &batch)).await {
                 Ok(fence) => {
-                    self.fence = fence;
+                    self.tenure = Tenure { fence, asked_ms, ..self.tenure };
                     if failures > 0 {
                         tracing::info!("the store is back");
                     }
@@ -341,7 +371,7 @@ impl<S: Store> Owner<S> {
                         return Ok(false);
                     };
                     batch = all;
-                    self.fence = self.fence.after_loss(found);
+                    self.tenure.fence = self.tenure.fence.after_loss(found);
                 }
                 Err(fatal @ (StoreError::Deposed { .. } | StoreError::Unusable(_))) => {
                     return Err(fatal);
@@ -399,10 +429,84 @@ impl<S: Store> Owner<S> {
         });
     }
 
+    /// Waits for the answer of the store. A commit that takes long is no reason to lose the lead: it is
+    /// renewed meanwhile. When it runs out all the same, callers learn at once that nothing can be decided.
+    async fn guarded<T>(&mut self, call: impl Future<Output = T>) -> T {
+        tokio::pin!(call);
+        let store = Arc::clone(&self.store);
+        let mut told = false;
+        loop {
+            let Tenure { fence, lease, .. } = self.tenure;
+            let (pause, left) = (self.tenure.renewal(), self.tenure.left());
+            let renewal = async {
+                tokio::time::sleep(pause).await;
+                let asked_ms = now().mono_ms;
+                store.renew(fence, lease).await.map(|()| asked_ms)
+            };
+            tokio::select! {
+                biased;
+                answer = &mut call => return answer,
+                renewed = renewal => {
+                    // What is wrong shows in the answer to the call.
+                    if let Ok(asked_ms) = renewed {
+                        self.tenure.asked_ms = asked_ms;
+                    }
+                }
+                () = tokio::time::sleep(left), if !told => {
+                    told = true;
+                    // Where a reason is known already, that says more.
+                    if self.health.borrow().is_err() {
+                        continue;
+                    }
+                    let lease = units::duration(lease);
+                    self.tell_health(Err(format!("the store has given no answer for {lease}")));
+                }
+            }
+        }
+    }
+
+    /// Makes sure that this master still leads, however long it takes: when its lease ran out (it was
+    /// stopped, or the store was away), another one may lead, and what it remembers is old. False: it was
+    /// told to stop first.
+    async fn prove(
+        &mut self,
+        pending: &mut Pending,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, StoreError> {
+        let mut failures = 0;
+        loop {
+            let (store, asked_ms) = (Arc::clone(&self.store), now().mono_ms);
+            match self.guarded(store.renew(self.tenure.fence, self.tenure.lease)).await {
+                Ok(()) => {
+                    self.tenure.asked_ms = asked_ms;
+                    self.tell_health(Ok(()));
+                    return Ok(true);
+                }
+                Err(StoreError::Unavailable(why)) => {
+                    self.tell_health(Err(why));
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY.delay(failures)) => {}
+                        () = shutdown.cancelled() => return Ok(false),
+                    }
+                    failures += 1;
+                }
+                Err(StoreError::Lost { .. }) => {
+                    // A commit finds the same, and knows what to do.
+                    pending.touched.extend(self.state.record_keys());
+                    let writes = pending.batch(&self.state);
+                    return self.commit(writes, pending, shutdown).await;
+                }
+                Err(fatal) => return Err(fatal),
+            }
+        }
+    }
+
     /// Prolongs leadership while there is nothing to commit.
     async fn renew(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
-        match self.store.renew(self.fence, LEASE).await {
+        let (store, asked_ms) = (Arc::clone(&self.store), now().mono_ms);
+        match self.guarded(store.renew(self.tenure.fence, self.tenure.lease)).await {
             Ok(()) => {
+                self.tenure.asked_ms = asked_ms;
                 self.tell_health(Ok(()));
                 Ok(())
             }

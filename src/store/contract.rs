@@ -1,6 +1,6 @@
 //! What every store promises. Each backend runs the whole of it: `contract::suite!(ItsBench)`.
 
-use super::{Acquired, Batch, Fence, Store, StoreError};
+use super::{Acquired, Batch, Candidate, Fence, Store, StoreError};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,8 @@ macro_rules! suite {
             a_different_batch_under_a_used_fence_is_refused,
             a_lease_is_held_until_it_is_released_or_runs_out,
             a_renewal_keeps_the_lease_and_a_deposed_one_fails,
+            a_follower_learns_what_the_leader_says_of_itself,
+            nobody_is_given_the_lead_of_a_store_that_went_back_behind_what_they_saw,
             the_same_holder_takes_over_at_once,
             data_outlives_the_handle,
             a_large_batch_is_one_commit,
@@ -59,9 +61,9 @@ macro_rules! suite {
 pub(super) use suite;
 
 pub(super) async fn lead(store: &impl Store, holder: &str) -> Fence {
-    match store.acquire(holder, SECOND).await.unwrap() {
+    match store.acquire(&holder.into(), SECOND).await.unwrap() {
         Acquired::Leader(fence) => fence,
-        held => panic!("{held:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -245,11 +247,12 @@ pub(super) async fn a_different_batch_under_a_used_fence_is_refused<B: Bench>() 
 /// Asks again after the time that each answer names.
 async fn wait_to_lead(store: &impl Store, holder: &str) -> Fence {
     loop {
-        match store.acquire(holder, SECOND).await.unwrap() {
+        match store.acquire(&holder.into(), SECOND).await.unwrap() {
             Acquired::Leader(fence) => return fence,
             Acquired::Held { for_ms, .. } => {
                 tokio::time::sleep(Duration::from_millis(for_ms)).await;
             }
+            behind @ Acquired::Behind(_) => panic!("{behind:?}"),
         }
     }
 }
@@ -258,8 +261,8 @@ pub(super) async fn a_lease_is_held_until_it_is_released_or_runs_out<B: Bench>()
     let bench = B::fresh().await;
     let (one, two) = (bench.handle().await, bench.handle().await);
     let first = lead(&one, "m1").await;
-    match two.acquire("m2", SECOND).await.unwrap() {
-        Acquired::Held { by, for_ms } => {
+    match two.acquire(&"m2".into(), SECOND).await.unwrap() {
+        Acquired::Held { by, for_ms, .. } => {
             assert!(by == "m1" && (1..=60_000).contains(&for_ms), "{by} {for_ms}");
         }
         leader => panic!("{leader:?}"),
@@ -285,14 +288,48 @@ pub(super) async fn a_lease_is_held_until_it_is_released_or_runs_out<B: Bench>()
     assert_eq!(one.load().await.unwrap(), put("a", "1").puts);
 }
 
+pub(super) async fn a_follower_learns_what_the_leader_says_of_itself<B: Bench>() {
+    let bench = B::fresh().await;
+    let (one, two) = (bench.handle().await, bench.handle().await);
+    let me = Candidate { about: "a {\"b\": 1}\n".to_owned(), ..Candidate::from("m1") };
+    let Acquired::Leader(fence) = one.acquire(&me, SECOND).await.unwrap() else { panic!() };
+    let fence = one.commit(fence, &put("a", "1")).await.unwrap();
+    match two.acquire(&"m2".into(), SECOND).await.unwrap() {
+        Acquired::Held { by, about, at, .. } => {
+            assert_eq!((by, about, at), (me.name, me.about, fence))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(super) async fn nobody_is_given_the_lead_of_a_store_that_went_back_behind_what_they_saw<
+    B: Bench,
+>() {
+    let bench = B::fresh().await;
+    let (one, two) = (bench.handle().await, bench.handle().await);
+    let fence = lead(&one, "m1").await;
+    let fence = one.commit(fence, &put("a", "1")).await.unwrap();
+    one.release(fence).await.unwrap();
+    if !B::SHARED {
+        return;
+    }
+    for saw in [Fence { seq: fence.seq + 1, ..fence }, Fence { epoch: fence.epoch + 1, seq: 0 }] {
+        let candidate = Candidate { saw, ..Candidate::from("m2") };
+        let answer = two.acquire(&candidate, SECOND).await.unwrap();
+        assert_eq!(answer, Acquired::Behind(fence), "{saw:?}");
+    }
+    let candidate = Candidate { saw: fence, ..Candidate::from("m2") };
+    assert!(matches!(two.acquire(&candidate, SECOND).await.unwrap(), Acquired::Leader(_)));
+}
+
 pub(super) async fn a_renewal_keeps_the_lease_and_a_deposed_one_fails<B: Bench>() {
     let bench = B::fresh().await;
     let one = bench.handle().await;
-    assert!(matches!(one.acquire("m1", SHORT).await.unwrap(), Acquired::Leader(_)));
+    assert!(matches!(one.acquire(&"m1".into(), SHORT).await.unwrap(), Acquired::Leader(_)));
     let fence = lead(&one, "m1").await;
     one.renew(fence, SECOND).await.unwrap();
     let two = bench.handle().await;
-    match two.acquire("m2", SECOND).await.unwrap() {
+    match two.acquire(&"m2".into(), SECOND).await.unwrap() {
         // More than the short lease ever had.
         Acquired::Held { for_ms, .. } => assert!(!B::SHARED || for_ms > 1000, "{for_ms}"),
         leader => panic!("{leader:?}"),

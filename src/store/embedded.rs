@@ -5,7 +5,9 @@
 //! `master.lock` leads, so leases do not run out here and no clock matters; the kernel drops the lock with the process.
 
 use super::fence::{Reign, Verdict};
-use super::{Acquired, Batch, Fence, SCHEMA, Store, StoreError, check_schema, new_owner};
+use super::{
+    Acquired, Batch, Candidate, Fence, SCHEMA, Store, StoreError, check_schema, new_owner,
+};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
 };
@@ -221,6 +223,7 @@ fn read_reign(connection: &Connection) -> rusqlite::Result<Reign> {
         seq: number(&meta, "seq"),
         owner: meta.remove("owner").unwrap_or_default(),
         holder: meta.remove("holder").unwrap_or_default(),
+        about: meta.remove("about").unwrap_or_default(),
         last: meta.remove("last").unwrap_or_default(),
     })
 }
@@ -230,6 +233,7 @@ fn write_reign(tx: &Transaction<'_>, reign: &Reign) -> rusqlite::Result<()> {
     set_meta(tx, "seq", &reign.seq.to_string())?;
     set_meta(tx, "owner", &reign.owner)?;
     set_meta(tx, "holder", &reign.holder)?;
+    set_meta(tx, "about", &reign.about)?;
     set_meta(tx, "last", &reign.last)
 }
 
@@ -256,9 +260,14 @@ fn write_batch(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
 }
 
 impl Worker {
-    fn acquire(&mut self, holder: &str, owner: &str) -> Result<Acquired, StoreError> {
-        if let Some(by) = self.take_lock(holder)? {
-            return Ok(Acquired::Held { by, for_ms: ASK_AGAIN_MS });
+    fn acquire(&mut self, candidate: &Candidate, owner: &str) -> Result<Acquired, StoreError> {
+        // It is never behind what anybody saw: a file does not go back by itself.
+        if let Some(by) = self.take_lock(&candidate.name)? {
+            let reign = self.reign()?;
+            let at = reign.fence();
+            // Who has just taken the lock may not have written of itself yet.
+            let about = if reign.holder == by { reign.about } else { String::new() };
+            return Ok(Acquired::Held { by, about, at, for_ms: ASK_AGAIN_MS });
         }
         let place = self.place.clone();
         let mut run = || -> rusqlite::Result<Reign> {
@@ -267,7 +276,8 @@ impl Worker {
             let reign = Reign {
                 epoch: before.epoch.saturating_add(1),
                 owner: owner.to_owned(),
-                holder: holder.to_owned(),
+                holder: candidate.name.clone(),
+                about: candidate.about.clone(),
                 seq: before.seq,
                 last: String::new(),
             };
@@ -354,9 +364,9 @@ impl Worker {
 }
 
 impl Store for EmbeddedStore {
-    async fn acquire(&self, holder: &str, _ttl: Duration) -> Result<Acquired, StoreError> {
-        let (holder, owner) = (holder.to_owned(), self.owner.clone());
-        self.call(move |worker| worker.acquire(&holder, &owner)).await
+    async fn acquire(&self, candidate: &Candidate, _ttl: Duration) -> Result<Acquired, StoreError> {
+        let (candidate, owner) = (candidate.clone(), self.owner.clone());
+        self.call(move |worker| worker.acquire(&candidate, &owner)).await
     }
 
     async fn renew(&self, fence: Fence, _ttl: Duration) -> Result<(), StoreError> {
@@ -519,8 +529,8 @@ mod tests {
         let log = std::fs::metadata(data.join(format!("{FILE_NAME}-wal"))).unwrap();
         assert_eq!(log.permissions().mode() & 0o777, 0o600);
         let two = EmbeddedStore::open(Location::File(data)).unwrap();
-        let held = Acquired::Held { by: "master-1".to_owned(), for_ms: ASK_AGAIN_MS };
-        assert_eq!(two.acquire("master-2", SECOND).await.unwrap(), held);
+        let held = two.acquire(&"master-2".into(), SECOND).await.unwrap();
+        assert!(matches!(held, Acquired::Held { by, .. } if by == "master-1"));
         drop(one);
         lead(&two, "master-2").await;
     }

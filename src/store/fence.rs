@@ -3,7 +3,7 @@
 use super::StoreError;
 
 /// What a commit must find in the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fence {
     /// The reign that writes.
     pub epoch: u64,
@@ -21,6 +21,32 @@ impl Fence {
     }
 }
 
+impl Fence {
+    /// Whether a store that stands there has lost something since it stood at `saw`.
+    pub(super) fn is_behind(self, saw: Fence) -> bool {
+        (self.epoch, self.seq) < (saw.epoch, saw.seq)
+    }
+}
+
+/// Who asks for leadership.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name, which one master only may use.
+    pub name: String,
+    /// What it has the others know of itself. The store keeps it with the name, and does not read it.
+    pub about: String,
+    /// Where the store stood when the candidate looked last. It is not given the lead of a store that
+    /// has gone back behind that: the leader of then may live, and write back what was lost.
+    pub saw: Fence,
+}
+
+impl From<&str> for Candidate {
+    /// One of this name that has nothing to say and saw nothing.
+    fn from(name: &str) -> Self {
+        Candidate { name: name.to_owned(), ..Candidate::default() }
+    }
+}
+
 /// The answer to [`Store::acquire`](super::Store::acquire).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
@@ -30,9 +56,15 @@ pub enum Acquired {
     Held {
         /// Its name.
         by: String,
+        /// What it says of itself.
+        about: String,
+        /// Where the store stands now.
+        at: Fence,
         /// The time in milliseconds after which asking again is worth it, at least 1.
         for_ms: u64,
     },
+    /// The store stands there, behind what the candidate [saw](Candidate::saw).
+    Behind(Fence),
 }
 
 /// What a store keeps of leadership and of its last commit.
@@ -43,6 +75,8 @@ pub(super) struct Reign {
     pub(super) owner: String,
     /// The name under which it did.
     pub(super) holder: String,
+    /// What the holder says of itself.
+    pub(super) about: String,
     /// The number of the last commit.
     pub(super) seq: u64,
     /// The digest of its batch; empty when this reign has not committed yet.
@@ -59,6 +93,11 @@ pub(super) enum Verdict {
 }
 
 impl Reign {
+    /// Where the store stands.
+    pub(super) fn fence(&self) -> Fence {
+        Fence { epoch: self.epoch, seq: self.seq }
+    }
+
     /// Whether `owner` may still write under `epoch`. An epoch that is ahead of the store's is no
     /// reason to refuse: the store was rolled back to before that reign began.
     pub(super) fn check_epoch(&self, epoch: u64, owner: &str) -> Result<(), StoreError> {
@@ -108,7 +147,14 @@ mod tests {
     use super::*;
 
     fn stored() -> Reign {
-        Reign { epoch: 5, owner: "me".into(), holder: "m1".into(), seq: 9, last: "d9".into() }
+        Reign {
+            epoch: 5,
+            owner: "me".into(),
+            holder: "m1".into(),
+            about: String::new(),
+            seq: 9,
+            last: "d9".into(),
+        }
     }
 
     fn judge(epoch: u64, seq: u64, owner: &str, digest: &str, replace: bool) -> String {

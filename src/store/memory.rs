@@ -1,7 +1,7 @@
 //! A store in memory that is stricter than the real ones, for tests of what stands above it.
 
 use super::fence::{Reign, Verdict};
-use super::{Acquired, Batch, Fence, Store, StoreError, millis, new_owner};
+use super::{Acquired, Batch, Candidate, Fence, Store, StoreError, millis, new_owner};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,7 +28,7 @@ struct Inner {
     lease_end: Option<Instant>,
     lease: Duration,
     /// Under which name each handle acquired last.
-    holders: BTreeMap<String, String>,
+    holders: BTreeMap<String, Candidate>,
     /// Highest epoch ever given. Outlives a roll-back, as the clock of a server does.
     last_epoch: u64,
     undo: VecDeque<Undo>,
@@ -153,22 +153,27 @@ fn apply(
 }
 
 impl Inner {
-    fn acquire(&mut self, holder: &str, owner: &str, ttl: Duration) -> Acquired {
+    fn acquire(&mut self, candidate: &Candidate, owner: &str, ttl: Duration) -> Acquired {
         let now = Instant::now();
+        let at = self.reign.fence();
+        if at.is_behind(candidate.saw) {
+            return Acquired::Behind(at);
+        }
         if let Some(end) = self.lease_end
             && end > now
-            && self.reign.holder != holder
+            && self.reign.holder != candidate.name
         {
-            let by = self.reign.holder.clone();
-            return Acquired::Held { by, for_ms: millis(end - now) };
+            let Reign { holder: by, about, .. } = self.reign.clone();
+            return Acquired::Held { by, about, at, for_ms: millis(end - now) };
         }
         self.keep(BTreeMap::new(), BTreeMap::new());
         self.last_epoch = self.last_epoch.max(self.reign.epoch) + 1;
         self.reign.epoch = self.last_epoch;
         self.reign.last.clear();
         self.reign.owner = owner.to_owned();
-        self.reign.holder = holder.to_owned();
-        self.holders.insert(owner.to_owned(), holder.to_owned());
+        self.reign.holder.clone_from(&candidate.name);
+        self.reign.about.clone_from(&candidate.about);
+        self.holders.insert(owner.to_owned(), candidate.clone());
         self.lease = ttl;
         self.lease_end = Some(now + ttl);
         Acquired::Leader(Fence { epoch: self.reign.epoch, seq: self.reign.seq })
@@ -177,7 +182,10 @@ impl Inner {
     fn commit(&mut self, fence: Fence, batch: &Batch, owner: &str) -> Result<Fence, StoreError> {
         let digest = batch.digest();
         let seq = match self.reign.judge(fence, owner, &digest, batch.replace)? {
-            Verdict::Repeat(seq) => return Ok(Fence { seq, ..fence }),
+            Verdict::Repeat(seq) => {
+                self.lease_end = Some(Instant::now() + self.lease);
+                return Ok(Fence { seq, ..fence });
+            }
             Verdict::Write(seq) => seq,
         };
         self.complain(batch);
@@ -193,7 +201,8 @@ impl Inner {
         self.reign.epoch = fence.epoch;
         self.reign.owner = owner.to_owned();
         if let Some(holder) = self.holders.get(owner) {
-            self.reign.holder.clone_from(holder);
+            self.reign.holder.clone_from(&holder.name);
+            self.reign.about.clone_from(&holder.about);
         }
         self.reign.seq = seq;
         self.reign.last = digest;
@@ -235,8 +244,8 @@ impl Inner {
 }
 
 impl Store for MemoryStore {
-    async fn acquire(&self, holder: &str, ttl: Duration) -> Result<Acquired, StoreError> {
-        self.call(|inner, owner| Ok(inner.acquire(holder, owner, ttl)))
+    async fn acquire(&self, candidate: &Candidate, ttl: Duration) -> Result<Acquired, StoreError> {
+        self.call(|inner, owner| Ok(inner.acquire(candidate, owner, ttl)))
     }
 
     async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {

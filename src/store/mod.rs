@@ -42,7 +42,7 @@ mod contract;
 
 pub use batch::Batch;
 pub use embedded::{EmbeddedStore, Location};
-pub use fence::{Acquired, Fence};
+pub use fence::{Acquired, Candidate, Fence};
 pub use memory::MemoryStore;
 pub use redis::RedisStore;
 pub use spool::Spool;
@@ -57,12 +57,12 @@ use std::time::Duration;
 /// with the same fence and the same batch. Dropping a returned future leaves open whether the call took effect, as
 /// an error of that kind does.
 pub trait Store: Send + Sync + 'static {
-    /// Asks for leadership under the name `holder`, for `ttl` from now. The same holder may take over
+    /// Asks for leadership for `ttl` from now. A candidate of the same name as the holder may take over
     /// at once, whoever else has to wait until the lease has run out: so a name must be used by one
     /// master only. A new reign has a higher epoch than every one before it.
     fn acquire(
         &self,
-        holder: &str,
+        candidate: &Candidate,
         ttl: Duration,
     ) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
 
@@ -96,6 +96,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// One blob, `None` if there is none.
     fn blob(&self, key: &str) -> impl Future<Output = Result<Option<Vec<u8>>, StoreError>> + Send;
+
+    /// What keeps the store from taking in more than it must, in a sentence: its memory is used up. Commits
+    /// are written all the same, so that work in hand ends and room comes.
+    fn shortage(&self) -> impl Future<Output = Result<Option<String>, StoreError>> + Send {
+        std::future::ready(Ok(None))
+    }
 
     /// The keys of all blobs. After a loss the leader compares them with what its records need.
     fn blob_keys(&self) -> impl Future<Output = Result<BTreeSet<String>, StoreError>> + Send;

@@ -12,6 +12,7 @@
 //! - [`problem`]: errors over HTTP (RFC 9457)
 
 pub mod ids;
+pub mod leader;
 pub mod manifest;
 pub mod options;
 pub mod path;

@@ -1,6 +1,7 @@
 //! Errors over HTTP: problem documents (RFC 9457). `detail` is always a string, as the
 //! predecessor's clients expect; the fields at fault are listed in `errors`.
 
+use super::leader::Leader;
 use serde::{Deserialize, Serialize};
 
 /// The media type of a problem document.
@@ -38,6 +39,9 @@ pub struct Problem {
     /// For `sync_exists`: the state of the sync that has the id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub existing: Option<String>,
+    /// For `not_leader`: the master that leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<Box<Leader>>,
 }
 
 fn blank() -> String {
@@ -56,6 +60,7 @@ impl Problem {
             errors: Vec::new(),
             hint: None,
             existing: None,
+            leader: None,
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct Cluster {
     // Dropped in this order: processes before their store and their files.
     pub(crate) agents: BTreeMap<String, Agent>,
     pub(crate) master: Master,
+    /// Further masters on the same Redis.
+    pub(crate) others: Vec<Master>,
     pub(crate) redis: Option<RedisServer>,
     dir: tempfile::TempDir,
 }
@@ -67,10 +69,14 @@ impl Cluster {
 
     /// … with further lines in its configuration.
     pub(crate) fn start_with(on: On, more: &str) -> Cluster {
+        Self::start_on((on == On::Redis).then(RedisServer::start), more)
+    }
+
+    /// … with its state in that Redis.
+    pub(crate) fn start_on(redis: Option<RedisServer>, more: &str) -> Cluster {
         let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
         tree::chmod(dir.path(), 0o755);
         let home = dir.path().canonicalize().expect("a real path");
-        let redis = (on == On::Redis).then(RedisServer::start);
         let port = free_port();
         let mut config = format!(
             "listen: 127.0.0.1:{port}\ndata_dir: {}\nheartbeat_interval: 300ms\n\
@@ -78,14 +84,42 @@ impl Cluster {
             quoted(&tree::dir(home.join("state")))
         );
         if let Some(redis) = &redis {
-            config.push_str(&format!("redis: {{url: {}}}\n", json!(redis.url())));
+            let volatile = if redis.forgets() { ", allow_volatile: true" } else { "" };
+            config.push_str(&format!("redis: {{url: {}{volatile}}}\n", json!(redis.url())));
         }
         std::fs::write(home.join("master.yml"), config).expect("write the configuration");
         tree::dir(home.join("data"));
         let process = Master::spawn(&home);
         let mut master = Master { process, port, dir: home };
         master.await_ready();
-        Cluster { agents: BTreeMap::new(), master, redis, dir }
+        Cluster { agents: BTreeMap::new(), master, others: Vec::new(), redis, dir }
+    }
+
+    /// Starts another master on the same Redis, and waits until it follows. Agents that are started from
+    /// then on know of it.
+    pub(crate) fn another_master(&mut self) -> &mut Master {
+        let home = tree::dir(self.home().join(format!("master-{}", self.others.len() + 2)));
+        let port = free_port();
+        let config = std::fs::read_to_string(self.home().join("master.yml")).expect("its file");
+        let state = quoted(&self.home().join("state"));
+        let config = config
+            .replace(&self.master.address(), &format!("127.0.0.1:{port}"))
+            .replace(&state, &quoted(&tree::dir(home.join("state"))));
+        std::fs::write(home.join("master.yml"), config).expect("write the configuration");
+        let mut master = Master { process: Master::spawn(&home), port, dir: home };
+        master.await_ready();
+        self.others.push(master);
+        self.others.last_mut().expect("just added")
+    }
+
+    /// Every master.
+    pub(crate) fn masters(&self) -> impl Iterator<Item = &Master> {
+        std::iter::once(&self.master).chain(&self.others)
+    }
+
+    /// The URLs of all masters, by commas.
+    pub(crate) fn urls(&self) -> String {
+        self.masters().map(Master::url).collect::<Vec<_>>().join(",")
     }
 
     /// A path below the directory for data.
@@ -114,10 +148,10 @@ impl Cluster {
     ) -> &mut Agent {
         let paths: Vec<String> = storage.iter().map(|p| quoted(p)).collect();
         let config = format!(
-            "master_url: {}\nheartbeat_interval: 300ms\nlog: {{level: \"info,longhaul=debug\"}}\n{more}\n\
+            "master_url: [{}]\nheartbeat_interval: 300ms\nlog: {{level: \"info,longhaul=debug\"}}\n{more}\n\
              workers:\n  - worker_id: {name}\n    storage_paths: [{}]\n    network:\n      \
              data_plane_endpoints: [{{address: 127.0.0.1, port: 0}}]\n",
-            self.master.url(),
+            self.urls(),
             paths.join(", ")
         );
         let dir = self.master.dir.clone();
@@ -153,7 +187,7 @@ impl Cluster {
 
     /// `ctl ARGS…`, told of this master.
     pub(crate) fn ctl<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ctl {
-        ctl(args).env("CTL_MASTER_URL", self.master.url())
+        ctl(args).env("CTL_MASTER_URL", self.urls())
     }
 
     /// Submits a sync and returns its id.
@@ -176,7 +210,9 @@ impl Cluster {
     /// How a sync stands.
     #[track_caller]
     pub(crate) fn progress(&self, id: &str) -> SyncProgress {
-        self.master.progress(id).unwrap_or_else(|| panic!("the master tells of {id}"))
+        self.masters()
+            .find_map(|m| m.progress(id))
+            .unwrap_or_else(|| panic!("the master tells of {id}"))
     }
 
     /// Waits until a sync has ended.
@@ -197,7 +233,7 @@ impl Cluster {
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             await_some(&format!("sync {id} {what}"), || {
                 // A master may be away for a moment.
-                let seen = self.master.progress(id)?;
+                let seen = self.masters().find_map(|m| m.progress(id))?;
                 last = Some(seen.clone());
                 wanted(&seen).then_some(seen)
             })
@@ -249,6 +285,20 @@ impl Master {
         });
     }
 
+    /// What it says of itself, and of the one that leads; `None` while it gives no answer.
+    pub(crate) fn readiness(&self) -> Option<Value> {
+        let path = "/readyz?verbose";
+        Some(http::try_request(&self.address(), "GET", path, &[], None)?.json())
+    }
+
+    /// Waits until it is `ready` (it leads) or `following`.
+    #[track_caller]
+    pub(crate) fn await_status(&self, status: &str) -> Value {
+        await_some(&format!("{} is {status}", self.url()), || {
+            self.readiness().filter(|told| told["status"] == status)
+        })
+    }
+
     pub(crate) fn kill_9(&mut self) {
         self.process.kill_9();
     }
@@ -295,7 +345,7 @@ impl Master {
         let answer = http::try_request(&self.address(), "GET", &path, &[], None)?;
         match answer.status {
             200 => Some(serde_json::from_slice(&answer.body).expect("a SyncProgress")),
-            503 => None,
+            307 | 503 => None,
             _ => panic!("GET {path}: {} {}", answer.status, answer.text()),
         }
     }

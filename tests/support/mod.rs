@@ -9,6 +9,7 @@ pub(crate) mod guide;
 pub(crate) mod http;
 pub(crate) mod process;
 pub(crate) mod redis;
+pub(crate) mod relay;
 pub(crate) mod tools;
 pub(crate) mod tree;
 

@@ -40,6 +40,34 @@ impl RedisServer {
         self.dir.path().join("r.sock")
     }
 
+    /// Whether it has no append-only file.
+    pub(crate) fn forgets(&self) -> bool {
+        self.settings.windows(2).any(|pair| pair == ["--appendonly", "no"])
+    }
+
+    /// Keeps what its append-only files hold now, for [`roll_back`](Self::roll_back).
+    pub(crate) fn remember(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().expect("temporary directory");
+        for entry in std::fs::read_dir(self.dir.path().join("appendonlydir")).expect("it exists") {
+            let entry = entry.expect("directory entry");
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("copy");
+        }
+        copy
+    }
+
+    /// kill -9, and starts it again with what was remembered.
+    pub(crate) fn roll_back(&mut self, to: &tempfile::TempDir) {
+        self.kill();
+        let dir = self.dir.path().join("appendonlydir");
+        std::fs::remove_dir_all(&dir).expect("remove");
+        std::fs::create_dir(&dir).expect("make");
+        for entry in std::fs::read_dir(to.path()).expect("it exists") {
+            let entry = entry.expect("directory entry");
+            std::fs::copy(entry.path(), dir.join(entry.file_name())).expect("copy");
+        }
+        self.restart();
+    }
+
     /// kill -9, and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();

@@ -4,9 +4,10 @@ use super::answer::{Answer, Fault, json, octets, ok, stream};
 use super::body::{self, Budget, Held};
 use super::params::{self, Named, Params};
 use super::{HttpLimits, documents, guard};
-use crate::master::handle::{Handle, store_down};
+use crate::master::handle::Handle;
 use crate::master::listing::Wanted;
 use crate::scheduler::{IdempotencyKey, Select};
+use crate::wire::leader::Status;
 use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{RetryRequest, Submitted, SyncState};
@@ -16,8 +17,8 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
-use axum::middleware::from_fn;
-use axum::response::Response;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json as object;
 use std::sync::Arc;
@@ -69,7 +70,30 @@ pub(super) fn router(app: App) -> Router {
         Some(secret) => Router::new().nest(&format!("/{secret}"), api),
         None => api,
     };
-    api.fallback(unknown).layer(from_fn(guard::every)).with_state(app)
+    api.fallback(unknown)
+        .layer(from_fn_with_state(app.clone(), leader_only))
+        .layer(from_fn(guard::every))
+        .with_state(app)
+}
+
+/// What every master answers by itself; all else is for the one that leads.
+const OF_EACH: [&str; 3] = ["/healthz", "/readyz", "/version"];
+
+/// Sends requests on to the master that leads, before anything of them is read.
+async fn leader_only(State(app): State<App>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if OF_EACH.contains(&path.strip_prefix("/v1").unwrap_or(path)) {
+        return next.run(request).await;
+    }
+    let Some(problem) = app.handle.elsewhere() else { return next.run(request).await };
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    let leader = problem.leader.as_ref().and_then(|leader| leader.url.as_ref());
+    let location = leader.map(|url| format!("{url}{target}"));
+    let mut response = Fault(problem).into_response();
+    if let Some(location) = location.and_then(|l| HeaderValue::from_str(&l).ok()) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 async fn submit(State(app): State<App>, request: Request) -> Answer {
@@ -266,9 +290,20 @@ async fn healthz() -> Answer {
     Ok(ok(&object!({"status": "ok"})))
 }
 
-async fn readyz(State(app): State<App>) -> Answer {
-    app.handle.ready().map_err(|why| store_down(&why))?;
-    Ok(ok(&object!({"status": "ready"})))
+async fn readyz(State(app): State<App>, uri: Uri) -> Answer {
+    let params = Params::of(&uri, &["verbose"])?;
+    if params.get("verbose").is_none() {
+        return match app.handle.refusal() {
+            Some(problem) => Err(problem.into()),
+            None => Ok(ok(&object!({"status": app.handle.readiness().status}))),
+        };
+    }
+    let readiness = app.handle.readiness();
+    let status = match readiness.status {
+        Status::Ready | Status::Following => StatusCode::OK,
+        Status::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Ok(json(status, &readiness))
 }
 
 async fn version() -> Answer {

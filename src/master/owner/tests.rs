@@ -9,6 +9,8 @@ use crate::wire::sync::{SyncRequest, SyncState};
 use crate::wire::worker::WorkerHeartbeat;
 use crate::wire::{RequestId, WorkerId};
 
+const LEASE: Duration = Duration::from_secs(15);
+
 struct World {
     store: MemoryStore,
     handle: Handle,
@@ -23,16 +25,19 @@ async fn start() -> World {
 async fn start_with(spool: Spool) -> World {
     let store = MemoryStore::new();
     let mine = store.another_handle();
-    let Ok(Acquired::Leader(fence)) = mine.acquire("m", LEASE).await else { panic!("no lead") };
+    let Ok(Acquired::Leader(fence)) = mine.acquire(&"m".into(), LEASE).await else {
+        panic!("no lead")
+    };
     let records = mine.load().await.unwrap();
     let state = State::load(Settings::default(), [1; 32], &records, now()).unwrap();
+    let tenure = Tenure { fence, lease: LEASE, asked_ms: now().mono_ms };
     let (tx, requests) = mpsc::channel(16);
     let (health, seen) = watch::channel(Ok(()));
     let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
     let stop = CancellationToken::new();
-    let owner = Owner::new(Arc::new(mine), state, fence, requests, health, spool.clone());
+    let owner = Owner::new(Arc::new(mine), state, tenure, requests, health, spool.clone());
     let owning = tokio::spawn(owner.run(stop.clone()));
-    World { store, handle: Handle::new(tx, seen, blobs, spool), owning, stop }
+    World { store, handle: Handle::of_owner(tx, seen, blobs, spool), owning, stop }
 }
 
 fn request(id: &str) -> SyncRequest {
@@ -95,7 +100,7 @@ async fn a_store_that_was_rolled_back_gets_everything_back() {
 async fn a_deposed_master_stops_and_answers_nobody() {
     let world = start().await;
     let other = world.store.another_handle();
-    assert!(matches!(other.acquire("m", LEASE).await, Ok(Acquired::Leader(_))));
+    assert!(matches!(other.acquire(&"m".into(), LEASE).await, Ok(Acquired::Leader(_))));
     let problem = world.handle.submit(request("demo"), None).await.unwrap_err();
     assert_eq!(problem.status, 503);
     let ended = world.owning.await.unwrap();

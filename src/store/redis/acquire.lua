@@ -1,6 +1,7 @@
--- Begins a reign, unless another holder's lease is alive.
--- ARGV: holder, owner, ttl in ms, schema.
+-- Begins a reign, unless another holder's lease is alive or the store is behind what the caller saw.
+-- ARGV: holder, owner, ttl in ms, schema, about, and the epoch and seq that the caller saw.
 local holder, owner, ttl, schema = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local about, seen_epoch, seen_seq = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 
 local refusal = foreign()
 if refusal then
@@ -10,6 +11,9 @@ local meta = read_meta()
 if meta.schema and (tonumber(meta.schema) or schema + 1) > schema then
   return {'schema', meta.schema}
 end
+if meta.epoch < seen_epoch or (meta.epoch == seen_epoch and meta.seq < seen_seq) then
+  return {'behind', text(meta.epoch), text(meta.seq)}
+end
 local time = now()
 if meta.holder ~= holder and meta.lease_end > time then
   -- A lease never ends later than its length from now, unless the clock was set back meanwhile:
@@ -18,10 +22,10 @@ if meta.holder ~= holder and meta.lease_end > time then
     meta.lease_end = time + meta.ttl
     redis.call('HSET', KEYS[1], 'until', text(meta.lease_end))
   end
-  return {'held', meta.holder, text(math.max(meta.lease_end - time, 1))}
+  return {'held', meta.holder, text(math.max(meta.lease_end - time, 1)), meta.about, text(meta.epoch), text(meta.seq)}
 end
 -- The clock keeps epochs apart that were given before and after the server lost its data.
 local epoch = math.max(meta.epoch + 1, time)
-redis.call('HSET', KEYS[1], 'epoch', text(epoch), 'owner', owner, 'holder', holder, 'last', '',
+redis.call('HSET', KEYS[1], 'epoch', text(epoch), 'owner', owner, 'holder', holder, 'about', about, 'last', '',
   'until', text(time + ttl), 'ttl', text(ttl), 'schema', text(schema))
 return {'leader', text(epoch), text(meta.seq)}

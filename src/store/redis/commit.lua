@@ -1,7 +1,7 @@
 -- Writes one batch: check first, write last (`Reign::judge` is the same rule in Rust).
 -- KEYS: meta, records, blobs, and, when the batch was staged, four hashes: puts, deletes, blob puts, blob deletes.
 -- ARGV: epoch, seq, owner, holder, ttl in ms, digest, '1' to replace, schema, how many puts, deletes,
--- blob puts, blob deletes there are; then, unless staged: deletes, puts, blob deletes, blob puts.
+-- blob puts, blob deletes there are, about; then, unless staged: deletes, puts, blob deletes, blob puts.
 local epoch, seq, owner, holder = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local ttl, digest, replace, schema = tonumber(ARGV[5]), ARGV[6], ARGV[7] == '1', ARGV[8]
 local staged = #KEYS > 3
@@ -13,6 +13,7 @@ if refusal then
 end
 local same_reign = meta.epoch == epoch
 if same_reign and meta.seq == seq + 1 and meta.last == digest then
+  redis.call('HSET', KEYS[1], 'until', text(now() + ttl), 'ttl', text(ttl))
   return {'done', text(meta.seq)}
 end
 local fits
@@ -36,7 +37,7 @@ if staged then
   end
 end
 
-local position = 13
+local position = 14
 
 -- Gives the next `count` arguments to a command, in portions that fit Lua's stack.
 local function write(command, key, count)
@@ -91,6 +92,6 @@ else
   write('HDEL', KEYS[3], tonumber(ARGV[12]))
   write('HSET', KEYS[3], tonumber(ARGV[11]) * 2)
 end
-redis.call('HSET', KEYS[1], 'epoch', text(epoch), 'owner', owner, 'holder', holder, 'seq', text(seq + 1),
+redis.call('HSET', KEYS[1], 'epoch', text(epoch), 'owner', owner, 'holder', holder, 'about', ARGV[13], 'seq', text(seq + 1),
   'last', digest, 'until', text(now() + ttl), 'ttl', text(ttl), 'schema', schema)
 return {'done', text(seq + 1)}

@@ -1,10 +1,13 @@
-//! The connection to one Redis server, made again when it broke, and what its errors mean.
+//! The connection to the Redis server that leads, made again when it broke, and what its errors mean. Where
+//! sentinels watch it they are asked for it each time; the nodes of a cluster are found by the `redis` crate.
 
+use super::servers::{Connection, Servers};
+use crate::config::RedisSetup;
 use crate::store::StoreError;
 use crate::util::backoff::Backoff;
-use redis::aio::MultiplexedConnection;
+use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, Slot, SlotAddr};
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, ServerErrorKind,
+    AsyncConnectionConfig, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, from_redis_value,
 };
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -33,16 +36,18 @@ impl Default for Patience {
 /// whose answers time out, which a host that vanished leaves behind for a quarter of an hour.
 #[derive(Debug)]
 pub(super) struct Link {
-    client: Client,
+    servers: Servers,
+    /// A key of ours: all that is asked goes to the node of a cluster that holds it.
+    key: String,
     /// The server's address without the password, for messages.
     pub(super) address: String,
     config: AsyncConnectionConfig,
-    slot: Mutex<Slot>,
+    slot: Mutex<Kept>,
 }
 
 #[derive(Debug)]
-struct Slot {
-    connection: Option<MultiplexedConnection>,
+struct Kept {
+    connection: Option<Connection>,
     /// Counts connections, so that only the one that broke is given up.
     number: u64,
     /// Failed attempts in a row, and when the last one was.
@@ -51,29 +56,30 @@ struct Slot {
 }
 
 impl Link {
-    pub(super) fn new(url: &str, patience: Patience) -> Result<Self, StoreError> {
-        // The text of this error never holds the URL, which may hold a password.
-        let client = Client::open(url).map_err(|e| {
-            StoreError::Unusable(format!(
-                "the Redis URL is not valid: {e}; write redis://[user:password@]host:6379/0 or redis+unix:///path"
-            ))
-        })?;
-        let address = client.get_connection_info().addr().to_string();
+    /// A link to the Redis at `url`, or where `setup` says; `key` is a key of ours.
+    pub(super) fn new(
+        url: &str,
+        setup: &RedisSetup,
+        key: &str,
+        patience: Patience,
+    ) -> Result<Self, StoreError> {
+        let servers = Servers::new(url, setup, patience)?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(patience.connect))
             .set_response_timeout(Some(patience.answer));
-        let slot = Slot { connection: None, number: 0, failures: 0, last_failure: Instant::now() };
-        Ok(Link { client, address, config, slot: Mutex::new(slot) })
+        let slot = Kept { connection: None, number: 0, failures: 0, last_failure: Instant::now() };
+        let (address, key) = (servers.shown(), key.to_owned());
+        Ok(Link { servers, key, address, config, slot: Mutex::new(slot) })
     }
 
     /// The connection; made if there is none, by one caller while the others wait for it.
-    async fn connection(&self) -> Result<(u64, MultiplexedConnection), RedisError> {
+    async fn connection(&self) -> Result<(u64, Connection), RedisError> {
         let mut slot = self.slot.lock().await;
         if let Some(connection) = &slot.connection {
             return Ok((slot.number, connection.clone()));
         }
         tokio::time::sleep_until(slot.last_failure + RECONNECT.delay(slot.failures)).await;
-        match self.client.get_multiplexed_async_connection_with_config(&self.config).await {
+        match self.servers.connect(&self.config).await {
             Ok(connection) => {
                 slot.number += 1;
                 slot.failures = 0;
@@ -101,17 +107,19 @@ impl Link {
         let mut attempt = 1;
         loop {
             let failed = match self.connection().await {
-                Ok((number, mut connection)) => match question.put(&mut connection).await {
-                    Ok(value) => return Ok(value),
-                    Err(error) => {
-                        // After a time-out the answer may still come; a server that became a replica
-                        // or is loading may not be the one to talk to: begin anew in any case.
-                        if !is_unusable(&error) {
-                            self.give_up(number).await;
+                Ok((number, mut connection)) => {
+                    match question.put(&mut connection, &self.key).await {
+                        Ok(value) => return Ok(value),
+                        Err(error) => {
+                            // After a time-out the answer may still come; a server that became a replica
+                            // or is loading may not be the one to talk to: begin anew in any case.
+                            if !is_unusable(&error) {
+                                self.give_up(number).await;
+                            }
+                            error
                         }
-                        error
                     }
-                },
+                }
                 Err(error) => error,
             };
             let broken = failed.is_connection_dropped() && !failed.is_timeout();
@@ -137,7 +145,16 @@ impl Link {
     }
 
     fn error(&self, error: &RedisError) -> StoreError {
-        let text = format!("Redis at {}: {error}", self.address);
+        let hint = match error.kind() {
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => {
+                "; it is a node of a Redis Cluster: name its nodes in `redis.cluster`"
+            }
+            _ if error.to_string().contains("cluster support disabled") => {
+                "; it is no cluster: give its `host` or `url` instead of `redis.cluster`"
+            }
+            _ => "",
+        };
+        let text = format!("Redis at {}: {error}{hint}", self.address);
         if is_unusable(error) { StoreError::Unusable(text) } else { StoreError::Unavailable(text) }
     }
 }
@@ -152,11 +169,18 @@ enum Question<'a> {
 impl Question<'_> {
     async fn put<T: FromRedisValue>(
         self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
+        key: &str,
     ) -> Result<T, RedisError> {
-        match self {
-            Question::Command(command) => command.query_async(connection).await,
-            Question::Script(call) => call.invoke_async(connection).await,
+        match (self, connection) {
+            (Question::Command(command), Connection::One(one)) => command.query_async(one).await,
+            (Question::Script(call), Connection::One(one)) => call.invoke_async(one).await,
+            (Question::Command(command), Connection::Cluster(all)) => {
+                let route = Route::with_slot(Slot::for_key(key), SlotAddr::Master);
+                let route = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
+                Ok(from_redis_value(all.route_command(command.clone(), route).await?)?)
+            }
+            (Question::Script(call), Connection::Cluster(all)) => call.invoke_async(all).await,
         }
     }
 }
@@ -177,9 +201,14 @@ fn is_unusable(error: &RedisError) -> bool {
         ) => true,
         ErrorKind::Server(ServerErrorKind::ResponseError) => {
             let text = error.detail().unwrap_or_default().to_ascii_lowercase();
-            ["unknown command", "compiling script", "db index", "shebang"]
-                .iter()
-                .any(|sign| text.contains(sign))
+            let signs = [
+                "unknown command",
+                "compiling script",
+                "db index",
+                "shebang",
+                "cluster support disabled",
+            ];
+            signs.iter().any(|sign| text.contains(sign))
         }
         _ => matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "WRONGTYPE" | "NOPROTO")),
     }

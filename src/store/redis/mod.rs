@@ -9,11 +9,15 @@
 
 mod check;
 mod link;
+mod servers;
 
 #[cfg(test)]
 mod tests;
 
-use super::{Acquired, Batch, Fence, SCHEMA, Store, StoreError, check_schema, millis, new_owner};
+use super::{
+    Acquired, Batch, Candidate, Fence, SCHEMA, Store, StoreError, check_schema, millis, new_owner,
+};
+use crate::config::RedisSetup;
 use link::{Link, Patience};
 use redis::{Script, ScriptInvocation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +55,7 @@ pub struct RedisStore {
 #[derive(Debug, Clone)]
 struct Term {
     holder: String,
+    about: String,
     ttl_ms: u64,
 }
 
@@ -61,6 +66,7 @@ struct Scripts {
     release: Script,
     stage: Script,
     commit: Script,
+    probe: Script,
 }
 
 impl Scripts {
@@ -74,6 +80,8 @@ impl Scripts {
             release: script(include_str!("release.lua")),
             stage: script(include_str!("stage.lua")),
             commit: script(include_str!("commit.lua")),
+            // Without the flag it is refused exactly when memory is used up.
+            probe: Script::new("#!lua\nreturn {'done'}"),
         }
     }
 }
@@ -91,11 +99,25 @@ impl RedisStore {
         namespace: &str,
         allow_volatile: bool,
     ) -> Result<Self, StoreError> {
-        Self::connect_with(url, namespace, allow_volatile, Patience::default()).await
+        Self::connect_to(url, &RedisSetup::default(), namespace, allow_volatile).await
+    }
+
+    /// As [`connect`](Self::connect), to a Redis that is set up in another way than one server at `url`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_to(
+        url: &str,
+        setup: &RedisSetup,
+        namespace: &str,
+        allow_volatile: bool,
+    ) -> Result<Self, StoreError> {
+        Self::connect_with(url, setup, namespace, allow_volatile, Patience::default()).await
     }
 
     async fn connect_with(
         url: &str,
+        setup: &RedisSetup,
         namespace: &str,
         allow_volatile: bool,
         patience: Patience,
@@ -107,10 +129,10 @@ impl RedisStore {
                 namespace.escape_debug()
             )));
         }
-        let link = Link::new(url, patience)?;
+        let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
+        let link = Link::new(url, setup, &key("meta"), patience)?;
         check::check_server(&link, allow_volatile).await?;
         let owner = new_owner();
-        let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
         let stage = |name: &str| key(&format!("stage:{owner}:{name}"));
         let store = RedisStore {
             link,
@@ -118,7 +140,7 @@ impl RedisStore {
             stages: ["puts", "deletes", "blob-puts", "blob-deletes"].map(stage),
             owner,
             scripts: Scripts::new(),
-            term: Mutex::new(Term { holder: String::new(), ttl_ms: 1 }),
+            term: Mutex::new(Term { holder: String::new(), about: String::new(), ttl_ms: 1 }),
             limits: LIMITS,
         };
         let schema: Option<String> =
@@ -144,7 +166,7 @@ impl RedisStore {
         let answer: Vec<String> = self.link.script(call).await?;
         let word = |i: usize| answer.get(i).map(String::as_str).unwrap_or_default();
         match word(0) {
-            "done" | "leader" | "held" => Ok(answer),
+            "done" | "leader" | "held" | "behind" => Ok(answer),
             "deposed" => {
                 Err(StoreError::Deposed { by: word(1).to_owned(), epoch: self.number(&answer, 2)? })
             }
@@ -221,7 +243,7 @@ impl RedisStore {
         call.arg(fence.epoch).arg(fence.seq).arg(&self.owner).arg(term.holder).arg(term.ttl_ms);
         call.arg(batch.digest()).arg(u8::from(batch.replace)).arg(SCHEMA);
         call.arg(batch.puts.len()).arg(batch.deletes.len());
-        call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len());
+        call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len()).arg(term.about);
         if !staged {
             for (deletes, puts) in
                 [(&batch.deletes, &batch.puts), (&batch.blob_deletes, &batch.blob_puts)]
@@ -248,18 +270,31 @@ fn names(set: &BTreeSet<String>) -> Vec<(&str, &[u8])> {
 }
 
 impl Store for RedisStore {
-    async fn acquire(&self, holder: &str, ttl: Duration) -> Result<Acquired, StoreError> {
+    async fn acquire(&self, candidate: &Candidate, ttl: Duration) -> Result<Acquired, StoreError> {
+        let Candidate { name, about, saw } = candidate;
         let ttl_ms = millis(ttl);
         let mut call = self.scripts.acquire.prepare_invoke();
-        call.key(&self.keys).arg(holder).arg(&self.owner).arg(ttl_ms).arg(SCHEMA);
+        call.key(&self.keys).arg(name).arg(&self.owner).arg(ttl_ms).arg(SCHEMA);
+        call.arg(about).arg(saw.epoch).arg(saw.seq);
         let answer = self.ask(&call, 0).await?;
-        if answer[0] == "leader" {
-            *self.term() = Term { holder: holder.to_owned(), ttl_ms };
-            let fence = Fence { epoch: self.number(&answer, 1)?, seq: self.number(&answer, 2)? };
-            return Ok(Acquired::Leader(fence));
+        let fence = |at| -> Result<Fence, StoreError> {
+            Ok(Fence { epoch: self.number(&answer, at)?, seq: self.number(&answer, at + 1)? })
+        };
+        let word = |at: usize| answer.get(at).cloned().unwrap_or_default();
+        match answer[0].as_str() {
+            "leader" => {
+                let (holder, about) = (name.clone(), about.clone());
+                *self.term() = Term { holder, about, ttl_ms };
+                fence(1).map(Acquired::Leader)
+            }
+            "behind" => fence(1).map(Acquired::Behind),
+            _ => Ok(Acquired::Held {
+                by: word(1),
+                about: word(3),
+                at: fence(4)?,
+                for_ms: self.number(&answer, 2)?,
+            }),
         }
-        let by = answer.get(1).cloned().unwrap_or_default();
-        Ok(Acquired::Held { by, for_ms: self.number(&answer, 2)? })
     }
 
     async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {
@@ -292,6 +327,16 @@ impl Store for RedisStore {
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         self.link.run(redis::cmd("HGET").arg(&self.keys[2]).arg(key)).await
+    }
+
+    async fn shortage(&self) -> Result<Option<String>, StoreError> {
+        match self.link.script::<Vec<String>>(&self.scripts.probe.key(&self.keys[0])).await {
+            Ok(_) => Ok(None),
+            Err(StoreError::Unavailable(why)) if why.contains("OOM") => {
+                Ok(Some(format!("Redis at {} has used up its `maxmemory`", self.link.address)))
+            }
+            Err(other) => Err(other),
+        }
     }
 
     async fn blob_keys(&self) -> Result<BTreeSet<String>, StoreError> {

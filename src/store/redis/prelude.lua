@@ -12,7 +12,7 @@ end
 
 -- What is stored, with the values of an empty store where there is nothing.
 local function read_meta()
-  local m = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'holder', 'seq', 'last', 'until', 'ttl', 'schema')
+  local m = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'holder', 'seq', 'last', 'until', 'ttl', 'schema', 'about')
   return {
     epoch = tonumber(m[1] or '0') or 0,
     owner = m[2] or '',
@@ -22,6 +22,7 @@ local function read_meta()
     lease_end = tonumber(m[6] or '0') or 0,
     ttl = tonumber(m[7] or '0') or 0,
     schema = m[8],
+    about = m[9] or '',
   }
 end
 

@@ -139,7 +139,10 @@ async fn a_server_that_is_down_is_unavailable_and_one_that_is_back_has_everythin
 async fn a_commit_whose_answer_came_too_late_is_written_once() {
     let server = RedisServer::start();
     let patience = Patience { answer: Duration::from_millis(100), ..Patience::default() };
-    let store = RedisStore::connect_with(&server.url(), NAMESPACE, false, patience).await.unwrap();
+    let store =
+        RedisStore::connect_with(&server.url(), &RedisSetup::default(), NAMESPACE, false, patience)
+            .await
+            .unwrap();
     let fence = lead(&store, "m1").await;
     server.signal("STOP");
     let late = store.commit(fence, &put("a", "1")).await;
@@ -188,7 +191,7 @@ async fn an_emptied_server_is_filled_by_the_living_leader_and_its_lease_holds_ag
     let whole = Batch { replace: true, ..put("a", "1") };
     let fence = store.commit(fence.after_loss(0), &whole).await.unwrap();
     let other = connect(&server).await;
-    let held = other.acquire("m2", SECOND).await.unwrap();
+    let held = other.acquire(&"m2".into(), SECOND).await.unwrap();
     assert!(matches!(&held, Acquired::Held { by, .. } if by == "m1"), "{held:?}");
     store.commit(fence, &put("b", "2")).await.unwrap();
     assert_eq!(other.load().await.unwrap().len(), 2);
@@ -218,10 +221,10 @@ async fn whoever_acquires_after_the_server_was_emptied_deposes_the_old_leader() 
 async fn a_clock_that_was_set_back_delays_a_takeover_by_one_lease_at_most() {
     let server = RedisServer::start();
     let (one, two) = (connect(&server).await, connect(&server).await);
-    one.acquire("m1", Duration::from_millis(80)).await.unwrap();
+    one.acquire(&"m1".into(), Duration::from_millis(80)).await.unwrap();
     let far = "9000000000000";
     server.command(&["HSET", &one.keys[0], "until", far]);
-    match two.acquire("m2", SECOND).await.unwrap() {
+    match two.acquire(&"m2".into(), SECOND).await.unwrap() {
         Acquired::Held { for_ms, .. } => assert!(for_ms <= 80, "{for_ms}"),
         leader => panic!("{leader:?}"),
     }
@@ -283,7 +286,7 @@ async fn a_newer_schema_is_refused_at_the_start_and_when_leading() {
     lead(&store, "m1").await;
     server.command(&["HSET", &store.keys[0], "schema", "2"]);
     for refused in [
-        unusable(store.acquire("m1", SECOND).await),
+        unusable(store.acquire(&"m1".into(), SECOND).await),
         unusable(RedisStore::connect(&server.url(), NAMESPACE, false).await),
     ] {
         assert!(refused.contains("version 2") && refused.contains("upgrade"), "{refused}");
@@ -314,7 +317,7 @@ async fn permissions_decide_and_passwords_stay_secret() {
 
 #[tokio::test]
 async fn a_url_or_namespace_that_cannot_work_is_refused() {
-    for url in ["", "localhost", "http://localhost", "rediss://:secret@localhost:6379"] {
+    for url in ["", "localhost", "http://localhost"] {
         let refused = unusable(RedisStore::connect(url, NAMESPACE, false).await);
         assert!(refused.contains("redis://") && !refused.contains("secret"), "{refused}");
     }

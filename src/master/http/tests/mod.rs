@@ -63,7 +63,7 @@ async fn served_with(limits: HttpLimits) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let handle = Handle::new(requests, seen, blobs, spool.clone());
+    let handle = Handle::of_owner(requests, seen, blobs, spool.clone());
     let server = tokio::spawn(serve(listener, handle, limits, shutdown.clone()));
     Served { addr, events, open, health, spool, shutdown, server }
 }

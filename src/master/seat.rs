@@ -1,0 +1,147 @@
+//! What a master is at the moment, for those who answer requests: it leads, it follows, or nobody leads.
+
+use super::handle::Desk;
+use crate::wire::leader::{Leader, Readiness, Role, Status, StoreView};
+use crate::wire::problem::Problem;
+
+/// See the [module](self).
+#[derive(Clone)]
+pub(super) enum Seat {
+    /// This master leads; requests go to the desk of its owner.
+    Leads(Leader, Desk),
+    /// Another one leads.
+    Follows(Leader),
+    /// Nobody leads as far as is known, for a reason in a sentence.
+    Nobody(Why),
+}
+
+/// Why nobody leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The store is away: its words.
+    Store(String),
+    /// A reign ends or begins: that is over soon.
+    Change(&'static str),
+}
+
+/// Which master this is, and where its store is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Identity {
+    pub(super) name: String,
+    /// Where the store is, without passwords.
+    pub(super) store: String,
+}
+
+impl Seat {
+    /// Who leads.
+    pub(super) fn leader(&self) -> Option<&Leader> {
+        match self {
+            Seat::Leads(leader, _) | Seat::Follows(leader) => Some(leader),
+            Seat::Nobody(_) => None,
+        }
+    }
+
+    /// Why a request can't be answered here, or sent on, now.
+    pub(super) fn refusal(&self) -> Option<Problem> {
+        match self {
+            Seat::Leads(_, desk) => desk.health().err().map(|why| store_down(&why)),
+            Seat::Follows(Leader { url: Some(_), .. }) => None,
+            Seat::Follows(leader) => Some(elsewhere(leader)),
+            Seat::Nobody(Why::Store(why)) => Some(store_down(why)),
+            Seat::Nobody(Why::Change(why)) => Some(
+                Problem::new(503, "Service Unavailable", "no_leader", *why)
+                    .hinted("repeat the request after the time in Retry-After"),
+            ),
+        }
+    }
+
+    /// All that is known, for operators.
+    pub(super) fn readiness(&self, identity: &Identity) -> Readiness {
+        let refusal = self.refusal();
+        let (ok, problem) = match self {
+            Seat::Leads(_, desk) => match desk.health() {
+                Ok(()) => (true, desk.shortage.borrow().clone()),
+                Err(why) => (false, Some(why)),
+            },
+            Seat::Nobody(Why::Store(why)) => (false, Some(why.clone())),
+            Seat::Follows(_) | Seat::Nobody(Why::Change(_)) => (true, None),
+        };
+        let role = if matches!(self, Seat::Leads(..)) { Role::Leader } else { Role::Follower };
+        Readiness {
+            status: match (&refusal, role) {
+                (Some(_), _) => Status::Unavailable,
+                (None, Role::Leader) => Status::Ready,
+                (None, Role::Follower) => Status::Following,
+            },
+            reason: refusal.map(|problem| problem.detail),
+            role,
+            name: identity.name.clone(),
+            leader: self.leader().cloned(),
+            store: StoreView { place: identity.store.clone(), ok, problem },
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// The answer of a follower: 307 where it can say where to go, else 503.
+pub(super) fn elsewhere(leader: &Leader) -> Problem {
+    let name = &leader.name;
+    let mut problem = match &leader.url {
+        Some(url) => {
+            let detail = format!("this master follows; {name} leads, at {url}");
+            Problem::new(307, "Temporary Redirect", "not_leader", detail)
+                .hinted("send the request to the URL in Location")
+        }
+        None => {
+            let detail =
+                format!("this master follows; {name} leads, and does not say at which URL");
+            Problem::new(503, "Service Unavailable", "not_leader", detail).hinted(
+                "send the request to that master; set its `advertise_url`, so that others can name it",
+            )
+        }
+    };
+    problem.leader = Some(Box::new(leader.clone()));
+    problem
+}
+
+/// Nothing can be decided: the store is not there.
+pub(super) fn store_down(why: &str) -> Problem {
+    let detail = format!("the master can't decide anything now: {why}");
+    Problem::new(503, "Service Unavailable", "store_unavailable", detail)
+        .hinted("transfers in flight go on; repeat the request after the time in Retry-After")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn follows(url: Option<&str>) -> Seat {
+        Seat::Follows(Leader {
+            name: "host-a http://10.0.0.1:8888".into(),
+            url: url.map(str::to_owned),
+            epoch: 7,
+            since: None,
+        })
+    }
+
+    #[test]
+    fn a_follower_is_ready_only_where_it_can_say_where_to_go() {
+        let told = |seat: &Seat| {
+            let seen = seat.readiness(&Identity::default());
+            (seen.status, seen.role, seen.store.ok, seen.leader.map(|l| l.epoch))
+        };
+        let known = follows(Some("http://10.0.0.1:8888"));
+        assert_eq!(told(&known), (Status::Following, Role::Follower, true, Some(7)));
+        let unknown = follows(None);
+        assert_eq!(told(&unknown), (Status::Unavailable, Role::Follower, true, Some(7)));
+        let problem = unknown.refusal().unwrap();
+        assert!(problem.detail.contains("host-a"), "{problem:?}");
+        assert!(problem.hint.unwrap().contains("advertise_url"));
+        let down = Seat::Nobody(Why::Store("refused".into()));
+        assert_eq!(told(&down), (Status::Unavailable, Role::Follower, false, None));
+        assert_eq!(down.refusal().unwrap().code, "store_unavailable");
+        let change = Seat::Nobody(Why::Change("nobody leads yet"));
+        assert_eq!(told(&change), (Status::Unavailable, Role::Follower, true, None));
+        assert_eq!(change.refusal().unwrap().code, "no_leader");
+    }
+}

@@ -1,0 +1,175 @@
+//! Which servers there are, and how the one that leads is found.
+
+use super::link::Patience;
+use crate::config::{RedisNodes, RedisSetup};
+use crate::store::StoreError;
+use redis::aio::MultiplexedConnection;
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, RedisError, TlsCertificates,
+};
+
+/// See the [module](self).
+pub(super) enum Servers {
+    One(Client),
+    /// The client names everything but the address.
+    Watched {
+        sentinels: Vec<Client>,
+        name: String,
+        any: Client,
+    },
+    Cluster(Box<ClusterClient>, String),
+}
+
+/// A connection to the server that leads.
+#[derive(Clone)]
+pub(super) enum Connection {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl std::fmt::Debug for Servers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown())
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connection")
+    }
+}
+
+impl Servers {
+    /// # Errors
+    /// A URL or a file of certificates that can't be used.
+    pub(super) fn new(
+        url: &str,
+        setup: &RedisSetup,
+        patience: Patience,
+    ) -> Result<Self, StoreError> {
+        let certs = match &setup.ca_file {
+            None => None,
+            Some(path) => {
+                let root_cert = Some(std::fs::read(path).map_err(|e| {
+                    StoreError::Unusable(format!(
+                        "redis.ca_file: cannot read {}: {e}",
+                        path.display()
+                    ))
+                })?);
+                Some(TlsCertificates { client_tls: None, root_cert })
+            }
+        };
+        // The text of this error never holds the URL, which may hold a password.
+        let invalid = |e: RedisError| {
+            StoreError::Unusable(format!(
+                "the Redis URL or its certificates are not valid: {e}; write redis://[user:password@]host:6379/0, \
+                 rediss:// for TLS, or redis+unix:///path"
+            ))
+        };
+        let client = |url: &str| match &certs {
+            Some(certs) if url.starts_with("rediss:") => {
+                Client::build_with_tls(url, certs.clone()).map_err(invalid)
+            }
+            _ => Client::open(url).map_err(invalid),
+        };
+        match &setup.nodes {
+            RedisNodes::One => client(url).map(Servers::One),
+            RedisNodes::Sentinels { master, nodes } => {
+                let sentinels = nodes.iter().map(|node| client(node.expose()));
+                let sentinels = sentinels.collect::<Result<_, _>>()?;
+                Ok(Servers::Watched { sentinels, name: master.clone(), any: client(url)? })
+            }
+            RedisNodes::Cluster(nodes) => {
+                let shown: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+                let mut builder = ClusterClient::builder(nodes.iter().map(|node| node.expose()))
+                    .connection_timeout(patience.connect)
+                    .response_timeout(patience.answer)
+                    .overall_response_timeout(Some(patience.answer * 2))
+                    .retries(3);
+                if let Some(certs) = certs {
+                    builder = builder.certs(certs);
+                }
+                let cluster = Box::new(builder.build().map_err(invalid)?);
+                Ok(Servers::Cluster(cluster, format!("cluster {}", shown.join(","))))
+            }
+        }
+    }
+
+    /// Where they are, without passwords.
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Servers::One(client) => client.get_connection_info().addr().to_string(),
+            Servers::Watched { name, .. } => format!("sentinel {name}"),
+            Servers::Cluster(_, shown) => shown.clone(),
+        }
+    }
+
+    /// A new connection to the server that leads.
+    pub(super) async fn connect(
+        &self,
+        config: &AsyncConnectionConfig,
+    ) -> Result<Connection, RedisError> {
+        match self {
+            Servers::One(client) => client
+                .get_multiplexed_async_connection_with_config(config)
+                .await
+                .map(Connection::One),
+            Servers::Watched { sentinels, name, any } => {
+                let client = leading(sentinels, name, any, config).await?;
+                client
+                    .get_multiplexed_async_connection_with_config(config)
+                    .await
+                    .map(Connection::One)
+            }
+            Servers::Cluster(client, _) => {
+                client.get_async_connection().await.map(Connection::Cluster)
+            }
+        }
+    }
+}
+
+/// The server that leads, as the first sentinel says that knows it. A server that they have deposed refuses
+/// writes (READONLY), and they are asked again.
+async fn leading(
+    sentinels: &[Client],
+    name: &str,
+    any: &Client,
+    config: &AsyncConnectionConfig,
+) -> Result<Client, RedisError> {
+    let mut failed = None;
+    for sentinel in sentinels {
+        let asked = async {
+            let mut connection =
+                sentinel.get_multiplexed_async_connection_with_config(config).await?;
+            let mut question = redis::cmd("SENTINEL");
+            question.arg("get-master-addr-by-name").arg(name);
+            question.query_async::<Option<(String, u16)>>(&mut connection).await
+        };
+        match asked.await {
+            Ok(Some((host, port))) => {
+                let info = any.get_connection_info().clone();
+                let addr = match info.addr() {
+                    ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+                        host,
+                        port,
+                        insecure: *insecure,
+                        tls_params: tls_params.clone(),
+                    },
+                    _ => ConnectionAddr::Tcp(host, port),
+                };
+                return Client::open(info.set_addr(addr));
+            }
+            Ok(None) => {
+                failed = Some(RedisError::from((
+                    ErrorKind::InvalidClientConfig,
+                    "the sentinels watch no server of this name; see redis.sentinel.master",
+                    name.to_owned(),
+                )));
+            }
+            Err(error) => failed = Some(failed.unwrap_or(error)),
+        }
+    }
+    Err(failed.unwrap_or_else(|| (ErrorKind::InvalidClientConfig, "no sentinel is named").into()))
+}

@@ -1,0 +1,257 @@
+//! Several masters on one Redis: one leads, the others know who and take over. Whatever happens to the
+//! leader, syncs go on, and agents and commands find the next one by themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use longhaul::wire::sync::SyncProgress;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use support::await_that;
+use support::cluster::{Cluster, Master, On, assert_complete};
+use support::http;
+use support::relay::Relay;
+use support::tree::{assert_same, census, file, many, noise, odd, part_files, strict};
+
+const MIB: usize = 1 << 20;
+/// The lease of leadership where nothing else is set, and as much again for a loaded machine.
+const TAKEOVER: Duration = Duration::from_secs(10);
+
+/// Three masters; the first leads.
+fn three() -> Cluster {
+    let mut cluster = Cluster::start(On::Redis);
+    cluster.another_master();
+    cluster.another_master();
+    cluster
+}
+
+/// A sync that takes some seconds, caught when some of it is there.
+fn in_the_middle(cluster: &mut Cluster) -> (PathBuf, PathBuf, String) {
+    let (src, dst) = cluster.pair();
+    file(src.join("large"), noise(96 * MIB, 1));
+    many(&src, 400, 3_000);
+    odd(&src.join("odd"));
+    let more = json!({"chunk_size_mb": 4, "bwlimit": "12MiB/s"});
+    let id = cluster.submit_with(&src, &dst, more);
+    cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 8 * MIB as u64);
+    (src, dst, id)
+}
+
+/// Waits for the end of a sync that went through something, and holds it to be as if nothing had been.
+#[track_caller]
+fn assert_unharmed(cluster: &Cluster, id: &str, src: &Path, dst: &Path) -> SyncProgress {
+    let sync = cluster.ended(id);
+    assert_complete(&sync, census(src));
+    assert_same(src, dst, strict());
+    assert!(part_files(dst).is_empty());
+    let logs = cluster.agents.values().map(|a| a.process.log());
+    for log in logs.chain(cluster.masters().map(|m| m.process.log())) {
+        assert!(!log.contains("panicked"), "{log}");
+    }
+    sync
+}
+
+/// Waits until one of `others` leads; returns which.
+fn successor(others: &[Master]) -> usize {
+    support::await_some("another master leads", || {
+        let leads = |m: &Master| m.readiness().is_some_and(|told| told["status"] == "ready");
+        others.iter().position(leads)
+    })
+}
+
+fn epoch(master: &Master) -> u64 {
+    let told = master.readiness().expect("it answers");
+    told["leader"]["epoch"].as_u64().unwrap_or_else(|| panic!("{told}"))
+}
+
+#[test]
+fn followers_say_who_leads_and_where() {
+    let cluster = three();
+    let leader = &cluster.master;
+    let told = leader.await_status("ready");
+    assert_eq!((&told["role"], &told["store"]["ok"]), (&json!("leader"), &json!(true)), "{told}");
+    for follower in &cluster.others {
+        let seen = follower.await_status("following");
+        assert_eq!((&seen["role"], &seen["leader"]), (&json!("follower"), &told["leader"]));
+        assert_eq!(seen["leader"]["url"], leader.url(), "{seen}");
+        assert_eq!(follower.get("/healthz").status, 200);
+        assert_eq!(follower.get("/readyz").status, 200);
+        assert_eq!(follower.get("/v1/version").status, 200);
+        for (method, target) in
+            [("GET", "/sync?limit=5"), ("POST", "/v1/sync"), ("POST", "/workers/heartbeat")]
+        {
+            let body = (method == "POST").then_some(&b"{}"[..]);
+            let answer = http::try_request(&follower.address(), method, target, &[], body).unwrap();
+            assert_eq!(answer.status, 307, "{}", answer.text());
+            let location = format!("{}{target}", leader.url());
+            assert_eq!(answer.header("location"), Some(location.as_str()));
+            assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+            let problem = answer.json();
+            assert_eq!(
+                (&problem["code"], &problem["leader"]),
+                (&json!("not_leader"), &told["leader"])
+            );
+        }
+    }
+    // A command that knows only a follower gets where it belongs.
+    let follower = cluster.others[0].url();
+    let listed = support::ctl::ctl(["sync", "list", "-o", "json", "--master-url", &follower]).run();
+    assert_eq!(listed.exits(0).json(), json!([]));
+}
+
+#[test]
+fn the_status_of_all_masters_names_the_one_that_leads_and_fails_where_none_does() {
+    let mut cluster = three();
+    let status = |cluster: &Cluster, format: &str| {
+        cluster.ctl(["master", "status", "--request-timeout", "5s", "-o", format]).run()
+    };
+    let all = status(&cluster, "json").exits(0).json();
+    let roles: Vec<&str> =
+        all.as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["leader", "follower", "follower"], "{all}");
+    let shown = status(&cluster, "table").exits(0).out();
+    assert_eq!(shown.lines().count(), 4, "{shown}");
+    assert!(shown.lines().nth(1).unwrap().contains("leader"), "{shown}");
+    let asked = cluster.ctl(["master", "status", "-q"]).run().exits(0).out();
+    assert_eq!(asked.trim(), cluster.master.url());
+
+    cluster.master.kill_9();
+    let next = successor(&cluster.others);
+    let all = status(&cluster, "json").exits(0).json();
+    assert_eq!(all[0]["reachable"], false, "{all}");
+    assert_eq!(all[next + 1]["role"], "leader", "{all}");
+    let shown = status(&cluster, "table").exits(0).out();
+    assert!(shown.lines().nth(1).unwrap().contains("unreachable"), "{shown}");
+
+    for master in &mut cluster.others {
+        master.kill_9();
+    }
+    let said = status(&cluster, "table").exits(5).err();
+    assert!(said.contains("none of these masters leads"), "{said}");
+}
+
+#[test]
+fn a_leader_that_is_killed_in_mid_sync_is_followed_within_its_lease() {
+    let mut cluster = three();
+    let (src, dst, id) = in_the_middle(&mut cluster);
+    let waiting = cluster.ctl(["sync", "wait", &id]).start();
+    cluster.master.kill_9();
+    let killed = Instant::now();
+    let next = successor(&cluster.others);
+    assert!(killed.elapsed() < TAKEOVER, "{:?}", killed.elapsed());
+    assert_unharmed(&cluster, &id, &src, &dst);
+    waiting.finish(support::PATIENCE).exits(0);
+    // The dead one comes back, and follows.
+    let dead = &mut cluster.master;
+    dead.restart();
+    dead.await_status("following");
+    assert_eq!(epoch(dead), epoch(&cluster.others[next]));
+}
+
+#[test]
+fn a_leader_that_stood_still_finds_another_one_when_it_wakes_and_follows() {
+    let mut cluster = three();
+    let (src, dst, id) = in_the_middle(&mut cluster);
+    let before = epoch(&cluster.master);
+    cluster.master.process.freeze();
+    let frozen = Instant::now();
+    let next = successor(&cluster.others);
+    assert!(frozen.elapsed() < TAKEOVER, "{:?}", frozen.elapsed());
+    // Agents move on by themselves, also those whose questions were open at the old leader.
+    let copied = || cluster.others[next].progress(&id).map_or(0, |s| s.transferred_bytes);
+    let before_it = copied();
+    await_that("the sync goes on", || copied() > before_it + 4 * MIB as u64);
+    cluster.master.process.thaw();
+    let told = cluster.master.await_status("following");
+    assert_eq!(told["leader"]["url"], cluster.others[next].url(), "{told}");
+    assert!(epoch(&cluster.master) > before);
+    assert_unharmed(&cluster, &id, &src, &dst);
+    assert!(cluster.master.process.ended().is_none(), "it did not exit");
+}
+
+#[test]
+fn a_leader_that_is_cut_off_from_the_store_refuses_and_follows_when_it_is_back() {
+    let mut cluster = Cluster::start(On::Redis);
+    let relay = Relay::to(&cluster.redis.as_ref().unwrap().socket());
+    let file = cluster.home().join("master.yml");
+    let direct = std::fs::read_to_string(&file).unwrap();
+    let url = cluster.redis.as_ref().unwrap().url();
+    cluster.another_master();
+    // The first one is started again with a link that can be cut; the other one leads meanwhile, and
+    // is sent away again.
+    std::fs::write(&file, direct.replace(&url, &relay.redis_url())).unwrap();
+    cluster.master.restart();
+    cluster.others[0].terminate();
+    cluster.master.await_status("ready");
+    cluster.others[0].restart();
+    cluster.others[0].await_status("following");
+    let (src, dst, id) = in_the_middle(&mut cluster);
+    relay.cut();
+    let cut = Instant::now();
+    cluster.others[0].await_status("ready");
+    assert!(cut.elapsed() < TAKEOVER, "{:?}", cut.elapsed());
+    let told = cluster.master.await_status("unavailable");
+    assert_eq!(told["store"]["ok"], false, "{told}");
+    let refused = cluster.master.get("/sync");
+    assert_eq!((refused.status, refused.header("retry-after").is_some()), (503, true));
+    relay.mend();
+    cluster.master.await_status("following");
+    assert_unharmed(&cluster, &id, &src, &dst);
+}
+
+#[test]
+fn a_leader_that_is_told_to_stop_hands_over_at_once() {
+    let mut cluster = three();
+    let (src, dst, id) = in_the_middle(&mut cluster);
+    assert_eq!(cluster.master.terminate().code(), Some(0));
+    let ended = Instant::now();
+    successor(&cluster.others);
+    // Without waiting for the lease of 5 s.
+    assert!(ended.elapsed() < Duration::from_secs(3), "{:?}", ended.elapsed());
+    assert_unharmed(&cluster, &id, &src, &dst);
+}
+
+#[test]
+fn what_redis_lost_is_written_back_by_the_leader_and_no_follower_leads_an_empty_store() {
+    let mut cluster = three();
+    let (src, dst, id) = in_the_middle(&mut cluster);
+    let before = epoch(&cluster.master);
+    let redis = cluster.redis.as_ref().unwrap();
+    assert_eq!(redis.command(&["FLUSHALL"]), "+OK\r\n");
+    await_that("the sync is in the store again", || {
+        !redis.command(&["HGETALL", "{longhaul:default}:records"]).starts_with("*0")
+    });
+    assert_unharmed(&cluster, &id, &src, &dst);
+    assert_eq!(epoch(&cluster.master), before);
+    cluster.others.iter().for_each(|other| drop(other.await_status("following")));
+}
+
+#[test]
+fn leaders_come_and_go_and_every_sync_completes() {
+    let mut cluster = three();
+    let (src, dst) = cluster.pair();
+    many(&src, 2_000, 2_000);
+    let mut ids = Vec::new();
+    for round in 0..4 {
+        // Told to all of them: it reaches the one that leads, also while nobody does.
+        let to = dst.join(format!("{round}"));
+        let submitted = support::await_some("a sync is accepted", || {
+            let ran = cluster.ctl(["sync", "submit", "-q", "--id", &format!("s{round}")]);
+            let ran = ran.arg(&src).arg(&to).run();
+            (ran.code == Some(0)).then(|| ran.out().trim().to_owned())
+        });
+        ids.push((submitted, to));
+        let all = std::iter::once(&mut cluster.master).chain(&mut cluster.others);
+        for master in all {
+            if master.readiness().is_some_and(|told| told["role"] == "leader") {
+                master.kill_9();
+                master.restart();
+            }
+        }
+    }
+    for (id, to) in ids {
+        assert_complete(&cluster.ended(&id), census(&src));
+        assert_same(&src, &to, strict());
+    }
+}

@@ -1,0 +1,297 @@
+//! Redis in all the ways in which it is set up: with a password, an ACL user, TLS, sentinels, as a
+//! cluster. Each with real servers, and with what the master says when something of it is wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use support::await_that;
+use support::cluster::free_port;
+use support::process::{Process, User, clean_command, program};
+
+/// A server on a port of its own, killed on drop.
+struct Server {
+    child: Child,
+    port: u16,
+    dir: PathBuf,
+    /// What `redis-cli` needs to get in.
+    access: Vec<String>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(dir: &Path, port: u16, args: &[&str], access: &[&str]) -> Server {
+        let dir = dir.join(format!("redis-{port}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut command = Command::new("redis-server");
+        if let Some(config) = args.first().filter(|a| a.starts_with('/')) {
+            command.arg(config).args(&args[1..]);
+        } else {
+            command.args(["--save", "", "--appendonly", "yes"]).args(args);
+        }
+        let child = command
+            .arg("--dir")
+            .arg(&dir)
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let access = access.iter().map(|a| (*a).to_owned()).collect();
+        let server = Server { child, port, dir, access };
+        await_that("redis answers", || server.cli(&["PING"]).contains("PONG"));
+        server
+    }
+
+    fn cli(&self, words: &[&str]) -> String {
+        let port = self.port.to_string();
+        let run = Command::new("redis-cli")
+            .args(["-h", "127.0.0.1", "-p", &port, "--no-auth-warning"])
+            .args(&self.access)
+            .args(words)
+            .current_dir(&self.dir)
+            .output();
+        String::from_utf8_lossy(&run.unwrap().stdout).into_owned()
+    }
+}
+
+/// A master with this `redis:` block.
+struct Master {
+    process: Process,
+    address: String,
+}
+
+fn master(dir: &Path, redis: &str) -> Master {
+    let port = free_port();
+    let home = dir.join(format!("master-{port}"));
+    std::fs::create_dir(&home).unwrap();
+    let address = format!("127.0.0.1:{port}");
+    let text = format!("listen: {address}\ndata_dir: {}\nredis:\n{redis}", home.display());
+    std::fs::write(home.join("master.yml"), text).unwrap();
+    let mut command = clean_command(&program(User::Same, &home), &home, User::Same);
+    command.args(["master", "--config"]).arg(home.join("master.yml"));
+    Master { process: Process::start("master", command, &home.join("log")), address }
+}
+
+impl Master {
+    fn try_submit(&self, id: &str) -> Option<u16> {
+        let body =
+            format!(r#"{{"request_id": "{id}", "source_path": "/a", "destination_path": "/b"}}"#);
+        let headers = [];
+        let answer = support::http::try_request(
+            &self.address,
+            "POST",
+            "/sync",
+            &headers,
+            Some(body.as_bytes()),
+        );
+        answer.map(|answer| answer.status)
+    }
+
+    /// Waits until a sync is accepted: it leads, and what it decides is stored.
+    #[track_caller]
+    fn serves(&mut self, id: &str) {
+        await_that("a sync is accepted", || {
+            if let Some(status) = self.process.ended() {
+                panic!("the master ended with {status}:\n{}", self.process.log());
+            }
+            // A repeat of one whose answer was lost is known already.
+            matches!(self.try_submit(id), Some(202 | 409))
+        });
+    }
+
+    /// Waits until it ends because of its configuration; returns what it says.
+    #[track_caller]
+    fn refuses(mut self) -> String {
+        assert_eq!(self.process.await_end().code(), Some(78), "{}", self.process.log());
+        self.process.log()
+    }
+}
+
+#[test]
+fn a_password_and_an_acl_user_are_used_and_wrong_ones_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let text = port.to_string();
+    let args = [
+        "--port",
+        &text,
+        "--requirepass",
+        "s3cret",
+        "--user",
+        "mover",
+        "on",
+        ">pa55",
+        "~*",
+        "+@all",
+    ];
+    let _server = Server::start(dir.path(), port, &args, &["-a", "s3cret"]);
+    let at = format!("  host: 127.0.0.1\n  port: {port}\n");
+    master(dir.path(), &format!("{at}  password: s3cret\n")).serves("one");
+    master(dir.path(), &format!("{at}  namespace: b\n  username: mover\n  password: pa55\n"))
+        .serves("two");
+    for wrong in ["", "  password: nope\n", "  username: mover\n  password: nope\n"] {
+        let said = master(dir.path(), &format!("{at}{wrong}")).refuses();
+        assert!(said.contains("password") || said.contains("AUTH"), "{said}");
+        assert!(!said.contains("nope"), "{said}");
+    }
+}
+
+/// Makes a CA, and a certificate for 127.0.0.1 that it signed.
+fn certificates(dir: &Path) {
+    let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca \
+        -addext basicConstraints=critical,CA:TRUE && \
+        openssl req -newkey rsa:2048 -nodes -keyout r.key -out r.csr -subj /CN=localhost && \
+        printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\\nbasicConstraints=CA:FALSE\\n' > ext && \
+        openssl x509 -req -in r.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out r.pem -days 2 -extfile ext";
+    let done = Command::new("sh").args(["-c", script]).current_dir(dir).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn tls_is_spoken_to_a_server_that_a_given_authority_signed_and_to_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (ca, cert, key) = (file("ca.pem"), file("r.pem"), file("r.key"));
+    let port = free_port();
+    let text = port.to_string();
+    let args = [
+        "--port",
+        "0",
+        "--tls-port",
+        &text,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
+        "--requirepass",
+        "s3cret",
+    ];
+    let _server =
+        Server::start(dir.path(), port, &args, &["--tls", "--cacert", &ca, "-a", "s3cret"]);
+    let by_url = format!("  url: rediss://:s3cret@127.0.0.1:{port}/0\n  ca_file: {ca}\n");
+    master(dir.path(), &by_url).serves("one");
+    let parts = format!(
+        "  host: localhost\n  port: {port}\n  namespace: b\n  password: s3cret\n  tls: true\n  ca_file: {ca}\n"
+    );
+    master(dir.path(), &parts).serves("two");
+    // Signed by nobody that this host trusts: it waits, says why, and sends no password.
+    let distrusts = master(dir.path(), &format!("  url: rediss://:s3cret@127.0.0.1:{port}/0\n"));
+    await_that("it says why", || distrusts.process.log().to_lowercase().contains("certificate"));
+    let missing = format!("  url: rediss://127.0.0.1:{port}/0\n  ca_file: {ca}.no\n");
+    let said = master(dir.path(), &missing).refuses();
+    assert!(said.contains("ca_file") && said.contains("No such file"), "{said}");
+}
+
+#[test]
+fn a_policy_that_drops_keys_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let args = ["--port", &port.to_string(), "--maxmemory-policy", "allkeys-lru"];
+    let _server = Server::start(dir.path(), port, &args, &[]);
+    let said = master(dir.path(), &format!("  port: {port}\n")).refuses();
+    assert!(said.contains("allkeys-lru") && said.contains("noeviction"), "{said}");
+}
+
+#[test]
+fn sentinels_are_asked_for_the_server_that_leads_also_after_a_fail_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second, watch) = (free_port(), free_port(), free_port());
+    let server = |port: u16, more: &[&str]| {
+        let text = port.to_string();
+        let args = [&["--port", &text, "--repl-diskless-sync-delay", "0"][..], more].concat();
+        Server::start(dir.path(), port, &args, &[])
+    };
+    let one = server(first, &[]);
+    let leading = first.to_string();
+    let two = server(second, &["--replicaof", "127.0.0.1", &leading]);
+    let config = dir.path().join("sentinel.conf");
+    let text = format!(
+        "port {watch}\nsentinel monitor moves 127.0.0.1 {first} 1\nsentinel down-after-milliseconds moves 1000\n\
+         sentinel failover-timeout moves 5000\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let path = config.to_str().unwrap();
+    let sentinel = Server::start(dir.path(), watch, &[path, "--sentinel"], &[]);
+    let block = |name: &str| {
+        format!("  sentinel: {{master: {name}, nodes: [127.0.0.1:1, 127.0.0.1:{watch}]}}\n")
+    };
+    let mut serving = master(dir.path(), &block("moves"));
+    serving.serves("before");
+    let said = master(dir.path(), &block("others")).refuses();
+    assert!(said.contains("others") && said.contains("redis.sentinel.master"), "{said}");
+    await_that("the replica follows", || {
+        two.cli(&["INFO", "replication"]).contains("link_status:up")
+    });
+    await_that("the sentinel knows it", || {
+        sentinel.cli(&["SENTINEL", "replicas", "moves"]).contains(&second.to_string())
+    });
+    drop(one);
+    await_that("the replica leads", || two.cli(&["ROLE"]).starts_with("master"));
+    serving.serves("after");
+    let keys = two.cli(&["HKEYS", "{longhaul:default}:records"]);
+    assert!(keys.contains("s/1") && keys.contains("s/2"), "{keys}");
+}
+
+#[test]
+fn a_cluster_holds_all_of_it_on_one_node_and_what_is_none_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports: Vec<u16> = std::iter::repeat_with(free_port).take(3).collect();
+    let nodes: Vec<Server> = ports
+        .iter()
+        .map(|port| {
+            let (text, bus) = (port.to_string(), free_port().to_string());
+            let args = ["--port", &text, "--cluster-enabled", "yes", "--cluster-port", &bus];
+            Server::start(dir.path(), *port, &args, &[])
+        })
+        .collect();
+    let at: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let made = Command::new("redis-cli")
+        .args(["--cluster", "create"])
+        .args(&at)
+        .args(["--cluster-replicas", "0", "--cluster-yes"])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+    for node in &nodes {
+        await_that("the cluster works", || {
+            node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
+        });
+    }
+    let mut serving = master(dir.path(), &format!("  cluster: [{}]\n", at.join(", ")));
+    serving.serves("one");
+    serving.serves("two");
+    let holding = nodes.iter().filter(|node| node.cli(&["DBSIZE"]).trim() != "0").count();
+    assert_eq!(holding, 1, "all keys are in one slot");
+    // A node that was asked as if it were alone, and a server that is alone asked as a cluster.
+    let refused: Vec<String> = ports
+        .iter()
+        .map(|port| {
+            let mut alone = master(dir.path(), &format!("  port: {port}\n"));
+            await_that("it ends or serves", || {
+                alone.process.ended().is_some()
+                    || matches!(alone.try_submit("three"), Some(202 | 307))
+            });
+            alone.process.log()
+        })
+        .collect();
+    let named = refused.iter().filter(|said| said.contains("`redis.cluster`")).count();
+    assert_eq!(named, 2, "{refused:#?}");
+    let port = free_port();
+    let _plain = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
+    let said = master(dir.path(), &format!("  cluster: [127.0.0.1:{port}]\n")).refuses();
+    assert!(said.contains("no cluster"), "{said}");
+}
