@@ -8,6 +8,7 @@
 mod download;
 mod list;
 mod text;
+mod workers;
 
 pub use download::Download;
 

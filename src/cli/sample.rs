@@ -78,5 +78,6 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
         agent_version: None,
         reason: Some("no heartbeat".to_owned()),
         nics: vec![],
+        drained: None,
     }
 }

@@ -175,6 +175,9 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
     if let Some(reason) = &w.reason {
         rows.push(("Reason", clean(reason)));
     }
+    if let Some(drained) = &w.drained {
+        rows.push(("Drained", format!("{} ago", age(between(drained.since, now)))));
+    }
     let mut text: String =
         rows.iter().map(|(k, v)| format!("{:<12} {v}\n", format!("{k}:"))).collect();
     if !w.nics.is_empty() {

@@ -10,9 +10,11 @@ use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected};
 use crate::store::Spool;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest};
+use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
-use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::worker::{
+    DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
+};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -143,6 +145,17 @@ impl Handle {
         }
     }
 
+    /// Takes the tasks of a sync away from a worker and leaves them to others.
+    ///
+    /// # Errors
+    /// 404, 409 where it has ended, 503.
+    pub async fn reassign(&self, id: RequestId, worker: WorkerId) -> Result<Reassigned, Problem> {
+        match self.ask(Event::Reassign { id, worker }).await? {
+            Reply::Reassigned(reassigned) => Ok(reassigned),
+            other => Err(misplaced(other)),
+        }
+    }
+
     /// Stops a sync and keeps its record.
     ///
     /// # Errors
@@ -183,6 +196,32 @@ impl Handle {
     pub async fn workers(&self) -> Result<WorkerList, Problem> {
         match self.ask(Event::Workers).await? {
             Reply::Workers(list) => Ok(list),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Keeps a worker from new work, or (`None`) lets it work again.
+    ///
+    /// # Errors
+    /// 404, 503.
+    pub async fn drain(
+        &self,
+        worker: WorkerId,
+        order: Option<DrainOrder>,
+    ) -> Result<WorkerOrder, Problem> {
+        match self.ask(Event::Drain { worker, order }).await? {
+            Reply::Ordered(order) => Ok(*order),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Forgets a worker that has fallen silent.
+    ///
+    /// # Errors
+    /// 404, 409 where it is alive, 503.
+    pub async fn forget(&self, worker: WorkerId) -> Result<ForgottenWorker, Problem> {
+        match self.ask(Event::Forget(worker)).await? {
+            Reply::Forgotten(forgotten) => Ok(forgotten),
             other => Err(misplaced(other)),
         }
     }

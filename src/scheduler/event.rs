@@ -4,9 +4,11 @@
 pub use super::listing::Listing;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest, SyncState};
+use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
-use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::worker::{
+    DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
+};
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, WorkerId};
 
 /// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
@@ -87,6 +89,13 @@ pub enum Event {
     Pause(RequestId),
     /// Let a sync go on.
     Resume(RequestId),
+    /// Take the tasks of a sync away from a worker and leave them to others.
+    Reassign {
+        /// Which.
+        id: RequestId,
+        /// From whom.
+        worker: WorkerId,
+    },
     /// Stop a sync, keep its record.
     Cancel(RequestId),
     /// Stop a sync and forget it.
@@ -95,6 +104,15 @@ pub enum Event {
     Heartbeat(WorkerHeartbeat),
     /// Which workers are there?
     Workers,
+    /// Give a worker nothing new (`order`), or let it work again.
+    Drain {
+        /// Whom.
+        worker: WorkerId,
+        /// By whom and why; `None`: no longer.
+        order: Option<DrainOrder>,
+    },
+    /// Forget a worker that has fallen silent.
+    Forget(WorkerId),
     /// A worker asks for work.
     Poll {
         /// Who.
@@ -149,6 +167,12 @@ pub enum Reply {
     Heartbeat(HeartbeatReply),
     /// To `Workers`.
     Workers(WorkerList),
+    /// To `Drain`.
+    Ordered(Box<WorkerOrder>),
+    /// To `Forget`.
+    Forgotten(ForgottenWorker),
+    /// To `Reassign`.
+    Reassigned(Reassigned),
     /// To `Poll`.
     Assignment(Option<Box<Assignment>>),
     /// To `Manifest`: the key of the blob in the store.

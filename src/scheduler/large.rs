@@ -10,7 +10,6 @@ use crate::wire::manifest::Manifest;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{Blob, TaskReport, TaskSpec, WorkItem};
 use crate::wire::{BytePath, Digest, SyncNo, TaskId, WorkerId};
-use std::collections::BTreeSet;
 
 /// Ranges of one file that have a task at the same time.
 const RANGES_AHEAD: usize = 32;

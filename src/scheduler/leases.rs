@@ -124,6 +124,7 @@ impl State {
             active: true,
             before,
             rival_ms,
+            drained: None,
         };
         self.waiting.refile(&id, &worker.said.storage_paths);
         self.workers.insert(worker);
@@ -197,7 +198,7 @@ impl State {
     /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
     pub(super) fn place(&mut self, poll: &Parked, open: &[Open], now: Now) -> Option<Assignment> {
         let worker = self.workers.get(&poll.worker)?;
-        if !worker.takes_work() || worker.said.incarnation != poll.incarnation {
+        if !worker.can_work() || worker.said.incarnation != poll.incarnation {
             return None;
         }
         let mut turn: Vec<(u64, SyncNo)> =
@@ -355,7 +356,7 @@ impl State {
 
     /// Takes a task back from a worker that will never tell whom it wrote to: each worker that it
     /// could reach flushes in the end.
-    fn lost(&mut self, id: TaskId, now: Now) {
+    pub(super) fn lost(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id).filter(|t| t.writes()) else {
             return self.requeue(id, now);
         };

@@ -5,6 +5,7 @@
 //! - [`event`]: events, replies, effects
 //! - `sync`, `task`, `worker`: what is remembered (their states are drawn there); `boots`: workers of a sync
 //! - `requests`: what operators ask
+//! - `orders`: what they want of workers
 //! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
@@ -23,6 +24,7 @@ mod large;
 mod leases;
 mod limits;
 mod listing;
+mod orders;
 mod pages;
 mod pairs;
 mod phases;
@@ -164,10 +166,13 @@ impl State {
             Event::Change { id, change } => Some(self.change(&id, change, now)),
             Event::Pause(id) => Some(self.pause(&id, now)),
             Event::Resume(id) => Some(self.resume(&id, now)),
+            Event::Reassign { id, worker } => Some(self.reassign(&id, &worker, now)),
             Event::Cancel(id) => Some(self.cancel(&id, now)),
             Event::Delete(id) => Some(self.delete(&id, now)),
             Event::Heartbeat(heartbeat) => Some(self.heartbeat(heartbeat, now)),
             Event::Workers => Some(self.worker_list(now)),
+            Event::Drain { worker, order } => Some(self.drain(&worker, order, now)),
+            Event::Forget(worker) => Some(self.forget(&worker, now)),
             Event::Poll { worker, incarnation, poll_id, wait_ms } => {
                 let until_ms = now.mono_ms.saturating_add(wait_ms);
                 let poll = Parked { worker, incarnation, poll_id, until_ms };

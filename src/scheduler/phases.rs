@@ -267,7 +267,7 @@ impl State {
             let writer = self.workers.get(bound);
             let under = || boot.into_iter().flat_map(|boot| self.workers.of_boot(boot));
             let mut flushers =
-                under().chain(writer).filter(|w| w.takes_work() && w.holds(destination));
+                under().chain(writer).filter(|w| w.can_work() && w.holds(destination));
             let paused = sync.is_paused();
             if paused
                 || task.state != TaskState::Ready

@@ -11,6 +11,7 @@
 //! | `l/SYNC/FILE` | a large file that is not published yet |
 //! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
 //! | `g/SYNC/DIGEST` | a large file with several names of which one has been brought |
+//! | `d/WORKER` | that an operator keeps a worker from new work |
 //! | `p/PAIR` | the file system on which the source of a pair lay |
 //!
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
@@ -92,6 +93,11 @@ fn worker_of(key: &str) -> Option<(SyncNo, WorkerId, bool)> {
     Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, wrote))
 }
 
+/// The key of the record of a worker that an operator keeps from new work.
+pub(super) fn drain_key(worker: &WorkerId) -> String {
+    format!("d/{worker}")
+}
+
 /// The key of the record of a file with several names of which one has been brought.
 pub(super) fn group_key(no: SyncNo, group: &Digest) -> String {
     format!("g/{no}/{group}")
@@ -157,6 +163,11 @@ impl State {
         }
         for (key, value) in of_kind("r/").chain(of_kind("w/")) {
             state.take_worker(key, parse(key, value)?)?;
+        }
+        for (key, value) in of_kind("d/") {
+            let broken = |_| LoadError::Broken { key: key.clone(), why: "a bad key".to_owned() };
+            let worker = key.trim_start_matches("d/").parse().map_err(broken)?;
+            state.workers.drain(&worker, Some(parse(key, value)?));
         }
         for (key, value) in of_kind("l/") {
             state.take_large(parse(key, value)?);
@@ -279,6 +290,10 @@ impl State {
         if let Some(pair) = self.pairs.0.get(key) {
             return serde_json::to_vec(pair).ok();
         }
+        if let Some(worker) = key.strip_prefix("d/") {
+            let drained = self.workers.drained(&worker.parse().ok()?)?;
+            return serde_json::to_vec(drained).ok();
+        }
         if let Some((no, group)) = group_of(key) {
             let known = self.syncs.get(&no).is_some_and(|sync| sync.groups.contains(&group));
             return known.then(|| b"true".to_vec());
@@ -311,6 +326,7 @@ impl State {
         keys.extend(self.syncs.values().map(Sync::key));
         keys.extend(self.tasks.values().map(Task::key));
         keys.extend(self.pairs.0.keys().cloned());
+        keys.extend(self.workers.all_drained().map(drain_key));
         for sync in self.syncs.values() {
             keys.extend(sync.filter_key());
             keys.extend(sync.worker_keys());

@@ -1,9 +1,9 @@
-//! Workers as their heartbeats describe them. Nothing of this is stored: a restarted master learns
-//! it again within a heartbeat.
+//! Workers as their heartbeats describe them. Of this only what operators ordered is stored: a restarted
+//! master learns the rest again within a heartbeat.
 
 use super::Now;
 use crate::wire::task::PoolMember;
-use crate::wire::worker::{WorkerHeartbeat, WorkerView};
+use crate::wire::worker::{Drained, WorkerHeartbeat, WorkerStatus, WorkerView};
 use crate::wire::{AbsPath, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,6 +24,8 @@ pub(super) struct Worker {
     /// When, on the scheduler's clock, an incarnation came back that another had replaced: two
     /// agents run under this id, and each takes the other's work away.
     pub(super) rival_ms: Option<u64>,
+    /// An operator keeps it from new work.
+    pub(super) drained: Option<Drained>,
 }
 
 /// All workers.
@@ -34,6 +36,8 @@ pub(super) struct Workers {
     at_path: HashMap<Vec<u8>, Vec<(u64, WorkerId)>>,
     /// By the boot of their kernel.
     of_boot: HashMap<String, BTreeSet<WorkerId>>,
+    /// Who is kept from new work by an operator; also those that have not been heard of yet.
+    drained: BTreeMap<WorkerId, Drained>,
     /// Counts what changes who may be given work.
     version: u64,
 }
@@ -66,7 +70,20 @@ impl Worker {
 
     /// Whether it may be given work.
     pub(super) fn takes_work(&self) -> bool {
+        self.can_work() && self.drained.is_none()
+    }
+
+    /// Whether it could be given work. One that is drained still flushes what was written.
+    pub(super) fn can_work(&self) -> bool {
         self.active && self.said.status.takes_work()
+    }
+
+    /// Its state in a word or a few, for people.
+    fn standing(&self) -> String {
+        match &self.drained {
+            Some(drained) => drained.words(),
+            None => self.said.status.as_str().to_owned(),
+        }
     }
 
     /// How assignments list it.
@@ -84,6 +101,8 @@ impl Worker {
         let said = &self.said;
         let reason = if !self.active {
             Some(format!("no heartbeat for {} s", silent_ms / 1000))
+        } else if let Some(drained) = &self.drained {
+            Some(drained.words())
         } else if !said.status.takes_work() {
             Some(format!("its status is {}", said.status.as_str()))
         } else if self.rival_ms.is_some() {
@@ -95,7 +114,7 @@ impl Worker {
         };
         WorkerView {
             worker_id: said.worker_id.clone(),
-            status: said.status,
+            status: if self.drained.is_some() { WorkerStatus::Draining } else { said.status },
             active: self.active,
             last_heartbeat: Timestamp::from_millisecond(self.heard_wall_ms).unwrap_or_default(),
             storage_paths: said.storage_paths.clone(),
@@ -108,6 +127,7 @@ impl Worker {
             agent_version: said.agent_version.clone(),
             reason,
             nics: said.nics.clone(),
+            drained: self.drained.clone(),
         }
     }
 }
@@ -133,9 +153,32 @@ impl Workers {
         self.version
     }
 
+    /// Why an operator keeps a worker from new work.
+    pub(super) fn drained(&self, id: &WorkerId) -> Option<&Drained> {
+        self.drained.get(id)
+    }
+
+    /// All that are.
+    pub(super) fn all_drained(&self) -> impl Iterator<Item = &WorkerId> {
+        self.drained.keys()
+    }
+
+    /// Keeps a worker from new work, or no longer.
+    pub(super) fn drain(&mut self, id: &WorkerId, drained: Option<Drained>) {
+        match &drained {
+            Some(drained) => drop(self.drained.insert(id.clone(), drained.clone())),
+            None => drop(self.drained.remove(id)),
+        }
+        if let Some(worker) = self.known.get_mut(id) {
+            worker.drained = drained;
+            self.version += 1;
+        }
+    }
+
     /// Takes over what a worker said.
-    pub(super) fn insert(&mut self, worker: Worker) {
+    pub(super) fn insert(&mut self, mut worker: Worker) {
         let id = worker.said.worker_id.clone();
+        worker.drained = self.drained.get(&id).cloned();
         let same = self.known.get(&id).is_some_and(|known| {
             let (old, new) = (&known.said, &worker.said);
             old.storage_paths == new.storage_paths && old.boot_id == new.boot_id
@@ -161,7 +204,8 @@ impl Workers {
         self.known.insert(id, worker);
     }
 
-    fn remove(&mut self, id: &WorkerId) {
+    /// Forgets a worker, but not what an operator ordered.
+    pub(super) fn remove(&mut self, id: &WorkerId) {
         let Some(worker) = self.known.remove(id) else { return };
         let filed = (place(id, 0), id.clone());
         for path in &worker.said.storage_paths {
@@ -228,7 +272,8 @@ impl Workers {
         self.holders(path, 0).filter(|w| w.takes_work())
     }
 
-    /// Active workers that hold `path` and can still be talked to (a draining one still receives),
+    /// Active workers that hold `path` and can still be talked to (one that stops still receives,
+    /// unlike one that an operator drains),
     /// beginning with those that fall to the worker `of` at this attempt. Each worker has its own ones,
     /// and the same each time: so a few of them are enough for it, and all are used by all.
     pub(super) fn near<'a>(
@@ -237,7 +282,7 @@ impl Workers {
         of: &WorkerId,
         attempt: u32,
     ) -> impl Iterator<Item = &'a Worker> {
-        self.holders(path, place(of, attempt)).filter(|w| w.active)
+        self.holders(path, place(of, attempt)).filter(|w| w.active && w.drained.is_none())
     }
 
     /// Workers under a kernel of this boot.
@@ -252,7 +297,7 @@ impl Workers {
             .known
             .values()
             .filter(|w| w.active && w.holds(path))
-            .map(|w| format!("{} ({})", w.said.worker_id, w.said.status.as_str()))
+            .map(|w| format!("{} ({})", w.said.worker_id, w.standing()))
             .collect();
         if !idle.is_empty() {
             return format!(

@@ -265,6 +265,25 @@ pub struct SyncProgress {
     pub error_counts: BTreeMap<String, u64>,
 }
 
+/// `POST /sync/{id}/reassign`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reassign {
+    /// Whose tasks of the sync are for others.
+    pub worker_id: WorkerId,
+}
+
+/// The reply to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reassigned {
+    /// The sync.
+    pub request_id: RequestId,
+    /// Who had them.
+    pub worker_id: WorkerId,
+    /// How many tasks were taken away from it.
+    pub tasks: u64,
+}
+
 /// The reply to `POST /sync`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submitted {

@@ -6,9 +6,9 @@ use crate::master::faults::Faults;
 use crate::master::submission;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, SyncChange, SyncRequest};
+use crate::wire::sync::{CHUNK_MB, Reassign, SyncChange, SyncRequest};
 use crate::wire::task::SyncResult;
-use crate::wire::worker::{Endpoint, NicReport, WorkerHeartbeat};
+use crate::wire::worker::{DrainOrder, Endpoint, NicReport, WorkerHeartbeat};
 use crate::wire::{AbsPath, BytePath};
 use serde_json::Value;
 use std::net::IpAddr;
@@ -20,6 +20,8 @@ const MAX_IN_HAND: usize = 65_536;
 const MAX_SLOTS: u32 = 4_096;
 /// Names and versions that are only shown or compared.
 const MAX_WORD: usize = 256;
+/// The longest reason of an operator, in bytes.
+const MAX_REASON: usize = 1_024;
 /// The longest text about an endpoint, in bytes.
 const MAX_NIC_TEXT: usize = 1_024;
 /// What an agent says about a result; longer ones are no sentence.
@@ -42,6 +44,25 @@ pub(super) fn sync_request(
 /// 400 for no JSON, 422 for wrong fields.
 pub(super) fn sync_change(body: &[u8]) -> Result<SyncChange, Problem> {
     read_sync_change(json::parse(body)?).map_err(Faults::into_problem)
+}
+
+/// Reads `POST /sync/{id}/reassign`.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn reassign(body: &[u8]) -> Result<Reassign, Problem> {
+    read_reassign(json::parse(body)?).map_err(Faults::into_problem)
+}
+
+/// Reads `POST /workers/{id}/drain`; an empty body says nothing.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn drain_order(body: &[u8]) -> Result<DrainOrder, Problem> {
+    if body.is_empty() {
+        return Ok(DrainOrder::default());
+    }
+    read_drain_order(json::parse(body)?).map_err(Faults::into_problem)
 }
 
 /// Reads `POST /workers/heartbeat`.
@@ -109,6 +130,21 @@ fn read_sync_change(value: Value) -> Result<SyncChange, Faults> {
     let bwlimit = doc.required("bwlimit", limit);
     doc.end()?;
     whole_or_nothing(|| Some(SyncChange { bwlimit: bwlimit? }))
+}
+
+fn read_reassign(value: Value) -> Result<Reassign, Faults> {
+    let mut doc = Document::of(value)?;
+    let worker_id = doc.required("worker_id", typed);
+    doc.end()?;
+    whole_or_nothing(|| Some(Reassign { worker_id: worker_id? }))
+}
+
+fn read_drain_order(value: Value) -> Result<DrainOrder, Faults> {
+    let mut doc = Document::of(value)?;
+    let by = doc.optional("by", text(MAX_WORD));
+    let reason = doc.optional("reason", text(MAX_REASON));
+    doc.end()?;
+    whole_or_nothing(|| Some(DrainOrder { by: by?, reason: reason? }))
 }
 
 fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {

@@ -17,7 +17,7 @@ use axum::extract::{Request, State};
 use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::from_fn;
-use axum::routing::{get, post};
+use axum::routing::{delete as delete_route, get, post};
 use serde_json::json as object;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -50,11 +50,15 @@ pub(super) fn router(app: App) -> Router {
         .route("/sync/{id}/cancel", post(cancel))
         .route("/sync/{id}/pause", post(pause))
         .route("/sync/{id}/resume", post(resume))
+        .route("/sync/{id}/reassign", post(reassign))
         .route("/sync/{id}/files", get(files))
         .route("/sync/{id}/manifest", get(digests))
         .route("/workers", get(workers))
         .route("/workers/heartbeat", post(heartbeat))
         .route("/workers/result", post(result))
+        .route("/workers/{id}", delete_route(forget))
+        .route("/workers/{id}/drain", post(drain))
+        .route("/workers/{id}/undrain", post(undrain))
         .route("/workers/{id}/assignment", post(poll))
         .route("/workers/{id}/assignments/{assignment}/manifest", get(manifest))
         .route("/workers/{id}/assignments/{assignment}/page", post(page))
@@ -163,6 +167,12 @@ async fn resume(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
     Ok(ok(&app.handle.pause(id, false).await?))
 }
 
+async fn reassign(State(app): State<App>, Named(id): Named<RequestId>, request: Request) -> Answer {
+    let body = app.body(request, app.limits.body_bytes).await?;
+    let reassign = body::decode(body, documents::reassign).await?;
+    Ok(ok(&app.handle.reassign(id, reassign.worker_id).await?))
+}
+
 async fn files(State(app): State<App>, Named(id): Named<RequestId>, uri: Uri) -> Answer {
     let params = Params::of(&uri, &["state"])?;
     let words = params.get("state").into_iter().flat_map(|text| text.split(','));
@@ -199,6 +209,20 @@ async fn workers(State(app): State<App>, uri: Uri) -> Answer {
         list.active.clear();
     }
     Ok(ok(&list))
+}
+
+async fn drain(State(app): State<App>, Named(worker): Named<WorkerId>, request: Request) -> Answer {
+    let body = app.body(request, app.limits.body_bytes).await?;
+    let order = body::decode(body, documents::drain_order).await?;
+    Ok(ok(&app.handle.drain(worker, Some(order)).await?))
+}
+
+async fn undrain(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
+    Ok(ok(&app.handle.drain(worker, None).await?))
+}
+
+async fn forget(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
+    Ok(ok(&app.handle.forget(worker).await?))
 }
 
 async fn poll(

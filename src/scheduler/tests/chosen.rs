@@ -33,6 +33,7 @@ fn by_walk(state: &State, sync: &Sync, worker: &Worker, now: Now) -> Option<Task
             || (!sync.has_options() && t.spec != TaskSpec::Sweep);
         let may = t.state == TaskState::Ready
             && knows
+            && (worker.drained.is_none() || t.spec == TaskSpec::Flush)
             && (worker.knows_limits() || sync.bwlimit.is_none() || !t.spec.sends())
             && if t.at_source() { at_source } else { at_destination }
             && (!t.is_scan() || state.outstanding(sync) < 0.5)

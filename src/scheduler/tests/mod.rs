@@ -11,6 +11,7 @@ mod limits;
 mod listed;
 mod mirror;
 mod older;
+mod orders;
 
 use super::*;
 use crate::wire::manifest::NameList;

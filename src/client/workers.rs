@@ -1,0 +1,54 @@
+//! What operators ask of workers.
+
+use super::{ClientError, MasterClient, Reply};
+use crate::wire::sync::{Reassign, Reassigned};
+use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerOrder};
+use crate::wire::{RequestId, WorkerId};
+use reqwest::Method;
+
+impl MasterClient {
+    /// `POST /workers/{id}/drain` or (`None`) `…/undrain`: keeps a worker from new work, or lets it work
+    /// again.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown worker, any [`ClientError`].
+    pub async fn drain(
+        &self,
+        worker: &WorkerId,
+        order: Option<&DrainOrder>,
+    ) -> Result<Reply<WorkerOrder>, ClientError> {
+        let verb = if order.is_some() { "drain" } else { "undrain" };
+        let target = format!("/workers/{worker}/{verb}");
+        let send = self.request(Method::POST, &target);
+        let send = match order {
+            Some(order) => send.json(order)?,
+            None => send,
+        };
+        self.fetch(send).await
+    }
+
+    /// `POST /sync/{id}/reassign`: takes the tasks of a sync away from a worker and leaves them to others.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown sync or worker, 409 where it has ended, any [`ClientError`].
+    pub async fn reassign(
+        &self,
+        id: &RequestId,
+        worker: &WorkerId,
+    ) -> Result<Reply<Reassigned>, ClientError> {
+        let body = Reassign { worker_id: worker.clone() };
+        let target = format!("/sync/{id}/reassign");
+        self.fetch(self.request(Method::POST, &target).json(&body)?).await
+    }
+
+    /// `DELETE /workers/{id}`: forgets a worker that has fallen silent.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown worker, 409 for one that is alive, any [`ClientError`].
+    pub async fn forget_worker(
+        &self,
+        worker: &WorkerId,
+    ) -> Result<Reply<ForgottenWorker>, ClientError> {
+        self.fetch(self.request(Method::DELETE, &format!("/workers/{worker}"))).await
+    }
+}
