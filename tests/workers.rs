@@ -245,6 +245,27 @@ fn reassigned_tasks_are_done_by_others_and_everything_is_counted_once() {
 }
 
 #[test]
+fn reconciling_an_installation_that_is_at_work_changes_nothing() {
+    for on in [On::Embedded, On::Redis] {
+        let mut cluster = Cluster::start(on);
+        let (src, dst) = cluster.pair();
+        file(src.join("large"), noise(16 * MIB, 3));
+        many(&src, 100, 1_000);
+        let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "bwlimit": "8MiB/s"}));
+        cluster.await_progress(&id, "has begun", |s| s.transferred_bytes > 0);
+        let answer = cluster.master.post("/admin/reconcile", &json!({}));
+        let done = answer.json();
+        assert_eq!((answer.status, &done["requeued_tasks"]), (200, &json!(0)), "{done}");
+        let said = cluster.ctl(["admin", "reconcile"]).run().exits(0).out();
+        assert!(said.contains("nothing was changed"), "{said}");
+        cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
+        let sync = cluster.ended(&id);
+        assert_complete(&sync, census(&src));
+        assert_eq!(sync.retries, 0, "{sync:#?}");
+    }
+}
+
+#[test]
 fn an_agent_told_to_stop_finishes_and_the_others_go_on() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();

@@ -94,6 +94,9 @@ pub(super) enum Command {
     /// Look at the workers, keep them from new work, forget them
     #[command(subcommand, visible_alias = "worker")]
     Workers(WorkersCommand),
+    /// Put an installation right
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Check configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -437,6 +440,12 @@ pub(super) enum WorkersCommand {
         #[arg(value_name = "WORKER", required = true)]
         ids: Vec<WorkerId>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AdminCommand {
+    /// Free tasks that nobody holds, and clear the store of what belongs to nothing
+    Reconcile,
 }
 
 #[derive(Debug, Subcommand)]

@@ -41,6 +41,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         unverified: 0,
         retries: 0,
         reason: None,
+        stalled: None,
         errors: Vec::new(),
         error_counts: Default::default(),
     }

@@ -214,6 +214,12 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
     if let Some(reason) = &sync.reason {
         add("Reason", clean(reason));
     }
+    if let Some(stalled) = &sync.stalled {
+        let since = age(between(stalled.since, now));
+        let who = stalled.worker_id.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+        let (task, of) = (clean(&stalled.task), age(Duration::from_secs(stalled.task_seconds)));
+        add("Stalled", format!("for {since}; the oldest task is a {task} of {of}, at {who}"));
+    }
     add("Source", sync.source_path.to_string());
     add("Destination", sync.destination_path.to_string());
     add("Mapping", mapping(sync));

@@ -1,6 +1,7 @@
-//! What operators ask of workers.
+//! What operators ask of workers, and of the master for their sake.
 
 use super::{ClientError, MasterClient, Reply};
+use crate::wire::admin::Reconciled;
 use crate::wire::sync::{Reassign, Reassigned};
 use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerOrder};
 use crate::wire::{RequestId, WorkerId};
@@ -39,6 +40,14 @@ impl MasterClient {
         let body = Reassign { worker_id: worker.clone() };
         let target = format!("/sync/{id}/reassign");
         self.fetch(self.request(Method::POST, &target).json(&body)?).await
+    }
+
+    /// `POST /admin/reconcile`: puts right what does not fit together.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn reconcile(&self) -> Result<Reply<Reconciled>, ClientError> {
+        self.fetch(self.request(Method::POST, "/admin/reconcile")).await
     }
 
     /// `DELETE /workers/{id}`: forgets a worker that has fallen silent.

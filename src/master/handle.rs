@@ -6,8 +6,9 @@
 
 use super::listing::{self, Pieces, Wanted};
 use super::submission;
-use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected};
+use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected, Stored};
 use crate::store::Spool;
+use crate::wire::admin::Reconciled;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest};
@@ -297,6 +298,17 @@ impl Handle {
     pub async fn result(&self, result: SyncResult) -> Result<ResultReply, Problem> {
         match self.ask(Event::Result(result)).await? {
             Reply::Result(reply) => Ok(reply),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Puts right what does not fit together.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn reconcile(&self) -> Result<Reconciled, Problem> {
+        match self.ask(Event::Reconcile(Stored::default())).await? {
+            Reply::Reconciled(done) => Ok(*done),
             other => Err(misplaced(other)),
         }
     }

@@ -7,8 +7,8 @@
 //! the whole state written back; a master that was deposed stops. Lines of lists of files go to their
 //! spool before the commit that counts them; where they can't be written the sync says so and goes on.
 
-use super::handle::{Health, Request};
-use crate::scheduler::{Caller, Effect, Event, Now, Reply, State};
+use super::handle::{Health, Request, store_down};
+use crate::scheduler::{Caller, Effect, Event, Now, Reply, State, Stored};
 use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::wire::SyncNo;
@@ -166,7 +166,19 @@ impl<S: Store> Owner<S> {
             }
             let time = now();
             let mut pending = Pending::default();
-            for request in batch.drain(..) {
+            for mut request in batch.drain(..) {
+                if let Event::Reconcile(stored) = &mut request.event {
+                    self.settle(std::mem::take(&mut pending), &shutdown).await?;
+                    match self.stored().await {
+                        Ok(found) => *stored = found,
+                        Err(StoreError::Unavailable(why)) => {
+                            let refused = Reply::Refused(Box::new(store_down(&why)));
+                            drop(request.reply.send(refused));
+                            continue;
+                        }
+                        Err(fatal) => return Err(fatal),
+                    }
+                }
                 self.last_caller += 1;
                 let caller = Caller(self.last_caller);
                 self.waiting.insert(caller, request.reply);
@@ -197,6 +209,12 @@ impl<S: Store> Owner<S> {
             }
         }
         self.store.release(self.fence).await
+    }
+
+    /// What the store holds now.
+    async fn stored(&self) -> Result<Stored, StoreError> {
+        let records = self.store.load().await?.into_keys().collect();
+        Ok(Stored { records, blobs: self.store.blob_keys().await? })
     }
 
     /// Commits, then answers. Assignments whose caller went away meanwhile are handed back, which is

@@ -58,6 +58,7 @@ impl State {
         let sync = self.syncs.get(&no)?;
         let queue = &sync.queue;
         let others = self.others(sync, worker);
+        let aside = self.outcomes.is_aside(&worker.said.worker_id, now);
         let fits = |id: &&TaskId| {
             let Some(task) = self.tasks.get(id) else { return false };
             let spared = now.mono_ms < task.spared_until_ms
@@ -65,7 +66,12 @@ impl State {
                 && others(task.at_source()).any(|o| !task.tried.contains(o));
             let able = (worker.knows_options() || !wants_options(sync, &task.spec))
                 && (worker.knows_limits() || !(sync.wants_limits() && task.spec.sends()));
-            able && !spared && (task.bound.is_none() || self.may_flush(sync, task, worker))
+            let aside = aside
+                && task.bound.is_none()
+                && others(task.at_source()).any(|o| !self.outcomes.is_aside(o, now));
+            able && !spared
+                && !aside
+                && (task.bound.is_none() || self.may_flush(sync, task, worker))
         };
         if worker.holds(&sync.request.destination_path) {
             let bound = queue.bound.get(&worker.said.boot_id).into_iter().flatten().find(fits);

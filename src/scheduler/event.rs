@@ -2,6 +2,7 @@
 //! done ([`Effect`]).
 
 pub use super::listing::Listing;
+use crate::wire::admin::Reconciled;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest, SyncState};
@@ -10,6 +11,7 @@ use crate::wire::worker::{
     DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
 };
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, WorkerId};
+use std::collections::BTreeSet;
 
 /// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +53,15 @@ pub struct Selected {
     pub syncs: Vec<SyncProgress>,
     /// The [`Select::before`] with which it goes on, where there are more.
     pub next: Option<SyncNo>,
+}
+
+/// The keys that a store holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// Of records.
+    pub records: BTreeSet<String>,
+    /// Of blobs.
+    pub blobs: BTreeSet<String>,
 }
 
 /// What the world says.
@@ -144,6 +155,9 @@ pub enum Event {
     },
     /// A task ended.
     Result(SyncResult),
+    /// Compare the leases with who is there, and what is stored (looked up by who owns the state, after all
+    /// that was decided before is written) with what is known.
+    Reconcile(Stored),
     /// The store lost what was committed: everything not ended starts again from its scan.
     StoreLost,
     /// Time passes.
@@ -173,6 +187,8 @@ pub enum Reply {
     Forgotten(ForgottenWorker),
     /// To `Reassign`.
     Reassigned(Reassigned),
+    /// To `Reconcile`.
+    Reconciled(Box<Reconciled>),
     /// To `Poll`.
     Assignment(Option<Box<Assignment>>),
     /// To `Manifest`: the key of the blob in the store.

@@ -93,6 +93,9 @@ impl State {
         for task in lost {
             self.lost(task, now);
         }
+        if restarted {
+            self.outcomes.forget(&id);
+        }
         let (before, rival_ms) = self.incarnations(&id, restarted, &said, now);
         let mut reply = HeartbeatReply {
             status: "ok".to_owned(),
@@ -254,6 +257,7 @@ impl State {
             incarnation: poll.incarnation.clone(),
             poll_id: poll.poll_id.clone(),
             deadline_ms: now.mono_ms + self.settings.lease_ms,
+            since_ms: now.mono_ms,
             page: 0,
         };
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
@@ -263,6 +267,7 @@ impl State {
         self.put(key);
         self.note_reach(id, now);
         self.probes(no, now);
+        self.outcomes.begun(&poll.worker, now);
         if sends {
             self.share_in(no, &poll.worker, now);
         }
@@ -448,6 +453,7 @@ impl State {
         }
         for (id, worker) in ran_out {
             tracing::warn!(task = %id, %worker, "a lease ran out: the task goes back to the queue");
+            self.note_outcome(id, &worker, true, now);
             self.lost(id, now);
         }
         let timeout = self.settings.heartbeat_timeout_ms;
@@ -456,6 +462,8 @@ impl State {
         self.tend_limits(now);
         self.flushes_in_vain(now);
         self.tend_holds(now);
+        self.look_for_stalls(slept_ms, now);
+        self.tend_outcomes(now);
         self.drop_old(now);
     }
 

@@ -5,7 +5,7 @@
 //! - [`event`]: events, replies, effects
 //! - `sync`, `task`, `worker`: what is remembered (their states are drawn there); `boots`: workers of a sync
 //! - `requests`: what operators ask
-//! - `orders`: what they want of workers
+//! - `orders`: what they want of workers; `outcomes`: workers that fail; `stalled`: syncs in which nothing moves
 //! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
@@ -13,6 +13,7 @@
 //! - `listing`: what became of each file, where that is asked for
 //! - `stage`: what follows when a sync has no task left; `phases`: trying again, giving up
 //! - `pairs`: what is remembered beyond a sync
+//! - `reconcile`: what does not fit together is put right
 //! - `records`: the state in the store and back
 
 mod boots;
@@ -25,15 +26,18 @@ mod leases;
 mod limits;
 mod listing;
 mod orders;
+mod outcomes;
 mod pages;
 mod pairs;
 mod phases;
 mod queue;
+mod reconcile;
 mod records;
 mod requests;
 mod results;
 mod shares;
 mod stage;
+mod stalled;
 mod sync;
 mod task;
 mod waiting;
@@ -42,7 +46,9 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected};
+pub use event::{
+    Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected, Stored,
+};
 pub use listing::MOST_LINE;
 pub use records::LoadError;
 
@@ -127,6 +133,7 @@ pub struct State {
     workers: Workers,
     pairs: pairs::Pairs,
     shares: shares::Shares,
+    outcomes: outcomes::Outcomes,
     /// The syncs that have tasks.
     working: BTreeSet<SyncNo>,
     /// The tasks that wait before they are tried again, by when.
@@ -136,6 +143,8 @@ pub struct State {
     windows_of: u64,
     /// Leases given so far; stamps [`Sync::served`].
     served: u64,
+    /// When this master began to be told of workers.
+    began_ms: u64,
     /// When time passed last.
     ticked_ms: Option<u64>,
     /// Syncs that may have reached their next phase.
@@ -187,6 +196,7 @@ impl State {
                 Some(self.page(&worker, assignment, page, now))
             }
             Event::Result(result) => Some(self.result(result, now)),
+            Event::Reconcile(stored) => Some(self.reconcile(&stored, now)),
             Event::StoreLost => {
                 self.start_anew(now);
                 Some(Reply::Nothing)

@@ -143,11 +143,13 @@ impl State {
             workers: Workers::default(),
             pairs: Pairs::default(),
             shares: Default::default(),
+            outcomes: Default::default(),
             working: BTreeSet::new(),
             delayed: BTreeSet::new(),
             waiting: Waiting::default(),
             windows_of: 0,
             served: 0,
+            began_ms: now.mono_ms,
             ticked_ms: None,
             touched: BTreeSet::new(),
             wake: false,
@@ -262,6 +264,7 @@ impl State {
             TaskState::Leased(lease) => {
                 // The agent goes on with it; it has a whole lease to tell us so.
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
+                lease.since_ms = now.mono_ms;
                 self.leases.insert(lease, task.id);
             }
             // Who may still be writing may do so for a whole lease.

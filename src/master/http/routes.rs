@@ -62,6 +62,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/workers/{id}/assignment", post(poll))
         .route("/workers/{id}/assignments/{assignment}/manifest", get(manifest))
         .route("/workers/{id}/assignments/{assignment}/page", post(page))
+        .route("/admin/reconcile", post(reconcile))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
@@ -266,6 +267,10 @@ async fn result(State(app): State<App>, request: Request) -> Answer {
     let body = app.body(request, app.limits.result_bytes).await?;
     let result = body::decode(body, documents::result).await?;
     Ok(ok(&app.handle.result(result).await?))
+}
+
+async fn reconcile(State(app): State<App>) -> Answer {
+    Ok(ok(&app.handle.reconcile().await?))
 }
 
 async fn healthz() -> Answer {

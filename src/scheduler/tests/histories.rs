@@ -29,6 +29,7 @@ enum Step {
     Drain(usize, bool),
     Forget(usize),
     Reassign(usize),
+    Reconcile,
     StoreLost,
 }
 
@@ -49,6 +50,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4usize, any::<bool>()).prop_map(|(index, on)| Step::Drain(index, on)),
         1 => (0..4usize).prop_map(Step::Forget),
         1 => (0..4usize).prop_map(Step::Reassign),
+        1 => Just(Step::Reconcile),
         1 => (0..20usize).prop_map(|n| if n == 0 { Step::StoreLost } else { Step::Work(n) }),
     ]
 }
@@ -341,6 +343,15 @@ impl Play {
                 self.write_unheard(|i| i == index);
                 let worker = NAMES[index].parse().unwrap();
                 self.world.play(Event::Reassign { id: "demo".parse().unwrap(), worker });
+            }
+            Step::Reconcile => {
+                self.write_unheard(|_| true);
+                let records = self.world.records.keys().cloned().collect();
+                let blobs = self.world.blobs.keys().cloned().collect();
+                let reply = self.world.play(Event::Reconcile(Stored { records, blobs }));
+                let Some(Reply::Reconciled(done)) = reply else { panic!("{reply:?}") };
+                let stray = done.dropped_records + done.dropped_blobs + done.restored_records;
+                assert_eq!((stray, done.restarted_syncs.len()), (0, 0), "{done:?}");
             }
             Step::Resume => drop(self.world.play(Event::Resume("demo".parse().unwrap()))),
             Step::StoreLost => {

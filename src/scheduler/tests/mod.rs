@@ -12,6 +12,8 @@ mod listed;
 mod mirror;
 mod older;
 mod orders;
+mod reconcile;
+mod watched;
 
 use super::*;
 use crate::wire::manifest::NameList;

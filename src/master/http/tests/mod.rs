@@ -146,6 +146,7 @@ fn script(event: &Event) -> Option<Reply> {
             worker_id: worker.clone(),
             tasks: 2,
         }),
+        Event::Reconcile(_) => Reply::Reconciled(Default::default()),
         Event::Forget(worker) if worker.as_str() == "up" => return refused(409, "worker_alive"),
         Event::Forget(worker) => Reply::Forgotten(ForgottenWorker {
             status: "forgotten".into(),
@@ -222,6 +223,7 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         unverified: 0,
         retries: 0,
         reason: None,
+        stalled: None,
         errors: vec![],
         error_counts: Default::default(),
     }
