@@ -79,6 +79,7 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
         agent_version: None,
         reason: Some("no heartbeat".to_owned()),
         nics: vec![],
+        stuck: vec![],
         drained: None,
     }
 }

@@ -166,23 +166,8 @@ impl<S: Store> Owner<S> {
             }
             let time = now();
             let mut pending = Pending::default();
-            for mut request in batch.drain(..) {
-                if let Event::Reconcile(stored) = &mut request.event {
-                    self.settle(std::mem::take(&mut pending), &shutdown).await?;
-                    match self.stored().await {
-                        Ok(found) => *stored = found,
-                        Err(StoreError::Unavailable(why)) => {
-                            let refused = Reply::Refused(Box::new(store_down(&why)));
-                            drop(request.reply.send(refused));
-                            continue;
-                        }
-                        Err(fatal) => return Err(fatal),
-                    }
-                }
-                self.last_caller += 1;
-                let caller = Caller(self.last_caller);
-                self.waiting.insert(caller, request.reply);
-                pending.take(self.state.apply(request.event, Some(caller), time));
+            for request in batch.drain(..) {
+                self.take(request, &mut pending, time, &shutdown).await?;
                 if pending.bytes >= BATCH_BYTES {
                     self.settle(std::mem::take(&mut pending), &shutdown).await?;
                     if shutdown.is_cancelled() {
@@ -209,6 +194,35 @@ impl<S: Store> Owner<S> {
             }
         }
         self.store.release(self.fence).await
+    }
+
+    /// Applies what a caller says. Whoever wants the store compared with the state is given what it holds, after
+    /// all that was decided before is written.
+    async fn take(
+        &mut self,
+        mut request: Request,
+        pending: &mut Pending,
+        time: Now,
+        shutdown: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        if let Event::Reconcile(stored) = &mut request.event {
+            self.settle(std::mem::take(pending), shutdown).await?;
+            match self.stored().await {
+                Ok(found) => *stored = found,
+                Err(StoreError::Unavailable(why)) => {
+                    let refused = Reply::Refused(Box::new(store_down(&why)));
+                    // Nobody waits for it any more, perhaps.
+                    let _ = request.reply.send(refused);
+                    return Ok(());
+                }
+                Err(fatal) => return Err(fatal),
+            }
+        }
+        self.last_caller += 1;
+        let caller = Caller(self.last_caller);
+        self.waiting.insert(caller, request.reply);
+        pending.take(self.state.apply(request.event, Some(caller), time));
+        Ok(())
     }
 
     /// What the store holds now.

@@ -68,7 +68,8 @@ impl State {
                 && (worker.knows_limits() || !(sync.wants_limits() && task.spec.sends()));
             let aside = aside
                 && task.bound.is_none()
-                && others(task.at_source()).any(|o| !self.outcomes.is_aside(o, now));
+                && others(task.at_source())
+                    .any(|o| !self.outcomes.is_aside(o, now) && !task.tried.contains(o));
             able && !spared
                 && !aside
                 && (task.bound.is_none() || self.may_flush(sync, task, worker))

@@ -5,7 +5,8 @@
 //! - [`event`]: events, replies, effects
 //! - `sync`, `task`, `worker`: what is remembered (their states are drawn there); `boots`: workers of a sync
 //! - `requests`: what operators ask
-//! - `orders`: what they want of workers; `outcomes`: workers that fail; `stalled`: syncs in which nothing moves
+//! - `orders`: what they want of workers; `outcomes`: workers that fail; `seconds`: two
+//!   agents under one id; `stalled`: syncs in which nothing moves
 //! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
@@ -35,6 +36,7 @@ mod reconcile;
 mod records;
 mod requests;
 mod results;
+mod seconds;
 mod shares;
 mod stage;
 mod stalled;

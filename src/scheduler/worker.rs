@@ -21,9 +21,9 @@ pub(super) struct Worker {
     pub(super) active: bool,
     /// The incarnation that it had before this one.
     pub(super) before: Option<String>,
-    /// When, on the scheduler's clock, an incarnation came back that another had replaced: two
-    /// agents run under this id, and each takes the other's work away.
-    pub(super) rival_ms: Option<u64>,
+    /// Incarnations that want to run beside this one, under its id, and when each said so last, on the
+    /// scheduler's clock. Each would take the other's work away, so they are refused while this one lives.
+    pub(super) refused: BTreeMap<String, u64>,
     /// An operator keeps it from new work.
     pub(super) drained: Option<Drained>,
 }
@@ -51,10 +51,27 @@ fn place(id: &WorkerId, salt: u32) -> u64 {
     u64::from_le_bytes(first)
 }
 
+/// How long the longest of `paths` is that holds `path`.
+fn deepest(paths: &[AbsPath], path: &AbsPath) -> Option<usize> {
+    paths.iter().filter(|p| p.holds(path)).map(|p| p.as_bytes().len()).max()
+}
+
+/// Whether a worker holds `path` in a storage path that does not answer.
+pub(super) fn is_stuck(said: &WorkerHeartbeat, path: &AbsPath) -> bool {
+    deepest(&said.stuck, path) > deepest(&said.storage_paths, path)
+}
+
+fn listed(paths: &[AbsPath]) -> String {
+    paths.iter().map(AbsPath::to_string).collect::<Vec<_>>().join(", ")
+}
+
 impl Worker {
     /// Whether one of its storage paths holds `path`.
     pub(super) fn holds(&self, path: &AbsPath) -> bool {
-        self.said.storage_paths.iter().any(|s| s.holds(path))
+        match self.said.stuck.is_empty() {
+            true => self.said.storage_paths.iter().any(|s| s.holds(path)),
+            false => deepest(&self.said.storage_paths, path) > deepest(&self.said.stuck, path),
+        }
     }
 
     /// Whether it knows what stands in the options of an assignment and a ticket. Who does not would do
@@ -78,8 +95,17 @@ impl Worker {
         self.active && self.said.status.takes_work()
     }
 
-    /// Its state in a word or a few, for people.
-    fn standing(&self) -> String {
+    /// Whether it is gone, or goes and has ended all that it had.
+    pub(super) fn is_gone(&self) -> bool {
+        let ended = self.said.status == WorkerStatus::Draining && self.said.in_hand.is_empty();
+        !self.active || ended
+    }
+
+    /// What stands in its way, or its state, for people who want it to work at `path`.
+    fn standing(&self, path: &AbsPath) -> String {
+        if is_stuck(&self.said, path) {
+            return format!("stuck: {} does not answer", listed(&self.said.stuck));
+        }
         match &self.drained {
             Some(drained) => drained.words(),
             None => self.said.status.as_str().to_owned(),
@@ -105,8 +131,10 @@ impl Worker {
             Some(drained.words())
         } else if !said.status.takes_work() {
             Some(format!("its status is {}", said.status.as_str()))
-        } else if self.rival_ms.is_some() {
-            Some("two agents run under this id: stop one of them".to_owned())
+        } else if !self.refused.is_empty() {
+            Some("two agents run under this id, and one is refused: stop one of them".to_owned())
+        } else if !said.stuck.is_empty() {
+            Some(format!("stuck: {} does not answer", listed(&said.stuck)))
         } else if said.storage_paths.is_empty() {
             Some("it has no storage paths".to_owned())
         } else {
@@ -117,7 +145,7 @@ impl Worker {
             status: if self.drained.is_some() { WorkerStatus::Draining } else { said.status },
             active: self.active,
             last_heartbeat: Timestamp::from_millisecond(self.heard_wall_ms).unwrap_or_default(),
-            storage_paths: said.storage_paths.clone(),
+            storage_paths: said.storage_paths.iter().chain(&said.stuck).cloned().collect(),
             data_plane_endpoints: said.data_plane_endpoints.clone(),
             control_plane_address: said.control_plane_address.clone(),
             free_bytes: said.free_bytes.clone(),
@@ -127,6 +155,7 @@ impl Worker {
             agent_version: said.agent_version.clone(),
             reason,
             nics: said.nics.clone(),
+            stuck: said.stuck.clone(),
             drained: self.drained.clone(),
         }
     }
@@ -204,6 +233,11 @@ impl Workers {
         self.known.insert(id, worker);
     }
 
+    /// A worker, to be changed in nothing by which it is filed.
+    pub(super) fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
+        self.known.get_mut(id)
+    }
+
     /// Forgets a worker, but not what an operator ordered.
     pub(super) fn remove(&mut self, id: &WorkerId) {
         let Some(worker) = self.known.remove(id) else { return };
@@ -263,7 +297,8 @@ impl Workers {
             // Mostly there is one list; a worker that is in several comes with the first.
             let listed = move |filed| lists().take(nth).any(|l| l.binary_search(filed).is_ok());
             let new = behind.iter().chain(before).filter(move |filed| !listed(filed));
-            new.filter_map(|(_, id)| self.known.get(id))
+            let known = new.filter_map(|(_, id)| self.known.get(id));
+            known.filter(|w| w.said.stuck.is_empty() || w.holds(path))
         })
     }
 
@@ -296,8 +331,8 @@ impl Workers {
         let idle: Vec<String> = self
             .known
             .values()
-            .filter(|w| w.active && w.holds(path))
-            .map(|w| format!("{} ({})", w.said.worker_id, w.standing()))
+            .filter(|w| w.active && (w.holds(path) || is_stuck(&w.said, path)))
+            .map(|w| format!("{} ({})", w.said.worker_id, w.standing(path)))
             .collect();
         if !idle.is_empty() {
             return format!(

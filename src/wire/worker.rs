@@ -13,8 +13,8 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// What our agents understand ([`WorkerHeartbeat::protocol`]), and our masters
 /// ([`HeartbeatReply::protocol`]). 2: an assignment's options, by which a dry run is one, and the stages
 /// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
-/// ([`WorkerHeartbeat::nics`]).
-pub const PROTOCOL: u32 = 3;
+/// ([`WorkerHeartbeat::nics`]). 4: storage paths that do not answer ([`WorkerHeartbeat::stuck`]).
+pub const PROTOCOL: u32 = 4;
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -210,6 +210,9 @@ pub struct WorkerHeartbeat {
     /// know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
+    /// Those of its storage paths that do not answer: a mount hangs. Sent as the one before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stuck: Vec<AbsPath>,
 }
 
 /// What an agent made of its share of a sync's limit. Both grow as long as the agent remembers the sync,
@@ -314,6 +317,9 @@ pub struct WorkerView {
     /// How its endpoints do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
+    /// Storage paths of it that do not answer: it gets no work there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stuck: Vec<AbsPath>,
     /// That an operator keeps it from new work; `status` is then `DRAINING`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<Drained>,

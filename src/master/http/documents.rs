@@ -164,6 +164,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let protocol = doc.optional("protocol", whole(0..=u32::MAX));
     let usage = doc.optional("usage", typed);
     let nics = doc.optional("nics", list(MAX_ENDPOINTS, nic));
+    let stuck = doc.optional("stuck", list(MAX_STORAGE_PATHS, typed));
     doc.end()?;
     whole_or_nothing(|| {
         Some(WorkerHeartbeat {
@@ -182,6 +183,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             protocol: protocol?,
             usage: usage?.unwrap_or_default(),
             nics: nics?.unwrap_or_default(),
+            stuck: stuck?.unwrap_or_default(),
         })
     })
 }
@@ -381,6 +383,7 @@ mod tests {
             agent_version: Some("0.1.0".into()),
             protocol: Some(2),
             usage: [("demo-1".parse().unwrap(), Usage { moved: 5, held_ms: 6 })].into(),
+            stuck: vec![AbsPath::new("/a").unwrap()],
             nics: vec![NicReport {
                 endpoint: "10.0.0.1:9000".into(),
                 iface: Some("ib0".into()),

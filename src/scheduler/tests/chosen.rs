@@ -42,7 +42,7 @@ fn by_walk(state: &State, sync: &Sync, worker: &Worker, now: Now) -> Option<Task
                 && t.bound.is_none()
                 && able(path).iter().any(|o| {
                     let id = &o.said.worker_id;
-                    id != me && !state.outcomes.is_aside(id, now)
+                    id != me && !state.outcomes.is_aside(id, now) && !t.tried.contains(id)
                 }))
             && !(now.mono_ms < t.spared_until_ms && t.tried.contains(me) && elsewhere);
         let rank = match (t.at_source(), t.is_scan()) {

@@ -30,6 +30,10 @@ enum Step {
     Forget(usize),
     Reassign(usize),
     Reconcile,
+    /// Another agent comes up under the same id.
+    Second(usize),
+    /// A mount hangs.
+    Stuck(usize),
     StoreLost,
 }
 
@@ -51,6 +55,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4usize).prop_map(Step::Forget),
         1 => (0..4usize).prop_map(Step::Reassign),
         1 => Just(Step::Reconcile),
+        1 => (0..4usize).prop_map(Step::Second),
+        1 => (0..4usize).prop_map(Step::Stuck),
         1 => (0..20usize).prop_map(|n| if n == 0 { Step::StoreLost } else { Step::Work(n) }),
     ]
 }
@@ -343,6 +349,19 @@ impl Play {
                 self.write_unheard(|i| i == index);
                 let worker = NAMES[index].parse().unwrap();
                 self.world.play(Event::Reassign { id: "demo".parse().unwrap(), worker });
+            }
+            Step::Second(index) => {
+                self.write_unheard(|i| i == index);
+                let second = format!("second {}", self.world.callers);
+                self.world.beat(NAMES[index], &second, &["/src"], &[]);
+            }
+            Step::Stuck(index) => {
+                self.write_unheard(|i| i == index);
+                let path = if index < 2 { "/src" } else { "/dst" };
+                let incarnation = self.incarnations[index].to_string();
+                let beat = heartbeat(NAMES[index], Some(&incarnation), &[path], &[]);
+                let stuck = vec![AbsPath::new(path).unwrap()];
+                self.world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat }));
             }
             Step::Reconcile => {
                 self.write_unheard(|_| true);

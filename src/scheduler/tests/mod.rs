@@ -13,6 +13,7 @@ mod mirror;
 mod older;
 mod orders;
 mod reconcile;
+mod seconds;
 mod watched;
 
 use super::*;
@@ -223,6 +224,7 @@ fn heartbeat(
         protocol: incarnation.map(|_| PROTOCOL),
         usage: BTreeMap::new(),
         nics: Vec::new(),
+        stuck: Vec::new(),
     }
 }
 

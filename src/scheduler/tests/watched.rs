@@ -123,6 +123,15 @@ fn a_worker_that_fails_where_others_do_not_is_set_aside_and_probed() {
 }
 
 #[test]
+fn who_is_set_aside_gets_what_all_others_have_failed() {
+    let mut world = failing();
+    let task = next(&mut world, "s2", "copy");
+    world.finish(result(&task, false, TaskReport::default()));
+    assert_eq!(next(&mut world, "s", "copy").task_id, task.task_id);
+    assert_eq!(world.poll("s", "1"), None);
+}
+
+#[test]
 fn a_poll_that_waits_gets_the_probe() {
     let mut world = failing();
     let poll = Event::Poll {

@@ -245,6 +245,7 @@ fn worker(id: &str) -> WorkerView {
         agent_version: None,
         reason: None,
         nics: vec![],
+        stuck: vec![],
         drained: None,
     }
 }
