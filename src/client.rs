@@ -15,7 +15,7 @@ pub use download::Download;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Submitted, SyncChange, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
-use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
@@ -321,14 +321,6 @@ impl MasterClient {
             return Ok(Reply { body: Bytes::from(value.to_string()), value });
         }
         read(answer)
-    }
-
-    /// `GET /workers`.
-    ///
-    /// # Errors
-    /// Any [`ClientError`].
-    pub async fn workers(&self) -> Result<Reply<WorkerList>, ClientError> {
-        self.fetch(self.request(Method::GET, "/workers")).await
     }
 
     /// `GET /version`.

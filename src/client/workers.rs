@@ -3,11 +3,19 @@
 use super::{ClientError, MasterClient, Reply};
 use crate::wire::admin::Reconciled;
 use crate::wire::sync::{Reassign, Reassigned};
-use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerOrder};
+use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerList, WorkerOrder};
 use crate::wire::{RequestId, WorkerId};
 use reqwest::Method;
 
 impl MasterClient {
+    /// `GET /workers`.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn workers(&self) -> Result<Reply<WorkerList>, ClientError> {
+        self.fetch(self.request(Method::GET, "/workers")).await
+    }
+
     /// `POST /workers/{id}/drain` or (`None`) `…/undrain`: keeps a worker from new work, or lets it work
     /// again.
     ///

@@ -83,24 +83,7 @@ impl State {
         // What does not answer is nothing that it holds.
         let stuck: BTreeSet<AbsPath> = said.stuck.iter().cloned().collect();
         said.storage_paths.retain(|path| !stuck.contains(path));
-        let mut lost: Vec<TaskId> = Vec::new();
-        let mut valid: HashSet<AssignmentId> = HashSet::new();
-        let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
-        let held: Vec<TaskId> = self.leases.of(&id).collect();
-        let hangs = self.hanging(&held, &said);
-        for task in held {
-            let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
-            let other = said.incarnation.is_some() && lease.incarnation != said.incarnation;
-            if other || hangs.contains(&task) {
-                lost.push(task);
-            } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
-                lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
-                valid.insert(lease.assignment);
-            }
-        }
-        for task in lost {
-            self.lost(task, now);
-        }
+        let valid = self.renew(&said, now);
         if restarted {
             self.outcomes.forget(&id);
         }
@@ -141,6 +124,30 @@ impl State {
         self.workers.insert(worker);
         self.tell_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
+    }
+
+    /// Prolongs the leases that a heartbeat lists, and takes back those of another process of the worker and
+    /// those that need a storage path that hangs. What it may go on with.
+    fn renew(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
+        let mut lost: Vec<TaskId> = Vec::new();
+        let mut valid: HashSet<AssignmentId> = HashSet::new();
+        let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
+        let held: Vec<TaskId> = self.leases.of(&said.worker_id).collect();
+        let hangs = self.hanging(&held, said);
+        for task in held {
+            let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
+            let other = said.incarnation.is_some() && lease.incarnation != said.incarnation;
+            if other || hangs.contains(&task) {
+                lost.push(task);
+            } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
+                lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
+                valid.insert(lease.assignment);
+            }
+        }
+        for task in lost {
+            self.lost(task, now);
+        }
+        valid
     }
 
     /// Those of a worker's tasks that need a storage path of it that does not answer.

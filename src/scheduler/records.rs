@@ -27,6 +27,7 @@ use super::{Effect, Now, Settings, State};
 use crate::wire::options::FilterSpec;
 use crate::wire::task::{Blob, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
+use crate::wire::worker::Drained;
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -167,9 +168,7 @@ impl State {
             state.take_worker(key, parse(key, value)?)?;
         }
         for (key, value) in of_kind("d/") {
-            let broken = |_| LoadError::Broken { key: key.clone(), why: "a bad key".to_owned() };
-            let worker = key.trim_start_matches("d/").parse().map_err(broken)?;
-            state.workers.drain(&worker, Some(parse(key, value)?));
+            state.take_drained(key, parse(key, value)?)?;
         }
         for (key, value) in of_kind("l/") {
             state.take_large(parse(key, value)?);
@@ -220,6 +219,13 @@ impl State {
             let boots = if wrote { &mut sync.writers } else { &mut sync.reach };
             boots.restore(worker, boot);
         }
+        Ok(())
+    }
+
+    fn take_drained(&mut self, key: &str, drained: Drained) -> Result<(), LoadError> {
+        let broken = || LoadError::Broken { key: key.to_owned(), why: "a bad key".to_owned() };
+        let worker = key.strip_prefix("d/").and_then(|id| id.parse().ok()).ok_or_else(broken)?;
+        self.workers.drain(&worker, Some(drained));
         Ok(())
     }
 

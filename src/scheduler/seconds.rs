@@ -27,7 +27,8 @@ impl State {
         // The one before may still be ending what it had, beside one that was started for it.
         let leaves = known.before.as_ref() == Some(incoming) && !said.status.takes_work();
         let room = known.refused.len() < MOST_REFUSED;
-        if !known.refused.contains_key(incoming) && !(leaves && room) {
+        let waits = known.refused.contains_key(incoming);
+        if !waits && (!leaves || !room) {
             return None;
         }
         known.refused.insert(incoming.clone(), now.mono_ms);
