@@ -10,6 +10,7 @@ mod download;
 mod exchange;
 mod list;
 mod text;
+mod workers;
 
 pub use download::Download;
 
@@ -17,7 +18,7 @@ use crate::wire::leader::Readiness;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{RetryRequest, Submitted, SyncChange, SyncProgress};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
-use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use bytes::Bytes;
 use exchange::{Answer, Request};
@@ -313,14 +314,6 @@ impl MasterClient {
             return Ok(Reply { body: Bytes::from(value.to_string()), value });
         }
         read(answer)
-    }
-
-    /// `GET /workers`.
-    ///
-    /// # Errors
-    /// Any [`ClientError`].
-    pub async fn workers(&self) -> Result<Reply<WorkerList>, ClientError> {
-        self.fetch(self.request(Method::GET, "/workers")).await
     }
 
     /// `GET /version`.

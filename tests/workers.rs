@@ -4,7 +4,7 @@
 mod support;
 
 use longhaul::wire::sync::{Outcome, SyncState};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::await_that;
 use support::cluster::{Cluster, On, assert_complete};
 use support::tree::{self, assert_same, census, dir, file, many, noise, strict};
@@ -154,6 +154,115 @@ fn a_deleted_sync_is_forgotten_and_its_id_is_free_again() {
     // What has ended is deleted as well; files stay.
     assert_eq!(cluster.master.delete("/sync/again").status, 200);
     assert_same(&src, &dst, strict());
+}
+
+/// What `GET /workers` says of a worker.
+fn view(cluster: &Cluster, id: &str) -> Value {
+    let list = cluster.master.get("/workers").json();
+    let all = ["active", "inactive"].map(|key| list[key].as_array().unwrap().clone()).concat();
+    all.into_iter().find(|w| w["worker_id"] == id).unwrap_or_default()
+}
+
+#[test]
+fn a_drained_worker_ends_what_it_has_and_the_others_do_the_rest() {
+    let mut cluster = Cluster::start(On::Redis);
+    let (src, dst) = cluster.four();
+    for i in 0..24 {
+        file(src.join(format!("f{i}")), noise(2 * MIB, i));
+    }
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "bwlimit": "8MiB/s"}));
+    cluster.await_progress(&id, "has begun at a", |s| {
+        s.transferred_bytes > 0 && s.detail.contains_key("a")
+    });
+    let args = ["workers", "drain", "a", "b", "--reason", "new disks"];
+    let said = cluster.ctl(args).run().exits(0).out();
+    assert!(said.contains("Worker a is drained") && said.contains("Worker b is drained"), "{said}");
+    // Also for a master that starts anew.
+    cluster.master.restart();
+    await_that("all agents are there", || cluster.master.active().len() == 4);
+    let a = view(&cluster, "a");
+    assert_eq!((&a["status"], &a["drained"]["reason"]), (&json!("DRAINING"), &json!("new disks")));
+    let shown = cluster.ctl(["workers", "list"]).run().exits(0).out();
+    assert!(shown.contains("DRAINING") && shown.contains("new disks"), "{shown}");
+    await_that("they have nothing in hand", || {
+        ["a", "b"].iter().all(|w| view(&cluster, w)["in_flight"] == 0)
+    });
+    let still = cluster.progress(&id);
+    assert_eq!(still.state, SyncState::Progress, "the rest is left to others: {still:#?}");
+    let before = cluster.agents["a"].process.file_bytes().0;
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    assert_eq!(sync.retries, 0, "nothing was taken away: {sync:#?}");
+    assert_same(&src, &dst, strict());
+    assert!(cluster.agents["a"].process.file_bytes().0 - before < MIB as u64, "a reads no more");
+
+    // With nobody else at the destination a sync waits, and says for whom.
+    cluster.ctl(["workers", "drain", "b2"]).run().exits(0);
+    let again = cluster.submit(&src, &cluster.path("dst/again"));
+    let reason = cluster.progress(&again).reason.unwrap();
+    assert!(reason.contains("b (drained by") && reason.contains("new disks"), "{reason}");
+    cluster.ctl(["workers", "undrain", "b"]).run().exits(0);
+    assert_complete(&cluster.ended(&again), census(&src));
+    cluster.ctl(["workers", "drain", "typo"]).run().exits(3);
+}
+
+#[test]
+fn a_worker_is_forgotten_only_when_it_is_silent() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (_, _) = cluster.pair();
+    let said = cluster.ctl(["workers", "forget", "a"]).run();
+    assert!(said.code != Some(0) && said.err().contains("is alive"), "{}", said.err());
+    cluster.agents.get_mut("a").unwrap().kill_9();
+    await_that("a is silent", || !cluster.master.active().contains(&"a".to_owned()));
+    cluster.ctl(["workers", "forget", "a"]).run().exits(0);
+    assert_eq!(view(&cluster, "a"), Value::Null);
+    cluster.ctl(["workers", "forget", "a"]).run().exits(3);
+    cluster.agents.get_mut("a").unwrap().restart();
+    await_that("a is back", || cluster.master.active().len() == 2);
+}
+
+#[test]
+fn reassigned_tasks_are_done_by_others_and_everything_is_counted_once() {
+    let mut cluster = Cluster::start_with(On::Embedded, "");
+    let (src, dst) = cluster.pair();
+    for i in 0..16 {
+        file(src.join(format!("f{i}")), noise(2 * MIB, i));
+    }
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "bwlimit": "4MiB/s"}));
+    cluster.await_progress(&id, "has begun", |s| {
+        s.transferred_bytes > 0 && s.detail.contains_key("a")
+    });
+    cluster.agent("a2", &[&src]);
+    let said = cluster.ctl(["sync", "reassign", &id, "--worker", "a"]).run().exits(0).out();
+    assert!(said.contains("taken from worker a"), "{said}");
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    assert!(sync.retries > 0, "{sync:#?}");
+    assert_same(&src, &dst, strict());
+    await_that("no part file is left", || tree::part_files(&dst).is_empty());
+}
+
+#[test]
+fn reconciling_an_installation_that_is_at_work_changes_nothing() {
+    for on in [On::Embedded, On::Redis] {
+        let mut cluster = Cluster::start(on);
+        let (src, dst) = cluster.pair();
+        file(src.join("large"), noise(16 * MIB, 3));
+        many(&src, 100, 1_000);
+        let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "bwlimit": "8MiB/s"}));
+        cluster.await_progress(&id, "has begun", |s| s.transferred_bytes > 0);
+        let answer = cluster.master.post("/admin/reconcile", &json!({}));
+        let done = answer.json();
+        assert_eq!((answer.status, &done["requeued_tasks"]), (200, &json!(0)), "{done}");
+        let said = cluster.ctl(["admin", "reconcile"]).run().exits(0).out();
+        assert!(said.contains("nothing was changed"), "{said}");
+        cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
+        let sync = cluster.ended(&id);
+        assert_complete(&sync, census(&src));
+        assert_eq!(sync.retries, 0, "{sync:#?}");
+    }
 }
 
 #[test]

@@ -122,6 +122,7 @@ impl Agent {
             protocol: Some(PROTOCOL),
             usage: Default::default(),
             nics: Vec::new(),
+            stuck: Vec::new(),
         }
     }
 }

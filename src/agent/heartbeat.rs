@@ -3,6 +3,7 @@
 
 use super::hand::Hand;
 use super::limits::Limits;
+use super::storage::Storage;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::gate::boottime;
@@ -10,9 +11,8 @@ use crate::data::{Peers, Roots, TicketGate};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::wire::worker::{Endpoint, NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -37,28 +37,13 @@ pub struct Heart {
     gate: Arc<TicketGate>,
     limits: Arc<Limits>,
     peers: Arc<Peers>,
-    storage: Arc<Storage>,
+    storage: Storage,
     draining: AtomicBool,
-    /// Whether the master understands how our NICs do.
-    wants_nics: AtomicBool,
+    /// What the master understands.
+    master: AtomicU32,
     now: Notify,
     /// Whether a heartbeat was ever answered.
     known: watch::Sender<bool>,
-}
-
-/// What is measured of the storage paths, in a thread: a file system that hangs must not stop the
-/// heart.
-struct Storage {
-    roots: Arc<Roots>,
-    measuring: AtomicBool,
-    seen: Mutex<Seen>,
-}
-
-#[derive(Clone, Default)]
-struct Seen {
-    free: BTreeMap<String, u64>,
-    /// Storage paths that lead elsewhere than to what we hold open.
-    astray: Vec<String>,
 }
 
 impl Heart {
@@ -70,7 +55,7 @@ impl Heart {
         gate: Arc<TicketGate>,
         (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
     ) -> Self {
-        let storage = Storage { roots, measuring: AtomicBool::new(false), seen: Mutex::default() };
+        let storage = Storage::of(&roots);
         Heart {
             config,
             endpoints,
@@ -80,9 +65,9 @@ impl Heart {
             gate,
             limits,
             peers,
-            storage: Arc::new(storage),
+            storage,
             draining: AtomicBool::new(false),
-            wants_nics: AtomicBool::new(false),
+            master: AtomicU32::new(0),
             now: Notify::new(),
             known: watch::Sender::new(false),
         }
@@ -157,14 +142,22 @@ impl Heart {
         let document = self.document();
         let listed = document.in_hand.clone();
         let sent = boottime();
-        let reply = client.heartbeat(&document).await.map_err(|e| e.to_string())?;
+        let reply = match client.heartbeat(&document).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                if error.code() == Some("worker_id_taken") {
+                    // Whatever we have is the other agent's.
+                    self.hand.renewed(&listed, sent, &listed);
+                }
+                return Err(error.to_string());
+            }
+        };
         self.hand.renewed(&listed, sent, &reply.drop);
         if let (Some(key), Some(time)) = (&reply.ticket_key, reply.time) {
             self.gate.update(key, time).map_err(|e| format!("the master's ticket key: {e}"))?;
         }
         self.limits.heard(&reply.limits);
-        let wants_nics = reply.protocol.is_some_and(|protocol| protocol >= 3);
-        self.wants_nics.store(wants_nics, Ordering::Relaxed);
+        self.master.store(reply.protocol.unwrap_or(0), Ordering::Relaxed);
         self.known.send_replace(true);
         Ok(reply.next_beat_ms.map(|ms| Duration::from_millis(ms).max(SOONEST)))
     }
@@ -172,7 +165,9 @@ impl Heart {
     fn document(&self) -> WorkerHeartbeat {
         let in_hand = self.hand.list();
         let seen = self.storage.seen();
-        let status = if !seen.astray.is_empty() {
+        let master = self.master.load(Ordering::Relaxed);
+        // A master that does not know what `stuck` is must at least give us nothing.
+        let status = if seen.astray || (!seen.stuck.is_empty() && master < 4) {
             WorkerStatus::Error
         } else if self.draining.load(Ordering::Relaxed) {
             WorkerStatus::Draining
@@ -196,7 +191,8 @@ impl Heart {
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL),
             usage: self.limits.usage(),
-            nics: if self.wants_nics.load(Ordering::Relaxed) { self.nics() } else { Vec::new() },
+            nics: if master >= 3 { self.nics() } else { Vec::new() },
+            stuck: if master >= 4 { seen.stuck } else { Vec::new() },
         }
     }
 
@@ -214,41 +210,5 @@ impl Heart {
             aside: state.aside.map(|why| why.chars().take(MAX_WHY).collect()),
         });
         report.collect()
-    }
-}
-
-impl Storage {
-    fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Begins a measurement, unless the last one still hangs.
-    fn measure(self: &Arc<Self>) {
-        if self.measuring.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let storage = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let mut seen = Seen::default();
-            for root in storage.roots.iter() {
-                let path = root.path().to_string();
-                match root.free_bytes() {
-                    Ok(free) => drop(seen.free.insert(path.clone(), free)),
-                    Err(error) => tracing::debug!("{error}"),
-                }
-                if !root.is_current() {
-                    seen.astray.push(path);
-                }
-            }
-            let mut last = storage.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            for path in seen.astray.iter().filter(|path| !last.astray.contains(path)) {
-                tracing::error!(
-                    "storage path {path} was replaced, removed or mounted over since this agent \
-                     started; it takes no work until that is undone or it is restarted"
-                );
-            }
-            *last = seen;
-            storage.measuring.store(false, Ordering::Relaxed);
-        });
     }
 }

@@ -7,7 +7,7 @@
 //! data server ◀── peers
 //! ```
 //!
-//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`], [`slots`]: the loops
+//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`] (with [`storage`]), [`slots`]: the loops
 //! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy`] (with [`fates`]), [`range`],
 //!   [`publish`], [`prune`]
 //!
@@ -28,6 +28,7 @@ pub mod scan;
 #[cfg(test)]
 mod scripted;
 pub mod slots;
+pub mod storage;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -91,9 +91,12 @@ pub(super) enum Command {
     /// Submit syncs, look at them, wait for them, end them
     #[command(subcommand)]
     Sync(SyncCommand),
-    /// Look at the workers
+    /// Look at the workers, keep them from new work, forget them
     #[command(subcommand, visible_alias = "worker")]
     Workers(WorkersCommand),
+    /// Put an installation right
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Check configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -277,6 +280,15 @@ pub(super) enum SyncCommand {
         #[arg(value_name = "ID", required = true)]
         ids: Vec<RequestId>,
     },
+    /// Take the tasks of syncs away from a worker and leave them to others
+    Reassign {
+        /// Which
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<RequestId>,
+        /// Who has the tasks
+        #[arg(long, value_name = "WORKER")]
+        worker: WorkerId,
+    },
     /// End syncs and keep their records; files that arrived stay
     Cancel {
         /// Which
@@ -424,6 +436,33 @@ pub(super) enum WorkersCommand {
         /// The worker's id
         id: String,
     },
+    /// Give workers nothing new: they finish what they have, and put it on stable storage
+    Drain {
+        /// Which
+        #[arg(value_name = "WORKER", required = true)]
+        ids: Vec<WorkerId>,
+        /// What for; shown with the worker
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Let drained workers work again
+    Undrain {
+        /// Which
+        #[arg(value_name = "WORKER", required = true)]
+        ids: Vec<WorkerId>,
+    },
+    /// Forget workers that have fallen silent: others take over what they had
+    Forget {
+        /// Which
+        #[arg(value_name = "WORKER", required = true)]
+        ids: Vec<WorkerId>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AdminCommand {
+    /// Free tasks that nobody holds, and clear the store of what belongs to nothing
+    Reconcile,
 }
 
 #[derive(Debug, Subcommand)]

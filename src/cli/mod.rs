@@ -3,10 +3,11 @@
 //!
 //! - [`exit`]: the codes; `failure`: what ends a command early; `out`: all writing
 //! - [`args`], `options`: commands and options
-//! - `submit`, `sync`, `records`, `verify`, `workers`, `config`, `info`: the commands of operators
+//! - `submit`, `sync`, `records`, `verify`, `workers`, `admin`, `config`, `info`: the commands of operators
 //! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
 //! - `wait`, `signals`, [`progress`], `report`, `table`, `names`, `b3sum`: what they are made of
 
+mod admin;
 mod agent;
 pub mod args;
 mod b3sum;
@@ -105,6 +106,7 @@ fn run(ctx: Context, command: Command) -> Result<Exit, Failure> {
             Command::Master(args) => master::run(&ctx, args).await,
             Command::Agent(args) => agent::run(&ctx, args).await,
             Command::Copy(args) => copy::run(&ctx, *args).await,
+            Command::Admin(command) => admin::run(&ctx, command).await,
             Command::Config(command) => config::run(&ctx, command),
             Command::Sync(command) => sync::run(&ctx, command).await,
             Command::Workers(command) => workers::run(&ctx, command).await,

@@ -41,6 +41,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         unverified: 0,
         retries: 0,
         reason: None,
+        stalled: None,
         errors: Vec::new(),
         error_counts: Default::default(),
     }
@@ -78,5 +79,7 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
         agent_version: None,
         reason: Some("no heartbeat".to_owned()),
         nics: vec![],
+        stuck: vec![],
+        drained: None,
     }
 }

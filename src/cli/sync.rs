@@ -8,7 +8,7 @@ use super::options::again;
 use super::records::Wanted;
 use super::submit::quoted;
 use super::wait::{Waited, Waiter};
-use super::{out, progress, records, report, signals, submit, table, verify};
+use super::{out, progress, records, report, signals, submit, table, verify, workers};
 use crate::client::{ClientError, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
@@ -30,6 +30,7 @@ pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Fai
         SyncCommand::Retry { ids, failed_only } => retry(ctx, ids, failed_only).await,
         SyncCommand::Pause { ids } => pause(ctx, ids, true).await,
         SyncCommand::Resume { ids } => pause(ctx, ids, false).await,
+        SyncCommand::Reassign { ids, worker } => workers::reassign(ctx, ids, worker).await,
         SyncCommand::Cancel { ids } => cancel(ctx, ids).await,
         SyncCommand::Delete { ids, ignore_not_found } => delete(ctx, ids, ignore_not_found).await,
         SyncCommand::Files(args) => records::files(ctx, args).await,
@@ -232,12 +233,12 @@ fn show_detail(ctx: &Context, sync: &SyncProgress) -> Result<(), Failure> {
     out::data(text.as_bytes())
 }
 
-/// Acts on one sync after the other, and says what became of each. One that is not there, or not to be
+/// Acts on one sync (or worker) after the other, and says what became of each. One that is not there, or not to be
 /// had any more, does not keep the others from their turn.
-async fn for_each(
+pub(super) async fn for_each<T>(
     ctx: &Context,
-    ids: Vec<RequestId>,
-    act: impl AsyncFn(&RequestId) -> Result<Option<(String, Bytes)>, ClientError>,
+    ids: Vec<T>,
+    act: impl AsyncFn(&T) -> Result<Option<(String, Bytes)>, ClientError>,
 ) -> Result<Exit, Failure> {
     let single = ids.len() == 1;
     let mut exit = Exit::Ok;

@@ -163,6 +163,15 @@ fn master(url: &str, told: &Result<Reply<Readiness>, ClientError>, now: Timestam
     ]
 }
 
+/// The state of a worker in a word.
+fn standing(w: &WorkerView) -> &'static str {
+    match (w.active, w.stuck.is_empty()) {
+        (false, _) => "INACTIVE",
+        (true, false) => "STUCK",
+        (true, true) => w.status.as_str(),
+    }
+}
+
 fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
     let storage = w.storage_paths.iter().map(|path| {
         // Keyed by the path as it is shown.
@@ -175,7 +184,7 @@ fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
     });
     vec![
         w.worker_id.to_string(),
-        if w.active { w.status.as_str() } else { "INACTIVE" }.to_owned(),
+        standing(w).to_owned(),
         age(between(w.last_heartbeat, now)),
         w.syncs.to_string(),
         match w.slots {
@@ -194,10 +203,9 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
         let free = w.free_bytes.get(&path.to_string()).map(|n| units::bytes(*n));
         format!("{path} ({})", dash(free))
     });
-    let state = if w.active { w.status.as_str() } else { "INACTIVE" };
     let mut rows = vec![
         ("Worker", w.worker_id.to_string()),
-        ("State", state.to_owned()),
+        ("State", standing(w).to_owned()),
         ("Heartbeat", format!("{} ago", age(between(w.last_heartbeat, now)))),
         ("In flight", format!("{} tasks of {} syncs", w.in_flight, w.syncs)),
         ("Slots", dash(w.slots.map(|n| n.to_string()))),
@@ -206,6 +214,9 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
     ];
     if let Some(reason) = &w.reason {
         rows.push(("Reason", clean(reason)));
+    }
+    if let Some(drained) = &w.drained {
+        rows.push(("Drained", format!("{} ago", age(between(drained.since, now)))));
     }
     let mut text: String =
         rows.iter().map(|(k, v)| format!("{:<12} {v}\n", format!("{k}:"))).collect();
@@ -242,6 +253,12 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
     add("State", state(sync));
     if let Some(reason) = &sync.reason {
         add("Reason", clean(reason));
+    }
+    if let Some(stalled) = &sync.stalled {
+        let since = age(between(stalled.since, now));
+        let who = stalled.worker_id.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+        let (task, of) = (clean(&stalled.task), age(Duration::from_secs(stalled.task_seconds)));
+        add("Stalled", format!("for {since}; the oldest task is a {task} of {of}, at {who}"));
     }
     add("Source", sync.source_path.to_string());
     add("Destination", sync.destination_path.to_string());
@@ -398,6 +415,34 @@ mod tests {
         assert!(text.lines().nth(1).unwrap().starts_with("st-02   INACTIVE  "), "{text}");
         assert!(text.contains("/arch (1.0 GiB), /more (-)"), "{text}");
         assert!(text.contains("10.0.0.2:8889%ib0") && text.contains("no heartbeat"), "{text}");
+    }
+
+    #[test]
+    fn a_worker_that_is_stuck_or_drained_says_so() {
+        use crate::wire::worker::{Drained, WorkerStatus};
+        let since = "2026-02-03T14:00:00Z".parse().unwrap();
+        let drained = Some(Drained { by: Some("ann".into()), reason: None, since });
+        let w =
+            WorkerView { status: WorkerStatus::Draining, drained, ..sample::worker("st-02", true) };
+        let text = worker_record(&w, now());
+        assert!(text.contains("State:       DRAINING") && text.contains("Drained:     "), "{text}");
+        let stuck = vec![AbsPath::new("/arch").unwrap()];
+        let w = WorkerView { stuck, ..sample::worker("st-02", true) };
+        let text = workers(&WorkerList { active: vec![w], inactive: vec![] }, now());
+        assert!(text.lines().nth(1).unwrap().starts_with("st-02   STUCK"), "{text}");
+    }
+
+    #[test]
+    fn a_stalled_sync_says_which_task_is_oldest() {
+        use crate::wire::sync::Stalled;
+        let stalled = Some(Stalled {
+            since: "2026-02-03T14:00:00Z".parse().unwrap(),
+            task: "copy".into(),
+            worker_id: Some("st-02".parse().unwrap()),
+            task_seconds: 720,
+        });
+        let text = record(&SyncProgress { stalled, ..sample::sync("x") }, now());
+        assert!(text.contains("the oldest task is a copy of 12m, at st-02"), "{text}");
     }
 
     #[test]

@@ -7,15 +7,18 @@
 use super::listing::{self, Pieces, Wanted};
 use super::seat::{Identity, Seat, elsewhere, store_down};
 use super::submission;
-use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected};
+use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected, Stored};
 use crate::store::Spool;
+use crate::wire::admin::Reconciled;
 use crate::wire::leader::Readiness;
 use crate::wire::manifest::NameList;
 use crate::wire::options::{FileRecord, FileState};
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest};
+use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
-use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::worker::{
+    DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
+};
 use crate::wire::{AssignmentId, BytePath, RequestId, WorkerId};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -275,6 +278,17 @@ impl Handle {
         }
     }
 
+    /// Takes the tasks of a sync away from a worker and leaves them to others.
+    ///
+    /// # Errors
+    /// 404, 409 where it has ended, 503.
+    pub async fn reassign(&self, id: RequestId, worker: WorkerId) -> Result<Reassigned, Problem> {
+        match self.ask(Event::Reassign { id, worker }).await? {
+            Reply::Reassigned(reassigned) => Ok(reassigned),
+            other => Err(misplaced(other)),
+        }
+    }
+
     /// Stops a sync and keeps its record.
     ///
     /// # Errors
@@ -315,6 +329,32 @@ impl Handle {
     pub async fn workers(&self) -> Result<WorkerList, Problem> {
         match self.ask(Event::Workers).await? {
             Reply::Workers(list) => Ok(list),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Keeps a worker from new work, or (`None`) lets it work again.
+    ///
+    /// # Errors
+    /// 404, 503.
+    pub async fn drain(
+        &self,
+        worker: WorkerId,
+        order: Option<DrainOrder>,
+    ) -> Result<WorkerOrder, Problem> {
+        match self.ask(Event::Drain { worker, order }).await? {
+            Reply::Ordered(order) => Ok(*order),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Forgets a worker that has fallen silent.
+    ///
+    /// # Errors
+    /// 404, 409 where it is alive, 503.
+    pub async fn forget(&self, worker: WorkerId) -> Result<ForgottenWorker, Problem> {
+        match self.ask(Event::Forget(worker)).await? {
+            Reply::Forgotten(forgotten) => Ok(forgotten),
             other => Err(misplaced(other)),
         }
     }
@@ -397,6 +437,17 @@ impl Handle {
     pub async fn result(&self, result: SyncResult) -> Result<ResultReply, Problem> {
         match self.ask(Event::Result(result)).await? {
             Reply::Result(reply) => Ok(reply),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Puts right what does not fit together.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn reconcile(&self) -> Result<Reconciled, Problem> {
+        match self.ask(Event::Reconcile(Stored::default())).await? {
+            Reply::Reconciled(done) => Ok(*done),
             other => Err(misplaced(other)),
         }
     }

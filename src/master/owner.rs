@@ -8,7 +8,8 @@
 //! spool before the commit that counts them; where they can't be written the sync says so and goes on.
 
 use super::handle::{Health, Request};
-use crate::scheduler::{Caller, Effect, Event, Now, Reply, State};
+use super::seat::store_down;
+use crate::scheduler::{Caller, Effect, Event, Now, Reply, State, Stored};
 use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::util::units;
@@ -191,10 +192,7 @@ impl<S: Store> Owner<S> {
             let time = now();
             let mut pending = Pending::default();
             for request in batch.drain(..) {
-                self.last_caller += 1;
-                let caller = Caller(self.last_caller);
-                self.waiting.insert(caller, request.reply);
-                pending.take(self.state.apply(request.event, Some(caller), time));
+                self.take(request, &mut pending, time, &shutdown).await?;
                 if pending.bytes >= BATCH_BYTES {
                     self.settle(std::mem::take(&mut pending), &shutdown).await?;
                     if shutdown.is_cancelled() {
@@ -221,6 +219,41 @@ impl<S: Store> Owner<S> {
             }
         }
         self.store.release(self.tenure.fence).await
+    }
+
+    /// Applies what a caller says. Whoever wants the store compared with the state is given what it holds, after
+    /// all that was decided before is written.
+    async fn take(
+        &mut self,
+        mut request: Request,
+        pending: &mut Pending,
+        time: Now,
+        shutdown: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        if let Event::Reconcile(stored) = &mut request.event {
+            self.settle(std::mem::take(pending), shutdown).await?;
+            match self.stored().await {
+                Ok(found) => *stored = found,
+                Err(StoreError::Unavailable(why)) => {
+                    let refused = Reply::Refused(Box::new(store_down(&why)));
+                    // Nobody waits for it any more, perhaps.
+                    let _ = request.reply.send(refused);
+                    return Ok(());
+                }
+                Err(fatal) => return Err(fatal),
+            }
+        }
+        self.last_caller += 1;
+        let caller = Caller(self.last_caller);
+        self.waiting.insert(caller, request.reply);
+        pending.take(self.state.apply(request.event, Some(caller), time));
+        Ok(())
+    }
+
+    /// What the store holds now.
+    async fn stored(&self) -> Result<Stored, StoreError> {
+        let records = self.store.load().await?.into_keys().collect();
+        Ok(Stored { records, blobs: self.store.blob_keys().await? })
     }
 
     /// Commits, then answers. Assignments whose caller went away meanwhile are handed back, which is

@@ -33,6 +33,7 @@ impl State {
                 let request = &s.request;
                 self.workers.pool(&request.source_path).next().is_some()
                     && self.workers.pool(&request.destination_path).next().is_some()
+                    || !s.queue.bound.is_empty()
             });
             active = workable.take(most).collect();
         }
@@ -52,11 +53,12 @@ impl State {
 
     /// The task of a sync that fits a worker best. Publishing comes first (it frees the window), then
     /// one scan (it finds work for the others), then copying, then further scans; of each the oldest.
-    /// What the worker has failed is left to others for a while.
+    /// What the worker has failed is left to others for a while. One that is drained only flushes.
     pub(super) fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
         let sync = self.syncs.get(&no)?;
         let queue = &sync.queue;
         let others = self.others(sync, worker);
+        let aside = self.outcomes.is_aside(&worker.said.worker_id, now);
         let fits = |id: &&TaskId| {
             let Some(task) = self.tasks.get(id) else { return false };
             let spared = now.mono_ms < task.spared_until_ms
@@ -64,16 +66,26 @@ impl State {
                 && others(task.at_source()).any(|o| !task.tried.contains(o));
             let able = (worker.knows_options() || !wants_options(sync, &task.spec))
                 && (worker.knows_limits() || !(sync.wants_limits() && task.spec.sends()));
-            able && !spared && (task.bound.is_none() || self.may_flush(sync, task, worker))
+            let aside = aside
+                && task.bound.is_none()
+                && others(task.at_source())
+                    .any(|o| !self.outcomes.is_aside(o, now) && !task.tried.contains(o));
+            able && !spared
+                && !aside
+                && (task.bound.is_none() || self.may_flush(sync, task, worker))
         };
         if worker.holds(&sync.request.destination_path) {
             let bound = queue.bound.get(&worker.said.boot_id).into_iter().flatten().find(fits);
+            if worker.drained.is_some() {
+                return bound.copied();
+            }
             let first = queue.at_destination.iter().find(fits).into_iter().chain(bound).min();
             if first.is_some() {
                 return first.copied();
             }
         }
-        let at_source = worker.holds(&sync.request.source_path)
+        let at_source = worker.drained.is_none()
+            && worker.holds(&sync.request.source_path)
             && self.able(sync, &sync.request.destination_path).next().is_some();
         if !at_source {
             return None;

@@ -2,12 +2,16 @@
 //! done ([`Effect`]).
 
 pub use super::listing::Listing;
+use crate::wire::admin::Reconciled;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Submitted, SyncChange, SyncProgress, SyncRequest, SyncState};
+use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
-use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerList};
+use crate::wire::worker::{
+    DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
+};
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, WorkerId};
+use std::collections::BTreeSet;
 
 /// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +53,15 @@ pub struct Selected {
     pub syncs: Vec<SyncProgress>,
     /// The [`Select::before`] with which it goes on, where there are more.
     pub next: Option<SyncNo>,
+}
+
+/// The keys that a store holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// Of records.
+    pub records: BTreeSet<String>,
+    /// Of blobs.
+    pub blobs: BTreeSet<String>,
 }
 
 /// What the world says.
@@ -98,6 +111,13 @@ pub enum Event {
     Pause(RequestId),
     /// Let a sync go on.
     Resume(RequestId),
+    /// Take the tasks of a sync away from a worker and leave them to others.
+    Reassign {
+        /// Which.
+        id: RequestId,
+        /// From whom.
+        worker: WorkerId,
+    },
     /// Stop a sync, keep its record.
     Cancel(RequestId),
     /// Stop a sync and forget it.
@@ -106,6 +126,15 @@ pub enum Event {
     Heartbeat(WorkerHeartbeat),
     /// Which workers are there?
     Workers,
+    /// Give a worker nothing new (`order`), or let it work again.
+    Drain {
+        /// Whom.
+        worker: WorkerId,
+        /// By whom and why; `None`: no longer.
+        order: Option<DrainOrder>,
+    },
+    /// Forget a worker that has fallen silent.
+    Forget(WorkerId),
     /// A worker asks for work.
     Poll {
         /// Who.
@@ -137,6 +166,9 @@ pub enum Event {
     },
     /// A task ended.
     Result(SyncResult),
+    /// Compare the leases with who is there, and what is stored (looked up by who owns the state, after all
+    /// that was decided before is written) with what is known.
+    Reconcile(Stored),
     /// The store lost what was committed: everything not ended starts again from its scan.
     StoreLost,
     /// Time passes.
@@ -160,6 +192,14 @@ pub enum Reply {
     Heartbeat(HeartbeatReply),
     /// To `Workers`.
     Workers(WorkerList),
+    /// To `Drain`.
+    Ordered(Box<WorkerOrder>),
+    /// To `Forget`.
+    Forgotten(ForgottenWorker),
+    /// To `Reassign`.
+    Reassigned(Reassigned),
+    /// To `Reconcile`.
+    Reconciled(Box<Reconciled>),
     /// To `Poll`.
     Assignment(Option<Box<Assignment>>),
     /// To `Manifest`: the key of the blob in the store.

@@ -3,7 +3,7 @@
 use super::choice::Open;
 use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
-use super::worker::Worker;
+use super::worker::{Worker, is_stuck};
 use super::{Caller, Effect, Now, Parked, Reply, State};
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
@@ -11,7 +11,7 @@ use crate::wire::task::{Assignment, PoolMember, TaskSpec};
 use crate::wire::ticket::Claims;
 use crate::wire::worker::{HeartbeatReply, PROTOCOL, WorkerHeartbeat};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
 const MAX_ATTEMPTS: u32 = 20;
@@ -79,26 +79,20 @@ impl State {
                 .hinted("workers that fall silent are forgotten after a day");
             return Reply::Refused(Box::new(problem));
         }
+        if let Some(problem) = self.refuse_second(&said, now) {
+            return Reply::Refused(Box::new(problem));
+        }
         let restarted = self.workers.get(&id).is_some_and(|known| {
             known.said.incarnation.is_some() && known.said.incarnation != said.incarnation
         });
-        let mut lost: Vec<TaskId> = Vec::new();
-        let mut valid: HashSet<AssignmentId> = HashSet::new();
-        let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
-        let held: Vec<TaskId> = self.leases.of(&id).collect();
-        for task in held {
-            let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
-            if said.incarnation.is_some() && lease.incarnation != said.incarnation {
-                lost.push(task);
-            } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
-                lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
-                valid.insert(lease.assignment);
-            }
+        // What does not answer is nothing that it holds.
+        let stuck: BTreeSet<AbsPath> = said.stuck.iter().cloned().collect();
+        said.storage_paths.retain(|path| !stuck.contains(path));
+        let valid = self.renew(&said, now);
+        if restarted {
+            self.outcomes.forget(&id);
         }
-        for task in lost {
-            self.lost(task, now);
-        }
-        let (before, rival_ms) = self.incarnations(&id, restarted, &said, now);
+        let (before, refused) = self.incarnations(&id, restarted, &said, now);
         let mut reply = HeartbeatReply {
             status: "ok".to_owned(),
             ticket_key: None,
@@ -128,7 +122,8 @@ impl State {
             heard_wall_ms: now.wall_ms,
             active: true,
             before,
-            rival_ms,
+            refused,
+            drained: None,
         };
         self.waiting.refile(&id, &worker.said.storage_paths);
         self.workers.insert(worker);
@@ -136,37 +131,52 @@ impl State {
         Reply::Heartbeat(reply)
     }
 
-    /// [`Worker::before`] and [`Worker::rival_ms`] after a heartbeat. An agent that was restarted never
-    /// comes back as what it was, so one that does runs beside another.
-    fn incarnations(
-        &self,
-        id: &WorkerId,
-        restarted: bool,
-        said: &WorkerHeartbeat,
-        now: Now,
-    ) -> (Option<String>, Option<u64>) {
-        let Some(known) = self.workers.get(id) else { return (None, None) };
-        let recent =
-            |ms: &u64| now.mono_ms.saturating_sub(*ms) < self.settings.heartbeat_timeout_ms;
-        let rival_ms = known.rival_ms.filter(recent);
-        if !restarted {
-            return (known.before.clone(), rival_ms);
+    /// Prolongs the leases that a heartbeat lists, and takes back those of another process of the worker and
+    /// those that need a storage path that hangs. What it may go on with.
+    fn renew(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
+        let mut lost: Vec<TaskId> = Vec::new();
+        let mut valid: HashSet<AssignmentId> = HashSet::new();
+        let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
+        let held: Vec<TaskId> = self.leases.of(&said.worker_id).collect();
+        let hangs = self.hanging(&held, said);
+        for task in held {
+            let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
+            let other = said.incarnation.is_some() && lease.incarnation != said.incarnation;
+            if other || hangs.contains(&task) {
+                lost.push(task);
+            } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
+                lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
+                valid.insert(lease.assignment);
+            }
         }
-        let back = known.before.is_some() && known.before == said.incarnation;
-        match (back, rival_ms) {
-            (false, _) => tracing::info!(worker = %id, "the agent was restarted"),
-            (true, None) => tracing::warn!(
-                worker = %id,
-                "two agents run under this id and take each other's work away: stop one of them"
-            ),
-            (true, Some(_)) => {}
+        for task in lost {
+            self.lost(task, now);
         }
-        (known.said.incarnation.clone(), if back { Some(now.mono_ms) } else { rival_ms })
+        valid
+    }
+
+    /// Those of a worker's tasks that need a storage path of it that does not answer.
+    fn hanging(&self, held: &[TaskId], said: &WorkerHeartbeat) -> BTreeSet<TaskId> {
+        if said.stuck.is_empty() {
+            return BTreeSet::new();
+        }
+        let hangs = |task: &Task| {
+            let Some(sync) = self.syncs.get(&task.sync) else { return false };
+            let request = &sync.request;
+            let source = task.at_source() && is_stuck(said, &request.source_path);
+            source || is_stuck(said, &request.destination_path)
+        };
+        let tasks = held.iter().filter_map(|id| self.tasks.get(id));
+        tasks.filter(|task| hangs(task)).map(|task| task.id).collect()
     }
 
     /// Answers a poll at once, or parks it and returns `None`.
     pub(super) fn poll(&mut self, poll: Parked, caller: Option<Caller>, now: Now) -> Option<Reply> {
-        self.wake |= self.workers.heard(&poll.worker, now);
+        // A second agent under the same id is no sign that the first is alive.
+        let known = self.workers.get(&poll.worker);
+        if known.is_some_and(|known| known.said.incarnation == poll.incarnation) {
+            self.wake |= self.workers.heard(&poll.worker, now);
+        }
         if let Some(id) = self.same_poll(&poll) {
             // Workers may have come since.
             self.note_reach(id, now);
@@ -202,7 +212,7 @@ impl State {
     /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
     pub(super) fn place(&mut self, poll: &Parked, open: &[Open], now: Now) -> Option<Assignment> {
         let worker = self.workers.get(&poll.worker)?;
-        if !worker.takes_work() || worker.said.incarnation != poll.incarnation {
+        if !worker.can_work() || worker.said.incarnation != poll.incarnation {
             return None;
         }
         let mut turn: Vec<(u64, SyncNo)> =
@@ -258,6 +268,7 @@ impl State {
             incarnation: poll.incarnation.clone(),
             poll_id: poll.poll_id.clone(),
             deadline_ms: now.mono_ms + self.settings.lease_ms,
+            since_ms: now.mono_ms,
             page: 0,
         };
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
@@ -267,6 +278,7 @@ impl State {
         self.put(key);
         self.note_reach(id, now);
         self.probes(no, now);
+        self.outcomes.begun(&poll.worker, now);
         if sends {
             self.share_in(no, &poll.worker, now);
         }
@@ -360,7 +372,7 @@ impl State {
 
     /// Takes a task back from a worker that will never tell whom it wrote to: each worker that it
     /// could reach flushes in the end.
-    fn lost(&mut self, id: TaskId, now: Now) {
+    pub(super) fn lost(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id).filter(|t| t.writes()) else {
             return self.requeue(id, now);
         };
@@ -452,6 +464,7 @@ impl State {
         }
         for (id, worker) in ran_out {
             tracing::warn!(task = %id, %worker, "a lease ran out: the task goes back to the queue");
+            self.note_outcome(id, &worker, true, now);
             self.lost(id, now);
         }
         let timeout = self.settings.heartbeat_timeout_ms;
@@ -460,6 +473,8 @@ impl State {
         self.tend_limits(now);
         self.flushes_in_vain(now);
         self.tend_holds(now);
+        self.look_for_stalls(slept_ms, now);
+        self.tend_outcomes(now);
         self.drop_old(now);
     }
 

@@ -88,7 +88,9 @@ impl State {
                 continue;
             };
             if self.shares.set_own(no, own) {
-                self.shares.report(no, id, usage, now.mono_ms);
+                if self.shares.report(no, id, usage, now.mono_ms) {
+                    self.moved(no, now);
+                }
             } else {
                 reply.limits.insert(name, None);
             }

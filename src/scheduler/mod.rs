@@ -5,6 +5,8 @@
 //! - [`event`]: events, replies, effects
 //! - `sync`, `task`, `worker`: what is remembered (their states are drawn there); `boots`: workers of a sync
 //! - `requests`: what operators ask
+//! - `orders`: what they want of workers; `outcomes`: workers that fail; `seconds`: two
+//!   agents under one id; `stalled`: syncs in which nothing moves
 //! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
@@ -12,6 +14,7 @@
 //! - `listing`: what became of each file, where that is asked for
 //! - `stage`: what follows when a sync has no task left; `phases`: trying again, giving up
 //! - `pairs`: what is remembered beyond a sync
+//! - `reconcile`: what does not fit together is put right
 //! - `records`: the state in the store and back
 
 mod boots;
@@ -23,16 +26,21 @@ mod large;
 mod leases;
 mod limits;
 mod listing;
+mod orders;
+mod outcomes;
 mod pages;
 mod pairs;
 mod phases;
 mod queue;
+mod reconcile;
 mod records;
 mod requests;
 mod results;
 mod retry;
+mod seconds;
 mod shares;
 mod stage;
+mod stalled;
 mod sync;
 mod task;
 mod waiting;
@@ -41,7 +49,9 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected};
+pub use event::{
+    Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected, Stored,
+};
 pub use listing::MOST_LINE;
 pub use records::LoadError;
 
@@ -126,6 +136,7 @@ pub struct State {
     workers: Workers,
     pairs: pairs::Pairs,
     shares: shares::Shares,
+    outcomes: outcomes::Outcomes,
     /// The syncs that have tasks.
     working: BTreeSet<SyncNo>,
     /// The tasks that wait before they are tried again, by when.
@@ -135,6 +146,8 @@ pub struct State {
     windows_of: u64,
     /// Leases given so far; stamps [`Sync::served`].
     served: u64,
+    /// When this master began to be told of workers.
+    began_ms: u64,
     /// When time passed last.
     ticked_ms: Option<u64>,
     /// Syncs that may have reached their next phase.
@@ -168,10 +181,13 @@ impl State {
             }
             Event::Pause(id) => Some(self.pause(&id, now)),
             Event::Resume(id) => Some(self.resume(&id, now)),
+            Event::Reassign { id, worker } => Some(self.reassign(&id, &worker, now)),
             Event::Cancel(id) => Some(self.cancel(&id, now)),
             Event::Delete(id) => Some(self.delete(&id, now)),
             Event::Heartbeat(heartbeat) => Some(self.heartbeat(heartbeat, now)),
             Event::Workers => Some(self.worker_list(now)),
+            Event::Drain { worker, order } => Some(self.drain(&worker, order, now)),
+            Event::Forget(worker) => Some(self.forget(&worker, now)),
             Event::Poll { worker, incarnation, poll_id, wait_ms } => {
                 let until_ms = now.mono_ms.saturating_add(wait_ms);
                 let poll = Parked { worker, incarnation, poll_id, until_ms };
@@ -186,6 +202,7 @@ impl State {
                 Some(self.page(&worker, assignment, page, now))
             }
             Event::Result(result) => Some(self.result(result, now)),
+            Event::Reconcile(stored) => Some(self.reconcile(&stored, now)),
             Event::StoreLost => {
                 self.start_anew(now);
                 Some(Reply::Nothing)

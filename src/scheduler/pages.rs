@@ -60,6 +60,7 @@ impl State {
             self.halt(no, why, now);
             return stop();
         }
+        self.moved(no, now);
         let next = page.next.clone();
         self.take_page(no, &spec, page, |error| {
             error.worker_id.get_or_insert_with(|| worker.clone());

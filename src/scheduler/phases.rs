@@ -267,7 +267,7 @@ impl State {
             let writer = self.workers.get(bound);
             let under = || boot.into_iter().flat_map(|boot| self.workers.of_boot(boot));
             let mut flushers =
-                under().chain(writer).filter(|w| w.takes_work() && w.holds(destination));
+                under().chain(writer).filter(|w| w.can_work() && w.holds(destination));
             let paused = sync.is_paused();
             if paused
                 || task.state != TaskState::Ready
@@ -359,22 +359,27 @@ impl State {
     pub(super) fn start_anew(&mut self, now: Now) {
         let all: Vec<SyncNo> = self.syncs.keys().copied().collect();
         for no in all {
-            let Some(sync) = self.syncs.get(&no) else { continue };
-            let larges: Vec<TaskId> = sync.larges.keys().copied().collect();
-            let tasks: Vec<TaskId> = sync.tasks.iter().copied().collect();
-            let active = sync.is_active();
-            larges.into_iter().for_each(|file| drop(self.remove_large(no, file)));
-            tasks.into_iter().for_each(|id| drop(self.drop_task(id)));
-            if active {
-                self.forget_groups(no);
-                if let Some(sync) = self.syncs.get_mut(&no) {
-                    // Results of what is out now will match nothing.
-                    sync.suspect_all();
-                    sync.reset();
-                }
-                self.add_scans(no);
-                self.changed(no, now);
+            self.sync_anew(no, now);
+        }
+    }
+
+    /// Drops what a sync has to do; one that is not ended begins anew.
+    pub(super) fn sync_anew(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let larges: Vec<TaskId> = sync.larges.keys().copied().collect();
+        let tasks: Vec<TaskId> = sync.tasks.iter().copied().collect();
+        let active = sync.is_active();
+        larges.into_iter().for_each(|file| drop(self.remove_large(no, file)));
+        tasks.into_iter().for_each(|id| drop(self.drop_task(id)));
+        if active {
+            self.forget_groups(no);
+            if let Some(sync) = self.syncs.get_mut(&no) {
+                // Results of what is out now will match nothing.
+                sync.suspect_all();
+                sync.reset();
             }
+            self.add_scans(no);
+            self.changed(no, now);
         }
     }
 }

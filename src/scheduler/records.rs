@@ -11,6 +11,7 @@
 //! | `l/SYNC/FILE` | a large file that is not published yet |
 //! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
 //! | `g/SYNC/DIGEST` | a large file with several names of which one has been brought |
+//! | `d/WORKER` | that an operator keeps a worker from new work |
 //! | `p/PAIR` | the file system on which the source of a pair lay |
 //!
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
@@ -26,6 +27,7 @@ use super::{Effect, Now, Settings, State};
 use crate::wire::options::FilterSpec;
 use crate::wire::task::{Blob, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
+use crate::wire::worker::Drained;
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -92,6 +94,11 @@ fn worker_of(key: &str) -> Option<(SyncNo, WorkerId, bool)> {
     Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, wrote))
 }
 
+/// The key of the record of a worker that an operator keeps from new work.
+pub(super) fn drain_key(worker: &WorkerId) -> String {
+    format!("d/{worker}")
+}
+
 /// The key of the record of a file with several names of which one has been brought.
 pub(super) fn group_key(no: SyncNo, group: &Digest) -> String {
     format!("g/{no}/{group}")
@@ -137,11 +144,13 @@ impl State {
             workers: Workers::default(),
             pairs: Pairs::default(),
             shares: Default::default(),
+            outcomes: Default::default(),
             working: BTreeSet::new(),
             delayed: BTreeSet::new(),
             waiting: Waiting::default(),
             windows_of: 0,
             served: 0,
+            began_ms: now.mono_ms,
             ticked_ms: None,
             touched: BTreeSet::new(),
             wake: false,
@@ -157,6 +166,9 @@ impl State {
         }
         for (key, value) in of_kind("r/").chain(of_kind("w/")) {
             state.take_worker(key, parse(key, value)?)?;
+        }
+        for (key, value) in of_kind("d/") {
+            state.take_drained(key, parse(key, value)?)?;
         }
         for (key, value) in of_kind("l/") {
             state.take_large(parse(key, value)?);
@@ -210,6 +222,13 @@ impl State {
         Ok(())
     }
 
+    fn take_drained(&mut self, key: &str, drained: Drained) -> Result<(), LoadError> {
+        let broken = || LoadError::Broken { key: key.to_owned(), why: "a bad key".to_owned() };
+        let worker = key.strip_prefix("d/").and_then(|id| id.parse().ok()).ok_or_else(broken)?;
+        self.workers.drain(&worker, Some(drained));
+        Ok(())
+    }
+
     fn take_large(&mut self, mut large: Large) {
         large.done = vec![None; large.ranges() as usize];
         if let Some(sync) = self.syncs.get_mut(&large.sync) {
@@ -251,6 +270,7 @@ impl State {
             TaskState::Leased(lease) => {
                 // The agent goes on with it; it has a whole lease to tell us so.
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
+                lease.since_ms = now.mono_ms;
                 self.leases.insert(lease, task.id);
             }
             // Who may still be writing may do so for a whole lease.
@@ -278,6 +298,10 @@ impl State {
         }
         if let Some(pair) = self.pairs.0.get(key) {
             return serde_json::to_vec(pair).ok();
+        }
+        if let Some(worker) = key.strip_prefix("d/") {
+            let drained = self.workers.drained(&worker.parse().ok()?)?;
+            return serde_json::to_vec(drained).ok();
         }
         if let Some((no, group)) = group_of(key) {
             let known = self.syncs.get(&no).is_some_and(|sync| sync.groups.contains(&group));
@@ -311,6 +335,7 @@ impl State {
         keys.extend(self.syncs.values().map(Sync::key));
         keys.extend(self.tasks.values().map(Task::key));
         keys.extend(self.pairs.0.keys().cloned());
+        keys.extend(self.workers.all_drained().map(drain_key));
         for sync in self.syncs.values() {
             keys.extend(sync.filter_key());
             keys.extend(sync.worker_keys());

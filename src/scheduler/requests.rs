@@ -213,7 +213,8 @@ impl State {
             let id = &worker.said.worker_id;
             let (in_flight, syncs) = held.get(id).map_or((0, 0), |(n, s)| (*n, s.len() as u64));
             let silent = now.mono_ms.saturating_sub(worker.heard_ms);
-            let view = worker.view(in_flight, syncs, silent);
+            let mut view = worker.view(in_flight, syncs, silent);
+            view.reason = view.reason.or_else(|| self.outcomes.why(id));
             if worker.active { list.active.push(view) } else { list.inactive.push(view) }
         }
         Reply::Workers(list)
@@ -266,6 +267,7 @@ impl State {
             unverified: counters.unverified,
             retries: counters.retries,
             reason: sync.reason.clone().or_else(|| self.waits_for(sync)),
+            stalled: self.stalled(sync),
             errors: sync.errors.clone(),
             error_counts: sync.error_counts.clone(),
         }

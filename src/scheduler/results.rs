@@ -3,6 +3,7 @@
 
 use super::checks::{actions_fit, failed_of, item_fits};
 use super::hold::is_full;
+use super::outcomes::is_fault;
 use super::pages::Again;
 use super::phases::Failure;
 use super::stage::Stage;
@@ -29,7 +30,7 @@ impl State {
         if wrong_attempt || wrong_digest {
             return ack(ResultOutcome::Stale);
         }
-        let id = task.id;
+        let (id, no) = (task.id, task.sync);
         let verified = result.task_digest.is_some();
         let report = match result.report {
             Some(report) => report,
@@ -37,6 +38,11 @@ impl State {
             None => TaskReport::default(),
         };
         self.note_work(id, &report, now);
+        if !report.handed_back {
+            self.moved(no, now);
+            let failed = !result.success || report.failures.iter().any(is_fault);
+            self.note_outcome(id, &result.worker_id, failed, now);
+        }
         if report.handed_back {
             if let Some(task) = self.tasks.get_mut(&id) {
                 task.attempt = task.attempt.saturating_sub(1);

@@ -166,17 +166,23 @@ impl Shares {
     }
 
     /// A worker said what it sent.
-    pub(super) fn report(&mut self, no: SyncNo, worker: &WorkerId, usage: Usage, now_ms: u64) {
+    pub(super) fn report(
+        &mut self,
+        no: SyncNo,
+        worker: &WorkerId,
+        usage: Usage,
+        now_ms: u64,
+    ) -> bool {
         let Some(member) = self.pools.get_mut(&no).and_then(|p| p.members.get_mut(worker)) else {
-            return;
+            return false;
         };
         let Some((before, at_ms)) = member.said else {
             member.said = Some((usage, now_ms));
-            return;
+            return usage.moved > 0;
         };
         let passed = now_ms.saturating_sub(at_ms);
         if passed < SAMPLE_MS {
-            return;
+            return false;
         }
         // Less than before: it had forgotten the sync, and counts anew.
         let moved = usage.moved.checked_sub(before.moved).unwrap_or(usage.moved);
@@ -186,6 +192,7 @@ impl Shares {
             true => u64::MAX,
             false => moved.saturating_mul(1000) / passed,
         };
+        moved > 0
     }
 
     /// What a worker may send from now on, when it is told now; `None` where it has no share.

@@ -169,6 +169,12 @@ pub(super) struct Sync {
     /// Manifest bytes in the store.
     #[serde(skip)]
     pub(super) blob_bytes: u64,
+    /// When something of it moved last, on the scheduler's clock.
+    #[serde(skip)]
+    pub(super) moved_ms: Option<u64>,
+    /// The same for people, once nothing has moved for too long.
+    #[serde(skip)]
+    pub(super) stalled_ms: Option<i64>,
     /// When it was last given a lease, in leases: the least recent goes first.
     #[serde(skip)]
     pub(super) served: u64,
@@ -226,6 +232,8 @@ impl Sync {
             groups: BTreeSet::new(),
             scans: 0,
             blob_bytes: 0,
+            moved_ms: None,
+            stalled_ms: None,
             served: 0,
         };
         sync.part_filter();

@@ -83,6 +83,9 @@ pub(super) struct Lease {
     /// On the scheduler's clock. Not kept: a restarted master grants a whole lease anew.
     #[serde(skip)]
     pub(super) deadline_ms: u64,
+    /// When it was given, on the scheduler's clock; for a restarted master, when that began.
+    #[serde(skip)]
+    pub(super) since_ms: u64,
     /// The number of the next scan page.
     pub(super) page: u64,
 }

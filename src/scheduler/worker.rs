@@ -1,9 +1,9 @@
-//! Workers as their heartbeats describe them. Nothing of this is stored: a restarted master learns
-//! it again within a heartbeat.
+//! Workers as their heartbeats describe them. Of this only what operators ordered is stored: a restarted
+//! master learns the rest again within a heartbeat.
 
 use super::Now;
 use crate::wire::task::PoolMember;
-use crate::wire::worker::{WorkerHeartbeat, WorkerView};
+use crate::wire::worker::{Drained, WorkerHeartbeat, WorkerStatus, WorkerView};
 use crate::wire::{AbsPath, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,9 +21,11 @@ pub(super) struct Worker {
     pub(super) active: bool,
     /// The incarnation that it had before this one.
     pub(super) before: Option<String>,
-    /// When, on the scheduler's clock, an incarnation came back that another had replaced: two
-    /// agents run under this id, and each takes the other's work away.
-    pub(super) rival_ms: Option<u64>,
+    /// Incarnations that want to run beside this one, under its id, and when each said so last, on the
+    /// scheduler's clock. Each would take the other's work away, so they are refused while this one lives.
+    pub(super) refused: BTreeMap<String, u64>,
+    /// An operator keeps it from new work.
+    pub(super) drained: Option<Drained>,
 }
 
 /// All workers.
@@ -34,6 +36,8 @@ pub(super) struct Workers {
     at_path: HashMap<Vec<u8>, Vec<(u64, WorkerId)>>,
     /// By the boot of their kernel.
     of_boot: HashMap<String, BTreeSet<WorkerId>>,
+    /// Who is kept from new work by an operator; also those that have not been heard of yet.
+    drained: BTreeMap<WorkerId, Drained>,
     /// Counts what changes who may be given work.
     version: u64,
 }
@@ -47,10 +51,27 @@ fn place(id: &WorkerId, salt: u32) -> u64 {
     u64::from_le_bytes(first)
 }
 
+/// How long the longest of `paths` is that holds `path`.
+fn deepest(paths: &[AbsPath], path: &AbsPath) -> Option<usize> {
+    paths.iter().filter(|p| p.holds(path)).map(|p| p.as_bytes().len()).max()
+}
+
+/// Whether a worker holds `path` in a storage path that does not answer.
+pub(super) fn is_stuck(said: &WorkerHeartbeat, path: &AbsPath) -> bool {
+    deepest(&said.stuck, path) > deepest(&said.storage_paths, path)
+}
+
+fn listed(paths: &[AbsPath]) -> String {
+    paths.iter().map(AbsPath::to_string).collect::<Vec<_>>().join(", ")
+}
+
 impl Worker {
     /// Whether one of its storage paths holds `path`.
     pub(super) fn holds(&self, path: &AbsPath) -> bool {
-        self.said.storage_paths.iter().any(|s| s.holds(path))
+        match self.said.stuck.is_empty() {
+            true => self.said.storage_paths.iter().any(|s| s.holds(path)),
+            false => deepest(&self.said.storage_paths, path) > deepest(&self.said.stuck, path),
+        }
     }
 
     /// Whether it knows what stands in the options of an assignment and a ticket. Who does not would do
@@ -66,7 +87,29 @@ impl Worker {
 
     /// Whether it may be given work.
     pub(super) fn takes_work(&self) -> bool {
+        self.can_work() && self.drained.is_none()
+    }
+
+    /// Whether it could be given work. One that is drained still flushes what was written.
+    pub(super) fn can_work(&self) -> bool {
         self.active && self.said.status.takes_work()
+    }
+
+    /// Whether it is gone, or goes and has ended all that it had.
+    pub(super) fn is_gone(&self) -> bool {
+        let ended = self.said.status == WorkerStatus::Draining && self.said.in_hand.is_empty();
+        !self.active || ended
+    }
+
+    /// What stands in its way, or its state, for people who want it to work at `path`.
+    fn standing(&self, path: &AbsPath) -> String {
+        if is_stuck(&self.said, path) {
+            return format!("stuck: {} does not answer", listed(&self.said.stuck));
+        }
+        match &self.drained {
+            Some(drained) => drained.words(),
+            None => self.said.status.as_str().to_owned(),
+        }
     }
 
     /// How assignments list it.
@@ -84,10 +127,14 @@ impl Worker {
         let said = &self.said;
         let reason = if !self.active {
             Some(format!("no heartbeat for {} s", silent_ms / 1000))
+        } else if let Some(drained) = &self.drained {
+            Some(drained.words())
         } else if !said.status.takes_work() {
             Some(format!("its status is {}", said.status.as_str()))
-        } else if self.rival_ms.is_some() {
-            Some("two agents run under this id: stop one of them".to_owned())
+        } else if !self.refused.is_empty() {
+            Some("two agents run under this id, and one is refused: stop one of them".to_owned())
+        } else if !said.stuck.is_empty() {
+            Some(format!("stuck: {} does not answer", listed(&said.stuck)))
         } else if said.storage_paths.is_empty() {
             Some("it has no storage paths".to_owned())
         } else {
@@ -95,10 +142,10 @@ impl Worker {
         };
         WorkerView {
             worker_id: said.worker_id.clone(),
-            status: said.status,
+            status: if self.drained.is_some() { WorkerStatus::Draining } else { said.status },
             active: self.active,
             last_heartbeat: Timestamp::from_millisecond(self.heard_wall_ms).unwrap_or_default(),
-            storage_paths: said.storage_paths.clone(),
+            storage_paths: said.storage_paths.iter().chain(&said.stuck).cloned().collect(),
             data_plane_endpoints: said.data_plane_endpoints.clone(),
             control_plane_address: said.control_plane_address.clone(),
             free_bytes: said.free_bytes.clone(),
@@ -108,6 +155,8 @@ impl Worker {
             agent_version: said.agent_version.clone(),
             reason,
             nics: said.nics.clone(),
+            stuck: said.stuck.clone(),
+            drained: self.drained.clone(),
         }
     }
 }
@@ -133,9 +182,32 @@ impl Workers {
         self.version
     }
 
+    /// Why an operator keeps a worker from new work.
+    pub(super) fn drained(&self, id: &WorkerId) -> Option<&Drained> {
+        self.drained.get(id)
+    }
+
+    /// All that are.
+    pub(super) fn all_drained(&self) -> impl Iterator<Item = &WorkerId> {
+        self.drained.keys()
+    }
+
+    /// Keeps a worker from new work, or no longer.
+    pub(super) fn drain(&mut self, id: &WorkerId, drained: Option<Drained>) {
+        match &drained {
+            Some(drained) => drop(self.drained.insert(id.clone(), drained.clone())),
+            None => drop(self.drained.remove(id)),
+        }
+        if let Some(worker) = self.known.get_mut(id) {
+            worker.drained = drained;
+            self.version += 1;
+        }
+    }
+
     /// Takes over what a worker said.
-    pub(super) fn insert(&mut self, worker: Worker) {
+    pub(super) fn insert(&mut self, mut worker: Worker) {
         let id = worker.said.worker_id.clone();
+        worker.drained = self.drained.get(&id).cloned();
         let same = self.known.get(&id).is_some_and(|known| {
             let (old, new) = (&known.said, &worker.said);
             old.storage_paths == new.storage_paths && old.boot_id == new.boot_id
@@ -161,7 +233,13 @@ impl Workers {
         self.known.insert(id, worker);
     }
 
-    fn remove(&mut self, id: &WorkerId) {
+    /// A worker, to be changed in nothing by which it is filed.
+    pub(super) fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
+        self.known.get_mut(id)
+    }
+
+    /// Forgets a worker, but not what an operator ordered.
+    pub(super) fn remove(&mut self, id: &WorkerId) {
         let Some(worker) = self.known.remove(id) else { return };
         let filed = (place(id, 0), id.clone());
         for path in &worker.said.storage_paths {
@@ -219,7 +297,8 @@ impl Workers {
             // Mostly there is one list; a worker that is in several comes with the first.
             let listed = move |filed| lists().take(nth).any(|l| l.binary_search(filed).is_ok());
             let new = behind.iter().chain(before).filter(move |filed| !listed(filed));
-            new.filter_map(|(_, id)| self.known.get(id))
+            let known = new.filter_map(|(_, id)| self.known.get(id));
+            known.filter(|w| w.said.stuck.is_empty() || w.holds(path))
         })
     }
 
@@ -228,7 +307,8 @@ impl Workers {
         self.holders(path, 0).filter(|w| w.takes_work())
     }
 
-    /// Active workers that hold `path` and can still be talked to (a draining one still receives),
+    /// Active workers that hold `path` and can still be talked to (one that stops still receives,
+    /// unlike one that an operator drains),
     /// beginning with those that fall to the worker `of` at this attempt. Each worker has its own ones,
     /// and the same each time: so a few of them are enough for it, and all are used by all.
     pub(super) fn near<'a>(
@@ -237,7 +317,7 @@ impl Workers {
         of: &WorkerId,
         attempt: u32,
     ) -> impl Iterator<Item = &'a Worker> {
-        self.holders(path, place(of, attempt)).filter(|w| w.active)
+        self.holders(path, place(of, attempt)).filter(|w| w.active && w.drained.is_none())
     }
 
     /// Workers under a kernel of this boot.
@@ -251,8 +331,8 @@ impl Workers {
         let idle: Vec<String> = self
             .known
             .values()
-            .filter(|w| w.active && w.holds(path))
-            .map(|w| format!("{} ({})", w.said.worker_id, w.said.status.as_str()))
+            .filter(|w| w.active && (w.holds(path) || is_stuck(&w.said, path)))
+            .map(|w| format!("{} ({})", w.said.worker_id, w.standing(path)))
             .collect();
         if !idle.is_empty() {
             return format!(

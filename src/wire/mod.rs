@@ -6,11 +6,13 @@
 //! - [`sync`]: what an operator asks for and sees
 //! - [`options`]: how a sync is to be done
 //! - [`worker`]: what an agent says of itself
+//! - [`admin`]: what operators of the installation see
 //! - [`task`]: assignments, scan pages and results
 //! - [`manifest`]: the entries of a batch, opaque to the master
 //! - [`ticket`]: the signed permission to act on one destination root
 //! - [`problem`]: errors over HTTP (RFC 9457)
 
+pub mod admin;
 pub mod ids;
 pub mod leader;
 pub mod manifest;

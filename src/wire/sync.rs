@@ -269,10 +269,46 @@ pub struct SyncProgress {
     /// Why it waits, or why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// That nothing of it moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalled: Option<Stalled>,
     /// The first failures in full.
     pub errors: Vec<FileError>,
     /// All failures, counted per cause.
     pub error_counts: BTreeMap<String, u64>,
+}
+
+/// `POST /sync/{id}/reassign`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reassign {
+    /// Whose tasks of the sync are for others.
+    pub worker_id: WorkerId,
+}
+
+/// The reply to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reassigned {
+    /// The sync.
+    pub request_id: RequestId,
+    /// Who had them.
+    pub worker_id: WorkerId,
+    /// How many tasks were taken away from it.
+    pub tasks: u64,
+}
+
+/// That nothing of a sync has moved for minutes, though workers are there and nobody paused it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stalled {
+    /// The last result, page or byte came then.
+    pub since: Timestamp,
+    /// What is longest under way, or waits longest where nothing is, e.g. `copy`.
+    pub task: String,
+    /// Who has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<WorkerId>,
+    /// For how long, in seconds.
+    pub task_seconds: u64,
 }
 
 /// The reply to `POST /sync`.

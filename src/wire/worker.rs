@@ -13,8 +13,8 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// What our agents understand ([`WorkerHeartbeat::protocol`]), and our masters
 /// ([`HeartbeatReply::protocol`]). 2: an assignment's options, by which a dry run is one, and the stages
 /// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
-/// ([`WorkerHeartbeat::nics`]).
-pub const PROTOCOL: u32 = 3;
+/// ([`WorkerHeartbeat::nics`]). 4: storage paths that do not answer ([`WorkerHeartbeat::stuck`]).
+pub const PROTOCOL: u32 = 4;
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -210,6 +210,9 @@ pub struct WorkerHeartbeat {
     /// know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
+    /// Those of its storage paths that do not answer: a mount hangs. Sent as the one before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stuck: Vec<AbsPath>,
 }
 
 /// What an agent made of its share of a sync's limit. Both grow as long as the agent remembers the sync,
@@ -314,6 +317,68 @@ pub struct WorkerView {
     /// How its endpoints do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
+    /// Storage paths of it that do not answer: it gets no work there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stuck: Vec<AbsPath>,
+    /// That an operator keeps it from new work; `status` is then `DRAINING`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<Drained>,
+}
+
+/// `POST /workers/{id}/drain`; the body may be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainOrder {
+    /// Who wants it, in his own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// That an operator keeps a worker from new work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Who, where he said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl Drained {
+    /// In words, e.g. `drained by ann: new disks`.
+    pub fn words(&self) -> String {
+        let by = self.by.as_deref().unwrap_or("an operator");
+        let reason = self.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        format!("drained by {by}{reason}")
+    }
+}
+
+/// The reply to `POST /workers/{id}/drain` and `…/undrain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerOrder {
+    /// Whom it is about.
+    pub worker_id: WorkerId,
+    /// Whether it is kept from new work now, and by whom.
+    pub drained: Option<Drained>,
+    /// Tasks that it still has.
+    pub in_flight: u64,
+}
+
+/// The reply to `DELETE /workers/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgottenWorker {
+    /// Always `forgotten`.
+    pub status: String,
+    /// Whom it is about.
+    pub worker_id: WorkerId,
+    /// Tasks that it had and that others may take now.
+    pub requeued: u64,
 }
 
 /// `GET /workers`.

@@ -6,9 +6,9 @@ use crate::master::faults::Faults;
 use crate::master::submission;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, RetryRequest, SyncChange, SyncRequest};
+use crate::wire::sync::{CHUNK_MB, Reassign, RetryRequest, SyncChange, SyncRequest};
 use crate::wire::task::SyncResult;
-use crate::wire::worker::{Endpoint, NicReport, WorkerHeartbeat};
+use crate::wire::worker::{DrainOrder, Endpoint, NicReport, WorkerHeartbeat};
 use crate::wire::{AbsPath, BytePath};
 use serde_json::Value;
 use std::net::IpAddr;
@@ -20,6 +20,8 @@ const MAX_IN_HAND: usize = 65_536;
 const MAX_SLOTS: u32 = 4_096;
 /// Names and versions that are only shown or compared.
 const MAX_WORD: usize = 256;
+/// The longest reason of an operator, in bytes.
+const MAX_REASON: usize = 1_024;
 /// The longest text about an endpoint, in bytes.
 const MAX_NIC_TEXT: usize = 1_024;
 /// What an agent says about a result; longer ones are no sentence.
@@ -53,6 +55,25 @@ pub(super) fn retry_request(body: &[u8]) -> Result<RetryRequest, Problem> {
         return Ok(RetryRequest::default());
     }
     read_retry_request(json::parse(body)?).map_err(Faults::into_problem)
+}
+
+/// Reads `POST /sync/{id}/reassign`.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn reassign(body: &[u8]) -> Result<Reassign, Problem> {
+    read_reassign(json::parse(body)?).map_err(Faults::into_problem)
+}
+
+/// Reads `POST /workers/{id}/drain`; an empty body says nothing.
+///
+/// # Errors
+/// 400 for no JSON, 422 for wrong fields.
+pub(super) fn drain_order(body: &[u8]) -> Result<DrainOrder, Problem> {
+    if body.is_empty() {
+        return Ok(DrainOrder::default());
+    }
+    read_drain_order(json::parse(body)?).map_err(Faults::into_problem)
 }
 
 /// Reads `POST /workers/heartbeat`.
@@ -132,6 +153,21 @@ fn read_sync_change(value: Value) -> Result<SyncChange, Faults> {
     whole_or_nothing(|| Some(SyncChange { bwlimit: bwlimit? }))
 }
 
+fn read_reassign(value: Value) -> Result<Reassign, Faults> {
+    let mut doc = Document::of(value)?;
+    let worker_id = doc.required("worker_id", typed);
+    doc.end()?;
+    whole_or_nothing(|| Some(Reassign { worker_id: worker_id? }))
+}
+
+fn read_drain_order(value: Value) -> Result<DrainOrder, Faults> {
+    let mut doc = Document::of(value)?;
+    let by = doc.optional("by", text(MAX_WORD));
+    let reason = doc.optional("reason", text(MAX_REASON));
+    doc.end()?;
+    whole_or_nothing(|| Some(DrainOrder { by: by?, reason: reason? }))
+}
+
 fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let mut doc = Document::of(value)?;
     let worker_id = doc.required("worker_id", typed);
@@ -149,6 +185,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let protocol = doc.optional("protocol", whole(0..=u32::MAX));
     let usage = doc.optional("usage", typed);
     let nics = doc.optional("nics", list(MAX_ENDPOINTS, nic));
+    let stuck = doc.optional("stuck", list(MAX_STORAGE_PATHS, typed));
     doc.end()?;
     whole_or_nothing(|| {
         Some(WorkerHeartbeat {
@@ -167,6 +204,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             protocol: protocol?,
             usage: usage?.unwrap_or_default(),
             nics: nics?.unwrap_or_default(),
+            stuck: stuck?.unwrap_or_default(),
         })
     })
 }
@@ -366,6 +404,7 @@ mod tests {
             agent_version: Some("0.1.0".into()),
             protocol: Some(2),
             usage: [("demo-1".parse().unwrap(), Usage { moved: 5, held_ms: 6 })].into(),
+            stuck: vec![AbsPath::new("/a").unwrap()],
             nics: vec![NicReport {
                 endpoint: "10.0.0.1:9000".into(),
                 iface: Some("ib0".into()),

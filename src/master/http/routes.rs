@@ -19,7 +19,7 @@ use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete as delete_route, get, post};
 use serde_json::json as object;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -53,14 +53,19 @@ pub(super) fn router(app: App) -> Router {
         .route("/sync/{id}/retry", post(retry))
         .route("/sync/{id}/pause", post(pause))
         .route("/sync/{id}/resume", post(resume))
+        .route("/sync/{id}/reassign", post(reassign))
         .route("/sync/{id}/files", get(files))
         .route("/sync/{id}/manifest", get(digests))
         .route("/workers", get(workers))
         .route("/workers/heartbeat", post(heartbeat))
         .route("/workers/result", post(result))
+        .route("/workers/{id}", delete_route(forget))
+        .route("/workers/{id}/drain", post(drain))
+        .route("/workers/{id}/undrain", post(undrain))
         .route("/workers/{id}/assignment", post(poll))
         .route("/workers/{id}/assignments/{assignment}/manifest", get(manifest))
         .route("/workers/{id}/assignments/{assignment}/page", post(page))
+        .route("/admin/reconcile", post(reconcile))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
@@ -205,6 +210,12 @@ async fn resume(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
     Ok(ok(&app.handle.pause(id, false).await?))
 }
 
+async fn reassign(State(app): State<App>, Named(id): Named<RequestId>, request: Request) -> Answer {
+    let body = app.body(request, app.limits.body_bytes).await?;
+    let reassign = body::decode(body, documents::reassign).await?;
+    Ok(ok(&app.handle.reassign(id, reassign.worker_id).await?))
+}
+
 async fn files(State(app): State<App>, Named(id): Named<RequestId>, uri: Uri) -> Answer {
     let params = Params::of(&uri, &["state"])?;
     let words = params.get("state").into_iter().flat_map(|text| text.split(','));
@@ -241,6 +252,20 @@ async fn workers(State(app): State<App>, uri: Uri) -> Answer {
         list.active.clear();
     }
     Ok(ok(&list))
+}
+
+async fn drain(State(app): State<App>, Named(worker): Named<WorkerId>, request: Request) -> Answer {
+    let body = app.body(request, app.limits.body_bytes).await?;
+    let order = body::decode(body, documents::drain_order).await?;
+    Ok(ok(&app.handle.drain(worker, Some(order)).await?))
+}
+
+async fn undrain(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
+    Ok(ok(&app.handle.drain(worker, None).await?))
+}
+
+async fn forget(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
+    Ok(ok(&app.handle.forget(worker).await?))
 }
 
 async fn poll(
@@ -284,6 +309,10 @@ async fn result(State(app): State<App>, request: Request) -> Answer {
     let body = app.body(request, app.limits.result_bytes).await?;
     let result = body::decode(body, documents::result).await?;
     Ok(ok(&app.handle.result(result).await?))
+}
+
+async fn reconcile(State(app): State<App>) -> Answer {
+    Ok(ok(&app.handle.reconcile().await?))
 }
 
 async fn healthz() -> Answer {

@@ -176,23 +176,6 @@ fn a_heartbeat_renews_what_it_lists_and_a_new_incarnation_frees_all() {
 }
 
 #[test]
-fn two_agents_under_one_id_are_told_of_and_a_restarted_one_is_not() {
-    let mut world = World::new();
-    let mut reason = |incarnation: &str| {
-        world.beat("s", incarnation, &["/src"], &[]);
-        let Reply::Workers(list) = world.state.worker_list(world.now) else { panic!("a list") };
-        list.active[0].reason.clone()
-    };
-    for restarted in ["1", "2", "2", "3"] {
-        assert_eq!(reason(restarted), None);
-    }
-    for rival in ["2", "3", "3", "2"] {
-        let reason = reason(rival).expect("a reason");
-        assert!(reason.contains("two agents"), "{reason}");
-    }
-}
-
-#[test]
 fn a_master_that_slept_takes_nothing_away() {
     let (mut world, scan) = scanning();
     world.play(Event::Tick);

@@ -33,10 +33,17 @@ fn by_walk(state: &State, sync: &Sync, worker: &Worker, now: Now) -> Option<Task
             || (!sync.has_options() && t.spec != TaskSpec::Sweep);
         let may = t.state == TaskState::Ready
             && knows
+            && (worker.drained.is_none() || t.spec == TaskSpec::Flush)
             && (worker.knows_limits() || sync.bwlimit.is_none() || !t.spec.sends())
             && if t.at_source() { at_source } else { at_destination }
             && (!t.is_scan() || state.outstanding(sync) < 0.5)
             && (t.bound.is_none() || state.may_flush(sync, t, worker))
+            && !(state.outcomes.is_aside(me, now)
+                && t.bound.is_none()
+                && able(path).iter().any(|o| {
+                    let id = &o.said.worker_id;
+                    id != me && !state.outcomes.is_aside(id, now) && !t.tried.contains(id)
+                }))
             && !(now.mono_ms < t.spared_until_ms && t.tried.contains(me) && elsewhere);
         let rank = match (t.at_source(), t.is_scan()) {
             (false, _) => 0,

@@ -26,6 +26,14 @@ enum Step {
     Full(usize),
     Pause,
     Resume,
+    Drain(usize, bool),
+    Forget(usize),
+    Reassign(usize),
+    Reconcile,
+    /// Another agent comes up under the same id.
+    Second(usize),
+    /// A mount hangs.
+    Stuck(usize),
     StoreLost,
 }
 
@@ -43,6 +51,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..99usize).prop_map(Step::Nonsense),
         1 => (0..99usize).prop_map(Step::Full),
         1 => any::<bool>().prop_map(|on| if on { Step::Pause } else { Step::Resume }),
+        1 => (0..4usize, any::<bool>()).prop_map(|(index, on)| Step::Drain(index, on)),
+        1 => (0..4usize).prop_map(Step::Forget),
+        1 => (0..4usize).prop_map(Step::Reassign),
+        1 => Just(Step::Reconcile),
+        1 => (0..4usize).prop_map(Step::Second),
+        1 => (0..4usize).prop_map(Step::Stuck),
         1 => (0..20usize).prop_map(|n| if n == 0 { Step::StoreLost } else { Step::Work(n) }),
     ]
 }
@@ -240,6 +254,16 @@ impl Play {
         }
     }
 
+    /// Who is drained is handed out nothing but flushes.
+    fn drain(&mut self, index: usize, on: bool) {
+        let order = on.then(Default::default);
+        let reply = self.world.play(Event::Drain { worker: NAMES[index].parse().unwrap(), order });
+        if on && matches!(reply, Some(Reply::Ordered(_))) && self.poll(index) {
+            let (_, assignment, _) = self.held.last().unwrap();
+            assert_eq!(assignment.task.kind(), "flush", "drained, and handed out");
+        }
+    }
+
     fn odd(&mut self, at: usize) {
         let at = at % self.held.len();
         let assignment = self.held[at].1.clone();
@@ -316,6 +340,38 @@ impl Play {
             Step::Nonsense(at) if !self.held.is_empty() => self.nonsense(at),
             Step::Full(at) if !self.held.is_empty() => self.full(at),
             Step::Pause => self.pause(),
+            Step::Drain(index, on) => self.drain(index, on),
+            Step::Forget(index) => {
+                self.write_unheard(|i| i == index);
+                self.world.play(Event::Forget(NAMES[index].parse().unwrap()));
+            }
+            Step::Reassign(index) => {
+                self.write_unheard(|i| i == index);
+                let worker = NAMES[index].parse().unwrap();
+                self.world.play(Event::Reassign { id: "demo".parse().unwrap(), worker });
+            }
+            Step::Second(index) => {
+                self.write_unheard(|i| i == index);
+                let second = format!("second {}", self.world.callers);
+                self.world.beat(NAMES[index], &second, &["/src"], &[]);
+            }
+            Step::Stuck(index) => {
+                self.write_unheard(|i| i == index);
+                let path = if index < 2 { "/src" } else { "/dst" };
+                let incarnation = self.incarnations[index].to_string();
+                let beat = heartbeat(NAMES[index], Some(&incarnation), &[path], &[]);
+                let stuck = vec![AbsPath::new(path).unwrap()];
+                self.world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat }));
+            }
+            Step::Reconcile => {
+                self.write_unheard(|_| true);
+                let records = self.world.records.keys().cloned().collect();
+                let blobs = self.world.blobs.keys().cloned().collect();
+                let reply = self.world.play(Event::Reconcile(Stored { records, blobs }));
+                let Some(Reply::Reconciled(done)) = reply else { panic!("{reply:?}") };
+                let stray = done.dropped_records + done.dropped_blobs + done.restored_records;
+                assert_eq!((stray, done.restarted_syncs.len()), (0, 0), "{done:?}");
+            }
             Step::Resume => drop(self.world.play(Event::Resume("demo".parse().unwrap()))),
             Step::StoreLost => {
                 self.write_unheard(|_| true);
@@ -359,6 +415,7 @@ impl Play {
         if self.world.progress("demo").state == SyncState::Paused {
             self.step(Step::Resume);
         }
+        (0..4).for_each(|index| self.drain(index, false));
         for _ in 0..20_000 {
             let progress = self.world.progress("demo");
             if progress.state.is_final() {
@@ -470,6 +527,7 @@ proptest! {
         let id = || "demo".parse().unwrap();
         play.world.play(if delete { Event::Delete(id()) } else { Event::Cancel(id()) });
         after.into_iter().for_each(|step| play.step(step));
+        (0..4).for_each(|index| play.drain(index, false));
         for _ in 0..2_000 {
             if play.world.state.tasks.is_empty() {
                 break;

@@ -11,7 +11,11 @@ mod limits;
 mod listed;
 mod mirror;
 mod older;
+mod orders;
+mod reconcile;
 mod retry;
+mod seconds;
+mod watched;
 
 use super::*;
 use crate::wire::manifest::NameList;
@@ -221,6 +225,7 @@ fn heartbeat(
         protocol: incarnation.map(|_| PROTOCOL),
         usage: BTreeMap::new(),
         nics: Vec::new(),
+        stuck: Vec::new(),
     }
 }
 

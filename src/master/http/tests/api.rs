@@ -4,6 +4,7 @@ use super::*;
 use crate::client::{ClientOptions, MasterClient};
 use crate::wire::options::{FileRecord, FileState};
 use crate::wire::sync::SyncChange;
+use crate::wire::worker::DrainOrder;
 use crate::wire::{BytePath, Digest};
 use serde_json::json;
 
@@ -40,6 +41,40 @@ async fn all_routes_are_below_v1_as_well() {
         assert_eq!(served.events.recv().await, Some(Event::Pause("x".parse().unwrap())));
         assert_eq!(served.post(&format!("{root}/sync/x/resume"), "").await.status, 200);
         assert_eq!(served.events.recv().await, Some(Event::Resume("x".parse().unwrap())));
+    }
+}
+
+#[tokio::test]
+async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
+    let mut served = served().await;
+    let drain = |by: Option<&str>, reason: Option<&str>| Event::Drain {
+        worker: "w".parse().unwrap(),
+        order: Some(DrainOrder { by: by.map(str::to_owned), reason: reason.map(str::to_owned) }),
+    };
+    let body = r#"{"by": "ann", "reason": "new disks"}"#;
+    let got = served.post("/workers/w/drain", body).await.json();
+    assert_eq!(got["drained"]["reason"], "new disks");
+    assert_eq!(served.events.recv().await, Some(drain(Some("ann"), Some("new disks"))));
+    assert_eq!(served.post("/v1/workers/w/drain", "").await.status, 200);
+    assert_eq!(served.events.recv().await, Some(drain(None, None)));
+    let got = served.post("/workers/w/undrain", "").await.json();
+    assert_eq!(got, json!({"worker_id": "w", "drained": null, "in_flight": 0}));
+    let undrain = Event::Drain { worker: "w".parse().unwrap(), order: None };
+    assert_eq!(served.events.recv().await, Some(undrain));
+    let got = served.ask("DELETE", "/workers/w", &[], b"").await.json();
+    assert_eq!(got, json!({"status": "forgotten", "worker_id": "w", "requeued": 1}));
+    assert_eq!(served.events.recv().await, Some(Event::Forget("w".parse().unwrap())));
+    assert_eq!(served.ask("DELETE", "/workers/up", &[], b"").await.code(), "worker_alive");
+    let got = served.post("/sync/x/reassign", r#"{"worker_id": "w"}"#).await.json();
+    assert_eq!(got, json!({"request_id": "x", "worker_id": "w", "tasks": 2}));
+    for bad in ["{}", r#"{"worker_id": "/"}"#, r#"{"worker_id": "w", "to": "x"}"#] {
+        assert_eq!(served.post("/sync/x/reassign", bad).await.status, 422, "{bad}");
+    }
+    let got = served.post("/admin/reconcile", "").await.json();
+    assert_eq!((&got["requeued_tasks"], &got["dropped_blobs"]), (&json!(0), &json!(0)));
+    assert_eq!(served.post("/workers/gone/drain", "").await.status, 404);
+    for (bad, status) in [("[]", 422), ("{", 400), (r#"{"why": 1}"#, 422), (r#"{"by": 1}"#, 422)] {
+        assert_eq!(served.post("/workers/w/drain", bad).await.status, status, "{bad}");
     }
 }
 

@@ -9,9 +9,11 @@ use crate::master::handle::{BlobReader, Handle, Health, Request};
 use crate::scheduler::{Event, Listing, Reply, Select, Selected};
 use crate::store::Spool;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Phase, Submitted, SyncProgress, SyncState};
+use crate::wire::sync::{Phase, Reassigned, Submitted, SyncProgress, SyncState};
 use crate::wire::task::{PageAction, PageReply, ResultOutcome, ResultReply};
-use crate::wire::worker::{HeartbeatReply, WorkerList, WorkerStatus, WorkerView};
+use crate::wire::worker::{
+    ForgottenWorker, HeartbeatReply, WorkerList, WorkerOrder, WorkerStatus, WorkerView,
+};
 use crate::wire::{AbsPath, RequestId, SyncNo};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -133,6 +135,30 @@ fn script(event: &Event) -> Option<Reply> {
             active: vec![worker("up")],
             inactive: vec![worker("down")],
         }),
+        Event::Drain { worker, .. } if worker.as_str() == "gone" => {
+            return refused(404, "worker_not_found");
+        }
+        Event::Drain { worker, order } => Reply::Ordered(Box::new(WorkerOrder {
+            worker_id: worker.clone(),
+            drained: order.clone().map(|order| crate::wire::worker::Drained {
+                by: order.by,
+                reason: order.reason,
+                since: Timestamp::UNIX_EPOCH,
+            }),
+            in_flight: 0,
+        })),
+        Event::Reassign { id, worker } => Reply::Reassigned(Reassigned {
+            request_id: id.clone(),
+            worker_id: worker.clone(),
+            tasks: 2,
+        }),
+        Event::Reconcile(_) => Reply::Reconciled(Default::default()),
+        Event::Forget(worker) if worker.as_str() == "up" => return refused(409, "worker_alive"),
+        Event::Forget(worker) => Reply::Forgotten(ForgottenWorker {
+            status: "forgotten".into(),
+            worker_id: worker.clone(),
+            requeued: 1,
+        }),
         Event::Poll { poll_id: Some(id), .. } if id == "open" => return None,
         Event::Poll { .. } => Reply::Assignment(None),
         Event::Manifest { worker, .. } if worker.as_str() == "a" => Reply::Blob("m/1".into()),
@@ -203,6 +229,7 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         unverified: 0,
         retries: 0,
         reason: None,
+        stalled: None,
         errors: vec![],
         error_counts: Default::default(),
     }
@@ -224,6 +251,8 @@ fn worker(id: &str) -> WorkerView {
         agent_version: None,
         reason: None,
         nics: vec![],
+        stuck: vec![],
+        drained: None,
     }
 }
 

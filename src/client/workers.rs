@@ -1,0 +1,71 @@
+//! What operators ask of workers, and of the master for their sake.
+
+use super::{ClientError, MasterClient, Reply};
+use crate::wire::admin::Reconciled;
+use crate::wire::sync::{Reassign, Reassigned};
+use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerList, WorkerOrder};
+use crate::wire::{RequestId, WorkerId};
+use reqwest::Method;
+
+impl MasterClient {
+    /// `GET /workers`.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn workers(&self) -> Result<Reply<WorkerList>, ClientError> {
+        self.fetch(self.request(Method::GET, "/workers")).await
+    }
+
+    /// `POST /workers/{id}/drain` or (`None`) `…/undrain`: keeps a worker from new work, or lets it work
+    /// again.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown worker, any [`ClientError`].
+    pub async fn drain(
+        &self,
+        worker: &WorkerId,
+        order: Option<&DrainOrder>,
+    ) -> Result<Reply<WorkerOrder>, ClientError> {
+        let verb = if order.is_some() { "drain" } else { "undrain" };
+        let target = format!("/workers/{worker}/{verb}");
+        let send = self.request(Method::POST, &target);
+        let send = match order {
+            Some(order) => send.json(order)?,
+            None => send,
+        };
+        self.fetch(send).await
+    }
+
+    /// `POST /sync/{id}/reassign`: takes the tasks of a sync away from a worker and leaves them to others.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown sync or worker, 409 where it has ended, any [`ClientError`].
+    pub async fn reassign(
+        &self,
+        id: &RequestId,
+        worker: &WorkerId,
+    ) -> Result<Reply<Reassigned>, ClientError> {
+        let body = Reassign { worker_id: worker.clone() };
+        let target = format!("/sync/{id}/reassign");
+        self.fetch(self.request(Method::POST, &target).json(&body)?).await
+    }
+
+    /// `POST /admin/reconcile`: puts right what does not fit together.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn reconcile(&self) -> Result<Reply<Reconciled>, ClientError> {
+        self.fetch(self.request(Method::POST, "/admin/reconcile")).await
+    }
+
+    /// `DELETE /workers/{id}`: forgets a worker that has fallen silent.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown worker, 409 for one that is alive, any [`ClientError`].
+    pub async fn forget_worker(
+        &self,
+        worker: &WorkerId,
+    ) -> Result<Reply<ForgottenWorker>, ClientError> {
+        self.fetch(self.request(Method::DELETE, &format!("/workers/{worker}"))).await
+    }
+}

@@ -1,0 +1,119 @@
+//! What operators want of workers: to take nothing new, to work again, to leave tasks to others, to be
+//! forgotten.
+
+use super::records::drain_key;
+use super::requests::{self, refused};
+use super::{Now, Reply, State};
+use crate::wire::problem::Problem;
+use crate::wire::sync::Reassigned;
+use crate::wire::task::TaskSpec;
+use crate::wire::worker::{DrainOrder, Drained, ForgottenWorker, WorkerOrder};
+use crate::wire::{RequestId, TaskId, WorkerId};
+use jiff::Timestamp;
+
+/// Tasks that were taken away from a worker are left to others for so long, in milliseconds.
+const SPARED_MS: u64 = 5 * 60 * 1000;
+
+/// There is no such worker.
+fn unknown(worker: &WorkerId) -> Reply {
+    let detail = format!("no worker `{worker}` is known");
+    let problem = Problem::new(404, "Not Found", "worker_not_found", detail);
+    refused(problem.hinted("list the workers with: ctl workers list"))
+}
+
+impl State {
+    /// Keeps a worker from new work, or lets it work again. It may be one that has not been heard of
+    /// since this master began, as long as it is drained.
+    pub(super) fn drain(
+        &mut self,
+        worker: &WorkerId,
+        order: Option<DrainOrder>,
+        now: Now,
+    ) -> Reply {
+        let known = self.workers.drained(worker).cloned();
+        if known.is_none() && self.workers.get(worker).is_none() {
+            return unknown(worker);
+        }
+        let wanted = order.map(|DrainOrder { by, reason }| {
+            let now = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
+            Drained { by, reason, since: known.as_ref().map_or(now, |known| known.since) }
+        });
+        if wanted != known {
+            match &wanted {
+                Some(drained) => tracing::info!(%worker, "{}", drained.words()),
+                None => tracing::info!(%worker, "is drained no longer"),
+            }
+            self.workers.drain(worker, wanted.clone());
+            self.put(drain_key(worker));
+            self.wake = true;
+        }
+        let in_flight = self.leases.of(worker).count() as u64;
+        let worker_id = worker.clone();
+        Reply::Ordered(Box::new(WorkerOrder { worker_id, drained: wanted, in_flight }))
+    }
+
+    /// Takes the tasks of a sync that a worker has away from it. Its results come too late, and for a while
+    /// others come first. A flush stays: nobody else can put on stable storage what the worker wrote.
+    pub(super) fn reassign(&mut self, id: &RequestId, worker: &WorkerId, now: Now) -> Reply {
+        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
+            return requests::unknown(id);
+        };
+        if !sync.is_active() {
+            let state = sync.state.as_str();
+            let detail = format!("sync `{id}` has ended, in state {state}: nothing is to be done");
+            return refused(Problem::new(409, "Conflict", "sync_ended", detail));
+        }
+        let no = sync.no;
+        let leased = self.leases.of(worker).filter_map(|id| self.tasks.get(&id));
+        let held: Vec<TaskId> = leased
+            .filter(|task| task.sync == no && task.spec != TaskSpec::Flush)
+            .map(|task| task.id)
+            .collect();
+        if held.is_empty() && self.workers.get(worker).is_none() {
+            return unknown(worker);
+        }
+        if !held.is_empty() {
+            tracing::info!(sync = %id, %worker, tasks = held.len(), "tasks are taken away");
+        }
+        let tasks = held.len() as u64;
+        for id in held {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.tried.insert(worker.clone());
+                task.spared_until_ms = now.mono_ms.saturating_add(SPARED_MS);
+            }
+            self.lost(id, now);
+        }
+        let (request_id, worker_id) = (id.clone(), worker.clone());
+        Reply::Reassigned(Reassigned { request_id, worker_id, tasks })
+    }
+
+    /// Forgets a worker that has fallen silent, and what was ordered of it; what it had is free for
+    /// others at once.
+    pub(super) fn forget(&mut self, worker: &WorkerId, now: Now) -> Reply {
+        let known = self.workers.get(worker);
+        if known.is_some_and(|known| known.active) {
+            let detail = format!("worker `{worker}` is alive: it sends heartbeats");
+            let problem = Problem::new(409, "Conflict", "worker_alive", detail);
+            return refused(problem.hinted(format!(
+                "stop its agent first, or keep it from new work with: ctl workers drain {worker}"
+            )));
+        }
+        let held: Vec<TaskId> = self.leases.of(worker).collect();
+        let drained = self.workers.drained(worker).is_some();
+        if known.is_none() && held.is_empty() && !drained {
+            return unknown(worker);
+        }
+        tracing::info!(%worker, tasks = held.len(), "is forgotten");
+        let requeued = held.len() as u64;
+        for task in held {
+            self.lost(task, now);
+        }
+        if drained {
+            self.workers.drain(worker, None);
+            self.put(drain_key(worker));
+        }
+        self.workers.remove(worker);
+        let (status, worker_id) = ("forgotten".to_owned(), worker.clone());
+        Reply::Forgotten(ForgottenWorker { status, worker_id, requeued })
+    }
+}

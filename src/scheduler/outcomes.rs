@@ -1,0 +1,148 @@
+//! Workers that fail much more than others that do the same: they are set aside, so that they don't take
+//! and spoil task after task, and tried again with one task every now and then.
+//!
+//! ```text
+//! trusted ──half of the last tasks failed, of its peers' hardly any──▶ aside
+//!    ▲                                                                  │
+//!    └────────── a probe succeeded, its agent was started anew ─────────┘
+//! ```
+//!
+//! Who is set aside still does what nobody else can. Nothing of this is stored: a restarted master trusts
+//! everybody.
+
+use super::hold::is_full;
+use super::{Now, State};
+use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::{TaskId, WorkerId};
+use std::collections::{HashMap, VecDeque};
+
+/// So many outcomes of a worker are remembered …
+const WINDOW: usize = 24;
+/// … and it is judged by no fewer than these, nor are its peers.
+const LEAST: usize = 8;
+/// Its share of failures must be so many times that of its peers.
+const WORSE: usize = 4;
+/// Between two probes, in milliseconds; twice as long after each that failed …
+const PROBE_MS: u64 = 30_000;
+/// … up to this.
+const SLOWEST_PROBE_MS: u64 = 8 * PROBE_MS;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Outcomes(HashMap<WorkerId, Record>);
+
+/// What became of the last tasks of a worker.
+#[derive(Debug, Default)]
+struct Record {
+    /// Whether each failed, the latest last.
+    failed: VecDeque<bool>,
+    aside: Option<Aside>,
+}
+
+#[derive(Debug)]
+struct Aside {
+    why: String,
+    /// When it is tried again, on the scheduler's clock.
+    probe_ms: u64,
+    /// How long to wait after the next try.
+    wait_ms: u64,
+}
+
+impl Record {
+    /// How many failed, of how many.
+    fn count(&self) -> (usize, usize) {
+        (self.failed.iter().filter(|failed| **failed).count(), self.failed.len())
+    }
+}
+
+impl Outcomes {
+    /// Whether a worker is to be given nothing at `now` that others can do.
+    pub(super) fn is_aside(&self, worker: &WorkerId, now: Now) -> bool {
+        let aside = self.0.get(worker).and_then(|record| record.aside.as_ref());
+        aside.is_some_and(|aside| now.mono_ms < aside.probe_ms)
+    }
+
+    /// Why a worker is set aside.
+    pub(super) fn why(&self, worker: &WorkerId) -> Option<String> {
+        Some(self.0.get(worker)?.aside.as_ref()?.why.clone())
+    }
+
+    /// A worker was given a task: if that is a probe, the next one has to wait.
+    pub(super) fn begun(&mut self, worker: &WorkerId, now: Now) {
+        if let Some(aside) = self.0.get_mut(worker).and_then(|record| record.aside.as_mut()) {
+            aside.probe_ms = now.mono_ms.saturating_add(aside.wait_ms);
+        }
+    }
+
+    /// A worker is gone, or began anew.
+    pub(super) fn forget(&mut self, worker: &WorkerId) {
+        self.0.remove(worker);
+    }
+
+    /// Notes an outcome; what was known of the worker before is given back.
+    fn note(&mut self, worker: &WorkerId, failed: bool, now: Now) {
+        let record = self.0.entry(worker.clone()).or_default();
+        match (&mut record.aside, failed) {
+            (Some(_), false) => {
+                tracing::info!(%worker, "a probe succeeded: it is trusted again");
+                *record = Record::default();
+            }
+            (Some(aside), true) => {
+                aside.wait_ms = aside.wait_ms.saturating_mul(2).min(SLOWEST_PROBE_MS);
+                aside.probe_ms = now.mono_ms.saturating_add(aside.wait_ms);
+            }
+            (None, _) => {}
+        }
+        if record.failed.len() == WINDOW {
+            record.failed.pop_front();
+        }
+        record.failed.push_back(failed);
+    }
+}
+
+/// Whether an error may be the fault of the worker that tells it. A full disk and a source that changes
+/// are not.
+pub(super) fn is_fault(error: &FileError) -> bool {
+    !is_full(error) && matches!(error.class, ErrorClass::Transient | ErrorClass::Permanent)
+}
+
+impl State {
+    /// A task ended at a worker, or ran out of its lease there. It is still leased.
+    pub(super) fn note_outcome(&mut self, id: TaskId, worker: &WorkerId, failed: bool, now: Now) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let (no, at_source) = (task.sync, task.at_source());
+        self.outcomes.note(worker, failed, now);
+        if !failed || self.outcomes.why(worker).is_some() {
+            return;
+        }
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let request = &sync.request;
+        let path = if at_source { &request.source_path } else { &request.destination_path };
+        let others = self.able(sync, path).map(|other| &other.said.worker_id);
+        let peers = others.filter(|id| *id != worker && self.outcomes.why(id).is_none());
+        let counts = peers.filter_map(|id| Some(self.outcomes.0.get(id)?.count()));
+        let (peers_bad, peers_all) = counts.fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+        let Some(record) = self.outcomes.0.get_mut(worker) else { return };
+        let (bad, all) = record.count();
+        let worse = bad * peers_all >= WORSE * peers_bad * all;
+        if all < LEAST || peers_all < LEAST || bad * 2 < all || !worse {
+            return;
+        }
+        let why = format!(
+            "set aside: {bad} of its last {all} tasks failed, of those of others {peers_bad} of \
+             {peers_all}; it is tried every now and then"
+        );
+        tracing::warn!(%worker, "{why}");
+        let probe_ms = now.mono_ms.saturating_add(PROBE_MS);
+        record.aside = Some(Aside { why, probe_ms, wait_ms: PROBE_MS });
+        // What was to be left to others may be for nobody else.
+        self.wake = true;
+    }
+
+    /// Time passed: who is set aside may be tried again, who is gone is forgotten.
+    pub(super) fn tend_outcomes(&mut self, now: Now) {
+        self.outcomes.0.retain(|worker, _| self.workers.get(worker).is_some());
+        let mut asides = self.outcomes.0.values().filter_map(|record| record.aside.as_ref());
+        self.wake |= asides.any(|aside| aside.probe_ms <= now.mono_ms);
+    }
+}

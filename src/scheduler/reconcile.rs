@@ -1,0 +1,105 @@
+//! What an operator has put right who does not trust what he sees: leases that nobody holds, and what
+//! stands in the store and belongs to nothing. In a healthy installation it finds nothing.
+
+use super::event::Stored;
+use super::{Effect, Now, Reply, State, records};
+use crate::wire::admin::{Reconciled, Requeued};
+use crate::wire::{SyncNo, TaskId};
+use std::collections::BTreeSet;
+
+/// So many tasks are told one by one.
+const TOLD: usize = 100;
+
+impl State {
+    /// See the module. `stored` is what the store holds after everything that was decided before.
+    pub(super) fn reconcile(&mut self, stored: &Stored, now: Now) -> Reply {
+        let mut done = Reconciled::default();
+        self.free_lost_leases(&mut done, now);
+        self.begin_anew_without_blobs(&stored.blobs, &mut done, now);
+        let known: BTreeSet<String> = self.record_keys().into_iter().collect();
+        for key in stored.records.difference(&known) {
+            self.effects.push(Effect::Delete(key.clone()));
+            done.dropped_records += 1;
+        }
+        for key in known.difference(&stored.records) {
+            self.effects.push(Effect::Put(key.clone()));
+            done.restored_records += 1;
+        }
+        let wanted = self.blob_keys();
+        for key in stored.blobs.iter().filter(|key| !wanted.contains(*key)) {
+            self.effects.push(Effect::DeleteBlob(key.clone()));
+            done.dropped_blobs += 1;
+        }
+        if done != Reconciled::default() {
+            tracing::warn!(?done, "reconciled");
+        }
+        Reply::Reconciled(Box::new(done))
+    }
+
+    /// Leases of workers that are not known, or not as this process. A master that has just begun
+    /// knows nobody yet: it waits as long as for a heartbeat.
+    fn free_lost_leases(&mut self, done: &mut Reconciled, now: Now) {
+        let settled =
+            now.mono_ms.saturating_sub(self.began_ms) > self.settings.heartbeat_timeout_ms;
+        let why = |id: &TaskId| {
+            let lease = self.tasks.get(id)?.lease()?;
+            match self.workers.get(&lease.worker) {
+                None if settled => Some((*id, "no such worker is known".to_owned())),
+                Some(known) if known.said.incarnation != lease.incarnation => {
+                    Some((*id, "its agent was started anew since".to_owned()))
+                }
+                _ => None,
+            }
+        };
+        let all: Vec<TaskId> = self.leases.all().collect();
+        for (id, why) in all.iter().filter_map(why).collect::<Vec<_>>() {
+            done.requeued_tasks += 1;
+            let task = self.tasks.get(&id).filter(|_| done.requeued.len() < TOLD);
+            let told = task.and_then(|task| {
+                Some(Requeued {
+                    request_id: self.syncs.get(&task.sync)?.id.clone(),
+                    task_id: id,
+                    kind: task.spec.kind().to_owned(),
+                    worker_id: task.lease()?.worker.clone(),
+                    why,
+                })
+            });
+            done.requeued.extend(told);
+            self.lost(id, now);
+        }
+    }
+
+    /// What needs a manifest that the store does not hold can never be done: its sync begins anew.
+    fn begin_anew_without_blobs(
+        &mut self,
+        stored: &BTreeSet<String>,
+        done: &mut Reconciled,
+        now: Now,
+    ) {
+        let missing = |no: &&SyncNo| self.blobs_of(**no).any(|key| !stored.contains(key));
+        let broken: Vec<SyncNo> = self.syncs.keys().filter(missing).copied().collect();
+        for no in broken {
+            self.sync_anew(no, now);
+            done.restarted_syncs.extend(self.syncs.get(&no).map(|sync| sync.id.clone()));
+        }
+    }
+
+    /// The manifests that tasks and files of a sync need.
+    fn blobs_of(&self, no: SyncNo) -> impl Iterator<Item = &String> {
+        let sync = self.syncs.get(&no).into_iter();
+        sync.flat_map(|sync| {
+            let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id)?.blob.as_ref());
+            tasks.chain(sync.larges.values().map(|large| &large.blob))
+        })
+    }
+
+    /// The keys of all blobs that are needed.
+    fn blob_keys(&self) -> BTreeSet<String> {
+        let of_tasks = self.syncs.keys().flat_map(|no| self.blobs_of(*no).cloned());
+        let lists = self.syncs.values().flat_map(|sync| {
+            let parts = 0..sync.list_parts.unwrap_or(0);
+            parts.map(|part| records::list_key(sync.no, part))
+        });
+        of_tasks.chain(lists).collect()
+    }
+}

@@ -1,0 +1,94 @@
+//! What does not fit together is put right.
+
+use super::*;
+use crate::wire::admin::Reconciled;
+
+fn reconcile(world: &mut World) -> Reconciled {
+    let records = world.records.keys().cloned().collect();
+    let stored = Stored { records, blobs: world.blobs.keys().cloned().collect() };
+    match world.play(Event::Reconcile(stored)) {
+        Some(Reply::Reconciled(done)) => *done,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The sync `demo` of two batches and a large file.
+fn copying() -> World {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0), batch(1, 0), large(3)], None));
+    world
+}
+
+#[test]
+fn what_fits_together_is_left_as_it_is() {
+    let mut world = copying();
+    let held = next(&mut world, "s", "copy");
+    let before = (world.records.clone(), world.blobs.clone());
+    assert_eq!(reconcile(&mut world), Reconciled::default());
+    assert_eq!((world.records.clone(), world.blobs.clone()), before);
+    let late = result(&held, true, all_done(&held, "d"));
+    assert_eq!(world.finish(late), Some(ResultOutcome::Applied));
+}
+
+#[test]
+fn what_belongs_to_nothing_is_dropped_and_what_is_missing_is_written_again() {
+    let mut world = copying();
+    // Put there behind the back of the master, which a look at everything would notice.
+    let stray = |kind: &str| format!("{kind}/99/7");
+    let mut records: BTreeSet<String> = world.records.keys().cloned().collect();
+    let gone = records.iter().find(|key| key.starts_with("t/")).cloned().unwrap();
+    records.remove(&gone);
+    records.extend([stray("t"), stray("l")]);
+    let mut blobs: BTreeSet<String> = world.blobs.keys().cloned().collect();
+    blobs.insert(stray("m"));
+    let event = Event::Reconcile(Stored { records, blobs });
+    let effects = world.state.apply(event, Some(Caller(999)), world.now);
+    let mut wanted = vec![
+        Effect::Delete(stray("l")),
+        Effect::Delete(stray("t")),
+        Effect::Put(gone),
+        Effect::DeleteBlob(stray("m")),
+    ];
+    let last = effects.last().cloned().unwrap();
+    let Effect::Reply(_, Reply::Reconciled(done)) = &last else { panic!("{last:?}") };
+    assert_eq!((done.dropped_records, done.dropped_blobs, done.restored_records), (2, 1, 1));
+    wanted.push(last);
+    assert_eq!(effects, wanted);
+}
+
+#[test]
+fn a_sync_whose_manifests_are_gone_begins_anew() {
+    let mut world = copying();
+    let lost = world.blobs.keys().next().cloned().unwrap();
+    let records = world.records.keys().cloned().collect();
+    let blobs = world.blobs.keys().filter(|key| **key != lost).cloned().collect();
+    let reply = world.play(Event::Reconcile(Stored { records, blobs }));
+    let Some(Reply::Reconciled(done)) = reply else { panic!("{reply:?}") };
+    assert_eq!(done.restarted_syncs, ["demo".parse().unwrap()]);
+    assert!(world.blobs.is_empty());
+    assert_eq!(world.progress("demo").files_total, 0);
+    next(&mut world, "s", "scan");
+}
+
+#[test]
+fn leases_of_workers_that_nobody_knows_are_freed_but_not_before_they_could_report() {
+    let mut world = copying();
+    let held = next(&mut world, "s", "copy");
+    world.restart();
+    world.beat("d", "1", &["/dst"], &[]);
+    world.beat("s2", "1", &["/src"], &[]);
+    assert_eq!(reconcile(&mut world), Reconciled::default(), "its heartbeat may be under way");
+    world.state.settings.heartbeat_timeout_ms = 10_000;
+    for _ in 0..3 {
+        world.beat("d", "1", &["/dst"], &[]);
+        world.beat("s2", "1", &["/src"], &[]);
+        world.pass(5_000);
+    }
+    let done = reconcile(&mut world);
+    assert_eq!(done.requeued_tasks, 1);
+    assert_eq!(
+        (&done.requeued[0].task_id, done.requeued[0].kind.as_str()),
+        (&held.task_id, "copy")
+    );
+    assert_eq!(next(&mut world, "s2", "copy").task_id, held.task_id);
+}

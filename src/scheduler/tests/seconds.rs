@@ -1,0 +1,134 @@
+//! Two agents under one id, and storage paths that do not answer.
+
+use super::*;
+use crate::wire::worker::{HeartbeatReply, WorkerView};
+
+fn beat(world: &mut World, incarnation: &str, status: WorkerStatus) -> Result<(), String> {
+    let beat = heartbeat("s", Some(incarnation), &["/src"], &[]);
+    match world.play(Event::Heartbeat(WorkerHeartbeat { status, ..beat })) {
+        Some(Reply::Heartbeat(_)) => Ok(()),
+        Some(Reply::Refused(problem)) => Err(format!("{} {}", problem.status, problem.code)),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ready(world: &mut World, incarnation: &str) -> bool {
+    match beat(world, incarnation, WorkerStatus::Ready) {
+        Ok(()) => true,
+        Err(code) => {
+            assert_eq!(code, "409 worker_id_taken");
+            false
+        }
+    }
+}
+
+fn view(world: &mut World) -> WorkerView {
+    let Some(Reply::Workers(list)) = world.play(Event::Workers) else { panic!("a list") };
+    list.active.into_iter().find(|view| view.worker_id.as_str() == "s").expect("it is there")
+}
+
+#[test]
+fn the_second_of_two_agents_is_refused_and_gets_no_work_while_the_first_lives() {
+    let mut world = World::new();
+    world.beat("d", "1", &["/dst"], &[]);
+    assert!(ready(&mut world, "first") && ready(&mut world, "second"));
+    assert!(ready(&mut world, "first"), "the first goes on");
+    world.submit("demo", "/src/a", "/dst/b");
+    for _ in 0..40 {
+        world.pass(5_000);
+        world.beat("d", "1", &["/dst"], &[]);
+        assert!(ready(&mut world, "first") && !ready(&mut world, "second"));
+        assert_eq!(world.poll("s", "second"), None);
+        let reason = view(&mut world).reason.expect("a reason");
+        assert!(reason.contains("two agents"), "{reason}");
+    }
+    assert!(world.poll("s", "first").is_some());
+    // A third one fares no better, and brings neither of them back.
+    assert!(ready(&mut world, "third") && ready(&mut world, "first"));
+    assert!(!ready(&mut world, "second") && !ready(&mut world, "third"));
+    // The first is gone: nothing that the second does keeps it alive.
+    for _ in 0..10 {
+        world.pass(5_000);
+        world.beat("d", "1", &["/dst"], &[]);
+        world.poll("s", "second");
+    }
+    assert!(ready(&mut world, "second"));
+    assert!(world.poll("s", "second").is_some());
+    assert_eq!(view(&mut world).reason, None);
+}
+
+#[test]
+fn an_agent_that_was_started_again_is_believed_at_once() {
+    let mut world = World::new();
+    for incarnation in ["1", "2", "2", "3", "4"] {
+        assert!(ready(&mut world, incarnation));
+        assert_eq!(view(&mut world).reason, None);
+    }
+}
+
+#[test]
+fn an_agent_that_stops_does_not_take_back_its_place_and_leaves_it_to_one_that_waits() {
+    let mut world = World::new();
+    assert!(ready(&mut world, "old") && ready(&mut world, "new"));
+    let last = beat(&mut world, "old", WorkerStatus::Draining);
+    assert_eq!(last, Err("409 worker_id_taken".to_owned()));
+    assert!(ready(&mut world, "new"));
+    // The other way round: who waits need not wait for the time-out.
+    let mut world = World::new();
+    assert!(ready(&mut world, "first") && ready(&mut world, "second"));
+    assert!(ready(&mut world, "first") && !ready(&mut world, "second"));
+    beat(&mut world, "first", WorkerStatus::Draining).unwrap();
+    assert!(ready(&mut world, "second"));
+}
+
+/// `s` with the storage paths `/src`, `/src/deep` and `/other`, of which `stuck` do not answer.
+fn stuck(world: &mut World, stuck: &[&str], in_hand: &[AssignmentId]) -> HeartbeatReply {
+    let beat = heartbeat("s", Some("1"), &["/other", "/src", "/src/deep"], in_hand);
+    let stuck = stuck.iter().map(|path| AbsPath::new(path).unwrap()).collect();
+    match world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat })) {
+        Some(Reply::Heartbeat(reply)) => reply,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_storage_path_that_hangs_gets_no_work_and_its_tasks_go_elsewhere() {
+    let mut world = World::new();
+    stuck(&mut world, &[], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    world.submit("demo", "/src/a", "/dst/b");
+    world.submit("fine", "/other/a", "/dst/c");
+    world.submit("deep", "/src/deep/a", "/dst/d");
+    let held: Vec<Assignment> = (0..3).map(|_| world.poll("s", "1").unwrap()).collect();
+    let ids: Vec<AssignmentId> = held.iter().map(|a| a.assignment_id).collect();
+    let reply = stuck(&mut world, &["/src"], &ids);
+    assert_eq!(reply.drop, [held[0].assignment_id], "the others are not concerned");
+    assert_eq!(world.poll("s", "1"), None);
+    let reason = world.progress("demo").reason.unwrap();
+    assert!(reason.contains("s (stuck: /src does not answer)"), "{reason}");
+    let seen = view(&mut world);
+    assert_eq!(seen.stuck, [AbsPath::new("/src").unwrap()]);
+    assert_eq!(seen.storage_paths.len(), 3);
+    world.beat("s2", "1", &["/src"], &[]);
+    assert_eq!(world.poll("s2", "1").expect("the scan").task_id, held[0].task_id);
+    // What lies deeper is another file system; where that hangs, the one above it does not help.
+    let reply = stuck(&mut world, &["/src/deep"], &ids[1..]);
+    assert_eq!(reply.drop, [held[2].assignment_id]);
+    assert_eq!(world.poll("s", "1"), None);
+    stuck(&mut world, &[], &ids[1..2]);
+    assert_eq!(world.poll("s", "1").expect("it answers again").task_id, held[2].task_id);
+    assert!(view(&mut world).stuck.is_empty());
+}
+
+#[test]
+fn nobody_is_told_to_write_to_a_destination_that_hangs() {
+    let (mut world, scan) = scanning();
+    world.beat("d2", "1", &["/dst"], &[]);
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let beat = heartbeat("d", Some("1"), &["/dst"], &[]);
+    let stuck = vec![AbsPath::new("/dst").unwrap()];
+    world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat }));
+    let copy = next(&mut world, "s", "copy");
+    let names: Vec<&str> = copy.destination_workers.iter().map(|m| m.worker_id.as_str()).collect();
+    assert_eq!(names, ["d2"]);
+}
