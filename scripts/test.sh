@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, and
+# Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl, and
 # rsync and python3, by which what arrived is judged. cargo-nextest is used if present, else cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
-for program in redis-server rsync python3; do
+for program in redis-server rsync python3 openssl; do
   command -v "$program" >/dev/null || missing+=("$program")
 done
 if [ "${#missing[@]}" -gt 0 ]; then
