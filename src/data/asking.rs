@@ -4,6 +4,7 @@
 use super::frame::{self, HEAD};
 use super::meter::{Counted, Flow};
 use super::protocol::{MAX_REPLY, STREAM};
+use super::seal;
 use super::stream::{Ask, PROTOCOL, ready};
 use crate::util::shutdown::Shutdown;
 use crate::wire::problem::Problem;
@@ -154,7 +155,8 @@ impl Exchange<'_> {
             self.receive(&mut document[at..], patience)?;
         }
         if kind == frame::REPLY {
-            return Ok(Answered::Reply(document));
+            let reply = seal::opened(&document).ok_or(seal::DAMAGED)?;
+            return Ok(Answered::Reply(reply.to_vec()));
         }
         let problem = serde_json::from_slice(&document);
         Ok(Answered::Refused(

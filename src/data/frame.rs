@@ -7,13 +7,15 @@
 //! range   = RANGE { CONTENT | HOLE | KEEP } ( DIGEST | DONE | ABORT )
 //! ```
 //!
-//! Header and bulk are apart: a header is read whole (its length is checked before anything is
+//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`seal`]). Header and
+//! bulk are apart: a header is read whole (its length is checked before anything is
 //! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
 //! came, or read to where it is wanted, without a copy. Every frame moves on by at least one byte of content or one entry, so there
 //! is no way to keep a receiver busy with nothing; what is left of a file or range bounds holes and
 //! kept content like it bounds content.
 
 use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
+use super::seal;
 use super::stream::Ask;
 use crate::fs::Keep;
 use crate::wire::Digest;
@@ -313,13 +315,15 @@ impl<P: Pieces> FrameReader<P> {
             payload.extend_from_slice(&piece);
         }
         let broken = |e: minicbor::decode::Error| FrameError::Broken { kind, why: e.to_string() };
-        let mut decoder = minicbor::Decoder::new(&payload);
+        let damaged = || FrameError::Broken { kind, why: seal::DAMAGED.to_owned() };
+        let document = seal::opened(&payload).ok_or_else(damaged)?;
+        let mut decoder = minicbor::Decoder::new(document);
         let frame = match kind {
             DIRS => Frame::Dirs(decoder.decode::<DirTable>().map_err(broken)?.dirs),
             FILE => Frame::File(decoder.decode().map_err(broken)?),
             _ => Frame::Range(decoder.decode().map_err(broken)?),
         };
-        if decoder.position() != length {
+        if decoder.position() != document.len() {
             let why = "bytes follow its document".to_owned();
             return Err(FrameError::Broken { kind, why });
         }
@@ -344,6 +348,8 @@ fn document<T: minicbor::Encode<()>>(kind: u8, value: &T) -> Vec<u8> {
     let mut out = vec![0; HEAD];
     // Encoding into a Vec can't fail.
     let _ = minicbor::encode(value, &mut out);
+    let check = seal::check(&out[HEAD..]);
+    out.extend_from_slice(&check);
     let length = out.len() - HEAD;
     out[..HEAD].copy_from_slice(&head(kind, length));
     out
@@ -356,7 +362,8 @@ pub fn ask(ask: &Ask) -> Vec<u8> {
 
 /// A REPLY frame.
 pub fn reply(document: &[u8]) -> Vec<u8> {
-    [&head(REPLY, document.len()), document].concat()
+    let check = seal::check(document);
+    [&head(REPLY, document.len() + check.len()), document, &check].concat()
 }
 
 /// A REFUSAL frame.

@@ -44,6 +44,7 @@ pub mod receive;
 pub mod roots;
 mod route;
 pub mod routes;
+pub mod seal;
 pub mod send;
 pub mod server;
 pub mod store;

@@ -17,6 +17,7 @@ use super::protocol::{
     SWEEP, TICKET_HEADER,
 };
 use super::routes::{NicState, Routes};
+use super::seal;
 use super::send::{FedRange, Feed, feed_pack, feed_range};
 use super::stream::Ask;
 use crate::fs::Tree;
@@ -472,14 +473,20 @@ impl Peer {
         let request = Request::post(path)
             .header(HOST, leased.peer())
             .header(TICKET_HEADER, &self.ticket)
+            .header(seal::HEADER, seal::in_header(&document))
             .body(Full::new(document))
             .map_err(|e| e.to_string())?;
         let send = &mut leased.connection().ok_or("the connection is gone")?.send;
         send.ready().await.map_err(|e| e.to_string())?;
         let response = send.send_request(request).await.map_err(|e| describe(&e))?;
         let status = response.status();
+        let check = response.headers().get(seal::HEADER).cloned();
         let body = Limited::new(response.into_body(), MAX_REPLY).collect().await;
-        Ok((status, body.map_err(|e| e.to_string())?.to_bytes()))
+        let body = body.map_err(|e| e.to_string())?.to_bytes();
+        if check.is_some_and(|check| check != seal::in_header(&body)) {
+            return Err(format!("its reply: {}", seal::DAMAGED));
+        }
+        Ok((status, body))
     }
 
     /// The body of a good reply, with its connection kept; a refusal as an error.

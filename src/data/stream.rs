@@ -1,5 +1,5 @@
 //! Content streams: connections that began as HTTP/1.1 and carry nothing but frames after an
-//! `Upgrade: longhaul-frames` (RFC 9110, section 7.8).
+//! `Upgrade: longhaul-frames-2` (RFC 9110, section 7.8).
 //!
 //! ```text
 //! stream = { ASK pack|range ( REPLY | REFUSAL ) }
@@ -14,6 +14,7 @@ use super::frame::{self, FrameReader, HEAD, Pieces};
 use super::meter::{Counted, Flow};
 use super::pool::{Buffer, GATHERED, PIECE};
 use super::protocol::{MAX_TICKET, STREAM};
+use super::seal;
 use super::server::Shared;
 use super::verbs::{self, Failure};
 use crate::util::shutdown::Shutdown;
@@ -35,7 +36,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// What a connection is upgraded to.
-pub const PROTOCOL: &str = "longhaul-frames";
+pub const PROTOCOL: &str = "longhaul-frames-2";
 /// A stream on which nothing is asked for so long is closed.
 const IDLE: Duration = Duration::from_secs(15);
 /// An ask, once begun, must be complete within this.
@@ -150,7 +151,8 @@ async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, String> {
         }
         let mut document = vec![0; length];
         stream.read_exact(&mut document).await.map_err(|e| e.to_string())?;
-        minicbor::decode(&document).map(Some).map_err(|e| e.to_string())
+        let document = seal::opened(&document).ok_or(seal::DAMAGED)?;
+        minicbor::decode(document).map(Some).map_err(|e| e.to_string())
     };
     let asked = tokio::time::timeout(ASKED, whole).await;
     asked.unwrap_or_else(|_| Err(format!("an ask was not complete within {ASKED:?}")))

@@ -11,6 +11,7 @@ use super::protocol::{
     DIGEST, MAX_TICKET, OFFER, PACK, PROBE, PRUNE, RANGE, SWEEP, TICKET_HEADER, VERSION,
 };
 use super::receive::{take_offer, take_pack, take_range};
+use super::seal;
 use super::server::{Served, Shared};
 use super::stream::{Ask, Wire};
 use crate::fs::Target;
@@ -20,7 +21,7 @@ use crate::wire::ticket::Claims;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -111,7 +112,14 @@ pub(super) async fn answer(
         return reply(StatusCode::OK, "application/json", text.into());
     }
     match act(request, shared).await {
-        Ok(document) => reply(StatusCode::OK, "application/cbor", document.into()),
+        Ok(document) => {
+            let check = HeaderValue::from_str(&seal::in_header(&document));
+            let mut response = reply(StatusCode::OK, "application/cbor", document.into());
+            response
+                .headers_mut()
+                .extend(check.ok().map(|c| (HeaderName::from_static(seal::HEADER), c)));
+            response
+        }
         Err(failure) => {
             let problem = failure.problem();
             tracing::debug!(%peer, path, status = problem.status, "{}", problem.detail);
@@ -242,9 +250,18 @@ where
 
 /// The document that the body is.
 async fn whole(request: Request<Incoming>) -> Result<Bytes, Failure> {
+    let check = request.headers().get(seal::HEADER).cloned();
     let whole = Limited::new(request.into_body(), MAX_BYTES).collect();
     match tokio::time::timeout(STALL, whole).await {
-        Ok(Ok(bytes)) => Ok(bytes.to_bytes()),
+        Ok(Ok(bytes)) => {
+            let bytes = bytes.to_bytes();
+            match check {
+                Some(check) if check != seal::in_header(&bytes) => {
+                    Err(Failure::Bad(format!("the document: {}", seal::DAMAGED)))
+                }
+                _ => Ok(bytes),
+            }
+        }
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(Failure::TooLong),
         Ok(Err(e)) => Err(Failure::Bad(e.to_string())),
         Err(_) => Err(Failure::Bad(format!("the document did not arrive in {STALL:?}"))),

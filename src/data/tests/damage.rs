@@ -139,3 +139,24 @@ async fn a_connection_that_dies_leaves_no_temporary_file() {
     until("it is gone", || world.names().is_empty()).await;
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_name_that_is_damaged_on_the_way_is_refused_and_nothing_is_made() {
+    let world = World::new().await;
+    for bit in [0, 3, 5] {
+        let mut frame = frame::file(&file_entry("name", 3));
+        let at = frame.windows(4).position(|w| w == b"name").unwrap();
+        frame[at] ^= 1 << bit;
+        let content = [&frame::content_head(3)[..], b"abc", &frame::done()].concat();
+        let ask = frame::ask(&Ask { verb: PACK.to_owned(), ticket: world.ticket() });
+        let body = [ask, frame::dirs(vec![]), frame, content, frame::end(1).to_vec()].concat();
+        let mut stream = world.stream().await;
+        stream.write_all(&body).await.unwrap();
+        let (kind, document) = super::streams::answer(&mut stream).await;
+        assert_eq!(kind, frame::REFUSAL);
+        let text = String::from_utf8_lossy(&document).into_owned();
+        assert!(text.contains("damaged on the way"), "{text}");
+        assert_eq!(world.names(), Vec::<String>::new());
+    }
+    world.end().await;
+}
