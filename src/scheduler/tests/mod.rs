@@ -12,6 +12,7 @@ mod listed;
 mod mirror;
 mod older;
 mod retry;
+mod sim;
 
 use super::*;
 use crate::wire::manifest::NameList;
