@@ -12,6 +12,7 @@
 //! | `LONGHAUL_SIM_FROM` | … from this one |
 //! | `LONGHAUL_SIM_STEPS` | steps of chance for each |
 //! | `LONGHAUL_SIM_SEED` | only this seed |
+//! | `LONGHAUL_SIM_TRACE` | so many lines of what happened before a failure, instead of 40 |
 
 mod agent;
 mod chance;

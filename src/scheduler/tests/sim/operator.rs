@@ -1,7 +1,7 @@
 //! What operators want, and what goes wrong.
 
 use super::master::Who;
-use super::site::{Extra, Id, PRUNE_PAGES};
+use super::site::Id;
 use super::work::names;
 use super::world::{Happening, Sim};
 use super::*;
@@ -69,10 +69,6 @@ impl Sim {
             dry_run,
             ..SyncOptions::default()
         };
-        if options.delete.is_some() && self.sites[tree].extras.is_empty() {
-            let extras = self.chance.below(3 * PRUNE_PAGES as u64);
-            self.sites[tree].extras = (0..extras).map(|_| Extra::default()).collect();
-        }
         let wish = Wish {
             tree,
             options,
@@ -119,7 +115,6 @@ impl Sim {
             return;
         };
         match reply {
-            Reply::Submitted(_) => wish.acknowledged = true,
             // What ended well, or is not over, is not tried again.
             Reply::Refused(_) if wish.of.is_some() => wish.unwanted = true,
             Reply::Refused(problem) => panic!("I17: a submit was refused: {}", problem.detail),

@@ -158,6 +158,11 @@ pub(super) struct Site {
 }
 
 impl Site {
+    pub(super) fn grow(chance: &mut Chance) -> Site {
+        let extras = vec![Extra::default(); chance.below(3 * PRUNE_PAGES as u64) as usize];
+        Site { extras, ..Site::default() }
+    }
+
     /// Writes an entry unless it is there. Whether it was written.
     pub(super) fn bring(&mut self, id: Id, mark: Mark) -> bool {
         if self.there.contains_key(&id) {

@@ -120,8 +120,14 @@ impl Sim {
         let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
         let assignment = work.a.assignment_id;
         let page = self.next_page(&mut work);
+        let result = result_of(&work, false);
         self.agents[agent].slots[slot].work = Some(work);
-        self.ask(agent, slot, Doing::Page, Event::Page { worker, assignment, page });
+        match page {
+            Some(page) => {
+                self.ask(agent, slot, Doing::Page, Event::Page { worker, assignment, page });
+            }
+            None => self.ask(agent, slot, Doing::Report, Event::Result(result)),
+        }
     }
 
     /// What was asked for a slot is answered.

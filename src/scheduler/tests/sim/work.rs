@@ -47,17 +47,17 @@ impl Sim {
         }
     }
 
-    /// The page that an agent posts next.
-    pub(super) fn next_page(&mut self, work: &mut Work) -> ScanPage {
+    /// The page that an agent posts next; none where it cannot go on.
+    pub(super) fn next_page(&mut self, work: &mut Work) -> Option<ScanPage> {
         let tree = self.tree_of(&work.a.source_path);
         let at = work.walk.pop_front();
         let mut found = page(&work.a, work.number, vec![], None);
         if let TaskSpec::Prune { apply, dir, .. } = &work.a.task {
             let (dir, apply) = (dir.clone(), *apply);
-            found.pruned = at.map(|at| self.prune(work, tree, at, apply));
+            found.pruned = Some(self.prune(work, tree, at?, apply)?);
             found.next =
                 work.walk.front().map(|at| TaskSpec::Prune { dir, cursor: cursor(*at), apply });
-            return found;
+            return Some(found);
         }
         if let Some(at) = at {
             let whole = matches!(&work.a.task, TaskSpec::Scan { dir, .. } if dir.is_root());
@@ -77,7 +77,7 @@ impl Sim {
             TaskSpec::Scan { dir, .. } => TaskSpec::Scan { dir: dir.clone(), cursor: cursor(*at) },
             other => panic!("a {} does not walk", other.kind()),
         });
-        found
+        Some(found)
     }
 
     /// Subtrees that come next are left to others, where that is asked for.
@@ -92,22 +92,19 @@ impl Sim {
     }
 
     /// Looks at a page of the destination, and deletes what is too much.
-    fn prune(&mut self, work: &mut Work, tree: usize, at: usize, apply: bool) -> Pruned {
-        let mark = self.mark(work);
+    fn prune(&mut self, work: &mut Work, tree: usize, at: usize, apply: bool) -> Option<Pruned> {
+        let mark = if apply { Some(self.mark(work)?) } else { None };
         let extras = self.sites[tree].extras.iter_mut().enumerate();
+        let found = extras.filter(|(n, one)| n % PRUNE_PAGES == at && one.deleted.is_none());
         let mut extra = 0;
-        for (_, one) in extras.filter(|(n, _)| n % PRUNE_PAGES == at) {
-            if one.deleted.is_none() {
-                extra += 1;
-                if let (true, Some(mark)) = (apply, mark) {
-                    one.deleted = Some(BTreeSet::from([mark]));
-                }
-            }
+        for (_, one) in found {
+            extra += 1;
+            one.deleted = mark.map(|mark| BTreeSet::from([mark]));
         }
         if apply && extra > 0 {
             self.written(&work.a);
         }
-        Pruned { seen: 10 + extra, extra, bytes: extra * 10 }
+        Some(Pruned { seen: 10 + extra, extra, bytes: extra * 10 })
     }
 
     /// How what an agent writes is marked; none where nobody is there to write through.
@@ -137,6 +134,7 @@ impl Sim {
                 let sync = self.judge.life(&work.a);
                 let id = ids(&work.manifest)[0];
                 self.sites[tree].parts.remove(&(sync, id));
+                self.tell(|_| format!("       {} discards entry {id}", work.a.worker_id));
                 true
             }
             TaskSpec::Sweep if second => {
@@ -236,6 +234,7 @@ impl Sim {
         }
         self.written(&work.a);
         self.sites[tree].parts.entry((mark.sync, id)).or_default().insert(offset, mark);
+        self.tell(|_| format!("       {} writes of entry {id} at {offset}", work.a.worker_id));
         work.report.digest = Some(Digest([7; 32]));
         true
     }

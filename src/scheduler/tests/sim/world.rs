@@ -145,7 +145,7 @@ impl Sim {
         );
         if let Some(trace) = &mut self.trace {
             trace.push_back(line);
-            if trace.len() > TRACE {
+            if trace.len() > number("LONGHAUL_SIM_TRACE").map_or(TRACE, |n| n as usize) {
                 trace.pop_front();
             }
         }
@@ -154,7 +154,7 @@ impl Sim {
     pub(super) fn begin(seed: u64, traced: bool) -> Sim {
         let mut chance = Chance::new(seed);
         let trees: Vec<Tree> = (0..chance.within(1, 3)).map(|_| Tree::grow(&mut chance)).collect();
-        let sites = trees.iter().map(|_| Site::default()).collect();
+        let sites = trees.iter().map(|_| Site::grow(&mut chance)).collect();
         let settings = Settings {
             window_tasks: chance.within(4, 24) as usize,
             max_active_syncs: chance.within(1, 6) as usize,
@@ -409,6 +409,10 @@ impl Sim {
         for (who, reply) in replies {
             if !old {
                 self.judge.given(&reply, &master.state, &self.store);
+                if let Reply::Submitted(told) = &reply {
+                    let number = self.number(&told.request_id) as usize;
+                    self.wishes[number].acknowledged = true;
+                }
             }
             self.reply(who, reply);
         }
