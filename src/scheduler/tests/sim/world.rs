@@ -36,6 +36,8 @@ pub(super) struct Sim {
     pub(super) time: u64,
     /// By how much the master's wall clock is off.
     pub(super) skew_ms: i64,
+    /// It is right all the same.
+    pub(super) steady: bool,
     happenings: BinaryHeap<Reverse<(u64, u64)>>,
     what: HashMap<u64, Happening>,
     count: u64,
@@ -128,7 +130,8 @@ fn fold(digest: u64, effects: &[Effect]) -> u64 {
 
 impl Sim {
     pub(super) fn now(&self) -> Now {
-        let wall_ms = START.wall_ms + self.time as i64 + self.skew_ms;
+        let skew_ms = if self.steady { 0 } else { self.skew_ms };
+        let wall_ms = START.wall_ms + self.time as i64 + skew_ms;
         Now { mono_ms: self.time, wall_ms }
     }
 
@@ -166,6 +169,7 @@ impl Sim {
         let mut sim = Sim {
             time: BEGIN,
             skew_ms: 0,
+            steady: false,
             happenings: BinaryHeap::new(),
             what: HashMap::new(),
             count: 0,
