@@ -198,7 +198,9 @@ impl State {
         let Some(large) = sync.larges.get(&file) else { return };
         let (size, group) = (large.size, large.group);
         let mut ranges = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-        let begun = large.sent > 0 || ranges.any(|t| t.large == Some(file) && t.attempt > 1);
+        // One that begins again for want of its part file may have left some of that.
+        let again = large.sent > 0 || large.restarts > 0;
+        let begun = again || ranges.any(|t| t.large == Some(file) && t.attempt > 1);
         if begun {
             self.discard(task.sync, file, now);
         } else {

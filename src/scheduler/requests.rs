@@ -188,10 +188,13 @@ impl State {
         sync.outcome = Some(Outcome::Cancelled);
         sync.ended_ms = Some(now.wall_ms);
         sync.reason = Some("cancelled by an operator".to_owned());
-        // Who has such a task now never tells what it left.
-        let links = |task: &Task| task.links() && task.lease().is_some();
-        let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-        let to_sweep = sync.to_sweep || (sync.keeps_links() && tasks.into_iter().any(links));
+        // Who has or lost such a task never tells what it left, nor how far a sweep came.
+        let keeps = sync.keeps_links();
+        let leaves = |task: &Task| {
+            task.spec == TaskSpec::Sweep || (keeps && task.links() && task.attempt > 0)
+        };
+        let mut tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let to_sweep = sync.to_sweep || tasks.any(leaves);
         sync.to_sweep = to_sweep;
         self.abandon(no, now);
         self.sweep_later(no, now);

@@ -15,6 +15,7 @@ mod orders;
 mod reconcile;
 mod retry;
 mod seconds;
+mod sim;
 mod watched;
 
 use super::*;

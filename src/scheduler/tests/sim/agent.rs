@@ -1,0 +1,171 @@
+//! A simulated agent: it asks, works and reports as the real one does. Requests are repeated as they are
+//! until they are answered; work stops before its lease ends, counted from before the request.
+
+use super::*;
+
+/// Work stops so long before its lease ends.
+const MARGIN_MS: u64 = 5_000;
+/// A request without an answer is repeated after this; a poll may wait for longer.
+pub(super) const REPEAT_MS: u64 = 3_000;
+/// A poll waits for so long.
+pub(super) const POLL_MS: u64 = 10_000;
+
+/// What a slot is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// Nothing: it asks soon.
+    Rest,
+    Poll,
+    Manifest,
+    /// The first half of the work is under way, the second.
+    Begun,
+    Half,
+    /// A page is posted.
+    Page,
+    Report,
+}
+
+/// An assignment in hand.
+#[derive(Debug, Clone)]
+pub(super) struct Work {
+    pub(super) a: Box<Assignment>,
+    pub(super) manifest: Vec<u8>,
+    pub(super) deadline: u64,
+    /// The number of the next page, and the pages of the source that it goes through.
+    pub(super) number: u64,
+    pub(super) walk: std::collections::VecDeque<usize>,
+    pub(super) spawn: u32,
+    pub(super) report: TaskReport,
+    /// The agent through which it writes, and that one's incarnation.
+    pub(super) through: Option<(usize, u64)>,
+}
+
+/// A slot of an agent.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) doing: Doing,
+    pub(super) work: Option<Work>,
+    /// What was asked and is to be repeated; answers to anything else are not heard.
+    pub(super) request: Option<(u64, Event)>,
+    pub(super) since: u64,
+    /// Only the timer of this number counts.
+    pub(super) timer: u64,
+}
+
+/// An agent.
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub(super) name: WorkerId,
+    pub(super) host: usize,
+    pub(super) paths: Vec<AbsPath>,
+    pub(super) incarnation: u64,
+    pub(super) slots: Vec<Slot>,
+    pub(super) polls: u64,
+    /// Stopped, as by SIGSTOP, until then.
+    pub(super) frozen_until: u64,
+    /// Nothing gets through to or from the master until then.
+    pub(super) cut_until: u64,
+    pub(super) draining: bool,
+    pub(super) down: bool,
+    pub(super) beat: u64,
+    /// The request of the last heartbeat, when it was sent, and what it listed.
+    pub(super) beats: BTreeMap<u64, (u64, Vec<AssignmentId>)>,
+}
+
+impl Work {
+    /// Whether it may still be worked on.
+    pub(super) fn may_go_on(&self, now: u64) -> bool {
+        now + MARGIN_MS < self.deadline
+    }
+}
+
+impl Agent {
+    pub(super) fn new(number: usize, host: usize, paths: &[&str], slots: u64) -> Agent {
+        let slot = || Slot { doing: Doing::Rest, work: None, request: None, since: 0, timer: 0 };
+        Agent {
+            name: format!("w{number}").parse().unwrap(),
+            host,
+            paths: paths.iter().map(|p| AbsPath::new(p).unwrap()).collect(),
+            incarnation: 0,
+            slots: (0..slots).map(|_| slot()).collect(),
+            polls: 0,
+            frozen_until: 0,
+            cut_until: 0,
+            draining: false,
+            down: false,
+            beat: 0,
+            beats: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn holds(&self, path: &AbsPath) -> bool {
+        self.paths.iter().any(|p| p.holds(path))
+    }
+
+    /// A new process: nothing is in hand.
+    pub(super) fn restart(&mut self) {
+        self.incarnation += 1;
+        self.draining = false;
+        self.frozen_until = 0;
+        self.beats.clear();
+        for slot in &mut self.slots {
+            (slot.doing, slot.work, slot.request) = (Doing::Rest, None, None);
+        }
+    }
+
+    pub(super) fn in_hand(&self) -> Vec<AssignmentId> {
+        let held = self.slots.iter().filter_map(|slot| slot.work.as_ref());
+        held.map(|work| work.a.assignment_id).collect()
+    }
+
+    pub(super) fn says(&self, boot: u64) -> WorkerHeartbeat {
+        let status = match (self.draining, self.slots.iter().any(|s| s.work.is_some())) {
+            (true, _) => WorkerStatus::Draining,
+            (false, true) => WorkerStatus::Transferring,
+            (false, false) => WorkerStatus::Idle,
+        };
+        WorkerHeartbeat {
+            stuck: Default::default(),
+            worker_id: self.name.clone(),
+            status,
+            storage_paths: self.paths.clone(),
+            data_plane_endpoints: vec!["127.0.0.1:1".parse().unwrap()],
+            timestamp: None,
+            control_plane_address: None,
+            incarnation: Some(format!("{}-{}", self.name, self.incarnation)),
+            boot_id: Some(format!("host{}-{boot}", self.host)),
+            free_bytes: BTreeMap::new(),
+            in_hand: self.in_hand(),
+            slots: Some(self.slots.len() as u32),
+            agent_version: None,
+            protocol: Some(PROTOCOL),
+            usage: BTreeMap::new(),
+            nics: Vec::new(),
+        }
+    }
+
+    /// A heartbeat was answered.
+    pub(super) fn heard(&mut self, request: u64, reply: &HeartbeatReply, lease_ms: u64) {
+        let Some((sent, listed)) = self.beats.remove(&request) else { return };
+        for slot in &mut self.slots {
+            let Some(work) = &mut slot.work else { continue };
+            if reply.drop.contains(&work.a.assignment_id) {
+                slot.rest();
+            } else if listed.contains(&work.a.assignment_id) {
+                work.deadline = work.deadline.max(sent + lease_ms);
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// It has nothing to do any more.
+    pub(super) fn rest(&mut self) {
+        (self.doing, self.work, self.request) = (Doing::Rest, None, None);
+    }
+}
+
+/// What an agent reports of an assignment.
+pub(super) fn result_of(work: &Work, success: bool) -> SyncResult {
+    result(&work.a, success, work.report.clone())
+}

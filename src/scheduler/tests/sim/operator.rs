@@ -1,0 +1,316 @@
+//! What operators want, and what goes wrong.
+
+use super::master::Who;
+use super::site::Id;
+use super::work::names;
+use super::world::{Happening, Sim};
+use super::*;
+use crate::scheduler::hold::Hold;
+use crate::wire::options::{Compare, Preserve, Verify};
+
+/// A sync that an operator wants.
+#[derive(Debug, Clone)]
+pub(super) struct Wish {
+    pub(super) tree: usize,
+    pub(super) options: SyncOptions,
+    /// The pages of a list.
+    pub(super) list: Option<Vec<usize>>,
+    pub(super) request: u64,
+    /// It was accepted, says a master.
+    pub(super) acknowledged: bool,
+    /// Somebody asked to cancel or delete it.
+    pub(super) unwanted: bool,
+    /// It is the retry of another one.
+    pub(super) of: Option<u32>,
+}
+
+impl Wish {
+    /// All entries that it is about, each as often as it is found.
+    pub(super) fn entries(&self, sim: &Sim) -> Vec<Id> {
+        let tree = &sim.trees[self.tree];
+        match &self.list {
+            Some(list) => tree.of_pages(list.iter().copied()),
+            None => tree.of_pages(0..tree.pages.len()),
+        }
+    }
+}
+
+pub(super) fn name(number: u32) -> crate::wire::RequestId {
+    format!("s{number}").parse().unwrap()
+}
+
+impl Sim {
+    pub(super) fn number(&self, id: &crate::wire::RequestId) -> u32 {
+        id.as_str()[1..].parse().unwrap()
+    }
+
+    pub(super) fn tree_of(&self, source: &AbsPath) -> usize {
+        let path = source.as_bytes();
+        usize::from(path[path.len() - 1] - b'0')
+    }
+
+    /// Somebody wants a sync.
+    pub(super) fn wish(&mut self) {
+        let tree = self.chance.below(self.trees.len() as u64) as usize;
+        let list = self.chance.permille(200).then(|| {
+            let pages = self.trees[tree].pages.len() as u64;
+            (0..self.chance.within(1, pages)).map(|_| self.chance.below(pages) as usize).collect()
+        });
+        let mut on = |parts| self.chance.permille(parts);
+        let dry_run = on(150);
+        let links = if on(500) { ["all"] } else { ["no-hardlinks"] };
+        let options = SyncOptions {
+            compare: if on(300) { Compare::Checksum } else { Compare::SizeTime },
+            verify: if on(250) && !dry_run { Verify::Readback } else { Verify::Transfer },
+            delete: (on(300) && list.is_none())
+                .then(|| DeleteOptions { max_percent: 100, ..DeleteOptions::default() }),
+            preserve: Preserve::of_words(links).unwrap(),
+            record: on(250),
+            dry_run,
+            ..SyncOptions::default()
+        };
+        let wish = Wish {
+            tree,
+            options,
+            list,
+            request: 0,
+            acknowledged: false,
+            unwanted: false,
+            of: None,
+        };
+        self.wishes.push(wish);
+        self.submit(self.wishes.len() as u32 - 1);
+    }
+
+    /// Sends the submit, or the retry, of a sync: for the first time or once more.
+    pub(super) fn submit(&mut self, number: u32) {
+        let request = self.request();
+        let wish = &mut self.wishes[number as usize];
+        wish.request = request;
+        let mut body = [0; 32];
+        body[..4].copy_from_slice(&number.to_le_bytes());
+        let idempotency = Some(IdempotencyKey { key: format!("k{number}"), body: Digest(body) });
+        let event = match wish.of {
+            Some(of) => {
+                Event::Retry { id: name(of), new: Some(name(number)), only: None, idempotency }
+            }
+            None => {
+                let id = name(number).as_str().to_owned();
+                let (source, to) = (format!("/src/t{}", wish.tree), format!("/dst/t{}", wish.tree));
+                let options = wish.options.clone();
+                let request = SyncRequest { options, ..super::request(Some(&id), &source, &to) };
+                let list = wish.list.as_ref().map(|pages| {
+                    let half = pages.len().div_ceil(2);
+                    pages.chunks(half).map(names).collect()
+                });
+                Event::Submit { request, list, idempotency }
+            }
+        };
+        self.send(Who::Operator(request), event);
+    }
+
+    /// An operator is answered.
+    pub(super) fn told(&mut self, request: u64, reply: Reply) {
+        let Some(wish) = self.wishes.iter_mut().find(|wish| wish.request == request) else {
+            return;
+        };
+        match reply {
+            // What ended well, or is not over, is not tried again.
+            Reply::Refused(_) if wish.of.is_some() => wish.unwanted = true,
+            Reply::Refused(problem) => panic!("I17: a submit was refused: {}", problem.detail),
+            _ => {}
+        }
+    }
+
+    /// I18: what was acknowledged is known to whoever rules next, unless the store lost it.
+    pub(super) fn acknowledged_are_known(&self, state: &State) {
+        for (number, wish) in self.wishes.iter().enumerate() {
+            let known = wish.unwanted || state.by_id.contains_key(&name(number as u32));
+            assert!(known || !wish.acknowledged, "I18: s{number} was acknowledged and is gone");
+        }
+    }
+
+    fn someone(&mut self) -> Option<u32> {
+        let count = self.wishes.len() as u64;
+        (count > 0).then(|| self.chance.below(count) as u32)
+    }
+
+    /// An operator does something.
+    fn operate(&mut self) {
+        if self.wishes.len() < 6 && self.chance.permille(300) {
+            return self.wish();
+        }
+        let Some(number) = self.someone() else { return };
+        let id = name(number);
+        let event = match self.chance.below(100) {
+            0..25 => return self.submit(number),
+            25..45 => Event::Pause(id),
+            45..65 => Event::Resume(id),
+            65..72 => Event::Cancel(id),
+            72..77 => Event::Delete(id),
+            77..85 => return self.try_again(number),
+            85..90 => Event::Listing(id),
+            90..95 => Event::List(Select::default()),
+            _ => Event::Workers,
+        };
+        if matches!(event, Event::Cancel(_) | Event::Delete(_)) {
+            self.wishes[number as usize].unwanted = true;
+        }
+        let request = self.request();
+        self.send(Who::Operator(request), event);
+    }
+
+    fn try_again(&mut self, number: u32) {
+        if self.wishes.len() >= 10 {
+            return;
+        }
+        let old = &self.wishes[number as usize];
+        let new = Wish { of: Some(number), acknowledged: false, unwanted: false, ..old.clone() };
+        self.wishes.push(new);
+        self.submit(self.wishes.len() as u32 - 1);
+    }
+
+    /// Something happens to an agent.
+    fn hurt(&mut self) {
+        let agent = self.chance.below(self.agents.len() as u64) as usize;
+        let ms = self.chance.within(100, 90_000);
+        let until = self.time + ms;
+        let what = self.chance.below(100);
+        self.tell(|sim| format!("{} is hurt ({what}) for {ms} ms", sim.agents[agent].name));
+        match what {
+            0..25 => self.kill(agent, ms / 3),
+            25..50 => self.agents[agent].frozen_until = until,
+            50..70 => self.agents[agent].cut_until = until,
+            70..80 => self.agents[agent].draining = true,
+            80..90 => self.agents[agent].draining = false,
+            _ => {
+                let host = self.agents[agent].host;
+                self.boots[host] += 1;
+                for site in &mut self.sites {
+                    site.lose(host, &mut self.chance);
+                }
+                for other in 0..self.agents.len() {
+                    if self.agents[other].host == host {
+                        self.kill(other, ms / 3);
+                    }
+                }
+            }
+        }
+    }
+
+    fn kill(&mut self, agent: usize, ms: u64) {
+        if !std::mem::replace(&mut self.agents[agent].down, true) {
+            self.agents[agent].restart();
+            self.at(ms, Happening::Up(agent));
+        }
+    }
+
+    /// Something happens to the master or the store.
+    fn shake(&mut self) {
+        match self.chance.below(100) {
+            0..20 => self.crash("by chance"),
+            20..40 if self.deposed.is_none() && !self.store_down => {
+                let Some(mut old) = self.master.take() else { return };
+                self.tell(|_| "another master takes over".to_owned());
+                old.until = self.time + self.chance.within(0, 4_000);
+                old.stuck = None;
+                self.deposed = Some(old);
+                self.reign();
+            }
+            40..60 => {
+                let ms = self.chance.within(1_000, 100_000);
+                let until = self.time + ms;
+                self.tell(|_| format!("the master sleeps for {ms} ms"));
+                self.master.iter_mut().for_each(|master| master.asleep_until = until);
+            }
+            60..75 => {
+                self.store_down = true;
+                let ms = self.chance.within(10, 20_000);
+                self.tell(|_| format!("the store is away for {ms} ms"));
+                self.at(ms, Happening::StoreUp);
+            }
+            75..90 => {
+                let count = self.chance.within(1, 40);
+                if self.chance.permille(500) {
+                    self.crash("and the store goes back");
+                }
+                self.store.roll_back(count);
+                self.forgot();
+            }
+            90..94 => {
+                if self.chance.permille(500) {
+                    self.crash("and the store is empty");
+                }
+                self.store.lose();
+                self.forgot();
+            }
+            _ => self.skew_ms = self.chance.within(0, 2 * 86_400_000) as i64 - 86_400_000,
+        }
+    }
+
+    /// The store does not hold any more what it held.
+    fn forgot(&mut self) {
+        let seq = self.store.seq;
+        self.tell(|_| format!("the store goes back to commit {seq}"));
+        self.judge.forgot(seq);
+    }
+
+    /// A step of chance.
+    pub(super) fn chaos(&mut self) {
+        match self.chance.below(100) {
+            0..12 => self.operate(),
+            12..17 => self.hurt(),
+            17..19 => self.shake(),
+            19..21 => self.judge_old_result(),
+            _ => {}
+        }
+        let ms = match self.chance.below(100) {
+            0..70 => self.chance.below(300),
+            70..96 => self.chance.below(2_500),
+            _ => self.chance.below(30_000),
+        };
+        self.pass(ms);
+    }
+
+    /// Everybody behaves from now on.
+    pub(super) fn calm_down(&mut self) {
+        self.tell(|_| "everybody behaves from now on".to_owned());
+        self.calm = true;
+        self.store_up();
+        for agent in &mut self.agents {
+            agent.frozen_until = agent.frozen_until.min(self.time);
+            agent.cut_until = 0;
+            agent.draining = false;
+        }
+        self.master.iter_mut().for_each(|master| master.asleep_until = 0);
+        self.pass(40_000);
+        if self.master.is_none() {
+            self.reign();
+        }
+        if self.wishes.is_empty() {
+            self.wish();
+        }
+    }
+
+    /// Everybody still wants what he wanted.
+    pub(super) fn go_on(&mut self) {
+        let Some(master) = &self.master else { return };
+        let state = &master.state;
+        let mut events: Vec<Event> = vec![];
+        let mut missing: Vec<u32> = vec![];
+        for number in 0..self.wishes.len() as u32 {
+            match state.by_id.get(&name(number)).map(|no| &state.syncs[no]) {
+                Some(sync) if sync.hold == Some(Hold::Operator) && sync.is_active() => {
+                    events.push(Event::Resume(name(number)));
+                }
+                None if !self.wishes[number as usize].unwanted => missing.push(number),
+                _ => {}
+            }
+        }
+        missing.into_iter().for_each(|number| self.submit(number));
+        for event in events {
+            let request = self.request();
+            self.send(Who::Operator(request), event);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What a slot of a simulated agent does next.
+
+use super::agent::{Doing, POLL_MS, REPEAT_MS, result_of};
+use super::world::Sim;
+use super::*;
+use crate::wire::task::PageReply;
+
+impl Sim {
+    /// The timer of a slot ran out.
+    pub(super) fn slot(&mut self, agent: usize, slot: usize) {
+        let now = self.time;
+        let a = &mut self.agents[agent];
+        let doing = a.slots[slot].doing;
+        let expired = a.slots[slot].work.as_ref().is_some_and(|work| !work.may_go_on(now));
+        if expired && doing != Doing::Report {
+            a.slots[slot].rest();
+            return self.timer_in(agent, slot, 100);
+        }
+        match doing {
+            Doing::Rest if a.draining => self.timer_in(agent, slot, 1_000),
+            Doing::Rest => {
+                a.polls += 1;
+                let incarnation = format!("{}-{}", a.name, a.incarnation);
+                let poll = Event::Poll {
+                    worker: a.name.clone(),
+                    poll_id: Some(format!("{incarnation}-{}", a.polls)),
+                    incarnation: Some(incarnation),
+                    wait_ms: POLL_MS,
+                };
+                self.ask(agent, slot, Doing::Poll, poll);
+            }
+            Doing::Poll | Doing::Manifest | Doing::Page | Doing::Report => {
+                match a.slots[slot].request.take() {
+                    Some((_, event)) => self.ask(agent, slot, doing, event),
+                    None => {
+                        a.slots[slot].rest();
+                        self.timer_in(agent, slot, REPEAT_MS);
+                    }
+                }
+            }
+            Doing::Begun | Doing::Half => self.work_on(agent, slot, doing == Doing::Half),
+        }
+    }
+
+    /// A half of the work is done; then it is reported.
+    fn work_on(&mut self, agent: usize, slot: usize, second: bool) {
+        let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
+        let back = self.agents[agent].draining && self.chance.permille(500);
+        let done = !back && (self.calm || self.chance.permille(990));
+        let done = done && self.execute(&mut work, second);
+        if done && second && work.a.task == TaskSpec::Flush {
+            let (tree, host) = (self.tree_of(&work.a.source_path), self.agents[agent].host);
+            self.sites[tree].flush(host);
+        }
+        work.report.handed_back = back;
+        if !done {
+            // What failed as a whole says nothing but through whom it wrote.
+            let wrote = std::mem::take(&mut work.report.wrote);
+            work.report = TaskReport { handed_back: back, wrote, ..TaskReport::default() };
+        }
+        let result = result_of(&work, done);
+        self.agents[agent].slots[slot].work = Some(work);
+        if done && !second {
+            self.agents[agent].slots[slot].doing = Doing::Half;
+            let ms = self.lasts();
+            return self.timer_in(agent, slot, ms);
+        }
+        self.ask(agent, slot, Doing::Report, Event::Result(result));
+    }
+
+    /// How long a half of a task takes.
+    fn lasts(&mut self) -> u64 {
+        match self.chance.below(if self.calm { 20 } else { 40 }) {
+            39 => self.chance.within(10_000, 50_000),
+            30.. => self.chance.within(500, 3_000),
+            _ => self.chance.within(1, 300),
+        }
+    }
+
+    /// An assignment came.
+    pub(super) fn prepare(&mut self, agent: usize, slot: usize) {
+        let worker = self.agents[agent].name.clone();
+        let Some(work) = &self.agents[agent].slots[slot].work else { return };
+        if work.a.task.has_manifest() {
+            let assignment = work.a.assignment_id;
+            return self.ask(agent, slot, Doing::Manifest, Event::Manifest { worker, assignment });
+        }
+        self.begin_work(agent, slot);
+    }
+
+    fn begin_work(&mut self, agent: usize, slot: usize) {
+        let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
+        let itself = (agent, self.agents[agent].incarnation);
+        let members = &work.a.destination_workers;
+        let at = self.chance.below(members.len() as u64) as usize;
+        let other = members.get(at).map(|m| m.worker_id.clone());
+        let other = self.agents.iter().position(|a| Some(&a.name) == other.as_ref());
+        let here = self.agents[agent].holds(&work.a.destination_path);
+        let alone = matches!(work.a.task, TaskSpec::Commit { .. } | TaskSpec::Discard);
+        work.through = match other {
+            Some(other) if !(here && (alone || self.chance.permille(500))) => {
+                Some((other, self.agents[other].incarnation))
+            }
+            _ => here.then_some(itself),
+        };
+        let walk = self.walk(&work.a, &work.manifest);
+        let walks = walk.is_some();
+        work.walk = walk.unwrap_or_default().into();
+        self.agents[agent].slots[slot].work = Some(work);
+        if walks {
+            return self.post(agent, slot);
+        }
+        self.agents[agent].slots[slot].doing = Doing::Begun;
+        let ms = self.lasts();
+        self.timer_in(agent, slot, ms);
+    }
+
+    fn post(&mut self, agent: usize, slot: usize) {
+        let worker = self.agents[agent].name.clone();
+        let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
+        let assignment = work.a.assignment_id;
+        let page = self.next_page(&mut work);
+        let result = result_of(&work, false);
+        self.agents[agent].slots[slot].work = Some(work);
+        match page {
+            Some(page) => {
+                self.ask(agent, slot, Doing::Page, Event::Page { worker, assignment, page });
+            }
+            None => self.ask(agent, slot, Doing::Report, Event::Result(result)),
+        }
+    }
+
+    /// What was asked for a slot is answered.
+    pub(super) fn slot_heard(&mut self, agent: usize, slot: usize, reply: Reply) {
+        let s = &mut self.agents[agent].slots[slot];
+        match (s.doing, reply) {
+            (Doing::Poll, Reply::Assignment(Some(a))) => return self.take_work(agent, slot, a),
+            (Doing::Manifest, Reply::Blob(key)) => {
+                let manifest = self.store.blobs.get(&key).cloned();
+                if let (Some(work), Some(manifest)) = (&mut s.work, manifest) {
+                    work.manifest = manifest;
+                    return self.begin_work(agent, slot);
+                }
+                s.rest();
+            }
+            (Doing::Page, Reply::Page(PageReply { action: PageAction::Continue, spawn })) => {
+                if let Some(work) = &mut s.work {
+                    work.number += 1;
+                    work.spawn = spawn;
+                    return self.post(agent, slot);
+                }
+            }
+            (Doing::Page, Reply::Refused(problem)) => {
+                panic!("I6: an honest page was refused: {}", problem.detail);
+            }
+            _ => s.rest(),
+        }
+        let ms = self.chance.within(1, 100);
+        self.timer_in(agent, slot, ms);
+    }
+}

@@ -1,0 +1,635 @@
+//! The simulated world: virtual time, a network that loses, repeats and delays, and who talks over it.
+
+use super::agent::{Agent, Doing, POLL_MS, REPEAT_MS, Work};
+use super::chance::Chance;
+use super::judge::Judge;
+use super::master::{Ended, Master, Who};
+use super::operator::Wish;
+use super::site::{Site, Tree};
+use super::store::Store;
+use super::*;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+/// The lines of the trace that a failure shows.
+const TRACE: usize = 40;
+/// Where the clock begins.
+const BEGIN: u64 = 1_000;
+
+/// What happens at a time.
+#[derive(Debug, Clone)]
+pub(super) enum Happening {
+    Request(Who, Event),
+    Answer(Who, Reply),
+    Beat(usize, u64),
+    Timer(usize, u64, usize, u64),
+    Tick,
+    /// The store answers again, a master begins its reign.
+    StoreUp,
+    Reign,
+    Up(usize),
+}
+
+/// See the module.
+pub(super) struct Sim {
+    pub(super) chance: Chance,
+    pub(super) time: u64,
+    /// By how much the master's wall clock is off.
+    pub(super) skew_ms: i64,
+    /// It is right all the same.
+    pub(super) steady: bool,
+    happenings: BinaryHeap<Reverse<(u64, u64)>>,
+    what: HashMap<u64, Happening>,
+    count: u64,
+    pub(super) trees: Vec<Tree>,
+    pub(super) sites: Vec<Site>,
+    /// How often each host booted.
+    pub(super) boots: Vec<u64>,
+    pub(super) agents: Vec<Agent>,
+    pub(super) store: Store,
+    pub(super) store_down: bool,
+    pub(super) lists: BTreeMap<SyncNo, Vec<u8>>,
+    /// Who rules, and who ruled and does not know that he does not.
+    pub(super) master: Option<Master>,
+    pub(super) deposed: Option<Master>,
+    pub(super) wishes: Vec<Wish>,
+    pub(super) judge: Judge,
+    /// Nothing goes wrong any more.
+    pub(super) calm: bool,
+    /// Requests and answers lost, of a thousand; and faults of entries.
+    pub(super) loss: u64,
+    pub(super) faults: u64,
+    pub(super) settings: Settings,
+    pub(super) step: usize,
+    requests: u64,
+    pub(super) trace: Option<VecDeque<String>>,
+    /// Sums up all that was decided.
+    pub(super) digest: u64,
+}
+
+/// An event in a few words.
+fn short(who: &Option<Who>, event: &Event) -> String {
+    let from = match who {
+        Some(Who::Agent(agent, incarnation, request)) => {
+            format!("w{agent}.{incarnation} #{request}")
+        }
+        Some(Who::Operator(request)) => format!("operator #{request}"),
+        None => "nobody".to_owned(),
+    };
+    let what = match event {
+        Event::Submit { request, .. } => format!("submit {:?}", request.request_id),
+        Event::Heartbeat(beat) => format!("beat with {} in hand", beat.in_hand.len()),
+        Event::Poll { poll_id, .. } => format!("poll {poll_id:?}"),
+        Event::Page { assignment, page, .. } => format!("page {} of {assignment}", page.page),
+        Event::Manifest { assignment, .. } => format!("manifest of {assignment}"),
+        Event::Result(result) => format!(
+            "result of {:?} attempt {:?}, {}",
+            result.assignment_id, result.attempt, result.success
+        ),
+        other => format!("{other:?}"),
+    };
+    format!("{from}: {what}")
+}
+
+/// A reply in a few words.
+fn brief(reply: &Reply) -> String {
+    match reply {
+        Reply::Assignment(Some(a)) => format!(
+            "{} of {} for {}: {}, task {} attempt {}",
+            a.assignment_id,
+            a.request_id,
+            a.worker_id,
+            a.task.kind(),
+            a.task_id,
+            a.attempt
+        ),
+        Reply::Heartbeat(reply) => format!("drop {:?}", reply.drop),
+        Reply::Progress(progress) => format!("{} is {:?}", progress.request_id, progress.state),
+        Reply::List(_) | Reply::Workers(_) => "a list".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Sums up what was decided: the same seed must give the same.
+fn fold(digest: u64, effects: &[Effect]) -> u64 {
+    let mut sum = digest;
+    for effect in effects {
+        let word = match effect {
+            Effect::Put(key) | Effect::Delete(key) => blake3::hash(key.as_bytes()),
+            Effect::Reply(_, Reply::Assignment(Some(a))) => blake3::hash(&a.assignment_id.0),
+            Effect::Reply(_, Reply::Result(reply)) => {
+                blake3::hash(format!("{:?}", reply.outcome).as_bytes())
+            }
+            _ => continue,
+        };
+        let word = u64::from_le_bytes(word.as_bytes()[..8].try_into().unwrap());
+        sum = (sum ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    sum
+}
+
+impl Sim {
+    pub(super) fn now(&self) -> Now {
+        let skew_ms = if self.steady { 0 } else { self.skew_ms };
+        let wall_ms = START.wall_ms + self.time as i64 + skew_ms;
+        Now { mono_ms: self.time, wall_ms }
+    }
+
+    pub(super) fn tell(&mut self, line: impl FnOnce(&Sim) -> String) {
+        if self.trace.is_none() {
+            return;
+        }
+        let line = format!(
+            "{:>6} {:>8}.{:03} {}",
+            self.step,
+            self.time / 1000,
+            self.time % 1000,
+            line(self)
+        );
+        if let Some(trace) = &mut self.trace {
+            trace.push_back(line);
+            if trace.len() > number("LONGHAUL_SIM_TRACE").map_or(TRACE, |n| n as usize) {
+                trace.pop_front();
+            }
+        }
+    }
+
+    pub(super) fn begin(seed: u64, traced: bool) -> Sim {
+        let mut chance = Chance::new(seed);
+        let trees: Vec<Tree> = (0..chance.within(1, 3)).map(|_| Tree::grow(&mut chance)).collect();
+        let sites = trees.iter().map(|_| Site::grow(&mut chance)).collect();
+        let settings = Settings {
+            window_tasks: chance.within(4, 24) as usize,
+            max_active_syncs: chance.within(1, 6) as usize,
+            no_space_ms: chance.below(3) * 60_000,
+            ..Settings::default()
+        };
+        let loss = [0, 10, 50, 200][chance.below(4) as usize];
+        let faults = [0, 5, 50, 200][chance.below(4) as usize];
+        let mut sim = Sim {
+            time: BEGIN,
+            skew_ms: 0,
+            steady: false,
+            happenings: BinaryHeap::new(),
+            what: HashMap::new(),
+            count: 0,
+            trees,
+            sites,
+            boots: vec![],
+            agents: vec![],
+            store: Store::default(),
+            store_down: false,
+            lists: BTreeMap::new(),
+            master: None,
+            deposed: None,
+            wishes: vec![],
+            judge: Judge::default(),
+            calm: false,
+            loss,
+            faults,
+            settings,
+            step: 0,
+            requests: 0,
+            trace: traced.then(VecDeque::new),
+            digest: 0,
+            chance,
+        };
+        sim.people();
+        sim.reign();
+        sim.at(100, Happening::Tick);
+        sim
+    }
+
+    fn people(&mut self) {
+        let agents = self.chance.within(2, 6) as usize;
+        let hosts = self.chance.within(1, agents as u64);
+        self.boots = vec![0; hosts as usize];
+        for number in 0..agents {
+            let paths: &[&str] = match (number, self.chance.below(3)) {
+                (0, 0) | (2.., 0) => &["/src", "/dst"],
+                (0, _) | (2.., 1) => &["/src"],
+                _ => &["/dst"],
+            };
+            let host = self.chance.below(hosts) as usize;
+            let slots = self.chance.within(1, 3);
+            self.agents.push(Agent::new(number, host, paths, slots));
+            self.wake(number);
+        }
+    }
+
+    /// Something happens `after` so many milliseconds.
+    pub(super) fn at(&mut self, after: u64, what: Happening) {
+        self.count += 1;
+        self.happenings.push(Reverse((self.time + after, self.count)));
+        self.what.insert(self.count, what);
+    }
+
+    /// Lets time pass, with all that happens in it.
+    pub(super) fn pass(&mut self, ms: u64) {
+        let end = self.time + ms;
+        while let Some(Reverse((at, number))) = self.happenings.peek().copied() {
+            if at > end {
+                break;
+            }
+            self.happenings.pop();
+            self.time = self.time.max(at);
+            if let Some(what) = self.what.remove(&number) {
+                self.happen(what);
+            }
+        }
+        self.time = end;
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Request(who, event) => self.arrive(who, event),
+            Happening::Answer(who, reply) => self.answered(who, reply),
+            Happening::Beat(agent, incarnation) => self.beat(agent, incarnation),
+            Happening::Timer(agent, incarnation, slot, timer) => {
+                self.timer(agent, incarnation, slot, timer);
+            }
+            Happening::Tick => self.tick(),
+            Happening::StoreUp => self.store_up(),
+            Happening::Reign => {
+                if self.store_down {
+                    self.at(1_000, Happening::Reign);
+                } else if self.master.is_none() {
+                    self.reign();
+                }
+            }
+            Happening::Up(agent) => {
+                self.agents[agent].down = false;
+                self.wake(agent);
+            }
+        }
+    }
+
+    /// An agent's process begins.
+    pub(super) fn wake(&mut self, agent: usize) {
+        self.agents[agent].restart();
+        let incarnation = self.agents[agent].incarnation;
+        self.tell(|sim| format!("{} begins, incarnation {incarnation}", sim.agents[agent].name));
+        self.at(1, Happening::Beat(agent, incarnation));
+        for slot in 0..self.agents[agent].slots.len() {
+            self.timer_in(agent, slot, 500);
+        }
+    }
+
+    pub(super) fn request(&mut self) -> u64 {
+        self.requests += 1;
+        self.requests
+    }
+
+    /// How long a message is under way; none if it is lost.
+    fn delay(&mut self) -> Option<u64> {
+        if self.calm {
+            return Some(self.chance.within(1, 5));
+        }
+        if self.chance.permille(self.loss) {
+            return None;
+        }
+        match self.chance.below(100) {
+            0 => Some(self.chance.within(1_000, 60_000)),
+            1..10 => Some(self.chance.within(100, 2_000)),
+            _ => Some(self.chance.within(1, 60)),
+        }
+    }
+
+    /// Whether nothing gets through between an agent and the master.
+    fn is_cut(&self, who: &Who) -> bool {
+        matches!(who, Who::Agent(agent, ..) if self.agents[*agent].cut_until > self.time)
+    }
+
+    pub(super) fn send(&mut self, who: Who, event: Event) {
+        let copies = 1 + u64::from(!self.calm && self.chance.permille(self.loss));
+        for _ in 0..copies {
+            if let Some(ms) = self.delay().filter(|_| !self.is_cut(&who)) {
+                self.at(ms, Happening::Request(who.clone(), event.clone()));
+            }
+        }
+    }
+
+    fn reply(&mut self, who: Who, reply: Reply) {
+        let copies = 1 + u64::from(!self.calm && self.chance.permille(self.loss));
+        for _ in 0..copies {
+            if let Some(ms) = self.delay().filter(|_| !self.is_cut(&who)) {
+                self.at(ms, Happening::Answer(who.clone(), reply.clone()));
+            }
+        }
+    }
+
+    /// A request reaches a master: the one that rules or the one that ruled.
+    fn arrive(&mut self, who: Who, event: Event) {
+        let to_old = self.deposed.is_some() && self.chance.permille(300);
+        let master = if to_old { self.deposed.take() } else { self.master.take() };
+        let Some(mut master) = master else { return };
+        if master.asleep_until > self.time {
+            // It is read when the master wakes.
+            let after = master.asleep_until - self.time + 1;
+            self.at(after, Happening::Request(who, event));
+        } else if master.stuck.is_none() {
+            self.apply(&mut master, Some(who), event, to_old);
+            // Several events may share a commit; the next tick ends it at the latest.
+            if self.calm || self.chance.permille(800) {
+                return self.settle(master, to_old);
+            }
+        }
+        self.put_back(master, to_old);
+    }
+
+    fn put_back(&mut self, master: Master, old: bool) {
+        if old { self.deposed = Some(master) } else { self.master = Some(master) }
+    }
+
+    /// A master takes in an event.
+    fn apply(&mut self, master: &mut Master, who: Option<Who>, event: Event, old: bool) {
+        let before = self.judge.before(&master.state, &event);
+        self.tell(|_| format!("{}{}", if old { "deposed: " } else { "" }, short(&who, &event)));
+        let caller = who.map(|who| master.caller(who));
+        let now = self.now();
+        let effects = master.state.apply(event, caller, now);
+        self.digest = fold(self.digest, &effects);
+        for effect in &effects {
+            if let Effect::Reply(_, reply) = effect {
+                self.tell(|_| format!("       decides {}", brief(reply)));
+            }
+        }
+        let mut judge = std::mem::take(&mut self.judge);
+        judge.after(before, &effects, &master.state, self, old);
+        self.judge = judge;
+        master.take(effects);
+    }
+
+    /// A master commits what it decided, and answers.
+    pub(super) fn settle(&mut self, mut master: Master, old: bool) {
+        if self.store_down {
+            return self.put_back(master, old);
+        }
+        self.write_lines(&mut master, old);
+        let writes = master.writes();
+        if !self.calm && !old && !writes.is_empty() {
+            match self.chance.below(1000) {
+                0 => return self.crash("before its commit"),
+                1 => {
+                    drop(master.commit(&writes, &mut self.store, &mut self.lists));
+                    self.judge.stored(&master.state, &self.store);
+                    return self.crash("behind its commit");
+                }
+                2..5 => return self.store_stuck(master, writes),
+                _ => {}
+            }
+        }
+        let ended = master.commit(&writes, &mut self.store, &mut self.lists);
+        self.ended(master, ended, old);
+    }
+
+    /// Writes the lines of lists; where one is gone, its sync is told.
+    fn write_lines(&mut self, master: &mut Master, old: bool) {
+        for sync in master.write_lines(&mut self.lists) {
+            assert!(old || self.judge.forgetful, "I13: a gap in the list of sync {sync}");
+            self.apply(master, None, Event::ListingLost { sync, why: "gone".to_owned() }, old);
+        }
+    }
+
+    fn ended(&mut self, mut master: Master, ended: Ended, old: bool) {
+        let replies = match ended {
+            Ended::Done(replies) => replies,
+            Ended::Deposed => {
+                assert!(old, "the one that rules was refused");
+                return self.tell(|_| "the deposed master learns that it is".to_owned());
+            }
+            Ended::Lost => {
+                self.tell(|_| "the store lost data: all is written back".to_owned());
+                self.judge.began_anew();
+                self.apply(&mut master, None, Event::StoreLost, old);
+                self.write_lines(&mut master, old);
+                let ended = master.write_back(&mut self.store, &mut self.lists);
+                return self.ended(master, ended, old);
+            }
+        };
+        if !old && master.seq == self.store.seq {
+            self.judge.stored(&master.state, &self.store);
+        }
+        for (who, reply) in replies {
+            if !old {
+                self.judge.given(&reply, &master.state, &self.store);
+                if let Reply::Submitted(told) = &reply {
+                    let number = self.number(&told.request_id) as usize;
+                    self.wishes[number].acknowledged = true;
+                }
+            }
+            self.reply(who, reply);
+        }
+        self.put_back(master, old);
+    }
+
+    /// A commit stays without an answer: it may have taken effect or not.
+    fn store_stuck(&mut self, mut master: Master, writes: store::Writes) {
+        let applied = self.chance.permille(500);
+        if applied {
+            self.store.commit(master.epoch, master.seq, &writes).ok();
+        }
+        self.tell(|_| format!("the store falls silent, commit applied: {applied}"));
+        master.stuck = Some((writes, applied));
+        self.store_down = true;
+        self.master = Some(master);
+        let ms = self.chance.within(10, 20_000);
+        self.at(ms, Happening::StoreUp);
+    }
+
+    /// The store answers again.
+    pub(super) fn store_up(&mut self) {
+        if !std::mem::take(&mut self.store_down) {
+            return;
+        }
+        self.tell(|_| "the store is back".to_owned());
+        let Some(mut master) = self.master.take() else { return };
+        let Some((writes, applied)) = master.stuck.take() else {
+            return self.settle(master, false);
+        };
+        let known = applied && self.store.epoch == master.epoch && self.store.seq == master.seq + 1;
+        let ended = if known {
+            master.seq = self.store.seq;
+            Ended::Done(master.replies(&mut self.lists))
+        } else {
+            master.commit(&writes, &mut self.store, &mut self.lists)
+        };
+        self.ended(master, ended, false);
+    }
+
+    /// The master dies. Another one comes.
+    pub(super) fn crash(&mut self, when: &str) {
+        self.tell(|_| format!("the master dies {when}"));
+        self.master = None;
+        // What it wrote last to its lists may be anything.
+        self.lists.values_mut().for_each(|list| list.extend(b"{\"path"));
+        let ms = self.chance.within(10, 15_000);
+        self.at(ms, Happening::Reign);
+    }
+
+    /// A master begins with what the store holds.
+    pub(super) fn reign(&mut self) {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.chance.next().to_le_bytes());
+        self.store.epoch += 1;
+        let (settings, now) = (self.settings.clone(), self.now());
+        let state = State::load(settings, seed, &self.store.records, now).expect("what was stored");
+        let master = Master::new(state, &self.store);
+        self.tell(|sim| format!("a master begins with commit {}", sim.store.seq));
+        if self.judge.loaded(&master.state, &self.store) {
+            self.wishes.iter_mut().for_each(|wish| wish.acknowledged = false);
+        }
+        self.acknowledged_are_known(&master.state);
+        self.master = Some(master);
+        self.play(Event::Tick);
+    }
+
+    /// The one that rules takes in an event from nobody.
+    pub(super) fn play(&mut self, event: Event) {
+        let Some(mut master) = self.master.take() else { return };
+        if master.stuck.is_some() || master.asleep_until > self.time {
+            return self.master = Some(master);
+        }
+        self.apply(&mut master, None, event, false);
+        self.settle(master, false);
+    }
+
+    fn tick(&mut self) {
+        self.at(1_000, Happening::Tick);
+        if let Some(mut old) = self.deposed.take() {
+            if old.until > self.time {
+                self.apply(&mut old, None, Event::Tick, true);
+                self.settle(old, true);
+            } else {
+                self.tell(|_| "the deposed master stops".to_owned());
+            }
+        }
+        self.play(Event::Tick);
+        self.renew();
+    }
+
+    /// A master without work looks whether the store is where it left it.
+    fn renew(&mut self) {
+        let behind = |m: &Master| m.asleep_until <= self.time && m.seq != self.store.seq;
+        if self.store_down || !self.master.as_ref().is_some_and(behind) {
+            return;
+        }
+        if self.master.as_ref().is_some_and(|m| m.stuck.is_some()) {
+            return;
+        }
+        let Some(mut master) = self.master.take() else { return };
+        let all = master.state.record_keys().into_iter().map(Effect::Put).collect();
+        master.take(all);
+        self.settle(master, false);
+    }
+
+    // Agents.
+
+    fn beat(&mut self, agent: usize, incarnation: u64) {
+        let a = &self.agents[agent];
+        if a.down || a.incarnation != incarnation {
+            return;
+        }
+        if a.frozen_until > self.time {
+            let after = a.frozen_until - self.time;
+            return self.at(after, Happening::Beat(agent, incarnation));
+        }
+        let request = self.request();
+        let says = self.agents[agent].says(self.boots[self.agents[agent].host]);
+        let time = self.time;
+        let a = &mut self.agents[agent];
+        a.beat += 1;
+        a.beats.insert(request, (time, says.in_hand.clone()));
+        if a.beats.len() > 20 {
+            a.beats.pop_first();
+        }
+        self.send(Who::Agent(agent, incarnation, request), Event::Heartbeat(says));
+        let ms = self.chance.within(3_000, 6_000);
+        self.at(ms, Happening::Beat(agent, incarnation));
+    }
+
+    /// The timer of a slot; the one before does not count any more.
+    pub(super) fn timer_in(&mut self, agent: usize, slot: usize, ms: u64) {
+        let a = &mut self.agents[agent];
+        a.slots[slot].timer += 1;
+        let (incarnation, timer) = (a.incarnation, a.slots[slot].timer);
+        self.at(ms, Happening::Timer(agent, incarnation, slot, timer));
+    }
+
+    fn timer(&mut self, agent: usize, incarnation: u64, slot: usize, timer: u64) {
+        let a = &self.agents[agent];
+        if a.down || a.incarnation != incarnation || a.slots[slot].timer != timer {
+            return;
+        }
+        if a.frozen_until > self.time {
+            let after = a.frozen_until - self.time;
+            return self.at(after, Happening::Timer(agent, incarnation, slot, timer));
+        }
+        self.slot(agent, slot);
+    }
+
+    fn answered(&mut self, who: Who, reply: Reply) {
+        match who {
+            Who::Operator(request) => self.told(request, reply),
+            Who::Agent(agent, incarnation, request) => {
+                let a = &self.agents[agent];
+                if a.down || a.incarnation != incarnation {
+                    return;
+                }
+                if a.frozen_until > self.time {
+                    let after = a.frozen_until - self.time;
+                    return self.at(after, Happening::Answer(who, reply));
+                }
+                self.heard(agent, request, reply);
+            }
+        }
+    }
+
+    fn heard(&mut self, agent: usize, request: u64, reply: Reply) {
+        if let Reply::Heartbeat(reply) = &reply {
+            let lease_ms = self.settings.lease_ms;
+            return self.agents[agent].heard(request, reply, lease_ms);
+        }
+        let slots = &mut self.agents[agent].slots;
+        let asked =
+            |s: &super::agent::Slot| s.request.as_ref().is_some_and(|(id, _)| *id == request);
+        let Some(slot) = slots.iter().position(asked) else { return };
+        slots[slot].request = None;
+        self.slot_heard(agent, slot, reply);
+    }
+
+    /// Asks, and asks again until there is an answer.
+    pub(super) fn ask(&mut self, agent: usize, slot: usize, doing: Doing, event: Event) {
+        let request = self.request();
+        let incarnation = self.agents[agent].incarnation;
+        let s = &mut self.agents[agent].slots[slot];
+        s.doing = doing;
+        s.request = Some((request, event.clone()));
+        s.since = self.time;
+        self.send(Who::Agent(agent, incarnation, request), event);
+        self.timer_in(agent, slot, if doing == Doing::Poll { POLL_MS } else { 0 } + REPEAT_MS);
+    }
+
+    pub(super) fn take_work(&mut self, agent: usize, slot: usize, a: Box<Assignment>) {
+        let held = self.agents[agent].in_hand().contains(&a.assignment_id);
+        let s = &mut self.agents[agent].slots[slot];
+        if held {
+            s.doing = Doing::Rest;
+            return self.timer_in(agent, slot, 100);
+        }
+        let deadline = s.since + self.settings.lease_ms;
+        let work = Work {
+            a,
+            manifest: vec![],
+            deadline,
+            number: 0,
+            walk: VecDeque::new(),
+            spawn: 0,
+            report: TaskReport::default(),
+            through: None,
+        };
+        s.work = Some(work);
+        s.doing = Doing::Begun;
+        self.prepare(agent, slot);
+    }
+}
