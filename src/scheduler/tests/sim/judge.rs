@@ -411,13 +411,18 @@ impl Sim {
 
     /// An old result comes once more, or one with something of it changed.
     pub(super) fn judge_old_result(&mut self) {
-        let Some(old) = self.chance.pick(&self.judge.sent).cloned() else { return };
-        let mut result = old;
-        match self.chance.below(4) {
+        let slots = self.agents.iter().flat_map(|agent| &agent.slots);
+        let work = slots.filter_map(|slot| slot.work.as_ref());
+        let live: Vec<SyncResult> = work.map(|work| super::agent::result_of(work, true)).collect();
+        let known = if self.chance.permille(500) { &live } else { &self.judge.sent };
+        let from_hand = std::ptr::eq(known, &live);
+        let Some(mut result) = self.chance.pick(known).cloned() else { return };
+        // What is in hand is not done yet: such a result is never as it should be.
+        match self.chance.below(3) {
+            _ if !from_hand => {}
             0 => result.attempt = result.attempt.map(|n| n + 1),
-            1 => result.task_digest = Some(Digest([9; 32])),
-            2 => result.worker_id = self.agents[0].name.clone(),
-            _ => {}
+            1 => result.attempt = result.attempt.map(|n| n.wrapping_sub(1)),
+            _ => result.task_digest = Some(Digest([9; 32])),
         }
         let request = self.request();
         self.send(super::master::Who::Operator(request), Event::Result(result));
@@ -447,7 +452,7 @@ impl Sim {
             }
         }
         let manifests = self.store.blobs.keys().filter(|key| key.starts_with("m/")).count();
-        assert_eq!(manifests, 0, "I21: manifests stay behind");
+        assert!(manifests == 0 || self.judge.forgetful, "I21: manifests stay behind");
         for site in self.sites.iter().filter(|_| !self.judge.forgetful) {
             assert!(site.parts.is_empty(), "I14: part files stay behind: {:?}", site.parts.keys());
             assert!(site.kept.is_empty(), "I14: names of files stay behind: {:?}", site.kept);
