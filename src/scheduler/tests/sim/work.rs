@@ -190,7 +190,7 @@ impl Sim {
                 work.report.to_sweep = true;
             }
         }
-        self.to_try_again(work, tree, &failed);
+        self.left_to_try(work, tree, &failed);
         if second && work.a.options.record {
             let state = FileState::Done;
             work.report.records.push(record(&format!("{}", work.a.task_id), state));
@@ -199,7 +199,7 @@ impl Sim {
     }
 
     /// A batch of what failed.
-    fn to_try_again(&mut self, work: &mut Work, tree: usize, failed: &[Id]) {
+    fn left_to_try(&mut self, work: &mut Work, tree: usize, failed: &[Id]) {
         let mut again = match &work.report.retry {
             Some(WorkItem::Copy { manifest, .. }) => ids(&manifest.0),
             _ => vec![],

@@ -18,6 +18,7 @@ const BEGIN: u64 = 1_000;
 
 /// What happens at a time.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "only a few are under way at a time")]
 pub(super) enum Happening {
     Request(Who, Event),
     Answer(Who, Reply),
