@@ -117,7 +117,11 @@ impl Heart {
             if failures > 0 {
                 wait = wait.min(AGAIN.delay(failures));
             }
-            self.rest(wait, busy).await;
+            tokio::select! {
+                () = self.rest(wait, busy) => {}
+                // The master answered somebody else of this agent.
+                () = client.rest(wait), if failures > 0 => {}
+            }
         }
     }
 

@@ -111,7 +111,7 @@ impl Slots {
             }
             let wait = error.retry_after().unwrap_or_else(|| AGAIN.delay(failures));
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = self.client.rest(wait) => {}
                 () = self.stop.cancelled() => return self.last_word(poll_id).await,
             }
         }
@@ -278,7 +278,7 @@ impl Slots {
                     failures += 1;
                     tracing::debug!("the master cannot be asked: {error}");
                     let wait = error.retry_after().unwrap_or_else(|| AGAIN.delay(failures));
-                    tokio::time::sleep(wait).await;
+                    self.client.rest(wait).await;
                 }
                 answer => return answer,
             }
@@ -308,11 +308,14 @@ impl Slots {
             answer = self.insist(|| self.client.result(&result)) => answer,
             () = dropped => return,
         };
+        let (task, attempt) = (assignment.task_id, assignment.attempt);
         match answer {
             Ok(reply) if reply.outcome == Some(ResultOutcome::Stale) => {
-                tracing::info!(sync = %result.request_id, "a result came too late and was not counted");
+                tracing::info!(sync = %result.request_id, %task, attempt, "a result came too late and was not counted");
             }
-            Ok(_) => {}
+            Ok(_) => {
+                tracing::debug!(sync = %result.request_id, %task, attempt, success = result.success, "counted")
+            }
             Err(e) => tracing::error!(sync = %result.request_id, "a result was refused: {e}"),
         }
     }

@@ -230,6 +230,21 @@ impl MasterClient {
         leader.clone().into_iter().chain(others).collect()
     }
 
+    /// Waits `at_most`, but no longer than until a master answers that was not the one to ask before: whoever
+    /// failed and would wait before the next try need not.
+    pub async fn rest(&self, at_most: Duration) {
+        let mut leader = self.leader.subscribe();
+        // The sender lives as long as `self`.
+        let answers = async {
+            while leader.changed().await.is_ok() {
+                if leader.borrow_and_update().is_some() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(at_most, answers).await;
+    }
+
     fn forget(&self, base: &str) {
         self.leader.send_if_modified(|leader| {
             let known = leader.as_deref() == Some(base);

@@ -258,6 +258,22 @@ async fn the_second_master_is_asked_when_the_first_is_away_and_first_from_then_o
 }
 
 #[tokio::test]
+async fn who_rests_goes_on_when_another_request_is_answered() {
+    let master = Played::start(empty_workers).await;
+    let client = client(&[&master.url]);
+    let asked = async {
+        // Polled after the one that rests.
+        tokio::task::yield_now().await;
+        client.workers().await.unwrap();
+    };
+    tokio::join!(client.rest(Duration::from_secs(3600)), asked);
+    let since = std::time::Instant::now();
+    client.workers().await.unwrap();
+    client.rest(Duration::from_millis(50)).await;
+    assert!(since.elapsed() >= Duration::from_millis(50), "the same master says nothing new");
+}
+
+#[tokio::test]
 async fn when_no_master_answers_every_url_is_named_with_its_cause() {
     let (a, b) = (dead_url().await, dead_url().await);
     let e = client(&[&format!("{a},{b}")]).workers().await.unwrap_err();
