@@ -10,6 +10,22 @@ import time
 
 from line import Line, sh, tun
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ENDED = ("COMPLETED", "FAILED", "CANCELLED")
+
+
+def release():
+    """The release binary, built if need be."""
+    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet"], cwd=ROOT, check=True)
+    return os.path.join(os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target"), "release", "ctl")
+
+
+def differs(source, destination):
+    """How two trees differ, in words; empty: they don't."""
+    argv = [f"{ROOT}/scripts/compare-trees.py", source, destination]
+    compared = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return compared.stdout + compared.stderr
+
 
 class Host:
     """A process that can be killed, stopped and started again."""
@@ -53,9 +69,11 @@ class Lab:
     """Everything that runs, and the directories."""
 
     MASTERS = "10.78.0.100"
+    # Whoever is gone is missed soon.
+    SHORT = "worker_heartbeat_timeout: 6s\nlease: 6s\n"
 
-    def __init__(self, args, name):
-        self.args, self.name, self.dir = args, name, os.path.join(args.dir, name)
+    def __init__(self, args, name, times=SHORT):
+        self.args, self.name, self.dir, self.times = args, name, os.path.join(args.dir, name), times
         self.agents, self.masters, self.spaces, self.line, self.redis = [], [], [], None, None
 
     def open(self):
@@ -87,18 +105,18 @@ class Lab:
                                                  f"{self.dir}/state", "--appendonly", "yes", "--save", "",
                                                  "--enable-debug-command", "local", "--logfile", ""])
         urls = []
+        beat = "heartbeat_interval: 1s\n" if self.times else ""
         for number in range(self.args.masters):
             port, config = 8888 + number, f"{self.dir}/master{number}.yml"
             urls.append(f"http://{self.MASTERS}:{port}")
             with open(config, "w") as file:
                 file.write(f"listen: {self.MASTERS}:{port}\ndata_dir: {self.dir}/state/master{number}\n"
-                           "redis: {host: 127.0.0.1, port: 6379}\nheartbeat_interval: 1s\n"
-                           "worker_heartbeat_timeout: 6s\nlease: 6s\n")
+                           f"redis: {{host: 127.0.0.1, port: 6379}}\n{beat}{self.times}")
             argv = [self.args.ctl, "master", "--config", config]
             self.masters.append(Host(self, f"master{number}", space, argv))
         self.urls = ",".join(urls)
         with open(f"{self.dir}/agents.yml", "w") as file:
-            file.write(f"master_url: {json.dumps(urls)}\nheartbeat_interval: 1s\nworkers:\n")
+            file.write(f"master_url: {json.dumps(urls)}\n{beat}workers:\n")
             for host in ("a1", "a2", "b1", "b2"):
                 path = f"{self.dir}/{'src' if host[0] == 'a' else 'dst'}"
                 file.write(f"  - worker_id: {host}\n    storage_paths: [{path}]\n"
