@@ -19,6 +19,7 @@ mod chance;
 mod judge;
 mod master;
 mod operator;
+mod reign;
 mod site;
 mod slots;
 mod store;
