@@ -164,6 +164,16 @@ impl Sim {
         self.what.insert(self.count, what);
     }
 
+    /// How long until all that is under way has arrived, as far as it can.
+    pub(super) fn under_way_ms(&self) -> u64 {
+        let messages = self.happenings.iter().filter(|Reverse((_, number))| {
+            let what = self.what.get(number);
+            matches!(what, Some(Happening::Request(..) | Happening::Answer(..)))
+        });
+        let last = messages.map(|Reverse((at, _))| *at).max();
+        last.map_or(0, |at| at.saturating_sub(self.time))
+    }
+
     /// Lets time pass, with all that happens in it.
     pub(super) fn pass(&mut self, ms: u64) {
         let end = self.time + ms;
