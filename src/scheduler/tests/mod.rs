@@ -7,6 +7,7 @@ mod faults;
 mod fidelity;
 mod histories;
 mod holds;
+mod left;
 mod limits;
 mod listed;
 mod mirror;

@@ -19,6 +19,7 @@ mod chance;
 mod judge;
 mod master;
 mod operator;
+mod reign;
 mod site;
 mod slots;
 mod store;
@@ -62,6 +63,8 @@ fn play(sim: &mut Sim, steps: usize) -> Played {
     let last = &state.syncs[&state.by_id[&operator::name(last)]];
     assert_eq!(last.state, SyncState::Completed, "I8: {:?}", last.reason);
     sim.pass(60_000);
+    let begun = sim.unfinished();
+    assert!(begun.is_none(), "I8: all had ended, and now {begun:?}");
     sim.judge_end();
     Played { events: sim.judge.events, digest: sim.digest }
 }

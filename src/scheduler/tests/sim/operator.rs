@@ -283,7 +283,9 @@ impl Sim {
             agent.draining = false;
         }
         self.master.iter_mut().for_each(|master| master.asleep_until = 0);
-        self.pass(40_000);
+        // What was sent to a master that slept comes late: a sync that is deleted by now may begin again, and
+        // a heartbeat of a process that is gone keeps out its successor until that is noticed.
+        self.pass(self.under_way_ms() + self.settings.heartbeat_timeout_ms + 10_000);
         if self.master.is_none() {
             self.reign();
         }

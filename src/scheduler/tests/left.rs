@@ -1,0 +1,69 @@
+//! Nothing stays behind at a destination: part files, and what was kept for the names of one file.
+
+use super::*;
+
+/// As long as it takes until nobody can be writing any more, with a source worker of that incarnation.
+fn a_lease_passes(world: &mut World, incarnation: &str) {
+    for _ in 0..7 {
+        world.pass(5_000);
+        world.beat("s", incarnation, &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+    }
+}
+
+#[test]
+fn a_part_file_that_was_begun_again_is_removed_where_somebody_else_brought_the_file() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![large(2)], None));
+    done(&mut world, "s", "range");
+    done(&mut world, "s", "range");
+    // One of both ranges is gone from the part file, the other may be there still.
+    let commit = next(&mut world, "d", "commit");
+    let failures = vec![error(ErrorClass::Transient)];
+    let lost = TaskReport { part_lost: true, failures, ..TaskReport::default() };
+    world.finish(result(&commit, true, lost));
+    let range = next(&mut world, "s", "range");
+    assert_eq!((range.attempt, world.progress("demo").transferred_bytes), (1, 0));
+    world.finish(result(&range, true, TaskReport { unchanged: true, ..TaskReport::default() }));
+    done(&mut world, "d", "discard");
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_skipped), (SyncState::Completed, 1));
+    assert!(world.blobs.is_empty());
+}
+
+#[test]
+fn a_sweep_that_a_cancel_interrupts_is_done_again() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    world.finish(result(&copy, true, TaskReport { to_sweep: true, ..all_done(&copy, "d") }));
+    let sweep = next(&mut world, "s", "sweep");
+    world.play(Event::Cancel("demo".parse().unwrap()));
+    // How far it came, nobody hears.
+    assert_eq!(
+        world.finish(result(&sweep, false, TaskReport::default())),
+        Some(ResultOutcome::Stale)
+    );
+    a_lease_passes(&mut world, "1");
+    done(&mut world, "s", "sweep");
+    assert!(world.state.tasks.is_empty());
+    assert_eq!(world.progress("demo").state, SyncState::Cancelled);
+}
+
+#[test]
+fn what_an_agent_kept_for_links_before_it_died_is_swept_after_a_cancel() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
+    next(&mut world, "s", "copy");
+    // It begins anew: nobody has the batch now, and nobody tells what was kept for it.
+    world.beat("s", "2", &["/src"], &[]);
+    assert_eq!(world.state.leases.all().count(), 0);
+    world.play(Event::Cancel("demo".parse().unwrap()));
+    a_lease_passes(&mut world, "2");
+    let sweep = world.poll("s", "2").expect("the sweep");
+    assert_eq!(sweep.task, TaskSpec::Sweep);
+    world.finish(result(&sweep, true, TaskReport::default()));
+    assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
+    assert_eq!(world.progress("demo").state, SyncState::Cancelled);
+}
