@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::time::Duration;
 
 /// What keeps the master's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +113,15 @@ impl Cluster {
         self.others.last_mut().expect("just added")
     }
 
+    /// Starts the master again with leases of so many seconds, which are 5 else.
+    pub(crate) fn shorten_leases(&mut self, lease: Duration) {
+        let path = self.home().join("master.yml");
+        let config = std::fs::read_to_string(&path).expect("its file");
+        let config = config.replace("lease: 5s", &format!("lease: {}s", lease.as_secs()));
+        std::fs::write(&path, config).expect("write the configuration");
+        self.master.restart();
+    }
+
     /// Every master.
     pub(crate) fn masters(&self) -> impl Iterator<Item = &Master> {
         std::iter::once(&self.master).chain(&self.others)
@@ -183,6 +193,28 @@ impl Cluster {
         self.agent("a2", &[&src]);
         self.agent("b2", &[&dst]);
         (src, dst)
+    }
+
+    /// Every assignment that an agent began, as the logs have it.
+    pub(crate) fn begun(&self) -> Vec<String> {
+        let logs = self.agents.values().map(|agent| agent.process.log());
+        let ids = |log: String| -> Vec<String> {
+            let begun = log.lines().filter(|line| line.contains(": begun "));
+            let id =
+                |line: &str| line.split("assignment=").nth(1)?.split(' ').next().map(str::to_owned);
+            begun.map(|line| id(line).expect("it names the assignment")).collect()
+        };
+        logs.flat_map(ids).collect()
+    }
+
+    /// Holds no assignment to have been begun twice, by whomever, whatever the store has forgotten.
+    #[track_caller]
+    pub(crate) fn assert_handed_out_once(&self) {
+        let mut begun = self.begun();
+        assert!(!begun.is_empty(), "the agents log what they begin");
+        begun.sort();
+        let twice: Vec<_> = begun.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+        assert!(twice.is_empty(), "{twice:?}");
     }
 
     /// `ctl ARGS…`, told of this master.
