@@ -12,7 +12,7 @@ use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
 use support::http::{self, Answer};
 use support::redis::RedisServer;
 use support::relay::Relay;
-use support::tree::{self, assert_same, census, file, many, noise, odd, strict};
+use support::tree::{self, assert_same, census, strict};
 use support::{await_some, await_that};
 
 const MIB: usize = 1 << 20;
@@ -33,12 +33,7 @@ impl Caught {
     fn in_the_middle(mut cluster: Cluster) -> Caught {
         let (src, root) = cluster.pair();
         let dst = root.join("it");
-        file(src.join("large"), noise(64 * MIB, 1));
-        many(&src, 400, 3_000);
-        odd(&src.join("odd"));
-        let more = json!({"chunk_size_mb": 4, "bwlimit": "12MiB/s"});
-        let id = cluster.submit_with(&src, &dst, more);
-        cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 8 * MIB as u64);
+        let id = cluster.in_the_middle(&src, &dst, (64, "12MiB/s"), json!({}));
         Caught { cluster, src, dst, id }
     }
 
@@ -78,12 +73,6 @@ impl Caught {
         assert_eq!(told["status"], "unavailable", "{told}");
     }
 
-    /// Has it go as fast as it can, as soon as the master decides again.
-    fn hurry(&self) {
-        let set = self.cluster.ctl(["sync", "set", &self.id, "--bwlimit", "none"]);
-        await_that("the limit is lifted", || set.run().code == Some(0));
-    }
-
     /// Submits another one, which the store will forget; what it is called.
     fn submit_lost(&self) -> String {
         let answer = self.submit();
@@ -103,7 +92,7 @@ impl Caught {
         assert_eq!(asked.status, 404, "{}", asked.text());
         let answer = self.submit();
         assert_eq!(answer.status, 202, "{}", answer.text());
-        self.hurry();
+        self.cluster.hurry(&self.id);
         let sync = self.cluster.ended(answer.json()["request_id"].as_str().unwrap());
         assert_complete(&sync, census(&self.src));
         assert_same(&self.src, &self.dst.with_file_name("more"), strict());
@@ -126,10 +115,7 @@ impl Caught {
         let again = self.cluster.submit_with(&self.src, &self.dst, json!({}));
         assert_nothing_to_do(&self.cluster.ended(&again), there);
         self.cluster.assert_handed_out_once();
-        let logs = self.cluster.agents.values().map(|a| a.process.log());
-        for log in logs.chain([self.cluster.master.process.log()]) {
-            assert!(!log.contains("panicked"), "{log}");
-        }
+        self.cluster.assert_no_panic();
     }
 }
 
@@ -148,7 +134,7 @@ fn redis_that_comes_back_without_its_data_is_filled_by_the_living_master() {
     caught.redis().command(&["SHUTDOWN", "NOSAVE"]);
     caught.assert_refused("r.sock");
     caught.redis_mut().restart();
-    caught.hurry();
+    caught.cluster.hurry(&caught.id);
     caught.assert_unharmed();
 }
 
@@ -216,7 +202,7 @@ fn redis_whose_log_was_cut_off_is_brought_up_to_date_by_the_living_master() {
     cut_the_log(caught.redis_mut(), so_long);
     let sync = caught.cluster.ended(&more);
     assert_complete(&sync, census(&caught.src));
-    caught.hurry();
+    caught.cluster.hurry(&caught.id);
     caught.assert_unharmed();
 }
 
@@ -262,7 +248,7 @@ fn a_replica_that_lagged_and_leads_is_brought_up_to_date_by_the_living_master() 
     pair.fail_over();
     let sync = pair.caught.cluster.ended(&more);
     assert_complete(&sync, census(&pair.caught.src));
-    pair.caught.hurry();
+    pair.caught.cluster.hurry(&pair.caught.id);
     pair.caught.assert_unharmed();
 }
 

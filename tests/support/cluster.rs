@@ -247,6 +247,41 @@ impl Cluster {
             .unwrap_or_else(|| panic!("the master tells of {id}"))
     }
 
+    /// Fills `source` with a large file of so many MiB and with some of everything else, submits it at a speed
+    /// at which it takes some seconds, and waits until a part of it is there.
+    #[track_caller]
+    pub(crate) fn in_the_middle(
+        &self,
+        source: &Path,
+        destination: &Path,
+        (mib, bwlimit): (usize, &str),
+        options: Value,
+    ) -> String {
+        tree::file(source.join("large"), tree::noise(mib << 20, 1));
+        tree::many(source, 400, 3_000);
+        tree::odd(&source.join("odd"));
+        let more = json!({"chunk_size_mb": 4, "bwlimit": bwlimit, "options": options});
+        let id = self.submit_with(source, destination, more);
+        self.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 8 << 20);
+        id
+    }
+
+    /// Has a sync go as fast as it can, as soon as the master decides.
+    pub(crate) fn hurry(&self, id: &str) {
+        let set = self.ctl(["sync", "set", id, "--bwlimit", "none"]);
+        await_that("the limit is lifted", || set.run().code == Some(0));
+    }
+
+    /// Holds no process to have panicked.
+    #[track_caller]
+    pub(crate) fn assert_no_panic(&self) {
+        let agents = self.agents.values().map(|agent| &agent.process);
+        for process in agents.chain(self.masters().map(|master| &master.process)) {
+            let log = process.log();
+            assert!(!log.contains("panicked"), "{log}");
+        }
+    }
+
     /// Waits until a sync has ended.
     #[track_caller]
     pub(crate) fn ended(&self, id: &str) -> SyncProgress {

@@ -88,7 +88,7 @@ impl Relay {
     }
 
     /// The URL of the master behind it.
-    pub(crate) fn master_url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
