@@ -167,13 +167,15 @@ impl Storm {
     }
 }
 
-/// Which files there are below a directory, and when anything about them was changed last.
+/// What there is below a directory, and when anything about its files was changed last. (Directories get
+/// their times again when a part file is removed.)
 fn stamps(dir: &Path) -> BTreeMap<PathBuf, (i64, i64)> {
     use std::os::unix::fs::MetadataExt;
     let entries = walkdir::WalkDir::new(dir).into_iter().filter_map(Result::ok);
     let stamp = |e: walkdir::DirEntry| {
         let meta = e.metadata().unwrap();
-        (e.into_path(), (meta.ctime(), meta.ctime_nsec()))
+        let changed = (meta.ctime(), meta.ctime_nsec());
+        (e.into_path(), if meta.is_dir() { (0, 0) } else { changed })
     };
     entries.map(stamp).collect()
 }
