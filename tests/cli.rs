@@ -16,7 +16,8 @@ use support::cluster::{Cluster, On, free_port};
 use support::ctl::{Ctl, ctl};
 use support::process::{Ran, User};
 use support::tree::{
-    Compare, assert_same, census, chmod, dir, file, link, many, noise, odd, strict,
+    Compare, assert_same, census, chmod, dir, file, link, many, noise, odd, part_files, strict,
+    written,
 };
 use support::{PATIENCE, await_that};
 
@@ -550,17 +551,23 @@ fn copy_with_an_unreadable_file_is_exit_23_and_brings_the_rest() {
 }
 
 #[test]
-fn copy_that_is_interrupted_leaves_no_part_file_and_can_be_run_again() {
+fn copy_that_is_interrupted_leaves_its_part_file_to_the_next_run_which_uses_it_up() {
     let home = home();
     let (src, dst) = (dir(home.path().join("src")), home.path().join("dst"));
-    file(src.join("large"), noise(300 << 20, 3));
-    let mut run = ctl(["copy"]).arg(&src).arg(&dst).start();
-    run.await_that("it is in the middle", |_| !support::tree::part_files(&dst).is_empty());
+    let large = file(src.join("large"), noise(160 << 20, 3));
+    let mut run = ctl(["copy", "--bwlimit", "64MiB/s"]).arg(&src).arg(&dst).start();
+    let arrived = || part_files(&dst).iter().map(|part| written(part)).sum::<u64>();
+    run.await_that("it is in the middle", |_| arrived() > 0);
     run.signal(Signal::INT);
     let ran = run.finish(PATIENCE).exits(130);
     assert!(ran.err().contains("ctl copy"), "how to go on: {}", ran.err());
+    // What is not complete has no name.
+    assert!(!dst.join("large").exists());
+    assert!(arrived() < fs::metadata(large).unwrap().len());
+    assert_eq!(part_files(&dst).len(), 1);
     ctl(["copy"]).arg(&src).arg(&dst).run().exits(0);
     assert_same(&src, &dst, strict());
+    assert!(part_files(&dst).is_empty());
 }
 
 #[test]

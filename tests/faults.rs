@@ -9,6 +9,7 @@ mod support;
 
 use longhaul::wire::sync::SyncProgress;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
@@ -62,8 +63,8 @@ fn arrived(dst: &Path) -> usize {
     all.saturating_sub(tree::part_files(dst).len())
 }
 
-/// Waits for the middle, stops the victim there, makes sure that it is the middle still, and kills it.
-fn kill_in_the_middle(
+/// Waits for the middle, stops the victim there, and makes sure that it is the middle still.
+fn freeze_in_the_middle(
     cluster: &mut Cluster,
     victim: Victim,
     dst: &Path,
@@ -72,6 +73,16 @@ fn kill_in_the_middle(
     await_that("the transfer is in the middle", || middle(dst));
     process(cluster, victim).freeze();
     assert!(middle(dst), "the transfer was over before {victim:?} could be stopped: use more data");
+}
+
+/// … and kills it.
+fn kill_in_the_middle(
+    cluster: &mut Cluster,
+    victim: Victim,
+    dst: &Path,
+    middle: fn(&Path) -> bool,
+) {
+    freeze_in_the_middle(cluster, victim, dst, middle);
     process(cluster, victim).kill_9();
 }
 
@@ -303,6 +314,30 @@ fn an_agent_that_stood_still_for_longer_than_its_lease_does_no_harm() {
     await_that("it is heard of again", || cluster.master.active().contains(&"a".to_owned()));
     assert_unharmed(&mut cluster, &id, &src, &dst);
     assert_eq!(cluster.progress(&id), before, "a late result changes nothing");
+}
+
+/// Which files there are below a directory, and when anything about them was changed last.
+fn stamps(dir: &Path) -> BTreeMap<PathBuf, (u64, i64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let entries = walkdir::WalkDir::new(dir).into_iter().map(Result::unwrap);
+    let stamp = |m: fs::Metadata| (m.ino(), m.ctime(), m.ctime_nsec());
+    entries.map(|e| (e.path().to_owned(), stamp(e.metadata().unwrap()))).collect()
+}
+
+#[test]
+fn a_destination_agent_that_stood_still_for_longer_than_its_lease_writes_nothing_any_more() {
+    let (mut cluster, src, dst, id) = large_file(On::Embedded);
+    freeze_in_the_middle(&mut cluster, Victim::Destination, &dst, in_mid_range);
+    // What its peer had on its way to it is sent anew, to another.
+    cluster.agent("b2", &[&dst]);
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    let before = stamps(&dst);
+    process(&mut cluster, Victim::Destination).thaw();
+    await_that("it is heard of again", || cluster.master.active().contains(&"b".to_owned()));
+    // It has the rest of what was sent to it in its sockets, and finds that it is late.
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+    assert_eq!(stamps(&dst), before, "it wrote all the same");
 }
 
 #[test]

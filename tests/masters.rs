@@ -12,7 +12,7 @@ use support::await_that;
 use support::cluster::{Cluster, Master, On, assert_complete};
 use support::http;
 use support::relay::Relay;
-use support::tree::{assert_same, census, file, many, noise, odd, part_files, strict};
+use support::tree::{assert_same, census, many, part_files, strict};
 
 const MIB: usize = 1 << 20;
 /// The lease of leadership where nothing else is set, and as much again for a loaded machine.
@@ -29,12 +29,7 @@ fn three() -> Cluster {
 /// A sync that takes some seconds, caught when some of it is there.
 fn in_the_middle(cluster: &mut Cluster) -> (PathBuf, PathBuf, String) {
     let (src, dst) = cluster.pair();
-    file(src.join("large"), noise(96 * MIB, 1));
-    many(&src, 400, 3_000);
-    odd(&src.join("odd"));
-    let more = json!({"chunk_size_mb": 4, "bwlimit": "12MiB/s"});
-    let id = cluster.submit_with(&src, &dst, more);
-    cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 8 * MIB as u64);
+    let id = cluster.in_the_middle(&src, &dst, (96, "12MiB/s"), json!({}));
     (src, dst, id)
 }
 
@@ -45,10 +40,7 @@ fn assert_unharmed(cluster: &Cluster, id: &str, src: &Path, dst: &Path) -> SyncP
     assert_complete(&sync, census(src));
     assert_same(src, dst, strict());
     assert!(part_files(dst).is_empty());
-    let logs = cluster.agents.values().map(|a| a.process.log());
-    for log in logs.chain(cluster.masters().map(|m| m.process.log())) {
-        assert!(!log.contains("panicked"), "{log}");
-    }
+    cluster.assert_no_panic();
     sync
 }
 

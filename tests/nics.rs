@@ -82,6 +82,37 @@ impl Lab {
         self.processes.push(process);
     }
 
+    /// Hosts 1 and 2 do not reach each other over their first NIC, and nothing tells them: frames go to an
+    /// address that nobody has. `false`: they do again.
+    fn lose_each_other(&self, lost: bool) {
+        for (host, peer) in [("h1", 2), ("h2", 1)] {
+            let space = format!("{}-{host}", self.name);
+            let address = format!("10.77.1.{peer}");
+            let mut command = Command::new("ip");
+            command.args(["-n", &space, "neigh"]);
+            if lost {
+                command.args([
+                    "replace",
+                    &address,
+                    "lladdr",
+                    "02:00:00:00:00:99",
+                    "nud",
+                    "permanent",
+                ]);
+            } else {
+                command.args(["del", &address]);
+            }
+            assert!(command.args(["dev", "nic1"]).status().unwrap().success(), "{space}");
+        }
+    }
+
+    /// Starts the worker `beside`, which holds the destination too, beside the master.
+    fn serve_beside(&mut self) {
+        let config = self.path("agents.yml");
+        let config = config.to_str().unwrap();
+        self.start("beside", "mgmt", &["agent", "--worker-id", "beside", "--config", config]);
+    }
+
     /// Starts the master and both agents, with `nics` endpoints each.
     fn serve(&mut self, nics: usize) {
         let (src, dst) = (dir(self.path("src")), dir(self.path("dst")));
@@ -105,9 +136,13 @@ impl Lab {
         };
         let agents = self.path("agents.yml");
         let text = format!(
-            "master_url: http://10.77.0.254:8888\nheartbeat_interval: 300ms\nslots: 2\nworkers:\n{}{}",
+            "master_url: http://10.77.0.254:8888\nheartbeat_interval: 300ms\nslots: 2\nworkers:\n{}{}{}",
             worker("a", 1, &src),
-            worker("b", 2, &dst)
+            worker("b", 2, &dst),
+            // On the control net, for those who want another one.
+            worker("beside", 254, &dst)
+                .replace("iface: nic1, ", "")
+                .replace("10.77.1.", "10.77.0."),
         );
         std::fs::write(&agents, text).unwrap();
         self.start("master", "mgmt", &["master", "--config", master.to_str().unwrap()]);
@@ -234,4 +269,43 @@ fn ends_that_do_not_reach_each_other_are_avoided() {
     assert!(lab.sent(2) < MIB as u64, "{} bytes", lab.sent(2));
     let alone = 48.0 * MIB as f64 * 8.0 / 190e6;
     assert!(took(&sync) < alone + 3.0, "{} s, not {alone} s\n{}", took(&sync), lab.logs());
+}
+
+#[test]
+fn agents_that_lose_each_other_for_a_while_go_on_where_they_were() {
+    let mut lab = Lab::new("100m");
+    lab.serve(1);
+    file(lab.path("src/large"), noise(48 * MIB, 4));
+    let id = lab.submit();
+    await_that("it is in use", || lab.sent(1) > 8 * MIB as u64);
+    lab.lose_each_other(true);
+    // Longer than anything is on its way.
+    let (mut last, mut since) = (lab.sent(1), Instant::now());
+    await_that("nothing arrives any more", || {
+        let now = lab.progress(&id).unwrap().sent_bytes;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        since.elapsed() > Duration::from_secs(4)
+    });
+    lab.lose_each_other(false);
+    // Without a task that failed.
+    lab.complete(&id);
+}
+
+#[test]
+fn a_peer_whose_host_is_gone_without_a_word_is_given_up_and_its_work_goes_to_another() {
+    let mut lab = Lab::new("100m");
+    lab.serve(1);
+    file(lab.path("src/large"), noise(48 * MIB, 5));
+    let id = lab.submit();
+    await_that("it is in use", || lab.sent(1) > 8 * MIB as u64);
+    lab.lose_each_other(true);
+    let gone = Instant::now();
+    lab.processes[2].kill_9();
+    lab.serve_beside();
+    let sync = await_some("the sync ends", || lab.progress(&id).filter(|s| s.state.is_final()));
+    assert!(gone.elapsed() < Duration::from_secs(40), "{:?}\n{}", gone.elapsed(), lab.logs());
+    assert_eq!(sync.outcome, Some(Outcome::Full), "{sync:#?}\n{}", lab.logs());
+    assert_same(&lab.path("src"), &lab.path("dst"), strict());
 }

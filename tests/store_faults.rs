@@ -11,7 +11,8 @@ use std::process::Command;
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
 use support::http::{self, Answer};
 use support::redis::RedisServer;
-use support::tree::{self, assert_same, census, file, many, noise, odd, strict};
+use support::relay::Relay;
+use support::tree::{self, assert_same, census, strict};
 use support::{await_some, await_that};
 
 const MIB: usize = 1 << 20;
@@ -32,12 +33,7 @@ impl Caught {
     fn in_the_middle(mut cluster: Cluster) -> Caught {
         let (src, root) = cluster.pair();
         let dst = root.join("it");
-        file(src.join("large"), noise(64 * MIB, 1));
-        many(&src, 400, 3_000);
-        odd(&src.join("odd"));
-        let more = json!({"chunk_size_mb": 4, "bwlimit": "12MiB/s"});
-        let id = cluster.submit_with(&src, &dst, more);
-        cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 8 * MIB as u64);
+        let id = cluster.in_the_middle(&src, &dst, (64, "12MiB/s"), json!({}));
         Caught { cluster, src, dst, id }
     }
 
@@ -77,6 +73,32 @@ impl Caught {
         assert_eq!(told["status"], "unavailable", "{told}");
     }
 
+    /// Submits another one, which the store will forget; what it is called.
+    fn submit_lost(&self) -> String {
+        let answer = self.submit();
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+        let before = self.cluster.progress(&self.id).transferred_bytes;
+        let further = before + 8 * MIB as u64;
+        self.cluster.await_progress(&self.id, "goes on", |s| s.transferred_bytes > further);
+        id
+    }
+
+    /// After a master started from less than was acknowledged: the sync `lost` is not known any more, and
+    /// another one may be submitted in its place, which gets what had been its number.
+    #[track_caller]
+    fn assert_begun_again(self, lost: &str) {
+        let asked = self.cluster.master.get(&format!("/sync/{lost}"));
+        assert_eq!(asked.status, 404, "{}", asked.text());
+        let answer = self.submit();
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        self.cluster.hurry(&self.id);
+        let sync = self.cluster.ended(answer.json()["request_id"].as_str().unwrap());
+        assert_complete(&sync, census(&self.src));
+        assert_same(&self.src, &self.dst.with_file_name("more"), strict());
+        self.assert_unharmed();
+    }
+
     /// Waits for the end, and holds it to be as if nothing had been.
     #[track_caller]
     fn assert_unharmed(self) {
@@ -89,12 +111,11 @@ impl Caught {
             list.as_array().unwrap().iter().all(|s| s["state"] == "COMPLETED")
         });
         assert_same(&self.src, &self.dst, strict());
+        assert!(tree::part_files(&self.dst).is_empty());
         let again = self.cluster.submit_with(&self.src, &self.dst, json!({}));
         assert_nothing_to_do(&self.cluster.ended(&again), there);
-        let logs = self.cluster.agents.values().map(|a| a.process.log());
-        for log in logs.chain([self.cluster.master.process.log()]) {
-            assert!(!log.contains("panicked"), "{log}");
-        }
+        self.cluster.assert_handed_out_once();
+        self.cluster.assert_no_panic();
     }
 }
 
@@ -109,10 +130,32 @@ fn redis_that_is_killed_and_comes_back_with_its_data_is_waited_for() {
 
 #[test]
 fn redis_that_comes_back_without_its_data_is_filled_by_the_living_master() {
-    let mut caught = Caught::on(RedisServer::start_with(&["--appendonly", "no"]));
-    caught.redis_mut().kill();
+    let mut caught = Caught::on(forgetful());
+    caught.redis().command(&["SHUTDOWN", "NOSAVE"]);
     caught.assert_refused("r.sock");
     caught.redis_mut().restart();
+    caught.cluster.hurry(&caught.id);
+    caught.assert_unharmed();
+}
+
+/// A Redis that keeps nothing on its disk.
+fn forgetful() -> RedisServer {
+    RedisServer::start_with(&["--appendonly", "no"])
+}
+
+#[test]
+fn what_no_master_and_no_redis_remembers_is_submitted_again_and_only_the_rest_is_sent() {
+    let mut caught = Caught::on(forgetful());
+    caught.cluster.master.kill_9();
+    caught.redis().command(&["SHUTDOWN", "NOSAVE"]);
+    caught.redis_mut().restart();
+    caught.cluster.master.restart();
+    assert_eq!(caught.cluster.master.get("/sync").json(), json!([]));
+    // The agents learn that what they have in hand is nobody's any more.
+    let same = json!({"chunk_size_mb": 4});
+    caught.id = caught.cluster.submit_with(&caught.src, &caught.dst, same);
+    let sync = caught.cluster.ended(&caught.id);
+    assert!(sync.sent_bytes < sync.total_bytes, "what had arrived was sent again: {sync:#?}");
     caught.assert_unharmed();
 }
 
@@ -127,6 +170,86 @@ fn redis_that_goes_back_to_an_older_state_is_brought_up_to_date() {
     let sync = caught.cluster.ended(&more);
     assert_complete(&sync, census(&caught.src));
     caught.assert_unharmed();
+}
+
+#[test]
+fn a_master_that_starts_on_an_older_state_does_again_what_was_lost() {
+    let mut caught = Caught::on(RedisServer::start());
+    let old = caught.redis().remember();
+    let lost = caught.submit_lost();
+    caught.cluster.master.kill_9();
+    caught.redis_mut().roll_back(&old);
+    caught.cluster.master.restart();
+    caught.assert_begun_again(&lost);
+}
+
+/// Kills Redis, and has it start from a log whose end was cut off in the middle of what was written after
+/// it was `so_long`.
+fn cut_the_log(redis: &mut RedisServer, so_long: u64) {
+    redis.kill();
+    let log = fs::OpenOptions::new().write(true).open(redis.aof()).unwrap();
+    let now = log.metadata().unwrap().len();
+    assert!(now > so_long + 1_000, "too little was written to be cut: {so_long} to {now}");
+    log.set_len(so_long + (now - so_long) / 3).unwrap();
+    redis.restart();
+}
+
+#[test]
+fn redis_whose_log_was_cut_off_is_brought_up_to_date_by_the_living_master() {
+    let mut caught = Caught::on(RedisServer::start());
+    let so_long = fs::metadata(caught.redis().aof()).unwrap().len();
+    let more = caught.submit_lost();
+    cut_the_log(caught.redis_mut(), so_long);
+    let sync = caught.cluster.ended(&more);
+    assert_complete(&sync, census(&caught.src));
+    caught.cluster.hurry(&caught.id);
+    caught.assert_unharmed();
+}
+
+/// A Redis with a replica, both behind an address that can move from the one to the other.
+struct Replicated {
+    caught: Caught,
+    address: Relay,
+    /// Between the two.
+    line: Relay,
+    replica: RedisServer,
+}
+
+impl Replicated {
+    fn start() -> Replicated {
+        let mut cluster = Cluster::start(On::Redis);
+        let first = cluster.redis.as_ref().unwrap();
+        let (address, line) = (Relay::to(&first.socket()), Relay::to(&first.socket()));
+        let config = cluster.home().join("master.yml");
+        let direct = fs::read_to_string(&config).unwrap();
+        fs::write(&config, direct.replace(&first.url(), &address.redis_url())).unwrap();
+        let port = line.port().to_string();
+        let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
+        await_that("the replica follows", || {
+            replica.command(&["INFO", "replication"]).contains("master_link_status:up")
+        });
+        cluster.master.restart();
+        Replicated { caught: Caught::in_the_middle(cluster), address, line, replica }
+    }
+
+    /// The replica, which knows nothing of what was written since the line was cut, takes over.
+    fn fail_over(&mut self) {
+        self.caught.redis_mut().kill();
+        assert_eq!(self.replica.command(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+        self.address.move_to(&self.replica.socket());
+    }
+}
+
+#[test]
+fn a_replica_that_lagged_and_leads_is_brought_up_to_date_by_the_living_master() {
+    let mut pair = Replicated::start();
+    pair.line.cut();
+    let more = pair.caught.submit_lost();
+    pair.fail_over();
+    let sync = pair.caught.cluster.ended(&more);
+    assert_complete(&sync, census(&pair.caught.src));
+    pair.caught.cluster.hurry(&pair.caught.id);
+    pair.caught.assert_unharmed();
 }
 
 #[test]

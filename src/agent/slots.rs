@@ -143,7 +143,8 @@ impl Slots {
         }
         let kind = assignment.task.kind();
         let (sync, task) = (assignment.request_id.clone(), assignment.task_id);
-        tracing::debug!(%sync, %task, kind, attempt = assignment.attempt, "begun");
+        let (attempt, id) = (assignment.attempt, assignment.assignment_id);
+        tracing::debug!(%sync, %task, kind, attempt, assignment = %id, "begun");
         let _busy = assignment.task.sends().then(|| self.tuning.busy());
         let writers = Writers::default();
         let job = Job { cx: &self.cx, assignment: &assignment, writers: &writers };

@@ -10,11 +10,15 @@ use crate::store::StoreError;
 use crate::util::{limits, shutdown, telemetry};
 use tokio_util::sync::CancellationToken;
 
+/// Fewer files than these that may be open, and nothing that moves data gets anywhere: it would try again
+/// and again.
+const LEAST_FILES: u64 = 64;
+
 /// Prepares the process of a service: logging as `config` says, after what the command line says of
 /// it, with what the configuration's reader found odd; and as many descriptors as it may have.
 ///
 /// # Errors
-/// A level that does not exist.
+/// A level that does not exist, or too few descriptors.
 pub(super) fn prepare(
     config: &LogConfig,
     args: &LogArgs,
@@ -32,12 +36,26 @@ pub(super) fn prepare(
         None => config.format == LogFormat::Json,
     };
     telemetry::init(Some(level), json).map_err(|e| Failure::usage(format!("{e:#}")))?;
-    let files = limits::raise_open_files();
-    tracing::debug!(?files, "descriptors that may be open");
+    claim_files()?;
     for warning in warnings {
         tracing::warn!("{}", out::clean(&warning.to_string()));
     }
     Ok(())
+}
+
+/// Lets this process have as many files open as it may.
+///
+/// # Errors
+/// They are too few.
+pub(super) fn claim_files() -> Result<(), Failure> {
+    let files = limits::raise_open_files();
+    tracing::debug!(?files, "descriptors that may be open");
+    let Some(files) = files.filter(|files| *files < LEAST_FILES) else { return Ok(()) };
+    let message = format!(
+        "this process may have {files} open files at a time, and needs {LEAST_FILES} at the very least"
+    );
+    let hint = "raise its hard limit: `ulimit -Hn`, or LimitNOFILE= of its unit";
+    Err(Failure::new(message).exits(Exit::Config).hinted(hint))
 }
 
 /// A token that the first SIGINT or SIGTERM cancels; the second ends the process.

@@ -15,6 +15,9 @@ const TICK: Duration = Duration::from_millis(200);
 const QUIET: Duration = Duration::from_millis(500);
 /// … and how long after a probe that was answered: a receiver may be busy.
 const QUIET_AGAIN: Duration = Duration::from_secs(5);
+/// So many probes in a row, one each [`QUIET_AGAIN`], are not answered before a request gives up the only route
+/// to a peer: its host is gone then, and at the other end keepalive has closed the connection as well.
+const UNANSWERED: u32 = 3;
 
 /// Asks a route again and again until it answers, or nobody wants it any more.
 pub(super) async fn probing(routes: Weak<Routes>, key: Key) {
@@ -56,21 +59,32 @@ impl Watch {
         Watch { routes, key, flow, flight }
     }
 
-    /// Resolves, with why, when the route has ceased to work or crawls, while there is another one to
+    /// Resolves, with why, when the route has ceased to work, or crawls while there is another one to
     /// `remote`. Silence alone is no reason: a receiver may be busy for long.
     pub async fn given_up(self, remote: &[Endpoint]) -> String {
         let mut moved = self.flow.moved();
         let (mut since, mut patience) = (Instant::now(), QUIET);
         let (mut looked, mut sent) = (Instant::now(), self.flow.sent());
+        let mut unanswered = 0;
         loop {
             tokio::time::sleep(TICK).await;
-            if !self.routes.has_another(&self.key, remote) {
-                since = Instant::now();
-                continue;
-            }
             if self.flow.moved() != moved {
                 (moved, since, patience) = (self.flow.moved(), Instant::now(), QUIET);
-            } else if let Some(why) = self.dead(since.elapsed(), patience).await {
+                unanswered = 0;
+            }
+            if !self.routes.has_another(&self.key, remote) {
+                // Nothing is won by haste: what is on its way arrives when the route is back.
+                if since.elapsed() >= QUIET_AGAIN {
+                    let answer = self.routes.probe(&self.key).await;
+                    unanswered = if answer.is_ok() { 0 } else { unanswered + 1 };
+                    if let Some(why) = answer.err().filter(|_| unanswered >= UNANSWERED) {
+                        return format!("the peer is silent, and does not answer: {why}");
+                    }
+                    since = Instant::now();
+                }
+                continue;
+            }
+            if let Some(why) = self.dead(since.elapsed(), patience).await {
                 return why;
             } else if since.elapsed() >= patience {
                 (since, patience) = (Instant::now(), (patience * 2).min(QUIET_AGAIN));

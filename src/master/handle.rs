@@ -120,6 +120,28 @@ impl Handle {
         self.seat.borrow().readiness(&self.identity)
     }
 
+    /// Resolves when what this master tells of itself is as wanted.
+    #[cfg(test)]
+    pub(super) async fn told(&self, wanted: impl Fn(&Readiness) -> bool) {
+        let mut seat = self.seat.clone();
+        loop {
+            // Marked as seen before it is looked at: what changes from then on wakes.
+            let mut health = match &*seat.borrow_and_update() {
+                Seat::Leads(_, desk) => desk.health.clone(),
+                Seat::Follows(_) | Seat::Nobody(_) => watch::Sender::new(Ok(())).subscribe(),
+            };
+            health.mark_unchanged();
+            if wanted(&self.readiness()) {
+                return;
+            }
+            tokio::select! {
+                Ok(()) = seat.changed() => {}
+                Ok(()) = health.changed() => {}
+                else => std::future::pending().await,
+            }
+        }
+    }
+
     /// Why requests are refused here now, if they are.
     pub(super) fn refusal(&self) -> Option<Problem> {
         self.seat.borrow().refusal()
@@ -521,113 +543,4 @@ fn misplaced(reply: Reply) -> Problem {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::str::FromStr;
-
-    struct Owner {
-        requests: mpsc::Receiver<Request>,
-        health: watch::Sender<Health>,
-    }
-
-    fn pair(queue: usize) -> (Handle, Owner) {
-        let (tx, requests) = mpsc::channel(queue);
-        let (health, seen) = watch::channel(Ok(()));
-        let blobs: BlobReader = Arc::new(|key| {
-            Box::pin(async move {
-                match key.as_str() {
-                    "there" => Ok(Some(b"manifest".to_vec())),
-                    "broken" => Err("connection refused".to_owned()),
-                    _ => Ok(None),
-                }
-            })
-        });
-        (Handle::of_owner(tx, seen, blobs, Spool::passing()), Owner { requests, health })
-    }
-
-    fn id(s: &str) -> RequestId {
-        RequestId::from_str(s).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_refusal_reaches_the_caller_as_it_is() {
-        let (handle, mut owner) = pair(4);
-        let answer = async {
-            let request = owner.requests.recv().await.unwrap();
-            assert_eq!(request.event, Event::Progress(id("demo-1")));
-            let problem = Problem::new(404, "Not Found", "sync_not_found", "no");
-            request.reply.send(Reply::Refused(Box::new(problem))).unwrap();
-        };
-        let (result, ()) = tokio::join!(handle.progress(id("demo-1")), answer);
-        assert_eq!(result.unwrap_err().code, "sync_not_found");
-    }
-
-    #[tokio::test]
-    async fn while_the_store_is_down_nothing_reaches_the_owner() {
-        let (handle, mut owner) = pair(4);
-        owner.health.send(Err("Redis at a:1 refused the connection".into())).unwrap();
-        let problem = handle.delete(id("demo-1")).await.unwrap_err();
-        assert_eq!((problem.status, problem.code.as_str()), (503, "store_unavailable"));
-        assert!(problem.detail.contains("a:1"), "{}", problem.detail);
-        assert!(owner.requests.try_recv().is_err());
-        owner.health.send(Ok(())).unwrap();
-        assert_eq!(handle.ready(), Ok(()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_ever_for_a_reply_or_a_place_in_the_queue() {
-        let (handle, mut owner) = pair(1);
-        let first = tokio::spawn({
-            let handle = handle.clone();
-            async move { handle.list(Select::default()).await }
-        });
-        let held = owner.requests.recv().await.unwrap();
-        let second = handle.workers();
-        let third = async {
-            tokio::task::yield_now().await;
-            handle.list(Select::default()).await
-        };
-        let (second, third) = tokio::join!(second, third);
-        assert_eq!(first.await.unwrap().unwrap_err().code, "late");
-        assert_eq!(second.unwrap_err().code, "late");
-        assert_eq!(third.unwrap_err().code, "busy");
-        assert!(held.reply.is_closed());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_poll_waits_for_its_own_time_and_a_reply() {
-        let (handle, mut owner) = pair(1);
-        let start = Instant::now();
-        let poll = handle.poll(
-            WorkerId::from_str("w").unwrap(),
-            None,
-            Some("p".into()),
-            Duration::from_secs(20),
-        );
-        let watch = async {
-            let mut request = owner.requests.recv().await.unwrap();
-            assert!(matches!(&request.event, Event::Poll { wait_ms: 20_000, .. }));
-            request.reply.closed().await;
-        };
-        let (result, ()) = tokio::join!(poll, watch);
-        assert_eq!(result.unwrap_err().status, 503);
-        assert_eq!(start.elapsed(), Duration::from_secs(30));
-    }
-
-    #[tokio::test]
-    async fn a_manifest_comes_from_the_blobs() {
-        let (handle, mut owner) = pair(1);
-        let answers = tokio::spawn(async move {
-            for key in ["there", "gone", "broken"] {
-                let request = owner.requests.recv().await.unwrap();
-                request.reply.send(Reply::Blob(key.into())).unwrap();
-            }
-        });
-        let ask = || handle.manifest(WorkerId::from_str("w").unwrap(), AssignmentId([0; 16]));
-        assert_eq!(ask().await.unwrap(), b"manifest");
-        assert_eq!(ask().await.unwrap_err().status, 404);
-        assert_eq!(ask().await.unwrap_err().status, 503);
-        answers.await.unwrap();
-        assert_eq!(ask().await.unwrap_err().code, "store_unavailable", "the owner is gone");
-    }
-}
+mod tests;

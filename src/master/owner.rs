@@ -387,12 +387,9 @@ impl<S: Store> Owner<S> {
                     if failures == 0 {
                         tracing::error!(why, "the store is not available; trying again");
                     }
-                    self.tell_health(Err(why));
-                    tokio::select! {
-                        () = tokio::time::sleep(RETRY.delay(failures)) => {}
-                        () = shutdown.cancelled() => return Ok(false),
+                    if !self.rest(why, &mut failures, shutdown).await {
+                        return Ok(false);
                     }
-                    failures += 1;
                 }
                 Err(StoreError::Lost { expected, found }) => {
                     tracing::error!(
@@ -426,12 +423,9 @@ impl<S: Store> Owner<S> {
         let stored = loop {
             match self.store.blob_keys().await {
                 Err(StoreError::Unavailable(why)) => {
-                    self.tell_health(Err(why));
-                    tokio::select! {
-                        () = tokio::time::sleep(RETRY.delay(failures)) => {}
-                        () = shutdown.cancelled() => return Ok(None),
+                    if !self.rest(why, &mut failures, shutdown).await {
+                        return Ok(None);
                     }
-                    failures += 1;
                 }
                 other => break other?,
             }
@@ -454,6 +448,22 @@ impl<S: Store> Owner<S> {
     }
 
     /// Lets callers know at once whether anything can be decided.
+    /// The store is away: says so, and waits before the next try. False: the master was told to stop.
+    async fn rest(
+        &mut self,
+        why: String,
+        failures: &mut u32,
+        shutdown: &CancellationToken,
+    ) -> bool {
+        self.tell_health(Err(why));
+        let pause = RETRY.delay(*failures);
+        *failures += 1;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => true,
+            () = shutdown.cancelled() => false,
+        }
+    }
+
     fn tell_health(&self, now: Health) {
         self.health.send_if_modified(|known| {
             let news = *known != now;
@@ -516,12 +526,9 @@ impl<S: Store> Owner<S> {
                     return Ok(true);
                 }
                 Err(StoreError::Unavailable(why)) => {
-                    self.tell_health(Err(why));
-                    tokio::select! {
-                        () = tokio::time::sleep(RETRY.delay(failures)) => {}
-                        () = shutdown.cancelled() => return Ok(false),
+                    if !self.rest(why, &mut failures, shutdown).await {
+                        return Ok(false);
                     }
-                    failures += 1;
                 }
                 Err(StoreError::Lost { .. }) => {
                     // A commit finds the same, and knows what to do.

@@ -5,10 +5,12 @@ use crate::support::PATIENCE;
 use crate::support::cluster::{Cluster, On};
 use crate::support::tree::{file, many, noise, part_files, touch};
 use crate::{MIB, assert_full};
-use longhaul::wire::sync::{ErrorClass, Outcome, SyncProgress};
+use longhaul::wire::sync::{ErrorClass, Outcome, SyncProgress, SyncState};
 use serde_json::json;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A sync of which everything is listed and nothing has arrived; the destination stands still.
 fn held_back(src_of: impl Fn(&Path)) -> (Cluster, PathBuf, PathBuf, String) {
@@ -103,4 +105,43 @@ fn a_file_of_the_destination_that_was_to_be_updated_stays_when_its_source_vanish
     cluster.agents["b"].process.thaw();
     waiting.finish(PATIENCE).exits(24);
     assert_eq!(fs::read(dst.join("file")).unwrap(), b"old", "nothing is deleted after an error");
+}
+
+#[test]
+fn files_that_are_appended_to_for_ever_are_given_up_by_name_and_the_sync_ends() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, 30, 2_000);
+    let growing = [file(src.join("large"), noise(6 * MIB, 1)), file(src.join("log"), "begun\n")];
+    let stop = AtomicBool::new(false);
+    let sync = std::thread::scope(|scope| {
+        let appending = scope.spawn(|| {
+            let open = |path| fs::OpenOptions::new().append(true).open(path).unwrap();
+            let mut files = growing.each_ref().map(open);
+            while !stop.load(Ordering::Relaxed) {
+                files.iter_mut().for_each(|file| file.write_all(b"one line more\n").unwrap());
+                std::thread::sleep(std::time::Duration::from_micros(500));
+            }
+        });
+        let submitted = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+        let ended = std::panic::catch_unwind(|| cluster.ended(&submitted));
+        stop.store(true, Ordering::Relaxed);
+        appending.join().unwrap();
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    assert_eq!(sync.state, SyncState::Failed, "{sync:#?}");
+    assert_eq!(sync.files_done + sync.files_failed, 32, "{sync:#?}");
+    let named: Vec<&[u8]> = sync.errors.iter().map(|e| &e.path.0[..]).collect();
+    assert!(named.contains(&&b"large"[..]), "{sync:#?}");
+    assert!(sync.errors.iter().all(|e| e.class == ErrorClass::Changed), "{:#?}", sync.errors);
+    // A file that arrived all the same is one version of it.
+    for path in &growing {
+        let name = path.file_name().unwrap();
+        let there = fs::read(dst.join(name)).unwrap_or_default();
+        assert!(fs::read(path).unwrap().starts_with(&there), "{name:?} is no version of it");
+        let given_up = named.contains(&name.as_encoded_bytes());
+        assert_eq!(there.is_empty(), given_up, "{name:?}");
+    }
+    assert!(part_files(&dst).is_empty());
+    assert_full(&cluster.sync_with(&src, &dst, json!({})));
 }

@@ -115,25 +115,54 @@ fn an_unreadable_folder_of_the_source_stops() {
     assert_eq!(paths_of(&dst).len(), 101);
 }
 
+/// A file with an attribute (`chattr`) that keeps also root from replacing it; without it again at the end.
+struct Kept(PathBuf, char);
+
+impl Kept {
+    fn with(attribute: char, path: PathBuf) -> Kept {
+        must("chattr", [format!("+{attribute}").as_ref(), path.as_os_str()]);
+        Kept(path, attribute)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut chattr = std::process::Command::new("chattr");
+        let _ = chattr.arg(format!("-{}", self.1)).arg(&self.0).status();
+    }
+}
+
 #[test]
 fn a_file_that_cannot_be_copied_stops() {
+    if !as_root("immutable files") {
+        return;
+    }
     let (cluster, src, dst) = mirrored();
     forget(&src, 0..1);
-    let before = paths_of(&dst);
-    // Somebody has it immutable there: root can't replace it either.
-    let list = json!({"file_list": ["not there"], "options": {"delete": {}}});
-    let request = json!({"source_path": src, "destination_path": dst});
-    let mut both = request.as_object().unwrap().clone();
-    both.extend(list.as_object().unwrap().clone());
-    // A list names a part of the source: what it does not name is not extra.
-    let answer = cluster.master.post("/sync", &json!(both));
-    if answer.status == 202 {
-        let id = answer.json()["request_id"].as_str().unwrap().to_owned();
-        assert!(cluster.ended(&id).state.is_final());
-    } else {
-        assert!((400..500).contains(&answer.status), "{}", answer.text());
+    for name in ["f01", "f02"] {
+        file(src.join(name), "another version");
     }
-    assert_eq!(paths_of(&dst), before);
+    let kept = [Kept::with('i', dst.join("f01")), Kept::with('a', dst.join("f02"))];
+    let before = paths_of(&dst);
+    let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
+    assert_eq!((sync.outcome, sync.files_failed), (Some(Outcome::Partial), 2), "{sync:#?}");
+    let mut named: Vec<&[u8]> = sync.errors.iter().map(|e| &e.path.0[..]).collect();
+    named.sort_unstable();
+    assert_eq!(named, [b"f01", b"f02"], "{:#?}", sync.errors);
+    assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EPERM")), "{:#?}", sync.errors);
+    assert_eq!(paths_of(&dst), before, "nothing is deleted, and no part file is left: {sync:#?}");
+    assert_eq!(fs::read(dst.join("f01")).unwrap(), b"1");
+    drop(kept);
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    assert_eq!(paths_of(&dst).len(), 99);
+    // At the source it is no obstacle, and does not come along.
+    let kept = [Kept::with('i', src.join("f03")), Kept::with('a', src.join("f04"))];
+    fs::remove_file(dst.join("f03")).unwrap();
+    fs::remove_file(dst.join("f04")).unwrap();
+    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    drop(kept);
+    assert_equal_in_all(&src, &dst);
+    fs::remove_file(dst.join("f03")).unwrap();
 }
 
 /// A mount that is gone again at the end.

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::time::Duration;
 
 /// What keeps the master's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +113,15 @@ impl Cluster {
         self.others.last_mut().expect("just added")
     }
 
+    /// Starts the master again with leases of so many seconds, which are 5 else.
+    pub(crate) fn shorten_leases(&mut self, lease: Duration) {
+        let path = self.home().join("master.yml");
+        let config = std::fs::read_to_string(&path).expect("its file");
+        let config = config.replace("lease: 5s", &format!("lease: {}s", lease.as_secs()));
+        std::fs::write(&path, config).expect("write the configuration");
+        self.master.restart();
+    }
+
     /// Every master.
     pub(crate) fn masters(&self) -> impl Iterator<Item = &Master> {
         std::iter::once(&self.master).chain(&self.others)
@@ -185,6 +195,28 @@ impl Cluster {
         (src, dst)
     }
 
+    /// Every assignment that an agent began, as the logs have it.
+    pub(crate) fn begun(&self) -> Vec<String> {
+        let logs = self.agents.values().map(|agent| agent.process.log());
+        let ids = |log: String| -> Vec<String> {
+            let begun = log.lines().filter(|line| line.contains(": begun "));
+            let id =
+                |line: &str| line.split("assignment=").nth(1)?.split(' ').next().map(str::to_owned);
+            begun.map(|line| id(line).expect("it names the assignment")).collect()
+        };
+        logs.flat_map(ids).collect()
+    }
+
+    /// Holds no assignment to have been begun twice, by whomever, whatever the store has forgotten.
+    #[track_caller]
+    pub(crate) fn assert_handed_out_once(&self) {
+        let mut begun = self.begun();
+        assert!(!begun.is_empty(), "the agents log what they begin");
+        begun.sort();
+        let twice: Vec<_> = begun.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+        assert!(twice.is_empty(), "{twice:?}");
+    }
+
     /// `ctl ARGS…`, told of this master.
     pub(crate) fn ctl<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ctl {
         ctl(args).env("CTL_MASTER_URL", self.urls())
@@ -213,6 +245,41 @@ impl Cluster {
         self.masters()
             .find_map(|m| m.progress(id))
             .unwrap_or_else(|| panic!("the master tells of {id}"))
+    }
+
+    /// Fills `source` with a large file of so many MiB and with some of everything else, submits it at a speed
+    /// at which it takes some seconds, and waits until a part of it is there.
+    #[track_caller]
+    pub(crate) fn in_the_middle(
+        &self,
+        source: &Path,
+        destination: &Path,
+        (mib, bwlimit): (usize, &str),
+        options: Value,
+    ) -> String {
+        tree::file(source.join("large"), tree::noise(mib << 20, 1));
+        tree::many(source, 400, 3_000);
+        tree::odd(&source.join("odd"));
+        let more = json!({"chunk_size_mb": 4, "bwlimit": bwlimit, "options": options});
+        let id = self.submit_with(source, destination, more);
+        self.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 8 << 20);
+        id
+    }
+
+    /// Has a sync go as fast as it can, as soon as the master decides.
+    pub(crate) fn hurry(&self, id: &str) {
+        let set = self.ctl(["sync", "set", id, "--bwlimit", "none"]);
+        await_that("the limit is lifted", || set.run().code == Some(0));
+    }
+
+    /// Holds no process to have panicked.
+    #[track_caller]
+    pub(crate) fn assert_no_panic(&self) {
+        let agents = self.agents.values().map(|agent| &agent.process);
+        for process in agents.chain(self.masters().map(|master| &master.process)) {
+            let log = process.log();
+            assert!(!log.contains("panicked"), "{log}");
+        }
     }
 
     /// Waits until a sync has ended.

@@ -50,6 +50,8 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
         let level = if ctx.global.verbose == 1 { "info" } else { "debug" };
         let config = LogConfig { level: level.to_owned(), ..LogConfig::default() };
         service::prepare(&config, &quiet, 0, &[])?;
+    } else {
+        service::claim_files()?;
     }
     let mut asks = signals::listen()?;
     if !ctx.global.quiet && ctx.global.output == Output::Table {

@@ -38,11 +38,7 @@ impl Master {
     }
 
     async fn is(&self, status: Status) {
-        let seen = async {
-            while self.handle.readiness().status != status {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
+        let seen = self.handle.told(|told| told.status == status);
         let waited = tokio::time::timeout(Duration::from_secs(60), seen).await;
         assert!(waited.is_ok(), "{status:?}: {:?}", self.handle.readiness());
     }
@@ -139,9 +135,7 @@ async fn while_the_store_is_away_a_follower_says_so() {
     }
     let two = Master::start("two", &store);
     two.is(Status::Unavailable).await;
-    while two.handle.readiness().store.ok {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    two.handle.told(|told| !told.store.ok).await;
     let problem = two.handle.list(Select::default()).await.unwrap_err();
     assert_eq!(problem.code, "store_unavailable");
     assert!(problem.detail.contains("gone fishing"), "{}", problem.detail);

@@ -101,22 +101,11 @@ fn many() -> World {
     world
 }
 
-/// A poll that waits; its caller.
-fn wait(world: &mut World, worker: &str) -> Caller {
-    let answer = world.play(Event::Poll {
-        worker: worker.parse().unwrap(),
-        incarnation: Some("1".to_owned()),
-        poll_id: None,
-        wait_ms: 20_000,
-    });
-    assert_eq!(answer, None);
-    Caller(world.callers)
-}
-
 #[test]
 fn of_the_polls_that_wait_the_first_that_can_gets_the_task() {
     let mut world = many();
-    let idle: Vec<Caller> = ["d0", "d1", "s3", "s1"].iter().map(|w| wait(&mut world, w)).collect();
+    let idle: Vec<Caller> =
+        ["d0", "d1", "s3", "s1"].iter().map(|w| wait(&mut world, w, 20_000)).collect();
     world.submit("demo", "/src/a", "/dst/a");
     let Some(Reply::Assignment(Some(scan))) = world.answers.remove(&idle[2]) else {
         panic!("the first of the source gets the scan: {:?}", world.answers)
@@ -132,13 +121,13 @@ fn of_the_polls_that_wait_the_first_that_can_gets_the_task() {
 fn a_poll_that_waits_is_found_by_what_its_worker_holds_now() {
     let mut world = World::new();
     world.beat("d", "1", &["/dst"], &[]);
-    let early = wait(&mut world, "s");
+    let early = wait(&mut world, "s", 20_000);
     world.beat("s", "1", &["/other"], &[]);
     world.submit("demo", "/src/a", "/dst/a");
     assert!(world.answers.is_empty());
     world.beat("s", "1", &["/other", "/src", "/src/a"], &[]);
     assert!(matches!(world.answers.remove(&early), Some(Reply::Assignment(Some(_)))));
-    let late = wait(&mut world, "s");
+    let late = wait(&mut world, "s", 20_000);
     world.beat("s", "1", &["/other"], &[]);
     world.submit("more", "/src/b", "/dst/b");
     assert!(world.answers.is_empty());

@@ -58,8 +58,7 @@ fn a_paused_sync_hands_out_nothing_and_what_is_in_hand_counts() {
     assert!(matches!(resume(&mut world), Reply::Progress(p) if p.state == SyncState::Progress));
     done(&mut world, "s", "copy");
     done(&mut world, "d", "flush");
-    let end = world.progress("demo");
-    assert_eq!((end.state, end.files_done, end.retries), (SyncState::Completed, 2, 0));
+    assert_completed(&mut world, 2, 0);
 }
 
 #[test]
@@ -69,13 +68,7 @@ fn pausing_twice_is_once_and_a_poll_that_waits_gets_work_when_it_is_resumed() {
     let before = world.records.clone();
     pause(&mut world);
     assert_eq!(world.records, before);
-    let poll = Event::Poll {
-        worker: "s".parse().unwrap(),
-        incarnation: Some("1".into()),
-        poll_id: None,
-        wait_ms: 1_000,
-    };
-    assert_eq!(world.play(poll), None);
+    wait(&mut world, "s", 1_000);
     resume(&mut world);
     let answers: Vec<&Reply> = world.answers.values().collect();
     assert!(matches!(answers[..], [Reply::Assignment(Some(_))]), "{answers:?}");

@@ -41,6 +41,8 @@ struct World {
     now: Now,
     callers: u64,
     seeds: u8,
+    /// The state in which each sync was after the event before.
+    seen: BTreeMap<SyncNo, SyncState>,
 }
 
 const START: Now = Now { mono_ms: 1_000, wall_ms: 1_800_000_000_000 };
@@ -58,6 +60,7 @@ impl World {
             now: START,
             callers: 0,
             seeds: 0,
+            seen: BTreeMap::new(),
         }
     }
 
@@ -87,7 +90,28 @@ impl World {
             }
         }
         self.audit();
+        self.audit_edges();
         self.answers.remove(&caller)
+    }
+
+    /// Each sync is where it was, or went along an edge of the picture at [`sync::Sync`].
+    fn audit_edges(&mut self) {
+        use SyncState::{Cancelled, Completed, Failed, Progress, Queued};
+        let before = std::mem::take(&mut self.seen);
+        for sync in self.state.syncs.values() {
+            let is_edge = match (before.get(&sync.no), sync.state) {
+                (Some(before), now) if *before == now => true,
+                // A poll may wait for it. A world may begin with records.
+                (None, now) => matches!(now, Queued | Progress) || self.callers == 1,
+                (Some(Queued), now) => matches!(now, Progress | Cancelled),
+                (Some(Progress), now) => matches!(now, Completed | Failed | Cancelled),
+                (Some(_), _) => false,
+            };
+            assert!(is_edge, "{:?} became {:?}", before.get(&sync.no), sync.state);
+            assert_eq!(sync.is_active(), !sync.state.is_final(), "{sync:?}");
+            assert_eq!(sync.state.is_final(), sync.ended_ms.is_some(), "{sync:?}");
+            self.seen.insert(sync.no, sync.state);
+        }
     }
 
     /// What must hold after every event.
@@ -357,6 +381,24 @@ fn done(world: &mut World, worker: &str, kind: &str) -> Assignment {
     let task = next(world, worker, kind);
     world.finish(result(&task, true, all_done(&task, "d")));
     task
+}
+
+/// A poll that waits; who is to get its answer.
+fn wait(world: &mut World, worker: &str, wait_ms: u64) -> Caller {
+    let answer = world.play(Event::Poll {
+        worker: worker.parse().unwrap(),
+        incarnation: Some("1".to_owned()),
+        poll_id: None,
+        wait_ms,
+    });
+    assert_eq!(answer, None);
+    Caller(world.callers)
+}
+
+/// The sync `demo` has ended as it should.
+fn assert_completed(world: &mut World, files: u64, retries: u64) {
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_done, end.retries), (SyncState::Completed, files, retries));
 }
 
 fn claims(world: &World, a: &Assignment) -> Claims {

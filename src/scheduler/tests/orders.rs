@@ -98,13 +98,7 @@ fn a_sync_whose_only_worker_is_drained_says_so() {
         let reason = world.progress("demo").reason.unwrap();
         assert!(reason.contains(role) && reason.contains("drained by ann: new disks"), "{reason}");
         // A poll that waits gets its work as soon as the worker is back.
-        let poll = Event::Poll {
-            worker: "s".parse().unwrap(),
-            incarnation: Some("1".into()),
-            poll_id: None,
-            wait_ms: 1_000,
-        };
-        assert_eq!(world.play(poll), None);
+        wait(&mut world, "s", 1_000);
         drain(&mut world, worker, false);
         let answers: Vec<&Reply> = world.answers.values().collect();
         assert!(matches!(answers[..], [Reply::Assignment(Some(_))]), "{answers:?}");
@@ -175,8 +169,7 @@ fn reassigned_tasks_go_to_others_and_late_results_are_stale() {
     // Nobody knows through whom it wrote: all within its reach flush.
     done(&mut world, "d", "flush");
     done(&mut world, "d2", "flush");
-    let end = world.progress("demo");
-    assert_eq!((end.state, end.files_done, end.retries), (SyncState::Completed, 2, 2));
+    assert_completed(&mut world, 2, 2);
 }
 
 #[test]

@@ -134,13 +134,7 @@ fn who_is_set_aside_gets_what_all_others_have_failed() {
 #[test]
 fn a_poll_that_waits_gets_the_probe() {
     let mut world = failing();
-    let poll = Event::Poll {
-        worker: "s".parse().unwrap(),
-        incarnation: Some("1".into()),
-        poll_id: None,
-        wait_ms: 60_000,
-    };
-    assert_eq!(world.play(poll), None);
+    wait(&mut world, "s", 60_000);
     pass(&mut world, 35_000, &[]);
     let answers: Vec<&Reply> = world.answers.values().collect();
     assert!(matches!(answers[..], [Reply::Assignment(Some(_))]), "{answers:?}");

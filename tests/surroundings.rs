@@ -1,0 +1,220 @@
+//! What a host gives its processes is taken from them in the middle of a sync: file systems, descriptors,
+//! memory. Nothing is written or deleted that should not be, and when it is given back all goes on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use longhaul::wire::sync::SyncProgress;
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::await_that;
+use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
+use support::process::{Process, User};
+use support::tools::must;
+use support::tree::{self, assert_same, census, file, many, noise, part_files, strict};
+
+const MIB: usize = 1 << 20;
+
+/// A file system that is mounted at a place, and can be taken away from there and put back. Below it lies
+/// something that is nobody's business.
+struct Removable {
+    /// Where it always is …
+    kept: PathBuf,
+    /// … and where it comes and goes.
+    place: PathBuf,
+}
+
+impl Removable {
+    fn mount(kept: PathBuf, place: PathBuf) -> Removable {
+        file(place.join("below"), "not on the mount");
+        let removable = Removable { kept: tree::dir(kept), place };
+        let kept = removable.kept.as_os_str();
+        must("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), kept]);
+        removable.put_back();
+        removable
+    }
+
+    fn put_back(&self) {
+        must("mount", ["--bind".as_ref(), self.kept.as_os_str(), self.place.as_os_str()]);
+    }
+
+    /// Lazily: who has it open keeps it.
+    fn take_away(&self) {
+        must("umount", ["-l".as_ref(), self.place.as_os_str()]);
+        self.assert_nothing_below();
+    }
+
+    #[track_caller]
+    fn assert_nothing_below(&self) {
+        let names: Vec<_> =
+            fs::read_dir(&self.place).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["below"], "something went to what is not the mount");
+        assert_eq!(fs::read(self.place.join("below")).unwrap(), b"not on the mount");
+    }
+}
+
+impl Drop for Removable {
+    fn drop(&mut self) {
+        for at in [&self.place, &self.kept] {
+            let _ = Command::new("umount").arg("-l").arg(at).output();
+        }
+    }
+}
+
+/// Waits until the master lists a worker with an error.
+fn await_error(cluster: &Cluster, name: &str) {
+    await_that(&format!("{name} says that something is wrong"), || {
+        let workers = cluster.master.get("/workers").json();
+        let active = workers["active"].as_array().unwrap();
+        active.iter().any(|w| w["worker_id"] == name && w["status"] == "ERROR")
+    });
+}
+
+fn await_reason(cluster: &Cluster, id: &str, reason: &str) {
+    let told = |s: &SyncProgress| s.reason.as_deref().is_some_and(|r| r.contains(reason));
+    cluster.await_progress(id, "says why it waits", told);
+}
+
+fn agent<'a>(cluster: &'a mut Cluster, name: &str) -> &'a mut Process {
+    &mut cluster.agents.get_mut(name).unwrap().process
+}
+
+/// What makes a sync take so long that it can be caught.
+const SOME_SECONDS: (usize, &str) = (64, "16MiB/s");
+
+#[track_caller]
+fn assert_unharmed(cluster: &Cluster, id: &str, src: &Path, dst: &Path) {
+    let there = census(src);
+    assert_complete(&cluster.ended(id), there);
+    assert_same(src, dst, strict());
+    assert!(part_files(dst).is_empty());
+    assert_nothing_to_do(&cluster.sync(src, dst), there);
+    cluster.assert_no_panic();
+}
+
+#[test]
+fn a_destination_that_is_unmounted_in_mid_transfer_gets_nothing_written_below() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (tree::dir(cluster.path("src")), cluster.path("dst"));
+    let disk = Removable::mount(cluster.path("disk"), dst.clone());
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+    // So that it can't end before somebody has noticed.
+    agent(&mut cluster, "a").freeze();
+    disk.take_away();
+    await_error(&cluster, "b");
+    agent(&mut cluster, "a").thaw();
+    await_reason(&cluster, &id, "b (ERROR)");
+    disk.assert_nothing_below();
+    // Put back, it goes on by itself.
+    disk.put_back();
+    assert_unharmed(&cluster, &id, &src, &dst);
+    disk.take_away();
+}
+
+#[test]
+fn a_source_that_is_unmounted_in_the_middle_of_a_mirror_has_nothing_deleted() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (cluster.path("src"), tree::dir(cluster.path("dst")));
+    let disk = Removable::mount(cluster.path("disk"), src.clone());
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    many(&dst.join("extra"), 20, 100);
+    let options = json!({"delete": {"max_percent": 90}});
+    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, options);
+    agent(&mut cluster, "b").freeze();
+    disk.take_away();
+    await_error(&cluster, "a");
+    agent(&mut cluster, "b").thaw();
+    await_reason(&cluster, &id, "a (ERROR)");
+    assert_eq!(census(&dst.join("extra")).files, 20, "something was deleted");
+    disk.put_back();
+    assert_unharmed(&cluster, &id, &src, &dst);
+}
+
+/// Sets how many descriptors a process may have open; `None`: as many as it was given.
+fn limit_descriptors(process: &Process, most: Option<usize>) {
+    let hard = most.is_none().then(|| {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", process.pid())).unwrap();
+        let line = limits.lines().find(|l| l.starts_with("Max open files")).unwrap();
+        line.split_whitespace().nth(4).unwrap().to_owned()
+    });
+    let soft = most.map_or_else(|| hard.unwrap(), |most| most.to_string());
+    must("prlimit", ["--pid", &process.pid().to_string(), &format!("--nofile={soft}:")]);
+}
+
+fn open_descriptors(process: &Process) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap().count()
+}
+
+#[test]
+fn processes_that_may_open_nothing_more_wait_and_go_on() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+    for name in ["a", "b"] {
+        let process = agent(&mut cluster, name);
+        limit_descriptors(process, Some(open_descriptors(process)));
+    }
+    let master = &cluster.master.process;
+    limit_descriptors(master, Some(open_descriptors(master)));
+    await_that("somebody finds it", || {
+        let logs = cluster.agents.values().map(|a| a.process.log());
+        logs.chain([cluster.master.process.log()]).any(|log| log.contains("Too many open files"))
+    });
+    for process in cluster.agents.values().map(|a| &a.process).chain([&cluster.master.process]) {
+        limit_descriptors(process, None);
+    }
+    assert_unharmed(&cluster, &id, &src, &dst);
+}
+
+/// What the kernel says of the memory of a process, in bytes.
+fn memory(process: &Process, what: &str) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix(what)).unwrap();
+    line.split_whitespace().next().unwrap().parse::<usize>().unwrap() << 10
+}
+
+#[test]
+fn an_agent_that_gets_no_more_memory_does_no_harm() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+    for name in ["a", "b"] {
+        let process = agent(&mut cluster, name);
+        let limit = format!("--as={}:", memory(process, "VmSize:"));
+        must("prlimit", ["--pid", &process.pid().to_string(), &limit]);
+    }
+    let further = cluster.progress(&id).transferred_bytes + 24 * MIB as u64;
+    await_that("it ended, or went on all the same", || {
+        let all = cluster.agents.values_mut();
+        all.into_iter().any(|agent| agent.process.ended().is_some())
+            || cluster.master.progress(&id).is_some_and(|s| s.transferred_bytes > further)
+    });
+    // Whatever has come of them: aborted is as killed.
+    cluster.agents.values_mut().for_each(|agent| agent.restart());
+    assert_unharmed(&cluster, &id, &src, &dst);
+}
+
+#[test]
+fn memory_stays_within_its_bound_whatever_is_sent() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
+    cluster.agent_with("a", &[&src], User::Same, "buffer_memory: 8MiB\nslots: 16");
+    cluster.agent_with("b", &[&dst], User::Same, "buffer_memory: 8MiB\nslots: 16");
+    for i in 0..3 {
+        file(src.join(format!("large{i}")), noise(32 * MIB, i));
+    }
+    many(&src, 1_000, 3_000);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &dst, strict());
+    for (name, agent) in &cluster.agents {
+        let most = memory(&agent.process, "VmHWM:");
+        eprintln!("{name}: {most}");
+        assert!(most < 96 * MIB, "{name} took {most} bytes");
+    }
+}

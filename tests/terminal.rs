@@ -1,0 +1,260 @@
+//! The command line in surroundings that are not as usual: odd arguments, odd terminals, signals that come
+//! twice, a port that is taken, a directory that is gone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use rustix::process::Signal;
+use std::ffi::OsStr;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+use support::PATIENCE;
+use support::cluster::{Cluster, On};
+use support::ctl::ctl;
+use support::process::{Process, Ran, User, clean_command, program};
+use support::tools::must;
+use support::tree::{assert_same, chmod, dir, file, many, noise, odd, strict};
+
+/// A directory for one test.
+fn home() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("longhaul-cli-").tempdir().unwrap()
+}
+
+/// Runs a line of shell in which `$ctl` is the program.
+fn shell(line: &str, at: &Path) -> Ran {
+    let mut command = clean_command(Path::new("sh"), at, User::Same);
+    command.args(["-c", line]).current_dir(at).env("ctl", program(User::Same, at));
+    let ran = command.stdin(Stdio::null()).output().unwrap();
+    Ran { code: ran.status.code(), stdout: ran.stdout, stderr: ran.stderr }
+}
+
+#[test]
+fn empty_arguments_are_refused_and_those_that_begin_with_a_dash_are_names_after_two() {
+    let home = home();
+    let at = home.path();
+    for line in [
+        "$ctl copy '' x",
+        "$ctl copy x ''",
+        "$ctl copy '' ''",
+        "$ctl sync submit '' /b --master-url http://127.0.0.1:1",
+        "$ctl sync wait '' --master-url http://127.0.0.1:1",
+        "$ctl ''",
+    ] {
+        let ran = shell(line, at);
+        assert!(ran.stdout.is_empty() && !ran.stderr.is_empty(), "{line}: {}", ran.err());
+        ran.exits(2);
+    }
+    many(&at.join("-rf"), 3, 100);
+    let odd_name = OsStr::from_bytes(b"--\xff");
+    shell("$ctl copy -- -rf --help", at).exits(0);
+    assert_same(&at.join("-rf"), &at.join("--help"), strict());
+    let mut copy = ctl(["copy", "--", "-rf"]).arg(odd_name).command();
+    assert!(copy.current_dir(at).output().unwrap().status.success());
+    assert_same(&at.join("-rf"), &at.join(odd_name), strict());
+    // Without them it is an option that there is not.
+    shell("$ctl copy -rf x", at).exits(2);
+}
+
+#[test]
+fn terminals_of_every_kind_get_whole_words_and_no_panic() {
+    let home = home();
+    let at = home.path();
+    file(at.join("src/large"), noise(8 << 20, 1));
+    file(at.join("src").join(OsStr::from_bytes(b"not \xff utf-8 \x1b[2J")), "x");
+    // A pseudo terminal by `script`; COLUMNS does not count, what the terminal says does.
+    for (what, set, escapes) in [
+        ("dumb", "TERM=dumb LANG=C", false),
+        ("narrow", "stty cols 1; TERM=xterm LANG=C.UTF-8", true),
+        ("no size", "stty cols 0 rows 0; TERM=xterm LANG=C", true),
+        ("no TERM", "unset TERM; LANG=C", false),
+    ] {
+        let line = format!("script -qefc '{set} $ctl copy src \"{what}\"' /dev/null");
+        let ran = shell(&line, at);
+        let text = ran.out();
+        assert!(!text.contains("panicked"), "{what}: {text:?}");
+        assert!(escapes || !text.contains('\x1b'), "{what}: {text:?}");
+        assert!(!text.contains("\x1b[2J"), "{what}: a name drives the terminal: {text:?}");
+        ran.exits(0);
+        assert_same(&at.join("src"), &at.join(what), strict());
+    }
+}
+
+#[test]
+fn closed_streams_are_no_error() {
+    let cluster = Cluster::start(On::Embedded);
+    let (at, url) = (cluster.home(), cluster.master.url());
+    file(at.join("from/file"), "x");
+    for line in [
+        "$ctl sync list --master-url URL >&-",
+        "$ctl sync list --master-url URL <&-",
+        "$ctl sync list --master-url URL 2>&-",
+        "$ctl sync list --master-url URL <&- >&- 2>&-",
+        "$ctl copy from to <&- >&- 2>&-",
+    ] {
+        let ran = shell(&line.replace("URL", &url), at).exits(0);
+        assert!(!ran.err().contains("panicked"), "{line}: {}", ran.err());
+    }
+    // What would have been a stream was not written into a file that is copied.
+    assert_same(&at.join("from"), &at.join("to"), strict());
+}
+
+#[test]
+fn a_second_interrupt_ends_the_waiting_at_once() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let args = ["sync", "submit", "/a", "/b", "--wait", "--id", "slow", "--cancel-on-interrupt"];
+    let mut waiting = cluster.ctl(args).start();
+    waiting.await_that("it waits", |said| said.contains("state=QUEUED"));
+    // So that the cancel has no answer.
+    cluster.master.process.freeze();
+    waiting.signal(Signal::INT);
+    waiting.await_that("it says what it does", |said| said.contains("cancelling"));
+    let asked = Instant::now();
+    waiting.signal(Signal::INT);
+    waiting.finish(PATIENCE).exits(130);
+    assert!(asked.elapsed().as_secs() < 3, "{:?}", asked.elapsed());
+    cluster.master.process.thaw();
+}
+
+#[test]
+fn a_copy_that_is_interrupted_twice_ends_and_can_be_run_again() {
+    let home = home();
+    let (src, dst) = (dir(home.path().join("src")), home.path().join("dst"));
+    file(src.join("large"), noise(200 << 20, 3));
+    let copy = ctl(["copy", "--bwlimit", "64MiB/s"]).arg(&src).arg(&dst);
+    let mut run = copy.start();
+    run.await_that("it is in the middle", |_| !support::tree::part_files(&dst).is_empty());
+    run.signal(Signal::INT);
+    run.signal(Signal::INT);
+    run.finish(PATIENCE).exits(130);
+    assert!(!dst.join("large").exists(), "what is not complete has no name");
+    ctl(["copy"]).arg(&src).arg(&dst).run().exits(0);
+    assert_same(&src, &dst, strict());
+    assert!(support::tree::part_files(&dst).is_empty());
+}
+
+#[test]
+fn a_working_directory_that_is_gone_and_few_descriptors_are_enough_or_it_says_so() {
+    let home = home();
+    let at = home.path();
+    many(&at.join("src"), 300, 1_000);
+    odd(&at.join("src/odd"));
+    file(at.join("src/large"), noise(20 << 20, 1));
+    let (src, gone) = (at.join("src"), at.join("gone"));
+    let line = format!("mkdir gone; cd gone; rmdir ../gone; $ctl copy {0} {0}.gone", src.display());
+    shell(&line, at).exits(0);
+    assert!(!gone.exists());
+    assert_same(&src, &at.join("src.gone"), strict());
+    // A relative path leads nowhere from there, and it says so.
+    let said = shell("mkdir gone; cd gone; rmdir ../gone; $ctl copy src dst", at);
+    assert!(!said.stderr.is_empty() && !said.err().contains("panicked"), "{}", said.err());
+    assert_ne!(said.code, Some(0));
+    // So few are too few for a copy, and are enough for a question.
+    let few =
+        |files: usize, rest: &str| shell(&format!("prlimit --nofile={files}:{files} {rest}"), at);
+    let ran = few(16, "$ctl copy src few").exits(78);
+    assert!(ran.err().contains("16 open files") && ran.err().contains("ulimit"), "{}", ran.err());
+    few(64, "$ctl copy src few").exits(0);
+    assert_same(&src, &at.join("few"), strict());
+    let cluster = Cluster::start(On::Embedded);
+    few(16, &format!("$ctl sync list --master-url {}", cluster.master.url())).exits(0);
+}
+
+/// Starts a master that can't be started; what it said, once it has ended.
+fn refused(at: &Path, config: &str) -> Ran {
+    let config = file(at.join("master.yml"), config);
+    ctl(["master", "--config"]).arg(config).run()
+}
+
+#[test]
+fn a_master_that_cannot_listen_or_keep_its_state_says_why_and_ends() {
+    let home = home();
+    let at = home.path();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let state = dir(at.join("state"));
+    let config =
+        |listen: &str, state: &Path| format!("listen: {listen}\ndata_dir: {}\n", state.display());
+    let ran = refused(at, &config(&address, &state));
+    assert!(ran.err().contains(&address) && ran.err().contains("in use"), "{}", ran.err());
+    assert_ne!(ran.code, Some(0));
+    for (what, options) in [("read-only", "ro"), ("full", "size=4k")] {
+        let small = Mount::tmpfs(dir(at.join(what)), options);
+        if what == "full" {
+            let _ = fs::write(small.0.join("filler"), [1; 4096]);
+        }
+        let ran = refused(at, &config("127.0.0.1:0", &small.0));
+        let said = ran.err();
+        assert!(said.contains(small.0.to_str().unwrap()), "{what}: {said}");
+        assert!(!said.contains("panicked"), "{what}: {said}");
+        assert_ne!(ran.code, Some(0), "{what}");
+    }
+    let no_directory = file(at.join("file"), "");
+    let said = refused(at, &config("127.0.0.1:0", &no_directory)).err();
+    assert!(said.contains(no_directory.to_str().unwrap()), "{said}");
+}
+
+#[test]
+fn an_agent_whose_port_is_taken_says_so_and_ends() {
+    let home = home();
+    let at = home.path();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    chmod(dir(at.join("data")), 0o755);
+    let config = format!(
+        "master_url: http://127.0.0.1:1\nworkers:\n  - worker_id: a\n    storage_paths: [{}]\n    network:\n      \
+         data_plane_endpoints: [{{address: 127.0.0.1, port: {port}}}]\n",
+        at.join("data").display()
+    );
+    let config = file(at.join("agent.yml"), config);
+    let ran = ctl(["agent", "--worker-id", "a", "--config"]).arg(config).run();
+    assert!(ran.err().contains(&format!("127.0.0.1:{port}")), "{}", ran.err());
+    assert!(ran.err().contains("in use"), "{}", ran.err());
+    assert_ne!(ran.code, Some(0));
+}
+
+#[test]
+fn an_agent_that_is_told_to_stop_twice_stops_at_once() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("large"), noise(48 << 20, 1));
+    let id = cluster.submit_with(
+        &src,
+        &dst,
+        serde_json::json!({"chunk_size_mb": 16, "bwlimit": "2MiB/s"}),
+    );
+    cluster.await_progress(&id, "has begun", |s| s.scan_done);
+    let agent: &mut Process = &mut cluster.agents.get_mut("a").unwrap().process;
+    support::await_that("it has something in hand", || agent.log().contains("kind=\"range\""));
+    agent.signal(Signal::TERM);
+    support::await_that("it drains", || agent.log().contains("draining"));
+    assert!(agent.ended().is_none(), "it lets what it has go on for a while");
+    let told = Instant::now();
+    assert_eq!(agent.terminate().code(), Some(143));
+    assert!(told.elapsed().as_secs() < 3, "{:?}", told.elapsed());
+    // As if it had been killed.
+    cluster.agents.get_mut("a").unwrap().restart();
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
+    support::cluster::assert_complete(&cluster.ended(&id), support::tree::census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+/// A file system in memory, gone when it is dropped.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn tmpfs(at: PathBuf, options: &str) -> Mount {
+        let words = ["-t", "tmpfs", "-o", options, "none"].map(OsStr::new);
+        must("mount", words.into_iter().chain([at.as_os_str()]));
+        Mount(at)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
