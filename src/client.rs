@@ -14,6 +14,7 @@ mod workers;
 
 pub use download::Download;
 
+use crate::util::damage::Damage;
 use crate::wire::leader::Readiness;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{RetryRequest, Submitted, SyncChange, SyncProgress};
@@ -396,7 +397,8 @@ impl MasterClient {
         self.fetch(send).await.map(|reply| reply.value)
     }
 
-    /// `GET /workers/{id}/assignments/{assignment}/manifest`: the encoded manifest (or name list).
+    /// `GET /workers/{id}/assignments/{assignment}/manifest`: the encoded manifest (or name list). What comes
+    /// damaged is counted.
     ///
     /// # Errors
     /// A 404 problem when the worker does not hold the assignment (any more), any [`ClientError`].
@@ -404,13 +406,15 @@ impl MasterClient {
         &self,
         worker: &WorkerId,
         assignment: AssignmentId,
+        damage: &Damage,
     ) -> Result<Vec<u8>, ClientError> {
         let target = format!("/workers/{worker}/assignments/{assignment}/manifest");
-        let answer = self.exchange(self.request(Method::GET, &target)).await?;
+        let answer = self.exchange(self.request(Method::GET, &target).counted(damage)).await?;
         if answer.status == 200 { Ok(answer.body.into()) } else { Err(refusal(answer)) }
     }
 
-    /// `POST /workers/{id}/assignments/{assignment}/page`. A page sent twice counts once.
+    /// `POST /workers/{id}/assignments/{assignment}/page`. A page sent twice counts once. What comes damaged
+    /// is counted.
     ///
     /// # Errors
     /// Any [`ClientError`].
@@ -419,26 +423,31 @@ impl MasterClient {
         worker: &WorkerId,
         assignment: AssignmentId,
         page: &ScanPage,
+        damage: &Damage,
     ) -> Result<PageReply, ClientError> {
         let target = format!("/workers/{worker}/assignments/{assignment}/page");
-        let send = self.request(Method::POST, &target).json(page)?;
+        let send = self.request(Method::POST, &target).counted(damage).json(page)?;
         self.fetch(send).await.map(|reply| reply.value)
     }
 
-    /// `POST /workers/result`.
+    /// `POST /workers/result`. What comes damaged is counted.
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn result(&self, result: &SyncResult) -> Result<ResultReply, ClientError> {
-        let send = self.request(Method::POST, "/workers/result").json(result)?;
+    pub async fn result(
+        &self,
+        result: &SyncResult,
+        damage: &Damage,
+    ) -> Result<ResultReply, ClientError> {
+        let send = self.request(Method::POST, "/workers/result").counted(damage).json(result)?;
         self.fetch(send).await.map(|reply| reply.value)
     }
 
     fn request<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
         let timeout = self.options.request_timeout;
         let several = self.bases.len() > 1;
-        let headers = Vec::new();
-        Request { method, target, body: None, headers, timeout, streamed: false, several }
+        let (headers, damage) = (Vec::new(), Damage::default());
+        Request { method, target, body: None, headers, timeout, streamed: false, several, damage }
     }
 
     async fn fetch<T: DeserializeOwned>(

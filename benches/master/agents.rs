@@ -10,6 +10,7 @@ use super::tree::Tree;
 use anyhow::Context as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use longhaul::client::{ClientError, ClientOptions, MasterClient};
+use longhaul::util::damage::Damage;
 use longhaul::wire::task::{Assignment, PageAction, ScanPage, SyncResult, TaskReport, TaskSpec};
 use longhaul::wire::worker::{PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use longhaul::wire::{AbsPath, AssignmentId, RequestId, WorkerId};
@@ -249,7 +250,8 @@ impl Fleet {
             TaskSpec::Scan { .. } => return self.scan(client, agent, assignment).await,
             TaskSpec::Copy { files, dirs, bytes } => {
                 let asked = Instant::now();
-                match client.manifest(&agent.id, assignment.assignment_id).await {
+                match client.manifest(&agent.id, assignment.assignment_id, &Damage::default()).await
+                {
                     Ok(_) => self.meters.manifest.note(asked.elapsed()),
                     Err(_) => return self.meters.failed.note(asked.elapsed()),
                 }
@@ -277,7 +279,7 @@ impl Fleet {
             report: Some(report),
         };
         let asked = Instant::now();
-        match client.result(&result).await {
+        match client.result(&result, &Damage::default()).await {
             Ok(_) => self.meters.result.note(asked.elapsed()),
             Err(_) => self.meters.failed.note(asked.elapsed()),
         }
@@ -299,10 +301,12 @@ impl Fleet {
                 pruned: None,
                 notes: BTreeMap::new(),
                 records: Vec::new(),
+                integrity_errors: 0,
                 next: page.next.clone(),
             };
             let asked = Instant::now();
-            let reply = client.page(&agent.id, assignment.assignment_id, &sent).await;
+            let reply =
+                client.page(&agent.id, assignment.assignment_id, &sent, &Damage::default()).await;
             let Ok(reply) = reply else { return self.meters.failed.note(asked.elapsed()) };
             self.meters.page.note(asked.elapsed());
             if reply.action != PageAction::Continue {

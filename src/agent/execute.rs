@@ -1,5 +1,6 @@
 //! What all executors share: what they act with, whom they send to, what they report.
 
+use super::damages::Damages;
 use super::limits::Limits;
 use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate};
 use crate::fs::{Filter, Target, Tree};
@@ -19,6 +20,8 @@ pub struct Context {
     pub worker: WorkerId,
     /// What we may send.
     pub limits: Arc<Limits>,
+    /// What was damaged on the way.
+    pub damages: Damages,
     /// Our storage.
     pub roots: Arc<Roots>,
     /// What tickets are checked by.
@@ -204,7 +207,8 @@ impl Choice<'_> {
         self.job.asked(&member.worker_id);
         let rules = assignment.options.write_rules();
         let peer = cx.peers.peer(member, &assignment.ticket, &rules);
-        Some(Destination::Remote(peer.at(cx.limits.pace(&assignment.request_id))))
+        let peer = peer.at(cx.limits.pace(&assignment.request_id));
+        Some(Destination::Remote(peer.counted(cx.damages.of(&assignment.request_id))))
     }
 
     /// Says that `worker` failed with `error`.

@@ -16,6 +16,7 @@
 
 pub mod batch;
 pub mod copy;
+pub mod damages;
 pub mod execute;
 pub mod fates;
 pub mod hand;
@@ -42,6 +43,7 @@ use crate::util::shutdown::Shutdown;
 use crate::util::units;
 use crate::wire::worker::Endpoint;
 use anyhow::Context as _;
+use damages::Damages;
 use execute::Context;
 use hand::Hand;
 use heartbeat::Heart;
@@ -113,6 +115,7 @@ impl Agent {
             gate: gate.clone(),
             peers: peers.clone(),
             direct_io: self.config.direct_io,
+            damages: Damages::default(),
         };
         let seen = (hand.clone(), limits, peers);
         let heart = Heart::new(self.config, endpoints, self.roots, gate, seen);

@@ -131,6 +131,7 @@ fn empty_page(task_digest: Digest) -> ScanPage {
         pruned: Some(Pruned::default()),
         notes: Default::default(),
         records: Vec::new(),
+        integrity_errors: 0,
         next: None,
     }
 }

@@ -137,6 +137,7 @@ pub async fn scan(
             pruned: None,
             notes: found.notes,
             records: Vec::new(),
+            integrity_errors: 0,
             next,
         };
         match pages.post(&page).await {

@@ -17,6 +17,7 @@ use crate::wire::manifest::{Manifest, NameList};
 use crate::wire::task::{
     Assignment, Cursor, PageReply, ResultOutcome, ScanPage, SyncResult, TaskReport, TaskSpec,
 };
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -58,7 +59,13 @@ impl Pages for Post<'_> {
     async fn post(&self, page: &ScanPage) -> Result<PageReply, String> {
         let Post { slots, assignment } = self;
         let (worker, id) = (&slots.cx.worker, assignment.assignment_id);
-        slots.insist(|| slots.client.page(worker, id, page)).await.map_err(|e| e.to_string())
+        let damage = slots.cx.damages.of(&assignment.request_id);
+        let page = match damage.take() {
+            0 => Cow::Borrowed(page),
+            integrity_errors => Cow::Owned(ScanPage { integrity_errors, ..page.clone() }),
+        };
+        let posted = slots.insist(|| slots.client.page(worker, id, &page, &damage)).await;
+        posted.map_err(|e| e.to_string())
     }
 }
 
@@ -165,6 +172,7 @@ impl Slots {
             tracing::warn!(%sync, %task, kind, "failed: {message}");
         }
         done.report.wrote = writers.list();
+        done.report.integrity_errors = self.cx.damages.of(&assignment.request_id).take();
         self.send_result(&assignment, done, &grip).await;
     }
 
@@ -173,7 +181,8 @@ impl Slots {
         let assignment = job.assignment;
         let manifest = if assignment.task.has_manifest() {
             let id = assignment.assignment_id;
-            match self.insist(|| self.client.manifest(&self.cx.worker, id)).await {
+            let damage = self.cx.damages.of(&assignment.request_id);
+            match self.insist(|| self.client.manifest(&self.cx.worker, id, &damage)).await {
                 Ok(bytes) => bytes,
                 // Not ours any more.
                 Err(e) if e.is_not_found() => return None,
@@ -305,8 +314,9 @@ impl Slots {
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         };
+        let damage = self.cx.damages.of(&assignment.request_id);
         let answer = tokio::select! {
-            answer = self.insist(|| self.client.result(&result)) => answer,
+            answer = self.insist(|| self.client.result(&result, &damage)) => answer,
             () = dropped => return,
         };
         let (task, attempt) = (assignment.task_id, assignment.attempt);

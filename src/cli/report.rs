@@ -116,6 +116,18 @@ pub(super) fn verified(sync: &SyncProgress) -> Option<String> {
     })
 }
 
+/// What came damaged over the network, where something did.
+fn damaged(sync: &SyncProgress) -> Option<String> {
+    let (times, it) = match sync.integrity_errors {
+        0 => return None,
+        1 => ("once".to_owned(), "it was"),
+        n => (format!("{} times", units::count(n)), "each was"),
+    };
+    Some(format!(
+        "  note: damaged on the way {times}; {it} found and sent again (the agents' logs say where)"
+    ))
+}
+
 /// What was not as asked for but failed nothing, a cause a line.
 pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
     let line = |(cause, note): (&String, &crate::wire::options::Note)| {
@@ -127,7 +139,7 @@ pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
         let first = first.map(|path| format!("     e.g. {path}")).unwrap_or_default();
         format!("  note: {} {entries}: {}{first}", units::count(note.count), clean(cause))
     };
-    sync.notes.iter().map(line).collect()
+    sync.notes.iter().map(line).chain(damaged(sync)).collect()
 }
 
 /// Why it did not end well, line by line; empty for one that did. `again` is how to run the same
@@ -351,6 +363,7 @@ mod tests {
             kept_bytes: 500 << 20,
             verified_files: 12,
             repaired_files: 1,
+            integrity_errors: 2,
             actions: [(Action::Metadata, tally(3)), (Action::Delete, tally(4))].into(),
             options: SyncOptions {
                 delete: Some(DeleteOptions::default()),

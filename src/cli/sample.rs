@@ -19,6 +19,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         notes: Default::default(),
         verified_files: 0,
         repaired_files: 0,
+        integrity_errors: 0,
         options: Default::default(),
         bwlimit: None,
         total_bytes: 0,

@@ -3,6 +3,9 @@
 
 use super::text::{explain, printable};
 use super::{ClientError, MasterClient};
+use crate::util::damage::Damage;
+use crate::util::seal;
+use crate::wire::problem::Problem;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Url};
@@ -22,6 +25,8 @@ pub(super) const MAX_HOPS: u32 = 4;
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
 /// Between two rounds of questions to all masters.
 const PAUSE: Duration = Duration::from_millis(500);
+/// A request that was damaged, or whose answer was, is sent at most so many times more at once.
+const DAMAGED_TRIES: u32 = 3;
 /// What each master answers of itself: it tells nothing of who leads.
 const OF_EACH: &str = "/readyz";
 
@@ -55,6 +60,8 @@ pub(super) struct Request<'a> {
     pub(super) streamed: bool,
     /// There are several masters to ask.
     pub(super) several: bool,
+    /// Where damage to it and to its answer is counted.
+    pub(super) damage: Damage,
 }
 
 impl MasterClient {
@@ -123,7 +130,7 @@ impl MasterClient {
     ) -> Result<Answer, Failure> {
         let mut url = format!("{base}{}", request.target);
         let mut again = true;
-        let mut hops = 0;
+        let (mut hops, mut damaged) = (0, 0);
         // Only what is learned from here on counts.
         let mut leader = self.leader.subscribe();
         loop {
@@ -137,7 +144,17 @@ impl MasterClient {
             };
             let answer = match sent {
                 Ok(answer) => answer,
-                Err(e) => {
+                Err(Unsent::Damaged { what, acted }) => {
+                    let about = format!("{what} of {} {}", request.method, request.target);
+                    request.damage.found(&about, &here);
+                    *repeated |= acted;
+                    damaged += 1;
+                    if damaged <= DAMAGED_TRIES {
+                        continue;
+                    }
+                    return Err(Failure::Silent(format!("{what}: {}", seal::DAMAGED)));
+                }
+                Err(Unsent::Http(e)) => {
                     let why = Failure::Silent(explain(&e, request.timeout));
                     if e.is_connect() {
                         return Err(why);
@@ -186,7 +203,7 @@ impl MasterClient {
         }
     }
 
-    async fn send(&self, url: &str, request: &Request<'_>) -> Result<Answer, reqwest::Error> {
+    async fn send(&self, url: &str, request: &Request<'_>) -> Result<Answer, Unsent> {
         let mut builder = if request.streamed {
             self.streams.request(request.method.clone(), url)
         } else {
@@ -197,7 +214,10 @@ impl MasterClient {
             builder = builder.header(*name, value);
         }
         if let Some(body) = &request.body {
-            builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
+            builder = builder
+                .header(CONTENT_TYPE, "application/json")
+                .header(seal::HEADER, seal::in_header(body))
+                .body(body.clone());
         }
         let mut response = builder.send().await?;
         let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
@@ -205,21 +225,23 @@ impl MasterClient {
         let location = header(LOCATION).map(str::to_owned);
         let next = header(NEXT_TOKEN).map(str::to_owned);
         let status = response.status().as_u16();
+        let check = response.headers().get(seal::HEADER).cloned();
         let url = url.to_owned();
         if request.streamed && status == 200 {
             let (body, stream, repeated) = (Bytes::new(), Some(response), false);
             return Ok(Answer { url, status, retry_after, location, next, body, stream, repeated });
         }
-        let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await? {
-            body.extend_from_slice(&chunk);
-            if body.len() > MAX_REPLY {
-                // Not JSON any more: whoever reads it says so.
-                body.clear();
-                break;
+        let body = match whole(&mut response).await? {
+            Some(body) if !seal::fits(check.as_ref().map(|check| check.as_bytes()), &body) => {
+                return Err(Unsent::Damaged { what: "the answer", acted: true });
             }
-        }
-        let body = body.freeze();
+            Some(body) if status == 400 && is_damaged(&body) => {
+                return Err(Unsent::Damaged { what: "the body", acted: false });
+            }
+            Some(body) => body,
+            // Not JSON any more: whoever reads it says so.
+            None => Bytes::new(),
+        };
         Ok(Answer { url, status, retry_after, location, next, body, stream: None, repeated: false })
     }
 
@@ -254,6 +276,40 @@ impl MasterClient {
             known
         });
     }
+}
+
+/// Why one attempt brought no answer.
+enum Unsent {
+    Http(reqwest::Error),
+    /// It or its answer is not what was sent.
+    Damaged {
+        what: &'static str,
+        /// The master may have done what was asked.
+        acted: bool,
+    },
+}
+
+impl From<reqwest::Error> for Unsent {
+    fn from(e: reqwest::Error) -> Self {
+        Unsent::Http(e)
+    }
+}
+
+/// The body of a response; `None` where it is over the [limit](MAX_REPLY).
+async fn whole(response: &mut reqwest::Response) -> Result<Option<Bytes>, reqwest::Error> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_REPLY {
+            return Ok(None);
+        }
+    }
+    Ok(Some(body.freeze()))
+}
+
+/// Whether an answer says that its request came damaged.
+fn is_damaged(body: &[u8]) -> bool {
+    serde_json::from_slice::<Problem>(body).is_ok_and(|problem| problem.code == seal::DAMAGED_CODE)
 }
 
 /// Why a master gave no answer.
@@ -297,6 +353,11 @@ impl Request<'_> {
             self.timeout = self.timeout.min(SILENCE);
         }
         self
+    }
+
+    /// Damage to it and to its answer is counted there.
+    pub(super) fn counted(self, damage: &Damage) -> Self {
+        Request { damage: damage.clone(), ..self }
     }
 
     pub(super) fn json<T: Serialize>(mut self, document: &T) -> Result<Self, ClientError> {

@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 /// What a played master does with one request.
 enum Act {
     Reply(u16, &'static str, String),
+    /// The status, a line of the head, the body.
+    Checked(u16, String, String),
     Redirect(String),
     HangUp,
 }
@@ -67,15 +69,17 @@ async fn serve(
                     "HTTP/1.1 307 Temporary Redirect\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"
                 )
             }
-            Act::Reply(status, extra, body) => format!(
-                "HTTP/1.1 {status} X\r\n{extra}content-length: {}\r\n\r\n{body}",
-                body.len()
-            ),
+            Act::Reply(status, extra, body) => reply(status, extra, &body),
+            Act::Checked(status, extra, body) => reply(status, &extra, &body),
         };
         if stream.write_all(reply.as_bytes()).await.is_err() {
             return;
         }
     }
+}
+
+fn reply(status: u16, extra: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status} X\r\n{extra}content-length: {}\r\n\r\n{body}", body.len())
 }
 
 /// Head and body as text; `None` at the end of the connection.
@@ -424,4 +428,69 @@ async fn a_follower_that_names_a_master_that_is_dead_is_asked_until_another_one_
     let at_once = ask(Duration::ZERO).await;
     assert!(at_once.to_string().contains("which does not answer"), "{at_once}");
     assert_eq!(ask(Duration::from_secs(60)).await.status(), Some(404));
+}
+
+/// The line of a head that carries the check of a body.
+fn check_of(body: &str) -> String {
+    format!("longhaul-check: {}\r\n", crate::util::seal::in_header(body.as_bytes()))
+}
+
+#[tokio::test]
+async fn what_is_sent_has_a_check_and_is_sent_again_where_it_comes_damaged() {
+    let master = Played::start(|n, request| {
+        let (head, body) = request.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(check_of(body).trim()), "{head}");
+        if n < 2 {
+            let problem = Problem::new(400, "Bad Request", "damaged", "it was damaged");
+            return Act::Reply(400, "", serde_json::to_string(&problem).unwrap());
+        }
+        Act::Reply(200, "", r#"{"status":"ack"}"#.to_owned())
+    })
+    .await;
+    let result = crate::wire::task::SyncResult {
+        request_id: id("run42"),
+        worker_id: "a".parse().unwrap(),
+        success: true,
+        message: None,
+        assignment_id: None,
+        attempt: None,
+        task_digest: None,
+        report: None,
+    };
+    let damage = Damage::of("run42");
+    client(&[&master.url]).result(&result, &damage).await.unwrap();
+    let seen = master.requests();
+    assert_eq!((seen.len(), damage.take()), (3, 2));
+    assert!(seen.iter().all(|request| request == &seen[0]), "the same each time");
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_match_its_check_is_asked_for_again() {
+    const GOOD: &str = r#"{"active":[],"inactive":[]}"#;
+    let master = Played::start(|n, _| {
+        let body = if n == 0 { GOOD.replace("act", "bct") } else { GOOD.to_owned() };
+        Act::Checked(200, check_of(GOOD), body)
+    })
+    .await;
+    let reply = client(&[&master.url]).workers().await.unwrap();
+    assert_eq!((&reply.body[..], master.requests().len()), (GOOD.as_bytes(), 2));
+}
+
+#[tokio::test]
+async fn a_deletion_whose_answer_was_damaged_is_a_deletion() {
+    let gone = serde_json::to_string(&Problem::new(404, "", "sync_not_found", "no")).unwrap();
+    let master = Played::start(move |n, _| match n {
+        0 => Act::Checked(200, check_of("{}"), "[}".to_owned()),
+        _ => Act::Checked(404, check_of(&gone), gone.clone()),
+    })
+    .await;
+    client(&[&master.url]).delete(&id("run42")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_line_that_damages_everything_is_no_endless_loop_but_a_failure_that_may_pass() {
+    let master = Played::start(|_, _| Act::Checked(200, check_of("[]"), "{}".to_owned())).await;
+    let error = client(&[&master.url]).version().await.unwrap_err();
+    assert!(error.is_temporary() && error.to_string().contains("damaged on the way"), "{error}");
+    assert_eq!(master.requests().len(), 4);
 }

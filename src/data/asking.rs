@@ -4,8 +4,8 @@
 use super::frame::{self, HEAD};
 use super::meter::{Counted, Flow};
 use super::protocol::{MAX_REPLY, STREAM};
-use super::seal;
 use super::stream::{Ask, PROTOCOL, ready};
+use crate::util::seal;
 use crate::util::shutdown::Shutdown;
 use crate::wire::problem::Problem;
 use bytes::Bytes;
@@ -50,6 +50,8 @@ pub trait Outlet {
 pub enum Answered {
     /// The reply's document.
     Reply(Vec<u8>),
+    /// A reply that is not what was sent.
+    Damaged,
     /// It was refused; the stream is of no use any more.
     Refused(Problem),
 }
@@ -155,8 +157,10 @@ impl Exchange<'_> {
             self.receive(&mut document[at..], patience)?;
         }
         if kind == frame::REPLY {
-            let reply = seal::opened(&document).ok_or(seal::DAMAGED)?;
-            return Ok(Answered::Reply(reply.to_vec()));
+            return Ok(match seal::opened(&document) {
+                Some(reply) => Answered::Reply(reply.to_vec()),
+                None => Answered::Damaged,
+            });
         }
         let problem = serde_json::from_slice(&document);
         Ok(Answered::Refused(

@@ -4,7 +4,7 @@ use super::asks::{BLOCK, BlockValue, BlocksAsk, PruneAsk, PrunedPage};
 use super::delta::Ranged;
 use super::local::Local;
 use super::outcome::{Compared, Offered, Packed, RangeMode, RangeSent, SendError};
-use super::peers::Peer;
+use super::peer::Peer;
 use super::pool::Pool;
 use super::read::Span;
 use crate::fs::Tree;

@@ -15,9 +15,9 @@
 //! kept content like it bounds content.
 
 use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
-use super::seal;
 use super::stream::Ask;
 use crate::fs::Keep;
+use crate::util::seal::{self, DAMAGED};
 use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, MAX_BYTES, MAX_ENTRIES};
 use bytes::{Buf, Bytes};
@@ -98,6 +98,9 @@ pub enum FrameError {
         /// What is wrong.
         why: String,
     },
+    /// A document that is not what was sent.
+    #[error("a frame of kind {0:#04x}: {DAMAGED}")]
+    Damaged(u8),
     /// A frame that may not stand there.
     #[error("{0}")]
     Order(String),
@@ -315,8 +318,7 @@ impl<P: Pieces> FrameReader<P> {
             payload.extend_from_slice(&piece);
         }
         let broken = |e: minicbor::decode::Error| FrameError::Broken { kind, why: e.to_string() };
-        let damaged = || FrameError::Broken { kind, why: seal::DAMAGED.to_owned() };
-        let document = seal::opened(&payload).ok_or_else(damaged)?;
+        let document = seal::opened(&payload).ok_or(FrameError::Damaged(kind))?;
         let mut decoder = minicbor::Decoder::new(document);
         let frame = match kind {
             DIRS => Frame::Dirs(decoder.decode::<DirTable>().map_err(broken)?.dirs),

@@ -13,7 +13,7 @@
 //! - [`gate`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
 //! - [`server`], [`verbs`], [`receive`], [`maintain`]: the receiving end; [`store`]: how both it and a
 //!   copy on one host write
-//! - [`peers`], [`send`]: the sending end; [`routes`] (with [`route`],
+//! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`route`],
 //!   [`choice`], [`lease`], [`watch`], [`connect`]): over which
 //!   NICs; [`nics`], [`meter`]: our own; [`read`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
@@ -36,6 +36,7 @@ pub mod maintain;
 pub mod meter;
 pub mod nics;
 pub mod outcome;
+pub mod peer;
 pub mod peers;
 pub mod pool;
 pub mod protocol;
@@ -44,7 +45,6 @@ pub mod receive;
 pub mod roots;
 mod route;
 pub mod routes;
-pub mod seal;
 pub mod send;
 pub mod server;
 pub mod store;
@@ -62,7 +62,8 @@ pub use local::Local;
 pub use outcome::{
     Compared, Found, Offered, Packed, RangeMode, RangeSent, SendError, UnstampedDir, Written,
 };
-pub use peers::{Peer, Peers};
+pub use peer::Peer;
+pub use peers::Peers;
 pub use pool::Buffers;
 pub use read::hash_source;
 pub use roots::Roots;

@@ -60,6 +60,7 @@ pub struct DataServer {
     listeners: Vec<Listener>,
     nics: Vec<Arc<Nic>>,
     endpoints: Vec<Endpoint>,
+    stall: Duration,
 }
 
 impl DataServer {
@@ -79,7 +80,13 @@ impl DataServer {
         }
         let nics: Vec<Arc<Nic>> = listeners.iter().map(|listener| listener.nic.clone()).collect();
         let endpoints = nics.iter().map(|nic| nic.endpoint.clone()).collect();
-        Ok(DataServer { listeners, nics, endpoints })
+        Ok(DataServer { listeners, nics, endpoints, stall: STALL })
+    }
+
+    /// The same, giving up who sends next to nothing for so long.
+    #[cfg(test)]
+    pub(super) fn giving_up_after(self, stall: Duration) -> Self {
+        DataServer { stall, ..self }
     }
 
     /// Our NICs, one per endpoint.
@@ -100,7 +107,7 @@ impl DataServer {
             active: Semaphore::new(ACTIVE),
             logged: AtomicU64::new(0),
             pool,
-            stall: STALL,
+            stall: self.stall,
         });
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         let tracker = TaskTracker::new();

@@ -14,9 +14,9 @@ use super::frame::{self, FrameReader, HEAD, Pieces};
 use super::meter::{Counted, Flow};
 use super::pool::{Buffer, GATHERED, PIECE};
 use super::protocol::{MAX_TICKET, STREAM};
-use super::seal;
 use super::server::Shared;
 use super::verbs::{self, Failure};
+use crate::util::seal;
 use crate::util::shutdown::Shutdown;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -110,7 +110,7 @@ pub(super) async fn serve(
                 None => return,
             },
             Ok(None) => return,
-            Err(why) => Err(Failure::Bad(why)),
+            Err(why) => Err(why),
         };
         let (frame, refused) = match answered {
             Ok(document) => (frame::reply(&document), false),
@@ -133,7 +133,7 @@ pub(super) async fn serve(
 }
 
 /// The next ask; `None` where there is none any more.
-async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, String> {
+async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, Failure> {
     match tokio::time::timeout(IDLE, stream.readable()).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) | Err(_) => return Ok(None),
@@ -144,18 +144,22 @@ async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, String> {
         if stream.read(&mut head[..1]).await.unwrap_or(0) == 0 {
             return Ok(None);
         }
-        stream.read_exact(&mut head[1..]).await.map_err(|e| e.to_string())?;
+        let bad = |e: &dyn std::fmt::Display| Failure::Bad(e.to_string());
+        stream.read_exact(&mut head[1..]).await.map_err(|e| bad(&e))?;
         let (kind, length) = frame::split_head(head);
         if kind != frame::ASK || length > MAX_ASK {
-            return Err(format!("an ask was expected, not kind {kind:#04x} of {length} bytes"));
+            let why = format!("an ask was expected, not kind {kind:#04x} of {length} bytes");
+            return Err(Failure::Bad(why));
         }
         let mut document = vec![0; length];
-        stream.read_exact(&mut document).await.map_err(|e| e.to_string())?;
-        let document = seal::opened(&document).ok_or(seal::DAMAGED)?;
-        minicbor::decode(document).map(Some).map_err(|e| e.to_string())
+        stream.read_exact(&mut document).await.map_err(|e| bad(&e))?;
+        let damaged = || Failure::Damaged(format!("the ask: {}", seal::DAMAGED));
+        let document = seal::opened(&document).ok_or_else(damaged)?;
+        minicbor::decode(document).map(Some).map_err(|e| bad(&e))
     };
     let asked = tokio::time::timeout(ASKED, whole).await;
-    asked.unwrap_or_else(|_| Err(format!("an ask was not complete within {ASKED:?}")))
+    let late = || Failure::Bad(format!("an ask was not complete within {ASKED:?}"));
+    asked.unwrap_or_else(|_| Err(late()))
 }
 
 /// Takes what is asked in a thread of its own, which has the socket meanwhile. `None`: the socket is

@@ -2,7 +2,7 @@
 //! threads as they come.
 
 use super::asks::{BlocksAsk, PruneAsk, PruneReply, SweepAsk};
-use super::body::{STALL, drain};
+use super::body::drain;
 use super::frame::{FrameError, FrameReader};
 use super::gate::{self, Refused};
 use super::maintain::{take_blocks, take_prune, take_sweep};
@@ -11,10 +11,10 @@ use super::protocol::{
     DIGEST, MAX_TICKET, OFFER, PACK, PROBE, PRUNE, RANGE, SWEEP, TICKET_HEADER, VERSION,
 };
 use super::receive::{take_offer, take_pack, take_range};
-use super::seal;
 use super::server::{Served, Shared};
 use super::stream::{Ask, Wire};
 use crate::fs::Target;
+use crate::util::seal;
 use crate::wire::manifest::{MAX_BYTES, Manifest};
 use crate::wire::problem::{CONTENT_TYPE, Problem};
 use crate::wire::ticket::Claims;
@@ -39,6 +39,8 @@ pub(super) enum Failure {
     Verb(String),
     Method,
     Bad(String),
+    /// It is not what was sent; says what.
+    Damaged(String),
     Unhashed,
     TooLong,
     Internal(String),
@@ -48,6 +50,7 @@ impl From<FrameError> for Failure {
     fn from(e: FrameError) -> Self {
         match e {
             FrameError::Unhashed => Failure::Unhashed,
+            FrameError::Damaged(_) => Failure::Damaged(e.to_string()),
             e => Failure::Bad(e.to_string()),
         }
     }
@@ -89,6 +92,10 @@ impl Failure {
                 "everything is POSTed; a probe is a GET",
             ),
             Failure::Bad(detail) => Problem::new(400, "Bad Request", "bad_frame", detail),
+            Failure::Damaged(detail) => {
+                Problem::new(400, "Bad Request", seal::DAMAGED_CODE, detail)
+                    .hinted("send the same again")
+            }
             Failure::TooLong => {
                 let detail = format!("a document is at most {MAX_BYTES} bytes");
                 Problem::new(413, "Content Too Large", "too_long", detail)
@@ -171,10 +178,10 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
                 let manifest = Manifest::decode(bytes).map_err(|e| Failure::Bad(e.to_string()))?;
                 Ok(take_offer(&target, &manifest, rules.dry_run))
             };
-            document(request, take).await
+            document(request, shared, take).await
         }
         DIGEST => {
-            let asked = whole(request).await?;
+            let asked = whole(request, shared.stall).await?;
             let [mut scratch] = shared.pool.take([SCRATCH]).await;
             let take = move || {
                 let ask: BlocksAsk = cbor(&asked)?;
@@ -190,11 +197,11 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
                 let page = take_prune(&target, &claims, &ask).map_err(Failure::Bad)?;
                 Ok(PruneReply::of_page(&ask.dir, page))
             };
-            document(request, take).await
+            document(request, shared, take).await
         }
         _ => {
             let take = move |bytes: &[u8]| Ok(take_sweep(&target, &cbor::<SweepAsk>(bytes)?));
-            document(request, take).await
+            document(request, shared, take).await
         }
     }
 }
@@ -239,32 +246,31 @@ fn admit(request: &Request<Incoming>, served: &Served) -> Result<(Claims, Target
 /// Runs `take` in a thread of its own on the document that the body is.
 async fn document<T>(
     request: Request<Incoming>,
+    shared: &Shared,
     take: impl FnOnce(&[u8]) -> Result<T, Failure> + Send + 'static,
 ) -> Result<Vec<u8>, Failure>
 where
     T: minicbor::Encode<()> + Send + 'static,
 {
-    let bytes = whole(request).await?;
+    let bytes = whole(request, shared.stall).await?;
     run(move || take(&bytes)).await
 }
 
-/// The document that the body is.
-async fn whole(request: Request<Incoming>) -> Result<Bytes, Failure> {
+/// The document that the body is, which has so long to come.
+async fn whole(request: Request<Incoming>, patience: Duration) -> Result<Bytes, Failure> {
     let check = request.headers().get(seal::HEADER).cloned();
     let whole = Limited::new(request.into_body(), MAX_BYTES).collect();
-    match tokio::time::timeout(STALL, whole).await {
+    match tokio::time::timeout(patience, whole).await {
         Ok(Ok(bytes)) => {
             let bytes = bytes.to_bytes();
-            match check {
-                Some(check) if check != seal::in_header(&bytes) => {
-                    Err(Failure::Bad(format!("the document: {}", seal::DAMAGED)))
-                }
-                _ => Ok(bytes),
+            if !seal::fits(check.as_ref().map(HeaderValue::as_bytes), &bytes) {
+                return Err(Failure::Damaged(format!("the document: {}", seal::DAMAGED)));
             }
+            Ok(bytes)
         }
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(Failure::TooLong),
         Ok(Err(e)) => Err(Failure::Bad(e.to_string())),
-        Err(_) => Err(Failure::Bad(format!("the document did not arrive in {STALL:?}"))),
+        Err(_) => Err(Failure::Bad(format!("the document did not arrive in {patience:?}"))),
     }
 }
 

@@ -61,6 +61,7 @@ impl State {
             return stop();
         }
         self.moved(no, now);
+        self.note_damage(no, page.integrity_errors);
         let next = page.next.clone();
         self.take_page(no, &spec, page, |error| {
             error.worker_id.get_or_insert_with(|| worker.clone());

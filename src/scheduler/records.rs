@@ -25,6 +25,7 @@ use super::waiting::Waiting;
 use super::worker::Workers;
 use super::{Effect, Now, Settings, State};
 use crate::wire::options::FilterSpec;
+use crate::wire::path::show;
 use crate::wire::task::{Blob, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
 use crate::wire::worker::Drained;
@@ -351,6 +352,9 @@ impl State {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(key: &str, value: &[u8]) -> Result<T, LoadError> {
-    serde_json::from_slice(value)
-        .map_err(|e| LoadError::Broken { key: key.to_owned(), why: e.to_string() })
+    serde_json::from_slice(value).map_err(|e| {
+        // It quotes from the record, which may be long and hold anything.
+        let why: String = e.to_string().chars().take(300).collect();
+        LoadError::Broken { key: key.to_owned(), why: show(why.as_bytes()) }
+    })
 }

@@ -264,6 +264,7 @@ impl State {
             notes: sync.notes.clone(),
             verified_files: counters.verified_files,
             repaired_files: counters.repaired_files,
+            integrity_errors: counters.integrity_errors,
             options: sync.chosen(),
             bwlimit: sync.bwlimit,
             scan_done: listed && (sync.stage > Stage::Copy || sync.state != SyncState::Cancelled),

@@ -11,7 +11,7 @@ use super::task::Task;
 use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
 use crate::wire::task::{ResultOutcome, ResultReply, SyncResult, TaskReport, TaskSpec, WorkItem};
-use crate::wire::{TaskId, WorkerId};
+use crate::wire::{SyncNo, TaskId, WorkerId};
 
 impl State {
     pub(super) fn result(&mut self, result: SyncResult, now: Now) -> Reply {
@@ -114,6 +114,7 @@ impl State {
     /// them flushes in the end), whether something is to be swept, what went over the wire.
     fn note_work(&mut self, id: TaskId, report: &TaskReport, now: Now) {
         let Some(no) = self.tasks.get(&id).map(|t| t.sync) else { return };
+        self.note_damage(no, report.integrity_errors);
         let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active() && !s.dry_run()) else {
             return;
         };
@@ -128,6 +129,16 @@ impl State {
         let sent = &mut sync.counters.sent_bytes;
         *sent = sent.saturating_add(report.bytes_sent);
         self.changed(no, now);
+    }
+
+    /// What an agent found damaged on the way.
+    pub(super) fn note_damage(&mut self, no: SyncNo, found: u64) {
+        if found > 0
+            && let Some(sync) = self.syncs.get_mut(&no)
+        {
+            let all = &mut sync.counters.integrity_errors;
+            *all = all.saturating_add(found);
+        }
     }
 
     fn succeeded(

@@ -40,6 +40,8 @@ pub(super) struct Counters {
     pub(super) verified_files: u64,
     /// … and what it brought again.
     pub(super) repaired_files: u64,
+    /// What came damaged over the network.
+    pub(super) integrity_errors: u64,
     /// What was counted before the deletion.
     pub(super) pruned: Pruned,
 }

@@ -482,7 +482,27 @@ mod tests {
         }
 
         #[test]
+        fn a_manifest_that_is_almost_right_is_refused_or_is_one(edits in crate::wire::mutate::edits()) {
+            let real = Some(RelPath::new("real").unwrap());
+            let manifest = Manifest {
+                dirs: vec![DirRef { path: RelPath::new("a").unwrap(), meta: meta() }],
+                entries: vec![
+                    Entry { real, linked: true, ..entry(b"a/f", Kind::File { size: 7 }) },
+                    entry(b"l", Kind::Symlink { target: b"../x".to_vec() }),
+                ],
+            };
+            let names = NameList { names: vec![RelPath::new("a/f").unwrap(), RelPath::new("l").unwrap()] };
+            if let Ok(read) = Manifest::decode(&crate::wire::mutate::edited(&manifest.encode(), &edits)) {
+                prop_assert_eq!(Manifest::decode(&read.encode()).unwrap(), read);
+            }
+            if let Ok(read) = NameList::decode(&crate::wire::mutate::edited(&names.encode(), &edits)) {
+                prop_assert_eq!(NameList::decode(&read.encode()).unwrap(), read);
+            }
+        }
+
+        #[test]
         fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
+            let _ = NameList::decode(&bytes);
             let _ = Manifest::decode(&bytes);
             let _ = NameList::decode(&bytes);
         }

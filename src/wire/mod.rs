@@ -16,6 +16,8 @@ pub mod admin;
 pub mod ids;
 pub mod leader;
 pub mod manifest;
+#[cfg(test)]
+pub mod mutate;
 pub mod options;
 pub mod path;
 pub mod problem;

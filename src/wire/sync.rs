@@ -254,6 +254,10 @@ pub struct SyncProgress {
     /// Files that were wrong when they were read back, and were sent again.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub repaired_files: u64,
+    /// How often something came damaged over the network (a file, a range, a document), was found and was
+    /// sent again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub integrity_errors: u64,
     /// How it was to be done.
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub options: SyncOptions,

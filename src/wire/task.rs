@@ -276,6 +276,9 @@ pub struct ScanPage {
     /// What became of each file of `errors` and `pruned`, where that is recorded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub records: Vec<FileRecord>,
+    /// What the agent found damaged on the way since it told so last, whatever task it was about.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub integrity_errors: u64,
     /// The task as it is to go on behind this page; `None`: there is no more.
     pub next: Option<TaskSpec>,
 }
@@ -416,6 +419,9 @@ pub struct TaskReport {
     /// sent. Counted as skipped.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unchanged: bool,
+    /// What the agent found damaged on the way since it told so last, whatever task it was about.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub integrity_errors: u64,
 }
 
 fn is_zero(n: &u64) -> bool {

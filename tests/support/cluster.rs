@@ -156,12 +156,24 @@ impl Cluster {
         user: User,
         more: &str,
     ) -> &mut Agent {
+        let urls = self.urls();
+        self.agent_at(name, storage, user, more, (&urls, 0))
+    }
+
+    /// … that asks for work at these URLs, and listens on that port.
+    pub(crate) fn agent_at(
+        &mut self,
+        name: &str,
+        storage: &[&Path],
+        user: User,
+        more: &str,
+        (urls, port): (&str, u16),
+    ) -> &mut Agent {
         let paths: Vec<String> = storage.iter().map(|p| quoted(p)).collect();
         let config = format!(
-            "master_url: [{}]\nheartbeat_interval: 300ms\nlog: {{level: \"info,longhaul=debug\"}}\n{more}\n\
+            "master_url: [{urls}]\nheartbeat_interval: 300ms\nlog: {{level: \"info,longhaul=debug\"}}\n{more}\n\
              workers:\n  - worker_id: {name}\n    storage_paths: [{}]\n    network:\n      \
-             data_plane_endpoints: [{{address: 127.0.0.1, port: 0}}]\n",
-            self.urls(),
+             data_plane_endpoints: [{{address: 127.0.0.1, port: {port}}}]\n",
             paths.join(", ")
         );
         let dir = self.master.dir.clone();
@@ -387,6 +399,10 @@ impl Master {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address())
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     #[track_caller]

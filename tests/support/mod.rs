@@ -6,6 +6,7 @@
 pub(crate) mod cluster;
 pub(crate) mod ctl;
 pub(crate) mod guide;
+pub(crate) mod harm;
 pub(crate) mod http;
 pub(crate) mod process;
 pub(crate) mod redis;

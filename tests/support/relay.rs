@@ -1,13 +1,19 @@
 //! A link between a process and a server that can be cut: bytes then stay where they are, connections stay
 //! open, and new ones are accepted and get no answer, as behind a router that drops everything. It can
-//! also be cut in one direction, so that requests arrive and answers do not.
+//! also be cut in one direction, so that requests arrive and answers do not, and do [harm](Harm) to what passes.
 
-use std::io::{self, Read, Write};
+use super::harm::{Doer, Harm};
+use socket2::SockRef;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+/// How often a direction in which nothing comes looks whether the other one was reset.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Relays TCP connections to a server.
 pub(crate) struct Relay {
@@ -27,6 +33,7 @@ struct Link {
     /// What goes to the server, and what comes from it.
     there: Gate,
     back: Gate,
+    harm: Doer,
     stopped: AtomicBool,
 }
 
@@ -53,19 +60,25 @@ impl Gate {
 impl Relay {
     /// A link to the socket `to`.
     pub(crate) fn to(to: &Path) -> Relay {
-        Self::open(Server::Unix(to.to_owned()))
+        Self::open(Server::Unix(to.to_owned()), Harm::None)
     }
 
     /// A link to a host and port.
     pub(crate) fn to_address(to: String) -> Relay {
-        Self::open(Server::Tcp(to))
+        Self::open(Server::Tcp(to), Harm::None)
     }
 
-    fn open(to: Server) -> Relay {
+    /// A link to a port of this host, which does `harm`.
+    pub(crate) fn to_port(port: u16, harm: Harm) -> Relay {
+        Self::open(Server::Tcp(format!("127.0.0.1:{port}")), harm)
+    }
+
+    fn open(to: Server, harm: Harm) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let address = listener.local_addr().expect("an address");
         let (there, back) = (Gate::default(), Gate::default());
-        let link = Link { to: Mutex::new(to), there, back, stopped: AtomicBool::new(false) };
+        let (to, harm, stopped) = (Mutex::new(to), Doer::new(harm), AtomicBool::new(false));
+        let link = Link { to, there, back, harm, stopped };
         let link = Arc::new(link);
         let relayed = Arc::clone(&link);
         std::thread::spawn(move || {
@@ -94,6 +107,11 @@ impl Relay {
 
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// How often it has done harm so far.
+    pub(crate) fn harmed(&self) -> u64 {
+        self.link.harm.done()
     }
 
     /// New connections go to another socket, as when an address moves to another host.
@@ -147,6 +165,13 @@ impl Side {
         }
     }
 
+    /// Its end will be a reset.
+    fn reset(&self) {
+        if let Side::Tcp(stream) = self {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     fn close(&self) {
         let _ = match self {
             Side::Unix(stream) => stream.shutdown(Shutdown::Both),
@@ -162,25 +187,76 @@ fn connect(client: TcpStream, link: &Arc<Link>) -> io::Result<()> {
         Server::Unix(path) => Side::Unix(UnixStream::connect(path)?),
         Server::Tcp(address) => Side::Tcp(TcpStream::connect(address)?),
     };
-    let ends = Arc::new((Side::Tcp(client), server));
+    let ends = Connection {
+        client: Side::Tcp(client),
+        server,
+        passed: AtomicU64::new(0),
+        is_reset: AtomicBool::new(false),
+    };
+    for side in [&ends.client, &ends.server] {
+        if let Side::Tcp(stream) = side {
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(LOOK))?;
+        }
+    }
+    let ends = Arc::new(ends);
     let (there, passing) = (Arc::clone(&ends), Arc::clone(link));
-    std::thread::spawn(move || {
-        drop(pass(&there.0, &there.1, &passing.there));
-        there.1.close();
-    });
-    let ended = pass(&ends.1, &ends.0, &link.back);
-    ends.0.close();
-    ended
+    std::thread::spawn(move || drop(there.pass(true, &passing)));
+    ends.pass(false, link)
 }
 
-fn pass(from: &Side, to: &Side, gate: &Gate) -> io::Result<()> {
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let n = from.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(());
+/// A connection that is relayed.
+struct Connection {
+    client: Side,
+    server: Side,
+    /// Bytes that went through it, in both directions.
+    passed: AtomicU64,
+    is_reset: AtomicBool,
+}
+
+impl Connection {
+    /// Hands on what comes, to the server (`up`) or from it, until one of them ends it.
+    fn pass(&self, up: bool, link: &Link) -> io::Result<()> {
+        let (from, to, gate) = match up {
+            true => (&self.client, &self.server, &link.there),
+            false => (&self.server, &self.client, &link.back),
+        };
+        let ended = self.hand_on((from, to), gate, |piece| {
+            let before = self.passed.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            link.harm.harm(piece, up, before)
+        });
+        if !self.is_reset.load(Ordering::Relaxed) {
+            to.close();
         }
-        gate.pass();
-        to.write_all(&buffer[..n])?;
+        ended
+    }
+
+    fn hand_on(
+        &self,
+        (from, to): (&Side, &Side),
+        gate: &Gate,
+        harm: impl Fn(&mut [u8]) -> bool,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; 64 << 10];
+        // Who is reset is closed when both directions have let go of it, and is told nothing before.
+        while !self.is_reset.load(Ordering::Relaxed) {
+            let n = match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            gate.pass();
+            if harm(&mut buffer[..n]) {
+                to.write_all(&buffer[..n])?;
+            } else {
+                from.reset();
+                to.reset();
+                self.is_reset.store(true, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
 }

@@ -104,6 +104,7 @@ impl Fleet {
             peers: Peers::new(&[], Buffers::new(64 << 20).sending),
             direct_io: false,
             limits: Default::default(),
+            damages: Default::default(),
         }
     }
 

@@ -160,3 +160,72 @@ async fn a_name_that_is_damaged_on_the_way_is_refused_and_nothing_is_made() {
     }
     world.end().await;
 }
+
+#[tokio::test]
+async fn the_digest_of_another_range_does_not_pass_for_this_one() {
+    let world = World::new().await;
+    let content = content(2048, 1);
+    let entry = file_entry("big", 2048);
+    let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
+    let value = |offset: u64, part: &[u8]| {
+        use blake3::hazmat::HasherExt as _;
+        let mut hasher = crate::data::read::hasher_at(offset);
+        hasher.update(part);
+        Digest(hasher.finalize_non_root())
+    };
+    let send = |offset: u64, part: &[u8], value: Digest| {
+        let head = RangeHead { manifest: manifest.clone(), offset, length: 1024, dense: None };
+        let mut body = frame::range(&head);
+        body.extend(frame::content_head(part.len()));
+        body.extend(part);
+        body.extend(frame::digest(&value));
+        let mut frames = FrameReader::new(Script::whole(body));
+        take_range(&mut frames, &world.target(), true, &mut room()).unwrap().range
+    };
+    let (first, second) = content.split_at(1024);
+    // The right content with the value of the other, the other's content with its own value, the right content
+    // hashed as if it stood at the other place.
+    assert_eq!(send(1024, second, value(0, first)), Taken::Mismatch);
+    assert_eq!(send(1024, first, value(0, first)), Taken::Mismatch);
+    assert_eq!(send(1024, second, value(0, second)), Taken::Mismatch);
+    assert_eq!(send(1024, second, value(1024, second)), Taken::Written);
+    world.target().discard_part(&entry).unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_pack_of_more_files_than_a_batch_has_is_refused() {
+    let world = World::new().await;
+    let (head, file) = (frame::dirs(vec![]), frame::file(&file_entry("f", 3)));
+    // Each is begun and taken back: nothing but their number bounds them.
+    let endless = [&file[..], &frame::abort()].concat().repeat(crate::data::frame::MAX_FILES + 1);
+    let mut frames = FrameReader::new(Script::whole([head, endless].concat()));
+    let taken = take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room());
+    assert!(taken.is_err());
+    assert_eq!(world.names(), Vec::<String>::new());
+    world.end().await;
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_becomes_of_a_pack_on_its_way_what_has_a_name_is_whole(
+        edits in crate::wire::mutate::edits(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let world = runtime.block_on(World::new());
+        let mut body = frame::dirs(vec![]);
+        for name in ["one", "two"] {
+            let digest = blake3::hash(name.as_bytes()).into();
+            body.extend(file_frames(&file_entry(name, 3), name.as_bytes(), &digest));
+        }
+        body.extend(frame::end(2));
+        let mut frames = FrameReader::new(Script::whole(crate::wire::mutate::edited(&body, &edits)));
+        let _ = take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room());
+        for name in world.names() {
+            proptest::prop_assert_eq!(fs::read_to_string(world.dst().join(&name)).unwrap(), name);
+        }
+        runtime.block_on(world.end());
+    }
+}

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::data::frame::{HEAD, REFUSAL, REPLY};
-use crate::data::protocol::{PackReply, Taken};
+use crate::data::pool::PIECE;
+use crate::data::protocol::{PackReply, TICKET_HEADER, Taken};
 
 fn ask(world: &World) -> Vec<u8> {
     frame::ask(&Ask { verb: PACK.to_owned(), ticket: world.ticket() })
@@ -88,5 +89,56 @@ async fn a_server_that_stops_ends_idle_streams_and_finishes_what_it_takes() {
     assert_eq!(answer(&mut busy).await.0, REPLY);
     assert_eq!(busy.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     assert_eq!(world.names(), ["last"]);
+    world.end().await;
+}
+
+/// Sends `bytes` one at a time, with pauses, until the other side ends it; what that said.
+async fn drip(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
+    let (mut from, mut to) = stream.split();
+    let mut said = Vec::new();
+    let dripping = async {
+        for byte in bytes {
+            if to.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = dripping => panic!("it was taken to the end"),
+        _ = from.read_to_end(&mut said) => {}
+    }
+    said
+}
+
+#[tokio::test]
+async fn a_peer_that_sends_a_byte_now_and_then_is_given_up_and_leaves_nothing_behind() {
+    let stall = Duration::from_millis(300);
+    // One place for content: whoever holds it keeps it from all others.
+    let pool = Pool::new(GATHERED + 2 * PIECE);
+    let world = World::giving_up_after(stall, std::env::temp_dir(), pool).await;
+    let content = vec![1; 3000];
+    let mut pack = frame::dirs(vec![]);
+    pack.extend(file_frames(&file_entry("slow", 3000), &content, &blake3::hash(&content).into()));
+    let mut stream = world.stream().await;
+    stream.write_all(&ask(&world)).await.unwrap();
+    let said = drip(stream, &pack).await;
+    assert_eq!(said.first(), Some(&REFUSAL));
+    let text = String::from_utf8_lossy(&said).into_owned();
+    assert!(text.contains("less than 4096 bytes came in 300ms"), "{text}");
+    assert_eq!(world.names(), Vec::<String>::new());
+    // A document has as long.
+    let head = format!(
+        "POST /v1/offer HTTP/1.1\r\nhost: x\r\n{TICKET_HEADER}: {}\r\ncontent-length: 5000\r\n\r\n",
+        world.ticket()
+    );
+    let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let said = String::from_utf8(drip(stream, &[0; 5000]).await).unwrap();
+    assert!(said.starts_with("HTTP/1.1 400") && said.contains("did not arrive in 300ms"), "{said}");
+    let mut stream = world.stream().await;
+    stream.write_all(&[ask(&world), pack_of("next")].concat()).await.unwrap();
+    assert_eq!(answer(&mut stream).await.0, REPLY, "its place is free again");
+    assert_eq!(world.names(), ["next"]);
     world.end().await;
 }

@@ -1,10 +1,11 @@
 //! Answers: JSON, or a problem document.
 
 use crate::master::listing::Pieces;
+use crate::util::seal;
 use crate::wire::problem::{self, Problem};
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -53,8 +54,7 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
 
 /// Bytes that only an agent understands.
 pub(super) fn octets(bytes: Vec<u8>) -> Response {
-    let kind = HeaderValue::from_static("application/octet-stream");
-    ([(CONTENT_TYPE, kind)], bytes).into_response()
+    sealed(StatusCode::OK, "application/octet-stream", bytes)
 }
 
 /// Pieces as they come. One that can't be had breaks the connection off, so that nobody takes what
@@ -73,11 +73,19 @@ pub(super) fn stream(kind: &'static str, pieces: Pieces) -> Response {
 
 fn document(status: StatusCode, kind: &'static str, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(text) => (status, [(CONTENT_TYPE, HeaderValue::from_static(kind))], Body::from(text))
-            .into_response(),
+        Ok(text) => sealed(status, kind, text),
         Err(e) => {
             tracing::error!(error = %e, "an answer can't be written as JSON");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
+}
+
+/// A body with its check.
+fn sealed(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response {
+    let check = HeaderValue::from_str(&seal::in_header(&body));
+    let kind = [(CONTENT_TYPE, HeaderValue::from_static(kind))];
+    let mut response = (status, kind, Body::from(body)).into_response();
+    response.headers_mut().extend(check.ok().map(|c| (HeaderName::from_static(seal::HEADER), c)));
+    response
 }

@@ -1,11 +1,11 @@
 //! Reading request bodies: bounded in bytes each, bounded in bytes all together, bounded in time.
 
 use super::HttpLimits;
-use crate::util::units;
+use crate::util::{seal, units};
 use crate::wire::problem::Problem;
 use axum::body::Body;
-use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
@@ -42,7 +42,7 @@ pub(super) struct Held {
 ///
 /// # Errors
 /// 413 over the limit, 415 for an encoded or multipart body, 408 for one that comes too slowly, 503
-/// where the budget is used up, 400 for a broken one.
+/// where the budget is used up, 400 for a broken one and one that does not match its check.
 pub(super) async fn read(
     headers: &HeaderMap,
     mut body: Body,
@@ -84,6 +84,9 @@ pub(super) async fn read(
         }
         bytes.extend_from_slice(&data);
     }
+    if !seal::fits(headers.get(seal::HEADER).map(HeaderValue::as_bytes), &bytes) {
+        return Err(damaged());
+    }
     Ok(Held { bytes: bytes.into(), _place: place })
 }
 
@@ -122,6 +125,12 @@ fn plain(headers: &HeaderMap) -> Result<(), Problem> {
             .hinted("send the JSON document itself, with Content-Type: application/json"));
     }
     Ok(())
+}
+
+fn damaged() -> Problem {
+    let detail = format!("the body: {}; nothing was changed", seal::DAMAGED);
+    Problem::new(400, "Bad Request", seal::DAMAGED_CODE, detail)
+        .hinted("send the same request again")
 }
 
 fn too_large(limit: usize) -> Problem {

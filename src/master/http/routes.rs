@@ -7,6 +7,7 @@ use super::{HttpLimits, documents, guard};
 use crate::master::handle::Handle;
 use crate::master::listing::Wanted;
 use crate::scheduler::{IdempotencyKey, Select};
+use crate::util::seal;
 use crate::wire::leader::Status;
 use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
@@ -40,7 +41,13 @@ pub(super) struct App {
 impl App {
     async fn body(&self, request: Request, limit: usize) -> Result<Held, Problem> {
         let (head, body) = request.into_parts();
-        body::read(&head.headers, body, limit, &self.limits, &self.budget).await
+        let read = body::read(&head.headers, body, limit, &self.limits, &self.budget).await;
+        read.inspect_err(|problem| {
+            if problem.code == seal::DAMAGED_CODE {
+                let (method, path) = (&head.method, head.uri.path());
+                tracing::warn!(%method, path, "a request was damaged on the way; it is asked for again");
+            }
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod cases;
 mod chosen;
+mod damaged;
 mod faults;
 mod fidelity;
 mod histories;
@@ -318,6 +319,7 @@ fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>
         pruned: None,
         notes: Default::default(),
         records: vec![],
+        integrity_errors: 0,
         next,
     }
 }

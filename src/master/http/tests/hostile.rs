@@ -299,3 +299,32 @@ fn no_bytes_are_the_servers_fault() {
         }
     });
 }
+
+#[tokio::test]
+async fn a_body_that_does_not_match_its_check_changes_nothing_and_is_asked_for_again() {
+    let mut served = served().await;
+    let body = br#"{"request_id": "demo-1", "worker_id": "a", "success": true}"#;
+    let check = format!("longhaul-check: {}", crate::util::seal::in_header(body));
+    for bit in [0, 100, body.len() * 8 - 1] {
+        let mut damaged = body.to_vec();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        let got = served.ask("POST", "/workers/result", &[&check], &damaged).await;
+        assert_eq!((got.status, got.code().as_str()), (400, "damaged"), "bit {bit}");
+    }
+    let other = served.ask("POST", "/workers/result", &["longhaul-check: \u{fc}"], body).await;
+    assert_eq!((other.status, other.code().as_str()), (400, "damaged"));
+    assert!(served.nothing_asked());
+    let got = served.ask("POST", "/workers/result", &[&check], body).await;
+    assert_eq!(got.status, 200);
+}
+
+#[tokio::test]
+async fn every_answer_carries_its_check() {
+    let served = served().await;
+    let manifest = "/workers/a/assignments/00000000000000000000000000000000/manifest";
+    for target in ["/workers", "/sync/demo-1", "/sync/gone", "/version", manifest, "/nowhere"] {
+        let got = served.get(target).await;
+        let check = crate::util::seal::in_header(&got.body);
+        assert_eq!(got.header("longhaul-check"), Some(check.as_str()), "{target}");
+    }
+}

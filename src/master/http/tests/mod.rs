@@ -207,6 +207,7 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         notes: Default::default(),
         verified_files: 0,
         repaired_files: 0,
+        integrity_errors: 0,
         options: Default::default(),
         bwlimit: None,
         total_bytes: 0,

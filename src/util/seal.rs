@@ -1,6 +1,10 @@
 //! A check on documents: content has digests, and so nothing but names, metadata and answers could be
 //! damaged on the way unseen. TCP's checksum lets one in 65,536 damaged segments through, and sees
 //! nothing of what a NIC or a memory did before it was reckoned.
+//!
+//! What goes between agents always has one, in its frame or in a [header](HEADER). Requests to the master and
+//! its answers have the header where ours sends them; who writes a request by hand sends none. The heads of
+//! HTTP messages have none: a URL or a status that is damaged is another one.
 
 /// The length of a check, in bytes.
 pub const CHECK: usize = 8;
@@ -19,6 +23,12 @@ pub fn in_header(document: &[u8]) -> String {
     format!("{:016x}", u64::from_be_bytes(check(document)))
 }
 
+/// Whether a body is what was sent, as far as the header that came with it tells; without one it is taken as
+/// it is.
+pub fn fits(header: Option<&[u8]>, body: &[u8]) -> bool {
+    header.is_none_or(|sent| sent == in_header(body).as_bytes())
+}
+
 /// The document in front of its check; `None`: it is not what was sent.
 pub fn opened(sealed: &[u8]) -> Option<&[u8]> {
     let (document, sent) = sealed.split_at_checked(sealed.len().checked_sub(CHECK)?)?;
@@ -27,6 +37,9 @@ pub fn opened(sealed: &[u8]) -> Option<&[u8]> {
 
 /// Why a damaged document is not read.
 pub const DAMAGED: &str = "it does not match its check: it was damaged on the way";
+/// The code of the problem that answers a damaged request: nothing was changed, and the same request is to
+/// be sent again.
+pub const DAMAGED_CODE: &str = "damaged";
 
 #[cfg(test)]
 mod tests {
@@ -44,5 +57,12 @@ mod tests {
         }
         assert_eq!(opened(b"short"), None);
         assert_eq!(in_header(document).len(), 2 * CHECK);
+    }
+
+    #[test]
+    fn a_header_is_held_against_its_body_and_none_lets_all_pass() {
+        let sent = in_header(b"a page");
+        assert!(fits(Some(sent.as_bytes()), b"a page") && fits(None, b"a page"));
+        assert!(!fits(Some(sent.as_bytes()), b"a pagf") && !fits(Some(b""), b"a page"));
     }
 }

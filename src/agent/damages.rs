@@ -1,0 +1,39 @@
+//! What this agent found damaged on the way and has not told the master yet, by sync: the next page or result of the
+//! sync tells it, and each of those counts once. It may be about another task than the one that found it: the page
+//! that came damaged is not the one that can say so.
+
+use crate::util::damage::Damage;
+use crate::wire::RequestId;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Damages(Mutex<BTreeMap<RequestId, Damage>>);
+
+impl Damages {
+    /// Where damage to what belongs to `sync` is counted.
+    pub fn of(&self, sync: &RequestId) -> Damage {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Most syncs have none, and nobody looks for it any more when they have ended.
+        all.retain(|_, damage| damage.is_wanted());
+        all.entry(sync.clone()).or_insert_with(|| Damage::of(sync.as_str())).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_task_found_another_one_of_the_sync_tells_once() {
+        let damages = Damages::default();
+        let (one, two): (RequestId, RequestId) = ("one".parse().unwrap(), "two".parse().unwrap());
+        damages.of(&one).found(&"a page", &"b");
+        damages.of(&two);
+        assert_eq!((damages.of(&two).take(), damages.of(&one).take()), (0, 1));
+        assert_eq!(damages.of(&one).take(), 0);
+        damages.of(&two);
+        assert_eq!(damages.0.lock().unwrap().len(), 1, "what has ended is forgotten");
+    }
+}

@@ -1,0 +1,103 @@
+//! What a line can do to the bytes that pass.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Pieces of less are conversation, not content.
+const CONTENT: usize = 4 << 10;
+
+/// What is done.
+#[derive(Debug, Clone)]
+pub(crate) enum Harm {
+    None,
+    /// One bit of the content on its way to the server is flipped in so many bytes of it.
+    FlipContent(u64),
+    /// One bit is flipped in one of so many pieces of HTTP bodies, on either way; heads stay as they are.
+    FlipBodies(u64),
+    /// A connection is reset when so many bytes have passed.
+    Reset(u64),
+    /// On the way to the server this text is replaced by that one, which is as long. (And no check of a body is.)
+    Rename(String, String),
+}
+
+/// Does harm, and counts it.
+pub(crate) struct Doer {
+    harm: Harm,
+    /// Bytes, or pieces, that may be harmed.
+    seen: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Doer {
+    pub(crate) fn new(harm: Harm) -> Doer {
+        Doer { harm, seen: AtomicU64::new(0), done: AtomicU64::new(0) }
+    }
+
+    /// How often harm was done.
+    pub(crate) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Counts so many more; whether a multiple of `every` was passed.
+    fn is_turn(&self, more: u64, every: u64) -> bool {
+        let before = self.seen.fetch_add(more, Ordering::Relaxed);
+        before / every != (before + more) / every
+    }
+
+    fn harmed(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Does harm to a piece on its way (`up`: to the server); `passed` bytes came before it on its connection. False:
+    /// that is to be reset.
+    pub(crate) fn harm(&self, piece: &mut [u8], up: bool, passed: u64) -> bool {
+        match &self.harm {
+            Harm::None => {}
+            Harm::FlipContent(every) => {
+                let length = piece.len();
+                if up && length >= CONTENT && self.is_turn(length as u64, *every) {
+                    piece[length / 2] ^= 1 << (length % 8);
+                    self.harmed();
+                }
+            }
+            Harm::FlipBodies(every) => {
+                let body = body_of(piece);
+                let length = body.len();
+                if length > 0 && self.is_turn(1, *every) {
+                    body[length / 2] ^= 1 << (length % 8);
+                    self.harmed();
+                }
+            }
+            Harm::Reset(after) => {
+                if passed >= *after {
+                    self.harmed();
+                    return false;
+                }
+            }
+            Harm::Rename(from, to) if up => {
+                rename(piece, from, to);
+                rename(piece, "longhaul-check", "longhaul-chuck");
+            }
+            Harm::Rename(..) => {}
+        }
+        true
+    }
+}
+
+/// What of a piece of an HTTP/1.1 connection belongs to a body.
+fn body_of(piece: &mut [u8]) -> &mut [u8] {
+    let begins = |word: &&str| piece.starts_with(word.as_bytes());
+    if !["HTTP/1.", "GET ", "POST ", "PATCH ", "DELETE "].iter().any(begins) {
+        return piece;
+    }
+    let end = piece.windows(4).position(|w| w == b"\r\n\r\n").map_or(piece.len(), |at| at + 4);
+    &mut piece[end..]
+}
+
+fn rename(piece: &mut [u8], from: &str, to: &str) {
+    assert_eq!(from.len(), to.len());
+    for at in 0..piece.len().saturating_sub(from.len() - 1) {
+        if piece[at..].starts_with(from.as_bytes()) {
+            piece[at..at + to.len()].copy_from_slice(to.as_bytes());
+        }
+    }
+}
