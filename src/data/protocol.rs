@@ -459,6 +459,24 @@ mod tests {
         }
 
         #[test]
+        fn replies_that_are_almost_right_are_never_a_panic(edits in crate::wire::mutate::edits()) {
+            let other = |right: Vec<u8>| crate::wire::mutate::edited(&right, &edits);
+            let failed = || Fault::transient("write destination", "no room");
+            let answers = vec![Answer::Check, Answer::Failed(failed())];
+            let digests = vec![DigestOf { entry: 0, digest: Digest([1; 32]) }];
+            let unstamped = vec![Unstamped { dir: 0, fault: failed() }];
+            let offer = OfferReply { answers, digests, unstamped, ..OfferReply::default() };
+            let _ = minicbor::decode::<OfferReply>(&other(minicbor::to_vec(&offer).unwrap()));
+            let files = vec![Taken::Written, Taken::Mismatch, Taken::Failed(failed())];
+            let pack = PackReply { files, ..PackReply::default() };
+            let _ = minicbor::decode::<PackReply>(&other(minicbor::to_vec(&pack).unwrap()));
+            let manifest = Manifest::default();
+            let head = RangeHead { manifest, offset: 0, length: 1024, dense: Some(true) };
+            let bytes = other(minicbor::to_vec(&head).unwrap());
+            let _ = minicbor::decode::<RangeHead>(&bytes).map(|head| head.checked().is_ok());
+        }
+
+        #[test]
         fn a_range_that_passes_can_be_hashed(offset: u64, length in 0u64..4096, size: u64) {
             use blake3::hazmat::HasherExt as _;
             if range_fits(offset, length, size).is_ok() {

@@ -241,4 +241,47 @@ mod tests {
             FilterError::TooLong(MAX_FILTER_BYTES + 1)
         );
     }
+
+    #[test]
+    fn rules_that_are_many_or_full_of_stars_match_in_good_time() {
+        // What a matcher that goes back and tries again would not be done with in a lifetime.
+        let nested = format!("{}b", "*a".repeat(300));
+        let deep = format!("{}x", "**/".repeat(200));
+        let either = format!("{{{}}}", vec!["aa*"; 200].join(","));
+        let many: Vec<String> = (0..100).map(|i| format!("*name-{i:05}*.tmp")).collect();
+        let path = rel(["a".repeat(255), "a".repeat(255)].join("/"));
+        let one = |rule: &String| vec![rule.clone()];
+        for rules in [one(&nested), one(&deep), one(&either), many] {
+            let shown: String = rules[0].chars().take(40).collect();
+            let begun = std::time::Instant::now();
+            match Filter::new(&FilterSpec { rules, ..FilterSpec::default() }) {
+                Ok(some) => {
+                    assert!(!some.leaves_out_with_parents(&path, false) || shown.starts_with('{'))
+                }
+                Err(error) => assert!(error.to_string().len() < 10_000, "{shown}"),
+            }
+            assert!(begun.elapsed().as_secs() < 20, "{shown}: {:?}", begun.elapsed());
+        }
+        // The rest is bounded by the length of all rules together, which is refused before it is read.
+        let rules = vec!["*a".repeat(MAX_FILTER_BYTES)];
+        let begun = std::time::Instant::now();
+        assert!(Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).is_err());
+        assert!(begun.elapsed().as_secs() < 5);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_rules_are_read_or_named_and_match_any_name(
+            rules in proptest::collection::vec(
+                proptest::prop_oneof!["[]\\[*?!{},/a\\\\ #^-]{0,30}", "\\PC{0,20}"], 0..5
+            ),
+            name in proptest::collection::vec(proptest::num::u8::ANY, 1..40),
+        ) {
+            let some = Filter::new(&FilterSpec { rules, ..FilterSpec::default() });
+            if let (Ok(some), Ok(name)) = (some, RelPath::new(&name)) {
+                some.leaves_out_with_parents(&name, false);
+                some.leaves_out_with_parents(&name, true);
+            }
+        }
+    }
 }

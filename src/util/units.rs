@@ -306,4 +306,21 @@ mod tests {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_size_a_time_a_limit_or_named(
+            text in proptest::prop_oneof!["\\PC{0,20}", "-?[0-9]{0,25}[.,]?[0-9]{0,5} ?[a-zA-Z]{0,4}(/s)?"],
+        ) {
+            let said = [
+                parse_size(&text).err(),
+                parse_duration(&text).err(),
+                parse_limit(&text).err(),
+                crate::util::timetable::Timetable::default().add(&text).err(),
+            ];
+            for why in said.into_iter().flatten() {
+                proptest::prop_assert!(!why.is_empty() && why.len() < 500, "{}", why);
+            }
+        }
+    }
 }

@@ -163,6 +163,7 @@ impl Verifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn claims() -> Claims {
         Claims {
@@ -195,6 +196,25 @@ mod tests {
         assert_eq!(verifier.verify(&forged, 900), Err(TicketError::Forged));
         for bad in ["", ".", "x", "!.!"] {
             assert!(verifier.verify(bad, 900).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_ticket_but_the_masters_passes_and_none_is_a_panic(
+            edits in crate::wire::mutate::edits(),
+            text: String,
+        ) {
+            let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+            let verifier = Verifier::new(&signer.public_key()).unwrap();
+            let ticket = signer.sign(&claims());
+            let other = crate::wire::mutate::edited(ticket.as_bytes(), &edits);
+            let other = String::from_utf8_lossy(&other).into_owned();
+            // Edits may take each other back.
+            prop_assert!(other == ticket || verifier.verify(&other, 900).is_err(), "{}", other);
+            prop_assert!(verifier.verify(&text, 900).is_err());
+            let _ = Verifier::new(&text);
+            let _ = Signer::from_pkcs8(text.as_bytes());
         }
     }
 }

@@ -66,4 +66,23 @@ proptest! {
         let unsafe_line = |line: &String| line.contains(['\n', '\u{1b}']);
         prop_assert!(!shown.iter().any(unsafe_line), "{:?}", shown);
     }
+
+    #[test]
+    fn the_shipped_files_with_mistakes_in_them_are_read_or_refused_line_by_line(
+        edits in crate::wire::mutate::edits(),
+    ) {
+        for name in ["example_master.yml", "example_agent.yml"] {
+            let shipped = std::fs::read(repo_file(name)).unwrap();
+            let findings = Findings::new("f".into());
+            if let Some(root) = source::parse(&crate::wire::mutate::edited(&shipped, &edits), &findings) {
+                let item = Item::root(&root, &findings);
+                AgentsFile::read(&item, &Env::none(), &findings);
+                MasterConfig::read(&item, &Env::none(), true, &findings);
+            }
+            for problem in findings.into_problems() {
+                let line = problem.to_string();
+                prop_assert!(line.len() < 2_000 && !line.contains(['\n', '\u{1b}']), "{}", line);
+            }
+        }
+    }
 }

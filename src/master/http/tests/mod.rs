@@ -3,6 +3,7 @@
 mod api;
 mod guide;
 mod hostile;
+mod parsers;
 
 use super::{HttpLimits, serve};
 use crate::master::handle::{BlobReader, Handle, Health, Request};

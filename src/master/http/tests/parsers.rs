@@ -1,0 +1,125 @@
+//! Documents that are almost right, and JSON that nobody meant: each is read, or refused with a problem that says why.
+
+use super::super::{documents, json};
+use crate::wire::mutate::{edited, edits, odd_values, replaced};
+use crate::wire::problem::Problem;
+use crate::wire::task::ScanPage;
+use proptest::prelude::*;
+use serde_json::{Value, json as object};
+
+type Reader = fn(&[u8]) -> Result<(), Problem>;
+
+/// Each document of the API, right and as long as it gets, with what reads it.
+fn documents_of_the_api() -> Vec<(Value, Reader)> {
+    let digest = "07".repeat(32);
+    let error = object!({
+        "path": "d/x", "operation": "open source", "errno": "EACCES", "message": "permission denied", "worker_id": "a",
+        "attempt": 2, "class": "permanent"
+    });
+    let copy = object!({"kind": "copy", "manifest": "AAEC", "files": 1, "dirs": 0, "bytes": 9});
+    vec![
+        (
+            object!({
+                "request_id": "demo-1", "source_path": "/a", "destination_path": {"path_b64": "L2Iv/w=="},
+                "chunk_size_mb": 64, "file_list": ["x", {"path_b64": "/3g="}], "bwlimit": 1048576,
+                "options": {
+                    "record": true, "compare": "checksum", "links": "skip", "recursive": true,
+                    "filter": {"rules": ["*.o", "!b.o"], "min_size": 1, "older_than": 5}
+                }
+            }),
+            |bytes| documents::sync_request(bytes, 64).map(drop),
+        ),
+        (
+            object!({
+                "source_path": "/a", "destination_path": "/b",
+                "options": {"dry_run": true, "delete": {"max": 5, "allow_empty_source": true}}
+            }),
+            |bytes| documents::sync_request(bytes, 64).map(drop),
+        ),
+        (object!({"bwlimit": 1048576}), |bytes| documents::sync_change(bytes).map(drop)),
+        (object!({"request_id": "r", "failed_only": true}), |b| {
+            documents::retry_request(b).map(drop)
+        }),
+        (object!({"worker_id": "worker-a"}), |bytes| documents::reassign(bytes).map(drop)),
+        (object!({"by": "me", "reason": "a disk"}), |bytes| {
+            documents::drain_order(bytes).map(drop)
+        }),
+        (
+            object!({
+                "worker_id": "w", "status": "READY", "storage_paths": ["/a"], "data_plane_endpoints": ["10.0.0.1:9000"],
+                "timestamp": "2026-01-01T00:00:00Z", "incarnation": "i", "boot_id": "b", "free_bytes": {"/a": 5},
+                "in_hand": ["00".repeat(16)], "slots": 4, "agent_version": "0.1.0", "protocol": 2,
+                "usage": {"demo-1": {"moved": 5, "held_ms": 6}}, "stuck": ["/a"],
+                "nics": [{"endpoint": "10.0.0.1:9000", "iface": "ib0", "sent": 1, "received": 2, "connections": 3,
+                          "requests": 4, "goodput": 5, "aside": "down"}]
+            }),
+            |bytes| documents::heartbeat(bytes).map(drop),
+        ),
+        (
+            object!({
+                "request_id": "demo-1", "worker_id": "a", "success": true, "message": "m", "attempt": 2,
+                "assignment_id": "01".repeat(16), "task_digest": digest,
+                "report": {
+                    "files_done": 1, "files_skipped": 2, "dirs_done": 3, "bytes_done": 4, "wrote": ["b"],
+                    "failures": [error], "retry": copy, "integrity_errors": 2
+                }
+            }),
+            |bytes| documents::result(bytes).map(drop),
+        ),
+        (
+            object!({
+                "task_digest": digest, "page": 3, "work": [copy], "spawn": ["d"], "errors": [error],
+                "root": {"file_system": "x", "empty": false}, "next": {"kind": "list", "start": 5}
+            }),
+            |bytes| json::typed::<ScanPage>(bytes).map(drop),
+        ),
+    ]
+}
+
+/// Holds what a reader said of a document to be an answer that somebody can do something with.
+fn clear(read: Result<(), Problem>) -> Result<(), TestCaseError> {
+    let Err(problem) = read else { return Ok(()) };
+    prop_assert!([400, 413, 422].contains(&problem.status), "{problem:?}");
+    prop_assert!(!problem.detail.is_empty() && !problem.code.is_empty());
+    let said = problem.errors.iter().flat_map(|e| [&e.pointer, &e.detail]);
+    for text in said.chain([&problem.detail]) {
+        prop_assert!(text.len() < 2_000 && !text.chars().any(char::is_control), "{text:?}");
+    }
+    prop_assert!(serde_json::to_vec(&problem).unwrap().len() < 64 << 10, "{problem:?}");
+    Ok(())
+}
+
+#[test]
+fn the_documents_that_are_changed_here_are_right() {
+    for (document, read) in documents_of_the_api() {
+        read(document.to_string().as_bytes()).unwrap_or_else(|e| panic!("{document}: {e:?}"));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn almost_right_documents_are_read_or_refused_in_clear_words(
+        with in prop::collection::vec((any::<prop::sample::Index>(), odd_values()), 1..4),
+        edits in edits(),
+    ) {
+        for (document, read) in documents_of_the_api() {
+            let other = replaced(&document, &with).to_string();
+            clear(read(other.as_bytes()))?;
+            clear(read(&edited(document.to_string().as_bytes(), &edits)))?;
+            clear(read(&edited(other.as_bytes(), &edits)))?;
+        }
+    }
+
+    #[test]
+    fn what_is_nothing_of_the_kind_is_refused_in_clear_words(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+        value in odd_values(),
+    ) {
+        for (_, read) in documents_of_the_api() {
+            clear(read(&bytes))?;
+            clear(read(value.to_string().as_bytes()))?;
+        }
+    }
+}
