@@ -286,9 +286,11 @@ impl Sync {
         }
     }
 
-    /// Begins anew: nothing counted, nothing out.
+    /// Begins anew: nothing out, nothing counted but damage.
     pub(super) fn reset(&mut self) {
-        self.counters = Counters::default();
+        // That tells of the network, whatever has to be done again.
+        let integrity_errors = self.counters.integrity_errors;
+        self.counters = Counters { integrity_errors, ..Counters::default() };
         self.errors.clear();
         self.error_counts.clear();
         self.hard_failures = false;

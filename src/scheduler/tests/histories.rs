@@ -96,6 +96,8 @@ struct Play {
     dirty: bool,
     /// Whose outcome was recorded.
     recorded: Vec<String>,
+    /// What came damaged, by results that counted.
+    damaged: u64,
 }
 
 const NAMES: [&str; 4] = ["s1", "s2", "d1", "d2"];
@@ -110,6 +112,7 @@ impl Play {
             sent: vec![],
             dirty: false,
             recorded: vec![],
+            damaged: 0,
         };
         let request = SyncRequest { options, ..request(Some("demo"), "/src/a", "/dst/b") };
         play.world.play(Event::Submit { request, list: None, idempotency: None });
@@ -197,9 +200,11 @@ impl Play {
         if dry {
             report.wrote.clear();
         }
+        report.integrity_errors = at as u64 % 3;
         let done = result(&assignment, true, report);
         self.sent.push(done.clone());
         if self.world.finish(done) == Some(ResultOutcome::Applied) {
+            self.damaged += at as u64 % 3;
             self.dirty = (self.dirty || writes(&assignment)) && assignment.task.kind() != "flush";
             if assignment.task.kind() == "copy" && assignment.options.record {
                 self.recorded.push(assignment.task_id.to_string());
@@ -510,6 +515,7 @@ proptest! {
             .map(|record| record.path.to_string())
             .collect();
         prop_assert_eq!(done, play.recorded);
+        prop_assert_eq!(end.integrity_errors, play.damaged);
         prop_assert!(play.world.state.tasks.is_empty());
         prop_assert!(play.world.blobs.is_empty());
     }
