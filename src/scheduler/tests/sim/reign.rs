@@ -121,8 +121,10 @@ impl Sim {
             match self.chance.below(1000) {
                 0 => return self.crash("before its commit"),
                 1 => {
-                    drop(master.commit(&writes, &mut self.store, &mut self.lists));
-                    self.judge.stored(&master.state, &self.store);
+                    let ended = master.commit(&writes, &mut self.store, &mut self.lists);
+                    if matches!(ended, Ended::Done(_)) {
+                        self.judge.stored(&master.state, &self.store);
+                    }
                     return self.crash("behind its commit");
                 }
                 2..5 => return self.store_stuck(master, writes),
