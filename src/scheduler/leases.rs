@@ -454,8 +454,12 @@ impl State {
         let mut ran_out = Vec::new();
         for task in self.tasks.values_mut() {
             match &mut task.state {
-                // It was us who slept: the agents had no chance to renew.
-                TaskState::Leased(lease) if slept => lease.deadline_ms += gap,
+                // It was us who slept: the agents had no chance to renew. What came since we woke counts
+                // from then.
+                TaskState::Leased(lease) if slept => {
+                    let whole = now.mono_ms.saturating_add(self.settings.lease_ms);
+                    lease.deadline_ms = lease.deadline_ms.saturating_add(gap).min(whole);
+                }
                 TaskState::Leased(lease) if lease.deadline_ms <= now.mono_ms => {
                     ran_out.push((task.id, lease.worker.clone()));
                 }

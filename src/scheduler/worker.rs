@@ -279,7 +279,7 @@ impl Workers {
         self.version += gone.len() as u64;
         gone.iter().for_each(|id| self.remove(id));
         for (id, worker) in &mut self.known {
-            worker.heard_ms += slept_ms;
+            worker.heard_ms = worker.heard_ms.saturating_add(slept_ms).min(now.mono_ms);
             let silent = silent(worker);
             if worker.active && silent > timeout_ms {
                 tracing::warn!(worker = %id, "no heartbeat for {} s", silent / 1000);

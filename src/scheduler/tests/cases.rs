@@ -185,6 +185,19 @@ fn a_master_that_slept_takes_nothing_away() {
 }
 
 #[test]
+fn what_a_master_hears_when_it_wakes_counts_from_then() {
+    let (mut world, scan) = scanning();
+    world.play(Event::Tick);
+    world.now.mono_ms += 3_600_000;
+    // What lay in its queue is taken in before it looks how late it is.
+    world.beat("s", "1", &["/src"], &[scan.assignment_id]);
+    world.play(Event::Tick);
+    world.pass(50_000);
+    assert_eq!(world.state.leases.all().count(), 0, "nobody renewed it for longer than a lease");
+    assert!(!world.state.workers.get(&scan.worker_id).unwrap().active, "it is silent");
+}
+
+#[test]
 fn a_worker_without_digests_takes_part_and_is_counted_as_unverified() {
     let mut world = World::new();
     world.play(Event::Heartbeat(heartbeat("s", None, &["/src"], &[])));

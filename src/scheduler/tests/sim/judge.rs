@@ -453,7 +453,7 @@ impl Sim {
         }
         let manifests = self.store.blobs.keys().filter(|key| key.starts_with("m/"));
         let manifests: Vec<&String> = manifests.collect();
-        assert!(manifests.is_empty(), "I21: manifests stay behind: {manifests:?}");
+        assert!(manifests.is_empty(), "I7: manifests stay behind: {manifests:?}");
         for site in self.sites.iter().filter(|_| !self.judge.forgetful) {
             assert!(site.parts.is_empty(), "I14: part files stay behind: {:?}", site.parts.keys());
             assert!(site.kept.is_empty(), "I14: names of files stay behind: {:?}", site.kept);

@@ -121,8 +121,10 @@ impl Sim {
             match self.chance.below(1000) {
                 0 => return self.crash("before its commit"),
                 1 => {
-                    drop(master.commit(&writes, &mut self.store, &mut self.lists));
-                    self.judge.stored(&master.state, &self.store);
+                    let ended = master.commit(&writes, &mut self.store, &mut self.lists);
+                    if matches!(ended, Ended::Done(_)) {
+                        self.judge.stored(&master.state, &self.store);
+                    }
                     return self.crash("behind its commit");
                 }
                 2..5 => return self.store_stuck(master, writes),
@@ -135,7 +137,9 @@ impl Sim {
 
     /// Writes the lines of lists; where one is gone, its sync is told.
     fn write_lines(&mut self, master: &mut Master, old: bool) {
-        for sync in master.write_lines(&mut self.lists) {
+        // Who was deposed writes to a spool of its own.
+        let mut own = if old { self.lists.clone() } else { BTreeMap::new() };
+        for sync in master.write_lines(if old { &mut own } else { &mut self.lists }) {
             assert!(old || self.judge.forgetful, "I13: a gap in the list of sync {sync}");
             self.apply(master, None, Event::ListingLost { sync, why: "gone".to_owned() }, old);
         }
