@@ -101,7 +101,10 @@ impl State {
     pub(super) fn delay(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id) else { return };
         let elsewhere = self.untried(task, &task.tried);
-        let wait = u64::try_from(BACKOFF.delay(task.failures.saturating_sub(1)).as_millis());
+        // Tasks that failed together do not come back together; the same one always after the same time.
+        let seed = task.id.0 ^ task.sync.0.rotate_left(32);
+        let wait = BACKOFF.jittered(task.failures.saturating_sub(1), seed);
+        let wait = u64::try_from(wait.as_millis());
         let until_ms = now.mono_ms.saturating_add(wait.unwrap_or(u64::MAX));
         if let Some(task) = self.tasks.get_mut(&id) {
             task.spared_until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);

@@ -46,6 +46,41 @@ fn a_reboot_between_a_write_and_its_result_is_noticed() {
 }
 
 #[test]
+fn tasks_that_failed_together_come_back_one_after_the_other() {
+    let again = |world: &World| {
+        let delayed = world.state.tasks.values().filter_map(|task| match task.state {
+            task::TaskState::Delayed { until_ms } => Some(until_ms),
+            _ => None,
+        });
+        delayed.collect::<Vec<_>>()
+    };
+    let failed_twice = || {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, (0..20).map(|_| batch(1, 0)).collect(), None));
+        for _ in 0..2 {
+            let copies: Vec<Assignment> = std::iter::from_fn(|| world.poll("s", "1")).collect();
+            assert_eq!(copies.len(), 20);
+            world.pass(1);
+            for copy in copies {
+                world.finish(result(&copy, false, TaskReport::default()));
+            }
+            if again(&world).iter().all(|at| *at <= world.now.mono_ms) {
+                // The first time they come back at once.
+                world.pass(1);
+            }
+        }
+        let until = again(&world);
+        (until, world.now.mono_ms)
+    };
+    let (until, now) = failed_twice();
+    assert_eq!(until.len(), 20);
+    let different: std::collections::BTreeSet<u64> = until.iter().copied().collect();
+    assert!(different.len() > 15, "{until:?}");
+    assert!(until.iter().all(|at| (750..=1_000).contains(&(at - now))), "{until:?} after {now}");
+    assert_eq!(failed_twice().0, until, "the same history, the same times");
+}
+
+#[test]
 fn whom_work_that_was_lost_may_have_written_to_is_flushed_though_silent_by_then() {
     let (mut world, scan) = scanning();
     world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
