@@ -256,10 +256,11 @@ impl State {
         }
     }
 
-    /// Flush tasks that can't be done any more: the writer's host rebooted, or nobody who could flush
-    /// comes for long.
+    /// Flush tasks that can't be done any more: the writer's host rebooted (then all is compared again, where that can
+    /// help), or nobody who could flush comes for long.
     pub(super) fn flushes_in_vain(&mut self, now: Now) {
         let mut vain: Vec<(TaskId, String)> = Vec::new();
+        let mut lost: Vec<(TaskId, String)> = Vec::new();
         let mut in_time: Vec<TaskId> = Vec::new();
         for task in self.working.iter().filter_map(|no| self.syncs.get(no)).flat_map(|s| &s.tasks) {
             let Some(task) = self.tasks.get(task) else { continue };
@@ -283,7 +284,7 @@ impl State {
             let rebooted =
                 writer.is_some_and(|w| w.active && w.said.boot_id.as_ref() != boot && !runs);
             if rebooted {
-                vain.push((
+                lost.push((
                     task.id,
                     format!(
                         "the host of worker {bound} was rebooted before what it wrote was flushed; \
@@ -302,7 +303,8 @@ impl State {
                 task.since_ms = now.mono_ms;
             }
         }
-        for (id, why) in vain {
+        lost.retain(|(id, _)| !self.recheck(*id, now));
+        for (id, why) in vain.into_iter().chain(lost) {
             self.give_up(id, &why, None, now);
         }
     }
