@@ -122,8 +122,6 @@ impl Node {
 /// What serves the kernel.
 struct Served {
     rules: Arc<Rules>,
-    /// The kernel keeps what is written, and writes it later.
-    write_back: bool,
     /// The number of the directory that is shown: its own is 1.
     root: u64,
     nodes: Mutex<HashMap<u64, Arc<Node>>>,
@@ -138,24 +136,14 @@ pub(crate) struct Failing {
 }
 
 impl Failing {
-    /// Shows `shown` at `at`. What is written is passed on at once.
+    /// Shows `shown` at `at`. The kernel keeps nothing: each call comes here as it is made.
     pub(crate) fn mount(shown: &Path, at: &Path) -> Failing {
-        Self::start(shown, at, false)
-    }
-
-    /// … when the kernel finds time, or is told to: as with a disk.
-    pub(crate) fn mount_write_back(shown: &Path, at: &Path) -> Failing {
-        Self::start(shown, at, true)
-    }
-
-    fn start(shown: &Path, at: &Path, write_back: bool) -> Failing {
         let rules = Arc::new(Rules::default());
         let file = reach(shown).expect("what is shown");
         let root = file.metadata().expect("what is shown").ino();
         let node = Arc::new(Node { file, name: OsString::new() });
         let served = Arc::new(Served {
             rules: rules.clone(),
-            write_back,
             root,
             nodes: Mutex::new(HashMap::from([(1, node)])),
             open: Mutex::default(),
@@ -253,7 +241,7 @@ impl Served {
     fn done(&self, ask: &mut Ask<'_>) -> Answer {
         let node = ask.node;
         match ask.call {
-            wire::INIT => wire::init(ask, self.write_back),
+            wire::INIT => wire::init(ask),
             wire::LOOKUP => self.find(node, &ask.text()),
             wire::GETATTR => {
                 let meta = self.node(node)?.file.metadata().map_err(errno)?;
@@ -370,15 +358,14 @@ impl Served {
         self.judge(Call::Open, node)?;
         let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR);
         let mut how = OpenOptions::new();
-        // To write pages back, the kernel reads what is around what was written.
-        how.read(true).write(writes || self.write_back);
+        how.read(true).write(writes);
         Ok(self.opened(how.open(self.node(node)?.path()).map_err(errno)?))
     }
 
     fn opened(&self, file: File) -> Vec<u8> {
         let handle = self.handles.fetch_add(1, Ordering::Relaxed);
         held(&self.open).insert(handle, Arc::new(file));
-        Reply::opened(handle, if self.write_back { 0 } else { wire::DIRECT_IO })
+        Reply::opened(handle, wire::DIRECT_IO)
     }
 
     fn set(&self, ask: &mut Ask<'_>) -> Answer {

@@ -160,13 +160,12 @@ impl Reply {
     }
 }
 
-/// Answers the kernel's first request; `write_back`: it may keep what is written.
-pub(super) fn init(ask: &mut Ask<'_>, write_back: bool) -> Result<Vec<u8>, Errno> {
+/// Answers the kernel's first request.
+pub(super) fn init(ask: &mut Ask<'_>) -> Result<Vec<u8>, Errno> {
     const BIG_WRITES: u32 = 1 << 5;
     const PARALLEL: u32 = 1 << 18;
-    const WRITE_BACK: u32 = 1 << 16;
     let (_major, _minor, ahead, offered) = (ask.u32(), ask.u32(), ask.u32(), ask.u32());
-    let wanted = BIG_WRITES | PARALLEL | if write_back { WRITE_BACK } else { 0 };
+    let wanted = BIG_WRITES | PARALLEL;
     if offered & wanted != wanted {
         return Err(Errno::PROTO);
     }
