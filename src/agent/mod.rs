@@ -164,7 +164,7 @@ fn ledger(config: &AgentConfig) -> impl FnOnce() -> Ledger + Send + use<> {
         Ledger::open(&file, boot_id()).unwrap_or_else(|e| {
             tracing::warn!(
                 "cannot use {}: {e}; after a crash of this host nobody will know what it had not flushed; let the \
-                 agent's user write there, or set another data_dir",
+                 agent's user write there, set another data_dir, or remove what stands there",
                 file.display()
             );
             Ledger::default()

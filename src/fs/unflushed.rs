@@ -111,13 +111,12 @@ impl Ledger {
     /// # Errors
     /// It can't be read or written. One that makes no sense is an error as well: what was not flushed is not known then.
     pub fn open(file: &Path, boot: Option<String>) -> io::Result<Ledger> {
-        file.parent().map_or(Ok(()), fs::create_dir_all)?;
         let kept: Vec<Kept> = match fs::read(file) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(e),
         };
-        let mut notes = BTreeMap::new();
+        let (mut notes, mut changed) = (BTreeMap::new(), false);
         for Kept { path, mut note } in kept {
             if let Some(dirty) = note.unflushed.take_if(|dirty| dirty.boot != boot) {
                 tracing::warn!(
@@ -125,11 +124,14 @@ impl Ledger {
                      since is compared by content"
                 );
                 note.suspect = Some(Span::around(dirty.since, now()).merge(note.suspect));
+                changed = true;
             }
             notes.insert(path.as_bytes().to_vec(), (path, note));
         }
         let ledger = Ledger { file: Some(file.to_owned()), boot, notes: Mutex::new(notes) };
-        ledger.save(&ledger.notes())?;
+        if changed {
+            ledger.save(&ledger.notes())?;
+        }
         Ok(ledger)
     }
 
@@ -137,9 +139,17 @@ impl Ledger {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts it on stable storage.
+    /// Puts it on stable storage. Nothing to note is no file.
     fn save(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, Note)>) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
+        let dir = file.parent().unwrap_or(Path::new("/"));
+        if notes.is_empty() {
+            return match fs::remove_file(file) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            };
+        }
+        fs::create_dir_all(dir)?;
         let kept =
             notes.values().map(|(path, note)| Kept { path: path.clone(), note: note.clone() });
         let text = serde_json::to_vec(&kept.collect::<Vec<_>>())?;
@@ -148,17 +158,15 @@ impl Ledger {
         out.write_all(&text)?;
         out.sync_all()?;
         fs::rename(&new, file)?;
-        match file.parent() {
-            Some(dir) => File::open(dir)?.sync_all(),
-            None => Ok(()),
-        }
+        File::open(dir)?.sync_all()
     }
 
     fn save_or_warn(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, Note)>) {
         if let Err(e) = self.save(notes) {
             let file = self.file.as_deref().unwrap_or(Path::new("")).display();
             tracing::error!(
-                "cannot write {file}: {e}; if this host crashes now, nobody knows what it had not flushed"
+                "cannot write {file}: {e}; if this host crashes now, nobody knows what it had not flushed; let the \
+                 agent's user write there, or set another data_dir"
             );
         }
     }
