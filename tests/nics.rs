@@ -136,7 +136,8 @@ impl Lab {
         };
         let agents = self.path("agents.yml");
         let text = format!(
-            "master_url: http://10.77.0.254:8888\nheartbeat_interval: 300ms\nslots: 2\nworkers:\n{}{}{}",
+            "master_url: http://10.77.0.254:8888\nheartbeat_interval: 300ms\nslots: 2\ndata_dir: {}\nworkers:\n{}{}{}",
+            dir(self.path("state-of-agents")).display(),
             worker("a", 1, &src),
             worker("b", 2, &dst),
             // On the control net, for those who want another one.

@@ -39,6 +39,8 @@ pub mod tune;
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
 use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate};
+use crate::fs::Ledger;
+use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
 use crate::util::units;
 use crate::wire::worker::Endpoint;
@@ -76,8 +78,9 @@ impl Agent {
     /// # Errors
     /// A storage path that can't be opened, an endpoint that can't be listened on.
     pub async fn bind(config: AgentConfig) -> anyhow::Result<Self> {
-        let paths = config.storage_paths.clone();
-        let roots = tokio::task::spawn_blocking(move || Roots::open(&paths)).await?;
+        let (paths, ledger) = (config.storage_paths.clone(), ledger(&config));
+        let open = move || Roots::open_noting(&paths, ledger());
+        let roots = tokio::task::spawn_blocking(open).await?;
         let roots = roots.context("cannot serve the storage paths")?;
         let server = DataServer::bind(&config.data_plane_endpoints).await?;
         Ok(Agent { config, roots: Arc::new(roots), server })
@@ -153,6 +156,23 @@ pub async fn run(config: AgentConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     let client = MasterClient::new(config.master_urls.clone(), ClientOptions::default())?;
     Agent::bind(config).await?.serve(client, shutdown).await;
     Ok(())
+}
+
+/// Where it is remembered what was not flushed. An agent that can't remember works all the same.
+fn ledger(config: &AgentConfig) -> impl FnOnce() -> Ledger + Send + use<> {
+    let (dir, worker) = (config.data_dir.clone(), config.worker_id.clone());
+    move || {
+        let Some(dir) = dir else { return Ledger::default() };
+        let file = dir.join(format!("unflushed-{worker}.json"));
+        Ledger::open(&file, boot_id()).unwrap_or_else(|e| {
+            tracing::warn!(
+                "cannot use {}: {e}; after a crash of this host nobody will know what it had not flushed; let the \
+                 agent's user write there, set another data_dir, or remove what stands there",
+                file.display()
+            );
+            Ledger::default()
+        })
+    }
 }
 
 fn authorities(endpoints: &[Endpoint]) -> Vec<String> {

@@ -214,6 +214,7 @@ impl Play {
             bwlimit: None,
             buffer_memory: DEFAULT_BUFFER_MEMORY,
             direct_io: false,
+            data_dir: None,
             log: LogConfig::default(),
         };
         let script = Mutex::new(script);
@@ -449,6 +450,7 @@ async fn an_agent_does_not_start_without_its_storage_or_its_address() {
         bwlimit: None,
         buffer_memory: DEFAULT_BUFFER_MEMORY,
         direct_io: false,
+        data_dir: None,
         log: LogConfig::default(),
     };
     let missing = Agent::bind(config("missing", "127.0.0.1")).await.err().unwrap();

@@ -2,6 +2,7 @@
 
 use super::Env;
 use super::log::LogConfig;
+use super::master::read_dir;
 use super::nic::{self, Nic};
 use super::reader::{Fields, Findings, Item, did_you_mean, quoted};
 use super::report::Pos;
@@ -9,6 +10,7 @@ use crate::util::units;
 use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 use url::Url;
 
@@ -37,6 +39,8 @@ pub struct AgentConfig {
     pub buffer_memory: u64,
     /// Large source files are read past the page cache, where that can be.
     pub direct_io: bool,
+    /// Where it remembers what was not flushed; `None`: it does not.
+    pub data_dir: Option<PathBuf>,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -65,7 +69,7 @@ fn cores() -> usize {
 }
 
 /// The keys that only an agents file has, to tell it from a master's file.
-pub(super) const KEYS: [&str; 12] = [
+pub(super) const KEYS: [&str; 13] = [
     "master_url",
     "workers",
     "worker_id",
@@ -77,6 +81,7 @@ pub(super) const KEYS: [&str; 12] = [
     "bwlimit",
     "buffer_memory",
     "direct_io",
+    "data_dir",
     "log",
 ];
 
@@ -111,6 +116,7 @@ struct Shared {
     bwlimit: Option<u64>,
     buffer_memory: u64,
     direct_io: bool,
+    data_dir: PathBuf,
     log: LogConfig,
 }
 
@@ -154,6 +160,9 @@ impl Shared {
         if let Some(direct) = fields.get("direct_io").and_then(|i| i.flag()) {
             self.direct_io = direct;
         }
+        if let Some(dir) = fields.get("data_dir").and_then(|i| read_dir(&i)) {
+            self.data_dir = dir;
+        }
         self.log.read(fields.get("log"));
     }
 }
@@ -180,6 +189,7 @@ impl AgentsFile {
                 bwlimit: None,
                 buffer_memory: DEFAULT_BUFFER_MEMORY,
                 direct_io: false,
+                data_dir: env.state_dir.clone(),
                 log: LogConfig::default(),
             },
             ids: BTreeMap::new(),
@@ -325,6 +335,7 @@ impl WorkerReader {
             bwlimit: shared.bwlimit,
             buffer_memory: shared.buffer_memory,
             direct_io: shared.direct_io,
+            data_dir: Some(shared.data_dir),
             log: shared.log,
         };
         Some(Worker { config, path_places, endpoint_places, label: fields.item.path.clone() })

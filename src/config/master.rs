@@ -433,7 +433,7 @@ fn read_listen(item: &Item<'_>) -> Option<SocketAddr> {
     })
 }
 
-fn read_dir(item: &Item<'_>) -> Option<PathBuf> {
+pub(super) fn read_dir(item: &Item<'_>) -> Option<PathBuf> {
     let dir = PathBuf::from(item.text()?);
     if !dir.is_absolute() {
         item.error("must be an absolute path (start with `/`)");

@@ -1,7 +1,7 @@
 //! The storage roots of an agent: every path that it is asked for must lie below (or at) one.
 
 use super::gate::{Refused, TicketGate};
-use crate::fs::{FsError, Root, Target, TargetOptions, Tree};
+use crate::fs::{FsError, Ledger, Root, Target, TargetOptions, Tree};
 use crate::wire::ticket::{Claims, TicketError};
 use crate::wire::{AbsPath, SyncNo};
 use std::sync::Arc;
@@ -18,7 +18,17 @@ impl Roots {
     /// # Errors
     /// The first that can't be opened.
     pub fn open(paths: &[AbsPath]) -> Result<Self, FsError> {
-        let mut roots = paths.iter().map(Root::open).collect::<Result<Vec<_>, _>>()?;
+        Self::open_noting(paths, Ledger::default())
+    }
+
+    /// The same, and what is written below them and not flushed is noted in `ledger`.
+    ///
+    /// # Errors
+    /// Like [`Roots::open`].
+    pub fn open_noting(paths: &[AbsPath], ledger: Ledger) -> Result<Self, FsError> {
+        let ledger = Arc::new(ledger);
+        let open = |path| Root::open_noting(path, ledger.clone());
+        let mut roots = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         roots.sort_by_key(|root| std::cmp::Reverse(root.path().as_bytes().len()));
         Ok(Roots { roots })
     }

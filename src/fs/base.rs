@@ -196,7 +196,7 @@ impl Target {
     /// from memory.
     fn announce(&self, fd: &OwnedFd, offset: u64, length: u64) -> Step<()> {
         let _ = rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::Sequential);
-        if self.rules.readback {
+        if self.rules.readback || self.suspect.is_some() {
             // Pages that are not written yet would stay.
             rustix::fs::fdatasync(fd)?;
             rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::DontNeed)?;

@@ -55,6 +55,7 @@ mod target;
 #[cfg(test)]
 mod testing;
 mod trash;
+mod unflushed;
 mod walk;
 mod xattr;
 
@@ -75,4 +76,5 @@ pub use reconcile::{Reconciled, Verdict};
 pub use root::{Root, Tree};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};
+pub use unflushed::Ledger;
 pub use walk::{LINKS_LEFT_OUT, Walk, WalkOptions};

@@ -67,6 +67,7 @@ impl Target {
     /// # Errors
     /// The directory can't be made or written to, or the file not made that long.
     pub fn part(&self, entry: &Entry) -> Result<PartFile> {
+        self.writes();
         self.retry_if_gone(|| self.try_part(entry))
             .map_err(|errno| self.error("open part file of", &entry.path, errno))
     }
@@ -150,7 +151,8 @@ impl Target {
             return None;
         }
         let fd = open_base(&place.dir, place.name).ok()?;
-        rustix::fs::fstat(&fd).is_ok_and(|stat| is_version(&stat, entry)).then_some(fd)
+        let stat = rustix::fs::fstat(&fd).ok()?;
+        (is_version(&stat, entry) && !self.is_suspect(&stat)).then_some(fd)
     }
 
     /// Whether size and time tell one version of a file from another.

@@ -368,19 +368,30 @@ impl<'a> Batch<'a> {
         let same = match rules.compare {
             Compare::Size => true,
             Compare::SizeTime => lag(stat, &entry.meta) <= u128::from(rules.mtime_tolerance_ns),
-            Compare::Checksum => {
-                let Some(wanted) = entry.digest else { return Ok(Content::Unknown) };
-                return match self.target.digest(place) {
-                    Ok(Some((size, digest))) if size == entry.size() && digest == wanted => {
-                        Ok(Content::Same(Some(digest)))
-                    }
-                    // What can't be read can be replaced.
-                    Ok(_) | Err(Errno::ACCESS) => Ok(Content::Differs),
-                    Err(errno) => Err(self.target.error("read", &entry.path, errno)),
-                };
-            }
+            Compare::Checksum => return self.compare_digests(entry, place),
         };
+        if same && self.target.is_suspect(stat) {
+            let content = self.compare_digests(entry, place)?;
+            if matches!(content, Content::Same(_)) && !rules.dry_run {
+                // It is suspect no more.
+                let again = self.target.touch(place, stat);
+                again.map_err(|errno| self.target.error("set metadata of", &entry.path, errno))?;
+            }
+            return Ok(content);
+        }
         Ok(if same { Content::Same(None) } else { Content::Differs })
+    }
+
+    fn compare_digests(&self, entry: &Entry, place: &Place<'_>) -> Result<Content> {
+        let Some(wanted) = entry.digest else { return Ok(Content::Unknown) };
+        match self.target.digest(place) {
+            Ok(Some((size, digest))) if size == entry.size() && digest == wanted => {
+                Ok(Content::Same(Some(digest)))
+            }
+            // What can't be read can be replaced.
+            Ok(_) | Err(Errno::ACCESS) => Ok(Content::Differs),
+            Err(errno) => Err(self.target.error("read", &entry.path, errno)),
+        }
     }
 
     /// What is there has the right content: it gets its metadata, in its place if possible.

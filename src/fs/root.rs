@@ -3,6 +3,7 @@
 use super::error::{Cause, FsError, Result, Side};
 use super::made_up::is_made_up;
 use super::meta::{entry_of, ident_of, lstat, meta_of};
+use super::unflushed::Ledger;
 use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::options::Preserve;
 use crate::wire::{AbsPath, RelPath};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 pub struct Root {
     fd: OwnedFd,
     path: AbsPath,
+    ledger: Arc<Ledger>,
 }
 
 /// The source or destination root of a sync: a directory (or one file) at or below a [`Root`].
@@ -52,10 +54,18 @@ impl Root {
     /// # Errors
     /// It does not exist, is no directory, or is out of reach. The error's path is absolute.
     pub fn open(path: &AbsPath) -> Result<Arc<Root>> {
+        Self::open_noting(path, Arc::default())
+    }
+
+    /// The same, and what is written below it and not flushed is noted in `ledger`.
+    ///
+    /// # Errors
+    /// Like [`Root::open`].
+    pub fn open_noting(path: &AbsPath, ledger: Arc<Ledger>) -> Result<Arc<Root>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path.as_bytes(), flags, Mode::empty())
             .map_err(|e| FsError::new(Side::Source, "open storage root", path.as_bytes(), e))?;
-        Ok(Arc::new(Root { fd, path: path.clone() }))
+        Ok(Arc::new(Root { fd, path: path.clone(), ledger }))
     }
 
     /// As configured.
@@ -81,6 +91,10 @@ impl Root {
             (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
             _ => false,
         }
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

@@ -5,6 +5,7 @@ use super::error::{Cause, FsError, Result};
 use super::links::Anchors;
 use super::meta::chmod;
 use super::root::{Dir, Place, Tree, open_below, split};
+use super::unflushed::Span;
 use crate::wire::manifest::DirRef;
 use crate::wire::options::{Notes, WriteRules};
 use crate::wire::sync::FileError;
@@ -41,6 +42,8 @@ pub struct Target {
     pub(super) sync: SyncNo,
     pub(super) rules: Arc<WriteRules>,
     pub(super) policy: Arc<Policy>,
+    /// When what can't be told by length and time changed.
+    pub(super) suspect: Option<Span>,
     pub(super) state: Arc<State>,
 }
 
@@ -63,6 +66,7 @@ impl Target {
     /// The destination `tree` of the sync with this number. Nothing is opened yet.
     pub fn new(tree: Tree, sync: SyncNo, options: TargetOptions) -> Target {
         Target {
+            suspect: tree.root.ledger().suspects(&tree.path()),
             tree: tree.as_destination(),
             sync,
             policy: Arc::new(Policy::new(options.set_owner, &options.rules)),
@@ -127,6 +131,10 @@ impl Target {
     /// # Errors
     /// A write that the kernel had put off has failed, or the root can't be opened.
     pub fn flush(&self) -> Result<()> {
+        self.noting(|| self.sync_file_systems())
+    }
+
+    fn sync_file_systems(&self) -> Result<()> {
         let failed = |errno| self.error("flush", &RelPath::root(), errno);
         let root = RelPath::root();
         let dir = match self.tree.open_list(b"") {

@@ -12,7 +12,8 @@
 //! - `large`: files of more than one range
 //! - `limits`: limits on bytes per second; `shares`: how they are shared out
 //! - `listing`: what became of each file, where that is asked for
-//! - `stage`: what follows when a sync has no task left; `phases`: trying again, giving up
+//! - `stage`: what follows when a sync has no task left; `recheck`: after a host lost what it had not flushed;
+//!   `phases`: trying again, giving up
 //! - `pairs`: what is remembered beyond a sync
 //! - `reconcile`: what does not fit together is put right
 //! - `records`: the state in the store and back
@@ -32,6 +33,7 @@ mod pages;
 mod pairs;
 mod phases;
 mod queue;
+mod recheck;
 mod reconcile;
 mod records;
 mod requests;

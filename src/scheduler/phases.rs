@@ -101,7 +101,10 @@ impl State {
     pub(super) fn delay(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id) else { return };
         let elsewhere = self.untried(task, &task.tried);
-        let wait = u64::try_from(BACKOFF.delay(task.failures.saturating_sub(1)).as_millis());
+        // Tasks that failed together do not come back together; the same one always after the same time.
+        let seed = task.id.0 ^ task.sync.0.rotate_left(32);
+        let wait = BACKOFF.jittered(task.failures.saturating_sub(1), seed);
+        let wait = u64::try_from(wait.as_millis());
         let until_ms = now.mono_ms.saturating_add(wait.unwrap_or(u64::MAX));
         if let Some(task) = self.tasks.get_mut(&id) {
             task.spared_until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
@@ -253,10 +256,11 @@ impl State {
         }
     }
 
-    /// Flush tasks that can't be done any more: the writer's host rebooted, or nobody who could flush
-    /// comes for long.
+    /// Flush tasks that can't be done any more: the writer's host rebooted (then all is compared again, where that can
+    /// help), or nobody who could flush comes for long.
     pub(super) fn flushes_in_vain(&mut self, now: Now) {
         let mut vain: Vec<(TaskId, String)> = Vec::new();
+        let mut lost: Vec<(TaskId, String)> = Vec::new();
         let mut in_time: Vec<TaskId> = Vec::new();
         for task in self.working.iter().filter_map(|no| self.syncs.get(no)).flat_map(|s| &s.tasks) {
             let Some(task) = self.tasks.get(task) else { continue };
@@ -280,7 +284,7 @@ impl State {
             let rebooted =
                 writer.is_some_and(|w| w.active && w.said.boot_id.as_ref() != boot && !runs);
             if rebooted {
-                vain.push((
+                lost.push((
                     task.id,
                     format!(
                         "the host of worker {bound} was rebooted before what it wrote was flushed; \
@@ -299,7 +303,8 @@ impl State {
                 task.since_ms = now.mono_ms;
             }
         }
-        for (id, why) in vain {
+        lost.retain(|(id, _)| !self.recheck(*id, now));
+        for (id, why) in vain.into_iter().chain(lost) {
             self.give_up(id, &why, None, now);
         }
     }

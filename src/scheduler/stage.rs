@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 ///   └─────────┴──────────── an entry failed ────────┴───────┘
 /// ```
 ///
-/// A dry run has `Copy` and `Count` only. A sync that was cancelled is swept as well, by a task that
+/// A dry run has `Copy` and `Count` only. From `Secure` and `Flush` it goes back to `Readback` where a host lost what it had
+/// not flushed ([`recheck`](super::recheck)). A sync that was cancelled is swept as well, by a task that
 /// waits until nobody can be writing any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -88,7 +89,8 @@ impl Sync {
 
     /// Whether it asks for anything that was not always there.
     pub(super) fn has_options(&self) -> bool {
-        !self.request.options.is_default() || self.filter_key().is_some()
+        let asked = !self.request.options.is_default() || self.filter_key().is_some();
+        asked || self.recheck.begun()
     }
 
     /// Whether nothing is to be changed.
@@ -123,6 +125,9 @@ impl Sync {
 
     /// The stage that follows, if any.
     fn follows(&self) -> Option<Stage> {
+        if self.recheck.wanted() {
+            return Some(Stage::Readback);
+        }
         Stage::ALL.into_iter().find(|stage| *stage > self.stage && self.wants(*stage))
     }
 
@@ -136,7 +141,8 @@ impl Sync {
             Stage::Readback => {
                 options.verify == Verify::Readback && !options.dry_run && worked && !stopped
             }
-            Stage::Count => mirror && (!stopped || options.dry_run),
+            // What was counted before all was compared again still holds.
+            Stage::Count => mirror && !self.recheck.begun() && (!stopped || options.dry_run),
             Stage::Secure => self.wants(Stage::Prune) && !self.writers.is_empty(),
             Stage::Prune => {
                 mirror && !stopped && !options.dry_run && self.counters.pruned.extra > 0
@@ -260,6 +266,11 @@ impl State {
         match stage {
             Stage::Copy => {}
             Stage::Readback => {
+                if sync.recheck.wanted() {
+                    sync.recheck.begin();
+                    // They tell of the last pass.
+                    (sync.counters.verified_files, sync.counters.repaired_files) = (0, 0);
+                }
                 sync.listing.readback_from = Some(sync.listing.length);
                 self.add_scans(no);
             }

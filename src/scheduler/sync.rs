@@ -4,6 +4,7 @@ use super::boots::Boots;
 use super::hold::Hold;
 use super::listing::ListState;
 use super::queue::Queue;
+use super::recheck::Recheck;
 use super::records;
 use super::stage::Stage;
 use super::task::Large;
@@ -124,6 +125,9 @@ pub(super) struct Sync {
     /// Where it stands inside `PROGRESS`.
     #[serde(default)]
     pub(super) stage: Stage,
+    /// Whether it is, or was, compared again because a host lost what it had not flushed.
+    #[serde(default, skip_serializing_if = "Recheck::is_none")]
+    pub(super) recheck: Recheck,
     /// Metadata that could not be held, and what was left out, by cause.
     #[serde(default)]
     pub(super) notes: Notes,
@@ -218,6 +222,7 @@ impl Sync {
             writers: Boots::default(),
             reach: Boots::default(),
             stage: Stage::default(),
+            recheck: Recheck::default(),
             notes: Notes::new(),
             source_root: None,
             stopped: None,
@@ -296,6 +301,7 @@ impl Sync {
         self.hard_failures = false;
         self.root_failed = false;
         self.stage = Stage::Copy;
+        self.recheck = Recheck::default();
         self.notes.clear();
         self.source_root = None;
         self.stopped = None;

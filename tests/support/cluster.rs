@@ -60,6 +60,8 @@ pub(crate) struct Agent {
     name: String,
     dir: PathBuf,
     user: User,
+    /// What it takes for the name of the kernel's boot, where that is not the true one.
+    boot: Option<String>,
 }
 
 impl Cluster {
@@ -170,16 +172,25 @@ impl Cluster {
         (urls, port): (&str, u16),
     ) -> &mut Agent {
         let paths: Vec<String> = storage.iter().map(|p| quoted(p)).collect();
+        let state = tree::dir(self.home().join("state-of-agents"));
+        tree::chmod(&state, 0o777);
         let config = format!(
-            "master_url: [{urls}]\nheartbeat_interval: 300ms\nlog: {{level: \"info,longhaul=debug\"}}\n{more}\n\
+            "master_url: [{urls}]\nheartbeat_interval: 300ms\nlog: {{level: \"info,longhaul=debug\"}}\n\
+             data_dir: {}\n{more}\n\
              workers:\n  - worker_id: {name}\n    storage_paths: [{}]\n    network:\n      \
              data_plane_endpoints: [{{address: 127.0.0.1, port: {port}}}]\n",
+            quoted(&state),
             paths.join(", ")
         );
         let dir = self.master.dir.clone();
         std::fs::write(dir.join(format!("{name}.yml")), config).expect("write the configuration");
-        let mut agent =
-            Agent { process: Agent::spawn(name, &dir, user), name: name.to_owned(), dir, user };
+        let mut agent = Agent {
+            process: Agent::spawn(name, &dir, user, None),
+            name: name.to_owned(),
+            dir,
+            user,
+            boot: None,
+        };
         let master = &self.master;
         await_that(&format!("the master lists {name}"), || {
             if let Some(status) = agent.process.ended() {
@@ -442,8 +453,20 @@ impl Master {
 }
 
 impl Agent {
-    fn spawn(name: &str, dir: &Path, user: User) -> Process {
-        let mut command = clean_command(&program(user, dir), dir, user);
+    fn spawn(name: &str, dir: &Path, user: User, boot: Option<&str>) -> Process {
+        let program = program(user, dir);
+        let mut command = match boot {
+            None => clean_command(&program, dir, user),
+            Some(boot) => {
+                // In a mount namespace of its own, which ends with it.
+                let file = dir.join(format!("{name}.boot"));
+                std::fs::write(&file, format!("{boot}\n")).expect("write the boot's name");
+                let over = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+                let mut command = clean_command(Path::new("unshare"), dir, user);
+                command.args(["--mount", "sh", "-c", over]).arg(file).arg(program);
+                command
+            }
+        };
         command.args(["agent", "--worker-id", name, "--config"]);
         command.arg(dir.join(format!("{name}.yml")));
         Process::start(&format!("agent {name}"), command, &dir.join(format!("{name}.log")))
@@ -461,7 +484,13 @@ impl Agent {
     /// Starts it again, without waiting for it to be listed.
     pub(crate) fn restart(&mut self) {
         self.process.kill_9();
-        self.process = Self::spawn(&self.name, &self.dir, self.user);
+        self.process = Self::spawn(&self.name, &self.dir, self.user, self.boot.as_deref());
+    }
+
+    /// … as after a restart of its host: under another boot of the kernel.
+    pub(crate) fn restart_under(&mut self, boot: &str) {
+        self.boot = Some(boot.to_owned());
+        self.restart();
     }
 }
 

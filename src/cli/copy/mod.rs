@@ -194,6 +194,7 @@ fn agent_config(master: &Master, paths: &Paths) -> Result<AgentConfig, Failure> 
         bwlimit: None,
         buffer_memory: DEFAULT_BUFFER_MEMORY,
         direct_io: false,
+        data_dir: None,
         log: LogConfig::default(),
     })
 }

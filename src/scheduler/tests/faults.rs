@@ -40,9 +40,86 @@ fn a_reboot_between_a_write_and_its_result_is_noticed() {
     world.play(Event::Heartbeat(rebooted));
     world.finish(result(&copy, true, all_done(&copy, "d")));
     world.pass(1_000);
+    // What the host lost is not known: all is compared by content, and what differs is brought again.
+    let scan = world.poll("s", "1").expect("the scan, again");
+    assert!(matches!(scan.task, TaskSpec::Scan { .. }));
+    assert_eq!(scan.options.compare, crate::wire::options::Compare::Checksum);
+    world.restart();
+    let mut source = heartbeat("s", Some("1"), &["/src"], &[scan.assignment_id]);
+    source.boot_id = Some("of another host".into());
+    world.play(Event::Heartbeat(source));
+    let mut rebooted = heartbeat("d", Some("2"), &["/dst"], &[]);
+    rebooted.boot_id = Some("a later boot".into());
+    world.play(Event::Heartbeat(rebooted));
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = world.poll("s", "1").expect("the copy, again");
+    world.finish(result(&copy, true, all_done(&copy, "d")));
+    let flush = world.poll("d", "2").expect("the flush under the later boot");
+    assert_eq!(flush.task, TaskSpec::Flush);
+    world.finish(result(&flush, true, TaskReport::default()));
+    let end = world.progress("demo");
+    assert_eq!(end.state, SyncState::Completed, "{end:?}");
+    assert_eq!((end.files_total, end.files_done, end.repaired_files), (1, 1, 1), "{end:?}");
+}
+
+#[test]
+fn a_host_that_reboots_again_and_again_fails_the_sync() {
+    let (mut world, mut scan) = scanning();
+    for boot in 0..4 {
+        world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+        let copy = world.poll("s", "1").unwrap();
+        world.finish(result(&copy, true, all_done(&copy, "d")));
+        let mut rebooted = heartbeat("d", Some(&format!("{boot}")), &["/dst"], &[]);
+        rebooted.boot_id = Some(format!("boot {boot}"));
+        world.play(Event::Heartbeat(rebooted));
+        world.beat("s", "1", &["/src"], &[]);
+        let mut elsewhere = heartbeat("s", Some("1"), &["/src"], &[]);
+        elsewhere.boot_id = Some("of another host".into());
+        world.play(Event::Heartbeat(elsewhere));
+        world.pass(1_000);
+        match world.poll("s", "1") {
+            Some(again) => scan = again,
+            None => assert_eq!(boot, 3, "it is compared again three times"),
+        }
+    }
     let end = world.progress("demo");
     assert_eq!(end.state, SyncState::Failed, "{end:?}");
     assert!(end.errors[0].message.contains("rebooted"), "{:?}", end.errors);
+}
+
+#[test]
+fn tasks_that_failed_together_come_back_one_after_the_other() {
+    let again = |world: &World| {
+        let delayed = world.state.tasks.values().filter_map(|task| match task.state {
+            task::TaskState::Delayed { until_ms } => Some(until_ms),
+            _ => None,
+        });
+        delayed.collect::<Vec<_>>()
+    };
+    let failed_twice = || {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, (0..20).map(|_| batch(1, 0)).collect(), None));
+        for _ in 0..2 {
+            let copies: Vec<Assignment> = std::iter::from_fn(|| world.poll("s", "1")).collect();
+            assert_eq!(copies.len(), 20);
+            world.pass(1);
+            for copy in copies {
+                world.finish(result(&copy, false, TaskReport::default()));
+            }
+            if again(&world).iter().all(|at| *at <= world.now.mono_ms) {
+                // The first time they come back at once.
+                world.pass(1);
+            }
+        }
+        let until = again(&world);
+        (until, world.now.mono_ms)
+    };
+    let (until, now) = failed_twice();
+    assert_eq!(until.len(), 20);
+    let different: std::collections::BTreeSet<u64> = until.iter().copied().collect();
+    assert!(different.len() > 15, "{until:?}");
+    assert!(until.iter().all(|at| (750..=1_000).contains(&(at - now))), "{until:?} after {now}");
+    assert_eq!(failed_twice().0, until, "the same history, the same times");
 }
 
 #[test]

@@ -1,0 +1,86 @@
+//! A host that lost power, or was rebooted, before it flushed what a sync wrote through it. What it lost is not known: a
+//! file may have its length and time and not its content. So the sync walks its source a second time, compares by content
+//! what the disks have, brings what differs, and flushes again.
+//!
+//! ```text
+//! Secure, Flush ──the writer's host rebooted──▶ Readback ──▶ (Secure, Prune, Sweep,) Flush
+//! ```
+//!
+//! What was deleted through such a host may be back, and nobody would see it: a mirror that has begun to delete fails.
+
+use super::stage::Stage;
+use super::sync::Sync;
+use super::{Now, State};
+use crate::wire::TaskId;
+use serde::{Deserialize, Serialize};
+
+/// A sync is compared again so often at most: hosts that reboot again and again are no place to write to.
+const MOST: u32 = 3;
+
+/// See the module.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Recheck {
+    /// It is compared again as soon as nothing of it is out.
+    wanted: bool,
+    /// How often that was begun.
+    times: u32,
+}
+
+impl Recheck {
+    /// Whether there is nothing to remember.
+    pub(super) fn is_none(&self) -> bool {
+        *self == Recheck::default()
+    }
+
+    /// Whether it is to begin.
+    pub(super) fn wanted(&self) -> bool {
+        self.wanted
+    }
+
+    /// Whether it has ever begun.
+    pub(super) fn begun(&self) -> bool {
+        self.times > 0
+    }
+
+    /// It begins.
+    pub(super) fn begin(&mut self) {
+        *self = Recheck { wanted: false, times: self.times + 1 };
+    }
+}
+
+impl Sync {
+    /// Whether comparing its destination with its source again can make up for what a host lost.
+    fn can_recheck(&self) -> bool {
+        let options = &self.request.options;
+        let left_alone = options.update || options.ignore_existing || options.existing;
+        let deletes = options.delete.is_some() && self.stage > Stage::Secure;
+        let whole = !self.hard_failures && !self.root_failed && self.stopped.is_none();
+        self.recheck.times < MOST && whole && !left_alone && !deletes
+    }
+}
+
+impl State {
+    /// The host of the worker that a flush is bound to was rebooted: the sync is compared again instead. False: that
+    /// would not help.
+    pub(super) fn recheck(&mut self, flush: TaskId, now: Now) -> bool {
+        let Some(task) = self.tasks.get(&flush) else { return false };
+        let (no, bound) = (task.sync, task.bound.clone());
+        let Some(sync) = self.syncs.get_mut(&no) else { return false };
+        let Some(bound) = bound.filter(|_| sync.recheck.wanted || sync.can_recheck()) else {
+            return false;
+        };
+        tracing::warn!(
+            sync = %sync.id,
+            worker = %bound,
+            "its host was rebooted before what it wrote was flushed: all is compared again"
+        );
+        sync.recheck.wanted = true;
+        // What is written through it from now on is written under its present boot.
+        sync.writers.remove(&bound);
+        sync.reach.remove(&bound);
+        self.drop_task(flush);
+        self.touched.insert(no);
+        self.changed(no, now);
+        true
+    }
+}

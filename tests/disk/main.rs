@@ -1,0 +1,413 @@
+//! Storage that fails: reads, writes and flushes that give errors, come short, take long or never end. Real
+//! processes on a file system that does so on demand ([`failing`]).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod failing;
+mod reboot;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
+
+use failing::{Call, Failing, Fate};
+use longhaul::wire::sync::{Outcome, SyncProgress, SyncState};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use rustix::io::Errno;
+use serde_json::json;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use support::cluster::{Cluster, On, assert_complete};
+use support::tools::must;
+use support::tree::{assert_same, census, differences, dir, file, many, noise, part_files, strict};
+
+const MIB: usize = 1 << 20;
+
+/// A failing file system at `name`, which shows `behind/name`.
+fn failing(cluster: &Cluster, name: &str) -> (Failing, PathBuf, PathBuf) {
+    let (behind, at) = (dir(cluster.path("behind").join(name)), dir(cluster.path(name)));
+    (Failing::mount(&behind, &at), at, behind)
+}
+
+#[test]
+fn an_unharmed_one_is_like_any_other() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (_src, src, behind) = failing(&cluster, "src");
+    let (_dst, dst, _) = failing(&cluster, "dst");
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    support::tree::odd(&behind);
+    file(behind.join("large"), noise(20 * MIB, 1));
+    many(&behind, 200, 3_000);
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&behind, &cluster.path("behind/dst"), strict());
+    let again = cluster.sync(&src, &dst);
+    assert_eq!(again.files_done, 0, "{again:#?}");
+}
+
+/// Two agents: `a` with a source that fails, `b` with an ordinary destination. The file system, where the source
+/// is shown and where it is, and the destination.
+fn bad_source(cluster: &mut Cluster) -> (Failing, PathBuf, PathBuf, PathBuf) {
+    let (fs, src, behind) = failing(cluster, "src");
+    let dst = dir(cluster.path("dst"));
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    (fs, src, behind, dst)
+}
+
+/// … the other way round.
+fn bad_destination(cluster: &mut Cluster) -> (Failing, PathBuf, PathBuf, PathBuf) {
+    let src = dir(cluster.path("src"));
+    let (fs, dst, behind) = failing(cluster, "dst");
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    (fs, src, behind, dst)
+}
+
+/// Holds a sync to have brought all but `failed` files, each of them told of with this errno.
+#[track_caller]
+fn assert_partial(sync: &SyncProgress, failed: &[&str], errno: &str) {
+    assert_eq!(
+        (sync.state, sync.outcome),
+        (SyncState::Failed, Some(Outcome::Partial)),
+        "{sync:#?}"
+    );
+    assert_eq!(sync.files_failed, failed.len() as u64, "{sync:#?}");
+    let done = sync.files_done + sync.files_skipped + sync.files_failed;
+    assert_eq!(done, sync.files_total, "{sync:#?}");
+    let mut told: Vec<String> = sync.errors.iter().map(|e| e.path.to_string()).collect();
+    told.sort();
+    assert_eq!(told, failed, "{sync:#?}");
+    for error in &sync.errors {
+        assert_eq!(error.errno.as_deref(), Some(errno), "{error:#?}");
+        assert!(error.worker_id.is_some() && error.attempt > 0, "{error:#?}");
+    }
+}
+
+/// Holds the destination to have all but the files of these names.
+#[track_caller]
+fn assert_all_but(src: &Path, dst: &Path, failed: &[&str]) {
+    let found = differences(src, dst, strict());
+    let mut missing: Vec<String> =
+        failed.iter().map(|name| format!("`{name}`: missing at the destination")).collect();
+    missing.sort();
+    assert_eq!(found, missing);
+}
+
+#[test]
+fn files_that_cannot_be_read_are_tried_again_and_named_and_the_rest_arrives() {
+    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 2}\n");
+    let (fs, src, behind, dst) = bad_source(&mut cluster);
+    many(&behind, 150, 2_000);
+    file(behind.join("bad small"), noise(5_000, 1));
+    file(behind.join("bad large"), noise(5 * MIB, 2));
+    file(behind.join("good large"), noise(5 * MIB, 3));
+    // The third read of the large one, so that some ranges of it arrive.
+    let small = fs.always(Call::Read, "bad small", Fate::Fails(Errno::IO));
+    fs.sometimes(Call::Read, "bad large", Fate::Fails(Errno::IO), 2, u64::MAX);
+    let sync = cluster.sync_with(&src, &dst, json!({}));
+    assert_partial(&sync, &["bad large", "bad small"], "EIO");
+    assert!(
+        sync.errors.iter().all(|e| e.attempt == 3 && e.message.contains("kernel log")),
+        "{sync:#?}"
+    );
+    assert!(fs.met(small) >= 3, "it was tried again");
+    assert_all_but(&behind, &dst, &["bad large", "bad small"]);
+    // The disk was replaced.
+    fs.heal();
+    let sync = cluster.sync_with(&src, &dst, json!({}));
+    assert_complete(&sync, census(&behind));
+    assert_eq!(sync.files_done, 2, "{sync:#?}");
+    assert_same(&behind, &dst, strict());
+}
+
+#[test]
+fn reads_that_fail_for_a_while_fail_no_file() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (fs, src, behind, dst) = bad_source(&mut cluster);
+    many(&behind, 100, 2_000);
+    file(behind.join("large"), noise(5 * MIB, 3));
+    fs.sometimes(Call::Read, "large", Fate::Fails(Errno::TIMEDOUT), 1, 2);
+    fs.sometimes(Call::Read, "00007", Fate::Fails(Errno::IO), 0, 2);
+    fs.sometimes(Call::Open, "00008", Fate::Fails(Errno::IO), 0, 2);
+    let sync = cluster.sync_with(&src, &dst, json!({}));
+    assert_complete(&sync, census(&behind));
+    assert!(sync.retries > 0, "{sync:#?}");
+    assert_same(&behind, &dst, strict());
+}
+
+#[test]
+fn a_destination_that_is_full_or_over_its_quota_pauses_the_sync_until_there_is_room() {
+    for errno in [Errno::NOSPC, Errno::DQUOT] {
+        let mut cluster = Cluster::start(On::Embedded);
+        let (fs, src, behind, dst) = bad_destination(&mut cluster);
+        many(&src, 100, 2_000);
+        file(src.join("large"), noise(5 * MIB, 3));
+        fs.sometimes(Call::Write, "", Fate::Fails(errno), 40, u64::MAX);
+        let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+        let paused = cluster.await_progress(&id, "is paused", |s| s.state == SyncState::Paused);
+        let reason = paused.reason.unwrap_or_default();
+        assert!(
+            reason.contains(if errno == Errno::DQUOT { "EDQUOT" } else { "ENOSPC" }),
+            "{reason}"
+        );
+        fs.heal();
+        cluster.ctl(["sync", "resume", &id]).run().exits(0);
+        assert_complete(&cluster.ended(&id), census(&src));
+        assert_same(&src, &behind, strict());
+    }
+}
+
+#[test]
+fn no_room_for_another_name_pauses_as_well() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    many(&src, 300, 100);
+    // Out of inodes.
+    fs.sometimes(Call::Make, "", Fate::Fails(Errno::NOSPC), 60, u64::MAX);
+    let id = cluster.submit(&src, &dst);
+    cluster.await_progress(&id, "is paused", |s| s.state == SyncState::Paused);
+    fs.heal();
+    cluster.ctl(["sync", "resume", &id]).run().exits(0);
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &behind, strict());
+}
+
+#[test]
+fn a_destination_that_cannot_be_written_fails_by_name_and_is_not_trusted() {
+    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 1}\n");
+    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    file(src.join("d/first"), noise(100_000, 1));
+    file(src.join("d/large"), noise(5 * MIB, 2));
+    fs.sometimes(Call::Write, "", Fate::Fails(Errno::IO), 3, u64::MAX);
+    let sync = cluster.sync_with(&src, &dst, json!({}));
+    assert_eq!(
+        (sync.state, sync.outcome),
+        (SyncState::Failed, Some(Outcome::Partial)),
+        "{sync:#?}"
+    );
+    let cause = sync.error_counts.keys().next().cloned().unwrap_or_default();
+    assert!(cause.contains("EIO"), "{sync:#?}");
+    let short = |found: &String| found.contains("content") || found.contains("length");
+    let found = differences(&src, &behind, strict());
+    assert!(!found.iter().any(short), "nothing half done has a name: {found:#?}");
+    fs.heal();
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &behind, strict());
+}
+
+#[test]
+fn a_file_system_that_becomes_read_only_is_named_at_once() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    many(&src, 40, 100);
+    for call in [Call::Make, Call::Write, Call::Rename] {
+        fs.sometimes(call, "", Fate::Fails(Errno::ROFS), 20, u64::MAX);
+    }
+    let sync = cluster.sync(&src, &dst);
+    assert_eq!(
+        (sync.state, sync.outcome),
+        (SyncState::Failed, Some(Outcome::Partial)),
+        "{sync:#?}"
+    );
+    assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EROFS")), "{sync:#?}");
+    assert!(sync.errors.iter().all(|e| e.attempt == 1), "trying again is no use: {sync:#?}");
+    fs.heal();
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &behind, strict());
+}
+
+#[test]
+fn what_may_not_be_read_or_replaced_is_named_at_once() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (fs, src, behind, dst) = bad_source(&mut cluster);
+    many(&behind, 40, 100);
+    fs.always(Call::Open, "00007", Fate::Fails(Errno::ACCESS));
+    fs.always(Call::Open, "00008", Fate::Fails(Errno::PERM));
+    let sync = cluster.sync(&src, &dst);
+    assert_eq!(sync.files_failed, 2, "{sync:#?}");
+    assert!(sync.errors.iter().all(|e| e.attempt == 1), "trying again is no use: {sync:#?}");
+    assert_all_but(&behind, &dst, &["000/00007", "000/00008"]);
+}
+
+/// A disk with a file system, kept in a file; gone when it is dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(image: &Path, at: PathBuf) -> Disk {
+        must("mount", [OsStr::new("-o"), OsStr::new("loop"), image.as_os_str(), at.as_os_str()]);
+        Disk(at)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_flush_that_fails_is_no_success_and_the_next_sync_brings_what_was_lost() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+    let (fs, image, _) = failing(&cluster, "image");
+    let image = image.join("disk");
+    std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    must("mkfs.ext4", [OsStr::new("-q"), image.as_os_str()]);
+    let disk = Disk::mount(&image, dst.clone());
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    for i in 0..4 {
+        file(src.join(format!("f{i}")), noise(5 * MIB, i));
+    }
+    // Everything is in the page cache when the disk refuses some of it.
+    let lost = fs.sometimes(Call::Write, "disk", Fate::Fails(Errno::IO), 0, 2);
+    let sync = cluster.sync_with(&src, &dst.join("copy"), json!({}));
+    assert_eq!(fs.met(lost), 2, "the disk was written: {sync:#?}");
+    assert_eq!((sync.state, sync.files_failed), (SyncState::Failed, 0), "{sync:#?}");
+    let flush = &sync.errors[0];
+    assert_eq!(
+        (flush.operation.as_str(), flush.errno.as_deref()),
+        ("flush destination", Some("EIO"))
+    );
+    // Names, lengths and times are all there, and tell nothing.
+    assert_complete(&cluster.sync_with(&src, &dst.join("copy"), json!({})), census(&src));
+    assert_eq!(cluster.agents.get_mut("b").unwrap().terminate().code(), Some(0));
+    // What the disk has, and not the page cache.
+    drop(disk);
+    let disk = Disk::mount(&image, dst.clone());
+    assert_same(&src, &dst.join("copy"), strict());
+    drop(disk);
+}
+
+#[test]
+fn reads_and_writes_that_come_short_bring_the_same() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (source, src, behind_src) = failing(&cluster, "src");
+    let (destination, dst, behind_dst) = failing(&cluster, "dst");
+    cluster.agent("a", &[&src]);
+    cluster.agent("b", &[&dst]);
+    many(&behind_src, 60, 3_000);
+    file(behind_src.join("large"), noise(5 * MIB, 1));
+    let reads = source.always(Call::Read, "", Fate::Short);
+    let writes = destination.always(Call::Write, "", Fate::Short);
+    let sync = cluster.sync_with(&src, &dst, json!({"verify": "readback"}));
+    assert_complete(&sync, census(&behind_src));
+    assert!(source.met(reads) > 60 && destination.met(writes) > 60);
+    assert_eq!((sync.retries, sync.repaired_files), (0, 0), "{sync:#?}");
+    assert_same(&behind_src, &behind_dst, strict());
+}
+
+#[test]
+fn calls_that_take_longer_than_a_lease_lose_none() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    many(&src, 10, 3_000);
+    file(src.join("large"), noise(5 * MIB, 1));
+    // A lease is 5 s, a heartbeat time-out 3 s.
+    let slow = fs.sometimes(Call::Write, "", Fate::Takes(Duration::from_secs(7)), 3, 2);
+    let sync = cluster.sync_with(&src, &dst, json!({}));
+    assert_complete(&sync, census(&src));
+    assert_eq!((fs.met(slow), sync.retries), (2, 0), "{sync:#?}");
+    assert_same(&src, &behind, strict());
+}
+
+#[test]
+fn a_write_that_hangs_holds_up_nothing_else_and_its_worker_is_shown_as_stuck() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    let other = dir(cluster.path("other"));
+    cluster.agent("c", &[&other]);
+    many(&src, 50, 3_000);
+    let hung = fs.always(Call::Write, "", Fate::Hangs);
+    let measure = fs.always(Call::Measure, "", Fate::Hangs);
+    let id = cluster.submit(&src, &dst);
+    support::await_that("a write hangs", || fs.met(hung) > 0);
+    support::await_that("the worker is shown as stuck", || {
+        let list = cluster.master.get("/workers").json();
+        let workers = list["active"].as_array().cloned().unwrap_or_default();
+        workers.iter().any(|w| w["worker_id"] == "b" && w["stuck"] == json!([dst]))
+    });
+    assert!(fs.met(measure) > 0);
+    assert_complete(&cluster.sync(&src, &other), census(&src));
+    assert!(!cluster.progress(&id).state.is_final());
+    fs.heal();
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &behind, strict());
+    assert!(part_files(&behind).is_empty());
+}
+
+#[test]
+fn of_very_many_failures_a_hundred_are_kept_in_full_and_all_are_counted() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (fs, src, behind, dst) = bad_source(&mut cluster);
+    many(&behind, 250, 100);
+    fs.always(Call::Open, "000", Fate::Fails(Errno::ACCESS));
+    fs.always(Call::Open, "001", Fate::Fails(Errno::PERM));
+    let sync = cluster.sync(&src, &dst);
+    assert_eq!(
+        (sync.state, sync.outcome),
+        (SyncState::Failed, Some(Outcome::Partial)),
+        "{sync:#?}"
+    );
+    let failed = sync.files_failed;
+    // The names of the first two hundred files hold one of the two.
+    assert!((200..=250).contains(&failed), "{sync:#?}");
+    assert_eq!(sync.files_done + failed, 250, "{sync:#?}");
+    assert_eq!(sync.errors.len(), 100);
+    assert_eq!(sync.error_counts.values().sum::<u64>(), failed, "{:#?}", sync.error_counts);
+    for error in &sync.errors {
+        assert!(
+            error.errno.is_some() && error.worker_id.is_some() && error.attempt == 1,
+            "{error:#?}"
+        );
+    }
+}
+
+/// A file that the kernel lets nobody change, or only be appended to; as any other when it is dropped.
+struct Kept(std::fs::File);
+
+impl Kept {
+    /// `None` where the file system knows no such files.
+    fn make(path: &Path, how: IFlags) -> Option<Kept> {
+        let file = std::fs::File::open(path).unwrap();
+        let flags = ioctl_getflags(&file).ok()?;
+        ioctl_setflags(&file, flags | how).ok()?;
+        Some(Kept(file))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let flags = ioctl_getflags(&self.0).expect("its flags");
+        let _ = ioctl_setflags(&self.0, flags - (IFlags::IMMUTABLE | IFlags::APPEND));
+    }
+}
+
+#[test]
+fn files_that_nobody_may_change_are_copied_and_are_named_where_they_are_in_the_way() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, 20, 100);
+    let (fixed, log) = (file(src.join("fixed"), "content"), file(src.join("log"), "a line\n"));
+    let kept = [Kept::make(&fixed, IFlags::IMMUTABLE), Kept::make(&log, IFlags::APPEND)];
+    if kept.iter().any(Option::is_none) {
+        eprintln!("not tested: this file system, or this user, knows no immutable files");
+        return;
+    }
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+    drop(kept);
+    file(&fixed, "other content");
+    file(&log, "a line\nanother one\n");
+    let kept = [
+        Kept::make(&dst.join("fixed"), IFlags::IMMUTABLE),
+        Kept::make(&dst.join("log"), IFlags::APPEND),
+    ];
+    let sync = cluster.sync(&src, &dst);
+    assert_partial(&sync, &["fixed", "log"], "EPERM");
+    assert!(sync.errors.iter().all(|e| e.attempt == 1), "trying again is no use: {sync:#?}");
+    assert_eq!(std::fs::read(dst.join("fixed")).unwrap(), b"content");
+    drop(kept);
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+}

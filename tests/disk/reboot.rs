@@ -1,0 +1,117 @@
+//! Hosts that are restarted before they flushed: what was written there may have its length and its time and not its
+//! content.
+
+use super::MIB;
+use super::support::cluster::{Cluster, On, assert_complete};
+use super::support::tree::{assert_same, census, file, many, noise, strict, touch};
+use super::support::{await_that, tree};
+use longhaul::wire::sync::SyncState;
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+const FIRST_BOOT: &str = "11111111-2222-3333-4444-555555555555";
+const OTHER_BOOT: &str = "66666666-7777-8888-9999-000000000000";
+
+/// Restarts the destination's agent, and waits until the master has heard of it.
+fn restart(cluster: &mut Cluster, boot: &str) {
+    let heard = |cluster: &Cluster| {
+        cluster.master.process.log().matches("the agent was restarted worker=b").count()
+    };
+    let before = heard(cluster);
+    cluster.agents.get_mut("b").unwrap().restart_under(boot);
+    await_that("the restarted one is there", || heard(cluster) > before);
+}
+
+/// Two agents, each on a host of its own.
+fn two_hosts(cluster: &mut Cluster) -> (PathBuf, PathBuf) {
+    let pair = cluster.pair();
+    restart(cluster, FIRST_BOOT);
+    pair
+}
+
+/// A sync that stands still with a part of its files at the destination: its id, source and destination.
+fn half_done(cluster: &mut Cluster) -> (String, PathBuf, PathBuf) {
+    let (src, dst) = two_hosts(cluster);
+    for i in 0..12 {
+        file(src.join(format!("f{i:02}")), noise(2 * MIB, i));
+    }
+    file(src.join("large"), noise(9 * MIB, 99));
+    many(&src, 100, 2_000);
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 4, "bwlimit": "12MiB/s"}));
+    cluster.await_progress(&id, "has brought files", |s| s.files_done > 3);
+    cluster.ctl(["sync", "pause", &id]).run().exits(0);
+    cluster.await_progress(&id, "stands still", |s| {
+        s.state == SyncState::Paused && s.detail.is_empty()
+    });
+    (id, src, dst)
+}
+
+/// Damages every file that has arrived as a crash of the kernel may: length and time stay.
+fn damage(src: &Path, dst: &Path) -> usize {
+    let arrived = walkdir::WalkDir::new(dst).into_iter().map(|e| e.unwrap().into_path());
+    let arrived: Vec<PathBuf> = arrived
+        .filter(|path| path.is_file() && src.join(path.strip_prefix(dst).unwrap()).exists())
+        .collect();
+    for path in &arrived {
+        let before = fs::metadata(path).unwrap();
+        fs::write(path, vec![0; before.len() as usize]).unwrap();
+        touch(path, before.mtime(), before.mtime_nsec() as u64 as _);
+        assert_eq!(fs::metadata(path).unwrap().len(), before.len());
+    }
+    arrived.len()
+}
+
+/// Restarts the destination's agent under another boot, with what had arrived damaged.
+fn crash(cluster: &mut Cluster, src: &Path, dst: &Path) -> usize {
+    cluster.agents.get_mut("b").unwrap().kill_9();
+    let damaged = damage(src, dst);
+    assert!(damaged > 3, "{damaged}");
+    restart(cluster, OTHER_BOOT);
+    damaged
+}
+
+#[test]
+fn what_a_rebooted_host_lost_is_brought_again_by_the_sync_that_runs() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (id, src, dst) = half_done(&mut cluster);
+    let damaged = crash(&mut cluster, &src, &dst);
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
+    cluster.ctl(["sync", "resume", &id]).run().exits(0);
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    assert!(sync.repaired_files >= damaged as u64, "{damaged} were damaged: {sync:#?}");
+    assert_same(&src, &dst, strict());
+    assert!(tree::part_files(&dst).is_empty());
+}
+
+#[test]
+fn what_a_rebooted_host_lost_is_brought_again_by_the_next_sync() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (id, src, dst) = half_done(&mut cluster);
+    cluster.ctl(["sync", "cancel", &id]).run().exits(0);
+    crash(&mut cluster, &src, &dst);
+    // Another one knows nothing of the first, and has not been told to compare contents.
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn what_was_flushed_before_the_reboot_is_trusted_and_so_is_an_agent_that_merely_died() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = two_hosts(&mut cluster);
+    many(&src, 50, 2_000);
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    for boot in [FIRST_BOOT, OTHER_BOOT] {
+        restart(&mut cluster, boot);
+        let read = cluster.agents["a"].process.file_bytes().0;
+        let sync = cluster.sync(&src, &dst);
+        assert_complete(&sync, census(&src));
+        assert_eq!(sync.files_skipped, 50, "{sync:#?}");
+        let read = cluster.agents["a"].process.file_bytes().0 - read;
+        assert!(read < 60_000, "no content is read: {read} bytes");
+    }
+    let notes = fs::read_dir(cluster.home().join("state-of-agents")).unwrap().count();
+    assert_eq!(notes, 0, "all is flushed");
+}
