@@ -171,7 +171,8 @@ fn a_flush_finds_its_worker_among_many_that_wait() {
         world.play(Event::Heartbeat(WorkerHeartbeat { boot_id, ..beat }));
     }
     let copy = world.poll("s0", "1").unwrap();
-    let waiting: Vec<Caller> = (0..10).map(|n| wait(&mut world, &format!("d{n}"))).collect();
+    let waiting: Vec<Caller> =
+        (0..10).map(|n| wait(&mut world, &format!("d{n}"), 20_000)).collect();
     world.finish(result(&copy, true, all_done(&copy, "d7")));
     let got: Vec<Caller> = world.answers.keys().copied().collect();
     assert_eq!(got, [waiting[7]]);
