@@ -137,7 +137,9 @@ impl Storm {
                 continue;
             }
             assert_eq!(answer.status, 200, "{sync:?}: {}", answer.text());
-            let seen: SyncProgress = serde_json::from_slice(&answer.body).unwrap();
+            let mut seen: SyncProgress = serde_json::from_slice(&answer.body).unwrap();
+            // Part files of one that has ended are removed by somebody.
+            seen.detail.clear();
             if let Some(end) = &sync.end {
                 assert_eq!(&seen, end, "it had ended otherwise");
             }
