@@ -106,8 +106,8 @@ services+=($!)
 
 start_agent() { # NAME PATHS [PREFIX…]
   local name=$1 paths=$2; shift 2
-  printf 'master_url: %s\nheartbeat_interval: 500ms\nworkers:\n  - worker_id: %s\n    storage_paths: [%s]\n    network: {data_plane_endpoints: [{address: 127.0.0.1, port: 0}]}\n' \
-    "$CTL_MASTER_URL" "$name" "$paths" >"$state/$name.yml"
+  printf 'master_url: %s\ndata_dir: %s\nheartbeat_interval: 500ms\nworkers:\n  - worker_id: %s\n    storage_paths: [%s]\n    network: {data_plane_endpoints: [{address: 127.0.0.1, port: 0}]}\n' \
+    "$CTL_MASTER_URL" "$state/agents" "$name" "$paths" >"$state/$name.yml"
   "$@" "$ctl" agent --worker-id "$name" --config "$state/$name.yml" >>"$state/$name.log" 2>&1 &
   agents[$name]=$!
 }

@@ -54,6 +54,7 @@ wait
 printf 'listen: 127.0.0.1:%s\ndata_dir: %s/state\n' "$port" "$work" >"$work/master.yml"
 {
   echo "master_url: $CTL_MASTER_URL"
+  echo "data_dir: $work/agents"
   echo "workers:"
   for name in s1 s2 s3 d; do
     case $name in d) root=dst ;; *) root=src ;; esac

@@ -63,7 +63,7 @@ serve() {
   shift
   mkdir -p "$work/src" "$work/dst" "$work/state"
   printf 'listen: 10.77.0.254:8888\ndata_dir: %s\n' "$work/state/master" >"$work/state/master.yml"
-  printf 'master_url: http://10.77.0.254:8888\nworkers:\n' >"$work/state/agents.yml"
+  printf 'master_url: http://10.77.0.254:8888\ndata_dir: %s\nworkers:\n' "$work/state/agents" >"$work/state/agents.yml"
   for agent in "$@"; do
     host=${agent%:*} role=${agent#*:} endpoints=""
     for n in $(seq "$nics"); do endpoints+="{iface: nic$n, address: 10.77.$n.$host}, "; done

@@ -59,7 +59,7 @@ class Bench:
         with open(f"{state}/master.yml", "w") as file:
             file.write(f"listen: 10.77.0.254:8888\ndata_dir: {state}/master\n")
         with open(f"{state}/agents.yml", "w") as file:
-            file.write("master_url: http://10.77.0.254:8888\nworkers:\n")
+            file.write(f"master_url: http://10.77.0.254:8888\ndata_dir: {state}/agents\nworkers:\n")
             for host, path in ((1, "src"), (2, "dst")):
                 file.write(f"  - worker_id: h{host}\n    storage_paths: [{self.dir}/{path}]\n"
                            + ("" if slots == "auto" else f"    slots: {slots}\n")

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl, and
-# rsync and python3, by which what arrived is judged. cargo-nextest is used if present, else cargo test.
+# Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl,
+# e2fsprogs, and rsync and python3, by which what arrived is judged. cargo-nextest is used if present, else cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
 for program in redis-server rsync python3 openssl; do
   command -v "$program" >/dev/null || missing+=("$program")
+done
+for program in mkfs.ext4 chattr; do
+  PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || { missing+=(e2fsprogs); break; }
 done
 if [ "${#missing[@]}" -gt 0 ]; then
   echo "installing what is missing: ${missing[*]}"

@@ -42,7 +42,7 @@ class Longhaul(Side):
         await_port(port, master)
         src, dst = self.bench.sources, self.bench.dst
         workers = {"agent": (src, dst)} if local else {"source agent": (src,), "destination agent": (dst,)}
-        config = f"master_url: http://127.0.0.1:{port}\nworkers:\n"
+        config = f"master_url: http://127.0.0.1:{port}\ndata_dir: {self.state}/agents\nworkers:\n"
         for role, paths in workers.items():
             config += (f"  - worker_id: {role.replace(' ', '-')}\n    storage_paths: {json.dumps(paths)}\n"
                        f'    network: {{ data_plane_endpoints: ["127.0.0.1:{free_port()}"] }}\n')

@@ -116,7 +116,7 @@ class Lab:
             self.masters.append(Host(self, f"master{number}", space, argv))
         self.urls = ",".join(urls)
         with open(f"{self.dir}/agents.yml", "w") as file:
-            file.write(f"master_url: {json.dumps(urls)}\n{beat}workers:\n")
+            file.write(f"master_url: {json.dumps(urls)}\ndata_dir: {self.dir}/state/agents\n{beat}workers:\n")
             for host in ("a1", "a2", "b1", "b2"):
                 path = f"{self.dir}/{'src' if host[0] == 'a' else 'dst'}"
                 file.write(f"  - worker_id: {host}\n    storage_paths: [{path}]\n"
