@@ -88,7 +88,7 @@ fn bits_flipped_between_agents_and_the_master_change_nothing_and_are_told() {
     content(&src);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
     let sync = assert_unharmed(&mut cluster, &id, &src, &dst);
-    assert!(a.harmed() >= 10 && b.harmed() >= 5, "{} {}", a.harmed(), b.harmed());
+    assert!(a.harmed() >= 10 && b.harmed() >= 1, "{} {}", a.harmed(), b.harmed());
     // Heartbeats and polls are of no sync; pages, manifests and results are.
     let log = cluster.agents["a"].process.log();
     assert!(warnings(&log, "") >= 10, "{log}");

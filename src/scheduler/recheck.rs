@@ -75,8 +75,11 @@ impl State {
             "its host was rebooted before what it wrote was flushed: all is compared again"
         );
         sync.recheck.wanted = true;
-        // What is written through it from now on is written under its present boot.
+        // It may have written under its present boot already, and who compares finds that as it should be: it is to be
+        // flushed as well.
+        let boot = self.workers.get(&bound).and_then(|worker| worker.said.boot_id.as_ref());
         sync.writers.remove(&bound);
+        sync.writers.add(&bound, boot);
         sync.reach.remove(&bound);
         self.drop_task(flush);
         self.touched.insert(no);

@@ -63,6 +63,30 @@ fn a_reboot_between_a_write_and_its_result_is_noticed() {
 }
 
 #[test]
+fn what_a_rebooted_worker_wrote_under_its_present_boot_is_flushed_though_all_is_found_equal() {
+    let (mut world, scan) = scanning();
+    let mut source = heartbeat("s", Some("1"), &["/src"], &[scan.assignment_id]);
+    source.boot_id = Some("of another host".into());
+    world.play(Event::Heartbeat(source));
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0), batch(1, 0)], None));
+    let before = world.poll("s", "1").unwrap();
+    world.finish(result(&before, true, all_done(&before, "d")));
+    let mut rebooted = heartbeat("d", Some("2"), &["/dst"], &[]);
+    rebooted.boot_id = Some("a later boot".into());
+    world.play(Event::Heartbeat(rebooted));
+    let after = world.poll("s", "1").unwrap();
+    world.finish(result(&after, true, all_done(&after, "d")));
+    world.pass(1_000);
+    let scan = world.poll("s", "1").expect("the scan, again");
+    world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
+    let compared = world.poll("s", "1").expect("the copy, again");
+    let equal = TaskReport { files_skipped: 2, ..TaskReport::default() };
+    world.finish(result(&compared, true, equal));
+    assert_eq!(world.progress("demo").state, SyncState::Progress);
+    assert_eq!(world.poll("d", "2").expect("the flush under the later boot").task, TaskSpec::Flush);
+}
+
+#[test]
 fn a_host_that_reboots_again_and_again_fails_the_sync() {
     let (mut world, mut scan) = scanning();
     for boot in 0..4 {
