@@ -189,7 +189,10 @@ mod tests {
             proptest::prop_assume!(other.matches("hunter2").count() == 1 && other.contains(":hunter2@"));
             match other.parse::<RedisUrl>() {
                 Err(why) => proptest::prop_assert!(!why.contains("hunter2"), "{}", why),
-                Ok(url) => proptest::prop_assert!(!url.to_string().contains("hunter2"), "{}", url),
+                Ok(url) if url.0.password().is_some() => {
+                    proptest::prop_assert!(!url.to_string().contains("hunter2"), "{}", url);
+                }
+                Ok(_) => {}
             }
         }
     }
