@@ -150,6 +150,9 @@ impl State {
         now: Now,
     ) {
         let Some(file) = task.large else { return };
+        if self.is_found(task) {
+            return self.found_too(task, file, &report, now);
+        }
         if let Some(error) = report.failures.first() {
             let failure = Failure { worker, why: error.message.clone(), errors: report.failures };
             return self.failed(task.id, failure, now);
@@ -191,23 +194,65 @@ impl State {
         self.more_ranges(task.sync, file);
     }
 
-    /// The destination holds a large file already. Where somebody else brought it meanwhile, what we
-    /// sent of it is not to be left there.
+    /// The destination holds a large file already: it is counted. Where somebody else brought it meanwhile,
+    /// what we sent of it is not to be left there.
     fn found_there(&mut self, task: &Task, file: TaskId, report: TaskReport, now: Now) {
-        let Some(sync) = self.syncs.get(&task.sync) else { return };
-        let Some(large) = sync.larges.get(&file) else { return };
-        let (size, group) = (large.size, large.group);
-        let mut ranges = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let no = task.sync;
+        let Some(mut large) = self.large(no, file).cloned() else { return };
+        let (size, group) = (large.size, large.group.take());
+        let ranges = self.ranges_of(no, file);
+        let mut ranges = ranges.iter().filter_map(|id| self.tasks.get(id));
         // One that begins again for want of its part file may have left some of that.
         let again = large.sent > 0 || large.restarts > 0;
-        let begun = again || ranges.any(|t| t.large == Some(file) && t.attempt > 1);
-        if begun {
-            self.discard(task.sync, file, now);
+        if again || ranges.clone().any(|range| range.attempt > 1) {
+            self.discard(no, file, Some(task.id), now);
+        } else if large.course == Course::Sending
+            && ranges.any(|range| range.id != task.id && range.lease().is_some())
+        {
+            large.course = Course::Found;
+            self.only_those_out(&large, task.id);
+            self.put(large.key());
+            if let Some(sync) = self.syncs.get_mut(&no) {
+                sync.larges.insert(file, large);
+            }
         } else {
+            self.remove_large(no, file);
+        }
+        self.count_large(no, size, false, report);
+        self.group_done(no, group);
+    }
+
+    /// Drops the tasks of a file that nobody is out with, and the one that is done.
+    fn only_those_out(&mut self, large: &Large, done: TaskId) {
+        for id in self.ranges_of(large.sync, large.id) {
+            if id == done || self.tasks.get(&id).is_some_and(|range| range.lease().is_none()) {
+                self.drop_task(id);
+            }
+        }
+    }
+
+    /// A range is back of a file that another one found there.
+    fn found_too(&mut self, task: &Task, file: TaskId, report: &TaskReport, now: Now) {
+        if !report.unchanged || task.attempt > 1 {
+            return self.discard(task.sync, file, Some(task.id), now);
+        }
+        self.drop_task(task.id);
+        if self.ranges_of(task.sync, file).is_empty() {
             self.remove_large(task.sync, file);
         }
-        self.count_large(task.sync, size, false, report);
-        self.group_done(task.sync, group);
+    }
+
+    /// Whether a task is about a large file that was found at the destination, and counted.
+    pub(super) fn is_found(&self, task: &Task) -> bool {
+        let large = task.large.and_then(|file| self.large(task.sync, file));
+        large.is_some_and(|large| large.course == Course::Found)
+    }
+
+    /// The tasks of a large file.
+    pub(super) fn ranges_of(&self, no: SyncNo, file: TaskId) -> Vec<TaskId> {
+        let Some(sync) = self.syncs.get(&no) else { return Vec::new() };
+        let of_file = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.large == Some(file));
+        sync.tasks.iter().copied().filter(of_file).collect()
     }
 
     /// Counts a large file that is as it shall be: brought over, or there already.
@@ -255,7 +300,7 @@ impl State {
             };
             return self.give_up(task.id, &message, Some(error), now);
         }
-        self.discard(task.sync, file, now);
+        self.discard(task.sync, file, Some(task.id), now);
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
             // It is one file as before; only its bytes are others.
             let counts = sync.counts();
@@ -344,12 +389,8 @@ impl State {
 
     /// Drops the tasks of a large file, and the values of its ranges.
     fn drop_parts(&mut self, no: SyncNo, large: &Large) {
-        let tasks: Vec<TaskId> =
-            self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect()).unwrap_or_default();
-        for id in tasks {
-            if self.tasks.get(&id).is_some_and(|t| t.large == Some(large.id)) {
-                self.drop_task(id);
-            }
+        for id in self.ranges_of(no, large.id) {
+            self.drop_task(id);
         }
         for (index, done) in large.done.iter().enumerate() {
             if done.is_some() {

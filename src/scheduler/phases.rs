@@ -44,7 +44,8 @@ impl State {
         // A flush that was tried and failed is final: the kernel tells of what it could not write once
         // only, and the next flush would succeed without it.
         let final_flush = task.spec == TaskSpec::Flush && !failure.errors.is_empty();
-        if final_flush || !self.worth_another_try(&task, &task.tried, &failure.errors) {
+        let in_vain = final_flush || self.is_found(&task);
+        if in_vain || !self.worth_another_try(&task, &task.tried, &failure.errors) {
             let mut error = failure.errors.into_iter().next();
             if let Some(error) = &mut error {
                 error.worker_id.get_or_insert(failure.worker);
@@ -145,12 +146,17 @@ impl State {
             attempt: task.attempt,
             class: ErrorClass::Transient,
         });
+        let found = self.is_found(&task);
         if let Some(file) = task.large {
             let group = self.large(task.sync, file).and_then(|large| large.group);
-            self.discard(task.sync, file, now);
+            self.discard(task.sync, file, Some(id), now);
             self.next_of_group(task.sync, group);
         }
         self.drop_task(id);
+        if found {
+            // It is there all the same, and counted as that.
+            return;
+        }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         if !sync.is_active() {
             tracing::warn!(sync = %sync.id, why, "something of an ended sync stays behind");
@@ -200,29 +206,28 @@ impl State {
         }
     }
 
-    /// Forgets a large file that will not be published, and has its part file removed.
-    pub(super) fn discard(&mut self, no: SyncNo, file: TaskId, now: Now) {
+    /// Forgets a large file that will not be published, and has its part file removed. `told` is the task of it
+    /// whose holder has just told of it, where there is one.
+    pub(super) fn discard(&mut self, no: SyncNo, file: TaskId, told: Option<TaskId>, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let ended = !sync.is_active();
         let Some(large) = sync.larges.get(&file).cloned() else { return };
-        if large.course != Course::Sending {
+        if matches!(large.course, Course::Comparing | Course::Waiting) {
             // Nothing was written yet.
             self.remove_large(no, file);
             return;
         }
         sync.unsend(&large);
-        let blob = large.blob;
         // Others may still be writing for as long as a lease: whoever holds another range of it, and
-        // after a cancel anybody. The first lease is of the task that this is about.
-        let leased = |id: &&TaskId| {
-            self.tasks.get(id).is_some_and(|t| t.large == Some(file) && t.lease().is_some())
-        };
-        let others = self.syncs.get(&no).map_or(0, |s| s.tasks.iter().filter(leased).count()) > 1;
+        // after a cancel anybody.
+        let ranges = self.ranges_of(no, file);
+        let mut others = ranges.iter().filter_map(|id| self.tasks.get(id));
+        let others = others.any(|range| Some(range.id) != told && range.lease().is_some());
         let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
         let state =
             if ended || others { TaskState::Delayed { until_ms } } else { TaskState::Ready };
-        let new = NewTask { blob: Some(blob), state, ..NewTask::ready(no, TaskSpec::Discard) };
-        self.add_task(new, None);
+        let blob = Some(large.blob);
+        self.add_task(NewTask { blob, state, ..NewTask::ready(no, TaskSpec::Discard) }, None);
         self.forget_large(no, file);
     }
 
@@ -231,7 +236,7 @@ impl State {
         let Some(sync) = self.syncs.get(&no) else { return };
         let larges: Vec<TaskId> = sync.larges.keys().copied().collect();
         for file in larges {
-            self.discard(no, file, now);
+            self.discard(no, file, None, now);
         }
         let tasks: Vec<TaskId> =
             self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect()).unwrap_or_default();

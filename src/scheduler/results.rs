@@ -44,7 +44,9 @@ impl State {
             self.note_outcome(id, &result.worker_id, failed, now);
         }
         if report.handed_back {
-            if let Some(task) = self.tasks.get_mut(&id) {
+            // Who wrote of it may have left something: the next try must know that it is not the first.
+            let unbegun = report.wrote.is_empty();
+            if let Some(task) = self.tasks.get_mut(&id).filter(|_| unbegun) {
                 task.attempt = task.attempt.saturating_sub(1);
             }
             self.requeue(id, now);

@@ -141,6 +141,9 @@ impl Task {
 ///    ▼
 /// Comparing ──a range differs──▶ Sending ──▶ commit: counted as done
 ///    └──────── all are equal ──────────────▶ commit in place: counted as skipped
+///
+/// Sending ──the first to look finds the file there, others are out──▶ Found ──all find it──▶ gone
+///                                                                       └──one wrote──▶ discarded
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Large {
@@ -194,6 +197,9 @@ pub(super) enum Course {
     Comparing,
     /// Nothing yet: another name of the file is being brought.
     Waiting,
+    /// Nothing any more: the destination has the file, and it is counted. It stays until everybody who is out
+    /// with a range of it has told whether it found the same, or wrote before the file was there.
+    Found,
 }
 
 impl Large {

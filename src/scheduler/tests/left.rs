@@ -32,6 +32,76 @@ fn a_part_file_that_was_begun_again_is_removed_where_somebody_else_brought_the_f
     assert!(world.blobs.is_empty());
 }
 
+fn unchanged() -> TaskReport {
+    TaskReport { unchanged: true, ..TaskReport::default() }
+}
+
+/// Two ranges of a file are out, and the second finds the whole file at the destination. The first.
+fn found_while_another_is_out() -> (World, Assignment) {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![large(3)], None));
+    let (first, second) = (next(&mut world, "s", "range"), next(&mut world, "s", "range"));
+    world.finish(result(&second, true, unchanged()));
+    let so_far = world.progress("demo");
+    assert_eq!((so_far.state, so_far.files_skipped), (SyncState::Progress, 1));
+    assert_eq!(world.poll("s", "1"), None, "nobody asks for the third range any more");
+    (world, first)
+}
+
+/// Ends as it should: the file was there, and is counted once.
+fn was_there(world: &mut World) {
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_skipped, end.transferred_bytes), (SyncState::Completed, 1, 0));
+    assert!(world.blobs.is_empty() && world.state.tasks.is_empty());
+}
+
+#[test]
+fn what_one_range_wrote_is_removed_where_another_finds_the_file_there() {
+    let (mut world, first) = found_while_another_is_out();
+    let wrote = vec!["d".parse().unwrap()];
+    let report = TaskReport { digest: Some(Digest([7; 32])), wrote, ..TaskReport::default() };
+    world.finish(result(&first, true, report));
+    done(&mut world, "d", "discard");
+    done(&mut world, "d", "flush");
+    was_there(&mut world);
+    // It may also fail, or be taken from an agent that hands it back after it wrote.
+    let (mut world, first) = found_while_another_is_out();
+    world.finish(result(&first, false, TaskReport::default()));
+    done(&mut world, "d", "discard");
+    was_there(&mut world);
+    let (mut world, first) = found_while_another_is_out();
+    let wrote = vec!["d".parse().unwrap()];
+    let back = TaskReport { handed_back: true, wrote, ..TaskReport::default() };
+    world.finish(result(&first, false, back));
+    let again = next(&mut world, "s", "range");
+    world.finish(result(&again, true, unchanged()));
+    done(&mut world, "d", "discard");
+    done(&mut world, "d", "flush");
+    was_there(&mut world);
+}
+
+#[test]
+fn a_file_that_all_its_ranges_find_there_costs_no_more() {
+    let (mut world, first) = found_while_another_is_out();
+    world.finish(result(&first, true, unchanged()));
+    was_there(&mut world);
+}
+
+#[test]
+fn a_part_file_is_removed_late_where_a_mirror_stops_while_it_is_written() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    let root = |name: &str| Some(RootState { file_system: name.into(), empty: false });
+    let first = page(&scan, 0, vec![large(3)], at("m"));
+    world.post(&scan, ScanPage { root: root("fs-1"), ..first });
+    next(&mut world, "s", "range");
+    let action = world.post(&scan, ScanPage { root: root("fs-2"), ..page(&scan, 1, vec![], None) });
+    assert_eq!(action, PageAction::Stop);
+    assert_eq!(world.poll("d", "1"), None, "the range is still written");
+    a_lease_passes(&mut world, "1");
+    done(&mut world, "d", "discard");
+    assert_eq!(world.progress("demo").outcome, Some(Outcome::DeleteStopped));
+}
+
 #[test]
 fn a_sweep_that_a_cancel_interrupts_is_done_again() {
     let (mut world, scan) = scanning();

@@ -7,6 +7,7 @@ use super::world::Sim;
 use super::*;
 use crate::scheduler::hold::Hold;
 use crate::scheduler::stage::Stage;
+use crate::scheduler::task::Course;
 use crate::wire::options::Verify;
 use std::collections::HashMap;
 
@@ -348,7 +349,8 @@ fn entries_add_up(sync: &Sync, state: &State) {
     let (mut files, mut dirs) = (c.files_done + c.files_skipped + c.files_failed, 0);
     dirs += c.dirs_done + c.dirs_failed;
     if sync.stage == Stage::Copy {
-        files += sync.larges.len() as u64;
+        // One that was found there is counted.
+        files += sync.larges.values().filter(|large| large.course != Course::Found).count() as u64;
         for task in sync.tasks.iter().map(|id| &state.tasks[id]) {
             if let TaskSpec::Copy { files: f, dirs: d, .. } = task.spec {
                 files += f;

@@ -46,8 +46,11 @@ impl Sim {
     fn work_on(&mut self, agent: usize, slot: usize, second: bool) {
         let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
         let back = self.agents[agent].draining && self.chance.permille(500);
-        let done = !back && (self.calm || self.chance.permille(990));
-        let done = done && self.execute(&mut work, second);
+        let writes = matches!(work.a.task, TaskSpec::Range { compare: false, .. }) && second;
+        let fails = !self.calm && !self.chance.permille(990);
+        // One that stops in the middle of a range has written of it.
+        let ran = (!back && !fails || writes) && self.execute(&mut work, second);
+        let done = ran && !back && !fails;
         if done && second && work.a.task == TaskSpec::Flush {
             let (tree, host) = (self.tree_of(&work.a.source_path), self.agents[agent].host);
             self.sites[tree].flush(host);
