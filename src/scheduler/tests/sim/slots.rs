@@ -8,14 +8,11 @@ use crate::wire::task::PageReply;
 impl Sim {
     /// The timer of a slot ran out.
     pub(super) fn slot(&mut self, agent: usize, slot: usize) {
-        let now = self.time;
-        let a = &mut self.agents[agent];
-        let doing = a.slots[slot].doing;
-        let expired = a.slots[slot].work.as_ref().is_some_and(|work| !work.may_go_on(now));
-        if expired && doing != Doing::Report {
-            a.slots[slot].rest();
-            return self.timer_in(agent, slot, 100);
+        let doing = self.agents[agent].slots[slot].doing;
+        if doing != Doing::Report && self.too_late(agent, slot) {
+            return;
         }
+        let a = &mut self.agents[agent];
         match doing {
             Doing::Rest if a.draining => self.timer_in(agent, slot, 1_000),
             Doing::Rest => {
@@ -91,7 +88,22 @@ impl Sim {
         self.begin_work(agent, slot);
     }
 
+    /// Whether a slot must let go of what it has: an answer came when its lease was over.
+    fn too_late(&mut self, agent: usize, slot: usize) -> bool {
+        let now = self.time;
+        let s = &mut self.agents[agent].slots[slot];
+        let late = s.work.as_ref().is_some_and(|work| !work.may_go_on(now));
+        if late {
+            s.rest();
+            self.timer_in(agent, slot, 100);
+        }
+        late
+    }
+
     fn begin_work(&mut self, agent: usize, slot: usize) {
+        if self.too_late(agent, slot) {
+            return;
+        }
         let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
         let itself = (agent, self.agents[agent].incarnation);
         let members = &work.a.destination_workers;
@@ -119,6 +131,9 @@ impl Sim {
     }
 
     fn post(&mut self, agent: usize, slot: usize) {
+        if self.too_late(agent, slot) {
+            return;
+        }
         let worker = self.agents[agent].name.clone();
         let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
         let assignment = work.a.assignment_id;
