@@ -33,7 +33,7 @@ class Row:
     """A lab with a sync in it, and what is judged."""
 
     def __init__(self, args, name, room, times=Lab.SHORT):
-        self.args, self.failed, self.seed = args, False, 1
+        self.args, self.failed, self.seed, self.id = args, False, 1, "it"
         lab_args = argparse.Namespace(**vars(args), room=room, masters=2, seed=1)
         self.lab = Lab(lab_args, f"faults-{name}-{os.getpid()}", times)
 
@@ -71,18 +71,18 @@ class Row:
         return root
 
     def destination(self):
-        return f"{self.lab.dir}/dst/tree"
+        return f"{self.lab.dir}/dst/{self.id}"
 
-    def submit(self, *more):
-        said = self.lab.ctl("sync", "submit", f"{self.lab.dir}/src/tree", self.destination(), "--id", "it",
-                            "--chunk-size-mb", "16", *more)
+    def submit(self, *more, chunk=16):
+        said = self.lab.ctl("sync", "submit", f"{self.lab.dir}/src/tree", self.destination(), "--id", self.id,
+                            "--chunk-size-mb", str(chunk), *more)
         if said.returncode != 0:
             raise SystemExit(f"acceptance-faults.sh: {said.stderr}")
 
     def status(self):
         """The sync's document; None: nobody answers now."""
         with contextlib.suppress(subprocess.TimeoutExpired, ValueError):
-            said = self.lab.ctl("sync", "status", "it", "-o", "json")
+            said = self.lab.ctl("sync", "status", self.id, "-o", "json")
             return json.loads(said.stdout) if said.returncode == 0 else None
 
     def await_sync(self, what, holds, seconds=600):
@@ -229,6 +229,31 @@ def flips(args):
         return row.failed
 
 
+def connections(args):
+    """One bit in one data connection of a hundred; a sync makes few of them, so there are several syncs."""
+    with Row(args, "connections", room=4096) as row:
+        row.source(large=[64], small=4_000)
+        line = row.lab.line
+        line.aside = bytes(int(part) for part in row.lab.MASTERS.split("."))
+        line.flip_connections = 100
+        found, syncs, others = 0, 0, []
+        while line.connections < 400 and syncs < 80:
+            syncs, row.id = syncs + 1, f"it{syncs}"
+            row.submit(chunk=1)
+            seen = row.await_sync("it has ended", lambda s: s["state"] in ENDED)
+            found += seen.get("integrity_errors", 0)
+            if seen["state"] != "COMPLETED" or differs(f"{row.lab.dir}/src/tree", row.destination()):
+                others.append(row.id)
+            shutil.rmtree(row.destination())
+            time.sleep(10)  # kept connections are closed after it, and the next sync makes its own
+        row.verdict("enough connections", line.connections >= 400, f"{line.connections} in {syncs} syncs")
+        row.verdict("every bit was found and counted", found == line.flips > 0, f"{found} of {line.flips}")
+        warned = sum(len(re.findall("WARN.*damage", text)) for text in row.logs().values())
+        row.verdict("named in the logs", warned >= line.flips, warned)
+        row.verdict("all trees are identical, all syncs completed", not others, " ".join(others))
+        return row.failed
+
+
 def stopped(args):
     with Row(args, "stopped", room=8192) as row:
         row.source(large=[1024], small=20_000)
@@ -259,7 +284,7 @@ def cancel(args):
         row.await_sync("some is there", lambda s: s["transferred_bytes"] > 256 * MIB * args.scale)
         busy = [resident(p) for p in everyone]
         since = time.monotonic()
-        said = row.lab.ctl("sync", "cancel", "it")
+        said = row.lab.ctl("sync", "cancel", row.id)
         last, still = row.moved(), time.monotonic()
         while time.monotonic() < since + 8:
             if row.moved() > last:
@@ -279,7 +304,7 @@ def cancel(args):
         return row.failed
 
 
-ROWS = {"leader": leader, "store": store, "room": room, "flips": flips, "stopped": stopped, "cancel": cancel}
+ROWS = {"leader": leader, "store": store, "room": room, "flips": flips, "connections": connections, "stopped": stopped, "cancel": cancel}
 
 
 def main():

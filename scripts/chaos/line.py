@@ -66,7 +66,10 @@ class Line(threading.Thread):
         self.fds = {bytes(int(part) for part in address.split(".")): fd for address, fd in hosts.items()}
         self.delay, self.rng, self.open = delay, random.Random(seed), True
         self.cuts = set()  # (from, to) as addresses in bytes; None stands for anybody
-        self.flips, self.flip_one_in, self.flip_ports = 0, 0, ()
+        self.flips, self.flip_one_in = 0, 0
+        # One connection in so many, of those that do not lead to `aside`, has one bit flipped.
+        self.flip_connections, self.connections, self.chosen = 0, 0, set()
+        self.aside = bytes(4)
 
     def cut(self, source, target):
         self.cuts.add((source, target))
@@ -82,11 +85,33 @@ class Line(threading.Thread):
         source, target = packet[12:16], packet[16:20]
         if not self.passes(source, target) or target not in self.fds:
             return
+        if self.flip_connections:
+            packet = self.of_connection(packet)
         if self.flip_one_in and len(packet) > 2048 and not self.rng.randrange(self.flip_one_in):
             made = flipped(packet, self.rng)
             if made:
                 packet, self.flips = made, self.flips + 1
         queue.append((time.monotonic() + self.delay, self.fds[target], packet))
+
+    def of_connection(self, packet):
+        """The packet, flipped if it is the first with content in a connection that was chosen."""
+        head = (packet[0] & 15) * 4
+        if packet[0] >> 4 != 4 or packet[9] != 6 or self.aside in (packet[12:16], packet[16:20]):
+            return packet
+        ports = packet[head : head + 4]
+        # The same for both directions.
+        name = frozenset([(packet[12:16], ports[:2]), (packet[16:20], ports[2:])])
+        if packet[head + 13] & 0x12 == 0x02:  # the first SYN of it
+            self.chosen.discard(name)
+            self.connections += 1
+            if self.connections % self.flip_connections == 1:
+                self.chosen.add(name)
+        made = flipped(packet, self.rng) if name in self.chosen and len(packet) > 2048 else None
+        if not made:
+            return packet
+        self.chosen.discard(name)
+        self.flips += 1
+        return made
 
     def run(self):
         queue, poll = collections.deque(), select.poll()
