@@ -362,7 +362,8 @@ impl State {
     /// Notes that a sync's record changed.
     fn changed(&mut self, no: SyncNo, now: Now) {
         if let Some(sync) = self.syncs.get_mut(&no) {
-            sync.updated_ms = now.wall_ms;
+            // What is tidied up behind one that has ended changes nothing of it.
+            sync.updated_ms = sync.ended_ms.unwrap_or(now.wall_ms);
             self.effects.push(Effect::Put(sync.key()));
             self.effects.extend(sync.unwritten().map(Effect::Put));
             self.touched.insert(no);
