@@ -2,7 +2,7 @@
 
 use super::damages::Damages;
 use super::limits::Limits;
-use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate};
+use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate, Until};
 use crate::fs::{Filter, Target, Tree};
 use crate::wire::sync::FileError;
 use crate::wire::task::{Assignment, TaskReport, TaskSpec};
@@ -100,6 +100,8 @@ pub struct Job<'a> {
     pub assignment: &'a Assignment,
     /// Who wrote.
     pub writers: &'a Writers,
+    /// Until when it may be worked on.
+    pub until: &'a Until,
 }
 
 impl Job<'_> {
@@ -192,6 +194,7 @@ impl Choice<'_> {
                     self.job.asked(&cx.worker);
                     let local = Local::new(target, claims, cx.peers.pool().clone());
                     let local = local.at(cx.limits.pace(&assignment.request_id));
+                    let local = local.until(self.job.until);
                     return Some(Destination::Local { worker: cx.worker.clone(), local });
                 }
                 Err(refused) => {
@@ -207,7 +210,7 @@ impl Choice<'_> {
         self.job.asked(&member.worker_id);
         let rules = assignment.options.write_rules();
         let peer = cx.peers.peer(member, &assignment.ticket, &rules);
-        let peer = peer.at(cx.limits.pace(&assignment.request_id));
+        let peer = peer.at(cx.limits.pace(&assignment.request_id)).until(self.job.until);
         Some(Destination::Remote(peer.counted(cx.damages.of(&assignment.request_id))))
     }
 

@@ -4,6 +4,7 @@
 //! the request that got or renewed it was sent, and work stops [`MARGIN`] before its end: whoever gets
 //! the task next never meets a writer of this lease.
 
+use crate::data::Until;
 use crate::data::gate::boottime;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
@@ -28,7 +29,7 @@ pub enum Stopped {
 
 struct Held {
     lease: Duration,
-    deadline: Duration,
+    until: Until,
     is_scan: bool,
     stop: Shutdown,
     stopped: Option<Stopped>,
@@ -44,6 +45,7 @@ pub struct Hand {
 pub struct Grip {
     id: AssignmentId,
     stop: Shutdown,
+    until: Until,
     hand: Arc<Hand>,
 }
 
@@ -57,9 +59,10 @@ impl Hand {
         let id = assignment.assignment_id;
         let lease = Duration::from_secs(assignment.lease_seconds);
         let stop = Shutdown::new();
+        let until = Until::new(since + working(lease));
         let held = Held {
             lease,
-            deadline: since + lease,
+            until: until.clone(),
             is_scan: matches!(
                 assignment.task,
                 TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Prune { .. }
@@ -72,7 +75,7 @@ impl Hand {
             return None;
         }
         all.insert(id, held);
-        Some(Grip { id, stop, hand: self.clone() })
+        Some(Grip { id, stop, until, hand: self.clone() })
     }
 
     /// All assignments in hand.
@@ -91,7 +94,7 @@ impl Hand {
             if dropped.contains(id) {
                 held.stop(Stopped::Dropped);
             } else if listed.contains(id) {
-                held.deadline = held.deadline.max(sent + held.lease);
+                held.until.put_off(sent + working(held.lease));
             }
         }
     }
@@ -99,7 +102,7 @@ impl Hand {
     /// Stops the work on everything whose lease is about to end at `now`.
     pub fn expire(&self, now: Duration) {
         for held in self.held().values_mut() {
-            if now + MARGIN.min(held.lease / 4) >= held.deadline {
+            if held.until.is_over_at(now) {
                 held.stop(Stopped::Expired);
             }
         }
@@ -121,6 +124,11 @@ impl Hand {
     }
 }
 
+/// How long of a lease there is work.
+fn working(lease: Duration) -> Duration {
+    lease - MARGIN.min(lease / 4)
+}
+
 impl Held {
     fn stop(&mut self, why: Stopped) {
         // What the master says is worth more than what we guess.
@@ -132,10 +140,23 @@ impl Held {
 }
 
 impl Grip {
-    /// Resolves when the work is to stop.
+    /// Resolves when the work is to stop. Each time that it is polled it looks at the clock: in an agent that
+    /// stood still, the work must not go on before somebody notices.
     pub async fn stopped(&self) -> Stopped {
-        self.stop.cancelled().await;
+        let mut stopped = std::pin::pin!(self.stop.cancelled());
+        std::future::poll_fn(|cx| {
+            if self.until.is_over() {
+                self.hand.expire(boottime());
+            }
+            stopped.as_mut().poll(cx)
+        })
+        .await;
         self.why().unwrap_or(Stopped::Expired)
+    }
+
+    /// Until when the work may go on.
+    pub fn until(&self) -> Until {
+        self.until.clone()
     }
 
     /// Stops the work on this one: the agent stops and does not begin it.
@@ -189,6 +210,22 @@ mod tests {
         assert_eq!(two.why(), None);
         hand.expire(secs(135));
         assert_eq!(two.why(), Some(Stopped::Expired));
+    }
+
+    #[tokio::test]
+    async fn who_stood_still_for_longer_than_the_lease_notices_it_before_the_work_goes_on() {
+        let hand = Arc::new(Hand::default());
+        let lease = Duration::from_secs(30);
+        // Nobody watches.
+        let over = hand.take(&assignment(TaskSpec::Flush), boottime().saturating_sub(lease));
+        let over = over.unwrap();
+        assert!(over.until().is_over());
+        assert_eq!(over.stopped().await, Stopped::Expired);
+        drop(over);
+        let good = hand.take(&assignment(TaskSpec::Flush), boottime()).unwrap();
+        assert!(!good.until().is_over());
+        let soon = tokio::time::timeout(Duration::from_millis(1), good.stopped());
+        assert!(soon.await.is_err());
     }
 
     #[test]

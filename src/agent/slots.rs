@@ -154,7 +154,8 @@ impl Slots {
         tracing::debug!(%sync, %task, kind, attempt, assignment = %id, "begun");
         let _busy = assignment.task.sends().then(|| self.tuning.busy());
         let writers = Writers::default();
-        let job = Job { cx: &self.cx, assignment: &assignment, writers: &writers };
+        let until = grip.until();
+        let job = Job { cx: &self.cx, assignment: &assignment, writers: &writers, until: &until };
         let done = tokio::select! {
             biased;
             why = grip.stopped() => {

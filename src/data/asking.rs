@@ -5,6 +5,7 @@ use super::frame::{self, HEAD};
 use super::meter::{Counted, Flow};
 use super::protocol::{MAX_REPLY, STREAM};
 use super::stream::{Ask, PROTOCOL, ready};
+use super::until::Until;
 use crate::util::seal;
 use crate::util::shutdown::Shutdown;
 use crate::wire::problem::Problem;
@@ -111,23 +112,27 @@ struct Exchange<'a> {
     moved: &'a AtomicU64,
     /// Nobody waits for the answer any more.
     abandoned: &'a Shutdown,
+    /// Nothing is sent after this.
+    until: &'a Until,
     /// Why nothing more can be sent.
     failed: Option<String>,
 }
 
 impl Asking {
     /// Asks, sends what `feed` makes, counted in `moved`, and reads the answer; blocks meanwhile. An
-    /// answer that comes early, and `abandoned`, end it. Gives the answer and what `feed` said.
+    /// answer that comes early, `abandoned`, and the end of `until`, end it. Gives the answer and what
+    /// `feed` said.
     ///
     /// # Errors
     /// A sentence: the connection failed, or the answer is none.
     pub fn exchange<T>(
         &self,
         ask: &Ask,
-        (moved, abandoned): (&AtomicU64, &Shutdown),
+        moved: &AtomicU64,
+        (abandoned, until): (&Shutdown, &Until),
         feed: impl FnOnce(&mut dyn Outlet) -> Result<T, Gone>,
     ) -> Result<(Answered, Result<T, Gone>), String> {
-        let mut exchange = Exchange { on: self, moved, abandoned, failed: None };
+        let mut exchange = Exchange { on: self, moved, abandoned, until, failed: None };
         let fed = exchange.send(&frame::ask(ask)).and_then(|()| feed(&mut exchange));
         let Some(why) = exchange.failed.take() else {
             return Ok((exchange.answer(None)?, fed));
@@ -214,6 +219,7 @@ impl Exchange<'_> {
 impl Outlet for Exchange<'_> {
     fn send(&mut self, mut bytes: &[u8]) -> Result<(), Gone> {
         while !bytes.is_empty() {
+            self.go_on()?;
             match self.send_some(bytes) {
                 // It was answered before the end.
                 Ok(0) => return Err(Gone),
@@ -232,6 +238,7 @@ impl Outlet for Exchange<'_> {
     }
 
     fn go_on(&self) -> Result<(), Gone> {
-        if self.abandoned.is_cancelled() { Err(Gone) } else { Ok(()) }
+        let over = self.abandoned.is_cancelled() || self.until.is_over();
+        if over { Err(Gone) } else { Ok(()) }
     }
 }

@@ -11,6 +11,7 @@ use super::read::{Read, Sink, Span, changed, open_same, read_whole};
 use super::receive;
 use super::send::{FedRange, read_range};
 use super::store::{Store, keep_blocks};
+use super::until::Until;
 use crate::fs::{FsError, Keep, NewFile, Target, Tree};
 use crate::util::rate::Pace;
 use crate::util::shutdown::Shutdown;
@@ -27,6 +28,7 @@ pub struct Local {
     claims: Arc<Claims>,
     pool: Pool,
     pace: Pace,
+    until: Until,
 }
 
 /// Why copying the content of one file stopped.
@@ -49,13 +51,18 @@ impl Local {
 
     /// Writes to `target` as the ticket with these `claims` says, through buffers of `pool`.
     pub fn new(target: Target, claims: Claims, pool: Pool) -> Self {
-        let pace = Pace::default();
-        Local { target: Arc::new(target), claims: Arc::new(claims), pool, pace }
+        let (pace, until) = (Pace::default(), Until::default());
+        Local { target: Arc::new(target), claims: Arc::new(claims), pool, pace, until }
     }
 
     /// The same, no faster than `pace` lets it.
     pub fn at(self, pace: Pace) -> Self {
         Local { pace, ..self }
+    }
+
+    /// The same; no content is written any more once that is over.
+    pub fn until(self, until: &Until) -> Self {
+        Local { until: until.clone(), ..self }
     }
 
     fn rules(&self) -> &WriteRules {
@@ -90,9 +97,10 @@ impl Local {
         gate::allows(self.rules(), PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
         let (claims, pace) = (self.claims.clone(), self.pace.clone());
+        let until = self.until.clone();
         let [mut buffer] = self.pool.take([BUFFER]).await;
         run(move |cancelled| {
-            let going = Going { cancelled: &cancelled, pace: &pace };
+            let going = Going { cancelled: &cancelled, until: &until, pace: &pace };
             let mut done = Vec::with_capacity(files.len());
             let mut sent = 0;
             for entry in &files {
@@ -131,6 +139,7 @@ impl Local {
     ) -> Result<RangeSent, SendError> {
         gate::allows(self.rules(), RANGE)?;
         let (target, pace) = (self.target.clone(), self.pace.clone());
+        let until = self.until.clone();
         let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
         let (checked, hashed) = (self.rules().hashed, self.rules().wants_digests());
         let (mut buffer, mut scratch) = self.pool.to_send(there.is_some()).await;
@@ -139,6 +148,10 @@ impl Local {
                 Ok(file) => file,
                 Err(error) => return Ok(failed(error)),
             };
+            let going = Going { cancelled: &cancelled, until: &until, pace: &pace };
+            if going.on().is_err() {
+                return Err(stopped());
+            }
             let mut part = match target.part(&entry) {
                 Ok(part) => part,
                 Err(error) => return Ok(failed(error)),
@@ -150,7 +163,6 @@ impl Local {
                 return Ok(failed(error));
             }
             let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::pages));
-            let going = Going { cancelled: &cancelled, pace: &pace };
             let mut copier = Copier {
                 at: span.offset,
                 checked,
@@ -247,6 +259,9 @@ fn copy(
     claims: &Claims,
     (buffer, going): (&mut Buffer, Going<'_>),
 ) -> (Result<Written, Stop>, u64) {
+    if let Err(stop) = going.on() {
+        return (Err(stop), 0);
+    }
     let open = || {
         let file = source.open_source(entry)?;
         let new = target.create(file.entry(), claims.attempt)?;
@@ -278,12 +293,14 @@ fn copy(
 #[derive(Clone, Copy)]
 struct Going<'a> {
     cancelled: &'a Shutdown,
+    until: &'a Until,
     pace: &'a Pace,
 }
 
 impl Going<'_> {
     fn on(self) -> Result<(), Stop> {
-        if self.cancelled.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+        let over = self.cancelled.is_cancelled() || self.until.is_over();
+        if over { Err(Stop::Cancelled) } else { Ok(()) }
     }
 }
 

@@ -18,7 +18,7 @@
 //!   NICs; [`nics`], [`meter`]: our own; [`read`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
 //!   ranges that are compared first; [`stripe`]: ranges over several NICs
-//! - [`outcome`]: what became of entries; [`body`], [`pool`]: plumbing
+//! - [`outcome`]: what became of entries; [`until`]: when work ends; [`body`], [`pool`]: plumbing
 
 pub mod asking;
 pub mod asks;
@@ -52,6 +52,7 @@ pub mod stream;
 mod stripe;
 #[cfg(test)]
 mod tests;
+pub mod until;
 pub mod verbs;
 pub mod watch;
 
@@ -68,3 +69,4 @@ pub use pool::Buffers;
 pub use read::hash_source;
 pub use roots::Roots;
 pub use server::{DataServer, Served};
+pub use until::Until;

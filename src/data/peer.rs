@@ -19,6 +19,7 @@ use super::protocol::{
 };
 use super::send::{Fed, FedRange, Feed, feed_pack, feed_range};
 use super::stream::Ask;
+use super::until::Until;
 use crate::fs::Tree;
 use crate::util::damage::Damage;
 use crate::util::rate::Pace;
@@ -72,6 +73,7 @@ pub struct Peer {
     hashed: bool,
     pace: Pace,
     damage: Damage,
+    until: Until,
     pub(super) peers: Arc<Peers>,
 }
 
@@ -96,6 +98,7 @@ impl Peer {
             hashed: rules.wants_digests(),
             pace: Pace::default(),
             damage: Damage::default(),
+            until: Until::default(),
             peers,
         }
     }
@@ -109,6 +112,12 @@ impl Peer {
     /// The same, sending no faster than `pace` lets it.
     pub fn at(mut self, pace: Pace) -> Self {
         self.pace = pace;
+        self
+    }
+
+    /// The same; nothing is sent any more once that is over.
+    pub fn until(mut self, until: &Until) -> Self {
+        self.until = until.clone();
         self
     }
 
@@ -336,11 +345,11 @@ impl Peer {
         let nic = leased.nic().map(|nic| nic.rate.clone());
         let pace = nic.into_iter().fold(self.pace.clone(), Pace::and);
         let moved = Arc::new(AtomicU64::new(0));
-        let counted = moved.clone();
+        let (counted, until) = (moved.clone(), self.until.clone());
         let work = tokio::task::spawn_blocking(move || {
             let feed =
                 |to: &mut dyn Outlet| feed(&mut Feed::new(to, buffers, counted.clone()).at(pace));
-            let ended = stream.exchange(&ask, (&counted, &abandoned), feed);
+            let ended = stream.exchange(&ask, &counted, (&abandoned, &until), feed);
             ended.map(|(answered, fed)| (stream, answered, fed))
         });
         tokio::select! {

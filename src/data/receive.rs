@@ -8,7 +8,7 @@ use super::protocol::{
 };
 use super::read::{Span, hash_zeros, hasher_at};
 use super::store::{ReadBack, Store, keep};
-use crate::fs::{FsError, Keep, NewFile, Reconciled, Target, Verdict};
+use crate::fs::{FsError, Keep, NewFile, PartFile, Reconciled, Target, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
 use crate::wire::options::{Note, Notes};
 use crate::wire::ticket::Claims;
@@ -140,6 +140,7 @@ impl Pack<'_> {
         let Kind::File { size } = entry.kind else {
             return Err(FrameError::Order("only regular files have content".to_owned()));
         };
+        go_on(frames)?;
         let mut taking = Taking {
             store: self.target.create(entry, self.claims.attempt),
             span: Span { offset: 0, length: size },
@@ -369,6 +370,27 @@ pub fn take_range<P: Pieces>(
     Ok(RangeReply { range })
 }
 
+/// Opens the part file of `entry`, for a peer that is still there. One that is gone may be gone for long,
+/// where we stood still, or for as long as its request waited here: what it sent lay in our socket, and
+/// who removes the part file may have been here already. What it still has to bring is brought again.
+fn open_part<P: Pieces>(
+    frames: &FrameReader<P>,
+    target: &Target,
+    entry: &Entry,
+) -> Result<Result<PartFile, FsError>, FrameError> {
+    go_on(frames)?;
+    let part = target.part(entry);
+    if part.as_ref().is_ok_and(|part| part.created)
+        && let Err(gone) = go_on(frames)
+    {
+        if let Err(error) = target.discard_part(entry) {
+            tracing::warn!("{error}");
+        }
+        return Err(gone);
+    }
+    Ok(part)
+}
+
 fn take_range_content<P: Pieces>(
     frames: &mut FrameReader<P>,
     target: &Target,
@@ -376,7 +398,7 @@ fn take_range_content<P: Pieces>(
     (head, entry): (&RangeHead, &Entry),
     buffer: &mut [u8],
 ) -> Result<Taken, FrameError> {
-    let mut store = target.part(entry);
+    let mut store = open_part(frames, target, entry)?;
     if let (Ok(part), Some(true)) = (&store, head.dense)
         && let Err(error) = part.reserve(head.offset, head.length)
     {

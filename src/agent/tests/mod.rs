@@ -6,7 +6,7 @@ mod mirror;
 use super::execute::{Context, Done, Job, Writers};
 use super::testing::{abs, assignment, tree};
 use super::{copy, publish, range};
-use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate};
+use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate, Until};
 use crate::fs::is_ours;
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Manifest, merge_ranges};
@@ -193,7 +193,7 @@ fn copy_task(manifest: &Manifest) -> TaskSpec {
 async fn copied(fleet: &Fleet, cx: &Context, manifest: &Manifest) -> (Done, Vec<String>) {
     let assignment = fleet.assignment(copy_task(manifest));
     let writers = Writers::default();
-    let job = Job { cx, assignment: &assignment, writers: &writers };
+    let job = Job { cx, assignment: &assignment, writers: &writers, until: &Until::default() };
     let done = copy::copy(job, manifest.clone(), manifest.encode().into()).await;
     (done, writers.list().iter().map(ToString::to_string).collect())
 }
@@ -333,7 +333,7 @@ async fn ranged_or_compared(
 ) -> (Done, Writers) {
     let assignment = fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1, compare });
     let writers = Writers::default();
-    let job = Job { cx, assignment: &assignment, writers: &writers };
+    let job = Job { cx, assignment: &assignment, writers: &writers, until: &Until::default() };
     let done = range::range(job, manifest.clone(), at, compare).await;
     (done, writers)
 }
@@ -343,7 +343,7 @@ async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Do
     let cx = fleet.context(&["dst"]);
     let assignment = fleet.assignment(task.clone());
     let writers = Writers::default();
-    let job = Job { cx: &cx, assignment: &assignment, writers: &writers };
+    let job = Job { cx: &cx, assignment: &assignment, writers: &writers, until: &Until::default() };
     match task {
         TaskSpec::Commit { range_length, chain, in_place } => {
             let ending = publish::Ending { range_length, chain: &chain.0, in_place };

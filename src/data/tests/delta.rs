@@ -110,8 +110,12 @@ async fn what_a_broken_range_left_in_the_part_file_is_kept() {
         body.extend(block);
     }
     for to in world.both(&WriteRules::default()) {
-        let reply = world.post("/v1/range", &world.ticket(), &body).await;
-        assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");
+        let mut stream = world.stream().await;
+        let ask = frame::ask(&Ask { verb: RANGE.to_owned(), ticket: world.ticket() });
+        stream.write_all(&[&ask[..], &body[..]].concat()).await.unwrap();
+        damage::until("it has begun", || !world.names().is_empty()).await;
+        stream.shutdown().await.unwrap();
+        assert_eq!(streams::answer(&mut stream).await.0, frame::REFUSAL);
         let (got, sent, kept) = bring(&world, &to, (0, SIZE), RangeMode::Delta).await;
         assert_eq!((sent, kept), (SIZE - 6 * BLOCK, 6 * BLOCK));
         assert_eq!(got, Some(value(0, &new)));

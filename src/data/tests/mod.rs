@@ -17,7 +17,7 @@ use super::pool::{BUFFER, GATHERED, Pool};
 use super::protocol::{PACK, RANGE};
 use super::send::{Fed, Feed, feed_pack};
 use super::stream::{Ask, PROTOCOL};
-use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate};
+use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate, Until};
 use crate::fs::{Root, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Entry, Kind, Manifest, merge_ranges};
@@ -246,12 +246,11 @@ impl World {
         stream
     }
 
-    /// Asks a new stream for `verb`, sends `body`, and nothing more.
+    /// Asks a new stream for `verb`, sends `body`, and waits: a peer that is gone is not served.
     async fn ask(&self, verb: &str, ticket: &str, body: &[u8]) -> (u8, Vec<u8>) {
         let mut stream = self.stream().await;
         let ask = Ask { verb: verb.to_owned(), ticket: ticket.to_owned() };
         stream.write_all(&[&frame::ask(&ask), body].concat()).await.unwrap();
-        stream.shutdown().await.unwrap();
         streams::answer(&mut stream).await
     }
 

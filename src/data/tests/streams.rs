@@ -3,7 +3,7 @@
 use super::*;
 use crate::data::frame::{HEAD, REFUSAL, REPLY};
 use crate::data::pool::PIECE;
-use crate::data::protocol::{PackReply, TICKET_HEADER, Taken};
+use crate::data::protocol::{PackReply, RangeHead, TICKET_HEADER, Taken};
 
 fn ask(world: &World) -> Vec<u8> {
     frame::ask(&Ask { verb: PACK.to_owned(), ticket: world.ticket() })
@@ -140,5 +140,56 @@ async fn a_peer_that_sends_a_byte_now_and_then_is_given_up_and_leaves_nothing_be
     stream.write_all(&[ask(&world), pack_of("next")].concat()).await.unwrap();
     assert_eq!(answer(&mut stream).await.0, REPLY, "its place is free again");
     assert_eq!(world.names(), ["next"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_waits_here_of_a_peer_that_is_gone_is_not_written() {
+    let pool = Pool::new(GATHERED + 2 * PIECE);
+    let world = World::receiving(pool.clone()).await;
+    world.write("f", b"abc");
+    let (manifest, _) = world.only_file();
+    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, dense: None });
+    range.extend(frame::content_head(3));
+    range.extend(b"abc");
+    // The only place for content is taken.
+    let busy = pool.take([GATHERED, PIECE]).await;
+    for (verb, body) in [(RANGE, range), (PACK, pack_of("small"))] {
+        let mut stream = world.stream().await;
+        let ask = frame::ask(&Ask { verb: verb.to_owned(), ticket: world.ticket() });
+        stream.write_all(&[ask, body].concat()).await.unwrap();
+    }
+    drop(busy);
+    // Who comes last is served last.
+    let mut stream = world.stream().await;
+    stream.write_all(&[ask(&world), pack_of("next")].concat()).await.unwrap();
+    assert_eq!(answer(&mut stream).await.0, REPLY);
+    assert_eq!(world.names(), ["next"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_sent_or_written_once_the_time_for_it_is_over() {
+    let world = World::new().await;
+    world.write("f", b"abc");
+    let (manifest, entry) = world.only_file();
+    let claims = world.claims(&world.dst());
+    let rules = WriteRules::default();
+    let now = crate::data::gate::boottime();
+    for (until, brought) in [(Until::new(now), false), (Until::new(now + STALL), true)] {
+        let peer = Peers::new(&[], plenty()).peer(&world.member(), &world.ticket(), &rules);
+        let local = Local::new(world.target(), claims.clone(), plenty()).until(&until);
+        let worker = "b".parse().unwrap();
+        let both = [Destination::Remote(peer.until(&until)), Destination::Local { worker, local }];
+        for to in both {
+            let source = tree(&world.src());
+            let packed = to.pack(&source, vec![], vec![entry.clone()]).await;
+            assert_eq!(packed.is_ok(), brought, "{packed:?}");
+            fs::remove_file(world.dst().join("f")).ok();
+            let ranged = to.range(&source, &manifest, &entry, (0, 3), RangeMode::Whole).await;
+            assert_eq!(ranged.is_ok(), brought, "{ranged:?}");
+            assert_eq!(world.names().len(), usize::from(brought));
+        }
+    }
     world.end().await;
 }

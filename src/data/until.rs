@@ -1,0 +1,45 @@
+//! Until when somebody may go on with what he was given.
+
+use super::gate::boottime;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A moment ([`boottime`]) at which work ends, unless it is put off. Clones are the same one. Threads that
+/// read, send or write ask it themselves, between two steps: whoever would stop them may have stood still
+/// just as long as they did.
+#[derive(Debug, Clone)]
+pub struct Until(Arc<AtomicU64>);
+
+impl Default for Until {
+    /// Never.
+    fn default() -> Self {
+        Until(Arc::new(AtomicU64::new(u64::MAX)))
+    }
+}
+
+impl Until {
+    /// Work that ends at `end`.
+    pub fn new(end: Duration) -> Self {
+        Until(Arc::new(AtomicU64::new(millis(end))))
+    }
+
+    /// It may go on until `end`, if that is later.
+    pub fn put_off(&self, end: Duration) {
+        self.0.fetch_max(millis(end), Ordering::Relaxed);
+    }
+
+    /// Whether it is over, as of `now`.
+    pub fn is_over_at(&self, now: Duration) -> bool {
+        millis(now) >= self.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
+        self.is_over_at(boottime())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
