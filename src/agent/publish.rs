@@ -30,7 +30,8 @@ pub async fn commit(job: Job<'_>, manifest: Manifest, ending: Ending<'_>) -> Don
     let digest = merge_ranges(&values);
     let options = job.assignment.options.clone();
     let there = job.cx.roots.tree(&job.assignment.destination_path);
-    at_destination(job, manifest, move |target, entry, report| {
+    at_destination(job, manifest, move |target, entries, report| {
+        let [entry] = entries else { return Ok(()) };
         let size = entry.size();
         let action = if in_place {
             let action = target.repair_in_place(entry)?;
@@ -60,14 +61,18 @@ fn is_there(destination: Option<&Tree>, entry: &Entry) -> Action {
     }
 }
 
-/// Removes the part file of the only file of `manifest`.
+/// Removes what nobody publishes any more: the part file of the only file of `manifest`, or the temporary
+/// files of a batch.
 pub async fn discard(job: Job<'_>, mut manifest: Manifest) -> Done {
-    if let Err(why) = only(&manifest) {
-        return Done::failed(why);
-    }
     // The directories may have got other metadata since: they are not ours to stamp any more.
     manifest.dirs.clear();
-    at_destination(job, manifest, |target, entry, _| target.discard_part(entry)).await
+    at_destination(job, manifest, |target, entries, _| {
+        if let [entry] = entries {
+            target.discard_part(entry)?;
+        }
+        entries.iter().try_for_each(|entry| target.discard_temps(entry))
+    })
+    .await
 }
 
 /// Has a destination remove what the sync kept there to find the names of one file.
@@ -138,11 +143,11 @@ fn values(entry: &Entry, range_length: u64, chain: &[u8]) -> Result<Vec<Digest>,
     Ok(values.iter().map(|value| Digest(*value)).collect())
 }
 
-/// Does `act` on the file at our own destination, and stamps the directories above it.
+/// Does `act` on the entries at our own destination, and stamps the directories above them.
 async fn at_destination(
     job: Job<'_>,
     manifest: Manifest,
-    act: impl FnOnce(&Target, &Entry, &mut TaskReport) -> crate::fs::Result<()> + Send + 'static,
+    act: impl FnOnce(&Target, &[Entry], &mut TaskReport) -> crate::fs::Result<()> + Send + 'static,
 ) -> Done {
     let target = match job.target() {
         Ok(target) => target,
@@ -151,8 +156,7 @@ async fn at_destination(
     job.writers.wrote(&job.cx.worker);
     let work = tokio::task::spawn_blocking(move || {
         let mut report = TaskReport::default();
-        let first = manifest.entries.first();
-        let done = first.map_or(Ok(()), |entry| act(&target, entry, &mut report));
+        let done = act(&target, &manifest.entries, &mut report);
         for error in target.stamp(&manifest.dirs) {
             // Its own entry says so where it lasts; publishing is not undone for it.
             tracing::warn!("{}", error.message);

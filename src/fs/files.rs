@@ -5,7 +5,7 @@
 
 use super::dress::Origin;
 use super::error::{Cause, FsError, Result};
-use super::meta::{lstat, proc_path, type_of};
+use super::meta::{chmod, lstat, meta_of, mode_of, proc_path, set_mtime, type_of};
 use super::names;
 use super::root::Dir;
 use super::source::read_full;
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Temporary names tried for one attempt, before the last of them is taken from whoever left it.
 const SLOTS: u32 = 8;
-/// Earlier attempts whose leftovers are looked for.
+/// Earlier attempts (and, of a batch that is given up, first ones) whose leftovers are looked for.
 const EARLIER: u32 = 8;
 /// From this age on, a temporary file's name is checked to be still its own before it is published.
 const CONTESTED: Duration = Duration::from_secs(5);
@@ -116,6 +116,43 @@ impl Target {
             }
         }
         Err(Errno::EXIST)
+    }
+
+    /// Removes the temporary files that agents left of `entry` which were killed over it. The directory keeps
+    /// its metadata.
+    ///
+    /// # Errors
+    /// One is there and can't be removed.
+    pub fn discard_temps(&self, entry: &Entry) -> Result<()> {
+        let path = &entry.path;
+        let gone = self.tree.place(path).and_then(|place| {
+            // What has no content has no attempts: its number is 0.
+            for attempt in 0..=EARLIER {
+                for slot in 0..SLOTS {
+                    match self.remove_left(&place.dir, &names::temp(self.sync, path, attempt, slot))
+                    {
+                        Err(Errno::NOENT) => break,
+                        other => other?,
+                    }
+                }
+            }
+            Ok(())
+        });
+        match gone {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(errno) => Err(self.error("remove temporary file of", path, errno)),
+        }
+    }
+
+    /// Removes what was left under one of our own names; the directory keeps its metadata: others may have
+    /// been there since the manifest was made.
+    pub(super) fn remove_left(&self, dir: &Dir, name: &[u8]) -> Step<()> {
+        let before = rustix::fs::fstat(dir)?;
+        self.writable(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty()))?;
+        if mode_of(&rustix::fs::fstat(dir)?) != mode_of(&before) {
+            chmod(dir.as_fd(), mode_of(&before))?;
+        }
+        set_mtime(dir.as_fd(), &meta_of(&before))
     }
 
     fn new_file(

@@ -11,7 +11,7 @@ use super::dress::Origin;
 use super::error::{Cause, Result};
 use super::files::{write_full, zero_runs};
 use super::lost::{self, Ranges};
-use super::meta::{chmod, lstat, meta_of, mode_of, same_mtime, set_mtime, size_of, type_of};
+use super::meta::{lstat, same_mtime, size_of, type_of};
 use super::names;
 use super::nodes::open_object;
 use super::root::{Dir, Place};
@@ -20,8 +20,8 @@ use super::target::{Step, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::Entry;
 use crate::wire::options::{Attribute, Compare};
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, Stat};
+use rustix::fd::OwnedFd;
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::sync::OnceLock;
 
@@ -228,21 +228,14 @@ impl Target {
     }
 
     /// Removes the part file of `entry`'s version; that there is none is no error. The directory keeps
-    /// its metadata: others may have been there since the manifest was made.
+    /// its metadata.
     ///
     /// # Errors
     /// It is there and can't be removed.
     pub fn discard_part(&self, entry: &Entry) -> Result<()> {
         let name = names::part(&entry.path, entry.generation());
-        let gone = self.tree.place(&entry.path).and_then(|place| {
-            let before = rustix::fs::fstat(&place.dir)?;
-            let remove = || rustix::fs::unlinkat(&place.dir, &name, AtFlags::empty());
-            self.writable(&place.dir, remove)?;
-            if mode_of(&rustix::fs::fstat(&place.dir)?) != mode_of(&before) {
-                chmod(place.dir.as_fd(), mode_of(&before))?;
-            }
-            set_mtime(place.dir.as_fd(), &meta_of(&before))
-        });
+        let place = self.tree.place(&entry.path);
+        let gone = place.and_then(|place| self.remove_left(&place.dir, &name));
         match gone {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
             Err(errno) => Err(self.error("remove part file of", &entry.path, errno)),

@@ -231,9 +231,11 @@ impl State {
         self.forget_large(no, file);
     }
 
-    /// Drops all that a sync still had to do; part files are removed later.
+    /// Drops all that a sync still had to do; part files are removed later, and so are the temporary files
+    /// of batches that somebody has or had: who was killed over one leaves some, and nobody tries again.
     pub(super) fn abandon(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(&no) else { return };
+        let writes = !sync.dry_run();
         let larges: Vec<TaskId> = sync.larges.keys().copied().collect();
         for file in larges {
             self.discard(no, file, None, now);
@@ -241,8 +243,18 @@ impl State {
         let tasks: Vec<TaskId> =
             self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect()).unwrap_or_default();
         for id in tasks {
-            if self.tasks.get(&id).is_some_and(|t| t.spec != TaskSpec::Discard) {
-                self.drop_task(id);
+            let Some(task) = self.tasks.get_mut(&id) else { continue };
+            match task.spec {
+                TaskSpec::Discard => {}
+                TaskSpec::Copy { .. } if writes && task.attempt > 0 => {
+                    let (blob, blob_bytes) = (task.blob.take(), task.blob_bytes);
+                    self.drop_task(id);
+                    let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+                    let state = TaskState::Delayed { until_ms };
+                    let discard = NewTask::ready(no, TaskSpec::Discard);
+                    self.add_task(NewTask { blob, blob_bytes, state, ..discard }, None);
+                }
+                _ => drop(self.drop_task(id)),
             }
         }
     }

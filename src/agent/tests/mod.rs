@@ -9,7 +9,7 @@ use super::{copy, publish, range};
 use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate, Until};
 use crate::fs::is_ours;
 use crate::util::shutdown::Shutdown;
-use crate::wire::manifest::{Manifest, merge_ranges};
+use crate::wire::manifest::{Kind, Manifest, merge_ranges};
 use crate::wire::options::{Preserve, SyncOptions};
 use crate::wire::sync::ErrorClass;
 use crate::wire::task::{Assignment, Blob, PoolMember, TaskReport, TaskSpec, WorkItem};
@@ -416,6 +416,28 @@ async fn a_source_that_became_another_version_takes_the_place_of_the_file() {
     fs::create_dir(fleet.src().join("f")).unwrap();
     let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
     assert_eq!(done.report.failures[0].class, ErrorClass::Changed);
+    fleet.end().await;
+}
+
+#[tokio::test]
+async fn temporary_files_of_a_batch_that_nobody_brings_any_more_are_removed() {
+    let fleet = Fleet::new(1).await;
+    a_tree(&fleet);
+    let manifest = fleet.manifest(None);
+    let cx = fleet.context(&["dst"]);
+    let ticket = fleet.assignment(TaskSpec::Discard).ticket;
+    let (_, target) = cx.roots.admit(&cx.gate, &ticket).unwrap();
+    for entry in manifest.entries.iter().filter(|e| matches!(e.kind, Kind::File { .. })) {
+        // As if the agent had been killed at its second try.
+        std::mem::forget(target.create(entry, 2).unwrap());
+    }
+    let left = || {
+        let all = walkdir::WalkDir::new(fleet.dst()).into_iter().map(Result::unwrap);
+        all.filter(|e| is_ours(e.file_name().as_bytes())).count()
+    };
+    assert_eq!(left(), 3);
+    assert!(at_destination(&fleet, TaskSpec::Discard, manifest).await.success);
+    assert_eq!(left(), 0);
     fleet.end().await;
 }
 

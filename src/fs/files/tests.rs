@@ -186,6 +186,33 @@ fn files_get_their_metadata_whatever_their_directory_hands_down() {
 }
 
 #[test]
+fn what_killed_attempts_left_is_removed_without_a_trace() {
+    let (site, target, entry) = site_with(b"content");
+    let replaced = site.write("dst/d/f", "old");
+    for attempt in [3, 1, 1] {
+        let mut file = target.create(&entry, attempt).unwrap();
+        file.write(b"cont").unwrap();
+        // As if somebody had been killed over it; one without a name is gone by itself.
+        if file.temp.is_none() {
+            file.take_temporary_name(b"f").unwrap();
+        }
+        std::mem::forget(file);
+    }
+    let others = names::temp(crate::wire::SyncNo(target.sync.0 + 1), &entry.path, 1, 0);
+    site.write(std::path::Path::new("dst/d").join(os(&others)), "of another sync");
+    assert_eq!(temps(&site).len(), 4);
+    let before = fs::metadata(site.at("dst/d")).unwrap().modified().unwrap();
+    for _ in 0..2 {
+        target.discard_temps(&entry).unwrap();
+        assert_eq!(temps(&site), std::slice::from_ref(&others));
+    }
+    assert_eq!(fs::metadata(site.at("dst/d")).unwrap().modified().unwrap(), before);
+    assert_eq!(fs::read(replaced).unwrap(), b"old");
+    fs::remove_dir_all(site.at("dst/d")).unwrap();
+    target.discard_temps(&entry).unwrap();
+}
+
+#[test]
 fn links_planted_under_our_own_names_lead_nowhere() {
     let (site, target, entry) = site_with(b"content");
     fs::create_dir_all(site.at("dst/d")).unwrap();

@@ -261,6 +261,9 @@ fn what_was_kept_to_find_links_is_removed_at_the_end_of_any_kind() {
             world.beat("d", "1", &["/dst"], &[]);
         }
         done(&mut world, "s", "sweep");
+        if !told {
+            done(&mut world, "d", "discard");
+        }
         assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
         assert_eq!(world.progress("demo").state, SyncState::Cancelled);
     }

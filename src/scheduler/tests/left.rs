@@ -134,6 +134,35 @@ fn what_an_agent_kept_for_links_before_it_died_is_swept_after_a_cancel() {
     let sweep = world.poll("s", "2").expect("the sweep");
     assert_eq!(sweep.task, TaskSpec::Sweep);
     world.finish(result(&sweep, true, TaskReport::default()));
+    done(&mut world, "d", "discard");
     assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
     assert_eq!(world.progress("demo").state, SyncState::Cancelled);
+}
+
+#[test]
+fn temporary_files_of_a_batch_whose_agent_died_are_removed_after_a_cancel() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(2, 0), batch(3, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    let manifest = |world: &mut World, worker: &str, of: &Assignment| {
+        let (worker, assignment) = (worker.parse().unwrap(), of.assignment_id);
+        match world.play(Event::Manifest { worker, assignment }) {
+            Some(Reply::Blob(key)) => key,
+            other => panic!("{other:?}"),
+        }
+    };
+    let key = manifest(&mut world, "s", &copy);
+    // It begins anew: nobody has the batch now. The other one was never handed out.
+    world.beat("s", "2", &["/src"], &[]);
+    world.play(Event::Cancel("demo".parse().unwrap()));
+    let ended = world.progress("demo");
+    assert!(world.poll("d", "1").is_none(), "who had it may still be writing");
+    a_lease_passes(&mut world, "2");
+    let discard = next(&mut world, "d", "discard");
+    assert_eq!(manifest(&mut world, "d", &discard), key);
+    world.finish(result(&discard, true, TaskReport::default()));
+    let sweep = world.poll("s", "2").expect("the sweep");
+    world.finish(result(&sweep, true, TaskReport::default()));
+    assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
+    assert_eq!(world.progress("demo"), ended, "what has ended stays as it ended");
 }
