@@ -155,7 +155,9 @@ fn processes_that_may_open_nothing_more_wait_and_go_on() {
     for name in ["a", "b"] {
         limit_descriptors(agent(&mut cluster, name), Some(1));
     }
-    cluster.await_progress(&id, "finds it", |s| s.retries > 0 || s.state.is_final());
+    for name in ["a", "b"] {
+        await_error(&cluster, name);
+    }
     for name in ["a", "b"] {
         limit_descriptors(agent(&mut cluster, name), None);
     }
@@ -166,6 +168,37 @@ fn processes_that_may_open_nothing_more_wait_and_go_on() {
         master.process.log().contains("a connection can't be accepted")
     });
     limit_descriptors(&master.process, None);
+    assert_unharmed(&cluster, &id, &src, &dst);
+}
+
+/// With no try to spare, and for longer than all of them would take.
+#[test]
+fn no_file_fails_because_an_agent_may_open_nothing_more() {
+    for name in ["a", "b"] {
+        let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 1}");
+        let (src, dst) = cluster.pair();
+        let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+        limit_descriptors(agent(&mut cluster, name), Some(1));
+        await_error(&cluster, name);
+        await_reason(&cluster, &id, &format!("{name} (ERROR)"));
+        limit_descriptors(agent(&mut cluster, name), None);
+        assert_unharmed(&cluster, &id, &src, &dst);
+        let log = agent(&mut cluster, name).log();
+        assert!(log.contains("it takes no work until it can"), "{log}");
+    }
+}
+
+/// A listing that begins while nothing can be opened is put off, not given up.
+#[test]
+fn a_source_is_listed_in_full_though_its_agent_may_open_nothing_for_a_while() {
+    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 1}");
+    let (src, dst) = cluster.pair();
+    many(&src, 2_000, 10);
+    limit_descriptors(agent(&mut cluster, "a"), Some(1));
+    let id = cluster.submit(&src, &dst);
+    await_error(&cluster, "a");
+    await_reason(&cluster, &id, "a (ERROR)");
+    limit_descriptors(agent(&mut cluster, "a"), None);
     assert_unharmed(&cluster, &id, &src, &dst);
 }
 

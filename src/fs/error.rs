@@ -254,6 +254,11 @@ fn class_of(errno: Errno, side: Side) -> ErrorClass {
     }
 }
 
+/// Whether this process, or its host, is out of descriptors or memory.
+pub(super) fn is_shortage(errno: Errno) -> bool {
+    matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+}
+
 /// The name of an errno as `errno(3)` has it; `None` for those that file systems do not give.
 pub fn errno_name(errno: Errno) -> Option<&'static str> {
     const NAMES: &[(Errno, &str)] = &[

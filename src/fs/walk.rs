@@ -5,7 +5,7 @@
 //! down at most [`NAMES`] names are held (then it is read again for the next ones), and of the way
 //! itself at most [`MAX_CHAIN`] bytes. So are descriptors: upper levels are closed and opened again.
 
-use super::error::{Cause, FsError, Result};
+use super::error::{Cause, FsError, Result, is_shortage};
 use super::filter::Filter;
 use super::follow::{Located, Way, place_of};
 use super::list::{Listed, list};
@@ -335,8 +335,8 @@ impl Walk {
         }
         let real = tree.follow(dir.as_fd(), name).map_err(|cause| failed("follow", cause))?;
         let (dir, name) =
-            place_of(&tree.storage(), &real).map_err(|_| failed("follow", Cause::Changed))?;
-        let stat = lstat(&dir, &name).map_err(|_| failed("follow", Cause::Changed))?;
+            place_of(&tree.storage(), &real).map_err(|e| failed("follow", meanwhile(e)))?;
+        let stat = lstat(&dir, &name).map_err(|e| failed("follow", meanwhile(e)))?;
         if is_dir(&stat) && filter.leaves_out(path, true) {
             return Ok(None);
         }
@@ -468,6 +468,11 @@ impl Walk {
         }
         None
     }
+}
+
+/// Why what a link led to a moment ago can't be looked at.
+fn meanwhile(errno: Errno) -> Cause {
+    if is_shortage(errno) { errno.into() } else { Cause::Changed }
 }
 
 #[cfg(test)]
