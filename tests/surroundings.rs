@@ -136,6 +136,46 @@ fn a_source_that_is_unmounted_in_the_middle_of_a_mirror_has_nothing_deleted() {
     assert_unharmed(&cluster, &id, &src, &dst);
 }
 
+#[test]
+fn a_destination_that_is_mounted_at_the_source_is_not_copied_into_itself() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
+    many(&src.join("some"), 20, 100);
+    cluster.agent("a", &[&src, &dst]);
+    // In the middle of it, and in place of all of it.
+    for (at, failed) in [(src.join("deep/er"), "deep/er"), (src.clone(), "")] {
+        tree::dir(&at);
+        must("mount", ["--bind".as_ref(), dst.as_os_str(), at.as_os_str()]);
+        let mounted = Unmounted(at);
+        if failed.is_empty() {
+            // Only who opens it now sees what is mounted there.
+            cluster.agents.get_mut("a").unwrap().restart();
+        }
+        let end = cluster.sync(&src, &dst);
+        drop(mounted);
+        assert_eq!(end.files_failed, 1, "{end:?}");
+        let error = &end.errors[0];
+        assert!(error.message.contains("it is the destination itself"), "{error:?}");
+        assert_eq!(error.path.0, failed.as_bytes());
+        assert_eq!(census(&dst.join("some")), census(&src.join("some")));
+        assert!(!dst.join("deep/er").exists());
+    }
+    // Without it, all is there but for the place.
+    cluster.agents.get_mut("a").unwrap().restart();
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+    cluster.assert_no_panic();
+}
+
+/// Something that is mounted, until this is dropped.
+struct Unmounted(PathBuf);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
 /// Sets how many descriptors a process may have open; `None`: as many as it was given.
 fn limit_descriptors(process: &Process, most: Option<usize>) {
     let hard = most.is_none().then(|| {

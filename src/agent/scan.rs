@@ -68,6 +68,8 @@ pub struct Manner {
     pub filter: Arc<Filter>,
     /// What is done with symbolic links.
     pub links: Links,
+    /// What the destination is here, see [`WalkOptions`].
+    pub destination: Option<(u64, u64)>,
     /// Directories of a list stand for all that is in them.
     pub recursive: bool,
     /// Nothing is going to be sent: no file is cut into ranges.
@@ -165,8 +167,8 @@ pub async fn scan(
 
 impl Walker {
     fn subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), Halt> {
-        let Manner { filter, links, .. } = self.manner.clone();
-        let options = WalkOptions { filter, links };
+        let Manner { filter, links, destination, .. } = self.manner.clone();
+        let options = WalkOptions { filter, links, destination };
         let _near = Near::begin();
         let mut walk = match self.source.walk_with(dir, cursor.as_ref(), options) {
             Ok(walk) => walk,

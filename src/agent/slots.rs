@@ -254,7 +254,9 @@ impl Slots {
         };
         let options = &job.assignment.options;
         let (links, recursive, uncut) = (options.links, options.recursive, options.dry_run);
-        let manner = Manner { filter, links, recursive, uncut };
+        let there = self.cx.roots.tree(&job.assignment.destination_path);
+        let destination = there.and_then(|tree| tree.id());
+        let manner = Manner { filter, links, destination, recursive, uncut };
         let post = Post { slots: self, assignment: job.assignment };
         let digest = job.assignment.task_digest;
         self.ended(job, scan(source, listing, manner, job.chunk(), digest, &post).await)
