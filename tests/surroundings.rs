@@ -136,6 +136,46 @@ fn a_source_that_is_unmounted_in_the_middle_of_a_mirror_has_nothing_deleted() {
     assert_unharmed(&cluster, &id, &src, &dst);
 }
 
+#[test]
+fn a_destination_that_is_mounted_at_the_source_is_not_copied_into_itself() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
+    many(&src.join("some"), 20, 100);
+    cluster.agent("a", &[&src, &dst]);
+    // In the middle of it, and in place of all of it.
+    for (at, failed) in [(src.join("deep/er"), "deep/er"), (src.clone(), "")] {
+        tree::dir(&at);
+        must("mount", ["--bind".as_ref(), dst.as_os_str(), at.as_os_str()]);
+        let mounted = Unmounted(at);
+        if failed.is_empty() {
+            // Only who opens it now sees what is mounted there.
+            cluster.agents.get_mut("a").unwrap().restart();
+        }
+        let end = cluster.sync(&src, &dst);
+        drop(mounted);
+        assert_eq!(end.files_failed, 1, "{end:?}");
+        let error = &end.errors[0];
+        assert!(error.message.contains("it is the destination itself"), "{error:?}");
+        assert_eq!(error.path.0, failed.as_bytes());
+        assert_eq!(census(&dst.join("some")), census(&src.join("some")));
+        assert!(!dst.join("deep/er").exists());
+    }
+    // Without it, all is there but for the place.
+    cluster.agents.get_mut("a").unwrap().restart();
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+    cluster.assert_no_panic();
+}
+
+/// Something that is mounted, until this is dropped.
+struct Unmounted(PathBuf);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
 /// Sets how many descriptors a process may have open; `None`: as many as it was given.
 fn limit_descriptors(process: &Process, most: Option<usize>) {
     let hard = most.is_none().then(|| {
@@ -155,7 +195,9 @@ fn processes_that_may_open_nothing_more_wait_and_go_on() {
     for name in ["a", "b"] {
         limit_descriptors(agent(&mut cluster, name), Some(1));
     }
-    cluster.await_progress(&id, "finds it", |s| s.retries > 0 || s.state.is_final());
+    for name in ["a", "b"] {
+        await_error(&cluster, name);
+    }
     for name in ["a", "b"] {
         limit_descriptors(agent(&mut cluster, name), None);
     }
@@ -166,6 +208,37 @@ fn processes_that_may_open_nothing_more_wait_and_go_on() {
         master.process.log().contains("a connection can't be accepted")
     });
     limit_descriptors(&master.process, None);
+    assert_unharmed(&cluster, &id, &src, &dst);
+}
+
+/// With no try to spare, and for longer than all of them would take.
+#[test]
+fn no_file_fails_because_an_agent_may_open_nothing_more() {
+    for name in ["a", "b"] {
+        let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 1}");
+        let (src, dst) = cluster.pair();
+        let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+        limit_descriptors(agent(&mut cluster, name), Some(1));
+        await_error(&cluster, name);
+        await_reason(&cluster, &id, &format!("{name} (ERROR)"));
+        limit_descriptors(agent(&mut cluster, name), None);
+        assert_unharmed(&cluster, &id, &src, &dst);
+        let log = agent(&mut cluster, name).log();
+        assert!(log.contains("it takes no work until it can"), "{log}");
+    }
+}
+
+/// A listing that begins while nothing can be opened is put off, not given up.
+#[test]
+fn a_source_is_listed_in_full_though_its_agent_may_open_nothing_for_a_while() {
+    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 1}");
+    let (src, dst) = cluster.pair();
+    many(&src, 2_000, 10);
+    limit_descriptors(agent(&mut cluster, "a"), Some(1));
+    let id = cluster.submit(&src, &dst);
+    await_error(&cluster, "a");
+    await_reason(&cluster, &id, "a (ERROR)");
+    limit_descriptors(agent(&mut cluster, "a"), None);
     assert_unharmed(&cluster, &id, &src, &dst);
 }
 

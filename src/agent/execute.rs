@@ -149,8 +149,8 @@ impl Job<'_> {
     /// # Errors
     /// A failed task, with what is wrong with the filter.
     pub fn filter(&self) -> Result<Arc<Filter>, Box<Done>> {
-        let filter = Filter::new(&self.assignment.options.filter);
-        filter.map(Arc::new).map_err(|e| Box::new(Done::failed(e.to_string())))
+        let filter = Filter::made(&self.assignment.options.filter);
+        filter.map_err(|e| Box::new(Done::failed(e.to_string())))
     }
 
     /// The destination, provided that we hold it and the ticket lets us.

@@ -10,6 +10,7 @@ use crate::data::gate::boottime;
 use crate::data::{Peers, Roots, TicketGate};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
+use crate::util::limits;
 use crate::wire::worker::{Endpoint, NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -39,6 +40,8 @@ pub struct Heart {
     peers: Arc<Peers>,
     storage: Storage,
     draining: AtomicBool,
+    /// Whether this process could open nothing more when it was last tried.
+    short: AtomicBool,
     /// What the master understands.
     master: AtomicU32,
     now: Notify,
@@ -67,6 +70,7 @@ impl Heart {
             peers,
             storage,
             draining: AtomicBool::new(false),
+            short: AtomicBool::new(false),
             master: AtomicU32::new(0),
             now: Notify::new(),
             known: watch::Sender::new(false),
@@ -171,7 +175,7 @@ impl Heart {
         let seen = self.storage.seen();
         let master = self.master.load(Ordering::Relaxed);
         // A master that does not know what `stuck` is must at least give us nothing.
-        let status = if seen.astray || (!seen.stuck.is_empty() && master < 4) {
+        let status = if seen.astray || self.is_short() || (!seen.stuck.is_empty() && master < 4) {
             WorkerStatus::Error
         } else if self.draining.load(Ordering::Relaxed) {
             WorkerStatus::Draining
@@ -198,6 +202,18 @@ impl Heart {
             nics: if master >= 3 { self.nics() } else { Vec::new() },
             stuck: if master >= 4 { seen.stuck } else { Vec::new() },
         }
+    }
+
+    /// Whether this process can open nothing more: then it is given nothing until it can.
+    fn is_short(&self) -> bool {
+        let shortage = limits::shortage();
+        let was = self.short.swap(shortage.is_some(), Ordering::Relaxed);
+        match &shortage {
+            Some((_, why)) if !was => tracing::error!("{why}; it takes no work until it can"),
+            None if was => tracing::info!("this agent can open files again"),
+            _ => {}
+        }
+        shortage.is_some()
     }
 
     fn nics(&self) -> Vec<NicReport> {

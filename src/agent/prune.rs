@@ -233,6 +233,10 @@ impl Pruner<'_> {
                     for error in &mut found.errors {
                         *error = self.job.seen(error.clone(), to.worker());
                     }
+                    if let Some(error) = found.errors.iter().find(|e| e.is_shortage()) {
+                        let (message, error) = (error.message.clone(), Some(error.clone()));
+                        return Err(ScanEnd::Failed { message, error });
+                    }
                     self.to = Some(to);
                     return Ok(found);
                 }
@@ -359,12 +363,16 @@ impl Walker {
     /// A directory can't be looked into, so nothing is missing there. One that is gone by now is no
     /// failure: it is found by the next sync.
     fn unlisted(&self, error: &FsError) -> Result<(), Halt> {
-        let error = error.to_file_error();
-        if error.class == ErrorClass::Vanished {
-            tracing::debug!("{}", error.message);
+        let told = error.to_file_error();
+        if told.is_shortage() {
+            // It can be, a little later: the task is tried again.
+            return Err(Halt::Failed(error.clone()));
+        }
+        if told.class == ErrorClass::Vanished {
+            tracing::debug!("{}", told.message);
             return Ok(());
         }
-        self.send(Step::Failed(error))
+        self.send(Step::Failed(told))
     }
 
     /// Goes down to the cursor without saying again what was said: the names of every directory on

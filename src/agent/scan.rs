@@ -68,6 +68,8 @@ pub struct Manner {
     pub filter: Arc<Filter>,
     /// What is done with symbolic links.
     pub links: Links,
+    /// What the destination is here, see [`WalkOptions`].
+    pub destination: Option<(u64, u64)>,
     /// Directories of a list stand for all that is in them.
     pub recursive: bool,
     /// Nothing is going to be sent: no file is cut into ranges.
@@ -165,14 +167,14 @@ pub async fn scan(
 
 impl Walker {
     fn subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), Halt> {
-        let Manner { filter, links, .. } = self.manner.clone();
-        let options = WalkOptions { filter, links };
+        let Manner { filter, links, destination, .. } = self.manner.clone();
+        let options = WalkOptions { filter, links, destination };
         let _near = Near::begin();
         let mut walk = match self.source.walk_with(dir, cursor.as_ref(), options) {
             Ok(walk) => walk,
             // A subtree that can't be entered is one failed entry; without its root a sync is nothing.
             Err(error) if !dir.is_root() => {
-                self.cutter.fail(error.to_file_error());
+                self.fail(error)?;
                 return self.send(None);
             }
             Err(error) => return Err(Halt::Failed(error)),
@@ -189,7 +191,7 @@ impl Walker {
                     }
                     self.cutter.add(entry, walk.dirs());
                 }
-                Err(error) => self.cutter.fail(error.to_file_error()),
+                Err(error) => self.fail(error)?,
             }
             if self.is_due() {
                 let cursor = walk.cursor().cloned();
@@ -211,7 +213,7 @@ impl Walker {
         let all: HashSet<&RelPath> = list.names.iter().filter(|_| recursive).collect();
         for (index, name) in list.names.iter().enumerate().skip(start) {
             if !self.comes_with_another(name, &all) {
-                self.name(name);
+                self.name(name)?;
             }
             if self.is_due() {
                 self.send(Some(TaskSpec::List { start: index as u64 + 1 }))?;
@@ -235,35 +237,52 @@ impl Walker {
         false
     }
 
-    fn name(&mut self, name: &RelPath) {
+    /// An entry can't be read. Where that is because this host is out of descriptors or memory, nothing
+    /// is said of it: whoever goes on from the last page finds it again.
+    fn fail(&mut self, error: FsError) -> Result<(), Halt> {
+        let told = error.to_file_error();
+        if told.is_shortage() {
+            return Err(Halt::Failed(error));
+        }
+        self.cutter.fail(told);
+        Ok(())
+    }
+
+    fn name(&mut self, name: &RelPath) -> Result<(), Halt> {
         let Manner { filter, links, recursive, .. } = &self.manner;
         let (entry, dirs) = match self.source.find(name, *links) {
             Ok(found) => found,
-            Err(error) => {
-                let mut error = error.to_file_error();
+            Err(failed) => {
+                let mut error = failed.to_file_error();
+                if error.is_shortage() {
+                    return Err(Halt::Failed(failed));
+                }
                 // What was named, also where it is something above it that stands in the way.
                 error.path = BytePath(name.as_bytes().to_vec());
                 // It was never seen, so it did not vanish: somebody named what is not there.
                 if error.class == ErrorClass::Vanished {
                     error.class = ErrorClass::Permanent;
                 }
-                return self.cutter.fail(error);
+                self.cutter.fail(error);
+                return Ok(());
             }
         };
         if filter.leaves_out_with_parents(name, entry.is_dir()) || filter.is_beyond(&entry) {
-            return;
+            return Ok(());
         }
         if *links == Links::Skip && matches!(entry.kind, Kind::Symlink { .. }) {
-            return self.leave_out(LINKS_LEFT_OUT, &entry);
+            self.leave_out(LINKS_LEFT_OUT, &entry);
+            return Ok(());
         }
         if entry.is_dir() && *recursive {
             self.cutter.give_away(name.clone());
             if name.is_root() {
                 // Whoever walks the root says what it is.
-                return;
+                return Ok(());
             }
         }
         self.cutter.add(entry, &dirs);
+        Ok(())
     }
 
     fn leave_out(&mut self, cause: &str, entry: &Entry) {

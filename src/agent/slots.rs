@@ -1,6 +1,6 @@
 //! Slots: each polls for an assignment, executes it, and sends the result, one after the other.
 
-use super::execute::{Context, Done, Job, Writers};
+use super::execute::{Context, Done, Job, Writers, entry_error};
 use super::hand::{Grip, Hand, Stopped};
 use super::heartbeat::Heart;
 use super::prune::{Prune, prune};
@@ -11,9 +11,11 @@ use super::{copy, publish, range};
 use crate::client::{ClientError, MasterClient};
 use crate::data::gate::boottime;
 use crate::util::backoff::Backoff;
+use crate::util::limits;
 use crate::util::shutdown::Shutdown;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Manifest, NameList};
+use crate::wire::sync::FileError;
 use crate::wire::task::{
     Assignment, Cursor, PageReply, ResultOutcome, ScanPage, SyncResult, TaskReport, TaskSpec,
 };
@@ -28,6 +30,8 @@ const POLL_WAIT: Duration = Duration::from_secs(20);
 const LATE_SHARE: u32 = 4;
 /// How soon a request that failed is sent again.
 const AGAIN: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+/// A slot whose work met with a shortage of descriptors or memory asks for more only after this.
+const SHORT_REST: Duration = Duration::from_secs(1);
 /// How long a poll that was given up on may take to say whether it had got something.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
@@ -169,12 +173,20 @@ impl Slots {
             done = self.run(job) => done,
         };
         let Some(mut done) = done else { return };
+        let short = note_shortage(&mut done, kind);
         if let Some(message) = done.message.as_ref().filter(|_| !done.report.handed_back) {
             tracing::warn!(%sync, %task, kind, "failed: {message}");
         }
         done.report.wrote = writers.list();
         done.report.integrity_errors = self.cx.damages.of(&assignment.request_id).take();
         self.send_result(&assignment, done, &grip).await;
+        if short {
+            self.heart.beat_now();
+            tokio::select! {
+                () = tokio::time::sleep(SHORT_REST) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
     }
 
     /// Executes a task. `None`: the master knows already.
@@ -243,7 +255,9 @@ impl Slots {
         };
         let options = &job.assignment.options;
         let (links, recursive, uncut) = (options.links, options.recursive, options.dry_run);
-        let manner = Manner { filter, links, recursive, uncut };
+        let there = self.cx.roots.tree(&job.assignment.destination_path);
+        let destination = there.and_then(|tree| tree.id());
+        let manner = Manner { filter, links, destination, recursive, uncut };
         let post = Post { slots: self, assignment: job.assignment };
         let digest = job.assignment.task_digest;
         self.ended(job, scan(source, listing, manner, job.chunk(), digest, &post).await)
@@ -270,7 +284,11 @@ impl Slots {
         match end {
             ScanEnd::Told => None,
             ScanEnd::Failed { message, error } => {
-                let failures = error.map(|e| job.seen(e, &self.cx.worker)).into_iter().collect();
+                let seen = |error: FileError| match error.worker_id {
+                    Some(_) => error,
+                    None => job.seen(error, &self.cx.worker),
+                };
+                let failures = error.map(seen).into_iter().collect();
                 let report = TaskReport { failures, ..TaskReport::default() };
                 Some(Done { report, ..Done::failed(message) })
             }
@@ -331,6 +349,22 @@ impl Slots {
             Err(e) => tracing::error!(sync = %result.request_id, "a result was refused: {e}"),
         }
     }
+}
+
+/// Whether a task met with a host that is out of descriptors or memory. One that failed as a whole while
+/// it is our own that is says so: the files in it are not to blame.
+fn note_shortage(done: &mut Done, kind: &str) -> bool {
+    let failures = &mut done.report.failures;
+    if !done.success
+        && !done.report.handed_back
+        && failures.is_empty()
+        && let Some((errno, why)) = limits::shortage()
+    {
+        let message = done.message.as_ref().map_or(why.clone(), |said| format!("{said}; {why}"));
+        let errno = Some(errno.to_owned());
+        failures.push(FileError { errno, ..entry_error(b"", kind, message) });
+    }
+    failures.iter().any(FileError::is_shortage)
 }
 
 /// Whether a task is of no use but to write.

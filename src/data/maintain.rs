@@ -6,7 +6,6 @@ use super::asks::{
 use crate::fs::{BlockValues, Filter, PruneDone, PrunePage, PrunePlace, Target};
 use crate::wire::manifest::Entry;
 use crate::wire::ticket::Claims;
-use std::sync::Arc;
 
 /// What is there of the blocks that are asked for, which are `entry`'s; they are read to `scratch`, which
 /// has room for one.
@@ -37,7 +36,7 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
         after: ask.after.as_ref().map(name),
         upto: ask.upto.as_ref().map(name),
         names: ask.names.iter().map(name).collect(),
-        filter: Arc::new(Filter::new(&ask.filter).map_err(|e| e.to_string())?),
+        filter: Filter::made(&ask.filter).map_err(|e| e.to_string())?,
         delete_excluded: ask.delete_excluded,
         apply: ask.apply,
         request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,

@@ -6,7 +6,7 @@ use super::asks::{
     BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk,
     SweepReply,
 };
-use super::body::{STALL, stalled};
+use super::body::{STALL, STALL_BYTES, stalled};
 use super::connect::Kind;
 use super::delta::Ranged;
 use super::lease::Leased;
@@ -74,6 +74,8 @@ pub struct Peer {
     pace: Pace,
     damage: Damage,
     until: Until,
+    /// See [`REPLY`].
+    reply: Duration,
     pub(super) peers: Arc<Peers>,
 }
 
@@ -99,6 +101,7 @@ impl Peer {
             pace: Pace::default(),
             damage: Damage::default(),
             until: Until::default(),
+            reply: REPLY,
             peers,
         }
     }
@@ -106,6 +109,13 @@ impl Peer {
     /// The same, counting there what comes damaged.
     pub fn counted(mut self, damage: Damage) -> Self {
         self.damage = damage;
+        self
+    }
+
+    /// The same, giving up sooner.
+    #[cfg(test)]
+    pub fn giving_up_after(mut self, reply: Duration) -> Self {
+        self.reply = reply;
         self
     }
 
@@ -131,7 +141,7 @@ impl Peer {
     /// # Errors
     /// See [`SendError`].
     pub async fn offer(&self, manifest: &Manifest, encoded: Bytes) -> Result<Offered, SendError> {
-        let reply: OfferReply = self.ask(OFFER, encoded, patience(manifest.bytes())).await?;
+        let reply: OfferReply = self.ask(OFFER, encoded, self.patience(manifest.bytes())).await?;
         Offered::of_reply(manifest, reply).map_err(|why| self.nonsense(why))
     }
 
@@ -204,7 +214,7 @@ impl Peer {
     ) -> Result<Result<Vec<BlockValue>, FileError>, SendError> {
         let entry = ask.checked().map_err(SendError::Internal)?;
         // The part file and the file that is there.
-        let patience = patience(2 * ask.length);
+        let patience = self.patience(2 * ask.length);
         match self.ask(DIGEST, encoded(&ask), patience).await? {
             BlocksReply::Values(values) if values.len() as u64 == ask.length.div_ceil(BLOCK) => {
                 Ok(Ok(values))
@@ -245,6 +255,11 @@ impl Peer {
     /// Whether there are several pairs of NICs to it.
     pub(super) fn is_wide(&self) -> bool {
         self.peers.routes.rails(&self.endpoints) > 1
+    }
+
+    /// How long a reply may take for which so much content is read.
+    fn patience(&self, bytes: u64) -> Duration {
+        self.reply.saturating_add(Duration::from_secs(bytes / SLOWEST)).min(LONG)
     }
 
     /// Sends a document, and reads the reply.
@@ -358,8 +373,9 @@ impl Peer {
                 Err(e) => Err(Lost::Connection(format!("sending failed inside: {e}"))),
             },
             why = self.given_up(leased) => Err(Lost::Route(why)),
-            () = stalled(moved, REPLY) => {
-                Err(Lost::Connection(format!("no byte moved in {REPLY:?}")))
+            () = stalled(moved, self.reply) => {
+                let why = format!("less than {STALL_BYTES} bytes went to it in {:?}", self.reply);
+                Err(Lost::Connection(why))
             }
         }
     }
@@ -491,11 +507,6 @@ impl Peer {
         let message = format!("its reply makes no sense: {why}");
         SendError::Broken { worker: self.worker.clone(), message }
     }
-}
-
-/// How long a reply may take for which so much content is read.
-fn patience(bytes: u64) -> Duration {
-    REPLY.saturating_add(Duration::from_secs(bytes / SLOWEST)).min(LONG)
 }
 
 fn encoded<T: minicbor::Encode<()>>(document: &T) -> Bytes {

@@ -57,6 +57,8 @@ pub enum Cause {
     Cycle,
     /// Something else is mounted there.
     Mounted,
+    /// It is the directory that is copied to.
+    Destination,
     /// Its extended attributes are too long together.
     ManyXattrs,
     /// The destination can't hold something of its metadata, and is to hold it all.
@@ -115,7 +117,8 @@ impl FsError {
             | Cause::Dangling
             | Cause::Outside
             | Cause::Cycle
-            | Cause::Mounted => ErrorClass::Permanent,
+            | Cause::Mounted
+            | Cause::Destination => ErrorClass::Permanent,
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
         }
     }
@@ -144,7 +147,7 @@ impl FsError {
             Cause::Dangling | Cause::Outside | Cause::Cycle => {
                 "exclude it, or keep links as they are"
             }
-            Cause::Mounted => "unmount it, or exclude it",
+            Cause::Mounted | Cause::Destination => "unmount it, or exclude it",
             Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
             Cause::Short(_) => "sync without `--strict-metadata` to have it counted instead",
             Cause::Os(Errno::NOSYS) => "mount `/proc` where the agent runs",
@@ -212,6 +215,9 @@ impl fmt::Display for FsError {
             }
             Cause::Cycle => f.write_str("links lead from it back to a directory above it")?,
             Cause::Mounted => f.write_str("another file system is mounted there")?,
+            Cause::Destination => {
+                f.write_str("it is the destination itself, under another path")?
+            }
         }
         self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }
@@ -252,6 +258,11 @@ fn class_of(errno: Errno, side: Side) -> ErrorClass {
         | Errno::OVERFLOW => ErrorClass::Permanent,
         _ => ErrorClass::Transient,
     }
+}
+
+/// Whether this process, or its host, is out of descriptors or memory.
+pub(super) fn is_shortage(errno: Errno) -> bool {
+    matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM)
 }
 
 /// The name of an errno as `errno(3)` has it; `None` for those that file systems do not give.

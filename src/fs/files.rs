@@ -368,8 +368,10 @@ impl NewFile {
     fn is_older_than(&self, there: &Stat) -> bool {
         let (sec, nsec) = (u64::try_from(there.st_ctime), u32::try_from(there.st_ctime_nsec));
         let (Ok(sec), Ok(nsec)) = (sec, nsec) else { return false };
-        let born = SystemTime::now().checked_sub(self.born.elapsed());
-        born.is_some_and(|born| UNIX_EPOCH + Duration::new(sec, nsec) > born)
+        let (came, now) = (UNIX_EPOCH + Duration::new(sec, nsec), SystemTime::now());
+        let born = now.checked_sub(self.born.elapsed());
+        // What comes from the future tells of a clock that was set back, and nothing of who was first.
+        born.is_some_and(|born| came > born) && came <= now
     }
 
     /// Whether `name` is this file.

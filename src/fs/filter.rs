@@ -4,9 +4,11 @@ use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, Kind, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A [`FilterSpec`] made ready to match. Paths are matched below the source root, which itself is never
 /// left out; names may hold any bytes. Beside gitignore's own syntax, `{a,b}` stands for either.
@@ -41,6 +43,12 @@ pub enum FilterError {
     #[error("the filter rules cannot be compiled: {0}; use fewer or simpler ones")]
     Together(String),
 }
+
+/// Filters that were made last, each with what it was made of. To make one of a thousand rules takes
+/// some tens of milliseconds, and every directory that a mirror looks through asks for its own again.
+static MADE: Mutex<VecDeque<(FilterSpec, Arc<Filter>)>> = Mutex::new(VecDeque::new());
+/// So many are kept.
+const KEPT: usize = 4;
 
 impl Default for Filter {
     /// Leaves nothing out.
@@ -77,6 +85,22 @@ impl Filter {
             newer_than: spec.newer_than,
             older_than: spec.older_than,
         })
+    }
+
+    /// The same as [`Filter::new`], made once for many who ask one after the other.
+    ///
+    /// # Errors
+    /// See [`Filter::new`].
+    pub fn made(spec: &FilterSpec) -> Result<Arc<Filter>, FilterError> {
+        let made = || MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, filter)) = made().iter().find(|(of, _)| of == spec) {
+            return Ok(filter.clone());
+        }
+        let filter = Arc::new(Filter::new(spec)?);
+        let mut made = made();
+        made.truncate(KEPT - 1);
+        made.push_front((spec.clone(), filter.clone()));
+        Ok(filter)
     }
 
     /// Whether the rules leave out `path`, given that nothing above it is left out.
@@ -262,6 +286,21 @@ mod tests {
             }
             assert!(begun.elapsed().as_secs() < 20, "{shown}: {:?}", begun.elapsed());
         }
+        // Nor is it made anew for each directory that is asked about.
+        let spec = |i| FilterSpec {
+            rules: (0..300).map(|n| format!("*name-{i}-{n:05}*.tmp")).collect(),
+            ..FilterSpec::default()
+        };
+        let first = Filter::made(&spec(0)).unwrap();
+        let begun = std::time::Instant::now();
+        for _ in 0..1_000 {
+            assert!(Arc::ptr_eq(&first, &Filter::made(&spec(0)).unwrap()));
+        }
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+        let others: Vec<_> = (1..=KEPT).map(|i| Filter::made(&spec(i)).unwrap()).collect();
+        assert!(others.iter().all(|other| !Arc::ptr_eq(&first, other)));
+        assert!(others[1].leaves_out(&rel("x-name-2-00299-.tmp"), false));
+        assert!(!others[1].leaves_out(&rel("x-name-1-00299-.tmp"), false));
         // The rest is bounded by the length of all rules together, which is refused before it is read.
         let rules = vec!["*a".repeat(MAX_FILTER_BYTES)];
         let begun = std::time::Instant::now();

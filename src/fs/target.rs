@@ -1,7 +1,7 @@
 //! The destination root of a sync, and the steps that every write to it is made of.
 
 use super::dress::{Births, Origin, Outfit, Policy};
-use super::error::{Cause, FsError, Result};
+use super::error::{Cause, FsError, Result, is_shortage};
 use super::links::Anchors;
 use super::meta::chmod;
 use super::root::{Dir, Place, Tree, open_below, split};
@@ -147,10 +147,13 @@ impl Target {
             other => other.map_err(failed)?,
         };
         rustix::fs::syncfs(&dir).map_err(failed)?;
-        for path in mounts_below(&dir) {
+        for path in mounts_below(&dir).map_err(failed)? {
             match open_below(dir.as_fd(), &path) {
                 Ok(fd) => rustix::fs::syncfs(&fd)
                     .map_err(|e| FsError::new(self.tree.side, "flush", &path, e))?,
+                Err(errno) if is_shortage(errno) => {
+                    return Err(FsError::new(self.tree.side, "flush", &path, errno));
+                }
                 // Unmounted meanwhile, or out of our reach: then nothing was written there.
                 Err(errno) => {
                     tracing::debug!(%errno, "a mount below the destination is not flushed")
@@ -367,23 +370,28 @@ impl Target {
 const REMOTE: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
 /// The paths below `dir` where something is mounted.
-fn mounts_below(dir: &OwnedFd) -> Vec<Vec<u8>> {
+fn mounts_below(dir: &OwnedFd) -> std::result::Result<Vec<Vec<u8>>, Errno> {
     use std::os::unix::ffi::OsStrExt as _;
     let link = format!("/proc/self/fd/{}", dir.as_raw_fd());
-    let (Ok(here), Ok(table)) = (std::fs::read_link(link), std::fs::read("/proc/self/mountinfo"))
-    else {
-        return Vec::new();
+    let found = std::fs::read_link(link)
+        .and_then(|here| Ok((here, std::fs::read("/proc/self/mountinfo")?)));
+    let (here, table) = match found {
+        Ok(found) => found,
+        Err(e) => {
+            let short = Errno::from_io_error(&e).filter(|errno| is_shortage(*errno));
+            return short.map_or(Ok(Vec::new()), Err);
+        }
     };
     let mut prefix = here.as_os_str().as_bytes().to_vec();
     if prefix != b"/" {
         prefix.push(b'/');
     }
     let points = table.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(4));
-    points
+    let below = points
         .map(unescape)
         .filter_map(|point| point.strip_prefix(prefix.as_slice()).map(<[u8]>::to_vec))
-        .filter(|rest| !rest.is_empty())
-        .collect()
+        .filter(|rest| !rest.is_empty());
+    Ok(below.collect())
 }
 
 /// Undoes the octal escapes of `/proc/self/mountinfo`.

@@ -5,7 +5,7 @@
 //! down at most [`NAMES`] names are held (then it is read again for the next ones), and of the way
 //! itself at most [`MAX_CHAIN`] bytes. So are descriptors: upper levels are closed and opened again.
 
-use super::error::{Cause, FsError, Result};
+use super::error::{Cause, FsError, Result, is_shortage};
 use super::filter::Filter;
 use super::follow::{Located, Way, place_of};
 use super::list::{Listed, list};
@@ -39,6 +39,9 @@ pub struct WalkOptions {
     pub filter: Arc<Filter>,
     /// What is done with symbolic links.
     pub links: Links,
+    /// Device and inode of the directory that is copied to, where that is known here: it may be mounted
+    /// at the source as well, and would be copied into itself for ever.
+    pub destination: Option<(u64, u64)>,
 }
 
 /// A walk in progress; see [`Tree::walk`]. Its items are entries, and errors in place of those that
@@ -125,6 +128,12 @@ impl Tree {
         self.walk_holding(dir, cursor, options, NAMES)
     }
 
+    /// Device and inode of its root, where that is a directory.
+    pub fn id(&self) -> Option<(u64, u64)> {
+        let fd = self.open_real(b"", None, true).ok()?;
+        rustix::fs::fstat(&fd).ok().map(|stat| (stat.st_dev, stat.st_ino))
+    }
+
     fn walk_holding(
         &self,
         dir: &RelPath,
@@ -166,6 +175,9 @@ impl Tree {
             return Err(self.made_up("enter", dir.as_bytes()));
         }
         walk.dev = stat.st_dev;
+        if walk.options.destination == Some((stat.st_dev, stat.st_ino)) {
+            return Err(FsError::new(self.side, "enter", dir.as_bytes(), Cause::Destination));
+        }
         let way = Way { id: (stat.st_dev, stat.st_ino), real };
         let dir = DirRef { path: dir.clone(), meta: meta_of(&stat) };
         let start = Entered { dir, way, fd: Ok(fd) };
@@ -335,8 +347,8 @@ impl Walk {
         }
         let real = tree.follow(dir.as_fd(), name).map_err(|cause| failed("follow", cause))?;
         let (dir, name) =
-            place_of(&tree.storage(), &real).map_err(|_| failed("follow", Cause::Changed))?;
-        let stat = lstat(&dir, &name).map_err(|_| failed("follow", Cause::Changed))?;
+            place_of(&tree.storage(), &real).map_err(|e| failed("follow", meanwhile(e)))?;
+        let stat = lstat(&dir, &name).map_err(|e| failed("follow", meanwhile(e)))?;
         if is_dir(&stat) && filter.leaves_out(path, true) {
             return Ok(None);
         }
@@ -384,6 +396,9 @@ impl Walk {
         let id = (stat.st_dev, stat.st_ino);
         if self.options.links == Links::Copy && self.ways.iter().any(|way| way.id == id) {
             return Err(FsError::new(tree.side, "enter", path.as_bytes(), Cause::Cycle));
+        }
+        if self.options.destination == Some(id) {
+            return Err(FsError::new(tree.side, "enter", path.as_bytes(), Cause::Destination));
         }
         let way = Way { id, real: spot.real.clone() };
         let dir = DirRef { path, meta: entry.meta };
@@ -468,6 +483,11 @@ impl Walk {
         }
         None
     }
+}
+
+/// Why what a link led to a moment ago can't be looked at.
+fn meanwhile(errno: Errno) -> Cause {
+    if is_shortage(errno) { errno.into() } else { Cause::Changed }
 }
 
 #[cfg(test)]

@@ -415,7 +415,7 @@ impl State {
         if let Some(lease) = task.lease() {
             self.leases.remove(lease);
         }
-        if task.attempt >= MAX_ATTEMPTS {
+        if task.attempt.saturating_sub(task.short) >= MAX_ATTEMPTS {
             let who = worker.map_or_else(String::new, |w| format!(", last on worker {w}"));
             let why = format!("its lease ran out or was given back {MAX_ATTEMPTS} times{who}");
             self.give_up(id, &why, None, now);

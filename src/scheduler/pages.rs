@@ -20,6 +20,8 @@ const MAX_SPAWN: u32 = 16;
 pub(super) struct Again {
     /// How often it failed.
     pub(super) failures: u32,
+    /// How often for want of descriptors or memory.
+    pub(super) short: u32,
     /// Whose fault that may have been.
     pub(super) tried: BTreeSet<WorkerId>,
     /// Why it failed last.
@@ -192,9 +194,14 @@ impl State {
                     sync.counters.add_bytes_total(bytes);
                 }
                 let spec = TaskSpec::Copy { files, dirs, bytes };
-                let Again { failures, tried, error } = again.unwrap_or_default();
-                let new =
-                    NewTask { failures, tried, last_error: error, ..NewTask::ready(no, spec) };
+                let Again { failures, short, tried, error } = again.unwrap_or_default();
+                let new = NewTask {
+                    failures,
+                    short,
+                    tried,
+                    last_error: error,
+                    ..NewTask::ready(no, spec)
+                };
                 Some(self.add_task(new, Some(manifest.0)))
             }
             WorkItem::Large { manifest, size, range_length, group } => {

@@ -36,6 +36,14 @@ impl State {
             self.delay(id, now);
             return;
         }
+        if task.met_shortage(&failure.errors) {
+            self.leases_end(id);
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.short += 1;
+            }
+            self.delay(id, now);
+            return;
+        }
         if task.spec == TaskSpec::Discard && task.failures >= 3 {
             tracing::warn!(sync = %task.sync, why = failure.why, "a part file could not be removed");
             self.drop_task(id);
@@ -104,7 +112,7 @@ impl State {
         let elsewhere = self.untried(task, &task.tried);
         // Tasks that failed together do not come back together; the same one always after the same time.
         let seed = task.id.0 ^ task.sync.0.rotate_left(32);
-        let wait = BACKOFF.jittered(task.failures.saturating_sub(1), seed);
+        let wait = BACKOFF.jittered((task.failures + task.short).saturating_sub(1), seed);
         let wait = u64::try_from(wait.as_millis());
         let until_ms = now.mono_ms.saturating_add(wait.unwrap_or(u64::MAX));
         if let Some(task) = self.tasks.get_mut(&id) {

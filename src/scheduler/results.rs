@@ -249,15 +249,19 @@ impl State {
         let mut tried = task.tried.clone();
         tried.insert(worker.clone());
         let waits = self.waits_for_room(task, &report.failures, now);
-        let again = waits || self.worth_another_try(task, &tried, &report.failures);
-        // A full disk is no fault of the task.
-        let failures = task.failures + u32::from(!waits);
+        let met_shortage = !waits && task.met_shortage(&report.failures);
+        let spared = waits || met_shortage;
+        let again = spared || self.worth_another_try(task, &tried, &report.failures);
+        // A full disk is no fault of the task, nor is a host that can open nothing more.
+        let failures = task.failures + u32::from(!spared);
+        let short = task.short + u32::from(met_shortage);
         if let (Some(item), true) = (retry, again) {
             let error = report.failures.first().map(|e| match e.path.0.is_empty() {
                 true => e.message.clone(),
                 false => format!("{}: {}", e.path, e.message),
             });
-            let added = self.add_work(task.sync, item, Some(Again { failures, tried, error }));
+            let added =
+                self.add_work(task.sync, item, Some(Again { failures, short, tried, error }));
             if let Some(id) = added {
                 self.delay(id, now);
             }

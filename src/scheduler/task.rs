@@ -1,9 +1,13 @@
 //! Tasks and large files: what the master remembers of work that is not done yet.
 
+use crate::wire::sync::FileError;
 use crate::wire::task::TaskSpec;
 use crate::wire::{AssignmentId, Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+
+/// So many tries that met a shortage do not count; they are half a minute apart.
+const SHORT_TRIES: u32 = 120;
 
 /// A unit of work.
 ///
@@ -34,6 +38,9 @@ pub(super) struct Task {
     pub(super) attempt: u32,
     /// How often it failed.
     pub(super) failures: u32,
+    /// How often it failed because a host was short of descriptors or memory: that costs no try.
+    #[serde(default)]
+    pub(super) short: u32,
     /// The workers that failed it: others come first.
     pub(super) tried: BTreeSet<WorkerId>,
     /// For a range or commit: the file that it is part of.
@@ -97,6 +104,15 @@ impl Task {
             TaskState::Leased(lease) => Some(lease),
             _ => None,
         }
+    }
+
+    /// Whether errors of a try say that a host was short of descriptors or memory, so that the try does
+    /// not count: for an hour or so, after which it does.
+    pub(super) fn met_shortage(&self, errors: &[FileError]) -> bool {
+        // A flush may lose what it was told with its memory; what could not be opened was not asked.
+        let asked =
+            |e: &FileError| self.spec == TaskSpec::Flush && e.errno.as_deref() == Some("ENOMEM");
+        self.short < SHORT_TRIES && errors.iter().any(|e| e.is_shortage() && !asked(e))
     }
 
     /// Whether workers that hold the source do it (else: those that hold the destination).

@@ -18,6 +18,26 @@ pub fn raise_open_files() -> Option<u64> {
     }
 }
 
+/// Why this process can open nothing more, if so: the name of the error, and a sentence.
+pub fn shortage() -> Option<(&'static str, String)> {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::io::Errno;
+    let errno = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).err()?;
+    let name = match errno {
+        Errno::MFILE => "EMFILE",
+        Errno::NFILE => "ENFILE",
+        Errno::NOMEM => "ENOMEM",
+        _ => return None,
+    };
+    let text = std::io::Error::from(errno).to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let hint = match errno {
+        Errno::NOMEM => "give the host more memory",
+        _ => "raise the limit of open files (LimitNOFILE)",
+    };
+    Some((name, format!("this agent can open nothing more: {text} ({name}); {hint}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

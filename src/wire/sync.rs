@@ -173,6 +173,14 @@ pub struct FileError {
     pub class: ErrorClass,
 }
 
+impl FileError {
+    /// Whether it says that the host that saw it had no descriptor or no memory left. That is no fault
+    /// of the entry.
+    pub fn is_shortage(&self) -> bool {
+        matches!(self.errno.as_deref(), Some("EMFILE" | "ENFILE" | "ENOMEM"))
+    }
+}
+
 /// Whether trying a failed entry again can help.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,

@@ -5,6 +5,7 @@ mod damage;
 mod delta;
 mod rules;
 mod sending;
+mod slow;
 mod sparse;
 mod streams;
 

@@ -179,7 +179,7 @@ fn an_unreadable_directory_gives_its_entry_then_one_error_and_the_walk_goes_on()
 fn options(rules: &[&str], links: Links) -> WalkOptions {
     let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
     let filter = Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap();
-    WalkOptions { filter: Arc::new(filter), links }
+    WalkOptions { filter: Arc::new(filter), links, destination: None }
 }
 
 #[test]
@@ -199,7 +199,11 @@ fn what_is_left_out_is_not_even_opened() {
     // Limits are for files.
     site.write("src/d/long", "xxxx");
     let spec = FilterSpec { min_size: Some(1), ..FilterSpec::default() };
-    let some = WalkOptions { filter: Arc::new(Filter::new(&spec).unwrap()), links: Links::Skip };
+    let some = WalkOptions {
+        filter: Arc::new(Filter::new(&spec).unwrap()),
+        links: Links::Skip,
+        destination: None,
+    };
     let mut walk = site.source().walk_with(&RelPath::root(), None, some).unwrap();
     let got: Vec<_> = walk.by_ref().map(|entry| entry.unwrap().path).collect();
     assert_eq!(got, ["", "d", "d/long", "locked"].map(rel));

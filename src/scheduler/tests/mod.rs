@@ -17,6 +17,7 @@ mod orders;
 mod reconcile;
 mod retry;
 mod seconds;
+mod short;
 mod sim;
 mod watched;
 

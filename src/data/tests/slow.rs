@@ -1,0 +1,113 @@
+//! Peers that take or answer next to nothing: whoever asks them gives them up, and goes on with others.
+
+use super::*;
+use crate::data::frame::REPLY;
+use tokio::net::TcpListener;
+
+/// How a peer is slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slow {
+    /// It takes a byte now and then.
+    Taking,
+    /// It takes all, and answers a byte now and then.
+    Answering,
+}
+
+/// Between two bytes.
+const NOW_AND_THEN: Duration = Duration::from_millis(20);
+/// How long it is borne with.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// A peer that is slow with every connection; where it listens. It ends with the runtime.
+async fn slow(how: Slow) -> Endpoint {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // What waits in the kernel is little.
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(8).unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+    tokio::spawn(every(listener, how));
+    endpoint
+}
+
+async fn every(listener: TcpListener, how: Slow) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(converse(stream, how));
+    }
+}
+
+async fn converse(mut stream: TcpStream, how: Slow) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = stream.read_u8().await else { return };
+        head.push(byte);
+    }
+    let answer = if head.starts_with(b"GET /v1/stream ") {
+        let upgrade = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {PROTOCOL}\r\n\r\n"
+        );
+        stream.write_all(upgrade.as_bytes()).await.unwrap();
+        // The head of a reply of a mebibyte, or so it says.
+        [&[REPLY, 0, 0, 16, 0][..], &[0; 10_000]].concat()
+    } else {
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n".repeat(1000)
+    };
+    let (mut from, mut to) = stream.split();
+    if how == Slow::Taking {
+        while from.read_u8().await.is_ok() {
+            tokio::time::sleep(NOW_AND_THEN).await;
+        }
+        return;
+    }
+    // Whoever speaks before it is asked is not listened to.
+    if head.starts_with(b"GET ") && from.read_u8().await.is_err() {
+        return;
+    }
+    let taking = async {
+        let mut room = vec![0; 64 << 10];
+        while from.read(&mut room).await.is_ok_and(|n| n > 0) {}
+    };
+    let answering = async {
+        for byte in answer {
+            if to.write_all(&[byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(NOW_AND_THEN).await;
+        }
+    };
+    tokio::join!(taking, answering);
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_or_answers_a_byte_now_and_then_is_given_up_and_holds_up_no_other() {
+    let world = World::new().await;
+    world.write("large", &vec![7; 16 << 20]);
+    let (manifest, entry) = world.only_file();
+    let source = tree(&world.src());
+    // One place for content: whoever holds it keeps it from all others.
+    let peers = Peers::new(&[], Pool::new(GATHERED + 2 * super::super::pool::PIECE));
+    let rules = WriteRules::default();
+    for how in [Slow::Taking, Slow::Answering] {
+        let member = PoolMember { data_plane_endpoints: vec![slow(how).await], ..world.member() };
+        let peer = || {
+            let peer = peers.peer(&member, &world.ticket(), &rules);
+            Destination::Remote(peer.giving_up_after(PATIENCE))
+        };
+        let begun = std::time::Instant::now();
+        let packed = peer().pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await;
+        let Err(SendError::Broken { message, .. }) = packed else { panic!("{how:?}: {packed:?}") };
+        assert!(message.contains("less than 4096 bytes went to it in 700ms"), "{how:?}: {message}");
+        if how == Slow::Answering {
+            let offered = peer().offer(&Manifest::default()).await;
+            let Err(SendError::Broken { message, .. }) = offered else { panic!("{offered:?}") };
+            assert!(message.contains("no reply in "), "{message}");
+        }
+        assert!(begun.elapsed() < 20 * PATIENCE, "{how:?}: {:?}", begun.elapsed());
+        // What it held is free: another peer gets all of it.
+        let other = Destination::Remote(peers.peer(&world.member(), &world.ticket(), &rules));
+        let packed = other.pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await.unwrap();
+        assert!(packed.files.iter().all(Result::is_ok), "{packed:?}");
+    }
+    assert_eq!(world.names(), ["large"]);
+    world.end().await;
+}
