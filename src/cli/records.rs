@@ -275,7 +275,7 @@ struct Beside {
 
 impl Beside {
     fn new(path: &Path) -> Result<Beside, Failure> {
-        let name = directory(path).join(format!(".ctl-manifest-{}", uuid::Uuid::now_v7()));
+        let name = directory(path).join(format!(".ctl-manifest-{}", crate::util::name::unique()));
         let file = OpenOptions::new().write(true).create_new(true).open(&name).map_err(|e| {
             let shown = show(name.as_os_str().as_encoded_bytes());
             Failure::new(format!("cannot make {shown} for the manifest: {e}"))

@@ -212,7 +212,7 @@ pub(super) async fn send(
     request: &Submission,
     patience: Duration,
 ) -> Result<Reply<Submitted>, Failure> {
-    let key = uuid::Uuid::now_v7().to_string();
+    let key = crate::util::name::unique().to_string();
     let begun = Instant::now();
     loop {
         let e = match client.submit(request, Some(&key)).await {

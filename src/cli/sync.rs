@@ -283,7 +283,7 @@ async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<
     let made = RefCell::new(Vec::new());
     let retry = async |id: &RequestId| {
         let request = RetryRequest { request_id: None, failed_only };
-        let key = uuid::Uuid::now_v7().to_string();
+        let key = crate::util::name::unique().to_string();
         let reply = client.retry(id, &request, &key).await?;
         let new = &reply.request_id;
         let ctl = &ctx.ctl;

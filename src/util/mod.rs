@@ -17,6 +17,7 @@ pub mod boot;
 pub mod damage;
 pub mod iface;
 pub mod limits;
+pub mod name;
 pub mod rate;
 pub mod seal;
 pub mod shutdown;

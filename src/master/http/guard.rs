@@ -53,7 +53,7 @@ fn name(headers: &HeaderMap) -> (String, HeaderValue) {
     {
         return (text.to_owned(), value.clone());
     }
-    let made = uuid::Uuid::now_v7().to_string();
+    let made = crate::util::name::unique().to_string();
     let value = HeaderValue::from_str(&made).unwrap_or(HeaderValue::from_static("-"));
     (made, value)
 }
