@@ -204,7 +204,8 @@ impl State {
         let mut ranges = ranges.iter().filter_map(|id| self.tasks.get(id));
         // One that begins again for want of its part file may have left some of that.
         let again = large.sent > 0 || large.restarts > 0;
-        if again || ranges.clone().any(|range| range.attempt > 1) {
+        let tried = |range: &Task| range.attempt > u32::from(range.lease().is_some());
+        if again || ranges.clone().any(tried) {
             self.discard(no, file, Some(task.id), now);
         } else if large.course == Course::Sending
             && ranges.any(|range| range.id != task.id && range.lease().is_some())

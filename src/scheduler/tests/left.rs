@@ -81,6 +81,17 @@ fn what_one_range_wrote_is_removed_where_another_finds_the_file_there() {
 }
 
 #[test]
+fn what_a_range_wrote_that_failed_is_removed_where_another_finds_the_file_there() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![large(3)], None));
+    let (first, second) = (next(&mut world, "s", "range"), next(&mut world, "s", "range"));
+    world.finish(result(&first, false, TaskReport::default()));
+    world.finish(result(&second, true, unchanged()));
+    done(&mut world, "d", "discard");
+    was_there(&mut world);
+}
+
+#[test]
 fn a_file_that_all_its_ranges_find_there_costs_no_more() {
     let (mut world, first) = found_while_another_is_out();
     world.finish(result(&first, true, unchanged()));
