@@ -273,6 +273,23 @@ fn ends_that_do_not_reach_each_other_are_avoided() {
 }
 
 #[test]
+fn a_nic_that_is_down_when_its_agent_starts_is_used_once_it_is_up() {
+    let mut lab = Lab::new("100m,100m");
+    lab.netlab(&["link"], &["1", "2", "down"]);
+    lab.serve(2);
+    file(lab.path("src/large"), noise(96 * MIB, 6));
+    let id = lab.submit();
+    await_that("the other is in use", || lab.sent(1) > 8 * MIB as u64);
+    assert!(lab.sent(2) < MIB as u64, "{} bytes", lab.sent(2));
+    lab.netlab(&["link"], &["1", "2", "up"]);
+    await_that("both are in use", || {
+        assert!(!lab.progress(&id).is_some_and(|s| s.state.is_final()), "{}", lab.logs());
+        lab.sent(2) > 4 * MIB as u64
+    });
+    lab.complete(&id);
+}
+
+#[test]
 fn agents_that_lose_each_other_for_a_while_go_on_where_they_were() {
     let mut lab = Lab::new("100m");
     lab.serve(1);

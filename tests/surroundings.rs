@@ -167,6 +167,33 @@ fn a_destination_that_is_mounted_at_the_source_is_not_copied_into_itself() {
     cluster.assert_no_panic();
 }
 
+#[test]
+fn mounts_in_a_source_are_walked_once_also_where_they_lead_back_up() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src.join("some"), 20, 100);
+    for name in ["up", "some/snapshot", "disk", "up-and-up"] {
+        tree::dir(src.join(name));
+    }
+    let bind = |from: &Path, to: &str, how: &str| {
+        let to = src.join(to);
+        must("mount", [how.as_ref(), from.as_os_str(), to.as_os_str()]);
+        Unmounted(to)
+    };
+    let _disk = Removable::mount(cluster.path("disk-of-source"), src.join("disk"));
+    many(&src.join("disk/more"), 20, 100);
+    let mounted = [
+        // The source in itself, twice, the second time with what is mounted in it.
+        bind(&src, "up", "--bind"),
+        bind(&src, "up-and-up", "--rbind"),
+        bind(&src.join("some"), "some/snapshot", "--bind"),
+    ];
+    must("mount", ["-o".as_ref(), "remount,bind,ro".as_ref(), mounted[2].0.as_os_str()]);
+    assert!(src.join("up-and-up/disk/more").exists(), "what is mounted is seen there");
+    assert_unharmed(&cluster, &cluster.submit(&src, &dst), &src, &dst);
+    drop(mounted);
+}
+
 /// Something that is mounted, until this is dropped.
 struct Unmounted(PathBuf);
 

@@ -279,3 +279,29 @@ fn an_agent_told_to_stop_finishes_and_the_others_go_on() {
     assert_complete(&cluster.ended(&id), census(&src));
     assert_same(&src, &dst, strict());
 }
+
+#[test]
+fn agents_that_are_told_to_stop_again_and_again_cost_no_file_a_try() {
+    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 0}");
+    let (src, dst) = cluster.pair();
+    many(&src.join("many"), 3_000, 100);
+    let id = cluster.in_the_middle(&src, &dst, (64, "12MiB/s"), json!({}));
+    for times in 1..=4 {
+        let begun = |cluster: &Cluster| {
+            cluster.agents["a"].process.log().matches("agent started").count() == times
+        };
+        await_that("it has begun", || begun(&cluster));
+        let further = cluster.progress(&id).transferred_bytes + 4 * MIB as u64;
+        let agent = cluster.agents.get_mut("a").unwrap();
+        assert_eq!(agent.terminate().code(), Some(0), "a clean stop");
+        agent.restart();
+        cluster.await_progress(&id, "goes on", |s| {
+            s.transferred_bytes > further || s.state.is_final()
+        });
+    }
+    let end = cluster.ended(&id);
+    assert_complete(&end, census(&src));
+    assert_eq!(end.retries, 0, "{end:#?}");
+    assert_same(&src, &dst, strict());
+    cluster.assert_no_panic();
+}

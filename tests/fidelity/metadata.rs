@@ -340,6 +340,117 @@ fn holes_stay_holes_and_zeros_become_holes_only_where_asked() {
     assert_eq!(rsync_finds(&src, &dst), "");
 }
 
+/// A file system of its own on a directory, until this is dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn new(kind: &str, at: std::path::PathBuf) -> Mounted {
+        let mounted = Mounted(dir(at));
+        must("mount", ["-t".as_ref(), kind.as_ref(), "none".as_ref(), mounted.0.as_os_str()]);
+        mounted
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// Data at some places of a file of this length, and holes between them.
+fn sparse(path: &Path, length: u64, at: &[u64]) {
+    use std::os::unix::fs::FileExt as _;
+    let file = fs::File::create(path).unwrap();
+    file.set_len(length).unwrap();
+    for (i, at) in at.iter().enumerate() {
+        file.write_all_at(&noise(100_000, i as u64), *at).unwrap();
+    }
+}
+
+#[test]
+fn file_systems_that_know_no_holes_give_and_take_them_as_zeros() {
+    if !as_root("mounts") {
+        return;
+    }
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    // One says of a file that all of it is data, and has no such thing as a hole to make.
+    let _from = Mounted::new("ramfs", src.join("without"));
+    let _to = Mounted::new("ramfs", dst.join("into"));
+    let length = 24 * MIB as u64;
+    for below in ["with", "without"] {
+        let file = dir(src.join(below)).join("holes");
+        sparse(&file, length, &[MIB as u64, length / 2 + 5, length - 100_000]);
+        sparse(&src.join(below).join("nothing"), 3 * MIB as u64, &[]);
+    }
+    for from in ["with", "without"] {
+        for to in ["into", "beside"] {
+            let (src, dst) = (src.join(from), dst.join(to).join(from));
+            for _ in 0..2 {
+                let sync = cluster.sync_with(&src, &dst, json!({}));
+                assert_full(&sync);
+                assert_eq!(rsync_finds(&src, &dst), "", "{from} {to}");
+            }
+        }
+    }
+}
+
+#[test]
+fn hundreds_of_gigabytes_of_holes_are_brought_in_seconds_and_take_no_room() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    let (file, length) = (src.join("holes"), 256 << 30);
+    sparse(&file, length, &[0, length / 3, length - 100_000]);
+    // To be verified, a hole is hashed like any other content.
+    for written in [true, false] {
+        let id = cluster.submit_with(
+            &src,
+            &dst,
+            json!({"chunk_size_mb": 1024, "options": {"verify": "none"}}),
+        );
+        let sync = cluster.ended(&id);
+        assert_full(&sync);
+        assert!(sync.sent_bytes < 5 * MIB as u64, "holes are not sent: {sync:#?}");
+        assert_eq!((sync.files_done == 1, sync.total_bytes), (written, length), "{sync:#?}");
+    }
+    let there = fs::metadata(dst.join("holes")).unwrap();
+    assert_eq!(there.len(), length);
+    assert!(there.blocks() * 512 < 5 * MIB as u64, "{}", there.blocks());
+    for at in [0, length / 3, length - 100_000] {
+        use std::os::unix::fs::FileExt as _;
+        let mut read = [vec![0; 100_000], vec![0; 100_000]];
+        for (path, read) in [&file, &dst.join("holes")].into_iter().zip(&mut read) {
+            fs::File::open(path).unwrap().read_exact_at(read, at).unwrap();
+        }
+        assert!(read[0] == read[1], "at {at}");
+    }
+    assert!(part_files(&dst).is_empty());
+}
+
+#[test]
+fn very_many_names_of_one_file_are_one_file() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.four();
+    // Links are counted in 16 bits in places.
+    let names = 20_000;
+    let first = file(src.join("first"), noise(10_000, 1));
+    for i in 0..names {
+        let below = if i % 1000 == 0 {
+            dir(src.join(format!("{}", i / 1000)))
+        } else {
+            src.join(format!("{}", i / 1000))
+        };
+        fs::hard_link(&first, below.join(format!("{i}"))).unwrap();
+    }
+    let sync = cluster.sync_with(&src, &dst, json!({}));
+    assert_full(&sync);
+    assert!(sync.sent_bytes < 20 * 10_000, "names are made, not content sent: {sync:#?}");
+    let there = fs::metadata(dst.join("first")).unwrap();
+    assert_eq!(there.nlink(), names + 1);
+    assert_eq!(rsync_finds(&src, &dst), "");
+    assert!(part_files(&dst).is_empty());
+}
+
 /// Files with several names, large and small, in many folders.
 fn linked(src: &Path) {
     for i in 0..200 {

@@ -1,5 +1,6 @@
 //! A whole installation of real processes: a store, a master, agents.
 
+use super::clock::Clock;
 use super::ctl::{Ctl, ctl};
 use super::http::{self, Answer};
 use super::process::{Process, User, clean_command, program};
@@ -361,6 +362,7 @@ impl Master {
     fn spawn(dir: &Path) -> Process {
         let mut command = clean_command(&program(User::Same, dir), dir, User::Same);
         command.args(["master", "--config"]).arg(dir.join("master.yml"));
+        Clock::give(&mut command, dir, "master");
         Process::start("master", command, &dir.join("master.log"))
     }
 
@@ -469,6 +471,7 @@ impl Agent {
         };
         command.args(["agent", "--worker-id", name, "--config"]);
         command.arg(dir.join(format!("{name}.yml")));
+        Clock::give(&mut command, dir, name);
         Process::start(&format!("agent {name}"), command, &dir.join(format!("{name}.log")))
     }
 

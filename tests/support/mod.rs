@@ -3,6 +3,7 @@
 //! when a test fails; a test that fails prints the logs of its processes.
 #![allow(dead_code)] // not every test uses all of it
 
+pub(crate) mod clock;
 pub(crate) mod cluster;
 pub(crate) mod ctl;
 pub(crate) mod guide;

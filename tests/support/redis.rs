@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 pub(crate) struct RedisServer {
     dir: tempfile::TempDir,
     settings: Vec<String>,
+    environment: Vec<(&'static str, PathBuf)>,
     child: Child,
 }
 
@@ -22,12 +23,18 @@ impl RedisServer {
 
     /// With further settings, such as `&["--appendonly", "no"]`: the last one counts.
     pub(crate) fn start_with(settings: &[&str]) -> Self {
+        Self::start_under(settings, &[])
+    }
+
+    /// … and with more in its environment.
+    pub(crate) fn start_under(settings: &[&str], environment: &[(&'static str, PathBuf)]) -> Self {
         // A short path: a socket's is limited to 107 bytes.
         let dir =
             tempfile::Builder::new().prefix("rd").tempdir_in("/tmp").expect("temporary directory");
         let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
-        let child = spawn(&dir, &settings);
-        RedisServer { dir, settings, child }
+        let environment = environment.to_vec();
+        let child = spawn(&dir, &settings, &environment);
+        RedisServer { dir, settings, environment, child }
     }
 
     /// The URL for the `redis` crate.
@@ -77,7 +84,7 @@ impl RedisServer {
     /// Starts it again (after [`kill`](Self::kill), if it was not killed before) with what it has on disk.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        self.child = spawn(&self.dir, &self.settings);
+        self.child = spawn(&self.dir, &self.settings, &self.environment);
     }
 
     /// Sends it a signal, such as `STOP` or `CONT`.
@@ -124,7 +131,11 @@ impl Drop for RedisServer {
 }
 
 /// Starts the server and waits for the line with which it says that it is ready.
-fn spawn(dir: &tempfile::TempDir, settings: &[String]) -> Child {
+fn spawn(
+    dir: &tempfile::TempDir,
+    settings: &[String],
+    environment: &[(&'static str, PathBuf)],
+) -> Child {
     let mut child = Command::new("redis-server")
         .args(["--port", "0", "--save", "", "--appendonly", "yes", "--unixsocketperm", "700"])
         .args(["--daemonize", "no", "--logfile", ""])
@@ -133,6 +144,7 @@ fn spawn(dir: &tempfile::TempDir, settings: &[String]) -> Child {
         .arg("--dir")
         .arg(dir.path())
         .args(settings)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .current_dir(dir.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,0 +1,163 @@
+//! Wrong clocks: of agents, of masters, of Redis, of a command. What is decided by time is decided by time that
+//! nobody sets, or by one clock for all.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use longhaul::wire::sync::SyncProgress;
+use serde_json::json;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+use support::await_that;
+use support::clock::{Clock, DAY};
+use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
+use support::ctl::{Ctl, ctl};
+use support::redis::RedisServer;
+use support::tree::{self, assert_same, census, file, many, part_files, strict};
+
+/// What makes a sync take so long that it can be caught.
+const SOME_SECONDS: (usize, &str) = (64, "16MiB/s");
+
+#[track_caller]
+fn assert_unharmed(cluster: &Cluster, sync: &SyncProgress, src: &Path, dst: &Path) {
+    let there = census(src);
+    assert_complete(sync, there);
+    assert_same(src, dst, strict());
+    assert!(part_files(dst).is_empty());
+    assert_nothing_to_do(&cluster.sync(src, dst), there);
+    cluster.assert_no_panic();
+}
+
+/// The date that is `seconds` from now, as logs have it.
+fn date(seconds: i64) -> String {
+    let now = jiff::Timestamp::now().as_second() + seconds;
+    jiff::Timestamp::from_second(now).unwrap().to_string()[..10].to_owned()
+}
+
+#[test]
+fn clocks_of_masters_and_agents_that_are_days_off_and_jump_change_nothing() {
+    let mut cluster = Cluster::start(On::Redis);
+    let home = cluster.home().to_owned();
+    let clock = |name: &str, days: i64| Clock::at(home.join(format!("{name}.clock")), days * DAY);
+    let clocks =
+        [("master", -3), ("a", 2), ("b", -2)].map(|(name, days)| (clock(name, days), days));
+    cluster.master.restart();
+    let (src, dst) = cluster.pair();
+    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+    for (process, days) in [
+        (&cluster.master.process, -3),
+        (&cluster.agents["a"].process, 2),
+        (&cluster.agents["b"].process, -2),
+    ] {
+        assert!(process.log().contains(&date(days * DAY)), "its clock is not wrong");
+    }
+    let further = cluster.progress(&id).transferred_bytes + (8 << 20);
+    for (clock, days) in &clocks {
+        clock.set(-days * DAY);
+    }
+    cluster.await_progress(&id, "goes on", |s| s.transferred_bytes > further);
+    clocks[1].0.set(0);
+    assert_unharmed(&cluster, &cluster.ended(&id), &src, &dst);
+    // What is there is of the future to one, and of the past to another.
+    for days in [2, -2] {
+        clocks.iter().for_each(|(clock, _)| clock.set(days * DAY));
+        for i in 0..50 {
+            file(src.join(format!("again-{i}")), format!("on day {days}, and {i}"));
+        }
+        assert_unharmed(&cluster, &cluster.sync(&src, &dst), &src, &dst);
+    }
+}
+
+/// How often any of the masters has begun to lead.
+fn reigns(cluster: &Cluster) -> usize {
+    cluster.masters().map(|m| m.process.log().matches("the master serves").count()).sum()
+}
+
+#[test]
+fn a_clock_of_redis_that_jumps_changes_the_leader_once_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::at(dir.path().join("clock"), 0);
+    let redis = RedisServer::start_under(&[], &clock.of());
+    let mut cluster = Cluster::start_on(Some(redis), "");
+    cluster.another_master();
+    let (src, dst) = cluster.pair();
+    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+    let mut known = reigns(&cluster);
+    assert_eq!(known, 1);
+    for days in [1, -1] {
+        let redis = cluster.redis.as_ref().unwrap();
+        clock.set(days * DAY);
+        let time = redis.command(&["TIME"]);
+        let seconds: i64 = time.lines().nth(2).unwrap().trim().parse().unwrap();
+        let off = seconds - SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+        assert!((off - days * DAY).abs() < 60, "{time}");
+        let further = cluster.progress(&id).transferred_bytes + (4 << 20);
+        cluster.await_progress(&id, "goes on", |s| s.transferred_bytes > further);
+        await_that("one of them leads", || {
+            cluster.masters().any(|m| m.readiness().is_some_and(|told| told["status"] == "ready"))
+        });
+        let now = reigns(&cluster);
+        assert!(now <= known + 1, "{known} reigns, then {now}");
+        known = now;
+    }
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &dst, strict());
+    assert!(part_files(&dst).is_empty());
+    cluster.assert_no_panic();
+    assert!(reigns(&cluster) <= 3, "once for each jump");
+}
+
+/// A command that has this clock.
+fn by(clock: &Clock, command: Ctl) -> Ctl {
+    clock.of().into_iter().fold(command, |command, (name, value)| command.env(name, value))
+}
+
+#[test]
+fn a_copy_works_by_a_clock_of_1975_and_of_2100() {
+    let dir = tempfile::tempdir().unwrap();
+    let (src, now) = (tree::dir(dir.path().join("src")), jiff::Timestamp::now().as_second());
+    many(&src, 300, 1_000);
+    file(src.join("large"), tree::noise(20 << 20, 1));
+    tree::odd(&src.join("odd"));
+    for (year, begins) in [("1975", 157_766_400), ("2100", 4_102_444_800)] {
+        let clock = Clock::at(dir.path().join(year), begins - now);
+        let dst = dir.path().join(format!("dst-{year}"));
+        let copy = || {
+            let copy = ctl(["copy"]).arg(&src).arg(&dst).more(["--output", "json"]);
+            by(&clock, copy).run().exits(0)
+        };
+        assert!(copy().out().contains(&format!("\"{year}-01-01T")), "its clock is not wrong");
+        assert_same(&src, &dst, strict());
+        // What is replaced is of another time than the clock's.
+        file(src.join("large"), tree::noise(20 << 20, 2));
+        file(src.join("small"), year);
+        copy();
+        file(src.join("small"), format!("{year}, again"));
+        copy();
+        assert_same(&src, &dst, strict());
+        assert!(part_files(&dst).is_empty());
+    }
+}
+
+#[test]
+fn commands_by_a_clock_of_1960_do_what_they_are_told() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, 30, 1_000);
+    let clock =
+        Clock::at(cluster.home().join("1960"), -315_619_200 - jiff::Timestamp::now().as_second());
+    let told = |args: &[&str]| {
+        let url = cluster.master.url();
+        by(&clock, ctl(args).more(["--master-url", &url])).run().exits(0).out()
+    };
+    let (from, to) = (src.to_str().unwrap(), dst.to_str().unwrap());
+    told(&["sync", "submit", from, to, "--id", "of-1960", "--wait"]);
+    assert_complete(&cluster.ended("of-1960"), census(&src));
+    assert_same(&src, &dst, strict());
+    for args in
+        [&["sync", "list"][..], &["sync", "status", "of-1960"], &["sync", "delete", "of-1960"]]
+    {
+        assert!(told(args).contains("of-1960"), "{args:?}");
+    }
+    assert!(told(&["workers", "list"]).contains('a'));
+}
