@@ -261,6 +261,9 @@ class Chaos:
               f"{self.lab.line.flips} bits flipped")
         for what, count in sorted(self.counts.items()):
             print(f"  {what}: {count}")
+        for sync in self.syncs.values():
+            for why in sync.tries:
+                print(f"  failed before it was tried again: {why[:300]}")
         for what in self.wrong:
             print(f"  WRONG: {what}")
         print("0 lost, 0 wrong, 0 double counted, 0 hung" if not self.wrong else f"{len(self.wrong)} WRONG")
