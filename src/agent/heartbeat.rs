@@ -17,9 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// How soon a heartbeat that failed is sent again; never later than the interval.
-const AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
-
+/// How soon a heartbeat that failed is sent again.
+const AGAIN: Duration = Duration::from_millis(250);
 /// Heartbeats follow each other no faster than this, whatever the master asks for.
 const SOONEST: Duration = Duration::from_millis(100);
 /// With work in hand they follow each other no slower than this, unless the master asks for less.
@@ -98,14 +97,16 @@ impl Heart {
     /// Beats for as long as it is polled.
     pub async fn run(&self, client: &MasterClient) {
         let mut failures = 0u32;
+        let mut busy = BUSY;
+        let seed = uuid::Uuid::new_v4().as_u64_pair().0;
         loop {
             self.storage.measure();
-            let (mut wait, mut busy) = (self.config.heartbeat_interval, BUSY);
+            let mut wait = self.config.heartbeat_interval;
             match self.beat(client).await {
                 Ok(sooner) => {
                     wait = wait.min(sooner.unwrap_or(wait));
                     // A master with many to hear of asks for less.
-                    busy = sooner.unwrap_or(busy);
+                    busy = sooner.unwrap_or(BUSY);
                     if failures > 0 {
                         tracing::info!("the master answers again");
                     }
@@ -119,7 +120,10 @@ impl Heart {
                 }
             }
             if failures > 0 {
-                wait = wait.min(AGAIN.delay(failures));
+                // Everybody else here waits until this one is answered; and where leaders come and go, whoever
+                // asks too seldom may miss one after the other.
+                let again = Backoff::new(AGAIN, busy.max(BUSY) / 2);
+                wait = wait.min(again.jittered(failures, seed));
             }
             tokio::select! {
                 () = self.rest(wait, busy) => {}
