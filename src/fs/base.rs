@@ -112,6 +112,7 @@ impl Target {
         let place = self.tree.place(path).map_err(|e| failed(e.into()))?;
         let stat = self.writable(&place.dir, || lstat(&place.dir, place.name));
         let stat = stat.map_err(|e| failed(e.into()))?;
+        self.tree.check_name(&place.dir, place.name).map_err(|e| failed(e.into()))?;
         if type_of(&stat) != FileType::RegularFile {
             return Err(failed(Cause::NotRegular));
         }

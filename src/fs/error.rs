@@ -1,6 +1,7 @@
 //! What went wrong, where, and what to do about it.
 
 use super::notes::Shortfall;
+use super::spelling::TAKEN;
 use crate::wire::BytePath;
 use crate::wire::sync::{ErrorClass, FileError};
 use rustix::io::Errno;
@@ -166,6 +167,10 @@ impl FsError {
             Cause::Os(Errno::LOOP) => {
                 "a symbolic link stands in the path and is not followed: name the real path"
             }
+            Cause::Os(TAKEN) => {
+                "nothing was overwritten: rename one of the two at the source, or copy to a file system \
+                 that tells them apart"
+            }
             Cause::Os(Errno::IO) => {
                 "look into the kernel log of that host for the storage's errors"
             }
@@ -184,6 +189,10 @@ impl fmt::Display for FsError {
             _ => write!(f, "cannot {} `{}` at the {side}: ", self.op, self.path)?,
         }
         match self.cause {
+            Cause::Os(TAKEN) => f.write_str(
+                "its name, or one above it, is there in another spelling (letter case, Unicode form), \
+                 and the file system takes the two for one (ENOTUNIQ)",
+            )?,
             Cause::Os(errno) => {
                 let text = std::io::Error::from(errno).to_string();
                 let text = text.split(" (os error").next().unwrap_or_default();
@@ -255,7 +264,8 @@ fn class_of(errno: Errno, side: Side) -> ErrorClass {
         | Errno::NXIO
         | Errno::NOSYS
         | Errno::OPNOTSUPP
-        | Errno::OVERFLOW => ErrorClass::Permanent,
+        | Errno::OVERFLOW
+        | TAKEN => ErrorClass::Permanent,
         _ => ErrorClass::Transient,
     }
 }
@@ -305,6 +315,7 @@ pub fn errno_name(errno: Errno) -> Option<&'static str> {
         (Errno::NODATA, "ENODATA"),
         (Errno::TIME, "ETIME"),
         (Errno::NOLINK, "ENOLINK"),
+        (TAKEN, "ENOTUNIQ"),
         (Errno::COMM, "ECOMM"),
         (Errno::PROTO, "EPROTO"),
         (Errno::BADMSG, "EBADMSG"),
@@ -363,6 +374,15 @@ mod tests {
         assert_eq!(class(Side::Destination, Errno::ROFS.into()), ErrorClass::Permanent);
         assert_eq!(class(Side::Source, Cause::Changed), ErrorClass::Changed);
         assert_eq!(class(Side::Destination, Cause::Occupied), ErrorClass::Permanent);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_in_another_spelling_is_no_use_to_try_again() {
+        let error = FsError::new(Side::Destination, "compare", b"Foo", TAKEN);
+        assert_eq!((error.errno_name(), error.class()), (Some("ENOTUNIQ"), ErrorClass::Permanent));
+        let said = error.to_string();
+        assert!(said.contains("`Foo`") && said.contains("another spelling"), "{said}");
+        assert!(said.contains("nothing was overwritten: rename one of the two"), "{said}");
     }
 
     #[test]

@@ -254,7 +254,11 @@ impl NewFile {
         if self.temp.is_none() {
             match self.link(name) {
                 Ok(()) => {}
-                Err(Errno::EXIST) => self.take_temporary_name(name)?,
+                Err(Errno::EXIST) => {
+                    let spelled = self.target.tree.check_name(&self.dir, name);
+                    spelled.map_err(|errno| self.failed("publish", errno))?;
+                    self.take_temporary_name(name)?;
+                }
                 // No such links here, or the directory is gone.
                 Err(Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::XDEV) => {
                     self.target.name_first();

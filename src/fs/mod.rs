@@ -24,6 +24,8 @@
 //! - **A name at the destination always holds the old or the complete new content.** Content goes to
 //!   a file without a name, or with a temporary one in the same directory, gets its metadata there and
 //!   is linked or renamed. Existing content is never written to.
+//! - **What is spelled otherwise is another's.** Where the destination takes names for one that differ,
+//!   the second of them fails and touches nothing (`spelling.rs`).
 //! - **Versions can't mix.** The part file of a large file has the generation of its source version
 //!   in its name, whatever sync it is of; a source file's identity is compared before and after it is read.
 //! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in pieces), and memory and
@@ -51,6 +53,7 @@ mod prune;
 mod reconcile;
 mod root;
 mod source;
+mod spelling;
 mod target;
 #[cfg(test)]
 mod testing;

@@ -74,6 +74,7 @@ impl Target {
 
     fn try_part(&self, entry: &Entry) -> Step<PartFile> {
         let place = self.place(&entry.path)?;
+        self.tree.check_place(&place)?;
         let name = names::part(&entry.path, entry.generation());
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -209,6 +210,7 @@ impl Target {
             Ok(stat) if type_of(&stat) == FileType::RegularFile => stat,
             _ => return Err(Cause::Lost),
         };
+        self.tree.check_name(&place.dir, place.name)?;
         if !(self.tells_versions() && is_version(&stat, entry)) {
             let fd = open_base(&place.dir, place.name).map_err(|_| Cause::Lost)?;
             let whole = match ranges {

@@ -14,6 +14,7 @@ use super::list::{Listed, list_if};
 use super::meta::{chmod, lstat, mode_of, size_of, type_of};
 use super::names::{anchors, is_anchors, is_ours};
 use super::root::{Dir, open_below};
+use super::spelling::TAKEN;
 use super::target::{Step, Target};
 use super::trash::Trash;
 use crate::wire::manifest::DirRef;
@@ -145,7 +146,8 @@ impl Target {
         let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().holds(&page.dir));
         match if is_trash { Ok(()) } else { pruner.start() } {
             Ok(()) => pruner.run(steps),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            // Spelled otherwise it is another directory, and none of this page's business.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | TAKEN) => {}
             Err(errno) => return Err(self.error("list", &page.dir, errno)),
         }
         let Pruner { mut done, changed, .. } = pruner;
@@ -160,6 +162,7 @@ impl Pruner<'_> {
     fn start(&mut self) -> Step<()> {
         let target = self.target;
         let top = Arc::new(target.tree.open_dir(self.page.dir.as_bytes())?);
+        target.tree.check_way(self.page.dir.as_bytes())?;
         let stat = rustix::fs::fstat(&top)?;
         let fd = self.readable(&top)?;
         let place = self.page.resume.clone();

@@ -317,7 +317,11 @@ impl<'a> Batch<'a> {
             return Ok(Some((place, None)));
         }
         match target.writable(&place.dir, || lstat(&place.dir, place.name)) {
-            Ok(stat) => Ok(Some((place, Some(stat)))),
+            Ok(stat) => {
+                let spelled = target.tree.check_name(&place.dir, place.name);
+                spelled.map_err(|errno| failed("compare", errno))?;
+                Ok(Some((place, Some(stat))))
+            }
             Err(Errno::NOENT) => Ok(Some((place, None))),
             Err(errno) => Err(failed("compare", errno)),
         }

@@ -3,6 +3,7 @@
 use super::error::{Cause, FsError, Result, Side};
 use super::made_up::is_made_up;
 use super::meta::{entry_of, ident_of, lstat, meta_of};
+use super::spelling::Spellings;
 use super::unflushed::Ledger;
 use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::options::Preserve;
@@ -34,6 +35,8 @@ pub struct Tree {
     /// Large files are read past the page cache, where that can be.
     pub(super) direct: bool,
     cache: Arc<DirCache>,
+    /// Which of its directories tell names apart.
+    spellings: Arc<Spellings>,
     /// The device number of its root, once it was needed; see [`Tree::entry_of`].
     home: Arc<OnceLock<u64>>,
 }
@@ -105,8 +108,16 @@ impl Root {
 impl Tree {
     /// The tree at `base` below a storage root. Nothing is opened yet, nothing needs to exist.
     pub fn new(root: Arc<Root>, base: RelPath) -> Tree {
-        let (cache, home) = (Arc::default(), Arc::default());
-        Tree { root, base, side: Side::Source, keep: Preserve::NONE, direct: false, cache, home }
+        Tree {
+            root,
+            base,
+            side: Side::Source,
+            keep: Preserve::NONE,
+            direct: false,
+            cache: Arc::default(),
+            spellings: Arc::default(),
+            home: Arc::default(),
+        }
     }
 
     /// The same tree, whose entries carry what is kept: attributes, access control lists, whether they
@@ -229,9 +240,63 @@ impl Tree {
         if let Some(dir) = self.cache.get(path) {
             return Ok(dir);
         }
-        let dir = Arc::new(self.open_dir(path)?);
+        let opened = self.open_dir(path);
+        if self.side == Side::Destination
+            && !path.is_empty()
+            && matches!(opened, Ok(_) | Err(Errno::NOTDIR | Errno::LOOP))
+        {
+            self.check_way(path)?;
+        }
+        let dir = Arc::new(opened?);
         self.cache.put(path, &dir);
         Ok(dir)
+    }
+
+    /// That each name on the way to the directory `path` is spelled as it is there: else
+    /// [`TAKEN`](super::spelling::TAKEN). Directories of the cache are known to be.
+    pub(super) fn check_way(&self, path: &[u8]) -> std::result::Result<(), Errno> {
+        let mut todo = Vec::new();
+        let mut rest = path;
+        let mut above = loop {
+            if rest.is_empty() {
+                break self.dir(b"")?;
+            }
+            if let Some(dir) = self.cache.get(rest) {
+                break dir;
+            }
+            todo.push(rest);
+            rest = split(rest).0;
+        };
+        while let Some(next) = todo.pop() {
+            self.spellings.check(&above, split(next).1)?;
+            if !todo.is_empty() {
+                above = Arc::new(self.open_dir(next)?);
+                self.cache.put(next, &above);
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a name that finds something in `dir`: [`TAKEN`](super::spelling::TAKEN) where this is a
+    /// destination and that is spelled otherwise.
+    pub(super) fn check_name(&self, dir: &Dir, name: &[u8]) -> std::result::Result<(), Errno> {
+        match self.side {
+            Side::Source => Ok(()),
+            Side::Destination => self.spellings.check(dir, name),
+        }
+    }
+
+    /// The same of a name that may find nothing.
+    pub(super) fn check_place(&self, place: &Place<'_>) -> std::result::Result<(), Errno> {
+        if self.spellings.are_apart(&place.dir) || lstat(&place.dir, place.name).is_err() {
+            return Ok(());
+        }
+        self.check_name(&place.dir, place.name)
+    }
+
+    /// Whether `dir` takes some names that differ for one; `witness` is one that is there.
+    pub(super) fn folds(&self, dir: &Dir, witness: &[u8]) -> std::result::Result<bool, Errno> {
+        self.spellings.folds(dir, witness)
     }
 
     pub(super) fn cached(&self, path: &[u8]) -> Option<Dir> {

@@ -3,7 +3,7 @@
 use super::dress::{Births, Origin, Outfit, Policy};
 use super::error::{Cause, FsError, Result, is_shortage};
 use super::links::Anchors;
-use super::meta::chmod;
+use super::meta::{chmod, lstat};
 use super::root::{Dir, Place, Tree, open_below, split};
 use super::unflushed::Span;
 use crate::wire::manifest::DirRef;
@@ -11,7 +11,7 @@ use crate::wire::options::{Notes, WriteRules};
 use crate::wire::sync::FileError;
 use crate::wire::{RelPath, SyncNo};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -219,7 +219,7 @@ impl Target {
             && let (above, name) = split(path)
             && let Ok(dir) = self.tree.dir(above)
         {
-            let here = self.enter(&dir, name, replace, self.birth_mode())?;
+            let here = self.enter_spelled(&dir, name, replace)?;
             self.tree.remember(path, &here.0);
             return Ok(here);
         }
@@ -235,7 +235,7 @@ impl Target {
             end = from + rest.iter().position(|b| *b == b'/').unwrap_or(rest.len());
             here = match self.tree.cached(&path[..end]) {
                 Some(dir) => (dir, false),
-                None => self.enter(&here.0, &path[from..end], replace, self.birth_mode())?,
+                None => self.enter_spelled(&here.0, &path[from..end], replace)?,
             };
             self.tree.remember(&path[..end], &here.0);
         }
@@ -256,8 +256,14 @@ impl Target {
         Ok(here)
     }
 
-    fn birth_mode(&self) -> Mode {
-        Mode::from_raw_mode(self.policy.dir_birth_mode())
+    /// A directory that the source has: it must be spelled so.
+    fn enter_spelled(&self, above: &Dir, name: &[u8], replace: bool) -> Step<(Dir, bool)> {
+        let mode = Mode::from_raw_mode(self.policy.dir_birth_mode());
+        let (dir, made) = self.enter(above, name, replace, mode)?;
+        if !made {
+            self.tree.check_name(above, name)?;
+        }
+        Ok((dir, made))
     }
 
     fn enter(&self, above: &Dir, name: &[u8], replace: bool, mode: Mode) -> Step<(Dir, bool)> {
@@ -272,7 +278,10 @@ impl Target {
                         Err(errno) => return Err(errno),
                     }
                 }
-                Err(Errno::NOTDIR | Errno::LOOP) if replace => self.clear_away(above, name)?,
+                Err(Errno::NOTDIR | Errno::LOOP) if replace => {
+                    self.tree.check_name(above, name)?;
+                    self.clear_away(above, name)?;
+                }
                 Err(errno) => return Err(errno),
             }
         }
@@ -292,13 +301,42 @@ impl Target {
         }
     }
 
-    /// Gives a finished object its name. An empty directory in its place is removed, a full one is not.
+    /// Gives a finished object its name. An empty directory in its place is removed, a full one is not;
+    /// nothing that is spelled otherwise is replaced.
     pub(super) fn rename(
         &self,
         dir: &Dir,
         temp: &[u8],
         name: &[u8],
     ) -> std::result::Result<(), Cause> {
+        if !self.tree.folds(dir, temp)? {
+            return self.replace(dir, temp, name);
+        }
+        for _ in 0..8 {
+            match self.writable(dir, || lstat(dir, name)) {
+                Ok(_) => {
+                    self.tree.check_name(dir, name)?;
+                    return self.replace(dir, temp, name);
+                }
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let only_new = RenameFlags::NOREPLACE;
+            let rename = || rustix::fs::renameat_with(dir, temp, dir, name, only_new);
+            match self.writable(dir, rename) {
+                // Somebody was quicker, perhaps with another spelling.
+                Err(Errno::EXIST) => {}
+                // That can't be asked for here.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    return self.replace(dir, temp, name);
+                }
+                other => return Ok(other?),
+            }
+        }
+        Err(Errno::BUSY.into())
+    }
+
+    fn replace(&self, dir: &Dir, temp: &[u8], name: &[u8]) -> std::result::Result<(), Cause> {
         let rename = || rustix::fs::renameat(dir, temp, dir, name);
         match self.writable(dir, rename) {
             Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {

@@ -1,8 +1,11 @@
 //! A file system that fails on demand: it shows a directory, and what is done through it fails, comes short, takes
-//! long or hangs as rules say. Served to the kernel by this process.
+//! long or hangs as rules say. It may take names for one that differ in the case of ASCII letters. Served to the
+//! kernel by this process.
 
 use crate::wire::{self, Ask, Reply, errno};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, Uid,
+};
 use rustix::io::{Errno, FdFlags};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -127,6 +130,8 @@ struct Served {
     nodes: Mutex<HashMap<u64, Arc<Node>>>,
     open: Mutex<HashMap<u64, Arc<File>>>,
     handles: AtomicU64,
+    /// Held while names change, where letter case tells no two apart.
+    folds: Option<Mutex<()>>,
 }
 
 /// A mounted one; its rules can be changed at any time. Gone when it is dropped.
@@ -138,6 +143,15 @@ pub(crate) struct Failing {
 impl Failing {
     /// Shows `shown` at `at`. The kernel keeps nothing: each call comes here as it is made.
     pub(crate) fn mount(shown: &Path, at: &Path) -> Failing {
+        Self::mount_as(shown, at, None)
+    }
+
+    /// The same, and a name finds what is there in another letter case, as on vfat; its first spelling stays.
+    pub(crate) fn mount_folding(shown: &Path, at: &Path) -> Failing {
+        Self::mount_as(shown, at, Some(Mutex::default()))
+    }
+
+    fn mount_as(shown: &Path, at: &Path, folds: Option<Mutex<()>>) -> Failing {
         let rules = Arc::new(Rules::default());
         let file = reach(shown).expect("what is shown");
         let root = file.metadata().expect("what is shown").ino();
@@ -148,6 +162,7 @@ impl Failing {
             nodes: Mutex::new(HashMap::from([(1, node)])),
             open: Mutex::default(),
             handles: AtomicU64::new(1),
+            folds,
         });
         let kernel = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         let kernel = kernel.expect("open /dev/fuse");
@@ -258,9 +273,12 @@ impl Served {
             wire::RMDIR => done(fs::remove_dir(self.below(node, &ask.text())?)),
             wire::RENAME => {
                 let (to, from, name) = (ask.u64(), ask.text(), ask.text());
-                self.rules.judge(Call::Rename, &name)?;
-                fs::rename(self.below(node, &from)?, self.below(to, &name)?).map_err(errno)?;
-                self.find(to, &name).map(|_| Vec::new())
+                self.rename((node, &from), (to, &name), RenameFlags::empty())
+            }
+            wire::RENAME2 => {
+                let (to, flags, _) = (ask.u64(), ask.u32(), ask.u32());
+                let (from, name) = (ask.text(), ask.text());
+                self.rename((node, &from), (to, &name), RenameFlags::from_bits_retain(flags))
             }
             wire::OPEN => self.open(node, OFlags::from_bits_retain(ask.u32())),
             wire::READ => self.read(ask),
@@ -289,7 +307,29 @@ impl Served {
 
     /// Where a name in a directory is.
     fn below(&self, node: u64, name: &OsStr) -> Result<PathBuf, Errno> {
-        Ok(self.node(node)?.path().join(name))
+        let dir = self.node(node)?.path();
+        if self.folds.is_some() {
+            for entry in fs::read_dir(&dir).map_err(errno)? {
+                let there = entry.map_err(errno)?.file_name();
+                if there.eq_ignore_ascii_case(name) {
+                    return Ok(dir.join(there));
+                }
+            }
+        }
+        Ok(dir.join(name))
+    }
+
+    /// As long as it lives, nobody else makes or renames what could be one.
+    fn alone(&self) -> Option<MutexGuard<'_, ()>> {
+        self.folds.as_ref().map(held)
+    }
+
+    fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: RenameFlags) -> Answer {
+        self.rules.judge(Call::Rename, to.1)?;
+        let _alone = self.alone();
+        let paths = (self.below(from.0, from.1)?, self.below(to.0, to.1)?);
+        rustix::fs::renameat_with(CWD, paths.0, CWD, paths.1, flags)?;
+        self.find(to.0, to.1).map(|_| Vec::new())
     }
 
     fn judge(&self, call: Call, node: u64) -> Result<bool, Errno> {
@@ -322,6 +362,7 @@ impl Served {
         let old = if ask.call == wire::LINK { Some(ask.u64()) } else { None };
         let name = ask.text();
         self.rules.judge(Call::Make, &name)?;
+        let _alone = self.alone();
         let path = self.below(ask.node, &name)?;
         match (ask.call, old) {
             (wire::MKDIR, _) => fs::DirBuilder::new().mode(mode).create(&path).map_err(errno)?,
@@ -344,6 +385,7 @@ impl Served {
         let (flags, mode, _, _) = (ask.u32(), ask.u32(), ask.u32(), ask.u32());
         let name = ask.text();
         self.rules.judge(Call::Make, &name)?;
+        let _alone = self.alone();
         let flags = OFlags::from_bits_retain(flags);
         let mut how = OpenOptions::new();
         how.read(true).write(true).mode(mode & 0o7777).truncate(flags.contains(OFlags::TRUNC));

@@ -36,6 +36,7 @@ pub(super) const CREATE: u32 = 35;
 pub(super) const INTERRUPT: u32 = 36;
 pub(super) const DESTROY: u32 = 38;
 pub(super) const BATCH_FORGET: u32 = 42;
+pub(super) const RENAME2: u32 = 45;
 pub(super) const LSEEK: u32 = 46;
 
 /// No write is longer, in bytes; what is read from the kernel at once is this and a head.
