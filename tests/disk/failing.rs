@@ -29,6 +29,10 @@ pub(crate) enum Call {
     /// Making anything.
     Make,
     Rename,
+    /// The answer to a rename that is done.
+    Renamed,
+    /// Setting the time of a file: the last that is done to one before it gets its name.
+    Stamp,
     /// Asking for what is free.
     Measure,
 }
@@ -260,6 +264,7 @@ impl Served {
                 let (to, from, name) = (ask.u64(), ask.text(), ask.text());
                 self.rules.judge(Call::Rename, &name)?;
                 fs::rename(self.below(node, &from)?, self.below(to, &name)?).map_err(errno)?;
+                self.rules.judge(Call::Renamed, &name)?;
                 self.find(to, &name).map(|_| Vec::new())
             }
             wire::OPEN => self.open(node, OFlags::from_bits_retain(ask.u32())),
@@ -376,6 +381,9 @@ impl Served {
         let (mode, _, uid, gid) = (ask.u32(), ask.u32(), ask.u32(), ask.u32());
         let has = |bit: u32| valid & 1 << bit != 0;
         let node = self.node(ask.node)?;
+        if has(5) {
+            self.rules.judge(Call::Stamp, &node.name)?;
+        }
         if has(3) {
             let file = OpenOptions::new().write(true).open(node.path());
             file.and_then(|file| file.set_len(size)).map_err(errno)?;
