@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod failing;
+mod held;
 mod places;
 mod reboot;
 #[path = "../support/mod.rs"]
