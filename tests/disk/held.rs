@@ -1,10 +1,12 @@
 //! Files that somebody holds: locks of all kinds, leases, swap files.
 
+use crate::support::await_that;
 use crate::support::cluster::{Cluster, On, assert_complete};
 use crate::support::process::Process;
 use crate::support::tools::must;
-use crate::support::tree::{assert_same, census, differences, dir, file, many, noise, strict};
-use crate::support::{await_that, tree::part_files};
+use crate::support::tree::{
+    assert_same, census, differences, dir, file, many, noise, part_files, strict,
+};
 use crate::{Disk, MIB, assert_all_but, assert_partial};
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use std::fs::{File, OpenOptions};
