@@ -206,6 +206,18 @@ fn redis_whose_log_was_cut_off_is_brought_up_to_date_by_the_living_master() {
     caught.assert_unharmed();
 }
 
+/// A master that reaches its Redis by a link.
+fn relayed() -> (Cluster, Relay) {
+    let mut cluster = Cluster::start(On::Redis);
+    let redis = cluster.redis.as_ref().unwrap();
+    let link = Relay::to(&redis.socket());
+    let config = cluster.home().join("master.yml");
+    let direct = fs::read_to_string(&config).unwrap();
+    fs::write(&config, direct.replace(&redis.url(), &link.redis_url())).unwrap();
+    cluster.master.restart();
+    (cluster, link)
+}
+
 /// A Redis with a replica, both behind an address that can move from the one to the other.
 struct Replicated {
     caught: Caught,
@@ -217,18 +229,13 @@ struct Replicated {
 
 impl Replicated {
     fn start() -> Replicated {
-        let mut cluster = Cluster::start(On::Redis);
-        let first = cluster.redis.as_ref().unwrap();
-        let (address, line) = (Relay::to(&first.socket()), Relay::to(&first.socket()));
-        let config = cluster.home().join("master.yml");
-        let direct = fs::read_to_string(&config).unwrap();
-        fs::write(&config, direct.replace(&first.url(), &address.redis_url())).unwrap();
+        let (cluster, address) = relayed();
+        let line = Relay::to(&cluster.redis.as_ref().unwrap().socket());
         let port = line.port().to_string();
         let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
         await_that("the replica follows", || {
             replica.command(&["INFO", "replication"]).contains("master_link_status:up")
         });
-        cluster.master.restart();
         Replicated { caught: Caught::in_the_middle(cluster), address, line, replica }
     }
 
@@ -363,4 +370,93 @@ fn an_embedded_store_whose_disk_is_full_says_so_and_goes_on_when_there_is_room()
     tree::chmod(&state, 0o700);
     drop(caught);
     drop(small);
+}
+
+/// All records that Redis has.
+fn records(cluster: &Cluster) -> String {
+    cluster.redis.as_ref().unwrap().command(&["HVALS", "{longhaul:default}:records"])
+}
+
+#[test]
+fn a_submit_whose_master_was_killed_between_its_commit_and_its_answer_is_one_sync() {
+    let (mut cluster, link) = relayed();
+    let (src, dst) = cluster.pair();
+    tree::many(&src, 50, 3_000);
+    // Redis asks for a script that it has not seen before: then the first commit is none.
+    assert_complete(&cluster.sync(&src, &dst.join("before")), census(&src));
+    let dst = dst.join("it");
+    let address = cluster.master.address();
+    let body = json!({"source_path": src, "destination_path": dst}).to_string();
+    let submit = move || {
+        let key = [("Idempotency-Key", "asked-twice")];
+        http::try_request(&address, "POST", "/sync", &key, Some(body.as_bytes()))
+    };
+    link.lose_answers_from("asked-twice");
+    let first = std::thread::spawn(submit.clone());
+    await_that("Redis has the sync", || records(&cluster).contains("asked-twice"));
+    cluster.master.kill_9();
+    assert!(first.join().unwrap().is_none(), "it was not answered");
+    link.mend();
+    cluster.master.restart();
+    let again = submit().expect("the master answers");
+    assert_eq!(again.status, 202, "{}", again.text());
+    let sync = cluster.ended(again.json()["request_id"].as_str().unwrap());
+    assert_complete(&sync, census(&src));
+    assert_same(&src, &dst, strict());
+    assert_eq!(cluster.master.get("/sync").json().as_array().unwrap().len(), 2);
+    cluster.assert_handed_out_once();
+    cluster.assert_no_panic();
+}
+
+/// The assignments of which Redis knows.
+fn given(cluster: &Cluster) -> Vec<String> {
+    let records = records(cluster);
+    let ids = records.split("\"assignment\":\"").skip(1);
+    ids.map(|rest| rest.split('"').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_lease_whose_master_was_killed_between_its_commit_and_its_answer_is_given_to_who_asks_again() {
+    let (mut cluster, link) = relayed();
+    let (src, root) = cluster.pair();
+    let dst = root.join("it");
+    tree::file(src.join("large"), tree::noise(20 * MIB, 1));
+    tree::many(&src, 400, 3_000);
+    assert_complete(&cluster.sync(&src, &root.join("before")), census(&src));
+    let body = json!({
+        "request_id": "it", "source_path": src, "destination_path": dst,
+        "chunk_size_mb": 4, "bwlimit": "8MiB/s",
+    });
+    let address = cluster.master.address();
+    let mut unheard = Vec::new();
+    for round in 0..3 {
+        // As every lease that is new.
+        link.lose_answers_from("\"page\":0}}");
+        if round == 0 {
+            // Not to be answered either: agents that wait are given work by the same commit.
+            let (address, body) = (address.clone(), body.to_string());
+            std::thread::spawn(move || {
+                http::try_request(&address, "POST", "/sync", &[], Some(body.as_bytes()))
+            });
+        }
+        let begun = |cluster: &Cluster, id: &String| cluster.begun().contains(id);
+        let lease = await_some("Redis has a lease of which no agent has heard", || {
+            link.is_losing().then(|| given(&cluster))?.into_iter().find(|id| !begun(&cluster, id))
+        });
+        cluster.master.kill_9();
+        assert!(!begun(&cluster, &lease), "it was not answered");
+        unheard.push(lease);
+        link.mend();
+        cluster.master.restart();
+    }
+    let sync = cluster.ended("it");
+    assert_complete(&sync, census(&src));
+    assert_same(&src, &dst, strict());
+    let begun = cluster.begun();
+    for lease in &unheard {
+        let times = begun.iter().filter(|id| *id == lease).count();
+        assert_eq!(times, 1, "{lease}: {begun:?}");
+    }
+    cluster.assert_handed_out_once();
+    cluster.assert_no_panic();
 }

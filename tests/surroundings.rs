@@ -6,8 +6,9 @@ mod support;
 
 use longhaul::wire::sync::SyncProgress;
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use std::fs;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::await_that;
@@ -269,11 +270,64 @@ fn a_source_is_listed_in_full_though_its_agent_may_open_nothing_for_a_while() {
     assert_unharmed(&cluster, &id, &src, &dst);
 }
 
-/// What the kernel says of the memory of a process, in bytes.
-fn memory(process: &Process, what: &str) -> usize {
+/// A number that the kernel has of a process.
+fn status(process: &Process, what: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let line = status.lines().find_map(|l| l.strip_prefix(what)).unwrap();
-    line.split_whitespace().next().unwrap().parse::<usize>().unwrap() << 10
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// … of its memory, in bytes.
+fn memory(process: &Process, what: &str) -> usize {
+    status(process, what) << 10
+}
+
+fn descriptors(process: &Process) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap().count()
+}
+
+/// So many connections to a port, each of which begins to ask for something. Nobody waits for them.
+fn flood(port: u16, many: usize) -> Vec<Socket> {
+    let to = SocketAddr::from(([127, 0, 0, 1], port)).into();
+    let connect = |_| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&to);
+        let _ = socket.send(b"POST /");
+        socket
+    };
+    (0..many).map(connect).collect()
+}
+
+#[test]
+fn an_agent_to_which_thousands_connect_keeps_its_bounds_and_goes_on_sending() {
+    // More wait in the kernel; and so many requests are executed at a time, each with a thread.
+    const CONNECTIONS: usize = 512;
+    const THREADS: usize = 32;
+    const FLOOD: usize = 2_000;
+    must("prlimit", ["--pid", &std::process::id().to_string(), "--nofile=4096:"]);
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+    let workers = cluster.master.get("/workers").json();
+    let b = workers["active"].as_array().unwrap().iter().find(|w| w["worker_id"] == "b").unwrap();
+    let port = b["data_plane_endpoints"][0]["port"].as_u64().unwrap() as u16;
+    let process = &cluster.agents["b"].process;
+    let (threads, open) = (status(process, "Threads:"), descriptors(process));
+    let flooding = flood(port, FLOOD);
+    let mut most = (0, 0);
+    let further = cluster.progress(&id).transferred_bytes + 8 * MIB as u64;
+    await_that("as many as may are connected, and the sync went on", || {
+        let now = (status(process, "Threads:"), descriptors(process));
+        most = (most.0.max(now.0), most.1.max(now.1));
+        most.1 >= CONNECTIONS && cluster.progress(&id).transferred_bytes > further
+    });
+    assert!(most.0 <= threads + THREADS, "{threads} threads before, then {}", most.0);
+    assert!(most.1 <= open + CONNECTIONS + 32, "{open} descriptors before, then {}", most.1);
+    drop(flooding);
+    assert_unharmed(&cluster, &id, &src, &dst);
+    let process = &cluster.agents["b"].process;
+    await_that("what was opened is closed", || descriptors(process) <= open + 32);
 }
 
 #[test]

@@ -32,6 +32,10 @@ pub(crate) enum Call {
     /// Making anything.
     Make,
     Rename,
+    /// The answer to a rename that is done.
+    Renamed,
+    /// Setting the time of a file: the last that is done to one before it gets its name.
+    Stamp,
     /// Asking for what is free.
     Measure,
 }
@@ -326,9 +330,11 @@ impl Served {
 
     fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: RenameFlags) -> Answer {
         self.rules.judge(Call::Rename, to.1)?;
-        let _alone = self.alone();
+        let alone = self.alone();
         let paths = (self.below(from.0, from.1)?, self.below(to.0, to.1)?);
         rustix::fs::renameat_with(CWD, paths.0, CWD, paths.1, flags)?;
+        drop(alone);
+        self.rules.judge(Call::Renamed, to.1)?;
         self.find(to.0, to.1).map(|_| Vec::new())
     }
 
@@ -418,6 +424,9 @@ impl Served {
         let (mode, _, uid, gid) = (ask.u32(), ask.u32(), ask.u32(), ask.u32());
         let has = |bit: u32| valid & 1 << bit != 0;
         let node = self.node(ask.node)?;
+        if has(5) {
+            self.rules.judge(Call::Stamp, &node.name)?;
+        }
         if has(3) {
             let file = OpenOptions::new().write(true).open(node.path());
             file.and_then(|file| file.set_len(size)).map_err(errno)?;

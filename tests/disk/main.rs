@@ -4,6 +4,8 @@
 
 mod failing;
 mod folding;
+mod held;
+mod places;
 mod reboot;
 #[path = "../support/mod.rs"]
 mod support;

@@ -34,7 +34,21 @@ struct Link {
     there: Gate,
     back: Gate,
     harm: Doer,
+    /// What closes `back` when it has gone to the server.
+    last: Mutex<Option<String>>,
     stopped: AtomicBool,
+}
+
+impl Link {
+    /// To be called with each piece on its way to the server.
+    fn look_for_the_last(&self, piece: &[u8]) {
+        let mut last = self.last.lock().expect("no panic there");
+        let is_in = |text: &String| piece.windows(text.len()).any(|w| w == text.as_bytes());
+        if last.as_ref().is_some_and(is_in) {
+            self.back.set(true);
+            *last = None;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -78,7 +92,7 @@ impl Relay {
         let address = listener.local_addr().expect("an address");
         let (there, back) = (Gate::default(), Gate::default());
         let (to, harm, stopped) = (Mutex::new(to), Doer::new(harm), AtomicBool::new(false));
-        let link = Link { to, there, back, harm, stopped };
+        let link = Link { to, there, back, harm, last: Mutex::default(), stopped };
         let link = Arc::new(link);
         let relayed = Arc::clone(&link);
         std::thread::spawn(move || {
@@ -129,7 +143,18 @@ impl Relay {
         self.link.back.set(true);
     }
 
+    /// What is asked arrives, up to the first piece with this text and further; no answer does from that on.
+    pub(crate) fn lose_answers_from(&self, text: &str) {
+        *self.link.last.lock().expect("no panic there") = Some(text.to_owned());
+    }
+
+    /// Whether answers get lost now.
+    pub(crate) fn is_losing(&self) -> bool {
+        *self.link.back.shut.lock().expect("no panic there")
+    }
+
     pub(crate) fn mend(&self) {
+        *self.link.last.lock().expect("no panic there") = None;
         self.link.there.set(false);
         self.link.back.set(false);
     }
@@ -222,6 +247,9 @@ impl Connection {
             false => (&self.server, &self.client, &link.back),
         };
         let ended = self.hand_on((from, to), gate, |piece| {
+            if up {
+                link.look_for_the_last(piece);
+            }
             let before = self.passed.fetch_add(piece.len() as u64, Ordering::Relaxed);
             link.harm.harm(piece, up, before)
         });
