@@ -237,12 +237,17 @@ impl Choice<'_> {
 
     /// The task when there is nobody left to try.
     pub fn exhausted(&mut self) -> Done {
-        let path = &self.job.assignment.destination_path;
-        Done::failed(
-            self.last.take().unwrap_or_else(|| {
-                format!("no worker that holds the destination {path} is active")
-            }),
-        )
+        let assignment = self.job.assignment;
+        let path = &assignment.destination_path;
+        let Some(why) = self.last.take() else {
+            let why = format!("no worker that holds the destination {path} is active");
+            let mut done = Done::failed(why);
+            // A master that has just begun to lead names nobody before it has heard of somebody. Whoever
+            // has not begun loses nothing by handing it back.
+            done.report.handed_back = assignment.destination_workers.is_empty();
+            return done;
+        };
+        Done::failed(why)
     }
 }
 

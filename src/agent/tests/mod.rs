@@ -297,10 +297,12 @@ async fn a_peer_that_is_away_is_passed_over_and_all_away_fail_the_task() {
     let (done, _) = copied(&fleet, &cx, &manifest).await;
     let message = done.message.unwrap();
     assert!(!done.success && message.contains("worker away cannot be reached"), "{message}");
+    assert!(!done.report.handed_back, "it was tried");
     assert_eq!(counts(&done.report), [0; 6]);
     fleet.members.clear();
     let (done, _) = copied(&fleet, &cx, &manifest).await;
     assert!(done.message.unwrap().contains("no worker that holds the destination"));
+    assert!(!done.success && done.report.handed_back, "a master that knows nobody yet");
     fleet.end().await;
 }
 
