@@ -37,8 +37,9 @@ impl What {
 
 /// An installation whose agent `b` waits, in the middle of a sync, for the file system of the destination.
 struct Caught {
-    cluster: Cluster,
+    /// Before the cluster, whose directory can only be removed when nothing is mounted in it.
     fs: Failing,
+    cluster: Cluster,
     src: PathBuf,
     dst: PathBuf,
     behind: PathBuf,
