@@ -23,13 +23,9 @@ use std::path::Path;
 
 const MIB: usize = 1 << 20;
 
-/// Whether the test can run; says so where it can't.
-fn as_root(what: &str) -> bool {
-    let root = support::process::is_root();
-    if !root {
-        eprintln!("not tested without being root: {what}");
-    }
-    root
+/// Fails where the test can't run, and says what it needs.
+fn as_root(what: &str) {
+    assert!(support::process::is_root(), "this test needs root, for {what}: run it as root");
 }
 
 /// Holds a sync to have ended well.
