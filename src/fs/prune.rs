@@ -146,8 +146,9 @@ impl Target {
         let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().holds(&page.dir));
         match if is_trash { Ok(()) } else { pruner.start() } {
             Ok(()) => pruner.run(steps),
-            // Spelled otherwise it is another directory, and none of this page's business.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | TAKEN) => {}
+            // Spelled otherwise it is another directory, and none of this page's business. There is
+            // nothing to give metadata to either.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | TAKEN) => return Ok(pruner.done),
             Err(errno) => return Err(self.error("list", &page.dir, errno)),
         }
         let Pruner { mut done, changed, .. } = pruner;

@@ -155,12 +155,9 @@ impl<'a> Batch<'a> {
         let mut new = Found::New;
         match self.target.tree.dir(path.as_bytes()) {
             Ok(dir) => return there(&dir),
-            Err(Errno::NOENT) if rules.existing => return Found::Skipped,
+            Err(errno) if self.target.leaves_unmade(path, errno) => return Found::Skipped,
             Err(Errno::NOENT) if rules.dry_run => return Found::New,
             Err(Errno::NOTDIR | Errno::LOOP) if !path.is_root() => {
-                if rules.ignore_existing {
-                    return Found::Skipped;
-                }
                 if rules.dry_run {
                     return Found::Replaced;
                 }

@@ -91,7 +91,8 @@ impl Target {
     }
 
     /// Gives directories their metadata (again): to be called after the last write into them. Those
-    /// that failed are reported.
+    /// that failed are reported. A directory that the rules leave as it is at the destination (missing, or
+    /// something else) has no metadata to set, and that is no failure.
     pub fn stamp(&self, dirs: &[DirRef]) -> Vec<FileError> {
         let stamps = dirs.iter().map(|d| (&d.path, Outfit::from(d))).collect();
         self.stamp_all(&stamps).values().map(FsError::to_file_error).collect()
@@ -108,12 +109,26 @@ impl Target {
                 Err(Errno::ACCESS) => self.dir(path.as_bytes(), false).map(|(dir, _)| dir),
                 other => other,
             };
+            if dir.as_ref().is_err_and(|errno| self.leaves_unmade(path, *errno)) {
+                continue;
+            }
             let done = dir.map_err(Cause::Os).and_then(|dir| self.stamp_one(&dir, outfit));
             if let Err(cause) = done {
                 failed.insert(*path, self.error("set metadata of", path, cause));
             }
         }
         failed
+    }
+
+    /// Whether the rules leave the directory `path` unmade, given why it cannot be opened: it is missing and
+    /// nothing new is wanted, or what stands there (or above it) is left alone. The root is what the
+    /// operator named: something else in its place is an error.
+    pub(super) fn leaves_unmade(&self, path: &RelPath, errno: Errno) -> bool {
+        match errno {
+            Errno::NOENT => self.rules.existing,
+            Errno::NOTDIR | Errno::LOOP => self.rules.ignore_existing && !path.is_root(),
+            _ => false,
+        }
     }
 
     /// Gives an open directory its metadata; tells whether they were others.

@@ -164,3 +164,22 @@ fn what_exists_can_be_left_alone_and_what_does_not_exist_left_out() {
     is(dst.join("large there"), &large);
     assert_eq!(fs::read_link(dst.join("link there")).unwrap().to_str(), Some("source"));
 }
+
+#[test]
+fn a_directory_that_is_not_made_fails_none_of_what_is_in_it() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.four();
+    // More than one batch of chunks of a mebibyte: the directory's own entry is in the first one only.
+    file(src.join("a/dir/b"), noise(2_100_000, 1));
+    for (name, length) in [("a", 1_020_000), ("b", 231), ("f", 300_000)] {
+        file(src.join("dir").join(name), noise(length, 2));
+    }
+    for options in [json!({"existing": true, "compare": "size"}), json!({"existing": true})] {
+        let more = json!({"chunk_size_mb": 1, "options": options});
+        let id = cluster.submit_with(&src, &dst, more);
+        let sync = cluster.ended(&id);
+        assert_full(&sync);
+        assert_eq!((sync.files_skipped, sync.files_failed, sync.retries), (4, 0, 0), "{sync:#?}");
+        assert!(crate::paths_of(&dst).is_empty(), "{options}");
+    }
+}

@@ -186,11 +186,6 @@ impl Choice {
 
     /// Without what has no plain meaning together.
     fn sensible(mut self) -> Self {
-        if self.delete.is_some() {
-            // Of a name that is there only nobody knows the size that it has at the source.
-            (self.min_size, self.max_size) = (None, None);
-            (self.newer_than, self.older_than) = (None, None);
-        }
         if self.delete.is_some_and(|delete| delete.excluded) {
             self.skip_links = false;
             self.without.retain(|word| *word != "specials");
@@ -209,7 +204,7 @@ impl Choice {
 
 fn rule() -> impl Strategy<Value = Rule> {
     let what = prop_oneof![
-        4 => prop::sample::select(vec!["a", "b", "dir", "x", "deeper", "d d"]).prop_map(What::Name),
+        4 => prop::sample::select(vec!["a", "b", "dir", "x", "deeper", "d d", "A", "\u{e9}"]).prop_map(What::Name),
         3 => prop::sample::select(vec!["a", "dir", "dir/a", "a/dir", "b/x", "dir/b"])
             .prop_map(What::Path),
         1 => Just(What::Any),

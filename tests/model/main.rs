@@ -15,7 +15,7 @@ use edit::{Edit, Editor};
 use expected::{Expected, expected, is_in};
 use longhaul::wire::options::{Action, FileRecord, FileState};
 use longhaul::wire::sync::{Outcome, SyncProgress, SyncState};
-use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,6 +26,10 @@ use tree::{Kind, Node, Tree};
 
 /// How long the search goes on where nothing else is asked for.
 const ENOUGH: Duration = Duration::from_secs(30);
+/// Tries to make a case that fails smaller.
+const MAX_SHRINKS: u32 = 200;
+/// A search ends with so many seeds that fail: more tell nothing new.
+const MAX_FAILED: usize = 10;
 
 fn sync(cluster: &Cluster, editor: &Editor, choice: &Choice) -> SyncProgress {
     let more = json!({"chunk_size_mb": 1, "options": choice.options()});
@@ -215,33 +219,87 @@ fn run(cluster: &Cluster, case: u32, edits: &[Edit]) {
     fs::remove_dir_all(&editor.dst).unwrap();
 }
 
-#[test]
-fn whatever_is_edited_and_asked_for_the_destination_is_what_the_model_says() {
-    let mut cluster = Cluster::start(On::Embedded);
-    cluster.four();
-    // More on demand: PROPTEST_CASES=500 cargo test --test model
-    let asked: Option<u32> = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+/// What is searched: cases that are numbered by their seeds, so that each can be made again alone.
+struct Search {
+    /// The seed of the first case.
+    seed: u64,
+    /// From one case to the next; more than 1 where several processes share the seeds.
+    step: u64,
+    /// At most so many cases.
+    cases: Option<u64>,
+    time: Duration,
+}
+
+impl Search {
+    /// As `scripts/model.sh` asks for it; in the suite, other seeds at each run.
+    fn from_environment() -> Search {
+        let number = |name: &str| -> Option<u64> {
+            let text = std::env::var(format!("LONGHAUL_MODEL_{name}")).ok()?;
+            Some(text.parse().unwrap_or_else(|_| panic!("LONGHAUL_MODEL_{name} is no number")))
+        };
+        let clock = || std::time::UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
+        let cases = number("CASES");
+        Search {
+            seed: number("SEED").unwrap_or_else(clock),
+            step: number("STEP").unwrap_or(1),
+            time: match (number("SECONDS"), cases) {
+                (Some(seconds), _) => Duration::from_secs(seconds),
+                (None, Some(_)) => Duration::MAX,
+                (None, None) => ENOUGH,
+            },
+            cases,
+        }
+    }
+}
+
+/// Runs the case of a seed; where it fails, reports the smallest case that fails alike.
+fn search(cluster: &Cluster, numbers: &AtomicU32, seed: u64) -> Result<(), String> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
-        cases: asked.unwrap_or(200),
-        max_shrink_iters: 200,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
-            "proptest-regressions/model.txt",
-        ))),
+        cases: 1,
+        max_shrink_iters: MAX_SHRINKS,
+        failure_persistence: None,
         ..Config::default()
     };
-    let (numbers, begin) = (AtomicU32::new(0), Instant::now());
-    let failed = std::cell::Cell::new(false);
-    TestRunner::new(config)
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
         .run(&edit::edits(), |edits| {
-            // What is found is made small, however long that takes; else it ends in time.
-            if asked.is_none() && !failed.get() && begin.elapsed() > ENOUGH {
-                return Ok(());
-            }
-            let number = numbers.fetch_add(1, Ordering::Relaxed);
-            failed.set(true);
-            run(&cluster, number, &edits);
-            failed.set(false);
+            run(cluster, numbers.fetch_add(1, Ordering::Relaxed), &edits);
             Ok(())
         })
-        .unwrap_or_else(|e| panic!("{e}"));
+        .map_err(|error| error.to_string())
+}
+
+fn installation() -> Cluster {
+    let mut cluster = Cluster::start(On::Embedded);
+    cluster.four();
+    cluster
+}
+
+#[test]
+fn whatever_is_edited_and_asked_for_the_destination_is_what_the_model_says() {
+    let Search { seed: first, step, cases, time } = Search::from_environment();
+    let (mut cluster, numbers, begin) = (installation(), AtomicU32::new(0), Instant::now());
+    let mut failed = Vec::new();
+    let mut seed = first;
+    let mut done = 0;
+    // What is found is made small, however long that takes; else it ends in time.
+    while cases.is_none_or(|cases| done < cases) && (done == 0 || begin.elapsed() < time) {
+        if let Err(why) = search(&cluster, &numbers, seed) {
+            eprintln!("seed {seed}: {why}\nagain: scripts/model.sh --seed {seed} --cases 1");
+            failed.push(seed);
+            if failed.len() == MAX_FAILED {
+                break;
+            }
+            // The next case shall not suffer from what this one left.
+            cluster = installation();
+        }
+        (seed, done) = (seed.wrapping_add(step), done + 1);
+    }
+    let minutes = begin.elapsed().as_secs_f64() / 60.0;
+    println!(
+        "{done} cases from seed {first} by steps of {step} in {minutes:.1} minutes, {} failed",
+        failed.len()
+    );
+    assert!(failed.is_empty(), "seeds that fail: {failed:?}");
 }

@@ -250,3 +250,48 @@ async fn what_the_destination_could_not_hold_is_said_with_the_names_that_were_se
     }
     world.end().await;
 }
+
+#[tokio::test]
+async fn directories_that_the_rules_leave_unmade_get_no_metadata_and_fail_nothing() {
+    let existing = rules(|r| r.existing = true);
+    let ignore_existing = rules(|r| r.ignore_existing = true);
+    let both = rules(|r| (r.existing, r.ignore_existing) = (true, true));
+    // The rules, what the destination has before, and what it has afterwards.
+    let cases: [(&WriteRules, &[&str], &[&str]); 5] = [
+        (&existing, &[], &[]),
+        (&existing, &["there"], &["there"]),
+        (&ignore_existing, &["dir"], &["dir", "there"]),
+        (&ignore_existing, &["dir", "there"], &["dir", "there"]),
+        (&both, &["dir"], &["dir"]),
+    ];
+    for (rules, before, after) in cases {
+        for remote in [true, false] {
+            let world = World::new().await;
+            world.write("there", b"new");
+            world.write("dir/f", b"abc");
+            world.write("dir/deep/g", b"");
+            for name in before {
+                fs::write(world.dst().join(name), b"a file").unwrap();
+            }
+            let to = if remote { world.remote_with(rules) } else { world.local_with(rules) };
+            let (manifest, source) = (world.manifest(), tree(&world.src()));
+            let case = format!("{rules:?} {before:?}, remote: {remote}");
+            let offered = to.offer(&manifest).await.unwrap();
+            assert!(offered.answers.iter().all(Result::is_ok), "{case}: {:?}", offered.answers);
+            assert_eq!(offered.unstamped, [], "{case}");
+            // The same again, with the directories' own entries in another batch.
+            let files = Manifest {
+                entries: manifest.entries.iter().filter(|e| !e.is_dir()).cloned().collect(),
+                ..manifest.clone()
+            };
+            let offered = to.offer(&files).await.unwrap();
+            assert_eq!(offered.unstamped, [], "{case}");
+            let wanted = needed(&files, &offered.answers);
+            let packed = to.pack(&source, manifest.dirs.clone(), wanted).await.unwrap();
+            assert!(packed.files.iter().all(Result::is_ok), "{case}: {:?}", packed.files);
+            assert_eq!(packed.unstamped, [], "{case}");
+            assert_eq!(world.names(), after, "{case}");
+            world.end().await;
+        }
+    }
+}

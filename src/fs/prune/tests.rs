@@ -451,3 +451,22 @@ fn the_trash_is_left_alone_though_the_source_has_a_directory_of_its_name() {
     }
     assert_eq!(snapshot(&site.at("dst")), before);
 }
+
+#[test]
+fn a_directory_that_is_not_there_is_given_no_metadata() {
+    let site = Site::new();
+    site.write("src/gone/f", "x");
+    site.write("src/closed/f", "x");
+    site.write("dst/closed/extra", "x");
+    fs::set_permissions(site.at("dst/closed"), fs::Permissions::from_mode(0o500)).unwrap();
+    site.as_nobody(|| {
+        let target = site.target_by(rules());
+        // The mode of a directory is widened, so that those of every later page are set again.
+        let dirs = |path: &str| site.source().chain(&rel(path)).unwrap();
+        let closed = PrunePage { dirs: dirs("closed/f"), ..page("closed", &["f"]) };
+        assert_eq!(removed(&target.prune(&closed).unwrap()), ["closed/extra"]);
+        assert!(target.has_widened());
+        let gone = PrunePage { dirs: dirs("gone/f"), ..page("gone", &["f"]) };
+        assert_eq!(target.prune(&gone).unwrap(), PruneDone::default());
+    });
+}
