@@ -279,6 +279,36 @@ fn exit_130_and_143_a_signal_ends_the_waiting_and_not_the_sync() {
 }
 
 #[test]
+fn a_sync_that_has_to_wait_for_another_one_says_so_when_it_is_submitted() {
+    let cluster = Cluster::start(On::Embedded);
+    let submit = |words: &[&str]| cluster.ctl(["sync", "submit"]).more(words).run();
+    assert!(!submit(&["/a", "/d", "--id", "one"]).exits(0).out().contains("note:"));
+    for (words, note) in [
+        (&["/a", "/d", "--id", "two"][..], Some("same as sync one, which is QUEUED")),
+        (
+            &["/b", "/d/x", "--id", "three"],
+            Some("waits for sync one, which writes to /d and is QUEUED"),
+        ),
+        (&["/b", "/d/x", "--allow-overlap", "--id", "four"], None),
+        (&["/a", "/e", "--id", "five"], None),
+    ] {
+        let out = submit(words).exits(0).out();
+        assert_eq!(out.contains("note:"), note.is_some(), "{out}");
+        assert!(note.is_none_or(|note| out.contains(&format!("note: {note}\n"))), "{out}");
+    }
+    let shown = cluster.ctl(["sync", "status", "three"]).run().exits(0).out();
+    assert!(shown.contains("waits for sync one, which writes to /d and is QUEUED"), "{shown}");
+    let again = cluster.progress("four");
+    assert!(again.options.allow_overlap && !again.reason.unwrap().contains("waits for sync"));
+    submit(&["/b", "/d/x", "--allow-overlap", "--delete"]).exits(2);
+    let mirror = serde_json::json!({"source_path": "/b", "destination_path": "/d", "options":
+        {"allow_overlap": true, "delete": {}}});
+    let refused = cluster.master.post("/sync", &mirror);
+    assert_eq!(refused.status, 422, "{}", refused.text());
+    assert!(refused.text().contains("/options/allow_overlap"), "{}", refused.text());
+}
+
+#[test]
 fn quiet_prints_the_id_and_nothing_else() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();

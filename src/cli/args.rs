@@ -382,6 +382,9 @@ pub(super) struct SubmitArgs {
     pub(super) what: WhatArgs,
     #[command(flatten)]
     pub(super) options: OptionArgs,
+    /// Do not wait for earlier syncs that read or write the same paths and are no mirrors
+    #[arg(long, conflicts_with = "delete")]
+    pub(super) allow_overlap: bool,
     /// Wait until it has ended; the exit code then says how
     #[arg(short, long)]
     pub(super) wait: bool,

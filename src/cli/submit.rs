@@ -55,7 +55,8 @@ fn limit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
 pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure> {
     waits(&args)?;
     let wanted = Wanted::new(&args.options)?;
-    let request = read(&args)?;
+    let mut request = read(&args)?;
+    request.options.allow_overlap |= args.allow_overlap;
     let client = ctx.client()?;
     let submitted = send(&client, &request, ctx.global.request_timeout).await?;
     let id = submitted.request_id.clone();
@@ -63,7 +64,7 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
         if ctx.global.quiet && ctx.global.output == Output::Table {
             out::data(id.to_string().as_bytes())?;
         } else if !ctx.global.quiet {
-            out::note(&accepted(ctx, &request, &id, false));
+            out::note(&accepted(ctx, &request, &submitted, false));
         }
         let typed = again(&request.options, Some(&args.options)) + &listed(&args.what);
         // The options of a request file are nowhere else.
@@ -74,7 +75,7 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
     match ctx.global.output {
         Output::Json => out::data(&submitted.body)?,
         Output::Table if ctx.global.quiet => out::data(id.to_string().as_bytes())?,
-        Output::Table => out::data(accepted(ctx, &request, &id, true).as_bytes())?,
+        Output::Table => out::data(accepted(ctx, &request, &submitted, true).as_bytes())?,
     }
     Ok(Exit::Ok)
 }
@@ -125,7 +126,8 @@ fn read(args: &SubmitArgs) -> Result<Submission, Failure> {
 }
 
 /// The message of a submit; with `next`, what can be done next.
-fn accepted(ctx: &Context, request: &Submission, id: &RequestId, next: bool) -> String {
+fn accepted(ctx: &Context, request: &Submission, submitted: &Submitted, next: bool) -> String {
+    let id = &submitted.request_id;
     let (from, to) = (&request.source_path, &request.destination_path);
     let mut text = format!("Submitted sync {id}: {from} → {to}\n  e.g. {}", mapping(from, to));
     if let Some(list) = &request.file_list {
@@ -133,6 +135,9 @@ fn accepted(ctx: &Context, request: &Submission, id: &RequestId, next: bool) -> 
     }
     if request.options.dry_run {
         text.push_str("   a dry run: nothing will be changed");
+    }
+    if let Some(note) = &submitted.note {
+        text.push_str(&format!("\n  note: {note}"));
     }
     if next {
         let ctl = &ctx.ctl;

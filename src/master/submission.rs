@@ -128,6 +128,11 @@ pub(super) fn options_rule(options: &SyncOptions, listed: bool) -> Faults {
         "files that update, ignore_existing or existing leave alone can't be read back: they need \
          not be as in the source",
     );
+    refuse(
+        options.allow_overlap && options.delete.is_some(),
+        "/allow_overlap",
+        "can't be with delete: a mirror would delete what another sync brings",
+    );
     if let Some(delete) = &options.delete {
         refuse(
             listed,
@@ -301,7 +306,7 @@ mod tests {
         };
         let rules = |rules: &[&str]| rules.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>();
         type Change<'a> = &'a dyn Fn(&mut SyncOptions);
-        let bad: [(Change<'_>, bool, &str); 14] = [
+        let bad: [(Change<'_>, bool, &str); 15] = [
             (&|o| o.mtime_tolerance_ns = MOST_TOLERANCE_NS + 1, false, "/mtime_tolerance_ns"),
             (&|o| o.recursive = true, false, "/recursive"),
             (&|o| (o.manifest, o.verify) = (true, Verify::None), false, "/manifest"),
@@ -310,6 +315,7 @@ mod tests {
             (&|o| (o.verify, o.update) = (Verify::Readback, true), false, "/verify"),
             (&|o| o.delete = Some(DeleteOptions::default()), true, "/delete"),
             (&|o| o.delete = trash("."), false, "/delete/trash"),
+            (&|o| (o.allow_overlap, o.delete) = (true, trash("t")), false, "/allow_overlap"),
             (
                 &|o| {
                     o.delete = Some(DeleteOptions { max_percent: 101, ..DeleteOptions::default() });

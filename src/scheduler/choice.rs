@@ -22,8 +22,8 @@ impl State {
     /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
     /// is set; those that wait for a worker, or are paused, keep nobody from his turn.
     pub(super) fn open_syncs(&self, now: Now) -> Vec<Open> {
-        let all =
-            self.working.iter().filter_map(|no| self.syncs.get(no)).filter(|s| s.goes_on(now));
+        let all = self.working.iter().filter_map(|no| self.syncs.get(no));
+        let all = all.filter(|s| s.goes_on(now) && !self.waits_for_overlap(s.no));
         let (mut active, ended): (Vec<&Sync>, Vec<&Sync>) = all.partition(|s| s.is_active());
         let most = self.settings.max_active_syncs;
         if active.len() > most {

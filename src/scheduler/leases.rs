@@ -377,6 +377,7 @@ impl State {
             return self.requeue(id, now);
         };
         let no = task.sync;
+        self.note_revoked(id, now);
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.suspect_all();
         }
@@ -479,6 +480,7 @@ impl State {
         self.tend_holds(now);
         self.look_for_stalls(slept_ms, now);
         self.tend_outcomes(now);
+        self.release_ended(now);
         self.drop_old(now);
     }
 

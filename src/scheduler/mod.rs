@@ -10,6 +10,7 @@
 //! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
+//! - `overlap`: syncs that must not run at the same time
 //! - `limits`: limits on bytes per second; `shares`: how they are shared out
 //! - `listing`: what became of each file, where that is asked for
 //! - `stage`: what follows when a sync has no task left; `recheck`: after a host lost what it had not flushed;
@@ -29,6 +30,7 @@ mod limits;
 mod listing;
 mod orders;
 mod outcomes;
+mod overlap;
 mod pages;
 mod pairs;
 mod phases;
@@ -139,6 +141,7 @@ pub struct State {
     pairs: pairs::Pairs,
     shares: shares::Shares,
     outcomes: outcomes::Outcomes,
+    overlaps: overlap::Overlaps,
     /// The syncs that have tasks.
     working: BTreeSet<SyncNo>,
     /// The tasks that wait before they are tried again, by when.

@@ -245,6 +245,9 @@ impl State {
         let Some(sync) = self.syncs.get(&no) else { return };
         let writes = !sync.dry_run();
         let larges: Vec<TaskId> = sync.larges.keys().copied().collect();
+        for id in sync.tasks.clone() {
+            self.note_revoked(id, now);
+        }
         for file in larges {
             self.discard(no, file, None, now);
         }
@@ -340,6 +343,7 @@ impl State {
         let old: Vec<SyncNo> = self
             .syncs
             .values()
+            .filter(|s| !self.is_lingering(s.no))
             .filter(|s| s.ended_ms.is_some_and(|at| now.wall_ms.saturating_sub(at) > retention))
             .map(|s| s.no)
             .collect();
@@ -349,7 +353,7 @@ impl State {
             for id in tasks {
                 self.drop_task(id);
             }
-            self.remove_sync(no);
+            self.remove_sync(no, now);
         }
     }
 
@@ -360,7 +364,7 @@ impl State {
         (sync.writers, sync.reach) = (Boots::default(), Boots::default());
     }
 
-    pub(super) fn remove_sync(&mut self, no: SyncNo) {
+    pub(super) fn remove_sync(&mut self, no: SyncNo, now: Now) {
         self.drop_list(no);
         self.forget_groups(no);
         self.forget_workers(no);
@@ -372,6 +376,7 @@ impl State {
             self.effects.extend(sync.filter_key().map(Effect::Delete));
             self.effects.push(Effect::DropListing(no));
         }
+        self.release_paths(no, now);
     }
 
     /// Drops the stored parts of a file list: nobody looks at them any more. A sync that did not bring
@@ -399,6 +404,7 @@ impl State {
         let larges: Vec<TaskId> = sync.larges.keys().copied().collect();
         let tasks: Vec<TaskId> = sync.tasks.iter().copied().collect();
         let active = sync.is_active();
+        tasks.iter().for_each(|id| self.note_revoked(*id, now));
         larges.into_iter().for_each(|file| drop(self.remove_large(no, file)));
         tasks.into_iter().for_each(|id| drop(self.drop_task(id)));
         if active {

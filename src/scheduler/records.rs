@@ -146,6 +146,7 @@ impl State {
             pairs: Pairs::default(),
             shares: Default::default(),
             outcomes: Default::default(),
+            overlaps: Default::default(),
             working: BTreeSet::new(),
             delayed: BTreeSet::new(),
             waiting: Waiting::default(),
@@ -160,7 +161,7 @@ impl State {
         let of_kind =
             |kind: &'static str| records.iter().filter(move |(key, _)| key.starts_with(kind));
         for (key, value) in of_kind("s/") {
-            state.take_sync(parse(key, value)?);
+            state.take_sync(parse(key, value)?, now);
         }
         for (key, value) in of_kind("x/") {
             state.take_filter(key, parse(key, value)?)?;
@@ -186,11 +187,17 @@ impl State {
         for (key, value) in of_kind("t/") {
             state.take_task(parse(key, value)?, now);
         }
-        state.touched.extend(state.syncs.keys().copied());
+        let numbers: Vec<SyncNo> = state.syncs.keys().copied().collect();
+        numbers.iter().for_each(|no| state.register_paths(*no));
+        state.touched.extend(numbers);
         Ok(state)
     }
 
-    fn take_sync(&mut self, mut sync: Sync) {
+    fn take_sync(&mut self, mut sync: Sync, now: Now) {
+        // A worker whose lease was revoked may write for the length of a lease.
+        if let Some(lingering) = &mut sync.lingering {
+            lingering.until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+        }
         // What earlier versions kept inside the sync's record goes to records of its own with the first commit.
         sync.part_filter();
         let mut old = sync.unwritten().peekable();

@@ -9,7 +9,7 @@ use crate::wire::problem::Problem;
 use crate::wire::sync::{Outcome, Phase, Submitted, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::WorkerList;
-use crate::wire::{RelPath, RequestId, SyncNo, WorkerId};
+use crate::wire::{Digest, RelPath, RequestId, SyncNo, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,19 +69,24 @@ impl State {
         self.put(records::META.to_owned());
         let mut sync = Sync::new(no, id.clone(), request, now.wall_ms);
         sync.idempotency = idempotency.map(|key| (key.key, key.body));
-        sync.list_parts = list.as_ref().map(|parts| parts.len() as u64);
+        let parts: Option<Vec<Vec<u8>>> =
+            list.map(|parts| parts.iter().map(NameList::encode).collect());
+        sync.list_parts = parts.as_ref().map(|parts| parts.len() as u64);
+        sync.list_digest = parts.as_ref().map(|parts| digest_of(parts));
         if let Some((owner, parts)) = from {
             (sync.list_of, sync.list_parts) = (Some(owner), Some(parts));
+            sync.list_digest = self.syncs.get(&owner).and_then(|owner| owner.list_digest);
         }
         sync.listed = Some(sync.list_parts.is_some());
         self.syncs.insert(no, sync);
         self.by_id.insert(id.clone(), no);
+        self.register_paths(no);
         self.changed(no, now);
-        for (index, part) in list.into_iter().flatten().enumerate() {
-            self.effects.push(Effect::PutBlob(records::list_key(no, index as u64), part.encode()));
+        for (index, part) in parts.into_iter().flatten().enumerate() {
+            self.effects.push(Effect::PutBlob(records::list_key(no, index as u64), part));
         }
         self.add_scans(no);
-        Reply::Submitted(submitted(&id))
+        Reply::Submitted(Submitted { note: self.submit_note(no), ..submitted(&id) })
     }
 
     /// The first tasks of a sync: its whole source, or the parts of its list.
@@ -238,7 +243,7 @@ impl State {
         };
         SyncProgress {
             request_id: sync.id.clone(),
-            state: if sync.is_paused() { SyncState::Paused } else { sync.state },
+            state: sync.shown_state(),
             source_path: sync.request.source_path.clone(),
             destination_path: sync.request.destination_path.clone(),
             transferred_bytes: counters.bytes_done,
@@ -304,6 +309,9 @@ impl State {
         if let Some(hold) = &sync.hold {
             return Some(hold.reason());
         }
+        if let Some(reason) = self.overlap_reason(sync) {
+            return Some(reason);
+        }
         let request = &sync.request;
         if self.workers.pool(&request.source_path).next().is_none() {
             return Some(self.workers.why_none(&request.source_path, "source"));
@@ -345,7 +353,16 @@ fn submitted(id: &RequestId) -> Submitted {
         status: "queued".to_owned(),
         request_id: id.clone(),
         status_url: format!("/sync/{id}"),
+        note: None,
     }
+}
+
+fn digest_of(parts: &[Vec<u8>]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize().into()
 }
 
 fn exists(sync: &Sync) -> Problem {

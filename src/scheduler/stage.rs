@@ -62,6 +62,7 @@ impl Sync {
     /// How one of its tasks is to be done now. The filter goes only with those that look for entries.
     pub(super) fn options(&self, spec: &TaskSpec) -> SyncOptions {
         let mut options = self.request.options.clone();
+        options.allow_overlap = false;
         if self.stage == Stage::Readback {
             options.compare = Compare::Checksum;
         }
@@ -89,7 +90,10 @@ impl Sync {
 
     /// Whether it asks for anything that was not always there.
     pub(super) fn has_options(&self) -> bool {
-        let asked = !self.request.options.is_default() || self.filter_key().is_some();
+        // No agent needs that one.
+        let allow_overlap = self.request.options.allow_overlap;
+        let default = SyncOptions { allow_overlap, ..SyncOptions::default() };
+        let asked = self.request.options != default || self.filter_key().is_some();
         asked || self.recheck.begun()
     }
 
@@ -234,17 +238,25 @@ impl State {
     /// Moves a sync on that has no task left.
     pub(super) fn advance(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        if !sync.tasks.is_empty() || !sync.larges.is_empty() {
+        let (active, forgotten) = (sync.is_active(), sync.forgotten);
+        let idle = sync.tasks.is_empty() && sync.larges.is_empty();
+        if !active {
+            self.release_paths(no, now);
+        }
+        if !idle {
             return;
         }
-        if !sync.is_active() {
-            if sync.forgotten {
-                self.remove_sync(no);
+        if !active {
+            if forgotten {
+                if !self.is_lingering(no) {
+                    self.remove_sync(no, now);
+                }
             } else {
                 self.forget_workers(no);
             }
             return;
         }
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
         if let Some(why) = sync.guard(sync.follows()) {
             tracing::warn!(sync = %sync.id, why, "a mirror does not delete");
             sync.stopped = Some(why);
@@ -347,6 +359,7 @@ impl State {
         }
         self.forget_groups(no);
         self.forget_workers(no);
+        self.release_paths(no, now);
     }
 }
 

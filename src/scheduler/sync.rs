@@ -3,6 +3,7 @@
 use super::boots::Boots;
 use super::hold::Hold;
 use super::listing::ListState;
+use super::overlap::Lingering;
 use super::queue::Queue;
 use super::recheck::Recheck;
 use super::records;
@@ -92,6 +93,9 @@ pub(super) struct Sync {
     /// The sync under whose number the parts are kept, where that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) list_of: Option<SyncNo>,
+    /// The digest of the file list, to recognise the same request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) list_digest: Option<Digest>,
     /// Whether it was submitted with a file list; `None`: by a version that did not keep that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) listed: Option<bool>,
@@ -146,6 +150,9 @@ pub(super) struct Sync {
     /// Why nothing of it is handed out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) hold: Option<Hold>,
+    /// Workers from which its tasks were taken may still write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lingering: Option<Lingering>,
     /// It has waited for room at the destination as long as it may.
     #[serde(default)]
     pub(super) waited_for_room: bool,
@@ -206,6 +213,7 @@ impl Sync {
             bwlimit,
             list_parts: None,
             list_of: None,
+            list_digest: None,
             listed: Some(false),
             state: SyncState::Queued,
             outcome: None,
@@ -229,6 +237,7 @@ impl Sync {
             to_sweep: false,
             listing: ListState::default(),
             hold: None,
+            lingering: None,
             waited_for_room: false,
             forgotten: false,
             idempotency: None,

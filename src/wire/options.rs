@@ -64,6 +64,10 @@ pub struct SyncOptions {
     /// Make the destination a mirror: delete what the source does not have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delete: Option<DeleteOptions>,
+    /// Do not wait for earlier syncs that read or write the same paths and are no mirrors. The master decides by it; no
+    /// agent needs it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub allow_overlap: bool,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -332,4 +332,7 @@ pub struct Submitted {
     pub request_id: RequestId,
     /// Where to ask for its progress, relative to the master.
     pub status_url: String,
+    /// That the same request is active already, or for which sync this one waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }

@@ -153,7 +153,8 @@ fn the_part_file_of_another_sync_of_the_same_file_is_used_up() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();
     file(src.join("large"), noise(LARGE, 1));
-    let submit = || cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 4}));
+    let more = json!({"chunk_size_mb": 4, "options": {"allow_overlap": true}});
+    let submit = || cluster.submit_with(&src, &dst, more.clone());
     let first = submit();
     cluster.await_progress(&first, "has some", |s| s.transferred_bytes >= LARGE as u64 / 3);
     let second = submit();
@@ -171,7 +172,8 @@ fn a_sync_that_is_cancelled_takes_nothing_from_another_one_of_the_same_file() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();
     file(src.join("large"), noise(LARGE, 1));
-    let submit = || cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 4}));
+    let more = json!({"chunk_size_mb": 4, "options": {"allow_overlap": true}});
+    let submit = || cluster.submit_with(&src, &dst, more.clone());
     let first = submit();
     cluster.await_progress(&first, "has some", |s| s.transferred_bytes >= LARGE as u64 / 4);
     let second = submit();

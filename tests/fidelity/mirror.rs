@@ -203,6 +203,28 @@ fn a_source_that_is_not_mounted_stops() {
 }
 
 #[test]
+fn a_mirror_waits_for_a_sync_that_writes_to_the_same_destination() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.four();
+    let (one, two) = (dir(src.join("one")), dir(src.join("two")));
+    many(&two, 50, 100);
+    let to = dst.join("shared");
+    let first = cluster.in_the_middle(&one, &to, (64, "8MiB/s"), json!({}));
+    let more = json!({"options": {"delete": {"max_percent": 100}}});
+    let second = cluster.submit_with(&two, &to, more);
+    let waiting = cluster.progress(&second);
+    assert_eq!(waiting.state.as_str(), "QUEUED", "{waiting:#?}");
+    let reason = format!("waits for sync {first}, which writes to {}", to.display());
+    assert_eq!(waiting.reason, Some(reason));
+    cluster.hurry(&first);
+    let (first, second) = (cluster.ended(&first), cluster.ended(&second));
+    assert_full(&first);
+    assert_full(&second);
+    assert!(second.started_at >= first.ended_at, "{first:#?} {second:#?}");
+    assert_equal_in_all(&two, &to);
+}
+
+#[test]
 fn the_plain_case_deletes_what_rsync_would() {
     let mut cluster = Cluster::start(On::Redis);
     let (src, dst) = cluster.four();

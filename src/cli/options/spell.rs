@@ -103,6 +103,7 @@ fn rest(options: &SyncOptions) -> Vec<String> {
         (options.verify == Verify::Readback, "--verify=readback"),
         (options.verify == Verify::None, "--verify=none"),
         (options.dry_run, "--dry-run"),
+        (options.allow_overlap, "--allow-overlap"),
     ]));
     let Some(delete) = &options.delete else { return words };
     words.push("--delete".to_owned());

@@ -24,6 +24,7 @@ pub(super) fn options(value: Value) -> Result<SyncOptions, Faults> {
     let ignore_existing = doc.optional("ignore_existing", truth);
     let existing = doc.optional("existing", truth);
     let whole_file = doc.optional("whole_file", truth);
+    let allow_overlap = doc.optional("allow_overlap", truth);
     let filter = doc.optional("filter", filter);
     let recursive = doc.optional("recursive", truth);
     let dry_run = doc.optional("dry_run", truth);
@@ -45,6 +46,7 @@ pub(super) fn options(value: Value) -> Result<SyncOptions, Faults> {
             ignore_existing: ignore_existing?.unwrap_or_default(),
             existing: existing?.unwrap_or_default(),
             whole_file: whole_file?.unwrap_or_default(),
+            allow_overlap: allow_overlap?.unwrap_or_default(),
             filter: filter?.unwrap_or_default(),
             recursive: recursive?.unwrap_or_default(),
             dry_run: dry_run?.unwrap_or_default(),
@@ -130,6 +132,7 @@ mod tests {
             ignore_existing: true,
             existing: true,
             whole_file: true,
+            allow_overlap: true,
             filter: FilterSpec {
                 rules: vec!["*.tmp".into(), "!a.tmp".into()],
                 min_size: Some(1),

@@ -301,9 +301,9 @@ fn syncs_that_wait_for_a_worker_keep_no_other_from_its_turn() {
     world.beat("s", "1", &["/src"], &[]);
     world.beat("d", "1", &["/dst"], &[]);
     for n in 0..Settings::default().max_active_syncs {
-        world.submit(&format!("waits-{n}"), "/nowhere", "/dst");
+        world.submit(&format!("waits-{n}"), "/nowhere", &format!("/dst/{n}"));
     }
-    world.submit("demo", "/src", "/dst");
+    world.submit("demo", "/src", "/dst/demo");
     assert_eq!(world.poll("s", "1").expect("its turn").request_id.as_str(), "demo");
 }
 
@@ -314,7 +314,7 @@ fn so_many_syncs_are_worked_on_at_once_as_is_set() {
     world.beat("d", "1", &["/dst"], &[]);
     let most = Settings::default().max_active_syncs;
     for n in 0..=most {
-        world.submit(&format!("sync-{n}"), "/src", "/dst");
+        world.submit(&format!("sync-{n}"), "/src", &format!("/dst/{n}"));
     }
     let scans: Vec<Assignment> = std::iter::from_fn(|| world.poll("s", "1")).collect();
     assert_eq!(scans.len(), most);

@@ -14,6 +14,7 @@ mod listed;
 mod mirror;
 mod older;
 mod orders;
+mod overlap;
 mod reconcile;
 mod retry;
 mod seconds;
@@ -141,6 +142,7 @@ impl World {
         for (lease, id) in workers {
             assert!(self.state.leases.of(&lease.worker).any(|held| held == id));
         }
+        self.audit_overlaps();
         for sync in self.state.syncs.values() {
             let c = &sync.counters;
             assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");
@@ -149,6 +151,18 @@ impl World {
             assert!(sync.is_active() || sync.groups.is_empty(), "nobody asks for groups any more");
             let written = self.lists.get(&sync.no).map_or(0, Vec::len) as u64;
             assert!(sync.listing.length <= written, "lines are counted that were not written");
+        }
+    }
+
+    /// Of two syncs that conflict only one has begun; one that waits, waits for an earlier one.
+    fn audit_overlaps(&self) {
+        let begun = || self.state.syncs.values().filter(|s| s.state == SyncState::Progress);
+        for later in begun() {
+            assert!(!self.state.waits_for_overlap(later.no), "{} has begun and waits", later.id);
+            for earlier in begun().filter(|earlier| earlier.no < later.no) {
+                let conflict = super::overlap::conflict(earlier, later);
+                assert_eq!(conflict, None, "{} and {} run at once", earlier.id, later.id);
+            }
         }
     }
 

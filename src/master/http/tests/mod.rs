@@ -82,7 +82,12 @@ fn script(event: &Event) -> Option<Reply> {
             id => {
                 let id = id.clone().unwrap_or_else(|| "made".parse().unwrap());
                 let status_url = format!("/sync/{id}");
-                Reply::Submitted(Submitted { status: "queued".into(), request_id: id, status_url })
+                Reply::Submitted(Submitted {
+                    status: "queued".into(),
+                    request_id: id,
+                    status_url,
+                    note: None,
+                })
             }
         },
         Event::Progress(id)
@@ -104,6 +109,7 @@ fn script(event: &Event) -> Option<Reply> {
             status: "queued".into(),
             request_id: "again".parse().unwrap(),
             status_url: "/sync/again".into(),
+            note: None,
         }),
         Event::Pause(id) => Reply::Progress(Box::new(progress(id.as_str(), SyncState::Paused))),
         Event::Progress(id) | Event::Cancel(id) | Event::Resume(id) => {

@@ -42,6 +42,8 @@ pub(super) struct Judge {
     fresh: Vec<AssignmentId>,
     lives: BTreeMap<SyncNo, Life>,
     count: u32,
+    /// Each sync as it was submitted, and whether it has begun.
+    submitted: HashMap<u32, (Sync, bool)>,
     /// When each was cancelled.
     stopped: HashMap<u32, u64>,
     /// The store went back so far, and the master does not know.
@@ -103,6 +105,7 @@ impl Judge {
             entries_add_up(sync, state);
         }
         tasks_are_in_one_place(state);
+        conflicts_wait(state);
         self.follow(state, sim);
     }
 
@@ -157,6 +160,7 @@ impl Judge {
                 None => {
                     self.count += 1;
                     let life = Life { life: self.count, name: sync.id.clone(), ended: None };
+                    self.submitted.insert(self.count, (sync.clone(), false));
                     sim.tell(|_| format!("       sync {} is number {}", sync.id, sync.no));
                     self.lives.insert(sync.no, life);
                 }
@@ -176,6 +180,9 @@ impl Judge {
                     sync.state
                 );
                 continue;
+            }
+            if let Some((_, begun)) = self.submitted.get_mut(&known.life) {
+                *begun |= sync.state == SyncState::Progress;
             }
             if !sync.is_active() {
                 known.ended = Some(sync.state);
@@ -252,12 +259,26 @@ impl Judge {
     pub(super) fn writes(&self, a: &Assignment, time: u64, lease_ms: u64) {
         assert!(!a.options.dry_run, "I12: a dry run wrote");
         let Some(grant) = self.grants.get(&a.assignment_id) else { return };
+        self.writes_alone(grant, a);
         if let Some(at) = self.stopped.get(&grant.life) {
             assert!(
                 time <= at + lease_ms,
                 "I14: written long after {} was cancelled",
                 a.request_id
             );
+        }
+    }
+
+    /// I25: no sync writes when a later one that conflicts with it has begun.
+    fn writes_alone(&self, grant: &Grant, a: &Assignment) {
+        let Some((sync, _)) = self.submitted.get(&grant.life) else { return };
+        if grant.void || self.forgetful {
+            return;
+        }
+        let begun = self.submitted.values().filter(|(other, begun)| *begun && other.no > sync.no);
+        for (later, _) in begun {
+            let conflict = crate::scheduler::overlap::conflict(sync, later);
+            assert_eq!(conflict, None, "I25: {} writes when {} has begun", a.request_id, later.id);
         }
     }
 
@@ -360,6 +381,17 @@ fn entries_add_up(sync: &Sync, state: &State) {
     }
     let sums = (c.files_total, c.dirs_total);
     assert_eq!((files, dirs), sums, "I1: entries of {} are nowhere or twice: {c:?}", sync.id);
+}
+
+/// I25: of two syncs that conflict only one has begun and not ended.
+fn conflicts_wait(state: &State) {
+    let begun = || state.syncs.values().filter(|sync| sync.state == SyncState::Progress);
+    for later in begun() {
+        for earlier in begun().filter(|earlier| earlier.no < later.no) {
+            let conflict = crate::scheduler::overlap::conflict(earlier, later);
+            assert_eq!(conflict, None, "I25: {} and {} run at once", earlier.id, later.id);
+        }
+    }
 }
 
 /// I3: a task is in one place; I7: and there are not too many.

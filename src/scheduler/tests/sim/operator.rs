@@ -56,10 +56,12 @@ impl Sim {
             let pages = self.trees[tree].pages.len() as u64;
             (0..self.chance.within(1, pages)).map(|_| self.chance.below(pages) as usize).collect()
         });
+        // Half of the syncs that are no mirrors run beside others of their tree.
+        let beside = self.wishes.len() % 2 == 1;
         let mut on = |parts| self.chance.permille(parts);
         let dry_run = on(150);
         let links = if on(500) { ["all"] } else { ["no-hardlinks"] };
-        let options = SyncOptions {
+        let mut options = SyncOptions {
             compare: if on(300) { Compare::Checksum } else { Compare::SizeTime },
             verify: if on(250) && !dry_run { Verify::Readback } else { Verify::Transfer },
             delete: (on(300) && list.is_none())
@@ -69,6 +71,7 @@ impl Sim {
             dry_run,
             ..SyncOptions::default()
         };
+        options.allow_overlap = beside && options.delete.is_none();
         let wish = Wish {
             tree,
             options,
