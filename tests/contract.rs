@@ -58,7 +58,7 @@ fn the_requests_of_the_guide_work_word_for_word() {
 
         let mended = SUBMIT.replace("64,", "64");
         let accepted = curl(master, &mended);
-        assert_eq!((accepted.status, accepted.header("location")), (202, Some("/sync/demo-1")));
+        assert_eq!((accepted.status, accepted.header("location")), (202, Some("sync/demo-1")));
         let body = accepted.json();
         assert_eq!((&body["status"], &body["request_id"]), (&json!("queued"), &json!("demo-1")));
 

@@ -31,9 +31,13 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         destination_path: AbsPath::new("/dst").unwrap(),
         options: Default::default(),
         chunk_size_mb: 1,
+        chunk_offset: 0,
+        chunk_size: 0,
         task,
         source_workers: vec![],
         destination_workers: vec![],
+        source_worker_pool: vec![],
+        destination_worker_pool: vec![],
         ticket: String::new(),
         share: None,
     }

@@ -13,11 +13,12 @@ use crate::wire::admin::Reconciled;
 use crate::wire::leader::Readiness;
 use crate::wire::manifest::NameList;
 use crate::wire::options::{FileRecord, FileState};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{self, Problem};
 use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{
     DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
+    WorkerView,
 };
 use crate::wire::{AssignmentId, BytePath, RequestId, WorkerId};
 use futures_util::future::BoxFuture;
@@ -355,6 +356,28 @@ impl Handle {
         }
     }
 
+    /// The view of one worker.
+    ///
+    /// # Errors
+    /// 404, 503.
+    pub async fn worker(&self, id: WorkerId) -> Result<WorkerView, Problem> {
+        match self.ask(Event::Worker(id)).await? {
+            Reply::Worker(view) => Ok(*view),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// The ids of the syncs of which a worker holds tasks.
+    ///
+    /// # Errors
+    /// 404, 503.
+    pub async fn worker_requests(&self, id: WorkerId) -> Result<Vec<RequestId>, Problem> {
+        match self.ask(Event::WorkerRequests(id)).await? {
+            Reply::RequestIds(ids) => Ok(ids),
+            other => Err(misplaced(other)),
+        }
+    }
+
     /// Keeps a worker from new work, or (`None`) lets it work again.
     ///
     /// # Errors
@@ -527,7 +550,7 @@ fn busy() -> Problem {
 fn late(why: Option<String>) -> Problem {
     let why = why.unwrap_or_else(|| "the store is slow".to_owned());
     unavailable(
-        "late",
+        problem::LATE,
         format!(
             "the decision was not durable after {} s; it may still take effect: {why}",
             REPLY_TIME.as_secs()

@@ -166,6 +166,7 @@ impl Begin {
             max_wait: config.poll_wait_max.min(config.lease / 3),
             default_chunk_mb: config.defaults.chunk_size_mb,
             secret: secret.clone(),
+            advertise_url: config.advertise_url.clone(),
             connections: room_for(config.limits.max_connections),
             ..HttpLimits::default()
         };

@@ -9,6 +9,7 @@ use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncReq
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
 use crate::wire::worker::{
     DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
+    WorkerView,
 };
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, WorkerId};
 use std::collections::BTreeSet;
@@ -126,6 +127,10 @@ pub enum Event {
     Heartbeat(WorkerHeartbeat),
     /// Which workers are there?
     Workers,
+    /// Return the view of one worker.
+    Worker(WorkerId),
+    /// Return the ids of the syncs of which a worker holds tasks.
+    WorkerRequests(WorkerId),
     /// Give a worker nothing new (`order`), or let it work again.
     Drain {
         /// Whom.
@@ -192,6 +197,10 @@ pub enum Reply {
     Heartbeat(HeartbeatReply),
     /// To `Workers`.
     Workers(WorkerList),
+    /// To `Worker`.
+    Worker(Box<WorkerView>),
+    /// To `WorkerRequests`, in the order of their submission.
+    RequestIds(Vec<RequestId>),
     /// To `Drain`.
     Ordered(Box<WorkerOrder>),
     /// To `Forget`.

@@ -320,6 +320,10 @@ impl State {
             now.wall_ms.div_euclid(1000),
             sync.rules(&task.spec),
         );
+        let large = task.large.and_then(|file| sync.larges.get(&file));
+        let (chunk_offset, chunk_size) = task.spec.extent(large.map(|file| file.size));
+        let source_workers = members(sources);
+        let destination_workers = members(self.writers_for(sync, &lease.worker, task.attempt));
         Some(Assignment {
             assignment_id: lease.assignment,
             request_id: sync.id.clone(),
@@ -331,10 +335,14 @@ impl State {
             source_path: request.source_path.clone(),
             destination_path: request.destination_path.clone(),
             chunk_size_mb: request.chunk_size_mb,
+            chunk_offset,
+            chunk_size,
             task: task.spec.clone(),
             options: sync.options(&task.spec),
-            source_workers: members(sources),
-            destination_workers: members(self.writers_for(sync, &lease.worker, task.attempt)),
+            source_worker_pool: ids(&source_workers),
+            destination_worker_pool: ids(&destination_workers),
+            source_workers,
+            destination_workers,
             ticket: self.signer.sign(&claims),
             share: task.spec.sends().then(|| self.shares.told_to(sync.no, &lease.worker)).flatten(),
         })
@@ -538,6 +546,10 @@ fn members<'a>(workers: impl Iterator<Item = &'a Worker>) -> Vec<PoolMember> {
     let mut members: Vec<PoolMember> = workers.map(Worker::member).collect();
     members.sort_unstable_by(|a, b| a.worker_id.cmp(&b.worker_id));
     members
+}
+
+fn ids(members: &[PoolMember]) -> Vec<WorkerId> {
+    members.iter().map(|member| member.worker_id.clone()).collect()
 }
 
 /// Whether a task of a sync is for workers only that know options. A flush is the same with any.

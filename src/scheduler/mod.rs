@@ -191,6 +191,8 @@ impl State {
             Event::Delete(id) => Some(self.delete(&id, now)),
             Event::Heartbeat(heartbeat) => Some(self.heartbeat(heartbeat, now)),
             Event::Workers => Some(self.worker_list(now)),
+            Event::Worker(worker) => Some(self.show_worker(&worker, now)),
+            Event::WorkerRequests(worker) => Some(self.list_worker_requests(&worker)),
             Event::Drain { worker, order } => Some(self.drain(&worker, order, now)),
             Event::Forget(worker) => Some(self.forget(&worker, now)),
             Event::Poll { worker, incarnation, poll_id, wait_ms } => {

@@ -1,15 +1,19 @@
-//! What operators want of workers: to take nothing new, to work again, to leave tasks to others, to be
-//! forgotten.
+//! What operators want of workers: to be shown, to take nothing new, to work again, to leave tasks to
+//! others, to be forgotten.
 
 use super::records::drain_key;
 use super::requests::{self, refused};
+use super::worker::Worker;
 use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
 use crate::wire::sync::Reassigned;
 use crate::wire::task::TaskSpec;
-use crate::wire::worker::{DrainOrder, Drained, ForgottenWorker, WorkerOrder};
-use crate::wire::{RequestId, TaskId, WorkerId};
+use crate::wire::worker::{
+    DrainOrder, Drained, ForgottenWorker, WorkerList, WorkerOrder, WorkerView,
+};
+use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 
 /// Tasks that were taken away from a worker are left to others for so long, in milliseconds.
 const SPARED_MS: u64 = 5 * 60 * 1000;
@@ -22,6 +26,42 @@ fn unknown(worker: &WorkerId) -> Reply {
 }
 
 impl State {
+    pub(super) fn worker_list(&self, now: Now) -> Reply {
+        let views = self.workers.all().map(|worker| self.view(worker, now));
+        let (active, inactive) = views.partition(|view| view.active);
+        Reply::Workers(WorkerList { active, inactive })
+    }
+
+    pub(super) fn show_worker(&self, id: &WorkerId, now: Now) -> Reply {
+        match self.workers.get(id) {
+            Some(worker) => Reply::Worker(Box::new(self.view(worker, now))),
+            None => unknown(id),
+        }
+    }
+
+    /// The syncs of which a worker holds tasks, those left out that an operator deleted.
+    pub(super) fn list_worker_requests(&self, id: &WorkerId) -> Reply {
+        if self.workers.get(id).is_none() {
+            return unknown(id);
+        }
+        let syncs = self.syncs_of(id).into_iter().filter_map(|no| self.syncs.get(&no));
+        Reply::RequestIds(syncs.filter(|s| !s.forgotten).map(|s| s.id.clone()).collect())
+    }
+
+    fn syncs_of(&self, id: &WorkerId) -> BTreeSet<SyncNo> {
+        let held = self.leases.of(id).filter_map(|task| self.tasks.get(&task));
+        held.map(|task| task.sync).collect()
+    }
+
+    fn view(&self, worker: &Worker, now: Now) -> WorkerView {
+        let id = &worker.said.worker_id;
+        let in_flight = self.leases.of(id).count() as u64;
+        let silent_ms = now.mono_ms.saturating_sub(worker.heard_ms);
+        let mut view = worker.view(in_flight, self.syncs_of(id).len() as u64, silent_ms);
+        view.reason = view.reason.or_else(|| self.outcomes.why(id));
+        view
+    }
+
     /// Keeps a worker from new work, or lets it work again. It may be one that has not been heard of
     /// since this master began, as long as it is drained.
     pub(super) fn drain(

@@ -1,4 +1,4 @@
-//! What operators ask: submit, progress, list, cancel, delete, workers.
+//! What operators ask: submit, progress, list, cancel, delete.
 
 use super::stage::Stage;
 use super::sync::Sync;
@@ -8,10 +8,9 @@ use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Outcome, Phase, Submitted, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::TaskSpec;
-use crate::wire::worker::WorkerList;
 use crate::wire::{Digest, RelPath, RequestId, SyncNo, WorkerId};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub(super) fn refused(problem: Problem) -> Reply {
     Reply::Refused(Box::new(problem))
@@ -207,27 +206,6 @@ impl State {
         self.changed(no, now);
     }
 
-    pub(super) fn worker_list(&self, now: Now) -> Reply {
-        let mut held: BTreeMap<&WorkerId, (u64, BTreeSet<SyncNo>)> = BTreeMap::new();
-        for task in self.leases.all().filter_map(|id| self.tasks.get(&id)) {
-            if let Some(lease) = task.lease() {
-                let entry = held.entry(&lease.worker).or_default();
-                entry.0 += 1;
-                entry.1.insert(task.sync);
-            }
-        }
-        let mut list = WorkerList { active: Vec::new(), inactive: Vec::new() };
-        for worker in self.workers.all() {
-            let id = &worker.said.worker_id;
-            let (in_flight, syncs) = held.get(id).map_or((0, 0), |(n, s)| (*n, s.len() as u64));
-            let silent = now.mono_ms.saturating_sub(worker.heard_ms);
-            let mut view = worker.view(in_flight, syncs, silent);
-            view.reason = view.reason.or_else(|| self.outcomes.why(id));
-            if worker.active { list.active.push(view) } else { list.inactive.push(view) }
-        }
-        Reply::Workers(list)
-    }
-
     /// What operators see of a sync.
     fn document(&self, sync: &Sync) -> SyncProgress {
         let counters = &sync.counters;
@@ -352,7 +330,7 @@ fn submitted(id: &RequestId) -> Submitted {
     Submitted {
         status: "queued".to_owned(),
         request_id: id.clone(),
-        status_url: format!("/sync/{id}"),
+        status_url: format!("sync/{id}"),
         note: None,
     }
 }

@@ -21,8 +21,28 @@ fn check_name(s: &str) -> Result<(), IdError> {
     if fits { Ok(()) } else { Err(NAME_RULE) }
 }
 
+/// The words behind `/workers/` that are routes of their own. A worker with one of these names could not
+/// be shown, drained or forgotten.
+pub mod worker_routes {
+    /// `POST /workers/heartbeat`.
+    pub const HEARTBEAT: &str = "heartbeat";
+    /// `POST /workers/result`.
+    pub const RESULT: &str = "result";
+    /// All of them.
+    pub const ALL: [&str; 2] = [HEARTBEAT, RESULT];
+}
+
+const ROUTE_RULE: IdError = IdError(
+    "is a path of the master's API (/workers/heartbeat, /workers/result): choose another worker id",
+);
+
+fn check_worker(s: &str) -> Result<(), IdError> {
+    check_name(s)?;
+    if worker_routes::ALL.contains(&s) { Err(ROUTE_RULE) } else { Ok(()) }
+}
+
 macro_rules! name_id {
-    ($(#[$doc:meta])* $t:ident) => {
+    ($(#[$doc:meta])* $t:ident, $check:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         #[serde(transparent)]
@@ -37,7 +57,7 @@ macro_rules! name_id {
         impl FromStr for $t {
             type Err = IdError;
             fn from_str(s: &str) -> Result<Self, IdError> {
-                check_name(s).map(|()| $t(s.to_owned()))
+                $check(s).map(|()| $t(s.to_owned()))
             }
         }
         impl fmt::Display for $t {
@@ -55,12 +75,20 @@ macro_rules! name_id {
 
 name_id!(
     /// The operator's name of a sync (`request_id` on the wire).
-    RequestId
+    RequestId,
+    check_name
 );
 name_id!(
     /// The operator's name of an agent.
-    WorkerId
+    WorkerId,
+    check_worker
 );
+
+impl From<uuid::Uuid> for RequestId {
+    fn from(id: uuid::Uuid) -> Self {
+        RequestId(id.hyphenated().to_string())
+    }
+}
 
 macro_rules! number_id {
     ($(#[$doc:meta])* $t:ident) => {
@@ -184,6 +212,18 @@ mod tests {
         }
         for bad in ["", "-x", ".", "..", "a b", "a/b", "{x}", "a\n", "\u{e9}", &"x".repeat(129)] {
             assert!(bad.parse::<WorkerId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_worker_is_not_named_like_a_route() {
+        for word in worker_routes::ALL {
+            let refused = word.parse::<WorkerId>().unwrap_err();
+            assert!(refused.to_string().contains(&format!("/workers/{word}")), "{refused}");
+            assert!(word.parse::<RequestId>().is_ok(), "there is no such route below /sync");
+            for near in [word.to_uppercase(), format!("{word}-1")] {
+                assert!(near.parse::<WorkerId>().is_ok(), "{near}");
+            }
         }
     }
 

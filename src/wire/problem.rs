@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 /// The media type of a problem document.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
+/// The [code](Problem::code) of an answer that came before the decision was durable: it may still take
+/// effect.
+pub const LATE: &str = "late";
+
 /// One field at fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldError {

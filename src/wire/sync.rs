@@ -330,7 +330,7 @@ pub struct Submitted {
     pub status: String,
     /// The name of the sync, given or made.
     pub request_id: RequestId,
-    /// Where to ask for its progress, relative to the master.
+    /// Where to ask for its progress: a reference relative to the URL of the request (RFC 3986).
     pub status_url: String,
     /// That the same request is active already, or for which sync this one waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]

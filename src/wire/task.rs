@@ -132,6 +132,18 @@ impl TaskSpec {
         matches!(self, TaskSpec::Copy { .. } | TaskSpec::Range { compare: false, .. })
     }
 
+    /// The content that it is about, as offset and length in bytes: of a range its place in the file, of a
+    /// batch the sum of its entries, from 0. `file_size` is the length of the large file that the task
+    /// belongs to, where there is one. A task without content has the length 0.
+    pub fn extent(&self, file_size: Option<u64>) -> (u64, u64) {
+        match *self {
+            TaskSpec::Range { offset, length, .. } => (offset, length),
+            TaskSpec::Copy { bytes, .. } => (0, bytes),
+            TaskSpec::Commit { .. } => (0, file_size.unwrap_or(0)),
+            _ => (0, 0),
+        }
+    }
+
     /// Whether a manifest goes with it.
     pub fn has_manifest(&self) -> bool {
         use TaskSpec::{Flush, Prune, Scan, Sweep};
@@ -186,6 +198,11 @@ pub struct Assignment {
     pub destination_path: AbsPath,
     /// Batches and ranges hold at most this much, in MiB.
     pub chunk_size_mb: u32,
+    /// Where the content of the task begins in its file, in bytes ([`TaskSpec::extent`]). Agents of the
+    /// predecessor require this and the next field; ours read `task`.
+    pub chunk_offset: u64,
+    /// How much content the task is about, in bytes.
+    pub chunk_size: u64,
     /// What to do.
     pub task: TaskSpec,
     /// How.
@@ -195,6 +212,10 @@ pub struct Assignment {
     pub source_workers: Vec<PoolMember>,
     /// Active workers that hold the destination.
     pub destination_workers: Vec<PoolMember>,
+    /// The ids of `source_workers`. Agents of the predecessor require this and the next field.
+    pub source_worker_pool: Vec<WorkerId>,
+    /// The ids of `destination_workers`.
+    pub destination_worker_pool: Vec<WorkerId>,
     /// The permission to act on the destination.
     pub ticket: String,
     /// What this worker may send for the sync with all its tasks together, in bytes per second; none: as
@@ -461,6 +482,27 @@ mod tests {
         for size in [1u64 << 40, 100 << 40, u64::MAX >> 2] {
             let len = range_length(size, mib);
             assert!(len.is_power_of_two() && size.div_ceil(len) <= MAX_RANGES, "{size}");
+        }
+    }
+
+    #[test]
+    fn each_kind_of_task_has_its_extent() {
+        let root = RelPath::root;
+        let commit = TaskSpec::Commit { range_length: 8, chain: Blob::default(), in_place: false };
+        for (task, file_size, extent) in [
+            (TaskSpec::Range { offset: 64, length: 8, compare: false }, Some(72), (64, 8)),
+            (TaskSpec::Range { offset: 64, length: 8, compare: true }, Some(72), (64, 8)),
+            (TaskSpec::Copy { files: 2, dirs: 1, bytes: 30 }, None, (0, 30)),
+            (commit.clone(), Some(72), (0, 72)),
+            (commit, None, (0, 0)),
+            (TaskSpec::Scan { dir: root(), cursor: None }, None, (0, 0)),
+            (TaskSpec::List { start: 5 }, None, (0, 0)),
+            (TaskSpec::Prune { dir: root(), cursor: None, apply: true }, None, (0, 0)),
+            (TaskSpec::Discard, Some(72), (0, 0)),
+            (TaskSpec::Sweep, None, (0, 0)),
+            (TaskSpec::Flush, None, (0, 0)),
+        ] {
+            assert_eq!(task.extent(file_size), extent, "{task:?}");
         }
     }
 

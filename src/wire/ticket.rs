@@ -179,6 +179,28 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_is_for_its_assignment_and_its_lifetime() {
+        let claims = Claims::new(
+            SyncNo(7),
+            &"demo-1".parse().unwrap(),
+            AssignmentId([9; 16]),
+            1,
+            &"worker-a".parse().unwrap(),
+            &AbsPath::new(b"/data/\xff".as_slice()).unwrap(),
+            1_000 - LIFETIME_SECONDS,
+            WriteRules::default(),
+        );
+        assert_eq!(claims, self::claims());
+        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let verifier = Verifier::new(&signer.public_key()).unwrap();
+        let ticket = signer.sign(&claims);
+        assert!(verifier.verify(&ticket, 1_000 + LEEWAY_SECONDS).is_ok());
+        assert!(verifier.verify(&ticket, 1_001 + LEEWAY_SECONDS).is_err());
+        // An agent with a clock of its own far in the past is no reason to refuse.
+        assert!(verifier.verify(&ticket, 0).is_ok());
+    }
+
+    #[test]
     fn only_the_masters_unexpired_tickets_pass() {
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let other = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();

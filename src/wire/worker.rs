@@ -113,6 +113,10 @@ impl std::str::FromStr for Endpoint {
     type Err = String;
     /// `address`, `address:port`, `[v6]:port`.
     fn from_str(s: &str) -> Result<Self, String> {
+        if s.contains('%') {
+            let shown = super::path::show(s.as_bytes());
+            return Err(format!("`{shown}` names an interface, which goes into `iface`"));
+        }
         if let Ok(sock) = s.parse::<std::net::SocketAddr>() {
             return Self::checked(None, &sock.ip().to_string(), Some(sock.port().into()));
         }
@@ -414,6 +418,9 @@ mod tests {
             r#"{"iface":"ib0"}"#,
             r#""a:b:c""#,
             r#"{"address":"a","iface":"../x"}"#,
+            r#""fe80::1%ib0""#,
+            // A scope is a number of the host that wrote it: dropped, the address would mean another one.
+            r#""[fe80::1%2]:9000""#,
         ] {
             assert!(of(bad).is_err(), "{bad}");
         }

@@ -3,7 +3,7 @@
 
 use super::answer::Fault;
 use crate::wire::problem::Problem;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 use tracing::Instrument;
+use url::Url;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -18,15 +19,44 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone, Copy)]
 pub(super) struct Local(pub(super) Option<SocketAddr>);
 
+/// The host and port of a master's `advertise_url`. A proxy in front of the master may send it as `Host`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Advertised {
+    host: String,
+    port: u16,
+}
+
+impl Advertised {
+    /// The authority of `url`; `None` where it has none.
+    pub(super) fn of(url: &str) -> Option<Self> {
+        let url = Url::parse(url).ok()?;
+        Some(Advertised { host: url.host_str()?.to_owned(), port: url.port_or_known_default()? })
+    }
+
+    /// Whether a `Host` has this name, with any port: the proxy may listen on another one.
+    fn is_host(&self, host: &str) -> bool {
+        without_port(host).eq_ignore_ascii_case(&self.host)
+    }
+
+    /// Whether an `Origin` is exactly this one: on other ports are other sites.
+    fn is_origin(&self, origin: &str) -> bool {
+        Self::of(origin).as_ref() == Some(self)
+    }
+}
+
 /// See the module.
-pub(super) async fn every(request: Request, next: Next) -> Response {
+pub(super) async fn every(
+    State(advertised): State<Option<Advertised>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let begin = Instant::now();
     let (id, id_header) = name(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let local = request.extensions().get::<Local>().and_then(|l| l.0);
     let span = tracing::info_span!("http", id);
 
-    let mut response = match local_only(request.headers(), local) {
+    let mut response = match local_only(request.headers(), local, advertised.as_ref()) {
         Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(problem) => Fault(problem).into_response(),
     };
@@ -66,13 +96,18 @@ pub(super) fn is_token(text: &str) -> bool {
 /// A browser sends a page's requests to any address that the browser can reach, so a page on the
 /// internet could order syncs from a master that listens on loopback only. Browsers say where a
 /// request comes from (`Origin`); and a page whose *name* was made to point to loopback betrays
-/// itself by that name in `Host`.
-fn local_only(headers: &HeaderMap, local: Option<SocketAddr>) -> Result<(), Problem> {
+/// itself by that name in `Host`. The name that this master advertises is no such name.
+fn local_only(
+    headers: &HeaderMap,
+    local: Option<SocketAddr>,
+    advertised: Option<&Advertised>,
+) -> Result<(), Problem> {
     let host = headers.get(HOST).map(|v| v.to_str().unwrap_or_default());
     if let Some(origin) = headers.get(ORIGIN) {
         let origin = origin.to_str().unwrap_or_default();
         let authority = origin.split_once("://").map(|(_, authority)| authority);
-        if authority.is_none() || authority != host {
+        let own = authority.is_some() && authority == host;
+        if !own && !advertised.is_some_and(|own| own.is_origin(origin)) {
             return Err(Problem::new(
                 403,
                 "Forbidden",
@@ -82,14 +117,21 @@ fn local_only(headers: &HeaderMap, local: Option<SocketAddr>) -> Result<(), Prob
         }
     }
     match (host, local) {
-        (Some(host), Some(local)) if local.ip().to_canonical().is_loopback() && !is_local(host) => {
+        (Some(host), Some(local))
+            if local.ip().to_canonical().is_loopback()
+                && !is_local(host)
+                && !advertised.is_some_and(|own| own.is_host(host)) =>
+        {
             Err(Problem::new(
                 421,
                 "Misdirected Request",
                 "foreign_host",
                 "this master listens on loopback and does not answer to another host's name",
             )
-            .hinted("ask for http://127.0.0.1 or http://localhost; a proxy must send such a Host"))
+            .hinted(
+                "ask for http://127.0.0.1 or http://localhost; behind a proxy, set `advertise_url` in the \
+                 master's file to the URL that clients use",
+            ))
         }
         _ => Ok(()),
     }
@@ -97,13 +139,18 @@ fn local_only(headers: &HeaderMap, local: Option<SocketAddr>) -> Result<(), Prob
 
 /// Whether a `Host` is an IP address or `localhost`, with or without a port.
 fn is_local(host: &str) -> bool {
-    let port_less = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
+    let port_less = without_port(host);
     let bare = port_less.trim_start_matches('[').trim_end_matches(']');
     let name = port_less.to_ascii_lowercase();
     bare.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
+}
+
+/// The name in a `Host`.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
 }
 
 #[cfg(test)]
@@ -145,7 +192,7 @@ mod tests {
         };
         let loopback = Some("127.0.0.1:8888".parse().unwrap());
         let public = Some("10.0.0.1:8888".parse().unwrap());
-        let status = |h: HeaderMap, l| local_only(&h, l).err().map(|p| p.status);
+        let status = |h: HeaderMap, l| local_only(&h, l, None).err().map(|p| p.status);
         assert_eq!(status(headers("master.lan:8888", None), public), None);
         assert_eq!(status(headers("evil.example", None), loopback), Some(421));
         assert_eq!(
@@ -157,6 +204,43 @@ mod tests {
             Some(403)
         );
         assert_eq!(status(headers("10.0.0.1:8888", Some("null")), public), Some(403));
+        // What listens on all addresses is reached over loopback too, as IPv4 in IPv6.
+        for local in ["[::1]:8888", "127.7.7.7:8888", "[::ffff:127.0.0.1]:8888"] {
+            let local = Some(local.parse().unwrap());
+            assert_eq!(status(headers("evil.example", None), local), Some(421), "{local:?}");
+            assert_eq!(status(headers("localhost", None), local), None, "{local:?}");
+        }
         assert_eq!(status(HeaderMap::new(), loopback), None);
+    }
+
+    #[test]
+    fn a_proxy_may_send_the_name_that_the_master_advertises() {
+        let own = Advertised::of("http://Data.Example:8080/longhaul").unwrap();
+        let loopback = Some("127.0.0.1:8888".parse().unwrap());
+        let status = |host: &str, origin: Option<&str>| {
+            let mut map = HeaderMap::new();
+            map.insert(HOST, host.parse().unwrap());
+            origin.map(|o| map.insert(ORIGIN, o.parse().unwrap()));
+            local_only(&map, loopback, Some(&own)).err().map(|p| p.status)
+        };
+        for host in ["data.example", "data.example:8080", "DATA.example:443", "127.0.0.1:8888"] {
+            assert_eq!(status(host, None), None, "{host}");
+        }
+        for host in ["evil.example", "data.example.evil", "x.data.example", "data.example:x", ""] {
+            assert_eq!(status(host, None), Some(421), "{host}");
+        }
+        // The proxy may send its own name for the master, or that of the master.
+        for host in ["data.example:8080", "127.0.0.1:8888"] {
+            for (origin, answer) in [
+                ("http://data.example:8080", None),
+                ("http://data.example", Some(403)),
+                ("http://data.example:9090", Some(403)),
+                ("http://evil.example", Some(403)),
+                ("null", Some(403)),
+            ] {
+                assert_eq!(status(host, Some(origin)), answer, "{host} {origin}");
+            }
+        }
+        assert_eq!(Advertised::of("http://m").unwrap().port, 80);
     }
 }

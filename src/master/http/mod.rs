@@ -57,6 +57,8 @@ pub struct HttpLimits {
     /// A secret first component of every path: only who knows it gets anything but 404. For a master
     /// on a host where other users may connect, which has no other way to know who asks.
     pub secret: Option<String>,
+    /// The URL at which clients reach this master, where it is configured: its host is accepted as `Host`.
+    pub advertise_url: Option<String>,
     /// How long requests in progress may take when the server stops.
     pub drain: Duration,
 }
@@ -79,6 +81,7 @@ impl Default for HttpLimits {
             max_wait: Duration::from_secs(60),
             default_chunk_mb: DEFAULT_CHUNK_MB,
             secret: None,
+            advertise_url: None,
             drain: Duration::from_secs(10),
         }
     }

@@ -8,19 +8,21 @@ use crate::master::handle::Handle;
 use crate::master::listing::Wanted;
 use crate::scheduler::{IdempotencyKey, Select};
 use crate::util::seal;
+use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
 use crate::wire::leader::Status;
 use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{RetryRequest, Submitted, SyncState};
 use crate::wire::task::ScanPage;
+
 use crate::wire::{AssignmentId, RequestId, SyncNo, WorkerId};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete as delete_route, get, post};
+use axum::routing::{get, post};
 use serde_json::json as object;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -64,9 +66,10 @@ pub(super) fn router(app: App) -> Router {
         .route("/sync/{id}/files", get(files))
         .route("/sync/{id}/manifest", get(digests))
         .route("/workers", get(workers))
-        .route("/workers/heartbeat", post(heartbeat))
-        .route("/workers/result", post(result))
-        .route("/workers/{id}", delete_route(forget))
+        .route(&format!("/workers/{HEARTBEAT}"), post(heartbeat))
+        .route(&format!("/workers/{RESULT}"), post(result))
+        .route("/workers/{id}", get(worker).delete(forget))
+        .route("/workers/{id}/requests", get(worker_requests))
         .route("/workers/{id}/drain", post(drain))
         .route("/workers/{id}/undrain", post(undrain))
         .route("/workers/{id}/assignment", post(poll))
@@ -74,22 +77,24 @@ pub(super) fn router(app: App) -> Router {
         .route("/workers/{id}/assignments/{assignment}/page", post(page))
         .route("/admin/reconcile", post(reconcile))
         .route("/healthz", get(healthz))
+        .route("/livez", get(healthz))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
         .method_not_allowed_fallback(wrong_method);
     let api = Router::new().merge(api.clone()).nest("/v1", api);
+    let advertised = app.limits.advertise_url.as_deref().and_then(guard::Advertised::of);
     let api = match &app.limits.secret {
         Some(secret) => Router::new().nest(&format!("/{secret}"), api),
         None => api,
     };
     api.fallback(unknown)
         .layer(from_fn_with_state(app.clone(), leader_only))
-        .layer(from_fn(guard::every))
+        .layer(from_fn_with_state(advertised, guard::every))
         .with_state(app)
 }
 
 /// What every master answers by itself; all else is for the one that leads.
-const OF_EACH: [&str; 3] = ["/healthz", "/readyz", "/version"];
+const OF_EACH: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
 
 /// Sends requests on to the master that leads, before anything of them is read.
 async fn leader_only(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -116,11 +121,14 @@ async fn submit(State(app): State<App>, request: Request) -> Answer {
     let read = move |bytes: &[u8]| documents::sync_request(bytes, chunk);
     let (request, list) = body::decode(body, read).await?;
     let submitted = app.handle.submit_checked(request, list, idempotency).await?;
-    Ok(accepted(&submitted))
+    Ok(accepted(submitted, ""))
 }
 
-fn accepted(submitted: &Submitted) -> Response {
-    let mut response = json(StatusCode::ACCEPTED, submitted);
+/// The 202 of a new sync. Its URL is relative to the URL of the request, from which `to_root` leads to the
+/// root of the API: a proxy may serve the API below a path that the master is not informed of.
+fn accepted(mut submitted: Submitted, to_root: &str) -> Response {
+    submitted.status_url.insert_str(0, to_root);
+    let mut response = json(StatusCode::ACCEPTED, &submitted);
     if let Ok(location) = HeaderValue::from_str(&submitted.status_url) {
         response.headers_mut().insert(LOCATION, location);
     }
@@ -206,7 +214,7 @@ async fn retry(State(app): State<App>, Named(id): Named<RequestId>, request: Req
     let RetryRequest { request_id, failed_only } =
         body::decode(body, documents::retry_request).await?;
     let submitted = app.handle.retry(id, (request_id, failed_only), idempotency).await?;
-    Ok(accepted(&submitted))
+    Ok(accepted(submitted, "../../"))
 }
 
 async fn pause(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
@@ -259,6 +267,14 @@ async fn workers(State(app): State<App>, uri: Uri) -> Answer {
         list.active.clear();
     }
     Ok(ok(&list))
+}
+
+async fn worker(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
+    Ok(ok(&app.handle.worker(worker).await?))
+}
+
+async fn worker_requests(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
+    Ok(ok(&app.handle.worker_requests(worker).await?))
 }
 
 async fn drain(State(app): State<App>, Named(worker): Named<WorkerId>, request: Request) -> Answer {
@@ -352,7 +368,7 @@ async fn unknown() -> Fault {
     let detail = "there is nothing at this path";
     Fault(
         Problem::new(404, "Not Found", "no_such_route", detail)
-            .hinted("the paths are /sync, /sync/{id}, /workers, /healthz, /readyz, /version"),
+            .hinted("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /healthz, /livez, /readyz, /version"),
     )
 }
 

@@ -196,3 +196,55 @@ fn a_flush_stays_with_who_wrote() {
     );
     assert_eq!(world.progress("demo").state, SyncState::Completed);
 }
+
+fn requests(world: &mut World, worker: &str) -> Vec<String> {
+    match world.play(Event::WorkerRequests(worker.parse().unwrap())).unwrap() {
+        Reply::RequestIds(ids) => ids.iter().map(|id| id.to_string()).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_worker_is_shown_with_the_syncs_that_it_works_on() {
+    let mut world = four();
+    assert_eq!(requests(&mut world, "s"), [""; 0]);
+    next(&mut world, "s", "copy");
+    world.submit("other", "/src/c", "/dst/c");
+    next(&mut world, "s", "scan");
+    assert_eq!(requests(&mut world, "s"), ["demo", "other"]);
+    assert_eq!(requests(&mut world, "s2"), [""; 0]);
+    for worker in ["s", "s2", "d"] {
+        let shown = world.play(Event::Worker(worker.parse().unwrap()));
+        let Some(Reply::Worker(shown)) = shown else { panic!("{shown:?}") };
+        assert_eq!(*shown, view(&mut world, worker), "as in the list");
+        assert_eq!((shown.in_flight, shown.syncs), if worker == "s" { (2, 2) } else { (0, 0) });
+    }
+    // A deleted sync has no name any more; its id may be another one's by now.
+    world.play(Event::Delete("demo".parse().unwrap()));
+    assert_eq!(requests(&mut world, "s"), ["other"]);
+    for event in [Event::Worker, Event::WorkerRequests] {
+        let reply = world.play(event("nobody".parse().unwrap())).unwrap();
+        assert_eq!(code(reply), "404 worker_not_found");
+    }
+}
+
+#[test]
+fn each_assignment_names_its_extent_and_the_ids_of_its_pools() {
+    let (mut world, scan) = scanning();
+    world.beat("d2", "1", &["/dst"], &[]);
+    let extent = |a: &Assignment| (a.chunk_offset, a.chunk_size);
+    assert_eq!(extent(&scan), (0, 0));
+    world.post(&scan, page(&scan, 0, vec![batch(3, 1), large(2)], None));
+    let copy = done(&mut world, "s", "copy");
+    let TaskSpec::Copy { bytes, .. } = copy.task else { panic!() };
+    assert!(bytes > 0);
+    assert_eq!(extent(&copy), (0, bytes));
+    assert_eq!(copy.source_worker_pool, ["s".parse().unwrap()]);
+    assert_eq!(copy.destination_worker_pool, ["d", "d2"].map(|w| w.parse().unwrap()));
+    let (first, second) = (done(&mut world, "s", "range"), done(&mut world, "s", "range"));
+    let (a, b) = (extent(&first), extent(&second));
+    assert_eq!((a.0, b.0), (0, a.1), "the second begins where the first ends");
+    assert!(a.1 > 0 && b.1 > 0);
+    assert_eq!(extent(&done(&mut world, "d", "commit")), (0, a.1 + b.1));
+    assert_eq!(extent(&next(&mut world, "d", "flush")), (0, 0));
+}

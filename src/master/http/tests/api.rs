@@ -241,7 +241,7 @@ async fn a_submit_may_carry_a_list_and_a_key() {
         json!({"source_path": "/a", "destination_path": "/b", "file_list": ["x", "/a/y", "x"]});
     let body = body.to_string();
     let got = served.ask("POST", "/sync", &["Idempotency-Key: k-1"], body.as_bytes()).await;
-    assert_eq!((got.status, got.header("location")), (202, Some("/sync/made")));
+    assert_eq!((got.status, got.header("location")), (202, Some("sync/made")));
     let Some(Event::Submit { request, list: Some(parts), idempotency: Some(key) }) =
         served.events.recv().await
     else {
@@ -519,4 +519,53 @@ async fn every_bad_option_of_a_submit_is_listed_with_its_place() {
     assert_eq!(served.post("/sync", body.to_string()).await.status, 202);
     let Some(Event::Submit { request, .. }) = served.events.recv().await else { panic!() };
     assert_eq!(request.options.delete.unwrap().max_percent, 20);
+}
+
+#[tokio::test]
+async fn one_key_for_retries_of_two_syncs_is_for_two_requests() {
+    let mut served = served().await;
+    let mut bodies = Vec::new();
+    for (id, body) in [("x", ""), ("y", ""), ("x", "{}"), ("x", "")] {
+        let target = format!("/sync/{id}/retry");
+        let got = served.ask("POST", &target, &["Idempotency-Key: k-1"], body.as_bytes()).await;
+        assert_eq!(got.status, 202);
+        let Some(Event::Retry { idempotency: Some(key), .. }) = served.events.recv().await else {
+            panic!("a retry with a key");
+        };
+        assert_eq!(key.key, "k-1");
+        bodies.push(key.body);
+    }
+    assert_eq!(bodies[0], bodies[3], "the same again");
+    assert!(bodies[0] != bodies[1] && bodies[0] != bodies[2] && bodies[1] != bodies[2]);
+}
+
+#[tokio::test]
+async fn a_request_that_is_being_decided_is_answered_although_the_server_stops() {
+    let mut served = served().await;
+    let raw = format!("GET /sync/held HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
+    let mut stream = served.open(&raw).await;
+    let held = soon(served.open.recv()).await.unwrap();
+    served.shutdown.cancel();
+    // Nobody new is let in; who is inside is waited for.
+    soon(async { while TcpStream::connect(served.addr).await.is_ok() {} }).await;
+    assert!(!served.server.is_finished());
+    held.reply.send(Reply::Progress(Box::new(progress("held", SyncState::Progress)))).unwrap();
+    let mut answer = Vec::new();
+    soon(stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(Got::parse(&answer).json()["request_id"], "held");
+    soon(served.server).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_decides_does_not_keep_the_server_from_stopping() {
+    let limits = HttpLimits { drain: Duration::from_millis(50), ..HttpLimits::default() };
+    let mut served = served_with(limits).await;
+    let raw = format!("GET /sync/held HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
+    let mut stream = served.open(&raw).await;
+    let _held = soon(served.open.recv()).await.unwrap();
+    served.shutdown.cancel();
+    soon(served.server).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = soon(stream.read_to_end(&mut answer)).await;
+    assert!(answer.is_empty(), "{answer:?}");
 }

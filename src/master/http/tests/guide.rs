@@ -52,7 +52,7 @@ async fn the_first_request_of_the_guide_is_told_of_its_trailing_comma() {
         let mended =
             SUBMIT.replace("64,", "64").replace("Content-Type: application/json", content_type);
         let got = curl(&served, &mended).await;
-        assert_eq!((got.status, got.header("location")), (202, Some("/sync/demo-1")));
+        assert_eq!((got.status, got.header("location")), (202, Some("sync/demo-1")));
         assert_eq!(
             (&got.json()["status"], &got.json()["request_id"]),
             (&"queued".into(), &"demo-1".into())

@@ -67,6 +67,12 @@ async fn encoded_and_multipart_bodies_are_refused() {
         let got = served.ask("POST", "/sync", &[header], b"{}").await;
         assert_eq!((got.status, got.code().as_str()), (415, "unsupported_body"), "{header}");
     }
+    // The second of two counts as well.
+    for second in ["identity", "gzip"] {
+        let headers = ["Content-Encoding: identity", &format!("Content-Encoding: {second}")];
+        let got = served.ask("POST", "/sync", &headers, b"{}").await;
+        assert_eq!(got.status, if second == "gzip" { 415 } else { 422 }, "{second}");
+    }
     let got = served.ask("POST", "/sync", &["Content-Encoding: identity"], b"{}").await;
     assert_eq!(got.status, 422);
 }

@@ -4,6 +4,7 @@ mod api;
 mod guide;
 mod hostile;
 mod parsers;
+mod places;
 
 use super::{HttpLimits, serve};
 use crate::master::handle::{BlobReader, Handle, Health, Request};
@@ -32,7 +33,7 @@ struct Served {
     addr: SocketAddr,
     /// What reached the owner.
     events: mpsc::UnboundedReceiver<Event>,
-    /// Polls that the script left unanswered.
+    /// Requests that the script left unanswered.
     open: mpsc::UnboundedReceiver<Request>,
     health: watch::Sender<Health>,
     /// Where the lists of files are.
@@ -81,7 +82,7 @@ fn script(event: &Event) -> Option<Reply> {
             Some(id) if id.as_str() == "taken" => return refused(409, "sync_exists"),
             id => {
                 let id = id.clone().unwrap_or_else(|| "made".parse().unwrap());
-                let status_url = format!("/sync/{id}");
+                let status_url = format!("sync/{id}");
                 Reply::Submitted(Submitted {
                     status: "queued".into(),
                     request_id: id,
@@ -100,6 +101,7 @@ fn script(event: &Event) -> Option<Reply> {
         {
             return refused(404, "sync_not_found");
         }
+        Event::Progress(id) if id.as_str() == "held" => return None,
         Event::Change { id, change } => Reply::Progress(Box::new(SyncProgress {
             bwlimit: change.bwlimit,
             ..progress(id.as_str(), SyncState::Progress)
@@ -108,7 +110,7 @@ fn script(event: &Event) -> Option<Reply> {
         Event::Retry { .. } => Reply::Submitted(Submitted {
             status: "queued".into(),
             request_id: "again".parse().unwrap(),
-            status_url: "/sync/again".into(),
+            status_url: "sync/again".into(),
             note: None,
         }),
         Event::Pause(id) => Reply::Progress(Box::new(progress(id.as_str(), SyncState::Paused))),
@@ -142,8 +144,14 @@ fn script(event: &Event) -> Option<Reply> {
             active: vec![worker("up")],
             inactive: vec![worker("down")],
         }),
-        Event::Drain { worker, .. } if worker.as_str() == "gone" => {
+        Event::Drain { worker: id, .. } | Event::Worker(id) | Event::WorkerRequests(id)
+            if id.as_str() == "gone" =>
+        {
             return refused(404, "worker_not_found");
+        }
+        Event::Worker(id) => Reply::Worker(Box::new(worker(id.as_str()))),
+        Event::WorkerRequests(_) => {
+            Reply::RequestIds(vec!["demo-1".parse().unwrap(), "demo-2".parse().unwrap()])
         }
         Event::Drain { worker, order } => Reply::Ordered(Box::new(WorkerOrder {
             worker_id: worker.clone(),

@@ -1,0 +1,119 @@
+//! What the API is reached by: the names of a master behind a proxy, and the names in its paths.
+
+use super::*;
+use crate::wire::ids::worker_routes;
+use serde_json::json;
+use url::Url;
+
+const GOOD: &str = r#"{"source_path": "/a", "destination_path": "/b"}"#;
+
+#[tokio::test]
+async fn the_url_of_a_new_sync_keeps_the_path_below_which_the_api_is_served() {
+    let secret = HttpLimits { secret: Some("s3cret".into()), ..HttpLimits::default() };
+    let (plain, private) = (served().await, served_with(secret).await);
+    for (served, root) in [(&plain, ""), (&plain, "/v1"), (&private, "/s3cret")] {
+        for (path, body, id) in [
+            ("/sync", GOOD, "made"),
+            ("/sync/old/retry", "", "again"),
+            ("/sync/a:b/retry", "", "again"),
+        ] {
+            let got = served.post(&format!("{root}{path}"), body).await;
+            assert_eq!(got.status, 202, "{root}{path}");
+            let location = got.header("location").unwrap();
+            assert_eq!(got.json()["status_url"], location);
+            // As the client sees it, whatever a proxy cuts off on the way.
+            for base in ["http://m:8888", "http://proxy/longhaul", "https://proxy/a/b"] {
+                let asked = Url::parse(&format!("{base}{root}{path}")).unwrap();
+                let found = asked.join(location).unwrap();
+                assert_eq!(found.as_str(), format!("{base}{root}/sync/{id}"), "{location}");
+            }
+            assert_eq!(served.get(&format!("{root}/sync/{id}")).await.status, 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_master_on_loopback_answers_to_the_name_that_it_advertises() {
+    let advertise_url = Some("http://ctl.example/longhaul".to_owned());
+    let proxied = served_with(HttpLimits { advertise_url, ..HttpLimits::default() }).await;
+    let plain = served().await;
+    let raw =
+        |host: &str| format!("GET /sync HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    for (served, host, status) in [
+        (&proxied, "ctl.example", 200),
+        (&proxied, "ctl.example:80", 200),
+        (&proxied, "127.0.0.1:8888", 200),
+        (&proxied, "evil.example", 421),
+        (&plain, "ctl.example", 421),
+    ] {
+        let got = Got::parse(&served.raw(raw(host).as_bytes()).await);
+        assert_eq!(got.status, status, "{host}");
+        if status == 421 {
+            assert!(got.json()["hint"].as_str().unwrap().contains("advertise_url"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_worker_and_what_it_works_on_can_be_asked_for() {
+    let mut served = served().await;
+    for root in ["", "/v1"] {
+        let got = served.get(&format!("{root}/workers/up")).await;
+        assert_eq!((got.status, &got.json()["worker_id"]), (200, &json!("up")));
+        assert_eq!(served.events.recv().await, Some(Event::Worker("up".parse().unwrap())));
+        let got = served.get(&format!("{root}/workers/up/requests")).await;
+        assert_eq!((got.status, got.json()), (200, json!(["demo-1", "demo-2"])));
+        assert_eq!(served.events.recv().await, Some(Event::WorkerRequests("up".parse().unwrap())));
+    }
+    for target in ["/workers/gone", "/workers/gone/requests"] {
+        let got = served.get(target).await;
+        assert_eq!((got.status, got.code().as_str()), (404, "worker_not_found"), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_is_not_named_like_a_path_of_the_api() {
+    let mut served = served().await;
+    for word in worker_routes::ALL {
+        // It is one, and so nothing about a worker of that name could be asked for.
+        assert_eq!(served.get(&format!("/workers/{word}")).await.code(), "wrong_method");
+        let beat = json!({"worker_id": word, "status": "READY"}).to_string();
+        let got = served.post("/workers/heartbeat", beat).await;
+        assert_eq!((got.status, &got.json()["errors"][0]["pointer"]), (422, &json!("/worker_id")));
+        assert!(got.json()["detail"].as_str().unwrap().contains(&format!("/workers/{word}")));
+    }
+    assert!(served.nothing_asked());
+    // No other path of a fixed name begins so.
+    let routes = include_str!("../routes.rs");
+    let fixed: Vec<&str> = routes.split("\"/workers/").skip(1).collect();
+    assert!(fixed.len() > 5);
+    for rest in fixed {
+        let word = rest.split(['"', '/']).next().unwrap();
+        assert!(["{id}", "{HEARTBEAT}", "{RESULT}"].contains(&word), "add {word} to worker_routes");
+    }
+}
+
+#[tokio::test]
+async fn each_master_answers_by_itself_that_it_lives() {
+    let served = served().await;
+    served.health.send(Err("the store is away".into())).unwrap();
+    for target in ["/livez", "/v1/livez", "/healthz"] {
+        let got = served.get(target).await;
+        assert_eq!((got.status, got.json()), (200, json!({"status": "ok"})), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn without_the_secret_of_a_private_master_nothing_is_answered() {
+    let limits = HttpLimits { secret: Some("s3cret".into()), ..HttpLimits::default() };
+    let mut served = served_with(limits).await;
+    for root in ["", "/v1", "/s3cre", "/s3crets", "/S3CRET", "/s3cret/s3cret"] {
+        for path in ["/sync", "/workers", "/healthz", "/livez", "/readyz", "/version"] {
+            let got = served.get(&format!("{root}{path}")).await;
+            assert_eq!((got.status, got.code().as_str()), (404, "no_such_route"), "{root}{path}");
+        }
+        assert_eq!(served.post(&format!("{root}/sync"), GOOD).await.status, 404, "{root}");
+    }
+    assert!(served.nothing_asked());
+    assert_eq!(served.get("/s3cret/v1/sync").await.status, 200);
+}
