@@ -115,6 +115,11 @@ impl Lab {
 
     /// Starts the master and both agents, with `nics` endpoints each.
     fn serve(&mut self, nics: usize) {
+        self.serve_at(nics, |nic, host| format!("10.77.{nic}.{host}"));
+    }
+
+    /// … at other addresses, by the number of the NIC and of the host.
+    fn serve_at(&mut self, nics: usize, address: impl Fn(usize, usize) -> String) {
         let (src, dst) = (dir(self.path("src")), dir(self.path("dst")));
         let master = self.path("master.yml");
         let text = format!(
@@ -125,7 +130,7 @@ impl Lab {
         std::fs::write(&master, text).unwrap();
         let worker = |name: &str, host: usize, storage: &Path| {
             let endpoints: Vec<String> = (1..=nics)
-                .map(|n| format!("{{iface: nic{n}, address: 10.77.{n}.{host}}}"))
+                .map(|n| format!("{{iface: nic{n}, address: \"{}\"}}", address(n, host)))
                 .collect();
             format!(
                 "  - worker_id: {name}\n    storage_paths: [{}]\n    network:\n      \
@@ -143,7 +148,7 @@ impl Lab {
             // On the control net, for those who want another one.
             worker("beside", 254, &dst)
                 .replace("iface: nic1, ", "")
-                .replace("10.77.1.", "10.77.0."),
+                .replace(&address(1, 254), "10.77.0.254"),
         );
         std::fs::write(&agents, text).unwrap();
         self.start("master", "mgmt", &["master", "--config", master.to_str().unwrap()]);
@@ -227,6 +232,28 @@ fn one_file_goes_over_both_nics_in_proportion_to_their_speeds() {
     assert!(seen[1] > seen[0] && seen[0] > 10 * MIB as u64, "{seen:?}");
     let table = lab.ctl(&["workers", "show", "a"]).unwrap();
     assert!(table.contains("10.77.1.1:8889") && table.contains("usable"), "{table}");
+}
+
+#[test]
+fn link_local_addresses_take_their_scope_from_the_interface() {
+    for nics in [1, 2] {
+        let mut lab = Lab::new("200m,200m");
+        // The same addresses on both NICs: without a scope they are none.
+        let address = |_: usize, host: usize| format!("fe80::77:{host}");
+        for (host, nic) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+            let (space, nic) = (format!("{}-h{host}", lab.name), format!("nic{nic}"));
+            let address = format!("{}/64", address(0, host));
+            let add = ["-n", &space, "addr", "add", &address, "dev", &nic, "nodad"];
+            assert!(Command::new("ip").args(add).status().unwrap().success(), "{space} {nic}");
+        }
+        file(lab.path("src/large"), noise(96 * MIB, 1));
+        let port = |nic: usize| if nic == 1 { 8889 } else { 8890 };
+        lab.serve_at(nics, |nic, host| format!("[{}]:{}", address(nic, host), port(nic)));
+        lab.complete(&lab.submit());
+        for nic in 1..=nics {
+            assert!(lab.sent(nic) > 2 * MIB as u64, "NIC {nic}: {}\n{}", lab.sent(nic), lab.logs());
+        }
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::master::read_dir;
 use super::nic::{self, Nic};
 use super::reader::{Fields, Findings, Item, did_you_mean, quoted};
 use super::report::Pos;
+use crate::util::iface::is_link_local;
 use crate::util::units;
 use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
 use crate::wire::{AbsPath, WorkerId};
@@ -369,7 +370,9 @@ fn read_id(item: &Item<'_>) -> Option<WorkerId> {
 
 /// Without endpoints, an agent serves where the file says that its host is, or on this host only.
 fn default_endpoint(control: Option<&str>, fields: &Fields<'_>, at: Pos) -> Endpoint {
-    let given = control.and_then(|text| text.parse::<Endpoint>().ok());
+    // A link-local one can't be served without its interface.
+    let usable = |e: &Endpoint| !e.address.parse().is_ok_and(is_link_local);
+    let given = control.and_then(|text| text.parse::<Endpoint>().ok()).filter(usable);
     let address = given.map(|e| e.address).unwrap_or_else(|| {
         let place = fields.item.path.as_str();
         let place = if place.is_empty() { String::new() } else { format!("{place}: ") };

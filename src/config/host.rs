@@ -4,9 +4,10 @@
 use super::agent::Worker;
 use super::reader::Findings;
 use super::report::Pos;
+use crate::util::iface::scoped;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -42,7 +43,8 @@ pub(super) fn check(worker: &Worker, findings: &Findings) {
             warn(*at, key, format!("this host has no interface {iface}"));
         }
         if let Ok(ip) = endpoint.address.parse::<IpAddr>()
-            && let Err(e) = UdpSocket::bind((ip, 0))
+            && let Ok(socket) = scoped(SocketAddr::new(ip, 0), endpoint.iface.as_deref())
+            && let Err(e) = UdpSocket::bind(socket)
             && e.kind() == ErrorKind::AddrNotAvailable
         {
             warn(*at, key, format!("{ip} is not an address of this host"));

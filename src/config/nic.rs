@@ -2,6 +2,7 @@
 
 use super::reader::{Findings, Item, quoted};
 use super::report::Pos;
+use crate::util::iface::is_link_local;
 use crate::wire::worker::Endpoint;
 use std::net::IpAddr;
 
@@ -57,7 +58,14 @@ pub(super) fn read(item: &Item<'_>) -> Option<Nic> {
     } else {
         item.parse("an address, or `{address, iface, port}`", endpoint_text)?.into()
     };
-    let address = &nic.endpoint.address;
+    let Endpoint { address, iface, .. } = &nic.endpoint;
+    if iface.is_none() && address.parse().is_ok_and(is_link_local) {
+        item.error(format!(
+            "{address} is a link-local address, which means nothing without its interface — write \
+             `{{address: {address}, iface: NAME}}`"
+        ));
+        return None;
+    }
     if address.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
         item.error(format!(
             "other agents cannot connect to {address} — give the address of a network interface"
@@ -119,6 +127,13 @@ fn read_congestion(item: &Item<'_>) -> Option<String> {
 
 /// As on the wire, and also port 0: the kernel chooses, the heartbeat says which.
 fn endpoint_text(text: &str) -> Result<Endpoint, String> {
+    if let Some((address, scope)) = text.trim_matches(['[', ']']).split_once('%') {
+        let scope = scope.split(']').next().unwrap_or_default();
+        return Err(format!(
+            "{} names an interface — write it apart: `{{address: {address}, iface: {scope}}}`",
+            quoted(text)
+        ));
+    }
     if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
         let address = socket.ip().to_string();
         return Ok(Endpoint { iface: None, address, port: Some(socket.port()) });

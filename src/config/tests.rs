@@ -410,6 +410,17 @@ fn every_mistake_in_an_agents_file_is_named_at_once() {
             ],
         ),
         (
+            "master_url: http://m\nworkers:\n  - worker_id: heartbeat\n    storage_paths: [/d]\n    network: {data_plane_endpoints: [10.0.0.1]}\n  - worker_id: b\n    storage_paths: [/e]\n    network:\n      data_plane_endpoints:\n        \
+             - fe80::1\n        - {address: fe80::2}\n        - {address: fe80::3, iface: ib0}\n        - \"fe80::4%ib0\"\n        - \"[fe80::5%2]:9000\"\n",
+            &[
+                "3:16: error: workers[0].worker_id: `heartbeat` is a path of the master's API (/workers/heartbeat, /workers/result): choose another worker id",
+                "10:11: error: workers[1].network.data_plane_endpoints[0]: fe80::1 is a link-local address, which means nothing without its interface — write `{address: fe80::1, iface: NAME}`",
+                "11:11: error: workers[1].network.data_plane_endpoints[1]: fe80::2 is a link-local address, which means nothing without its interface — write `{address: fe80::2, iface: NAME}`",
+                "13:11: error: workers[1].network.data_plane_endpoints[3]: `fe80::4%ib0` names an interface — write it apart: `{address: fe80::4, iface: ib0}`",
+                "14:11: error: workers[1].network.data_plane_endpoints[4]: `[fe80::5%2]:9000` names an interface — write it apart: `{address: fe80::5, iface: 2}`",
+            ],
+        ),
+        (
             "wokers: []\nslots: 2\ndrain_timeout: 1s\n",
             &[
                 "1:1: error: missing key `master_url`: where is the master? e.g. `master_url: http://127.0.0.1:8888` (or set CTL_MASTER_URL)",

@@ -6,6 +6,7 @@
 //! same, though faster ones might end the request sooner: that is how a NIC of 1 Gb/s beside one of 10
 //! adds its tenth. Only where it would hold up the end of everything does it wait.
 
+use crate::util::iface::is_link_local;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -122,6 +123,8 @@ pub fn fits(ours: Option<IpAddr>, theirs: Option<IpAddr>) -> bool {
 /// Whether two addresses are likely in one network: its real size is not known here.
 fn same_network(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
     match (a, b) {
+        // Of every network there is the same one.
+        (Some(a), Some(_)) if is_link_local(a) => false,
         (Some(IpAddr::V4(a)), Some(IpAddr::V4(b))) => a.octets()[..3] == b.octets()[..3],
         (Some(IpAddr::V6(a)), Some(IpAddr::V6(b))) => a.octets()[..8] == b.octets()[..8],
         _ => false,

@@ -4,6 +4,7 @@ use super::asking::{self, Asking};
 use super::meter::{Counted, Flow};
 use super::nics::{Nic, Open, is_own};
 use super::protocol::PROBE;
+use crate::util::iface;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -126,6 +127,11 @@ pub async fn connect(
 }
 
 async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
+    // The peer's interface says nothing here: the scope is that of our end.
+    let to = match &way.from {
+        Some(nic) => nic.scoped(to),
+        None => iface::scoped(to, None),
+    }?;
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     if let Some(nic) = &way.from {
         nic.tune(SockRef::from(&socket));
@@ -139,7 +145,7 @@ async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
             }
             // What waits in the kernel is on no way yet, and would hide how fast the way is.
             let _ = socket.set_tcp_notsent_lowat(UNSENT);
-            socket.bind(&SocketAddr::new(local, 0).into())?;
+            socket.bind(&nic.scoped(SocketAddr::new(local, 0))?.into())?;
         }
     }
     socket.set_nonblocking(true)?;

@@ -2,6 +2,7 @@
 //! what is answered leaves by it too, whatever the routing table says of the peer.
 
 use super::nics::Nic;
+use crate::util::iface::is_link_local;
 use crate::wire::worker::DEFAULT_DATA_PORT;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::Result;
@@ -41,10 +42,13 @@ impl Listener {
         let at = addresses.next().ok_or_else(none)?;
         let bound = several && nic.endpoint.iface.is_some() && !at.ip().is_loopback();
         let trial = Nic::new(nic.clone());
+        let at = trial.scoped(at)?;
         let (main, number) = listen(&trial, at, bound)?;
         let at = main.local_addr()?;
         nic.endpoint.port = Some(at.port());
-        let beside = number.map(|_| listen_on(&trial, at, Some("lo"))).transpose();
+        // To a link-local address, peers on this host connect through its interface too.
+        let lo = number.filter(|_| !is_link_local(at.ip()));
+        let beside = lo.map(|_| listen_on(&trial, at, Some("lo"))).transpose();
         let beside = beside.unwrap_or_else(|e| {
             tracing::warn!(%at, "agents on this host cannot reach this endpoint: {e}");
             None
@@ -80,6 +84,11 @@ impl Listener {
         else {
             return;
         };
+        if let SocketAddr::V6(at) = &mut self.at
+            && at.scope_id() != 0
+        {
+            at.set_scope_id(number);
+        }
         match listen_on(&self.nic, self.at, self.nic.endpoint.iface.as_deref()) {
             Ok(main) => (self.main, self.bound) = (main, Some(number)),
             Err(e) => tracing::debug!(at = %self.at, "cannot listen anew: {e}"),

@@ -2,10 +2,11 @@
 
 use super::meter::{Counted, Flow};
 use crate::config::{Nic as Configured, Tuning};
+use crate::util::iface;
 use crate::util::rate::Rate;
 use crate::wire::worker::Endpoint;
 use socket2::{SockRef, TcpKeepalive};
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -57,6 +58,14 @@ impl Nic {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// `at`, with the scope that a link-local address takes from the interface.
+    ///
+    /// # Errors
+    /// A link-local address, and no such interface, or none given.
+    pub fn scoped(&self, at: SocketAddr) -> std::io::Result<SocketAddr> {
+        iface::scoped(at, self.endpoint.iface.as_deref())
+    }
+
     /// The address, where it is a literal one that a socket can be bound to.
     pub fn ip(&self) -> Option<IpAddr> {
         self.endpoint.address.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified())
@@ -106,11 +115,11 @@ impl Nic {
 
     /// The number that the kernel gave its interface.
     pub fn number(&self) -> Option<u32> {
-        self.about("ifindex")?.parse().ok()
+        iface::number(self.endpoint.iface.as_deref()?)
     }
 
     fn about(&self, what: &str) -> Option<String> {
-        crate::util::iface::about(self.endpoint.iface.as_deref()?, what)
+        iface::about(self.endpoint.iface.as_deref()?, what)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the kernel says of network interfaces.
 
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 /// One thing (`speed`, `operstate`, `ifindex` …) about an interface, as
@@ -7,4 +9,64 @@ use std::path::Path;
 pub fn about(iface: &str, what: &str) -> Option<String> {
     let path = Path::new("/sys/class/net").join(iface).join(what);
     Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+/// The number that the kernel gave an interface.
+pub fn number(iface: &str) -> Option<u32> {
+    about(iface, "ifindex")?.parse().ok()
+}
+
+/// Whether an address means something only together with an interface (`fe80::/10`).
+pub fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// `at` as a socket takes it: a link-local address gets the number of `iface` as its scope.
+///
+/// # Errors
+/// A link-local address without an interface, or with one that this host does not have.
+pub fn scoped(at: SocketAddr, iface: Option<&str>) -> io::Result<SocketAddr> {
+    let SocketAddr::V6(mut v6) = at else { return Ok(at) };
+    if !is_link_local(at.ip()) || v6.scope_id() != 0 {
+        return Ok(at);
+    }
+    let Some(iface) = iface else {
+        return Err(io::Error::other(format!(
+            "{} is a link-local address: set the `iface` of this agent's endpoint in the network of the peer",
+            v6.ip()
+        )));
+    };
+    let number = number(iface)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no interface {iface}")))?;
+    v6.set_scope_id(number);
+    Ok(v6.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_takes_its_scope_from_the_interface() {
+        let number = number("lo").unwrap();
+        let scope = |at: &str, iface| match scoped(at.parse().unwrap(), iface) {
+            Ok(SocketAddr::V6(at)) => Ok(at.scope_id()),
+            Ok(SocketAddr::V4(_)) => Ok(0),
+            Err(e) => Err(e.to_string()),
+        };
+        for (at, iface, expected) in [
+            ("[fe80::1]:9", Some("lo"), number),
+            ("[febf::1]:9", Some("lo"), number),
+            ("[fe80::1%7]:9", Some("lo"), 7),
+            ("[fe80::1%7]:9", None, 7),
+            ("[fec0::1]:9", Some("lo"), 0),
+            ("[::1]:9", Some("lo"), 0),
+            ("[fd00::1]:9", None, 0),
+            ("169.254.1.1:9", None, 0),
+        ] {
+            assert_eq!(scope(at, iface), Ok(expected), "{at} {iface:?}");
+        }
+        assert!(scope("[fe80::1]:9", None).unwrap_err().contains("`iface`"));
+        assert!(scope("[fe80::1]:9", Some("nosuch0")).unwrap_err().contains("nosuch0"));
+    }
 }
