@@ -45,11 +45,17 @@ pub struct ClientOptions {
     /// Where there are several masters and none of them leads, it is asked again for so long: one of them
     /// is about to take over.
     pub takeover: Duration,
+    /// An operator's order whose reply was lost is sent again for so long, counted from the first attempt.
+    pub resend: Duration,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        ClientOptions { request_timeout: Duration::from_secs(30), takeover: Duration::ZERO }
+        ClientOptions {
+            request_timeout: Duration::from_secs(30),
+            takeover: Duration::ZERO,
+            resend: Duration::ZERO,
+        }
     }
 }
 
@@ -80,6 +86,9 @@ pub enum ClientError {
         /// What is wrong with the answer.
         message: String,
     },
+    /// An operator's order was sent, and no answer shows whether it was carried out.
+    #[error("{0}; the order may have been carried out all the same")]
+    Unconfirmed(Box<ClientError>),
     /// A master URL that can't be used.
     #[error("master URL `{url}`: {message}")]
     BadUrl {
@@ -101,6 +110,7 @@ impl ClientError {
         match self {
             ClientError::Problem { problem, .. } => Some(problem.status),
             ClientError::Broken { status, .. } => *status,
+            ClientError::Unconfirmed(cause) => cause.status(),
             ClientError::Unreachable { .. } | ClientError::BadUrl { .. } => None,
         }
     }
@@ -109,6 +119,7 @@ impl ClientError {
     pub fn code(&self) -> Option<&str> {
         match self {
             ClientError::Problem { problem, .. } => Some(&problem.code),
+            ClientError::Unconfirmed(cause) => cause.code(),
             _ => None,
         }
     }
@@ -117,6 +128,7 @@ impl ClientError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             ClientError::Problem { retry_after, .. } => *retry_after,
+            ClientError::Unconfirmed(cause) => cause.retry_after(),
             _ => None,
         }
     }
@@ -125,6 +137,7 @@ impl ClientError {
     pub fn is_temporary(&self) -> bool {
         match self {
             ClientError::Unreachable { .. } => true,
+            ClientError::Unconfirmed(cause) => cause.is_temporary(),
             ClientError::BadUrl { .. } => false,
             // A proxy before the master answers 502, 503, 504 in its own words.
             _ => matches!(self.status(), Some(408 | 429 | 502 | 503 | 504)),
@@ -134,6 +147,20 @@ impl ClientError {
     /// Whether the master does not know what was asked for.
     pub fn is_not_found(&self) -> bool {
         matches!(self, ClientError::Problem { problem, .. } if problem.status == 404)
+    }
+
+    /// Whether no answer came from any master.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            ClientError::Unreachable { .. } => true,
+            ClientError::Unconfirmed(cause) => cause.is_unreachable(),
+            _ => false,
+        }
+    }
+
+    /// Whether the master may have carried out an order although this is an error.
+    pub fn is_unconfirmed(&self) -> bool {
+        matches!(self, ClientError::Unconfirmed(_))
     }
 }
 
@@ -235,7 +262,7 @@ impl MasterClient {
         request: &impl Serialize,
         idempotency: Option<&str>,
     ) -> Result<Reply<Submitted>, ClientError> {
-        let mut send = self.request(Method::POST, "/sync").json(request)?;
+        let mut send = self.command(Method::POST, "/sync").json(request)?;
         if let Some(key) = idempotency {
             send.headers.push(("idempotency-key", key.to_owned()));
         }
@@ -261,7 +288,7 @@ impl MasterClient {
         change: &SyncChange,
     ) -> Result<Reply<SyncProgress>, ClientError> {
         let target = format!("/sync/{id}");
-        self.fetch(self.request(Method::PATCH, &target).json(change)?).await
+        self.fetch(self.command(Method::PATCH, &target).json(change)?).await
     }
 
     /// `POST /sync/{id}/cancel`: ends it and keeps its record.
@@ -269,7 +296,7 @@ impl MasterClient {
     /// # Errors
     /// A 404 problem for an unknown id, any [`ClientError`].
     pub async fn cancel(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
-        self.fetch(self.request(Method::POST, &format!("/sync/{id}/cancel"))).await
+        self.fetch(self.command(Method::POST, &format!("/sync/{id}/cancel"))).await
     }
 
     /// `POST /sync/{id}/retry`: submits what an ended sync asked for again. The same `idempotency` key
@@ -284,7 +311,7 @@ impl MasterClient {
         idempotency: &str,
     ) -> Result<Reply<Submitted>, ClientError> {
         let target = format!("/sync/{id}/retry");
-        let mut send = self.request(Method::POST, &target).json(request)?;
+        let mut send = self.command(Method::POST, &target).json(request)?;
         send.headers.push(("idempotency-key", idempotency.to_owned()));
         self.fetch(send).await
     }
@@ -299,7 +326,7 @@ impl MasterClient {
         on: bool,
     ) -> Result<Reply<SyncProgress>, ClientError> {
         let verb = if on { "pause" } else { "resume" };
-        self.fetch(self.request(Method::POST, &format!("/sync/{id}/{verb}"))).await
+        self.fetch(self.command(Method::POST, &format!("/sync/{id}/{verb}"))).await
     }
 
     /// `DELETE /sync/{id}`: ends it where it still runs, and forgets it.
@@ -308,13 +335,8 @@ impl MasterClient {
     /// A 404 problem for an unknown id, any [`ClientError`].
     pub async fn delete(&self, id: &RequestId) -> Result<Reply<serde_json::Value>, ClientError> {
         let target = format!("/sync/{id}");
-        let answer = self.exchange(self.request(Method::DELETE, &target)).await?;
-        if answer.status == 404 && answer.repeated {
-            // The first attempt's reply was lost and the deletion was not: that is what was asked.
-            let value = serde_json::json!({ "status": "deleted" });
-            return Ok(Reply { body: Bytes::from(value.to_string()), value });
-        }
-        read(answer)
+        let command = self.command(Method::DELETE, &target);
+        self.remove(command, || serde_json::json!({ "status": "deleted" })).await
     }
 
     /// `GET /version`.
@@ -444,10 +466,37 @@ impl MasterClient {
     }
 
     fn request<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
-        let timeout = self.options.request_timeout;
-        let several = self.bases.len() > 1;
-        let (headers, damage) = (Vec::new(), Damage::default());
-        Request { method, target, body: None, headers, timeout, streamed: false, several, damage }
+        Request {
+            method,
+            target,
+            body: None,
+            headers: Vec::new(),
+            timeout: self.options.request_timeout,
+            streamed: false,
+            several: self.bases.len() > 1,
+            command: false,
+            damage: Damage::default(),
+        }
+    }
+
+    /// A request by which an operator changes something.
+    fn command<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
+        Request { command: true, ..self.request(method, target) }
+    }
+
+    /// Sends an order after which a repeat is answered with 404. Where the reply to an earlier attempt was
+    /// lost, that 404 shows that it was carried out, and `done` is the reply to it.
+    async fn remove<T: DeserializeOwned + Serialize>(
+        &self,
+        order: Request<'_>,
+        done: impl FnOnce() -> T,
+    ) -> Result<Reply<T>, ClientError> {
+        let mut answer = self.exchange(order).await?;
+        if answer.status == 404 && answer.repeated {
+            answer.status = 200;
+            answer.body = serde_json::to_vec(&done()).unwrap_or_default().into();
+        }
+        read(answer)
     }
 
     async fn fetch<T: DeserializeOwned>(

@@ -437,7 +437,7 @@ pub(super) enum WorkersCommand {
     /// Show one worker and how its network interfaces do
     Show {
         /// The worker's id
-        id: String,
+        id: WorkerId,
     },
     /// Give workers nothing new: they finish what they have, and put it on stable storage
     Drain {

@@ -47,6 +47,15 @@ impl Failure {
         self
     }
 
+    /// Names what it is about, where that is one of several things and the message does not name it.
+    pub(super) fn about(mut self, id: impl std::fmt::Display, single: bool) -> Self {
+        let id = id.to_string();
+        if !single && !self.message.contains(&id) {
+            self.message = format!("{id}: {}", self.message);
+        }
+        self
+    }
+
     /// The text, the exit code in its last line.
     pub(super) fn render(&self) -> String {
         let mut text = format!("error: {}", out::clean(&self.message));
@@ -65,6 +74,14 @@ impl Failure {
 
 impl From<ClientError> for Failure {
     fn from(e: ClientError) -> Self {
+        if let ClientError::Unconfirmed(cause) = e {
+            let cause = Failure::from(*cause);
+            let message = format!(
+                "the order may have been carried out, its reply is lost: {}",
+                cause.message
+            );
+            return Failure { message, hint: None, ..cause }.exits(Exit::Unreachable);
+        }
         let exit = match (&e, e.status()) {
             (ClientError::BadUrl { .. }, _) => Exit::Usage,
             (ClientError::Unreachable { .. }, _) => Exit::Unreachable,
@@ -91,7 +108,7 @@ impl From<ClientError> for Failure {
             ClientError::Broken { .. } => {
                 failure.hint = Some("is that the master's address? see --master-url".to_owned());
             }
-            ClientError::BadUrl { .. } => {}
+            ClientError::BadUrl { .. } | ClientError::Unconfirmed(_) => {}
         }
         failure
     }
@@ -124,8 +141,15 @@ mod tests {
         {
             assert_eq!(Failure::from(problem(status)).exit.code(), code, "{status}");
         }
-        let away = ClientError::Unreachable { tried: vec![("http://m".into(), "refused".into())] };
-        assert_eq!(Failure::from(away).exit, Exit::Unreachable);
+        let away =
+            || ClientError::Unreachable { tried: vec![("http://m".into(), "refused".into())] };
+        assert_eq!(Failure::from(away()).exit, Exit::Unreachable);
+        for cause in [away(), problem(503), problem(502)] {
+            let lost = Failure::from(ClientError::Unconfirmed(Box::new(cause)));
+            assert_eq!(lost.exit, Exit::Unreachable);
+            assert!(lost.message.starts_with("the order may have been carried out"), "{lost:?}");
+            assert_eq!(lost.hint, None, "the command adds how to find out");
+        }
     }
 
     #[test]

@@ -43,6 +43,9 @@ use std::time::Duration;
 /// How long a command that was told of several masters waits for one of them to lead.
 const TAKEOVER: Duration = Duration::from_secs(15);
 
+/// How long an order whose reply was lost is sent again, from its first attempt.
+const RESEND: Duration = Duration::from_secs(10);
+
 /// What every command needs.
 struct Context {
     global: Global,
@@ -69,7 +72,7 @@ impl Context {
             urls.push(args::DEFAULT_MASTER.to_owned());
         }
         let request_timeout = self.global.request_timeout;
-        let options = ClientOptions { request_timeout, takeover: TAKEOVER };
+        let options = ClientOptions { request_timeout, takeover: TAKEOVER, resend: RESEND };
         Ok(MasterClient::new(urls, options)?)
     }
 }

@@ -9,7 +9,7 @@ use super::records::Wanted;
 use super::sync::{After, watch};
 use super::{names, out};
 use crate::client::{ClientError, MasterClient, Reply};
-use crate::util::units;
+use crate::util::{name, units};
 use crate::wire::options::SyncOptions;
 use crate::wire::sync::Submitted;
 use crate::wire::{AbsPath, BytePath, RequestId};
@@ -57,8 +57,13 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
     let wanted = Wanted::new(&args.options)?;
     let mut request = read(&args)?;
     request.options.allow_overlap |= args.allow_overlap;
+    // Made here, so that the sync can be asked for by its id where no reply arrives.
+    let id = request.request_id.get_or_insert_with(|| name::unique().into()).clone();
     let client = ctx.client()?;
-    let submitted = send(&client, &request, ctx.global.request_timeout).await?;
+    let submitted = match send(&client, &request, ctx.global.request_timeout).await {
+        Ok(submitted) => submitted,
+        Err(unsent) => return Err(unsent.failure(ctx, &id)),
+    };
     let id = submitted.request_id.clone();
     if args.wait {
         if ctx.global.quiet && ctx.global.output == Output::Table {
@@ -207,8 +212,52 @@ fn storage_path(what: &str, given: &OsStr) -> Result<AbsPath, Failure> {
     })
 }
 
+/// Why a sync was not submitted.
+pub(super) struct Unsent {
+    cause: ClientError,
+    /// It may have been accepted, for a reply was lost.
+    doubtful: bool,
+}
+
+impl From<Unsent> for Failure {
+    fn from(unsent: Unsent) -> Self {
+        Failure::from(unsent.cause)
+    }
+}
+
+impl Unsent {
+    /// The failure of a submit under the id `id`.
+    fn failure(self, ctx: &Context, id: &RequestId) -> Failure {
+        let ctl = &ctx.ctl;
+        let existing = match &self.cause {
+            ClientError::Problem { problem, .. } => problem.existing.clone(),
+            _ => None,
+        };
+        // A refusal decides about the earlier attempts too: they were the same request.
+        let refused = self.cause.status().is_some_and(|status| (400..500).contains(&status));
+        if self.doubtful && !refused {
+            let cause = match self.cause {
+                ClientError::Unconfirmed(cause) => *cause,
+                cause => cause,
+            };
+            return Failure::new(format!("sync {id} may have been accepted, no reply arrived: {cause}"))
+                .hinted(format!(
+                    "ask for it: {ctl} sync status {id}     if there is none, submit it again with --id {id}"
+                ))
+                .exits(Exit::Unreachable);
+        }
+        let failure = Failure::from(self.cause);
+        match existing {
+            Some(_) => failure.hinted(format!(
+                "look at it: {ctl} sync status {id}     forget it: {ctl} sync delete {id}     or give another --id"
+            )),
+            None => failure,
+        }
+    }
+}
+
 /// Submits under a key of its own, so that sending it again is safe, and does that while the master
-/// says "not now".
+/// answers that it can't decide now.
 ///
 /// # Errors
 /// The id exists (6), the request is wrong (2), no master for `patience` (5).
@@ -216,36 +265,24 @@ pub(super) async fn send(
     client: &MasterClient,
     request: &Submission,
     patience: Duration,
-) -> Result<Reply<Submitted>, Failure> {
-    let key = crate::util::name::unique().to_string();
+) -> Result<Reply<Submitted>, Unsent> {
+    let key = name::unique().to_string();
     let begun = Instant::now();
+    let mut doubtful = false;
     loop {
-        let e = match client.submit(request, Some(&key)).await {
+        let cause = match client.submit(request, Some(&key)).await {
             Ok(submitted) => return Ok(submitted),
             Err(e) => e,
         };
-        // A master that can't be reached at all is most often a wrong URL: say so at once.
-        let pause = e.retry_after().unwrap_or(Duration::from_secs(1));
-        let busy = e.is_temporary() && !matches!(e, ClientError::Unreachable { .. });
+        doubtful |= cause.is_unconfirmed();
+        // A master that can't be reached at all is most often a wrong URL: report that at once.
+        let pause = cause.retry_after().unwrap_or(Duration::from_secs(1));
+        let busy = cause.is_temporary() && !cause.is_unreachable();
         if busy && begun.elapsed() + pause < patience {
             tokio::time::sleep(pause).await;
             continue;
         }
-        return Err(refused(e, request));
-    }
-}
-
-fn refused(e: ClientError, request: &Submission) -> Failure {
-    let existing = match &e {
-        ClientError::Problem { problem, .. } => problem.existing.clone(),
-        _ => None,
-    };
-    let failure = Failure::from(e);
-    match (existing, &request.request_id) {
-        (Some(_), Some(id)) => failure.hinted(format!(
-            "look at it: ctl sync status {id}     forget it: ctl sync delete {id}     or give another --id"
-        )),
-        _ => failure,
+        return Err(Unsent { cause, doubtful });
     }
 }
 

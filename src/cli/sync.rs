@@ -10,9 +10,9 @@ use super::submit::quoted;
 use super::wait::{Waited, Waiter};
 use super::{out, progress, records, report, signals, submit, table, verify, workers};
 use crate::client::{ClientError, MasterClient};
-use crate::util::units;
-use crate::wire::RequestId;
+use crate::util::{name, units};
 use crate::wire::sync::{RetryRequest, SyncChange, SyncProgress, SyncState};
+use crate::wire::{RequestId, WorkerId};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::cell::RefCell;
@@ -178,12 +178,23 @@ async fn status(ctx: &Context, args: StatusArgs) -> Result<Exit, Failure> {
     let single = args.ids.len() == 1;
     let mut exit = Exit::Ok;
     let mut found = Vec::new();
-    for id in &args.ids {
+    for (nth, id) in args.ids.iter().enumerate() {
         match client.progress(id).await {
             Ok(reply) if chosen(&reply) => found.push(reply),
             Ok(_) => {}
-            Err(e) if e.is_not_found() => exit = exit.worst(missing(e)),
-            Err(e) => return Err(e.into()),
+            Err(e) => {
+                let away = e.is_unreachable();
+                let failure = Failure::from(e).about(id, single);
+                if single {
+                    return Err(failure);
+                }
+                exit = exit.worst(failure.exit);
+                out::note(&failure.render());
+                if away {
+                    note_untried(&args.ids[nth + 1..]);
+                    break;
+                }
+            }
         }
     }
     match ctx.global.output {
@@ -200,13 +211,6 @@ async fn status(ctx: &Context, args: StatusArgs) -> Result<Exit, Failure> {
         }
     }
     Ok(exit)
-}
-
-/// Tells that an id does not exist, and goes on with the others.
-fn missing(e: ClientError) -> Exit {
-    let failure = Failure::from(e);
-    out::note(&failure.render());
-    failure.exit
 }
 
 fn show_list(ctx: &Context, syncs: &[SyncProgress]) -> Result<(), Failure> {
@@ -233,9 +237,28 @@ fn show_detail(ctx: &Context, sync: &SyncProgress) -> Result<(), Failure> {
     out::data(text.as_bytes())
 }
 
-/// Acts on one sync (or worker) after the other, and says what became of each. One that is not there, or not to be
-/// had any more, does not keep the others from their turn.
-pub(super) async fn for_each<T>(
+/// What an order is about, and the command that shows what became of it.
+pub(super) trait Target: std::fmt::Display {
+    /// The command, without `ctl`.
+    fn show(&self) -> String;
+}
+
+impl Target for RequestId {
+    fn show(&self) -> String {
+        format!("sync status {self}")
+    }
+}
+
+impl Target for WorkerId {
+    fn show(&self) -> String {
+        format!("workers show {self}")
+    }
+}
+
+/// Acts on one sync (or worker) after the other, and prints the result of each. A failure does not keep the
+/// others from their turn, unless no master can be reached: then those that are left are named. The exit code
+/// is the worst one.
+pub(super) async fn for_each<T: Target>(
     ctx: &Context,
     ids: Vec<T>,
     act: impl AsyncFn(&T) -> Result<Option<(String, Bytes)>, ClientError>,
@@ -243,8 +266,8 @@ pub(super) async fn for_each<T>(
     let single = ids.len() == 1;
     let mut exit = Exit::Ok;
     let mut bodies = Vec::new();
-    for id in ids {
-        match act(&id).await {
+    for (nth, id) in ids.iter().enumerate() {
+        match act(id).await {
             Ok(Some((text, body))) => {
                 if ctx.global.output == Output::Table && !ctx.global.quiet {
                     out::data(text.as_bytes())?;
@@ -252,16 +275,37 @@ pub(super) async fn for_each<T>(
                 bodies.push(body);
             }
             Ok(None) => {}
-            Err(e) if e.is_not_found() || e.status() == Some(409) => {
-                exit = exit.worst(missing(e));
+            Err(e) => {
+                let (away, doubtful) = (e.is_unreachable(), e.is_unconfirmed());
+                let mut failure = Failure::from(e).about(id, single);
+                if doubtful {
+                    let show = id.show();
+                    failure = failure.hinted(format!("see what became of it: {} {show}", ctx.ctl));
+                }
+                if single {
+                    return Err(failure);
+                }
+                exit = exit.worst(failure.exit);
+                out::note(&failure.render());
+                if away {
+                    note_untried(&ids[nth + 1..]);
+                    break;
+                }
             }
-            Err(e) => return Err(e.into()),
         }
     }
     if ctx.global.output == Output::Json {
         out::data(&documents(bodies.iter().map(|b| &b[..]).collect(), single))?;
     }
     Ok(exit)
+}
+
+/// Names what a command did not come to.
+fn note_untried<T: std::fmt::Display>(ids: &[T]) {
+    if !ids.is_empty() {
+        let ids: Vec<String> = ids.iter().map(T::to_string).collect();
+        out::note(&format!("not tried: {}", ids.join(" ")));
+    }
 }
 
 async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exit, Failure> {
@@ -281,12 +325,20 @@ async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exi
 async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<Exit, Failure> {
     let client = ctx.client()?;
     let made = RefCell::new(Vec::new());
+    let ctl = &ctx.ctl;
     let retry = async |id: &RequestId| {
-        let request = RetryRequest { request_id: None, failed_only };
-        let key = crate::util::name::unique().to_string();
-        let reply = client.retry(id, &request, &key).await?;
+        // Made here, so that it can be named where no reply arrives.
+        let new = RequestId::from(name::unique());
+        let request = RetryRequest { request_id: Some(new.clone()), failed_only };
+        let key = name::unique().to_string();
+        let reply = client.retry(id, &request, &key).await.inspect_err(|e| {
+            if e.is_unconfirmed() {
+                out::note(&format!(
+                    "sync {id} may have been retried as {new}: {ctl} sync status {new}"
+                ));
+            }
+        })?;
         let new = &reply.request_id;
-        let ctl = &ctx.ctl;
         let text = format!("Sync {id} is tried again as {new}\n  follow: {ctl} sync wait {new}");
         made.borrow_mut().push(new.clone());
         Ok(Some((text, reply.body)))

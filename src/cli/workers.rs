@@ -6,6 +6,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::sync::for_each;
 use super::{out, table};
+use crate::client::Reply;
 use crate::wire::worker::{DrainOrder, WorkerList, WorkerView};
 use crate::wire::{RequestId, WorkerId};
 use jiff::Timestamp;
@@ -21,7 +22,8 @@ pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, 
             show_all(ctx, &list.body, &list)?;
         }
         WorkersCommand::Show { id } => {
-            show(ctx, find(&ctx.client()?.workers().await?.value, &id)?)?
+            let worker = ctx.client()?.worker(&id).await?;
+            show(ctx, &worker)?;
         }
         WorkersCommand::Drain { ids, reason } => {
             return drain(ctx, ids, Some(DrainOrder { by: operator(), reason })).await;
@@ -100,26 +102,9 @@ fn show_all(ctx: &Context, body: &[u8], list: &WorkerList) -> Result<(), Failure
     Ok(())
 }
 
-fn find<'a>(list: &'a WorkerList, id: &str) -> Result<&'a WorkerView, Failure> {
-    let mut all = list.active.iter().chain(&list.inactive);
-    all.find(|worker| worker.worker_id.as_str() == id).ok_or_else(|| {
-        let id = crate::wire::path::show(id.as_bytes());
-        Failure::new(format!("the master knows no worker {id}"))
-            .hinted("`ctl workers list` shows those that it knows")
-            .exits(Exit::NotFound)
-    })
-}
-
-fn show(ctx: &Context, worker: &WorkerView) -> Result<(), Failure> {
+fn show(ctx: &Context, worker: &Reply<WorkerView>) -> Result<(), Failure> {
     match ctx.global.output {
-        Output::Json => {
-            let json = serde_json::to_vec(worker)
-                .map_err(|e| Failure::new(format!("the worker cannot be written as JSON: {e}")))?;
-            out::data(&json)?;
-        }
-        Output::Table => {
-            out::data(table::worker_record(worker, Timestamp::now()).as_bytes())?;
-        }
+        Output::Json => out::data(&worker.body),
+        Output::Table => out::data(table::worker_record(worker, Timestamp::now()).as_bytes()),
     }
-    Ok(())
 }

@@ -2,10 +2,10 @@
 //! others; redirects are followed; who waits at a master that leads no more moves on.
 
 use super::text::{explain, printable};
-use super::{ClientError, MasterClient};
+use super::{ClientError, MasterClient, refusal};
 use crate::util::damage::Damage;
 use crate::util::seal;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{self, Problem};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Url};
@@ -60,15 +60,19 @@ pub(super) struct Request<'a> {
     pub(super) streamed: bool,
     /// There are several masters to ask.
     pub(super) several: bool,
+    /// An operator changes something by it: whoever sent it needs to be informed whether it was carried out.
+    pub(super) command: bool,
     /// Where damage to it and to its answer is counted.
     pub(super) damage: Damage,
 }
 
 impl MasterClient {
-    /// Asks all masters until one leads, or the time for a [takeover](ClientOptions::takeover) is over.
+    /// Asks all masters until one leads, or the time for a [takeover](ClientOptions::takeover) is over. An
+    /// order of which no reply came is sent again for [some time](ClientOptions::resend): only a reply shows
+    /// whether it was carried out.
     pub(super) async fn exchange(&self, request: Request<'_>) -> Result<Answer, ClientError> {
-        let until =
-            Instant::now() + if request.several { self.options.takeover } else { Duration::ZERO };
+        let begun = Instant::now();
+        let takeover = if request.several { self.options.takeover } else { Duration::ZERO };
         let mut repeated = false;
         loop {
             let answer = self.round(&request, &mut repeated).await;
@@ -76,8 +80,10 @@ impl MasterClient {
                 Ok(answer) => !matches!(answer.status, 502..=504),
                 Err(e) => !e.is_temporary(),
             };
-            if leads || Instant::now() + PAUSE >= until {
-                return answer;
+            let lost = request.command && repeated;
+            let patience = if lost { takeover.max(self.options.resend) } else { takeover };
+            if leads || begun.elapsed() + PAUSE >= patience {
+                return if request.command { confirmed(answer, repeated) } else { answer };
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -135,6 +141,15 @@ impl MasterClient {
         let mut leader = self.leader.subscribe();
         loop {
             let here = url.strip_suffix(request.target).unwrap_or(base).to_owned();
+            // The master that failed is not the one that was asked first.
+            let silent = |why: String| match hops {
+                0 => Failure::Silent(why),
+                _ => Failure::Silent(format!(
+                    "sent the request on to {}, which the leader advertises as its address (advertise_url) \
+                     and which does not answer: {why}",
+                    printable(url.strip_suffix(request.target).unwrap_or(&url))
+                )),
+            };
             let sent = tokio::select! {
                 sent = self.send(&url, request) => sent,
                 moved = moved(&mut leader, &here) => {
@@ -152,10 +167,10 @@ impl MasterClient {
                     if damaged <= DAMAGED_TRIES {
                         continue;
                     }
-                    return Err(Failure::Silent(format!("{what}: {}", seal::DAMAGED)));
+                    return Err(silent(format!("{what}: {}", seal::DAMAGED)));
                 }
                 Err(Unsent::Http(e)) => {
-                    let why = Failure::Silent(explain(&e, request.timeout));
+                    let why = silent(explain(&e, request.timeout));
                     if e.is_connect() {
                         return Err(why);
                     }
@@ -174,19 +189,22 @@ impl MasterClient {
                     url = Url::parse(&url)
                         .and_then(|here| here.join(location))
                         .map_err(|e| {
-                            Failure::Silent(format!("sent us on to `{}`: {e}", printable(location)))
+                            Failure::Silent(format!(
+                                "sent the request on to `{}`: {e}",
+                                printable(location)
+                            ))
                         })?
                         .to_string();
                     let next = url.strip_suffix(request.target);
                     if let Some((next, _)) =
                         tried.iter().find(|(base, _)| Some(base.as_str()) == next)
                     {
-                        let why = format!("sent us on to {next}, which does not answer");
+                        let why = format!("sent the request on to {next}, which does not answer");
                         return Err(Failure::Silent(why));
                     }
                 }
                 (Some(_), 307 | 308) => {
-                    let why = format!("sent us on {MAX_HOPS} times without an answer");
+                    let why = format!("sent the request on {MAX_HOPS} times without an answer");
                     return Err(Failure::Silent(why));
                 }
                 _ => {
@@ -275,6 +293,23 @@ impl MasterClient {
             }
             known
         });
+    }
+}
+
+/// The answer to an order, as it is where it shows whether the order was carried out. `repeated`: the reply
+/// to an earlier attempt was lost.
+fn confirmed(answer: Result<Answer, ClientError>, repeated: bool) -> Result<Answer, ClientError> {
+    match answer {
+        Err(e) if repeated => Err(ClientError::Unconfirmed(Box::new(e))),
+        Ok(answer) if matches!(answer.status, 502..=504) => {
+            let e = refusal(answer);
+            // A gateway answers so after it passed a request on, or before.
+            let doubtful = repeated
+                || matches!(e.status(), Some(502 | 504))
+                || e.code() == Some(problem::LATE);
+            Err(if doubtful { ClientError::Unconfirmed(Box::new(e)) } else { e })
+        }
+        other => other,
     }
 }
 

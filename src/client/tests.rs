@@ -494,3 +494,140 @@ async fn a_line_that_damages_everything_is_no_endless_loop_but_a_failure_that_ma
     assert!(error.is_temporary() && error.to_string().contains("damaged on the way"), "{error}");
     assert_eq!(master.requests().len(), 4);
 }
+
+fn with_resend(url: &str, resend: Duration) -> MasterClient {
+    let options = ClientOptions { resend, ..ClientOptions::default() };
+    MasterClient::new(vec![url.to_owned()], options).unwrap()
+}
+
+/// Long enough that no test ends for it, and a time that is over at once.
+const LONG: Duration = Duration::from_secs(600);
+const SHORT: Duration = Duration::from_millis(1);
+
+#[tokio::test]
+async fn a_command_whose_reply_is_lost_is_sent_again_until_one_arrives() {
+    let master = Played::start(|n, _| match n {
+        // Two attempts a round.
+        0..6 => Act::HangUp,
+        _ => Act::Reply(200, "", sync_document("x")),
+    })
+    .await;
+    let client = with_resend(&master.url, LONG);
+    assert_eq!(client.cancel(&id("x")).await.unwrap().request_id, id("x"));
+    let seen = master.requests();
+    assert_eq!(seen.len(), 7);
+    assert!(seen.iter().all(|request| request == &seen[0]), "the same each time");
+}
+
+#[tokio::test]
+async fn what_a_command_did_whose_replies_are_all_lost_is_not_known() {
+    let master = Played::start(|_, _| Act::HangUp).await;
+    let client = with_resend(&master.url, SHORT);
+    let e = client.cancel(&id("x")).await.unwrap_err();
+    assert!(e.is_unconfirmed() && e.is_unreachable() && e.is_temporary(), "{e:?}");
+    assert!(e.to_string().contains("may have been carried out"), "{e}");
+    // Nothing is changed by a question.
+    let e = client.progress(&id("x")).await.unwrap_err();
+    assert!(!e.is_unconfirmed() && e.is_unreachable(), "{e:?}");
+    // Without a connection nothing was sent, and nothing is sent again.
+    let e = with_resend(&dead_url().await, LONG).cancel(&id("x")).await.unwrap_err();
+    assert!(!e.is_unconfirmed() && e.is_unreachable(), "{e:?}");
+}
+
+#[tokio::test]
+async fn an_answer_shows_whether_a_command_was_carried_out_or_it_is_not_known() {
+    for (lost, status, code, unconfirmed) in [
+        (0, 503, "store_unavailable", false),
+        (0, 503, "late", true),
+        (0, 502, "x", true),
+        (0, 504, "x", true),
+        (0, 500, "internal", false),
+        (0, 409, "sync_ended", false),
+        (2, 503, "store_unavailable", true),
+        (2, 409, "sync_ended", false),
+        (2, 422, "invalid_fields", false),
+    ] {
+        let master = Played::start(move |n, _| match n < lost {
+            true => Act::HangUp,
+            false => {
+                let problem = Problem::new(status, "No", code, "no");
+                Act::Reply(status, "", serde_json::to_string(&problem).unwrap())
+            }
+        })
+        .await;
+        // A reply that is no decision does not end the time to send it again.
+        let resend = if lost > 0 && status < 500 { LONG } else { Duration::from_millis(700) };
+        let e = with_resend(&master.url, resend).cancel(&id("x")).await.unwrap_err();
+        let what = (e.is_unconfirmed(), e.status(), e.code());
+        assert_eq!(what, (unconfirmed, Some(status), Some(code)), "{lost} {status} {code}");
+    }
+}
+
+#[tokio::test]
+async fn a_404_to_a_repeat_shows_that_the_first_attempt_was_carried_out() {
+    let gone = |lost| {
+        let text = serde_json::to_string(&Problem::new(404, "", "worker_not_found", "no")).unwrap();
+        Played::start(move |n, _| match n < lost {
+            true => Act::HangUp,
+            false => Act::Reply(404, "", text.clone()),
+        })
+    };
+    let worker: WorkerId = "w".parse().unwrap();
+    for (lost, done) in [(0, false), (1, true), (3, true)] {
+        let master = gone(lost).await;
+        let forgotten = with_resend(&master.url, LONG).forget_worker(&worker).await;
+        assert_eq!(forgotten.is_ok_and(|f| f.status == "forgotten"), done, "{lost}");
+        let master = gone(lost).await;
+        let undrained = with_resend(&master.url, LONG).drain(&worker, None).await;
+        assert_eq!(undrained.is_ok_and(|o| o.drained.is_none()), done, "{lost}");
+        let master = gone(lost).await;
+        let order = crate::wire::worker::DrainOrder::default();
+        let drained = with_resend(&master.url, LONG).drain(&worker, Some(&order)).await;
+        assert!(drained.unwrap_err().is_not_found(), "a drained one would be known");
+    }
+}
+
+#[tokio::test]
+async fn an_address_where_no_leader_answers_is_named_with_the_master_that_advertised_it() {
+    let dead = dead_url().await;
+    let to = format!("{dead}/below/workers");
+    let follower = Played::start(move |_, _| Act::Redirect(to.clone())).await;
+    let text = client(&[&follower.url]).workers().await.unwrap_err().to_string();
+    let named = format!("{}: sent the request on to {dead}/below, ", follower.url);
+    assert!(text.contains(&named) && text.contains("advertise_url"), "{text}");
+    assert!(text.contains("refused"), "{text}");
+    // One that answers and breaks off is no better.
+    let broken = Played::start(|_, _| Act::HangUp).await;
+    let to = format!("{}/workers", broken.url);
+    let follower = Played::start(move |_, _| Act::Redirect(to.clone())).await;
+    let text = client(&[&follower.url]).workers().await.unwrap_err().to_string();
+    let named = format!("{}: sent the request on to {}, ", follower.url, broken.url);
+    assert!(text.contains(&named), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_outlasts_its_wait_and_a_request_that_timed_out_is_not_sent_twice() {
+    let (_silent, url) = stopped().await;
+    let client = client(&[&url]);
+    let begun = tokio::time::Instant::now();
+    client.workers().await.unwrap_err();
+    let once = begun.elapsed().as_secs();
+    assert!((10..15).contains(&once), "{once} s of one time-out of 10 s");
+    let (worker, begun) = ("w".parse().unwrap(), tokio::time::Instant::now());
+    client.poll(&worker, Duration::from_secs(50), None, None).await.unwrap_err();
+    let waited = begun.elapsed().as_secs();
+    assert!((55..90).contains(&waited), "{waited} s, the answer of a master takes up to 50 s");
+}
+
+#[tokio::test]
+async fn what_a_master_says_of_itself_does_not_make_it_the_one_that_leads() {
+    let follower = Played::start(|_, _| Act::Reply(503, "", "{}".into())).await;
+    let dead = dead_url().await;
+    let client = client(&[&dead, &follower.url]);
+    assert_eq!(client.each_readiness().await.len(), 2);
+    let ready = Played::start(|_, _| Act::Reply(200, "", r#"{"status":"ready"}"#.into())).await;
+    assert_eq!(client.order(), [dead.clone(), follower.url.clone()]);
+    let other = self::client(&[&dead, &ready.url]);
+    other.ready().await.unwrap();
+    assert_eq!(other.order(), [dead, ready.url.clone()]);
+}

@@ -3,7 +3,7 @@
 use super::{ClientError, MasterClient, Reply};
 use crate::wire::admin::Reconciled;
 use crate::wire::sync::{Reassign, Reassigned};
-use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerList, WorkerOrder};
+use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerList, WorkerOrder, WorkerView};
 use crate::wire::{RequestId, WorkerId};
 use reqwest::Method;
 
@@ -28,12 +28,23 @@ impl MasterClient {
     ) -> Result<Reply<WorkerOrder>, ClientError> {
         let verb = if order.is_some() { "drain" } else { "undrain" };
         let target = format!("/workers/{worker}/{verb}");
-        let send = self.request(Method::POST, &target);
-        let send = match order {
-            Some(order) => send.json(order)?,
-            None => send,
-        };
-        self.fetch(send).await
+        let send = self.command(Method::POST, &target);
+        match order {
+            Some(order) => self.fetch(send.json(order)?).await,
+            // A worker that sends no heartbeats is known by its drain only.
+            None => {
+                let worker_id = worker.clone();
+                self.remove(send, || WorkerOrder { worker_id, drained: None, in_flight: 0 }).await
+            }
+        }
+    }
+
+    /// `GET /workers/{id}`.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown worker, any [`ClientError`].
+    pub async fn worker(&self, worker: &WorkerId) -> Result<Reply<WorkerView>, ClientError> {
+        self.fetch(self.request(Method::GET, &format!("/workers/{worker}"))).await
     }
 
     /// `POST /sync/{id}/reassign`: takes the tasks of a sync away from a worker and leaves them to others.
@@ -47,7 +58,7 @@ impl MasterClient {
     ) -> Result<Reply<Reassigned>, ClientError> {
         let body = Reassign { worker_id: worker.clone() };
         let target = format!("/sync/{id}/reassign");
-        self.fetch(self.request(Method::POST, &target).json(&body)?).await
+        self.fetch(self.command(Method::POST, &target).json(&body)?).await
     }
 
     /// `POST /admin/reconcile`: puts right what does not fit together.
@@ -55,7 +66,7 @@ impl MasterClient {
     /// # Errors
     /// Any [`ClientError`].
     pub async fn reconcile(&self) -> Result<Reply<Reconciled>, ClientError> {
-        self.fetch(self.request(Method::POST, "/admin/reconcile")).await
+        self.fetch(self.command(Method::POST, "/admin/reconcile")).await
     }
 
     /// `DELETE /workers/{id}`: forgets a worker that has fallen silent.
@@ -66,6 +77,9 @@ impl MasterClient {
         &self,
         worker: &WorkerId,
     ) -> Result<Reply<ForgottenWorker>, ClientError> {
-        self.fetch(self.request(Method::DELETE, &format!("/workers/{worker}"))).await
+        let target = format!("/workers/{worker}");
+        let (status, worker_id) = ("forgotten".to_owned(), worker.clone());
+        let done = || ForgottenWorker { status, worker_id, requeued: 0 };
+        self.remove(self.command(Method::DELETE, &target), done).await
     }
 }
