@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl,
-# e2fsprogs, and rsync and python3, by which what arrived is judged. cargo-nextest is used if present, else cargo test.
+# e2fsprogs, rsync and python3, by which what arrived is judged, and python3-pydantic and python3-httpx for the agent
+# of tests/legacy. cargo-nextest is used if present, else cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,6 +12,9 @@ done
 for program in mkfs.ext4 chattr; do
   PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || { missing+=(e2fsprogs); break; }
 done
+# The first python3 of the path may be one that does not see the packages of the system.
+has_models() { "$1" -c 'import pydantic, httpx' >/dev/null 2>&1; }
+has_models python3 || has_models /usr/bin/python3 || missing+=(python3 python3-pydantic python3-httpx)
 if [ "${#missing[@]}" -gt 0 ]; then
   echo "installing what is missing: ${missing[*]}"
   as_root=""
