@@ -76,6 +76,8 @@ fn master(dir: &Path, redis: &str) -> Master {
     let address = format!("127.0.0.1:{port}");
     let text = format!("listen: {address}\ndata_dir: {}\nredis:\n{redis}", home.display());
     std::fs::write(home.join("master.yml"), text).unwrap();
+    // With a password it is refused else.
+    support::tree::chmod(home.join("master.yml"), 0o600);
     let mut command = clean_command(&program(User::Same, &home), &home, User::Same);
     command.args(["master", "--config"]).arg(home.join("master.yml"));
     Master { process: Process::start("master", command, &home.join("log")), address }

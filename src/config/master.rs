@@ -161,10 +161,10 @@ impl MasterConfig {
     }
 
     /// Reads a master's file. Every problem is noted; the value is only usable if there is no error.
-    pub(super) fn read(root: &Item<'_>, env: &Env, exposed: bool, findings: &Findings) -> Self {
+    pub(super) fn read(root: &Item<'_>, env: &Env, findings: &Findings) -> Self {
         let mut config = MasterConfig::defaults(env);
         if let Some(fields) = root.fields() {
-            config.read_fields(&fields, exposed);
+            config.read_fields(&fields);
             fields.finish();
         }
         config.overlay(env, findings);
@@ -178,7 +178,7 @@ impl MasterConfig {
         config
     }
 
-    fn read_fields(&mut self, fields: &Fields<'_>, exposed: bool) {
+    fn read_fields(&mut self, fields: &Fields<'_>) {
         set(&mut self.listen, fields.get("listen").and_then(|i| read_listen(&i)));
         let url = fields.get("advertise_url");
         self.advertise_url = url.and_then(|i| i.parse("a URL", super::agent::check_master_url));
@@ -191,7 +191,7 @@ impl MasterConfig {
         fields.outdated("network", "it has no effect; `listen` says where the API is served");
         self.read_times(fields);
         if let Some(item) = fields.get("redis") {
-            self.read_redis(&item, fields.get("retention").is_some(), exposed);
+            self.read_redis(&item, fields.get("retention").is_some());
         }
         if let Some(item) = fields.get("retention") {
             set(&mut self.retention, read_retention(&item));
@@ -260,7 +260,7 @@ impl MasterConfig {
         }
     }
 
-    fn read_redis(&mut self, item: &Item<'_>, retention_given: bool, exposed: bool) {
+    fn read_redis(&mut self, item: &Item<'_>, retention_given: bool) {
         let Some(fields) = item.fields() else { return };
         let url = fields.get("url").map(|i| (i.clone(), i.parse("a Redis URL", str::parse)));
         let host = fields.get("host").map(|i| i.text());
@@ -310,11 +310,8 @@ impl MasterConfig {
         };
         if let Some(url) = url {
             let setup = read_setup(&fields, &url, username.flatten(), password.flatten());
-            if url.has_password() && exposed {
-                fields.item.warn(
-                    "every user of this host can read the password in this file — `chmod o-r` it, or \
-                     give the URL in the environment variable REDIS_URL",
-                );
+            if url.has_password() {
+                fields.item.note_secret();
             }
             let namespace = namespace.unwrap_or_else(default_namespace);
             self.store = StoreConfig::Redis { url, setup, namespace, allow_volatile };

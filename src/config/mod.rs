@@ -59,7 +59,7 @@ pub fn load_master(path: Option<&Path>, env: &Env) -> Result<Loaded<MasterConfig
     let findings = Findings::new(path.display().to_string());
     let config = source::open(path, &findings).and_then(|source| {
         right_kind(&source, FileKind::Master, &findings)
-            .then(|| read_master(&source, env, &findings))
+            .then(|| read_master(&source, path, env, &findings))
     });
     findings.finish(config)
 }
@@ -80,6 +80,7 @@ pub fn load_agent(
             return None;
         }
         let file = AgentsFile::read(&Item::root(&source.root, &findings), env, &findings);
+        source.check_privacy(path, &findings);
         Some(file.choose(worker_id, &findings)?.config)
     });
     findings.finish(config)
@@ -95,9 +96,10 @@ pub fn check(path: &Path, worker_id: Option<&str>, env: &Env) -> Report {
         let found = kind_of(&source);
         kind = Some(found);
         match found {
-            FileKind::Master => drop(read_master(&source, env, &findings)),
+            FileKind::Master => drop(read_master(&source, path, env, &findings)),
             FileKind::Agents => {
                 let file = AgentsFile::read(&Item::root(&source.root, &findings), env, &findings);
+                source.check_privacy(path, &findings);
                 worker_ids = file.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
                 if worker_id.is_some()
                     && let Some(worker) = file.choose(worker_id, &findings)
@@ -110,9 +112,11 @@ pub fn check(path: &Path, worker_id: Option<&str>, env: &Env) -> Report {
     Report { file, kind, problems: findings.into_problems(), worker_ids }
 }
 
-fn read_master(source: &Source, env: &Env, findings: &Findings) -> MasterConfig {
+fn read_master(source: &Source, path: &Path, env: &Env, findings: &Findings) -> MasterConfig {
     let root = Item::root(&source.root, findings);
-    MasterConfig::read(&root, env, source.world_readable, findings)
+    let config = MasterConfig::read(&root, env, findings);
+    source.check_privacy(path, findings);
+    config
 }
 
 /// Which kind of file has more of these keys; a master's, when neither.

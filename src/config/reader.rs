@@ -6,7 +6,7 @@ use super::document::{Entry, Kind, Node};
 use super::report::{ConfigErrors, Pos, Problem, Severity};
 use crate::util::{suggest, units};
 use crate::wire::path::show;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -18,11 +18,17 @@ const MAX_PROBLEMS: usize = 100;
 pub(super) struct Findings {
     origin: String,
     problems: RefCell<Vec<Problem>>,
+    secret: Cell<bool>,
 }
 
 impl Findings {
     pub(super) fn new(origin: String) -> Self {
-        Findings { origin, problems: RefCell::default() }
+        Findings { origin, problems: RefCell::default(), secret: Cell::new(false) }
+    }
+
+    /// Whether the file holds something that other users must not read.
+    pub(super) fn holds_secret(&self) -> bool {
+        self.secret.get()
     }
 
     pub(super) fn note(&self, at: Option<Pos>, severity: Severity, message: String) {
@@ -181,7 +187,13 @@ impl<'a> Item<'a> {
             self.error("expected text");
             return None;
         };
+        self.note_secret();
         Some(text)
+    }
+
+    /// Notes that other users must not read the file.
+    pub(super) fn note_secret(&self) {
+        self.findings.secret.set(true);
     }
 
     pub(super) fn flag(&self) -> Option<bool> {

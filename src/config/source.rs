@@ -14,16 +14,39 @@ const MAX_BYTES: u64 = 4 << 20;
 /// A parsed file.
 pub(super) struct Source {
     pub(super) root: Node,
-    /// Whether every user of the host can read it.
-    pub(super) world_readable: bool,
+    /// The permission bits of the file.
+    mode: u32,
+}
+
+impl Source {
+    /// Notes an error where the file holds a secret that other users may read; to be called when all of it
+    /// was read.
+    pub(super) fn check_privacy(&self, path: &Path, findings: &Findings) {
+        if !findings.holds_secret() || self.mode & 0o044 == 0 {
+            return;
+        }
+        let shown = path.display().to_string();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%".contains(c);
+        let quoted = match shown.chars().all(plain) {
+            true => shown,
+            false => format!("'{}'", shown.replace('\'', r"'\''")),
+        };
+        let mode = self.mode;
+        findings.error(
+            None,
+            format!(
+                "holds a password, and its mode {mode:04o} lets other users read it — run \
+                 `chmod 600 {quoted}`, or take the password out and give it in the environment variable \
+                 REDIS_URL"
+            ),
+        );
+    }
 }
 
 /// Opens and parses `path`; `None` when a problem was noted that ends the reading.
 pub(super) fn open(path: &Path, findings: &Findings) -> Option<Source> {
     match read(path) {
-        Ok((bytes, world_readable)) => {
-            parse(&bytes, findings).map(|root| Source { root, world_readable })
-        }
+        Ok((bytes, mode)) => parse(&bytes, findings).map(|root| Source { root, mode }),
         Err(message) => {
             findings.error(None, message);
             None
@@ -31,7 +54,7 @@ pub(super) fn open(path: &Path, findings: &Findings) -> Option<Source> {
     }
 }
 
-fn read(path: &Path) -> Result<(Vec<u8>, bool), String> {
+fn read(path: &Path) -> Result<(Vec<u8>, u32), String> {
     let why = |cause: std::io::Error| format!("cannot be read: {cause}");
     let file = File::open(path).map_err(why)?;
     let meta = file.metadata().map_err(why)?;
@@ -44,7 +67,7 @@ fn read(path: &Path) -> Result<(Vec<u8>, bool), String> {
         let most = crate::util::units::bytes(MAX_BYTES);
         return Err(format!("is larger than {most} — this is hardly a configuration file"));
     }
-    Ok((bytes, meta.permissions().mode() & 0o004 != 0))
+    Ok((bytes, meta.permissions().mode() & 0o7777))
 }
 
 /// The tree of `bytes`. A file of nothing but comments is a map without keys; a file of nothing at

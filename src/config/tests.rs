@@ -539,19 +539,40 @@ fn the_environment_goes_before_the_file() {
 }
 
 #[test]
-fn a_password_that_everybody_can_read_is_warned_of() {
+fn a_file_with_a_password_that_other_users_can_read_is_refused() {
     use std::os::unix::fs::PermissionsExt as _;
-    let warnings = |mode| {
-        with_file("redis: {password: hunter2}\n", |path| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-            load_master(Some(path), &Env::none()).unwrap()
-        })
-    };
-    assert_eq!(warnings(0o640).warnings, []);
-    let loaded = warnings(0o644);
-    assert_eq!(loaded.warnings.len(), 1);
-    assert!(loaded.warnings[0].message.contains("chmod o-r"));
-    assert!(!format!("{loaded:?}").contains("hunter2"));
+    let secrets = [
+        "redis: {password: hunter2}\n",
+        "redis: {url: 'redis://:hunter2@localhost'}\n",
+        "redis: {sentinel: {master: m, nodes: [a], password: hunter2}}\n",
+        "redis: {cluster: [a], password: hunter2}\n",
+    ];
+    for (text, secret) in secrets.map(|text| (text, true)).into_iter().chain([
+        ("redis: {url: 'redis://localhost'}\n", false),
+        ("redis: {username: mover}\n", false),
+    ]) {
+        for mode in [0o600, 0o400, 0o640, 0o604, 0o644] {
+            with_file(text, |path| {
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+                let refused = secret && mode & 0o044 != 0;
+                let report = check(path, None, &Env::none());
+                assert_eq!(report.usable(), !refused, "{text} {mode:o} {report:?}");
+                match load_master(Some(path), &Env::none()) {
+                    Ok(loaded) => {
+                        assert!(!refused && loaded.warnings.is_empty(), "{text} {mode:o}")
+                    }
+                    Err(errors) => {
+                        let said = errors.to_string();
+                        let fix = format!("chmod 600 {}", path.display());
+                        assert!(
+                            refused && said.contains(&fix) && !said.contains("hunter2"),
+                            "{said}"
+                        );
+                    }
+                }
+            });
+        }
+    }
 }
 
 #[test]

@@ -16,12 +16,13 @@
 use super::error::Result;
 use super::root::Place;
 use super::target::{Step, Target};
+use crate::util::private;
 use crate::wire::AbsPath;
 use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -142,23 +143,17 @@ impl Ledger {
     /// Puts it on stable storage. Nothing to note is no file.
     fn save(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, Note)>) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
-        let dir = file.parent().unwrap_or(Path::new("/"));
         if notes.is_empty() {
             return match fs::remove_file(file) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
                 other => other,
             };
         }
-        fs::create_dir_all(dir)?;
         let kept =
             notes.values().map(|(path, note)| Kept { path: path.clone(), note: note.clone() });
         let text = serde_json::to_vec(&kept.collect::<Vec<_>>())?;
-        let new = file.with_extension("new");
-        let mut out = File::create(&new)?;
-        out.write_all(&text)?;
-        out.sync_all()?;
-        fs::rename(&new, file)?;
-        File::open(dir)?.sync_all()
+        // It names destinations.
+        private::replace(file, &text)
     }
 
     fn save_or_warn(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, Note)>) {

@@ -4,9 +4,10 @@
 //! They lie on the disk of one master: another one that takes over has not got them, finds that out with
 //! its first write, and says so.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use crate::util::private;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,12 +57,14 @@ impl Spool {
     /// # Errors
     /// The file can't be written, or holds less than what was written before.
     pub fn write(&self, number: u64, at: u64, bytes: &[u8]) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0.dir)?;
+        private::create_dir(&self.0.dir)?;
         let path = self.path(number);
         // Names of files are nobody's business but the master's.
         let mut options = OpenOptions::new();
-        let options = options.write(true).create(at == 0).truncate(at == 0).mode(0o600);
-        let file = options.open(&path).map_err(|e| named(&path, &e))?;
+        let options = options.write(true).custom_flags(private::NOFOLLOW);
+        // Made anew: one that is there may be a link, or be open elsewhere.
+        let file = if at == 0 { private::create(&path) } else { options.open(&path) };
+        let file = file.map_err(|e| named(&path, &e))?;
         self.holds(&file, &path, at)?;
         file.write_all_at(bytes, at).map_err(|e| named(&path, &e))
     }

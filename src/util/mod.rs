@@ -5,6 +5,7 @@
 //! - [`boot`]: which boot of the kernel this is
 //! - [`damage`]: what was found damaged, until the master knows
 //! - [`limits`]: what the kernel lets this process use
+//! - [`private`]: files that only this user may read
 //! - [`rate`]: limits on bytes per second
 //! - [`seal`]: a check on documents that travel
 //! - [`shutdown`]: one token tells every task to stop
@@ -18,6 +19,7 @@ pub mod damage;
 pub mod iface;
 pub mod limits;
 pub mod name;
+pub mod private;
 pub mod rate;
 pub mod seal;
 pub mod shutdown;

@@ -90,6 +90,10 @@ fn a_flush_that_failed_makes_suspect_what_it_was_to_flush() {
     for under in ["first", "second"] {
         assert_eq!(verdict(&started(&site, under), &batch), Verdict::Check);
     }
+    // It names destinations: nobody else may read it.
+    use std::os::unix::fs::MetadataExt as _;
+    let mode = |path: &str| std::fs::metadata(site.at(path)).unwrap().mode() & 0o777;
+    assert_eq!((mode("state"), mode("state/unflushed.json")), (0o700, 0o600));
     // Of other destinations nothing is known to be lost.
     let ledger = Ledger::open(&site.at("state/unflushed.json"), boot("first")).unwrap();
     let below = |path: &str| site.root.path().join(&rel(path));
