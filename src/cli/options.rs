@@ -61,7 +61,7 @@ struct KeepArgs {
     /// Give everything this owner, this group or both, by number: UID, UID:GID or :GID
     #[arg(long, value_name = "UID[:GID]", value_parser = chown)]
     chown: Option<Chown>,
-    /// Leave owner and group to the destination (--preserve no-owner,no-group)
+    /// Keep neither owner nor group: files get those of the agent's user (--preserve no-owner,no-group)
     #[arg(long)]
     no_owner: bool,
     /// Symbolic links: `copy` copies what they lead to, where that lies below the agent's storage path

@@ -3,7 +3,6 @@
 
 use super::error::{Cause, Result};
 use super::meta::{lstat, size_of, type_of};
-use super::names;
 use super::nodes::TouchUp;
 use super::root::{Dir, Place};
 use super::source::read_full;
@@ -82,8 +81,21 @@ impl Target {
             }
             Ok(held)
         };
-        let base = open(place.name)?;
-        let part = open(&names::part(&entry.path, entry.generation()))?;
+        // What a foreign owner can change at any time is nothing to compare with.
+        let base = match open(place.name)? {
+            Some(held) => {
+                let trusted = self.is_trusted_fd(&place.dir, &held.fd, &entry.meta);
+                trusted.map_err(failed)?.then_some(held)
+            }
+            None => None,
+        };
+        let part = match open(&self.part_name(entry))? {
+            Some(held) => {
+                let stat = rustix::fs::fstat(&held.fd).map_err(failed)?;
+                self.is_own_part(&place.dir, &stat).then_some(held)
+            }
+            None => None,
+        };
         let mut value = |held: &Option<Held>, from, to| match held {
             Some(held) => held.value(from, to, scratch),
             None => Ok(None),
@@ -129,6 +141,8 @@ impl Target {
                 }
                 Action::Metadata
             }
+            // It was another file when it was compared.
+            TouchUp::Foreign => return Err(failed(Cause::Overtaken)),
         })
     }
 

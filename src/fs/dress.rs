@@ -41,7 +41,8 @@ impl<'a> From<&'a DirRef> for Outfit<'a> {
 /// Where an object that is dressed comes from.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Origin {
-    /// This process just made it. What is not preserved it gets from the file that it replaces.
+    /// This process just made it. What is not preserved of group and mode it gets from the file that it
+    /// replaces, where that has the owner which the new one gets.
     New(Option<Stat>),
     /// It was there. What is not preserved stays.
     There,
@@ -140,9 +141,14 @@ impl Policy {
         [Mode, Owner, Group].iter().any(|one| !self.keeps(*one))
     }
 
-    /// The mode that a directory is made with. It is stamped later, where modes are preserved.
-    pub(super) fn dir_birth_mode(&self) -> u32 {
-        if self.keeps(Attribute::Mode) { 0o700 } else { 0o777 }
+    /// The mode that a directory is made with, before the umask. It is stamped later, where modes are
+    /// preserved; else it follows the source's, where that is known, and its owner may fill it.
+    pub(super) fn dir_birth_mode(&self, meta: Option<&Meta>) -> u32 {
+        match meta {
+            _ if self.keeps(Attribute::Mode) => 0o700,
+            Some(meta) => meta.mode & 0o777 | 0o700,
+            None => 0o777,
+        }
     }
 
     /// The mode that a file which nobody else can reach is made with.
@@ -151,8 +157,8 @@ impl Policy {
     }
 
     /// The mode that a special file is made with, likewise.
-    pub(super) fn special_birth_mode(&self) -> u32 {
-        if self.keeps(Attribute::Mode) { 0o600 } else { 0o666 }
+    pub(super) fn special_birth_mode(&self, meta: &Meta) -> u32 {
+        if self.keeps(Attribute::Mode) { 0o600 } else { meta.mode & 0o777 }
     }
 
     fn owners(&self) -> bool {
@@ -165,6 +171,11 @@ impl Policy {
             uid: self.chown.uid.or(self.keeps(Attribute::Owner).then_some(meta.uid)),
             gid: self.chown.gid.or(self.keeps(Attribute::Group).then_some(meta.gid)),
         }
+    }
+
+    /// The owner that an entry with `meta` is to have; `None` where that is not preserved.
+    pub(super) fn wanted_uid(&self, meta: &Meta) -> Option<u32> {
+        self.wanted_owner(meta).uid
     }
 
     fn owner_plan(&self, stat: &Stat, want: Owner) -> OwnerPlan {
@@ -344,12 +355,8 @@ impl Policy {
         }
         let mut plan = self.owner_plan(stat, want);
         if let Some(before) = before {
-            let old = Owner {
-                uid: want.uid.is_none().then_some(before.st_uid),
-                gid: want.gid.is_none().then_some(before.st_gid),
-            };
-            let old = self.owner_plan(stat, old).set;
-            plan.set = Owner { uid: plan.set.uid.or(old.uid), gid: plan.set.gid.or(old.gid) };
+            let old = Owner { uid: None, gid: want.gid.is_none().then_some(before.st_gid) };
+            plan.set.gid = plan.set.gid.or(self.owner_plan(stat, old).set.gid);
         }
         let mut owned = Owned {
             uid: stat.st_uid,
@@ -422,8 +429,15 @@ impl Policy {
         }
         let own = match origin {
             Origin::New(Some(before)) => mode_of(&before) & 0o1777,
+            // The permission bits of the source, under the umask.
+            Origin::New(None) if file_type == FileType::RegularFile => {
+                outfit.meta.mode & 0o777 & !self.umask()
+            }
+            // See `dir_birth_mode`.
+            Origin::New(None) if file_type == FileType::Directory => {
+                mode_of(stat) & !(0o700 & !outfit.meta.mode)
+            }
             // All others are made with the mode that they keep.
-            Origin::New(None) if file_type == FileType::RegularFile => 0o666 & !self.umask(),
             _ => mode_of(stat),
         };
         (own != now).then_some((own, false))

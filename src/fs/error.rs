@@ -62,8 +62,21 @@ pub enum Cause {
     Destination,
     /// Its extended attributes are too long together.
     ManyXattrs,
+    /// No object of this kind can be made there, by this process.
+    Unmakeable(NodeKind, Errno),
     /// The destination can't hold something of its metadata, and is to hold it all.
     Short(Shortfall),
+}
+
+/// A kind of entry without content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A symbolic link.
+    Link,
+    /// A FIFO or socket.
+    Special,
+    /// A device node.
+    Device,
 }
 
 /// An operation on one entry that failed.
@@ -91,7 +104,7 @@ impl FsError {
     /// The system call's errno.
     pub fn errno(&self) -> Option<Errno> {
         match self.cause {
-            Cause::Os(errno) => Some(errno),
+            Cause::Os(errno) | Cause::Unmakeable(_, errno) => Some(errno),
             Cause::Occupied => Some(Errno::ISDIR),
             _ => None,
         }
@@ -105,7 +118,7 @@ impl FsError {
     /// Whether trying again can help.
     pub fn class(&self) -> ErrorClass {
         match self.cause {
-            Cause::Os(errno) => class_of(errno, self.side),
+            Cause::Os(errno) | Cause::Unmakeable(_, errno) => class_of(errno, self.side),
             Cause::Changed => ErrorClass::Changed,
             Cause::NotRegular | Cause::WrongSize { .. } => match self.side {
                 Side::Source => ErrorClass::Changed,
@@ -150,6 +163,13 @@ impl FsError {
             }
             Cause::Mounted | Cause::Destination => "unmount it, or exclude it",
             Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
+            Cause::Unmakeable(NodeKind::Link, _) => "leave links out (`--links skip`)",
+            Cause::Unmakeable(NodeKind::Special, _) => {
+                "leave FIFOs and sockets out (`--preserve no-specials`)"
+            }
+            Cause::Unmakeable(NodeKind::Device, _) => {
+                "run the agents of the destination as root, or leave devices out (`--preserve no-devices`)"
+            }
             Cause::Short(_) => "sync without `--strict-metadata` to have it counted instead",
             Cause::Os(Errno::NOSYS) => "mount `/proc` where the agent runs",
             Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
@@ -212,6 +232,15 @@ impl fmt::Display for FsError {
             Cause::Overtaken => f.write_str("another attempt at the same file has taken over")?,
             Cause::Lost => f.write_str("what was written to its part file is gone")?,
             Cause::ManyXattrs => f.write_str("its extended attributes are over 1 MiB together")?,
+            Cause::Unmakeable(kind, errno) => {
+                let kind = match kind {
+                    NodeKind::Link => "symbolic link",
+                    NodeKind::Special => "FIFO or socket",
+                    NodeKind::Device => "device",
+                };
+                let name = errno_name(errno).unwrap_or("unknown error");
+                write!(f, "no {kind} can be made there by this user ({name})")?;
+            }
             Cause::Short(short) => write!(f, "{short}")?,
             Cause::MadeUp => {
                 f.write_str(

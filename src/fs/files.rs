@@ -6,12 +6,11 @@
 use super::dress::Origin;
 use super::error::{Cause, FsError, Result};
 use super::meta::{chmod, lstat, meta_of, mode_of, proc_path, set_mtime, type_of};
-use super::names;
 use super::root::Dir;
 use super::source::read_full;
 use super::target::{Step, Target};
 use crate::wire::RelPath;
-use crate::wire::manifest::Entry;
+use crate::wire::manifest::{Entry, Meta};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -97,7 +96,7 @@ impl Target {
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut passed = Vec::new();
         for slot in 0..SLOTS {
-            let temp = names::temp(self.sync, path, attempt, slot);
+            let temp = self.temp_name(path, attempt, slot);
             if slot == SLOTS - 1 {
                 let _ = rustix::fs::unlinkat(&place.dir, &temp, AtFlags::empty());
             }
@@ -129,8 +128,7 @@ impl Target {
             // What has no content has no attempts: its number is 0.
             for attempt in 0..=EARLIER {
                 for slot in 0..SLOTS {
-                    match self.remove_left(&place.dir, &names::temp(self.sync, path, attempt, slot))
-                    {
+                    match self.remove_left(&place.dir, &self.temp_name(path, attempt, slot)) {
                         Err(Errno::NOENT) => break,
                         other => other?,
                     }
@@ -184,7 +182,7 @@ impl Target {
     fn remove_earlier(&self, dir: &Dir, path: &RelPath, attempt: u32) {
         for earlier in attempt.saturating_sub(EARLIER).max(1)..attempt {
             for slot in 0..SLOTS {
-                let name = names::temp(self.sync, path, earlier, slot);
+                let name = self.temp_name(path, earlier, slot);
                 if rustix::fs::unlinkat(dir, &name, AtFlags::empty()).is_err() {
                     break;
                 }
@@ -192,12 +190,15 @@ impl Target {
         }
     }
 
-    /// The file that is about to be replaced, where the new one takes something from it.
-    pub(super) fn replaced(&self, dir: &Dir, name: &[u8]) -> Option<Stat> {
+    /// The file that is about to be replaced, where the new one takes something from it: nothing is taken
+    /// from one of a foreign owner, whose group and mode would let others at the content.
+    pub(super) fn replaced(&self, dir: &Dir, name: &[u8], meta: &Meta) -> Option<Stat> {
         if !self.policy.inherits() {
             return None;
         }
-        lstat(dir, name).ok().filter(|stat| type_of(stat) == FileType::RegularFile)
+        let there = lstat(dir, name).ok()?;
+        let taken = type_of(&there) == FileType::RegularFile && self.is_trusted(dir, &there, meta);
+        taken.then_some(there)
     }
 
     pub(super) fn check_size(&self, entry: &Entry, found: u64) -> Result<()> {
@@ -281,7 +282,7 @@ impl NewFile {
     fn dress(&self, entry: &Entry, name: &[u8]) -> std::result::Result<(), Cause> {
         let Target { policy, state, .. } = &self.target;
         if policy.inherits() {
-            let origin = Origin::New(self.target.replaced(&self.dir, name));
+            let origin = Origin::New(self.target.replaced(&self.dir, name, &entry.meta));
             return policy.dress(&self.fd, &entry.into(), origin).map(drop);
         }
         let birth = match state.births.of(&self.dir) {
@@ -316,7 +317,7 @@ impl NewFile {
     fn take_temporary_name(&mut self, name: &[u8]) -> Result<()> {
         self.target.name_first();
         for slot in 0..SLOTS {
-            let temp = names::temp(self.target.sync, &self.path, self.attempt, slot);
+            let temp = self.target.temp_name(&self.path, self.attempt, slot);
             match self.link(&temp) {
                 Ok(()) => {
                     self.temp = Some(temp);

@@ -10,6 +10,7 @@
 //! .ctl-<sync>.links.part/07/i-…     "this inode, found with other names, is taken for that family"
 //! ```
 
+use super::dress::Origin;
 use super::error::{Cause, Result};
 use super::meta::{lag, lstat, proc_path, size_of, type_of};
 use super::names;
@@ -66,11 +67,11 @@ impl Target {
             Err(Errno::NOTDIR | Errno::NOENT) => return Ok(()),
             other => other.map_err(|e| failed("open", e.into()))?,
         };
-        self.remove_anchors(&dir, &names::anchors(self.sync))
+        self.remove_anchors(&dir, &self.anchors_name())
             .map_err(|e| failed("remove hard-link anchors below", e.into()))?;
         self.keep_anchors(None);
         match root {
-            Some(root) => self.stamp_one(&dir, &root.into()).map(drop),
+            Some(root) => self.stamp_one(&dir, &root.into(), Origin::There).map(drop),
             None => Ok(()),
         }
         .map_err(|cause| failed("set metadata of", cause))
@@ -209,7 +210,7 @@ impl Target {
         entry: &Entry,
         anchor: &Anchor,
     ) -> std::result::Result<(), Cause> {
-        let temp = names::temp(self.sync, &entry.path, 0, 0);
+        let temp = self.temp_name(&entry.path, 0, 0);
         let link =
             || rustix::fs::linkat(&anchor.dir, anchor.name.as_str(), dir, &temp, AtFlags::empty());
         match self.writable(dir, link) {
@@ -303,7 +304,7 @@ impl Target {
 
     fn make_anchors(&self) -> Step<Dir> {
         let (root, _) = self.dir(b"", false)?;
-        let name = names::anchors(self.sync);
+        let name = self.anchors_name();
         match self.writable(&root, || rustix::fs::mkdirat(&root, &name, Mode::RWXU)) {
             Ok(()) | Err(Errno::EXIST) => self.open_anchors(),
             Err(errno) => Err(errno),
@@ -314,7 +315,7 @@ impl Target {
     /// he likes.
     fn open_anchors(&self) -> Step<Dir> {
         let root = self.tree.dir(b"")?;
-        let name = names::anchors(self.sync);
+        let name = self.anchors_name();
         let dir = match self.writable(&root, || open_below(root.as_fd(), &name)) {
             // Planted.
             Err(Errno::LOOP | Errno::NOTDIR) => return Err(Errno::PERM),
@@ -381,7 +382,8 @@ struct Anchor {
     stat: Stat,
 }
 
-fn is_one(a: &Stat, b: &Stat) -> bool {
+/// Whether both are of one object.
+pub(super) fn is_one(a: &Stat, b: &Stat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 

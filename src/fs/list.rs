@@ -100,6 +100,11 @@ pub(super) fn list(fd: &OwnedFd, after: Option<&[u8]>, keep: usize) -> Listing {
     list_if(fd, keep, |name| after.is_none_or(|a| name > a) && !is_ours(name))
 }
 
+/// The same with the names of our own unfinished files.
+pub(super) fn list_all(fd: &OwnedFd, after: Option<&[u8]>, keep: usize) -> Listing {
+    list_if(fd, keep, |name| after.is_none_or(|a| name > a))
+}
+
 /// The first `keep` names of a directory that are `wanted`, sorted.
 pub(super) fn list_if(fd: &OwnedFd, keep: usize, wanted: impl Fn(&[u8]) -> bool) -> Listing {
     let mut listing = Listing { names: Vec::new(), more: false, failed: None };
@@ -160,7 +165,7 @@ mod tests {
             site.write(format!("src/{name}"), "");
         }
         symlink("a", site.at("src/link")).unwrap();
-        let ours = super::super::names::temp(SyncNo(1), &rel("x"), 1, 0);
+        let ours = super::super::names::temp(&Default::default(), SyncNo(1), &rel("x"), 1, 0);
         fs::write(site.at("src").join(os(&ours)), "").unwrap();
         let tree = site.source();
         let mut all = Vec::new();

@@ -19,6 +19,9 @@
 //!   names: owner, attributes and access control lists, mode, time, in this order, as each changes the
 //!   ones behind it. Set-uid and set-gid are given only together with the owner. What the destination
 //!   can't hold is counted by cause ([`Target::notes`]).
+//! - **What other users of the host put there is not used.** A part file is one of ours that nobody else
+//!   could open; an object of a foreign owner is neither taken for equal nor given owner or mode, but
+//!   replaced (`trust.rs`). Names of unfinished files can't be computed without the installation's key.
 //! - **Names of one file stay names of one file** whoever brings them: the first that is complete is
 //!   the anchor of the others (`links.rs`).
 //! - **A name at the destination always holds the old or the complete new content.** Content goes to
@@ -58,6 +61,7 @@ mod target;
 #[cfg(test)]
 mod testing;
 mod trash;
+mod trust;
 mod unflushed;
 mod walk;
 mod xattr;

@@ -3,11 +3,16 @@
 //! looks alike is copied like any other.
 //!
 //! ```text
-//! .ctl-<sync, 16 hex>-<BLAKE3 of the path, 16 hex>-<attempt, 8 hex><slot, 8 hex>.tmp.part   small file, link
-//! .ctl-<0, 16 hex>-<BLAKE3 of the path, 16 hex>-<generation, 16 hex>.part                   large file
-//! .ctl-<sync, 16 hex>.links.part                                                    directory of anchors
+//! .ctl-<sync, 16 hex>-<hash of the path, 16 hex>-<attempt, 8 hex><slot, 8 hex>.tmp.part   small file, link
+//! .ctl-<0, 16 hex>-<hash of the path, 16 hex>-<generation, 16 hex>.part                   large file
+//! .ctl-<hash of the sync, 16 hex>.links.part                                              directory of anchors
 //! ```
+//!
+//! The hashes are BLAKE3 keyed with the [`NameKey`] of the installation. All agents of an installation
+//! compute the same name, at every attempt and in every later sync; a local user without the key cannot
+//! compute a name and occupy it in advance.
 
+use crate::wire::options::NameKey;
 use crate::wire::{RelPath, SyncNo};
 
 const PREFIX: &[u8] = b".ctl-";
@@ -16,22 +21,29 @@ const TEMP_SUFFIX: &[u8] = b".tmp.part";
 const ANCHORS_SUFFIX: &[u8] = b".links.part";
 const HEX: usize = 16;
 
-fn stem(sync: SyncNo, path: &RelPath) -> String {
-    let digest = blake3::hash(path.as_bytes());
+/// The first 64 bits of the keyed hash of `domain` and `bytes`.
+fn keyed_hash(key: &NameKey, domain: u8, bytes: &[u8]) -> u64 {
+    let mut hasher = blake3::Hasher::new_keyed(&key.0);
+    hasher.update(&[domain]).update(bytes);
     let mut first = [0; 8];
-    first.copy_from_slice(&digest.as_bytes()[..8]);
-    format!(".ctl-{:016x}-{:016x}-", sync.0, u64::from_be_bytes(first))
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_be_bytes(first)
+}
+
+fn stem(key: &NameKey, sync: SyncNo, path: &RelPath) -> String {
+    format!(".ctl-{:016x}-{:016x}-", sync.0, keyed_hash(key, b'p', path.as_bytes()))
 }
 
 /// The part file of one version of a large file: the same for every agent that writes a range of it,
 /// and for every sync, so that what an interrupted one left is used up by the next.
-pub(super) fn part(path: &RelPath, generation: u64) -> Vec<u8> {
-    format!("{}{generation:016x}.part", stem(SyncNo(0), path)).into_bytes()
+pub(super) fn part(key: &NameKey, path: &RelPath, generation: u64) -> Vec<u8> {
+    format!("{}{generation:016x}.part", stem(key, SyncNo(0), path)).into_bytes()
 }
 
 /// The directory, at the destination root, in which a sync keeps a name of each file that has several.
-pub(super) fn anchors(sync: SyncNo) -> Vec<u8> {
-    format!(".ctl-{:016x}.links.part", sync.0).into_bytes()
+pub(super) fn anchors(key: &NameKey, sync: SyncNo) -> Vec<u8> {
+    let hash = keyed_hash(key, b'a', &sync.0.to_be_bytes());
+    format!(".ctl-{hash:016x}.links.part").into_bytes()
 }
 
 /// The name of one of them in it, below a directory of its own for each first byte.
@@ -41,8 +53,14 @@ pub(super) fn anchor(family: u64) -> (String, String) {
 
 /// The temporary file of one attempt at an entry. `slot` is 0 unless another attempt of the same
 /// number is (or was) at work.
-pub(super) fn temp(sync: SyncNo, path: &RelPath, attempt: u32, slot: u32) -> Vec<u8> {
-    format!("{}{attempt:08x}{slot:08x}.tmp.part", stem(sync, path)).into_bytes()
+pub(super) fn temp(
+    key: &NameKey,
+    sync: SyncNo,
+    path: &RelPath,
+    attempt: u32,
+    slot: u32,
+) -> Vec<u8> {
+    format!("{}{attempt:08x}{slot:08x}.tmp.part", stem(key, sync, path)).into_bytes()
 }
 
 /// Whether `name` is one that [`part`], [`temp`] or [`anchors`] gives.
@@ -74,12 +92,27 @@ fn is_hex(byte: &u8) -> bool {
 mod tests {
     use super::*;
 
+    const KEY: NameKey = NameKey([5; 32]);
+
+    #[test]
+    fn a_name_cannot_be_computed_without_the_key() {
+        let (path, other) = (RelPath::new("a/b").unwrap(), NameKey([6; 32]));
+        let names =
+            |key| [part(key, &path, 1), temp(key, SyncNo(1), &path, 1, 0), anchors(key, SyncNo(1))];
+        assert_eq!(names(&KEY), names(&KEY));
+        for (one, two) in names(&KEY).iter().zip(&names(&other)) {
+            assert!(one != two && is_ours(one) && is_ours(two));
+        }
+        let unkeyed = blake3::hash(path.as_bytes()).to_hex();
+        assert!(!String::from_utf8(part(&KEY, &path, 1)).unwrap().contains(&unkeyed[..16]));
+    }
+
     #[test]
     fn only_the_exact_pattern_is_ours() {
         let path = RelPath::new("a/b").unwrap();
-        let part = part(&path, u64::MAX >> 4);
-        let temp = temp(SyncNo(u64::MAX), &path, 1, 2);
-        let anchors = anchors(SyncNo(7));
+        let part = part(&KEY, &path, u64::MAX >> 4);
+        let temp = temp(&KEY, SyncNo(u64::MAX), &path, 1, 2);
+        let anchors = anchors(&KEY, SyncNo(7));
         assert!(is_ours(&part) && is_ours(&temp) && is_ours(&anchors));
         assert!(is_anchors(&anchors) && !is_anchors(&part));
         let text = String::from_utf8(part).unwrap();
@@ -104,12 +137,12 @@ mod tests {
     fn names_differ_by_sync_path_generation_and_attempt() {
         let (a, b) = (RelPath::new("a").unwrap(), RelPath::new("b").unwrap());
         let all = [
-            part(&a, 1),
-            part(&b, 1),
-            part(&a, 2),
-            temp(SyncNo(2), &a, 1, 0),
-            temp(SyncNo(1), &a, 0, 1),
-            temp(SyncNo(1), &a, 1, 0),
+            part(&KEY, &a, 1),
+            part(&KEY, &b, 1),
+            part(&KEY, &a, 2),
+            temp(&KEY, SyncNo(2), &a, 1, 0),
+            temp(&KEY, SyncNo(1), &a, 0, 1),
+            temp(&KEY, SyncNo(1), &a, 1, 0),
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());

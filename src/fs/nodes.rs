@@ -2,10 +2,9 @@
 //! metadata that it shall have.
 
 use super::dress::{Origin, Outfit};
-use super::error::{Cause, Result};
+use super::error::{Cause, NodeKind, Result};
+use super::links::is_one;
 use super::meta::type_of;
-use super::names;
-use super::notes::Shortfall;
 use super::root::Place;
 use super::target::{Step, Target};
 use super::xattr::Object;
@@ -22,9 +21,12 @@ pub(super) enum TouchUp {
     Same,
     /// They are now (or would be, in a dry run).
     Repaired,
-    /// They can't be had in place: it has other names, or is somebody else's. It can be replaced by an
-    /// object of ours.
+    /// They can't be had in place: it has other names, or this process may not set them. It can be replaced
+    /// by a copy of it.
     Replace,
+    /// It belongs neither to this process nor to the owner that it is to have, who may write to it at any
+    /// time: its content is not to be used.
+    Foreign,
 }
 
 /// A descriptor of whatever has this name, which is not opened for use: a device or FIFO isn't
@@ -32,6 +34,15 @@ pub(super) enum TouchUp {
 pub(super) fn open_object(place: &Place<'_>, name: &[u8]) -> Step<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(&place.dir, name, flags, Mode::empty())
+}
+
+/// The kind of something that is neither a regular file nor a directory.
+pub(super) fn node_kind(file_type: FileType) -> NodeKind {
+    match file_type {
+        FileType::Symlink => NodeKind::Link,
+        FileType::CharacterDevice | FileType::BlockDevice => NodeKind::Device,
+        _ => NodeKind::Special,
+    }
 }
 
 impl Target {
@@ -46,13 +57,21 @@ impl Target {
         stat: &Stat,
         entry: &Entry,
     ) -> std::result::Result<TouchUp, Cause> {
+        if !self.is_trusted(&place.dir, stat, &entry.meta) {
+            return Ok(TouchUp::Foreign);
+        }
         let member = self.is_member(entry) && !self.rules.dry_run;
         if member && !self.claim(stat, entry)? {
             return Ok(TouchUp::Replace);
         }
         let done = self.touch_up_one(place, stat, entry)?;
-        if member && done != TouchUp::Replace {
-            self.join(&place.dir, place.name, &open_object(place, place.name)?, entry)?;
+        if member && matches!(done, TouchUp::Same | TouchUp::Repaired) {
+            let fd = open_object(place, place.name)?;
+            // The other names of the file become names of this object.
+            if !is_one(&rustix::fs::fstat(&fd)?, stat) {
+                return Ok(TouchUp::Foreign);
+            }
+            self.join(&place.dir, place.name, &fd, entry)?;
         }
         Ok(done)
     }
@@ -77,8 +96,8 @@ impl Target {
         }
         let fd = open_object(place, place.name)?;
         let now = rustix::fs::fstat(&fd)?;
-        if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
-            return Ok(TouchUp::Replace);
+        if !is_one(&now, stat) {
+            return Ok(TouchUp::Foreign);
         }
         match self.policy.dress(&fd, &outfit, Origin::There) {
             // Somebody else's.
@@ -98,11 +117,11 @@ impl Target {
         })
     }
 
-    /// Makes a link or special file under a temporary name and renames it; `false` where it is left
-    /// out, because the operator wants it so or because this process may not (which is noted).
+    /// Makes a link or special file under a temporary name and renames it; `false` where the operator left
+    /// its kind out.
     ///
     /// # Errors
-    /// One of the steps failed.
+    /// One of the steps failed; no object of this kind can be made there ([`Cause::Unmakeable`]).
     pub(super) fn make(&self, entry: &Entry) -> Result<bool> {
         let path = &entry.path;
         let (op, file_type) = match &entry.kind {
@@ -113,12 +132,11 @@ impl Target {
         if self.leaves_out(entry) {
             return Ok(false);
         }
-        let temp = names::temp(self.sync, path, 0, 0);
+        let temp = self.temp_name(path, 0, 0);
         let place = match self.retry_if_gone(|| self.make_node(entry, file_type, &temp)) {
             Ok(place) => place,
-            Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) if file_type != FileType::Symlink => {
-                let short = Shortfall::Special(errno);
-                return self.policy.book.add(path, short).map(|()| false).map_err(failed);
+            Err(errno @ (Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)) => {
+                return Err(failed(Cause::Unmakeable(node_kind(file_type), errno)));
             }
             Err(errno) => return Err(failed(errno.into())),
         };
@@ -126,7 +144,14 @@ impl Target {
             let fd = open_object(&place, &temp)?;
             let stat = rustix::fs::fstat(&fd)?;
             // Nobody shall draw our metadata onto something else by swapping the name.
-            if type_of(&stat) != file_type || stat.st_nlink != 1 {
+            let device = matches!(&entry.kind, Kind::Special { rdev, .. } if
+                matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
+                    && *rdev != stat.st_rdev);
+            if type_of(&stat) != file_type
+                || stat.st_nlink != 1
+                || device
+                || !self.is_made_by_us(&place.dir, &stat)
+            {
                 return Err(Cause::Overtaken);
             }
             self.policy.dress(&fd, &entry.into(), Origin::New(None))?;
@@ -149,7 +174,7 @@ impl Target {
         let make = || match &entry.kind {
             Kind::Symlink { target } => rustix::fs::symlinkat(target.as_slice(), &place.dir, temp),
             Kind::Special { rdev, .. } => {
-                let mode = Mode::from_raw_mode(self.policy.special_birth_mode());
+                let mode = Mode::from_raw_mode(self.policy.special_birth_mode(&entry.meta));
                 rustix::fs::mknodat(&place.dir, temp, file_type, mode, *rdev)
             }
             Kind::File { .. } | Kind::Dir => Err(Errno::INVAL),

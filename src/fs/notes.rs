@@ -30,8 +30,6 @@ pub enum Shortfall {
     ClampedTime,
     /// It is a file of its own, instead of another name of one.
     HardLink(Errno),
-    /// It is a FIFO, socket or device that can't be made, and is left out.
-    Special(Errno),
 }
 
 impl fmt::Display for Shortfall {
@@ -67,9 +65,6 @@ impl fmt::Display for Shortfall {
             ),
             Shortfall::HardLink(errno) => {
                 write!(f, "hard link not kept, copied as a file of its own ({})", name(errno))
-            }
-            Shortfall::Special(errno) => {
-                write!(f, "FIFO, socket or device left out ({})", name(errno))
             }
         }
     }

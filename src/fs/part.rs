@@ -10,17 +10,19 @@ use super::cache::{WriteBehind, forget};
 use super::dress::Origin;
 use super::error::{Cause, Result};
 use super::files::{write_full, zero_runs};
+use super::links::is_one;
 use super::lost::{self, Ranges};
 use super::meta::{lstat, same_mtime, size_of, type_of};
-use super::names;
 use super::nodes::open_object;
 use super::root::{Dir, Place};
 use super::source::{next_data, read_full};
 use super::target::{Step, Target};
+use super::trust::PART_MODE;
+use super::xattr::Object;
 use crate::wire::RelPath;
-use crate::wire::manifest::Entry;
+use crate::wire::manifest::{Entry, Meta};
 use crate::wire::options::{Attribute, Compare};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::sync::OnceLock;
@@ -41,6 +43,8 @@ pub struct PartFile {
     fd: OwnedFd,
     /// The file itself, as its name must show it: device and inode.
     own: (u64, u64),
+    /// What it is going to have.
+    meta: Meta,
     /// The file has its name already: nothing is written to it, only compared.
     published: bool,
     /// The file that has the name now, once it was needed.
@@ -75,9 +79,9 @@ impl Target {
     fn try_part(&self, entry: &Entry) -> Step<PartFile> {
         let place = self.place(&entry.path)?;
         self.tree.check_place(&place)?;
-        let name = names::part(&entry.path, entry.generation());
+        let name = self.part_name(entry);
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
+        let mode = Mode::from_raw_mode(PART_MODE);
         for _ in 0..4 {
             let open = || rustix::fs::openat(&place.dir, &name, flags, mode);
             let (fd, created) = match self.writable(&place.dir, open) {
@@ -97,8 +101,8 @@ impl Target {
                         Err(errno) => return Err(errno),
                     }
                 }
-                // Also one that got its final mode and then not its name, as somebody was killed: it
-                // may not let its own owner write.
+                // Also one that got its final mode and then not its name, as its agent was killed: its
+                // mode may forbid even its owner to write.
                 Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR | Errno::ACCESS) => {
                     self.clear_away(&place.dir, &name)?;
                     continue;
@@ -106,8 +110,12 @@ impl Target {
                 Err(errno) => return Err(errno),
             };
             let stat = rustix::fs::fstat(&fd)?;
-            // A second name means that somebody planted a link to a file of his choice.
-            if type_of(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
+            // Another user may have put it there, and may have it open.
+            if !created && !self.is_own_part(&place.dir, &stat) {
+                tracing::warn!(
+                    path = %entry.path, uid = stat.st_uid, mode = format!("{:o}", stat.st_mode & 0o7777),
+                    "a part file that this agent did not make is removed"
+                );
                 self.clear_away(&place.dir, &name)?;
                 continue;
             }
@@ -137,6 +145,7 @@ impl Target {
             dir: place.dir,
             name: if published { place.name.to_vec() } else { name },
             own: (stat.st_dev, stat.st_ino),
+            meta: entry.meta,
             fd,
             published,
             base: OnceLock::new(),
@@ -153,7 +162,8 @@ impl Target {
         }
         let fd = open_base(&place.dir, place.name).ok()?;
         let stat = rustix::fs::fstat(&fd).ok()?;
-        (is_version(&stat, entry) && !self.is_suspect(&stat)).then_some(fd)
+        let same = is_version(&stat, entry) && !self.is_suspect(&stat);
+        (same && self.is_trusted(&place.dir, &stat, &entry.meta)).then_some(fd)
     }
 
     /// Whether size and time tell one version of a file from another.
@@ -172,7 +182,7 @@ impl Target {
         let failed = |cause| self.error("publish", path, cause);
         let os = |errno: Errno| failed(errno.into());
         let place = self.place(path).map_err(os)?;
-        let name = names::part(path, entry.generation());
+        let name = self.part_name(entry);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = self
             .writable(&place.dir, || rustix::fs::openat(&place.dir, &name, flags, Mode::empty()));
@@ -181,8 +191,9 @@ impl Target {
             other => other.map_err(os)?,
         };
         let stat = rustix::fs::fstat(&fd).map_err(os)?;
-        if type_of(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
-            return Err(failed(Cause::NotRegular));
+        if !self.is_own_part(&place.dir, &stat) && !self.is_dressed_part(&place, &fd, &stat, entry)
+        {
+            return Err(failed(Cause::Lost));
         }
         self.check_size(entry, size_of(&stat))?;
         if let Some(ranges) = ranges
@@ -190,12 +201,26 @@ impl Target {
         {
             return Err(failed(Cause::Lost));
         }
-        let origin = Origin::New(self.replaced(&place.dir, place.name));
+        let origin = Origin::New(self.replaced(&place.dir, place.name, &entry.meta));
         self.policy.dress(&fd, &entry.into(), origin).map_err(failed)?;
         self.rename(&place.dir, &name, place.name).map_err(failed)?;
+        // The name may have been given to another file between.
+        if !lstat(&place.dir, place.name).is_ok_and(|there| is_one(&there, &stat)) {
+            return Err(failed(Cause::Overtaken));
+        }
         // What the disk has by now.
         forget(&fd, 0, entry.size());
         self.join(&place.dir, place.name, &fd, entry).map_err(failed)
+    }
+
+    /// Whether it is a part file that got all its metadata before its agent was killed: another user who
+    /// could open it can open the published file as well.
+    fn is_dressed_part(&self, place: &Place<'_>, fd: &OwnedFd, stat: &Stat, entry: &Entry) -> bool {
+        type_of(stat) == FileType::RegularFile
+            && stat.st_nlink == 1
+            && self.is_trusted(&place.dir, stat, &entry.meta)
+            && self.policy.keeps(Attribute::Mode)
+            && self.policy.differs(Object::Open(fd.as_fd()), stat, &entry.into()) == Ok(false)
     }
 
     /// That there is no part file is fine where the file is published: as its size and time tell or,
@@ -211,6 +236,9 @@ impl Target {
             _ => return Err(Cause::Lost),
         };
         self.tree.check_name(&place.dir, place.name)?;
+        if !self.is_trusted(&place.dir, &stat, &entry.meta) {
+            return Err(Cause::Lost);
+        }
         if !(self.tells_versions() && is_version(&stat, entry)) {
             let fd = open_base(&place.dir, place.name).map_err(|_| Cause::Lost)?;
             let whole = match ranges {
@@ -235,7 +263,7 @@ impl Target {
     /// # Errors
     /// It is there and can't be removed.
     pub fn discard_part(&self, entry: &Entry) -> Result<()> {
-        let name = names::part(&entry.path, entry.generation());
+        let name = self.part_name(entry);
         let place = self.tree.place(&entry.path);
         let gone = place.and_then(|place| self.remove_left(&place.dir, &name));
         match gone {
@@ -324,6 +352,8 @@ impl PartFile {
     /// Like [`PartFile::write_at`]; the file that has the name is not there, not to be read, or shorter.
     pub fn keep(&self, offset: u64, len: u64, from: Keep) -> Result<()> {
         self.writing(|| match from {
+            // It was removed since its blocks were compared, and no digest will tell.
+            Keep::Part if self.created && !self.target.rules.hashed => Err(Cause::Lost),
             Keep::Part => Ok(()),
             Keep::Base if self.published => Ok(()),
             Keep::Base => self.copy_base(offset, len),
@@ -348,8 +378,12 @@ impl PartFile {
 
     fn base(&self) -> Step<&OwnedFd> {
         if self.base.get().is_none() {
+            let base = open_base(&self.dir, &self.last)?;
+            if !self.target.is_trusted_fd(&self.dir, &base, &self.meta)? {
+                return Err(Errno::NOENT);
+            }
             // Of two that open it at once, one is kept.
-            let _ = self.base.set(open_base(&self.dir, &self.last)?);
+            let _ = self.base.set(base);
         }
         self.base.get().ok_or(Errno::NOENT)
     }

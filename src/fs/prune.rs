@@ -12,7 +12,7 @@ use super::error::{Cause, FsError, Result};
 use super::filter::Filter;
 use super::list::{Listed, list_if};
 use super::meta::{chmod, lstat, mode_of, size_of, type_of};
-use super::names::{anchors, is_anchors, is_ours};
+use super::names::{is_anchors, is_ours};
 use super::root::{Dir, open_below};
 use super::spelling::TAKEN;
 use super::target::{Step, Target};
@@ -301,7 +301,7 @@ impl Pruner<'_> {
         let age =
             self.now.saturating_sub(Duration::from_secs(stat.st_ctime.try_into().unwrap_or(0)));
         // The change time can't be set, so a file that already has its final time looks young.
-        let anchors = is_anchors(name) && name != anchors(self.target.sync);
+        let anchors = is_anchors(name) && name != self.target.anchors_name();
         if age < STALE || type_of(stat) == FileType::Directory && !anchors {
             self.keep();
         } else if self.apply {

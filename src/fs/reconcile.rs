@@ -1,13 +1,11 @@
 //! What can be done at the destination without content, which in a repeated sync is nearly everything.
 
-use super::dress::Outfit;
-use super::error::{Cause, Result};
+use super::dress::{Origin, Outfit};
+use super::error::{Cause, NodeKind, Result};
 use super::links::Linked;
 use super::meta::{lag, lstat, meta_of, size_of, type_of};
-use super::names;
 use super::near::Near;
-use super::nodes::TouchUp;
-use super::notes::Shortfall;
+use super::nodes::{TouchUp, node_kind};
 use super::root::{Place, split};
 use super::target::Target;
 use super::xattr::Object;
@@ -69,7 +67,7 @@ impl Target {
             stamps: BTreeMap::new(),
         };
         for dir in &manifest.dirs {
-            let found = batch.enter(&dir.path);
+            let found = batch.enter(&dir.path, &dir.meta);
             batch.found.insert(dir.path.as_bytes(), found);
             if matches!(found, Found::New | Found::Replaced) {
                 batch.stamps.entry(&dir.path).or_insert(dir.into());
@@ -89,7 +87,11 @@ impl Target {
                     batch.stamps.entry(&dir.path).or_insert(dir.into());
                 }
             }
-            let failed = self.stamp_all(&batch.stamps);
+            let origin = |path: &RelPath| match batch.found.get(path.as_bytes()) {
+                Some(Found::New | Found::Replaced) => Origin::New(None),
+                _ => Origin::There,
+            };
+            let failed = self.stamp_all(&batch.stamps, origin);
             for (entry, verdict) in manifest.entries.iter().zip(&mut verdicts) {
                 if let (Kind::Dir, Some(error)) = (&entry.kind, failed.get(&entry.path)) {
                     *verdict = Verdict::Failed(error.to_file_error());
@@ -141,7 +143,7 @@ struct Batch<'a> {
 /// Directories.
 impl<'a> Batch<'a> {
     /// Makes a directory, unless it is there or the one above it is not to be had.
-    fn enter(&mut self, path: &'a RelPath) -> Found {
+    fn enter(&mut self, path: &'a RelPath, meta: &Meta) -> Found {
         let rules = &self.target.rules;
         match self.above(path) {
             Some(Found::Broken(errno)) => return Found::Broken(errno),
@@ -166,7 +168,7 @@ impl<'a> Batch<'a> {
             Err(Errno::NOENT | Errno::ACCESS) if !rules.dry_run => {}
             Err(errno) => return Found::Broken(errno),
         }
-        match self.target.dir(path.as_bytes(), true) {
+        match self.target.dir_like(path.as_bytes(), true, Some(meta)) {
             Ok((_, true)) => {
                 self.wrote_beside(path);
                 new
@@ -194,7 +196,11 @@ impl<'a> Batch<'a> {
         let path = &entry.path;
         let found = match self.found.get(path.as_bytes()) {
             Some(found) => *found,
-            None => self.enter(path),
+            None => {
+                let found = self.enter(path, &entry.meta);
+                self.found.insert(path.as_bytes(), found);
+                found
+            }
         };
         let action = match found {
             Found::Broken(errno) => return Err(self.target.error("make directory", path, errno)),
@@ -407,10 +413,11 @@ impl<'a> Batch<'a> {
         let action = match self.target.touch_up(place, stat, entry).map_err(failed)? {
             TouchUp::Same => Action::Skip,
             TouchUp::Repaired => Action::Metadata,
-            TouchUp::Replace if entry.size() > 0 => {
+            TouchUp::Replace | TouchUp::Foreign if entry.size() > 0 => {
                 return Ok((Verdict::Needed { action: Action::Update, base: true }, None));
             }
             TouchUp::Replace => return self.bring(entry, Action::Metadata, false),
+            TouchUp::Foreign => return self.bring(entry, Action::Update, false),
         };
         let digest = match digest {
             None => self.digest_there(entry, place)?,
@@ -439,22 +446,16 @@ impl<'a> Batch<'a> {
         Ok((Verdict::Done(if made { action } else { Action::Skip }), digest))
     }
 
-    /// Whether a dry run may promise to make `entry`: device nodes are for root.
+    /// That a dry run may promise to make `entry`: device nodes are for root, but for 0:0, which marks
+    /// removed files of an overlay.
     fn may_make(&self, entry: &Entry) -> Result<bool> {
-        let policy = &self.target.policy;
-        let device = match entry.kind {
-            Kind::Special { format, .. } => matches!(
-                FileType::from_raw_mode(format),
-                FileType::BlockDevice | FileType::CharacterDevice
-            ),
-            _ => false,
-        };
-        if !device || policy.euid == 0 {
+        let Kind::Special { format, rdev } = entry.kind else { return Ok(true) };
+        let kind = node_kind(FileType::from_raw_mode(format));
+        if kind != NodeKind::Device || rdev == 0 || self.target.policy.euid == 0 {
             return Ok(true);
         }
-        let noted = policy.book.add(&entry.path, Shortfall::Special(Errno::PERM));
-        noted.map_err(|cause| self.target.error("make special file", &entry.path, cause))?;
-        Ok(false)
+        let cause = Cause::Unmakeable(kind, Errno::PERM);
+        Err(self.target.error("make special file", &entry.path, cause))
     }
 
     /// Removes an empty directory that stands in the way; a full one is an error, also in a dry run.
@@ -476,10 +477,11 @@ impl<'a> Batch<'a> {
 
     /// Whether there is a part file of this version.
     fn has_part(&self, entry: &Entry) -> bool {
-        let name = || names::part(&entry.path, entry.generation());
+        let target = self.target;
         entry.size() >= MAY_BE_PARTED
-            && self.target.tree.place(&entry.path).is_ok_and(|place| {
-                lstat(&place.dir, &name()).is_ok_and(|stat| type_of(&stat) == FileType::RegularFile)
+            && target.tree.place(&entry.path).is_ok_and(|place| {
+                lstat(&place.dir, &target.part_name(entry))
+                    .is_ok_and(|stat| target.is_own_part(&place.dir, &stat))
             })
     }
 

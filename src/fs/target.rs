@@ -4,10 +4,12 @@ use super::dress::{Births, Origin, Outfit, Policy};
 use super::error::{Cause, FsError, Result, is_shortage};
 use super::links::Anchors;
 use super::meta::{chmod, lstat};
+use super::names;
 use super::root::{Dir, Place, Tree, open_below, split};
+use super::trust::Newborns;
 use super::unflushed::Span;
-use crate::wire::manifest::DirRef;
-use crate::wire::options::{Notes, WriteRules};
+use crate::wire::manifest::{DirRef, Entry, Meta};
+use crate::wire::options::{Attribute, Notes, WriteRules};
 use crate::wire::sync::FileError;
 use crate::wire::{RelPath, SyncNo};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
@@ -15,7 +17,7 @@ use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// How a destination is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,12 +53,15 @@ pub struct Target {
 pub(super) struct State {
     /// A directory's mode was widened to write into it: its metadata need to be set again.
     widened: AtomicBool,
+    /// The modes of those directories before, by device and inode.
+    modes_before: Mutex<HashMap<(u64, u64), u32>>,
     /// A server keeps what is written: its errors show only when a file is closed or synced.
     remote: OnceLock<bool>,
     /// New files are made under a temporary name: see [`Target::name_first`].
     name_first: AtomicBool,
     pub(super) births: Births,
     pub(super) anchors: Anchors,
+    pub(super) newborns: Newborns,
 }
 
 /// The outcome of one step of writing.
@@ -95,13 +100,15 @@ impl Target {
     /// something else) has no metadata to set, and that is no failure.
     pub fn stamp(&self, dirs: &[DirRef]) -> Vec<FileError> {
         let stamps = dirs.iter().map(|d| (&d.path, Outfit::from(d))).collect();
-        self.stamp_all(&stamps).values().map(FsError::to_file_error).collect()
+        self.stamp_all(&stamps, |_| Origin::There).values().map(FsError::to_file_error).collect()
     }
 
-    /// Children before their parents: a parent's final mode may lock us out.
+    /// Children before their parents: a parent's final mode may lock us out. `origin` is where the
+    /// directory of a path comes from.
     pub(super) fn stamp_all<'a>(
         &self,
         stamps: &BTreeMap<&'a RelPath, Outfit<'_>>,
+        origin: impl Fn(&RelPath) -> Origin,
     ) -> HashMap<&'a RelPath, FsError> {
         let mut failed = HashMap::new();
         for (path, outfit) in stamps.iter().rev().filter(|_| !self.rules.dry_run) {
@@ -112,7 +119,8 @@ impl Target {
             if dir.as_ref().is_err_and(|errno| self.leaves_unmade(path, *errno)) {
                 continue;
             }
-            let done = dir.map_err(Cause::Os).and_then(|dir| self.stamp_one(&dir, outfit));
+            let done =
+                dir.map_err(Cause::Os).and_then(|dir| self.stamp_one(&dir, outfit, origin(path)));
             if let Err(cause) = done {
                 failed.insert(*path, self.error("set metadata of", path, cause));
             }
@@ -131,13 +139,31 @@ impl Target {
         }
     }
 
-    /// Gives an open directory its metadata; tells whether they were others.
+    /// Gives an open directory its metadata; returns whether they were others.
     pub(super) fn stamp_one(
         &self,
         dir: &Dir,
         outfit: &Outfit<'_>,
+        origin: Origin,
     ) -> std::result::Result<bool, Cause> {
-        self.policy.dress(dir, outfit, Origin::There)
+        let changed = self.policy.dress(dir, outfit, origin)?;
+        if !self.policy.keeps(Attribute::Mode) {
+            self.narrow_again(dir)?;
+        }
+        Ok(changed)
+    }
+
+    /// Gives a directory whose mode was widened to write into it the mode that it had.
+    fn narrow_again(&self, dir: &Dir) -> Step<()> {
+        let widened = || self.state.modes_before.lock().unwrap_or_else(PoisonError::into_inner);
+        if widened().is_empty() {
+            return Ok(());
+        }
+        let stat = rustix::fs::fstat(dir)?;
+        match widened().remove(&(stat.st_dev, stat.st_ino)) {
+            Some(mode) => chmod(dir.as_fd(), mode),
+            None => Ok(()),
+        }
     }
 
     /// Puts everything written below this root on stable storage: syncs its file system and those
@@ -190,6 +216,21 @@ impl Target {
         FsError::new(self.tree.side, op, path.as_bytes(), cause)
     }
 
+    /// See [`names::part`].
+    pub(super) fn part_name(&self, entry: &Entry) -> Vec<u8> {
+        names::part(&self.rules.name_key, &entry.path, entry.generation())
+    }
+
+    /// See [`names::temp`].
+    pub(super) fn temp_name(&self, path: &RelPath, attempt: u32, slot: u32) -> Vec<u8> {
+        names::temp(&self.rules.name_key, self.sync, path, attempt, slot)
+    }
+
+    /// See [`names::anchors`].
+    pub(super) fn anchors_name(&self) -> Vec<u8> {
+        names::anchors(&self.rules.name_key, self.sync)
+    }
+
     /// Whether new files may be made without a name.
     pub(super) fn links_nameless(&self) -> bool {
         !self.state.name_first.load(Ordering::Relaxed)
@@ -211,7 +252,7 @@ impl Target {
         match self.tree.place(path) {
             Err(Errno::NOENT | Errno::ACCESS) => {
                 if path.is_root() {
-                    self.make_base(split(self.tree.base.as_bytes()).0)?;
+                    self.make_base(split(self.tree.base.as_bytes()).0, None)?;
                 } else {
                     self.dir(split(path.as_bytes()).0, false)?;
                 }
@@ -224,6 +265,16 @@ impl Target {
     /// The directory `path`, made where it is missing with all above it; tells whether it is new. With
     /// `replace`, what is no directory is taken out of its way (never the root itself).
     pub(super) fn dir(&self, path: &[u8], replace: bool) -> Step<(Dir, bool)> {
+        self.dir_like(path, replace, None)
+    }
+
+    /// The same; where it is made, it is for a directory with `meta`.
+    pub(super) fn dir_like(
+        &self,
+        path: &[u8],
+        replace: bool,
+        meta: Option<&Meta>,
+    ) -> Step<(Dir, bool)> {
         match self.tree.dir(path) {
             Ok(dir) => return Ok((dir, false)),
             Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::LOOP) => {}
@@ -234,13 +285,15 @@ impl Target {
             && let (above, name) = split(path)
             && let Ok(dir) = self.tree.dir(above)
         {
-            let here = self.enter_spelled(&dir, name, replace)?;
+            let here = self.enter_spelled(&dir, name, replace, meta)?;
             self.tree.remember(path, &here.0);
             return Ok(here);
         }
         let mut here = match self.tree.dir(b"") {
             Ok(dir) => (dir, false),
-            Err(Errno::NOENT | Errno::ACCESS) => self.make_base(self.tree.base.as_bytes())?,
+            Err(Errno::NOENT | Errno::ACCESS) => {
+                self.make_base(self.tree.base.as_bytes(), meta.filter(|_| path.is_empty()))?
+            }
             Err(errno) => return Err(errno),
         };
         let mut end = 0;
@@ -250,7 +303,10 @@ impl Target {
             end = from + rest.iter().position(|b| *b == b'/').unwrap_or(rest.len());
             here = match self.tree.cached(&path[..end]) {
                 Some(dir) => (dir, false),
-                None => self.enter_spelled(&here.0, &path[from..end], replace)?,
+                None => {
+                    let meta = meta.filter(|_| end == path.len());
+                    self.enter_spelled(&here.0, &path[from..end], replace, meta)?
+                }
             };
             self.tree.remember(&path[..end], &here.0);
         }
@@ -258,11 +314,16 @@ impl Target {
     }
 
     /// The directories between the storage root and the root of the sync, and that root: made like
-    /// `mkdir -p` would, and nothing in their way is touched.
-    fn make_base(&self, base: &[u8]) -> Step<(Dir, bool)> {
-        let mode = Mode::from_raw_mode(0o755);
+    /// `mkdir -p` would, and nothing in their way is touched. The last is made for a directory with `meta`.
+    fn make_base(&self, base: &[u8], meta: Option<&Meta>) -> Step<(Dir, bool)> {
+        let last = meta.filter(|_| !self.policy.keeps(Attribute::Mode));
+        let last = last.map_or(0o755, |meta| self.policy.dir_birth_mode(Some(meta)));
         let mut here = (Arc::new(open_below(self.tree.root.fd(), b"")?), false);
-        for name in base.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+        let names = || base.split(|b| *b == b'/').filter(|name| !name.is_empty());
+        let mut left = names().count();
+        for name in names() {
+            left -= 1;
+            let mode = Mode::from_raw_mode(if left == 0 { last } else { 0o755 });
             here = self.enter(&here.0, name, false, mode)?;
         }
         if base == self.tree.base.as_bytes() {
@@ -272,8 +333,14 @@ impl Target {
     }
 
     /// A directory that the source has: it must be spelled so.
-    fn enter_spelled(&self, above: &Dir, name: &[u8], replace: bool) -> Step<(Dir, bool)> {
-        let mode = Mode::from_raw_mode(self.policy.dir_birth_mode());
+    fn enter_spelled(
+        &self,
+        above: &Dir,
+        name: &[u8],
+        replace: bool,
+        meta: Option<&Meta>,
+    ) -> Step<(Dir, bool)> {
+        let mode = Mode::from_raw_mode(self.policy.dir_birth_mode(meta));
         let (dir, made) = self.enter(above, name, replace, mode)?;
         if !made {
             self.tree.check_name(above, name)?;
@@ -387,6 +454,10 @@ impl Target {
             }
             if stat.st_mode & 0o700 != 0o700 {
                 self.state.widened.store(true, Ordering::Relaxed);
+                let mut before =
+                    self.state.modes_before.lock().unwrap_or_else(PoisonError::into_inner);
+                before.entry((stat.st_dev, stat.st_ino)).or_insert(stat.st_mode & 0o7777);
+                drop(before);
                 chmod(dir.as_fd(), stat.st_mode & 0o7777 | 0o700)?;
             }
         }

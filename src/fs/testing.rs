@@ -70,9 +70,18 @@ impl Site {
         if !rustix::process::geteuid().is_root() {
             return test();
         }
+        self.give_to_nobody();
+        self.run_as_nobody(test);
+    }
+
+    pub(super) fn give_to_nobody(&self) {
         for entry in walkdir::WalkDir::new(self.dir.path()) {
             std::os::unix::fs::lchown(entry.unwrap().path(), Some(65534), Some(65534)).unwrap();
         }
+    }
+
+    /// Runs `test` as a user who is not root, in a process of root.
+    pub(super) fn run_as_nobody(&self, test: impl FnOnce() + Send) {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 let (user, group) =

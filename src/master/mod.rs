@@ -25,6 +25,7 @@ pub use handle::Handle;
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::Settings;
 use crate::store::{EmbeddedStore, Location, RedisStore, Spool, Store, StoreError};
+use crate::wire::options::NameKey;
 use anyhow::Context as _;
 use http::HttpLimits;
 use reign::Reigns;
@@ -63,7 +64,7 @@ impl Master {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
         let spool = Spool::at(config.data_dir.join(RECORDS));
-        let begin = Begin { spool, secret: None, shutdown };
+        let begin = Begin { spool, secret: None, name_key: None, shutdown };
         match &config.store {
             StoreConfig::Redis { url, setup, namespace, allow_volatile } => {
                 let setup = Arc::new(setup.clone());
@@ -90,18 +91,20 @@ impl Master {
     /// As [`Master::start`], for this process only, on a store that nobody else has: it leads when this
     /// returns, keeps no file beyond its end, and [`Master::url`] has a random component, without which
     /// nothing is served. Other users of the host can reach its port, and could else have files copied
-    /// with the rights of this process.
+    /// with the rights of this process. The names of unfinished files are computed with `name_key`, as the
+    /// store ends with this process.
     ///
     /// # Errors
     /// As there, and what it is that kept it from leading.
     pub async fn start_private<S: Store>(
         store: S,
         config: &MasterConfig,
+        name_key: NameKey,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
         let secret = Some(uuid::Uuid::new_v4().simple().to_string());
         let store = Arc::new(store);
-        let begin = Begin { spool: Spool::passing(), secret, shutdown };
+        let begin = Begin { spool: Spool::passing(), secret, name_key: Some(name_key), shutdown };
         let mut master = begin.with(move || ready(Ok(Arc::clone(&store))), config).await?;
         tokio::select! {
             led = master.handle.leads() => led,
@@ -133,6 +136,7 @@ impl Master {
 struct Begin {
     spool: Spool,
     secret: Option<String>,
+    name_key: Option<NameKey>,
     shutdown: CancellationToken,
 }
 
@@ -146,7 +150,7 @@ impl Begin {
         S: Store,
         F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
     {
-        let Begin { spool, secret, shutdown } = self;
+        let Begin { spool, secret, name_key, shutdown } = self;
         let listener = listen(config.listen).with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
         })?;
@@ -174,7 +178,7 @@ impl Begin {
             name,
             url: advertised,
             lease: config.leadership_lease,
-            settings: settings(config),
+            settings: Settings { name_key, ..settings(config) },
             spool,
             seat,
             shutdown: shutdown.clone(),

@@ -5,6 +5,7 @@ use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
 use super::worker::{Worker, is_stuck};
 use super::{Caller, Effect, Now, Parked, Reply, State};
+use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
 use crate::wire::task::{Assignment, PoolMember, TaskSpec};
@@ -318,7 +319,11 @@ impl State {
             &lease.worker,
             &request.destination_path,
             now.wall_ms.div_euclid(1000),
-            sync.rules(&task.spec),
+            WriteRules {
+                name_key: self.name_key,
+                chunk_bytes: u64::from(request.chunk_size_mb) << 20,
+                ..sync.rules(&task.spec)
+            },
         );
         let large = task.large.and_then(|file| sync.larges.get(&file));
         let (chunk_offset, chunk_size) = task.spec.extent(large.map(|file| file.size));

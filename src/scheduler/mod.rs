@@ -60,6 +60,7 @@ pub use listing::MOST_LINE;
 pub use records::LoadError;
 
 use crate::util::timetable::Timetable;
+use crate::wire::options::NameKey;
 use crate::wire::task::TaskSpec;
 use crate::wire::ticket::Signer;
 use crate::wire::{Digest, RequestId, SyncNo, TaskId, WorkerId};
@@ -94,6 +95,9 @@ pub struct Settings {
     pub bwlimit: Timetable,
     /// … by the clocks of this zone.
     pub zone: TimeZone,
+    /// The key of the names of unfinished files; without one it is derived from the signer's key, which
+    /// the store keeps.
+    pub name_key: Option<NameKey>,
 }
 
 impl Default for Settings {
@@ -109,6 +113,7 @@ impl Default for Settings {
             max_active_syncs: 64,
             bwlimit: Timetable::default(),
             zone: TimeZone::UTC,
+            name_key: None,
         }
     }
 }
@@ -128,6 +133,7 @@ pub struct State {
     signer: Signer,
     /// The signer's key as it is stored.
     signer_key: Vec<u8>,
+    name_key: NameKey,
     /// Assignment ids are drawn from this and `draws`.
     seed: [u8; 32],
     draws: u64,

@@ -24,7 +24,7 @@ use super::task::{Large, Task, TaskState};
 use super::waiting::Waiting;
 use super::worker::Workers;
 use super::{Effect, Now, Settings, State};
-use crate::wire::options::FilterSpec;
+use crate::wire::options::{FilterSpec, NameKey};
 use crate::wire::path::show;
 use crate::wire::task::{Blob, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
@@ -100,6 +100,9 @@ pub(super) fn drain_key(worker: &WorkerId) -> String {
     format!("d/{worker}")
 }
 
+/// See [`blake3::derive_key`].
+const NAME_KEY_CONTEXT: &str = "longhaul 2026 key of the names of unfinished files";
+
 /// The key of the record of a file with several names of which one has been brought.
 pub(super) fn group_key(no: SyncNo, group: &Digest) -> String {
     format!("g/{no}/{group}")
@@ -130,7 +133,9 @@ impl State {
             Some(meta) => (meta.next_sync, meta.next_task, meta.signer.0),
             None => (1, 1, Signer::generate()?),
         };
+        let derived = || NameKey(blake3::derive_key(NAME_KEY_CONTEXT, &signer_key));
         let mut state = State {
+            name_key: settings.name_key.unwrap_or_else(derived),
             settings,
             signer: Signer::from_pkcs8(&signer_key)?,
             signer_key,

@@ -98,6 +98,8 @@ impl SyncOptions {
             readback: false,
             delete: self.delete.is_some(),
             trash: self.delete.as_ref().and_then(|d| d.trash.clone()),
+            name_key: NameKey::default(),
+            chunk_bytes: MAX_CHUNK_BYTES,
         }
     }
 }
@@ -152,6 +154,28 @@ pub struct WriteRules {
     /// … by moving them there, below the destination root.
     #[cbor(n(14), with = "super::manifest::cbor_path_option")]
     pub trash: Option<RelPath>,
+    /// The names of unfinished files at the destination are computed with it.
+    #[n(15)]
+    pub name_key: NameKey,
+    /// The chunk size of the sync, in bytes: it bounds the range that one request writes and reserves
+    /// ([`range_length`](super::task::range_length)).
+    #[n(16)]
+    pub chunk_bytes: u64,
+}
+
+/// The longest chunk that a sync can ask for, in bytes.
+pub const MAX_CHUNK_BYTES: u64 = 1 << 30;
+
+/// A secret of an installation, with which the names of unfinished files are computed: it makes them
+/// equal on all agents and at every attempt, and unpredictable to local users of a storage host.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(transparent)]
+pub struct NameKey(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 32]);
+
+impl std::fmt::Debug for NameKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NameKey(…)")
+    }
 }
 
 impl WriteRules {

@@ -9,7 +9,7 @@ use crate::support::tree::{chmod, dir, file, link, many, noise, part_files, touc
 use crate::support::{await_that, tree};
 use crate::{MIB, as_root, assert_full, count, noted};
 use longhaul::wire::options::Action;
-use longhaul::wire::sync::{Outcome, SyncState};
+use longhaul::wire::sync::{FileError, Outcome, SyncState};
 use rustix::fs::{XattrFlags, lgetxattr, lremovexattr, lsetxattr};
 use serde_json::json;
 use std::fs;
@@ -109,7 +109,10 @@ fn agents_that_are_nobody_copy_what_they_can_of_roots_tree_and_name_each_cause()
         (SyncState::Failed, Some(Outcome::Partial)),
         "{sync:#?}"
     );
-    assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EACCES")), "{:#?}", sync.errors);
+    let told = |e: &FileError| {
+        e.errno.as_deref() == Some("EACCES") || e.message.contains("no device can be made")
+    };
+    assert!(sync.errors.iter().all(told), "{:#?}", sync.errors);
     let accounted = sync.files_done + sync.files_skipped + sync.files_failed;
     assert_eq!(accounted, sync.files_total, "{sync:#?}");
 
@@ -126,7 +129,7 @@ fn agents_that_are_nobody_copy_what_they_can_of_roots_tree_and_name_each_cause()
         of_it.count() as u64
     };
     assert!(own("owner") > 1_000 && noted(&sync, &["owner"]) >= own("owner"), "{:#?}", sync.notes);
-    for words in [&["device"][..], &["attribute"], &["set-uid"]] {
+    for words in [&["attribute"][..], &["set-uid"]] {
         assert!(noted(&sync, words) > 0, "{words:?}: {:#?}", sync.notes);
     }
     let trusted = |d: &&Difference| d.how.contains("trusted.");
@@ -187,7 +190,7 @@ fn metadata_that_changed_are_repaired_in_place() {
     set_xattr(&dst.join("acl"), ACL, &acl(0));
     set_xattr(&dst.join("extra acl"), ACL, &acl(7));
     lremovexattr(dst.join("folder"), DEFAULT_ACL).unwrap();
-    std::os::unix::fs::lchown(dst.join("owner"), Some(1234), Some(4321)).unwrap();
+    std::os::unix::fs::lchown(dst.join("owner"), None, Some(4321)).unwrap();
     chmod(dst.join("mode"), 0o777);
     chmod(dst.join("setuid"), 0o755);
     let sync = cluster.sync_with(&src, &dst, json!({}));

@@ -1,5 +1,6 @@
 //! `ctl copy`: a master with its state in memory and one agent in this process, for one sync.
 
+mod name_key;
 mod paths;
 
 use super::args::{CopyArgs, LogArgs, Output, UntilArgs};
@@ -132,7 +133,9 @@ impl Services {
         let store = EmbeddedStore::open(Location::Memory).map_err(|e| failed(e.into()))?;
         let stop_master = CancellationToken::new();
         let master =
-            Master::start_private(store, &config, stop_master.clone()).await.map_err(failed)?;
+            Master::start_private(store, &config, name_key::read_or_make()?, stop_master.clone())
+                .await
+                .map_err(failed)?;
         let client = MasterClient::new(vec![master.url()], ClientOptions::default())?;
         let stop_agent = CancellationToken::new();
         let agent =
@@ -209,7 +212,8 @@ mod tests {
         config.listen.set_port(0);
         let stop = CancellationToken::new();
         let store = EmbeddedStore::open(Location::Memory).unwrap();
-        let master = Master::start_private(store, &config, stop.clone()).await.unwrap();
+        let master =
+            Master::start_private(store, &config, Default::default(), stop.clone()).await.unwrap();
         let client =
             |url: &str| MasterClient::new(vec![url.to_owned()], ClientOptions::default()).unwrap();
         let (root, _) =

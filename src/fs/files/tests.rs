@@ -1,5 +1,7 @@
+use super::super::names;
 use super::super::testing::*;
 use super::*;
+use crate::wire::SyncNo;
 use crate::wire::options::{Attribute, Preserve, WriteRules};
 use crate::wire::sync::ErrorClass;
 use std::fs;
@@ -198,7 +200,7 @@ fn what_killed_attempts_left_is_removed_without_a_trace() {
         }
         std::mem::forget(file);
     }
-    let others = names::temp(crate::wire::SyncNo(target.sync.0 + 1), &entry.path, 1, 0);
+    let others = names::temp(&target.rules.name_key, SyncNo(target.sync.0 + 1), &entry.path, 1, 0);
     site.write(std::path::Path::new("dst/d").join(os(&others)), "of another sync");
     assert_eq!(temps(&site).len(), 4);
     let before = fs::metadata(site.at("dst/d")).unwrap().modified().unwrap();
@@ -217,11 +219,11 @@ fn links_planted_under_our_own_names_lead_nowhere() {
     let (site, target, entry) = site_with(b"content");
     fs::create_dir_all(site.at("dst/d")).unwrap();
     let plant = |name: Vec<u8>| symlink(site.at("canary/file"), site.at("dst/d").join(os(&name)));
-    plant(names::temp(target.sync, &entry.path, 1, 0)).unwrap();
+    plant(target.temp_name(&entry.path, 1, 0)).unwrap();
     send(&site.source(), &target, &entry).unwrap();
     assert!(fs::symlink_metadata(site.at("dst/d/f")).unwrap().is_file());
     fs::remove_file(site.at("dst/d/f")).unwrap();
-    let part = names::part(&entry.path, entry.generation());
+    let part = target.part_name(&entry);
     plant(part.clone()).unwrap();
     target.part(&entry).unwrap().write_at(b"CONTENT", 0).unwrap();
     site.assert_canary();

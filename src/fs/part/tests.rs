@@ -15,7 +15,7 @@ fn site_with(content: &[u8]) -> (Site, Target, Entry) {
 }
 
 fn temps(site: &Site) -> Vec<Vec<u8>> {
-    names_in(&site.at("dst/d")).into_iter().filter(|n| names::is_ours(n)).collect()
+    names_in(&site.at("dst/d")).into_iter().filter(|n| super::super::is_ours(n)).collect()
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn another_version_of_the_source_has_another_part_file() {
 fn a_part_file_of_another_length_is_not_published() {
     let (site, target, entry) = site_with(b"content");
     target.part(&entry).unwrap();
-    let name = names::part(&entry.path, entry.generation());
+    let name = target.part_name(&entry);
     fs::write(site.at("dst/d").join(os(&name)), "content and more").unwrap();
     let error = target.publish_part(&entry, None).unwrap_err();
     assert_eq!(error.cause, Cause::WrongSize { expected: 7, found: 16 });

@@ -148,7 +148,7 @@ fn limits_of_size_protect_nothing() {
 #[test]
 fn our_own_files_stay_while_they_are_young() {
     let site = Site::new();
-    let temp = super::super::names::temp(SyncNo(9), &rel("x"), 1, 0);
+    let temp = super::super::names::temp(&Default::default(), SyncNo(9), &rel("x"), 1, 0);
     let temp = String::from_utf8(temp).unwrap();
     site.write(format!("dst/{temp}"), "1");
     site.write(format!("dst/d/{temp}"), "2");

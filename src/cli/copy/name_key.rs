@@ -1,0 +1,90 @@
+//! The key of the names of unfinished files, which outlives a copy: the next copy of the same paths finds
+//! the part files of one that was killed.
+
+use super::Failure;
+use crate::config::Env;
+use crate::util::private;
+use crate::wire::options::NameKey;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+/// The name of the file in the directory for state.
+const FILE_NAME: &str = "copy.key";
+/// The length of the file, in bytes.
+const LENGTH: usize = 32;
+
+/// The key of this user, made where there is none. Where it cannot be kept or is not secret, this copy uses
+/// a key of its own: it copies the same, but cannot continue part files, and leaves none to continue.
+///
+/// # Errors
+/// The system has no randomness.
+pub(super) fn read_or_make() -> Result<NameKey, Failure> {
+    let mut fresh = [0; LENGTH];
+    aws_lc_rs::rand::fill(&mut fresh)
+        .map_err(|_| Failure::new("the system gives no random bytes".to_owned()))?;
+    let kept = read_or_keep(&state_dir(), &fresh).unwrap_or_else(|e| {
+        tracing::warn!("part files of killed copies are not continued: {e}");
+        fresh
+    });
+    Ok(NameKey(kept))
+}
+
+/// `$XDG_STATE_HOME/longhaul`, or where the daemons keep their state.
+fn state_dir() -> PathBuf {
+    let home = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = home.filter(|dir| dir.is_absolute()).map(|dir| dir.join("longhaul"));
+    home.unwrap_or_else(|| Env::from_process().state_dir)
+}
+
+/// The key that is kept in `dir`; `fresh` is kept there first where there is none. Of several copies that
+/// begin at once all get the same one.
+fn read_or_keep(dir: &Path, fresh: &[u8; LENGTH]) -> io::Result<[u8; LENGTH]> {
+    let file = dir.join(FILE_NAME);
+    match read(&file) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        other => return other,
+    }
+    private::create_dir(dir)?;
+    let new = dir.join(format!("{FILE_NAME}.{}.new", std::process::id()));
+    let linked = private::create(&new).and_then(|mut out| {
+        out.write_all(fresh)?;
+        out.sync_all()?;
+        std::fs::hard_link(&new, &file)
+    });
+    let removed = std::fs::remove_file(&new);
+    match linked {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => read(&file),
+        other => other.and(removed).map(|()| *fresh),
+    }
+}
+
+fn read(file: &Path) -> io::Result<[u8; LENGTH]> {
+    let bytes = private::read(file, LENGTH as u64 + 1)?;
+    <[u8; LENGTH]>::try_from(bytes).map_err(|_| {
+        let why = format!("{} is not a key of {LENGTH} bytes: remove it", file.display());
+        io::Error::new(io::ErrorKind::InvalidData, why)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_key_is_made_once_and_is_no_key_if_others_can_read_it() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("state/longhaul");
+        let file = dir.join(FILE_NAME);
+        assert_eq!(read_or_keep(&dir, &[1; LENGTH]).unwrap(), [1; LENGTH]);
+        assert_eq!(read_or_keep(&dir, &[2; LENGTH]).unwrap(), [1; LENGTH]);
+        let names = std::fs::read_dir(&dir).unwrap().count();
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((names, mode), (1, 0o600));
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(read_or_keep(&dir, &[3; LENGTH]).unwrap_err().to_string().contains("0600"));
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(&file, "short").unwrap();
+        assert!(read_or_keep(&dir, &[3; LENGTH]).unwrap_err().to_string().contains("remove it"));
+    }
+}

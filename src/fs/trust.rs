@@ -1,0 +1,117 @@
+//! Whose objects are used at a destination to which other users of the host may write as well.
+//!
+//! A user who may write to a directory can put a file of their own at any name in it, of any length and
+//! time, keep it open, and read or write it whatever owner and mode it gets later. So neither owner nor
+//! mode is given to content that was found under a name, and it does not pass for equal, unless the object
+//! already belongs to this process or to the owner that it is to have.
+//!
+//! A directory is different: what is in it is judged entry by entry, and an open descriptor of it grants
+//! nothing that its mode does not grant. A foreign directory is repaired in place.
+
+use super::meta::{meta_of, mode_of, set_mtime, type_of};
+use super::root::Dir;
+use super::target::{Step, Target};
+use crate::wire::RelPath;
+use crate::wire::manifest::Meta;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// The mode of a part file until its metadata are set: nobody else can open it.
+pub(super) const PART_MODE: u32 = 0o600;
+
+/// What a file system shows of files that this process makes, by device number. It is asked only where an
+/// object has another owner than this process: network file systems and those without owners show some
+/// other number for all of them.
+#[derive(Debug, Default)]
+pub(super) struct Newborns(Mutex<HashMap<u64, Newborn>>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Newborn {
+    uid: u32,
+    mode: u32,
+}
+
+impl Target {
+    /// Whether the object of `stat` in `dir` belongs to this process, to the owner that an entry with
+    /// `meta` is to have, or to the one that the file system gives to whatever this process makes there.
+    pub(super) fn is_trusted(&self, dir: &Dir, stat: &Stat, meta: &Meta) -> bool {
+        self.policy.wanted_uid(meta) == Some(stat.st_uid) || self.is_made_by_us(dir, stat)
+    }
+
+    /// The same of an open object.
+    ///
+    /// # Errors
+    /// `fstat` failed.
+    pub(super) fn is_trusted_fd(&self, dir: &Dir, fd: impl AsFd, meta: &Meta) -> Step<bool> {
+        Ok(self.is_trusted(dir, &rustix::fs::fstat(fd)?, meta))
+    }
+
+    /// Whether the object of `stat` in `dir` has the owner of what this process makes there.
+    pub(super) fn is_made_by_us(&self, dir: &Dir, stat: &Stat) -> bool {
+        stat.st_uid == self.policy.euid
+            || self.newborn(dir).is_ok_and(|newborn| newborn.uid == stat.st_uid)
+    }
+
+    /// Whether the object of `stat` in `dir` is an unfinished file that this process (or another of the
+    /// same user) made and nobody else could open: a regular file of ours without another name and with
+    /// the mode that it was made with.
+    pub(super) fn is_own_part(&self, dir: &Dir, stat: &Stat) -> bool {
+        if type_of(stat) != FileType::RegularFile || stat.st_nlink != 1 {
+            return false;
+        }
+        let found = Newborn { uid: stat.st_uid, mode: mode_of(stat) };
+        found == self.expected() || self.newborn(dir).is_ok_and(|newborn| newborn == found)
+    }
+
+    fn expected(&self) -> Newborn {
+        Newborn { uid: self.policy.euid, mode: PART_MODE }
+    }
+
+    /// What the file system of `dir` shows of a file that this process makes in it.
+    fn newborn(&self, dir: &Dir) -> Step<Newborn> {
+        let stat = rustix::fs::fstat(dir)?;
+        if self.rules.dry_run {
+            // Nothing may be made. Where there are no owners, a directory shows the same one.
+            return Ok(Newborn { uid: stat.st_uid, mode: PART_MODE });
+        }
+        let known = || self.state.newborns.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(newborn) = known().get(&stat.st_dev) {
+            return Ok(*newborn);
+        }
+        let made = rustix::fs::fstat(self.make_newborn(dir, &stat)?)?;
+        let newborn = Newborn { uid: made.st_uid, mode: mode_of(&made) };
+        known().insert(stat.st_dev, newborn);
+        Ok(newborn)
+    }
+
+    /// A file without a name, or whose name is removed again.
+    fn make_newborn(&self, dir: &Dir, before: &Stat) -> Step<OwnedFd> {
+        let mode = Mode::from_raw_mode(PART_MODE);
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match self.writable(dir, || rustix::fs::openat(dir, ".", flags, mode)) {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {}
+            other => return other,
+        }
+        let name = self.temp_name(&RelPath::root(), u32::MAX, std::process::id());
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let make = || rustix::fs::openat(dir, &name, flags, mode);
+        let made = match self.writable(dir, make) {
+            Err(Errno::EXIST) => {
+                self.clear_away(dir, &name)?;
+                make()?
+            }
+            other => other?,
+        };
+        rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
+        // The directory is perhaps none that this batch sets the metadata of.
+        set_mtime(dir.as_fd(), &meta_of(before))?;
+        Ok(made)
+    }
+}
+
+#[cfg(test)]
+mod tests;
