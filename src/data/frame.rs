@@ -14,6 +14,7 @@
 //! is no way to keep a receiver busy with nothing; what is left of a file or range bounds holes and
 //! kept content like it bounds content.
 
+use super::gate::boottime;
 use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
 use super::stream::Ask;
 use crate::fs::Keep;
@@ -21,6 +22,7 @@ use crate::util::seal::{self, DAMAGED};
 use crate::wire::Digest;
 use crate::wire::manifest::{DirRef, Entry, MAX_BYTES, MAX_ENTRIES};
 use bytes::{Buf, Bytes};
+use std::time::Duration;
 
 /// Bytes before a payload.
 pub const HEAD: usize = 5;
@@ -144,12 +146,14 @@ pub struct FrameReader<P> {
     rest: Bytes,
     /// What is still to come of the content frame begun last.
     content: usize,
+    /// When the ticket of the request ends ([`boottime`]).
+    end: Duration,
 }
 
 impl<P: Pieces> FrameReader<P> {
     /// Reads from `pieces`.
     pub fn new(pieces: P) -> Self {
-        FrameReader { pieces, rest: Bytes::new(), content: 0 }
+        FrameReader { pieces, rest: Bytes::new(), content: 0, end: Duration::MAX }
     }
 
     /// The next frame.
@@ -301,6 +305,16 @@ impl<P: Pieces> FrameReader<P> {
                 Ok(length)
             }
         }
+    }
+
+    /// The ticket of the request ends at `end` ([`boottime`]).
+    pub fn end_at(&mut self, end: Duration) {
+        self.end = end;
+    }
+
+    /// Whether the ticket of the request has ended.
+    pub fn has_ended(&self) -> bool {
+        boottime() >= self.end
     }
 
     /// Whether nobody waits for what becomes of the frames any more.

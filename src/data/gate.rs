@@ -2,7 +2,7 @@
 
 use super::protocol::{PACK, PRUNE, RANGE, SWEEP};
 use crate::wire::options::WriteRules;
-use crate::wire::ticket::{Claims, TicketError, Verifier};
+use crate::wire::ticket::{Claims, LEEWAY_SECONDS, TicketError, Verifier};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
@@ -91,6 +91,14 @@ impl TicketGate {
         self.known.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
+    /// When a ticket with these `claims` ends ([`boottime`]).
+    pub fn end_of(&self, claims: &Claims) -> Duration {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let ahead = known.as_ref().map_or(0, |known| known.ahead);
+        let end = claims.expires.saturating_add(LEEWAY_SECONDS).saturating_sub(ahead);
+        Duration::from_secs(u64::try_from(end).unwrap_or(0))
+    }
+
     /// What `ticket` allows.
     ///
     /// # Errors
@@ -106,7 +114,7 @@ impl TicketGate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ticket::{LEEWAY_SECONDS, Signer};
+    use crate::wire::ticket::Signer;
 
     fn claims(expires: i64) -> Claims {
         Claims {

@@ -11,6 +11,7 @@ use super::store::{ReadBack, Store, keep};
 use crate::fs::{FsError, Keep, NewFile, PartFile, Reconciled, Target, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
 use crate::wire::options::{Note, Notes};
+use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
 use blake3::Hasher;
@@ -254,7 +255,7 @@ impl<S: Store> Taking<'_, S> {
                 }
                 Frame::Hole(_) => {
                     if let Some(hasher) = &mut self.hasher {
-                        hash_zeros(hasher, length, || go_on(frames))?;
+                        hash_zeros(hasher, length, || go_on_with_zeros(frames))?;
                     }
                     self.store(|store| store.hole(here));
                 }
@@ -349,6 +350,15 @@ fn go_on<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError> {
     Ok(())
 }
 
+/// The same for the zeros of a hole, of which a few bytes make any amount of work: it ends with the ticket.
+fn go_on_with_zeros<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError> {
+    go_on(frames)?;
+    if frames.has_ended() {
+        return Err(FrameError::Order("the ticket ended while a hole was hashed".to_owned()));
+    }
+    Ok(())
+}
+
 /// Reads a range to its end and writes it into the file's part file; its content must come with its
 /// value where it is to be `hashed`. The part file stays, whatever becomes of the range: other ranges
 /// are in it, and only a commit makes a file of it. Content is gathered in `buffer`.
@@ -365,6 +375,11 @@ pub fn take_range<P: Pieces>(
         return Err(FrameError::Order("a range begins with its head".to_owned()));
     };
     let entry = head.checked().map_err(FrameError::Order)?;
+    let most = range_length(entry.size(), target.rules().chunk_bytes);
+    if head.length > most {
+        let why = format!("a range of {} bytes, where the ticket allows {most}", head.length);
+        return Err(FrameError::Order(why));
+    }
     let range = take_range_content(frames, target, hashed, (&head, entry), buffer)?;
     frames.finish()?;
     Ok(RangeReply { range })
@@ -400,7 +415,7 @@ fn take_range_content<P: Pieces>(
 ) -> Result<Taken, FrameError> {
     let mut store = open_part(frames, target, entry)?;
     if let (Ok(part), Some(true)) = (&store, head.dense)
-        && let Err(error) = part.reserve(head.offset, head.length)
+        && let Err(error) = part.reserve(head.offset, head.length.min(target.rules().chunk_bytes))
     {
         store = Err(error);
     }

@@ -219,13 +219,16 @@ pub(super) type Taking =
 pub(super) fn content_verb(ask: &Ask, served: &Served) -> Result<Taking, Failure> {
     let (claims, target) = served.roots.admit(&served.gate, &ask.ticket)?;
     gate::allows(&claims.rules, &ask.verb)?;
+    let end = served.gate.end_of(&claims);
     // Encoding into a Vec can't fail.
     match ask.verb.as_str() {
         PACK => Ok(Box::new(move |frames, mut buffer| {
+            frames.end_at(end);
             let reply = take_pack(frames, &target, &claims, buffer.pages())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),
         RANGE => Ok(Box::new(move |frames, mut buffer| {
+            frames.end_at(end);
             let reply = take_range(frames, &target, claims.rules.hashed, buffer.pages())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),

@@ -7,6 +7,7 @@ use crate::data::receive::{take_pack, take_range};
 use crate::data::tests::damage::Script;
 use crate::wire::options::Preserve;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -154,6 +155,101 @@ impl frame::Pieces for Abandoned {
 }
 
 #[tokio::test]
+async fn endless_zeros_are_hashed_no_longer_than_the_ticket_lasts() {
+    let world = World::new().await;
+    let (entry, hole) = (file_entry("f", 1 << 62), frame::hole(1 << 62));
+    let pack = [&frame::dirs(vec![])[..], &frame::file(&entry), &hole].concat();
+    let head = crate::data::protocol::RangeHead {
+        manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
+        offset: 0,
+        length: 1 << 46,
+        dense: None,
+    };
+    let range = [&frame::range(&head)[..], &frame::hole(1 << 46)].concat();
+    let claims = world.claims(&world.dst());
+    for left in [Duration::ZERO, Duration::from_millis(20)] {
+        let ended = |body: &Vec<u8>| {
+            let mut frames = FrameReader::new(Script::whole(body.clone()));
+            frames.end_at(crate::data::gate::boottime() + left);
+            frames
+        };
+        let taken = take_pack(&mut ended(&pack), &world.target(), &claims, &mut room());
+        assert!(
+            matches!(&taken, Err(frame::FrameError::Order(why)) if why.contains("ticket")),
+            "{taken:?}"
+        );
+        let taken = take_range(&mut ended(&range), &world.target(), true, &mut room());
+        assert!(
+            matches!(&taken, Err(frame::FrameError::Order(why)) if why.contains("ticket")),
+            "{taken:?}"
+        );
+    }
+    world.target().discard_part(&entry).unwrap();
+    assert_eq!(world.names(), Vec::<String>::new());
+    // The end of a ticket by this host's clock.
+    let gate = crate::data::gate::TicketGate::new();
+    let signer =
+        crate::wire::ticket::Signer::from_pkcs8(&crate::wire::ticket::Signer::generate().unwrap());
+    gate.update(&signer.unwrap().public_key(), claims.expires - 100).unwrap();
+    let left = gate.end_of(&claims).saturating_sub(crate::data::gate::boottime()).as_secs();
+    let want = 100 + crate::wire::ticket::LEEWAY_SECONDS as u64;
+    assert!((want - 60..=want).contains(&left), "{left}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
+    const CHUNK: u64 = 4 << 20;
+    let world = World::new().await;
+    let rules = WriteRules { chunk_bytes: CHUNK, ..WriteRules::default() };
+    let target = world.target_with(&rules);
+    let entry = file_entry("f", 1 << 30);
+    let take = |length: u64| {
+        let head = crate::data::protocol::RangeHead {
+            manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
+            offset: 0,
+            length,
+            dense: Some(true),
+        };
+        let mut frames = FrameReader::new(Script::whole(frame::range(&head)));
+        take_range(&mut frames, &target, true, &mut room())
+    };
+    for length in [1 << 30, CHUNK + 1024] {
+        let taken = take(length);
+        assert!(
+            matches!(&taken, Err(frame::FrameError::Order(why)) if why.contains("allows")),
+            "{taken:?}"
+        );
+        assert_eq!(world.names(), Vec::<String>::new(), "nothing was made");
+    }
+    // The connection breaks before any content.
+    assert!(take(CHUNK).is_err());
+    let blocks =
+        fs::read_dir(world.dst()).unwrap().map(|e| e.unwrap().metadata().unwrap().blocks());
+    let stored = blocks.sum::<u64>() * 512;
+    assert!(stored <= CHUNK, "{stored}");
+    target.discard_part(&entry).unwrap();
+    // Of a file with so long ranges that they are longer than a chunk, a chunk is reserved.
+    let entry = file_entry("f", 1 << 40);
+    let head = crate::data::protocol::RangeHead {
+        manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
+        offset: 0,
+        length: 16 << 20,
+        dense: Some(true),
+    };
+    let mut frames = FrameReader::new(Script::whole(frame::range(&head)));
+    assert!(matches!(
+        take_range(&mut frames, &target, true, &mut room()),
+        Err(frame::FrameError::Truncated)
+    ));
+    let blocks =
+        fs::read_dir(world.dst()).unwrap().map(|e| e.unwrap().metadata().unwrap().blocks());
+    assert!(blocks.sum::<u64>() * 512 <= CHUNK);
+    target.discard_part(&entry).unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
 async fn endless_zeros_are_not_hashed_for_nobody() {
     let world = World::new().await;
     let entry = file_entry("f", 1 << 40);
@@ -172,7 +268,8 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
     let keep = frame::keep(crate::fs::Keep::Part, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();
     let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let taken = take_range(&mut frames, &world.target(), true, &mut room());
+    let target = world.target_with(&WriteRules { chunk_bytes: 1 << 40, ..WriteRules::default() });
+    let taken = take_range(&mut frames, &target, true, &mut room());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     world.target().discard_part(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
