@@ -84,4 +84,4 @@ pub use root::{Root, Tree};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};
 pub use unflushed::Ledger;
-pub use walk::{LINKS_LEFT_OUT, Walk, WalkOptions};
+pub use walk::{LINKS_LEFT_OUT, UNFINISHED_LEFT_OUT, Walk, WalkOptions};

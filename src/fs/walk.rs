@@ -8,9 +8,10 @@
 use super::error::{Cause, FsError, Result, is_shortage};
 use super::filter::Filter;
 use super::follow::{Located, Way, place_of};
-use super::list::{Listed, list};
+use super::list::{Listed, list_all};
 use super::made_up::is_made_up;
 use super::meta::{lstat, meta_of, type_of};
+use super::names::is_ours;
 use super::root::{Dir, Tree, open_below, open_list_below};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Kind};
@@ -31,6 +32,9 @@ const OPEN_LEVELS: usize = 12;
 const MAX_CHAIN: usize = crate::wire::manifest::MAX_BYTES / 2;
 /// The cause under which links that are left out are counted.
 pub const LINKS_LEFT_OUT: &str = "symbolic links left out (links: skip)";
+/// The cause under which unfinished files of ours are counted, which are no part of a source.
+pub const UNFINISHED_LEFT_OUT: &str =
+    "unfinished files of a sync into this source left out (`.ctl-….part`)";
 
 /// What of a source is walked, and how.
 #[derive(Debug, Clone, Default)]
@@ -101,7 +105,7 @@ impl Tree {
     /// entry comes first where `dir` is the root and there is no cursor; `dir` itself is not returned
     /// otherwise. A root that is a file gives that one entry, with the empty path.
     ///
-    /// Names that are our own unfinished files are left out.
+    /// Names that are our own unfinished files are left out, and counted ([`UNFINISHED_LEFT_OUT`]).
     ///
     /// # Errors
     /// `dir` can't be opened, is a symbolic link, or lies in a file system like `proc`, whose files
@@ -261,7 +265,7 @@ impl Walk {
     fn descend(&mut self, here: Entered, after: Option<&[u8]>) -> Result<()> {
         let path = here.dir.path.clone();
         let fd = here.fd.map_err(|e| self.tree.error("open", path.as_bytes(), e))?;
-        let listing = list(&fd, after, self.names);
+        let listing = list_all(&fd, after, self.names);
         self.chain += path.as_bytes().len();
         self.dirs.push(here.dir);
         self.ways.push(here.way);
@@ -293,6 +297,12 @@ impl Walk {
             let full = [above.as_bytes(), b"/", name].concat();
             self.tree.error("read metadata of", &full, Errno::NAMETOOLONG)
         })?;
+        if is_ours(name) {
+            if !self.options.filter.leaves_out(&path, false) {
+                self.notes.entry(UNFINISHED_LEFT_OUT.to_owned()).or_default().add(path.as_bytes());
+            }
+            return Ok(None);
+        }
         let Some(dir) = self.current(&above)? else { return Ok(None) };
         let Some(spot) = self.spot(dir, name, &path)? else { return Ok(None) };
         if type_of(&spot.stat) == FileType::Directory {
@@ -417,7 +427,7 @@ impl Walk {
         let real = self.ways.last().and_then(|way| way.real.as_ref());
         let fd = self.tree.open_real(path, real, true);
         let fd = fd.map_err(|e| self.tree.error("open", path, e))?;
-        let listing = list(&fd, Some(&after), self.names);
+        let listing = list_all(&fd, Some(&after), self.names);
         let more = listing.more.then(|| listing.names.last().map(|(name, _)| name.clone()));
         level.more = more.flatten();
         level.names = listing.names.into_iter();

@@ -165,3 +165,18 @@ fn a_listed_folder_comes_whole_where_that_is_asked_for() {
     assert_full(&cluster.ended(&id));
     assert!(dst.join("whole/000/00002").exists() && !dst.join("whole/000/00003").exists());
 }
+
+#[test]
+fn unfinished_files_in_a_source_are_left_out_and_named_once() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    let part = format!(".ctl-{:016x}-{:016x}-{:016x}.part", 0, 2, 3);
+    many(&src, 5, 10);
+    file(src.join("000").join(&part), "half of it");
+    let submit = cluster.ctl(["sync", "submit", "--wait", "--verify", "readback"]);
+    let said = submit.arg(&src).arg(&dst).run().exits(0).err();
+    let told = said.lines().filter(|line| line.contains("unfinished")).collect::<Vec<_>>();
+    assert_eq!(told.len(), 1, "{said}");
+    assert!(told[0].contains("1 entry") && told[0].contains(&part), "{said}");
+    assert!(!paths_of(&dst).iter().any(|path| path.ends_with(&part)));
+}

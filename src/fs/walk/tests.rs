@@ -2,7 +2,7 @@ use super::super::testing::*;
 use super::super::{Cause, Root};
 use super::*;
 use crate::wire::AbsPath;
-use crate::wire::options::FilterSpec;
+use crate::wire::options::{FilterSpec, Notes};
 use crate::wire::sync::ErrorClass;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -75,13 +75,33 @@ fn contents_that_are_skipped_are_not_walked() {
 fn names_of_any_bytes_and_of_full_length_are_listed_but_our_own_unfinished_ones_are_not() {
     let site = Site::new();
     let full = [b'n'; 255];
-    let ours = super::super::names::part(&rel("x"), 2);
+    let ours = super::super::names::part(&Default::default(), &rel("x"), 2);
     let names: [&[u8]; 6] = [b"new\nline", b"\xff\xfe", &full, b".ctl-notes", b"-rf", b" "];
     for name in names.iter().copied().chain([ours.as_slice()]) {
         fs::write(site.at("src").join(os(name)), "").unwrap();
     }
     let want: BTreeSet<RelPath> = names.iter().map(rel).chain([rel("")]).collect();
     assert_eq!(walk_all(&site.source()).into_iter().collect::<BTreeSet<_>>(), want);
+    // They are counted and named, each once, also where the walk is resumed, unless a filter left them out.
+    let filter = FilterSpec { rules: vec![".ctl-*".to_owned()], ..FilterSpec::default() };
+    for (filter, count) in [(FilterSpec::default(), 1), (filter, 0)] {
+        let options =
+            || WalkOptions { filter: Filter::made(&filter).unwrap(), ..WalkOptions::default() };
+        let (mut notes, mut cursor) = (Notes::new(), None);
+        loop {
+            let mut walk = site.source().walk_with(&rel(""), cursor.as_ref(), options()).unwrap();
+            let more = walk.next().is_some();
+            for (cause, note) in walk.notes() {
+                notes.entry(cause).or_default().merge(note);
+            }
+            cursor = walk.cursor().cloned();
+            if !more {
+                break;
+            }
+        }
+        assert_eq!(notes.get(UNFINISHED_LEFT_OUT).map_or(0, |note| note.count), count);
+        assert!(notes.values().all(|note| note.paths[0].0 == ours));
+    }
 }
 
 #[test]
