@@ -142,7 +142,7 @@ fn a_password_and_an_acl_user_are_used_and_wrong_ones_refused() {
         .serves("two");
     for wrong in ["", "  password: nope\n", "  username: mover\n  password: nope\n"] {
         let said = master(dir.path(), &format!("{at}{wrong}")).refuses();
-        assert!(said.contains("password") || said.contains("AUTH"), "{said}");
+        assert!(said.contains("Password") || said.contains("AUTH"), "{said}");
         assert!(!said.contains("nope"), "{said}");
     }
 }

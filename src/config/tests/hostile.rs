@@ -58,7 +58,7 @@ proptest! {
         if let Some(root) = source::parse(text.as_bytes(), &findings) {
             let item = Item::root(&root, &findings);
             AgentsFile::read(&item, &Env::none(), &findings);
-            MasterConfig::read(&item, &Env::none(), true, &findings);
+            MasterConfig::read(&item, &Env::none(), &findings);
         }
         // Secrets aside, what was found can always be shown on one line each.
         let shown: Vec<String> =
@@ -77,7 +77,7 @@ proptest! {
             if let Some(root) = source::parse(&crate::wire::mutate::edited(&shipped, &edits), &findings) {
                 let item = Item::root(&root, &findings);
                 AgentsFile::read(&item, &Env::none(), &findings);
-                MasterConfig::read(&item, &Env::none(), true, &findings);
+                MasterConfig::read(&item, &Env::none(), &findings);
             }
             for problem in findings.into_problems() {
                 let line = problem.to_string();
