@@ -631,3 +631,21 @@ async fn what_a_master_says_of_itself_does_not_make_it_the_one_that_leads() {
     other.ready().await.unwrap();
     assert_eq!(other.order(), [dead, ready.url.clone()]);
 }
+
+#[tokio::test]
+async fn a_poll_moves_to_a_leader_that_was_not_named_at_the_start() {
+    let (_silent, old) = stopped().await;
+    let new = Played::start(no_work).await;
+    let client = MasterClient::new(vec![old], ClientOptions::default()).unwrap();
+    let worker: WorkerId = "w".parse().unwrap();
+    let found = async {
+        // Polled after the one that waits.
+        tokio::task::yield_now().await;
+        client.leader.send_replace(Some(new.url.clone()));
+    };
+    let poll = client.poll(&worker, Duration::from_secs(600), None, None);
+    let both = async { tokio::join!(poll, found).0 };
+    let answer = tokio::time::timeout(Duration::from_secs(30), both).await;
+    assert!(matches!(answer, Ok(Ok(None))), "{answer:?}");
+    assert_eq!(new.requests().len(), 1);
+}

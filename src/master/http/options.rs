@@ -154,7 +154,7 @@ mod tests {
             }),
         };
         let written = serde_json::to_value(&all).unwrap();
-        assert_eq!(written.as_object().unwrap().len(), 18, "an option is at its default");
+        assert_eq!(written.as_object().unwrap().len(), 19, "an option is at its default");
         assert_eq!(options(written).unwrap(), all);
         assert_eq!(options(json!({})).unwrap(), SyncOptions::default());
         assert_eq!(options(json!({"delete": {}})).unwrap().delete, Some(DeleteOptions::default()));

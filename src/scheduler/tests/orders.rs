@@ -248,3 +248,18 @@ fn each_assignment_names_its_extent_and_the_ids_of_its_pools() {
     assert_eq!(extent(&done(&mut world, "d", "commit")), (0, a.1 + b.1));
     assert_eq!(extent(&next(&mut world, "d", "flush")), (0, 0));
 }
+
+#[test]
+fn what_is_left_to_do_for_a_deleted_sync_names_none() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![large(2)], None));
+    done(&mut world, "s", "range");
+    world.play(Event::Delete("demo".parse().unwrap()));
+    for _ in 0..40 {
+        world.pass(1_000);
+        world.beat("d", "1", &["/dst"], &[]);
+    }
+    next(&mut world, "d", "discard");
+    assert_eq!(view(&mut world, "d").in_flight, 1);
+    assert_eq!(requests(&mut world, "d"), [""; 0], "its id may be another one's by now");
+}

@@ -1,7 +1,9 @@
 //! What the API is reached by: the names of a master behind a proxy, and the names in its paths.
 
 use super::*;
+use crate::master::seat::{Identity, Seat};
 use crate::wire::ids::worker_routes;
+use crate::wire::leader::Leader;
 use serde_json::json;
 use url::Url;
 
@@ -116,4 +118,59 @@ async fn without_the_secret_of_a_private_master_nothing_is_answered() {
     }
     assert!(served.nothing_asked());
     assert_eq!(served.get("/s3cret/v1/sync").await.status, 200);
+}
+
+/// A server of a master that follows one with this URL, and where it listens.
+async fn following(url: Option<&str>) -> (SocketAddr, CancellationToken) {
+    let leader = Leader { name: "lead".into(), url: url.map(str::to_owned), epoch: 7, since: None };
+    let seat = watch::Sender::new(Seat::Follows(leader)).subscribe();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let handle = Handle::new(seat, Identity::default(), Spool::passing());
+    tokio::spawn(serve(listener, handle, HttpLimits::default(), shutdown.clone()));
+    (addr, shutdown)
+}
+
+async fn ask(addr: SocketAddr, method: &str, target: &str) -> Got {
+    let raw = format!(
+        "{method} {target} HTTP/1.1\r\nHost: {addr}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(raw.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    Got::parse(&answer)
+}
+
+#[tokio::test]
+async fn a_follower_sends_all_on_but_what_each_master_answers_by_itself() {
+    let (addr, _stop) = following(Some("http://lead:1/below")).await;
+    for (method, target) in [
+        ("GET", "/sync?state=FAILED&limit=2"),
+        ("POST", "/sync"),
+        ("POST", "/workers/w/assignment?wait=2s&poll_id=a%20b"),
+        ("GET", "/workers/w/requests"),
+        ("DELETE", "/v1/workers/w"),
+        ("POST", "/admin/reconcile"),
+        ("GET", "/versions"),
+    ] {
+        let got = soon(ask(addr, method, target)).await;
+        assert_eq!((got.status, got.code().as_str()), (307, "not_leader"), "{target}");
+        let location = format!("http://lead:1/below{target}");
+        assert_eq!(got.header("location"), Some(location.as_str()));
+    }
+    let (unnamed, _stop) = following(None).await;
+    for root in ["", "/v1"] {
+        for path in ["/healthz", "/livez", "/version"] {
+            for addr in [addr, unnamed] {
+                assert_eq!(soon(ask(addr, "GET", &format!("{root}{path}"))).await.status, 200);
+            }
+        }
+        assert_eq!(soon(ask(addr, "GET", &format!("{root}/readyz"))).await.status, 200);
+        assert_eq!(soon(ask(unnamed, "GET", &format!("{root}/readyz"))).await.status, 503);
+    }
+    let got = soon(ask(unnamed, "GET", "/sync")).await;
+    assert_eq!((got.status, got.header("location")), (503, None));
+    assert!(got.header("retry-after").is_some());
 }
