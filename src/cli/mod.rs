@@ -105,6 +105,7 @@ fn run(ctx: Context, command: Command) -> Result<Exit, Failure> {
         .build()
         .map_err(|e| Failure::new(format!("cannot start threads: {e}")))?;
     let exit = runtime.block_on(async {
+        signals::survive_file_size_limit()?;
         match command {
             Command::Master(args) => master::run(&ctx, args).await,
             Command::Agent(args) => agent::run(&ctx, args).await,

@@ -15,6 +15,17 @@ pub(super) enum Ask {
     Status,
 }
 
+/// Lets a write beyond the limit of file sizes (`ulimit -f`) fail with `EFBIG`, where the kernel would end the process:
+/// a signal that is caught ends nothing.
+///
+/// # Errors
+/// The system takes no more handlers.
+pub(super) fn survive_file_size_limit() -> Result<(), Failure> {
+    // The handler stays installed when the stream is dropped.
+    let kind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    signal(kind).map(drop).map_err(|e| Failure::new(format!("cannot catch SIGXFSZ: {e}")))
+}
+
 /// Catches SIGINT, SIGTERM and SIGUSR1 from now on.
 ///
 /// # Errors
