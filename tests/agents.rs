@@ -90,16 +90,22 @@ fn a_storage_path_that_hangs_is_told_and_left_out_while_the_heart_goes_on() {
     many(&src, 50, 1_000);
     many(&other, 50, 1_000);
     let hung = Hung::over(src.clone());
-    await_that("it is shown as stuck", || view(&cluster, "a")["stuck"] == json!([src]));
+    await_that("it is shown as unavailable", || {
+        let shown = view(&cluster, "a");
+        shown["unavailable_paths"] == json!([{"path": src, "reason": "it does not answer"}])
+    });
     let shown = cluster.ctl(["workers", "list"]).run().exits(0).out();
-    assert!(shown.contains("STUCK") && shown.contains("does not answer"), "{shown}");
+    assert!(shown.contains("DEGRADED") && shown.contains("does not answer"), "{shown}");
     // The other path is served; work on this one waits, and says why.
     assert_complete(&cluster.sync(&other, &dst), census(&other));
     let id = cluster.submit(&src, &cluster.path("dst/b"));
     let waits = cluster.progress(&id);
     assert_eq!(waits.state, SyncState::Queued, "{waits:#?}");
-    assert!(waits.reason.as_deref().unwrap().contains("a (stuck: "), "{waits:#?}");
+    assert!(
+        waits.reason.as_deref().unwrap().contains("is unavailable: it does not answer)"),
+        "{waits:#?}"
+    );
     drop(hung);
     assert_complete(&cluster.ended(&id), census(&src));
-    assert_eq!(view(&cluster, "a")["stuck"], Value::Null);
+    assert_eq!(view(&cluster, "a")["unavailable_paths"], Value::Null);
 }

@@ -317,6 +317,37 @@ fn a_nic_that_is_down_when_its_agent_starts_is_used_once_it_is_up() {
 }
 
 #[test]
+fn an_address_that_its_host_gets_after_the_agent_was_started_is_listened_on_then() {
+    let mut lab = Lab::new("100m,100m");
+    let address = |lab: &Lab, action: &str| {
+        let (space, own) = (format!("{}-h2", lab.name), "10.77.2.2/24");
+        let args = ["-n", &space, "addr", action, own, "dev", "nic2"];
+        assert!(Command::new("ip").args(args).status().unwrap().success(), "{args:?}");
+    };
+    address(&lab, "del");
+    lab.serve(2);
+    let shown = || lab.ctl(&["workers", "show", "b"]).unwrap();
+    let missing = |text: &str| {
+        text.lines().any(|line| line.starts_with("Unavailable:") && line.contains("10.77.2.2:8889"))
+    };
+    assert!(missing(&shown()), "{}", shown());
+    // Whoever has a task in hand sends to the endpoints that were known when it was given out.
+    (0..8).for_each(|i| drop(file(lab.path(&format!("src/large{i}")), noise(32 * MIB, i))));
+    let id = lab.submit();
+    await_that("the other is in use", || lab.sent(1) > 8 * MIB as u64);
+    assert!(lab.sent(2) < MIB as u64, "{} bytes", lab.sent(2));
+    address(&lab, "add");
+    await_that("both are in use", || {
+        assert!(!lab.progress(&id).is_some_and(|s| s.state.is_final()), "{}", lab.logs());
+        lab.sent(2) > 4 * MIB as u64
+    });
+    assert!(!missing(&shown()), "{}", shown());
+    lab.complete(&id);
+    let told = lab.logs().lines().filter(|line| line.contains("is unavailable")).count();
+    assert_eq!(told, 1, "{}", lab.logs());
+}
+
+#[test]
 fn agents_that_lose_each_other_for_a_while_go_on_where_they_were() {
     let mut lab = Lab::new("100m");
     lab.serve(1);

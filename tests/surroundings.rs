@@ -4,18 +4,19 @@
 
 mod support;
 
-use longhaul::wire::sync::SyncProgress;
+use longhaul::wire::sync::{SyncProgress, SyncState};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::await_that;
+use std::time::Duration;
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
 use support::process::{Process, User};
 use support::tools::must;
 use support::tree::{self, assert_same, census, file, many, noise, part_files, strict};
+use support::{await_some, await_that};
 
 const MIB: usize = 1 << 20;
 
@@ -79,6 +80,18 @@ fn await_reason(cluster: &Cluster, id: &str, reason: &str) {
     cluster.await_progress(id, "says why it waits", told);
 }
 
+/// Waits until a sync is paused, for a reason that names the path, its worker and what was found.
+#[track_caller]
+fn await_paused(cluster: &Cluster, id: &str, path: &Path, worker: &str, found: &str) {
+    let parts = [path.to_str().unwrap().to_owned(), format!("worker {worker}"), found.to_owned()];
+    let named = |s: &SyncProgress| {
+        let reason = s.reason.as_deref().unwrap_or_default();
+        s.state == SyncState::Paused && parts.iter().all(|part| reason.contains(part.as_str()))
+    };
+    let seen = cluster.await_progress(id, "is paused", |s| named(s) || s.state.is_final());
+    assert!(named(&seen), "{seen:#?}");
+}
+
 fn agent<'a>(cluster: &'a mut Cluster, name: &str) -> &'a mut Process {
     &mut cluster.agents.get_mut(name).unwrap().process
 }
@@ -104,12 +117,10 @@ fn a_destination_that_is_unmounted_in_mid_transfer_gets_nothing_written_below() 
     cluster.agent("a", &[&src]);
     cluster.agent("b", &[&dst]);
     let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
-    // So that it can't end before somebody has noticed.
-    agent(&mut cluster, "a").freeze();
     disk.take_away();
-    await_error(&cluster, "b");
-    agent(&mut cluster, "a").thaw();
-    await_reason(&cluster, &id, "b (ERROR)");
+    // The source goes on sending as fast as it can: the sync must not end before somebody has noticed.
+    cluster.hurry(&id);
+    await_paused(&cluster, &id, &dst, "b", "its file system was unmounted");
     disk.assert_nothing_below();
     // Put back, it goes on by itself.
     disk.put_back();
@@ -127,14 +138,166 @@ fn a_source_that_is_unmounted_in_the_middle_of_a_mirror_has_nothing_deleted() {
     many(&dst.join("extra"), 20, 100);
     let options = json!({"delete": {"max_percent": 90}});
     let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, options);
-    agent(&mut cluster, "b").freeze();
     disk.take_away();
-    await_error(&cluster, "a");
-    agent(&mut cluster, "b").thaw();
-    await_reason(&cluster, &id, "a (ERROR)");
+    cluster.hurry(&id);
+    await_paused(&cluster, &id, &src, "a", "its file system was unmounted");
     assert_eq!(census(&dst.join("extra")).files, 20, "something was deleted");
     disk.put_back();
     assert_unharmed(&cluster, &id, &src, &dst);
+}
+
+/// The storage path of one side is renamed while nobody asks the agent anything: a sync that is submitted at once
+/// must not go to (or come from) what is not found under the path, whoever is asked first.
+#[test]
+fn a_storage_path_that_was_just_renamed_is_noticed_before_a_sync_completes() {
+    for side in ["src", "dst"] {
+        let mut cluster = Cluster::start(On::Embedded);
+        let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
+        // So rarely that it is not by a heartbeat that it is noticed.
+        cluster.beat_every(Duration::from_secs(4));
+        cluster.agent("a", &[&src]);
+        cluster.agent("b", &[&dst]);
+        many(&src, 50, 1_000);
+        file(src.join("large"), noise(3 * MIB, 1));
+        let path = cluster.path(side);
+        fs::rename(&path, cluster.path("away")).unwrap();
+        tree::dir(&path);
+        let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
+        let name = if side == "src" { "a" } else { "b" };
+        await_paused(&cluster, &id, &path, name, "its path leads to another directory");
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        fs::remove_dir(&path).unwrap();
+        fs::rename(cluster.path("away"), &path).unwrap();
+        assert_complete(&cluster.ended(&id), census(&src));
+        assert_same(&src, &dst, strict());
+        cluster.assert_no_panic();
+    }
+}
+
+/// A file system that is mounted over a storage path is new storage: what a sync wrote below it is brought again.
+#[test]
+fn what_was_written_before_something_was_mounted_over_the_destination_is_brought_again() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+    must("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), dst.as_os_str()]);
+    let over = Unmounted(dst.clone());
+    cluster.hurry(&id);
+    let end = cluster.ended(&id);
+    assert_eq!(end.state, SyncState::Completed, "{end:#?}");
+    assert_same(&src, &dst, strict());
+    assert!(part_files(&dst).is_empty());
+    let log = agent(&mut cluster, "b").log();
+    assert!(log.contains("another file system was mounted over it"), "{log}");
+    drop(over);
+    cluster.assert_no_panic();
+}
+
+/// The agent was started before the disk was mounted.
+#[test]
+fn a_storage_path_that_comes_late_is_taken_up_and_the_others_are_served_meanwhile() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst, late) =
+        (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")), cluster.path("late"));
+    many(&src, 20, 1_000);
+    cluster.agent("a", &[&src, &dst, &late]);
+    let shown = cluster.ctl(["workers", "show", "a"]).run().exits(0).out();
+    let line = shown.lines().find(|line| line.starts_with("Unavailable:"));
+    let line = line.unwrap_or_else(|| panic!("{shown}"));
+    assert!(line.contains(late.to_str().unwrap()) && line.contains("ENOENT"), "{shown}");
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    let id = cluster.submit(&src, &late.join("copy"));
+    let named = format!("{} is unavailable", late.display());
+    let told = |s: &SyncProgress| s.reason.as_deref().is_some_and(|r| r.contains(&named));
+    assert_eq!(cluster.await_progress(&id, "waits", told).state, SyncState::Queued);
+    tree::dir(&late);
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &late.join("copy"), strict());
+    let log = agent(&mut cluster, "a").log();
+    let times = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((times(&named), times("is available again")), (1, 1), "{log}");
+}
+
+/// With nothing at all the agent runs, and says so loudly. What checks a configuration still fails.
+#[test]
+fn an_agent_without_any_storage_or_address_runs_and_warns_and_checks_fail() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let late = cluster.path("late");
+    cluster.agent("a", &[&late]);
+    await_error(&cluster, "a");
+    let log = agent(&mut cluster, "a").log();
+    assert!(log.contains("NONE of the storage paths is available"), "{log}");
+    let file = cluster.home().join("a.yml");
+    let file = file.to_str().unwrap();
+    let check = ["agent", "--config", file, "--worker-id", "a", "--check"];
+    let checked = cluster.ctl(check).run().exits(78).out();
+    assert!(checked.contains("does not exist on this host"), "{checked}");
+    let check = ["config", "check", file, "--worker-id", "a"];
+    cluster.ctl(check).run().exits(0);
+    cluster.ctl(check.iter().chain(&["--strict"])).run().exits(78);
+    tree::dir(&late);
+    await_that("it takes up what has come", || {
+        let workers = cluster.master.get("/workers").json();
+        workers["active"][0]["status"] == "IDLE"
+    });
+    cluster.ctl(["agent", "--config", file, "--worker-id", "a", "--check"]).run().exits(0);
+}
+
+/// `ulimit -f`: the kernel would end the process with SIGXFSZ.
+#[test]
+fn a_file_beyond_the_limit_of_file_sizes_fails_by_name_and_the_others_arrive() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, 20, 1_000);
+    file(src.join("large"), noise(3 * MIB, 1));
+    file(src.join("middle"), noise(MIB + 100, 2));
+    let limit = |process: &Process| {
+        must("prlimit", ["--pid", &process.pid().to_string(), &format!("--fsize={MIB}:")]);
+    };
+    limit(agent(&mut cluster, "b"));
+    let end = cluster.sync(&src, &dst);
+    assert_eq!((end.files_failed, end.files_done), (2, 20), "{end:#?}");
+    for error in &end.errors {
+        assert_eq!(error.errno.as_deref(), Some("EFBIG"), "{error:?}");
+        assert!(error.message.contains("`ulimit -f`"), "{error:?}");
+    }
+    assert!(agent(&mut cluster, "b").ended().is_none());
+    // `ctl copy` as well.
+    let copied = cluster.path("copied");
+    let shell = format!(
+        "ulimit -f {}; exec {} copy {} {}",
+        MIB / 1024,
+        env!("CARGO_BIN_EXE_ctl"),
+        src.display(),
+        copied.display()
+    );
+    let ran = Command::new("bash").args(["-c", &shell]).output().unwrap();
+    let told = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(23), "{told}");
+    assert!(told.contains("EFBIG"), "{told}");
+    assert_eq!(census(&copied).files, 20);
+}
+
+/// `ctl copy` whose destination is renamed says so and fails: somebody sits before it.
+#[test]
+fn a_local_copy_whose_destination_is_renamed_fails_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path().canonicalize().unwrap();
+    let (src, dst) = (tree::dir(home.join("src")), tree::dir(home.join("dst")));
+    file(src.join("large"), noise(16 * MIB, 1));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ctl"));
+    command.args(["copy", "--bwlimit", "4MiB/s", "--chunk-size-mb", "1"]).arg(&src).arg(&dst);
+    let mut process = Process::start("copy", command, &home.join("copy.log"));
+    await_that("it is in the middle", || !part_files(&dst).is_empty());
+    fs::rename(&dst, home.join("away")).unwrap();
+    let code = await_some("it ends", || process.ended()).code();
+    let log = process.log();
+    assert_eq!(code, Some(23), "{log}");
+    assert!(
+        log.contains(dst.to_str().unwrap()) && log.contains("nothing is found at its path"),
+        "{log}"
+    );
+    assert!(!dst.exists());
 }
 
 #[test]

@@ -123,7 +123,9 @@ impl Agent {
             protocol: Some(PROTOCOL),
             usage: Default::default(),
             nics: Vec::new(),
-            stuck: Vec::new(),
+            unavailable_paths: Vec::new(),
+            unavailable_endpoints: Vec::new(),
+            root_ids: Default::default(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::damages::Damages;
 use super::limits::Limits;
 use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate, Until};
-use crate::fs::{Filter, Target, Tree};
+use crate::fs::{Filter, FsError, Target, Tree};
 use crate::wire::sync::FileError;
 use crate::wire::task::{Assignment, TaskReport, TaskSpec};
 use crate::wire::{BytePath, WorkerId};
@@ -142,6 +142,39 @@ impl Job<'_> {
             let worker = &self.cx.worker;
             Box::new(Done::failed(format!("worker {worker} has no storage path that holds {path}")))
         })
+    }
+
+    /// Whether the storage path of the source still leads to the root that is open, where the task reads the
+    /// source.
+    ///
+    /// # Errors
+    /// A failed task of which nothing counts.
+    pub async fn check_source_root(&self) -> Result<(), Box<Done>> {
+        let task = &self.assignment.task;
+        let reads = match task {
+            TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Copy { .. } => true,
+            TaskSpec::Range { .. } | TaskSpec::Prune { .. } => true,
+            TaskSpec::Commit { .. } | TaskSpec::Discard | TaskSpec::Sweep | TaskSpec::Flush => {
+                false
+            }
+        };
+        let tree = self.cx.roots.tree(&self.assignment.source_path);
+        let Some(tree) = tree.filter(|_| reads) else { return Ok(()) };
+        match tokio::task::spawn_blocking(move || tree.check_root()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(gone)) => Err(Box::new(self.failed_by(&gone))),
+            Err(e) => {
+                Err(Box::new(Done::failed(format!("looking at the source failed inside: {e}"))))
+            }
+        }
+    }
+
+    /// A failed task, with the error of our own storage that made it fail.
+    pub fn failed_by(&self, error: &FsError) -> Done {
+        let error = self.seen(error.to_file_error(), &self.cx.worker);
+        let message = error.message.clone();
+        let report = TaskReport { failures: vec![error], ..TaskReport::default() };
+        Done { report, ..Done::failed(message) }
     }
 
     /// What of the source is left out.

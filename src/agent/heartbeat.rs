@@ -7,11 +7,11 @@ use super::storage::Storage;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::gate::boottime;
-use crate::data::{Peers, Roots, TicketGate};
+use crate::data::{Endpoints, Peers, Roots, TicketGate};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::limits;
-use crate::wire::worker::{Endpoint, NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker::{NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ const MAX_WHY: usize = 200;
 /// The agent's heart.
 pub struct Heart {
     config: AgentConfig,
-    endpoints: Vec<Endpoint>,
+    endpoints: Arc<Endpoints>,
     /// Random per process start.
     pub incarnation: String,
     boot_id: Option<String>,
@@ -37,7 +37,7 @@ pub struct Heart {
     gate: Arc<TicketGate>,
     limits: Arc<Limits>,
     peers: Arc<Peers>,
-    storage: Storage,
+    storage: Arc<Storage>,
     draining: AtomicBool,
     /// Whether this process could open nothing more when it was last tried.
     short: AtomicBool,
@@ -52,12 +52,12 @@ impl Heart {
     /// A heart for an agent that serves `endpoints`.
     pub fn new(
         config: AgentConfig,
-        endpoints: Vec<Endpoint>,
+        endpoints: Arc<Endpoints>,
         roots: Arc<Roots>,
         gate: Arc<TicketGate>,
         (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
     ) -> Self {
-        let storage = Storage::of(&roots);
+        let storage = Storage::of(roots);
         Heart {
             config,
             endpoints,
@@ -178,8 +178,7 @@ impl Heart {
         let in_hand = self.hand.list();
         let seen = self.storage.seen();
         let master = self.master.load(Ordering::Relaxed);
-        // A master that does not know what `stuck` is must at least give us nothing.
-        let status = if seen.astray || self.is_short() || (!seen.stuck.is_empty() && master < 4) {
+        let status = if seen.available.is_empty() || self.is_short() {
             WorkerStatus::Error
         } else if self.draining.load(Ordering::Relaxed) {
             WorkerStatus::Draining
@@ -191,8 +190,8 @@ impl Heart {
         WorkerHeartbeat {
             worker_id: self.config.worker_id.clone(),
             status,
-            storage_paths: self.config.storage_paths.clone(),
-            data_plane_endpoints: self.endpoints.clone(),
+            storage_paths: seen.available,
+            data_plane_endpoints: self.endpoints.available(),
             timestamp: None,
             control_plane_address: self.config.control_plane_address.clone(),
             incarnation: Some(self.incarnation.clone()),
@@ -204,7 +203,9 @@ impl Heart {
             protocol: Some(PROTOCOL),
             usage: self.limits.usage(),
             nics: if master >= 3 { self.nics() } else { Vec::new() },
-            stuck: if master >= 4 { seen.stuck } else { Vec::new() },
+            unavailable_paths: seen.unavailable,
+            unavailable_endpoints: self.endpoints.unavailable(),
+            root_ids: seen.root_ids,
         }
     }
 

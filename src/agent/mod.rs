@@ -38,13 +38,12 @@ pub mod tune;
 
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
-use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate};
+use crate::data::{Buffers, DataServer, Endpoints, Peers, Roots, Served, TicketGate};
 use crate::fs::Ledger;
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
 use crate::util::units;
 use crate::wire::worker::Endpoint;
-use anyhow::Context as _;
 use damages::Damages;
 use execute::Context;
 use hand::Hand;
@@ -73,27 +72,27 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Opens the storage paths and listens on the data-plane endpoints.
+    /// Opens the storage paths and listens on the data-plane endpoints that are there; the others are taken up when
+    /// they come.
     ///
     /// # Errors
-    /// A storage path that can't be opened, an endpoint that can't be listened on.
+    /// An endpoint whose address is there and can't be listened on.
     pub async fn bind(config: AgentConfig) -> anyhow::Result<Self> {
         let (paths, ledger) = (config.storage_paths.clone(), ledger(&config));
-        let open = move || Roots::open_noting(&paths, ledger());
+        let open = move || Roots::open_available(&paths, ledger());
         let roots = tokio::task::spawn_blocking(open).await?;
-        let roots = roots.context("cannot serve the storage paths")?;
         let server = DataServer::bind(&config.data_plane_endpoints).await?;
         Ok(Agent { config, roots: Arc::new(roots), server })
     }
 
     /// Where it listens, with the ports that the kernel chose.
-    pub fn endpoints(&self) -> &[Endpoint] {
+    pub fn endpoints(&self) -> &Endpoints {
         self.server.endpoints()
     }
 
     /// Works until `shutdown`, then ends what is in hand (at most for the configured drain time).
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
-        let endpoints = self.server.endpoints().to_vec();
+        let endpoints = self.server.endpoints().clone();
         let buffers = Buffers::new(self.config.buffer_memory);
         let peers = Peers::new(self.server.nics(), buffers.sending.clone());
         let gate = Arc::new(TicketGate::new());
@@ -109,7 +108,8 @@ impl Agent {
         let (slots, drain) = (self.config.slots.max(1), self.config.drain_timeout);
         let start = crate::config::agent::first_slots();
         let worker = self.config.worker_id.clone();
-        tracing::info!(%worker, slots, endpoints = ?authorities(&endpoints), "agent started");
+        tracing::info!(%worker, slots, endpoints = ?authorities(&endpoints.available()), "agent started");
+        warn_of_nothing(&self.roots, &endpoints);
         let limits = Arc::new(Limits::new(self.config.bwlimit));
         let cx = Context {
             worker,
@@ -172,6 +172,23 @@ fn ledger(config: &AgentConfig) -> impl FnOnce() -> Ledger + Send + use<> {
             );
             Ledger::default()
         })
+    }
+}
+
+/// An agent that has no storage, or that nobody can send to, runs for what may come: that must not go unnoticed.
+fn warn_of_nothing(roots: &Roots, endpoints: &Endpoints) {
+    if roots.all().iter().all(|root| root.open().is_err()) {
+        let paths: Vec<String> = roots.all().iter().map(|root| root.path().to_string()).collect();
+        tracing::error!(
+            "NONE of the storage paths is available ({}): this agent gets no work until one of them is there",
+            paths.join(", ")
+        );
+    }
+    if endpoints.available().is_empty() {
+        tracing::error!(
+            "NONE of the data-plane endpoints is available: no other agent can send to this one until the address \
+             of one of them is there"
+        );
     }
 }
 

@@ -233,7 +233,9 @@ impl Pruner<'_> {
                     for error in &mut found.errors {
                         *error = self.job.seen(error.clone(), to.worker());
                     }
-                    if let Some(error) = found.errors.iter().find(|e| e.is_shortage()) {
+                    let ends =
+                        |e: &&FileError| e.is_shortage() || e.class == ErrorClass::StorageGone;
+                    if let Some(error) = found.errors.iter().find(ends) {
                         let (message, error) = (error.message.clone(), Some(error.clone()));
                         return Err(ScanEnd::Failed { message, error });
                     }
@@ -357,6 +359,10 @@ impl Walker {
     }
 
     fn send(&self, step: Step) -> Result<(), Halt> {
+        if matches!(step, Step::Root(_) | Step::Names(_)) {
+            // What is missing in another directory must not be deleted.
+            self.source.check_root().map_err(Halt::Failed)?;
+        }
         self.to.blocking_send(step).map_err(|_| Halt::Unwanted)
     }
 

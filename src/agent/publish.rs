@@ -3,7 +3,7 @@
 
 use super::execute::{Done, Job};
 use super::fates::record;
-use crate::fs::{Cause, Ranges, Target, Tree};
+use crate::fs::{Cause, Ranges, RootLoss, Target, Tree};
 use crate::wire::manifest::{DirRef, Entry, Manifest, merge_ranges};
 use crate::wire::options::Action;
 use crate::wire::sync::FileError;
@@ -109,12 +109,15 @@ pub async fn flush(job: Job<'_>) -> Done {
         Ok(target) => target,
         Err(done) => return *done,
     };
-    match tokio::task::spawn_blocking(move || target.flush()).await {
+    // What was written to another root than the one that is open now is not made safe by flushing this one.
+    let written = job.assignment.flush_root.clone();
+    let work = move || match written.is_none_or(|written| written == target.tree().root_id()) {
+        true => target.flush(),
+        false => Err(target.tree().root_gone(RootLoss::Replaced)),
+    };
+    match tokio::task::spawn_blocking(work).await {
         Ok(Ok(())) => Done::well(TaskReport::default()),
-        Ok(Err(error)) => {
-            let error = job.seen(error.to_file_error(), &job.cx.worker);
-            Done { report: failures(error.clone()), ..Done::failed(error.message) }
-        }
+        Ok(Err(error)) => job.failed_by(&error),
         Err(e) => Done::failed(format!("flushing failed inside: {e}")),
     }
 }
@@ -156,7 +159,7 @@ async fn at_destination(
     job.writers.wrote(&job.cx.worker);
     let work = tokio::task::spawn_blocking(move || {
         let mut report = TaskReport::default();
-        let done = act(&target, &manifest.entries, &mut report);
+        let done = target.at_root(|| act(&target, &manifest.entries, &mut report));
         for error in target.stamp(&manifest.dirs) {
             // Its own entry says so where it lasts; publishing is not undone for it.
             tracing::warn!("{}", error.message);

@@ -296,6 +296,7 @@ impl Walker {
     }
 
     fn send(&mut self, next: Option<TaskSpec>) -> Result<(), Halt> {
+        self.source.check_root().map_err(Halt::Failed)?;
         let draft = Draft { found: self.cutter.cut(), root: self.root.take(), next };
         self.to.blocking_send(draft).map_err(|_| Halt::Unwanted)?;
         self.since = Instant::now();

@@ -1,6 +1,7 @@
 //! The whole agent against a master that follows a script.
 
 use super::Agent;
+use super::storage::Storage;
 use super::testing::{abs, assignment};
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::agent::DEFAULT_BUFFER_MEMORY;
@@ -225,7 +226,7 @@ impl Play {
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let client = MasterClient::new(vec![url], ClientOptions::default()).unwrap();
         let agent = Agent::bind(config).await.unwrap();
-        let port = agent.endpoints()[0].port.unwrap();
+        let port = agent.endpoints().available()[0].port.unwrap();
         let stop = Shutdown::new();
         let agent = tokio::spawn(agent.serve(client, stop.clone()));
         Play { master, stop, agent, serving, port }
@@ -434,7 +435,7 @@ async fn a_prune_asks_the_master_about_the_source_before_it_deletes() {
 }
 
 #[tokio::test]
-async fn an_agent_does_not_start_without_its_storage_or_its_address() {
+async fn an_agent_starts_without_its_storage_and_its_address_and_takes_up_what_comes() {
     let dir = tempfile::tempdir().unwrap();
     let config = |path: &str, address: &str| AgentConfig {
         worker_id: "a".parse().unwrap(),
@@ -453,9 +454,34 @@ async fn an_agent_does_not_start_without_its_storage_or_its_address() {
         data_dir: None,
         log: LogConfig::default(),
     };
-    let missing = Agent::bind(config("missing", "127.0.0.1")).await.err().unwrap();
-    assert!(format!("{missing:#}").contains("missing"), "{missing:#}");
+    let path = dir.path().join("late");
     // A documentation address (RFC 5737): no host has it.
-    let foreign = Agent::bind(config("", "192.0.2.1")).await.err().unwrap();
-    assert!(format!("{foreign:#}").contains("192.0.2.1"), "{foreign:#}");
+    let agent = Agent::bind(config("late", "192.0.2.1")).await.expect("what may come is no error");
+    assert_eq!(agent.endpoints().available(), []);
+    let [endpoint] = &agent.endpoints().unavailable()[..] else { panic!("one endpoint") };
+    assert!(endpoint.reason.contains("192.0.2.1"), "{endpoint:?}");
+    let storage = Storage::of(agent.roots.clone());
+    let seen = storage.seen();
+    assert_eq!(seen.available, []);
+    let [lost] = &seen.unavailable[..] else { panic!("one path") };
+    assert!(lost.path == abs(&path) && lost.reason.contains("(ENOENT)"), "{lost:?}");
+    assert!(agent.roots.tree(&abs(&path.join("below"))).is_none());
+    // Looked for at each heartbeat, and served when it is there.
+    fs::create_dir(&path).unwrap();
+    storage.measure();
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while storage.seen().available.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("it is taken up");
+    assert_eq!(storage.seen().unavailable, []);
+    assert!(agent.roots.tree(&abs(&path.join("below"))).is_some());
+    // What waiting does not mend is an error.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut bad = config("late", "127.0.0.1");
+    bad.data_plane_endpoints[0].endpoint.port = Some(taken.local_addr().unwrap().port());
+    let error = Agent::bind(bad).await.err().expect("the port is taken");
+    assert!(format!("{error:#}").contains("nothing else uses the port"), "{error:#}");
 }

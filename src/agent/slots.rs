@@ -15,7 +15,7 @@ use crate::util::limits;
 use crate::util::shutdown::Shutdown;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Manifest, NameList};
-use crate::wire::sync::FileError;
+use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{
     Assignment, Cursor, PageReply, ResultOutcome, ScanPage, SyncResult, TaskReport, TaskSpec,
 };
@@ -174,6 +174,11 @@ impl Slots {
         };
         let Some(mut done) = done else { return };
         let short = note_shortage(&mut done, kind);
+        let gone = |error: &FileError| error.class == ErrorClass::StorageGone;
+        if done.report.failures.iter().any(gone) {
+            // The master learns which storage path it is, and gives nothing more that needs it.
+            self.heart.beat_now();
+        }
         if let Some(message) = done.message.as_ref().filter(|_| !done.report.handed_back) {
             tracing::warn!(%sync, %task, kind, "failed: {message}");
         }
@@ -204,8 +209,21 @@ impl Slots {
         } else {
             Vec::new()
         };
+        if let Err(gone) = job.check_source_root().await {
+            return Some(*gone);
+        }
         match self.run_with(job, manifest).await {
-            Ok(done) => done,
+            // What a walk found is with the master already, and was checked page by page.
+            Ok(None) => None,
+            Ok(Some(done)) => match job.check_source_root().await {
+                Ok(()) => Some(done),
+                // What was read is not what is found under the path: it is brought again.
+                Err(gone) => {
+                    let bytes_sent = done.report.bytes_sent;
+                    let report = TaskReport { bytes_sent, ..gone.report };
+                    Some(Done { report, ..*gone })
+                }
+            },
             Err(e) => Some(Done::failed(format!("the manifest makes no sense: {e}"))),
         }
     }

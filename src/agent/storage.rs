@@ -1,118 +1,135 @@
 //! What is measured of the storage paths, each in a thread of its own: a mount that hangs stops neither the
-//! heart nor what is said of the others.
+//! heart nor what is said of the others. One that is missing is looked for again at each heartbeat.
 
 use crate::data::Roots;
-use crate::fs::Root;
+use crate::data::roots::StorageRoot;
+use crate::fs::{Root, RootLoss};
 use crate::wire::AbsPath;
+use crate::wire::worker::UnavailablePath;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A storage path that has not answered for so long is stuck. It is asked for two numbers that its file
+/// A storage path that has not answered for so long is unavailable. It is asked for two numbers that its file
 /// system has in memory, or across one network.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
 /// See the module.
-pub struct Storage(Vec<Arc<Path>>);
-
-/// A storage path.
-struct Path {
-    root: Arc<Root>,
-    known: Mutex<Known>,
+pub struct Storage {
+    roots: Arc<Roots>,
+    /// One for each storage path, in the order of [`Roots::all`].
+    known: Vec<Mutex<Known>>,
 }
 
-/// What is known of it.
+/// What is known of a storage path.
 #[derive(Default)]
 struct Known {
     /// When the measurement that is under way began.
     began: Option<Instant>,
     free: Option<u64>,
-    /// The path leads elsewhere than to what we hold open.
-    astray: bool,
-    /// It was told that it does not answer.
-    told: bool,
+    /// The reason that was logged last why it is unavailable.
+    logged: Option<String>,
 }
 
 /// What was seen last.
 #[derive(Debug, Default)]
 pub struct Seen {
+    /// The storage paths that are served.
+    pub available: Vec<AbsPath>,
+    /// Those that are not.
+    pub unavailable: Vec<UnavailablePath>,
     /// Free bytes of those that could be asked.
     pub free: BTreeMap<String, u64>,
-    /// One of them leads elsewhere than to what we hold open.
-    pub astray: bool,
-    /// Those that do not answer.
-    pub stuck: Vec<AbsPath>,
+    /// The id of the root of each that is served.
+    pub root_ids: BTreeMap<String, String>,
 }
 
 impl Storage {
     /// Nothing is measured yet.
-    pub fn of(roots: &Roots) -> Self {
-        let path = |root: &Arc<Root>| Path { root: root.clone(), known: Mutex::default() };
-        Storage(roots.iter().map(|root| Arc::new(path(root))).collect())
+    pub fn of(roots: Arc<Roots>) -> Arc<Self> {
+        let known = roots.all().iter().map(|_| Mutex::default()).collect();
+        Arc::new(Storage { roots, known })
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&StorageRoot, MutexGuard<'_, Known>)> {
+        self.roots.all().iter().zip(self.known.iter().map(lock))
     }
 
     /// What was seen last.
     pub fn seen(&self) -> Seen {
         let mut seen = Seen::default();
-        for path in &self.0 {
-            let known = path.known();
-            seen.astray |= known.astray;
-            if known.is_stuck() {
-                seen.stuck.push(path.root.path().clone());
-            } else if let Some(free) = known.free {
-                seen.free.insert(path.root.path().to_string(), free);
+        for (storage, known) in self.each() {
+            let path = storage.path();
+            match available(storage, &known) {
+                Ok(root) => {
+                    seen.available.push(path.clone());
+                    seen.root_ids.insert(path.to_string(), root.id());
+                    seen.free.extend(known.free.map(|free| (path.to_string(), free)));
+                }
+                Err(reason) => {
+                    seen.unavailable.push(UnavailablePath { path: path.clone(), reason });
+                }
             }
         }
         seen
     }
 
     /// Begins to measure each, unless the last measurement of it is still under way.
-    pub fn measure(&self) {
-        for path in &self.0 {
-            let mut known = path.known();
-            if known.began.is_some() {
-                if known.is_stuck() && !std::mem::replace(&mut known.told, true) {
-                    tracing::error!(
-                        "storage path {} has not answered for {} s: it gets no work until it does",
-                        path.root.path(),
-                        STUCK_AFTER.as_secs()
-                    );
-                }
-                continue;
+    pub fn measure(self: &Arc<Self>) {
+        for (nth, (storage, mut known)) in self.each().enumerate() {
+            known.log(storage);
+            if known.began.is_none() {
+                known.began = Some(Instant::now());
+                let storage = self.clone();
+                tokio::task::spawn_blocking(move || storage.measure_one(nth));
             }
-            known.began = Some(Instant::now());
-            let path = path.clone();
-            tokio::task::spawn_blocking(move || path.measure());
         }
-    }
-}
-
-impl Known {
-    fn is_stuck(&self) -> bool {
-        self.began.is_some_and(|began| began.elapsed() > STUCK_AFTER)
-    }
-}
-
-impl Path {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the file system, for as long as that takes.
-    fn measure(&self) {
-        let free = self.root.free_bytes().inspect_err(|error| tracing::debug!("{error}")).ok();
-        let astray = !self.root.is_current();
-        let mut last = self.known();
-        if astray && !last.astray {
-            tracing::error!(
-                "storage path {} was replaced, removed or mounted over since this agent started; it \
-                 takes no work until that is undone or it is restarted",
-                self.root.path()
-            );
+    fn measure_one(&self, nth: usize) {
+        let (Some(storage), Some(known)) = (self.roots.all().get(nth), self.known.get(nth)) else {
+            return;
+        };
+        let root = match storage.open() {
+            Ok(root) if !root.look().is_some_and(RootLoss::is_new_storage) => Ok(root),
+            _ => self.roots.reopen(storage),
+        };
+        let free = root.and_then(|root| root.free_bytes());
+        let free = free.inspect_err(|error| tracing::debug!("{error}")).ok();
+        let mut known = lock(known);
+        (known.began, known.free) = (None, free);
+        known.log(storage);
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The root of a storage path that is served, or the reason why it is not.
+fn available(storage: &StorageRoot, known: &Known) -> Result<Arc<Root>, String> {
+    if known.began.is_some_and(|began| began.elapsed() > STUCK_AFTER) {
+        return Err("it does not answer".to_owned());
+    }
+    let root = storage.open().map_err(|error| error.to_string())?;
+    root.lost().map_or(Ok(root), |loss| Err(loss.to_string()))
+}
+
+impl Known {
+    /// Logs that the path is unavailable, and that it is available again, once each.
+    fn log(&mut self, storage: &StorageRoot) {
+        let (path, reason) = (storage.path(), available(storage, self).err());
+        if reason == self.logged {
+            return;
         }
-        if last.told {
-            tracing::info!("storage path {} answers again", self.root.path());
+        match &reason {
+            Some(reason) => tracing::error!(
+                "storage path {path} is unavailable: {reason}; nothing is read or written there until it is \
+                 back, which is looked for at each heartbeat"
+            ),
+            None => tracing::info!("storage path {path} is available again"),
         }
-        *last = Known { began: None, free, astray, told: false };
+        self.logged = reason;
     }
 }

@@ -15,7 +15,7 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure>
     let env = Env::from_process();
     let worker_id = args.worker_id.as_ref().map(|id| id.as_str());
     if args.check {
-        return config::report(ctx, &crate::config::check(&args.config, worker_id, &env));
+        return config::report(ctx, &crate::config::check_here(&args.config, worker_id, &env));
     }
     let loaded = load_agent(&args.config, worker_id, &env)?;
     let config = overlay(loaded.config, &args, &ctx.global.master_url)?;

@@ -477,6 +477,9 @@ pub(super) enum ConfigCommand {
         /// Check as this worker, on its host: whether its storage paths exist
         #[arg(long, value_name = "ID")]
         worker_id: Option<WorkerId>,
+        /// Fail on warnings too
+        #[arg(long)]
+        strict: bool,
     },
 }
 
@@ -527,7 +530,7 @@ mod tests {
             "ctl copy a b -c -n -i --delete --exclude *.o --include x",
             "ctl sync submit -f r.yml -n -i -w",
             "ctl workers list --master-url a:1,b:2 --request-timeout 5",
-            "ctl config check f.yml --worker-id w",
+            "ctl config check f.yml --worker-id w --strict",
             "ctl completion zsh",
             "ctl version -o json",
         ] {

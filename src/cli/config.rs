@@ -12,9 +12,11 @@ use crate::config::{Env, FileKind, Report, Severity, check};
 /// # Errors
 /// Standard output can't be written.
 pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, Failure> {
-    let ConfigCommand::Check { file, worker_id } = command;
+    let ConfigCommand::Check { file, worker_id, strict } = command;
     let worker_id = worker_id.as_ref().map(|id| id.as_str());
-    report(ctx, &check(&file, worker_id, &Env::from_process()))
+    let found = check(&file, worker_id, &Env::from_process());
+    let exit = report(ctx, &found)?;
+    Ok(if strict && found.warnings() > 0 { Exit::Config } else { exit })
 }
 
 /// Prints a report; ends with 78 where the file can't be used.

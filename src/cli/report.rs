@@ -308,6 +308,9 @@ fn advice(groups: &[Group<'_>], sync: &SyncProgress, again: &str) -> String {
         (Some("EACCES" | "EPERM"), _) => format!("give {whose} access (or run it as root)"),
         (Some("ENOSPC" | "EDQUOT"), _) => format!("make room below {}", sync.destination_path),
         (Some("EROFS"), _) => format!("make {} writable", sync.destination_path),
+        (_, ErrorClass::StorageGone) => {
+            format!("put back the storage path of {whose}, or restart it to use what is there now")
+        }
         (_, ErrorClass::Permanent) => "remove the cause".to_owned(),
         (_, ErrorClass::Transient) => {
             return format!("to try again: {again} (what arrived is skipped)");

@@ -80,7 +80,8 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
         agent_version: None,
         reason: Some("no heartbeat".to_owned()),
         nics: vec![],
-        stuck: vec![],
+        unavailable_paths: vec![],
+        unavailable_endpoints: vec![],
         drained: None,
     }
 }

@@ -165,9 +165,10 @@ fn master(url: &str, told: &Result<Reply<Readiness>, ClientError>, now: Timestam
 
 /// The state of a worker in a word.
 fn standing(w: &WorkerView) -> &'static str {
-    match (w.active, w.stuck.is_empty()) {
+    let whole = w.unavailable_paths.is_empty() && w.unavailable_endpoints.is_empty();
+    match (w.active, whole || !w.status.takes_work()) {
         (false, _) => "INACTIVE",
-        (true, false) => "STUCK",
+        (true, false) => "DEGRADED",
         (true, true) => w.status.as_str(),
     }
 }
@@ -214,6 +215,12 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
     ];
     if let Some(reason) = &w.reason {
         rows.push(("Reason", clean(reason)));
+    }
+    for lost in &w.unavailable_paths {
+        rows.push(("Unavailable", format!("{}: {}", lost.path, clean(&lost.reason))));
+    }
+    for lost in &w.unavailable_endpoints {
+        rows.push(("Unavailable", format!("{}: {}", clean(&lost.endpoint), clean(&lost.reason))));
     }
     if let Some(drained) = &w.drained {
         rows.push(("Drained", format!("{} ago", age(between(drained.since, now)))));
@@ -418,18 +425,32 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_is_stuck_or_drained_says_so() {
-        use crate::wire::worker::{Drained, WorkerStatus};
+    fn a_worker_that_lacks_something_or_is_drained_says_so() {
+        use crate::wire::worker::{Drained, UnavailableEndpoint, UnavailablePath, WorkerStatus};
         let since = "2026-02-03T14:00:00Z".parse().unwrap();
         let drained = Some(Drained { by: Some("ann".into()), reason: None, since });
         let w =
             WorkerView { status: WorkerStatus::Draining, drained, ..sample::worker("st-02", true) };
         let text = worker_record(&w, now());
         assert!(text.contains("State:       DRAINING") && text.contains("Drained:     "), "{text}");
-        let stuck = vec![AbsPath::new("/arch").unwrap()];
-        let w = WorkerView { stuck, ..sample::worker("st-02", true) };
+        let path = AbsPath::new("/arch").unwrap();
+        let unavailable_paths = vec![UnavailablePath { path, reason: "not there".into() }];
+        let unavailable_endpoints = vec![UnavailableEndpoint {
+            endpoint: "10.0.0.9:1".into(),
+            reason: "no address".into(),
+        }];
+        let w = WorkerView {
+            unavailable_paths,
+            unavailable_endpoints,
+            ..sample::worker("st-02", true)
+        };
+        let record = worker_record(&w, now());
+        for line in ["/arch: not there", "10.0.0.9:1: no address"] {
+            let shown = record.lines().any(|l| l.starts_with("Unavailable:") && l.ends_with(line));
+            assert!(shown, "{line} in {record}");
+        }
         let text = workers(&WorkerList { active: vec![w], inactive: vec![] }, now());
-        assert!(text.lines().nth(1).unwrap().starts_with("st-02   STUCK"), "{text}");
+        assert!(text.lines().nth(1).unwrap().starts_with("st-02   DEGRADED"), "{text}");
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Does what the file says of a worker hold on this host? Only `ctl config check --worker-id` asks:
-//! the file is usually checked somewhere else as well. Warnings only.
+//! Does what the file says of a worker hold on this host? `ctl config check --worker-id` asks, and warns: the file is
+//! usually checked somewhere else as well. So does `ctl agent --check`, for which it is an error.
 
 use super::agent::Worker;
 use super::reader::Findings;
-use super::report::Pos;
+use super::report::{Pos, Severity};
 use crate::util::iface::scoped;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -11,27 +11,32 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-pub(super) fn check(worker: &Worker, findings: &Findings) {
+pub(super) fn check(worker: &Worker, severity: Severity, findings: &Findings) {
     let id = &worker.config.worker_id;
     let place = match worker.label.as_str() {
         "" => String::new(),
         label => format!("{label}."),
     };
-    let warn = |at: Pos, key: &str, what: String| {
-        findings.warn(at, format!("{place}{key}: {what} (checked because --worker-id {id})"));
+    let note = |severity: Severity, at: Pos, key: &str, what: String| {
+        let message = format!("{place}{key}: {what} (checked on this host for worker {id})");
+        findings.note(Some(at), severity, message);
     };
     for (path, at) in worker.config.storage_paths.iter().zip(&worker.path_places) {
         let target = Path::new(OsStr::from_bytes(path.as_bytes()));
         let what = match std::fs::symlink_metadata(target) {
             Ok(meta) if meta.is_dir() => continue,
-            Ok(meta) if meta.is_symlink() => format!("{path} is a symbolic link — name its target"),
+            Ok(meta) if meta.is_symlink() && target.is_dir() => {
+                let what = format!("{path} is a symbolic link — name its target");
+                note(Severity::Warning, *at, "storage_paths", what);
+                continue;
+            }
             Ok(_) => format!("{path} is not a directory"),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 format!("{path} does not exist on this host")
             }
             Err(e) => format!("{path} cannot be looked at: {e}"),
         };
-        warn(*at, "storage_paths", what);
+        note(severity, *at, "storage_paths", what);
     }
     // Places are there for given endpoints only; the default one needs no check.
     for (nic, at) in worker.config.data_plane_endpoints.iter().zip(&worker.endpoint_places) {
@@ -40,14 +45,14 @@ pub(super) fn check(worker: &Worker, findings: &Findings) {
         if let Some(iface) = &endpoint.iface
             && !Path::new("/sys/class/net").join(iface).exists()
         {
-            warn(*at, key, format!("this host has no interface {iface}"));
+            note(severity, *at, key, format!("this host has no interface {iface}"));
         }
         if let Ok(ip) = endpoint.address.parse::<IpAddr>()
             && let Ok(socket) = scoped(SocketAddr::new(ip, 0), endpoint.iface.as_deref())
             && let Err(e) = UdpSocket::bind(socket)
             && e.kind() == ErrorKind::AddrNotAvailable
         {
-            warn(*at, key, format!("{ip} is not an address of this host"));
+            note(severity, *at, key, format!("{ip} is not an address of this host"));
         }
     }
 }

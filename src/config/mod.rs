@@ -89,6 +89,17 @@ pub fn load_agent(
 /// Checks a file of either kind, for `ctl config check`. With a `worker_id` it also checks whether
 /// that worker's directories, interfaces and addresses are there on this host.
 pub fn check(path: &Path, worker_id: Option<&str>, env: &Env) -> Report {
+    check_for(path, worker_id, env, worker_id.map(|_| Severity::Warning))
+}
+
+/// The same for `ctl agent --check`, which runs where the agent is going to: what of its worker's directories,
+/// interfaces and addresses is not there is an error.
+pub fn check_here(path: &Path, worker_id: Option<&str>, env: &Env) -> Report {
+    check_for(path, worker_id, env, Some(Severity::Error))
+}
+
+/// `host`: how serious it is that something is not there on this host; `None`: that is not looked at.
+fn check_for(path: &Path, worker_id: Option<&str>, env: &Env, host: Option<Severity>) -> Report {
     let file = path.display().to_string();
     let findings = Findings::new(file.clone());
     let (mut kind, mut worker_ids) = (None, Vec::new());
@@ -101,10 +112,10 @@ pub fn check(path: &Path, worker_id: Option<&str>, env: &Env) -> Report {
                 let file = AgentsFile::read(&Item::root(&source.root, &findings), env, &findings);
                 source.check_privacy(path, &findings);
                 worker_ids = file.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
-                if worker_id.is_some()
+                if let Some(severity) = host
                     && let Some(worker) = file.choose(worker_id, &findings)
                 {
-                    host::check(&worker, &findings);
+                    host::check(&worker, severity, &findings);
                 }
             }
         }

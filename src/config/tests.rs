@@ -603,7 +603,7 @@ fn a_check_for_a_worker_looks_at_this_host() {
     let overlaps = |p: &Problem| p.message.contains("lies inside");
     let found: Vec<Problem> =
         report(Some("a")).problems.into_iter().filter(|p| !overlaps(p)).collect();
-    let because = "(checked because --worker-id a)";
+    let because = "(checked on this host for worker a)";
     let place = "workers[0].network.data_plane_endpoints";
     let wanted = [
         format!(
@@ -618,4 +618,7 @@ fn a_check_for_a_worker_looks_at_this_host() {
     ];
     assert_eq!(lines(&found), wanted);
     assert!(report(None).problems.iter().all(overlaps), "without a worker id nothing is looked up");
+    // Where the agent is about to run, what is missing is an error.
+    let here = with_file(&text, |path| check_here(path, None, &Env::none()));
+    assert_eq!((here.errors(), here.usable()), (4, false), "{here}");
 }

@@ -2,6 +2,7 @@
 //! what is answered leaves by it too, whatever the routing table says of the peer.
 
 use super::nics::Nic;
+use crate::config::Nic as Configured;
 use crate::util::iface::is_link_local;
 use crate::wire::worker::DEFAULT_DATA_PORT;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -29,12 +30,12 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens as `nic` says, bound to its interface if it is one of `several`; with the port that the
+    /// Listens as `nic` is configured, bound to its interface if it is one of `several`; with the port that the
     /// kernel chose where it was to choose.
     ///
     /// # Errors
     /// What the kernel or the resolver said.
-    pub async fn bind(mut nic: crate::config::Nic, several: bool) -> Result<Self> {
+    pub async fn bind(mut nic: Configured, several: bool) -> Result<Self> {
         let port = nic.endpoint.port.unwrap_or(DEFAULT_DATA_PORT);
         let name = (nic.endpoint.address.clone(), port);
         let mut addresses = tokio::net::lookup_host(name).await?;
@@ -54,6 +55,11 @@ impl Listener {
             None
         });
         Ok(Listener { nic: Nic::new(nic), at, main, beside, bound: number })
+    }
+
+    /// The same, with connections counted by `nic`.
+    pub fn counting(self, nic: Arc<Nic>) -> Self {
+        Listener { nic, ..self }
     }
 
     /// The next connection.

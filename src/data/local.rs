@@ -17,9 +17,9 @@ use crate::util::rate::Pace;
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::WriteRules;
-use crate::wire::sync::FileError;
+use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::ticket::Claims;
-use crate::wire::{Digest, RelPath};
+use crate::wire::{BytePath, Digest, RelPath};
 use std::sync::Arc;
 
 /// A destination below one of our own storage roots.
@@ -112,12 +112,18 @@ impl Local {
                     }
                     (Err(Stop::Error(error)), bytes) => {
                         sent += bytes;
-                        done.push(Err(error.to_file_error()));
+                        done.push(Err(error_of(entry, &error)));
                     }
                     (Err(Stop::Cancelled), _) => break,
                 }
             }
             let unstamped = stamp(&target, &dirs);
+            if let Err(gone) = target.check_root() {
+                for (written, entry) in done.iter_mut().zip(&files).filter(|(done, _)| done.is_ok())
+                {
+                    *written = Err(error_of(entry, &gone));
+                }
+            }
             if done.len() < files.len() {
                 return Err(stopped());
             }
@@ -235,6 +241,15 @@ fn failed(error: FsError) -> RangeSent {
         FedRange::Failed(error) => RangeSent::Failed(error),
         FedRange::Changed | FedRange::Sent { .. } => RangeSent::Changed,
     }
+}
+
+/// The report of an error that made `entry` fail. One of the storage root has no path of its own.
+fn error_of(entry: &Entry, error: &FsError) -> FileError {
+    let mut report = error.to_file_error();
+    if report.class == ErrorClass::StorageGone {
+        report.path = BytePath(entry.path.as_bytes().to_vec());
+    }
+    report
 }
 
 fn stopped() -> SendError {

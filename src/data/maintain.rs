@@ -15,7 +15,8 @@ pub fn take_blocks(
     ask: &BlocksAsk,
     scratch: &mut [u8],
 ) -> BlocksReply {
-    match target.blocks(entry, (ask.offset, ask.length), ask.block, scratch) {
+    let blocks = || target.blocks(entry, (ask.offset, ask.length), ask.block, scratch);
+    match target.at_root(blocks) {
         Ok(values) => {
             let value = |v: BlockValues| BlockValue { part: v.part, base: v.base };
             BlocksReply::Values(values.into_iter().map(value).collect())
@@ -43,7 +44,7 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
         dirs: ask.dirs.clone(),
         resume: ask.resume.as_ref().map(|at| PrunePlace { after: at.after.clone(), kept: at.kept }),
     };
-    match target.prune(&page) {
+    match target.at_root(|| target.prune(&page)) {
         Ok(PruneDone { pruned, removed, errors, next }) => {
             let next = next.map(|at| Resume { after: at.after, kept: at.kept });
             Ok(PrunedPage { pruned, removed, errors, next })
@@ -56,6 +57,6 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
 
 /// Removes what was kept to find the names of one file.
 pub fn take_sweep(target: &Target, ask: &SweepAsk) -> SweepReply {
-    let swept = target.sweep(ask.root.as_ref());
+    let swept = target.at_root(|| target.sweep(ask.root.as_ref()));
     SweepReply { fault: swept.err().map(|error| error.to_file_error().into()) }
 }

@@ -27,6 +27,7 @@ pub mod choice;
 pub mod connect;
 pub mod delta;
 pub mod destination;
+pub mod endpoints;
 pub mod frame;
 pub mod gate;
 pub mod lease;
@@ -58,6 +59,7 @@ pub mod watch;
 
 pub use asks::{PruneAsk, PrunedPage, Resume};
 pub use destination::Destination;
+pub use endpoints::Endpoints;
 pub use gate::TicketGate;
 pub use local::Local;
 pub use outcome::{

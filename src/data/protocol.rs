@@ -64,6 +64,7 @@ pub fn class_code(class: ErrorClass) -> u8 {
         ErrorClass::Permanent => 1,
         ErrorClass::Changed => 2,
         ErrorClass::Vanished => 3,
+        ErrorClass::StorageGone => 4,
     }
 }
 
@@ -84,6 +85,7 @@ impl Fault {
             1 => ErrorClass::Permanent,
             2 => ErrorClass::Changed,
             3 => ErrorClass::Vanished,
+            4 => ErrorClass::StorageGone,
             _ => ErrorClass::Transient,
         };
         FileError {

@@ -20,6 +20,15 @@ use std::collections::BTreeMap;
 
 /// Brings everything of `manifest` that needs no content, and says what is wanted.
 pub fn take_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
+    let reply = target.at_root(|| Ok(take_offer_at_root(target, manifest, dry_run)));
+    reply.unwrap_or_else(|gone| {
+        let failed = |_: &Entry| Answer::Failed(fault(gone.clone()));
+        let answers = manifest.entries.iter().map(failed).collect();
+        OfferReply { answers, to_sweep: target.has_anchors(), ..OfferReply::default() }
+    })
+}
+
+fn take_offer_at_root(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
     let Reconciled { verdicts, digests } = target.reconcile(manifest);
     let answers: Vec<Answer> = verdicts
         .into_iter()
@@ -104,6 +113,11 @@ pub fn take_pack<P: Pieces>(
     pack.note(target.notes(), None);
     end?;
     frames.finish()?;
+    if let Err(gone) = target.check_root() {
+        for taken in pack.files.iter_mut().filter(|taken| **taken == Taken::Written) {
+            *taken = Taken::Failed(fault(gone.clone()));
+        }
+    }
     let notes = pack.notes.into_values().collect();
     Ok(PackReply { files: pack.files, unstamped, notes, to_sweep: target.has_anchors() })
 }

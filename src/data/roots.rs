@@ -1,15 +1,38 @@
-//! The storage roots of an agent: every path that it is asked for must lie below (or at) one.
+//! The storage roots of an agent: every path that it is asked for must lie below (or at) one. One that is missing, or
+//! that another file system was mounted over, can be opened later.
 
 use super::gate::{Refused, TicketGate};
 use crate::fs::{FsError, Ledger, Root, Target, TargetOptions, Tree};
 use crate::wire::ticket::{Claims, TicketError};
 use crate::wire::{AbsPath, SyncNo};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-/// The open storage roots.
+/// The storage roots, of which some may not be there.
 pub struct Roots {
     /// The longest path first, so that the innermost of nested roots is found.
-    roots: Vec<Arc<Root>>,
+    all: Vec<StorageRoot>,
+    ledger: Arc<Ledger>,
+}
+
+/// A configured storage path.
+pub struct StorageRoot {
+    path: AbsPath,
+    open: RwLock<Result<Arc<Root>, FsError>>,
+}
+
+impl StorageRoot {
+    /// As configured.
+    pub fn path(&self) -> &AbsPath {
+        &self.path
+    }
+
+    /// The root, or why it could not be opened.
+    ///
+    /// # Errors
+    /// See [`Root::open`].
+    pub fn open(&self) -> Result<Arc<Root>, FsError> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Roots {
@@ -18,29 +41,47 @@ impl Roots {
     /// # Errors
     /// The first that can't be opened.
     pub fn open(paths: &[AbsPath]) -> Result<Self, FsError> {
-        Self::open_noting(paths, Ledger::default())
+        let roots = Self::open_available(paths, Ledger::default());
+        roots.all.iter().try_for_each(|root| root.open().map(drop))?;
+        Ok(roots)
     }
 
-    /// The same, and what is written below them and not flushed is noted in `ledger`.
+    /// Opens those that are there. What is written below them and not flushed is noted in `ledger`.
+    pub fn open_available(paths: &[AbsPath], ledger: Ledger) -> Self {
+        let ledger = Arc::new(ledger);
+        let open = |path: &AbsPath| StorageRoot {
+            path: path.clone(),
+            open: RwLock::new(Root::open_noting(path, ledger.clone())),
+        };
+        let mut all: Vec<StorageRoot> = paths.iter().map(open).collect();
+        all.sort_by_key(|root| std::cmp::Reverse(root.path.as_bytes().len()));
+        Roots { all, ledger }
+    }
+
+    /// Opens what `root`'s path leads to now, for all that begins from now on.
     ///
     /// # Errors
-    /// Like [`Roots::open`].
-    pub fn open_noting(paths: &[AbsPath], ledger: Ledger) -> Result<Self, FsError> {
-        let ledger = Arc::new(ledger);
-        let open = |path| Root::open_noting(path, ledger.clone());
-        let mut roots = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        roots.sort_by_key(|root| std::cmp::Reverse(root.path().as_bytes().len()));
-        Ok(Roots { roots })
+    /// It can't be opened; a root that was open stays so.
+    pub fn reopen(&self, root: &StorageRoot) -> Result<Arc<Root>, FsError> {
+        let opened = Root::open_noting(&root.path, self.ledger.clone());
+        let mut open = root.open.write().unwrap_or_else(PoisonError::into_inner);
+        if opened.is_ok() || open.is_err() {
+            *open = opened.clone();
+        }
+        opened
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Root>> {
-        self.roots.iter()
+    pub fn all(&self) -> &[StorageRoot] {
+        &self.all
     }
 
-    /// The tree at `path`; `None` where no root holds it.
+    /// The tree at `path`; `None` where no root holds it, or the innermost that does is not open: what is found at
+    /// its path in an outer root is another directory.
     pub fn tree(&self, path: &AbsPath) -> Option<Tree> {
-        self.roots.iter().find_map(|root| Some(Tree::new(root.clone(), root.path().strip(path)?)))
+        let (root, below) =
+            self.all.iter().find_map(|root| Some((root, root.path.strip(path)?)))?;
+        Some(Tree::new(root.open().ok()?, below))
     }
 
     /// What a ticket allows: its claims and the destination that it names, which is written by the

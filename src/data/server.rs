@@ -2,6 +2,7 @@
 //! [`verbs`](super::verbs).
 
 use super::body::STALL;
+use super::endpoints::{Endpoints, LateEndpoint, may_come};
 use super::gate::TicketGate;
 use super::listen::Listener;
 use super::meter::Counted;
@@ -12,7 +13,6 @@ use super::stream;
 use super::verbs::answer;
 use crate::config::Nic as Configured;
 use crate::util::shutdown::Shutdown;
-use crate::wire::worker::Endpoint;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -58,29 +58,41 @@ pub struct Served {
 /// A data plane that listens and does not answer yet.
 pub struct DataServer {
     listeners: Vec<Listener>,
+    late: Vec<LateEndpoint>,
     nics: Vec<Arc<Nic>>,
-    endpoints: Vec<Endpoint>,
+    endpoints: Arc<Endpoints>,
     stall: Duration,
 }
 
 impl DataServer {
-    /// Listens on every endpoint; port 0 lets the kernel choose.
+    /// Listens on every endpoint whose address is there; port 0 lets the kernel choose. The others are looked for
+    /// while it serves.
     ///
     /// # Errors
-    /// The first endpoint that can't be listened on.
+    /// The first endpoint that can't be listened on though its address is there.
     pub async fn bind<E: Clone + Into<Configured>>(endpoints: &[E]) -> Result<Self, BindError> {
-        let mut listeners = Vec::new();
+        let (mut listeners, mut late, mut nics) = (Vec::new(), Vec::new(), Vec::new());
+        let states = Endpoints::default();
         for endpoint in endpoints {
             let configured: Configured = endpoint.clone().into();
-            let authority = configured.endpoint.authority();
-            let listener = Listener::bind(configured, endpoints.len() > 1)
-                .await
-                .map_err(|source| BindError { endpoint: authority, source })?;
-            listeners.push(listener);
+            match Listener::bind(configured.clone(), endpoints.len() > 1).await {
+                Ok(listener) => {
+                    states.add(listener.nic.endpoint.clone());
+                    nics.push(listener.nic.clone());
+                    listeners.push(listener);
+                }
+                Err(error) if may_come(&error) => {
+                    let missing = states.add_unavailable(configured, &error);
+                    nics.push(missing.nic.clone());
+                    late.push(missing);
+                }
+                Err(source) => {
+                    let endpoint = configured.endpoint.authority();
+                    return Err(BindError { endpoint, source });
+                }
+            }
         }
-        let nics: Vec<Arc<Nic>> = listeners.iter().map(|listener| listener.nic.clone()).collect();
-        let endpoints = nics.iter().map(|nic| nic.endpoint.clone()).collect();
-        Ok(DataServer { listeners, nics, endpoints, stall: STALL })
+        Ok(DataServer { listeners, late, nics, endpoints: Arc::new(states), stall: STALL })
     }
 
     /// The same, giving up who sends next to nothing for so long.
@@ -94,8 +106,8 @@ impl DataServer {
         &self.nics
     }
 
-    /// The endpoints with the ports that they have.
-    pub fn endpoints(&self) -> &[Endpoint] {
+    /// The state of the endpoints.
+    pub fn endpoints(&self) -> &Arc<Endpoints> {
         &self.endpoints
     }
 
@@ -113,11 +125,20 @@ impl DataServer {
         let tracker = TaskTracker::new();
         let abort = Shutdown::new();
         let _guard = abort.clone().drop_guard();
-        let loops = self.listeners.into_iter().map(|listener| {
+        let several = self.nics.len() > 1;
+        let accept = |listener| {
             let (shared, connections) = (shared.clone(), connections.clone());
             accept_loop(listener, shared, connections, tracker.clone(), stop.clone(), abort.clone())
+        };
+        let loops = self.listeners.into_iter().map(accept);
+        let late = self.late.into_iter().map(|missing| async {
+            let found = missing.listen(&self.endpoints, several);
+            if let Some(listener) = stop.run_until_cancelled(found).await {
+                accept(listener).await;
+            }
         });
-        futures_util::future::join_all(loops).await;
+        let all = futures_util::future::join_all(loops);
+        tokio::join!(all, futures_util::future::join_all(late));
         tracker.close();
         tracker.wait().await;
     }

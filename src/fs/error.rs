@@ -1,6 +1,7 @@
 //! What went wrong, where, and what to do about it.
 
 use super::notes::Shortfall;
+use super::presence::RootLoss;
 use super::spelling::TAKEN;
 use crate::wire::BytePath;
 use crate::wire::sync::{ErrorClass, FileError};
@@ -66,6 +67,8 @@ pub enum Cause {
     Unmakeable(NodeKind, Errno),
     /// The destination can't hold something of its metadata, and is to hold it all.
     Short(Shortfall),
+    /// The path of the storage root leads elsewhere than to the directory that is open.
+    RootGone(RootLoss),
 }
 
 /// A kind of entry without content.
@@ -134,13 +137,15 @@ impl FsError {
             | Cause::Mounted
             | Cause::Destination => ErrorClass::Permanent,
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
+            Cause::RootGone(_) => ErrorClass::StorageGone,
         }
     }
 
     /// The report of it; `worker_id` and `attempt` are left to the caller.
     pub fn to_file_error(&self) -> FileError {
+        let below_root = !matches!(self.cause, Cause::RootGone(_));
         FileError {
-            path: self.path.clone(),
+            path: if below_root { self.path.clone() } else { BytePath::default() },
             operation: format!("{} {}", self.op, self.side.as_str()),
             errno: self.errno_name().map(str::to_owned),
             message: self.to_string(),
@@ -156,6 +161,16 @@ impl FsError {
         Some(match self.cause {
             Cause::Changed => "it is tried again; let nothing write to it while it is copied",
             Cause::Occupied => "remove or rename that directory, then sync again",
+            Cause::RootGone(RootLoss::Mounted) => {
+                "nothing is written there until it is unmounted, or the agent opens it at its next heartbeat"
+            }
+            Cause::RootGone(RootLoss::Unmounted) => {
+                "mount it again; nothing is written there until then"
+            }
+            Cause::RootGone(_) => {
+                "put it back, or restart the agent to have it use what is there now; nothing is \
+                 written there until then"
+            }
             Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
             Cause::MadeUp => "leave it out, or unmount it",
             Cause::Dangling | Cause::Outside | Cause::Cycle => {
@@ -180,6 +195,10 @@ impl FsError {
             }
             Cause::Os(Errno::NOSPC) => "free space or inodes on the destination",
             Cause::Os(Errno::DQUOT) => "raise the quota of the agent's user",
+            Cause::Os(Errno::FBIG) => {
+                "its file system has no longer files, or the agent's limit of file sizes (`ulimit -f`, \
+                 LimitFSIZE=) is to be raised"
+            }
             Cause::Os(Errno::ROFS) => "mount the file system writable",
             Cause::Os(Errno::MFILE | Errno::NFILE) => {
                 "raise the limit of open files (LimitNOFILE) of the agent"
@@ -242,6 +261,7 @@ impl fmt::Display for FsError {
                 write!(f, "no {kind} can be made there by this user ({name})")?;
             }
             Cause::Short(short) => write!(f, "{short}")?,
+            Cause::RootGone(loss) => write!(f, "{loss}")?,
             Cause::MadeUp => {
                 f.write_str(
                     "its file system is one like /proc, whose files have no length to copy by",

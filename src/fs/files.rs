@@ -59,7 +59,7 @@ impl Target {
     /// The directory can't be made or written to.
     pub fn create(&self, entry: &Entry, attempt: u32) -> Result<NewFile> {
         let path = &entry.path;
-        self.writes();
+        self.writes()?;
         let nameless = entry.size() <= NAMELESS && attempt <= 1 && self.links_nameless();
         self.retry_if_gone(|| {
             if nameless && let Some(file) = self.create_nameless(entry, attempt)? {

@@ -71,7 +71,7 @@ impl Target {
     /// # Errors
     /// The directory can't be made or written to, or the file not made that long.
     pub fn part(&self, entry: &Entry) -> Result<PartFile> {
-        self.writes();
+        self.writes()?;
         self.retry_if_gone(|| self.try_part(entry))
             .map_err(|errno| self.error("open part file of", &entry.path, errno))
     }
@@ -203,6 +203,7 @@ impl Target {
         }
         let origin = Origin::New(self.replaced(&place.dir, place.name, &entry.meta));
         self.policy.dress(&fd, &entry.into(), origin).map_err(failed)?;
+        self.check_root()?;
         self.rename(&place.dir, &name, place.name).map_err(failed)?;
         // The name may have been given to another file between.
         if !lstat(&place.dir, place.name).is_ok_and(|there| is_one(&there, &stat)) {
@@ -419,8 +420,9 @@ impl PartFile {
     /// systems keep until a file is closed.
     ///
     /// # Errors
-    /// What was written did not reach the server.
+    /// What was written did not reach the server, or the storage path leads elsewhere by now.
     pub fn finish(self) -> Result<()> {
+        self.target.check_root()?;
         self.behind.end(&self.fd);
         let settled = if self.published { Ok(()) } else { self.target.settle_writes(&self.fd) };
         settled.map_err(|e| self.target.error("write", &self.path, e))

@@ -3,6 +3,7 @@
 use super::error::{Cause, FsError, Result, Side};
 use super::made_up::is_made_up;
 use super::meta::{entry_of, ident_of, lstat, meta_of};
+use super::presence::{Identity, RootLoss};
 use super::spelling::Spellings;
 use super::unflushed::Ledger;
 use crate::wire::manifest::{DirRef, Entry, Kind};
@@ -21,6 +22,9 @@ pub struct Root {
     fd: OwnedFd,
     path: AbsPath,
     ledger: Arc<Ledger>,
+    pub(super) identity: Identity,
+    /// How its path was last seen to lead elsewhere.
+    lost: Mutex<Option<RootLoss>>,
 }
 
 /// The source or destination root of a sync: a directory (or one file) at or below a [`Root`].
@@ -66,9 +70,20 @@ impl Root {
     /// Like [`Root::open`].
     pub fn open_noting(path: &AbsPath, ledger: Arc<Ledger>) -> Result<Arc<Root>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path.as_bytes(), flags, Mode::empty())
-            .map_err(|e| FsError::new(Side::Source, "open storage root", path.as_bytes(), e))?;
-        Ok(Arc::new(Root { fd, path: path.clone(), ledger }))
+        let open = || {
+            let fd = rustix::fs::open(path.as_bytes(), flags, Mode::empty())?;
+            let identity = Identity::of(&fd)?;
+            Ok::<_, Errno>(Root {
+                fd,
+                path: path.clone(),
+                ledger,
+                identity,
+                lost: Mutex::default(),
+            })
+        };
+        let opened = open();
+        let failed = |e| FsError::new(Side::Source, "open storage root", path.as_bytes(), e);
+        opened.map(Arc::new).map_err(failed)
     }
 
     /// As configured.
@@ -86,14 +101,13 @@ impl Root {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
-    /// Whether the path still leads to the directory that is held open: not so after something was
-    /// mounted over it, or after it was replaced.
-    pub fn is_current(&self) -> bool {
-        let (here, there) = (rustix::fs::fstat(&self.fd), rustix::fs::stat(self.path.as_bytes()));
-        match (here, there) {
-            (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
-            _ => false,
-        }
+    /// What [`Root::look`] found last.
+    pub fn lost(&self) -> Option<RootLoss> {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_lost(&self, lost: Option<RootLoss>) {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
     }
 
     pub(super) fn ledger(&self) -> &Ledger {

@@ -62,6 +62,8 @@ pub(super) struct State {
     pub(super) births: Births,
     pub(super) anchors: Anchors,
     pub(super) newborns: Newborns,
+    /// Whether the storage path led to the open root before the first write.
+    pub(super) root_is_there: OnceLock<Result<()>>,
 }
 
 /// The outcome of one step of writing.
@@ -170,9 +172,12 @@ impl Target {
     /// mounted below it.
     ///
     /// # Errors
-    /// A write that the kernel had put off has failed, or the root can't be opened.
+    /// A write that the kernel had put off has failed, or the root can't be opened. [`Cause::RootGone`]: the storage
+    /// path leads elsewhere, and what was written is not found under it.
     pub fn flush(&self) -> Result<()> {
-        self.noting(|| self.sync_file_systems())
+        self.check_root()?;
+        self.noting(|| self.sync_file_systems())?;
+        self.check_root()
     }
 
     fn sync_file_systems(&self) -> Result<()> {
@@ -519,7 +524,7 @@ fn mounts_below(dir: &OwnedFd) -> std::result::Result<Vec<Vec<u8>>, Errno> {
 }
 
 /// Undoes the octal escapes of `/proc/self/mountinfo`.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(super) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

@@ -220,8 +220,13 @@ impl Ledger {
 
 impl Target {
     /// To be called before a file with content is made.
-    pub(super) fn writes(&self) {
+    ///
+    /// # Errors
+    /// The storage path leads elsewhere than to the open root.
+    pub(super) fn writes(&self) -> Result<()> {
+        self.check_root_once()?;
         self.tree.root.ledger().writes(&self.tree.path());
+        Ok(())
     }
 
     /// Whether the content of what is there, of which this is the stat, may be another one than its length and time

@@ -1,9 +1,23 @@
-//! Workers of a sync, each with the boot under which it was first named. There may be thousands, so
-//! each is a record of its own in the store, and only those that changed are written.
+//! Workers of a sync, each with the place of its writes when it was first named: the boot of its kernel, and the id of
+//! the storage root that it had open. There may be thousands, so each is a record of its own in the store, and only
+//! those that changed are written.
 
 use crate::wire::WorkerId;
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Between the boot and the id of the root; neither has it.
+pub(super) const ROOT_MARK: char = '#';
+
+/// The boot of a place.
+pub(super) fn boot_of(place: &str) -> &str {
+    place.split_once(ROOT_MARK).map_or(place, |(boot, _)| boot)
+}
+
+/// The id of the root of a place, where the worker named it.
+pub(super) fn root_of(place: &str) -> Option<&str> {
+    place.split_once(ROOT_MARK).map(|(_, root)| root)
+}
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -43,6 +57,11 @@ impl Boots {
         if self.of.remove(worker).is_some() {
             self.changed.insert(worker.clone());
         }
+    }
+
+    /// Takes all of them out.
+    pub(super) fn clear(&mut self) {
+        self.changed.extend(std::mem::take(&mut self.of).into_keys());
     }
 
     /// Takes in what was stored.

@@ -1,5 +1,6 @@
 //! Which task goes to which poll: found by what is filed, without a walk over all tasks, polls or workers.
 
+use super::boots::boot_of;
 use super::leases::wants_options;
 use super::sync::Sync;
 use super::worker::Worker;
@@ -75,7 +76,8 @@ impl State {
                 && (task.bound.is_none() || self.may_flush(sync, task, worker))
         };
         if worker.holds(&sync.request.destination_path) {
-            let bound = queue.bound.get(&worker.said.boot_id).into_iter().flatten().find(fits);
+            let place = worker.place_of_writes(&sync.request.destination_path);
+            let bound = queue.bound.get(&place).into_iter().flatten().find(fits);
             if worker.drained.is_some() {
                 return bound.copied();
             }
@@ -140,10 +142,11 @@ impl State {
     fn flushers(&self, open: &[Open]) -> Vec<Caller> {
         let syncs = open.iter().filter(|o| o.bound).filter_map(|o| self.syncs.get(&o.no));
         let mut workers: BTreeSet<&WorkerId> = BTreeSet::new();
-        for (boot, tasks) in syncs.flat_map(|s| &s.queue.bound) {
-            match boot {
-                Some(boot) => {
-                    workers.extend(self.workers.of_boot(boot).map(|w| &w.said.worker_id));
+        for (place, tasks) in syncs.flat_map(|s| &s.queue.bound) {
+            match place {
+                Some(place) => {
+                    let under = self.workers.of_boot(boot_of(place));
+                    workers.extend(under.map(|w| &w.said.worker_id));
                 }
                 None => {
                     workers.extend(tasks.iter().filter_map(|id| self.tasks.get(id)?.bound.as_ref()))

@@ -1,9 +1,10 @@
 //! Who gets which task, and for how long.
 
+use super::boots::root_of;
 use super::choice::Open;
 use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
-use super::worker::{Worker, is_stuck};
+use super::worker::{Worker, unavailable};
 use super::{Caller, Effect, Now, Parked, Reply, State};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
@@ -86,9 +87,9 @@ impl State {
         let restarted = self.workers.get(&id).is_some_and(|known| {
             known.said.incarnation.is_some() && known.said.incarnation != said.incarnation
         });
-        // What does not answer is nothing that it holds.
-        let stuck: BTreeSet<AbsPath> = said.stuck.iter().cloned().collect();
-        said.storage_paths.retain(|path| !stuck.contains(path));
+        // What is not served is nothing that it holds.
+        let lost: BTreeSet<&AbsPath> = said.unavailable_paths.iter().map(|one| &one.path).collect();
+        said.storage_paths.retain(|path| !lost.contains(path));
         let valid = self.renew(&said, now);
         if restarted {
             self.outcomes.forget(&id);
@@ -113,6 +114,8 @@ impl State {
             !known.active
                 || known.said.status.takes_work() != said.status.takes_work()
                 || known.said.storage_paths != said.storage_paths
+                || known.said.unavailable_paths != said.unavailable_paths
+                || known.said.root_ids != said.root_ids
                 || known.said.incarnation != said.incarnation
         });
         self.wake |= news;
@@ -128,12 +131,15 @@ impl State {
         };
         self.waiting.refile(&id, &worker.said.storage_paths);
         self.workers.insert(worker);
+        if news {
+            self.look_at_storage(&id, now);
+        }
         self.tell_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
     }
 
     /// Prolongs the leases that a heartbeat lists, and takes back those of another process of the worker and
-    /// those that need a storage path that hangs. What it may go on with.
+    /// those that need a storage path that is not served. What it may go on with.
     fn renew(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
         let mut lost: Vec<TaskId> = Vec::new();
         let mut valid: HashSet<AssignmentId> = HashSet::new();
@@ -156,16 +162,16 @@ impl State {
         valid
     }
 
-    /// Those of a worker's tasks that need a storage path of it that does not answer.
+    /// Those of a worker's tasks that need a storage path of it that is not served.
     fn hanging(&self, held: &[TaskId], said: &WorkerHeartbeat) -> BTreeSet<TaskId> {
-        if said.stuck.is_empty() {
+        if said.unavailable_paths.is_empty() {
             return BTreeSet::new();
         }
         let hangs = |task: &Task| {
             let Some(sync) = self.syncs.get(&task.sync) else { return false };
             let request = &sync.request;
-            let source = task.at_source() && is_stuck(said, &request.source_path);
-            source || is_stuck(said, &request.destination_path)
+            let source = task.at_source() && unavailable(said, &request.source_path).is_some();
+            source || unavailable(said, &request.destination_path).is_some()
         };
         let tasks = held.iter().filter_map(|id| self.tasks.get(id));
         tasks.filter(|task| hangs(task)).map(|task| task.id).collect()
@@ -248,13 +254,13 @@ impl State {
         }
     }
 
-    /// A flush is done by the worker that wrote, or by one under the same kernel: they share a
-    /// cache. After a reboot nobody can flush what was only in the cache.
+    /// A flush is done by the worker that wrote, or by one under the same kernel that has the same root open: they
+    /// share a cache. After a reboot nobody can flush what was only in the cache.
     pub(super) fn may_flush(&self, sync: &super::sync::Sync, task: &Task, worker: &Worker) -> bool {
         let Some(bound) = &task.bound else { return true };
-        let boot = sync.writers.get(bound).and_then(Option::as_ref);
-        let same_kernel = worker.said.boot_id.as_ref() == boot;
-        same_kernel && (worker.said.worker_id == *bound || boot.is_some())
+        let wrote = sync.writers.get(bound).and_then(Option::as_ref);
+        let same_place = worker.place_of_writes(&sync.request.destination_path).as_ref() == wrote;
+        same_place && (worker.said.worker_id == *bound || wrote.is_some())
     }
 
     fn lease(&mut self, id: TaskId, poll: &Parked, now: Now) -> Option<Assignment> {
@@ -278,6 +284,7 @@ impl State {
         self.set_state(id, TaskState::Leased(lease));
         self.put(key);
         self.note_reach(id, now);
+        self.note_source_root(id, &poll.worker, now);
         self.probes(no, now);
         self.outcomes.begun(&poll.worker, now);
         if sends {
@@ -349,6 +356,13 @@ impl State {
             source_workers,
             destination_workers,
             ticket: self.signer.sign(&claims),
+            flush_root: match (&task.spec, &task.bound) {
+                (TaskSpec::Flush, Some(bound)) => {
+                    let place = sync.writers.get(bound).and_then(Option::as_deref);
+                    place.and_then(root_of).map(str::to_owned)
+                }
+                _ => None,
+            },
             share: task.spec.sends().then(|| self.shares.told_to(sync.no, &lease.worker)).flatten(),
         })
     }
@@ -406,10 +420,11 @@ impl State {
         let destination = &sync.request.destination_path;
         let itself = self.workers.get(&lease.worker).filter(|w| w.holds(destination));
         let reached = self.writers_for(sync, &lease.worker, task.attempt).chain(itself);
-        let new = reached
-            .map(|w| &w.said)
-            .filter(|said| said.incarnation.is_some() && sync.reach.get(&said.worker_id).is_none());
-        let new: Vec<_> = new.map(|s| (s.worker_id.clone(), s.boot_id.clone())).collect();
+        let new = reached.filter(|w| {
+            w.said.incarnation.is_some() && sync.reach.get(&w.said.worker_id).is_none()
+        });
+        let new: Vec<_> =
+            new.map(|w| (w.said.worker_id.clone(), w.place_of_writes(destination))).collect();
         let no = task.sync;
         if new.is_empty() {
             return;

@@ -15,6 +15,7 @@
 //! - `listing`: what became of each file, where that is asked for
 //! - `stage`: what follows when a sync has no task left; `recheck`: after a host lost what it had not flushed;
 //!   `phases`: trying again, giving up
+//! - `storage`: storage paths that workers do not serve, or that lead elsewhere than before
 //! - `pairs`: what is remembered beyond a sync
 //! - `reconcile`: what does not fit together is put right
 //! - `records`: the state in the store and back
@@ -45,6 +46,7 @@ mod seconds;
 mod shares;
 mod stage;
 mod stalled;
+mod storage;
 mod sync;
 mod task;
 mod waiting;

@@ -103,6 +103,7 @@ impl Outcomes {
 /// Whether an error may be the fault of the worker that tells it. A full disk and a source that changes
 /// are not.
 pub(super) fn is_fault(error: &FileError) -> bool {
+    // `StorageGone` is none of the two.
     !is_full(error) && matches!(error.class, ErrorClass::Transient | ErrorClass::Permanent)
 }
 

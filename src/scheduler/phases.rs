@@ -1,11 +1,14 @@
 //! What follows a failure: trying again and giving up; what is dropped with a sync.
 
-use super::boots::Boots;
+use super::boots::{Boots, boot_of};
+use super::hold::is_storage_gone;
 use super::task::{Course, Task, TaskState};
+use super::worker::unavailable;
 use super::{Effect, NewTask, Now, State, records};
 use crate::util::backoff::Backoff;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::TaskSpec;
+use crate::wire::worker::UnavailablePath;
 use crate::wire::{BytePath, RelPath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -31,7 +34,7 @@ impl State {
         task.tried.insert(failure.worker.clone());
         task.last_error = Some(failure.why.clone());
         let task = task.clone();
-        if self.waits_for_room(&task, &failure.errors, now) {
+        if self.waits_for_storage(&task, &failure.errors, now) {
             self.leases_end(id);
             self.delay(id, now);
             return;
@@ -51,7 +54,9 @@ impl State {
         }
         // A flush that was tried and failed is final: the kernel tells of what it could not write once
         // only, and the next flush would succeed without it.
-        let final_flush = task.spec == TaskSpec::Flush && !failure.errors.is_empty();
+        // One that was refused because the storage is gone was not tried.
+        let tried = |error: &FileError| !is_storage_gone(error);
+        let final_flush = task.spec == TaskSpec::Flush && failure.errors.iter().any(tried);
         let in_vain = final_flush || self.is_found(&task);
         if in_vain || !self.worth_another_try(&task, &task.tried, &failure.errors) {
             let mut error = failure.errors.into_iter().next();
@@ -89,8 +94,10 @@ impl State {
         if errors.is_empty() {
             return task.failures < 2 * most;
         }
-        let may_pass =
-            |e: &FileError| matches!(e.class, ErrorClass::Transient | ErrorClass::Changed);
+        let may_pass = |e: &FileError| {
+            use ErrorClass::{Changed, StorageGone, Transient};
+            matches!(e.class, Transient | Changed | StorageGone)
+        };
         if errors.iter().any(may_pass) {
             return task.failures < most;
         }
@@ -288,6 +295,7 @@ impl State {
     /// help), or nobody who could flush comes for long.
     pub(super) fn flushes_in_vain(&mut self, now: Now) {
         let mut vain: Vec<(TaskId, String)> = Vec::new();
+        let mut gone: Vec<(SyncNo, WorkerId, UnavailablePath)> = Vec::new();
         let mut lost: Vec<(TaskId, String)> = Vec::new();
         let mut in_time: Vec<TaskId> = Vec::new();
         for task in self.working.iter().filter_map(|no| self.syncs.get(no)).flat_map(|s| &s.tasks) {
@@ -295,13 +303,14 @@ impl State {
             let Some(bound) = &task.bound else { continue };
             let Some(sync) = self.syncs.get(&task.sync) else { continue };
             let destination = &sync.request.destination_path;
-            let boot = sync.writers.get(bound).and_then(Option::as_ref);
+            let place = sync.writers.get(bound).and_then(Option::as_ref);
+            let boot = place.map(|place| boot_of(place));
             let writer = self.workers.get(bound);
             let under = || boot.into_iter().flat_map(|boot| self.workers.of_boot(boot));
             let mut flushers =
                 under().chain(writer).filter(|w| w.can_work() && w.holds(destination));
-            let paused = sync.is_paused();
-            if paused
+            let waits = !sync.goes_on(now);
+            if waits
                 || task.state != TaskState::Ready
                 || flushers.any(|w| self.may_flush(sync, task, w))
             {
@@ -309,9 +318,25 @@ impl State {
                 continue;
             }
             let runs = under().any(|w| w.active);
-            let rebooted =
-                writer.is_some_and(|w| w.active && w.said.boot_id.as_ref() != boot && !runs);
-            if rebooted {
+            let here = writer.filter(|w| w.active);
+            let rebooted = here.is_some_and(|w| w.said.boot_id.as_deref() != boot && !runs);
+            let same_kernel = here.filter(|w| w.said.boot_id.as_deref() == boot);
+            let replaced = same_kernel.is_some_and(|w| {
+                w.holds(destination) && w.place_of_writes(destination).as_ref() != place
+            });
+            let lost_path = here.and_then(|w| unavailable(&w.said, destination));
+            if let (Some(path), false) = (lost_path, rebooted) {
+                in_time.push(task.id);
+                gone.push((sync.no, bound.clone(), path.clone()));
+            } else if replaced && !rebooted {
+                lost.push((
+                    task.id,
+                    format!(
+                        "the storage path of worker {bound} that holds {destination} leads to another directory \
+                         than the one that it wrote to; submit the sync again"
+                    ),
+                ));
+            } else if rebooted {
                 lost.push((
                     task.id,
                     format!(
@@ -330,6 +355,9 @@ impl State {
             if let Some(task) = self.tasks.get_mut(&id) {
                 task.since_ms = now.mono_ms;
             }
+        }
+        for (no, worker, path) in gone {
+            self.hold_flush(no, &worker, &path, now);
         }
         lost.retain(|(id, _)| !self.recheck(*id, now));
         for (id, why) in vain.into_iter().chain(lost) {
@@ -360,8 +388,11 @@ impl State {
     /// Forgets through whom a sync wrote: it has ended, and nobody flushes any more.
     pub(super) fn forget_workers(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
+        // Also of those that were taken out and are still stored.
+        self.effects.extend(sync.unwritten().map(Effect::Put));
         self.effects.extend(sync.worker_keys().map(Effect::Delete));
         (sync.writers, sync.reach) = (Boots::default(), Boots::default());
+        sync.source_roots = Boots::default();
     }
 
     pub(super) fn remove_sync(&mut self, no: SyncNo, now: Now) {

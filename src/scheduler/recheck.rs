@@ -1,4 +1,5 @@
-//! A host that lost power, or was rebooted, before it flushed what a sync wrote through it. What it lost is not known: a
+//! A host that lost power, or was rebooted, before it flushed what a sync wrote through it, or whose storage path
+//! leads to another directory by now. What it lost is not known: a
 //! file may have its length and time and not its content. So the sync walks its source a second time, compares by content
 //! what the disks have, brings what differs, and flushes again.
 //!
@@ -8,10 +9,12 @@
 //!
 //! What was deleted through such a host may be back, and nobody would see it: a mirror that has begun to delete fails.
 
+use super::boots::{boot_of, root_of};
 use super::stage::Stage;
 use super::sync::Sync;
 use super::{Now, State};
-use crate::wire::TaskId;
+use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::{SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 
 /// A sync is compared again so often at most: hosts that reboot again and again are no place to write to.
@@ -72,18 +75,62 @@ impl State {
         tracing::warn!(
             sync = %sync.id,
             worker = %bound,
-            "its host was rebooted before what it wrote was flushed: all is compared again"
+            "its host was rebooted, or its storage path replaced, before what it wrote was flushed: all is compared again"
         );
         sync.recheck.wanted = true;
         // It may have written under its present boot already, and who compares finds that as it should be: it is to be
         // flushed as well.
-        let boot = self.workers.get(&bound).and_then(|worker| worker.said.boot_id.as_ref());
+        let destination = &sync.request.destination_path;
+        let place = self.workers.get(&bound).and_then(|worker| worker.place_of_writes(destination));
         sync.writers.remove(&bound);
-        sync.writers.add(&bound, boot);
+        sync.writers.add(&bound, place.as_ref());
         sync.reach.remove(&bound);
         self.drop_task(flush);
         self.touched.insert(no);
         self.changed(no, now);
+        true
+    }
+
+    /// The root that a worker wrote to and flushed was replaced before the sync ended: nothing of that is found under
+    /// the path. The sync is compared again, or the failure is recorded. False: nothing was replaced.
+    pub(super) fn recheck_replaced(&mut self, no: SyncNo) -> bool {
+        let Some(sync) = self.syncs.get(&no) else { return false };
+        let destination = &sync.request.destination_path;
+        let replaced = sync.reach.iter().find_map(|(id, then)| {
+            let worker = self.workers.get(id).filter(|w| w.active && w.holds(destination))?;
+            let now = worker.place_of_writes(destination)?;
+            let then = then.as_ref()?;
+            let same_kernel = boot_of(then) == boot_of(&now);
+            let other = same_kernel && root_of(then)? != root_of(&now)?;
+            other.then(|| (id.clone(), now))
+        });
+        let Some((id, place)) = replaced else { return false };
+        let Some(sync) = self.syncs.get_mut(&no) else { return false };
+        let compare = sync.can_recheck();
+        tracing::warn!(
+            sync = %sync.id, worker = %id, compare, "its storage path was replaced after what it wrote was flushed"
+        );
+        sync.reach.remove(&id);
+        if compare {
+            sync.recheck.wanted = true;
+            sync.writers.add(&id, Some(&place));
+            return true;
+        }
+        let message = format!(
+            "the storage path of worker {id} that holds {} was replaced while the sync ran, and what had been \
+             written is not found there; submit the sync again",
+            sync.request.destination_path
+        );
+        let error = FileError {
+            path: Default::default(),
+            operation: "use storage path destination".to_owned(),
+            errno: None,
+            message,
+            worker_id: Some(id),
+            attempt: 0,
+            class: ErrorClass::Permanent,
+        };
+        sync.record_error(error, 1);
         true
     }
 }

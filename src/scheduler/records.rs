@@ -5,8 +5,9 @@
 //! | `meta` | the next numbers and the key that signs tickets |
 //! | `s/SYNC` | a sync with its counters and first errors |
 //! | `x/SYNC` | what of its source is left out |
-//! | `r/SYNC/WORKER` | the boot under which a worker could first be written through |
-//! | `w/SYNC/WORKER` | … under which one wrote that has not flushed yet |
+//! | `r/SYNC/WORKER` | the place (boot, storage root) that a worker could first write to |
+//! | `w/SYNC/WORKER` | … that one wrote to that has not flushed yet |
+//! | `o/SYNC/WORKER` | … that one first read the source from |
 //! | `t/SYNC/TASK` | a task with its lease |
 //! | `l/SYNC/FILE` | a large file that is not published yet |
 //! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
@@ -17,6 +18,7 @@
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
 //! an operator can read them.
 
+use super::boots::Boots;
 use super::leases::Leases;
 use super::pairs::Pairs;
 use super::sync::Sync;
@@ -83,16 +85,48 @@ pub(super) fn writer_key(no: SyncNo, worker: &WorkerId) -> String {
     format!("w/{no}/{worker}")
 }
 
-/// The sync and the worker of such a key, and whether that wrote.
-fn worker_of(key: &str) -> Option<(SyncNo, WorkerId, bool)> {
+/// … and of one that reads the source.
+pub(super) fn source_key(no: SyncNo, worker: &WorkerId) -> String {
+    format!("o/{no}/{worker}")
+}
+
+/// What a record of a worker of a sync says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PlaceOf {
+    Reach,
+    Writer,
+    Source,
+}
+
+impl PlaceOf {
+    fn in_sync(self, sync: &Sync) -> &Boots {
+        match self {
+            PlaceOf::Reach => &sync.reach,
+            PlaceOf::Writer => &sync.writers,
+            PlaceOf::Source => &sync.source_roots,
+        }
+    }
+
+    fn in_sync_mut(self, sync: &mut Sync) -> &mut Boots {
+        match self {
+            PlaceOf::Reach => &mut sync.reach,
+            PlaceOf::Writer => &mut sync.writers,
+            PlaceOf::Source => &mut sync.source_roots,
+        }
+    }
+}
+
+/// The sync and the worker of such a key.
+fn worker_of(key: &str) -> Option<(SyncNo, WorkerId, PlaceOf)> {
     let (kind, rest) = key.split_once('/')?;
     let (no, worker) = rest.split_once('/')?;
-    let wrote = match kind {
-        "r" => false,
-        "w" => true,
+    let place = match kind {
+        "r" => PlaceOf::Reach,
+        "w" => PlaceOf::Writer,
+        "o" => PlaceOf::Source,
         _ => return None,
     };
-    Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, wrote))
+    Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, place))
 }
 
 /// The key of the record of a worker that an operator keeps from new work.
@@ -171,7 +205,7 @@ impl State {
         for (key, value) in of_kind("x/") {
             state.take_filter(key, parse(key, value)?)?;
         }
-        for (key, value) in of_kind("r/").chain(of_kind("w/")) {
+        for (key, value) in of_kind("r/").chain(of_kind("w/")).chain(of_kind("o/")) {
             state.take_worker(key, parse(key, value)?)?;
         }
         for (key, value) in of_kind("d/") {
@@ -227,10 +261,9 @@ impl State {
 
     fn take_worker(&mut self, key: &str, boot: Option<String>) -> Result<(), LoadError> {
         let broken = || LoadError::Broken { key: key.to_owned(), why: "a bad key".to_owned() };
-        let (no, worker, wrote) = worker_of(key).ok_or_else(broken)?;
+        let (no, worker, place) = worker_of(key).ok_or_else(broken)?;
         if let Some(sync) = self.syncs.get_mut(&no) {
-            let boots = if wrote { &mut sync.writers } else { &mut sync.reach };
-            boots.restore(worker, boot);
+            place.in_sync_mut(sync).restore(worker, boot);
         }
         Ok(())
     }
@@ -320,10 +353,9 @@ impl State {
             let known = self.syncs.get(&no).is_some_and(|sync| sync.groups.contains(&group));
             return known.then(|| b"true".to_vec());
         }
-        if let Some((no, worker, wrote)) = worker_of(key) {
-            let sync = self.syncs.get(&no)?;
-            let boots = if wrote { &sync.writers } else { &sync.reach };
-            return serde_json::to_vec(boots.get(&worker)?).ok();
+        if let Some((no, worker, place)) = worker_of(key) {
+            let places = place.in_sync(self.syncs.get(&no)?);
+            return serde_json::to_vec(places.get(&worker)?).ok();
         }
         let mut parts = key.split('/');
         let kind = parts.next()?;

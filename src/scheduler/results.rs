@@ -2,7 +2,7 @@
 //! it counts once, because the task is gone with it.
 
 use super::checks::{actions_fit, failed_of, item_fits};
-use super::hold::is_full;
+use super::hold::{is_full, is_storage_gone};
 use super::outcomes::is_fault;
 use super::pages::Again;
 use super::phases::Failure;
@@ -40,7 +40,12 @@ impl State {
         self.note_work(id, &report, now);
         if !report.handed_back {
             self.moved(no, now);
-            let failed = !result.success || report.failures.iter().any(is_fault);
+            // Storage that is gone is not the worker's fault.
+            let gone = report.failures.iter().any(is_storage_gone);
+            let failed = !result.success && !gone || report.failures.iter().any(is_fault);
+            if !gone {
+                self.found_storage(id, &result.worker_id, &report.wrote, now);
+            }
             self.note_outcome(id, &result.worker_id, failed, now);
         }
         if report.handed_back {
@@ -121,7 +126,8 @@ impl State {
             return;
         };
         for worker in &report.wrote {
-            let heard = || self.workers.get(worker).map(|k| k.said.boot_id.clone());
+            let destination = &sync.request.destination_path;
+            let heard = || self.workers.get(worker).map(|k| k.place_of_writes(destination));
             // The first boot is kept: what was written under it is lost if there was another since.
             if let Some(boot) = sync.reach.get(worker).cloned().or_else(heard) {
                 sync.writers.add(worker, boot.as_ref());
@@ -248,7 +254,7 @@ impl State {
         };
         let mut tried = task.tried.clone();
         tried.insert(worker.clone());
-        let waits = self.waits_for_room(task, &report.failures, now);
+        let waits = self.waits_for_storage(task, &report.failures, now);
         let met_shortage = !waits && task.met_shortage(&report.failures);
         let spared = waits || met_shortage;
         let again = spared || self.worth_another_try(task, &tried, &report.failures);

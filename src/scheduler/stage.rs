@@ -263,6 +263,8 @@ impl State {
         }
         match sync.follows() {
             Some(next) => self.enter(no, next),
+            // Another look: there may be something to compare now.
+            None if self.recheck_replaced(no) => return self.advance(no, now),
             None => self.finish(no, now),
         }
         self.changed(no, now);

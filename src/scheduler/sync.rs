@@ -126,6 +126,9 @@ pub(super) struct Sync {
     /// became of them since, and whether this master heard of them or the one before.
     #[serde(default, skip_serializing)]
     pub(super) reach: Boots,
+    /// The workers that read its source, each with the place that it first read from.
+    #[serde(default, skip_serializing)]
+    pub(super) source_roots: Boots,
     /// Where it stands inside `PROGRESS`.
     #[serde(default)]
     pub(super) stage: Stage,
@@ -229,6 +232,7 @@ impl Sync {
             root_failed: false,
             writers: Boots::default(),
             reach: Boots::default(),
+            source_roots: Boots::default(),
             stage: Stage::default(),
             recheck: Recheck::default(),
             notes: Notes::new(),
@@ -313,6 +317,7 @@ impl Sync {
         self.recheck = Recheck::default();
         self.notes.clear();
         self.source_root = None;
+        self.source_roots.clear();
         self.stopped = None;
         self.listing = ListState::default();
     }
@@ -346,13 +351,18 @@ impl Sync {
         let filter = std::mem::take(&mut self.filter_is_new).then(|| self.filter_key()).flatten();
         let reach = self.reach.take_changed().into_iter().map(move |w| records::reach_key(no, &w));
         let writers = self.writers.take_changed().into_iter();
-        reach.chain(writers.map(move |w| records::writer_key(no, &w))).chain(filter)
+        let sources = self.source_roots.take_changed().into_iter();
+        let writers = writers.map(move |w| records::writer_key(no, &w));
+        let sources = sources.map(move |w| records::source_key(no, &w));
+        reach.chain(writers).chain(sources).chain(filter)
     }
 
     /// The keys of all records of workers.
     pub(super) fn worker_keys(&self) -> impl Iterator<Item = String> {
         let reach = self.reach.iter().map(|(w, _)| records::reach_key(self.no, w));
-        reach.chain(self.writers.iter().map(|(w, _)| records::writer_key(self.no, w)))
+        let sources = self.source_roots.iter().map(|(w, _)| records::source_key(self.no, w));
+        let writers = self.writers.iter().map(|(w, _)| records::writer_key(self.no, w));
+        reach.chain(writers).chain(sources)
     }
 }
 

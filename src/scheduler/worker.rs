@@ -2,8 +2,9 @@
 //! master learns the rest again within a heartbeat.
 
 use super::Now;
+use super::boots::ROOT_MARK;
 use crate::wire::task::PoolMember;
-use crate::wire::worker::{Drained, WorkerHeartbeat, WorkerStatus, WorkerView};
+use crate::wire::worker::{Drained, UnavailablePath, WorkerHeartbeat, WorkerStatus, WorkerView};
 use crate::wire::{AbsPath, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -56,22 +57,40 @@ fn deepest(paths: &[AbsPath], path: &AbsPath) -> Option<usize> {
     paths.iter().filter(|p| p.holds(path)).map(|p| p.as_bytes().len()).max()
 }
 
-/// Whether a worker holds `path` in a storage path that does not answer.
-pub(super) fn is_stuck(said: &WorkerHeartbeat, path: &AbsPath) -> bool {
-    deepest(&said.stuck, path) > deepest(&said.storage_paths, path)
-}
-
-fn listed(paths: &[AbsPath]) -> String {
-    paths.iter().map(AbsPath::to_string).collect::<Vec<_>>().join(", ")
+/// The storage path of a worker that holds `path` and that it does not serve now, with the reason. A path below
+/// one that is served may lie in another one that is not.
+pub(super) fn unavailable<'a>(
+    said: &'a WorkerHeartbeat,
+    path: &AbsPath,
+) -> Option<&'a UnavailablePath> {
+    let length = |one: &&UnavailablePath| one.path.as_bytes().len();
+    let deepest_lost =
+        said.unavailable_paths.iter().filter(|one| one.path.holds(path)).max_by_key(length)?;
+    (deepest(&said.storage_paths, path) < Some(length(&deepest_lost))).then_some(deepest_lost)
 }
 
 impl Worker {
     /// Whether one of its storage paths holds `path`.
     pub(super) fn holds(&self, path: &AbsPath) -> bool {
-        match self.said.stuck.is_empty() {
-            true => self.said.storage_paths.iter().any(|s| s.holds(path)),
-            false => deepest(&self.said.storage_paths, path) > deepest(&self.said.stuck, path),
+        self.said.storage_paths.iter().any(|s| s.holds(path))
+            && (self.said.unavailable_paths.is_empty() || unavailable(&self.said, path).is_none())
+    }
+
+    /// Where what it writes below `path` is until it is flushed: the kernel that has it in its cache, and the
+    /// storage root that the worker has open ([`Boots`](super::boots::Boots)).
+    pub(super) fn place_of_writes(&self, path: &AbsPath) -> Option<String> {
+        let boot = self.said.boot_id.as_ref()?;
+        match self.root_id(path) {
+            Some(root) => Some(format!("{boot}{ROOT_MARK}{root}")),
+            None => Some(boot.clone()),
         }
+    }
+
+    /// The id of the storage root that it has open for `path`.
+    pub(super) fn root_id(&self, path: &AbsPath) -> Option<&String> {
+        let paths = self.said.storage_paths.iter().filter(|p| p.holds(path));
+        let storage = paths.max_by_key(|p| p.as_bytes().len())?;
+        self.said.root_ids.get(&storage.to_string())
     }
 
     /// Whether it knows what stands in the options of an assignment and a ticket. Who does not would do
@@ -103,8 +122,8 @@ impl Worker {
 
     /// What stands in its way, or its state, for people who want it to work at `path`.
     fn standing(&self, path: &AbsPath) -> String {
-        if is_stuck(&self.said, path) {
-            return format!("stuck: {} does not answer", listed(&self.said.stuck));
+        if let Some(UnavailablePath { path, reason }) = unavailable(&self.said, path) {
+            return format!("{path} is unavailable: {reason}");
         }
         match &self.drained {
             Some(drained) => drained.words(),
@@ -129,12 +148,17 @@ impl Worker {
             Some(format!("no heartbeat for {} s", silent_ms / 1000))
         } else if let Some(drained) = &self.drained {
             Some(drained.words())
+        } else if !said.unavailable_paths.is_empty() || !said.unavailable_endpoints.is_empty() {
+            let paths = said.unavailable_paths.iter();
+            let paths = paths.map(|one| format!("{} is unavailable: {}", one.path, one.reason));
+            let endpoints = said.unavailable_endpoints.iter();
+            let endpoints =
+                endpoints.map(|one| format!("{} is unavailable: {}", one.endpoint, one.reason));
+            Some(paths.chain(endpoints).collect::<Vec<_>>().join("; "))
         } else if !said.status.takes_work() {
             Some(format!("its status is {}", said.status.as_str()))
         } else if !self.refused.is_empty() {
             Some("two agents run under this id, and one is refused: stop one of them".to_owned())
-        } else if !said.stuck.is_empty() {
-            Some(format!("stuck: {} does not answer", listed(&said.stuck)))
         } else if said.storage_paths.is_empty() {
             Some("it has no storage paths".to_owned())
         } else {
@@ -145,7 +169,10 @@ impl Worker {
             status: if self.drained.is_some() { WorkerStatus::Draining } else { said.status },
             active: self.active,
             last_heartbeat: Timestamp::from_millisecond(self.heard_wall_ms).unwrap_or_default(),
-            storage_paths: said.storage_paths.iter().chain(&said.stuck).cloned().collect(),
+            storage_paths: {
+                let lost = said.unavailable_paths.iter().map(|one| &one.path);
+                said.storage_paths.iter().chain(lost).cloned().collect()
+            },
             data_plane_endpoints: said.data_plane_endpoints.clone(),
             control_plane_address: said.control_plane_address.clone(),
             free_bytes: said.free_bytes.clone(),
@@ -155,7 +182,8 @@ impl Worker {
             agent_version: said.agent_version.clone(),
             reason,
             nics: said.nics.clone(),
-            stuck: said.stuck.clone(),
+            unavailable_paths: said.unavailable_paths.clone(),
+            unavailable_endpoints: said.unavailable_endpoints.clone(),
             drained: self.drained.clone(),
         }
     }
@@ -298,7 +326,7 @@ impl Workers {
             let listed = move |filed| lists().take(nth).any(|l| l.binary_search(filed).is_ok());
             let new = behind.iter().chain(before).filter(move |filed| !listed(filed));
             let known = new.filter_map(|(_, id)| self.known.get(id));
-            known.filter(|w| w.said.stuck.is_empty() || w.holds(path))
+            known.filter(|w| w.said.unavailable_paths.is_empty() || w.holds(path))
         })
     }
 
@@ -331,7 +359,7 @@ impl Workers {
         let idle: Vec<String> = self
             .known
             .values()
-            .filter(|w| w.active && (w.holds(path) || is_stuck(&w.said, path)))
+            .filter(|w| w.active && (w.holds(path) || unavailable(&w.said, path).is_some()))
             .map(|w| format!("{} ({})", w.said.worker_id, w.standing(path)))
             .collect();
         if !idle.is_empty() {

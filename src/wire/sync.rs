@@ -196,6 +196,9 @@ pub enum ErrorClass {
     Changed,
     /// The source entry is gone.
     Vanished,
+    /// The storage path of a worker leads elsewhere than to the directory that the worker opened: the
+    /// sync waits until it is there again.
+    StorageGone,
 }
 
 /// `GET /sync/{id}`.

@@ -13,7 +13,8 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// What our agents understand ([`WorkerHeartbeat::protocol`]), and our masters
 /// ([`HeartbeatReply::protocol`]). 2: an assignment's options, by which a dry run is one, and the stages
 /// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
-/// ([`WorkerHeartbeat::nics`]). 4: storage paths that do not answer ([`WorkerHeartbeat::stuck`]).
+/// ([`WorkerHeartbeat::nics`]). 4: storage paths that are not
+/// there ([`WorkerHeartbeat::unavailable_paths`]).
 pub const PROTOCOL: u32 = 4;
 
 /// What a worker is doing.
@@ -214,9 +215,36 @@ pub struct WorkerHeartbeat {
     /// know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
-    /// Those of its storage paths that do not answer: a mount hangs. Sent as the one before.
+    /// Those of its storage paths that are not served: not there, not what was opened, or a mount that hangs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stuck: Vec<AbsPath>,
+    pub unavailable_paths: Vec<UnavailablePath>,
+    /// Those of its data-plane endpoints that it does not listen on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unavailable_endpoints: Vec<UnavailableEndpoint>,
+    /// For each storage path a text that tells the directory that is open there from every other one that the path
+    /// leads to at another time.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub root_ids: BTreeMap<String, String>,
+}
+
+/// A storage path of a worker that is not served now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnavailablePath {
+    /// As configured.
+    pub path: AbsPath,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// A data-plane endpoint of a worker that is not listened on now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnavailableEndpoint {
+    /// `host:port`.
+    pub endpoint: String,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// What an agent made of its share of a sync's limit. Both grow as long as the agent remembers the sync,
@@ -321,9 +349,12 @@ pub struct WorkerView {
     /// How its endpoints do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
-    /// Storage paths of it that do not answer: it gets no work there.
+    /// Storage paths of it that are not served: it gets no work there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stuck: Vec<AbsPath>,
+    pub unavailable_paths: Vec<UnavailablePath>,
+    /// Data-plane endpoints of it that it does not listen on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unavailable_endpoints: Vec<UnavailableEndpoint>,
     /// That an operator keeps it from new work; `status` is then `DRAINING`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<Drained>,

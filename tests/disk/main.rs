@@ -325,10 +325,12 @@ fn a_write_that_hangs_holds_up_nothing_else_and_its_worker_is_shown_as_stuck() {
     let measure = fs.always(Call::Measure, "", Fate::Hangs);
     let id = cluster.submit(&src, &dst);
     support::await_that("a write hangs", || fs.met(hung) > 0);
-    support::await_that("the worker is shown as stuck", || {
+    support::await_that("its storage path is shown as unavailable", || {
         let list = cluster.master.get("/workers").json();
         let workers = list["active"].as_array().cloned().unwrap_or_default();
-        workers.iter().any(|w| w["worker_id"] == "b" && w["stuck"] == json!([dst]))
+        workers
+            .iter()
+            .any(|w| w["worker_id"] == "b" && w["unavailable_paths"][0]["path"] == json!(dst))
     });
     assert!(fs.met(measure) > 0);
     assert_complete(&cluster.sync(&src, &other), census(&src));

@@ -45,6 +45,8 @@ pub(crate) struct Cluster {
     /// Further masters on the same Redis.
     pub(crate) others: Vec<Master>,
     pub(crate) redis: Option<RedisServer>,
+    /// How often agents that are started send heartbeats.
+    heartbeat: Duration,
     dir: tempfile::TempDir,
 }
 
@@ -96,7 +98,8 @@ impl Cluster {
         let process = Master::spawn(&home);
         let mut master = Master { process, port, dir: home };
         master.await_ready();
-        Cluster { agents: BTreeMap::new(), master, others: Vec::new(), redis, dir }
+        let heartbeat = Duration::from_millis(300);
+        Cluster { agents: BTreeMap::new(), master, others: Vec::new(), redis, heartbeat, dir }
     }
 
     /// Starts another master on the same Redis, and waits until it follows. Agents that are started from
@@ -122,6 +125,17 @@ impl Cluster {
         let config = std::fs::read_to_string(&path).expect("its file");
         let config = config.replace("lease: 5s", &format!("lease: {}s", lease.as_secs()));
         std::fs::write(&path, config).expect("write the configuration");
+        self.master.restart();
+    }
+
+    /// Has agents that are started from now on send heartbeats this far apart, and the master wait for them.
+    pub(crate) fn beat_every(&mut self, interval: Duration) {
+        let path = self.home().join("master.yml");
+        let config = std::fs::read_to_string(&path).expect("its file");
+        let timeout = format!("worker_heartbeat_timeout: {}s", 10 * interval.as_secs());
+        std::fs::write(&path, config.replace("worker_heartbeat_timeout: 3s", &timeout))
+            .expect("write it");
+        self.heartbeat = interval;
         self.master.restart();
     }
 
@@ -176,10 +190,11 @@ impl Cluster {
         let state = tree::dir(self.home().join("state-of-agents"));
         tree::chmod(&state, 0o777);
         let config = format!(
-            "master_url: [{urls}]\nheartbeat_interval: 300ms\nlog: {{level: \"info,longhaul=debug\"}}\n\
+            "master_url: [{urls}]\nheartbeat_interval: {}ms\nlog: {{level: \"info,longhaul=debug\"}}\n\
              data_dir: {}\n{more}\n\
              workers:\n  - worker_id: {name}\n    storage_paths: [{}]\n    network:\n      \
              data_plane_endpoints: [{{address: 127.0.0.1, port: {port}}}]\n",
+            self.heartbeat.as_millis(),
             quoted(&state),
             paths.join(", ")
         );

@@ -53,7 +53,7 @@ impl Fleet {
         for n in 0..receivers {
             let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
             let server = DataServer::bind(&[any]).await.unwrap();
-            let endpoints = server.endpoints().to_vec();
+            let endpoints = server.endpoints().available();
             fleet.add_member(&format!("r{n}"), endpoints);
             let served = Served { gate: fleet.gate(), roots: fleet.roots(&["dst"]) };
             let stop = Shutdown::new();

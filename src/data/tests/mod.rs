@@ -97,7 +97,7 @@ impl World {
         let served = Arc::new(Served { gate: Arc::new(gate), roots: Arc::new(roots) });
         let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
         let server = DataServer::bind(&[any]).await.unwrap().giving_up_after(stall);
-        let endpoint = server.endpoints()[0].clone();
+        let endpoint = server.endpoints().available()[0].clone();
         let stop = Shutdown::new();
         let serving = tokio::spawn(server.serve(served, pool, stop.clone()));
         World { dir, signer, endpoint, stop, serving }

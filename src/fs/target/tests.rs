@@ -392,11 +392,11 @@ fn hostile_numbers_are_errors_not_panics() {
 fn free_space_and_a_replaced_root_are_told() {
     let site = Site::new();
     assert!(site.root.free_bytes().unwrap() > 0);
-    assert!(site.root.is_current());
+    assert_eq!(site.root.look(), None);
     let root = Root::open(&site.tree("src").path()).unwrap();
     fs::rename(site.at("src"), site.at("moved")).unwrap();
     fs::create_dir(site.at("src")).unwrap();
-    assert!(!root.is_current());
+    assert_eq!(root.look(), Some(crate::fs::RootLoss::Replaced));
     let error = Root::open(&site.tree("absent").path()).unwrap_err();
     assert!(error.to_string().starts_with("cannot open storage root `/"), "{error}");
     assert!(error.to_string().ends_with("(ENOENT)"), "{error}");

@@ -8,9 +8,12 @@ use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{CHUNK_MB, Reassign, RetryRequest, SyncChange, SyncRequest};
 use crate::wire::task::SyncResult;
-use crate::wire::worker::{DrainOrder, Endpoint, NicReport, WorkerHeartbeat};
+use crate::wire::worker::{
+    DrainOrder, Endpoint, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat,
+};
 use crate::wire::{AbsPath, BytePath};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// A worker that has more storage paths than this is one by mistake.
@@ -185,7 +188,11 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let protocol = doc.optional("protocol", whole(0..=u32::MAX));
     let usage = doc.optional("usage", typed);
     let nics = doc.optional("nics", list(MAX_ENDPOINTS, nic));
-    let stuck = doc.optional("stuck", list(MAX_STORAGE_PATHS, typed));
+    let unavailable_paths =
+        doc.optional("unavailable_paths", list(MAX_STORAGE_PATHS, unavailable_path));
+    let unavailable_endpoints =
+        doc.optional("unavailable_endpoints", list(MAX_ENDPOINTS, unavailable_endpoint));
+    let root_ids = doc.optional("root_ids", root_ids);
     doc.end()?;
     whole_or_nothing(|| {
         Some(WorkerHeartbeat {
@@ -204,7 +211,9 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             protocol: protocol?,
             usage: usage?.unwrap_or_default(),
             nics: nics?.unwrap_or_default(),
-            stuck: stuck?.unwrap_or_default(),
+            unavailable_paths: unavailable_paths?.unwrap_or_default(),
+            unavailable_endpoints: unavailable_endpoints?.unwrap_or_default(),
+            root_ids: root_ids?.unwrap_or_default(),
         })
     })
 }
@@ -248,6 +257,30 @@ fn nic(value: Value) -> Result<NicReport, Faults> {
         return Err(Faults::one(format!("a text of more than {MAX_NIC_TEXT} bytes")));
     }
     Ok(nic)
+}
+
+fn unavailable_path(value: Value) -> Result<UnavailablePath, Faults> {
+    let mut one: UnavailablePath = typed(value)?;
+    one.reason = one.reason.chars().take(MAX_REASON).collect();
+    Ok(one)
+}
+
+fn unavailable_endpoint(value: Value) -> Result<UnavailableEndpoint, Faults> {
+    let mut one: UnavailableEndpoint = typed(value)?;
+    if one.endpoint.len() > MAX_NIC_TEXT {
+        return Err(Faults::one(format!("a text of more than {MAX_NIC_TEXT} bytes")));
+    }
+    one.reason = one.reason.chars().take(MAX_REASON).collect();
+    Ok(one)
+}
+
+fn root_ids(value: Value) -> Result<BTreeMap<String, String>, Faults> {
+    let ids: BTreeMap<String, String> = typed(value)?;
+    if ids.len() > MAX_STORAGE_PATHS || ids.values().any(|id| id.len() > MAX_WORD) {
+        let limits = format!("{MAX_STORAGE_PATHS} ids of {MAX_WORD} bytes");
+        return Err(Faults::one(format!("more than {limits}")));
+    }
+    Ok(ids)
 }
 
 fn endpoint(value: Value) -> Result<Endpoint, Faults> {
@@ -404,7 +437,15 @@ mod tests {
             agent_version: Some("0.1.0".into()),
             protocol: Some(2),
             usage: [("demo-1".parse().unwrap(), Usage { moved: 5, held_ms: 6 })].into(),
-            stuck: vec![AbsPath::new("/a").unwrap()],
+            unavailable_paths: vec![UnavailablePath {
+                path: AbsPath::new("/b").unwrap(),
+                reason: "r".into(),
+            }],
+            unavailable_endpoints: vec![UnavailableEndpoint {
+                endpoint: "10.0.0.2:9000".into(),
+                reason: "r".into(),
+            }],
+            root_ids: [("/a".to_owned(), "1-2".to_owned())].into(),
             nics: vec![NicReport {
                 endpoint: "10.0.0.1:9000".into(),
                 iface: Some("ib0".into()),

@@ -365,8 +365,8 @@ impl Play {
                 let path = if index < 2 { "/src" } else { "/dst" };
                 let incarnation = self.incarnations[index].to_string();
                 let beat = heartbeat(NAMES[index], Some(&incarnation), &[path], &[]);
-                let stuck = vec![AbsPath::new(path).unwrap()];
-                self.world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat }));
+                let unavailable_paths = vec![unavailable(path)];
+                self.world.play(Event::Heartbeat(WorkerHeartbeat { unavailable_paths, ..beat }));
             }
             Step::Reconcile => {
                 self.write_unheard(|_| true);

@@ -20,6 +20,7 @@ mod retry;
 mod seconds;
 mod short;
 mod sim;
+mod storage;
 mod watched;
 
 use super::*;
@@ -31,7 +32,7 @@ use crate::wire::task::{
 };
 use crate::wire::task::{Pruned, RootState};
 use crate::wire::ticket::{Claims, Verifier};
-use crate::wire::worker::{PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker::{PROTOCOL, UnavailablePath, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, BytePath, RelPath};
 
 struct World {
@@ -267,8 +268,15 @@ fn heartbeat(
         protocol: incarnation.map(|_| PROTOCOL),
         usage: BTreeMap::new(),
         nics: Vec::new(),
-        stuck: Vec::new(),
+        unavailable_paths: Vec::new(),
+        unavailable_endpoints: Vec::new(),
+        root_ids: Default::default(),
     }
+}
+
+/// A storage path that is reported as not served.
+fn unavailable(path: &str) -> UnavailablePath {
+    UnavailablePath { path: AbsPath::new(path).unwrap(), reason: "it does not answer".to_owned() }
 }
 
 fn result(a: &Assignment, success: bool, report: TaskReport) -> SyncResult {

@@ -84,8 +84,8 @@ fn an_agent_that_stops_does_not_take_back_its_place_and_leaves_it_to_one_that_wa
 /// `s` with the storage paths `/src`, `/src/deep` and `/other`, of which `stuck` do not answer.
 fn stuck(world: &mut World, stuck: &[&str], in_hand: &[AssignmentId]) -> HeartbeatReply {
     let beat = heartbeat("s", Some("1"), &["/other", "/src", "/src/deep"], in_hand);
-    let stuck = stuck.iter().map(|path| AbsPath::new(path).unwrap()).collect();
-    match world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat })) {
+    let unavailable_paths = stuck.iter().map(|path| unavailable(path)).collect();
+    match world.play(Event::Heartbeat(WorkerHeartbeat { unavailable_paths, ..beat })) {
         Some(Reply::Heartbeat(reply)) => reply,
         other => panic!("{other:?}"),
     }
@@ -105,9 +105,15 @@ fn a_storage_path_that_hangs_gets_no_work_and_its_tasks_go_elsewhere() {
     assert_eq!(reply.drop, [held[0].assignment_id], "the others are not concerned");
     assert_eq!(world.poll("s", "1"), None);
     let reason = world.progress("demo").reason.unwrap();
-    assert!(reason.contains("s (stuck: /src does not answer)"), "{reason}");
+    let found = "storage path /src of worker s is unavailable: it does not answer";
+    assert!(reason.contains(found), "{reason}");
+    assert_eq!(world.progress("demo").state, SyncState::Paused);
+    world.submit("later", "/src/a", "/dst/e");
+    let reason = world.progress("later").reason.unwrap();
+    assert!(reason.contains("s (/src is unavailable: it does not answer)"), "{reason}");
+    world.play(Event::Cancel("later".parse().unwrap()));
     let seen = view(&mut world);
-    assert_eq!(seen.stuck, [AbsPath::new("/src").unwrap()]);
+    assert_eq!(seen.unavailable_paths, [unavailable("/src")]);
     assert_eq!(seen.storage_paths.len(), 3);
     world.beat("s2", "1", &["/src"], &[]);
     assert_eq!(world.poll("s2", "1").expect("the scan").task_id, held[0].task_id);
@@ -117,7 +123,7 @@ fn a_storage_path_that_hangs_gets_no_work_and_its_tasks_go_elsewhere() {
     assert_eq!(world.poll("s", "1"), None);
     stuck(&mut world, &[], &ids[1..2]);
     assert_eq!(world.poll("s", "1").expect("it answers again").task_id, held[2].task_id);
-    assert!(view(&mut world).stuck.is_empty());
+    assert!(view(&mut world).unavailable_paths.is_empty());
 }
 
 #[test]
@@ -126,8 +132,8 @@ fn nobody_is_told_to_write_to_a_destination_that_hangs() {
     world.beat("d2", "1", &["/dst"], &[]);
     world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
     let beat = heartbeat("d", Some("1"), &["/dst"], &[]);
-    let stuck = vec![AbsPath::new("/dst").unwrap()];
-    world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat }));
+    let unavailable_paths = vec![unavailable("/dst")];
+    world.play(Event::Heartbeat(WorkerHeartbeat { unavailable_paths, ..beat }));
     let copy = next(&mut world, "s", "copy");
     let names: Vec<&str> = copy.destination_workers.iter().map(|m| m.worker_id.as_str()).collect();
     assert_eq!(names, ["d2"]);

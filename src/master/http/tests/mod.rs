@@ -267,7 +267,8 @@ fn worker(id: &str) -> WorkerView {
         agent_version: None,
         reason: None,
         nics: vec![],
-        stuck: vec![],
+        unavailable_paths: vec![],
+        unavailable_endpoints: vec![],
         drained: None,
     }
 }

@@ -49,7 +49,9 @@ fn documents_of_the_api() -> Vec<(Value, Reader)> {
                 "worker_id": "w", "status": "READY", "storage_paths": ["/a"], "data_plane_endpoints": ["10.0.0.1:9000"],
                 "timestamp": "2026-01-01T00:00:00Z", "incarnation": "i", "boot_id": "b", "free_bytes": {"/a": 5},
                 "in_hand": ["00".repeat(16)], "slots": 4, "agent_version": "0.1.0", "protocol": 2,
-                "usage": {"demo-1": {"moved": 5, "held_ms": 6}}, "stuck": ["/a"],
+                "usage": {"demo-1": {"moved": 5, "held_ms": 6}}, "root_ids": {"/a": "1-2"},
+                "unavailable_paths": [{"path": "/b", "reason": "r"}],
+                "unavailable_endpoints": [{"endpoint": "10.0.0.2:9000", "reason": "r"}],
                 "nics": [{"endpoint": "10.0.0.1:9000", "iface": "ib0", "sent": 1, "received": 2, "connections": 3,
                           "requests": 4, "goodput": 5, "aside": "down"}]
             }),

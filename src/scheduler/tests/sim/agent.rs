@@ -125,7 +125,9 @@ impl Agent {
             (false, false) => WorkerStatus::Idle,
         };
         WorkerHeartbeat {
-            stuck: Default::default(),
+            unavailable_paths: Default::default(),
+            unavailable_endpoints: Default::default(),
+            root_ids: Default::default(),
             worker_id: self.name.clone(),
             status,
             storage_paths: self.paths.clone(),

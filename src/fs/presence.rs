@@ -1,0 +1,203 @@
+//! Whether the path of a storage root still leads to the directory that is held open.
+//!
+//! A root is a descriptor: after `mount` over its path, `umount -l` or `mv` all calls on it go on to succeed, on a
+//! directory that nobody finds under the path. Before the first write of a batch, at its end, before a large file is
+//! published and around a flush the two are therefore compared, which takes one `stat` of the path.
+
+use super::error::{Cause, FsError, Result};
+use super::root::{Root, Tree};
+use super::target::{Target, unescape};
+use rustix::fd::AsFd;
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags};
+use rustix::io::Errno;
+use std::fmt;
+
+/// How the path of a storage root came to lead elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootLoss {
+    /// Nothing is found at the path.
+    Missing(Errno),
+    /// Another directory of the same mount is found there: the root was renamed or removed.
+    Replaced,
+    /// A file system was mounted at the path, or above it.
+    Mounted,
+    /// The file system of the root was unmounted, and what lies below the mount point is found.
+    Unmounted,
+}
+
+impl RootLoss {
+    /// Whether what the path leads to now is storage that somebody put there on purpose. A directory that merely
+    /// stands in the root's place may be the mount point of a file system that is missing.
+    pub fn is_new_storage(self) -> bool {
+        self == RootLoss::Mounted
+    }
+}
+
+impl fmt::Display for RootLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RootLoss::Missing(errno) => {
+                let name = super::errno_name(*errno).unwrap_or("unknown errno");
+                write!(f, "nothing is found at its path any more ({name})")
+            }
+            RootLoss::Replaced => f.write_str("its path leads to another directory"),
+            RootLoss::Mounted => f.write_str("another file system was mounted over it"),
+            RootLoss::Unmounted => {
+                f.write_str("its file system was unmounted, and the directory below it is not used")
+            }
+        }
+    }
+}
+
+/// What tells one root from another, read when it is opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Identity {
+    dev: u64,
+    ino: u64,
+    /// Of its inode, in seconds and nanoseconds; where the file system keeps it.
+    born: Option<(i64, u32)>,
+    mount: Option<Mount>,
+}
+
+/// The mount that a directory lies on.
+#[derive(Debug, Clone, Copy)]
+struct Mount {
+    id: u64,
+    /// Components of its mount point.
+    depth: usize,
+}
+
+impl Identity {
+    pub(super) fn of(fd: impl AsFd) -> std::result::Result<Identity, Errno> {
+        let stat = rustix::fs::fstat(&fd)?;
+        let more = statx(&fd, c"", AtFlags::EMPTY_PATH);
+        let born = more.as_ref().filter(|more| has(more, StatxFlags::BTIME));
+        Ok(Identity {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            born: born.map(|more| (more.stx_btime.tv_sec, more.stx_btime.tv_nsec)),
+            mount: more.as_ref().and_then(mount_of),
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}", self.dev, self.ino)?;
+        self.born.map_or(Ok(()), |(sec, nsec)| write!(f, "-{sec:x}.{nsec:x}"))
+    }
+}
+
+/// More of a file than `stat` has; `None` where the kernel does not have it.
+fn statx(dir: impl AsFd, path: &std::ffi::CStr, flags: AtFlags) -> Option<Statx> {
+    let wanted = StatxFlags::BTIME | StatxFlags::MNT_ID;
+    rustix::fs::statx(dir, path, flags, wanted).ok()
+}
+
+fn has(more: &Statx, what: StatxFlags) -> bool {
+    more.stx_mask & what.bits() != 0
+}
+
+fn mount_of(more: &Statx) -> Option<Mount> {
+    if !has(more, StatxFlags::MNT_ID) {
+        return None;
+    }
+    let id = more.stx_mnt_id;
+    Some(Mount { id, depth: mount_depth(&std::fs::read("/proc/self/mountinfo").ok()?, id)? })
+}
+
+/// How many components the mount point of a mount has, by the text of `/proc/self/mountinfo`.
+fn mount_depth(mountinfo: &[u8], id: u64) -> Option<usize> {
+    let id = id.to_string();
+    let mut lines = mountinfo.split(|byte| *byte == b'\n');
+    let line = lines.find(|line| line.split(|b| *b == b' ').next() == Some(id.as_bytes()))?;
+    let point = unescape(line.split(|byte| *byte == b' ').nth(4)?);
+    Some(point.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).count())
+}
+
+impl Root {
+    /// How its path leads elsewhere than to the directory that is held open; `None` where it does not. The answer
+    /// is kept for [`Root::lost`].
+    pub fn look(&self) -> Option<RootLoss> {
+        let found = rustix::fs::stat(self.path().as_bytes());
+        let lost = match found {
+            Err(errno) => Some(RootLoss::Missing(errno)),
+            Ok(there) if (there.st_dev, there.st_ino) == (self.identity.dev, self.identity.ino) => {
+                None
+            }
+            Ok(_) => Some(self.how_lost()),
+        };
+        self.set_lost(lost);
+        lost
+    }
+
+    fn how_lost(&self) -> RootLoss {
+        let path = std::ffi::CString::new(self.path().as_bytes()).unwrap_or_default();
+        let now = statx(CWD, &path, AtFlags::empty()).and_then(|more| mount_of(&more));
+        match (self.identity.mount, now) {
+            (Some(then), Some(now)) if then.id == now.id => RootLoss::Replaced,
+            (Some(then), Some(now)) if now.depth < then.depth => RootLoss::Unmounted,
+            (Some(_), Some(_)) => RootLoss::Mounted,
+            // The kernel does not say: nothing is taken for new storage.
+            _ => RootLoss::Replaced,
+        }
+    }
+
+    /// A text that another directory at the same path does not have, nor another file system that is mounted there.
+    pub fn id(&self) -> String {
+        self.identity.to_string()
+    }
+}
+
+impl Tree {
+    /// Whether the path of its storage root still leads to the root that is open.
+    ///
+    /// # Errors
+    /// [`Cause::RootGone`].
+    pub fn check_root(&self) -> Result<()> {
+        self.root.look().map_or(Ok(()), |loss| Err(self.root_gone(loss)))
+    }
+
+    /// The error of what can't be done because of `loss`.
+    pub fn root_gone(&self, loss: RootLoss) -> FsError {
+        let path = self.root.path().as_bytes();
+        FsError::new(self.side, "use storage path", path, Cause::RootGone(loss))
+    }
+
+    /// A text that tells its storage root from every other one at the same path.
+    pub fn root_id(&self) -> String {
+        self.root.id()
+    }
+}
+
+impl Target {
+    /// The same of the destination.
+    ///
+    /// # Errors
+    /// [`Cause::RootGone`].
+    pub fn check_root(&self) -> Result<()> {
+        self.tree.check_root()
+    }
+
+    /// Before the first write of a request: the same, once for this target and its clones.
+    ///
+    /// # Errors
+    /// [`Cause::RootGone`].
+    pub(super) fn check_root_once(&self) -> Result<()> {
+        self.state.root_is_there.get_or_init(|| self.check_root()).clone()
+    }
+
+    /// The error of work at the destination whose storage root was not there before or after it.
+    ///
+    /// # Errors
+    /// What `work` returns, or [`Cause::RootGone`].
+    pub fn at_root<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.check_root()?;
+        let done = work()?;
+        self.check_root()?;
+        Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests;

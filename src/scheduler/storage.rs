@@ -1,0 +1,169 @@
+//! Storage paths that their workers do not serve: what waits for them, and what follows when one is served again but
+//! leads to another directory than before.
+//!
+//! - A sync that is under way and has no other worker on that side waits ([`Lack::Root`]).
+//! - What was read from another root than before is no part of the source: the sync restarts, and a mirror that has
+//!   begun to delete stops. What was written to another root is compared again ([`recheck`](super::recheck)).
+
+use super::boots::{boot_of, root_of};
+use super::hold::{Hold, Lack};
+use super::stage::Stage;
+use super::sync::Sync;
+use super::worker::unavailable;
+use super::{Now, State};
+use crate::wire::sync::SyncState;
+use crate::wire::task::TaskSpec;
+use crate::wire::worker::UnavailablePath;
+use crate::wire::{AbsPath, SyncNo, TaskId, WorkerId};
+
+impl Sync {
+    fn path(&self, at_source: bool) -> &AbsPath {
+        let request = &self.request;
+        if at_source { &request.source_path } else { &request.destination_path }
+    }
+}
+
+impl State {
+    /// The heartbeat of a worker names other storage paths, or other roots, than the one before.
+    pub(super) fn look_at_storage(&mut self, id: &WorkerId, now: Now) {
+        for no in self.working.clone() {
+            self.release_if_served(no, now);
+            for at_source in [true, false] {
+                self.hold_if_lost(no, id, at_source, now);
+            }
+            self.restart_if_source_replaced(no, id, now);
+        }
+    }
+
+    /// A sync that waits for a storage path goes on where a worker serves that.
+    fn release_if_served(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(Hold::Storage { lack, .. }) = &sync.hold else { return };
+        let Lack::Root { worker, at_source, flush } = lack else { return };
+        let path = sync.path(*at_source);
+        let itself = self.workers.get(worker).is_some_and(|w| w.can_work() && w.holds(path));
+        if itself || !flush && self.workers.pool(path).next().is_some() {
+            self.release(no, now);
+        }
+    }
+
+    /// A sync that is under way waits where nobody serves its source, or its destination, any more.
+    fn hold_if_lost(&mut self, no: SyncNo, id: &WorkerId, at_source: bool, now: Now) {
+        let Some(sync) = self.syncs.get(&no).filter(|s| s.state == SyncState::Progress) else {
+            return;
+        };
+        let path = sync.path(at_source);
+        let Some(worker) = self.workers.get(id) else { return };
+        if let Some(lost) = unavailable(&worker.said, path).cloned()
+            && sync.hold.is_none()
+            && self.workers.pool(path).next().is_none()
+        {
+            let lack = Lack::Root { worker: id.clone(), at_source, flush: false };
+            self.hold(no, lack, sentence(id, &lost), now);
+        }
+    }
+
+    /// A sync waits for the storage path of a worker that wrote and has not flushed.
+    pub(super) fn hold_flush(
+        &mut self,
+        no: SyncNo,
+        id: &WorkerId,
+        lost: &UnavailablePath,
+        now: Now,
+    ) {
+        let lack = Lack::Root { worker: id.clone(), at_source: false, flush: true };
+        let why = sentence(id, lost);
+        if !self.hold(no, lack.clone(), why.clone(), now) {
+            self.give_up_waiting(no, &lack, &why, now);
+        }
+    }
+
+    /// What a sync can't go on without, if a worker reports that it lost it and no other one has it.
+    pub(super) fn lost_storage(&self, sync: &Sync) -> Option<(Lack, String)> {
+        [true, false].into_iter().find_map(|at_source| {
+            let path = sync.path(at_source);
+            if self.workers.pool(path).next().is_some() {
+                return None;
+            }
+            let active = self.workers.all().filter(|w| w.active);
+            let mut lost = active.filter_map(|w| Some((w, unavailable(&w.said, path)?)));
+            let (worker, lost) = lost.next()?;
+            let id = worker.said.worker_id.clone();
+            let why = sentence(&id, lost);
+            Some((Lack::Root { worker: id, at_source, flush: false }, why))
+        })
+    }
+
+    /// A task was done by `worker`, and through those who `wrote`: storage of theirs that its sync waited for is there
+    /// again.
+    pub(super) fn found_storage(
+        &mut self,
+        id: TaskId,
+        by: &WorkerId,
+        wrote: &[WorkerId],
+        now: Now,
+    ) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let (no, reads) = (task.sync, task.at_source());
+        let Some(Hold::Storage { lack, .. }) = self.syncs.get(&no).and_then(|s| s.hold.as_ref())
+        else {
+            return;
+        };
+        let Lack::Root { worker, at_source, .. } = lack else { return };
+        let there = match at_source {
+            true => reads && worker == by,
+            false => wrote.contains(worker) || !reads && worker == by,
+        };
+        if there {
+            self.release(no, now);
+        }
+    }
+
+    /// Notes from which root a worker reads the source of the sync of a task that it was given.
+    pub(super) fn note_source_root(&mut self, id: TaskId, worker: &WorkerId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|task| task.at_source()) else { return };
+        if task.spec == TaskSpec::Sweep {
+            return;
+        }
+        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        if sync.source_roots.get(worker).is_some() {
+            return;
+        }
+        let known = self.workers.get(worker);
+        if let Some(place) = known.and_then(|w| w.place_of_writes(&sync.request.source_path)) {
+            sync.source_roots.add(worker, Some(&place));
+            let no = sync.no;
+            self.changed(no, now);
+        }
+    }
+
+    /// A worker reads the source of a sync from another root than before.
+    fn restart_if_source_replaced(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
+        let Some(sync) = self.syncs.get(&no).filter(|s| s.is_active()) else { return };
+        let path = &sync.request.source_path;
+        let then = sync.source_roots.get(id).and_then(Option::as_ref);
+        let here = self.workers.get(id).filter(|w| w.holds(path));
+        let here = here.and_then(|w| w.place_of_writes(path));
+        let (Some(then), Some(here)) = (then, here) else { return };
+        let roots = root_of(then).zip(root_of(&here));
+        // Another kernel numbers its file systems anew.
+        if boot_of(then) != boot_of(&here) || roots.is_none_or(|(then, here)| then == here) {
+            return;
+        }
+        if sync.stage == Stage::Prune {
+            let why = format!(
+                "the storage path of worker {id} that holds the source {path} leads to another directory than \
+                 when the sync began: nothing more is deleted; look at what is mounted there, and submit it again"
+            );
+            return self.halt(no, why, now);
+        }
+        if sync.stage < Stage::Prune {
+            tracing::warn!(sync = %sync.id, worker = %id, "its source was replaced: the sync restarts");
+            self.sync_anew(no, now);
+        }
+    }
+}
+
+fn sentence(id: &WorkerId, lost: &UnavailablePath) -> String {
+    format!("storage path {} of worker {id} is unavailable: {}", lost.path, lost.reason)
+}
