@@ -12,7 +12,9 @@ use crate::data::Destination;
 use crate::data::asks::{PruneAsk, PrunedPage};
 use crate::fs::{Filter, FsError, NamePage, Tree};
 use crate::wire::manifest::{DirRef, Entry, MAX_BYTES};
-use crate::wire::options::{Action, FileRecord, FileState, FilterSpec, Links};
+use crate::wire::options::{
+    Action, Attribute, FileRecord, FileState, FilterSpec, Links, SyncOptions,
+};
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{Cursor, PageAction, PageReply, Pruned, RootState, ScanPage, TaskSpec};
 use crate::wire::{BytePath, Digest, RelPath};
@@ -79,6 +81,7 @@ pub async fn prune(job: Job<'_>, source: Tree, what: Prune, pages: &impl Pages) 
         filter: what.filter,
         spec: options.filter.clone(),
         delete_excluded: options.delete.as_ref().is_some_and(|d| d.delete_excluded),
+        replaces: replaces(options),
         apply: what.apply,
         from: what.dir.clone(),
         above: Vec::new(),
@@ -114,6 +117,16 @@ pub async fn prune(job: Job<'_>, source: Tree, what: Prune, pages: &impl Pages) 
         Ok(_) => pruner.post(None, pages).await.err().unwrap_or(ScanEnd::Told),
         Err(e) => failed(format!("listing the source failed inside: {e}")),
     }
+}
+
+/// Whether each entry that is no directory and not left out by a pattern is copied, also over a directory.
+fn replaces(options: &SyncOptions) -> bool {
+    let FilterSpec { rules: _, min_size, max_size, newer_than, older_than } = &options.filter;
+    let sized = min_size.is_some() || max_size.is_some();
+    let aged = newer_than.is_some() || older_than.is_some();
+    let kinds = [Attribute::Specials, Attribute::Devices];
+    !(sized || aged || options.ignore_existing || options.links == Links::Skip)
+        && kinds.iter().all(|kind| options.preserve.has(*kind))
 }
 
 fn failed(message: String) -> ScanEnd {
@@ -295,6 +308,8 @@ struct Walker {
     filter: Arc<Filter>,
     spec: FilterSpec,
     delete_excluded: bool,
+    /// What is no directory replaces one.
+    replaces: bool,
     apply: bool,
     /// Where it begins.
     from: RelPath,
@@ -459,17 +474,20 @@ impl Walker {
             };
             names.retain(|name| !out(name));
         }
-        let mut names = names.into_iter().map(|(name, _)| name).peekable();
+        let mut names = names.into_iter().peekable();
         loop {
-            let some: Vec<Box<[u8]>> = names.by_ref().take(NAMES_SENT).collect();
+            let some: Vec<Name> = names.by_ref().take(NAMES_SENT).collect();
             let end = names.peek().is_none();
-            let until = if end { upto.clone() } else { some.last().cloned() };
+            let until = if end { upto.clone() } else { some.last().map(|(name, _)| name.clone()) };
+            let replacing = (0..).zip(&some).filter(|(_, name)| self.replaces(level, name));
+            let replacing = replacing.map(|(at, _)| at).collect();
             let bytes = |name: Box<[u8]>| ByteVec::from(name.into_vec());
             self.send(Step::Names(PruneAsk {
                 dir: level.dir.path.clone(),
                 after: after.take().map(bytes),
                 upto: until.clone().map(bytes),
-                names: some.into_iter().map(bytes).collect(),
+                names: some.into_iter().map(|(name, _)| bytes(name)).collect(),
+                replacing,
                 filter: self.spec.clone(),
                 delete_excluded: self.delete_excluded,
                 apply: self.apply,
@@ -481,6 +499,13 @@ impl Walker {
             }
             after = until;
         }
+    }
+
+    /// Whether the source copies this over a directory of its name.
+    fn replaces(&self, level: &Level, (name, is_dir): &Name) -> bool {
+        self.replaces
+            && !is_dir
+            && level.dir.path.child(name).is_ok_and(|path| !self.filter.leaves_out(&path, false))
     }
 
     /// The directories that lead to what is next, the root first.

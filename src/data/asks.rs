@@ -109,6 +109,9 @@ pub struct PruneAsk {
     /// Go on where the last reply to this page ended.
     #[n(8)]
     pub resume: Option<Resume>,
+    /// The places in `names` of what replaces a directory of its name; sorted.
+    #[n(9)]
+    pub replacing: Vec<u32>,
 }
 
 /// A place within a page of a prune.
@@ -137,6 +140,10 @@ impl PruneAsk {
         }
         if !self.names.is_sorted_by(|a, b| a < b) {
             return Err("the names are not sorted".to_owned());
+        }
+        let places = |at: &u32| (*at as usize) < self.names.len();
+        if !self.replacing.is_sorted_by(|a, b| a < b) || !self.replacing.iter().all(places) {
+            return Err("what replaces directories are no places of names".to_owned());
         }
         let inside = |name: &ByteVec| {
             self.after.as_ref().is_none_or(|after| name > after)
@@ -329,6 +336,7 @@ mod tests {
             apply: true,
             dirs: ["", "d", "d/e"].map(|d| DirRef { path: rel(d), meta: META }).into(),
             resume: None,
+            replacing: names.first().map(|_| 0).into_iter().collect(),
         }
     }
 
@@ -338,6 +346,9 @@ mod tests {
         assert_eq!(good.checked(), Ok(()));
         let bytes = minicbor::to_vec(&good).unwrap();
         assert_eq!(minicbor::decode::<PruneAsk>(&bytes).unwrap(), good);
+        for replacing in [vec![3], vec![1, 0], vec![1, 1]] {
+            assert!(PruneAsk { replacing, ..good.clone() }.checked().is_err());
+        }
         let elsewhere = |dir: &str| PruneAsk {
             dirs: vec![DirRef { path: rel(dir), meta: META }],
             ..prune(&[])

@@ -38,6 +38,7 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
         upto: ask.upto.as_ref().map(name),
         names: ask.names.iter().map(name).collect(),
         filter: Filter::made(&ask.filter).map_err(|e| e.to_string())?,
+        replacing: ask.replacing.clone(),
         delete_excluded: ask.delete_excluded,
         apply: ask.apply,
         request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,

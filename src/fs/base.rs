@@ -142,7 +142,7 @@ impl Target {
                 Action::Metadata
             }
             // It was another file when it was compared.
-            TouchUp::Foreign => return Err(failed(Cause::Overtaken)),
+            TouchUp::Foreign => return Err(failed(Cause::Lost)),
         })
     }
 

@@ -160,7 +160,9 @@ impl FsError {
         let source = self.side == Side::Source;
         Some(match self.cause {
             Cause::Changed => "it is tried again; let nothing write to it while it is copied",
-            Cause::Occupied => "remove or rename that directory, then sync again",
+            Cause::Occupied => {
+                "a mirror (`--delete`) replaces it; else remove or rename that directory, then sync again"
+            }
             Cause::RootGone(RootLoss::Mounted) => {
                 "nothing is written there until it is unmounted, or the agent opens it at its next heartbeat"
             }

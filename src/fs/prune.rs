@@ -47,6 +47,9 @@ pub struct PrunePage {
     pub upto: Option<Box<[u8]>>,
     /// The names between that the source has, sorted by bytes; of any kind.
     pub names: Vec<Box<[u8]>>,
+    /// The places in `names` of entries that are no directories at the source and are copied: a directory of
+    /// such a name is in their way, and is deleted like one that the source does not have. Sorted.
+    pub replacing: Vec<u32>,
     /// What of the source is left out is protected.
     pub filter: Arc<Filter>,
     /// It is not protected but deleted.
@@ -198,8 +201,8 @@ impl Pruner<'_> {
     fn run(&mut self, steps: usize) {
         let mut looked = 0;
         while let Some(level) = self.levels.last_mut() {
-            let name = match level.names.next() {
-                Some((name, _)) => name,
+            let (name, told) = match level.names.next() {
+                Some(listed) => listed,
                 None if level.more.is_some() => {
                     self.list_on();
                     continue;
@@ -214,7 +217,7 @@ impl Pruner<'_> {
                 }
             };
             looked += 1;
-            if let Some(settled) = self.visit(&name)
+            if let Some(settled) = self.visit(&name, told)
                 && looked >= steps
             {
                 return self.stop_behind(settled);
@@ -229,7 +232,7 @@ impl Pruner<'_> {
     }
 
     /// Settles `name` in the current directory, or enters it; gives its path where it is settled.
-    fn visit(&mut self, name: &[u8]) -> Option<RelPath> {
+    fn visit(&mut self, name: &[u8], told: FileType) -> Option<RelPath> {
         let level = self.levels.last()?;
         let Ok(path) = level.path.child(name) else {
             let full = [level.path.as_bytes(), b"/", name].concat();
@@ -237,7 +240,9 @@ impl Pruner<'_> {
             return None;
         };
         // What the source has stays whatever it is: most names, which need no look.
-        if self.has_at_source(name) && !self.page.delete_excluded && !is_ours(name) {
+        let in_the_way =
+            matches!(told, FileType::Directory | FileType::Unknown) && self.is_replacing(name);
+        if self.has_at_source(name) && !in_the_way && !self.page.delete_excluded && !is_ours(name) {
             self.done.pruned.seen += u64::from(!self.is_trash(&path));
             self.keep();
             return Some(path);
@@ -283,7 +288,14 @@ impl Pruner<'_> {
         if self.page.filter.leaves_out(path, is_dir) {
             return self.page.delete_excluded;
         }
-        !self.has_at_source(name)
+        !self.has_at_source(name) || is_dir && self.is_replacing(name)
+    }
+
+    /// Whether the source has something else than a directory of this name, which is copied.
+    fn is_replacing(&self, name: &[u8]) -> bool {
+        let at = self.page.names.binary_search_by(|n| (**n).cmp(name));
+        let at = at.ok().filter(|_| self.levels.len() == 1).and_then(|at| u32::try_from(at).ok());
+        at.is_some_and(|at| self.page.replacing.binary_search(&at).is_ok())
     }
 
     /// Whether the source has this name in the current directory. Of a directory that it does not have,

@@ -259,6 +259,14 @@ impl State {
     /// Counts a large file that is as it shall be: brought over, or there already.
     fn count_large(&mut self, no: SyncNo, size: u64, brought: bool, report: TaskReport) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
+        if sync.stage == Stage::Replace {
+            let replaced = if brought { sync.take_back(1) } else { 0 };
+            sync.counters.files_done += replaced;
+            if replaced > 0 {
+                sync.counters.add_actions(&report.actions);
+            }
+            return self.record_files(no, report.records);
+        }
         let counters = &mut sync.counters;
         match (sync.stage == Stage::Readback, brought) {
             (true, true) => counters.repaired_files += 1,

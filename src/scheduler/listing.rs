@@ -3,6 +3,7 @@
 //! before it is written, so one that is written twice stands there once, and what was written without
 //! its decision being committed is written over.
 
+use super::stage::Stage;
 use super::sync::Sync;
 use super::{Effect, Now, State};
 use crate::wire::options::{FileRecord, FileState};
@@ -79,7 +80,7 @@ impl State {
     /// to be otherwise.
     pub(super) fn record_files(&mut self, no: SyncNo, files: Vec<FileRecord>) {
         let Some(sync) = self.syncs.get(&no).filter(|s| s.records()) else { return };
-        let counts = sync.stage != super::stage::Stage::Readback;
+        let counts = !matches!(sync.stage, Stage::Readback | Stage::Replace);
         let wanted = |file: &FileRecord| counts || file.state != FileState::Skipped;
         self.append(no, files.into_iter().filter(|f| f.state != FileState::Failed && wanted(f)));
     }

@@ -20,6 +20,7 @@
 //! - `reconcile`: what does not fit together is put right
 //! - `records`: the state in the store and back
 
+mod blocked;
 mod boots;
 mod checks;
 mod choice;

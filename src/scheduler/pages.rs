@@ -112,7 +112,7 @@ impl State {
         let counts = sync.counts();
         // What is read back was noted when it was copied, and what is only counted is deleted later.
         let told = match sync.stage {
-            Stage::Readback => false,
+            Stage::Readback | Stage::Replace => false,
             Stage::Count => sync.dry_run(),
             _ => true,
         };

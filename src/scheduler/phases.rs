@@ -2,6 +2,7 @@
 
 use super::boots::{Boots, boot_of};
 use super::hold::is_storage_gone;
+use super::stage::Stage;
 use super::task::{Course, Task, TaskState};
 use super::worker::unavailable;
 use super::{Effect, NewTask, Now, State, records};
@@ -180,6 +181,7 @@ impl State {
         // Who had it last may have left something that nobody told of.
         sync.to_sweep |= untold && sync.keeps_links() && task.links();
         let counts = sync.counts();
+        let occupied = sync.can_set_aside(std::slice::from_ref(&error));
         let counters = &mut sync.counters;
         match &task.spec {
             TaskSpec::Copy { files, dirs, .. } => {
@@ -189,8 +191,15 @@ impl State {
                 }
                 self.failed_for_good(task.sync, error, (files + dirs).max(1));
             }
+            TaskSpec::Range { .. } | TaskSpec::Commit { .. } if occupied => {
+                sync.set_aside(1, vec![error]);
+            }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } => {
-                counters.files_failed += u64::from(counts);
+                let failed = match sync.stage {
+                    Stage::Replace => sync.take_back(1),
+                    _ => u64::from(counts),
+                };
+                sync.counters.files_failed += failed;
                 self.failed_for_good(task.sync, error, 1);
             }
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => {

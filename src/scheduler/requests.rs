@@ -214,6 +214,7 @@ impl State {
             (SyncState::Queued, _) => Phase::Waiting,
             (SyncState::Progress, Stage::Copy) if listed => Phase::Transferring,
             (SyncState::Progress, Stage::Copy) => Phase::Scanning,
+            (SyncState::Progress, Stage::Replace) => Phase::Transferring,
             (SyncState::Progress, Stage::Readback) => Phase::Verifying,
             (SyncState::Progress, Stage::Count | Stage::Prune) => Phase::Pruning,
             (SyncState::Progress, Stage::Secure | Stage::Sweep | Stage::Flush) => Phase::Flushing,

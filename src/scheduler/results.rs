@@ -223,6 +223,8 @@ impl State {
         if sync.stage == Stage::Readback {
             counters.verified_files = counters.verified_files.saturating_add(report.files_skipped);
             counters.repaired_files = counters.repaired_files.saturating_add(report.files_done);
+        } else if sync.stage == Stage::Replace {
+            sync.count_replaced(&report);
         } else {
             let kept = report.bytes_kept.min(report.bytes_done);
             counters.files_done += report.files_done;
@@ -244,6 +246,15 @@ impl State {
     fn entries_failed(&mut self, task: &Task, worker: WorkerId, report: TaskReport, now: Now) {
         let TaskSpec::Copy { files, dirs, .. } = task.spec else { return };
         let Some((failed_files, failed_dirs)) = failed_of(files, dirs, &report) else { return };
+        if let Some(sync) = self.syncs.get_mut(&task.sync)
+            && sync.can_set_aside(&report.failures)
+        {
+            let mut errors = report.failures;
+            for error in &mut errors {
+                error.worker_id.get_or_insert_with(|| worker.clone());
+            }
+            return sync.set_aside(failed_files, errors);
+        }
         let retry = match report.retry {
             Some(WorkItem::Copy { manifest, files, dirs, bytes })
                 if (files, dirs) == (failed_files, failed_dirs) =>
@@ -273,9 +284,14 @@ impl State {
             }
             return;
         }
-        if let Some(sync) = self.syncs.get_mut(&task.sync).filter(|s| s.counts()) {
-            sync.counters.files_failed += failed_files;
-            sync.counters.dirs_failed += failed_dirs;
+        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+            if sync.counts() {
+                sync.counters.files_failed += failed_files;
+                sync.counters.dirs_failed += failed_dirs;
+            } else if sync.stage == Stage::Replace {
+                let failed = sync.take_back(failed_files);
+                sync.counters.files_failed += failed;
+            }
         }
         for mut error in report.failures {
             error.worker_id.get_or_insert_with(|| worker.clone());

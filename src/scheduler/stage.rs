@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 /// passed over.
 ///
 /// ```text
-/// Copy ─▶ Readback ─▶ Count ─▶ Secure ─▶ Prune ─▶ Sweep ─▶ Flush ─▶ COMPLETED or FAILED
-///   │         │          │        │                 ▲       ▲
-///   │         │          └────────┴─ a guard stops ─┤       │
-///   └─────────┴──────────── an entry failed ────────┴───────┘
+/// Copy ─▶ Readback ─▶ Count ─▶ Secure ─▶ Prune ─▶ Replace ─▶ Sweep ─▶ Flush ─▶ COMPLETED or FAILED
+///   │         │          │        │                            ▲       ▲
+///   │         │          └────────┴─────── a guard stops ──────┤       │
+///   └─────────┴──────────────── an entry failed ───────────────┴───────┘
 /// ```
 ///
 /// A dry run has `Copy` and `Count` only. From `Secure` and `Flush` it goes back to `Readback` where a host lost what it had
@@ -40,6 +40,8 @@ pub(super) enum Stage {
     Secure,
     /// What the source does not have is deleted.
     Prune,
+    /// The source is listed again, for entries in whose place directories stood that were deleted.
+    Replace,
     /// What was kept for the names of one file is removed.
     Sweep,
     /// Everything is put on stable storage.
@@ -47,12 +49,13 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Stage; 7] = [
+    const ALL: [Stage; 8] = [
         Stage::Copy,
         Stage::Readback,
         Stage::Count,
         Stage::Secure,
         Stage::Prune,
+        Stage::Replace,
         Stage::Sweep,
         Stage::Flush,
     ];
@@ -151,6 +154,7 @@ impl Sync {
             Stage::Prune => {
                 mirror && !stopped && !options.dry_run && self.counters.pruned.extra > 0
             }
+            Stage::Replace => self.wants_replacing() && !stopped && !options.dry_run,
             Stage::Sweep => self.to_sweep && !options.dry_run,
             Stage::Flush => !self.writers.is_empty(),
         }
@@ -261,6 +265,9 @@ impl State {
             tracing::warn!(sync = %sync.id, why, "a mirror does not delete");
             sync.stopped = Some(why);
         }
+        let next = sync.follows();
+        self.settle_blocked(no, next, now);
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
         match sync.follows() {
             Some(next) => self.enter(no, next),
             // Another look: there may be something to compare now.
@@ -288,6 +295,7 @@ impl State {
                 sync.listing.readback_from = Some(sync.listing.length);
                 self.add_scans(no);
             }
+            Stage::Replace => self.add_scans(no),
             Stage::Count => drop(self.add_task(NewTask::ready(no, prune(false)), None)),
             Stage::Prune => drop(self.add_task(NewTask::ready(no, prune(true)), None)),
             Stage::Sweep => {

@@ -1,5 +1,6 @@
 //! A sync as the master keeps it.
 
+use super::blocked::Blocked;
 use super::boots::Boots;
 use super::hold::Hold;
 use super::listing::ListState;
@@ -138,6 +139,9 @@ pub(super) struct Sync {
     /// Metadata that could not be held, and what was left out, by cause.
     #[serde(default)]
     pub(super) notes: Notes,
+    /// Entries that wait until directories in their place are deleted.
+    #[serde(default, skip_serializing_if = "Blocked::is_empty")]
+    pub(super) blocked: Blocked,
     /// The source root as its first page said.
     #[serde(default)]
     pub(super) source_root: Option<RootState>,
@@ -236,6 +240,7 @@ impl Sync {
             stage: Stage::default(),
             recheck: Recheck::default(),
             notes: Notes::new(),
+            blocked: Blocked::default(),
             source_root: None,
             stopped: None,
             to_sweep: false,
@@ -316,6 +321,7 @@ impl Sync {
         self.stage = Stage::Copy;
         self.recheck = Recheck::default();
         self.notes.clear();
+        self.blocked = Blocked::default();
         self.source_root = None;
         self.source_roots.clear();
         self.stopped = None;

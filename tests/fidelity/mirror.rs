@@ -397,3 +397,57 @@ fn killed_in_the_middle_of_deleting_it_goes_on() {
     assert_full(&cluster.ended(&id));
     assert_equal_in_all(&src, &dst);
 }
+
+#[test]
+fn a_mirror_replaces_a_full_directory_by_what_the_source_has_and_without_it_that_fails() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (storage, all) = cluster.pair();
+    let src = storage.join("tree");
+    // What comes in the place of directories: a file, a link, a FIFO, a file of several ranges, an empty one.
+    let names = ["file", "link", "fifo", "large", "empty"];
+    let prepare = |dst: &Path| {
+        let _ = fs::remove_dir_all(&src);
+        dir(&src);
+        many(&src.join("others"), 40, 10);
+        for name in names {
+            file(src.join(name).join("a"), "1");
+            file(src.join(name).join("deeper/b"), "2");
+        }
+        assert_full(&cluster.sync_with(&src, dst, json!({"delete": {}})));
+        names.iter().for_each(|name| fs::remove_dir_all(src.join(name)).unwrap());
+        file(src.join("file"), "now a file");
+        link(src.join("link"), "file");
+        must("mkfifo", [src.join("fifo")]);
+        file(src.join("large"), noise(3 * MIB, 7));
+        file(src.join("empty"), "");
+    };
+    let dst = dir(all.join("plain"));
+    prepare(&dst);
+    let before = paths_of(&dst);
+    for options in [json!({}), json!({"delete": {"max": 3}})] {
+        let sync = cluster.sync_with(&src, &dst, options.clone());
+        assert_eq!((sync.outcome, sync.files_failed), (Some(Outcome::Partial), 5), "{sync:#?}");
+        assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EISDIR")), "{sync:#?}");
+        assert!(sync.errors[0].message.contains("`--delete`"), "{:?}", sync.errors[0]);
+        assert_eq!(paths_of(&dst), before, "{options}");
+    }
+    let dry = cluster.sync_with(&src, &dst, json!({"delete": {}, "dry_run": true}));
+    assert_eq!((dry.files_failed, count(&dry, Action::Update)), (0, 5), "{dry:#?}");
+    assert_eq!(count(&dry, Action::Delete), 20, "{:#?}", dry.actions);
+    assert_eq!(paths_of(&dst), before);
+    let sync = cluster.sync_with(&src, &dst, json!({"delete": {"max": 20}}));
+    assert_full(&sync);
+    assert_eq!((sync.files_done, count(&sync, Action::Delete)), (5, 20), "{sync:#?}");
+    assert_equal_in_all(&src, &dst);
+    assert_eq!(cluster.sync_with(&src, &dst, json!({"delete": {}})).files_done, 0);
+
+    let dst = dir(all.join("trashed"));
+    prepare(&dst);
+    let sync = cluster.sync_with(&src, &dst, json!({"delete": {"trash": ".trash"}}));
+    assert_full(&sync);
+    let kept = dst.join(".trash").join(sync.request_id.to_string());
+    for name in names {
+        assert_eq!(fs::read(kept.join(name).join("deeper/b")).unwrap(), b"2", "{name}");
+        assert!(!fs::symlink_metadata(dst.join(name)).unwrap().is_dir(), "{name}");
+    }
+}

@@ -24,6 +24,7 @@ fn prune(apply: bool, names: &[&str]) -> PruneAsk {
         apply,
         dirs: vec![DirRef { path: RelPath::root(), meta }],
         resume: None,
+        replacing: Vec::new(),
     }
 }
 

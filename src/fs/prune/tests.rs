@@ -27,6 +27,7 @@ fn page(dir: &str, names: &[&str]) -> PrunePage {
         after: None,
         upto: None,
         names: names.iter().map(|name| name.as_bytes().into()).collect(),
+        replacing: Vec::new(),
         filter: Arc::default(),
         delete_excluded: false,
         apply: true,
@@ -88,6 +89,30 @@ fn what_the_source_does_not_have_is_counted_then_deleted() {
     let again = target.prune(&page).unwrap();
     assert_eq!((again.pruned.extra, again.removed), (0, vec![]));
     site.assert_canary();
+}
+
+#[test]
+fn a_directory_in_the_way_of_what_the_source_has_is_deleted_with_all_that_is_in_it() {
+    let site = Site::new();
+    for path in ["dst/d/kept", "dst/file", "dst/log", "dst/x/a", "dst/x/b/c", "dst/z.keep/k"] {
+        site.write(path, "1");
+    }
+    let target = site.target_by(rules());
+    let mut page = page("", &["d", "file", "log", "x", "z.keep"]);
+    assert_eq!(target.prune(&page).unwrap().pruned.extra, 0, "nothing is said to replace it");
+    page.replacing = vec![1, 3, 4];
+    page.filter = filter(&["*.keep"]);
+    let count = target.prune(&counting(&page)).unwrap();
+    assert_eq!(removed(&count), ["x/a", "x/b/c", "x/b", "x"]);
+    assert!(site.at("dst/x/b/c").exists());
+    let done = prune_all(&target, &page, 2);
+    assert_eq!(removed(&done), removed(&count));
+    assert_eq!(done.pruned.extra, 4);
+    assert_eq!(names_in(&site.at("dst")), [&b"d"[..], b"file", b"log", b"z.keep"]);
+    // Only in the directory of the page: another one's names are not of this one.
+    site.write("dst/gone/x/y", "1");
+    site.write("dst/x", "1");
+    assert_eq!(removed(&prune_all(&target, &page, 9)), ["gone/x/y", "gone/x", "gone"]);
 }
 
 #[test]

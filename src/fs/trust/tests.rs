@@ -335,7 +335,7 @@ fn a_foreign_file_of_the_final_name_does_not_pass_for_published() {
     assert!(blocks.iter().all(|block| block.base.is_none()), "{blocks:?}");
     let kept = target.part(&entry).unwrap().keep(0, 1000, super::super::Keep::Base);
     assert_eq!(kept.unwrap_err().errno_name(), Some("ENOENT"));
-    assert_eq!(target.repair_in_place(&entry).unwrap_err().cause, Cause::Overtaken);
+    assert_eq!(target.repair_in_place(&entry).unwrap_err().cause, Cause::Lost);
     lchown(&planted, Some(0), None).unwrap();
     target.discard_part(&entry).unwrap();
     target.publish_part(&entry, None).unwrap();

@@ -321,3 +321,83 @@ fn nothing_is_deleted_before_what_was_copied_is_on_stable_storage() {
     assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
     assert!(end.actions.is_empty(), "{end:?}");
 }
+
+/// A directory that is not empty stands in the place of a file.
+fn occupied() -> TaskReport {
+    let failure = FileError {
+        operation: "replace destination".into(),
+        errno: Some("EISDIR".into()),
+        ..error(ErrorClass::Permanent)
+    };
+    TaskReport { files_skipped: 1, failures: vec![failure], ..TaskReport::default() }
+}
+
+#[test]
+fn what_a_directory_stands_in_the_way_of_is_brought_when_that_is_deleted() {
+    let replaced = TaskReport {
+        files_done: 1,
+        files_skipped: 1,
+        actions: [
+            (Action::Update, Tally { count: 1, bytes: 10 }),
+            (Action::Skip, Tally { count: 1, bytes: 10 }),
+        ]
+        .into(),
+        ..TaskReport::default()
+    };
+    // What the second walk finds, how many are done, skipped and failed then.
+    for (second, counts) in [
+        (replaced, (1, 1, 0)),
+        (TaskReport { files_skipped: 2, ..TaskReport::default() }, (0, 2, 0)),
+        (occupied(), (0, 1, 1)),
+    ] {
+        let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, occupied()));
+        assert_eq!(world.progress("demo").files_failed, 0, "it is not given up");
+        // A restart does not forget it.
+        world.restart();
+        world.beat("s", "1", &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+        let count = next(&mut world, "s", "prune");
+        world.post(&count, pruned(&count, 9, 3));
+        let apply = next(&mut world, "s", "prune");
+        world.post(&apply, pruned(&apply, 9, 3));
+        let scan = next(&mut world, "s", "scan");
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, second));
+        while let Some(flush) = world.poll("d", "1") {
+            world.finish(result(&flush, true, TaskReport::default()));
+        }
+        let end = world.progress("demo");
+        assert_eq!((end.files_done, end.files_skipped, end.files_failed), counts, "{end:#?}");
+        assert_eq!(end.files_total, 2);
+        let full = counts.2 == 0;
+        assert_eq!(
+            end.outcome,
+            Some(if full { Outcome::Full } else { Outcome::Partial }),
+            "{end:#?}"
+        );
+    }
+}
+
+#[test]
+fn what_a_directory_stands_in_the_way_of_has_failed_where_nothing_is_deleted() {
+    let at_most = DeleteOptions { max: Some(2), ..DeleteOptions::default() };
+    for (delete, extra) in [(at_most, 3), (DeleteOptions::default(), 0)] {
+        let (mut world, scan) = scanning_with(mirror(delete));
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, occupied()));
+        let count = next(&mut world, "s", "prune");
+        world.post(&count, pruned(&count, 9, extra));
+        while let Some(flush) = world.poll("d", "1") {
+            world.finish(result(&flush, true, TaskReport::default()));
+        }
+        let end = world.progress("demo");
+        assert_eq!((end.files_skipped, end.files_failed), (1, 1), "{end:#?}");
+        assert_eq!(end.outcome, Some(Outcome::Partial));
+        assert_eq!(end.errors[0].errno.as_deref(), Some("EISDIR"));
+    }
+}
