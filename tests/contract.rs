@@ -377,3 +377,24 @@ fn results_that_do_not_match_their_assignment_exactly_change_nothing() {
     assert_eq!(sync.unverified, 1);
     await_that("the master lives", || cluster.master.get("/readyz").status == 200);
 }
+
+#[test]
+fn a_master_behind_a_proxy_answers_to_the_name_in_its_configuration() {
+    let advertised = "advertise_url: http://ctl.example/longhaul\n";
+    for (config, status) in [(advertised, 202), ("", 421)] {
+        let cluster = Cluster::start_with(On::Embedded, config);
+        let body = r#"{"request_id": "demo-1", "source_path": "/a", "destination_path": "/b"}"#;
+        let request = format!(
+            "POST /sync HTTP/1.1\r\nHost: ctl.example\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = http::raw(&cluster.master.address(), request.as_bytes()).unwrap();
+        assert_eq!(answer.status, status, "{}", answer.text());
+        if status == 202 {
+            // Below the path at which the proxy serves it, as every client resolves it (RFC 3986).
+            let asked = url::Url::parse("http://ctl.example/longhaul/sync").unwrap();
+            let found = asked.join(answer.header("location").unwrap()).unwrap();
+            assert_eq!(found.as_str(), "http://ctl.example/longhaul/sync/demo-1");
+        }
+    }
+}
