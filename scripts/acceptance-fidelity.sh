@@ -332,17 +332,17 @@ if chosen 6; then
   hundred "$src/mounted"
   sync_exits 0 "$src/mounted" "$dst/mounted" --delete
   umount "$src/mounted"
-  guard_stops "the source is not mounted" 25 "$src/mounted" "$dst/mounted" --delete
+  guard_stops "the source is not mounted" 8 "$src/mounted" "$dst/mounted" --delete
   echo "is it mounted?" >"$src/mounted/README"
   cp -a "$src/mounted/README" "$dst/mounted/README"
-  guard_stops "… and something lies under it" 25 "$src/mounted" "$dst/mounted" --delete --max-delete-percent 100
+  guard_stops "… and something lies under it" 8 "$src/mounted" "$dst/mounted" --delete --max-delete-percent 100
 
   fresh emptied
   hundred "$src/emptied"
   sync_exits 0 "$src/emptied" "$dst/emptied" --delete
   rm "$src/emptied"/*
   touch -r "$dst/emptied" "$src/emptied"
-  guard_stops "the source was emptied" 25 "$src/emptied" "$dst/emptied" --delete --max-delete-percent 100
+  guard_stops "the source was emptied" 8 "$src/emptied" "$dst/emptied" --delete --max-delete-percent 100
   sync_exits 0 "$src/emptied" "$dst/emptied" --delete --max-delete-percent 100 --allow-empty-source
   [ -z "$(ls -A "$dst/emptied")" ] || fail "--allow-empty-source did not delete"
   say "--allow-empty-source: deleted"

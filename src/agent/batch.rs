@@ -31,6 +31,8 @@ pub struct Found {
     pub spawn: Vec<RelPath>,
     /// What could not be read.
     pub errors: Vec<FileError>,
+    /// How many of those are directories that could not be entered or listed.
+    pub unlisted: u64,
     /// What was left out.
     pub notes: Notes,
 }
@@ -114,6 +116,12 @@ impl Cutter {
     /// Adds an entry that could not be read.
     pub fn fail(&mut self, error: FileError) {
         self.found.errors.push(error);
+    }
+
+    /// Adds a directory that could not be entered or listed.
+    pub fn fail_listing(&mut self, error: FileError) {
+        self.found.unlisted += 1;
+        self.fail(error);
     }
 
     /// Adds what was left out.

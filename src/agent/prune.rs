@@ -140,6 +140,7 @@ fn empty_page(task_digest: Digest) -> ScanPage {
         work: Vec::new(),
         spawn: Vec::new(),
         errors: Vec::new(),
+        unlisted: 0,
         root: None,
         pruned: Some(Pruned::default()),
         notes: Default::default(),
@@ -172,10 +173,9 @@ impl Pruner<'_> {
     async fn take(&mut self, step: Step, pages: &impl Pages) -> Result<(), ScanEnd> {
         match step {
             Step::Root(root) => {
-                self.guard(&root)?;
                 self.page.root = Some(root);
-                // Whether this is still the source that was copied is the master's to say, before
-                // anything is deleted.
+                // The master compares it with the source that was copied, and stops where it is another
+                // one or empty, before anything is deleted.
                 return if self.apply { self.go_on(pages).await } else { Ok(()) };
             }
             Step::Names(ask) => return self.settle(ask, pages).await,
@@ -200,18 +200,6 @@ impl Pruner<'_> {
             }
         }
         self.go_on(pages).await
-    }
-
-    /// A root that is empty now was not empty when it was copied.
-    fn guard(&self, root: &RootState) -> Result<(), ScanEnd> {
-        let delete = self.job.assignment.options.delete.as_ref();
-        if !self.apply || !root.empty || delete.is_some_and(|d| d.allow_empty_source) {
-            return Ok(());
-        }
-        Err(failed(format!(
-            "the source {} is empty: nothing is deleted; look whether it is mounted",
-            self.job.assignment.source_path
-        )))
     }
 
     /// Has the interval of `ask` pruned, in as many steps as the destination takes.

@@ -204,6 +204,16 @@ pub(super) struct CopyArgs {
     pub(super) what: WhatArgs,
     #[command(flatten)]
     pub(super) options: OptionArgs,
+    #[command(flatten)]
+    pub(super) end: EndArgs,
+}
+
+/// What the exit code tells beside failures.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(super) struct EndArgs {
+    /// End with 9 instead of 0 where not a single file was transferred
+    #[arg(long)]
+    pub(super) error_on_no_transfer: bool,
 }
 
 /// What of the source, in which pieces, how fast.
@@ -390,6 +400,8 @@ pub(super) struct SubmitArgs {
     pub(super) wait: bool,
     #[command(flatten)]
     pub(super) until: UntilArgs,
+    #[command(flatten)]
+    pub(super) end: EndArgs,
 }
 
 #[derive(Debug, Args)]
@@ -514,6 +526,7 @@ mod tests {
             "ctl copy a b --chunk-size-mb 8 -q -o json --files-from - -0",
             "ctl sync submit /a /b --id run42 -w --timeout 2h --timeout-exit-code 9 --cancel-on-interrupt",
             "ctl sync status x y --state failed,CANCELLED",
+            "ctl copy a b --error-on-no-transfer --delete --allow-new-source-fs",
             "ctl sync list",
             "ctl sync list --limit 20 --state failed",
             "ctl sync ls -o json",

@@ -1,4 +1,4 @@
-//! Exit codes. 0 to 10 mean what they mean to rclone, 20 to 25 what they mean to rsync, so that
+//! Exit codes. 0 to 9 mean what they mean to rclone (8: a limit stopped it), 20 to 25 what they mean to rsync, so that
 //! scripts that look at `$?` go on working.
 
 use crate::wire::sync::{Outcome, SyncProgress, SyncState};
@@ -20,6 +20,10 @@ pub enum Exit {
     Conflict,
     /// The sync failed as a whole, and trying again will not help.
     Failed,
+    /// A guard stopped a mirror before everything was copied.
+    CopyStopped,
+    /// Nothing was transferred, and that is to be told (`--error-on-no-transfer`).
+    NoTransfer,
     /// The sync was cancelled or deleted while waiting.
     Cancelled,
     /// Some files failed; the rest was copied.
@@ -51,6 +55,8 @@ pub const TABLE: &[(Exit, &str)] = &[
     (Exit::Unreachable, "the master can't be reached or can't answer now; a later try may help"),
     (Exit::Conflict, "there is a sync of that id already"),
     (Exit::Failed, "the sync failed as a whole, and a later try will not help"),
+    (Exit::CopyStopped, "a guard stopped a mirror before it copied (an empty source and others)"),
+    (Exit::NoTransfer, "completed, and nothing was transferred (with --error-on-no-transfer)"),
     (Exit::Cancelled, "the sync was cancelled or deleted while waiting"),
     (Exit::Partial, "some files failed, the rest was copied"),
     (Exit::Vanished, "only source files that vanished or kept changing failed"),
@@ -72,6 +78,8 @@ impl Exit {
             Exit::Unreachable => 5,
             Exit::Conflict => 6,
             Exit::Failed => 7,
+            Exit::CopyStopped => 8,
+            Exit::NoTransfer => 9,
             Exit::Cancelled => 20,
             Exit::Partial => 23,
             Exit::Vanished => 24,
@@ -92,26 +100,29 @@ impl Exit {
     fn badness(self) -> u8 {
         match self {
             Exit::Ok => 0,
-            Exit::TimedOut(_) => 1,
-            Exit::Interrupted | Exit::Terminated => 2,
-            Exit::Vanished => 3,
-            Exit::DeleteStopped => 4,
-            Exit::Partial => 4,
-            Exit::Cancelled => 5,
-            Exit::NotFound => 6,
-            Exit::Conflict => 7,
-            Exit::Unreachable => 8,
-            Exit::Failed => 9,
-            Exit::Error => 10,
-            Exit::Usage => 11,
-            Exit::Config => 12,
+            Exit::NoTransfer => 1,
+            Exit::TimedOut(_) => 2,
+            Exit::Interrupted => 3,
+            Exit::Terminated => 4,
+            Exit::Vanished => 5,
+            Exit::DeleteStopped => 6,
+            Exit::Partial => 7,
+            Exit::CopyStopped => 8,
+            Exit::Cancelled => 9,
+            Exit::NotFound => 10,
+            Exit::Conflict => 11,
+            Exit::Unreachable => 12,
+            Exit::Failed => 13,
+            Exit::Error => 14,
+            Exit::Usage => 15,
+            Exit::Config => 16,
         }
     }
 
-    /// How a sync ended, `None` while it runs. Whatever the state says, a sync with a failed entry
+    /// How a sync ended, `None` while it runs. Whatever the state says, a sync in which something failed
     /// is never [`Exit::Ok`].
     pub fn of(sync: &SyncProgress) -> Option<Exit> {
-        let failures = sync.files_failed + sync.dirs_failed > 0;
+        let failures = sync.failures() > 0;
         match (sync.state, sync.outcome) {
             (SyncState::Queued | SyncState::Progress | SyncState::Paused, _) => None,
             (SyncState::Cancelled, _) => Some(Exit::Cancelled),
@@ -123,6 +134,7 @@ impl Exit {
                 Some(Exit::Partial)
             }
             (SyncState::Failed, Some(Outcome::DeleteStopped)) => Some(Exit::DeleteStopped),
+            (SyncState::Failed, Some(Outcome::CopyStopped)) => Some(Exit::CopyStopped),
             (SyncState::Failed, Some(Outcome::Cancelled)) => Some(Exit::Cancelled),
             (SyncState::Failed, Some(Outcome::Full) | None) => Some(Exit::Failed),
         }
@@ -157,6 +169,7 @@ mod tests {
             (Failed, Some(Partial), 2, Some(23)),
             (Failed, Some(VanishedOnly), 2, Some(24)),
             (Failed, Some(Outcome::DeleteStopped), 0, Some(25)),
+            (Failed, Some(Outcome::CopyStopped), 0, Some(8)),
             (Failed, None, 0, Some(7)),
             (Cancelled, Some(Outcome::Cancelled), 0, Some(20)),
             (Cancelled, None, 5, Some(20)),
@@ -174,11 +187,23 @@ mod tests {
     }
 
     #[test]
+    fn no_two_codes_are_equally_bad() {
+        // Else the code of several syncs would depend on their order.
+        let mut badness: Vec<u8> = TABLE.iter().map(|(exit, _)| exit.badness()).collect();
+        badness.sort_unstable();
+        badness.dedup();
+        assert_eq!(badness.len(), TABLE.len());
+    }
+
+    #[test]
     fn the_worst_of_several_counts_whatever_their_order() {
         for (a, b, worse) in [
             (Exit::Ok, Exit::Partial, Exit::Partial),
             (Exit::Failed, Exit::Partial, Exit::Failed),
             (Exit::Vanished, Exit::Partial, Exit::Partial),
+            (Exit::DeleteStopped, Exit::Partial, Exit::Partial),
+            (Exit::DeleteStopped, Exit::CopyStopped, Exit::CopyStopped),
+            (Exit::Ok, Exit::NoTransfer, Exit::NoTransfer),
             (Exit::TimedOut(9), Exit::Ok, Exit::TimedOut(9)),
         ] {
             assert_eq!((a.worst(b), b.worst(a)), (worse, worse));
@@ -188,7 +213,7 @@ mod tests {
     #[test]
     fn the_help_lists_each_code_once() {
         let codes: Vec<u8> = TABLE.iter().map(|(exit, _)| exit.code()).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 5, 6, 7, 20, 23, 24, 25, 78, 124, 130, 143]);
+        assert_eq!(codes, [0, 1, 2, 3, 5, 6, 7, 8, 9, 20, 23, 24, 25, 78, 124, 130, 143]);
         assert!(help().contains("\n   23  some files failed"));
     }
 }

@@ -124,4 +124,6 @@ fn run(ctx: Context, command: Command) -> Result<Exit, Failure> {
 }
 
 #[cfg(test)]
+mod outcomes;
+#[cfg(test)]
 mod sample;

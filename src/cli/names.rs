@@ -49,7 +49,7 @@ pub(super) fn raw(from: &Path, what: &str) -> Result<Vec<u8>, Failure> {
 ///
 /// # Errors
 /// All names at once that are absolute and not below `source`, or have a `..` component, with their
-/// numbers; a list without any name; NUL bytes without `nul`.
+/// numbers; NUL bytes without `nul`. A list without any name is none.
 fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Failure> {
     if !nul && raw.contains(&0) {
         return Err(Failure::usage("the list of names holds NUL bytes")
@@ -81,10 +81,6 @@ fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Fa
             failure.notes.push(format!("and {more} more"));
         }
         return Err(failure.hinted("names are relative to SRC, or absolute below it"));
-    }
-    if names.is_empty() {
-        return Err(Failure::usage("the list names nothing; nothing was submitted")
-            .hinted("leave --files-from out to copy everything"));
     }
     Ok(names)
 }
@@ -145,9 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_does_not_mean_everything() {
-        assert_eq!(parse(b"\n\n", false, &source()).unwrap_err().exit.code(), 2);
-        assert!(parse(b"", true, &source()).is_err());
+    fn an_empty_list_names_nothing_and_is_no_mistake() {
+        assert_eq!(bytes(b"\n\r\n\n", false), Vec::<Vec<u8>>::new());
+        assert_eq!(bytes(b"", true), Vec::<Vec<u8>>::new());
     }
 
     #[test]

@@ -158,9 +158,13 @@ struct MirrorArgs {
     /// Also delete what the filters leave out
     #[arg(long, requires = "delete")]
     delete_excluded: bool,
-    /// Delete even if the source is empty, or lies on another file system than at the last run
+    /// Go on even if the source is empty
     #[arg(long, requires = "delete")]
     allow_empty_source: bool,
+    /// Go on even if the source lies on another file system than at the last run, e.g. on a snapshot that
+    /// is mounted anew each time
+    #[arg(long, requires = "delete")]
+    allow_new_source_fs: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -359,6 +363,7 @@ impl MirrorArgs {
             trash,
             delete_excluded: self.delete_excluded,
             allow_empty_source: self.allow_empty_source,
+            allow_new_source_fs: self.allow_new_source_fs,
         }))
     }
 }

@@ -197,7 +197,13 @@ impl Wanted {
         let shown = show(path.as_os_str().as_encoded_bytes());
         for sync in &waited.syncs {
             match sync.exit {
-                Some(Exit::Ok | Exit::Partial | Exit::Vanished | Exit::DeleteStopped) => {
+                Some(
+                    Exit::Ok
+                    | Exit::NoTransfer
+                    | Exit::Partial
+                    | Exit::Vanished
+                    | Exit::DeleteStopped,
+                ) => {
                     let mut body = client.digests(&sync.id).await.map_err(refused)?;
                     let files = write(path, &mut body).await?;
                     if !ctx.global.quiet {

@@ -8,7 +8,7 @@ use crate::util::units;
 use crate::wire::BytePath;
 use crate::wire::options::{Action, Tally};
 use crate::wire::path::show;
-use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncState};
+use crate::wire::sync::{ErrorClass, FailedStep, FileError, Outcome, SyncProgress, SyncState};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -44,6 +44,9 @@ pub(super) fn result(sync: &SyncProgress) -> String {
     }
     let failed = units::count(sync.files_failed + sync.dirs_failed);
     line.push_str(&format!(", {failed} failed"));
+    if let Some(steps) = failed_steps(sync) {
+        line.push_str(&format!(", {steps}"));
+    }
     if let Some(verified) = verified(sync) {
         line.push_str(&format!("; {verified}"));
     }
@@ -59,7 +62,8 @@ fn how(sync: &SyncProgress) -> &'static str {
         (SyncState::Failed, Some(Outcome::VanishedOnly)) => {
             "FAILED (files vanished or kept changing)"
         }
-        (SyncState::Failed, Some(Outcome::DeleteStopped)) => "FAILED (nothing deleted)",
+        (SyncState::Failed, Some(Outcome::DeleteStopped)) => "FAILED (copied, deletion stopped)",
+        (SyncState::Failed, Some(Outcome::CopyStopped)) => "FAILED (stopped before copying)",
         (state, _) => state.as_str(),
     }
 }
@@ -108,6 +112,22 @@ fn deleted(sync: &SyncProgress) -> String {
     }
 }
 
+/// What failed beside entries, e.g. `1 listing failed, 2 deletions failed`.
+pub(super) fn failed_steps(sync: &SyncProgress) -> Option<String> {
+    let each = sync.failed_steps.iter().filter(|(_, count)| **count > 0).map(|(step, count)| {
+        let words = match step {
+            FailedStep::List => ["listing", "listings"],
+            FailedStep::ReadBack => ["read-back", "read-backs"],
+            FailedStep::Delete => ["deletion", "deletions"],
+            FailedStep::CleanUp => ["clean-up", "clean-ups"],
+            FailedStep::Flush => ["flush", "flushes"],
+        };
+        let what = words[usize::from(*count > 1)];
+        format!("{} {what} failed", units::count(*count))
+    });
+    Some(each.collect::<Vec<_>>().join(", ")).filter(|steps| !steps.is_empty())
+}
+
 /// What reading the destination again brought.
 pub(super) fn verified(sync: &SyncProgress) -> Option<String> {
     let (right, repaired) = (sync.verified_files, sync.repaired_files);
@@ -145,9 +165,12 @@ pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
 /// Why it did not end well, line by line; empty for one that did. `again` is how to run the same
 /// once more.
 pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<String> {
-    if exit == Exit::Ok {
+    if matches!(exit, Exit::Ok | Exit::NoTransfer) {
         // What a dry run found that would stop the real one.
-        return sync.reason.iter().map(|why| format!("  note: {}", clean(why))).collect();
+        let notes = sync.reason.iter().map(|why| format!("  note: {}", clean(why)));
+        let nothing = (exit == Exit::NoTransfer)
+            .then(|| format!("  nothing was transferred   (exit {})", exit.code()));
+        return notes.chain(nothing).collect();
     }
     let mut lines = failures(sync);
     if let Some(reason) = &sync.reason {
@@ -157,11 +180,10 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
         Exit::Cancelled => {
             format!("what arrived stays; to go on: {again} (what arrived is skipped)")
         }
-        Exit::DeleteStopped => format!(
-            "everything was copied, nothing was deleted; what would be: add --dry-run --itemize; \
-             if that is meant, raise the limit (--max-delete, --max-delete-percent) or allow it \
-             (--allow-empty-source): {again}"
-        ),
+        // The reason says what was done and what allows it.
+        Exit::DeleteStopped | Exit::CopyStopped => {
+            format!("to see what would be done, add --dry-run --itemize to: {again}")
+        }
         _ => advice(&groups(sync), sync, again),
     };
     lines.push(format!("  {advice}   (exit {})", exit.code()));
@@ -447,15 +469,21 @@ mod tests {
             ..partial()
         };
         assert!(
-            result(&sync).starts_with("run42  FAILED (nothing deleted)  "),
+            result(&sync).starts_with("run42  FAILED (copied, deletion stopped)  "),
             "{}",
             result(&sync)
         );
         let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
         assert_eq!(lines[0], "  reason: 4 entries were to be deleted, --max-delete allows 3");
-        for part in ["nothing was deleted", "--dry-run --itemize", "AGAIN", "(exit 25)"] {
+        for part in ["--dry-run --itemize", "AGAIN", "(exit 25)"] {
             assert!(lines[1].contains(part), "{part} in {lines:?}");
         }
+        // What was copied and deleted until then stands in the reason, once.
+        assert!(!lines[1].contains("was copied") && !lines[1].contains("deleted"), "{lines:?}");
+        let sync = SyncProgress { outcome: Some(Outcome::CopyStopped), ..sync };
+        assert!(result(&sync).starts_with("run42  FAILED (stopped before copying)  "));
+        let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
+        assert!(lines[1].contains("(exit 8)") && !lines[1].contains("was copied"), "{lines:?}");
     }
 
     #[test]

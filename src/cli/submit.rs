@@ -1,7 +1,7 @@
 //! `ctl sync submit`: the request, from the command line or a file, and how it is sent.
 
 use super::Context;
-use super::args::{Output, SubmitArgs, WhatArgs};
+use super::args::{EndArgs, Output, SubmitArgs, WhatArgs};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::options::{again, shell_word};
@@ -57,6 +57,9 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
     let wanted = Wanted::new(&args.options)?;
     let mut request = read(&args)?;
     request.options.allow_overlap |= args.allow_overlap;
+    if names_nothing(&request) {
+        return Ok(nothing_to_do(ctx, args.end));
+    }
     // Made here, so that the sync can be asked for by its id where no reply arrives.
     let id = request.request_id.get_or_insert_with(|| name::unique().into()).clone();
     let client = ctx.client()?;
@@ -71,10 +74,11 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
         } else if !ctx.global.quiet {
             out::note(&accepted(ctx, &request, &submitted, false));
         }
-        let typed = again(&request.options, Some(&args.options)) + &listed(&args.what);
+        let typed =
+            again(&request.options, Some(&args.options)) + &listed(&args.what) + ended(args.end);
         // The options of a request file are nowhere else.
         let typed = args.file.is_none().then_some(typed);
-        let after = After { accepted: true, typed, wanted };
+        let after = After { accepted: true, typed, wanted, end: args.end };
         return watch(ctx, &client, vec![id], &args.until, &after).await;
     }
     match ctx.global.output {
@@ -92,6 +96,10 @@ fn waits(args: &SubmitArgs) -> Result<(), Failure> {
     }
     if args.until.timeout.is_some() || args.until.cancel_on_interrupt {
         return Err(Failure::usage("--timeout and --cancel-on-interrupt say how to wait")
+            .hinted("add --wait"));
+    }
+    if args.end.error_on_no_transfer {
+        return Err(Failure::usage("--error-on-no-transfer is known when the sync has ended")
             .hinted("add --wait"));
     }
     if args.options.plan.itemize {
@@ -128,6 +136,28 @@ fn read(args: &SubmitArgs) -> Result<Submission, Failure> {
         }
         (None, _, _) => Err(Failure::usage("SRC and DST, or --file FILE, are needed")),
     }
+}
+
+/// Whether a request has a list, and that is empty: nothing is to be copied, so nothing is submitted.
+pub(super) fn names_nothing(request: &Submission) -> bool {
+    request.file_list.as_ref().is_some_and(Vec::is_empty)
+}
+
+/// The end of a command whose list names nothing.
+pub(super) fn nothing_to_do(ctx: &Context, end: EndArgs) -> Exit {
+    let exit = if end.error_on_no_transfer { Exit::NoTransfer } else { Exit::Ok };
+    if !ctx.global.quiet {
+        let code = exit.code();
+        out::note(&format!(
+            "nothing to do: the list names nothing; to copy everything, leave it out   (exit {code})"
+        ));
+    }
+    exit
+}
+
+/// The options for the exit code again, each behind a blank.
+pub(super) fn ended(end: EndArgs) -> &'static str {
+    if end.error_on_no_transfer { " --error-on-no-transfer" } else { "" }
 }
 
 /// The message of a submit; with `next`, what can be done next.

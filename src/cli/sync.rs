@@ -1,7 +1,7 @@
 //! `ctl sync …`.
 
 use super::Context;
-use super::args::{Bwlimit, Output, StatusArgs, SyncCommand, UntilArgs, WaitArgs};
+use super::args::{Bwlimit, EndArgs, Output, StatusArgs, SyncCommand, UntilArgs, WaitArgs};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::options::again;
@@ -58,6 +58,8 @@ pub(super) struct After {
     pub(super) typed: Option<String>,
     /// What is done with the records.
     pub(super) wanted: Wanted,
+    /// What the exit code tells beside failures.
+    pub(super) end: EndArgs,
 }
 
 /// Waits with progress, then tells the end.
@@ -74,7 +76,7 @@ pub(super) async fn watch(
     let mut asks = signals::listen()?;
     let mut monitor = progress::monitor(&ctx.global);
     let waiter = Waiter::new(client, monitor.as_mut(), ids, after.accepted);
-    let waited = waiter.run(until, &mut asks).await?;
+    let waited = waiter.run(until, &mut asks).await?.judged(after.end);
     let items = after.wanted.items(ctx, client, &waited).await;
     tell(ctx, &waited, until, after.typed.as_deref())?;
     items?;

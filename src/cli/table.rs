@@ -3,7 +3,7 @@
 use super::master::Told;
 use super::out::clean;
 use super::progress::percent;
-use super::report::{moved, verified};
+use super::report::{failed_steps, moved, verified};
 use crate::client::{ClientError, Reply};
 use crate::util::units;
 use crate::wire::leader::{Readiness, Role};
@@ -78,7 +78,8 @@ pub(super) fn syncs(list: &[SyncProgress], now: Timestamp) -> String {
         vec![
             sync.request_id.to_string(),
             sync.state.as_str().to_owned(),
-            dash(percent(sync).map(|p| format!("{p:.0}%")).filter(|_| begun)),
+            // Cut, not rounded: 99.9 must not be shown as 100.
+            dash(percent(sync).map(|p| format!("{:.0}%", p.floor())).filter(|_| begun)),
             dash(begun.then(|| format!("{least}{}", units::bytes(sync.total_bytes)))),
             dash(average(sync, now).map(units::rate)),
             dash(eta(sync, now).map(rough)),
@@ -86,7 +87,7 @@ pub(super) fn syncs(list: &[SyncProgress], now: Timestamp) -> String {
                 let done = units::count(sync.files_done + sync.files_skipped);
                 format!("{done}/{least}{}", units::count(sync.files_total))
             })),
-            units::count(sync.files_failed + sync.dirs_failed),
+            units::count(sync.failures()),
             age(between(sync.submitted_at, now)),
             format!("{} → {}", sync.source_path, sync.destination_path),
             sync.reason.as_deref().map(clean).unwrap_or_default(),
@@ -294,6 +295,9 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
         entries(sync.files_done, Some(sync.files_skipped), sync.files_failed, sync.files_total),
     );
     add("Directories", entries(sync.dirs_done, None, sync.dirs_failed, sync.dirs_total));
+    if let Some(steps) = failed_steps(sync) {
+        add("Steps", steps);
+    }
     if !sync.actions.is_empty() {
         let each = sync.actions.iter().map(|(action, tally)| {
             let (count, bytes) = (units::count(tally.count), units::bytes(tally.bytes));
@@ -338,7 +342,8 @@ fn state(sync: &SyncProgress) -> String {
     let more = match (sync.outcome, sync.phase) {
         (Some(Outcome::Partial), _) => " (partial)",
         (Some(Outcome::VanishedOnly), _) => " (only vanished files failed)",
-        (Some(Outcome::DeleteStopped), _) => " (everything copied, nothing deleted)",
+        (Some(Outcome::DeleteStopped), _) => " (everything copied, deletion stopped)",
+        (Some(Outcome::CopyStopped), _) => " (stopped before everything was copied)",
         _ if sync.options.dry_run => " (dry run: nothing is changed)",
         (_, Phase::Scanning) => " (scanning and copying)",
         (_, Phase::Transferring) => " (copying)",
@@ -507,7 +512,7 @@ mod tests {
             ..sample::sync("x")
         };
         let text = record(&stopped, now());
-        assert!(text.contains("FAILED (everything copied, nothing deleted)"), "{text}");
+        assert!(text.contains("FAILED (everything copied, deletion stopped)"), "{text}");
         let plain = record(&sample::sync("x"), now());
         assert!(!plain.contains("Actions") && !plain.contains("Options"), "{plain}");
     }

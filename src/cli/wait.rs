@@ -1,7 +1,7 @@
 //! Waiting for syncs: until each has ended in whatever way (deleted included), the time is up, or
 //! the operator stops it. A master that is away for a while (a restart, a take-over) is waited for.
 
-use super::args::UntilArgs;
+use super::args::{EndArgs, UntilArgs};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::progress::{Event, Monitor, Pace};
@@ -51,6 +51,18 @@ pub(super) struct Waited {
 }
 
 impl Waited {
+    /// The same with an end of its own for each sync that completed and transferred nothing, where that is
+    /// asked for.
+    pub(super) fn judged(mut self, end: EndArgs) -> Waited {
+        for sync in self.syncs.iter_mut().filter(|_| end.error_on_no_transfer) {
+            let transferred = sync.seen.as_ref().is_none_or(|seen| seen.files_done > 0);
+            if sync.exit == Some(Exit::Ok) && !transferred {
+                sync.exit = Some(Exit::NoTransfer);
+            }
+        }
+        self
+    }
+
     /// The worst end of all.
     pub(super) fn exit(&self) -> Exit {
         let ends = self.syncs.iter().filter_map(|s| s.exit);

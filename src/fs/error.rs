@@ -61,6 +61,8 @@ pub enum Cause {
     Mounted,
     /// It is the directory that is copied to.
     Destination,
+    /// The source is no directory, and a list names what lies in one.
+    NoDirectory,
     /// Its extended attributes are too long together.
     ManyXattrs,
     /// No object of this kind can be made there, by this process.
@@ -118,6 +120,11 @@ impl FsError {
         self.errno().and_then(errno_name)
     }
 
+    /// Whether a walk could not enter or list a directory: an error of its contents, beside its entry.
+    pub fn is_of_listing(&self) -> bool {
+        matches!(self.op, "open" | "enter" | "list")
+    }
+
     /// Whether trying again can help.
     pub fn class(&self) -> ErrorClass {
         match self.cause {
@@ -135,6 +142,7 @@ impl FsError {
             | Cause::Outside
             | Cause::Cycle
             | Cause::Mounted
+            | Cause::NoDirectory
             | Cause::Destination => ErrorClass::Permanent,
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
             Cause::RootGone(_) => ErrorClass::StorageGone,
@@ -179,6 +187,7 @@ impl FsError {
                 "exclude it, or keep links as they are"
             }
             Cause::Mounted | Cause::Destination => "unmount it, or exclude it",
+            Cause::NoDirectory => "leave the list out, or name the directory as the source",
             Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
             Cause::Unmakeable(NodeKind::Link, _) => "leave links out (`--links skip`)",
             Cause::Unmakeable(NodeKind::Special, _) => {
@@ -274,6 +283,9 @@ impl fmt::Display for FsError {
                 f.write_str("it is a link that leads out of the agent's storage path")?
             }
             Cause::Cycle => f.write_str("links lead from it back to a directory above it")?,
+            Cause::NoDirectory => {
+                f.write_str("it is no directory, and a list names what lies in one")?;
+            }
             Cause::Mounted => f.write_str("another file system is mounted there")?,
             Cause::Destination => {
                 f.write_str("it is the destination itself, under another path")?

@@ -125,6 +125,12 @@ impl Filter {
             || !entry.path.is_root() && self.is_beyond(entry)
     }
 
+    /// Whether a source that is no directory is left out, given that its entry is `root` and its name is
+    /// `name`: the rules see that name, as if its directory was the source.
+    pub fn leaves_out_source(&self, root: &Entry, name: &[u8]) -> bool {
+        self.matches(name, false) || self.is_beyond(root)
+    }
+
     /// Whether `entry` is a regular file beyond the limits of size and age.
     pub fn is_beyond(&self, entry: &Entry) -> bool {
         let Kind::File { size } = entry.kind else { return false };

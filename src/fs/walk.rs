@@ -12,7 +12,7 @@ use super::list::{Listed, list_all};
 use super::made_up::is_made_up;
 use super::meta::{lstat, meta_of, type_of};
 use super::names::is_ours;
-use super::root::{Dir, Tree, open_below, open_list_below};
+use super::root::{Dir, Tree, open_below, open_list_below, split};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::options::{Links, Notes};
@@ -103,7 +103,8 @@ struct Spot {
 impl Tree {
     /// Walks everything below the directory `dir`, behind `cursor` where one is given. The root's own
     /// entry comes first where `dir` is the root and there is no cursor; `dir` itself is not returned
-    /// otherwise. A root that is a file gives that one entry, with the empty path.
+    /// otherwise. A root that is a file gives that one entry, with the empty path, unless the filter leaves
+    /// it out.
     ///
     /// Names that are our own unfinished files are left out, and counted ([`UNFINISHED_LEFT_OUT`]).
     ///
@@ -165,11 +166,14 @@ impl Tree {
             if matches!(root.kind, Kind::Symlink { .. }) {
                 return Err(self.error("walk", b"", Errno::LOOP));
             }
-            let is_dir = root.is_dir();
-            walk.ready.extend(cursor.is_none().then_some(Ok(root)));
-            if !is_dir {
+            if !root.is_dir() {
+                let left_out =
+                    walk.options.filter.leaves_out_source(&root, split(self.base.as_bytes()).1);
+                let wanted = cursor.is_none() && !left_out;
+                walk.ready.extend(wanted.then_some(Ok(root)));
                 return Ok(walk);
             }
+            walk.ready.extend(cursor.is_none().then_some(Ok(root)));
         }
         let fd = self.open_real(dir.as_bytes(), real.as_ref(), true);
         let fd = fd.map_err(|e| self.error("open", dir.as_bytes(), e))?;

@@ -7,7 +7,7 @@
 //! ```
 
 use super::stage::Stage;
-use super::sync::Sync;
+use super::sync::{Failed, Sync};
 use super::{Now, State};
 use crate::wire::SyncNo;
 use crate::wire::options::{Action, Tally};
@@ -105,13 +105,13 @@ impl State {
             sync.counters.files_skipped += files;
             return;
         }
-        sync.counters.files_failed += files;
+        sync.count_failed(Failed::Entries { files, dirs: 0 });
         let mut left = files;
         let last = errors.len().saturating_sub(1);
         for (at, error) in errors.into_iter().enumerate() {
             let count = if at == last { left.max(1) } else { 1 };
             left = left.saturating_sub(count);
-            self.failed_for_good(no, error, count);
+            self.note_given_up(no, error, count);
         }
         self.changed(no, now);
     }

@@ -43,6 +43,13 @@ pub(super) fn item_fits(item: &WorkItem) -> Result<(), String> {
 /// Whether a page can be one of the walk `spec`.
 pub(super) fn plausible(page: &ScanPage, spec: &TaskSpec) -> Result<(), String> {
     page.work.iter().try_for_each(item_fits)?;
+    if page.unlisted > page.errors.len() as u64 {
+        return Err(format!(
+            "{} of {} errors are of directories",
+            page.unlisted,
+            page.errors.len()
+        ));
+    }
     if page.spawn.len() > MOST_SPAWN {
         return Err(format!("it gives {} subtrees away", page.spawn.len()));
     }

@@ -60,6 +60,7 @@ pub use event::{
     Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected, Stored,
 };
 pub use listing::MOST_LINE;
+pub use pairs::pair_record;
 pub use records::LoadError;
 
 use crate::util::timetable::Timetable;

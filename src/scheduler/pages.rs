@@ -3,11 +3,12 @@
 
 use super::checks::plausible;
 use super::stage::Stage;
+use super::sync::Failed;
 use super::task::TaskState;
 use super::{NewTask, Now, Reply, State};
 use crate::wire::options::{Action, Tally};
 use crate::wire::problem::Problem;
-use crate::wire::sync::FileError;
+use crate::wire::sync::{FailedStep, FileError};
 use crate::wire::task::{PageAction, PageReply, Pruned, ScanPage, TaskSpec, WorkItem};
 use crate::wire::{AssignmentId, RelPath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
@@ -58,8 +59,8 @@ impl State {
             let problem = Problem::new(422, "Unprocessable Content", "bad_page", detail);
             return Reply::Refused(Box::new(problem));
         }
-        if let Some(why) = page.root.as_ref().and_then(|root| self.note_root(no, root)) {
-            self.halt(no, why, now);
+        if let Some(stop_now) = self.note_root(no, &page) {
+            self.halt(no, stop_now, now);
             return stop();
         }
         self.moved(no, now);
@@ -70,8 +71,8 @@ impl State {
             error.attempt = error.attempt.max(attempt);
         });
         self.changed(no, now);
-        if let Some(why) = self.syncs.get(&no).and_then(super::sync::Sync::deleted_too_much) {
-            self.halt(no, why, now);
+        if let Some(stop_now) = self.syncs.get(&no).and_then(super::sync::Sync::deleted_too_much) {
+            self.halt(no, stop_now, now);
             return stop();
         }
         let Some(next) = next else {
@@ -109,7 +110,19 @@ impl State {
             self.pruned(no, pruned);
         }
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        let counts = sync.counts();
+        let (all, unlisted) = (page.errors.len() as u64, page.unlisted);
+        match sync.stage {
+            Stage::Copy => {
+                let files = all.saturating_sub(unlisted);
+                sync.counters.files_total = sync.counters.files_total.saturating_add(files);
+                sync.count_failed(Failed::Entries { files, dirs: 0 });
+                sync.count_failed(Failed::Step(FailedStep::List, unlisted));
+            }
+            Stage::Readback | Stage::Replace => {
+                sync.count_failed(Failed::Step(FailedStep::ReadBack, all));
+            }
+            _ => sync.count_failed(Failed::Step(FailedStep::Delete, all)),
+        }
         // What is read back was noted when it was copied, and what is only counted is deleted later.
         let told = match sync.stage {
             Stage::Readback | Stage::Replace => false,
@@ -121,11 +134,7 @@ impl State {
         }
         for mut error in page.errors {
             sign(&mut error);
-            if counts && let Some(sync) = self.syncs.get_mut(&no) {
-                sync.counters.files_total += 1;
-                sync.counters.files_failed += 1;
-            }
-            self.failed_for_good(no, error, 1);
+            self.note_given_up(no, error, 1);
         }
         if told {
             self.record_files(no, page.records);

@@ -1,6 +1,7 @@
 //! What is remembered of a source and a destination beyond the sync: on which file system the source
 //! lay when they were last made equal. By this a mirror knows a source that is not mounted.
 
+use crate::wire::AbsPath;
 use crate::wire::sync::SyncRequest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,8 +24,26 @@ pub(super) struct Pairs(pub(super) BTreeMap<String, Pair>);
 
 /// The key of a pair's record.
 fn key(request: &SyncRequest) -> String {
+    key_of(&request.source_path, &request.destination_path)
+}
+
+/// The record of a pair as it stands in a store, key and value: for a master whose store does not outlive
+/// it.
+///
+/// # Errors
+/// It can't be encoded.
+pub fn pair_record(
+    source: &AbsPath,
+    destination: &AbsPath,
+    file_system: &str,
+) -> serde_json::Result<(String, Vec<u8>)> {
+    let pair = Pair { file_system: file_system.to_owned(), at_ms: 0 };
+    Ok((key_of(source, destination), serde_json::to_vec(&pair)?))
+}
+
+fn key_of(source: &AbsPath, destination: &AbsPath) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 source and destination");
-    for path in [&request.source_path, &request.destination_path] {
+    for path in [source, destination] {
         hasher.update(&(path.as_bytes().len() as u64).to_le_bytes());
         hasher.update(path.as_bytes());
     }

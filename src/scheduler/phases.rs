@@ -3,14 +3,15 @@
 use super::boots::{Boots, boot_of};
 use super::hold::is_storage_gone;
 use super::stage::Stage;
+use super::sync::Failed;
 use super::task::{Course, Task, TaskState};
 use super::worker::unavailable;
 use super::{Effect, NewTask, Now, State, records};
 use crate::util::backoff::Backoff;
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::UnavailablePath;
-use crate::wire::{BytePath, RelPath, SyncNo, TaskId, WorkerId};
+use crate::wire::{BytePath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -180,41 +181,42 @@ impl State {
         }
         // Who had it last may have left something that nobody told of.
         sync.to_sweep |= untold && sync.keeps_links() && task.links();
-        let counts = sync.counts();
         let occupied = sync.can_set_aside(std::slice::from_ref(&error));
-        let counters = &mut sync.counters;
         match &task.spec {
             TaskSpec::Copy { files, dirs, .. } => {
-                if counts {
-                    counters.files_failed += files;
-                    counters.dirs_failed += dirs;
-                }
-                self.failed_for_good(task.sync, error, (files + dirs).max(1));
+                let count = sync.count_failed_entries(*files, *dirs);
+                self.note_given_up(task.sync, error, count);
             }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } if occupied => {
                 sync.set_aside(1, vec![error]);
             }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } => {
-                let failed = match sync.stage {
-                    Stage::Replace => sync.take_back(1),
-                    _ => u64::from(counts),
-                };
-                sync.counters.files_failed += failed;
-                self.failed_for_good(task.sync, error, 1);
+                let count = sync.count_failed_entries(1, 0);
+                self.note_given_up(task.sync, error, count);
             }
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => {
-                counters.files_total += u64::from(counts);
-                counters.files_failed += u64::from(counts);
-                sync.root_failed |=
-                    counts && task.spec == TaskSpec::Scan { dir: RelPath::root(), cursor: None };
+                let counts = sync.counts();
+                let step = if counts { FailedStep::List } else { FailedStep::ReadBack };
+                let of_root = match &task.spec {
+                    TaskSpec::Scan { dir, cursor } => dir.is_root() && cursor.is_none(),
+                    // That the source can't be listed is no error of a listed name.
+                    _ => error.path.0.is_empty() && error.class == ErrorClass::Permanent,
+                };
+                sync.root_failed |= counts && of_root;
                 // What was to be listed must be there: that it is not is no mere vanished file.
                 let error = FileError { class: ErrorClass::Permanent, ..error };
-                self.failed_for_good(task.sync, error, 1);
+                self.failed_for_good(task.sync, error, Failed::Step(step, 1));
             }
             TaskSpec::Flush | TaskSpec::Prune { .. } | TaskSpec::Sweep => {
                 if let Some(bound) = &task.bound {
                     sync.writers.remove(bound);
                 }
+                let step = match task.spec {
+                    TaskSpec::Flush => FailedStep::Flush,
+                    TaskSpec::Sweep => FailedStep::CleanUp,
+                    _ => FailedStep::Delete,
+                };
+                sync.count_failed(Failed::Step(step, 1));
                 sync.record_error(FileError { class: ErrorClass::Permanent, ..error }, 1);
             }
             TaskSpec::Discard => {}
@@ -222,8 +224,16 @@ impl State {
         self.changed(task.sync, now);
     }
 
-    /// Notes that entries are given up, and records it where that is asked for.
-    pub(super) fn failed_for_good(&mut self, no: SyncNo, error: FileError, count: u64) {
+    /// Counts and notes what is given up, and records it where that is asked for.
+    pub(super) fn failed_for_good(&mut self, no: SyncNo, error: FileError, failed: Failed) {
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.count_failed(failed);
+        }
+        self.note_given_up(no, error, failed.count());
+    }
+
+    /// Notes the error of `count` failures that are counted already.
+    pub(super) fn note_given_up(&mut self, no: SyncNo, error: FileError, count: u64) {
         self.record_failed(no, &error);
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.record_error(error, count);

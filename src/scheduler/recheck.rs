@@ -11,9 +11,9 @@
 
 use super::boots::{boot_of, root_of};
 use super::stage::Stage;
-use super::sync::Sync;
+use super::sync::{Failed, Sync};
 use super::{Now, State};
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::{SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +130,7 @@ impl State {
             attempt: 0,
             class: ErrorClass::Permanent,
         };
+        sync.count_failed(Failed::Step(FailedStep::Flush, 1));
         sync.record_error(error, 1);
         true
     }

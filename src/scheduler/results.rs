@@ -285,18 +285,12 @@ impl State {
             return;
         }
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            if sync.counts() {
-                sync.counters.files_failed += failed_files;
-                sync.counters.dirs_failed += failed_dirs;
-            } else if sync.stage == Stage::Replace {
-                let failed = sync.take_back(failed_files);
-                sync.counters.files_failed += failed;
-            }
+            sync.count_failed_entries(failed_files, failed_dirs);
         }
         for mut error in report.failures {
             error.worker_id.get_or_insert_with(|| worker.clone());
             error.attempt = error.attempt.max(task.failures + 1);
-            self.failed_for_good(task.sync, error, 1);
+            self.note_given_up(task.sync, error, 1);
         }
     }
 }

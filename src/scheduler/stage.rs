@@ -1,14 +1,14 @@
 //! The stages of a sync: what follows when it has no task left, what keeps a mirror from deleting, and
 //! the end.
 
-use super::sync::Sync;
+use super::sync::{Stop, Sync};
 use super::task::TaskState;
 use super::{NewTask, Now, State};
 use crate::wire::options::{
     Action, Attribute, Compare, DeleteOptions, SyncOptions, Verify, WriteRules,
 };
 use crate::wire::sync::{Outcome, SyncState};
-use crate::wire::task::{RootState, TaskSpec};
+use crate::wire::task::{ScanPage, TaskSpec, WorkItem};
 use crate::wire::{RelPath, SyncNo, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -160,53 +160,81 @@ impl Sync {
         }
     }
 
-    /// Why a mirror must not go on to `next`.
-    fn guard(&self, next: Option<Stage>) -> Option<String> {
+    /// The guard that keeps a mirror from going on to `next`.
+    fn guard(&self, next: Option<Stage>) -> Option<Stop> {
         let delete = self.request.options.delete.as_ref().filter(|_| self.stopped.is_none())?;
         match (self.stage, next) {
             (Stage::Count, _) if self.error_counts.is_empty() => self.over_limit(delete),
-            (_, Some(Stage::Count)) => self.empty_source(delete),
+            (_, Some(Stage::Count)) => self.found_nothing(delete),
             _ => None,
         }
     }
 
-    /// An empty source is more often one that is not mounted than one that was emptied.
-    fn empty_source(&self, delete: &DeleteOptions) -> Option<String> {
+    /// The guard `why`, with what was done until now and what allows it.
+    fn stop(&self, why: &str, allow: &str) -> Stop {
+        let deleted = self.counters.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
+        let (copied, done) = match self.stage {
+            Stage::Copy if self.reach.is_empty() => (false, "nothing was copied"),
+            Stage::Copy => (false, "not everything was copied"),
+            // A host lost what it had not flushed, and this pass brings it again.
+            Stage::Readback if self.recheck.begun() => (false, "not everything was copied"),
+            Stage::Readback => (true, "everything was copied, not all of it was read back"),
+            Stage::Replace if !self.blocked.is_empty() => (false, "not everything was copied"),
+            _ => (true, "everything was copied"),
+        };
+        let deleted = match deleted {
+            0 => "nothing was deleted".to_owned(),
+            _ if self.dry_run() => "nothing was deleted".to_owned(),
+            1 => "1 entry was deleted".to_owned(),
+            n => format!("{n} entries were deleted"),
+        };
+        Stop { why: format!("{why}: {done}, {deleted}; {allow}"), copied }
+    }
+
+    /// The guard against a source of which no worker has said what its root is, and in which nothing was
+    /// found: see [`Sync::wrong_root`].
+    fn found_nothing(&self, delete: &DeleteOptions) -> Option<Stop> {
         // The root is a directory that is found.
         let nothing = self.counters.files_total == 0 && self.counters.dirs_total <= 1;
         let empty = self.source_root.as_ref().is_none_or(|root| root.empty);
         (nothing && empty && !delete.allow_empty_source).then(|| {
-            format!(
-                "the source {} is empty: nothing was deleted at the destination; if it is meant to be \
-                 empty, allow it with delete.allow_empty_source (--allow-empty-source)",
+            // What was written, if anything, is the root itself.
+            let why = format!(
+                "the source {} is empty: there was nothing to copy, nothing was deleted; {ALLOW_EMPTY}",
                 self.request.source_path
-            )
+            );
+            Stop { why, copied: false }
         })
     }
 
-    fn over_limit(&self, delete: &DeleteOptions) -> Option<String> {
+    fn over_limit(&self, delete: &DeleteOptions) -> Option<Stop> {
         let (seen, extra) = (self.counters.pruned.seen, self.counters.pruned.extra);
         if let Some(max) = delete.max.filter(|max| extra > *max) {
-            return Some(format!(
+            let why = format!(
                 "{extra} entries at the destination are not in the source, and at most {max} may be \
-                 deleted: nothing was deleted; to allow it, raise delete.max (--max-delete {extra})"
-            ));
+                 deleted"
+            );
+            let allow = format!("to allow it, raise delete.max (--max-delete {extra})");
+            return Some(self.stop(&why, &allow));
         }
         let percent = u128::from(delete.max_percent);
         let over = u128::from(extra) * 100 > percent * u128::from(seen);
         over.then(|| {
             let needed = (u128::from(extra) * 100).div_ceil(u128::from(seen).max(1)).min(100);
-            format!(
+            let why = format!(
                 "{extra} of the {seen} entries at the destination are not in the source, and at most \
-                 {percent} % may be deleted: nothing was deleted; to allow it, raise \
-                 delete.max_percent (--max-delete-percent {needed})"
-            )
+                 {percent} % may be deleted"
+            );
+            let allow = format!(
+                "to allow it, raise delete.max_percent (--max-delete-percent {needed})"
+            );
+            self.stop(&why, &allow)
         })
     }
 
-    /// Why no more is to be deleted: the source has lost so much since the extra entries were counted
-    /// that the limits would not have let it pass.
-    pub(super) fn deleted_too_much(&self) -> Option<String> {
+    /// The guard against a source that has lost so much since the extra entries were counted that the
+    /// limits would not have let it pass.
+    pub(super) fn deleted_too_much(&self) -> Option<Stop> {
         let delete = self.request.options.delete.as_ref()?;
         let seen = self.counters.pruned.seen;
         let deleted = self.counters.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
@@ -214,28 +242,59 @@ impl Sync {
         let over = delete.max.is_some_and(|max| deleted > max)
             || u128::from(deleted) * 100 > percent * u128::from(seen);
         (self.stage == Stage::Prune && over).then(|| {
-            format!(
-                "{deleted} entries were deleted at the destination, more than the limits allow, where \
-                 {} of {seen} had been counted: the source {} has lost entries since; look whether \
-                 all of it is mounted",
+            let why = format!(
+                "more entries were deleted at the destination than the limits allow, where {} of {seen} \
+                 had been counted: the source {} has lost entries since",
                 self.counters.pruned.extra, self.request.source_path
-            )
+            );
+            self.stop(&why, "check that all of it is mounted")
         })
     }
 
-    /// Whether `root` is another source than the one that was there before, as `known`.
-    fn other_source(&self, root: &RootState, known: &str) -> Option<String> {
-        let delete = self.request.options.delete.as_ref()?;
-        (known != root.file_system && !delete.allow_empty_source).then(|| {
-            format!(
-                "the source {} lies on another file system than at the last run of this pair \
-                 ({}, then {known}): nothing was copied or deleted from there on; check what is \
-                 mounted there, and if it is right, allow it with delete.allow_empty_source \
-                 (--allow-empty-source)",
-                self.request.source_path, root.file_system
-            )
-        })
+    /// The guard against a source root that is not what it was on the file system `known` at the last
+    /// run (or at an earlier page of this one), or that is empty. An empty source is more often one that is
+    /// not mounted than one that was emptied.
+    fn wrong_root(&self, page: &ScanPage, known: Option<&str>) -> Option<Stop> {
+        let (root, delete) = (page.root.as_ref()?, self.request.options.delete.as_ref()?);
+        let other = known
+            .filter(|known| *known != root.file_system && !delete.allow_new_source_fs)
+            .map(|known| {
+                format!(
+                    "lies on another file system than before (now {}, before {known})",
+                    root.file_system
+                )
+            });
+        let empty = root.empty && !delete.allow_empty_source;
+        let empty = empty && (self.stage > Stage::Copy || holds_only_the_root(page));
+        let (what, allow) = match (other, empty) {
+            (None, false) => return None,
+            (None, true) => ("is empty".to_owned(), ALLOW_EMPTY),
+            (Some(other), false) => (other, ALLOW_NEW_FS),
+            (Some(other), true) => (format!("is empty and {other}"), ALLOW_BOTH),
+        };
+        Some(self.stop(&format!("the source {} {what}", self.request.source_path), allow))
     }
+}
+
+/// How to go on where an empty source is no mistake …
+const ALLOW_EMPTY: &str = "check that it is mounted; if it is meant to be empty, allow it with \
+                           delete.allow_empty_source (--allow-empty-source)";
+/// … where another file system is none …
+const ALLOW_NEW_FS: &str = "check what is mounted there; if it is right, allow it with \
+                            delete.allow_new_source_fs (--allow-new-source-fs)";
+/// … and where both are none.
+const ALLOW_BOTH: &str = "check that it is mounted; if both are right, allow it with \
+                          delete.allow_empty_source and delete.allow_new_source_fs \
+                          (--allow-empty-source --allow-new-source-fs)";
+
+/// Whether a first page of the whole source is also the last one, with nothing but the root's own entry.
+fn holds_only_the_root(page: &ScanPage) -> bool {
+    let small = |item: &WorkItem| matches!(item, WorkItem::Copy { files: 0, dirs: 0..=1, .. });
+    page.next.is_none()
+        && page.spawn.is_empty()
+        && page.errors.is_empty()
+        && page.work.len() <= 1
+        && page.work.iter().all(small)
 }
 
 impl State {
@@ -261,9 +320,9 @@ impl State {
             return;
         }
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        if let Some(why) = sync.guard(sync.follows()) {
-            tracing::warn!(sync = %sync.id, why, "a mirror does not delete");
-            sync.stopped = Some(why);
+        if let Some(stop) = sync.guard(sync.follows()) {
+            tracing::warn!(sync = %sync.id, why = stop.why, "a mirror does not delete");
+            sync.stopped = Some(stop);
         }
         let next = sync.follows();
         self.settle_blocked(no, next, now);
@@ -324,26 +383,27 @@ impl State {
         }
     }
 
-    /// Notes what a source root is, as a page says. Why the sync must not go on, if that is so.
-    pub(super) fn note_root(&mut self, no: SyncNo, root: &RootState) -> Option<String> {
+    /// Notes what a page says of the source root. The guard that stops the sync there, if one does.
+    pub(super) fn note_root(&mut self, no: SyncNo, page: &ScanPage) -> Option<Stop> {
+        let root = page.root.as_ref()?;
         let sync = self.syncs.get_mut(&no)?;
         let before = sync.source_root.as_ref().map(|root| root.file_system.as_str());
         let known = before.or_else(|| self.pairs.known(&sync.request));
-        let why = known.and_then(|known| sync.other_source(root, known));
+        let stop = sync.wrong_root(page, known);
         sync.source_root.get_or_insert_with(|| root.clone());
-        if sync.dry_run() && why.is_some() {
+        if sync.dry_run() && stop.is_some() {
             // It changes nothing, and goes on to tell what it would do.
-            sync.stopped = why;
+            sync.stopped = stop;
             return None;
         }
-        why
+        stop
     }
 
     /// Ends a sync before it does harm. What was written is still swept and flushed.
-    pub(super) fn halt(&mut self, no: SyncNo, why: String, now: Now) {
+    pub(super) fn halt(&mut self, no: SyncNo, stop: Stop, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        tracing::warn!(sync = %sync.id, why, "a mirror stops");
-        sync.stopped = Some(why);
+        tracing::warn!(sync = %sync.id, why = stop.why, "a mirror stops");
+        sync.stopped = Some(stop);
         if sync.stage == Stage::Prune {
             sync.suspect_all();
         }
@@ -388,8 +448,9 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
         };
         return (SyncState::Failed, outcome, Some(why_failed(sync, failed)));
     }
-    if let (Some(why), false) = (&sync.stopped, sync.dry_run()) {
-        return (SyncState::Failed, Some(Outcome::DeleteStopped), Some(why.clone()));
+    if let (Some(stop), false) = (&sync.stopped, sync.dry_run()) {
+        let outcome = if stop.copied { Outcome::DeleteStopped } else { Outcome::CopyStopped };
+        return (SyncState::Failed, Some(outcome), Some(stop.why.clone()));
     }
     if files != counters.files_total || dirs != counters.dirs_total {
         let reason = format!(
@@ -399,8 +460,8 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
         );
         return (SyncState::Failed, Some(Outcome::Partial), Some(reason));
     }
-    if let Some(why) = &sync.stopped {
-        let reason = format!("without dry_run it would stop: {why}");
+    if let Some(stop) = &sync.stopped {
+        let reason = format!("without dry_run it would stop: {}", stop.why);
         return (SyncState::Completed, Some(Outcome::Full), Some(reason));
     }
     let reason = match (&sync.listing.lost, counters.unverified) {

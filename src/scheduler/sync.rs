@@ -11,7 +11,7 @@ use super::records;
 use super::stage::Stage;
 use super::task::Large;
 use crate::wire::options::{Action, FilterSpec, Notes, Tally};
-use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncRequest, SyncState};
+use crate::wire::sync::{ErrorClass, FailedStep, FileError, Outcome, SyncRequest, SyncState};
 use crate::wire::task::{Pruned, RootState};
 use crate::wire::{Digest, RequestId, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,27 @@ pub(super) struct Counters {
     pub(super) integrity_errors: u64,
     /// What was counted before the deletion.
     pub(super) pruned: Pruned,
+    /// What failed beside entries.
+    pub(super) failed_steps: BTreeMap<FailedStep, u64>,
+}
+
+/// What an error stands for in the counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// So many entries that are counted in the totals.
+    Entries { files: u64, dirs: u64 },
+    /// So often a step that is about no such entry.
+    Step(FailedStep, u64),
+}
+
+impl Failed {
+    /// How many failures it stands for.
+    pub(super) fn count(self) -> u64 {
+        match self {
+            Failed::Entries { files, dirs } => files.saturating_add(dirs),
+            Failed::Step(_, count) => count,
+        }
+    }
 }
 
 impl Counters {
@@ -61,6 +82,15 @@ impl Counters {
             self.actions.entry(*action).or_default().merge(*tally);
         }
     }
+}
+
+/// A guard that stopped a mirror.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stop {
+    /// What it found, what was done until then, and how to allow it.
+    pub(super) why: String,
+    /// Everything was copied before.
+    pub(super) copied: bool,
 }
 
 /// A sync.
@@ -145,9 +175,9 @@ pub(super) struct Sync {
     /// The source root as its first page said.
     #[serde(default)]
     pub(super) source_root: Option<RootState>,
-    /// Why nothing is deleted though nothing failed.
+    /// The guard that stopped it, though nothing failed.
     #[serde(default)]
-    pub(super) stopped: Option<String>,
+    pub(super) stopped: Option<Stop>,
     /// The destination keeps something for the names of one file.
     #[serde(default)]
     pub(super) to_sweep: bool,
@@ -278,7 +308,43 @@ impl Sync {
         !self.state.is_final()
     }
 
-    /// Notes a failure that stands for `count` entries.
+    /// Counts entries of a task that failed for good, and returns how many failures they are. Entries that
+    /// are walked again were counted as copied before, but for those that were set aside.
+    pub(super) fn count_failed_entries(&mut self, files: u64, dirs: u64) -> u64 {
+        let all = files.saturating_add(dirs);
+        if all == 0 {
+            // A batch of nothing can fail as well, and then there is an error.
+            self.count_failed(Failed::Step(FailedStep::List, 1));
+            return 1;
+        }
+        let (files, dirs) = match self.stage {
+            Stage::Copy => (files, dirs),
+            Stage::Replace => (self.take_back(files), 0),
+            _ => (0, 0),
+        };
+        let again = all.saturating_sub(files.saturating_add(dirs));
+        self.count_failed(Failed::Entries { files, dirs });
+        self.count_failed(Failed::Step(FailedStep::ReadBack, again));
+        all
+    }
+
+    /// Counts failures; the errors that stand for them are noted by [`Sync::record_error`].
+    pub(super) fn count_failed(&mut self, failed: Failed) {
+        let counters = &mut self.counters;
+        match failed {
+            Failed::Entries { files, dirs } => {
+                counters.files_failed = counters.files_failed.saturating_add(files);
+                counters.dirs_failed = counters.dirs_failed.saturating_add(dirs);
+            }
+            Failed::Step(_, 0) => {}
+            Failed::Step(step, count) => {
+                let known = counters.failed_steps.entry(step).or_default();
+                *known = known.saturating_add(count);
+            }
+        }
+    }
+
+    /// Notes the error of `count` failures.
     pub(super) fn record_error(&mut self, error: FileError, count: u64) {
         let cause = match &error.errno {
             Some(errno) => format!("{errno} ({})", error.operation),

@@ -440,9 +440,13 @@ pub struct DeleteOptions {
     /// Also delete what the filter leaves out.
     #[serde(skip_serializing_if = "is_default")]
     pub delete_excluded: bool,
-    /// Go on when the source root is empty, or lies on another file system than at the last run.
+    /// Go on when the source root is empty.
     #[serde(skip_serializing_if = "is_default")]
     pub allow_empty_source: bool,
+    /// Go on when the source root lies on another file system than at the last run (a snapshot that is
+    /// mounted anew each time).
+    #[serde(skip_serializing_if = "is_default")]
+    pub allow_new_source_fs: bool,
 }
 
 impl Default for DeleteOptions {
@@ -453,6 +457,7 @@ impl Default for DeleteOptions {
             trash: None,
             delete_excluded: false,
             allow_empty_source: false,
+            allow_new_source_fs: false,
         }
     }
 }

@@ -145,8 +145,26 @@ pub enum Outcome {
     VanishedOnly,
     /// Everything was copied, and a guard stopped the deletion of what the source does not have.
     DeleteStopped,
+    /// A guard stopped a mirror before everything was copied, in general before anything was.
+    CopyStopped,
     /// An operator ended it.
     Cancelled,
+}
+
+/// A part of the work of a sync whose failures are no failures of counted entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailedStep {
+    /// A directory could not be entered or listed, or a part of a list of names not be looked up.
+    List,
+    /// An entry that was copied could not be compared again (`verify: readback`).
+    ReadBack,
+    /// Something that the source does not have could not be found or deleted.
+    Delete,
+    /// What was kept for the names of one file could not be removed.
+    CleanUp,
+    /// What a worker wrote could not be put on stable storage.
+    Flush,
 }
 
 /// One failed entry (or batch).
@@ -228,6 +246,9 @@ pub struct SyncProgress {
     pub detail: BTreeMap<String, String>,
     /// Where it stands inside its state.
     pub phase: Phase,
+    /// The file system of the source root: the same text as long as it is the same file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_file_system: Option<String>,
     /// How it ended; `FAILED` without one: nothing was copied at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
@@ -245,6 +266,9 @@ pub struct SyncProgress {
     pub dirs_done: u64,
     /// … given up.
     pub dirs_failed: u64,
+    /// What failed beside entries. With `files_failed` and `dirs_failed` it is the sum of `error_counts`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed_steps: BTreeMap<FailedStep, u64>,
     /// Content bytes of the files skipped.
     pub bytes_skipped: u64,
     /// Content bytes that went over the wire (or between two files of one host), retries included.
@@ -291,6 +315,14 @@ pub struct SyncProgress {
     pub errors: Vec<FileError>,
     /// All failures, counted per cause.
     pub error_counts: BTreeMap<String, u64>,
+}
+
+impl SyncProgress {
+    /// Everything that failed: files, directories, and steps that are about neither.
+    pub fn failures(&self) -> u64 {
+        let steps = self.failed_steps.values().copied();
+        [self.files_failed, self.dirs_failed].into_iter().chain(steps).fold(0, u64::saturating_add)
+    }
 }
 
 /// `POST /sync/{id}/reassign`.

@@ -285,10 +285,13 @@ pub struct ScanPage {
     /// Subtrees to be walked by tasks of their own. The cursor is behind them.
     #[serde(default)]
     pub spawn: Vec<RelPath>,
-    /// Entries that could not be listed or read. Each counts as a failed file, directories included
-    /// (they are in `dirs_failed` as well as in no other count).
+    /// Entries that could not be read, and directories that could not be entered or listed.
     #[serde(default)]
     pub errors: Vec<FileError>,
+    /// How many of `errors` are of directories that could not be entered or listed. While the source is
+    /// copied each of the others counts as a failed file.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unlisted: u64,
     /// Of the first page of the whole source: what the source root is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<RootState>,

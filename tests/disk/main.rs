@@ -74,7 +74,7 @@ fn assert_partial(sync: &SyncProgress, failed: &[&str], errno: &str) {
         (SyncState::Failed, Some(Outcome::Partial)),
         "{sync:#?}"
     );
-    assert_eq!(sync.files_failed, failed.len() as u64, "{sync:#?}");
+    assert_eq!(sync.failures(), failed.len() as u64, "{sync:#?}");
     let done = sync.files_done + sync.files_skipped + sync.files_failed;
     assert_eq!(done, sync.files_total, "{sync:#?}");
     let mut told: Vec<String> = sync.errors.iter().map(|e| e.path.to_string()).collect();

@@ -9,9 +9,11 @@ mod support;
 mod choose;
 mod compare;
 mod delta;
+mod guards;
 mod live;
 mod metadata;
 mod mirror;
+mod of_a_file;
 mod plan;
 mod verify;
 

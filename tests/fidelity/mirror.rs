@@ -29,13 +29,34 @@ fn mirrored() -> (Cluster, PathBuf, PathBuf) {
 /// Holds a guard to have stopped the deletion, with a reason, and nothing to have changed.
 #[track_caller]
 fn assert_stopped(cluster: &Cluster, src: &Path, dst: &Path, delete: Value) -> SyncProgress {
+    stopped_with(cluster, src, dst, delete, (Outcome::DeleteStopped, 25))
+}
+
+/// … before anything was copied, the root included.
+#[track_caller]
+fn assert_not_begun(cluster: &Cluster, src: &Path, dst: &Path, delete: Value) -> SyncProgress {
+    let before = state_of(dst);
+    let sync = stopped_with(cluster, src, dst, delete, (Outcome::CopyStopped, 8));
+    assert_eq!(state_of(dst), before, "nothing is written: {sync:#?}");
+    assert!(sync.reason.as_deref().unwrap_or_default().contains("nothing was copied"), "{sync:#?}");
+    sync
+}
+
+#[track_caller]
+fn stopped_with(
+    cluster: &Cluster,
+    src: &Path,
+    dst: &Path,
+    delete: Value,
+    (outcome, code): (Outcome, i32),
+) -> SyncProgress {
     let before = paths_of(dst);
     let sync = cluster.sync_with(src, dst, json!({"delete": delete}));
     assert_eq!(paths_of(dst), before, "nothing is deleted: {sync:#?}");
-    assert_eq!(sync.outcome, Some(Outcome::DeleteStopped), "{sync:#?}");
+    assert_eq!(sync.outcome, Some(outcome), "{sync:#?}");
     assert!(sync.reason.as_deref().is_some_and(|r| r.len() > 20), "it says why: {sync:#?}");
     let id = sync.request_id.to_string();
-    let waited = cluster.ctl(["sync", "wait", &id]).run().exits(25);
+    let waited = cluster.ctl(["sync", "wait", &id]).run().exits(code);
     assert_eq!(count(&sync, Action::Delete), 0, "{:#?}", sync.actions);
     let said = format!("{}{}", waited.out(), waited.err());
     assert!(said.contains(sync.reason.as_deref().unwrap_or_default()), "{said}");
@@ -52,7 +73,7 @@ fn forget(src: &Path, numbers: impl IntoIterator<Item = usize>) {
 fn a_source_that_was_emptied_stops() {
     let (cluster, src, dst) = mirrored();
     forget(&src, 0..100);
-    let sync = assert_stopped(&cluster, &src, &dst, json!({"max_percent": 100}));
+    let sync = assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100}));
     assert!(sync.reason.unwrap().contains("empty"));
     let allowed = json!({"delete": {"max_percent": 100, "allow_empty_source": true}});
     assert_full(&cluster.sync_with(&src, &dst, allowed));
@@ -190,14 +211,16 @@ fn a_source_that_is_not_mounted_stops() {
     hundred(&src);
     assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
     drop(mount);
-    assert_stopped(&cluster, &src, &dst, json!({"max_percent": 100}));
+    assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100}));
     // Something lies where the mount should be: it is another file system, not an empty one.
     file(src.join("f00"), "is it mounted?");
-    assert_stopped(&cluster, &src, &dst, json!({"max_percent": 100}));
+    assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100}));
     // Also after the master was started again.
     cluster.master.restart();
-    assert_stopped(&cluster, &src, &dst, json!({"max_percent": 100}));
-    let allowed = json!({"delete": {"max_percent": 100, "allow_empty_source": true}});
+    assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100}));
+    // That an empty source is allowed does not allow another one.
+    assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100, "allow_empty_source": true}));
+    let allowed = json!({"delete": {"max_percent": 100, "allow_new_source_fs": true}});
     assert_full(&cluster.sync_with(&src, &dst, allowed));
     assert_eq!(paths_of(&dst), ["f00"]);
 }

@@ -230,8 +230,8 @@ async fn subtrees_are_given_away_when_asked_and_found_there() {
 }
 
 #[tokio::test]
-async fn nothing_is_deleted_when_the_master_says_stop_or_the_source_is_empty() {
-    let (mut fleet, cx) = many().await;
+async fn nothing_is_deleted_before_the_master_has_seen_what_the_source_root_is() {
+    let (fleet, cx) = many().await;
     let before = names(&fleet);
     let pages = Kept::answering(vec![reply(PageAction::Stop, 0)]);
     let (end, _) = pruned(&fleet, &cx, whole(true), &pages).await;
@@ -241,11 +241,10 @@ async fn nothing_is_deleted_when_the_master_says_stop_or_the_source_is_empty() {
     fs::remove_dir_all(fleet.src()).unwrap();
     fs::create_dir(fleet.src()).unwrap();
     let empty = fleet.context(&["src"]);
-    let (end, _) = pruned(&fleet, &empty, whole(true), &Kept::default()).await;
-    assert!(matches!(&end, ScanEnd::Failed { message, .. } if message.contains("is empty")));
+    let pages = Kept::answering(vec![reply(PageAction::Stop, 0)]);
+    let (end, _) = pruned(&fleet, &empty, whole(true), &pages).await;
+    assert_eq!((end, pages.last().root.map(|root| root.empty)), (ScanEnd::Told, Some(true)));
     assert_eq!(names(&fleet), before);
-    let delete = DeleteOptions { allow_empty_source: true, ..DeleteOptions::default() };
-    fleet.options.delete = Some(delete);
     pruned(&fleet, &empty, whole(true), &Kept::default()).await;
     assert_eq!(names(&fleet), Vec::<String>::new());
     fleet.end().await;

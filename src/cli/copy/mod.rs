@@ -1,14 +1,17 @@
 //! `ctl copy`: a master with its state in memory and one agent in this process, for one sync.
 
+mod last_run;
 mod name_key;
 mod paths;
 
 use super::args::{CopyArgs, LogArgs, Output, UntilArgs};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::options::again;
+use super::options::{again, shell_word};
 use super::records::Wanted;
-use super::submit::{Submission, listed, mapping, quoted, request, send};
+use super::submit::{
+    Submission, ended, listed, mapping, names_nothing, nothing_to_do, quoted, request, send,
+};
 use super::sync::tell_end;
 use super::wait::{Waited, Waiter};
 use super::{Context, out, progress, service, signals};
@@ -16,10 +19,15 @@ use crate::client::{ClientOptions, MasterClient};
 use crate::config::agent::{DEFAULT_BUFFER_MEMORY, default_slots};
 use crate::config::{AgentConfig, Env, LogConfig, load_master};
 use crate::master::Master;
-use crate::store::{EmbeddedStore, Location};
+use crate::scheduler::pair_record;
+use crate::store::{Acquired, Batch, Candidate, EmbeddedStore, Location, Store};
 use crate::wire::RequestId;
+use crate::wire::options::SyncOptions;
+use crate::wire::path::show;
+use crate::wire::sync::SyncState;
 use crate::wire::worker::Endpoint;
 use jiff::Timestamp;
+use last_run::LastRun;
 use paths::Paths;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -40,12 +48,22 @@ const STOP: Duration = Duration::from_secs(5);
 /// See [`paths::resolve`]; a service that can't start; otherwise the exit code says how it ended.
 pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> {
     let paths = paths::resolve(&args.source, &args.destination)?;
+    if args.what.files_from.is_some() && !paths.source_is_dir {
+        return Err(Failure::usage(format!(
+            "--files-from names what lies in a directory, and SRC {} is a file",
+            paths.source
+        ))
+        .hinted("leave --files-from out, or name the directory as SRC"));
+    }
     let id: RequestId = ID.parse().map_err(|e| Failure::new(format!("{e}")))?;
     let roots = [paths.source.clone(), paths.source_given.clone()];
     let wanted = Wanted::new(&args.options)?;
     let destinations = [paths.destination.clone(), paths.destination_given.clone()];
     let options = args.options.options(&destinations, args.what.names_stdin(), Timestamp::now())?;
     let request = request(&roots, paths.destination.clone(), Some(id), &args.what, options)?;
+    if names_nothing(&request) {
+        return Ok(nothing_to_do(ctx, args.end));
+    }
     if ctx.global.verbose > 0 {
         let quiet = LogArgs { log_level: None, log_format: None };
         let level = if ctx.global.verbose == 1 { "info" } else { "debug" };
@@ -65,15 +83,85 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
         let how = if request.options.dry_run { "Comparing" } else { "Copying" };
         out::note(&format!("{how} {from} → {to}{each}"));
     }
-    let mut services = Services::start(&paths).await?;
-    let typed = again(&request.options, Some(&args.options)) + &listed(&args.what);
+    let memory = Memory::of_pair(&paths, &request.options)?;
+    let mut services = Services::start(&paths, memory.known.as_deref()).await?;
+    let typed =
+        again(&request.options, Some(&args.options)) + &listed(&args.what) + ended(args.end);
     let exit = match services.copy(ctx, &request, &mut asks).await {
         // The records are with the master of this process: they are read before it stops.
-        Ok(waited) => finish(ctx, &services.client, &waited, &paths, &typed, &wanted).await,
+        Ok(waited) => {
+            let waited = waited.judged(args.end);
+            memory.keep(&waited);
+            finish(ctx, &services.client, &waited, &paths, &typed, &wanted).await
+        }
         Err(failure) => Err(failure),
     };
     services.stop().await;
     exit
+}
+
+/// What is kept of the pair between runs, and how.
+struct Memory {
+    /// `None`: nothing is kept.
+    last_run: Option<LastRun>,
+    /// The file system of SRC at the last run.
+    known: Option<String>,
+    /// A mirror relies on it: what keeps it from being written is told.
+    mirror: bool,
+}
+
+impl Memory {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// A mirror whose record can't be read: it could delete what it must not.
+    fn of_pair(paths: &Paths, options: &SyncOptions) -> Result<Memory, Failure> {
+        let mirror = options.delete.is_some();
+        if !paths.source_is_dir || options.dry_run && !mirror {
+            return Ok(Memory { last_run: None, known: None, mirror });
+        }
+        let last_run = LastRun::of_pair(&paths.source, &paths.destination);
+        let known = match last_run.file_system() {
+            Ok(known) => known,
+            Err(why) if mirror => {
+                let file = last_run.path();
+                let shown = show(file.as_os_str().as_encoded_bytes()).to_string();
+                return Err(Failure::new(format!(
+                    "cannot read {shown}, where it stands on which file system SRC lay at the last \
+                     run: {why}"
+                ))
+                .hinted(format!(
+                    "look whether SRC is mounted; then remove the record: rm {}",
+                    shell_word(shown)
+                )));
+            }
+            Err(_) => None,
+        };
+        let last_run = Some(last_run).filter(|_| !options.dry_run);
+        Ok(Memory { last_run, known, mirror })
+    }
+
+    /// Keeps what a copy that completed found.
+    fn keep(&self, waited: &Waited) {
+        let Some(last_run) = &self.last_run else { return };
+        let seen = waited.syncs.iter().filter_map(|sync| sync.seen.as_ref());
+        let completed = seen.filter(|seen| seen.state == SyncState::Completed);
+        for file_system in completed.filter_map(|seen| seen.source_file_system.as_deref()) {
+            if let Err(e) = last_run.record(file_system) {
+                let file = last_run.path();
+                self.tell_lost(&format!("{}: {e}", show(file.as_os_str().as_encoded_bytes())));
+            }
+        }
+    }
+
+    fn tell_lost(&self, why: &str) {
+        if self.mirror {
+            out::note(&format!(
+                "note: on which file system SRC lies can't be recorded ({why}): the next mirror does not \
+                 notice when it is another one; set XDG_STATE_HOME to a directory that can be written"
+            ));
+        }
+    }
 }
 
 /// Prints what there is to say, and writes what was asked for.
@@ -123,14 +211,18 @@ struct Services {
 }
 
 impl Services {
-    /// Starts both on loopback ports that the kernel chooses.
-    async fn start(paths: &Paths) -> Result<Services, Failure> {
+    /// Starts both on loopback ports that the kernel chooses; `known` is the file system of SRC at the
+    /// last run.
+    async fn start(paths: &Paths, known: Option<&str>) -> Result<Services, Failure> {
         let failed = |e: anyhow::Error| service::failed(&e);
         let mut config = load_master(None, &Env::none())?.config;
         config.listen.set_port(0);
         // Somebody sits before it and can make room and start it again.
         config.limits.no_space_timeout = Duration::ZERO;
         let store = EmbeddedStore::open(Location::Memory).map_err(|e| failed(e.into()))?;
+        if let Some(known) = known {
+            remember(&store, paths, known).await.map_err(failed)?;
+        }
         let stop_master = CancellationToken::new();
         let master =
             Master::start_private(store, &config, name_key::read_or_make()?, stop_master.clone())
@@ -180,6 +272,17 @@ impl Services {
             let _ = tokio::time::timeout(STOP, master.stopped()).await;
         }
     }
+}
+
+/// Puts the file system of SRC at the last run into the store of the master that is about to begin.
+async fn remember(store: &EmbeddedStore, paths: &Paths, known: &str) -> anyhow::Result<()> {
+    let (key, value) = pair_record(&paths.source, &paths.destination, known)?;
+    if let Acquired::Leader(fence) = store.acquire(&Candidate::from(WORKER), STOP).await? {
+        let batch = Batch { puts: [(key, value)].into(), ..Batch::default() };
+        let fence = store.commit(fence, &batch).await?;
+        store.release(fence).await?;
+    }
+    Ok(())
 }
 
 fn agent_config(master: &Master, paths: &Paths) -> Result<AgentConfig, Failure> {

@@ -30,7 +30,7 @@ pub(super) fn read_or_make() -> Result<NameKey, Failure> {
 }
 
 /// `$XDG_STATE_HOME/longhaul`, or where the daemons keep their state.
-fn state_dir() -> PathBuf {
+pub(super) fn state_dir() -> PathBuf {
     let home = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = home.filter(|dir| dir.is_absolute()).map(|dir| dir.join("longhaul"));
     home.unwrap_or_else(|| Env::from_process().state_dir)

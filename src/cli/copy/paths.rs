@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct Paths {
     /// The real path of SRC.
     pub(super) source: AbsPath,
+    /// It is a directory.
+    pub(super) source_is_dir: bool,
     /// SRC as it was given, made absolute; names of a list may begin with it.
     pub(super) source_given: AbsPath,
     /// The real path that DST will have.
@@ -68,7 +70,8 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
     let given = absolute("DST", destination_arg)?;
     let destination_given =
         AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| destination.clone());
-    Ok(Paths { source, source_given, destination, destination_given, storage })
+    let source_is_dir = meta.is_dir();
+    Ok(Paths { source, source_is_dir, source_given, destination, destination_given, storage })
 }
 
 /// A copy into itself has no end, and one over what holds it overwrites its source.

@@ -118,6 +118,7 @@ fn rest(options: &SyncOptions) -> Vec<String> {
     words.extend(flags(&[
         (delete.delete_excluded, "--delete-excluded"),
         (delete.allow_empty_source, "--allow-empty-source"),
+        (delete.allow_new_source_fs, "--allow-new-source-fs"),
     ]));
     words
 }

@@ -65,6 +65,10 @@ fn every_option_has_its_place_in_the_request() {
             "--delete --delete-excluded --allow-empty-source --trash old",
             r#"{"delete": {"max_percent": 50, "trash": "old", "delete_excluded": true, "allow_empty_source": true}}"#,
         ),
+        (
+            "--delete --allow-new-source-fs",
+            r#"{"delete": {"max_percent": 50, "allow_new_source_fs": true}}"#,
+        ),
         ("--verify readback", r#"{"verify": "readback"}"#),
         ("--verify none", r#"{"verify": "none"}"#),
         ("--manifest m", r#"{"manifest": true}"#),
@@ -170,6 +174,7 @@ fn options_that_need_or_forbid_each_other_are_wrong_usage() {
         "--trash x",
         "--delete-excluded",
         "--allow-empty-source",
+        "--allow-new-source-fs",
         "--delete --max-delete-percent 101",
         "--delete --files-from x",
         "--recursive",
@@ -215,7 +220,7 @@ fn options_are_spelled_so_that_they_are_read_back_as_they_were() {
         "-n --record --verify readback",
         "--links skip --verify none",
         "--digests",
-        "--delete --max-delete 3 --max-delete-percent 0 --trash t --delete-excluded --allow-empty-source",
+        "--delete --max-delete 3 --max-delete-percent 0 --trash t --delete-excluded --allow-empty-source --allow-new-source-fs",
         "--exclude #a --include *.c --exclude it's",
     ] {
         let before = options(line);

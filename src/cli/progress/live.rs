@@ -146,7 +146,7 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
         units::count(sync.files_done + sync.files_skipped),
         units::count(sync.files_total),
         units::count(sync.files_skipped),
-        units::count(sync.files_failed + sync.dirs_failed),
+        units::count(sync.failures()),
     );
     second.push_str(match sync.phase {
         Phase::Verifying => "   reading it back",

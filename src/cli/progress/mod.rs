@@ -9,6 +9,8 @@ mod pace;
 mod plain;
 
 pub use pace::{Pace, percent};
+#[cfg(test)]
+pub(super) use plain::line as plain_line;
 
 use super::args::{Global, ProgressMode};
 use super::out;

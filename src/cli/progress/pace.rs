@@ -102,7 +102,7 @@ pub fn percent(sync: &SyncProgress) -> Option<f64> {
     if !sync.scan_done {
         return None;
     }
-    if sync.state == SyncState::Completed {
+    if sync.state == SyncState::Completed && sync.failures() == 0 {
         return Some(100.0);
     }
     let (done, total) = if sync.total_bytes > 0 {
@@ -121,8 +121,8 @@ pub fn percent(sync: &SyncProgress) -> Option<f64> {
 fn counters(sync: &SyncProgress) -> [u64; 7] {
     [
         sync.transferred_bytes,
-        sync.files_done + sync.files_skipped + sync.files_failed,
-        sync.dirs_done + sync.dirs_failed,
+        sync.files_done + sync.files_skipped,
+        sync.dirs_done + sync.failures(),
         sync.files_total + sync.dirs_total,
         sync.retries,
         // A second pass that reads back, and a deletion, move nothing else.

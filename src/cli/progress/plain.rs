@@ -75,7 +75,12 @@ fn stamp(now: Timestamp) -> String {
 }
 
 /// One line about `sync`. Values that are not known yet are `-`; totals that still grow have a `≥`.
-pub(super) fn line(sync: &SyncProgress, pace: &Pace, at: Instant, now: Timestamp) -> String {
+pub(in crate::cli) fn line(
+    sync: &SyncProgress,
+    pace: &Pace,
+    at: Instant,
+    now: Timestamp,
+) -> String {
     let phase = match sync.phase {
         Phase::Waiting => "WAITING",
         Phase::Scanning => "SCANNING",
@@ -100,7 +105,7 @@ pub(super) fn line(sync: &SyncProgress, pace: &Pace, at: Instant, now: Timestamp
         sync.files_done + sync.files_skipped,
         sync.files_total,
         sync.files_skipped,
-        sync.files_failed + sync.dirs_failed,
+        sync.failures(),
         sync.retries,
     );
     if let Some(still) = pace.stalled(sync, at) {

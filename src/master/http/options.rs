@@ -93,6 +93,7 @@ fn delete(value: Value) -> Result<DeleteOptions, Faults> {
     let trash = doc.optional("trash", typed);
     let delete_excluded = doc.optional("delete_excluded", truth);
     let allow_empty_source = doc.optional("allow_empty_source", truth);
+    let allow_new_source_fs = doc.optional("allow_new_source_fs", truth);
     doc.end()?;
     super::documents::whole_or_nothing(|| {
         Some(DeleteOptions {
@@ -101,6 +102,7 @@ fn delete(value: Value) -> Result<DeleteOptions, Faults> {
             trash: trash?,
             delete_excluded: delete_excluded?.unwrap_or_default(),
             allow_empty_source: allow_empty_source?.unwrap_or_default(),
+            allow_new_source_fs: allow_new_source_fs?.unwrap_or_default(),
         })
     })
 }
@@ -151,6 +153,7 @@ mod tests {
                 trash: Some(RelPath::new("a/b").unwrap()),
                 delete_excluded: true,
                 allow_empty_source: true,
+                allow_new_source_fs: true,
             }),
         };
         let written = serde_json::to_value(&all).unwrap();

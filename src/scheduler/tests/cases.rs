@@ -325,7 +325,8 @@ fn a_source_that_is_not_there_fails_the_sync_without_an_outcome() {
         TaskReport { failures: vec![error(ErrorClass::Vanished)], ..TaskReport::default() };
     world.finish(result(&scan, false, report));
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome, end.files_failed), (SyncState::Failed, None, 1));
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, None));
+    assert_eq!((end.files_failed, end.failed_steps), (0, [(FailedStep::List, 1)].into()));
 }
 
 #[test]

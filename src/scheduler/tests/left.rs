@@ -110,7 +110,9 @@ fn a_part_file_is_removed_late_where_a_mirror_stops_while_it_is_written() {
     assert_eq!(world.poll("d", "1"), None, "the range is still written");
     a_lease_passes(&mut world, "1");
     done(&mut world, "d", "discard");
-    assert_eq!(world.progress("demo").outcome, Some(Outcome::DeleteStopped));
+    let end = world.progress("demo");
+    assert_eq!(end.outcome, Some(Outcome::CopyStopped));
+    assert!(end.reason.unwrap().contains("not everything was copied, nothing was deleted"));
 }
 
 #[test]

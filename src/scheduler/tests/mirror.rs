@@ -75,16 +75,26 @@ fn each_limit_of_a_mirror_is_exact_and_says_what_lets_it_pass() {
 #[test]
 fn an_empty_source_deletes_nothing_unless_that_is_allowed() {
     for (allowed, root, outcome) in [
-        (false, Some(true), Outcome::DeleteStopped),
-        (false, None, Outcome::DeleteStopped),
+        (false, Some(true), Outcome::CopyStopped),
+        (false, None, Outcome::CopyStopped),
         (false, Some(false), Outcome::Full),
         (true, Some(true), Outcome::Full),
     ] {
-        let delete = DeleteOptions { allow_empty_source: allowed, ..DeleteOptions::default() };
+        // What allows another file system allows no empty source.
+        let delete = DeleteOptions {
+            allow_empty_source: allowed,
+            allow_new_source_fs: true,
+            ..DeleteOptions::default()
+        };
         let (mut world, scan) = scanning_with(mirror(delete));
+        let stops = !allowed && root == Some(true);
         let root = root.map(|empty| RootState { file_system: "fs-1".into(), empty });
-        world.post(&scan, ScanPage { root, ..page(&scan, 0, vec![batch(0, 1)], None) });
-        done(&mut world, "s", "copy");
+        let first = ScanPage { root, ..page(&scan, 0, vec![batch(0, 1)], None) };
+        let action = world.post(&scan, first);
+        assert_eq!(action == PageAction::Stop, stops, "before the root itself is written");
+        if !stops {
+            done(&mut world, "s", "copy");
+        }
         if outcome == Outcome::Full {
             let count = next(&mut world, "s", "prune");
             world.post(&count, pruned(&count, 10, 1));
@@ -92,12 +102,140 @@ fn an_empty_source_deletes_nothing_unless_that_is_allowed() {
             let apply = next(&mut world, "s", "prune");
             world.post(&apply, pruned(&apply, 10, 1));
         }
-        done(&mut world, "d", "flush");
+        if !stops {
+            done(&mut world, "d", "flush");
+        }
         let end = world.progress("demo");
         assert_eq!(end.outcome, Some(outcome));
         let says = end.reason.is_some_and(|r| r.contains("--allow-empty-source"));
-        assert_eq!(says, outcome == Outcome::DeleteStopped);
+        assert_eq!(says, outcome == Outcome::CopyStopped);
     }
+}
+
+#[test]
+fn a_source_that_is_filled_while_it_is_listed_is_not_empty() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    let action = world.post(&scan, rooted(&scan, "fs-1", true, vec![batch(1, 1)]));
+    assert_eq!(action, PageAction::Done);
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    let first = ScanPage { next: at("a"), ..rooted(&scan, "fs-1", true, vec![batch(0, 1)]) };
+    assert_eq!(world.post(&scan, first), PageAction::Continue);
+}
+
+/// A mirror at the point where each guard stops it, and what it then says.
+#[test]
+fn every_guard_says_what_was_copied_and_deleted_until_then() {
+    let copied = |delete: DeleteOptions| {
+        let (mut world, scan) = scanning_with(mirror(delete));
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+        done(&mut world, "s", "copy");
+        world
+    };
+    let counted = |delete: DeleteOptions, extra| {
+        let mut world = copied(delete);
+        let count = next(&mut world, "s", "prune");
+        world.post(&count, pruned(&count, 10, extra));
+        done(&mut world, "d", "flush");
+        world
+    };
+    let root =
+        |file_system: &str, empty| Some(RootState { file_system: file_system.to_owned(), empty });
+    let all = DeleteOptions { max_percent: 100, ..DeleteOptions::default() };
+    let two = DeleteOptions { max: Some(2), ..all.clone() };
+
+    let (mut world, scan) = scanning_with(mirror(all.clone()));
+    world.post(&scan, rooted(&scan, "fs-1", true, vec![batch(0, 1)]));
+    let empty = world.progress("demo");
+
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    run(&mut world, "a", SyncOptions::default(), "fs-1");
+    let moved = run(&mut world, "b", mirror(all.clone()), "fs-2");
+
+    let mut world = copied(all.clone());
+    let count = next(&mut world, "s", "prune");
+    world.post(&count, ScanPage { root: root("fs-2", false), ..pruned(&count, 10, 1) });
+    done(&mut world, "d", "flush");
+    let moved_later = world.progress("demo");
+
+    let over = counted(two.clone(), 3).progress("demo");
+
+    let mut world = counted(two.clone(), 2);
+    let apply = next(&mut world, "s", "prune");
+    world.post(&apply, ScanPage { next: Some(apply.task.clone()), ..pruned(&apply, 10, 3) });
+    done(&mut world, "d", "flush");
+    let more = world.progress("demo");
+
+    // The worker asks before it deletes the first entry.
+    let mut world = counted(two.clone(), 2);
+    let apply = next(&mut world, "s", "prune");
+    let emptied = ScanPage { root: root("fs-1", true), ..pruned(&apply, 0, 0) };
+    assert_eq!(world.post(&apply, emptied), PageAction::Stop);
+    done(&mut world, "d", "flush");
+    let emptied = world.progress("demo");
+
+    // … and before it goes on, where another worker has deleted some.
+    let mut world = counted(two, 2);
+    let apply = next(&mut world, "s", "prune");
+    let some = ScanPage { spawn: vec![RelPath::new("d").unwrap()], ..pruned(&apply, 10, 1) };
+    world.post(&apply, some);
+    let part = next(&mut world, "s", "prune");
+    world.post(&part, ScanPage { root: root("fs-2", true), ..pruned(&part, 0, 0) });
+    done(&mut world, "d", "flush");
+    let half = world.progress("demo");
+
+    for (end, outcome, says) in [
+        (empty, Outcome::CopyStopped, ["is empty", "nothing was copied, nothing was deleted"]),
+        (
+            moved,
+            Outcome::CopyStopped,
+            ["(now fs-2, before fs-1)", "nothing was copied, nothing was"],
+        ),
+        (
+            moved_later,
+            Outcome::DeleteStopped,
+            ["fs-2", "everything was copied, nothing was deleted"],
+        ),
+        (over, Outcome::DeleteStopped, ["at most 2", "everything was copied, nothing was deleted"]),
+        (
+            more,
+            Outcome::DeleteStopped,
+            ["than the limits", "everything was copied, 3 entries were"],
+        ),
+        (
+            emptied,
+            Outcome::DeleteStopped,
+            ["is empty", "everything was copied, nothing was deleted"],
+        ),
+        (
+            half,
+            Outcome::DeleteStopped,
+            ["is empty and", "everything was copied, 1 entry was deleted"],
+        ),
+    ] {
+        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(outcome)), "{says:?}");
+        let reason = end.reason.unwrap();
+        assert!(says.iter().all(|part| reason.contains(part)), "{says:?} in {reason}");
+        assert_eq!(end.failed_steps.len(), 0, "a guard is no failure");
+    }
+}
+
+#[test]
+fn a_guard_that_stops_a_mirror_while_lost_writes_are_brought_again_does_not_say_that_all_was_copied()
+ {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+    done(&mut world, "s", "copy");
+    let sync = world.state.syncs.values_mut().next().unwrap();
+    sync.stage = stage::Stage::Readback;
+    sync.recheck.begin();
+    let page = ScanPage {
+        root: Some(RootState { file_system: "fs-2".into(), empty: false }),
+        ..page(&scan, 0, vec![], None)
+    };
+    let stop = world.state.note_root(SyncNo(1), &page).unwrap();
+    assert!(!stop.copied && stop.why.contains("not everything was copied"), "{stop:?}");
 }
 
 /// Runs a sync `id` that copies one file from a source on a file system.
@@ -124,23 +262,25 @@ fn a_source_on_another_file_system_than_before_halts_a_mirror_before_anything_is
     world.beat("s", "1", &["/src"], &[]);
     world.beat("d", "1", &["/dst"], &[]);
     let strict = || mirror(DeleteOptions::default());
-    let free = mirror(DeleteOptions { allow_empty_source: true, ..DeleteOptions::default() });
+    let free = mirror(DeleteOptions { allow_new_source_fs: true, ..DeleteOptions::default() });
+    let other = mirror(DeleteOptions { allow_empty_source: true, ..DeleteOptions::default() });
     assert_eq!(run(&mut world, "a", SyncOptions::default(), "fs-1").state, SyncState::Completed);
     world.restart();
     world.beat("s", "1", &["/src"], &[]);
     world.beat("d", "1", &["/dst"], &[]);
     let halted = run(&mut world, "b", strict(), "fs-2");
-    assert_eq!((halted.state, halted.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+    assert_eq!((halted.state, halted.outcome), (SyncState::Failed, Some(Outcome::CopyStopped)));
     assert_eq!((halted.files_total, halted.files_done), (0, 0));
     let reason = halted.reason.unwrap();
-    assert!(reason.contains("fs-1") && reason.contains("--allow-empty-source"), "{reason}");
+    assert!(reason.contains("fs-1") && reason.contains("--allow-new-source-fs"), "{reason}");
+    assert_eq!(run(&mut world, "g", other, "fs-2").outcome, Some(Outcome::CopyStopped));
     let dry = SyncOptions { dry_run: true, ..strict() };
     let dry = run(&mut world, "c", dry, "fs-2");
     assert_eq!(dry.state, SyncState::Completed);
     assert!(dry.reason.unwrap().contains("fs-1"), "a dry run tells, and changes no memory");
     assert_eq!(run(&mut world, "d", free, "fs-2").state, SyncState::Completed);
     assert_eq!(run(&mut world, "e", strict(), "fs-2").state, SyncState::Completed);
-    assert_eq!(run(&mut world, "f", strict(), "fs-1").outcome, Some(Outcome::DeleteStopped));
+    assert_eq!(run(&mut world, "f", strict(), "fs-1").outcome, Some(Outcome::CopyStopped));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod cases;
 mod chosen;
+mod counts;
 mod damaged;
 mod faults;
 mod fidelity;
@@ -26,7 +27,9 @@ mod watched;
 use super::*;
 use crate::wire::manifest::NameList;
 use crate::wire::options::{DeleteOptions, FileRecord, FileState, SyncOptions};
-use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncRequest, SyncState};
+use crate::wire::sync::{
+    ErrorClass, FailedStep, FileError, Outcome, SyncProgress, SyncRequest, SyncState,
+};
 use crate::wire::task::{
     Assignment, Blob, Cursor, PageAction, ResultOutcome, ScanPage, SyncResult, TaskReport, WorkItem,
 };
@@ -148,6 +151,9 @@ impl World {
             let c = &sync.counters;
             assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");
             assert!(c.dirs_done + c.dirs_failed <= c.dirs_total, "{c:?}");
+            let steps: u64 = c.failed_steps.values().sum();
+            let errors: u64 = sync.error_counts.values().sum();
+            assert_eq!(errors, c.files_failed + c.dirs_failed + steps, "each failure counts once");
             assert!(sync.larges.values().all(|l| self.blobs.contains_key(&l.blob)));
             assert!(sync.is_active() || sync.groups.is_empty(), "nobody asks for groups any more");
             let written = self.lists.get(&sync.no).map_or(0, Vec::len) as u64;
@@ -338,6 +344,7 @@ fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>
         work,
         spawn: vec![],
         errors: vec![],
+        unlisted: 0,
         root: None,
         pruned: None,
         notes: Default::default(),

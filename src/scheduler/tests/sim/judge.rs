@@ -472,6 +472,8 @@ impl Sim {
             let (files, dirs) =
                 (c.files_done + c.files_skipped + c.files_failed, c.dirs_done + c.dirs_failed);
             let failed: u64 = sync.error_counts.values().sum();
+            let steps: u64 = c.failed_steps.values().sum();
+            assert_eq!(failed, c.files_failed + c.dirs_failed + steps, "I13: {} failures", sync.id);
             if sync.state == SyncState::Failed {
                 assert!(
                     failed > 0 || sync.stopped.is_some(),

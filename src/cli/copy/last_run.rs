@@ -1,0 +1,199 @@
+//! What `ctl copy` keeps of a pair of SRC and DST between runs: the file system on which SRC lay when the
+//! last copy completed. A mirror compares it with what is mounted at SRC today.
+//!
+//! One small JSON file for each pair, in `copies` below the [directory for state](state_dir): for its owner
+//! only (directory 0700, files 0600), at most [`MAX_RECORDS`], of which the oldest are removed. Its name is a digest of the host's name and both
+//! paths, because a home directory may be shared by hosts that mount other things there.
+
+use super::name_key::state_dir;
+use crate::wire::AbsPath;
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// So many pairs are kept.
+const MAX_RECORDS: usize = 1_000;
+/// A record is shorter than this, in bytes: two paths and some words.
+const MAX_RECORD_BYTES: u64 = 64 << 10;
+
+/// The record of one pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LastRun {
+    dir: PathBuf,
+    record: Record,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    /// The three are for people, and guard against a digest of other ones.
+    host: String,
+    source: AbsPath,
+    destination: AbsPath,
+    /// See [`RootState`](crate::wire::task::RootState); empty until it is known.
+    file_system: String,
+}
+
+impl LastRun {
+    /// The record of the pair of these real paths.
+    pub(super) fn of_pair(source: &AbsPath, destination: &AbsPath) -> LastRun {
+        LastRun::below(&state_dir(), source, destination)
+    }
+
+    fn below(state: &Path, source: &AbsPath, destination: &AbsPath) -> LastRun {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (source, destination) = (source.clone(), destination.clone());
+        let record = Record { host, source, destination, file_system: String::new() };
+        LastRun { dir: state.join("copies"), record }
+    }
+
+    /// Where the record is.
+    pub(super) fn path(&self) -> PathBuf {
+        let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 last copy of a pair");
+        let Record { host, source, destination, .. } = &self.record;
+        for part in [host.as_bytes(), source.as_bytes(), destination.as_bytes()] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        self.dir.join(format!("{}.json", &hasher.finalize().to_hex()[..32]))
+    }
+
+    /// The file system on which SRC lay at the last run; `None` where none is known.
+    ///
+    /// # Errors
+    /// There is a record, and it can't be read, is damaged or belongs to another user.
+    pub(super) fn file_system(&self) -> Result<Option<String>, String> {
+        let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+        let file = match OpenOptions::new().read(true).custom_flags(nofollow).open(self.path()) {
+            Ok(file) => file,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(e.to_string()),
+        };
+        let meta = file.metadata().map_err(|e| e.to_string())?;
+        if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() {
+            return Err("it is no regular file of this user".to_owned());
+        }
+        let mut text = Vec::new();
+        file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(|e| e.to_string())?;
+        let known: Record = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+        let file_system = known.file_system.clone();
+        if (Record { file_system: String::new(), ..known }) != self.record {
+            return Err("it is the record of another pair".to_owned());
+        }
+        Ok(Some(file_system))
+    }
+
+    /// Records that the pair was made equal with SRC on this file system.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub(super) fn record(&self, file_system: &str) -> std::io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let record = Record { file_system: file_system.to_owned(), ..self.record.clone() };
+        let temporary = self.dir.join(format!(".{}", crate::util::name::unique()));
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let written = file
+            .write_all(&serde_json::to_vec(&record)?)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| std::fs::rename(&temporary, self.path()))
+            .and_then(|()| File::open(&self.dir)?.sync_all());
+        if written.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        written?;
+        self.remove_oldest(MAX_RECORDS)
+    }
+
+    /// Removes the oldest records where there are more than `most`.
+    fn remove_oldest(&self, most: usize) -> std::io::Result<()> {
+        let mut all: Vec<(SystemTime, PathBuf)> = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            // Another process may have removed it.
+            if let Ok(meta) = entry.metadata() {
+                all.push((meta.modified()?, entry.path()));
+            }
+        }
+        let excess = all.len().saturating_sub(most);
+        all.sort_unstable();
+        for (_, path) in all.iter().take(excess) {
+            match std::fs::remove_file(path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn pair(state: &Path, destination: &str) -> LastRun {
+        let abs = |path: &str| AbsPath::new(path).unwrap();
+        LastRun::below(state, &abs("/src"), &abs(destination))
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_pair_has_the_file_system_of_its_own_last_run_and_only_its_user_reads_it() {
+        let state = tempfile::tempdir().unwrap();
+        let (one, two) = (pair(state.path(), "/one"), pair(state.path(), "/two"));
+        assert_eq!(one.file_system(), Ok(None));
+        for id in ["1:a", "2:b"] {
+            one.record(id).unwrap();
+            assert_eq!((one.file_system(), two.file_system()), (Ok(Some(id.to_owned())), Ok(None)));
+        }
+        assert_eq!((mode(&one.dir), mode(&one.path())), (0o700, 0o600));
+        assert_eq!(std::fs::read_dir(&one.dir).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_record_that_is_not_the_one_of_the_pair_is_an_error_and_not_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let (one, two) = (pair(state.path(), "/one"), pair(state.path(), "/two"));
+        two.record("1:a").unwrap();
+        for damage in ["", "{\"host\":", "null"] {
+            std::fs::write(one.path(), damage).unwrap();
+            assert!(one.file_system().is_err(), "{damage}");
+        }
+        std::fs::copy(two.path(), one.path()).unwrap();
+        assert!(one.file_system().unwrap_err().contains("another pair"));
+        std::fs::remove_file(one.path()).unwrap();
+        std::os::unix::fs::symlink(two.path(), one.path()).unwrap();
+        assert!(one.file_system().is_err(), "a link is not followed");
+    }
+
+    #[test]
+    fn the_oldest_records_are_removed_beyond_the_limit() {
+        let state = tempfile::tempdir().unwrap();
+        let all: Vec<LastRun> = (0..4).map(|n| pair(state.path(), &format!("/{n}"))).collect();
+        for (n, run) in all.iter().enumerate() {
+            run.record("1:a").unwrap();
+            let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(100 - n as u64);
+            File::options().write(true).open(run.path()).unwrap().set_modified(at).unwrap();
+        }
+        all[0].remove_oldest(2).unwrap();
+        let kept: Vec<bool> = all.iter().map(|run| run.path().exists()).collect();
+        assert_eq!(kept, [true, true, false, false]);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_an_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let run = pair(file.path(), "/one");
+        assert!(run.record("1:a").is_err());
+        assert_eq!(run.file_system(), Ok(None), "nothing was ever kept there");
+    }
+}
