@@ -110,12 +110,13 @@ impl Round<'_> {
         fates: &mut Fates<'_>,
     ) -> Result<Wanted, SendError> {
         let offer = self.some(places, digests);
-        let Offered { answers, digests: found, notes, unstamped, to_sweep } = match &offer {
+        let Offered { answers, digests: found, notes, unstamped, to_sweep, made } = match &offer {
             Cow::Borrowed(all) => self.to.offer_encoded(all, || self.encoded.clone()).await?,
             Cow::Owned(some) => self.to.offer(some).await?,
         };
         self.job.wrote(self.to.worker());
         fates.note(notes, to_sweep);
+        fates.made(made);
         let mut wanted = Wanted::default();
         for ((i, answer), found) in places.iter().zip(answers).zip(found) {
             match answer {

@@ -41,13 +41,15 @@ pub struct Fates<'a> {
     notes: Notes,
     sent: u64,
     to_sweep: bool,
+    /// Directories that came to be on the way to the entries.
+    made: Vec<RelPath>,
 }
 
 impl<'a> Fates<'a> {
     /// Nothing is known yet.
     pub fn new(manifest: &'a Manifest) -> Self {
         let fates = vec![None; manifest.entries.len()];
-        Fates { manifest, fates, notes: Notes::new(), sent: 0, to_sweep: false }
+        Fates { manifest, fates, notes: Notes::new(), sent: 0, to_sweep: false, made: Vec::new() }
     }
 
     /// The batch.
@@ -66,6 +68,11 @@ impl<'a> Fates<'a> {
             self.notes.entry(cause).or_default().merge(note);
         }
         self.to_sweep |= to_sweep;
+    }
+
+    /// A destination made these directories on the way to the entries.
+    pub fn made(&mut self, dirs: Vec<RelPath>) {
+        self.made.extend(dirs);
     }
 
     /// `bytes` of content went to a destination.
@@ -127,6 +134,7 @@ impl<'a> Fates<'a> {
             bytes_sent: self.sent,
             notes: self.notes,
             to_sweep: self.to_sweep,
+            records: made_records(options, self.made),
             ..TaskReport::default()
         };
         let mut failed = HashSet::new();
@@ -154,6 +162,7 @@ impl<'a> Fates<'a> {
                 }
             };
             report.actions.entry(action).or_default().add(bytes);
+            report.records.extend(record(options, entry, action, bytes, digest));
             if entry.is_dir() {
                 report.dirs_done += 1;
                 continue;
@@ -165,7 +174,6 @@ impl<'a> Fates<'a> {
                 report.files_done += 1;
                 report.bytes_done += bytes;
             }
-            report.records.extend(record(options, entry, action, bytes, digest));
         }
         if !failed.is_empty() {
             report.retry = Some(copy_item(&some_of(self.manifest, &failed)));
@@ -180,7 +188,9 @@ pub fn is_skip(action: Action) -> bool {
 }
 
 /// What is kept of an entry that is at its place, where that is asked for. Entries that failed are
-/// recorded by the master, which knows whether they are tried again.
+/// recorded by the master, which knows whether they are tried again. A directory that is as it shall be
+/// is not recorded: it may have been made on the way to its contents, which has a record of its own
+/// ([`made_records`]).
 pub fn record(
     options: &SyncOptions,
     entry: &Entry,
@@ -189,7 +199,8 @@ pub fn record(
     digest: Option<Digest>,
 ) -> Option<FileRecord> {
     let is_file = matches!(entry.kind, Kind::File { .. });
-    let wanted = options.record && !entry.is_dir() || options.manifest && is_file;
+    let news = !entry.is_dir() || action != Action::Skip;
+    let wanted = options.record && news || options.manifest && is_file;
     wanted.then(|| FileRecord {
         path: BytePath(entry.path.as_bytes().to_vec()),
         state: if is_skip(action) { FileState::Skipped } else { FileState::Done },
@@ -198,6 +209,20 @@ pub fn record(
         digest: digest.filter(|_| is_file),
         message: None,
     })
+}
+
+/// What is kept of directories that were made on the way to something in them, where that is asked for.
+pub fn made_records(options: &SyncOptions, dirs: Vec<RelPath>) -> Vec<FileRecord> {
+    let dirs = dirs.into_iter().filter(|_| options.record);
+    let record = |dir: RelPath| FileRecord {
+        path: BytePath(dir.as_bytes().to_vec()),
+        state: FileState::Done,
+        action: Some(Action::Create),
+        bytes: 0,
+        digest: None,
+        message: None,
+    };
+    dirs.map(record).collect()
 }
 
 /// A batch of just the entries at `places`, with the directories above them.
@@ -307,8 +332,39 @@ mod tests {
             records.iter().map(|r| r.path.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(names(false, false), Vec::<String>::new());
-        assert_eq!(names(true, false), ["f", "l"]);
+        assert_eq!(names(true, false), ["d", "f", "l"]);
         assert_eq!(names(false, true), ["f"]);
+    }
+
+    #[test]
+    fn directories_are_recorded_where_something_was_done_with_them() {
+        let dir = |path: &str| {
+            Entry::new(RelPath::new(path).unwrap(), Kind::Dir, meta(), Ident::default())
+        };
+        let entries = ["new", "same", "touched"].map(dir).to_vec();
+        let manifest = Manifest { dirs: vec![], entries };
+        let records = |options: SyncOptions| {
+            let mut fates = Fates::new(&manifest);
+            for (i, action) in
+                [Action::Create, Action::Skip, Action::Metadata].into_iter().enumerate()
+            {
+                fates.set(i, settled(action));
+            }
+            fates.made(vec![RelPath::new("on/the/way").unwrap()]);
+            let records = fates.report(&options).records;
+            let one = |r: FileRecord| (r.path.to_string(), r.state, r.action.unwrap());
+            records.into_iter().map(one).collect::<Vec<_>>()
+        };
+        let options = SyncOptions { record: true, ..SyncOptions::default() };
+        assert_eq!(
+            records(options),
+            [
+                ("on/the/way".to_owned(), FileState::Done, Action::Create),
+                ("new".to_owned(), FileState::Done, Action::Create),
+                ("touched".to_owned(), FileState::Skipped, Action::Metadata),
+            ]
+        );
+        assert_eq!(records(SyncOptions { manifest: true, ..SyncOptions::default() }), []);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::batch::single;
 use super::execute::{Done, Job, is_of_source};
-use super::fates::record;
+use super::fates::{made_records, record};
 use crate::data::outcome::{Compared, Offered, RangeMode};
 use crate::data::protocol::range_fits;
 use crate::data::{Destination, Found, RangeSent, SendError};
@@ -65,8 +65,10 @@ impl Way<'_> {
         report: &mut TaskReport,
     ) -> Result<Result<(), FileError>, SendError> {
         // It also makes the directories above the file.
-        let offered = self.to.offer(self.manifest).await?;
+        let mut offered = self.to.offer(self.manifest).await?;
         self.job.wrote(self.to.worker());
+        let made = std::mem::take(&mut offered.made);
+        report.records = made_records(&self.job.assignment.options, made);
         report.to_sweep = offered.to_sweep;
         match offered.answers.first() {
             Some(Err(error)) => Ok(Err(error.clone())),

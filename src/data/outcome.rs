@@ -69,6 +69,8 @@ pub struct Offered {
     pub unstamped: Vec<UnstampedDir>,
     /// The destination keeps something for the names of one file: a sweep is wanted in the end.
     pub to_sweep: bool,
+    /// Directories on the way to the entries that are new at the destination, and no entries themselves.
+    pub made: Vec<RelPath>,
 }
 
 /// What a destination made of one entry that did not fail.
@@ -192,8 +194,19 @@ impl Offered {
             notes: read_notes(reply.notes, &entries, &manifest.dirs)?,
             unstamped: unstamped(&manifest.dirs, reply.unstamped)?,
             to_sweep: reply.to_sweep,
+            made: made(&manifest.dirs, reply.made)?,
         })
     }
+}
+
+/// The directories at these places, each once.
+fn made(dirs: &[DirRef], places: Vec<u32>) -> Result<Vec<RelPath>, &'static str> {
+    if !places.is_sorted_by(|a, b| a < b) {
+        return Err("it names a directory that it made twice");
+    }
+    let path = |place: u32| dirs.get(place as usize).map(|dir| dir.path.clone());
+    let paths = places.into_iter().map(|place| path(place).ok_or("it made what was not sent"));
+    paths.collect()
 }
 
 fn is_file(entry: &Entry) -> bool {
@@ -319,6 +332,17 @@ mod tests {
         assert!(reply([&skip, &skip, &Answer::Check], &[]).is_err());
         assert!(reply([&skip, &skip, &skip], &[0]).is_err());
         assert!(reply([&skip, &skip, &skip], &[3]).is_err());
+        let made = |made: &[u32]| {
+            let dirs =
+                ["", "a"].map(|path| DirRef { path: RelPath::new(path).unwrap_or_default(), meta });
+            let manifest = Manifest { dirs: dirs.to_vec(), entries: vec![] };
+            Offered::of_reply(
+                &manifest,
+                OfferReply { made: made.to_vec(), ..OfferReply::default() },
+            )
+        };
+        assert_eq!(made(&[1]).unwrap().made, [RelPath::new("a").unwrap()]);
+        assert!([&[2][..], &[1, 1], &[1, 0]].iter().all(|bad| made(bad).is_err()));
         let few = OfferReply { answers: vec![skip], ..OfferReply::default() };
         assert!(Offered::of_reply(&manifest, few).is_err());
     }

@@ -251,6 +251,9 @@ pub struct OfferReply {
     /// The destination keeps something for the names of one file.
     #[n(4)]
     pub to_sweep: bool,
+    /// Directories of the batch, by their place in it, that are new and that no entry of it is about.
+    #[n(5)]
+    pub made: Vec<u32>,
 }
 
 /// What became of a file (or range) whose content was sent.
@@ -384,6 +387,7 @@ mod tests {
                 dirs: vec![0],
             }],
             to_sweep: true,
+            made: vec![0, 2],
         };
         let bytes = minicbor::to_vec(&offer).unwrap();
         assert_eq!(minicbor::decode::<OfferReply>(&bytes).unwrap(), offer);

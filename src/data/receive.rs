@@ -29,7 +29,7 @@ pub fn take_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferR
 }
 
 fn take_offer_at_root(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
-    let Reconciled { verdicts, digests } = target.reconcile(manifest);
+    let Reconciled { verdicts, digests, made } = target.reconcile(manifest);
     let answers: Vec<Answer> = verdicts
         .into_iter()
         .map(|verdict| match verdict {
@@ -56,6 +56,7 @@ fn take_offer_at_root(target: &Target, manifest: &Manifest, dry_run: bool) -> Of
             .collect(),
         notes: notes_of(target.notes(), place),
         to_sweep: target.has_anchors(),
+        made,
     }
 }
 

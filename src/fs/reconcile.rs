@@ -16,7 +16,7 @@ use crate::wire::{Digest, RelPath};
 use rustix::fd::AsFd;
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Part files are looked for from this length on, in bytes: shorter files never have one.
 const MAY_BE_PARTED: u64 = 256 << 10;
@@ -49,6 +49,9 @@ pub struct Reconciled {
     /// Likewise: the digests of the regular files that are at the destination, where they are asked for
     /// and the verdict is [`Verdict::Done`].
     pub digests: Vec<Option<Digest>>,
+    /// The directories of the batch, by their place in it, that are new at the destination and that no
+    /// entry of the batch is about. None in a dry run.
+    pub made: Vec<u32>,
 }
 
 impl Target {
@@ -66,12 +69,24 @@ impl Target {
             found: HashMap::new(),
             stamps: BTreeMap::new(),
         };
-        for dir in &manifest.dirs {
+        let mut made: Vec<u32> = Vec::new();
+        for (dir, place) in manifest.dirs.iter().zip(0..) {
             let found = batch.enter(&dir.path, &dir.meta);
             batch.found.insert(dir.path.as_bytes(), found);
             if matches!(found, Found::New | Found::Replaced) {
                 batch.stamps.entry(&dir.path).or_insert(dir.into());
+                made.push(place);
             }
+        }
+        if self.rules.dry_run {
+            made.clear();
+        }
+        if !made.is_empty() {
+            let entries: HashSet<&RelPath> =
+                manifest.entries.iter().filter(|e| e.is_dir()).map(|e| &e.path).collect();
+            made.retain(|place| {
+                manifest.dirs.get(*place as usize).is_some_and(|dir| !entries.contains(&dir.path))
+            });
         }
         let (mut verdicts, digests): (Vec<_>, Vec<_>) = manifest
             .entries
@@ -99,7 +114,7 @@ impl Target {
             }
             // Of the other directories, the batch that has their entry tells.
         }
-        Reconciled { verdicts, digests }
+        Reconciled { verdicts, digests, made }
     }
 }
 
@@ -219,7 +234,11 @@ impl<'a> Batch<'a> {
                 if !differs.map_err(failed)? {
                     return Ok(Verdict::Done(Action::Skip));
                 }
-                Action::Metadata
+                // Another batch made it on the way to something in it, and has said so.
+                match self.target.tree.root.has_made(self.target.sync, &stat) {
+                    true => Action::Skip,
+                    false => Action::Metadata,
+                }
             }
         };
         self.stamps.insert(path, entry.into());

@@ -8,10 +8,11 @@ use super::spelling::Spellings;
 use super::unflushed::Ledger;
 use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::options::Preserve;
-use crate::wire::{AbsPath, RelPath};
+use crate::wire::{AbsPath, RelPath, SyncNo};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,14 @@ pub struct Root {
     pub(super) identity: Identity,
     /// How its path was last seen to lead elsewhere.
     lost: Mutex<Option<RootLoss>>,
+    /// Directories that were made lately: the sync, device and inode of each, at most
+    /// [`MAX_MADE_DIRS`].
+    made: Mutex<HashSet<(SyncNo, u64, u64)>>,
 }
+
+/// About 3 MiB. When there are more, all are forgotten: a directory that another batch made is then taken for
+/// one that was there with other metadata.
+const MAX_MADE_DIRS: usize = 100_000;
 
 /// The source or destination root of a sync: a directory (or one file) at or below a [`Root`].
 /// Clones share one cache of directory descriptors.
@@ -79,6 +87,7 @@ impl Root {
                 ledger,
                 identity,
                 lost: Mutex::default(),
+                made: Mutex::default(),
             })
         };
         let opened = open();
@@ -108,6 +117,22 @@ impl Root {
 
     pub(super) fn set_lost(&self, lost: Option<RootLoss>) {
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
+    }
+
+    /// Notes a directory that a sync has just made: it has not got its metadata yet.
+    pub(super) fn note_made(&self, sync: SyncNo, dir: &OwnedFd) {
+        let Ok(stat) = rustix::fs::fstat(dir) else { return };
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.len() >= MAX_MADE_DIRS {
+            made.clear();
+        }
+        made.insert((sync, stat.st_dev, stat.st_ino));
+    }
+
+    /// Whether a sync made the directory of this `stat` lately, in this process.
+    pub(super) fn has_made(&self, sync: SyncNo, stat: &Stat) -> bool {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.contains(&(sync, stat.st_dev, stat.st_ino))
     }
 
     pub(super) fn ledger(&self) -> &Ledger {

@@ -357,7 +357,12 @@ impl Target {
         let mut made = false;
         for _ in 0..8 {
             match self.writable(above, || open_below(above.as_fd(), name)) {
-                Ok(fd) => return Ok((Arc::new(fd), made)),
+                Ok(fd) => {
+                    if made {
+                        self.tree.root.note_made(self.sync, &fd);
+                    }
+                    return Ok((Arc::new(fd), made));
+                }
                 Err(Errno::NOENT) => {
                     match self.writable(above, || rustix::fs::mkdirat(above, name, mode)) {
                         Ok(()) => made = true,

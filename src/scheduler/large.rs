@@ -146,12 +146,16 @@ impl State {
         task: &Task,
         (offset, length): (u64, u64),
         worker: WorkerId,
-        report: TaskReport,
+        mut report: TaskReport,
         now: Now,
     ) {
         let Some(file) = task.large else { return };
         if self.is_found(task) {
             return self.found_too(task, file, &report, now);
+        }
+        if !report.unchanged {
+            // Of directories that were made on the way.
+            self.record_files(task.sync, std::mem::take(&mut report.records));
         }
         if let Some(error) = report.failures.first() {
             let failure = Failure { worker, why: error.message.clone(), errors: report.failures };

@@ -10,6 +10,7 @@ mod choose;
 mod compare;
 mod delta;
 mod guards;
+mod itemized;
 mod live;
 mod metadata;
 mod mirror;
