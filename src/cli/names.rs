@@ -141,6 +141,15 @@ mod tests {
     }
 
     #[test]
+    fn of_very_many_bad_names_the_first_are_told_and_the_others_counted() {
+        let list = "../x\n".repeat(MAX_TOLD + 3);
+        let failure = parse(list.as_bytes(), false, &source()).unwrap_err();
+        assert_eq!(failure.notes.len(), MAX_TOLD + 1);
+        assert!(failure.notes[0].starts_with("line 1: ") && failure.message.starts_with("13 of"));
+        assert_eq!(failure.notes[MAX_TOLD], "and 3 more");
+    }
+
+    #[test]
     fn an_empty_list_names_nothing_and_is_no_mistake() {
         assert_eq!(bytes(b"\n\r\n\n", false), Vec::<Vec<u8>>::new());
         assert_eq!(bytes(b"", true), Vec::<Vec<u8>>::new());

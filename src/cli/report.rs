@@ -541,6 +541,49 @@ mod tests {
     }
 
     #[test]
+    fn of_many_causes_the_most_frequent_are_told_and_the_others_counted() {
+        // The nth cause hits n entries.
+        let causes = 1..=MAX_GROUPS + 2;
+        let errors = causes.flat_map(|n| {
+            (0..n).map(move |i| {
+                sample::error(&format!("{i}"), "read source", None, &format!("cause {n}"))
+            })
+        });
+        let sync = SyncProgress { errors: errors.collect(), ..partial() };
+        let lines = failures(&sync);
+        assert_eq!(lines.len(), MAX_GROUPS + 1);
+        assert!(lines[0].contains("2 more causes"), "{}", lines[0]);
+        assert!(lines[1].contains("3 entries: cause 3 "), "{}", lines[1]);
+        let last = lines.last().unwrap();
+        assert!(last.contains("12 entries: cause 12 ") && last.ends_with("… 9 more"), "{last}");
+    }
+
+    #[test]
+    fn one_cause_on_both_sides_and_at_two_workers_is_told_apart() {
+        let at = |path: &str, operation: &str, worker: &str| FileError {
+            worker_id: Some(worker.parse().unwrap()),
+            ..sample::error(path, operation, Some("EIO"), "no")
+        };
+        let errors = vec![
+            at("a", "read source", "w1"),
+            at("b", "write destination", "w1"),
+            at("c", "read source", "w2"),
+            at("", "flush destination", "w2"),
+        ];
+        let root = crate::wire::AbsPath::new("/").unwrap();
+        let sync = SyncProgress { errors, source_path: root, ..partial() };
+        let told = failures(&sync).join("\n");
+        for part in [
+            "(w1, read source)     /a",
+            "(w1, write destination)     /dst/b",
+            "(w2, read source)     /c",
+            "(w2, flush destination)     /dst",
+        ] {
+            assert!(told.lines().any(|line| line.ends_with(part)), "{part} in {told}");
+        }
+    }
+
+    #[test]
     fn a_good_end_needs_no_words() {
         let sync = SyncProgress { state: SyncState::Completed, ..sample::sync("x") };
         assert!(trouble(&sync, Exit::Ok, "AGAIN").is_empty());

@@ -421,6 +421,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_skipped_does_not_take_time_any_more() {
+        let sync = SyncProgress {
+            state: SyncState::Progress,
+            started_at: Some("2026-02-03T14:14:00Z".parse().unwrap()),
+            scan_done: true,
+            transferred_bytes: 60 << 20,
+            bytes_skipped: 30 << 20,
+            total_bytes: 150 << 20,
+            files_total: 4,
+            files_done: 1,
+            files_skipped: 1,
+            ..sample::sync("run")
+        };
+        let text = syncs(&[sync], now());
+        let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(row[2..9], ["60%", "150.0", "MiB", "1.0", "MiB/s", "1m00s", "2/4"], "{text}");
+    }
+
+    #[test]
     fn workers_show_their_storage_and_why_they_get_nothing() {
         let w = sample::worker("st-02", false);
         let text = workers(&WorkerList { active: vec![], inactive: vec![w] }, now());

@@ -228,5 +228,12 @@ mod tests {
     fn standard_input_is_read_once() {
         let given = Given { include: false, what: What::File("-".into()) };
         assert_eq!(Rules(vec![given]).read(true).unwrap_err().exit.code(), 2);
+        // Also where a file is read in between.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let from =
+            |path: &std::path::Path| Given { include: false, what: What::File(path.to_owned()) };
+        let given = vec![from(file.path()), from("-".as_ref())];
+        let failure = Rules(given).read(true).unwrap_err();
+        assert!(failure.message.contains("only once"), "{}", failure.message);
     }
 }

@@ -255,6 +255,27 @@ mod tests {
     }
 
     #[test]
+    fn a_sync_that_is_seen_again_is_drawn_once_and_those_that_run_come_first() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut live = Live::new();
+        let of = |id: &str, state| SyncProgress { state, ..sample::sync(id) };
+        let pace = Pace::new(&sample::sync("x"), Instant::now());
+        for (id, state) in [
+            ("one", SyncState::Progress),
+            ("two", SyncState::Progress),
+            ("one", SyncState::Completed),
+            ("two", SyncState::Progress),
+            ("one", SyncState::Completed),
+        ] {
+            live.event(Event::Seen(&of(id, state), &pace), now);
+        }
+        let shown: Vec<_> = live.shown.iter().map(|s| (s.id.as_str(), s.sync.state)).collect();
+        assert_eq!(shown, [("two", SyncState::Progress), ("one", SyncState::Completed)]);
+        live.event(Event::Finished, now);
+        assert!(live.shown.is_empty());
+    }
+
+    #[test]
     fn what_does_not_fit_in_the_height_is_counted() {
         assert_eq!(cut(&["a", "b", "c"], 3), "a\nb\nc");
         assert_eq!(cut(&["a", "b", "c", "d"], 3), "a\nb\n+2 more");

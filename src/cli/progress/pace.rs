@@ -167,6 +167,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_skipped_is_done_in_the_share_and_in_the_forecast() {
+        let sync = SyncProgress { bytes_skipped: 20 * MIB, ..running(20 * MIB, 100 * MIB, true) };
+        assert_eq!(percent(&sync), Some(40.0));
+        assert_eq!(paced(MIB, 30).eta(&sync).unwrap(), Duration::from_secs(60));
+        let files =
+            SyncProgress { files_total: 4, files_skipped: 1, files_done: 1, ..running(0, 0, true) };
+        assert_eq!(percent(&files), Some(50.0));
+        // More than was found: a file grew.
+        let over = SyncProgress { bytes_skipped: MIB, ..running(100 * MIB, 100 * MIB, true) };
+        assert_eq!((percent(&over), paced(MIB, 30).eta(&over)), (Some(99.9), None));
+    }
+
+    #[test]
+    fn a_sync_that_was_paused_is_not_stalled_since_before() {
+        let start = Instant::now();
+        let sync = running(5, 9, true);
+        let mut pace = Pace::new(&sync, start);
+        let paused = SyncProgress { state: SyncState::Paused, ..sync.clone() };
+        pace.see(&paused, start + Duration::from_secs(60));
+        assert_eq!(pace.stalled(&paused, start + Duration::from_secs(60)), None);
+        pace.see(&sync, start + Duration::from_secs(65));
+        assert_eq!(pace.stalled(&sync, start + Duration::from_secs(65)), None);
+        assert!(pace.stalled(&sync, start + Duration::from_secs(70)).is_some());
+    }
+
+    #[test]
     fn there_is_no_forecast_and_no_share_while_the_scan_goes_on() {
         let scanning = running(40 * MIB, 41 * MIB, false);
         assert_eq!((paced(MIB, 30).eta(&scanning), percent(&scanning)), (None, None));

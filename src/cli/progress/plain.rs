@@ -172,6 +172,31 @@ mod tests {
     }
 
     #[test]
+    fn each_of_two_syncs_has_its_own_last_line() {
+        let count = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&count);
+        let id = |line: &str| line.split(' ').nth(1).unwrap().to_owned();
+        let mut plain = Plain::new(Box::new(move |line| sink.lock().unwrap().push(id(line))));
+        let one = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
+        let two = SyncProgress { phase: Phase::Flushing, ..sample::sync("two") };
+        let pace = Pace::new(&one, Instant::now());
+        for _ in 0..3 {
+            plain.event(Event::Seen(&one, &pace), now());
+            plain.event(Event::Seen(&two, &pace), now());
+        }
+        let more = SyncProgress { transferred_bytes: 60, ..one };
+        plain.event(Event::Seen(&more, &pace), now());
+        plain.event(Event::Seen(&more, &pace), now());
+        // Another reason is news, the same one is not.
+        for reason in ["full", "full", "slow"] {
+            let two = SyncProgress { reason: Some(reason.to_owned()), ..two.clone() };
+            plain.event(Event::Seen(&two, &pace), now());
+        }
+        let told = count.lock().unwrap().clone();
+        assert_eq!(told, ["sync=run42", "sync=two", "sync=run42", "sync=two", "sync=two"]);
+    }
+
+    #[test]
     fn a_line_comes_with_every_change_of_state_and_every_5_percent_and_not_between() {
         let count = Arc::new(Mutex::new(0));
         let sink = Arc::clone(&count);

@@ -245,3 +245,68 @@ async fn a_timeout_has_the_code_that_was_asked_for() {
     let waited = stage.wait(&["x"], true, &until, &mut quiet()).await.0.unwrap();
     assert_eq!(waited.exit().code(), 99);
 }
+
+#[tokio::test]
+async fn a_second_interrupt_stops_the_waiting_while_the_first_still_cancels() {
+    let (send, mut asks) = mpsc::unbounded_channel();
+    let stage = Stage::set(Box::new(move |_, _| {
+        // One with the first answer, one more with each that says that it is not cancelled yet.
+        let _ = send.send(Ask::Interrupt);
+        body(&running("x"))
+    }))
+    .await;
+    let until = UntilArgs { cancel_on_interrupt: true, ..until() };
+    let waited = stage.wait(&["x"], true, &until, &mut asks).await.0.unwrap();
+    assert_eq!(
+        (waited.stopped, waited.interrupted),
+        (Some(Exit::Interrupted), Some(Exit::Interrupted))
+    );
+    assert_eq!(waited.syncs[0].exit, None);
+}
+
+#[tokio::test]
+async fn a_master_that_is_away_twice_is_waited_for_twice() {
+    let script = |n, _: &str| match n {
+        0 | 3 => body(&running("x")),
+        1 | 2 | 4 | 5 => None,
+        _ => body(&ended("x", SyncState::Completed, Outcome::Full)),
+    };
+    let stage = Stage::set(Box::new(script)).await;
+    let (waited, notes) = stage.wait(&["x"], false, &until(), &mut quiet()).await;
+    assert_eq!(waited.unwrap().exit(), Exit::Ok);
+    let told: Vec<bool> = notes.iter().map(|note| note.contains("answers again")).collect();
+    assert_eq!(told, [false, true, false, true], "{notes:?}");
+}
+
+#[tokio::test]
+async fn the_worst_end_counts_also_where_the_first_sync_ended_well() {
+    let script = |_, line: &str| match line.contains("/sync/good ") {
+        true => body(&ended("good", SyncState::Completed, Outcome::Full)),
+        false => body(&ended("bad", SyncState::Failed, Outcome::Partial)),
+    };
+    for ids in [["good", "bad"], ["bad", "good"]] {
+        let stage = Stage::set(Box::new(script)).await;
+        let waited = stage.wait(&ids, false, &until(), &mut quiet()).await.0.unwrap();
+        assert_eq!(waited.exit(), Exit::Partial, "{ids:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_several_syncs_each_that_transferred_nothing_is_told_and_none_that_failed() {
+    let script = |_, line: &str| {
+        let full = |id| ended(id, SyncState::Completed, Outcome::Full);
+        match line.contains("/sync/some ") {
+            true => body(&SyncProgress { files_done: 1, ..full("some") }),
+            false if line.contains("/sync/none ") => {
+                body(&SyncProgress { files_skipped: 1, ..full("none") })
+            }
+            false => body(&ended("bad", SyncState::Failed, Outcome::VanishedOnly)),
+        }
+    };
+    let stage = Stage::set(Box::new(script)).await;
+    let all = ["some", "none", "bad"];
+    let waited = stage.wait(&all, false, &until(), &mut quiet()).await.0.unwrap();
+    let waited = waited.judged(EndArgs { error_on_no_transfer: true });
+    let ends: Vec<_> = waited.syncs.iter().map(|sync| sync.exit.unwrap().code()).collect();
+    assert_eq!(ends, [0, 9, 24]);
+}
