@@ -299,6 +299,7 @@ impl Fleet {
                 work: page.work,
                 spawn: page.spawn,
                 errors: Vec::new(),
+                unlisted: 0,
                 root: None,
                 pruned: None,
                 notes: BTreeMap::new(),
