@@ -2,7 +2,6 @@
 
 use super::boots::{Boots, boot_of};
 use super::hold::is_storage_gone;
-use super::stage::Stage;
 use super::sync::Failed;
 use super::task::{Course, Task, TaskState};
 use super::worker::unavailable;

@@ -171,7 +171,7 @@ impl Sync {
     }
 
     /// The guard `why`, with what was done until now and what allows it.
-    fn stop(&self, why: &str, allow: &str) -> Stop {
+    pub(super) fn stop(&self, why: &str, allow: &str) -> Stop {
         let deleted = self.counters.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
         let (copied, done) = match self.stage {
             Stage::Copy if self.reach.is_empty() => (false, "nothing was copied"),

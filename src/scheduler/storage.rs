@@ -153,9 +153,10 @@ impl State {
         if sync.stage == Stage::Prune {
             let why = format!(
                 "the storage path of worker {id} that holds the source {path} leads to another directory than \
-                 when the sync began: nothing more is deleted; look at what is mounted there, and submit it again"
+                 when the sync began"
             );
-            return self.halt(no, why, now);
+            let stop = sync.stop(&why, "look at what is mounted there, and submit it again");
+            return self.halt(no, stop, now);
         }
         if sync.stage < Stage::Prune {
             tracing::warn!(sync = %sync.id, worker = %id, "its source was replaced: the sync restarts");
