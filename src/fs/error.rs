@@ -338,73 +338,75 @@ pub(super) fn is_shortage(errno: Errno) -> bool {
     matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM)
 }
 
+/// The errnos that file systems give, each with its name.
+const NAMES: &[(Errno, &str)] = &[
+    (Errno::PERM, "EPERM"),
+    (Errno::NOENT, "ENOENT"),
+    (Errno::INTR, "EINTR"),
+    (Errno::IO, "EIO"),
+    (Errno::NXIO, "ENXIO"),
+    (Errno::TOOBIG, "E2BIG"),
+    (Errno::BADF, "EBADF"),
+    (Errno::AGAIN, "EAGAIN"),
+    (Errno::NOMEM, "ENOMEM"),
+    (Errno::ACCESS, "EACCES"),
+    (Errno::FAULT, "EFAULT"),
+    (Errno::BUSY, "EBUSY"),
+    (Errno::EXIST, "EEXIST"),
+    (Errno::XDEV, "EXDEV"),
+    (Errno::NODEV, "ENODEV"),
+    (Errno::NOTDIR, "ENOTDIR"),
+    (Errno::ISDIR, "EISDIR"),
+    (Errno::INVAL, "EINVAL"),
+    (Errno::NFILE, "ENFILE"),
+    (Errno::MFILE, "EMFILE"),
+    (Errno::TXTBSY, "ETXTBSY"),
+    (Errno::FBIG, "EFBIG"),
+    (Errno::NOSPC, "ENOSPC"),
+    (Errno::SPIPE, "ESPIPE"),
+    (Errno::ROFS, "EROFS"),
+    (Errno::MLINK, "EMLINK"),
+    (Errno::PIPE, "EPIPE"),
+    (Errno::RANGE, "ERANGE"),
+    (Errno::DEADLK, "EDEADLK"),
+    (Errno::NAMETOOLONG, "ENAMETOOLONG"),
+    (Errno::NOLCK, "ENOLCK"),
+    (Errno::NOSYS, "ENOSYS"),
+    (Errno::NOTEMPTY, "ENOTEMPTY"),
+    (Errno::LOOP, "ELOOP"),
+    (Errno::NODATA, "ENODATA"),
+    (Errno::TIME, "ETIME"),
+    (Errno::NOLINK, "ENOLINK"),
+    (TAKEN, "ENOTUNIQ"),
+    (Errno::COMM, "ECOMM"),
+    (Errno::PROTO, "EPROTO"),
+    (Errno::BADMSG, "EBADMSG"),
+    (Errno::OVERFLOW, "EOVERFLOW"),
+    (Errno::ILSEQ, "EILSEQ"),
+    (Errno::OPNOTSUPP, "EOPNOTSUPP"),
+    (Errno::NETDOWN, "ENETDOWN"),
+    (Errno::NETUNREACH, "ENETUNREACH"),
+    (Errno::CONNABORTED, "ECONNABORTED"),
+    (Errno::CONNRESET, "ECONNRESET"),
+    (Errno::NOBUFS, "ENOBUFS"),
+    (Errno::NOTCONN, "ENOTCONN"),
+    (Errno::SHUTDOWN, "ESHUTDOWN"),
+    (Errno::TIMEDOUT, "ETIMEDOUT"),
+    (Errno::CONNREFUSED, "ECONNREFUSED"),
+    (Errno::HOSTDOWN, "EHOSTDOWN"),
+    (Errno::HOSTUNREACH, "EHOSTUNREACH"),
+    (Errno::STALE, "ESTALE"),
+    (Errno::UCLEAN, "EUCLEAN"),
+    (Errno::REMOTEIO, "EREMOTEIO"),
+    (Errno::DQUOT, "EDQUOT"),
+    (Errno::NOMEDIUM, "ENOMEDIUM"),
+    (Errno::CANCELED, "ECANCELED"),
+    (Errno::NOKEY, "ENOKEY"),
+    (Errno::KEYEXPIRED, "EKEYEXPIRED"),
+];
+
 /// The name of an errno as `errno(3)` has it; `None` for those that file systems do not give.
 pub fn errno_name(errno: Errno) -> Option<&'static str> {
-    const NAMES: &[(Errno, &str)] = &[
-        (Errno::PERM, "EPERM"),
-        (Errno::NOENT, "ENOENT"),
-        (Errno::INTR, "EINTR"),
-        (Errno::IO, "EIO"),
-        (Errno::NXIO, "ENXIO"),
-        (Errno::TOOBIG, "E2BIG"),
-        (Errno::BADF, "EBADF"),
-        (Errno::AGAIN, "EAGAIN"),
-        (Errno::NOMEM, "ENOMEM"),
-        (Errno::ACCESS, "EACCES"),
-        (Errno::FAULT, "EFAULT"),
-        (Errno::BUSY, "EBUSY"),
-        (Errno::EXIST, "EEXIST"),
-        (Errno::XDEV, "EXDEV"),
-        (Errno::NODEV, "ENODEV"),
-        (Errno::NOTDIR, "ENOTDIR"),
-        (Errno::ISDIR, "EISDIR"),
-        (Errno::INVAL, "EINVAL"),
-        (Errno::NFILE, "ENFILE"),
-        (Errno::MFILE, "EMFILE"),
-        (Errno::TXTBSY, "ETXTBSY"),
-        (Errno::FBIG, "EFBIG"),
-        (Errno::NOSPC, "ENOSPC"),
-        (Errno::SPIPE, "ESPIPE"),
-        (Errno::ROFS, "EROFS"),
-        (Errno::MLINK, "EMLINK"),
-        (Errno::PIPE, "EPIPE"),
-        (Errno::RANGE, "ERANGE"),
-        (Errno::DEADLK, "EDEADLK"),
-        (Errno::NAMETOOLONG, "ENAMETOOLONG"),
-        (Errno::NOLCK, "ENOLCK"),
-        (Errno::NOSYS, "ENOSYS"),
-        (Errno::NOTEMPTY, "ENOTEMPTY"),
-        (Errno::LOOP, "ELOOP"),
-        (Errno::NODATA, "ENODATA"),
-        (Errno::TIME, "ETIME"),
-        (Errno::NOLINK, "ENOLINK"),
-        (TAKEN, "ENOTUNIQ"),
-        (Errno::COMM, "ECOMM"),
-        (Errno::PROTO, "EPROTO"),
-        (Errno::BADMSG, "EBADMSG"),
-        (Errno::OVERFLOW, "EOVERFLOW"),
-        (Errno::ILSEQ, "EILSEQ"),
-        (Errno::OPNOTSUPP, "EOPNOTSUPP"),
-        (Errno::NETDOWN, "ENETDOWN"),
-        (Errno::NETUNREACH, "ENETUNREACH"),
-        (Errno::CONNABORTED, "ECONNABORTED"),
-        (Errno::CONNRESET, "ECONNRESET"),
-        (Errno::NOBUFS, "ENOBUFS"),
-        (Errno::NOTCONN, "ENOTCONN"),
-        (Errno::SHUTDOWN, "ESHUTDOWN"),
-        (Errno::TIMEDOUT, "ETIMEDOUT"),
-        (Errno::CONNREFUSED, "ECONNREFUSED"),
-        (Errno::HOSTDOWN, "EHOSTDOWN"),
-        (Errno::HOSTUNREACH, "EHOSTUNREACH"),
-        (Errno::STALE, "ESTALE"),
-        (Errno::UCLEAN, "EUCLEAN"),
-        (Errno::REMOTEIO, "EREMOTEIO"),
-        (Errno::DQUOT, "EDQUOT"),
-        (Errno::NOMEDIUM, "ENOMEDIUM"),
-        (Errno::CANCELED, "ECANCELED"),
-        (Errno::NOKEY, "ENOKEY"),
-        (Errno::KEYEXPIRED, "EKEYEXPIRED"),
-    ];
     NAMES.iter().find(|(e, _)| *e == errno).map(|(_, name)| *name)
 }
 
@@ -426,6 +428,123 @@ mod tests {
             ("open source", Some("EACCES"))
         );
         assert_eq!((report.path.0.as_slice(), report.class), (&b"a\nb"[..], ErrorClass::Permanent));
+    }
+
+    /// Every errno that has a name, with its class at the source and at the destination.
+    #[test]
+    fn each_errno_has_its_class_on_each_side() {
+        use ErrorClass::{Changed as C, Permanent as P, Transient as T, Vanished as V};
+        let table = [
+            ("EPERM", P, P),
+            ("ENOENT", V, T),
+            ("EINTR", T, T),
+            ("EIO", T, T),
+            ("ENXIO", P, P),
+            ("E2BIG", T, T),
+            ("EBADF", T, T),
+            ("EAGAIN", T, T),
+            ("ENOMEM", T, T),
+            ("EACCES", P, P),
+            ("EFAULT", T, T),
+            ("EBUSY", T, T),
+            ("EEXIST", P, P),
+            ("EXDEV", P, P),
+            ("ENODEV", P, P),
+            ("ENOTDIR", C, P),
+            ("EISDIR", P, P),
+            ("EINVAL", P, P),
+            ("ENFILE", T, T),
+            ("EMFILE", T, T),
+            ("ETXTBSY", T, T),
+            ("EFBIG", P, P),
+            ("ENOSPC", T, T),
+            ("ESPIPE", T, T),
+            ("EROFS", P, P),
+            ("EMLINK", P, P),
+            ("EPIPE", T, T),
+            ("ERANGE", T, T),
+            ("EDEADLK", T, T),
+            ("ENAMETOOLONG", P, P),
+            ("ENOLCK", T, T),
+            ("ENOSYS", P, P),
+            ("ENOTEMPTY", P, P),
+            ("ELOOP", P, P),
+            ("ENODATA", T, T),
+            ("ETIME", T, T),
+            ("ENOLINK", T, T),
+            ("ENOTUNIQ", P, P),
+            ("ECOMM", T, T),
+            ("EPROTO", T, T),
+            ("EBADMSG", T, T),
+            ("EOVERFLOW", P, P),
+            ("EILSEQ", P, P),
+            ("EOPNOTSUPP", P, P),
+            ("ENETDOWN", T, T),
+            ("ENETUNREACH", T, T),
+            ("ECONNABORTED", T, T),
+            ("ECONNRESET", T, T),
+            ("ENOBUFS", T, T),
+            ("ENOTCONN", T, T),
+            ("ESHUTDOWN", T, T),
+            ("ETIMEDOUT", T, T),
+            ("ECONNREFUSED", T, T),
+            ("EHOSTDOWN", T, T),
+            ("EHOSTUNREACH", T, T),
+            ("ESTALE", T, T),
+            ("EUCLEAN", T, T),
+            ("EREMOTEIO", T, T),
+            ("EDQUOT", T, T),
+            ("ENOMEDIUM", T, T),
+            ("ECANCELED", T, T),
+            ("ENOKEY", T, T),
+            ("EKEYEXPIRED", T, T),
+        ];
+        let found = NAMES.iter().map(|(errno, name)| {
+            let class = |side| FsError::new(side, "open", b"x", *errno).class();
+            (*name, class(Side::Source), class(Side::Destination))
+        });
+        let found: Vec<_> = found.collect();
+        assert_eq!(found, table);
+        for (errno, name) in NAMES {
+            let short = ["ENOMEM", "EMFILE", "ENFILE"].contains(name);
+            assert_eq!(is_shortage(*errno), short, "{name}");
+            let report = FsError::new(Side::Destination, "open", b"x", *errno).to_file_error();
+            assert_eq!((report.errno.as_deref(), report.is_shortage()), (Some(*name), short));
+        }
+        // One that has no name here may pass, and is shown by its number.
+        let unknown = FsError::new(Side::Source, "open", b"x", Errno::from_raw_os_error(4_000));
+        assert_eq!((unknown.class(), unknown.errno_name()), (T, None));
+        assert!(unknown.to_string().contains("(errno 4000)"), "{unknown}");
+    }
+
+    /// Every other cause, with its class at the source and at the destination.
+    #[test]
+    fn each_cause_has_its_class_on_each_side() {
+        use ErrorClass::{Changed as C, Permanent as P, StorageGone as G, Transient as T};
+        for (cause, source, destination) in [
+            (Cause::Changed, C, C),
+            (Cause::NotRegular, C, T),
+            (Cause::WrongSize { expected: 1, found: 2 }, C, T),
+            (Cause::Occupied, P, P),
+            (Cause::Overtaken, T, T),
+            (Cause::Lost, T, T),
+            (Cause::MadeUp, P, P),
+            (Cause::Dangling, P, P),
+            (Cause::Outside, P, P),
+            (Cause::Cycle, P, P),
+            (Cause::Mounted, P, P),
+            (Cause::Destination, P, P),
+            (Cause::ManyXattrs, P, P),
+            (Cause::RootGone(RootLoss::Mounted), G, G),
+            (Cause::RootGone(RootLoss::Missing(Errno::NOENT)), G, G),
+        ] {
+            let class = |side| FsError::new(side, "open", b"x", cause).class();
+            assert_eq!(
+                (class(Side::Source), class(Side::Destination)),
+                (source, destination),
+                "{cause:?}"
+            );
+        }
     }
 
     #[test]

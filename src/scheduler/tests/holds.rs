@@ -193,3 +193,37 @@ fn without_patience_a_full_destination_is_a_failure_like_others() {
     }
     assert_eq!(world.progress("demo").files_failed, 1);
 }
+
+/// What an entry that fails with each errno at the destination leads to: the sync waits for room, the entry is tried
+/// again on the only worker that there is, or it is given up at once.
+#[test]
+fn each_errno_pauses_is_tried_again_or_is_given_up() {
+    #[derive(Debug, PartialEq)]
+    enum Then {
+        Waits,
+        Again,
+        GivenUp,
+    }
+    let no_room = ["ENOSPC", "EDQUOT"];
+    let permanent = ["EACCES", "EPERM", "EROFS", "EFBIG", "EISDIR", "ENAMETOOLONG", "EOPNOTSUPP"];
+    let transient = ["EIO", "ENOENT", "ESTALE", "EBUSY", "ETIMEDOUT", "EMFILE", "ENOMEM"];
+    let cases = no_room.map(|errno| (errno, ErrorClass::Transient, Then::Waits)).into_iter();
+    let cases = cases.chain(permanent.map(|errno| (errno, ErrorClass::Permanent, Then::GivenUp)));
+    let cases = cases.chain(transient.map(|errno| (errno, ErrorClass::Transient, Then::Again)));
+    for (errno, class, expected) in cases {
+        let mut world = copying(1);
+        let task = next(&mut world, "s", "copy");
+        let mut result = full(&task, errno);
+        for failure in &mut result.report.as_mut().unwrap().failures {
+            failure.class = class;
+        }
+        world.finish(result);
+        let now = world.progress("demo");
+        let then = match (now.state, now.files_failed) {
+            (SyncState::Paused, 0) => Then::Waits,
+            (_, 0) => Then::Again,
+            _ => Then::GivenUp,
+        };
+        assert_eq!(then, expected, "{errno}");
+    }
+}
