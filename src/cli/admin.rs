@@ -4,7 +4,9 @@ use super::args::{AdminCommand, Output};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::{Context, out};
-use crate::wire::admin::Reconciled;
+use crate::util::units;
+use crate::wire::admin::{ClockConfirmed, Reconciled};
+use std::time::Duration;
 
 /// Runs one of the commands.
 ///
@@ -20,8 +22,26 @@ pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit, Fa
                 Output::Table => out::data(told(&done).as_bytes())?,
             }
         }
+        AdminCommand::ConfirmClock => {
+            let done = ctx.client()?.confirm_clock().await?;
+            match ctx.global.output {
+                Output::Json => out::data(&done.body)?,
+                Output::Table if ctx.global.quiet => {}
+                Output::Table => out::data(confirmed(&done).as_bytes())?,
+            }
+        }
     }
     Ok(Exit::Ok)
+}
+
+/// What was confirmed, in words.
+fn confirmed(done: &ClockConfirmed) -> String {
+    let by = units::duration(Duration::from_secs(done.ahead_seconds.unsigned_abs()));
+    let side = if done.ahead_seconds < 0 { "behind" } else { "ahead of" };
+    format!(
+        "The clock of the master shows {}, {by} {side} what was expected, and counts as right from now on",
+        done.time
+    )
 }
 
 /// What was put right, in words.
@@ -52,6 +72,19 @@ fn told(done: &Reconciled) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_confirmed_is_named_with_how_far_off_it_was() {
+        let of = |ahead_seconds| {
+            confirmed(&ClockConfirmed { time: jiff::Timestamp::UNIX_EPOCH, ahead_seconds })
+        };
+        assert!(
+            of(400 * 86_400).contains("1970-01-01T00:00:00Z, 400d00h ahead of what"),
+            "{}",
+            of(34_560_000)
+        );
+        assert!(of(-7_200).contains("2h00m behind what"), "{}", of(-7_200));
+    }
 
     #[test]
     fn what_was_put_right_is_told_in_words_and_nothing_too() {

@@ -478,6 +478,8 @@ pub(super) enum WorkersCommand {
 pub(super) enum AdminCommand {
     /// Free tasks that nobody holds, and clear the store of what belongs to nothing
     Reconcile,
+    /// Take the wall clock of the leading master for right, so that ended syncs are dropped again
+    ConfirmClock,
 }
 
 #[derive(Debug, Subcommand)]

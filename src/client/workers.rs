@@ -1,7 +1,7 @@
 //! What operators ask of workers, and of the master for their sake.
 
 use super::{ClientError, MasterClient, Reply};
-use crate::wire::admin::Reconciled;
+use crate::wire::admin::{ClockConfirmed, Reconciled};
 use crate::wire::sync::{Reassign, Reassigned};
 use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerList, WorkerOrder, WorkerView};
 use crate::wire::{RequestId, WorkerId};
@@ -67,6 +67,14 @@ impl MasterClient {
     /// Any [`ClientError`].
     pub async fn reconcile(&self) -> Result<Reply<Reconciled>, ClientError> {
         self.fetch(self.command(Method::POST, "/admin/reconcile")).await
+    }
+
+    /// `POST /admin/confirm-clock`: the wall clock of the leader is right.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn confirm_clock(&self) -> Result<Reply<ClockConfirmed>, ClientError> {
+        self.fetch(self.request(Method::POST, "/admin/confirm-clock")).await
     }
 
     /// `DELETE /workers/{id}`: forgets a worker that has fallen silent.

@@ -106,6 +106,8 @@ pub struct SyncDefaults {
     pub chunk_size_mb: u32,
     /// How often a failed task or file is tried again before it is recorded as failed.
     pub max_retries: u32,
+    /// After how many times that a task was lost with its worker it runs alone only; lost once more it fails.
+    pub max_worker_losses: u32,
 }
 
 /// The keys of a master's file, to tell it from an agents file.
@@ -155,7 +157,11 @@ impl MasterConfig {
                 max_file_list_bytes: 64 << 20,
             },
             bwlimit: Timetable::default(),
-            defaults: SyncDefaults { chunk_size_mb: DEFAULT_CHUNK_MB, max_retries: 5 },
+            defaults: SyncDefaults {
+                chunk_size_mb: DEFAULT_CHUNK_MB,
+                max_retries: 5,
+                max_worker_losses: 3,
+            },
             log: LogConfig::default(),
         }
     }
@@ -221,6 +227,7 @@ impl MasterConfig {
             };
             set(&mut self.defaults.chunk_size_mb, number("chunk_size_mb", 1..=1024));
             set(&mut self.defaults.max_retries, number("max_retries", 0..=100));
+            set(&mut self.defaults.max_worker_losses, number("max_worker_losses", 1..=100));
             defaults.finish();
         }
         self.log.read(fields.get("log"));

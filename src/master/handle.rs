@@ -9,7 +9,7 @@ use super::seat::{Identity, Seat, elsewhere, store_down};
 use super::submission;
 use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected, Stored};
 use crate::store::Spool;
-use crate::wire::admin::Reconciled;
+use crate::wire::admin::{ClockConfirmed, Reconciled};
 use crate::wire::leader::Readiness;
 use crate::wire::manifest::NameList;
 use crate::wire::options::{FileRecord, FileState};
@@ -493,6 +493,17 @@ impl Handle {
     pub async fn reconcile(&self) -> Result<Reconciled, Problem> {
         match self.ask(Event::Reconcile(Stored::default())).await? {
             Reply::Reconciled(done) => Ok(*done),
+            other => Err(misplaced(other)),
+        }
+    }
+
+    /// Takes the wall clock of this master for right: ended syncs are dropped again.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn confirm_clock(&self) -> Result<ClockConfirmed, Problem> {
+        match self.ask(Event::ConfirmClock).await? {
+            Reply::ClockConfirmed(done) => Ok(done),
             other => Err(misplaced(other)),
         }
     }

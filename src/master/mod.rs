@@ -283,6 +283,7 @@ fn settings(config: &MasterConfig) -> Settings {
         heartbeat_timeout_ms: ms(config.worker_heartbeat_timeout),
         window_tasks: config.limits.window_tasks,
         max_retries: config.defaults.max_retries,
+        max_worker_losses: config.defaults.max_worker_losses,
         no_space_ms: ms(config.limits.no_space_timeout),
         retention_ms: ms(config.retention),
         max_active_syncs: config.limits.max_active_syncs,

@@ -9,12 +9,12 @@
 
 use super::handle::{Health, Request};
 use super::seat::store_down;
-use crate::scheduler::{Caller, Effect, Event, Now, Reply, State, Stored};
+use crate::scheduler::{Caller, Effect, Event, Now, Reply, State, Stored, single_entries};
 use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::util::units;
-use crate::wire::SyncNo;
 use crate::wire::task::{Assignment, SyncResult, TaskReport};
+use crate::wire::{SyncNo, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +83,8 @@ pub(super) struct Owner<S> {
     spool: Spool,
     waiting: BTreeMap<Caller, oneshot::Sender<Reply>>,
     last_caller: u64,
+    /// Manifests that are to be read, each with its task.
+    reads: Vec<(TaskId, String)>,
 }
 
 /// What a batch of events wants written and answered.
@@ -92,6 +94,8 @@ struct Pending {
     blob_puts: BTreeMap<String, Vec<u8>>,
     blob_deletes: BTreeSet<String>,
     replies: Vec<(Caller, Reply)>,
+    /// Manifests to be read once this is written.
+    reads: Vec<(TaskId, String)>,
     /// Lines of lists, in their order, each with its place.
     lines: Vec<(SyncNo, u64, Vec<u8>)>,
     /// Lists that are gone.
@@ -129,6 +133,7 @@ impl Pending {
                     self.lines.retain(|(of, ..)| *of != sync);
                     self.dropped.push(sync);
                 }
+                Effect::ReadEntries { task, key } => self.reads.push((task, key)),
                 Effect::Reply(caller, reply) => self.replies.push((caller, reply)),
             }
         }
@@ -161,7 +166,8 @@ impl<S: Store> Owner<S> {
         spool: Spool,
     ) -> Self {
         let waiting = BTreeMap::new();
-        Owner { store, state, tenure, requests, health, spool, waiting, last_caller: 0 }
+        let (last_caller, reads) = (0, Vec::new());
+        Owner { store, state, tenure, requests, health, spool, waiting, last_caller, reads }
     }
 
     /// Runs until `shutdown` or until the store says that it must not.
@@ -212,6 +218,7 @@ impl<S: Store> Owner<S> {
             if self.settle(pending, &shutdown).await? {
                 renew_at = tokio::time::Instant::now() + self.tenure.renewal();
             }
+            self.read_entries(&shutdown).await?;
             // Sooner where something runs out, never later: a busy master must not forget the time.
             if let Some(nearest) = self.state.next_deadline_ms(now()) {
                 let due = tokio::time::Instant::now() + Duration::from_millis(nearest);
@@ -278,6 +285,7 @@ impl<S: Store> Owner<S> {
             {
                 return Ok(wrote);
             }
+            self.reads.append(&mut pending.reads);
             self.drop_lists(std::mem::take(&mut pending.dropped)).await;
             let unwanted = self.answer(std::mem::take(&mut pending.replies));
             if unwanted.is_empty() {
@@ -289,6 +297,31 @@ impl<S: Store> Owner<S> {
                 pending.take(self.state.apply(back, None, now()));
             }
         }
+    }
+
+    /// Reads the manifests that the state asked for. While the store is away they stay to be read: it is tried again
+    /// at the next tick.
+    async fn read_entries(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
+        while let Some((task, key)) = self.reads.last().cloned() {
+            let store = Arc::clone(&self.store);
+            let manifest = match self.guarded(store.blob(&key)).await {
+                Ok(manifest) => manifest,
+                Err(StoreError::Unavailable(why)) => {
+                    tracing::warn!(%task, why, "a manifest cannot be read now");
+                    return Ok(());
+                }
+                Err(fatal) => return Err(fatal),
+            };
+            self.reads.pop();
+            let entries = manifest.map_or_else(Vec::new, |bytes| single_entries(&bytes));
+            let mut pending = Pending::default();
+            pending.take(self.state.apply(Event::Entries { task, entries }, None, now()));
+            self.settle(pending, shutdown).await?;
+            if shutdown.is_cancelled() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the lines of lists. One that can't be written is given up: copying matters more.

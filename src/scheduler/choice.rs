@@ -3,6 +3,7 @@
 use super::boots::boot_of;
 use super::leases::wants_options;
 use super::sync::Sync;
+use super::task::Task;
 use super::worker::Worker;
 use super::{Caller, Effect, Now, Reply, State};
 use crate::wire::sync::SyncState;
@@ -58,22 +59,9 @@ impl State {
     pub(super) fn choose(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
         let sync = self.syncs.get(&no)?;
         let queue = &sync.queue;
-        let others = self.others(sync, worker);
-        let aside = self.outcomes.is_aside(&worker.said.worker_id, now);
         let fits = |id: &&TaskId| {
-            let Some(task) = self.tasks.get(id) else { return false };
-            let spared = now.mono_ms < task.spared_until_ms
-                && task.tried.contains(&worker.said.worker_id)
-                && others(task.at_source()).any(|o| !task.tried.contains(o));
-            let able = (worker.knows_options() || !wants_options(sync, &task.spec))
-                && (worker.knows_limits() || !(sync.wants_limits() && task.spec.sends()));
-            let aside = aside
-                && task.bound.is_none()
-                && others(task.at_source())
-                    .any(|o| !self.outcomes.is_aside(o, now) && !task.tried.contains(o));
-            able && !spared
-                && !aside
-                && (task.bound.is_none() || self.may_flush(sync, task, worker))
+            let task = self.tasks.get(id).filter(|task| !self.isolated.has(task.id));
+            task.is_some_and(|task| self.fits(sync, task, worker, now))
         };
         if worker.holds(&sync.request.destination_path) {
             let place = worker.place_of_writes(&sync.request.destination_path);
@@ -96,6 +84,40 @@ impl State {
         let copy = || queue.at_source.iter().find(fits);
         let first = if queue.scans_out == 0 { scan().or_else(copy) } else { copy().or_else(scan) };
         first.copied()
+    }
+
+    /// Whether a task is for a worker that holds the path where it is done.
+    fn fits(&self, sync: &Sync, task: &Task, worker: &Worker, now: Now) -> bool {
+        let me = &worker.said.worker_id;
+        let others = self.others(sync, worker);
+        let spared = now.mono_ms < task.spared_until_ms
+            && task.was_bad_for(me)
+            && others(task.at_source()).any(|o| !task.was_bad_for(o));
+        let able = (worker.knows_options() || !wants_options(sync, &task.spec))
+            && (worker.knows_limits() || !(sync.wants_limits() && task.spec.sends()));
+        let aside = self.outcomes.is_aside(me, now)
+            && task.bound.is_none()
+            && others(task.at_source())
+                .any(|o| !self.outcomes.is_aside(o, now) && !task.tried.contains(o));
+        able && !spared && !aside && (task.bound.is_none() || self.may_flush(sync, task, worker))
+    }
+
+    /// Whether a worker can do a task that is ready, whatever else there is to do.
+    pub(super) fn can_do(&self, task: &Task, worker: &Worker, now: Now) -> bool {
+        let Some(sync) = self.syncs.get(&task.sync) else { return false };
+        let request = &sync.request;
+        let takes = worker.drained.is_none();
+        let there = match (task.bound.is_some(), task.at_source()) {
+            (true, _) => worker.holds(&request.destination_path),
+            (false, false) => takes && worker.holds(&request.destination_path),
+            (false, true) => {
+                takes
+                    && worker.holds(&request.source_path)
+                    && self.able(sync, &request.destination_path).next().is_some()
+                    && (!task.is_scan() || self.outstanding(sync) < 0.5)
+            }
+        };
+        there && self.fits(sync, task, worker, now)
     }
 
     /// Gives work to the polls that wait for it: first flushes to those who alone can do them, then in

@@ -2,7 +2,8 @@
 //! done ([`Effect`]).
 
 pub use super::listing::Listing;
-use crate::wire::admin::Reconciled;
+use super::losses::SingleEntry;
+use crate::wire::admin::{ClockConfirmed, Reconciled};
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest, SyncState};
@@ -11,7 +12,7 @@ use crate::wire::worker::{
     DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
     WorkerView,
 };
-use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, WorkerId};
+use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
 /// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
@@ -174,6 +175,15 @@ pub enum Event {
     /// Compare the leases with who is there, and what is stored (looked up by who owns the state, after all
     /// that was decided before is written) with what is known.
     Reconcile(Stored),
+    /// The entries of a manifest, as [`Effect::ReadEntries`] asked for them.
+    Entries {
+        /// The task whose manifest it is.
+        task: TaskId,
+        /// Each entry as a batch of its own; none where the manifest cannot be read.
+        entries: Vec<SingleEntry>,
+    },
+    /// The wall clock is right, whatever it was before.
+    ConfirmClock,
     /// The store lost what was committed: everything not ended starts again from its scan.
     StoreLost,
     /// Time passes.
@@ -209,6 +219,8 @@ pub enum Reply {
     Reassigned(Reassigned),
     /// To `Reconcile`.
     Reconciled(Box<Reconciled>),
+    /// To `ConfirmClock`.
+    ClockConfirmed(ClockConfirmed),
     /// To `Poll`.
     Assignment(Option<Box<Assignment>>),
     /// To `Manifest`: the key of the blob in the store.
@@ -217,7 +229,7 @@ pub enum Reply {
     Page(PageReply),
     /// To `Result`.
     Result(ResultReply),
-    /// To `StoreLost`, `ListingLost` and `Tick`.
+    /// To `Entries`, `StoreLost`, `ListingLost` and `Tick`.
     Nothing,
     /// To any: no, and why. Nothing was changed.
     Refused(Box<Problem>),
@@ -235,6 +247,13 @@ pub enum Effect {
     PutBlob(String, Vec<u8>),
     /// Drop a blob.
     DeleteBlob(String),
+    /// Read a manifest once all writes are durable, and return its entries with [`Event::Entries`].
+    ReadEntries {
+        /// The task whose manifest it is.
+        task: TaskId,
+        /// The key of the blob.
+        key: String,
+    },
     /// Write lines of a sync's list of files, before anything that was decided with them.
     Append {
         /// Whose list.

@@ -2,6 +2,7 @@
 
 use super::boots::root_of;
 use super::choice::Open;
+use super::losses::Turn;
 use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
 use super::worker::{Worker, unavailable};
@@ -90,6 +91,7 @@ impl State {
         // What is not served is nothing that it holds.
         let lost: BTreeSet<&AbsPath> = said.unavailable_paths.iter().map(|one| &one.path).collect();
         said.storage_paths.retain(|path| !lost.contains(path));
+        self.note_alive(&id, said.incarnation.as_ref(), restarted, now);
         let valid = self.renew(&said, now);
         if restarted {
             self.outcomes.forget(&id);
@@ -141,7 +143,7 @@ impl State {
     /// Prolongs the leases that a heartbeat lists, and takes back those of another process of the worker and
     /// those that need a storage path that is not served. What it may go on with.
     fn renew(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
-        let mut lost: Vec<TaskId> = Vec::new();
+        let (mut lost, mut died): (Vec<TaskId>, Vec<TaskId>) = (Vec::new(), Vec::new());
         let mut valid: HashSet<AssignmentId> = HashSet::new();
         let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
         let held: Vec<TaskId> = self.leases.of(&said.worker_id).collect();
@@ -149,11 +151,24 @@ impl State {
         for task in held {
             let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
             let other = said.incarnation.is_some() && lease.incarnation != said.incarnation;
-            if other || hangs.contains(&task) {
+            if other {
+                died.push(task);
+            } else if hangs.contains(&task) {
                 lost.push(task);
             } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
                 valid.insert(lease.assignment);
+            }
+        }
+        for task in died {
+            // Where the process before is back, the one between was a second one and is alive.
+            let back = self
+                .workers
+                .get(&said.worker_id)
+                .is_some_and(|known| known.before.is_some() && known.before == said.incarnation);
+            match self.dies_with(&said.worker_id) && !back {
+                true => self.lost_with_worker(task, now),
+                false => self.lost(task, now),
             }
         }
         for task in lost {
@@ -182,6 +197,7 @@ impl State {
         // A second agent under the same id is no sign that the first is alive.
         let known = self.workers.get(&poll.worker);
         if known.is_some_and(|known| known.said.incarnation == poll.incarnation) {
+            self.note_alive(&poll.worker, poll.incarnation.as_ref(), false, now);
             self.wake |= self.workers.heard(&poll.worker, now);
         }
         if let Some(id) = self.same_poll(&poll) {
@@ -222,6 +238,12 @@ impl State {
         if !worker.can_work() || worker.said.incarnation != poll.incarnation {
             return None;
         }
+        match self.turn_of(&poll.worker, open, now) {
+            Turn::Ordinary => {}
+            Turn::Alone(id) => return self.lease(id, poll, now),
+            Turn::Wait => return None,
+        }
+        let worker = self.workers.get(&poll.worker)?;
         let mut turn: Vec<(u64, SyncNo)> =
             open.iter().filter_map(|o| Some((self.syncs.get(&o.no)?.served, o.no))).collect();
         turn.sort_unstable();
@@ -282,6 +304,7 @@ impl State {
         let sends = task.spec.sends();
         self.leases.insert(&lease, id);
         self.set_state(id, TaskState::Leased(lease));
+        self.isolated.note_leased(id);
         self.put(key);
         self.note_reach(id, now);
         self.note_source_root(id, &poll.worker, now);
@@ -400,16 +423,19 @@ impl State {
     /// Takes a task back from a worker that will never tell whom it wrote to: each worker that it
     /// could reach flushes in the end.
     pub(super) fn lost(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|t| t.writes()) else {
-            return self.requeue(id, now);
-        };
+        self.suspect_reach(id, now);
+        self.requeue(id, now);
+    }
+
+    /// Whoever held a task that writes may have written through any worker within its reach.
+    pub(super) fn suspect_reach(&mut self, id: TaskId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|t| t.writes()) else { return };
         let no = task.sync;
         self.note_revoked(id, now);
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.suspect_all();
         }
         self.changed(no, now);
-        self.requeue(id, now);
     }
 
     /// Notes the workers through which a task may write that is being handed out.
@@ -498,7 +524,10 @@ impl State {
         for (id, worker) in ran_out {
             tracing::warn!(task = %id, %worker, "a lease ran out: the task goes back to the queue");
             self.note_outcome(id, &worker, true, now);
-            self.lost(id, now);
+            match self.is_silent(id, now) {
+                true => self.lost_with_worker(id, now),
+                false => self.lost(id, now),
+            }
         }
         let timeout = self.settings.heartbeat_timeout_ms;
         let slept_ms = if slept { gap } else { 0 };
@@ -509,7 +538,9 @@ impl State {
         self.look_for_stalls(slept_ms, now);
         self.tend_outcomes(now);
         self.release_ended(now);
-        self.drop_old(now);
+        self.tick_age(now);
+        // A worker may be kept free in vain.
+        self.wake |= !self.isolated.is_empty();
     }
 
     fn answer_expired_polls(&mut self, now: Now) {

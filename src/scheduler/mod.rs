@@ -11,6 +11,8 @@
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
 //! - `overlap`: syncs that must not run at the same time
+//! - `losses`: tasks that are lost with their workers
+//! - `age`: when ended syncs are dropped
 //! - `limits`: limits on bytes per second; `shares`: how they are shared out
 //! - `listing`: what became of each file, where that is asked for
 //! - `stage`: what follows when a sync has no task left; `recheck`: after a host lost what it had not flushed;
@@ -20,6 +22,7 @@
 //! - `reconcile`: what does not fit together is put right
 //! - `records`: the state in the store and back
 
+mod age;
 mod blocked;
 mod boots;
 mod checks;
@@ -30,6 +33,7 @@ mod large;
 mod leases;
 mod limits;
 mod listing;
+mod losses;
 mod orders;
 mod outcomes;
 mod overlap;
@@ -60,6 +64,7 @@ pub use event::{
     Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected, Stored,
 };
 pub use listing::MOST_LINE;
+pub use losses::{SingleEntry, single_entries};
 pub use pairs::pair_record;
 pub use records::LoadError;
 
@@ -67,7 +72,7 @@ use crate::util::timetable::Timetable;
 use crate::wire::options::NameKey;
 use crate::wire::task::TaskSpec;
 use crate::wire::ticket::Signer;
-use crate::wire::{Digest, RequestId, SyncNo, TaskId, WorkerId};
+use crate::wire::{BytePath, Digest, RequestId, SyncNo, TaskId, WorkerId};
 use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sync::Sync;
@@ -89,6 +94,8 @@ pub struct Settings {
     pub window_bytes: u64,
     /// A failing batch or file is tried so many times more.
     pub max_retries: u32,
+    /// A task that was lost with its worker so many times runs alone only, and fails when it is lost once more.
+    pub max_worker_losses: u32,
     /// A sync waits so many milliseconds for room at its destination before it fails; 0: not at all.
     pub no_space_ms: u64,
     /// Ended syncs are kept for so many milliseconds.
@@ -112,6 +119,7 @@ impl Default for Settings {
             window_tasks: 256,
             window_bytes: 32 << 20,
             max_retries: 5,
+            max_worker_losses: 3,
             no_space_ms: 24 * 3600 * 1000,
             retention_ms: 60 * 24 * 3600 * 1000,
             max_active_syncs: 64,
@@ -152,6 +160,8 @@ pub struct State {
     shares: shares::Shares,
     outcomes: outcomes::Outcomes,
     overlaps: overlap::Overlaps,
+    isolated: losses::Isolated,
+    clock: age::Clock,
     /// The syncs that have tasks.
     working: BTreeSet<SyncNo>,
     /// The tasks that wait before they are tried again, by when.
@@ -219,6 +229,11 @@ impl State {
                 Some(self.page(&worker, assignment, page, now))
             }
             Event::Result(result) => Some(self.result(result, now)),
+            Event::Entries { task, entries } => {
+                self.entries_read(task, entries, now);
+                Some(Reply::Nothing)
+            }
+            Event::ConfirmClock => Some(self.confirm_clock(now)),
             Event::Reconcile(stored) => Some(self.reconcile(&stored, now)),
             Event::StoreLost => {
                 self.start_anew(now);
@@ -286,6 +301,7 @@ impl State {
         let state = std::mem::replace(&mut task.state, until);
         self.tasks.insert(id, task);
         self.set_state(id, state);
+        self.file_losses(id);
     }
 
     /// Bytes that nobody can guess and that are never drawn twice.
@@ -332,6 +348,9 @@ impl State {
             failures: new.failures,
             short: new.short,
             tried: new.tried,
+            losses: new.losses,
+            entry: new.entry,
+            unsplit: false,
             large: new.large,
             bound: new.bound,
             last_error: new.last_error,
@@ -348,6 +367,7 @@ impl State {
     /// Removes a task, its lease and its own manifest. A large file's manifest stays.
     fn drop_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.remove(&id)?;
+        self.isolated.remove(id);
         if let TaskState::Delayed { until_ms } = &task.state {
             self.delayed.remove(&(*until_ms, id));
         }
@@ -402,6 +422,8 @@ struct NewTask {
     failures: u32,
     short: u32,
     tried: BTreeSet<WorkerId>,
+    losses: Vec<losses::Loss>,
+    entry: Option<BytePath>,
     last_error: Option<String>,
     state: TaskState,
 }
@@ -419,6 +441,8 @@ impl NewTask {
             failures: 0,
             short: 0,
             tried: BTreeSet::new(),
+            losses: Vec::new(),
+            entry: None,
             last_error: None,
             state: TaskState::Ready,
         }

@@ -2,6 +2,7 @@
 //! together, so that it counts once whoever goes on.
 
 use super::checks::plausible;
+use super::losses::Loss;
 use super::stage::Stage;
 use super::sync::Failed;
 use super::task::TaskState;
@@ -10,7 +11,7 @@ use crate::wire::options::{Action, Tally};
 use crate::wire::problem::Problem;
 use crate::wire::sync::{FailedStep, FileError};
 use crate::wire::task::{PageAction, PageReply, Pruned, ScanPage, TaskSpec, WorkItem};
-use crate::wire::{AssignmentId, RelPath, SyncNo, TaskId, WorkerId};
+use crate::wire::{AssignmentId, BytePath, RelPath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
 /// Subtrees that a walk is asked to give away at a time.
@@ -27,6 +28,10 @@ pub(super) struct Again {
     pub(super) tried: BTreeSet<WorkerId>,
     /// Why it failed last.
     pub(super) error: Option<String>,
+    /// With which processes it was lost.
+    pub(super) losses: Vec<Loss>,
+    /// The name of its only entry, where that is known.
+    pub(super) entry: Option<BytePath>,
 }
 
 fn stop() -> Reply {
@@ -203,11 +208,14 @@ impl State {
                     sync.counters.add_bytes_total(bytes);
                 }
                 let spec = TaskSpec::Copy { files, dirs, bytes };
-                let Again { failures, short, tried, error } = again.unwrap_or_default();
+                let again = again.unwrap_or_default();
+                let Again { failures, short, tried, error, losses, entry } = again;
                 let new = NewTask {
                     failures,
                     short,
                     tried,
+                    losses,
+                    entry,
                     last_error: error,
                     ..NewTask::ready(no, spec)
                 };

@@ -143,6 +143,7 @@ impl State {
             TaskSpec::Prune { dir, .. } => format!("delete in `{dir}`"),
             TaskSpec::Sweep => "remove what was kept for the names of one file".to_owned(),
             TaskSpec::List { .. } => "look up listed names".to_owned(),
+            TaskSpec::Copy { .. } if task.entry.is_some() => "copy".to_owned(),
             TaskSpec::Copy { files, dirs, .. } => format!("copy {} entries", files + dirs),
             other => other.kind().to_owned(),
         };
@@ -150,7 +151,7 @@ impl State {
             TaskSpec::Scan { dir, .. } | TaskSpec::Prune { dir, .. } => {
                 BytePath(dir.as_bytes().to_vec())
             }
-            _ => BytePath::default(),
+            _ => task.entry.clone().unwrap_or_default(),
         };
         let untold = error.is_none();
         let error = error.unwrap_or(FileError {
@@ -380,26 +381,6 @@ impl State {
         lost.retain(|(id, _)| !self.recheck(*id, now));
         for (id, why) in vain.into_iter().chain(lost) {
             self.give_up(id, &why, None, now);
-        }
-    }
-
-    /// Drops ended syncs that were kept long enough.
-    pub(super) fn drop_old(&mut self, now: Now) {
-        let retention = i64::try_from(self.settings.retention_ms).unwrap_or(i64::MAX);
-        let old: Vec<SyncNo> = self
-            .syncs
-            .values()
-            .filter(|s| !self.is_lingering(s.no))
-            .filter(|s| s.ended_ms.is_some_and(|at| now.wall_ms.saturating_sub(at) > retention))
-            .map(|s| s.no)
-            .collect();
-        for no in old {
-            let tasks: Vec<TaskId> =
-                self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect()).unwrap_or_default();
-            for id in tasks {
-                self.drop_task(id);
-            }
-            self.remove_sync(no, now);
         }
     }
 

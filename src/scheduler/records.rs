@@ -2,7 +2,7 @@
 //!
 //! | key | record |
 //! |---|---|
-//! | `meta` | the next numbers and the key that signs tickets |
+//! | `meta` | the next numbers, the key that signs tickets, the time that masters have lived through |
 //! | `s/SYNC` | a sync with its counters and first errors |
 //! | `x/SYNC` | what of its source is left out |
 //! | `r/SYNC/WORKER` | the place (boot, storage root) that a worker could first write to |
@@ -18,6 +18,7 @@
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
 //! an operator can read them.
 
+use super::age::{Age, Clock};
 use super::boots::Boots;
 use super::leases::Leases;
 use super::pairs::Pairs;
@@ -45,6 +46,8 @@ struct Meta {
     next_sync: u64,
     next_task: u64,
     signer: Blob,
+    #[serde(default)]
+    age: Option<Age>,
 }
 
 /// The version of the records that this program writes. 2: the workers of a sync have records of their
@@ -163,9 +166,9 @@ impl State {
         if let Some(meta) = meta.as_ref().filter(|m| m.version > VERSION) {
             return Err(LoadError::Later(meta.version));
         }
-        let (next_sync, next_task, signer_key) = match meta {
-            Some(meta) => (meta.next_sync, meta.next_task, meta.signer.0),
-            None => (1, 1, Signer::generate()?),
+        let (next_sync, next_task, signer_key, age) = match meta {
+            Some(meta) => (meta.next_sync, meta.next_task, meta.signer.0, meta.age),
+            None => (1, 1, Signer::generate()?, None),
         };
         let derived = || NameKey(blake3::derive_key(NAME_KEY_CONTEXT, &signer_key));
         let mut state = State {
@@ -186,6 +189,8 @@ impl State {
             shares: Default::default(),
             outcomes: Default::default(),
             overlaps: Default::default(),
+            isolated: Default::default(),
+            clock: Clock::begin(age, now),
             working: BTreeSet::new(),
             delayed: BTreeSet::new(),
             waiting: Waiting::default(),
@@ -339,6 +344,7 @@ impl State {
                 next_sync: self.next_sync,
                 next_task: self.next_task,
                 signer: Blob(self.signer_key.clone()),
+                age: Some(self.clock.stored().clone()),
             };
             return serde_json::to_vec(&meta).ok();
         }

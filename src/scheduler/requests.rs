@@ -187,10 +187,11 @@ impl State {
 
     /// Ends a sync that is still active.
     fn stop(&mut self, no: SyncNo, now: Now) {
+        let lived = self.clock.lived_ms(now);
         let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active()) else { return };
         sync.state = SyncState::Cancelled;
         sync.outcome = Some(Outcome::Cancelled);
-        sync.ended_ms = Some(now.wall_ms);
+        (sync.ended_ms, sync.ended_lived_ms) = (Some(now.wall_ms), Some(lived));
         sync.reason = Some("cancelled by an operator".to_owned());
         // Who has or lost such a task never tells what it left, nor how far a sweep came.
         let keeps = sync.keeps_links();
@@ -290,7 +291,7 @@ impl State {
         if let Some(hold) = &sync.hold {
             return Some(hold.reason());
         }
-        if let Some(reason) = self.overlap_reason(sync) {
+        if let Some(reason) = self.overlap_reason(sync).or_else(|| self.loss_reason(sync)) {
             return Some(reason);
         }
         let request = &sync.request;

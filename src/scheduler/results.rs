@@ -277,8 +277,9 @@ impl State {
                 true => e.message.clone(),
                 false => format!("{}: {}", e.path, e.message),
             });
-            let added =
-                self.add_work(task.sync, item, Some(Again { failures, short, tried, error }));
+            let (losses, entry) = (task.losses.clone(), task.entry.clone());
+            let again = Again { failures, short, tried, error, losses, entry };
+            let added = self.add_work(task.sync, item, Some(again));
             if let Some(id) = added {
                 self.delay(id, now);
             }

@@ -412,8 +412,9 @@ impl State {
     }
 
     fn finish(&mut self, no: SyncNo, now: Now) {
+        let lived = self.clock.lived_ms(now);
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        sync.ended_ms = Some(now.wall_ms);
+        (sync.ended_ms, sync.ended_lived_ms) = (Some(now.wall_ms), Some(lived));
         (sync.state, sync.outcome, sync.reason) = end(sync);
         tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
         if sync.state == SyncState::Completed && !sync.dry_run() {

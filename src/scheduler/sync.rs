@@ -139,6 +139,9 @@ pub(super) struct Sync {
     pub(super) started_ms: Option<i64>,
     pub(super) updated_ms: i64,
     pub(super) ended_ms: Option<i64>,
+    /// The same in milliseconds that masters have lived through.
+    #[serde(default)]
+    pub(super) ended_lived_ms: Option<u64>,
     pub(super) counters: Counters,
     /// The first failures, in full.
     pub(super) errors: Vec<FileError>,
@@ -259,6 +262,7 @@ impl Sync {
             started_ms: None,
             updated_ms: wall_ms,
             ended_ms: None,
+            ended_lived_ms: None,
             counters: Counters::default(),
             errors: Vec::new(),
             error_counts: BTreeMap::new(),

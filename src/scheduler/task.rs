@@ -1,8 +1,9 @@
 //! Tasks and large files: what the master remembers of work that is not done yet.
 
+use super::losses::Loss;
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskSpec;
-use crate::wire::{AssignmentId, Digest, SyncNo, TaskId, WorkerId};
+use crate::wire::{AssignmentId, BytePath, Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -43,6 +44,15 @@ pub(super) struct Task {
     pub(super) short: u32,
     /// The workers that failed it: others come first.
     pub(super) tried: BTreeSet<WorkerId>,
+    /// The processes with which it was lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) losses: Vec<Loss>,
+    /// The name of its only entry, once that is known because it was lost too often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) entry: Option<BytePath>,
+    /// Its manifest could not be split: its entries stay one task.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) unsplit: bool,
     /// For a range or commit: the file that it is part of.
     pub(super) large: Option<TaskId>,
     /// For a flush: the worker whose writes it is about.

@@ -1,7 +1,17 @@
-//! What `POST /admin/reconcile` answers.
+//! What `POST /admin/reconcile` and `POST /admin/confirm-clock` answer.
 
 use super::{RequestId, TaskId, WorkerId};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+/// The wall clock of the leader is taken for right.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockConfirmed {
+    /// What it shows.
+    pub time: Timestamp,
+    /// By how many seconds it was ahead of what was expected; negative: behind.
+    pub ahead_seconds: i64,
+}
 
 /// A task that was leased by nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

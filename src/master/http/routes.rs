@@ -76,6 +76,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/workers/{id}/assignments/{assignment}/manifest", get(manifest))
         .route("/workers/{id}/assignments/{assignment}/page", post(page))
         .route("/admin/reconcile", post(reconcile))
+        .route("/admin/confirm-clock", post(confirm_clock))
         .route("/healthz", get(healthz))
         .route("/livez", get(healthz))
         .route("/readyz", get(readyz))
@@ -336,6 +337,10 @@ async fn result(State(app): State<App>, request: Request) -> Answer {
 
 async fn reconcile(State(app): State<App>) -> Answer {
     Ok(ok(&app.handle.reconcile().await?))
+}
+
+async fn confirm_clock(State(app): State<App>) -> Answer {
+    Ok(ok(&app.handle.confirm_clock().await?))
 }
 
 async fn healthz() -> Answer {

@@ -4,10 +4,11 @@ use super::super::handle::{BlobReader, Handle};
 use super::super::listing::Wanted;
 use super::*;
 use crate::scheduler::{Select, Settings};
-use crate::store::{Acquired, MemoryStore};
+use crate::store::{Acquired, Candidate, MemoryStore};
 use crate::wire::sync::{SyncRequest, SyncState};
 use crate::wire::worker::WorkerHeartbeat;
 use crate::wire::{RequestId, WorkerId};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const LEASE: Duration = Duration::from_secs(15);
 
@@ -187,4 +188,144 @@ async fn large_lists_are_not_all_stored_in_one_commit() {
     let all = futures_util::future::join_all((0..16).map(submit)).await;
     assert!(all.iter().all(Result::is_ok));
     assert!(world.store.commits() >= 2, "{} commits", world.store.commits());
+}
+
+/// A store whose answers come late. It notes when it was asked last, and counts its answers to renewals.
+struct Late {
+    inner: MemoryStore,
+    asked_ms: AtomicU64,
+    renewals: AtomicU64,
+}
+
+impl Late {
+    async fn late(&self) {
+        self.asked_ms.store(now().mono_ms, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+}
+
+impl Store for Late {
+    async fn acquire(&self, who: &Candidate, ttl: Duration) -> Result<Acquired, StoreError> {
+        self.inner.acquire(who, ttl).await
+    }
+
+    async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {
+        self.late().await;
+        self.renewals.fetch_add(1, Ordering::SeqCst);
+        self.inner.renew(fence, ttl).await
+    }
+
+    async fn release(&self, fence: Fence) -> Result<(), StoreError> {
+        self.inner.release(fence).await
+    }
+
+    async fn load(&self) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
+        self.inner.load().await
+    }
+
+    async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
+        self.late().await;
+        self.inner.commit(fence, batch).await
+    }
+
+    async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.blob(key).await
+    }
+
+    async fn blob_keys(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.inner.blob_keys().await
+    }
+}
+
+#[tokio::test]
+async fn leadership_lasts_from_when_the_store_was_asked_however_late_it_answers() {
+    let inner = MemoryStore::new();
+    let Ok(Acquired::Leader(fence)) = inner.acquire(&"m".into(), LEASE).await else {
+        panic!("no lead")
+    };
+    let (asked_ms, renewals) = (AtomicU64::new(0), AtomicU64::new(0));
+    let store = Arc::new(Late { inner, asked_ms, renewals });
+    let state = State::load(Settings::default(), [1; 32], &BTreeMap::new(), now()).unwrap();
+    let lease = Duration::from_secs(15);
+    let tenure = Tenure { fence, lease, asked_ms: 0 };
+    let (_tx, requests) = mpsc::channel(16);
+    let (health, _seen) = watch::channel(Ok(()));
+    let mut owner =
+        Owner::new(Arc::clone(&store), state, tenure, requests, health, Spool::passing());
+    let stop = CancellationToken::new();
+    let asked = || store.asked_ms.load(Ordering::SeqCst);
+    for way in ["renew", "prove", "commit", "renewals beside a call"] {
+        owner.tenure.asked_ms = 0;
+        let mut pending = Pending::default();
+        match way {
+            "renew" => owner.renew(&stop).await.unwrap(),
+            "prove" => assert!(owner.prove(&mut pending, &stop).await.unwrap()),
+            "commit" => {
+                pending.touched.insert("meta".to_owned());
+                assert!(owner.settle(pending, &stop).await.unwrap());
+            }
+            _ => {
+                owner.tenure.lease = Duration::from_millis(40);
+                let wanted = store.renewals.load(Ordering::SeqCst) + 2;
+                let store = Arc::clone(&store);
+                let call = async move {
+                    while store.renewals.load(Ordering::SeqCst) < wanted {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                };
+                owner.guarded(call).await;
+            }
+        }
+        let counted = owner.tenure.asked_ms;
+        assert!(counted > 0 && counted <= asked(), "{way}: {counted}, asked at {}", asked());
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_was_lost_with_its_workers_is_read_from_the_store_and_split() {
+    let world = start().await;
+    let worker: WorkerId = "w".parse().unwrap();
+    let beat = |incarnation: u32| {
+        let mut beat = heartbeat();
+        beat.incarnation = Some(incarnation.to_string());
+        world.handle.heartbeat(beat)
+    };
+    let poll = |incarnation: u32| {
+        let wait = Duration::from_secs(20);
+        world.handle.poll(worker.clone(), Some(incarnation.to_string()), None, wait)
+    };
+    beat(1).await.unwrap();
+    world.handle.submit(request("demo"), None).await.unwrap();
+    let scan = poll(1).await.unwrap().expect("the scan");
+    let manifest =
+        crate::wire::manifest::Manifest { dirs: vec![], entries: ["a", "b"].map(entry).to_vec() };
+    let page = serde_json::from_value(serde_json::json!({
+        "task_digest": scan.task_digest, "page": 0, "next": null,
+        "work": [crate::wire::task::WorkItem::Copy {
+            manifest: crate::wire::task::Blob(manifest.encode()), files: 2, dirs: 0, bytes: 2,
+        }],
+    }));
+    world.handle.page(worker.clone(), scan.assignment_id, page.unwrap()).await.unwrap();
+    for incarnation in 1..=3 {
+        let copy = poll(incarnation).await.unwrap().expect("the batch");
+        assert!(format!("{:?}", copy.task).contains("files: 2"), "{:?}", copy.task);
+        beat(incarnation + 1).await.unwrap();
+    }
+    for _ in 0..2 {
+        let one = poll(4).await.unwrap().expect("an entry");
+        assert!(format!("{:?}", one.task).contains("files: 1"), "{:?}", one.task);
+        let report = TaskReport { files_done: 1, bytes_done: 1, ..TaskReport::default() };
+        let result = SyncResult { success: true, report: Some(report), ..handed_back(&one) };
+        world.handle.result(result).await.unwrap();
+    }
+    assert_eq!(world.handle.progress(id("demo")).await.unwrap().files_done, 2);
+    world.stop.cancel();
+    world.owning.await.unwrap().unwrap();
+}
+
+fn entry(name: &str) -> crate::wire::manifest::Entry {
+    use crate::wire::manifest::{Entry, Ident, Kind, Meta};
+    let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
+    let path = crate::wire::RelPath::new(name).unwrap();
+    Entry::new(path, Kind::File { size: 1 }, meta, Ident::default())
 }

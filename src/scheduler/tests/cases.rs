@@ -453,10 +453,10 @@ fn ended_syncs_are_dropped_after_their_time() {
     let (mut world, scan) = scanning();
     world.post(&scan, page(&scan, 0, vec![], None));
     assert_eq!(world.progress("demo").state, SyncState::Completed);
-    world.now.wall_ms += 59 * 24 * 3_600_000;
+    world.leap(59);
     world.pass(1_000);
     assert_eq!(world.state.syncs.len(), 1);
-    world.now.wall_ms += 2 * 24 * 3_600_000;
+    world.leap(2);
     world.pass(1_000);
     assert!(world.state.syncs.is_empty() && world.records.len() == 1);
 }

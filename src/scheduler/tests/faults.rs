@@ -360,3 +360,88 @@ fn what_was_sent_of_a_file_that_somebody_else_brought_is_removed() {
     assert_eq!((end.state, end.files_skipped), (SyncState::Completed, 1));
     assert_eq!((end.transferred_bytes, end.bytes_skipped), (0, end.total_bytes));
 }
+
+#[test]
+fn a_worker_that_joins_before_a_poll_is_repeated_is_flushed_when_the_agent_dies() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let poll = || Event::Poll {
+        worker: "s".parse().unwrap(),
+        incarnation: Some("1".into()),
+        poll_id: Some("p".into()),
+        wait_ms: 0,
+    };
+    let members = |reply: Option<Reply>| match reply {
+        Some(Reply::Assignment(Some(a))) => {
+            a.destination_workers.iter().map(|m| m.worker_id.to_string()).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(members(world.play(poll())), ["d"]);
+    // The answer is lost. The repeat names a worker more, through which the agent may write.
+    world.beat("e", "1", &["/dst"], &[]);
+    assert_eq!(members(world.play(poll())), ["d", "e"]);
+    world.beat("s", "2", &["/src"], &[]);
+    let again = world.poll("s", "2").unwrap();
+    let skipped = TaskReport { files_skipped: 1, bytes_skipped: 10, ..TaskReport::default() };
+    world.finish(result(&again, true, skipped));
+    let flushes = world.state.tasks.values().filter(|task| task.spec == TaskSpec::Flush);
+    let of: Vec<String> = flushes.filter_map(|t| Some(t.bound.as_ref()?.to_string())).collect();
+    assert_eq!(of, ["d", "e"]);
+}
+
+#[test]
+fn of_a_batch_with_a_passing_and_a_lasting_error_the_passing_one_is_tried_again() {
+    let transient = FileError { errno: Some("EIO".into()), ..error(ErrorClass::Transient) };
+    let partly = |done, failures: Vec<FileError>| TaskReport {
+        files_done: done,
+        bytes_done: done * 10,
+        retry: Some(batch(failures.len() as u64, 0)),
+        failures,
+        wrote: vec!["d".parse().unwrap()],
+        ..TaskReport::default()
+    };
+    for failures in [
+        vec![transient.clone(), error(ErrorClass::Permanent)],
+        vec![error(ErrorClass::Permanent), transient],
+    ] {
+        let (mut world, scan) = scanning();
+        world.post(&scan, page(&scan, 0, vec![batch(3, 0)], None));
+        let copy = world.poll("s", "1").unwrap();
+        world.finish(result(&copy, true, partly(1, failures)));
+        assert_eq!(world.progress("demo").files_failed, 0);
+        world.pass(5_000);
+        // No other worker could do better with the lasting one; both are tried again for the sake of the other.
+        let again = world.poll("s", "1").expect("it is tried again");
+        assert!(matches!(again.task, TaskSpec::Copy { files: 2, .. }));
+        world.finish(result(&again, true, partly(1, vec![error(ErrorClass::Permanent)])));
+        let flush = world.poll("d", "1").expect("the rest is given up");
+        world.finish(result(&flush, true, TaskReport::default()));
+        let end = world.progress("demo");
+        assert_eq!((end.state, end.files_done, end.files_failed), (SyncState::Failed, 2, 1));
+        assert_eq!(end.error_counts.keys().collect::<Vec<_>>(), ["EACCES (open source)"]);
+    }
+}
+
+#[test]
+fn a_lease_lasts_from_when_its_renewal_arrived_and_no_longer() {
+    let (mut world, scan) = scanning();
+    let lease_ms = world.state.settings.lease_ms;
+    let deadline = |world: &World| world.state.tasks[&scan.task_id].lease().map(|l| l.deadline_ms);
+    for _ in 0..3 {
+        world.pass(5_000);
+        world.beat("s", "1", &["/src"], &[scan.assignment_id]);
+        assert_eq!(deadline(&world), Some(world.now.mono_ms + lease_ms));
+        // A heartbeat that does not list it, a poll, and time passing renew nothing.
+        let before = deadline(&world);
+        world.pass(5_000);
+        world.beat("s", "1", &["/src"], &[]);
+        assert_eq!(world.poll("s", "1"), None);
+        assert_eq!(deadline(&world), before);
+    }
+    let left = deadline(&world).unwrap() - world.now.mono_ms;
+    world.pass(left - 1_000);
+    assert!(deadline(&world).is_some());
+    world.pass(1_000);
+    assert_eq!(deadline(&world), None);
+}

@@ -227,3 +227,25 @@ fn each_errno_pauses_is_tried_again_or_is_given_up() {
         assert_eq!(then, expected, "{errno}");
     }
 }
+
+#[test]
+fn probes_that_fail_do_not_prolong_the_patience() {
+    let mut world = copying(1);
+    world.state.settings.no_space_ms = 600_000;
+    let first = next(&mut world, "s", "copy");
+    world.finish(full(&first, "ENOSPC"));
+    let (mut waited, mut probes) = (0, 0);
+    while world.progress("demo").state == SyncState::Paused {
+        assert!(waited <= 615_000, "after {probes} probes");
+        pass(&mut world, 15_000);
+        waited += 15_000;
+        if let Some(probe) = world.poll("s", "1") {
+            probes += 1;
+            world.finish(full(&probe, "ENOSPC"));
+        }
+    }
+    assert!(waited > 600_000 && probes > 10, "{waited} ms, {probes} probes");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.files_failed), (SyncState::Failed, 1));
+    assert!(end.errors[0].message.contains("waited 10 minutes"), "{:?}", end.errors);
+}

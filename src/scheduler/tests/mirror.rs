@@ -541,3 +541,29 @@ fn what_a_directory_stands_in_the_way_of_has_failed_where_nothing_is_deleted() {
         assert_eq!(end.errors[0].errno.as_deref(), Some("EISDIR"));
     }
 }
+
+#[test]
+fn a_mirror_that_finds_more_than_its_percentage_while_it_deletes_halts() {
+    let delete = DeleteOptions { max_percent: 10, ..DeleteOptions::default() };
+    assert_eq!(delete.max, None);
+    let (mut world, scan) = scanning_with(mirror(delete));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    world.post(&count, pruned(&count, 100, 2));
+    done(&mut world, "d", "flush");
+    let apply = next(&mut world, "s", "prune");
+    let further = |n: u64| {
+        let after = RelPath::new(format!("{n}")).unwrap();
+        let cursor = Some(Cursor { after, skip_contents: false });
+        Some(TaskSpec::Prune { dir: RelPath::root(), cursor, apply: true })
+    };
+    let page = |n, extra| ScanPage { page: n, next: further(n), ..pruned(&apply, 50, extra) };
+    assert_eq!(world.post(&apply, page(0, 10)), PageAction::Continue, "just the limit");
+    assert_eq!(world.post(&apply, page(1, 1)), PageAction::Stop);
+    assert_eq!(world.poll("s", "1"), None, "no more is deleted");
+    done(&mut world, "d", "flush");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+    assert_eq!(end.actions[&Action::Delete].count, 11);
+}

@@ -1,6 +1,7 @@
 //! The scheduler played against a world of simulated agents, a store that is a map, and a clock that
 //! only moves when told.
 
+mod age;
 mod cases;
 mod chosen;
 mod counts;
@@ -12,6 +13,7 @@ mod holds;
 mod left;
 mod limits;
 mod listed;
+mod losses;
 mod mirror;
 mod older;
 mod orders;
@@ -76,8 +78,10 @@ impl World {
         self.callers += 1;
         let caller = Caller(self.callers);
         let effects = self.state.apply(event, Some(caller), self.now);
+        let mut reads = vec![];
         for effect in effects {
             match effect {
+                Effect::ReadEntries { task, key } => reads.push((task, key)),
                 Effect::Put(key) | Effect::Delete(key) => match self.state.record(&key) {
                     Some(value) => drop(self.records.insert(key, value)),
                     None => drop(self.records.remove(&key)),
@@ -98,7 +102,35 @@ impl World {
         }
         self.audit();
         self.audit_edges();
+        for (task, key) in reads {
+            let entries = self.entries(task, &key);
+            self.play(Event::Entries { task, entries });
+        }
         self.answers.remove(&caller)
+    }
+
+    /// What the owner reads of a manifest; of one that is none as many entries as its task has.
+    fn entries(&self, task: TaskId, key: &str) -> Vec<SingleEntry> {
+        let Some(blob) = self.blobs.get(key) else { return vec![] };
+        let entries = super::single_entries(blob);
+        let Some(TaskSpec::Copy { files, dirs, bytes }) =
+            self.state.tasks.get(&task).map(|t| &t.spec)
+        else {
+            return entries;
+        };
+        if !entries.is_empty() {
+            return entries;
+        }
+        let (files, dirs, bytes) = (*files, *dirs, *bytes);
+        let each = bytes / files.max(1);
+        let single = |n: u64| {
+            let (files, dirs) = (u64::from(n < files), u64::from(n >= files));
+            let rest = if n == 0 { bytes - each * files } else { 0 };
+            let bytes = each * files + rest;
+            let item = WorkItem::Copy { manifest: Blob(vec![1; 10]), files, dirs, bytes };
+            SingleEntry { path: BytePath(format!("e{n}").into_bytes()), item }
+        };
+        (0..files + dirs).map(single).collect()
     }
 
     /// Each sync is where it was, or went along an edge of the picture at [`sync::Sync`].
@@ -188,6 +220,12 @@ impl World {
             self.now.wall_ms += step as i64;
             self.play(Event::Tick);
         }
+    }
+
+    /// So many days pass at once.
+    fn leap(&mut self, days: u64) {
+        self.now.mono_ms += days * 24 * 3_600_000;
+        self.now.wall_ms += days as i64 * 24 * 3_600_000;
     }
 
     fn submit(&mut self, id: &str, source: &str, destination: &str) {

@@ -168,6 +168,10 @@ fn script(event: &Event) -> Option<Reply> {
             tasks: 2,
         }),
         Event::Reconcile(_) => Reply::Reconciled(Default::default()),
+        Event::ConfirmClock => Reply::ClockConfirmed(crate::wire::admin::ClockConfirmed {
+            time: Timestamp::UNIX_EPOCH,
+            ahead_seconds: -7,
+        }),
         Event::Forget(worker) if worker.as_str() == "up" => return refused(409, "worker_alive"),
         Event::Forget(worker) => Reply::Forgotten(ForgottenWorker {
             status: "forgotten".into(),
@@ -183,9 +187,11 @@ fn script(event: &Event) -> Option<Reply> {
             status: "ack".into(),
             outcome: result.assignment_id.map(|_| ResultOutcome::Applied),
         }),
-        Event::Withdraw(_) | Event::StoreLost | Event::ListingLost { .. } | Event::Tick => {
-            Reply::Nothing
-        }
+        Event::Withdraw(_)
+        | Event::Entries { .. }
+        | Event::StoreLost
+        | Event::ListingLost { .. }
+        | Event::Tick => Reply::Nothing,
     })
 }
 

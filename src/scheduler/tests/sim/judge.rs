@@ -383,6 +383,17 @@ fn entries_add_up(sync: &Sync, state: &State) {
     assert_eq!((files, dirs), sums, "I1: entries of {} are nowhere or twice: {c:?}", sync.id);
 }
 
+/// I26: a worker that has an isolated task has no other, and only one of them runs.
+fn runs_alone(state: &State) {
+    let isolated = state.leases.all().filter(|id| state.isolated.has(*id));
+    for task in isolated.map(|id| &state.tasks[&id]) {
+        let Some(lease) = task.lease() else { continue };
+        // One that was taken for dead may have become one of the worker's others.
+        let alone = state.leases.of(&lease.worker).count() == 1;
+        assert!(alone, "I26: {} runs beside others on {}", task.id, lease.worker);
+    }
+}
+
 /// I25: of two syncs that conflict only one has begun and not ended.
 fn conflicts_wait(state: &State) {
     let begun = || state.syncs.values().filter(|sync| sync.state == SyncState::Progress);
@@ -408,11 +419,14 @@ fn tasks_are_in_one_place(state: &State) {
             crate::scheduler::task::TaskState::Delayed { .. } => {}
         }
     }
+    runs_alone(state);
     for sync in state.syncs.values() {
         let queue = &sync.queue;
         queued += queue.scans.len() + queue.at_source.len() + queue.at_destination.len();
         queued += queue.bound.values().map(BTreeSet::len).sum::<usize>();
-        let copies = sync.tasks.iter().filter(|id| state.tasks[id].spec.kind() == "copy").count();
+        // What is isolated is not counted: a batch of it is one task for each of its entries.
+        let copies = sync.tasks.iter().filter(|id| !state.isolated.has(**id));
+        let copies = copies.filter(|id| state.tasks[id].spec.kind() == "copy").count();
         let most = state.settings.window_tasks + 3 * 18;
         assert!(copies + sync.larges.len() <= most, "I7: {} has too much out", sync.id);
     }

@@ -21,6 +21,8 @@ pub(super) struct Pending {
     lines: Vec<(SyncNo, u64, Vec<u8>)>,
     dropped: Vec<SyncNo>,
     replies: Vec<(Caller, Reply)>,
+    /// Manifests to be read.
+    pub(super) reads: Vec<(TaskId, String)>,
 }
 
 /// See the module.
@@ -36,6 +38,8 @@ pub(super) struct Master {
     /// A commit that the store did not answer; and whether it took effect.
     pub(super) stuck: Option<(Writes, bool)>,
     pub(super) callers: u64,
+    /// Manifests to be read now.
+    pub(super) reads: Vec<(TaskId, String)>,
 }
 
 /// How a commit ended.
@@ -60,6 +64,7 @@ impl Master {
             pending: Pending::default(),
             stuck: None,
             callers: 0,
+            reads: vec![],
         }
     }
 
@@ -83,6 +88,7 @@ impl Master {
                     pending.lines.retain(|(of, ..)| *of != sync);
                     pending.dropped.push(sync);
                 }
+                Effect::ReadEntries { task, key } => pending.reads.push((task, key)),
                 Effect::Reply(caller, reply) => pending.replies.push((caller, reply)),
             }
         }
@@ -130,6 +136,7 @@ impl Master {
     /// What was decided is durable: who may be told.
     pub(super) fn replies(&mut self, lists: &mut BTreeMap<SyncNo, Vec<u8>>) -> Vec<(Who, Reply)> {
         let pending = std::mem::take(&mut self.pending);
+        self.reads.extend(pending.reads);
         pending.dropped.iter().for_each(|sync| drop(lists.remove(sync)));
         let replies = pending.replies.into_iter();
         replies.filter_map(|(to, reply)| Some((self.waiting.remove(&to)?, reply))).collect()

@@ -56,6 +56,7 @@ fn play(sim: &mut Sim, steps: usize) -> Played {
     sim.step = steps;
     sim.calm_down();
     wait_for_the_end(sim);
+    sim.poison.clear();
     // All is well again: one more sync has nothing in its way.
     let last = sim.wishes.len() as u32;
     sim.wish();

@@ -201,7 +201,7 @@ impl Sim {
         }
     }
 
-    fn kill(&mut self, agent: usize, ms: u64) {
+    pub(super) fn kill(&mut self, agent: usize, ms: u64) {
         if !std::mem::replace(&mut self.agents[agent].down, true) {
             self.agents[agent].restart();
             self.at(ms, Happening::Up(agent));

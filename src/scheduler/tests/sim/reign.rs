@@ -161,6 +161,9 @@ impl Sim {
                 return self.ended(master, ended, old);
             }
         };
+        if !old && !master.reads.is_empty() {
+            self.at(1, Happening::Read(master.epoch));
+        }
         if !old && master.seq == self.store.seq {
             self.judge.stored(&master.state, &self.store);
         }
@@ -246,6 +249,37 @@ impl Sim {
         }
         self.apply(&mut master, None, event, false);
         self.settle(master, false);
+    }
+
+    /// The master of an epoch reads the manifests that its state asked for.
+    pub(super) fn read(&mut self, epoch: u64) {
+        let Some(mut master) = self.master.take() else { return };
+        let busy = master.stuck.is_some() || master.asleep_until > self.time || self.store_down;
+        if master.epoch != epoch || busy {
+            if master.epoch == epoch {
+                self.at(1_000, Happening::Read(epoch));
+            }
+            return self.master = Some(master);
+        }
+        for (task, key) in std::mem::take(&mut master.reads) {
+            let entries = self.entries(&master.state, task, &key);
+            self.apply(&mut master, None, Event::Entries { task, entries }, false);
+        }
+        self.settle(master, false);
+    }
+
+    /// The entries of a manifest of the model.
+    fn entries(&self, state: &State, task: TaskId, key: &str) -> Vec<SingleEntry> {
+        let Some(sync) = state.tasks.get(&task).map(|task| &state.syncs[&task.sync]) else {
+            return vec![];
+        };
+        let tree = self.tree_of(&sync.request.source_path);
+        let manifest = self.store.blobs.get(key).map_or(&[][..], Vec::as_slice);
+        let single = |id: u32| SingleEntry {
+            path: BytePath(format!("{id}").into_bytes()),
+            item: self.trees[tree].batch(&[id]),
+        };
+        super::site::ids(manifest).into_iter().map(single).collect()
     }
 
     pub(super) fn tick(&mut self) {

@@ -42,6 +42,11 @@ impl Sim {
     /// A half of the work is done; then it is reported.
     fn work_on(&mut self, agent: usize, slot: usize, second: bool) {
         let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
+        if self.is_poisoned(&work) {
+            self.tell(|sim| format!("{} dies of what it copies", sim.agents[agent].name));
+            let ms = self.lasts();
+            return self.kill(agent, ms);
+        }
         let back = self.agents[agent].draining && self.chance.permille(500);
         let writes = matches!(work.a.task, TaskSpec::Range { compare: false, .. }) && second;
         let fails = !self.calm && !self.chance.permille(990);

@@ -147,6 +147,13 @@ impl Sim {
         }
     }
 
+    /// Whether an agent dies of an assignment.
+    pub(super) fn is_poisoned(&self, work: &Work) -> bool {
+        let tree = self.tree_of(&work.a.source_path);
+        let bad = |id: &Id| self.poison.contains(&(tree, *id));
+        matches!(work.a.task, TaskSpec::Copy { .. }) && ids(&work.manifest).iter().any(bad)
+    }
+
     fn copy(&mut self, work: &mut Work, tree: usize, second: bool) -> bool {
         let all = ids(&work.manifest);
         let dry = work.a.options.dry_run;

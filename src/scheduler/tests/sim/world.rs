@@ -29,6 +29,8 @@ pub(super) enum Happening {
     StoreUp,
     Reign,
     Up(usize),
+    /// The master of an epoch reads manifests.
+    Read(u64),
 }
 
 /// See the module.
@@ -60,6 +62,8 @@ pub(super) struct Sim {
     /// Requests and answers lost, of a thousand; and faults of entries.
     pub(super) loss: u64,
     pub(super) faults: u64,
+    /// Entries, each of a tree, that kill each agent that copies them.
+    pub(super) poison: BTreeSet<(usize, u32)>,
     pub(super) settings: Settings,
     pub(super) step: usize,
     requests: u64,
@@ -127,6 +131,7 @@ impl Sim {
             calm: false,
             loss,
             faults,
+            poison: BTreeSet::new(),
             settings,
             step: 0,
             requests: 0,
@@ -134,10 +139,23 @@ impl Sim {
             digest: 0,
             chance,
         };
+        sim.spread_poison(seed);
         sim.people();
         sim.reign();
         sim.at(100, Happening::Tick);
         sim
+    }
+
+    /// In one of four seeds an entry of each tree kills the agents that copy it.
+    fn spread_poison(&mut self, seed: u64) {
+        if !seed.is_multiple_of(4) {
+            return;
+        }
+        for (number, tree) in self.trees.iter().enumerate() {
+            let small = |id: &u32| tree.entries[*id as usize].size <= 10;
+            let ids = (0..tree.entries.len() as u32).filter(small);
+            self.poison.extend(ids.last().map(|id| (number, id)));
+        }
     }
 
     fn people(&mut self) {
@@ -199,6 +217,7 @@ impl Sim {
                 self.timer(agent, incarnation, slot, timer);
             }
             Happening::Tick => self.tick(),
+            Happening::Read(epoch) => self.read(epoch),
             Happening::StoreUp => self.store_up(),
             Happening::Reign => {
                 if self.store_down {

@@ -1,0 +1,197 @@
+//! How old ended syncs are: by the time that masters have lived through, not by the wall clock, which may be wrong by
+//! years after a restart or on another host.
+//!
+//! The time during which no master ran does not count, so a record is kept for the retention at least. A wall clock that
+//! differs much from what is expected is a sign that something is wrong: nothing is dropped until it is plausible
+//! again, or an operator confirms it. The number of syncs that are dropped in an hour is bounded.
+
+use super::{Now, Reply, State, records};
+use crate::wire::SyncNo;
+use crate::wire::admin::ClockConfirmed;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The wall clock may be ahead by this much, in milliseconds: as long may no master have run.
+const MAX_AHEAD_MS: i64 = 14 * 24 * 3600 * 1000;
+/// It may be behind by this much, in milliseconds.
+const MAX_BEHIND_MS: i64 = 3600 * 1000;
+/// The time lived through is stored this often, in milliseconds: a master that dies loses no more of it.
+const STORE_MS: u64 = 10 * 60 * 1000;
+/// In an hour so many ended syncs may be dropped, or this part of them where that is more.
+const MAX_DROPS_PER_HOUR: usize = 100;
+const MAX_DROPPED_PART: usize = 20;
+/// So many names of dropped syncs go into one line of the log.
+const MAX_NAMES: usize = 20;
+const HOUR_MS: u64 = 3600 * 1000;
+
+/// What of it is stored.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Age {
+    /// Milliseconds that masters have lived through.
+    lived_ms: u64,
+    /// The wall clock that was right then, in milliseconds since 1970.
+    wall_ms: i64,
+    /// The hour, of those lived through, in which syncs were dropped last, and how many.
+    hour: u64,
+    dropped: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Clock {
+    stored: Age,
+    /// When that was so, on the scheduler's clock.
+    stored_at_ms: u64,
+    /// A wall clock that was plausible, and when it was so.
+    anchor: (i64, u64),
+    /// Whether the wall clock was not plausible at the last look.
+    doubted: bool,
+}
+
+impl Clock {
+    /// The clock of a master that begins; `stored` by the one before, where there was one.
+    pub(super) fn begin(stored: Option<Age>, now: Now) -> Clock {
+        let stored = stored.unwrap_or(Age { wall_ms: now.wall_ms, ..Age::default() });
+        let anchor = (stored.wall_ms, now.mono_ms);
+        Clock { stored, stored_at_ms: now.mono_ms, anchor, doubted: false }
+    }
+
+    /// What is to be stored.
+    pub(super) fn stored(&self) -> &Age {
+        &self.stored
+    }
+
+    /// Milliseconds that masters have lived through.
+    pub(super) fn lived_ms(&self, now: Now) -> u64 {
+        self.stored.lived_ms.saturating_add(now.mono_ms.saturating_sub(self.stored_at_ms))
+    }
+
+    fn expected_wall_ms(&self, now: Now) -> i64 {
+        let since = now.mono_ms.saturating_sub(self.anchor.1);
+        self.anchor.0.saturating_add(i64::try_from(since).unwrap_or(i64::MAX))
+    }
+
+    /// By how much the wall clock is ahead of what is expected, in milliseconds.
+    fn ahead_ms(&self, now: Now) -> i64 {
+        now.wall_ms.saturating_sub(self.expected_wall_ms(now))
+    }
+
+    /// Takes what the wall clock shows for right where that is plausible.
+    fn look(&mut self, now: Now) {
+        let ahead = self.ahead_ms(now);
+        let plausible = (-MAX_BEHIND_MS..=MAX_AHEAD_MS).contains(&ahead);
+        if plausible {
+            self.anchor = (now.wall_ms, now.mono_ms);
+        }
+        if std::mem::replace(&mut self.doubted, !plausible) == plausible {
+            return;
+        }
+        match plausible {
+            true => tracing::info!("the wall clock is plausible again"),
+            false => tracing::warn!(
+                "the wall clock is {}: no ended sync is dropped until it is right, or until somebody confirms it: \
+                 ctl admin confirm-clock",
+                off_by(ahead)
+            ),
+        }
+    }
+
+    fn mark(&mut self, now: Now) {
+        let (lived_ms, wall_ms) = (self.lived_ms(now), self.expected_wall_ms(now));
+        self.stored = Age { lived_ms, wall_ms, ..self.stored };
+        self.stored_at_ms = now.mono_ms;
+    }
+
+    /// How many of `ended` syncs may still be dropped in this hour.
+    fn may_drop(&self, ended: usize, now: Now) -> usize {
+        let hour = self.lived_ms(now) / HOUR_MS;
+        let dropped = if self.stored.hour == hour { self.stored.dropped } else { 0 };
+        let most = MAX_DROPS_PER_HOUR.max(ended / MAX_DROPPED_PART);
+        most.saturating_sub(usize::try_from(dropped).unwrap_or(usize::MAX))
+    }
+
+    fn note_dropped(&mut self, count: u64, now: Now) {
+        let hour = self.lived_ms(now) / HOUR_MS;
+        if std::mem::replace(&mut self.stored.hour, hour) != hour {
+            self.stored.dropped = 0;
+        }
+        self.stored.dropped = self.stored.dropped.saturating_add(count);
+    }
+}
+
+fn off_by(ahead_ms: i64) -> String {
+    let by = crate::util::units::duration(Duration::from_secs(ahead_ms.unsigned_abs() / 1000));
+    format!("{by} {} of what is expected", if ahead_ms < 0 { "behind" } else { "ahead" })
+}
+
+impl State {
+    /// Time passed: what was lived through is stored now and then, old syncs are dropped.
+    pub(super) fn tick_age(&mut self, now: Now) {
+        self.clock.look(now);
+        if now.mono_ms.saturating_sub(self.clock.stored_at_ms) >= STORE_MS {
+            self.clock.mark(now);
+            self.put(records::META.to_owned());
+        }
+        self.drop_old(now);
+    }
+
+    /// Takes the wall clock as it is for right.
+    pub(super) fn confirm_clock(&mut self, now: Now) -> Reply {
+        let ahead_ms = self.clock.ahead_ms(now);
+        self.clock.anchor = (now.wall_ms, now.mono_ms);
+        self.clock.look(now);
+        self.clock.mark(now);
+        self.put(records::META.to_owned());
+        tracing::warn!("an operator confirms the wall clock, which is {}", off_by(ahead_ms));
+        Reply::ClockConfirmed(ClockConfirmed {
+            time: Timestamp::from_millisecond(now.wall_ms).unwrap_or_default(),
+            ahead_seconds: ahead_ms / 1000,
+        })
+    }
+
+    /// Drops ended syncs that were kept long enough, the oldest first.
+    fn drop_old(&mut self, now: Now) {
+        if self.clock.doubted {
+            return;
+        }
+        let lived = self.clock.lived_ms(now);
+        let age = |ended: Option<u64>| ended.map(|at| lived.saturating_sub(at));
+        let mut old: Vec<(u64, SyncNo)> = Vec::new();
+        let mut ended = 0;
+        for sync in self.syncs.values() {
+            let Some(age) = age(sync.ended_lived_ms) else { continue };
+            ended += 1;
+            if age > self.settings.retention_ms && sync.lingering.is_none() {
+                old.push((sync.ended_lived_ms.unwrap_or(0), sync.no));
+            }
+        }
+        if old.is_empty() {
+            return;
+        }
+        old.sort_unstable();
+        old.truncate(self.clock.may_drop(ended, now));
+        if old.is_empty() {
+            return;
+        }
+        let names: Vec<String> = old
+            .iter()
+            .take(MAX_NAMES)
+            .filter_map(|(_, no)| Some(self.syncs.get(no)?.id.to_string()))
+            .collect();
+        let kept = crate::util::units::duration(Duration::from_millis(self.settings.retention_ms));
+        tracing::info!(
+            count = old.len(),
+            syncs = names.join(", "),
+            "ended syncs are dropped: they were kept for {kept}"
+        );
+        self.clock.note_dropped(old.len() as u64, now);
+        self.put(records::META.to_owned());
+        for (_, no) in old {
+            let tasks = self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect());
+            let tasks: Vec<_> = tasks.unwrap_or_default();
+            tasks.into_iter().for_each(|id| drop(self.drop_task(id)));
+            self.remove_sync(no, now);
+        }
+    }
+}

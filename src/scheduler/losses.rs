@@ -1,0 +1,369 @@
+//! Tasks that are lost with their workers: one of their entries may crash each agent that works on it, so they are not
+//! retried without end.
+//!
+//! ```text
+//! ordinary ──lost `max_worker_losses` times──▶ isolated ──lost once more──▶ failed
+//!    ▲                                            │ a batch: one task for each entry
+//!    └───── the process turns out to be alive ────┘
+//! ```
+//!
+//! A task is *lost with its worker* when a new process of the worker reports while the old one held the task, or when the lease
+//! ends and the worker was silent for all of it. What a worker hands back, what an operator or a hanging path takes away, the
+//! end of a worker that drained, and a restart of the master do not count. Should the process report later, it was only cut off or
+//! stopped, and the loss is struck out.
+//!
+//! An isolated task runs on a worker that holds nothing else, and only one such task runs at a time, so that what it is lost with is
+//! its own doing. A worker that is never idle is kept free for it. The state does not hold manifests: the owner of the state reads the manifest
+//! ([`Effect::ReadEntries`]) and returns its entries ([`Event::Entries`](super::Event::Entries)).
+
+use super::choice::Open;
+use super::pages::Again;
+use super::sync::Sync;
+use super::task::{Task, TaskState};
+use super::{Effect, NewTask, Now, State};
+use crate::wire::manifest::Manifest;
+use crate::wire::task::{Blob, TaskSpec, WorkItem};
+use crate::wire::worker::WorkerStatus;
+use crate::wire::{BytePath, TaskId, WorkerId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A task that was lost with a worker is left to other workers for this long, in milliseconds.
+const SPARED_MS: u64 = 5 * 60 * 1000;
+/// A worker is kept free for an isolated task for at most this long, in milliseconds.
+const RESERVED_MS: u64 = 5 * 60 * 1000;
+
+/// A process with which a task was lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Loss {
+    pub(super) worker: WorkerId,
+    incarnation: Option<String>,
+}
+
+/// An entry of a batch, as a batch of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SingleEntry {
+    /// Its name.
+    pub path: BytePath,
+    /// The batch.
+    pub item: WorkItem,
+}
+
+/// The isolated tasks.
+#[derive(Debug, Default)]
+pub(super) struct Isolated {
+    all: BTreeSet<TaskId>,
+    /// The one that runs, where one does.
+    running: Option<TaskId>,
+    /// The worker that is kept free, for which task, and until when on the scheduler's clock.
+    reserved: Option<(WorkerId, TaskId, u64)>,
+}
+
+impl Isolated {
+    /// Whether a task runs alone only.
+    pub(super) fn has(&self, id: TaskId) -> bool {
+        self.all.contains(&id)
+    }
+
+    /// Whether there is any.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Notes that a task was leased.
+    pub(super) fn note_leased(&mut self, id: TaskId) {
+        if self.has(id) {
+            (self.running, self.reserved) = (Some(id), None);
+        }
+    }
+
+    /// Notes that a task is gone.
+    pub(super) fn remove(&mut self, id: TaskId) {
+        self.all.remove(&id);
+    }
+}
+
+/// What isolated tasks mean for a worker that asks for work.
+pub(super) enum Turn {
+    /// It gets what it would get without them.
+    Ordinary,
+    /// It gets this one.
+    Alone(TaskId),
+    /// It gets nothing until it is idle.
+    Wait,
+}
+
+/// The entries of a manifest, each as a batch of its own; none where it cannot be read.
+pub fn single_entries(manifest: &[u8]) -> Vec<SingleEntry> {
+    let Ok(Manifest { dirs, entries }) = Manifest::decode(manifest) else { return Vec::new() };
+    let single = |entry: crate::wire::manifest::Entry| {
+        let above = dirs.iter().filter(|d| d.path != entry.path && d.path.holds(&entry.path));
+        let is_dir = u64::from(entry.is_dir());
+        let (path, bytes) = (BytePath(entry.path.as_bytes().to_vec()), entry.size());
+        let manifest = Manifest { dirs: above.cloned().collect(), entries: vec![entry] };
+        let manifest = Blob(manifest.encode());
+        let item = WorkItem::Copy { manifest, files: 1 - is_dir, dirs: is_dir, bytes };
+        SingleEntry { path, item }
+    };
+    entries.into_iter().map(single).collect()
+}
+
+impl Task {
+    /// The workers with which it was lost, each with how often where that was more than once.
+    fn lost_with(&self) -> String {
+        let mut times: BTreeMap<&WorkerId, usize> = BTreeMap::new();
+        for loss in &self.losses {
+            *times.entry(&loss.worker).or_default() += 1;
+        }
+        let words = times.into_iter().map(|(worker, n)| match n {
+            1 => worker.to_string(),
+            n => format!("{worker} ({n} times)"),
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
+    /// What it is, for operators.
+    fn described(&self) -> String {
+        match (&self.spec, &self.entry) {
+            (_, Some(path)) => format!("the {} task of `{path}`", self.spec.kind()),
+            (TaskSpec::Copy { files, dirs, .. }, None) => {
+                format!("a copy task of {} entries", files + dirs)
+            }
+            (spec, None) => format!("a {} task", spec.kind()),
+        }
+    }
+
+    /// Whether its manifest is still to be read for one task for each entry.
+    fn is_to_be_split(&self) -> bool {
+        matches!(self.spec, TaskSpec::Copy { files, dirs, .. } if files + dirs > 1) && !self.unsplit
+    }
+
+    /// Whether its manifest says which entry it is about.
+    fn has_entries(&self) -> bool {
+        use TaskSpec::{Commit, Copy, Range};
+        matches!(self.spec, Copy { .. } | Range { .. } | Commit { .. })
+    }
+
+    /// Whether a worker failed it, or was lost with it.
+    pub(super) fn was_bad_for(&self, worker: &WorkerId) -> bool {
+        self.tried.contains(worker) || self.losses.iter().any(|loss| loss.worker == *worker)
+    }
+}
+
+impl State {
+    /// Files a task by the losses that it has had.
+    pub(super) fn file_losses(&mut self, id: TaskId) {
+        let most = self.settings.max_worker_losses as usize;
+        let Some(task) = self.tasks.get(&id).filter(|task| task.losses.len() >= most) else {
+            return;
+        };
+        self.isolated.all.insert(id);
+        if task.lease().is_some() {
+            self.isolated.running = Some(id);
+        }
+        let unread = task.is_to_be_split() || (task.has_entries() && task.entry.is_none());
+        if let (Some(key), true, false) = (&task.blob, unread, task.unsplit) {
+            self.effects.push(Effect::ReadEntries { task: id, key: key.clone() });
+        }
+    }
+
+    /// Whether a task that a worker holds counts as lost with it, now that another process of the worker reports.
+    pub(super) fn dies_with(&self, worker: &WorkerId) -> bool {
+        // One that drained may end at its time-out with tasks in hand.
+        self.workers.get(worker).is_some_and(|w| w.said.status != WorkerStatus::Draining)
+    }
+
+    /// Whether the process that holds a task was silent for the length of a lease.
+    pub(super) fn is_silent(&self, id: TaskId, now: Now) -> bool {
+        let Some(lease) = self.tasks.get(&id).and_then(Task::lease) else { return false };
+        // A master that has not heard of it yet knows nothing.
+        self.was_silent(&lease.worker, lease.incarnation.as_ref(), now)
+    }
+
+    fn was_silent(&self, worker: &WorkerId, incarnation: Option<&String>, now: Now) -> bool {
+        self.workers.get(worker).is_some_and(|known| {
+            known.said.incarnation.as_ref() == incarnation
+                && now.mono_ms.saturating_sub(known.heard_ms) >= self.settings.lease_ms
+        })
+    }
+
+    /// A worker died while it held a task.
+    pub(super) fn lost_with_worker(&mut self, id: TaskId, now: Now) {
+        self.suspect_reach(id, now);
+        let most = self.settings.max_worker_losses as usize;
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(lease) = task.lease() else { return };
+        let loss = Loss { worker: lease.worker.clone(), incarnation: lease.incarnation.clone() };
+        task.losses.push(loss);
+        task.spared_until_ms = now.mono_ms.saturating_add(SPARED_MS);
+        let (key, no, times) = (task.key(), task.sync, task.losses.len());
+        let (what, workers) = (task.described(), task.lost_with());
+        self.put(key);
+        if times > most {
+            let why = format!(
+                "its worker died or fell silent {times} times while it held this, the last time with nothing else in \
+                 hand: {workers}; see what the logs of these agents and of their kernels (out of memory?) say"
+            );
+            return self.fail_lost(id, &why, now);
+        }
+        tracing::warn!(sync = %no, task = %id, times, workers, "{what} was lost with its worker");
+        if times == most {
+            self.file_losses(id);
+        }
+        self.requeue(id, now);
+    }
+
+    /// Records a task that was lost too often as failed, and has removed what the dead agents left of it.
+    fn fail_lost(&mut self, id: TaskId, why: &str, now: Now) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let no = task.sync;
+        let copies = matches!(task.spec, TaskSpec::Copy { .. });
+        let left = if copies { task.blob.take() } else { None };
+        let blob_bytes = task.blob_bytes;
+        tracing::error!(sync = %no, task = %id, "{} is given up: {why}", task.described());
+        self.give_up(id, why, None, now);
+        let Some(blob) = left else { return };
+        if self.syncs.get(&no).is_none_or(Sync::dry_run) {
+            return self.effects.push(Effect::DeleteBlob(blob));
+        }
+        let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+        let state = TaskState::Delayed { until_ms };
+        let discard = NewTask::ready(no, TaskSpec::Discard);
+        self.add_task(NewTask { blob: Some(blob), blob_bytes, state, ..discard }, None);
+    }
+
+    /// A process reports that may have been taken for dead: it was only cut off or stopped.
+    pub(super) fn note_alive(
+        &mut self,
+        worker: &WorkerId,
+        incarnation: Option<&String>,
+        restarted: bool,
+        now: Now,
+    ) {
+        if incarnation.is_none() || !(restarted || self.was_silent(worker, incarnation, now)) {
+            return;
+        }
+        let most = self.settings.max_worker_losses as usize;
+        let is_it =
+            |loss: &Loss| loss.worker == *worker && loss.incarnation.as_ref() == incarnation;
+        let mut changed: Vec<String> = Vec::new();
+        for task in self.tasks.values_mut().filter(|task| task.losses.iter().any(is_it)) {
+            task.losses.retain(|loss| !is_it(loss));
+            changed.push(task.key());
+            if task.losses.len() < most {
+                self.isolated.all.remove(&task.id);
+            }
+        }
+        self.wake |= !changed.is_empty();
+        changed.into_iter().for_each(|key| self.put(key));
+    }
+
+    /// The entries of the manifest of a task that is isolated are known.
+    pub(super) fn entries_read(&mut self, id: TaskId, entries: Vec<SingleEntry>, now: Now) {
+        if !self.isolated.has(id) {
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        self.wake = true;
+        let key = task.key();
+        if !task.is_to_be_split() {
+            task.entry = entries.into_iter().next().map(|entry| entry.path);
+            return self.put(key);
+        }
+        let sum = entries.iter().fold((0, 0, 0), |sum: (u64, u64, u64), entry| match &entry.item {
+            WorkItem::Copy { files, dirs, bytes, .. } => {
+                (sum.0 + files, sum.1 + dirs, sum.2.saturating_add(*bytes))
+            }
+            WorkItem::Large { .. } => sum,
+        });
+        if !matches!(task.spec, TaskSpec::Copy { files, dirs, bytes } if sum == (files, dirs, bytes))
+        {
+            tracing::error!(sync = %task.sync, task = %id, "the manifest cannot be split: its entries stay one task");
+            task.unsplit = true;
+            return self.put(key);
+        }
+        let Some(task) = self.drop_task(id) else { return };
+        tracing::info!(sync = %task.sync, task = %id, entries = entries.len(), "each entry is a task of its own now");
+        for SingleEntry { path, item } in entries {
+            let again = Again {
+                failures: task.failures,
+                short: task.short,
+                tried: task.tried.clone(),
+                error: task.last_error.clone(),
+                losses: task.losses.clone(),
+                entry: Some(path),
+            };
+            let added = self.add_work(task.sync, item, Some(again));
+            if let Some(one) = added.and_then(|id| self.tasks.get_mut(&id)) {
+                // What the tries of the whole left is known by that.
+                one.attempt = task.attempt;
+            }
+        }
+        self.changed(task.sync, now);
+    }
+
+    /// Whether a worker that asks gets an isolated task, or is kept free for one.
+    pub(super) fn turn_of(&mut self, worker: &WorkerId, open: &[Open], now: Now) -> Turn {
+        if self.isolated.is_empty() {
+            return Turn::Ordinary;
+        }
+        if self.leases.of(worker).any(|held| self.isolated.has(held)) {
+            return Turn::Wait;
+        }
+        let leased = |id: TaskId| self.tasks.get(&id).is_some_and(|task| task.lease().is_some());
+        if self.isolated.running.is_some_and(|id| self.isolated.has(id) && leased(id)) {
+            return Turn::Ordinary;
+        }
+        let stands = |(holder, id, until): &(WorkerId, TaskId, u64)| {
+            let waits = |task: &Task| task.state == TaskState::Ready;
+            now.mono_ms < *until
+                && self.isolated.has(*id)
+                && self.tasks.get(id).is_some_and(waits)
+                && self.workers.get(holder).is_some_and(|w| w.can_work())
+        };
+        let reserved = self.isolated.reserved.clone().filter(stands);
+        let busy = self.leases.of(worker).next().is_some();
+        let found = self.isolated_for(worker, open, now);
+        let turn = match (found, &reserved) {
+            (None, _) => Turn::Ordinary,
+            (Some(id), _) if !busy => Turn::Alone(id),
+            (Some(_), Some((holder, ..))) if holder != worker => Turn::Ordinary,
+            (Some(_), Some(_)) => Turn::Wait,
+            (Some(id), None) => {
+                let until_ms = now.mono_ms.saturating_add(RESERVED_MS);
+                self.isolated.reserved = Some((worker.clone(), id, until_ms));
+                return Turn::Wait;
+            }
+        };
+        self.isolated.reserved = reserved;
+        turn
+    }
+
+    /// The first isolated task that a worker can do now.
+    fn isolated_for(&self, worker: &WorkerId, open: &[Open], now: Now) -> Option<TaskId> {
+        let worker = self.workers.get(worker)?;
+        let tasks = self.isolated.all.iter().filter_map(|id| self.tasks.get(id));
+        let mut ready = tasks.filter(|task| {
+            task.state == TaskState::Ready
+                && !task.is_to_be_split()
+                && open.iter().any(|open| open.no == task.sync)
+        });
+        ready.find(|task| self.can_do(task, worker, now)).map(|task| task.id)
+    }
+
+    /// Why a sync is slower than it should be: what of it was lost with its workers.
+    pub(super) fn loss_reason(&self, sync: &Sync) -> Option<String> {
+        let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let worst = tasks.max_by_key(|task| task.losses.len()).filter(|t| !t.losses.is_empty())?;
+        let most = self.settings.max_worker_losses as usize;
+        let next = match worst.losses.len() < most {
+            true => format!("after {most} times each entry of it runs alone on a worker"),
+            false => {
+                "it runs alone on a worker, and is given up if that one is lost too".to_owned()
+            }
+        };
+        let (what, times) = (worst.described(), worst.losses.len());
+        let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
+        Some(format!("{what} was lost with its worker {times} ({}): {next}", worst.lost_with()))
+    }
+}

@@ -1,0 +1,292 @@
+//! Tasks that are lost with the workers that hold them.
+
+use super::*;
+use crate::wire::manifest::{DirRef, Entry, Ident, Kind, Manifest, Meta};
+
+/// A batch of files of 10 bytes each.
+fn files(names: &[&str]) -> WorkItem {
+    let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
+    let path = |name: &str| RelPath::new(name).unwrap();
+    let entry =
+        |name: &&str| Entry::new(path(name), Kind::File { size: 10 }, meta, Ident::default());
+    let dirs = ["", "d", "e"].map(|dir| DirRef { path: path(dir), meta }).to_vec();
+    let entries: Vec<Entry> = names.iter().map(entry).collect();
+    let files = entries.len() as u64;
+    let manifest = Blob(Manifest { dirs, entries }.encode());
+    WorkItem::Copy { manifest, files, dirs: 0, bytes: files * 10 }
+}
+
+/// A world whose scan by `s` has found `work`.
+fn found(work: Vec<WorkItem>) -> World {
+    let (mut world, scan) = scanning();
+    assert_eq!(world.post(&scan, page(&scan, 0, work, None)), PageAction::Done);
+    world
+}
+
+/// The agent of a worker is killed and started again, as its `number`th process.
+fn killed(world: &mut World, worker: &str, number: usize) {
+    world.beat(worker, &number.to_string(), &["/src"], &[]);
+}
+
+fn poll(world: &mut World, worker: &str, number: usize) -> Option<Assignment> {
+    world.poll(worker, &number.to_string())
+}
+
+fn losses(world: &World, a: &Assignment) -> usize {
+    world.state.tasks[&a.task_id].losses.len()
+}
+
+fn name_of(world: &World, a: &Assignment) -> String {
+    let key = world.state.tasks[&a.task_id].blob.clone().unwrap();
+    let manifest = Manifest::decode(&world.blobs[&key]).unwrap();
+    assert_eq!(manifest.entries.len(), 1, "one entry each");
+    let dirs: Vec<String> = manifest.dirs.iter().map(|dir| dir.path.to_string()).collect();
+    let name = manifest.entries[0].path.to_string();
+    assert!(dirs.iter().all(|dir| dir.is_empty() || name.starts_with(dir)), "{name}: {dirs:?}");
+    name
+}
+
+/// All work goes well from now on.
+fn end(world: &mut World, source: usize) -> SyncProgress {
+    for _ in 0..20 {
+        world.pass(5_000);
+        while let Some(task) = poll(world, "s", source) {
+            world.finish(result(&task, true, all_done(&task, "d")));
+        }
+        world.beat("s", &source.to_string(), &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+        while let Some(task) = world.poll("d", "1") {
+            assert!(matches!(task.task.kind(), "discard" | "flush"), "{task:?}");
+            world.finish(result(&task, true, all_done(&task, "d")));
+        }
+    }
+    world.progress("demo")
+}
+
+#[test]
+fn of_a_batch_that_kills_its_agents_only_the_entry_at_fault_fails() {
+    for restarted in [false, true] {
+        let mut world = found(vec![files(&["d/a", "d/b", "e/c"])]);
+        for number in 1..=3 {
+            let copy = poll(&mut world, "s", number).expect("the batch");
+            assert!(matches!(copy.task, TaskSpec::Copy { files: 3, .. }), "{copy:?}");
+            killed(&mut world, "s", number + 1);
+            let progress = world.progress("demo");
+            let reason = progress.reason.unwrap();
+            assert_eq!(progress.state, SyncState::Progress);
+            assert!(
+                reason.contains("was lost with its worker") && reason.contains("s"),
+                "{reason}"
+            );
+            assert_eq!(reason.contains("after 3 times"), number < 3, "{reason}");
+            if restarted {
+                world.restart();
+                world.beat("s", &(number + 1).to_string(), &["/src"], &[]);
+                world.beat("d", "1", &["/dst"], &[]);
+            }
+        }
+        let mut names = vec![];
+        let mut number = 4;
+        for _ in 0..3 {
+            let one = poll(&mut world, "s", number).expect("an entry");
+            assert!(matches!(one.task, TaskSpec::Copy { files: 1, dirs: 0, bytes: 10 }), "{one:?}");
+            assert_eq!(poll(&mut world, "s", number), None, "it runs alone");
+            names.push(name_of(&world, &one));
+            if names.last().unwrap() == "d/b" {
+                number += 1;
+                killed(&mut world, "s", number);
+            } else {
+                world.finish(result(&one, true, all_done(&one, "d")));
+            }
+        }
+        assert_eq!(names, ["d/a", "d/b", "e/c"]);
+        assert_eq!(poll(&mut world, "s", number), None, "it is not tried again");
+        let end = end(&mut world, number);
+        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+        assert_eq!((end.files_total, end.files_done, end.files_failed), (3, 2, 1));
+        assert_eq!(end.transferred_bytes, 20);
+        let error = &end.errors[0];
+        assert_eq!((error.path.to_string(), error.operation.as_str()), ("d/b".into(), "copy"));
+        assert_eq!(error.worker_id, Some("s".parse().unwrap()));
+        assert!(
+            error.message.contains("4 times") && error.message.contains("s (4 times)"),
+            "{error:?}"
+        );
+        assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
+    }
+}
+
+#[test]
+fn a_large_file_of_which_a_range_kills_its_agents_fails_by_its_name() {
+    let mut world = found(vec![real_large("deep/name"), batch(1, 0)]);
+    let mut number = 1;
+    // The ranges are of one file, and the batch is innocent: what runs beside the one at fault is handed back.
+    for lost in 1..=4 {
+        let range = loop {
+            let task = poll(&mut world, "s", number).expect("a task");
+            match task.task {
+                TaskSpec::Range { offset: 0, .. } => break task,
+                _ => drop(world.finish(result(&task, true, all_done(&task, "d")))),
+            }
+        };
+        assert_eq!(losses(&world, &range), lost - 1);
+        number += 1;
+        killed(&mut world, "s", number);
+    }
+    let end = end(&mut world, number);
+    assert_eq!((end.state, end.files_done, end.files_failed), (SyncState::Failed, 1, 1));
+    assert_eq!(end.errors[0].path.to_string(), "deep/name");
+}
+
+#[test]
+fn a_walk_that_kills_its_agents_fails() {
+    let (mut world, scan) = scanning();
+    for number in 2..=5 {
+        assert_eq!(losses(&world, &scan), number - 2);
+        killed(&mut world, "s", number);
+        if number < 5 {
+            assert_eq!(poll(&mut world, "s", number).unwrap().task_id, scan.task_id);
+        }
+    }
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, None));
+    assert!(end.errors[0].message.contains("s (4 times)"), "{:?}", end.errors);
+}
+
+#[test]
+fn what_is_no_death_of_a_worker_does_not_count() {
+    type Taken = fn(&mut World, &Assignment);
+    fn silent(world: &mut World, ms: u64) {
+        for _ in 0..ms / 5_000 {
+            world.pass(5_000);
+            world.beat("d", "1", &["/dst"], &[]);
+        }
+    }
+    let ways: [(&str, Taken); 8] = [
+        ("handed back", |world, a| {
+            let report = TaskReport { handed_back: true, ..TaskReport::default() };
+            world.finish(result(a, false, report));
+        }),
+        ("drained, and ended at its time-out", |world, a| {
+            let status = WorkerStatus::Draining;
+            let beat = heartbeat("s", Some("1"), &["/src"], &[a.assignment_id]);
+            world.play(Event::Heartbeat(WorkerHeartbeat { status, ..beat }));
+            let next = format!("after {}", world.callers);
+            world.beat("s", &next, &["/src"], &[]);
+            world.beat("s", "1", &["/src"], &[]);
+        }),
+        ("the master was started again", |world, a| {
+            world.restart();
+            world.beat("d", "1", &["/dst"], &[]);
+            world.beat("s", "1", &["/src"], &[a.assignment_id]);
+            let report = TaskReport { handed_back: true, ..TaskReport::default() };
+            world.finish(result(a, false, report));
+        }),
+        ("taken away by an operator", |world, _| {
+            let worker = "s".parse().unwrap();
+            world.play(Event::Reassign { id: "demo".parse().unwrap(), worker });
+        }),
+        ("the worker never had it", |world, _| {
+            for _ in 0..8 {
+                world.pass(5_000);
+                world.beat("s", "1", &["/src"], &[]);
+                world.beat("d", "1", &["/dst"], &[]);
+            }
+        }),
+        ("a path that hangs", |world, _| {
+            let stuck = vec![AbsPath::new("/src").unwrap()];
+            let beat = heartbeat("s", Some("1"), &["/src"], &[]);
+            world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat }));
+            world.beat("s", "1", &["/src"], &[]);
+        }),
+        ("stopped for longer than its lease", |world, _| {
+            silent(world, 40_000);
+            world.beat("s", "1", &["/src"], &[]);
+        }),
+        ("a second agent under its id", |world, _| {
+            let second = format!("second {}", world.callers);
+            world.beat("s", &second, &["/src"], &[]);
+            world.beat("s", "1", &["/src"], &[]);
+        }),
+    ];
+    for (what, take) in ways {
+        let mut world = found(vec![files(&["a", "b"])]);
+        for round in 0..6 {
+            let copy = poll(&mut world, "s", 1)
+                .unwrap_or_else(|| panic!("{what}, round {round}: {:?}", world.progress("demo")));
+            assert_eq!(losses(&world, &copy), 0, "{what}, round {round}");
+            take(&mut world, &copy);
+            assert_eq!(losses(&world, &copy), 0, "{what}, round {round}");
+        }
+        let copy = poll(&mut world, "s", 1).unwrap();
+        assert!(matches!(copy.task, TaskSpec::Copy { files: 2, .. }), "{what}");
+        world.finish(result(&copy, true, all_done(&copy, "d")));
+        assert_eq!(end(&mut world, 1).state, SyncState::Completed, "{what}");
+    }
+}
+
+#[test]
+fn a_worker_that_falls_silent_counts_and_others_come_first() {
+    let mut world = found(vec![files(&["a", "b"])]);
+    let copy = poll(&mut world, "s", 1).unwrap();
+    world.beat("t", "1", &["/src"], &[]);
+    for _ in 0..7 {
+        world.pass(5_000);
+        world.beat("t", "1", &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+    }
+    assert_eq!(losses(&world, &copy), 1);
+    killed(&mut world, "s", 2);
+    assert_eq!(losses(&world, &copy), 1, "it counts once");
+    assert_eq!(poll(&mut world, "s", 2), None, "`t` comes first");
+    let again = poll(&mut world, "t", 1).unwrap();
+    assert_eq!(again.task_id, copy.task_id);
+    world.finish(result(&again, true, all_done(&again, "d")));
+    assert_eq!(end(&mut world, 2).state, SyncState::Completed);
+}
+
+#[test]
+fn a_busy_worker_is_kept_free_for_an_isolated_task_and_gets_nothing_beside_it() {
+    let mut world = found(vec![files(&["x"])]);
+    for number in 1..=3 {
+        poll(&mut world, "s", number).unwrap();
+        killed(&mut world, "s", number + 1);
+    }
+    // Another sync has work enough, and the worker is never idle by itself.
+    world.submit("other", "/src/c", "/dst/d");
+    let isolated = poll(&mut world, "s", 4).expect("it is idle");
+    assert_eq!(isolated.request_id.as_str(), "demo");
+    let report = TaskReport { handed_back: true, ..TaskReport::default() };
+    world.beat("t", "1", &["/src"], &[]);
+    let scan = poll(&mut world, "t", 1).expect("others go on");
+    world.finish(result(&isolated, false, report));
+    let work = (0..4).map(|_| batch(1, 0)).collect();
+    assert_eq!(world.post(&scan, page(&scan, 0, work, at("m"))), PageAction::Continue);
+    assert_eq!(poll(&mut world, "t", 1), None, "it is kept free");
+    let beside = poll(&mut world, "s", 4).expect("others work on meanwhile");
+    assert_eq!(beside.request_id.as_str(), "other");
+    assert_eq!(world.post(&scan, page(&scan, 1, vec![], None)), PageAction::Done);
+    let alone = poll(&mut world, "t", 1).expect("now it is idle");
+    assert_eq!(alone.request_id.as_str(), "demo");
+    assert_eq!(poll(&mut world, "t", 1), None, "nothing beside it");
+    world.finish(result(&alone, true, all_done(&alone, "d")));
+    let next = poll(&mut world, "t", 1).expect("and then as ever");
+    assert_eq!(next.request_id.as_str(), "other");
+}
+
+#[test]
+fn a_manifest_that_cannot_be_split_stays_one_task() {
+    let mut world = found(vec![files(&["a", "b"])]);
+    world.state.settings.max_worker_losses = 1;
+    let copy = poll(&mut world, "s", 1).unwrap();
+    let key = world.state.tasks[&copy.task_id].blob.clone().unwrap();
+    // One entry less than the task has.
+    let WorkItem::Copy { manifest, .. } = files(&["a"]) else { panic!() };
+    world.blobs.insert(key, manifest.0);
+    killed(&mut world, "s", 2);
+    let again = poll(&mut world, "s", 2).expect("all of it");
+    assert!(matches!(again.task, TaskSpec::Copy { files: 2, .. }));
+    killed(&mut world, "s", 3);
+    let end = end(&mut world, 3);
+    assert_eq!((end.state, end.files_failed), (SyncState::Failed, 2));
+}
