@@ -424,3 +424,30 @@ fn a_master_that_still_waits_stops_as_well_as_one_that_serves() {
         assert_eq!(master.terminate().code(), Some(0), "{what}: {}", master.log());
     }
 }
+
+#[test]
+fn a_file_that_kills_its_agents_fails_by_its_name_with_the_workers() {
+    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_worker_losses: 2}");
+    let (src, dst) = cluster.pair();
+    file(src.join("large"), noise(64 << 20, 1));
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 512, "bwlimit": "1MiB/s"}));
+    for lost in 0..3 {
+        cluster.await_progress(&id, "the file is in hand", |s| {
+            s.scan_done && s.retries == lost && s.detail.contains_key("a")
+        });
+        let agent = cluster.agents.get_mut("a").unwrap();
+        agent.kill_9();
+        agent.restart();
+        if lost < 2 {
+            let sync = cluster.await_progress(&id, "the reason shows", |s| {
+                s.reason.as_ref().is_some_and(|reason| reason.contains("lost with its worker"))
+            });
+            assert!(sync.reason.unwrap().contains("(a"), "the worker is named");
+        }
+    }
+    let sync = cluster.ended(&id);
+    assert_eq!((sync.state.as_str(), sync.files_failed), ("FAILED", 1), "{sync:#?}");
+    let error = &sync.errors[0];
+    assert_eq!(error.path.to_string(), "large", "{error:?}");
+    assert!(error.message.contains("a (3 times)"), "{error:?}");
+}
