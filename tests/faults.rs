@@ -430,10 +430,12 @@ fn a_file_that_kills_its_agents_fails_by_its_name_with_the_workers() {
     let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_worker_losses: 2}");
     let (src, dst) = cluster.pair();
     file(src.join("large"), noise(64 << 20, 1));
-    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 512, "bwlimit": "1MiB/s"}));
-    for lost in 0..3 {
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 32, "bwlimit": "1MiB/s"}));
+    // Both ranges are lost twice, then one of them runs alone.
+    for (lost, retries, in_hand) in [(0, 0, "2 range"), (1, 2, "2 range"), (2, 3, "1 range")] {
         cluster.await_progress(&id, "the file is in hand", |s| {
-            s.scan_done && s.retries == lost && s.detail.contains_key("a")
+            let held = s.detail.get("a").is_some_and(|held| held == in_hand);
+            held && (s.retries, s.dirs_done) == (retries, 1)
         });
         let agent = cluster.agents.get_mut("a").unwrap();
         agent.kill_9();

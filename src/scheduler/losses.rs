@@ -125,7 +125,10 @@ impl Task {
     /// What it is, for operators.
     fn described(&self) -> String {
         match (&self.spec, &self.entry) {
-            (_, Some(path)) => format!("the {} task of `{path}`", self.spec.kind()),
+            (spec, Some(path)) if path.0.is_empty() => {
+                format!("the {} task of the root", spec.kind())
+            }
+            (spec, Some(path)) => format!("the {} task of `{path}`", spec.kind()),
             (TaskSpec::Copy { files, dirs, .. }, None) => {
                 format!("a copy task of {} entries", files + dirs)
             }
