@@ -194,9 +194,9 @@ fn what_is_no_death_of_a_worker_does_not_count() {
             }
         }),
         ("a path that hangs", |world, _| {
-            let stuck = vec![AbsPath::new("/src").unwrap()];
+            let unavailable_paths = vec![unavailable("/src")];
             let beat = heartbeat("s", Some("1"), &["/src"], &[]);
-            world.play(Event::Heartbeat(WorkerHeartbeat { stuck, ..beat }));
+            world.play(Event::Heartbeat(WorkerHeartbeat { unavailable_paths, ..beat }));
             world.beat("s", "1", &["/src"], &[]);
         }),
         ("stopped for longer than its lease", |world, _| {
