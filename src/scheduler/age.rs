@@ -84,7 +84,7 @@ impl Clock {
         if plausible {
             self.anchor = (now.wall_ms, now.mono_ms);
         }
-        if std::mem::replace(&mut self.doubted, !plausible) == !plausible {
+        if std::mem::replace(&mut self.doubted, !plausible) != plausible {
             return;
         }
         match plausible {

@@ -153,8 +153,8 @@ impl Sim {
         }
         for (number, tree) in self.trees.iter().enumerate() {
             let small = |id: &u32| tree.entries[*id as usize].size <= 10;
-            let ids = (0..tree.entries.len() as u32).filter(small);
-            self.poison.extend(ids.last().map(|id| (number, id)));
+            let mut ids = (0..tree.entries.len() as u32).filter(small);
+            self.poison.extend(ids.next_back().map(|id| (number, id)));
         }
     }
 
