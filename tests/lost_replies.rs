@@ -1,5 +1,5 @@
-//! Commands whose replies are lost: the master has carried them out and nobody was informed. And commands
-//! about several things, one of which fails.
+//! Commands whose replies are lost: the master has carried them out and nobody was informed. Commands about
+//! several things, one of which fails. And which of their requests go through a proxy of the environment.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -282,4 +282,22 @@ fn the_state_of_the_others_is_shown_where_one_can_not_be_asked_for() {
     let id = cluster.submit(&there, &cluster.path("dst"));
     let ran = cluster.ctl(["sync", "status", "nothing", &id]).run().exits(3);
     assert!(ran.out().contains(&id) && ran.err().contains("nothing"), "{}", ran.out());
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_for_masters_on_other_hosts_only() {
+    let cluster = Cluster::start(On::Embedded);
+    // The proxy gets the whole URL: `http:`, nothing, the host.
+    let proxy = played(|host| match host {
+        "192.0.2.7:8888" => (200, r#"{"active": [], "inactive": []}"#.to_owned()),
+        other => problem(502, other),
+    });
+    let run = |url: &str| {
+        let list = ctl(["workers", "list"]).env("CTL_MASTER_URL", url);
+        list.env("http_proxy", &proxy).env("HTTP_PROXY", &proxy).run()
+    };
+    run(&cluster.master.url()).exits(0);
+    run("http://192.0.2.7:8888").exits(0);
+    // One of several that is elsewhere needs it.
+    run(&format!("http://192.0.2.7:8888,http://127.0.0.1:{}", free_port())).exits(0);
 }
