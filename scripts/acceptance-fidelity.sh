@@ -282,13 +282,13 @@ PY
 
   # ctl copy has no master that remembers: what is used up is the part file alone.
   rm -rf "$dst/half"
-  "$ctl" copy "$src/half" "$dst/half" --chunk-size-mb 16 -q >"$state/copy.log" 2>&1 &
+  XDG_STATE_HOME=$state "$ctl" copy "$src/half" "$dst/half" --chunk-size-mb 16 -q >"$state/copy.log" 2>&1 &
   copy=$!
   part_half() { [ "$(find "$dst/half" -name '.ctl-*.part' -printf '%b\n' 2>/dev/null | awk '{ s += $1 } END { print s * 512 + 0 }')" -ge $((size / 2)) ]; }
   until part_half; do kill -0 "$copy" 2>/dev/null || fail "ctl copy was over before it could be killed"; done
   kill -9 "$copy"
   wait "$copy" 2>/dev/null || true
-  "$ctl" copy "$src/half" "$dst/half" --chunk-size-mb 16 -o json >"$state/last.json" 2>"$state/last.err" || fail "ctl copy did not end well"
+  XDG_STATE_HOME=$state "$ctl" copy "$src/half" "$dst/half" --chunk-size-mb 16 -o json >"$state/last.json" 2>"$state/last.err" || fail "ctl copy did not end well"
   of_last
   say "ctl copy killed at half, and run again: $(percent "$(last .sent_bytes)" "$size") % sent"
   at_most "the percentage sent by the second ctl copy" "$(percent "$(last .sent_bytes)" "$size")" 59.9

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
-use support::process::{Process, User};
+use support::process::{Process, User, clean_command, program};
 use support::tools::must;
 use support::tree::{self, assert_same, census, file, many, noise, part_files, strict};
 use support::{await_some, await_that};
@@ -271,7 +271,8 @@ fn a_file_beyond_the_limit_of_file_sizes_fails_by_name_and_the_others_arrive() {
         src.display(),
         copied.display()
     );
-    let ran = Command::new("bash").args(["-c", &shell]).output().unwrap();
+    let mut bash = clean_command(Path::new("bash"), cluster.home(), User::Same);
+    let ran = bash.args(["-c", &shell]).output().unwrap();
     let told = String::from_utf8_lossy(&ran.stderr);
     assert_eq!(ran.status.code(), Some(23), "{told}");
     assert!(told.contains("EFBIG"), "{told}");
@@ -285,7 +286,7 @@ fn a_local_copy_whose_destination_is_renamed_fails_by_name() {
     let home = home.path().canonicalize().unwrap();
     let (src, dst) = (tree::dir(home.join("src")), tree::dir(home.join("dst")));
     file(src.join("large"), noise(16 * MIB, 1));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ctl"));
+    let mut command = clean_command(&program(User::Same, &home), &home, User::Same);
     command.args(["copy", "--bwlimit", "4MiB/s", "--chunk-size-mb", "1"]).arg(&src).arg(&dst);
     let mut process = Process::start("copy", command, &home.join("copy.log"));
     await_that("it is in the middle", || !part_files(&dst).is_empty());

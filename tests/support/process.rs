@@ -64,10 +64,8 @@ pub(crate) fn clean_command(program: &Path, home: &Path, user: User) -> Command 
     let mut command = Command::new(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("HOME", home).env("LANG", "C.UTF-8").current_dir("/");
-    // What commands keep beyond their end stays among temporary files: root's would go to /var/lib.
-    let uid = user.ids().map_or_else(|| rustix::process::geteuid().as_raw(), |(uid, _)| uid);
-    let state = std::env::temp_dir().join(format!("longhaul-tests-state-{uid}"));
-    command.env("XDG_STATE_HOME", state);
+    // Root's default directory for state, /var/lib/longhaul, is none of a test's.
+    command.env("XDG_STATE_HOME", home.join(".state"));
     // What coverage and the like need to pass on.
     for name in ["LLVM_PROFILE_FILE", "RUST_BACKTRACE"] {
         if let Some(value) = std::env::var_os(name) {
