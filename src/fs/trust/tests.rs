@@ -1,11 +1,16 @@
 use super::super::testing::*;
 use super::super::{Cause, Ranges, Verdict, is_ours};
 use super::*;
+use crate::fs::target::TargetOptions;
+use crate::wire::SyncNo;
 use crate::wire::options::{Action, Attribute, Chown, Compare, Preserve, WriteRules};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, lchown, symlink};
 use std::path::Path;
+
+/// The sync that made what is there: a directory that the same sync made is not named as repaired.
+const EARLIER_SYNC: SyncNo = SyncNo(6);
 
 /// Another user of the host.
 const OTHER: u32 = 4711;
@@ -72,7 +77,8 @@ fn an_object_of_a_foreign_owner_is_replaced_whatever_its_kind_and_however_it_is_
             let site = Site::new();
             source_of_all_kinds(&site);
             let all = || manifest(&site.source());
-            copy(&site.source(), &site.target_by(rules.clone()), &all());
+            let options = TargetOptions::of_this_process(rules.clone());
+            copy(&site.source(), &Target::new(site.tree("dst"), EARLIER_SYNC, options), &all());
             let path = site.at("dst").join(name);
             plant(&path);
             let planted = fs::symlink_metadata(&path).unwrap();
