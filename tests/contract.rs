@@ -106,6 +106,7 @@ fn the_requests_of_the_guide_work_word_for_word() {
         assert_eq!((result.status, result.text().as_str()), (200, r#"{"status":"ack"}"#));
         let document = curl(master, PROGRESS).json();
         assert_eq!((&document["state"], &document["unverified"]), (&json!("COMPLETED"), &json!(1)));
+        assert_eq!(document["outcome"], "unverified");
         // Late or twice: acknowledged, and nothing changes.
         assert_eq!(curl(master, RESULT).status, 200);
         assert_eq!(curl(master, PROGRESS).json(), document);
@@ -267,7 +268,58 @@ fn an_agent_written_by_hand_takes_part_and_its_work_counts_as_unverified() {
     agent.report(&json!(id), true);
     let sync = cluster.progress(&id);
     assert_eq!((sync.state, sync.unverified), (SyncState::Completed, 1), "{sync:#?}");
-    assert!(sync.reason.as_deref().is_some_and(|r| r.contains("digest")), "{sync:#?}");
+    assert_eq!(sync.outcome, Some(Outcome::Unverified), "{sync:#?}");
+    assert!(sync.reason.as_deref().is_some_and(|r| r.contains("without evidence")), "{sync:#?}");
+    cluster.ctl(["sync", "wait", id.as_str()]).run().exits(23);
+    let shown = cluster.ctl(["sync", "status", id.as_str()]).run().exits(0).out();
+    for part in ["COMPLETED (unverified)", "1 tasks, reported done without evidence"] {
+        assert!(shown.contains(part), "`{part}` in {shown}");
+    }
+}
+
+#[test]
+fn a_worker_that_answers_a_scan_with_one_empty_page_makes_no_full_sync() {
+    let mut cluster = Cluster::start(On::Embedded);
+    // A claimed storage path with nothing behind it.
+    let (src, dst) = (dir(cluster.path("src")), cluster.path("ghost/dst"));
+    many(&src, 5, 100);
+    let beat = |incarnation: Option<&str>| {
+        let document = json!({
+            "worker_id": "ghost",
+            "status": "READY",
+            "storage_paths": [cluster.path("")],
+            "data_plane_endpoints": ["127.0.0.1"],
+            "protocol": 4,
+            "incarnation": incarnation,
+        });
+        cluster.master.post("/workers/heartbeat", &document).status
+    };
+    assert_eq!(beat(Some("i1")), 200);
+    assert_eq!(beat(None), 409, "the id is taken by a process that names itself");
+    let id = cluster.submit(&src, &dst);
+    let poll = || {
+        let path = "/workers/ghost/assignment?incarnation=i1";
+        let answer = http::try_request(&cluster.master.address(), "POST", path, &[], None).unwrap();
+        Some(answer.json()).filter(|assignment| !assignment.is_null())
+    };
+    let scan = await_some("it takes the scan", poll);
+    let page = json!({"task_digest": scan["task_digest"], "page": 0, "next": null});
+    let assignment = scan["assignment_id"].as_str().unwrap();
+    let answer =
+        cluster.master.post(&format!("/workers/ghost/assignments/{assignment}/page"), &page);
+    assert_eq!(answer.json()["action"], "done", "{}", answer.text());
+    let sync = cluster.progress(&id);
+    assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(Outcome::Unverified)));
+    assert_eq!((sync.unverified, sync.files_done), (1, 0), "{sync:#?}");
+    let document = cluster.master.get(&format!("/sync/{id}")).json();
+    assert_eq!(document["outcome"], "unverified");
+    cluster.ctl(["sync", "wait", id.as_str()]).run().exits(23);
+
+    // A real agent that finds an empty tree is believed.
+    let (src, dst) = (dir(cluster.path("empty")), dir(cluster.path("copy")));
+    cluster.agent("a", &[&src, &dst]);
+    let sync = cluster.ended(&cluster.submit(&src, &dst));
+    assert_eq!((sync.outcome, sync.unverified), (Some(Outcome::Full), 0), "{sync:#?}");
 }
 
 #[test]
@@ -373,7 +425,7 @@ fn results_that_do_not_match_their_assignment_exactly_change_nothing() {
     let answer = cluster.master.post("/workers/result", &right);
     assert_eq!(answer.json(), json!({"status": "ack", "outcome": "stale"}), "it counts once");
     let sync = cluster.progress(&id);
-    assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(Outcome::Unverified)));
     assert_eq!(sync.unverified, 1);
     await_that("the master lives", || cluster.master.get("/readyz").status == 200);
 }

@@ -50,6 +50,7 @@ fn assert_not_full(cluster: &Cluster, id: &str) -> SyncProgress {
     let sync = cluster.progress(id);
     assert!(sync.state.is_final() && sync.state != SyncState::Cancelled, "{sync:#?}");
     assert!(sync.unverified > 0, "{sync:#?}");
+    assert_ne!(sync.outcome, Some(longhaul::wire::sync::Outcome::Full), "{sync:#?}");
     sync
 }
 

@@ -11,7 +11,9 @@ use anyhow::Context as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use longhaul::client::{ClientError, ClientOptions, MasterClient};
 use longhaul::util::damage::Damage;
-use longhaul::wire::task::{Assignment, PageAction, ScanPage, SyncResult, TaskReport, TaskSpec};
+use longhaul::wire::task::{
+    Assignment, PageAction, ScanPage, SyncResult, TaskReport, TaskSpec, WalkStart,
+};
 use longhaul::wire::worker::{PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use longhaul::wire::{AbsPath, AssignmentId, RequestId, WorkerId};
 use std::collections::{BTreeMap, HashMap};
@@ -301,6 +303,7 @@ impl Fleet {
                 errors: Vec::new(),
                 unlisted: 0,
                 root: None,
+                start: (number == 0).then_some(WalkStart { device: 1, inode: 1 }),
                 pruned: None,
                 notes: BTreeMap::new(),
                 records: Vec::new(),

@@ -16,7 +16,9 @@ use crate::wire::options::{
     Action, Attribute, FileRecord, FileState, FilterSpec, Links, SyncOptions,
 };
 use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::task::{Cursor, PageAction, PageReply, Pruned, RootState, ScanPage, TaskSpec};
+use crate::wire::task::{
+    Cursor, PageAction, PageReply, Pruned, RootState, ScanPage, TaskSpec, WalkStart,
+};
 use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::bytes::ByteVec;
 use std::collections::VecDeque;
@@ -52,7 +54,7 @@ pub struct Prune {
 /// What the walking thread found, in order.
 enum Step {
     /// What the source root is; comes first.
-    Root(RootState),
+    Root(RootState, Option<WalkStart>),
     /// The names of the source in an interval of a directory.
     Names(PruneAsk),
     /// A directory can't be listed.
@@ -142,6 +144,7 @@ fn empty_page(task_digest: Digest) -> ScanPage {
         errors: Vec::new(),
         unlisted: 0,
         root: None,
+        start: None,
         pruned: Some(Pruned::default()),
         notes: Default::default(),
         records: Vec::new(),
@@ -172,8 +175,9 @@ impl Pruner<'_> {
     /// Does a step. An error ends it all.
     async fn take(&mut self, step: Step, pages: &impl Pages) -> Result<(), ScanEnd> {
         match step {
-            Step::Root(root) => {
+            Step::Root(root, start) => {
                 self.page.root = Some(root);
+                self.page.start = start;
                 // The master compares it with the source that was copied, and stops where it is another
                 // one or empty, before anything is deleted.
                 return if self.apply { self.go_on(pages).await } else { Ok(()) };
@@ -328,7 +332,8 @@ type Name = (Box<[u8]>, bool);
 
 impl Walker {
     fn walk(mut self, cursor: Option<Cursor>) -> Result<(), Halt> {
-        self.send(Step::Root(self.source.root_state().map_err(Halt::Failed)?))?;
+        let root = self.source.root_state().map_err(Halt::Failed)?;
+        self.send(Step::Root(root, self.source.start()))?;
         let from = self.from.clone();
         let (entry, above) = match self.source.find(&from, self.links) {
             Ok(found) => found,
@@ -362,7 +367,7 @@ impl Walker {
     }
 
     fn send(&self, step: Step) -> Result<(), Halt> {
-        if matches!(step, Step::Root(_) | Step::Names(_)) {
+        if matches!(step, Step::Root(..) | Step::Names(_)) {
             // What is missing in another directory must not be deleted.
             self.source.check_root().map_err(Halt::Failed)?;
         }

@@ -6,7 +6,7 @@ use crate::fs::{Cause, Filter, FsError, LINKS_LEFT_OUT, Near, Side, Tree, Walk, 
 use crate::wire::manifest::{Entry, Kind, NameList};
 use crate::wire::options::{Links, Notes};
 use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::task::{Cursor, PageAction, PageReply, RootState, ScanPage, TaskSpec};
+use crate::wire::task::{Cursor, PageAction, PageReply, RootState, ScanPage, TaskSpec, WalkStart};
 use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -80,6 +80,7 @@ pub struct Manner {
 struct Draft {
     found: super::batch::Found,
     root: Option<RootState>,
+    start: Option<WalkStart>,
     next: Option<TaskSpec>,
 }
 
@@ -90,6 +91,8 @@ struct Walker {
     cutter: Cutter,
     /// What the root of the whole source is, until it is said.
     root: Option<RootState>,
+    /// The identity of the source root, until it is in a page.
+    start: Option<WalkStart>,
     since: Instant,
     /// How many subtrees may be given away.
     spawn: Arc<AtomicU32>,
@@ -114,21 +117,25 @@ pub async fn scan(
 ) -> ScanEnd {
     let spawn = Arc::new(AtomicU32::new(0));
     let (to, mut drafts) = mpsc::channel(1);
-    let walker = Walker {
+    let mut walker = Walker {
         source,
         cutter: if manner.uncut { Cutter::uncut(chunk) } else { Cutter::new(chunk) },
         manner,
         root: None,
+        start: None,
         since: Instant::now(),
         spawn: spawn.clone(),
         to,
     };
-    let walking = tokio::task::spawn_blocking(move || match listing {
-        Listing::Subtree { dir, cursor } => walker.subtree(&dir, cursor),
-        Listing::Names { list, start } => walker.names(&list, start),
+    let walking = tokio::task::spawn_blocking(move || {
+        walker.start = walker.source.start();
+        match listing {
+            Listing::Subtree { dir, cursor } => walker.subtree(&dir, cursor),
+            Listing::Names { list, start } => walker.names(&list, start),
+        }
     });
     let mut number = 0;
-    while let Some(Draft { found, root, next }) = drafts.recv().await {
+    while let Some(Draft { found, root, start, next }) = drafts.recv().await {
         let page = ScanPage {
             task_digest,
             page: number,
@@ -137,6 +144,7 @@ pub async fn scan(
             errors: found.errors,
             unlisted: found.unlisted,
             root,
+            start,
             pruned: None,
             notes: found.notes,
             records: Vec::new(),
@@ -311,7 +319,8 @@ impl Walker {
 
     fn send(&mut self, next: Option<TaskSpec>) -> Result<(), Halt> {
         self.source.check_root().map_err(Halt::Failed)?;
-        let draft = Draft { found: self.cutter.cut(), root: self.root.take(), next };
+        let (root, start) = (self.root.take(), self.start.take());
+        let draft = Draft { found: self.cutter.cut(), root, start, next };
         self.to.blocking_send(draft).map_err(|_| Halt::Unwanted)?;
         self.since = Instant::now();
         Ok(())

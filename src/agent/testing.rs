@@ -69,6 +69,10 @@ impl Kept {
             .collect()
     }
 
+    pub(crate) fn first(&self) -> ScanPage {
+        self.pages.lock().unwrap().first().unwrap().clone()
+    }
+
     pub(crate) fn last(&self) -> ScanPage {
         self.pages.lock().unwrap().last().unwrap().clone()
     }

@@ -26,7 +26,7 @@ pub enum Exit {
     NoTransfer,
     /// The sync was cancelled or deleted while waiting.
     Cancelled,
-    /// Some files failed; the rest was copied.
+    /// Some files failed and the rest was copied, or tasks were done without evidence.
     Partial,
     /// The only failures are source files that vanished.
     Vanished,
@@ -58,7 +58,7 @@ pub const TABLE: &[(Exit, &str)] = &[
     (Exit::CopyStopped, "a guard stopped a mirror before it copied (an empty source and others)"),
     (Exit::NoTransfer, "completed, and nothing was transferred (with --error-on-no-transfer)"),
     (Exit::Cancelled, "the sync was cancelled or deleted while waiting"),
-    (Exit::Partial, "some files failed, the rest was copied"),
+    (Exit::Partial, "some files failed, the rest was copied; or tasks are unverified"),
     (Exit::Vanished, "only source files that vanished or kept changing failed"),
     (Exit::DeleteStopped, "all was copied, a guard stopped the deletion (--max-delete and others)"),
     (Exit::Config, "a configuration that can't be used"),
@@ -129,8 +129,13 @@ impl Exit {
             (SyncState::Completed | SyncState::Failed, Some(Outcome::VanishedOnly)) => {
                 Some(Exit::Vanished)
             }
-            (SyncState::Completed, Some(Outcome::Full) | None) if !failures => Some(Exit::Ok),
-            (SyncState::Completed, _) | (SyncState::Failed, Some(Outcome::Partial)) => {
+            (SyncState::Completed, Some(Outcome::Full) | None)
+                if !failures && sync.unverified == 0 =>
+            {
+                Some(Exit::Ok)
+            }
+            (SyncState::Completed, _)
+            | (SyncState::Failed, Some(Outcome::Partial | Outcome::Unverified)) => {
                 Some(Exit::Partial)
             }
             (SyncState::Failed, Some(Outcome::DeleteStopped)) => Some(Exit::DeleteStopped),
@@ -170,6 +175,8 @@ mod tests {
             (Failed, Some(VanishedOnly), 2, Some(24)),
             (Failed, Some(Outcome::DeleteStopped), 0, Some(25)),
             (Failed, Some(Outcome::CopyStopped), 0, Some(8)),
+            (Completed, Some(Outcome::Unverified), 0, Some(23)),
+            (Failed, Some(Outcome::Unverified), 0, Some(23)),
             (Failed, None, 0, Some(7)),
             (Cancelled, Some(Outcome::Cancelled), 0, Some(20)),
             (Cancelled, None, 5, Some(20)),
@@ -182,6 +189,14 @@ mod tests {
                 "{state:?} {outcome:?} {files_failed}"
             );
         }
+        // Whatever the outcome, one bare success is enough.
+        let bare = SyncProgress {
+            state: Completed,
+            outcome: Some(Full),
+            unverified: 1,
+            ..sample::sync("x")
+        };
+        assert_eq!(Exit::of(&bare), Some(Exit::Partial));
         let dirs = SyncProgress { state: Completed, dirs_failed: 1, ..sample::sync("x") };
         assert_eq!(Exit::of(&dirs), Some(Exit::Partial));
     }

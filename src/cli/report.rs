@@ -64,6 +64,8 @@ fn how(sync: &SyncProgress) -> &'static str {
         }
         (SyncState::Failed, Some(Outcome::DeleteStopped)) => "FAILED (copied, deletion stopped)",
         (SyncState::Failed, Some(Outcome::CopyStopped)) => "FAILED (stopped before copying)",
+        (SyncState::Failed, Some(Outcome::Unverified)) => "FAILED (unverified)",
+        (SyncState::Completed, Some(Outcome::Unverified)) => "COMPLETED (unverified)",
         (state, _) => state.as_str(),
     }
 }

@@ -323,8 +323,8 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
     add("Time left", dash(eta(sync, now).map(rough)));
     add("Retried", format!("{} tasks", units::count(sync.retries)));
     if sync.unverified > 0 {
-        let told = "done by agents that do not say what they checked";
-        add("Unverified", format!("{} tasks, {told}", units::count(sync.unverified)));
+        let why = "reported done without evidence";
+        add("Unverified", format!("{} tasks, {why}", units::count(sync.unverified)));
     }
     let mut text: String =
         rows.iter().map(|(key, value)| format!("{:<13}{value}\n", format!("{key}:"))).collect();
@@ -344,6 +344,7 @@ fn state(sync: &SyncProgress) -> String {
         (Some(Outcome::VanishedOnly), _) => " (only vanished files failed)",
         (Some(Outcome::DeleteStopped), _) => " (everything copied, deletion stopped)",
         (Some(Outcome::CopyStopped), _) => " (stopped before everything was copied)",
+        (Some(Outcome::Unverified), _) => " (unverified)",
         _ if sync.options.dry_run => " (dry run: nothing is changed)",
         (_, Phase::Scanning) => " (scanning and copying)",
         (_, Phase::Transferring) => " (copying)",

@@ -16,7 +16,7 @@ use super::root::{Dir, Tree, open_below, open_list_below, split};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::options::{Links, Notes};
-use crate::wire::task::Cursor;
+use crate::wire::task::{Cursor, WalkStart};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
@@ -137,6 +137,15 @@ impl Tree {
     pub fn id(&self) -> Option<(u64, u64)> {
         let fd = self.open_real(b"", None, true).ok()?;
         rustix::fs::fstat(&fd).ok().map(|stat| (stat.st_dev, stat.st_ino))
+    }
+
+    /// The identity of its root, of whatever kind that is; `None` where there is none.
+    pub fn start(&self) -> Option<WalkStart> {
+        if let Some((device, inode)) = self.id() {
+            return Some(WalkStart { device, inode });
+        }
+        let (entry, _) = self.find(&RelPath::root(), Links::Keep).ok()?;
+        Some(WalkStart { device: entry.ident.dev, inode: entry.ident.ino })
     }
 
     fn walk_holding(

@@ -52,6 +52,7 @@ impl State {
             return stop();
         }
         let (id, no, attempt, spec) = (task.id, task.sync, task.attempt, task.spec.clone());
+        let is_proven = page.start.is_some() && lease.incarnation.is_some();
         if page.page.checked_add(1) == Some(lease.page) {
             // The reply to this page was lost: what it said counts already.
             return self.after_page(id);
@@ -70,7 +71,11 @@ impl State {
         }
         self.moved(no, now);
         self.note_damage(no, page.integrity_errors);
-        let next = page.next.clone();
+        // Later pages continue a walk that is counted already.
+        if page.page == 0 && !is_proven {
+            self.note_unverified(no);
+        }
+        let (next, used_up) = (page.next.clone(), page.allowance_used_up);
         self.take_page(no, &spec, page, |error| {
             error.worker_id.get_or_insert_with(|| worker.clone());
             error.attempt = error.attempt.max(attempt);

@@ -31,7 +31,8 @@ impl State {
             return ack(ResultOutcome::Stale);
         }
         let (id, no) = (task.id, task.sync);
-        let verified = result.task_digest.is_some();
+        let process = task.lease().is_some_and(|lease| lease.incarnation.is_some());
+        let verified = process && result.task_digest.is_some() && result.report.is_some();
         let report = match result.report {
             Some(report) => report,
             None if result.success => self.assumed(id),
@@ -80,6 +81,8 @@ impl State {
             .of(&result.worker_id)
             .filter_map(|id| self.tasks.get(&id))
             .filter(|t| t.sync == *no)
+            // A process that names itself names its assignments; this result is from another program.
+            .filter(|t| t.lease().is_some_and(|lease| lease.incarnation.is_none()))
             .collect();
         match held.as_slice() {
             [] => Ok(None),
@@ -139,6 +142,13 @@ impl State {
         self.changed(no, now);
     }
 
+    /// Counts a task that was reported done without evidence.
+    pub(super) fn note_unverified(&mut self, no: SyncNo) {
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.counters.unverified = sync.counters.unverified.saturating_add(1);
+        }
+    }
+
     /// What an agent found damaged on the way.
     pub(super) fn note_damage(&mut self, no: SyncNo, found: u64) {
         if found > 0
@@ -183,8 +193,8 @@ impl State {
             let why = "the agent's report does not add up to the task".to_owned();
             return self.failed(id, Failure { worker, why, errors: Vec::new() }, now);
         }
-        if !verified && let Some(sync) = self.syncs.get_mut(&task.sync) {
-            sync.counters.unverified += 1;
+        if !verified {
+            self.note_unverified(task.sync);
         }
         match &task.spec {
             TaskSpec::Copy { .. } => self.copied(&task, worker, report, now),

@@ -14,16 +14,33 @@ use std::collections::BTreeMap;
 /// So many refused incarnations are remembered.
 const MOST_REFUSED: usize = 16;
 
+/// The refusal of a heartbeat that comes from a second agent.
+fn id_taken(said: &WorkerHeartbeat) -> Problem {
+    let detail = format!(
+        "another agent runs as worker `{}` and is alive: this one gets no work until that is gone",
+        said.worker_id
+    );
+    let problem = Problem::new(409, "Conflict", "worker_id_taken", detail);
+    problem.hinted("give one of the two another worker_id, or stop it")
+}
+
 impl State {
     /// Why a heartbeat is not taken: it comes from a second agent.
     pub(super) fn refuse_second(&mut self, said: &WorkerHeartbeat, now: Now) -> Option<Problem> {
         let timeout = self.settings.heartbeat_timeout_ms;
         let known = self.workers.get_mut(&said.worker_id)?;
         known.refused.retain(|_, at| now.mono_ms.saturating_sub(*at) < timeout);
-        let (current, incoming) = (known.said.incarnation.as_ref()?, said.incarnation.as_ref()?);
-        if current == incoming || known.is_gone() {
+        let current = known.said.incarnation.as_ref()?;
+        if said.incarnation.as_ref() == Some(current) || known.is_gone() {
             return None;
         }
+        let Some(incoming) = said.incarnation.as_ref() else {
+            // It cannot be the process that is alive: that one names itself.
+            if known.refused.len() < MOST_REFUSED {
+                known.refused.insert(String::new(), now.mono_ms);
+            }
+            return Some(id_taken(said));
+        };
         // The one before may still be ending what it had, beside one that was started for it.
         let leaves = known.before.as_ref() == Some(incoming) && !said.status.takes_work();
         let room = known.refused.len() < MOST_REFUSED;
@@ -32,12 +49,7 @@ impl State {
             return None;
         }
         known.refused.insert(incoming.clone(), now.mono_ms);
-        let detail = format!(
-            "another agent runs as worker `{}` and is alive: this one gets no work until that is gone",
-            said.worker_id
-        );
-        let problem = Problem::new(409, "Conflict", "worker_id_taken", detail);
-        Some(problem.hinted("give one of the two another worker_id, or stop it"))
+        Some(id_taken(said))
     }
 
     /// The incarnation before and the refused ones, after a heartbeat that is taken.

@@ -164,10 +164,22 @@ impl Sync {
     fn guard(&self, next: Option<Stage>) -> Option<Stop> {
         let delete = self.request.options.delete.as_ref().filter(|_| self.stopped.is_none())?;
         match (self.stage, next) {
-            (Stage::Count, _) if self.error_counts.is_empty() => self.over_limit(delete),
-            (_, Some(Stage::Count)) => self.found_nothing(delete),
+            (Stage::Count, _) if self.error_counts.is_empty() => {
+                self.unverified_copy().or_else(|| self.over_limit(delete))
+            }
+            (_, Some(Stage::Count)) => {
+                self.unverified_copy().or_else(|| self.found_nothing(delete))
+            }
             _ => None,
         }
+    }
+
+    /// What is deleted may be the only copy of what a task without evidence did not copy.
+    fn unverified_copy(&self) -> Option<Stop> {
+        let why = why_unverified(self.counters.unverified)?;
+        let why = format!("{why}: nothing was deleted at the destination");
+        // Nothing is known to be missing.
+        Some(Stop { why, copied: true })
     }
 
     /// The guard `why`, with what was done until now and what allows it.
@@ -417,7 +429,7 @@ impl State {
         (sync.ended_ms, sync.ended_lived_ms) = (Some(now.wall_ms), Some(lived));
         (sync.state, sync.outcome, sync.reason) = end(sync);
         tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
-        if sync.state == SyncState::Completed && !sync.dry_run() {
+        if sync.outcome == Some(Outcome::Full) && !sync.dry_run() {
             let (request, root) = (sync.request.clone(), sync.source_root.clone());
             let (changed, dropped) = match root {
                 Some(root) => self.pairs.remember(&request, root.file_system, now.wall_ms),
@@ -444,13 +456,20 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
     if failed > 0 {
         let outcome = match (sync.root_failed, sync.hard_failures) {
             (true, _) => None,
-            (false, false) => Some(Outcome::VanishedOnly),
+            (false, false) if counters.unverified == 0 => Some(Outcome::VanishedOnly),
+            (false, false) => Some(Outcome::Unverified),
             (false, true) => Some(Outcome::Partial),
         };
         return (SyncState::Failed, outcome, Some(why_failed(sync, failed)));
     }
+    let unverified = why_unverified(counters.unverified);
     if let (Some(stop), false) = (&sync.stopped, sync.dry_run()) {
-        let outcome = if stop.copied { Outcome::DeleteStopped } else { Outcome::CopyStopped };
+        let outcome = match (stop.copied, &unverified) {
+            (false, _) => Outcome::CopyStopped,
+            // That everything was copied is not known.
+            (true, Some(_)) => Outcome::Unverified,
+            (true, None) => Outcome::DeleteStopped,
+        };
         return (SyncState::Failed, Some(outcome), Some(stop.why.clone()));
     }
     if files != counters.files_total || dirs != counters.dirs_total {
@@ -461,16 +480,25 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
         );
         return (SyncState::Failed, Some(Outcome::Partial), Some(reason));
     }
+    let outcome = if unverified.is_some() { Outcome::Unverified } else { Outcome::Full };
     if let Some(stop) = &sync.stopped {
         let reason = format!("without dry_run it would stop: {}", stop.why);
-        return (SyncState::Completed, Some(Outcome::Full), Some(reason));
+        return (SyncState::Completed, Some(outcome), Some(reason));
     }
-    let reason = match (&sync.listing.lost, counters.unverified) {
-        (Some(why), _) => Some(format!("what became of each file is not all recorded: {why}")),
-        (None, 0) => None,
-        (None, n) => Some(format!("{n} tasks were reported done without their digest")),
-    };
-    (SyncState::Completed, Some(Outcome::Full), reason)
+    let lost = sync.listing.lost.as_ref();
+    let lost = lost.map(|why| format!("what became of each file is not all recorded: {why}"));
+    (SyncState::Completed, Some(outcome), unverified.or(lost))
+}
+
+/// The reason for the outcome [`Outcome::Unverified`], where `tasks` were done without evidence.
+fn why_unverified(tasks: u64) -> Option<String> {
+    (tasks > 0).then(|| {
+        format!(
+            "{tasks} tasks were reported done without evidence (by a worker that sends no digest, report or \
+             source root); check the destination with `ctl sync verify`, or stop that worker and submit the \
+             sync again"
+        )
+    })
 }
 
 fn why_failed(sync: &Sync, failed: u64) -> String {

@@ -147,6 +147,9 @@ pub enum Outcome {
     DeleteStopped,
     /// A guard stopped a mirror before everything was copied, in general before anything was.
     CopyStopped,
+    /// Nothing is known to be missing, but tasks were reported done without evidence
+    /// ([`SyncProgress::unverified`]).
+    Unverified,
     /// An operator ended it.
     Cancelled,
 }
@@ -301,7 +304,8 @@ pub struct SyncProgress {
     pub bwlimit: Option<u64>,
     /// Whether the totals are final.
     pub scan_done: bool,
-    /// Tasks reported done without their digest, by an agent that does not know of digests.
+    /// Tasks reported done without evidence: a success without digest and report, a page without the source
+    /// root, anything from a worker without an incarnation. The outcome is then never [`Outcome::Full`].
     pub unverified: u64,
     /// Tasks that were handed out again.
     pub retries: u64,

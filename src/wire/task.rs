@@ -295,6 +295,10 @@ pub struct ScanPage {
     /// Of the first page of the whole source: what the source root is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<RootState>,
+    /// Required on page 0 of each assignment: the source root that the walk has open. A walk without it
+    /// counts as unverified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<WalkStart>,
     /// For a prune: what was found since the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned: Option<Pruned>,
@@ -320,6 +324,17 @@ pub struct RootState {
     pub file_system: String,
     /// There is nothing in it.
     pub empty: bool,
+}
+
+/// The identity of an open source root, as the host that walks it reports it. The master cannot check the
+/// numbers; a page without them comes from a program that did not open the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WalkStart {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
 }
 
 /// What a prune found.

@@ -310,3 +310,27 @@ async fn what_is_not_going_to_be_sent_is_not_cut_apart() {
     };
     assert_eq!((works(false).await, works(true).await), (1, 0));
 }
+
+#[tokio::test]
+async fn page_0_of_each_walk_carries_the_identity_of_the_source_root() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (dir, empty) = (small(), tempfile::tempdir().unwrap());
+    let stat = fs::metadata(dir.path()).unwrap();
+    let identity = Some(WalkStart { device: stat.dev(), inode: stat.ino() });
+    let subtree = || Listing::Subtree { dir: RelPath::new("a").unwrap(), cursor: None };
+    let list = NameList { names: vec![RelPath::new("a").unwrap()] };
+    for listing in [all(), subtree(), Listing::Names { list, start: 0 }] {
+        let pages = run_with(&dir, listing, Manner::default()).await;
+        assert_eq!(pages.first().start, identity);
+    }
+    assert!(run_with(&empty, all(), Manner::default()).await.first().start.is_some());
+    // One file is a source too.
+    fs::write(dir.path().join("file"), "x").unwrap();
+    let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
+    let file = crate::fs::Tree::new(root, RelPath::new("file").unwrap());
+    let pages = Kept::default();
+    let end = scan(file, all(), Manner::default(), 1 << 20, Digest([1; 32]), &pages).await;
+    assert_eq!(end, ScanEnd::Told);
+    let inode = fs::metadata(dir.path().join("file")).unwrap().ino();
+    assert_eq!(pages.first().start.map(|start| start.inode), Some(inode));
+}

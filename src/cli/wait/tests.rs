@@ -116,6 +116,7 @@ fn ended(id: &str, state: SyncState, outcome: Outcome) -> SyncProgress {
 async fn waiting_ends_with_every_final_state_and_its_code() {
     for (state, outcome, code) in [
         (SyncState::Completed, Outcome::Full, 0),
+        (SyncState::Completed, Outcome::Unverified, 23),
         (SyncState::Failed, Outcome::Partial, 23),
         (SyncState::Failed, Outcome::VanishedOnly, 24),
         (SyncState::Cancelled, Outcome::Cancelled, 20),

@@ -219,6 +219,7 @@ fn a_worker_without_digests_takes_part_and_is_counted_as_unverified() {
     assert_eq!(world.finish(bare.clone()), None, "the guide's plain ack");
     let end = world.progress("demo");
     assert_eq!((end.state, end.unverified), (SyncState::Completed, 1));
+    assert_eq!(end.outcome, Some(Outcome::Unverified));
     assert_eq!(world.finish(bare), None, "late, and changes nothing");
 }
 

@@ -24,6 +24,7 @@ mod seconds;
 mod short;
 mod sim;
 mod storage;
+mod unverified;
 mod watched;
 
 use super::*;
@@ -35,7 +36,7 @@ use crate::wire::sync::{
 use crate::wire::task::{
     Assignment, Blob, Cursor, PageAction, ResultOutcome, ScanPage, SyncResult, TaskReport, WorkItem,
 };
-use crate::wire::task::{Pruned, RootState};
+use crate::wire::task::{Pruned, RootState, WalkStart};
 use crate::wire::ticket::{Claims, Verifier};
 use crate::wire::worker::{PROTOCOL, UnavailablePath, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, BytePath, RelPath};
@@ -384,6 +385,7 @@ fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>
         errors: vec![],
         unlisted: 0,
         root: None,
+        start: (number == 0).then_some(WalkStart { device: 1, inode: 2 }),
         pruned: None,
         notes: Default::default(),
         records: vec![],
