@@ -305,6 +305,7 @@ impl Fleet {
                 root: None,
                 start: (number == 0).then_some(WalkStart { device: 1, inode: 1 }),
                 pruned: None,
+                allowance_used_up: false,
                 notes: BTreeMap::new(),
                 records: Vec::new(),
                 integrity_errors: 0,

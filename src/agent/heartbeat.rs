@@ -54,14 +54,14 @@ impl Heart {
         config: AgentConfig,
         endpoints: Arc<Endpoints>,
         roots: Arc<Roots>,
-        gate: Arc<TicketGate>,
+        (gate, incarnation): (Arc<TicketGate>, String),
         (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
     ) -> Self {
         let storage = Storage::of(roots);
         Heart {
             config,
             endpoints,
-            incarnation: uuid::Uuid::new_v4().simple().to_string(),
+            incarnation,
             boot_id: boot_id(),
             hand,
             gate,

@@ -95,7 +95,8 @@ impl Agent {
         let endpoints = self.server.endpoints().clone();
         let buffers = Buffers::new(self.config.buffer_memory);
         let peers = Peers::new(self.server.nics(), buffers.sending.clone());
-        let gate = Arc::new(TicketGate::new());
+        let incarnation = uuid::Uuid::new_v4().simple().to_string();
+        let gate = Arc::new(TicketGate::of_process(&incarnation));
         let served = Served { gate: gate.clone(), roots: self.roots.clone() };
         let closed = Shutdown::new();
         let receiving = buffers.receiving.clone();
@@ -121,7 +122,7 @@ impl Agent {
             damages: Damages::default(),
         };
         let seen = (hand.clone(), limits, peers);
-        let heart = Heart::new(self.config, endpoints, self.roots, gate, seen);
+        let heart = Heart::new(self.config, endpoints, self.roots, (gate, incarnation), seen);
         let heart = Arc::new(heart);
         let shared = Arc::new(Slots {
             cx,

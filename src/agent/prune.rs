@@ -146,6 +146,7 @@ fn empty_page(task_digest: Digest) -> ScanPage {
         root: None,
         start: None,
         pruned: Some(Pruned::default()),
+        allowance_used_up: false,
         notes: Default::default(),
         records: Vec::new(),
         integrity_errors: 0,
@@ -212,7 +213,13 @@ impl Pruner<'_> {
         loop {
             let mut found = self.ask(&ask).await?;
             ask.resume = found.next.take();
+            self.page.allowance_used_up = found.used_up;
             self.add(found);
+            if self.page.allowance_used_up {
+                // The master ends the deletion.
+                self.go_on(pages).await?;
+                return Err(failed("more is extra than may be deleted".to_owned()));
+            }
             if self.page.records.len() >= PAGE_LINES || self.page.errors.len() >= PAGE_LINES {
                 // In the middle of a directory: its counts go with the page that ends behind it, so
                 // that whoever goes on from the cursor does not count twice.

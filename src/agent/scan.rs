@@ -146,6 +146,7 @@ pub async fn scan(
             root,
             start,
             pruned: None,
+            allowance_used_up: false,
             notes: found.notes,
             records: Vec::new(),
             integrity_errors: 0,

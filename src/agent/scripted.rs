@@ -95,6 +95,7 @@ impl Master {
             destination: dst.as_os_str().as_bytes().to_vec(),
             expires: NOW + 900,
             rules: Default::default(),
+            prune: None,
         };
         Assignment {
             assignment_id: AssignmentId([n; 16]),

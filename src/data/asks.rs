@@ -220,6 +220,9 @@ pub struct PruneReply {
     /// There is more.
     #[n(5)]
     pub next: Option<Resume>,
+    /// More is extra than the ticket lets be deleted.
+    #[n(6)]
+    pub used_up: bool,
 }
 
 /// What a destination made of a page of a prune. Paths are below the root of the sync.
@@ -233,6 +236,8 @@ pub struct PrunedPage {
     pub errors: Vec<FileError>,
     /// There is more: to be asked again with this.
     pub next: Option<Resume>,
+    /// More is extra than the ticket lets be deleted: it ended there.
+    pub used_up: bool,
 }
 
 impl PruneReply {
@@ -253,7 +258,8 @@ impl PruneReply {
             room = room.checked_sub(path.as_bytes().len() + fault.message.len() + 64)?;
             Some(Stuck { path, fault })
         });
-        PruneReply { seen, extra, bytes, removed, errors: errors.collect(), next: page.next }
+        let (next, used_up) = (page.next, page.used_up);
+        PruneReply { seen, extra, bytes, removed, errors: errors.collect(), next, used_up }
     }
 
     /// Reads a reply to `ask`.
@@ -261,7 +267,7 @@ impl PruneReply {
     /// # Errors
     /// A reply that speaks of what was not asked.
     pub fn into_page(self, ask: &PruneAsk) -> Result<PrunedPage, String> {
-        let PruneReply { seen, extra, bytes, removed, errors, next } = self;
+        let PruneReply { seen, extra, bytes, removed, errors, next, used_up } = self;
         if removed.len() as u64 > extra {
             return Err(format!("{} removed of {extra}", removed.len()));
         }
@@ -275,7 +281,8 @@ impl PruneReply {
         }
         let errors =
             errors.into_iter().map(|one| one.fault.into_error(&ask.dir.join(&one.path))).collect();
-        Ok(PrunedPage { pruned: Pruned { seen, extra, bytes }, removed, errors, next })
+        let pruned = Pruned { seen, extra, bytes };
+        Ok(PrunedPage { pruned, removed, errors, next, used_up })
     }
 }
 
@@ -377,6 +384,7 @@ mod tests {
             removed: vec![(rel("d/e/f/g"), 5), (rel("d/e/f"), 0)],
             errors: vec![fault],
             next: Some(Resume { after: rel("d/e/f"), kept: 0 }),
+            used_up: true,
         };
         let said = PruneReply::of_page(&ask.dir, page.clone());
         assert_eq!(said.removed[0].path, rel("f/g"));

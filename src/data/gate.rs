@@ -1,9 +1,10 @@
 //! Who may write: tickets, judged by the master's key and the master's clock.
 
 use super::protocol::{PACK, PRUNE, RANGE, SWEEP};
-use crate::wire::options::WriteRules;
-use crate::wire::ticket::{Claims, LEEWAY_SECONDS, TicketError, Verifier};
-use std::sync::{PoisonError, RwLock};
+use crate::fs::Allowance;
+use crate::wire::ticket::{Claims, LEEWAY_SECONDS, PrunePermit, TicketError, Verifier};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Time since the machine booted, sleep included; it never jumps, whatever is done to the wall clock.
@@ -30,36 +31,52 @@ pub enum Refused {
     /// It is of a dry run, and this verb writes.
     #[error("the ticket is of a dry run: nothing may be written, and `{0}` writes")]
     DryRun(String),
-    /// It does not let anybody delete.
-    #[error("the ticket does not allow to delete; sync with `--delete` to make a mirror")]
+    /// It is of no task that prunes, or of one that only counts.
+    #[error(
+        "the ticket does not allow to delete: only that of a task that deletes does, in a sync with `--delete`"
+    )]
     NoDeletion,
+    /// It lets another agent delete.
+    #[error("the ticket allows to delete through another agent, or before this one was restarted")]
+    OtherReceiver,
 }
 
-/// Whether a ticket with these `rules` lets the verb be asked at all.
+/// Whether a ticket with these `claims` lets the verb be asked at all.
 ///
 /// # Errors
 /// [`Refused::DryRun`] and [`Refused::NoDeletion`].
-pub fn allows(rules: &WriteRules, verb: &str) -> Result<(), Refused> {
+pub fn allows(claims: &Claims, verb: &str) -> Result<(), Refused> {
     match verb {
-        PACK | RANGE | SWEEP if rules.dry_run => Err(Refused::DryRun(verb.to_owned())),
-        PRUNE if !rules.delete => Err(Refused::NoDeletion),
+        PACK | RANGE | SWEEP if claims.rules.dry_run => Err(Refused::DryRun(verb.to_owned())),
+        PRUNE if claims.prune.is_none() || !claims.rules.delete => Err(Refused::NoDeletion),
         _ => Ok(()),
     }
 }
 
-/// Whether a ticket with these `rules` allows a prune (that is applied, or only counted).
+/// Whether a ticket with these `claims` allows a prune (that is applied, or only counted).
 ///
 /// # Errors
 /// [`Refused::DryRun`] and [`Refused::NoDeletion`].
-pub fn allows_prune(rules: &WriteRules, apply: bool) -> Result<(), Refused> {
-    allows(rules, PRUNE)?;
-    if apply && rules.dry_run { Err(Refused::DryRun(PRUNE.to_owned())) } else { Ok(()) }
+pub fn allows_prune(claims: &Claims, apply: bool) -> Result<(), Refused> {
+    allows(claims, PRUNE)?;
+    match &claims.prune {
+        _ if apply && claims.rules.dry_run => Err(Refused::DryRun(PRUNE.to_owned())),
+        Some(PrunePermit::Count) if apply => Err(Refused::NoDeletion),
+        _ => Ok(()),
+    }
 }
+
+/// So many grants of deletions are remembered.
+const MAX_GRANTS: usize = 1024;
 
 /// What heartbeats teach an agent about tickets. Everything is refused until the first.
 #[derive(Default)]
 pub struct TicketGate {
     known: RwLock<Option<Known>>,
+    /// The incarnation of this agent.
+    process: String,
+    /// What was deleted under each grant, the one that was used last at the end.
+    deleted: Mutex<Vec<(u64, Arc<AtomicU64>)>>,
 }
 
 struct Known {
@@ -72,6 +89,34 @@ impl TicketGate {
     /// A gate that lets nobody in yet.
     pub fn new() -> Self {
         TicketGate::default()
+    }
+
+    /// The same, of the agent with this incarnation.
+    pub fn of_process(incarnation: &str) -> Self {
+        TicketGate { process: incarnation.to_owned(), ..TicketGate::default() }
+    }
+
+    /// What may still be deleted under `claims`.
+    ///
+    /// # Errors
+    /// [`Refused::OtherReceiver`].
+    pub fn allowance(&self, claims: &Claims) -> Result<Option<Allowance>, Refused> {
+        let Some(PrunePermit::Delete(deletion)) = &claims.prune else { return Ok(None) };
+        if deletion.receiver != self.process {
+            return Err(Refused::OtherReceiver);
+        }
+        let mut grants = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = grants.iter().position(|(grant, _)| *grant == deletion.grant);
+        let entry = match known {
+            Some(at) => grants.remove(at),
+            None => (deletion.grant, Arc::default()),
+        };
+        let used = Arc::clone(&entry.1);
+        grants.push(entry);
+        if grants.len() > MAX_GRANTS {
+            grants.remove(0);
+        }
+        Ok(Some(Allowance::new(used, deletion.allowance)))
     }
 
     /// Takes over the key and the time (seconds since 1970) of a heartbeat's reply.
@@ -126,6 +171,7 @@ mod tests {
             destination: b"/d".to_vec(),
             expires,
             rules: Default::default(),
+            prune: None,
         }
     }
 

@@ -94,7 +94,7 @@ impl Local {
         dirs: Vec<DirRef>,
         files: Vec<Entry>,
     ) -> Result<Packed, SendError> {
-        gate::allows(self.rules(), PACK)?;
+        gate::allows(&self.claims, PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
         let (claims, pace) = (self.claims.clone(), self.pace.clone());
         let until = self.until.clone();
@@ -143,7 +143,7 @@ impl Local {
         ranged: Ranged<'_>,
         there: Option<Vec<BlockValue>>,
     ) -> Result<RangeSent, SendError> {
-        gate::allows(self.rules(), RANGE)?;
+        gate::allows(&self.claims, RANGE)?;
         let (target, pace) = (self.target.clone(), self.pace.clone());
         let until = self.until.clone();
         let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
@@ -214,7 +214,7 @@ impl Local {
     /// # Errors
     /// [`SendError::Internal`].
     pub async fn prune(&self, ask: PruneAsk) -> Result<PrunedPage, SendError> {
-        gate::allows_prune(self.rules(), ask.apply)?;
+        gate::allows_prune(&self.claims, ask.apply)?;
         let (target, claims) = (self.target.clone(), self.claims.clone());
         run(move |_| maintain::take_prune(&target, &claims, &ask).map_err(SendError::Internal))
             .await
@@ -225,7 +225,7 @@ impl Local {
     /// # Errors
     /// [`SendError::Internal`].
     pub async fn sweep(&self, root: Option<DirRef>) -> Result<Result<(), FileError>, SendError> {
-        gate::allows(self.rules(), SWEEP)?;
+        gate::allows(&self.claims, SWEEP)?;
         let target = self.target.clone();
         run(move |_| {
             let reply = maintain::take_sweep(&target, &SweepAsk { root });

@@ -93,7 +93,9 @@ impl Roots {
         let claims = gate.check(ticket)?;
         let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Broken)?;
         let tree = self.tree(&path).ok_or_else(|| Refused::NoRoot(path.to_string()))?;
-        let options = TargetOptions::of_this_process(claims.rules.clone());
+        let deletion = gate.allowance(&claims)?;
+        let options =
+            TargetOptions { deletion, ..TargetOptions::of_this_process(claims.rules.clone()) };
         let target = Target::new(tree, SyncNo(claims.sync), options);
         Ok((claims, target))
     }

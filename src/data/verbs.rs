@@ -70,7 +70,9 @@ impl Failure {
                     Refused::NoKey => (503, "Service Unavailable", "not_ready"),
                     Refused::Absent => (401, "Unauthorized", "no_ticket"),
                     Refused::DryRun(_) => (403, "Forbidden", "dry_run"),
-                    Refused::NoDeletion => (403, "Forbidden", "deletion_not_allowed"),
+                    Refused::NoDeletion | Refused::OtherReceiver => {
+                        (403, "Forbidden", "deletion_not_allowed")
+                    }
                     Refused::Ticket(_) | Refused::NoRoot(_) => (403, "Forbidden", "ticket_refused"),
                 };
                 Problem::new(status, title, code, refused.to_string())
@@ -162,7 +164,7 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
         return refuse(request, Failure::Method).await;
     }
     let admitted = admit(&request, &shared.served).and_then(|(claims, target)| {
-        gate::allows(&claims.rules, verb)?;
+        gate::allows(&claims, verb)?;
         Ok((claims, target))
     });
     let (claims, target) = match admitted {
@@ -193,7 +195,7 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
         PRUNE => {
             let take = move |bytes: &[u8]| {
                 let ask: PruneAsk = cbor(bytes)?;
-                gate::allows_prune(&rules, ask.apply)?;
+                gate::allows_prune(&claims, ask.apply)?;
                 let page = take_prune(&target, &claims, &ask).map_err(Failure::Bad)?;
                 Ok(PruneReply::of_page(&ask.dir, page))
             };
@@ -218,7 +220,7 @@ pub(super) type Taking =
 /// What an `ask` on a stream lets be done, once its ticket is checked.
 pub(super) fn content_verb(ask: &Ask, served: &Served) -> Result<Taking, Failure> {
     let (claims, target) = served.roots.admit(&served.gate, &ask.ticket)?;
-    gate::allows(&claims.rules, &ask.verb)?;
+    gate::allows(&claims, &ask.verb)?;
     let end = served.gate.end_of(&claims);
     // Encoding into a Vec can't fail.
     match ask.verb.as_str() {

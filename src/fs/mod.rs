@@ -34,6 +34,7 @@
 //! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in pieces), and memory and
 //!   descriptors not by the size of a directory or the depth of a tree.
 
+mod allowance;
 mod base;
 mod cache;
 mod direct;
@@ -67,6 +68,7 @@ mod unflushed;
 mod walk;
 mod xattr;
 
+pub use allowance::Allowance;
 pub use base::BlockValues;
 pub use cache::ReadBehind;
 pub use direct::PAGE;

@@ -8,6 +8,7 @@
 //! on. Everything is done on one name in an open directory that was reached without a link; other
 //! mounts are never entered.
 
+use super::allowance::Allowance;
 use super::error::{Cause, FsError, Result};
 use super::filter::Filter;
 use super::list::{Listed, list_if};
@@ -85,6 +86,8 @@ pub struct PruneDone {
     pub errors: Vec<FileError>,
     /// There is more: call again with the same page and this in [`PrunePage::resume`].
     pub next: Option<PrunePlace>,
+    /// More is extra than may be deleted: the call ended there.
+    pub used_up: bool,
 }
 
 /// Names of a directory that are still to be looked at.
@@ -107,7 +110,8 @@ struct Level {
 struct Pruner<'a> {
     target: &'a Target,
     page: &'a PrunePage,
-    apply: bool,
+    /// What may be deleted; `None`: nothing is.
+    apply: Option<Allowance>,
     trash: Option<Trash<'a>>,
     /// The page's directory, then those that the source does not have.
     levels: Vec<Level>,
@@ -119,7 +123,7 @@ struct Pruner<'a> {
 
 impl Target {
     /// Finds what the destination has in `page` and the source does not, and deletes it where the page
-    /// and the rules of this target allow; directories that it deleted from get their metadata again.
+    /// and this target allow, as much as they allow; directories that it deleted from get their metadata again.
     ///
     /// Left alone: what the filter leaves out (unless it is to be deleted), the trash, what is mounted,
     /// our own unfinished files (but old ones are removed, uncounted), every directory above any of
@@ -134,7 +138,9 @@ impl Target {
 
     fn prune_at(&self, page: &PrunePage, now: Duration, steps: usize) -> Result<PruneDone> {
         self.tree.forget();
-        let apply = page.apply && self.rules.delete && !self.rules.dry_run;
+        let allowed = page.apply && self.rules.delete && !self.rules.dry_run;
+        let apply = self.deletion.clone().filter(|_| allowed);
+        let applies = apply.is_some();
         let mut pruner = Pruner {
             target: self,
             page,
@@ -155,7 +161,7 @@ impl Target {
             Err(errno) => return Err(self.error("list", &page.dir, errno)),
         }
         let Pruner { mut done, changed, .. } = pruner;
-        if changed || apply && self.has_widened() {
+        if changed || applies && self.has_widened() {
             done.errors.extend(self.stamp(&page.dirs));
         }
         Ok(done)
@@ -200,7 +206,9 @@ impl Pruner<'_> {
 
     fn run(&mut self, steps: usize) {
         let mut looked = 0;
-        while let Some(level) = self.levels.last_mut() {
+        while !self.done.used_up
+            && let Some(level) = self.levels.last_mut()
+        {
             let (name, told) = match level.names.next() {
                 Some(listed) => listed,
                 None if level.more.is_some() => {
@@ -210,6 +218,7 @@ impl Pruner<'_> {
                 None => {
                     if let Some(settled) = self.leave()
                         && looked >= steps
+                        && !self.done.used_up
                     {
                         return self.stop_behind(settled);
                     }
@@ -219,9 +228,13 @@ impl Pruner<'_> {
             looked += 1;
             if let Some(settled) = self.visit(&name, told)
                 && looked >= steps
+                && !self.done.used_up
             {
                 return self.stop_behind(settled);
             }
+        }
+        while let Some(level) = self.levels.pop() {
+            self.narrow(&level);
         }
     }
 
@@ -316,7 +329,7 @@ impl Pruner<'_> {
         let anchors = is_anchors(name) && name != self.target.anchors_name();
         if age < STALE || type_of(stat) == FileType::Directory && !anchors {
             self.keep();
-        } else if self.apply {
+        } else if self.apply.is_some() {
             self.changed = true;
             let removed = self.current().and_then(|dir| match anchors {
                 true => self.target.remove_anchors(&dir, name),
@@ -348,8 +361,10 @@ impl Pruner<'_> {
 
     /// Deletes what is no directory, or moves it to the trash.
     fn remove(&mut self, name: &[u8], path: &RelPath, bytes: u64) {
-        if self.apply {
-            self.changed = true;
+        if self.apply.is_some() {
+            if !self.may_delete() {
+                return;
+            }
             let done = self.current().and_then(|dir| match &mut self.trash {
                 Some(trash) => trash.take(&dir, name, path),
                 None => {
@@ -376,8 +391,11 @@ impl Pruner<'_> {
             self.narrow(&level);
             return Some(level.path);
         }
-        if self.apply {
-            self.changed = true;
+        if self.apply.is_some() {
+            if !self.may_delete() {
+                self.narrow(&level);
+                return Some(level.path);
+            }
             let done = self.remove_dir(&level);
             if !self.is_gone(&level.path, done) {
                 return Some(level.path);
@@ -389,7 +407,7 @@ impl Pruner<'_> {
 
     /// Gives a directory that stays its mode again, which may have been widened.
     fn narrow(&self, level: &Level) {
-        if self.apply && self.target.has_widened() {
+        if self.apply.is_some() && self.target.has_widened() {
             let mode = mode_of(&level.stat);
             let dir = self.target.tree.open_dir(level.path.as_bytes());
             if let Err(errno) = dir.and_then(|dir| chmod(dir.as_fd(), mode)) {
@@ -408,8 +426,23 @@ impl Pruner<'_> {
         self.target.writable(&dir, remove)
     }
 
+    /// Takes one entry out of what may be deleted. False: nothing is left of that, and the entry stays.
+    fn may_delete(&mut self) -> bool {
+        let may = self.apply.as_ref().is_some_and(Allowance::take_one);
+        if may {
+            self.changed = true;
+        } else {
+            self.done.used_up = true;
+            self.keep();
+        }
+        may
+    }
+
     /// Whether a removal succeeded; if not, it is reported and what is there stays.
     fn is_gone(&mut self, path: &RelPath, done: Step<()>) -> bool {
+        if let (Err(_), Some(allowance)) = (&done, &self.apply) {
+            allowance.return_one();
+        }
         let cause: Cause = match done {
             Ok(()) => return true,
             // Somebody else was faster.
@@ -450,7 +483,7 @@ impl Pruner<'_> {
     fn readable(&self, dir: &Dir) -> Step<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(dir, ".", flags, Mode::empty());
-        if self.apply { self.target.writable(dir, open) } else { open() }
+        if self.apply.is_some() { self.target.writable(dir, open) } else { open() }
     }
 
     fn enter(&mut self, name: &[u8]) -> std::result::Result<(), Cause> {

@@ -1,5 +1,6 @@
 //! The destination root of a sync, and the steps that every write to it is made of.
 
+use super::allowance::Allowance;
 use super::dress::{Births, Origin, Outfit, Policy};
 use super::error::{Cause, FsError, Result, is_shortage};
 use super::links::Anchors;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// How a destination is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct TargetOptions {
     /// Numeric owners are set. Without it everything belongs to the agent's user (and, where that may
     /// be, to the group that is asked for), and set-uid and set-gid are left out where that is another
@@ -28,12 +29,15 @@ pub struct TargetOptions {
     pub set_owner: bool,
     /// What the operator asked for.
     pub rules: WriteRules,
+    /// How much a prune may delete; `None`: nothing.
+    pub deletion: Option<Allowance>,
 }
 
 impl TargetOptions {
     /// Owners are set where this process is root.
     pub fn of_this_process(rules: WriteRules) -> Self {
-        TargetOptions { set_owner: rustix::process::geteuid().is_root(), rules }
+        let set_owner = rustix::process::geteuid().is_root();
+        TargetOptions { set_owner, rules, deletion: None }
     }
 }
 
@@ -43,6 +47,7 @@ pub struct Target {
     pub(super) tree: Tree,
     pub(super) sync: SyncNo,
     pub(super) rules: Arc<WriteRules>,
+    pub(super) deletion: Option<Allowance>,
     pub(super) policy: Arc<Policy>,
     /// When what can't be told by length and time changed.
     pub(super) suspect: Option<Span>,
@@ -78,6 +83,7 @@ impl Target {
             sync,
             policy: Arc::new(Policy::new(options.set_owner, &options.rules)),
             rules: Arc::new(options.rules),
+            deletion: options.deletion,
             state: Arc::default(),
         }
     }

@@ -1,7 +1,7 @@
 //! What the tests of this module share: trees in temporary directories, a copy made of the module's
 //! own parts, and a look at the result by other means.
 
-use super::{Root, SourceFile, Target, TargetOptions, Tree, Verdict};
+use super::{Allowance, Root, SourceFile, Target, TargetOptions, Tree, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::{Preserve, WriteRules};
 use crate::wire::{AbsPath, RelPath, SyncNo};
@@ -47,7 +47,9 @@ impl Site {
     }
 
     pub(super) fn target_by(&self, rules: WriteRules) -> Target {
-        Target::new(self.tree("dst"), SyncNo(7), TargetOptions::of_this_process(rules))
+        let deletion = Some(Allowance::new(Default::default(), u64::MAX));
+        let options = TargetOptions { deletion, ..TargetOptions::of_this_process(rules) };
+        Target::new(self.tree("dst"), SyncNo(7), options)
     }
 
     pub(super) fn write(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {

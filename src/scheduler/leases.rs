@@ -302,10 +302,14 @@ impl State {
         };
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
         let sends = task.spec.sends();
+        let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
         self.leases.insert(&lease, id);
         self.set_state(id, TaskState::Leased(lease));
         self.isolated.note_leased(id);
         self.put(key);
+        if deletes {
+            self.choose_deleter(no, &poll.worker, now);
+        }
         self.note_reach(id, now);
         self.note_source_root(id, &poll.worker, now);
         self.probes(no, now);
@@ -354,11 +358,12 @@ impl State {
                 chunk_bytes: u64::from(request.chunk_size_mb) << 20,
                 ..sync.rules(&task.spec)
             },
+            sync.prune_permit(&task.spec),
         );
         let large = task.large.and_then(|file| sync.larges.get(&file));
         let (chunk_offset, chunk_size) = task.spec.extent(large.map(|file| file.size));
         let source_workers = members(sources);
-        let destination_workers = members(self.writers_for(sync, &lease.worker, task.attempt));
+        let destination_workers = self.destinations(sync, task, &lease.worker);
         Some(Assignment {
             assignment_id: lease.assignment,
             request_id: sync.id.clone(),
@@ -390,8 +395,17 @@ impl State {
         })
     }
 
+    /// The workers of the destination that an assignment lists. What deletes goes through one.
+    fn destinations(&self, sync: &Sync, task: &Task, worker: &WorkerId) -> Vec<PoolMember> {
+        if !matches!(task.spec, TaskSpec::Prune { apply: true, .. }) {
+            return members(self.writers_for(sync, worker, task.attempt));
+        }
+        let deleter = sync.deleter.as_ref().and_then(|d| self.workers.get(&d.worker));
+        members(deleter.into_iter())
+    }
+
     /// The workers through which a worker may write at an attempt.
-    fn writers_for<'a>(
+    pub(super) fn writers_for<'a>(
         &'a self,
         sync: &'a Sync,
         worker: &WorkerId,

@@ -8,6 +8,7 @@
 //! - `orders`: what they want of workers; `outcomes`: workers that fail; `seconds`: two
 //!   agents under one id; `stalled`: syncs in which nothing moves
 //! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
+//! - `deleter`: through which agent a mirror deletes, and how much
 //! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
 //! - `large`: files of more than one range
 //! - `overlap`: syncs that must not run at the same time
@@ -27,6 +28,7 @@ mod blocked;
 mod boots;
 mod checks;
 mod choice;
+mod deleter;
 pub mod event;
 mod hold;
 mod large;

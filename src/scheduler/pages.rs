@@ -81,7 +81,8 @@ impl State {
             error.attempt = error.attempt.max(attempt);
         });
         self.changed(no, now);
-        if let Some(stop_now) = self.syncs.get(&no).and_then(super::sync::Sync::deleted_too_much) {
+        if let Some(stop_now) = self.syncs.get(&no).and_then(|sync| sync.deleted_too_much(used_up))
+        {
             self.halt(no, stop_now, now);
             return stop();
         }

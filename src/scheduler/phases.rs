@@ -35,6 +35,12 @@ impl State {
         task.tried.insert(failure.worker.clone());
         task.last_error = Some(failure.why.clone());
         let task = task.clone();
+        if matches!(task.spec, TaskSpec::Prune { apply: true, .. })
+            && let Some(deleter) = self.syncs.get_mut(&task.sync).and_then(|s| s.deleter.as_mut())
+        {
+            deleter.failed = true;
+            self.changed(task.sync, now);
+        }
         if self.waits_for_storage(&task, &failure.errors, now) {
             self.leases_end(id);
             self.delay(id, now);

@@ -244,20 +244,27 @@ impl Sync {
         })
     }
 
+    /// How many entries the limits let be deleted, of those that were counted.
+    pub(super) fn most_deleted(&self) -> u64 {
+        let Some(delete) = &self.request.options.delete else { return 0 };
+        let part = u128::from(self.counters.pruned.seen) * u128::from(delete.max_percent) / 100;
+        u64::try_from(part).unwrap_or(u64::MAX).min(delete.max.unwrap_or(u64::MAX))
+    }
+
+    /// How many were deleted so far, as reported.
+    pub(super) fn deleted(&self) -> u64 {
+        self.counters.actions.get(&Action::Delete).map_or(0, |tally| tally.count)
+    }
+
     /// The guard against a source that has lost so much since the extra entries were counted that the
-    /// limits would not have let it pass.
-    pub(super) fn deleted_too_much(&self) -> Option<Stop> {
-        let delete = self.request.options.delete.as_ref()?;
-        let seen = self.counters.pruned.seen;
-        let deleted = self.counters.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
-        let percent = u128::from(delete.max_percent);
-        let over = delete.max.is_some_and(|max| deleted > max)
-            || u128::from(deleted) * 100 > percent * u128::from(seen);
+    /// limits would not have let it pass. `used_up`: an agent met the end of its allowance.
+    pub(super) fn deleted_too_much(&self, used_up: bool) -> Option<Stop> {
+        let over = used_up || self.deleted() > self.most_deleted();
         (self.stage == Stage::Prune && over).then(|| {
             let why = format!(
-                "more entries were deleted at the destination than the limits allow, where {} of {seen} \
+                "more entries at the destination are extra than the limits let be deleted, where {} of {} \
                  had been counted: the source {} has lost entries since",
-                self.counters.pruned.extra, self.request.source_path
+                self.counters.pruned.extra, self.counters.pruned.seen, self.request.source_path
             );
             self.stop(&why, "check that all of it is mounted")
         })

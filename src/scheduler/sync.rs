@@ -2,6 +2,7 @@
 
 use super::blocked::Blocked;
 use super::boots::Boots;
+use super::deleter::Deleter;
 use super::hold::Hold;
 use super::listing::ListState;
 use super::overlap::Lingering;
@@ -181,6 +182,9 @@ pub(super) struct Sync {
     /// The guard that stopped it, though nothing failed.
     #[serde(default)]
     pub(super) stopped: Option<Stop>,
+    /// Through which agent its tasks delete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) deleter: Option<Deleter>,
     /// The destination keeps something for the names of one file.
     #[serde(default)]
     pub(super) to_sweep: bool,
@@ -277,6 +281,7 @@ impl Sync {
             blocked: Blocked::default(),
             source_root: None,
             stopped: None,
+            deleter: None,
             to_sweep: false,
             listing: ListState::default(),
             hold: None,
@@ -395,6 +400,7 @@ impl Sync {
         self.source_root = None;
         self.source_roots.clear();
         self.stopped = None;
+        self.deleter = None;
         self.listing = ListState::default();
     }
 

@@ -302,6 +302,9 @@ pub struct ScanPage {
     /// For a prune: what was found since the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned: Option<Pruned>,
+    /// For a prune: more is extra than the ticket lets be deleted. Nothing more is deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allowance_used_up: bool,
     /// Entries that were left out, by cause.
     #[serde(default, skip_serializing_if = "Notes::is_empty")]
     pub notes: Notes,

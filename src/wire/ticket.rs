@@ -7,6 +7,7 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublic
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 
 /// How long a ticket is good for, in seconds: longer than any task should take, short enough that
 /// one that leaks is soon worth nothing.
@@ -41,6 +42,34 @@ pub struct Claims {
     /// How it may be written.
     #[n(7)]
     pub rules: WriteRules,
+    /// What may be pruned; `None`: nothing, also where `rules` are of a mirror.
+    #[n(8)]
+    pub prune: Option<PrunePermit>,
+}
+
+/// What the ticket of a prune task allows.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum PrunePermit {
+    /// Extra entries are counted.
+    #[n(0)]
+    Count,
+    /// … and deleted.
+    #[n(1)]
+    Delete(#[n(0)] Deletion),
+}
+
+/// How much may be deleted, and where. The agent counts what it deletes under a grant, over all tickets of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+pub struct Deletion {
+    /// Drawn for each grant.
+    #[n(0)]
+    pub grant: u64,
+    /// At most so many entries are deleted under the grant.
+    #[n(1)]
+    pub allowance: u64,
+    /// The incarnation of the only agent that may delete: two agents would each delete as many.
+    #[n(2)]
+    pub receiver: String,
 }
 
 impl Claims {
@@ -55,6 +84,7 @@ impl Claims {
         destination: &AbsPath,
         now: i64,
         rules: WriteRules,
+        prune: Option<PrunePermit>,
     ) -> Self {
         Claims {
             sync: sync.0,
@@ -65,6 +95,7 @@ impl Claims {
             destination: destination.as_bytes().to_vec(),
             expires: now + LIFETIME_SECONDS,
             rules,
+            prune,
         }
     }
 }
@@ -175,6 +206,7 @@ mod tests {
             destination: b"/data/\xff".to_vec(),
             expires: 1_000,
             rules: WriteRules::default(),
+            prune: None,
         }
     }
 
@@ -189,6 +221,7 @@ mod tests {
             &AbsPath::new(b"/data/\xff".as_slice()).unwrap(),
             1_000 - LIFETIME_SECONDS,
             WriteRules::default(),
+            None,
         );
         assert_eq!(claims, self::claims());
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();

@@ -104,6 +104,28 @@ async fn extra_entries_are_counted_first_and_then_deleted_with_what_is_in_them()
 }
 
 #[tokio::test]
+async fn a_prune_ends_with_its_allowance_and_reports_it_whoever_asks_again() {
+    for receivers in [0, 1] {
+        let (mut fleet, cx) = mirror(receivers, &[]).await;
+        for n in 0..5 {
+            write_at_destination(&fleet, &format!("d/extra{n}"), "x");
+        }
+        fleet.allowance = 3;
+        // What was deleted under a grant stays counted: a second task gets nothing more.
+        for (extra, left) in [(3, 2), (0, 2)] {
+            let stop = vec![reply(PageAction::Continue, 0), reply(PageAction::Stop, 0)];
+            let pages = Kept::answering(stop);
+            let (end, _) = pruned(&fleet, &cx, whole(true), &pages).await;
+            assert_eq!((end, sum(&pages).extra), (ScanEnd::Told, extra));
+            assert!(pages.last().allowance_used_up);
+            let there = names(&fleet).iter().filter(|name| name.contains("extra")).count();
+            assert_eq!(there, left);
+        }
+        fleet.end().await;
+    }
+}
+
+#[tokio::test]
 async fn what_the_filter_leaves_out_is_safe_unless_it_is_to_go_too() {
     let (mut fleet, cx) = mirror(1, &["*.log", "kept/"]).await;
     fleet.write("at-source.log", b"");

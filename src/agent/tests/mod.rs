@@ -13,7 +13,7 @@ use crate::wire::manifest::{Kind, Manifest, merge_ranges};
 use crate::wire::options::{Preserve, SyncOptions};
 use crate::wire::sync::ErrorClass;
 use crate::wire::task::{Assignment, Blob, PoolMember, TaskReport, TaskSpec, WorkItem};
-use crate::wire::ticket::{Claims, Signer};
+use crate::wire::ticket::{Claims, Deletion, PrunePermit, Signer};
 use crate::wire::worker::{Endpoint, WorkerStatus};
 use crate::wire::{Digest, RelPath};
 use std::collections::BTreeSet;
@@ -34,6 +34,8 @@ struct Fleet {
     signer: Signer,
     members: Vec<PoolMember>,
     options: SyncOptions,
+    /// What its tickets let be deleted.
+    allowance: u64,
     serving: Vec<(Shutdown, JoinHandle<()>)>,
 }
 
@@ -48,6 +50,7 @@ impl Fleet {
             signer,
             members: Vec::new(),
             options: SyncOptions::default(),
+            allowance: u64::MAX,
             serving: Vec::new(),
         };
         for n in 0..receivers {
@@ -118,6 +121,15 @@ impl Fleet {
             destination: self.dst().as_os_str().as_bytes().to_vec(),
             expires: NOW + 900,
             rules: self.options.write_rules(),
+            prune: match task {
+                TaskSpec::Prune { apply: true, .. } => Some(PrunePermit::Delete(Deletion {
+                    grant: 1,
+                    allowance: self.allowance,
+                    receiver: String::new(),
+                })),
+                TaskSpec::Prune { .. } => Some(PrunePermit::Count),
+                _ => None,
+            },
         };
         Assignment {
             options: self.options.clone(),

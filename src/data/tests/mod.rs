@@ -19,14 +19,14 @@ use super::protocol::{PACK, RANGE};
 use super::send::{Fed, Feed, feed_pack};
 use super::stream::{Ask, PROTOCOL};
 use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate, Until};
-use crate::fs::{Root, Target, TargetOptions, Tree};
+use crate::fs::{Allowance, Root, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Entry, Kind, Manifest, merge_ranges};
 use crate::wire::options::{Action, WriteRules};
 use crate::wire::problem::Problem;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::PoolMember;
-use crate::wire::ticket::{Claims, Signer};
+use crate::wire::ticket::{Claims, Deletion, PrunePermit, Signer};
 use crate::wire::worker::{Endpoint, WorkerStatus};
 use crate::wire::{AbsPath, Digest, RelPath, SyncNo};
 use bytes::Bytes;
@@ -121,7 +121,15 @@ impl World {
             destination: destination.as_os_str().as_bytes().to_vec(),
             expires: NOW + 900,
             rules: Default::default(),
+            prune: None,
         }
+    }
+
+    /// Those of a task with these `rules`, which prunes where they are of a mirror.
+    fn claims_with(&self, rules: &WriteRules) -> Claims {
+        let deletion = Deletion { grant: 1, allowance: u64::MAX, receiver: String::new() };
+        let prune = rules.delete.then_some(PrunePermit::Delete(deletion));
+        Claims { rules: rules.clone(), prune, ..self.claims(&self.dst()) }
     }
 
     fn ticket(&self) -> String {
@@ -129,7 +137,7 @@ impl World {
     }
 
     fn ticket_with(&self, rules: &WriteRules) -> String {
-        self.signer.sign(&Claims { rules: rules.clone(), ..self.claims(&self.dst()) })
+        self.signer.sign(&self.claims_with(rules))
     }
 
     fn member(&self) -> PoolMember {
@@ -156,7 +164,8 @@ impl World {
     }
 
     fn target_with(&self, rules: &WriteRules) -> Target {
-        let options = TargetOptions::of_this_process(rules.clone());
+        let deletion = Some(Allowance::new(Default::default(), u64::MAX));
+        let options = TargetOptions { deletion, ..TargetOptions::of_this_process(rules.clone()) };
         Target::new(tree(&self.dst()), SyncNo(7), options)
     }
 
@@ -165,8 +174,7 @@ impl World {
     }
 
     fn local_with(&self, rules: &WriteRules) -> Destination {
-        let claims = Claims { rules: rules.clone(), ..self.claims(&self.dst()) };
-        let local = Local::new(self.target_with(rules), claims, plenty());
+        let local = Local::new(self.target_with(rules), self.claims_with(rules), plenty());
         Destination::Local { worker: "b".parse().unwrap(), local }
     }
 

@@ -5,6 +5,7 @@ use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
 use crate::data::protocol::RangeHead;
 use crate::wire::manifest::{DirRef, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
+use crate::wire::ticket::{Deletion, PrunePermit};
 
 fn rules(change: impl FnOnce(&mut WriteRules)) -> WriteRules {
     let mut rules = WriteRules::default();
@@ -77,6 +78,49 @@ async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
     }
     assert_eq!(world.names(), ["extra"]);
     assert_eq!(fs::metadata(world.dst()).unwrap().modified().unwrap(), before);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn only_the_ticket_of_a_task_that_deletes_deletes_and_no_more_than_it_allows() {
+    let world = World::new().await;
+    for n in 0..6 {
+        fs::write(world.dst().join(format!("extra{n}")), b"x").unwrap();
+    }
+    let mirror = rules(|r| r.delete = true);
+    let ticket = |prune: Option<PrunePermit>| {
+        world.signer.sign(&Claims { prune, ..world.claims_with(&mirror) })
+    };
+    let permit = |grant, allowance, receiver: &str| {
+        let receiver = receiver.to_owned();
+        Some(PrunePermit::Delete(Deletion { grant, allowance, receiver }))
+    };
+    // A scan or a copy of the same mirror, a task that counts, and one that deletes elsewhere.
+    for (prune_permit, apply) in [
+        (None, false),
+        (None, true),
+        (Some(PrunePermit::Count), true),
+        (permit(1, 9, "another process"), true),
+        (permit(1, 9, "another process"), false),
+    ] {
+        let reply = world.post("/v1/prune", &ticket(prune_permit), &cbor(&prune(apply, &[]))).await;
+        assert_refused(&reply, 403, "deletion_not_allowed");
+    }
+    let peers = Peers::new(&[], plenty());
+    let ask = async |ticket: &str, apply| {
+        let peer = peers.peer(&world.member(), ticket, &mirror);
+        let page = Destination::Remote(peer).prune(prune(apply, &[])).await.unwrap();
+        (page.pruned.extra, page.used_up, world.names().len())
+    };
+    assert_eq!(ask(&ticket(Some(PrunePermit::Count)), false).await, (6, false, 6));
+    // Two tickets of one grant, as of two tasks or of a retry, share what it allows.
+    assert_eq!(ask(&ticket(permit(7, 2, "")), true).await, (2, true, 4));
+    assert_eq!(ask(&ticket(permit(7, 2, "")), true).await, (0, true, 4));
+    assert_eq!(ask(&ticket(permit(7, 3, "")), true).await, (1, true, 3));
+    assert_eq!(ask(&ticket(permit(8, 0, "")), true).await, (0, true, 3));
+    // Exactly enough is enough, also for a repeat.
+    assert_eq!(ask(&ticket(permit(8, 3, "")), true).await, (3, false, 0));
+    assert_eq!(ask(&ticket(permit(8, 3, "")), true).await, (0, false, 0));
     world.end().await;
 }
 

@@ -41,6 +41,35 @@ fn counting(page: &PrunePage) -> PrunePage {
     PrunePage { apply: false, ..page.clone() }
 }
 
+/// The same destination, where at most `most` entries may be deleted.
+fn limited(target: &Target, most: u64) -> Target {
+    Target { deletion: Some(Allowance::new(Arc::default(), most)), ..target.clone() }
+}
+
+#[test]
+fn no_more_is_deleted_than_is_allowed_with_and_without_a_trash() {
+    for trash in [None, Some("trash")] {
+        // Four files and three directories.
+        for most in 0..=7 {
+            let site = Site::new();
+            let rules = WriteRules { trash: trash.map(rel), ..rules() };
+            let target = limited(&site.target_by(rules), most);
+            for name in ["a/1", "a/2", "b/c/3", "z"] {
+                site.write(format!("dst/{name}"), "x");
+            }
+            let done = target.prune(&page("", &[])).unwrap();
+            assert_eq!(done.pruned.extra, most, "{trash:?} {most}");
+            assert_eq!((done.used_up, done.errors), (most < 7, vec![]), "{trash:?} {most}");
+            assert_eq!(done.removed.len() as u64, most);
+            let again = target.prune(&page("", &[])).unwrap();
+            assert_eq!(again.pruned.extra, 0, "{trash:?} {most}");
+            // Counting needs no permission.
+            let counted = target.prune(&counting(&page("", &[]))).unwrap();
+            assert_eq!((counted.pruned.extra, counted.used_up), (7 - most, false));
+        }
+    }
+}
+
 /// Calls until nothing is left, with so many steps at a time.
 fn prune_all(target: &Target, page: &PrunePage, steps: usize) -> PruneDone {
     let mut page = page.clone();

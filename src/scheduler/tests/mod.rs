@@ -6,6 +6,7 @@ mod cases;
 mod chosen;
 mod counts;
 mod damaged;
+mod deleter;
 mod faults;
 mod fidelity;
 mod histories;
@@ -387,6 +388,7 @@ fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>
         root: None,
         start: (number == 0).then_some(WalkStart { device: 1, inode: 2 }),
         pruned: None,
+        allowance_used_up: false,
         notes: Default::default(),
         records: vec![],
         integrity_errors: 0,

@@ -1,0 +1,78 @@
+//! Deletion goes through one agent of the destination, which counts what it deletes. Several would each
+//! delete as much as the limits of the sync allow.
+
+use super::sync::Sync;
+use super::worker::Worker;
+use super::{Now, State};
+use crate::wire::task::TaskSpec;
+use crate::wire::ticket::{Deletion, PrunePermit};
+use crate::wire::{SyncNo, WorkerId};
+use serde::{Deserialize, Serialize};
+
+/// The agent through which the tasks of a sync delete.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Deleter {
+    pub(super) worker: WorkerId,
+    /// What tickets allow it.
+    deletion: Deletion,
+    /// A task failed since it was chosen: another agent is tried next.
+    pub(super) failed: bool,
+}
+
+impl Deleter {
+    /// Whether `worker` is still the process that was chosen, and can be reached.
+    fn is_at(&self, worker: &Worker) -> bool {
+        worker.active
+            && worker.drained.is_none()
+            && worker.said.incarnation.as_ref() == Some(&self.deletion.receiver)
+    }
+}
+
+impl Sync {
+    /// What the ticket of a task lets be pruned.
+    pub(super) fn prune_permit(&self, spec: &TaskSpec) -> Option<PrunePermit> {
+        let TaskSpec::Prune { apply, .. } = spec else { return None };
+        let deletion = self.deleter.as_ref().filter(|_| *apply).map(|d| d.deletion.clone());
+        Some(deletion.map_or(PrunePermit::Count, PrunePermit::Delete))
+    }
+}
+
+impl State {
+    /// Chooses through whom a task deletes that `leased` is given: the same agent as before as long as that
+    /// can be reached and no task failed, else `leased` itself where it holds the destination, else another
+    /// one. The grant of a new one allows what is left by the reports so far.
+    pub(super) fn choose_deleter(&mut self, no: SyncNo, leased: &WorkerId, now: Now) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let destination = &sync.request.destination_path;
+        let before = sync.deleter.as_ref();
+        let stays = before.is_some_and(|deleter| {
+            let worker = self.workers.get(&deleter.worker).filter(|w| w.holds(destination));
+            !deleter.failed && worker.is_some_and(|worker| deleter.is_at(worker))
+        });
+        if stays {
+            return;
+        }
+        let itself = self.workers.get(leased).filter(|w| w.takes_work() && w.holds(destination));
+        let reachable = itself.into_iter().chain(self.writers_for(sync, leased, 1));
+        let reachable: Vec<&Worker> = reachable.filter(|w| w.said.incarnation.is_some()).collect();
+        // Another one first, where there is one.
+        let is_other = |w: &&&Worker| before.is_none_or(|b| b.worker != w.said.worker_id);
+        let Some(chosen) = reachable.iter().find(is_other).or(reachable.first()) else { return };
+        let Some(receiver) = chosen.said.incarnation.clone() else { return };
+        let worker = chosen.said.worker_id.clone();
+        let same = before.is_some_and(|deleter| deleter.is_at(chosen));
+        let allowance = sync.most_deleted().saturating_sub(sync.deleted());
+        let drawn = self.draw();
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        if let (true, Some(deleter)) = (same, &mut sync.deleter) {
+            // The only one that there is: its count goes on.
+            deleter.failed = false;
+        } else {
+            let mut grant = [0; 8];
+            grant.copy_from_slice(&drawn[..8]);
+            let deletion = Deletion { grant: u64::from_le_bytes(grant), allowance, receiver };
+            sync.deleter = Some(Deleter { worker, deletion, failed: false });
+        }
+        self.changed(no, now);
+    }
+}

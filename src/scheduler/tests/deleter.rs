@@ -1,0 +1,146 @@
+//! Which tickets let what be deleted, how much, and through whom.
+
+use super::*;
+use crate::wire::ticket::{Deletion, PrunePermit};
+
+/// The permission of an assignment that deletes, and the agents that it lists.
+fn deletion(world: &World, a: &Assignment) -> (Deletion, Vec<String>) {
+    let Some(PrunePermit::Delete(deletion)) = claims(world, a).prune else { panic!("{a:?}") };
+    let listed = a.destination_workers.iter().map(|m| m.worker_id.to_string()).collect();
+    (deletion, listed)
+}
+
+/// A mirror that has counted `extra` of `seen` entries and flushed; `s` has been given what deletes.
+/// `d` and `d2` hold the destination.
+fn deleting(delete: DeleteOptions, seen: u64, extra: u64) -> (World, Assignment) {
+    let (mut world, scan) = scanning_with(mirror(delete));
+    world.beat("d2", "2", &["/dst"], &[]);
+    assert_eq!(claims(&world, &scan).prune, None);
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
+    let copy = done(&mut world, "s", "copy");
+    assert_eq!(claims(&world, &copy).prune, None);
+    let count = next(&mut world, "s", "prune");
+    assert_eq!(claims(&world, &count).prune, Some(PrunePermit::Count));
+    assert_eq!(count.destination_workers.len(), 2);
+    world.post(&count, pruned(&count, seen, extra));
+    done(&mut world, "d", "flush");
+    let apply = next(&mut world, "s", "prune");
+    (world, apply)
+}
+
+#[test]
+fn the_allowance_is_the_smaller_of_both_limits() {
+    let limits = |max, max_percent| DeleteOptions { max, max_percent, ..DeleteOptions::default() };
+    for (delete, seen, allowance) in [
+        (limits(None, 50), 100, 50),
+        (limits(None, 50), 101, 50),
+        (limits(None, 100), 10, 10),
+        (limits(Some(3), 50), 100, 3),
+        (limits(Some(80), 50), 100, 50),
+        (limits(Some(u64::MAX), 100), u64::MAX, u64::MAX),
+    ] {
+        let (world, apply) = deleting(delete, seen, 1);
+        assert_eq!(deletion(&world, &apply).0.allowance, allowance, "of {seen}");
+    }
+}
+
+#[test]
+fn tasks_that_delete_at_once_share_one_grant_and_one_agent_and_so_does_a_retry() {
+    let delete = DeleteOptions { max: Some(5), max_percent: 100, ..DeleteOptions::default() };
+    let (mut world, apply) = deleting(delete, 100, 4);
+    let (first, listed) = deletion(&world, &apply);
+    assert_eq!((first.allowance, listed.len()), (5, 1));
+    let process = if listed[0] == "d" { "1" } else { "2" };
+    assert_eq!(first.receiver, process);
+    let spawn = vec![RelPath::new("d").unwrap(), RelPath::new("e").unwrap()];
+    let next_dir = Some(apply.task.clone());
+    world.post(&apply, ScanPage { spawn, next: next_dir, ..pruned(&apply, 50, 2) });
+    let part = next(&mut world, "s", "prune");
+    assert_eq!(
+        deletion(&world, &part),
+        (first.clone(), listed.clone()),
+        "reported is not spent twice"
+    );
+    // Another master knows it too.
+    world.restart();
+    for (worker, incarnation, path) in [("s", "1", "/src"), ("d", "1", "/dst"), ("d2", "2", "/dst")]
+    {
+        world.beat(worker, incarnation, &[path], &[apply.assignment_id, part.assignment_id]);
+    }
+    let other = next(&mut world, "s", "prune");
+    assert_eq!(deletion(&world, &other), (first.clone(), listed));
+    // Handed back, it begins again under the same grant.
+    let report = TaskReport { handed_back: true, ..TaskReport::default() };
+    world.finish(result(&other, true, report));
+    let again = next(&mut world, "s", "prune");
+    assert_eq!((again.task_id, deletion(&world, &again).0), (other.task_id, first));
+}
+
+#[test]
+fn an_agent_that_fails_or_is_gone_is_replaced_and_the_next_is_allowed_what_is_left() {
+    let delete = DeleteOptions { max: Some(5), max_percent: 100, ..DeleteOptions::default() };
+    for case in ["failed", "silent", "restarted"] {
+        let (mut world, apply) = deleting(delete.clone(), 100, 4);
+        let (first, listed) = deletion(&world, &apply);
+        let next_dir = Some(apply.task.clone());
+        world.post(&apply, ScanPage { next: next_dir, ..pruned(&apply, 50, 2) });
+        let beat = |world: &mut World, worker: &str| match worker {
+            "d" => world.beat("d", "1", &["/dst"], &[]),
+            _ => world.beat("d2", "2", &["/dst"], &[]),
+        };
+        let other = if listed[0] == "d" { "d2" } else { "d" };
+        match case {
+            "failed" => {
+                world.finish(result(&apply, false, TaskReport::default()));
+                world.pass(3_000);
+            }
+            "silent" => {
+                for _ in 0..12 {
+                    world.pass(5_000);
+                    beat(&mut world, other);
+                    world.beat("s", "1", &["/src"], &[]);
+                }
+            }
+            _ => {
+                world.beat(&listed[0], "later", &["/dst"], &[]);
+                let report = TaskReport { handed_back: true, ..TaskReport::default() };
+                world.finish(result(&apply, true, report));
+            }
+        }
+        let again = next(&mut world, "s", "prune");
+        let (second, through) = deletion(&world, &again);
+        assert_ne!(second.grant, first.grant, "{case}");
+        assert_eq!((second.allowance, through.len()), (3, 1), "{case}");
+        assert_eq!(through[0], other, "{case}");
+    }
+}
+
+#[test]
+fn a_task_that_fails_on_the_only_agent_keeps_its_count() {
+    let (mut world, apply) = deleting(DeleteOptions::default(), 100, 4);
+    let (first, listed) = deletion(&world, &apply);
+    let other = if listed[0] == "d" { "d2" } else { "d" };
+    world.play(Event::Drain { worker: other.parse().unwrap(), order: Some(Default::default()) });
+    world.finish(result(&apply, false, TaskReport::default()));
+    world.pass(3_000);
+    let again = next(&mut world, "s", "prune");
+    assert_eq!(deletion(&world, &again), (first, listed));
+}
+
+#[test]
+fn a_page_that_reports_the_end_of_the_allowance_halts_the_mirror() {
+    let (mut world, apply) = deleting(DeleteOptions::default(), 4, 2);
+    assert_eq!(deletion(&world, &apply).0.allowance, 2);
+    let next_dir = Some(apply.task.clone());
+    let page = ScanPage { allowance_used_up: true, next: next_dir, ..pruned(&apply, 9, 2) };
+    assert_eq!(world.post(&apply, page), PageAction::Stop);
+    assert_eq!(world.poll("s", "1"), None, "no more is deleted");
+    for (worker, incarnation) in [("d", "1"), ("d2", "2")] {
+        if let Some(flush) = world.poll(worker, incarnation) {
+            world.finish(result(&flush, true, TaskReport::default()));
+        }
+    }
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+    assert!(end.reason.unwrap().contains("has lost entries since"));
+}
