@@ -341,6 +341,25 @@ fn a_destination_agent_that_stood_still_for_longer_than_its_lease_writes_nothing
 }
 
 #[test]
+fn a_task_leaves_a_destination_host_that_stands_still_for_one_that_works() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    many(&src, 50, 1_000);
+    process(&mut cluster, Victim::Destination).freeze();
+    let id = cluster.submit(&src, &dst);
+    // The copy is given to the source's agent while the frozen one is the only destination.
+    await_that("the copy is begun, or the host is missed first", || {
+        let begun = cluster.agents["a"].process.log().contains("kind=\"copy\"");
+        begun || !cluster.master.active().contains(&"b".to_owned())
+    });
+    cluster.agent("b2", &[&dst]);
+    let sync = cluster.ended(&id);
+    assert_complete(&sync, census(&src));
+    process(&mut cluster, Victim::Destination).thaw();
+    assert_unharmed(&mut cluster, &id, &src, &dst);
+}
+
+#[test]
 fn a_part_file_that_somebody_removes_never_becomes_a_file_with_holes() {
     let (cluster, src, dst, id) = large_file(On::Embedded);
     cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 20 * MIB as u64);

@@ -256,7 +256,8 @@ impl Choice<'_> {
         );
         let tries = self.tried.entry(worker.clone()).or_default();
         match error {
-            SendError::Broken { .. } => *tries += 1,
+            // One that the master has not heard from either is not tried again.
+            SendError::Broken { .. } if !self.job.cx.peers.is_silent(worker) => *tries += 1,
             _ => *tries += TRIES,
         }
         match error {

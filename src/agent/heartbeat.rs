@@ -169,6 +169,7 @@ impl Heart {
             self.gate.update(key, time).map_err(|e| format!("the master's ticket key: {e}"))?;
         }
         self.limits.heard(&reply.limits);
+        self.peers.set_silent(reply.silent);
         self.master.store(reply.protocol.unwrap_or(0), Ordering::Relaxed);
         self.known.send_replace(true);
         Ok(reply.next_beat_ms.map(|ms| Duration::from_millis(ms).max(SOONEST)))

@@ -123,6 +123,7 @@ async fn answer(
                 ticket_key: Some(master.signer.public_key()),
                 time: Some(NOW),
                 drop: vec![],
+                silent: Vec::new(),
                 limits: Default::default(),
                 next_beat_ms: None,
                 protocol: None,

@@ -6,7 +6,7 @@ use super::nics::{Nic, Open, is_own};
 use super::protocol::PROBE;
 use crate::util::iface;
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
@@ -62,6 +62,23 @@ impl Connection {
     /// Whether its peer has not closed it, as far as is known: of a stream only its use tells.
     pub fn is_open(&self) -> bool {
         self.stream.is_some() || !self.send.is_closed()
+    }
+
+    /// Asks over it whether an agent answers.
+    pub(super) async fn probe(&mut self, peer: &str) -> Result<(), String> {
+        let request = Request::get(PROBE)
+            .header(HOST, peer)
+            .body(Full::default())
+            .map_err(|e| e.to_string())?;
+        self.send.ready().await.map_err(|e| e.to_string())?;
+        let reply = self.send.send_request(request).await.map_err(|e| e.to_string())?;
+        let status = reply.status();
+        // The connection is used again only after the whole answer.
+        reply.into_body().collect().await.map_err(|e| e.to_string())?;
+        match status {
+            StatusCode::OK => Ok(()),
+            status => Err(format!("a probe was answered with {status}")),
+        }
     }
 
     /// Upgrades it to a stream.
@@ -159,15 +176,7 @@ async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
 pub async fn probe(way: &Way, theirs: &Arc<Flow>, patience: Duration) -> Result<(), String> {
     let ask = async {
         let mut connection = connect(way, theirs, Kind::Documents, patience).await?;
-        let request = Request::get(PROBE)
-            .header(HOST, &way.to)
-            .body(Full::default())
-            .map_err(|e| e.to_string())?;
-        let reply = connection.send.send_request(request).await.map_err(|e| e.to_string())?;
-        match reply.status() {
-            StatusCode::OK => Ok(()),
-            status => Err(format!("a probe was answered with {status}")),
-        }
+        connection.probe(&way.to).await
     };
     let end = tokio::time::timeout(patience, ask).await;
     end.unwrap_or_else(|_| Err(format!("no answer to a probe within {patience:?}")))

@@ -51,6 +51,11 @@ impl Leased {
         self.key.0.and_then(|i| self.routes.nics.get(i))
     }
 
+    /// A request over it was answered: its route works.
+    pub fn note_answered(&self) {
+        self.routes.state().note_answered(&self.key);
+    }
+
     /// The request was answered whole: the connection can be used again.
     pub fn keep(mut self) {
         let Some(connection) = self.connection.take() else { return };
@@ -73,15 +78,16 @@ impl Leased {
         self.routes.has_another(&self.key, remote)
     }
 
-    /// The request was given up for another route: this one is probed, unless it only crawls.
-    pub fn left(self, why: &str) -> bool {
+    /// The request was given up: its route is probed, unless it only crawls. Says whether there is another one
+    /// to `remote`.
+    pub fn left(self, remote: &[Endpoint], why: &str) -> bool {
         if let Some(connection) = &self.connection {
             connection.flow.reset_on_close();
         }
         if self.routes.state().routes.get(&self.key).is_none_or(|route| route.aside.is_none()) {
             self.routes.set_aside(&self.key, why.to_owned());
         }
-        true
+        self.routes.has_another(&self.key, remote)
     }
 
     /// What tells, while the request is under way, that it is better sent over another route.

@@ -386,7 +386,7 @@ impl Peer {
         let why = why.clone();
         let another = match lost {
             Lost::Connection(_) => leased.broke(&self.endpoints, &why),
-            Lost::Route(_) => leased.left(&why),
+            Lost::Route(_) => leased.left(&self.endpoints, &why),
         };
         if another && tries < RESENT {
             tracing::info!(worker = %self.worker, "a request goes over another route: {why}");
@@ -425,7 +425,10 @@ impl Peer {
         let watch = leased.watch();
         async move {
             match watch {
-                Some(watch) => watch.given_up(&self.endpoints).await,
+                Some(watch) => {
+                    let is_silent = || self.peers.is_silent(&self.worker);
+                    watch.given_up(&self.endpoints, is_silent).await
+                }
                 None => std::future::pending().await,
             }
         }
@@ -469,6 +472,7 @@ impl Peer {
             self.keep(leased);
             return Ok(body);
         }
+        leased.note_answered();
         let status = status.as_u16();
         let problem = serde_json::from_slice::<Problem>(&body)
             .unwrap_or_else(|_| Problem::new(status, "", "unknown", "it did not say why"));
@@ -477,6 +481,7 @@ impl Peer {
 
     /// It answered: the connection can be used again.
     fn keep(&self, leased: Leased) {
+        leased.note_answered();
         leased.keep();
         self.peers.welcome(&self.worker);
     }

@@ -27,6 +27,8 @@ pub struct Peers {
 struct Loads {
     workers: BTreeMap<WorkerId, Load>,
     count: u64,
+    /// Those that the master has not heard from.
+    silent: BTreeSet<WorkerId>,
 }
 
 #[derive(Default)]
@@ -59,7 +61,7 @@ impl Peers {
     }
 
     /// The member of `pool` that is not in `tried` and has the fewest requests of ours in flight;
-    /// those set aside, draining or in error come last, ties in turn.
+    /// those set aside, silent, draining or in error come last, ties in turn.
     pub fn choose<'a>(
         &self,
         pool: &'a [PoolMember],
@@ -71,7 +73,8 @@ impl Peers {
             let load = loads.workers.get(&member.worker_id);
             let aside = load.and_then(|l| l.aside_until).filter(|until| *until > now);
             let (in_flight, chosen) = load.map_or((0, 0), |l| (l.in_flight, l.chosen));
-            (aside, !member.status.takes_work(), in_flight, chosen)
+            let silent = loads.silent.contains(&member.worker_id);
+            (silent, aside, !member.status.takes_work(), in_flight, chosen)
         };
         let best = pool.iter().filter(|m| !tried.contains(&m.worker_id)).min_by_key(rank)?;
         loads.count += 1;
@@ -100,6 +103,16 @@ impl Peers {
         let load = loads.workers.entry(worker.clone()).or_default();
         load.failures = load.failures.saturating_add(1);
         load.aside_until = Some(Instant::now() + ASIDE.delay(load.failures));
+    }
+
+    /// These are the workers that the master has not heard from, of those to whom we may send.
+    pub fn set_silent(&self, workers: Vec<WorkerId>) {
+        self.loads().silent = workers.into_iter().collect();
+    }
+
+    /// Whether the master has not heard from `worker`.
+    pub fn is_silent(&self, worker: &WorkerId) -> bool {
+        self.loads().silent.contains(worker)
     }
 
     /// It answered.
@@ -156,6 +169,10 @@ mod tests {
         assert_eq!(peers.choose(&pool, &tried).unwrap().worker_id.as_str(), "a");
         tried.insert(pool[0].worker_id.clone());
         assert_eq!(peers.choose(&pool, &tried).unwrap().worker_id.as_str(), "b");
+        // The master has not heard from `c`, which failed nobody here.
+        peers.set_silent(vec![pool[2].worker_id.clone()]);
+        assert_eq!(chosen(&peers, &pool), "a");
+        peers.set_silent(vec![]);
         peers.welcome(&pool[1].worker_id);
         assert_eq!([chosen(&peers, &pool), chosen(&peers, &pool)], ["c", "b"]);
     }

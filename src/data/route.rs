@@ -131,9 +131,16 @@ impl State {
         route.aside.is_none()
     }
 
-    pub(super) fn works(&mut self, key: &Key, took: Duration) {
+    /// A connection over a route was accepted after `took`. That clears nothing: the kernel of a process that
+    /// stands still accepts as well.
+    pub(super) fn note_connected(&mut self, key: &Key, took: Duration) {
         let route = self.routes.entry(key.clone()).or_default();
         route.worked = Some(route.worked.map_or(took, |best| best.min(took)));
+    }
+
+    /// A request over a route was answered: it works.
+    pub(super) fn note_answered(&mut self, key: &Key) {
+        let route = self.routes.entry(key.clone()).or_default();
         // Who crawls can be connected to.
         if route.aside.as_ref().is_some_and(|aside| matches!(aside.end, End::At(_))) {
             return;

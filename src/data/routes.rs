@@ -222,7 +222,7 @@ impl Routes {
             }
             let others = self.has_another(&leased.key, remote);
             let patience = if others { CONNECT } else { CONNECT_LAST };
-            match self.connect(&leased.key, kind, patience).await {
+            match self.connect(&leased.key, kind, patience, false).await {
                 Ok(connection) => {
                     leased.take(connection, false);
                     return Ok(leased);
@@ -252,7 +252,7 @@ impl Routes {
         Some(Leased { connection: None, key, flight, routes: self.clone(), reused: false })
     }
 
-    /// The first of `left` that answers: no route is known to work.
+    /// The first of `left` that answers a request: no route is known to work.
     async fn lease_any(
         self: &Arc<Self>,
         left: Vec<Key>,
@@ -262,7 +262,7 @@ impl Routes {
     ) -> Result<Leased, Vec<(String, String)>> {
         let mut tries: FuturesUnordered<_> = left
             .into_iter()
-            .map(|key| async move { (self.connect(&key, kind, CONNECT_LAST).await, key) })
+            .map(|key| async move { (self.connect(&key, kind, CONNECT_LAST, true).await, key) })
             .collect();
         while let Some((connected, key)) = tries.next().await {
             match connected {
@@ -287,20 +287,38 @@ impl Routes {
         Err(failed)
     }
 
+    /// Connects within `patience`; with `asking` only where a request is answered within that time too.
     async fn connect(
         &self,
         key: &Key,
         kind: Kind,
         patience: Duration,
+        asking: bool,
     ) -> Result<Connection, String> {
         let theirs = self.state().flow_of(&key.1);
-        let since = Instant::now();
-        let connected = connect(&self.way(key), &theirs, kind, patience).await;
-        match &connected {
-            Ok(_) => self.state().works(key, since.elapsed()),
-            Err(why) => tracing::debug!(peer = key.1, "cannot connect: {why}"),
+        let (since, way) = (Instant::now(), self.way(key));
+        let connecting = async {
+            let mut connection = connect(&way, &theirs, kind, patience).await?;
+            let took = since.elapsed();
+            // A stream is the answer to a request already.
+            let is_stream = kind == Kind::Content;
+            if asking && !is_stream {
+                connection.probe(&key.1).await?;
+            }
+            Ok((connection, took, asking || is_stream))
+        };
+        let connected = match tokio::time::timeout(patience, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(format!("no answer within {patience:?}")),
+        };
+        let (connection, took, answered) = connected
+            .inspect_err(|why: &String| tracing::debug!(peer = key.1, "cannot connect: {why}"))?;
+        let mut state = self.state();
+        state.note_connected(key, took);
+        if answered {
+            state.note_answered(key);
         }
-        connected
+        Ok(connection)
     }
 
     fn kept(&self, key: &Key, kind: Kind) -> Option<Connection> {

@@ -16,7 +16,8 @@ const QUIET: Duration = Duration::from_millis(500);
 /// … and how long after a probe that was answered: a receiver may be busy.
 const QUIET_AGAIN: Duration = Duration::from_secs(5);
 /// So many probes in a row, one each [`QUIET_AGAIN`], are not answered before a request gives up the only route
-/// to a peer: its host is gone then, and at the other end keepalive has closed the connection as well.
+/// to a peer: its host is gone then, and at the other end keepalive has closed the connection as well. One is
+/// enough where the master reports the peer silent.
 const UNANSWERED: u32 = 3;
 
 /// Asks a route again and again until it answers, or nobody wants it any more.
@@ -34,7 +35,8 @@ pub(super) async fn probing(routes: Weak<Routes>, key: Key) {
         let mut state = routes.state();
         match answer {
             Ok(took) => {
-                state.works(&key, took);
+                state.note_connected(&key, took);
+                state.note_answered(&key);
                 if routes.nics.len() > 1 {
                     tracing::info!(?key, "route works");
                 }
@@ -61,26 +63,30 @@ impl Watch {
 
     /// Resolves, with why, when the route has ceased to work, or crawls while there is another one to
     /// `remote`. Silence alone is no reason: a receiver may be busy for long.
-    pub async fn given_up(self, remote: &[Endpoint]) -> String {
+    /// `is_silent`: whether the master has not heard from the peer for its heartbeat time-out.
+    pub async fn given_up(self, remote: &[Endpoint], is_silent: impl Fn() -> bool) -> String {
         let mut moved = self.flow.moved();
         let (mut since, mut patience) = (Instant::now(), QUIET);
         let (mut looked, mut sent) = (Instant::now(), self.flow.sent());
-        let mut unanswered = 0;
+        let (mut unanswered, mut pause) = (0, QUIET);
         loop {
             tokio::time::sleep(TICK).await;
             if self.flow.moved() != moved {
                 (moved, since, patience) = (self.flow.moved(), Instant::now(), QUIET);
-                unanswered = 0;
+                (unanswered, pause) = (0, QUIET);
             }
             if !self.routes.has_another(&self.key, remote) {
-                // Nothing is won by haste: what is on its way arrives when the route is back.
-                if since.elapsed() >= QUIET_AGAIN {
+                // Nothing is won by haste: what is on its way arrives when the route is back. But a peer that
+                // is silent to the master as well is gone, or stands still.
+                let (pause_now, enough) =
+                    if is_silent() { (pause, 1) } else { (QUIET_AGAIN, UNANSWERED) };
+                if since.elapsed() >= pause_now {
                     let answer = self.routes.probe(&self.key).await;
                     unanswered = if answer.is_ok() { 0 } else { unanswered + 1 };
-                    if let Some(why) = answer.err().filter(|_| unanswered >= UNANSWERED) {
+                    if let Some(why) = answer.err().filter(|_| unanswered >= enough) {
                         return format!("the peer is silent, and does not answer: {why}");
                     }
-                    since = Instant::now();
+                    (since, pause) = (Instant::now(), QUIET_AGAIN);
                 }
                 continue;
             }

@@ -102,6 +102,7 @@ impl State {
             ticket_key: None,
             time: None,
             drop: Vec::new(),
+            silent: Vec::new(),
             limits: BTreeMap::new(),
             next_beat_ms: None,
             protocol: None,
@@ -110,6 +111,7 @@ impl State {
             reply.ticket_key = Some(self.signer.public_key());
             reply.protocol = Some(PROTOCOL);
             reply.time = Some(now.wall_ms.div_euclid(1000));
+            reply.silent = self.silent_destinations(&id);
             reply.drop = said.in_hand.iter().filter(|a| !valid.contains(a)).copied().collect();
         }
         let news = self.workers.get(&id).is_none_or(|known| {
@@ -138,6 +140,18 @@ impl State {
         }
         self.tell_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
+    }
+
+    /// Silent workers that hold the destination of a task that `worker` holds.
+    fn silent_destinations(&self, worker: &WorkerId) -> Vec<WorkerId> {
+        if self.workers.silent().next().is_none() {
+            return Vec::new();
+        }
+        let held =
+            self.leases.of(worker).filter_map(|id| self.syncs.get(&self.tasks.get(&id)?.sync));
+        let destinations: BTreeSet<&AbsPath> = held.map(|s| &s.request.destination_path).collect();
+        let silent = self.workers.silent().filter(|w| destinations.iter().any(|to| w.holds(to)));
+        silent.map(|w| w.said.worker_id.clone()).take(MOST_MEMBERS).collect()
     }
 
     /// Prolongs the leases that a heartbeat lists, and takes back those of another process of the worker and

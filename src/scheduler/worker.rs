@@ -39,6 +39,8 @@ pub(super) struct Workers {
     of_boot: HashMap<String, BTreeSet<WorkerId>>,
     /// Who is kept from new work by an operator; also those that have not been heard of yet.
     drained: BTreeMap<WorkerId, Drained>,
+    /// Who is known and was not heard of for longer than the time-out.
+    silent: BTreeSet<WorkerId>,
     /// Counts what changes who may be given work.
     version: u64,
 }
@@ -235,6 +237,7 @@ impl Workers {
     /// Takes over what a worker said.
     pub(super) fn insert(&mut self, mut worker: Worker) {
         let id = worker.said.worker_id.clone();
+        self.silent.remove(&id);
         worker.drained = self.drained.get(&id).cloned();
         let same = self.known.get(&id).is_some_and(|known| {
             let (old, new) = (&known.said, &worker.said);
@@ -269,6 +272,7 @@ impl Workers {
     /// Forgets a worker, but not what an operator ordered.
     pub(super) fn remove(&mut self, id: &WorkerId) {
         let Some(worker) = self.known.remove(id) else { return };
+        self.silent.remove(id);
         let filed = (place(id, 0), id.clone());
         for path in &worker.said.storage_paths {
             let Some(list) = self.at_path.get_mut(path.as_bytes()) else { continue };
@@ -294,6 +298,7 @@ impl Workers {
         worker.heard_ms = now.mono_ms;
         worker.heard_wall_ms = now.wall_ms;
         let back = !std::mem::replace(&mut worker.active, true);
+        self.silent.remove(id);
         self.version += u64::from(back);
         back
     }
@@ -312,9 +317,15 @@ impl Workers {
             if worker.active && silent > timeout_ms {
                 tracing::warn!(worker = %id, "no heartbeat for {} s", silent / 1000);
                 worker.active = false;
+                self.silent.insert(id.clone());
                 self.version += 1;
             }
         }
+    }
+
+    /// Those that are known and were not heard of for longer than the time-out.
+    pub(super) fn silent(&self) -> impl Iterator<Item = &Worker> {
+        self.silent.iter().filter_map(|id| self.known.get(id))
     }
 
     /// Workers that hold `path`, in an order of chance that stays the same, round from a place in it.

@@ -303,6 +303,10 @@ pub struct HeartbeatReply {
     /// Assignments out of `in_hand` that are no longer valid: stop working on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drop: Vec<AssignmentId>,
+    /// Workers that hold the destination of something in hand and sent no heartbeat for longer than the
+    /// time-out: their host is gone, or stands still.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent: Vec<WorkerId>,
     /// What the worker may send for a sync from now on, in bytes per second; `null`: as much as it can.
     /// What is not named stays as it was.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -3,6 +3,7 @@
 mod buffers;
 mod damage;
 mod delta;
+mod frozen;
 mod rules;
 mod sending;
 mod slow;

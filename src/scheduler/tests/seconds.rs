@@ -127,6 +127,34 @@ fn a_storage_path_that_hangs_gets_no_work_and_its_tasks_go_elsewhere() {
 }
 
 #[test]
+fn a_heartbeat_reply_names_the_silent_workers_of_the_destinations_in_hand() {
+    let (mut world, scan) = scanning();
+    world.beat("other", "1", &["/other"], &[]);
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    let silent = |world: &mut World, worker: &str, path: &str, held: &[AssignmentId]| {
+        let beat = heartbeat(worker, Some("1"), &[path], held);
+        match world.play(Event::Heartbeat(beat)) {
+            Some(Reply::Heartbeat(reply)) => {
+                reply.silent.iter().map(ToString::to_string).collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let held = [copy.assignment_id];
+    assert!(silent(&mut world, "s", "/src", &held).is_empty());
+    for _ in 0..12 {
+        world.pass(5_000);
+        silent(&mut world, "s", "/src", &held);
+    }
+    // `other` is silent as well, and holds nothing that `s` writes to.
+    assert_eq!(silent(&mut world, "s", "/src", &held), ["d"]);
+    assert!(silent(&mut world, "t", "/src", &[]).is_empty(), "it has nothing in hand");
+    assert!(silent(&mut world, "d", "/dst", &[]).is_empty());
+    assert!(silent(&mut world, "s", "/src", &held).is_empty(), "it is heard of again");
+}
+
+#[test]
 fn nobody_is_told_to_write_to_a_destination_that_hangs() {
     let (mut world, scan) = scanning();
     world.beat("d2", "1", &["/dst"], &[]);

@@ -136,6 +136,7 @@ fn script(event: &Event) -> Option<Reply> {
             ticket_key: None,
             time: None,
             drop: vec![],
+            silent: Vec::new(),
             limits: Default::default(),
             next_beat_ms: None,
             protocol: None,

@@ -1,0 +1,147 @@
+//! Peers whose process stands still: the kernel accepts connections for them, and nobody answers. Time is
+//! virtual here.
+
+use super::*;
+use crate::data::routes::Routes;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+/// The longest that an offer to such a peer may take, with the second try of the same task.
+const GIVEN_UP: Duration = Duration::from_secs(25);
+
+/// What listens there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    /// Nobody accepts: only the kernel's backlog does.
+    NeverAccepts,
+    /// Connections are accepted, and nothing is ever answered.
+    NeverAnswers,
+    /// Probes are answered, and nothing else.
+    AnswersProbes,
+}
+
+/// A peer of that kind, as a pool lists it. It ends with the runtime.
+async fn member(kind: Frozen) -> PoolMember {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+    tokio::spawn(async move {
+        if kind == Frozen::NeverAccepts {
+            return std::future::pending().await;
+        }
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            match kind {
+                Frozen::AnswersProbes => drop(tokio::spawn(answer_probes(stream))),
+                _ => kept.push(stream),
+            }
+        }
+    });
+    PoolMember {
+        worker_id: "frozen".parse().unwrap(),
+        status: WorkerStatus::Idle,
+        storage_paths: vec![],
+        data_plane_endpoints: vec![endpoint],
+    }
+}
+
+async fn answer_probes(mut stream: TcpStream) {
+    let mut head = Vec::new();
+    while let Ok(byte) = stream.read_u8().await {
+        head.push(byte);
+        if head.ends_with(b"\r\n\r\n") {
+            if !head.starts_with(b"GET ") {
+                return std::future::pending().await;
+            }
+            head.clear();
+            let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+            stream.write_all(ok).await.unwrap();
+        }
+    }
+}
+
+/// Whether every route that was tried is marked as one that does not work.
+fn all_are_aside(routes: &Routes) -> bool {
+    let state = routes.state();
+    !state.routes.is_empty() && state.routes.values().all(|route| route.aside.is_some())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offer_to_a_peer_that_stands_still_fails_in_time_and_its_route_stays_marked() {
+    for kind in [Frozen::NeverAccepts, Frozen::NeverAnswers] {
+        let (member, peers) = (member(kind).await, Peers::new(&[], plenty()));
+        let rules = WriteRules::default();
+        let peer = || Destination::Remote(peers.peer(&member, "ticket", &rules));
+        let began = Instant::now();
+        let error = peer().offer(&Manifest::default()).await.unwrap_err();
+        assert!(matches!(error, SendError::Broken { .. }), "{kind:?}: {error}");
+        assert!(all_are_aside(&peers.routes), "{kind:?}");
+        // The second try of the same task: a connection that is only accepted proves nothing.
+        let error = peer().offer(&Manifest::default()).await.unwrap_err();
+        assert!(matches!(error, SendError::Unreachable { .. }), "{kind:?}: {error}");
+        assert!(all_are_aside(&peers.routes), "{kind:?}");
+        assert!(began.elapsed() <= GIVEN_UP, "{kind:?}: {:?}", began.elapsed());
+        // Content asks first.
+        let source = tempfile::tempdir().unwrap();
+        let error = peer().pack(&tree(source.path()), vec![], vec![]).await.unwrap_err();
+        assert!(matches!(error, SendError::Unreachable { .. }), "{kind:?}: {error}");
+        assert!(all_are_aside(&peers.routes), "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_silent_to_the_master_too_is_given_up_at_once_unless_it_answers_probes() {
+    for (kind, silent, within) in [
+        (Frozen::NeverAnswers, true, Some(3)),
+        (Frozen::NeverAccepts, true, Some(3)),
+        // A receiver may be busy for long; the master may be the one that is cut off.
+        (Frozen::AnswersProbes, true, None),
+        (Frozen::AnswersProbes, false, None),
+    ] {
+        let (member, peers) = (member(kind).await, Peers::new(&[], plenty()));
+        let rules = WriteRules::default();
+        let peer = Destination::Remote(peers.peer(&member, "ticket", &rules));
+        let (manifest, began) = (Manifest::default(), Instant::now());
+        let offer = async { peer.offer(&manifest).await.unwrap_err() };
+        let news = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            peers.set_silent(Vec::from_iter(silent.then(|| member.worker_id.clone())));
+            std::future::pending::<()>().await
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(30), async {
+            tokio::select! {
+                error = offer => error,
+                () = news => unreachable!("it never ends"),
+            }
+        });
+        match (ended.await, within) {
+            (Ok(error), Some(seconds)) => {
+                assert!(matches!(error, SendError::Broken { .. }), "{kind:?}: {error}");
+                let limit = Duration::from_secs(1 + seconds);
+                assert!(began.elapsed() <= limit, "{kind:?}: {:?}", began.elapsed());
+            }
+            (Err(_), None) => {}
+            (ended, _) => panic!("{kind:?}, silent {silent}: {ended:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answered_request_clears_the_mark_of_its_route() {
+    let world = World::new().await;
+    let peers = Peers::new(&[], plenty());
+    let rules = WriteRules::default();
+    let ticket = world.ticket();
+    let peer = || Destination::Remote(peers.peer(&world.member(), &ticket, &rules));
+    peer().offer(&Manifest::default()).await.unwrap();
+    let key = peers.routes.state().routes.keys().next().unwrap().clone();
+    peers.routes.set_aside(&key, "for the test".to_owned());
+    assert!(all_are_aside(&peers.routes));
+    peer().offer(&Manifest::default()).await.unwrap();
+    assert!(!all_are_aside(&peers.routes));
+    // A refusal is an answer too.
+    peers.routes.set_aside(&key, "for the test".to_owned());
+    let nobody = Destination::Remote(peers.peer(&world.member(), "no ticket", &rules));
+    assert!(matches!(nobody.offer(&Manifest::default()).await, Err(SendError::Refused { .. })));
+    assert!(!all_are_aside(&peers.routes));
+    world.end().await;
+}
