@@ -21,6 +21,8 @@ pub mod execute;
 pub mod fates;
 pub mod hand;
 pub mod heartbeat;
+#[cfg(test)]
+mod late;
 pub mod limits;
 pub mod prune;
 pub mod publish;

@@ -100,7 +100,7 @@ impl Slots {
     }
 
     /// Asks for work until there is an answer, with the time at which it was asked.
-    async fn poll(&self, poll_id: &str) -> Option<(Assignment, Duration)> {
+    pub(super) async fn poll(&self, poll_id: &str) -> Option<(Assignment, Duration)> {
         let mut failures = 0;
         loop {
             let since = boottime();

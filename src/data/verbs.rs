@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Documents that need a ticket.
-const VERBS: [&str; 4] = [OFFER, DIGEST, PRUNE, SWEEP];
+pub(super) const VERBS: [&str; 4] = [OFFER, DIGEST, PRUNE, SWEEP];
 /// How much of a refused request is read so that the refusal arrives.
 const DRAIN_BYTES: u64 = 8 << 20;
 /// … and for how long.

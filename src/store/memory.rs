@@ -33,6 +33,8 @@ struct Inner {
     last_epoch: u64,
     undo: VecDeque<Undo>,
     faults: VecDeque<Fault>,
+    /// How long after it took effect a call is answered.
+    reply_delay: Duration,
     complaints: Vec<String>,
     commits: u64,
 }
@@ -82,6 +84,21 @@ impl MemoryStore {
     /// The next call that is not yet marked to fail takes effect, but answers with `error`: the reply was lost.
     pub fn lose_next_reply(&self, error: StoreError) {
         self.lock().faults.push_back(Fault { error, after: true });
+    }
+
+    /// From now on calls that concern the lead (acquire, renew, commit) are answered so long after they took
+    /// effect.
+    pub fn answer_after(&self, delay: Duration) {
+        self.lock().reply_delay = delay;
+    }
+
+    /// Gives `answer`, after the delay that is set.
+    async fn delayed<T>(&self, answer: T) -> T {
+        let delay = self.lock().reply_delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        answer
     }
 
     /// Goes back to how everything (leadership as well) was right after commit `seq`, as Redis does
@@ -245,16 +262,17 @@ impl Inner {
 
 impl Store for MemoryStore {
     async fn acquire(&self, candidate: &Candidate, ttl: Duration) -> Result<Acquired, StoreError> {
-        self.call(|inner, owner| Ok(inner.acquire(candidate, owner, ttl)))
+        self.delayed(self.call(|inner, owner| Ok(inner.acquire(candidate, owner, ttl)))).await
     }
 
     async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {
-        self.call(|inner, owner| {
+        let renewed = self.call(|inner, owner| {
             inner.reign.check_renewal(fence, owner)?;
             inner.lease = ttl;
             inner.lease_end = Some(Instant::now() + ttl);
             Ok(())
-        })
+        });
+        self.delayed(renewed).await
     }
 
     async fn release(&self, fence: Fence) -> Result<(), StoreError> {
@@ -271,7 +289,7 @@ impl Store for MemoryStore {
     }
 
     async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
-        self.call(|inner, owner| inner.commit(fence, batch, owner))
+        self.delayed(self.call(|inner, owner| inner.commit(fence, batch, owner))).await
     }
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {

@@ -49,6 +49,35 @@ fn checksums_find_what_size_and_time_hide() {
 }
 
 #[test]
+fn a_file_of_the_same_size_and_second_with_other_nanoseconds_and_content_is_replaced() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    let contents = |seed| [("small", noise(3_000, seed)), ("large", noise(5 * MIB + 7, seed))];
+    let write = |seed, nanos| {
+        for (name, content) in contents(seed) {
+            touch(file(src.join(name), content), 1_600_000_000, nanos);
+        }
+    };
+    let more = json!({"chunk_size_mb": 1});
+    let sync = |more: &serde_json::Value| {
+        let id = cluster.submit_with(&src, &dst, more.clone());
+        cluster.ended(&id)
+    };
+    write(1, 1);
+    assert_full(&sync(&more));
+    for (seed, nanos) in [(2, 2), (3, 999_999_999)] {
+        write(seed, nanos);
+        let done = sync(&more);
+        assert_full(&done);
+        assert_eq!((done.files_done, done.files_skipped), (2, 0), "{done:#?}");
+        for (name, content) in contents(seed) {
+            assert!(fs::read(dst.join(name)).unwrap() == content, "{name} is the old version");
+            assert_eq!(fs::metadata(dst.join(name)).unwrap().mtime_nsec(), i64::from(nanos));
+        }
+    }
+}
+
+#[test]
 fn sizes_alone_can_be_compared() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();

@@ -3,12 +3,13 @@
 
 use crate::support::PATIENCE;
 use crate::support::cluster::{Cluster, On};
-use crate::support::tree::{file, many, noise, part_files, touch};
+use crate::support::tree::{dir, file, many, noise, part_files, touch};
 use crate::{MIB, assert_full};
 use longhaul::wire::sync::{ErrorClass, Outcome, SyncProgress, SyncState};
 use serde_json::json;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -84,6 +85,44 @@ fn files_that_were_replaced_or_grew_arrive_as_they_are_now_or_are_named_as_chang
     assert_full(&cluster.sync_with(&src, &dst, json!({})));
     for (name, content) in &changed {
         assert!(fs::read(dst.join(name)).unwrap() == *content, "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_is_overwritten_in_place_with_as_many_bytes_arrives_as_one_version_or_not_at_all() {
+    // Its time kept or not; one agent with both paths, or two.
+    for (keeps_time, local) in [(true, true), (false, true), (true, false), (false, false)] {
+        let mut cluster = Cluster::start(On::Embedded);
+        let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+        if local {
+            cluster.agent("a", &[&src, &dst]);
+        } else {
+            cluster.agent("a", &[&src]);
+            cluster.agent("b", &[&dst]);
+        }
+        let versions = [noise(32 * MIB, 1), noise(32 * MIB, 2)];
+        let path = file(src.join("large"), &versions[0]);
+        let more = json!({"chunk_size_mb": 1, "bwlimit": "4MiB/s"});
+        let id = cluster.submit_with(&src, &dst, more);
+        cluster.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 4 << 20);
+        let source = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let before = source.metadata().unwrap().modified().unwrap();
+        source.write_all_at(&versions[1], 0).unwrap();
+        source.set_modified(if keeps_time { before } else { before + PATIENCE }).unwrap();
+        cluster.hurry(&id);
+        let sync = cluster.ended(&id);
+        let what = format!("keeps its time {keeps_time}, local {local}: {sync:#?}");
+        match fs::read(dst.join("large")) {
+            Ok(there) => {
+                assert_eq!(sync.outcome, Some(Outcome::Full), "{what}");
+                assert!(versions.contains(&there), "some of each version: {what}");
+            }
+            Err(_) => {
+                let classes: Vec<_> = sync.errors.iter().map(|e| e.class).collect();
+                assert_eq!(classes, [ErrorClass::Changed], "{what}");
+            }
+        }
+        assert!(part_files(&dst).is_empty(), "{what}");
     }
 }
 

@@ -4,6 +4,8 @@ mod buffers;
 mod damage;
 mod delta;
 mod frozen;
+mod in_place;
+mod refusals;
 mod rules;
 mod sending;
 mod slow;
@@ -87,13 +89,24 @@ impl World {
 
     /// The same, with a server that gives up who sends next to nothing for so long.
     async fn giving_up_after(stall: Duration, dir: impl AsRef<Path>, pool: Pool) -> Self {
+        World::knowing(true, stall, dir, pool).await
+    }
+
+    /// The same, with a server that has not heard from its master.
+    async fn without_key() -> Self {
+        World::knowing(false, STALL, std::env::temp_dir(), plenty()).await
+    }
+
+    async fn knowing(key: bool, stall: Duration, dir: impl AsRef<Path>, pool: Pool) -> Self {
         let dir = tempfile::tempdir_in(dir).unwrap();
         for name in ["src", "dst", "other"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let gate = TicketGate::new();
-        gate.update(&signer.public_key(), NOW).unwrap();
+        if key {
+            gate.update(&signer.public_key(), NOW).unwrap();
+        }
         let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
         let served = Arc::new(Served { gate: Arc::new(gate), roots: Arc::new(roots) });
         let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };

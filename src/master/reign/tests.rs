@@ -123,6 +123,38 @@ async fn of_two_masters_with_one_name_the_older_ends_and_says_what_to_do() {
     other.is(Status::Ready).await;
 }
 
+#[tokio::test]
+async fn a_lead_counts_from_when_it_was_asked_for_however_late_the_store_answers() {
+    const LATE: Duration = Duration::from_millis(100);
+    let late_ms = LATE.as_millis() as u64;
+    let store = MemoryStore::new();
+    store.answer_after(LATE);
+    let (seat, _seen) = watch::channel(Seat::Nobody(Why::Change("begins")));
+    let stop = CancellationToken::new();
+    let reigns = Reigns {
+        name: "one".to_owned(),
+        url: None,
+        lease: Duration::from_millis(400),
+        settings: Settings::default(),
+        spool: Spool::passing(),
+        seat,
+        shutdown: stop.clone(),
+        api_ended: stop,
+    };
+    let lead = reigns.follow(&store, &mut Fence::default()).await.unwrap().unwrap();
+    let now_ms = || owner::loading_time().mono_ms;
+    assert!(lead.tenure.asked_ms + late_ms <= now_ms(), "it counts from the answer");
+    // While the state is loaded it is renewed.
+    let keeper = Keeper::start(Arc::new(store), lead.tenure);
+    let renewed = async {
+        while keeper.asked_ms.load(Ordering::Relaxed) == lead.tenure.asked_ms {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), renewed).await.unwrap();
+    assert!(keeper.end() + late_ms <= now_ms(), "it counts from the answer");
+}
+
 #[tokio::test(start_paused = true)]
 async fn while_the_store_is_away_a_follower_says_so() {
     let store = MemoryStore::new();

@@ -1,0 +1,168 @@
+//! Every verb with every reason for a refusal, from one table. Nothing is written by any of them.
+
+use super::*;
+use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
+use crate::data::protocol::{DIGEST, OFFER, PRUNE, RangeHead, SWEEP};
+use crate::data::verbs::VERBS;
+use crate::wire::options::FilterSpec;
+use crate::wire::ticket::LEEWAY_SECONDS;
+
+/// Each verb with a body that does something where it is let in.
+fn verbs() -> [(&'static str, Vec<u8>); 6] {
+    let entry = file_entry("planted", 3);
+    let dir = Entry { kind: Kind::Dir, ..entry.clone() };
+    let offer = Manifest { dirs: vec![], entries: vec![dir] }.encode();
+    let manifest = Manifest { dirs: vec![], entries: vec![file_entry("planted", BLOCK)] };
+    let digest = BlocksAsk { manifest, offset: 0, length: BLOCK, block: BLOCK };
+    let prune = PruneAsk {
+        dir: RelPath::root(),
+        after: None,
+        upto: None,
+        names: vec![],
+        replacing: vec![],
+        filter: FilterSpec::default(),
+        delete_excluded: false,
+        apply: true,
+        dirs: vec![],
+        resume: None,
+    };
+    let mut pack = frame::dirs(vec![]);
+    pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
+    pack.extend(frame::end(1));
+    let manifest = Manifest { dirs: vec![], entries: vec![entry] };
+    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, dense: None });
+    range.extend(frame::content_head(3));
+    range.extend(b"abc");
+    [
+        (OFFER, offer),
+        (DIGEST, minicbor::to_vec(&digest).unwrap()),
+        (PRUNE, minicbor::to_vec(&prune).unwrap()),
+        (SWEEP, minicbor::to_vec(SweepAsk::default()).unwrap()),
+        (PACK, pack),
+        (RANGE, range),
+    ]
+}
+
+/// What a refusal says, or nothing where the verb is let in.
+type Refusal = Option<(u16, &'static str)>;
+
+const REFUSED: Refusal = Some((403, "ticket_refused"));
+const NO_DELETION: Refusal = Some((403, "deletion_not_allowed"));
+
+/// Of the six verbs, in order.
+fn all(refusal: Refusal) -> [Refusal; 6] {
+    [refusal; 6]
+}
+
+#[tokio::test]
+async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
+    let documents: Vec<&str> = verbs().iter().map(|(verb, _)| *verb).take(4).collect();
+    assert_eq!(documents, VERBS, "a verb without a row");
+    let world = World::new().await;
+    fs::write(world.dst().join("kept"), b"k").unwrap();
+    let stranger = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+    let mirror = WriteRules { delete: true, ..WriteRules::default() };
+    let claims = world.claims_with(&mirror);
+    let sign = |change: &dyn Fn(&mut Claims)| {
+        let mut claims = claims.clone();
+        change(&mut claims);
+        world.signer.sign(&claims)
+    };
+    let root = |path: PathBuf| path.as_os_str().as_bytes().to_vec();
+    let delete = |receiver: &str| {
+        let receiver = receiver.to_owned();
+        Some(PrunePermit::Delete(Deletion { grant: 1, allowance: 9, receiver }))
+    };
+    let dry = Some((403, "dry_run"));
+    let too_long = Some((401, "no_ticket"));
+    let table: [(&str, String, [Refusal; 6]); 13] = [
+        ("expired", sign(&|c| c.expires = NOW - 3_600), all(REFUSED)),
+        ("just expired", sign(&|c| c.expires = NOW - LEEWAY_SECONDS - 1), all(REFUSED)),
+        ("from long ago", sign(&|c| c.expires = i64::MIN / 2), all(REFUSED)),
+        ("forged", stranger.sign(&claims), all(REFUSED)),
+        ("broken", "nonsense".to_owned(), all(REFUSED)),
+        ("empty", String::new(), all(REFUSED)),
+        (
+            "longer than any",
+            "x".repeat(100_000),
+            [
+                too_long,
+                too_long,
+                too_long,
+                too_long,
+                Some((400, "bad_frame")),
+                Some((400, "bad_frame")),
+            ],
+        ),
+        (
+            "of another root",
+            sign(&|c| c.destination = root(world.dir.path().join("other"))),
+            all(REFUSED),
+        ),
+        (
+            "of a root that only begins alike",
+            sign(&|c| c.destination = root(world.dir.path().join("dstx"))),
+            all(REFUSED),
+        ),
+        ("to delete elsewhere", sign(&|c| c.prune = delete("another process")), all(NO_DELETION)),
+        (
+            "of a task that does not prune",
+            sign(&|c| c.prune = None),
+            [None, None, NO_DELETION, None, None, None],
+        ),
+        (
+            "of a task that only counts",
+            sign(&|c| c.prune = Some(PrunePermit::Count)),
+            [None, None, NO_DELETION, None, None, None],
+        ),
+        (
+            "of a dry run",
+            sign(&|c| (c.rules.dry_run, c.prune) = (true, Some(PrunePermit::Count))),
+            [None, None, dry, dry, dry, dry],
+        ),
+    ];
+    for (reason, ticket, refusals) in &table {
+        for ((verb, body), refusal) in verbs().iter().zip(refusals) {
+            // What is let in is tested elsewhere, and would change something.
+            let Some((status, code)) = refusal else { continue };
+            let reply = world.post(verb, ticket, body).await;
+            let what = format!("{verb} with a ticket {reason}: {reply}");
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{what}");
+            assert!(reply.contains(&format!("\"{code}\"")), "{what}");
+        }
+        assert_eq!(world.names(), ["kept"], "{reason}");
+    }
+    for (verb, body) in &verbs()[..4] {
+        let head = format!("POST {verb} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
+        let head = format!("{head}content-length: {}\r\n\r\n", body.len());
+        stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).await.unwrap();
+        let reply = String::from_utf8_lossy(&reply);
+        assert!(
+            reply.starts_with("HTTP/1.1 401") && reply.contains("no_ticket"),
+            "{verb}: {reply}"
+        );
+    }
+    // Within the leeway for clocks and queues a ticket holds.
+    let late = sign(&|c| c.expires = NOW - LEEWAY_SECONDS / 2);
+    let (verb, body) = &verbs()[1];
+    assert!(world.post(verb, &late, body).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(world.names(), ["kept"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn no_verb_is_let_in_before_the_masters_key_is_known() {
+    let world = World::without_key().await;
+    for (verb, body) in verbs() {
+        let reply = world.post(verb, &world.ticket(), &body).await;
+        assert!(
+            reply.starts_with("HTTP/1.1 503") && reply.contains("not_ready"),
+            "{verb}: {reply}"
+        );
+    }
+    assert_eq!(world.names(), Vec::<String>::new());
+    world.end().await;
+}
