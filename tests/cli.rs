@@ -236,8 +236,13 @@ fn exit_78_a_redis_that_would_forget() {
         (&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"], "maxmemory-policy"),
     ] {
         let redis = support::redis::RedisServer::start_with(settings);
-        let config =
-            format!("listen: 127.0.0.1:{}\nredis: {{url: {}}}\n", free_port(), redis.url());
+        let state = home.path().join("state");
+        let config = format!(
+            "listen: 127.0.0.1:{}\ndata_dir: {}\nredis: {{url: {}}}\n",
+            free_port(),
+            state.display(),
+            redis.url()
+        );
         let config = file(home.path().join("master.yml"), config);
         let ran = ctl(["master", "--config"]).arg(&config).run().exits(78);
         assert!(ran.err().contains(named), "`{named}` in {}", ran.err());

@@ -63,27 +63,63 @@ impl Server {
     }
 }
 
-/// A master with this `redis:` block.
+/// A master with files of its own.
 struct Master {
     process: Process,
     address: String,
+    home: PathBuf,
 }
 
+/// … with this `redis:` block.
 fn master(dir: &Path, redis: &str) -> Master {
-    let port = free_port();
-    let home = dir.join(format!("master-{port}"));
-    std::fs::create_dir(&home).unwrap();
-    let address = format!("127.0.0.1:{port}");
-    let text = format!("listen: {address}\ndata_dir: {}\nredis:\n{redis}", home.display());
-    std::fs::write(home.join("master.yml"), text).unwrap();
-    // With a password it is refused else.
-    support::tree::chmod(home.join("master.yml"), 0o600);
-    let mut command = clean_command(&program(User::Same, &home), &home, User::Same);
-    command.args(["master", "--config"]).arg(home.join("master.yml"));
-    Master { process: Process::start("master", command, &home.join("log")), address }
+    Master::on(dir, &format!("redis:\n{redis}"))
 }
 
 impl Master {
+    /// … with these lines in its configuration.
+    fn on(dir: &Path, more: &str) -> Master {
+        let port = free_port();
+        let home = dir.join(format!("master-{port}"));
+        std::fs::create_dir(&home).unwrap();
+        let address = format!("127.0.0.1:{port}");
+        let text = format!("listen: {address}\ndata_dir: {}\n{more}", home.display());
+        std::fs::write(home.join("master.yml"), text).unwrap();
+        // With a password it is refused else.
+        support::tree::chmod(home.join("master.yml"), 0o600);
+        Master { process: Master::spawn(&home), address, home }
+    }
+
+    fn spawn(home: &Path) -> Process {
+        let mut command = clean_command(&program(User::Same, home), home, User::Same);
+        command.args(["master", "--config"]).arg(home.join("master.yml"));
+        Process::start("master", command, &home.join("log"))
+    }
+
+    /// Starts it again, on the same files.
+    fn restart(&mut self) {
+        self.process.kill_9();
+        self.process = Master::spawn(&self.home);
+    }
+
+    /// Puts a line at the head of its configuration.
+    fn configure(&self, line: &str) {
+        let file = self.home.join("master.yml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{line}\n{text}")).unwrap();
+    }
+
+    #[track_caller]
+    fn await_following(&mut self) {
+        await_that("it follows", || {
+            if let Some(status) = self.process.ended() {
+                panic!("the master ended with {status}:\n{}", self.process.log());
+            }
+            let target = "/readyz?verbose";
+            let answer = support::http::try_request(&self.address, "GET", target, &[], None);
+            answer.is_some_and(|answer| answer.text().contains("\"following\""))
+        });
+    }
+
     fn try_submit(&self, id: &str) -> Option<u16> {
         let body =
             format!(r#"{{"request_id": "{id}", "source_path": "/a", "destination_path": "/b"}}"#);
@@ -198,6 +234,95 @@ fn tls_is_spoken_to_a_server_that_a_given_authority_signed_and_to_no_other() {
     assert!(said.contains("ca_file") && said.contains("No such file"), "{said}");
 }
 
+/// The words of the command in the documentation that makes the master's user.
+fn documented_user() -> Vec<String> {
+    let text = include_str!("../docs/operations.md");
+    let line = text.lines().find(|line| line.starts_with("ACL SETUSER ")).expect("it is there");
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_documented_user_is_enough_and_a_permission_that_is_missing_ends_the_master_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let server = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
+    let user = documented_user();
+    let words: Vec<&str> = user.iter().map(String::as_str).collect();
+    assert!(server.cli(&words).contains("OK"));
+    let block = format!("  port: {port}\n  username: longhaul\n  password: PASSWORD\n");
+    let mut serving = master(dir.path(), &block);
+    serving.serves("one");
+    // Taken away while the master leads …
+    assert!(server.cli(&["ACL", "SETUSER", "longhaul", "-hset"]).contains("OK"));
+    let said = serving.refuses();
+    assert!(said.contains("`hset`") && said.contains("docs/operations.md"), "{said}");
+    // … and before it starts.
+    assert!(server.cli(&["ACL", "SETUSER", "longhaul", "+hset", "-time"]).contains("OK"));
+    let said = master(dir.path(), &block).refuses();
+    assert!(said.contains("`time`"), "{said}");
+}
+
+#[test]
+fn a_second_installation_on_the_same_redis_is_refused_and_masters_of_one_follow() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let server = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
+    let block = format!("  port: {port}\n");
+    let mut first = master(dir.path(), &block);
+    first.serves("one");
+    let name = server.cli(&["HGET", "{longhaul:default}:meta", "installation"]).trim().to_owned();
+    // Neither a follower while the first one leads, nor a leader after it.
+    for leads in [true, false] {
+        let said = master(dir.path(), &block).refuses();
+        let fix = format!("`installation: {name}`");
+        for part in ["redis.namespace", fix.as_str()] {
+            assert!(said.contains(part), "{leads}: `{part}` in {said}");
+        }
+        if leads {
+            assert!(first.process.ended().is_none());
+            first.process.terminate();
+        }
+    }
+    // The first one, started again with its own files, and with a name that another one has as well.
+    first.restart();
+    first.serves("two");
+    first.process.terminate();
+    first.configure("installation: site-a");
+    first.restart();
+    first.serves("three");
+    let mut second = Master::on(dir.path(), &format!("installation: site-a\nredis:\n{block}"));
+    second.await_following();
+    first.process.terminate();
+    second.serves("four");
+    let said = Master::on(dir.path(), &format!("installation: site-b\nredis:\n{block}")).refuses();
+    assert!(said.contains("`site-a`") && said.contains("`site-b`"), "{said}");
+}
+
+#[test]
+fn a_policy_that_is_changed_while_the_master_leads_is_told_until_it_is_changed_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let server = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
+    let mut serving = master(dir.path(), &format!("  port: {port}\n"));
+    serving.serves("one");
+    let told = |serving: &Master| {
+        let answer = support::http::try_request(&serving.address, "GET", "/readyz", &[], None);
+        answer.map(|answer| (answer.status, answer.text())).unwrap_or_default()
+    };
+    assert!(server.cli(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).contains("OK"));
+    await_that("it is told", || told(&serving).1.contains("allkeys-lru"));
+    assert_eq!(told(&serving).0, 200, "what was accepted goes on");
+    assert_eq!(serving.try_submit("two"), Some(503));
+    let log = serving.process.log();
+    let line = log.lines().find(|line| line.contains("ERROR") && line.contains("allkeys-lru"));
+    assert!(line.is_some(), "{log}");
+    let status = support::ctl::ctl(["master", "status", "--master-url", &serving.address]).run();
+    assert!(status.out().contains("allkeys-lru"), "{}", status.out());
+    assert!(server.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).contains("OK"));
+    await_that("nothing is told any more", || !told(&serving).1.contains("problem"));
+    serving.serves("three");
+}
+
 #[test]
 fn a_policy_that_drops_keys_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
@@ -261,6 +386,10 @@ fn a_cluster_holds_all_of_it_on_one_node_and_what_is_none_is_refused() {
         })
         .collect();
     let at: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    // With the user that the documentation describes.
+    let user = documented_user();
+    let words: Vec<&str> = user.iter().map(String::as_str).collect();
+    nodes.iter().for_each(|node| assert!(node.cli(&words).contains("OK")));
     let made = Command::new("redis-cli")
         .args(["--cluster", "create"])
         .args(&at)
@@ -273,7 +402,8 @@ fn a_cluster_holds_all_of_it_on_one_node_and_what_is_none_is_refused() {
             node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
         });
     }
-    let mut serving = master(dir.path(), &format!("  cluster: [{}]\n", at.join(", ")));
+    let as_user = "  username: longhaul\n  password: PASSWORD\n";
+    let mut serving = master(dir.path(), &format!("  cluster: [{}]\n{as_user}", at.join(", ")));
     serving.serves("one");
     serving.serves("two");
     let holding = nodes.iter().filter(|node| node.cli(&["DBSIZE"]).trim() != "0").count();

@@ -3,7 +3,7 @@
 use super::args::{AdminCommand, Output};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::{Context, out};
+use super::{Context, backup, out};
 use crate::util::units;
 use crate::wire::admin::{ClockConfirmed, Reconciled};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use std::time::Duration;
 /// The master can't be asked.
 pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit, Failure> {
     match command {
+        AdminCommand::Backup { file } => backup::run(ctx, &file).await?,
         AdminCommand::Reconcile => {
             let done = ctx.client()?.reconcile().await?;
             match ctx.global.output {

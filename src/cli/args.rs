@@ -480,6 +480,15 @@ pub(super) enum AdminCommand {
     Reconcile,
     /// Take the wall clock of the leading master for right, so that ended syncs are dropped again
     ConfirmClock,
+    /// Copy the embedded store of a running master into FILE, which must not exist yet
+    #[command(
+        after_help = "FILE holds the key that signs tickets: it is made readable for its owner only.\n\
+        To restore: stop the master, copy FILE to longhaul.db in its data_dir, start it (docs/operations.md)."
+    )]
+    Backup {
+        /// Where to, on this host
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -547,6 +556,7 @@ mod tests {
             "ctl workers list --master-url a:1,b:2 --request-timeout 5",
             "ctl config check f.yml --worker-id w --strict",
             "ctl completion zsh",
+            "ctl admin backup /var/backups/longhaul.db",
             "ctl version -o json",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -3,7 +3,7 @@
 //!
 //! - [`exit`]: the codes; `failure`: what ends a command early; `out`: all writing
 //! - [`args`], `options`: commands and options
-//! - `submit`, `sync`, `records`, `verify`, `workers`, `admin`, `config`, `info`: the commands of operators
+//! - `submit`, `sync`, `records`, `verify`, `workers`, `admin` (with `backup`), `config`, `info`: the commands of operators
 //! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
 //! - `wait`, `signals`, [`progress`], `report`, `table`, `names`, `b3sum`: what they are made of
 
@@ -11,6 +11,7 @@ mod admin;
 mod agent;
 pub mod args;
 mod b3sum;
+mod backup;
 mod config;
 mod copy;
 pub mod exit;

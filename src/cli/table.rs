@@ -160,7 +160,7 @@ fn master(url: &str, told: &Result<Reply<Readiness>, ClientError>, now: Timestam
         dash(leader.map(|l| l.epoch.to_string())),
         dash(since),
         format!("{} ({})", clean(&told.store.place), if told.store.ok { "ok" } else { "away" }),
-        told.reason.as_deref().map(clean).unwrap_or_default(),
+        told.reason.as_deref().or(told.store.problem.as_deref()).map(clean).unwrap_or_default(),
     ]
 }
 

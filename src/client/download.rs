@@ -1,4 +1,4 @@
-//! Replies of any length: what became of each file of a sync.
+//! Replies of any length: what became of each file of a sync, a copy of the store.
 
 use super::text::causes;
 use super::{ClientError, MasterClient, Request, refusal};
@@ -15,6 +15,21 @@ pub struct Download {
 }
 
 impl Download {
+    /// The check of the whole reply that came with it; see [`seal::Running`](crate::util::seal::Running).
+    pub fn check(&self) -> Option<String> {
+        let check = self.response.headers().get(crate::util::seal::HEADER)?;
+        check.to_str().ok().map(str::to_owned)
+    }
+
+    /// An error of this reply, where what came is not what was sent.
+    pub(crate) fn damaged(&self) -> ClientError {
+        ClientError::Broken {
+            url: self.url.clone(),
+            status: Some(self.response.status().as_u16()),
+            message: crate::util::seal::DAMAGED.to_owned(),
+        }
+    }
+
     /// The next piece; `None` after the last one. Nothing may be taken for whole before that.
     ///
     /// # Errors
@@ -57,6 +72,14 @@ impl MasterClient {
     /// [`ClientError`].
     pub async fn digests(&self, id: &RequestId) -> Result<Download, ClientError> {
         self.download(&format!("/sync/{id}/manifest")).await
+    }
+
+    /// `GET /admin/backup`: the embedded store as one SQLite file, as of one instant.
+    ///
+    /// # Errors
+    /// Problem 501 where the master keeps its state in Redis, any [`ClientError`].
+    pub async fn backup(&self) -> Result<Download, ClientError> {
+        self.download("/admin/backup").await
     }
 
     async fn download(&self, target: &str) -> Result<Download, ClientError> {

@@ -19,6 +19,8 @@ pub struct MasterConfig {
     pub listen: SocketAddr,
     /// Where clients and other masters reach it; `None`: at `listen`, where that names an address.
     pub advertise_url: Option<String>,
+    /// The installation that it belongs to: its masters have this name in common. `None`: it makes one up.
+    pub installation: Option<String>,
     /// How long this master leads without a word to the store: after this another one takes over.
     pub leadership_lease: Duration,
     /// Where the master keeps files of its own.
@@ -111,9 +113,10 @@ pub struct SyncDefaults {
 }
 
 /// The keys of a master's file, to tell it from an agents file.
-pub(super) const KEYS: [&str; 16] = [
+pub(super) const KEYS: [&str; 17] = [
     "listen",
     "advertise_url",
+    "installation",
     "leadership_lease",
     "data_dir",
     "redis",
@@ -141,6 +144,7 @@ impl MasterConfig {
         MasterConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8888)),
             advertise_url: None,
+            installation: None,
             leadership_lease: Duration::from_secs(5),
             data_dir: env.state_dir.clone(),
             store: StoreConfig::Embedded { dir: env.state_dir.clone() },
@@ -188,6 +192,8 @@ impl MasterConfig {
         set(&mut self.listen, fields.get("listen").and_then(|i| read_listen(&i)));
         let url = fields.get("advertise_url");
         self.advertise_url = url.and_then(|i| i.parse("a URL", super::agent::check_master_url));
+        let name = fields.get("installation");
+        self.installation = name.and_then(|i| i.parse("a name", check_namespace));
         set(&mut self.data_dir, fields.get("data_dir").and_then(|i| read_dir(&i)));
         self.store = StoreConfig::Embedded { dir: self.data_dir.clone() };
         // The predecessor's files name it; there is one way to schedule here.
@@ -473,7 +479,7 @@ fn read_retention(item: &Item<'_>) -> Option<Duration> {
     time
 }
 
-/// It becomes part of every key, inside the braces that Redis Cluster hashes.
+/// A namespace becomes part of every key, inside the braces that Redis Cluster hashes.
 fn check_namespace(text: &str) -> Result<String, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if (1..=64).contains(&text.len()) && text.bytes().all(plain) {

@@ -8,7 +8,7 @@ use super::listing::{self, Pieces, Wanted};
 use super::seat::{Identity, Seat, elsewhere, store_down};
 use super::submission;
 use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected, Stored};
-use crate::store::Spool;
+use crate::store::{Backup, Shortage, Spool};
 use crate::wire::admin::{ClockConfirmed, Reconciled};
 use crate::wire::leader::Readiness;
 use crate::wire::manifest::NameList;
@@ -47,6 +47,10 @@ pub(super) type Health = Result<(), String>;
 pub(super) type BlobReader =
     Arc<dyn Fn(String) -> BoxFuture<'static, Result<Option<Vec<u8>>, String>> + Send + Sync>;
 
+/// Copies the store. `None`: this store is not copied by the master. The error is a sentence.
+pub(super) type BackupMaker =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<Option<Backup>, String>> + Send + Sync>;
+
 /// The way to the owner of one reign.
 #[derive(Clone)]
 pub(super) struct Desk {
@@ -56,8 +60,10 @@ pub(super) struct Desk {
     pub(super) health: watch::Receiver<Health>,
     /// The way to its blobs.
     pub(super) blobs: BlobReader,
+    /// The way to a copy of its store.
+    pub(super) backup: BackupMaker,
     /// What keeps the store from taking in more than it must.
-    pub(super) shortage: watch::Receiver<Option<String>>,
+    pub(super) shortage: watch::Receiver<Option<Shortage>>,
 }
 
 impl Desk {
@@ -103,7 +109,8 @@ impl Handle {
         let leader =
             crate::wire::leader::Leader { name: "here".into(), url: None, epoch: 1, since: None };
         let shortage = watch::Sender::new(None).subscribe();
-        let seat = Seat::Leads(leader, Desk { requests, health, blobs, shortage });
+        let backup: BackupMaker = Arc::new(|| Box::pin(std::future::ready(Ok(None))));
+        let seat = Seat::Leads(leader, Desk { requests, health, blobs, backup, shortage });
         Handle::new(watch::Sender::new(seat).subscribe(), Identity::default(), spool)
     }
 
@@ -172,7 +179,8 @@ impl Handle {
     ///
     /// # Errors
     /// 422 for paths, a chunk size or a file list that can't be; 409 `sync_exists` where the id is
-    /// taken; 507 `store_full` where the store has no room; 503 where nothing can be decided now.
+    /// taken; 507 `store_full` where the store has no room; 503 where nothing can be decided now, or
+    /// (`store_unsafe`) may be lost.
     pub async fn submit(
         &self,
         mut request: SyncRequest,
@@ -189,10 +197,8 @@ impl Handle {
         list: Option<Vec<NameList>>,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<Submitted, Problem> {
-        if let Some(why) = self.desk()?.shortage.borrow().as_ref() {
-            return Err(Problem::new(507, "Insufficient Storage", "store_full", full(why)).hinted(
-                "what is queued goes on, and makes room as it ends; or give the store more memory",
-            ));
+        if let Some(shortage) = self.desk()?.shortage.borrow().as_ref() {
+            return Err(not_accepted(shortage));
         }
         match self.ask(Event::Submit { request, list, idempotency }).await? {
             Reply::Submitted(submitted) => Ok(submitted),
@@ -508,6 +514,36 @@ impl Handle {
         }
     }
 
+    /// A copy of the embedded store as of one instant, also while nothing can be decided.
+    ///
+    /// # Errors
+    /// 501 where the state is in Redis; 503 where the copy cannot be made now, or this master does not lead.
+    pub(super) async fn backup(&self) -> Result<Backup, Problem> {
+        let make = match &*self.seat.borrow() {
+            Seat::Leads(_, desk) => Arc::clone(&desk.backup),
+            Seat::Follows(leader) => return Err(elsewhere(leader)),
+            nobody @ Seat::Nobody(_) => return Err(nobody.refusal().unwrap_or_else(stopping)),
+        };
+        match make().await {
+            Ok(Some(backup)) => Ok(backup),
+            Ok(None) => {
+                let detail = format!(
+                    "this master keeps its state in Redis at {}, which has means of its own for backups",
+                    self.identity.store
+                );
+                Err(Problem::new(501, "Not Implemented", "backup_elsewhere", detail).hinted(
+                    "on the host of Redis: `redis-cli BGSAVE`, then copy dump.rdb; or copy its appendonlydir as \
+                     described in docs/operations.md",
+                ))
+            }
+            Err(why) => {
+                let detail = format!("the store cannot be copied now: {why}");
+                Err(Problem::new(503, "Service Unavailable", "backup_failed", detail)
+                    .hinted("repeat the request after the time in Retry-After"))
+            }
+        }
+    }
+
     /// Whether decisions can be made here now; otherwise why not, in a sentence.
     ///
     /// # Errors
@@ -544,8 +580,17 @@ fn unavailable(code: &str, detail: impl Into<String>) -> Problem {
     Problem::new(503, "Service Unavailable", code, detail)
 }
 
-fn full(why: &str) -> String {
-    format!("the store takes in nothing new: {why}")
+fn not_accepted(shortage: &Shortage) -> Problem {
+    let detail = format!("new syncs are not accepted: {}", shortage.why());
+    match shortage {
+        Shortage::Full(_) => Problem::new(507, "Insufficient Storage", "store_full", detail)
+            .hinted(
+                "what is queued goes on, and makes room as it ends; or give the store more memory",
+            ),
+        Shortage::Unsafe(_) => unavailable("store_unsafe", detail).hinted(
+            "what was accepted goes on; repeat the request after the setting was changed back",
+        ),
+    }
 }
 
 fn stopping() -> Problem {

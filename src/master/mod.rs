@@ -24,7 +24,7 @@ pub use handle::Handle;
 
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::Settings;
-use crate::store::{EmbeddedStore, Location, RedisStore, Spool, Store, StoreError};
+use crate::store::{EmbeddedStore, Installation, Location, RedisStore, Spool, Store, StoreError};
 use crate::wire::options::NameKey;
 use anyhow::Context as _;
 use http::HttpLimits;
@@ -67,13 +67,16 @@ impl Master {
         let begin = Begin { spool, secret: None, name_key: None, shutdown };
         match &config.store {
             StoreConfig::Redis { url, setup, namespace, allow_volatile } => {
+                let installation =
+                    Installation::of(config.installation.as_deref(), &config.data_dir)?;
                 let setup = Arc::new(setup.clone());
                 let (at, namespace, volatile) = (url.clone(), namespace.clone(), *allow_volatile);
                 let open = move || {
                     let (url, setup, namespace) =
                         (at.clone(), Arc::clone(&setup), namespace.clone());
+                    let of = installation.clone();
                     async move {
-                        RedisStore::connect_to(url.expose(), &setup, &namespace, volatile)
+                        RedisStore::connect(url.expose(), &setup, &namespace, volatile, of)
                             .await
                             .map(Arc::new)
                     }

@@ -497,12 +497,13 @@ impl<S: Store> Owner<S> {
         }
     }
 
-    fn tell_health(&self, now: Health) {
+    /// True: that was not known before.
+    fn tell_health(&self, now: Health) -> bool {
         self.health.send_if_modified(|known| {
             let news = *known != now;
             *known = now;
             news
-        });
+        })
     }
 
     /// Waits for the answer of the store. A commit that takes long is no reason to lose the lead: it is
@@ -584,8 +585,9 @@ impl<S: Store> Owner<S> {
                 Ok(())
             }
             Err(StoreError::Unavailable(why)) => {
-                tracing::error!(why, "the store is not available");
-                self.tell_health(Err(why));
+                if self.tell_health(Err(why.clone())) {
+                    tracing::error!(why, "the store is not available");
+                }
                 Ok(())
             }
             Err(StoreError::Lost { .. }) => {

@@ -5,11 +5,11 @@
 //! leader any more, whose memory holds everything. So a follower that finds the store behind what it has
 //! seen gives the leader time to write it back, before it takes the lead of what is left.
 
-use super::handle::{BlobReader, Desk};
+use super::handle::{BackupMaker, BlobReader, Desk};
 use super::owner::{self, Owner, Tenure};
 use super::seat::{Seat, Why};
 use crate::scheduler::{Settings, State};
-use crate::store::{Acquired, Candidate, Fence, Spool, Store, StoreError};
+use crate::store::{Acquired, Candidate, Fence, Shortage, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::wire::leader::Leader;
 use anyhow::Context as _;
@@ -79,9 +79,15 @@ impl Reigns {
         let Some(store) = self.patiently("connect to the store", open).await? else {
             return Ok(());
         };
+        let ended = self.follow_and_lead(&store).await;
+        store.close().await;
+        ended
+    }
+
+    async fn follow_and_lead<S: Store>(&self, store: &Arc<S>) -> anyhow::Result<()> {
         let mut saw = Fence::default();
         while let Some(lead) = self.follow(store.as_ref(), &mut saw).await? {
-            match self.lead(&store, lead).await {
+            match self.lead(store, lead).await {
                 Err(e) => match e.downcast_ref() {
                     Some(StoreError::Deposed { by, .. }) if *by == self.name => {
                         return Err(e.context(
@@ -197,14 +203,18 @@ impl Reigns {
 
         let (requests, queue) = mpsc::channel(QUEUE);
         let (tell_health, health) = watch::channel(Ok(()));
-        let (shortage, _watching) = watch_room(Arc::clone(store));
-        let desk = Desk { requests, health, blobs: blobs(Arc::clone(store)), shortage };
+        let (tell_shortage, shortage) = watch::channel(None);
+        let (blobs, backup) = (blobs(Arc::clone(store)), backup(Arc::clone(store)));
+        let desk = Desk { requests, health, blobs, backup, shortage };
         let spool = self.spool.clone();
         let owner = Owner::new(Arc::clone(store), state, tenure, queue, tell_health, spool);
         let Leader { name, epoch, .. } = &leader;
         tracing::info!(name, epoch, "the master serves");
         self.take(Seat::Leads(leader, desk));
-        let ended = owner.run(self.api_ended.clone()).await;
+        let ended = tokio::select! {
+            ended = owner.run(self.api_ended.clone()) => ended,
+            unusable = watch_shortage(store.as_ref(), tell_shortage) => Err(unusable),
+        };
         self.take(Seat::Nobody(Why::Change("this master does not lead any more")));
         Ok(ended?)
     }
@@ -282,28 +292,37 @@ fn blobs<S: Store>(store: Arc<S>) -> BlobReader {
     })
 }
 
-/// Looks again and again whether the store has room, for as long as the handle lives.
-fn watch_room<S: Store>(store: Arc<S>) -> (watch::Receiver<Option<String>>, AbortOnDropHandle<()>) {
-    let (tell, seen) = watch::channel(None);
-    let watching = tokio::spawn(async move {
-        loop {
-            // A store that is away is told of by those who need it.
-            if let Ok(now) = store.shortage().await {
-                tell.send_if_modified(|known: &mut Option<String>| {
+fn backup<S: Store>(store: Arc<S>) -> BackupMaker {
+    Arc::new(move || {
+        let store = Arc::clone(&store);
+        Box::pin(async move { store.backup().await.map_err(|e| e.to_string()) })
+    })
+}
+
+/// Asks again and again what keeps the store from accepting more, until it cannot be used at all: returns why.
+async fn watch_shortage<S: Store>(store: &S, tell: watch::Sender<Option<Shortage>>) -> StoreError {
+    loop {
+        match store.shortage().await {
+            Ok(now) => {
+                tell.send_if_modified(|known: &mut Option<Shortage>| {
                     let news = *known != now;
                     match &now {
-                        Some(why) if news => tracing::error!(why, "nothing new is taken in"),
-                        None if news => tracing::info!("the store has room again"),
+                        Some(shortage) if news => {
+                            tracing::error!(why = shortage.why(), "new syncs are not accepted");
+                        }
+                        None if news => tracing::info!("new syncs are accepted again"),
                         _ => {}
                     }
                     *known = now;
                     news
                 });
             }
-            tokio::time::sleep(ROOM).await;
+            Err(unusable @ StoreError::Unusable(_)) => return unusable,
+            // A store that is unavailable is reported by those who need it.
+            Err(_) => {}
         }
-    });
-    (seen, AbortOnDropHandle::new(watching))
+        tokio::time::sleep(ROOM).await;
+    }
 }
 
 fn seed() -> [u8; 32] {

@@ -60,7 +60,7 @@ impl Seat {
         let refusal = self.refusal();
         let (ok, problem) = match self {
             Seat::Leads(_, desk) => match desk.health() {
-                Ok(()) => (true, desk.shortage.borrow().clone()),
+                Ok(()) => (true, desk.shortage.borrow().as_ref().map(|s| s.why().to_owned())),
                 Err(why) => (false, Some(why)),
             },
             Seat::Nobody(Why::Store(why)) => (false, Some(why.clone())),

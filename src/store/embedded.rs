@@ -3,11 +3,18 @@
 //! One thread owns the connection; calls are handed to it and run one after the other. A commit is
 //! one transaction, on stable storage (`synchronous=FULL`) when its call returns. Whoever holds the lock on
 //! `master.lock` leads, so leases do not run out here and no clock matters; the kernel drops the lock with the process.
+//!
+//! After a clean stop `longhaul.db` alone holds everything. `files` finds out whether a file is missing, `backup`
+//! copies a database that is in use.
+
+mod backup;
+mod files;
 
 use super::fence::{Reign, Verdict};
 use super::{
-    Acquired, Batch, Candidate, Fence, SCHEMA, Store, StoreError, check_schema, new_owner,
+    Acquired, Backup, Batch, Candidate, Fence, SCHEMA, Store, StoreError, check_schema, new_owner,
 };
+use files::{IN_USE, Opened};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
 };
@@ -16,7 +23,7 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -42,9 +49,16 @@ pub enum Location {
 #[derive(Debug)]
 pub struct EmbeddedStore {
     owner: String,
-    /// `None` only while it is dropped.
-    jobs: Option<mpsc::Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    place: Place,
+    /// `None` once it is closed.
+    running: Mutex<Option<Running>>,
+}
+
+/// The thread, which ends after the last job when no sender is left.
+#[derive(Debug)]
+struct Running {
+    jobs: mpsc::Sender<Job>,
+    thread: JoinHandle<()>,
 }
 
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -53,12 +67,16 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 struct Worker {
     connection: Connection,
     place: Place,
-    /// Locked while we lead; never used in memory.
+    /// Locked while we lead, and from the start where nobody leads; never used in memory.
     lock: Option<File>,
+    /// The files that SQLite has open, from when this handle led first.
+    opened: Option<Opened>,
+    /// Whether the database records that it is in use by this handle.
+    in_use: bool,
 }
 
 /// For messages: which file it is about.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Place(Option<PathBuf>);
 
 impl EmbeddedStore {
@@ -73,8 +91,14 @@ impl EmbeddedStore {
             Location::File(dir) => Some(dir.join(FILE_NAME)),
             Location::Memory => None,
         });
+        let mut lock = None;
         if let Location::File(dir) = &location {
             create_private(dir)?;
+            lock = try_lock(&dir.join(LOCK_NAME))?.ok();
+        }
+        if let (Some(file), true) = (&place.0, lock.is_some()) {
+            files::inspect(file)?;
+            backup::remove_left_behind(file);
         }
         let opened = match &place.0 {
             Some(file) => Connection::open(file),
@@ -83,12 +107,17 @@ impl EmbeddedStore {
         let mut connection = opened.map_err(|e| place.error("open", &e))?;
         set_up(&mut connection, &place)?;
         let (jobs, queue) = mpsc::channel::<Job>();
-        let mut worker = Worker { connection, place, lock: None };
+        let place_of_all = place.clone();
+        let mut worker = Worker { connection, place, lock, opened: None, in_use: false };
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || queue.into_iter().for_each(|job| job(&mut worker)))
+            .spawn(move || {
+                queue.into_iter().for_each(|job| job(&mut worker));
+                worker.close();
+            })
             .map_err(|e| StoreError::Unavailable(format!("no thread for the store: {e}")))?;
-        Ok(EmbeddedStore { owner: new_owner(), jobs: Some(jobs), thread: Some(thread) })
+        let running = Mutex::new(Some(Running { jobs, thread }));
+        Ok(EmbeddedStore { owner: new_owner(), place: place_of_all, running })
     }
 
     /// Runs `work` on the thread.
@@ -101,18 +130,33 @@ impl EmbeddedStore {
             // Nobody waits any more: the call took effect all the same.
             let _ = reply.send(work(worker));
         });
-        let ended = || StoreError::Unavailable("the thread of the store has ended".to_owned());
-        self.jobs.as_ref().ok_or_else(ended)?.send(job).map_err(|_| ended())?;
+        let ended = || StoreError::Unavailable("the store is closed".to_owned());
+        match &*self.running() {
+            Some(running) => running.jobs.send(job).map_err(|_| ended())?,
+            None => return Err(ended()),
+        }
         answer.await.map_err(|_| ended())?
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    /// Waits until the thread has closed the file and freed the lock.
+    fn end(self) {
+        drop(self.jobs);
+        let _ = self.thread.join();
     }
 }
 
 impl Drop for EmbeddedStore {
-    /// Waits for the thread, so that the lock is free and the file closed when this returns.
+    /// Blocks until the lock is free and the file closed.
     fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let running = self.running().take();
+        if let Some(running) = running {
+            running.end();
         }
     }
 }
@@ -159,6 +203,32 @@ fn create_private(dir: &Path) -> Result<(), StoreError> {
         .open(&file)
         .map(drop)
         .map_err(|e| failed(&file, e))
+}
+
+/// Locks the file at `path`; where another process has it, the inner error is that one's name.
+fn try_lock(path: &Path) -> Result<Result<File, String>, StoreError> {
+    let failed =
+        |e: std::io::Error| StoreError::Unusable(format!("cannot lock {}: {e}", path.display()));
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Ok(file)),
+        Err(TryLockError::WouldBlock) => {
+            let mut name = Vec::new();
+            // Only for the message; the name may just be being written.
+            let _ = file.take(256).read_to_end(&mut name);
+            let name = String::from_utf8_lossy(&name).trim().to_owned();
+            let unknown = || format!("the process that has locked {}", path.display());
+            Ok(Err(if name.is_empty() { unknown() } else { name }))
+        }
+        Err(TryLockError::Error(e)) => Err(failed(e)),
+    }
 }
 
 fn set_up(connection: &mut Connection, place: &Place) -> Result<(), StoreError> {
@@ -294,40 +364,86 @@ impl Worker {
         let Some(path) = self.place.0.as_ref().map(|file| file.with_file_name(LOCK_NAME)) else {
             return Ok(None);
         };
-        if self.lock.is_some() {
-            return Ok(None);
-        }
-        let failed = |e: std::io::Error| {
-            StoreError::Unusable(format!("cannot lock {}: {e}", path.display()))
-        };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut name = Vec::new();
-                // Only for the message; the name may just be being written.
-                let _ = file.take(256).read_to_end(&mut name);
-                let name = String::from_utf8_lossy(&name).trim().to_owned();
-                let unknown = || format!("the process that has locked {}", path.display());
-                return Ok(Some(if name.is_empty() { unknown() } else { name }));
+        if self.lock.is_none() {
+            match try_lock(&path)? {
+                Ok(lock) => self.lock = Some(lock),
+                Err(by) => return Ok(Some(by)),
             }
-            Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
-        // The name is for people and for messages; the lock is what counts.
-        let _ = file.set_len(0).and_then(|()| file.rewind());
-        let _ = writeln!(file, "{holder}");
-        self.lock = Some(file);
+        if !self.in_use {
+            self.begin_use()?;
+        }
+        if let Some(lock) = &mut self.lock {
+            // The name is for people and for messages; the lock is what counts.
+            let _ = lock.set_len(0).and_then(|()| lock.rewind());
+            let _ = writeln!(lock, "{holder}");
+        }
         Ok(None)
     }
 
+    /// Records in the database file that it is in use, and moves into it what the log holds.
+    fn begin_use(&mut self) -> Result<(), StoreError> {
+        // Where a reader keeps the checkpoint from its end, the next one does it.
+        let marked = self.mark("yes");
+        marked.map_err(|e| self.place.error("write to", &e))?;
+        self.opened = self.place.0.as_deref().map(Opened::at);
+        self.in_use = true;
+        Ok(())
+    }
+
+    /// Moves everything into the database file, which needs nothing beside it from then on, and frees the lock.
+    fn end_use(&mut self) {
+        if self.lock.is_some() {
+            let why = match self.mark("no") {
+                Ok(true) => None,
+                Ok(false) => Some("another program reads it".to_owned()),
+                Err(e) => Some(e.to_string()),
+            };
+            if let Some(why) = why {
+                tracing::warn!(
+                    "{} is not complete without the -wal file beside it ({why}): whoever copies it must copy both",
+                    self.place.shown()
+                );
+            }
+        }
+        self.in_use = false;
+        self.lock = None;
+    }
+
+    /// Records whether the database is in use. False: not all of the log is in the database file yet.
+    fn mark(&mut self, in_use: &str) -> rusqlite::Result<bool> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        set_meta(&tx, IN_USE, in_use)?;
+        tx.commit()?;
+        let blocked: bool =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        Ok(!blocked)
+    }
+
+    fn close(mut self) {
+        self.end_use();
+        if let (Some(file), Some(opened)) = (&self.place.0, self.opened)
+            && opened.check(file).is_err()
+        {
+            // SQLite would remove the `-wal` that is at the path now, which is not the one that it has open.
+            std::mem::forget(self.connection);
+            return;
+        }
+        if let Err((_, e)) = self.connection.close() {
+            tracing::warn!("{} was not closed cleanly: {e}", self.place.shown());
+        }
+    }
+
+    /// Checks that what is written has a name, as long as this handle leads.
+    fn still_there(&self) -> Result<(), StoreError> {
+        match (&self.place.0, self.opened) {
+            (Some(file), Some(opened)) => opened.check(file),
+            _ => Ok(()),
+        }
+    }
+
     fn commit(&mut self, fence: Fence, batch: &Batch, owner: &str) -> Result<Fence, StoreError> {
+        self.still_there()?;
         let digest = batch.digest();
         let place = self.place.clone();
         let failed = |e: rusqlite::Error| place.error("write to", &e);
@@ -371,7 +487,11 @@ impl Store for EmbeddedStore {
 
     async fn renew(&self, fence: Fence, _ttl: Duration) -> Result<(), StoreError> {
         let owner = self.owner.clone();
-        self.call(move |worker| worker.reign()?.check_renewal(fence, &owner)).await
+        self.call(move |worker| {
+            worker.still_there()?;
+            worker.reign()?.check_renewal(fence, &owner)
+        })
+        .await
     }
 
     async fn release(&self, fence: Fence) -> Result<(), StoreError> {
@@ -379,7 +499,7 @@ impl Store for EmbeddedStore {
         self.call(move |worker| {
             let reign = worker.reign()?;
             if reign.epoch == fence.epoch && reign.owner == owner {
-                worker.lock = None;
+                worker.end_use();
             }
             Ok(())
         })
@@ -423,143 +543,26 @@ impl Store for EmbeddedStore {
         })
         .await
     }
+
+    async fn backup(&self) -> Result<Option<Backup>, StoreError> {
+        let Some(file) = self.place.0.clone() else { return Ok(None) };
+        let place = self.place.clone();
+        if self.call(|worker| Ok(worker.still_there().is_ok())).await? {
+            let copying = tokio::task::spawn_blocking(move || backup::copy_beside(&place, &file));
+            let ended = |e| StoreError::Unavailable(format!("the copy was not finished: {e}"));
+            return copying.await.map_err(ended)?.map(Some);
+        }
+        // Only this connection still has the files.
+        self.call(move |worker| backup::copy(&worker.connection, &place, &file)).await.map(Some)
+    }
+
+    async fn close(&self) {
+        let running = self.running().take();
+        if let Some(running) = running {
+            let _ = tokio::task::spawn_blocking(|| running.end()).await;
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::contract::{self, Bench, SECOND, lead, put};
-    use std::os::unix::fs::PermissionsExt;
-
-    struct OnDisk(tempfile::TempDir);
-
-    impl Bench for OnDisk {
-        type S = EmbeddedStore;
-        const SHARED: bool = false;
-
-        async fn fresh() -> Self {
-            OnDisk(tempfile::tempdir().unwrap())
-        }
-
-        async fn handle(&self) -> EmbeddedStore {
-            EmbeddedStore::open(Location::File(self.0.path().join("data"))).unwrap()
-        }
-    }
-
-    contract::suite!(OnDisk);
-
-    fn open(dir: &tempfile::TempDir) -> Result<EmbeddedStore, StoreError> {
-        EmbeddedStore::open(Location::File(dir.path().to_owned()))
-    }
-
-    fn sqlite(dir: &tempfile::TempDir) -> Connection {
-        Connection::open(dir.path().join(FILE_NAME)).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_store_in_memory_works_and_is_its_own() {
-        let one = EmbeddedStore::open(Location::Memory).unwrap();
-        let two = EmbeddedStore::open(Location::Memory).unwrap();
-        let fence = lead(&one, "m1").await;
-        one.commit(fence, &put("a", "1")).await.unwrap();
-        assert_eq!(lead(&two, "m2").await.seq, 0);
-        assert_eq!(one.load().await.unwrap().len(), 1);
-        assert_eq!(two.load().await.unwrap().len(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_fault_in_the_middle_of_a_commit_leaves_nothing_of_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = open(&dir).unwrap();
-        let fence = lead(&store, "m1").await;
-        let fence = store.commit(fence, &put("a", "1")).await.unwrap();
-        sqlite(&dir)
-            .execute_batch(
-                "CREATE TRIGGER fault BEFORE INSERT ON blobs WHEN NEW.key = 'poison'
-                 BEGIN SELECT RAISE(ABORT, 'injected'); END",
-            )
-            .unwrap();
-        let blobs = ["first", "poison"].map(|key| (key.to_owned(), vec![1]));
-        let batch =
-            Batch { deletes: ["a".to_owned()].into(), blob_puts: blobs.into(), ..put("b", "2") };
-        let refused = store.commit(fence, &batch).await.unwrap_err();
-        assert!(
-            matches!(&refused, StoreError::Unavailable(e) if e.contains("injected")),
-            "{refused}"
-        );
-        assert_eq!(store.load().await.unwrap(), put("a", "1").puts);
-        assert_eq!(store.blob_keys().await.unwrap(), BTreeSet::new());
-        // The same commit goes through once the fault is gone.
-        sqlite(&dir).execute_batch("DROP TRIGGER fault").unwrap();
-        assert_eq!(store.commit(fence, &batch).await.unwrap().seq, 2);
-        assert_eq!(store.load().await.unwrap(), put("b", "2").puts);
-        assert_eq!(store.blob_keys().await.unwrap().len(), 2);
-    }
-
-    #[tokio::test]
-    async fn a_locked_database_is_unavailable_and_a_free_one_works_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = open(&dir).unwrap();
-        let fence = lead(&store, "m1").await;
-        store
-            .call(|worker| {
-                worker.connection.busy_timeout(Duration::ZERO).unwrap();
-                Ok(())
-            })
-            .await
-            .unwrap();
-        let other = sqlite(&dir);
-        other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let refused = store.commit(fence, &put("a", "1")).await;
-        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
-        other.execute_batch("ROLLBACK").unwrap();
-        store.commit(fence, &put("a", "1")).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn the_data_is_private_and_says_who_holds_the_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("deep/data");
-        let one = EmbeddedStore::open(Location::File(data.clone())).unwrap();
-        lead(&one, "master-1").await;
-        for (path, mode) in [("", 0o700), (FILE_NAME, 0o600), (LOCK_NAME, 0o600)] {
-            let found = std::fs::metadata(data.join(path)).unwrap().permissions().mode();
-            assert_eq!(found & 0o777, mode, "{path}");
-        }
-        let log = std::fs::metadata(data.join(format!("{FILE_NAME}-wal"))).unwrap();
-        assert_eq!(log.permissions().mode() & 0o777, 0o600);
-        let two = EmbeddedStore::open(Location::File(data)).unwrap();
-        let held = two.acquire(&"master-2".into(), SECOND).await.unwrap();
-        assert!(matches!(held, Acquired::Held { by, .. } if by == "master-1"));
-        drop(one);
-        lead(&two, "master-2").await;
-    }
-
-    #[tokio::test]
-    async fn a_newer_schema_is_refused_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(open(&dir).unwrap());
-        sqlite(&dir).execute("UPDATE meta SET value = '2' WHERE name = 'schema'", []).unwrap();
-        let Err(StoreError::Unusable(error)) = open(&dir) else { panic!("opened") };
-        assert!(error.contains("version 2") && error.contains(FILE_NAME), "{error}");
-    }
-
-    #[tokio::test]
-    async fn what_is_no_store_is_refused_and_not_touched() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join(FILE_NAME);
-        std::fs::write(&file, "this is a diary, not a database; ".repeat(200)).unwrap();
-        let refused = open(&dir).unwrap_err();
-        assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("damaged")), "{refused}");
-        assert!(std::fs::read_to_string(&file).unwrap().starts_with("this is a diary"));
-        std::fs::remove_file(&file).unwrap();
-        sqlite(&dir).execute_batch("CREATE TABLE diary (day)").unwrap();
-        let refused = open(&dir).unwrap_err();
-        assert!(
-            matches!(&refused, StoreError::Unusable(e) if e.contains("not one of")),
-            "{refused}"
-        );
-        let file_in_the_way = EmbeddedStore::open(Location::File(file)).unwrap_err();
-        assert!(matches!(&file_in_the_way, StoreError::Unusable(e) if e.contains("data_dir")));
-    }
-}
+mod tests;

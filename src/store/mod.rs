@@ -44,7 +44,7 @@ pub use batch::Batch;
 pub use embedded::{EmbeddedStore, Location};
 pub use fence::{Acquired, Candidate, Fence};
 pub use memory::MemoryStore;
-pub use redis::RedisStore;
+pub use redis::{Installation, RedisStore};
 pub use spool::Spool;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,14 +97,58 @@ pub trait Store: Send + Sync + 'static {
     /// One blob, `None` if there is none.
     fn blob(&self, key: &str) -> impl Future<Output = Result<Option<Vec<u8>>, StoreError>> + Send;
 
-    /// What keeps the store from taking in more than it must, in a sentence: its memory is used up. Commits
-    /// are written all the same, so that work in hand ends and room comes.
-    fn shortage(&self) -> impl Future<Output = Result<Option<String>, StoreError>> + Send {
+    /// What keeps the store from accepting more than it must. Commits are written all the same, so that work in hand
+    /// ends and room comes.
+    ///
+    /// # Errors
+    /// [`Unusable`](StoreError::Unusable) where a later commit or read would be refused for good.
+    fn shortage(&self) -> impl Future<Output = Result<Option<Shortage>, StoreError>> + Send {
         std::future::ready(Ok(None))
+    }
+
+    /// A consistent copy of everything, taken while the store is in use. `None`: this store has means of its own
+    /// for that, or nothing that outlives the process.
+    fn backup(&self) -> impl Future<Output = Result<Option<Backup>, StoreError>> + Send {
+        std::future::ready(Ok(None))
+    }
+
+    /// Ends the use of this handle: every later call is [`Unavailable`](StoreError::Unavailable). What was committed is
+    /// in its final place when this returns.
+    fn close(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
     }
 
     /// The keys of all blobs. After a loss the leader compares them with what its records need.
     fn blob_keys(&self) -> impl Future<Output = Result<BTreeSet<String>, StoreError>> + Send;
+}
+
+/// Why nothing more should be given to a store than it must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shortage {
+    /// Its memory is used up: why, and where.
+    Full(String),
+    /// It may lose what it acknowledges: why, where, and what to change.
+    Unsafe(String),
+}
+
+impl Shortage {
+    /// The sentence.
+    pub fn why(&self) -> &str {
+        match self {
+            Shortage::Full(why) | Shortage::Unsafe(why) => why,
+        }
+    }
+}
+
+/// A copy of a store.
+#[derive(Debug)]
+pub struct Backup {
+    /// Read from its beginning; it has no name, so it is gone when this is dropped.
+    pub file: std::fs::File,
+    /// Its length.
+    pub bytes: u64,
+    /// The [check](crate::util::seal::HEADER) of its content.
+    pub check: String,
 }
 
 /// Why the store did not do what was asked.

@@ -23,6 +23,24 @@ pub fn in_header(document: &[u8]) -> String {
     format!("{:016x}", u64::from_be_bytes(check(document)))
 }
 
+/// The check of a document that comes in pieces.
+#[derive(Debug, Default)]
+pub struct Running(blake3::Hasher);
+
+impl Running {
+    /// The next piece.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The check of all pieces, as a header's value.
+    pub fn in_header(&self) -> String {
+        let digest = self.0.finalize();
+        let start: String = digest.to_hex().chars().take(2 * CHECK).collect();
+        start
+    }
+}
+
 /// Whether a body is what was sent, as far as the header that came with it tells; without one it is taken as
 /// it is.
 pub fn fits(header: Option<&[u8]>, body: &[u8]) -> bool {
@@ -57,6 +75,14 @@ mod tests {
         }
         assert_eq!(opened(b"short"), None);
         assert_eq!(in_header(document).len(), 2 * CHECK);
+    }
+
+    #[test]
+    fn pieces_have_the_check_of_the_whole() {
+        let mut running = Running::default();
+        running.push(b"names ");
+        running.push(b"and modes");
+        assert_eq!(running.in_header(), in_header(b"names and modes"));
     }
 
     #[test]

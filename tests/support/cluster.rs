@@ -91,7 +91,8 @@ impl Cluster {
         );
         if let Some(redis) = &redis {
             let volatile = if redis.forgets() { ", allow_volatile: true" } else { "" };
-            config.push_str(&format!("redis: {{url: {}{volatile}}}\n", json!(redis.url())));
+            let url = json!(redis.url());
+            config.push_str(&format!("installation: test\nredis: {{url: {url}{volatile}}}\n"));
         }
         std::fs::write(home.join("master.yml"), config).expect("write the configuration");
         tree::dir(home.join("data"));

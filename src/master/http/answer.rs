@@ -1,16 +1,24 @@
 //! Answers: JSON, or a problem document.
 
 use crate::master::listing::Pieces;
+use crate::store::Backup;
 use crate::util::seal;
 use crate::wire::problem::{self, Problem};
 use axum::body::Body;
-use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use std::io::{self, Read};
+use tokio::sync::mpsc;
 
 /// Seconds after which a request that was refused with 503 is worth another try.
 const RETRY_SECONDS: &str = "2";
+
+/// Bytes of a file that are sent at a time.
+const PIECE_BYTES: usize = 256 << 10;
+/// Pieces that wait for a slow reader.
+const WAITING_PIECES: usize = 4;
 
 /// What a route gives.
 pub(super) type Answer = Result<Response, Fault>;
@@ -63,12 +71,44 @@ pub(super) fn stream(kind: &'static str, pieces: Pieces) -> Response {
     let next = |mut pieces: Pieces| async move {
         let piece = pieces.recv().await?;
         if let Err(error) = &piece {
-            tracing::error!(%error, "a list of files can't be read to its end");
+            tracing::error!(%error, "an answer can't be read to its end");
         }
         Some((piece, pieces))
     };
     let body = Body::from_stream(futures_util::stream::unfold(pieces, next));
     ([(CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
+}
+
+/// The copy of a store, with its check.
+pub(super) fn file(backup: Backup) -> Response {
+    let Backup { mut file, bytes, check } = backup;
+    let (pieces, receiver) = mpsc::channel(WAITING_PIECES);
+    tokio::task::spawn_blocking(move || {
+        loop {
+            let mut piece = vec![0; PIECE_BYTES];
+            let read = match file.read(&mut piece) {
+                Ok(0) => return,
+                Ok(read) => read,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => {
+                    // Whoever is gone needs no error.
+                    let _ = pieces.blocking_send(Err(e));
+                    return;
+                }
+            };
+            piece.truncate(read);
+            if pieces.blocking_send(Ok(piece.into())).is_err() {
+                return;
+            }
+        }
+    });
+    let mut response = stream("application/vnd.sqlite3", receiver);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+    headers.extend(
+        HeaderValue::from_str(&check).ok().map(|c| (HeaderName::from_static(seal::HEADER), c)),
+    );
+    response
 }
 
 fn document(status: StatusCode, kind: &'static str, value: &impl Serialize) -> Response {

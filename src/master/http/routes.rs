@@ -1,6 +1,6 @@
 //! The routes of the API: each reads its request, asks the owner, and writes the answer.
 
-use super::answer::{Answer, Fault, json, octets, ok, stream};
+use super::answer::{Answer, Fault, file, json, octets, ok, stream};
 use super::body::{self, Budget, Held};
 use super::params::{self, Named, Params};
 use super::{HttpLimits, documents, guard};
@@ -77,6 +77,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/workers/{id}/assignments/{assignment}/page", post(page))
         .route("/admin/reconcile", post(reconcile))
         .route("/admin/confirm-clock", post(confirm_clock))
+        .route("/admin/backup", get(backup))
         .route("/healthz", get(healthz))
         .route("/livez", get(healthz))
         .route("/readyz", get(readyz))
@@ -343,6 +344,10 @@ async fn confirm_clock(State(app): State<App>) -> Answer {
     Ok(ok(&app.handle.confirm_clock().await?))
 }
 
+async fn backup(State(app): State<App>) -> Answer {
+    Ok(file(app.handle.backup().await?))
+}
+
 async fn healthz() -> Answer {
     Ok(ok(&object!({"status": "ok"})))
 }
@@ -352,7 +357,15 @@ async fn readyz(State(app): State<App>, uri: Uri) -> Answer {
     if params.get("verbose").is_none() {
         return match app.handle.refusal() {
             Some(problem) => Err(problem.into()),
-            None => Ok(ok(&object!({"status": app.handle.readiness().status}))),
+            None => {
+                let readiness = app.handle.readiness();
+                let mut told = object!({"status": readiness.status});
+                // Requests are answered, but not all of them as they should be.
+                if let Some(problem) = readiness.store.problem {
+                    told["problem"] = problem.into();
+                }
+                Ok(ok(&told))
+            }
         };
     }
     let readiness = app.handle.readiness();

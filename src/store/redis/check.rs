@@ -8,8 +8,8 @@ use std::collections::HashMap;
 const OLDEST: (u32, u32) = (7, 0);
 
 /// Refuses a server that is too old, may drop keys, or forgets everything when it stops. Where a
-/// managed service hides its settings there is only a warning.
-pub(super) async fn check_server(link: &Link, allow_volatile: bool) -> Result<(), StoreError> {
+/// managed service hides its settings there is only a warning. Returns whether the settings are visible.
+pub(super) async fn check_server(link: &Link, allow_volatile: bool) -> Result<bool, StoreError> {
     let info: Option<String> =
         hidden(link, "its version", link.run(redis::cmd("INFO").arg("server")).await)?;
     if let Some(info) = info {
@@ -18,9 +18,35 @@ pub(super) async fn check_server(link: &Link, allow_volatile: bool) -> Result<()
     let settings: Option<HashMap<String, String>> = hidden(
         link,
         "its settings (maxmemory-policy must be noeviction, appendonly yes)",
-        link.run(redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").arg("appendonly")).await,
+        read_settings(link).await,
     )?;
-    settings.map_or(Ok(()), |settings| check_settings(&settings, &link.address, allow_volatile))
+    let Some(settings) = settings else { return Ok(false) };
+    if let Some(why) = unsafe_setting(&settings, &link.address, allow_volatile) {
+        return Err(StoreError::Unusable(why));
+    }
+    if settings.get("appendonly").is_some_and(|value| value == "no") {
+        let server = &link.address;
+        tracing::warn!(%server, "Redis has `appendonly no`: a restart of it loses acknowledged syncs");
+    }
+    Ok(true)
+}
+
+/// What is wrong with the settings that the server has now: they may be changed while it runs, and after a fail-over
+/// it is another server.
+pub(super) async fn changed_setting(
+    link: &Link,
+    allow_volatile: bool,
+) -> Result<Option<String>, StoreError> {
+    match read_settings(link).await {
+        Ok(settings) => Ok(unsafe_setting(&settings, &link.address, allow_volatile)),
+        // They were visible before; what is not visible is not checked.
+        Err(StoreError::Unusable(e)) if is_forbidden(&e) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+async fn read_settings(link: &Link) -> Result<HashMap<String, String>, StoreError> {
+    link.run(redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").arg("appendonly")).await
 }
 
 /// `None`, with a warning, where the server does not let us ask.
@@ -60,30 +86,27 @@ fn check_version(info: &str) -> Result<(), StoreError> {
     )))
 }
 
-fn check_settings(
+fn unsafe_setting(
     settings: &HashMap<String, String>,
     address: &str,
     allow_volatile: bool,
-) -> Result<(), StoreError> {
+) -> Option<String> {
     let setting = |name: &str| settings.get(name).map(String::as_str);
     if let Some(policy) = setting("maxmemory-policy")
         && policy != "noeviction"
     {
-        return Err(StoreError::Unusable(format!(
+        return Some(format!(
             "Redis at {address} has maxmemory-policy `{policy}` and may drop state at any time; \
              set `maxmemory-policy noeviction`, in redis.conf and by CONFIG SET"
-        )));
+        ));
     }
-    if setting("appendonly") == Some("no") {
-        if !allow_volatile {
-            return Err(StoreError::Unusable(format!(
-                "Redis at {address} has `appendonly no` and forgets what it acknowledged when it stops; \
-                 set `appendonly yes`, or accept the loss with `allow_volatile: true`"
-            )));
-        }
-        tracing::warn!(server = %address, "Redis has `appendonly no`: a restart of it loses acknowledged syncs");
+    if setting("appendonly") == Some("no") && !allow_volatile {
+        return Some(format!(
+            "Redis at {address} has `appendonly no` and forgets what it acknowledged when it stops; \
+             set `appendonly yes`, or accept the loss with `allow_volatile: true`"
+        ));
     }
-    Ok(())
+    None
 }
 
 #[cfg(test)]

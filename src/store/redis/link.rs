@@ -149,6 +149,9 @@ impl Link {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => {
                 "; it is a node of a Redis Cluster: name its nodes in `redis.cluster`"
             }
+            ErrorKind::Server(ServerErrorKind::NoPerm) => {
+                "; give the user of the master the permissions that docs/operations.md lists (ACL SETUSER)"
+            }
             _ if error.to_string().contains("cluster support disabled") => {
                 "; it is no cluster: give its `host` or `url` instead of `redis.cluster`"
             }

@@ -8,14 +8,18 @@
 //! still be recorded, or nothing would ever become free again.
 
 mod check;
+mod installation;
 mod link;
 mod servers;
 
 #[cfg(test)]
 mod tests;
 
+pub use installation::Installation;
+
 use super::{
-    Acquired, Batch, Candidate, Fence, SCHEMA, Store, StoreError, check_schema, millis, new_owner,
+    Acquired, Batch, Candidate, Fence, SCHEMA, Shortage, Store, StoreError, check_schema, millis,
+    new_owner,
 };
 use crate::config::RedisSetup;
 use link::{Link, Patience};
@@ -42,6 +46,10 @@ const STAGE_LIFE_MS: u64 = 600_000;
 pub struct RedisStore {
     link: Link,
     owner: String,
+    installation: Installation,
+    allow_volatile: bool,
+    /// Whether the server lets us see its settings.
+    settings_visible: bool,
     /// The keys: meta, records, blobs.
     keys: [String; 3],
     /// The four hashes in which this handle stages.
@@ -67,6 +75,7 @@ struct Scripts {
     stage: Script,
     commit: Script,
     probe: Script,
+    rehearse: Script,
 }
 
 impl Scripts {
@@ -80,6 +89,7 @@ impl Scripts {
             release: script(include_str!("release.lua")),
             stage: script(include_str!("stage.lua")),
             commit: script(include_str!("commit.lua")),
+            rehearse: script(include_str!("rehearse.lua")),
             // Without the flag it is refused exactly when memory is used up.
             probe: Script::new("#!lua\nreturn {'done'}"),
         }
@@ -88,31 +98,23 @@ impl Scripts {
 
 impl RedisStore {
     /// Connects and checks the server: its version, `maxmemory-policy noeviction`, `appendonly yes`
-    /// (unless `allow_volatile`), and that no newer Longhaul has written under `namespace` (1 to 64
-    /// of `A-Z a-z 0-9 . _ : -`).
+    /// (unless `allow_volatile`), that its user may run all commands that are needed, and that no newer Longhaul has
+    /// written under `namespace` (1 to 64 of `A-Z a-z 0-9 . _ : -`). Which installation a store belongs to is checked
+    /// when leadership is asked for.
     ///
     /// # Errors
     /// [`Unavailable`](StoreError::Unavailable) while the server cannot be reached, worth trying
     /// again; [`Unusable`](StoreError::Unusable) for all that an operator has to change.
     pub async fn connect(
         url: &str,
-        namespace: &str,
-        allow_volatile: bool,
-    ) -> Result<Self, StoreError> {
-        Self::connect_to(url, &RedisSetup::default(), namespace, allow_volatile).await
-    }
-
-    /// As [`connect`](Self::connect), to a Redis that is set up in another way than one server at `url`.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn connect_to(
-        url: &str,
         setup: &RedisSetup,
         namespace: &str,
         allow_volatile: bool,
+        installation: Installation,
     ) -> Result<Self, StoreError> {
-        Self::connect_with(url, setup, namespace, allow_volatile, Patience::default()).await
+        let connecting =
+            Self::connect_with(url, setup, namespace, allow_volatile, Patience::default());
+        Ok(RedisStore { installation, ..connecting.await? })
     }
 
     async fn connect_with(
@@ -131,7 +133,7 @@ impl RedisStore {
         }
         let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
         let link = Link::new(url, setup, &key("meta"), patience)?;
-        check::check_server(&link, allow_volatile).await?;
+        let settings_visible = check::check_server(&link, allow_volatile).await?;
         let owner = new_owner();
         let stage = |name: &str| key(&format!("stage:{owner}:{name}"));
         let store = RedisStore {
@@ -139,6 +141,9 @@ impl RedisStore {
             keys: ["meta", "records", "blobs"].map(key),
             stages: ["puts", "deletes", "blob-puts", "blob-deletes"].map(stage),
             owner,
+            installation: Installation::named("unnamed"),
+            allow_volatile,
+            settings_visible,
             scripts: Scripts::new(),
             term: Mutex::new(Term { holder: String::new(), about: String::new(), ttl_ms: 1 }),
             limits: LIMITS,
@@ -146,7 +151,18 @@ impl RedisStore {
         let schema: Option<String> =
             store.link.run(redis::cmd("HGET").arg(&store.keys[0]).arg("schema")).await?;
         schema.map_or(Ok(()), |found| check_schema(&found, &store.place()))?;
+        store.check_permissions().await?;
         Ok(store)
+    }
+
+    /// Runs every command once, on a key that nobody uses.
+    async fn check_permissions(&self) -> Result<(), StoreError> {
+        let unused = &self.stages[0];
+        self.ask(&self.scripts.rehearse.key(unused), 0).await?;
+        for command in ["HGETALL", "HKEYS"] {
+            let _: Vec<Vec<u8>> = self.link.run(redis::cmd(command).arg(unused)).await?;
+        }
+        Ok(())
     }
 
     fn place(&self) -> String {
@@ -178,6 +194,17 @@ impl RedisStore {
             "schema" => Err(check_schema(word(1), &self.place())
                 .err()
                 .unwrap_or_else(|| self.strange(&answer))),
+            "other" => Err(StoreError::Unusable(format!(
+                "the keys {}:* in Redis at {} belong to the installation `{}` (its master: {}), this master to `{}`. If \
+                 these are two installations, give this one another `redis.namespace`; if they are one, write \
+                 `installation: {}` in the configuration of each of its masters",
+                self.keys[0].trim_end_matches(":meta"),
+                self.link.address,
+                word(1),
+                word(2),
+                self.installation.name,
+                word(1),
+            ))),
             "foreign" => Err(StoreError::Unusable(format!(
                 "the key {} in Redis at {} is a {}, which is not of Longhaul; choose another namespace or remove it",
                 word(1),
@@ -244,6 +271,7 @@ impl RedisStore {
         call.arg(batch.digest()).arg(u8::from(batch.replace)).arg(SCHEMA);
         call.arg(batch.puts.len()).arg(batch.deletes.len());
         call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len()).arg(term.about);
+        call.arg(&self.installation.name);
         if !staged {
             for (deletes, puts) in
                 [(&batch.deletes, &batch.puts), (&batch.blob_deletes, &batch.blob_puts)]
@@ -276,6 +304,7 @@ impl Store for RedisStore {
         let mut call = self.scripts.acquire.prepare_invoke();
         call.key(&self.keys).arg(name).arg(&self.owner).arg(ttl_ms).arg(SCHEMA);
         call.arg(about).arg(saw.epoch).arg(saw.seq);
+        call.arg(&self.installation.name).arg(&self.installation.former);
         let answer = self.ask(&call, 0).await?;
         let fence = |at| -> Result<Fence, StoreError> {
             Ok(Fence { epoch: self.number(&answer, at)?, seq: self.number(&answer, at + 1)? })
@@ -285,6 +314,7 @@ impl Store for RedisStore {
             "leader" => {
                 let (holder, about) = (name.clone(), about.clone());
                 *self.term() = Term { holder, about, ttl_ms };
+                self.installation.keep();
                 fence(1).map(Acquired::Leader)
             }
             "behind" => fence(1).map(Acquired::Behind),
@@ -329,11 +359,19 @@ impl Store for RedisStore {
         self.link.run(redis::cmd("HGET").arg(&self.keys[2]).arg(key)).await
     }
 
-    async fn shortage(&self) -> Result<Option<String>, StoreError> {
+    async fn shortage(&self) -> Result<Option<Shortage>, StoreError> {
+        if self.settings_visible
+            && let Some(why) = check::changed_setting(&self.link, self.allow_volatile).await?
+        {
+            return Ok(Some(Shortage::Unsafe(why)));
+        }
+        // A blob that may not be read shows here: commits do without.
+        let _: Option<Vec<u8>> = self.blob("").await?;
         match self.link.script::<Vec<String>>(&self.scripts.probe.key(&self.keys[0])).await {
             Ok(_) => Ok(None),
             Err(StoreError::Unavailable(why)) if why.contains("OOM") => {
-                Ok(Some(format!("Redis at {} has used up its `maxmemory`", self.link.address)))
+                let why = format!("Redis at {} has used up its `maxmemory`", self.link.address);
+                Ok(Some(Shortage::Full(why)))
             }
             Err(other) => Err(other),
         }

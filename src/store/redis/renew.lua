@@ -9,5 +9,5 @@ end
 if meta.epoch ~= epoch or meta.seq < seq then
   return {'lost', text(meta.seq)}
 end
-redis.call('HSET', KEYS[1], 'until', text(now() + ttl), 'ttl', text(ttl))
+call('HSET', KEYS[1], 'until', text(now() + ttl), 'ttl', text(ttl))
 return {'done'}

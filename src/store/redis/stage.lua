@@ -2,10 +2,10 @@
 -- it goes by itself when that never comes. KEYS[1]: the hash. ARGV: lifetime in ms, '1' for the
 -- first part, then keys and values in turn.
 if ARGV[2] == '1' then
-  redis.call('UNLINK', KEYS[1])
+  call('UNLINK', KEYS[1])
 end
 for first = 3, #ARGV, 1000 do
-  redis.call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
+  call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
+call('PEXPIRE', KEYS[1], ARGV[1])
 return {'done'}

@@ -71,10 +71,204 @@ mod staged {
     }
 }
 
+/// With the user that the documentation describes, and with or without staging.
+mod documented {
+    use super::*;
+
+    /// The words of the command in `docs/operations.md` that makes the user.
+    pub(super) fn user() -> Vec<&'static str> {
+        let text = include_str!("../../../docs/operations.md");
+        let lines: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("ACL SETUSER ")).collect();
+        assert_eq!(lines.len(), 1, "one such line is in the document: {lines:?}");
+        lines[0].split_whitespace().collect()
+    }
+
+    /// The URL of that user, whose namespace is `default`.
+    pub(super) fn url(server: &RedisServer) -> String {
+        let words = user();
+        assert!(words.contains(&"~{longhaul:default}:*"), "{words:?}");
+        let password = words.iter().find_map(|word| word.strip_prefix('>')).unwrap();
+        format!("{}?user={}&pass={password}", server.url(), words[2])
+    }
+
+    struct Documented<const STAGED: bool>(RedisServer);
+
+    impl<const STAGED: bool> Bench for Documented<STAGED> {
+        type S = RedisStore;
+        const SHARED: bool = true;
+
+        async fn fresh() -> Self {
+            let server = RedisServer::start();
+            assert_eq!(server.command(&user()), "+OK\r\n");
+            // Nobody else may do anything.
+            assert_eq!(server.command(&["ACL", "SETUSER", "default", "off"]), "+OK\r\n");
+            Documented(server)
+        }
+
+        async fn handle(&self) -> RedisStore {
+            let mut store = connect_to(&url(&self.0), "default", false).await.unwrap();
+            assert!(store.settings_visible, "it may look at the settings");
+            if STAGED {
+                store.limits = Limits { keys: 0, bytes: 0 };
+            }
+            store.shortage().await.unwrap();
+            store
+        }
+    }
+
+    mod at_once {
+        contract::suite!(super::Documented<false>);
+        use super::contract;
+    }
+
+    mod staged {
+        contract::suite!(super::Documented<true>);
+        use super::contract;
+    }
+}
+
+/// Every command that the scripts run.
+fn scripted() -> BTreeSet<String> {
+    let scripts = [
+        include_str!("prelude.lua"),
+        include_str!("acquire.lua"),
+        include_str!("renew.lua"),
+        include_str!("release.lua"),
+        include_str!("stage.lua"),
+        include_str!("commit.lua"),
+    ];
+    scripts.iter().flat_map(|text| commands(text)).collect()
+}
+
+/// The words in capitals that stand first in a call of `call` or `write`.
+fn commands(script: &str) -> BTreeSet<String> {
+    let calls = script.split("call('").skip(1).chain(script.split("write('").skip(1));
+    calls.filter_map(|rest| rest.split('\'').next()).map(str::to_lowercase).collect()
+}
+
+#[test]
+fn the_rehearsal_runs_every_command_of_the_scripts() {
+    assert_eq!(commands(include_str!("rehearse.lua")), scripted());
+    assert!(scripted().len() >= 9, "{:?}", scripted());
+    for script in [include_str!("commit.lua"), include_str!("stage.lua")] {
+        assert!(!script.contains("redis.call"), "its errors do not name the command");
+    }
+}
+
+#[tokio::test]
+async fn a_permission_that_is_missing_is_named_at_the_start_and_while_it_leads() {
+    let server = RedisServer::start();
+    let direct = ["hget", "hgetall", "hkeys", "evalsha", "script|load"].map(str::to_owned);
+    let deny = |command: &str| {
+        assert_eq!(server.command(&["ACL", "DELUSER", "longhaul"]), ":1\r\n");
+        assert_eq!(server.command(&documented::user()), "+OK\r\n");
+        let denied = format!("-{command}");
+        assert_eq!(server.command(&["ACL", "SETUSER", "longhaul", &denied]), "+OK\r\n");
+    };
+    assert_eq!(server.command(&documented::user()), "+OK\r\n");
+    let url = documented::url(&server);
+    for command in scripted().into_iter().chain(direct) {
+        server.command(&["SCRIPT", "FLUSH"]);
+        deny(&command);
+        let refused = unusable(connect_to(&url, "default", false).await);
+        assert!(refused.contains(&command), "{command}: {refused}");
+        assert!(refused.contains("docs/operations.md"), "{command}: {refused}");
+        assert_eq!(server.command(&["DBSIZE"]), ":0\r\n", "{command}: something was left behind");
+    }
+    let whole = Batch { deletes: ["z".to_owned()].into(), ..put("a", "1") };
+    for command in ["time", "hdel", "hget"] {
+        server.command(&["FLUSHALL"]);
+        assert_eq!(server.command(&documented::user()), "+OK\r\n");
+        let store = connect_to(&url, "default", false).await.unwrap();
+        let fence = lead(&store, "m1").await;
+        let fence = store.commit(fence, &whole).await.unwrap();
+        assert_eq!(store.shortage().await.unwrap(), None);
+        deny(command);
+        let refused = match command {
+            // Nothing that is committed needs it.
+            "hget" => unusable(store.shortage().await.map(drop)),
+            _ => unusable(store.commit(fence, &whole).await),
+        };
+        assert!(refused.contains(command), "{command}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_setting_that_is_changed_while_it_leads_is_noticed_until_it_is_changed_back() {
+    let server = RedisServer::start();
+    let store = connect(&server).await;
+    let allowed = connect_to(&server.url(), NAMESPACE, true).await.unwrap();
+    for (setting, bad, good) in
+        [("maxmemory-policy", "allkeys-lru", "noeviction"), ("appendonly", "no", "yes")]
+    {
+        assert_eq!(store.shortage().await.unwrap(), None);
+        server.command(&["CONFIG", "SET", setting, bad]);
+        let Some(Shortage::Unsafe(why)) = store.shortage().await.unwrap() else { panic!() };
+        assert!(why.contains(setting) && why.contains(bad) && why.contains(good), "{why}");
+        let volatile = allowed.shortage().await.unwrap();
+        assert_eq!(volatile.is_none(), setting == "appendonly", "{volatile:?}");
+        server.command(&["CONFIG", "SET", setting, good]);
+    }
+    assert_eq!(store.shortage().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_master_of_another_installation_is_refused_with_the_fix() {
+    let server = RedisServer::start();
+    let of = |name: &str, former: &str| {
+        let mut installation = Installation::named(name);
+        installation.former = former.to_owned();
+        let url = server.url();
+        async move { connect_as(&url, NAMESPACE, false, installation).await.unwrap() }
+    };
+    let one = of("site-a", "").await;
+    let fence = lead(&one, "m1").await;
+    let fence = one.commit(fence, &put("a", "1")).await.unwrap();
+    // Another master of it follows.
+    let held = of("site-a", "").await.acquire(&"m2".into(), SECOND).await.unwrap();
+    assert!(matches!(held, Acquired::Held { .. }), "{held:?}");
+    // One of another does not, whether or not somebody leads.
+    let other = of("site-b", "site-c").await;
+    for lives in [true, false] {
+        let refused = unusable(other.acquire(&"m3".into(), SECOND).await);
+        for part in ["`site-a`", "`site-b`", "m1", "redis.namespace", "`installation: site-a`"] {
+            assert!(refused.contains(part), "{lives}: `{part}` in {refused}");
+        }
+        if lives {
+            one.release(fence).await.unwrap();
+        }
+    }
+    assert_eq!(one.load().await.unwrap(), put("a", "1").puts);
+    // What was known by another name is renamed by a master that was a member.
+    let renamed = of("site-z", "site-a").await;
+    let fence = lead(&renamed, "m4").await;
+    unusable(one.acquire(&"m1".into(), SECOND).await);
+    // An emptied server learns the name again from the living leader.
+    let fence = renamed.commit(fence, &put("b", "2")).await.unwrap();
+    server.command(&["FLUSHALL"]);
+    let whole = Batch { replace: true, ..put("b", "2") };
+    renamed.commit(fence.after_loss(0), &whole).await.unwrap();
+    unusable(one.acquire(&"m1".into(), SECOND).await);
+}
+
 const NAMESPACE: &str = "test";
 
 async fn connect(server: &RedisServer) -> RedisStore {
-    RedisStore::connect(&server.url(), NAMESPACE, false).await.unwrap()
+    connect_to(&server.url(), NAMESPACE, false).await.unwrap()
+}
+
+async fn connect_to(url: &str, namespace: &str, volatile: bool) -> Result<RedisStore, StoreError> {
+    connect_as(url, namespace, volatile, Installation::named("test")).await
+}
+
+async fn connect_as(
+    url: &str,
+    namespace: &str,
+    volatile: bool,
+    installation: Installation,
+) -> Result<RedisStore, StoreError> {
+    RedisStore::connect(url, &RedisSetup::default(), namespace, volatile, installation).await
 }
 
 fn unusable<T>(result: Result<T, StoreError>) -> String {
@@ -88,8 +282,8 @@ fn unusable<T>(result: Result<T, StoreError>) -> String {
 #[tokio::test]
 async fn namespaces_do_not_see_each_other() {
     let server = RedisServer::start();
-    let one = RedisStore::connect(&server.url(), "one", false).await.unwrap();
-    let two = RedisStore::connect(&server.url(), "two", false).await.unwrap();
+    let one = connect_to(&server.url(), "one", false).await.unwrap();
+    let two = connect_to(&server.url(), "two", false).await.unwrap();
     let fence = lead(&one, "m1").await;
     lead(&two, "m2").await;
     one.commit(fence, &put("a", "1")).await.unwrap();
@@ -125,7 +319,7 @@ async fn a_server_that_is_down_is_unavailable_and_one_that_is_back_has_everythin
         let refused = store.commit(fence, &put("b", "2")).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     }
-    let none = RedisStore::connect(&server.url(), NAMESPACE, false).await;
+    let none = connect_to(&server.url(), NAMESPACE, false).await;
     assert!(matches!(none, Err(StoreError::Unavailable(_))), "{none:?}");
     server.restart();
     let fence = store.commit(fence, &put("b", "2")).await.unwrap();
@@ -197,6 +391,14 @@ async fn an_emptied_server_is_filled_by_the_living_leader_and_its_lease_holds_ag
     assert_eq!(other.load().await.unwrap().len(), 2);
 }
 
+/// The clock of the server, in milliseconds since 1970.
+fn server_millis(server: &RedisServer) -> u64 {
+    let answer = server.command(&["TIME"]);
+    let parts: Vec<u64> = answer.lines().filter_map(|line| line.parse().ok()).collect();
+    assert_eq!(parts.len(), 2, "{answer}");
+    parts[0] * 1000 + parts[1] / 1000
+}
+
 #[tokio::test]
 async fn whoever_acquires_after_the_server_was_emptied_deposes_the_old_leader() {
     let server = RedisServer::start();
@@ -204,9 +406,12 @@ async fn whoever_acquires_after_the_server_was_emptied_deposes_the_old_leader() 
     let before = lead(&old, "m1").await;
     let before = old.commit(before, &put("a", "1")).await.unwrap();
     server.command(&["FLUSHALL"]);
+    // Within one millisecond the clock would give the same epoch, and only the owner would tell the two apart.
+    while server_millis(&server) <= before.epoch {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let after = lead(&new, "m2").await;
-    // Within one millisecond the clock gives the same epoch; the owner tells the two apart.
-    assert!(after.epoch >= before.epoch && after.seq == 0, "{before:?} {after:?}");
+    assert!(after.epoch > before.epoch && after.seq == 0, "{before:?} {after:?}");
     let whole = Batch { replace: true, ..put("a", "1") };
     for refused in [old.commit(before, &whole).await.map(drop), old.renew(before, SECOND).await] {
         assert!(
@@ -269,14 +474,14 @@ async fn work_is_recorded_although_the_memory_is_full() {
 async fn a_server_that_may_drop_state_is_refused() {
     let server = RedisServer::start();
     server.command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
-    let refused = unusable(RedisStore::connect(&server.url(), NAMESPACE, true).await);
+    let refused = unusable(connect_to(&server.url(), NAMESPACE, true).await);
     assert!(refused.contains("allkeys-lru") && refused.contains("noeviction"), "{refused}");
     server.command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     connect(&server).await;
     server.command(&["CONFIG", "SET", "appendonly", "no"]);
-    let refused = unusable(RedisStore::connect(&server.url(), NAMESPACE, false).await);
+    let refused = unusable(connect_to(&server.url(), NAMESPACE, false).await);
     assert!(refused.contains("allow_volatile"), "{refused}");
-    RedisStore::connect(&server.url(), NAMESPACE, true).await.unwrap();
+    connect_to(&server.url(), NAMESPACE, true).await.unwrap();
 }
 
 #[tokio::test]
@@ -287,7 +492,7 @@ async fn a_newer_schema_is_refused_at_the_start_and_when_leading() {
     server.command(&["HSET", &store.keys[0], "schema", "2"]);
     for refused in [
         unusable(store.acquire(&"m1".into(), SECOND).await),
-        unusable(RedisStore::connect(&server.url(), NAMESPACE, false).await),
+        unusable(connect_to(&server.url(), NAMESPACE, false).await),
     ] {
         assert!(refused.contains("version 2") && refused.contains("upgrade"), "{refused}");
     }
@@ -297,16 +502,16 @@ async fn a_newer_schema_is_refused_at_the_start_and_when_leading() {
 async fn permissions_decide_and_passwords_stay_secret() {
     let server = RedisServer::start_with(&["--requirepass", "hunter2"]);
     let url = |user: &str, password: &str| format!("{}?user={user}&pass={password}", server.url());
-    let wrong = unusable(RedisStore::connect(&url("default", "hunter3"), NAMESPACE, false).await);
-    let none = unusable(RedisStore::connect(&server.url(), NAMESPACE, false).await);
+    let wrong = unusable(connect_to(&url("default", "hunter3"), NAMESPACE, false).await);
+    let none = unusable(connect_to(&server.url(), NAMESPACE, false).await);
     for refused in [&wrong, &none] {
         assert!(!refused.contains("hunter") && refused.contains("r.sock"), "{refused}");
     }
-    let admin = RedisStore::connect(&url("default", "hunter2"), NAMESPACE, false).await.unwrap();
+    let admin = connect_to(&url("default", "hunter2"), NAMESPACE, false).await.unwrap();
     // A user that may neither ask for settings nor for the version still works.
     let acl = ["ACL", "SETUSER", "small", "on", ">pw", "~{longhaul:*", "+@all", "-config", "-info"];
     let () = admin.link.run(redis::cmd(acl[0]).arg(&acl[1..])).await.unwrap();
-    let small = RedisStore::connect(&url("small", "pw"), NAMESPACE, false).await.unwrap();
+    let small = connect_to(&url("small", "pw"), NAMESPACE, false).await.unwrap();
     let fence = lead(&small, "m1").await;
     small.commit(fence, &put("a", "1")).await.unwrap();
     let () =
@@ -318,11 +523,11 @@ async fn permissions_decide_and_passwords_stay_secret() {
 #[tokio::test]
 async fn a_url_or_namespace_that_cannot_work_is_refused() {
     for url in ["", "localhost", "http://localhost"] {
-        let refused = unusable(RedisStore::connect(url, NAMESPACE, false).await);
+        let refused = unusable(connect_to(url, NAMESPACE, false).await);
         assert!(refused.contains("redis://") && !refused.contains("secret"), "{refused}");
     }
     for namespace in ["", "a b", "{x}", "a\n", &"x".repeat(65)] {
-        let refused = unusable(RedisStore::connect("redis://127.0.0.1", namespace, false).await);
+        let refused = unusable(connect_to("redis://127.0.0.1", namespace, false).await);
         assert!(refused.contains("namespace"), "{refused}");
     }
 }

@@ -1,0 +1,92 @@
+//! `ctl admin backup`: the store of a running master, in one file.
+
+use super::args::Output;
+use super::failure::Failure;
+use super::{Context, out};
+use crate::util::{seal, units};
+use serde_json::json;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Copies the store into `file`, which appears complete or not at all.
+///
+/// # Errors
+/// `file` exists or cannot be written; the master cannot be asked, or keeps its state in Redis.
+pub(super) async fn run(ctx: &Context, file: &Path) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| {
+        Failure::new(format!("cannot write the backup {}: {e}", file.display()))
+    };
+    match file.symlink_metadata() {
+        Ok(_) => return Err(exists(file)),
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(failed(e)),
+    }
+    let mut target = Unfinished::create(file).map_err(failed)?;
+    let mut body = ctx.client()?.backup().await?;
+    let (mut check, mut bytes) = (seal::Running::default(), 0_u64);
+    while let Some(piece) = body.next().await? {
+        check.push(&piece);
+        bytes += piece.len() as u64;
+        target.file.write_all(&piece).map_err(failed)?;
+    }
+    if body.check() != Some(check.in_header()) {
+        return Err(Failure::from(body.damaged()));
+    }
+    target.file.sync_all().map_err(failed)?;
+    target.publish(file).map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => exists(file),
+        _ => failed(e),
+    })?;
+    match ctx.global.output {
+        Output::Json => out::data(json!({"file": file, "bytes": bytes}).to_string().as_bytes()),
+        Output::Table if ctx.global.quiet => Ok(()),
+        Output::Table => {
+            let size = units::bytes(bytes);
+            out::data(format!("the store is copied to {} ({size})", file.display()).as_bytes())
+        }
+    }
+}
+
+fn exists(file: &Path) -> Failure {
+    Failure::new(format!("{} exists and is not overwritten", file.display()))
+        .hinted("name a file that does not exist, or remove this one")
+}
+
+/// The file before it has its name; removed on drop.
+struct Unfinished {
+    file: File,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    /// In the directory of `target`, readable by its owner only.
+    fn create(target: &Path) -> std::io::Result<Unfinished> {
+        let mut name = OsString::from(target);
+        name.push(format!(".part-{}", uuid::Uuid::new_v4().simple()));
+        let path = PathBuf::from(name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Unfinished { file, path })
+    }
+
+    /// Gives it the name `target`, unless that exists.
+    fn publish(self, target: &Path) -> std::io::Result<()> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, &self.path, CWD, target, RenameFlags::NOREPLACE) {
+            // A file system that does not know the flag.
+            Err(rustix::io::Errno::INVAL) => std::fs::hard_link(&self.path, target)?,
+            renamed => renamed?,
+        }
+        let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty());
+        File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Gone already where it has its final name.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

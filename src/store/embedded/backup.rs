@@ -1,0 +1,125 @@
+//! A consistent copy of a database that is in use.
+
+use super::files::{IN_USE, beside};
+use super::{Place, StoreError};
+use crate::store::Backup;
+use crate::util::seal;
+use rusqlite::{Connection, OpenFlags};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Copies that are under way are named after the database, this and 32 hexadecimal digits.
+const SUFFIX: &str = ".copying-";
+
+/// Opens a connection of its own on the database, so that commits go on meanwhile, and copies by it.
+pub(super) fn copy_beside(place: &Place, file: &Path) -> Result<Backup, StoreError> {
+    let failed = |e: rusqlite::Error| place.error("read", &e);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file, flags).map_err(failed)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
+    copy(&connection, place, file)
+}
+
+/// Copies the database of `connection` as of one instant.
+///
+/// # Errors
+/// [`Unavailable`](StoreError::Unavailable): no room for the copy; [`Unusable`](StoreError::Unusable): the database is
+/// damaged.
+pub(super) fn copy(
+    connection: &Connection,
+    place: &Place,
+    file: &Path,
+) -> Result<Backup, StoreError> {
+    let target = Temporary::create(file)?;
+    let failed = |what: &'static str| move |e: rusqlite::Error| place.error(what, &e);
+    let name = target.0.to_str().ok_or_else(|| {
+        StoreError::Unusable(format!("{} is not UTF-8: set another data_dir", target.0.display()))
+    })?;
+    connection.execute("VACUUM INTO ?1", [name]).map_err(failed("copy"))?;
+    let copied = Connection::open(&target.0).map_err(failed("open the copy of"))?;
+    let finish = || -> rusqlite::Result<String> {
+        // A backup is complete by itself, like a database after a clean stop.
+        copied.execute("UPDATE meta SET value = 'no' WHERE name = ?1", [IN_USE])?;
+        copied.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+    };
+    let verdict = finish().map_err(failed("check the copy of"))?;
+    if verdict != "ok" {
+        return Err(StoreError::Unusable(format!(
+            "{} is damaged and cannot be copied: {verdict}",
+            place.shown()
+        )));
+    }
+    drop(copied);
+    let read = |e: std::io::Error| StoreError::Unavailable(format!("cannot read the copy: {e}"));
+    let mut file = File::open(&target.0).map_err(read)?;
+    // The file lives as long as it is read.
+    drop(target);
+    let mut check = seal::Running::default();
+    let (mut piece, mut bytes) = (vec![0; 256 << 10], 0);
+    loop {
+        let read = match file.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(e) => return Err(read(e)),
+        };
+        check.push(&piece[..read]);
+        bytes += read as u64;
+    }
+    file.rewind().map_err(read)?;
+    Ok(Backup { file, bytes, check: check.in_header() })
+}
+
+/// Removes copies that a master that was killed left behind.
+pub(super) fn remove_left_behind(file: &Path) {
+    let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else { return };
+    let prefix = [name.as_encoded_bytes(), SUFFIX.as_bytes()].concat();
+    // No file of somebody else is named so by chance.
+    let is_ours = |name: &[u8]| {
+        let digits = name.strip_prefix(prefix.as_slice());
+        digits.is_some_and(|d| d.len() == 32 && d.iter().all(u8::is_ascii_hexdigit))
+    };
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if is_ours(entry.file_name().as_encoded_bytes())
+            && let Err(e) = std::fs::remove_file(entry.path())
+        {
+            tracing::warn!("cannot remove {}: {e}", entry.path().display());
+        }
+    }
+}
+
+/// A file with a name of its own, removed on drop.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    /// An empty file, readable by its owner only: beside the database, or, where that directory is gone, where
+    /// temporary files are.
+    fn create(file: &Path) -> Result<Temporary, StoreError> {
+        let suffix = format!("{SUFFIX}{}", uuid::Uuid::new_v4().simple());
+        let elsewhere = file.file_name().map(|name| std::env::temp_dir().join(name));
+        let mut failed = None;
+        for path in std::iter::once(file.to_owned()).chain(elsewhere) {
+            let path = beside(&path, &suffix);
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(_) => return Ok(Temporary(path)),
+                Err(e) => {
+                    let gone = e.kind() == ErrorKind::NotFound;
+                    failed = Some(format!("cannot create {}: {e}", path.display()));
+                    if !gone {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(StoreError::Unavailable(failed.unwrap_or_default()))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

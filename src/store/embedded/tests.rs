@@ -1,0 +1,377 @@
+//! The contract on files, and what only a file does: it is damaged, deleted, copied.
+
+use super::*;
+use crate::store::contract::{self, Bench, SECOND, lead, put};
+use std::os::unix::fs::PermissionsExt;
+
+struct OnDisk(tempfile::TempDir);
+
+impl Bench for OnDisk {
+    type S = EmbeddedStore;
+    const SHARED: bool = false;
+
+    async fn fresh() -> Self {
+        OnDisk(tempfile::tempdir().unwrap())
+    }
+
+    async fn handle(&self) -> EmbeddedStore {
+        EmbeddedStore::open(Location::File(self.0.path().join("data"))).unwrap()
+    }
+}
+
+contract::suite!(OnDisk);
+
+fn open(dir: &tempfile::TempDir) -> Result<EmbeddedStore, StoreError> {
+    EmbeddedStore::open(Location::File(dir.path().to_owned()))
+}
+
+fn sqlite(dir: &tempfile::TempDir) -> Connection {
+    Connection::open(dir.path().join(FILE_NAME)).unwrap()
+}
+
+#[tokio::test]
+async fn a_store_in_memory_works_and_is_its_own() {
+    let one = EmbeddedStore::open(Location::Memory).unwrap();
+    let two = EmbeddedStore::open(Location::Memory).unwrap();
+    let fence = lead(&one, "m1").await;
+    one.commit(fence, &put("a", "1")).await.unwrap();
+    assert_eq!(lead(&two, "m2").await.seq, 0);
+    assert_eq!(one.load().await.unwrap().len(), 1);
+    assert_eq!(two.load().await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_fault_in_the_middle_of_a_commit_leaves_nothing_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).unwrap();
+    let fence = lead(&store, "m1").await;
+    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    sqlite(&dir)
+        .execute_batch(
+            "CREATE TRIGGER fault BEFORE INSERT ON blobs WHEN NEW.key = 'poison'
+             BEGIN SELECT RAISE(ABORT, 'injected'); END",
+        )
+        .unwrap();
+    let blobs = ["first", "poison"].map(|key| (key.to_owned(), vec![1]));
+    let batch =
+        Batch { deletes: ["a".to_owned()].into(), blob_puts: blobs.into(), ..put("b", "2") };
+    let refused = store.commit(fence, &batch).await.unwrap_err();
+    assert!(matches!(&refused, StoreError::Unavailable(e) if e.contains("injected")), "{refused}");
+    assert_eq!(store.load().await.unwrap(), put("a", "1").puts);
+    assert_eq!(store.blob_keys().await.unwrap(), BTreeSet::new());
+    // The same commit goes through once the fault is gone.
+    sqlite(&dir).execute_batch("DROP TRIGGER fault").unwrap();
+    assert_eq!(store.commit(fence, &batch).await.unwrap().seq, 2);
+    assert_eq!(store.load().await.unwrap(), put("b", "2").puts);
+    assert_eq!(store.blob_keys().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_locked_database_is_unavailable_and_a_free_one_works_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).unwrap();
+    let fence = lead(&store, "m1").await;
+    store
+        .call(|worker| {
+            worker.connection.busy_timeout(Duration::ZERO).unwrap();
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let other = sqlite(&dir);
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let refused = store.commit(fence, &put("a", "1")).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    other.execute_batch("ROLLBACK").unwrap();
+    store.commit(fence, &put("a", "1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_data_is_private_and_says_who_holds_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("deep/data");
+    let one = EmbeddedStore::open(Location::File(data.clone())).unwrap();
+    lead(&one, "master-1").await;
+    for (path, mode) in [("", 0o700), (FILE_NAME, 0o600), (LOCK_NAME, 0o600)] {
+        let found = std::fs::metadata(data.join(path)).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, mode, "{path}");
+    }
+    let log = std::fs::metadata(data.join(format!("{FILE_NAME}-wal"))).unwrap();
+    assert_eq!(log.permissions().mode() & 0o777, 0o600);
+    let two = EmbeddedStore::open(Location::File(data)).unwrap();
+    let held = two.acquire(&"master-2".into(), SECOND).await.unwrap();
+    assert!(matches!(held, Acquired::Held { by, .. } if by == "master-1"));
+    drop(one);
+    lead(&two, "master-2").await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(&dir).unwrap());
+    sqlite(&dir).execute("UPDATE meta SET value = '2' WHERE name = 'schema'", []).unwrap();
+    let Err(StoreError::Unusable(error)) = open(&dir) else { panic!("opened") };
+    assert!(error.contains("version 2") && error.contains(FILE_NAME), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_store_is_refused_and_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE_NAME);
+    std::fs::write(&file, "this is a diary, not a database; ".repeat(200)).unwrap();
+    let refused = open(&dir).unwrap_err();
+    assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("damaged")), "{refused}");
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("this is a diary"));
+    std::fs::remove_file(&file).unwrap();
+    sqlite(&dir).execute_batch("CREATE TABLE diary (day)").unwrap();
+    let refused = open(&dir).unwrap_err();
+    assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("not one of")), "{refused}");
+    let file_in_the_way = EmbeddedStore::open(Location::File(file)).unwrap_err();
+    assert!(matches!(&file_in_the_way, StoreError::Unusable(e) if e.contains("data_dir")));
+}
+
+/// The names of the files of a store, without its lock.
+fn names(dir: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != LOCK_NAME);
+    names.sort();
+    names
+}
+
+/// What a store holds that consists of one database file.
+async fn held_by(file: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(file, dir.path().join(FILE_NAME)).unwrap();
+    let store = open(&dir).unwrap();
+    store.load().await.unwrap()
+}
+
+#[tokio::test]
+async fn after_a_clean_stop_the_database_file_alone_holds_everything() {
+    for released in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE_NAME);
+        let store = open(&dir).unwrap();
+        let fence = lead(&store, "m1").await;
+        let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+        if released {
+            store.release(fence).await.unwrap();
+            // Also where another master waits and keeps the database open.
+            assert_eq!(held_by(&file).await, put("a", "1").puts);
+        }
+        store.close().await;
+        assert_eq!(names(dir.path()), [FILE_NAME]);
+        assert_eq!(held_by(&file).await, put("a", "1").puts);
+        let closed = store.load().await.unwrap_err();
+        assert!(matches!(&closed, StoreError::Unavailable(e) if e.contains("closed")), "{closed}");
+        assert_eq!(lead(&open(&dir).unwrap(), "m2").await.seq, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_missing_log_is_found_and_one_of_another_database_is_not_applied() {
+    use files::{Found, inspect, wal_of};
+    let (origin, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, to) = (origin.path().join(FILE_NAME), copy.path().join(FILE_NAME));
+    let bring = |wal: bool| {
+        for old in names(copy.path()) {
+            std::fs::remove_file(copy.path().join(old)).unwrap();
+        }
+        std::fs::copy(&from, &to).unwrap();
+        if wal {
+            std::fs::copy(wal_of(&from), wal_of(&to)).unwrap();
+        }
+        inspect(&to).unwrap()
+    };
+    let store = open(&origin).unwrap();
+    let fence = lead(&store, "m1").await;
+    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    // As a master that is killed leaves it.
+    assert_eq!(bring(true), Found::Complete);
+    assert_eq!(open(&copy).unwrap().load().await.unwrap(), put("a", "1").puts);
+    assert_eq!(bring(false), Found::WalMissing);
+    // It starts all the same, with what there is, and is in order from then on.
+    let bare = open(&copy).unwrap();
+    assert_eq!(bare.load().await.unwrap(), BTreeMap::new());
+    bare.close().await;
+    assert_eq!(inspect(&to).unwrap(), Found::Complete);
+    let stray = std::fs::read(wal_of(&from)).unwrap();
+    assert!(!stray.is_empty());
+    store.release(store.commit(fence, &put("b", "2")).await.unwrap()).await.unwrap();
+    store.close().await;
+    assert_eq!(bring(false), Found::Complete);
+    // A log that was left behind beside a database that was stopped cleanly, or restored.
+    std::fs::write(wal_of(&to), &stray).unwrap();
+    let restored = open(&copy).unwrap();
+    assert_eq!(restored.load().await.unwrap().into_keys().collect::<String>(), "ab");
+    restored.close().await;
+    let kept = names(copy.path());
+    assert!(kept.len() == 2 && kept[1].starts_with("longhaul.db-wal.foreign-"), "{kept:?}");
+    assert_eq!(std::fs::read(copy.path().join(&kept[1])).unwrap(), stray);
+}
+
+#[tokio::test]
+async fn nothing_is_committed_to_files_that_have_no_name_any_more() {
+    use files::wal_of;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE_NAME);
+    let store = open(&dir).unwrap();
+    let mut fence = lead(&store, "m1").await;
+    fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let away = dir.path().join("away");
+    for path in [file.clone(), wal_of(&file)] {
+        for replaced in [false, true] {
+            std::fs::rename(&path, &away).unwrap();
+            if replaced {
+                std::fs::copy(&away, &path).unwrap();
+            }
+            for refused in [
+                store.commit(fence, &put("b", "2")).await.map(drop),
+                store.renew(fence, SECOND).await,
+            ] {
+                let Err(StoreError::Unavailable(why)) = refused else { panic!("{refused:?}") };
+                assert!(why.contains(path.to_str().unwrap()), "{why}");
+                assert!(why.contains("deleted") && why.contains("ctl admin backup"), "{why}");
+            }
+            // What was acknowledged can still be had.
+            let backup = store.backup().await.unwrap().unwrap();
+            assert_eq!(restored(backup).await, store.load().await.unwrap());
+            std::fs::rename(&away, &path).unwrap();
+            fence = store.commit(fence, &put("c", "3")).await.unwrap();
+        }
+    }
+    // Files that another database has in the same place are left as they are.
+    std::fs::rename(wal_of(&file), &away).unwrap();
+    std::fs::write(wal_of(&file), "of somebody else").unwrap();
+    store.close().await;
+    assert_eq!(std::fs::read_to_string(wal_of(&file)).unwrap(), "of somebody else");
+}
+
+/// What a store holds that begins with this backup.
+async fn restored(mut backup: Backup) -> BTreeMap<String, Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backup.db");
+    let mut bytes = Vec::new();
+    backup.file.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len() as u64, backup.bytes);
+    assert_eq!(crate::util::seal::in_header(&bytes), backup.check);
+    std::fs::write(&file, &bytes).unwrap();
+    assert_eq!(files::inspect(&file).unwrap(), files::Found::Complete);
+    held_by(&file).await
+}
+
+#[tokio::test]
+async fn a_backup_is_the_state_of_one_instant_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).unwrap();
+    let mut fence = lead(&store, "m1").await;
+    let large = Batch { blob_puts: [("m".to_owned(), vec![7; 4 << 20])].into(), ..put("0", "0") };
+    fence = store.commit(fence, &large).await.unwrap();
+    // Of a master that was killed over it, and of an operator.
+    let left = format!("longhaul.db.copying-{}", uuid::Uuid::new_v4().simple());
+    let own = "longhaul.db.copying-of-monday";
+    for name in [left.as_str(), own] {
+        std::fs::write(dir.path().join(name), "x").unwrap();
+    }
+    let store = std::sync::Arc::new(store);
+    let copying = tokio::spawn({
+        let store = store.clone();
+        async move { store.backup().await.unwrap().unwrap() }
+    });
+    // Commits go on meanwhile: each writes a pair, of which a copy has both or none.
+    let mut round = 0;
+    while !copying.is_finished() || round == 0 {
+        round += 1;
+        let mut pair = put("left", &round.to_string());
+        pair.puts.extend(put("right", &round.to_string()).puts);
+        fence = store.commit(fence, &pair).await.unwrap();
+    }
+    let found = restored(copying.await.unwrap()).await;
+    assert_eq!(found.get("left"), found.get("right"));
+    assert_eq!(found.get("0"), Some(&b"0".to_vec()));
+    assert_eq!(restored(store.backup().await.unwrap().unwrap()).await.len(), 3);
+    let none = EmbeddedStore::open(Location::Memory).unwrap();
+    assert!(none.backup().await.unwrap().is_none());
+    store.close().await;
+    drop(open(&dir).unwrap());
+    assert_eq!(names(dir.path()), [FILE_NAME, own]);
+}
+
+/// Counts the pages of a file that the kernel has not yet written to the disk (`cachestat`, Linux 6.5).
+struct DirtyPages {
+    counter: std::process::Child,
+    answers: std::io::BufReader<std::process::ChildStdout>,
+}
+
+impl DirtyPages {
+    fn of(file: &std::path::Path) -> DirtyPages {
+        const SCRIPT: &str = "
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open(sys.argv[1], os.O_RDONLY)
+span, found = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+for line in sys.stdin:
+    if libc.syscall(451, fd, span, found, 0):
+        sys.exit('cachestat: ' + os.strerror(ctypes.get_errno()))
+    print(found[1] + found[2], flush=True)
+";
+        let piped = std::process::Stdio::piped;
+        let mut counter = std::process::Command::new("python3")
+            .args(["-c", SCRIPT])
+            .arg(file)
+            .stdin(piped())
+            .stdout(piped())
+            .spawn()
+            .expect("this test needs python3");
+        let answers = std::io::BufReader::new(counter.stdout.take().unwrap());
+        DirtyPages { counter, answers }
+    }
+
+    fn now(&mut self) -> u64 {
+        use std::io::BufRead as _;
+        self.counter.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        line.trim().parse().expect("this test needs Linux 6.5 or later (cachestat)")
+    }
+}
+
+impl Drop for DirtyPages {
+    fn drop(&mut self) {
+        let _ = self.counter.kill();
+        let _ = self.counter.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_commit_is_on_the_disk_when_it_returns() {
+    // Where the program was built: temporary files may be on a file system that has no disk.
+    let program = std::env::current_exe().unwrap();
+    let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let store = open(&dir).unwrap();
+    let mut fence = lead(&store, "m1").await;
+    let level = store.call(|worker| {
+        worker.read(|c| c.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0)))
+    });
+    assert_eq!(level.await.unwrap(), 2, "FULL, on the connection that commits");
+    let mut dirty = DirtyPages::of(&files::wal_of(&dir.path().join(FILE_NAME)));
+    for round in 0..5 {
+        fence = store.commit(fence, &put("a", &round.to_string())).await.unwrap();
+        assert_eq!(dirty.now(), 0, "commit {round}");
+    }
+    // The kernel would show it: with the next lower level pages of the log stay in memory.
+    let lower =
+        store.call(|worker| worker.read(|c| c.pragma_update(None, "synchronous", "NORMAL")));
+    lower.await.unwrap();
+    let mut seen = 0;
+    for round in 0..100 {
+        fence = store.commit(fence, &put("a", &round.to_string())).await.unwrap();
+        seen = dirty.now();
+        if seen > 0 {
+            break;
+        }
+    }
+    assert!(seen > 0, "{} shows no unwritten pages: it needs a disk", dir.path().display());
+}

@@ -1,0 +1,148 @@
+//! Which installation a master belongs to. Two installations that use one Redis and one namespace by mistake would
+//! share their syncs: the masters of one would follow those of the other without a word. Therefore the store records
+//! the name of its installation, and a master of another one is refused.
+//!
+//! The name is `installation` of the configuration, which all masters of an installation have in common. A single
+//! master needs none: it makes one up at its first start and keeps it in its `data_dir`.
+
+use crate::store::StoreError;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// The file in the `data_dir` of a master that holds the name under which its installation is known.
+const FILE_NAME: &str = "installation";
+/// The longest name, in bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+/// See the [module](self).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installation {
+    /// Its name.
+    pub(super) name: String,
+    /// The name under which this master was a member before: a store of that name is renamed.
+    pub(super) former: String,
+    file: Option<PathBuf>,
+}
+
+impl Installation {
+    /// The one of this name, of which nothing is kept on disk.
+    pub fn named(name: &str) -> Self {
+        Installation { name: name.to_owned(), former: String::new(), file: None }
+    }
+
+    /// The one that the configuration names, else the one that `data_dir` keeps, else a new one. Blocks for a few file
+    /// operations.
+    ///
+    /// # Errors
+    /// [`Unusable`](StoreError::Unusable): no name is configured, and none can be kept in `data_dir`.
+    pub fn of(configured: Option<&str>, data_dir: &Path) -> Result<Self, StoreError> {
+        let file = data_dir.join(FILE_NAME);
+        let kept = match std::fs::read_to_string(&file) {
+            Ok(text) if is_name(text.trim()) => Some(text.trim().to_owned()),
+            Ok(_) => {
+                return Err(StoreError::Unusable(format!(
+                    "{} holds no name of an installation; write `installation: NAME` in the configuration of all masters \
+                     of this installation, and remove that file",
+                    file.display()
+                )));
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+            Err(e) if configured.is_none() => return Err(unkept(&file, &e)),
+            Err(_) => None,
+        };
+        let name = match (configured, &kept) {
+            (Some(name), _) => name.to_owned(),
+            (None, Some(kept)) => kept.clone(),
+            (None, None) => {
+                // Kept before the store has it, or a crash in between would leave a store that nobody may use.
+                let name = uuid::Uuid::new_v4().simple().to_string();
+                keep(&file, &name).map_err(|e| unkept(&file, &e))?;
+                name
+            }
+        };
+        Ok(Installation { former: kept.unwrap_or_default(), name, file: Some(file) })
+    }
+
+    /// The store accepted this master under the name, which counts from now on where none is configured any more.
+    pub(super) fn keep(&self) {
+        if let Some(file) = &self.file
+            && self.name != self.former
+            && let Err(e) = keep(file, &self.name)
+        {
+            tracing::info!("the name of the installation is not kept in {}: {e}", file.display());
+        }
+    }
+}
+
+/// Whether `text` can be the name of an installation: 1 to 64 characters out of `A-Z a-z 0-9 . _ -`.
+fn is_name(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(plain)
+}
+
+fn unkept(file: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::Unusable(format!(
+        "the name of this installation cannot be kept in {}: {error}; write `installation: NAME` in the configuration, or \
+         set a data_dir that the user of the master may write to",
+        file.display()
+    ))
+}
+
+/// Replaces the file as a whole.
+fn keep(file: &Path, name: &str) -> std::io::Result<()> {
+    if let Some(dir) = file.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    let new = file.with_extension(uuid::Uuid::new_v4().simple().to_string());
+    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let written = writeln!(target, "{name}")
+        .and_then(|()| target.sync_all())
+        .and_then(|()| std::fs::rename(&new, file));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_made_up_once_kept_and_overridden_by_the_configuration() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("state");
+        let first = Installation::of(None, &dir).unwrap();
+        assert!(is_name(&first.name) && first.former.is_empty(), "{first:?}");
+        let again = Installation::of(None, &dir).unwrap();
+        assert_eq!((&again.name, &again.former), (&first.name, &first.name));
+        let named = Installation::of(Some("site-a"), &dir).unwrap();
+        assert_eq!((named.name.as_str(), &named.former), ("site-a", &first.name));
+        // Not before the store accepts it.
+        assert_eq!(Installation::of(None, &dir).unwrap().name, first.name);
+        named.keep();
+        assert_eq!(Installation::of(None, &dir).unwrap().name, "site-a");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn where_nothing_can_be_kept_a_name_must_be_configured() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("in-the-way");
+        std::fs::write(&dir, "").unwrap();
+        let refused = Installation::of(None, &dir).unwrap_err().to_string();
+        assert!(
+            refused.contains("`installation: NAME`") && refused.contains("data_dir"),
+            "{refused}"
+        );
+        let named = Installation::of(Some("site-a"), &dir).unwrap();
+        named.keep();
+        assert_eq!(named.name, "site-a");
+        let dir = home.path().join("state");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join(FILE_NAME), "no name\n").unwrap();
+        assert!(Installation::of(Some("site-a"), &dir).is_err());
+    }
+}
