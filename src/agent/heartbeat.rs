@@ -13,7 +13,7 @@ use crate::util::boot::boot_id;
 use crate::util::limits;
 use crate::wire::worker::{NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -29,6 +29,8 @@ const MAX_WHY: usize = 200;
 /// The agent's heart.
 pub struct Heart {
     config: AgentConfig,
+    /// Between two heartbeats, in milliseconds.
+    interval_ms: AtomicU64,
     endpoints: Arc<Endpoints>,
     /// Random per process start.
     pub incarnation: String,
@@ -58,8 +60,10 @@ impl Heart {
         (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
     ) -> Self {
         let storage = Storage::of(roots);
+        let interval = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
         Heart {
             config,
+            interval_ms: AtomicU64::new(interval),
             endpoints,
             incarnation,
             boot_id: boot_id(),
@@ -73,6 +77,14 @@ impl Heart {
             master: AtomicU32::new(0),
             now: Notify::new(),
             known: watch::Sender::new(false),
+        }
+    }
+
+    /// Beats so often from now on.
+    pub fn set_interval(&self, interval: Duration) {
+        let ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        if self.interval_ms.swap(ms, Ordering::Relaxed) != ms {
+            self.beat_now();
         }
     }
 
@@ -101,7 +113,7 @@ impl Heart {
         let seed = uuid::Uuid::new_v4().as_u64_pair().0;
         loop {
             self.storage.measure();
-            let mut wait = self.config.heartbeat_interval;
+            let mut wait = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
             match self.beat(client).await {
                 Ok(sooner) => {
                     wait = wait.min(sooner.unwrap_or(wait));

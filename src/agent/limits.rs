@@ -34,6 +34,11 @@ impl Limits {
         Limits { agent: Arc::new(Rate::new(agent)), syncs: Mutex::default() }
     }
 
+    /// Another limit of the agent's own, in bytes per second.
+    pub fn set_agent(&self, limit: Option<u64>) {
+        self.agent.set(limit, Instant::now());
+    }
+
     /// All content that this agent ever sent or copied, in bytes.
     pub fn moved(&self) -> u64 {
         self.agent.moved()

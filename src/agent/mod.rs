@@ -7,7 +7,7 @@
 //! data server ◀── peers
 //! ```
 //!
-//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`] (with [`storage`]), [`slots`]: the loops
+//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`] (with [`storage`]), [`slots`]: the loops; `reload`: what changes meanwhile
 //! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy`] (with [`fates`]), [`range`],
 //!   [`publish`], [`prune`]
 //!
@@ -27,6 +27,7 @@ pub mod limits;
 pub mod prune;
 pub mod publish;
 pub mod range;
+mod reload;
 pub mod scan;
 #[cfg(test)]
 mod scripted;
@@ -55,6 +56,7 @@ use slots::Slots;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use tune::Tuning;
@@ -69,6 +71,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(5);
 /// An agent that has opened its storage and listens, and does nothing yet.
 pub struct Agent {
     config: AgentConfig,
+    changes: watch::Receiver<AgentConfig>,
     roots: Arc<Roots>,
     server: DataServer,
 }
@@ -84,7 +87,13 @@ impl Agent {
         let open = move || Roots::open_available(&paths, ledger());
         let roots = tokio::task::spawn_blocking(open).await?;
         let server = DataServer::bind(&config.data_plane_endpoints).await?;
-        Ok(Agent { config, roots: Arc::new(roots), server })
+        let changes = watch::channel(config.clone()).1;
+        Ok(Agent { config, changes, roots: Arc::new(roots), server })
+    }
+
+    /// Of a configuration that changes, what [`Reload`](crate::config::Reload) applies takes effect at once.
+    pub fn changed_by(self, changes: watch::Receiver<AgentConfig>) -> Self {
+        Agent { changes, ..self }
     }
 
     /// Where it listens, with the ports that the kernel chose.
@@ -96,6 +105,7 @@ impl Agent {
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
         let endpoints = self.server.endpoints().clone();
         let buffers = Buffers::new(self.config.buffer_memory);
+        let (changes, nics) = (self.changes, self.server.nics().to_vec());
         let peers = Peers::new(self.server.nics(), buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
         let gate = Arc::new(TicketGate::of_process(&incarnation));
@@ -108,7 +118,7 @@ impl Agent {
 
         let hand = Arc::new(Hand::default());
         let client = Arc::new(client);
-        let (slots, drain) = (self.config.slots.max(1), self.config.drain_timeout);
+        let slots = self.config.slots.max(1);
         let start = crate::config::agent::first_slots();
         let worker = self.config.worker_id.clone();
         tracing::info!(%worker, slots, endpoints = ?authorities(&endpoints.available()), "agent started");
@@ -123,7 +133,7 @@ impl Agent {
             direct_io: self.config.direct_io,
             damages: Damages::default(),
         };
-        let seen = (hand.clone(), limits, peers);
+        let seen = (hand.clone(), limits.clone(), peers);
         let heart = Heart::new(self.config, endpoints, self.roots, (gate, incarnation), seen);
         let heart = Arc::new(heart);
         let shared = Arc::new(Slots {
@@ -138,9 +148,11 @@ impl Agent {
         // Dropped with this future, and all slots with it.
         let mut slots: JoinSet<()> = (0..slots).map(|slot| shared.clone().work(slot)).collect();
         let work = async { while slots.join_next().await.is_some() {} };
-        let beside = async { tokio::join!(heart.run(&client), hand.watch(), shared.tune()) };
+        let applying = reload::apply_changes(changes.clone(), &limits, &nics, &heart);
+        let beside =
+            async { tokio::join!(heart.run(&client), hand.watch(), shared.tune(), applying) };
         tokio::select! {
-            () = all_the_work(work, &heart, &hand, &shutdown, drain) => {}
+            () = all_the_work(work, &heart, &hand, &shutdown, &changes) => {}
             _ = beside => {}
         }
         // The last word: nothing in hand, gone. If it is lost the heartbeat time-out says the same.
@@ -155,9 +167,10 @@ impl Agent {
 ///
 /// # Errors
 /// A master URL that can't be used, or see [`Agent::bind`].
-pub async fn run(config: AgentConfig, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(changes: watch::Receiver<AgentConfig>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let config = changes.borrow().clone();
     let client = MasterClient::new(config.master_urls.clone(), ClientOptions::default())?;
-    Agent::bind(config).await?.serve(client, shutdown).await;
+    Agent::bind(config).await?.changed_by(changes).serve(client, shutdown).await;
     Ok(())
 }
 
@@ -205,7 +218,7 @@ async fn all_the_work(
     heart: &Heart,
     hand: &Hand,
     shutdown: &Shutdown,
-    drain: Duration,
+    config: &watch::Receiver<AgentConfig>,
 ) {
     tokio::pin!(work);
     tokio::select! {
@@ -215,6 +228,7 @@ async fn all_the_work(
     tracing::info!("draining: {} tasks in hand", hand.list().len());
     heart.drain();
     hand.hand_back(true);
+    let drain = config.borrow().drain_timeout;
     if tokio::time::timeout(drain, work.as_mut()).await.is_ok() {
         return;
     }

@@ -5,13 +5,15 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::{Context, config, service};
 use crate::client::{ClientOptions, MasterClient};
-use crate::config::{AgentConfig, Env, load_agent};
+use crate::config::{AgentConfig, Env, Loaded, load_agent};
+use tokio::sync::watch;
 
 /// Works until a signal.
 ///
 /// # Errors
 /// A configuration that can't be used (78), or what ended the agent.
 pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure> {
+    let hangups = service::catch_hangups()?;
     let env = Env::from_process();
     let worker_id = args.worker_id.as_ref().map(|id| id.as_str());
     if args.check {
@@ -19,9 +21,18 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure>
     }
     let loaded = load_agent(&args.config, worker_id, &env)?;
     let config = overlay(loaded.config, &args, &ctx.global.master_url)?;
-    service::prepare(&config.log, &args.log, ctx.global.verbose, &loaded.warnings)?;
+    let verbose = ctx.global.verbose;
+    service::prepare(&config.log, &args.log, verbose, &loaded.warnings)?;
     let shutdown = service::stop_on_signals();
-    crate::agent::run(config, shutdown).await.map_err(|e| service::failed(&e))?;
+    let (tell, config) = watch::channel(config);
+    let load = || {
+        let Loaded { config, warnings } = load_agent(&args.config, worker_id, &env)?;
+        Ok(Loaded { config: overlay(config, &args, &ctx.global.master_url)?, warnings })
+    };
+    tokio::select! {
+        ended = crate::agent::run(config, shutdown) => ended.map_err(|e| service::failed(&e))?,
+        never = service::reload_on_hangup(hangups, (&args.log, verbose), load, tell) => match never {},
+    }
     Ok(Exit::Ok)
 }
 

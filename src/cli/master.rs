@@ -5,11 +5,12 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::{Context, config, out, service, table};
 use crate::client::{ClientError, Reply};
-use crate::config::{Env, MasterConfig, StoreConfig, load_master};
+use crate::config::{Env, Loaded, MasterConfig, StoreConfig, load_master};
 use crate::master;
 use crate::wire::leader::{Readiness, Role, Status};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 /// Serves until a signal.
 ///
@@ -19,6 +20,7 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure
     if let Some(MasterCommand::Status) = args.command {
         return status(ctx).await;
     }
+    let hangups = service::catch_hangups()?;
     let env = Env::from_process();
     if args.check
         && let Some(file) = &args.config
@@ -30,9 +32,21 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure
         return Ok(Exit::Ok);
     }
     let config = overlay(loaded.config, &args);
-    service::prepare(&config.log, &args.log, ctx.global.verbose, &loaded.warnings)?;
+    let verbose = ctx.global.verbose;
+    service::prepare(&config.log, &args.log, verbose, &loaded.warnings)?;
     let shutdown = service::stop_on_signals();
-    master::run(config, shutdown).await.map_err(|e| service::failed(&e))?;
+    let (tell, config) = watch::channel(config);
+    let load = || {
+        let Some(file) = &args.config else {
+            return Err(Failure::new("this master was started without --config FILE"));
+        };
+        let Loaded { config, warnings } = load_master(Some(file), &env)?;
+        Ok(Loaded { config: overlay(config, &args), warnings })
+    };
+    tokio::select! {
+        ended = master::run(config, shutdown) => ended.map_err(|e| service::failed(&e))?,
+        never = service::reload_on_hangup(hangups, (&args.log, verbose), load, tell) => match never {},
+    }
     Ok(Exit::Ok)
 }
 

@@ -1,13 +1,16 @@
-//! What `ctl master`, `ctl agent` and `ctl copy` share: logging, signals, and how a service's end
+//! What `ctl master`, `ctl agent` and `ctl copy` share: logging, signals, reading the configuration again, and how a service's end
 //! becomes an exit code.
 
 use super::args::{LogArgs, LogLines};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::out;
-use crate::config::{LogConfig, LogFormat, Problem};
+use crate::config::{Loaded, LogConfig, LogFormat, Problem, Reload, Reloaded};
 use crate::store::StoreError;
 use crate::util::{limits, shutdown, telemetry};
+use std::convert::Infallible;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Fewer files than these that may be open, and nothing that moves data gets anywhere: it would try again
@@ -18,24 +21,20 @@ const LEAST_FILES: u64 = 64;
 /// it, with what the configuration's reader found odd; and as many descriptors as it may have.
 ///
 /// # Errors
-/// A level that does not exist, or too few descriptors.
+/// A level that does not exist, a log file that cannot be opened, or too few descriptors.
 pub(super) fn prepare(
     config: &LogConfig,
     args: &LogArgs,
     verbose: u8,
     warnings: &[Problem],
 ) -> Result<(), Failure> {
-    let level = match (&args.log_level, verbose) {
-        (Some(level), _) => level.as_str(),
-        (None, 0) => config.level.as_str(),
-        (None, 1) => "debug",
-        (None, _) => "trace",
-    };
     let json = match args.log_format {
         Some(format) => format == LogLines::Json,
         None => config.format == LogFormat::Json,
     };
-    telemetry::init(Some(level), json).map_err(|e| Failure::usage(format!("{e:#}")))?;
+    let exit = if config.file.is_some() { Exit::Config } else { Exit::Usage };
+    telemetry::init(Some(level(config, args, verbose)), json, config.file.as_deref())
+        .map_err(|e| Failure::new(format!("{e:#}")).exits(exit))?;
     claim_files()?;
     for warning in warnings {
         tracing::warn!("{}", out::clean(&warning.to_string()));
@@ -56,6 +55,76 @@ pub(super) fn claim_files() -> Result<(), Failure> {
     );
     let hint = "raise its hard limit: `ulimit -Hn`, or LimitNOFILE= of its unit";
     Err(Failure::new(message).exits(Exit::Config).hinted(hint))
+}
+
+/// The level that counts: what the command line says goes before the configuration.
+fn level<'a>(config: &'a LogConfig, args: &'a LogArgs, verbose: u8) -> &'a str {
+    match (&args.log_level, verbose) {
+        (Some(level), _) => level.as_str(),
+        (None, 0) => config.level.as_str(),
+        (None, 1) => "debug",
+        (None, _) => "trace",
+    }
+}
+
+/// Catches SIGHUP from now on, which would end the process.
+///
+/// # Errors
+/// The system takes no more handlers.
+pub(super) fn catch_hangups() -> Result<Signal, Failure> {
+    signal(SignalKind::hangup())
+        .map_err(|e| Failure::new(format!("cannot catch signals (SIGHUP): {e}")))
+}
+
+/// Reads the configuration again at each SIGHUP, and gives what can be applied to `tell`. Where it is bad the old values
+/// stay. The log file is opened again in any case, so that it can be moved away.
+pub(super) async fn reload_on_hangup<C: Reload>(
+    mut hangups: Signal,
+    (args, verbose): (&LogArgs, u8),
+    load: impl Fn() -> Result<Loaded<C>, Failure>,
+    tell: watch::Sender<C>,
+) -> Infallible {
+    loop {
+        if hangups.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        let loaded = load();
+        let mut reloaded = Reloaded::default();
+        if let Ok(loaded) = &loaded {
+            tell.send_modify(|config| reloaded = config.reload(loaded.config.clone()));
+        }
+        let log = tell.borrow().log().clone();
+        let logging = [
+            telemetry::log_to(log.file.as_deref()),
+            telemetry::set_level(level(&log, args, verbose)),
+        ];
+        match &loaded {
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    tracing::warn!("{}", out::clean(&warning.to_string()));
+                }
+                let applied = match reloaded.applied.as_slice() {
+                    [] => "nothing".to_owned(),
+                    keys => keys.join(", "),
+                };
+                tracing::info!("SIGHUP: the configuration was read again; changed: {applied}");
+            }
+            Err(failure) => {
+                for note in &failure.notes {
+                    tracing::error!("{}", out::clean(note));
+                }
+                let why = out::clean(&failure.message);
+                tracing::error!("SIGHUP: {why}: nothing is changed, the old values stay");
+            }
+        }
+        if !reloaded.needs_restart.is_empty() {
+            let keys = reloaded.needs_restart.join(", ");
+            tracing::warn!("SIGHUP: these settings need a restart, their old values stay: {keys}");
+        }
+        for e in logging.into_iter().filter_map(Result::err) {
+            tracing::error!("SIGHUP: {e:#}: logging goes on as before");
+        }
+    }
 }
 
 /// A token that the first SIGINT or SIGTERM cancels; the second ends the process.

@@ -1,6 +1,8 @@
 //! What is logged, and how.
 
+use super::master::read_dir;
 use super::reader::{Findings, Item, did_you_mean, quoted};
+use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
 /// What is logged, and how.
@@ -10,6 +12,8 @@ pub struct LogConfig {
     pub level: String,
     /// Lines for people or for machines.
     pub format: LogFormat,
+    /// The file that lines are added to; `None`: standard error.
+    pub file: Option<PathBuf>,
 }
 
 /// The shape of a log line.
@@ -23,7 +27,7 @@ pub enum LogFormat {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { level: "info".into(), format: LogFormat::Text }
+        LogConfig { level: "info".into(), format: LogFormat::Text, file: None }
     }
 }
 
@@ -37,6 +41,9 @@ impl LogConfig {
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         if let Some(format) = fields.get("format").and_then(|i| i.word(&formats)) {
             self.format = format;
+        }
+        if let Some(file) = fields.get("file").and_then(|i| read_dir(&i)) {
+            self.file = Some(file);
         }
         fields.finish();
     }

@@ -13,6 +13,7 @@ pub mod master;
 pub mod nic;
 mod redis_setup;
 pub mod redis_url;
+pub mod reload;
 pub mod report;
 
 mod document;
@@ -29,6 +30,7 @@ pub use master::{MasterConfig, StoreConfig};
 pub use nic::{Nic, Tuning};
 pub use redis_setup::{RedisNodes, RedisSetup};
 pub use redis_url::RedisUrl;
+pub use reload::{Reload, Reloaded};
 pub use report::{ConfigErrors, FileKind, Pos, Problem, Report, Severity};
 
 use agent::AgentsFile;

@@ -505,7 +505,7 @@ fn the_environment_goes_before_the_file() {
     };
     let text = "redis: {host: file, namespace: mine, allow_volatile: true}\nlog: {level: debug, format: json}\n";
     let loaded = with_file(text, |path| load_master(Some(path), &env)).unwrap().config;
-    assert_eq!(loaded.log, LogConfig { level: "warn".into(), format: LogFormat::Json });
+    assert_eq!(loaded.log, LogConfig { level: "warn".into(), format: LogFormat::Json, file: None });
     assert!(!format!("{loaded:?}").contains("s3cret"));
     let StoreConfig::Redis { url, namespace, allow_volatile, .. } = loaded.store else { panic!() };
     assert_eq!(

@@ -33,11 +33,13 @@ use seat::{Identity, Seat, Why};
 use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Where lists of files are kept, below the data directory.
 const RECORDS: &str = "records";
@@ -55,14 +57,16 @@ pub struct Master {
 
 impl Master {
     /// Binds, and answers from then on: while it follows another master with the way to that one, while
-    /// nobody leads with 503. It leads as soon as it may.
+    /// nobody leads with 503. It leads as soon as it may. Of a configuration that changes, what
+    /// [`Reload`](crate::config::Reload) applies takes effect at once.
     ///
     /// # Errors
     /// The address can't be bound, or the embedded store can't be used.
     pub async fn start(
-        config: MasterConfig,
+        changes: watch::Receiver<MasterConfig>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
+        let config = changes.borrow().clone();
         let spool = Spool::at(config.data_dir.join(RECORDS));
         let begin = Begin { spool, secret: None, name_key: None, shutdown };
         match &config.store {
@@ -81,12 +85,12 @@ impl Master {
                             .map(Arc::new)
                     }
                 };
-                begin.with(open, &config).await
+                begin.with(open, changes).await
             }
             StoreConfig::Embedded { dir } => {
                 // What is wrong with it is wrong for good.
                 let store = Arc::new(EmbeddedStore::open(Location::File(dir.clone()))?);
-                begin.with(move || ready(Ok(Arc::clone(&store))), &config).await
+                begin.with(move || ready(Ok(Arc::clone(&store))), changes).await
             }
         }
     }
@@ -108,6 +112,7 @@ impl Master {
         let secret = Some(uuid::Uuid::new_v4().simple().to_string());
         let store = Arc::new(store);
         let begin = Begin { spool: Spool::passing(), secret, name_key: Some(name_key), shutdown };
+        let config = watch::channel(config.clone()).1;
         let mut master = begin.with(move || ready(Ok(Arc::clone(&store))), config).await?;
         tokio::select! {
             led = master.handle.leads() => led,
@@ -147,13 +152,14 @@ impl Begin {
     async fn with<S, F>(
         self,
         open: impl Fn() -> F + Send + Sync + 'static,
-        config: &MasterConfig,
+        changes: watch::Receiver<MasterConfig>,
     ) -> anyhow::Result<Master>
     where
         S: Store,
         F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
     {
         let Begin { spool, secret, name_key, shutdown } = self;
+        let config = &changes.borrow().clone();
         let listener = listen(config.listen).with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
         })?;
@@ -168,27 +174,34 @@ impl Begin {
         let identity = Identity { name: name.clone(), store: config.store.place() };
         let handle = Handle::new(seen, identity, spool.clone());
         let limits = HttpLimits {
-            submit_bytes: usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX),
             // An agent counts its lease from before its poll was sent: most of it must be left.
             max_wait: config.poll_wait_max.min(config.lease / 3),
-            default_chunk_mb: config.defaults.chunk_size_mb,
             secret: secret.clone(),
             advertise_url: config.advertise_url.clone(),
             connections: room_for(config.limits.max_connections),
             ..HttpLimits::default()
         };
+        adjust(&limits, config);
+        let first = Settings { name_key, ..settings(config) };
+        let (tell_settings, settings) = watch::channel(first);
+        let applying = tokio::spawn(apply_changes(changes, limits.clone(), tell_settings));
         let reigns = Reigns {
             name,
             url: advertised,
             lease: config.leadership_lease,
-            settings: Settings { name_key, ..settings(config) },
+            settings,
             spool,
             seat,
             shutdown: shutdown.clone(),
             api_ended: CancellationToken::new(),
         };
         tracing::info!(%address, "the API answers");
-        let running = tokio::spawn(serve(reigns, open, listener, handle.clone(), limits, shutdown));
+        let applying = AbortOnDropHandle::new(applying);
+        let serving = serve(reigns, open, listener, handle.clone(), limits, shutdown);
+        let running = tokio::spawn(async move {
+            let _applying = applying;
+            serving.await
+        });
         let url = match secret {
             Some(secret) => format!("http://{address}/{secret}"),
             None => format!("http://{address}"),
@@ -206,8 +219,37 @@ fn advertised(address: SocketAddr) -> Option<String> {
 ///
 /// # Errors
 /// As [`Master::start`] and [`Master::stopped`].
-pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: watch::Receiver<MasterConfig>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     Master::start(config, shutdown).await?.stopped().await
+}
+
+/// Passes on what of the configuration changes.
+async fn apply_changes(
+    mut changes: watch::Receiver<MasterConfig>,
+    limits: HttpLimits,
+    tell: watch::Sender<Settings>,
+) {
+    while changes.changed().await.is_ok() {
+        let config = changes.borrow_and_update().clone();
+        adjust(&limits, &config);
+        // The key for names is of this process, not of the configuration.
+        tell.send_modify(|now| {
+            let name_key = now.name_key.take();
+            *now = Settings { name_key, ..settings(&config) };
+        });
+    }
+    // Whoever waits for a change waits for ever.
+    std::future::pending::<()>().await;
+}
+
+/// Sets what may be changed at any time.
+fn adjust(limits: &HttpLimits, config: &MasterConfig) {
+    let bytes = usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX);
+    limits.submit_bytes.store(bytes, Ordering::Relaxed);
+    limits.default_chunk_mb.store(config.defaults.chunk_size_mb, Ordering::Relaxed);
 }
 
 async fn serve<S, F>(

@@ -9,7 +9,9 @@
 
 use super::handle::{Health, Request};
 use super::seat::store_down;
-use crate::scheduler::{Caller, Effect, Event, Now, Reply, State, Stored, single_entries};
+use crate::scheduler::{
+    Caller, Effect, Event, Now, Reply, Settings, State, Stored, single_entries,
+};
 use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::util::units;
@@ -81,6 +83,7 @@ pub(super) struct Owner<S> {
     requests: mpsc::Receiver<Request>,
     health: watch::Sender<Health>,
     spool: Spool,
+    settings: watch::Receiver<Settings>,
     waiting: BTreeMap<Caller, oneshot::Sender<Reply>>,
     last_caller: u64,
     /// Manifests that are to be read, each with its task.
@@ -164,10 +167,22 @@ impl<S: Store> Owner<S> {
         requests: mpsc::Receiver<Request>,
         health: watch::Sender<Health>,
         spool: Spool,
+        settings: watch::Receiver<Settings>,
     ) -> Self {
         let waiting = BTreeMap::new();
         let (last_caller, reads) = (0, Vec::new());
-        Owner { store, state, tenure, requests, health, spool, waiting, last_caller, reads }
+        Owner {
+            store,
+            state,
+            tenure,
+            requests,
+            health,
+            spool,
+            settings,
+            waiting,
+            last_caller,
+            reads,
+        }
     }
 
     /// Runs until `shutdown` or until the store says that it must not.
@@ -181,6 +196,7 @@ impl<S: Store> Owner<S> {
         let mut look_at = next_tick;
         // Looked at before anything else: what was decided last may not be stored.
         while !shutdown.is_cancelled() {
+            let mut configured = None;
             // Cancel-safe: `recv_many` takes nothing until it returns, the others hold nothing.
             tokio::select! {
                 _ = shutdown.cancelled() => break,
@@ -188,6 +204,9 @@ impl<S: Store> Owner<S> {
                     if got == 0 {
                         break;
                     }
+                }
+                Ok(()) = self.settings.changed() => {
+                    configured = Some(Box::new(self.settings.borrow_and_update().clone()));
                 }
                 _ = tokio::time::sleep_until(next_tick) => {}
                 _ = tokio::time::sleep_until(renew_at) => {
@@ -197,6 +216,9 @@ impl<S: Store> Owner<S> {
             }
             let time = now();
             let mut pending = Pending::default();
+            if let Some(settings) = configured {
+                pending.take(self.state.apply(Event::Configure(settings), None, time));
+            }
             for request in batch.drain(..) {
                 self.take(request, &mut pending, time, &shutdown).await?;
                 if pending.bytes >= BATCH_BYTES {

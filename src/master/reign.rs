@@ -51,7 +51,8 @@ pub(super) struct Reigns {
     /// Where clients reach it, if it knows.
     pub(super) url: Option<String>,
     pub(super) lease: Duration,
-    pub(super) settings: Settings,
+    /// As they are now.
+    pub(super) settings: watch::Receiver<Settings>,
     pub(super) spool: Spool,
     pub(super) seat: watch::Sender<Seat>,
     /// It wants no lead any more.
@@ -192,7 +193,8 @@ impl Reigns {
         let Some(records) = self.patiently("read the store", || store.load()).await? else {
             return store.release(tenure.fence).await.context("end the reign");
         };
-        let (settings, seed) = (self.settings.clone(), seed());
+        let mut changes = self.settings.clone();
+        let (settings, seed) = (changes.borrow_and_update().clone(), seed());
         let loading = move || State::load(settings, seed, &records, owner::loading_time());
         let state = tokio::task::spawn_blocking(loading).await.context("load the state")??;
         // Only now: before it led, another master on this host may have used them.
@@ -207,7 +209,8 @@ impl Reigns {
         let (blobs, backup) = (blobs(Arc::clone(store)), backup(Arc::clone(store)));
         let desk = Desk { requests, health, blobs, backup, shortage };
         let spool = self.spool.clone();
-        let owner = Owner::new(Arc::clone(store), state, tenure, queue, tell_health, spool);
+        let owner =
+            Owner::new(Arc::clone(store), state, tenure, queue, tell_health, spool, changes);
         let Leader { name, epoch, .. } = &leader;
         tracing::info!(name, epoch, "the master serves");
         self.take(Seat::Leads(leader, desk));

@@ -1,6 +1,7 @@
 //! What the world tells the scheduler ([`Event`]), what it answers ([`Reply`]), and what it wants
 //! done ([`Effect`]).
 
+use super::Settings;
 pub use super::listing::Listing;
 use super::losses::SingleEntry;
 use crate::wire::admin::{ClockConfirmed, Reconciled};
@@ -186,6 +187,8 @@ pub enum Event {
     ConfirmClock,
     /// The store lost what was committed: everything not ended starts again from its scan.
     StoreLost,
+    /// The configuration was read again.
+    Configure(Box<Settings>),
     /// Time passes.
     Tick,
 }

@@ -83,7 +83,7 @@ use waiting::Waiting;
 use worker::Workers;
 
 /// What can be set.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// A lease runs out after so many milliseconds without a heartbeat that lists it.
     pub lease_ms: u64,
@@ -239,6 +239,16 @@ impl State {
             Event::Reconcile(stored) => Some(self.reconcile(&stored, now)),
             Event::StoreLost => {
                 self.start_anew(now);
+                Some(Reply::Nothing)
+            }
+            Event::Configure(settings) => {
+                self.settings = *settings;
+                for no in self.working.clone() {
+                    self.renew_window(no);
+                }
+                // More may be worked on at once.
+                self.wake = true;
+                self.tick(now);
                 Some(Reply::Nothing)
             }
             Event::Tick => {

@@ -1,23 +1,39 @@
-//! What the program says on standard error: one line an event, times in UTC.
+//! What the program logs, on standard error or to a file: one line an event, times in UTC. Level and file can be
+//! changed while it runs.
 
+use anyhow::Context as _;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::{OnceLock, PoisonError, RwLock};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::reload;
 
-/// Starts logging to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`
+/// Replaces the filter.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+static FILTER: OnceLock<SetFilter> = OnceLock::new();
+/// The file that lines go to; `None`: standard error.
+static FILE: RwLock<Option<File>> = RwLock::new(None);
+
+/// Starts logging to `file`, or to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`
 /// (the last two for Longhaul itself; libraries stay at `info`), or a list of directives such as
 /// `info,longhaul::store=trace`; without it the variable `RUST_LOG` counts, else `info`. `json`
 /// writes one JSON object a line. Colours only on a terminal and without `NO_COLOR`.
 ///
 /// # Errors
-/// A level that does not exist, or logging that was started before.
-pub fn init(level: Option<&str>, json: bool) -> anyhow::Result<()> {
+/// A level that does not exist, a file that cannot be opened, or logging that was started before.
+pub fn init(level: Option<&str>, json: bool, file: Option<&Path>) -> anyhow::Result<()> {
     let filter = match (level, std::env::var("RUST_LOG")) {
         (Some(level), _) => filter(level)?,
         (None, Ok(variable)) if !variable.is_empty() => filter(&variable)?,
         _ => filter("info")?,
     };
+    log_to(file)?;
     let colours = !json
+        && file.is_none()
         && io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let builder = tracing_subscriber::fmt()
@@ -25,9 +41,45 @@ pub fn init(level: Option<&str>, json: bool) -> anyhow::Result<()> {
         .with_ansi(colours)
         .log_internal_errors(false)
         .with_writer(Lines);
-    let started =
-        if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
-    started.map_err(|e| anyhow::anyhow!("logging could not be started: {e}"))
+    let (started, set): (_, SetFilter) = if json {
+        let builder = builder.json().flatten_event(true).with_filter_reloading();
+        let handle = builder.reload_handle();
+        (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
+    } else {
+        let builder = builder.with_filter_reloading();
+        let handle = builder.reload_handle();
+        (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
+    };
+    started.map_err(|e| anyhow::anyhow!("logging could not be started: {e}"))?;
+    // Only set once, as logging is only started once.
+    let _ = FILTER.set(set);
+    Ok(())
+}
+
+/// Changes the level of logging that was started.
+///
+/// # Errors
+/// A level that does not exist, or logging that was not started.
+pub fn set_level(level: &str) -> anyhow::Result<()> {
+    let set = FILTER.get().context("logging was not started")?;
+    set(filter(level)?).context("change the log level")
+}
+
+/// Logs to `file` (`None`: standard error) from now on. A file that was moved away is created again.
+///
+/// # Errors
+/// The file cannot be opened; lines go where they went before.
+pub fn log_to(file: Option<&Path>) -> anyhow::Result<()> {
+    let opened = match file {
+        None => None,
+        Some(path) => {
+            let mut options = OpenOptions::new();
+            let opened = options.create(true).append(true).mode(0o600).open(path);
+            Some(opened.with_context(|| format!("cannot open the log file {}", path.display()))?)
+        }
+    };
+    *FILE.write().unwrap_or_else(PoisonError::into_inner) = opened;
+    Ok(())
 }
 
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {
@@ -47,7 +99,7 @@ fn filter(level: &str) -> anyhow::Result<EnvFilter> {
         .map_err(|e| anyhow::anyhow!("log level `{}`: {e}", directives.escape_debug()))
 }
 
-/// Standard error, with every control character inside a line escaped: a file name can neither
+/// The file or standard error, with every control character inside a line escaped: a file name can neither
 /// forge a line nor talk to the terminal.
 struct Lines;
 
@@ -64,7 +116,12 @@ struct Line;
 impl Write for Line {
     /// The formatter hands over each event whole, in one call.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        io::stderr().write_all(clean(&String::from_utf8_lossy(event)).as_bytes())?;
+        let line = clean(&String::from_utf8_lossy(event));
+        match &*FILE.read().unwrap_or_else(PoisonError::into_inner) {
+            // In one call: lines of several threads do not mix.
+            Some(file) => (&*file).write_all(line.as_bytes())?,
+            None => io::stderr().write_all(line.as_bytes())?,
+        }
         Ok(event.len())
     }
 

@@ -30,6 +30,7 @@ use jiff::Timestamp;
 use last_run::LastRun;
 use paths::Paths;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -230,8 +231,10 @@ impl Services {
                 .map_err(failed)?;
         let client = MasterClient::new(vec![master.url()], ClientOptions::default())?;
         let stop_agent = CancellationToken::new();
-        let agent =
-            tokio::spawn(crate::agent::run(agent_config(&master, paths)?, stop_agent.clone()));
+        let agent = {
+            let config = watch::channel(agent_config(&master, paths)?).1;
+            tokio::spawn(crate::agent::run(config, stop_agent.clone()))
+        };
         Ok(Services { client, master: Some(master), agent, stop_master, stop_agent })
     }
 

@@ -21,6 +21,8 @@ mod tests;
 pub use server::serve;
 
 use crate::wire::sync::DEFAULT_CHUNK_MB;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::Duration;
 
 /// What a client may take of the master. The defaults fit a master with some hundred agents.
@@ -36,8 +38,8 @@ pub struct HttpLimits {
     pub body_pause: Duration,
     /// … and one that is not whole after this.
     pub body_time: Duration,
-    /// The longest `POST /sync`, in bytes: it may hold a file list.
-    pub submit_bytes: usize,
+    /// The longest `POST /sync`, in bytes: it may hold a file list. It may be changed at any time.
+    pub submit_bytes: Arc<AtomicUsize>,
     /// The longest scan page, in bytes: it holds manifests.
     pub page_bytes: usize,
     /// The longest result, in bytes: it may hold a manifest to try again, and what became of each file.
@@ -52,8 +54,8 @@ pub struct HttpLimits {
     pub poll_wait: Duration,
     /// The longest time that a poll may ask for.
     pub max_wait: Duration,
-    /// The `chunk_size_mb` of a request that has none.
-    pub default_chunk_mb: u32,
+    /// The `chunk_size_mb` of a request that has none. It may be changed at any time.
+    pub default_chunk_mb: Arc<AtomicU32>,
     /// A secret first component of every path: only who knows it gets anything but 404. For a master
     /// on a host where other users may connect, which has no other way to know who asks.
     pub secret: Option<String>,
@@ -71,7 +73,7 @@ impl Default for HttpLimits {
             head_bytes: 64 << 10,
             body_pause: Duration::from_secs(30),
             body_time: Duration::from_secs(300),
-            submit_bytes: 64 << 20,
+            submit_bytes: Arc::new((64 << 20).into()),
             page_bytes: 32 << 20,
             result_bytes: 32 << 20,
             heartbeat_bytes: 4 << 20,
@@ -79,7 +81,7 @@ impl Default for HttpLimits {
             all_bodies_bytes: 256 << 20,
             poll_wait: Duration::from_secs(1),
             max_wait: Duration::from_secs(60),
-            default_chunk_mb: DEFAULT_CHUNK_MB,
+            default_chunk_mb: Arc::new(DEFAULT_CHUNK_MB.into()),
             secret: None,
             advertise_url: None,
             drain: Duration::from_secs(10),

@@ -25,6 +25,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json as object;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 /// The `page_token` with which a list goes on.
@@ -117,9 +118,9 @@ async fn leader_only(State(app): State<App>, request: Request, next: Next) -> Re
 
 async fn submit(State(app): State<App>, request: Request) -> Answer {
     let key = idempotency_key(request.headers())?;
-    let body = app.body(request, app.limits.submit_bytes).await?;
+    let body = app.body(request, app.limits.submit_bytes.load(Ordering::Relaxed)).await?;
     let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&body.bytes).into() });
-    let chunk = app.limits.default_chunk_mb;
+    let chunk = app.limits.default_chunk_mb.load(Ordering::Relaxed);
     let read = move |bytes: &[u8]| documents::sync_request(bytes, chunk);
     let (request, list) = body::decode(body, read).await?;
     let submitted = app.handle.submit_checked(request, list, idempotency).await?;

@@ -25,65 +25,22 @@ async fn start() -> World {
 
 async fn start_with(spool: Spool) -> World {
     let store = MemoryStore::new();
-    let (owner, handle) = owner_on(&store, LEASE, spool).await;
-    let stop = CancellationToken::new();
-    let owning = tokio::spawn(owner.run(stop.clone()));
-    World { store, handle, owning, stop }
-}
-
-/// An owner that leads on `store`, and the way to it.
-async fn owner_on(
-    store: &MemoryStore,
-    lease: Duration,
-    spool: Spool,
-) -> (Owner<MemoryStore>, Handle) {
     let mine = store.another_handle();
-    let Ok(Acquired::Leader(fence)) = mine.acquire(&"m".into(), lease).await else {
+    let Ok(Acquired::Leader(fence)) = mine.acquire(&"m".into(), LEASE).await else {
         panic!("no lead")
     };
     let records = mine.load().await.unwrap();
     let state = State::load(Settings::default(), [1; 32], &records, now()).unwrap();
-    let tenure = Tenure { fence, lease, asked_ms: now().mono_ms };
+    let tenure = Tenure { fence, lease: LEASE, asked_ms: now().mono_ms };
     let (tx, requests) = mpsc::channel(16);
     let (health, seen) = watch::channel(Ok(()));
     let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
-    let owner = Owner::new(Arc::new(mine), state, tenure, requests, health, spool.clone());
-    (owner, Handle::of_owner(tx, seen, blobs, spool))
-}
-
-#[tokio::test]
-async fn a_lead_whose_grant_is_answered_late_counts_from_when_it_was_asked_for() {
-    const LATE: Duration = Duration::from_millis(100);
-    let late_ms = LATE.as_millis() as u64;
-    for way in ["a renewal", "a proof", "a commit", "a renewal beside a call"] {
-        let store = MemoryStore::new();
-        let lease = Duration::from_millis(400);
-        let (mut owner, _handle) = owner_on(&store, lease, Spool::passing()).await;
-        store.answer_after(LATE);
-        // Long ago, so that any grant is later.
-        owner.tenure.asked_ms = 0;
-        let stop = CancellationToken::new();
-        match way {
-            "a renewal" => owner.renew(&stop).await.unwrap(),
-            "a proof" => assert!(owner.prove(&mut Pending::default(), &stop).await.unwrap()),
-            "a commit" => {
-                let touched = owner.state.record_keys().into_iter().collect();
-                let mut pending = Pending { touched, ..Pending::default() };
-                let batch = pending.batch(&owner.state);
-                assert!(owner.commit(batch, &mut pending, &stop).await.unwrap());
-            }
-            _ => {
-                // The call ends as soon as a renewal beside it can have been answered.
-                let beside = owner.tenure.renewal() + LATE + Duration::from_millis(20);
-                owner.guarded(tokio::time::sleep(beside)).await;
-            }
-        }
-        let asked = owner.tenure.asked_ms;
-        assert!(asked + late_ms <= now().mono_ms, "{way}: it counts from the answer");
-        if way != "a renewal beside a call" {
-            assert!(asked > 0, "{way} is a grant");
-        }
-    }
+    let stop = CancellationToken::new();
+    let settings = watch::channel(Settings::default()).1;
+    let owner =
+        Owner::new(Arc::new(mine), state, tenure, requests, health, spool.clone(), settings);
+    let owning = tokio::spawn(owner.run(stop.clone()));
+    World { store, handle: Handle::of_owner(tx, seen, blobs, spool), owning, stop }
 }
 
 fn request(id: &str) -> SyncRequest {
@@ -295,8 +252,9 @@ async fn leadership_lasts_from_when_the_store_was_asked_however_late_it_answers(
     let tenure = Tenure { fence, lease, asked_ms: 0 };
     let (_tx, requests) = mpsc::channel(16);
     let (health, _seen) = watch::channel(Ok(()));
+    let settings = watch::channel(Settings::default()).1;
     let mut owner =
-        Owner::new(Arc::clone(&store), state, tenure, requests, health, Spool::passing());
+        Owner::new(Arc::clone(&store), state, tenure, requests, health, Spool::passing(), settings);
     let stop = CancellationToken::new();
     let asked = || store.asked_ms.load(Ordering::SeqCst);
     for way in ["renew", "prove", "commit", "renewals beside a call"] {

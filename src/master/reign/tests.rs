@@ -26,7 +26,7 @@ impl Master {
             name: name.to_owned(),
             url: Some(format!("http://{name}")),
             lease: Duration::from_secs(5),
-            settings: Settings::default(),
+            settings: watch::channel(Settings::default()).1,
             spool: Spool::passing(),
             seat,
             shutdown: stop.clone(),

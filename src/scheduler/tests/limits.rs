@@ -166,3 +166,43 @@ fn who_knows_no_limits_sends_nothing_for_a_sync_that_has_one() {
     let copy = next(&mut world, "old", "copy");
     assert_eq!(copy.share, None);
 }
+
+#[test]
+fn settings_that_were_read_again_hold_at_once_also_for_polls_that_wait() {
+    let mut world = World::new();
+    world.state.settings.max_active_syncs = 1;
+    for (worker, path) in [("s", "/src"), ("d", "/dst")] {
+        world.beat(worker, "1", &[path], &[]);
+    }
+    world.submit("one", "/src/a", "/dst/a");
+    world.submit("two", "/src/b", "/dst/b");
+    let first = world.poll("s", "1").expect("a scan");
+    assert_eq!(first.request_id.as_str(), "one");
+    let waiting = world.play(Event::Poll {
+        worker: "s".parse().unwrap(),
+        incarnation: Some("1".to_owned()),
+        poll_id: None,
+        wait_ms: 60_000,
+    });
+    assert_eq!(waiting, None, "only one sync may be worked on");
+    let caller = Caller(world.callers);
+    let settings = Settings { max_active_syncs: 2, window_tasks: 8, ..Settings::default() };
+    world.play(Event::Configure(Box::new(settings)));
+    let Some(Reply::Assignment(Some(second))) = world.answers.remove(&caller) else {
+        panic!("the poll still waits")
+    };
+    assert_eq!(second.request_id.as_str(), "two");
+    assert!(world.state.syncs.values().all(|sync| sync.window == 8));
+}
+
+#[test]
+fn a_limit_that_was_read_again_reaches_who_sends_already_and_is_lifted_again() {
+    let (mut world, [one, _]) = sending(Settings::default(), None);
+    assert_eq!(told(&tell(&mut world, &one, None)), None);
+    world.play(Event::Configure(Box::new(timetable("10MiB/s"))));
+    let share = told(&tell(&mut world, &one, None)).flatten();
+    assert!(share.is_some_and(|share| share <= 10 * MIB), "{share:?}");
+    world.play(Event::Configure(Box::default()));
+    let usage = Usage { moved: 1, held_ms: 0 };
+    assert_eq!(told(&tell(&mut world, &one, Some(usage))).flatten(), None);
+}

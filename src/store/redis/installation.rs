@@ -6,9 +6,8 @@
 //! master needs none: it makes one up at its first start and keeps it in its `data_dir`.
 
 use crate::store::StoreError;
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use crate::util::private;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The file in the `data_dir` of a master that holds the name under which its installation is known.
@@ -90,20 +89,8 @@ fn unkept(file: &Path, error: &std::io::Error) -> StoreError {
     ))
 }
 
-/// Replaces the file as a whole.
 fn keep(file: &Path, name: &str) -> std::io::Result<()> {
-    if let Some(dir) = file.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    let new = file.with_extension(uuid::Uuid::new_v4().simple().to_string());
-    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    let written = writeln!(target, "{name}")
-        .and_then(|()| target.sync_all())
-        .and_then(|()| std::fs::rename(&new, file));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&new);
-    }
-    written
+    private::replace(file, format!("{name}\n").as_bytes())
 }
 
 #[cfg(test)]

@@ -192,6 +192,7 @@ fn script(event: &Event) -> Option<Reply> {
         | Event::Entries { .. }
         | Event::StoreLost
         | Event::ListingLost { .. }
+        | Event::Configure(_)
         | Event::Tick => Reply::Nothing,
     })
 }

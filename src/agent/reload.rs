@@ -1,0 +1,38 @@
+//! What changes while the agent runs, because its configuration was read again.
+
+use super::heartbeat::Heart;
+use super::limits::Limits;
+use crate::config::{AgentConfig, Nic as Configured};
+use crate::data::nics::Nic;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// Applies each change until there can be no more.
+pub(super) async fn apply_changes(
+    mut config: watch::Receiver<AgentConfig>,
+    limits: &Limits,
+    nics: &[Arc<Nic>],
+    heart: &Heart,
+) {
+    while config.changed().await.is_ok() {
+        let now = config.borrow_and_update().clone();
+        limits.set_agent(now.bwlimit);
+        for nic in nics {
+            let configured = now.data_plane_endpoints.iter().find(|c| is_of(c, nic));
+            if let Some(configured) = configured {
+                nic.rate.set(configured.tuning.bwlimit, Instant::now());
+            }
+        }
+        heart.set_interval(now.heartbeat_interval);
+    }
+}
+
+/// Whether a NIC is the one that is configured so; its port may have been chosen by the kernel.
+fn is_of(configured: &Configured, nic: &Nic) -> bool {
+    let (wanted, has) = (&configured.endpoint, &nic.endpoint);
+    let any_port = wanted.port == Some(0);
+    wanted.address == has.address
+        && wanted.iface == has.iface
+        && (any_port || wanted.authority() == has.authority())
+}

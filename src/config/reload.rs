@@ -1,0 +1,273 @@
+//! A configuration that is read again while its program runs: what takes effect at once, and what needs a restart.
+
+use super::master::{Limits, SyncDefaults};
+use super::{AgentConfig, LogConfig, MasterConfig, Nic, StoreConfig};
+
+/// What a file that was read again changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Keys whose new values are in effect.
+    pub applied: Vec<&'static str>,
+    /// Keys whose new values take effect after a restart; the old ones stay.
+    pub needs_restart: Vec<&'static str>,
+}
+
+impl Reloaded {
+    fn apply<T: PartialEq>(&mut self, key: &'static str, old: &mut T, new: T) {
+        if *old != new {
+            *old = new;
+            self.applied.push(key);
+        }
+    }
+
+    fn keep<T: PartialEq>(&mut self, key: &'static str, old: &T, new: &T) {
+        if old != new {
+            self.needs_restart.push(key);
+        }
+    }
+
+    fn log(&mut self, old: &mut LogConfig, new: LogConfig) {
+        let LogConfig { level, format, file } = new;
+        self.apply("log.level", &mut old.level, level);
+        self.apply("log.file", &mut old.file, file);
+        self.keep("log.format", &old.format, &format);
+    }
+}
+
+/// A configuration that can be read again.
+pub trait Reload: Clone {
+    /// Takes what can take effect at once from `new`.
+    fn reload(&mut self, new: Self) -> Reloaded;
+
+    /// What is logged, and how.
+    fn log(&self) -> &LogConfig;
+}
+
+impl Reload for MasterConfig {
+    fn reload(&mut self, new: Self) -> Reloaded {
+        // By name, so that a new key is given its place here.
+        let MasterConfig {
+            listen,
+            advertise_url,
+            installation,
+            leadership_lease,
+            data_dir,
+            store,
+            heartbeat_interval,
+            worker_heartbeat_timeout,
+            lease,
+            poll_wait_max,
+            retention,
+            limits,
+            bwlimit,
+            defaults,
+            log,
+        } = new;
+        let mut found = Reloaded::default();
+        found.apply("heartbeat_interval", &mut self.heartbeat_interval, heartbeat_interval);
+        found.apply("retention", &mut self.retention, retention);
+        let Limits {
+            max_active_syncs,
+            no_space_timeout,
+            window_tasks,
+            max_connections,
+            max_file_list_bytes,
+        } = limits;
+        let old = &mut self.limits;
+        found.apply("limits.max_active_syncs", &mut old.max_active_syncs, max_active_syncs);
+        found.apply("limits.no_space_timeout", &mut old.no_space_timeout, no_space_timeout);
+        found.apply("limits.window_tasks", &mut old.window_tasks, window_tasks);
+        let bytes = &mut old.max_file_list_bytes;
+        found.apply("limits.max_file_list_bytes", bytes, max_file_list_bytes);
+        found.keep("limits.max_connections", &old.max_connections, &max_connections);
+        found.apply("bwlimit", &mut self.bwlimit, bwlimit);
+        let SyncDefaults { chunk_size_mb, max_retries, max_worker_losses } = defaults;
+        let old = &mut self.defaults;
+        found.apply("defaults.chunk_size_mb", &mut old.chunk_size_mb, chunk_size_mb);
+        found.apply("defaults.max_retries", &mut old.max_retries, max_retries);
+        let losses = &mut old.max_worker_losses;
+        found.apply("defaults.max_worker_losses", losses, max_worker_losses);
+        found.log(&mut self.log, log);
+        found.keep("listen", &self.listen, &listen);
+        found.keep("advertise_url", &self.advertise_url, &advertise_url);
+        found.keep("installation", &self.installation, &installation);
+        found.keep("leadership_lease", &self.leadership_lease, &leadership_lease);
+        found.keep("data_dir", &self.data_dir, &data_dir);
+        let embedded = |store: &StoreConfig| matches!(store, StoreConfig::Embedded { .. });
+        // Where the embedded store is, `data_dir` says.
+        if !(embedded(&self.store) && embedded(&store)) {
+            found.keep("redis", &self.store, &store);
+        }
+        let timeout = &worker_heartbeat_timeout;
+        found.keep("worker_heartbeat_timeout", &self.worker_heartbeat_timeout, timeout);
+        found.keep("lease", &self.lease, &lease);
+        found.keep("poll_wait_max", &self.poll_wait_max, &poll_wait_max);
+        found
+    }
+
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+}
+
+impl Reload for AgentConfig {
+    fn reload(&mut self, new: Self) -> Reloaded {
+        let AgentConfig {
+            worker_id,
+            master_urls,
+            storage_paths,
+            control_plane_address,
+            data_plane_endpoints,
+            heartbeat_interval,
+            drain_timeout,
+            slots,
+            bwlimit,
+            buffer_memory,
+            direct_io,
+            data_dir,
+            log,
+        } = new;
+        let mut found = Reloaded::default();
+        found.apply("heartbeat_interval", &mut self.heartbeat_interval, heartbeat_interval);
+        found.apply("drain_timeout", &mut self.drain_timeout, drain_timeout);
+        found.apply("bwlimit", &mut self.bwlimit, bwlimit);
+        let key = "network.data_plane_endpoints";
+        if unlimited(&self.data_plane_endpoints) == unlimited(&data_plane_endpoints) {
+            // Only their limits differ.
+            found.apply(key, &mut self.data_plane_endpoints, data_plane_endpoints);
+        } else {
+            found.keep(key, &self.data_plane_endpoints, &data_plane_endpoints);
+        }
+        found.log(&mut self.log, log);
+        found.keep("worker_id", &self.worker_id, &worker_id);
+        found.keep("master_url", &self.master_urls, &master_urls);
+        found.keep("storage_paths", &self.storage_paths, &storage_paths);
+        let address = &control_plane_address;
+        found.keep("network.control_plane_address", &self.control_plane_address, address);
+        found.keep("slots", &self.slots, &slots);
+        found.keep("buffer_memory", &self.buffer_memory, &buffer_memory);
+        found.keep("direct_io", &self.direct_io, &direct_io);
+        found.keep("data_dir", &self.data_dir, &data_dir);
+        found
+    }
+
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+}
+
+/// The endpoints without their limits.
+fn unlimited(nics: &[Nic]) -> Vec<Nic> {
+    let without = |nic: &Nic| {
+        let mut nic = nic.clone();
+        nic.tuning.bwlimit = None;
+        nic
+    };
+    nics.iter().map(without).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Env, load_agent, load_master};
+
+    fn file(text: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.yml");
+        std::fs::write(&path, text).unwrap();
+        (dir, path)
+    }
+
+    fn master(text: &str) -> MasterConfig {
+        let (_dir, path) = file(&format!("lease: 30s\n{text}"));
+        load_master(Some(&path), &Env::none()).unwrap().config
+    }
+
+    fn agent(shared: &str, worker: &str, endpoint: &str) -> AgentConfig {
+        let text = format!(
+            "drain_timeout: 60s\n{shared}workers:\n  - worker_id: w\n    storage_paths: [/a]\n{worker}    network:\n      \
+             control_plane_address: 10.0.0.1\n      data_plane_endpoints: [{endpoint}]\n"
+        );
+        let text = match text.contains("master_url") {
+            true => text,
+            false => format!("master_url: http://m:1\n{text}"),
+        };
+        let (_dir, path) = file(&text);
+        load_agent(&path, None, &Env::none()).unwrap().config
+    }
+
+    #[test]
+    fn each_key_of_a_master_is_applied_or_needs_a_restart() {
+        for (line, key, applied) in [
+            ("retention: 1d", "retention", true),
+            ("heartbeat_interval: 1s", "heartbeat_interval", true),
+            ("limits: {max_active_syncs: 1}", "limits.max_active_syncs", true),
+            ("limits: {no_space_timeout: 1s}", "limits.no_space_timeout", true),
+            ("limits: {window_tasks: 9}", "limits.window_tasks", true),
+            ("limits: {max_file_list_bytes: 1MiB}", "limits.max_file_list_bytes", true),
+            ("limits: {max_connections: 99}", "limits.max_connections", false),
+            ("bwlimit: \"08:00-18:00 100MiB/s\"", "bwlimit", true),
+            ("defaults: {chunk_size_mb: 1}", "defaults.chunk_size_mb", true),
+            ("defaults: {max_retries: 1}", "defaults.max_retries", true),
+            ("defaults: {max_worker_losses: 1}", "defaults.max_worker_losses", true),
+            ("log: {level: debug}", "log.level", true),
+            ("log: {file: /var/log/ctl.log}", "log.file", true),
+            ("log: {format: json}", "log.format", false),
+            ("listen: 0.0.0.0:1", "listen", false),
+            ("advertise_url: http://a:1", "advertise_url", false),
+            ("installation: a", "installation", false),
+            ("leadership_lease: 9s", "leadership_lease", false),
+            ("worker_heartbeat_timeout: 99s", "worker_heartbeat_timeout", false),
+            ("poll_wait_max: 9s", "poll_wait_max", false),
+            ("redis: {host: a}", "redis", false),
+        ] {
+            let (old, new) = (master(""), master(line));
+            let mut running = old.clone();
+            let found = running.reload(new.clone());
+            let (changed, kept) = match applied {
+                true => (&found.applied, &found.needs_restart),
+                false => (&found.needs_restart, &found.applied),
+            };
+            assert_eq!((changed.as_slice(), kept.len()), (&[key][..], 0), "{line}: {found:?}");
+            assert_eq!(running, if applied { new.clone() } else { old }, "{line}");
+            // What needs a restart is named again, what is in effect is not.
+            assert_eq!(running.reload(new).needs_restart, found.needs_restart, "{line}");
+        }
+        let mut running = master("");
+        let both =
+            running.reload(MasterConfig { lease: running.lease * 2, ..master("retention: 1d") });
+        assert_eq!((both.applied, both.needs_restart), (vec!["retention"], vec!["lease"]));
+        let moved = MasterConfig { data_dir: "/elsewhere".into(), ..running.clone() };
+        assert_eq!(running.reload(moved).needs_restart, ["data_dir"]);
+    }
+
+    #[test]
+    fn each_key_of_an_agent_is_applied_or_needs_a_restart() {
+        let plain = "10.0.0.1";
+        for (shared, worker, endpoint, key, applied) in [
+            ("heartbeat_interval: 1s\n", "", plain, "heartbeat_interval", true),
+            ("bwlimit: 1MiB/s\n", "", plain, "bwlimit", true),
+            ("", "    drain_timeout: 1s\n", plain, "drain_timeout", true),
+            ("log: {level: debug}\n", "", plain, "log.level", true),
+            ("log: {format: json}\n", "", plain, "log.format", false),
+            ("", "", "{address: 10.0.0.1, bwlimit: 1MiB/s}", "network.data_plane_endpoints", true),
+            ("", "", "{address: 10.0.0.1, weight: 7}", "network.data_plane_endpoints", false),
+            ("", "", "10.0.0.2", "network.data_plane_endpoints", false),
+            ("master_url: http://n:1\n", "", plain, "master_url", false),
+            ("slots: 3\n", "", plain, "slots", false),
+            ("buffer_memory: 8MiB\n", "", plain, "buffer_memory", false),
+            ("direct_io: true\n", "", plain, "direct_io", false),
+            ("data_dir: /d\n", "", plain, "data_dir", false),
+        ] {
+            let (old, new) = (agent("", "", plain), agent(shared, worker, endpoint));
+            let mut running = old.clone();
+            let found = running.reload(new.clone());
+            let (changed, kept) = match applied {
+                true => (&found.applied, &found.needs_restart),
+                false => (&found.needs_restart, &found.applied),
+            };
+            assert_eq!((changed.as_slice(), kept.len()), (&[key][..], 0), "{key}: {found:?}");
+            assert_eq!(running, if applied { new } else { old }, "{key}");
+        }
+    }
+}
