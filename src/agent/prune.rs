@@ -10,7 +10,7 @@ use super::execute::{Choice, Job, entry_error};
 use super::scan::{Pages, ScanEnd, may_give_away};
 use crate::data::Destination;
 use crate::data::asks::{PruneAsk, PrunedPage};
-use crate::fs::{Filter, FsError, NamePage, Tree};
+use crate::fs::{Filter, FsError, NamePage, OLD_TRASH_LEFT_OUT, Tree};
 use crate::wire::manifest::{DirRef, Entry, MAX_BYTES};
 use crate::wire::options::{
     Action, Attribute, FileRecord, FileState, FilterSpec, Links, SyncOptions,
@@ -224,8 +224,9 @@ impl Pruner<'_> {
                 // In the middle of a directory: its counts go with the page that ends behind it, so
                 // that whoever goes on from the cursor does not count twice.
                 let pruned = self.page.pruned.replace(Pruned::default());
+                let notes = std::mem::take(&mut self.page.notes);
                 self.go_on(pages).await?;
-                self.page.pruned = pruned;
+                (self.page.pruned, self.page.notes) = (pruned, notes);
             }
             if ask.resume.is_none() {
                 return Ok(());
@@ -265,6 +266,14 @@ impl Pruner<'_> {
         sum.extra = sum.extra.saturating_add(found.pruned.extra);
         sum.bytes = sum.bytes.saturating_add(found.pruned.bytes);
         self.page.errors.extend(found.errors);
+        // The walk that counts comes first, and is made also where nothing is to be deleted.
+        if !self.apply && found.old_trash.count > 0 {
+            self.page
+                .notes
+                .entry(OLD_TRASH_LEFT_OUT.to_owned())
+                .or_default()
+                .merge(found.old_trash);
+        }
         let options = &self.job.assignment.options;
         // What is only counted is deleted, and recorded, later; not so in a dry run.
         if options.record && (self.apply || options.dry_run) {

@@ -10,7 +10,7 @@ use super::b3sum::{Digests, Reader};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::{Context, names, out, records};
-use crate::fs::{Cause, FsError, Root, Side, SourceFile, Tree};
+use crate::fs::{Cause, FsError, Root, Side, SourceFile, TRASH_MARK, Tree};
 use crate::util::units;
 use crate::wire::manifest::{Entry, Kind, merge_ranges};
 use crate::wire::path::show;
@@ -306,6 +306,8 @@ fn walk(
         .tree
         .walk(&root, None)
         .map_err(|e| Failure::new(format!("cannot read {}: {}", place.tree.path(), why(&e))))?;
+    // The directory for deleted entries that the walk is in. What the list has there is checked all the same.
+    let mut trash: Option<RelPath> = None;
     while let Some(next) = walk.next() {
         let entry = match next {
             Ok(entry) => entry,
@@ -315,8 +317,9 @@ fn walk(
                 continue;
             }
         };
-        if place.trash.as_ref() == Some(&entry.path) {
-            walk.skip_contents();
+        trash = trash.filter(|trash| trash.holds(&entry.path));
+        if trash.is_none() && entry.is_dir() && is_trash(place, &entry) {
+            trash = Some(entry.path.clone());
         }
         let at = place.find_in(digests, &entry);
         if let Some(at) = at {
@@ -324,6 +327,7 @@ fn walk(
         }
         match (entry.kind.clone(), at) {
             (Kind::File { size }, Some(at)) => submit(place, report, &jobs, entry, size, at)?,
+            (Kind::File { .. }, None) if trash.is_some() => {}
             (Kind::File { .. }, None) => {
                 lock(report).tell(entry.path.as_bytes(), Wrong::Extra, None);
             }
@@ -335,6 +339,16 @@ fn walk(
         }
     }
     Ok(left)
+}
+
+/// Whether a directory holds what a mirror deleted: it is no part of what was copied.
+fn is_trash(place: &Place, dir: &Entry) -> bool {
+    let marked = || {
+        let mark = dir.path.child(TRASH_MARK).ok();
+        mark.and_then(|mark| place.tree.entry(&mark).ok())
+            .is_some_and(|mark| matches!(mark.kind, Kind::File { .. }))
+    };
+    place.trash.as_ref() == Some(&dir.path) || marked()
 }
 
 /// Hands a file to the threads, in one piece or in several.

@@ -2,11 +2,11 @@
 //! the only names that a reply holds; they are read like those of any peer.
 
 use super::protocol::{Fault, range_of};
-use crate::wire::manifest::{DirRef, Entry, Manifest, cbor_path};
-use crate::wire::options::FilterSpec;
+use crate::wire::manifest::{DirRef, Entry, Manifest, cbor_path, cbor_paths};
+use crate::wire::options::{FilterSpec, Note};
 use crate::wire::sync::FileError;
 use crate::wire::task::Pruned;
-use crate::wire::{Digest, RelPath};
+use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
@@ -223,6 +223,12 @@ pub struct PruneReply {
     /// More is extra than the ticket lets be deleted.
     #[n(6)]
     pub used_up: bool,
+    /// Trashes of earlier mirrors that were left as they are …
+    #[n(7)]
+    pub old_trash: u64,
+    /// … and the first of them, at most [`Note::PATHS`], below the directory of the page.
+    #[cbor(n(8), with = "cbor_paths")]
+    pub old_trash_paths: Vec<RelPath>,
 }
 
 /// What a destination made of a page of a prune. Paths are below the root of the sync.
@@ -234,6 +240,8 @@ pub struct PrunedPage {
     pub removed: Vec<(RelPath, u64)>,
     /// What could not be listed or removed.
     pub errors: Vec<FileError>,
+    /// Trashes of earlier mirrors that were left as they are.
+    pub old_trash: Note,
     /// There is more: to be asked again with this.
     pub next: Option<Resume>,
     /// More is extra than the ticket lets be deleted: it ended there.
@@ -258,8 +266,23 @@ impl PruneReply {
             room = room.checked_sub(path.as_bytes().len() + fault.message.len() + 64)?;
             Some(Stuck { path, fault })
         });
-        let (next, used_up) = (page.next, page.used_up);
-        PruneReply { seen, extra, bytes, removed, errors: errors.collect(), next, used_up }
+        let Note { count, paths } = page.old_trash;
+        let paths = paths.iter().take(Note::PATHS);
+        let of_page = |path: &[u8]| match path == dir.as_bytes() {
+            true => Some(RelPath::root()),
+            false => below(dir, path),
+        };
+        PruneReply {
+            seen,
+            extra,
+            bytes,
+            removed,
+            errors: errors.collect(),
+            next: page.next,
+            used_up: page.used_up,
+            old_trash: count,
+            old_trash_paths: paths.filter_map(|path| of_page(&path.0)).collect(),
+        }
     }
 
     /// Reads a reply to `ask`.
@@ -267,7 +290,18 @@ impl PruneReply {
     /// # Errors
     /// A reply that speaks of what was not asked.
     pub fn into_page(self, ask: &PruneAsk) -> Result<PrunedPage, String> {
-        let PruneReply { seen, extra, bytes, removed, errors, next, used_up } = self;
+        let PruneReply { seen, extra, bytes, removed, errors, next, used_up, .. } = self;
+        let mut old_trash = Note { count: self.old_trash, paths: Vec::new() };
+        if self.old_trash_paths.len() as u64 > old_trash.count.min(Note::PATHS as u64) {
+            return Err("it names more trashes than it counts or may".to_owned());
+        }
+        for path in &self.old_trash_paths {
+            let path = ask.dir.join(path);
+            if path != ask.dir && !ask.covers(&path) {
+                return Err(unasked(&path));
+            }
+            old_trash.paths.push(BytePath(path.as_bytes().to_vec()));
+        }
         if removed.len() as u64 > extra {
             return Err(format!("{} removed of {extra}", removed.len()));
         }
@@ -282,7 +316,7 @@ impl PruneReply {
         let errors =
             errors.into_iter().map(|one| one.fault.into_error(&ask.dir.join(&one.path))).collect();
         let pruned = Pruned { seen, extra, bytes };
-        Ok(PrunedPage { pruned, removed, errors, next, used_up })
+        Ok(PrunedPage { pruned, removed, errors, old_trash, next, used_up })
     }
 }
 
@@ -385,6 +419,10 @@ mod tests {
             errors: vec![fault],
             next: Some(Resume { after: rel("d/e/f"), kept: 0 }),
             used_up: true,
+            old_trash: Note {
+                count: 3,
+                paths: ["d/e", "d/e/g/bin"].map(|path| BytePath(path.into())).into(),
+            },
         };
         let said = PruneReply::of_page(&ask.dir, page.clone());
         assert_eq!(said.removed[0].path, rel("f/g"));
@@ -399,6 +437,15 @@ mod tests {
         assert!(removed("f", 1).into_page(&ask).is_ok());
         for (path, extra) in [("b", 1), ("n/x", 1), ("", 1), ("f", 0)] {
             assert!(removed(path, extra).into_page(&ask).is_err(), "{path}");
+        }
+        let trash = |path: &str, count| PruneReply {
+            old_trash: count,
+            old_trash_paths: vec![rel(path)],
+            ..PruneReply::default()
+        };
+        assert!(trash("f/bin", 1).into_page(&ask).is_ok() && trash("", 2).into_page(&ask).is_ok());
+        for (path, count) in [("b/bin", 1), ("n", 1), ("f/bin", 0)] {
+            assert!(trash(path, count).into_page(&ask).is_err(), "{path}");
         }
         let next = Some(Resume { after: rel("elsewhere"), kept: 0 });
         assert!(PruneReply { next, ..PruneReply::default() }.into_page(&ask).is_err());

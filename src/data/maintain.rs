@@ -46,9 +46,9 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
         resume: ask.resume.as_ref().map(|at| PrunePlace { after: at.after.clone(), kept: at.kept }),
     };
     match target.at_root(|| target.prune(&page)) {
-        Ok(PruneDone { pruned, removed, errors, next, used_up }) => {
+        Ok(PruneDone { pruned, removed, errors, old_trash, next, used_up }) => {
             let next = next.map(|at| Resume { after: at.after, kept: at.kept });
-            Ok(PrunedPage { pruned, removed, errors, next, used_up })
+            Ok(PrunedPage { pruned, removed, errors, old_trash, next, used_up })
         }
         Err(error) => {
             Ok(PrunedPage { errors: vec![error.to_file_error()], ..PrunedPage::default() })

@@ -6,6 +6,7 @@
 //! .ctl-<sync, 16 hex>-<hash of the path, 16 hex>-<attempt, 8 hex><slot, 8 hex>.tmp.part   small file, link
 //! .ctl-<0, 16 hex>-<hash of the path, 16 hex>-<generation, 16 hex>.part                   large file
 //! .ctl-<hash of the sync, 16 hex>.links.part                                              directory of anchors
+//! .ctl-trash                                                                              in the trash of a mirror
 //! ```
 //!
 //! The hashes are BLAKE3 keyed with the [`NameKey`] of the installation. All agents of an installation
@@ -20,6 +21,10 @@ const SUFFIX: &[u8] = b".part";
 const TEMP_SUFFIX: &[u8] = b".tmp.part";
 const ANCHORS_SUFFIX: &[u8] = b".links.part";
 const HEX: usize = 16;
+
+/// The regular file that marks a directory as the trash of a mirror. Mirrors leave a directory that holds it as
+/// it is, whatever their own trash is; it is not copied, so a copy of a trash is an ordinary directory.
+pub const TRASH_MARK: &[u8] = b".ctl-trash";
 
 /// The first 64 bits of the keyed hash of `domain` and `bytes`.
 fn keyed_hash(key: &NameKey, domain: u8, bytes: &[u8]) -> u64 {
@@ -63,8 +68,11 @@ pub(super) fn temp(
     format!("{}{attempt:08x}{slot:08x}.tmp.part", stem(key, sync, path)).into_bytes()
 }
 
-/// Whether `name` is one that [`part`], [`temp`] or [`anchors`] gives.
+/// Whether `name` is [`TRASH_MARK`] or one that [`part`], [`temp`] or [`anchors`] gives.
 pub fn is_ours(name: &[u8]) -> bool {
+    if name == TRASH_MARK {
+        return true;
+    }
     let Some(rest) = name.strip_prefix(PREFIX) else { return false };
     if let Some(sync) = rest.strip_suffix(ANCHORS_SUFFIX) {
         return sync.len() == HEX && sync.iter().all(is_hex);
@@ -115,9 +123,12 @@ mod tests {
         let anchors = anchors(&KEY, SyncNo(7));
         assert!(is_ours(&part) && is_ours(&temp) && is_ours(&anchors));
         assert!(is_anchors(&anchors) && !is_anchors(&part));
+        assert!(is_ours(TRASH_MARK) && !is_anchors(TRASH_MARK));
         let text = String::from_utf8(part).unwrap();
         for other in [
             ".ctl-notes".to_owned(),
+            ".ctl-trash.".to_owned(),
+            ".ctl-Trash".to_owned(),
             ".ctl-.part".to_owned(),
             ".ctl-.links.part".to_owned(),
             ".ctl-000000000000000G.links.part".to_owned(),

@@ -17,8 +17,9 @@ use super::names::{is_anchors, is_ours};
 use super::root::{Dir, open_below};
 use super::spelling::TAKEN;
 use super::target::{Step, Target};
-use super::trash::Trash;
+use super::trash::{Trash, is_marked};
 use crate::wire::manifest::DirRef;
+use crate::wire::options::Note;
 use crate::wire::sync::FileError;
 use crate::wire::task::Pruned;
 use crate::wire::{RelPath, RequestId};
@@ -84,6 +85,8 @@ pub struct PruneDone {
     pub removed: Vec<(RelPath, u64)>,
     /// What could not be read or deleted; it stays, and is in no count of what is extra.
     pub errors: Vec<FileError>,
+    /// Trashes of earlier mirrors, which were left as they are.
+    pub old_trash: Note,
     /// There is more: call again with the same page and this in [`PrunePage::resume`].
     pub next: Option<PrunePlace>,
     /// More is extra than may be deleted: the call ended there.
@@ -125,9 +128,9 @@ impl Target {
     /// Finds what the destination has in `page` and the source does not, and deletes it where the page
     /// and this target allow, as much as they allow; directories that it deleted from get their metadata again.
     ///
-    /// Left alone: what the filter leaves out (unless it is to be deleted), the trash, what is mounted,
-    /// our own unfinished files (but old ones are removed, uncounted), every directory above any of
-    /// these. That the directory itself is not there is fine.
+    /// Left alone: what the filter leaves out (unless it is to be deleted), the trash, also one of an earlier
+    /// mirror, what is mounted, our own unfinished files (but old ones are removed, uncounted), every
+    /// directory above any of these. That the directory itself is not there is fine.
     ///
     /// # Errors
     /// The directory can't be read. Whatever else fails is told in [`PruneDone::errors`].
@@ -175,6 +178,9 @@ impl Pruner<'_> {
         target.tree.check_way(self.page.dir.as_bytes())?;
         let stat = rustix::fs::fstat(&top)?;
         let fd = self.readable(&top)?;
+        if self.lies_in_old_trash(&fd)? {
+            return Ok(());
+        }
         let place = self.page.resume.clone();
         let skip = self.page.dir.components().count();
         let way: Vec<Box<[u8]>> = place
@@ -284,7 +290,13 @@ impl Pruner<'_> {
         }
         if is_dir {
             return match self.enter(name) {
-                Ok(()) => None,
+                Ok(true) => None,
+                Ok(false) => {
+                    self.done.pruned.seen -= 1;
+                    self.done.old_trash.add(path.as_bytes());
+                    self.keep();
+                    Some(path)
+                }
                 Err(Cause::Os(Errno::NOENT)) => Some(path),
                 Err(cause) => {
                     self.fail(&path, "enter", cause);
@@ -486,9 +498,31 @@ impl Pruner<'_> {
         if self.apply.is_some() { self.target.writable(dir, open) } else { open() }
     }
 
-    fn enter(&mut self, name: &[u8]) -> std::result::Result<(), Cause> {
+    /// Makes the directory `name` in the current one the current one, unless it is a trash.
+    fn enter(&mut self, name: &[u8]) -> std::result::Result<bool, Cause> {
         let (path, fd, stat) = self.open_inside(name)?;
-        Ok(self.push(path, fd, stat, None)?)
+        if is_marked(&fd, b"")? {
+            return Ok(false);
+        }
+        self.push(path, fd, stat, None)?;
+        Ok(true)
+    }
+
+    /// Whether the page's directory, which is open, or one above it is a trash: the source may have a directory
+    /// of that name.
+    fn lies_in_old_trash(&mut self, dir: &OwnedFd) -> Step<bool> {
+        let path = &self.page.dir;
+        if is_marked(dir, b"")? {
+            if self.page.after.is_none() && self.page.resume.is_none() {
+                self.done.old_trash.add(path.as_bytes());
+            }
+            return Ok(true);
+        }
+        let bytes = path.as_bytes();
+        let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        let mut above = ends.chain((!path.is_root()).then_some(0)).map(|end| &bytes[..end]);
+        let root = self.target.tree.open_dir(b"")?;
+        above.try_fold(false, |found, path| Ok(found || is_marked(&root, path)?))
     }
 
     /// Opens the directory `name` in the current one, unless something is mounted there.

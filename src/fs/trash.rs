@@ -1,35 +1,48 @@
-//! Where a mirror moves what it would delete: `<trash>/<request id>/<path>` below the destination root.
+//! Where a mirror moves what it would delete: `<trash>/<request id>/<path>` below the destination root. What is
+//! there already stays: where a place is taken, `<trash>/<request id>~1/<path>` is tried, and so on, so that
+//! names keep their length.
+//!
+//! A trash is recognised by a file in it, [`TRASH_MARK`]. The mark is part of the tree, so that every later mirror
+//! finds it, on whichever host and with whatever options it runs. Without the file the directory is one like
+//! any other.
 
 use super::dress::{Origin, Outfit};
-use super::meta::{entry_of, lstat, meta_of, set_mtime};
+use super::meta::{entry_of, lstat, meta_of, set_mtime, type_of};
+use super::names::TRASH_MARK;
 use super::root::Dir;
+use super::spelling::TAKEN;
 use super::target::{Step, Target};
 use crate::wire::options::Preserve;
 use crate::wire::{RelPath, RequestId};
 use rustix::fd::AsFd;
-use rustix::fs::{RenameFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 use std::sync::Arc;
 
-/// Names that are tried for something whose name is taken in the trash.
-const TRIES: u32 = 100;
+/// Directories that are tried for something whose place is taken.
+const TRIES: u32 = 1000;
+/// What stands in [`TRASH_MARK`], for people.
+const MARK_TEXT: &[u8] = b"Mirrors (ctl ... --delete --trash) moved here what they would have deleted, by the id of \
+the sync.\nNo mirror deletes from this directory while this file is in it. Remove the directory when its content \
+is not needed.\n";
+/// The cause under which the sync reports trashes that were left as they are.
+pub const OLD_TRASH_LEFT_OUT: &str =
+    "trash of an earlier mirror left as it is (remove it by hand when it is not needed)";
 
 /// The trash of one sync.
 pub(super) struct Trash<'a> {
     target: &'a Target,
     path: &'a RelPath,
-    /// What this sync deletes.
-    base: RelPath,
-    /// It is there.
+    request: &'a RequestId,
+    /// It is there, with its mark.
     ready: bool,
 }
 
 impl<'a> Trash<'a> {
     /// The trash of this request, where the rules say that there is one.
-    pub(super) fn of(target: &'a Target, request: &RequestId) -> Option<Self> {
+    pub(super) fn of(target: &'a Target, request: &'a RequestId) -> Option<Self> {
         let path = target.rules.trash.as_ref().filter(|path| !path.is_root())?;
-        let base = path.child(request.as_str().as_bytes()).ok()?;
-        Some(Trash { target, path, base, ready: false })
+        Some(Trash { target, path, request, ready: false })
     }
 
     /// All of it, also what other syncs moved there.
@@ -39,19 +52,10 @@ impl<'a> Trash<'a> {
 
     /// Moves `name` in `dir`, which is no directory, to where `path` belongs in the trash.
     pub(super) fn take(&mut self, dir: &Dir, name: &[u8], path: &RelPath) -> Step<()> {
-        let above = self.dir(&path.parent().unwrap_or_default())?;
-        for n in 0..TRIES {
-            let mut to = name.to_vec();
-            if n > 0 {
-                to.extend_from_slice(format!("~{n}").as_bytes());
-            }
-            match self.target.writable(dir, || rename_beside(dir, name, &above, &to)) {
-                // Something of this path was moved there before.
-                Err(Errno::EXIST) => {}
-                other => return other,
-            }
-        }
-        Err(Errno::EXIST)
+        self.make()?;
+        self.at_free_place(&path.parent().unwrap_or_default(), |to| {
+            self.target.writable(dir, || rename_beside(dir, name, to, name))
+        })
     }
 
     /// Gives the directory for `path` in the trash what `name` in `dir` has, whose lstat was `stat` before
@@ -63,7 +67,8 @@ impl<'a> Trash<'a> {
         path: &RelPath,
         stat: &Stat,
     ) -> Step<()> {
-        let there = self.dir(path)?;
+        self.make()?;
+        let there = self.at_free_place(path, |to| Ok(Arc::clone(to)))?;
         let dressed =
             entry_of(dir.as_fd(), name, path.clone(), stat, Preserve::all()).and_then(|entry| {
                 self.target.policy.dress(&there, &Outfit::from(&entry), Origin::New(None))
@@ -75,16 +80,31 @@ impl<'a> Trash<'a> {
         Ok(())
     }
 
-    /// The directory for what was in `path`, made where it is missing.
-    fn dir(&mut self, path: &RelPath) -> Step<Dir> {
-        if !self.ready {
-            self.make()?;
+    /// Does `step` with the directory for what was in `path`, made where it is missing: the first one that has
+    /// room for it.
+    fn at_free_place<T>(&self, path: &RelPath, step: impl Fn(&Dir) -> Step<T>) -> Step<T> {
+        for n in 0..TRIES {
+            let dir = match n {
+                0 => self.request.as_str().to_owned(),
+                n => format!("{}~{n}", self.request),
+            };
+            let base = self.path.child(dir.as_bytes()).map_err(|_| Errno::NAMETOOLONG)?;
+            let done = self.target.dir(base.join(path).as_bytes(), false);
+            match done.and_then(|(to, _)| step(&to)) {
+                // Something of this path is there, or no directory is where one belongs.
+                Err(Errno::EXIST | Errno::NOTDIR | Errno::LOOP | TAKEN) => {}
+                other => return other,
+            }
         }
-        Ok(self.target.dir(self.base.join(path).as_bytes(), false)?.0)
+        Err(Errno::EXIST)
     }
 
-    /// Makes the trash itself; the directory above it keeps its time.
+    /// Makes the trash itself, with its mark, before anything is moved there; the directory above it keeps its
+    /// time.
     fn make(&mut self) -> Step<()> {
+        if self.ready {
+            return Ok(());
+        }
         let tree = &self.target.tree;
         let mut above = self.path.clone();
         let found = loop {
@@ -94,14 +114,38 @@ impl<'a> Trash<'a> {
                 Err(errno) => return Err(errno),
             }
         };
-        if above != *self.path {
-            let found = Arc::clone(&found);
-            let before = rustix::fs::fstat(&found)?;
-            self.target.dir(self.path.as_bytes(), false)?;
+        let before = (above != *self.path).then(|| rustix::fs::fstat(&found)).transpose()?;
+        let trash = self.target.dir(self.path.as_bytes(), false)?.0;
+        self.target.writable(&trash, || mark(&trash))?;
+        if let Some(before) = before {
             set_mtime(found.as_fd(), &meta_of(&before))?;
         }
         self.ready = true;
         Ok(())
+    }
+}
+
+/// Marks a directory as a trash.
+fn mark(trash: &Dir) -> Step<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(trash, TRASH_MARK, flags, Mode::from_raw_mode(0o644)) {
+        // The text is for people: without it the file marks as well.
+        Ok(fd) => drop(rustix::io::write(&fd, MARK_TEXT)),
+        Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    Ok(())
+}
+
+/// Whether `path`, below the open directory `dir`, is a directory that some mirror uses, or used, as its trash.
+pub(super) fn is_marked(dir: impl AsFd, path: &[u8]) -> Step<bool> {
+    let mark =
+        if path.is_empty() { TRASH_MARK.to_vec() } else { [path, b"/", TRASH_MARK].concat() };
+    match lstat(dir, &mark) {
+        Ok(stat) => Ok(type_of(&stat) == FileType::RegularFile),
+        // A path over `PATH_MAX` is none that an operator named.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -135,12 +135,12 @@ impl State {
             _ => sync.count_failed(Failed::Step(FailedStep::Delete, all)),
         }
         // What is read back was noted when it was copied, and what is only counted is deleted later.
-        let told = match sync.stage {
-            Stage::Readback | Stage::Replace => false,
-            Stage::Count => sync.dry_run(),
-            _ => true,
+        let (noted, told) = match sync.stage {
+            Stage::Readback | Stage::Replace => (false, false),
+            Stage::Count => (true, sync.dry_run()),
+            _ => (true, true),
         };
-        if told {
+        if noted {
             sync.add_notes(page.notes);
         }
         for mut error in page.errors {

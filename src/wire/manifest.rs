@@ -339,13 +339,13 @@ impl NameList {
     }
 }
 
-mod cbor_paths {
+pub(crate) mod cbor_paths {
     use super::{RelPath, cbor_path};
     use minicbor::decode::Error as DecodeError;
     use minicbor::encode::{Error as EncodeError, Write};
     use minicbor::{Decoder, Encoder};
 
-    pub(super) fn encode<C, W: Write>(
+    pub(crate) fn encode<C, W: Write>(
         names: &[RelPath],
         e: &mut Encoder<W>,
         c: &mut C,
@@ -354,7 +354,7 @@ mod cbor_paths {
         names.iter().try_for_each(|n| cbor_path::encode(n, e, c))
     }
 
-    pub(super) fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<Vec<RelPath>, DecodeError> {
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<Vec<RelPath>, DecodeError> {
         let len = d.array()?.ok_or_else(|| DecodeError::message("a list of known length"))?;
         // Grows as names arrive: a length that lies costs nothing.
         let mut names = Vec::new();

@@ -4,7 +4,7 @@ use crate::support::cluster::{Cluster, On};
 use crate::support::process::User;
 use crate::support::tools::{assert_equal_in_all, must, rsync_finds, rsync_would_delete};
 use crate::support::tree::{chmod, dir, file, link, many, noise, touch};
-use crate::{MIB, as_root, assert_full, count, paths_of, state_of};
+use crate::{MIB, as_root, assert_full, count, noted, paths_of, state_of};
 use longhaul::wire::options::Action;
 use longhaul::wire::sync::{Outcome, SyncProgress};
 use serde_json::{Value, json};
@@ -111,6 +111,46 @@ fn a_limit_of_entries_is_checked_before_the_first_is_deleted() {
     assert_stopped(&cluster, &src, &dst, json!({"max": 8}));
     assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {"max": 9}})));
     assert_equal_in_all(&src, &dst);
+}
+
+#[test]
+fn a_mirror_without_a_trash_leaves_that_of_an_earlier_one_and_says_so() {
+    let (cluster, src, dst) = mirrored();
+    forget(&src, [7]);
+    let long = "n".repeat(255);
+    file(dst.join(&long), "once");
+    let with_trash = json!({"delete": {"trash": "old/bin"}});
+    assert_full(&cluster.sync_with(&src, &dst, with_trash));
+    let kept = |dst: &Path| paths_of(&dst.join("old"));
+    let before = kept(&dst);
+    assert_eq!(before.len(), 5, "{before:?}");
+    forget(&src, [8]);
+    for more in [1, 0] {
+        let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
+        assert_full(&sync);
+        assert_eq!(count(&sync, Action::Delete), more, "{sync:#?}");
+        assert_eq!(kept(&dst), before);
+        assert_eq!(noted(&sync, &["trash of an earlier mirror"]), 1, "{:#?}", sync.notes);
+        let id = sync.request_id.to_string();
+        let said = cluster.ctl(["sync", "wait", &id]).run().exits(0);
+        assert!(said.err().contains("trash of an earlier mirror left as it is"), "{}", said.err());
+        assert!(said.err().contains("old/bin"), "{}", said.err());
+    }
+    // What is deleted twice by syncs of one id has room in the trash twice.
+    for number in 0..2 {
+        file(dst.join(&long), number.to_string());
+        let options = json!({"delete": {"trash": "old/bin"}});
+        let id =
+            cluster.submit_with(&src, &dst, json!({"request_id": "nightly", "options": options}));
+        assert_full(&cluster.ended(&id));
+        cluster.ctl(["sync", "delete", "nightly"]).run().exits(0);
+    }
+    for (base, content) in [("nightly", "0"), ("nightly~1", "1")] {
+        assert_eq!(
+            fs::read_to_string(dst.join("old/bin").join(base).join(&long)).unwrap(),
+            content
+        );
+    }
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub(crate) struct Expected {
     pub(crate) tree: BTreeMap<Vec<u8>, Want>,
     /// Names that are to be one file.
     pub(crate) groups: Vec<Vec<Vec<u8>>>,
+    /// Names that may become names of one file, also where some of them are left alone.
+    pub(crate) joined: BTreeSet<Vec<u8>>,
     /// What is deleted.
     pub(crate) deleted: BTreeSet<Vec<u8>>,
     /// A limit stops the deletion.
@@ -65,6 +67,10 @@ pub(crate) fn expected(source: &Tree, destination: &Tree, choice: &Choice) -> Ex
             debug_assert!(out.tree.contains_key(*path));
         }
         out.tree.insert((*path).clone(), want);
+    }
+    if choice.keeps("hardlinks") {
+        let several = chosen.iter().filter(|(_, node)| !node.is_dir() && node.names > 1);
+        out.joined = several.map(|(path, _)| (*path).clone()).collect();
     }
     if choice.keeps("hardlinks") && choice.which == Which::All {
         let mut groups: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
@@ -192,9 +198,12 @@ fn dressed(node: &Node, choice: &Choice) -> Want {
 
 fn delete(source: &Tree, destination: &Tree, choice: &Choice, out: &mut Expected) {
     let Some(options) = choice.delete else { return };
+    // What an earlier mirror deleted stays, whatever this one is asked for.
+    let mark = [TRASH, b"/.ctl-trash"].concat();
+    let trash = options.trash || destination.contains_key(&mark);
     let protected = |path: &[u8], node: &Node| {
         let excluded = choice.leaves_out(path, node.is_dir());
-        let in_trash = options.trash && is_in(path, TRASH);
+        let in_trash = trash && is_in(path, TRASH);
         let taken = |node: &Node| !options.excluded || !choice.leaves_out(path, node.is_dir());
         let here = source.get(path).is_some_and(taken);
         match (excluded, options.excluded) {

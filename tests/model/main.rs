@@ -118,8 +118,7 @@ fn actions(
     let mut actions: BTreeMap<_, _> =
         records(cluster, sync).into_iter().map(|record| (record.path.0, record.action)).collect();
     // Whether names are to be joined to one file is known only when the first of them is in place.
-    let joined = |path: &Vec<u8>| wanted.groups.iter().any(|group| group.contains(path));
-    actions.retain(|path, _| wanted.files.contains(path) && !joined(path));
+    actions.retain(|path, _| wanted.files.contains(path) && !wanted.joined.contains(path));
     actions.into_iter().map(|(p, a)| (String::from_utf8_lossy(&p).into_owned(), a)).collect()
 }
 
