@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl,
-# e2fsprogs, rsync and python3, by which what arrived is judged, and python3-pydantic and python3-httpx for the agent
-# of tests/legacy. cargo-nextest is used if present, else cargo test.
+# e2fsprogs; rsync and python3, by which what arrived is judged; git, by which patterns are judged; python3-pydantic and
+# python3-httpx for the agent of tests/legacy. cargo-nextest is used if present, else cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
-for program in redis-server rsync python3 openssl; do
+for program in redis-server rsync python3 openssl git; do
   command -v "$program" >/dev/null || missing+=("$program")
 done
 for program in mkfs.ext4 chattr; do

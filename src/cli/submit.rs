@@ -9,6 +9,7 @@ use super::records::Wanted;
 use super::sync::{After, watch};
 use super::{names, out};
 use crate::client::{ClientError, MasterClient, Reply};
+use crate::fs::absolute_patterns;
 use crate::util::{name, units};
 use crate::wire::options::SyncOptions;
 use crate::wire::sync::Submitted;
@@ -187,7 +188,7 @@ fn accepted(ctx: &Context, request: &Submission, submitted: &Submitted, next: bo
 /// names that it has.
 ///
 /// # Errors
-/// What [`names::read`] refuses.
+/// What [`names::read`] refuses; a pattern that is an absolute path below a source or the destination.
 pub(super) fn request(
     sources: &[AbsPath],
     destination_path: AbsPath,
@@ -195,6 +196,12 @@ pub(super) fn request(
     what: &WhatArgs,
     options: SyncOptions,
 ) -> Result<Submission, Failure> {
+    let roots: Vec<&AbsPath> = sources.iter().chain([&destination_path]).collect();
+    if let Some((_, why)) = absolute_patterns(&options.filter.rules, &roots).into_iter().next() {
+        return Err(
+            Failure::usage(format!("the pattern {why}")).hinted("docs/filters.md has examples")
+        );
+    }
     let file_list = match &what.files_from {
         Some(from) => Some(names::read(from, what.from0, sources)?),
         None => None,

@@ -1,20 +1,17 @@
 //! What of a source is left out: lines of gitignore syntax, limits of size and age.
 
+use super::pattern::Patterns;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, Kind, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use std::collections::VecDeque;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A [`FilterSpec`] made ready to match. Paths are matched below the source root, which itself is never
-/// left out; names may hold any bytes. Beside gitignore's own syntax, `{a,b}` stands for either.
+/// left out; names may hold any bytes.
 #[derive(Debug)]
 pub struct Filter {
-    rules: Gitignore,
+    rules: Patterns,
     sizes: (u64, u64),
     /// See [`FilterSpec::newer_than`] and [`FilterSpec::older_than`].
     newer_than: Option<i64>,
@@ -54,7 +51,7 @@ impl Default for Filter {
     /// Leaves nothing out.
     fn default() -> Self {
         let sizes = (0, u64::MAX);
-        Filter { rules: Gitignore::empty(), sizes, newer_than: None, older_than: None }
+        Filter { rules: Patterns::default(), sizes, newer_than: None, older_than: None }
     }
 }
 
@@ -68,19 +65,8 @@ impl Filter {
         if bytes > MAX_FILTER_BYTES {
             return Err(FilterError::TooLong(bytes));
         }
-        let mut builder = GitignoreBuilder::new("");
-        for (index, rule) in spec.rules.iter().enumerate() {
-            builder.add_line(None, rule).map_err(|error| FilterError::Rule {
-                index,
-                rule: rule.clone(),
-                why: match error {
-                    ignore::Error::Glob { err, .. } => err,
-                    other => other.to_string(),
-                },
-            })?;
-        }
         Ok(Filter {
-            rules: builder.build().map_err(|error| FilterError::Together(error.to_string()))?,
+            rules: Patterns::new(&spec.rules)?,
             sizes: (spec.min_size.unwrap_or(0), spec.max_size.unwrap_or(u64::MAX)),
             newer_than: spec.newer_than,
             older_than: spec.older_than,
@@ -105,7 +91,7 @@ impl Filter {
 
     /// Whether the rules leave out `path`, given that nothing above it is left out.
     pub fn leaves_out(&self, path: &RelPath, is_dir: bool) -> bool {
-        !path.is_root() && self.matches(path.as_bytes(), is_dir)
+        !path.is_root() && self.rules.leave_out(path.as_bytes(), is_dir)
     }
 
     /// The same for a path that was not reached from above, e.g. one of a list: what lies in a directory
@@ -114,7 +100,7 @@ impl Filter {
         let bytes = path.as_bytes();
         let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
         !self.rules.is_empty()
-            && (ends.into_iter().any(|end| self.matches(&bytes[..end], true))
+            && (ends.into_iter().any(|end| self.rules.leave_out(&bytes[..end], true))
                 || self.leaves_out(path, is_dir))
     }
 
@@ -128,7 +114,7 @@ impl Filter {
     /// Whether a source that is no directory is left out, given that its entry is `root` and its name is
     /// `name`: the rules see that name, as if its directory was the source.
     pub fn leaves_out_source(&self, root: &Entry, name: &[u8]) -> bool {
-        self.matches(name, false) || self.is_beyond(root)
+        self.rules.leave_out(name, false) || self.is_beyond(root)
     }
 
     /// Whether `entry` is a regular file beyond the limits of size and age.
@@ -139,10 +125,6 @@ impl Filter {
         !(self.sizes.0..=self.sizes.1).contains(&size)
             || self.newer_than.is_some_and(|limit| time <= (limit, 0))
             || self.older_than.is_some_and(|limit| time >= (limit, 0))
-    }
-
-    fn matches(&self, path: &[u8], is_dir: bool) -> bool {
-        self.rules.matched(Path::new(OsStr::from_bytes(path)), is_dir).is_ignore()
     }
 }
 
@@ -168,7 +150,6 @@ mod tests {
 
     #[test]
     fn rules_are_those_of_gitignore() {
-        // As `git check-ignore --no-index` of git 2.47 has it.
         let cases: &[(&[&str], &str, bool, bool)] = &[
             (&["*.o"], "a.o", false, true),
             (&["*.o"], "a/b/c.o", false, true),

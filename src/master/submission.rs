@@ -1,7 +1,7 @@
 //! What a sync request must satisfy beyond its shape, and the cutting of its file list into parts.
 
 use super::faults::Faults;
-use crate::fs::{Filter, FilterError};
+use crate::fs::{Filter, FilterError, absolute_patterns};
 use crate::wire::manifest::NameList;
 use crate::wire::options::{FilterSpec, SyncOptions, Verify};
 use crate::wire::path::PathError;
@@ -30,7 +30,8 @@ pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<NameList>>
             format!("must be from {} to {}", CHUNK_MB.start(), CHUNK_MB.end()),
         );
     }
-    faults.absorb("/options", options_rule(&request.options, request.file_list.is_some()));
+    let roots = [&request.source_path, &request.destination_path];
+    faults.absorb("/options", options_rule(&request.options, request.file_list.is_some(), &roots));
     let list = match request.file_list.take().map(|l| name_lists(&request.source_path, l)) {
         None => None,
         Some(Ok(parts)) => Some(parts),
@@ -91,8 +92,9 @@ pub(super) fn path_rule(source: &AbsPath, destination: &AbsPath) -> Result<(), S
 /// No file system rounds times by more, in nanoseconds.
 const MOST_TOLERANCE_NS: u64 = 3600 * 1_000_000_000;
 
-/// What is wrong with options, or does not go together; `listed`: a file list was given.
-pub(super) fn options_rule(options: &SyncOptions, listed: bool) -> Faults {
+/// What is wrong with options, or does not go together; `listed`: a file list was given; `roots`: the source and
+/// the destination, as far as they can be read.
+pub(super) fn options_rule(options: &SyncOptions, listed: bool, roots: &[&AbsPath]) -> Faults {
     let mut faults = Faults::default();
     let mut refuse = |wrong: bool, pointer: &str, detail: &str| {
         if wrong {
@@ -151,6 +153,9 @@ pub(super) fn options_rule(options: &SyncOptions, listed: bool) -> Faults {
         );
     }
     faults.absorb("/filter", filter_rule(&options.filter));
+    for (index, detail) in absolute_patterns(&options.filter.rules, roots) {
+        faults.push(&format!("/filter/rules/{index}"), detail);
+    }
     faults
 }
 
@@ -297,7 +302,9 @@ mod tests {
         let of = |change: &dyn Fn(&mut SyncOptions), listed: bool| -> Vec<String> {
             let mut options = SyncOptions::default();
             change(&mut options);
-            let Err(faults) = options_rule(&options, listed).or(()) else { return Vec::new() };
+            let Err(faults) = options_rule(&options, listed, &[&abs("/data/src")]).or(()) else {
+                return Vec::new();
+            };
             faults.into_problem().errors.into_iter().map(|e| e.pointer).collect()
         };
         let trash = |dir: &str| {
@@ -306,7 +313,7 @@ mod tests {
         };
         let rules = |rules: &[&str]| rules.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>();
         type Change<'a> = &'a dyn Fn(&mut SyncOptions);
-        let bad: [(Change<'_>, bool, &str); 15] = [
+        let bad: [(Change<'_>, bool, &str); 16] = [
             (&|o| o.mtime_tolerance_ns = MOST_TOLERANCE_NS + 1, false, "/mtime_tolerance_ns"),
             (&|o| o.recursive = true, false, "/recursive"),
             (&|o| (o.manifest, o.verify) = (true, Verify::None), false, "/manifest"),
@@ -334,6 +341,7 @@ mod tests {
                 "/filter/newer_than",
             ),
             (&|o| o.filter.rules = rules(&["ok", "a[z-a]"]), false, "/filter/rules/1"),
+            (&|o| o.filter.rules = rules(&["ok", "/data/src/x"]), false, "/filter/rules/1"),
             (&|o| o.filter.rules = vec!["x".repeat(300 << 10)], false, "/filter/rules"),
             (&|o| o.filter.rules = vec!["xy".to_owned(); 200_000], false, "/filter/rules"),
         ];

@@ -93,6 +93,26 @@ fn patterns_are_gitignores_and_the_last_that_matches_decides() {
 }
 
 #[test]
+fn an_absolute_path_as_a_pattern_is_refused_with_the_relative_one() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("tmp/x"), "x");
+    let absolute = src.join("tmp/").display().to_string();
+    let wanted = "write `/tmp/`";
+    let submit = cluster.ctl(["sync", "submit", "--exclude", &absolute]).arg(&src).arg(&dst).run();
+    assert!(submit.exits(2).err().contains(wanted));
+    let copy = cluster.ctl(["copy", "--exclude", &absolute]).arg(&src).arg(&dst).run();
+    assert!(copy.exits(2).err().contains(wanted));
+    let request = json!({
+        "source_path": src, "destination_path": dst, "options": {"filter": {"rules": ["*.o", absolute]}},
+    });
+    let named = file(cluster.home().join("request.json"), request.to_string());
+    let submit = cluster.ctl(["sync", "submit", "--file"]).arg(&named).run().exits(2);
+    assert!(submit.err().contains(wanted) && submit.err().contains("rules/1"), "{}", submit.err());
+    assert!(paths_of(&dst).is_empty());
+}
+
+#[test]
 fn a_folder_that_is_left_out_is_not_entered() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));

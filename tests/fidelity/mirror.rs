@@ -114,6 +114,69 @@ fn a_limit_of_entries_is_checked_before_the_first_is_deleted() {
 }
 
 #[test]
+fn limits_of_size_and_age_choose_what_is_copied_and_not_what_is_deleted_as_with_rsync() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (sources, all) = cluster.pair();
+    let src = dir(sources.join("src"));
+    let fill = |root: &Path, names: &[(&str, usize)]| {
+        for (name, size) in names {
+            touch(file(root.join(name), noise(*size, 1)), 1_600_000_000, 0);
+        }
+    };
+    fill(
+        &src,
+        &[
+            ("big", 9_000),
+            ("small", 1),
+            ("a.o", 1),
+            ("dir/big", 9_000),
+            ("new big", 9_000),
+            ("new small", 1),
+        ],
+    );
+    // What is old at the destination is left there as it is, or replaced: by size and name it shows.
+    let old: &[(&str, usize)] = &[("big", 8_000), ("small", 2), ("a.o", 2), ("dir/big", 8_000)];
+    let extra: &[(&str, usize)] =
+        &[("x big", 9_000), ("x small", 1), ("x/big", 9_000), ("x/small", 1), ("x.o", 9_000)];
+    let sizes: [&[&str]; 6] = [
+        &["--max-size=5000"],
+        &["--min-size=5000"],
+        &["--max-size=5000", "--delete-excluded"],
+        &["--min-size=5000", "--delete-excluded"],
+        &["--max-size=5000", "--exclude=*.o"],
+        &["--max-size=5000", "--exclude=*.o", "--delete-excluded"],
+    ];
+    for (number, args) in sizes.iter().enumerate() {
+        let sides = ["rsync", "ctl"].map(|side| all.join(format!("{side} {number}")));
+        for side in &sides {
+            fill(side, old);
+            fill(side, extra);
+        }
+        let (from, to) = (format!("{}/", src.display()), sides[0].display().to_string());
+        must("rsync", ["-a", "--delete", &from, &to].into_iter().chain(args.iter().copied()));
+        let submit =
+            cluster.ctl(["sync", "submit", "--wait", "--delete", "--max-delete-percent=100"]);
+        submit.more(*args).arg(&src).arg(&sides[1]).run().exits(0);
+        let held = |side: &Path| -> Vec<(String, u64)> {
+            let size = |path: String| (path.clone(), fs::metadata(side.join(path)).unwrap().len());
+            paths_of(side).into_iter().filter(|p| side.join(p).is_file()).map(size).collect()
+        };
+        assert_eq!(held(&sides[1]), held(&sides[0]), "{args:?}");
+    }
+    // Ages, which rsync does not know, likewise.
+    for args in [["--newer-than", "2030-01-01"], ["--older-than", "2010-01-01"]] {
+        let dst = all.join(args[0]);
+        fill(&dst, old);
+        fill(&dst, extra);
+        let submit =
+            cluster.ctl(["sync", "submit", "--wait", "--delete", "--max-delete-percent=100"]);
+        submit.more(args).arg(&src).arg(&dst).run().exits(0);
+        assert_eq!(paths_of(&dst), ["a.o", "big", "dir", "dir/big", "small"], "{args:?}");
+        assert_eq!(fs::metadata(dst.join("big")).unwrap().len(), 8_000);
+    }
+}
+
+#[test]
 fn a_mirror_without_a_trash_leaves_that_of_an_earlier_one_and_says_so() {
     let (cluster, src, dst) = mirrored();
     forget(&src, [7]);

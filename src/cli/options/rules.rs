@@ -2,6 +2,7 @@
 
 use super::super::failure::Failure;
 use super::super::names;
+use crate::fs::trim_pattern;
 use crate::wire::path::show;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
@@ -111,6 +112,8 @@ impl Rules {
                             "`*` stands for any characters, also for those that can't be written",
                         )
                     })?;
+                    // A byte order mark at its start is no part of the first rule.
+                    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
                     rules.extend(text.lines().filter_map(|line| of_line(given.include, line)));
                 }
             }
@@ -155,17 +158,16 @@ fn of_pattern(include: bool, pattern: &str) -> Result<String, Failure> {
         rule.push('\\');
     }
     rule.push_str(pattern);
-    if let Some(head) = rule.strip_suffix(' ')
-        && !head.ends_with('\\')
-    {
-        rule = format!("{head}\\ ");
+    if trim_pattern(&rule).len() < rule.len() {
+        rule.pop();
+        rule.push_str("\\ ");
     }
     Ok(rule)
 }
 
 /// The rule of a line, as gitignore reads it; `None` for a comment and an empty line.
 fn of_line(include: bool, line: &str) -> Option<String> {
-    let line = if line.ends_with("\\ ") { line } else { line.trim_end() };
+    let line = trim_pattern(line);
     if line.is_empty() || line.starts_with('#') {
         return None;
     }
@@ -198,6 +200,9 @@ mod tests {
             (false, "\\!x", "\\!x"),
             (false, "x ", "x\\ "),
             (false, "x\\ ", "x\\ "),
+            (false, "x  ", "x \\ "),
+            (false, "x\\\\ ", "x\\\\\\ "),
+            (false, "x\t", "x\t"),
         ] {
             assert_eq!(of_pattern(include, pattern).unwrap(), rule, "{pattern}");
         }
@@ -217,6 +222,17 @@ mod tests {
             Rules(vec![Given { include, what }]).read(false).unwrap()
         };
         assert_eq!(read(false), ["*.o", "!keep.o", "/a b/", "end\\ "]);
+        for (text, rules) in [
+            ("\u{feff}*.o\n*.a\n", &["*.o", "*.a"][..]),
+            ("\u{feff}# comment\r\n*.a", &["*.a"]),
+            ("*.a\n\u{feff}x\n", &["*.a", "\u{feff}x"]),
+            ("\u{feff}", &[]),
+            ("tab\t \nx\\  \n   \n", &["tab\t", "x\\ "]),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(read(false), rules, "{text:?}");
+        }
+        std::fs::write(file.path(), "*.o\n!keep.o\n/a b/\nend\\ \n").unwrap();
         assert_eq!(read(true), ["!*.o", "keep.o", "!/a b/", "!end\\ "]);
         std::fs::write(file.path(), b"a\nb\xff\n").unwrap();
         let what = What::File(file.path().to_owned());

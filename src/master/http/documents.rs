@@ -132,7 +132,8 @@ fn read_sync_request(
         }
     }
     if let Some(Some(options)) = &options {
-        doc.refuse("options", submission::options_rule(options, listed));
+        let roots: Vec<&AbsPath> = [&source, &destination].into_iter().flatten().collect();
+        doc.refuse("options", submission::options_rule(options, listed, &roots));
     }
     doc.end()?;
     let request = whole_or_nothing(|| {
