@@ -321,6 +321,9 @@ pub(super) enum SyncCommand {
         /// Which
         #[arg(value_name = "ID")]
         id: RequestId,
+        /// Print the files whose names b3sum refuses (not UTF-8) instead, with the reason
+        #[arg(long)]
+        others: bool,
     },
     /// Compare a destination, mounted here, with the digests of its files; the source is not needed
     Verify(VerifyArgs),
@@ -360,7 +363,7 @@ pub(super) struct VerifyArgs {
     /// The sync, submitted with --digests or --manifest (then a PATH may follow); with --manifest FILE: the PATH
     #[arg(value_name = "ID|PATH", required = true, num_args = 1..=2)]
     pub(super) what: Vec<OsString>,
-    /// Take the digests from this file, as b3sum writes it; `-`: standard input
+    /// Take the digests from this file, as b3sum writes it, and from FILE.others where it exists; `-`: standard input
     #[arg(long, value_name = "FILE")]
     pub(super) manifest: Option<PathBuf>,
     /// Files that have no digest in the list are not told

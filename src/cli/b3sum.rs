@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A line that begins with a backslash has escapes (`\\`, `\n`, `\r`) in its name; `\xHH`, a byte of a
-//! name that is not UTF-8, is ours: b3sum can't name such files, and says so of these lines.
+//! name that b3sum refuses, is ours: such files are listed apart. A line that begins with `#` is a comment, which b3sum
+//! does not know.
 
 use super::failure::Failure;
 use crate::wire::path::show;
@@ -91,6 +92,17 @@ impl Reader {
         })
     }
 
+    /// Takes another text of lines; the one before it may lack the end of its last line.
+    ///
+    /// # Errors
+    /// As [`Reader::push`].
+    pub(super) fn push_list(&mut self, text: &[u8]) -> Result<(), Failure> {
+        if !self.lines.rest().is_empty() {
+            self.push(b"\n")?;
+        }
+        self.push(text)
+    }
+
     /// The list, complete. A name that stands there twice has the digest of the later line.
     ///
     /// # Errors
@@ -131,7 +143,7 @@ fn take(
     faulty: &mut u64,
 ) {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() {
+    if line.is_empty() || line.starts_with(b"#") {
         return;
     }
     match parse(line) {
@@ -245,6 +257,12 @@ mod tests {
         }
         let raw = [HEX.as_bytes(), b"  \xff\xfe\n"].concat();
         assert_eq!(read(&[&raw]).unwrap().find(b"\xff\xfe"), Some(0));
+        let commented = format!("# why\n{HEX}  #a\n#\n");
+        assert_eq!(read(&[commented.as_bytes()]).unwrap().find(b"#a"), Some(0));
+        let mut reader = Reader::default();
+        reader.push(format!("{HEX}  a").as_bytes()).unwrap();
+        reader.push_list(format!("{HEX}  b\n").as_bytes()).unwrap();
+        assert_eq!(reader.end("both").unwrap().len(), 2);
         let escaped = format!("\\{HEX}  a\\xff\\xFE\n");
         assert_eq!(read(&[escaped.as_bytes()]).unwrap().find(b"a\xff\xfe"), Some(0));
         for bad in ["\\x", "\\xf", "\\xg0"] {

@@ -40,8 +40,26 @@ pub(super) async fn files(ctx: &Context, args: FilesArgs) -> Result<Exit, Failur
 ///
 /// # Errors
 /// The sync is not there or has no digests; the master can't be asked.
-pub(super) async fn manifest(ctx: &Context, id: RequestId) -> Result<Exit, Failure> {
-    pass_on(&mut ctx.client()?.digests(&id).await.map_err(refused)?).await
+pub(super) async fn manifest(ctx: &Context, id: RequestId, others: bool) -> Result<Exit, Failure> {
+    let client = ctx.client()?;
+    let exit = pass_on(&mut client.digests(&id, others).await.map_err(refused)?).await?;
+    if !others && !ctx.global.quiet {
+        let mut rest = client.digests(&id, true).await.map_err(refused)?;
+        if rest.next().await?.is_some() {
+            let ctl = &ctx.ctl;
+            out::note(&format!(
+                "b3sum refuses the names of other files, which are not listed here: {ctl} sync manifest {id} --others"
+            ));
+        }
+    }
+    Ok(exit)
+}
+
+/// Where the files of a manifest are listed whose names `b3sum` refuses.
+pub(super) fn others_of(manifest: &Path) -> PathBuf {
+    let mut path = manifest.as_os_str().to_owned();
+    path.push(".others");
+    path.into()
 }
 
 /// What is not recorded, or not yet, is no conflict about an id.
@@ -55,10 +73,13 @@ fn refused(e: ClientError) -> Failure {
 /// # Errors
 /// As [`manifest`]; a list that can't be read.
 pub(super) async fn digests(ctx: &Context, id: &RequestId) -> Result<Digests, Failure> {
-    let mut body = ctx.client()?.digests(id).await.map_err(refused)?;
+    let client = ctx.client()?;
     let mut reader = Reader::default();
-    while let Some(piece) = body.next().await? {
-        reader.push(&piece)?;
+    for others in [false, true] {
+        let mut body = client.digests(id, others).await.map_err(refused)?;
+        while let Some(piece) = body.next().await? {
+            reader.push(&piece)?;
+        }
     }
     reader.end("the master's list")
 }
@@ -204,11 +225,21 @@ impl Wanted {
                     | Exit::Vanished
                     | Exit::DeleteStopped,
                 ) => {
-                    let mut body = client.digests(&sync.id).await.map_err(refused)?;
+                    let mut body = client.digests(&sync.id, false).await.map_err(refused)?;
                     let files = write(path, &mut body).await?;
+                    let others = others_of(path);
+                    let mut body = client.digests(&sync.id, true).await.map_err(refused)?;
+                    let rest = write_others(&others, &mut body).await?;
                     if !ctx.global.quiet {
                         let files = units::count(files);
                         out::note(&format!("  manifest: {files} files in {shown}"));
+                        if rest > 0 {
+                            let others = show(others.as_os_str().as_encoded_bytes());
+                            let rest = units::count(rest);
+                            out::note(&format!(
+                                "  manifest: {rest} files whose names b3sum refuses, in {others}"
+                            ));
+                        }
                     }
                 }
                 _ => {
@@ -228,13 +259,24 @@ fn is_known(sync: &Ended) -> bool {
 /// Whether a manifest can be written to `path`, as far as that can be known before.
 fn writable(path: &Path) -> Result<(), Failure> {
     let shown = show(path.as_os_str().as_encoded_bytes()).to_string();
-    if let Ok(there) = std::fs::symlink_metadata(path)
-        && !there.is_file()
-    {
+    for path in [path, &others_of(path)] {
+        let shown = show(path.as_os_str().as_encoded_bytes());
+        if let Ok(there) = std::fs::symlink_metadata(path)
+            && !there.is_file()
+        {
+            return Err(Failure::usage(format!(
+                "--manifest {shown} is no regular file, and would be replaced by one"
+            ))
+            .hinted("name another path; to standard output: ctl sync manifest ID"));
+        }
+    }
+    let others = others_of(path);
+    if std::fs::read(&others).is_ok_and(|text| !text.is_empty() && !text.starts_with(b"# b3sum ")) {
+        let others = show(others.as_os_str().as_encoded_bytes());
         return Err(Failure::usage(format!(
-            "--manifest {shown} is no regular file, and would be replaced by one"
+            "{others}, for the files whose names b3sum refuses, is there and no such list"
         ))
-        .hinted("name another path; to standard output: ctl sync manifest ID"));
+        .hinted("rename it, or name another path"));
     }
     if path.file_name().is_none() {
         return Err(Failure::usage(format!("--manifest `{shown}` names no file")));
@@ -253,6 +295,20 @@ fn writable(path: &Path) -> Result<(), Failure> {
 
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes the files whose names `b3sum` refuses to `path`; where there are none, one of an earlier sync is removed.
+/// Returns how many they are.
+async fn write_others(path: &Path, body: &mut Download) -> Result<u64, Failure> {
+    let lines = write(path, body).await?;
+    if lines == 0 {
+        std::fs::remove_file(path).map_err(|e| {
+            let shown = show(path.as_os_str().as_encoded_bytes());
+            Failure::new(format!("cannot remove {shown}, in which no file is listed: {e}"))
+        })?;
+    }
+    // A line with the reason stands before each.
+    Ok(lines / 2)
 }
 
 /// Writes what comes to a file beside `path`, and gives it that name when it is complete and on

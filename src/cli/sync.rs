@@ -34,7 +34,7 @@ pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Fai
         SyncCommand::Cancel { ids } => cancel(ctx, ids).await,
         SyncCommand::Delete { ids, ignore_not_found } => delete(ctx, ids, ignore_not_found).await,
         SyncCommand::Files(args) => records::files(ctx, args).await,
-        SyncCommand::Manifest { id } => records::manifest(ctx, id).await,
+        SyncCommand::Manifest { id, others } => records::manifest(ctx, id, others).await,
         SyncCommand::Verify(args) => verify::run(ctx, args).await,
     }
 }

@@ -73,6 +73,10 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, Failure
 fn of_file(file: &Path) -> Result<Digests, Failure> {
     let mut reader = Reader::default();
     reader.push(&names::raw(file, "the list of digests")?)?;
+    let others = records::others_of(file);
+    if file.as_os_str() != "-" && others.exists() {
+        reader.push_list(&names::raw(&others, "the list of digests")?)?;
+    }
     reader.end(&show(file.as_os_str().as_bytes()).to_string())
 }
 

@@ -64,14 +64,15 @@ impl MasterClient {
         self.download(&format!("/sync/{id}/files{query}")).await
     }
 
-    /// `GET /sync/{id}/manifest`: the digest and name of each file, as `b3sum --check` reads them;
-    /// names are relative to the destination root.
+    /// `GET /sync/{id}/manifest`: the digest and name of each file, as `b3sum --check` reads them; with `others` those
+    /// of the files whose names it refuses, with the reasons. Names are relative to the destination root.
     ///
     /// # Errors
     /// Problems 404 for an unknown id and 409 where it was not asked for or the sync goes on, any
     /// [`ClientError`].
-    pub async fn digests(&self, id: &RequestId) -> Result<Download, ClientError> {
-        self.download(&format!("/sync/{id}/manifest")).await
+    pub async fn digests(&self, id: &RequestId, others: bool) -> Result<Download, ClientError> {
+        let query = if others { "?lines=others" } else { "" };
+        self.download(&format!("/sync/{id}/manifest{query}")).await
     }
 
     /// `GET /admin/backup`: the embedded store as one SQLite file, as of one instant.

@@ -28,8 +28,17 @@ const MOST_REPAIRED: usize = 1 << 20;
 pub(super) enum Wanted {
     /// The records themselves, as JSON, of these states (all, where none is named).
     Records(Vec<FileState>),
-    /// A line for `b3sum --check` for each file with a digest that is there.
-    Digests,
+    /// A line for each file with a digest that is there.
+    Digests(Lines),
+}
+
+/// Which lines of a list of digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lines {
+    /// Those that `b3sum --check` reads.
+    Readable,
+    /// The others, each behind a comment with the reason.
+    Others,
 }
 
 /// Pieces of a list; an error ends it.
@@ -77,11 +86,11 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
             Err(conflict("not_recorded", "what became of each file was not recorded by this sync")
                 .hinted("submit it with options.record (ctl: --record)"))
         }
-        Wanted::Digests if !listing.digests => {
+        Wanted::Digests(_) if !listing.digests => {
             Err(conflict("not_recorded", "the digests of the files were not kept by this sync")
                 .hinted("submit it with options.manifest (ctl: --manifest)"))
         }
-        Wanted::Digests if !listing.ended => {
+        Wanted::Digests(_) if !listing.ended => {
             Err(conflict("not_ended", "the sync goes on: its manifest is not whole yet")
                 .hinted("wait for its end: ctl sync wait ID"))
         }
@@ -144,7 +153,9 @@ fn give(
                         out.piece.push(b'\n');
                     }
                 }
-                Wanted::Digests => digest_line(&record, &listing.destination, &mut out.piece),
+                Wanted::Digests(lines) => {
+                    digest_line(&record, &listing.destination, *lines, &mut out.piece);
+                }
             }
             out.filled()
         })?;
@@ -187,9 +198,21 @@ fn each(
     Ok(true)
 }
 
-/// Writes the line that `b3sum` would print for a file at the destination root. Names with a backslash
-/// or the end of a line are escaped as there: the line begins with a backslash.
-fn digest_line(record: &FileRecord, destination: &AbsPath, out: &mut Vec<u8>) {
+/// Why `b3sum --check` (1.8) refuses a name; `None` where it reads it.
+fn unreadable(name: &[u8]) -> Option<&'static str> {
+    match std::str::from_utf8(name) {
+        Err(_) => Some("its name is not UTF-8"),
+        Ok(text) if text.contains(char::REPLACEMENT_CHARACTER) => {
+            Some("its name holds U+FFFD, which b3sum writes for bytes that are not UTF-8")
+        }
+        Ok(_) => None,
+    }
+}
+
+/// Writes the line of a file at the destination root, where it is one of `lines`. Names with a backslash or the end
+/// of a line are escaped as by `b3sum`: the line begins with a backslash. `\xHH` is ours, in names that `b3sum`
+/// refuses.
+fn digest_line(record: &FileRecord, destination: &AbsPath, lines: Lines, out: &mut Vec<u8>) {
     let there = matches!(record.state, FileState::Done | FileState::Skipped);
     let (Some(digest), true) = (record.digest, there) else { return };
     let mut name = record.path.0.as_slice();
@@ -197,20 +220,28 @@ fn digest_line(record: &FileRecord, destination: &AbsPath, out: &mut Vec<u8>) {
         // The root is a file: it is named as seen from the directory that it lies in.
         name = destination.as_bytes().rsplit(|b| *b == b'/').next().unwrap_or_default();
     }
-    // b3sum stops at a list that is not UTF-8 all through; of a line with an escape that it does not
-    // know it only says that it can't check this one.
-    let text = std::str::from_utf8(name).is_ok();
-    if !text || name.iter().any(|b| matches!(b, b'\\' | b'\n' | b'\r')) {
+    let why = unreadable(name);
+    if why.is_some() != (lines == Lines::Others) {
+        return;
+    }
+    if let Some(why) = why {
+        out.extend_from_slice(format!("# b3sum cannot check this file: {why}\n").as_bytes());
+    }
+    if why.is_some() || name.iter().any(|b| matches!(b, b'\\' | b'\n' | b'\r')) {
         out.push(b'\\');
     }
     out.extend_from_slice(digest.to_string().as_bytes());
     out.extend_from_slice(b"  ");
+    if name == b"-" {
+        // Alone it would be standard input.
+        out.extend_from_slice(b"./");
+    }
     for byte in name {
         match byte {
             b'\\' => out.extend_from_slice(b"\\\\"),
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
-            byte if !text && !byte.is_ascii() => {
+            byte if why.is_some() && !byte.is_ascii() => {
                 out.extend_from_slice(format!("\\x{byte:02x}").as_bytes());
             }
             byte => out.push(*byte),
@@ -288,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_manifest_is_what_b3sum_prints_also_for_names_that_need_escapes() {
+    async fn a_manifest_is_what_b3sum_checks_and_the_rest_stands_apart_with_its_reason() {
         let spool = Spool::passing();
         let mut link = record(b"link", FileState::Done);
         link.digest = None;
@@ -297,17 +328,33 @@ mod tests {
             link,
             record(b"new\nline\\\r", FileState::Done),
             record(b"\xff", FileState::Done),
+            record("d/\u{fffd}".as_bytes(), FileState::Skipped),
+            record(b"-", FileState::Done),
             record(b"gone", FileState::Failed),
             record(b"", FileState::Done),
         ]);
         spool.write(3, 0, &all).unwrap();
-        let text = text(&spool, listing(all.len(), None), Wanted::Digests).await.unwrap();
+        let of = async |lines| {
+            let wanted = Wanted::Digests(lines);
+            String::from_utf8(text(&spool, listing(all.len(), None), wanted).await.unwrap())
+                .unwrap()
+        };
         let hex = |n: u8| Digest([n; 32]).to_string();
-        let mut wanted = format!("{}  d/plain\n\\{}  new\\nline\\\\\\r\n", hex(7), hex(10));
-        wanted.push_str(&format!("\\{}  \\xff\n", hex(1)));
-        let mut wanted = wanted.into_bytes();
-        wanted.extend_from_slice(format!("{}  to\n", hex(0)).as_bytes());
-        assert_eq!(String::from_utf8_lossy(&text), String::from_utf8_lossy(&wanted));
+        let readable = format!(
+            "{}  d/plain\n\\{}  new\\nline\\\\\\r\n{}  ./-\n{}  to\n",
+            hex(7),
+            hex(10),
+            hex(1),
+            hex(0)
+        );
+        assert_eq!(of(Lines::Readable).await, readable);
+        let others = of(Lines::Others).await;
+        let lines: Vec<&str> = others.lines().collect();
+        assert!(lines[0].starts_with("# ") && lines[0].ends_with("not UTF-8"), "{others}");
+        assert_eq!(lines[1], format!("\\{}  \\xff", hex(1)));
+        assert!(lines[2].starts_with("# ") && lines[2].contains("U+FFFD"), "{others}");
+        assert_eq!(lines[3], format!("\\{}  d/\\xef\\xbf\\xbd", hex(5)));
+        assert_eq!(lines.len(), 4);
     }
 
     #[tokio::test]
@@ -339,9 +386,9 @@ mod tests {
         assert_eq!(code(Listing { lost, ..listing(1, None) }, records()).await, "records_lost");
         let none = || Listing { recorded: false, digests: false, ..listing(0, None) };
         assert_eq!(code(none(), records()).await, "not_recorded");
-        assert_eq!(code(none(), Wanted::Digests).await, "not_recorded");
+        assert_eq!(code(none(), Wanted::Digests(Lines::Readable)).await, "not_recorded");
         let going_on = Listing { ended: false, ..listing(all.len(), None) };
-        assert_eq!(code(going_on, Wanted::Digests).await, "not_ended");
+        assert_eq!(code(going_on, Wanted::Digests(Lines::Others)).await, "not_ended");
         let cut = listing(all.len() - 3, None);
         assert!(text(&spool, cut, records()).await.is_err());
         assert_eq!(text(&spool, listing(0, None), records()).await.unwrap(), b"");

@@ -115,22 +115,70 @@ fn a_manifest_holds_the_digest_of_every_file_as_b3sum_has_it() {
 }
 
 #[test]
-fn names_that_are_not_utf_8_do_not_spoil_a_manifest() {
+fn names_that_b3sum_refuses_are_listed_apart_and_checked_all_the_same() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();
-    file(src.join(name(b"not utf-8 \xff")), "x");
-    file(src.join("plain"), "y");
-    let sync = cluster.sync_with(&src, &dst, json!({"manifest": true}));
-    assert_full(&sync);
-    let body = cluster.master.get(&format!("/sync/{}/manifest", sync.request_id)).body;
-    let listed = parse(&body);
-    assert_eq!(listed, b3sum_of(&src));
-    assert!(std::str::from_utf8(&body).is_ok(), "b3sum reads the lines of the others");
-    let id = sync.request_id.to_string();
-    cluster.ctl(["sync", "verify", &id]).run().exits(0);
-    flip(&dst.join(name(b"not utf-8 \xff")), 0);
-    let ran = cluster.ctl(["sync", "verify", &id]).run().exits(23);
-    assert!(ran.out().contains("not utf-8") && !ran.out().contains("plain"), "{}", ran.out());
+    let refused = [name(b"not utf-8 \xff"), name("d\u{fffd}".as_bytes())];
+    for (number, name) in refused.iter().enumerate() {
+        file(src.join(name), number.to_string());
+    }
+    for readable in ["plain", "-", "new\nline", "carriage\rreturn", "back\\slash", "e\u{301}"] {
+        file(src.join(readable), readable);
+    }
+    let manifest = cluster.home().join("manifest");
+    let others = cluster.home().join("manifest.others");
+    let submit =
+        cluster.ctl(["sync", "submit", "--wait", "--id", "odd", "--manifest"]).arg(&manifest);
+    let ran = submit.arg(&src).arg(&dst).run().exits(0);
+    assert!(
+        ran.err().contains("6 files in") && ran.err().contains("2 files whose names"),
+        "{}",
+        ran.err()
+    );
+    let (listed, apart) = (fs::read(&manifest).unwrap(), fs::read(&others).unwrap());
+    // What b3sum reads: text with its escapes only, no comment, and nothing that it takes for standard input.
+    let text = std::str::from_utf8(&listed).unwrap();
+    assert!(text.lines().all(|line| !line.contains("\\x") && !line.starts_with('#')), "{text}");
+    assert!(!text.contains('\u{fffd}') && text.contains("  ./-\n"), "{text}");
+    let mut read = parse(&listed);
+    let dash = read.remove(&b"./-"[..]).unwrap();
+    assert_eq!(dash, blake3::hash(b"-").to_hex().to_string());
+    read.insert(b"-".to_vec(), dash);
+    let digests: Vec<u8> = apart
+        .split_inclusive(|b| *b == b'\n')
+        .filter(|line| line[0] != b'#')
+        .flatten()
+        .copied()
+        .collect();
+    let mut all = parse(&digests);
+    assert_eq!(all.len(), 2);
+    all.extend(read);
+    assert_eq!(all, b3sum_of(&src));
+    let printed = cluster.ctl(["sync", "manifest", "odd"]).run().exits(0);
+    assert_eq!(printed.stdout, listed);
+    assert!(printed.err().contains("ctl sync manifest odd --others"), "{}", printed.err());
+    assert_eq!(cluster.ctl(["sync", "manifest", "odd", "--others"]).run().exits(0).stdout, apart);
+    let by_id = || cluster.ctl(["sync", "verify", "odd"]).run();
+    let by_file = || cluster.ctl(["sync", "verify", "--manifest"]).arg(&manifest).arg(&dst).run();
+    for name in &refused {
+        for ran in [by_id(), by_file()] {
+            ran.exits(0);
+        }
+        flip(&dst.join(name), 0);
+        for ran in [by_id(), by_file()] {
+            let ran = ran.exits(23);
+            assert!(ran.out().contains("changed") && !ran.out().contains("plain"), "{}", ran.out());
+        }
+        flip(&dst.join(name), 0);
+    }
+    // A later manifest without such names leaves no list of them.
+    for name in &refused {
+        fs::remove_file(src.join(name)).unwrap();
+        fs::remove_file(dst.join(name)).unwrap();
+    }
+    let submit = cluster.ctl(["sync", "submit", "--wait", "--manifest"]).arg(&manifest);
+    submit.arg(&src).arg(&dst).run().exits(0);
+    assert!(!others.exists() && parse(&fs::read(&manifest).unwrap()).len() == 6);
 }
 
 #[test]

@@ -87,7 +87,7 @@ async fn a_refusal_is_the_problem_that_the_master_told() {
     let problem =
         br#"{"title": "x", "status": 409, "detail": "not recorded", "code": "no_records"}"#;
     let (client, asked) = master(409, problem).await;
-    let e = refused(client.digests(&id()).await.unwrap_err());
+    let e = refused(client.digests(&id(), false).await.unwrap_err());
     assert!(e.exit == Exit::Error && e.render().contains("not recorded"), "{}", e.render());
     assert_eq!(asked.await.unwrap(), "GET /sync/run42/manifest HTTP/1.1");
 }
@@ -98,7 +98,7 @@ async fn a_manifest_gets_its_name_when_it_is_complete() {
     let path = dir.path().join("list");
     std::fs::write(&path, "old").unwrap();
     let (client, _) = master(200, b"digest  a\ndigest  b\n").await;
-    let mut body = client.digests(&id()).await.unwrap();
+    let mut body = client.digests(&id(), false).await.unwrap();
     assert_eq!(write(&path, &mut body).await.unwrap(), 2);
     assert_eq!(std::fs::read(&path).unwrap(), b"digest  a\ndigest  b\n");
     // A reply that breaks off leaves what was there, and nothing else.
@@ -110,7 +110,7 @@ async fn a_manifest_gets_its_name_when_it_is_complete() {
         let _ = stream.write_all(b"HTTP/1.1 200 X\r\ncontent-length: 50\r\n\r\ndigest  c\n").await;
     });
     let client = MasterClient::new(vec![url], ClientOptions::default()).unwrap();
-    let mut body = client.digests(&id()).await.unwrap();
+    let mut body = client.digests(&id(), false).await.unwrap();
     assert!(write(&path, &mut body).await.is_err());
     broken.await.unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"digest  a\ndigest  b\n");
@@ -125,8 +125,26 @@ fn a_manifest_that_cannot_be_written_is_refused_before_anything_is_done() {
     std::os::unix::fs::symlink("socket", dir.path().join("link")).unwrap();
     std::fs::write(dir.path().join("file"), "").unwrap();
     writable(&dir.path().join("file")).unwrap();
-    for bad in ["socket", "link", "none/x", "file/x", "."] {
+    std::fs::write(dir.path().join("taken.others"), "of somebody else").unwrap();
+    std::fs::write(dir.path().join("new.others"), "# b3sum cannot check this file: …\n").unwrap();
+    writable(&dir.path().join("new")).unwrap();
+    for bad in ["socket", "link", "none/x", "file/x", ".", "taken"] {
         let e = writable(&dir.path().join(bad)).unwrap_err();
         assert_eq!(e.exit.code(), 2, "{bad}: {}", e.render());
     }
+}
+
+#[tokio::test]
+async fn files_that_b3sum_refuses_are_listed_beside_the_manifest_or_nothing_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let others = others_of(&dir.path().join("list"));
+    assert_eq!(others, dir.path().join("list.others"));
+    for (body, files) in [(&b"# b3sum cannot\n\\digest  \\xff\n"[..], 1), (b"", 0)] {
+        let (client, asked) = master(200, body).await;
+        let mut body = client.digests(&id(), true).await.unwrap();
+        assert_eq!(write_others(&others, &mut body).await.unwrap(), files);
+        assert_eq!(others.exists(), files > 0);
+        assert_eq!(asked.await.unwrap(), "GET /sync/run42/manifest?lines=others HTTP/1.1");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -5,7 +5,7 @@ use super::body::{self, Budget, Held};
 use super::params::{self, Named, Params};
 use super::{HttpLimits, documents, guard};
 use crate::master::handle::Handle;
-use crate::master::listing::Wanted;
+use crate::master::listing::{Lines, Wanted};
 use crate::scheduler::{IdempotencyKey, Select};
 use crate::util::seal;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
@@ -245,10 +245,13 @@ async fn files(State(app): State<App>, Named(id): Named<RequestId>, uri: Uri) ->
     Ok(stream("application/x-ndjson", pieces))
 }
 
-async fn digests(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
-    let pieces = app.handle.listing(id, Wanted::Digests).await?;
-    // Names are bytes: where they are not UTF-8, neither is this.
-    Ok(stream("text/plain", pieces))
+async fn digests(State(app): State<App>, Named(id): Named<RequestId>, uri: Uri) -> Answer {
+    let lines = match Params::of(&uri, &["lines"])?.get("lines") {
+        None | Some("readable") => Lines::Readable,
+        Some("others") => Lines::Others,
+        Some(_) => return Err(params::bad("lines must be readable or others").into()),
+    };
+    Ok(stream("text/plain", app.handle.listing(id, Wanted::Digests(lines)).await?))
 }
 
 async fn heartbeat(State(app): State<App>, request: Request) -> Answer {

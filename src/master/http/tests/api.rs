@@ -491,7 +491,7 @@ async fn a_list_that_breaks_off_is_not_taken_for_whole() {
     };
     assert!(ended.unwrap_err().to_string().contains("broke off"));
     let id = format!("list-{}", good.len() * 3_000).parse().unwrap();
-    let mut pieces = client.digests(&id).await.unwrap();
+    let mut pieces = client.digests(&id, false).await.unwrap();
     let mut read = 0;
     while let Some(piece) = pieces.next().await.unwrap() {
         read += piece.len();
