@@ -135,7 +135,7 @@ async fn a_lead_counts_from_when_it_was_asked_for_however_late_the_store_answers
         name: "one".to_owned(),
         url: None,
         lease: Duration::from_millis(400),
-        settings: Settings::default(),
+        settings: watch::channel(Settings::default()).1,
         spool: Spool::passing(),
         seat,
         shutdown: stop.clone(),
