@@ -123,6 +123,10 @@ fn read(line: &str) -> Result<Option<(String, Effect)>, String> {
         return Ok(None);
     }
     let Some(glob) = translate(line, anchored)? else { return Ok(None) };
+    // No path has an empty name in it.
+    if glob.starts_with('/') || glob.ends_with('/') || glob.contains("//") {
+        return Ok(None);
+    }
     let glob = if anchored { glob } else { format!("**/{glob}") };
     Ok(Some((glob, Effect { includes, only_dirs })))
 }
