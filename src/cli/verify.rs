@@ -306,13 +306,13 @@ fn walk(
 ) -> Result<Walked, Failure> {
     let mut left = Walked { seen: vec![false; digests.len()], unread: Vec::new() };
     let root = RelPath::root();
-    let mut walk = place
+    let walk = place
         .tree
         .walk(&root, None)
         .map_err(|e| Failure::new(format!("cannot read {}: {}", place.tree.path(), why(&e))))?;
     // The directory for deleted entries that the walk is in. What the list has there is checked all the same.
     let mut trash: Option<RelPath> = None;
-    while let Some(next) = walk.next() {
+    for next in walk {
         let entry = match next {
             Ok(entry) => entry,
             Err(e) => {

@@ -224,8 +224,11 @@ struct Class {
     others: Vec<char>,
 }
 
+/// Whether an ASCII byte belongs to a named class.
+type IsInClass = fn(&u8) -> bool;
+
 /// What `[:name:]` means, of ASCII.
-const NAMED: [(&str, fn(&u8) -> bool); 12] = [
+const NAMED: [(&str, IsInClass); 12] = [
     ("alnum", u8::is_ascii_alphanumeric),
     ("alpha", u8::is_ascii_alphabetic),
     ("blank", |byte| matches!(byte, b' ' | b'\t')),
