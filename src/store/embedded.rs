@@ -14,7 +14,7 @@ use super::fence::{Reign, Verdict};
 use super::{
     Acquired, Backup, Batch, Candidate, Fence, SCHEMA, Store, StoreError, check_schema, new_owner,
 };
-use files::{IN_USE, Opened};
+use files::{Opened, USAGE_TABLE, Usage};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
 };
@@ -241,9 +241,9 @@ fn set_up(connection: &mut Connection, place: &Place) -> Result<(), StoreError> 
         connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))?;
         let has_meta = |c: &Connection| {
             c.query_row(
-                "SELECT count(*), coalesce(sum(name = 'meta'), 0) FROM sqlite_master",
-                [],
-                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)? > 0)),
+                "SELECT count(*), coalesce(sum(name IN ('meta', ?1)), 0) FROM sqlite_master",
+                [USAGE_TABLE],
+                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)? == 2)),
             )
         };
         if has_meta(connection)?.0 == 0 {
@@ -256,6 +256,7 @@ fn set_up(connection: &mut Connection, place: &Place) -> Result<(), StoreError> 
                      CREATE TABLE blobs (key TEXT PRIMARY KEY, value BLOB NOT NULL);",
                 )?;
                 set_meta(&tx, "schema", &SCHEMA.to_string())?;
+                Usage::stopped().create(&tx)?;
             }
             tx.commit()?;
         }
@@ -383,8 +384,10 @@ impl Worker {
 
     /// Records in the database file that it is in use, and moves into it what the log holds.
     fn begin_use(&mut self) -> Result<(), StoreError> {
-        // Where a reader keeps the checkpoint from its end, the next one does it.
-        let marked = self.mark("yes");
+        // Where a reader blocks the checkpoint, the `-wal` begins with this mark, and so belongs to the file.
+        let marked = Usage::read(&self.connection)
+            .and_then(|usage| self.mark(&usage.begun()))
+            .and_then(|()| self.checkpoint());
         marked.map_err(|e| self.place.error("write to", &e))?;
         self.opened = self.place.0.as_deref().map(Opened::at);
         self.in_use = true;
@@ -394,7 +397,7 @@ impl Worker {
     /// Moves everything into the database file, which needs nothing beside it from then on, and frees the lock.
     fn end_use(&mut self) {
         if self.lock.is_some() {
-            let why = match self.mark("no") {
+            let why = match self.record_stop() {
                 Ok(true) => None,
                 Ok(false) => Some("another program reads it".to_owned()),
                 Err(e) => Some(e.to_string()),
@@ -410,11 +413,25 @@ impl Worker {
         self.lock = None;
     }
 
-    /// Records whether the database is in use. False: not all of the log is in the database file yet.
-    fn mark(&mut self, in_use: &str) -> rusqlite::Result<bool> {
+    /// Empties the `-wal` and then records that the database is not in use: a file that is marked so holds every
+    /// commit at each instant. False: a reader blocks a checkpoint, so that the `-wal` is still needed.
+    fn record_stop(&mut self) -> rusqlite::Result<bool> {
+        if !self.checkpoint()? {
+            return Ok(false);
+        }
+        self.mark(&Usage::stopped())?;
+        self.checkpoint()
+    }
+
+    /// Commits `usage` to the `-wal`.
+    fn mark(&mut self, usage: &Usage) -> rusqlite::Result<()> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        set_meta(&tx, IN_USE, in_use)?;
-        tx.commit()?;
+        usage.write(&tx)?;
+        tx.commit()
+    }
+
+    /// Moves the `-wal` into the database file. False: a reader blocks it, so that not all of it is moved.
+    fn checkpoint(&self) -> rusqlite::Result<bool> {
         let blocked: bool =
             self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         Ok(!blocked)

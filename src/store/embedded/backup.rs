@@ -1,6 +1,6 @@
 //! A consistent copy of a database that is in use.
 
-use super::files::{IN_USE, beside};
+use super::files::{Usage, beside};
 use super::{Place, StoreError};
 use crate::store::Backup;
 use crate::util::seal;
@@ -42,7 +42,7 @@ pub(super) fn copy(
     let copied = Connection::open(&target.0).map_err(failed("open the copy of"))?;
     let finish = || -> rusqlite::Result<String> {
         // A backup is complete by itself, like a database after a clean stop.
-        copied.execute("UPDATE meta SET value = 'no' WHERE name = ?1", [IN_USE])?;
+        Usage::stopped().write(&copied)?;
         copied.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
     };
     let verdict = finish().map_err(failed("check the copy of"))?;

@@ -1,28 +1,81 @@
 //! The files of the database: whether all of them are there.
 //!
 //! SQLite keeps the newest commits in `longhaul.db-wal` until a checkpoint moves them into `longhaul.db`. The
-//! database file therefore records in itself ([`IN_USE`]) whether a master has it open: that value is
-//! checkpointed when a master begins and when it stops. So a database file alone shows whether it is complete:
+//! database file therefore records in itself ([`Usage`]) whether a master has it open, and a random id of the last
+//! clean stop. So a database file alone shows whether it is complete:
 //!
 //! | in use | `-wal` | |
 //! |---|---|---|
 //! | no | absent or empty | complete: a clean stop, or a backup |
 //! | yes | present | its master was killed; SQLite recovers the newest commits from the `-wal` |
 //! | yes | absent | the `-wal` was not copied, or was removed: the newest commits are missing |
-//! | no | has content | the `-wal` belongs to another database; SQLite would apply it to this one |
+//! | no | begins with the id of the file | its master was killed during a stop or a start: SQLite recovers |
+//! | no | has other content | the `-wal` belongs to another database; SQLite would apply it to this one |
 //!
-//! The last row also appears when a master is killed in the middle of a clean stop or of its start. Nothing is lost
-//! then either: the database file holds everything that the `-wal` holds, except the value itself.
+//! A stop first moves every commit into the database file, which leaves the `-wal` empty, then commits the mark `no`
+//! with a new id, and moves that too. A start commits the mark `yes` with the id of the last stop, and moves it. So
+//! wherever the database file reads `no` and its own `-wal` is not empty, the first transaction of the `-wal` is a mark
+//! with the id of the file. It is applied, because it can repair a page of the mark that is half written, and because
+//! commits follow it where a reader blocks the checkpoint of a start. Later generations of the `-wal` of the same
+//! database do not begin with a mark, so that a copy of the file from before them does not match.
 
 use super::StoreError;
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The row of `meta` that is `yes` while a master has the database open, else `no`.
-pub(super) const IN_USE: &str = "in_use";
+/// The table with the one row of [`Usage`]. It has a page of its own, and each value has the same length and overwrites
+/// the one before it: no bytes of an earlier value remain in that page.
+pub(super) const USAGE_TABLE: &str = "usage";
+
+/// Whether a master has the database open, and the id of the last clean stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Usage {
+    in_use: bool,
+    id: String,
+}
+
+impl Usage {
+    /// Not in use, with a new id.
+    pub(super) fn stopped() -> Usage {
+        Usage { in_use: false, id: uuid::Uuid::new_v4().simple().to_string() }
+    }
+
+    /// In use, with the same id.
+    pub(super) fn begun(self) -> Usage {
+        Usage { in_use: true, ..self }
+    }
+
+    /// As it is stored: always 36 bytes.
+    fn value(&self) -> String {
+        format!("{:<3} {}", if self.in_use { "yes" } else { "no" }, self.id)
+    }
+
+    /// Creates the table.
+    pub(super) fn create(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.execute_batch(&format!(
+            "CREATE TABLE {USAGE_TABLE} (one INTEGER PRIMARY KEY, in_use TEXT NOT NULL)"
+        ))?;
+        let insert = format!("INSERT INTO {USAGE_TABLE} VALUES (1, ?1)");
+        connection.execute(&insert, [self.value()]).map(drop)
+    }
+
+    pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let update = format!("UPDATE {USAGE_TABLE} SET in_use = ?1");
+        connection.execute(&update, [self.value()]).map(drop)
+    }
+
+    pub(super) fn read(connection: &Connection) -> rusqlite::Result<Usage> {
+        let select = format!("SELECT in_use FROM {USAGE_TABLE}");
+        let value: String = connection.query_row(&select, [], |row| row.get(0))?;
+        let (in_use, id) = value.split_once(' ').unwrap_or((&value, ""));
+        Ok(Usage { in_use: in_use == "yes", id: id.trim().to_owned() })
+    }
+}
 
 /// The write-ahead log of a database file.
 pub(super) fn wal_of(file: &Path) -> PathBuf {
@@ -55,8 +108,9 @@ pub(super) enum Found {
 pub(super) fn inspect(file: &Path) -> Result<Found, StoreError> {
     let wal = wal_of(file);
     let wal_bytes = std::fs::metadata(&wal).ok().map(|meta| meta.len());
-    match (in_use(file), wal_bytes) {
-        (Some(true), None) => {
+    let Some((usage, page)) = usage_of(file) else { return Ok(Found::Complete) };
+    match (usage.in_use, wal_bytes) {
+        (true, None) => {
             tracing::error!(
                 "{} was in use when it was copied or when its master ended, and {} is missing: syncs and results of \
                  the time before that may be missing. If you have that file, stop this master and put both in place; \
@@ -67,7 +121,7 @@ pub(super) fn inspect(file: &Path) -> Result<Found, StoreError> {
             );
             Ok(Found::WalMissing)
         }
-        (Some(false), Some(1..)) => {
+        (false, Some(1..)) if !begins_with_mark(&wal, page, &usage.id) => {
             let aside = beside(&wal, &format!(".foreign-{}", uuid::Uuid::new_v4().simple()));
             std::fs::rename(&wal, &aside).map_err(|e| {
                 StoreError::Unusable(format!(
@@ -89,9 +143,9 @@ pub(super) fn inspect(file: &Path) -> Result<Found, StoreError> {
     }
 }
 
-/// What the database file by itself, without its `-wal`, records. `None`: nothing, or it cannot be read; opening it
-/// then shows what is wrong.
-fn in_use(file: &Path) -> Option<bool> {
+/// What the database file by itself, without its `-wal`, records, and the number of the page that has it. `None`:
+/// nothing, or it cannot be read; opening it then shows what is wrong.
+fn usage_of(file: &Path) -> Option<(Usage, u32)> {
     // `immutable` keeps SQLite from applying the log.
     let mut uri = String::from("file:");
     for byte in file.as_os_str().as_bytes() {
@@ -107,11 +161,49 @@ fn in_use(file: &Path) -> Option<bool> {
         | OpenFlags::SQLITE_OPEN_URI
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(uri, flags).ok()?;
-    let value: Option<String> = connection
-        .query_row("SELECT value FROM meta WHERE name = ?1", [IN_USE], |row| row.get(0))
-        .optional()
+    let page = connection
+        .query_row("SELECT rootpage FROM sqlite_master WHERE name = ?1", [USAGE_TABLE], |row| {
+            row.get(0)
+        })
         .ok()?;
-    value.map(|value| value == "yes")
+    Some((Usage::read(&connection).ok()?, page))
+}
+
+/// Whether the first transaction of `wal` writes a mark with `id` to `page`. False for what cannot be read.
+fn begins_with_mark(wal: &Path, page: u32, id: &str) -> bool {
+    // The format is in https://www.sqlite.org/fileformat2.html#the_write_ahead_log: all numbers are big-endian.
+    const MAX_FRAMES: u32 = 64;
+    const MAX_PAGE_BYTES: u32 = 64 << 10;
+    let search = || -> std::io::Result<bool> {
+        let mut file = File::open(wal)?;
+        let mut header = [0; 32];
+        file.read_exact(&mut header)?;
+        let page_bytes = number_at(&header, 8);
+        if id.is_empty() || page_bytes > MAX_PAGE_BYTES {
+            return Ok(false);
+        }
+        let mut frame = vec![0; 24 + page_bytes as usize];
+        for _ in 0..MAX_FRAMES {
+            file.read_exact(&mut frame)?;
+            // Frames of an earlier generation remain behind those of the present one.
+            if frame[8..16] != header[16..24] {
+                return Ok(false);
+            }
+            if number_at(&frame, 0) == page {
+                return Ok(frame[24..].windows(id.len()).any(|bytes| bytes == id.as_bytes()));
+            }
+            let ends_transaction = number_at(&frame, 4) != 0;
+            if ends_transaction {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    };
+    search().unwrap_or(false)
+}
+
+fn number_at(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
 /// Which files SQLite has open: each as device and inode.

@@ -212,6 +212,101 @@ async fn a_missing_log_is_found_and_one_of_another_database_is_not_applied() {
     assert_eq!(std::fs::read(copy.path().join(&kept[1])).unwrap(), stray);
 }
 
+/// The files of the store in `dir` as a power cut at this instant leaves them, in a directory of their own.
+fn files_now(dir: &tempfile::TempDir) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for name in [FILE_NAME, "longhaul.db-wal"] {
+        std::fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+    }
+    copy
+}
+
+/// Opens what [`files_now`] copied: it must hold all of `expected`, and no `-wal` may be set aside.
+async fn holds(copy: &tempfile::TempDir, expected: &BTreeMap<String, Vec<u8>>, point: &str) {
+    let store = open(copy).unwrap();
+    assert_eq!(store.load().await.unwrap(), *expected, "{point}");
+    lead(&store, "next").await;
+    store.close().await;
+    assert_eq!(names(copy.path()), [FILE_NAME], "{point}");
+    assert_eq!(held_by(&copy.path().join(FILE_NAME)).await, *expected, "{point}");
+}
+
+#[tokio::test]
+async fn a_kill_at_any_point_of_a_stop_or_start_loses_no_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).unwrap();
+    let fence = lead(&store, "m1").await;
+    store.commit(fence, &put("a", "1")).await.unwrap();
+    let expected = put("a", "1").puts;
+    let passive = |worker: &mut Worker| {
+        // Moves everything and leaves the `-wal` as it is: the instant before it is emptied.
+        let sql = "PRAGMA wal_checkpoint(PASSIVE)";
+        worker.connection.query_row(sql, [], |_| Ok(())).unwrap();
+    };
+    type Step = Box<dyn FnOnce(&mut Worker) + Send>;
+    let steps: [(&str, Step); 8] = [
+        ("killed", Box::new(|_| ())),
+        ("the commits are moved", Box::new(passive)),
+        ("the log is empty", Box::new(|w| assert!(w.checkpoint().unwrap()))),
+        ("`no` is committed", Box::new(|w| w.mark(&Usage::stopped()).unwrap())),
+        ("`no` is moved", Box::new(passive)),
+        ("stopped", Box::new(|w| assert!(w.checkpoint().unwrap()))),
+        (
+            "`yes` is committed",
+            Box::new(|w| {
+                let usage = Usage::read(&w.connection).unwrap();
+                w.mark(&usage.begun()).unwrap();
+            }),
+        ),
+        ("`yes` is moved", Box::new(passive)),
+    ];
+    for (point, step) in steps {
+        let taken = store.call(|worker| {
+            step(worker);
+            Ok(())
+        });
+        taken.await.unwrap();
+        holds(&files_now(&dir), &expected, point).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_blocks_a_checkpoint_of_a_stop_or_a_start_costs_no_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let no_wait = |worker: &mut Worker| {
+        worker.connection.busy_timeout(Duration::ZERO).unwrap();
+        Ok(())
+    };
+    let reader = || {
+        let reader = sqlite(&dir);
+        reader.execute_batch("BEGIN").unwrap();
+        reader.query_row("SELECT count(*) FROM records", [], |_| Ok(())).unwrap();
+        reader
+    };
+    let store = open(&dir).unwrap();
+    store.call(no_wait).await.unwrap();
+    let fence = lead(&store, "m1").await;
+    let blocking = reader();
+    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    store.release(fence).await.unwrap();
+    // Not on top of commits that are not in the file: a kill during the next checkpoint would leave `no` without them.
+    let usage = store.call(|w| w.read(Usage::read)).await.unwrap();
+    assert_eq!(usage.clone().begun(), usage, "still in use");
+    holds(&files_now(&dir), &put("a", "1").puts, "a stop that is blocked").await;
+    blocking.execute_batch("ROLLBACK").unwrap();
+    let fence = lead(&store, "m1").await;
+    store.release(fence).await.unwrap();
+    assert_eq!(held_by(&dir.path().join(FILE_NAME)).await, put("a", "1").puts);
+    // The file reads `no` as long as the start is blocked.
+    let blocking = reader();
+    let fence = lead(&store, "m1").await;
+    store.commit(fence, &put("b", "2")).await.unwrap();
+    let mut both = put("a", "1").puts;
+    both.extend(put("b", "2").puts);
+    holds(&files_now(&dir), &both, "a start that is blocked").await;
+    drop(blocking);
+}
+
 #[tokio::test]
 async fn nothing_is_committed_to_files_that_have_no_name_any_more() {
     use files::wal_of;
