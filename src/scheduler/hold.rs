@@ -165,8 +165,11 @@ impl State {
         errors: &[FileError],
         now: Now,
     ) -> bool {
-        let lack = errors.iter().find_map(|error| Some((Lack::of(error, task)?, error)));
-        let Some((lack, error)) = lack else { return false };
+        let lacks = errors.iter().filter_map(|error| Some((Lack::of(error, task)?, error)));
+        let (elsewhere, lacks): (Vec<_>, Vec<_>) =
+            lacks.partition(|(lack, _)| self.is_served_elsewhere(task.sync, lack));
+        // The report is of a time before the path was known to be gone: other workers are asked from now on.
+        let Some((lack, error)) = lacks.into_iter().next() else { return !elsewhere.is_empty() };
         // What a flush could not write is lost: to wait does not bring it back.
         if lack == Lack::Room && task.spec == TaskSpec::Flush {
             return false;
@@ -228,6 +231,13 @@ impl State {
 
     /// Time passed: syncs that wait for their storage are tried again, or have waited for too long.
     pub(super) fn tend_holds(&mut self, now: Now) {
+        let served = self.working.iter().filter(|no| match self.syncs.get(no).map(|s| &s.hold) {
+            Some(Some(Hold::Storage { lack, .. })) => self.is_served_elsewhere(**no, lack),
+            _ => false,
+        });
+        for no in served.copied().collect::<Vec<SyncNo>>() {
+            self.release(no, now);
+        }
         let mut in_vain: Vec<(SyncNo, Lack, String)> = Vec::new();
         let patience = self.settings.no_space_ms;
         for no in &self.working {

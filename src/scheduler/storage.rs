@@ -47,6 +47,16 @@ impl State {
         }
     }
 
+    /// Whether the worker that a lack names is known not to serve the path any more (it is silent, or reports the path
+    /// as unavailable), and another worker serves it: then there is nothing to wait for.
+    pub(super) fn is_served_elsewhere(&self, no: SyncNo, lack: &Lack) -> bool {
+        let Lack::Root { worker, at_source, flush: false } = lack else { return false };
+        let Some(sync) = self.syncs.get(&no) else { return false };
+        let path = sync.path(*at_source);
+        let serves = self.workers.get(worker).is_some_and(|w| w.active && w.holds(path));
+        !serves && self.able(sync, path).next().is_some()
+    }
+
     /// A sync that is under way waits where nobody serves its source, or its destination, any more.
     fn hold_if_lost(&mut self, no: SyncNo, id: &WorkerId, at_source: bool, now: Now) {
         let Some(sync) = self.syncs.get(&no).filter(|s| s.state == SyncState::Progress) else {

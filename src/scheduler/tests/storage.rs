@@ -117,6 +117,52 @@ fn with_a_worker_that_has_the_path_the_sync_goes_on_without_the_one_that_lost_it
 }
 
 #[test]
+fn a_late_report_of_a_path_that_another_worker_serves_does_not_pause_the_sync() {
+    for silent in [false, true] {
+        let mut world = default_copying(3);
+        beat(&mut world, "d2", Some("d1"), &[]);
+        let copies: Vec<Assignment> = (0..3).map(|_| next(&mut world, "s", "copy")).collect();
+        let in_hand: Vec<AssignmentId> = copies.iter().map(|a| a.assignment_id).collect();
+        if silent {
+            for _ in 0..12 {
+                world.pass(5_000);
+                beat(&mut world, "s", Some("s1"), &in_hand);
+                beat(&mut world, "d2", Some("d1"), &[]);
+            }
+        } else {
+            beat(&mut world, "d", None, &[]);
+        }
+        for copy in &copies {
+            failed(&mut world, copy, gone("d", "destination"));
+            assert_eq!(world.progress("demo").state, SyncState::Progress, "silent: {silent}");
+        }
+        world.pass(2_000);
+        for _ in &copies {
+            let copy = next(&mut world, "s", "copy");
+            let to: Vec<&str> =
+                copy.destination_workers.iter().map(|m| m.worker_id.as_str()).collect();
+            assert_eq!(to, ["d2"]);
+            world.finish(result(&copy, true, all_done(&copy, "d2")));
+        }
+    }
+}
+
+#[test]
+fn a_sync_that_waits_for_a_worker_that_falls_silent_goes_on_through_another_one() {
+    let mut world = default_copying(1);
+    beat(&mut world, "d2", Some("d1"), &[]);
+    let copy = next(&mut world, "s", "copy");
+    failed(&mut world, &copy, gone("d", "destination"));
+    assert_eq!(world.progress("demo").state, SyncState::Paused);
+    for _ in 0..12 {
+        world.pass(5_000);
+        beat(&mut world, "s", Some("s1"), &[]);
+        beat(&mut world, "d2", Some("d1"), &[]);
+    }
+    assert_eq!(world.progress("demo").state, SyncState::Progress);
+}
+
+#[test]
 fn a_flush_of_a_root_that_is_gone_is_no_flush_and_is_asked_for_again_when_it_is_back() {
     let mut world = default_copying(1);
     done(&mut world, "s", "copy");
