@@ -112,8 +112,8 @@ impl State {
             reply.protocol = Some(PROTOCOL);
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.silent = self.silent_destinations(&id);
-            reply.drop = said.in_hand.iter().filter(|a| !valid.contains(a)).copied().collect();
         }
+        let in_hand = said.incarnation.as_ref().map(|_| said.in_hand.clone()).unwrap_or_default();
         let news = self.workers.get(&id).is_none_or(|known| {
             !known.active
                 || known.said.status.takes_work() != said.status.takes_work()
@@ -138,6 +138,9 @@ impl State {
         if news {
             self.look_at_storage(&id, now);
         }
+        // Only now: a sync that restarts, or stops, takes back what it had given.
+        let goes_on = |a: &AssignmentId| valid.contains(a) && self.leases.get(a).is_some();
+        reply.drop = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
         self.tell_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
     }

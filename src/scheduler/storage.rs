@@ -9,6 +9,7 @@ use super::boots::{boot_of, root_of};
 use super::hold::{Hold, Lack};
 use super::stage::Stage;
 use super::sync::Sync;
+use super::task::{Task, TaskState};
 use super::worker::unavailable;
 use super::{Now, State};
 use crate::wire::sync::SyncState;
@@ -171,6 +172,19 @@ impl State {
         if sync.stage < Stage::Prune {
             tracing::warn!(sync = %sync.id, worker = %id, "its source was replaced: the sync restarts");
             self.sync_anew(no, now);
+            self.delay_scans(no, now);
+        }
+    }
+
+    /// Keeps the scans of a sync that restarts for as long as workers may still publish what they read from the root
+    /// before: it would replace what the new pass brings.
+    fn delay_scans(&mut self, no: SyncNo, now: Now) {
+        let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+        let scans = self.syncs.get(&no).map(|sync| sync.tasks.clone()).unwrap_or_default();
+        for id in scans {
+            self.set_state(id, TaskState::Delayed { until_ms });
+            let key = self.tasks.get(&id).map(Task::key);
+            key.into_iter().for_each(|key| self.put(key));
         }
     }
 }

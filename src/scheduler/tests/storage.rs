@@ -266,8 +266,17 @@ fn a_source_that_is_replaced_while_it_is_read_is_read_again_from_the_start() {
     beat(&mut world, "d", Some("d1"), &[]);
     beat(&mut world, "s", Some("s1"), &[]);
     assert_eq!(world.progress("demo").files_done, 1);
-    beat(&mut world, "s", Some("s2"), &[]);
+    let old = next(&mut world, "s", "copy");
+    let path = "/src";
+    let mut other = heartbeat("s", Some("1"), &[path], &[old.assignment_id]);
+    other.root_ids.insert(path.to_owned(), "s2".to_owned());
+    let Some(Reply::Heartbeat(reply)) = world.play(Event::Heartbeat(other)) else { panic!() };
+    assert_eq!(reply.drop, [old.assignment_id], "what reads the root before is taken back at once");
     assert_eq!(world.progress("demo").files_done, 0);
+    world.pass(25_000);
+    assert_eq!(world.poll("s", "1"), None, "others may still publish what they read before");
+    beat(&mut world, "d", Some("d1"), &[]);
+    world.pass(5_000);
     let scan = next(&mut world, "s", "scan");
     world.post(&scan, page(&scan, 0, vec![batch(3, 0)], None));
     done(&mut world, "s", "copy");
