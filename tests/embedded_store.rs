@@ -70,6 +70,15 @@ fn after_a_clean_stop_the_database_file_alone_is_the_store() {
     assert!(!log.contains("is missing"), "{log}");
 }
 
+/// The key that signs tickets, as the database stores it.
+fn signer(database: &std::path::Path) -> String {
+    let connection = rusqlite::Connection::open(database).unwrap();
+    let select = "SELECT value FROM records WHERE key = 'meta'";
+    let meta: Vec<u8> = connection.query_row(select, [], |row| row.get(0)).unwrap();
+    let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
+    meta["signer"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn a_backup_of_a_running_master_is_private_never_overwrites_and_is_restored_by_a_copy() {
     let (mut cluster, src, dst) = busy();
@@ -90,9 +99,15 @@ fn a_backup_of_a_running_master_is_private_never_overwrites_and_is_restored_by_a
     assert!(!left.iter().any(|n| n.to_string_lossy().contains("backup")), "{left:?}");
 
     cluster.master.kill_9();
+    let key = signer(&state.join("longhaul.db"));
+    let backup = String::from_utf8_lossy(&before);
+    assert!(key.len() > 40 && !backup.contains(&key), "the key that signs tickets is in it");
     replace(&state, Some(&file));
     cluster.master.restart();
     assert_goes_on(&cluster, &src, &dst);
+    cluster.master.kill_9();
+    let new = signer(&state.join("longhaul.db"));
+    assert!(new.len() > 40 && new != key, "a restored store draws a key and keeps it");
     let log = cluster.master.process.log();
     assert!(!log.contains("is missing"), "{log}");
 }

@@ -8,8 +8,8 @@
 use super::handle::{BackupMaker, BlobReader, Desk};
 use super::owner::{self, Owner, Tenure};
 use super::seat::{Seat, Why};
-use crate::scheduler::{Settings, State};
-use crate::store::{Acquired, Candidate, Fence, Shortage, Spool, Store, StoreError};
+use crate::scheduler::{SECRET_RECORD, Settings, State, without_secret};
+use crate::store::{Acquired, Candidate, Fence, Redaction, Shortage, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::wire::leader::Leader;
 use anyhow::Context as _;
@@ -298,7 +298,8 @@ fn blobs<S: Store>(store: Arc<S>) -> BlobReader {
 fn backup<S: Store>(store: Arc<S>) -> BackupMaker {
     Arc::new(move || {
         let store = Arc::clone(&store);
-        Box::pin(async move { store.backup().await.map_err(|e| e.to_string()) })
+        let redaction = Redaction { key: SECRET_RECORD, remove: without_secret };
+        Box::pin(async move { store.backup(redaction).await.map_err(|e| e.to_string()) })
     })
 }
 

@@ -68,7 +68,7 @@ pub use event::{
 pub use listing::MOST_LINE;
 pub use losses::{SingleEntry, single_entries};
 pub use pairs::pair_record;
-pub use records::LoadError;
+pub use records::{LoadError, META as SECRET_RECORD, without_secret};
 
 use crate::util::timetable::Timetable;
 use crate::wire::options::NameKey;

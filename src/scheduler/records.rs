@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The key of the record of numbers.
-pub(super) const META: &str = "meta";
+pub const META: &str = "meta";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
@@ -45,7 +45,11 @@ struct Meta {
     version: u32,
     next_sync: u64,
     next_task: u64,
+    /// Empty in a backup: the next load draws another.
     signer: Blob,
+    /// Kept when the signer's key changes, so that unfinished files are found again.
+    #[serde(default)]
+    name_key: Option<Blob>,
     #[serde(default)]
     age: Option<Age>,
 }
@@ -71,6 +75,14 @@ pub enum LoadError {
     /// The key for tickets can't be made or read.
     #[error("the key that signs tickets: {0}")]
     Signer(#[from] TicketError),
+}
+
+/// The record [`META`] without the key that signs tickets: a load then draws a new one. `None`: it cannot be read.
+pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
+    let meta: Meta = serde_json::from_slice(meta).ok()?;
+    // Each agent is sent this key with its tasks; the signer's key cannot be computed from it.
+    let name_key = meta.name_key.or_else(|| Some(Blob(derive_name_key(&meta.signer.0).to_vec())));
+    serde_json::to_vec(&Meta { signer: Blob(Vec::new()), name_key, ..meta }).ok()
 }
 
 /// The key of a part of a name list.
@@ -140,6 +152,10 @@ pub(super) fn drain_key(worker: &WorkerId) -> String {
 /// See [`blake3::derive_key`].
 const NAME_KEY_CONTEXT: &str = "longhaul 2026 key of the names of unfinished files";
 
+fn derive_name_key(signer_key: &[u8]) -> [u8; 32] {
+    blake3::derive_key(NAME_KEY_CONTEXT, signer_key)
+}
+
 /// The key of the record of a file with several names of which one has been brought.
 pub(super) fn group_key(no: SyncNo, group: &Digest) -> String {
     format!("g/{no}/{group}")
@@ -166,13 +182,19 @@ impl State {
         if let Some(meta) = meta.as_ref().filter(|m| m.version > VERSION) {
             return Err(LoadError::Later(meta.version));
         }
+        let restored = meta.as_ref().is_some_and(|meta| meta.signer.0.is_empty());
+        let stored_name_key =
+            meta.as_ref().and_then(|meta| meta.name_key.as_ref()?.0[..].try_into().ok());
         let (next_sync, next_task, signer_key, age) = match meta {
+            Some(meta) if restored => {
+                (meta.next_sync, meta.next_task, Signer::generate()?, meta.age)
+            }
             Some(meta) => (meta.next_sync, meta.next_task, meta.signer.0, meta.age),
             None => (1, 1, Signer::generate()?, None),
         };
-        let derived = || NameKey(blake3::derive_key(NAME_KEY_CONTEXT, &signer_key));
+        let name_key = stored_name_key.unwrap_or_else(|| derive_name_key(&signer_key));
         let mut state = State {
-            name_key: settings.name_key.unwrap_or_else(derived),
+            name_key: settings.name_key.unwrap_or(NameKey(name_key)),
             settings,
             signer: Signer::from_pkcs8(&signer_key)?,
             signer_key,
@@ -202,6 +224,9 @@ impl State {
             wake: false,
             effects: Vec::new(),
         };
+        if restored {
+            state.effects.push(Effect::Put(META.to_owned()));
+        }
         let of_kind =
             |kind: &'static str| records.iter().filter(move |(key, _)| key.starts_with(kind));
         for (key, value) in of_kind("s/") {
@@ -344,6 +369,7 @@ impl State {
                 next_sync: self.next_sync,
                 next_task: self.next_task,
                 signer: Blob(self.signer_key.clone()),
+                name_key: Some(Blob(self.name_key.0.to_vec())),
                 age: Some(self.clock.stored().clone()),
             };
             return serde_json::to_vec(&meta).ok();

@@ -12,7 +12,8 @@ mod files;
 
 use super::fence::{Reign, Verdict};
 use super::{
-    Acquired, Backup, Batch, Candidate, Fence, SCHEMA, Store, StoreError, check_schema, new_owner,
+    Acquired, Backup, Batch, Candidate, Fence, Redaction, SCHEMA, Store, StoreError, check_schema,
+    new_owner,
 };
 use files::{Opened, USAGE_TABLE, Usage};
 use rusqlite::{
@@ -23,10 +24,10 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// The database inside the data directory.
 const FILE_NAME: &str = "longhaul.db";
@@ -52,6 +53,8 @@ pub struct EmbeddedStore {
     place: Place,
     /// `None` once it is closed.
     running: Mutex<Option<Running>>,
+    /// One permit: each copy takes as much room on the disk as the database.
+    copying: Arc<Semaphore>,
 }
 
 /// The thread, which ends after the last job when no sender is left.
@@ -117,7 +120,8 @@ impl EmbeddedStore {
             })
             .map_err(|e| StoreError::Unavailable(format!("no thread for the store: {e}")))?;
         let running = Mutex::new(Some(Running { jobs, thread }));
-        Ok(EmbeddedStore { owner: new_owner(), place: place_of_all, running })
+        let copying = Arc::new(Semaphore::new(1));
+        Ok(EmbeddedStore { owner: new_owner(), place: place_of_all, running, copying })
     }
 
     /// Runs `work` on the thread.
@@ -561,16 +565,23 @@ impl Store for EmbeddedStore {
         .await
     }
 
-    async fn backup(&self) -> Result<Option<Backup>, StoreError> {
+    async fn backup(&self, redaction: Redaction) -> Result<Option<Backup>, StoreError> {
         let Some(file) = self.place.0.clone() else { return Ok(None) };
+        let permit = self.copying.clone().try_acquire_owned().map_err(|_| {
+            StoreError::Unavailable("another backup is being made or sent".to_owned())
+        })?;
         let place = self.place.clone();
         if self.call(|worker| Ok(worker.still_there().is_ok())).await? {
-            let copying = tokio::task::spawn_blocking(move || backup::copy_beside(&place, &file));
+            let copying = tokio::task::spawn_blocking(move || {
+                backup::copy_beside(&place, &file, redaction, permit)
+            });
             let ended = |e| StoreError::Unavailable(format!("the copy was not finished: {e}"));
             return copying.await.map_err(ended)?.map(Some);
         }
         // Only this connection still has the files.
-        self.call(move |worker| backup::copy(&worker.connection, &place, &file)).await.map(Some)
+        self.call(move |worker| backup::copy(&worker.connection, &place, &file, redaction, permit))
+            .await
+            .map(Some)
     }
 
     async fn close(&self) {

@@ -50,6 +50,7 @@ pub use spool::Spool;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A place for the leader's state. See the [module](self) for what a commit promises.
 ///
@@ -107,8 +108,15 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// A consistent copy of everything, taken while the store is in use. `None`: this store has means of its own
-    /// for that, or nothing that outlives the process.
-    fn backup(&self) -> impl Future<Output = Result<Option<Backup>, StoreError>> + Send {
+    /// for that, or nothing that outlives the process. No byte of what `redaction` removes is in it.
+    ///
+    /// # Errors
+    /// [`Unavailable`](StoreError::Unavailable) also while another copy is made or read.
+    fn backup(
+        &self,
+        redaction: Redaction,
+    ) -> impl Future<Output = Result<Option<Backup>, StoreError>> + Send {
+        let _ = redaction;
         std::future::ready(Ok(None))
     }
 
@@ -140,6 +148,15 @@ impl Shortage {
     }
 }
 
+/// What a copy of a store must not contain.
+#[derive(Debug, Clone, Copy)]
+pub struct Redaction {
+    /// The key of the record with the secret.
+    pub key: &'static str,
+    /// Computes the value without the secret. `None`: the value cannot be read.
+    pub remove: fn(&[u8]) -> Option<Vec<u8>>,
+}
+
 /// A copy of a store.
 #[derive(Debug)]
 pub struct Backup {
@@ -149,6 +166,8 @@ pub struct Backup {
     pub bytes: u64,
     /// The [check](crate::util::seal::HEADER) of its content.
     pub check: String,
+    /// The next copy can be made when this is dropped.
+    pub permit: OwnedSemaphorePermit,
 }
 
 /// Why the store did not do what was asked.

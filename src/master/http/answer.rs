@@ -81,9 +81,10 @@ pub(super) fn stream(kind: &'static str, pieces: Pieces) -> Response {
 
 /// The copy of a store, with its check.
 pub(super) fn file(backup: Backup) -> Response {
-    let Backup { mut file, bytes, check } = backup;
+    let Backup { mut file, bytes, check, permit } = backup;
     let (pieces, receiver) = mpsc::channel(WAITING_PIECES);
     tokio::task::spawn_blocking(move || {
+        let _until_sent = permit;
         loop {
             let mut piece = vec![0; PIECE_BYTES];
             let read = match file.read(&mut piece) {

@@ -2,28 +2,34 @@
 
 use super::files::{Usage, beside};
 use super::{Place, StoreError};
-use crate::store::Backup;
+use crate::store::{Backup, Redaction};
 use crate::util::seal;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Copies that are under way are named after the database, this and 32 hexadecimal digits.
 const SUFFIX: &str = ".copying-";
 
 /// Opens a connection of its own on the database, so that commits go on meanwhile, and copies by it.
-pub(super) fn copy_beside(place: &Place, file: &Path) -> Result<Backup, StoreError> {
+pub(super) fn copy_beside(
+    place: &Place,
+    file: &Path,
+    redaction: Redaction,
+    permit: OwnedSemaphorePermit,
+) -> Result<Backup, StoreError> {
     let failed = |e: rusqlite::Error| place.error("read", &e);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags).map_err(failed)?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
-    copy(&connection, place, file)
+    copy(&connection, place, file, redaction, permit)
 }
 
-/// Copies the database of `connection` as of one instant.
+/// Copies the database of `connection` as of one instant, without what `redaction` removes. Needs room for two copies.
 ///
 /// # Errors
 /// [`Unavailable`](StoreError::Unavailable): no room for the copy; [`Unusable`](StoreError::Unusable): the database is
@@ -32,20 +38,23 @@ pub(super) fn copy(
     connection: &Connection,
     place: &Place,
     file: &Path,
+    redaction: Redaction,
+    permit: OwnedSemaphorePermit,
 ) -> Result<Backup, StoreError> {
-    let target = Temporary::create(file)?;
     let failed = |what: &'static str| move |e: rusqlite::Error| place.error(what, &e);
-    let name = target.0.to_str().ok_or_else(|| {
-        StoreError::Unusable(format!("{} is not UTF-8: set another data_dir", target.0.display()))
-    })?;
-    connection.execute("VACUUM INTO ?1", [name]).map_err(failed("copy"))?;
+    let whole = Temporary::create(file)?;
+    connection.execute("VACUUM INTO ?1", [whole.name()?]).map_err(failed("copy"))?;
+    let copied = Connection::open(&whole.0).map_err(failed("open the copy of"))?;
+    redact(&copied, redaction, place)?;
+    // What an update replaces stays in free bytes of its page; a second copy has none.
+    let target = Temporary::create(file)?;
+    copied.execute("VACUUM INTO ?1", [target.name()?]).map_err(failed("copy"))?;
+    drop(copied);
+    drop(whole);
     let copied = Connection::open(&target.0).map_err(failed("open the copy of"))?;
-    let finish = || -> rusqlite::Result<String> {
-        // A backup is complete by itself, like a database after a clean stop.
-        Usage::stopped().write(&copied)?;
-        copied.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-    };
-    let verdict = finish().map_err(failed("check the copy of"))?;
+    let verdict: String = copied
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(failed("check the copy of"))?;
     if verdict != "ok" {
         return Err(StoreError::Unusable(format!(
             "{} is damaged and cannot be copied: {verdict}",
@@ -70,7 +79,30 @@ pub(super) fn copy(
         bytes += read as u64;
     }
     file.rewind().map_err(read)?;
-    Ok(Backup { file, bytes, check: check.in_header() })
+    Ok(Backup { file, bytes, check: check.in_header(), permit })
+}
+
+/// Removes the secret from `copied`, and marks it as complete by itself, like a database after a clean stop.
+fn redact(copied: &Connection, redaction: Redaction, place: &Place) -> Result<(), StoreError> {
+    let failed = |e: rusqlite::Error| place.error("change the copy of", &e);
+    // No journal: the copy is thrown away when this fails, and a journal would contain the secret.
+    let journal = |_: &rusqlite::Row<'_>| Ok(());
+    copied.pragma_update_and_check(None, "journal_mode", "OFF", journal).map_err(failed)?;
+    Usage::stopped().write(copied).map_err(failed)?;
+    let select = "SELECT value FROM records WHERE key = ?1";
+    let value: Option<Vec<u8>> =
+        copied.query_row(select, [redaction.key], |row| row.get(0)).optional().map_err(failed)?;
+    let Some(value) = value else { return Ok(()) };
+    let clean = (redaction.remove)(&value).ok_or_else(|| {
+        StoreError::Unusable(format!(
+            "the record `{}` of {} cannot be read, so its secret cannot be removed from the copy; stop the master and \
+             copy the file itself",
+            redaction.key,
+            place.shown()
+        ))
+    })?;
+    let update = "UPDATE records SET value = ?2 WHERE key = ?1";
+    copied.execute(update, params![redaction.key, clean]).map(drop).map_err(failed)
 }
 
 /// Removes copies that a master that was killed left behind.
@@ -95,6 +127,13 @@ pub(super) fn remove_left_behind(file: &Path) {
 struct Temporary(PathBuf);
 
 impl Temporary {
+    /// The path, as SQLite takes it.
+    fn name(&self) -> Result<&str, StoreError> {
+        self.0.to_str().ok_or_else(|| {
+            StoreError::Unusable(format!("{} is not UTF-8: set another data_dir", self.0.display()))
+        })
+    }
+
     /// An empty file, readable by its owner only: beside the database, or, where that directory is gone, where
     /// temporary files are.
     fn create(file: &Path) -> Result<Temporary, StoreError> {

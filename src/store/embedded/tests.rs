@@ -331,7 +331,7 @@ async fn nothing_is_committed_to_files_that_have_no_name_any_more() {
                 assert!(why.contains("deleted") && why.contains("ctl admin backup"), "{why}");
             }
             // What was acknowledged can still be had.
-            let backup = store.backup().await.unwrap().unwrap();
+            let backup = store.backup(NO_SECRET).await.unwrap().unwrap();
             assert_eq!(restored(backup).await, store.load().await.unwrap());
             std::fs::rename(&away, &path).unwrap();
             fence = store.commit(fence, &put("c", "3")).await.unwrap();
@@ -342,6 +342,44 @@ async fn nothing_is_committed_to_files_that_have_no_name_any_more() {
     std::fs::write(wal_of(&file), "of somebody else").unwrap();
     store.close().await;
     assert_eq!(std::fs::read_to_string(wal_of(&file)).unwrap(), "of somebody else");
+}
+
+/// Removes nothing.
+const NO_SECRET: Redaction = Redaction { key: "none", remove: |_| None };
+
+#[tokio::test]
+async fn a_backup_has_no_byte_of_a_secret_and_only_one_is_made_at_a_time() {
+    const SECRET: &[u8] = b"the-key-that-signs";
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).unwrap();
+    let mut fence = lead(&store, "m1").await;
+    // Enough records for several pages, so that values were moved between them.
+    for round in 0..200 {
+        let mut batch = put(&format!("m{round}"), &"x".repeat(100));
+        batch.puts.insert("meta".to_owned(), [SECRET, b" and numbers"].concat());
+        fence = store.commit(fence, &batch).await.unwrap();
+    }
+    let redaction =
+        Redaction { key: "meta", remove: |value| value.strip_prefix(SECRET).map(<[u8]>::to_vec) };
+    let mut backup = store.backup(redaction).await.unwrap().unwrap();
+    let refused = store.backup(redaction).await.unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Unavailable(e) if e.contains("another backup")),
+        "{refused}"
+    );
+    let mut bytes = Vec::new();
+    backup.file.read_to_end(&mut bytes).unwrap();
+    backup.file.rewind().unwrap();
+    assert!(!bytes.windows(SECRET.len()).any(|found| found == SECRET));
+    let mut expected = store.load().await.unwrap();
+    expected.insert("meta".to_owned(), b" and numbers".to_vec());
+    assert_eq!(restored(backup).await, expected);
+    assert!(store.backup(redaction).await.is_ok(), "the first one is dropped");
+    let unreadable = Redaction { remove: |_| None, ..redaction };
+    let refused = store.backup(unreadable).await.unwrap_err();
+    assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("`meta`")), "{refused}");
+    store.close().await;
+    assert_eq!(names(dir.path()), [FILE_NAME]);
 }
 
 /// What a store holds that begins with this backup.
@@ -373,7 +411,7 @@ async fn a_backup_is_the_state_of_one_instant_and_leaves_nothing_behind() {
     let store = std::sync::Arc::new(store);
     let copying = tokio::spawn({
         let store = store.clone();
-        async move { store.backup().await.unwrap().unwrap() }
+        async move { store.backup(NO_SECRET).await.unwrap().unwrap() }
     });
     // Commits go on meanwhile: each writes a pair, of which a copy has both or none.
     let mut round = 0;
@@ -386,9 +424,9 @@ async fn a_backup_is_the_state_of_one_instant_and_leaves_nothing_behind() {
     let found = restored(copying.await.unwrap()).await;
     assert_eq!(found.get("left"), found.get("right"));
     assert_eq!(found.get("0"), Some(&b"0".to_vec()));
-    assert_eq!(restored(store.backup().await.unwrap().unwrap()).await.len(), 3);
+    assert_eq!(restored(store.backup(NO_SECRET).await.unwrap().unwrap()).await.len(), 3);
     let none = EmbeddedStore::open(Location::Memory).unwrap();
-    assert!(none.backup().await.unwrap().is_none());
+    assert!(none.backup(NO_SECRET).await.unwrap().is_none());
     store.close().await;
     drop(open(&dir).unwrap());
     assert_eq!(names(dir.path()), [FILE_NAME, own]);
