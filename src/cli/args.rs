@@ -485,7 +485,7 @@ pub(super) enum AdminCommand {
     ConfirmClock,
     /// Copy the embedded store of a running master into FILE, which must not exist yet
     #[command(
-        after_help = "FILE holds the key that signs tickets: it is made readable for its owner only.\n\
+        after_help = "FILE is made readable for its owner only. It does not contain the key that signs tickets: a restored store draws a new one.\n\
         To restore: stop the master, copy FILE to longhaul.db in its data_dir, start it (docs/operations.md)."
     )]
     Backup {
