@@ -25,12 +25,33 @@ pub(super) struct Blocked {
     files: u64,
     /// Why they could not be brought; the first ones.
     errors: Vec<FileError>,
+    /// How many entries that have no error here were found in the same state when all was read back.
+    #[serde(default)]
+    read_back: u64,
 }
 
 impl Blocked {
     /// Whether there is nothing to remember.
     pub(super) fn is_empty(&self) -> bool {
         self.files == 0
+    }
+
+    /// How many of `errors` are about entries without an error here.
+    fn count_unnoted(&self, errors: &[FileError]) -> u64 {
+        let noted = |error: &&FileError| self.errors.iter().any(|known| known.path == error.path);
+        errors.iter().filter(|error| !noted(error)).count() as u64
+    }
+
+    /// Whether the entries that failed with `errors` when all was read back can be those that were set aside when
+    /// they were copied. Beyond the errors that are kept only the number of entries decides.
+    fn can_be(&self, errors: &[FileError]) -> bool {
+        let without_error = self.files.saturating_sub(self.errors.len() as u64);
+        self.read_back.saturating_add(self.count_unnoted(errors)) <= without_error
+    }
+
+    /// All is read back anew.
+    pub(super) fn begin_readback(&mut self) {
+        self.read_back = 0;
     }
 }
 
@@ -41,9 +62,15 @@ fn is_occupied(error: &FileError) -> bool {
 
 impl Sync {
     /// Whether entries that failed with `errors` wait for the deletion of the directories in their place.
+    /// When all is read back, only those that waited before: another one was copied and is missing now.
     pub(super) fn can_set_aside(&self, errors: &[FileError]) -> bool {
+        let stage_fits = match self.stage {
+            Stage::Copy => true,
+            Stage::Readback => self.blocked.can_be(errors),
+            _ => false,
+        };
         self.request.options.delete.is_some()
-            && matches!(self.stage, Stage::Copy | Stage::Readback)
+            && stage_fits
             && !errors.is_empty()
             && errors.iter().all(is_occupied)
     }
@@ -53,6 +80,7 @@ impl Sync {
     pub(super) fn set_aside(&mut self, files: u64, errors: Vec<FileError>) {
         if self.stage != Stage::Copy {
             // They were set aside when they were copied.
+            self.blocked.read_back += self.blocked.count_unnoted(&errors);
             return;
         }
         if self.dry_run() {
@@ -100,7 +128,7 @@ impl State {
         if sync.blocked.is_empty() || next.is_some_and(|next| next <= Stage::Replace) {
             return;
         }
-        let Blocked { files, errors } = std::mem::take(&mut sync.blocked);
+        let Blocked { files, errors, .. } = std::mem::take(&mut sync.blocked);
         if sync.stage == Stage::Replace {
             sync.counters.files_skipped += files;
             return;

@@ -370,6 +370,7 @@ impl State {
                     // They tell of the last pass.
                     (sync.counters.verified_files, sync.counters.repaired_files) = (0, 0);
                 }
+                sync.blocked.begin_readback();
                 sync.listing.readback_from = Some(sync.listing.length);
                 self.add_scans(no);
             }

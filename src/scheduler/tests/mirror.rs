@@ -543,6 +543,48 @@ fn what_a_directory_stands_in_the_way_of_has_failed_where_nothing_is_deleted() {
 }
 
 #[test]
+fn a_copied_file_over_which_a_directory_stands_at_the_read_back_has_failed() {
+    let occupied = |path: String| {
+        let failure = occupied().failures.remove(0);
+        FileError { path: BytePath(path.into_bytes()), ..failure }
+    };
+    // How many entries are set aside at the copy, the names found so at the read-back, and whether one was copied.
+    for (set_aside, again, was_copied) in [
+        (0, vec![0], true),
+        (2, vec![0, 1], false),
+        (2, vec![0, 2], true),
+        (2, vec![2], true),
+        (150, (0..150).collect::<Vec<u64>>(), false),
+        (150, (0..151).collect(), true),
+    ] {
+        let options = SyncOptions {
+            verify: crate::wire::options::Verify::Readback,
+            ..mirror(DeleteOptions::default())
+        };
+        let (mut world, scan) = scanning_with(options);
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(200, 0)]));
+        let report = |failed: Vec<u64>, done: bool| {
+            let rest = 200 - failed.len() as u64;
+            let (files_done, files_skipped) = if done { (rest, 0) } else { (0, rest) };
+            let failures = failed.into_iter().map(|n| occupied(format!("f{n}"))).collect();
+            TaskReport { files_done, files_skipped, failures, ..TaskReport::default() }
+        };
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, report((0..set_aside).collect(), true)));
+        let scan = next(&mut world, "s", "scan");
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(200, 0)]));
+        let copy = next(&mut world, "s", "copy");
+        let case = format!("{set_aside} set aside, {} at the read-back", again.len());
+        let found = again.len() as u64;
+        world.finish(result(&copy, true, report(again, false)));
+        let now = world.progress("demo");
+        let failed = now.failed_steps.get(&FailedStep::ReadBack).copied().unwrap_or(0);
+        assert_eq!(failed, if was_copied { found } else { 0 }, "{case}: {now:?}");
+        assert_eq!(now.state == SyncState::Failed, was_copied, "{case}: {now:?}");
+    }
+}
+
+#[test]
 fn a_mirror_that_finds_more_than_its_percentage_while_it_deletes_halts() {
     let delete = DeleteOptions { max_percent: 10, ..DeleteOptions::default() };
     assert_eq!(delete.max, None);
