@@ -7,6 +7,7 @@ use super::task::Task;
 use super::worker::Worker;
 use super::{Caller, Effect, Now, Reply, State};
 use crate::wire::sync::SyncState;
+use crate::wire::task::TaskSpec;
 use crate::wire::{SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeSet, HashSet};
 
@@ -99,7 +100,12 @@ impl State {
             && task.bound.is_none()
             && others(task.at_source())
                 .any(|o| !self.outcomes.is_aside(o, now) && !task.tried.contains(o));
-        able && !spared && !aside && (task.bound.is_none() || self.may_flush(sync, task, worker))
+        let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
+        let early = deletes && self.waits_for_deletions(sync, me);
+        able && !early
+            && !spared
+            && !aside
+            && (task.bound.is_none() || self.may_flush(sync, task, worker))
     }
 
     /// Whether a worker can do a task that is ready, whatever else there is to do.

@@ -2,6 +2,7 @@
 //! delete as much as the limits of the sync allow.
 
 use super::sync::Sync;
+use super::task::Task;
 use super::worker::Worker;
 use super::{Now, State};
 use crate::wire::task::TaskSpec;
@@ -38,11 +39,9 @@ impl Sync {
 }
 
 impl State {
-    /// Chooses through whom a task deletes that `leased` is given: the same agent as before as long as that
-    /// can be reached and no task failed, else `leased` itself where it holds the destination, else another
-    /// one. The grant of a new one allows what is left by the reports so far.
-    pub(super) fn choose_deleter(&mut self, no: SyncNo, leased: &WorkerId, now: Now) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+    /// Through whom a task deletes that `leased` is given, where that is no longer the agent chosen before: `leased`
+    /// itself where it holds the destination, else another one.
+    fn next_deleter<'a>(&'a self, sync: &'a Sync, leased: &WorkerId) -> Option<&'a Worker> {
         let destination = &sync.request.destination_path;
         let before = sync.deleter.as_ref();
         let stays = before.is_some_and(|deleter| {
@@ -50,17 +49,36 @@ impl State {
             !deleter.failed && worker.is_some_and(|worker| deleter.is_at(worker))
         });
         if stays {
-            return;
+            return None;
         }
         let itself = self.workers.get(leased).filter(|w| w.takes_work() && w.holds(destination));
         let reachable = itself.into_iter().chain(self.writers_for(sync, leased, 1));
         let reachable: Vec<&Worker> = reachable.filter(|w| w.said.incarnation.is_some()).collect();
         // Another one first, where there is one.
         let is_other = |w: &&&Worker| before.is_none_or(|b| b.worker != w.said.worker_id);
-        let Some(chosen) = reachable.iter().find(is_other).or(reachable.first()) else { return };
+        reachable.iter().find(is_other).or(reachable.first()).copied()
+    }
+
+    /// Whether a task that deletes is not to be given to `leased` yet: it would get a new grant while others still
+    /// delete under the one before, and what they are going to delete is not known.
+    pub(super) fn waits_for_deletions(&self, sync: &Sync, leased: &WorkerId) -> bool {
+        let Some(deleter) = &sync.deleter else { return false };
+        let is_new = |next: &Worker| !deleter.is_at(next);
+        let deletes = |task: &Task| {
+            matches!(task.spec, TaskSpec::Prune { apply: true, .. }) && task.lease().is_some()
+        };
+        self.next_deleter(sync, leased).is_some_and(is_new)
+            && sync.tasks.iter().filter_map(|id| self.tasks.get(id)).any(deletes)
+    }
+
+    /// Chooses through whom a task deletes that `leased` is given: the same agent as before as long as that
+    /// can be reached and no task failed. The grant of a new one allows what is left by the reports so far.
+    pub(super) fn choose_deleter(&mut self, no: SyncNo, leased: &WorkerId, now: Now) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(chosen) = self.next_deleter(sync, leased) else { return };
         let Some(receiver) = chosen.said.incarnation.clone() else { return };
         let worker = chosen.said.worker_id.clone();
-        let same = before.is_some_and(|deleter| deleter.is_at(chosen));
+        let same = sync.deleter.as_ref().is_some_and(|deleter| deleter.is_at(chosen));
         let allowance = sync.most_deleted().saturating_sub(sync.deleted());
         let drawn = self.draw();
         let Some(sync) = self.syncs.get_mut(&no) else { return };

@@ -45,6 +45,8 @@ fn by_walk(state: &State, sync: &Sync, worker: &Worker, now: Now) -> Option<Task
                     id != me && !state.outcomes.is_aside(id, now) && !t.tried.contains(id)
                 }))
             && !state.isolated.has(t.id)
+            && !(matches!(t.spec, TaskSpec::Prune { apply: true, .. })
+                && state.waits_for_deletions(sync, me))
             && !(now.mono_ms < t.spared_until_ms && t.was_bad_for(me) && elsewhere);
         let rank = match (t.at_source(), t.is_scan()) {
             (false, _) => 0,

@@ -116,6 +116,36 @@ fn an_agent_that_fails_or_is_gone_is_replaced_and_the_next_is_allowed_what_is_le
 }
 
 #[test]
+fn a_new_grant_waits_until_no_task_deletes_under_the_one_before() {
+    let delete = DeleteOptions { max: Some(5), max_percent: 100, ..DeleteOptions::default() };
+    for case in ["failed", "drained"] {
+        let (mut world, apply) = deleting(delete.clone(), 100, 4);
+        let (first, listed) = deletion(&world, &apply);
+        let spawn = vec![RelPath::new("d").unwrap()];
+        let next_dir = Some(apply.task.clone());
+        world.post(&apply, ScanPage { spawn, next: next_dir, ..pruned(&apply, 50, 0) });
+        let part = next(&mut world, "s", "prune");
+        match case {
+            "failed" => drop(world.finish(result(&part, false, TaskReport::default()))),
+            _ => {
+                let worker = listed[0].parse().unwrap();
+                world.play(Event::Drain { worker, order: Some(Default::default()) });
+                let report = TaskReport { handed_back: true, ..TaskReport::default() };
+                world.finish(result(&part, true, report));
+            }
+        }
+        world.pass(3_000);
+        assert_eq!(world.poll("s", "1"), None, "{case}: the first one may delete 5 entries");
+        world.post(&apply, ScanPage { page: 1, ..pruned(&apply, 50, 2) });
+        let again = next(&mut world, "s", "prune");
+        assert_eq!(again.task_id, part.task_id, "{case}");
+        let (second, _) = deletion(&world, &again);
+        assert_ne!(second.grant, first.grant, "{case}");
+        assert_eq!(second.allowance, 3, "{case}");
+    }
+}
+
+#[test]
 fn a_task_that_fails_on_the_only_agent_keeps_its_count() {
     let (mut world, apply) = deleting(DeleteOptions::default(), 100, 4);
     let (first, listed) = deletion(&world, &apply);
