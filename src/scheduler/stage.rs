@@ -5,7 +5,7 @@ use super::sync::{Stop, Sync};
 use super::task::TaskState;
 use super::{NewTask, Now, State};
 use crate::wire::options::{
-    Action, Attribute, Compare, DeleteOptions, SyncOptions, Verify, WriteRules,
+    Action, Attribute, Chown, Compare, DeleteOptions, Preserve, SyncOptions, Verify, WriteRules,
 };
 use crate::wire::sync::{Outcome, SyncState};
 use crate::wire::task::{ScanPage, TaskSpec, WorkItem};
@@ -66,6 +66,9 @@ impl Sync {
     pub(super) fn options(&self, spec: &TaskSpec) -> SyncOptions {
         let mut options = self.request.options.clone();
         options.allow_overlap = false;
+        if self.is_late_sweep(spec) {
+            (options.preserve, options.chown) = (Preserve::NONE, Chown::default());
+        }
         if self.stage == Stage::Readback {
             options.compare = Compare::Checksum;
         }
@@ -75,10 +78,19 @@ impl Sync {
         options
     }
 
+    /// Whether a task removes what an ended sync kept. Another sync may use the destination already: metadata of the
+    /// root, which a sweep sets otherwise, are that one's.
+    fn is_late_sweep(&self, spec: &TaskSpec) -> bool {
+        *spec == TaskSpec::Sweep && !self.is_active()
+    }
+
     /// … and how the destination is to be written by one of them.
     pub(super) fn rules(&self, spec: &TaskSpec) -> WriteRules {
         let readback = self.stage == Stage::Readback;
         let mut rules = WriteRules { readback, ..self.request.options.write_rules() };
+        if self.is_late_sweep(spec) {
+            (rules.preserve, rules.chown) = (Preserve::NONE, Chown::default());
+        }
         if readback || matches!(spec, TaskSpec::Range { compare: true, .. }) {
             // Whatever the operator compares by: the range is to be looked at, not the whole file.
             rules.compare = Compare::Checksum;

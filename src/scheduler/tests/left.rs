@@ -122,6 +122,7 @@ fn a_sweep_that_a_cancel_interrupts_is_done_again() {
     let copy = next(&mut world, "s", "copy");
     world.finish(result(&copy, true, TaskReport { to_sweep: true, ..all_done(&copy, "d") }));
     let sweep = next(&mut world, "s", "sweep");
+    assert!(claims(&world, &sweep).rules.preserve.is_all(), "the root gets its metadata back");
     world.play(Event::Cancel("demo".parse().unwrap()));
     // How far it came, nobody hears.
     assert_eq!(
@@ -129,7 +130,10 @@ fn a_sweep_that_a_cancel_interrupts_is_done_again() {
         Some(ResultOutcome::Stale)
     );
     a_lease_passes(&mut world, "1");
-    done(&mut world, "s", "sweep");
+    let late = done(&mut world, "s", "sweep");
+    // The next sync may use the root already.
+    let none = crate::wire::options::Preserve::NONE;
+    assert_eq!((claims(&world, &late).rules.preserve, late.options.preserve), (none, none));
     assert!(world.state.tasks.is_empty());
     assert_eq!(world.progress("demo").state, SyncState::Cancelled);
 }
