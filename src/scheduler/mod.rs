@@ -304,7 +304,8 @@ impl State {
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         sync.tasks.insert(task.id);
         sync.scans += usize::from(task.is_scan());
-        sync.blob_bytes += task.blob_bytes;
+        // A damaged record may hold any length.
+        sync.blob_bytes = sync.blob_bytes.saturating_add(task.blob_bytes);
         let no = task.sync;
         if self.working.insert(no) {
             self.renew_window(no);

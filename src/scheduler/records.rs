@@ -29,7 +29,7 @@ use super::worker::Workers;
 use super::{Effect, Now, Settings, State};
 use crate::wire::options::{FilterSpec, NameKey};
 use crate::wire::path::show;
-use crate::wire::task::{Blob, TaskSpec};
+use crate::wire::task::{Blob, MAX_RANGES, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
 use crate::wire::worker::Drained;
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
@@ -242,7 +242,7 @@ impl State {
             state.take_drained(key, parse(key, value)?)?;
         }
         for (key, value) in of_kind("l/") {
-            state.take_large(parse(key, value)?);
+            state.take_large(key, parse(key, value)?)?;
         }
         for (key, value) in of_kind("v/") {
             state.take_range(key, value)?;
@@ -305,12 +305,17 @@ impl State {
         Ok(())
     }
 
-    fn take_large(&mut self, mut large: Large) {
+    fn take_large(&mut self, key: &str, mut large: Large) -> Result<(), LoadError> {
+        if large.range_length == 0 || large.ranges() > MAX_RANGES {
+            let why = format!("{} bytes in ranges of {}", large.size, large.range_length);
+            return Err(LoadError::Broken { key: key.to_owned(), why });
+        }
         large.done = vec![None; large.ranges() as usize];
         if let Some(sync) = self.syncs.get_mut(&large.sync) {
-            sync.blob_bytes += large.blob_bytes;
+            sync.blob_bytes = sync.blob_bytes.saturating_add(large.blob_bytes);
             sync.larges.insert(large.id, large);
         }
+        Ok(())
     }
 
     fn take_range(&mut self, key: &str, value: &[u8]) -> Result<(), LoadError> {

@@ -49,6 +49,50 @@ fn next_of_any(world: &mut World) {
     world.finish(result(&task, true, all_done(&task, "d")));
 }
 
+/// Sets each number of a document that has this name, and collects the names of all numbers.
+fn set_numbers(value: &mut serde_json::Value, name: &str, to: u64, names: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (key, field) in fields {
+                if field.is_number() {
+                    names.insert(key.clone());
+                    if key == name {
+                        *field = to.into();
+                    }
+                }
+                set_numbers(field, name, to, names);
+            }
+        }
+        serde_json::Value::Array(items) => {
+            items.iter_mut().for_each(|item| set_numbers(item, name, to, names));
+        }
+        _ => {}
+    }
+}
+
+/// The records with every number of one name set, and the names of all numbers.
+fn with_numbers(name: &str, to: u64) -> (BTreeMap<String, Vec<u8>>, BTreeSet<String>) {
+    let (mut records, mut names) = (RECORDS.clone(), BTreeSet::new());
+    for record in records.values_mut() {
+        if let Ok(mut value) = serde_json::from_slice(record) {
+            set_numbers(&mut value, name, to, &mut names);
+            *record = value.to_string().into_bytes();
+        }
+    }
+    (records, names)
+}
+
+#[test]
+fn records_with_the_least_and_the_largest_numbers_are_refused_or_read_and_never_a_panic() {
+    let (_, names) = with_numbers("", 0);
+    assert!(names.contains("blob_bytes"), "{names:?}");
+    for name in &names {
+        for to in [0, 1, 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX] {
+            drop(State::load(Settings::default(), [1; 32], &with_numbers(name, to).0, START));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
