@@ -378,7 +378,13 @@ impl Target {
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) if replace => {
                     self.tree.check_name(above, name)?;
-                    self.clear_away(above, name)?;
+                    // A directory that another batch has made there meanwhile stays.
+                    match self
+                        .writable(above, || rustix::fs::unlinkat(above, name, AtFlags::empty()))
+                    {
+                        Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
+                        Err(errno) => return Err(errno),
+                    }
                 }
                 Err(errno) => return Err(errno),
             }

@@ -22,6 +22,19 @@ use std::sync::{Mutex, PoisonError};
 /// The mode of a part file until its metadata are set: nobody else can open it.
 pub(super) const PART_MODE: u32 = 0o600;
 
+/// `f_type` of ext2 to ext4, XFS, Btrfs, F2FS, ZFS, bcachefs, overlayfs and tmpfs (`<linux/magic.h>`; ZFS and
+/// bcachefs: their own sources).
+const KEEPS_OWNERS: [u32; 8] = [
+    0x0000_ef53,
+    0x5846_5342,
+    0x9123_683e,
+    0xf2f5_2010,
+    0x2fc1_2fc1,
+    0xca45_1a4e,
+    0x794c_7630,
+    0x0102_1994,
+];
+
 /// What a file system shows of files that this process makes, by device number. It is asked only where an
 /// object has another owner than this process: network file systems and those without owners show some
 /// other number for all of them.
@@ -75,7 +88,10 @@ impl Target {
         let stat = rustix::fs::fstat(dir)?;
         if self.rules.dry_run {
             // Nothing may be made. Where there are no owners, a directory shows the same one.
-            return Ok(Newborn { uid: stat.st_uid, mode: PART_MODE });
+            return Ok(match self.keeps_owners(dir) {
+                true => self.expected(),
+                false => Newborn { uid: stat.st_uid, mode: PART_MODE },
+            });
         }
         let known = || self.state.newborns.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(newborn) = known().get(&stat.st_dev) {
@@ -85,6 +101,14 @@ impl Target {
         let newborn = Newborn { uid: made.st_uid, mode: mode_of(&made) };
         known().insert(stat.st_dev, newborn);
         Ok(newborn)
+    }
+
+    /// Whether the file system of `dir` is one of those that show the owner with which a file was made.
+    fn keeps_owners(&self, dir: &Dir) -> bool {
+        rustix::fs::fstatfs(dir).is_ok_and(|found| {
+            let kind = u32::try_from(found.f_type & 0xffff_ffff);
+            kind.is_ok_and(|kind| KEEPS_OWNERS.contains(&kind))
+        })
     }
 
     /// A file without a name, or whose name is removed again.

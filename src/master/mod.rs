@@ -15,6 +15,7 @@ mod faults;
 pub mod handle;
 pub mod http;
 mod listing;
+mod name_key;
 mod owner;
 mod reign;
 mod seat;
@@ -28,6 +29,7 @@ use crate::store::{EmbeddedStore, Installation, Location, RedisStore, Spool, Sto
 use crate::wire::options::NameKey;
 use anyhow::Context as _;
 use http::HttpLimits;
+use name_key::NameKeyFile;
 use reign::Reigns;
 use seat::{Identity, Seat, Why};
 use std::future::ready;
@@ -68,7 +70,8 @@ impl Master {
     ) -> anyhow::Result<Master> {
         let config = changes.borrow().clone();
         let spool = Spool::at(config.data_dir.join(RECORDS));
-        let begin = Begin { spool, secret: None, name_key: None, shutdown };
+        let names = NameKeyFile::in_dir(&config.data_dir);
+        let begin = Begin { spool, secret: None, name_key: names.read(), names, shutdown };
         match &config.store {
             StoreConfig::Redis { url, setup, namespace, allow_volatile } => {
                 let installation =
@@ -111,7 +114,8 @@ impl Master {
     ) -> anyhow::Result<Master> {
         let secret = Some(uuid::Uuid::new_v4().simple().to_string());
         let store = Arc::new(store);
-        let begin = Begin { spool: Spool::passing(), secret, name_key: Some(name_key), shutdown };
+        let (spool, names) = (Spool::passing(), NameKeyFile::default());
+        let begin = Begin { spool, secret, name_key: Some(name_key), names, shutdown };
         let config = watch::channel(config.clone()).1;
         let mut master = begin.with(move || ready(Ok(Arc::clone(&store))), config).await?;
         tokio::select! {
@@ -145,6 +149,7 @@ struct Begin {
     spool: Spool,
     secret: Option<String>,
     name_key: Option<NameKey>,
+    names: NameKeyFile,
     shutdown: CancellationToken,
 }
 
@@ -158,7 +163,7 @@ impl Begin {
         S: Store,
         F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
     {
-        let Begin { spool, secret, name_key, shutdown } = self;
+        let Begin { spool, secret, name_key, names, shutdown } = self;
         let config = &changes.borrow().clone();
         let listener = listen(config.listen).with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
@@ -191,6 +196,7 @@ impl Begin {
             lease: config.leadership_lease,
             settings,
             spool,
+            names,
             seat,
             shutdown: shutdown.clone(),
             api_ended: CancellationToken::new(),

@@ -6,9 +6,10 @@
 //! seen gives the leader time to write it back, before it takes the lead of what is left.
 
 use super::handle::{BackupMaker, BlobReader, Desk};
+use super::name_key::NameKeyFile;
 use super::owner::{self, Owner, Tenure};
 use super::seat::{Seat, Why};
-use crate::scheduler::{SECRET_RECORD, Settings, State, without_secret};
+use crate::scheduler::{LoadError, SECRET_RECORD, Settings, State, without_secret};
 use crate::store::{Acquired, Candidate, Fence, Redaction, Shortage, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::wire::leader::Leader;
@@ -54,6 +55,8 @@ pub(super) struct Reigns {
     /// As they are now.
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) spool: Spool,
+    /// Keeps the key of the store's names of unfinished files.
+    pub(super) names: NameKeyFile,
     pub(super) seat: watch::Sender<Seat>,
     /// It wants no lead any more.
     pub(super) shutdown: CancellationToken,
@@ -195,7 +198,12 @@ impl Reigns {
         };
         let mut changes = self.settings.clone();
         let (settings, seed) = (changes.borrow_and_update().clone(), seed());
-        let loading = move || State::load(settings, seed, &records, owner::loading_time());
+        let names = self.names.clone();
+        let loading = move || {
+            let state = State::load(settings, seed, &records, owner::loading_time())?;
+            names.keep(state.name_key());
+            Ok::<_, LoadError>(state)
+        };
         let state = tokio::task::spawn_blocking(loading).await.context("load the state")??;
         // Only now: before it led, another master on this host may have used them.
         if let Err(e) = self.spool.keep_only(|number| state.knows(number)) {

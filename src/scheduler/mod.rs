@@ -108,8 +108,8 @@ pub struct Settings {
     pub bwlimit: Timetable,
     /// … by the clocks of this zone.
     pub zone: TimeZone,
-    /// The key of the names of unfinished files; without one it is derived from the signer's key, which
-    /// the store keeps.
+    /// The key of the names of unfinished files where the store holds none; without one it is derived from the
+    /// signer's key.
     pub name_key: Option<NameKey>,
 }
 
@@ -267,6 +267,11 @@ impl State {
     /// The public half of the ticket key.
     pub fn ticket_key(&self) -> String {
         self.signer.public_key()
+    }
+
+    /// The key of the names of unfinished files.
+    pub fn name_key(&self) -> NameKey {
+        self.name_key
     }
 
     /// Whether there is a sync of this number.

@@ -192,9 +192,11 @@ impl State {
             Some(meta) => (meta.next_sync, meta.next_task, meta.signer.0, meta.age),
             None => (1, 1, Signer::generate()?, None),
         };
-        let name_key = stored_name_key.unwrap_or_else(|| derive_name_key(&signer_key));
+        let name_key = stored_name_key
+            .or(settings.name_key.map(|key| key.0))
+            .unwrap_or_else(|| derive_name_key(&signer_key));
         let mut state = State {
-            name_key: settings.name_key.unwrap_or(NameKey(name_key)),
+            name_key: NameKey(name_key),
             settings,
             signer: Signer::from_pkcs8(&signer_key)?,
             signer_key,

@@ -423,3 +423,28 @@ fn a_dry_run_widens_no_directory() {
         }
     });
 }
+
+#[test]
+fn of_batches_that_replace_a_file_by_a_directory_at_once_one_makes_it_and_none_removes_it() {
+    let site = Site::new();
+    for round in 0..300 {
+        let name = format!("at-{round}");
+        site.write(format!("dst/{name}"), "a file");
+        let start = std::sync::Barrier::new(4);
+        let entered: Vec<_> = std::thread::scope(|scope| {
+            let one = || {
+                let target = site.target();
+                start.wait();
+                target.dir_like(name.as_bytes(), true, None).unwrap()
+            };
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        let there = fs::metadata(site.at("dst").join(&name)).unwrap().ino();
+        for (dir, _) in &entered {
+            assert_eq!(rustix::fs::fstat(dir).unwrap().st_ino, there, "round {round}");
+        }
+        let made = entered.iter().filter(|(_, made)| *made).count();
+        assert_eq!(made, 1, "round {round}");
+    }
+}

@@ -76,6 +76,9 @@ fn an_object_of_a_foreign_owner_is_replaced_whatever_its_kind_and_however_it_is_
         for name in ["tool", "large", "empty", "one", "link", "fifo", "null", "dir"] {
             let site = Site::new();
             source_of_all_kinds(&site);
+            // The owner of the directory says nothing of what this process makes in it.
+            fs::create_dir_all(site.at("dst")).unwrap();
+            lchown(site.at("dst"), Some(OTHER), Some(OTHER)).unwrap();
             let all = || manifest(&site.source());
             let options = TargetOptions::of_this_process(rules.clone());
             copy(&site.source(), &Target::new(site.tree("dst"), EARLIER_SYNC, options), &all());

@@ -1,6 +1,7 @@
 //! Masters on one store in memory, which fails and forgets on demand.
 
 use super::super::handle::Handle;
+use super::super::name_key::NameKeyFile;
 use super::super::seat::Identity;
 use super::*;
 use crate::scheduler::Select;
@@ -28,6 +29,7 @@ impl Master {
             lease: Duration::from_secs(5),
             settings: watch::channel(Settings::default()).1,
             spool: Spool::passing(),
+            names: NameKeyFile::default(),
             seat,
             shutdown: stop.clone(),
             api_ended: stop.clone(),
@@ -137,6 +139,7 @@ async fn a_lead_counts_from_when_it_was_asked_for_however_late_the_store_answers
         lease: Duration::from_millis(400),
         settings: watch::channel(Settings::default()).1,
         spool: Spool::passing(),
+        names: NameKeyFile::default(),
         seat,
         shutdown: stop.clone(),
         api_ended: stop,

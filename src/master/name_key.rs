@@ -1,0 +1,75 @@
+//! The key of the names of unfinished files, as a master keeps it beside the store: where a store has lost
+//! everything, the syncs that are submitted again continue the part files that are at their destinations.
+
+use crate::util::private;
+use crate::wire::options::NameKey;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The name of the file in the `data_dir`.
+const FILE_NAME: &str = "names.key";
+/// The length of the file, in bytes.
+const LENGTH: usize = 32;
+
+/// The file of the key; none for a master that keeps nothing beyond its end.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NameKeyFile(Option<PathBuf>);
+
+impl NameKeyFile {
+    /// The file in the directory for data.
+    pub(super) fn in_dir(data_dir: &Path) -> Self {
+        NameKeyFile(Some(data_dir.join(FILE_NAME)))
+    }
+
+    /// The key that was kept. A file that is not private or not a key is reported and not used. Blocks.
+    pub(super) fn read(&self) -> Option<NameKey> {
+        let file = self.0.as_deref()?;
+        match private::read(file, LENGTH as u64 + 1).map(<[u8; LENGTH]>::try_from) {
+            Ok(Ok(key)) => Some(NameKey(key)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Ok(Err(_)) => {
+                tracing::warn!(file = %file.display(), "not a key of {LENGTH} bytes: it is replaced");
+                None
+            }
+            Err(e) => {
+                tracing::warn!(file = %file.display(), error = %e, "the key of part files is not used");
+                None
+            }
+        }
+    }
+
+    /// Keeps the key of the store that this master leads on, where another one or none is kept. Blocks.
+    pub(super) fn keep(&self, key: NameKey) {
+        let Some(file) = self.0.as_deref() else { return };
+        if private::read(file, LENGTH as u64 + 1).is_ok_and(|kept| kept == key.0) {
+            return;
+        }
+        if let Err(e) = private::replace(file, &key.0) {
+            tracing::warn!(
+                file = %file.display(), error = %e,
+                "the key of part files is not kept: should the store lose everything, they are sent again"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_the_last_store_is_kept_and_nothing_else_is_taken_for_one() {
+        let home = tempfile::tempdir().unwrap();
+        let file = NameKeyFile::in_dir(&home.path().join("data"));
+        assert!(file.read().is_none());
+        for key in [1, 1, 2] {
+            file.keep(NameKey([key; LENGTH]));
+            assert_eq!(file.read().map(|key| key.0), Some([key; LENGTH]));
+        }
+        let path = home.path().join("data").join(FILE_NAME);
+        std::fs::write(&path, "short").unwrap();
+        assert!(file.read().is_none());
+        NameKeyFile::default().keep(NameKey([3; LENGTH]));
+        assert!(NameKeyFile::default().read().is_none());
+    }
+}
