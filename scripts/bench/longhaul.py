@@ -37,7 +37,7 @@ class Longhaul(Side):
                                          "--dir", self.state, "--appendonly", "yes", "--save", ""])
             await_port(store_port, redis)
             store = f"redis: {{ host: 127.0.0.1, port: {store_port} }}\n"
-        self.write("master.yml", f"listen: 127.0.0.1:{port}\n{store}")
+        self.write("master.yml", f"listen: 127.0.0.1:{port}\ndata_dir: {self.state}/master\n{store}")
         master = self.start("master", [self.ctl, "master", "--config", f"{self.state}/master.yml"])
         await_port(port, master)
         src, dst = self.bench.sources, self.bench.dst
