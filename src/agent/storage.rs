@@ -93,13 +93,23 @@ impl Storage {
         };
         let root = match storage.open() {
             Ok(root) if !root.look().is_some_and(RootLoss::is_new_storage) => Ok(root),
-            _ => self.roots.reopen(storage),
+            _ => self.reopen(storage),
         };
         let free = root.and_then(|root| root.free_bytes());
         let free = free.inspect_err(|error| tracing::debug!("{error}")).ok();
         let mut known = lock(known);
         (known.began, known.free) = (None, free);
         known.log(storage);
+    }
+
+    /// Opens what is at the path now, and logs that another file system is used from now on.
+    fn reopen(&self, storage: &StorageRoot) -> crate::fs::Result<Arc<Root>> {
+        let loss = storage.open().ok().and_then(|root| root.look());
+        let opened = self.roots.reopen(storage);
+        if let (Some(loss), Ok(_)) = (loss, &opened) {
+            tracing::warn!("storage path {}: {loss}; it is used from now on", storage.path());
+        }
+        opened
     }
 }
 
