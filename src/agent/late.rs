@@ -51,7 +51,7 @@ async fn answer(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
     axum::Json(reply).into_response()
 }
 
-/// The slots of an agent whose master answers late.
+/// The slots of an agent and its master, which answers late.
 struct Late {
     slots: Slots,
     arrivals: Arrivals,

@@ -208,7 +208,7 @@ pub(super) struct CopyArgs {
     pub(super) end: EndArgs,
 }
 
-/// What the exit code tells beside failures.
+/// What the exit code reports beside failures.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(super) struct EndArgs {
     /// End with 9 instead of 0 where not a single file was transferred

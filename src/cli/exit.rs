@@ -22,7 +22,7 @@ pub enum Exit {
     Failed,
     /// A guard stopped a mirror before everything was copied.
     CopyStopped,
-    /// Nothing was transferred, and that is to be told (`--error-on-no-transfer`).
+    /// Nothing was transferred, and the exit code is to report that (`--error-on-no-transfer`).
     NoTransfer,
     /// The sync was cancelled or deleted while waiting.
     Cancelled,

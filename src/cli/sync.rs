@@ -58,7 +58,7 @@ pub(super) struct After {
     pub(super) typed: Option<String>,
     /// What is done with the records.
     pub(super) wanted: Wanted,
-    /// What the exit code tells beside failures.
+    /// What the exit code reports beside failures.
     pub(super) end: EndArgs,
 }
 

@@ -107,7 +107,7 @@ struct Memory {
     last_run: Option<LastRun>,
     /// The file system of SRC at the last run.
     known: Option<String>,
-    /// A mirror relies on it: what keeps it from being written is told.
+    /// A mirror relies on it: an error that prevents writing it is reported.
     mirror: bool,
 }
 
