@@ -13,7 +13,7 @@ use super::files::{write_full, zero_runs};
 use super::links::is_one;
 use super::lost::{self, Ranges};
 use super::meta::{lstat, same_mtime, size_of, type_of};
-use super::nodes::open_object;
+use super::nodes::TouchUp;
 use super::root::{Dir, Place};
 use super::source::{next_data, read_full};
 use super::target::{Step, Target};
@@ -154,16 +154,20 @@ impl Target {
         }
     }
 
-    /// The file itself, where it is `entry`'s version already. Who comes so late is not to leave
-    /// another part file.
+    /// The file itself, where it is `entry`'s version already and has (or could be given) the metadata of
+    /// `entry`: a late writer is not to leave another part file. A file whose metadata may not be changed in
+    /// its place is to be replaced, and that takes a part file.
     fn open_published(&self, place: &Place<'_>, entry: &Entry) -> Option<OwnedFd> {
         if !self.tells_versions() {
             return None;
         }
         let fd = open_base(&place.dir, place.name).ok()?;
         let stat = rustix::fs::fstat(&fd).ok()?;
-        let same = is_version(&stat, entry) && !self.is_suspect(&stat);
-        (same && self.is_trusted(&place.dir, &stat, &entry.meta)).then_some(fd)
+        if !is_version(&stat, entry) || self.is_suspect(&stat) {
+            return None;
+        }
+        let done = self.touch_up(place, &stat, entry).ok()?;
+        matches!(done, TouchUp::Same | TouchUp::Repaired).then_some(fd)
     }
 
     /// Whether size and time tell one version of a file from another.
@@ -225,7 +229,7 @@ impl Target {
     }
 
     /// That there is no part file is fine where the file is published: as its size and time tell or,
-    /// where they can't, its content.
+    /// where they can't, its content. It has the metadata of `entry` then, or is given them.
     fn is_published(
         &self,
         place: &Place<'_>,
@@ -252,10 +256,10 @@ impl Target {
                 return Err(Cause::Lost);
             }
         }
-        if self.is_member(entry) {
-            self.join(&place.dir, place.name, &open_object(place, place.name)?, entry)?;
+        match self.touch_up(place, &stat, entry)? {
+            TouchUp::Same | TouchUp::Repaired => Ok(()),
+            TouchUp::Replace | TouchUp::Foreign => Err(Cause::Lost),
         }
-        Ok(())
     }
 
     /// Removes the part file of `entry`'s version; that there is none is no error. The directory keeps

@@ -2,7 +2,7 @@ use super::super::testing::*;
 use super::*;
 use crate::wire::Digest;
 use crate::wire::SyncNo;
-use crate::wire::options::WriteRules;
+use crate::wire::options::{Preserve, WriteRules};
 use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -129,6 +129,70 @@ fn a_late_writer_neither_touches_what_is_published_nor_leaves_a_part_file() {
     assert_eq!(names_in(&site.at("dst/d")), [b"f"]);
     assert_eq!(fs::read(site.at("dst/d/f")).unwrap(), b"content");
     assert_eq!(fs::metadata(site.at("dst/d/f")).unwrap().modified().unwrap(), published);
+}
+
+/// Equal content under a name that shares its file with another one, which this sync must not change: the
+/// file is sent again, and the new one has all metadata.
+#[test]
+fn equal_content_whose_metadata_cannot_be_repaired_in_place_is_replaced_with_all_metadata() {
+    type Change = fn(&std::path::Path);
+    let changes: [(&str, Change); 4] = [
+        ("attribute", |path| set_xattr(path, "user.model", b"")),
+        ("list", |path| set_xattr(path, "system.posix_acl_access", &acl(6, (7, 4), 4, 4, 0))),
+        ("mode", |path| {
+            use std::os::unix::fs::PermissionsExt as _;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o751)).unwrap();
+        }),
+        ("owner", |path| {
+            if rustix::process::geteuid().is_root() {
+                std::os::unix::fs::chown(path, None, Some(77)).unwrap();
+            }
+        }),
+    ];
+    for (what, change) in changes {
+        let (site, target, _) = site_with(b"content");
+        let (from, path) = (site.at("src/d/f"), site.write("dst/d/f", "content"));
+        let time = fs::metadata(&from).unwrap();
+        touch(&path, time.mtime(), time.mtime_nsec());
+        fs::hard_link(&path, site.at("dst/other")).unwrap();
+        change(&from);
+        let entry = site.source().entry(&rel("d/f")).unwrap();
+        for _ in 0..2 {
+            let part = target.part(&entry).unwrap();
+            part.write_at(b"content", 0).unwrap();
+            target.publish_part(&entry, None).unwrap();
+            let there = site.tree("dst").keeping(Preserve::all()).entry(&rel("d/f")).unwrap();
+            assert_eq!((there.meta, there.xattrs), (entry.meta, entry.xattrs.clone()), "{what}");
+        }
+        assert_eq!(names_in(&site.at("dst/d")), [b"f"], "{what}");
+        let other = site.tree("dst").keeping(Preserve::all()).entry(&rel("other")).unwrap();
+        assert_eq!(other.xattrs, [], "{what}");
+    }
+}
+
+/// Two files of the source that are one at the destination: the second one is not taken for published
+/// because the first one is.
+#[test]
+fn two_files_of_the_source_that_are_one_at_the_destination_are_parted_by_their_part_files() {
+    let (site, target, _) = site_with(b"content");
+    site.write("src/d/g", "content");
+    let (f, g) = (site.at("src/d/f"), site.at("src/d/g"));
+    let path = site.write("dst/d/f", "content");
+    for path in [&f, &g, &path] {
+        touch(path, 1_000_000_000, 7);
+    }
+    fs::hard_link(&path, site.at("dst/d/g")).unwrap();
+    for (path, name) in [(&f, "src/f"), (&g, "src/g")] {
+        fs::hard_link(path, site.at(name)).unwrap();
+    }
+    for name in ["d/f", "d/g"] {
+        let entry = site.source().entry(&rel(name)).unwrap();
+        assert!(entry.linked);
+        target.part(&entry).unwrap().write_at(b"content", 0).unwrap();
+        target.publish_part(&entry, None).unwrap();
+    }
+    let ino = |name| fs::metadata(site.at(name)).unwrap().ino();
+    assert_ne!(ino("dst/d/f"), ino("dst/d/g"));
 }
 
 #[test]
