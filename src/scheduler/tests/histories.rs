@@ -420,18 +420,28 @@ impl Play {
         if self.world.progress("demo").state == SyncState::Paused {
             self.step(Step::Resume);
         }
+        self.work_until(20_000, |play| play.world.progress("demo").state.is_final());
+        self.world.progress("demo")
+    }
+
+    /// All agents do what they are given, for `rounds` rounds at most; a round ends when no agent holds a task.
+    fn work_until(&mut self, rounds: usize, is_end: impl Fn(&mut Play) -> bool) {
         (0..4).for_each(|index| self.drain(index, false));
-        for _ in 0..20_000 {
-            let progress = self.world.progress("demo");
-            if progress.state.is_final() {
-                return progress;
+        self.beat_all();
+        for _ in 0..rounds {
+            if is_end(self) {
+                return;
             }
-            self.beat_all();
-            let got = (0..4).filter(|i| self.poll(*i)).count();
-            if !self.held.is_empty() {
-                self.work(0);
-            } else if got == 0 {
+            for index in 0..4 {
+                self.poll(index);
+            }
+            if self.held.is_empty() {
+                // Time passes only here, so no heartbeat is due in between.
                 self.world.pass(5_000);
+                self.beat_all();
+            }
+            while !self.held.is_empty() {
+                self.work(0);
             }
         }
         panic!("no end: {:?}", self.world.progress("demo"));
@@ -474,7 +484,9 @@ proptest! {
         for step in steps {
             play.step(step);
         }
+        play.world.audit_records(1);
         let end = play.play_on();
+        play.world.audit_records(1);
         let (mut files, mut dirs, mut bytes) = (0, 0, 0);
         for item in (0..pages).flat_map(Play::content) {
             match item {
@@ -533,19 +545,8 @@ proptest! {
         let id = || "demo".parse().unwrap();
         play.world.play(if delete { Event::Delete(id()) } else { Event::Cancel(id()) });
         after.into_iter().for_each(|step| play.step(step));
-        (0..4).for_each(|index| play.drain(index, false));
-        for _ in 0..2_000 {
-            if play.world.state.tasks.is_empty() {
-                break;
-            }
-            play.beat_all();
-            let got = (0..4).filter(|i| play.poll(*i)).count();
-            if !play.held.is_empty() {
-                play.work(0);
-            } else if got == 0 {
-                play.world.pass(5_000);
-            }
-        }
+        play.world.audit_records(1);
+        play.work_until(2_000, |play| play.world.state.tasks.is_empty());
         let state = &play.world.state;
         prop_assert!(state.tasks.is_empty() && play.world.blobs.is_empty());
         prop_assert!(state.syncs.values().all(|s| s.larges.is_empty() && s.state.is_final()));

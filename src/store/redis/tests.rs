@@ -253,6 +253,9 @@ async fn a_master_of_another_installation_is_refused_with_the_fix() {
 }
 
 const NAMESPACE: &str = "test";
+/// Longer than a test may take: how long a server needs for a large batch depends on what else the machine does.
+const PATIENCE: Patience =
+    Patience { connect: Duration::from_secs(600), answer: Duration::from_secs(600) };
 
 async fn connect(server: &RedisServer) -> RedisStore {
     connect_to(&server.url(), NAMESPACE, false).await.unwrap()
@@ -268,7 +271,9 @@ async fn connect_as(
     volatile: bool,
     installation: Installation,
 ) -> Result<RedisStore, StoreError> {
-    RedisStore::connect(url, &RedisSetup::default(), namespace, volatile, installation).await
+    let setup = RedisSetup::default();
+    let store = RedisStore::connect_with(url, &setup, namespace, volatile, PATIENCE).await?;
+    Ok(RedisStore { installation, ..store })
 }
 
 fn unusable<T>(result: Result<T, StoreError>) -> String {
