@@ -3,13 +3,14 @@
 //!
 //! What is listed: each file, link and special file with how it ended, directories where an agent says
 //! something of them, and what was deleted (in a dry run: what would be). A file that was read back and
-//! brought again is listed once, with the second outcome. A batch that was given up as a whole stands
-//! there as one failed entry.
+//! brought again is listed once, with the second outcome. A directory that one agent made, on the way to
+//! something in it, and another one gave the rest of its metadata, is listed once, as created. A batch that was
+//! given up as a whole stands there as one failed entry.
 
 use crate::scheduler::{Listing, MOST_LINE};
 use crate::store::Spool;
 use crate::wire::AbsPath;
-use crate::wire::options::{FileRecord, FileState};
+use crate::wire::options::{Action, FileRecord, FileState};
 use crate::wire::problem::Problem;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -20,9 +21,10 @@ use tokio::sync::mpsc;
 const PIECE: usize = 64 << 10;
 /// Pieces that wait for a slow reader.
 const WAITING: usize = 4;
-/// So many files that were brought again are told apart; of further ones the first outcome is listed as
-/// well.
-const MOST_REPAIRED: usize = 1 << 20;
+/// So many names with two records are recognized; of further ones both records are listed.
+const MAX_REPEATED_NAMES: usize = 1 << 20;
+/// What the line of an entry that was repaired holds. A quote in a name has a backslash before it.
+const METADATA: &[u8] = br#""action":"metadata""#;
 
 /// What is wanted of a list.
 pub(super) enum Wanted {
@@ -134,17 +136,25 @@ fn give(
     let second = listing.readback_from.unwrap_or(listing.length).min(listing.length);
     let mut again = HashSet::new();
     file.seek(SeekFrom::Start(second))?;
-    each(&mut file, listing.length - second, |_, record| {
-        if record.state != FileState::Deleted && again.len() < MOST_REPAIRED {
+    each(&mut file, listing.length - second, |line| {
+        let record = parse(line)?;
+        if record.state != FileState::Deleted && again.len() < MAX_REPEATED_NAMES {
             again.insert(name(&record));
         }
-        true
+        Ok(true)
     })?;
+    let made = match wanted {
+        Wanted::Records(_) => made_and_repaired(&mut file, listing.length)?,
+        Wanted::Digests(_) => HashSet::new(),
+    };
     file.seek(SeekFrom::Start(0))?;
     for (length, first) in [(second, true), (listing.length - second, false)] {
-        let whole = each(&mut file, length, |line, record| {
-            if first && !again.is_empty() && again.contains(&name(&record)) {
-                return true;
+        let whole = each(&mut file, length, |line| {
+            let record = parse(line)?;
+            let repeated = first && !again.is_empty() && again.contains(&name(&record))
+                || record.action == Some(Action::Metadata) && made.contains(&name(&record));
+            if repeated {
+                return Ok(true);
             }
             match wanted {
                 Wanted::Records(states) => {
@@ -157,7 +167,7 @@ fn give(
                     digest_line(&record, &listing.destination, *lines, &mut out.piece);
                 }
             }
-            out.filled()
+            Ok(out.filled())
         })?;
         if !whole {
             break;
@@ -173,14 +183,50 @@ fn name(record: &FileRecord) -> [u8; 16] {
     short
 }
 
-/// Calls `take` with each line of the next `length` bytes, without its end, and what it says. False:
-/// `take` wanted no more.
+/// The names in the first `length` bytes that are recorded both as made and as repaired, in whichever order: an
+/// agent can't know of a directory that it finds whether another one has just made it.
+fn made_and_repaired(
+    file: &mut (impl BufRead + Seek),
+    length: u64,
+) -> io::Result<HashSet<[u8; 16]>> {
+    let is_repair = |line: &[u8]| line.windows(METADATA.len()).any(|part| part == METADATA);
+    let (mut repaired, mut both) = (HashSet::new(), HashSet::new());
+    file.seek(SeekFrom::Start(0))?;
+    each(file, length, |line| {
+        if is_repair(line) && repaired.len() < MAX_REPEATED_NAMES {
+            repaired.insert(name(&parse(line)?));
+        }
+        Ok(true)
+    })?;
+    if repaired.is_empty() {
+        return Ok(both);
+    }
+    file.seek(SeekFrom::Start(0))?;
+    each(file, length, |line| {
+        if !is_repair(line) {
+            let record = parse(line)?;
+            let made = matches!(record.action, Some(Action::Create | Action::Update));
+            both.extend(Some(name(&record)).filter(|name| made && repaired.contains(name)));
+        }
+        Ok(true)
+    })?;
+    Ok(both)
+}
+
+fn broken(what: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_string())
+}
+
+fn parse(line: &[u8]) -> io::Result<FileRecord> {
+    serde_json::from_slice(line).map_err(broken)
+}
+
+/// Calls `take` with each line of the next `length` bytes, without its end. False: `take` wanted no more.
 fn each(
     file: &mut impl BufRead,
     mut length: u64,
-    mut take: impl FnMut(&[u8], FileRecord) -> bool,
+    mut take: impl FnMut(&[u8]) -> io::Result<bool>,
 ) -> io::Result<bool> {
-    let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut line = Vec::new();
     while length > 0 {
         line.clear();
@@ -190,8 +236,7 @@ fn each(
             return Err(broken("a record has no end"));
         }
         length -= read as u64;
-        let record = serde_json::from_slice(&line).map_err(|e| broken(&e.to_string()))?;
-        if !take(&line, record) {
+        if !take(&line)? {
             return Ok(false);
         }
     }
@@ -316,6 +361,37 @@ mod tests {
         assert_eq!(paths(&some), ["x Deleted", "c Failed"]);
         let one_pass = text(&spool, of(None), Wanted::Records(vec![])).await.unwrap();
         assert_eq!(paths(&one_pass).len(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_one_agent_made_and_another_one_repaired_is_listed_once_as_created() {
+        let of =
+            |path: &[u8], state, action| FileRecord { action: Some(action), ..record(path, state) };
+        let made = |path| of(path, FileState::Done, Action::Create);
+        let repaired = |path| of(path, FileState::Skipped, Action::Metadata);
+        let all = [
+            repaired(b"first"),
+            made(b"second"),
+            made(b"first"),
+            repaired(b"second"),
+            repaired(b"old"),
+            of(b"old", FileState::Deleted, Action::Delete),
+            made(br#""action":"metadata""#),
+        ];
+        let all = lines(&all);
+        let spool = Spool::passing();
+        spool.write(3, 0, &all).unwrap();
+        let text = text(&spool, listing(all.len(), None), Wanted::Records(vec![])).await.unwrap();
+        assert_eq!(
+            paths(&text),
+            [
+                "second Done",
+                "first Done",
+                "old Skipped",
+                "old Deleted",
+                r#""action":"metadata" Done"#
+            ]
+        );
     }
 
     #[tokio::test]

@@ -155,22 +155,12 @@ fn not_ended_so(sync: &SyncProgress, wanted: &Expected, dry_run: bool) -> Vec<St
     wrong
 }
 
-/// Whether there is to be a directory.
-fn is_wanted_dir(wanted: &Expected, path: &[u8]) -> bool {
-    let directory = std::mem::discriminant(&Kind::Dir);
-    wanted.tree.get(path).is_some_and(|want| want.is == Some(directory))
-}
-
 /// What is kept of each file agrees with what became of it.
 fn assert_records(cluster: &Cluster, sync: &SyncProgress, wanted: &Expected) {
     let (mut deleted, mut seen) = (BTreeSet::new(), BTreeSet::new());
     for record in records(cluster, sync) {
         let name = (record.path.0.clone(), record.state == FileState::Deleted);
-        // A directory that was made on the way to something in it has an entry in another batch, which may be
-        // at another agent: it may be named once more. Everything else is named once.
-        let again = !wanted.files.contains(&record.path.0)
-            && (record.action == Some(Action::Metadata) || is_wanted_dir(wanted, &record.path.0));
-        if !seen.insert(name) && !again {
+        if !seen.insert(name) {
             let mut all = records(cluster, sync);
             all.retain(|other| other.path == record.path);
             panic!("it is recorded twice: {all:#?} in {sync:#?}");
