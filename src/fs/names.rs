@@ -23,7 +23,7 @@ const ANCHORS_SUFFIX: &[u8] = b".links.part";
 const HEX: usize = 16;
 
 /// The regular file that marks a directory as the trash of a mirror. Mirrors leave a directory that holds it as
-/// it is, whatever their own trash is; it is not copied, so a copy of a trash is an ordinary directory.
+/// it is, whatever their own trash is. It is copied with the directory, so that a copy of a trash is one as well.
 pub const TRASH_MARK: &[u8] = b".ctl-trash";
 
 /// The first 64 bits of the keyed hash of `domain` and `bytes`.

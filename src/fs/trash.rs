@@ -161,3 +161,6 @@ fn rename_beside(from: &Dir, name: &[u8], to: &Dir, new: &[u8]) -> Step<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;

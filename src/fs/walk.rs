@@ -11,7 +11,7 @@ use super::follow::{Located, Way, place_of};
 use super::list::{Listed, list_all};
 use super::made_up::is_made_up;
 use super::meta::{lstat, meta_of, type_of};
-use super::names::is_ours;
+use super::names::{TRASH_MARK, is_ours};
 use super::root::{Dir, Tree, open_below, open_list_below, split};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Kind};
@@ -106,7 +106,8 @@ impl Tree {
     /// otherwise. A root that is a file gives that one entry, with the empty path, unless the filter leaves
     /// it out.
     ///
-    /// Names that are our own unfinished files are left out, and counted ([`UNFINISHED_LEFT_OUT`]).
+    /// Names that are our own unfinished files are left out, and counted ([`UNFINISHED_LEFT_OUT`]). The mark of a trash
+    /// is walked like any file.
     ///
     /// # Errors
     /// `dir` can't be opened, is a symbolic link, or lies in a file system like `proc`, whose files
@@ -310,7 +311,7 @@ impl Walk {
             let full = [above.as_bytes(), b"/", name].concat();
             self.tree.error("read metadata of", &full, Errno::NAMETOOLONG)
         })?;
-        if is_ours(name) {
+        if is_ours(name) && name != TRASH_MARK {
             if !self.options.filter.leaves_out(&path, false) {
                 self.notes.entry(UNFINISHED_LEFT_OUT.to_owned()).or_default().add(path.as_bytes());
             }
@@ -328,7 +329,9 @@ impl Walk {
             other => other.map_err(|e| tree.error("read metadata of", path.as_bytes(), e))?,
         };
         let entry = Entry { real: spot.real, ..entry };
-        Ok((!self.options.filter.is_beyond(&entry)).then_some((entry, None)))
+        // Limits choose files, and without its mark a copy of a trash would be no trash.
+        let wanted = name == TRASH_MARK || !self.options.filter.is_beyond(&entry);
+        Ok(wanted.then_some((entry, None)))
     }
 
     /// The current directory, opened again where it was closed.
