@@ -143,6 +143,12 @@ pub(super) fn list_if(fd: &OwnedFd, keep: usize, wanted: impl Fn(&[u8]) -> bool)
     listing
 }
 
+/// Whether nothing is in a directory, our own unfinished files included.
+pub(super) fn is_empty(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
+    let listing = list_if(fd, 1, |_| true);
+    listing.failed.map_or(Ok(listing.names.is_empty()), Err)
+}
+
 /// Keeps the `keep` smallest names, in any order.
 fn cut(listing: &mut Listing, keep: usize) {
     listing.names.select_nth_unstable_by(keep, |a, b| a.0.cmp(&b.0));

@@ -11,10 +11,10 @@
 use super::allowance::Allowance;
 use super::error::{Cause, FsError, Result};
 use super::filter::Filter;
-use super::list::{Listed, list_if};
+use super::list::{Listed, is_empty, list_if};
 use super::meta::{chmod, lstat, mode_of, size_of, type_of};
 use super::names::{is_anchors, is_ours};
-use super::root::{Dir, open_below};
+use super::root::{Dir, open_unmounted};
 use super::spelling::TAKEN;
 use super::target::{Step, Target};
 use super::trash::{Trash, is_marked};
@@ -24,7 +24,7 @@ use crate::wire::sync::FileError;
 use crate::wire::task::Pruned;
 use crate::wire::{RelPath, RequestId};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -289,6 +289,11 @@ impl Pruner<'_> {
             return Some(path);
         }
         if is_dir {
+            // In a dry run nothing has taken the place of an empty directory yet, as it has when a sync deletes.
+            if self.target.rules.dry_run && self.is_replacing(name) && self.is_empty(name) {
+                self.keep();
+                return Some(path);
+            }
             return match self.enter(name) {
                 Ok(true) => None,
                 Ok(false) => {
@@ -498,6 +503,11 @@ impl Pruner<'_> {
         if self.apply.is_some() { self.target.writable(dir, open) } else { open() }
     }
 
+    /// Whether nothing is in the directory `name` of the current one; not where it can't be read.
+    fn is_empty(&mut self, name: &[u8]) -> bool {
+        self.open_inside(name).is_ok_and(|(_, fd, _)| is_empty(&fd) == Ok(true))
+    }
+
     /// Makes the directory `name` in the current one the current one, unless it is a trash.
     fn enter(&mut self, name: &[u8]) -> std::result::Result<bool, Cause> {
         let (path, fd, stat) = self.open_inside(name)?;
@@ -585,20 +595,6 @@ impl Pruner<'_> {
         listing.failed.map_or(Ok(()), Err)?;
         let more = listing.more.then(|| listing.names.last().map(|(name, _)| name.clone()));
         Ok((listing.names.into_iter(), more.flatten()))
-    }
-}
-
-/// Opens a directory without entering another mount (also one of the same file system).
-fn open_unmounted(dir: &Dir, name: &[u8]) -> std::result::Result<OwnedFd, Cause> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    match rustix::fs::openat2(dir, name, flags, Mode::empty(), rules) {
-        Err(Errno::XDEV) => Err(Cause::Mounted),
-        // An old kernel, a container's filter, a rename somewhere. The caller compares the devices.
-        Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN | Errno::INTR) => {
-            Ok(open_below(dir.as_fd(), name)?)
-        }
-        other => Ok(other?),
     }
 }
 

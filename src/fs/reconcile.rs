@@ -486,11 +486,10 @@ impl<'a> Batch<'a> {
             return target.clear_dir(&place.dir, place.name).map_err(failed);
         }
         let fd = super::root::open_list_below(place.dir.as_fd(), place.name);
-        let listing = super::list::list_if(&fd.map_err(|e| failed(e.into()))?, 1, |_| true);
-        match (listing.failed, listing.names.is_empty()) {
-            (Some(errno), _) => Err(failed(errno.into())),
-            (None, false) => Err(failed(Cause::Occupied)),
-            (None, true) => Ok(()),
+        match super::list::is_empty(&fd.map_err(|e| failed(e.into()))?) {
+            Err(errno) => Err(failed(errno.into())),
+            Ok(false) => Err(failed(Cause::Occupied)),
+            Ok(true) => Ok(()),
         }
     }
 

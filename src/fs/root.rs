@@ -432,6 +432,20 @@ pub(super) fn open_list_below(
     open_pieces(from, path, READ)
 }
 
+/// Opens a directory without entering another mount (also one of the same file system).
+pub(super) fn open_unmounted(dir: &Dir, name: &[u8]) -> std::result::Result<OwnedFd, Cause> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    match rustix::fs::openat2(dir, name, flags, Mode::empty(), rules) {
+        Err(Errno::XDEV) => Err(Cause::Mounted),
+        // An old kernel, a container's filter, a rename somewhere. The caller compares the devices.
+        Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN | Errno::INTR) => {
+            Ok(open_below(dir.as_fd(), name)?)
+        }
+        other => Ok(other?),
+    }
+}
+
 fn open_pieces(
     from: BorrowedFd<'_>,
     mut path: &[u8],

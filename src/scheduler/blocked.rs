@@ -10,7 +10,7 @@ use super::stage::Stage;
 use super::sync::{Failed, Sync};
 use super::{Now, State};
 use crate::wire::SyncNo;
-use crate::wire::options::{Action, Tally};
+use crate::wire::options::{Action, FileRecord, FileState, Tally};
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskReport;
 use serde::{Deserialize, Serialize};
@@ -75,9 +75,7 @@ impl Sync {
             && errors.iter().all(is_occupied)
     }
 
-    /// Sets `files` entries aside that could not be brought because of `errors`. A dry run counts them as
-    /// replaced.
-    pub(super) fn set_aside(&mut self, files: u64, errors: Vec<FileError>) {
+    fn set_aside(&mut self, files: u64, errors: Vec<FileError>) {
         if self.stage != Stage::Copy {
             // They were set aside when they were copied.
             self.blocked.read_back += self.blocked.count_unnoted(&errors);
@@ -86,7 +84,7 @@ impl Sync {
         if self.dry_run() {
             self.counters.files_done += files;
             let tally = Tally { count: files, bytes: 0 };
-            self.counters.actions.entry(Action::Update).or_default().merge(tally);
+            self.counters.actions.entry(Action::Create).or_default().merge(tally);
             return;
         }
         self.blocked.files += files;
@@ -121,6 +119,26 @@ impl Sync {
 }
 
 impl State {
+    /// Sets `files` entries aside that could not be brought because of `errors`. A dry run counts and records them
+    /// as created, as the sync does after the directories in their place were deleted.
+    pub(super) fn set_aside(&mut self, no: SyncNo, files: u64, errors: Vec<FileError>) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        if sync.dry_run() {
+            let created = errors.iter().map(|error| FileRecord {
+                path: error.path.clone(),
+                state: FileState::Done,
+                action: Some(Action::Create),
+                bytes: 0,
+                digest: None,
+                message: None,
+            });
+            let created = created.collect();
+            sync.set_aside(files, errors);
+            return self.record_files(no, created);
+        }
+        sync.set_aside(files, errors);
+    }
+
     /// Ends with what was set aside, before the sync goes on to `next`: nothing is going to delete the
     /// directories in their place, or the second walk did not find the entries any more.
     pub(super) fn settle_blocked(&mut self, no: SyncNo, next: Option<Stage>, now: Now) {

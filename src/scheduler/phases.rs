@@ -194,7 +194,7 @@ impl State {
                 self.note_given_up(task.sync, error, count);
             }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } if occupied => {
-                sync.set_aside(1, vec![error]);
+                self.set_aside(task.sync, 1, vec![error]);
             }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } => {
                 let count = sync.count_failed_entries(1, 0);

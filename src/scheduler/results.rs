@@ -256,14 +256,14 @@ impl State {
     fn entries_failed(&mut self, task: &Task, worker: WorkerId, report: TaskReport, now: Now) {
         let TaskSpec::Copy { files, dirs, .. } = task.spec else { return };
         let Some((failed_files, failed_dirs)) = failed_of(files, dirs, &report) else { return };
-        if let Some(sync) = self.syncs.get_mut(&task.sync)
+        if let Some(sync) = self.syncs.get(&task.sync)
             && sync.can_set_aside(&report.failures)
         {
             let mut errors = report.failures;
             for error in &mut errors {
                 error.worker_id.get_or_insert_with(|| worker.clone());
             }
-            return sync.set_aside(failed_files, errors);
+            return self.set_aside(task.sync, failed_files, errors);
         }
         let retry = match report.retry {
             Some(WorkItem::Copy { manifest, files, dirs, bytes })

@@ -424,8 +424,8 @@ impl State {
         let stop = sync.wrong_root(page, known);
         sync.source_root.get_or_insert_with(|| root.clone());
         if sync.dry_run() && stop.is_some() {
-            // It changes nothing, and goes on to tell what it would do.
-            sync.stopped = stop;
+            // It changes nothing, and goes on to report what it would do. The first guard would stop it.
+            sync.stopped = sync.stopped.take().or(stop);
             return None;
         }
         stop

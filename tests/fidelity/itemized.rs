@@ -85,6 +85,54 @@ fn every_path_of_every_kind_is_named_by_what_is_done_and_by_what_would_be() {
     assert_eq!(items(&src, &dst, &mirror), set(&[]));
 }
 
+/// The kinds that an entry can have; `full` is a directory that is not empty.
+const KINDS: [&str; 6] = ["file", "nothing in it", "link", "fifo", "empty", "full"];
+
+fn make(kind: &str, path: &Path) {
+    match kind {
+        "file" => drop(file(path, "content")),
+        "nothing in it" => drop(file(path, "")),
+        "link" => drop(link(path, "nowhere")),
+        "fifo" => must("mkfifo", [path]),
+        "empty" => drop(dir(path)),
+        _ => {
+            file(path.join("inside"), "x");
+            file(path.join("deeper/inside"), "y");
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_of_a_mirror_names_what_the_mirror_does_whatever_takes_the_place_of_whatever() {
+    let home = tempfile::tempdir().unwrap();
+    let (src, dst) = (dir(home.path().join("src")), dir(home.path().join("dst")));
+    for from in KINDS {
+        for to in KINDS.into_iter().filter(|to| *to != from) {
+            let name = format!("{from}-becomes-{to}").replace(' ', "_");
+            make(from, &dst.join(&name));
+            make(to, &src.join(&name));
+        }
+        let name = format!("{from}-goes").replace(' ', "_");
+        make(from, &dst.join(name));
+    }
+    let mirror = ["--delete", "--max-delete-percent", "100"];
+    let tried = items(&src, &dst, &[&mirror[..], &["-n"]].concat());
+    let did = items(&src, &dst, &mirror);
+    let differing: Vec<_> = tried.symmetric_difference(&did).collect();
+    assert!(differing.is_empty(), "{differing:?}\ntried {tried:#?}\ndid {did:#?}");
+    for line in [
+        "create full-becomes-file",
+        "delete full-becomes-file",
+        "delete full-becomes-file/deeper/inside",
+        "update empty-becomes-link",
+        "update file-becomes-full",
+        "create file-becomes-full/inside",
+    ] {
+        assert!(did.contains(line), "{line}: {did:#?}");
+    }
+    assert_eq!(items(&src, &dst, &mirror), set(&[]));
+}
+
 #[test]
 fn the_records_of_a_sync_name_directories_also_those_that_came_to_be_on_the_way() {
     let mut cluster = Cluster::start(On::Embedded);

@@ -383,35 +383,6 @@ fn a_deletion_goes_on_behind_its_last_page_on_another_worker_and_a_page_counts_o
 }
 
 #[test]
-fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
-    let options = SyncOptions { dry_run: true, ..mirror(DeleteOptions::default()) };
-    let (mut world, scan) = scanning_with(options);
-    assert!(claims(&world, &scan).rules.dry_run);
-    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1), large(3)]));
-    let copy = next(&mut world, "s", "copy");
-    let would = TaskReport {
-        actions: [
-            (Action::Create, Tally { count: 2, bytes: 20 }),
-            (Action::Skip, Tally { count: 1, bytes: 0 }),
-        ]
-        .into(),
-        to_sweep: true,
-        ..all_done(&copy, "d")
-    };
-    world.finish(result(&copy, true, would));
-    let whole = done(&mut world, "s", "copy");
-    assert!(matches!(whole.task, TaskSpec::Copy { files: 1, .. }), "it is not cut apart");
-    let count = next(&mut world, "s", "prune");
-    world.post(&count, pruned(&count, 10, 9));
-    let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
-    assert_eq!(end.actions[&Action::Create], Tally { count: 2, bytes: 20 });
-    assert_eq!(end.actions[&Action::Delete], Tally { count: 9, bytes: 90 });
-    assert!(end.reason.unwrap().contains("it would stop: 9 of the 10"));
-    assert_eq!(world.poll("s", "1").or_else(|| world.poll("d", "1")), None, "no sweep, no flush");
-}
-
-#[test]
 fn what_the_source_loses_after_the_count_is_not_deleted_beyond_the_limits() {
     let delete = DeleteOptions { max: Some(3), max_percent: 100, ..DeleteOptions::default() };
     let (mut world, scan) = scanning_with(mirror(delete));

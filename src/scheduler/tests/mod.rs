@@ -7,6 +7,7 @@ mod chosen;
 mod counts;
 mod damaged;
 mod deleter;
+mod dry_run;
 mod faults;
 mod fidelity;
 mod histories;

@@ -1,0 +1,74 @@
+//! What a dry run reports is what the sync does.
+
+use super::*;
+use crate::wire::options::{Action, DeleteOptions, SyncOptions, Tally};
+use crate::wire::task::RootState;
+
+fn trying(delete: DeleteOptions) -> SyncOptions {
+    SyncOptions { dry_run: true, record: true, ..mirror(delete) }
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
+    let options = SyncOptions { dry_run: true, ..mirror(DeleteOptions::default()) };
+    let (mut world, scan) = scanning_with(options);
+    assert!(claims(&world, &scan).rules.dry_run);
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1), large(3)]));
+    let copy = next(&mut world, "s", "copy");
+    let would = TaskReport {
+        actions: [
+            (Action::Create, Tally { count: 2, bytes: 20 }),
+            (Action::Skip, Tally { count: 1, bytes: 0 }),
+        ]
+        .into(),
+        to_sweep: true,
+        ..all_done(&copy, "d")
+    };
+    world.finish(result(&copy, true, would));
+    let whole = done(&mut world, "s", "copy");
+    assert!(matches!(whole.task, TaskSpec::Copy { files: 1, .. }), "it is not cut apart");
+    let count = next(&mut world, "s", "prune");
+    world.post(&count, pruned(&count, 10, 9));
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!(end.actions[&Action::Create], Tally { count: 2, bytes: 20 });
+    assert_eq!(end.actions[&Action::Delete], Tally { count: 9, bytes: 90 });
+    assert!(end.reason.unwrap().contains("it would stop: 9 of the 10"));
+    assert_eq!(world.poll("s", "1").or_else(|| world.poll("d", "1")), None, "no sweep, no flush");
+}
+
+#[test]
+fn a_dry_run_names_the_guard_that_stops_the_sync_first() {
+    let (mut world, scan) = scanning_with(trying(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", true, vec![batch(0, 1)]));
+    done(&mut world, "s", "copy");
+    let count = next(&mut world, "s", "prune");
+    let root = Some(RootState { file_system: "fs-1".into(), empty: true });
+    world.post(&count, ScanPage { root, ..pruned(&count, 10, 9) });
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    let reason = end.reason.unwrap();
+    assert!(reason.contains("is empty: nothing was copied, nothing was deleted"), "{reason}");
+}
+
+#[test]
+fn a_dry_run_counts_what_takes_the_place_of_a_full_directory_as_created() {
+    let (mut world, scan) = scanning_with(trying(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 0)]));
+    let copy = next(&mut world, "s", "copy");
+    let failure = FileError {
+        path: BytePath(b"k".to_vec()),
+        operation: "replace destination".into(),
+        errno: Some("EISDIR".into()),
+        ..error(ErrorClass::Permanent)
+    };
+    let before = world.state.syncs[&SyncNo(1)].listing.length;
+    let report = TaskReport { failures: vec![failure], ..TaskReport::default() };
+    world.finish(result(&copy, true, report));
+    assert!(world.state.syncs[&SyncNo(1)].listing.length > before, "it is recorded");
+    let count = next(&mut world, "s", "prune");
+    world.post(&count, pruned(&count, 9, 2));
+    let end = world.progress("demo");
+    assert_eq!((end.outcome, end.files_done), (Some(Outcome::Full), 1), "{end:#?}");
+    assert_eq!(end.actions[&Action::Create].count, 1, "{end:#?}");
+}
