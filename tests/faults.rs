@@ -393,7 +393,10 @@ fn a_storage_path_that_is_replaced_stops_its_worker_and_says_so() {
     };
     let seen = cluster.await_progress(&id, "is paused", |s| told(s) || s.state.is_final());
     assert!(told(&seen), "{seen:#?}");
-    assert!(!cluster.ctl(["workers", "show", "b"]).run().exits(0).out().contains("IDLE"));
+    // The task that failed pauses the sync; the worker's next heartbeat shows the reason.
+    await_that("the worker is shown as one that cannot use its storage", || {
+        !cluster.ctl(["workers", "show", "b"]).run().exits(0).out().contains("IDLE")
+    });
     assert_eq!(fs::read_dir(&dst).unwrap().count(), 0, "nothing went to what is not the mount");
     // Undone, it goes on by itself.
     fs::remove_dir(&dst).unwrap();
