@@ -409,6 +409,7 @@ impl Play {
             Step::Restart => {
                 // Written, and never decided.
                 self.world.lists.values_mut().for_each(|list| list.extend(b"{\"path"));
+                self.world.audit_records(1);
                 self.world.restart();
             }
             _ => {}
