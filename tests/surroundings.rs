@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
 use support::process::{Process, User, clean_command, program};
+use support::relay::Relay;
 use support::tools::must;
 use support::tree::{self, assert_same, census, file, many, noise, part_files, strict};
 use support::{await_some, await_that};
@@ -90,6 +91,16 @@ fn await_paused(cluster: &Cluster, id: &str, path: &Path, worker: &str, found: &
     };
     let seen = cluster.await_progress(id, "is paused", |s| named(s) || s.state.is_final());
     assert!(named(&seen), "{seen:#?}");
+}
+
+/// Mounts an empty file system over a directory, until the guard is dropped.
+fn mount_over(at: &Path) -> Unmounted {
+    must("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), at.as_os_str()]);
+    Unmounted(at.to_owned())
+}
+
+fn await_log(cluster: &mut Cluster, name: &str, line: &str) {
+    await_that(line, || agent(cluster, name).log().contains(line));
 }
 
 fn agent<'a>(cluster: &'a mut Cluster, name: &str) -> &'a mut Process {
@@ -180,8 +191,7 @@ fn what_was_written_before_something_was_mounted_over_the_destination_is_brought
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();
     let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
-    must("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), dst.as_os_str()]);
-    let over = Unmounted(dst.clone());
+    let over = mount_over(&dst);
     cluster.hurry(&id);
     let end = cluster.ended(&id);
     assert_eq!(end.state, SyncState::Completed, "{end:#?}");
@@ -191,6 +201,59 @@ fn what_was_written_before_something_was_mounted_over_the_destination_is_brought
     assert!(log.contains("another file system was mounted over it"), "{log}");
     drop(over);
     cluster.assert_no_panic();
+}
+
+/// What a host mounts over a storage path, and takes away again by itself.
+#[test]
+fn a_mount_that_comes_and_goes_again_leaves_its_storage_path_served() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
+    many(&src, 5, 1_000);
+    cluster.agent("a", &[&src, &dst]);
+    let over = mount_over(&dst);
+    await_log(&mut cluster, "a", "another file system was mounted over it; it is used from now on");
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+    drop(over);
+    await_log(
+        &mut cluster,
+        "a",
+        "the directory that was used first is back; it is used from now on",
+    );
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, strict());
+    cluster.assert_no_panic();
+}
+
+/// The mount comes and goes between two heartbeats that the master hears.
+#[test]
+fn nothing_counts_that_goes_to_a_mount_which_the_master_has_not_heard_of() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let config = cluster.home().join("master.yml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("heartbeat_timeout: 3s", "heartbeat_timeout: 1h")).unwrap();
+    cluster.master.restart();
+    let link = Relay::to_address(cluster.master.address());
+    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
+    file(src.join("first"), "x");
+    cluster.agent("a", &[&src]);
+    cluster.agent_at("b", &[&dst], User::Same, "", (&link.url(), 0));
+    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    many(&src, 5, 1_000);
+    link.refuse();
+    let over = mount_over(&dst);
+    await_log(&mut cluster, "b", "another file system was mounted over it; it is used from now on");
+    let id = cluster.submit(&src, &dst);
+    await_paused(&cluster, &id, &dst, "b", "opened there after the task was assigned");
+    assert_eq!(fs::read_dir(&dst).unwrap().count(), 0);
+    drop(over);
+    await_log(
+        &mut cluster,
+        "b",
+        "the directory that was used first is back; it is used from now on",
+    );
+    link.mend();
+    assert_unharmed(&cluster, &id, &src, &dst);
 }
 
 /// The agent was started before the disk was mounted.

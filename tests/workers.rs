@@ -305,3 +305,23 @@ fn agents_that_are_told_to_stop_again_and_again_cost_no_file_a_try() {
     assert_same(&src, &dst, strict());
     cluster.assert_no_panic();
 }
+
+/// RFC 5737: no host has this address.
+#[test]
+fn an_endpoint_that_an_agent_cannot_listen_on_is_shown_as_unavailable_and_not_as_usable() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let src = dir(cluster.path("src"));
+    let agent = cluster.agent("a", &[&src]);
+    let more = "{address: 127.0.0.1, port: 0}, {address: 192.0.2.1, port: 7000}";
+    agent.configure(|text| text.replace("{address: 127.0.0.1, port: 0}", more));
+    agent.restart();
+    let shown = || cluster.ctl(["workers", "show", "a"]).run().exits(0).out();
+    let line = |start: &str| {
+        let shown = shown();
+        shown.lines().find(|line| line.starts_with(start)).map(str::to_owned)
+    };
+    await_that("both are shown", || line("192.0.2.1:7000").is_some());
+    let unavailable = line("192.0.2.1:7000").unwrap();
+    assert!(unavailable.contains("aside: unavailable, cannot listen on"), "{unavailable}");
+    assert!(line("127.0.0.1:").unwrap().contains("usable"));
+}

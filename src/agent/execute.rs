@@ -137,11 +137,18 @@ impl Job<'_> {
     pub fn source(&self) -> Result<Tree, Box<Done>> {
         let path = &self.assignment.source_path;
         let preserve = self.assignment.options.preserve;
-        let tree = self.cx.roots.tree(path);
+        let tree = self.source_tree();
         tree.map(|tree| tree.keeping(preserve).direct(self.cx.direct_io)).ok_or_else(|| {
             let worker = &self.cx.worker;
             Box::new(Done::failed(format!("worker {worker} has no storage path that holds {path}")))
         })
+    }
+
+    fn source_tree(&self) -> Option<Tree> {
+        let tree = self.cx.roots.tree(&self.assignment.source_path)?;
+        let expected = self.assignment.source_root.as_ref();
+        let assigned = expected.is_none_or(|root| *root == tree.root_id());
+        Some(tree.of_assigned_root(assigned))
     }
 
     /// Whether the storage path of the source still leads to the root that is open, where the task reads the
@@ -158,8 +165,7 @@ impl Job<'_> {
                 false
             }
         };
-        let tree = self.cx.roots.tree(&self.assignment.source_path);
-        let Some(tree) = tree.filter(|_| reads) else { return Ok(()) };
+        let Some(tree) = self.source_tree().filter(|_| reads) else { return Ok(()) };
         match tokio::task::spawn_blocking(move || tree.check_root()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(gone)) => Err(Box::new(self.failed_by(&gone))),

@@ -45,7 +45,7 @@ pub struct Heart {
     short: AtomicBool,
     /// What the master understands.
     master: AtomicU32,
-    now: Notify,
+    now: Arc<Notify>,
     /// Whether a heartbeat was ever answered.
     known: watch::Sender<bool>,
 }
@@ -59,7 +59,8 @@ impl Heart {
         (gate, incarnation): (Arc<TicketGate>, String),
         (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
     ) -> Self {
-        let storage = Storage::of(roots);
+        let now = Arc::new(Notify::new());
+        let storage = Storage::of(roots, now.clone());
         let interval = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
         Heart {
             config,
@@ -75,7 +76,7 @@ impl Heart {
             draining: AtomicBool::new(false),
             short: AtomicBool::new(false),
             master: AtomicU32::new(0),
-            now: Notify::new(),
+            now,
             known: watch::Sender::new(false),
         }
     }
@@ -237,6 +238,11 @@ impl Heart {
     fn nics(&self) -> Vec<NicReport> {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let all = self.peers.nics().into_iter();
+        let unavailable = self.endpoints.unavailable();
+        let why_unavailable = |endpoint: &str| {
+            let lost = unavailable.iter().find(|lost| lost.endpoint == endpoint)?;
+            Some(format!("unavailable, {}", lost.reason))
+        };
         let report = all.map(|(nic, state)| NicReport {
             endpoint: nic.endpoint.authority(),
             iface: nic.endpoint.iface.clone(),
@@ -245,7 +251,9 @@ impl Heart {
             connections: count(nic.open()),
             requests: count(state.requests),
             goodput: state.goodput.map(|bytes| bytes as u64),
-            aside: state.aside.map(|why| why.chars().take(MAX_WHY).collect()),
+            aside: why_unavailable(&nic.endpoint.authority())
+                .or(state.aside)
+                .map(|why| why.chars().take(MAX_WHY).collect()),
         });
         report.collect()
     }

@@ -108,7 +108,7 @@ impl Agent {
         let (changes, nics) = (self.changes, self.server.nics().to_vec());
         let peers = Peers::new(self.server.nics(), buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
-        let gate = Arc::new(TicketGate::of_process(&incarnation));
+        let gate = Arc::new(TicketGate::of_agent(&self.config.worker_id, &incarnation));
         let served = Served { gate: gate.clone(), roots: self.roots.clone() };
         let closed = Shutdown::new();
         let receiving = buffers.receiving.clone();

@@ -3,7 +3,7 @@
 
 use super::execute::{Done, Job};
 use super::fates::record;
-use crate::fs::{Cause, Ranges, RootLoss, Target, Tree};
+use crate::fs::{Cause, Ranges, Target, Tree};
 use crate::wire::manifest::{DirRef, Entry, Manifest, merge_ranges};
 use crate::wire::options::Action;
 use crate::wire::sync::FileError;
@@ -109,13 +109,7 @@ pub async fn flush(job: Job<'_>) -> Done {
         Ok(target) => target,
         Err(done) => return *done,
     };
-    // What was written to another root than the one that is open now is not made safe by flushing this one.
-    let written = job.assignment.flush_root.clone();
-    let work = move || match written.is_none_or(|written| written == target.tree().root_id()) {
-        true => target.flush(),
-        false => Err(target.tree().root_gone(RootLoss::Replaced)),
-    };
-    match tokio::task::spawn_blocking(work).await {
+    match tokio::task::spawn_blocking(move || target.flush()).await {
         Ok(Ok(())) => Done::well(TaskReport::default()),
         Ok(Err(error)) => job.failed_by(&error),
         Err(e) => Done::failed(format!("flushing failed inside: {e}")),

@@ -96,6 +96,7 @@ impl Master {
             expires: NOW + 900,
             rules: Default::default(),
             prune: None,
+            roots: Default::default(),
         };
         Assignment {
             assignment_id: AssignmentId([n; 16]),
@@ -462,7 +463,7 @@ async fn an_agent_starts_without_its_storage_and_its_address_and_takes_up_what_c
     assert_eq!(agent.endpoints().available(), []);
     let [endpoint] = &agent.endpoints().unavailable()[..] else { panic!("one endpoint") };
     assert!(endpoint.reason.contains("192.0.2.1"), "{endpoint:?}");
-    let storage = Storage::of(agent.roots.clone());
+    let storage = Storage::of(agent.roots.clone(), Arc::default());
     let seen = storage.seen();
     assert_eq!(seen.available, []);
     let [lost] = &seen.unavailable[..] else { panic!("one path") };

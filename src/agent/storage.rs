@@ -3,12 +3,13 @@
 
 use crate::data::Roots;
 use crate::data::roots::StorageRoot;
-use crate::fs::{Root, RootLoss};
+use crate::fs::Root;
 use crate::wire::AbsPath;
 use crate::wire::worker::UnavailablePath;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// A storage path that has not answered for so long is unavailable. It is asked for two numbers that its file
 /// system has in memory, or across one network.
@@ -19,6 +20,8 @@ pub struct Storage {
     roots: Arc<Roots>,
     /// One for each storage path, in the order of [`Roots::all`].
     known: Vec<Mutex<Known>>,
+    /// Notified when another root was opened: until the master has heard of it nothing is done there.
+    reopened: Arc<Notify>,
 }
 
 /// What is known of a storage path.
@@ -45,10 +48,10 @@ pub struct Seen {
 }
 
 impl Storage {
-    /// Nothing is measured yet.
-    pub fn of(roots: Arc<Roots>) -> Arc<Self> {
+    /// Nothing is measured yet. `reopened` is notified when another root was opened.
+    pub fn of(roots: Arc<Roots>, reopened: Arc<Notify>) -> Arc<Self> {
         let known = roots.all().iter().map(|_| Mutex::default()).collect();
-        Arc::new(Storage { roots, known })
+        Arc::new(Storage { roots, known, reopened })
     }
 
     fn each(&self) -> impl Iterator<Item = (&StorageRoot, MutexGuard<'_, Known>)> {
@@ -91,25 +94,18 @@ impl Storage {
         let (Some(storage), Some(known)) = (self.roots.all().get(nth), self.known.get(nth)) else {
             return;
         };
-        let root = match storage.open() {
-            Ok(root) if !root.look().is_some_and(RootLoss::is_new_storage) => Ok(root),
-            _ => self.reopen(storage),
-        };
-        let free = root.and_then(|root| root.free_bytes());
+        let is_there = storage.open().is_ok_and(|root| root.look().is_none());
+        let reopened = if is_there { Ok(false) } else { self.roots.reopen(storage) };
+        let free = reopened.clone().and_then(|_| storage.open()?.free_bytes());
         let free = free.inspect_err(|error| tracing::debug!("{error}")).ok();
-        let mut known = lock(known);
-        (known.began, known.free) = (None, free);
-        known.log(storage);
-    }
-
-    /// Opens what is at the path now, and logs that another file system is used from now on.
-    fn reopen(&self, storage: &StorageRoot) -> crate::fs::Result<Arc<Root>> {
-        let loss = storage.open().ok().and_then(|root| root.look());
-        let opened = self.roots.reopen(storage);
-        if let (Some(loss), Ok(_)) = (loss, &opened) {
-            tracing::warn!("storage path {}: {loss}; it is used from now on", storage.path());
+        {
+            let mut known = lock(known);
+            (known.began, known.free) = (None, free);
+            known.log(storage);
         }
-        opened
+        if reopened == Ok(true) {
+            self.reopened.notify_one();
+        }
     }
 }
 
@@ -123,7 +119,7 @@ fn available(storage: &StorageRoot, known: &Known) -> Result<Arc<Root>, String> 
         return Err("it does not answer".to_owned());
     }
     let root = storage.open().map_err(|error| error.to_string())?;
-    root.lost().map_or(Ok(root), |loss| Err(loss.to_string()))
+    root.lost().map_or(Ok(root), |loss| Err(format!("{loss}; {}", loss.hint())))
 }
 
 impl Known {

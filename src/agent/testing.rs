@@ -39,7 +39,7 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         source_worker_pool: vec![],
         destination_worker_pool: vec![],
         ticket: String::new(),
-        flush_root: None,
+        source_root: None,
         share: None,
     }
 }

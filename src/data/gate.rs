@@ -2,6 +2,7 @@
 
 use super::protocol::{PACK, PRUNE, RANGE, SWEEP};
 use crate::fs::Allowance;
+use crate::wire::WorkerId;
 use crate::wire::ticket::{Claims, LEEWAY_SECONDS, PrunePermit, TicketError, Verifier};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -73,8 +74,8 @@ const MAX_GRANTS: usize = 1024;
 #[derive(Default)]
 pub struct TicketGate {
     known: RwLock<Option<Known>>,
-    /// The incarnation of this agent.
-    process: String,
+    /// This agent: its id and its incarnation.
+    agent: Option<(WorkerId, String)>,
     /// What was deleted under each grant, the one that was used last at the end.
     deleted: Mutex<Vec<(u64, Arc<AtomicU64>)>>,
 }
@@ -91,9 +92,15 @@ impl TicketGate {
         TicketGate::default()
     }
 
-    /// The same, of the agent with this incarnation.
-    pub fn of_process(incarnation: &str) -> Self {
-        TicketGate { process: incarnation.to_owned(), ..TicketGate::default() }
+    /// The same, of an agent.
+    pub fn of_agent(worker: &WorkerId, incarnation: &str) -> Self {
+        let agent = Some((worker.clone(), incarnation.to_owned()));
+        TicketGate { agent, ..TicketGate::default() }
+    }
+
+    /// Whether `claims` are for the storage root with the id `root` that this agent has open.
+    pub fn allows_root(&self, claims: &Claims, root: &str) -> bool {
+        self.agent.as_ref().is_none_or(|(worker, _)| claims.allows_root(worker, root))
     }
 
     /// What may still be deleted under `claims`.
@@ -102,7 +109,8 @@ impl TicketGate {
     /// [`Refused::OtherReceiver`].
     pub fn allowance(&self, claims: &Claims) -> Result<Option<Allowance>, Refused> {
         let Some(PrunePermit::Delete(deletion)) = &claims.prune else { return Ok(None) };
-        if deletion.receiver != self.process {
+        let incarnation = self.agent.as_ref().map_or("", |(_, incarnation)| incarnation);
+        if deletion.receiver != incarnation {
             return Err(Refused::OtherReceiver);
         }
         let mut grants = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,6 +180,7 @@ mod tests {
             expires,
             rules: Default::default(),
             prune: None,
+            roots: Default::default(),
         }
     }
 

@@ -2,10 +2,10 @@
 //! that another file system was mounted over, can be opened later.
 
 use super::gate::{Refused, TicketGate};
-use crate::fs::{FsError, Ledger, Root, Target, TargetOptions, Tree};
+use crate::fs::{FsError, Ledger, Root, RootLoss, Target, TargetOptions, Tree};
 use crate::wire::ticket::{Claims, TicketError};
 use crate::wire::{AbsPath, SyncNo};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// The storage roots, of which some may not be there.
 pub struct Roots {
@@ -18,6 +18,8 @@ pub struct Roots {
 pub struct StorageRoot {
     path: AbsPath,
     open: RwLock<Result<Arc<Root>, FsError>>,
+    /// The id of the root that was opened first.
+    first: OnceLock<String>,
 }
 
 impl StorageRoot {
@@ -32,6 +34,20 @@ impl StorageRoot {
     /// See [`Root::open`].
     pub fn open(&self) -> Result<Arc<Root>, FsError> {
         self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether `now`, which `loss` brought to the path, is used instead of what was open there: a file system that was
+    /// mounted over it, or the directory that was used first, which is back.
+    fn adopts(&self, now: &Root, loss: RootLoss) -> bool {
+        loss.is_new_storage() || self.first.get().is_some_and(|first| *first == now.id())
+    }
+
+    fn opened(path: &AbsPath, open: Result<Arc<Root>, FsError>) -> Self {
+        let first = OnceLock::new();
+        if let Ok(root) = &open {
+            first.get_or_init(|| root.id());
+        }
+        StorageRoot { path: path.clone(), open: RwLock::new(open), first }
     }
 }
 
@@ -49,26 +65,45 @@ impl Roots {
     /// Opens those that are there. What is written below them and not flushed is noted in `ledger`.
     pub fn open_available(paths: &[AbsPath], ledger: Ledger) -> Self {
         let ledger = Arc::new(ledger);
-        let open = |path: &AbsPath| StorageRoot {
-            path: path.clone(),
-            open: RwLock::new(Root::open_noting(path, ledger.clone())),
-        };
+        let open =
+            |path: &AbsPath| StorageRoot::opened(path, Root::open_noting(path, ledger.clone()));
         let mut all: Vec<StorageRoot> = paths.iter().map(open).collect();
         all.sort_by_key(|root| std::cmp::Reverse(root.path.as_bytes().len()));
         Roots { all, ledger }
     }
 
-    /// Opens what `root`'s path leads to now, for all that begins from now on.
+    /// Opens what `root`'s path leads to now, for all that begins from now on, where that may be used. True: it is
+    /// another root than before.
     ///
     /// # Errors
     /// It can't be opened; a root that was open stays so.
-    pub fn reopen(&self, root: &StorageRoot) -> Result<Arc<Root>, FsError> {
+    pub fn reopen(&self, root: &StorageRoot) -> Result<bool, FsError> {
         let opened = Root::open_noting(&root.path, self.ledger.clone());
         let mut open = root.open.write().unwrap_or_else(PoisonError::into_inner);
-        if opened.is_ok() || open.is_err() {
-            *open = opened.clone();
-        }
-        opened
+        let now = match (&*open, &opened) {
+            (Ok(before), Ok(now)) => match before.replaced_by(now) {
+                Some(loss) if root.adopts(now, loss) => {
+                    let path = &root.path;
+                    let how = match loss.is_new_storage() {
+                        true => loss.to_string(),
+                        false => "the directory that was used first is back".to_owned(),
+                    };
+                    tracing::warn!("storage path {path}: {how}; it is used from now on");
+                    now
+                }
+                _ => return Ok(false),
+            },
+            (Ok(_), Err(error)) => return Err(error.clone()),
+            (Err(_), Err(error)) => {
+                let error = error.clone();
+                *open = opened;
+                return Err(error);
+            }
+            (Err(_), Ok(now)) => now,
+        };
+        root.first.get_or_init(|| now.id());
+        *open = opened;
+        Ok(true)
     }
 
     /// All of them.
@@ -93,6 +128,8 @@ impl Roots {
         let claims = gate.check(ticket)?;
         let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Broken)?;
         let tree = self.tree(&path).ok_or_else(|| Refused::NoRoot(path.to_string()))?;
+        let assigned = gate.allows_root(&claims, &tree.root_id());
+        let tree = tree.of_assigned_root(assigned);
         let deletion = gate.allowance(&claims)?;
         let options =
             TargetOptions { deletion, ..TargetOptions::of_this_process(claims.rules.clone()) };

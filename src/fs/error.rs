@@ -171,16 +171,7 @@ impl FsError {
             Cause::Occupied => {
                 "a mirror (`--delete`) replaces it; else remove or rename that directory, then sync again"
             }
-            Cause::RootGone(RootLoss::Mounted) => {
-                "nothing is written there until it is unmounted, or the agent opens it at its next heartbeat"
-            }
-            Cause::RootGone(RootLoss::Unmounted) => {
-                "mount it again; nothing is written there until then"
-            }
-            Cause::RootGone(_) => {
-                "put it back, or restart the agent to have it use what is there now; nothing is \
-                 written there until then"
-            }
+            Cause::RootGone(loss) => loss.hint(),
             Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
             Cause::MadeUp => "leave it out, or unmount it",
             Cause::Dangling | Cause::Outside | Cause::Cycle => {

@@ -23,6 +23,8 @@ pub enum RootLoss {
     Mounted,
     /// The file system of the root was unmounted, and what lies below the mount point is found.
     Unmounted,
+    /// The root was opened after the work in it was assigned, which is for another root.
+    Reopened,
 }
 
 impl RootLoss {
@@ -30,6 +32,26 @@ impl RootLoss {
     /// stands in the root's place may be the mount point of a file system that is missing.
     pub fn is_new_storage(self) -> bool {
         self == RootLoss::Mounted
+    }
+
+    /// What somebody can do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            RootLoss::Mounted => {
+                "nothing is written there until it is unmounted, or the agent opens it at its next heartbeat"
+            }
+            RootLoss::Unmounted => {
+                "mount it again, or restart the agent to have it use that directory; nothing is written there \
+                 until then"
+            }
+            RootLoss::Reopened => {
+                "it is tried again when the agent's next heartbeat has named that directory"
+            }
+            RootLoss::Missing(_) | RootLoss::Replaced => {
+                "put it back, or restart the agent to have it use what is there now; nothing is \
+                 written there until then"
+            }
+        }
     }
 }
 
@@ -44,6 +66,9 @@ impl fmt::Display for RootLoss {
             RootLoss::Mounted => f.write_str("another file system was mounted over it"),
             RootLoss::Unmounted => {
                 f.write_str("its file system was unmounted, and the directory below it is not used")
+            }
+            RootLoss::Reopened => {
+                f.write_str("another directory was opened there after the task was assigned")
             }
         }
     }
@@ -134,6 +159,15 @@ impl Root {
     fn how_lost(&self) -> RootLoss {
         let path = std::ffi::CString::new(self.path().as_bytes()).unwrap_or_default();
         let now = statx(CWD, &path, AtFlags::empty()).and_then(|more| mount_of(&more));
+        self.loss_by_mount(now)
+    }
+
+    /// How `now`, which was opened at the same path, came to be there instead; `None`: it is the same directory.
+    pub fn replaced_by(&self, now: &Root) -> Option<RootLoss> {
+        (self.id() != now.id()).then(|| self.loss_by_mount(now.identity.mount))
+    }
+
+    fn loss_by_mount(&self, now: Option<Mount>) -> RootLoss {
         match (self.identity.mount, now) {
             (Some(then), Some(now)) if then.id == now.id => RootLoss::Replaced,
             (Some(then), Some(now)) if now.depth < then.depth => RootLoss::Unmounted,
@@ -150,16 +184,18 @@ impl Root {
 }
 
 impl Tree {
-    /// Whether the path of its storage root still leads to the root that is open.
+    /// Whether its storage root is the one that its work was assigned for, and the path still leads to it.
     ///
     /// # Errors
     /// [`Cause::RootGone`].
     pub fn check_root(&self) -> Result<()> {
-        self.root.look().map_or(Ok(()), |loss| Err(self.root_gone(loss)))
+        let reopened = self.reopened.then_some(RootLoss::Reopened);
+        let lost = self.root.look().or(reopened);
+        lost.map_or(Ok(()), |loss| Err(self.root_gone(loss)))
     }
 
     /// The error of what can't be done because of `loss`.
-    pub fn root_gone(&self, loss: RootLoss) -> FsError {
+    fn root_gone(&self, loss: RootLoss) -> FsError {
         let path = self.root.path().as_bytes();
         FsError::new(self.side, "use storage path", path, Cause::RootGone(loss))
     }

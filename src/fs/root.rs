@@ -46,6 +46,8 @@ pub struct Tree {
     pub(super) keep: Preserve,
     /// Large files are read past the page cache, where that can be.
     pub(super) direct: bool,
+    /// Its storage root is not the one that the work in it was assigned for; see [`Tree::of_assigned_root`].
+    pub(super) reopened: bool,
     cache: Arc<DirCache>,
     /// Which of its directories tell names apart.
     spellings: Arc<Spellings>,
@@ -153,6 +155,7 @@ impl Tree {
             side: Side::Source,
             keep: Preserve::NONE,
             direct: false,
+            reopened: false,
             cache: Arc::default(),
             spellings: Arc::default(),
             home: Arc::default(),
@@ -171,6 +174,13 @@ impl Tree {
     #[must_use]
     pub fn direct(self, direct: bool) -> Tree {
         Tree { direct, ..self }
+    }
+
+    /// The same tree for work that was assigned for its storage root if `assigned`. Else the root was opened since:
+    /// the master would count the work for the root before it, so [`Tree::check_root`] fails.
+    #[must_use]
+    pub fn of_assigned_root(self, assigned: bool) -> Tree {
+        Tree { reopened: !assigned, ..self }
     }
 
     /// The same tree, with errors that speak of the destination.

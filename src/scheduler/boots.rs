@@ -9,6 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Between the boot and the id of the root; neither has it.
 pub(super) const ROOT_MARK: char = '#';
 
+/// In the place of a root's id: the worker has had several roots open since the sync first named it. None is known to
+/// have all that was written.
+const SEVERAL_ROOTS: &str = "several";
+
 /// The boot of a place.
 pub(super) fn boot_of(place: &str) -> &str {
     place.split_once(ROOT_MARK).map_or(place, |(boot, _)| boot)
@@ -17,6 +21,18 @@ pub(super) fn boot_of(place: &str) -> &str {
 /// The id of the root of a place, where the worker named it.
 pub(super) fn root_of(place: &str) -> Option<&str> {
     place.split_once(ROOT_MARK).map(|(_, root)| root)
+}
+
+/// The id of the root of a place, where it is the only one that was written to under a kernel of this boot.
+pub(super) fn only_root_of<'a>(place: &'a str, boot: &str) -> Option<&'a str> {
+    root_of(place).filter(|root| boot_of(place) == boot && *root != SEVERAL_ROOTS)
+}
+
+/// Whether two places are roots that one kernel has numbered, and not the same one. Another kernel numbers its file
+/// systems anew.
+pub(super) fn is_other_root(then: &str, now: &str) -> bool {
+    let roots = root_of(then).zip(root_of(now));
+    boot_of(then) == boot_of(now) && roots.is_some_and(|(then, now)| then != now)
 }
 
 /// See the module.
@@ -48,6 +64,19 @@ impl Boots {
             return false;
         }
         self.of.insert(worker.clone(), boot.cloned());
+        self.changed.insert(worker.clone());
+        true
+    }
+
+    /// Where a worker is in here with another root than that of `place`: from now on with none that can be the one
+    /// that is open. True: that changed something.
+    pub(super) fn note_root(&mut self, worker: &WorkerId, place: &str) -> bool {
+        let Some(Some(then)) = self.of.get_mut(worker) else { return false };
+        let several = format!("{}{ROOT_MARK}{SEVERAL_ROOTS}", boot_of(then));
+        if *then == several || !is_other_root(then, place) {
+            return false;
+        }
+        *then = several;
         self.changed.insert(worker.clone());
         true
     }

@@ -166,9 +166,11 @@ impl State {
         now: Now,
     ) -> bool {
         let lacks = errors.iter().filter_map(|error| Some((Lack::of(error, task)?, error)));
-        let (elsewhere, lacks): (Vec<_>, Vec<_>) =
-            lacks.partition(|(lack, _)| self.is_served_elsewhere(task.sync, lack));
-        // The report is of a time before the path was known to be gone: other workers are asked from now on.
+        let (elsewhere, lacks): (Vec<_>, Vec<_>) = lacks.partition(|(lack, _)| {
+            self.is_served_elsewhere(task.sync, lack) || self.is_replaced(task.sync, lack)
+        });
+        // The report is of a time before the path was known to be gone, or to lead elsewhere: other workers, or the
+        // other root, are asked from now on.
         let Some((lack, error)) = lacks.into_iter().next() else { return !elsewhere.is_empty() };
         // What a flush could not write is lost: to wait does not bring it back.
         if lack == Lack::Room && task.spec == TaskSpec::Flush {

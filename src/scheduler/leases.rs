@@ -1,6 +1,5 @@
 //! Who gets which task, and for how long.
 
-use super::boots::root_of;
 use super::choice::Open;
 use super::losses::Turn;
 use super::sync::Sync;
@@ -362,7 +361,7 @@ impl State {
         let sources = sources
             .filter(|w| w.takes_work() && (w.knows_options() || !sync.has_options()))
             .take(MOST_SOURCES);
-        let claims = Claims::new(
+        let mut claims = Claims::new(
             sync.no,
             &sync.id,
             lease.assignment,
@@ -381,6 +380,7 @@ impl State {
         let (chunk_offset, chunk_size) = task.spec.extent(large.map(|file| file.size));
         let source_workers = members(sources);
         let destination_workers = self.destinations(sync, task, &lease.worker);
+        self.expect_roots(&mut claims, sync, task, &destination_workers);
         Some(Assignment {
             assignment_id: lease.assignment,
             request_id: sync.id.clone(),
@@ -401,13 +401,7 @@ impl State {
             source_workers,
             destination_workers,
             ticket: self.signer.sign(&claims),
-            flush_root: match (&task.spec, &task.bound) {
-                (TaskSpec::Flush, Some(bound)) => {
-                    let place = sync.writers.get(bound).and_then(Option::as_deref);
-                    place.and_then(root_of).map(str::to_owned)
-                }
-                _ => None,
-            },
+            source_root: self.source_root(sync, &lease.worker).map(str::to_owned),
             share: task.spec.sends().then(|| self.shares.told_to(sync.no, &lease.worker)).flatten(),
         })
     }
@@ -465,31 +459,6 @@ impl State {
         self.note_revoked(id, now);
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.suspect_all();
-        }
-        self.changed(no, now);
-    }
-
-    /// Notes the workers through which a task may write that is being handed out.
-    fn note_reach(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|task| task.writes()) else { return };
-        let Some(lease) = task.lease() else { return };
-        let Some(sync) = self.syncs.get(&task.sync).filter(|sync| !sync.dry_run()) else { return };
-        let destination = &sync.request.destination_path;
-        let itself = self.workers.get(&lease.worker).filter(|w| w.holds(destination));
-        let reached = self.writers_for(sync, &lease.worker, task.attempt).chain(itself);
-        let new = reached.filter(|w| {
-            w.said.incarnation.is_some() && sync.reach.get(&w.said.worker_id).is_none()
-        });
-        let new: Vec<_> =
-            new.map(|w| (w.said.worker_id.clone(), w.place_of_writes(destination))).collect();
-        let no = task.sync;
-        if new.is_empty() {
-            return;
-        }
-        if let Some(sync) = self.syncs.get_mut(&no) {
-            for (id, boot) in &new {
-                sync.reach.add(id, boot.as_ref());
-            }
         }
         self.changed(no, now);
     }

@@ -9,7 +9,7 @@
 //!
 //! What was deleted through such a host may be back, and nobody would see it: a mirror that has begun to delete fails.
 
-use super::boots::{boot_of, root_of};
+use super::boots::is_other_root;
 use super::stage::Stage;
 use super::sync::{Failed, Sync};
 use super::{Now, State};
@@ -99,10 +99,7 @@ impl State {
         let replaced = sync.reach.iter().find_map(|(id, then)| {
             let worker = self.workers.get(id).filter(|w| w.active && w.holds(destination))?;
             let now = worker.place_of_writes(destination)?;
-            let then = then.as_ref()?;
-            let same_kernel = boot_of(then) == boot_of(&now);
-            let other = same_kernel && root_of(then)? != root_of(&now)?;
-            other.then(|| (id.clone(), now))
+            is_other_root(then.as_ref()?, &now).then(|| (id.clone(), now))
         });
         let Some((id, place)) = replaced else { return false };
         let Some(sync) = self.syncs.get_mut(&no) else { return false };

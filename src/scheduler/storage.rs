@@ -4,8 +4,10 @@
 //! - A sync that is under way and has no other worker on that side waits ([`Lack::Root`]).
 //! - What was read from another root than before is no part of the source: the sync restarts, and a mirror that has
 //!   begun to delete stops. What was written to another root is compared again ([`recheck`](super::recheck)).
+//! - A worker may open another root long before its heartbeat is heard. So each assignment names the roots that its
+//!   work is counted for, and an agent that has another one open does nothing for it.
 
-use super::boots::{boot_of, root_of};
+use super::boots::{is_other_root, only_root_of};
 use super::hold::{Hold, Lack};
 use super::stage::Stage;
 use super::sync::Sync;
@@ -13,7 +15,8 @@ use super::task::{Task, TaskState};
 use super::worker::unavailable;
 use super::{Now, State};
 use crate::wire::sync::SyncState;
-use crate::wire::task::TaskSpec;
+use crate::wire::task::{PoolMember, TaskSpec};
+use crate::wire::ticket::Claims;
 use crate::wire::worker::UnavailablePath;
 use crate::wire::{AbsPath, SyncNo, TaskId, WorkerId};
 
@@ -56,6 +59,19 @@ impl State {
         let path = sync.path(*at_source);
         let serves = self.workers.get(worker).is_some_and(|w| w.active && w.holds(path));
         !serves && self.able(sync, path).next().is_some()
+    }
+
+    /// Whether the worker that a lack names serves the path again, and has reported another root than the one that it
+    /// was given work for: there is nothing to wait for.
+    pub(super) fn is_replaced(&self, no: SyncNo, lack: &Lack) -> bool {
+        let Lack::Root { worker, at_source, .. } = lack else { return false };
+        let Some(sync) = self.syncs.get(&no) else { return false };
+        let path = sync.path(*at_source);
+        let known = if *at_source { &sync.source_roots } else { &sync.reach };
+        let here = self.workers.get(worker).filter(|w| w.can_work() && w.holds(path));
+        let here = here.and_then(|w| w.place_of_writes(path));
+        let then = known.get(worker).and_then(Option::as_ref);
+        then.zip(here).is_some_and(|(then, here)| is_other_root(then, &here))
     }
 
     /// A sync that is under way waits where nobody serves its source, or its destination, any more.
@@ -148,6 +164,69 @@ impl State {
         }
     }
 
+    /// Notes the workers through which a task may write that is being handed out.
+    pub(super) fn note_reach(&mut self, id: TaskId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|task| task.writes()) else { return };
+        let Some(lease) = task.lease() else { return };
+        let Some(sync) = self.syncs.get(&task.sync).filter(|sync| !sync.dry_run()) else { return };
+        let destination = &sync.request.destination_path;
+        let itself = self.workers.get(&lease.worker).filter(|w| w.holds(destination));
+        let reached = self.writers_for(sync, &lease.worker, task.attempt).chain(itself);
+        let reached = reached.filter(|w| w.said.incarnation.is_some());
+        let reached: Vec<_> =
+            reached.map(|w| (w.said.worker_id.clone(), w.place_of_writes(destination))).collect();
+        let no = task.sync;
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let mut changed = false;
+        for (id, place) in &reached {
+            changed |= sync.reach.add(id, place.as_ref());
+            // What is at the path in the end may be the root of before again: then nothing else shows that some of
+            // the sync went to another one.
+            if let Some(place) = place {
+                changed |= sync.reach.note_root(id, place) | sync.writers.note_root(id, place);
+            }
+        }
+        if changed {
+            self.changed(no, now);
+        }
+    }
+
+    /// Binds what a ticket allows to the roots that the writes of a task will be counted for.
+    pub(super) fn expect_roots(
+        &self,
+        claims: &mut Claims,
+        sync: &Sync,
+        task: &Task,
+        members: &[PoolMember],
+    ) {
+        let Some(lease) = task.lease() else { return };
+        let itself = std::iter::once(&lease.worker);
+        for worker in members.iter().map(|member| &member.worker_id).chain(itself) {
+            let place = match (&task.spec, &task.bound) {
+                (TaskSpec::Flush, Some(bound)) => sync.writers.get(bound),
+                _ => sync.reach.get(worker),
+            };
+            if let Some(root) = self.root_under_its_kernel(worker, place) {
+                claims.expect_root(worker, root);
+            }
+        }
+    }
+
+    /// The root that a worker reads the source of a sync from.
+    pub(super) fn source_root<'a>(&self, sync: &'a Sync, worker: &WorkerId) -> Option<&'a str> {
+        self.root_under_its_kernel(worker, sync.source_roots.get(worker))
+    }
+
+    /// The root of a noted place of a worker, where the worker runs under the kernel that numbered it.
+    fn root_under_its_kernel<'a>(
+        &self,
+        worker: &WorkerId,
+        place: Option<&'a Option<String>>,
+    ) -> Option<&'a str> {
+        let boot = self.workers.get(worker)?.said.boot_id.as_ref()?;
+        only_root_of(place?.as_ref()?, boot)
+    }
+
     /// A worker reads the source of a sync from another root than before.
     fn restart_if_source_replaced(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
         let Some(sync) = self.syncs.get(&no).filter(|s| s.is_active()) else { return };
@@ -156,9 +235,7 @@ impl State {
         let here = self.workers.get(id).filter(|w| w.holds(path));
         let here = here.and_then(|w| w.place_of_writes(path));
         let (Some(then), Some(here)) = (then, here) else { return };
-        let roots = root_of(then).zip(root_of(&here));
-        // Another kernel numbers its file systems anew.
-        if boot_of(then) != boot_of(&here) || roots.is_none_or(|(then, here)| then == here) {
+        if !is_other_root(then, &here) {
             return;
         }
         if sync.stage == Stage::Prune {

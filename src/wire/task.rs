@@ -218,10 +218,11 @@ pub struct Assignment {
     pub destination_worker_pool: Vec<WorkerId>,
     /// The permission to act on the destination.
     pub ticket: String,
-    /// For a flush: the id of the destination's storage root that the flushed writes went to
-    /// ([`WorkerHeartbeat::root_ids`](crate::wire::worker::WorkerHeartbeat::root_ids)), where the worker named it.
+    /// The id of the storage root that the source is read from by this worker
+    /// ([`WorkerHeartbeat::root_ids`](crate::wire::worker::WorkerHeartbeat::root_ids)), where the worker named it. Those
+    /// of the destination are in the ticket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub flush_root: Option<String>,
+    pub source_root: Option<String>,
     /// What this worker may send for the sync with all its tasks together, in bytes per second; none: as
     /// much as it can. Heartbeat replies change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How long a ticket is good for, in seconds: longer than any task should take, short enough that
 /// one that leaks is soon worth nothing.
@@ -45,6 +46,10 @@ pub struct Claims {
     /// What may be pruned; `None`: nothing, also where `rules` are of a mirror.
     #[n(8)]
     pub prune: Option<PrunePermit>,
+    /// By worker, the storage root that it may act on ([`Claims::expect_root`]), both as their digests: there may be
+    /// many workers.
+    #[n(9)]
+    pub roots: BTreeMap<u64, u64>,
 }
 
 /// What the ticket of a prune task allows.
@@ -96,8 +101,27 @@ impl Claims {
             expires: now + LIFETIME_SECONDS,
             rules,
             prune,
+            roots: BTreeMap::new(),
         }
     }
+
+    /// Lets `worker` act on the storage root with the id `root` only: what it did to another one would be taken for
+    /// done to this one.
+    pub fn expect_root(&mut self, worker: &WorkerId, root: &str) {
+        self.roots.insert(short_digest(worker.as_str()), short_digest(root));
+    }
+
+    /// Whether `worker` may act on the storage root with the id `root`; any, where none is named.
+    pub fn allows_root(&self, worker: &WorkerId, root: &str) -> bool {
+        let expected = self.roots.get(&short_digest(worker.as_str()));
+        expected.is_none_or(|expected| *expected == short_digest(root))
+    }
+}
+
+fn short_digest(text: &str) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
+    u64::from_le_bytes(first)
 }
 
 /// Why a ticket was refused.
@@ -207,6 +231,7 @@ mod tests {
             expires: 1_000,
             rules: WriteRules::default(),
             prune: None,
+            roots: BTreeMap::new(),
         }
     }
 

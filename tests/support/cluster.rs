@@ -506,6 +506,13 @@ impl Agent {
         self.process = Self::spawn(&self.name, &self.dir, self.user, self.boot.as_deref());
     }
 
+    /// Changes its configuration file, which it reads when it is started again.
+    pub(crate) fn configure(&self, change: impl FnOnce(&str) -> String) {
+        let path = self.dir.join(format!("{}.yml", self.name));
+        let text = std::fs::read_to_string(&path).expect("its file");
+        std::fs::write(path, change(&text)).expect("write the configuration");
+    }
+
     /// … as after a restart of its host: under another boot of the kernel.
     pub(crate) fn restart_under(&mut self, boot: &str) {
         self.boot = Some(boot.to_owned());

@@ -37,6 +37,8 @@ struct Link {
     /// What closes `back` when it has gone to the server.
     last: Mutex<Option<String>>,
     stopped: AtomicBool,
+    /// Connections are closed, and new ones at once.
+    refuses: AtomicBool,
 }
 
 impl Link {
@@ -92,7 +94,8 @@ impl Relay {
         let address = listener.local_addr().expect("an address");
         let (there, back) = (Gate::default(), Gate::default());
         let (to, harm, stopped) = (Mutex::new(to), Doer::new(harm), AtomicBool::new(false));
-        let link = Link { to, there, back, harm, last: Mutex::default(), stopped };
+        let refuses = AtomicBool::new(false);
+        let link = Link { to, there, back, harm, last: Mutex::default(), stopped, refuses };
         let link = Arc::new(link);
         let relayed = Arc::clone(&link);
         std::thread::spawn(move || {
@@ -138,6 +141,11 @@ impl Relay {
         self.link.back.set(true);
     }
 
+    /// Closes every connection, new ones at once, until it is mended.
+    pub(crate) fn refuse(&self) {
+        self.link.refuses.store(true, Ordering::Relaxed);
+    }
+
     /// What is asked arrives, and the answers do not.
     pub(crate) fn lose_answers(&self) {
         self.link.back.set(true);
@@ -154,6 +162,7 @@ impl Relay {
     }
 
     pub(crate) fn mend(&self) {
+        self.link.refuses.store(false, Ordering::Relaxed);
         *self.link.last.lock().expect("no panic there") = None;
         self.link.there.set(false);
         self.link.back.set(false);
@@ -206,6 +215,9 @@ impl Side {
 }
 
 fn connect(client: TcpStream, link: &Arc<Link>) -> io::Result<()> {
+    if link.refuses.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     link.there.pass();
     let to = link.to.lock().expect("no panic there").clone();
     let server = match to {
@@ -246,7 +258,8 @@ impl Connection {
             true => (&self.client, &self.server, &link.there),
             false => (&self.server, &self.client, &link.back),
         };
-        let ended = self.hand_on((from, to), gate, |piece| {
+        let refuses = || link.refuses.load(Ordering::Relaxed);
+        let ended = self.hand_on((from, to), (gate, refuses), |piece| {
             if up {
                 link.look_for_the_last(piece);
             }
@@ -262,7 +275,7 @@ impl Connection {
     fn hand_on(
         &self,
         (from, to): (&Side, &Side),
-        gate: &Gate,
+        (gate, refuses): (&Gate, impl Fn() -> bool),
         harm: impl Fn(&mut [u8]) -> bool,
     ) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
@@ -272,11 +285,17 @@ impl Connection {
                 Ok(0) => return Ok(()),
                 Ok(n) => n,
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if refuses() {
+                        return Ok(());
+                    }
                     continue;
                 }
                 Err(e) => return Err(e),
             };
             gate.pass();
+            if refuses() {
+                return Ok(());
+            }
             if harm(&mut buffer[..n]) {
                 to.write_all(&buffer[..n])?;
             } else {

@@ -130,6 +130,7 @@ impl Fleet {
                 TaskSpec::Prune { .. } => Some(PrunePermit::Count),
                 _ => None,
             },
+            roots: Default::default(),
         };
         Assignment {
             options: self.options.clone(),

@@ -103,7 +103,7 @@ impl World {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
-        let gate = TicketGate::new();
+        let gate = TicketGate::of_agent(&"b".parse().unwrap(), "");
         if key {
             gate.update(&signer.public_key(), NOW).unwrap();
         }
@@ -136,6 +136,7 @@ impl World {
             expires: NOW + 900,
             rules: Default::default(),
             prune: None,
+            roots: Default::default(),
         }
     }
 
@@ -456,6 +457,38 @@ async fn tickets_for_other_roots_expired_forged_or_absent_write_nothing() {
     let refused = world.remote(&tickets[3].0).pack(&source, vec![], vec![entry]).await;
     assert!(matches!(refused, Err(SendError::Refused { status: 403, .. })), "{refused:?}");
     assert_eq!(names(world.dir.path()), ["dst", "other", "src", "src/planted"]);
+    world.end().await;
+}
+
+/// The agent has opened another directory since the master signed the ticket: nothing that is asked for is done there,
+/// and nothing there counts as equal.
+#[tokio::test]
+async fn a_ticket_for_another_root_at_the_same_path_lets_nothing_be_done() {
+    let world = World::new().await;
+    world.write("planted", b"abc");
+    fs::write(world.dst().join("extra"), "x").unwrap();
+    let mut claims = world.claims(&world.dst());
+    claims.expect_root(&"b".parse().unwrap(), "another root");
+    claims.expect_root(&"c".parse().unwrap(), &tree(&world.dst()).root_id());
+    let to = world.remote(&world.signer.sign(&claims));
+    let source = tree(&world.src());
+    let entry = source.entry(&RelPath::new("planted").unwrap()).unwrap();
+    let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
+    let gone = |what: &str, error: &FileError| {
+        assert_eq!(error.class, ErrorClass::StorageGone, "{what}: {error:?}");
+        assert!(error.message.contains("after the task was assigned"), "{what}: {error:?}");
+    };
+    let offered = to.offer(&manifest).await.unwrap();
+    gone("offer", offered.answers[0].as_ref().unwrap_err());
+    let packed = to.pack(&source, vec![], vec![entry.clone()]).await.unwrap();
+    gone("pack", packed.files[0].as_ref().unwrap_err());
+    for mode in [RangeMode::Whole, RangeMode::Delta] {
+        let sent = to.range(&source, &manifest, &entry, (0, 3), mode).await.unwrap();
+        let RangeSent::Failed(error) = sent else { panic!("{sent:?}") };
+        gone("range", &error);
+    }
+    gone("sweep", &to.sweep(None).await.unwrap().unwrap_err());
+    assert_eq!(names(world.dir.path()), ["dst", "dst/extra", "other", "src", "src/planted"]);
     world.end().await;
 }
 

@@ -130,3 +130,14 @@ fn nothing_that_writes_passes_where_the_path_leads_elsewhere() {
     // The large file has no name in the old root either.
     assert!(!site.at("away/large").exists());
 }
+
+#[test]
+fn nothing_is_done_in_a_root_that_was_opened_after_the_work_was_assigned() {
+    let site = Site::new();
+    std_fs::create_dir(site.at("dst")).unwrap();
+    let tree = Tree::new(open(&site, "dst"), crate::wire::RelPath::root());
+    assert_eq!(tree.clone().of_assigned_root(true).check_root(), Ok(()));
+    let error = tree.of_assigned_root(false).check_root().unwrap_err();
+    assert_eq!(error.cause, Cause::RootGone(RootLoss::Reopened));
+    assert!(error.to_string().contains("next heartbeat"), "{error}");
+}

@@ -42,6 +42,14 @@ fn gone(worker: &str, side: &str) -> FileError {
     }
 }
 
+/// The ticket of `task` lets worker `d` act on the root `root` and on no other one.
+#[track_caller]
+fn assert_roots(world: &World, task: &Assignment, root: &str) {
+    let (claims, worker) = (claims(world, task), "d".parse().unwrap());
+    assert!(claims.allows_root(&worker, root), "{root}");
+    assert!(!claims.allows_root(&worker, "another root"));
+}
+
 fn failed(world: &mut World, task: &Assignment, error: FileError) {
     let report = TaskReport { failures: vec![error], ..TaskReport::default() };
     world.finish(result(task, false, report));
@@ -167,7 +175,7 @@ fn a_flush_of_a_root_that_is_gone_is_no_flush_and_is_asked_for_again_when_it_is_
     let mut world = default_copying(1);
     done(&mut world, "s", "copy");
     let flush = next(&mut world, "d", "flush");
-    assert_eq!(flush.flush_root.as_deref(), Some("d1"), "the agent flushes no other root");
+    assert_roots(&world, &flush, "d1");
     failed(&mut world, &flush, gone("d", "destination"));
     assert_eq!(world.progress("demo").state, SyncState::Paused);
     beat(&mut world, "d", None, &[]);
@@ -233,7 +241,7 @@ fn what_went_to_a_root_that_was_replaced_is_compared_again_and_never_counts_as_d
         world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
         done(&mut world, "s", "copy");
         let flush = done(&mut world, "d", "flush");
-        assert_eq!(flush.flush_root.as_deref(), Some("d2"));
+        assert_roots(&world, &flush, "d2");
         let end = world.progress("demo");
         assert_eq!((end.state, end.repaired_files), (SyncState::Completed, 1), "{end:?}");
     }
@@ -318,4 +326,47 @@ fn without_patience_storage_that_is_gone_fails_the_sync_by_name() {
     assert_eq!((end.state, end.files_failed), (SyncState::Failed, 2), "{end:?}");
     let error = &end.errors[0].message;
     assert!(error.contains("storage path /dst of worker d is unavailable"), "{error}");
+}
+
+/// A worker may open another root, and the root of before again, between two of its heartbeats: what it does is done
+/// for the root that it is counted for, or not at all.
+#[test]
+fn an_assignment_is_for_the_roots_that_its_work_is_counted_for() {
+    let mut world = default_copying(2);
+    let copy = next(&mut world, "s", "copy");
+    assert_eq!(copy.source_root.as_deref(), Some("s1"));
+    assert_roots(&world, &copy, "d1");
+    beat(&mut world, "d", Some("d2"), &[]);
+    world.finish(result(&copy, true, all_done(&copy, "d")));
+    done(&mut world, "s", "copy");
+    // The root of before is back: nothing else shows that one of the two files is not there.
+    beat(&mut world, "d", Some("d1"), &[]);
+    world.pass(1_000);
+    assert_eq!(
+        world.poll("d", "1"),
+        None,
+        "a flush of one root does not make safe what went to two"
+    );
+    let scan = next(&mut world, "s", "scan");
+    assert_eq!(scan.options.compare, crate::wire::options::Compare::Checksum);
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0), batch(1, 0)], None));
+    for _ in 0..2 {
+        let copy = done(&mut world, "s", "copy");
+        assert_roots(&world, &copy, "d1");
+    }
+    let flush = done(&mut world, "d", "flush");
+    assert_roots(&world, &flush, "d1");
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.repaired_files), (SyncState::Completed, 2), "{end:?}");
+}
+
+#[test]
+fn a_late_report_of_a_root_that_another_one_has_replaced_does_not_pause_the_sync() {
+    let mut world = default_copying(1);
+    let copy = next(&mut world, "s", "copy");
+    beat(&mut world, "d", Some("d2"), &[]);
+    failed(&mut world, &copy, gone("d", "destination"));
+    assert_eq!(world.progress("demo").state, SyncState::Progress);
+    world.pass(2_000);
+    next(&mut world, "s", "copy");
 }
