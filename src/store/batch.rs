@@ -88,4 +88,17 @@ mod tests {
         assert_eq!((all[4].len(), all[4].bytes()), (2, 3));
         assert!(all[0].is_empty() && !all[1].is_empty());
     }
+
+    #[test]
+    fn the_size_of_a_batch_is_that_of_all_its_keys_and_values() {
+        let entry = |key: &str, value: &str| (key.to_owned(), value.as_bytes().to_vec());
+        let batch = Batch {
+            puts: [entry("a", "12")].into(),
+            deletes: ["bbb".to_owned()].into(),
+            blob_puts: [entry("cccc", "12345")].into(),
+            blob_deletes: ["dddddd".to_owned(), "e".to_owned()].into(),
+            ..Batch::default()
+        };
+        assert_eq!((batch.len(), batch.bytes()), (5, 3 + 3 + 9 + 7));
+    }
 }

@@ -338,6 +338,21 @@ mod tests {
         assert_eq!(store.commits(), 1);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_late_comes_after_the_delay_and_others_at_once() {
+        let store = MemoryStore::new();
+        let begun = tokio::time::Instant::now();
+        let fence = lead(&store, "m1").await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        store.answer_after(Duration::from_secs(5));
+        let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_secs(5));
+        store.renew(fence, SECOND).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        store.load().await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+    }
+
     #[tokio::test]
     async fn a_roll_back_forgets_and_the_leader_writes_back() {
         let store = MemoryStore::new();

@@ -242,3 +242,60 @@ impl Opened {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE_BYTES: usize = 512;
+    const SALT: &[u8; 8] = b"saltsalt";
+    const ID: &str = "00112233445566778899aabbccddeeff";
+
+    /// One page in the log: its number, the pages of the database if it ends a transaction, else 0, and its content.
+    fn frame(page: u32, ends: u32, salt: &[u8; 8], content: &str) -> Vec<u8> {
+        let mut frame = [&page.to_be_bytes()[..], &ends.to_be_bytes(), salt, &[0; 8]].concat();
+        frame.extend(content.as_bytes());
+        frame.resize(24 + PAGE_BYTES, b'.');
+        frame
+    }
+
+    /// Whether a log of these frames begins with the mark [`ID`] in page 300.
+    fn begins(page_bytes: usize, frames: &[Vec<u8>]) -> bool {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut header = vec![0; 32];
+        header[8..12].copy_from_slice(&u32::try_from(page_bytes).unwrap().to_be_bytes());
+        header[16..24].copy_from_slice(SALT);
+        std::fs::write(file.path(), [header, frames.concat()].concat()).unwrap();
+        begins_with_mark(file.path(), 300, ID)
+    }
+
+    #[test]
+    fn a_mark_is_looked_for_in_the_first_transaction_of_a_log() {
+        let mark = frame(300, 7, SALT, &format!("no  {ID}"));
+        let inner = frame(2, 0, SALT, "");
+        let last = frame(2, 7, SALT, "");
+        let of_another = frame(300, 7, SALT, "no  ffeeddccbbaa99887766554433221100");
+        let of_older = frame(300, 7, b"oldsaltx", &format!("no  {ID}"));
+        for (frames, found) in [
+            (vec![mark.clone()], true),
+            (vec![inner.clone(), inner.clone(), mark.clone()], true),
+            (vec![last.clone(), mark.clone()], false),
+            (vec![inner.clone(), last, mark.clone()], false),
+            (vec![of_another, mark.clone()], false),
+            (vec![of_older.clone()], false),
+            (vec![inner.clone(), of_older, mark.clone()], false),
+            (vec![frame(300 << 8, 0, SALT, ""), mark.clone()], true),
+            (vec![frame(44, 7, SALT, ID)], false),
+            (vec![inner.clone()], false),
+            (vec![], false),
+            ([vec![inner.clone(); 63], vec![mark.clone()]].concat(), true),
+            ([vec![inner; 64], vec![mark.clone()]].concat(), false),
+        ] {
+            assert_eq!(begins(PAGE_BYTES, &frames), found, "{} frames", frames.len());
+        }
+        // Cut off in the page of the mark.
+        assert!(!begins(PAGE_BYTES, &[mark[..24 + 100].to_vec()]));
+        // No page is that large.
+        assert!(!begins((64 << 10) + 1, &[mark[..24].to_vec(), vec![b'.'; 65 << 10]]));
+    }
+}

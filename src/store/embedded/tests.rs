@@ -40,6 +40,40 @@ async fn a_store_in_memory_works_and_is_its_own() {
     assert_eq!(two.load().await.unwrap().len(), 0);
 }
 
+#[test]
+fn each_error_of_sqlite_is_one_to_wait_for_or_one_to_end_with() {
+    let place = Place(None);
+    let unusable = [
+        rusqlite::ffi::SQLITE_CORRUPT,
+        rusqlite::ffi::SQLITE_NOTADB,
+        rusqlite::ffi::SQLITE_CANTOPEN,
+        rusqlite::ffi::SQLITE_PERM,
+        rusqlite::ffi::SQLITE_READONLY,
+        rusqlite::ffi::SQLITE_MISUSE,
+        rusqlite::ffi::SQLITE_SCHEMA,
+        rusqlite::ffi::SQLITE_MISMATCH,
+    ];
+    let unavailable = [
+        rusqlite::ffi::SQLITE_BUSY,
+        rusqlite::ffi::SQLITE_LOCKED,
+        rusqlite::ffi::SQLITE_FULL,
+        rusqlite::ffi::SQLITE_IOERR,
+        rusqlite::ffi::SQLITE_NOMEM,
+        rusqlite::ffi::SQLITE_INTERRUPT,
+    ];
+    for code in unusable.into_iter().chain(unavailable) {
+        let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        let ends = matches!(place.error("read", &error), StoreError::Unusable(_));
+        assert_eq!(ends, unusable.contains(&code), "SQLite code {code}");
+    }
+    let text = |code| {
+        let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        place.error("read", &error).to_string()
+    };
+    assert!(text(rusqlite::ffi::SQLITE_NOTADB).contains("restore it from a backup"));
+    assert!(text(rusqlite::ffi::SQLITE_READONLY).contains("belongs to the user"));
+}
+
 #[tokio::test]
 async fn a_fault_in_the_middle_of_a_commit_leaves_nothing_of_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -71,6 +71,45 @@ mod staged {
     }
 }
 
+/// How often a script ran on the server.
+fn scripts_run(server: &RedisServer) -> u64 {
+    let stats = server.command(&["INFO", "commandstats"]);
+    let calls = stats.split("cmdstat_evalsha:calls=").nth(1).expect("a script ran");
+    calls.split(',').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn only_a_batch_that_is_over_a_limit_is_staged() {
+    let server = RedisServer::start();
+    let mut store = connect(&server).await;
+    store.limits = Limits { keys: 2, bytes: 10 };
+    let mut fence = lead(&store, "m1").await;
+    let puts = |count: usize, bytes: usize| Batch {
+        puts: (0..count).map(|at| (at.to_string(), vec![b'v'; bytes - 1])).collect(),
+        ..Batch::default()
+    };
+    // The server has all scripts from here on: a commit is one call.
+    fence = store.commit(fence, &puts(3, 2)).await.unwrap();
+    for (batch, over) in [
+        (puts(1, 10), false),
+        (puts(2, 5), false),
+        (puts(2, 4), false),
+        (puts(3, 3), true),
+        (puts(3, 2), true),
+        (puts(1, 11), true),
+        (puts(2, 6), true),
+    ] {
+        let before = scripts_run(&server);
+        fence = store.commit(fence, &batch).await.unwrap();
+        let calls = scripts_run(&server) - before;
+        let shown = format!("{} keys, {} bytes: {calls} calls", batch.len(), batch.bytes());
+        assert_eq!(calls > 1, over, "{shown}");
+        for (key, value) in &batch.puts {
+            assert_eq!(store.load().await.unwrap().get(key), Some(value), "{shown}");
+        }
+    }
+}
+
 /// With the user that the documentation describes, and with or without staging.
 mod documented {
     use super::*;
