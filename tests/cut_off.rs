@@ -47,6 +47,7 @@ impl Linked {
     /// Waits for the end, and holds it to be as if nothing had been.
     #[track_caller]
     fn assert_unharmed(&self) -> SyncProgress {
+        self.cluster.hurry(&self.id);
         let sync = self.cluster.ended(&self.id);
         let there = census(&self.src);
         assert_complete(&sync, there);
@@ -93,7 +94,6 @@ fn a_destination_agent_that_is_cut_off_is_missed_and_found_again() {
     // A master that gets no time to tick waits longer.
     await_that("it is missed", || !linked.cluster.master.active().contains(&"b".to_owned()));
     linked.link.mend();
-    linked.cluster.hurry(&linked.id);
     linked.assert_unharmed();
 }
 
@@ -104,6 +104,5 @@ fn questions_whose_answers_get_lost_hand_nothing_out_twice() {
     // It asks again and again, is given work each time, and hears nothing.
     linked.await_three_leases(Instant::now());
     linked.link.mend();
-    linked.cluster.hurry(&linked.id);
     linked.assert_unharmed();
 }

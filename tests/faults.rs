@@ -89,6 +89,7 @@ fn kill_in_the_middle(
 /// What holds after every fault.
 #[track_caller]
 fn assert_unharmed(cluster: &mut Cluster, id: &str, src: &Path, dst: &Path) -> SyncProgress {
+    cluster.hurry(id);
     let sync = cluster.ended(id);
     let there = census(src);
     assert_complete(&sync, there);

@@ -377,11 +377,9 @@ fn a_peer_whose_host_is_gone_without_a_word_is_given_up_and_its_work_goes_to_ano
     let id = lab.submit();
     await_that("it is in use", || lab.sent(1) > 8 * MIB as u64);
     lab.lose_each_other(true);
-    let gone = Instant::now();
     lab.processes[2].kill_9();
     lab.serve_beside();
     let sync = await_some("the sync ends", || lab.progress(&id).filter(|s| s.state.is_final()));
-    assert!(gone.elapsed() < Duration::from_secs(40), "{:?}\n{}", gone.elapsed(), lab.logs());
     assert_eq!(sync.outcome, Some(Outcome::Full), "{sync:#?}\n{}", lab.logs());
     assert_same(&lab.path("src"), &lab.path("dst"), strict());
 }

@@ -102,6 +102,7 @@ impl Caught {
     /// Waits for the end, and holds it to be as if nothing had been.
     #[track_caller]
     fn assert_unharmed(self) {
+        self.cluster.hurry(&self.id);
         let sync = self.cluster.ended(&self.id);
         let there = census(&self.src);
         assert_complete(&sync, there);
@@ -134,7 +135,6 @@ fn redis_that_comes_back_without_its_data_is_filled_by_the_living_master() {
     caught.redis().command(&["SHUTDOWN", "NOSAVE"]);
     caught.assert_refused("r.sock");
     caught.redis_mut().restart();
-    caught.cluster.hurry(&caught.id);
     caught.assert_unharmed();
 }
 
@@ -202,7 +202,6 @@ fn redis_whose_log_was_cut_off_is_brought_up_to_date_by_the_living_master() {
     cut_the_log(caught.redis_mut(), so_long);
     let sync = caught.cluster.ended(&more);
     assert_complete(&sync, census(&caught.src));
-    caught.cluster.hurry(&caught.id);
     caught.assert_unharmed();
 }
 
@@ -255,7 +254,6 @@ fn a_replica_that_lagged_and_leads_is_brought_up_to_date_by_the_living_master() 
     pair.fail_over();
     let sync = pair.caught.cluster.ended(&more);
     assert_complete(&sync, census(&pair.caught.src));
-    pair.caught.cluster.hurry(&pair.caught.id);
     pair.caught.assert_unharmed();
 }
 

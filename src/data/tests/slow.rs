@@ -107,7 +107,7 @@ async fn a_peer_that_takes_or_answers_a_byte_now_and_then_is_given_up_and_holds_
             let offered = peer().offer(&Manifest::default()).await;
             assert!(matches!(offered, Err(SendError::Unreachable { .. })), "{offered:?}");
         }
-        assert!(begun.elapsed() < 20 * PATIENCE, "{how:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < 100 * PATIENCE, "{how:?}: {:?}", begun.elapsed());
         // What it held is free: another peer gets all of it.
         let other = Destination::Remote(peers.peer(&world.member(), &world.ticket(), &rules));
         let packed = other.pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await.unwrap();

@@ -10,6 +10,8 @@ use crate::wire::leader::{Role, Status};
 use crate::wire::sync::SyncRequest;
 use tokio::task::JoinHandle;
 
+const LEASE: Duration = Duration::from_secs(5);
+
 struct Master {
     handle: Handle,
     stop: CancellationToken,
@@ -26,7 +28,7 @@ impl Master {
         let reigns = Reigns {
             name: name.to_owned(),
             url: Some(format!("http://{name}")),
-            lease: Duration::from_secs(5),
+            lease: LEASE,
             settings: watch::channel(Settings::default()).1,
             spool: Spool::passing(),
             names: NameKeyFile::default(),
@@ -96,6 +98,19 @@ async fn a_follower_leaves_a_living_leader_the_time_to_write_back_what_the_store
         assert_eq!((one.syncs().await, store.load().await.unwrap().contains_key("s/1")), (1, true));
     }
     assert_eq!(two.handle.readiness().leader, one.handle.readiness().leader);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_master_that_dies_is_followed_when_its_lease_ends() {
+    let store = MemoryStore::new();
+    let one = Master::start("one", &store);
+    one.is(Status::Ready).await;
+    let two = Master::start("two", &store);
+    two.is(Status::Following).await;
+    let begun = Instant::now();
+    one.running.abort();
+    two.is(Status::Ready).await;
+    assert!(begun.elapsed() <= LEASE + ASK, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
