@@ -21,6 +21,42 @@ use tokio::task::AbortHandle;
 /// With several NICs, so many bytes that are not sent yet wait in the kernel.
 const UNSENT: u32 = 512 << 10;
 
+/// Why no connection was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectError {
+    /// For people.
+    pub why: String,
+    /// The network did not reach the peer, which may be over in a moment. Not so where the host answered: no process
+    /// listens there, or another one does.
+    pub may_pass: bool,
+}
+
+impl From<String> for ConnectError {
+    fn from(why: String) -> Self {
+        ConnectError { why, may_pass: false }
+    }
+}
+
+impl From<std::io::Error> for ConnectError {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind::{
+            AddrNotAvailable, HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut,
+        };
+        let may_pass = matches!(
+            error.kind(),
+            AddrNotAvailable | HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut
+        );
+        ConnectError { why: error.to_string(), may_pass }
+    }
+}
+
+impl ConnectError {
+    /// Nothing came back within `patience`.
+    pub fn late(what: &str, patience: Duration) -> Self {
+        ConnectError { why: format!("no {what} within {patience:?}"), may_pass: true }
+    }
+}
+
 /// Where a connection begins and ends.
 #[derive(Clone)]
 pub struct Way {
@@ -95,31 +131,32 @@ impl Drop for Connection {
     }
 }
 
-/// Connects within `patience`; what goes over the connection is also counted in `theirs`.
+/// Connects within the first time, and opens a stream within the second one; what goes over the connection is also
+/// counted in `theirs`.
 ///
 /// # Errors
-/// A sentence.
+/// It was refused, or nothing came back in time.
 pub async fn connect(
     way: &Way,
     theirs: &Arc<Flow>,
     kind: Kind,
-    patience: Duration,
-) -> Result<Connection, String> {
+    (accepted, patience): (Duration, Duration),
+) -> Result<Connection, ConnectError> {
     let open = async {
         let addresses: Vec<SocketAddr> =
             tokio::net::lookup_host(&way.to).await.map_err(|e| e.to_string())?.collect();
-        let mut last = "the name has no address".to_owned();
+        let mut last = ConnectError::from("the name has no address".to_owned());
         for address in addresses {
             match open(way, address).await {
                 Ok(stream) => return Ok(stream),
-                Err(e) => last = e.to_string(),
+                Err(e) => last = e.into(),
             }
         }
         Err(last)
     };
-    let stream = tokio::time::timeout(patience, open)
+    let stream = tokio::time::timeout(accepted, open)
         .await
-        .map_err(|_| format!("no answer within {patience:?}"))??;
+        .map_err(|_| ConnectError::late("answer", accepted))??;
     let _ = stream.set_nodelay(true);
     let flow = Arc::new(Flow::default());
     let mut flows = vec![flow.clone(), theirs.clone()];
@@ -138,7 +175,7 @@ pub async fn connect(
     let mut connection = Connection { send, stream: None, flow, driver, _open };
     if kind == Kind::Content {
         let opened = tokio::time::timeout(patience, connection.upgrade(&way.to)).await;
-        opened.map_err(|_| format!("no stream within {patience:?}"))??;
+        opened.map_err(|_| ConnectError::late("stream", patience))??;
     }
     Ok(connection)
 }
@@ -175,7 +212,8 @@ async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
 /// A sentence.
 pub async fn probe(way: &Way, theirs: &Arc<Flow>, patience: Duration) -> Result<(), String> {
     let ask = async {
-        let mut connection = connect(way, theirs, Kind::Documents, patience).await?;
+        let connected = connect(way, theirs, Kind::Documents, (patience, patience)).await;
+        let mut connection = connected.map_err(|error| error.why)?;
         connection.probe(&way.to).await
     };
     let end = tokio::time::timeout(patience, ask).await;

@@ -10,7 +10,7 @@
 //! them again and again. Only when none is usable is every one tried.
 
 use super::choice::{self, Candidate, Kin, Load, fits, kin};
-use super::connect::{Connection, Kind, Way, connect, probe};
+use super::connect::{ConnectError, Connection, Kind, Way, connect, probe};
 use super::lease::Leased;
 use super::meter::Meter;
 use super::nics::Nic;
@@ -28,8 +28,11 @@ use tokio::time::Instant;
 
 /// A peer that does not accept within this is not there, as long as there are other routes …
 const CONNECT: Duration = Duration::from_millis(1500);
-/// … or within this where there are none.
+/// … or within this where there are none. That is tried again as often as there is time for: a network that was lost for a
+/// moment must not cost a task. Together with the three probes of [`watch`](super::watch) it keeps below 25 s.
 const CONNECT_LAST: Duration = Duration::from_secs(5);
+/// The pause before another try.
+const CONNECT_AGAIN: Duration = Duration::from_millis(250);
 /// How long a route that crawls is left alone.
 const CRAWLED: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(60));
 /// Kept connections are used again for this long; the other side closes them a little later.
@@ -220,9 +223,14 @@ impl Routes {
                 leased.take(connection, true);
                 return Ok(leased);
             }
-            let others = self.has_another(&leased.key, remote);
-            let patience = if others { CONNECT } else { CONNECT_LAST };
-            match self.connect(&leased.key, kind, patience, false).await {
+            let connected = match self.has_another(&leased.key, remote) {
+                true => {
+                    let connected = self.connect(&leased.key, kind, (CONNECT, CONNECT), false);
+                    connected.await.map_err(|error| error.why)
+                }
+                false => self.connect_last(&leased.key, kind, false).await,
+            };
+            match connected {
                 Ok(connection) => {
                     leased.take(connection, false);
                     return Ok(leased);
@@ -262,7 +270,7 @@ impl Routes {
     ) -> Result<Leased, Vec<(String, String)>> {
         let mut tries: FuturesUnordered<_> = left
             .into_iter()
-            .map(|key| async move { (self.connect(&key, kind, CONNECT_LAST, true).await, key) })
+            .map(|key| async move { (self.connect_last(&key, kind, true).await, key) })
             .collect();
         while let Some((connected, key)) = tries.next().await {
             match connected {
@@ -287,18 +295,30 @@ impl Routes {
         Err(failed)
     }
 
-    /// Connects within `patience`; with `asking` only where a request is answered within that time too.
+    /// Connects over what may be the last route, again and again while the network does not reach the peer.
+    async fn connect_last(
+        &self,
+        key: &Key,
+        kind: Kind,
+        asking: bool,
+    ) -> Result<Connection, String> {
+        // The first packet of a connection that was lost is sent again late, so a try of its own is begun sooner.
+        try_for(CONNECT_LAST, |left| self.connect(key, kind, (CONNECT.min(left), left), asking))
+            .await
+    }
+
+    /// Connects within the first time, and has an answer within the second one; with `asking` that of a request.
     async fn connect(
         &self,
         key: &Key,
         kind: Kind,
-        patience: Duration,
+        (accepted, patience): (Duration, Duration),
         asking: bool,
-    ) -> Result<Connection, String> {
+    ) -> Result<Connection, ConnectError> {
         let theirs = self.state().flow_of(&key.1);
         let (since, way) = (Instant::now(), self.way(key));
         let connecting = async {
-            let mut connection = connect(&way, &theirs, kind, patience).await?;
+            let mut connection = connect(&way, &theirs, kind, (accepted, patience)).await?;
             let took = since.elapsed();
             // A stream is the answer to a request already.
             let is_stream = kind == Kind::Content;
@@ -309,10 +329,11 @@ impl Routes {
         };
         let connected = match tokio::time::timeout(patience, connecting).await {
             Ok(connected) => connected,
-            Err(_) => Err(format!("no answer within {patience:?}")),
+            Err(_) => Err(ConnectError::late("answer", patience)),
         };
-        let (connection, took, answered) = connected
-            .inspect_err(|why: &String| tracing::debug!(peer = key.1, "cannot connect: {why}"))?;
+        let (connection, took, answered) = connected.inspect_err(|error: &ConnectError| {
+            tracing::debug!(peer = key.1, "cannot connect: {}", error.why);
+        })?;
         let mut state = self.state();
         state.note_connected(key, took);
         if answered {
@@ -384,9 +405,67 @@ impl Routes {
     }
 }
 
+/// Tries for so long, as long as errors may pass. Each try is given the time that is left.
+async fn try_for<T, F: Future<Output = Result<T, ConnectError>>>(
+    patience: Duration,
+    attempt: impl Fn(Duration) -> F,
+) -> Result<T, String> {
+    let end = Instant::now() + patience;
+    loop {
+        let error = match attempt(end - Instant::now()).await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        if !error.may_pass || end - Instant::now() <= CONNECT_AGAIN {
+            return Err(error.why);
+        }
+        tokio::time::sleep(CONNECT_AGAIN).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_network_that_is_lost_for_a_moment_does_not_cost_the_only_route() {
+        use std::io::ErrorKind;
+        for (kind, passes) in [
+            (ErrorKind::NetworkUnreachable, true),
+            (ErrorKind::HostUnreachable, true),
+            (ErrorKind::NetworkDown, true),
+            (ErrorKind::AddrNotAvailable, true),
+            (ErrorKind::TimedOut, true),
+            // The host is there, and no agent.
+            (ErrorKind::ConnectionRefused, false),
+            (ErrorKind::ConnectionReset, false),
+        ] {
+            // It is back after so many seconds, or not in time.
+            for back in [4, 60] {
+                let began = Instant::now();
+                let connect = |_| async move {
+                    match began.elapsed() < Duration::from_secs(back) {
+                        true => Err(ConnectError::from(std::io::Error::from(kind))),
+                        false => Ok(()),
+                    }
+                };
+                let connected = try_for(CONNECT_LAST, connect).await;
+                assert_eq!(connected.is_ok(), passes && back == 4, "{kind:?}: {connected:?}");
+                let took = began.elapsed();
+                assert!(took <= CONNECT_LAST && (passes || took.is_zero()), "{kind:?}: {took:?}");
+            }
+        }
+        // A first packet that is lost costs a part of the time only.
+        let began = Instant::now();
+        let lost = |left| async move {
+            tokio::time::sleep(CONNECT.min(left)).await;
+            match began.elapsed() < Duration::from_secs(3) {
+                true => Err(ConnectError::late("answer", CONNECT)),
+                false => Ok(()),
+            }
+        };
+        assert_eq!(try_for(CONNECT_LAST, lost).await, Ok(()));
+    }
 
     fn endpoints(all: &[&str]) -> Vec<Endpoint> {
         all.iter().map(|e| e.parse().unwrap()).collect()

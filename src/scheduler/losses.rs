@@ -32,6 +32,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const SPARED_MS: u64 = 5 * 60 * 1000;
 /// A worker is kept free for an isolated task for at most this long, in milliseconds.
 const RESERVED_MS: u64 = 5 * 60 * 1000;
+/// … and after that none for this long: what the worker holds may wait for work that it does not get meanwhile, as a walk
+/// waits for what it has found to be copied.
+const UNRESERVED_MS: u64 = 6 * RESERVED_MS;
 
 /// A process with which a task was lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +60,8 @@ pub(super) struct Isolated {
     running: Option<TaskId>,
     /// The worker that is kept free, for which task, and until when on the scheduler's clock.
     reserved: Option<(WorkerId, TaskId, u64)>,
+    /// None is kept free before this, on the scheduler's clock: the last one did not become idle in time.
+    unreserved_until_ms: u64,
 }
 
 impl Isolated {
@@ -324,7 +329,12 @@ impl State {
                 && self.tasks.get(id).is_some_and(waits)
                 && self.workers.get(holder).is_some_and(|w| w.can_work())
         };
-        let reserved = self.isolated.reserved.clone().filter(stands);
+        let before = self.isolated.reserved.clone();
+        let ended = before.as_ref().map(|(.., until_ms)| *until_ms);
+        let reserved = before.filter(stands);
+        if let Some(until_ms) = ended.filter(|until_ms| *until_ms <= now.mono_ms) {
+            self.isolated.unreserved_until_ms = until_ms.saturating_add(UNRESERVED_MS);
+        }
         let busy = self.leases.of(worker).next().is_some();
         let found = self.isolated_for(worker, open, now);
         let turn = match (found, &reserved) {
@@ -332,6 +342,7 @@ impl State {
             (Some(id), _) if !busy => Turn::Alone(id),
             (Some(_), Some((holder, ..))) if holder != worker => Turn::Ordinary,
             (Some(_), Some(_)) => Turn::Wait,
+            (Some(_), None) if now.mono_ms < self.isolated.unreserved_until_ms => Turn::Ordinary,
             (Some(id), None) => {
                 let until_ms = now.mono_ms.saturating_add(RESERVED_MS);
                 self.isolated.reserved = Some((worker.clone(), id, until_ms));

@@ -274,6 +274,45 @@ fn a_busy_worker_is_kept_free_for_an_isolated_task_and_gets_nothing_beside_it() 
     assert_eq!(next.request_id.as_str(), "other");
 }
 
+/// A walk holds its worker for as long as what it has found is not copied.
+#[test]
+fn a_worker_that_does_not_become_idle_is_not_kept_free_again_at_once() {
+    let mut world = found(vec![files(&["x"])]);
+    for number in 1..=3 {
+        poll(&mut world, "s", number).unwrap();
+        killed(&mut world, "s", number + 1);
+    }
+    let isolated = poll(&mut world, "s", 4).expect("it is idle");
+    world.submit("other", "/src/c", "/dst/d");
+    world.beat("t", "1", &["/src"], &[]);
+    let scan = poll(&mut world, "t", 1).expect("others go on");
+    let report = TaskReport { handed_back: true, ..TaskReport::default() };
+    world.finish(result(&isolated, false, report));
+    let work = (0..4).map(|_| batch(1, 0)).collect();
+    world.post(&scan, page(&scan, 0, work, at("m")));
+    world.play(Event::Drain { worker: "s".parse().unwrap(), order: Some(Default::default()) });
+    let minute = |world: &mut World| {
+        for _ in 0..12 {
+            world.pass(5_000);
+            world.beat("t", "1", &["/src"], &[scan.assignment_id]);
+            world.beat("d", "1", &["/dst"], &[]);
+        }
+    };
+    for _ in 0..5 {
+        assert_eq!(poll(&mut world, "t", 1), None, "it is kept free");
+        minute(&mut world);
+    }
+    minute(&mut world);
+    for _ in 0..4 {
+        let beside = poll(&mut world, "t", 1).expect("the walk goes on when this is copied");
+        assert_eq!(beside.request_id.as_str(), "other");
+        world.finish(result(&beside, true, all_done(&beside, "d")));
+    }
+    world.post(&scan, page(&scan, 1, vec![], None));
+    let alone = poll(&mut world, "t", 1).expect("now it is idle");
+    assert_eq!(alone.request_id.as_str(), "demo");
+}
+
 #[test]
 fn a_manifest_that_cannot_be_split_stays_one_task() {
     let mut world = found(vec![files(&["a", "b"])]);
