@@ -178,7 +178,7 @@ impl Job<'_> {
     /// A failed task, with the error of our own storage that made it fail.
     pub fn failed_by(&self, error: &FsError) -> Done {
         let error = self.seen(error.to_file_error(), &self.cx.worker);
-        let message = error.message.clone();
+        let message = error.to_string();
         let report = TaskReport { failures: vec![error], ..TaskReport::default() };
         Done { report, ..Done::failed(message) }
     }
@@ -303,6 +303,7 @@ pub fn entry_error(path: &[u8], operation: &str, message: impl Into<String>) -> 
         operation: operation.to_owned(),
         errno: None,
         message: message.into(),
+        hint: None,
         worker_id: None,
         attempt: 0,
         class: crate::wire::sync::ErrorClass::Transient,

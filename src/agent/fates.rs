@@ -110,7 +110,7 @@ impl<'a> Fates<'a> {
     pub fn blame(&mut self, job: Job<'_>, to: &Destination, unstamped: Vec<UnstampedDir>) {
         for (dir, error) in unstamped {
             if error.class == ErrorClass::Permanent {
-                tracing::debug!(sync = %job.assignment.request_id, "{}", error.message);
+                tracing::debug!(sync = %job.assignment.request_id, "{error}");
                 continue;
             }
             let error = job.seen(error, to.worker());

@@ -114,7 +114,7 @@ pub async fn prune(job: Job<'_>, source: Tree, what: Prune, pages: &impl Pages) 
     match walking.await {
         Ok(Err(Halt::Failed(error))) => {
             let error = error.to_file_error();
-            ScanEnd::Failed { message: error.message.clone(), error: Some(error) }
+            ScanEnd::Failed { message: error.to_string(), error: Some(error) }
         }
         Ok(_) => pruner.post(None, pages).await.err().unwrap_or(ScanEnd::Told),
         Err(e) => failed(format!("listing the source failed inside: {e}")),
@@ -249,7 +249,7 @@ impl Pruner<'_> {
                     let ends =
                         |e: &&FileError| e.is_shortage() || e.class == ErrorClass::StorageGone;
                     if let Some(error) = found.errors.iter().find(ends) {
-                        let (message, error) = (error.message.clone(), Some(error.clone()));
+                        let (message, error) = (error.to_string(), Some(error.clone()));
                         return Err(ScanEnd::Failed { message, error });
                     }
                     self.to = Some(to);
@@ -399,7 +399,7 @@ impl Walker {
             return Err(Halt::Failed(error.clone()));
         }
         if told.class == ErrorClass::Vanished {
-            tracing::debug!("{}", told.message);
+            tracing::debug!("{told}");
             return Ok(());
         }
         self.send(Step::Failed(told))

@@ -95,7 +95,7 @@ pub async fn sweep(job: Job<'_>) -> Done {
             Ok(Err(error)) => {
                 job.wrote(to.worker());
                 let error = job.seen(error, to.worker());
-                return Done { report: failures(error.clone()), ..Done::failed(error.message) };
+                return Done { report: failures(error.clone()), ..Done::failed(error.to_string()) };
             }
             Err(error) => choice.failed(to.worker(), &error),
         }
@@ -156,7 +156,7 @@ async fn at_destination(
         let done = target.at_root(|| act(&target, &manifest.entries, &mut report));
         for error in target.stamp(&manifest.dirs) {
             // Its own entry says so where it lasts; publishing is not undone for it.
-            tracing::warn!("{}", error.message);
+            tracing::warn!("{error}");
         }
         (report.notes, report.to_sweep) = (target.notes(), target.has_anchors());
         (done, report)

@@ -131,7 +131,7 @@ impl Way<'_> {
                 RangeSent::Failed(error) if mode == RangeMode::Delta && !is_of_source(&error) => {
                     tracing::debug!(
                         sync = %self.job.assignment.request_id,
-                        "a range is sent whole: {}", error.message
+                        "a range is sent whole: {error}"
                     );
                     mode = RangeMode::Whole;
                 }

@@ -164,7 +164,7 @@ pub async fn scan(
     match walking.await {
         Ok(Err(Halt::Failed(error))) => {
             let error = error.to_file_error();
-            ScanEnd::Failed { message: error.message.clone(), error: Some(error) }
+            ScanEnd::Failed { message: error.to_string(), error: Some(error) }
         }
         // The last page says that there is no more; whoever is asked to go on after it is confused.
         Ok(_) => ScanEnd::Told,

@@ -186,13 +186,14 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
         Exit::DeleteStopped | Exit::CopyStopped => {
             format!("to see what would be done, add --dry-run --itemize to: {again}")
         }
-        _ => advice(&groups(sync), sync, again),
+        _ => advice(groups(sync).last().map(|main| main.first.class), again),
     };
     lines.push(format!("  {advice}   (exit {})", exit.code()));
     lines
 }
 
-/// The failures, grouped by cause, most frequent last; then counts, where not all are listed.
+/// The failures, grouped by cause with what to do about it, most frequent last; then counts, where not all are
+/// listed.
 pub(super) fn failures(sync: &SyncProgress) -> Vec<String> {
     let mut lines = Vec::new();
     let groups = groups(sync);
@@ -202,6 +203,7 @@ pub(super) fn failures(sync: &SyncProgress) -> Vec<String> {
     }
     for group in &groups[hidden..] {
         lines.push(group.line());
+        lines.extend(group.first.hint.as_ref().map(|hint| format!("    hint: {}", clean(hint))));
     }
     let counted: u64 = sync.error_counts.values().sum();
     if counted > sync.errors.len() as u64 {
@@ -244,16 +246,14 @@ impl Group<'_> {
 }
 
 fn groups(sync: &SyncProgress) -> Vec<Group<'_>> {
-    let mut groups: BTreeMap<(String, &str, Option<&str>), Group<'_>> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, &str, Option<&str>, Option<&str>), Group<'_>> =
+        BTreeMap::new();
     for e in &sync.errors {
         let cause = cause(e);
         let worker = e.worker_id.as_ref().map(|w| w.as_str());
-        let group = groups.entry((cause.clone(), &e.operation, worker)).or_insert_with(|| Group {
-            first: e,
-            cause,
-            paths: Vec::new(),
-            count: 0,
-        });
+        let group = groups
+            .entry((cause.clone(), &e.operation, worker, e.hint.as_deref()))
+            .or_insert_with(|| Group { first: e, cause, paths: Vec::new(), count: 0 });
         group.count += 1;
         if group.paths.len() < MAX_PATHS {
             group.paths.push(full_path(sync, e));
@@ -310,37 +310,22 @@ fn full_path(sync: &SyncProgress, e: &FileError) -> String {
     BytePath(path).to_string()
 }
 
-fn advice(groups: &[Group<'_>], sync: &SyncProgress, again: &str) -> String {
-    let Some(main) = groups.last() else {
-        return format!("to try again: {again} (what arrived is skipped)");
-    };
-    let whose = match &main.first.worker_id {
-        Some(worker) => format!("the agent of {worker}"),
-        None => "the agent".to_owned(),
-    };
-    let first = match (main.first.errno.as_deref(), main.first.class) {
-        (_, ErrorClass::Vanished) => {
-            return format!(
-                "only files that were removed or changed while the sync ran are missing; if that was not meant: {again}"
-            );
+/// How to go on; what to do before that is in the hints of the failures.
+fn advice(main: Option<ErrorClass>, again: &str) -> String {
+    match main {
+        Some(ErrorClass::Vanished) => format!(
+            "only files that were removed or changed while the sync ran are missing; if that was not meant: {again}"
+        ),
+        Some(ErrorClass::Changed) => {
+            format!("they changed each time they were copied; when they are at rest: {again}")
         }
-        (_, ErrorClass::Changed) => {
-            return format!(
-                "they changed each time they were copied; when they are at rest: {again}"
-            );
+        Some(ErrorClass::Permanent | ErrorClass::StorageGone) => {
+            format!("when the cause is removed: {again} (what arrived is skipped)")
         }
-        (Some("EACCES" | "EPERM"), _) => format!("give {whose} access (or run it as root)"),
-        (Some("ENOSPC" | "EDQUOT"), _) => format!("make room below {}", sync.destination_path),
-        (Some("EROFS"), _) => format!("make {} writable", sync.destination_path),
-        (_, ErrorClass::StorageGone) => {
-            format!("put back the storage path of {whose}, or restart it to use what is there now")
+        Some(ErrorClass::Transient) | None => {
+            format!("to try again: {again} (what arrived is skipped)")
         }
-        (_, ErrorClass::Permanent) => "remove the cause".to_owned(),
-        (_, ErrorClass::Transient) => {
-            return format!("to try again: {again} (what arrived is skipped)");
-        }
-    };
-    format!("{first}, then: {again} (what arrived is skipped)")
+    }
 }
 
 #[cfg(test)]
@@ -514,9 +499,39 @@ mod tests {
                 "  error: 1 entry: No space left on device [ENOSPC] (w1, write destination)     /dst/x",
                 "  error: 4 entries: Permission denied [EACCES] (w1, open source)     \
                  /src/logs/a\\#012.err  /src/b  /src/c  … 1 more",
-                "  give the agent of w1 access (or run it as root), then: AGAIN (what arrived is skipped)   (exit 23)",
+                "  when the cause is removed: AGAIN (what arrived is skipped)   (exit 23)",
             ]
         );
+    }
+
+    /// The errno of some differs in nothing, but what to do about them does.
+    #[test]
+    fn each_cause_is_followed_by_its_hint() {
+        let of = |path: &str, operation: &str, errno: &str, hint: &str| FileError {
+            hint: Some(hint.to_owned()),
+            ..sample::error(path, operation, Some(errno), "no")
+        };
+        let table = [
+            ("replace destination", "EISDIR", "a mirror (`--delete`) replaces it"),
+            (
+                "make special file destination",
+                "EPERM",
+                "leave devices out (`--preserve no-devices`)",
+            ),
+            ("make special file destination", "EPERM", "`--preserve no-specials`"),
+            ("open source", "EACCES", "let user 7 read it, or copy as root"),
+            ("read source", "EWHATEVER", "look at it\x1b"),
+        ];
+        let errors = table.iter().map(|(operation, errno, hint)| of("x", operation, errno, hint));
+        let sync = SyncProgress { errors: errors.collect(), ..partial() };
+        let lines = failures(&sync);
+        assert_eq!(lines.len(), 2 * table.len(), "{lines:?}");
+        for (operation, errno, hint) in table {
+            let hint = format!("    hint: {}", clean(hint));
+            let pair = lines.chunks(2).find(|pair| pair[1] == hint).unwrap();
+            assert!(pair[0].contains(operation) && pair[0].contains(errno), "{pair:?}");
+        }
+        assert!(!lines.concat().contains("the agent") && !lines.concat().contains('\x1b'));
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub(super) fn error(path: &str, operation: &str, errno: Option<&str>, message: &
         operation: operation.to_owned(),
         errno: errno.map(str::to_owned),
         message: message.to_owned(),
+        hint: None,
         worker_id: Some("w1".parse().unwrap()),
         attempt: 1,
         class: ErrorClass::Permanent,

@@ -263,7 +263,12 @@ impl PruneReply {
         let errors = page.errors.into_iter().map_while(|error| {
             let path = below(dir, &error.path.0).unwrap_or_default();
             let fault = Fault::from(error);
-            room = room.checked_sub(path.as_bytes().len() + fault.message.len() + 64)?;
+            room = room.checked_sub(
+                path.as_bytes().len()
+                    + fault.message.len()
+                    + fault.hint.as_ref().map_or(0, String::len)
+                    + 64,
+            )?;
             Some(Stuck { path, fault })
         });
         let Note { count, paths } = page.old_trash;

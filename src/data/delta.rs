@@ -78,7 +78,7 @@ impl Destination {
         }
         match self.striped(ranged, Some(there)).await? {
             RangeSent::Failed(error) if error.class == ErrorClass::Transient => {
-                tracing::debug!("a range is sent whole: {}", error.message);
+                tracing::debug!("a range is sent whole: {error}");
                 self.striped(ranged, None).await
             }
             done => Ok(done),

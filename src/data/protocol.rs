@@ -55,6 +55,9 @@ pub struct Fault {
     /// See [`class_code`].
     #[n(3)]
     pub class: u8,
+    /// What an operator can do about it.
+    #[n(4)]
+    pub hint: Option<String>,
 }
 
 /// The number of a class on the wire.
@@ -76,6 +79,7 @@ impl Fault {
             errno: None,
             message: message.into(),
             class: class_code(ErrorClass::Transient),
+            hint: None,
         }
     }
 
@@ -93,6 +97,7 @@ impl Fault {
             operation: plain(&self.operation),
             errno: self.errno.as_deref().map(plain),
             message: plain(&self.message),
+            hint: self.hint.as_deref().map(plain),
             worker_id: None,
             attempt: 0,
             class,
@@ -102,11 +107,19 @@ impl Fault {
 
 impl From<FileError> for Fault {
     fn from(e: FileError) -> Self {
-        let message = match e.message.char_indices().nth(MAX_TEXT) {
-            Some((end, _)) => e.message[..end].to_owned(),
-            None => e.message,
+        let cut = |mut text: String| {
+            if let Some((end, _)) = text.char_indices().nth(MAX_TEXT) {
+                text.truncate(end);
+            }
+            text
         };
-        Fault { operation: e.operation, errno: e.errno, message, class: class_code(e.class) }
+        Fault {
+            operation: e.operation,
+            errno: e.errno,
+            message: cut(e.message),
+            class: class_code(e.class),
+            hint: e.hint.map(cut),
+        }
     }
 }
 

@@ -156,7 +156,8 @@ impl FsError {
             path: if below_root { self.path.clone() } else { BytePath::default() },
             operation: format!("{} {}", self.op, self.side.as_str()),
             errno: self.errno_name().map(str::to_owned),
-            message: self.to_string(),
+            message: WithoutHint(self).to_string(),
+            hint: self.hint(),
             worker_id: None,
             attempt: 0,
             class: self.class(),
@@ -164,72 +165,25 @@ impl FsError {
     }
 
     /// What somebody can do about it.
-    fn hint(&self) -> Option<&'static str> {
-        let source = self.side == Side::Source;
-        Some(match self.cause {
-            Cause::Changed => "it is tried again; let nothing write to it while it is copied",
-            Cause::Occupied => {
-                "a mirror (`--delete`) replaces it; else remove or rename that directory, then sync again"
-            }
-            Cause::RootGone(loss) => loss.hint(),
-            Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
-            Cause::MadeUp => "leave it out, or unmount it",
-            Cause::Dangling | Cause::Outside | Cause::Cycle => {
-                "exclude it, or keep links as they are"
-            }
-            Cause::Mounted | Cause::Destination => "unmount it, or exclude it",
-            Cause::NoDirectory => "leave the list out, or name the directory as the source",
-            Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
-            Cause::Unmakeable(NodeKind::Link, _) => "leave links out (`--links skip`)",
-            Cause::Unmakeable(NodeKind::Special, _) => {
-                "leave FIFOs and sockets out (`--preserve no-specials`)"
-            }
-            Cause::Unmakeable(NodeKind::Device, _) => {
-                "run the agents of the destination as root, or leave devices out (`--preserve no-devices`)"
-            }
-            Cause::Short(_) => "sync without `--strict-metadata` to have it counted instead",
-            Cause::Os(Errno::NOSYS) => "mount `/proc` where the agent runs",
-            Cause::Os(Errno::ACCESS | Errno::PERM) if source => {
-                "let the agent's user read it, or run the agent as root"
-            }
-            Cause::Os(Errno::ACCESS | Errno::PERM) => {
-                "let the agent's user write there (or own it), or run the agent as root"
-            }
-            Cause::Os(Errno::NOSPC) => "free space or inodes on the destination",
-            Cause::Os(Errno::DQUOT) => "raise the quota of the agent's user",
-            Cause::Os(Errno::FBIG) => {
-                "its file system has no longer files, or the agent's limit of file sizes (`ulimit -f`, \
-                 LimitFSIZE=) is to be raised"
-            }
-            Cause::Os(Errno::ROFS) => "mount the file system writable",
-            Cause::Os(Errno::MFILE | Errno::NFILE) => {
-                "raise the limit of open files (LimitNOFILE) of the agent"
-            }
-            Cause::Os(Errno::LOOP) => {
-                "a symbolic link stands in the path and is not followed: name the real path"
-            }
-            Cause::Os(TAKEN) => {
-                "nothing was overwritten: rename one of the two at the source, or copy to a file system \
-                 that tells them apart"
-            }
-            Cause::Os(Errno::IO) => {
-                "look into the kernel log of that host for the storage's errors"
-            }
-            _ => return None,
-        })
+    fn hint(&self) -> Option<String> {
+        super::hint::hint(self.side, self.cause, rustix::process::geteuid())
     }
 }
 
-impl fmt::Display for FsError {
+/// What failed, where and why: an error without its hint.
+struct WithoutHint<'a>(&'a FsError);
+
+impl fmt::Display for WithoutHint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let side = self.side.as_str();
-        match self.path.0.as_slice() {
-            b"" => write!(f, "cannot {} the {side}'s root: ", self.op)?,
+        let WithoutHint(error) = self;
+        let side = error.side.as_str();
+        match error.path.0.as_slice() {
+            b"" => write!(f, "cannot {} the {side}'s root: ", error.op)?,
             // A storage root.
-            [b'/', ..] => write!(f, "cannot {} `{}`: ", self.op, self.path)?,
-            _ => write!(f, "cannot {} `{}` at the {side}: ", self.op, self.path)?,
+            [b'/', ..] => write!(f, "cannot {} `{}`: ", error.op, error.path)?,
+            _ => write!(f, "cannot {} `{}` at the {side}: ", error.op, error.path)?,
         }
-        match self.cause {
+        match error.cause {
             Cause::Os(TAKEN) => f.write_str(
                 "its name, or one above it, is there in another spelling (letter case, Unicode form), \
                  and the file system takes the two for one (ENOTUNIQ)",
@@ -260,7 +214,7 @@ impl fmt::Display for FsError {
                     NodeKind::Device => "device",
                 };
                 let name = errno_name(errno).unwrap_or("unknown error");
-                write!(f, "no {kind} can be made there by this user ({name})")?;
+                write!(f, "no {kind} can be made there ({name})")?;
             }
             Cause::Short(short) => write!(f, "{short}")?,
             Cause::RootGone(loss) => write!(f, "{loss}")?,
@@ -282,6 +236,13 @@ impl fmt::Display for FsError {
                 f.write_str("it is the destination itself, under another path")?
             }
         }
+        Ok(())
+    }
+}
+
+impl fmt::Display for FsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", WithoutHint(self))?;
         self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }
 }
@@ -407,16 +368,16 @@ mod tests {
 
     #[test]
     fn an_error_says_what_where_why_and_what_to_do() {
-        let error = FsError::new(Side::Source, "open", b"a\nb", Errno::ACCESS);
-        assert_eq!(
-            error.to_string(),
-            "cannot open `a\\#012b` at the source: Permission denied (EACCES); \
-             let the agent's user read it, or run the agent as root"
-        );
+        let error = FsError::new(Side::Source, "open", b"a\nb", Errno::ROFS);
+        let text = "cannot open `a\\#012b` at the source: Read-only file system (EROFS)";
+        let hint = "mount the file system writable";
+        assert_eq!(error.to_string(), format!("{text}; {hint}"));
         let report = error.to_file_error();
+        assert_eq!((report.message.as_str(), report.hint.as_deref()), (text, Some(hint)));
+        assert_eq!(report.to_string(), error.to_string());
         assert_eq!(
             (report.operation.as_str(), report.errno.as_deref()),
-            ("open source", Some("EACCES"))
+            ("open source", Some("EROFS"))
         );
         assert_eq!((report.path.0.as_slice(), report.class), (&b"a\nb"[..], ErrorClass::Permanent));
     }

@@ -43,6 +43,7 @@ mod error;
 mod files;
 mod filter;
 mod follow;
+mod hint;
 mod links;
 mod list;
 mod lost;

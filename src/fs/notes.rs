@@ -37,12 +37,12 @@ impl fmt::Display for Shortfall {
         let name = |errno| errno_name(errno).unwrap_or("unknown error");
         match *self {
             Shortfall::Owner(Errno::PERM) => f.write_str(
-                "owner or group not set (EPERM): run the agents of the destination as root",
+                "owner or group not set (EPERM): only root may set them (CAP_CHOWN); `--no-owner` leaves them out",
             ),
             Shortfall::Owner(errno) => write!(
                 f,
                 "owner or group not set ({}): the destination's file system takes no owners from \
-                 the agent",
+                 this user",
                 name(errno)
             ),
             Shortfall::SetId => f.write_str(

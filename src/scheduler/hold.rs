@@ -177,7 +177,7 @@ impl State {
             return false;
         }
         let at = error.worker_id.as_ref().map_or_else(String::new, |w| format!(" (worker {w})"));
-        self.hold(task.sync, lack, format!("{}{at}", error.message), now)
+        self.hold(task.sync, lack, format!("{error}{at}"), now)
     }
 
     /// Has a sync wait for its storage. False: it does not wait (any longer), or is not active.
@@ -302,6 +302,7 @@ impl State {
                 operation: task.spec.kind().to_owned(),
                 errno: errno.map(str::to_owned),
                 message: why.clone(),
+                hint: (*lack == Lack::Room).then(|| FileError::NO_ROOM_HINT.to_owned()),
                 worker_id: None,
                 attempt: task.attempt,
                 class,

@@ -158,7 +158,7 @@ impl State {
             self.record_files(task.sync, std::mem::take(&mut report.records));
         }
         if let Some(error) = report.failures.first() {
-            let failure = Failure { worker, why: error.message.clone(), errors: report.failures };
+            let failure = Failure { worker, why: error.to_string(), errors: report.failures };
             return self.failed(task.id, failure, now);
         }
         if report.unchanged {
@@ -307,6 +307,7 @@ impl State {
                 operation: "read source".to_owned(),
                 errno: None,
                 message: message.clone(),
+                hint: None,
                 worker_id: Some(worker),
                 attempt: restarts + 1,
                 class: ErrorClass::Changed,
@@ -356,7 +357,7 @@ impl State {
             return self.send_again(task, file, report.failures.into_iter().next(), now);
         }
         if let Some(error) = report.failures.first() {
-            let failure = Failure { worker, why: error.message.clone(), errors: report.failures };
+            let failure = Failure { worker, why: error.to_string(), errors: report.failures };
             return self.failed(task.id, failure, now);
         }
         if let Some(large) = self.remove_large(task.sync, file) {

@@ -94,7 +94,7 @@ impl State {
                 action: None,
                 bytes: 0,
                 digest: None,
-                message: Some(format!("{}: {}", error.operation, error.message)),
+                message: Some(format!("{}: {error}", error.operation)),
             };
             self.append(no, [failed].into_iter());
         }

@@ -165,6 +165,7 @@ impl State {
             operation: what,
             errno: None,
             message: why.to_owned(),
+            hint: None,
             worker_id: worker,
             attempt: task.attempt,
             class: ErrorClass::Transient,

@@ -123,6 +123,7 @@ impl State {
             operation: "use storage path destination".to_owned(),
             errno: None,
             message,
+            hint: None,
             worker_id: Some(id),
             attempt: 0,
             class: ErrorClass::Permanent,

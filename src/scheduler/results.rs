@@ -284,8 +284,8 @@ impl State {
         let short = task.short + u32::from(met_shortage);
         if let (Some(item), true) = (retry, again) {
             let error = report.failures.first().map(|e| match e.path.0.is_empty() {
-                true => e.message.clone(),
-                false => format!("{}: {}", e.path, e.message),
+                true => e.to_string(),
+                false => format!("{}: {e}", e.path),
             });
             let (losses, entry) = (task.losses.clone(), task.entry.clone());
             let again = Again { failures, short, tried, error, losses, entry };

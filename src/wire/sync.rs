@@ -181,8 +181,11 @@ pub struct FileError {
     /// The name of the errno, e.g. `EACCES`, where a system call failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<String>,
-    /// A sentence.
+    /// What failed, where and why.
     pub message: String,
+    /// What an operator can do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// Which worker saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<WorkerId>,
@@ -195,10 +198,21 @@ pub struct FileError {
 }
 
 impl FileError {
+    /// What to do where there is no room.
+    pub const NO_ROOM_HINT: &str = "free space or inodes on the destination";
+
     /// Whether it says that the host that saw it had no descriptor or no memory left. That is no fault
     /// of the entry.
     pub fn is_shortage(&self) -> bool {
         matches!(self.errno.as_deref(), Some("EMFILE" | "ENFILE" | "ENOMEM"))
+    }
+}
+
+/// The message and the hint, for a log or a reason.
+impl std::fmt::Display for FileError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)?;
+        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }
 }
 

@@ -310,7 +310,7 @@ fn without_root_every_shortfall_is_counted_by_cause_and_only_a_device_fails() {
                     panic!()
                 };
                 assert_eq!(error.errno.as_deref(), Some("EPERM"));
-                assert!(error.message.contains("--preserve no-devices"), "{}", error.message);
+                assert!(error.to_string().contains("--preserve no-devices"), "{error}");
             }
             let preserve = Preserve::all().without(Attribute::Devices);
             let without = site.target_by(WriteRules { preserve, ..WriteRules::default() });
@@ -333,7 +333,7 @@ fn without_root_every_shortfall_is_counted_by_cause_and_only_a_device_fails() {
         let strict = site.target_by(strict);
         let Verdict::Failed(error) = &strict.reconcile(&wanted).verdicts[2] else { panic!() };
         assert!(error.message.contains("owner or group not set (EPERM)"), "{}", error.message);
-        assert!(error.message.contains("--strict-metadata"), "{}", error.message);
+        assert!(error.to_string().contains("--strict-metadata"), "{error}");
         assert_eq!(error.class, crate::wire::sync::ErrorClass::Permanent);
         assert!(strict.notes().is_empty());
     });

@@ -415,6 +415,7 @@ fn error(class: ErrorClass) -> FileError {
         operation: "open source".to_owned(),
         errno: Some("EACCES".to_owned()),
         message: "permission denied".to_owned(),
+        hint: None,
         worker_id: None,
         attempt: 0,
         class,
