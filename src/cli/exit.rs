@@ -1,7 +1,7 @@
 //! Exit codes. 0 to 9 mean what they mean to rclone (8: a limit stopped it), 20 to 25 what they mean to rsync, so that
 //! scripts that look at `$?` go on working.
 
-use crate::wire::sync::{Outcome, SyncProgress, SyncState};
+use crate::wire::sync::{ErrorClass, Outcome, SyncProgress, SyncState};
 
 /// How the program ends. Of several syncs the worst one counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub enum Exit {
     Ok,
     /// An error that none of the other codes describes.
     Error,
-    /// The command line makes no sense.
+    /// The command line makes no sense, or asks for what its paths do not allow.
     Usage,
     /// The sync, worker or path does not exist.
     NotFound,
@@ -141,6 +141,12 @@ impl Exit {
             (SyncState::Failed, Some(Outcome::DeleteStopped)) => Some(Exit::DeleteStopped),
             (SyncState::Failed, Some(Outcome::CopyStopped)) => Some(Exit::CopyStopped),
             (SyncState::Failed, Some(Outcome::Cancelled)) => Some(Exit::Cancelled),
+            // Only the agent sees what SRC is: a list of names with a file as SRC, say.
+            (SyncState::Failed, None)
+                if sync.errors.iter().any(|e| e.class == ErrorClass::InvalidRequest) =>
+            {
+                Some(Exit::Usage)
+            }
             (SyncState::Failed, Some(Outcome::Full) | None) => Some(Exit::Failed),
         }
     }
@@ -197,6 +203,11 @@ mod tests {
             ..sample::sync("x")
         };
         assert_eq!(Exit::of(&bare), Some(Exit::Partial));
+        let mut unfit = SyncProgress { state: Failed, ..sample::sync("x") };
+        unfit.errors = vec![sample::error("", "list source", None, "it is no directory")];
+        assert_eq!(Exit::of(&unfit), Some(Exit::Failed));
+        unfit.errors[0].class = ErrorClass::InvalidRequest;
+        assert_eq!(Exit::of(&unfit), Some(Exit::Usage));
         let dirs = SyncProgress { state: Completed, dirs_failed: 1, ..sample::sync("x") };
         assert_eq!(Exit::of(&dirs), Some(Exit::Partial));
     }

@@ -55,6 +55,8 @@ fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Fa
         return Err(Failure::usage("the list of names holds NUL bytes")
             .hinted("for a NUL-separated list (find -print0) add -0"));
     }
+    // A byte order mark at the start of a text file is no part of the first name.
+    let raw = if nul { raw } else { raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw) };
     let (separator, unit) = if nul { (0, "name") } else { (b'\n', "line") };
     let mut names = Vec::new();
     let mut faults = Vec::new();
@@ -123,6 +125,15 @@ mod tests {
     #[test]
     fn lines_may_end_in_either_way_and_the_last_needs_no_end() {
         assert_eq!(bytes(b"#a\r\n\n-b\n\xff", false), [&b"#a"[..], b"-b", b"\xff"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_at_the_start_of_a_text_file_is_no_part_of_a_name() {
+        assert_eq!(bytes(b"\xef\xbb\xbfa\n\xef\xbb\xbfb", false), [&b"a"[..], b"\xef\xbb\xbfb"]);
+        assert_eq!(bytes(b"\xef\xbb\xbf/src/a\n", false), [b"a"]);
+        assert_eq!(bytes(b"\xef\xbb\xbf", false), Vec::<Vec<u8>>::new());
+        // A list with NUL bytes is no text: each byte belongs to a name.
+        assert_eq!(bytes(b"\xef\xbb\xbfa\0", true), [b"\xef\xbb\xbfa"]);
     }
 
     #[test]

@@ -319,6 +319,7 @@ fn advice(main: Option<ErrorClass>, again: &str) -> String {
         Some(ErrorClass::Changed) => {
             format!("they changed each time they were copied; when they are at rest: {again}")
         }
+        Some(ErrorClass::InvalidRequest) => "the request can't be carried out as it is".to_owned(),
         Some(ErrorClass::Permanent | ErrorClass::StorageGone) => {
             format!("when the cause is removed: {again} (what arrived is skipped)")
         }

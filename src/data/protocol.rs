@@ -68,6 +68,7 @@ pub fn class_code(class: ErrorClass) -> u8 {
         ErrorClass::Changed => 2,
         ErrorClass::Vanished => 3,
         ErrorClass::StorageGone => 4,
+        ErrorClass::InvalidRequest => 5,
     }
 }
 
@@ -90,6 +91,7 @@ impl Fault {
             2 => ErrorClass::Changed,
             3 => ErrorClass::Vanished,
             4 => ErrorClass::StorageGone,
+            5 => ErrorClass::InvalidRequest,
             _ => ErrorClass::Transient,
         };
         FileError {

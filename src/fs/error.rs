@@ -142,8 +142,8 @@ impl FsError {
             | Cause::Outside
             | Cause::Cycle
             | Cause::Mounted
-            | Cause::NoDirectory
             | Cause::Destination => ErrorClass::Permanent,
+            Cause::NoDirectory => ErrorClass::InvalidRequest,
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
             Cause::RootGone(_) => ErrorClass::StorageGone,
         }
@@ -472,7 +472,9 @@ mod tests {
     /// Every other cause, with its class at the source and at the destination.
     #[test]
     fn each_cause_has_its_class_on_each_side() {
-        use ErrorClass::{Changed as C, Permanent as P, StorageGone as G, Transient as T};
+        use ErrorClass::{
+            Changed as C, InvalidRequest as I, Permanent as P, StorageGone as G, Transient as T,
+        };
         for (cause, source, destination) in [
             (Cause::Changed, C, C),
             (Cause::NotRegular, C, T),
@@ -486,6 +488,7 @@ mod tests {
             (Cause::Cycle, P, P),
             (Cause::Mounted, P, P),
             (Cause::Destination, P, P),
+            (Cause::NoDirectory, I, I),
             (Cause::ManyXattrs, P, P),
             (Cause::RootGone(RootLoss::Mounted), G, G),
             (Cause::RootGone(RootLoss::Missing(Errno::NOENT)), G, G),

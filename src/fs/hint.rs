@@ -18,7 +18,9 @@ pub(super) fn hint(side: Side, cause: Cause, uid: Uid) -> Option<String> {
         Cause::MadeUp => "leave it out, or unmount it",
         Cause::Dangling | Cause::Outside | Cause::Cycle => "exclude it, or keep links as they are",
         Cause::Mounted | Cause::Destination => "unmount it, or exclude it",
-        Cause::NoDirectory => "leave the list out, or name the directory as the source",
+        Cause::NoDirectory => {
+            "leave the list (`--files-from`) out, or name the directory as the source"
+        }
         Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
         Cause::Unmakeable(NodeKind::Link, _) => "leave links out (`--links skip`)",
         Cause::Unmakeable(NodeKind::Special, _) => {
@@ -97,7 +99,7 @@ mod tests {
             (Source, Cause::Changed, 0, "let nothing write to it"),
             (Source, Cause::Dangling, 0, "keep links as they are"),
             (Source, Cause::Mounted, 0, "unmount it"),
-            (Source, Cause::NoDirectory, 0, "leave the list out"),
+            (Source, Cause::NoDirectory, 0, "leave the list (`--files-from`) out"),
             (Source, Cause::ManyXattrs, 0, "`--preserve no-xattrs`"),
             (Source, Cause::MadeUp, 0, "leave it out"),
             (Destination, Cause::Lost, 0, "part files"),

@@ -204,14 +204,16 @@ impl State {
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => {
                 let counts = sync.counts();
                 let step = if counts { FailedStep::List } else { FailedStep::ReadBack };
+                let unfit = error.class == ErrorClass::InvalidRequest;
                 let of_root = match &task.spec {
                     TaskSpec::Scan { dir, cursor } => dir.is_root() && cursor.is_none(),
                     // That the source can't be listed is no error of a listed name.
-                    _ => error.path.0.is_empty() && error.class == ErrorClass::Permanent,
+                    _ => unfit || error.path.0.is_empty() && error.class == ErrorClass::Permanent,
                 };
                 sync.root_failed |= counts && of_root;
                 // What was to be listed must be there: that it is not is no mere vanished file.
-                let error = FileError { class: ErrorClass::Permanent, ..error };
+                let class = if unfit { error.class } else { ErrorClass::Permanent };
+                let error = FileError { class, ..error };
                 self.failed_for_good(task.sync, error, Failed::Step(step, 1));
             }
             TaskSpec::Flush | TaskSpec::Prune { .. } | TaskSpec::Sweep => {

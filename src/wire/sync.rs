@@ -234,6 +234,8 @@ pub enum ErrorClass {
     /// The storage path of a worker leads elsewhere than to the directory that the worker opened: the
     /// sync waits until it is there again.
     StorageGone,
+    /// The request contradicts what its paths lead to: no repetition of it can work.
+    InvalidRequest,
 }
 
 /// `GET /sync/{id}`.

@@ -45,8 +45,12 @@ fn a_list_of_names_in_a_file_is_refused() {
     assert!(ran.err().contains("is a file") && ran.err().contains("--files-from"), "{}", ran.err());
     // Only the agent sees what SRC is.
     let submit = cluster.ctl(["sync", "submit", "--wait", "--files-from", "-"]);
-    let ran = submit.arg(&f).arg(dst.join("f")).input("x\ny\n").run().exits(7);
-    assert!(ran.err().contains("it is no directory, and a list names"), "{}", ran.err());
+    let ran = submit.arg(&f).arg(dst.join("f")).input("x\ny\n").run().exits(2);
+    for part in
+        ["it is no directory, and a list names", "hint: leave the list (`--files-from`) out"]
+    {
+        assert!(ran.err().contains(part), "{part} in {}", ran.err());
+    }
     assert!(!dst.join("f").exists());
 }
 
