@@ -272,7 +272,7 @@ fn an_agent_written_by_hand_takes_part_and_its_work_counts_as_unverified() {
     assert!(sync.reason.as_deref().is_some_and(|r| r.contains("without evidence")), "{sync:#?}");
     cluster.ctl(["sync", "wait", id.as_str()]).run().exits(23);
     let shown = cluster.ctl(["sync", "status", id.as_str()]).run().exits(0).out();
-    for part in ["COMPLETED (unverified)", "1 tasks, reported done without evidence"] {
+    for part in ["COMPLETED (unverified)", "1 task, reported done without evidence"] {
         assert!(shown.contains(part), "`{part}` in {shown}");
     }
 }

@@ -165,10 +165,13 @@ fn the_log_changes_its_level_and_goes_on_in_a_new_file_when_the_old_one_was_move
         said(&log).lines().any(|line| line.contains("DEBUG") && line.contains("/healthz"))
     });
     assert!(!said(&old).contains("DEBUG"));
-    // A file that cannot be opened changes nothing.
+    // A file that cannot be opened changes nothing, and is not said to have changed.
+    let before = said(&log).len();
     change(&file, &quoted.to_string(), "/no/such/directory/log");
     cluster.master.process.signal(Signal::HUP);
     await_that("it says why", || said(&log).contains("/no/such/directory/log"));
+    let since = said(&log)[before..].to_owned();
+    assert!(since.contains("changed: nothing") && !since.contains("log.file"), "{since}");
     assert_eq!(cluster.master.terminate().code(), Some(0));
     assert!(said(&log).contains("stopping"), "{}", said(&log));
 }

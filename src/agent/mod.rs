@@ -225,14 +225,20 @@ async fn all_the_work(
         _ = work.as_mut() => return,
         () = shutdown.cancelled() => {}
     }
-    tracing::info!("draining: {} tasks in hand", hand.list().len());
+    tracing::info!(
+        "draining: {} in hand",
+        units::counted(hand.list().len() as u64, "task", "tasks")
+    );
     heart.drain();
     hand.hand_back(true);
     let drain = config.borrow().drain_timeout;
     if tokio::time::timeout(drain, work.as_mut()).await.is_ok() {
         return;
     }
-    tracing::warn!("{} tasks are handed back unfinished", hand.list().len());
+    tracing::warn!(
+        "{} handed back unfinished",
+        units::counted(hand.list().len() as u64, "task is", "tasks are")
+    );
     hand.hand_back(false);
     let _ = tokio::time::timeout(LAST_RESULTS, work).await;
 }

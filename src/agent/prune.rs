@@ -246,8 +246,10 @@ impl Pruner<'_> {
                     for error in &mut found.errors {
                         *error = self.job.seen(error.clone(), to.worker());
                     }
-                    let ends =
-                        |e: &&FileError| e.is_shortage() || e.class == ErrorClass::StorageGone;
+                    let ends = |e: &&FileError| {
+                        use ErrorClass::{InvalidRequest, StorageGone};
+                        e.is_shortage() || matches!(e.class, StorageGone | InvalidRequest)
+                    };
                     if let Some(error) = found.errors.iter().find(ends) {
                         let (message, error) = (error.to_string(), Some(error.clone()));
                         return Err(ScanEnd::Failed { message, error });

@@ -54,13 +54,19 @@ fn told(done: &Reconciled) -> String {
     }
     let more = done.requeued_tasks.saturating_sub(done.requeued.len() as u64);
     let counts = [
-        (more, "more tasks were taken from workers that do not hold them"),
-        (done.dropped_records, "records in the store belonged to nothing and were dropped"),
-        (done.dropped_blobs, "manifests in the store belonged to nothing and were dropped"),
-        (done.restored_records, "records were missing in the store and were written again"),
+        (more, ["more task was", "more tasks were"], "taken from workers that do not hold them"),
+        (done.dropped_records, ["record was", "records were"], "of nothing that exists: dropped"),
+        (done.dropped_blobs, ["manifest was", "manifests were"], "of nothing that exists: dropped"),
+        (
+            done.restored_records,
+            ["record was", "records were"],
+            "missing in the store: written again",
+        ),
     ];
-    let counts = counts.iter().filter(|(n, _)| *n > 0);
-    lines.extend(counts.map(|(n, what)| format!("{n} {what}")));
+    let counts = counts.iter().filter(|(n, ..)| *n > 0);
+    lines.extend(
+        counts.map(|(n, [one, many], what)| format!("{} {what}", units::counted(*n, one, many))),
+    );
     for sync in &done.restarted_syncs {
         lines.push(format!("sync {sync} began anew: manifests were missing in the store"));
     }

@@ -10,6 +10,7 @@
 //! does not know.
 
 use super::failure::Failure;
+use crate::util::units;
 use crate::wire::path::show;
 use crate::wire::{Digest, RelPath};
 
@@ -115,8 +116,9 @@ impl Reader {
         }
         if self.faulty > 0 {
             let mut failure = Failure::new(format!(
-                "{} of the {} lines of {what} can't be used",
-                self.faulty, self.number
+                "{} of the {} of {what} can't be used",
+                self.faulty,
+                units::counted(self.number, "line", "lines")
             ));
             failure.notes = self.faults;
             if self.faulty > MAX_TOLD as u64 {

@@ -231,13 +231,13 @@ impl Wanted {
                     let mut body = client.digests(&sync.id, true).await.map_err(refused)?;
                     let rest = write_others(&others, &mut body).await?;
                     if !ctx.global.quiet {
-                        let files = units::count(files);
-                        out::note(&format!("  manifest: {files} files in {shown}"));
+                        let files = units::counted(files, "file", "files");
+                        out::note(&format!("  manifest: {files} in {shown}"));
                         if rest > 0 {
                             let others = show(others.as_os_str().as_encoded_bytes());
-                            let rest = units::count(rest);
+                            let rest = units::counted(rest, "file", "files");
                             out::note(&format!(
-                                "  manifest: {rest} files whose names b3sum refuses, in {others}"
+                                "  manifest: {rest} with names that b3sum refuses, in {others}"
                             ));
                         }
                     }

@@ -51,7 +51,10 @@ pub(super) fn result(sync: &SyncProgress) -> String {
         line.push_str(&format!("; {verified}"));
     }
     if sync.unverified > 0 {
-        line.push_str(&format!(", {} tasks unverified", units::count(sync.unverified)));
+        line.push_str(&format!(
+            ", {} unverified",
+            units::counted(sync.unverified, "task", "tasks")
+        ));
     }
     line
 }
@@ -100,8 +103,7 @@ pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
 fn skipped(sync: &SyncProgress) -> String {
     let repaired = match tally(sync, Action::Metadata).count {
         0 => String::new(),
-        1 => " (1 entry with metadata repaired)".to_owned(),
-        n => format!(" ({} entries with metadata repaired)", units::count(n)),
+        n => format!(" ({} with metadata repaired)", units::counted(n, "entry", "entries")),
     };
     format!("{} skipped{repaired}", units::count(sync.files_skipped))
 }
@@ -117,15 +119,14 @@ fn deleted(sync: &SyncProgress) -> String {
 /// What failed beside entries, e.g. `1 listing failed, 2 deletions failed`.
 pub(super) fn failed_steps(sync: &SyncProgress) -> Option<String> {
     let each = sync.failed_steps.iter().filter(|(_, count)| **count > 0).map(|(step, count)| {
-        let words = match step {
+        let [one, many] = match step {
             FailedStep::List => ["listing", "listings"],
             FailedStep::ReadBack => ["read-back", "read-backs"],
             FailedStep::Delete => ["deletion", "deletions"],
             FailedStep::CleanUp => ["clean-up", "clean-ups"],
             FailedStep::Flush => ["flush", "flushes"],
         };
-        let what = words[usize::from(*count > 1)];
-        format!("{} {what} failed", units::count(*count))
+        format!("{} failed", units::counted(*count, one, many))
     });
     Some(each.collect::<Vec<_>>().join(", ")).filter(|steps| !steps.is_empty())
 }
@@ -146,20 +147,20 @@ fn damaged(sync: &SyncProgress) -> Option<String> {
         n => (format!("{} times", units::count(n)), "each was"),
     };
     Some(format!(
-        "  note: damaged on the way {times}; {it} found and sent again (the agents' logs say where)"
+        "  note: damaged on the way {times}; {it} found and sent again (the log says where)"
     ))
 }
 
 /// What was not as asked for but failed nothing, a cause a line.
 pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
     let line = |(cause, note): (&String, &crate::wire::options::Note)| {
-        let entries = if note.count == 1 { "entry" } else { "entries" };
         let first = note.paths.first().map(|path| match path.0.as_slice() {
             b"" => ".".to_owned(),
             _ => path.to_string(),
         });
         let first = first.map(|path| format!("     e.g. {path}")).unwrap_or_default();
-        format!("  note: {} {entries}: {}{first}", units::count(note.count), clean(cause))
+        let entries = units::counted(note.count, "entry", "entries");
+        format!("  note: {entries}: {}{first}", clean(cause))
     };
     sync.notes.iter().map(line).chain(damaged(sync)).collect()
 }
@@ -199,7 +200,10 @@ pub(super) fn failures(sync: &SyncProgress) -> Vec<String> {
     let groups = groups(sync);
     let hidden = groups.len().saturating_sub(MAX_GROUPS);
     if hidden > 0 {
-        lines.push(format!("  error: {hidden} more causes, less frequent than these:"));
+        lines.push(format!(
+            "  error: {}, less frequent than these:",
+            units::counted(hidden as u64, "more cause", "more causes")
+        ));
     }
     for group in &groups[hidden..] {
         lines.push(group.line());
@@ -208,7 +212,7 @@ pub(super) fn failures(sync: &SyncProgress) -> Vec<String> {
     let counted: u64 = sync.error_counts.values().sum();
     if counted > sync.errors.len() as u64 {
         lines.push(format!(
-            "  the first {} failures are listed; all {} by cause:",
+            "  listed: {} of {} failures; all by cause:",
             units::count(sync.errors.len() as u64),
             units::count(counted)
         ));
@@ -229,15 +233,14 @@ struct Group<'a> {
 
 impl Group<'_> {
     fn line(&self) -> String {
-        let entries = if self.count == 1 { "entry" } else { "entries" };
         let worker = self.first.worker_id.as_ref().map(|w| format!("{w}, ")).unwrap_or_default();
         let more = match self.count - self.paths.len() {
             0 => String::new(),
             n => format!("  … {} more", units::count(n as u64)),
         };
         format!(
-            "  error: {} {entries}: {} ({worker}{})     {}{more}",
-            units::count(self.count as u64),
+            "  error: {}: {} ({worker}{})     {}{more}",
+            units::counted(self.count as u64, "entry", "entries"),
             self.cause,
             clean(&self.first.operation),
             self.paths.join("  "),
@@ -554,7 +557,7 @@ mod tests {
             ..partial()
         };
         let text = trouble(&sync, Exit::Partial, "AGAIN").join("\n");
-        assert!(text.contains("the first 5 failures are listed; all 12,000 by cause:"), "{text}");
+        assert!(text.contains("listed: 5 of 12,000 failures; all by cause:"), "{text}");
         assert!(text.contains("    12,000  EACCES open source"), "{text}");
     }
 

@@ -88,16 +88,20 @@ pub(super) async fn reload_on_hangup<C: Reload>(
         if hangups.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
-        let loaded = load();
+        let mut loaded = load();
+        let known = tell.borrow().log().clone();
+        let file = loaded.as_ref().map_or(&known.file, |loaded| &loaded.config.log().file);
+        let opened = telemetry::log_to(file.as_deref());
         let mut reloaded = Reloaded::default();
-        if let Ok(loaded) = &loaded {
+        if let Ok(loaded) = &mut loaded {
+            if opened.is_err() {
+                // It stays as it was, so it is none of what changed.
+                loaded.config.log_mut().file = known.file;
+            }
             tell.send_modify(|config| reloaded = config.reload(loaded.config.clone()));
         }
         let log = tell.borrow().log().clone();
-        let logging = [
-            telemetry::log_to(log.file.as_deref()),
-            telemetry::set_level(level(&log, args, verbose)),
-        ];
+        let logging = [opened, telemetry::set_level(level(&log, args, verbose))];
         match &loaded {
             Ok(loaded) => {
                 for warning in &loaded.warnings {

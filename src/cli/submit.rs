@@ -59,7 +59,8 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
     let mut request = read(&args)?;
     request.options.allow_overlap |= args.allow_overlap;
     if names_nothing(&request) {
-        return Ok(nothing_to_do(ctx, args.end));
+        // Also with --quiet: a script that waits for an id is to see why there is none.
+        return Ok(nothing_to_do(args.end, !ctx.global.quiet || !args.wait));
     }
     // Made here, so that the sync can be asked for by its id where no reply arrives.
     let id = request.request_id.get_or_insert_with(|| name::unique().into()).clone();
@@ -145,9 +146,9 @@ pub(super) fn names_nothing(request: &Submission) -> bool {
 }
 
 /// The end of a command whose list names nothing.
-pub(super) fn nothing_to_do(ctx: &Context, end: EndArgs) -> Exit {
+pub(super) fn nothing_to_do(end: EndArgs, with_note: bool) -> Exit {
     let exit = if end.error_on_no_transfer { Exit::NoTransfer } else { Exit::Ok };
-    if !ctx.global.quiet {
+    if with_note {
         let code = exit.code();
         out::note(&format!(
             "nothing to do: the list names nothing; to copy everything, leave it out   (exit {code})"
@@ -167,7 +168,10 @@ fn accepted(ctx: &Context, request: &Submission, submitted: &Submitted, next: bo
     let (from, to) = (&request.source_path, &request.destination_path);
     let mut text = format!("Submitted sync {id}: {from} → {to}\n  e.g. {}", mapping(from, to));
     if let Some(list) = &request.file_list {
-        text.push_str(&format!("   only {} listed names", units::count(list.len() as u64)));
+        text.push_str(&format!(
+            "   only {}",
+            units::counted(list.len() as u64, "listed name", "listed names")
+        ));
     }
     if request.options.dry_run {
         text.push_str("   a dry run: nothing will be changed");

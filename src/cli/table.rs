@@ -209,7 +209,14 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
         ("Worker", w.worker_id.to_string()),
         ("State", standing(w).to_owned()),
         ("Heartbeat", format!("{} ago", age(between(w.last_heartbeat, now)))),
-        ("In flight", format!("{} tasks of {} syncs", w.in_flight, w.syncs)),
+        (
+            "In flight",
+            format!(
+                "{} of {}",
+                units::counted(w.in_flight as u64, "task", "tasks"),
+                units::counted(w.syncs as u64, "sync", "syncs")
+            ),
+        ),
         ("Slots", dash(w.slots.map(|n| n.to_string()))),
         ("Storage", storage.collect::<Vec<_>>().join(", ")),
         ("Version", dash(w.agent_version.as_deref().map(clean))),
@@ -321,10 +328,10 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
     }
     add("Rate", dash(rate(sync, now)));
     add("Time left", dash(eta(sync, now).map(rough)));
-    add("Retried", format!("{} tasks", units::count(sync.retries)));
+    add("Retried", units::counted(sync.retries, "task", "tasks"));
     if sync.unverified > 0 {
         let why = "reported done without evidence";
-        add("Unverified", format!("{} tasks, {why}", units::count(sync.unverified)));
+        add("Unverified", format!("{}, {why}", units::counted(sync.unverified, "task", "tasks")));
     }
     let mut text: String =
         rows.iter().map(|(key, value)| format!("{:<13}{value}\n", format!("{key}:"))).collect();

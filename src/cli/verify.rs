@@ -40,7 +40,13 @@ const AHEAD: usize = 16;
 pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, Failure> {
     let begun = Instant::now();
     let (digests, path, trash) = match (&args.manifest, args.what.as_slice()) {
-        (Some(file), [path]) => (of_file(file)?, Path::new(path).to_owned(), None),
+        (Some(file), [path]) => {
+            let (digests, note) = of_file(file)?;
+            if let Some(note) = note.filter(|_| !ctx.global.quiet) {
+                out::note(&note);
+            }
+            (digests, Path::new(path).to_owned(), None)
+        }
         (Some(_), _) => {
             return Err(Failure::usage(
                 "with --manifest only the PATH of the destination is given",
@@ -70,14 +76,24 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, Failure
     Ok(report.end(begun.elapsed()))
 }
 
-fn of_file(file: &Path) -> Result<Digests, Failure> {
+/// The digests of a list and of the one beside it, and what is to be said where that one is missing: the list itself
+/// can't hold whether there was one, because `b3sum` reads no comments.
+fn of_file(file: &Path) -> Result<(Digests, Option<String>), Failure> {
     let mut reader = Reader::default();
     reader.push(&names::raw(file, "the list of digests")?)?;
     let others = records::others_of(file);
-    if file.as_os_str() != "-" && others.exists() {
+    let missing = if file.as_os_str() == "-" {
+        Some("a list from standard input has no FILE.others beside it".to_owned())
+    } else if others.exists() {
         reader.push_list(&names::raw(&others, "the list of digests")?)?;
-    }
-    reader.end(&show(file.as_os_str().as_bytes()).to_string())
+        None
+    } else {
+        Some(format!("{} is not there", show(others.as_os_str().as_bytes())))
+    };
+    let note = missing.map(|why| {
+        format!("note: {why}: files whose names b3sum refuses (not UTF-8) are not checked, where the sync had such")
+    });
+    Ok((reader.end(&show(file.as_os_str().as_bytes()).to_string())?, note))
 }
 
 /// What is checked.
@@ -223,8 +239,8 @@ impl Report {
         let took =
             if took < Duration::from_secs(10) { took } else { Duration::from_secs(took.as_secs()) };
         let head = format!(
-            "read {} files, {} in {}",
-            units::count(self.files),
+            "read {}, {} in {}",
+            units::counted(self.files, "file", "files"),
             units::bytes(self.bytes),
             units::duration(took)
         );

@@ -7,6 +7,7 @@ use super::failure::Failure;
 use super::sync::for_each;
 use super::{out, table};
 use crate::client::Reply;
+use crate::util::units;
 use crate::wire::worker::{DrainOrder, WorkerList, WorkerView};
 use crate::wire::{RequestId, WorkerId};
 use jiff::Timestamp;
@@ -51,7 +52,12 @@ async fn drain(
         let text = match (&reply.drained, reply.in_flight) {
             (None, _) => format!("Worker {id} works again"),
             (Some(_), 0) => format!("Worker {id} is drained: it has nothing in hand"),
-            (Some(_), n) => format!("Worker {id} is drained: it finishes {n} tasks"),
+            (Some(_), n) => {
+                format!(
+                    "Worker {id} is drained: it finishes {}",
+                    units::counted(n as u64, "task", "tasks")
+                )
+            }
         };
         Ok(Some((text, reply.body)))
     };
@@ -69,7 +75,10 @@ pub(super) async fn reassign(
         let reply = client.reassign(id, &worker).await?;
         let text = match reply.tasks {
             0 => format!("Worker {worker} has no task of sync {id}"),
-            n => format!("{n} tasks of sync {id} were taken from worker {worker}, for others"),
+            n => {
+                let tasks = units::counted(n, "task", "tasks");
+                format!("Taken from worker {worker}, for others: {tasks} of sync {id}")
+            }
         };
         Ok(Some((text, reply.body)))
     };
@@ -82,7 +91,10 @@ async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, Failure> {
         let reply = client.forget_worker(id).await?;
         let text = match reply.requeued {
             0 => format!("Worker {id} is forgotten"),
-            n => format!("Worker {id} is forgotten; {n} tasks that it had are free for others"),
+            n => {
+                let tasks = units::counted(n as u64, "task", "tasks");
+                format!("Worker {id} is forgotten; free for others: {tasks} that it had")
+            }
         };
         Ok(Some((text, reply.body)))
     };

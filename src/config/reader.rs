@@ -64,7 +64,8 @@ impl Findings {
             let rest = problems.len() - MAX_PROBLEMS;
             let severity = problems.iter().map(|p| p.severity).min().unwrap_or(Severity::Error);
             problems.truncate(MAX_PROBLEMS);
-            let message = format!("and {rest} more problems");
+            let message =
+                format!("and {}", units::counted(rest as u64, "more problem", "more problems"));
             problems.push(Problem { origin: self.origin, at: None, severity, message });
         }
         problems

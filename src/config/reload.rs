@@ -41,6 +41,9 @@ pub trait Reload: Clone {
 
     /// What is logged, and how.
     fn log(&self) -> &LogConfig;
+
+    /// The same, to be changed.
+    fn log_mut(&mut self) -> &mut LogConfig;
 }
 
 impl Reload for MasterConfig {
@@ -108,6 +111,10 @@ impl Reload for MasterConfig {
     fn log(&self) -> &LogConfig {
         &self.log
     }
+
+    fn log_mut(&mut self) -> &mut LogConfig {
+        &mut self.log
+    }
 }
 
 impl Reload for AgentConfig {
@@ -153,6 +160,10 @@ impl Reload for AgentConfig {
 
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn log_mut(&mut self) -> &mut LogConfig {
+        &mut self.log
     }
 }
 

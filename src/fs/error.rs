@@ -5,6 +5,7 @@ use super::presence::RootLoss;
 use super::spelling::TAKEN;
 use crate::wire::BytePath;
 use crate::wire::sync::{ErrorClass, FileError};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use std::fmt;
 
@@ -69,6 +70,8 @@ pub enum Cause {
     Unmakeable(NodeKind, Errno),
     /// The destination can't hold something of its metadata, and is to hold it all.
     Short(Shortfall),
+    /// What stands in the place of the trash, or of a directory above it, is no directory but this.
+    NoTrash(FileType),
     /// The path of the storage root leads elsewhere than to the directory that is open.
     RootGone(RootLoss),
 }
@@ -143,7 +146,7 @@ impl FsError {
             | Cause::Cycle
             | Cause::Mounted
             | Cause::Destination => ErrorClass::Permanent,
-            Cause::NoDirectory => ErrorClass::InvalidRequest,
+            Cause::NoDirectory | Cause::NoTrash(_) => ErrorClass::InvalidRequest,
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
             Cause::RootGone(_) => ErrorClass::StorageGone,
         }
@@ -225,11 +228,19 @@ impl fmt::Display for WithoutHint<'_> {
             }
             Cause::Dangling => f.write_str("it is a link that leads to nothing")?,
             Cause::Outside => {
-                f.write_str("it is a link that leads out of the agent's storage path")?
+                f.write_str("it is a link that leads out of the storage path (of SRC, with `ctl copy`)")?
             }
             Cause::Cycle => f.write_str("links lead from it back to a directory above it")?,
             Cause::NoDirectory => {
                 f.write_str("it is no directory, and a list names what lies in one")?;
+            }
+            Cause::NoTrash(found) => {
+                let found = match found {
+                    FileType::RegularFile => "a file",
+                    FileType::Symlink => "a symbolic link",
+                    _ => "a special file",
+                };
+                write!(f, "{found} is there, and a trash is a directory")?;
             }
             Cause::Mounted => f.write_str("another file system is mounted there")?,
             Cause::Destination => {
@@ -489,6 +500,7 @@ mod tests {
             (Cause::Mounted, P, P),
             (Cause::Destination, P, P),
             (Cause::NoDirectory, I, I),
+            (Cause::NoTrash(FileType::Symlink), I, I),
             (Cause::ManyXattrs, P, P),
             (Cause::RootGone(RootLoss::Mounted), G, G),
             (Cause::RootGone(RootLoss::Missing(Errno::NOENT)), G, G),

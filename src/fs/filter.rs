@@ -111,20 +111,30 @@ impl Filter {
             || !entry.path.is_root() && self.is_beyond(entry)
     }
 
-    /// Whether a source that is no directory is left out, given that its entry is `root` and its name is
+    /// What leaves out a source that is no directory, given that its entry is `root` and its name is
     /// `name`: the rules see that name, as if its directory was the source.
-    pub fn leaves_out_source(&self, root: &Entry, name: &[u8]) -> bool {
-        self.rules.leave_out(name, false) || self.is_beyond(root)
+    pub fn what_leaves_out_source(&self, root: &Entry, name: &[u8]) -> Option<&'static str> {
+        let excluded = self.rules.leave_out(name, false);
+        excluded.then_some("a pattern (--exclude)").or_else(|| self.limit_passed(root))
     }
 
     /// Whether `entry` is a regular file beyond the limits of size and age.
     pub fn is_beyond(&self, entry: &Entry) -> bool {
-        let Kind::File { size } = entry.kind else { return false };
+        self.limit_passed(entry).is_some()
+    }
+
+    /// The option of a limit that `entry`, a regular file, is beyond.
+    fn limit_passed(&self, entry: &Entry) -> Option<&'static str> {
+        let Kind::File { size } = entry.kind else { return None };
         let Meta { mtime_sec, mtime_nsec, .. } = entry.meta;
         let time = (mtime_sec, mtime_nsec);
-        !(self.sizes.0..=self.sizes.1).contains(&size)
-            || self.newer_than.is_some_and(|limit| time <= (limit, 0))
-            || self.older_than.is_some_and(|limit| time >= (limit, 0))
+        let limits = [
+            (size < self.sizes.0, "--min-size"),
+            (size > self.sizes.1, "--max-size"),
+            (self.newer_than.is_some_and(|limit| time <= (limit, 0)), "--newer-than"),
+            (self.older_than.is_some_and(|limit| time >= (limit, 0)), "--older-than"),
+        ];
+        limits.into_iter().find(|(passed, _)| *passed).map(|(_, option)| option)
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) fn hint(side: Side, cause: Cause, uid: Uid) -> Option<String> {
         Cause::NoDirectory => {
             "leave the list (`--files-from`) out, or name the directory as the source"
         }
+        Cause::NoTrash(_) => "name another directory (`--trash`), or move away what is there",
         Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
         Cause::Unmakeable(NodeKind::Link, _) => "leave links out (`--links skip`)",
         Cause::Unmakeable(NodeKind::Special, _) => {
@@ -78,6 +79,7 @@ mod tests {
     use super::*;
     use crate::fs::notes::Shortfall;
     use crate::fs::presence::RootLoss;
+    use rustix::fs::FileType;
 
     #[test]
     fn each_cause_has_what_to_do_on_each_side_for_root_and_for_others() {
@@ -100,6 +102,7 @@ mod tests {
             (Source, Cause::Dangling, 0, "keep links as they are"),
             (Source, Cause::Mounted, 0, "unmount it"),
             (Source, Cause::NoDirectory, 0, "leave the list (`--files-from`) out"),
+            (Destination, Cause::NoTrash(FileType::Symlink), 0, "`--trash`"),
             (Source, Cause::ManyXattrs, 0, "`--preserve no-xattrs`"),
             (Source, Cause::MadeUp, 0, "leave it out"),
             (Destination, Cause::Lost, 0, "part files"),

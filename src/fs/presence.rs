@@ -38,18 +38,16 @@ impl RootLoss {
     pub fn hint(self) -> &'static str {
         match self {
             RootLoss::Mounted => {
-                "nothing is written there until it is unmounted, or the agent opens it at its next heartbeat"
+                "nothing is written there until it is unmounted, or opened as the new storage at the next heartbeat"
             }
             RootLoss::Unmounted => {
-                "mount it again, or restart the agent to have it use that directory; nothing is written there \
-                 until then"
+                "mount it again, or start the program again to use that directory; nothing is written there until then"
             }
             RootLoss::Reopened => {
-                "it is tried again when the agent's next heartbeat has named that directory"
+                "it is tried again when the next heartbeat has named that directory"
             }
             RootLoss::Missing(_) | RootLoss::Replaced => {
-                "put it back, or restart the agent to have it use what is there now; nothing is \
-                 written there until then"
+                "put it back, or start the program again to use what is there now; nothing is written there until then"
             }
         }
     }

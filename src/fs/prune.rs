@@ -133,7 +133,7 @@ impl Target {
     /// directory above any of these. That the directory itself is not there is fine.
     ///
     /// # Errors
-    /// The directory can't be read. Whatever else fails is told in [`PruneDone::errors`].
+    /// The directory can't be read; the trash is no directory. Whatever else fails is told in [`PruneDone::errors`].
     pub fn prune(&self, page: &PrunePage) -> Result<PruneDone> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.prune_at(page, now, STEPS)
@@ -154,6 +154,7 @@ impl Target {
             changed: false,
             now,
         };
+        pruner.trash.as_ref().map_or(Ok(()), Trash::check)?;
         // The source may have a directory of that name.
         let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().holds(&page.dir));
         match if is_trash { Ok(()) } else { pruner.start() } {

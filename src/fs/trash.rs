@@ -7,6 +7,7 @@
 //! any other.
 
 use super::dress::{Origin, Outfit};
+use super::error::Cause;
 use super::meta::{entry_of, lstat, meta_of, set_mtime, type_of};
 use super::names::TRASH_MARK;
 use super::root::Dir;
@@ -48,6 +49,27 @@ impl<'a> Trash<'a> {
     /// All of it, also what other syncs moved there.
     pub(super) fn path(&self) -> &RelPath {
         self.path
+    }
+
+    /// Looks whether the trash can be made, or is one.
+    ///
+    /// # Errors
+    /// Something else than a directory is in its place, or in that of a directory above it.
+    pub(super) fn check(&self) -> super::Result<()> {
+        let tree = &self.target.tree;
+        let mut path = RelPath::root();
+        for name in self.path.components() {
+            let found = tree.open_dir(path.as_bytes()).and_then(|dir| lstat(&dir, name));
+            path = path.join(&RelPath::new(name).unwrap_or_default());
+            let cause = match found.map(|stat| type_of(&stat)) {
+                Ok(FileType::Directory) => continue,
+                Err(Errno::NOENT) => return Ok(()),
+                Ok(other) => Cause::NoTrash(other),
+                Err(errno) => errno.into(),
+            };
+            return Err(self.target.error("use the trash", &path, cause));
+        }
+        Ok(())
     }
 
     /// Moves `name` in `dir`, which is no directory, to where `path` belongs in the trash.

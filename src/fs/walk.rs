@@ -177,10 +177,15 @@ impl Tree {
                 return Err(self.error("walk", b"", Errno::LOOP));
             }
             if !root.is_dir() {
-                let left_out =
-                    walk.options.filter.leaves_out_source(&root, split(self.base.as_bytes()).1);
-                let wanted = cursor.is_none() && !left_out;
-                walk.ready.extend(wanted.then_some(Ok(root)));
+                let name = split(self.base.as_bytes()).1;
+                match walk.options.filter.what_leaves_out_source(&root, name) {
+                    Some(what) => {
+                        let cause =
+                            format!("nothing to do: SRC is a file, and {what} leaves it out");
+                        walk.notes.entry(cause).or_default().add(b"");
+                    }
+                    None => walk.ready.extend(cursor.is_none().then_some(Ok(root))),
+                }
                 return Ok(walk);
             }
             walk.ready.extend(cursor.is_none().then_some(Ok(root)));

@@ -1,5 +1,6 @@
 //! All that is wrong with a document, collected so that its sender can mend it in one go.
 
+use crate::util::units;
 use crate::wire::problem::{FieldError, Problem};
 
 /// A problem document lists at most this many fields; a list of a million bad names must not make
@@ -63,8 +64,10 @@ impl Faults {
         let mut problem = Problem::new(422, "Unprocessable Content", "invalid_fields", detail);
         problem.errors = self.listed;
         if self.more > 0 {
-            problem =
-                problem.hinted(format!("{} more fields are wrong that are not listed", self.more));
+            problem = problem.hinted(format!(
+                "{} wrong that are not listed",
+                units::counted(self.more as u64, "more field is", "more fields are")
+            ));
         }
         problem
     }
@@ -85,7 +88,7 @@ mod tests {
         let problem = outer.into_problem();
         assert_eq!(problem.errors.len(), MAX_FAULTS);
         assert_eq!(problem.errors[1].pointer, "/file_list/0");
-        assert_eq!(problem.hint.unwrap(), "4901 more fields are wrong that are not listed");
+        assert_eq!(problem.hint.unwrap(), "4,901 more fields are wrong that are not listed");
         assert!(problem.detail.starts_with("5001 fields"), "{}", problem.detail);
     }
 

@@ -15,6 +15,7 @@ use super::requests::{refused, unknown};
 use super::sync::Sync;
 use super::task::Task;
 use super::{Now, Reply, State};
+use crate::util::units;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::TaskSpec;
@@ -283,15 +284,13 @@ impl State {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         tracing::warn!(sync = %sync.id, why, "the storage did not come back: the sync gives up");
         (sync.hold, sync.waited_for_room) = (None, true);
-        let minutes = self.settings.no_space_ms / 60_000;
+        let waited = units::counted(self.settings.no_space_ms / 60_000, "minute", "minutes");
         let (why, errno, class) = match lack {
-            Lack::Room => (
-                format!("{why}; waited {minutes} minutes for room"),
-                Some("ENOSPC"),
-                ErrorClass::Transient,
-            ),
+            Lack::Room => {
+                (format!("{why}; waited {waited} for room"), Some("ENOSPC"), ErrorClass::Transient)
+            }
             Lack::Root { .. } => {
-                (format!("{why}; waited {minutes} minutes for it"), None, ErrorClass::StorageGone)
+                (format!("{why}; waited {waited} for it"), None, ErrorClass::StorageGone)
             }
         };
         // What is given up may leave a part file to be discarded: that can't be done either.

@@ -6,6 +6,7 @@ use super::stage::Stage;
 use super::sync::Sync;
 use super::task::{Course, Large, Task};
 use super::{Effect, NewTask, Now, State, records};
+use crate::util::units;
 use crate::wire::manifest::Manifest;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{Blob, TaskReport, TaskSpec, WorkItem};
@@ -377,7 +378,10 @@ impl State {
     fn send_again(&mut self, task: &Task, file: TaskId, error: Option<FileError>, now: Now) {
         let Some(mut large) = self.large(task.sync, file).cloned() else { return };
         if large.restarts >= MAX_RESTARTS {
-            let why = format!("its part file was removed {} times", large.restarts + 1);
+            let why = format!(
+                "its part file was removed {}",
+                units::counted(u64::from(large.restarts) + 1, "time", "times")
+            );
             return self.give_up(task.id, &why, error, now);
         }
         if let Some(sync) = self.syncs.get_mut(&task.sync) {

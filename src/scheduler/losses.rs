@@ -21,6 +21,7 @@ use super::pages::Again;
 use super::sync::Sync;
 use super::task::{Task, TaskState};
 use super::{Effect, NewTask, Now, State};
+use crate::util::units;
 use crate::wire::manifest::Manifest;
 use crate::wire::task::{Blob, TaskSpec, WorkItem};
 use crate::wire::worker::WorkerStatus;
@@ -135,7 +136,7 @@ impl Task {
             }
             (spec, Some(path)) => format!("the {} task of `{path}`", spec.kind()),
             (TaskSpec::Copy { files, dirs, .. }, None) => {
-                format!("a copy task of {} entries", files + dirs)
+                format!("a copy task of {}", units::counted(files + dirs, "entry", "entries"))
             }
             (spec, None) => format!("a {} task", spec.kind()),
         }
@@ -209,8 +210,9 @@ impl State {
         self.put(key);
         if times > most {
             let why = format!(
-                "its worker died or fell silent {times} times while it held this, the last time with nothing else in \
-                 hand: {workers}; see what the logs of these agents and of their kernels (out of memory?) say"
+                "its worker died or fell silent {} while it held this, the last time with nothing else in \
+                 hand: {workers}; see what the logs of these agents and of their kernels (out of memory?) say",
+                units::counted(times as u64, "time", "times")
             );
             return self.fail_lost(id, &why, now);
         }
@@ -371,7 +373,10 @@ impl State {
         let worst = tasks.max_by_key(|task| task.losses.len()).filter(|t| !t.losses.is_empty())?;
         let most = self.settings.max_worker_losses as usize;
         let next = match worst.losses.len() < most {
-            true => format!("after {most} times each entry of it runs alone on a worker"),
+            true => {
+                let times = units::counted(most as u64, "time", "times");
+                format!("after {times} each entry of it runs alone on a worker")
+            }
             false => {
                 "it runs alone on a worker, and is given up if that one is lost too".to_owned()
             }

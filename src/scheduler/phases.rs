@@ -7,6 +7,7 @@ use super::task::{Course, Task, TaskState};
 use super::worker::unavailable;
 use super::{Effect, NewTask, Now, State, records};
 use crate::util::backoff::Backoff;
+use crate::util::units;
 use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::UnavailablePath;
@@ -150,7 +151,9 @@ impl State {
             TaskSpec::Sweep => "remove what was kept for the names of one file".to_owned(),
             TaskSpec::List { .. } => "look up listed names".to_owned(),
             TaskSpec::Copy { .. } if task.entry.is_some() => "copy".to_owned(),
-            TaskSpec::Copy { files, dirs, .. } => format!("copy {} entries", files + dirs),
+            TaskSpec::Copy { files, dirs, .. } => {
+                format!("copy {}", units::counted(files + dirs, "entry", "entries"))
+            }
             other => other.kind().to_owned(),
         };
         let path = match &task.spec {

@@ -4,6 +4,7 @@
 use super::sync::{Stop, Sync};
 use super::task::TaskState;
 use super::{NewTask, Now, State};
+use crate::util::units;
 use crate::wire::options::{
     Action, Attribute, Chown, Compare, DeleteOptions, Preserve, SyncOptions, Verify, WriteRules,
 };
@@ -209,8 +210,7 @@ impl Sync {
         let deleted = match deleted {
             0 => "nothing was deleted".to_owned(),
             _ if self.dry_run() => "nothing was deleted".to_owned(),
-            1 => "1 entry was deleted".to_owned(),
-            n => format!("{n} entries were deleted"),
+            n => format!("{} deleted", units::counted(n, "entry was", "entries were")),
         };
         Stop { why: format!("{why}: {done}, {deleted}; {allow}"), copied }
     }
@@ -235,8 +235,12 @@ impl Sync {
         let (seen, extra) = (self.counters.pruned.seen, self.counters.pruned.extra);
         if let Some(max) = delete.max.filter(|max| extra > *max) {
             let why = format!(
-                "{extra} entries at the destination are not in the source, and at most {max} may be \
-                 deleted"
+                "{} not in the source, and at most {max} may be deleted",
+                units::counted(
+                    extra,
+                    "entry at the destination is",
+                    "entries at the destination are"
+                )
             );
             let allow = format!("to allow it, raise delete.max (--max-delete {extra})");
             return Some(self.stop(&why, &allow));
@@ -246,8 +250,10 @@ impl Sync {
         over.then(|| {
             let needed = (u128::from(extra) * 100).div_ceil(u128::from(seen).max(1)).min(100);
             let why = format!(
-                "{extra} of the {seen} entries at the destination are not in the source, and at most \
-                 {percent} % may be deleted"
+                "{} of the {} at the destination {} not in the source, and at most {percent} % may be deleted",
+                units::count(extra),
+                units::counted(seen, "entry", "entries"),
+                if extra == 1 { "is" } else { "are" }
             );
             let allow = format!(
                 "to allow it, raise delete.max_percent (--max-delete-percent {needed})"
@@ -514,9 +520,9 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
 fn why_unverified(tasks: u64) -> Option<String> {
     (tasks > 0).then(|| {
         format!(
-            "{tasks} tasks were reported done without evidence (by a worker that sends no digest, report or \
-             source root); check the destination with `ctl sync verify`, or stop that worker and submit the \
-             sync again"
+            "{} reported done without evidence (by a worker that sends no digest, report or source root); check the \
+             destination with `ctl sync verify`, or stop that worker and submit the sync again",
+            units::counted(tasks, "task was", "tasks were")
         )
     })
 }

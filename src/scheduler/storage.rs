@@ -74,18 +74,26 @@ impl State {
         then.zip(here).is_some_and(|(then, here)| is_other_root(then, &here))
     }
 
-    /// A sync that is under way waits where nobody serves its source, or its destination, any more.
+    /// A sync that is under way waits where nobody serves its source, or its destination, any more. One that waits
+    /// already gets the reason of now: the cause may be another one than at first.
     fn hold_if_lost(&mut self, no: SyncNo, id: &WorkerId, at_source: bool, now: Now) {
         let Some(sync) = self.syncs.get(&no).filter(|s| s.state == SyncState::Progress) else {
             return;
         };
         let path = sync.path(at_source);
         let Some(worker) = self.workers.get(id) else { return };
-        if let Some(lost) = unavailable(&worker.said, path).cloned()
-            && sync.hold.is_none()
-            && self.workers.pool(path).next().is_none()
-        {
-            let lack = Lack::Root { worker: id.clone(), at_source, flush: false };
+        let Some(lost) = unavailable(&worker.said, path).cloned() else { return };
+        let served = self.workers.pool(path).next().is_some();
+        let flush = match &sync.hold {
+            None => (!served).then_some(false),
+            Some(Hold::Operator) => None,
+            Some(Hold::Storage { lack: Lack::Room, .. }) => (!served).then_some(false),
+            Some(Hold::Storage { lack: Lack::Root { worker, at_source: side, flush }, .. }) => {
+                (worker == id && *side == at_source).then_some(*flush)
+            }
+        };
+        if let Some(flush) = flush {
+            let lack = Lack::Root { worker: id.clone(), at_source, flush };
             self.hold(no, lack, sentence(id, &lost), now);
         }
     }

@@ -45,6 +45,11 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// A count with what is counted: `1 entry`, `81,204 entries`.
+pub fn counted(n: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(n), if n == 1 { one } else { many })
+}
+
 /// A duration in its two largest units: `350ms`, `12s`, `4m05s`, `2h07m`, `3d04h`.
 pub fn duration(d: Duration) -> String {
     if d.is_zero() {

@@ -85,7 +85,7 @@ fn assert_one_of_each(sync: &SyncProgress, src: &Path, behind: &Path) -> BTreeSe
     assert_eq!(told, named, "{sync:#?}");
     for error in &sync.errors {
         assert_eq!(error.errno.as_deref(), Some("ENOTUNIQ"), "{error:#?}");
-        assert!(error.message.contains("nothing was overwritten"), "{error:#?}");
+        assert!(error.to_string().contains("nothing was overwritten"), "{error:#?}");
         assert_eq!(error.attempt, 1, "trying again is no use: {error:#?}");
     }
     for i in 0..40 {

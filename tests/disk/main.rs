@@ -110,7 +110,7 @@ fn files_that_cannot_be_read_are_tried_again_and_named_and_the_rest_arrives() {
     let sync = cluster.sync_with(&src, &dst, json!({}));
     assert_partial(&sync, &["bad large", "bad small"], "EIO");
     assert!(
-        sync.errors.iter().all(|e| e.attempt == 3 && e.message.contains("kernel log")),
+        sync.errors.iter().all(|e| e.attempt == 3 && e.to_string().contains("kernel log")),
         "{sync:#?}"
     );
     assert!(fs.met(small) >= 3, "it was tried again");

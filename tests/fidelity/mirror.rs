@@ -554,7 +554,7 @@ fn a_mirror_replaces_a_full_directory_by_what_the_source_has_and_without_it_that
         let sync = cluster.sync_with(&src, &dst, options.clone());
         assert_eq!((sync.outcome, sync.files_failed), (Some(Outcome::Partial), 5), "{sync:#?}");
         assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EISDIR")), "{sync:#?}");
-        assert!(sync.errors[0].message.contains("`--delete`"), "{:?}", sync.errors[0]);
+        assert!(sync.errors[0].to_string().contains("`--delete`"), "{:?}", sync.errors[0]);
         assert_eq!(paths_of(&dst), before, "{options}");
     }
     let dry = cluster.sync_with(&src, &dst, json!({"delete": {}, "dry_run": true}));

@@ -26,6 +26,9 @@ fn filters_apply_to_a_source_that_is_a_file() {
     ] {
         let ran = copy(&src, &dst, &left_out).run().exits(0);
         assert!(ran.out().contains("0 copied, 0 skipped, 0 failed"), "{left_out:?}: {}", ran.out());
+        let said = ran.err();
+        let note = said.lines().find(|line| line.contains("nothing to do: SRC is a file"));
+        assert!(note.is_some_and(|note| note.contains(left_out[0])), "{left_out:?}: {said}");
         assert!(!dst.exists(), "{left_out:?}");
         copy(&src, &dst, &left_out).arg("--error-on-no-transfer").run().exits(9);
     }
@@ -83,6 +86,10 @@ fn an_empty_list_is_nothing_to_do() {
             submit.arg(&src).arg(&dst).input(empty).run()
         };
         assert!(submitted(&[]).exits(0).err().contains("nothing to do"));
+        // A script that takes the id from standard output is to see why there is none.
+        let quiet = submitted(&["-q"]).exits(0);
+        assert!(quiet.out().is_empty() && quiet.err().contains("nothing to do"), "{}", quiet.err());
+        assert_eq!(submitted(&["-q", "--wait"]).exits(0).err(), "");
         submitted(&["--wait"]).exits(0);
         submitted(&["--wait", "--error-on-no-transfer"]).exits(9);
         submitted(&["--error-on-no-transfer"]).exits(2);

@@ -131,7 +131,7 @@ fn names_that_b3sum_refuses_are_listed_apart_and_checked_all_the_same() {
         cluster.ctl(["sync", "submit", "--wait", "--id", "odd", "--manifest"]).arg(&manifest);
     let ran = submit.arg(&src).arg(&dst).run().exits(0);
     assert!(
-        ran.err().contains("6 files in") && ran.err().contains("2 files whose names"),
+        ran.err().contains("6 files in") && ran.err().contains("2 files with names"),
         "{}",
         ran.err()
     );

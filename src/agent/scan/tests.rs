@@ -167,22 +167,30 @@ async fn a_source_that_is_a_file_is_left_out_by_its_name_its_size_and_its_age() 
         FilterSpec { rules, ..FilterSpec::default() }
     };
     for (spec, left_out) in [
-        (FilterSpec { max_size: Some(2), ..FilterSpec::default() }, true),
-        (FilterSpec { max_size: Some(3), ..FilterSpec::default() }, false),
-        (FilterSpec { min_size: Some(4), ..FilterSpec::default() }, true),
-        (FilterSpec { newer_than: Some(i64::MAX), ..FilterSpec::default() }, true),
-        (FilterSpec { older_than: Some(1), ..FilterSpec::default() }, true),
-        (rules(&["*.log"]), true),
-        (rules(&["/f.log"]), true),
-        (rules(&["f.log/"]), false),
-        (rules(&["d/f.log"]), false),
-        (rules(&["*", "!*.log"]), false),
+        (FilterSpec { max_size: Some(2), ..FilterSpec::default() }, Some("--max-size")),
+        (FilterSpec { max_size: Some(3), ..FilterSpec::default() }, None),
+        (FilterSpec { min_size: Some(4), ..FilterSpec::default() }, Some("--min-size")),
+        (FilterSpec { newer_than: Some(i64::MAX), ..FilterSpec::default() }, Some("--newer-than")),
+        (FilterSpec { older_than: Some(1), ..FilterSpec::default() }, Some("--older-than")),
+        (rules(&["*.log"]), Some("a pattern (--exclude)")),
+        (rules(&["/f.log"]), Some("a pattern (--exclude)")),
+        (rules(&["f.log/"]), None),
+        (rules(&["d/f.log"]), None),
+        (rules(&["*", "!*.log"]), None),
     ] {
         let source = crate::fs::Tree::new(root.clone(), RelPath::new("d/f.log").unwrap());
         let filter = Arc::new(Filter::new(&spec).unwrap());
         let (manner, pages) = (Manner { filter, ..Manner::default() }, Kept::default());
         let end = scan(source, all(), manner, 1 << 20, Digest([0; 32]), &pages).await;
-        assert_eq!((end, pages.entries().is_empty()), (ScanEnd::Told, left_out), "{spec:?}");
+        assert_eq!(
+            (end, pages.entries().is_empty()),
+            (ScanEnd::Told, left_out.is_some()),
+            "{spec:?}"
+        );
+        let notes: Vec<String> = pages.last().notes.keys().cloned().collect();
+        let note =
+            left_out.map(|what| format!("nothing to do: SRC is a file, and {what} leaves it out"));
+        assert_eq!(notes, Vec::from_iter(note), "{spec:?}");
     }
 }
 
@@ -197,7 +205,7 @@ async fn a_list_of_names_in_a_file_fails_as_a_whole_and_for_good() {
     let end =
         scan(file, listing, Manner::default(), 1 << 20, Digest([0; 32]), &Kept::default()).await;
     let ScanEnd::Failed { error: Some(error), .. } = end else { panic!("{end:?}") };
-    assert_eq!((error.path.0.len(), error.class), (0, ErrorClass::Permanent));
+    assert_eq!((error.path.0.len(), error.class), (0, ErrorClass::InvalidRequest));
 }
 
 #[tokio::test]

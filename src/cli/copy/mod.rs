@@ -63,7 +63,7 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
     let options = args.options.options(&destinations, args.what.names_stdin(), Timestamp::now())?;
     let request = request(&roots, paths.destination.clone(), Some(id), &args.what, options)?;
     if names_nothing(&request) {
-        return Ok(nothing_to_do(ctx, args.end));
+        return Ok(nothing_to_do(args.end, !ctx.global.quiet));
     }
     if ctx.global.verbose > 0 {
         let quiet = LogArgs { log_level: None, log_format: None };
@@ -257,9 +257,9 @@ impl Services {
         tokio::select! {
             waited = waiting => waited,
             ended = &mut self.agent => Err(match ended {
-                Ok(Err(e)) => service::failed(&e.context("the agent of this copy ended")),
-                Ok(Ok(())) => Failure::new("the agent of this copy ended before the copy did"),
-                Err(e) => Failure::new(format!("the agent of this copy ended: {e}")),
+                Ok(Err(e)) => service::failed(&e.context("this copy ended early")),
+                Ok(Ok(())) => Failure::new("this copy ended early"),
+                Err(e) => Failure::new(format!("this copy ended early: {e}")),
             }),
         }
     }
@@ -289,7 +289,7 @@ async fn remember(store: &EmbeddedStore, paths: &Paths, known: &str) -> anyhow::
 }
 
 fn agent_config(master: &Master, paths: &Paths) -> Result<AgentConfig, Failure> {
-    let bad = |e: String| Failure::new(format!("cannot set up the agent of this copy: {e}"));
+    let bad = |e: String| Failure::new(format!("cannot prepare this copy: {e}"));
     let loopback: Endpoint = "127.0.0.1".parse().map_err(bad)?;
     Ok(AgentConfig {
         worker_id: WORKER.parse().map_err(|e| bad(format!("{e}")))?,

@@ -159,7 +159,7 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
         second.push_str("   (dry run)");
     }
     if sync.retries > 0 {
-        second.push_str(&format!("   {} tasks retried", units::count(sync.retries)));
+        second.push_str(&format!("   {} retried", units::counted(sync.retries, "task", "tasks")));
     }
     let mut lines = vec![fit(&first, width), fit(&second, width)];
     if let Some(still) = pace.stalled(sync, at) {

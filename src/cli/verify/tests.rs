@@ -290,3 +290,20 @@ fn a_destination_that_is_not_here_is_not_found() {
     let e = Place::find(&stage.at(b"none")).err().unwrap();
     assert!(e.exit == Exit::NotFound && e.render().contains("on this machine"), "{}", e.render());
 }
+
+#[test]
+fn a_list_without_the_one_beside_it_says_which_files_are_not_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list");
+    let line = |name: &str| line(name.as_bytes(), &blake3::hash(b"x"));
+    fs::write(&list, line("plain")).unwrap();
+    let (digests, note) = of_file(&list).unwrap();
+    assert_eq!(digests.len(), 1);
+    let note = note.unwrap();
+    for part in ["list.others is not there", "names b3sum refuses", "are not checked"] {
+        assert!(note.contains(part), "{part} in {note}");
+    }
+    fs::write(dir.path().join("list.others"), line("other")).unwrap();
+    let (digests, note) = of_file(&list).unwrap();
+    assert_eq!((digests.len(), note), (2, None));
+}

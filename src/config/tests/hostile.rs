@@ -14,7 +14,7 @@ fn hostile_files_get_a_short_answer() {
     let many: String = (0..50_000).map(|i| format!("key{i}: 1\n")).collect();
     let problems = master(&many).unwrap_err().problems;
     assert_eq!(problems.len(), 101);
-    assert!(problems[100].message.contains("49900 more"), "{}", problems[100]);
+    assert!(problems[100].message.contains("49,900 more problems"), "{}", problems[100]);
     let deep_in_the_file: [fn(usize) -> String; 5] = [
         |n| "- ".repeat(n),
         |n| "a: b\n".repeat(n),

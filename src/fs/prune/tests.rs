@@ -271,6 +271,33 @@ fn the_trash_takes_everything_with_its_metadata_and_is_itself_left_alone() {
 }
 
 #[test]
+fn a_trash_that_is_no_directory_is_named_with_what_it_is_and_nothing_is_deleted() {
+    let site = Site::new();
+    fs::create_dir_all(site.at("dst/d")).unwrap();
+    for path in ["dst/file", "dst/victim", "dst/d/victim"] {
+        site.write(path, "x");
+    }
+    symlink("d", site.at("dst/link")).unwrap();
+    for (trash, named, kind) in [
+        ("file", "`file`", "a file is there"),
+        ("file/bin", "`file`", "a file is there"),
+        ("link", "`link`", "a symbolic link is there"),
+        ("link/bin", "`link`", "a symbolic link is there"),
+    ] {
+        let target = site.target_by(WriteRules { trash: Some(rel(trash)), ..rules() });
+        for asked in [page("", &[]), counting(&page("", &[])), page("d", &[])] {
+            let error = target.prune(&asked).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(named) && text.contains(kind), "{trash}: {text}");
+            assert!(text.contains("--trash") && !text.contains("victim"), "{trash}: {text}");
+            assert_eq!(error.class(), crate::wire::sync::ErrorClass::InvalidRequest);
+        }
+        assert_eq!(names_in(&site.at("dst")), [&b"d"[..], b"file", b"link", b"victim"]);
+        assert_eq!(names_in(&site.at("dst/d")), [b"victim"]);
+    }
+}
+
+#[test]
 fn whatever_is_in_the_trash_already_the_next_of_its_name_has_a_place_there() {
     let long = "n".repeat(255);
     let under = format!("{long}/{long}");

@@ -88,6 +88,44 @@ fn a_sync_whose_storage_is_gone_waits_with_the_reason_and_goes_on_when_it_is_ser
 }
 
 #[test]
+fn the_reason_of_a_sync_that_waits_follows_its_cause() {
+    let lost = |world: &mut World, reason: &str| {
+        let mut beat = heartbeat("d", Some("1"), &["/dst"], &[]);
+        beat.unavailable_paths =
+            vec![UnavailablePath { reason: reason.to_owned(), ..unavailable("/dst") }];
+        assert!(matches!(world.play(Event::Heartbeat(beat)), Some(Reply::Heartbeat(_))));
+    };
+    let reason = |world: &mut World| {
+        let paused = world.progress("demo");
+        assert_eq!(paused.state, SyncState::Paused);
+        paused.reason.unwrap()
+    };
+    // First a full file system, then none; or none in two ways, one after the other.
+    let full = FileError {
+        errno: Some("ENOSPC".into()),
+        message: "no room for `x`".into(),
+        ..error(ErrorClass::Transient)
+    };
+    for first in [full, gone("d", "destination")] {
+        let mut world = default_copying(2);
+        let copy = next(&mut world, "s", "copy");
+        failed(&mut world, &copy, first.clone());
+        assert!(reason(&mut world).contains(&first.message));
+        for cause in ["it was unmounted", "nothing is found at its path"] {
+            lost(&mut world, cause);
+            let now = reason(&mut world);
+            assert!(now.contains(cause) && now.contains("when it is there again"), "{now}");
+            assert!(!now.contains(&first.message), "{now}");
+        }
+        // An operator's reason stays, until the operator resumes it.
+        let id = "demo".parse().unwrap();
+        world.play(Event::Pause(id));
+        lost(&mut world, "it was unmounted");
+        assert!(reason(&mut world).contains("paused by an operator"));
+    }
+}
+
+#[test]
 fn a_heartbeat_that_comes_before_the_failure_pauses_as_well_unless_another_worker_has_the_path() {
     for other in [false, true] {
         let mut world = default_copying(1);

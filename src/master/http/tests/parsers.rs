@@ -14,7 +14,7 @@ fn documents_of_the_api() -> Vec<(Value, Reader)> {
     let digest = "07".repeat(32);
     let error = object!({
         "path": "d/x", "operation": "open source", "errno": "EACCES", "message": "permission denied", "worker_id": "a",
-        "attempt": 2, "class": "permanent"
+        "attempt": 2, "class": "permanent", "hint": "h"
     });
     let copy = object!({"kind": "copy", "manifest": "AAEC", "files": 1, "dirs": 0, "bytes": 9});
     vec![
