@@ -331,7 +331,7 @@ fn an_address_that_its_host_gets_after_the_agent_was_started_is_listened_on_then
         text.lines().any(|line| line.starts_with("Unavailable:") && line.contains("10.77.2.2:8889"))
     };
     assert!(missing(&shown()), "{}", shown());
-    // Whoever has a task in hand sends to the endpoints that were known when it was given out.
+    // A worker with a task in hand sends to the endpoints that were known when it was given out.
     (0..8).for_each(|i| drop(file(lab.path(&format!("src/large{i}")), noise(32 * MIB, i))));
     let id = lab.submit();
     await_that("the other is in use", || lab.sent(1) > 8 * MIB as u64);

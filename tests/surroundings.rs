@@ -158,7 +158,7 @@ fn a_source_that_is_unmounted_in_the_middle_of_a_mirror_has_nothing_deleted() {
 }
 
 /// The storage path of one side is renamed while nobody asks the agent anything: a sync that is submitted at once
-/// must not go to (or come from) what is not found under the path, whoever is asked first.
+/// must not go to (or come from) what is not found under the path, whichever is asked first.
 #[test]
 fn a_storage_path_that_was_just_renamed_is_noticed_before_a_sync_completes() {
     for side in ["src", "dst"] {
@@ -322,7 +322,7 @@ fn a_file_beyond_the_limit_of_file_sizes_fails_by_name_and_the_others_arrive() {
     assert_eq!((end.files_failed, end.files_done), (2, 20), "{end:#?}");
     for error in &end.errors {
         assert_eq!(error.errno.as_deref(), Some("EFBIG"), "{error:?}");
-        assert!(error.message.contains("`ulimit -f`"), "{error:?}");
+        assert!(error.to_string().contains("`ulimit -f`"), "{error:?}");
     }
     assert!(agent(&mut cluster, "b").ended().is_none());
     // `ctl copy` as well.

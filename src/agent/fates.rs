@@ -188,7 +188,7 @@ pub fn is_skip(action: Action) -> bool {
 }
 
 /// What is kept of an entry that is at its place, where that is asked for. Entries that failed are
-/// recorded by the master, which knows whether they are tried again. A directory that is as it shall be
+/// recorded by the master, which decides whether they are tried again. A directory that is as it shall be
 /// is not recorded: it may have been made on the way to its contents, which has a record of its own
 /// ([`made_records`]).
 pub fn record(

@@ -5,11 +5,9 @@ use super::execute::Context;
 use super::hand::{Hand, MARGIN};
 use super::heartbeat::Heart;
 use super::slots::Slots;
-use super::testing::{abs, assignment};
+use super::testing::{abs, assignment, config};
 use super::tune::Tuning;
 use crate::client::{ClientOptions, MasterClient};
-use crate::config::agent::DEFAULT_BUFFER_MEMORY;
-use crate::config::{AgentConfig, LogConfig};
 use crate::data::gate::boottime;
 use crate::data::{Buffers, Peers, Roots, TicketGate};
 use crate::util::shutdown::Shutdown;
@@ -67,21 +65,7 @@ impl Late {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = axum::Router::new().fallback(answer).with_state(arrivals.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let config = AgentConfig {
-            worker_id: "a".parse().unwrap(),
-            master_urls: vec![],
-            storage_paths: vec![abs(dir.path())],
-            control_plane_address: None,
-            data_plane_endpoints: vec![],
-            heartbeat_interval: Duration::from_secs(1),
-            drain_timeout: Duration::from_secs(1),
-            slots: 1,
-            bwlimit: None,
-            buffer_memory: DEFAULT_BUFFER_MEMORY,
-            direct_io: false,
-            data_dir: None,
-            log: LogConfig::default(),
-        };
+        let config = config(vec![abs(dir.path())], vec![]);
         let roots = Arc::new(Roots::open(&config.storage_paths).unwrap());
         let peers = Peers::new(&[], Buffers::new(64 << 20).sending);
         let (gate, hand) = (Arc::new(TicketGate::new()), Arc::new(Hand::default()));

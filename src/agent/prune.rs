@@ -116,7 +116,7 @@ pub async fn prune(job: Job<'_>, source: Tree, what: Prune, pages: &impl Pages) 
             let error = error.to_file_error();
             ScanEnd::Failed { message: error.to_string(), error: Some(error) }
         }
-        Ok(_) => pruner.post(None, pages).await.err().unwrap_or(ScanEnd::Told),
+        Ok(_) => pruner.post(None, pages).await.err().unwrap_or(ScanEnd::Reported),
         Err(e) => failed(format!("listing the source failed inside: {e}")),
     }
 }
@@ -222,7 +222,7 @@ impl Pruner<'_> {
             }
             if self.page.records.len() >= PAGE_LINES || self.page.errors.len() >= PAGE_LINES {
                 // In the middle of a directory: its counts go with the page that ends behind it, so
-                // that whoever goes on from the cursor does not count twice.
+                // that the task that goes on from the cursor does not count twice.
                 let pruned = self.page.pruned.replace(Pruned::default());
                 let notes = std::mem::take(&mut self.page.notes);
                 self.go_on(pages).await?;
@@ -305,7 +305,7 @@ impl Pruner<'_> {
                 (self.names, self.since) = (0, Instant::now());
                 Ok(())
             }
-            Ok(_) => Err(ScanEnd::Told),
+            Ok(_) => Err(ScanEnd::Reported),
             Err(message) => Err(failed(message)),
         }
     }
@@ -395,16 +395,16 @@ impl Walker {
     /// A directory can't be looked into, so nothing is missing there. One that is gone by now is no
     /// failure: it is found by the next sync.
     fn unlisted(&self, error: &FsError) -> Result<(), Halt> {
-        let told = error.to_file_error();
-        if told.is_shortage() {
+        let report = error.to_file_error();
+        if report.is_shortage() {
             // It can be, a little later: the task is tried again.
             return Err(Halt::Failed(error.clone()));
         }
-        if told.class == ErrorClass::Vanished {
-            tracing::debug!("{told}");
+        if report.class == ErrorClass::Vanished {
+            tracing::debug!("{report}");
             return Ok(());
         }
-        self.send(Step::Failed(told))
+        self.send(Step::Failed(report))
     }
 
     /// Goes down to the cursor without saying again what was said: the names of every directory on

@@ -33,7 +33,7 @@ pub trait Pages: Sync {
 #[derive(Debug, PartialEq, Eq)]
 pub enum ScanEnd {
     /// The master knows all there is to know: no result is to be sent.
-    Told,
+    Reported,
     /// It could not begin, or not go on.
     Failed {
         /// A sentence.
@@ -157,7 +157,7 @@ pub async fn scan(
                 spawn.store(budget, Ordering::Relaxed);
                 number += 1;
             }
-            Ok(_) => return ScanEnd::Told,
+            Ok(_) => return ScanEnd::Reported,
             Err(message) => return ScanEnd::Failed { message, error: None },
         }
     }
@@ -166,8 +166,8 @@ pub async fn scan(
             let error = error.to_file_error();
             ScanEnd::Failed { message: error.to_string(), error: Some(error) }
         }
-        // The last page says that there is no more; whoever is asked to go on after it is confused.
-        Ok(_) => ScanEnd::Told,
+        // The last page says that there is no more: a request to go on after it makes no sense.
+        Ok(_) => ScanEnd::Reported,
         Err(e) => {
             let message = format!("listing the source failed inside: {e}");
             ScanEnd::Failed { message, error: None }
@@ -255,18 +255,18 @@ impl Walker {
         false
     }
 
-    /// An entry can't be read. Where that is because this host is out of descriptors or memory, nothing
-    /// is said of it: whoever goes on from the last page finds it again. `is_listing`: it is a directory
+    /// An entry can't be read. Where that is because this host is out of descriptors or memory, it is not
+    /// reported: the task that continues from the last page finds it again. `is_listing`: it is a directory
     /// that can't be entered or listed.
     fn fail(&mut self, error: FsError, is_listing: bool) -> Result<(), Halt> {
-        let told = error.to_file_error();
-        if told.is_shortage() {
+        let report = error.to_file_error();
+        if report.is_shortage() {
             return Err(Halt::Failed(error));
         }
         if is_listing {
-            self.cutter.fail_listing(told);
+            self.cutter.fail_listing(report);
         } else {
-            self.cutter.fail(told);
+            self.cutter.fail(report);
         }
         Ok(())
     }
@@ -300,7 +300,7 @@ impl Walker {
         if entry.is_dir() && *recursive {
             self.cutter.give_away(name.clone());
             if name.is_root() {
-                // Whoever walks the root says what it is.
+                // The task that walks the root says what it is.
                 return Ok(());
             }
         }

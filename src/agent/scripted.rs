@@ -2,10 +2,9 @@
 
 use super::Agent;
 use super::storage::Storage;
-use super::testing::{abs, assignment};
+use super::testing::{abs, assignment, config};
 use crate::client::{ClientOptions, MasterClient};
-use crate::config::agent::DEFAULT_BUFFER_MEMORY;
-use crate::config::{AgentConfig, LogConfig};
+use crate::config::AgentConfig;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
 use crate::wire::manifest::Manifest;
@@ -141,7 +140,7 @@ async fn answer(
         ("GET", "manifest") => master.script().manifest.clone().into_response(),
         ("POST", "page") => {
             master.change(|script| script.pages.push(serde_json::from_slice(&body).unwrap()));
-            // Never answered: whoever scans stays at it until it is stopped.
+            // Never answered: the scan stays at it until it is stopped.
             std::future::pending().await
         }
         ("POST", "result") => {
@@ -204,22 +203,14 @@ impl Play {
         }
         fs::write(dir.path().join("src/f"), b"content").unwrap();
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let paths = ["src", "dst"].map(|n| abs(&dir.path().join(n))).to_vec();
+        let endpoint = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
         let config = AgentConfig {
-            worker_id: "a".parse().unwrap(),
-            master_urls: vec![],
-            storage_paths: ["src", "dst"].map(|n| abs(&dir.path().join(n))).to_vec(),
             control_plane_address: Some("10.0.0.1".into()),
-            data_plane_endpoints: vec![
-                Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) }.into(),
-            ],
             heartbeat_interval: Duration::from_millis(100),
             drain_timeout: Duration::from_secs(10),
             slots: 2,
-            bwlimit: None,
-            buffer_memory: DEFAULT_BUFFER_MEMORY,
-            direct_io: false,
-            data_dir: None,
-            log: LogConfig::default(),
+            ..config(paths, vec![endpoint])
         };
         let script = Mutex::new(script);
         let master = Arc::new(Master { dir, signer, script, changed: Notify::new() });
@@ -440,22 +431,9 @@ async fn a_prune_asks_the_master_about_the_source_before_it_deletes() {
 #[tokio::test]
 async fn an_agent_starts_without_its_storage_and_its_address_and_takes_up_what_comes() {
     let dir = tempfile::tempdir().unwrap();
-    let config = |path: &str, address: &str| AgentConfig {
-        worker_id: "a".parse().unwrap(),
-        master_urls: vec![],
-        storage_paths: vec![abs(&dir.path().join(path))],
-        control_plane_address: None,
-        data_plane_endpoints: vec![
-            Endpoint { iface: None, address: address.into(), port: Some(0) }.into(),
-        ],
-        heartbeat_interval: Duration::from_secs(1),
-        drain_timeout: Duration::from_secs(1),
-        slots: 1,
-        bwlimit: None,
-        buffer_memory: DEFAULT_BUFFER_MEMORY,
-        direct_io: false,
-        data_dir: None,
-        log: LogConfig::default(),
+    let config = |path: &str, address: &str| {
+        let endpoint = Endpoint { iface: None, address: address.into(), port: Some(0) };
+        config(vec![abs(&dir.path().join(path))], vec![endpoint])
     };
     let path = dir.path().join("late");
     // A documentation address (RFC 5737): no host has it.

@@ -300,7 +300,7 @@ impl Slots {
     /// What is to be said of a scan (or prune) beside its pages.
     fn ended(&self, job: Job<'_>, end: ScanEnd) -> Option<Done> {
         match end {
-            ScanEnd::Told => None,
+            ScanEnd::Reported => None,
             ScanEnd::Failed { message, error } => {
                 let seen = |error: FileError| match error.worker_id {
                     Some(_) => error,

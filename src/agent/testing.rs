@@ -1,16 +1,39 @@
 //! What the tests of this layer share.
 
 use super::scan::Pages;
+use crate::config::agent::DEFAULT_BUFFER_MEMORY;
+use crate::config::{AgentConfig, LogConfig};
 use crate::fs::{Root, Tree};
 use crate::wire::manifest::Manifest;
 use crate::wire::task::{Assignment, PageAction, PageReply, ScanPage, TaskSpec, WorkItem};
+use crate::wire::worker::Endpoint;
 use crate::wire::{AbsPath, AssignmentId, Digest, RelPath, TaskId};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
 pub(crate) fn abs(path: &Path) -> AbsPath {
     AbsPath::new(path.as_os_str().as_bytes()).unwrap()
+}
+
+/// The configuration of an agent `a` with one slot that serves these.
+pub(crate) fn config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>) -> AgentConfig {
+    AgentConfig {
+        worker_id: "a".parse().unwrap(),
+        master_urls: vec![],
+        storage_paths,
+        control_plane_address: None,
+        data_plane_endpoints: endpoints.into_iter().map(Into::into).collect(),
+        heartbeat_interval: Duration::from_secs(1),
+        drain_timeout: Duration::from_secs(1),
+        slots: 1,
+        bwlimit: None,
+        buffer_memory: DEFAULT_BUFFER_MEMORY,
+        direct_io: false,
+        data_dir: None,
+        log: LogConfig::default(),
+    }
 }
 
 pub(crate) fn tree(path: &Path) -> Tree {

@@ -248,9 +248,11 @@ impl Group<'_> {
     }
 }
 
+/// Cause, operation, worker and hint: failures that share all of them are one group.
+type GroupKey<'a> = (String, &'a str, Option<&'a str>, Option<&'a str>);
+
 fn groups(sync: &SyncProgress) -> Vec<Group<'_>> {
-    let mut groups: BTreeMap<(String, &str, Option<&str>, Option<&str>), Group<'_>> =
-        BTreeMap::new();
+    let mut groups: BTreeMap<GroupKey<'_>, Group<'_>> = BTreeMap::new();
     for e in &sync.errors {
         let cause = cause(e);
         let worker = e.worker_id.as_ref().map(|w| w.as_str());

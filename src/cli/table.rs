@@ -213,8 +213,8 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
             "In flight",
             format!(
                 "{} of {}",
-                units::counted(w.in_flight as u64, "task", "tasks"),
-                units::counted(w.syncs as u64, "sync", "syncs")
+                units::counted(w.in_flight, "task", "tasks"),
+                units::counted(w.syncs, "sync", "syncs")
             ),
         ),
         ("Slots", dash(w.slots.map(|n| n.to_string()))),

@@ -55,7 +55,7 @@ async fn drain(
             (Some(_), n) => {
                 format!(
                     "Worker {id} is drained: it finishes {}",
-                    units::counted(n as u64, "task", "tasks")
+                    units::counted(n, "task", "tasks")
                 )
             }
         };
@@ -92,7 +92,7 @@ async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, Failure> {
         let text = match reply.requeued {
             0 => format!("Worker {id} is forgotten"),
             n => {
-                let tasks = units::counted(n as u64, "task", "tasks");
+                let tasks = units::counted(n, "task", "tasks");
                 format!("Worker {id} is forgotten; free for others: {tasks} that it had")
             }
         };

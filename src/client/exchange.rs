@@ -60,7 +60,7 @@ pub(super) struct Request<'a> {
     pub(super) streamed: bool,
     /// There are several masters to ask.
     pub(super) several: bool,
-    /// An operator changes something by it: whoever sent it needs to be informed whether it was carried out.
+    /// An operator changes something by it: the sender needs to learn whether it was carried out.
     pub(super) command: bool,
     /// Where damage to it and to its answer is counted.
     pub(super) damage: Damage,

@@ -317,7 +317,7 @@ impl Class {
         Ok(())
     }
 
-    /// The class as `globset` reads it, which knows no escapes in one: what is special there stands where it is
+    /// The class as `globset` reads it, which has no escapes in one: what is special there stands where it is
     /// not. No class matches `/`. `None`: it matches nothing.
     fn glob(mut self) -> Option<String> {
         self.ascii[usize::from(b'/')] = self.negated;

@@ -72,7 +72,7 @@ impl fmt::Display for RootLoss {
     }
 }
 
-/// What tells one root from another, read when it is opened.
+/// What distinguishes one root from another, read when it is opened.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Identity {
     dev: u64,
@@ -198,7 +198,7 @@ impl Tree {
         FsError::new(self.side, "use storage path", path, Cause::RootGone(loss))
     }
 
-    /// A text that tells its storage root from every other one at the same path.
+    /// A text that distinguishes its storage root from every other one at the same path.
     pub fn root_id(&self) -> String {
         self.root.id()
     }

@@ -133,7 +133,7 @@ impl Target {
     /// directory above any of these. That the directory itself is not there is fine.
     ///
     /// # Errors
-    /// The directory can't be read; the trash is no directory. Whatever else fails is told in [`PruneDone::errors`].
+    /// The directory can't be read; the trash is no directory. Whatever else fails is in [`PruneDone::errors`].
     pub fn prune(&self, page: &PrunePage) -> Result<PruneDone> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.prune_at(page, now, STEPS)

@@ -247,7 +247,7 @@ async fn apply_changes(
             *now = Settings { name_key, ..settings(&config) };
         });
     }
-    // Whoever waits for a change waits for ever.
+    // A task that waits for a change waits for ever.
     std::future::pending::<()>().await;
 }
 

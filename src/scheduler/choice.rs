@@ -51,7 +51,19 @@ impl State {
 
     /// Whether there is a scan to hand out, and room for what it finds.
     fn may_scan(&self, sync: &Sync) -> bool {
-        !sync.queue.scans.is_empty() && self.outstanding(sync) < 0.5
+        !sync.queue.scans.is_empty() && self.has_room_for_scans(sync)
+    }
+
+    fn has_room_for_scans(&self, sync: &Sync) -> bool {
+        self.outstanding(sync) < 0.5
+    }
+
+    /// Whether a worker takes tasks that read the source of a sync: it holds that, and another worker (or it itself)
+    /// can write what is read.
+    fn may_read(&self, sync: &Sync, worker: &Worker) -> bool {
+        worker.drained.is_none()
+            && worker.holds(&sync.request.source_path)
+            && self.able(sync, &sync.request.destination_path).next().is_some()
     }
 
     /// The task of a sync that fits a worker best. Publishing comes first (it frees the window), then
@@ -75,10 +87,7 @@ impl State {
                 return first.copied();
             }
         }
-        let at_source = worker.drained.is_none()
-            && worker.holds(&sync.request.source_path)
-            && self.able(sync, &sync.request.destination_path).next().is_some();
-        if !at_source {
+        if !self.may_read(sync, worker) {
             return None;
         }
         let scan = || self.may_scan(sync).then(|| queue.scans.iter().find(fits)).flatten();
@@ -111,17 +120,11 @@ impl State {
     /// Whether a worker can do a task that is ready, whatever else there is to do.
     pub(super) fn can_do(&self, task: &Task, worker: &Worker, now: Now) -> bool {
         let Some(sync) = self.syncs.get(&task.sync) else { return false };
-        let request = &sync.request;
-        let takes = worker.drained.is_none();
-        let there = match (task.bound.is_some(), task.at_source()) {
-            (true, _) => worker.holds(&request.destination_path),
-            (false, false) => takes && worker.holds(&request.destination_path),
-            (false, true) => {
-                takes
-                    && worker.holds(&request.source_path)
-                    && self.able(sync, &request.destination_path).next().is_some()
-                    && (!task.is_scan() || self.outstanding(sync) < 0.5)
-            }
+        let there = if task.bound.is_none() && task.at_source() {
+            self.may_read(sync, worker) && (!task.is_scan() || self.has_room_for_scans(sync))
+        } else {
+            let takes = task.bound.is_some() || worker.drained.is_none();
+            takes && worker.holds(&sync.request.destination_path)
         };
         there && self.fits(sync, task, worker, now)
     }

@@ -452,7 +452,7 @@ impl State {
         self.requeue(id, now);
     }
 
-    /// Whoever held a task that writes may have written through any worker within its reach.
+    /// A worker that held a task that writes may have written through any worker within its reach.
     pub(super) fn suspect_reach(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id).filter(|t| t.writes()) else { return };
         let no = task.sync;

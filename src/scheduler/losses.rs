@@ -19,7 +19,7 @@
 use super::choice::Open;
 use super::pages::Again;
 use super::sync::Sync;
-use super::task::{Task, TaskState};
+use super::task::{SPARED_MS, Task, TaskState};
 use super::{Effect, NewTask, Now, State};
 use crate::util::units;
 use crate::wire::manifest::Manifest;
@@ -29,8 +29,6 @@ use crate::wire::{BytePath, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A task that was lost with a worker is left to other workers for this long, in milliseconds.
-const SPARED_MS: u64 = 5 * 60 * 1000;
 /// A worker is kept free for an isolated task for at most this long, in milliseconds.
 const RESERVED_MS: u64 = 5 * 60 * 1000;
 /// … and after that none for this long: what the worker holds may wait for work that it does not get meanwhile, as a walk
@@ -185,7 +183,7 @@ impl State {
     /// Whether the process that holds a task was silent for the length of a lease.
     pub(super) fn is_silent(&self, id: TaskId, now: Now) -> bool {
         let Some(lease) = self.tasks.get(&id).and_then(Task::lease) else { return false };
-        // A master that has not heard of it yet knows nothing.
+        // A master that has not heard of it yet has no record of it.
         self.was_silent(&lease.worker, lease.incarnation.as_ref(), now)
     }
 

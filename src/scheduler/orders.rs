@@ -3,6 +3,7 @@
 
 use super::records::drain_key;
 use super::requests::{self, refused};
+use super::task::SPARED_MS;
 use super::worker::Worker;
 use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
@@ -14,9 +15,6 @@ use crate::wire::worker::{
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
-
-/// Tasks that were taken away from a worker are left to others for so long, in milliseconds.
-const SPARED_MS: u64 = 5 * 60 * 1000;
 
 /// There is no such worker.
 fn unknown(worker: &WorkerId) -> Reply {

@@ -129,7 +129,7 @@ impl State {
         })
     }
 
-    /// A task was done by `worker`, and through those who `wrote`: storage of theirs that its sync waited for is there
+    /// A task was done by `worker`, and through the workers that `wrote`: storage of theirs that its sync waited for is there
     /// again.
     pub(super) fn found_storage(
         &mut self,

@@ -10,6 +10,9 @@ use std::collections::BTreeSet;
 /// So many tries that met a shortage do not count; they are half a minute apart.
 const SHORT_TRIES: u32 = 120;
 
+/// A task that was lost with a worker, or taken away from it, is left to others for so long, in milliseconds.
+pub(super) const SPARED_MS: u64 = 5 * 60 * 1000;
+
 /// A unit of work.
 ///
 /// ```text

@@ -39,7 +39,7 @@ pub(super) struct Workers {
     of_boot: HashMap<String, BTreeSet<WorkerId>>,
     /// Who is kept from new work by an operator; also those that have not been heard of yet.
     drained: BTreeMap<WorkerId, Drained>,
-    /// Who is known and was not heard of for longer than the time-out.
+    /// Workers that are known and were not heard of for longer than the time-out.
     silent: BTreeSet<WorkerId>,
     /// Counts what changes who may be given work.
     version: u64,

@@ -15,14 +15,14 @@ use super::{
     Acquired, Backup, Batch, Candidate, Fence, Redaction, SCHEMA, Store, StoreError, check_schema,
     new_owner,
 };
+use crate::util::private;
 use files::{Opened, USAGE_TABLE, Usage};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -198,29 +198,16 @@ fn create_private(dir: &Path) -> Result<(), StoreError> {
             path.display()
         ))
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed(dir, e))?;
+    private::create_dir(dir).map_err(|e| failed(dir, e))?;
     let file = dir.join(FILE_NAME);
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&file)
-        .map(drop)
-        .map_err(|e| failed(&file, e))
+    private::open(&file).map(drop).map_err(|e| failed(&file, e))
 }
 
 /// Locks the file at `path`; where another process has it, the inner error is that one's name.
 fn try_lock(path: &Path) -> Result<Result<File, String>, StoreError> {
     let failed =
         |e: std::io::Error| StoreError::Unusable(format!("cannot lock {}: {e}", path.display()));
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
+    let file = private::open(path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(Ok(file)),
         Err(TryLockError::WouldBlock) => {
@@ -408,7 +395,7 @@ impl Worker {
             };
             if let Some(why) = why {
                 tracing::warn!(
-                    "{} is not complete without the -wal file beside it ({why}): whoever copies it must copy both",
+                    "{} is not complete without the -wal file beside it ({why}): a copy of it needs both",
                     self.place.shown()
                 );
             }

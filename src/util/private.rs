@@ -10,7 +10,7 @@ use std::path::Path;
 pub const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
 
 /// Makes the directory `dir` and what is missing above it, with the mode 0700. One that is there keeps its
-/// mode: whoever made it chose it.
+/// mode, which was chosen when it was made.
 ///
 /// # Errors
 /// It can't be made.
@@ -35,20 +35,43 @@ pub fn create(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Opens the file `path` to read and write, made with the mode 0600 where it is missing. One that is there keeps
+/// its content and its mode.
+///
+/// # Errors
+/// It can't be opened or made.
+pub fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
 /// Replaces the file `path` by one that holds `bytes`, with the mode 0600; both names are on stable storage
 /// when it returns. A crash leaves the old file or the new one.
 ///
 /// # Errors
 /// One of the steps failed.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_by(path, &path.with_extension("new"), bytes)
+}
+
+/// The same for a file that several processes may replace at once: each needs its own temporary name `new`, in the
+/// same directory.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_by(path: &Path, new: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     create_dir(dir)?;
-    let new = path.with_extension("new");
-    let mut out = create(&new)?;
-    out.write_all(bytes)?;
-    out.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(dir)?.sync_all()
+    let mut out = create(new)?;
+    let replaced = out
+        .write_all(bytes)
+        .and_then(|()| out.sync_all())
+        .and_then(|()| fs::rename(new, path))
+        .and_then(|()| File::open(dir)?.sync_all());
+    if replaced.is_err() {
+        let _ = fs::remove_file(new);
+    }
+    replaced
 }
 
 /// The content of the file `path`, of at most `limit` bytes.

@@ -221,7 +221,7 @@ pub struct WorkerHeartbeat {
     /// Those of its data-plane endpoints that it does not listen on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unavailable_endpoints: Vec<UnavailableEndpoint>,
-    /// For each storage path a text that tells the directory that is open there from every other one that the path
+    /// For each storage path a text that distinguishes the directory that is open there from every other one that the path
     /// leads to at another time.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub root_ids: BTreeMap<String, String>,

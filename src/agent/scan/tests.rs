@@ -38,7 +38,7 @@ async fn run(dir: &TempDir, listing: Listing, pages: &Kept) -> ScanEnd {
 async fn a_tree_is_paged_with_every_entry_once() {
     let dir = five_thousand();
     let pages = Kept::default();
-    assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Told);
+    assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Reported);
     let entries = pages.entries();
     assert_eq!(entries.len(), 1 + 5 + 5000);
     assert_eq!(entries.iter().collect::<BTreeSet<_>>().len(), entries.len());
@@ -57,7 +57,7 @@ async fn a_scan_that_is_held_goes_on_where_its_last_page_ends() {
     let mut rounds = 0;
     loop {
         let pages = Kept::answering(vec![reply(PageAction::Hold, 0)]);
-        assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Told);
+        assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Reported);
         assert_eq!(pages.pages.lock().unwrap().len(), 1);
         entries.extend(pages.entries());
         rounds += 1;
@@ -93,7 +93,7 @@ async fn directories_are_given_away_when_asked_and_walked_by_nobody_else() {
 async fn a_stopped_scan_posts_no_more() {
     let dir = five_thousand();
     let pages = Kept::answering(vec![reply(PageAction::Stop, 0)]);
-    assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Told);
+    assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Reported);
     assert_eq!(pages.pages.lock().unwrap().len(), 1);
 }
 
@@ -104,7 +104,7 @@ async fn a_root_that_is_missing_fails_the_scan_and_a_subtree_that_is_fails_alone
     let gone = tree(dir.path());
     fs::create_dir(dir.path().join("src")).unwrap();
     let subtree = Listing::Subtree { dir: RelPath::new("nowhere").unwrap(), cursor: None };
-    assert_eq!(run(&dir, subtree, &pages).await, ScanEnd::Told);
+    assert_eq!(run(&dir, subtree, &pages).await, ScanEnd::Reported);
     let page = pages.last();
     assert_eq!((page.errors.len(), page.next.clone()), (1, None));
     assert_eq!(page.errors[0].path.0, b"nowhere");
@@ -132,7 +132,7 @@ async fn a_list_gives_just_its_names_and_names_what_is_not_there() {
     let list = NameList { names: names.to_vec() };
     let pages = Kept::default();
     let listing = Listing::Names { list: list.clone(), start: 0 };
-    assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Told);
+    assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Reported);
     assert_eq!(pages.entries(), ["d1/f0007", "d2", "d0/f0000"]);
     let errors = pages.last().errors;
     assert_eq!((errors.len(), errors[0].path.0.as_slice()), (1, &b"nope"[..]));
@@ -151,7 +151,7 @@ async fn a_source_that_is_a_file_is_one_entry() {
     let pages = Kept::default();
     assert_eq!(
         scan(file, all(), Manner::default(), 1 << 20, Digest([0; 32]), &pages).await,
-        ScanEnd::Told
+        ScanEnd::Reported
     );
     assert_eq!(pages.entries(), [""]);
 }
@@ -184,7 +184,7 @@ async fn a_source_that_is_a_file_is_left_out_by_its_name_its_size_and_its_age() 
         let end = scan(source, all(), manner, 1 << 20, Digest([0; 32]), &pages).await;
         assert_eq!(
             (end, pages.entries().is_empty()),
-            (ScanEnd::Told, left_out.is_some()),
+            (ScanEnd::Reported, left_out.is_some()),
             "{spec:?}"
         );
         let notes: Vec<String> = pages.last().notes.keys().cloned().collect();
@@ -228,14 +228,14 @@ async fn a_directory_that_is_not_entered_is_no_failed_file() {
         (Manner { filter: Arc::new(filter), ..Manner::default() }, Kept::default());
     let end = scan(tree, all(), manner, 1 << 20, Digest([0; 32]), &pages).await;
     let page = pages.last();
-    assert_eq!((end, page.errors.len(), page.unlisted), (ScanEnd::Told, 1, 1), "{page:?}");
+    assert_eq!((end, page.errors.len(), page.unlisted), (ScanEnd::Reported, 1, 1), "{page:?}");
     assert_eq!(page.errors[0].path.0, b"proc");
 }
 
 async fn run_with(dir: &TempDir, listing: Listing, manner: Manner) -> Kept {
     let pages = Kept::default();
     let end = scan(tree(dir.path()), listing, manner, 1 << 20, Digest([3; 32]), &pages).await;
-    assert_eq!(end, ScanEnd::Told);
+    assert_eq!(end, ScanEnd::Reported);
     pages
 }
 
@@ -338,7 +338,7 @@ async fn page_0_of_each_walk_carries_the_identity_of_the_source_root() {
     let file = crate::fs::Tree::new(root, RelPath::new("file").unwrap());
     let pages = Kept::default();
     let end = scan(file, all(), Manner::default(), 1 << 20, Digest([1; 32]), &pages).await;
-    assert_eq!(end, ScanEnd::Told);
+    assert_eq!(end, ScanEnd::Reported);
     let inode = fs::metadata(dir.path().join("file")).unwrap().ino();
     assert_eq!(pages.first().start.map(|start| start.inode), Some(inode));
 }

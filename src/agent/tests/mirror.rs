@@ -86,7 +86,7 @@ async fn extra_entries_are_counted_first_and_then_deleted_with_what_is_in_them()
         write_at_destination(&fleet, "gone/deep/file", "90");
         let (with, pages) = (names(&fleet), Kept::default());
         let (end, wrote) = pruned(&fleet, &cx, whole(false), &pages).await;
-        assert_eq!((end, wrote), (ScanEnd::Told, vec![]));
+        assert_eq!((end, wrote), (ScanEnd::Reported, vec![]));
         let extra = Pruned { seen: with.len() as u64, extra: 5, bytes: 10 };
         assert_eq!((sum(&pages), deleted(&pages)), (extra, vec![]));
         assert_eq!(names(&fleet), with);
@@ -95,7 +95,7 @@ async fn extra_entries_are_counted_first_and_then_deleted_with_what_is_in_them()
 
         let pages = Kept::default();
         let (end, wrote) = pruned(&fleet, &cx, whole(true), &pages).await;
-        assert_eq!((end, wrote.len()), (ScanEnd::Told, 1));
+        assert_eq!((end, wrote.len()), (ScanEnd::Reported, 1));
         assert_eq!((sum(&pages).extra, sum(&pages).bytes), (5, 10));
         assert_eq!(deleted(&pages), ["b", "d/e/extra", "gone", "gone/deep", "gone/deep/file"]);
         assert_eq!((names(&fleet), fleet.differences()), (before, vec![]));
@@ -116,7 +116,7 @@ async fn a_prune_ends_with_its_allowance_and_reports_it_whoever_asks_again() {
             let stop = vec![reply(PageAction::Continue, 0), reply(PageAction::Stop, 0)];
             let pages = Kept::answering(stop);
             let (end, _) = pruned(&fleet, &cx, whole(true), &pages).await;
-            assert_eq!((end, sum(&pages).extra), (ScanEnd::Told, extra));
+            assert_eq!((end, sum(&pages).extra), (ScanEnd::Reported, extra));
             assert!(pages.last().allowance_used_up);
             let there = names(&fleet).iter().filter(|name| name.contains("extra")).count();
             assert_eq!(there, left);
@@ -214,7 +214,7 @@ async fn very_much_that_is_extra_in_one_directory_is_told_page_by_page_and_count
     let pages = Kept::default();
     let (end, _) = pruned(&fleet, &cx, whole(true), &pages).await;
     let seen = before.len() as u64 + 5001;
-    assert_eq!((end, sum(&pages)), (ScanEnd::Told, Pruned { seen, extra: 5001, bytes: 0 }));
+    assert_eq!((end, sum(&pages)), (ScanEnd::Reported, Pruned { seen, extra: 5001, bytes: 0 }));
     assert_eq!((deleted(&pages).len(), names(&fleet)), (5001, before));
     let pages = pages.pages.into_inner().unwrap();
     assert!(pages.len() >= 3 && pages.iter().all(|page| page.records.len() < 2 * 4096));
@@ -258,14 +258,14 @@ async fn nothing_is_deleted_before_the_master_has_seen_what_the_source_root_is()
     let pages = Kept::answering(vec![reply(PageAction::Stop, 0)]);
     let (end, _) = pruned(&fleet, &cx, whole(true), &pages).await;
     let first: ScanPage = pages.last();
-    assert_eq!((end, names(&fleet).len()), (ScanEnd::Told, before.len()));
+    assert_eq!((end, names(&fleet).len()), (ScanEnd::Reported, before.len()));
     assert!(first.root.is_some() && first.pruned == Some(Pruned::default()));
     fs::remove_dir_all(fleet.src()).unwrap();
     fs::create_dir(fleet.src()).unwrap();
     let empty = fleet.context(&["src"]);
     let pages = Kept::answering(vec![reply(PageAction::Stop, 0)]);
     let (end, _) = pruned(&fleet, &empty, whole(true), &pages).await;
-    assert_eq!((end, pages.last().root.map(|root| root.empty)), (ScanEnd::Told, Some(true)));
+    assert_eq!((end, pages.last().root.map(|root| root.empty)), (ScanEnd::Reported, Some(true)));
     assert_eq!(names(&fleet), before);
     pruned(&fleet, &empty, whole(true), &Kept::default()).await;
     assert_eq!(names(&fleet), Vec::<String>::new());
@@ -281,7 +281,7 @@ async fn a_source_directory_that_cannot_be_listed_is_an_error_and_nothing_is_mis
     let before = names(&fleet);
     let pages = Kept::default();
     let (end, _) = pruned(&fleet, &cx, (RelPath::new("d/e").unwrap(), None, true), &pages).await;
-    assert_eq!((end, names(&fleet)), (ScanEnd::Told, before));
+    assert_eq!((end, names(&fleet)), (ScanEnd::Reported, before));
     assert_eq!(
         (pages.last().errors.len(), pages.last().errors[0].path.0.as_slice()),
         (1, &b"d"[..])
@@ -302,7 +302,7 @@ async fn a_destination_that_is_away_is_passed_over() {
     let (end, wrote) = pruned(&fleet, &cx, whole(true), &pages).await;
     assert_eq!(
         (end, wrote, deleted(&pages)),
-        (ScanEnd::Told, vec!["r0".into()], vec!["extra".into()])
+        (ScanEnd::Reported, vec!["r0".into()], vec!["extra".into()])
     );
     fleet.members.truncate(1);
     let (end, _) = pruned(&fleet, &cx, whole(false), &Kept::default()).await;

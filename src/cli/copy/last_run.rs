@@ -6,12 +6,10 @@
 //! paths, because a home directory may be shared by hosts that mount other things there.
 
 use super::name_key::state_dir;
+use crate::util::private;
 use crate::wire::AbsPath;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -66,20 +64,13 @@ impl LastRun {
     /// # Errors
     /// There is a record, and it can't be read, is damaged or belongs to another user.
     pub(super) fn file_system(&self) -> Result<Option<String>, String> {
-        let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-        let file = match OpenOptions::new().read(true).custom_flags(nofollow).open(self.path()) {
-            Ok(file) => file,
+        let text = match private::read(&self.path(), MAX_RECORD_BYTES) {
+            Ok(text) => text,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
             Err(e) => return Err(e.to_string()),
         };
-        let meta = file.metadata().map_err(|e| e.to_string())?;
-        if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() {
-            return Err("it is no regular file of this user".to_owned());
-        }
-        let mut text = Vec::new();
-        file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(|e| e.to_string())?;
         let known: Record = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
         let file_system = known.file_system.clone();
         if (Record { file_system: String::new(), ..known }) != self.record {
@@ -93,20 +84,9 @@ impl LastRun {
     /// # Errors
     /// It can't be written.
     pub(super) fn record(&self, file_system: &str) -> std::io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let record = Record { file_system: file_system.to_owned(), ..self.record.clone() };
         let temporary = self.dir.join(format!(".{}", crate::util::name::unique()));
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let written = file
-            .write_all(&serde_json::to_vec(&record)?)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| std::fs::rename(&temporary, self.path()))
-            .and_then(|()| File::open(&self.dir)?.sync_all());
-        if written.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        written?;
+        private::replace_by(&self.path(), &temporary, &serde_json::to_vec(&record)?)?;
         self.remove_oldest(MAX_RECORDS)
     }
 
@@ -165,7 +145,7 @@ mod tests {
         let (one, two) = (pair(state.path(), "/one"), pair(state.path(), "/two"));
         two.record("1:a").unwrap();
         for damage in ["", "{\"host\":", "null"] {
-            std::fs::write(one.path(), damage).unwrap();
+            private::replace(&one.path(), damage.as_bytes()).unwrap();
             assert!(one.file_system().is_err(), "{damage}");
         }
         std::fs::copy(two.path(), one.path()).unwrap();
@@ -182,7 +162,12 @@ mod tests {
         for (n, run) in all.iter().enumerate() {
             run.record("1:a").unwrap();
             let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(100 - n as u64);
-            File::options().write(true).open(run.path()).unwrap().set_modified(at).unwrap();
+            std::fs::File::options()
+                .write(true)
+                .open(run.path())
+                .unwrap()
+                .set_modified(at)
+                .unwrap();
         }
         all[0].remove_oldest(2).unwrap();
         let kept: Vec<bool> = all.iter().map(|run| run.path().exists()).collect();

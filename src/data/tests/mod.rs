@@ -18,7 +18,7 @@ use super::frame;
 use super::outcome::{Found, RangeMode, RangeSent, SendError, Written};
 use super::pool::tests::{one, plenty};
 use super::pool::{BUFFER, GATHERED, Pool};
-use super::protocol::{PACK, RANGE};
+use super::protocol::{PACK, RANGE, RangeHead};
 use super::send::{Fed, Feed, feed_pack};
 use super::stream::{Ask, PROTOCOL};
 use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate, Until};
@@ -340,6 +340,20 @@ fn file_frames(entry: &Entry, content: &[u8], digest: &Digest) -> Vec<u8> {
     }
     out.extend(frame::digest(digest));
     out
+}
+
+/// The body of a pack, and that of a range, that write the file `planted`.
+fn planted() -> (Vec<u8>, Vec<u8>) {
+    let entry = file_entry("planted", 3);
+    let mut pack = frame::dirs(vec![]);
+    pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
+    pack.extend(frame::end(1));
+    let manifest = Manifest { dirs: vec![], entries: vec![entry] };
+    let head = RangeHead { manifest, offset: 0, length: 3, dense: None };
+    let mut range = frame::range(&head);
+    range.extend(frame::content_head(3));
+    range.extend(b"abc");
+    (pack, range)
 }
 
 async fn a_batch_arrives(world: &World, to: Destination) {

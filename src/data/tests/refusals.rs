@@ -2,15 +2,14 @@
 
 use super::*;
 use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
-use crate::data::protocol::{DIGEST, OFFER, PRUNE, RangeHead, SWEEP};
+use crate::data::protocol::{DIGEST, OFFER, PRUNE, SWEEP};
 use crate::data::verbs::VERBS;
 use crate::wire::options::FilterSpec;
 use crate::wire::ticket::LEEWAY_SECONDS;
 
 /// Each verb with a body that does something where it is let in.
 fn verbs() -> [(&'static str, Vec<u8>); 6] {
-    let entry = file_entry("planted", 3);
-    let dir = Entry { kind: Kind::Dir, ..entry.clone() };
+    let dir = Entry { kind: Kind::Dir, ..file_entry("planted", 3) };
     let offer = Manifest { dirs: vec![], entries: vec![dir] }.encode();
     let manifest = Manifest { dirs: vec![], entries: vec![file_entry("planted", BLOCK)] };
     let digest = BlocksAsk { manifest, offset: 0, length: BLOCK, block: BLOCK };
@@ -26,13 +25,7 @@ fn verbs() -> [(&'static str, Vec<u8>); 6] {
         dirs: vec![],
         resume: None,
     };
-    let mut pack = frame::dirs(vec![]);
-    pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
-    pack.extend(frame::end(1));
-    let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, dense: None });
-    range.extend(frame::content_head(3));
-    range.extend(b"abc");
+    let (pack, range) = planted();
     [
         (OFFER, offer),
         (DIGEST, minicbor::to_vec(&digest).unwrap()),

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
-use crate::data::protocol::RangeHead;
 use crate::wire::manifest::{DirRef, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
 use crate::wire::ticket::{Deletion, PrunePermit};
@@ -47,14 +46,7 @@ async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
     let before = fs::metadata(world.dst()).unwrap().modified().unwrap();
     let dry = rules(|r| (r.dry_run, r.delete) = (true, true));
     let ticket = world.ticket_with(&dry);
-    let entry = file_entry("planted", 3);
-    let mut pack = frame::dirs(vec![]);
-    pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
-    pack.extend(frame::end(1));
-    let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, dense: None });
-    range.extend(frame::content_head(3));
-    range.extend(b"abc");
+    let (pack, range) = planted();
     for (path, body) in [
         ("/v1/pack", pack),
         ("/v1/range", range),

@@ -98,7 +98,7 @@ async fn a_peer_that_takes_or_answers_a_byte_now_and_then_is_given_up_and_holds_
         let Err(SendError::Broken { message, .. }) = packed else { panic!("{how:?}: {packed:?}") };
         assert!(message.contains("less than 4096 bytes went to it in 700ms"), "{how:?}: {message}");
         if how == Slow::Answering {
-            // Whoever has not met it yet asks at once; where its route is marked, a probe comes first.
+            // A sender that has not met it yet asks at once; where its route is marked, a probe comes first.
             let unmet = Peers::new(&[], plenty()).peer(&member, &world.ticket(), &rules);
             let unmet = Destination::Remote(unmet.giving_up_after(PATIENCE));
             let offered = unmet.offer(&Manifest::default()).await;

@@ -315,7 +315,7 @@ fn a_part_file_swapped_while_it_is_written_is_never_taken_up() {
     let there = fs::metadata(&part).unwrap();
     assert!(next.created && there.ino() != swapped.metadata().unwrap().ino() && there.uid() == 0);
     assert_eq!(parts(&site).len(), 1);
-    // What it had is gone with it: where no digest tells, nothing is kept of it.
+    // What it had is gone with it: where no digest shows it, nothing is kept of it.
     target.discard_part(&entry).unwrap();
     let unhashed = site.target_by(WriteRules { hashed: false, ..WriteRules::default() });
     let kept = unhashed.part(&entry).unwrap().keep(0, 1000, super::super::Keep::Part);

@@ -92,7 +92,7 @@ pub(super) fn file(backup: Backup) -> Response {
                 Ok(read) => read,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => {
-                    // Whoever is gone needs no error.
+                    // A client that is gone needs no error.
                     let _ = pieces.blocking_send(Err(e));
                     return;
                 }

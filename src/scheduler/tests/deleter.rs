@@ -61,7 +61,7 @@ fn tasks_that_delete_at_once_share_one_grant_and_one_agent_and_so_does_a_retry()
         (first.clone(), listed.clone()),
         "reported is not spent twice"
     );
-    // Another master knows it too.
+    // Another master has it too.
     world.restart();
     for (worker, incarnation, path) in [("s", "1", "/src"), ("d", "1", "/dst"), ("d2", "2", "/dst")]
     {

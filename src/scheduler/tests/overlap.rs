@@ -165,7 +165,7 @@ fn a_sync_that_is_stopped_holds_its_destination_until_its_workers_have_stopped_t
         plain(&mut world, "c", ("/b", "/a"));
         pass(&mut world, 10_000, &[copy.assignment_id]);
         change(&mut world, event, "a");
-        // The worker was told nothing: its lease has 30 s from the last heartbeat. What was only read is free.
+        // The worker was not informed: its lease has 30 s from the last heartbeat. What was only read is free.
         let scan = take(&mut world, "c");
         world.post(&scan, page(&scan, 0, vec![], None));
         let reason = waits(&mut world, "b");

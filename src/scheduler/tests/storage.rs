@@ -68,7 +68,7 @@ fn a_sync_whose_storage_is_gone_waits_with_the_reason_and_goes_on_when_it_is_ser
             assert!(reason.contains(&part), "{part} in {reason}");
         }
         assert_eq!(world.poll("s", "1"), None, "{side}");
-        // It says so itself, and a master that starts anew knows.
+        // It says so itself, and a master that starts anew has it in its store.
         beat(&mut world, worker, None, &[]);
         world.restart();
         beat(&mut world, "s", (worker != "s").then_some("s1"), &[]);

@@ -17,7 +17,7 @@ fn with_guide_worker(id: &str) -> (World, Assignment) {
     }
 }
 
-/// What a worker that knows only the guide posts.
+/// What a worker that implements only the guide posts.
 fn bare(a: &Assignment) -> SyncResult {
     let report = TaskReport::default();
     SyncResult {
