@@ -558,12 +558,13 @@ fn a_mirror_replaces_a_full_directory_by_what_the_source_has_and_without_it_that
         assert_eq!(paths_of(&dst), before, "{options}");
     }
     let dry = cluster.sync_with(&src, &dst, json!({"delete": {}, "dry_run": true}));
-    assert_eq!((dry.files_failed, count(&dry, Action::Update)), (0, 5), "{dry:#?}");
+    assert_eq!((dry.files_failed, count(&dry, Action::Create)), (0, 5), "{dry:#?}");
     assert_eq!(count(&dry, Action::Delete), 20, "{:#?}", dry.actions);
     assert_eq!(paths_of(&dst), before);
     let sync = cluster.sync_with(&src, &dst, json!({"delete": {"max": 20}}));
     assert_full(&sync);
     assert_eq!((sync.files_done, count(&sync, Action::Delete)), (5, 20), "{sync:#?}");
+    assert_eq!(count(&sync, Action::Create), 5, "as the dry run said: {:#?}", sync.actions);
     assert_equal_in_all(&src, &dst);
     assert_eq!(cluster.sync_with(&src, &dst, json!({"delete": {}})).files_done, 0);
 
