@@ -235,7 +235,7 @@ fn reassigned_tasks_are_done_by_others_and_everything_is_counted_once() {
     });
     cluster.agent("a2", &[&src]);
     let said = cluster.ctl(["sync", "reassign", &id, "--worker", "a"]).run().exits(0).out();
-    assert!(said.contains("taken from worker a"), "{said}");
+    assert!(said.contains("Taken from worker a, for others: "), "{said}");
     cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
     let sync = cluster.ended(&id);
     assert_complete(&sync, census(&src));
