@@ -40,7 +40,8 @@ for ((job = 0; job < jobs; job++)); do
   ((job < jobs - 1)) || count=$((from + seeds - first))
   ((count > 0)) || continue
   LONGHAUL_SIM_FROM=$first LONGHAUL_SIM_SEEDS=$count LONGHAUL_SIM_STEPS=$steps RUST_BACKTRACE=0 \
-    "$built" --nocapture scheduler::tests::sim::whatever >"$work/$job" 2>&1 &
+    "$built" --nocapture --exact \
+    scheduler::tests::sim::whatever_happens_the_invariants_hold_and_every_sync_ends_as_it_should >"$work/$job" 2>&1 &
   pids+=($!)
 done
 bad=0

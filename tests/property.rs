@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use support::cluster::{Cluster, On};
-use support::tree::{Compare, assert_same, chmod, dir, link, name, noise, strict, touch};
+use support::tree::{Compare, PLACES, assert_same, chmod, dir, link, noise, place, strict, touch};
 
 /// One edit of the source. Places are numbers: they pick a path of a small set, so that edits meet.
 #[derive(Debug, Clone)]
@@ -57,34 +57,6 @@ enum Edit {
     },
     Sync,
 }
-
-/// Names that are easily taken for one: of other letter case, one character apart, in two Unicode forms.
-const NAMES: [&[u8]; 12] = [
-    b"a",
-    b"b",
-    b"-c",
-    b"d d",
-    b"e\ne",
-    b"f\xff",
-    b"a/deeper/still",
-    b"b/x",
-    b"A",
-    b"ab",
-    "\u{e9}".as_bytes(),
-    "e\u{301}".as_bytes(),
-];
-
-/// Paths that edits are about; some lie below others.
-fn place(at: usize) -> PathBuf {
-    let first = name(NAMES[at % NAMES.len()]);
-    match at / NAMES.len() % 3 {
-        0 => PathBuf::from(first),
-        1 => Path::new("dir").join(first),
-        _ => Path::new("a").join("dir").join(first),
-    }
-}
-
-const PLACES: usize = 3 * NAMES.len();
 
 fn edits() -> impl Strategy<Value = Vec<Edit>> {
     let at = || 0..PLACES;

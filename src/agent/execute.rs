@@ -309,3 +309,31 @@ pub fn entry_error(path: &[u8], operation: &str, message: impl Into<String>) -> 
         class: crate::wire::sync::ErrorClass::Transient,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_was_asked_counts_as_a_writer_unless_it_was_not_reached() {
+        let [a, b] = ["a", "b"].map(|name| name.parse::<WorkerId>().unwrap());
+        let writers = Writers::default();
+        writers.asked(&a);
+        assert_eq!(
+            writers.list(),
+            std::slice::from_ref(&a),
+            "an executor that is stopped now leaves it here"
+        );
+        writers.did_not(&a);
+        assert_eq!(writers.list(), []);
+        writers.asked(&a);
+        writers.wrote(&a);
+        writers.asked(&b);
+        writers.did_not(&b);
+        assert_eq!(writers.list(), std::slice::from_ref(&a));
+        // Asked once more and not reached, it has written all the same.
+        writers.asked(&a);
+        writers.did_not(&a);
+        assert_eq!(writers.list(), [a]);
+    }
+}

@@ -1,7 +1,7 @@
 //! Random edits of a source and of a destination.
 
 use crate::choice::{self, Choice, Compare, Which};
-use crate::support::tree::{chmod, dir, link, name, noise, touch};
+use crate::support::tree::{PLACES, chmod, dir, link, noise, place, touch};
 use proptest::prelude::*;
 use rustix::fs::{XattrFlags, lremovexattr, lsetxattr};
 use std::fs;
@@ -86,34 +86,6 @@ pub(crate) enum Side {
     Source,
     Destination,
 }
-
-/// Names that are easily taken for one: of other letter case, one character apart, in two Unicode forms.
-const NAMES: [&[u8]; 12] = [
-    b"a",
-    b"b",
-    b"-c",
-    b"d d",
-    b"e\ne",
-    b"f\xff",
-    b"a/deeper/still",
-    b"b/x",
-    b"A",
-    b"ab",
-    "\u{e9}".as_bytes(),
-    "e\u{301}".as_bytes(),
-];
-
-/// Paths that edits are about; some lie below others.
-fn place(at: usize) -> PathBuf {
-    let first = name(NAMES[at % NAMES.len()]);
-    match at / NAMES.len() % 3 {
-        0 => PathBuf::from(first),
-        1 => Path::new("dir").join(first),
-        _ => Path::new("a").join("dir").join(first),
-    }
-}
-
-const PLACES: usize = 3 * NAMES.len();
 
 /// A sequence that begins with some content, ends with a sync, and has others between.
 pub(crate) fn edits() -> impl Strategy<Value = Vec<Edit>> {

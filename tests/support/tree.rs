@@ -34,6 +34,35 @@ pub(crate) fn name(bytes: &[u8]) -> OsString {
     OsString::from_vec(bytes.to_vec())
 }
 
+/// Names that are easily taken for one: of other letter case, one character apart, in two Unicode forms.
+const PLACE_NAMES: [&[u8]; 12] = [
+    b"a",
+    b"b",
+    b"-c",
+    b"d d",
+    b"e\ne",
+    b"f\xff",
+    b"a/deeper/still",
+    b"b/x",
+    b"A",
+    b"ab",
+    "\u{e9}".as_bytes(),
+    "e\u{301}".as_bytes(),
+];
+
+/// Paths that edits are about; some lie below others.
+pub(crate) fn place(at: usize) -> PathBuf {
+    let first = name(PLACE_NAMES[at % PLACE_NAMES.len()]);
+    match at / PLACE_NAMES.len() % 3 {
+        0 => PathBuf::from(first),
+        1 => Path::new("dir").join(first),
+        _ => Path::new("a").join("dir").join(first),
+    }
+}
+
+/// How many paths [`place`] gives.
+pub(crate) const PLACES: usize = 3 * PLACE_NAMES.len();
+
 /// Writes a file, with the directories above it.
 pub(crate) fn file(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
     let path = path.as_ref();

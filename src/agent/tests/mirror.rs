@@ -205,6 +205,33 @@ async fn a_prune_that_is_stopped_anywhere_goes_on_without_counting_twice() {
 }
 
 #[tokio::test]
+async fn a_prune_goes_on_behind_a_directory_that_became_a_file_or_went_since_its_last_page() {
+    for gone in [false, true] {
+        let (fleet, cx) = mirror(1, &[]).await;
+        fleet.write("f/kept", b"1");
+        write_at_destination(&fleet, "f/kept", "1");
+        write_at_destination(&fleet, "f/extra", "1");
+        let before = names(&fleet);
+        fs::remove_dir_all(fleet.src().join("d")).unwrap();
+        if !gone {
+            fleet.write("d", b"now a file");
+        }
+        let cursor = |after: &str| {
+            let after = RelPath::new(after).unwrap();
+            (RelPath::root(), Some(Cursor { after, skip_contents: false }), true)
+        };
+        let pages = Kept::default();
+        let (end, _) = pruned(&fleet, &cx, cursor("d/e"), &pages).await;
+        assert_eq!((end, deleted(&pages)), (ScanEnd::Reported, vec!["f/extra".to_owned()]));
+        let pages = pages.pages.into_inner().unwrap();
+        assert!(pages.iter().all(|page| page.errors.is_empty()), "{pages:?}");
+        let left: Vec<String> = before.into_iter().filter(|name| name != "f/extra").collect();
+        assert_eq!(names(&fleet), left, "the names of the root were compared before");
+        fleet.end().await;
+    }
+}
+
+#[tokio::test]
 async fn very_much_that_is_extra_in_one_directory_is_told_page_by_page_and_counted_once() {
     let (fleet, cx) = mirror(1, &[]).await;
     let before = names(&fleet);
