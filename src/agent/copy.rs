@@ -273,6 +273,14 @@ mod tests {
             [vec![0, 1], vec![2], vec![3], vec![4, 5]]
         );
         assert_eq!(packs(&entries, &[], 10), Vec::<Vec<usize>>::new());
+        let small: Vec<Entry> = (0..12).map(|n| file(&format!("f{n}"), 1)).collect();
+        let lengths = |sizes: &[Entry], chunk| -> Vec<usize> {
+            let all: Vec<usize> = (0..sizes.len()).collect();
+            packs(sizes, &all, chunk).iter().map(Vec::len).collect()
+        };
+        assert_eq!(lengths(&small, 5), [5, 5, 2]);
+        assert_eq!(lengths(&[file("a", 0), file("b", 0), file("c", 6), file("d", 0)], 10), [4]);
+        assert_eq!(lengths(&[file("a", 0), file("b", 6), file("c", 6), file("d", 4)], 10), [2, 2]);
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub async fn prune(job: Job<'_>, source: Tree, what: Prune, pages: &impl Pages) 
 }
 
 /// Whether each entry that is no directory and not left out by a pattern is copied, also over a directory.
-fn replaces(options: &SyncOptions) -> bool {
+pub(super) fn replaces(options: &SyncOptions) -> bool {
     let FilterSpec { rules: _, min_size, max_size, newer_than, older_than } = &options.filter;
     let sized = min_size.is_some() || max_size.is_some();
     let aged = newer_than.is_some() || older_than.is_some();

@@ -173,7 +173,7 @@ impl Slots {
             done = self.run(job) => done,
         };
         let Some(mut done) = done else { return };
-        let short = note_shortage(&mut done, kind);
+        let short = note_shortage(&mut done, kind, limits::shortage);
         let gone = |error: &FileError| error.class == ErrorClass::StorageGone;
         if done.report.failures.iter().any(gone) {
             // The master learns which storage path it is, and gives nothing more that needs it.
@@ -371,12 +371,16 @@ impl Slots {
 
 /// Whether a task met with a host that is out of descriptors or memory. One that failed as a whole while
 /// it is our own that is says so: the files in it are not to blame.
-fn note_shortage(done: &mut Done, kind: &str) -> bool {
+fn note_shortage(
+    done: &mut Done,
+    kind: &str,
+    shortage: impl FnOnce() -> Option<(&'static str, String)>,
+) -> bool {
     let failures = &mut done.report.failures;
     if !done.success
         && !done.report.handed_back
         && failures.is_empty()
-        && let Some((errno, why)) = limits::shortage()
+        && let Some((errno, why)) = shortage()
     {
         let message = done.message.as_ref().map_or(why.clone(), |said| format!("{said}; {why}"));
         let errno = Some(errno.to_owned());
@@ -394,4 +398,57 @@ fn writes(task: &TaskSpec) -> bool {
 fn handed_back() -> Done {
     let report = TaskReport { handed_back: true, ..TaskReport::default() };
     Done { report, ..Done::failed("the agent is stopping") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::task::Blob;
+
+    /// The errors that a task ends with, where the host has no descriptor left, and whether the worker rests.
+    fn noted(mut done: Done) -> (Vec<Option<String>>, bool) {
+        let short =
+            note_shortage(&mut done, "copy", || Some(("EMFILE", "no descriptor".to_owned())));
+        (done.report.failures.into_iter().map(|failure| failure.errno).collect(), short)
+    }
+
+    #[test]
+    fn a_shortage_of_the_host_is_the_error_of_a_task_that_failed_as_a_whole() {
+        let emfile = || Some("EMFILE".to_owned());
+        let blamed = |errno: &str| FileError {
+            errno: Some(errno.to_owned()),
+            ..entry_error(b"f", "open source", "failed")
+        };
+        assert_eq!(noted(Done::failed("it failed")), (vec![emfile()], true));
+        assert_eq!(noted(Done::well(TaskReport::default())), (vec![], false));
+        assert_eq!(noted(handed_back()), (vec![], false));
+        let eio = Some("EIO".to_owned());
+        assert_eq!(noted(Done::entry_failed(blamed("EIO"))), (vec![eio.clone()], false));
+        assert_eq!(noted(Done::entry_failed(blamed("EMFILE"))), (vec![emfile()], true));
+        let failed = Done { success: false, ..Done::entry_failed(blamed("EIO")) };
+        assert_eq!(noted(failed), (vec![eio], false), "its own error says why");
+        let mut without = Done::failed("it failed");
+        assert!(!note_shortage(&mut without, "copy", || None));
+        assert!(without.report.failures.is_empty());
+    }
+
+    #[test]
+    fn only_tasks_that_change_the_destination_are_of_no_use_but_to_write() {
+        let dir = RelPath::root;
+        let chain = || Blob(Vec::new());
+        for (task, expected) in [
+            (TaskSpec::Scan { dir: dir(), cursor: None }, false),
+            (TaskSpec::List { start: 0 }, false),
+            (TaskSpec::Copy { files: 1, dirs: 1, bytes: 1 }, false),
+            (TaskSpec::Range { offset: 0, length: 1, compare: false }, true),
+            (TaskSpec::Commit { range_length: 1, chain: chain(), in_place: false }, true),
+            (TaskSpec::Discard, true),
+            (TaskSpec::Prune { dir: dir(), cursor: None, apply: false }, false),
+            (TaskSpec::Prune { dir: dir(), cursor: None, apply: true }, true),
+            (TaskSpec::Sweep, true),
+            (TaskSpec::Flush, false),
+        ] {
+            assert_eq!(writes(&task), expected, "{task:?}");
+        }
+    }
 }

@@ -279,4 +279,20 @@ mod tests {
         drop(busy);
         waiting.await;
     }
+
+    #[tokio::test]
+    async fn goodput_is_by_the_second_however_long_a_window_was() {
+        let tuning = Tuning::new(1, 1, 8);
+        let all: Vec<Busy<'_>> = (0..8).map(|_| tuning.busy()).collect();
+        let (mut at, mut moved) = (Instant::now(), 0);
+        for n in 0..(100 * WINDOWS as u32) {
+            let window = WINDOW * (1 + n % 3);
+            let allowed = tuning.state().climb.allowed();
+            moved += (allowed.min(4) as f64 * 1e9 * window.as_secs_f64()) as u64;
+            at += window;
+            tuning.look(moved, at);
+        }
+        assert_eq!(tuning.state().climb.home, 4);
+        drop(all);
+    }
 }

@@ -353,6 +353,26 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::from_secs(10));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_renews_the_lease_and_so_does_its_repeat() {
+        let store = MemoryStore::new();
+        let fence = lead(&store, "m1").await;
+        let leads = async || {
+            matches!(
+                store.another_handle().acquire(&"m2".into(), SECOND).await,
+                Ok(Acquired::Leader(_))
+            )
+        };
+        for _ in 0..3 {
+            tokio::time::advance(SECOND.mul_f64(0.7)).await;
+            assert!(!leads().await);
+            store.commit(fence, &put("a", "1")).await.unwrap();
+        }
+        assert_eq!(store.commits(), 1);
+        tokio::time::advance(SECOND.mul_f64(1.1)).await;
+        assert!(leads().await);
+    }
+
     #[tokio::test]
     async fn a_roll_back_forgets_and_the_leader_writes_back() {
         let store = MemoryStore::new();

@@ -1,10 +1,10 @@
 //! Pruning: what the destination has and the source does not.
 
 use super::*;
-use crate::agent::prune::{Prune, prune};
+use crate::agent::prune::{Prune, prune, replaces};
 use crate::agent::scan::ScanEnd;
 use crate::agent::testing::{Kept, reply};
-use crate::wire::options::{DeleteOptions, FileState, FilterSpec};
+use crate::wire::options::{Attribute, DeleteOptions, FileState, FilterSpec, Links, SyncOptions};
 use crate::wire::task::{Cursor, PageAction, Pruned, ScanPage};
 
 /// Executes a prune of `dir` with worker `a`; how it ended and who wrote.
@@ -335,4 +335,23 @@ async fn a_destination_that_is_away_is_passed_over() {
     let (end, _) = pruned(&fleet, &cx, whole(false), &Kept::default()).await;
     assert!(matches!(&end, ScanEnd::Failed { message, .. } if message.contains("worker away")));
     fleet.end().await;
+}
+
+#[test]
+fn only_a_sync_that_copies_every_entry_replaces_full_directories() {
+    let with = |change: &dyn Fn(&mut SyncOptions)| {
+        let mut options = SyncOptions::default();
+        change(&mut options);
+        replaces(&options)
+    };
+    assert!(with(&|_| ()));
+    assert!(with(&|o| o.filter.rules = vec!["- x".to_owned()]));
+    assert!(!with(&|o| o.filter.min_size = Some(1)));
+    assert!(!with(&|o| o.filter.max_size = Some(1)));
+    assert!(!with(&|o| o.filter.newer_than = Some(1)));
+    assert!(!with(&|o| o.filter.older_than = Some(1)));
+    assert!(!with(&|o| o.ignore_existing = true));
+    assert!(!with(&|o| o.links = Links::Skip));
+    assert!(!with(&|o| o.preserve = o.preserve.without(Attribute::Specials)));
+    assert!(!with(&|o| o.preserve = o.preserve.without(Attribute::Devices)));
 }

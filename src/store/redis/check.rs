@@ -65,7 +65,7 @@ fn hidden<T>(
     }
 }
 
-fn is_forbidden(error: &str) -> bool {
+pub(super) fn is_forbidden(error: &str) -> bool {
     let error = error.to_ascii_lowercase();
     ["noperm", "unknown command"].iter().any(|sign| error.contains(sign))
 }

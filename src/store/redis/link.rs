@@ -144,7 +144,7 @@ impl Link {
         self.ask(Question::Script(call)).await
     }
 
-    fn error(&self, error: &RedisError) -> StoreError {
+    pub(super) fn error(&self, error: &RedisError) -> StoreError {
         let hint = match error.kind() {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => {
                 "; it is a node of a Redis Cluster: name its nodes in `redis.cluster`"

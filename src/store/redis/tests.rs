@@ -71,6 +71,50 @@ mod staged {
     }
 }
 
+#[test]
+fn what_may_not_be_asked_is_recognised_by_the_words_of_the_server() {
+    for (text, forbidden) in [
+        ("NOPERM this user has no permissions to run the 'config|get' command", true),
+        ("ERR unknown command 'CONFIG', with args beginning with: 'GET'", true),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", false),
+        ("NOAUTH Authentication required.", false),
+        ("", false),
+    ] {
+        assert_eq!(check::is_forbidden(text), forbidden, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_server_says_what_to_change() {
+    use redis::{ErrorKind, RedisError, ServerErrorKind};
+    let server = RedisServer::start();
+    let store = connect(&server).await;
+    for (kind, hint) in [
+        (ServerErrorKind::Moved, "name its nodes in `redis.cluster`"),
+        (ServerErrorKind::Ask, "name its nodes in `redis.cluster`"),
+        (ServerErrorKind::NoPerm, "docs/operations.md"),
+    ] {
+        let error = RedisError::from((ErrorKind::Server(kind), "refused"));
+        let text = store.link.error(&error).to_string();
+        assert!(text.contains(hint) && text.contains(&store.link.address), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_asked_again_after_a_pause() {
+    let mut server = RedisServer::start();
+    let store = connect(&server).await;
+    server.kill();
+    let begun = std::time::Instant::now();
+    // Each call asks three times; the first one begins with the old connection and a new one at once.
+    for _ in 0..2 {
+        let refused = store.load().await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    }
+    let pauses = Duration::from_millis(50 + 100 + 200 + 400);
+    assert!(begun.elapsed() >= pauses, "{:?}", begun.elapsed());
+}
+
 /// How often a script ran on the server.
 fn scripts_run(server: &RedisServer) -> u64 {
     let stats = server.command(&["INFO", "commandstats"]);
