@@ -233,6 +233,7 @@ mod tests {
         let hand = Arc::new(Hand::default());
         let one = taken(&hand, 1, TaskSpec::Flush, 100);
         let id = AssignmentId([1; 16]);
+        assert!(!hand.is_empty());
         hand.renewed(&[id], secs(50), &[]);
         hand.expire(secs(124));
         assert_eq!(one.why(), None);

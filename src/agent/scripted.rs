@@ -8,6 +8,7 @@ use crate::config::AgentConfig;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
 use crate::wire::manifest::Manifest;
+use crate::wire::problem::Problem;
 use crate::wire::sync::ErrorClass;
 use crate::wire::task::{Assignment, ScanPage, SyncResult, TaskSpec};
 use crate::wire::ticket::{Claims, Signer};
@@ -33,6 +34,10 @@ struct Script {
     /// Given out in order.
     queue: VecDeque<Assignment>,
     manifest: Vec<u8>,
+    /// Questions for the manifest are answered with this status.
+    no_manifest: Option<StatusCode>,
+    /// How many such questions there were.
+    manifests: usize,
     /// Named in the next heartbeat's reply.
     drop: Vec<AssignmentId>,
     /// So many results are answered with 503.
@@ -126,7 +131,7 @@ async fn answer(
                 silent: Vec::new(),
                 limits: Default::default(),
                 next_beat_ms: None,
-                protocol: None,
+                protocol: Some(crate::wire::worker::PROTOCOL),
             };
             let mut deaf = false;
             master.change(|script| {
@@ -137,7 +142,20 @@ async fn answer(
             if deaf { away() } else { axum::Json(reply).into_response() }
         }
         ("POST", "assignment") => axum::Json(poll(&master, &uri).await).into_response(),
-        ("GET", "manifest") => master.script().manifest.clone().into_response(),
+        ("GET", "manifest") => {
+            let mut reply = StatusCode::OK.into_response();
+            master.change(|script| {
+                script.manifests += 1;
+                reply = match script.no_manifest {
+                    Some(status) => {
+                        let problem = Problem::new(status.as_u16(), "Refused", "not_found", "no");
+                        (status, axum::Json(problem)).into_response()
+                    }
+                    None => script.manifest.clone().into_response(),
+                };
+            });
+            reply
+        }
         ("POST", "page") => {
             master.change(|script| script.pages.push(serde_json::from_slice(&body).unwrap()));
             // Never answered: the scan stays at it until it is stopped.
@@ -264,6 +282,8 @@ async fn a_heartbeat_says_what_the_agent_has_and_polls_come_after_it() {
     assert_eq!(first.control_plane_address.as_deref(), Some("10.0.0.1"));
     let incarnation = first.incarnation.unwrap();
     assert!(query.contains("wait=20s") && query.contains(&format!("incarnation={incarnation}")));
+    let endpoint = format!("127.0.0.1:{}", play.port);
+    heartbeat(master, "its interface", |h| h.nics.iter().any(|n| n.endpoint == endpoint)).await;
     heartbeat(master, "free bytes", |h| h.free_bytes.values().all(|n| *n > 0)).await;
     play.end().await;
 }
@@ -289,6 +309,30 @@ async fn an_assignment_is_executed_and_its_result_sent_until_it_is_taken() {
     assert_eq!((third.success, report.files_done, report.bytes_done), (true, 1, 7));
     assert_eq!(report.wrote[0].as_str(), "a");
     heartbeat(master, "nothing in hand", |h| h.in_hand.is_empty()).await;
+    play.end().await;
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_refused_fails_the_task_unless_the_task_is_gone() {
+    let play = Play::new(Script::default()).await;
+    let master = &play.master;
+    let copy = TaskSpec::Copy { files: 0, dirs: 0, bytes: 0 };
+    for (n, status) in [(1, StatusCode::NOT_FOUND), (2, StatusCode::BAD_REQUEST)] {
+        let assignment = master.assignment(n, copy.clone());
+        master.change(|script| {
+            script.no_manifest = Some(status);
+            script.queue.push_back(assignment.clone());
+        });
+        let id = assignment.assignment_id;
+        master.until("the question", |s| (s.manifests == usize::from(n)).then_some(())).await;
+        if status == StatusCode::NOT_FOUND {
+            continue;
+        }
+        let failed = master.until("the result", result(0)).await;
+        assert_eq!((failed.assignment_id, failed.success), (Some(id), false));
+        let message = failed.message.unwrap();
+        assert!(message.contains("the manifest cannot be had"), "{message}");
+    }
     play.end().await;
 }
 

@@ -408,6 +408,24 @@ async fn ranges_by_two_receivers_become_one_file_with_its_ordinary_digest() {
 }
 
 #[tokio::test]
+async fn a_file_of_which_a_range_never_came_is_not_published() {
+    let fleet = Fleet::new(1).await;
+    fleet.write("big", &vec![7; 2 * MIB]);
+    let manifest = fleet.manifest(Some("big"));
+    let length = MIB as u64;
+    let cx = fleet.context(&["src"]);
+    let (done, _) = ranged(&fleet, &cx, &manifest, (0, length)).await;
+    let first = done.report.digest.unwrap();
+    // As if the second range, which holds the same bytes, had come as well.
+    let chain = Blob([first.0, first.0].concat());
+    let commit = TaskSpec::Commit { range_length: length, chain, in_place: false };
+    let done = at_destination(&fleet, commit, manifest.clone()).await;
+    assert!(!done.success || !done.report.failures.is_empty(), "{done:?}");
+    assert!(!fleet.dst().join("big").exists());
+    fleet.end().await;
+}
+
+#[tokio::test]
 async fn a_source_that_became_another_version_takes_the_place_of_the_file() {
     let fleet = Fleet::new(1).await;
     fleet.write("f", &vec![1; 3 * MIB]);
