@@ -323,6 +323,17 @@ mod tests {
             names += 1;
         }
         assert!(names < 300, "{names}");
+        assert!(names * 4000 > PAGE_BYTES * 9 / 10, "{names}: it is full too early");
+    }
+
+    #[test]
+    fn the_cost_of_an_entry_is_that_of_all_its_texts() {
+        use crate::wire::manifest::Xattr;
+        let mut all = entry("four", Kind::Symlink { target: vec![b'x'; 100] });
+        assert_eq!(cost(&all), 4 + 100 + ENTRY_COST);
+        let xattr = |name: &str, value: &str| Xattr { name: name.into(), value: value.into() };
+        all.xattrs = vec![xattr("user.a", "0123456789"), xattr("user.bc", "")];
+        assert_eq!(cost(&all), 4 + 100 + ENTRY_COST + 6 + 10 + 7 + 2 * XATTR_COST);
     }
 
     #[test]

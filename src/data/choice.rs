@@ -218,6 +218,21 @@ mod tests {
     }
 
     #[test]
+    fn unlike_numbers_of_interfaces_belong_together_in_turn() {
+        let strangers = |net: u8, count: u8| -> Vec<Option<IpAddr>> {
+            (0..count).map(|n| Some(IpAddr::from([10, net, n, 1]))).collect()
+        };
+        let rails = |ours: &[Option<IpAddr>], theirs: &[Option<IpAddr>]| -> Vec<(usize, usize)> {
+            let pairs = (0..ours.len()).flat_map(|i| (0..theirs.len()).map(move |j| (i, j)));
+            pairs.filter(|(i, j)| kin(ours, theirs, *i, *j) == Kin::Rail).collect()
+        };
+        let (two, four) = (strangers(1, 2), strangers(2, 4));
+        assert_eq!(rails(&two, &four), [(0, 0), (0, 2), (1, 1), (1, 3)]);
+        assert_eq!(rails(&four, &two), [(0, 0), (1, 1), (2, 0), (3, 1)]);
+        assert_eq!(rails(&two, &two), [(0, 0), (1, 1)]);
+    }
+
+    #[test]
     fn rails_of_mixed_speeds_are_used_in_proportion_and_end_together() {
         for speeds in [vec![1e9, 1e9], vec![1e9, 1e9, 2e9, 4e9], vec![1e9, 10e9]] {
             let streams = 2 * speeds.len();

@@ -289,6 +289,18 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn only_so_many_unused_buffers_are_kept() {
+        let pool = Pool::new((KEPT + 2) * cost(BUFFER));
+        let all: Vec<Buffer> = (0..KEPT + 2).map(|_| one(&pool)).collect();
+        assert_eq!(pool.memory().bytes, (KEPT + 2) * cost(BUFFER));
+        drop(all);
+        let memory = pool.memory();
+        assert_eq!((memory.free.len(), memory.bytes), (KEPT, KEPT * cost(BUFFER)));
+        drop(memory);
+        assert_eq!(pool.most(), (KEPT + 2) * cost(BUFFER));
+    }
+
+    #[test]
     fn what_does_not_fit_is_not_put() {
         let mut buffer = one(&plenty());
         buffer.advance(HEAD + BUFFER - 1);
