@@ -510,6 +510,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_interfaces_that_likely_reach_the_peer_count_as_rails() {
+        let routes = routes(&["10.0.0.1", "10.0.1.1"]);
+        // Both are in the network of our first one: whether the second one reaches them is not known.
+        assert_eq!(routes.rails(&endpoints(&["10.0.0.2:1", "10.0.0.3:1"])), 1);
+        assert_eq!(routes.rails(&endpoints(&["10.0.0.2:1", "10.0.1.3:1"])), 2);
+    }
+
+    #[tokio::test]
     async fn a_route_that_fails_is_tried_last_and_comes_back_when_it_answers() {
         let routes = Arc::new(Routes::new(&[]));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -291,6 +291,12 @@ fn holes_of_the_source_are_holes_at_the_destination() {
     assert_eq!((there.len(), there.blocks()), (size, file.metadata().unwrap().blocks()));
     assert!(fs::read(site.at("dst/d/f")).unwrap() == fs::read(site.at("src/d/f")).unwrap());
     assert_eq!(source.next_data(end, size).unwrap(), None);
+    assert_eq!(
+        source.next_data(0, start).unwrap(),
+        None,
+        "what lies behind the end is not asked for"
+    );
+    assert_eq!(source.next_data(0, start + 1).unwrap(), Some((start, start + 1)));
     let plain = site.source().keeping(Preserve::all().without(Attribute::Sparse));
     let plain = plain.open_source(&entry).unwrap();
     assert_eq!(plain.next_data(5, size).unwrap(), Some((5, size)));
