@@ -91,6 +91,22 @@ fn prune_all(target: &Target, page: &PrunePage, steps: usize) -> PruneDone {
     }
 }
 
+#[test]
+fn a_call_ends_after_its_steps_and_the_next_one_goes_on() {
+    let site = Site::new();
+    (0..10).for_each(|n| drop(site.write(format!("dst/f{n}"), "x")));
+    let target = site.target_by(rules());
+    let mut page = page("", &[]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    for left in [7, 4, 1] {
+        let done = target.prune_at(&page, now, 3).unwrap();
+        assert_eq!((done.removed.len(), names_in(&site.at("dst")).len()), (3, left));
+        page.resume = Some(done.next.expect("it is not done"));
+    }
+    let last = target.prune_at(&page, now, 3).unwrap();
+    assert_eq!((last.removed.len(), last.next), (1, None));
+}
+
 fn removed(done: &PruneDone) -> Vec<String> {
     done.removed.iter().map(|(path, _)| path.to_string()).collect()
 }
