@@ -127,3 +127,22 @@ impl Nic {
 pub fn is_own(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_has_no_speed_is_given_none() {
+        for iface in [None, Some("lo"), Some("not-there")] {
+            let address = "127.0.0.1".to_owned();
+            let endpoint = Endpoint { iface: iface.map(str::to_owned), address, port: Some(1) };
+            let nic = Nic::new(endpoint.into());
+            assert_eq!((nic.nominal(), nic.down()), (None, None), "{iface:?}");
+            let open = (nic.opened(), nic.opened());
+            assert_eq!(nic.open(), 2);
+            drop(open);
+            assert_eq!(nic.open(), 0);
+        }
+    }
+}

@@ -82,9 +82,15 @@ fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
         let foreseen = |action: Option<Action>| {
             left(action) || choice.manifest && matches!(action, Some(Action::Update))
         };
+        // A file that has another name as well is parted from it, unless that name was replaced first.
+        let shared = |path: &String| before.get(path.as_bytes()).is_some_and(|node| node.names > 1);
+        let is_parted = |path: &String, said: Option<Action>| {
+            shared(path) && matches!(said, Some(Action::Update))
+        };
         let other = did.iter().filter(|(path, action)| {
-            let before = tried.get(*path).copied().flatten();
-            before != **action && !(large(path) && foreseen(before) && left(**action))
+            let said = tried.get(*path).copied().flatten();
+            let is_open = large(path) && foreseen(said) || is_parted(path, said);
+            said != **action && !(is_open && left(**action))
         });
         wrong.extend(other.map(|(path, action)| {
             format!("`{path}`: {action:?}, and in the dry run {:?}", tried.get(path))
