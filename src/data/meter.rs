@@ -269,4 +269,18 @@ mod tests {
         assert_eq!(meter.goodput(after(start, 6000)), Some(slower));
         assert_eq!(meter.goodput(after(start, 17_000)), None, "it is old");
     }
+
+    #[test]
+    fn what_is_forgotten_is_measured_anew() {
+        let (mut meter, start) = (Meter::new(Arc::default()), Instant::now());
+        meter.look(true, start);
+        sends(&meter, 10_000_000, true);
+        meter.look(true, after(start, 1000));
+        meter.forget();
+        assert_eq!(meter.goodput(after(start, 1000)), None);
+        meter.look(true, after(start, 2000));
+        sends(&meter, 3_000_000, true);
+        meter.look(true, after(start, 3000));
+        assert_eq!(meter.goodput(after(start, 3000)), Some(3e6), "nothing of the time before");
+    }
 }

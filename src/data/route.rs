@@ -198,3 +198,21 @@ impl Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_request_is_its_size_less_what_its_connection_sent() {
+        let flow: Arc<Flow> = Arc::default();
+        let key: Key = (Some(0), "10.0.0.2:1".into());
+        let unsent = Flight { key: key.clone(), size: 10, flow: None };
+        assert_eq!(unsent.left(), 10);
+        let begun = Flight { key: key.clone(), size: 10, flow: Some((flow.clone(), flow.sent())) };
+        assert_eq!(begun.left(), 10);
+        // Its connection sent 20 bytes since: more than this request has.
+        let over = Flight { key, size: 10, flow: Some((flow, u64::MAX - 19)) };
+        assert_eq!(over.left(), 0);
+    }
+}
