@@ -1,7 +1,7 @@
 //! What the tests of this module share: trees in temporary directories, a copy made of the module's
 //! own parts, and a look at the result by other means.
 
-use super::{Allowance, Root, SourceFile, Target, TargetOptions, Tree, Verdict};
+use super::{Allowance, PrunePage, Root, SourceFile, Target, TargetOptions, Tree, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::{Preserve, WriteRules};
 use crate::wire::{AbsPath, RelPath, SyncNo};
@@ -104,6 +104,23 @@ pub(super) fn rel(path: impl AsRef<[u8]>) -> RelPath {
 
 pub(super) fn os(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
+}
+
+/// The whole directory `dir`, of which the source has `names`.
+pub(super) fn page(dir: &str, names: &[&str]) -> PrunePage {
+    PrunePage {
+        dir: rel(dir),
+        after: None,
+        upto: None,
+        names: names.iter().map(|name| name.as_bytes().into()).collect(),
+        replacing: Vec::new(),
+        filter: Arc::default(),
+        delete_excluded: false,
+        apply: true,
+        request_id: "req".parse().unwrap(),
+        dirs: Vec::new(),
+        resume: None,
+    }
 }
 
 /// Everything below a tree as one batch.

@@ -1,4 +1,6 @@
 use super::super::names::TRASH_MARK;
+mod trash;
+
 use super::super::testing::*;
 use super::*;
 use crate::wire::SyncNo;
@@ -19,23 +21,6 @@ fn rules() -> WriteRules {
 fn filter(rules: &[&str]) -> Arc<Filter> {
     let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
     Arc::new(Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap())
-}
-
-/// The whole directory `dir`, of which the source has `names`.
-fn page(dir: &str, names: &[&str]) -> PrunePage {
-    PrunePage {
-        dir: rel(dir),
-        after: None,
-        upto: None,
-        names: names.iter().map(|name| name.as_bytes().into()).collect(),
-        replacing: Vec::new(),
-        filter: Arc::default(),
-        delete_excluded: false,
-        apply: true,
-        request_id: "req".parse().unwrap(),
-        dirs: Vec::new(),
-        resume: None,
-    }
 }
 
 fn counting(page: &PrunePage) -> PrunePage {
@@ -236,169 +221,6 @@ fn our_own_files_stay_while_they_are_young() {
         (old.pruned, removed(&old)),
         (Pruned { seen: 1, extra: 1, bytes: 0 }, vec!["d".to_owned()])
     );
-    assert_eq!(names_in(&site.at("dst")), Vec::<Vec<u8>>::new());
-}
-
-#[test]
-fn the_trash_takes_everything_with_its_metadata_and_is_itself_left_alone() {
-    let site = Site::new();
-    for path in ["f", "d/e/g", "bin/before", "keep/h"] {
-        site.write(format!("dst/{path}"), path);
-    }
-    symlink("t", site.at("dst/d/link")).unwrap();
-    fs::set_permissions(site.at("dst/d/e"), fs::Permissions::from_mode(0o751)).unwrap();
-    touch(&site.at("dst/d/e"), 1000, 5);
-    touch(&site.at("dst/d"), 2000, 6);
-    touch(&site.at("dst/keep"), 3000, 7);
-    let d = snapshot(&site.at("dst/d"));
-    for trash in ["bin", "keep/new/bin"] {
-        let target = site.target_by(WriteRules { trash: Some(rel(trash)), ..rules() });
-        let names: &[&str] = if trash == "bin" { &["keep"] } else { &["bin", "keep"] };
-        let count = target.prune(&counting(&page("", names))).unwrap();
-        let done = target.prune(&page("", names)).unwrap();
-        assert_eq!(done, count);
-        assert_eq!(names_in(&site.at("dst")), [&b"bin"[..], b"keep"]);
-        if trash == "bin" {
-            assert_eq!(removed(&done), ["d/e/g", "d/e", "d/link", "d", "f"]);
-            assert_eq!(snapshot(&site.at("dst/bin/req/d")), d);
-            // Once more, with other things of the same names.
-            site.write("dst/f", "second");
-            site.write("dst/d/e/g", "second");
-            target.prune(&page("", names)).unwrap();
-            assert_eq!(fs::read(site.at("dst/bin/req/f")).unwrap(), b"f");
-            assert_eq!(fs::read(site.at("dst/bin/req~1/f")).unwrap(), b"second");
-            assert_eq!(fs::read(site.at("dst/bin/req~1/d/e/g")).unwrap(), b"second");
-            site.write("dst/f", "third");
-        } else {
-            assert_eq!(fs::read(site.at("dst/keep/new/bin/req/f")).unwrap(), b"third");
-            assert_eq!(fs::metadata(site.at("dst/keep")).unwrap().mtime(), 3000);
-        }
-    }
-    // The directories above the trash stay, though the source does not have them.
-    let target = site.target_by(WriteRules { trash: Some(rel("keep/new/bin")), ..rules() });
-    let done = target.prune(&page("", &["bin"])).unwrap();
-    assert_eq!(removed(&done), ["keep/h"]);
-    // Also when it is only made by the deletion itself.
-    fs::remove_dir_all(site.at("dst/keep/new")).unwrap();
-    site.write("dst/keep/h", "");
-    let count = target.prune(&counting(&page("", &["bin"]))).unwrap();
-    assert_eq!(removed(&count), ["keep/h"]);
-    assert_eq!(target.prune(&page("", &["bin"])).unwrap(), count);
-}
-
-#[test]
-fn a_trash_that_is_no_directory_is_named_with_what_it_is_and_nothing_is_deleted() {
-    let site = Site::new();
-    fs::create_dir_all(site.at("dst/d")).unwrap();
-    for path in ["dst/file", "dst/victim", "dst/d/victim"] {
-        site.write(path, "x");
-    }
-    symlink("d", site.at("dst/link")).unwrap();
-    for (trash, named, kind) in [
-        ("file", "`file`", "a file is there"),
-        ("file/bin", "`file`", "a file is there"),
-        ("link", "`link`", "a symbolic link is there"),
-        ("link/bin", "`link`", "a symbolic link is there"),
-    ] {
-        let target = site.target_by(WriteRules { trash: Some(rel(trash)), ..rules() });
-        for asked in [page("", &[]), counting(&page("", &[])), page("d", &[])] {
-            let error = target.prune(&asked).unwrap_err();
-            let text = error.to_string();
-            assert!(text.contains(named) && text.contains(kind), "{trash}: {text}");
-            assert!(text.contains("--trash") && !text.contains("victim"), "{trash}: {text}");
-            assert_eq!(error.class(), crate::wire::sync::ErrorClass::InvalidRequest);
-        }
-        assert_eq!(names_in(&site.at("dst")), [&b"d"[..], b"file", b"link", b"victim"]);
-        assert_eq!(names_in(&site.at("dst/d")), [b"victim"]);
-    }
-}
-
-#[test]
-fn whatever_is_in_the_trash_already_the_next_of_its_name_has_a_place_there() {
-    let long = "n".repeat(255);
-    let under = format!("{long}/{long}");
-    // What is deleted, one after the other, each by a mirror of the same id; `/` at the end: a directory.
-    let cases: [&[&str]; 6] = [
-        &[&long, &long, &long],
-        &[&under, &under, &long],
-        &["a", "a/", "a/b"],
-        &["a/b", "a", "a/b"],
-        &["a/", "a/", "a"],
-        &["a/b/c", "a/b", "a"],
-    ];
-    for paths in cases {
-        let site = Site::new();
-        let target = site.target_by(WriteRules { trash: Some(rel("bin")), ..rules() });
-        let mut files = 0;
-        for (number, path) in paths.iter().enumerate() {
-            match path.strip_suffix('/') {
-                Some(dir) => fs::create_dir_all(site.at("dst").join(dir)).unwrap(),
-                None => drop(site.write(format!("dst/{path}"), number.to_string())),
-            }
-            files += usize::from(!path.ends_with('/'));
-            let done = target.prune(&page("", &[])).unwrap();
-            assert_eq!(done.errors, [], "{paths:?} at {number}");
-            assert_eq!(names_in(&site.at("dst")), [b"bin"], "{paths:?} at {number}");
-        }
-        let kept = model_of(&site.at("dst/bin"));
-        let kept =
-            kept.iter().filter(|(path, size)| path.name() != Some(TRASH_MARK) && size.is_some());
-        assert_eq!(kept.count(), files, "{paths:?}");
-    }
-}
-
-#[test]
-fn the_trash_of_an_earlier_mirror_is_left_as_it_is_and_counted_for_nothing() {
-    let made = |bin: &str| {
-        let site = Site::new();
-        site.write("dst/extra/f", "x");
-        let target = site.target_by(WriteRules { trash: Some(rel(bin)), ..rules() });
-        assert_eq!(target.prune(&page("", &[])).unwrap().pruned.extra, 2);
-        // By the next run there is more to delete.
-        site.write("dst/gone", "12");
-        site
-    };
-    let all = PrunePage { filter: filter(&["*"]), delete_excluded: true, ..page("", &[]) };
-    // The trash, that of the next mirror, a page, how many entries it deletes, and whether it names the trash.
-    let cases = [
-        ("bin", None, page("", &[]), 1, true),
-        ("bin", Some("other"), page("", &[]), 1, true),
-        ("bin", Some("bin/new"), page("", &[]), 1, true),
-        ("bin", Some("bin"), page("", &[]), 1, false),
-        ("bin", None, all, 1, true),
-        ("deep/in/bin", None, page("", &[]), 1, true),
-        // The source has directories of these names, which have pages of their own.
-        ("bin", None, page("", &["bin"]), 1, false),
-        ("bin", None, page("bin", &[]), 0, true),
-        ("bin", None, page("bin/req", &[]), 0, false),
-        ("bin", None, page("bin/req/extra", &[]), 0, false),
-        ("deep/in/bin", None, page("deep/in", &["bin"]), 0, false),
-        ("deep/in/bin", None, page("deep/in/bin/req", &[]), 0, false),
-    ];
-    for (bin, other, page, extra, named) in cases {
-        let site = made(bin);
-        let case = format!("{bin}, then {other:?}, {:?} of {:?}", page.names, page.dir);
-        let mut before = snapshot(&site.at("dst").join(bin));
-        // Directories get other times, where more is moved to the same trash.
-        before.retain(|path, _| site.at("dst").join(bin).join(path).is_file());
-        let target = site.target_by(WriteRules { trash: other.map(rel), ..rules() });
-        for page in [counting(&page), page] {
-            let done = prune_all(&target, &page, 1);
-            assert_eq!((done.pruned.extra, done.errors), (extra, vec![]), "{case}");
-            let names: Vec<_> = done.old_trash.paths.iter().map(ToString::to_string).collect();
-            assert_eq!(names, if named { vec![bin] } else { vec![] }, "{case}");
-            assert_eq!(done.old_trash.count, u64::from(named), "{case}");
-        }
-        let after = snapshot(&site.at("dst").join(bin));
-        assert!(before.len() >= 2, "{before:?}");
-        for (path, seen) in &before {
-            assert_eq!(after.get(path), Some(seen), "{case}");
-        }
-    }
-    // Without its mark it is a directory like any other.
-    let site = made("bin");
-    fs::remove_file(site.at("dst/bin").join(os(TRASH_MARK))).unwrap();
-    site.target_by(rules()).prune(&page("", &[])).unwrap();
     assert_eq!(names_in(&site.at("dst")), Vec::<Vec<u8>>::new());
 }
 
@@ -623,21 +445,6 @@ proptest! {
             }
         }
     }
-}
-
-#[test]
-fn the_trash_is_left_alone_though_the_source_has_a_directory_of_its_name() {
-    let site = Site::new();
-    for file in ["bin/old/deleted", "bin/req/d/deleted", "bin/own"] {
-        site.write(format!("dst/{file}"), "x");
-    }
-    let before = snapshot(&site.at("dst"));
-    let target = site.target_by(WriteRules { trash: Some(rel("bin")), ..rules() });
-    for page in [page("bin", &["own"]), page("bin/req", &[]), page("", &["bin"])] {
-        let done = prune_all(&target, &page, 3);
-        assert_eq!((done.removed, done.errors), (vec![], vec![]));
-    }
-    assert_eq!(snapshot(&site.at("dst")), before);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::super::testing::*;
-use super::super::{Filter, PrunePage, Target, Verdict, WalkOptions};
+use super::super::{Filter, Target, Verdict, WalkOptions};
 use super::*;
 use crate::wire::manifest::Manifest;
 use crate::wire::options::{FilterSpec, WriteRules};
@@ -9,20 +9,7 @@ use std::sync::Arc;
 
 /// A mirror's only page: the source has nothing but its root.
 fn deletes_all(target: &Target) -> Vec<String> {
-    let page = PrunePage {
-        dir: RelPath::root(),
-        after: None,
-        upto: None,
-        names: Vec::new(),
-        replacing: Vec::new(),
-        filter: Arc::default(),
-        delete_excluded: false,
-        apply: true,
-        request_id: "req".parse().unwrap(),
-        dirs: Vec::new(),
-        resume: None,
-    };
-    let done = target.prune(&page).unwrap();
+    let done = target.prune(&page("", &[])).unwrap();
     assert_eq!(done.errors, []);
     done.old_trash.paths.iter().map(ToString::to_string).collect()
 }

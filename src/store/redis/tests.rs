@@ -6,6 +6,7 @@ use server::RedisServer;
 
 #[path = "../../../tests/support/redis.rs"]
 mod server;
+mod staged;
 
 /// One server; every test its own namespace.
 struct Inline(RedisServer);
@@ -24,52 +25,6 @@ impl Bench for Inline {
 }
 
 contract::suite!(Inline);
-
-/// The same with every batch staged, in the path that huge ones take.
-mod staged {
-    use super::*;
-
-    struct Staged(RedisServer);
-
-    impl Bench for Staged {
-        type S = RedisStore;
-        const SHARED: bool = true;
-
-        async fn fresh() -> Self {
-            Staged(RedisServer::start())
-        }
-
-        async fn handle(&self) -> RedisStore {
-            let mut store = connect(&self.0).await;
-            store.limits = Limits { keys: 0, bytes: 0 };
-            store
-        }
-    }
-
-    contract::suite!(Staged);
-
-    #[tokio::test]
-    async fn nothing_staged_is_left_behind_and_a_part_that_was_lost_fails_the_commit() {
-        let bench = Staged::fresh().await;
-        let store = bench.handle().await;
-        let fence = lead(&store, "m1").await;
-        let batch = Batch { deletes: ["z".to_owned()].into(), ..put("a", "1") };
-        let fence = store.commit(fence, &batch).await.unwrap();
-        assert_eq!(bench.0.command(&["KEYS", "*stage*"]), "*0\r\n");
-        // The commit alone, as if its parts had been lost on a fail-over.
-        let call = store.commit_call(fence, &put("b", "2"), true);
-        let refused = store.ask(&call, fence.seq).await;
-        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
-        assert_eq!(store.load().await.unwrap(), put("a", "1").puts);
-        // What an attempt that broke off has left does not get into the next one.
-        store.stage(&put("stale", "x")).await.unwrap();
-        store.commit(fence, &put("b", "2")).await.unwrap();
-        assert_eq!(store.load().await.unwrap().into_keys().collect::<String>(), "ab");
-        store.stage(&put("stale", "x")).await.unwrap();
-        let ttl = bench.0.command(&["PTTL", &store.stages[0]]);
-        assert!(ttl.starts_with(":5") || ttl.starts_with(":600000"), "{ttl}");
-    }
-}
 
 #[test]
 fn what_may_not_be_asked_is_recognised_by_the_words_of_the_server() {
@@ -113,45 +68,6 @@ async fn a_server_that_is_gone_is_asked_again_after_a_pause() {
     }
     let pauses = Duration::from_millis(50 + 100 + 200 + 400);
     assert!(begun.elapsed() >= pauses, "{:?}", begun.elapsed());
-}
-
-/// How often a script ran on the server.
-fn scripts_run(server: &RedisServer) -> u64 {
-    let stats = server.command(&["INFO", "commandstats"]);
-    let calls = stats.split("cmdstat_evalsha:calls=").nth(1).expect("a script ran");
-    calls.split(',').next().unwrap().parse().unwrap()
-}
-
-#[tokio::test]
-async fn only_a_batch_that_is_over_a_limit_is_staged() {
-    let server = RedisServer::start();
-    let mut store = connect(&server).await;
-    store.limits = Limits { keys: 2, bytes: 10 };
-    let mut fence = lead(&store, "m1").await;
-    let puts = |count: usize, bytes: usize| Batch {
-        puts: (0..count).map(|at| (at.to_string(), vec![b'v'; bytes - 1])).collect(),
-        ..Batch::default()
-    };
-    // The server has all scripts from here on: a commit is one call.
-    fence = store.commit(fence, &puts(3, 2)).await.unwrap();
-    for (batch, over) in [
-        (puts(1, 10), false),
-        (puts(2, 5), false),
-        (puts(2, 4), false),
-        (puts(3, 3), true),
-        (puts(3, 2), true),
-        (puts(1, 11), true),
-        (puts(2, 6), true),
-    ] {
-        let before = scripts_run(&server);
-        fence = store.commit(fence, &batch).await.unwrap();
-        let calls = scripts_run(&server) - before;
-        let shown = format!("{} keys, {} bytes: {calls} calls", batch.len(), batch.bytes());
-        assert_eq!(calls > 1, over, "{shown}");
-        for (key, value) in &batch.puts {
-            assert_eq!(store.load().await.unwrap().get(key), Some(value), "{shown}");
-        }
-    }
 }
 
 /// With the user that the documentation describes, and with or without staging.
