@@ -6,6 +6,7 @@ mod support;
 
 use longhaul::wire::sync::{Outcome, SyncProgress};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +36,23 @@ fn netlab() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/netlab.sh"))
 }
 
+/// Takes down the labs of tests that were killed and so left them.
+fn remove_orphans() {
+    let Ok(spaces) = std::fs::read_dir("/run/netns") else { return };
+    let is_running = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
+    let orphans: BTreeSet<String> = spaces
+        .filter_map(|space| {
+            let space = space.ok()?.file_name().into_string().ok()?;
+            let (lab, _) = space.rsplit_once('-')?;
+            let (pid, _) = lab.strip_prefix('t')?.split_once('-')?;
+            (!is_running(pid.parse().ok()?)).then(|| lab.to_owned())
+        })
+        .collect();
+    for lab in orphans {
+        let _ = netlab().args(["down", "--name", &lab]).output();
+    }
+}
+
 impl Lab {
     /// Two hosts with NICs of these speeds. Nothing runs yet.
     fn new(nics: &str) -> Lab {
@@ -44,6 +62,7 @@ impl Lab {
             "tests with network namespaces need root: run them as root, or leave them out \
                             (`cargo nextest run -E 'not binary(nics)'`)"
         );
+        remove_orphans();
         let name = format!("t{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
         let lab = Lab { processes: Vec::new(), name, dir };
