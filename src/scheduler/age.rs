@@ -195,3 +195,21 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_ended_syncs_a_twentieth_may_be_dropped_in_an_hour() {
+        let at = |mono_ms: u64| Now { mono_ms, wall_ms: mono_ms as i64 };
+        let mut clock = Clock::begin(None, at(0));
+        for (ended, most) in [(1, 100), (1_999, 100), (2_019, 100), (2_020, 101), (4_000, 200)] {
+            assert_eq!(clock.may_drop(ended, at(0)), most, "of {ended}");
+        }
+        clock.note_dropped(150, at(0));
+        assert_eq!(clock.may_drop(4_000, at(HOUR_MS - 1)), 50);
+        assert_eq!(clock.may_drop(1, at(HOUR_MS - 1)), 0);
+        assert_eq!(clock.may_drop(4_000, at(HOUR_MS)), 200);
+    }
+}

@@ -207,3 +207,19 @@ proptest! {
         prop_assert!(play.sent() >= least, "{} of {} ({:?})", play.sent(), least, play.workers);
     }
 }
+
+#[test]
+fn a_report_moves_its_sync_only_with_bytes_that_were_not_reported_before() {
+    let mut shares = Shares::default();
+    let no = SyncNo(1);
+    shares.join(no, Some(MIB), &worker(0), 1, 0);
+    for (second, moved, moves) in
+        [(1, 0, false), (2, 0, false), (3, 1, true), (4, 1, false), (5, 9, true), (6, 2, true)]
+    {
+        let usage = Usage { moved, held_ms: 0 };
+        assert_eq!(shares.report(no, &worker(0), usage, second * 1000), moves, "second {second}");
+    }
+    let usage = Usage { moved: 1, held_ms: 0 };
+    shares.join(no, Some(MIB), &worker(1), 2, 0);
+    assert!(shares.report(no, &worker(1), usage, 1000), "the first report");
+}

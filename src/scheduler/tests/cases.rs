@@ -303,7 +303,7 @@ fn a_large_file_that_changes_begins_anew_and_in_the_end_is_given_up() {
     }
     let end = world.progress("demo");
     assert_eq!((end.state, end.files_failed, end.files_total), (SyncState::Failed, 1, 1));
-    assert_eq!(end.errors[0].class, ErrorClass::Changed);
+    assert_eq!((end.errors[0].class, end.errors[0].attempt), (ErrorClass::Changed, 6));
     assert_eq!(end.errors[0].path.0, b"d/changing");
     assert!(world.blobs.is_empty());
 }

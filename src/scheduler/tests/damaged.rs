@@ -124,3 +124,22 @@ proptest! {
         drop(State::load(Settings::default(), [1; 32], &missing, START));
     }
 }
+
+#[test]
+fn a_large_file_of_as_many_ranges_as_may_be_is_read_again_and_one_of_more_is_refused() {
+    use crate::wire::task::MAX_RANGES;
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![large(MAX_RANGES)], None));
+    world.restart();
+    let file = world.state.syncs.values().flat_map(|sync| sync.larges.values()).next().unwrap();
+    assert_eq!(file.done.len() as u64, MAX_RANGES);
+    let (key, mut value) = (file.key(), serde_json::to_value(file).unwrap());
+    for (size, fits) in [(MAX_RANGES << 20, true), ((MAX_RANGES << 20) + 1, false)] {
+        value["size"] = size.into();
+        world.records.insert(key.clone(), value.to_string().into_bytes());
+        let loaded = State::load(Settings::default(), [1; 32], &world.records, START);
+        let why = loaded.err().map(|error| error.to_string());
+        assert_eq!(why.is_none(), fits, "{why:?}");
+        assert!(why.is_none_or(|why| why.contains(&key)));
+    }
+}

@@ -445,3 +445,25 @@ fn a_lease_lasts_from_when_its_renewal_arrived_and_no_longer() {
     world.pass(1_000);
     assert_eq!(deadline(&world), None);
 }
+
+#[test]
+fn a_page_at_each_limit_is_taken_and_one_beyond_it_is_refused() {
+    use crate::scheduler::checks::plausible;
+    let (_, scan) = scanning();
+    let copy = |files, dirs| WorkItem::Copy { manifest: Blob(vec![1]), files, dirs, bytes: 0 };
+    let most = u64::from(u32::MAX);
+    let with = |change: &dyn Fn(&mut ScanPage)| {
+        let mut page = page(&scan, 0, vec![], None);
+        change(&mut page);
+        plausible(&page, &scan.task).is_ok()
+    };
+    for beyond in [0, 1] {
+        let fits = beyond == 0;
+        let n = 1_024 + beyond;
+        assert_eq!(with(&|page| page.spawn = vec![RelPath::new("x").unwrap(); n]), fits);
+        let root = RootState { file_system: "f".repeat(n), empty: false };
+        assert_eq!(with(&|page| page.root = Some(root.clone())), fits);
+        assert_eq!(with(&|page| page.work = vec![copy(most + beyond as u64, most)]), fits);
+        assert_eq!(with(&|page| page.work = vec![copy(most, most + beyond as u64)]), fits);
+    }
+}

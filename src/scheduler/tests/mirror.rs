@@ -35,6 +35,23 @@ fn a_mirror_counts_first_and_then_deletes_and_flushes_what_it_deleted() {
 }
 
 #[test]
+fn a_mirror_that_found_nothing_left_to_delete_flushes_nothing() {
+    let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1)]));
+    let copy = next(&mut world, "s", "copy");
+    let skipped = TaskReport { files_skipped: 2, dirs_done: 1, ..TaskReport::default() };
+    world.finish(result(&copy, true, skipped));
+    let count = next(&mut world, "s", "prune");
+    world.post(&count, pruned(&count, 3, 1));
+    let apply = next(&mut world, "s", "prune");
+    // Somebody else deleted it meanwhile.
+    world.post(&apply, pruned(&apply, 2, 0));
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert!(end.actions.is_empty());
+}
+
+#[test]
 fn each_limit_of_a_mirror_is_exact_and_says_what_lets_it_pass() {
     let percent = |n| DeleteOptions { max_percent: n, ..DeleteOptions::default() };
     let at_most = |n| DeleteOptions { max: Some(n), max_percent: 100, ..DeleteOptions::default() };

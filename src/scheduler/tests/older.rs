@@ -34,6 +34,25 @@ fn who_does_not_know_options_gets_no_sync_that_has_some() {
 }
 
 #[test]
+fn a_limited_sync_waits_for_a_newer_source_worker_and_for_no_newer_destination() {
+    let limited = |source: &str, destination: &str| {
+        let mut world = World::new();
+        for (worker, path, protocol) in [("s", "/src", source), ("d", "/dst", destination)] {
+            let protocol = Some(if protocol == "old" { 2 } else { PROTOCOL });
+            let beat = heartbeat(worker, Some("1"), &[path], &[]);
+            world.play(Event::Heartbeat(WorkerHeartbeat { protocol, ..beat }));
+        }
+        let bwlimit = Some(1 << 20);
+        let request = SyncRequest { bwlimit, ..request(Some("demo"), "/src/a", "/dst/b") };
+        world.play(Event::Submit { request, list: None, idempotency: None });
+        world.progress("demo").reason.unwrap()
+    };
+    let waits = limited("old", "new");
+    assert!(waits.contains("source path /src/a is new enough"), "{waits}");
+    assert_eq!(limited("new", "old"), "waits for a free worker", "a destination sends nothing");
+}
+
+#[test]
 fn a_bare_success_reads_nothing_back() {
     let options = SyncOptions { verify: Verify::Readback, ..SyncOptions::default() };
     let (mut world, scan) = scanning_with(options);

@@ -173,3 +173,15 @@ fn an_id_claimed_without_an_incarnation_is_refused_while_a_process_is_alive_unde
     world.pass(60_000);
     assert!(matches!(world.play(claim()), Some(Reply::Heartbeat(_))));
 }
+
+/// Its next heartbeat may come from a process that was started since: it is no sign that the one that held the task
+/// lives.
+#[test]
+fn a_task_that_was_lost_with_a_worker_without_incarnation_stays_counted_when_it_reports_again() {
+    let (mut world, scan) = with_guide_worker("demo");
+    let losses = |world: &World| world.state.tasks[&scan.task_id].losses.len();
+    world.pass(40_000);
+    assert_eq!(losses(&world), 1);
+    world.play(Event::Heartbeat(heartbeat("s", None, &["/src"], &[])));
+    assert_eq!(losses(&world), 1);
+}
