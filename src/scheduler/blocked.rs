@@ -112,9 +112,10 @@ impl Sync {
         }
     }
 
-    /// Whether the source is to be walked again for what was set aside: the directories were deleted.
+    /// Whether the source is to be walked again for what was set aside: the directories were deleted. After an error
+    /// extra entries may have been counted, and nothing was deleted.
     pub(super) fn wants_replacing(&self) -> bool {
-        !self.blocked.is_empty() && self.counters.pruned.extra > 0
+        !self.blocked.is_empty() && self.stage == Stage::Prune
     }
 }
 

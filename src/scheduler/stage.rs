@@ -177,9 +177,7 @@ impl Sync {
     fn guard(&self, next: Option<Stage>) -> Option<Stop> {
         let delete = self.request.options.delete.as_ref().filter(|_| self.stopped.is_none())?;
         match (self.stage, next) {
-            (Stage::Count, _) if self.error_counts.is_empty() => {
-                self.unverified_copy().or_else(|| self.over_limit(delete))
-            }
+            (Stage::Count, _) => self.unverified_copy().or_else(|| self.over_limit(delete)),
             (_, Some(Stage::Count)) => {
                 self.unverified_copy().or_else(|| self.found_nothing(delete))
             }

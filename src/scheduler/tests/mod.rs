@@ -2,6 +2,7 @@
 //! only moves when told.
 
 mod age;
+mod blocked;
 mod cases;
 mod chosen;
 mod counts;

@@ -1,0 +1,130 @@
+//! Files in whose place a directory stands that is not empty.
+
+use super::*;
+use crate::wire::options::{Action, Tally};
+
+/// A directory that is not empty stands in the place of a file.
+fn occupied() -> TaskReport {
+    let failure = FileError {
+        operation: "replace destination".into(),
+        errno: Some("EISDIR".into()),
+        ..error(ErrorClass::Permanent)
+    };
+    TaskReport { files_skipped: 1, failures: vec![failure], ..TaskReport::default() }
+}
+
+#[test]
+fn what_a_directory_stands_in_the_way_of_is_brought_when_that_is_deleted() {
+    let replaced = TaskReport {
+        files_done: 1,
+        files_skipped: 1,
+        actions: [
+            (Action::Update, Tally { count: 1, bytes: 10 }),
+            (Action::Skip, Tally { count: 1, bytes: 10 }),
+        ]
+        .into(),
+        ..TaskReport::default()
+    };
+    // What the second walk finds, how many are done, skipped and failed then.
+    for (second, counts) in [
+        (replaced, (1, 1, 0)),
+        (TaskReport { files_skipped: 2, ..TaskReport::default() }, (0, 2, 0)),
+        (occupied(), (0, 1, 1)),
+    ] {
+        let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, occupied()));
+        assert_eq!(world.progress("demo").files_failed, 0, "it is not given up");
+        // A restart does not forget it.
+        world.restart();
+        world.beat("s", "1", &["/src"], &[]);
+        world.beat("d", "1", &["/dst"], &[]);
+        let count = next(&mut world, "s", "prune");
+        world.post(&count, pruned(&count, 9, 3));
+        let apply = next(&mut world, "s", "prune");
+        world.post(&apply, pruned(&apply, 9, 3));
+        let scan = next(&mut world, "s", "scan");
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, second));
+        while let Some(flush) = world.poll("d", "1") {
+            world.finish(result(&flush, true, TaskReport::default()));
+        }
+        let end = world.progress("demo");
+        assert_eq!((end.files_done, end.files_skipped, end.files_failed), counts, "{end:#?}");
+        assert_eq!(end.files_total, 2);
+        let full = counts.2 == 0;
+        assert_eq!(
+            end.outcome,
+            Some(if full { Outcome::Full } else { Outcome::Partial }),
+            "{end:#?}"
+        );
+    }
+}
+
+#[test]
+fn what_a_directory_stands_in_the_way_of_has_failed_where_nothing_is_deleted() {
+    let at_most = |max| DeleteOptions { max, ..DeleteOptions::default() };
+    let failed = || vec![error(ErrorClass::Permanent)];
+    for (max, extra, errors) in
+        [(Some(2), 3, vec![]), (None, 0, vec![]), (None, 3, failed()), (Some(2), 3, failed())]
+    {
+        let (mut world, scan) = scanning_with(mirror(at_most(max)));
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, occupied()));
+        let count = next(&mut world, "s", "prune");
+        world.post(&count, ScanPage { errors, ..pruned(&count, 9, extra) });
+        assert_eq!(world.poll("s", "1"), None, "nothing is walked again in vain");
+        while let Some(flush) = world.poll("d", "1") {
+            world.finish(result(&flush, true, TaskReport::default()));
+        }
+        let end = world.progress("demo");
+        assert_eq!((end.files_skipped, end.files_failed), (1, 1), "{end:#?}");
+        assert_eq!(end.outcome, Some(Outcome::Partial));
+        assert!(end.errors.iter().any(|e| e.errno.as_deref() == Some("EISDIR")), "{end:#?}");
+    }
+}
+
+#[test]
+fn a_copied_file_over_which_a_directory_stands_at_the_read_back_has_failed() {
+    let occupied = |path: String| {
+        let failure = occupied().failures.remove(0);
+        FileError { path: BytePath(path.into_bytes()), ..failure }
+    };
+    // How many entries are set aside at the copy, the names found so at the read-back, and whether one was copied.
+    for (set_aside, again, was_copied) in [
+        (0, vec![0], true),
+        (2, vec![0, 1], false),
+        (2, vec![0, 2], true),
+        (2, vec![2], true),
+        (150, (0..150).collect::<Vec<u64>>(), false),
+        (150, (0..151).collect(), true),
+    ] {
+        let options = SyncOptions {
+            verify: crate::wire::options::Verify::Readback,
+            ..mirror(DeleteOptions::default())
+        };
+        let (mut world, scan) = scanning_with(options);
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(200, 0)]));
+        let report = |failed: Vec<u64>, done: bool| {
+            let rest = 200 - failed.len() as u64;
+            let (files_done, files_skipped) = if done { (rest, 0) } else { (0, rest) };
+            let failures = failed.into_iter().map(|n| occupied(format!("f{n}"))).collect();
+            TaskReport { files_done, files_skipped, failures, ..TaskReport::default() }
+        };
+        let copy = next(&mut world, "s", "copy");
+        world.finish(result(&copy, true, report((0..set_aside).collect(), true)));
+        let scan = next(&mut world, "s", "scan");
+        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(200, 0)]));
+        let copy = next(&mut world, "s", "copy");
+        let case = format!("{set_aside} set aside, {} at the read-back", again.len());
+        let found = again.len() as u64;
+        world.finish(result(&copy, true, report(again, false)));
+        let now = world.progress("demo");
+        let failed = now.failed_steps.get(&FailedStep::ReadBack).copied().unwrap_or(0);
+        assert_eq!(failed, if was_copied { found } else { 0 }, "{case}: {now:?}");
+        assert_eq!(now.state == SyncState::Failed, was_copied, "{case}: {now:?}");
+    }
+}
