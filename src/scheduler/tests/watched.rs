@@ -123,6 +123,34 @@ fn a_worker_that_fails_where_others_do_not_is_set_aside_and_probed() {
 }
 
 #[test]
+fn a_worker_is_judged_by_eight_outcomes_or_more_of_its_own_and_of_its_peers() {
+    // What its peer did and failed, what it did itself, and with which failure it is set aside.
+    for (peer_did, peer_failed, did, with) in [
+        (10, 0, 0, Some(8)),
+        (10, 0, 4, Some(4)),
+        (10, 0, 5, Some(5)),
+        (8, 0, 0, Some(8)),
+        (7, 0, 0, None),
+        (6, 2, 0, Some(8)),
+        (5, 3, 0, None),
+    ] {
+        let mut world = copying(60);
+        let fail = |world: &mut World, worker| {
+            let task = next(world, worker, "copy");
+            world.finish(result(&task, false, TaskReport::default()));
+        };
+        (0..peer_did).for_each(|_| drop(done(&mut world, "s2", "copy")));
+        (0..peer_failed).for_each(|_| fail(&mut world, "s2"));
+        (0..did).for_each(|_| drop(done(&mut world, "s", "copy")));
+        let aside = (1..=12).find(|_| {
+            fail(&mut world, "s");
+            reason(&mut world, "s").is_some()
+        });
+        assert_eq!(aside, with, "of {peer_did} and {peer_failed}, {did}");
+    }
+}
+
+#[test]
 fn who_is_set_aside_gets_what_all_others_have_failed() {
     let mut world = failing();
     let task = next(&mut world, "s2", "copy");
