@@ -242,3 +242,37 @@ impl Outlet for Exchange<'_> {
         if over { Err(Gone) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::net::TcpListener;
+
+    /// How an exchange ends with a peer that sends the head of an answer of `length` bytes and nothing else.
+    fn announced(kind: u8, length: usize) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.write_all(&[&[kind][..], &(length as u32).to_le_bytes()].concat()).unwrap();
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        let asking = Asking { stream, flows: Vec::new() };
+        let ask = Ask { verb: String::new(), ticket: String::new() };
+        let ends = (&Shutdown::new(), &Until::default());
+        asking.exchange(&ask, &AtomicU64::new(0), ends, |_| Ok(())).unwrap_err()
+    }
+
+    #[test]
+    fn an_answer_is_read_up_to_the_longest_and_a_longer_one_is_refused_by_its_head() {
+        for kind in [frame::REPLY, frame::REFUSAL] {
+            let longest = announced(kind, MAX_REPLY);
+            assert_eq!(longest, "the connection ended without an answer");
+            let longer = announced(kind, MAX_REPLY + 1);
+            assert_eq!(
+                longer,
+                format!("an answer of kind {kind:#04x} and {} bytes", MAX_REPLY + 1)
+            );
+        }
+    }
+}

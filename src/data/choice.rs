@@ -233,6 +233,20 @@ mod tests {
     }
 
     #[test]
+    fn the_only_two_of_a_network_are_a_rail_wherever_they_stand() {
+        let at = |all: &[[u8; 2]]| -> Vec<Option<IpAddr>> {
+            all.iter().map(|[net, host]| Some(IpAddr::from([10, 0, *net, *host]))).collect()
+        };
+        let (ours, theirs) = (at(&[[0, 1], [1, 1]]), at(&[[1, 2], [0, 2]]));
+        let kins = |i| [kin(&ours, &theirs, i, 0), kin(&ours, &theirs, i, 1)];
+        assert_eq!([kins(0), kins(1)], [[Kin::Crossed, Kin::Rail], [Kin::Rail, Kin::Crossed]]);
+        // Among several of one network, their places decide.
+        let (ours, theirs) = (at(&[[0, 1], [0, 2]]), at(&[[0, 3], [0, 4]]));
+        let kins = |i| [kin(&ours, &theirs, i, 0), kin(&ours, &theirs, i, 1)];
+        assert_eq!([kins(0), kins(1)], [[Kin::Rail, Kin::Near], [Kin::Near, Kin::Rail]]);
+    }
+
+    #[test]
     fn rails_of_mixed_speeds_are_used_in_proportion_and_end_together() {
         for speeds in [vec![1e9, 1e9], vec![1e9, 1e9, 2e9, 4e9], vec![1e9, 10e9]] {
             let streams = 2 * speeds.len();

@@ -7,7 +7,7 @@ use crate::util::iface::is_link_local;
 use crate::wire::worker::DEFAULT_DATA_PORT;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::Result;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -47,8 +47,7 @@ impl Listener {
         let (main, number) = listen(&trial, at, bound)?;
         let at = main.local_addr()?;
         nic.endpoint.port = Some(at.port());
-        // To a link-local address, peers on this host connect through its interface too.
-        let lo = number.filter(|_| !is_link_local(at.ip()));
+        let lo = number.filter(|_| is_reached_by_lo(at.ip()));
         let beside = lo.map(|_| listen_on(&trial, at, Some("lo"))).transpose();
         let beside = beside.unwrap_or_else(|e| {
             tracing::warn!(%at, "agents on this host cannot reach this endpoint: {e}");
@@ -102,6 +101,12 @@ impl Listener {
     }
 }
 
+/// Whether peers on this host connect to `ip`, an address of one of its interfaces, by `lo`: to a link-local one
+/// they connect by its interface.
+fn is_reached_by_lo(ip: IpAddr) -> bool {
+    !is_link_local(ip)
+}
+
 /// Listens, bound to the interface where that can be; says which one that is.
 fn listen(nic: &Nic, at: SocketAddr, bound: bool) -> Result<(TcpListener, Option<u32>)> {
     let iface = nic.endpoint.iface.as_deref().filter(|_| bound);
@@ -127,4 +132,18 @@ fn listen_on(nic: &Nic, at: SocketAddr, iface: Option<&str>) -> Result<TcpListen
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_on_this_host_need_lo_unless_the_address_is_link_local() {
+        for (ip, by_lo) in
+            [("10.0.0.1", true), ("169.254.0.1", true), ("fd00::1", true), ("fe80::1", false)]
+        {
+            assert_eq!(is_reached_by_lo(ip.parse().unwrap()), by_lo, "{ip}");
+        }
+    }
 }

@@ -100,9 +100,7 @@ impl Nic {
 
     /// How fast its interface says that it is, in bytes per second.
     pub fn nominal(&self) -> Option<f64> {
-        let megabits = self.about("speed").and_then(|text| text.parse::<f64>().ok());
-        // Interfaces that have no speed say -1, or nothing.
-        megabits.filter(|n| *n > 0.0).map(|n| n * 1e6 / 8.0)
+        bytes_per_second(&self.about("speed")?)
     }
 
     /// What the kernel says of its interface that makes it useless, if anything does.
@@ -123,6 +121,11 @@ impl Nic {
     }
 }
 
+/// A speed as an interface says it, in megabits per second. Interfaces that have none say -1, or nothing.
+fn bytes_per_second(megabits: &str) -> Option<f64> {
+    megabits.parse::<f64>().ok().filter(|n| *n > 0.0).map(|n| n * 1e6 / 8.0)
+}
+
 /// Whether `ip` is an address of this host.
 pub fn is_own(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
@@ -131,6 +134,14 @@ pub fn is_own(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_speed_of_an_interface_is_read_as_bytes_per_second_where_it_has_one() {
+        assert_eq!(bytes_per_second("10000"), Some(1.25e9));
+        for none in ["-1", "0", "", "unknown"] {
+            assert_eq!(bytes_per_second(none), None, "{none:?}");
+        }
+    }
 
     #[test]
     fn an_interface_that_has_no_speed_is_given_none() {

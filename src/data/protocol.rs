@@ -194,6 +194,17 @@ pub struct NoteOf {
     pub dirs: Vec<u32>,
 }
 
+impl NoteOf {
+    /// Adds what another one of the same cause counted.
+    pub fn merge(&mut self, other: NoteOf) {
+        self.count = self.count.saturating_add(other.count);
+        let room = Note::PATHS.saturating_sub(self.entries.len() + self.dirs.len());
+        self.entries.extend(other.entries.into_iter().take(room));
+        let room = Note::PATHS.saturating_sub(self.entries.len() + self.dirs.len());
+        self.dirs.extend(other.dirs.into_iter().take(room));
+    }
+}
+
 /// At most this many causes stand in a reply.
 const MAX_NOTES: usize = 64;
 
@@ -442,6 +453,29 @@ mod tests {
         assert!(read(vec![said[0].clone(); MAX_NOTES + 1]).is_err());
         let escape = NoteOf { cause: "\x1b[2J".into(), ..said[0].clone() };
         assert!(read(vec![escape]).unwrap().contains_key("\\#033[2J"));
+    }
+
+    #[test]
+    fn merged_notes_count_all_and_name_no_more_than_a_note_may() {
+        let note = |entries: &[u32], dirs: &[u32]| NoteOf {
+            cause: "owner not set".to_owned(),
+            count: 20,
+            entries: entries.to_vec(),
+            dirs: dirs.to_vec(),
+        };
+        let merged = |mut old: NoteOf, new| {
+            old.merge(new);
+            assert_eq!(old.count, 40);
+            (old.entries, old.dirs)
+        };
+        let old = note(&[0, 1, 2, 3], &[0, 1, 2, 3]);
+        assert_eq!(
+            merged(old.clone(), note(&[4], &[5, 6])),
+            (vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 5])
+        );
+        assert_eq!(merged(old, note(&[4, 5, 6], &[7])), (vec![0, 1, 2, 3, 4, 5], vec![0, 1, 2, 3]));
+        let full: Vec<u32> = (0..Note::PATHS as u32).collect();
+        assert_eq!(merged(note(&[], &full), note(&[1], &[2])), (vec![], full));
     }
 
     #[test]

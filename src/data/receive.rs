@@ -10,7 +10,7 @@ use super::read::{Span, hash_zeros, hasher_at};
 use super::store::{ReadBack, Store, keep};
 use crate::fs::{FsError, Keep, NewFile, PartFile, Reconciled, Target, Verdict};
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
-use crate::wire::options::{Note, Notes};
+use crate::wire::options::Notes;
 use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
@@ -195,13 +195,7 @@ impl Pack<'_> {
         for new in notes_of(notes, place) {
             match self.notes.get_mut(&new.cause) {
                 None => drop(self.notes.insert(new.cause.clone(), new)),
-                Some(old) => {
-                    old.count = old.count.saturating_add(new.count);
-                    let room = Note::PATHS.saturating_sub(old.entries.len() + old.dirs.len());
-                    old.entries.extend(new.entries.into_iter().take(room));
-                    let room = Note::PATHS.saturating_sub(old.entries.len() + old.dirs.len());
-                    old.dirs.extend(new.dirs.into_iter().take(room));
-                }
+                Some(old) => old.merge(new),
             }
         }
     }

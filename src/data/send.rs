@@ -194,13 +194,13 @@ fn feed_file(source: &Tree, entry: &Entry, hashed: bool, feed: &mut Feed<'_>) ->
     let error = match read {
         Read::Failed(error) => error,
         // Shorter than it was a moment ago is one way to change.
-        Read::All | Read::Short => match file.unchanged_since_open() {
-            Ok(()) if matches!(read, Read::All) => {
+        Read::Short => changed(entry),
+        Read::All => match file.unchanged_since_open() {
+            Ok(()) => {
                 let digest = hasher.map(|hasher| hasher.finalize().into());
                 feed.end_content(digest)?;
                 return Ok(Fed::Sent(Written { bytes, digest }));
             }
-            Ok(()) => changed(entry),
             Err(error) => error,
         },
     };

@@ -362,3 +362,32 @@ impl Pieces for Wire {
         self.abandoned.is_cancelled() || ready(&self.stream, gone, Duration::ZERO).unwrap_or(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_waited_for_anew_each_time_that_enough_came() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let patience = Duration::from_millis(1);
+        let mut wire = Wire {
+            stream,
+            flows: Vec::new(),
+            home: Arc::default(),
+            abandoned: Shutdown::new(),
+            patience,
+            waited: Duration::ZERO,
+            came: 0,
+            piece: PIECE,
+        };
+        for _ in 0..2 {
+            wire.waited = patience;
+            wire.worked(STALL_BYTES - 1);
+            assert_eq!(wire.wait(), Err("less than 4096 bytes came in 1ms".to_owned()));
+            wire.worked(1);
+            assert_eq!(wire.wait(), Ok(()));
+        }
+    }
+}

@@ -192,3 +192,22 @@ fn a_flood_of_empty_frames_ends_with_the_first() {
         assert_eq!(reader.pieces.1, 1, "nothing more was read");
     }
 }
+
+#[test]
+fn long_content_that_has_not_all_come_is_fetched_and_any_other_is_handed_on() {
+    let content: Vec<u8> = (0..BULK).map(|i| (i % 251) as u8).collect();
+    let bytes = [&content_head(BULK)[..], &content].concat();
+    for first in [HEAD, HEAD + 1, bytes.len() - 1] {
+        let mut reader = FrameReader::new(Cut::new(&bytes, first));
+        assert_eq!(reader.next_frame(), Ok(Frame::Bulk(BULK)), "{first}");
+        let mut fetched = vec![0; BULK];
+        reader.fetch(&mut fetched).unwrap();
+        assert!(fetched == content, "{first}");
+        assert_eq!(reader.finish(), Ok(()));
+    }
+    let mut whole = FrameReader::new(Cut::new(&bytes, bytes.len()));
+    assert_eq!(whole.next_frame(), Ok(Frame::Content(content.into())));
+    let short = [&content_head(BULK - 1)[..], b"abc"].concat();
+    let mut short = FrameReader::new(Cut::new(&short, short.len()));
+    assert_eq!(short.next_frame(), Ok(Frame::Content(Bytes::from_static(b"abc"))));
+}

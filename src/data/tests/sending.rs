@@ -1,6 +1,11 @@
 //! What the sending end hands on, and what it does when its source changes meanwhile.
 
 use super::*;
+use crate::data::asks::BlockValue;
+use crate::data::frame::{Frame, FrameReader};
+use crate::data::nics::Nic;
+use crate::data::send::feed_range;
+use crate::wire::options::Preserve;
 
 /// Hands on what is sent, piece by piece.
 struct Pieces(mpsc::Sender<Bytes>);
@@ -86,4 +91,76 @@ fn sending_holds_one_buffer_however_much_is_sent() {
     assert!(bytes > 64 << 20);
     assert!(pool.most() < 2 * BUFFER);
     runtime.block_on(world.end());
+}
+
+/// Keeps all that is sent.
+#[derive(Default)]
+struct All(Vec<u8>);
+
+impl Outlet for All {
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), Gone> {
+        Ok(())
+    }
+}
+
+#[test]
+fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_dense() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("data"), vec![1; 8192]).unwrap();
+    fs::File::create(dir.path().join("hole")).unwrap().set_len(8192).unwrap();
+    let source = tree(dir.path()).keeping(Preserve::all());
+    let unlike = [BlockValue::default()];
+    for (name, there, dense) in
+        [("data", None, Some(true)), ("data", Some(&unlike[..]), None), ("hole", None, None)]
+    {
+        let entry = source.entry(&rel(name)).unwrap();
+        let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
+        let head = RangeHead { manifest, offset: 0, length: 8192, dense: None };
+        let mut sent = All::default();
+        let buffers = (one(&plenty()), there.map(|_| one(&plenty())));
+        let mut feed = Feed::new(&mut sent, buffers, Arc::default());
+        feed_range(&source, &head, &entry, there, true, &mut feed).unwrap();
+        let first = FrameReader::new(damage::Script::whole(sent.0)).next_frame();
+        assert_eq!(first, Ok(Frame::Range(RangeHead { dense, ..head })), "{name} {there:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_range_is_sent_over_all_pairs_of_nics_at_a_time() {
+    let world = World::new().await;
+    let length: u64 = 16 << 20;
+    world.write("f", &content(length, 1));
+    let (manifest, entry) = world.only_file();
+    // Two networks, both ends in each.
+    let ends = ["127.0.1.1", "127.0.2.1"].map(|address| Endpoint {
+        iface: None,
+        address: address.to_owned(),
+        port: Some(0),
+    });
+    let gate = TicketGate::new();
+    gate.update(&world.signer.public_key(), NOW).unwrap();
+    let roots = Roots::open(&[abs(&world.dst())]).unwrap();
+    let served = Arc::new(Served { gate: Arc::new(gate), roots: Arc::new(roots) });
+    let server = DataServer::bind(&ends).await.unwrap();
+    let data_plane_endpoints = server.endpoints().available();
+    let serving = tokio::spawn(server.serve(served, plenty(), world.stop.clone()));
+    let member = PoolMember { data_plane_endpoints, ..world.member() };
+    let nics = ends.map(|end| Nic::new(end.into()));
+    let peers = Peers::new(&nics, plenty());
+    let to = Destination::Remote(peers.peer(&member, &world.ticket(), &WriteRules::default()));
+    let source = tree(&world.src());
+    let sent = to.range(&source, &manifest, &entry, (0, length), RangeMode::Whole).await.unwrap();
+    assert!(matches!(sent, RangeSent::Written { sent, kept: 0, .. } if sent == length), "{sent:?}");
+    for nic in &nics {
+        assert!(nic.flow.sent() > length / 2, "{}: {}", nic.endpoint.address, nic.flow.sent());
+    }
+    world.target().publish_part(&entry, None).unwrap();
+    assert!(fs::read(world.dst().join("f")).unwrap() == content(length, 1));
+    world.end().await;
+    serving.await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! Streams: one ask after another, and how they end.
 
 use super::*;
+use crate::data::connect::Kind;
 use crate::data::frame::{HEAD, REFUSAL, REPLY};
 use crate::data::pool::PIECE;
 use crate::data::protocol::{PackReply, RangeHead, TICKET_HEADER, Taken};
@@ -191,5 +192,22 @@ async fn nothing_is_sent_or_written_once_the_time_for_it_is_over() {
             assert_eq!(world.names().len(), usize::from(brought));
         }
     }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_stream_of_an_exchange_that_ended_well_is_used_for_the_next() {
+    let world = World::new().await;
+    world.write("f", b"abc");
+    let (manifest, entry) = world.only_file();
+    let peers = Peers::new(&[], plenty());
+    let peer = peers.peer(&world.member(), &world.ticket(), &WriteRules::default());
+    let to = Destination::Remote(peer);
+    let packed = to.pack(&tree(&world.src()), manifest.dirs, vec![entry]).await.unwrap();
+    assert!(packed.files[0].is_ok(), "{packed:?}");
+    let endpoints = [world.endpoint.clone()];
+    let next = peers.routes.lease(&endpoints, false, Kind::Content, 0).await.unwrap();
+    assert!(next.reused);
+    drop(next);
     world.end().await;
 }
