@@ -71,6 +71,19 @@ fn where_there_is_no_file_there_are_no_values() {
 }
 
 #[test]
+fn a_file_is_held_without_waiting_and_for_this_program_only() {
+    let site = Site::new();
+    site.write("dst/f", "content");
+    let target = site.target();
+    let path = rel("f");
+    let place = target.tree.place(&path).unwrap();
+    let held = target.hold(&place.dir, place.name).unwrap().unwrap();
+    assert!(rustix::fs::fcntl_getfl(&held.fd).unwrap().contains(OFlags::NONBLOCK));
+    let passed_on = rustix::io::fcntl_getfd(&held.fd).unwrap();
+    assert!(passed_on.contains(rustix::io::FdFlags::CLOEXEC));
+}
+
+#[test]
 fn ranges_that_are_none_are_refused() {
     let site = Site::new();
     site.write("src/f", bytes(4 * KIB, 1));

@@ -88,6 +88,41 @@ fn the_second_name_needs_no_content() {
 }
 
 #[test]
+fn a_name_in_a_directory_that_is_missing_needs_no_content() {
+    let site = linked_site();
+    assert_eq!(bring(&site, "one"), NEEDED);
+    let mut batch = batch_of(&site.source(), "d/e/three");
+    batch.dirs.clear();
+    assert_eq!(site.target().reconcile(&batch).verdicts, [CREATE]);
+    assert_eq!(inode(&site, "dst/one"), (inode(&site, "dst/d/e/three").0, 3));
+}
+
+#[test]
+fn a_file_that_can_have_no_further_name_is_copied_and_the_shortfall_is_counted() {
+    let site = Site::new();
+    // The kernel lets nobody link to a program of another user that runs with that user's rights.
+    let rule = fs::read_to_string("/proc/sys/fs/protected_hardlinks").unwrap();
+    assert_eq!(rule.trim(), "1", "this test needs `sysctl fs.protected_hardlinks=1`");
+    site.write("src/one", "content");
+    fs::hard_link(site.at("src/one"), site.at("src/two")).unwrap();
+    touch(&site.at("src/one"), 1_000_000_000, 7);
+    site.give_to_nobody();
+    bring(&site, "one");
+    for entry in walkdir::WalkDir::new(site.at("dst")) {
+        std::os::unix::fs::lchown(entry.unwrap().path(), Some(65534), Some(65534)).unwrap();
+    }
+    std::os::unix::fs::chown(site.at("dst/one"), Some(0), Some(0)).unwrap();
+    site.run_as_nobody(|| {
+        let target = site.target();
+        let batch = batch_of(&site.source(), "two");
+        assert_eq!(copy(&site.source(), &target, &batch), [NEEDED]);
+        assert_eq!(inode(&site, "dst/two").1, 1);
+        let cause = Shortfall::HardLink(Errno::PERM).to_string();
+        assert_eq!(target.notes()[&cause].count, 1);
+    });
+}
+
+#[test]
 fn a_repeated_sync_finds_the_names_linked_and_links_those_that_are_not() {
     let site = linked_site();
     for path in ["one", "d/two", "d/e/three"] {

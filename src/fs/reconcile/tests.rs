@@ -256,3 +256,22 @@ fn directories_below_one_that_another_batch_writes_into_are_compared_as_they_wer
     assert_eq!((&said["d"], &said["d/new"]), (&SKIP, &CREATE));
     assert_eq!(fs::metadata(site.at("dst/d")).unwrap().mtime(), 500);
 }
+
+#[test]
+fn what_lies_below_a_directory_that_cannot_be_made_fails_for_that_reason() {
+    let site = Site::new();
+    site.write("src/d/f", "content");
+    fs::create_dir(site.at("dst")).unwrap();
+    site.give_to_nobody();
+    std::os::unix::fs::chown(site.at("dst"), Some(0), Some(0)).unwrap();
+    site.run_as_nobody(|| {
+        let said = verdicts(&site, &WriteRules::default());
+        for (path, operation) in [("d", "make directory"), ("d/f", "make directory above")] {
+            let Verdict::Failed(error) = &said[path] else { panic!("{path}: {:?}", said[path]) };
+            let message = error.to_string();
+            let wanted =
+                format!("cannot {operation} `{path}` at the destination: Permission denied");
+            assert!(message.starts_with(&wanted), "{message}");
+        }
+    });
+}
