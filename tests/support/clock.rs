@@ -6,7 +6,6 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
 /// Loaded before the C library. The seconds to add stand in a file of 8 bytes.
 const SOURCE: &str = r#"
@@ -62,19 +61,20 @@ time_t time(time_t *at) {
 /// Seconds of a day.
 pub(crate) const DAY: i64 = 24 * 3600;
 
-/// What is loaded, built once for each test process.
-fn library() -> &'static Path {
-    static BUILT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, library) = BUILT.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (source, library) = (dir.path().join("clock.c"), dir.path().join("clock.so"));
-        std::fs::write(&source, SOURCE).expect("write the source");
-        let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source);
-        assert!(cc.status().expect("a C compiler, as Rust needs one to link").success());
-        (dir, library)
-    });
-    library
+/// Builds what is loaded, beside the clock `path`.
+fn build_library(path: &Path) {
+    let (source, library) = (path.with_file_name("clock.c"), library(path));
+    if library.exists() {
+        return;
+    }
+    std::fs::write(&source, SOURCE).expect("write the source");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source);
+    assert!(cc.status().expect("a C compiler, as Rust needs one to link").success());
+}
+
+fn library(path: &Path) -> PathBuf {
+    path.with_file_name("clock.so")
 }
 
 /// A clock that can be set. Processes have it from their start on.
@@ -86,6 +86,7 @@ pub(crate) struct Clock {
 impl Clock {
     /// One that is kept in `path`, and is wrong by so many seconds.
     pub(crate) fn at(path: PathBuf, seconds: i64) -> Clock {
+        build_library(&path);
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let clock = Clock { file: file.expect("a file"), path };
         clock.set(seconds);
@@ -99,7 +100,7 @@ impl Clock {
 
     /// What a process needs in its environment to have it.
     pub(crate) fn environment(path: &Path) -> [(&'static str, PathBuf); 2] {
-        [("LD_PRELOAD", library().to_owned()), ("WRONG_CLOCK", path.to_owned())]
+        [("LD_PRELOAD", library(path)), ("WRONG_CLOCK", path.to_owned())]
     }
 
     /// The same for this one.

@@ -3,7 +3,7 @@
 use super::PATIENCE;
 use super::process::{Ran, Running, User, clean_command, program};
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A `ctl` command to be run.
@@ -12,7 +12,12 @@ pub(crate) struct Ctl {
     env: Vec<(String, OsString)>,
     input: Option<Vec<u8>>,
     user: User,
-    home: std::path::PathBuf,
+    home: PathBuf,
+}
+
+thread_local! {
+    /// Where the commands of a test keep their state; removed when the test's thread ends.
+    static HOME: tempfile::TempDir = tempfile::tempdir().expect("a directory");
 }
 
 /// `ctl ARGS…`, with no environment.
@@ -22,7 +27,7 @@ pub(crate) fn ctl<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ctl {
         env: Vec::new(),
         input: None,
         user: User::Same,
-        home: std::env::temp_dir(),
+        home: HOME.with(|dir| dir.path().to_owned()),
     }
 }
 
