@@ -234,12 +234,16 @@ fn one_file_goes_over_both_nics_in_proportion_to_their_speeds() {
     let mut lab = Lab::new("100m,200m");
     lab.serve(2);
     file(lab.path("src/large"), noise(192 * MIB, 1));
-    let sync = lab.complete(&lab.submit());
-    let (slow, fast) = (lab.sent(1) as f64, lab.sent(2) as f64);
+    let id = lab.submit();
+    let sent = || (lab.sent(1) as f64, lab.sent(2) as f64);
+    // At the same time, not one after the other.
+    let (slow, fast) = await_some("half of it is sent", || {
+        Some(sent()).filter(|(slow, fast)| slow + fast > 96.0 * MIB as f64)
+    });
+    assert!((1.2..3.5).contains(&(fast / slow)), "{slow} and {fast} bytes\n{}", lab.logs());
+    lab.complete(&id);
+    let (slow, fast) = sent();
     assert!((1.6..2.5).contains(&(fast / slow)), "{slow} and {fast} bytes\n{}", lab.logs());
-    // The faster one alone would need eight seconds.
-    let alone = 192.0 * MIB as f64 * 8.0 / 200e6;
-    assert!(took(&sync) < 0.9 * alone, "{} s, not {alone} s", took(&sync));
     // What was counted is told.
     let seen = await_some("the agent has told what it sent", || {
         let shown = lab.ctl(&["workers", "show", "a", "-o", "json"])?;
@@ -314,8 +318,8 @@ fn ends_that_do_not_reach_each_other_are_avoided() {
     file(lab.path("src/large"), noise(48 * MIB, 3));
     let sync = lab.complete(&lab.submit());
     assert!(lab.sent(2) < MIB as u64, "{} bytes", lab.sent(2));
-    let alone = 48.0 * MIB as f64 * 8.0 / 190e6;
-    assert!(took(&sync) < alone + 3.0, "{} s, not {alone} s\n{}", took(&sync), lab.logs());
+    // Two seconds at the speed of the other NIC; a connection that gets no answer is waited for far longer.
+    assert!(took(&sync) < 12.0, "{} s\n{}", took(&sync), lab.logs());
 }
 
 #[test]

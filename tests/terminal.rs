@@ -115,7 +115,8 @@ fn a_second_interrupt_ends_the_waiting_at_once() {
     let asked = Instant::now();
     waiting.signal(Signal::INT);
     waiting.finish(PATIENCE).exits(130);
-    assert!(asked.elapsed().as_secs() < 3, "{:?}", asked.elapsed());
+    // Else it goes on for as long as the master does not answer.
+    assert!(asked.elapsed() < PATIENCE / 2, "{:?}", asked.elapsed());
     cluster.master.process.thaw();
 }
 
@@ -224,7 +225,7 @@ fn an_agent_that_is_told_to_stop_twice_stops_at_once() {
     let id = cluster.submit_with(
         &src,
         &dst,
-        serde_json::json!({"chunk_size_mb": 16, "bwlimit": "2MiB/s"}),
+        serde_json::json!({"chunk_size_mb": 16, "bwlimit": "200KiB/s"}),
     );
     cluster.await_progress(&id, "has begun", |s| s.scan_done);
     let agent: &mut Process = &mut cluster.agents.get_mut("a").unwrap().process;
@@ -234,7 +235,8 @@ fn an_agent_that_is_told_to_stop_twice_stops_at_once() {
     assert!(agent.ended().is_none(), "it lets what it has go on for a while");
     let told = Instant::now();
     assert_eq!(agent.terminate().code(), Some(143));
-    assert!(told.elapsed().as_secs() < 3, "{:?}", told.elapsed());
+    // Else it goes on for as long as its range takes, which is over a minute.
+    assert!(told.elapsed() < PATIENCE / 2, "{:?}", told.elapsed());
     // As if it had been killed.
     cluster.agents.get_mut("a").unwrap().restart();
     cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
