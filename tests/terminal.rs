@@ -116,7 +116,7 @@ fn a_second_interrupt_ends_the_waiting_at_once() {
     waiting.signal(Signal::INT);
     waiting.finish(PATIENCE).exits(130);
     // Else it goes on for as long as the master does not answer.
-    assert!(asked.elapsed() < PATIENCE / 2, "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < PATIENCE / 3, "{:?}", asked.elapsed());
     cluster.master.process.thaw();
 }
 
@@ -236,7 +236,7 @@ fn an_agent_that_is_told_to_stop_twice_stops_at_once() {
     let told = Instant::now();
     assert_eq!(agent.terminate().code(), Some(143));
     // Else it goes on for as long as its range takes, which is over a minute.
-    assert!(told.elapsed() < PATIENCE / 2, "{:?}", told.elapsed());
+    assert!(told.elapsed() < PATIENCE / 3, "{:?}", told.elapsed());
     // As if it had been killed.
     cluster.agents.get_mut("a").unwrap().restart();
     cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);

@@ -18,7 +18,7 @@ pub(crate) mod tree;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that a test waits for. Long, because a loaded machine is no defect.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Asks again and again, with short pauses, until there is an answer.
 pub(crate) fn await_some<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
