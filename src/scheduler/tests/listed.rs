@@ -1,4 +1,4 @@
-//! The list of all syncs.
+//! What is shown of syncs: the list of all, and the times of each.
 
 use super::*;
 
@@ -37,4 +37,32 @@ fn pages_of_a_list_hold_each_sync_once_though_others_come_and_go() {
     let rest = page(Select { before: next, ..queued });
     assert_eq!((rest.syncs.len(), rest.next), (1, None));
     assert_eq!(rest.syncs[0].request_id.as_str(), "a", "a new one does not shift the pages");
+}
+
+#[test]
+fn a_sync_shows_when_it_was_submitted_begun_last_changed_and_ended() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    world.submit("demo", "/src/a", "/dst/b");
+    // In seconds after the start of the world.
+    let times = |world: &mut World| {
+        let shown = world.progress("demo");
+        let seconds = |at: jiff::Timestamp| (at.as_millisecond() - START.wall_ms) / 1000;
+        let (started, ended) = (shown.started_at.map(seconds), shown.ended_at.map(seconds));
+        (seconds(shown.submitted_at), started, seconds(shown.updated_at), ended)
+    };
+    assert_eq!(times(&mut world), (0, None, 0, None));
+    world.pass(1_000);
+    let scan = next(&mut world, "s", "scan");
+    assert_eq!(times(&mut world), (0, Some(1), 1, None));
+    world.pass(1_000);
+    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    assert_eq!(times(&mut world), (0, Some(1), 2, None));
+    world.pass(1_000);
+    done(&mut world, "s", "copy");
+    done(&mut world, "d", "flush");
+    assert_eq!(times(&mut world), (0, Some(1), 3, Some(3)));
+    world.pass(1_000);
+    assert_eq!(times(&mut world), (0, Some(1), 3, Some(3)), "nothing changes any more");
 }
