@@ -182,7 +182,7 @@ impl State {
                 .workers
                 .get(&said.worker_id)
                 .is_some_and(|known| known.before.is_some() && known.before == said.incarnation);
-            match self.dies_with(&said.worker_id) && !back {
+            match self.dies_with(&said.worker_id, task, now) && !back {
                 true => self.lost_with_worker(task, now),
                 false => self.lost(task, now),
             }

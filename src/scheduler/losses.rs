@@ -9,7 +9,7 @@
 //!
 //! A task is *lost with its worker* when a new process of the worker reports while the old one held the task, or when the lease
 //! ends and the worker was silent for all of it. What a worker hands back, what an operator or a hanging path takes away, the
-//! end of a worker that drained, and a restart of the master do not count. Should the process report later, it was only cut off or
+//! end of a worker that drained, a restart of the master, and a task that went to a process that had ended before do not count. Should the process report later, it was only cut off or
 //! stopped, and the loss is struck out.
 //!
 //! An isolated task runs on a worker that holds nothing else, and only one such task runs at a time, so that what it is lost with is
@@ -20,6 +20,7 @@ use super::choice::Open;
 use super::pages::Again;
 use super::sync::Sync;
 use super::task::{SPARED_MS, Task, TaskState};
+use super::worker::Worker;
 use super::{Effect, NewTask, Now, State};
 use crate::util::units;
 use crate::wire::manifest::Manifest;
@@ -34,6 +35,10 @@ const RESERVED_MS: u64 = 5 * 60 * 1000;
 /// … and after that none for this long: what the worker holds may wait for work that it does not get meanwhile, as a walk
 /// waits for what it has found to be copied.
 const UNRESERVED_MS: u64 = 6 * RESERVED_MS;
+
+/// No agent receives a task, ends, and is heard of again as another process in less time, in milliseconds: where that seems so,
+/// the poll that got the task had waited here, and its process had ended before.
+const RESTART_MS: u64 = 100;
 
 /// A process with which a task was lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -175,9 +180,12 @@ impl State {
     }
 
     /// Whether a task that a worker holds counts as lost with it, now that another process of the worker reports.
-    pub(super) fn dies_with(&self, worker: &WorkerId) -> bool {
+    pub(super) fn dies_with(&self, worker: &WorkerId, id: TaskId, now: Now) -> bool {
+        let Some(lease) = self.tasks.get(&id).and_then(Task::lease) else { return false };
         // One that drained may end at its time-out with tasks in hand.
-        self.workers.get(worker).is_some_and(|w| w.said.status != WorkerStatus::Draining)
+        let drained = |w: &Worker| w.said.status == WorkerStatus::Draining;
+        let drained = self.workers.get(worker).is_none_or(drained);
+        !drained && now.mono_ms.saturating_sub(lease.since_ms) >= RESTART_MS
     }
 
     /// Whether the process that holds a task was silent for the length of a lease.
