@@ -38,7 +38,7 @@ const UNRESERVED_MS: u64 = 6 * RESERVED_MS;
 
 /// No agent receives a task, ends, and is heard of again as another process in less time, in milliseconds: where that seems so,
 /// the poll that got the task had waited here, and its process had ended before.
-const RESTART_MS: u64 = 100;
+const RESTART_MS: u64 = 10;
 
 /// A process with which a task was lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -313,7 +313,7 @@ async fn a_batch_that_was_lost_with_its_workers_is_read_from_the_store_and_split
         let copy = poll(incarnation).await.unwrap().expect("the batch");
         assert!(format!("{:?}", copy.task).contains("files: 2"), "{:?}", copy.task);
         // A process that is heard of sooner was there before the task was given.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
         beat(incarnation + 1).await.unwrap();
     }
     for _ in 0..2 {

@@ -25,7 +25,7 @@ fn found(work: Vec<WorkItem>) -> World {
 
 /// The agent of a worker is killed and started again, as its `number`th process.
 fn killed(world: &mut World, worker: &str, number: usize) {
-    world.pass(100);
+    world.pass(10);
     world.beat(worker, &number.to_string(), &["/src"], &[]);
 }
 
@@ -124,12 +124,12 @@ fn a_task_that_went_to_a_process_that_had_ended_is_not_lost_with_it() {
     let mut world = found(vec![files(&["a", "b"])]);
     for number in 1..=10 {
         let copy = poll(&mut world, "s", number).expect("the batch");
-        world.pass(99);
+        world.pass(9);
         world.beat("s", &(number + 1).to_string(), &["/src"], &[]);
         assert_eq!(losses(&world, &copy), 0);
     }
     let copy = poll(&mut world, "s", 11).expect("the batch");
-    world.pass(100);
+    world.pass(10);
     world.beat("s", "12", &["/src"], &[]);
     assert_eq!(losses(&world, &copy), 1);
     let end = end(&mut world, 12);
