@@ -289,7 +289,7 @@ fn a_worker_that_answers_a_scan_with_one_empty_page_makes_no_full_sync() {
             "status": "READY",
             "storage_paths": [cluster.path("")],
             "data_plane_endpoints": ["127.0.0.1"],
-            "protocol": 4,
+            "protocol": 5,
             "incarnation": incarnation,
         });
         cluster.master.post("/workers/heartbeat", &document).status

@@ -78,3 +78,39 @@ fn an_agent_keeps_to_its_own_limit_and_the_installation_to_its_timetable() {
     let rate = 16.0 / since.elapsed().as_secs_f64();
     assert!(rate <= 1.1 * 8.0, "{rate} MiB/s with an agent of 8");
 }
+
+#[test]
+fn bytes_of_a_task_under_way_are_progress_with_a_rate_and_a_forecast() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    // One task.
+    file(src.join("f"), noise(48 << 20, 1));
+    let id = cluster.submit_with(&src, &dst, serde_json::json!({"bwlimit": "2MiB/s"}));
+    let seen = cluster.await_progress(&id, "bytes move", |s| {
+        s.transferred_bytes > 0 && s.rate.is_some() && s.eta_seconds.is_some()
+    });
+    assert_eq!((seen.files_done, seen.state.as_str()), (0, "PROGRESS"), "{seen:#?}");
+    assert!(seen.transferred_bytes < seen.total_bytes, "{seen:#?}");
+    let more =
+        cluster.await_progress(&id, "more move", |s| s.transferred_bytes > seen.transferred_bytes);
+    assert_eq!(more.files_done, 0, "{more:#?}");
+    let list = cluster.ctl(["sync", "list"]).run().exits(0).out();
+    let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
+    assert!(row.iter().any(|cell| cell.ends_with("/s")), "{list}");
+    cluster.hurry(&id);
+    assert_complete(&cluster.ended(&id), census(&src));
+}
+
+#[test]
+fn a_copy_under_a_limit_shows_how_far_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let (src, dst) = (support::tree::dir(home.path().join("src")), home.path().join("dst"));
+    file(src.join("f"), noise(8 << 20, 1));
+    let copy = ["copy", "--progress", "plain", "--bwlimit", "2MiB/s"];
+    let said = support::ctl::ctl(copy).arg(&src).arg(&dst).run().exits(0).err();
+    let shares: Vec<f64> = said
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("pct=")?.parse().ok())
+        .collect();
+    assert!(shares.iter().any(|share| (1.0..99.0).contains(share)), "{said}");
+}

@@ -106,6 +106,7 @@ impl Agent {
             |net: usize| format!("10.{net}.{}.{}:8889", self.number / 250, self.number % 250 + 1);
         let in_hand = locked(&self.in_hand).clone();
         WorkerHeartbeat {
+            moved_bytes: Default::default(),
             worker_id: self.id.clone(),
             status: if in_hand.is_empty() {
                 WorkerStatus::Idle

@@ -4,6 +4,7 @@ use super::damages::Damages;
 use super::limits::Limits;
 use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate, Until};
 use crate::fs::{Filter, FsError, Target, Tree};
+use crate::util::rate::{Pace, Rate};
 use crate::wire::sync::FileError;
 use crate::wire::task::{Assignment, TaskReport, TaskSpec};
 use crate::wire::{BytePath, WorkerId};
@@ -102,12 +103,19 @@ pub struct Job<'a> {
     pub writers: &'a Writers,
     /// Until when it may be worked on.
     pub until: &'a Until,
+    /// Counts the content bytes that are moved.
+    pub moved: &'a Arc<Rate>,
 }
 
 impl Job<'_> {
     /// At most this much goes into a batch, in bytes.
     pub fn chunk(&self) -> u64 {
         u64::from(self.assignment.chunk_size_mb.max(1)) << 20
+    }
+
+    /// What limits and counts the content that is sent.
+    fn pace(&self) -> Pace {
+        self.cx.limits.pace(&self.assignment.request_id).and(self.moved.clone())
     }
 
     /// Whether the task may change anything at the destination. What may not is no writer's.
@@ -232,7 +240,7 @@ impl Choice<'_> {
                 Ok((claims, target)) => {
                     self.job.asked(&cx.worker);
                     let local = Local::new(target, claims, cx.peers.pool().clone());
-                    let local = local.at(cx.limits.pace(&assignment.request_id));
+                    let local = local.at(self.job.pace());
                     let local = local.until(self.job.until);
                     return Some(Destination::Local { worker: cx.worker.clone(), local });
                 }
@@ -249,7 +257,7 @@ impl Choice<'_> {
         self.job.asked(&member.worker_id);
         let rules = assignment.options.write_rules();
         let peer = cx.peers.peer(member, &assignment.ticket, &rules);
-        let peer = peer.at(cx.limits.pace(&assignment.request_id)).until(self.job.until);
+        let peer = peer.at(self.job.pace()).until(self.job.until);
         Some(Destination::Remote(peer.counted(cx.damages.of(&assignment.request_id))))
     }
 

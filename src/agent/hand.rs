@@ -6,6 +6,7 @@
 
 use crate::data::Until;
 use crate::data::gate::boottime;
+use crate::util::rate::Rate;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
 use crate::wire::task::{Assignment, TaskSpec};
@@ -31,6 +32,8 @@ struct Held {
     lease: Duration,
     until: Until,
     is_scan: bool,
+    /// Content bytes that were moved for it: a limit that is none counts them.
+    moved: Arc<Rate>,
     stop: Shutdown,
     stopped: Option<Stopped>,
 }
@@ -46,6 +49,7 @@ pub struct Grip {
     id: AssignmentId,
     stop: Shutdown,
     until: Until,
+    moved: Arc<Rate>,
     hand: Arc<Hand>,
 }
 
@@ -60,6 +64,7 @@ impl Hand {
         let lease = Duration::from_secs(assignment.lease_seconds);
         let stop = Shutdown::new();
         let until = Until::new(since + working(lease));
+        let moved = Arc::<Rate>::default();
         let held = Held {
             lease,
             until: until.clone(),
@@ -67,6 +72,7 @@ impl Hand {
                 assignment.task,
                 TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Prune { .. }
             ),
+            moved: moved.clone(),
             stop: stop.clone(),
             stopped: None,
         };
@@ -75,12 +81,19 @@ impl Hand {
             return None;
         }
         all.insert(id, held);
-        Some(Grip { id, stop, until, hand: self.clone() })
+        Some(Grip { id, stop, until, moved, hand: self.clone() })
     }
 
     /// All assignments in hand.
     pub fn list(&self) -> Vec<AssignmentId> {
         self.held().keys().copied().collect()
+    }
+
+    /// Content bytes that were moved for each assignment in hand, where any were.
+    pub fn moved(&self) -> BTreeMap<AssignmentId, u64> {
+        let held = self.held();
+        let moved = held.iter().map(|(id, held)| (*id, held.moved.moved()));
+        moved.filter(|(_, bytes)| *bytes > 0).collect()
     }
 
     /// Whether nothing is in hand.
@@ -157,6 +170,11 @@ impl Grip {
     /// Until when the work may go on.
     pub fn until(&self) -> Until {
         self.until.clone()
+    }
+
+    /// What counts the content bytes that are moved for it.
+    pub fn moved(&self) -> &Arc<Rate> {
+        &self.moved
     }
 
     /// Stops the work on this one: the agent stops and does not begin it.
@@ -241,6 +259,21 @@ mod tests {
         assert_eq!(one.why(), Some(Stopped::Dropped));
         drop(one);
         assert!(hand.is_empty());
+    }
+
+    #[test]
+    fn what_was_moved_is_counted_for_each_assignment_as_long_as_it_is_in_hand() {
+        let hand = Arc::new(Hand::default());
+        let one = taken(&hand, 1, TaskSpec::Flush, 0);
+        let two = taken(&hand, 2, TaskSpec::Flush, 0);
+        assert!(hand.moved().is_empty());
+        one.moved().take(7, std::time::Instant::now());
+        two.moved().take(5, std::time::Instant::now());
+        one.moved().take(1, std::time::Instant::now());
+        let of = |n: u8| AssignmentId([n; 16]);
+        assert_eq!(hand.moved(), [(of(1), 8), (of(2), 5)].into());
+        drop(one);
+        assert_eq!(hand.moved(), [(of(2), 5)].into());
     }
 
     #[test]

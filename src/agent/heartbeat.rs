@@ -12,6 +12,7 @@ use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::limits;
 use crate::wire::worker::{NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -212,6 +213,7 @@ impl Heart {
             boot_id: self.boot_id.clone(),
             free_bytes: seen.free,
             in_hand,
+            moved_bytes: if master >= 5 { self.hand.moved() } else { BTreeMap::new() },
             slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL),

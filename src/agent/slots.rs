@@ -159,7 +159,9 @@ impl Slots {
         let _busy = assignment.task.sends().then(|| self.tuning.busy());
         let writers = Writers::default();
         let until = grip.until();
-        let job = Job { cx: &self.cx, assignment: &assignment, writers: &writers, until: &until };
+        let moved = grip.moved();
+        let job =
+            Job { cx: &self.cx, assignment: &assignment, writers: &writers, until: &until, moved };
         let done = tokio::select! {
             biased;
             why = grip.stopped() => {

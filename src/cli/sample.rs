@@ -45,6 +45,8 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         retries: 0,
         reason: None,
         stalled: None,
+        rate: None,
+        eta_seconds: None,
         errors: Vec::new(),
         error_counts: Default::default(),
     }

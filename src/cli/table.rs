@@ -34,11 +34,6 @@ pub(super) fn between(from: Timestamp, to: Timestamp) -> Duration {
     Duration::try_from(to.duration_since(from)).unwrap_or_default()
 }
 
-/// To the second from one second on: `4m05s`, not `4m05.123s`.
-fn rough(d: Duration) -> String {
-    units::duration(if d >= Duration::from_secs(1) { Duration::from_secs(d.as_secs()) } else { d })
-}
-
 /// A single coarse unit, for ages: `5m`, `3h`, `12d`.
 fn age(d: Duration) -> String {
     match d.as_secs() {
@@ -49,19 +44,9 @@ fn age(d: Duration) -> String {
     }
 }
 
-/// Bytes per second since the start, while it runs: one look can't know the present rate.
-fn average(sync: &SyncProgress, now: Timestamp) -> Option<f64> {
-    let started = sync.started_at.filter(|_| sync.state == SyncState::Progress)?;
-    let seconds = between(started, now).as_secs_f64();
-    (seconds >= 1.0).then(|| sync.transferred_bytes as f64 / seconds)
-}
-
-fn eta(sync: &SyncProgress, now: Timestamp) -> Option<Duration> {
-    let rate = average(sync, now).filter(|rate| *rate >= 1.0)?;
-    let done = sync.transferred_bytes + sync.bytes_skipped;
-    let left = sync.total_bytes.checked_sub(done).filter(|left| *left > 0 && sync.scan_done)?;
-    let seconds = (left as f64 / rate).ceil().max(1.0);
-    (seconds < 3.2e9).then(|| Duration::from_secs_f64(seconds))
+/// When it may have copied the rest.
+fn eta(sync: &SyncProgress) -> Option<String> {
+    sync.eta_seconds.map(|seconds| units::duration(Duration::from_secs(seconds)))
 }
 
 fn dash(value: Option<String>) -> String {
@@ -81,8 +66,8 @@ pub(super) fn syncs(list: &[SyncProgress], now: Timestamp) -> String {
             // Cut, not rounded: 99.9 must not be shown as 100.
             dash(percent(sync).map(|p| format!("{:.0}%", p.floor())).filter(|_| begun)),
             dash(begun.then(|| format!("{least}{}", units::bytes(sync.total_bytes)))),
-            dash(average(sync, now).map(units::rate)),
-            dash(eta(sync, now).map(rough)),
+            dash(sync.rate.map(|rate| units::rate(rate as f64))),
+            dash(eta(sync)),
             dash(begun.then(|| {
                 let done = units::count(sync.files_done + sync.files_skipped);
                 format!("{done}/{least}{}", units::count(sync.files_total))
@@ -326,8 +311,8 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
     if let Some(limit) = sync.bwlimit {
         add("Limit", units::rate(limit as f64));
     }
-    add("Rate", dash(rate(sync, now)));
-    add("Time left", dash(eta(sync, now).map(rough)));
+    add("Rate", dash(rate(sync)));
+    add("Time left", dash(eta(sync)));
     add("Retried", units::counted(sync.retries, "task", "tasks"));
     if sync.unverified > 0 {
         let why = "reported done without evidence";
@@ -363,9 +348,9 @@ fn state(sync: &SyncProgress) -> String {
     format!("{}{more}", sync.state.as_str())
 }
 
-fn rate(sync: &SyncProgress, now: Timestamp) -> Option<String> {
-    if let Some(rate) = average(sync, now) {
-        return Some(format!("{} (average)", units::rate(rate)));
+fn rate(sync: &SyncProgress) -> Option<String> {
+    if let Some(rate) = sync.rate {
+        return Some(units::rate(rate as f64));
     }
     effective(sync).map(|rate| format!("{} (effective)", units::rate(rate)))
 }
@@ -406,9 +391,9 @@ mod tests {
         };
         let running = SyncProgress {
             state: SyncState::Progress,
-            started_at: Some("2026-02-03T14:14:00Z".parse().unwrap()),
             transferred_bytes: 60 << 20,
             total_bytes: 90 << 20,
+            rate: Some(1 << 20),
             source_path: AbsPath::new(b"/new\nline").unwrap(),
             ..sample::sync("run")
         };
@@ -429,10 +414,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_skipped_does_not_take_time_any_more() {
+    fn what_is_skipped_is_done_and_the_forecast_is_that_of_the_master() {
         let sync = SyncProgress {
             state: SyncState::Progress,
-            started_at: Some("2026-02-03T14:14:00Z".parse().unwrap()),
+            rate: Some(1 << 20),
+            eta_seconds: Some(60),
             scan_done: true,
             transferred_bytes: 60 << 20,
             bytes_skipped: 30 << 20,

@@ -123,6 +123,7 @@ impl State {
         });
         self.wake |= news;
         let usage = std::mem::take(&mut said.usage);
+        let moved = std::mem::take(&mut said.moved_bytes);
         let worker = Worker {
             said,
             heard_ms: now.mono_ms,
@@ -140,6 +141,8 @@ impl State {
         // Only now: a sync that restarts, or stops, takes back what it had given.
         let goes_on = |a: &AssignmentId| valid.contains(a) && self.leases.get(a).is_some();
         reply.drop = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
+        let moved = moved.into_iter().filter(|(a, _)| goes_on(a)).collect();
+        self.note_moved(&moved, now);
         self.tell_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
     }
@@ -315,6 +318,7 @@ impl State {
             deadline_ms: now.mono_ms + self.settings.lease_ms,
             since_ms: now.mono_ms,
             page: 0,
+            moved_bytes: 0,
         };
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
         let sends = task.spec.sends();
@@ -535,6 +539,7 @@ impl State {
         self.tend_limits(now);
         self.flushes_in_vain(now);
         self.tend_holds(now);
+        self.look_at_speeds(now);
         self.look_for_stalls(slept_ms, now);
         self.tend_outcomes(now);
         self.release_ended(now);

@@ -106,7 +106,8 @@ impl State {
         if reply.next_beat_ms.is_none() && !held.is_empty() {
             // Who works hears soon that he shall not: of a cancel, for example.
             let beat = BEAT_MS_EACH * self.leases.workers() as u64;
-            reply.next_beat_ms = Some(beat.clamp(BUSY_BEAT_MS, SLOWEST_BEAT_MS));
+            let soonest = if self.is_watched(&held, now) { BEAT_MS } else { BUSY_BEAT_MS };
+            reply.next_beat_ms = Some(beat.clamp(soonest, SLOWEST_BEAT_MS));
         }
     }
 

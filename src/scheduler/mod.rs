@@ -36,6 +36,7 @@ mod leases;
 mod limits;
 mod listing;
 mod losses;
+mod moving;
 mod orders;
 mod outcomes;
 mod overlap;
@@ -51,6 +52,7 @@ mod results;
 mod retry;
 mod seconds;
 mod shares;
+mod speed;
 mod stage;
 mod stalled;
 mod storage;
@@ -192,7 +194,10 @@ impl State {
             Event::Submit { request, list, idempotency } => {
                 Some(self.submit(request, list, idempotency, now))
             }
-            Event::Progress(id) => Some(self.progress(&id)),
+            Event::Progress(id) => {
+                self.note_watched(&id, now);
+                Some(self.progress(&id))
+            }
             Event::List(select) => Some(self.list(&select)),
             Event::Listing(id) => Some(match self.listing(&id) {
                 Some(listing) => Reply::Listing(Box::new(listing)),

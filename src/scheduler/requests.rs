@@ -221,13 +221,23 @@ impl State {
             (SyncState::Progress, Stage::Secure | Stage::Sweep | Stage::Flush) => Phase::Flushing,
             _ => Phase::Done,
         };
+        let scan_done = listed && (sync.stage > Stage::Copy || sync.state != SyncState::Cancelled);
+        let transferred_bytes = counters.bytes_done.saturating_add(self.bytes_under_way(sync));
+        let left = counters.bytes_total.saturating_sub(transferred_bytes);
+        let left = left.saturating_sub(counters.bytes_skipped);
+        let runs = sync.shown_state() == SyncState::Progress;
+        let eta_seconds =
+            self.time_left(sync, left).filter(|_| scan_done).map(|time| time.as_secs());
+        let rate = sync.speed.rate().filter(|_| runs).map(|rate| rate as u64);
         SyncProgress {
             request_id: sync.id.clone(),
             state: sync.shown_state(),
             source_path: sync.request.source_path.clone(),
             destination_path: sync.request.destination_path.clone(),
-            transferred_bytes: counters.bytes_done,
+            transferred_bytes,
             total_bytes: counters.bytes_total,
+            rate,
+            eta_seconds,
             submitted_at: stamp(sync.submitted_ms),
             started_at: sync.started_ms.map(stamp),
             updated_at: stamp(sync.updated_ms),
@@ -254,7 +264,7 @@ impl State {
             integrity_errors: counters.integrity_errors,
             options: sync.chosen(),
             bwlimit: sync.bwlimit,
-            scan_done: listed && (sync.stage > Stage::Copy || sync.state != SyncState::Cancelled),
+            scan_done,
             unverified: counters.unverified,
             retries: counters.retries,
             reason: sync.reason.clone().or_else(|| self.waits_for(sync)),
@@ -315,7 +325,7 @@ impl State {
         }
         let tasks = || sync.tasks.iter().filter_map(|id| self.tasks.get(id));
         if tasks().any(|t| t.lease().is_some()) {
-            return None;
+            return self.silence_reason(sync);
         }
         let delayed = tasks().find(|t| matches!(t.state, TaskState::Delayed { .. }));
         if let Some(error) = delayed.and_then(|t| t.last_error.as_ref()) {

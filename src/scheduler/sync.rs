@@ -9,6 +9,7 @@ use super::overlap::Lingering;
 use super::queue::Queue;
 use super::recheck::Recheck;
 use super::records;
+use super::speed::Speed;
 use super::stage::Stage;
 use super::task::Large;
 use crate::wire::options::{Action, FilterSpec, Notes, Tally};
@@ -232,6 +233,12 @@ pub(super) struct Sync {
     /// The same for people, once nothing has moved for too long.
     #[serde(skip)]
     pub(super) stalled_ms: Option<i64>,
+    /// How fast it goes.
+    #[serde(skip)]
+    pub(super) speed: Speed,
+    /// When its progress was last asked for, on the scheduler's clock.
+    #[serde(skip)]
+    pub(super) asked_ms: Option<u64>,
     /// When it was last given a lease, in leases: the least recent goes first.
     #[serde(skip)]
     pub(super) served: u64,
@@ -298,6 +305,8 @@ impl Sync {
             blob_bytes: 0,
             moved_ms: None,
             stalled_ms: None,
+            speed: Speed::default(),
+            asked_ms: None,
             served: 0,
         };
         sync.part_filter();

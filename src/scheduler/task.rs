@@ -108,6 +108,9 @@ pub(super) struct Lease {
     pub(super) since_ms: u64,
     /// The number of the next scan page.
     pub(super) page: u64,
+    /// Content bytes that it has moved until now, as its agent reported.
+    #[serde(skip)]
+    pub(super) moved_bytes: u64,
 }
 
 impl Task {

@@ -249,10 +249,17 @@ pub struct SyncProgress {
     pub source_path: AbsPath,
     /// What is copied to.
     pub destination_path: AbsPath,
-    /// Content bytes sent and checked; skipped ones are not in it.
+    /// Content bytes that were sent and checked, and those of tasks under way; skipped ones are not in it. It
+    /// falls where an attempt fails.
     pub transferred_bytes: u64,
     /// Content bytes found so far; final once `scan_done`.
     pub total_bytes: u64,
+    /// Content bytes per second of late (about ten seconds), once a byte has moved and while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// When it may have copied the rest at that rate, in seconds from now; not before `scan_done`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<u64>,
     /// When it was accepted.
     pub submitted_at: Timestamp,
     /// When the first task was handed out.

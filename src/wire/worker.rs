@@ -14,8 +14,9 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// ([`HeartbeatReply::protocol`]). 2: an assignment's options, by which a dry run is one, and the stages
 /// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
 /// ([`WorkerHeartbeat::nics`]). 4: storage paths that are not
-/// there ([`WorkerHeartbeat::unavailable_paths`]).
-pub const PROTOCOL: u32 = 4;
+/// there ([`WorkerHeartbeat::unavailable_paths`]). 5: how far what is in hand is
+/// ([`WorkerHeartbeat::moved_bytes`]).
+pub const PROTOCOL: u32 = 5;
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -197,6 +198,10 @@ pub struct WorkerHeartbeat {
     /// Every assignment it works on; their leases are renewed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub in_hand: Vec<AssignmentId>,
+    /// Content bytes that it has moved of those of `in_hand` that move any. Only sent to a master that
+    /// understands it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub moved_bytes: BTreeMap<AssignmentId, u64>,
     /// How many tasks it executes at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,

@@ -103,8 +103,13 @@ async fn names_of_one_file_are_one_file_whether_they_come_in_one_batch_or_in_man
         copied(&fleet, &cx, &root).await;
         let assignment = fleet.assignment(TaskSpec::Sweep);
         let writers = Writers::default();
-        let job =
-            Job { cx: &cx, assignment: &assignment, writers: &writers, until: &Until::default() };
+        let job = Job {
+            cx: &cx,
+            assignment: &assignment,
+            writers: &writers,
+            until: &Until::default(),
+            moved: &Arc::default(),
+        };
         let swept = publish::sweep(job).await;
         assert!(swept.success && writers.list().len() == 1, "{swept:?}");
         let mut names: Vec<_> =
@@ -285,7 +290,13 @@ async fn what_is_not_preserved_is_not_read() {
     let cx = fleet.context(&["src", "dst"]);
     let assignment = fleet.assignment(TaskSpec::Flush);
     let writers = Writers::default();
-    let job = Job { cx: &cx, assignment: &assignment, writers: &writers, until: &Until::default() };
+    let job = Job {
+        cx: &cx,
+        assignment: &assignment,
+        writers: &writers,
+        until: &Until::default(),
+        moved: &Arc::default(),
+    };
     let source = job.source().unwrap();
     assert!(!source.entry(&RelPath::new("a").unwrap()).unwrap().linked);
     let (done, _) = copied(&fleet, &cx, &fleet.manifest(None)).await;

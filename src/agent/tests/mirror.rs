@@ -17,7 +17,13 @@ async fn pruned(
     let task = TaskSpec::Prune { dir: dir.clone(), cursor: cursor.clone(), apply };
     let assignment = fleet.assignment(task);
     let writers = Writers::default();
-    let job = Job { cx, assignment: &assignment, writers: &writers, until: &Until::default() };
+    let job = Job {
+        cx,
+        assignment: &assignment,
+        writers: &writers,
+        until: &Until::default(),
+        moved: &Arc::default(),
+    };
     let filter = job.filter().unwrap();
     let what = Prune { dir, cursor, apply, filter };
     let end = prune(job, job.source().unwrap(), what, pages).await;

@@ -206,7 +206,13 @@ fn copy_task(manifest: &Manifest) -> TaskSpec {
 async fn copied(fleet: &Fleet, cx: &Context, manifest: &Manifest) -> (Done, Vec<String>) {
     let assignment = fleet.assignment(copy_task(manifest));
     let writers = Writers::default();
-    let job = Job { cx, assignment: &assignment, writers: &writers, until: &Until::default() };
+    let job = Job {
+        cx,
+        assignment: &assignment,
+        writers: &writers,
+        until: &Until::default(),
+        moved: &Arc::default(),
+    };
     let done = copy::copy(job, manifest.clone(), manifest.encode().into()).await;
     (done, writers.list().iter().map(ToString::to_string).collect())
 }
@@ -348,7 +354,13 @@ async fn ranged_or_compared(
 ) -> (Done, Writers) {
     let assignment = fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1, compare });
     let writers = Writers::default();
-    let job = Job { cx, assignment: &assignment, writers: &writers, until: &Until::default() };
+    let job = Job {
+        cx,
+        assignment: &assignment,
+        writers: &writers,
+        until: &Until::default(),
+        moved: &Arc::default(),
+    };
     let done = range::range(job, manifest.clone(), at, compare).await;
     (done, writers)
 }
@@ -358,7 +370,13 @@ async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Do
     let cx = fleet.context(&["dst"]);
     let assignment = fleet.assignment(task.clone());
     let writers = Writers::default();
-    let job = Job { cx: &cx, assignment: &assignment, writers: &writers, until: &Until::default() };
+    let job = Job {
+        cx: &cx,
+        assignment: &assignment,
+        writers: &writers,
+        until: &Until::default(),
+        moved: &Arc::default(),
+    };
     match task {
         TaskSpec::Commit { range_length, chain, in_place } => {
             let ending = publish::Ending { range_length, chain: &chain.0, in_place };

@@ -106,11 +106,11 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
         return vec![fit(&head, width)];
     }
     if sync.state == SyncState::Queued {
-        let why = sync.reason.as_deref().map_or_else(|| "waiting".to_owned(), clean);
-        return vec![fit(&format!("{head}  waiting: {why}"), width)];
+        let why = pace.reason(sync, at).map(|why| format!(": {}", clean(why)));
+        return vec![fit(&format!("{head}  waiting{}", why.unwrap_or_default()), width)];
     }
     let sent = sync.transferred_bytes + sync.bytes_skipped;
-    let rate = pace.rate().map_or_else(|| "-".to_owned(), units::rate);
+    let rate = sync.rate.map_or_else(|| "-".to_owned(), |rate| units::rate(rate as f64));
     let elapsed = units::duration(std::time::Duration::from_secs(pace.watched(at).as_secs()));
     let first = match percent(sync) {
         None => {
@@ -122,10 +122,9 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
             )
         }
         Some(share) => {
-            let eta = pace
-                .eta(sync)
-                .map(|left| format!("   ETA {}", units::duration(left)))
-                .unwrap_or_default();
+            let left = sync.eta_seconds.map(std::time::Duration::from_secs);
+            let eta = left.map(|left| format!("   ETA {}", units::duration(left)));
+            let eta = eta.unwrap_or_default();
             let tail = format!(
                 "{share:5.1} %   {} / {}   {rate}{eta}   elapsed {elapsed}",
                 units::bytes(sent),
@@ -162,10 +161,13 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
         second.push_str(&format!("   {} retried", units::counted(sync.retries, "task", "tasks")));
     }
     let mut lines = vec![fit(&first, width), fit(&second, width)];
+    let why = pace.reason(sync, at).map(clean);
     if let Some(still) = pace.stalled(sync, at) {
-        let why = sync.reason.as_deref().map(clean).unwrap_or_else(|| "no progress".to_owned());
+        let why = why.unwrap_or_else(|| "no byte moved".to_owned());
         let still = std::time::Duration::from_secs(still.as_secs());
         lines.push(fit(&format!("    stalled for {}: {why}", units::duration(still)), width));
+    } else if let Some(why) = why {
+        lines.push(fit(&format!("    {why}"), width));
     }
     lines
 }
@@ -248,10 +250,30 @@ mod tests {
     }
 
     #[test]
-    fn a_queued_sync_says_why() {
+    fn a_sync_that_waits_or_is_paused_says_why_and_one_that_was_just_made_does_not() {
         let sync =
             SyncProgress { reason: Some("no worker holds /a\x1b".into()), ..sample::sync("q") };
-        assert_eq!(lines(&sync, 80), ["q  QUEUED  waiting: no worker holds /a\\#033"]);
+        assert_eq!(lines(&sync, 80), ["q  QUEUED  waiting"]);
+        let (begun, later) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(3));
+        let text = render(&sync, &Pace::new(&sync, begun), later, 80, 0);
+        assert_eq!(text, ["q  QUEUED  waiting: no worker holds /a\\#033"]);
+        let sync = SyncProgress { state: SyncState::Paused, ..sync };
+        assert_eq!(lines(&sync, 80)[2], "    no worker holds /a\\#033");
+    }
+
+    #[test]
+    fn rate_and_time_left_are_those_of_the_master() {
+        let sync = SyncProgress {
+            state: SyncState::Progress,
+            scan_done: true,
+            transferred_bytes: 40 << 20,
+            total_bytes: 100 << 20,
+            rate: Some(2 << 20),
+            eta_seconds: Some(30),
+            ..sample::sync("run42")
+        };
+        let line = &lines(&sync, 100)[0];
+        assert!(line.contains("40.0 MiB / 100.0 MiB   2.0 MiB/s   ETA 30s"), "{line}");
     }
 
     #[test]

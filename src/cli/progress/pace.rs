@@ -1,14 +1,12 @@
-//! How fast a sync goes and when it may end, from what is seen of it.
+//! Whether a sync moves, and how much of it is done, from what is seen of it.
 
 use crate::wire::sync::{SyncProgress, SyncState};
 use std::time::{Duration, Instant};
 
-/// The rate is an average in which what happened this long ago weighs 1/e.
-const MEMORY: Duration = Duration::from_secs(10);
-/// Rates are taken over at least this, so that one batch does not make a peak.
-const STEP: Duration = Duration::from_millis(900);
 /// A sync without any progress for so long is called stalled.
 const STALL: Duration = Duration::from_secs(10);
+/// Why a sync waits is said only after this: workers, that of a `ctl copy` too, need a moment to be there.
+const GRACE: Duration = Duration::from_secs(2);
 /// The share shown before the end is never more than this.
 const ALMOST: f64 = 99.9;
 
@@ -16,10 +14,6 @@ const ALMOST: f64 = 99.9;
 #[derive(Debug)]
 pub struct Pace {
     since: Instant,
-    /// When the rate was last brought up to date, and the bytes then.
-    mark: Instant,
-    bytes: u64,
-    rate: Option<f64>,
     /// When any counter last moved.
     moved: Instant,
     counters: [u64; 7],
@@ -28,14 +22,7 @@ pub struct Pace {
 impl Pace {
     /// Begins with `sync` as it is at `now`.
     pub fn new(sync: &SyncProgress, now: Instant) -> Self {
-        Pace {
-            since: now,
-            mark: now,
-            bytes: sync.transferred_bytes,
-            rate: None,
-            moved: now,
-            counters: counters(sync),
-        }
+        Pace { since: now, moved: now, counters: counters(sync) }
     }
 
     /// Takes in `sync` as it is at `now`.
@@ -45,27 +32,12 @@ impl Pace {
             self.counters = counters;
             self.moved = now;
         }
-        let step = now.saturating_duration_since(self.mark);
-        if step < STEP {
-            return;
-        }
-        // Fewer bytes than before: the master began anew.
-        let bytes = sync.transferred_bytes.saturating_sub(self.bytes) as f64;
-        let fresh = bytes / step.as_secs_f64();
-        self.rate = Some(match self.rate {
-            None => fresh,
-            Some(rate) => {
-                let keep = (-step.as_secs_f64() / MEMORY.as_secs_f64()).exp();
-                rate * keep + fresh * (1.0 - keep)
-            }
-        });
-        self.mark = now;
-        self.bytes = sync.transferred_bytes;
     }
 
-    /// Bytes per second; `None` while too little was seen.
-    pub fn rate(&self) -> Option<f64> {
-        self.rate
+    /// Why the sync waits, where there is a reason and it has waited for more than a moment.
+    pub fn reason<'a>(&self, sync: &'a SyncProgress, now: Instant) -> Option<&'a str> {
+        let early = sync.state == SyncState::Queued && self.watched(now) < GRACE;
+        sync.reason.as_deref().filter(|_| !early)
     }
 
     /// How long this sync has been watched.
@@ -77,22 +49,6 @@ impl Pace {
     pub fn stalled(&self, sync: &SyncProgress, now: Instant) -> Option<Duration> {
         let still = now.saturating_duration_since(self.moved);
         (sync.state == SyncState::Progress && still >= STALL).then_some(still)
-    }
-
-    /// The time left at this rate, at least a second; `None` while the total is not known, or
-    /// nothing moves, or only the flush is left.
-    pub fn eta(&self, sync: &SyncProgress) -> Option<Duration> {
-        let rate = self.rate.filter(|rate| *rate >= 1.0)?;
-        if !sync.scan_done || sync.state != SyncState::Progress {
-            return None;
-        }
-        let left = sync.total_bytes.checked_sub(sync.transferred_bytes + sync.bytes_skipped)?;
-        if left == 0 {
-            return None;
-        }
-        // Longer than 100 years is no forecast.
-        let seconds = (left as f64 / rate).ceil().max(1.0);
-        (seconds < 3.2e9).then(|| Duration::from_secs_f64(seconds))
     }
 }
 
@@ -148,35 +104,16 @@ mod tests {
         }
     }
 
-    /// A pace that saw `per_second` bytes a second for `seconds`.
-    fn paced(per_second: u64, seconds: u64) -> Pace {
-        let start = Instant::now();
-        let mut pace = Pace::new(&running(0, u64::MAX, true), start);
-        for s in 1..=seconds {
-            pace.see(&running(per_second * s, u64::MAX, true), start + Duration::from_secs(s));
-        }
-        pace
-    }
-
     #[test]
-    fn a_steady_sync_has_its_rate_and_a_forecast() {
-        let pace = paced(MIB, 30);
-        assert!((pace.rate().unwrap() - MIB as f64).abs() < 1.0);
-        let left = pace.eta(&running(40 * MIB, 100 * MIB, true)).unwrap();
-        assert_eq!(left, Duration::from_secs(60));
-    }
-
-    #[test]
-    fn what_is_skipped_is_done_in_the_share_and_in_the_forecast() {
+    fn what_is_skipped_is_done_in_the_share() {
         let sync = SyncProgress { bytes_skipped: 20 * MIB, ..running(20 * MIB, 100 * MIB, true) };
         assert_eq!(percent(&sync), Some(40.0));
-        assert_eq!(paced(MIB, 30).eta(&sync).unwrap(), Duration::from_secs(60));
         let files =
             SyncProgress { files_total: 4, files_skipped: 1, files_done: 1, ..running(0, 0, true) };
         assert_eq!(percent(&files), Some(50.0));
         // More than was found: a file grew.
         let over = SyncProgress { bytes_skipped: MIB, ..running(100 * MIB, 100 * MIB, true) };
-        assert_eq!((percent(&over), paced(MIB, 30).eta(&over)), (Some(99.9), None));
+        assert_eq!(percent(&over), Some(99.9));
     }
 
     #[test]
@@ -193,19 +130,16 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_forecast_and_no_share_while_the_scan_goes_on() {
-        let scanning = running(40 * MIB, 41 * MIB, false);
-        assert_eq!((paced(MIB, 30).eta(&scanning), percent(&scanning)), (None, None));
+    fn there_is_no_share_while_the_scan_goes_on() {
+        assert_eq!(percent(&running(40 * MIB, 41 * MIB, false)), None);
     }
 
     #[test]
-    fn it_is_never_100_percent_or_0_seconds_before_the_end() {
+    fn it_is_never_100_percent_before_the_end() {
         let all_sent = running(100 * MIB, 100 * MIB, true);
         assert_eq!(percent(&all_sent), Some(99.9));
-        assert_eq!(paced(MIB, 30).eta(&all_sent), None);
         let nearly = running(100_000 * MIB - 1, 100_000 * MIB, true);
         assert_eq!(percent(&nearly), Some(99.9));
-        assert_eq!(paced(MIB, 30).eta(&nearly), Some(Duration::from_secs(1)));
         let failed = SyncProgress { state: SyncState::Failed, ..all_sent.clone() };
         assert_eq!(percent(&failed), Some(99.9));
         let complete = SyncProgress { state: SyncState::Completed, ..all_sent };
@@ -219,22 +153,31 @@ mod tests {
     }
 
     #[test]
-    fn a_stand_still_is_noticed_only_while_the_sync_runs() {
+    fn a_stand_still_is_noticed_only_while_the_sync_runs_and_no_byte_moves() {
         let start = Instant::now();
         let sync = running(5, 9, true);
-        let pace = Pace::new(&sync, start);
+        let mut pace = Pace::new(&sync, start);
         assert_eq!(pace.stalled(&sync, start + Duration::from_secs(9)), None);
         let later = start + Duration::from_secs(12);
         assert_eq!(pace.stalled(&sync, later), Some(Duration::from_secs(12)));
         assert_eq!(pace.stalled(&sample::sync("x"), later), None);
+        // One more byte of a task under way.
+        let sync = running(6, 9, true);
+        pace.see(&sync, later);
+        assert_eq!(pace.stalled(&sync, later), None);
     }
 
     #[test]
-    fn a_rate_decays_when_nothing_moves_and_survives_a_counter_that_went_back() {
-        let mut pace = paced(MIB, 30);
-        let end = pace.mark;
-        pace.see(&running(0, u64::MAX, true), end + Duration::from_secs(20));
-        let rate = pace.rate().unwrap();
-        assert!(rate > 0.0 && rate < MIB as f64 / 5.0, "{rate}");
+    fn why_a_sync_waits_is_said_after_a_moment_and_why_one_is_paused_at_once() {
+        let start = Instant::now();
+        let reason = Some("no active worker serves /src".to_owned());
+        let queued = SyncProgress { reason, ..sample::sync("x") };
+        let pace = Pace::new(&queued, start);
+        assert_eq!(pace.reason(&queued, start + Duration::from_millis(1_900)), None);
+        let later = start + Duration::from_secs(2);
+        assert_eq!(pace.reason(&queued, later), Some("no active worker serves /src"));
+        let paused = SyncProgress { state: SyncState::Paused, ..queued };
+        assert!(pace.reason(&paused, start).is_some());
+        assert_eq!(pace.reason(&running(0, 1, true), later), None);
     }
 }

@@ -34,11 +34,11 @@ impl Plain {
         Plain { said: HashMap::new(), sink }
     }
 
-    fn is_due(&self, sync: &SyncProgress, now: Instant) -> bool {
+    fn is_due(&self, sync: &SyncProgress, pace: &Pace, now: Instant) -> bool {
         let Some(said) = self.said.get(&sync.request_id) else { return true };
         said.state != sync.state
             || said.phase != sync.phase
-            || said.reason != sync.reason
+            || said.reason.as_deref() != pace.reason(sync, now)
             || percent(sync).is_some_and(|p| p - said.percent >= SHARE)
             || now.saturating_duration_since(said.at) >= EVERY
     }
@@ -49,7 +49,7 @@ impl Plain {
             at,
             state: sync.state,
             phase: sync.phase,
-            reason: sync.reason.clone(),
+            reason: pace.reason(sync, at).map(str::to_owned),
             percent: percent(sync).unwrap_or(0.0),
         };
         self.said.insert(sync.request_id.clone(), said);
@@ -60,7 +60,7 @@ impl Plain {
 impl Monitor for Plain {
     fn event(&mut self, event: Event<'_>, now: Timestamp) {
         match event {
-            Event::Seen(sync, pace) if self.is_due(sync, Instant::now()) => {
+            Event::Seen(sync, pace) if self.is_due(sync, pace, Instant::now()) => {
                 self.say(sync, pace, now);
             }
             Event::Asked(sync, pace) => self.say(sync, pace, now),
@@ -100,8 +100,8 @@ pub(in crate::cli) fn line(
         or_dash(percent(sync).map(|p| format!("{p:.1}"))),
         sync.transferred_bytes + sync.bytes_skipped,
         sync.total_bytes,
-        or_dash(pace.rate().map(|r| format!("{r:.0}"))),
-        or_dash(pace.eta(sync).map(|d| d.as_secs().to_string())),
+        or_dash(sync.rate.map(|rate| rate.to_string())),
+        or_dash(sync.eta_seconds.map(|seconds| seconds.to_string())),
         sync.files_done + sync.files_skipped,
         sync.files_total,
         sync.files_skipped,
@@ -111,7 +111,7 @@ pub(in crate::cli) fn line(
     if let Some(still) = pace.stalled(sync, at) {
         line.push_str(&format!(" stalled_s={}", still.as_secs()));
     }
-    if let Some(reason) = &sync.reason {
+    if let Some(reason) = pace.reason(sync, at) {
         line.push_str(&format!(" reason=\"{}\"", clean(reason).replace('"', "'")));
     }
     line
@@ -189,7 +189,8 @@ mod tests {
         plain.event(Event::Seen(&more, &pace), now());
         // Another reason is news, the same one is not.
         for reason in ["full", "full", "slow"] {
-            let two = SyncProgress { reason: Some(reason.to_owned()), ..two.clone() };
+            let (state, reason) = (SyncState::Paused, Some(reason.to_owned()));
+            let two = SyncProgress { state, reason, ..two.clone() };
             plain.event(Event::Seen(&two, &pace), now());
         }
         let told = count.lock().unwrap().clone();

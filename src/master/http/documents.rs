@@ -184,6 +184,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let boot_id = doc.optional("boot_id", text(MAX_WORD));
     let free_bytes = doc.optional("free_bytes", typed);
     let in_hand = doc.optional("in_hand", list(MAX_IN_HAND, typed));
+    let moved_bytes = doc.optional("moved_bytes", typed);
     let slots = doc.optional("slots", whole(0..=MAX_SLOTS));
     let agent_version = doc.optional("agent_version", text(MAX_WORD));
     let protocol = doc.optional("protocol", whole(0..=u32::MAX));
@@ -207,6 +208,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             boot_id: boot_id?,
             free_bytes: free_bytes?.unwrap_or_default(),
             in_hand: in_hand?.unwrap_or_default(),
+            moved_bytes: moved_bytes?.unwrap_or_default(),
             slots: slots?,
             agent_version: agent_version?,
             protocol: protocol?,
@@ -434,6 +436,7 @@ mod tests {
             boot_id: Some("b".into()),
             free_bytes: [("/a".to_owned(), 5)].into(),
             in_hand: vec![AssignmentId([1; 16])],
+            moved_bytes: [(AssignmentId([1; 16]), 1 << 20)].into(),
             slots: Some(4),
             agent_version: Some("0.1.0".into()),
             protocol: Some(2),

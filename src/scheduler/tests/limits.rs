@@ -89,7 +89,7 @@ fn a_limit_is_changed_while_the_sync_runs_and_survives_the_master() {
     let reply = tell(&mut world, &one, Some(Usage::default()));
     assert_eq!(
         (told(&reply), reply.next_beat_ms),
-        (Some(None), Some(1_500)),
+        (Some(None), Some(1_000)),
         "it is told that there is none"
     );
     // Who knows nothing of limits any more is told nothing.

@@ -18,6 +18,7 @@ mod limits;
 mod listed;
 mod losses;
 mod mirror;
+mod moving;
 mod older;
 mod orders;
 mod overlap;
@@ -318,6 +319,7 @@ fn heartbeat(
         boot_id: incarnation.map(|_| "boot".to_owned()),
         free_bytes: BTreeMap::new(),
         in_hand: in_hand.to_vec(),
+        moved_bytes: Default::default(),
         slots: Some(4),
         agent_version: None,
         protocol: incarnation.map(|_| PROTOCOL),

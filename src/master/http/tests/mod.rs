@@ -256,6 +256,8 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         retries: 0,
         reason: None,
         stalled: None,
+        rate: None,
+        eta_seconds: None,
         errors: vec![],
         error_counts: Default::default(),
     }

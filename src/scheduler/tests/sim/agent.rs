@@ -138,6 +138,7 @@ impl Agent {
             boot_id: Some(format!("host{}-{boot}", self.host)),
             free_bytes: BTreeMap::new(),
             in_hand: self.in_hand(),
+            moved_bytes: Default::default(),
             slots: Some(self.slots.len() as u32),
             agent_version: None,
             protocol: Some(PROTOCOL),
