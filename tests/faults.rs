@@ -396,7 +396,7 @@ fn a_storage_path_that_is_replaced_stops_its_worker_and_says_so() {
     assert!(told(&seen), "{seen:#?}");
     // The task that failed pauses the sync; the worker's next heartbeat shows the reason.
     await_that("the worker is shown as one that cannot use its storage", || {
-        !cluster.ctl(["workers", "show", "b"]).run().exits(0).out().contains("IDLE")
+        cluster.ctl(["workers", "show", "b"]).run().exits(0).out().contains("Unavailable:")
     });
     assert_eq!(fs::read_dir(&dst).unwrap().count(), 0, "nothing went to what is not the mount");
     // Undone, it goes on by itself.

@@ -176,14 +176,14 @@ fn a_drained_worker_ends_what_it_has_and_the_others_do_the_rest() {
     });
     let args = ["workers", "drain", "a", "b", "--reason", "new disks"];
     let said = cluster.ctl(args).run().exits(0).out();
-    assert!(said.contains("Worker a is drained") && said.contains("Worker b is drained"), "{said}");
+    assert!(said.contains("Worker a is drain") && said.contains("Worker b is drain"), "{said}");
     // Also for a master that starts anew.
     cluster.master.restart();
     await_that("all agents are there", || cluster.master.active().len() == 4);
     let a = view(&cluster, "a");
     assert_eq!((&a["status"], &a["drained"]["reason"]), (&json!("DRAINING"), &json!("new disks")));
     let shown = cluster.ctl(["workers", "list"]).run().exits(0).out();
-    assert!(shown.contains("DRAINING") && shown.contains("new disks"), "{shown}");
+    assert!(shown.contains("DRAIN") && shown.contains("new disks"), "{shown}");
     await_that("they have nothing in hand", || {
         ["a", "b"].iter().all(|w| view(&cluster, w)["in_flight"] == 0)
     });
@@ -205,6 +205,49 @@ fn a_drained_worker_ends_what_it_has_and_the_others_do_the_rest() {
     cluster.ctl(["workers", "undrain", "b"]).run().exits(0);
     assert_complete(&cluster.ended(&again), census(&src));
     cluster.ctl(["workers", "drain", "typo"]).run().exits(3);
+}
+
+/// One file that takes some seconds, as one task, some of which has arrived.
+fn receiving(cluster: &mut Cluster) -> (String, std::path::PathBuf, std::path::PathBuf) {
+    let (src, dst) = cluster.pair();
+    file(src.join("large"), noise(24 * MIB, 3));
+    let id = cluster.submit_with(&src, &dst, json!({"bwlimit": "6MiB/s"}));
+    cluster.await_progress(&id, "bytes move", |s| s.transferred_bytes > 0);
+    (id, src, dst)
+}
+
+#[test]
+fn the_drain_of_a_receiver_ends_when_nobody_writes_through_it_any_more() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (id, src, dst) = receiving(&mut cluster);
+    await_that("it is shown what b receives", || view(&cluster, "b")["receiving"] == 1);
+    assert_eq!(view(&cluster, "b")["in_flight"], 0);
+    let said = cluster.ctl(["workers", "drain", "b"]).run().exits(0).out();
+    assert!(said.contains("Worker b is draining"), "{said}");
+    let said = cluster.ctl(["workers", "drain", "b", "--wait"]).run().exits(0).out();
+    assert!(said.contains("no other agent writes through it"), "{said}");
+    let b = view(&cluster, "b");
+    assert_eq!((&b["state"], &b["receiving"]), (&json!("DRAINED"), &json!(0)), "{b}");
+    let seen = cluster.progress(&id);
+    assert_eq!((seen.files_done, seen.retries), (1, 0), "the file is there: {seen:#?}");
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn a_receiver_that_is_told_to_stop_lets_what_is_written_through_it_end() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (id, src, dst) = receiving(&mut cluster);
+    let b = cluster.agents.get_mut("b").unwrap();
+    assert_eq!(b.terminate().code(), Some(0), "a clean stop");
+    let seen = cluster.await_progress(&id, "the file is there", |s| s.files_done == 1);
+    assert_eq!(seen.retries, 0, "no task failed: {seen:#?}");
+    let gone = view(&cluster, "b");
+    assert_eq!((&gone["state"], &gone["active"]), (&json!("STOPPED"), &json!(false)), "{gone}");
+    cluster.ctl(["workers", "forget", "b"]).run().exits(0);
+    cluster.agents.get_mut("b").unwrap().restart();
+    assert_complete(&cluster.ended(&id), census(&src));
+    assert_same(&src, &dst, strict());
 }
 
 #[test]

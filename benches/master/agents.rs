@@ -107,6 +107,7 @@ impl Agent {
         let in_hand = locked(&self.in_hand).clone();
         WorkerHeartbeat {
             moved_bytes: Default::default(),
+            receiving: 0,
             worker_id: self.id.clone(),
             status: if in_hand.is_empty() {
                 WorkerStatus::Idle

@@ -7,15 +7,15 @@ use super::storage::Storage;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::gate::boottime;
-use crate::data::{Endpoints, Peers, Roots, TicketGate};
+use crate::data::{Endpoints, Peers, Requests, Roots, TicketGate};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::limits;
 use crate::wire::worker::{NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 /// How soon a heartbeat that failed is sent again.
@@ -26,6 +26,32 @@ const SOONEST: Duration = Duration::from_millis(100);
 const BUSY: Duration = Duration::from_millis(1_500);
 /// Why an endpoint is not used is told in so many characters.
 const MAX_WHY: usize = 200;
+
+/// Bytes that came through an endpoint, and how fast.
+#[derive(Debug, Default)]
+struct Incoming {
+    /// All of them, and when they were looked at.
+    seen: Option<(u64, Instant)>,
+    /// In bytes per second.
+    rate: Option<u64>,
+}
+
+impl Incoming {
+    /// Takes in that so many came until `now`; bytes per second since the look before.
+    fn see(&mut self, received: u64, now: Instant) -> Option<u64> {
+        let Some((before, at)) = self.seen else {
+            self.seen = Some((received, now));
+            return None;
+        };
+        let time = now.saturating_duration_since(at);
+        if time >= SOONEST {
+            let came = received.saturating_sub(before);
+            self.rate = Some((came as f64 / time.as_secs_f64()) as u64);
+            self.seen = Some((received, now));
+        }
+        self.rate
+    }
+}
 
 /// The agent's heart.
 pub struct Heart {
@@ -40,8 +66,12 @@ pub struct Heart {
     gate: Arc<TicketGate>,
     limits: Arc<Limits>,
     peers: Arc<Peers>,
+    requests: Arc<Requests>,
     storage: Arc<Storage>,
     draining: AtomicBool,
+    stopped: AtomicBool,
+    /// What came through each endpoint.
+    incoming: Mutex<BTreeMap<String, Incoming>>,
     /// Whether this process could open nothing more when it was last tried.
     short: AtomicBool,
     /// What the master understands.
@@ -59,6 +89,7 @@ impl Heart {
         roots: Arc<Roots>,
         (gate, incarnation): (Arc<TicketGate>, String),
         (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
+        requests: Arc<Requests>,
     ) -> Self {
         let now = Arc::new(Notify::new());
         let storage = Storage::of(roots, now.clone());
@@ -73,8 +104,11 @@ impl Heart {
             gate,
             limits,
             peers,
+            requests,
             storage,
             draining: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            incoming: Mutex::default(),
             short: AtomicBool::new(false),
             master: AtomicU32::new(0),
             now,
@@ -94,6 +128,15 @@ impl Heart {
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         self.beat_now();
+    }
+
+    /// Says for the last time how the agent stands: nothing in hand, gone.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn stop(&self, client: &MasterClient) -> Result<(), String> {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.beat(client).await.map(|_| ())
     }
 
     /// Beats without waiting for the interval.
@@ -154,7 +197,8 @@ impl Heart {
         loop {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
             let told = tokio::time::timeout(left.min(busy), self.now.notified()).await.is_ok();
-            if told || left <= busy || !self.hand.is_empty() {
+            let works = !self.hand.is_empty() || self.requests.under_way() > 0;
+            if told || left <= busy || works {
                 return;
             }
         }
@@ -193,7 +237,10 @@ impl Heart {
         let in_hand = self.hand.list();
         let seen = self.storage.seen();
         let master = self.master.load(Ordering::Relaxed);
-        let status = if seen.available.is_empty() || self.is_short() {
+        let stopped = self.stopped.load(Ordering::Relaxed);
+        let status = if stopped && master >= 5 {
+            WorkerStatus::Stopped
+        } else if seen.available.is_empty() || self.is_short() {
             WorkerStatus::Error
         } else if self.draining.load(Ordering::Relaxed) {
             WorkerStatus::Draining
@@ -214,11 +261,15 @@ impl Heart {
             free_bytes: seen.free,
             in_hand,
             moved_bytes: if master >= 5 { self.hand.moved() } else { BTreeMap::new() },
+            receiving: match u32::try_from(self.requests.under_way()) {
+                Ok(n) if master >= 5 => n,
+                _ => 0,
+            },
             slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL),
             usage: self.limits.usage(),
-            nics: if master >= 3 { self.nics() } else { Vec::new() },
+            nics: if master >= 3 { self.nics(master) } else { Vec::new() },
             unavailable_paths: seen.unavailable,
             unavailable_endpoints: self.endpoints.unavailable(),
             root_ids: seen.root_ids,
@@ -237,7 +288,9 @@ impl Heart {
         shortage.is_some()
     }
 
-    fn nics(&self) -> Vec<NicReport> {
+    fn nics(&self, master: u32) -> Vec<NicReport> {
+        let mut incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let all = self.peers.nics().into_iter();
         let unavailable = self.endpoints.unavailable();
@@ -246,6 +299,11 @@ impl Heart {
             Some(format!("unavailable, {}", lost.reason))
         };
         let report = all.map(|(nic, state)| NicReport {
+            receive_rate: {
+                let before = incoming.entry(nic.endpoint.authority());
+                let rate = before.or_default().see(nic.flow.received(), now);
+                rate.filter(|_| master >= 5)
+            },
             endpoint: nic.endpoint.authority(),
             iface: nic.endpoint.iface.clone(),
             sent: nic.flow.sent(),
@@ -258,5 +316,20 @@ impl Heart {
                 .map(|why| why.chars().take(MAX_WHY).collect()),
         });
         report.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_is_measured_from_look_to_look_and_not_over_moments() {
+        let (mut incoming, start) = (Incoming::default(), Instant::now());
+        let after = |ms: u64| start + Duration::from_millis(ms);
+        assert_eq!(incoming.see(500, start), None);
+        assert_eq!(incoming.see(2_500, after(2_000)), Some(1_000));
+        assert_eq!(incoming.see(9_999, after(2_050)), Some(1_000), "too soon");
+        assert_eq!(incoming.see(2_500, after(4_000)), Some(0));
     }
 }

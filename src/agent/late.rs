@@ -79,7 +79,8 @@ impl Late {
             direct_io: false,
         };
         let seen = (hand.clone(), cx.limits.clone(), peers);
-        let heart = Heart::new(config, Arc::default(), roots, (gate, "1".into()), seen);
+        let requests = Arc::new(crate::data::Requests::new(1));
+        let heart = Heart::new(config, Arc::default(), roots, (gate, "1".into()), seen, requests);
         let slots = Slots {
             cx,
             client: Arc::new(MasterClient::new(vec![url], ClientOptions::default()).unwrap()),

@@ -41,7 +41,7 @@ pub mod tune;
 
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
-use crate::data::{Buffers, DataServer, Endpoints, Peers, Roots, Served, TicketGate};
+use crate::data::{Buffers, DataServer, Endpoints, Peers, Requests, Roots, Served, TicketGate};
 use crate::fs::Ledger;
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
@@ -63,6 +63,9 @@ use tune::Tuning;
 
 /// One task may be a scan: another one can always copy.
 const LEAST_TASKS: usize = 2;
+/// Another agent that writes through this one is done once none of its requests came for this long: they follow each
+/// other closely.
+const REQUESTS_OVER: Duration = Duration::from_millis(500);
 /// After the drain, results that the master does not take are given up after this.
 const LAST_RESULTS: Duration = Duration::from_secs(5);
 /// … and requests of other agents are cut off after this.
@@ -106,6 +109,7 @@ impl Agent {
         let endpoints = self.server.endpoints().clone();
         let buffers = Buffers::new(self.config.buffer_memory);
         let (changes, nics) = (self.changes, self.server.nics().to_vec());
+        let requests = self.server.requests().clone();
         let peers = Peers::new(self.server.nics(), buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
         let gate = Arc::new(TicketGate::of_agent(&self.config.worker_id, &incarnation));
@@ -134,7 +138,9 @@ impl Agent {
             damages: Damages::default(),
         };
         let seen = (hand.clone(), limits.clone(), peers);
-        let heart = Heart::new(self.config, endpoints, self.roots, (gate, incarnation), seen);
+        let identity = (gate, incarnation);
+        let heart =
+            Heart::new(self.config, endpoints, self.roots, identity, seen, requests.clone());
         let heart = Arc::new(heart);
         let shared = Arc::new(Slots {
             cx,
@@ -152,11 +158,11 @@ impl Agent {
         let beside =
             async { tokio::join!(heart.run(&client), hand.watch(), shared.tune(), applying) };
         tokio::select! {
-            () = all_the_work(work, &heart, &hand, &shutdown, &changes) => {}
+            () = all_the_work(work, &heart, &hand, &requests, &shutdown, &changes) => {}
             _ = beside => {}
         }
-        // The last word: nothing in hand, gone. If it is lost the heartbeat time-out says the same.
-        let _ = tokio::time::timeout(Duration::from_secs(2), heart.beat(&client)).await;
+        // If it is lost the heartbeat time-out says the same.
+        let _ = tokio::time::timeout(Duration::from_secs(2), heart.stop(&client)).await;
         closed.cancel();
         let _ = tokio::time::timeout(LAST_REQUESTS, &mut serving).await;
         tracing::info!(buffer_memory = units::bytes(buffers.most() as u64), "agent stopped");
@@ -212,11 +218,13 @@ fn authorities(endpoints: &[Endpoint]) -> Vec<String> {
     endpoints.iter().map(Endpoint::authority).collect()
 }
 
-/// Runs the slots until `shutdown`, and then until they have ended or handed back what they have.
+/// Runs the slots until `shutdown`, and then until they have ended or handed back what they have, and nobody writes
+/// through this agent any more.
 async fn all_the_work(
     work: impl Future<Output = ()>,
     heart: &Heart,
     hand: &Hand,
+    requests: &Requests,
     shutdown: &Shutdown,
     config: &watch::Receiver<AgentConfig>,
 ) {
@@ -226,13 +234,22 @@ async fn all_the_work(
         () = shutdown.cancelled() => {}
     }
     tracing::info!(
-        "draining: {} in hand",
-        units::counted(hand.list().len() as u64, "task", "tasks")
+        "draining: {} in hand, {} of other agents",
+        units::counted(hand.list().len() as u64, "task", "tasks"),
+        units::counted(requests.under_way() as u64, "request", "requests")
     );
     heart.drain();
     hand.hand_back(true);
     let drain = config.borrow().drain_timeout;
-    if tokio::time::timeout(drain, work.as_mut()).await.is_ok() {
+    let all = async {
+        tokio::join!(work.as_mut(), requests.are_over_for(REQUESTS_OVER));
+    };
+    if tokio::time::timeout(drain, all).await.is_ok() {
+        return;
+    }
+    if hand.is_empty() {
+        let requests = units::counted(requests.under_way() as u64, "request", "requests");
+        tracing::warn!("{requests} of other agents cut off");
         return;
     }
     tracing::warn!(

@@ -385,7 +385,7 @@ async fn an_agent_that_stops_hands_its_scan_back_and_says_that_it_drains() {
         .await;
     play.end().await;
     let last = master.script().heartbeats.last().cloned().unwrap();
-    assert_eq!((last.status, last.in_hand), (WorkerStatus::Draining, vec![]));
+    assert_eq!((last.status, last.in_hand), (WorkerStatus::Stopped, vec![]));
 }
 
 #[tokio::test]

@@ -462,6 +462,9 @@ pub(super) enum WorkersCommand {
         /// What for; shown with the worker
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
+        /// Wait until they have nothing in hand and no other agent writes through them
+        #[arg(long)]
+        wait: bool,
     },
     /// Let drained workers work again
     Undrain {
@@ -469,7 +472,7 @@ pub(super) enum WorkersCommand {
         #[arg(value_name = "WORKER", required = true)]
         ids: Vec<WorkerId>,
     },
-    /// Forget workers that have fallen silent: others take over what they had
+    /// Forget workers that have stopped or fallen silent: others take over what they had
     Forget {
         /// Which
         #[arg(value_name = "WORKER", required = true)]

@@ -1,7 +1,7 @@
 //! Documents for tests.
 
 use crate::wire::sync::{ErrorClass, FileError, Phase, SyncProgress, SyncState};
-use crate::wire::worker::{WorkerStatus, WorkerView};
+use crate::wire::worker::{WorkerState, WorkerStatus, WorkerView};
 use crate::wire::{AbsPath, BytePath};
 
 /// A queued sync from `/src` to `/dst`.
@@ -71,6 +71,7 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
     WorkerView {
         worker_id: id.parse().unwrap(),
         status: WorkerStatus::Idle,
+        state: if active { WorkerState::Active } else { WorkerState::Inactive },
         active,
         last_heartbeat: "2026-02-03T14:10:00Z".parse().unwrap(),
         storage_paths: vec![AbsPath::new("/arch").unwrap(), AbsPath::new("/more").unwrap()],
@@ -80,6 +81,7 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
         control_plane_address: None,
         free_bytes: [("/arch".to_owned(), 1 << 30)].into(),
         in_flight: 0,
+        receiving: 0,
         syncs: 0,
         slots: Some(4),
         agent_version: None,

@@ -149,16 +149,6 @@ fn master(url: &str, told: &Result<Reply<Readiness>, ClientError>, now: Timestam
     ]
 }
 
-/// The state of a worker in a word.
-fn standing(w: &WorkerView) -> &'static str {
-    let whole = w.unavailable_paths.is_empty() && w.unavailable_endpoints.is_empty();
-    match (w.active, whole || !w.status.takes_work()) {
-        (false, _) => "INACTIVE",
-        (true, false) => "DEGRADED",
-        (true, true) => w.status.as_str(),
-    }
-}
-
 fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
     let storage = w.storage_paths.iter().map(|path| {
         // Keyed by the path as it is shown.
@@ -171,7 +161,7 @@ fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
     });
     vec![
         w.worker_id.to_string(),
-        standing(w).to_owned(),
+        w.state.as_str().to_owned(),
         age(between(w.last_heartbeat, now)),
         w.syncs.to_string(),
         match w.slots {
@@ -192,7 +182,7 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
     });
     let mut rows = vec![
         ("Worker", w.worker_id.to_string()),
-        ("State", standing(w).to_owned()),
+        ("State", w.state.as_str().to_owned()),
         ("Heartbeat", format!("{} ago", age(between(w.last_heartbeat, now)))),
         (
             "In flight",
@@ -202,6 +192,7 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
                 units::counted(w.syncs, "sync", "syncs")
             ),
         ),
+        ("Receiving", units::counted(w.receiving.into(), "request", "requests")),
         ("Slots", dash(w.slots.map(|n| n.to_string()))),
         ("Storage", storage.collect::<Vec<_>>().join(", ")),
         ("Version", dash(w.agent_version.as_deref().map(clean))),
@@ -221,8 +212,16 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
     let mut text: String =
         rows.iter().map(|(k, v)| format!("{:<12} {v}\n", format!("{k}:"))).collect();
     if !w.nics.is_empty() {
-        let header =
-            ["ENDPOINT", "INTERFACE", "SENT", "RECEIVED", "CONNECTIONS", "GOODPUT", "STATE"];
+        let header = [
+            "ENDPOINT",
+            "INTERFACE",
+            "SENT",
+            "RECEIVED",
+            "CONNECTIONS",
+            "GOODPUT",
+            "RECEIVING",
+            "STATE",
+        ];
         text.push('\n');
         text.push_str(&table(&header, w.nics.iter().map(nic).collect()));
     }
@@ -237,6 +236,7 @@ fn nic(nic: &NicReport) -> Vec<String> {
         units::bytes(nic.received),
         nic.connections.to_string(),
         dash(nic.goodput.map(|n| units::rate(n as f64))),
+        dash(nic.receive_rate.map(|n| units::rate(n as f64))),
         match &nic.aside {
             Some(why) => format!("aside: {}", clean(why)),
             None => "usable".to_owned(),
@@ -444,11 +444,11 @@ mod tests {
 
     #[test]
     fn a_worker_that_lacks_something_or_is_drained_says_so() {
-        use crate::wire::worker::{Drained, UnavailableEndpoint, UnavailablePath, WorkerStatus};
+        use crate::wire::worker::{Drained, UnavailableEndpoint, UnavailablePath, WorkerState};
         let since = "2026-02-03T14:00:00Z".parse().unwrap();
         let drained = Some(Drained { by: Some("ann".into()), reason: None, since });
         let w =
-            WorkerView { status: WorkerStatus::Draining, drained, ..sample::worker("st-02", true) };
+            WorkerView { state: WorkerState::Draining, drained, ..sample::worker("st-02", true) };
         let text = worker_record(&w, now());
         assert!(text.contains("State:       DRAINING") && text.contains("Drained:     "), "{text}");
         let path = AbsPath::new("/arch").unwrap();
@@ -468,7 +468,7 @@ mod tests {
             assert!(shown, "{line} in {record}");
         }
         let text = workers(&WorkerList { active: vec![w], inactive: vec![] }, now());
-        assert!(text.lines().nth(1).unwrap().starts_with("st-02   DEGRADED"), "{text}");
+        assert!(text.lines().nth(1).unwrap().starts_with("st-02   ACTIVE"), "{text}");
     }
 
     #[test]

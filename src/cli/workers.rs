@@ -8,9 +8,13 @@ use super::sync::for_each;
 use super::{out, table};
 use crate::client::Reply;
 use crate::util::units;
-use crate::wire::worker::{DrainOrder, WorkerList, WorkerView};
+use crate::wire::worker::{DrainOrder, WorkerList, WorkerOrder, WorkerState, WorkerView};
 use crate::wire::{RequestId, WorkerId};
 use jiff::Timestamp;
+use std::time::Duration;
+
+/// How often the master is asked how far a drain is.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Runs one of the commands.
 ///
@@ -26,10 +30,11 @@ pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, 
             let worker = ctx.client()?.worker(&id).await?;
             show(ctx, &worker)?;
         }
-        WorkersCommand::Drain { ids, reason } => {
-            return drain(ctx, ids, Some(DrainOrder { by: operator(), reason })).await;
+        WorkersCommand::Drain { ids, reason, wait } => {
+            let order = DrainOrder { by: operator(), reason };
+            return drain(ctx, ids, Some(order), wait).await;
         }
-        WorkersCommand::Undrain { ids } => return drain(ctx, ids, None).await,
+        WorkersCommand::Undrain { ids } => return drain(ctx, ids, None, false).await,
         WorkersCommand::Forget { ids } => return forget(ctx, ids).await,
     }
     Ok(Exit::Ok)
@@ -45,23 +50,45 @@ async fn drain(
     ctx: &Context,
     ids: Vec<WorkerId>,
     order: Option<DrainOrder>,
+    wait: bool,
 ) -> Result<Exit, Failure> {
     let client = ctx.client()?;
     let drain = async |id: &WorkerId| {
-        let reply = client.drain(id, order.as_ref()).await?;
-        let text = match (&reply.drained, reply.in_flight) {
-            (None, _) => format!("Worker {id} works again"),
-            (Some(_), 0) => format!("Worker {id} is drained: it has nothing in hand"),
-            (Some(_), n) => {
-                format!(
-                    "Worker {id} is drained: it finishes {}",
-                    units::counted(n, "task", "tasks")
-                )
-            }
-        };
-        Ok(Some((text, reply.body)))
+        let mut reply = client.drain(id, order.as_ref()).await?;
+        while wait && reply.state == WorkerState::Draining {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            // The same order once more changes nothing, and its reply says how far it is.
+            reply = client.drain(id, order.as_ref()).await?;
+        }
+        Ok(Some((drain_text(&reply), reply.body)))
     };
     for_each(ctx, ids, drain).await
+}
+
+/// How far the drain of a worker is.
+fn drain_text(order: &WorkerOrder) -> String {
+    let id = &order.worker_id;
+    if order.drained.is_none() {
+        return format!("Worker {id} works again");
+    }
+    let tasks = units::counted(order.in_flight, "task", "tasks");
+    let requests = units::counted(order.receiving.into(), "request", "requests");
+    match (order.state, order.in_flight, order.receiving) {
+        (WorkerState::Inactive | WorkerState::Stopped, 0, _) => {
+            format!("Worker {id} is drained: no agent runs under this id")
+        }
+        (WorkerState::Draining, 0, 0) => {
+            format!("Worker {id} is draining: other agents may still write through it")
+        }
+        (_, 0, 0) => format!(
+            "Worker {id} is drained: it has nothing in hand, and no other agent writes through it"
+        ),
+        (_, 0, _) => format!("Worker {id} is draining: it receives {requests} of other agents"),
+        (_, _, 0) => format!("Worker {id} is draining: it finishes {tasks}"),
+        _ => format!(
+            "Worker {id} is draining: it finishes {tasks} and receives {requests} of other agents"
+        ),
+    }
 }
 
 /// `ctl sync reassign`.

@@ -3,7 +3,9 @@
 use super::{ClientError, MasterClient, Reply};
 use crate::wire::admin::{ClockConfirmed, Reconciled};
 use crate::wire::sync::{Reassign, Reassigned};
-use crate::wire::worker::{DrainOrder, ForgottenWorker, WorkerList, WorkerOrder, WorkerView};
+use crate::wire::worker::{
+    DrainOrder, ForgottenWorker, WorkerList, WorkerOrder, WorkerState, WorkerView,
+};
 use crate::wire::{RequestId, WorkerId};
 use reqwest::Method;
 
@@ -34,7 +36,10 @@ impl MasterClient {
             // A worker that sends no heartbeats is known by its drain only.
             None => {
                 let worker_id = worker.clone();
-                self.remove(send, || WorkerOrder { worker_id, drained: None, in_flight: 0 }).await
+                let state = WorkerState::Inactive;
+                let gone =
+                    || WorkerOrder { worker_id, drained: None, state, in_flight: 0, receiving: 0 };
+                self.remove(send, gone).await
             }
         }
     }

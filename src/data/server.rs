@@ -8,6 +8,7 @@ use super::listen::Listener;
 use super::meter::Counted;
 use super::nics::Nic;
 use super::pool::Pool;
+use super::requests::Requests;
 use super::roots::Roots;
 use super::stream;
 use super::verbs::answer;
@@ -61,6 +62,7 @@ pub struct DataServer {
     late: Vec<LateEndpoint>,
     nics: Vec<Arc<Nic>>,
     endpoints: Arc<Endpoints>,
+    requests: Arc<Requests>,
     stall: Duration,
 }
 
@@ -92,7 +94,8 @@ impl DataServer {
                 }
             }
         }
-        Ok(DataServer { listeners, late, nics, endpoints: Arc::new(states), stall: STALL })
+        let (endpoints, requests) = (Arc::new(states), Arc::new(Requests::new(ACTIVE)));
+        Ok(DataServer { listeners, late, nics, endpoints, requests, stall: STALL })
     }
 
     /// The same, giving up who sends next to nothing for so long.
@@ -106,6 +109,11 @@ impl DataServer {
         &self.nics
     }
 
+    /// The requests of other agents that are being executed.
+    pub fn requests(&self) -> &Arc<Requests> {
+        &self.requests
+    }
+
     /// The state of the endpoints.
     pub fn endpoints(&self) -> &Arc<Endpoints> {
         &self.endpoints
@@ -116,7 +124,7 @@ impl DataServer {
     pub async fn serve(self, served: Arc<Served>, pool: Pool, stop: Shutdown) {
         let shared = Arc::new(Shared {
             served,
-            active: Semaphore::new(ACTIVE),
+            requests: self.requests.clone(),
             logged: AtomicU64::new(0),
             pool,
             stall: self.stall,
@@ -147,8 +155,7 @@ impl DataServer {
 /// What all connections share.
 pub(super) struct Shared {
     pub(super) served: Arc<Served>,
-    /// Permits to execute a request.
-    pub(super) active: Semaphore,
+    pub(super) requests: Arc<Requests>,
     logged: AtomicU64,
     /// What content is received into.
     pub(super) pool: Pool,

@@ -173,8 +173,7 @@ async fn take(
         Ok(taking) => taking,
         Err(refused) => return Some((stream, Err(refused))),
     };
-    // Never closed.
-    let _permit = shared.active.acquire().await;
+    let _under_way = shared.requests.begin().await;
     let [gathered, piece] = shared.pool.take([GATHERED, PIECE]).await;
     let abandoned = Shutdown::new();
     let _guard = abandoned.clone().drop_guard();

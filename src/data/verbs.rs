@@ -171,8 +171,7 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
         Ok(admitted) => admitted,
         Err(refused) => return refuse(request, Failure::Refused(refused)).await,
     };
-    // Never closed.
-    let _permit = shared.active.acquire().await;
+    let _under_way = shared.requests.begin().await;
     let rules = claims.rules.clone();
     match verb {
         OFFER => {

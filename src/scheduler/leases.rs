@@ -11,7 +11,7 @@ use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
 use crate::wire::task::{Assignment, PoolMember, TaskSpec};
 use crate::wire::ticket::Claims;
-use crate::wire::worker::{HeartbeatReply, PROTOCOL, WorkerHeartbeat};
+use crate::wire::worker::{HeartbeatReply, PROTOCOL, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -124,11 +124,12 @@ impl State {
         self.wake |= news;
         let usage = std::mem::take(&mut said.usage);
         let moved = std::mem::take(&mut said.moved_bytes);
+        let active = said.status != WorkerStatus::Stopped;
         let worker = Worker {
             said,
             heard_ms: now.mono_ms,
             heard_wall_ms: now.wall_ms,
-            active: true,
+            active,
             before,
             refused,
             drained: None,

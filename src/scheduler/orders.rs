@@ -3,14 +3,14 @@
 
 use super::records::drain_key;
 use super::requests::{self, refused};
-use super::task::SPARED_MS;
+use super::task::{Lease, SPARED_MS, Task};
 use super::worker::Worker;
 use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
 use crate::wire::sync::Reassigned;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::{
-    DrainOrder, Drained, ForgottenWorker, WorkerList, WorkerOrder, WorkerView,
+    DrainOrder, Drained, ForgottenWorker, WorkerList, WorkerOrder, WorkerState, WorkerView,
 };
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
@@ -55,9 +55,29 @@ impl State {
         let id = &worker.said.worker_id;
         let in_flight = self.leases.of(id).count() as u64;
         let silent_ms = now.mono_ms.saturating_sub(worker.heard_ms);
-        let mut view = worker.view(in_flight, self.syncs_of(id).len() as u64, silent_ms);
+        let work = (in_flight, self.may_be_written(worker, now));
+        let mut view = worker.view(work, self.syncs_of(id).len() as u64, silent_ms);
         view.reason = view.reason.or_else(|| self.outcomes.why(id));
         view
+    }
+
+    /// Whether others write through a worker, or have a task that lists it, as they got that before it was drained.
+    fn may_be_written(&self, worker: &Worker, now: Now) -> bool {
+        if worker.said.receiving > 0 {
+            return true;
+        }
+        let Some(drained) = &worker.drained else { return false };
+        let drained_for_ms = now.wall_ms.saturating_sub(drained.since.as_millisecond());
+        let drained_for_ms = u64::try_from(drained_for_ms).unwrap_or(0);
+        let lists = |task: &Task| {
+            let before =
+                |lease: &Lease| now.mono_ms.saturating_sub(lease.since_ms) >= drained_for_ms;
+            let destination = || Some(&self.syncs.get(&task.sync)?.request.destination_path);
+            task.writes()
+                && task.lease().is_some_and(before)
+                && destination().is_some_and(|path| worker.holds(path))
+        };
+        self.leases.all().filter_map(|id| self.tasks.get(&id)).any(lists)
     }
 
     /// Keeps a worker from new work, or lets it work again. It may be one that has not been heard of
@@ -85,9 +105,14 @@ impl State {
             self.put(drain_key(worker));
             self.wake = true;
         }
-        let in_flight = self.leases.of(worker).count() as u64;
+        let view = self.workers.get(worker).map(|known| self.view(known, now));
+        let (state, in_flight, receiving) = match view {
+            Some(view) => (view.state, view.in_flight, view.receiving),
+            None => (WorkerState::Inactive, self.leases.of(worker).count() as u64, 0),
+        };
         let worker_id = worker.clone();
-        Reply::Ordered(Box::new(WorkerOrder { worker_id, drained: wanted, in_flight }))
+        let order = WorkerOrder { worker_id, drained: wanted, state, in_flight, receiving };
+        Reply::Ordered(Box::new(order))
     }
 
     /// Takes the tasks of a sync that a worker has away from it. Its results come too late, and for a while
@@ -125,7 +150,7 @@ impl State {
         Reply::Reassigned(Reassigned { request_id, worker_id, tasks })
     }
 
-    /// Forgets a worker that has fallen silent, and what was ordered of it; what it had is free for
+    /// Forgets a worker that has stopped or fallen silent, and what was ordered of it; what it had is free for
     /// others at once.
     pub(super) fn forget(&mut self, worker: &WorkerId, now: Now) -> Reply {
         let known = self.workers.get(worker);

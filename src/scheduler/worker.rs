@@ -4,7 +4,9 @@
 use super::Now;
 use super::boots::ROOT_MARK;
 use crate::wire::task::PoolMember;
-use crate::wire::worker::{Drained, UnavailablePath, WorkerHeartbeat, WorkerStatus, WorkerView};
+use crate::wire::worker::{
+    Drained, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus, WorkerView,
+};
 use crate::wire::{AbsPath, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -116,10 +118,32 @@ impl Worker {
         self.active && self.said.status.takes_work()
     }
 
+    /// Whether its process has ended as it should.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.said.status == WorkerStatus::Stopped
+    }
+
     /// Whether it is gone, or goes and has ended all that it had.
     pub(super) fn is_gone(&self) -> bool {
-        let ended = self.said.status == WorkerStatus::Draining && self.said.in_hand.is_empty();
-        !self.active || ended
+        let said = &self.said;
+        let idle = said.in_hand.is_empty() && said.receiving == 0;
+        !self.active || (said.status == WorkerStatus::Draining && idle)
+    }
+
+    /// Whether an operator, or its own end, keeps it from new work.
+    fn drains(&self) -> bool {
+        self.drained.is_some() || self.said.status == WorkerStatus::Draining
+    }
+
+    /// How it stands, where it has `in_flight` tasks and others may (`written`) write through it.
+    pub(super) fn state(&self, in_flight: u64, written: bool) -> WorkerState {
+        match self.active {
+            _ if self.has_stopped() => WorkerState::Stopped,
+            false => WorkerState::Inactive,
+            true if !self.drains() => WorkerState::Active,
+            true if in_flight > 0 || written => WorkerState::Draining,
+            true => WorkerState::Drained,
+        }
     }
 
     /// What stands in its way, or its state, for people who want it to work at `path`.
@@ -144,9 +168,16 @@ impl Worker {
     }
 
     /// How operators see it.
-    pub(super) fn view(&self, in_flight: u64, syncs: u64, silent_ms: u64) -> WorkerView {
+    pub(super) fn view(
+        &self,
+        (in_flight, written): (u64, bool),
+        syncs: u64,
+        silent_ms: u64,
+    ) -> WorkerView {
         let said = &self.said;
-        let reason = if !self.active {
+        let reason = if self.has_stopped() {
+            Some("its agent was stopped".to_owned())
+        } else if !self.active {
             Some(format!("no heartbeat for {} s", silent_ms / 1000))
         } else if let Some(drained) = &self.drained {
             Some(drained.words())
@@ -169,6 +200,7 @@ impl Worker {
         WorkerView {
             worker_id: said.worker_id.clone(),
             status: if self.drained.is_some() { WorkerStatus::Draining } else { said.status },
+            state: self.state(in_flight, written),
             active: self.active,
             last_heartbeat: Timestamp::from_millisecond(self.heard_wall_ms).unwrap_or_default(),
             storage_paths: {
@@ -179,6 +211,7 @@ impl Worker {
             control_plane_address: said.control_plane_address.clone(),
             free_bytes: said.free_bytes.clone(),
             in_flight,
+            receiving: if self.active { said.receiving } else { 0 },
             syncs,
             slots: said.slots,
             agent_version: said.agent_version.clone(),
@@ -237,7 +270,10 @@ impl Workers {
     /// Takes over what a worker said.
     pub(super) fn insert(&mut self, mut worker: Worker) {
         let id = worker.said.worker_id.clone();
-        self.silent.remove(&id);
+        match worker.active {
+            true => self.silent.remove(&id),
+            false => self.silent.insert(id.clone()),
+        };
         worker.drained = self.drained.get(&id).cloned();
         let same = self.known.get(&id).is_some_and(|known| {
             let (old, new) = (&known.said, &worker.said);
@@ -250,7 +286,7 @@ impl Workers {
             self.known.insert(id, worker);
             return;
         }
-        self.remove(&id);
+        self.unfile(&id);
         let filed = (place(&id, 0), id.clone());
         for path in &worker.said.storage_paths {
             let list = self.at_path.entry(path.as_bytes().to_vec()).or_default();
@@ -271,8 +307,13 @@ impl Workers {
 
     /// Forgets a worker, but not what an operator ordered.
     pub(super) fn remove(&mut self, id: &WorkerId) {
-        let Some(worker) = self.known.remove(id) else { return };
         self.silent.remove(id);
+        self.unfile(id);
+    }
+
+    /// Takes a worker out of all that it is filed by.
+    fn unfile(&mut self, id: &WorkerId) {
+        let Some(worker) = self.known.remove(id) else { return };
         let filed = (place(id, 0), id.clone());
         for path in &worker.said.storage_paths {
             let Some(list) = self.at_path.get_mut(path.as_bytes()) else { continue };
@@ -294,7 +335,9 @@ impl Workers {
 
     /// A worker was heard of. True: it had been silent.
     pub(super) fn heard(&mut self, id: &WorkerId, now: Now) -> bool {
-        let Some(worker) = self.known.get_mut(id) else { return false };
+        let Some(worker) = self.known.get_mut(id).filter(|worker| !worker.has_stopped()) else {
+            return false;
+        };
         worker.heard_ms = now.mono_ms;
         worker.heard_wall_ms = now.wall_ms;
         let back = !std::mem::replace(&mut worker.active, true);

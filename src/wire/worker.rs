@@ -15,7 +15,8 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
 /// ([`WorkerHeartbeat::nics`]). 4: storage paths that are not
 /// there ([`WorkerHeartbeat::unavailable_paths`]). 5: how far what is in hand is
-/// ([`WorkerHeartbeat::moved_bytes`]).
+/// ([`WorkerHeartbeat::moved_bytes`]), what others write through an agent ([`WorkerHeartbeat::receiving`]),
+/// and [`WorkerStatus::Stopped`].
 pub const PROTOCOL: u32 = 5;
 
 /// What a worker is doing.
@@ -32,6 +33,8 @@ pub enum WorkerStatus {
     Error,
     /// It finishes what it has and takes no more.
     Draining,
+    /// It has ended: this is its last heartbeat. Only sent to a master that understands it.
+    Stopped,
 }
 
 impl WorkerStatus {
@@ -48,8 +51,42 @@ impl WorkerStatus {
             WorkerStatus::Transferring => "TRANSFERRING",
             WorkerStatus::Error => "ERROR",
             WorkerStatus::Draining => "DRAINING",
+            WorkerStatus::Stopped => "STOPPED",
         }
     }
+}
+
+/// What operators are shown of a worker in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum WorkerState {
+    /// Its heartbeats are recent.
+    Active,
+    /// It takes no new work, and still has some, or others still write through it.
+    Draining,
+    /// It takes no new work and has none, and nobody writes through it.
+    Drained,
+    /// Its process has ended as it should.
+    Stopped,
+    /// It was not heard of for the heartbeat time-out.
+    Inactive,
+}
+
+impl WorkerState {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WorkerState::Active => "ACTIVE",
+            WorkerState::Draining => "DRAINING",
+            WorkerState::Drained => "DRAINED",
+            WorkerState::Stopped => "STOPPED",
+            WorkerState::Inactive => "INACTIVE",
+        }
+    }
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// An address on which an agent serves the data plane. On the wire `{iface, address, port?}` or a
@@ -202,6 +239,9 @@ pub struct WorkerHeartbeat {
     /// understands it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub moved_bytes: BTreeMap<AssignmentId, u64>,
+    /// Requests of other agents that it is executing. Only sent to a master that understands it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub receiving: u32,
     /// How many tasks it executes at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
@@ -286,6 +326,9 @@ pub struct NicReport {
     /// What it sends while it has content to send, in bytes per second; where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goodput: Option<u64>,
+    /// What came through it since the heartbeat before, in bytes per second. Only sent to a master that understands it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_rate: Option<u64>,
     /// Why nothing is sent through it, where that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aside: Option<String>,
@@ -328,6 +371,8 @@ pub struct WorkerView {
     pub worker_id: WorkerId,
     /// What it said last.
     pub status: WorkerStatus,
+    /// The same with what operators ordered, in a word.
+    pub state: WorkerState,
     /// Whether its heartbeats are recent.
     pub active: bool,
     /// When it was last heard of.
@@ -344,6 +389,9 @@ pub struct WorkerView {
     pub free_bytes: BTreeMap<String, u64>,
     /// Tasks leased to it.
     pub in_flight: u64,
+    /// Requests of other agents that it is executing: they write through it.
+    #[serde(default)]
+    pub receiving: u32,
     /// Syncs that it works on.
     pub syncs: u64,
     /// How many tasks it executes at once.
@@ -410,8 +458,12 @@ pub struct WorkerOrder {
     pub worker_id: WorkerId,
     /// Whether it is kept from new work now, and by whom.
     pub drained: Option<Drained>,
+    /// How it stands now.
+    pub state: WorkerState,
     /// Tasks that it still has.
     pub in_flight: u64,
+    /// Requests of other agents that it is executing.
+    pub receiving: u32,
 }
 
 /// The reply to `DELETE /workers/{id}`.

@@ -185,6 +185,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     let free_bytes = doc.optional("free_bytes", typed);
     let in_hand = doc.optional("in_hand", list(MAX_IN_HAND, typed));
     let moved_bytes = doc.optional("moved_bytes", typed);
+    let receiving = doc.optional("receiving", whole(0..=u32::MAX));
     let slots = doc.optional("slots", whole(0..=MAX_SLOTS));
     let agent_version = doc.optional("agent_version", text(MAX_WORD));
     let protocol = doc.optional("protocol", whole(0..=u32::MAX));
@@ -209,6 +210,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             free_bytes: free_bytes?.unwrap_or_default(),
             in_hand: in_hand?.unwrap_or_default(),
             moved_bytes: moved_bytes?.unwrap_or_default(),
+            receiving: receiving?.unwrap_or_default(),
             slots: slots?,
             agent_version: agent_version?,
             protocol: protocol?,
@@ -437,6 +439,7 @@ mod tests {
             free_bytes: [("/a".to_owned(), 5)].into(),
             in_hand: vec![AssignmentId([1; 16])],
             moved_bytes: [(AssignmentId([1; 16]), 1 << 20)].into(),
+            receiving: 3,
             slots: Some(4),
             agent_version: Some("0.1.0".into()),
             protocol: Some(2),
@@ -458,6 +461,7 @@ mod tests {
                 connections: 3,
                 requests: 4,
                 goodput: Some(5),
+                receive_rate: Some(6),
                 aside: Some("down".into()),
             }],
         };

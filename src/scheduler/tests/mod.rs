@@ -320,6 +320,7 @@ fn heartbeat(
         free_bytes: BTreeMap::new(),
         in_hand: in_hand.to_vec(),
         moved_bytes: Default::default(),
+        receiving: 0,
         slots: Some(4),
         agent_version: None,
         protocol: incarnation.map(|_| PROTOCOL),

@@ -1,7 +1,7 @@
 //! What operators want of workers: drain, undrain, forget, reassign.
 
 use super::*;
-use crate::wire::worker::{DrainOrder, WorkerOrder, WorkerView};
+use crate::wire::worker::{DrainOrder, WorkerOrder, WorkerState, WorkerView};
 
 fn drain(world: &mut World, worker: &str, on: bool) -> Reply {
     let order = DrainOrder { by: Some("ann".into()), reason: Some("new disks".into()) };
@@ -69,6 +69,56 @@ fn a_drained_worker_gets_nothing_new_and_what_it_has_counts() {
     done(&mut world, "d", "flush");
     done(&mut world, "d2", "flush");
     assert_eq!(world.progress("demo").state, SyncState::Completed);
+}
+
+/// A heartbeat of a process of `d` that executes so many requests of others.
+fn receives(world: &mut World, incarnation: &str, receiving: u32, status: WorkerStatus) {
+    let beat = heartbeat("d", Some(incarnation), &["/dst"], &[]);
+    let event = Event::Heartbeat(WorkerHeartbeat { receiving, status, ..beat });
+    assert!(matches!(world.play(event), Some(Reply::Heartbeat(_))));
+}
+
+#[test]
+fn a_receiver_is_drained_once_nobody_writes_through_it() {
+    let mut world = four();
+    let first = next(&mut world, "s", "copy");
+    assert_eq!(view(&mut world, "d").state, WorkerState::Active);
+    world.pass(1_000);
+    let order = drained(&mut world, "d");
+    // The task of `s` lists it.
+    assert_eq!((order.state, order.in_flight, order.receiving), (WorkerState::Draining, 0, 0));
+    world.pass(1_000);
+    let second = next(&mut world, "s2", "copy");
+    receives(&mut world, "1", 4, WorkerStatus::Idle);
+    assert_eq!(view(&mut world, "d").receiving, 4);
+    world.finish(result(&first, true, all_done(&first, "d")));
+    assert_eq!(drained(&mut world, "d").state, WorkerState::Draining, "it still receives");
+    receives(&mut world, "1", 0, WorkerStatus::Idle);
+    let order = drained(&mut world, "d");
+    assert_eq!((order.state, order.receiving), (WorkerState::Drained, 0));
+    // What `s2` got since does not list it.
+    world.finish(result(&second, true, all_done(&second, "d2")));
+    assert_eq!(view(&mut world, "d").state, WorkerState::Drained);
+}
+
+#[test]
+fn an_agent_that_ends_is_draining_while_it_receives_and_stopped_once_it_says_so() {
+    let mut world = four();
+    receives(&mut world, "1", 1, WorkerStatus::Draining);
+    assert_eq!(view(&mut world, "d").state, WorkerState::Draining);
+    assert_eq!(code(forget(&mut world, "d")), "409 worker_alive");
+    receives(&mut world, "1", 0, WorkerStatus::Stopped);
+    let seen = view(&mut world, "d");
+    assert_eq!((seen.state, seen.active), (WorkerState::Stopped, false));
+    assert_eq!(seen.reason.as_deref(), Some("its agent was stopped"));
+    // Its last poll, which comes late.
+    world.poll("d", "1");
+    assert_eq!(view(&mut world, "d").state, WorkerState::Stopped);
+    // The next process is welcome at once, and one that is not to come is forgotten at once.
+    world.beat("d", "2", &["/dst"], &[]);
+    assert_eq!(view(&mut world, "d").state, WorkerState::Active);
+    receives(&mut world, "2", 0, WorkerStatus::Stopped);
+    assert!(matches!(forget(&mut world, "d"), Reply::Forgotten(_)));
 }
 
 #[test]

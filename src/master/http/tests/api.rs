@@ -58,7 +58,8 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     assert_eq!(served.post("/v1/workers/w/drain", "").await.status, 200);
     assert_eq!(served.events.recv().await, Some(drain(None, None)));
     let got = served.post("/workers/w/undrain", "").await.json();
-    assert_eq!(got, json!({"worker_id": "w", "drained": null, "in_flight": 0}));
+    let stands = json!({"worker_id": "w", "drained": null, "state": "DRAINED", "in_flight": 0, "receiving": 0});
+    assert_eq!(got, stands);
     let undrain = Event::Drain { worker: "w".parse().unwrap(), order: None };
     assert_eq!(served.events.recv().await, Some(undrain));
     let got = served.ask("DELETE", "/workers/w", &[], b"").await.json();

@@ -14,7 +14,7 @@ use crate::wire::problem::Problem;
 use crate::wire::sync::{Phase, Reassigned, Submitted, SyncProgress, SyncState};
 use crate::wire::task::{PageAction, PageReply, ResultOutcome, ResultReply};
 use crate::wire::worker::{
-    ForgottenWorker, HeartbeatReply, WorkerList, WorkerOrder, WorkerStatus, WorkerView,
+    ForgottenWorker, HeartbeatReply, WorkerList, WorkerOrder, WorkerState, WorkerStatus, WorkerView,
 };
 use crate::wire::{AbsPath, RequestId, SyncNo};
 use jiff::Timestamp;
@@ -161,7 +161,9 @@ fn script(event: &Event) -> Option<Reply> {
                 reason: order.reason,
                 since: Timestamp::UNIX_EPOCH,
             }),
+            state: WorkerState::Drained,
             in_flight: 0,
+            receiving: 0,
         })),
         Event::Reassign { id, worker } => Reply::Reassigned(Reassigned {
             request_id: id.clone(),
@@ -267,6 +269,7 @@ fn worker(id: &str) -> WorkerView {
     WorkerView {
         worker_id: id.parse().unwrap(),
         status: WorkerStatus::Idle,
+        state: if id == "up" { WorkerState::Active } else { WorkerState::Inactive },
         active: id == "up",
         last_heartbeat: Timestamp::UNIX_EPOCH,
         storage_paths: vec![],
@@ -274,6 +277,7 @@ fn worker(id: &str) -> WorkerView {
         control_plane_address: None,
         free_bytes: Default::default(),
         in_flight: 0,
+        receiving: 0,
         syncs: 0,
         slots: None,
         agent_version: None,

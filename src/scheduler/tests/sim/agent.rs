@@ -139,6 +139,7 @@ impl Agent {
             free_bytes: BTreeMap::new(),
             in_hand: self.in_hand(),
             moved_bytes: Default::default(),
+            receiving: 0,
             slots: Some(self.slots.len() as u32),
             agent_version: None,
             protocol: Some(PROTOCOL),

@@ -1,0 +1,91 @@
+//! The requests of other agents that are being executed here: so many at once, and when there are none.
+
+use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Requests {
+    permits: Semaphore,
+    /// How many are under way, those included that wait for a permit.
+    under_way: watch::Sender<usize>,
+}
+
+/// One request, until it is dropped.
+#[derive(Debug)]
+pub struct UnderWay<'a> {
+    all: &'a Requests,
+    _permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.all.under_way.send_modify(|n| *n -= 1);
+    }
+}
+
+impl Requests {
+    /// At most `most` are executed at once.
+    pub fn new(most: usize) -> Self {
+        Requests { permits: Semaphore::new(most), under_way: watch::Sender::new(0) }
+    }
+
+    /// Waits until one more may be executed.
+    pub async fn begin(&self) -> UnderWay<'_> {
+        self.under_way.send_modify(|n| *n += 1);
+        let mut request = UnderWay { all: self, _permit: None };
+        // Never closed.
+        request._permit = self.permits.acquire().await.ok();
+        request
+    }
+
+    /// How many are under way.
+    pub fn under_way(&self) -> usize {
+        *self.under_way.borrow()
+    }
+
+    /// Resolves once none was under way for `time`.
+    pub async fn are_over_for(&self, time: Duration) {
+        let mut count = self.under_way.subscribe();
+        loop {
+            // The sender lives as long as `self`.
+            let _ = count.wait_for(|n| *n == 0).await;
+            let next = count.wait_for(|n| *n > 0);
+            if tokio::time::timeout(time, next).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn they_are_over_once_none_was_under_way_for_a_while() {
+        let requests = Requests::new(1);
+        let (one, two) = (requests.begin().await, async {
+            let waited = requests.begin().await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            drop(waited);
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            let last = requests.begin().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(last);
+        });
+        let begun = tokio::time::Instant::now();
+        let first = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            assert_eq!(requests.under_way(), 2, "one waits");
+            drop(one);
+        };
+        let over = async {
+            requests.are_over_for(Duration::from_secs(1)).await;
+            begun.elapsed()
+        };
+        let ((), (), over) = tokio::join!(two, first, over);
+        assert_eq!(over, Duration::from_millis(3_000 + 5_000 + 900 + 1_000 + 1_000));
+        assert_eq!(requests.under_way(), 0);
+    }
+}
