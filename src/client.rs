@@ -89,6 +89,14 @@ pub enum ClientError {
     /// An operator's order was sent, and no answer shows whether it was carried out.
     #[error("{0}; the order may have been carried out all the same")]
     Unconfirmed(Box<ClientError>),
+    /// Several syncs have ids that begin so.
+    #[error("several sync ids begin with `{prefix}`: {}", some(.ids))]
+    Ambiguous {
+        /// What was given.
+        prefix: RequestId,
+        /// Their ids.
+        ids: Vec<RequestId>,
+    },
     /// A master URL that can't be used.
     #[error("master URL `{url}`: {message}")]
     BadUrl {
@@ -104,6 +112,14 @@ fn list(tried: &[(String, String)]) -> String {
     each.join("; ")
 }
 
+/// The first of several ids.
+fn some(ids: &[RequestId]) -> String {
+    const SHOWN: usize = 10;
+    let mut shown: Vec<&str> = ids.iter().take(SHOWN).map(RequestId::as_str).collect();
+    shown.extend((ids.len() > SHOWN).then_some("…"));
+    shown.join(", ")
+}
+
 impl ClientError {
     /// The HTTP status of the reply, where there was one.
     pub fn status(&self) -> Option<u16> {
@@ -111,7 +127,9 @@ impl ClientError {
             ClientError::Problem { problem, .. } => Some(problem.status),
             ClientError::Broken { status, .. } => *status,
             ClientError::Unconfirmed(cause) => cause.status(),
-            ClientError::Unreachable { .. } | ClientError::BadUrl { .. } => None,
+            ClientError::Unreachable { .. }
+            | ClientError::Ambiguous { .. }
+            | ClientError::BadUrl { .. } => None,
         }
     }
 
@@ -138,7 +156,7 @@ impl ClientError {
         match self {
             ClientError::Unreachable { .. } => true,
             ClientError::Unconfirmed(cause) => cause.is_temporary(),
-            ClientError::BadUrl { .. } => false,
+            ClientError::Ambiguous { .. } | ClientError::BadUrl { .. } => false,
             // A proxy before the master answers 502, 503, 504 in its own words.
             _ => matches!(self.status(), Some(408 | 429 | 502 | 503 | 504)),
         }

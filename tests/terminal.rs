@@ -84,6 +84,85 @@ fn terminals_of_every_kind_get_whole_words_and_no_panic() {
 }
 
 #[test]
+fn a_list_is_as_wide_as_its_terminal_and_whole_in_a_pipe() {
+    let cluster = Cluster::start(On::Embedded);
+    let paths = ["/lustre/project/scratch/run42", "/archive/2026/project/run42"].map(Path::new);
+    let ids = [cluster.submit(paths[0], paths[1]), cluster.submit(paths[1], paths[0])];
+    let run = |set: &str| {
+        let list = format!("{set} $ctl sync list --master-url {}", cluster.master.url());
+        shell(&format!("script -qefc '{list}' /dev/null"), cluster.home()).exits(0).out()
+    };
+    for (set, width) in [
+        ("stty cols 40;", 40),
+        ("stty cols 80;", 80),
+        ("stty cols 120;", 120),
+        ("stty cols 200; COLUMNS=60", 60),
+    ] {
+        let text = run(set);
+        let lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches('\r')).collect();
+        assert!(lines.iter().all(|line| line.chars().count() <= width), "{set}\n{text}");
+        assert_eq!(lines.iter().filter(|line| line.contains("QUEUED")).count(), 2, "{set}\n{text}");
+        // Beside each id the reason, as far as there is room.
+        assert_eq!(text.matches("    no active worker ").count(), 2, "{set}\n{text}");
+        for id in &ids {
+            let row = lines.iter().find(|line| line.starts_with(&id[..8])).unwrap();
+            assert!(!row.contains(id.as_str()), "{set}: {row}");
+            let short = row.split(' ').next().unwrap();
+            assert!(id.starts_with(short), "{short} of {id}");
+            let shown = cluster.ctl(["sync", "status", short]).run().exits(0).out();
+            assert!(shown.contains(id.as_str()), "{shown}");
+        }
+    }
+    let pipe = cluster.ctl(["sync", "list"]).env("COLUMNS", "40").run().exits(0).out();
+    for id in &ids {
+        assert!(pipe.lines().any(|line| line.starts_with(id.as_str())), "{pipe}");
+    }
+}
+
+#[test]
+fn the_beginning_of_an_id_names_a_sync_unless_another_one_begins_so() {
+    let cluster = Cluster::start(On::Embedded);
+    for id in ["nightly-home", "nightly-house", "nightly-ho"] {
+        cluster.ctl(["sync", "submit", "/a", "/b", "--id", id]).run().exits(0);
+    }
+    let sync = |args: &[&str]| cluster.ctl(["sync"]).more(args).run();
+    // An id is itself, whatever begins so; too short a beginning names nothing.
+    assert!(sync(&["cancel", "nightly-ho"]).exits(0).out().starts_with("Sync nightly-ho is"));
+    assert!(sync(&["delete", "nightly-ho"]).exits(0).out().starts_with("Sync nightly-ho "));
+    sync(&["status", "nightly"]).exits(3);
+    // Two begin so now: nothing is done to either.
+    for verb in ["status", "wait", "pause", "cancel", "delete", "files", "manifest", "retry"] {
+        let err = sync(&[verb, "nightly-ho"]).exits(2).err();
+        for part in ["nightly-home", "nightly-house", "more characters"] {
+            assert!(err.contains(part), "{verb}: {part} in {err}");
+        }
+    }
+    sync(&["delete", "nightly-ho", "--ignore-not-found"]).exits(0);
+    for id in ["nightly-home", "nightly-house"] {
+        assert_eq!(cluster.progress(id).state.as_str(), "QUEUED");
+    }
+    for (args, code) in [
+        (&["status", "nightly-hom"][..], 0),
+        (&["pause", "nightly-hom"], 0),
+        (&["resume", "nightly-hom"], 0),
+        (&["set", "nightly-hom", "--bwlimit", "1G"], 0),
+        (&["wait", "nightly-hom", "--timeout", "0"], 124),
+        (&["files", "nightly-hom"], 1),
+        (&["manifest", "nightly-hom"], 1),
+        (&["verify", "nightly-hom"], 1),
+        (&["cancel", "nightly-hom"], 0),
+        (&["retry", "nightly-hom"], 0),
+        (&["delete", "nightly-hom"], 0),
+        (&["delete", "nightly-hom"], 3),
+    ] {
+        let ran = sync(args).exits(code);
+        let said = ran.out() + &ran.err();
+        assert!(code == 3 || said.contains("nightly-home"), "{args:?}: {said}");
+    }
+    assert_eq!(cluster.progress("nightly-house").state.as_str(), "QUEUED");
+}
+
+#[test]
 fn closed_streams_are_no_error() {
     let cluster = Cluster::start(On::Embedded);
     let (at, url) = (cluster.home(), cluster.master.url());

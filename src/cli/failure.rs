@@ -83,7 +83,7 @@ impl From<ClientError> for Failure {
             return Failure { message, hint: None, ..cause }.exits(Exit::Unreachable);
         }
         let exit = match (&e, e.status()) {
-            (ClientError::BadUrl { .. }, _) => Exit::Usage,
+            (ClientError::BadUrl { .. } | ClientError::Ambiguous { .. }, _) => Exit::Usage,
             (ClientError::Unreachable { .. }, _) => Exit::Unreachable,
             (ClientError::Problem { .. }, Some(404)) => Exit::NotFound,
             (ClientError::Problem { .. }, Some(409)) => Exit::Conflict,
@@ -107,6 +107,9 @@ impl From<ClientError> for Failure {
             }
             ClientError::Broken { .. } => {
                 failure.hint = Some("is that the master's address? see --master-url".to_owned());
+            }
+            ClientError::Ambiguous { .. } => {
+                failure.hint = Some("give more characters of the id that is meant".to_owned());
             }
             ClientError::BadUrl { .. } | ClientError::Unconfirmed(_) => {}
         }

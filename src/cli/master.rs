@@ -3,6 +3,7 @@
 use super::args::{MasterArgs, MasterCommand, Output};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::layout::width;
 use super::{Context, config, out, service, table};
 use crate::client::{ClientError, Reply};
 use crate::config::{Env, Loaded, MasterConfig, StoreConfig, load_master};
@@ -65,7 +66,7 @@ async fn status(ctx: &Context) -> Result<Exit, Failure> {
             let names = masters.iter().filter(|m| leads(m)).map(|(url, _)| format!("{url}\n"));
             out::data(names.collect::<String>().as_bytes())?;
         }
-        Output::Table => out::data(table::masters(&masters, Timestamp::now()).as_bytes())?,
+        Output::Table => out::data(table::masters(&masters, width(), Timestamp::now()).as_bytes())?,
     }
     if masters.iter().any(leads) {
         return Ok(Exit::Ok);

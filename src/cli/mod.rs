@@ -5,7 +5,7 @@
 //! - [`args`], `options`: commands and options
 //! - `submit`, `sync`, `records`, `verify`, `workers`, `admin` (with `backup`), `config`, `info`: the commands of operators
 //! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
-//! - `wait`, `signals`, [`progress`], `report`, `table`, `names`, `b3sum`: what they are made of
+//! - `wait`, `signals`, [`progress`], `report`, `table`, `layout`, `names`, `b3sum`: what they are made of
 
 mod admin;
 mod agent;
@@ -17,6 +17,7 @@ mod copy;
 pub mod exit;
 mod failure;
 mod info;
+mod layout;
 mod master;
 mod names;
 mod options;

@@ -118,7 +118,7 @@ fn every_place_says_the_same_of_how_a_sync_ended() {
         assert_eq!((exit.code(), sync.failures()), (code, failures), "{name}");
         let all_done = exit == Exit::Ok;
         assert_eq!(percent(&sync) == Some(100.0), all_done, "{name}");
-        let list = table::syncs(std::slice::from_ref(&sync), now);
+        let list = table::syncs(std::slice::from_ref(&sync), None, now);
         let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(row[2] == "100%", all_done, "{name}: {list}");
         let files = format!("{}/{}", sync.files_done + sync.files_skipped, sync.files_total);

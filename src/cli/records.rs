@@ -7,6 +7,7 @@ use super::b3sum::{Digests, Lines, Reader};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::options::{OptionArgs, state_word};
+use super::sync::{full_id, on_named};
 use super::wait::{Ended, Waited};
 use super::{Context, out};
 use crate::client::{ClientError, Download, MasterClient};
@@ -24,7 +25,9 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// The sync is not there or has no records; the master can't be asked.
 pub(super) async fn files(ctx: &Context, args: FilesArgs) -> Result<Exit, Failure> {
-    let mut body = ctx.client()?.files(&args.id, &args.state).await.map_err(refused)?;
+    let client = ctx.client()?;
+    let ask = async |id: &RequestId| client.files(id, &args.state).await;
+    let mut body = on_named(&client, &args.id, ask).await.map_err(refused)?;
     if ctx.global.output == Output::Json && !args.print0 {
         return pass_on(&mut body).await;
     }
@@ -42,6 +45,7 @@ pub(super) async fn files(ctx: &Context, args: FilesArgs) -> Result<Exit, Failur
 /// The sync is not there or has no digests; the master can't be asked.
 pub(super) async fn manifest(ctx: &Context, id: RequestId, others: bool) -> Result<Exit, Failure> {
     let client = ctx.client()?;
+    let id = full_id(&client, &id).await?;
     let exit = pass_on(&mut client.digests(&id, others).await.map_err(refused)?).await?;
     if !others && !ctx.global.quiet {
         let mut rest = client.digests(&id, true).await.map_err(refused)?;
@@ -89,7 +93,9 @@ pub(super) async fn digests(ctx: &Context, id: &RequestId) -> Result<Digests, Fa
 /// # Errors
 /// It is not there, or still runs.
 pub(super) async fn ended(ctx: &Context, id: &RequestId) -> Result<SyncProgress, Failure> {
-    let sync = ctx.client()?.progress(id).await?.value;
+    let client = ctx.client()?;
+    let look = async |id: &RequestId| client.progress(id).await;
+    let sync = on_named(&client, id, look).await?.value;
     if sync.state.is_final() {
         return Ok(sync);
     }

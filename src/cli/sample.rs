@@ -9,6 +9,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
     let at = "2026-02-03T14:10:00Z".parse().unwrap();
     SyncProgress {
         request_id: id.parse().unwrap(),
+        short_id: None,
         state: SyncState::Queued,
         source_path: AbsPath::new("/src").unwrap(),
         destination_path: AbsPath::new("/dst").unwrap(),

@@ -4,6 +4,7 @@ use super::Context;
 use super::args::{Bwlimit, EndArgs, Output, StatusArgs, SyncCommand, UntilArgs, WaitArgs};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::layout::width;
 use super::options::again;
 use super::records::Wanted;
 use super::submit::quoted;
@@ -40,13 +41,19 @@ pub(super) async fn run(ctx: &Context, command: SyncCommand) -> Result<Exit, Fai
 }
 
 async fn wait(ctx: &Context, args: WaitArgs) -> Result<Exit, Failure> {
+    let client = ctx.client()?;
     let mut ids: Vec<RequestId> = Vec::new();
-    for id in args.ids {
+    for given in args.ids {
+        let id = match full_id(&client, &given).await {
+            // Its end is that it is not there.
+            Err(e) if e.is_not_found() => given,
+            found => found?,
+        };
         if !ids.contains(&id) {
             ids.push(id);
         }
     }
-    watch(ctx, &ctx.client()?, ids, &args.until, &After::default()).await
+    watch(ctx, &client, ids, &args.until, &After::default()).await
 }
 
 /// What is known of syncs that are waited for, and what follows their end.
@@ -181,7 +188,8 @@ async fn status(ctx: &Context, args: StatusArgs) -> Result<Exit, Failure> {
     let mut exit = Exit::Ok;
     let mut found = Vec::new();
     for (nth, id) in args.ids.iter().enumerate() {
-        match client.progress(id).await {
+        let look = async |id: &RequestId| client.progress(id).await;
+        match on_named(&client, id, look).await {
             Ok(reply) if chosen(&reply) => found.push(reply),
             Ok(_) => {}
             Err(e) => {
@@ -220,7 +228,7 @@ fn show_list(ctx: &Context, syncs: &[SyncProgress]) -> Result<(), Failure> {
         let ids: String = syncs.iter().map(|s| format!("{}\n", s.request_id)).collect();
         return out::data(ids.as_bytes());
     }
-    out::data(table::syncs(syncs, Timestamp::now()).as_bytes())
+    out::data(table::syncs(syncs, width(), Timestamp::now()).as_bytes())
 }
 
 fn show_detail(ctx: &Context, sync: &SyncProgress) -> Result<(), Failure> {
@@ -240,15 +248,59 @@ fn show_detail(ctx: &Context, sync: &SyncProgress) -> Result<(), Failure> {
 }
 
 /// What an order is about, and the command that shows what became of it.
-pub(super) trait Target: std::fmt::Display {
+pub(super) trait Target: std::fmt::Display + Sized {
     /// The command, without `ctl`.
     fn show(&self) -> String;
+
+    /// What is meant where there is nothing of exactly this name; `None`: nothing.
+    ///
+    /// # Errors
+    /// Several things are, or no master can be asked.
+    async fn complete(&self, _: &MasterClient) -> Result<Option<Self>, ClientError> {
+        Ok(None)
+    }
 }
 
 impl Target for RequestId {
     fn show(&self) -> String {
         format!("sync status {self}")
     }
+
+    async fn complete(&self, client: &MasterClient) -> Result<Option<Self>, ClientError> {
+        client.complete_id(self).await
+    }
+}
+
+/// Acts on what `id` names, or, where there is nothing of exactly this name, on the only thing whose name begins so. The
+/// exact name is tried first, by the action itself: a sync that is deleted meanwhile is never taken for another one
+/// before the master has refused its name.
+///
+/// # Errors
+/// As the action; several names begin so.
+pub(super) async fn on_named<T: Target, R>(
+    client: &MasterClient,
+    id: &T,
+    act: impl AsyncFn(&T) -> Result<R, ClientError>,
+) -> Result<R, ClientError> {
+    match act(id).await {
+        Err(e) if e.is_not_found() => match id.complete(client).await? {
+            Some(id) => act(&id).await,
+            None => Err(e),
+        },
+        done => done,
+    }
+}
+
+/// The whole id of the sync that `id` or its beginning names.
+///
+/// # Errors
+/// There is none, or more than one; any other [`ClientError`].
+pub(super) async fn full_id(
+    client: &MasterClient,
+    id: &RequestId,
+) -> Result<RequestId, ClientError> {
+    let found = on_named(client, id, async |id: &RequestId| client.progress(id).await).await?;
+    Ok(found.value.request_id)
 }
 
 impl Target for WorkerId {
@@ -262,6 +314,7 @@ impl Target for WorkerId {
 /// is the worst one.
 pub(super) async fn for_each<T: Target>(
     ctx: &Context,
+    client: &MasterClient,
     ids: Vec<T>,
     act: impl AsyncFn(&T) -> Result<Option<(String, Bytes)>, ClientError>,
 ) -> Result<Exit, Failure> {
@@ -269,7 +322,7 @@ pub(super) async fn for_each<T: Target>(
     let mut exit = Exit::Ok;
     let mut bodies = Vec::new();
     for (nth, id) in ids.iter().enumerate() {
-        match act(id).await {
+        match on_named(client, id, &act).await {
             Ok(Some((text, body))) => {
                 if ctx.global.output == Output::Table && !ctx.global.quiet {
                     out::data(text.as_bytes())?;
@@ -321,7 +374,7 @@ async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exi
         };
         Ok(Some((text, reply.body)))
     };
-    for_each(ctx, ids, set).await
+    for_each(ctx, &client, ids, set).await
 }
 
 async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<Exit, Failure> {
@@ -345,7 +398,7 @@ async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<
         made.borrow_mut().push(new.clone());
         Ok(Some((text, reply.body)))
     };
-    let exit = for_each(ctx, ids, retry).await?;
+    let exit = for_each(ctx, &client, ids, retry).await?;
     if ctx.global.quiet && ctx.global.output == Output::Table {
         for id in made.take() {
             out::data(id.as_str().as_bytes())?;
@@ -364,7 +417,7 @@ async fn pause(ctx: &Context, ids: Vec<RequestId>, on: bool) -> Result<Exit, Fai
         };
         Ok(Some((format!("Sync {id} {what}"), reply.body)))
     };
-    for_each(ctx, ids, pause).await
+    for_each(ctx, &client, ids, pause).await
 }
 
 async fn cancel(ctx: &Context, ids: Vec<RequestId>) -> Result<Exit, Failure> {
@@ -378,7 +431,7 @@ async fn cancel(ctx: &Context, ids: Vec<RequestId>) -> Result<Exit, Failure> {
         };
         Ok(Some((format!("Sync {id} {what}; what arrived stays"), reply.body)))
     };
-    for_each(ctx, ids, cancel).await
+    for_each(ctx, &client, ids, cancel).await
 }
 
 async fn delete(
@@ -395,7 +448,7 @@ async fn delete(
         Err(e) if e.is_not_found() && ignore_not_found => Ok(None),
         Err(e) => Err(e),
     };
-    for_each(ctx, ids, delete).await
+    for_each(ctx, &client, ids, delete).await
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
+//! Tables of syncs, workers and masters, and records of one, for people.
 //! Tables and records for people. One record a line, never wrapped: a line can be grepped.
 
+use super::layout::{ARROW, Column, fits, shorten_list, shorten_pair, table};
 use super::master::Told;
 use super::out::clean;
 use super::progress::percent;
@@ -10,24 +12,8 @@ use crate::wire::leader::{Readiness, Role};
 use crate::wire::options::Action;
 use crate::wire::sync::{SyncProgress, SyncState};
 use crate::wire::worker::{NicReport, WorkerList, WorkerView};
-use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use std::time::Duration;
-
-/// Lays out `rows` under `header`, two spaces between columns, lines without trailing spaces.
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .force_no_tty()
-        .set_header(header.to_vec())
-        .add_rows(rows);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
-}
 
 /// Time from `from` to `to`, 0 where the clocks of two hosts disagree.
 pub(super) fn between(from: Timestamp, to: Timestamp) -> Duration {
@@ -53,45 +39,69 @@ fn dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| "-".to_owned())
 }
 
-/// Syncs, those that run first, then by age.
-pub(super) fn syncs(list: &[SyncProgress], now: Timestamp) -> String {
+/// What matters least on a narrow terminal goes first.
+const SYNCS: [Column; 11] = [
+    Column::new("ID"),
+    Column::new("STATE"),
+    Column::new("PROGRESS"),
+    Column::new("SIZE").omit(2),
+    Column::new("RATE").omit(3),
+    Column::new("ETA").omit(5),
+    Column::new("FILES").omit(1),
+    Column::new("FAILED").omit(6),
+    Column::new("AGE").omit(4),
+    Column::new("SOURCE → DESTINATION").shorten(22, shorten_pair),
+    Column::new("REASON").below(),
+];
+
+/// Syncs, those that run first, then by age. On a terminal of `width` columns ids that were made are
+/// short, those that were given too where the table is too wide for them, and a reason is its first clause.
+pub(super) fn syncs(list: &[SyncProgress], width: Option<usize>, now: Timestamp) -> String {
     let mut order: Vec<&SyncProgress> = list.iter().collect();
     order.sort_by_key(|s| (s.state.is_final(), std::cmp::Reverse(s.submitted_at)));
-    let rows = order.into_iter().map(|sync| {
-        let least = if sync.scan_done { "" } else { "≥" };
-        let begun = sync.state != SyncState::Queued;
-        vec![
-            sync.request_id.to_string(),
-            sync.state.as_str().to_owned(),
-            // Cut, not rounded: 99.9 must not be shown as 100.
-            dash(percent(sync).map(|p| format!("{:.0}%", p.floor())).filter(|_| begun)),
-            dash(begun.then(|| format!("{least}{}", units::bytes(sync.total_bytes)))),
-            dash(sync.rate.map(|rate| units::rate(rate as f64))),
-            dash(eta(sync)),
-            dash(begun.then(|| {
-                let done = units::count(sync.files_done + sync.files_skipped);
-                format!("{done}/{least}{}", units::count(sync.files_total))
-            })),
-            units::count(sync.failures()),
-            age(between(sync.submitted_at, now)),
-            format!("{} → {}", sync.source_path, sync.destination_path),
-            sync.reason.as_deref().map(clean).unwrap_or_default(),
-        ]
-    });
-    let header = [
-        "ID",
-        "STATE",
-        "PROGRESS",
-        "SIZE",
-        "RATE",
-        "ETA",
-        "FILES",
-        "FAILED",
-        "AGE",
-        "SOURCE → DESTINATION",
-        "REASON",
-    ];
-    table(&header, rows.collect())
+    let rows = |short: fn(&SyncProgress) -> &str| -> Vec<Vec<String>> {
+        order.iter().map(|sync| row(sync, short(sync), width.is_some(), now)).collect()
+    };
+    let Some(columns) = width else {
+        return table(&SYNCS, rows(|sync| sync.request_id.as_str()), None);
+    };
+    let made_short = rows(shown_id);
+    if fits(&SYNCS, &made_short, columns) {
+        return table(&SYNCS, made_short, width);
+    }
+    table(&SYNCS, rows(|sync| sync.short_id.as_deref().unwrap_or(sync.request_id.as_str())), width)
+}
+
+/// The id of a sync on a terminal with room: short where the program made it, whole where it was given.
+pub(super) fn shown_id(sync: &SyncProgress) -> &str {
+    let whole = sync.request_id.as_str();
+    let made = uuid::Uuid::try_parse(whole).is_ok();
+    sync.short_id.as_deref().filter(|_| made).unwrap_or(whole)
+}
+
+fn row(sync: &SyncProgress, id: &str, brief: bool, now: Timestamp) -> Vec<String> {
+    let least = if sync.scan_done { "" } else { "≥" };
+    let begun = sync.state != SyncState::Queued;
+    let reason = sync.reason.as_deref().map(clean).unwrap_or_default();
+    // What follows are particulars, e.g. the storage paths that there are: `status ID` shows them.
+    let clause = reason.split("; ").next().filter(|_| brief).map(str::to_owned);
+    vec![
+        clean(id),
+        sync.state.as_str().to_owned(),
+        // Cut, not rounded: 99.9 must not be shown as 100.
+        dash(percent(sync).map(|p| format!("{:.0}%", p.floor())).filter(|_| begun)),
+        dash(begun.then(|| format!("{least}{}", units::bytes(sync.total_bytes)))),
+        dash(sync.rate.map(|rate| units::rate(rate as f64))),
+        dash(eta(sync)),
+        dash(begun.then(|| {
+            let done = units::count(sync.files_done + sync.files_skipped);
+            format!("{done}/{least}{}", units::count(sync.files_total))
+        })),
+        units::count(sync.failures()),
+        age(between(sync.submitted_at, now)),
+        format!("{}{ARROW}{}", sync.source_path, sync.destination_path),
+        clause.unwrap_or(reason),
+    ]
 }
 
 /// What a dry run found: an action a line, also those that would not be done.
@@ -101,29 +111,39 @@ pub(super) fn plan(sync: &SyncProgress) -> String {
         let tally = sync.actions.get(&action).copied().unwrap_or_default();
         vec![action.as_str().to_owned(), units::count(tally.count), units::bytes(tally.bytes)]
     });
-    table(&["WOULD", "ENTRIES", "SIZE"], rows.collect())
+    table(&["WOULD", "ENTRIES", "SIZE"].map(Column::new), rows.collect(), None)
 }
 
+const WORKERS: [Column; 8] = [
+    Column::new("WORKER"),
+    Column::new("STATE"),
+    Column::new("HEARTBEAT").omit(3),
+    Column::new("SYNCS").omit(2),
+    Column::new("IN-FLIGHT").omit(4),
+    Column::new("ENDPOINTS").omit(1).shorten(24, shorten_list),
+    Column::new("STORAGE (free)").shorten(20, shorten_list),
+    Column::new("REASON").below(),
+];
+
 /// Workers, active ones first.
-pub(super) fn workers(list: &WorkerList, now: Timestamp) -> String {
+pub(super) fn workers(list: &WorkerList, width: Option<usize>, now: Timestamp) -> String {
     let rows = list.active.iter().chain(&list.inactive).map(|w| worker(w, now));
-    let header = [
-        "WORKER",
-        "STATE",
-        "HEARTBEAT",
-        "SYNCS",
-        "IN-FLIGHT",
-        "ENDPOINTS",
-        "STORAGE (free)",
-        "REASON",
-    ];
-    table(&header, rows.collect())
+    table(&WORKERS, rows.collect(), width)
 }
 
 /// Masters, each as it sees itself and the one that leads.
-pub(super) fn masters(list: &[Told], now: Timestamp) -> String {
+pub(super) fn masters(list: &[Told], width: Option<usize>, now: Timestamp) -> String {
     let rows = list.iter().map(|(url, told)| master(url, told, now));
-    table(&["MASTER", "ROLE", "LEADER", "EPOCH", "SINCE", "STORE", "REASON"], rows.collect())
+    let columns = [
+        Column::new("MASTER"),
+        Column::new("ROLE"),
+        Column::new("LEADER"),
+        Column::new("EPOCH").omit(1),
+        Column::new("SINCE").omit(2),
+        Column::new("STORE").omit(3),
+        Column::new("REASON").below(),
+    ];
+    table(&columns, rows.collect(), width)
 }
 
 fn master(url: &str, told: &Result<Reply<Readiness>, ClientError>, now: Timestamp) -> Vec<String> {
@@ -212,7 +232,7 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
     let mut text: String =
         rows.iter().map(|(k, v)| format!("{:<12} {v}\n", format!("{k}:"))).collect();
     if !w.nics.is_empty() {
-        let header = [
+        let columns = [
             "ENDPOINT",
             "INTERFACE",
             "SENT",
@@ -221,9 +241,10 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
             "GOODPUT",
             "RECEIVING",
             "STATE",
-        ];
+        ]
+        .map(Column::new);
         text.push('\n');
-        text.push_str(&table(&header, w.nics.iter().map(nic).collect()));
+        text.push_str(&table(&columns, w.nics.iter().map(nic).collect(), None));
     }
     text
 }
@@ -370,172 +391,4 @@ fn mapping(sync: &SyncProgress) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::sample;
-    use super::*;
-    use crate::wire::AbsPath;
-
-    fn now() -> Timestamp {
-        "2026-02-03T14:15:00Z".parse().unwrap()
-    }
-
-    #[test]
-    fn running_syncs_come_first_and_every_line_is_one_record() {
-        let ended = SyncProgress {
-            state: SyncState::Completed,
-            scan_done: true,
-            total_bytes: 2 << 40,
-            files_total: 80_000,
-            files_done: 80_000,
-            ..sample::sync("old")
-        };
-        let running = SyncProgress {
-            state: SyncState::Progress,
-            transferred_bytes: 60 << 20,
-            total_bytes: 90 << 20,
-            rate: Some(1 << 20),
-            source_path: AbsPath::new(b"/new\nline").unwrap(),
-            ..sample::sync("run")
-        };
-        let queued = SyncProgress { reason: Some("no worker".into()), ..sample::sync("wait") };
-        let text = syncs(&[ended, running, queued], now());
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 4, "{text}");
-        assert!(lines[0].starts_with("ID    STATE      PROGRESS  SIZE"), "{text}");
-        assert!(
-            lines[1].starts_with("run   PROGRESS   -         ≥90.0 MiB  1.0 MiB/s  -    "),
-            "{text}"
-        );
-        assert!(lines[1].contains("/new\\#012line → /dst") && !lines[1].ends_with(' '));
-        assert!(
-            lines[2].starts_with("wait  QUEUED     -         -") && lines[2].ends_with("no worker")
-        );
-        assert!(lines[3].starts_with("old   COMPLETED  100%      2.0 TiB"), "{text}");
-    }
-
-    #[test]
-    fn what_is_skipped_is_done_and_the_forecast_is_that_of_the_master() {
-        let sync = SyncProgress {
-            state: SyncState::Progress,
-            rate: Some(1 << 20),
-            eta_seconds: Some(60),
-            scan_done: true,
-            transferred_bytes: 60 << 20,
-            bytes_skipped: 30 << 20,
-            total_bytes: 150 << 20,
-            files_total: 4,
-            files_done: 1,
-            files_skipped: 1,
-            ..sample::sync("run")
-        };
-        let text = syncs(&[sync], now());
-        let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(row[2..9], ["60%", "150.0", "MiB", "1.0", "MiB/s", "1m00s", "2/4"], "{text}");
-    }
-
-    #[test]
-    fn workers_show_their_storage_and_why_they_get_nothing() {
-        let w = sample::worker("st-02", false);
-        let text = workers(&WorkerList { active: vec![], inactive: vec![w] }, now());
-        assert!(text.lines().nth(1).unwrap().starts_with("st-02   INACTIVE  "), "{text}");
-        assert!(text.contains("/arch (1.0 GiB), /more (-)"), "{text}");
-        assert!(text.contains("10.0.0.2:8889%ib0") && text.contains("no heartbeat"), "{text}");
-    }
-
-    #[test]
-    fn a_worker_that_lacks_something_or_is_drained_says_so() {
-        use crate::wire::worker::{Drained, UnavailableEndpoint, UnavailablePath, WorkerState};
-        let since = "2026-02-03T14:00:00Z".parse().unwrap();
-        let drained = Some(Drained { by: Some("ann".into()), reason: None, since });
-        let w =
-            WorkerView { state: WorkerState::Draining, drained, ..sample::worker("st-02", true) };
-        let text = worker_record(&w, now());
-        assert!(text.contains("State:       DRAINING") && text.contains("Drained:     "), "{text}");
-        let path = AbsPath::new("/arch").unwrap();
-        let unavailable_paths = vec![UnavailablePath { path, reason: "not there".into() }];
-        let unavailable_endpoints = vec![UnavailableEndpoint {
-            endpoint: "10.0.0.9:1".into(),
-            reason: "no address".into(),
-        }];
-        let w = WorkerView {
-            unavailable_paths,
-            unavailable_endpoints,
-            ..sample::worker("st-02", true)
-        };
-        let record = worker_record(&w, now());
-        for line in ["/arch: not there", "10.0.0.9:1: no address"] {
-            let shown = record.lines().any(|l| l.starts_with("Unavailable:") && l.ends_with(line));
-            assert!(shown, "{line} in {record}");
-        }
-        let text = workers(&WorkerList { active: vec![w], inactive: vec![] }, now());
-        assert!(text.lines().nth(1).unwrap().starts_with("st-02   ACTIVE"), "{text}");
-    }
-
-    #[test]
-    fn a_stalled_sync_says_which_task_is_oldest() {
-        use crate::wire::sync::Stalled;
-        let stalled = Some(Stalled {
-            since: "2026-02-03T14:00:00Z".parse().unwrap(),
-            task: "copy".into(),
-            worker_id: Some("st-02".parse().unwrap()),
-            task_seconds: 720,
-        });
-        let text = record(&SyncProgress { stalled, ..sample::sync("x") }, now());
-        assert!(text.contains("the oldest task is a copy of 12m, at st-02"), "{text}");
-    }
-
-    #[test]
-    fn a_record_has_one_key_a_line() {
-        let text = record(&sample::sync("x"), now());
-        for line in text.lines() {
-            assert!(line.split_once(": ").is_some() || line.ends_with(':'), "{line}");
-        }
-        assert!(text.starts_with("Id:          x\nState:       QUEUED\n"), "{text}");
-    }
-
-    #[test]
-    fn a_record_tells_actions_wire_and_options_where_there_are_some() {
-        use crate::wire::options::{SyncOptions, Tally};
-        use crate::wire::sync::{Outcome, Phase};
-        let sync = SyncProgress {
-            state: SyncState::Progress,
-            phase: Phase::Verifying,
-            sent_bytes: 5,
-            verified_files: 2,
-            actions: [(Action::Create, Tally { count: 3, bytes: 1024 })].into(),
-            options: SyncOptions { update: true, ..SyncOptions::default() },
-            bwlimit: Some(100 << 20),
-            ..sample::sync("x")
-        };
-        let text = record(&sync, now());
-        for line in [
-            "State:       PROGRESS (reading back)",
-            "Actions:     create 3 (1.0 KiB)",
-            "Wire:        5 B sent",
-            "Verified:    2 read back, 0 repaired",
-            "Options:     --update",
-            "Limit:       100.0 MiB/s",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} in {text}");
-        }
-        let stopped = SyncProgress {
-            state: SyncState::Failed,
-            outcome: Some(Outcome::DeleteStopped),
-            phase: Phase::Done,
-            ..sample::sync("x")
-        };
-        let text = record(&stopped, now());
-        assert!(text.contains("FAILED (everything copied, deletion stopped)"), "{text}");
-        let plain = record(&sample::sync("x"), now());
-        assert!(!plain.contains("Actions") && !plain.contains("Options"), "{plain}");
-    }
-
-    #[test]
-    fn ages_have_one_unit() {
-        let shown = |s| age(Duration::from_secs(s));
-        assert_eq!(
-            [shown(5), shown(300), shown(10_000), shown(900_000)],
-            ["5s", "5m", "2h", "10d"]
-        );
-    }
-}
+mod tests;

@@ -62,7 +62,7 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, Failure
             let there = std::ffi::OsStr::from_bytes(sync.destination_path.as_bytes());
             let path = rest.first().map_or(Path::new(there), Path::new).to_owned();
             let trash = sync.options.delete.and_then(|delete| delete.trash);
-            (records::digests(ctx, &id).await?, path, trash)
+            (records::digests(ctx, &sync.request_id).await?, path, trash)
         }
         (None, []) => {
             return Err(Failure::usage("an ID, or --manifest FILE and a PATH, is needed"));

@@ -4,6 +4,7 @@ use super::Context;
 use super::args::{Output, WorkersCommand};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::layout::width;
 use super::sync::for_each;
 use super::{out, table};
 use crate::client::Reply;
@@ -62,7 +63,7 @@ async fn drain(
         }
         Ok(Some((drain_text(&reply), reply.body)))
     };
-    for_each(ctx, ids, drain).await
+    for_each(ctx, &client, ids, drain).await
 }
 
 /// How far the drain of a worker is.
@@ -109,7 +110,7 @@ pub(super) async fn reassign(
         };
         Ok(Some((text, reply.body)))
     };
-    for_each(ctx, ids, reassign).await
+    for_each(ctx, &client, ids, reassign).await
 }
 
 async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, Failure> {
@@ -125,7 +126,7 @@ async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, Failure> {
         };
         Ok(Some((text, reply.body)))
     };
-    for_each(ctx, ids, forget).await
+    for_each(ctx, &client, ids, forget).await
 }
 
 fn show_all(ctx: &Context, body: &[u8], list: &WorkerList) -> Result<(), Failure> {
@@ -136,7 +137,7 @@ fn show_all(ctx: &Context, body: &[u8], list: &WorkerList) -> Result<(), Failure
             let ids: String = all.map(|w| format!("{}\n", w.worker_id)).collect();
             out::data(ids.as_bytes())?;
         }
-        Output::Table => out::data(table::workers(list, Timestamp::now()).as_bytes())?,
+        Output::Table => out::data(table::workers(list, width(), Timestamp::now()).as_bytes())?,
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! `GET /sync`, in pages: what one answer holds stays small, however many syncs a master remembers.
 
 use super::{Answer, ClientError, MasterClient, Reply, read};
+use crate::wire::RequestId;
+use crate::wire::ids::MIN_ID_PREFIX;
 use crate::wire::sync::{SyncProgress, SyncState};
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
@@ -41,6 +43,29 @@ impl MasterClient {
                 return Ok(Reply { value: all, body: body.freeze() });
             }
         }
+    }
+
+    /// The id of the only sync whose id begins with `prefix`, of at least [`MIN_ID_PREFIX`] characters; `None`
+    /// where there is none, or where `prefix` is an id itself.
+    ///
+    /// # Errors
+    /// [`ClientError::Ambiguous`], any other [`ClientError`].
+    pub async fn complete_id(&self, prefix: &RequestId) -> Result<Option<RequestId>, ClientError> {
+        if prefix.as_str().len() < MIN_ID_PREFIX {
+            return Ok(None);
+        }
+        let target = format!("/sync?id_prefix={}&limit=20", super::encode(prefix.as_str()));
+        let found: Reply<Vec<SyncProgress>> =
+            read(self.exchange(self.request(Method::GET, &target)).await?)?;
+        let mut ids: Vec<RequestId> = found.value.into_iter().map(|sync| sync.request_id).collect();
+        if ids.contains(prefix) {
+            return Ok(None);
+        }
+        if ids.len() < 2 {
+            return Ok(ids.pop());
+        }
+        ids.sort();
+        Err(ClientError::Ambiguous { prefix: prefix.clone(), ids })
     }
 
     /// One page, and the token of the next.

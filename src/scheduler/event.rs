@@ -45,6 +45,8 @@ pub struct Select {
     pub states: Vec<SyncState>,
     /// Those before this one.
     pub before: Option<SyncNo>,
+    /// Those whose id begins so.
+    pub id_prefix: Option<RequestId>,
     /// So many at most.
     pub limit: Option<usize>,
 }

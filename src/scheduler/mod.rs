@@ -78,7 +78,7 @@ use crate::wire::task::TaskSpec;
 use crate::wire::ticket::Signer;
 use crate::wire::{BytePath, Digest, RequestId, SyncNo, TaskId, WorkerId};
 use jiff::tz::TimeZone;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use sync::Sync;
 use task::{Large, Task, TaskState};
 use waiting::Waiting;
@@ -156,7 +156,7 @@ pub struct State {
     next_sync: u64,
     next_task: u64,
     syncs: BTreeMap<SyncNo, Sync>,
-    by_id: HashMap<RequestId, SyncNo>,
+    by_id: BTreeMap<RequestId, SyncNo>,
     tasks: BTreeMap<TaskId, Task>,
     leases: leases::Leases,
     workers: Workers,

@@ -34,7 +34,7 @@ use crate::wire::ticket::{Signer, TicketError};
 use crate::wire::worker::Drained;
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The key of the record of numbers.
 pub const META: &str = "meta";
@@ -205,7 +205,7 @@ impl State {
             next_sync,
             next_task,
             syncs: BTreeMap::new(),
-            by_id: HashMap::new(),
+            by_id: BTreeMap::new(),
             tasks: BTreeMap::new(),
             leases: Leases::default(),
             workers: Workers::default(),

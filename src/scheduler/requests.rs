@@ -4,6 +4,7 @@ use super::stage::Stage;
 use super::sync::Sync;
 use super::task::{Task, TaskState};
 use super::{Effect, IdempotencyKey, NewTask, Now, Reply, Select, Selected, State, records};
+use crate::wire::ids::MIN_ID_PREFIX;
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Outcome, Phase, Submitted, SyncProgress, SyncRequest, SyncState};
@@ -11,6 +12,7 @@ use crate::wire::task::TaskSpec;
 use crate::wire::{Digest, RelPath, RequestId, SyncNo, WorkerId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 pub(super) fn refused(problem: Problem) -> Reply {
     Reply::Refused(Box::new(problem))
@@ -148,8 +150,13 @@ impl State {
         let states = &select.states;
         let before = select.before.unwrap_or(SyncNo(u64::MAX));
         let known = self.syncs.range(..before).rev().map(|(_, sync)| sync);
+        let begins = |sync: &Sync| {
+            let prefix = select.id_prefix.as_ref();
+            prefix.is_none_or(|prefix| sync.id.as_str().starts_with(prefix.as_str()))
+        };
         let mut wanted = known
             .filter(|s| !s.forgotten && (states.is_empty() || states.contains(&s.state)))
+            .filter(|s| begins(s))
             .peekable();
         let limit = select.limit.unwrap_or(usize::MAX);
         let mut syncs = Vec::new();
@@ -166,6 +173,18 @@ impl State {
 
     fn visible(&self, id: &RequestId) -> Option<&Sync> {
         self.by_id.get(id).and_then(|no| self.syncs.get(no))
+    }
+
+    /// See [`SyncProgress::short_id`].
+    fn short_id(&self, id: &RequestId) -> String {
+        let before = self.by_id.range::<RequestId, _>(..id).next_back();
+        let after = self.by_id.range((Bound::Excluded(id), Bound::Unbounded)).next();
+        let shared = |(other, _): (&RequestId, &SyncNo)| {
+            let pairs = id.as_str().bytes().zip(other.as_str().bytes());
+            pairs.take_while(|(a, b)| a == b).count()
+        };
+        let unique = before.into_iter().chain(after).map(shared).max().map_or(0, |n| n + 1);
+        id.as_str().chars().take(unique.max(MIN_ID_PREFIX)).collect()
     }
 
     pub(super) fn cancel(&mut self, id: &RequestId, now: Now) -> Reply {
@@ -231,6 +250,7 @@ impl State {
         let rate = sync.speed.rate().filter(|_| runs).map(|rate| rate as u64);
         SyncProgress {
             request_id: sync.id.clone(),
+            short_id: Some(self.short_id(&sync.id)),
             state: sync.shown_state(),
             source_path: sync.request.source_path.clone(),
             destination_path: sync.request.destination_path.clone(),

@@ -21,6 +21,9 @@ fn check_name(s: &str) -> Result<(), IdError> {
     if fits { Ok(()) } else { Err(NAME_RULE) }
 }
 
+/// A sync is named by the beginning of its id where that is at least so long and no other id begins so.
+pub const MIN_ID_PREFIX: usize = 8;
+
 /// The words behind `/workers/` that are routes of their own. A worker with one of these names could not
 /// be shown, drained or forgotten.
 pub mod worker_routes {

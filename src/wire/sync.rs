@@ -243,6 +243,12 @@ pub enum ErrorClass {
 pub struct SyncProgress {
     /// The operator's name of the sync.
     pub request_id: RequestId,
+    /// The shortest beginning of it, of at least [`MIN_ID_PREFIX`] characters, with which no other id of the
+    /// master begins; a shorter id is whole.
+    ///
+    /// [`MIN_ID_PREFIX`]: super::ids::MIN_ID_PREFIX
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_id: Option<String>,
     /// Where it stands.
     pub state: SyncState,
     /// What is copied from.

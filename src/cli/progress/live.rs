@@ -3,6 +3,7 @@
 use super::pace::percent;
 use super::{Event, Monitor, Pace};
 use crate::cli::out::clean;
+use crate::cli::table::shown_id;
 use crate::util::units;
 use crate::wire::RequestId;
 use crate::wire::sync::{Phase, SyncProgress, SyncState};
@@ -46,9 +47,8 @@ impl Live {
         let (height, _) = size();
         // Those that still run come first when there is no room for all.
         self.shown.sort_by_key(|s| s.sync.state.is_final());
-        let lines: Vec<&str> =
-            self.shown.iter().flat_map(|s| s.lines.iter().map(String::as_str)).collect();
-        self.block.set_message(cut(&lines, height.saturating_sub(1).max(1)));
+        let syncs: Vec<&[String]> = self.shown.iter().map(|s| s.lines.as_slice()).collect();
+        self.block.set_message(cut(&syncs, height.saturating_sub(1).max(1)));
         self.block.tick();
     }
 }
@@ -85,23 +85,28 @@ fn size() -> (usize, usize) {
     size.map_or((24, 80), |s| (or(s.ws_row, 24), or(s.ws_col, 80)))
 }
 
-/// At most `height` lines; the last one then counts what is left out.
-fn cut(lines: &[&str], height: usize) -> String {
-    if lines.len() <= height {
-        return lines.join("\n");
+/// The lines of as many syncs as fit into `height` lines; the last line then counts the syncs that do not.
+fn cut(syncs: &[&[String]], height: usize) -> String {
+    let all: usize = syncs.iter().map(|lines| lines.len()).sum();
+    if all <= height || syncs.len() == 1 {
+        return syncs.concat()[..all.min(height)].join("\n");
     }
-    let kept = height.saturating_sub(1);
-    let mut text = lines[..kept].join("\n");
-    if kept > 0 {
-        text.push('\n');
+    let (mut lines, mut shown) = (Vec::new(), 0);
+    for sync in syncs {
+        if lines.len() + sync.len() >= height {
+            break;
+        }
+        lines.extend_from_slice(sync);
+        shown += 1;
     }
-    text + &format!("+{} more", lines.len() - kept)
+    lines.push(format!("+{} more", syncs.len() - shown));
+    lines.join("\n")
 }
 
 /// The lines of one sync, none wider than `width`.
 fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usize) -> Vec<String> {
     let width = width.saturating_sub(1).clamp(20, COLUMNS);
-    let head = format!("{}  {}", sync.request_id, sync.state.as_str());
+    let head = format!("{}  {}", shown_id(sync), sync.state.as_str());
     if sync.state.is_final() {
         return vec![fit(&head, width)];
     }
@@ -299,8 +304,18 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_in_the_height_is_counted() {
-        assert_eq!(cut(&["a", "b", "c"], 3), "a\nb\nc");
-        assert_eq!(cut(&["a", "b", "c", "d"], 3), "a\nb\n+2 more");
-        assert_eq!(cut(&["a", "b"], 1), "+2 more");
+        let of = |counts: &[usize], height| {
+            let syncs: Vec<Vec<String>> = counts
+                .iter()
+                .zip("abcd".chars())
+                .map(|(n, name)| (1..=*n).map(|i| format!("{name}{i}")).collect())
+                .collect();
+            cut(&syncs.iter().map(Vec::as_slice).collect::<Vec<_>>(), height)
+        };
+        assert_eq!(of(&[2, 1], 3), "a1\na2\nb1");
+        assert_eq!(of(&[2, 3, 2], 6), "a1\na2\nb1\nb2\nb3\n+1 more");
+        assert_eq!(of(&[2, 3, 2], 5), "a1\na2\n+2 more");
+        assert_eq!(of(&[2, 2, 2], 2), "+3 more");
+        assert_eq!(of(&[3], 2), "a1\na2");
     }
 }

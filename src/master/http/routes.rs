@@ -151,7 +151,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 async fn list(State(app): State<App>, uri: Uri) -> Answer {
-    let params = Params::of(&uri, &["state", "limit", "page_token"])?;
+    let params = Params::of(&uri, &["state", "limit", "page_token", "id_prefix"])?;
     let words = params.get("state").into_iter().flat_map(|text| text.split(','));
     let states = words
         .map(|word| word.trim().parse::<SyncState>())
@@ -164,7 +164,9 @@ async fn list(State(app): State<App>, uri: Uri) -> Answer {
             Some(token.parse().map(SyncNo).map_err(|_| params::bad("page_token is none of ours"))?)
         }
     };
-    let select = Select { states, before, limit };
+    let id_prefix = params.get("id_prefix").map(str::parse::<RequestId>).transpose();
+    let id_prefix = id_prefix.map_err(|rule| params::bad(format!("id_prefix {rule}")))?;
+    let select = Select { states, before, id_prefix, limit };
     let selected = app.handle.list(select.clone()).await?;
     let mut response = ok(&selected.syncs);
     if let Some(next) = selected.next {
@@ -182,6 +184,9 @@ fn more(headers: &mut HeaderMap, select: &Select, next: SyncNo) {
     if !select.states.is_empty() {
         let words: Vec<&str> = select.states.iter().map(|state| state.as_str()).collect();
         query.push_str(&format!("&state={}", words.join(",")));
+    }
+    if let Some(prefix) = &select.id_prefix {
+        query.push_str(&format!("&id_prefix={prefix}"));
     }
     headers.insert(NEXT_TOKEN.clone(), HeaderValue::from(next.0));
     if let Ok(link) = HeaderValue::from_str(&format!("<?{query}>; rel=\"next\"")) {

@@ -17,7 +17,7 @@ fn pages_of_a_list_hold_each_sync_once_though_others_come_and_go() {
         other => panic!("{other:?}"),
     };
     assert_eq!(page(Select::default()), ("ecba".into(), None));
-    let of = |before, limit| Select { before, limit: Some(limit), states: vec![] };
+    let of = |before, limit| Select { before, limit: Some(limit), ..Select::default() };
     let (first, next) = page(of(None, 2));
     assert_eq!(first, "ec");
     assert_eq!(
@@ -37,6 +37,39 @@ fn pages_of_a_list_hold_each_sync_once_though_others_come_and_go() {
     let rest = page(Select { before: next, ..queued });
     assert_eq!((rest.syncs.len(), rest.next), (1, None));
     assert_eq!(rest.syncs[0].request_id.as_str(), "a", "a new one does not shift the pages");
+}
+
+#[test]
+fn short_ids_are_the_shortest_that_name_one_sync_and_a_list_of_a_prefix_holds_all_that_begin_so() {
+    let mut world = World::new();
+    for id in ["a", "nightly-1", "nightly-10", "nightly-12", "weekly-2026-01"] {
+        world.submit(id, "/src", "/dst");
+    }
+    let short = |world: &mut World, id: &str| world.progress(id).short_id.unwrap();
+    for (id, told) in [
+        ("a", "a"),
+        ("nightly-1", "nightly-1"),
+        ("nightly-10", "nightly-10"),
+        ("weekly-2026-01", "weekly-2"),
+    ] {
+        assert_eq!(short(&mut world, id), told);
+    }
+    let mut begin = |prefix: &str| {
+        let id_prefix = Some(prefix.parse().unwrap());
+        match world.play(Event::List(Select { id_prefix, ..Select::default() })) {
+            Some(Reply::List(found)) => {
+                found.syncs.iter().map(|s| s.request_id.to_string()).collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(begin("nightly-1"), ["nightly-12", "nightly-10", "nightly-1"]);
+    assert_eq!(begin("weekly-2"), ["weekly-2026-01"]);
+    assert!(begin("weekly-3").is_empty());
+    for id in ["nightly-1", "nightly-12"] {
+        world.play(Event::Delete(id.parse().unwrap()));
+    }
+    assert_eq!(short(&mut world, "nightly-10"), "nightly-", "a deleted one does not count");
 }
 
 #[test]

@@ -179,6 +179,8 @@ async fn a_list_is_a_bare_array_that_can_be_filtered() {
     for bad in [
         "page_token=x",
         "page_token=",
+        "id_prefix=",
+        "id_prefix=a%2Fb",
         "state=x",
         "limit=0",
         "limit=-1",
@@ -201,6 +203,8 @@ async fn a_list_can_be_had_in_pages_by_token_and_by_link() {
         ("/sync?state=queued,%20queued&limit=1", vec!["c", "a"]),
         ("/sync", vec!["cba"]),
         ("/sync?limit=3", vec!["cba"]),
+        // The owner of this test does not look at the prefix.
+        ("/sync?id_prefix=a:b&limit=2", vec!["cb", "a"]),
     ] {
         let mut target = first.to_owned();
         for (nth, page) in pages.iter().enumerate() {
@@ -219,6 +223,7 @@ async fn a_list_can_be_had_in_pages_by_token_and_by_link() {
             let link = got.header("link").unwrap();
             let query = link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap();
             assert!(query.contains(&format!("page_token={token}")), "{link}");
+            assert_eq!(query.contains("id_prefix=a:b"), first.contains("id_prefix"), "{link}");
             target = format!("/sync{query}");
         }
     }

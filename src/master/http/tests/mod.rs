@@ -222,6 +222,7 @@ fn selected(select: &Select) -> Selected {
 fn progress(id: &str, state: SyncState) -> SyncProgress {
     SyncProgress {
         request_id: id.parse().unwrap(),
+        short_id: None,
         state,
         source_path: AbsPath::new("/data/source").unwrap(),
         destination_path: AbsPath::new("/data/dest").unwrap(),

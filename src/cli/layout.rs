@@ -1,0 +1,296 @@
+//! Tables for people: one row a record. Into a pipe a table is as wide as its texts. On a terminal it is no wider than
+//! that: reasons go below their rows, texts are shortened, columns that matter less are left out.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use std::io::IsTerminal;
+
+/// Spaces between two columns.
+const GAP: usize = 2;
+/// How far a text below its row is indented.
+const INDENT: usize = 4;
+
+/// Shortens a text to a number of characters.
+pub(super) type Shorten = fn(&str, usize) -> String;
+
+/// A column, and how it gives way on a narrow terminal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Column {
+    header: &'static str,
+    /// Left out in this order, lowest first; `None`: never.
+    omit: Option<u8>,
+    /// Shortened to this width before any column is left out.
+    shorten: Option<(usize, Shorten)>,
+    /// Its texts stand below their rows where they do not fit beside them.
+    below: bool,
+}
+
+impl Column {
+    /// A column that stays as it is.
+    pub(super) const fn new(header: &'static str) -> Column {
+        Column { header, omit: None, shorten: None, below: false }
+    }
+
+    /// The column is left out on a narrow terminal, those with a lower number before it.
+    pub(super) const fn omit(self, order: u8) -> Column {
+        Column { omit: Some(order), ..self }
+    }
+
+    /// The texts are shortened on a narrow terminal; to less than `least` only where nothing can be left out any more.
+    pub(super) const fn shorten(self, least: usize, shorten: Shorten) -> Column {
+        Column { shorten: Some((least, shorten)), ..self }
+    }
+
+    /// The texts move below their rows on a narrow terminal.
+    pub(super) const fn below(self) -> Column {
+        Column { below: true, ..self }
+    }
+}
+
+/// The columns of the terminal that standard output is, or what `COLUMNS` says; `None` for anything else.
+pub(super) fn width() -> Option<usize> {
+    let stdout = std::io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let set = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
+    let real = || rustix::termios::tcgetwinsize(&stdout).ok().map(|size| usize::from(size.ws_col));
+    set.or_else(real).filter(|columns| *columns > 0)
+}
+
+/// Lays out `rows`, two spaces between columns, lines without trailing spaces, none wider than `width`.
+pub(super) fn table(columns: &[Column], rows: Vec<Vec<String>>, width: Option<usize>) -> String {
+    let mut plan = Plan { columns: columns.to_vec(), rows };
+    let below = match width {
+        Some(width) if plan.natural() > width => plan.narrow(width),
+        _ => Vec::new(),
+    };
+    let mut lines = plan.render().into_iter();
+    let mut text: String = lines.next().into_iter().collect();
+    for (nth, line) in lines.enumerate() {
+        text.push_str(&line);
+        if let Some(note) = below.get(nth).filter(|note| !note.is_empty()) {
+            let room = width.map_or(usize::MAX, |width| width.saturating_sub(INDENT));
+            text.push_str(&format!("{:INDENT$}{}\n", "", head(note, room)));
+        }
+    }
+    text
+}
+
+/// Whether a table of these columns and rows fits into `width` as it is.
+pub(super) fn fits(columns: &[Column], rows: &[Vec<String>], width: usize) -> bool {
+    Plan { columns: columns.to_vec(), rows: rows.to_vec() }.natural() <= width
+}
+
+struct Plan {
+    columns: Vec<Column>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Plan {
+    /// How wide a column is.
+    fn wide(&self, nth: usize) -> usize {
+        let cells = self.rows.iter().map(|row| chars(&row[nth]));
+        cells.chain([chars(self.columns[nth].header)]).max().unwrap_or(0)
+    }
+
+    /// How wide the table is.
+    fn natural(&self) -> usize {
+        self.sum(|plan, nth| plan.wide(nth))
+    }
+
+    /// How wide the table is once its texts are shortened.
+    fn least(&self) -> usize {
+        self.sum(|plan, nth| {
+            let least = plan.columns[nth].shorten.map_or(usize::MAX, |(least, _)| least);
+            plan.wide(nth).min(least)
+        })
+    }
+
+    fn sum(&self, of: impl Fn(&Plan, usize) -> usize) -> usize {
+        let all: usize = (0..self.columns.len()).map(|nth| of(self, nth)).sum();
+        all + GAP * self.columns.len().saturating_sub(1)
+    }
+
+    /// Makes the table narrower; returns what stands below each row.
+    fn narrow(&mut self, width: usize) -> Vec<String> {
+        let below = self.columns.iter().position(|column| column.below);
+        let below = below.map(|nth| self.remove(nth)).unwrap_or_default();
+        while self.least() > width {
+            let empty = (0..self.columns.len())
+                .find(|nth| self.columns[*nth].omit.is_some() && self.is_empty(*nth));
+            let next = (0..self.columns.len())
+                .filter(|nth| self.columns[*nth].omit.is_some())
+                .min_by_key(|nth| self.columns[*nth].omit);
+            match empty.or(next) {
+                Some(nth) => drop(self.remove(nth)),
+                None => break,
+            }
+        }
+        self.shorten(width);
+        below
+    }
+
+    /// Shortens the widest of the texts that can be, until the table fits or none is left.
+    fn shorten(&mut self, width: usize) {
+        let mut most: Vec<usize> = (0..self.columns.len()).map(|nth| self.wide(nth)).collect();
+        let gaps = GAP * self.columns.len().saturating_sub(1);
+        while most.iter().sum::<usize>() + gaps > width {
+            let able = (0..most.len()).filter(|nth| self.columns[*nth].shorten.is_some());
+            match able.max_by_key(|nth| most[*nth]).filter(|nth| most[*nth] > 1) {
+                Some(widest) => most[widest] -= 1,
+                None => break,
+            }
+        }
+        for (nth, most) in most.into_iter().enumerate() {
+            let Some((_, shorten)) = self.columns[nth].shorten else { continue };
+            self.columns[nth].header = cut_header(self.columns[nth].header, most);
+            for row in &mut self.rows {
+                if chars(&row[nth]) > most {
+                    row[nth] = shorten(&row[nth], most);
+                }
+            }
+        }
+    }
+
+    /// Whether no row holds anything in a column.
+    fn is_empty(&self, nth: usize) -> bool {
+        self.rows.iter().all(|row| ["", "-", "0"].contains(&row[nth].as_str()))
+    }
+
+    fn remove(&mut self, nth: usize) -> Vec<String> {
+        self.columns.remove(nth);
+        self.rows.iter_mut().map(|row| row.remove(nth)).collect()
+    }
+
+    /// The lines, the header first.
+    fn render(self) -> Vec<String> {
+        let mut table = Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .force_no_tty()
+            .set_header(self.columns.iter().map(|column| column.header).collect::<Vec<_>>())
+            .add_rows(self.rows);
+        for column in table.column_iter_mut() {
+            column.set_padding((0, GAP as u16));
+        }
+        table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+    }
+}
+
+/// A header is one line: a wider one than its column is cut.
+fn cut_header(header: &'static str, most: usize) -> &'static str {
+    let end = header.char_indices().nth(most).map_or(header.len(), |(end, _)| end);
+    header.get(..end).unwrap_or(header)
+}
+
+fn chars(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// The beginning of a text.
+pub(super) fn head(text: &str, most: usize) -> String {
+    if chars(text) <= most {
+        return text.to_owned();
+    }
+    let kept = text.chars().take(most.saturating_sub(1));
+    kept.chain(['…']).take(most).collect()
+}
+
+/// The end of a text.
+fn tail(text: &str, most: usize) -> String {
+    let all = chars(text);
+    if all <= most {
+        return text.to_owned();
+    }
+    let kept = text.chars().skip(all + 1 - most.max(1));
+    ['…'].into_iter().chain(kept).take(most).collect()
+}
+
+/// Between a source and its destination.
+pub(super) const ARROW: &str = " → ";
+
+/// The ends of a source and of its destination: the names there say most.
+pub(super) fn shorten_pair(text: &str, most: usize) -> String {
+    let Some((from, to)) = text.split_once(ARROW) else { return tail(text, most) };
+    let room = most.saturating_sub(chars(ARROW));
+    if room < 4 {
+        return tail(to, most);
+    }
+    let half = room / 2;
+    // What one does not need is the other's.
+    let first = half.max(room.saturating_sub(chars(to))).min(chars(from));
+    format!("{}{ARROW}{}", tail(from, first), tail(to, room - first))
+}
+
+/// The first of several things separated by commas, and how many more there are.
+pub(super) fn shorten_list(text: &str, most: usize) -> String {
+    let all: Vec<&str> = text.split(", ").collect();
+    let shown = |n: usize| match all.len() - n {
+        0 => all.join(", "),
+        more => format!("{} +{more} more", all[..n].join(", ")),
+    };
+    let fitting = (1..=all.len()).rev().map(shown).find(|text| chars(text) <= most);
+    fitting.unwrap_or_else(|| head(text, most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLUMNS: [Column; 5] = [
+        Column::new("ID"),
+        Column::new("SIZE").omit(1),
+        Column::new("ETA").omit(2),
+        Column::new("PATHS").shorten(12, shorten_pair),
+        Column::new("REASON").below(),
+    ];
+
+    fn row(cells: [&str; 5]) -> Vec<String> {
+        cells.map(str::to_owned).to_vec()
+    }
+
+    fn of(width: Option<usize>) -> Vec<String> {
+        let rows = vec![
+            row(["one", "1 GiB", "-", "/scratch/a → /archive/a", ""]),
+            row(["two", "2 GiB", "-", "/scratch/b → /archive/b", "no active worker serves it"]),
+        ];
+        table(&COLUMNS, rows, width).lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_table_gives_way_step_by_step_and_its_reasons_last() {
+        let wide = "two  2 GiB  -    /scratch/b → /archive/b  no active worker serves it";
+        for width in [None, Some(200), Some(wide.chars().count())] {
+            assert_eq!(of(width)[2], wide, "{width:?}");
+        }
+        assert_eq!(
+            of(Some(66)),
+            [
+                "ID   SIZE   ETA  PATHS",
+                "one  1 GiB  -    /scratch/a → /archive/a",
+                "two  2 GiB  -    /scratch/b → /archive/b",
+                "    no active worker serves it",
+            ]
+        );
+        assert_eq!(of(Some(30))[2], "two  2 GiB  -    …ch/b → …ve/b");
+        // A column that holds nothing goes before one that matters less.
+        assert_eq!(of(Some(28))[2], "two  2 GiB  …tch/b → …hive/b");
+        assert_eq!(of(Some(20))[2], "two  …tch/b → …ive/b");
+        assert_eq!(of(Some(20))[3], "    no active worke…");
+        for width in 6..70 {
+            for line in of(Some(width)) {
+                assert!(line.chars().count() <= width, "{width}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_is_shortened_to_whole_items() {
+        let list = "/arch (1.0 GiB), /more (-), /third (2 B)";
+        assert_eq!(shorten_list(list, 40), list);
+        assert_eq!(shorten_list(list, 39), "/arch (1.0 GiB), /more (-) +1 more");
+        assert_eq!(shorten_list(list, 30), "/arch (1.0 GiB) +2 more");
+        assert_eq!(shorten_list(list, 9), "/arch (1…");
+    }
+}

@@ -1,0 +1,236 @@
+use super::*;
+use crate::cli::sample;
+use crate::wire::AbsPath;
+
+fn now() -> Timestamp {
+    "2026-02-03T14:15:00Z".parse().unwrap()
+}
+
+#[test]
+fn running_syncs_come_first_and_every_line_is_one_record() {
+    let ended = SyncProgress {
+        state: SyncState::Completed,
+        scan_done: true,
+        total_bytes: 2 << 40,
+        files_total: 80_000,
+        files_done: 80_000,
+        ..sample::sync("old")
+    };
+    let running = SyncProgress {
+        state: SyncState::Progress,
+        transferred_bytes: 60 << 20,
+        total_bytes: 90 << 20,
+        rate: Some(1 << 20),
+        source_path: AbsPath::new(b"/new\nline").unwrap(),
+        ..sample::sync("run")
+    };
+    let queued = SyncProgress { reason: Some("no worker".into()), ..sample::sync("wait") };
+    let text = syncs(&[ended, running, queued], None, now());
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 4, "{text}");
+    assert!(lines[0].starts_with("ID    STATE      PROGRESS  SIZE"), "{text}");
+    assert!(
+        lines[1].starts_with("run   PROGRESS   -         ≥90.0 MiB  1.0 MiB/s  -    "),
+        "{text}"
+    );
+    assert!(lines[1].contains("/new\\#012line → /dst") && !lines[1].ends_with(' '));
+    assert!(
+        lines[2].starts_with("wait  QUEUED     -         -") && lines[2].ends_with("no worker")
+    );
+    assert!(lines[3].starts_with("old   COMPLETED  100%      2.0 TiB"), "{text}");
+}
+
+/// Syncs in each state, with the longest of each text.
+fn busy() -> Vec<SyncProgress> {
+    let made = |id: &str, short: &str| SyncProgress {
+        short_id: Some(short.into()),
+        source_path: AbsPath::new("/lustre/project/scratch/run42").unwrap(),
+        destination_path: AbsPath::new("/archive/2026/project/run42").unwrap(),
+        ..sample::sync(id)
+    };
+    vec![
+        SyncProgress {
+            state: SyncState::Progress,
+            rate: Some(12 << 30),
+            eta_seconds: Some(245),
+            scan_done: true,
+            transferred_bytes: 700 << 30,
+            total_bytes: 900 << 30,
+            files_total: 150_331,
+            files_done: 81_204,
+            ..made("019ad26e-6f2c-7a10-8a52-1f3b5a7c9d01", "019ad26e-6")
+        },
+        SyncProgress {
+            reason: Some(
+                "no active worker serves the source path /lustre/project/scratch/run42; nearest storage \
+                 paths: /arch (st-01), /arch2 (st-02)"
+                    .into(),
+            ),
+            ..made("019ad26e-9999-7a10-8a52-1f3b5a7c9d02", "019ad26e-9")
+        },
+        SyncProgress { state: SyncState::Completed, ..made("nightly-home-2026-02-03", "nightly-") },
+    ]
+}
+
+#[test]
+fn a_list_of_syncs_is_as_wide_as_the_terminal_and_whole_in_a_pipe() {
+    let of = |width| syncs(&busy(), width, now());
+    let pipe = of(None);
+    assert!(pipe.contains("019ad26e-6f2c-7a10-8a52-1f3b5a7c9d01") && pipe.contains("(st-02)"));
+    for width in [40, 80, 100, 120, 160, 300] {
+        let text = of(Some(width));
+        for line in text.lines() {
+            assert!(line.chars().count() <= width, "{width}: {line}");
+        }
+        for part in ["019ad26e-6 ", "019ad26e-9 ", "nightly-", "QUEUED", "77%"] {
+            assert!(text.contains(part), "{width}: {part} in\n{text}");
+        }
+        assert!(!text.contains("(st-0") && !text.contains("-7a10-"), "{width}:\n{text}");
+        assert!(
+            text.contains("\n    no active worker serves ") || width == 300,
+            "{width}:\n{text}"
+        );
+    }
+    // At 80 columns: what is left, what is in the way, and the reason in full.
+    let text = of(Some(80));
+    for part in ["ETA", "run42 → ", "the source path /lustre/project/scratch/run42\n"] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    // At 120 nothing is left out, and given ids are whole where there is room.
+    let header = of(Some(120)).lines().next().unwrap().to_owned();
+    for part in ["SIZE", "RATE", "ETA", "FILES", "FAILED", "AGE"] {
+        assert!(header.contains(part), "{part} in {header}");
+    }
+    assert!(of(Some(300)).contains("nightly-home-2026-02-03"), "{}", of(Some(300)));
+}
+
+#[test]
+fn a_list_of_workers_is_as_wide_as_the_terminal() {
+    let list = WorkerList { active: vec![sample::worker("storage-02", true)], inactive: vec![] };
+    for width in [40, 80, 120] {
+        let text = workers(&list, Some(width), now());
+        for line in text.lines() {
+            assert!(line.chars().count() <= width, "{width}: {line}");
+        }
+        for part in ["storage-02", "no heartbeat", "/arch"] {
+            assert!(text.contains(part), "{width}: {part} in\n{text}");
+        }
+    }
+}
+
+#[test]
+fn what_is_skipped_is_done_and_the_forecast_is_that_of_the_master() {
+    let sync = SyncProgress {
+        state: SyncState::Progress,
+        rate: Some(1 << 20),
+        eta_seconds: Some(60),
+        scan_done: true,
+        transferred_bytes: 60 << 20,
+        bytes_skipped: 30 << 20,
+        total_bytes: 150 << 20,
+        files_total: 4,
+        files_done: 1,
+        files_skipped: 1,
+        ..sample::sync("run")
+    };
+    let text = syncs(&[sync], None, now());
+    let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row[2..9], ["60%", "150.0", "MiB", "1.0", "MiB/s", "1m00s", "2/4"], "{text}");
+}
+
+#[test]
+fn workers_show_their_storage_and_why_they_get_nothing() {
+    let w = sample::worker("st-02", false);
+    let text = workers(&WorkerList { active: vec![], inactive: vec![w] }, None, now());
+    assert!(text.lines().nth(1).unwrap().starts_with("st-02   INACTIVE  "), "{text}");
+    assert!(text.contains("/arch (1.0 GiB), /more (-)"), "{text}");
+    assert!(text.contains("10.0.0.2:8889%ib0") && text.contains("no heartbeat"), "{text}");
+}
+
+#[test]
+fn a_worker_that_lacks_something_or_is_drained_says_so() {
+    use crate::wire::worker::{Drained, UnavailableEndpoint, UnavailablePath, WorkerState};
+    let since = "2026-02-03T14:00:00Z".parse().unwrap();
+    let drained = Some(Drained { by: Some("ann".into()), reason: None, since });
+    let w = WorkerView { state: WorkerState::Draining, drained, ..sample::worker("st-02", true) };
+    let text = worker_record(&w, now());
+    assert!(text.contains("State:       DRAINING") && text.contains("Drained:     "), "{text}");
+    let path = AbsPath::new("/arch").unwrap();
+    let unavailable_paths = vec![UnavailablePath { path, reason: "not there".into() }];
+    let unavailable_endpoints =
+        vec![UnavailableEndpoint { endpoint: "10.0.0.9:1".into(), reason: "no address".into() }];
+    let w =
+        WorkerView { unavailable_paths, unavailable_endpoints, ..sample::worker("st-02", true) };
+    let record = worker_record(&w, now());
+    for line in ["/arch: not there", "10.0.0.9:1: no address"] {
+        let shown = record.lines().any(|l| l.starts_with("Unavailable:") && l.ends_with(line));
+        assert!(shown, "{line} in {record}");
+    }
+    let text = workers(&WorkerList { active: vec![w], inactive: vec![] }, None, now());
+    assert!(text.lines().nth(1).unwrap().starts_with("st-02   ACTIVE"), "{text}");
+}
+
+#[test]
+fn a_stalled_sync_says_which_task_is_oldest() {
+    use crate::wire::sync::Stalled;
+    let stalled = Some(Stalled {
+        since: "2026-02-03T14:00:00Z".parse().unwrap(),
+        task: "copy".into(),
+        worker_id: Some("st-02".parse().unwrap()),
+        task_seconds: 720,
+    });
+    let text = record(&SyncProgress { stalled, ..sample::sync("x") }, now());
+    assert!(text.contains("the oldest task is a copy of 12m, at st-02"), "{text}");
+}
+
+#[test]
+fn a_record_has_one_key_a_line() {
+    let text = record(&sample::sync("x"), now());
+    for line in text.lines() {
+        assert!(line.split_once(": ").is_some() || line.ends_with(':'), "{line}");
+    }
+    assert!(text.starts_with("Id:          x\nState:       QUEUED\n"), "{text}");
+}
+
+#[test]
+fn a_record_tells_actions_wire_and_options_where_there_are_some() {
+    use crate::wire::options::{SyncOptions, Tally};
+    use crate::wire::sync::{Outcome, Phase};
+    let sync = SyncProgress {
+        state: SyncState::Progress,
+        phase: Phase::Verifying,
+        sent_bytes: 5,
+        verified_files: 2,
+        actions: [(Action::Create, Tally { count: 3, bytes: 1024 })].into(),
+        options: SyncOptions { update: true, ..SyncOptions::default() },
+        bwlimit: Some(100 << 20),
+        ..sample::sync("x")
+    };
+    let text = record(&sync, now());
+    for line in [
+        "State:       PROGRESS (reading back)",
+        "Actions:     create 3 (1.0 KiB)",
+        "Wire:        5 B sent",
+        "Verified:    2 read back, 0 repaired",
+        "Options:     --update",
+        "Limit:       100.0 MiB/s",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} in {text}");
+    }
+    let stopped = SyncProgress {
+        state: SyncState::Failed,
+        outcome: Some(Outcome::DeleteStopped),
+        phase: Phase::Done,
+        ..sample::sync("x")
+    };
+    let text = record(&stopped, now());
+    assert!(text.contains("FAILED (everything copied, deletion stopped)"), "{text}");
+    let plain = record(&sample::sync("x"), now());
+    assert!(!plain.contains("Actions") && !plain.contains("Options"), "{plain}");
+}
+
+#[test]
+fn ages_have_one_unit() {
+    let shown = |s| age(Duration::from_secs(s));
+    assert_eq!([shown(5), shown(300), shown(10_000), shown(900_000)], ["5s", "5m", "2h", "10d"]);
+}
