@@ -29,7 +29,7 @@ use serde::de::DeserializeOwned;
 use std::fmt;
 use std::ops::Deref;
 use std::time::Duration;
-use text::{causes, check_url, encode, excerpt, is_loopback};
+use text::{causes, check_url, encode, excerpt, is_loopback, with_port};
 use tokio::sync::watch;
 
 /// A host that does not answer SYN is given up after this, so that the next master gets its turn.
@@ -77,7 +77,7 @@ pub enum ClientError {
         tried: Vec<(String, String)>,
     },
     /// Something answered, but not as a master does.
-    #[error("{url} does not answer as a master does: {message}")]
+    #[error("{} does not answer as a master does: {message}", with_port(.url))]
     Broken {
         /// Who answered.
         url: String,
@@ -108,7 +108,8 @@ pub enum ClientError {
 }
 
 fn list(tried: &[(String, String)]) -> String {
-    let each: Vec<String> = tried.iter().map(|(url, why)| format!("{url}: {why}")).collect();
+    let each = |(url, why): &(String, String)| format!("{}: {why}", with_port(url));
+    let each: Vec<String> = tried.iter().map(each).collect();
     each.join("; ")
 }
 
@@ -217,7 +218,7 @@ impl fmt::Debug for MasterClient {
 }
 
 impl MasterClient {
-    /// A client for `urls`: `http://host:port[/prefix]`, or just `host:port`; one string may hold
+    /// A client for `urls`: `http://host:port[/prefix]`, or just `host:port` or `host` (port 8888); one string may hold
     /// several, separated by commas. Nothing is sent yet.
     ///
     /// # Errors

@@ -127,6 +127,33 @@ fn exit_2_wrong_usage() {
 }
 
 #[test]
+fn errors_name_what_was_typed() {
+    let cluster = Cluster::start(On::Embedded);
+    let submit = |args: &[&str]| cluster.ctl(["sync", "submit"]).more(args).run().exits(2).err();
+    for (args, told) in [
+        (&["/a", "/a"][..], "error: DST: must not be the same as SRC"),
+        (&["/a", "/b", "--modify-window", "1d"], "--modify-window"),
+        (&["/a", "/b", "--verify", "readback", "-n"], "--verify: "),
+        (&["/a", "/b", "-a"], "instead of rsync's -a: "),
+        (&["/a", "host:/b"], "write the path alone, /b"),
+    ] {
+        let err = submit(args);
+        assert!(err.contains(told), "{args:?}: {told} in {err}");
+        assert!(!err.contains("/options/") && !err.contains("source_path"), "{args:?}: {err}");
+    }
+    // An option that a variable sets is not shown as one that was typed.
+    let ran = cluster.ctl(["copy", "x"]).env("CTL_PROGRESS", "plain").env("CTL_OUTPUT", "json");
+    let err = ran.run().exits(2).err();
+    assert!(err.contains("Usage: ctl copy") && !err.contains("--progress"), "{err}");
+    cluster.ctl(["sync", "list"]).env("CTL_PROGRESS", "").env("CTL_OUTPUT", "").run().exits(0);
+    let err = ctl(["sync", "list"]).env("CTL_OUTPUT", "xml").run().exits(2).err();
+    assert!(err.contains("CTL_OUTPUT `xml` must be one of table, json"), "{err}");
+    ctl(["agent", "--worker-id", "w"]).run().exits(2);
+    let err = ctl(["copy", "x", "host:/b"]).run().exits(2).err();
+    assert!(err.contains("./host:/b"), "{err}");
+}
+
+#[test]
 fn exit_3_what_does_not_exist() {
     let cluster = Cluster::start(On::Embedded);
     for verb in ["status", "wait", "cancel", "delete"] {

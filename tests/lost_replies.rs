@@ -119,7 +119,7 @@ fn a_command_whose_reply_is_lost_reports_what_the_repeat_shows() {
         let made = run(&["sync", "retry", &id, "-q"]).out().trim().to_owned();
         assert_eq!(syncs(&cluster).len(), 2, "retried once");
         assert!(syncs(&cluster).iter().any(|s| s["request_id"] == made[..]));
-        assert!(run(&["sync", "delete", &id, &made]).out().contains("is forgotten"));
+        assert!(run(&["sync", "delete", &id, &made]).out().contains("deleted"));
         assert!(syncs(&cluster).is_empty());
         assert!(run(&["workers", "drain", "w"]).out().contains("is drained"));
         assert!(run(&["workers", "undrain", "w"]).out().contains("works again"));

@@ -16,17 +16,21 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure>
     let hangups = service::catch_hangups()?;
     let env = Env::from_process();
     let worker_id = args.worker_id.as_ref().map(|id| id.as_str());
+    let Some(file) = &args.config else {
+        return Err(Failure::usage("the agent's configuration is not given")
+            .hinted("name it with --config FILE or CTL_CONFIG, e.g. --config example_agent.yml"));
+    };
     if args.check {
-        return config::report(ctx, &crate::config::check_here(&args.config, worker_id, &env));
+        return config::report(ctx, &crate::config::check_here(file, worker_id, &env));
     }
-    let loaded = load_agent(&args.config, worker_id, &env)?;
+    let loaded = load_agent(file, worker_id, &env)?;
     let config = overlay(loaded.config, &args, &ctx.global.master_url)?;
     let verbose = ctx.global.verbose;
     service::prepare(&config.log, &args.log, verbose, &loaded.warnings)?;
     let shutdown = service::stop_on_signals();
     let (tell, config) = watch::channel(config);
     let load = || {
-        let Loaded { config, warnings } = load_agent(&args.config, worker_id, &env)?;
+        let Loaded { config, warnings } = load_agent(file, worker_id, &env)?;
         Ok(Loaded { config: overlay(config, &args, &ctx.global.master_url)?, warnings })
     };
     tokio::select! {

@@ -26,6 +26,7 @@ Examples:
 /// Moves bulk data between storage hosts: one master, many agents, every byte checked.
 #[derive(Debug, Parser)]
 #[command(name = "ctl", version, propagate_version = false, infer_subcommands = false)]
+#[command(args_override_self = true)]
 #[command(before_long_help = EXAMPLES, after_long_help = exit::help())]
 pub struct Cli {
     #[command(flatten)]
@@ -36,12 +37,13 @@ pub struct Cli {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Global {
-    /// The master; several (for fail-over) by commas or by repeating it [default: http://127.0.0.1:8888]
-    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', env = "CTL_MASTER_URL")]
+    /// The master; several (for fail-over) by commas or by repeating it. HOST alone means port 8888 [default:
+    /// http://127.0.0.1:8888] [env: CTL_MASTER_URL]
+    #[arg(long, global = true, value_name = "URL", value_delimiter = ',')]
     #[arg(help_heading = "Global options")]
     pub(super) master_url: Vec<String>,
-    /// Print for people, or exactly what the API answers
-    #[arg(short, long, global = true, value_name = "FORMAT", env = "CTL_OUTPUT")]
+    /// Print for people, or exactly what the API answers [env: CTL_OUTPUT]
+    #[arg(short, long, global = true, value_name = "FORMAT")]
     #[arg(default_value = "table", help_heading = "Global options")]
     pub(super) output: Output,
     /// Print ids only, and no progress
@@ -50,8 +52,9 @@ pub(super) struct Global {
     /// Say more; twice: still more
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
     pub(super) verbose: u8,
-    /// How progress is shown, on standard error: `auto` is a live view on a terminal, else lines
-    #[arg(long, global = true, value_name = "HOW", env = "CTL_PROGRESS", default_value = "auto")]
+    /// How progress is shown, on standard error: `auto` is a live view on a terminal, else lines [env:
+    /// CTL_PROGRESS]
+    #[arg(long, global = true, value_name = "HOW", default_value = "auto")]
     #[arg(help_heading = "Global options")]
     pub(super) progress: ProgressMode,
     /// Give up a request that has no complete answer after this, e.g. 30s
@@ -120,8 +123,8 @@ pub(super) enum Shell {
 pub(super) struct MasterArgs {
     #[command(subcommand)]
     pub(super) command: Option<MasterCommand>,
-    /// The configuration, e.g. example_master.yml [default: every setting has its default]
-    #[arg(short, long, value_name = "FILE", env = "CTL_CONFIG")]
+    /// The configuration, e.g. example_master.yml [default: every setting has its default] [env: CTL_CONFIG]
+    #[arg(short, long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Serve the API there [default: as the configuration says]
     #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["host", "port"])]
@@ -150,12 +153,12 @@ pub(super) enum MasterCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct AgentArgs {
-    /// Which of the workers in the configuration this is [default: the only one in it]
-    #[arg(long, value_name = "ID", env = "CTL_WORKER_ID")]
+    /// Which of the workers in the configuration this is [default: the only one in it] [env: CTL_WORKER_ID]
+    #[arg(long, value_name = "ID")]
     pub(super) worker_id: Option<WorkerId>,
-    /// The configuration, e.g. example_agent.yml; one file can serve all agents
-    #[arg(short, long, value_name = "FILE", env = "CTL_CONFIG")]
-    pub(super) config: PathBuf,
+    /// The configuration, e.g. example_agent.yml; one file can serve all agents [env: CTL_CONFIG]
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// How often to tell the master that this agent is alive [default: as the configuration says]
     #[arg(long, value_name = "DURATION", value_parser = some_time)]
     pub(super) heartbeat_interval: Option<Duration>,
@@ -174,8 +177,8 @@ pub(super) struct LogArgs {
     /// off, error, warn, info, debug, trace, or filters [env: CTL_LOG_LEVEL, for an agent also AGENT_LOG_LEVEL]
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
-    /// Log lines for people or as JSON
-    #[arg(long, value_name = "FORMAT", env = "CTL_LOG_FORMAT")]
+    /// Log lines for people or as JSON [env: CTL_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT")]
     pub(super) log_format: Option<LogLines>,
 }
 
@@ -564,6 +567,7 @@ mod tests {
             "ctl completion zsh",
             "ctl admin backup /var/backups/longhaul.db",
             "ctl version -o json",
+            "ctl copy a b --delete --delete -n -n --bwlimit 1G --bwlimit 2G -q -q -o json -o table",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
@@ -584,7 +588,6 @@ mod tests {
             "ctl sync status x --limit 1",
             "ctl sync list --limit 0",
             "ctl sync can x",
-            "ctl agent --worker-id w",
             "ctl workers list --request-timeout 0",
             "ctl sync files x --state lost",
             "ctl sync verify",

@@ -2,7 +2,7 @@
 //! code. The only layer that prints.
 //!
 //! - [`exit`]: the codes; `failure`: what ends a command early; `out`: all writing
-//! - [`args`], `options`: commands and options
+//! - [`args`], `options`, `env`, `given`: commands and options; `flags`, `rsync`: how errors name them
 //! - `submit`, `sync`, `records`, `verify`, `workers`, `admin` (with `backup`), `config`, `info`: the commands of operators
 //! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
 //! - `wait`, `signals`, [`progress`], `report`, `table`, `layout`, `names`, `b3sum`: what they are made of
@@ -14,8 +14,11 @@ mod b3sum;
 mod backup;
 mod config;
 mod copy;
+mod env;
 pub mod exit;
 mod failure;
+mod flags;
+mod given;
 mod info;
 mod layout;
 mod master;
@@ -25,6 +28,7 @@ mod out;
 pub mod progress;
 mod records;
 mod report;
+mod rsync;
 mod service;
 mod signals;
 mod submit;
@@ -36,7 +40,7 @@ mod workers;
 
 use crate::client::{ClientOptions, MasterClient};
 use args::{Cli, Command, Global, Output};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use exit::Exit;
 use failure::Failure;
 use std::process::ExitCode;
@@ -81,14 +85,21 @@ impl Context {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(e) => {
-            // Help and version go to standard output and end with 0, errors end with 2.
-            let _ = e.print();
-            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(mut e) => {
+            rsync::explain(&mut e);
+            return refused(&e);
         }
     };
+    let mut cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => return refused(&e.format(&mut Cli::command())),
+    };
+    if let Err(failure) = env::fill(&mut cli, &matches, |name| std::env::var_os(name)) {
+        out::note(&failure.render());
+        return ExitCode::from(failure.exit.code());
+    }
     let ctx = Context::new(cli.global);
     let json = ctx.global.output == Output::Json;
     let exit = run(ctx, cli.command).unwrap_or_else(|failure| {
@@ -99,6 +110,12 @@ pub fn main() -> ExitCode {
         failure.exit
     });
     ExitCode::from(exit.code())
+}
+
+/// Prints what the parser answers: help and the version go to standard output and end with 0, errors end with 2.
+fn refused(e: &clap::Error) -> ExitCode {
+    let _ = e.print();
+    ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
 
 fn run(ctx: Context, command: Command) -> Result<Exit, Failure> {

@@ -12,7 +12,7 @@ use crate::fs::Filter;
 use crate::util::units;
 use crate::wire::options::{
     Attribute, Chown, Compare, DEFAULT_MAX_DELETE_PERCENT, DeleteOptions, FileState, Links,
-    Preserve, SyncOptions, Verify,
+    MAX_MTIME_TOLERANCE, Preserve, SyncOptions, Verify,
 };
 use crate::wire::path::show;
 use crate::wire::{AbsPath, RelPath};
@@ -95,7 +95,7 @@ struct CompareArgs {
     #[arg(long)]
     existing: bool,
     /// Times that differ by no more than this are equal, e.g. 2s or 500ms
-    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = window)]
     modify_window: Option<Duration>,
     /// Send changed files whole, without a look at what the destination has of them
     #[arg(short = 'W', long)]
@@ -211,6 +211,16 @@ fn words<T: Copy + Send + Sync + 'static>(
         let found = table.iter().find(|(word, _)| *word == given);
         found.map(|(_, value)| *value).ok_or_else(|| format!("`{given}` is not known"))
     })
+}
+
+/// By how much times may differ.
+fn window(text: &str) -> Result<Duration, String> {
+    let window = units::parse_duration(text)?;
+    if window <= MAX_MTIME_TOLERANCE {
+        return Ok(window);
+    }
+    let most = units::duration(MAX_MTIME_TOLERANCE);
+    Err(format!("must be at most {most}; file systems round times to 2s at most"))
 }
 
 /// `UID`, `UID:GID` or `:GID`.

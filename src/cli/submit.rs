@@ -4,6 +4,8 @@ use super::Context;
 use super::args::{EndArgs, Output, SubmitArgs, WhatArgs};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::flags::about_flags;
+use super::given::path_of;
 use super::options::{again, shell_word};
 use super::records::Wanted;
 use super::sync::{After, watch};
@@ -67,7 +69,7 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
     let client = ctx.client()?;
     let submitted = match send(&client, &request, ctx.global.request_timeout).await {
         Ok(submitted) => submitted,
-        Err(unsent) => return Err(unsent.failure(ctx, &id)),
+        Err(unsent) => return Err(unsent.failure(ctx, &id, args.file.is_some())),
     };
     let id = submitted.request_id.clone();
     if args.wait {
@@ -247,9 +249,14 @@ fn storage_path(what: &str, given: &OsStr) -> Result<AbsPath, Failure> {
         if given.as_bytes().first() == Some(&b'/') {
             return failure;
         }
-        failure
-            .noted("SRC and DST are paths on the storage hosts, not on this one")
-            .hinted("to copy on this host: ctl copy SRC DST")
+        let hint = match path_of(given.as_bytes()) {
+            Some(path) => format!(
+                "write the path alone, {}: the master chooses the hosts by their storage paths",
+                shell_word(crate::wire::path::show(path).to_string())
+            ),
+            None => "to copy on this host: ctl copy SRC DST".to_owned(),
+        };
+        failure.noted("SRC and DST are paths on the storage hosts, not on this one").hinted(hint)
     })
 }
 
@@ -262,13 +269,13 @@ pub(super) struct Unsent {
 
 impl From<Unsent> for Failure {
     fn from(unsent: Unsent) -> Self {
-        Failure::from(unsent.cause)
+        Failure::from(about_flags(unsent.cause))
     }
 }
 
 impl Unsent {
-    /// The failure of a submit under the id `id`.
-    fn failure(self, ctx: &Context, id: &RequestId) -> Failure {
+    /// The failure of a submit under the id `id`; a request of a file (`by_file`) is told about its fields.
+    fn failure(self, ctx: &Context, id: &RequestId, by_file: bool) -> Failure {
         let ctl = &ctx.ctl;
         let existing = match &self.cause {
             ClientError::Problem { problem, .. } => problem.existing.clone(),
@@ -287,7 +294,8 @@ impl Unsent {
                 ))
                 .exits(Exit::Unreachable);
         }
-        let failure = Failure::from(self.cause);
+        let cause = if by_file { self.cause } else { about_flags(self.cause) };
+        let failure = Failure::from(cause);
         match existing {
             Some(_) => failure.hinted(format!(
                 "look at it: {ctl} sync status {id}     forget it: {ctl} sync delete {id}     or give another --id"
@@ -411,6 +419,10 @@ mod tests {
         let text = e.render();
         assert!(text.contains("SRC `data/x` must be absolute"), "{text}");
         assert!(text.contains("paths on the storage hosts") && text.contains("ctl copy"), "{text}");
+        for given in ["host:/b", "file:///b"] {
+            let text = storage_path("DST", OsStr::new(given)).unwrap_err().render();
+            assert!(text.contains("write the path alone, /b: "), "{text}");
+        }
         assert!(storage_path("DST", OsStr::new("/a/../b")).is_err());
         assert_eq!(storage_path("DST", OsStr::new("/a//b/")).unwrap().as_bytes(), b"/a/b");
     }

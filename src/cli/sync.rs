@@ -4,6 +4,7 @@ use super::Context;
 use super::args::{Bwlimit, EndArgs, Output, StatusArgs, SyncCommand, UntilArgs, WaitArgs};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::flags::about_flags;
 use super::layout::width;
 use super::options::again;
 use super::records::Wanted;
@@ -332,7 +333,7 @@ pub(super) async fn for_each<T: Target>(
             Ok(None) => {}
             Err(e) => {
                 let (away, doubtful) = (e.is_unreachable(), e.is_unconfirmed());
-                let mut failure = Failure::from(e).about(id, single);
+                let mut failure = Failure::from(about_flags(e)).about(id, single);
                 if doubtful {
                     let show = id.show();
                     failure = failure.hinted(format!("see what became of it: {} {show}", ctx.ctl));
@@ -442,7 +443,11 @@ async fn delete(
     let client = ctx.client()?;
     let delete = async |id: &RequestId| match client.delete(id).await {
         Ok(reply) => {
-            let text = format!("Sync {id} is forgotten; files that arrived stay");
+            let how = match reply["cancelled"].as_bool() {
+                Some(true) => "had not ended: it is cancelled and deleted",
+                _ => "is deleted",
+            };
+            let text = format!("Sync {id} {how}; files that arrived stay");
             Ok(Some((text, reply.body)))
         }
         Err(e) if e.is_not_found() && ignore_not_found => Ok(None),

@@ -360,6 +360,20 @@ fn urls_that_cannot_work_are_refused_at_once() {
     }
     let two = of("10.0.0.1:8888/, http://m:1/x/,http://10.0.0.1:8888").unwrap();
     assert_eq!(two.urls(), ["http://10.0.0.1:8888", "http://m:1/x"]);
+    for (given, url, shown) in [
+        ("localhost", "http://localhost:8888", "http://localhost:8888"),
+        ("m/x", "http://m:8888/x", "http://m:8888/x"),
+        ("[::1]", "http://[::1]:8888", "http://[::1]:8888"),
+        ("[::1]:9", "http://[::1]:9", "http://[::1]:9"),
+        ("m:80", "http://m", "http://m:80"),
+        ("http://m/x", "http://m/x", "http://m:80/x"),
+    ] {
+        let client = of(given).unwrap();
+        assert_eq!(client.urls(), [url], "{given}");
+        let tried = vec![(client.urls()[0].clone(), "refused".to_owned())];
+        let text = ClientError::Unreachable { tried }.to_string();
+        assert!(text.contains(&format!("{shown}: refused")), "{given}: {text}");
+    }
 }
 
 /// A listener whose connections are accepted by the system only, as those of a process that stands still.

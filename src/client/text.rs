@@ -7,11 +7,16 @@ use std::time::Duration;
 /// How much of a reply that makes no sense is shown.
 const EXCERPT: usize = 200;
 
-/// A master URL; `http://` may be left out.
+/// The port of a master, where a host is named and no more.
+const MASTER_PORT: u16 = 8888;
+
+/// A master URL; `http://` may be left out, and then the port too.
 pub(super) fn check_url(text: &str) -> Result<Url, ClientError> {
     let bad = |message: String| ClientError::BadUrl { url: printable(text), message };
-    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = Url::parse(&full).map_err(|e| bad(format!("{e}; expected e.g. http://host:8888")))?;
+    let whole = text.contains("://");
+    let full = if whole { text.to_owned() } else { format!("http://{text}") };
+    let mut url =
+        Url::parse(&full).map_err(|e| bad(format!("{e}; expected e.g. http://host:8888")))?;
     if url.scheme() != "http" {
         return Err(bad(format!("scheme `{}` is not served, use http", url.scheme())));
     }
@@ -25,7 +30,28 @@ pub(super) fn check_url(text: &str) -> Result<Url, ClientError> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("must end with the path, without `?` or `#`".to_owned()));
     }
+    if !whole && !has_port(text) && url.set_port(Some(MASTER_PORT)).is_err() {
+        return Err(bad("takes no port".to_owned()));
+    }
     Ok(url)
+}
+
+/// Whether a port is written in a URL without its scheme.
+fn has_port(text: &str) -> bool {
+    let authority = text.split('/').next().unwrap_or(text);
+    // The colons of an IPv6 address stand in brackets.
+    authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'))
+}
+
+/// A URL with its port, also where that is the one of `http`.
+pub(super) fn with_port(url: &str) -> String {
+    match url.strip_prefix("http://") {
+        Some(rest) if !has_port(rest) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("http://{authority}:80{path}")
+        }
+        _ => url.to_owned(),
+    }
 }
 
 pub(super) fn is_loopback(url: &Url) -> bool {

@@ -329,13 +329,13 @@ impl Handle {
         }
     }
 
-    /// Stops a sync and forgets it.
+    /// Stops a sync and forgets it. True: it had not ended, and was cancelled.
     ///
     /// # Errors
     /// 404, 503.
-    pub async fn delete(&self, id: RequestId) -> Result<(), Problem> {
+    pub async fn delete(&self, id: RequestId) -> Result<bool, Problem> {
         match self.ask(Event::Delete(id)).await? {
-            Reply::Deleted => Ok(()),
+            Reply::Deleted { cancelled } => Ok(cancelled),
             other => Err(misplaced(other)),
         }
     }

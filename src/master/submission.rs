@@ -3,7 +3,7 @@
 use super::faults::Faults;
 use crate::fs::{Filter, FilterError, absolute_patterns};
 use crate::wire::manifest::NameList;
-use crate::wire::options::{FilterSpec, SyncOptions, Verify};
+use crate::wire::options::{FilterSpec, MAX_MTIME_TOLERANCE, SyncOptions, Verify};
 use crate::wire::path::PathError;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{CHUNK_MB, SyncProgress, SyncRequest};
@@ -89,9 +89,6 @@ pub(super) fn path_rule(source: &AbsPath, destination: &AbsPath) -> Result<(), S
     }
 }
 
-/// No file system rounds times by more, in nanoseconds.
-const MOST_TOLERANCE_NS: u64 = 3600 * 1_000_000_000;
-
 /// What is wrong with options, or does not go together; `listed`: a file list was given; `roots`: the source and
 /// the destination, as far as they can be read.
 pub(super) fn options_rule(options: &SyncOptions, listed: bool, roots: &[&AbsPath]) -> Faults {
@@ -102,7 +99,7 @@ pub(super) fn options_rule(options: &SyncOptions, listed: bool, roots: &[&AbsPat
         }
     };
     refuse(
-        options.mtime_tolerance_ns > MOST_TOLERANCE_NS,
+        u128::from(options.mtime_tolerance_ns) > MAX_MTIME_TOLERANCE.as_nanos(),
         "/mtime_tolerance_ns",
         "must be at most an hour (3600000000000): file systems round to 2 s at most",
     );
@@ -314,7 +311,7 @@ mod tests {
         let rules = |rules: &[&str]| rules.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>();
         type Change<'a> = &'a dyn Fn(&mut SyncOptions);
         let bad: [(Change<'_>, bool, &str); 16] = [
-            (&|o| o.mtime_tolerance_ns = MOST_TOLERANCE_NS + 1, false, "/mtime_tolerance_ns"),
+            (&|o| o.mtime_tolerance_ns = 3_600_000_000_001, false, "/mtime_tolerance_ns"),
             (&|o| o.recursive = true, false, "/recursive"),
             (&|o| (o.manifest, o.verify) = (true, Verify::None), false, "/manifest"),
             (&|o| (o.manifest, o.dry_run) = (true, true), false, "/manifest"),

@@ -207,7 +207,10 @@ pub enum Reply {
     /// To `Listing`.
     Listing(Box<Listing>),
     /// To `Delete`.
-    Deleted,
+    Deleted {
+        /// It had not ended, and was cancelled.
+        cancelled: bool,
+    },
     /// To `Heartbeat`.
     Heartbeat(HeartbeatReply),
     /// To `Workers`.

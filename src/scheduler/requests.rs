@@ -194,14 +194,15 @@ impl State {
     }
 
     pub(super) fn delete(&mut self, id: &RequestId, now: Now) -> Reply {
-        let Some(no) = self.visible(id).map(|s| s.no) else { return unknown(id) };
+        let Some(sync) = self.visible(id) else { return unknown(id) };
+        let (no, cancelled) = (sync.no, sync.is_active());
         self.stop(no, now);
         self.by_id.remove(id);
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.forgotten = true;
         }
         self.changed(no, now);
-        Reply::Deleted
+        Reply::Deleted { cancelled }
     }
 
     /// Ends a sync that is still active.

@@ -5,6 +5,10 @@
 use super::{BytePath, RelPath};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::time::Duration;
+
+/// No file system rounds times by more than some seconds; [`SyncOptions::mtime_tolerance_ns`] is at most this.
+pub const MAX_MTIME_TOLERANCE: Duration = Duration::from_secs(3600);
 
 /// Everything that an operator can choose for a sync (`options` of `POST /sync`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

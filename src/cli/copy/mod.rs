@@ -7,6 +7,7 @@ mod paths;
 use super::args::{CopyArgs, LogArgs, Output, UntilArgs};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::given::of_this_machine;
 use super::options::{again, shell_word};
 use super::records::Wanted;
 use super::submit::{
@@ -29,6 +30,7 @@ use crate::wire::worker::Endpoint;
 use jiff::Timestamp;
 use last_run::LastRun;
 use paths::Paths;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -48,6 +50,8 @@ const STOP: Duration = Duration::from_secs(5);
 /// # Errors
 /// See [`paths::resolve`]; a service that can't start; otherwise the exit code says how it ended.
 pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> {
+    of_this_machine("SRC", args.source.as_os_str().as_bytes())?;
+    of_this_machine("DST", args.destination.as_os_str().as_bytes())?;
     let paths = paths::resolve(&args.source, &args.destination)?;
     if args.what.files_from.is_some() && !paths.source_is_dir {
         return Err(Failure::usage(format!(

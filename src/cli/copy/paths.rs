@@ -3,9 +3,11 @@
 
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
+use crate::cli::options::shell_word;
 use crate::wire::AbsPath;
 use crate::wire::path::show;
 use std::ffi::{OsStr, OsString};
+use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -39,6 +41,10 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
     let meta = std::fs::metadata(&real).map_err(|e| looked("SRC", source, &e))?;
     let (anchor, target) = nearest("DST", destination)?;
     let there = std::fs::metadata(&target);
+    if !meta.is_dir() && names_directory(destination) && !there.as_ref().is_ok_and(Metadata::is_dir)
+    {
+        return Err(no_directory(destination, &real));
+    }
     if let Ok(there) = &there {
         kinds_fit(meta.is_dir(), there.is_dir(), &real, destination)?;
         if meta.is_file() && !there.is_file() {
@@ -72,6 +78,25 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
         AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| destination.clone());
     let source_is_dir = meta.is_dir();
     Ok(Paths { source, source_is_dir, source_given, destination, destination_given, storage })
+}
+
+/// Whether a path can only be that of a directory.
+fn names_directory(path: &Path) -> bool {
+    let raw = path.as_os_str().as_bytes();
+    raw.ends_with(b"/") || raw.ends_with(b"/.")
+}
+
+/// A file would get the name that was meant for a directory to put it into.
+fn no_directory(destination: &Path, source: &Path) -> Failure {
+    let into = destination.join(source.file_name().unwrap_or_default());
+    let shown = |path: &Path| show(path.as_os_str().as_bytes()).to_string();
+    let (dir, into) = (shown(destination), shown(&into));
+    Failure::usage(format!("SRC is a file, and DST {dir} is not an existing directory")).hinted(
+        format!(
+            "DST is the file's new path, e.g. {} (directories above it are made)",
+            shell_word(into)
+        ),
+    )
 }
 
 /// A copy into itself has no end, and one over what holds it overwrites its source.
@@ -236,6 +261,19 @@ mod tests {
         // What is none itself finds its like there when it is copied again.
         let _other = std::os::unix::net::UnixListener::bind(p.at("src/s")).unwrap();
         assert!(resolve(&p.at("src/s"), &p.at("dst/s")).is_ok());
+    }
+
+    #[test]
+    fn a_file_gets_no_name_that_ends_as_one_of_a_directory() {
+        let p = Place::new();
+        std::fs::write(p.at("old"), "x").unwrap();
+        for new in ["none/", "none/below/", "none/.", "old/"] {
+            let failure = resolve(&p.at("src/f"), &p.at(new)).unwrap_err();
+            assert_eq!(failure.exit.code(), 2, "{new}");
+            let into = format!("{}", p.at(new).join("f").display());
+            assert!(failure.render().contains(&into), "{into} in {}", failure.render());
+        }
+        assert_eq!(resolve(&p.at("src"), &p.at("none/")).unwrap().destination, p.abs("none"));
     }
 
     #[test]

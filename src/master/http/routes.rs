@@ -205,8 +205,11 @@ async fn change(State(app): State<App>, Named(id): Named<RequestId>, request: Re
 }
 
 async fn delete(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
-    app.handle.delete(id).await?;
-    Ok(ok(&object!({"status": "deleted"})))
+    let mut deleted = object!({"status": "deleted"});
+    if app.handle.delete(id).await? {
+        deleted["cancelled"] = true.into();
+    }
+    Ok(ok(&deleted))
 }
 
 async fn cancel(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {

@@ -355,7 +355,10 @@ fn a_cancelled_sync_drops_its_work_and_its_part_files() {
 #[test]
 fn a_deleted_sync_is_forgotten_and_its_name_can_be_used_again() {
     let (mut world, _) = scanning();
-    assert_eq!(world.play(Event::Delete("demo".parse().unwrap())), Some(Reply::Deleted));
+    assert_eq!(
+        world.play(Event::Delete("demo".parse().unwrap())),
+        Some(Reply::Deleted { cancelled: true })
+    );
     let gone = world.play(Event::Progress("demo".parse().unwrap()));
     assert!(matches!(gone, Some(Reply::Refused(p)) if p.status == 404));
     assert!(world.state.syncs.is_empty());

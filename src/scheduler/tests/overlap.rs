@@ -45,7 +45,7 @@ fn waits(world: &mut World, id: &str) -> String {
 
 fn change(world: &mut World, event: fn(crate::wire::RequestId) -> Event, id: &str) {
     let reply = world.play(event(id.parse().unwrap()));
-    assert!(matches!(reply, Some(Reply::Progress(_) | Reply::Deleted)), "{reply:?}");
+    assert!(matches!(reply, Some(Reply::Progress(_) | Reply::Deleted { .. })), "{reply:?}");
 }
 
 /// Time passes, and `s` is there with what it holds.

@@ -130,7 +130,7 @@ fn script(event: &Event) -> Option<Reply> {
             ended: id.as_str() != "running",
             destination: AbsPath::new("/data/dest").unwrap(),
         })),
-        Event::Delete(_) => Reply::Deleted,
+        Event::Delete(_) => Reply::Deleted { cancelled: false },
         Event::Heartbeat(_) => Reply::Heartbeat(HeartbeatReply {
             status: "ok".into(),
             ticket_key: None,

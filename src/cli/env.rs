@@ -1,0 +1,149 @@
+//! The variables that stand for options. They are read here and not by the parser: in its usage lines it would show
+//! options that nobody typed, and an empty variable would be a value. An option of the command line goes before its
+//! variable, an empty variable counts as unset. (The parser's own feature for this is off.)
+
+use super::args::{AgentArgs, Cli, Command};
+use super::failure::Failure;
+use crate::wire::path::show;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, ValueEnum};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Fills in what `var` says and the command line (`matches`) does not.
+///
+/// # Errors
+/// A variable that holds none of the values of its option.
+pub(super) fn fill(
+    cli: &mut Cli,
+    matches: &ArgMatches,
+    var: impl Fn(&str) -> Option<OsString>,
+) -> Result<(), Failure> {
+    let var = |name: &str| var(name).filter(|value| !value.is_empty());
+    let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if !typed("master_url")
+        && let Some(urls) = text("CTL_MASTER_URL", &var)?
+    {
+        cli.global.master_url = urls.split(',').map(str::to_owned).collect();
+    }
+    if !typed("output") {
+        cli.global.output = word("CTL_OUTPUT", &var)?.unwrap_or(cli.global.output);
+    }
+    if !typed("progress") {
+        cli.global.progress = word("CTL_PROGRESS", &var)?.unwrap_or(cli.global.progress);
+    }
+    let config = var("CTL_CONFIG").map(PathBuf::from);
+    let log = match &mut cli.command {
+        Command::Master(args) => {
+            args.config = args.config.take().or(config);
+            &mut args.log
+        }
+        Command::Agent(AgentArgs { config: file, worker_id, log, .. }) => {
+            *file = file.take().or(config);
+            if worker_id.is_none()
+                && let Some(id) = text("CTL_WORKER_ID", &var)?
+            {
+                let id = id.parse().map_err(|rule| wrong("CTL_WORKER_ID", &id, &rule))?;
+                *worker_id = Some(id);
+            }
+            log
+        }
+        _ => return Ok(()),
+    };
+    log.log_format = log.log_format.or(word("CTL_LOG_FORMAT", &var)?);
+    Ok(())
+}
+
+fn wrong(name: &str, value: &str, rule: &dyn std::fmt::Display) -> Failure {
+    Failure::usage(format!("{name} `{}` {rule}", show(value.as_bytes())))
+        .hinted(format!("set another value, or none: unset {name}"))
+}
+
+fn text(name: &str, var: &impl Fn(&str) -> Option<OsString>) -> Result<Option<String>, Failure> {
+    let Some(value) = var(name) else { return Ok(None) };
+    value.into_string().map(Some).map_err(|value| {
+        Failure::usage(format!("{name} `{}` is not UTF-8", show(value.as_bytes())))
+    })
+}
+
+fn word<T: ValueEnum>(
+    name: &str,
+    var: &impl Fn(&str) -> Option<OsString>,
+) -> Result<Option<T>, Failure> {
+    let Some(value) = text(name, var)? else { return Ok(None) };
+    T::from_str(&value, false).map(Some).map_err(|_| {
+        let all = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let all: Vec<String> = all.map(|value| value.get_name().to_owned()).collect();
+        wrong(name, &value, &format!("must be one of {}", all.join(", ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::{LogLines, Output, ProgressMode};
+    use super::*;
+    use clap::{CommandFactory, FromArgMatches};
+
+    fn of(line: &str, variables: &[(&str, &str)]) -> Result<Cli, Failure> {
+        let matches = Cli::command().try_get_matches_from(line.split(' ')).unwrap();
+        let mut cli = Cli::from_arg_matches(&matches).unwrap();
+        let find = |name: &str| variables.iter().find(|(known, _)| *known == name);
+        fill(&mut cli, &matches, |name| find(name).map(|(_, value)| value.into()))?;
+        Ok(cli)
+    }
+
+    const ALL: [&str; 6] = [
+        "CTL_MASTER_URL",
+        "CTL_OUTPUT",
+        "CTL_PROGRESS",
+        "CTL_CONFIG",
+        "CTL_WORKER_ID",
+        "CTL_LOG_FORMAT",
+    ];
+
+    #[test]
+    fn a_variable_stands_for_its_option_unless_that_is_given_or_it_is_empty() {
+        let set = [
+            ("CTL_MASTER_URL", "a,b"),
+            ("CTL_OUTPUT", "json"),
+            ("CTL_PROGRESS", "none"),
+            ("CTL_CONFIG", "c.yml"),
+            ("CTL_WORKER_ID", "w"),
+            ("CTL_LOG_FORMAT", "json"),
+        ];
+        let agent = |cli: Cli| match cli.command {
+            Command::Agent(args) => (args.config, args.worker_id, args.log.log_format),
+            other => panic!("{other:?}"),
+        };
+        let cli = of("ctl agent", &set).unwrap();
+        assert_eq!(cli.global.master_url, ["a", "b"]);
+        assert_eq!((cli.global.output, cli.global.progress), (Output::Json, ProgressMode::None));
+        let worker = |id: &str| Some(id.parse().unwrap());
+        assert_eq!(agent(cli), (Some("c.yml".into()), worker("w"), Some(LogLines::Json)));
+        let typed = "ctl agent -o table --progress auto --master-url x --config d.yml --worker-id v \
+                     --log-format text";
+        let cli = of(typed, &set).unwrap();
+        assert_eq!(cli.global.master_url, ["x"]);
+        assert_eq!((cli.global.output, cli.global.progress), (Output::Table, ProgressMode::Auto));
+        assert_eq!(agent(cli), (Some("d.yml".into()), worker("v"), Some(LogLines::Text)));
+        let cli = of("ctl agent", &ALL.map(|name| (name, ""))).unwrap();
+        assert!(cli.global.master_url.is_empty());
+        assert_eq!((cli.global.output, cli.global.progress), (Output::Table, ProgressMode::Auto));
+        assert_eq!(agent(cli), (None, None, None));
+    }
+
+    #[test]
+    fn a_variable_that_holds_no_value_of_its_option_is_named_with_those_that_it_can_hold() {
+        for (name, told) in [
+            ("CTL_OUTPUT", "must be one of table, json"),
+            ("CTL_PROGRESS", "must be one of auto, tty, plain, none"),
+            ("CTL_WORKER_ID", "must be 1 to 128 characters"),
+            ("CTL_LOG_FORMAT", "must be one of text, json"),
+        ] {
+            let failure = of("ctl agent", &[(name, "x y")]).unwrap_err();
+            assert_eq!(failure.exit.code(), 2);
+            assert!(failure.message.contains(&format!("{name} `x y` {told}")), "{failure:?}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The options and arguments behind the fields of a request: an operator who typed `--modify-window` is not answered
+//! about `/options/mtime_tolerance_ns`.
+
+use crate::client::ClientError;
+use crate::wire::problem::FieldError;
+
+/// Fields, by their JSON pointers, and what sets them.
+const FIELDS: &[(&str, &str)] = &[
+    ("/source_path", "SRC"),
+    ("/destination_path", "DST"),
+    ("/request_id", "--id"),
+    ("/chunk_size_mb", "--chunk-size-mb"),
+    ("/file_list", "--files-from"),
+    ("/bwlimit", "--bwlimit"),
+    ("/reason", "--reason"),
+    ("/worker_id", "--worker"),
+    ("/options/preserve", "--preserve"),
+    ("/options/chown", "--chown"),
+    ("/options/links", "--links"),
+    ("/options/punch_zeros", "--punch-zeros"),
+    ("/options/strict_metadata", "--strict-metadata"),
+    ("/options/compare", "--checksum or --size-only"),
+    ("/options/mtime_tolerance_ns", "--modify-window"),
+    ("/options/update", "--update"),
+    ("/options/ignore_existing", "--ignore-existing"),
+    ("/options/existing", "--existing"),
+    ("/options/whole_file", "--whole-file"),
+    ("/options/allow_overlap", "--allow-overlap"),
+    ("/options/recursive", "--recursive"),
+    ("/options/dry_run", "--dry-run"),
+    ("/options/record", "--record"),
+    ("/options/manifest", "--manifest or --digests"),
+    ("/options/verify", "--verify"),
+    ("/options/filter/rules", "--exclude or --include"),
+    ("/options/filter/min_size", "--min-size"),
+    ("/options/filter/max_size", "--max-size"),
+    ("/options/filter/newer_than", "--newer-than"),
+    ("/options/filter/older_than", "--older-than"),
+    ("/options/delete/max", "--max-delete"),
+    ("/options/delete/max_percent", "--max-delete-percent"),
+    ("/options/delete/trash", "--trash"),
+    ("/options/delete/delete_excluded", "--delete-excluded"),
+    ("/options/delete/allow_empty_source", "--allow-empty-source"),
+    ("/options/delete/allow_new_source_fs", "--allow-new-source-fs"),
+    ("/options/delete", "--delete"),
+];
+
+/// What sets the field at `pointer`, or the one that it is a part of.
+fn flag_of(pointer: &str) -> Option<String> {
+    let holds = |field: &str| {
+        let rest = pointer.strip_prefix(field)?;
+        (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+    };
+    FIELDS.iter().find_map(|(field, flag)| match holds(field)?.strip_prefix('/') {
+        // Of a list the element, counted from 1.
+        Some(index) if index.parse::<u32>().is_ok() => {
+            index.parse::<u64>().ok().map(|index| format!("{flag} (number {})", index + 1))
+        }
+        _ => Some((*flag).to_owned()),
+    })
+}
+
+/// A rule with the names of other fields in it as options.
+fn with_flags(detail: &str) -> String {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut out = String::new();
+    let mut rest = detail;
+    while let Some(begin) = rest.find(word) {
+        let (before, from) = rest.split_at(begin);
+        let (name, after) = from.split_at(from.find(|c| !word(c)).unwrap_or(from.len()));
+        let field = |(pointer, _): &&(&str, &str)| pointer.rsplit('/').next() == Some(name);
+        // Words without `_` are words of the language as well.
+        let flag = FIELDS.iter().find(field).filter(|_| name.contains('_'));
+        out.push_str(before);
+        out.push_str(flag.map_or(name, |(_, flag)| flag));
+        rest = after;
+    }
+    out + rest
+}
+
+/// The same error, about the options and arguments that set the fields.
+pub(super) fn about_flags(mut e: ClientError) -> ClientError {
+    let ClientError::Problem { problem, .. } = &mut e else { return e };
+    for FieldError { pointer, detail } in &mut problem.errors {
+        if let Some(flag) = flag_of(pointer) {
+            (*pointer, *detail) = (flag, with_flags(detail));
+        }
+    }
+    match problem.errors.as_slice() {
+        [] => {}
+        [only] => problem.detail = format!("{}: {}", only.pointer, only.detail),
+        all => problem.detail = format!("{} options or arguments are wrong", all.len()),
+    }
+    e
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::failure::Failure;
+    use crate::wire::options::{DeleteOptions, FilterSpec, SyncOptions};
+    use crate::wire::problem::Problem;
+
+    fn told(errors: &[(&str, &str)]) -> String {
+        let mut problem = Problem::new(422, "x", "invalid_fields", "/x: y");
+        let fault = |(pointer, detail): &(&str, &str)| FieldError {
+            pointer: (*pointer).to_owned(),
+            detail: (*detail).to_owned(),
+        };
+        problem.errors = errors.iter().map(fault).collect();
+        let e = ClientError::Problem { problem: Box::new(problem), retry_after: None };
+        Failure::from(about_flags(e)).render()
+    }
+
+    #[test]
+    fn a_field_that_a_flag_sets_is_called_by_the_flag() {
+        let text = told(&[("/destination_path", "must not be the same as source_path")]);
+        assert_eq!(text, "error: DST: must not be the same as SRC   (exit 2)");
+        let text = told(&[("/file_list/4", "is empty"), ("/options/delete/max", "must be so")]);
+        assert!(text.contains("--files-from (number 5): is empty"), "{text}");
+        assert!(text.contains("--max-delete: must be so"), "{text}");
+        let text = told(&[("/options/verify", "update, ignore_existing or existing are left")]);
+        assert!(text.contains("--verify: update, --ignore-existing or existing"), "{text}");
+        assert!(told(&[("/unheard_of", "is x")]).contains("/unheard_of: is x"));
+    }
+
+    /// An option that is added must be added to the table as well.
+    #[test]
+    fn every_option_of_a_request_has_its_flag() {
+        let fields = |e: serde_json::Error| -> Vec<String> {
+            // `unknown field `?`, expected one of `a`, `b` …`
+            e.to_string().split('`').skip(3).step_by(2).map(str::to_owned).collect()
+        };
+        let of =
+            |at: &str, e| fields(e).into_iter().map(|f| format!("{at}/{f}")).collect::<Vec<_>>();
+        let unknown = r#"{"?": 1}"#;
+        let options = of("/options", serde_json::from_str::<SyncOptions>(unknown).unwrap_err());
+        let delete = serde_json::from_str::<DeleteOptions>(unknown).unwrap_err();
+        let filter = serde_json::from_str::<FilterSpec>(unknown).unwrap_err();
+        let all = [options, of("/options/delete", delete), of("/options/filter", filter)].concat();
+        assert!(all.len() > 25, "{all:?}");
+        for field in all.iter().filter(|field| *field != "/options/filter") {
+            let flag = flag_of(field).unwrap_or_default();
+            assert!(flag.starts_with("--"), "{field}: {flag}");
+            let one = field.starts_with("/options/delete/") && flag == "--delete";
+            assert!(!one, "{field} has no flag of its own");
+        }
+    }
+}

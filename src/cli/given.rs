@@ -1,0 +1,103 @@
+//! SRC and DST as an operator typed them: what reads as something else than a path is refused with what to write
+//! instead. `./` before it makes it a path, whatever follows.
+
+use super::failure::Failure;
+use super::options::shell_word;
+use crate::wire::path::show;
+
+/// What a text is that is no plain path.
+#[derive(Debug, PartialEq, Eq)]
+enum Other<'a> {
+    /// `scheme://…`; of `file://` the path.
+    Url(Option<&'a [u8]>),
+    /// `host:path`, as rsync and scp read it: a colon before the first slash.
+    Host(&'a [u8]),
+    /// `~/…` or `~user`, which the shell replaces where it is not quoted.
+    Home,
+}
+
+fn other(given: &[u8]) -> Option<Other<'_>> {
+    let first = given.split(|b| *b == b'/').next().unwrap_or(given);
+    if first.starts_with(b"~") {
+        return Some(Other::Home);
+    }
+    let colon = first.iter().position(|b| *b == b':').filter(|at| *at > 0)?;
+    let scheme = &given[..colon];
+    let rest = &given[colon + 1..];
+    let is_scheme = scheme.iter().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(b));
+    if rest.starts_with(b"//") && is_scheme {
+        let path =
+            rest.strip_prefix(b"//").filter(|path| scheme == b"file" && path.starts_with(b"/"));
+        return Some(Other::Url(path));
+    }
+    Some(Other::Host(rest))
+}
+
+/// Refuses a SRC or DST of `ctl copy` (`what`) that reads as something else than a path of this machine.
+///
+/// # Errors
+/// What it reads as, and what to write instead.
+pub(super) fn of_this_machine(what: &str, given: &[u8]) -> Result<(), Failure> {
+    let Some(other) = other(given) else { return Ok(()) };
+    let word = |path: &[u8]| shell_word(show(path).to_string());
+    let local = format!("a path of that name: {}", word(&[b"./", given].concat()));
+    let shown = show(given);
+    let (is, instead) = match other {
+        Other::Url(Some(path)) => ("a URL", format!("write the path: {}", word(path))),
+        Other::Url(None) => ("a URL", format!("write a path; {local}")),
+        Other::Host(_) => (
+            "a path on another host",
+            format!("to copy between storage hosts: ctl sync submit SRC DST; {local}"),
+        ),
+        Other::Home => (
+            "a home directory, which only the shell can replace",
+            format!("write it without quotes; {local}"),
+        ),
+    };
+    let message = format!("{what} `{shown}` reads as {is}; ctl copy copies on this machine");
+    Err(Failure::usage(message).hinted(instead))
+}
+
+/// The path in a `host:path` or `file://path`, for a hint of `ctl sync submit`.
+pub(super) fn path_of(given: &[u8]) -> Option<&[u8]> {
+    match other(given)? {
+        Other::Url(path) => path,
+        Other::Host(path) => Some(path).filter(|path| path.starts_with(b"/")),
+        Other::Home => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_reads_as_something_else_than_a_path_is_refused_with_what_to_write() {
+        for (given, is, instead) in [
+            ("host:/b", "another host", "path of that name: ./host:/b"),
+            ("user@host:b", "another host", "ctl sync submit SRC DST"),
+            ("host::module/b", "another host", "./host::module/b"),
+            ("[fe80::1]:/b", "another host", "ctl sync submit"),
+            ("file:///x", "a URL", "write the path: /x"),
+            ("file://host/x", "a URL", "./file://host/x"),
+            ("s3://bucket/x", "a URL", "./s3://bucket/x"),
+            ("rsync://h/m", "a URL", "./rsync://h/m"),
+            ("~/x y", "home directory", "without quotes; a path of that name: './~/x y'"),
+            ("~", "home directory", "./~"),
+            ("~ann/x", "home directory", "./~ann/x"),
+        ] {
+            let failure = of_this_machine("DST", given.as_bytes()).unwrap_err();
+            assert_eq!(failure.exit.code(), 2, "{given}");
+            let text = failure.render();
+            for part in [is, instead, &format!("DST `{given}`")] {
+                assert!(text.contains(part), "{given}: {part} in {text}");
+            }
+        }
+        for given in ["./host:/b", "/a:b", "a/b:c", ":x", "x~", "./~/x", "/~", "a", "..", "-x:/"] {
+            let refused = of_this_machine("SRC", given.as_bytes());
+            assert_eq!(refused.is_err(), given == "-x:/", "{given}");
+        }
+        assert_eq!(path_of(b"host:/b"), Some(&b"/b"[..]));
+        assert_eq!(path_of(b"host:b"), None);
+    }
+}
