@@ -70,7 +70,7 @@ fn clocks_of_masters_and_agents_that_are_days_off_and_jump_change_nothing() {
 
 /// How often any of the masters has begun to lead.
 fn reigns(cluster: &Cluster) -> usize {
-    cluster.masters().map(|m| m.process.log().matches("the master serves").count()).sum()
+    cluster.masters().map(|m| m.process.log().matches("leader ready").count()).sum()
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn what_a_source_agent_that_is_cut_off_had_in_hand_is_done_by_another() {
     // What it had in hand it has stopped by itself, or its results come now.
     await_that("it learns that it is late", || {
         let log = linked.cluster.agents["a"].process.log();
-        log.contains("why=Expired") || log.contains("a result came too late")
+        log.contains("why=Expired") || log.contains("late result ignored")
     });
     await_that("it is heard again", || linked.cluster.master.active().contains(&"a".to_owned()));
     assert_eq!(linked.assert_unharmed(), sync, "what it had to say changes nothing");

@@ -113,7 +113,7 @@ fn a_command_whose_reply_is_lost_reports_what_the_repeat_shows() {
         let listed = syncs(&cluster);
         assert_eq!((listed.len(), &listed[0]["request_id"]), (1, &json!(id)));
         assert!(run(&["sync", "pause", &id]).out().contains("is paused"));
-        assert!(run(&["sync", "resume", &id]).out().contains("goes on"));
+        assert!(run(&["sync", "resume", &id]).out().contains("is resumed"));
         assert!(run(&["sync", "set", &id, "--bwlimit", "1MiB/s"]).out().contains("at most"));
         assert!(run(&["sync", "cancel", &id]).out().contains("cancelled"));
         let made = run(&["sync", "retry", &id, "-q"]).out().trim().to_owned();
@@ -122,7 +122,7 @@ fn a_command_whose_reply_is_lost_reports_what_the_repeat_shows() {
         assert!(run(&["sync", "delete", &id, &made]).out().contains("deleted"));
         assert!(syncs(&cluster).is_empty());
         assert!(run(&["workers", "drain", "w"]).out().contains("is drained"));
-        assert!(run(&["workers", "undrain", "w"]).out().contains("works again"));
+        assert!(run(&["workers", "undrain", "w"]).out().contains("is undrained"));
         run(&["admin", "reconcile"]);
     }
 }

@@ -109,7 +109,10 @@ fn a_list_is_as_wide_as_its_terminal_and_whole_in_a_pipe() {
             "{set}\n{text}"
         );
         for id in &ids {
-            let row = lines.iter().find(|line| line.starts_with(&id[..8])).unwrap();
+            let named = |line: &&&str| {
+                line.split(' ').next().is_some_and(|w| w.len() >= 8 && id.starts_with(w))
+            };
+            let row = lines.iter().find(named).unwrap();
             assert!(!row.contains(id.as_str()), "{set}: {row}");
             let short = row.split(' ').next().unwrap();
             assert!(id.starts_with(short), "{short} of {id}");

@@ -252,7 +252,7 @@ class Chaos:
         for process in [*self.lab.masters, *self.lab.agents]:
             with open(process.log(), errors="replace") as log:
                 text = log.read()
-            self.counts["times that a master began to lead"] += text.count("the master serves")
+            self.counts["times that a master began to lead"] += text.count("leader ready")
             if "panicked" in text:
                 self.wrong.append(f"{process.name} panicked: see {process.log()}")
 

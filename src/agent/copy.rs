@@ -225,7 +225,7 @@ async fn hash_all(
         match tokio::task::spawn_blocking(hash).await {
             Ok(hashed) => hashed.map_err(|e| e.to_file_error()),
             Err(e) => {
-                let why = format!("hashing failed inside: {e}");
+                let why = format!("hashing panicked: {e}");
                 Err(entry_error(path.as_bytes(), "read source", why))
             }
         }

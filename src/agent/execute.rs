@@ -177,9 +177,7 @@ impl Job<'_> {
         match tokio::task::spawn_blocking(move || tree.check_root()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(gone)) => Err(Box::new(self.failed_by(&gone))),
-            Err(e) => {
-                Err(Box::new(Done::failed(format!("looking at the source failed inside: {e}"))))
-            }
+            Err(e) => Err(Box::new(Done::failed(format!("looking at the source panicked: {e}")))),
         }
     }
 

@@ -188,7 +188,7 @@ fn ledger(config: &AgentConfig) -> impl FnOnce() -> Ledger + Send + use<> {
         let file = dir.join(format!("unflushed-{worker}.json"));
         Ledger::open(&file, boot_id()).unwrap_or_else(|e| {
             tracing::warn!(
-                "cannot use {}: {e}; after a crash of this host nobody will know what it had not flushed; let the \
+                "cannot use {}: {e}; after a crash of this host it is unknown what was not flushed; let the \
                  agent's user write there, set another data_dir, or remove what stands there",
                 file.display()
             );

@@ -117,7 +117,7 @@ pub async fn prune(job: Job<'_>, source: Tree, what: Prune, pages: &impl Pages) 
             ScanEnd::Failed { message: error.to_string(), error: Some(error) }
         }
         Ok(_) => pruner.post(None, pages).await.err().unwrap_or(ScanEnd::Reported),
-        Err(e) => failed(format!("listing the source failed inside: {e}")),
+        Err(e) => failed(format!("listing the source panicked: {e}")),
     }
 }
 

@@ -112,7 +112,7 @@ pub async fn flush(job: Job<'_>) -> Done {
     match tokio::task::spawn_blocking(move || target.flush()).await {
         Ok(Ok(())) => Done::well(TaskReport::default()),
         Ok(Err(error)) => job.failed_by(&error),
-        Err(e) => Done::failed(format!("flushing failed inside: {e}")),
+        Err(e) => Done::failed(format!("flushing panicked: {e}")),
     }
 }
 
@@ -171,7 +171,7 @@ async fn at_destination(
             let error = job.seen(error.to_file_error(), &job.cx.worker);
             Done::well(TaskReport { part_lost, to_sweep, ..failures(error) })
         }
-        Err(e) => Done::failed(format!("writing to the destination failed inside: {e}")),
+        Err(e) => Done::failed(format!("writing to the destination panicked: {e}")),
     }
 }
 

@@ -164,7 +164,7 @@ async fn now(
     let (entry, _) = match looked {
         Ok(looked) => looked.map_err(|e| e.to_file_error())?,
         Err(_) => {
-            return Err(other("looking at the source failed inside; the log says more"));
+            return Err(other("looking at the source panicked; see the log"));
         }
     };
     if entry.kind == Kind::Dir {

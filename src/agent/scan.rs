@@ -169,7 +169,7 @@ pub async fn scan(
         // The last page says that there is no more: a request to go on after it makes no sense.
         Ok(_) => ScanEnd::Reported,
         Err(e) => {
-            let message = format!("listing the source failed inside: {e}");
+            let message = format!("listing the source panicked: {e}");
             ScanEnd::Failed { message, error: None }
         }
     }

@@ -206,7 +206,7 @@ impl Slots {
                 Ok(bytes) => bytes,
                 // Not ours any more.
                 Err(e) if e.is_not_found() => return None,
-                Err(e) => return Some(Done::failed(format!("the manifest cannot be had: {e}"))),
+                Err(e) => return Some(Done::failed(format!("cannot get the manifest: {e}"))),
             }
         } else {
             Vec::new()
@@ -226,7 +226,7 @@ impl Slots {
                     Some(Done { report, ..*gone })
                 }
             },
-            Err(e) => Some(Done::failed(format!("the manifest makes no sense: {e}"))),
+            Err(e) => Some(Done::failed(format!("the manifest is invalid: {e}"))),
         }
     }
 
@@ -361,7 +361,7 @@ impl Slots {
         let (task, attempt) = (assignment.task_id, assignment.attempt);
         match answer {
             Ok(reply) if reply.outcome == Some(ResultOutcome::Stale) => {
-                tracing::info!(sync = %result.request_id, %task, attempt, "a result came too late and was not counted");
+                tracing::info!(sync = %result.request_id, %task, attempt, "late result ignored");
             }
             Ok(_) => {
                 tracing::debug!(sync = %result.request_id, %task, attempt, success = result.success, "counted")

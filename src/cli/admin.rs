@@ -40,7 +40,7 @@ fn confirmed(done: &ClockConfirmed) -> String {
     let by = units::duration(Duration::from_secs(done.ahead_seconds.unsigned_abs()));
     let side = if done.ahead_seconds < 0 { "behind" } else { "ahead of" };
     format!(
-        "The clock of the master shows {}, {by} {side} what was expected, and counts as right from now on",
+        "The clock of the master shows {}, {by} {side} what was expected, and is accepted from now on",
         done.time
     )
 }
@@ -55,8 +55,8 @@ fn told(done: &Reconciled) -> String {
     let more = done.requeued_tasks.saturating_sub(done.requeued.len() as u64);
     let counts = [
         (more, ["more task was", "more tasks were"], "taken from workers that do not hold them"),
-        (done.dropped_records, ["record was", "records were"], "of nothing that exists: dropped"),
-        (done.dropped_blobs, ["manifest was", "manifests were"], "of nothing that exists: dropped"),
+        (done.dropped_records, ["record was", "records were"], "orphaned: removed"),
+        (done.dropped_blobs, ["manifest was", "manifests were"], "orphaned: removed"),
         (
             done.restored_records,
             ["record was", "records were"],
@@ -68,10 +68,10 @@ fn told(done: &Reconciled) -> String {
         counts.map(|(n, [one, many], what)| format!("{} {what}", units::counted(*n, one, many))),
     );
     for sync in &done.restarted_syncs {
-        lines.push(format!("sync {sync} began anew: manifests were missing in the store"));
+        lines.push(format!("sync {sync} was restarted: manifests were missing in the store"));
     }
     if lines.is_empty() {
-        lines.push("Everything fits together; nothing was changed".to_owned());
+        lines.push("No inconsistency was found; nothing was changed".to_owned());
     }
     lines.join("\n")
 }
@@ -105,7 +105,7 @@ mod tests {
         let text = told(&done);
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(
-            text.starts_with("3 more tasks") && text.contains("sync demo began anew"),
+            text.starts_with("3 more tasks") && text.contains("sync demo was restarted"),
             "{text}"
         );
     }

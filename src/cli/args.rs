@@ -49,7 +49,7 @@ pub(super) struct Global {
     /// Print ids only, and no progress
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub(super) quiet: bool,
-    /// Say more; twice: still more
+    /// Log more; given twice: even more
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
     pub(super) verbose: u8,
     /// How progress is shown, on standard error: `auto` is a live view on a terminal, else lines [env:
@@ -85,19 +85,19 @@ pub(super) enum ProgressMode {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run a master: it takes syncs and hands out work; or `status`: which of several leads
+    /// Run a master, which accepts syncs and assigns tasks; `master status` shows which of several leads
     Master(MasterArgs),
-    /// Run an agent on a storage host: it moves the bytes
+    /// Run an agent on a storage host, which reads, sends and writes files
     Agent(AgentArgs),
     /// Copy the contents of SRC into DST on this machine, with nothing to set up
     Copy(Box<CopyArgs>),
-    /// Submit syncs, look at them, wait for them, end them
+    /// Submit, list, wait for, change, cancel and delete syncs
     #[command(subcommand)]
     Sync(SyncCommand),
-    /// Look at the workers, keep them from new work, forget them
+    /// List, drain and forget workers
     #[command(subcommand, visible_alias = "worker")]
     Workers(WorkersCommand),
-    /// Put an installation right
+    /// Repair and maintenance commands
     #[command(subcommand)]
     Admin(AdminCommand),
     /// Check configuration files
@@ -105,7 +105,7 @@ pub(super) enum Command {
     Config(ConfigCommand),
     /// Print a completion script
     Completion {
-        /// For which shell
+        /// The shell
         shell: Shell,
     },
     /// Print the version
@@ -126,7 +126,7 @@ pub(super) struct MasterArgs {
     /// The configuration, e.g. example_master.yml [default: every setting has its default] [env: CTL_CONFIG]
     #[arg(short, long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Serve the API there [default: as the configuration says]
+    /// The API's address and port [default: as configured]
     #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["host", "port"])]
     pub(super) listen: Option<SocketAddr>,
     /// Serve the API on this address
@@ -135,10 +135,10 @@ pub(super) struct MasterArgs {
     /// Serve the API on this port; 0: any that is free
     #[arg(long, value_name = "PORT")]
     pub(super) port: Option<u16>,
-    /// Keep the master's files there
+    /// The directory of the master's files
     #[arg(long, value_name = "DIR")]
     pub(super) data_dir: Option<PathBuf>,
-    /// Check the configuration and end
+    /// Check the configuration and exit
     #[arg(long)]
     pub(super) check: bool,
     #[command(flatten)]
@@ -159,13 +159,13 @@ pub(super) struct AgentArgs {
     /// The configuration, e.g. example_agent.yml; one file can serve all agents [env: CTL_CONFIG]
     #[arg(short, long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// How often to tell the master that this agent is alive [default: as the configuration says]
+    /// The time between heartbeats [default: as configured]
     #[arg(long, value_name = "DURATION", value_parser = some_time)]
     pub(super) heartbeat_interval: Option<Duration>,
-    /// How long to finish what is in hand when told to stop [default: as the configuration says]
+    /// How long running tasks may take to finish after SIGTERM [default: as configured]
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
     pub(super) drain_timeout: Option<Duration>,
-    /// Check the configuration and end
+    /// Check the configuration and exit
     #[arg(long)]
     pub(super) check: bool,
     #[command(flatten)]
@@ -222,7 +222,7 @@ pub(super) struct EndArgs {
 /// What of the source, in which pieces, how fast.
 #[derive(Debug, Args)]
 pub(super) struct WhatArgs {
-    /// Batches and ranges hold at most so many MiB, 1 to 1024 [default: as the master says, usually 64]
+    /// The size of batches and ranges in MiB, 1 to 1024 [default: as the master is configured, usually 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) chunk_size_mb: Option<u32>,
     /// Send no more than this, all agents together, e.g. 100MiB/s; `none` or 0: as much as they can [default:
@@ -260,11 +260,11 @@ pub(super) enum SyncCommand {
     /// Show all syncs, one in detail, or some
     #[command(visible_aliases = ["list", "ls"])]
     Status(StatusArgs),
-    /// Wait until syncs have ended, in whatever way
+    /// Wait until syncs have ended, whatever the outcome
     Wait(WaitArgs),
     /// Change syncs that run
     Set {
-        /// Which
+        /// Sync ids, or their first 8 or more characters
         #[arg(value_name = "ID", required = true)]
         ids: Vec<RequestId>,
         /// Send no more than this from now on, all agents together, e.g. 100MiB/s; `none` or 0: as much as
@@ -272,56 +272,56 @@ pub(super) enum SyncCommand {
         #[arg(long, value_name = "RATE", value_parser = bwlimit, required = true)]
         bwlimit: Bwlimit,
     },
-    /// Submit syncs that failed or were cancelled again, each under a new id; what is there is skipped
+    /// Submit failed or cancelled syncs again, each under a new id; files already copied are skipped
     Retry {
-        /// Which
+        /// Sync ids, or their first 8 or more characters
         #[arg(value_name = "ID", required = true)]
         ids: Vec<RequestId>,
         /// Only the entries that failed
         #[arg(long)]
         failed_only: bool,
     },
-    /// Begin nothing more of syncs until they are resumed; what is under way is finished
+    /// Pause syncs: running tasks finish, no new ones start
     Pause {
-        /// Which
+        /// Sync ids, or their first 8 or more characters
         #[arg(value_name = "ID", required = true)]
         ids: Vec<RequestId>,
     },
-    /// Let paused syncs go on, also those that wait for room at the destination
+    /// Resume paused syncs, also those that wait for space at the destination
     Resume {
-        /// Which
+        /// Sync ids, or their first 8 or more characters
         #[arg(value_name = "ID", required = true)]
         ids: Vec<RequestId>,
     },
-    /// Take the tasks of syncs away from a worker and leave them to others
+    /// Take the tasks of syncs from one worker and assign them to others
     Reassign {
-        /// Which
+        /// Sync ids, or their first 8 or more characters
         #[arg(value_name = "ID", required = true)]
         ids: Vec<RequestId>,
-        /// Who has the tasks
+        /// The worker that holds the tasks
         #[arg(long, value_name = "WORKER")]
         worker: WorkerId,
     },
-    /// End syncs and keep their records; files that arrived stay
+    /// Cancel syncs and keep their records; copied files stay
     Cancel {
-        /// Which
+        /// Sync ids, or their first 8 or more characters
         #[arg(value_name = "ID", required = true)]
         ids: Vec<RequestId>,
     },
-    /// Forget syncs; one that still runs is ended first. Never touches files that arrived
+    /// Delete the records of syncs; one that has not ended is cancelled first. Copied files are never touched
     Delete {
-        /// Which
+        /// Sync ids, or their first 8 or more characters
         #[arg(value_name = "ID", required = true)]
         ids: Vec<RequestId>,
-        /// An id that does not exist is no error
+        /// Ignore ids that do not exist; ids must be given in full
         #[arg(long)]
         ignore_not_found: bool,
     },
-    /// Print what became of each path of a sync that was submitted with --record
+    /// Print the outcome of each path of a sync that was submitted with --record
     Files(FilesArgs),
     /// Print the BLAKE3 digest of each file of a sync that was submitted with --digests or --manifest, as b3sum does
     Manifest {
-        /// Which
+        /// The sync id, or its first 8 or more characters
         #[arg(value_name = "ID")]
         id: RequestId,
         /// Print the files whose names b3sum refuses (not UTF-8) instead, with the reason
@@ -338,7 +338,7 @@ pub(super) enum SyncCommand {
   ctl sync files run42 --state failed -0 | ctl sync submit /data /bk --files-from - -0
 ")]
 pub(super) struct FilesArgs {
-    /// Which
+    /// The sync id, or its first 8 or more characters
     #[arg(value_name = "ID")]
     pub(super) id: RequestId,
     /// Only those that ended so: done, skipped, failed, deleted
@@ -369,7 +369,7 @@ pub(super) struct VerifyArgs {
     /// Take the digests from this file, as b3sum writes it, and from FILE.others where it exists; `-`: standard input
     #[arg(long, value_name = "FILE")]
     pub(super) manifest: Option<PathBuf>,
-    /// Files that have no digest in the list are not told
+    /// Do not report files that have no digest in the list
     #[arg(long)]
     pub(super) ignore_extra: bool,
 }
@@ -412,7 +412,7 @@ pub(super) struct SubmitArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct WaitArgs {
-    /// Which
+    /// Sync ids, or their first 8 or more characters
     #[arg(value_name = "ID", required = true)]
     pub(super) ids: Vec<RequestId>,
     #[command(flatten)]
@@ -435,7 +435,7 @@ pub(super) struct UntilArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Which; without: all
+    /// Sync ids, or their first 8 or more characters [default: all syncs]
     #[arg(value_name = "ID")]
     pub(super) ids: Vec<RequestId>,
     /// Only those in one of these states, e.g. QUEUED,PROGRESS
@@ -452,32 +452,32 @@ pub(super) enum WorkersCommand {
     /// Show all workers
     #[command(visible_alias = "ls")]
     List,
-    /// Show one worker and how its network interfaces do
+    /// Show one worker with its network interfaces
     Show {
         /// The worker's id
         id: WorkerId,
     },
-    /// Give workers nothing new: they finish what they have, and put it on stable storage
+    /// Drain workers: they finish and flush their tasks, and get no new ones
     Drain {
-        /// Which
+        /// Worker ids
         #[arg(value_name = "WORKER", required = true)]
         ids: Vec<WorkerId>,
-        /// What for; shown with the worker
+        /// The reason, shown with the worker
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
         /// Wait until they have nothing in hand and no other agent writes through them
         #[arg(long)]
         wait: bool,
     },
-    /// Let drained workers work again
+    /// Undrain workers: they get tasks again
     Undrain {
-        /// Which
+        /// Worker ids
         #[arg(value_name = "WORKER", required = true)]
         ids: Vec<WorkerId>,
     },
-    /// Forget workers that have stopped or fallen silent: others take over what they had
+    /// Forget workers that have stopped or send no heartbeats: their tasks go to others
     Forget {
-        /// Which
+        /// Worker ids
         #[arg(value_name = "WORKER", required = true)]
         ids: Vec<WorkerId>,
     },
@@ -485,17 +485,17 @@ pub(super) enum WorkersCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AdminCommand {
-    /// Free tasks that nobody holds, and clear the store of what belongs to nothing
+    /// Requeue tasks that no worker holds; removes orphaned records from the store
     Reconcile,
-    /// Take the wall clock of the leading master for right, so that ended syncs are dropped again
+    /// Accept the leading master's wall clock, so that ended syncs are removed again after their retention
     ConfirmClock,
     /// Copy the embedded store of a running master into FILE, which must not exist yet
     #[command(
-        after_help = "FILE is made readable for its owner only. It does not contain the key that signs tickets: a restored store draws a new one.\n\
+        after_help = "FILE is made readable for its owner only. It does not contain the key that signs tickets: a restored store creates a new one.\n\
         To restore: stop the master, copy FILE to longhaul.db in its data_dir, start it (docs/operations.md)."
     )]
     Backup {
-        /// Where to, on this host
+        /// The file to create, on this host
         file: PathBuf,
     },
 }

@@ -353,8 +353,7 @@ impl KeepArgs {
     fn preserve(&self) -> Result<Preserve, Failure> {
         let given = self.preserve.iter().map(|word| word.trim());
         let less = ["no-owner", "no-group"].into_iter().filter(|_| self.no_owner);
-        Preserve::of_words(given.chain(less))
-            .map_err(|why| Failure::usage(format!("--preserve: {why}")))
+        Preserve::of_words(given.chain(less)).map_err(Failure::usage)
     }
 }
 

@@ -132,7 +132,7 @@ async fn each_record(
     match lines.rest() {
         b"" => Ok(()),
         _ => Err(Failure::new("the master's list of files ends in the middle of a line")
-            .hinted("ask again; if that does not help, look into the master's log")),
+            .hinted("repeat the command; if that does not help, see the master's log")),
     }
 }
 
@@ -280,7 +280,7 @@ fn writable(path: &Path) -> Result<(), Failure> {
     if std::fs::read(&others).is_ok_and(|text| !text.is_empty() && !text.starts_with(b"# b3sum ")) {
         let others = show(others.as_os_str().as_encoded_bytes());
         return Err(Failure::usage(format!(
-            "{others}, for the files whose names b3sum refuses, is there and no such list"
+            "{others}, for the files whose names b3sum refuses, exists and is not such a list"
         ))
         .hinted("rename it, or name another path"));
     }
@@ -323,8 +323,9 @@ async fn write(path: &Path, body: &mut Download) -> Result<u64, Failure> {
     let beside = Beside::new(path)?;
     let failed = |e: std::io::Error| {
         let shown = show(path.as_os_str().as_encoded_bytes());
-        Failure::new(format!("cannot write the manifest {shown}: {e}"))
-            .hinted("the sync itself ended as told above; for the manifest: ctl sync manifest ID")
+        Failure::new(format!("cannot write the manifest {shown}: {e}")).hinted(
+            "the sync itself ended as reported above; for the manifest: ctl sync manifest ID",
+        )
     };
     let mut files = 0;
     while let Some(piece) = body.next().await? {

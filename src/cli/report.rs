@@ -181,11 +181,11 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
     }
     let advice = match exit {
         Exit::Cancelled => {
-            format!("what arrived stays; to go on: {again} (what arrived is skipped)")
+            format!("copied files stay; to continue: {again} (they are skipped)")
         }
         // The reason says what was done and what allows it.
         Exit::DeleteStopped | Exit::CopyStopped => {
-            format!("to see what would be done, add --dry-run --itemize to: {again}")
+            format!("to preview deletions add --dry-run --itemize to: {again}")
         }
         _ => advice(groups(sync).last().map(|main| main.first.class), again),
     };
@@ -322,14 +322,14 @@ fn advice(main: Option<ErrorClass>, again: &str) -> String {
             "only files that were removed or changed while the sync ran are missing; if that was not meant: {again}"
         ),
         Some(ErrorClass::Changed) => {
-            format!("they changed each time they were copied; when they are at rest: {again}")
+            format!("they changed each time they were copied; when they no longer change: {again}")
         }
         Some(ErrorClass::InvalidRequest) => "the request can't be carried out as it is".to_owned(),
         Some(ErrorClass::Permanent | ErrorClass::StorageGone) => {
-            format!("when the cause is removed: {again} (what arrived is skipped)")
+            format!("fix the error above, then: {again} (files already copied are skipped)")
         }
         Some(ErrorClass::Transient) | None => {
-            format!("to try again: {again} (what arrived is skipped)")
+            format!("to try again: {again} (files already copied are skipped)")
         }
     }
 }
@@ -505,7 +505,7 @@ mod tests {
                 "  error: 1 entry: No space left on device [ENOSPC] (w1, write destination)     /dst/x",
                 "  error: 4 entries: Permission denied [EACCES] (w1, open source)     \
                  /src/logs/a\\#012.err  /src/b  /src/c  … 1 more",
-                "  when the cause is removed: AGAIN (what arrived is skipped)   (exit 23)",
+                "  fix the error above, then: AGAIN (files already copied are skipped)   (exit 23)",
             ]
         );
     }

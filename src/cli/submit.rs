@@ -153,7 +153,7 @@ pub(super) fn nothing_to_do(end: EndArgs, with_note: bool) -> Exit {
     if with_note {
         let code = exit.code();
         out::note(&format!(
-            "nothing to do: the list names nothing; to copy everything, leave it out   (exit {code})"
+            "nothing to do: the file list is empty; to copy everything, leave --files-from out   (exit {code})"
         ));
     }
     exit

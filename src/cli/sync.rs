@@ -9,7 +9,7 @@ use super::layout::width;
 use super::options::again;
 use super::records::Wanted;
 use super::submit::quoted;
-use super::wait::{Waited, Waiter};
+use super::wait::{Ended, Waited, Waiter};
 use super::{out, progress, records, report, signals, submit, table, verify, workers};
 use crate::client::{ClientError, MasterClient};
 use crate::util::{name, units};
@@ -131,16 +131,25 @@ fn tell(
         let open = open.join(" ");
         let why = match stopped {
             Exit::TimedOut(_) => {
-                format!("the time of {} is up", units::duration(until.timeout.unwrap_or_default()))
+                format!("timed out after {}", units::duration(until.timeout.unwrap_or_default()))
             }
             _ => "stopped waiting".to_owned(),
         };
         let (ctl, code) = (&ctx.ctl, stopped.code());
+        let still = waited.syncs.iter().filter(|s| s.exit.is_none()).map(still);
+        let still = still.collect::<Vec<_>>().join("; ");
         out::note(&format!(
-            "{why}; still going on: {open}\n  watch: {ctl} sync wait {open}     stop: {ctl} sync cancel {open}   (exit {code})"
+            "{why}; {still}\n  watch: {ctl} sync wait {open}     stop: {ctl} sync cancel {open}   (exit {code})"
         ));
     }
     Ok(())
+}
+
+/// What a sync that was no longer waited for was doing.
+fn still(sync: &Ended) -> String {
+    let Some(seen) = &sync.seen else { return format!("{} was not seen yet", sync.id) };
+    let reason = seen.reason.as_deref().map(|why| format!(": {}", out::clean(why)));
+    format!("{} is still {}{}", sync.id, seen.state.as_str(), reason.unwrap_or_default())
 }
 
 /// Prints the result (table), and what went wrong; `again` is how to run the same once more.
@@ -395,7 +404,8 @@ async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<
             }
         })?;
         let new = &reply.request_id;
-        let text = format!("Sync {id} is tried again as {new}\n  follow: {ctl} sync wait {new}");
+        let text =
+            format!("Sync {id} is submitted again as {new}\n  follow: {ctl} sync wait {new}");
         made.borrow_mut().push(new.clone());
         Ok(Some((text, reply.body)))
     };
@@ -413,8 +423,8 @@ async fn pause(ctx: &Context, ids: Vec<RequestId>, on: bool) -> Result<Exit, Fai
     let pause = async |id: &RequestId| {
         let reply = client.pause(id, on).await?;
         let what = match on {
-            true => "is paused: what is under way is finished, nothing more is begun",
-            false => "goes on",
+            true => "is paused: running tasks finish, no new ones start",
+            false => "is resumed",
         };
         Ok(Some((format!("Sync {id} {what}"), reply.body)))
     };
@@ -430,7 +440,7 @@ async fn cancel(ctx: &Context, ids: Vec<RequestId>) -> Result<Exit, Failure> {
             state if state.is_final() => format!("had ended already: {}", state.as_str()),
             _ => "is being cancelled".to_owned(),
         };
-        Ok(Some((format!("Sync {id} {what}; what arrived stays"), reply.body)))
+        Ok(Some((format!("Sync {id} {what}; copied files stay"), reply.body)))
     };
     for_each(ctx, &client, ids, cancel).await
 }
@@ -447,7 +457,7 @@ async fn delete(
                 Some(true) => "had not ended: it is cancelled and deleted",
                 _ => "is deleted",
             };
-            let text = format!("Sync {id} {how}; files that arrived stay");
+            let text = format!("Sync {id} {how}; copied files stay");
             Ok(Some((text, reply.body)))
         }
         Err(e) if e.is_not_found() && ignore_not_found => Ok(None),

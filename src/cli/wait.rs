@@ -160,7 +160,7 @@ impl<'a> Waiter<'a> {
             return Some(stop);
         }
         self.cancel = Some(stop);
-        let told = "cancelling; once more stops the waiting at once";
+        let told = "cancelling… press ^C again to quit now";
         self.monitor.event(Event::Note(told), Timestamp::now());
         None
     }

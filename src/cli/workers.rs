@@ -70,7 +70,7 @@ async fn drain(
 fn drain_text(order: &WorkerOrder) -> String {
     let id = &order.worker_id;
     if order.drained.is_none() {
-        return format!("Worker {id} works again");
+        return format!("Worker {id} is undrained");
     }
     let tasks = units::counted(order.in_flight, "task", "tasks");
     let requests = units::counted(order.receiving.into(), "request", "requests");

@@ -360,7 +360,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Silent(why) => f.write_str(why),
-            Failure::Moved(leader) => write!(f, "{leader} leads meanwhile"),
+            Failure::Moved(leader) => write!(f, "{leader} leads now"),
         }
     }
 }

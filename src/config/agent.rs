@@ -405,7 +405,7 @@ fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> 
         let Some(path) = item.parse("an absolute path", read) else { continue };
         if path.as_bytes() == b"/" && !allow_root {
             item.error(
-                "`/` gives away everything on the host — name the directories that hold the data, or set \
+                "`/` grants access to everything on the host — name the directories that hold the data, or set \
                  `allow_root_path: true`",
             );
             continue;

@@ -370,7 +370,7 @@ fn every_mistake_in_an_agents_file_is_named_at_once() {
                 "5:16: error: worker id `worker-a` is given twice — first on line 3",
                 "6:21: error: workers[1].storage_paths[0]: `data` must be absolute (start with `/`)",
                 "6:27: error: workers[1].storage_paths[1]: must not be empty",
-                "6:31: error: workers[1].storage_paths[2]: `/` gives away everything on the host — name the directories that hold the data, or set `allow_root_path: true`",
+                "6:31: error: workers[1].storage_paths[2]: `/` grants access to everything on the host — name the directories that hold the data, or set `allow_root_path: true`",
                 "9:16: error: workers[2].worker_id: `worker b` must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and not start with `-` or `.`",
                 "10:20: error: workers[2].storage_paths: must name at least one and at most 256 directories",
                 "11:25: error: workers[2].heartbeat_interval: `5x` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",

@@ -103,9 +103,9 @@ impl Destination {
             let ours = async {
                 let [mut scratch] = self.pool().take([SCRATCH]).await;
                 let hash = move || hash_blocks(&source, &entry, window, &mut scratch);
-                tokio::task::spawn_blocking(hash).await.map_err(|e| {
-                    SendError::Internal(format!("reading the source failed inside: {e}"))
-                })
+                tokio::task::spawn_blocking(hash)
+                    .await
+                    .map_err(|e| SendError::Internal(format!("reading the source panicked: {e}")))
             };
             let (ours, theirs) = tokio::try_join!(ours, self.blocks_of(ranged, window))?;
             let ours: Vec<Digest> = match ours {

@@ -387,6 +387,6 @@ async fn run<T: Send + 'static>(
     let _guard = cancelled.clone().drop_guard();
     match tokio::task::spawn_blocking(move || work(cancelled)).await {
         Ok(done) => done,
-        Err(e) => Err(SendError::Internal(format!("copying failed inside: {e}"))),
+        Err(e) => Err(SendError::Internal(format!("copying panicked: {e}"))),
     }
 }

@@ -370,7 +370,7 @@ impl Peer {
         tokio::select! {
             ended = work => match ended {
                 Ok(ended) => ended.map_err(Lost::Connection),
-                Err(e) => Err(Lost::Connection(format!("sending failed inside: {e}"))),
+                Err(e) => Err(Lost::Connection(format!("sending panicked: {e}"))),
             },
             why = self.given_up(leased) => Err(Lost::Route(why)),
             () = stalled(moved, self.reply) => {

@@ -190,7 +190,7 @@ async fn take(
             Some((back, taken.map_err(Failure::from)))
         }
         Err(e) => {
-            tracing::error!("taking content failed inside: {e}");
+            tracing::error!("taking content panicked: {e}");
             None
         }
     }

@@ -82,7 +82,9 @@ impl Failure {
                 Problem::new(403, "Forbidden", "digest_required", detail)
             }
             Failure::Verb(path) => {
-                let detail = format!("`{path}` is nothing that an agent answers");
+                let detail = format!(
+                    "this is an agent's data port, not a master: it does not serve `{path}`"
+                );
                 Problem::new(404, "Not Found", "unknown_verb", detail).hinted(format!(
                     "this agent speaks version {VERSION}: paths begin with /v{VERSION}/"
                 ))
@@ -295,8 +297,8 @@ where
     match encoded.await {
         Ok(done) => done,
         Err(e) => {
-            tracing::error!("a data request failed inside: {e}");
-            Err(Failure::Internal("the agent failed inside; its log says more".to_owned()))
+            tracing::error!("a data request panicked: {e}");
+            Err(Failure::Internal("internal error of the agent; see its log".to_owned()))
         }
     }
 }

@@ -9,12 +9,12 @@ use rustix::process::Uid;
 /// What to do about `cause`, which a process of user `uid` met at `side`.
 pub(super) fn hint(side: Side, cause: Cause, uid: Uid) -> Option<String> {
     let text = match cause {
-        Cause::Changed => "let nothing write to it while it is copied",
+        Cause::Changed => "stop writes to it during the copy",
         Cause::Occupied => {
             "a mirror (`--delete`) replaces it; else remove or rename that directory, then sync again"
         }
         Cause::RootGone(loss) => loss.hint(),
-        Cause::Lost => "let nobody remove part files (`.ctl-….part`) while a sync runs",
+        Cause::Lost => "do not remove part files (`.ctl-….part`) while a sync runs",
         Cause::MadeUp => "leave it out, or unmount it",
         Cause::Dangling | Cause::Outside | Cause::Cycle => "exclude it, or keep links as they are",
         Cause::Mounted | Cause::Destination => "unmount it, or exclude it",
@@ -49,9 +49,13 @@ fn os_hint(side: Side, errno: Errno, uid: Uid) -> Option<String> {
         }
         Errno::ACCESS | Errno::PERM => {
             return Some(match side {
-                Side::Source => format!("let user {uid} read it, or copy as root"),
+                Side::Source => format!(
+                    "grant the copying user (uid {uid}) access to these paths, or run as root"
+                ),
                 Side::Destination => {
-                    format!("let user {uid} write there (or own it), or copy as root")
+                    format!(
+                        "grant the copying user (uid {uid}) access to these paths, or run as root"
+                    )
                 }
             });
         }
@@ -68,7 +72,7 @@ fn os_hint(side: Side, errno: Errno, uid: Uid) -> Option<String> {
             "nothing was overwritten: rename one of the two at the source, or copy to a file system that tells \
              them apart"
         }
-        Errno::IO => "look into the kernel log of that host for the storage's errors",
+        Errno::IO => "check the kernel log of that host for errors of the storage",
         _ => return None,
     };
     Some(text.to_owned())

@@ -160,7 +160,7 @@ impl Ledger {
         if let Err(e) = self.save(notes) {
             let file = self.file.as_deref().unwrap_or(Path::new("")).display();
             tracing::error!(
-                "cannot write {file}: {e}; if this host crashes now, nobody knows what it had not flushed; let the \
+                "cannot write {file}: {e}; if this host crashes now, it is unknown what was not flushed; let the \
                  agent's user write there, or set another data_dir"
             );
         }

@@ -585,7 +585,7 @@ fn not_accepted(shortage: &Shortage) -> Problem {
     match shortage {
         Shortage::Full(_) => Problem::new(507, "Insufficient Storage", "store_full", detail)
             .hinted(
-                "what is queued goes on, and makes room as it ends; or give the store more memory",
+                "queued syncs go on and free space when they end; or give the store more memory",
             ),
         Shortage::Unsafe(_) => unavailable("store_unsafe", detail).hinted(
             "what was accepted goes on; repeat the request after the setting was changed back",
@@ -618,7 +618,12 @@ fn late(why: Option<String>) -> Problem {
 /// A reply of another kind than the question: a defect of the owner, never of the caller.
 fn misplaced(reply: Reply) -> Problem {
     tracing::error!(?reply, "the reply does not fit the question");
-    Problem::new(500, "Internal Server Error", "internal", "the master made a mistake; see its log")
+    Problem::new(
+        500,
+        "Internal Server Error",
+        "internal",
+        "internal error of the master; see its log",
+    )
 }
 
 #[cfg(test)]

@@ -201,7 +201,7 @@ impl Begin {
             shutdown: shutdown.clone(),
             api_ended: CancellationToken::new(),
         };
-        tracing::info!(%address, "the API answers");
+        tracing::info!(%address, "API listening");
         let applying = AbortOnDropHandle::new(applying);
         let serving = serve(reigns, open, listener, handle.clone(), limits, shutdown);
         let running = tokio::spawn(async move {

@@ -450,7 +450,7 @@ impl<S: Store> Owner<S> {
                     tracing::error!(
                         expected,
                         found,
-                        "the store lost data: everything is written back, active syncs begin anew"
+                        "the store lost data: everything is written back, active syncs are restarted"
                     );
                     let Some(all) = self.everything(pending, shutdown).await? else {
                         return Ok(false);

@@ -154,7 +154,9 @@ impl Reigns {
                         Instant::now()
                     });
                     if found.elapsed() >= self.lease.max(WRITE_BACK) {
-                        tracing::error!("nobody wrote it back: this master leads what is left");
+                        tracing::error!(
+                            "no master wrote it back: this master leads with what is left"
+                        );
                         *saw = at;
                     }
                     ASK
@@ -220,7 +222,7 @@ impl Reigns {
         let owner =
             Owner::new(Arc::clone(store), state, tenure, queue, tell_health, spool, changes);
         let Leader { name, epoch, .. } = &leader;
-        tracing::info!(name, epoch, "the master serves");
+        tracing::info!(name, epoch, "leader ready");
         self.take(Seat::Leads(leader, desk));
         let ended = tokio::select! {
             ended = owner.run(self.api_ended.clone()) => ended,

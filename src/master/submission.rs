@@ -187,7 +187,7 @@ fn filter_rule(filter: &FilterSpec) -> Faults {
 /// Every name at fault, by its index.
 pub(super) fn name_lists(source: &AbsPath, list: Vec<BytePath>) -> Result<Vec<NameList>, Faults> {
     if list.is_empty() {
-        return Err(Faults::one("must name at least one entry; leave it out to copy everything"));
+        return Err(Faults::one("the file list is empty; leave it out to copy everything"));
     }
     let mut faults = Faults::default();
     let mut names = Vec::with_capacity(list.len());

@@ -99,7 +99,7 @@ impl State {
         if wanted != known {
             match &wanted {
                 Some(drained) => tracing::info!(%worker, "{}", drained.words()),
-                None => tracing::info!(%worker, "is drained no longer"),
+                None => tracing::info!(%worker, "undrained"),
             }
             self.workers.drain(worker, wanted.clone());
             self.put(drain_key(worker));

@@ -46,7 +46,7 @@ impl State {
             match self.workers.get(&lease.worker) {
                 None if settled => Some((*id, "no such worker is known".to_owned())),
                 Some(known) if known.said.incarnation != lease.incarnation => {
-                    Some((*id, "its agent was started anew since".to_owned()))
+                    Some((*id, "its agent was restarted since".to_owned()))
                 }
                 _ => None,
             }

@@ -240,7 +240,7 @@ impl Sync {
                     "entries at the destination are"
                 )
             );
-            let allow = format!("to allow it, raise delete.max (--max-delete {extra})");
+            let allow = format!("to allow them use --max-delete {extra} (delete.max)");
             return Some(self.stop(&why, &allow));
         }
         let percent = u128::from(delete.max_percent);
@@ -254,7 +254,7 @@ impl Sync {
                 if extra == 1 { "is" } else { "are" }
             );
             let allow = format!(
-                "to allow it, raise delete.max_percent (--max-delete-percent {needed})"
+                "to allow them use --max-delete-percent {needed} (delete.max_percent)"
             );
             self.stop(&why, &allow)
         })
@@ -506,7 +506,12 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
     }
     let outcome = if unverified.is_some() { Outcome::Unverified } else { Outcome::Full };
     if let Some(stop) = &sync.stopped {
-        let reason = format!("without dry_run it would stop: {}", stop.why);
+        let would = if stop.copied {
+            "refuse to delete (exit 25)"
+        } else {
+            "stop before it copies (exit 8)"
+        };
+        let reason = format!("a real run would {would}: {}", stop.why);
         return (SyncState::Completed, Some(outcome), Some(reason));
     }
     let lost = sync.listing.lost.as_ref();

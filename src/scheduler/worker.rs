@@ -418,7 +418,7 @@ impl Workers {
             .collect();
         if !idle.is_empty() {
             return format!(
-                "no worker that holds the {role} path {path} takes work: {}",
+                "no worker that serves the {role} path {path} takes work: {}",
                 idle.join(", ")
             );
         }
@@ -435,10 +435,10 @@ impl Workers {
         let listed: Vec<String> =
             near.iter().take(5).map(|(_, _, path, who)| format!("{path} ({who})")).collect();
         if listed.is_empty() {
-            format!("no active worker holds the {role} path {path}: no worker has reported yet")
+            format!("no active worker serves the {role} path {path}: no worker has reported yet")
         } else {
             format!(
-                "no active worker holds the {role} path {path}; nearest storage paths: {}",
+                "no active worker serves the {role} path {path}; nearest storage paths: {}",
                 listed.join(", ")
             )
         }

@@ -179,7 +179,7 @@ impl Place {
         let text = format!("cannot {what} {}: {error}", self.shown());
         match error.sqlite_error_code() {
             Some(DatabaseCorrupt | NotADatabase) => StoreError::Unusable(format!(
-                "{text}; the file is damaged: restore it from a backup, or move it away to begin anew"
+                "{text}; the file is damaged: restore it from a backup, or move it away to start with an empty store"
             )),
             Some(CannotOpen | PermissionDenied | ReadOnly) => StoreError::Unusable(format!(
                 "{text}; check that its directory belongs to the user who runs the master"

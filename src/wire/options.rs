@@ -301,7 +301,7 @@ impl Preserve {
                 _ => {
                     let all: Vec<&str> = Attribute::ALL.iter().map(|(_, w)| *w).collect();
                     return Err(format!(
-                        "`{}` is nothing that can be preserved: all, none, {}, or no- and one of them",
+                        "unknown --preserve item `{}`; valid: all, none, {}, or one of them after `no-`",
                         super::path::show(word.as_bytes()),
                         all.join(", ")
                     ));

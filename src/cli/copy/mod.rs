@@ -132,11 +132,10 @@ impl Memory {
                 let file = last_run.path();
                 let shown = show(file.as_os_str().as_encoded_bytes()).to_string();
                 return Err(Failure::new(format!(
-                    "cannot read {shown}, where it stands on which file system SRC lay at the last \
-                     run: {why}"
+                    "cannot read {shown}, the record of the file system of SRC at the last run: {why}"
                 ))
                 .hinted(format!(
-                    "look whether SRC is mounted; then remove the record: rm {}",
+                    "check that SRC is mounted; then remove the record: rm {}",
                     shell_word(shown)
                 )));
             }
@@ -201,7 +200,7 @@ fn tell(ctx: &Context, waited: &Waited, paths: &Paths, typed: &str) -> Result<()
     }
     if let Some(stopped) = waited.stopped {
         let code = stopped.code();
-        out::note(&format!("stopped; what arrived stays; to go on: {again}   (exit {code})"));
+        out::note(&format!("stopped; copied files stay; to continue: {again}   (exit {code})"));
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ const LENGTH: usize = 32;
 pub(super) fn read_or_make() -> Result<NameKey, Failure> {
     let mut fresh = [0; LENGTH];
     aws_lc_rs::rand::fill(&mut fresh)
-        .map_err(|_| Failure::new("the system gives no random bytes".to_owned()))?;
+        .map_err(|_| Failure::new("cannot get random bytes from the system".to_owned()))?;
     let kept = read_or_keep(&state_dir(), &fresh).unwrap_or_else(|e| {
         tracing::warn!("part files of killed copies are not continued: {e}");
         fresh

@@ -50,7 +50,7 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
         if meta.is_file() && !there.is_file() {
             let shown = show(destination.as_os_str().as_bytes());
             return Err(Failure::usage(format!(
-                "SRC is a file, DST {shown} a device, FIFO or socket, which the copy would replace"
+                "SRC is a file, but DST {shown} is a device, FIFO or socket, which the copy would replace"
             ))
             .hinted("DST is the file's new path; to have it replaced, remove it first"));
         }
@@ -102,16 +102,16 @@ fn no_directory(destination: &Path, source: &Path) -> Failure {
 /// A copy into itself has no end, and one over what holds it overwrites its source.
 fn apart(source: &AbsPath, destination: &AbsPath) -> Result<(), Failure> {
     let wrong = if source == destination {
-        "DST is SRC"
+        "SRC and DST are the same"
     } else if source.holds(destination) {
-        "DST lies inside SRC: the copy would copy itself"
+        "DST is inside SRC: the copy would include itself"
     } else if destination.holds(source) {
-        "DST holds SRC: the copy would overwrite its source"
+        "DST contains SRC: the copy would overwrite its source"
     } else {
         return Ok(());
     };
     Err(Failure::usage(format!("{wrong} (SRC is {source}, DST is {destination})"))
-        .hinted("choose a DST beside SRC"))
+        .hinted("choose a DST outside SRC"))
 }
 
 fn kinds_fit(
@@ -122,12 +122,12 @@ fn kinds_fit(
 ) -> Result<(), Failure> {
     let shown = show(destination.as_os_str().as_bytes());
     match (source_is_dir, destination_is_dir) {
-        (true, false) => Err(Failure::usage(format!("SRC is a directory, DST {shown} is none"))
+        (true, false) => Err(Failure::usage(format!("SRC is a directory, but DST {shown} is not"))
             .hinted("name a DST that is a directory or does not exist")),
         (false, true) => {
             let name = source.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
             let into = show(destination.join(OsStr::from_bytes(name)).as_os_str().as_bytes());
-            Err(Failure::usage(format!("SRC is a file, DST {shown} a directory"))
+            Err(Failure::usage(format!("SRC is a file, but DST {shown} is a directory"))
                 .hinted(format!("DST is the file's new path, e.g. {into}")))
         }
         _ => Ok(()),
@@ -190,7 +190,7 @@ fn looked(what: &str, path: &Path, e: &std::io::Error) -> Failure {
         ErrorKind::NotFound => {
             Failure::new(format!("{what} {shown} does not exist")).exits(Exit::NotFound)
         }
-        _ => Failure::new(format!("cannot look at {what} {shown}: {e}")),
+        _ => Failure::new(format!("cannot access {what} {shown}: {e}")),
     }
 }
 

@@ -39,12 +39,12 @@ impl Args for Rules {
         let file = |id, help| rule(id, "FILE", help).value_parser(ValueParser::path_buf());
         command
             .arg(pattern(EXCLUDE, "Leave out what this pattern of gitignore matches"))
-            .arg(pattern(INCLUDE, "Take in again what an earlier --exclude leaves out"))
+            .arg(pattern(INCLUDE, "Include again what an earlier --exclude leaves out"))
             .arg(file(
                 EXCLUDE_FROM,
                 "The lines of this file, as in a .gitignore; `-`: standard input",
             ))
-            .arg(file(INCLUDE_FROM, "The same, each line the other way round"))
+            .arg(file(INCLUDE_FROM, "The same, with the meaning of each line inverted"))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -147,11 +147,10 @@ fn of_pattern(include: bool, pattern: &str) -> Result<String, Failure> {
     }
     if let Some(rest) = pattern.strip_prefix('!') {
         let shown = show(rest.as_bytes());
-        return Err(Failure::usage(format!("{option} '!{shown}' says two things at once")).hinted(
-            format!(
+        return Err(Failure::usage(format!("{option} '!{shown}' both includes and excludes"))
+            .hinted(format!(
                 "write {other} '{shown}', or {option} '\\!{shown}' where the name begins with `!`"
-            ),
-        ));
+            )));
     }
     let mut rule = String::from(if include { "!" } else { "" });
     if pattern.starts_with('#') && !include {

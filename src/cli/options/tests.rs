@@ -143,14 +143,14 @@ fn what_contradicts_itself_is_refused_with_a_sentence() {
     for (line, told) in [
         ("--no-owner --chown 7", "sets the owner"),
         ("--preserve no-group --chown :7", "sets the group"),
-        ("--preserve mode,tims", "`tims` is nothing that can be preserved"),
+        ("--preserve mode,tims", "unknown --preserve item `tims`"),
         ("--min-size 2K --max-size 1K", "--min-size is above --max-size"),
         ("--newer-than 1d --older-than 2d", "every file would be left out"),
         ("--manifest m --verify none", "makes no digests"),
         ("--delete --trash /dst", "is DST itself"),
         ("--delete --trash /other/x", "does not lie below DST"),
         ("--delete --trash ../x", "must not contain `..`"),
-        ("--exclude !x", "says two things at once"),
+        ("--exclude !x", "both includes and excludes"),
     ] {
         let words: Vec<&str> = line.split(' ').collect();
         let e = read(&words).unwrap_err();

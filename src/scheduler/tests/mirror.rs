@@ -58,7 +58,7 @@ fn each_limit_of_a_mirror_is_exact_and_says_what_lets_it_pass() {
     for (delete, seen, extra, said) in [
         (percent(50), 100, 50, None),
         (percent(50), 100, 51, Some("--max-delete-percent 51")),
-        (percent(0), 1_000, 1, Some("--max-delete-percent 1)")),
+        (percent(0), 1_000, 1, Some("--max-delete-percent 1 (")),
         (percent(33), 3, 1, Some("--max-delete-percent 34")),
         (percent(50), u64::MAX, u64::MAX, Some("--max-delete-percent 100")),
         (percent(100), 5, 5, None),
