@@ -129,47 +129,66 @@ fn a_list_is_as_wide_as_its_terminal_and_whole_in_a_pipe() {
 #[test]
 fn the_beginning_of_an_id_names_a_sync_unless_another_one_begins_so() {
     let cluster = Cluster::start(On::Embedded);
-    for id in ["nightly-home", "nightly-house", "nightly-ho"] {
+    for id in [
+        "01a22a08-9479-7b34-adae-dd6a21c3b9a0",
+        "01a22a08-9479-7b34-adae-dd6a21c3b9b0",
+        "01a22a08-9479-7b34-adae-dd6a21c3b9",
+    ] {
         cluster.ctl(["sync", "submit", "/a", "/b", "--id", id]).run().exits(0);
     }
     let sync = |args: &[&str]| cluster.ctl(["sync"]).more(args).run();
     // An id is itself, whatever begins so; too short a beginning names nothing.
-    assert!(sync(&["cancel", "nightly-ho"]).exits(0).out().starts_with("Sync nightly-ho is"));
-    let said = sync(&["delete", "nightly-ho"]).exits(0).out();
-    assert!(said.starts_with("Sync nightly-ho is deleted"), "{said}");
-    sync(&["status", "nightly"]).exits(3);
+    assert!(
+        sync(&["cancel", "01a22a08-9479-7b34-adae-dd6a21c3b9"])
+            .exits(0)
+            .out()
+            .starts_with("Sync 01a22a08-9479-7b34-adae-dd6a21c3b9 is")
+    );
+    let said = sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9"]).exits(0).out();
+    assert!(said.starts_with("Sync 01a22a08-9479-7b34-adae-dd6a21c3b9 is deleted"), "{said}");
+    sync(&["status", "01a22a0"]).exits(3);
     // Two begin so now: nothing is done to either.
     for verb in ["status", "wait", "pause", "cancel", "delete", "files", "manifest", "retry"] {
-        let err = sync(&[verb, "nightly-ho"]).exits(2).err();
-        for part in ["nightly-home", "nightly-house", "more characters"] {
+        let err = sync(&[verb, "01a22a08-9479-7b34-adae-dd6a21c3b9"]).exits(2).err();
+        for part in [
+            "01a22a08-9479-7b34-adae-dd6a21c3b9a0",
+            "01a22a08-9479-7b34-adae-dd6a21c3b9b0",
+            "more characters",
+        ] {
             assert!(err.contains(part), "{verb}: {part} in {err}");
         }
     }
-    sync(&["delete", "nightly-ho", "--ignore-not-found"]).exits(0);
-    for id in ["nightly-home", "nightly-house"] {
+    sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9", "--ignore-not-found"]).exits(0);
+    for id in ["01a22a08-9479-7b34-adae-dd6a21c3b9a0", "01a22a08-9479-7b34-adae-dd6a21c3b9b0"] {
         assert_eq!(cluster.progress(id).state.as_str(), "QUEUED");
     }
     for (args, code) in [
-        (&["status", "nightly-hom"][..], 0),
-        (&["pause", "nightly-hom"], 0),
-        (&["resume", "nightly-hom"], 0),
-        (&["set", "nightly-hom", "--bwlimit", "1G"], 0),
-        (&["wait", "nightly-hom", "--timeout", "0"], 124),
-        (&["files", "nightly-hom"], 1),
-        (&["manifest", "nightly-hom"], 1),
-        (&["verify", "nightly-hom"], 1),
-        (&["cancel", "nightly-hom"], 0),
-        (&["retry", "nightly-hom"], 0),
-        (&["delete", "nightly-hom"], 0),
-        (&["delete", "nightly-hom"], 3),
+        (&["status", "01a22a08-9479-7b34-adae-dd6a21c3b9a"][..], 0),
+        (&["pause", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 0),
+        (&["resume", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 0),
+        (&["set", "01a22a08-9479-7b34-adae-dd6a21c3b9a", "--bwlimit", "1G"], 0),
+        (&["wait", "01a22a08-9479-7b34-adae-dd6a21c3b9a", "--timeout", "0"], 124),
+        (&["files", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 1),
+        (&["manifest", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 1),
+        (&["verify", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 1),
+        (&["cancel", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 0),
+        (&["retry", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 0),
+        (&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 0),
+        (&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 3),
     ] {
         let ran = sync(args).exits(code);
         let said = ran.out() + &ran.err();
         let named = code == 0 || code == 124;
-        assert!(!named || said.contains("nightly-home"), "{args:?}: {said}");
+        assert!(
+            !named || said.contains("01a22a08-9479-7b34-adae-dd6a21c3b9a0"),
+            "{args:?}: {said}"
+        );
     }
-    assert_eq!(cluster.progress("nightly-house").state.as_str(), "QUEUED");
-    let said = sync(&["delete", "nightly-house"]).exits(0).out();
+    assert_eq!(cluster.progress("01a22a08-9479-7b34-adae-dd6a21c3b9b0").state.as_str(), "QUEUED");
+    let said = sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9b0"]).exits(0).out();
+    // What somebody named is named in full.
+    cluster.ctl(["sync", "submit", "/a", "/b", "--id", "nightly-10"]).run().exits(0);
+    sync(&["delete", "nightly-1"]).exits(3);
     assert!(said.contains("had not ended: it is cancelled and deleted"), "{said}");
 }
 

@@ -76,11 +76,6 @@ pub(super) fn table(columns: &[Column], rows: Vec<Vec<String>>, width: Option<us
     text
 }
 
-/// Whether a table of these columns and rows fits into `width` as it is.
-pub(super) fn fits(columns: &[Column], rows: &[Vec<String>], width: usize) -> bool {
-    Plan { columns: columns.to_vec(), rows: rows.to_vec() }.natural() <= width
-}
-
 struct Plan {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,

@@ -1,7 +1,7 @@
 //! Tables of syncs, workers and masters, and records of one, for people.
 //! Tables and records for people. One record a line, never wrapped: a line can be grepped.
 
-use super::layout::{ARROW, Column, fits, shorten_list, shorten_pair, table};
+use super::layout::{ARROW, Column, shorten_list, shorten_pair, table};
 use super::master::Told;
 use super::out::clean;
 use super::progress::percent;
@@ -54,29 +54,22 @@ const SYNCS: [Column; 11] = [
     Column::new("REASON").below(),
 ];
 
-/// Syncs, those that run first, then by age. On a terminal of `width` columns ids that were made are
-/// short, those that were given too where the table is too wide for them, and a reason is its first clause.
+/// Syncs, those that run first, then by age. On a terminal of `width` columns ids that the master made are short, and
+/// a reason is its first clause.
 pub(super) fn syncs(list: &[SyncProgress], width: Option<usize>, now: Timestamp) -> String {
     let mut order: Vec<&SyncProgress> = list.iter().collect();
     order.sort_by_key(|s| (s.state.is_final(), std::cmp::Reverse(s.submitted_at)));
-    let rows = |short: fn(&SyncProgress) -> &str| -> Vec<Vec<String>> {
-        order.iter().map(|sync| row(sync, short(sync), width.is_some(), now)).collect()
+    let id = |sync: &SyncProgress| match width {
+        Some(_) => shown_id(sync).to_owned(),
+        None => sync.request_id.to_string(),
     };
-    let Some(columns) = width else {
-        return table(&SYNCS, rows(|sync| sync.request_id.as_str()), None);
-    };
-    let made_short = rows(shown_id);
-    if fits(&SYNCS, &made_short, columns) {
-        return table(&SYNCS, made_short, width);
-    }
-    table(&SYNCS, rows(|sync| sync.short_id.as_deref().unwrap_or(sync.request_id.as_str())), width)
+    let rows = order.into_iter().map(|sync| row(sync, &id(sync), width.is_some(), now));
+    table(&SYNCS, rows.collect(), width)
 }
 
-/// The id of a sync on a terminal with room: short where the program made it, whole where it was given.
+/// The id of a sync on a terminal.
 pub(super) fn shown_id(sync: &SyncProgress) -> &str {
-    let whole = sync.request_id.as_str();
-    let made = uuid::Uuid::try_parse(whole).is_ok();
-    sync.short_id.as_deref().filter(|_| made).unwrap_or(whole)
+    sync.short_id.as_deref().unwrap_or(sync.request_id.as_str())
 }
 
 fn row(sync: &SyncProgress, id: &str, brief: bool, now: Timestamp) -> Vec<String> {

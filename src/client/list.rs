@@ -61,6 +61,8 @@ impl MasterClient {
         if ids.contains(prefix) {
             return Ok(None);
         }
+        // A name that somebody gave is never taken for the beginning of another one.
+        ids.retain(RequestId::is_made);
         if ids.len() < 2 {
             return Ok(ids.pop());
         }

@@ -177,6 +177,9 @@ impl State {
 
     /// See [`SyncProgress::short_id`].
     fn short_id(&self, id: &RequestId) -> String {
+        if !id.is_made() {
+            return id.to_string();
+        }
         let before = self.by_id.range::<RequestId, _>(..id).next_back();
         let after = self.by_id.range((Bound::Excluded(id), Bound::Unbounded)).next();
         let shared = |(other, _): (&RequestId, &SyncNo)| {

@@ -21,8 +21,16 @@ fn check_name(s: &str) -> Result<(), IdError> {
     if fits { Ok(()) } else { Err(NAME_RULE) }
 }
 
-/// A sync is named by the beginning of its id where that is at least so long and no other id begins so.
+/// A sync whose id the master made is named by the beginning of it where that is at least so long and no other such id
+/// begins so.
 pub const MIN_ID_PREFIX: usize = 8;
+
+impl RequestId {
+    /// Whether it looks like one that the master made: a UUID. Others are names that somebody gave.
+    pub fn is_made(&self) -> bool {
+        self.as_str().len() == 36 && uuid::Uuid::try_parse(self.as_str()).is_ok()
+    }
+}
 
 /// The words behind `/workers/` that are routes of their own. A worker with one of these names could not
 /// be shown, drained or forgotten.

@@ -42,15 +42,17 @@ fn pages_of_a_list_hold_each_sync_once_though_others_come_and_go() {
 #[test]
 fn short_ids_are_the_shortest_that_name_one_sync_and_a_list_of_a_prefix_holds_all_that_begin_so() {
     let mut world = World::new();
-    for id in ["a", "nightly-1", "nightly-10", "nightly-12", "weekly-2026-01"] {
+    let made = ["01a22a08-9479-7b34-adae-dd6a21c3b90e", "01a22a09-9479-7b34-adae-dd6a21c3b90e"];
+    for id in ["a", "nightly-1", "nightly-10", "nightly-12", "weekly-2026-01", made[0], made[1]] {
         world.submit(id, "/src", "/dst");
     }
     let short = |world: &mut World, id: &str| world.progress(id).short_id.unwrap();
     for (id, told) in [
         ("a", "a"),
         ("nightly-1", "nightly-1"),
-        ("nightly-10", "nightly-10"),
-        ("weekly-2026-01", "weekly-2"),
+        ("weekly-2026-01", "weekly-2026-01"),
+        (made[0], "01a22a08"),
+        (made[1], "01a22a09"),
     ] {
         assert_eq!(short(&mut world, id), told);
     }
@@ -66,10 +68,11 @@ fn short_ids_are_the_shortest_that_name_one_sync_and_a_list_of_a_prefix_holds_al
     assert_eq!(begin("nightly-1"), ["nightly-12", "nightly-10", "nightly-1"]);
     assert_eq!(begin("weekly-2"), ["weekly-2026-01"]);
     assert!(begin("weekly-3").is_empty());
-    for id in ["nightly-1", "nightly-12"] {
-        world.play(Event::Delete(id.parse().unwrap()));
-    }
-    assert_eq!(short(&mut world, "nightly-10"), "nightly-", "a deleted one does not count");
+    let near = "01a22a08-9479-7b34-adae-dd6a21c3b90f";
+    world.submit(near, "/src", "/dst");
+    assert_eq!(short(&mut world, made[0]), made[0]);
+    world.play(Event::Delete(near.parse().unwrap()));
+    assert_eq!(short(&mut world, made[0]), "01a22a08", "a deleted one does not count");
 }
 
 #[test]
