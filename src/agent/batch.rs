@@ -42,11 +42,13 @@ pub struct Cutter {
     chunk: u64,
     /// Files of any length stand in batches.
     uncut: bool,
+    /// See [`Cutter::by_data`].
+    by_data: bool,
     found: Found,
     batch: Manifest,
     /// The paths of `batch.dirs`.
     known: HashSet<RelPath>,
-    /// Content bytes in the batch.
+    /// Content bytes in the batch, without holes.
     bytes: u64,
     /// About how long the batch is, encoded.
     cost: usize,
@@ -61,6 +63,7 @@ impl Cutter {
         Cutter {
             chunk,
             uncut: false,
+            by_data: false,
             found: Found::default(),
             batch: Manifest::default(),
             known: HashSet::new(),
@@ -76,11 +79,22 @@ impl Cutter {
         Cutter { uncut: true, ..Cutter::new(chunk) }
     }
 
+    /// The same; files with holes are cut by their data ([`Entry::stored`]), where that is to be: holes cost
+    /// nothing unless they are hashed. A file of little data stands in a batch, the ranges of others are
+    /// longer.
+    pub fn by_data(self, by_data: bool) -> Self {
+        Cutter { by_data, ..self }
+    }
+
     /// Adds an entry below the directories `dirs`, the root first.
     pub fn add(&mut self, entry: Entry, dirs: &[DirRef]) {
         self.page_entries += 1;
         let size = entry.size();
-        let range = range_length(size, self.chunk);
+        let stored = entry.stored.filter(|stored| self.by_data && *stored < size);
+        let content = stored.unwrap_or(size);
+        // Of the mean density, a range has a chunk of data.
+        let times = size.checked_div(content.max(1)).unwrap_or(1).max(1);
+        let range = range_length(size, self.chunk.saturating_mul(times));
         if size > range && !self.uncut {
             let group = entry.linked.then(|| names_of(&entry));
             let manifest = Manifest { dirs: dirs.to_vec(), entries: vec![entry] }.encode();
@@ -94,7 +108,7 @@ impl Cutter {
             return;
         }
         if self.batch.entries.len() == BATCH_ENTRIES
-            || self.bytes + size > self.chunk
+            || self.bytes + content > self.chunk
             || self.cost >= PAGE_BYTES
         {
             self.close();
@@ -108,7 +122,7 @@ impl Cutter {
                 }
             }
         }
-        self.bytes += size;
+        self.bytes += content;
         self.cost += cost(&entry);
         self.batch.entries.push(entry);
     }
@@ -198,9 +212,9 @@ pub fn copy_item(batch: &Manifest) -> WorkItem {
     }
 }
 
-/// One entry as work of its own: a batch, or a large file.
-pub fn single(entry: Entry, dirs: &[DirRef], chunk: u64) -> Option<WorkItem> {
-    let mut cutter = Cutter::new(chunk);
+/// One entry as work of its own: a batch, or a large file; see [`Cutter::by_data`].
+pub fn single(entry: Entry, dirs: &[DirRef], chunk: u64, by_data: bool) -> Option<WorkItem> {
+    let mut cutter = Cutter::new(chunk).by_data(by_data);
     cutter.add(entry, dirs);
     cutter.cut().work.pop()
 }
@@ -295,6 +309,30 @@ mod tests {
         );
         assert_eq!(paths(&read(&found.work[1])), ["small", "tail"]);
         assert_eq!(found.work.len(), 2);
+    }
+
+    #[test]
+    fn a_file_with_holes_is_cut_by_its_data_unless_digests_are_wanted() {
+        let sparse = |path: &str, stored| Entry { stored: Some(stored), ..file(path, 1 << 40) };
+        let add_all = |mut cutter: Cutter| {
+            for (path, stored) in [("none", 0), ("little", 3 * MIB), ("more", 9 * MIB)] {
+                add(&mut cutter, sparse(path, stored));
+            }
+            cutter.cut().work
+        };
+        let work = add_all(Cutter::new(4 * MIB).by_data(true));
+        let WorkItem::Large { range_length: range, .. } = &work[0] else { panic!() };
+        // 9 MiB of data in a terabyte: a quarter of it has some 2 MiB, a half would have 4.5.
+        assert_eq!(*range, 1 << 38);
+        assert_eq!(paths(&read(&work[1])), ["none", "little"]);
+        let lengths: Vec<u64> = add_all(Cutter::new(4 * MIB))
+            .iter()
+            .map(|item| match item {
+                WorkItem::Large { range_length, .. } => *range_length,
+                WorkItem::Copy { .. } => panic!("{item:?}"),
+            })
+            .collect();
+        assert_eq!(lengths, [range_length(1 << 40, 4 * MIB); 3]);
     }
 
     #[test]

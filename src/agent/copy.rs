@@ -13,6 +13,7 @@ use crate::data::pool::{BUFFER, Pool};
 use crate::data::{Destination, Found, SendError, hash_source};
 use crate::fs::Tree;
 use crate::wire::Digest;
+use crate::wire::content::Hashing;
 use crate::wire::manifest::{Entry, Manifest};
 use crate::wire::options::Action;
 use crate::wire::sync::{ErrorClass, FileError};
@@ -159,7 +160,9 @@ impl Round<'_> {
         fates: &mut Fates<'_>,
     ) -> BTreeMap<usize, Digest> {
         let entries = places.iter().map(|i| self.manifest.entries[*i].clone());
-        let hashed = hash_all(self.source, entries.collect(), self.job.cx.peers.pool()).await;
+        let hashing = self.job.assignment.options.write_rules().hashing();
+        let pool = self.job.cx.peers.pool();
+        let hashed = hash_all(self.source, entries.collect(), hashing, pool).await;
         let mut digests = BTreeMap::new();
         for (i, digest) in places.iter().zip(hashed) {
             match digest {
@@ -216,12 +219,13 @@ impl Round<'_> {
 async fn hash_all(
     source: &Tree,
     entries: Vec<Entry>,
+    hashing: Hashing,
     pool: &Pool,
 ) -> Vec<Result<Digest, FileError>> {
     let each = entries.into_iter().map(|entry| async move {
         let (source, path) = (source.clone(), entry.path.clone());
         let [mut buffer] = pool.take([BUFFER]).await;
-        let hash = move || hash_source(&source, &entry, &mut buffer);
+        let hash = move || hash_source(&source, &entry, hashing, &mut buffer);
         match tokio::task::spawn_blocking(hash).await {
             Ok(hashed) => hashed.map_err(|e| e.to_file_error()),
             Err(e) => {

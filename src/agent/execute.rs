@@ -5,6 +5,7 @@ use super::limits::Limits;
 use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate, Until};
 use crate::fs::{Filter, FsError, Target, Tree};
 use crate::util::rate::{Pace, Rate};
+use crate::wire::content::Hashing;
 use crate::wire::sync::FileError;
 use crate::wire::task::{Assignment, TaskReport, TaskSpec};
 use crate::wire::{BytePath, WorkerId};
@@ -116,6 +117,12 @@ impl Job<'_> {
     /// What limits and counts the content that is sent.
     fn pace(&self) -> Pace {
         self.cx.limits.pace(&self.assignment.request_id).and(self.moved.clone())
+    }
+
+    /// Whether files are cut by their data ([`Cutter::by_data`](super::batch::Cutter::by_data)): holes are hashed
+    /// only where digests of files are wanted.
+    pub fn cuts_by_data(&self) -> bool {
+        self.assignment.options.write_rules().hashing() == Hashing::NonZero
     }
 
     /// Whether the task may change anything at the destination. What may not is no writer's.

@@ -206,7 +206,8 @@ pub fn record(
         state: if is_skip(action) { FileState::Skipped } else { FileState::Done },
         action: Some(action),
         bytes,
-        digest: digest.filter(|_| is_file),
+        // Without it, content may have been hashed without its zeros.
+        digest: digest.filter(|_| is_file && options.manifest),
         message: None,
     })
 }

@@ -4,6 +4,7 @@
 use super::execute::{Done, Job};
 use super::fates::record;
 use crate::fs::{Cause, Ranges, Target, Tree};
+use crate::wire::content::Hashing;
 use crate::wire::manifest::{DirRef, Entry, Manifest, merge_ranges};
 use crate::wire::options::Action;
 use crate::wire::sync::FileError;
@@ -14,7 +15,7 @@ use crate::wire::{Digest, RelPath};
 pub struct Ending<'a> {
     /// The length of all its ranges but the last.
     pub range_length: u64,
-    /// The chaining value of each, 32 bytes each.
+    /// The value of each, 32 bytes each.
     pub chain: &'a [u8],
     /// All ranges are equal to what is there: only metadata are to be repaired.
     pub in_place: bool,
@@ -27,8 +28,9 @@ pub async fn commit(job: Job<'_>, manifest: Manifest, ending: Ending<'_>) -> Don
         Ok(values) => values,
         Err(why) => return Done::failed(why),
     };
-    let digest = merge_ranges(&values);
     let options = job.assignment.options.clone();
+    let hashing = options.write_rules().hashing();
+    let digest = merge_ranges(&values).filter(|_| hashing == Hashing::Whole);
     let there = job.cx.roots.tree(&job.assignment.destination_path);
     at_destination(job, manifest, move |target, entries, report| {
         let [entry] = entries else { return Ok(()) };
@@ -40,7 +42,8 @@ pub async fn commit(job: Job<'_>, manifest: Manifest, ending: Ending<'_>) -> Don
         } else {
             let action = is_there(there.as_ref(), entry);
             let hashed = !values.is_empty();
-            let ranges = hashed.then_some(Ranges { length: range_length, values: &values });
+            let ranges =
+                hashed.then_some(Ranges { length: range_length, values: &values, hashing });
             target.publish_part(entry, ranges)?;
             report.files_done = 1;
             action
@@ -127,7 +130,7 @@ fn only(manifest: &Manifest) -> Result<&Entry, String> {
     }
 }
 
-/// The chaining value of each range; none where they were not hashed.
+/// The value of each range; none where they were not hashed.
 fn values(entry: &Entry, range_length: u64, chain: &[u8]) -> Result<Vec<Digest>, String> {
     if chain.is_empty() {
         return Ok(Vec::new());

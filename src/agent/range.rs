@@ -160,7 +160,15 @@ async fn now(
         ..super::execute::entry_error(entry.path.as_bytes(), "read source", message)
     };
     let links = job.assignment.options.links;
-    let looked = tokio::task::spawn_blocking(move || source.find(&path, links)).await;
+    let (chunk, by_data) = (job.chunk(), job.cuts_by_data());
+    let look = move || {
+        let (mut entry, dirs) = source.find(&path, links)?;
+        if by_data {
+            source.measure(&mut entry, chunk);
+        }
+        Ok((entry, dirs))
+    };
+    let looked: Result<crate::fs::Result<_>, _> = tokio::task::spawn_blocking(look).await;
     let (entry, _) = match looked {
         Ok(looked) => looked.map_err(|e| e.to_file_error())?,
         Err(_) => {
@@ -170,5 +178,5 @@ async fn now(
     if entry.kind == Kind::Dir {
         return Err(other("it is a directory now; sync again to copy what is in it"));
     }
-    single(entry, &dirs, job.chunk()).ok_or_else(|| other("it cannot be described"))
+    single(entry, &dirs, chunk, by_data).ok_or_else(|| other("it cannot be described"))
 }

@@ -74,6 +74,8 @@ pub struct Manner {
     pub recursive: bool,
     /// Nothing is going to be sent: no file is cut into ranges.
     pub uncut: bool,
+    /// Files with holes are cut by their data ([`Cutter::by_data`]).
+    pub by_data: bool,
 }
 
 /// A page without its number.
@@ -89,6 +91,7 @@ struct Walker {
     source: Tree,
     manner: Manner,
     cutter: Cutter,
+    chunk: u64,
     /// What the root of the whole source is, until it is said.
     root: Option<RootState>,
     /// The identity of the source root, until it is in a page.
@@ -119,7 +122,9 @@ pub async fn scan(
     let (to, mut drafts) = mpsc::channel(1);
     let mut walker = Walker {
         source,
-        cutter: if manner.uncut { Cutter::uncut(chunk) } else { Cutter::new(chunk) },
+        cutter: if manner.uncut { Cutter::uncut(chunk) } else { Cutter::new(chunk) }
+            .by_data(manner.by_data),
+        chunk,
         manner,
         root: None,
         start: None,
@@ -194,11 +199,12 @@ impl Walker {
         }
         while let Some(item) = walk.next() {
             match item {
-                Ok(entry) => {
+                Ok(mut entry) => {
                     if entry.is_dir() && may_give_away(dir, &entry.path, &self.spawn) {
                         walk.skip_contents();
                         self.cutter.give_away(entry.path.clone());
                     }
+                    self.measure(&mut entry);
                     self.cutter.add(entry, walk.dirs());
                 }
                 Err(error) => {
@@ -273,7 +279,7 @@ impl Walker {
 
     fn name(&mut self, name: &RelPath) -> Result<(), Halt> {
         let Manner { filter, links, recursive, .. } = &self.manner;
-        let (entry, dirs) = match self.source.find(name, *links) {
+        let (mut entry, dirs) = match self.source.find(name, *links) {
             Ok(found) => found,
             Err(failed) => {
                 let mut error = failed.to_file_error();
@@ -304,8 +310,15 @@ impl Walker {
                 return Ok(());
             }
         }
+        self.measure(&mut entry);
         self.cutter.add(entry, &dirs);
         Ok(())
+    }
+
+    fn measure(&self, entry: &mut Entry) {
+        if self.manner.by_data {
+            self.source.measure(entry, self.chunk);
+        }
     }
 
     fn leave_out(&mut self, cause: &str, entry: &Entry) {

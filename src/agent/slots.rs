@@ -277,7 +277,8 @@ impl Slots {
         let (links, recursive, uncut) = (options.links, options.recursive, options.dry_run);
         let there = self.cx.roots.tree(&job.assignment.destination_path);
         let destination = there.and_then(|tree| tree.id());
-        let manner = Manner { filter, links, destination, recursive, uncut };
+        let by_data = job.cuts_by_data();
+        let manner = Manner { filter, links, destination, recursive, uncut, by_data };
         let post = Post { slots: self, assignment: job.assignment };
         let digest = job.assignment.task_digest;
         self.ended(job, scan(source, listing, manner, job.chunk(), digest, &post).await)

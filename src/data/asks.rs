@@ -2,6 +2,7 @@
 //! the only names that a reply holds; they are read like those of any peer.
 
 use super::protocol::{Fault, range_of};
+pub use crate::wire::content::BLOCK;
 use crate::wire::manifest::{DirRef, Entry, Manifest, cbor_path, cbor_paths};
 use crate::wire::options::{FilterSpec, Note};
 use crate::wire::sync::FileError;
@@ -10,9 +11,6 @@ use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
-/// The length of the blocks that are compared, in bytes. Shorter ones find more that is equal, and
-/// cost 34 bytes of reply each.
-pub const BLOCK: u64 = 256 << 10;
 /// Blocks are asked for, and sent, for so much of a range at a time: neither end works for long
 /// without a word to the other.
 pub const WINDOW: u64 = 64 << 20;
@@ -35,7 +33,8 @@ pub struct BlocksAsk {
     /// The length of all of them; the last one may be shorter.
     #[n(2)]
     pub length: u64,
-    /// The length of one, a power of two and no more than [`BLOCK`].
+    /// The length of one, a power of two. Of one longer than [`BLOCK`] is only told whether it is all zeros
+    /// ([`Target::blocks`](crate::fs::Target::blocks)).
     #[n(3)]
     pub block: u64,
 }
@@ -49,14 +48,14 @@ impl BlocksAsk {
         let BlocksAsk { offset, length, block, .. } = *self;
         let entry = range_of(&self.manifest, offset, length)?;
         let fits = block.is_power_of_two()
-            && (blake3::CHUNK_LEN as u64..=BLOCK).contains(&block)
+            && block >= blake3::CHUNK_LEN as u64
             && offset.is_multiple_of(block)
             && length.div_ceil(block) <= MAX_BLOCKS;
         if fits { Ok(entry) } else { Err(format!("{length} bytes at {offset} by {block}")) }
     }
 }
 
-/// What is there of one block: BLAKE3 chaining values.
+/// What is there of one block: its values ([`Hashing::block`](crate::wire::content::Hashing::block)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct BlockValue {
     /// In the part file of the entry's version.

@@ -1,13 +1,14 @@
-//! Ranges that are compared before they are sent, in windows: block values of a window are asked for
-//! while the one before it is on its way.
+//! Ranges that are sent or compared in windows: block values of a window are asked for while the one before
+//! it is on its way. A hole is one window, however long it is, unless its zeros are hashed.
 
 use super::asks::{BLOCK, BlockValue, BlocksAsk, WINDOW};
 use super::destination::Destination;
-use super::outcome::{Compared, RangeSent, SendError};
+use super::outcome::{Compared, RangeMode, RangeSent, SendError};
 use super::pool::SCRATCH;
-use super::read::{Span, hash_blocks};
-use crate::fs::Tree;
+use super::read::{self, Span, Window, hash_blocks};
+use crate::fs::{FsError, Tree};
 use crate::wire::Digest;
+use crate::wire::content::{Hashing, Subtrees, ZERO};
 use crate::wire::manifest::{Entry, Manifest, merge_blocks};
 use crate::wire::sync::{ErrorClass, FileError};
 
@@ -28,40 +29,68 @@ pub struct Ranged<'a> {
 }
 
 impl Destination {
-    /// Sends what differs from `ranged`, and has the rest kept.
-    pub(super) async fn delta(&self, ranged: Ranged<'_>) -> Result<RangeSent, SendError> {
-        let mut windows = ranged.span.pieces(WINDOW);
-        let mut next = windows.next();
-        let mut there = match next {
-            Some(window) => self.blocks_of(ranged, window).await?,
-            None => Ok(Vec::new()),
+    /// Sends a range window by window; in a delta what differs, and has the rest kept.
+    pub(super) async fn windowed(
+        &self,
+        ranged: Ranged<'_>,
+        mode: RangeMode,
+    ) -> Result<RangeSent, SendError> {
+        let windows = match self.windows(ranged).await? {
+            Ok(windows) => windows,
+            Err(error) => return Ok(RangeSent::from(error)),
         };
-        let (mut values, mut all_sent, mut all_kept) = (Vec::new(), 0, 0);
+        if mode == RangeMode::Whole && windows.iter().all(|window| !window.hole) {
+            return self.striped(ranged, None).await;
+        }
+        // Of a hole there is nothing to compare.
+        let there_of = async |window: Option<&Window>| match window {
+            Some(window) if mode == RangeMode::Delta && !window.hole => {
+                self.blocks_of(ranged, window.span, BLOCK).await
+            }
+            _ => Ok(Ok(Vec::new())),
+        };
+        let mut windows = windows.iter();
+        let mut next = windows.next();
+        let mut there = there_of(next).await?;
+        let (mut values, mut all_sent, mut all_kept) = (Subtrees::default(), 0, 0);
         while let Some(window) = next {
             next = windows.next();
             let found = match there {
                 Ok(found) => found,
                 Err(error) => return Ok(RangeSent::Failed(error)),
             };
-            let ask = async {
-                match next {
-                    Some(window) => self.blocks_of(ranged, window).await,
-                    None => Ok(Ok(Vec::new())),
+            let here = Ranged { span: window.span, ..ranged };
+            let send = async {
+                match window.hole {
+                    true => self.send_range(here, None).await,
+                    false => self.window(here, found).await,
                 }
             };
-            let send = self.window(Ranged { span: window, ..ranged }, found);
-            let (sent, asked) = tokio::try_join!(send, ask)?;
+            let (sent, asked) = tokio::try_join!(send, there_of(next))?;
             there = asked;
             match sent {
                 RangeSent::Written { value, sent, kept } => {
-                    values.extend(value);
+                    if let Some(value) = value {
+                        values.add(window.span.length, value);
+                    }
                     all_sent += sent;
                     all_kept += kept;
                 }
                 other => return Ok(other),
             }
         }
-        Ok(RangeSent::Written { value: merge_blocks(&values), sent: all_sent, kept: all_kept })
+        Ok(RangeSent::Written { value: values.value(), sent: all_sent, kept: all_kept })
+    }
+
+    /// The windows of a range, with its holes where those need not be hashed.
+    async fn windows(&self, ranged: Ranged<'_>) -> Result<Result<Vec<Window>, FsError>, SendError> {
+        let Ranged { source, entry, span, .. } = ranged;
+        if self.hashing() == Hashing::Whole {
+            let whole = |span| Window { span, hole: false };
+            return Ok(Ok(span.pieces(WINDOW).map(whole).collect()));
+        }
+        let (source, entry) = (source.clone(), entry.clone());
+        reading(move || read::windows(&source, &entry, span)).await
     }
 
     /// Sends one window. What is kept may have become another one since it was compared: then the
@@ -85,43 +114,81 @@ impl Destination {
         }
     }
 
-    async fn blocks_of(&self, ranged: Ranged<'_>, window: Span) -> Result<There, SendError> {
+    async fn blocks_of(
+        &self,
+        ranged: Ranged<'_>,
+        window: Span,
+        block: u64,
+    ) -> Result<There, SendError> {
         let ask = BlocksAsk {
             manifest: ranged.manifest.clone(),
             offset: window.offset,
             length: window.length,
-            block: BLOCK,
+            block,
         };
         self.blocks(ask).await
     }
 
     /// Compares `ranged` with the file that the destination has; nothing is sent.
     pub(super) async fn compared(&self, ranged: Ranged<'_>) -> Result<Compared, SendError> {
-        let mut values = Vec::new();
-        for window in ranged.span.pieces(WINDOW) {
-            let (source, entry) = (ranged.source.clone(), ranged.entry.clone());
-            let ours = async {
-                let [mut scratch] = self.pool().take([SCRATCH]).await;
-                let hash = move || hash_blocks(&source, &entry, window, &mut scratch);
-                tokio::task::spawn_blocking(hash)
-                    .await
-                    .map_err(|e| SendError::Internal(format!("reading the source panicked: {e}")))
-            };
-            let (ours, theirs) = tokio::try_join!(ours, self.blocks_of(ranged, window))?;
-            let ours: Vec<Digest> = match ours {
-                Ok(ours) => ours,
-                Err(e) if e.class() == ErrorClass::Changed => return Ok(Compared::Changed),
-                Err(e) => return Ok(Compared::Failed(e.to_file_error())),
-            };
-            let theirs = match theirs {
-                Ok(theirs) => theirs,
-                Err(error) => return Ok(Compared::Failed(error)),
-            };
-            if !ours.iter().copied().map(Some).eq(theirs.iter().map(|block| block.base)) {
-                return Ok(Compared::Differs);
+        let windows = match self.windows(ranged).await? {
+            Ok(windows) => windows,
+            Err(error) => return Ok(Compared::from(error)),
+        };
+        let mut values = Subtrees::default();
+        for Window { span, hole } in windows {
+            if hole && span.length > BLOCK {
+                match self.blocks_of(ranged, span, span.length.next_power_of_two()).await? {
+                    Ok(there) if there.iter().all(|there| there.base == Some(ZERO)) => {
+                        values.add(span.length, ZERO);
+                        continue;
+                    }
+                    // It is not a hole there, and may be zeros all the same.
+                    Ok(_) => {}
+                    Err(error) => return Ok(Compared::Failed(error)),
+                }
             }
-            values.extend(merge_blocks(&ours));
+            for window in span.pieces(WINDOW) {
+                match self.compared_window(ranged, window).await? {
+                    Compared::Equal(value) => values.add(window.length, value),
+                    other => return Ok(other),
+                }
+            }
         }
-        Ok(merge_blocks(&values).map_or(Compared::Differs, Compared::Equal))
+        Ok(values.value().map_or(Compared::Differs, Compared::Equal))
     }
+
+    async fn compared_window(
+        &self,
+        ranged: Ranged<'_>,
+        window: Span,
+    ) -> Result<Compared, SendError> {
+        let (source, entry, hashing) =
+            (ranged.source.clone(), ranged.entry.clone(), self.hashing());
+        let ours = async {
+            let [mut scratch] = self.pool().take([SCRATCH]).await;
+            reading(move || hash_blocks(&source, &entry, window, hashing, &mut scratch)).await
+        };
+        let (ours, theirs) = tokio::try_join!(ours, self.blocks_of(ranged, window, BLOCK))?;
+        let ours: Vec<Digest> = match ours {
+            Ok(ours) => ours,
+            Err(error) => return Ok(Compared::from(error)),
+        };
+        let theirs = match theirs {
+            Ok(theirs) => theirs,
+            Err(error) => return Ok(Compared::Failed(error)),
+        };
+        if !ours.iter().copied().map(Some).eq(theirs.iter().map(|block| block.base)) {
+            return Ok(Compared::Differs);
+        }
+        Ok(merge_blocks(&ours).map_or(Compared::Differs, Compared::Equal))
+    }
+}
+
+/// Runs `read`, which reads the source, in a thread of its own.
+async fn reading<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, FsError> + Send + 'static,
+) -> Result<Result<T, FsError>, SendError> {
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(|e| SendError::Internal(format!("reading the source panicked: {e}")))
 }

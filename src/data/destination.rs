@@ -1,6 +1,6 @@
 //! Where an executor sends to: a peer, or this host itself.
 
-use super::asks::{BLOCK, BlockValue, BlocksAsk, PruneAsk, PrunedPage};
+use super::asks::{BLOCK, BlockValue, BlocksAsk, PruneAsk, PrunedPage, WINDOW};
 use super::delta::Ranged;
 use super::local::Local;
 use super::outcome::{Compared, Offered, Packed, RangeMode, RangeSent, SendError};
@@ -9,6 +9,7 @@ use super::pool::Pool;
 use super::read::Span;
 use crate::fs::Tree;
 use crate::wire::WorkerId;
+use crate::wire::content::Hashing;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::sync::FileError;
 use bytes::Bytes;
@@ -33,6 +34,19 @@ impl Destination {
             Destination::Local { worker, .. } => worker,
             Destination::Remote(peer) => peer.worker(),
         }
+    }
+
+    /// How content is compared.
+    pub(super) fn hashing(&self) -> Hashing {
+        match self {
+            Destination::Local { local, .. } => local.hashing(),
+            Destination::Remote(peer) => peer.hashing,
+        }
+    }
+
+    /// Whether a range is sent over several pairs of NICs.
+    pub(super) fn is_wide(&self) -> bool {
+        matches!(self, Destination::Remote(peer) if peer.is_wide())
     }
 
     /// The buffers for what is read on its account.
@@ -98,7 +112,9 @@ impl Destination {
     ) -> Result<RangeSent, SendError> {
         let ranged = Ranged { source, manifest, entry, span: Span { offset, length } };
         match mode {
-            RangeMode::Delta if offset.is_multiple_of(BLOCK) => self.delta(ranged).await,
+            RangeMode::Delta if offset.is_multiple_of(BLOCK) => self.windowed(ranged, mode).await,
+            // A long hole is one request, not one for each of its pieces.
+            _ if self.is_wide() && length > WINDOW => self.windowed(ranged, mode).await,
             _ => self.striped(ranged, None).await,
         }
     }

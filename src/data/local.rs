@@ -9,12 +9,13 @@ use super::pool::{BUFFER, Buffer, Pool, SCRATCH};
 use super::protocol::{PACK, RANGE, SWEEP};
 use super::read::{Read, Sink, Span, changed, open_same, read_whole};
 use super::receive;
-use super::send::{FedRange, read_range};
+use super::send::read_range;
 use super::store::{Store, keep_blocks};
 use super::until::Until;
 use crate::fs::{FsError, Keep, NewFile, Target, Tree};
 use crate::util::rate::Pace;
 use crate::util::shutdown::Shutdown;
+use crate::wire::content::{ContentHasher, Hashing};
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::WriteRules;
 use crate::wire::sync::{ErrorClass, FileError};
@@ -63,6 +64,11 @@ impl Local {
     /// The same; no content is written any more once that is over.
     pub fn until(self, until: &Until) -> Self {
         Local { until: until.clone(), ..self }
+    }
+
+    /// How content is compared.
+    pub(super) fn hashing(&self) -> Hashing {
+        self.rules().hashing()
     }
 
     fn rules(&self) -> &WriteRules {
@@ -147,12 +153,12 @@ impl Local {
         let (target, pace) = (self.target.clone(), self.pace.clone());
         let until = self.until.clone();
         let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
-        let (checked, hashed) = (self.rules().hashed, self.rules().wants_digests());
+        let (checked, hashing) = (self.rules().checked_hashing(), self.rules().sent_hashing());
         let (mut buffer, mut scratch) = self.pool.to_send(there.is_some()).await;
         run(move |cancelled| {
             let file = match open_same(&source, &entry) {
                 Ok(file) => file,
-                Err(error) => return Ok(failed(error)),
+                Err(error) => return Ok(RangeSent::from(error)),
             };
             let going = Going { cancelled: &cancelled, until: &until, pace: &pace };
             if going.on().is_err() {
@@ -160,13 +166,13 @@ impl Local {
             }
             let mut part = match target.part(&entry) {
                 Ok(part) => part,
-                Err(error) => return Ok(failed(error)),
+                Err(error) => return Ok(RangeSent::from(error)),
             };
             if there.is_none()
                 && file.is_dense()
                 && let Err(error) = part.reserve(span.offset, span.length)
             {
-                return Ok(failed(error));
+                return Ok(RangeSent::from(error));
             }
             let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::pages));
             let mut copier = Copier {
@@ -174,16 +180,18 @@ impl Local {
                 checked,
                 ..Copier::new(&mut part, &entry.path, &mut buffer, going)
             };
-            let value = match read_range(&file, span, compare, hashed, &mut copier) {
+            let value = match read_range(&file, span, compare, hashing, &mut copier) {
                 Ok((Read::All, value)) if file.unchanged_since_open().is_ok() => value,
                 Ok((Read::All | Read::Short, _)) => return Ok(RangeSent::Changed),
-                Ok((Read::Failed(error), _)) | Err(Stop::Error(error)) => return Ok(failed(error)),
+                Ok((Read::Failed(error), _)) | Err(Stop::Error(error)) => {
+                    return Ok(RangeSent::from(error));
+                }
                 Err(Stop::Cancelled) => return Err(stopped()),
             };
             let (sent, kept) = (copier.sent, copier.kept);
             Ok(match part.finish() {
                 Ok(()) => RangeSent::Written { value, sent, kept },
-                Err(error) => failed(error),
+                Err(error) => RangeSent::from(error),
             })
         })
         .await
@@ -235,14 +243,6 @@ impl Local {
     }
 }
 
-/// What a source or a destination made of a range that failed.
-fn failed(error: FsError) -> RangeSent {
-    match FedRange::from(error) {
-        FedRange::Failed(error) => RangeSent::Failed(error),
-        FedRange::Changed | FedRange::Sent { .. } => RangeSent::Changed,
-    }
-}
-
 /// The report of an error that made `entry` fail. One of the storage root has no path of its own.
 fn error_of(entry: &Entry, error: &FsError) -> FileError {
     let mut report = error.to_file_error();
@@ -289,7 +289,7 @@ fn copy(
     let now = file.entry();
     let span = Span { offset: 0, length: now.size() };
     // Nothing lies between the two ends that a digest could guard: it is only had for who wants it.
-    let mut hasher = claims.rules.digests.then(blake3::Hasher::new);
+    let mut hasher = claims.rules.digests.then(|| ContentHasher::new(Hashing::Whole));
     let mut copier = Copier::new(&mut new, &now.path, buffer, going);
     let read = read_whole(&file, span, &mut hasher, &mut copier);
     let sent = copier.sent;
@@ -300,7 +300,7 @@ fn copy(
         Err(stop) => Err(stop),
     };
     let published = whole.and_then(|()| NewFile::publish(new, now).map_err(Stop::Error));
-    let digest = hasher.map(|hasher| hasher.finalize().into());
+    let digest = hasher.map(ContentHasher::digest);
     (published.map(|()| Written { bytes: now.size(), digest }), sent)
 }
 
@@ -327,15 +327,15 @@ struct Copier<'a, S> {
     going: Going<'a>,
     /// Where the next content belongs.
     at: u64,
-    /// What is kept is read back.
-    checked: bool,
+    /// What is kept is read back and hashed like this.
+    checked: Option<Hashing>,
     sent: u64,
     kept: u64,
 }
 
 impl<'a, S> Copier<'a, S> {
     fn new(store: &'a mut S, path: &'a RelPath, buffer: &'a mut Buffer, going: Going<'a>) -> Self {
-        Copier { store, path, buffer, going, at: 0, checked: false, sent: 0, kept: 0 }
+        Copier { store, path, buffer, going, at: 0, checked: None, sent: 0, kept: 0 }
     }
 }
 
@@ -363,7 +363,7 @@ impl<S: Store> Sink for Copier<'_, S> {
     fn keep(&mut self, from: Keep, length: u64, values: &[Digest]) -> Result<(), Stop> {
         let span = Span { offset: self.at, length };
         let (going, path) = (self.going, self.path);
-        let back = self.checked.then(|| (path, self.buffer.pages()));
+        let back = self.checked.map(|hashing| (path, hashing, self.buffer.pages()));
         let blocks = span.pieces(BLOCK).zip(values.iter().copied());
         // Only part files are compared with.
         if let Some(part) = self.store.part() {

@@ -4,9 +4,10 @@ use super::protocol::{
     Answer, DigestOf, Fault, OfferReply, PackReply, RangeReply, Taken, Unstamped, read_notes,
 };
 use super::send::{Fed, FedRange};
+use crate::fs::FsError;
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
 use crate::wire::options::{Action, Notes};
-use crate::wire::sync::FileError;
+use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::{Digest, RelPath, WorkerId};
 
 /// Why a request to a destination brought nothing.
@@ -127,7 +128,7 @@ pub enum RangeMode {
 pub enum RangeSent {
     /// It is in the part file.
     Written {
-        /// Its chaining value, where content is hashed.
+        /// Its value, where content is hashed.
         value: Option<Digest>,
         /// Content that went to the destination, in bytes. What is neither sent nor kept is a hole.
         sent: u64,
@@ -143,7 +144,7 @@ pub enum RangeSent {
 /// How a range of the source compares with the file at the destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
-    /// Equal; its chaining value.
+    /// Equal; its value.
     Equal(Digest),
     /// Not equal, or not there.
     Differs,
@@ -279,6 +280,25 @@ impl Packed {
             unstamped: unstamped(dirs, reply.unstamped)?,
             to_sweep: reply.to_sweep,
         })
+    }
+}
+
+impl From<FsError> for RangeSent {
+    /// What a range becomes that could not be read or written.
+    fn from(error: FsError) -> Self {
+        match error.class() {
+            ErrorClass::Changed => RangeSent::Changed,
+            _ => RangeSent::Failed(error.to_file_error()),
+        }
+    }
+}
+
+impl From<FsError> for Compared {
+    fn from(error: FsError) -> Self {
+        match error.class() {
+            ErrorClass::Changed => Compared::Changed,
+            _ => Compared::Failed(error.to_file_error()),
+        }
     }
 }
 

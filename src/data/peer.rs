@@ -3,8 +3,8 @@
 
 use super::asking::{Answered, Asking, Gone, Outlet};
 use super::asks::{
-    BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk,
-    SweepReply,
+    BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk, SweepReply,
+    WINDOW,
 };
 use super::body::{STALL, STALL_BYTES, stalled};
 use super::connect::Kind;
@@ -25,6 +25,7 @@ use crate::util::damage::Damage;
 use crate::util::rate::Pace;
 use crate::util::seal::{self, DAMAGED, DAMAGED_CODE};
 use crate::util::shutdown::Shutdown;
+use crate::wire::content::Hashing;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
@@ -69,8 +70,10 @@ pub struct Peer {
     worker: WorkerId,
     endpoints: Vec<Endpoint>,
     ticket: String,
-    /// Content is sent with its digest.
-    hashed: bool,
+    /// How content is compared …
+    pub(super) hashing: Hashing,
+    /// … and sent, where that is with its digest.
+    sent_hashing: Option<Hashing>,
     pace: Pace,
     damage: Damage,
     until: Until,
@@ -97,7 +100,8 @@ impl Peer {
             worker: member.worker_id.clone(),
             endpoints: member.data_plane_endpoints.clone(),
             ticket: ticket.to_owned(),
-            hashed: rules.wants_digests(),
+            hashing: rules.hashing(),
+            sent_hashing: rules.sent_hashing(),
             pace: Pace::default(),
             damage: Damage::default(),
             until: Until::default(),
@@ -155,12 +159,12 @@ impl Peer {
         dirs: Vec<DirRef>,
         files: Vec<Entry>,
     ) -> Result<Packed, SendError> {
-        let (source, hashed) = (source.clone(), self.hashed);
+        let (source, hashing) = (source.clone(), self.sent_hashing);
         let size = files.iter().map(Entry::size).sum();
         let (dirs, files) = (Arc::new(dirs), Arc::new(files));
         let (table, sent) = (dirs.clone(), files.clone());
         let feed = move |feed: &mut Feed<'_>| {
-            let fed = feed_pack(&source, &table, &sent, hashed, feed)?;
+            let fed = feed_pack(&source, &table, &sent, hashing, feed)?;
             Ok((fed, feed.sent()))
         };
         let (reply, fed): (PackReply, (Vec<Fed>, u64)) =
@@ -190,10 +194,10 @@ impl Peer {
             length: span.length,
             dense: None,
         };
-        let (source, file, hashed) = (source.clone(), entry.clone(), self.hashed);
+        let (source, file, hashing) = (source.clone(), entry.clone(), self.sent_hashing);
         let size = (span.length, there.is_some());
         let feed = move |feed: &mut Feed<'_>| {
-            feed_range(&source, &head, &file, there.as_deref(), hashed, feed)
+            feed_range(&source, &head, &file, there.as_deref(), hashing, feed)
         };
         let (reply, fed): (RangeReply, FedRange) = self.stream(RANGE, size, feed).await?;
         if reply.range == Taken::Mismatch && matches!(fed, FedRange::Sent { .. }) {
@@ -214,9 +218,11 @@ impl Peer {
     ) -> Result<Result<Vec<BlockValue>, FileError>, SendError> {
         let entry = ask.checked().map_err(SendError::Internal)?;
         // The part file and the file that is there.
-        let patience = self.patience(2 * ask.length);
+        let patience = self.patience(2 * ask.length.min(2 * WINDOW));
         match self.ask(DIGEST, encoded(&ask), patience).await? {
-            BlocksReply::Values(values) if values.len() as u64 == ask.length.div_ceil(BLOCK) => {
+            BlocksReply::Values(values)
+                if values.len() as u64 == ask.length.div_ceil(ask.block) =>
+            {
                 Ok(Ok(values))
             }
             BlocksReply::Values(values) => {

@@ -1,13 +1,12 @@
 //! Reading the content of a source file in order, once, for whoever takes it: a connection, or a
-//! destination on this host. Holes are hashed and not read.
+//! destination on this host. Holes are not read.
 
-use super::asks::{BLOCK, BlockValue};
+use super::asks::{BLOCK, BlockValue, WINDOW};
 use super::pool::{Buffer, READ_AT_ONCE};
 use crate::fs::{Cause, FsError, Keep, PAGE, Side, SourceFile, Tree};
 use crate::wire::Digest;
+use crate::wire::content::{ContentHasher, Hashing, ZERO};
 use crate::wire::manifest::Entry;
-use blake3::Hasher;
-use blake3::hazmat::HasherExt as _;
 
 /// Neighbouring blocks that are kept are told as one, up to this length: both ends hear of each other
 /// while they work on a long run of them.
@@ -15,8 +14,6 @@ pub const KEEP_AT: u64 = 8 << 20;
 
 /// Spans from this length on are kept out of the page cache, in bytes.
 const LARGE: u64 = 16 << 20;
-
-static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
 /// Takes content in order.
 pub trait Sink {
@@ -83,29 +80,36 @@ impl Span {
     }
 }
 
-/// A hasher for the chaining value of what begins at `offset`, a multiple of 1 KiB.
-pub fn hasher_at(offset: u64) -> Hasher {
-    let mut hasher = Hasher::new();
-    hasher.set_input_offset(offset);
-    hasher
+/// A part of a range that is sent or compared at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// What it is.
+    pub span: Span,
+    /// The source has nothing there.
+    pub hole: bool,
 }
 
-/// Hashes `length` zeros; asks `go_on` again and again.
+/// Cuts `span` of `entry`'s version of its file into subtrees of its hash of [`WINDOW`] bytes, and holes of any
+/// length.
 ///
 /// # Errors
-/// What `go_on` says.
-pub fn hash_zeros<E>(
-    hasher: &mut Hasher,
-    mut length: u64,
-    go_on: impl Fn() -> Result<(), E>,
-) -> Result<(), E> {
-    while length > 0 {
-        go_on()?;
-        let n = length.min(BLOCK);
-        hasher.update(&ZEROS[..n as usize]);
-        length -= n;
+/// It can't be opened, or is another version ([`Cause::Changed`]).
+pub fn windows(source: &Tree, entry: &Entry, span: Span) -> Result<Vec<Window>, FsError> {
+    let file = open_same(source, entry)?;
+    let mut windows = Vec::new();
+    let mut at = span.offset;
+    while at < span.end() {
+        let (data, _) = data_from(&file, at, span)?;
+        let mut length = WINDOW.min(span.end() - at);
+        let hole = data - at >= length;
+        while hole && (at - span.offset).is_multiple_of(2 * length) && data - at >= 2 * length {
+            length *= 2;
+        }
+        windows.push(Window { span: Span { offset: at, length }, hole });
+        at += length;
     }
-    Ok(())
+    file.unchanged_since_open()?;
+    Ok(windows)
 }
 
 /// The next run of data in `span` from `at` on, as start and end; both are its end where only a hole
@@ -121,7 +125,7 @@ fn data_from(file: &SourceFile, at: u64, span: Span) -> Result<(u64, u64), FsErr
 pub fn read_whole<S: Sink>(
     file: &SourceFile,
     span: Span,
-    hasher: &mut Option<Hasher>,
+    hasher: &mut Option<ContentHasher>,
     sink: &mut S,
 ) -> Result<Read, S::Stop> {
     let mut at = span.offset;
@@ -133,7 +137,7 @@ pub fn read_whole<S: Sink>(
         };
         if start > at {
             if let Some(hasher) = hasher {
-                hash_zeros(hasher, start - at, || sink.go_on())?;
+                hasher.zeros(start - at, || sink.go_on())?;
             }
             sink.hole(start - at)?;
             at = start;
@@ -183,14 +187,14 @@ struct Delta<'a, S> {
 }
 
 /// Reads `span`, block by block, and compares it with `there`, what the destination has of each block.
-/// Returns the chaining values of the blocks. `scratch` has room for a block.
+/// Returns the values of the blocks. `scratch` has room for a block.
 ///
 /// # Errors
 /// What the sink says.
 pub fn read_delta<S: Sink>(
     file: &SourceFile,
     span: Span,
-    there: &[BlockValue],
+    (there, hashing): (&[BlockValue], Hashing),
     scratch: &mut [u8],
     sink: &mut S,
 ) -> Result<(Read, Vec<Digest>), S::Stop> {
@@ -199,7 +203,7 @@ pub fn read_delta<S: Sink>(
         delta.sink.go_on()?;
         // Of what nothing is known, all is sent.
         let there = there.get(i).copied().unwrap_or_default();
-        match block_of(file, block, scratch) {
+        match block_of(file, block, hashing, scratch) {
             Ok(Some((value, holes))) => delta.take(block, (value, holes), there, scratch)?,
             Ok(None) => return Ok((Read::Short, Vec::new())),
             Err(error) => return Ok((Read::Failed(error), Vec::new())),
@@ -217,15 +221,15 @@ enum Holes {
     All,
 }
 
-/// The chaining value of `block`, read into `scratch` where it is not one hole; `None` where the file
+/// The value of `block`, read into `scratch` where it is not one hole; `None` where the file
 /// ends before it does.
 fn block_of(
     file: &SourceFile,
     block: Span,
+    hashing: Hashing,
     scratch: &mut [u8],
 ) -> Result<Option<(Digest, Holes)>, FsError> {
-    let n = block.length as usize;
-    let mut hasher = hasher_at(block.offset);
+    let content = &mut scratch[..block.length as usize];
     let run = data_from(file, block.offset, block)?;
     let holes = if run == (block.offset, block.end()) {
         Holes::None
@@ -234,15 +238,15 @@ fn block_of(
     } else {
         Holes::Some
     };
-    if holes == Holes::All {
-        hasher.update(&ZEROS[..n]);
-    } else {
-        if file.read_at(&mut scratch[..n], block.offset)? < n {
+    match holes {
+        Holes::All if hashing == Hashing::NonZero => return Ok(Some((ZERO, holes))),
+        Holes::All => content.fill(0),
+        Holes::None | Holes::Some if file.read_at(content, block.offset)? < content.len() => {
             return Ok(None);
         }
-        hasher.update(&scratch[..n]);
+        Holes::None | Holes::Some => {}
     }
-    Ok(Some((Digest(hasher.finalize_non_root()), holes)))
+    Ok(Some((hashing.block(block.offset, content), holes)))
 }
 
 impl<S: Sink> Delta<'_, S> {
@@ -330,7 +334,7 @@ pub fn changed(entry: &Entry) -> FsError {
     FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed)
 }
 
-/// The chaining values of the blocks of `span` of `entry`'s version of its file; `scratch` has room for
+/// The values of the blocks of `span` of `entry`'s version of its file; `scratch` has room for
 /// [one](super::pool::SCRATCH).
 ///
 /// # Errors
@@ -339,13 +343,13 @@ pub fn hash_blocks(
     source: &Tree,
     entry: &Entry,
     span: Span,
+    hashing: Hashing,
     scratch: &mut Buffer,
 ) -> Result<Vec<Digest>, FsError> {
     let file = open_same(source, entry)?;
-    let values = span.pieces(BLOCK).map(|block| match block_of(&file, block, scratch.pages()) {
-        Ok(Some((value, _))) => Ok(value),
-        Ok(None) => Err(changed(entry)),
-        Err(error) => Err(error),
+    let values = span.pieces(BLOCK).map(|block| {
+        let value = block_of(&file, block, hashing, scratch.pages())?;
+        value.map(|(value, _)| value).ok_or_else(|| changed(entry))
     });
     let values = values.collect::<Result<_, _>>()?;
     file.unchanged_since_open()?;
@@ -357,17 +361,22 @@ pub fn hash_blocks(
 ///
 /// # Errors
 /// It can't be read, or is another version ([`Cause::Changed`]).
-pub fn hash_source(source: &Tree, entry: &Entry, buffer: &mut Buffer) -> Result<Digest, FsError> {
+pub fn hash_source(
+    source: &Tree,
+    entry: &Entry,
+    hashing: Hashing,
+    buffer: &mut Buffer,
+) -> Result<Digest, FsError> {
     let file = open_same(source, entry)?;
     let span = Span { offset: 0, length: entry.size() };
     let mut sink = Nowhere(buffer);
-    let mut hasher = Some(Hasher::new());
+    let mut hasher = Some(ContentHasher::new(hashing));
     match read_whole(&file, span, &mut hasher, &mut sink) {
         Ok(Read::All) => file.unchanged_since_open()?,
         Ok(Read::Failed(error)) => return Err(error),
         Ok(Read::Short) => return Err(changed(entry)),
     }
-    Ok(hasher.unwrap_or_default().finalize().into())
+    Ok(hasher.map_or(ZERO, ContentHasher::digest))
 }
 
 /// Takes content to nowhere: it is only hashed.

@@ -6,16 +6,15 @@ use super::protocol::{
     Answer, DigestOf, Fault, NoteOf, OfferReply, PackReply, Place, RangeHead, RangeReply, Taken,
     Unstamped, notes_of,
 };
-use super::read::{Span, hash_zeros, hasher_at};
+use super::read::Span;
 use super::store::{ReadBack, Store, keep};
 use crate::fs::{FsError, Keep, NewFile, PartFile, Reconciled, Target, Verdict};
+use crate::wire::content::ContentHasher;
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
 use crate::wire::options::Notes;
 use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
-use blake3::Hasher;
-use blake3::hazmat::HasherExt as _;
 use std::collections::BTreeMap;
 
 /// Brings everything of `manifest` that needs no content, and says what is wanted.
@@ -161,7 +160,7 @@ impl Pack<'_> {
             store: self.target.create(entry, self.claims.attempt),
             span: Span { offset: 0, length: size },
             keeps: false,
-            hasher: self.claims.rules.hashed.then(Hasher::new),
+            hasher: self.claims.rules.checked_hashing().map(ContentHasher::new),
             path: &entry.path,
             buffer: self.buffer,
             gathered: 0,
@@ -172,7 +171,7 @@ impl Pack<'_> {
         let right = match (end, hasher) {
             (End::Abort, _) => return Ok(Taken::Aborted),
             (End::Whole(complete, Some(digest)), Some(hasher)) => {
-                complete && Digest::from(hasher.finalize()) == digest
+                complete && hasher.digest() == digest
             }
             (End::Whole(complete, _), _) => complete,
         };
@@ -208,7 +207,7 @@ struct Taking<'a, S> {
     /// Whether the peer may say what is kept.
     keeps: bool,
     /// Where content must come with its digest.
-    hasher: Option<Hasher>,
+    hasher: Option<ContentHasher>,
     path: &'a RelPath,
     /// To gather content, and to read back what is kept.
     buffer: &'a mut [u8],
@@ -264,7 +263,7 @@ impl<S: Store> Taking<'_, S> {
                 }
                 Frame::Hole(_) => {
                     if let Some(hasher) = &mut self.hasher {
-                        hash_zeros(hasher, length, || go_on_with_zeros(frames))?;
+                        hasher.zeros(length, || go_on_with_zeros(frames))?;
                     }
                     self.store(|store| store.hole(here));
                 }
@@ -369,7 +368,7 @@ fn go_on_with_zeros<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError
 }
 
 /// Reads a range to its end and writes it into the file's part file; its content must come with its
-/// value where it is to be `hashed`. The part file stays, whatever becomes of the range: other ranges
+/// value where it is to be hashed. The part file stays, whatever becomes of the range: other ranges
 /// are in it, and only a commit makes a file of it. Content is gathered in `buffer`.
 ///
 /// # Errors
@@ -377,7 +376,6 @@ fn go_on_with_zeros<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError
 pub fn take_range<P: Pieces>(
     frames: &mut FrameReader<P>,
     target: &Target,
-    hashed: bool,
     buffer: &mut [u8],
 ) -> Result<RangeReply, FrameError> {
     let Frame::Range(head) = frames.next_frame()? else {
@@ -385,11 +383,11 @@ pub fn take_range<P: Pieces>(
     };
     let entry = head.checked().map_err(FrameError::Order)?;
     let most = range_length(entry.size(), target.rules().chunk_bytes);
-    if head.length > most {
+    if head.dense == Some(true) && head.length > most {
         let why = format!("a range of {} bytes, where the ticket allows {most}", head.length);
         return Err(FrameError::Order(why));
     }
-    let range = take_range_content(frames, target, hashed, (&head, entry), buffer)?;
+    let range = take_range_content(frames, target, (&head, entry), buffer)?;
     frames.finish()?;
     Ok(RangeReply { range })
 }
@@ -418,7 +416,6 @@ fn open_part<P: Pieces>(
 fn take_range_content<P: Pieces>(
     frames: &mut FrameReader<P>,
     target: &Target,
-    hashed: bool,
     (head, entry): (&RangeHead, &Entry),
     buffer: &mut [u8],
 ) -> Result<Taken, FrameError> {
@@ -428,11 +425,12 @@ fn take_range_content<P: Pieces>(
     {
         store = Err(error);
     }
+    let hashing = target.rules().checked_hashing();
     let mut taking = Taking {
         store,
         span: Span { offset: head.offset, length: head.length },
         keeps: true,
-        hasher: hashed.then(|| hasher_at(head.offset)),
+        hasher: hashing.map(|hashing| ContentHasher::at(hashing, head.offset)),
         path: &entry.path,
         buffer,
         gathered: 0,
@@ -442,9 +440,8 @@ fn take_range_content<P: Pieces>(
     let Taking { store, hasher, .. } = taking;
     let right = match (end, hasher) {
         (End::Abort, _) => return Ok(Taken::Aborted),
-        // `complete` first: an empty hasher has no chaining value.
         (End::Whole(complete, Some(value)), Some(hasher)) => {
-            complete && hasher.finalize_non_root() == value.0
+            complete && hasher.value() == Some(value)
         }
         (End::Whole(complete, _), _) => complete,
     };

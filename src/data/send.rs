@@ -7,15 +7,13 @@ use super::frame::{self, HEAD};
 use super::outcome::Written;
 use super::pool::Buffer;
 use super::protocol::RangeHead;
-use super::read::{
-    KEEP_AT, Read, Sink, Span, changed, hasher_at, open_same, read_delta, read_whole,
-};
+use super::read::{KEEP_AT, Read, Sink, Span, changed, open_same, read_delta, read_whole};
 use crate::fs::{FsError, Keep, SourceFile, Tree};
 use crate::util::rate::Pace;
 use crate::wire::Digest;
+use crate::wire::content::{ContentHasher, Hashing};
 use crate::wire::manifest::{DirRef, Entry, merge_blocks};
 use crate::wire::sync::{ErrorClass, FileError};
-use blake3::hazmat::HasherExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -156,7 +154,7 @@ impl Sink for Feed<'_> {
 }
 
 /// Sends `files` of `source` as what each of them is now, below the directories `dirs`; their content
-/// is followed by its digest where it is to be `hashed`.
+/// is followed by its digest where it is to be hashed.
 ///
 /// # Errors
 /// [`Gone`]; what was sent counts for nothing then.
@@ -164,13 +162,13 @@ pub fn feed_pack(
     source: &Tree,
     dirs: &[DirRef],
     files: &[Entry],
-    hashed: bool,
+    hashing: Option<Hashing>,
     feed: &mut Feed<'_>,
 ) -> Result<Vec<Fed>, Gone> {
     feed.put(&frame::dirs(dirs.to_vec()))?;
     let mut fed = Vec::with_capacity(files.len());
     for entry in files {
-        fed.push(feed_file(source, entry, hashed, feed)?);
+        fed.push(feed_file(source, entry, hashing, feed)?);
         if feed.buffer.len() >= SEND_AT {
             feed.flush()?;
         }
@@ -181,7 +179,12 @@ pub fn feed_pack(
     Ok(fed)
 }
 
-fn feed_file(source: &Tree, entry: &Entry, hashed: bool, feed: &mut Feed<'_>) -> Result<Fed, Gone> {
+fn feed_file(
+    source: &Tree,
+    entry: &Entry,
+    hashing: Option<Hashing>,
+    feed: &mut Feed<'_>,
+) -> Result<Fed, Gone> {
     let file = match source.open_source(entry) {
         Ok(file) => file,
         Err(error) => return Ok(Fed::Unread(error.to_file_error())),
@@ -189,7 +192,7 @@ fn feed_file(source: &Tree, entry: &Entry, hashed: bool, feed: &mut Feed<'_>) ->
     let now = file.entry();
     let bytes = now.size();
     feed.put(&frame::file(now))?;
-    let mut hasher = hashed.then(blake3::Hasher::new);
+    let mut hasher = hashing.map(ContentHasher::new);
     let read = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, feed)?;
     let error = match read {
         Read::Failed(error) => error,
@@ -197,8 +200,9 @@ fn feed_file(source: &Tree, entry: &Entry, hashed: bool, feed: &mut Feed<'_>) ->
         Read::Short => changed(entry),
         Read::All => match file.unchanged_since_open() {
             Ok(()) => {
-                let digest = hasher.map(|hasher| hasher.finalize().into());
+                let digest = hasher.map(ContentHasher::digest);
                 feed.end_content(digest)?;
+                let digest = digest.filter(|_| hashing == Some(Hashing::Whole));
                 return Ok(Fed::Sent(Written { bytes, digest }));
             }
             Err(error) => error,
@@ -218,7 +222,7 @@ pub fn feed_range(
     head: &RangeHead,
     entry: &Entry,
     there: Option<&[BlockValue]>,
-    hashed: bool,
+    hashing: Option<Hashing>,
     feed: &mut Feed<'_>,
 ) -> Result<FedRange, Gone> {
     let span = Span { offset: head.offset, length: head.length };
@@ -230,7 +234,7 @@ pub fn feed_range(
         Ok(file) => {
             let mut scratch = feed.scratch.take();
             let compare = there.zip(scratch.as_mut().map(Buffer::pages));
-            match read_range(&file, span, compare, hashed, feed)? {
+            match read_range(&file, span, compare, hashing, feed)? {
                 (Read::Failed(error), _) => (error.into(), None),
                 (Read::All, value) if file.unchanged_since_open().is_ok() => {
                     let (sent, kept) = (feed.sent, feed.kept);
@@ -249,7 +253,8 @@ pub fn feed_range(
 }
 
 /// Reads `span` of `file` into `sink`, where there is something to `compare` with (and a block's room)
-/// only what differs; with its chaining value where it is to be `hashed`.
+/// only what differs; with its value where it is to be hashed. What is compared is compared by values
+/// without zeros where it is not.
 ///
 /// # Errors
 /// What the sink says.
@@ -257,17 +262,18 @@ pub fn read_range<S: Sink>(
     file: &SourceFile,
     span: Span,
     compare: Option<(&[BlockValue], &mut [u8])>,
-    hashed: bool,
+    hashing: Option<Hashing>,
     sink: &mut S,
 ) -> Result<(Read, Option<Digest>), S::Stop> {
     if let Some((there, scratch)) = compare {
+        let there = (there, hashing.unwrap_or(Hashing::NonZero));
         let (read, values) = read_delta(file, span, there, scratch, sink)?;
-        return Ok((read, merge_blocks(&values).filter(|_| hashed)));
+        return Ok((read, merge_blocks(&values).filter(|_| hashing.is_some())));
     }
-    let mut hasher = hashed.then(|| hasher_at(span.offset));
+    let mut hasher = hashing.map(|hashing| ContentHasher::at(hashing, span.offset));
     let read = read_whole(file, span, &mut hasher, sink)?;
     // What ended early may be nothing at all, and that has no value.
-    let value = hasher.filter(|_| matches!(read, Read::All)).map(|h| Digest(h.finalize_non_root()));
+    let value = hasher.filter(|_| matches!(read, Read::All)).and_then(ContentHasher::value);
     Ok((read, value))
 }
 

@@ -1,11 +1,10 @@
 //! Where content goes at a destination: the file of a pack, or the part file of a range. Both ends of
 //! a copy on one host, and the receiving end of a connection, write through this.
 
-use super::read::{KEEP_AT, Span, hasher_at};
+use super::read::{KEEP_AT, Span};
 use crate::fs::{Cause, FsError, Keep, NewFile, PartFile, Result, Side};
+use crate::wire::content::{ContentHasher, Hashing};
 use crate::wire::{Digest, RelPath};
-use blake3::Hasher;
-use blake3::hazmat::HasherExt as _;
 
 /// A file that is being written, in order.
 pub trait Store {
@@ -57,7 +56,7 @@ pub struct ReadBack<'a> {
     /// Of the file, for errors.
     pub path: &'a RelPath,
     /// What is read is hashed.
-    pub hasher: &'a mut Hasher,
+    pub hasher: &'a mut ContentHasher,
     /// Room to read to.
     pub buffer: &'a mut [u8],
 }
@@ -93,7 +92,7 @@ pub fn keep<E>(
     Ok(Ok(()))
 }
 
-/// [`keep`] for blocks of these `values`, which are checked one by one where `hashed`.
+/// [`keep`] for blocks of these values, which are read back and checked one by one where that is asked for.
 ///
 /// # Errors
 /// Like [`keep`].
@@ -101,10 +100,10 @@ pub fn keep_blocks<E>(
     part: &PartFile,
     from: Keep,
     blocks: impl Iterator<Item = (Span, Digest)>,
-    back: Option<(&RelPath, &mut [u8])>,
+    back: Option<(&RelPath, Hashing, &mut [u8])>,
     go_on: impl Fn() -> std::result::Result<(), E>,
 ) -> std::result::Result<Result<()>, E> {
-    let Some((path, buffer)) = back else {
+    let Some((path, hashing, buffer)) = back else {
         for (block, _) in blocks {
             if let Err(error) = keep(part, from, block, None, &go_on)? {
                 return Ok(Err(error));
@@ -113,12 +112,12 @@ pub fn keep_blocks<E>(
         return Ok(Ok(()));
     };
     for (block, value) in blocks {
-        let mut hasher = hasher_at(block.offset);
+        let mut hasher = ContentHasher::at(hashing, block.offset);
         let back = ReadBack { path, hasher: &mut hasher, buffer: &mut *buffer };
         if let Err(error) = keep(part, from, block, Some(back), &go_on)? {
             return Ok(Err(error));
         }
-        if Digest(hasher.finalize_non_root()) != value {
+        if hasher.value() != Some(value) {
             return Ok(Err(lost(path)));
         }
     }

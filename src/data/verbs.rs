@@ -232,7 +232,7 @@ pub(super) fn content_verb(ask: &Ask, served: &Served) -> Result<Taking, Failure
         })),
         RANGE => Ok(Box::new(move |frames, mut buffer| {
             frames.end_at(end);
-            let reply = take_range(frames, &target, claims.rules.hashed, buffer.pages())?;
+            let reply = take_range(frames, &target, buffer.pages())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),
         other => Err(Failure::Verb(super::protocol::plain(other))),

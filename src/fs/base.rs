@@ -5,12 +5,12 @@ use super::error::{Cause, Result};
 use super::meta::{lstat, size_of, type_of};
 use super::nodes::TouchUp;
 use super::root::{Dir, Place};
-use super::source::read_full;
+use super::source::{next_data, read_full};
 use super::target::{Step, Target};
 use crate::wire::Digest;
+use crate::wire::content::{ContentHasher, Hashing, ZERO, is_zero};
 use crate::wire::manifest::Entry;
 use crate::wire::options::Action;
-use blake3::hazmat::HasherExt as _;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -22,9 +22,11 @@ const PIECE: usize = 1 << 20;
 const SHORTEST: u64 = 1024;
 /// At most so many blocks are told of at once.
 const MAX_BLOCKS: u64 = 1 << 20;
+/// So much data is read, in bytes, to see that a long block is nothing but zeros.
+const MAX_ZEROS_READ: u64 = 64 << 20;
 
-/// What the destination has in the place of one block: BLAKE3 chaining values of the bytes there, as
-/// the subtree at the block's offset.
+/// What the destination has in the place of one block: the values of the bytes there
+/// ([`Hashing::block`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BlockValues {
     /// In the part file of this version; `None` where nothing was written yet.
@@ -40,15 +42,18 @@ struct Held {
 }
 
 impl Target {
-    /// The chaining values of what is there in place of `length` bytes of `entry`'s content from `offset`
+    /// The values of what is there in place of `length` bytes of `entry`'s content from `offset`
     /// on, in blocks of `block` bytes, which are read to `scratch`. The last block of the file may be
     /// shorter.
     ///
     /// A file of one block has a value like any other block, which is not its digest: digests are merged
     /// of two values or more.
     ///
+    /// Blocks may be longer than `scratch` where content is hashed without its zeros: the value of such a block is
+    /// [`ZERO`] where it is all zeros and that is found out at once, and none otherwise.
+    ///
     /// # Errors
-    /// `block` is no power of two (of 1 KiB at least) or longer than `scratch`, `offset` is not at the start of a block, the range
+    /// `block` is no power of two (of 1 KiB at least) or too long, `offset` is not at the start of a block, the range
     /// is beyond the file, or something can't be read. That there is nothing is no error.
     pub fn blocks(
         &self,
@@ -59,7 +64,11 @@ impl Target {
     ) -> Result<Vec<BlockValues>> {
         let failed = |errno| self.error("compare", &entry.path, errno);
         let end = offset.checked_add(length).filter(|end| *end <= entry.size());
-        let sound = block.is_power_of_two() && (SHORTEST..=scratch.len() as u64).contains(&block);
+        let hashing = self.rules.hashing();
+        let long = block > scratch.len() as u64;
+        let sound = block.is_power_of_two()
+            && block >= SHORTEST
+            && (!long || hashing == Hashing::NonZero && !scratch.is_empty());
         let (Some(end), true) = (end, sound && offset.is_multiple_of(block.max(1))) else {
             return Err(failed(Errno::INVAL));
         };
@@ -97,14 +106,15 @@ impl Target {
             None => None,
         };
         let mut value = |held: &Option<Held>, from, to| match held {
-            Some(held) => held.value(from, to, scratch),
+            Some(held) if long => Ok(held.is_zero(from, to, scratch)?.then_some(ZERO)),
+            Some(held) => held.value(from, to, hashing, scratch),
             None => Ok(None),
         };
         (0..count)
             .map(|at| {
                 let from = offset + at * block;
                 let to = (from + block).min(end);
-                let written = part.as_ref().is_some_and(|part| part.has_data(from, to));
+                let written = !long && part.as_ref().is_some_and(|part| part.has_data(from, to));
                 Ok(BlockValues {
                     part: if written { value(&part, from, to).map_err(failed)? } else { None },
                     base: value(&base, from, to).map_err(failed)?,
@@ -173,18 +183,28 @@ impl Target {
     pub(super) fn digest(&self, place: &Place<'_>) -> Step<Option<(u64, Digest)>> {
         let Some(Held { fd, size }) = self.hold(&place.dir, place.name)? else { return Ok(None) };
         self.announce(&fd, 0, size)?;
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = ContentHasher::new(self.rules.hashing());
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(PIECE).clamp(1, PIECE)];
-        while hasher.count() < size {
-            match read_full(&fd, &mut buffer, hasher.count())? {
-                0 => return Err(Errno::BUSY),
-                n => hasher.update(&buffer[..n]),
-            };
+        let mut at = 0;
+        while at < size {
+            let (start, end) = next_data(&fd, at, size)?.unwrap_or((size, size));
+            hasher.zeros(start - at, || Ok::<_, Errno>(()))?;
+            at = start;
+            while at < end {
+                let wanted = usize::try_from(end - at).map_or(PIECE, |n| n.min(buffer.len()));
+                match read_full(&fd, &mut buffer[..wanted], at)? {
+                    0 => return Err(Errno::BUSY),
+                    n => {
+                        hasher.update(&buffer[..n]);
+                        at += n as u64;
+                    }
+                }
+            }
         }
-        if hasher.count() != size {
+        if size_of(&rustix::fs::fstat(&fd)?) != size {
             return Err(Errno::BUSY);
         }
-        Ok(Some((size, hasher.finalize().into())))
+        Ok(Some((size, hasher.digest())))
     }
 
     /// Opens the regular file `name`; `None` where there is none.
@@ -221,16 +241,39 @@ impl Target {
 }
 
 impl Held {
-    /// The chaining value of the bytes between; `None` where the file ends before.
-    fn value(&self, from: u64, to: u64, buffer: &mut [u8]) -> Step<Option<Digest>> {
+    /// The value of the bytes between; `None` where the file ends before.
+    fn value(
+        &self,
+        from: u64,
+        to: u64,
+        hashing: Hashing,
+        buffer: &mut [u8],
+    ) -> Step<Option<Digest>> {
         let wanted = usize::try_from(to - from).map_err(|_| Errno::INVAL)?;
         if self.size < to || read_full(&self.fd, &mut buffer[..wanted], from)? < wanted {
             return Ok(None);
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.set_input_offset(from);
-        hasher.update(&buffer[..wanted]);
-        Ok(Some(Digest(hasher.finalize_non_root())))
+        Ok(Some(hashing.block(from, &buffer[..wanted])))
+    }
+
+    /// Whether the bytes between are there and all zero, as far as so much reading shows.
+    fn is_zero(&self, from: u64, to: u64, buffer: &mut [u8]) -> Step<bool> {
+        let (mut at, mut left) = (from, MAX_ZEROS_READ);
+        while self.size >= to
+            && let Some((start, end)) = next_data(&self.fd, at, to)?
+        {
+            at = start;
+            while at < end {
+                let wanted = usize::try_from(end - at).map_or(PIECE, |n| n.min(buffer.len()));
+                let n = read_full(&self.fd, &mut buffer[..wanted], at)?;
+                if n < wanted || left < n as u64 || !is_zero(&buffer[..n]) {
+                    return Ok(false);
+                }
+                left -= n as u64;
+                at += n as u64;
+            }
+        }
+        Ok(self.size >= to)
     }
 
     /// Whether not all of it is a hole.

@@ -4,7 +4,7 @@
 
 use super::source::{next_data, read_full};
 use crate::wire::Digest;
-use blake3::hazmat::HasherExt as _;
+use crate::wire::content::{ContentHasher, Hashing};
 use rustix::fd::OwnedFd;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -14,8 +14,10 @@ use rustix::io::Errno;
 pub struct Ranges<'a> {
     /// The length of all but the last, in bytes.
     pub length: u64,
-    /// The BLAKE3 chaining value of each, in order.
+    /// The value of each, in order …
     pub values: &'a [Digest],
+    /// … when it is hashed like this.
+    pub hashing: Hashing,
 }
 
 /// Bytes that are read at once.
@@ -59,22 +61,18 @@ fn is_right(fd: &OwnedFd, size: u64, ranges: Ranges<'_>, at: u64) -> Result<Opti
     let start = index * length;
     let end = start.saturating_add(length).min(size);
     let value = usize::try_from(index).ok().and_then(|index| ranges.values.get(index));
-    Ok((value == Some(&value_of(fd, start, end)?)).then_some(end))
+    Ok((value == value_of(fd, start, end, ranges.hashing)?.as_ref()).then_some(end))
 }
 
-/// The chaining value of the bytes from `start` to `end`, which is behind it. Holes are not read.
-fn value_of(fd: &OwnedFd, start: u64, end: u64) -> Result<Digest, Errno> {
-    let (mut buffer, zeros) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(start);
+/// The value of the bytes from `start` to `end`, which is behind it. Holes are not read.
+fn value_of(fd: &OwnedFd, start: u64, end: u64, hashing: Hashing) -> Result<Option<Digest>, Errno> {
+    let mut buffer = vec![0; PIECE];
+    let mut hasher = ContentHasher::at(hashing, start);
     let mut at = start;
     while at < end {
         let (data, stop) = next_data(fd, at, end)?.unwrap_or((end, end));
-        while at < data {
-            let n = piece(data - at);
-            hasher.update(&zeros[..n]);
-            at += n as u64;
-        }
+        hasher.zeros(data - at, || Ok::<_, Errno>(()))?;
+        at = data;
         while at < stop {
             let wanted = piece(stop - at);
             let n = read_full(fd, &mut buffer[..wanted], at)?;
@@ -85,7 +83,7 @@ fn value_of(fd: &OwnedFd, start: u64, end: u64) -> Result<Digest, Errno> {
             at += n as u64;
         }
     }
-    Ok(Digest(hasher.finalize_non_root()))
+    Ok(hasher.value())
 }
 
 fn piece(left: u64) -> usize {

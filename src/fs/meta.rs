@@ -62,10 +62,17 @@ pub(super) fn entry_of(
         _ => Kind::Special { format: stat.st_mode & 0o170_000, rdev: stat.st_rdev },
     };
     let mut entry = Entry::new(path, kind, meta_of(stat), ident_of(stat));
+    entry.stored = stored_of(stat).filter(|_| keep.has(Attribute::Sparse));
     entry.linked = stat.st_nlink > 1 && !entry.is_dir() && keep.has(Attribute::Hardlinks);
     let object = if name.is_empty() { Object::Open(dir) } else { Object::Named(dir, name) };
     entry.xattrs = xattr::read(object, entry.is_dir(), keep)?;
     Ok(entry)
+}
+
+/// What a file with holes takes on its disk, in bytes; `None` of all that has none.
+pub(super) fn stored_of(stat: &Stat) -> Option<u64> {
+    let stored = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+    (type_of(stat) == FileType::RegularFile && stored < size_of(stat)).then_some(stored)
 }
 
 /// `lstat` of a name in a directory.

@@ -3,7 +3,7 @@
 use super::cache::ReadBehind;
 use super::direct::Direct;
 use super::error::{Cause, FsError, Result, Side};
-use super::meta::{ident_of, meta_of, size_of, type_of};
+use super::meta::{ident_of, meta_of, size_of, stored_of, type_of};
 use super::root::{Tree, same_version};
 use super::xattr;
 use crate::wire::manifest::{Entry, Kind};
@@ -75,8 +75,7 @@ impl Tree {
             let now = self.entry_of(fd.as_fd(), b"", entry.path.clone(), &opened);
             Entry { real, ..now.map_err(failed)? }
         };
-        let allocated = u64::try_from(opened.st_blocks).unwrap_or(0).saturating_mul(512);
-        let sparse = self.keep.has(Attribute::Sparse) && allocated < size_of(&opened);
+        let sparse = self.keep.has(Attribute::Sparse) && stored_of(&opened).is_some();
         let direct = Direct::new(&fd, opened.st_dev, size_of(&opened), self.direct);
         Ok(SourceFile { fd, side: self.side, opened, sparse, direct, entry })
     }
@@ -95,7 +94,33 @@ impl Tree {
     }
 }
 
+/// Runs of data that are counted of one file; what lies behind them is taken for data.
+const MAX_RUNS: usize = 4096;
+
+impl Tree {
+    /// Replaces what a file with holes takes on its disk ([`Entry::stored`]), which compression lessens as well, by
+    /// the length of its data, where it is longer than `least` bytes.
+    pub fn measure(&self, entry: &mut Entry, least: u64) {
+        if entry.stored.is_some() && entry.size() > least {
+            // What can't be opened now fails when it is read.
+            entry.stored = self.open_source(entry).and_then(|file| file.data_bytes()).ok();
+        }
+    }
+}
+
 impl SourceFile {
+    /// The length of all runs of data.
+    fn data_bytes(&self) -> Result<u64> {
+        let size = size_of(&self.opened);
+        let (mut at, mut sum) = (0, 0);
+        for _ in 0..MAX_RUNS {
+            let Some((start, end)) = self.next_data(at, size)? else { return Ok(sum) };
+            sum += end - start;
+            at = end;
+        }
+        Ok(sum + (size - at))
+    }
+
     /// What the file was when it was opened.
     pub fn entry(&self) -> &Entry {
         &self.entry

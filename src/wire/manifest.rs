@@ -1,8 +1,9 @@
 //! The entries of a batch, in CBOR with numbered fields (RFC 8949): written by the agent that scans,
 //! stored by the master without a look inside, read by the agents that copy.
 
+use super::content::join;
 use super::{Digest, RelPath};
-use blake3::hazmat::{Mode, merge_subtrees_non_root, merge_subtrees_root};
+use blake3::hazmat::{Mode, merge_subtrees_root};
 use minicbor::{Decode, Encode};
 
 /// At most this many entries stand in one manifest.
@@ -66,6 +67,10 @@ pub struct Entry {
     /// a link that is followed.
     #[cbor(n(7), with = "cbor_path_option", default)]
     pub real: Option<RelPath>,
+    /// Of a file with holes that are to be kept: what it takes on its disk, or how much of it is data, in
+    /// bytes. It is not encoded.
+    #[cbor(skip)]
+    pub stored: Option<u64>,
 }
 
 /// An extended attribute.
@@ -160,6 +165,7 @@ impl Entry {
             linked: false,
             digest: None,
             real: None,
+            stored: None,
         }
     }
 
@@ -380,14 +386,14 @@ pub fn merge_ranges(values: &[Digest]) -> Option<Digest> {
 }
 
 /// Merges the chaining values of equal, power-of-two blocks (the last one may be shorter) into the
-/// chaining value of the range that they make up. Blocks are in order; `None` where there is none.
+/// chaining value of the range that they make up; the same of values without zeros
+/// ([`content`](super::content)). Blocks are in order; `None` where there is none.
 pub fn merge_blocks(values: &[Digest]) -> Option<Digest> {
     if let [] | [_] = values {
         return values.first().copied();
     }
     let (left, right) = values.split_at(left_len(values.len()));
-    let (left, right) = (merge_blocks(left)?, merge_blocks(right)?);
-    Some(Digest(merge_subtrees_non_root(&left.0, &right.0, Mode::Hash)))
+    Some(join(&merge_blocks(left)?, &merge_blocks(right)?))
 }
 
 /// The largest power of two that leaves something for the right.

@@ -2,6 +2,7 @@
 //! out, what is deleted, what is checked again. Everything has a default, and the default is "keep all,
 //! compare size and time, delete nothing".
 
+use super::content::Hashing;
 use super::{BytePath, RelPath};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -161,8 +162,8 @@ pub struct WriteRules {
     /// The names of unfinished files at the destination are computed with it.
     #[n(15)]
     pub name_key: NameKey,
-    /// The chunk size of the sync, in bytes: it bounds the range that one request writes and reserves
-    /// ([`range_length`](super::task::range_length)).
+    /// The chunk size of the sync, in bytes: it bounds the range without holes that one request writes and
+    /// reserves ([`range_length`](super::task::range_length)).
     #[n(16)]
     pub chunk_bytes: u64,
 }
@@ -183,9 +184,19 @@ impl std::fmt::Debug for NameKey {
 }
 
 impl WriteRules {
-    /// Whether whoever sends content is to hash it: the destination checks it, or its digest is wanted.
-    pub fn wants_digests(&self) -> bool {
-        self.hashed || self.digests
+    /// How content is hashed where it is compared or checked: its zeros only where its digest is wanted.
+    pub fn hashing(&self) -> Hashing {
+        if self.digests { Hashing::Whole } else { Hashing::NonZero }
+    }
+
+    /// How whoever sends content hashes it, where the destination checks it or its digest is wanted.
+    pub fn sent_hashing(&self) -> Option<Hashing> {
+        (self.hashed || self.digests).then(|| self.hashing())
+    }
+
+    /// How a destination hashes what it is sent, where it checks it.
+    pub fn checked_hashing(&self) -> Option<Hashing> {
+        self.hashed.then(|| self.hashing())
     }
 }
 

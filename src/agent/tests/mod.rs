@@ -389,7 +389,8 @@ async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Do
 
 #[tokio::test]
 async fn ranges_by_two_receivers_become_one_file_with_its_ordinary_digest() {
-    let fleet = Fleet::new(2).await;
+    let mut fleet = Fleet::new(2).await;
+    fleet.options.manifest = true;
     let content: Vec<u8> = (0..(5 * MIB + 77)).map(|i| (i / 7) as u8).collect();
     fleet.write("deep/down/big", &content);
     let manifest = fleet.manifest(Some("deep/down/big"));

@@ -5,6 +5,7 @@ use crate::config::agent::LEAST_BUFFER_MEMORY;
 use crate::data::asks::BLOCK;
 use crate::data::pool::BUFFER;
 use crate::data::{Buffers, hash_source};
+use crate::wire::content::Hashing;
 use crate::wire::options::Preserve;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
@@ -121,7 +122,7 @@ async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_h
         let entry = manifest.entries[0].clone();
         assert!(source.open_source(&entry).unwrap().is_direct(), "/var/tmp must be on a disk");
         let expected = fs::read(world.src().join(name)).unwrap();
-        let digest = hash_source(&source, &entry, &mut one(&plenty())).unwrap();
+        let digest = hash_source(&source, &entry, Hashing::Whole, &mut one(&plenty())).unwrap();
         assert_eq!(digest, blake3::hash(&expected).into());
         for to in world.both(&WriteRules::default()) {
             let there = world.dst().join(name);

@@ -94,7 +94,7 @@ async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
     };
     let take = |bytes: Vec<u8>| {
         let mut frames = FrameReader::new(Script([Bytes::from(bytes)].into(), None));
-        take_range(&mut frames, &world.target(), true, &mut room())
+        take_range(&mut frames, &world.target(), &mut room())
     };
     let wrong = take(body(&head(1024, 1024), &[1; 1024])).unwrap();
     assert_eq!(wrong.range, Taken::Mismatch);
@@ -169,7 +169,7 @@ async fn the_digest_of_another_range_does_not_pass_for_this_one() {
     let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
     let value = |offset: u64, part: &[u8]| {
         use blake3::hazmat::HasherExt as _;
-        let mut hasher = crate::data::read::hasher_at(offset);
+        let mut hasher = crate::wire::content::hasher_at(offset);
         hasher.update(part);
         Digest(hasher.finalize_non_root())
     };
@@ -180,7 +180,7 @@ async fn the_digest_of_another_range_does_not_pass_for_this_one() {
         body.extend(part);
         body.extend(frame::digest(&value));
         let mut frames = FrameReader::new(Script::whole(body));
-        take_range(&mut frames, &world.target(), true, &mut room()).unwrap().range
+        take_range(&mut frames, &world.target(), &mut room()).unwrap().range
     };
     let (first, second) = content.split_at(1024);
     // The right content with the value of the other, the other's content with its own value, the right content

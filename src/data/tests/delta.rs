@@ -6,6 +6,7 @@ use crate::data::asks::{BLOCK, BlockValue, WINDOW};
 use crate::data::delta::Ranged;
 use crate::data::outcome::Compared;
 use crate::data::read::{Span, hash_blocks};
+use crate::wire::content::Hashing;
 use std::os::unix::fs::FileExt as _;
 
 const BLOCKS: u64 = 12;
@@ -28,7 +29,7 @@ async fn bring(
 
 fn value(offset: u64, content: &[u8]) -> Digest {
     use blake3::hazmat::HasherExt as _;
-    let mut hasher = crate::data::read::hasher_at(offset);
+    let mut hasher = crate::wire::content::hasher_at(offset);
     hasher.update(content);
     Digest(hasher.finalize_non_root())
 }
@@ -157,7 +158,7 @@ async fn what_is_kept_is_read_back_and_sent_whole_where_it_is_another_one() {
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
     let span = Span { offset: 0, length: SIZE };
-    let ours = hash_blocks(&source, &entry, span, &mut one(&plenty())).unwrap();
+    let ours = hash_blocks(&source, &entry, span, Hashing::NonZero, &mut one(&plenty())).unwrap();
     // All equal when they were asked for; then one changes.
     let there: Vec<BlockValue> =
         ours.iter().map(|v| BlockValue { part: None, base: Some(*v) }).collect();
@@ -227,7 +228,7 @@ async fn kept_content_that_lies_about_its_length_or_value_is_refused() {
     let take = |frames: &[&[u8]]| {
         let body = [&frame::range(&head)[..], &frames.concat()].concat();
         let mut frames = frame::FrameReader::new(damage::Script::whole(body));
-        crate::data::receive::take_range(&mut frames, &world.target(), true, &mut room())
+        crate::data::receive::take_range(&mut frames, &world.target(), &mut room())
     };
     use crate::data::protocol::Taken;
     use crate::fs::Keep;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
+use crate::wire::content::Hashing;
 use crate::wire::manifest::{DirRef, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
 use crate::wire::ticket::{Deletion, PrunePermit};
@@ -219,8 +220,9 @@ async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired(
         there.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         let (mut manifest, entry) = world.only_file();
         assert_eq!(to.offer(&manifest).await.unwrap().answers, [Ok(Found::Check)]);
-        manifest.entries[0].digest =
-            Some(crate::data::hash_source(&source, &entry, &mut one(&plenty())).unwrap());
+        manifest.entries[0].digest = Some(
+            crate::data::hash_source(&source, &entry, Hashing::Whole, &mut one(&plenty())).unwrap(),
+        );
         let done = to.offer(&manifest).await.unwrap();
         assert_eq!(done.answers, [Ok(Found::Done(Action::Metadata))]);
         assert_eq!(tree(&world.dst()).entry(&entry.path).unwrap().meta, entry.meta);

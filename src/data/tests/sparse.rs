@@ -1,10 +1,13 @@
-//! Holes travel as holes, and are hashed as the zeros that they are read as.
+//! Holes travel as holes. They are hashed as the zeros that they are read as where a digest is wanted, and cost
+//! nothing otherwise.
 
 use super::*;
 use crate::data::frame::FrameReader;
 use crate::data::hash_source;
+use crate::data::outcome::Compared;
 use crate::data::receive::{take_pack, take_range};
 use crate::data::tests::damage::Script;
+use crate::wire::content::{BLOCK, Hashing, ZERO};
 use crate::wire::options::Preserve;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::time::Duration;
@@ -65,7 +68,8 @@ async fn a_range_of_a_sparse_file_takes_what_was_there_away() {
     let expected = sparse(&world.src().join("f"), 4 * MIB, &[(2 * MIB + 4096, &data)]);
     let source = keeping(&world.src());
     let (manifest, entry) = world.only_file();
-    for to in world.both(&WriteRules::default()) {
+    let rules = WriteRules { digests: true, ..WriteRules::default() };
+    for to in world.both(&rules) {
         for mode in [RangeMode::Whole, RangeMode::Delta] {
             // Another try at these ranges has left other bytes.
             let part = world.target().part(&entry).unwrap();
@@ -102,16 +106,16 @@ fn the_digest_of_a_source_is_that_of_what_is_read() {
     let source = keeping(dir.path());
     let entry = source.entry(&rel("f")).unwrap();
     assert_eq!(
-        hash_source(&source, &entry, &mut one(&plenty())).unwrap(),
+        hash_source(&source, &entry, Hashing::Whole, &mut one(&plenty())).unwrap(),
         blake3::hash(&expected).into()
     );
     let empty = source.entry(&rel("empty")).unwrap();
     assert_eq!(
-        hash_source(&source, &empty, &mut one(&plenty())).unwrap(),
+        hash_source(&source, &empty, Hashing::Whole, &mut one(&plenty())).unwrap(),
         blake3::hash(b"").into()
     );
     fs::write(&path, b"other").unwrap();
-    let error = hash_source(&source, &entry, &mut one(&plenty())).unwrap_err();
+    let error = hash_source(&source, &entry, Hashing::Whole, &mut one(&plenty())).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Changed);
 }
 
@@ -124,7 +128,7 @@ async fn a_hole_that_lies_about_its_length_is_refused_before_anything_is_done() 
         let mut frames = FrameReader::new(Script::whole(body));
         take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room())
     };
-    let zeros: Digest = blake3::hash(&[0; 4096]).into();
+    let zeros = ZERO;
     for bad in [u64::MAX, 4097] {
         assert!(pack(&[&frame::hole(bad), &frame::digest(&zeros), &frame::end(1)]).is_err());
     }
@@ -166,19 +170,20 @@ async fn endless_zeros_are_hashed_no_longer_than_the_ticket_lasts() {
         dense: None,
     };
     let range = [&frame::range(&head)[..], &frame::hole(1 << 46)].concat();
-    let claims = world.claims(&world.dst());
+    let rules = WriteRules { digests: true, ..WriteRules::default() };
+    let (claims, target) = (world.claims_with(&rules), world.target_with(&rules));
     for left in [Duration::ZERO, Duration::from_millis(20)] {
         let ended = |body: &Vec<u8>| {
             let mut frames = FrameReader::new(Script::whole(body.clone()));
             frames.end_at(crate::data::gate::boottime() + left);
             frames
         };
-        let taken = take_pack(&mut ended(&pack), &world.target(), &claims, &mut room());
+        let taken = take_pack(&mut ended(&pack), &target, &claims, &mut room());
         assert!(
             matches!(&taken, Err(frame::FrameError::Order(why)) if why.contains("ticket")),
             "{taken:?}"
         );
-        let taken = take_range(&mut ended(&range), &world.target(), true, &mut room());
+        let taken = take_range(&mut ended(&range), &target, &mut room());
         assert!(
             matches!(&taken, Err(frame::FrameError::Order(why)) if why.contains("ticket")),
             "{taken:?}"
@@ -212,7 +217,7 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
             dense: Some(true),
         };
         let mut frames = FrameReader::new(Script::whole(frame::range(&head)));
-        take_range(&mut frames, &target, true, &mut room())
+        take_range(&mut frames, &target, &mut room())
     };
     for length in [1 << 30, CHUNK + 1024] {
         let taken = take(length);
@@ -239,7 +244,7 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
     };
     let mut frames = FrameReader::new(Script::whole(frame::range(&head)));
     assert!(matches!(
-        take_range(&mut frames, &target, true, &mut room()),
+        take_range(&mut frames, &target, &mut room()),
         Err(frame::FrameError::Truncated)
     ));
     let blocks =
@@ -257,7 +262,9 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
     body.extend(frame::file(&entry));
     body.extend(frame::hole(1 << 40));
     let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let taken = take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room());
+    let rules = WriteRules { digests: true, chunk_bytes: 1 << 40, ..WriteRules::default() };
+    let (claims, target) = (world.claims_with(&rules), world.target_with(&rules));
+    let taken = take_pack(&mut frames, &target, &claims, &mut room());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     let head = crate::data::protocol::RangeHead {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
@@ -268,10 +275,78 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
     let keep = frame::keep(crate::fs::Keep::Part, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();
     let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let target = world.target_with(&WriteRules { chunk_bytes: 1 << 40, ..WriteRules::default() });
-    let taken = take_range(&mut frames, &target, true, &mut room());
+    let taken = take_range(&mut frames, &target, &mut room());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     world.target().discard_part(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_where_no_digest_is_wanted() {
+    const SIZE: u64 = 4 << 40;
+    let world = World::new().await;
+    let data = content(100_000, 3);
+    let places = [0, SIZE / 2 + 5 * MIB, SIZE - 100_000];
+    let file = fs::File::create(world.src().join("f")).unwrap();
+    file.set_len(SIZE).unwrap();
+    places.iter().for_each(|at| file.write_all_at(&data, *at).unwrap());
+    let source = keeping(&world.src());
+    let (manifest, entry) = world.only_file();
+    let ranges = [(0, SIZE / 2), (SIZE / 2, SIZE / 2)];
+    for to in world.both(&WriteRules::default()) {
+        for mode in [RangeMode::Whole, RangeMode::Delta] {
+            let (mut values, mut all) = (Vec::new(), 0);
+            for range in ranges {
+                match to.range(&source, &manifest, &entry, range, mode).await.unwrap() {
+                    RangeSent::Written { value, sent, kept: 0 } => {
+                        values.push(value.unwrap());
+                        all += sent;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!(all <= 3 * BLOCK, "{all}");
+            let hashing = Hashing::NonZero;
+            let length = SIZE / 2;
+            let sent = crate::fs::Ranges { length, values: &values, hashing };
+            world.target().publish_part(&entry, Some(sent)).unwrap();
+            let path = world.dst().join("f");
+            let there = fs::File::options().read(true).write(true).open(&path).unwrap();
+            for at in places {
+                let mut read = vec![0; data.len()];
+                there.read_exact_at(&mut read, at).unwrap();
+                assert!(read == data, "at {at}");
+            }
+            assert!(stored(&path) <= MIB);
+            let compare =
+                async |range| to.compare(&source, &manifest, &entry, range).await.unwrap();
+            for (range, value) in ranges.into_iter().zip(&values) {
+                assert_eq!(compare(range).await, Compared::Equal(*value));
+            }
+            // What is stored as zeros is equal to a hole, one other byte is not.
+            there.write_all_at(&[0; 5000], SIZE / 4).unwrap();
+            assert_eq!(compare(ranges[0]).await, Compared::Equal(values[0]));
+            there.write_all_at(b"x", SIZE / 4).unwrap();
+            assert_eq!(compare(ranges[0]).await, Compared::Differs);
+            assert_eq!(compare(ranges[1]).await, Compared::Equal(values[1]));
+            fs::remove_file(&path).unwrap();
+        }
+    }
+    let hash = hash_source(&source, &entry, Hashing::NonZero, &mut one(&plenty())).unwrap();
+    let offered = Manifest {
+        entries: vec![Entry { digest: Some(hash), ..entry.clone() }],
+        ..manifest.clone()
+    };
+    let rules =
+        WriteRules { compare: crate::wire::options::Compare::Checksum, ..WriteRules::default() };
+    for to in world.both(&rules) {
+        let files = vec![entry.clone()];
+        let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
+        assert_eq!(packed.files, [Ok(Written { bytes: SIZE, digest: None })]);
+        let answers = to.offer(&offered).await.unwrap().answers;
+        assert_eq!(answers, [Ok(Found::Done(Action::Skip))]);
+        fs::remove_file(world.dst().join("f")).unwrap();
+    }
     world.end().await;
 }

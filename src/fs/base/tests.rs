@@ -2,6 +2,7 @@ use super::super::testing::*;
 use super::*;
 use crate::wire::manifest::{Kind, merge_ranges};
 use crate::wire::options::WriteRules;
+use blake3::hazmat::HasherExt as _;
 use proptest::prelude::*;
 use std::fs;
 use std::os::unix::fs::symlink;

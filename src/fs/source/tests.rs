@@ -5,7 +5,7 @@ use crate::wire::options::Preserve;
 use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt as _, symlink};
 
 #[test]
 fn a_file_is_read_at_any_offset_up_to_its_end() {
@@ -139,4 +139,34 @@ fn another_host_may_know_the_file_system_by_another_number() {
     assert_ne!(entry.family(), there.family());
     assert_eq!(source.storage().entry(&rel("src/d/f")).unwrap().ident, entry.ident);
     assert_eq!(site.tree("src/d/f").entry(&rel("")).unwrap().ident, entry.ident);
+}
+
+#[test]
+fn the_data_of_a_file_with_holes_is_measured_by_its_map() {
+    let site = Site::new();
+    let file = fs::File::create(site.at("src/f")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    file.write_all_at(&[7; 1 << 16], 1 << 30).unwrap();
+    let tree = site.tree("src").keeping(Preserve::all());
+    let look = || tree.entry(&rel("f")).unwrap();
+    assert!(look().stored.is_some());
+    // Compressed, it would be less.
+    let mut entry = Entry { stored: Some(1), ..look() };
+    tree.measure(&mut entry, 1 << 40);
+    assert_eq!(entry.stored, Some(1), "it is not long enough to matter");
+    tree.measure(&mut entry, 1 << 20);
+    let stored = entry.stored.unwrap();
+    assert!((1 << 16..1 << 20).contains(&stored), "{stored}");
+    assert_eq!(
+        site.tree("src")
+            .keeping(Preserve::of_words(["mode"]).unwrap())
+            .entry(&rel("f"))
+            .unwrap()
+            .stored,
+        None
+    );
+    let mut gone = look();
+    fs::remove_file(site.at("src/f")).unwrap();
+    tree.measure(&mut gone, 1 << 20);
+    assert_eq!(gone.stored, None);
 }

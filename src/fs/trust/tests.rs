@@ -3,6 +3,7 @@ use super::super::{Cause, Ranges, Verdict, is_ours};
 use super::*;
 use crate::fs::target::TargetOptions;
 use crate::wire::SyncNo;
+use crate::wire::content::Hashing;
 use crate::wire::options::{Action, Attribute, Chown, Compare, Preserve, WriteRules};
 use std::fs;
 use std::io::Write as _;
@@ -335,7 +336,7 @@ fn a_foreign_file_of_the_final_name_does_not_pass_for_published() {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&vec![2; 300 << 10]);
     let values = [crate::wire::Digest(blake3::hazmat::HasherExt::finalize_non_root(&hasher))];
-    let ranges = Some(Ranges { length: 1 << 20, values: &values });
+    let ranges = Some(Ranges { length: 1 << 20, values: &values, hashing: Hashing::Whole });
     let error = site.target_by(by_content).publish_part(&entry, ranges).unwrap_err();
     assert_eq!(error.cause, Cause::Lost);
     assert!(target.part(&entry).unwrap().created);
