@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl,
-# e2fsprogs; rsync and python3, by which what arrived is judged; git, by which patterns are judged; python3-pydantic and
+# e2fsprogs, xfsprogs, btrfs-progs; rsync and python3, by which what arrived is judged; git, by which patterns are judged; python3-pydantic and
 # python3-httpx for the agent of tests/legacy. cargo-nextest is used if present, else cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,6 +11,9 @@ for program in redis-server rsync python3 openssl git; do
 done
 for program in mkfs.ext4 chattr; do
   PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || { missing+=(e2fsprogs); break; }
+done
+for program in xfs:xfsprogs btrfs:btrfs-progs; do
+  PATH="$PATH:/usr/sbin:/sbin" command -v "mkfs.${program%%:*}" >/dev/null || missing+=("${program##*:}")
 done
 # The first python3 of the path may be one that does not see the packages of the system.
 has_models() { "$1" -c 'import pydantic, httpx' >/dev/null 2>&1; }

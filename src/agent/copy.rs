@@ -197,6 +197,7 @@ impl Round<'_> {
             let files = pack.iter().map(|i| manifest.entries[*i].clone()).collect();
             let packed = to.pack(self.source, manifest.dirs.clone(), files).await?;
             fates.sent(packed.sent);
+            fates.cloned(packed.cloned);
             fates.note(packed.notes, packed.to_sweep);
             for (i, file) in pack.iter().zip(packed.files) {
                 let fate = match file {

@@ -246,7 +246,7 @@ impl Choice<'_> {
                     self.job.asked(&cx.worker);
                     let local = Local::new(target, claims, cx.peers.pool().clone());
                     let local = local.at(self.job.pace());
-                    let local = local.until(self.job.until);
+                    let local = local.until(self.job.until).cloning(!assignment.options.no_clone);
                     return Some(Destination::Local { worker: cx.worker.clone(), local });
                 }
                 Err(refused) => {

@@ -40,6 +40,7 @@ pub struct Fates<'a> {
     fates: Vec<Option<Fate>>,
     notes: Notes,
     sent: u64,
+    cloned: u64,
     to_sweep: bool,
     /// Directories that came to be on the way to the entries.
     made: Vec<RelPath>,
@@ -49,7 +50,8 @@ impl<'a> Fates<'a> {
     /// Nothing is known yet.
     pub fn new(manifest: &'a Manifest) -> Self {
         let fates = vec![None; manifest.entries.len()];
-        Fates { manifest, fates, notes: Notes::new(), sent: 0, to_sweep: false, made: Vec::new() }
+        let (notes, made) = (Notes::new(), Vec::new());
+        Fates { manifest, fates, notes, sent: 0, cloned: 0, to_sweep: false, made }
     }
 
     /// The batch.
@@ -78,6 +80,11 @@ impl<'a> Fates<'a> {
     /// `bytes` of content went to a destination.
     pub fn sent(&mut self, bytes: u64) {
         self.sent = self.sent.saturating_add(bytes);
+    }
+
+    /// `bytes` of content are shared with a destination.
+    pub fn cloned(&mut self, bytes: u64) {
+        self.cloned = self.cloned.saturating_add(bytes);
     }
 
     /// All that went to destinations so far.
@@ -132,6 +139,7 @@ impl<'a> Fates<'a> {
     pub fn report(self, options: &SyncOptions) -> TaskReport {
         let mut report = TaskReport {
             bytes_sent: self.sent,
+            bytes_cloned: self.cloned,
             notes: self.notes,
             to_sweep: self.to_sweep,
             records: made_records(options, self.made),

@@ -3,9 +3,9 @@
 use super::batch::single;
 use super::execute::{Done, Job, is_of_source};
 use super::fates::{made_records, record};
-use crate::data::outcome::{Compared, Offered, RangeMode};
+use crate::data::outcome::{Compared, Offered, Packed, RangeMode};
 use crate::data::protocol::range_fits;
-use crate::data::{Destination, Found, RangeSent, SendError};
+use crate::data::{Cloned, Destination, Found, RangeSent, SendError};
 use crate::fs::Tree;
 use crate::wire::manifest::{Entry, Kind, Manifest};
 use crate::wire::options::Action;
@@ -81,9 +81,23 @@ impl Way<'_> {
                 report.differs = true;
                 Ok(Ok(()))
             }
-            Some(Ok(Found::Needed { base, .. })) => self.send(*base, report).await,
-            // The file is as long as ours: blocks may be equal.
-            _ => self.send(true, report).await,
+            answer => {
+                // A file that is as long as ours may have equal blocks.
+                let (action, base) = match answer {
+                    Some(Ok(Found::Needed { action, base })) => (*action, *base),
+                    _ => (Action::Update, true),
+                };
+                match self.to.clone_file(self.source, self.manifest).await? {
+                    Cloned::Brought(packed) => match self.cloned(action, packed, report) {
+                        Err(error) if error.class == ErrorClass::Changed => {
+                            Ok(self.replace(report).await)
+                        }
+                        done => Ok(done),
+                    },
+                    Cloned::There(offered) => Ok(self.there(offered, report)),
+                    Cloned::No => self.send(base, report).await,
+                }
+            }
         }
     }
 
@@ -96,6 +110,40 @@ impl Way<'_> {
         report.notes = offered.notes;
         report.actions.entry(action).or_default().add(size);
         report.records.extend(record(options, self.entry, action, size, digest));
+    }
+
+    /// Another range of it has brought the whole file, or it cannot be.
+    fn there(&self, offered: Offered, report: &mut TaskReport) -> Result<(), FileError> {
+        match offered.answers.first() {
+            Some(Ok(Found::Done(action))) => self.settled(*action, offered, report),
+            Some(Err(error)) => return Err(error.clone()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The whole file was cloned.
+    fn cloned(
+        &self,
+        action: Action,
+        packed: Packed,
+        report: &mut TaskReport,
+    ) -> Result<(), FileError> {
+        let Packed { files, cloned, notes, unstamped, to_sweep, .. } = packed;
+        for (_, error) in unstamped {
+            // Its own entry says so where it lasts.
+            tracing::warn!("{error}");
+        }
+        report.to_sweep |= to_sweep;
+        report.bytes_cloned = cloned;
+        let Some(written) = files.into_iter().next() else { return Ok(()) };
+        let written = written?;
+        (report.unchanged, report.files_done, report.bytes_done) = (true, 1, written.bytes);
+        report.notes = notes;
+        report.actions.entry(action).or_default().add(written.bytes);
+        let options = &self.job.assignment.options;
+        report.records.extend(record(options, self.entry, action, written.bytes, written.digest));
+        Ok(())
     }
 
     async fn compare(&self, report: &mut TaskReport) -> Result<Result<(), FileError>, SendError> {

@@ -100,6 +100,9 @@ struct CompareArgs {
     /// Send changed files whole, without a look at what the destination has of them
     #[arg(short = 'W', long)]
     whole_file: bool,
+    /// Copy content also where both ends are in one file system that could share it
+    #[arg(long)]
+    no_clone: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -304,6 +307,7 @@ impl OptionArgs {
             ignore_existing: compare.ignore_existing,
             existing: compare.existing,
             whole_file: compare.whole_file,
+            no_clone: compare.no_clone,
             recursive: self.filter.recursive,
             dry_run: plan.dry_run,
             record: plan.record || plan.itemize,

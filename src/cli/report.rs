@@ -90,13 +90,17 @@ fn tally(sync: &SyncProgress, action: Action) -> Tally {
 /// What of the copied bytes went over the wire, where that is not just all of them.
 pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
     // Agents that do not count what they send say 0 of both.
-    let counted = sync.sent_bytes + sync.kept_bytes > 0;
+    let counted = sync.sent_bytes + sync.kept_bytes + sync.cloned_bytes > 0;
     (counted && sync.sent_bytes != sync.transferred_bytes).then(|| {
         let kept = match sync.kept_bytes {
             0 => String::new(),
             kept => format!(", {} the destination had", units::bytes(kept)),
         };
-        format!("{} sent{kept}", units::bytes(sync.sent_bytes))
+        let cloned = match sync.cloned_bytes {
+            0 => String::new(),
+            cloned => format!(", {} cloned", units::bytes(cloned)),
+        };
+        format!("{} sent{kept}{cloned}", units::bytes(sync.sent_bytes))
     })
 }
 

@@ -16,6 +16,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         transferred_bytes: 0,
         sent_bytes: 0,
         kept_bytes: 0,
+        cloned_bytes: 0,
         actions: Default::default(),
         notes: Default::default(),
         verified_files: 0,

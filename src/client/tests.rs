@@ -155,6 +155,7 @@ fn sync_document(id: &str) -> String {
         "bytes_skipped",
         "sent_bytes",
         "kept_bytes",
+        "cloned_bytes",
         "unverified",
         "retries",
         "verified_files",

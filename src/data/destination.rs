@@ -2,7 +2,7 @@
 
 use super::asks::{BLOCK, BlockValue, BlocksAsk, PruneAsk, PrunedPage, WINDOW};
 use super::delta::Ranged;
-use super::local::Local;
+use super::local::{Cloned, Local};
 use super::outcome::{Compared, Offered, Packed, RangeMode, RangeSent, SendError};
 use super::peer::Peer;
 use super::pool::Pool;
@@ -94,6 +94,22 @@ impl Destination {
         match self {
             Destination::Local { local, .. } => local.pack(source, dirs, files).await,
             Destination::Remote(peer) => peer.pack(source, dirs, files).await,
+        }
+    }
+
+    /// Clones the file of `manifest`, its only entry, as a whole, where both ends are in one file system of this
+    /// host that can.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn clone_file(
+        &self,
+        source: &Tree,
+        manifest: &Manifest,
+    ) -> Result<Cloned, SendError> {
+        match self {
+            Destination::Local { local, .. } => local.clone_file(source, manifest).await,
+            Destination::Remote(_) => Ok(Cloned::No),
         }
     }
 

@@ -4,15 +4,15 @@ use super::asks::{BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPag
 use super::delta::Ranged;
 use super::gate::{self, Refused};
 use super::maintain;
-use super::outcome::{Offered, Packed, RangeSent, SendError, UnstampedDir, Written};
+use super::outcome::{Found, Offered, Packed, RangeSent, SendError, UnstampedDir, Written};
 use super::pool::{BUFFER, Buffer, Pool, SCRATCH};
 use super::protocol::{PACK, RANGE, SWEEP};
-use super::read::{Read, Sink, Span, changed, open_same, read_whole};
+use super::read::{Nowhere, Read, Sink, Span, changed, open_same, read_whole};
 use super::receive;
 use super::send::read_range;
 use super::store::{Store, keep_blocks};
 use super::until::Until;
-use crate::fs::{FsError, Keep, NewFile, Target, Tree};
+use crate::fs::{FsError, Keep, NewFile, SourceFile, Target, Tree};
 use crate::util::rate::Pace;
 use crate::util::shutdown::Shutdown;
 use crate::wire::content::{ContentHasher, Hashing};
@@ -21,7 +21,7 @@ use crate::wire::options::WriteRules;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::ticket::Claims;
 use crate::wire::{BytePath, Digest, RelPath};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A destination below one of our own storage roots.
 pub struct Local {
@@ -30,7 +30,21 @@ pub struct Local {
     pool: Pool,
     pace: Pace,
     until: Until,
+    clones: bool,
 }
+
+/// What became of a large file that was to be cloned.
+pub enum Cloned {
+    /// It is at its place.
+    Brought(Packed),
+    /// The destination has it, or could not take it: what it says to an offer now.
+    There(Offered),
+    /// It is to be copied.
+    No,
+}
+
+/// One large file of this process is cloned at a time: who waits finds that another one has done it.
+static CLONING: Mutex<()> = Mutex::new(());
 
 /// Why copying the content of one file stopped.
 enum Stop {
@@ -53,12 +67,18 @@ impl Local {
     /// Writes to `target` as the ticket with these `claims` says, through buffers of `pool`.
     pub fn new(target: Target, claims: Claims, pool: Pool) -> Self {
         let (pace, until) = (Pace::default(), Until::default());
-        Local { target: Arc::new(target), claims: Arc::new(claims), pool, pace, until }
+        let (target, claims) = (Arc::new(target), Arc::new(claims));
+        Local { target, claims, pool, pace, until, clones: false }
     }
 
     /// The same, no faster than `pace` lets it.
     pub fn at(self, pace: Pace) -> Self {
         Local { pace, ..self }
+    }
+
+    /// The same; content that source and destination can share is cloned, where that is wanted.
+    pub fn cloning(self, clones: bool) -> Self {
+        Local { clones, ..self }
     }
 
     /// The same; no content is written any more once that is over.
@@ -103,38 +123,77 @@ impl Local {
         gate::allows(&self.claims, PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
         let (claims, pace) = (self.claims.clone(), self.pace.clone());
-        let until = self.until.clone();
+        let (until, clones) = (self.until.clone(), self.clones);
         let [mut buffer] = self.pool.take([BUFFER]).await;
         run(move |cancelled| {
             let going = Going { cancelled: &cancelled, until: &until, pace: &pace };
             let mut done = Vec::with_capacity(files.len());
-            let mut sent = 0;
+            let mut moved = Moved::default();
             for entry in &files {
-                let copied = copy(&target, &source, entry, &claims, (&mut buffer, going));
-                match copied {
-                    (Ok(written), bytes) => {
-                        sent += bytes;
-                        done.push(Ok(written));
-                    }
-                    (Err(Stop::Error(error)), bytes) => {
-                        sent += bytes;
-                        done.push(Err(error_of(entry, &error)));
-                    }
-                    (Err(Stop::Cancelled), _) => break,
+                let file = Copied { target: &target, source: &source, entry, claims: &claims };
+                match file.copy(clones, &mut moved, (&mut buffer, going)) {
+                    Ok(written) => done.push(Ok(written)),
+                    Err(Stop::Error(error)) => done.push(Err(error_of(entry, &error))),
+                    Err(Stop::Cancelled) => break,
                 }
             }
-            let unstamped = stamp(&target, &dirs);
-            if let Err(gone) = target.check_root() {
-                for (written, entry) in done.iter_mut().zip(&files).filter(|(done, _)| done.is_ok())
-                {
-                    *written = Err(error_of(entry, &gone));
-                }
-            }
-            if done.len() < files.len() {
+            let packed = packed(&target, &dirs, &files, (done, moved));
+            if packed.files.len() < files.len() {
                 return Err(stopped());
             }
-            let (notes, to_sweep) = (target.notes(), target.has_anchors());
-            Ok(Packed { files: done, sent, notes, unstamped, to_sweep })
+            Ok(packed)
+        })
+        .await
+    }
+
+    /// Clones the file of `manifest`, its only entry, as a whole, where that can be.
+    ///
+    /// # Errors
+    /// [`SendError::Internal`].
+    pub async fn clone_file(
+        &self,
+        source: &Tree,
+        manifest: &Manifest,
+    ) -> Result<Cloned, SendError> {
+        gate::allows(&self.claims, PACK)?;
+        if !self.clones {
+            return Ok(Cloned::No);
+        }
+        let (target, source) = (self.target.clone(), source.clone());
+        let (claims, pace) = (self.claims.clone(), self.pace.clone());
+        let (until, manifest) = (self.until.clone(), manifest.clone());
+        let [mut buffer] = self.pool.take([BUFFER]).await;
+        run(move |cancelled| {
+            let going = Going { cancelled: &cancelled, until: &until, pace: &pace };
+            let [entry] = manifest.entries.as_slice() else { return Ok(Cloned::No) };
+            // What goes wrong here is found again when it is copied.
+            match open_same(&source, entry) {
+                Ok(file) if target.may_clone_to(entry, &file) => {}
+                _ => return Ok(Cloned::No),
+            }
+            let _alone = CLONING.lock().unwrap_or_else(PoisonError::into_inner);
+            let reply = receive::take_offer(&target, &manifest, false);
+            let there = Offered::of_reply(&manifest, reply).map_err(SendError::Internal)?;
+            if !matches!(there.answers.as_slice(), [Ok(Found::Needed { .. } | Found::Check)]) {
+                return Ok(Cloned::There(there));
+            }
+            let (mut moved, mut read) = (Moved::default(), (&mut buffer, going));
+            let file = Copied { target: &target, source: &source, entry, claims: &claims };
+            let done = match file.clone(&mut moved, &mut read) {
+                Ok(Some((new, now, digest))) => {
+                    let published = NewFile::publish(new, &now);
+                    published.map(|()| Written { bytes: now.size(), digest })
+                }
+                Ok(None) => return Ok(Cloned::No),
+                Err(Stop::Error(error)) => Err(error),
+                Err(Stop::Cancelled) => return Err(stopped()),
+            };
+            if let Err(error) = target.discard_part(entry) {
+                tracing::warn!("{error}");
+            }
+            let done = done.map_err(|error| error_of(entry, &error));
+            let files = [entry.clone()];
+            Ok(Cloned::Brought(packed(&target, &manifest.dirs, &files, (vec![done], moved))))
         })
         .await
     }
@@ -266,42 +325,132 @@ fn stamp(target: &Target, dirs: &[DirRef]) -> Vec<UnstampedDir> {
         .collect()
 }
 
-/// Copies one file as what it is now; also tells how much content was written.
-fn copy(
+/// What of content was moved, in bytes.
+#[derive(Default)]
+struct Moved {
+    sent: u64,
+    cloned: u64,
+}
+
+/// Ends a pack of `files` in `dirs`, of which the first are `done`.
+fn packed(
     target: &Target,
-    source: &Tree,
-    entry: &Entry,
-    claims: &Claims,
-    (buffer, going): (&mut Buffer, Going<'_>),
-) -> (Result<Written, Stop>, u64) {
-    if let Err(stop) = going.on() {
-        return (Err(stop), 0);
+    dirs: &[DirRef],
+    files: &[Entry],
+    (mut done, moved): (Vec<Result<Written, FileError>>, Moved),
+) -> Packed {
+    let unstamped = stamp(target, dirs);
+    if let Err(gone) = target.check_root() {
+        for (written, entry) in done.iter_mut().zip(files).filter(|(done, _)| done.is_ok()) {
+            *written = Err(error_of(entry, &gone));
+        }
     }
-    let open = || {
-        let file = source.open_source(entry)?;
-        let new = target.create(file.entry(), claims.attempt)?;
+    let Moved { sent, cloned } = moved;
+    let (notes, to_sweep) = (target.notes(), target.has_anchors());
+    Packed { files: done, sent, cloned, notes, unstamped, to_sweep }
+}
+
+/// A file that is to be copied as a whole.
+struct Copied<'a> {
+    target: &'a Target,
+    source: &'a Tree,
+    entry: &'a Entry,
+    claims: &'a Claims,
+}
+
+impl Copied<'_> {
+    /// Nothing lies between the two ends that a digest could guard: it is only had for who wants it.
+    fn hasher(&self) -> Option<ContentHasher> {
+        self.claims.rules.digests.then(|| ContentHasher::new(Hashing::Whole))
+    }
+
+    fn open(&self) -> Result<(SourceFile, NewFile), FsError> {
+        let file = self.source.open_source(self.entry)?;
+        let new = self.target.create(file.entry(), self.claims.attempt)?;
         Ok((file, new))
-    };
-    let (file, mut new) = match open() {
-        Ok(open) => open,
-        Err(error) => return (Err(Stop::Error(error)), 0),
-    };
-    let now = file.entry();
-    let span = Span { offset: 0, length: now.size() };
-    // Nothing lies between the two ends that a digest could guard: it is only had for who wants it.
-    let mut hasher = claims.rules.digests.then(|| ContentHasher::new(Hashing::Whole));
-    let mut copier = Copier::new(&mut new, &now.path, buffer, going);
-    let read = read_whole(&file, span, &mut hasher, &mut copier);
-    let sent = copier.sent;
-    let whole = match read {
-        Ok(Read::All) => file.unchanged_since_open().map_err(Stop::Error),
-        Ok(Read::Short) => Err(Stop::Error(changed(entry))),
-        Ok(Read::Failed(error)) => Err(Stop::Error(error)),
-        Err(stop) => Err(stop),
-    };
-    let published = whole.and_then(|()| NewFile::publish(new, now).map_err(Stop::Error));
-    let digest = hasher.map(ContentHasher::digest);
-    (published.map(|()| Written { bytes: now.size(), digest }), sent)
+    }
+
+    /// Copies it as what it is now.
+    fn copy(
+        &self,
+        clones: bool,
+        moved: &mut Moved,
+        (buffer, going): (&mut Buffer, Going<'_>),
+    ) -> Result<Written, Stop> {
+        going.on()?;
+        let (file, mut new) = self.open().map_err(Stop::Error)?;
+        let now = file.entry();
+        let digest = if clones && self.try_clone(&file, &mut new, moved)? {
+            self.read_cloned(&file, (buffer, going))?
+        } else {
+            let span = Span { offset: 0, length: now.size() };
+            let mut hasher = self.hasher();
+            let mut copier = Copier::new(&mut new, &now.path, buffer, going);
+            let read = read_whole(&file, span, &mut hasher, &mut copier);
+            moved.sent += copier.sent;
+            self.is_all(&file, read?)?;
+            hasher.map(ContentHasher::digest)
+        };
+        let bytes = now.size();
+        NewFile::publish(new, now).map_err(Stop::Error)?;
+        Ok(Written { bytes, digest })
+    }
+
+    /// Clones it as what it is now, up to its metadata and name: with its entry, and its digest where that is
+    /// wanted; `None` where that cannot be.
+    fn clone(
+        &self,
+        moved: &mut Moved,
+        (buffer, going): &mut (&mut Buffer, Going<'_>),
+    ) -> Result<Option<(NewFile, Entry, Option<Digest>)>, Stop> {
+        going.on()?;
+        let (file, mut new) = self.open().map_err(Stop::Error)?;
+        if !file.is_version(self.entry) || !self.try_clone(&file, &mut new, moved)? {
+            return Ok(None);
+        }
+        let digest = self.read_cloned(&file, (buffer, *going))?;
+        Ok(Some((new, file.entry().clone(), digest)))
+    }
+
+    fn try_clone(
+        &self,
+        file: &SourceFile,
+        new: &mut NewFile,
+        moved: &mut Moved,
+    ) -> Result<bool, Stop> {
+        let cloned = new.clone_of(file).map_err(Stop::Error)?;
+        if cloned {
+            moved.cloned += file.stored();
+        }
+        Ok(cloned)
+    }
+
+    /// Checks that the source is what was cloned, and reads it where its digest is wanted.
+    fn read_cloned(
+        &self,
+        file: &SourceFile,
+        (buffer, going): (&mut Buffer, Going<'_>),
+    ) -> Result<Option<Digest>, Stop> {
+        let mut hasher = self.hasher();
+        let read = match hasher.is_some() {
+            true => {
+                let span = Span { offset: 0, length: file.entry().size() };
+                let mut sink = Nowhere { buffer, go_on: || going.on() };
+                read_whole(file, span, &mut hasher, &mut sink)?
+            }
+            false => Read::All,
+        };
+        self.is_all(file, read)?;
+        Ok(hasher.map(ContentHasher::digest))
+    }
+
+    fn is_all(&self, file: &SourceFile, read: Read) -> Result<(), Stop> {
+        match read {
+            Read::All => file.unchanged_since_open().map_err(Stop::Error),
+            Read::Short => Err(Stop::Error(changed(self.entry))),
+            Read::Failed(error) => Err(Stop::Error(error)),
+        }
+    }
 }
 
 /// Whether, and how fast, a copy goes on.

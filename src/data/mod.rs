@@ -62,7 +62,7 @@ pub use asks::{PruneAsk, PrunedPage, Resume};
 pub use destination::Destination;
 pub use endpoints::Endpoints;
 pub use gate::TicketGate;
-pub use local::Local;
+pub use local::{Cloned, Local};
 pub use outcome::{
     Compared, Found, Offered, Packed, RangeMode, RangeSent, SendError, UnstampedDir, Written,
 };

@@ -97,6 +97,8 @@ pub struct Packed {
     pub files: Vec<Result<Written, FileError>>,
     /// Content that went to the destination, also of what failed, in bytes.
     pub sent: u64,
+    /// Content that the destination shares with the source, in bytes.
+    pub cloned: u64,
     /// What the destination could not hold.
     pub notes: Notes,
     /// Directories without their metadata.
@@ -276,6 +278,7 @@ impl Packed {
         Ok(Packed {
             files,
             sent,
+            cloned: 0,
             notes: read_notes(reply.notes, &begun, dirs)?,
             unstamped: unstamped(dirs, reply.unstamped)?,
             to_sweep: reply.to_sweep,

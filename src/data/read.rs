@@ -7,6 +7,7 @@ use crate::fs::{Cause, FsError, Keep, PAGE, Side, SourceFile, Tree};
 use crate::wire::Digest;
 use crate::wire::content::{ContentHasher, Hashing, ZERO};
 use crate::wire::manifest::Entry;
+use std::convert::Infallible;
 
 /// Neighbouring blocks that are kept are told as one, up to this length: both ends hear of each other
 /// while they work on a long run of them.
@@ -369,7 +370,7 @@ pub fn hash_source(
 ) -> Result<Digest, FsError> {
     let file = open_same(source, entry)?;
     let span = Span { offset: 0, length: entry.size() };
-    let mut sink = Nowhere(buffer);
+    let mut sink = Nowhere { buffer, go_on: || Ok::<_, Infallible>(()) };
     let mut hasher = Some(ContentHasher::new(hashing));
     match read_whole(&file, span, &mut hasher, &mut sink) {
         Ok(Read::All) => file.unchanged_since_open()?,
@@ -380,13 +381,18 @@ pub fn hash_source(
 }
 
 /// Takes content to nowhere: it is only hashed.
-struct Nowhere<'a>(&'a mut Buffer);
+pub struct Nowhere<'a, G> {
+    /// Where it is read to.
+    pub buffer: &'a mut Buffer,
+    /// Asked again and again.
+    pub go_on: G,
+}
 
-impl Sink for Nowhere<'_> {
-    type Stop = std::convert::Infallible;
+impl<E, G: Fn() -> Result<(), E>> Sink for Nowhere<'_, G> {
+    type Stop = E;
 
     fn room(&mut self, want: usize, _: bool) -> Result<&mut [u8], Self::Stop> {
-        Ok(&mut self.0.pages()[..want])
+        Ok(&mut self.buffer.pages()[..want])
     }
 
     fn content(&mut self, _: usize) -> Result<(), Self::Stop> {
@@ -402,6 +408,6 @@ impl Sink for Nowhere<'_> {
     }
 
     fn go_on(&self) -> Result<(), Self::Stop> {
-        Ok(())
+        (self.go_on)()
     }
 }

@@ -113,7 +113,7 @@ impl Target {
         (0..count)
             .map(|at| {
                 let from = offset + at * block;
-                let to = (from + block).min(end);
+                let to = from.saturating_add(block).min(end);
                 let written = !long && part.as_ref().is_some_and(|part| part.has_data(from, to));
                 Ok(BlockValues {
                     part: if written { value(&part, from, to).map_err(failed)? } else { None },
@@ -250,8 +250,15 @@ impl Held {
         buffer: &mut [u8],
     ) -> Step<Option<Digest>> {
         let wanted = usize::try_from(to - from).map_err(|_| Errno::INVAL)?;
-        if self.size < to || read_full(&self.fd, &mut buffer[..wanted], from)? < wanted {
+        if self.size < to {
             return Ok(None);
+        }
+        match self.has_data(from, to) {
+            // To read a hole costs as much as to read zeros.
+            false if hashing == Hashing::NonZero => return Ok(Some(ZERO)),
+            false => buffer[..wanted].fill(0),
+            true if read_full(&self.fd, &mut buffer[..wanted], from)? < wanted => return Ok(None),
+            true => {}
         }
         Ok(Some(hashing.block(from, &buffer[..wanted])))
     }

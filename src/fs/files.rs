@@ -7,7 +7,7 @@ use super::dress::Origin;
 use super::error::{Cause, FsError, Result};
 use super::meta::{chmod, lstat, meta_of, mode_of, proc_path, set_mtime, type_of};
 use super::root::Dir;
-use super::source::read_full;
+use super::source::{SourceFile, read_full};
 use super::target::{Step, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, Meta};
@@ -210,6 +210,19 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Whether a file in `dir` may become a clone of `source`, as far as is known.
+    fn may_clone(&self, dir: &Dir, source: &SourceFile) -> bool {
+        !self.rules.punch_zeros
+            && rustix::fs::fstat(dir).is_ok_and(|stat| source.may_share(stat.st_dev))
+    }
+
+    /// The same for the file of `entry`, where its directory is there.
+    pub fn may_clone_to(&self, entry: &Entry, source: &SourceFile) -> bool {
+        self.tree.place(&entry.path).is_ok_and(|place| self.may_clone(&place.dir, source))
+    }
+}
+
 impl NewFile {
     /// Appends to the content. Long runs of zeros become holes, where they shall.
     ///
@@ -232,6 +245,24 @@ impl NewFile {
     pub fn skip(&mut self, len: u64) {
         self.hole_at_end |= len > 0;
         self.written += len;
+    }
+
+    /// Takes all content of `source` by sharing its blocks. `false` where that cannot be, or the file is so short
+    /// that it costs more than writing: then nothing of it is there, and it can be written. Whether the source
+    /// [changed](SourceFile::unchanged_since_open) is to be asked afterwards.
+    ///
+    /// # Errors
+    /// Neither is possible any more.
+    pub fn clone_of(&mut self, source: &SourceFile) -> Result<bool> {
+        let size = source.entry().size();
+        if size <= NAMELESS || self.written > 0 || !self.target.may_clone(&self.dir, source) {
+            return Ok(false);
+        }
+        let cloned = source.clone_to(&self.fd).map_err(|e| self.failed("clone to", e))?;
+        if cloned {
+            self.written = size;
+        }
+        Ok(cloned)
     }
 
     /// Gives the content its metadata and its name. `entry` may be another version than the one the

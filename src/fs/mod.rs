@@ -37,6 +37,7 @@
 mod allowance;
 mod base;
 mod cache;
+mod clone;
 mod direct;
 mod dress;
 mod error;

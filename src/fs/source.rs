@@ -1,6 +1,7 @@
 //! Reading a source file, and knowing that it stayed one version while it was read.
 
 use super::cache::ReadBehind;
+use super::clone::{clone, may_share};
 use super::direct::Direct;
 use super::error::{Cause, FsError, Result, Side};
 use super::meta::{ident_of, meta_of, size_of, stored_of, type_of};
@@ -145,6 +146,21 @@ impl SourceFile {
     /// [`PAGE`]: super::PAGE
     pub fn is_direct(&self) -> bool {
         self.direct.is_on()
+    }
+
+    /// The length of its content without holes, as far as the file system tells.
+    pub fn stored(&self) -> u64 {
+        stored_of(&self.opened).unwrap_or(size_of(&self.opened))
+    }
+
+    /// Makes the new file `to` a clone of it; see [`clone`].
+    pub(super) fn clone_to(&self, to: &OwnedFd) -> std::result::Result<bool, Errno> {
+        clone(&self.fd, self.opened.st_dev, to)
+    }
+
+    /// Whether it can be cloned to the device `dev`, as far as is known. Holes that are not to be kept can't.
+    pub(super) fn may_share(&self, dev: u64) -> bool {
+        (self.sparse || stored_of(&self.opened).is_none()) && may_share(self.opened.st_dev, dev)
     }
 
     /// Whether all of it is data, or to be taken for data.

@@ -199,12 +199,16 @@ impl State {
         self.more_ranges(task.sync, file);
     }
 
-    /// The destination holds a large file already: it is counted. Where somebody else brought it meanwhile,
+    /// The destination holds a large file, already or because the task has brought all of it: it is counted. Where somebody else brought it meanwhile,
     /// what we sent of it is not to be left there.
     fn found_there(&mut self, task: &Task, file: TaskId, report: TaskReport, now: Now) {
         let no = task.sync;
         let Some(mut large) = self.large(no, file).cloned() else { return };
         let (size, group) = (large.size, large.group.take());
+        let brought = report.files_done > 0;
+        if brought {
+            self.found_room(no, now);
+        }
         let ranges = self.ranges_of(no, file);
         let mut ranges = ranges.iter().filter_map(|id| self.tasks.get(id));
         // One that begins again for want of its part file may have left some of that.
@@ -224,7 +228,10 @@ impl State {
         } else {
             self.remove_large(no, file);
         }
-        self.count_large(no, size, false, report);
+        if let Some(sync) = self.syncs.get_mut(&no).filter(|sync| brought && sync.counts()) {
+            sync.counters.bytes_done = sync.counters.bytes_done.saturating_add(size);
+        }
+        self.count_large(no, size, brought, report);
         self.group_done(no, group);
     }
 

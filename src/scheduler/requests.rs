@@ -281,6 +281,7 @@ impl State {
             bytes_skipped: counters.bytes_skipped,
             sent_bytes: counters.sent_bytes,
             kept_bytes: counters.kept_bytes,
+            cloned_bytes: counters.cloned_bytes,
             actions: counters.actions.clone(),
             notes: sync.notes.clone(),
             verified_files: counters.verified_files,

@@ -137,8 +137,9 @@ impl State {
             }
         }
         sync.to_sweep |= report.to_sweep && sync.stage < Stage::Sweep;
-        let sent = &mut sync.counters.sent_bytes;
-        *sent = sent.saturating_add(report.bytes_sent);
+        let counters = &mut sync.counters;
+        counters.sent_bytes = counters.sent_bytes.saturating_add(report.bytes_sent);
+        counters.cloned_bytes = counters.cloned_bytes.saturating_add(report.bytes_cloned);
         self.changed(no, now);
     }
 

@@ -39,6 +39,9 @@ pub(super) struct Counters {
     pub(super) sent_bytes: u64,
     /// Content bytes of `bytes_done` that the destination had already.
     pub(super) kept_bytes: u64,
+    /// Content bytes that source and destination share.
+    #[serde(default)]
+    pub(super) cloned_bytes: u64,
     /// What was done with the entries that did not fail.
     pub(super) actions: BTreeMap<Action, Tally>,
     /// What the second pass found right …

@@ -48,6 +48,9 @@ pub struct SyncOptions {
     /// Changed large files are sent whole: what the destination has of them is not compared.
     #[serde(skip_serializing_if = "is_default")]
     pub whole_file: bool,
+    /// Content is copied also where source and destination could share it (`"clone": false`).
+    #[serde(rename = "clone", with = "negated", skip_serializing_if = "is_default")]
+    pub no_clone: bool,
     /// What of the source is left out.
     #[serde(skip_serializing_if = "is_default")]
     pub filter: FilterSpec,
@@ -73,6 +76,20 @@ pub struct SyncOptions {
     /// agent needs it.
     #[serde(skip_serializing_if = "is_default")]
     pub allow_overlap: bool,
+}
+
+/// A field that is called by its opposite.
+mod negated {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(no: &bool, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bool(!no)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
+        bool::deserialize(d).map(|yes| !yes)
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

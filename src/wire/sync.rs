@@ -309,6 +309,9 @@ pub struct SyncProgress {
     /// Content bytes of copied files that the destination had already and that were kept.
     #[serde(default)]
     pub kept_bytes: u64,
+    /// Content bytes of copied files that source and destination share: nothing was read or written.
+    #[serde(default)]
+    pub cloned_bytes: u64,
     /// What was done (in a dry run: would be), by action.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub actions: BTreeMap<Action, Tally>,

@@ -447,6 +447,9 @@ pub struct TaskReport {
     /// Content bytes that the destination had already and kept; they count in `bytes_done` too.
     #[serde(skip_serializing_if = "is_zero")]
     pub bytes_kept: u64,
+    /// Content bytes that source and destination share since; they count in `bytes_done` too.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub bytes_cloned: u64,
     /// What was done with the entries (in a dry run: would be); failed ones are not in it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub actions: BTreeMap<Action, Tally>,
@@ -462,8 +465,8 @@ pub struct TaskReport {
     /// For a range that is only compared: it differs, so the file is to be sent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub differs: bool,
-    /// For a range: the destination holds this file already (size and time): nothing needs to be
-    /// sent. Counted as skipped.
+    /// For a range: the destination holds this file: nothing needs to be sent any more. Counted as skipped, or
+    /// as done where the task has brought all of it (`files_done` is 1).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unchanged: bool,
     /// What the agent found damaged on the way since it told so last, whatever task it was about.

@@ -2,6 +2,7 @@
 //! processes on a file system that does so on demand ([`failing`]).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod clone;
 mod failing;
 mod folding;
 mod held;

@@ -75,6 +75,7 @@ fn comparison(options: &SyncOptions) -> Vec<String> {
         (options.ignore_existing, "--ignore-existing"),
         (options.existing, "--existing"),
         (options.whole_file, "--whole-file"),
+        (options.no_clone, "--no-clone"),
     ]);
     if options.mtime_tolerance_ns > 0 {
         // The command line takes whole milliseconds; a request may hold less.

@@ -49,6 +49,7 @@ fn every_option_has_its_place_in_the_request() {
         ("--modify-window 500ms", r#"{"mtime_tolerance_ns": 500000000}"#),
         ("--ignore-existing -W", r#"{"ignore_existing": true, "whole_file": true}"#),
         ("--existing", r#"{"existing": true}"#),
+        ("--no-clone", r#"{"clone": false}"#),
         ("--min-size 1K --max-size 1.5K", r#"{"filter": {"min_size": 1024, "max_size": 1536}}"#),
         ("--newer-than 2d", r#"{"filter": {"newer_than": 1769955000}}"#),
         ("--older-than 1970-01-02T00:00:00Z", r#"{"filter": {"older_than": 86400}}"#),

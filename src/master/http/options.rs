@@ -24,6 +24,7 @@ pub(super) fn options(value: Value) -> Result<SyncOptions, Faults> {
     let ignore_existing = doc.optional("ignore_existing", truth);
     let existing = doc.optional("existing", truth);
     let whole_file = doc.optional("whole_file", truth);
+    let clone = doc.optional("clone", truth);
     let allow_overlap = doc.optional("allow_overlap", truth);
     let filter = doc.optional("filter", filter);
     let recursive = doc.optional("recursive", truth);
@@ -46,6 +47,7 @@ pub(super) fn options(value: Value) -> Result<SyncOptions, Faults> {
             ignore_existing: ignore_existing?.unwrap_or_default(),
             existing: existing?.unwrap_or_default(),
             whole_file: whole_file?.unwrap_or_default(),
+            no_clone: !clone?.unwrap_or(true),
             allow_overlap: allow_overlap?.unwrap_or_default(),
             filter: filter?.unwrap_or_default(),
             recursive: recursive?.unwrap_or_default(),
@@ -134,6 +136,7 @@ mod tests {
             ignore_existing: true,
             existing: true,
             whole_file: true,
+            no_clone: true,
             allow_overlap: true,
             filter: FilterSpec {
                 rules: vec!["*.tmp".into(), "!a.tmp".into()],
@@ -157,7 +160,7 @@ mod tests {
             }),
         };
         let written = serde_json::to_value(&all).unwrap();
-        assert_eq!(written.as_object().unwrap().len(), 19, "an option is at its default");
+        assert_eq!(written.as_object().unwrap().len(), 20, "an option is at its default");
         assert_eq!(options(written).unwrap(), all);
         assert_eq!(options(json!({})).unwrap(), SyncOptions::default());
         assert_eq!(options(json!({"delete": {}})).unwrap().delete, Some(DeleteOptions::default()));

@@ -229,6 +229,7 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         transferred_bytes: 0,
         sent_bytes: 0,
         kept_bytes: 0,
+        cloned_bytes: 0,
         actions: Default::default(),
         notes: Default::default(),
         verified_files: 0,

@@ -1,0 +1,110 @@
+//! File systems that share blocks: what is copied within one is cloned, neither read nor written.
+
+use super::*;
+use rustix::fs::statvfs;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use support::ctl::ctl;
+
+/// Such a file system on a disk of its own, with a source and room for destinations.
+fn disk(cluster: &Cluster, kind: &str) -> (Disk, PathBuf, PathBuf) {
+    let (image, at) = (cluster.home().join(format!("{kind}.image")), dir(cluster.path(kind)));
+    File::create(&image).unwrap().set_len(512 << 20).unwrap();
+    must(&format!("mkfs.{kind}"), ["-q".as_ref(), image.as_os_str()]);
+    let disk = Disk::mount(&image, at.clone());
+    let src = dir(at.join("src"));
+    file(src.join("large"), noise(20 * MIB, 1));
+    file(src.join("below/middle"), noise(3 * MIB + 5, 2));
+    file(src.join("below/small"), noise(1000, 3));
+    std::fs::hard_link(src.join("large"), src.join("below/second name")).unwrap();
+    let holes = File::create(src.join("holes")).unwrap();
+    holes.set_len(1 << 40).unwrap();
+    holes.write_all_at(&noise(2 * MIB, 4), 1 << 39).unwrap();
+    (disk, src, at)
+}
+
+/// What is in use on a disk, with what is not written yet.
+fn used(at: &Path) -> u64 {
+    rustix::fs::syncfs(File::open(at).unwrap()).unwrap();
+    let stat = statvfs(at).unwrap();
+    (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+}
+
+const DATA: u64 = (20 + 3 + 2) * MIB as u64;
+
+#[test]
+fn what_is_copied_within_a_file_system_that_shares_blocks_is_cloned() {
+    for kind in ["xfs", "btrfs"] {
+        let mut cluster = Cluster::start(On::Embedded);
+        let (_disk, src, at) = disk(&cluster, kind);
+        cluster.agent("a", &[&at]);
+        let (dst, before) = (at.join("dst"), used(&at));
+        // A limit is for what moves.
+        let how = json!({"chunk_size_mb": 1, "bwlimit": 65536, "options": {"verify": "readback"}});
+        let sync = cluster.ended(&cluster.submit_with(&src, &dst, how));
+        assert_complete(&sync, census(&src));
+        assert!(sync.cloned_bytes >= DATA && sync.cloned_bytes < DATA + MIB as u64, "{sync:#?}");
+        assert_eq!((sync.sent_bytes, sync.verified_files), (1000, 5), "{sync:#?}");
+        let more = used(&at).saturating_sub(before);
+        assert!(more < DATA / 4, "{kind}: {more} bytes are in use for a copy of {DATA}");
+        let stored = |path: &Path| {
+            use std::os::unix::fs::MetadataExt as _;
+            std::fs::metadata(path).unwrap().blocks() * 512
+        };
+        assert!(stored(&dst.join("holes")) < 4 * MIB as u64, "holes stay holes");
+        let [mut ours, mut theirs] = [vec![0; 2 * MIB], vec![0; 2 * MIB]];
+        File::open(src.join("holes")).unwrap().read_exact_at(&mut ours, 1 << 39).unwrap();
+        File::open(dst.join("holes")).unwrap().read_exact_at(&mut theirs, 1 << 39).unwrap();
+        assert!(ours == theirs);
+        for root in [&src, &dst] {
+            std::fs::remove_file(root.join("holes")).unwrap();
+        }
+        assert_same(&src, &dst, strict());
+        // Other content takes the place of what was there, which may not be written to.
+        let second = File::open(dst.join("large")).unwrap();
+        file(src.join("large"), noise(20 * MIB, 9));
+        let sync = cluster.sync_with(&src, &dst, json!({"manifest": true}));
+        assert_complete(&sync, census(&src));
+        assert_eq!((sync.sent_bytes, sync.cloned_bytes), (0, 20 * MIB as u64), "{sync:#?}");
+        assert_same(&src, &dst, strict());
+        let mut there = vec![0; 20 * MIB];
+        second.read_exact_at(&mut there, 0).unwrap();
+        assert!(there == noise(20 * MIB, 1));
+        let list =
+            cluster.ctl(["sync", "manifest", sync.request_id.as_str()]).run().exits(0).stdout;
+        let list = String::from_utf8(list).unwrap();
+        let digest = blake3::hash(&noise(20 * MIB, 9)).to_string();
+        assert!(list.lines().any(|line| line.starts_with(&digest)), "{kind}: {list}");
+        assert!(part_files(&dst).is_empty());
+        // As one that may not.
+        let plain = at.join("plain");
+        let sync = cluster.sync_with(&src, &plain, json!({"clone": false}));
+        assert_complete(&sync, census(&src));
+        assert_eq!(sync.cloned_bytes, 0, "{sync:#?}");
+        assert!(sync.sent_bytes > DATA - 2 * MIB as u64, "{sync:#?}");
+        assert_same(&src, &plain, strict());
+        // To another file system.
+        let away = dir(cluster.path("away"));
+        cluster.agent("b", &[&at, &away]);
+        assert_eq!(cluster.agents.get_mut("a").unwrap().terminate().code(), Some(0));
+        let sync = cluster.sync_with(&src, &away, json!({}));
+        assert_complete(&sync, census(&src));
+        assert_eq!(sync.cloned_bytes, 0, "{sync:#?}");
+        assert_same(&src, &away, strict());
+    }
+}
+
+#[test]
+fn a_copy_on_the_command_line_clones_and_says_so() {
+    let cluster = Cluster::start(On::Embedded);
+    let (_disk, src, at) = disk(&cluster, "xfs");
+    let copy = |to: &str, more: &[&str]| {
+        let ran = ctl(["copy"]).more(more).arg(&src).arg(at.join(to)).run().exits(0);
+        assert_same(&src.join("below"), &at.join(to).join("below"), strict());
+        String::from_utf8([ran.stderr, ran.stdout].concat()).unwrap()
+    };
+    let cloned = copy("one", &[]);
+    assert!(cloned.contains("25.0 MiB cloned"), "{cloned}");
+    let sent = copy("two", &["--no-clone"]);
+    assert!(!sent.contains("cloned"), "{sent}");
+}
