@@ -331,7 +331,7 @@ async fn a_manifest_that_is_refused_fails_the_task_unless_the_task_is_gone() {
         let failed = master.until("the result", result(0)).await;
         assert_eq!((failed.assignment_id, failed.success), (Some(id), false));
         let message = failed.message.unwrap();
-        assert!(message.contains("the manifest cannot be had"), "{message}");
+        assert!(message.contains("cannot get the manifest"), "{message}");
     }
     play.end().await;
 }

@@ -25,6 +25,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("/options/ignore_existing", "--ignore-existing"),
     ("/options/existing", "--existing"),
     ("/options/whole_file", "--whole-file"),
+    ("/options/clone", "--no-clone"),
     ("/options/allow_overlap", "--allow-overlap"),
     ("/options/recursive", "--recursive"),
     ("/options/dry_run", "--dry-run"),

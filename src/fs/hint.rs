@@ -102,7 +102,7 @@ mod tests {
             (Destination, special, 0, "`--preserve no-specials`"),
             (Destination, Cause::Unmakeable(NodeKind::Link, Errno::PERM), 0, "`--links skip`"),
             (Destination, Cause::Short(Shortfall::SetId), 0, "`--strict-metadata`"),
-            (Source, Cause::Changed, 0, "let nothing write to it"),
+            (Source, Cause::Changed, 0, "stop writes to it"),
             (Source, Cause::Dangling, 0, "keep links as they are"),
             (Source, Cause::Mounted, 0, "unmount it"),
             (Source, Cause::NoDirectory, 0, "leave the list (`--files-from`) out"),
