@@ -205,9 +205,11 @@ impl Sync {
             Stage::Replace if !self.blocked.is_empty() => (false, "not everything was copied"),
             _ => (true, "everything was copied"),
         };
+        if self.dry_run() {
+            return Stop { why: format!("{why}; {allow}"), copied };
+        }
         let deleted = match deleted {
             0 => "nothing was deleted".to_owned(),
-            _ if self.dry_run() => "nothing was deleted".to_owned(),
             n => format!("{} deleted", units::counted(n, "entry was", "entries were")),
         };
         Stop { why: format!("{why}: {done}, {deleted}; {allow}"), copied }

@@ -468,7 +468,10 @@ fn a_mirror_that_is_tried_names_what_it_would_delete_and_deletes_nothing() {
     // What a limit would stop is said before.
     let options = json!({"delete": {"max": 11}, "dry_run": true});
     let sync = cluster.sync_with(&src, &dst, options);
-    assert!(sync.reason.as_deref().is_some_and(|r| r.contains("would stop")), "{sync:#?}");
+    assert!(
+        sync.reason.as_deref().is_some_and(|r| r.contains("would refuse to delete")),
+        "{sync:#?}"
+    );
     assert_eq!(state_of(&dst), before, "nothing changed");
 }
 
