@@ -142,7 +142,10 @@ fn a_deleted_sync_is_forgotten_and_its_id_is_free_again() {
     cluster.submit_with(&src, &dst, again.clone());
     cluster.await_progress("again", "is in the middle", |s| s.transferred_bytes > 0);
     let answer = cluster.master.delete("/sync/again");
-    assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"status":"deleted"}"#));
+    assert_eq!(
+        (answer.status, answer.json()),
+        (200, json!({"status": "deleted", "cancelled": true}))
+    );
     assert_eq!(cluster.master.get("/sync/again").status, 404);
     assert_eq!(cluster.master.get("/sync").json(), json!([]));
     cluster.submit_with(&src, &dst, again);
