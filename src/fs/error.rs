@@ -169,7 +169,7 @@ impl FsError {
 
     /// What somebody can do about it.
     fn hint(&self) -> Option<String> {
-        super::hint::hint(self.side, self.cause, rustix::process::geteuid())
+        super::hint::hint(self.cause, rustix::process::geteuid())
     }
 }
 

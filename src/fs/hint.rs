@@ -1,13 +1,13 @@
 //! What an operator can do about an error: the only table of it. Its texts hold for an agent and for `ctl copy`.
 
-use super::error::{Cause, NodeKind, Side};
+use super::error::{Cause, NodeKind};
 use super::spelling::TAKEN;
 use crate::wire::sync::FileError;
 use rustix::io::Errno;
 use rustix::process::Uid;
 
-/// What to do about `cause`, which a process of user `uid` met at `side`.
-pub(super) fn hint(side: Side, cause: Cause, uid: Uid) -> Option<String> {
+/// What to do about `cause`, which a process of user `uid` met.
+pub(super) fn hint(cause: Cause, uid: Uid) -> Option<String> {
     let text = match cause {
         Cause::Changed => "stop writes to it during the copy",
         Cause::Occupied => {
@@ -34,13 +34,13 @@ pub(super) fn hint(side: Side, cause: Cause, uid: Uid) -> Option<String> {
             "write there as root, or leave devices out (`--preserve no-devices`)"
         }
         Cause::Short(_) => "sync without `--strict-metadata` to have it counted instead",
-        Cause::Os(errno) => return os_hint(side, errno, uid),
+        Cause::Os(errno) => return os_hint(errno, uid),
         Cause::NotRegular | Cause::WrongSize { .. } | Cause::Overtaken => return None,
     };
     Some(text.to_owned())
 }
 
-fn os_hint(side: Side, errno: Errno, uid: Uid) -> Option<String> {
+fn os_hint(errno: Errno, uid: Uid) -> Option<String> {
     let text = match errno {
         Errno::NOSYS => "mount `/proc` on that host",
         Errno::ACCESS | Errno::PERM if uid.is_root() => {
@@ -48,16 +48,9 @@ fn os_hint(side: Side, errno: Errno, uid: Uid) -> Option<String> {
              process"
         }
         Errno::ACCESS | Errno::PERM => {
-            return Some(match side {
-                Side::Source => format!(
-                    "grant the copying user (uid {uid}) access to these paths, or run as root"
-                ),
-                Side::Destination => {
-                    format!(
-                        "grant the copying user (uid {uid}) access to these paths, or run as root"
-                    )
-                }
-            });
+            return Some(format!(
+                "grant the copying user (uid {uid}) access to these paths, or run as root"
+            ));
         }
         Errno::NOSPC => FileError::NO_ROOM_HINT,
         Errno::DQUOT => return Some(format!("raise the quota of user {uid}, or free some of it")),
@@ -86,59 +79,48 @@ mod tests {
     use rustix::fs::FileType;
 
     #[test]
-    fn each_cause_has_what_to_do_on_each_side_for_root_and_for_others() {
-        use Side::{Destination, Source};
+    fn each_cause_has_what_to_do_for_root_and_for_others() {
         let device = Cause::Unmakeable(NodeKind::Device, Errno::PERM);
         let special = Cause::Unmakeable(NodeKind::Special, Errno::PERM);
-        for (side, cause, uid, hint_part) in [
-            (Destination, Cause::Occupied, 1000, "a mirror (`--delete`) replaces it"),
-            (
-                Destination,
-                device,
-                1000,
-                "write there as root, or leave devices out (`--preserve no-devices`)",
-            ),
-            (Destination, device, 0, "leave devices out (`--preserve no-devices`)"),
-            (Destination, special, 0, "`--preserve no-specials`"),
-            (Destination, Cause::Unmakeable(NodeKind::Link, Errno::PERM), 0, "`--links skip`"),
-            (Destination, Cause::Short(Shortfall::SetId), 0, "`--strict-metadata`"),
-            (Source, Cause::Changed, 0, "stop writes to it"),
-            (Source, Cause::Dangling, 0, "keep links as they are"),
-            (Source, Cause::Mounted, 0, "unmount it"),
-            (Source, Cause::NoDirectory, 0, "leave the list (`--files-from`) out"),
-            (Destination, Cause::NoTrash(FileType::Symlink), 0, "`--trash`"),
-            (Source, Cause::ManyXattrs, 0, "`--preserve no-xattrs`"),
-            (Source, Cause::MadeUp, 0, "leave it out"),
-            (Destination, Cause::Lost, 0, "part files"),
-            (Source, Cause::RootGone(RootLoss::Replaced), 0, "put it back"),
-            (Source, Cause::RootGone(RootLoss::Unmounted), 0, "mount it again"),
-            (Source, Cause::RootGone(RootLoss::Mounted), 0, "until it is unmounted"),
-            (Source, Errno::ACCESS.into(), 1000, "let user 1000 read it, or copy as root"),
-            (
-                Destination,
-                Errno::PERM.into(),
-                7,
-                "let user 7 write there (or own it), or copy as root",
-            ),
-            (Source, Errno::ACCESS.into(), 0, "root itself is refused"),
-            (Destination, Errno::PERM.into(), 0, "root itself is refused"),
-            (Destination, Errno::NOSPC.into(), 0, "free space or inodes"),
-            (Destination, Errno::DQUOT.into(), 7, "raise the quota of user 7"),
-            (Destination, Errno::FBIG.into(), 0, "`ulimit -f`"),
-            (Destination, Errno::ROFS.into(), 0, "writable"),
-            (Source, Errno::MFILE.into(), 0, "`ulimit -n`"),
-            (Source, Errno::LOOP.into(), 0, "name the real path"),
-            (Destination, TAKEN.into(), 0, "rename one of the two"),
-            (Source, Errno::IO.into(), 0, "kernel log"),
-            (Source, Errno::NOSYS.into(), 0, "`/proc`"),
+        for (cause, uid, hint_part) in [
+            (Cause::Occupied, 1000, "a mirror (`--delete`) replaces it"),
+            (device, 1000, "write there as root, or leave devices out (`--preserve no-devices`)"),
+            (device, 0, "leave devices out (`--preserve no-devices`)"),
+            (special, 0, "`--preserve no-specials`"),
+            (Cause::Unmakeable(NodeKind::Link, Errno::PERM), 0, "`--links skip`"),
+            (Cause::Short(Shortfall::SetId), 0, "`--strict-metadata`"),
+            (Cause::Changed, 0, "stop writes to it"),
+            (Cause::Dangling, 0, "keep links as they are"),
+            (Cause::Mounted, 0, "unmount it"),
+            (Cause::NoDirectory, 0, "leave the list (`--files-from`) out"),
+            (Cause::NoTrash(FileType::Symlink), 0, "`--trash`"),
+            (Cause::ManyXattrs, 0, "`--preserve no-xattrs`"),
+            (Cause::MadeUp, 0, "leave it out"),
+            (Cause::Lost, 0, "part files"),
+            (Cause::RootGone(RootLoss::Replaced), 0, "put it back"),
+            (Cause::RootGone(RootLoss::Unmounted), 0, "mount it again"),
+            (Cause::RootGone(RootLoss::Mounted), 0, "until it is unmounted"),
+            (Errno::ACCESS.into(), 1000, "grant the copying user (uid 1000) access"),
+            (Errno::PERM.into(), 7, "(uid 7) access to these paths, or run as root"),
+            (Errno::ACCESS.into(), 0, "root itself is refused"),
+            (Errno::PERM.into(), 0, "root itself is refused"),
+            (Errno::NOSPC.into(), 0, "free space or inodes"),
+            (Errno::DQUOT.into(), 7, "raise the quota of user 7"),
+            (Errno::FBIG.into(), 0, "`ulimit -f`"),
+            (Errno::ROFS.into(), 0, "writable"),
+            (Errno::MFILE.into(), 0, "`ulimit -n`"),
+            (Errno::LOOP.into(), 0, "name the real path"),
+            (TAKEN.into(), 0, "rename one of the two"),
+            (Errno::IO.into(), 0, "kernel log"),
+            (Errno::NOSYS.into(), 0, "`/proc`"),
         ] {
-            let found = hint(side, cause, Uid::from_raw(uid)).unwrap_or_default();
-            assert!(found.contains(hint_part), "{side:?} {cause:?} {uid}: {found}");
+            let found = hint(cause, Uid::from_raw(uid)).unwrap_or_default();
+            assert!(found.contains(hint_part), "{cause:?} {uid}: {found}");
             // Root is not advised to become root.
-            assert!(uid != 0 || !found.contains("as root"), "{side:?} {cause:?}: {found}");
+            assert!(uid != 0 || !found.contains("as root"), "{cause:?}: {found}");
         }
         for cause in [Cause::Overtaken, Cause::NotRegular, Errno::BUSY.into()] {
-            assert_eq!(hint(Side::Source, cause, Uid::ROOT), None, "{cause:?}");
+            assert_eq!(hint(cause, Uid::ROOT), None, "{cause:?}");
         }
     }
 }

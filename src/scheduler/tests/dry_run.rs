@@ -48,7 +48,10 @@ fn a_dry_run_names_the_guard_that_stops_the_sync_first() {
     let end = world.progress("demo");
     assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
     let reason = end.reason.unwrap();
-    assert!(reason.contains("is empty: nothing was copied, nothing was deleted"), "{reason}");
+    assert!(
+        reason.contains("stop before it copies (exit 8): the source /src/a is empty"),
+        "{reason}"
+    );
 }
 
 #[test]
