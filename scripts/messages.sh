@@ -25,7 +25,7 @@ def without_tests(source):
     return source[:begin] + re.sub(r"[^\n]", " ", body) + source[end:]
 
 def is_quiet(before):
-    """Whether a literal stands in a macro whose text operators do not see."""
+    """Whether a literal stands in a macro with a text that operators do not see."""
     depth, at = 0, len(before)
     while at > 0 and len(before) - at < 400:
         at -= 1

@@ -274,7 +274,7 @@ impl From<Unsent> for Failure {
 }
 
 impl Unsent {
-    /// The failure of a submit under the id `id`; a request of a file (`by_file`) is told about its fields.
+    /// The failure of a submit under the id `id`; for a request of a file (`by_file`) it names its fields.
     fn failure(self, ctx: &Context, id: &RequestId, by_file: bool) -> Failure {
         let ctl = &ctx.ctl;
         let existing = match &self.cause {

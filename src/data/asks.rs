@@ -33,7 +33,7 @@ pub struct BlocksAsk {
     /// The length of all of them; the last one may be shorter.
     #[n(2)]
     pub length: u64,
-    /// The length of one, a power of two. Of one longer than [`BLOCK`] is only told whether it is all zeros
+    /// The length of one, a power of two. For one longer than [`BLOCK`] the answer is only whether it is all zeros
     /// ([`Target::blocks`](crate::fs::Target::blocks)).
     #[n(3)]
     pub block: u64,

@@ -43,7 +43,7 @@ pub enum Cloned {
     No,
 }
 
-/// One large file of this process is cloned at a time: who waits finds that another one has done it.
+/// One large file of this process is cloned at a time: what waits finds it cloned.
 static CLONING: Mutex<()> = Mutex::new(());
 
 /// Why copying the content of one file stopped.
@@ -359,7 +359,7 @@ struct Copied<'a> {
 }
 
 impl Copied<'_> {
-    /// Nothing lies between the two ends that a digest could guard: it is only had for who wants it.
+    /// Nothing lies between the two ends that a digest could guard: it is computed only where one is wanted.
     fn hasher(&self) -> Option<ContentHasher> {
         self.claims.rules.digests.then(|| ContentHasher::new(Hashing::Whole))
     }

@@ -28,7 +28,7 @@ pub(super) fn clone(from: &OwnedFd, dev: u64, to: &OwnedFd) -> Result<bool, Errn
         Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
             REFUSED.lock().unwrap_or_else(PoisonError::into_inner).insert((dev, own));
         }
-        // It may be about this file only. Whatever it is, writing tells.
+        // It may be about this file only. Whatever it is, the writes that follow report it.
         Err(_) => {}
     }
     rustix::fs::ftruncate(to, 0)?;

@@ -148,7 +148,7 @@ impl SourceFile {
         self.direct.is_on()
     }
 
-    /// The length of its content without holes, as far as the file system tells.
+    /// The length of its content without holes, as far as the file system reports them.
     pub fn stored(&self) -> u64 {
         stored_of(&self.opened).unwrap_or(size_of(&self.opened))
     }

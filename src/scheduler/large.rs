@@ -199,7 +199,7 @@ impl State {
         self.more_ranges(task.sync, file);
     }
 
-    /// The destination holds a large file, already or because the task has brought all of it: it is counted. Where somebody else brought it meanwhile,
+    /// The destination holds a large file, already or because the task has brought all of it: it is counted. Where another task brought it meanwhile,
     /// what we sent of it is not to be left there.
     fn found_there(&mut self, task: &Task, file: TaskId, report: TaskReport, now: Now) {
         let no = task.sync;

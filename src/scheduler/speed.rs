@@ -7,8 +7,8 @@ const MEMORY_MS: u64 = 10_000;
 /// Bytes are looked at no more often than this, in milliseconds.
 const STEP_MS: u64 = 900;
 
-/// A moving average of bytes per second that starts with the first byte: an exponentially weighted one whose
-/// weights add up to one from the first step on (D. P. Kingma, J. Ba, Adam, 2015, section 3).
+/// A moving average of bytes per second that starts with the first byte: an exponentially weighted one with
+/// weights that add up to one from the first step on (D. P. Kingma, J. Ba, Adam, 2015, section 3).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Speed {
     /// When the bytes were looked at last, on the scheduler's clock, and how many there were.

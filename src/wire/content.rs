@@ -308,7 +308,7 @@ mod tests {
     use proptest::prelude::*;
     use std::convert::Infallible;
 
-    /// A run of content: so many bytes, zeros or not, told of as a hole or not.
+    /// A run of content: so many bytes, zeros or not, reported as a hole or not.
     type Run = (u64, bool, bool);
 
     fn runs() -> impl Strategy<Value = Vec<Run>> {

@@ -368,7 +368,7 @@ async fn a_batch_arrives(world: &World, to: Destination) {
     let paths: Vec<&[u8]> = wanted.iter().map(|e| e.path.as_bytes()).collect();
     assert_eq!(paths, [&b"a"[..], b"sub/deep/b"]);
     let packed = to.pack(&source, manifest.dirs.clone(), wanted).await.unwrap();
-    // Also where content is hashed on its way: nobody asked for digests.
+    // Also where content is hashed on its way: no digests were asked for.
     let expected = [&b"alpha"[..], &vec![7; 3 << 20]].map(|c| Ok(written(c, false)));
     assert_eq!(packed.files, expected);
     assert_eq!((packed.sent, packed.unstamped), ((3 << 20) + 5, vec![]));
