@@ -144,7 +144,7 @@ fn not_ended_so(sync: &SyncProgress, wanted: &Expected, dry_run: bool) -> Vec<St
     hold("no failures", sync.failures() == 0);
     hold("each counted once", sync.files_done + sync.files_skipped == sync.files_total);
     if wanted.stopped && dry_run {
-        let said = sync.reason.as_deref().is_some_and(|r| r.contains("would stop"));
+        let said = sync.reason.as_deref().is_some_and(|r| r.contains("a real run would "));
         hold("said that it would stop", said);
         return wrong;
     }
