@@ -225,6 +225,13 @@ fn the_drain_of_a_receiver_ends_when_nobody_writes_through_it_any_more() {
     let (id, src, dst) = receiving(&mut cluster);
     await_that("it is shown what b receives", || view(&cluster, "b")["receiving"] == 1);
     assert_eq!(view(&cluster, "b")["in_flight"], 0);
+    // An undrain stands while a command waits for the drain.
+    let waiting = cluster.ctl(["workers", "drain", "b", "--wait"]).start();
+    await_that("b is drained", || !view(&cluster, "b")["drained"].is_null());
+    cluster.ctl(["workers", "undrain", "b"]).run().exits(0);
+    let said = waiting.finish(support::PATIENCE).exits(0).out();
+    assert!(said.contains("Worker b is undrained"), "{said}");
+    assert!(view(&cluster, "b")["drained"].is_null());
     let said = cluster.ctl(["workers", "drain", "b"]).run().exits(0).out();
     assert!(said.contains("Worker b is draining"), "{said}");
     let said = cluster.ctl(["workers", "drain", "b", "--wait"]).run().exits(0).out();

@@ -196,9 +196,9 @@ impl Heart {
         let end = tokio::time::Instant::now() + wait;
         loop {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
-            let told = tokio::time::timeout(left.min(busy), self.now.notified()).await.is_ok();
+            let woken = tokio::time::timeout(left.min(busy), self.now.notified()).await.is_ok();
             let works = !self.hand.is_empty() || self.requests.under_way() > 0;
-            if told || left <= busy || works {
+            if woken || left <= busy || works {
                 return;
             }
         }

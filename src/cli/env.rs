@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_variable_that_holds_no_value_of_its_option_is_named_with_those_that_it_can_hold() {
-        for (name, told) in [
+        for (name, part) in [
             ("CTL_OUTPUT", "must be one of table, json"),
             ("CTL_PROGRESS", "must be one of auto, tty, plain, none"),
             ("CTL_WORKER_ID", "must be 1 to 128 characters"),
@@ -143,7 +143,7 @@ mod tests {
         ] {
             let failure = of("ctl agent", &[(name, "x y")]).unwrap_err();
             assert_eq!(failure.exit.code(), 2);
-            assert!(failure.message.contains(&format!("{name} `x y` {told}")), "{failure:?}");
+            assert!(failure.message.contains(&format!("{name} `x y` {part}")), "{failure:?}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The options and arguments behind the fields of a request: an operator who typed `--modify-window` is not answered
-//! about `/options/mtime_tolerance_ns`.
+//! The options and arguments behind the fields of a request: an error about `/options/mtime_tolerance_ns` names
+//! `--modify-window`, which was typed.
 
 use crate::client::ClientError;
 use crate::wire::problem::FieldError;
@@ -102,7 +102,7 @@ mod tests {
     use crate::wire::options::{DeleteOptions, FilterSpec, SyncOptions};
     use crate::wire::problem::Problem;
 
-    fn told(errors: &[(&str, &str)]) -> String {
+    fn shown(errors: &[(&str, &str)]) -> String {
         let mut problem = Problem::new(422, "x", "invalid_fields", "/x: y");
         let fault = |(pointer, detail): &(&str, &str)| FieldError {
             pointer: (*pointer).to_owned(),
@@ -115,14 +115,14 @@ mod tests {
 
     #[test]
     fn a_field_that_a_flag_sets_is_called_by_the_flag() {
-        let text = told(&[("/destination_path", "must not be the same as source_path")]);
+        let text = shown(&[("/destination_path", "must not be the same as source_path")]);
         assert_eq!(text, "error: DST: must not be the same as SRC   (exit 2)");
-        let text = told(&[("/file_list/4", "is empty"), ("/options/delete/max", "must be so")]);
+        let text = shown(&[("/file_list/4", "is empty"), ("/options/delete/max", "must be so")]);
         assert!(text.contains("--files-from (number 5): is empty"), "{text}");
         assert!(text.contains("--max-delete: must be so"), "{text}");
-        let text = told(&[("/options/verify", "update, ignore_existing or existing are left")]);
+        let text = shown(&[("/options/verify", "update, ignore_existing or existing are left")]);
         assert!(text.contains("--verify: update, --ignore-existing or existing"), "{text}");
-        assert!(told(&[("/unheard_of", "is x")]).contains("/unheard_of: is x"));
+        assert!(shown(&[("/unheard_of", "is x")]).contains("/unheard_of: is x"));
     }
 
     /// An option that is added must be added to the table as well.

@@ -280,7 +280,7 @@ fn writable(path: &Path) -> Result<(), Failure> {
     if std::fs::read(&others).is_ok_and(|text| !text.is_empty() && !text.starts_with(b"# b3sum ")) {
         let others = show(others.as_os_str().as_encoded_bytes());
         return Err(Failure::usage(format!(
-            "{others}, for the files whose names b3sum refuses, exists and is not such a list"
+            "{others} is to list the files with names that b3sum refuses, and exists with other content"
         ))
         .hinted("rename it, or name another path"));
     }

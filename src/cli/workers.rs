@@ -58,8 +58,12 @@ async fn drain(
         let mut reply = client.drain(id, order.as_ref()).await?;
         while wait && reply.state == WorkerState::Draining {
             tokio::time::sleep(LOOK_AGAIN).await;
-            // The same order once more changes nothing, and its reply says how far it is.
-            reply = client.drain(id, order.as_ref()).await?;
+            // It only looks: an undrain by another operator stands.
+            let WorkerView { drained, state, in_flight, receiving, .. } =
+                client.worker(id).await?.value;
+            let worker_id = id.clone();
+            reply.value = WorkerOrder { worker_id, drained, state, in_flight, receiving };
+            reply.body = serde_json::to_vec(&reply.value).unwrap_or_default().into();
         }
         Ok(Some((drain_text(&reply), reply.body)))
     };
