@@ -23,6 +23,17 @@ fn rate(cluster: &Cluster, time: Duration) -> f64 {
     (written(cluster) - before) as f64 / MIB / since.elapsed().as_secs_f64()
 }
 
+/// Waits until `b` writes as fast as a limit of so many MiB per second lets it. What is on its way when
+/// a limit changes, and what a process catches up with that got no processor for a while, may lie above
+/// it for a moment: what counts is the rate that stays.
+fn settles_at(cluster: &Cluster, limit: f64) {
+    await_that("the rate is that of the limit", || {
+        let rate = rate(cluster, Duration::from_secs(3));
+        eprintln!("{rate} MiB/s at {limit}");
+        (0.7 * limit..=1.1 * limit).contains(&rate)
+    });
+}
+
 #[test]
 fn three_agents_together_keep_to_a_limit_that_is_changed_while_they_send() {
     let mut cluster = Cluster::start(On::Embedded);
@@ -37,16 +48,13 @@ fn three_agents_together_keep_to_a_limit_that_is_changed_while_they_send() {
     let more = ["--bwlimit", "32MiB/s", "--chunk-size-mb", "4"];
     cluster.ctl(submit).more(more).run().exits(0);
     await_that("something arrives", || written(&cluster) > 16 << 20);
-    let first = rate(&cluster, Duration::from_secs(4));
-    assert!((0.7 * 32.0..=1.1 * 32.0).contains(&first), "{first} MiB/s at 32");
+    settles_at(&cluster, 32.0);
 
     let set = cluster.ctl(["sync", "set", id, "--bwlimit", "8MiB/s"]).run().exits(0).out();
     assert!(set.contains("8.0 MiB/s"), "{set}");
     let status = cluster.ctl(["sync", "status", id]).run().exits(0).out();
     assert!(status.contains("Limit:       8.0 MiB/s"), "{status}");
-    await_that("the change takes effect", || rate(&cluster, Duration::from_millis(500)) < 9.0);
-    let second = rate(&cluster, Duration::from_secs(3));
-    assert!((0.7 * 8.0..=1.1 * 8.0).contains(&second), "{second} MiB/s at 8");
+    settles_at(&cluster, 8.0);
 
     cluster.ctl(["sync", "set", id, "--bwlimit", "none"]).run().exits(0);
     let sync = cluster.ended(id);
