@@ -269,6 +269,11 @@ impl MasterClient {
         &self.bases
     }
 
+    /// The URL of the master that answered last, if it still does.
+    pub fn answering(&self) -> Option<String> {
+        self.leader.borrow().clone()
+    }
+
     /// `POST /sync` with a [`SyncRequest`], or a document like it that leaves out what has a default.
     /// The same `idempotency` key with the same request brings the first reply again.
     ///

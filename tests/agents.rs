@@ -48,6 +48,29 @@ fn the_second_of_two_agents_under_one_id_waits_until_the_first_is_gone() {
     assert_eq!(twin.terminate().code(), Some(0));
 }
 
+#[test]
+fn an_agent_that_has_nothing_to_do_ends_at_once_without_a_master() {
+    let mut cluster = Cluster::start(On::Embedded);
+    cluster.pair();
+    // Longer than any test waits: none of it is spent.
+    for agent in cluster.agents.values() {
+        agent.configure(|text| format!("drain_timeout: 1h\n{text}"));
+    }
+    let connected = "connected to the master";
+    let [a, b] = ["a", "b"].map(|name| cluster.agents.remove(name));
+    let (mut a, mut b) = (a.unwrap(), b.unwrap());
+    // One that had a master …
+    a.restart();
+    await_that(connected, || a.process.log().matches(connected).count() == 2);
+    b.kill_9();
+    cluster.master.kill_9();
+    assert_eq!(a.terminate().code(), Some(0));
+    // … and one that never found one.
+    b.restart();
+    await_that("b is there", || b.process.log().contains("heartbeat failed"));
+    assert_eq!(b.terminate().code(), Some(0));
+}
+
 /// A file system that never answers, mounted over a directory.
 struct Hung {
     at: PathBuf,

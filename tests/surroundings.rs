@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
-use support::process::{Process, User, clean_command, program};
+use support::process::{Process, Ran, Running, User, clean_command, program};
 use support::relay::Relay;
 use support::tools::must;
 use support::tree::{self, assert_same, census, file, many, noise, part_files, strict};
-use support::{await_some, await_that};
+use support::{PATIENCE, await_some, await_that};
 
 const MIB: usize = 1 << 20;
 
@@ -596,4 +596,37 @@ fn memory_stays_within_its_bound_whatever_is_sent() {
         eprintln!("{name}: {most}");
         assert!(most < 96 * MIB, "{name} took {most} bytes");
     }
+}
+
+/// Runs `ctl copy` where a shell has prepared namespaces of its own.
+fn copy_after(prepare: &str, namespaces: &[&str]) -> (Ran, tempfile::TempDir) {
+    let home = tempfile::tempdir().unwrap();
+    let (src, dst) = (tree::dir(home.path().join("src")), home.path().join("dst"));
+    many(&src, 20, 3_000);
+    let program = program(User::Same, home.path());
+    let mut command = clean_command(Path::new("unshare"), home.path(), User::Same);
+    command.args(namespaces).args(["sh", "-c", &format!("{prepare} exec \"$@\""), "sh"]);
+    command.arg(program).arg("copy").arg(&src).arg(&dst);
+    let ran = Running::start(command, None).finish(PATIENCE);
+    if ran.code == Some(0) {
+        assert_same(&src, &dst, strict());
+    }
+    (ran, home)
+}
+
+#[test]
+fn a_copy_without_any_network_names_what_is_missing_and_one_with_loopback_alone_works() {
+    let (ran, _home) = copy_after("", &["--net"]);
+    let err = ran.exits(5).err();
+    assert!(
+        err.contains("loopback interface is down") && err.contains("ip link set lo up"),
+        "{err}"
+    );
+    assert!(!err.contains("ctl master"), "{err}");
+    copy_after("ip link set lo up &&", &["--net"]).0.exits(0);
+}
+
+#[test]
+fn a_copy_without_proc_works() {
+    copy_after("mount -t tmpfs none /proc &&", &["--mount"]).0.exits(0);
 }

@@ -5,6 +5,7 @@ use super::limits::Limits;
 use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate, Until};
 use crate::fs::{Filter, FsError, Target, Tree};
 use crate::util::rate::{Pace, Rate};
+use crate::util::repeats::warn_counted;
 use crate::wire::content::Hashing;
 use crate::wire::sync::FileError;
 use crate::wire::task::{Assignment, TaskReport, TaskSpec};
@@ -268,11 +269,8 @@ impl Choice<'_> {
 
     /// Says that `worker` failed with `error`.
     pub fn failed(&mut self, worker: &WorkerId, error: &SendError) {
-        tracing::warn!(
-            sync = %self.job.assignment.request_id,
-            task = %self.job.assignment.task_id,
-            "{error}"
-        );
+        let (sync, task) = (&self.job.assignment.request_id, self.job.assignment.task_id);
+        warn_counted!(format_args!("{error} (sync {sync})"), %sync, %task, "{error}");
         let tries = self.tried.entry(worker.clone()).or_default();
         match error {
             // One that the master has not heard from either is not tried again.

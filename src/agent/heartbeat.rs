@@ -155,6 +155,7 @@ impl Heart {
     pub async fn run(&self, client: &MasterClient) {
         let mut failures = 0u32;
         let mut busy = BUSY;
+        let mut master: Option<String> = None;
         let seed = uuid::Uuid::new_v4().as_u64_pair().0;
         loop {
             self.storage.measure();
@@ -164,8 +165,12 @@ impl Heart {
                     wait = wait.min(sooner.unwrap_or(wait));
                     // A master with many to hear of asks for less.
                     busy = sooner.unwrap_or(BUSY);
-                    if failures > 0 {
-                        tracing::info!("the master answers again");
+                    let answers = client.answering();
+                    if answers != master {
+                        tracing::info!(master = answers, "connected to the master");
+                        master = answers;
+                    } else if failures > 0 {
+                        tracing::info!(master, "the master answers again");
                     }
                     failures = 0;
                 }

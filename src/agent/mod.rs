@@ -249,7 +249,7 @@ async fn all_the_work(
     }
     if hand.is_empty() {
         let requests = units::counted(requests.under_way() as u64, "request", "requests");
-        tracing::warn!("{requests} of other agents cut off");
+        tracing::warn!("{requests} of other agents cut off after {}", units::duration(drain));
         return;
     }
     tracing::warn!(

@@ -4,6 +4,7 @@
 use super::execute::{Done, Job};
 use super::fates::record;
 use crate::fs::{Cause, Ranges, Target, Tree};
+use crate::util::repeats::warn_counted;
 use crate::wire::content::Hashing;
 use crate::wire::manifest::{DirRef, Entry, Manifest, merge_ranges};
 use crate::wire::options::Action;
@@ -159,7 +160,7 @@ async fn at_destination(
         let done = target.at_root(|| act(&target, &manifest.entries, &mut report));
         for error in target.stamp(&manifest.dirs) {
             // Its own entry says so where it lasts; publishing is not undone for it.
-            tracing::warn!("{error}");
+            warn_counted!(error.without_path(), "{error}");
         }
         (report.notes, report.to_sweep) = (target.notes(), target.has_anchors());
         (done, report)
@@ -169,7 +170,9 @@ async fn at_destination(
         Ok((Err(error), TaskReport { to_sweep, .. })) => {
             let part_lost = error.cause == Cause::Lost;
             if part_lost {
-                tracing::warn!(sync = %job.assignment.request_id, "{error}");
+                let sync = &job.assignment.request_id;
+                let cause = format_args!("{} (sync {sync})", error.without_path());
+                warn_counted!(cause, %sync, "{error}");
             }
             let error = job.seen(error.to_file_error(), &job.cx.worker);
             Done::well(TaskReport { part_lost, to_sweep, ..failures(error) })

@@ -7,6 +7,7 @@ use crate::data::outcome::{Compared, Offered, Packed, RangeMode};
 use crate::data::protocol::range_fits;
 use crate::data::{Cloned, Destination, Found, RangeSent, SendError};
 use crate::fs::Tree;
+use crate::util::repeats::warn_counted;
 use crate::wire::manifest::{Entry, Kind, Manifest};
 use crate::wire::options::Action;
 use crate::wire::sync::{ErrorClass, FileError};
@@ -132,7 +133,7 @@ impl Way<'_> {
         let Packed { files, cloned, notes, unstamped, to_sweep, .. } = packed;
         for (_, error) in unstamped {
             // Its own entry says so where it lasts.
-            tracing::warn!("{error}");
+            warn_counted!(error.without_path(), "{error}");
         }
         report.to_sweep |= to_sweep;
         report.bytes_cloned = cloned;

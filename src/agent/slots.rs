@@ -12,6 +12,7 @@ use crate::client::{ClientError, MasterClient};
 use crate::data::gate::boottime;
 use crate::util::backoff::Backoff;
 use crate::util::limits;
+use crate::util::repeats::warn_counted;
 use crate::util::shutdown::Shutdown;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Manifest, NameList};
@@ -76,7 +77,10 @@ impl Pages for Post<'_> {
 impl Slots {
     /// One slot of this number (from 0): works until it is told to stop, and ends what it has in hand.
     pub async fn work(self: Arc<Self>, slot: usize) {
-        self.heart.is_known().await;
+        tokio::select! {
+            () = self.heart.is_known() => {}
+            () = self.stop.cancelled() => return,
+        }
         while !self.stop.is_cancelled() {
             tokio::select! {
                 () = self.tuning.turn(slot) => {}
@@ -182,7 +186,8 @@ impl Slots {
             self.heart.beat_now();
         }
         if let Some(message) = done.message.as_ref().filter(|_| !done.report.handed_back) {
-            tracing::warn!(%sync, %task, kind, "failed: {message}");
+            let cause = format_args!("{kind} failed: {message} (sync {sync})");
+            warn_counted!(cause, %sync, %task, kind, "failed: {message}");
         }
         done.report.wrote = writers.list();
         done.report.integrity_errors = self.cx.damages.of(&assignment.request_id).take();

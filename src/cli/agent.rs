@@ -6,6 +6,7 @@ use super::failure::Failure;
 use super::{Context, config, service};
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::{AgentConfig, Env, Loaded, load_agent};
+use crate::util::repeats;
 use tokio::sync::watch;
 
 /// Works until a signal.
@@ -37,6 +38,7 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure>
         ended = crate::agent::run(config, shutdown) => ended.map_err(|e| service::failed(&e))?,
         never = service::reload_on_hangup(hangups, (&args.log, verbose), load, tell) => match never {},
     }
+    repeats::flush();
     Ok(Exit::Ok)
 }
 

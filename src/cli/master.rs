@@ -8,6 +8,7 @@ use super::{Context, config, out, service, table};
 use crate::client::{ClientError, Reply};
 use crate::config::{Env, Loaded, MasterConfig, StoreConfig, load_master};
 use crate::master;
+use crate::util::repeats;
 use crate::wire::leader::{Readiness, Role, Status};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -48,6 +49,7 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure
         ended = master::run(config, shutdown) => ended.map_err(|e| service::failed(&e))?,
         never = service::reload_on_hangup(hangups, (&args.log, verbose), load, tell) => match never {},
     }
+    repeats::flush();
     Ok(Exit::Ok)
 }
 

@@ -69,6 +69,14 @@ pub(super) fn explain(e: &reqwest::Error, timeout: Duration) -> String {
         last = next;
     }
     let what = if e.is_connect() { "cannot connect" } else { "the connection broke" };
+    let errno = last.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    if errno == Some(rustix::io::Errno::NETUNREACH.raw_os_error())
+        && e.url().is_some_and(is_loopback)
+    {
+        return format!(
+            "{what}: {last}: the loopback interface is down; bring it up: ip link set lo up"
+        );
+    }
     format!("{what}: {last}")
 }
 

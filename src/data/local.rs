@@ -14,6 +14,7 @@ use super::store::{Store, keep_blocks};
 use super::until::Until;
 use crate::fs::{FsError, Keep, NewFile, SourceFile, Target, Tree};
 use crate::util::rate::Pace;
+use crate::util::repeats::warn_counted;
 use crate::util::shutdown::Shutdown;
 use crate::wire::content::{ContentHasher, Hashing};
 use crate::wire::manifest::{DirRef, Entry, Manifest};
@@ -189,7 +190,7 @@ impl Local {
                 Err(Stop::Cancelled) => return Err(stopped()),
             };
             if let Err(error) = target.discard_part(entry) {
-                tracing::warn!("{error}");
+                warn_counted!(error.without_path(), "{error}");
             }
             let done = done.map_err(|error| error_of(entry, &error));
             let files = [entry.clone()];

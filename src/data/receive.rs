@@ -9,6 +9,7 @@ use super::protocol::{
 use super::read::Span;
 use super::store::{ReadBack, Store, keep};
 use crate::fs::{FsError, Keep, NewFile, PartFile, Reconciled, Target, Verdict};
+use crate::util::repeats::warn_counted;
 use crate::wire::content::ContentHasher;
 use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
 use crate::wire::options::Notes;
@@ -406,7 +407,7 @@ fn open_part<P: Pieces>(
         && let Err(gone) = go_on(frames)
     {
         if let Err(error) = target.discard_part(entry) {
-            tracing::warn!("{error}");
+            warn_counted!(error.without_path(), "{error}");
         }
         return Err(gone);
     }

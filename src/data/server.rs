@@ -13,12 +13,12 @@ use super::roots::Roots;
 use super::stream;
 use super::verbs::answer;
 use crate::config::Nic as Configured;
+use crate::util::repeats::warn_counted;
 use crate::util::shutdown::Shutdown;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -32,8 +32,6 @@ const ACTIVE: usize = 32;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// What hyper gathers of a request, in bytes. Content does not go through it.
 const READ_BUFFER: usize = 64 << 10;
-/// Connections that end badly are logged at most this often, in seconds.
-const LOG_EVERY: u64 = 10;
 
 /// Why an endpoint can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -122,13 +120,8 @@ impl DataServer {
     /// Receives through buffers of `pool`; answers until `stop`; then takes no new connection, lets requests end, and closes the rest.
     /// Dropping the future ends everything at once.
     pub async fn serve(self, served: Arc<Served>, pool: Pool, stop: Shutdown) {
-        let shared = Arc::new(Shared {
-            served,
-            requests: self.requests.clone(),
-            logged: AtomicU64::new(0),
-            pool,
-            stall: self.stall,
-        });
+        let shared =
+            Arc::new(Shared { served, requests: self.requests.clone(), pool, stall: self.stall });
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         let tracker = TaskTracker::new();
         let abort = Shutdown::new();
@@ -156,7 +149,6 @@ impl DataServer {
 pub(super) struct Shared {
     pub(super) served: Arc<Served>,
     pub(super) requests: Arc<Requests>,
-    logged: AtomicU64,
     /// What content is received into.
     pub(super) pool: Pool,
     /// A body that stands still for this long is given up.
@@ -195,7 +187,8 @@ async fn accept_loop(
             }
             Err(e) => {
                 // Out of descriptors or memory: it passes, and a busy loop would not help it.
-                tracing::warn!("cannot accept a data connection: {e}");
+                let what = format!("cannot accept a data connection: {e}");
+                warn_counted!(what, "{what}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
@@ -248,15 +241,8 @@ async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop
 }
 
 impl Shared {
-    /// One line, and no more than one in a while: peers can make any number of mistakes.
+    /// One line a minute, whatever the cause: peers can make any number of mistakes.
     pub(super) fn log(&self, peer: SocketAddr, what: &str) {
-        let now = super::gate::boottime().as_secs().max(1);
-        let last = self.logged.load(Ordering::Relaxed);
-        if last + LOG_EVERY <= now || last == 0 {
-            self.logged.store(now, Ordering::Relaxed);
-            tracing::warn!(%peer, "data connection ended: {what}");
-        } else {
-            tracing::debug!(%peer, "data connection ended: {what}");
-        }
+        warn_counted!("a data connection ended", %peer, "data connection ended: {what}");
     }
 }

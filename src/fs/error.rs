@@ -123,6 +123,15 @@ impl FsError {
         self.errno().and_then(errno_name)
     }
 
+    /// What went wrong without where: the same for all entries that fail alike.
+    pub fn without_path(&self) -> String {
+        let (side, op) = (self.side.as_str(), self.op);
+        match self.errno_name() {
+            Some(errno) => format!("cannot {op} entries at the {side}: {errno}"),
+            None => format!("cannot {op} entries at the {side}: {:?}", self.cause),
+        }
+    }
+
     /// Whether a walk could not enter or list a directory: an error of its contents, beside its entry.
     pub fn is_of_listing(&self) -> bool {
         matches!(self.op, "open" | "enter" | "list")

@@ -14,6 +14,7 @@ use crate::scheduler::{
 };
 use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
+use crate::util::repeats::warn_counted;
 use crate::util::units;
 use crate::wire::task::{Assignment, SyncResult, TaskReport};
 use crate::wire::{SyncNo, TaskId};
@@ -329,7 +330,8 @@ impl<S: Store> Owner<S> {
             let manifest = match self.guarded(store.blob(&key)).await {
                 Ok(manifest) => manifest,
                 Err(StoreError::Unavailable(why)) => {
-                    tracing::warn!(%task, why, "a manifest cannot be read now");
+                    let what = "a manifest cannot be read now";
+                    warn_counted!(format_args!("{what}: {why}"), %task, why, "{what}");
                     return Ok(());
                 }
                 Err(fatal) => return Err(fatal),

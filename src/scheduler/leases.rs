@@ -6,6 +6,7 @@ use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
 use super::worker::{Worker, unavailable};
 use super::{Caller, Effect, Now, Parked, Reply, State};
+use crate::util::repeats::warn_counted;
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
@@ -527,7 +528,8 @@ impl State {
             }
         }
         for (id, worker) in ran_out {
-            tracing::warn!(task = %id, %worker, "a lease ran out: the task goes back to the queue");
+            let what = "a lease ran out: the task goes back to the queue";
+            warn_counted!(format_args!("worker {worker}: {what}"), task = %id, %worker, "{what}");
             self.note_outcome(id, &worker, true, now);
             match self.is_silent(id, now) {
                 true => self.lost_with_worker(id, now),

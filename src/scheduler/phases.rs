@@ -7,6 +7,7 @@ use super::task::{Course, Task, TaskState};
 use super::worker::unavailable;
 use super::{Effect, NewTask, Now, State, records};
 use crate::util::backoff::Backoff;
+use crate::util::repeats::warn_counted;
 use crate::util::units;
 use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::task::TaskSpec;
@@ -56,7 +57,8 @@ impl State {
             return;
         }
         if task.spec == TaskSpec::Discard && task.failures >= 3 {
-            tracing::warn!(sync = %task.sync, why = failure.why, "a part file could not be removed");
+            let what = "a part file could not be removed";
+            warn_counted!(format_args!("{what} (sync {})", task.sync), sync = %task.sync, why = failure.why, "{what}");
             self.drop_task(id);
             return;
         }
@@ -186,7 +188,8 @@ impl State {
         }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         if !sync.is_active() {
-            tracing::warn!(sync = %sync.id, why, "something of an ended sync stays behind");
+            let what = "something of an ended sync stays behind";
+            warn_counted!(format_args!("{what} (sync {})", sync.id), sync = %sync.id, why, "{what}");
             return;
         }
         // Who had it last may have left something that nobody told of.

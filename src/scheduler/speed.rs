@@ -6,6 +6,9 @@ use std::time::Duration;
 const MEMORY_MS: u64 = 10_000;
 /// Bytes are looked at no more often than this, in milliseconds.
 const STEP_MS: u64 = 900;
+/// Where no byte came for so long the speed is unknown, in milliseconds: four times what agents take between two
+/// heartbeats by default.
+const STILL_MS: u64 = 20_000;
 
 /// A moving average of bytes per second that starts with the first byte: an exponentially weighted one with
 /// weights that add up to one from the first step on (D. P. Kingma, J. Ba, Adam, 2015, section 3).
@@ -13,6 +16,8 @@ const STEP_MS: u64 = 900;
 pub(super) struct Speed {
     /// When the bytes were looked at last, on the scheduler's clock, and how many there were.
     mark: Option<(u64, u64)>,
+    /// When bytes came last, on the same clock.
+    grew_ms: u64,
     /// The weighted sum of bytes per second, and of the weights; empty before the first byte.
     sum: Option<(f64, f64)>,
 }
@@ -31,6 +36,11 @@ impl Speed {
         }
         self.mark = Some((now_ms, bytes));
         let moved = bytes.saturating_sub(before);
+        if moved > 0 {
+            self.grew_ms = now_ms;
+        } else if now_ms.saturating_sub(self.grew_ms) >= STILL_MS {
+            self.sum = None;
+        }
         if self.sum.is_none() && moved == 0 {
             return;
         }
@@ -45,7 +55,7 @@ impl Speed {
         *self = Speed::default();
     }
 
-    /// Bytes per second of late; `None` before the first byte.
+    /// Bytes per second of late; `None` before the first byte, and where none came for a while.
     pub(super) fn rate(&self) -> Option<f64> {
         self.sum.map(|(sum, weight)| sum / weight)
     }
@@ -99,8 +109,21 @@ mod tests {
         speed.see(10 * MIB, end_ms + 1_000);
         let rate = speed.rate().unwrap();
         assert!(rate > 0.5 * MIB as f64 && rate < MIB as f64, "{rate}");
-        speed.see(10 * MIB, end_ms + 21_000);
+        speed.see(10 * MIB, end_ms + 19_000);
         assert!(speed.rate().unwrap() < MIB as f64 / 5.0, "{speed:?}");
+    }
+
+    #[test]
+    fn it_is_unknown_where_nothing_came_for_a_while_and_starts_again_with_what_comes_then() {
+        let (mut speed, end_ms) = steady(MIB, 30);
+        for s in 1..STILL_MS / 1000 {
+            speed.see(30 * MIB, end_ms + s * 1000);
+            assert!(speed.rate().is_some(), "after {s} s");
+        }
+        speed.see(30 * MIB, end_ms + STILL_MS);
+        assert_eq!((speed.rate(), speed.time_for(MIB)), (None, None));
+        speed.see(40 * MIB, end_ms + STILL_MS + 1000);
+        assert_eq!(speed.rate(), Some(10.0 * MIB as f64));
     }
 
     #[test]

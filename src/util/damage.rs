@@ -1,5 +1,6 @@
 //! Damage that was found on the way: told in the log where it is found, and counted until the master can be told.
 
+use super::repeats::warn_counted;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,9 @@ impl Damage {
     pub fn found(&self, what: &dyn Display, peer: &dyn Display) {
         self.found.fetch_add(1, Ordering::Relaxed);
         let sync = Some(&*self.sync).filter(|name| !name.is_empty());
-        tracing::warn!(sync, %peer, "{what} was damaged on the way; it is sent again");
+        let about = sync.map(|name| format!(" (sync {name})")).unwrap_or_default();
+        let cause = format_args!("damaged on the way from or to {peer}{about}");
+        warn_counted!(cause, sync, %peer, "{what} was damaged on the way; it is sent again");
     }
 
     /// Whether there is something to tell, or somebody else who may find something.

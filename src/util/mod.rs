@@ -21,6 +21,7 @@ pub mod limits;
 pub mod name;
 pub mod private;
 pub mod rate;
+pub mod repeats;
 pub mod seal;
 pub mod shutdown;
 pub mod suggest;

@@ -201,6 +201,12 @@ impl FileError {
     /// What to do where there is no room.
     pub const NO_ROOM_HINT: &str = "free space or inodes on the destination";
 
+    /// What went wrong without where: the same for all entries that fail alike.
+    pub fn without_path(&self) -> String {
+        let errno = self.errno.as_deref().unwrap_or("no errno");
+        format!("cannot {}: {errno}", self.operation)
+    }
+
     /// Whether it says that the host that saw it had no descriptor or no memory left. That is no fault
     /// of the entry.
     pub fn is_shortage(&self) -> bool {

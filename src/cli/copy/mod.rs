@@ -99,6 +99,10 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
             memory.keep(&waited);
             finish(ctx, &services.client, &waited, &paths, &typed, &wanted).await
         }
+        // The usual hint is about a master that an operator runs.
+        Err(failure) if failure.exit == Exit::Unreachable => Err(failure.hinted(
+            "the copy uses a master of its own, over the loopback interface; fix the error above, then run it again",
+        )),
         Err(failure) => Err(failure),
     };
     services.stop().await;

@@ -2,6 +2,8 @@
 //! come from somebody else's web page.
 
 use super::answer::Fault;
+use super::orders::Order;
+use crate::util::repeats::warn_counted;
 use crate::wire::problem::Problem;
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, HOST, ORIGIN};
@@ -15,9 +17,14 @@ use url::Url;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The address on which a connection was accepted.
+/// The two ends of the connection of a request.
 #[derive(Clone, Copy)]
-pub(super) struct Local(pub(super) Option<SocketAddr>);
+pub(super) struct Ends {
+    /// The address on which it was accepted.
+    pub(super) local: Option<SocketAddr>,
+    /// The address from which it came.
+    pub(super) client: Option<SocketAddr>,
+}
 
 /// The host and port of a master's `advertise_url`. A proxy in front of the master may send it as `Host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +60,9 @@ pub(super) async fn every(
     let begin = Instant::now();
     let (id, id_header) = name(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let local = request.extensions().get::<Local>().and_then(|l| l.0);
+    let ends = request.extensions().get::<Ends>().copied();
+    let local = ends.and_then(|ends| ends.local);
+    let order = Order::of(&method, &path).map(|order| (order, request.headers().clone()));
     let span = tracing::info_span!("http", id);
 
     let mut response = match local_only(request.headers(), local, advertised.as_ref()) {
@@ -67,9 +76,13 @@ pub(super) async fn every(
     span.in_scope(|| {
         // 503 is the state of the store, which is logged where it changes and not with every request.
         if status >= 500 && status != 503 {
-            tracing::warn!(%method, path, status, ms, "request failed");
+            let cause = format_args!("{method} requests failed with status {status}");
+            warn_counted!(cause, %method, path, status, ms, "request failed");
         } else {
             tracing::debug!(%method, path, status, ms, "request");
+        }
+        if let Some((order, asked)) = order.filter(|_| response.status().is_success()) {
+            order.log(ends.and_then(|ends| ends.client), &asked, response.headers());
         }
     });
     response

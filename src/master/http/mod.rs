@@ -12,6 +12,7 @@ mod documents;
 mod guard;
 mod json;
 mod options;
+mod orders;
 mod params;
 mod routes;
 mod server;

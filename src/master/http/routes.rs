@@ -7,6 +7,7 @@ use super::{HttpLimits, documents, guard};
 use crate::master::handle::Handle;
 use crate::master::listing::{Lines, Wanted};
 use crate::scheduler::{IdempotencyKey, Select};
+use crate::util::repeats::warn_counted;
 use crate::util::seal;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
 use crate::wire::leader::Status;
@@ -48,7 +49,8 @@ impl App {
         read.inspect_err(|problem| {
             if problem.code == seal::DAMAGED_CODE {
                 let (method, path) = (&head.method, head.uri.path());
-                tracing::warn!(%method, path, "a request was damaged on the way; it is asked for again");
+                let what = "a request was damaged on the way; it is asked for again";
+                warn_counted!(what, %method, path, "{what}");
             }
         })
     }

@@ -2,10 +2,11 @@
 
 use super::HttpLimits;
 use super::body::Budget;
-use super::guard::Local;
+use super::guard::Ends;
 use super::routes::{App, router};
 use crate::master::handle::Handle;
 use crate::util::backoff::Backoff;
+use crate::util::repeats::warn_counted;
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
@@ -94,7 +95,8 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             // The client went away before it was its turn.
             Err(e) if is_of_the_client(&e) => {}
             Err(error) => {
-                tracing::warn!(%error, "a connection can't be accepted; the master tries again");
+                let what = "a connection can't be accepted; the master tries again";
+                warn_counted!(format_args!("{what}: {error}"), %error, "{what}");
                 failures += 1;
                 tokio::time::sleep(ACCEPT.delay(failures)).await;
             }
@@ -114,13 +116,13 @@ async fn connection(
     limits: Arc<HttpLimits>,
     shutdown: CancellationToken,
 ) {
-    let local = Local(stream.local_addr().ok());
+    let ends = Ends { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
     if let Err(error) = prepare(&stream) {
         tracing::debug!(%error, "socket options can't be set");
     }
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(local);
+        request.extensions_mut().insert(ends);
         Box::pin(router.clone().oneshot(request))
     });
     let mut conn = http1::Builder::new()

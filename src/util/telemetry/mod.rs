@@ -1,7 +1,10 @@
 //! What the program logs, on standard error or to a file: one line an event, times in UTC. Level and file can be
 //! changed while it runs.
 
+mod json;
+
 use anyhow::Context as _;
+use json::JsonLines;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -21,7 +24,7 @@ static FILE: RwLock<Option<File>> = RwLock::new(None);
 /// Starts logging to `file`, or to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`
 /// (the last two for Longhaul itself; libraries stay at `info`), or a list of directives such as
 /// `info,longhaul::store=trace`; without it the variable `RUST_LOG` counts, else `info`. `json`
-/// writes one JSON object a line. Colours only on a terminal and without `NO_COLOR`.
+/// writes one JSON object a line, with the keys `time`, `level`, `msg` and `target` first. Colours only on a terminal and without `NO_COLOR`.
 ///
 /// # Errors
 /// A level that does not exist, a file that cannot be opened, or logging that was started before.
@@ -42,7 +45,7 @@ pub fn init(level: Option<&str>, json: bool, file: Option<&Path>) -> anyhow::Res
         .log_internal_errors(false)
         .with_writer(Lines);
     let (started, set): (_, SetFilter) = if json {
-        let builder = builder.json().flatten_event(true).with_filter_reloading();
+        let builder = builder.json().event_format(JsonLines).with_filter_reloading();
         let handle = builder.reload_handle();
         (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
     } else {
