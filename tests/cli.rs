@@ -1,5 +1,5 @@
-//! The command line as scripts and people meet it: exit codes, what stands on which stream, pipes and
-//! signals, `ctl copy`.
+//! The command line as scripts and people meet it: exit codes (those of paths in `roots.rs`), what stands on which
+//! stream, pipes and signals, `ctl copy`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -192,16 +192,6 @@ fn exit_6_an_id_that_is_taken() {
     for part in ["taken", "QUEUED", "ctl sync delete taken"] {
         assert!(ran.err().contains(part), "`{part}` in {}", ran.err());
     }
-}
-
-#[test]
-fn exit_7_a_sync_that_failed_as_a_whole() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    let gone = src.join("not there");
-    let ran = submit(&cluster, &gone, &dst).arg("--wait").run().exits(7);
-    assert!(ran.out().contains("FAILED"), "{}", ran.out());
-    assert!(ran.err().contains("not there") && ran.err().contains("ENOENT"), "{}", ran.err());
 }
 
 #[test]

@@ -356,7 +356,7 @@ fn a_local_copy_whose_destination_is_renamed_fails_by_name() {
     fs::rename(&dst, home.join("away")).unwrap();
     let code = await_some("it ends", || process.ended()).code();
     let log = process.log();
-    assert_eq!(code, Some(23), "{log}");
+    assert_eq!(code, Some(7), "nothing was copied: {log}");
     assert!(
         log.contains(dst.to_str().unwrap()) && log.contains("nothing is found at its path"),
         "{log}"

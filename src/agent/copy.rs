@@ -28,7 +28,7 @@ const HASHED_AT_A_TIME: usize = 4;
 /// Brings `manifest`, which is `encoded`, to one of the destination workers; when one fails, to the
 /// next.
 pub async fn copy(job: Job<'_>, manifest: Manifest, encoded: Bytes) -> Done {
-    let source = match job.source() {
+    let source = match job.source().await {
         Ok(source) => source,
         Err(done) => return *done,
     };

@@ -146,18 +146,24 @@ impl Job<'_> {
         }
     }
 
-    /// The source, provided that we hold it.
+    /// The source, where links in its path lead, provided that we hold it.
     ///
     /// # Errors
     /// A failed task.
-    pub fn source(&self) -> Result<Tree, Box<Done>> {
+    pub async fn source(&self) -> Result<Tree, Box<Done>> {
         let path = &self.assignment.source_path;
-        let preserve = self.assignment.options.preserve;
-        let tree = self.source_tree();
-        tree.map(|tree| tree.keeping(preserve).direct(self.cx.direct_io)).ok_or_else(|| {
+        let Some(tree) = self.source_tree() else {
             let worker = &self.cx.worker;
-            Box::new(Done::failed(format!("worker {worker} has no storage path that holds {path}")))
-        })
+            let why = format!("worker {worker} has no storage path that holds {path}");
+            return Err(Box::new(Done::failed(why)));
+        };
+        let preserve = self.assignment.options.preserve;
+        let tree = tree.keeping(preserve).direct(self.cx.direct_io);
+        match tokio::task::spawn_blocking(move || tree.resolved()).await {
+            Ok(Ok(tree)) => Ok(tree),
+            Ok(Err(error)) => Err(Box::new(self.failed_by(&error))),
+            Err(e) => Err(Box::new(Done::failed(format!("looking at the source panicked: {e}")))),
+        }
     }
 
     fn source_tree(&self) -> Option<Tree> {
@@ -284,6 +290,12 @@ impl Choice<'_> {
             _ => self.job.wrote(worker),
         }
         self.last = Some(error.to_string());
+    }
+
+    /// `worker` is not asked to write this time, nor picked again.
+    pub fn pass_over(&mut self, worker: &WorkerId) {
+        self.tried.insert(worker.clone(), TRIES);
+        self.job.writers.did_not(worker);
     }
 
     /// The task when there is nobody left to try.

@@ -24,6 +24,7 @@ pub mod heartbeat;
 #[cfg(test)]
 mod late;
 pub mod limits;
+mod preflight;
 pub mod prune;
 pub mod publish;
 pub mod range;

@@ -81,7 +81,7 @@ pub async fn discard(job: Job<'_>, mut manifest: Manifest) -> Done {
 
 /// Has a destination remove what the sync kept there to find the names of one file.
 pub async fn sweep(job: Job<'_>) -> Done {
-    let source = match job.source() {
+    let source = match job.source().await {
         Ok(source) => source,
         Err(done) => return *done,
     };

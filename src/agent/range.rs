@@ -21,7 +21,7 @@ pub async fn range(
     (offset, length): (u64, u64),
     compare: bool,
 ) -> Done {
-    let source = match job.source() {
+    let source = match job.source().await {
         Ok(source) => source,
         Err(done) => return *done,
     };

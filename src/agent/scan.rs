@@ -61,6 +61,16 @@ pub enum Listing {
     },
 }
 
+impl Listing {
+    /// Whether nothing of the source was listed before.
+    pub fn is_first(&self) -> bool {
+        match self {
+            Listing::Subtree { dir, cursor } => dir.is_root() && cursor.is_none(),
+            Listing::Names { start, .. } => *start == 0,
+        }
+    }
+}
+
 /// How it is listed.
 #[derive(Clone, Default)]
 pub struct Manner {

@@ -413,7 +413,7 @@ async fn a_scan_of_what_is_not_there_fails_with_the_entry_at_fault() {
     let failed = master.until("the result", result(0)).await;
     assert!(!failed.success);
     let error = &failed.report.unwrap().failures[0];
-    assert_eq!((error.class, error.errno.as_deref()), (ErrorClass::Vanished, Some("ENOENT")));
+    assert_eq!((error.class, error.errno.as_deref()), (ErrorClass::Permanent, Some("ENOENT")));
     assert_eq!(error.worker_id.as_ref().unwrap().as_str(), "a");
     play.end().await;
 }

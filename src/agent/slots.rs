@@ -3,6 +3,7 @@
 use super::execute::{Context, Done, Job, Writers, entry_error};
 use super::hand::{Grip, Hand, Stopped};
 use super::heartbeat::Heart;
+use super::preflight::preflight;
 use super::prune::{Prune, prune};
 use super::publish::Ending;
 use super::scan::{Listing, Manner, Pages, ScanEnd, scan};
@@ -274,10 +275,17 @@ impl Slots {
     }
 
     async fn scan(&self, job: Job<'_>, listing: Listing) -> Option<Done> {
-        let (source, filter) = match job.source().and_then(|tree| Ok((tree, job.filter()?))) {
+        let found = job.source().await.and_then(|tree| Ok((tree, job.filter()?)));
+        let (source, filter) = match found {
             Ok(found) => found,
             Err(done) => return Some(*done),
         };
+        if listing.is_first()
+            && let Err(error) = preflight(job, &source).await
+        {
+            let (message, error) = (error.to_string(), Some(error));
+            return self.ended(job, ScanEnd::Failed { message, error });
+        }
         let options = &job.assignment.options;
         let (links, recursive, uncut) = (options.links, options.recursive, options.dry_run);
         let there = self.cx.roots.tree(&job.assignment.destination_path);
@@ -296,7 +304,8 @@ impl Slots {
         cursor: Option<Cursor>,
         apply: bool,
     ) -> Option<Done> {
-        let (source, filter) = match job.source().and_then(|tree| Ok((tree, job.filter()?))) {
+        let found = job.source().await.and_then(|tree| Ok((tree, job.filter()?)));
+        let (source, filter) = match found {
             Ok(found) => found,
             Err(done) => return Some(*done),
         };

@@ -1,7 +1,7 @@
 //! Exit codes. 0 to 9 mean what they mean to rclone (8: a limit stopped it), 20 to 25 what they mean to rsync, so that
 //! scripts that look at `$?` go on working.
 
-use crate::wire::sync::{ErrorClass, Outcome, SyncProgress, SyncState};
+use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncState};
 
 /// How the program ends. Of several syncs the worst one counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,11 +14,13 @@ pub enum Exit {
     Usage,
     /// The sync, worker or path does not exist.
     NotFound,
+    /// The master does not allow it, or the file system does not allow it for SRC or DST itself.
+    Denied,
     /// No master can be reached, or it can't answer now; trying again later may help.
     Unreachable,
     /// There is a sync of that id already.
     Conflict,
-    /// The sync failed as a whole, and trying again will not help.
+    /// The sync failed as a whole or nothing could be copied, and trying again as it is will not help.
     Failed,
     /// A guard stopped a mirror before everything was copied.
     CopyStopped,
@@ -50,11 +52,12 @@ pub const TIMED_OUT: u8 = 124;
 pub const TABLE: &[(Exit, &str)] = &[
     (Exit::Ok, "accepted; with --wait: completed, everything there and checked"),
     (Exit::Error, "another error"),
-    (Exit::Usage, "wrong usage"),
-    (Exit::NotFound, "the sync, worker or path does not exist"),
+    (Exit::Usage, "wrong usage, also of paths: a file as SRC with a directory as DST"),
+    (Exit::NotFound, "the sync, worker or path (SRC) does not exist"),
+    (Exit::Denied, "permission denied: for SRC or DST itself, or by the master"),
     (Exit::Unreachable, "the master can't be reached or can't answer now; a later try may help"),
     (Exit::Conflict, "there is a sync of that id already"),
-    (Exit::Failed, "the sync failed as a whole, and a later try will not help"),
+    (Exit::Failed, "the sync failed as a whole or copied nothing, and a later try will not help"),
     (Exit::CopyStopped, "a guard stopped a mirror before it copied (an empty source and others)"),
     (Exit::NoTransfer, "completed, and nothing was transferred (with --error-on-no-transfer)"),
     (Exit::Cancelled, "the sync was cancelled or deleted while waiting"),
@@ -75,6 +78,7 @@ impl Exit {
             Exit::Error => 1,
             Exit::Usage => 2,
             Exit::NotFound => 3,
+            Exit::Denied => 4,
             Exit::Unreachable => 5,
             Exit::Conflict => 6,
             Exit::Failed => 7,
@@ -113,9 +117,10 @@ impl Exit {
             Exit::Conflict => 11,
             Exit::Unreachable => 12,
             Exit::Failed => 13,
-            Exit::Error => 14,
-            Exit::Usage => 15,
-            Exit::Config => 16,
+            Exit::Denied => 14,
+            Exit::Error => 15,
+            Exit::Usage => 16,
+            Exit::Config => 17,
         }
     }
 
@@ -141,15 +146,30 @@ impl Exit {
             (SyncState::Failed, Some(Outcome::DeleteStopped)) => Some(Exit::DeleteStopped),
             (SyncState::Failed, Some(Outcome::CopyStopped)) => Some(Exit::CopyStopped),
             (SyncState::Failed, Some(Outcome::Cancelled)) => Some(Exit::Cancelled),
-            // Only the agent sees what SRC is: a list of names with a file as SRC, say.
-            (SyncState::Failed, None)
-                if sync.errors.iter().any(|e| e.class == ErrorClass::InvalidRequest) =>
-            {
-                Some(Exit::Usage)
+            (SyncState::Failed, Some(Outcome::Full) | None) => {
+                Some(root_error(sync).map_or(Exit::Failed, Exit::of_root))
             }
-            (SyncState::Failed, Some(Outcome::Full) | None) => Some(Exit::Failed),
         }
     }
+
+    /// How a sync ends whose SRC or DST itself can't be used, because of `error`.
+    pub fn of_root(error: &FileError) -> Exit {
+        match error.errno.as_deref() {
+            _ if error.class == ErrorClass::InvalidRequest => Exit::Usage,
+            Some("ENOENT") => Exit::NotFound,
+            Some("EACCES" | "EPERM") => Exit::Denied,
+            // A path through a link that leads out of the storage path, or through a file.
+            Some("ELOOP" | "ENOTDIR") => Exit::Usage,
+            _ => Exit::Failed,
+        }
+    }
+}
+
+/// Why SRC or DST itself can't be used, where that is how a sync ended. Only the agents see what they are.
+pub fn root_error(sync: &SyncProgress) -> Option<&FileError> {
+    let nothing_listed = sync.files_total + sync.dirs_total == 0;
+    let failed = sync.state == SyncState::Failed && sync.outcome.is_none() && nothing_listed;
+    sync.errors.iter().find(|error| failed && error.path.0.is_empty())
 }
 
 /// The table for `--help`.
@@ -203,11 +223,26 @@ mod tests {
             ..sample::sync("x")
         };
         assert_eq!(Exit::of(&bare), Some(Exit::Partial));
-        let mut unfit = SyncProgress { state: Failed, ..sample::sync("x") };
-        unfit.errors = vec![sample::error("", "list source", None, "it is no directory")];
-        assert_eq!(Exit::of(&unfit), Some(Exit::Failed));
+        let mut unfit =
+            SyncProgress { state: Failed, files_total: 0, dirs_total: 0, ..sample::sync("x") };
+        for (path, operation, errno, exit) in [
+            ("", "list source", None, Exit::Failed),
+            ("", "read source", Some("ENOENT"), Exit::NotFound),
+            ("", "read source", Some("EACCES"), Exit::Denied),
+            ("", "write to destination", Some("EPERM"), Exit::Denied),
+            ("", "write to destination", Some("EROFS"), Exit::Failed),
+            ("", "write to destination", Some("ENOTDIR"), Exit::Usage),
+            ("", "read source", Some("ELOOP"), Exit::Usage),
+            ("a", "open source", Some("EACCES"), Exit::Failed),
+        ] {
+            unfit.errors = vec![sample::error(path, operation, errno, "no")];
+            assert_eq!(Exit::of(&unfit), Some(exit), "{operation} {errno:?}");
+        }
+        unfit.errors = vec![sample::error("", "use destination", None, "it is a directory")];
         unfit.errors[0].class = ErrorClass::InvalidRequest;
         assert_eq!(Exit::of(&unfit), Some(Exit::Usage));
+        unfit.files_total = 1;
+        assert_eq!(Exit::of(&unfit), Some(Exit::Failed), "the root could be listed");
         let dirs = SyncProgress { state: Completed, dirs_failed: 1, ..sample::sync("x") };
         assert_eq!(Exit::of(&dirs), Some(Exit::Partial));
     }
@@ -239,7 +274,7 @@ mod tests {
     #[test]
     fn the_help_lists_each_code_once() {
         let codes: Vec<u8> = TABLE.iter().map(|(exit, _)| exit.code()).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 5, 6, 7, 8, 9, 20, 23, 24, 25, 78, 124, 130, 143]);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 23, 24, 25, 78, 124, 130, 143]);
         assert!(help().contains("\n   23  some files failed"));
     }
 }

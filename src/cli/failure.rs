@@ -85,6 +85,7 @@ impl From<ClientError> for Failure {
         let exit = match (&e, e.status()) {
             (ClientError::BadUrl { .. } | ClientError::Ambiguous { .. }, _) => Exit::Usage,
             (ClientError::Unreachable { .. }, _) => Exit::Unreachable,
+            (ClientError::Problem { .. }, Some(401 | 403)) => Exit::Denied,
             (ClientError::Problem { .. }, Some(404)) => Exit::NotFound,
             (ClientError::Problem { .. }, Some(409)) => Exit::Conflict,
             (ClientError::Problem { .. }, Some(400 | 413 | 422)) => Exit::Usage,
@@ -139,9 +140,18 @@ mod tests {
 
     #[test]
     fn what_the_master_says_decides_the_code() {
-        for (status, code) in
-            [(404, 3), (409, 6), (400, 2), (413, 2), (422, 2), (429, 5), (503, 5), (500, 1)]
-        {
+        for (status, code) in [
+            (401, 4),
+            (403, 4),
+            (404, 3),
+            (409, 6),
+            (400, 2),
+            (413, 2),
+            (422, 2),
+            (429, 5),
+            (503, 5),
+            (500, 1),
+        ] {
             assert_eq!(Failure::from(problem(status)).exit.code(), code, "{status}");
         }
         let away =

@@ -1,7 +1,7 @@
 //! What is said when a sync has ended: one line of result (of a dry run a table), then notes, then the
 //! failures grouped by cause, each with what to do next.
 
-use super::exit::Exit;
+use super::exit::{Exit, root_error};
 use super::out::clean;
 use super::table::{between, effective, plan};
 use crate::util::units;
@@ -180,7 +180,9 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
         return notes.chain(nothing).collect();
     }
     let mut lines = failures(sync);
-    if let Some(reason) = &sync.reason {
+    // What is wrong with SRC or DST itself stands in the error already.
+    let said = root_error(sync).map(|error| error.message.as_str());
+    if let Some(reason) = sync.reason.as_ref().filter(|reason| said != Some(reason.as_str())) {
         lines.push(format!("  reason: {}", clean(reason)));
     }
     let advice = match exit {
@@ -201,6 +203,12 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
 /// listed.
 pub(super) fn failures(sync: &SyncProgress) -> Vec<String> {
     let mut lines = Vec::new();
+    if let Some(error) = root_error(sync) {
+        let worker = error.worker_id.as_ref().map(|w| format!(" (worker {w})")).unwrap_or_default();
+        lines.push(format!("  error: {}{worker}", clean(&error.message)));
+        lines.extend(error.hint.as_ref().map(|hint| format!("    hint: {}", clean(hint))));
+        return lines;
+    }
     let groups = groups(sync);
     let hidden = groups.len().saturating_sub(MAX_GROUPS);
     if hidden > 0 {

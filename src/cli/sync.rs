@@ -105,7 +105,7 @@ fn tell(
     }
     for sync in &waited.syncs {
         match (&sync.seen, sync.exit) {
-            (_, Some(Exit::NotFound)) => {
+            (None, Some(Exit::NotFound)) => {
                 out::note(&format!("error: there is no sync {}   (exit 3)", sync.id));
             }
             (_, Some(exit)) if sync.deleted => {

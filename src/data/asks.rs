@@ -1,7 +1,8 @@
-//! Questions of one document each way: block values of a range, a prune, a sweep. Removed names are
+//! Questions of one document each way: block values of a range, a prune, a sweep, the root. Removed names are
 //! the only names that a reply holds; they are read like those of any peer.
 
 use super::protocol::{Fault, range_of};
+use crate::fs::RootKind;
 pub use crate::wire::content::BLOCK;
 use crate::wire::manifest::{DirRef, Entry, Manifest, cbor_path, cbor_paths};
 use crate::wire::options::{FilterSpec, Note};
@@ -353,6 +354,22 @@ pub struct SweepReply {
     pub fault: Option<Fault>,
 }
 
+/// The question whether the root of the destination can be written.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RootAsk {
+    /// What the root of the source is.
+    #[n(0)]
+    pub source: RootKind,
+}
+
+/// The reply to [`RootAsk`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct RootReply {
+    /// Why it can't be.
+    #[n(0)]
+    pub fault: Option<Fault>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -510,6 +527,8 @@ mod tests {
             let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_page(&prune(&[])));
             let _ = minicbor::decode::<SweepAsk>(&bytes);
             let _ = minicbor::decode::<SweepReply>(&bytes);
+            let _ = minicbor::decode::<RootAsk>(&bytes);
+            let _ = minicbor::decode::<RootReply>(&bytes);
         }
 
         #[test]

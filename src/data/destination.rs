@@ -7,7 +7,7 @@ use super::outcome::{Compared, Offered, Packed, RangeMode, RangeSent, SendError}
 use super::peer::Peer;
 use super::pool::Pool;
 use super::read::Span;
-use crate::fs::Tree;
+use crate::fs::{RootKind, Tree};
 use crate::wire::WorkerId;
 use crate::wire::content::Hashing;
 use crate::wire::manifest::{DirRef, Entry, Manifest};
@@ -172,6 +172,17 @@ impl Destination {
         match self {
             Destination::Local { local, .. } => local.sweep(root).await,
             Destination::Remote(peer) => peer.sweep(root).await,
+        }
+    }
+
+    /// Whether the root of a `source` of this kind can be written there; inside, why it can't be.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn check_root(&self, source: RootKind) -> Result<Result<(), FileError>, SendError> {
+        match self {
+            Destination::Local { local, .. } => local.check_root(source).await,
+            Destination::Remote(peer) => peer.check_root(source).await,
         }
     }
 

@@ -1,6 +1,8 @@
 //! A destination on this host: the same outcomes as with a peer, without the network.
 
-use super::asks::{BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, SweepAsk};
+use super::asks::{
+    BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, RootAsk, SweepAsk,
+};
 use super::delta::Ranged;
 use super::gate::{self, Refused};
 use super::maintain;
@@ -12,7 +14,7 @@ use super::receive;
 use super::send::read_range;
 use super::store::{Store, keep_blocks};
 use super::until::Until;
-use crate::fs::{FsError, Keep, NewFile, SourceFile, Target, Tree};
+use crate::fs::{FsError, Keep, NewFile, RootKind, SourceFile, Target, Tree};
 use crate::util::rate::Pace;
 use crate::util::repeats::warn_counted;
 use crate::util::shutdown::Shutdown;
@@ -297,6 +299,19 @@ impl Local {
         let target = self.target.clone();
         run(move |_| {
             let reply = maintain::take_sweep(&target, &SweepAsk { root });
+            Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
+        })
+        .await
+    }
+
+    /// Whether the root can be written.
+    ///
+    /// # Errors
+    /// [`SendError::Internal`].
+    pub async fn check_root(&self, source: RootKind) -> Result<Result<(), FileError>, SendError> {
+        let target = self.target.clone();
+        run(move |_| {
+            let reply = maintain::take_root(&target, &RootAsk { source });
             Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
         })
         .await

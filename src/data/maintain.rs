@@ -1,7 +1,8 @@
-//! The receiving end of questions without content: block values, prunes, sweeps.
+//! The receiving end of questions without content: block values, prunes, sweeps, the root.
 
 use super::asks::{
-    BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, Resume, SweepAsk, SweepReply,
+    BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, Resume, RootAsk, RootReply, SweepAsk,
+    SweepReply,
 };
 use crate::fs::{BlockValues, Filter, PruneDone, PrunePage, PrunePlace, Target};
 use crate::wire::manifest::Entry;
@@ -60,4 +61,10 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
 pub fn take_sweep(target: &Target, ask: &SweepAsk) -> SweepReply {
     let swept = target.at_root(|| target.sweep(ask.root.as_ref()));
     SweepReply { fault: swept.err().map(|error| error.to_file_error().into()) }
+}
+
+/// Looks whether the root can be written.
+pub fn take_root(target: &Target, ask: &RootAsk) -> RootReply {
+    let checked = target.check_writable(ask.source);
+    RootReply { fault: checked.err().map(|error| error.to_file_error().into()) }
 }

@@ -3,8 +3,8 @@
 
 use super::asking::{Answered, Asking, Gone, Outlet};
 use super::asks::{
-    BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, SweepAsk, SweepReply,
-    WINDOW,
+    BlockValue, BlocksAsk, BlocksReply, PruneAsk, PruneReply, PrunedPage, RootAsk, RootReply,
+    SweepAsk, SweepReply, WINDOW,
 };
 use super::body::{STALL, STALL_BYTES, stalled};
 use super::connect::Kind;
@@ -14,13 +14,13 @@ use super::outcome::{Offered, Packed, RangeSent, SendError};
 use super::peers::Peers;
 use super::pool::Buffer;
 use super::protocol::{
-    DIGEST, MAX_REPLY, OFFER, OfferReply, PACK, PRUNE, PackReply, RANGE, RangeHead, RangeReply,
-    SWEEP, TICKET_HEADER, Taken,
+    DIGEST, MAX_REPLY, OFFER, OfferReply, PACK, PRUNE, PackReply, RANGE, ROOT, RangeHead,
+    RangeReply, SWEEP, TICKET_HEADER, Taken,
 };
 use super::send::{Fed, FedRange, Feed, feed_pack, feed_range};
 use super::stream::Ask;
 use super::until::Until;
-use crate::fs::Tree;
+use crate::fs::{RootKind, Tree};
 use crate::util::damage::Damage;
 use crate::util::rate::Pace;
 use crate::util::seal::{self, DAMAGED, DAMAGED_CODE};
@@ -247,6 +247,15 @@ impl Peer {
     /// See [`SendError`].
     pub async fn sweep(&self, root: Option<DirRef>) -> Result<Result<(), FileError>, SendError> {
         let reply: SweepReply = self.ask(SWEEP, encoded(&SweepAsk { root }), LONG).await?;
+        Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
+    }
+
+    /// Asks whether the root can be written.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn check_root(&self, source: RootKind) -> Result<Result<(), FileError>, SendError> {
+        let reply: RootReply = self.ask(ROOT, encoded(&RootAsk { source }), self.reply).await?;
         Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
     }
 

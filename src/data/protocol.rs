@@ -26,6 +26,8 @@ pub const DIGEST: &str = "/v1/digest";
 pub const PRUNE: &str = "/v1/prune";
 /// Remove what was kept to find the names of one file.
 pub const SWEEP: &str = "/v1/sweep";
+/// Whether the root of a destination can be written.
+pub const ROOT: &str = "/v1/root";
 /// Whether anybody is there; needs no ticket.
 pub const PROBE: &str = "/v1/probe";
 /// The request header that carries the ticket.

@@ -1,14 +1,14 @@
 //! What a receiving agent answers: tickets are checked before anything else, bodies handed to blocking
 //! threads as they come.
 
-use super::asks::{BlocksAsk, PruneAsk, PruneReply, SweepAsk};
+use super::asks::{BlocksAsk, PruneAsk, PruneReply, RootAsk, SweepAsk};
 use super::body::drain;
 use super::frame::{FrameError, FrameReader};
 use super::gate::{self, Refused};
-use super::maintain::{take_blocks, take_prune, take_sweep};
+use super::maintain::{take_blocks, take_prune, take_root, take_sweep};
 use super::pool::{Buffer, SCRATCH};
 use super::protocol::{
-    DIGEST, MAX_TICKET, OFFER, PACK, PROBE, PRUNE, RANGE, SWEEP, TICKET_HEADER, VERSION,
+    DIGEST, MAX_TICKET, OFFER, PACK, PROBE, PRUNE, RANGE, ROOT, SWEEP, TICKET_HEADER, VERSION,
 };
 use super::receive::{take_offer, take_pack, take_range};
 use super::server::{Served, Shared};
@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Documents that need a ticket.
-pub(super) const VERBS: [&str; 4] = [OFFER, DIGEST, PRUNE, SWEEP];
+pub(super) const VERBS: [&str; 5] = [OFFER, DIGEST, PRUNE, SWEEP, ROOT];
 /// How much of a refused request is read so that the refusal arrives.
 const DRAIN_BYTES: u64 = 8 << 20;
 /// … and for how long.
@@ -200,6 +200,10 @@ async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Fai
                 let page = take_prune(&target, &claims, &ask).map_err(Failure::Bad)?;
                 Ok(PruneReply::of_page(&ask.dir, page))
             };
+            document(request, shared, take).await
+        }
+        ROOT => {
+            let take = move |bytes: &[u8]| Ok(take_root(&target, &cbor::<RootAsk>(bytes)?));
             document(request, shared, take).await
         }
         _ => {

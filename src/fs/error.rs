@@ -1,6 +1,7 @@
 //! What went wrong, where, and what to do about it.
 
 use super::notes::Shortfall;
+use super::preflight::Misfit;
 use super::presence::RootLoss;
 use super::spelling::TAKEN;
 use crate::wire::BytePath;
@@ -74,6 +75,10 @@ pub enum Cause {
     NoTrash(FileType),
     /// The path of the storage root leads elsewhere than to the directory that is open.
     RootGone(RootLoss),
+    /// The root of the source is not there.
+    NoSource,
+    /// The root of the destination does not fit that of the source.
+    Misfit(Misfit),
 }
 
 /// A kind of entry without content.
@@ -94,7 +99,7 @@ pub struct FsError {
     pub side: Side,
     /// The verb, e.g. `open`.
     pub op: &'static str,
-    /// Below the root of the sync; an absolute path for a storage root.
+    /// Below the root of the sync; an absolute path for a root.
     pub path: BytePath,
     /// Why.
     pub cause: Cause,
@@ -114,6 +119,7 @@ impl FsError {
         match self.cause {
             Cause::Os(errno) | Cause::Unmakeable(_, errno) => Some(errno),
             Cause::Occupied => Some(Errno::ISDIR),
+            Cause::NoSource => Some(Errno::NOENT),
             _ => None,
         }
     }
@@ -154,8 +160,9 @@ impl FsError {
             | Cause::Outside
             | Cause::Cycle
             | Cause::Mounted
+            | Cause::NoSource
             | Cause::Destination => ErrorClass::Permanent,
-            Cause::NoDirectory | Cause::NoTrash(_) => ErrorClass::InvalidRequest,
+            Cause::NoDirectory | Cause::NoTrash(_) | Cause::Misfit(_) => ErrorClass::InvalidRequest,
             Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
             Cause::RootGone(_) => ErrorClass::StorageGone,
         }
@@ -163,7 +170,7 @@ impl FsError {
 
     /// The report of it; `worker_id` and `attempt` are left to the caller.
     pub fn to_file_error(&self) -> FileError {
-        let below_root = !matches!(self.cause, Cause::RootGone(_));
+        let below_root = !self.path.0.starts_with(b"/");
         FileError {
             path: if below_root { self.path.clone() } else { BytePath::default() },
             operation: format!("{} {}", self.op, self.side.as_str()),
@@ -189,9 +196,13 @@ impl fmt::Display for WithoutHint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let WithoutHint(error) = self;
         let side = error.side.as_str();
+        match error.cause {
+            Cause::NoSource => return write!(f, "SRC {} does not exist", error.path),
+            Cause::Misfit(misfit) => return f.write_str(&misfit.describe(&error.path.to_string())),
+            _ => {}
+        }
         match error.path.0.as_slice() {
             b"" => write!(f, "cannot {} the {side}'s root: ", error.op)?,
-            // A storage root.
             [b'/', ..] => write!(f, "cannot {} `{}`: ", error.op, error.path)?,
             _ => write!(f, "cannot {} `{}` at the {side}: ", error.op, error.path)?,
         }
@@ -252,6 +263,8 @@ impl fmt::Display for WithoutHint<'_> {
                 write!(f, "{found} is there, and a trash is a directory")?;
             }
             Cause::Mounted => f.write_str("another file system is mounted there")?,
+            // Written above, with the path.
+            Cause::NoSource | Cause::Misfit(_) => {}
             Cause::Destination => {
                 f.write_str("it is the destination itself, under another path")?
             }
@@ -509,6 +522,8 @@ mod tests {
             (Cause::Mounted, P, P),
             (Cause::Destination, P, P),
             (Cause::NoDirectory, I, I),
+            (Cause::NoSource, P, P),
+            (Cause::Misfit(Misfit::Same), I, I),
             (Cause::NoTrash(FileType::Symlink), I, I),
             (Cause::ManyXattrs, P, P),
             (Cause::RootGone(RootLoss::Mounted), G, G),

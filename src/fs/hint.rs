@@ -35,7 +35,10 @@ pub(super) fn hint(cause: Cause, uid: Uid) -> Option<String> {
         }
         Cause::Short(_) => "sync without `--strict-metadata` to have it counted instead",
         Cause::Os(errno) => return os_hint(errno, uid),
-        Cause::NotRegular | Cause::WrongSize { .. } | Cause::Overtaken => return None,
+        Cause::Misfit(misfit) => misfit.hint(),
+        Cause::NotRegular | Cause::WrongSize { .. } | Cause::Overtaken | Cause::NoSource => {
+            return None;
+        }
     };
     Some(text.to_owned())
 }
@@ -75,6 +78,7 @@ fn os_hint(errno: Errno, uid: Uid) -> Option<String> {
 mod tests {
     use super::*;
     use crate::fs::notes::Shortfall;
+    use crate::fs::preflight::Misfit;
     use crate::fs::presence::RootLoss;
     use rustix::fs::FileType;
 
@@ -95,6 +99,7 @@ mod tests {
             (Cause::NoDirectory, 0, "leave the list (`--files-from`) out"),
             (Cause::NoTrash(FileType::Symlink), 0, "`--trash`"),
             (Cause::ManyXattrs, 0, "`--preserve no-xattrs`"),
+            (Cause::Misfit(Misfit::Same), 0, "outside SRC"),
             (Cause::MadeUp, 0, "leave it out"),
             (Cause::Lost, 0, "part files"),
             (Cause::RootGone(RootLoss::Replaced), 0, "put it back"),

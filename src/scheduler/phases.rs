@@ -213,7 +213,7 @@ impl State {
                 let unfit = error.class == ErrorClass::InvalidRequest;
                 let of_root = match &task.spec {
                     TaskSpec::Scan { dir, cursor } => dir.is_root() && cursor.is_none(),
-                    // That the source can't be listed is no error of a listed name.
+                    // That a root can't be used is no error of a listed name.
                     _ => unfit || error.path.0.is_empty() && error.class == ErrorClass::Permanent,
                 };
                 sync.root_failed |= counts && of_root;

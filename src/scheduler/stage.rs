@@ -482,6 +482,7 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
     if failed > 0 {
         let outcome = match (sync.root_failed, sync.hard_failures) {
             (true, _) => None,
+            (false, true) if brought_nothing(sync) => None,
             (false, false) if counters.unverified == 0 => Some(Outcome::VanishedOnly),
             (false, false) => Some(Outcome::Unverified),
             (false, true) => Some(Outcome::Partial),
@@ -521,6 +522,14 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
     (SyncState::Completed, Some(outcome), unverified.or(lost))
 }
 
+/// Whether every file failed (where there are none, every directory): what failed is not a part of the whole.
+fn brought_nothing(sync: &Sync) -> bool {
+    let counters = &sync.counters;
+    let (files, dirs) = (counters.files_failed, counters.dirs_failed);
+    let none = counters.files_done + counters.files_skipped == 0;
+    none && (files > 0 || counters.dirs_done == 0 && dirs > 0)
+}
+
 /// The reason for the outcome [`Outcome::Unverified`], where `tasks` were done without evidence.
 fn why_unverified(tasks: u64) -> Option<String> {
     (tasks > 0).then(|| {
@@ -533,6 +542,10 @@ fn why_unverified(tasks: u64) -> Option<String> {
 }
 
 fn why_failed(sync: &Sync, failed: u64) -> String {
+    let of_root = sync.errors.iter().find(|error| sync.root_failed && error.path.0.is_empty());
+    if let Some(error) = of_root {
+        return error.message.clone();
+    }
     let cause = sync.error_counts.iter().max_by_key(|(_, n)| **n).map(|(c, _)| c.as_str());
     let mut reason = format!("{failed} failed, most of them: {}", cause.unwrap_or("unknown"));
     let options = &sync.request.options;

@@ -8,6 +8,7 @@ mod folding;
 mod held;
 mod places;
 mod reboot;
+mod roots;
 #[path = "../support/mod.rs"]
 mod support;
 mod wire;
@@ -184,11 +185,9 @@ fn a_destination_that_cannot_be_written_fails_by_name_and_is_not_trusted() {
     file(src.join("d/large"), noise(5 * MIB, 2));
     fs.sometimes(Call::Write, "", Fate::Fails(Errno::IO), 3, u64::MAX);
     let sync = cluster.sync_with(&src, &dst, json!({}));
-    assert_eq!(
-        (sync.state, sync.outcome),
-        (SyncState::Failed, Some(Outcome::Partial)),
-        "{sync:#?}"
-    );
+    // The writes that succeeded may be those of the small file, or of neither as a whole.
+    let outcome = (sync.files_done > 0).then_some(Outcome::Partial);
+    assert_eq!((sync.state, sync.outcome), (SyncState::Failed, outcome), "{sync:#?}");
     let cause = sync.error_counts.keys().next().cloned().unwrap_or_default();
     assert!(cause.contains("EIO"), "{sync:#?}");
     let short = |found: &String| found.contains("content") || found.contains("length");

@@ -297,7 +297,7 @@ async fn what_is_not_preserved_is_not_read() {
         until: &Until::default(),
         moved: &Arc::default(),
     };
-    let source = job.source().unwrap();
+    let source = job.source().await.unwrap();
     assert!(!source.entry(&RelPath::new("a").unwrap()).unwrap().linked);
     let (done, _) = copied(&fleet, &cx, &fleet.manifest(None)).await;
     assert!(done.success);

@@ -26,7 +26,7 @@ async fn pruned(
     };
     let filter = job.filter().unwrap();
     let what = Prune { dir, cursor, apply, filter };
-    let end = prune(job, job.source().unwrap(), what, pages).await;
+    let end = prune(job, job.source().await.unwrap(), what, pages).await;
     (end, writers.list().iter().map(ToString::to_string).collect())
 }
 

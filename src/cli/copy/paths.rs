@@ -4,9 +4,11 @@
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::options::shell_word;
+use crate::fs::{Cause, FsError, Misfit, RootKind, Side};
 use crate::wire::AbsPath;
 use crate::wire::path::show;
-use std::ffi::{OsStr, OsString};
+use rustix::io::Errno;
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
@@ -33,32 +35,30 @@ pub(super) struct Paths {
 /// Looks at SRC and DST.
 ///
 /// # Errors
-/// SRC does not exist (3); DST is SRC, lies in it or holds it, or is of the other kind (2); either
-/// can't be looked at (1).
+/// SRC does not exist; DST is SRC, lies in it or contains it, or is of the other kind; either can't be looked at. The
+/// exit code is that of a sync of agents ([`Exit::of_root`]).
 pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failure> {
     let given = absolute("SRC", source)?;
-    let real = std::fs::canonicalize(&given).map_err(|e| looked("SRC", source, &e))?;
-    let meta = std::fs::metadata(&real).map_err(|e| looked("SRC", source, &e))?;
-    let (anchor, target) = nearest("DST", destination)?;
+    let real = std::fs::canonicalize(&given).map_err(|e| looked(Side::Source, source, &e))?;
+    let meta = std::fs::metadata(&real).map_err(|e| looked(Side::Source, source, &e))?;
+    let (anchor, target) = nearest(destination)?;
     let there = std::fs::metadata(&target);
     if !meta.is_dir() && names_directory(destination) && !there.as_ref().is_ok_and(Metadata::is_dir)
     {
         return Err(no_directory(destination, &real));
     }
     if let Ok(there) = &there {
-        kinds_fit(meta.is_dir(), there.is_dir(), &real, destination)?;
-        if meta.is_file() && !there.is_file() {
-            let shown = show(destination.as_os_str().as_bytes());
-            return Err(Failure::usage(format!(
-                "SRC is a file, but DST {shown} is a device, FIFO or socket, which the copy would replace"
-            ))
-            .hinted("DST is the file's new path; to have it replaced, remove it first"));
+        let kinds = (RootKind::of_metadata(&meta), RootKind::of_metadata(there));
+        if let Some(wrong) = kinds.0.misfit(kinds.1) {
+            return Err(misfit(wrong, &real, destination));
         }
     }
     let destination_arg = destination;
     let source = abs("SRC", &real)?;
     let destination = abs("DST", &target)?;
-    apart(&source, &destination)?;
+    if let Some(wrong) = Misfit::of_paths(&source, &destination) {
+        return Err(misfit(wrong, &real, &target).noted(format!("SRC is {source}")));
+    }
     // A storage path is a directory: that of a file is the one it lies in.
     let home = |path: &AbsPath, is_dir: bool| match path.parent() {
         Some(parent) if !is_dir => parent,
@@ -99,45 +99,34 @@ fn no_directory(destination: &Path, source: &Path) -> Failure {
     )
 }
 
-/// A copy into itself has no end, and one over what holds it overwrites its source.
-fn apart(source: &AbsPath, destination: &AbsPath) -> Result<(), Failure> {
-    let wrong = if source == destination {
-        "SRC and DST are the same"
-    } else if source.holds(destination) {
-        "DST is inside SRC: the copy would include itself"
-    } else if destination.holds(source) {
-        "DST contains SRC: the copy would overwrite its source"
-    } else {
-        return Ok(());
-    };
-    Err(Failure::usage(format!("{wrong} (SRC is {source}, DST is {destination})"))
-        .hinted("choose a DST outside SRC"))
+/// Paths and kinds that do not fit each other.
+fn misfit(misfit: Misfit, source: &Path, destination: &Path) -> Failure {
+    let hint = (misfit == Misfit::Directory).then(|| {
+        let into = destination.join(source.file_name().unwrap_or_default());
+        let into = show(into.as_os_str().as_bytes()).to_string();
+        format!("DST is the file's new path, e.g. {}", shell_word(into))
+    });
+    let failure = refused(&misfit.error(destination.as_os_str().as_bytes()));
+    match hint {
+        Some(hint) => failure.hinted(hint),
+        None => failure,
+    }
 }
 
-fn kinds_fit(
-    source_is_dir: bool,
-    destination_is_dir: bool,
-    source: &Path,
-    destination: &Path,
-) -> Result<(), Failure> {
-    let shown = show(destination.as_os_str().as_bytes());
-    match (source_is_dir, destination_is_dir) {
-        (true, false) => Err(Failure::usage(format!("SRC is a directory, but DST {shown} is not"))
-            .hinted("name a DST that is a directory or does not exist")),
-        (false, true) => {
-            let name = source.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
-            let into = show(destination.join(OsStr::from_bytes(name)).as_os_str().as_bytes());
-            Err(Failure::usage(format!("SRC is a file, but DST {shown} is a directory"))
-                .hinted(format!("DST is the file's new path, e.g. {into}")))
-        }
-        _ => Ok(()),
+/// The failure of an error of SRC or DST itself, as a sync of agents ends with it.
+fn refused(error: &FsError) -> Failure {
+    let error = error.to_file_error();
+    let failure = Failure::new(error.message.as_str()).exits(Exit::of_root(&error));
+    match error.hint {
+        Some(hint) => failure.hinted(hint),
+        None => failure,
     }
 }
 
 /// The nearest directory (or file) at or above `path` that exists, real, and the real path that
 /// `path` will have.
-fn nearest(what: &str, path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
-    let mut head = absolute(what, path)?;
+fn nearest(path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
+    let mut head = absolute("DST", path)?;
     let mut rest: Vec<OsString> = Vec::new();
     loop {
         match std::fs::canonicalize(&head) {
@@ -145,8 +134,8 @@ fn nearest(what: &str, path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
                 let mut target = real.clone();
                 target.extend(rest.iter().rev());
                 if !rest.is_empty() && !real.is_dir() {
-                    let shown = show(real.as_os_str().as_bytes());
-                    return Err(Failure::usage(format!("{what}: {shown} is no directory")));
+                    let error = std::io::Error::from(Errno::NOTDIR);
+                    return Err(looked(Side::Destination, path, &error));
                 }
                 return Ok((real, target));
             }
@@ -154,7 +143,7 @@ fn nearest(what: &str, path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
                 if head.symlink_metadata().is_ok() {
                     let shown = show(head.as_os_str().as_bytes());
                     return Err(Failure::usage(format!(
-                        "{what}: {shown} is a symbolic link that leads nowhere"
+                        "DST: {shown} is a symbolic link that leads nowhere"
                     )));
                 }
                 let parent = head.parent().map(Path::to_path_buf);
@@ -164,10 +153,10 @@ fn nearest(what: &str, path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
                         head = parent;
                     }
                     // `..` below what does not exist.
-                    _ => return Err(looked(what, path, &e)),
+                    _ => return Err(looked(Side::Destination, path, &e)),
                 }
             }
-            Err(e) => return Err(looked(what, path, &e)),
+            Err(e) => return Err(looked(Side::Destination, path, &e)),
         }
     }
 }
@@ -184,14 +173,15 @@ fn abs(what: &str, path: &Path) -> Result<AbsPath, Failure> {
     AbsPath::new(raw).map_err(|e| Failure::usage(format!("{what} `{}` {e}", show(raw))))
 }
 
-fn looked(what: &str, path: &Path, e: &std::io::Error) -> Failure {
-    let shown = show(path.as_os_str().as_bytes());
-    match e.kind() {
-        ErrorKind::NotFound => {
-            Failure::new(format!("{what} {shown} does not exist")).exits(Exit::NotFound)
-        }
-        _ => Failure::new(format!("cannot access {what} {shown}: {e}")),
-    }
+fn looked(side: Side, path: &Path, e: &std::io::Error) -> Failure {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let errno = Errno::from_io_error(e).unwrap_or(Errno::IO);
+    let (op, cause) = match (side, errno) {
+        (Side::Source, Errno::NOENT | Errno::NOTDIR) => ("read", Cause::NoSource),
+        (Side::Source, errno) => ("read", errno.into()),
+        (Side::Destination, errno) => ("write to", errno.into()),
+    };
+    refused(&FsError::new(side, op, path.as_os_str().as_bytes(), cause))
 }
 
 #[cfg(test)]

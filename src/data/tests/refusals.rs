@@ -1,14 +1,15 @@
 //! Every verb with every reason for a refusal, from one table. Nothing is written by any of them.
 
 use super::*;
-use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
-use crate::data::protocol::{DIGEST, OFFER, PRUNE, SWEEP};
+use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, RootAsk, SweepAsk};
+use crate::data::protocol::{DIGEST, OFFER, PRUNE, ROOT, SWEEP};
 use crate::data::verbs::VERBS;
+use crate::fs::RootKind;
 use crate::wire::options::FilterSpec;
 use crate::wire::ticket::LEEWAY_SECONDS;
 
 /// Each verb with a body that does something where it is let in.
-fn verbs() -> [(&'static str, Vec<u8>); 6] {
+fn verbs() -> [(&'static str, Vec<u8>); 7] {
     let dir = Entry { kind: Kind::Dir, ..file_entry("planted", 3) };
     let offer = Manifest { dirs: vec![], entries: vec![dir] }.encode();
     let manifest = Manifest { dirs: vec![], entries: vec![file_entry("planted", BLOCK)] };
@@ -31,6 +32,7 @@ fn verbs() -> [(&'static str, Vec<u8>); 6] {
         (DIGEST, minicbor::to_vec(&digest).unwrap()),
         (PRUNE, minicbor::to_vec(&prune).unwrap()),
         (SWEEP, minicbor::to_vec(SweepAsk::default()).unwrap()),
+        (ROOT, minicbor::to_vec(RootAsk { source: RootKind::Directory }).unwrap()),
         (PACK, pack),
         (RANGE, range),
     ]
@@ -42,14 +44,14 @@ type Refusal = Option<(u16, &'static str)>;
 const REFUSED: Refusal = Some((403, "ticket_refused"));
 const NO_DELETION: Refusal = Some((403, "deletion_not_allowed"));
 
-/// Of the six verbs, in order.
-fn all(refusal: Refusal) -> [Refusal; 6] {
-    [refusal; 6]
+/// Of the seven verbs, in order.
+fn all(refusal: Refusal) -> [Refusal; 7] {
+    [refusal; 7]
 }
 
 #[tokio::test]
 async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
-    let documents: Vec<&str> = verbs().iter().map(|(verb, _)| *verb).take(4).collect();
+    let documents: Vec<&str> = verbs().iter().map(|(verb, _)| *verb).take(VERBS.len()).collect();
     assert_eq!(documents, VERBS, "a verb without a row");
     let world = World::new().await;
     fs::write(world.dst().join("kept"), b"k").unwrap();
@@ -68,7 +70,7 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
     };
     let dry = Some((403, "dry_run"));
     let too_long = Some((401, "no_ticket"));
-    let table: [(&str, String, [Refusal; 6]); 13] = [
+    let table: [(&str, String, [Refusal; 7]); 13] = [
         ("expired", sign(&|c| c.expires = NOW - 3_600), all(REFUSED)),
         ("just expired", sign(&|c| c.expires = NOW - LEEWAY_SECONDS - 1), all(REFUSED)),
         ("from long ago", sign(&|c| c.expires = i64::MIN / 2), all(REFUSED)),
@@ -79,6 +81,7 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
             "longer than any",
             "x".repeat(100_000),
             [
+                too_long,
                 too_long,
                 too_long,
                 too_long,
@@ -101,17 +104,17 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
         (
             "of a task that does not prune",
             sign(&|c| c.prune = None),
-            [None, None, NO_DELETION, None, None, None],
+            [None, None, NO_DELETION, None, None, None, None],
         ),
         (
             "of a task that only counts",
             sign(&|c| c.prune = Some(PrunePermit::Count)),
-            [None, None, NO_DELETION, None, None, None],
+            [None, None, NO_DELETION, None, None, None, None],
         ),
         (
             "of a dry run",
             sign(&|c| (c.rules.dry_run, c.prune) = (true, Some(PrunePermit::Count))),
-            [None, None, dry, dry, dry, dry],
+            [None, None, dry, dry, None, dry, dry],
         ),
     ];
     for (reason, ticket, refusals) in &table {
@@ -125,7 +128,7 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
         }
         assert_eq!(world.names(), ["kept"], "{reason}");
     }
-    for (verb, body) in &verbs()[..4] {
+    for (verb, body) in &verbs()[..VERBS.len()] {
         let head = format!("POST {verb} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
         let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
         let head = format!("{head}content-length: {}\r\n\r\n", body.len());

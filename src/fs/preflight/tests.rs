@@ -1,0 +1,175 @@
+use super::super::testing::*;
+use super::*;
+use crate::wire::options::WriteRules;
+use crate::wire::sync::ErrorClass;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+fn chmod(site: &Site, path: &str, mode: u32) {
+    fs::set_permissions(site.at(path), fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// The text of an error, with `/` for the storage root.
+fn told<T: std::fmt::Debug>(site: &Site, checked: Result<T>) -> String {
+    let report = checked.unwrap_err().to_file_error();
+    assert!(report.path.0.is_empty(), "it is an error of the root: {report:?}");
+    report.message.replace(site.dir.path().to_str().unwrap(), "")
+}
+
+fn target(site: &Site, base: &str, rules: WriteRules) -> Target {
+    Target { tree: site.tree(base).as_destination(), ..site.target_by(rules) }
+}
+
+#[test]
+fn a_source_root_is_a_directory_a_file_or_not_there() {
+    let site = Site::new();
+    site.write("src/file", "x");
+    assert_eq!(site.source().check_readable(), Ok(RootKind::Directory));
+    assert_eq!(site.tree("").check_readable(), Ok(RootKind::Directory));
+    assert_eq!(site.tree("src/file").check_readable(), Ok(RootKind::File));
+    let _socket = std::os::unix::net::UnixListener::bind(site.at("src/socket")).unwrap();
+    assert_eq!(site.tree("src/socket").check_readable(), Ok(RootKind::Other));
+    for base in ["none", "none/below", "src/file/below"] {
+        let error = site.tree(base).check_readable();
+        assert_eq!(error.as_ref().unwrap_err().errno_name(), Some("ENOENT"));
+        assert_eq!(error.as_ref().unwrap_err().class(), ErrorClass::Permanent, "{base}");
+        assert_eq!(told(&site, error), format!("SRC /{base} does not exist"));
+    }
+}
+
+#[test]
+fn a_source_root_that_cannot_be_read_is_refused_with_its_path() {
+    let site = Site::new();
+    site.write("src/file", "x");
+    site.write("src/shut/file", "x");
+    site.write("src/blind/file", "x");
+    chmod(&site, "src/file", 0o200);
+    chmod(&site, "src/shut", 0o000);
+    chmod(&site, "src/blind", 0o400);
+    site.as_nobody(|| {
+        for base in ["src/file", "src/shut", "src/blind", "src/shut/file"] {
+            assert_eq!(
+                told(&site, site.tree(base).check_readable()),
+                format!("cannot read `/{base}`: Permission denied (EACCES)")
+            );
+        }
+    });
+}
+
+#[test]
+fn links_in_the_path_of_a_source_are_followed_within_the_storage_root() {
+    let site = Site::new();
+    site.write("src/dir/file", "x");
+    symlink("src", site.at("link")).unwrap();
+    symlink(site.at("src/dir"), site.at("absolute")).unwrap();
+    symlink("dir/file", site.at("src/to-file")).unwrap();
+    for (given, real) in [
+        ("src/dir", "src/dir"),
+        ("src/dir/file", "src/dir/file"),
+        ("link", "src"),
+        ("link/dir", "src/dir"),
+        ("link/to-file", "src/dir/file"),
+        ("absolute/file", "src/dir/file"),
+        ("none", "none"),
+    ] {
+        let resolved = site.tree(given).resolved().unwrap();
+        assert_eq!(resolved.path(), site.tree(real).path(), "{given}");
+    }
+    symlink("nowhere", site.at("dangling")).unwrap();
+    symlink("circle", site.at("circle")).unwrap();
+    symlink("/etc", site.at("outside")).unwrap();
+    for (given, message) in [
+        ("dangling", "SRC /dangling does not exist"),
+        ("dangling/x", "SRC /dangling/x does not exist"),
+    ] {
+        assert_eq!(told(&site, site.tree(given).resolved()), message);
+    }
+    for given in ["circle", "outside", "outside/passwd"] {
+        let error = site.tree(given).resolved().unwrap_err();
+        assert_eq!((error.errno_name(), error.class()), (Some("ELOOP"), ErrorClass::Permanent));
+    }
+}
+
+#[test]
+fn a_destination_fits_its_source_and_nothing_is_made() {
+    use RootKind::{Directory, File, Other};
+    let site = Site::new();
+    site.write("dst/file", "x");
+    symlink("file", site.at("dst/link")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(site.at("dst/socket")).unwrap();
+    let before = fs::read_dir(site.at("dst")).unwrap().count();
+    for dry_run in [false, true] {
+        for (base, source, refusal) in [
+            ("dst", Directory, None),
+            ("dst/new/deep", Directory, None),
+            ("dst/new", File, None),
+            ("dst/file", File, None),
+            ("dst/link", File, None),
+            ("dst/socket", Other, None),
+            ("dst", File, Some("SRC is a file, but DST /dst is a directory")),
+            ("", File, Some("SRC is a file, but DST  is a directory")),
+            ("dst/file", Directory, Some("SRC is a directory, but DST /dst/file is not")),
+            ("dst/socket", Directory, Some("SRC is a directory, but DST /dst/socket is not")),
+            (
+                "dst/socket",
+                File,
+                Some(
+                    "SRC is a file, but DST /dst/socket is a device, FIFO or socket, which the copy would replace",
+                ),
+            ),
+            (
+                "dst/file/x",
+                Directory,
+                Some("cannot write to `/dst/file/x`: Not a directory (ENOTDIR)"),
+            ),
+            (
+                "dst/link",
+                Directory,
+                Some("cannot write to `/dst/link`: Too many levels of symbolic links (ELOOP)"),
+            ),
+        ] {
+            let rules = WriteRules { dry_run, ..WriteRules::default() };
+            let checked = target(&site, base, rules).check_writable(source);
+            match refusal {
+                None => assert_eq!(checked, Ok(()), "{base} {source:?}"),
+                Some(refusal) => assert_eq!(told(&site, checked), refusal),
+            }
+        }
+    }
+    assert_eq!(fs::read_dir(site.at("dst")).unwrap().count(), before);
+    site.assert_canary();
+}
+
+#[test]
+fn a_destination_that_cannot_be_written_is_refused_before_anything_is_made_in_it() {
+    let site = Site::new();
+    site.write("dst/foreign/x/file", "x");
+    site.write("dst/shut/file", "x");
+    fs::create_dir(site.at("dst/own")).unwrap();
+    site.give_to_nobody();
+    for foreign in ["dst/foreign", "dst/foreign/x", "dst/shut"] {
+        std::os::unix::fs::chown(site.at(foreign), Some(0), Some(0)).unwrap();
+    }
+    chmod(&site, "dst/shut", 0o700);
+    // Widened while it is written to, as the mode of every directory of ours is.
+    chmod(&site, "dst/own", 0o500);
+    let check = |base: &str, rules| target(&site, base, rules).check_writable(RootKind::Directory);
+    site.run_as_nobody(|| {
+        for base in ["dst/foreign", "dst/foreign/new", "dst/foreign/new/deep", "dst/shut/new"] {
+            assert_eq!(
+                told(&site, check(base, WriteRules::default())),
+                format!("cannot write to `/{base}`: Permission denied (EACCES)")
+            );
+            let dry_run = WriteRules { dry_run: true, ..WriteRules::default() };
+            assert_eq!(check(base, dry_run), Ok(()), "{base}: a dry run writes nothing");
+        }
+        let existing = WriteRules { existing: true, ..WriteRules::default() };
+        assert_eq!(check("dst/foreign/new", existing), Ok(()), "nothing new is wanted");
+        for base in ["dst", "dst/own", "dst/own/new"] {
+            assert_eq!(check(base, WriteRules::default()), Ok(()), "{base}");
+        }
+    });
+    // What is changed may lie in a directory below: each entry has its own outcome.
+    std::os::unix::fs::chown(site.at("dst/foreign/x"), Some(65534), None).unwrap();
+    site.run_as_nobody(|| assert_eq!(check("dst/foreign", WriteRules::default()), Ok(())));
+}
