@@ -317,7 +317,7 @@ pub(super) enum SyncCommand {
         #[arg(long)]
         ignore_not_found: bool,
     },
-    /// Print the outcome of each path of a sync that was submitted with --record
+    /// Print what failed in a sync; the outcome of each path where it was submitted with --record
     Files(FilesArgs),
     /// Print the BLAKE3 digest of each file of a sync that was submitted with --digests or --manifest, as b3sum does
     Manifest {

@@ -29,13 +29,36 @@ pub(super) async fn files(ctx: &Context, args: FilesArgs) -> Result<Exit, Failur
     let ask = async |id: &RequestId| client.files(id, &args.state).await;
     let mut body = on_named(&client, &args.id, ask).await.map_err(refused)?;
     if ctx.global.output == Output::Json && !args.print0 {
-        return pass_on(&mut body).await;
+        pass_on(&mut body).await?;
+        return note_unlisted(ctx, &client, &args).await;
     }
     if !args.print0 && !ctx.global.quiet {
         out::data(b"STATE    ACTION             BYTES  PATH\n")?;
     }
     let form = if args.print0 { name } else { row };
     each_record(&mut body, form).await?;
+    note_unlisted(ctx, &client, &args).await
+}
+
+/// Reports failures that the list leaves out.
+async fn note_unlisted(
+    ctx: &Context,
+    client: &MasterClient,
+    args: &FilesArgs,
+) -> Result<Exit, Failure> {
+    if !args.state.is_empty() && !args.state.contains(&FileState::Failed) {
+        return Ok(Exit::Ok);
+    }
+    let sync = on_named(client, &args.id, async |id: &RequestId| client.progress(id).await).await?;
+    if sync.failures_unlisted > 0 {
+        let (all, ctl, id) = (sync.failures(), &ctx.ctl, &sync.request_id);
+        out::note(&format!(
+            "note: {} of {} {} not listed by name; to retry all of it: {ctl} sync retry {id}",
+            units::count(sync.failures_unlisted),
+            units::counted(all, "failure", "failures"),
+            if sync.failures_unlisted == 1 { "is" } else { "are" },
+        ));
+    }
     Ok(Exit::Ok)
 }
 

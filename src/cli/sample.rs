@@ -51,6 +51,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         eta_seconds: None,
         errors: Vec::new(),
         error_counts: Default::default(),
+        failures_unlisted: 0,
     }
 }
 

@@ -4,7 +4,6 @@
 //! when the decision is durable. It never waits without an end: an owner that can't answer in time
 //! (its store hangs) becomes a 503 that says whether a repeat is safe.
 
-use super::listing::{self, Pieces, Wanted};
 use super::seat::{Identity, Seat, elsewhere, store_down};
 use super::submission;
 use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected, Stored};
@@ -12,7 +11,6 @@ use crate::store::{Backup, Shortage, Spool};
 use crate::wire::admin::{ClockConfirmed, Reconciled};
 use crate::wire::leader::Readiness;
 use crate::wire::manifest::NameList;
-use crate::wire::options::{FileRecord, FileState};
 use crate::wire::problem::{self, Problem};
 use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
@@ -20,7 +18,7 @@ use crate::wire::worker::{
     DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
     WorkerView,
 };
-use crate::wire::{AssignmentId, BytePath, RequestId, WorkerId};
+use crate::wire::{AssignmentId, RequestId, WorkerId};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +87,7 @@ impl Desk {
 pub struct Handle {
     seat: watch::Receiver<Seat>,
     identity: Arc<Identity>,
-    spool: Spool,
+    pub(super) spool: Spool,
 }
 
 impl Handle {
@@ -165,7 +163,7 @@ impl Handle {
     }
 
     /// The way to the owner.
-    fn desk(&self) -> Result<Desk, Problem> {
+    pub(super) fn desk(&self) -> Result<Desk, Problem> {
         match &*self.seat.borrow() {
             Seat::Leads(_, desk) => {
                 desk.health().map_err(|why| store_down(&why)).map(|()| desk.clone())
@@ -228,17 +226,6 @@ impl Handle {
         }
     }
 
-    /// What became of each file of a sync, in pieces.
-    ///
-    /// # Errors
-    /// 404; 409 where it was not recorded, or not all of it is there; 503.
-    pub(super) async fn listing(&self, id: RequestId, wanted: Wanted) -> Result<Pieces, Problem> {
-        match self.ask(Event::Listing(id)).await? {
-            Reply::Listing(found) => listing::read(self.spool.clone(), *found, wanted).await,
-            other => Err(misplaced(other)),
-        }
-    }
-
     /// Changes a sync that runs.
     ///
     /// # Errors
@@ -248,51 +235,6 @@ impl Handle {
             Reply::Progress(progress) => Ok(*progress),
             other => Err(misplaced(other)),
         }
-    }
-
-    /// Submits what an ended sync asked for again, under the id `new` (or one that is made); with
-    /// `failed_only` just the entries that failed.
-    ///
-    /// # Errors
-    /// 404; 409 where it has not ended, is completed, or its failures are not all known; 503.
-    pub async fn retry(
-        &self,
-        id: RequestId,
-        (new, failed_only): (Option<RequestId>, bool),
-        idempotency: Option<IdempotencyKey>,
-    ) -> Result<Submitted, Problem> {
-        let only = if failed_only { Some(self.failed_names(&id).await?) } else { None };
-        match self.ask(Event::Retry { id, new, only, idempotency }).await? {
-            Reply::Submitted(submitted) => Ok(submitted),
-            other => Err(misplaced(other)),
-        }
-    }
-
-    /// The names of all that failed in a sync.
-    async fn failed_names(&self, id: &RequestId) -> Result<Vec<NameList>, Problem> {
-        let sync = self.progress(id.clone()).await?;
-        let mut names: Vec<BytePath> = sync.errors.iter().map(|e| e.path.clone()).collect();
-        if (names.len() as u64) < sync.error_counts.values().sum::<u64>() {
-            if !sync.options.record {
-                let detail =
-                    format!("of the failures of sync `{id}` only the first are known by name");
-                return Err(submission::not_retried(detail));
-            }
-            let wanted = Wanted::Records(vec![FileState::Failed]);
-            let mut pieces = self.listing(id.clone(), wanted).await?;
-            let mut lines = Vec::new();
-            while let Some(piece) = pieces.recv().await {
-                let piece = piece.map_err(|e| submission::not_retried(e.to_string()))?;
-                lines.extend_from_slice(&piece);
-            }
-            let records = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-            let records = records.map(serde_json::from_slice::<FileRecord>);
-            names = records
-                .map(|record| record.map(|r| r.path))
-                .collect::<Result<_, _>>()
-                .map_err(|e| submission::not_retried(format!("its list cannot be read: {e}")))?;
-        }
-        submission::retried(id, &sync, names)
     }
 
     /// Hands out nothing more of a sync (`on`), or lets it go on.
@@ -552,7 +494,8 @@ impl Handle {
         self.desk().map(drop).map_err(|problem| problem.detail)
     }
 
-    async fn ask(&self, event: Event) -> Result<Reply, Problem> {
+    /// Sends `event` and waits for its reply.
+    pub(super) async fn ask(&self, event: Event) -> Result<Reply, Problem> {
         self.ask_within(event, REPLY_TIME).await
     }
 
@@ -616,7 +559,7 @@ fn late(why: Option<String>) -> Problem {
 }
 
 /// A reply of another kind than the question: a defect of the owner, never of the caller.
-fn misplaced(reply: Reply) -> Problem {
+pub(super) fn misplaced(reply: Reply) -> Problem {
     tracing::error!(?reply, "the reply does not fit the question");
     Problem::new(
         500,

@@ -20,9 +20,9 @@ use tokio::sync::mpsc;
 /// Bytes that go out at a time.
 const PIECE: usize = 64 << 10;
 /// Pieces that wait for a slow reader.
-const WAITING: usize = 4;
+pub(super) const WAITING: usize = 4;
 /// So many names with two records are recognized; of further ones both records are listed.
-const MAX_REPEATED_NAMES: usize = 1 << 20;
+pub(super) const MAX_REPEATED_NAMES: usize = 1 << 20;
 /// What the line of an entry that was repaired holds. A quote in a name has a backslash before it.
 const METADATA: &[u8] = br#""action":"metadata""#;
 
@@ -86,7 +86,8 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
     match wanted {
         Wanted::Records(_) if !listing.recorded => {
             Err(conflict("not_recorded", "what became of each file was not recorded by this sync")
-                .hinted("submit it with options.record (ctl: --record)"))
+                .hinted("what failed is listed of every sync: ctl sync files ID --state failed; for more submit it with \
+                         options.record (ctl: --record)"))
         }
         Wanted::Digests(_) if !listing.digests => {
             Err(conflict("not_recorded", "the digests of the files were not kept by this sync")
@@ -177,7 +178,7 @@ fn give(
 }
 
 /// A path, as short as a digest: so many of them fit in memory.
-fn name(record: &FileRecord) -> [u8; 16] {
+pub(super) fn name(record: &FileRecord) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&blake3::hash(&record.path.0).as_bytes()[..16]);
     short
@@ -326,6 +327,7 @@ mod tests {
             digests: true,
             ended: true,
             destination: AbsPath::new("/data/to").unwrap(),
+            failed: Default::default(),
         }
     }
 

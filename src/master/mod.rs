@@ -5,12 +5,13 @@
 //! - `reign`: following and leading, among several masters
 //! - `seat`: which of the two it is at the moment
 //! - `owner`: the loop that owns the state
-//! - `listing`: what became of each file, read back
+//! - `listing`, `failures`: what became of each file, what failed, read back
 //! - `submission`, `faults`: requests checked, with all that is wrong with them
 //!
 //! Order of a start: bind and answer, follow, lead, load. Order of a stop: the API answers what it has, then
 //! the owner commits what it has and ends its reign.
 
+mod failures;
 mod faults;
 pub mod handle;
 pub mod http;
@@ -71,7 +72,8 @@ impl Master {
         let config = changes.borrow().clone();
         let spool = Spool::at(config.data_dir.join(RECORDS));
         let names = NameKeyFile::in_dir(&config.data_dir);
-        let begin = Begin { spool, secret: None, name_key: names.read(), names, shutdown };
+        let name_key = names.read();
+        let begin = Begin { spool, secret: None, name_key, names, shutdown, lists_failures: true };
         match &config.store {
             StoreConfig::Redis { url, setup, namespace, allow_volatile } => {
                 let installation =
@@ -115,7 +117,10 @@ impl Master {
         let secret = Some(uuid::Uuid::new_v4().simple().to_string());
         let store = Arc::new(store);
         let (spool, names) = (Spool::passing(), NameKeyFile::default());
-        let begin = Begin { spool, secret, name_key: Some(name_key), names, shutdown };
+        // Nobody can ask for them after its end, and its store is in memory.
+        let lists_failures = false;
+        let name_key = Some(name_key);
+        let begin = Begin { spool, secret, name_key, names, shutdown, lists_failures };
         let config = watch::channel(config.clone()).1;
         let mut master = begin.with(move || ready(Ok(Arc::clone(&store))), config).await?;
         tokio::select! {
@@ -151,6 +156,8 @@ struct Begin {
     name_key: Option<NameKey>,
     names: NameKeyFile,
     shutdown: CancellationToken,
+    /// Failures are listed by name.
+    lists_failures: bool,
 }
 
 impl Begin {
@@ -163,7 +170,7 @@ impl Begin {
         S: Store,
         F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
     {
-        let Begin { spool, secret, name_key, names, shutdown } = self;
+        let Begin { spool, secret, name_key, names, shutdown, lists_failures } = self;
         let config = &changes.borrow().clone();
         let listener = listen(config.listen).with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
@@ -187,7 +194,10 @@ impl Begin {
             ..HttpLimits::default()
         };
         adjust(&limits, config);
-        let first = Settings { name_key, ..settings(config) };
+        let mut first = Settings { name_key, ..settings(config) };
+        if !lists_failures {
+            first.max_failed_entries = 0;
+        }
         let (tell_settings, settings) = watch::channel(first);
         let applying = tokio::spawn(apply_changes(changes, limits.clone(), tell_settings));
         let reigns = Reigns {

@@ -116,7 +116,8 @@ impl Pending {
                 Effect::PutBlob(key, value) => {
                     self.blob_deletes.remove(&key);
                     self.bytes += value.len();
-                    self.blob_puts.insert(key, value);
+                    let replaced = self.blob_puts.insert(key, value);
+                    self.bytes -= replaced.map_or(0, |value| value.len());
                 }
                 Effect::DeleteBlob(key) => {
                     self.blob_puts.remove(&key);
@@ -493,8 +494,9 @@ impl<S: Store> Owner<S> {
             .into_iter()
             .filter_map(|key| self.state.record(&key).map(|value| (key, value)))
             .collect();
-        // File lists of active syncs are still needed, where the store still has them.
-        let keep = |key: &String| key.starts_with("f/") && !pending.blob_deletes.contains(key);
+        // File lists of active syncs and failures of ended ones are still needed, where the store still has them.
+        let is_kept = |key: &str| key.starts_with("f/") || key.starts_with("e/");
+        let keep = |key: &String| is_kept(key) && !pending.blob_deletes.contains(key);
         Ok(Some(Batch {
             replace: true,
             puts,

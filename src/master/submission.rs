@@ -44,9 +44,9 @@ pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<NameList>>
 }
 
 /// Why the entries that failed in a sync can't be tried again by themselves.
-pub(super) fn not_retried(detail: String) -> Problem {
+pub(super) fn not_retried(id: &RequestId, detail: String) -> Problem {
     Problem::new(409, "Conflict", "failures_unknown", detail)
-        .hinted("retry it without --failed-only: what is there is skipped")
+        .hinted(format!("retry all of it: ctl sync retry {id} (files already copied are skipped)"))
 }
 
 /// The entries of a sync that failed, as a list for another one.
@@ -61,14 +61,15 @@ pub(super) fn retried(
     names.sort_unstable();
     names.dedup();
     if names.is_empty() {
-        return Err(not_retried(format!("sync `{id}` has no failed entries")));
+        return Err(not_retried(id, format!("sync `{id}` has no failed entries")));
     }
     if names.iter().any(|name| name.0.is_empty()) {
-        return Err(not_retried(format!("in sync `{id}` failed more than single entries")));
+        let detail = format!("in sync `{id}` failed more than single entries");
+        return Err(not_retried(id, detail));
     }
     if sync.options.delete.is_some() {
         let detail = format!("sync `{id}` is a mirror: what its list leaves out would be deleted");
-        return Err(not_retried(detail));
+        return Err(not_retried(id, detail));
     }
     name_lists(&sync.source_path, names).map_err(Faults::into_problem)
 }

@@ -3,9 +3,10 @@
 //! before it is written, so one that is written twice stands there once, and what was written without
 //! its decision being committed is written over.
 
+use super::failed::record_of;
 use super::stage::Stage;
 use super::sync::Sync;
-use super::{Effect, Now, State};
+use super::{Effect, FailedPages, Now, State};
 use crate::wire::options::{FileRecord, FileState};
 use crate::wire::sync::FileError;
 use crate::wire::{AbsPath, RequestId, SyncNo};
@@ -48,6 +49,8 @@ pub struct Listing {
     pub ended: bool,
     /// The root that its paths lie below.
     pub destination: AbsPath,
+    /// The list of its failures, which every sync has.
+    pub failed: FailedPages,
 }
 
 impl Sync {
@@ -72,6 +75,7 @@ impl State {
             digests: options.manifest,
             ended: !sync.is_active(),
             destination: sync.request.destination_path.clone(),
+            failed: sync.failed_pages(),
         })
     }
 
@@ -88,15 +92,7 @@ impl State {
     /// Records an entry that is given up.
     pub(super) fn record_failed(&mut self, no: SyncNo, error: &FileError) {
         if self.syncs.get(&no).is_some_and(Sync::records) {
-            let failed = FileRecord {
-                path: error.path.clone(),
-                state: FileState::Failed,
-                action: None,
-                bytes: 0,
-                digest: None,
-                message: Some(format!("{}: {error}", error.operation)),
-            };
-            self.append(no, [failed].into_iter());
+            self.append(no, [record_of(error)].into_iter());
         }
     }
 

@@ -15,7 +15,7 @@
 //! - `losses`: tasks that are lost with their workers
 //! - `age`: when ended syncs are dropped
 //! - `limits`: limits on bytes per second; `shares`: how they are shared out
-//! - `listing`: what became of each file, where that is asked for
+//! - `failed`: the names of what failed; `listing`: what became of each file, where that is asked for
 //! - `stage`: what follows when a sync has no task left; `recheck`: after a host lost what it had not flushed;
 //!   `phases`: trying again, giving up
 //! - `storage`: storage paths that workers do not serve, or that lead elsewhere than before
@@ -30,6 +30,7 @@ mod checks;
 mod choice;
 mod deleter;
 pub mod event;
+mod failed;
 mod hold;
 mod large;
 mod leases;
@@ -67,6 +68,7 @@ mod tests;
 pub use event::{
     Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected, Stored,
 };
+pub use failed::{FailedPages, failed_entries};
 pub use listing::MOST_LINE;
 pub use losses::{SingleEntry, single_entries};
 pub use pairs::pair_record;
@@ -102,6 +104,8 @@ pub struct Settings {
     pub max_worker_losses: u32,
     /// A sync waits so many milliseconds for room at its destination before it fails; 0: not at all.
     pub no_space_ms: u64,
+    /// The failures of a sync that are listed by name are at most so many.
+    pub max_failed_entries: u64,
     /// Ended syncs are kept for so many milliseconds.
     pub retention_ms: u64,
     /// At most so many syncs are worked on at once; more wait in the queue.
@@ -125,6 +129,7 @@ impl Default for Settings {
             max_retries: 5,
             max_worker_losses: 3,
             no_space_ms: 24 * 3600 * 1000,
+            max_failed_entries: failed::MAX_FAILED_ENTRIES,
             retention_ms: 60 * 24 * 3600 * 1000,
             max_active_syncs: 64,
             bwlimit: Timetable::default(),
@@ -181,6 +186,8 @@ pub struct State {
     ticked_ms: Option<u64>,
     /// Syncs that may have reached their next phase.
     touched: BTreeSet<SyncNo>,
+    /// Syncs whose list of failures was added to, or that have ended.
+    failing: BTreeSet<SyncNo>,
     /// Something may be there for a parked poll.
     wake: bool,
     effects: Vec<Effect>,
@@ -266,6 +273,7 @@ impl State {
         }
         self.renew_windows();
         self.settle(now);
+        self.store_failed();
         std::mem::take(&mut self.effects)
     }
 

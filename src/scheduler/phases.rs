@@ -231,15 +231,15 @@ impl State {
                     TaskSpec::Sweep => FailedStep::CleanUp,
                     _ => FailedStep::Delete,
                 };
-                sync.count_failed(Failed::Step(step, 1));
-                sync.record_error(FileError { class: ErrorClass::Permanent, ..error }, 1);
+                let error = FileError { class: ErrorClass::Permanent, ..error };
+                self.failed_for_good(task.sync, error, Failed::Step(step, 1));
             }
             TaskSpec::Discard => {}
         }
         self.changed(task.sync, now);
     }
 
-    /// Counts and notes what is given up, and records it where that is asked for.
+    /// Counts and notes what is given up.
     pub(super) fn failed_for_good(&mut self, no: SyncNo, error: FileError, failed: Failed) {
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.count_failed(failed);
@@ -247,8 +247,9 @@ impl State {
         self.note_given_up(no, error, failed.count());
     }
 
-    /// Notes the error of `count` failures that are counted already.
+    /// Notes and lists the error of `count` failures that are counted already.
     pub(super) fn note_given_up(&mut self, no: SyncNo, error: FileError, count: u64) {
+        self.list_failed(no, &error, count);
         self.record_failed(no, &error);
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.record_error(error, count);
@@ -407,10 +408,12 @@ impl State {
         self.effects.extend(sync.worker_keys().map(Effect::Delete));
         (sync.writers, sync.reach) = (Boots::default(), Boots::default());
         sync.source_roots = Boots::default();
+        self.failing.insert(no);
     }
 
     pub(super) fn remove_sync(&mut self, no: SyncNo, now: Now) {
         self.drop_list(no);
+        self.drop_failed(no);
         self.forget_groups(no);
         self.forget_workers(no);
         if let Some(sync) = self.syncs.remove(&no) {
@@ -454,6 +457,7 @@ impl State {
         tasks.into_iter().for_each(|id| drop(self.drop_task(id)));
         if active {
             self.forget_groups(no);
+            self.drop_failed(no);
             if let Some(sync) = self.syncs.get_mut(&no) {
                 // Results of what is out now will match nothing.
                 sync.suspect_all();

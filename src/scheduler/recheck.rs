@@ -128,8 +128,7 @@ impl State {
             attempt: 0,
             class: ErrorClass::Permanent,
         };
-        sync.count_failed(Failed::Step(FailedStep::Flush, 1));
-        sync.record_error(error, 1);
+        self.failed_for_good(no, error, Failed::Step(FailedStep::Flush, 1));
         true
     }
 }

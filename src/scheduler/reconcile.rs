@@ -2,6 +2,7 @@
 //! stands in the store and belongs to nothing. In a healthy installation it finds nothing.
 
 use super::event::Stored;
+use super::sync::Sync;
 use super::{Effect, Now, Reply, State, records};
 use crate::wire::admin::{Reconciled, Requeued};
 use crate::wire::{SyncNo, TaskId};
@@ -98,8 +99,9 @@ impl State {
         let of_tasks = self.syncs.keys().flat_map(|no| self.blobs_of(*no).cloned());
         let lists = self.syncs.values().flat_map(|sync| {
             let parts = 0..sync.list_parts.unwrap_or(0);
-            parts.map(|part| records::list_key(sync.no, part))
+            parts.map(|part| records::list_key(sync.list_owner(), part))
         });
-        of_tasks.chain(lists).collect()
+        let failed = self.syncs.values().flat_map(Sync::failed_keys);
+        of_tasks.chain(lists).chain(failed).collect()
     }
 }

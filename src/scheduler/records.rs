@@ -15,8 +15,8 @@
 //! | `d/WORKER` | that an operator keeps a worker from new work |
 //! | `p/PAIR` | the file system on which the source of a pair lay |
 //!
-//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists). Records are JSON:
-//! an operator can read them.
+//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/PAGE` (failures). Records
+//! are JSON: an operator can read them.
 
 use super::age::{Age, Clock};
 use super::boots::Boots;
@@ -223,6 +223,7 @@ impl State {
             began_ms: now.mono_ms,
             ticked_ms: None,
             touched: BTreeSet::new(),
+            failing: BTreeSet::new(),
             wake: false,
             effects: Vec::new(),
         };

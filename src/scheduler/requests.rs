@@ -296,6 +296,7 @@ impl State {
             stalled: self.stalled(sync),
             errors: sync.errors.clone(),
             error_counts: sync.error_counts.clone(),
+            failures_unlisted: sync.failed.unlisted,
         }
     }
 

@@ -21,7 +21,10 @@ impl State {
         let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
             return unknown(id);
         };
-        let request = SyncRequest { request_id: new, ..sync.as_submitted() };
+        let mut request = SyncRequest { request_id: new, ..sync.as_submitted() };
+        // A directory that could not be listed failed with all that is in it. Of a sync with a list of names just
+        // these were asked for.
+        request.options.recursive |= only.is_some() && sync.listed == Some(false);
         if let Some(again) = self.repeated(&request, idempotency.as_ref()) {
             return again;
         }

@@ -3,6 +3,7 @@
 use super::blocked::Blocked;
 use super::boots::Boots;
 use super::deleter::Deleter;
+use super::failed::FailedList;
 use super::hold::Hold;
 use super::listing::ListState;
 use super::overlap::Lingering;
@@ -150,6 +151,9 @@ pub(super) struct Sync {
     pub(super) counters: Counters,
     /// The first failures, in full.
     pub(super) errors: Vec<FileError>,
+    /// All failures by name, as far as they are listed.
+    #[serde(default, skip_serializing_if = "FailedList::is_empty")]
+    pub(super) failed: FailedList,
     /// All failures, per cause.
     pub(super) error_counts: BTreeMap<String, u64>,
     /// Whether a failure was anything but a source file that vanished or changed each time.
@@ -279,6 +283,7 @@ impl Sync {
             ended_lived_ms: None,
             counters: Counters::default(),
             errors: Vec::new(),
+            failed: FailedList::default(),
             error_counts: BTreeMap::new(),
             hard_failures: false,
             root_failed: false,

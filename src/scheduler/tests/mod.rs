@@ -9,6 +9,7 @@ mod counts;
 mod damaged;
 mod deleter;
 mod dry_run;
+mod failed;
 mod faults;
 mod fidelity;
 mod histories;
@@ -189,6 +190,17 @@ impl World {
             let steps: u64 = c.failed_steps.values().sum();
             let errors: u64 = sync.error_counts.values().sum();
             assert_eq!(errors, c.files_failed + c.dirs_failed + steps, "each failure counts once");
+            let pages = sync.failed_pages();
+            let stored =
+                pages.keys.iter().map(|key| self.blobs.get(key).expect("a page of failures"));
+            let entries =
+                stored.map(|page| failed_entries(page).unwrap().len() as u64).sum::<u64>();
+            assert_eq!(entries, pages.listed, "the stored pages list what is counted as listed");
+            assert_eq!(
+                pages.listed + sync.failed.unlisted,
+                errors,
+                "each failure is listed, or counted"
+            );
             assert!(sync.larges.values().all(|l| self.blobs.contains_key(&l.blob)));
             assert!(sync.is_active() || sync.groups.is_empty(), "nobody asks for groups any more");
             let written = self.lists.get(&sync.no).map_or(0, Vec::len) as u64;

@@ -57,6 +57,25 @@ fn what_belongs_to_nothing_is_dropped_and_what_is_missing_is_written_again() {
 }
 
 #[test]
+fn failures_and_a_list_that_went_over_to_another_sync_are_left_as_they_are() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    let list = Some(vec![NameList { names: vec![RelPath::new("x").unwrap()] }]);
+    let request = request(Some("demo"), "/src/a", "/dst/b");
+    world.play(Event::Submit { request, list, idempotency: None });
+    let list = next(&mut world, "s", "list");
+    let errors = vec![error(ErrorClass::Permanent)];
+    world.post(&list, ScanPage { errors, ..page(&list, 0, vec![], None) });
+    assert_eq!(world.progress("demo").state, SyncState::Failed);
+    let id = "demo".parse().unwrap();
+    world.play(Event::Retry { id, new: None, only: None, idempotency: None });
+    assert_eq!(world.blobs.keys().collect::<Vec<_>>(), ["e/1/0", "f/1/0"]);
+    assert_eq!(reconcile(&mut world), Reconciled::default());
+    assert_eq!(world.blobs.keys().collect::<Vec<_>>(), ["e/1/0", "f/1/0"]);
+}
+
+#[test]
 fn a_sync_whose_manifests_are_gone_begins_anew() {
     let mut world = copying();
     let lost = world.blobs.keys().next().cloned().unwrap();

@@ -56,6 +56,21 @@ fn what_was_asked_for_is_asked_for_again_under_another_name() {
 }
 
 #[test]
+fn of_a_whole_source_the_directories_that_failed_are_retried_with_all_that_is_in_them() {
+    for (has_list, recursive) in [(false, true), (true, false)] {
+        let mut world = World::new();
+        if has_list {
+            listed(&mut world, "demo");
+        } else {
+            world.submit("demo", "/src/a", "/dst/b");
+        }
+        cancel(&mut world, "demo");
+        let id = retry(&mut world, "demo", Some(&["dir"])).unwrap();
+        assert_eq!(world.progress(&id).options.recursive, recursive);
+    }
+}
+
+#[test]
 fn a_completed_sync_is_not_tried_again() {
     let (mut world, scan) = scanning();
     world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));

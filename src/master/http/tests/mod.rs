@@ -129,6 +129,7 @@ fn script(event: &Event) -> Option<Reply> {
             digests: id.as_str() != "plain",
             ended: id.as_str() != "running",
             destination: AbsPath::new("/data/dest").unwrap(),
+            failed: Default::default(),
         })),
         Event::Delete(_) => Reply::Deleted { cancelled: false },
         Event::Heartbeat(_) => Reply::Heartbeat(HeartbeatReply {
@@ -264,6 +265,7 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         eta_seconds: None,
         errors: vec![],
         error_counts: Default::default(),
+        failures_unlisted: 0,
     }
 }
 

@@ -1,0 +1,182 @@
+//! The failures of a sync by name: which entries failed, and why. Every sync lists them, up to
+//! [`MAX_FAILED_ENTRIES`], so that they can be shown and retried.
+//!
+//! The list may be long and is never in memory as a whole: it is stored in pages, blobs `e/SYNC/PAGE` of lines of JSON.
+//! Only the page that is being filled is kept here, and written again with each event that adds to it; after a restart the
+//! next failure begins another page. Pages are written in the same commit as the counters, so a list and its counters agree
+//! whichever master leads.
+
+use super::sync::Sync;
+use super::{Effect, State};
+use crate::wire::options::{FileRecord, FileState};
+use crate::wire::sync::FileError;
+use crate::wire::{BytePath, SyncNo};
+use serde::{Deserialize, Serialize};
+
+/// A sync lists at most so many failures …
+pub(super) const MAX_FAILED_ENTRIES: u64 = 1_000_000;
+/// … of at most so many bytes of lines: names may be long.
+const MAX_FAILED_BYTES: u64 = 256 << 20;
+/// A page of so many bytes is complete. It is written as a whole with each event that adds to it.
+const PAGE_BYTES: usize = 32 << 10;
+/// A reason of more characters is cut.
+const MAX_MESSAGE_CHARS: usize = 1_000;
+
+/// What a sync remembers of the list of its failures.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct FailedList {
+    /// How many pages are stored.
+    pages: u64,
+    /// How many failures are listed in them.
+    listed: u64,
+    /// Bytes of all lines.
+    bytes: u64,
+    /// How many failures are not listed by name: the list is full, or a batch failed as a whole.
+    pub(super) unlisted: u64,
+    /// The last page, as far as it is filled since this master began to lead.
+    #[serde(skip)]
+    last: Page,
+}
+
+/// A page that is being filled.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Page {
+    lines: Vec<u8>,
+    /// The reason in the last line.
+    message: String,
+    /// It holds more than what is stored of it.
+    is_new: bool,
+}
+
+/// A line: without a reason it has that of the line before. Most failures of a sync share theirs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    path: BytePath,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+/// What there is to know of the list of failures of a sync, to read it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FailedPages {
+    /// The keys of its blobs, in order.
+    pub keys: Vec<String>,
+    /// How many failures they list; pages may hold more that were listed since.
+    pub listed: u64,
+}
+
+/// The failures of a page.
+///
+/// # Errors
+/// A sentence, where it is not what this program writes.
+pub fn failed_entries(page: &[u8]) -> Result<Vec<FileRecord>, String> {
+    let mut message = None;
+    let lines = page.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    let entry = |line: &[u8]| {
+        let line: Line = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+        message = line.message.or(message.take());
+        Ok(failed_record(line.path, message.clone()))
+    };
+    lines.map(entry).collect()
+}
+
+/// What is recorded of an entry that is given up because of `error`.
+pub(super) fn record_of(error: &FileError) -> FileRecord {
+    let message = format!("{}: {error}", error.operation);
+    let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
+    failed_record(error.path.clone(), Some(message))
+}
+
+fn failed_record(path: BytePath, message: Option<String>) -> FileRecord {
+    FileRecord { path, state: FileState::Failed, action: None, bytes: 0, digest: None, message }
+}
+
+fn page_key(no: SyncNo, page: u64) -> String {
+    format!("e/{no}/{page}")
+}
+
+impl FailedList {
+    /// Whether there is nothing to remember.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == FailedList::default()
+    }
+
+    /// Adds an entry. False: there is no room for it.
+    fn add(&mut self, failed: FileRecord, max_entries: u64) -> bool {
+        let message = failed.message.filter(|message| *message != self.last.message);
+        let line = Line { path: failed.path, message };
+        let Ok(text) = serde_json::to_vec(&line) else { return false };
+        let bytes = self.bytes.saturating_add(text.len() as u64 + 1);
+        if self.listed >= max_entries || bytes > MAX_FAILED_BYTES {
+            return false;
+        }
+        if self.last.lines.is_empty() {
+            self.pages += 1;
+        }
+        self.last.lines.extend_from_slice(&text);
+        self.last.lines.push(b'\n');
+        self.last.is_new = true;
+        if let Some(message) = line.message {
+            self.last.message = message;
+        }
+        (self.listed, self.bytes) = (self.listed + 1, bytes);
+        true
+    }
+
+    /// Ends the page that is being filled.
+    fn close(&mut self) -> (u64, Vec<u8>) {
+        (self.pages.saturating_sub(1), std::mem::take(&mut self.last).lines)
+    }
+}
+
+impl Sync {
+    /// The keys of the blobs that list its failures.
+    pub(super) fn failed_keys(&self) -> impl Iterator<Item = String> {
+        let no = self.no;
+        (0..self.failed.pages).map(move |page| page_key(no, page))
+    }
+
+    /// The list of its failures, to read it.
+    pub(super) fn failed_pages(&self) -> FailedPages {
+        FailedPages { keys: self.failed_keys().collect(), listed: self.failed.listed }
+    }
+}
+
+impl State {
+    /// Lists the entry of `error`, which stands for `count` failures. The caller stores the sync's record.
+    pub(super) fn list_failed(&mut self, no: SyncNo, error: &FileError, count: u64) {
+        let max_entries = self.settings.max_failed_entries;
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let failed = &mut sync.failed;
+        let listed = u64::from(failed.add(record_of(error), max_entries));
+        failed.unlisted = failed.unlisted.saturating_add(count.saturating_sub(listed));
+        if failed.last.lines.len() >= PAGE_BYTES {
+            let (page, lines) = failed.close();
+            self.effects.push(Effect::PutBlob(page_key(no, page), lines));
+        }
+        self.failing.insert(no);
+    }
+
+    /// Stores the pages that were added to by this event, and forgets those of syncs that have ended.
+    pub(super) fn store_failed(&mut self) {
+        for no in std::mem::take(&mut self.failing) {
+            let Some(sync) = self.syncs.get_mut(&no) else { continue };
+            let (active, failed) = (sync.is_active(), &mut sync.failed);
+            let is_new = std::mem::take(&mut failed.last.is_new);
+            if is_new {
+                let key = page_key(no, failed.pages.saturating_sub(1));
+                self.effects.push(Effect::PutBlob(key, failed.last.lines.clone()));
+            }
+            if !active {
+                failed.last = Page::default();
+            }
+        }
+    }
+
+    /// Drops the list of the failures of a sync.
+    pub(super) fn drop_failed(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        self.effects.extend(sync.failed_keys().map(Effect::DeleteBlob));
+        sync.failed = FailedList::default();
+    }
+}

@@ -1,0 +1,125 @@
+//! What failed is listed by name, whether or not records were asked for.
+
+use super::*;
+
+/// The sync `demo` with a batch of `files`, which `s` holds.
+fn copying(files: u64) -> (World, Assignment) {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(files, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    (world, copy)
+}
+
+fn failures(class: ErrorClass, names: std::ops::Range<u64>) -> Vec<FileError> {
+    let path = |n: u64| BytePath(format!("dir/file {n}").into_bytes());
+    names.map(|n| FileError { path: path(n), ..error(class) }).collect()
+}
+
+/// The names of the stored failures of the first sync.
+fn names(world: &World) -> Vec<String> {
+    let pages = world.state.syncs.values().next().unwrap().failed_pages();
+    let entries = pages.keys.iter().flat_map(|key| failed_entries(&world.blobs[key]).unwrap());
+    entries.map(|entry| entry.path.to_string()).collect()
+}
+
+fn expected(names: std::ops::Range<u64>) -> Vec<String> {
+    names.map(|n| format!("dir/file {n}")).collect()
+}
+
+#[test]
+fn all_that_failed_is_listed_with_its_reason_over_restarts_until_the_sync_is_deleted() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(1500, 0), batch(700, 0)], None));
+    for range in [0..1500, 1500..2200] {
+        let copy = next(&mut world, "s", "copy");
+        let failures = failures(ErrorClass::Permanent, range);
+        let report = TaskReport { failures, ..TaskReport::default() };
+        world.finish(result(&copy, true, report));
+        world.restart();
+        for (worker, path) in [("s", "/src"), ("d", "/dst")] {
+            world.beat(worker, "1", &[path], &[]);
+        }
+    }
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.errors.len(), end.failures()), (SyncState::Failed, 100, 2200));
+    assert_eq!(names(&world), expected(0..2200));
+    let keys: Vec<_> = world.blobs.keys().filter(|key| key.starts_with("e/")).cloned().collect();
+    assert!(keys.len() > 2, "they are in pages: {keys:?}");
+    assert!(
+        world.blobs.values().all(|page| page.len() < 64 << 10),
+        "no page is rewritten for ever"
+    );
+    assert!(world.records["s/1"].len() < 64 << 10, "nor is the list in the record of the sync");
+    let reasons = keys.iter().flat_map(|key| failed_entries(&world.blobs[key]).unwrap());
+    let expected = Some("open source: permission denied");
+    for entry in reasons {
+        assert_eq!((entry.state, entry.message.as_deref()), (FileState::Failed, expected));
+    }
+    world.play(Event::Delete("demo".parse().unwrap()));
+    assert!(world.blobs.is_empty());
+}
+
+#[test]
+fn an_ended_sync_keeps_its_failures_as_long_as_it_is_kept_and_no_page_in_memory() {
+    let (mut world, copy) = copying(3);
+    let report =
+        TaskReport { failures: failures(ErrorClass::Permanent, 0..3), ..TaskReport::default() };
+    world.finish(result(&copy, true, report));
+    assert_eq!(names(&world), expected(0..3));
+    let stored = world.state.syncs.values().next().unwrap().failed.clone();
+    let restored: super::super::failed::FailedList =
+        serde_json::from_value(serde_json::to_value(&stored).unwrap()).unwrap();
+    assert_eq!(restored, stored, "what is not stored is empty");
+    world.leap(61);
+    world.play(Event::Tick);
+    assert!(world.state.syncs.is_empty() && world.blobs.is_empty());
+}
+
+#[test]
+fn what_is_done_by_a_later_attempt_is_not_listed() {
+    let (mut world, copy) = copying(3);
+    let report = TaskReport {
+        files_done: 1,
+        failures: failures(ErrorClass::Transient, 0..2),
+        retry: Some(batch(2, 0)),
+        ..TaskReport::default()
+    };
+    world.finish(result(&copy, true, report));
+    assert_eq!(names(&world), expected(0..0));
+    world.pass(5_000);
+    world.beat("s", "1", &["/src"], &[]);
+    let again = next(&mut world, "s", "copy");
+    let report = TaskReport {
+        files_done: 1,
+        failures: failures(ErrorClass::Permanent, 1..2),
+        ..TaskReport::default()
+    };
+    world.finish(result(&again, true, report));
+    assert_eq!(names(&world), expected(1..2));
+}
+
+#[test]
+fn a_full_list_is_cut_and_what_it_leaves_out_is_counted() {
+    let (mut world, copy) = copying(9);
+    world.state.settings.max_failed_entries = 5;
+    let report =
+        TaskReport { failures: failures(ErrorClass::Permanent, 0..9), ..TaskReport::default() };
+    world.finish(result(&copy, true, report));
+    let end = world.progress("demo");
+    assert_eq!((end.failures(), end.failures_unlisted), (9, 4));
+    assert_eq!(names(&world), expected(0..5));
+}
+
+#[test]
+fn a_sync_that_begins_anew_forgets_what_failed_before() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![batch(2, 0), batch(1, 0)], None));
+    let copy = next(&mut world, "s", "copy");
+    let report =
+        TaskReport { failures: failures(ErrorClass::Permanent, 0..2), ..TaskReport::default() };
+    world.finish(result(&copy, true, report));
+    assert_eq!(names(&world), expected(0..2));
+    world.play(Event::StoreLost);
+    assert_eq!(world.progress("demo").failures(), 0);
+    assert!(world.blobs.keys().all(|key| !key.starts_with("e/")), "{:?}", world.blobs.keys());
+}
