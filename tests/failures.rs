@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use support::await_some;
 use support::cluster::{Cluster, On};
-use support::process::User;
+use support::ctl::ctl;
+use support::process::{Ran, Running, User, clean_command};
 use support::tree::{assert_same, chmod, dir, file, many, noise, strict};
 
 const MIB: usize = 1 << 20;
@@ -65,7 +66,13 @@ fn outlives_the_master(mut cluster: Cluster, next: impl FnOnce(&mut Cluster)) {
     let again = cluster.ended(&again);
     assert_eq!((again.files_total, again.files_done), (names.len() as u64, names.len() as u64));
     assert_same(&src, &dst, strict());
-    assert!(listed(&cluster, again.request_id.as_str()).is_empty());
+    let id = again.request_id.as_str();
+    assert!(listed(&cluster, id).is_empty());
+    let refused = cluster.ctl(["sync", "retry", id, "--failed-only"]).run().exits(6).err();
+    assert!(
+        refused.contains("no failed entries") && refused.contains("submit it again"),
+        "{refused}"
+    );
     cluster.assert_no_panic();
 }
 
@@ -105,5 +112,65 @@ fn a_directory_that_could_not_be_listed_is_retried_with_its_contents() {
     let retry = ["sync", "retry", sync.request_id.as_str(), "--failed-only", "--quiet"];
     let again = cluster.ctl(retry).run().exits(0).out().trim().to_owned();
     cluster.ended(&again);
+    assert_same(&src, &dst, strict());
+}
+
+/// Runs a command of a hint as an operator does who pastes it into a shell.
+fn pasted(command: &str, master: &str) -> Ran {
+    let home = tempfile::tempdir().unwrap();
+    let mut shell = clean_command(Path::new("bash"), home.path(), User::Same);
+    let ctl = Path::new(env!("CARGO_BIN_EXE_ctl")).parent().unwrap().to_owned();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let paths = std::iter::once(ctl).chain(std::env::split_paths(&path));
+    shell.env("PATH", std::env::join_paths(paths).unwrap()).args(["-c", command]);
+    shell.env("CTL_MASTER_URL", master);
+    Running::start(shell, None).finish(support::PATIENCE)
+}
+
+/// What stands between two texts in `said`.
+#[track_caller]
+fn between(said: &str, before: &str, after: &str) -> String {
+    let rest = said.split_once(before).unwrap_or_else(|| panic!("no `{before}` in {said}")).1;
+    rest.split_once(after).unwrap_or_else(|| panic!("no `{after}` in {said}")).0.to_owned()
+}
+
+#[test]
+fn each_command_that_a_failed_sync_names_works_and_none_reads_standard_input_again() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    let names = blocked(&src, &dst);
+    let list: Vec<u8> = names.iter().flat_map(|name| [name, &b"\0"[..]].concat()).collect();
+    let submit = cluster.ctl(["sync", "submit"]).arg(&src).arg(&dst);
+    let submit = submit.more(["--files-from", "-", "-0", "--wait"]).input(list);
+    let ran = submit.run();
+    let said = ran.err();
+    assert!(ran.code != Some(0) && !said.contains("--files-from"), "{said}");
+    let pasted = |command: &str| pasted(command, &cluster.master.url());
+    let files = pasted(&between(&said, "all by name: ", "\n")).exits(0).out();
+    assert_eq!(files.lines().count(), names.len() + 1, "{files}");
+    let retry = between(&said, "fix the error above, then: ", " (files");
+    for name in &names {
+        fs::remove_dir_all(dst.join(OsStr::from_bytes(name))).unwrap();
+    }
+    let said = pasted(&retry).exits(0).out();
+    pasted(&between(&(said + "\n"), "follow: ", "\n")).exits(0);
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
+fn the_command_that_a_failed_copy_names_works_whatever_its_paths_are() {
+    let home = tempfile::tempdir().unwrap();
+    let src = dir(home.path().join(OsStr::from_bytes(b"it's\n\xff src")));
+    let dst = dir(home.path().join("the dst"));
+    blocked(&src, &dst);
+    let ran = ctl(["copy"]).arg(&src).arg(&dst).run();
+    let said = ran.err();
+    assert!(
+        ran.code != Some(0) && said.contains("all by name: run it again with --itemize"),
+        "{said}"
+    );
+    let again = between(&said, "fix the error above, then: ", " (files");
+    fs::remove_dir_all(dst.join("d")).unwrap();
+    pasted(&again, "").exits(0);
     assert_same(&src, &dst, strict());
 }

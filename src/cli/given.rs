@@ -2,7 +2,7 @@
 //! instead. `./` before it makes it a path, whatever follows.
 
 use super::failure::Failure;
-use super::options::shell_word;
+use super::shell::shell_word;
 use crate::wire::path::show;
 
 /// What a text is that is no plain path.
@@ -39,11 +39,10 @@ fn other(given: &[u8]) -> Option<Other<'_>> {
 /// What it reads as, and what to write instead.
 pub(super) fn of_this_machine(what: &str, given: &[u8]) -> Result<(), Failure> {
     let Some(other) = other(given) else { return Ok(()) };
-    let word = |path: &[u8]| shell_word(show(path).to_string());
-    let local = format!("a path of that name: {}", word(&[b"./", given].concat()));
+    let local = format!("a path of that name: {}", shell_word(&[b"./", given].concat()));
     let shown = show(given);
     let (is, instead) = match other {
-        Other::Url(Some(path)) => ("a URL", format!("write the path: {}", word(path))),
+        Other::Url(Some(path)) => ("a URL", format!("write the path: {}", shell_word(path))),
         Other::Url(None) => ("a URL", format!("write a path; {local}")),
         Other::Host(_) => (
             "a path on another host",

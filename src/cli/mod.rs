@@ -30,6 +30,7 @@ mod records;
 mod report;
 mod rsync;
 mod service;
+mod shell;
 mod signals;
 mod submit;
 mod sync;

@@ -5,7 +5,7 @@
 mod rules;
 mod spell;
 
-pub(super) use spell::{again, shell_word};
+pub(super) use spell::again;
 
 use super::failure::Failure;
 use crate::fs::Filter;

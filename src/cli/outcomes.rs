@@ -143,7 +143,12 @@ fn every_place_says_the_same_of_how_a_sync_ended() {
         let plain = plain_line(&sync, &Pace::new(&sync, Instant::now()), Instant::now(), now);
         assert!(plain.contains(&format!(" failed={failures} ")), "{name}: {plain}");
         assert_eq!(plain.contains(" pct=100.0 "), all_done, "{name}: {plain}");
-        let trouble = report::trouble(&sync, exit, "AGAIN").join("\n");
+        let next = report::Next {
+            again: "AGAIN".into(),
+            preview: "PREVIEW".into(),
+            files: "FILES".into(),
+        };
+        let trouble = report::trouble(&sync, exit, &next).join("\n");
         assert_eq!(trouble.contains(&format!("(exit {code})")), !all_done, "{name}: {trouble}");
     }
 }

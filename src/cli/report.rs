@@ -169,9 +169,19 @@ pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
     sync.notes.iter().map(line).chain(damaged(sync)).collect()
 }
 
-/// Why it did not end well, line by line; empty for one that did. `again` is how to run the same
-/// once more.
-pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<String> {
+/// What can be done about failures, as it is typed.
+#[derive(Debug)]
+pub(super) struct Next {
+    /// Runs the same once more.
+    pub(super) again: String,
+    /// Lists the deletions of a mirror without doing anything.
+    pub(super) preview: String,
+    /// Lists all failures by name.
+    pub(super) files: String,
+}
+
+/// Why it did not end well, line by line, and what to do next; empty for one that did.
+pub(super) fn trouble(sync: &SyncProgress, exit: Exit, next: &Next) -> Vec<String> {
     if matches!(exit, Exit::Ok | Exit::NoTransfer) {
         // What a dry run found that would stop the real one.
         let notes = sync.reason.iter().map(|why| format!("  note: {}", clean(why)));
@@ -179,7 +189,7 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
             .then(|| format!("  nothing was transferred   (exit {})", exit.code()));
         return notes.chain(nothing).collect();
     }
-    let mut lines = failures(sync);
+    let mut lines = failures(sync, &next.files);
     // What is wrong with SRC or DST itself stands in the error already.
     let said = root_error(sync).map(|error| error.message.as_str());
     if let Some(reason) = sync.reason.as_ref().filter(|reason| said != Some(reason.as_str())) {
@@ -187,21 +197,21 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, again: &str) -> Vec<Strin
     }
     let advice = match exit {
         Exit::Cancelled => {
-            format!("copied files stay; to continue: {again} (they are skipped)")
+            format!("copied files stay; to continue: {} (they are skipped)", next.again)
         }
         // The reason says what was done and what allows it.
         Exit::DeleteStopped | Exit::CopyStopped => {
-            format!("to preview deletions add --dry-run --itemize to: {again}")
+            format!("to preview deletions: {}", next.preview)
         }
-        _ => advice(groups(sync).last().map(|main| main.first.class), again),
+        _ => advice(groups(sync).last().map(|main| main.first.class), &next.again),
     };
     lines.push(format!("  {advice}   (exit {})", exit.code()));
     lines
 }
 
 /// The failures, grouped by cause with what to do about it, most frequent last; then counts, where not all are
-/// listed.
-pub(super) fn failures(sync: &SyncProgress) -> Vec<String> {
+/// listed, and `files`, the command that lists them.
+pub(super) fn failures(sync: &SyncProgress, files: &str) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(error) = root_error(sync) {
         let worker = error.worker_id.as_ref().map(|w| format!(" (worker {w})")).unwrap_or_default();
@@ -231,6 +241,7 @@ pub(super) fn failures(sync: &SyncProgress) -> Vec<String> {
         for (cause, n) in &sync.error_counts {
             lines.push(format!("    {:>10}  {}", units::count(*n), clean(cause)));
         }
+        lines.push(format!("  all by name: {files}"));
     }
     lines
 }
@@ -336,7 +347,9 @@ fn advice(main: Option<ErrorClass>, again: &str) -> String {
         Some(ErrorClass::Changed) => {
             format!("they changed each time they were copied; when they no longer change: {again}")
         }
-        Some(ErrorClass::InvalidRequest) => "the request can't be carried out as it is".to_owned(),
+        Some(ErrorClass::InvalidRequest) => {
+            "the request can't be carried out as it is; correct it as the error says, and submit it again".to_owned()
+        }
         Some(ErrorClass::Permanent | ErrorClass::StorageGone) => {
             format!("fix the error above, then: {again} (files already copied are skipped)")
         }
@@ -350,6 +363,10 @@ fn advice(main: Option<ErrorClass>, again: &str) -> String {
 mod tests {
     use super::super::sample;
     use super::*;
+
+    fn next() -> Next {
+        Next { again: "AGAIN".into(), preview: "PREVIEW".into(), files: "FILES".into() }
+    }
 
     fn partial() -> SyncProgress {
         SyncProgress {
@@ -478,16 +495,16 @@ mod tests {
             "{}",
             result(&sync)
         );
-        let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
+        let lines = trouble(&sync, Exit::of(&sync).unwrap(), &next());
         assert_eq!(lines[0], "  reason: 4 entries were to be deleted, --max-delete allows 3");
-        for part in ["--dry-run --itemize", "AGAIN", "(exit 25)"] {
+        for part in ["to preview deletions: PREVIEW", "(exit 25)"] {
             assert!(lines[1].contains(part), "{part} in {lines:?}");
         }
         // What was copied and deleted until then stands in the reason, once.
         assert!(!lines[1].contains("was copied") && !lines[1].contains("deleted"), "{lines:?}");
         let sync = SyncProgress { outcome: Some(Outcome::CopyStopped), ..sync };
         assert!(result(&sync).starts_with("run42  FAILED (stopped before copying)  "));
-        let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
+        let lines = trouble(&sync, Exit::of(&sync).unwrap(), &next());
         assert!(lines[1].contains("(exit 8)") && !lines[1].contains("was copied"), "{lines:?}");
     }
 
@@ -503,7 +520,7 @@ mod tests {
                 errors: vec![error],
                 ..partial()
             };
-            let lines = trouble(&sync, Exit::of(&sync).unwrap(), "AGAIN");
+            let lines = trouble(&sync, Exit::of(&sync).unwrap(), &next());
             let last = lines.last().unwrap();
             assert!(last.contains(told) && last.contains("(exit 24)"), "{last}");
         }
@@ -512,7 +529,7 @@ mod tests {
     #[test]
     fn failures_are_grouped_by_cause_with_paths_and_what_to_do() {
         assert_eq!(
-            trouble(&partial(), Exit::Partial, "AGAIN"),
+            trouble(&partial(), Exit::Partial, &next()),
             [
                 "  error: 1 entry: No space left on device [ENOSPC] (w1, write destination)     /dst/x",
                 "  error: 4 entries: Permission denied [EACCES] (w1, open source)     \
@@ -542,7 +559,7 @@ mod tests {
         ];
         let errors = table.iter().map(|(operation, errno, hint)| of("x", operation, errno, hint));
         let sync = SyncProgress { errors: errors.collect(), ..partial() };
-        let lines = failures(&sync);
+        let lines = failures(&sync, "FILES");
         assert_eq!(lines.len(), 2 * table.len(), "{lines:?}");
         for (operation, errno, hint) in table {
             let hint = format!("    hint: {}", clean(hint));
@@ -558,7 +575,7 @@ mod tests {
             let error =
                 |path: &str| sample::error(path, "make", Some(errno), &format!("at {path}"));
             let sync = SyncProgress { errors: vec![error("a"), error("b")], ..partial() };
-            let lines = failures(&sync);
+            let lines = failures(&sync, "FILES");
             assert!(lines[0].contains("2 entries: "), "{lines:?}");
             assert!(lines[0].contains(&format!("[{errno}]")), "{lines:?}");
         }
@@ -570,9 +587,9 @@ mod tests {
             error_counts: [("EACCES open source".to_owned(), 12_000)].into(),
             ..partial()
         };
-        let text = trouble(&sync, Exit::Partial, "AGAIN").join("\n");
+        let text = trouble(&sync, Exit::Partial, &next()).join("\n");
         assert!(text.contains("listed: 5 of 12,000 failures; all by cause:"), "{text}");
-        assert!(text.contains("    12,000  EACCES open source"), "{text}");
+        assert!(text.contains("    12,000  EACCES open source\n  all by name: FILES\n"), "{text}");
     }
 
     #[test]
@@ -585,7 +602,7 @@ mod tests {
             })
         });
         let sync = SyncProgress { errors: errors.collect(), ..partial() };
-        let lines = failures(&sync);
+        let lines = failures(&sync, "FILES");
         assert_eq!(lines.len(), MAX_GROUPS + 1);
         assert!(lines[0].contains("2 more causes"), "{}", lines[0]);
         assert!(lines[1].contains("3 entries: cause 3 "), "{}", lines[1]);
@@ -607,7 +624,7 @@ mod tests {
         ];
         let root = crate::wire::AbsPath::new("/").unwrap();
         let sync = SyncProgress { errors, source_path: root, ..partial() };
-        let told = failures(&sync).join("\n");
+        let told = failures(&sync, "FILES").join("\n");
         for part in [
             "(w1, read source)     /a",
             "(w1, write destination)     /dst/b",
@@ -621,6 +638,6 @@ mod tests {
     #[test]
     fn a_good_end_needs_no_words() {
         let sync = SyncProgress { state: SyncState::Completed, ..sample::sync("x") };
-        assert!(trouble(&sync, Exit::Ok, "AGAIN").is_empty());
+        assert!(trouble(&sync, Exit::Ok, &next()).is_empty());
     }
 }

@@ -6,8 +6,8 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::flags::about_flags;
 use super::given::path_of;
-use super::options::{again, shell_word};
 use super::records::Wanted;
+use super::shell::shell_word;
 use super::sync::{After, watch};
 use super::{names, out};
 use crate::client::{ClientError, MasterClient, Reply};
@@ -78,11 +78,7 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
         } else if !ctx.global.quiet {
             out::note(&accepted(ctx, &request, &submitted, false));
         }
-        let typed =
-            again(&request.options, Some(&args.options)) + &listed(&args.what) + ended(args.end);
-        // The options of a request file are nowhere else.
-        let typed = args.file.is_none().then_some(typed);
-        let after = After { accepted: true, typed, wanted, end: args.end };
+        let after = After { accepted: true, wanted, end: args.end };
         return watch(ctx, &client, vec![id], &args.until, &after).await;
     }
     match ctx.global.output {
@@ -157,11 +153,6 @@ pub(super) fn nothing_to_do(end: EndArgs, with_note: bool) -> Exit {
         ));
     }
     exit
-}
-
-/// The options for the exit code again, each behind a blank.
-pub(super) fn ended(end: EndArgs) -> &'static str {
-    if end.error_on_no_transfer { " --error-on-no-transfer" } else { "" }
 }
 
 /// The message of a submit; with `next`, what can be done next.
@@ -252,7 +243,7 @@ fn storage_path(what: &str, given: &OsStr) -> Result<AbsPath, Failure> {
         let hint = match path_of(given.as_bytes()) {
             Some(path) => format!(
                 "write the path alone, {}: the master chooses the hosts by their storage paths",
-                shell_word(crate::wire::path::show(path).to_string())
+                shell_word(path)
             ),
             None => "to copy on this host: ctl copy SRC DST".to_owned(),
         };
@@ -341,19 +332,9 @@ pub(super) fn mapping(source: &AbsPath, destination: &AbsPath) -> String {
     format!("{} → {}", source.join(&name), destination.join(&name))
 }
 
-/// A path as a shell takes it back; what can't be typed stays escaped.
+/// A path as a shell reads it back.
 pub(super) fn quoted(path: &AbsPath) -> String {
-    shell_word(path.to_string())
-}
-
-/// The options that name the limit and the list again, each behind a blank; nothing without one. Without
-/// them the advice to run it once more would have everything copied.
-pub(super) fn listed(what: &WhatArgs) -> String {
-    let limit = limited(what.bwlimit.and_then(|limit| limit.0));
-    let Some(from) = &what.files_from else { return limit };
-    let zero = if what.from0 { " -0" } else { "" };
-    let name = crate::wire::path::show(from.as_os_str().as_bytes()).to_string();
-    format!("{limit} --files-from {}{zero}", shell_word(name))
+    shell_word(path.as_bytes())
 }
 
 /// The option that sets a limit again, behind a blank; nothing without one.
@@ -430,6 +411,6 @@ mod tests {
     #[test]
     fn a_path_in_a_hint_can_be_pasted() {
         let of = |p: &str| quoted(&AbsPath::new(p).unwrap());
-        assert_eq!([of("/a/b-1"), of("/a b"), of("/it's")], ["/a/b-1", "'/a b'", "'/it'\\''s'"]);
+        assert_eq!([of("/a/b-1"), of("/a b"), of("/it's")], ["/a/b-1", "'/a b'", "$'/it\\'s'"]);
     }
 }

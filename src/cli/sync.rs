@@ -8,6 +8,7 @@ use super::flags::about_flags;
 use super::layout::width;
 use super::options::again;
 use super::records::Wanted;
+use super::report::Next;
 use super::submit::quoted;
 use super::wait::{Ended, Waited, Waiter};
 use super::{out, progress, records, report, signals, submit, table, verify, workers};
@@ -62,8 +63,6 @@ async fn wait(ctx: &Context, args: WaitArgs) -> Result<Exit, Failure> {
 pub(super) struct After {
     /// This process submitted them.
     pub(super) accepted: bool,
-    /// The options of the command line; `None`: as the sync tells them.
-    pub(super) typed: Option<String>,
     /// What is done with the records.
     pub(super) wanted: Wanted,
     /// What the exit code reports beside failures.
@@ -83,22 +82,17 @@ pub(super) async fn watch(
 ) -> Result<Exit, Failure> {
     let mut asks = signals::listen()?;
     let mut monitor = progress::monitor(&ctx.global);
-    let waiter = Waiter::new(client, monitor.as_mut(), ids, after.accepted);
+    let waiter = Waiter::new(client, monitor.as_mut(), ids, after.accepted).resumed_by(&ctx.ctl);
     let waited = waiter.run(until, &mut asks).await?.judged(after.end);
     let items = after.wanted.items(ctx, client, &waited).await;
-    tell(ctx, &waited, until, after.typed.as_deref())?;
+    tell(ctx, &waited, until)?;
     items?;
     after.wanted.manifests(ctx, client, &waited).await?;
     Ok(waited.exit())
 }
 
 /// Prints the documents (json) or the results (table), and what went wrong.
-fn tell(
-    ctx: &Context,
-    waited: &Waited,
-    until: &UntilArgs,
-    typed: Option<&str>,
-) -> Result<(), Failure> {
+fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs) -> Result<(), Failure> {
     if ctx.global.output == Output::Json {
         let seen = waited.syncs.iter().filter(|s| !s.deleted).filter_map(|s| s.seen.as_ref());
         out::data(&documents(seen.map(|s| &s.body[..]).collect(), waited.syncs.len() == 1))?;
@@ -116,11 +110,7 @@ fn tell(
                 ));
             }
             (Some(seen), Some(exit)) => {
-                let (from, to) = (quoted(&seen.source_path), quoted(&seen.destination_path));
-                let told = || again(&seen.options, None) + &submit::limited(seen.bwlimit);
-                let typed = typed.map_or_else(told, str::to_owned);
-                let again = format!("{} sync submit {from} {to}{typed} --wait", ctx.ctl);
-                tell_end(ctx, seen, exit, &again)?;
+                tell_end(ctx, seen, exit, &next(ctx, seen))?;
             }
             _ => {}
         }
@@ -145,6 +135,18 @@ fn tell(
     Ok(())
 }
 
+/// What can be done about the failures of a sync.
+fn next(ctx: &Context, sync: &SyncProgress) -> Next {
+    let (ctl, id) = (&ctx.ctl, &sync.request_id);
+    let (from, to) = (quoted(&sync.source_path), quoted(&sync.destination_path));
+    let options = again(&sync.options, None) + &submit::limited(sync.bwlimit);
+    Next {
+        again: format!("{ctl} sync retry {id}"),
+        preview: format!("{ctl} sync submit {from} {to}{options} --dry-run --itemize --wait"),
+        files: format!("{ctl} sync files {id} --state failed"),
+    }
+}
+
 /// What a sync that was no longer waited for was doing.
 fn still(sync: &Ended) -> String {
     let Some(seen) = &sync.seen else { return format!("{} was not seen yet", sync.id) };
@@ -152,7 +154,7 @@ fn still(sync: &Ended) -> String {
     format!("{} is still {}{}", sync.id, seen.state.as_str(), reason.unwrap_or_default())
 }
 
-/// Prints the result (table), and what went wrong; `again` is how to run the same once more.
+/// Prints the result (table), what went wrong, and what to do `next`.
 ///
 /// # Errors
 /// Standard output can't be written.
@@ -160,7 +162,7 @@ pub(super) fn tell_end(
     ctx: &Context,
     sync: &SyncProgress,
     exit: Exit,
-    again: &str,
+    next: &Next,
 ) -> Result<(), Failure> {
     if ctx.global.output == Output::Table && !ctx.global.quiet {
         out::data(report::result(sync).as_bytes())?;
@@ -168,7 +170,7 @@ pub(super) fn tell_end(
     if !ctx.global.quiet {
         report::notes(sync).iter().for_each(|line| out::note(line));
     }
-    report::trouble(sync, exit, again).iter().for_each(|line| out::note(line));
+    report::trouble(sync, exit, next).iter().for_each(|line| out::note(line));
     Ok(())
 }
 
@@ -250,7 +252,7 @@ fn show_detail(ctx: &Context, sync: &SyncProgress) -> Result<(), Failure> {
     if !notes.is_empty() {
         text.push_str(&format!("Notes:\n{}\n", notes.join("\n")));
     }
-    let failures = report::failures(sync);
+    let failures = report::failures(sync, &next(ctx, sync).files);
     if !failures.is_empty() {
         text.push_str(&format!("Failures:\n{}\n", failures.join("\n")));
     }

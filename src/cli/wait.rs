@@ -82,6 +82,8 @@ pub(super) struct Waiter<'a> {
     /// A signal (this one) says that the syncs are to be cancelled.
     cancel: Option<Exit>,
     patience: Duration,
+    /// The program as it is called to wait again; `None`: the syncs end with it.
+    resumed_by: Option<String>,
 }
 
 impl<'a> Waiter<'a> {
@@ -94,7 +96,21 @@ impl<'a> Waiter<'a> {
     ) -> Self {
         let watches =
             ids.into_iter().map(|id| Watch { id, seen: None, pace: None, end: None }).collect();
-        Waiter { client, monitor, watches, accepted, away: None, cancel: None, patience: PATIENCE }
+        Waiter {
+            client,
+            monitor,
+            watches,
+            accepted,
+            away: None,
+            cancel: None,
+            patience: PATIENCE,
+            resumed_by: None,
+        }
+    }
+
+    /// Syncs that go on without this program, which is called as `ctl`.
+    pub(super) fn resumed_by(self, ctl: &str) -> Self {
+        Waiter { resumed_by: Some(ctl.to_owned()), ..self }
     }
 
     /// Waits until all have ended, `until` is reached or a signal says stop.
@@ -210,14 +226,25 @@ impl<'a> Waiter<'a> {
                     return Ok(Some(pause));
                 }
                 Err(e) if e.is_temporary() => {
-                    let goes_on = "the sync goes on without this program; wait for it again later";
                     let failure = Failure::from(e);
-                    return Err(if self.knows_any() { failure.hinted(goes_on) } else { failure });
+                    let known = self.resumed_by.as_ref().filter(|_| self.knows_any());
+                    return Err(match known {
+                        Some(ctl) => failure.hinted(self.goes_on(ctl)),
+                        None => failure,
+                    });
                 }
                 Err(e) => return Err(e.into()),
             }
         }
         Ok(None)
+    }
+
+    /// That what is waited for goes on, and the command that waits for it again.
+    fn goes_on(&self, ctl: &str) -> String {
+        let open = self.watches.iter().filter(|watch| watch.end.is_none());
+        let ids: Vec<&str> = open.map(|watch| watch.id.as_str()).collect();
+        let it = if ids.len() == 1 { "the sync goes on" } else { "the syncs go on" };
+        format!("{it} without this program; to wait again: {ctl} sync wait {}", ids.join(" "))
     }
 
     fn knows_any(&self) -> bool {

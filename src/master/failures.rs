@@ -28,10 +28,10 @@ struct Failures {
 }
 
 impl Failures {
-    fn of(id: RequestId, listing: Listing, blobs: BlobReader) -> Self {
+    fn of(listing: Listing, blobs: BlobReader) -> Self {
         let names = listing.readback_from.map(|_| HashSet::new());
         let (keys, left) = (listing.failed.keys.into_iter(), listing.failed.listed);
-        Failures { id, blobs, keys, left, names }
+        Failures { id: listing.id, blobs, keys, left, names }
     }
 
     /// The failures of the next page; `None` after the last one.
@@ -107,11 +107,11 @@ impl Handle {
     /// # Errors
     /// 404; 409 where it was not recorded, or not all of it is there; 503.
     pub(super) async fn listing(&self, id: RequestId, wanted: Wanted) -> Result<Pieces, Problem> {
-        let found = self.find_listing(id.clone()).await?;
+        let found = self.find_listing(id).await?;
         let failures = just_failures(&wanted).then(|| found.clone());
         match (listing::read(self.spool.clone(), found, wanted).await, failures) {
             // It was not recorded, or by another master.
-            (Err(_), Some(found)) => Failures::of(id, found, self.desk()?.blobs).send().await,
+            (Err(_), Some(found)) => Failures::of(found, self.desk()?.blobs).send().await,
             (read, _) => read,
         }
     }
@@ -154,7 +154,7 @@ impl Handle {
             return Err(not_retried(id, detail));
         }
         let found = self.find_listing(id.clone()).await?;
-        let mut failures = Failures::of(id.clone(), found, self.desk()?.blobs);
+        let mut failures = Failures::of(found, self.desk()?.blobs);
         let mut names: Vec<BytePath> = Vec::new();
         while let Some(entries) = failures.next().await? {
             names.extend(entries.into_iter().map(|entry| entry.path));

@@ -80,14 +80,17 @@ pub(super) async fn read(
 
 fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
     let conflict = |code: &str, detail: &str| Problem::new(409, "Conflict", code, detail);
+    let id = &listing.id;
     if let Some(why) = &listing.lost {
         return Err(lost(why));
     }
     match wanted {
         Wanted::Records(_) if !listing.recorded => {
             Err(conflict("not_recorded", "what became of each file was not recorded by this sync")
-                .hinted("what failed is listed of every sync: ctl sync files ID --state failed; for more submit it with \
-                         options.record (ctl: --record)"))
+                .hinted(format!(
+                    "what failed is listed for every sync: ctl sync files {id} --state failed; for all paths submit it \
+                     with --record (options.record)"
+                )))
         }
         Wanted::Digests(_) if !listing.digests => {
             Err(conflict("not_recorded", "the digests of the files were not kept by this sync")
@@ -95,7 +98,7 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
         }
         Wanted::Digests(_) if !listing.ended => {
             Err(conflict("not_ended", "the sync goes on: its manifest is not whole yet")
-                .hinted("wait for its end: ctl sync wait ID"))
+                .hinted(format!("wait for its end: ctl sync wait {id}")))
         }
         _ => Ok(()),
     }
@@ -320,6 +323,7 @@ mod tests {
     fn listing(length: usize, readback_from: Option<usize>) -> Listing {
         Listing {
             sync: SyncNo(3),
+            id: "demo".parse().unwrap(),
             length: length as u64,
             readback_from: readback_from.map(|n| n as u64),
             lost: None,

@@ -6,7 +6,7 @@ use crate::wire::manifest::NameList;
 use crate::wire::options::{FilterSpec, MAX_MTIME_TOLERANCE, SyncOptions, Verify};
 use crate::wire::path::PathError;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, SyncProgress, SyncRequest};
+use crate::wire::sync::{CHUNK_MB, SyncProgress, SyncRequest, SyncState};
 use crate::wire::{AbsPath, BytePath, RelPath, RequestId};
 use std::collections::HashSet;
 
@@ -61,7 +61,12 @@ pub(super) fn retried(
     names.sort_unstable();
     names.dedup();
     if names.is_empty() {
-        return Err(not_retried(id, format!("sync `{id}` has no failed entries")));
+        let none = format!("sync `{id}` has no failed entries");
+        if sync.state == SyncState::Completed {
+            let problem = Problem::new(409, "Conflict", "sync_completed", none);
+            return Err(problem.hinted("to run it once more, submit it again"));
+        }
+        return Err(not_retried(id, none));
     }
     if names.iter().any(|name| name.0.is_empty()) {
         let detail = format!("in sync `{id}` failed more than single entries");

@@ -34,6 +34,8 @@ pub(super) struct ListState {
 pub struct Listing {
     /// Whose it is.
     pub sync: SyncNo,
+    /// … by name.
+    pub id: RequestId,
     /// Its bytes.
     pub length: u64,
     /// Where the lines of the second pass begin. A file that is named there is not to be taken from
@@ -68,6 +70,7 @@ impl State {
         let options = &sync.request.options;
         Some(Listing {
             sync: sync.no,
+            id: sync.id.clone(),
             length: sync.listing.length,
             readback_from: sync.listing.readback_from,
             lost: sync.listing.lost.clone(),

@@ -4,7 +4,7 @@ use super::requests::{refused, unknown};
 use super::{IdempotencyKey, Now, Reply, State};
 use crate::wire::manifest::NameList;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{SyncRequest, SyncState};
+use crate::wire::sync::{Outcome, SyncRequest, SyncState};
 use crate::wire::{RequestId, SyncNo};
 
 impl State {
@@ -31,6 +31,8 @@ impl State {
         let conflict = |code: &str, detail: String| Problem::new(409, "Conflict", code, detail);
         match sync.state {
             SyncState::Failed | SyncState::Cancelled => {}
+            // What was reported without evidence may not have been done.
+            SyncState::Completed if sync.outcome == Some(Outcome::Unverified) => {}
             SyncState::Completed => {
                 let detail = format!("sync `{id}` is completed: there is nothing to try again");
                 let problem = conflict("sync_completed", detail);

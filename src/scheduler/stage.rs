@@ -463,7 +463,7 @@ impl State {
             };
             [changed, dropped].into_iter().flatten().for_each(|key| self.put(key));
         }
-        if self.syncs.get(&no).is_some_and(|s| s.state == SyncState::Completed) {
+        if self.syncs.get(&no).is_some_and(|s| s.outcome == Some(Outcome::Full)) {
             self.drop_list(no);
         }
         self.forget_groups(no);

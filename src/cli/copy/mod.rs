@@ -2,17 +2,17 @@
 
 mod last_run;
 mod name_key;
+mod next;
 mod paths;
 
 use super::args::{CopyArgs, LogArgs, Output, UntilArgs};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::given::of_this_machine;
-use super::options::{again, shell_word};
 use super::records::Wanted;
-use super::submit::{
-    Submission, ended, listed, mapping, names_nothing, nothing_to_do, quoted, request, send,
-};
+use super::report::Next;
+use super::shell::shell_word;
+use super::submit::{Submission, mapping, names_nothing, nothing_to_do, request, send};
 use super::sync::tell_end;
 use super::wait::{Waited, Waiter};
 use super::{Context, out, progress, service, signals};
@@ -90,14 +90,13 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> 
     }
     let memory = Memory::of_pair(&paths, &request.options)?;
     let mut services = Services::start(&paths, memory.known.as_deref()).await?;
-    let typed =
-        again(&request.options, Some(&args.options)) + &listed(&args.what) + ended(args.end);
+    let next = next::next(&paths, &args, &request.options);
     let exit = match services.copy(ctx, &request, &mut asks).await {
         // The records are with the master of this process: they are read before it stops.
         Ok(waited) => {
             let waited = waited.judged(args.end);
             memory.keep(&waited);
-            finish(ctx, &services.client, &waited, &paths, &typed, &wanted).await
+            finish(ctx, &services.client, &waited, &next, &wanted).await
         }
         // The usual hint is about a master that an operator runs.
         Err(failure) if failure.exit == Exit::Unreachable => Err(failure.hinted(
@@ -134,13 +133,14 @@ impl Memory {
             Ok(known) => known,
             Err(why) if mirror => {
                 let file = last_run.path();
-                let shown = show(file.as_os_str().as_encoded_bytes()).to_string();
+                let name = file.as_os_str().as_encoded_bytes();
+                let shown = show(name);
                 return Err(Failure::new(format!(
                     "cannot read {shown}, the record of the file system of SRC at the last run: {why}"
                 ))
                 .hinted(format!(
                     "check that SRC is mounted; then remove the record: rm {}",
-                    shell_word(shown)
+                    shell_word(name)
                 )));
             }
             Err(_) => None,
@@ -177,21 +177,18 @@ async fn finish(
     ctx: &Context,
     client: &MasterClient,
     waited: &Waited,
-    paths: &Paths,
-    typed: &str,
+    next: &Next,
     wanted: &Wanted,
 ) -> Result<Exit, Failure> {
     let items = wanted.items(ctx, client, waited).await;
-    tell(ctx, waited, paths, typed)?;
+    tell(ctx, waited, next)?;
     items?;
     wanted.manifests(ctx, client, waited).await?;
     // Cancelled because of a signal: that is what a shell wants to know.
     Ok(waited.interrupted.unwrap_or_else(|| waited.exit()))
 }
 
-fn tell(ctx: &Context, waited: &Waited, paths: &Paths, typed: &str) -> Result<(), Failure> {
-    let (from, to) = (quoted(&paths.source), quoted(&paths.destination));
-    let again = format!("ctl copy {from} {to}{typed}");
+fn tell(ctx: &Context, waited: &Waited, next: &Next) -> Result<(), Failure> {
     for sync in &waited.syncs {
         let Some(seen) = &sync.seen else { continue };
         if ctx.global.output == Output::Json {
@@ -199,11 +196,11 @@ fn tell(ctx: &Context, waited: &Waited, paths: &Paths, typed: &str) -> Result<()
         }
         if let Some(exit) = sync.exit {
             let exit = waited.interrupted.unwrap_or(exit);
-            tell_end(ctx, seen, exit, &again)?;
+            tell_end(ctx, seen, exit, next)?;
         }
     }
     if let Some(stopped) = waited.stopped {
-        let code = stopped.code();
+        let (code, again) = (stopped.code(), &next.again);
         out::note(&format!("stopped; copied files stay; to continue: {again}   (exit {code})"));
     }
     Ok(())

@@ -3,7 +3,7 @@
 
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
-use crate::cli::options::shell_word;
+use crate::cli::shell::shell_word;
 use crate::fs::{Cause, FsError, Misfit, RootKind, Side};
 use crate::wire::AbsPath;
 use crate::wire::path::show;
@@ -89,12 +89,11 @@ fn names_directory(path: &Path) -> bool {
 /// A file would get the name that was meant for a directory to put it into.
 fn no_directory(destination: &Path, source: &Path) -> Failure {
     let into = destination.join(source.file_name().unwrap_or_default());
-    let shown = |path: &Path| show(path.as_os_str().as_bytes()).to_string();
-    let (dir, into) = (shown(destination), shown(&into));
+    let dir = show(destination.as_os_str().as_bytes());
     Failure::usage(format!("SRC is a file, and DST {dir} is not an existing directory")).hinted(
         format!(
             "DST is the file's new path, e.g. {} (directories above it are made)",
-            shell_word(into)
+            shell_word(into.as_os_str().as_bytes())
         ),
     )
 }
@@ -103,8 +102,8 @@ fn no_directory(destination: &Path, source: &Path) -> Failure {
 fn misfit(misfit: Misfit, source: &Path, destination: &Path) -> Failure {
     let hint = (misfit == Misfit::Directory).then(|| {
         let into = destination.join(source.file_name().unwrap_or_default());
-        let into = show(into.as_os_str().as_bytes()).to_string();
-        format!("DST is the file's new path, e.g. {}", shell_word(into))
+        let into = shell_word(into.as_os_str().as_bytes());
+        format!("DST is the file's new path, e.g. {into}")
     });
     let failure = refused(&misfit.error(destination.as_os_str().as_bytes()));
     match hint {

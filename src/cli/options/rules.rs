@@ -2,6 +2,7 @@
 
 use super::super::failure::Failure;
 use super::super::names;
+use crate::cli::shell::shell_word;
 use crate::fs::trim_pattern;
 use crate::wire::path::show;
 use clap::builder::ValueParser;
@@ -122,18 +123,25 @@ impl Rules {
     }
 
     /// The options again, as words.
-    pub(super) fn words(&self) -> Vec<String> {
+    pub(super) fn words(&self) -> Vec<Vec<u8>> {
         let word = |given: &Given| {
             let kind = if given.include { "include" } else { "exclude" };
-            match &given.what {
-                What::Pattern(pattern) => [format!("--{kind}"), pattern.clone()],
+            let (option, value) = match &given.what {
+                What::Pattern(pattern) => (format!("--{kind}"), pattern.clone().into_bytes()),
                 What::File(path) => {
-                    let path = show(path.as_os_str().as_encoded_bytes()).to_string();
-                    [format!("--{kind}-from"), path]
+                    (format!("--{kind}-from"), path.as_os_str().as_encoded_bytes().to_vec())
                 }
-            }
+            };
+            [option.into_bytes(), value]
         };
         self.0.iter().flat_map(word).collect()
+    }
+
+    /// Whether some of them came from standard input, which cannot be read again.
+    pub(super) fn read_stdin(&self) -> bool {
+        let stdin =
+            |given: &Given| matches!(&given.what, What::File(path) if path.as_os_str() == "-");
+        self.0.iter().any(stdin)
     }
 }
 
@@ -149,7 +157,9 @@ fn of_pattern(include: bool, pattern: &str) -> Result<String, Failure> {
         let shown = show(rest.as_bytes());
         return Err(Failure::usage(format!("{option} '!{shown}' both includes and excludes"))
             .hinted(format!(
-                "write {other} '{shown}', or {option} '\\!{shown}' where the name begins with `!`"
+                "write {other} {}, or {option} {} where the name begins with `!`",
+                shell_word(rest.as_bytes()),
+                shell_word(format!("\\!{rest}").as_bytes())
             )));
     }
     let mut rule = String::from(if include { "!" } else { "" });
@@ -209,7 +219,7 @@ mod tests {
             assert_eq!(of_pattern(false, bad).unwrap_err().exit.code(), 2, "{bad}");
         }
         let text = of_pattern(false, "!x").unwrap_err().render();
-        assert!(text.contains("--include 'x'") && text.contains("'\\!x'"), "{text}");
+        assert!(text.contains("--include x") && text.contains("'\\!x'"), "{text}");
     }
 
     #[test]

@@ -2,44 +2,42 @@
 //! advise another one: one that copies what was left out, say, or deletes without a limit.
 
 use super::{OptionArgs, rules};
+use crate::cli::shell::shell_word;
 use crate::wire::options::{
     Compare, DEFAULT_MAX_DELETE_PERCENT, Links, Preserve, SyncOptions, Verify,
 };
-use crate::wire::path::show;
 use jiff::Timestamp;
 use std::time::Duration;
 
 /// The options behind SRC and DST, each after a blank; nothing where nothing was chosen. With `args`
-/// (of this command) rules that came from files are named by their file.
+/// (of this command) rules that came from files are named by their file, unless that was standard input.
 pub(in crate::cli) fn again(options: &SyncOptions, args: Option<&OptionArgs>) -> String {
-    let mut words = metadata(options);
-    words.extend(comparison(options));
-    match args {
-        Some(args) => words.extend(args.filter.rules.words()),
-        None => words.extend(options.filter.rules.iter().flat_map(|rule| rules::to_words(rule))),
+    let mut words: Vec<Vec<u8>> = Vec::new();
+    let mut add = |more: Vec<String>| words.extend(more.into_iter().map(String::into_bytes));
+    add(metadata(options));
+    add(comparison(options));
+    match args.map(|args| &args.filter.rules).filter(|rules| !rules.read_stdin()) {
+        Some(rules) => words.extend(rules.words()),
+        None => {
+            let rules = options.filter.rules.iter().flat_map(|rule| rules::to_words(rule));
+            words.extend(rules.map(String::into_bytes));
+        }
     }
     words.extend(rest(options));
     match args.filter(|args| args.plan.itemize) {
-        Some(_) => words.push("--itemize".to_owned()),
-        None if options.record => words.push("--record".to_owned()),
+        Some(_) => words.push(b"--itemize".to_vec()),
+        None if options.record => words.push(b"--record".to_vec()),
         None => {}
     }
     match args.and_then(|args| args.check.manifest.as_ref()) {
         Some(path) => {
-            let path = show(path.as_os_str().as_encoded_bytes()).to_string();
-            words.extend(["--manifest".to_owned(), path]);
+            let path = path.as_os_str().as_encoded_bytes().to_vec();
+            words.extend([b"--manifest".to_vec(), path]);
         }
-        None if options.manifest => words.push("--digests".to_owned()),
+        None if options.manifest => words.push(b"--digests".to_vec()),
         None => {}
     }
-    words.into_iter().map(|word| format!(" {}", shell_word(word))).collect()
-}
-
-/// A word as a shell takes it back.
-pub(in crate::cli) fn shell_word(shown: String) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&b);
-    let bare = !shown.is_empty() && shown.bytes().all(plain);
-    if bare { shown } else { format!("'{}'", shown.replace('\'', "'\\''")) }
+    words.iter().map(|word| format!(" {}", shell_word(word))).collect()
 }
 
 fn flags(all: &[(bool, &str)]) -> Vec<String> {
@@ -85,7 +83,7 @@ fn comparison(options: &SyncOptions) -> Vec<String> {
     words
 }
 
-fn rest(options: &SyncOptions) -> Vec<String> {
+fn rest(options: &SyncOptions) -> Vec<Vec<u8>> {
     let filter = &options.filter;
     let time = |seconds: i64| {
         Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
@@ -106,20 +104,23 @@ fn rest(options: &SyncOptions) -> Vec<String> {
         (options.dry_run, "--dry-run"),
         (options.allow_overlap, "--allow-overlap"),
     ]));
+    let mut words: Vec<Vec<u8>> = words.into_iter().map(String::into_bytes).collect();
     let Some(delete) = &options.delete else { return words };
-    words.push("--delete".to_owned());
+    let number = |n: u64| n.to_string().into_bytes();
     let percent = Some(delete.max_percent).filter(|p| *p != DEFAULT_MAX_DELETE_PERCENT);
+    words.push(b"--delete".to_vec());
     for (option, value) in [
-        ("--max-delete", delete.max.map(|n| n.to_string())),
-        ("--max-delete-percent", percent.map(|n| n.to_string())),
-        ("--trash", delete.trash.as_ref().map(|dir| show(dir.as_bytes()).to_string())),
+        ("--max-delete", delete.max.map(number)),
+        ("--max-delete-percent", percent.map(|percent| number(percent.into()))),
+        ("--trash", delete.trash.as_ref().map(|dir| dir.as_bytes().to_vec())),
     ] {
-        words.extend(value.into_iter().flat_map(|value| [option.to_owned(), value]));
+        words.extend(value.into_iter().flat_map(|value| [option.as_bytes().to_vec(), value]));
     }
-    words.extend(flags(&[
+    let more = flags(&[
         (delete.delete_excluded, "--delete-excluded"),
         (delete.allow_empty_source, "--allow-empty-source"),
         (delete.allow_new_source_fs, "--allow-new-source-fs"),
-    ]));
+    ]);
+    words.extend(more.into_iter().map(String::into_bytes));
     words
 }

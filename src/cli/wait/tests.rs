@@ -195,11 +195,13 @@ async fn a_master_that_never_answered_is_no_master() {
 async fn a_master_that_stays_away_ends_the_waiting_and_the_sync_goes_on() {
     let stage = Stage::set(Box::new(|n, _| if n == 0 { body(&running("x")) } else { None })).await;
     let mut notes = Notes::default();
-    let mut waiter = Waiter::new(&stage.client, &mut notes, vec!["x".parse().unwrap()], true);
+    let ids = vec!["x".parse().unwrap()];
+    let mut waiter = Waiter::new(&stage.client, &mut notes, ids, true).resumed_by("ctl");
     waiter.patience = Duration::ZERO;
     let e = waiter.run(&until(), &mut quiet()).await.err().unwrap();
     assert_eq!(e.exit, Exit::Unreachable);
-    assert!(e.render().contains("the sync goes on"), "{}", e.render());
+    let said = "the sync goes on without this program; to wait again: ctl sync wait x";
+    assert!(e.render().contains(said), "{}", e.render());
 }
 
 #[tokio::test]

@@ -80,6 +80,24 @@ fn a_completed_sync_is_not_tried_again() {
     assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "sync_completed");
 }
 
+/// What was reported without evidence may not have been done: it can be asked for again, with its list.
+#[test]
+fn an_unverified_sync_is_tried_again_though_it_is_completed() {
+    let mut world = World::new();
+    world.beat("s", "1", &["/src"], &[]);
+    world.beat("d", "1", &["/dst"], &[]);
+    listed(&mut world, "demo");
+    for _ in 0..2 {
+        let list = next(&mut world, "s", "list");
+        let start = None;
+        world.post(&list, ScanPage { start, ..page(&list, 0, vec![], None) });
+    }
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Unverified)));
+    retry(&mut world, "demo", None).unwrap();
+    next(&mut world, "s", "list");
+}
+
 #[test]
 fn a_list_goes_over_to_the_sync_that_tries_again_and_ends_with_it() {
     let mut world = World::new();

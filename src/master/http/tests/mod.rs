@@ -121,6 +121,7 @@ fn script(event: &Event) -> Option<Reply> {
         Event::Listing(id) if gone(id) => return refused(404, "sync_not_found"),
         Event::Listing(id) => Reply::Listing(Box::new(Listing {
             sync: SyncNo(1),
+            id: id.clone(),
             // The name says how much of the list was decided.
             length: id.as_str().trim_start_matches("list-").parse().unwrap_or(0),
             readback_from: None,
