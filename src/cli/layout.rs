@@ -3,11 +3,14 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use std::io::IsTerminal;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Spaces between two columns.
 const GAP: usize = 2;
 /// How far a text below its row is indented.
 const INDENT: usize = 4;
+/// A text below its row takes at most so many lines.
+const MAX_LINES: usize = 3;
 
 /// Shortens a text to a number of characters.
 pub(super) type Shorten = fn(&str, usize) -> String;
@@ -70,7 +73,9 @@ pub(super) fn table(columns: &[Column], rows: Vec<Vec<String>>, width: Option<us
         text.push_str(&line);
         if let Some(note) = below.get(nth).filter(|note| !note.is_empty()) {
             let room = width.map_or(usize::MAX, |width| width.saturating_sub(INDENT));
-            text.push_str(&format!("{:INDENT$}{}\n", "", head(note, room)));
+            for line in wrap(note, room, MAX_LINES) {
+                text.push_str(&format!("{:INDENT$}{line}\n", ""));
+            }
         }
     }
     text
@@ -179,8 +184,9 @@ fn cut_header(header: &'static str, most: usize) -> &'static str {
     header.get(..end).unwrap_or(header)
 }
 
-fn chars(text: &str) -> usize {
-    text.chars().count()
+/// How many columns of a terminal a text takes: characters of East Asian scripts take two.
+pub(super) fn chars(text: &str) -> usize {
+    text.width()
 }
 
 /// The beginning of a text.
@@ -188,18 +194,48 @@ pub(super) fn head(text: &str, most: usize) -> String {
     if chars(text) <= most {
         return text.to_owned();
     }
-    let kept = text.chars().take(most.saturating_sub(1));
-    kept.chain(['…']).take(most).collect()
+    let (kept, _) = split_at(text, most.saturating_sub(1));
+    kept.chars().chain(['…']).take(most).collect()
 }
 
 /// The end of a text.
 fn tail(text: &str, most: usize) -> String {
-    let all = chars(text);
-    if all <= most {
+    if chars(text) <= most {
         return text.to_owned();
     }
-    let kept = text.chars().skip(all + 1 - most.max(1));
-    ['…'].into_iter().chain(kept).take(most).collect()
+    let room = most.saturating_sub(1);
+    let starts = text.char_indices().map(|(start, _)| &text[start..]);
+    let kept = starts.into_iter().find(|rest| chars(rest) <= room).unwrap_or_default();
+    ['…'].into_iter().chain(kept.chars()).take(most).collect()
+}
+
+/// The longest beginning that takes no more than `most` columns, and the rest.
+fn split_at(text: &str, most: usize) -> (&str, &str) {
+    let mut taken = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        taken += c.width().unwrap_or(0);
+        taken > most
+    });
+    text.split_at(end.map_or(text.len(), |(end, _)| end))
+}
+
+/// A text in at most `lines` lines of at most `width` columns, broken between words where it can be.
+pub(super) fn wrap(text: &str, width: usize, lines: usize) -> Vec<String> {
+    let (mut rest, mut wrapped) = (text, Vec::new());
+    while chars(rest) > width && wrapped.len() + 1 < lines {
+        let (line, _) = split_at(rest, width);
+        let is_between = rest[line.len()..].starts_with(' ');
+        let end = match line.rfind(' ') {
+            _ if is_between => line.len(),
+            Some(space) if space > 0 => space,
+            _ if line.is_empty() => break,
+            _ => line.len(),
+        };
+        wrapped.push(rest[..end].trim_end().to_owned());
+        rest = rest[end..].trim_start();
+    }
+    wrapped.push(head(rest, width));
+    wrapped
 }
 
 /// Between a source and its destination.
@@ -272,12 +308,34 @@ mod tests {
         // A column that holds nothing goes before one that matters less.
         assert_eq!(of(Some(28))[2], "two  2 GiB  …tch/b → …hive/b");
         assert_eq!(of(Some(20))[2], "two  …tch/b → …ive/b");
-        assert_eq!(of(Some(20))[3], "    no active worke…");
+        assert_eq!(of(Some(20))[3..], ["    no active worker", "    serves it"]);
         for width in 6..70 {
             for line in of(Some(width)) {
                 assert!(line.chars().count() <= width, "{width}: {line}");
             }
         }
+    }
+
+    #[test]
+    fn a_text_is_broken_between_words_and_cut_where_its_lines_are_full() {
+        let of = |text, width, lines| wrap(text, width, lines).join("|");
+        assert_eq!(of("no active worker serves it", 40, 3), "no active worker serves it");
+        assert_eq!(of("no active worker serves it", 16, 3), "no active worker|serves it");
+        assert_eq!(of("no active worker serves it", 15, 3), "no active|worker serves|it");
+        assert_eq!(of("no active worker serves it", 15, 2), "no active|worker serves …");
+        assert_eq!(of("/a/very/long/path is gone", 8, 9), "/a/very/|long/pat|h is|gone");
+        assert_eq!(of("", 8, 9), "");
+        assert_eq!(of("a b", 0, 9), "");
+    }
+
+    #[test]
+    fn characters_that_take_two_columns_count_as_two() {
+        assert_eq!(
+            (head("データ設定", 5), tail("データ設定", 5)),
+            ("デー…".into(), "…設定".into())
+        );
+        assert_eq!(head("データ", 6), "データ");
+        assert_eq!(wrap("データ設定", 4, 9), ["デー", "タ設", "定"]);
     }
 
     #[test]

@@ -107,12 +107,13 @@ pub(super) fn plan(sync: &SyncProgress) -> String {
     table(&["WOULD", "ENTRIES", "SIZE"].map(Column::new), rows.collect(), None)
 }
 
-const WORKERS: [Column; 8] = [
+const WORKERS: [Column; 9] = [
     Column::new("WORKER"),
     Column::new("STATE"),
     Column::new("HEARTBEAT").omit(3),
     Column::new("SYNCS").omit(2),
-    Column::new("IN-FLIGHT").omit(4),
+    Column::new("IN-FLIGHT").omit(5),
+    Column::new("RECEIVING").omit(4),
     Column::new("ENDPOINTS").omit(1).shorten(24, shorten_list),
     Column::new("STORAGE (free)").shorten(20, shorten_list),
     Column::new("REASON").below(),
@@ -181,6 +182,7 @@ fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
             Some(slots) => format!("{}/{slots}", w.in_flight),
             None => w.in_flight.to_string(),
         },
+        w.receiving.to_string(),
         endpoints.collect::<Vec<_>>().join(", "),
         storage.collect::<Vec<_>>().join(", "),
         w.reason.as_deref().map(clean).unwrap_or_default(),

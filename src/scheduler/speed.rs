@@ -23,8 +23,8 @@ pub(super) struct Speed {
 }
 
 impl Speed {
-    /// At `now_ms` so many bytes have arrived altogether. Fewer than before: an attempt failed, which is no
-    /// speed.
+    /// At `now_ms` so many bytes have arrived altogether. Fewer than before: an attempt failed, and how fast it
+    /// was says nothing of the next one.
     pub(super) fn see(&mut self, bytes: u64, now_ms: u64) {
         let Some((at_ms, before)) = self.mark else {
             self.mark = Some((now_ms, bytes));
@@ -38,7 +38,7 @@ impl Speed {
         let moved = bytes.saturating_sub(before);
         if moved > 0 {
             self.grew_ms = now_ms;
-        } else if now_ms.saturating_sub(self.grew_ms) >= STILL_MS {
+        } else if bytes < before || now_ms.saturating_sub(self.grew_ms) >= STILL_MS {
             self.sum = None;
         }
         if self.sum.is_none() && moved == 0 {
@@ -104,13 +104,17 @@ mod tests {
     }
 
     #[test]
-    fn it_falls_where_nothing_moves_and_a_failed_attempt_is_no_speed() {
+    fn it_falls_where_nothing_moves_and_starts_again_after_a_failed_attempt() {
         let (mut speed, end_ms) = steady(MIB, 30);
-        speed.see(10 * MIB, end_ms + 1_000);
+        speed.see(30 * MIB, end_ms + 1_000);
         let rate = speed.rate().unwrap();
         assert!(rate > 0.5 * MIB as f64 && rate < MIB as f64, "{rate}");
-        speed.see(10 * MIB, end_ms + 19_000);
+        speed.see(30 * MIB, end_ms + 19_000);
         assert!(speed.rate().unwrap() < MIB as f64 / 5.0, "{speed:?}");
+        speed.see(10 * MIB, end_ms + 20_000);
+        assert_eq!(speed.rate(), None);
+        speed.see(12 * MIB, end_ms + 21_000);
+        assert_eq!(speed.rate(), Some(2.0 * MIB as f64));
     }
 
     #[test]

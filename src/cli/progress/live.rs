@@ -2,6 +2,7 @@
 
 use super::pace::percent;
 use super::{Event, Monitor, Pace};
+use crate::cli::layout::{chars, head, wrap};
 use crate::cli::out::clean;
 use crate::cli::table::shown_id;
 use crate::util::units;
@@ -17,6 +18,8 @@ const REDRAWS: u8 = 5;
 const BAR_FROM: usize = 60;
 /// Lines are laid out for at most this many columns.
 const COLUMNS: usize = 100;
+/// A reason takes at most so many lines.
+const MAX_LINES: usize = 4;
 
 /// A sync's lines on the screen.
 struct Shown {
@@ -106,42 +109,47 @@ fn cut(syncs: &[&[String]], height: usize) -> String {
 /// The lines of one sync, none wider than `width`.
 fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usize) -> Vec<String> {
     let width = width.saturating_sub(1).clamp(20, COLUMNS);
-    let head = format!("{}  {}", shown_id(sync), sync.state.as_str());
+    let name = format!("{}  {}", shown_id(sync), sync.state.as_str());
     if sync.state.is_final() {
-        return vec![fit(&head, width)];
+        return vec![head(&name, width)];
     }
+    let why = pace.reason(sync, at).map(clean);
     if sync.state == SyncState::Queued {
-        let why = pace.reason(sync, at).map(|why| format!(": {}", clean(why)));
-        return vec![fit(&format!("{head}  waiting{}", why.unwrap_or_default()), width)];
+        let Some(why) = why else { return vec![head(&format!("{name}  waiting"), width)] };
+        let line = format!("{name}  waiting: {why}");
+        if chars(&line) <= width {
+            return vec![line];
+        }
+        return [head(&format!("{name}  waiting"), width)]
+            .into_iter()
+            .chain(below(&why, width))
+            .collect();
     }
     let sent = sync.transferred_bytes + sync.bytes_skipped;
     let rate = sync.rate.map_or_else(|| "-".to_owned(), |rate| units::rate(rate as f64));
     let elapsed = units::duration(std::time::Duration::from_secs(pace.watched(at).as_secs()));
+    let amounts =
+        |least| format!("{} / {least}{}", units::bytes(sent), units::bytes(sync.total_bytes));
+    let elapsed = (4, format!("elapsed {elapsed}"));
     let first = match percent(sync) {
         None => {
             let spin = ["-", "\\", "|", "/"][turn % 4];
-            format!(
-                "{head}  {spin} scanning…  {} / ≥ {}   {rate}   elapsed {elapsed}",
-                units::bytes(sent),
-                units::bytes(sync.total_bytes)
-            )
+            let parts = [(0, format!("{spin} scanning…")), (3, amounts("≥ ")), (2, rate), elapsed];
+            format!("{name}  {}", fit(&parts, width.saturating_sub(chars(&name) + 2)))
         }
         Some(share) => {
             let left = sync.eta_seconds.map(std::time::Duration::from_secs);
-            let eta = left.map(|left| format!("   ETA {}", units::duration(left)));
-            let eta = eta.unwrap_or_default();
-            let tail = format!(
-                "{share:5.1} %   {} / {}   {rate}{eta}   elapsed {elapsed}",
-                units::bytes(sent),
-                units::bytes(sync.total_bytes)
-            );
-            let room = width.saturating_sub(head.chars().count() + tail.chars().count() + 6);
+            let eta = left.map(|left| (1, format!("ETA {}", units::duration(left))));
+            let parts = [(0, format!("{share:5.1} %")), (3, amounts("")), (2, rate)];
+            let parts: Vec<_> = parts.into_iter().chain(eta).chain([elapsed]).collect();
+            let tail = fit(&parts, width.saturating_sub(chars(&name) + 2));
+            let room = width.saturating_sub(chars(&name) + chars(&tail) + 6);
             let bar = if width >= BAR_FROM && room >= 8 {
                 bar(share, room.min(26))
             } else {
                 String::new()
             };
-            format!("{head}  {bar}{tail}")
+            format!("{name}  {bar}{tail}")
         }
     };
     let least = if sync.scan_done { "" } else { "≥ " };
@@ -165,32 +173,39 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
     if sync.retries > 0 {
         second.push_str(&format!("   {} retried", units::counted(sync.retries, "task", "tasks")));
     }
-    let mut lines = vec![fit(&first, width), fit(&second, width)];
-    let why = pace.reason(sync, at).map(clean);
+    let mut lines = vec![head(&first, width), head(&second, width)];
     if let Some(still) = pace.stalled(sync, at) {
         let why = why.unwrap_or_else(|| "no byte moved".to_owned());
         let still = std::time::Duration::from_secs(still.as_secs());
-        lines.push(fit(&format!("    stalled for {}: {why}", units::duration(still)), width));
+        lines.extend(below(&format!("stalled for {}: {why}", units::duration(still)), width));
     } else if let Some(why) = why {
-        lines.push(fit(&format!("    {why}"), width));
+        lines.extend(below(&why, width));
     }
     lines
+}
+
+/// A reason below the line of its sync.
+fn below(why: &str, width: usize) -> impl Iterator<Item = String> {
+    wrap(why, width.saturating_sub(4), MAX_LINES).into_iter().map(|line| format!("    {line}"))
+}
+
+/// As many of the parts as fit into `width`, in their order; those with the highest numbers are left out first.
+fn fit(parts: &[(u8, String)], width: usize) -> String {
+    let mut parts: Vec<&(u8, String)> = parts.iter().collect();
+    loop {
+        let line = parts.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("   ");
+        let least = parts.iter().map(|(rank, _)| *rank).max().filter(|_| parts.len() > 1);
+        match least.filter(|_| chars(&line) > width) {
+            Some(least) => parts.retain(|(rank, _)| *rank != least),
+            None => return line,
+        }
+    }
 }
 
 fn bar(share: f64, width: usize) -> String {
     let done = ((share / 100.0) * width as f64) as usize;
     let done = done.min(width);
     format!("[{}{}] ", "#".repeat(done), "-".repeat(width - done))
-}
-
-/// Cut to `width` characters, so that no line wraps and breaks the drawing in place.
-fn fit(line: &str, width: usize) -> String {
-    if line.chars().count() <= width {
-        return line.to_owned();
-    }
-    let mut cut: String = line.chars().take(width.saturating_sub(1)).collect();
-    cut.push('…');
-    cut
 }
 
 #[cfg(test)]
@@ -279,6 +294,40 @@ mod tests {
         };
         let line = &lines(&sync, 100)[0];
         assert!(line.contains("40.0 MiB / 100.0 MiB   2.0 MiB/s   ETA 30s"), "{line}");
+    }
+
+    #[test]
+    fn a_narrow_terminal_shows_what_matters_most_and_the_whole_reason() {
+        let sync = SyncProgress {
+            state: SyncState::Progress,
+            scan_done: true,
+            transferred_bytes: 40 << 20,
+            total_bytes: 100 << 20,
+            rate: Some(2 << 20),
+            eta_seconds: Some(30),
+            reason: Some("waits to try again: worker b cannot be reached".to_owned()),
+            ..sample::sync("run42")
+        };
+        assert_eq!(
+            lines(&sync, 70)[0],
+            "run42  PROGRESS   40.0 %   40.0 MiB / 100.0 MiB   2.0 MiB/s   ETA 30s"
+        );
+        assert_eq!(
+            lines(&sync, 41),
+            [
+                "run42  PROGRESS   40.0 %   ETA 30s",
+                "    files 0 / 0 (0 skipped, 0 failed)",
+                "    waits to try again: worker b cannot",
+                "    be reached",
+            ]
+        );
+        assert_eq!(lines(&sync, 31)[0], "run42  PROGRESS   40.0 %");
+        let queued = SyncProgress { state: SyncState::Queued, ..sync };
+        let (begun, later) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(3));
+        assert_eq!(
+            render(&queued, &Pace::new(&queued, begun), later, 41, 0)[..2],
+            ["run42  QUEUED  waiting", "    waits to try again: worker b cannot"]
+        );
     }
 
     #[test]

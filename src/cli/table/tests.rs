@@ -141,8 +141,12 @@ fn what_is_skipped_is_done_and_the_forecast_is_that_of_the_master() {
 #[test]
 fn workers_show_their_storage_and_why_they_get_nothing() {
     let w = sample::worker("st-02", false);
+    let w = WorkerView { receiving: 4, ..w };
     let text = workers(&WorkerList { active: vec![], inactive: vec![w] }, None, now());
     assert!(text.lines().nth(1).unwrap().starts_with("st-02   INACTIVE  "), "{text}");
+    let cells = |nth: usize| text.lines().nth(nth).unwrap().split_whitespace();
+    let receiving = cells(0).position(|header| header == "RECEIVING").unwrap();
+    assert_eq!(cells(1).nth(receiving), Some("4"), "{text}");
     assert!(text.contains("/arch (1.0 GiB), /more (-)"), "{text}");
     assert!(text.contains("10.0.0.2:8889%ib0") && text.contains("no heartbeat"), "{text}");
 }
