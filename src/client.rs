@@ -77,7 +77,7 @@ pub enum ClientError {
         tried: Vec<(String, String)>,
     },
     /// Something answered, but not as a master does.
-    #[error("{} does not answer as a master does: {message}", with_port(.url))]
+    #[error("{} does not answer like a master: {message}", with_port(.url))]
     Broken {
         /// Who answered.
         url: String,
@@ -87,7 +87,7 @@ pub enum ClientError {
         message: String,
     },
     /// An operator's order was sent, and no answer shows whether it was carried out.
-    #[error("{0}; the order may have been carried out all the same")]
+    #[error("{0}; the request may have been carried out")]
     Unconfirmed(Box<ClientError>),
     /// Several syncs have ids that begin so.
     #[error("several sync ids begin with `{prefix}`: {}", some(.ids))]

@@ -425,5 +425,5 @@ fn a_cluster_holds_all_of_it_on_one_node_and_what_is_none_is_refused() {
     let port = free_port();
     let _plain = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
     let said = master(dir.path(), &format!("  cluster: [127.0.0.1:{port}]\n")).refuses();
-    assert!(said.contains("no cluster"), "{said}");
+    assert!(said.contains("not a cluster"), "{said}");
 }

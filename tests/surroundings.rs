@@ -479,7 +479,7 @@ fn no_file_fails_because_an_agent_may_open_nothing_more() {
         limit_descriptors(agent(&mut cluster, name), None);
         assert_unharmed(&cluster, &id, &src, &dst);
         let log = agent(&mut cluster, name).log();
-        assert!(log.contains("it takes no work until it can"), "{log}");
+        assert!(log.contains("it accepts no work until it can"), "{log}");
     }
 }
 

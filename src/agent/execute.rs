@@ -162,7 +162,7 @@ impl Job<'_> {
         match tokio::task::spawn_blocking(move || tree.resolved()).await {
             Ok(Ok(tree)) => Ok(tree),
             Ok(Err(error)) => Err(Box::new(self.failed_by(&error))),
-            Err(e) => Err(Box::new(Done::failed(format!("looking at the source panicked: {e}")))),
+            Err(e) => Err(Box::new(Done::failed(format!("reading the source panicked: {e}")))),
         }
     }
 
@@ -191,7 +191,7 @@ impl Job<'_> {
         match tokio::task::spawn_blocking(move || tree.check_root()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(gone)) => Err(Box::new(self.failed_by(&gone))),
-            Err(e) => Err(Box::new(Done::failed(format!("looking at the source panicked: {e}")))),
+            Err(e) => Err(Box::new(Done::failed(format!("reading the source panicked: {e}")))),
         }
     }
 

@@ -163,7 +163,7 @@ impl<'a> Fates<'a> {
                 // Every entry was answered, or the batch has failed as a whole: a defect must not
                 // pass for a file that is there.
                 None => {
-                    let why = "no outcome was reported for it";
+                    let why = "no result was reported for it";
                     failed.insert(i);
                     report.failures.push(entry_error(entry.path.as_bytes(), "copy", why));
                     continue;

@@ -286,7 +286,7 @@ impl Heart {
         let shortage = limits::shortage();
         let was = self.short.swap(shortage.is_some(), Ordering::Relaxed);
         match &shortage {
-            Some((_, why)) if !was => tracing::error!("{why}; it takes no work until it can"),
+            Some((_, why)) if !was => tracing::error!("{why}; it accepts no work until it can"),
             None if was => tracing::info!("this agent can open files again"),
             _ => {}
         }

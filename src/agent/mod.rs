@@ -235,7 +235,7 @@ async fn all_the_work(
         () = shutdown.cancelled() => {}
     }
     tracing::info!(
-        "draining: {} in hand, {} of other agents",
+        "draining: {} running, {} of other agents",
         units::counted(hand.list().len() as u64, "task", "tasks"),
         units::counted(requests.under_way() as u64, "request", "requests")
     );
@@ -254,7 +254,7 @@ async fn all_the_work(
         return;
     }
     tracing::warn!(
-        "{} handed back unfinished",
+        "{} returned unfinished",
         units::counted(hand.list().len() as u64, "task is", "tasks are")
     );
     hand.hand_back(false);

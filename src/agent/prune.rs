@@ -218,7 +218,7 @@ impl Pruner<'_> {
             if self.page.allowance_used_up {
                 // The master ends the deletion.
                 self.go_on(pages).await?;
-                return Err(failed("more is extra than may be deleted".to_owned()));
+                return Err(failed("more entries are extra than may be deleted".to_owned()));
             }
             if self.page.records.len() >= PAGE_LINES || self.page.errors.len() >= PAGE_LINES {
                 // In the middle of a directory: its counts go with the page that ends behind it, so
@@ -443,7 +443,7 @@ impl Walker {
         let mut level = Level::new(entry, Box::default());
         let dirs: Vec<DirRef> = self.dirs().chain([&level.dir]).cloned().collect();
         if dirs.iter().map(|dir| dir.path.as_bytes().len()).sum::<usize>() > MAX_CHAIN {
-            let why = "the directories above it have too long names together; it is not pruned";
+            let why = "the names of the directories above it are too long together; nothing is deleted in it";
             return self.send(Step::Failed(FileError {
                 class: ErrorClass::Permanent,
                 ..entry_error(after.as_bytes(), "list source", why)

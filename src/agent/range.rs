@@ -26,7 +26,7 @@ pub async fn range(
         Err(done) => return *done,
     };
     let [entry] = manifest.entries.as_slice() else {
-        return Done::failed(format!("a range of {} files cannot be", manifest.entries.len()));
+        return Done::failed(format!("a range holds one file, not {}", manifest.entries.len()));
     };
     if let Err(why) = range_fits(offset, length, entry.size()) {
         return Done::failed(why);
@@ -221,7 +221,7 @@ async fn now(
     let (entry, _) = match looked {
         Ok(looked) => looked.map_err(|e| e.to_file_error())?,
         Err(_) => {
-            return Err(other("looking at the source panicked; see the log"));
+            return Err(other("reading the source panicked; see the log"));
         }
     };
     if entry.kind == Kind::Dir {

@@ -132,7 +132,7 @@ impl Known {
         match &reason {
             Some(reason) => tracing::error!(
                 "storage path {path} is unavailable: {reason}; nothing is read or written there until it is \
-                 back, which is looked for at each heartbeat"
+                 back, which is checked at each heartbeat"
             ),
             None => tracing::info!("storage path {path} is available again"),
         }

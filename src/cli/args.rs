@@ -75,7 +75,7 @@ pub(super) enum Output {
 pub(super) enum ProgressMode {
     /// A live view on a terminal, else lines.
     Auto,
-    /// A live view (on something that is no terminal: lines).
+    /// A live view; lines where standard error is not a terminal.
     Tty,
     /// Whole lines of `key=value`.
     Plain,
@@ -398,7 +398,7 @@ pub(super) struct SubmitArgs {
     pub(super) what: WhatArgs,
     #[command(flatten)]
     pub(super) options: OptionArgs,
-    /// Do not wait for earlier syncs that read or write the same paths and are no mirrors
+    /// Do not wait for earlier syncs that read or write the same paths and are not mirrors
     #[arg(long, conflicts_with = "delete")]
     pub(super) allow_overlap: bool,
     /// Wait until it has ended; the exit code then says how
@@ -422,7 +422,7 @@ pub(super) struct WaitArgs {
 /// When waiting ends before the sync does.
 #[derive(Debug, Clone, Args)]
 pub(super) struct UntilArgs {
-    /// Stop waiting after this; the sync goes on
+    /// Stop waiting after this; the sync continues
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
     pub(super) timeout: Option<Duration>,
     /// The exit code when --timeout passed
@@ -465,7 +465,7 @@ pub(super) enum WorkersCommand {
         /// The reason, shown with the worker
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
-        /// Wait until they have nothing in hand and no other agent writes through them
+        /// Wait until they have no tasks and no other agent writes through them
         #[arg(long)]
         wait: bool,
     },

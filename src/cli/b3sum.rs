@@ -48,7 +48,7 @@ impl Lines {
         }
         self.rest.extend_from_slice(last);
         if self.rest.len() > MAX_LINE {
-            return Err(Failure::new("a line of more than 16 MiB: that is no list of files"));
+            return Err(Failure::new("a line of more than 16 MiB: this is not a list of files"));
         }
         Ok(())
     }

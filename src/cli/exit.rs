@@ -39,9 +39,9 @@ pub enum Exit {
     /// The time of `--timeout` passed and the sync still runs. Holds the code to end with, for
     /// `--timeout-exit-code`.
     TimedOut(u8),
-    /// SIGINT while waiting; the sync goes on.
+    /// SIGINT while waiting; the sync continues.
     Interrupted,
-    /// SIGTERM while waiting; the sync goes on.
+    /// SIGTERM while waiting; the sync continues.
     Terminated,
 }
 
@@ -66,8 +66,8 @@ pub const TABLE: &[(Exit, &str)] = &[
     (Exit::DeleteStopped, "all was copied, a guard stopped the deletion (--max-delete and others)"),
     (Exit::Config, "a configuration that can't be used"),
     (Exit::TimedOut(TIMED_OUT), "--timeout passed, the sync still runs (see --timeout-exit-code)"),
-    (Exit::Interrupted, "SIGINT while waiting; the sync goes on"),
-    (Exit::Terminated, "SIGTERM while waiting; the sync goes on"),
+    (Exit::Interrupted, "SIGINT while waiting; the sync continues"),
+    (Exit::Terminated, "SIGTERM while waiting; the sync continues"),
 ];
 
 impl Exit {

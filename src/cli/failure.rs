@@ -77,7 +77,7 @@ impl From<ClientError> for Failure {
         if let ClientError::Unconfirmed(cause) = e {
             let cause = Failure::from(*cause);
             let message = format!(
-                "the order may have been carried out, its reply is lost: {}",
+                "the request may have been carried out, its reply is lost: {}",
                 cause.message
             );
             return Failure { message, hint: None, ..cause }.exits(Exit::Unreachable);
@@ -160,7 +160,7 @@ mod tests {
         for cause in [away(), problem(503), problem(502)] {
             let lost = Failure::from(ClientError::Unconfirmed(Box::new(cause)));
             assert_eq!(lost.exit, Exit::Unreachable);
-            assert!(lost.message.starts_with("the order may have been carried out"), "{lost:?}");
+            assert!(lost.message.starts_with("the request may have been carried out"), "{lost:?}");
             assert_eq!(lost.hint, None, "the command adds how to find out");
         }
     }

@@ -74,7 +74,7 @@ async fn status(ctx: &Context) -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     }
     Err(Failure::new("none of these masters leads")
-        .hinted("name all of them: --master-url A,B,C; their logs say why they can't")
+        .hinted("name all of them: --master-url A,B,C; their logs have the reason")
         .exits(Exit::Unreachable))
 }
 

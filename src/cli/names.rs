@@ -26,8 +26,10 @@ pub(super) fn raw(from: &Path, what: &str) -> Result<Vec<u8>, Failure> {
         let mut raw = Vec::new();
         let mut stdin = std::io::stdin().lock();
         if stdin.is_terminal() {
-            return Err(Failure::usage(format!("{what} is to be piped in, and nothing is"))
-                .hinted("e.g. find DIR -print0 | ctl sync submit SRC DST --files-from - -0"));
+            return Err(Failure::usage(format!(
+                "{what} is expected on standard input, which is a terminal"
+            ))
+            .hinted("e.g. find DIR -print0 | ctl sync submit SRC DST --files-from - -0"));
         }
         stdin
             .read_to_end(&mut raw)

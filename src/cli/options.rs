@@ -97,7 +97,7 @@ struct CompareArgs {
     /// Times that differ by no more than this are equal, e.g. 2s or 500ms
     #[arg(long, value_name = "DURATION", value_parser = window)]
     modify_window: Option<Duration>,
-    /// Send changed files whole, without a look at what the destination has of them
+    /// Send changed files whole, without comparing them with what the destination has
     #[arg(short = 'W', long)]
     whole_file: bool,
     /// Copy content also where both ends are in one file system that could share it
@@ -130,7 +130,7 @@ struct FilterArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Dry run and records")]
 pub(super) struct PlanArgs {
-    /// Compare, and tell what would be done; change nothing
+    /// Compare, and print what would be done; change nothing
     #[arg(short = 'n', long)]
     pub(super) dry_run: bool,
     /// At the end print each path that was (in a dry run: would be) created, updated, repaired or
@@ -161,11 +161,11 @@ struct MirrorArgs {
     /// Also delete what the filters leave out
     #[arg(long, requires = "delete")]
     delete_excluded: bool,
-    /// Go on even if the source is empty
+    /// Continue even if the source is empty
     #[arg(long, requires = "delete")]
     allow_empty_source: bool,
-    /// Go on even if the source lies on another file system than at the last run, e.g. on a snapshot that
-    /// is mounted anew each time
+    /// Continue even if the source lies on another file system than at the last run, e.g. on a snapshot that
+    /// is mounted again each time
     #[arg(long, requires = "delete")]
     allow_new_source_fs: bool,
 }
@@ -232,7 +232,7 @@ fn chown(text: &str) -> Result<Chown, String> {
         // The kernel takes the highest number as "leave it as it is".
         let id = part.parse().ok().filter(|id| *id != u32::MAX);
         id.map(Some).ok_or_else(|| {
-            format!("`{}` is no user or group number, e.g. 1000:100", show(part.as_bytes()))
+            format!("`{}` is not a user or group number, e.g. 1000:100", show(part.as_bytes()))
         })
     };
     match text.split_once(':') {
@@ -272,7 +272,7 @@ fn when(text: &str) -> Result<When, String> {
     }
     units::parse_duration(text).map(When::Ago).map_err(|_| {
         format!(
-            "`{}` is no time; write for example 2d (ago), 2026-01-31 or 2026-01-31T12:00:00Z",
+            "`{}` is not a time; write for example 2d (ago), 2026-01-31 or 2026-01-31T12:00:00Z",
             show(text.as_bytes())
         )
     })
@@ -409,11 +409,11 @@ fn consistent(options: &SyncOptions) -> Result<(), Failure> {
         return wrong("--chown sets the group, which --no-owner or --preserve leaves alone");
     }
     if options.manifest && options.verify == Verify::None {
-        return wrong("--verify none makes no digests, which --digests and --manifest are made of");
+        return wrong("--verify none computes no digests, which --digests and --manifest need");
     }
     if options.manifest && options.dry_run {
         return wrong(
-            "--digests and --manifest tell what was copied, and a dry run copies nothing",
+            "--digests and --manifest list what was copied, and a dry run copies nothing",
         );
     }
     if matches!((filter.min_size, filter.max_size), (Some(min), Some(max)) if min > max) {

@@ -294,7 +294,7 @@ fn writable(path: &Path) -> Result<(), Failure> {
             && !there.is_file()
         {
             return Err(Failure::usage(format!(
-                "--manifest {shown} is no regular file, and would be replaced by one"
+                "--manifest {shown} is not a regular file, and would be replaced by one"
             ))
             .hinted("name another path; to standard output: ctl sync manifest ID"));
         }

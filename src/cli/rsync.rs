@@ -17,7 +17,7 @@ const INSTEAD: &[(&[&str], &str)] = &[
     (&["-z", "--compress"], "content is sent as it is, without compression: leave it out"),
     (
         &["-P", "--partial"],
-        "progress is shown anyway, and a copy that was stopped goes on when it is run again: leave it out",
+        "progress is shown anyway, and a copy that was stopped continues when it is run again: leave it out",
     ),
     (
         &["-e", "--rsh"],

@@ -126,7 +126,7 @@ pub(super) async fn reload_on_hangup<C: Reload>(
             tracing::warn!("SIGHUP: these settings need a restart, their old values stay: {keys}");
         }
         for e in logging.into_iter().filter_map(Result::err) {
-            tracing::error!("SIGHUP: {e:#}: logging goes on as before");
+            tracing::error!("SIGHUP: {e:#}: logging continues as before");
         }
     }
 }

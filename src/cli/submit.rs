@@ -95,11 +95,11 @@ fn waits(args: &SubmitArgs) -> Result<(), Failure> {
         return Ok(());
     }
     if args.until.timeout.is_some() || args.until.cancel_on_interrupt {
-        return Err(Failure::usage("--timeout and --cancel-on-interrupt say how to wait")
+        return Err(Failure::usage("--timeout and --cancel-on-interrupt apply only while waiting")
             .hinted("add --wait"));
     }
     if args.end.error_on_no_transfer {
-        return Err(Failure::usage("--error-on-no-transfer is known when the sync has ended")
+        return Err(Failure::usage("--error-on-no-transfer is only known when the sync has ended")
             .hinted("add --wait"));
     }
     if args.options.plan.itemize {
@@ -279,17 +279,19 @@ impl Unsent {
                 ClientError::Unconfirmed(cause) => *cause,
                 cause => cause,
             };
-            return Failure::new(format!("sync {id} may have been accepted, no reply arrived: {cause}"))
-                .hinted(format!(
-                    "ask for it: {ctl} sync status {id}     if there is none, submit it again with --id {id}"
-                ))
-                .exits(Exit::Unreachable);
+            return Failure::new(format!(
+                "sync {id} may have been accepted, no reply arrived: {cause}"
+            ))
+            .hinted(format!(
+                "check: {ctl} sync status {id}     if there is none, submit it again with --id {id}"
+            ))
+            .exits(Exit::Unreachable);
         }
         let cause = if by_file { self.cause } else { about_flags(self.cause) };
         let failure = Failure::from(cause);
         match existing {
             Some(_) => failure.hinted(format!(
-                "look at it: {ctl} sync status {id}     forget it: {ctl} sync delete {id}     or give another --id"
+                "show it: {ctl} sync status {id}     remove it: {ctl} sync delete {id}     or give another --id"
             )),
             None => failure,
         }

@@ -347,7 +347,7 @@ pub(super) async fn for_each<T: Target>(
                 let mut failure = Failure::from(about_flags(e)).about(id, single);
                 if doubtful {
                     let show = id.show();
-                    failure = failure.hinted(format!("see what became of it: {} {show}", ctx.ctl));
+                    failure = failure.hinted(format!("see its state: {} {show}", ctx.ctl));
                 }
                 if single {
                     return Err(failure);

@@ -55,7 +55,7 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, Failure
         (None, [id, rest @ ..]) => {
             let id = id.to_string_lossy();
             let id: RequestId = id.parse().map_err(|e| {
-                Failure::usage(format!("`{}` is no id: {e}", show(id.as_bytes())))
+                Failure::usage(format!("`{}` is not an id: {e}", show(id.as_bytes())))
                     .hinted("for a list in a file: ctl sync verify --manifest FILE PATH")
             })?;
             let sync = records::ended(ctx, &id).await?;
@@ -91,7 +91,7 @@ fn of_file(file: &Path) -> Result<(Digests, Option<String>), Failure> {
         Some(format!("{} is not there", show(others.as_os_str().as_bytes())))
     };
     let note = missing.map(|why| {
-        format!("note: {why}: files whose names b3sum refuses (not UTF-8) are not checked, where the sync had such")
+        format!("note: {why}: files whose names b3sum refuses (not UTF-8) are not checked, if the sync had any")
     });
     Ok((reader.end(&show(file.as_os_str().as_bytes()).to_string())?, note))
 }
@@ -114,7 +114,7 @@ impl Place {
                     .exits(Exit::NotFound)
                     .hinted("where it is mounted under another path: ctl sync verify ID PATH")
             }
-            _ => Failure::new(format!("cannot look at {shown}: {e}")),
+            _ => Failure::new(format!("cannot access {shown}: {e}")),
         };
         // Links in PATH are followed, here; below it none is.
         let real = std::fs::canonicalize(path).map_err(bad)?;
@@ -352,7 +352,7 @@ fn walk(
                 lock(report).tell(entry.path.as_bytes(), Wrong::Extra, None);
             }
             (_, Some(_)) => {
-                let why = Some("it is no regular file".to_owned());
+                let why = Some("it is not a regular file".to_owned());
                 lock(report).tell(entry.path.as_bytes(), Wrong::Changed, why);
             }
             (_, None) => {}
@@ -521,8 +521,8 @@ fn why(e: &FsError) -> String {
             e.errno_name().map_or(text.clone(), |name| format!("{text} [{name}]"))
         }
         (None, Cause::Changed) => "it changed while it was read".to_owned(),
-        (None, Cause::NotRegular) => "it is no regular file".to_owned(),
-        (None, Cause::MadeUp) => "its file system makes its files up, like /proc".to_owned(),
+        (None, Cause::NotRegular) => "it is not a regular file".to_owned(),
+        (None, Cause::MadeUp) => "its file system generates its files, like /proc".to_owned(),
         (None, _) => e.to_string(),
     }
 }

@@ -85,9 +85,9 @@ fn drain_text(order: &WorkerOrder) -> String {
         (WorkerState::Draining, 0, 0) => {
             format!("Worker {id} is draining: other agents may still write through it")
         }
-        (_, 0, 0) => format!(
-            "Worker {id} is drained: it has nothing in hand, and no other agent writes through it"
-        ),
+        (_, 0, 0) => {
+            format!("Worker {id} is drained: it has no tasks, and no other agent writes through it")
+        }
         (_, 0, _) => format!("Worker {id} is draining: it receives {requests} of other agents"),
         (_, _, 0) => format!("Worker {id} is draining: it finishes {tasks}"),
         _ => format!(
@@ -125,7 +125,7 @@ async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, Failure> {
             0 => format!("Worker {id} is forgotten"),
             n => {
                 let tasks = units::counted(n, "task", "tasks");
-                format!("Worker {id} is forgotten; free for others: {tasks} that it had")
+                format!("Worker {id} is forgotten; {tasks} of it are requeued")
             }
         };
         Ok(Some((text, reply.body)))

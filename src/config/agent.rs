@@ -484,7 +484,8 @@ pub fn check_master_url(text: &str) -> Result<String, String> {
     if !text.contains("://") {
         return Err(format!("{} has no `http://` in front — {example}", quoted(text)));
     }
-    let url = Url::parse(text).map_err(|cause| format!("{} is no URL ({cause})", quoted(text)))?;
+    let url =
+        Url::parse(text).map_err(|cause| format!("{} is not a URL ({cause})", quoted(text)))?;
     if url.scheme() != "http" {
         return Err(format!("{} is not an `http://` URL — {example}", quoted(text)));
     }

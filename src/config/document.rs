@@ -235,7 +235,7 @@ fn check_tag(tag: Option<&Tag>, at: Pos) -> Result<(), Flaw> {
     match tag {
         Some(tag) if !tag.is_yaml_core_schema() => {
             let shown = crate::wire::path::show(tag.to_string().as_bytes());
-            flaw(at, format!("tag `{shown}` means nothing here — remove it"))
+            flaw(at, format!("tag `{shown}` has no meaning here — remove it"))
         }
         _ => Ok(()),
     }

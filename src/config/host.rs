@@ -34,7 +34,7 @@ pub(super) fn check(worker: &Worker, severity: Severity, findings: &Findings) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 format!("{path} does not exist on this host")
             }
-            Err(e) => format!("{path} cannot be looked at: {e}"),
+            Err(e) => format!("{path} cannot be accessed: {e}"),
         };
         note(severity, *at, "storage_paths", what);
     }

@@ -75,7 +75,7 @@ fn parse_level(text: &str) -> Result<String, String> {
         return Ok(text.trim().to_owned());
     }
     let hint = did_you_mean(&word, &LEVELS);
-    Err(format!("{} is no log level: use one of {}{hint}", quoted(text), LEVELS.join(", ")))
+    Err(format!("{} is not a log level: use one of {}{hint}", quoted(text), LEVELS.join(", ")))
 }
 
 #[cfg(test)]
@@ -94,7 +94,7 @@ mod tests {
         }
         assert_eq!(
             parse_level("inof").unwrap_err(),
-            "`inof` is no log level: use one of off, error, warn, info, debug, trace — did you mean `info`?"
+            "`inof` is not a log level: use one of off, error, warn, info, debug, trace — did you mean `info`?"
         );
         assert!(parse_level("longhaul=loud").is_err());
         assert!(parse_level("").is_err());

@@ -411,7 +411,7 @@ fn read_nodes(
                     host,
                     given
                         .parse()
-                        .map_err(|_| format!("{} is no port", super::reader::quoted(given)))?,
+                        .map_err(|_| format!("{} is not a port", super::reader::quoted(given)))?,
                 ),
                 None => (text, port),
             };
@@ -438,7 +438,7 @@ fn read_listen(item: &Item<'_>) -> Option<SocketAddr> {
         let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |p| format!("127.0.0.1:{p}"));
         text.parse().map_err(|_| {
             let shown = super::reader::quoted(&text);
-            format!("{shown} is no address with a port — write for example `0.0.0.0:8888` or `[::]:8888`")
+            format!("{shown} is not an address with a port — write for example `0.0.0.0:8888` or `[::]:8888`")
         })
     })
 }

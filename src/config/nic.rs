@@ -121,7 +121,7 @@ fn read_congestion(item: &Item<'_>) -> Option<String> {
         if name && (1..16).contains(&text.len()) {
             return Ok(text.to_owned());
         }
-        Err(format!("{} is no name of a congestion control such as `bbr`", quoted(text)))
+        Err(format!("{} is not a congestion control such as `bbr`", quoted(text)))
     })
 }
 

@@ -28,7 +28,7 @@ impl RedisUrl {
         username: Option<&str>,
         password: Option<&str>,
     ) -> Result<Self, String> {
-        let bad = || format!("`{}` is no host name", crate::wire::path::show(host.as_bytes()));
+        let bad = || format!("`{}` is not a host name", crate::wire::path::show(host.as_bytes()));
         let mut url = Url::parse(DEFAULT_REDIS_URL).map_err(|e| e.to_string())?;
         let bracketed = match host.parse::<std::net::Ipv6Addr>() {
             Ok(_) => format!("[{host}]"),
@@ -71,7 +71,7 @@ impl std::str::FromStr for RedisUrl {
     /// The message never repeats the text: it may hold a password.
     fn from_str(text: &str) -> Result<Self, String> {
         let url = Url::parse(text.trim()).map_err(|cause| {
-            format!("is no URL ({cause}) — write `redis://HOST:PORT/DB` or `unix:///PATH`")
+            format!("is not a URL ({cause}) — write `redis://HOST:PORT/DB` or `unix:///PATH`")
         })?;
         match url.scheme() {
             "redis" | "rediss" => check_tcp(&url)?,
@@ -82,7 +82,7 @@ impl std::str::FromStr for RedisUrl {
             }
             other => {
                 return Err(format!(
-                    "`{other}://` is no scheme for Redis — write `redis://HOST:PORT/DB` or `unix:///PATH`"
+                    "`{other}://` is not a scheme for Redis — write `redis://HOST:PORT/DB` or `unix:///PATH`"
                 ));
             }
         }
@@ -97,7 +97,7 @@ fn check_tcp(url: &Url) -> Result<(), String> {
     let db = url.path().trim_start_matches('/');
     if !db.is_empty() && db.parse::<u32>().is_err() {
         // What stands there may be the rest of a password with a slash in it.
-        return Err("the database is no number — write `redis://HOST:PORT/DB`, and `%2F` for a `/` in a password".into());
+        return Err("the database is not a number — write `redis://HOST:PORT/DB`, and `%2F` for a `/` in a password".into());
     }
     Ok(())
 }

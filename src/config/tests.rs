@@ -205,7 +205,7 @@ fn endpoints_have_settings_of_their_own() {
     for part in [
         "bwlimit: `100Mb/s` may mean bits or bytes",
         "weight: 0 is out of range",
-        "congestion: `../x` is no name",
+        "congestion: `../x` is not a congestion",
     ] {
         assert!(problems.contains(part), "`{part}` in {problems}");
     }
@@ -245,14 +245,14 @@ fn every_mistake_in_a_masters_file_is_named_at_once() {
                 "3:18: error: defaults.chunk_size_mb: 2000 is out of range: it must be from 1 to 1024",
                 "4:16: error: defaults.max_retries: expected a whole number from 0 to 100, found `many`",
                 "5:8: error: lease: `10GG` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",
-                "6:14: error: log.level: `inof` is no log level: use one of off, error, warn, info, debug, trace — did you mean `info`?",
+                "6:14: error: log.level: `inof` is not a log level: use one of off, error, warn, info, debug, trace — did you mean `info`?",
                 "6:28: error: log.format: expected `text` or `json`, found `xml`",
             ][..],
         ),
         (
             "listen: 8888\nlisten: 0.0.0.0:1\ndata_dir: state\nlimits: [1]\nretention:\n",
             &[
-                "1:9: error: listen: `8888` is no address with a port — write for example `0.0.0.0:8888` or `[::]:8888`",
+                "1:9: error: listen: `8888` is not an address with a port — write for example `0.0.0.0:8888` or `[::]:8888`",
                 "2:1: error: duplicate key `listen` — first given on line 1",
                 "3:11: error: data_dir: must be an absolute path (start with `/`)",
                 "4:9: error: limits: expected keys and values (`key: value`), found a list",
@@ -329,8 +329,8 @@ fn limits_are_read_as_a_rate_or_a_timetable() {
         (
             "listen: 127.0.0.1:1\nbwlimit: 08:00-18:00 1M, 17:30-19:00 2M, Mon 25:00-26:00 1M\n",
             &[
-                "2:10: error: bwlimit: `17:30-19:00 2M` overlaps `08:00-18:00 1M`: both say what holds on Mon 17:30; give each its own times",
-                "2:10: error: bwlimit: `Mon 25:00-26:00 1M`: `25:00` is no time; write times as 08:00, from 00:00 to 24:00",
+                "2:10: error: bwlimit: `17:30-19:00 2M` overlaps `08:00-18:00 1M`: both set the limit on Mon 17:30; give each its own times",
+                "2:10: error: bwlimit: `Mon 25:00-26:00 1M`: `25:00` is not a time; write times as 08:00, from 00:00 to 24:00",
             ][..],
         ),
         (
@@ -402,9 +402,9 @@ fn every_mistake_in_an_agents_file_is_named_at_once() {
                 "11:11: error: missing key `address` in workers[0].network.data_plane_endpoints[3]",
                 "11:12: error: unknown key `adress` in workers[0].network.data_plane_endpoints[3] — did you mean `address`?",
                 "12:11: error: workers[0].network.data_plane_endpoints[4]: other agents cannot connect to 0.0.0.0 — give the address of a network interface",
-                "13:11: error: workers[0].network.data_plane_endpoints[5]: `a:b:c` is no IP address",
+                "13:11: error: workers[0].network.data_plane_endpoints[5]: `a:b:c` is not an IP address",
                 "14:37: error: workers[0].network.data_plane_endpoints[6].port: 65536 is out of range: it must be from 0 to 65535",
-                "14:51: error: workers[0].network.data_plane_endpoints[6].iface: `../x` is no interface name",
+                "14:51: error: workers[0].network.data_plane_endpoints[6].iface: `../x` is not an interface name",
                 "17:38: error: workers[1].network.data_plane_endpoints[0]: 10.0.0.1:8889 is also used by a — give each its own address or port",
                 "17:56: error: workers[1].network.data_plane_endpoints[1]: 10.0.0.1:8889 is also used by a — give each its own address or port",
             ],
@@ -531,8 +531,8 @@ fn the_environment_goes_before_the_file() {
     };
     assert_eq!(
         load_master(None, &bad).unwrap_err().to_string(),
-        "REDIS_URL: error: `http://` is no scheme for Redis — write `redis://HOST:PORT/DB` or `unix:///PATH`\n\
-         CTL_LOG_LEVEL: error: `loud` is no log level: use one of off, error, warn, info, debug, trace"
+        "REDIS_URL: error: `http://` is not a scheme for Redis — write `redis://HOST:PORT/DB` or `unix:///PATH`\n\
+         CTL_LOG_LEVEL: error: `loud` is not a log level: use one of off, error, warn, info, debug, trace"
     );
     let shown = load(&bad).unwrap_err().to_string();
     assert!(shown.contains("CTL_MASTER_URL: error: `m:1` has no `http://` in front"), "{shown}");

@@ -97,9 +97,10 @@ pub async fn opened(response: Response<Incoming>) -> Result<Asking, String> {
         ));
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(|e| e.to_string())?;
-    let parts = upgraded.downcast::<TokioIo<Counted>>().map_err(|_| "it is no socket of ours")?;
+    let parts =
+        upgraded.downcast::<TokioIo<Counted>>().map_err(|_| "it does not accept streams")?;
     if !parts.read_buf.is_empty() {
-        return Err("it spoke before it was asked".to_owned());
+        return Err("it sent data before the first request".to_owned());
     }
     let (stream, flows) = parts.io.into_inner().into_parts().map_err(|e| e.to_string())?;
     Ok(Asking { stream, flows })
@@ -169,7 +170,7 @@ impl Exchange<'_> {
         }
         let problem = serde_json::from_slice(&document);
         Ok(Answered::Refused(
-            problem.unwrap_or_else(|_| Problem::new(500, "", "unknown", "it did not say why")),
+            problem.unwrap_or_else(|_| Problem::new(500, "", "unknown", "it gave no reason")),
         ))
     }
 
@@ -186,7 +187,7 @@ impl Exchange<'_> {
                     if !ready(&self.on.stream, PollFlags::IN, LOOK)? && patience.is_some() {
                         return Err("no answer".to_owned());
                     }
-                    self.go_on().map_err(|Gone| "nobody waits for the answer")?;
+                    self.go_on().map_err(|Gone| "the requester is gone")?;
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.to_string()),
@@ -199,12 +200,12 @@ impl Exchange<'_> {
     fn send_some(&mut self, bytes: &[u8]) -> Result<usize, String> {
         loop {
             match rustix::net::send(&self.on.stream, bytes, SendFlags::NOSIGNAL) {
-                Ok(0) => return Err("the connection takes nothing".to_owned()),
+                Ok(0) => return Err("the connection accepts no data".to_owned()),
                 Ok(n) => return Ok(n),
                 Err(Errno::AGAIN) => {
                     self.on.flows.iter().for_each(|flow| flow.waits());
                     ready(&self.on.stream, PollFlags::OUT | PollFlags::IN, LOOK)?;
-                    self.go_on().map_err(|Gone| "nobody waits for the answer")?;
+                    self.go_on().map_err(|Gone| "the requester is gone")?;
                     if ready(&self.on.stream, PollFlags::IN, Duration::ZERO)? {
                         return Ok(0);
                     }

@@ -143,7 +143,7 @@ impl PruneAsk {
         }
         let places = |at: &u32| (*at as usize) < self.names.len();
         if !self.replacing.is_sorted_by(|a, b| a < b) || !self.replacing.iter().all(places) {
-            return Err("what replaces directories are no places of names".to_owned());
+            return Err("an entry that replaces directories is not in the list of names".to_owned());
         }
         let inside = |name: &ByteVec| {
             self.after.as_ref().is_none_or(|after| name > after)
@@ -298,7 +298,9 @@ impl PruneReply {
         let PruneReply { seen, extra, bytes, removed, errors, next, used_up, .. } = self;
         let mut old_trash = Note { count: self.old_trash, paths: Vec::new() };
         if self.old_trash_paths.len() as u64 > old_trash.count.min(Note::PATHS as u64) {
-            return Err("it names more trashes than it counts or may".to_owned());
+            return Err(
+                "it lists more entries for the trash than it counts or is allowed to".to_owned()
+            );
         }
         for path in &self.old_trash_paths {
             let path = ask.dir.join(path);

@@ -82,7 +82,7 @@ pub enum FrameError {
     #[error("the body ended before its last frame")]
     Truncated,
     /// A length over the limit of its kind, or under it.
-    #[error("a frame of kind {kind:#04x} says {length} bytes")]
+    #[error("a frame of kind {kind:#04x} announces {length} bytes")]
     Length {
         /// The first byte of the frame.
         kind: u8,
@@ -201,7 +201,7 @@ impl<P: Pieces> FrameReader<P> {
                     [0] => Keep::Part,
                     [1] => Keep::Base,
                     [other] => {
-                        let why = format!("nothing is kept from {other}");
+                        let why = format!("no bytes are kept from {other}");
                         return Err(FrameError::Broken { kind, why });
                     }
                 };
@@ -299,7 +299,7 @@ impl<P: Pieces> FrameReader<P> {
         let mut length = [0; 8];
         self.fill(&mut length)?;
         match u64::from_le_bytes(length) {
-            0 => Err(FrameError::Broken { kind, why: "it is of no length".to_owned() }),
+            0 => Err(FrameError::Broken { kind, why: "its length is zero".to_owned() }),
             length => {
                 self.pieces.worked(length);
                 Ok(length)

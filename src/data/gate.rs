@@ -18,7 +18,7 @@ pub fn boottime() -> Duration {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// No heartbeat was answered yet: nobody can be let in.
-    #[error("this agent has not heard from its master yet and cannot check tickets")]
+    #[error("this agent has not reached its master yet and cannot check tickets")]
     NoKey,
     /// There was none.
     #[error("the request carries no ticket")]

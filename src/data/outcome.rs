@@ -173,7 +173,7 @@ impl Offered {
     pub fn of_reply(manifest: &Manifest, reply: OfferReply) -> Result<Self, String> {
         let (expected, found) = (manifest.entries.len(), reply.answers.len());
         if expected != found {
-            return Err(format!("{found} answers to {expected} entries"));
+            return Err(format!("{found} results for {expected} entries"));
         }
         let answers = manifest
             .entries
@@ -181,9 +181,9 @@ impl Offered {
             .zip(reply.answers)
             .map(|(entry, answer)| match answer {
                 Answer::Needed { .. } | Answer::Check if !is_file(entry) => {
-                    Err("content is asked of what has none")
+                    Err("it requests content of an entry without content")
                 }
-                Answer::Check if entry.digest.is_some() => Err("a digest is asked of it twice"),
+                Answer::Check if entry.digest.is_some() => Err("it requests a digest twice"),
                 Answer::Done(action) => Ok(Ok(Found::Done(action))),
                 Answer::Needed { action, base } => Ok(Ok(Found::Needed { action, base })),
                 Answer::Check => Ok(Ok(Found::Check)),
@@ -220,9 +220,9 @@ fn is_file(entry: &Entry) -> bool {
 fn digests(entries: &[Entry], all: Vec<DigestOf>) -> Result<Vec<Option<Digest>>, &'static str> {
     let mut found = vec![None; entries.len()];
     for one in all {
-        let entry = entries.get(one.entry as usize).ok_or("a digest is of no entry")?;
+        let entry = entries.get(one.entry as usize).ok_or("a digest belongs to no entry")?;
         if !is_file(entry) {
-            return Err("a digest is of what has no content");
+            return Err("a digest belongs to an entry without content");
         }
         found[one.entry as usize] = Some(one.digest);
     }
@@ -263,17 +263,17 @@ impl Packed {
             };
             begun.push(entry);
             let path = &entry.path;
-            let taken = taken.next().ok_or("it speaks of fewer files than were sent")?;
+            let taken = taken.next().ok_or("it reports fewer files than were sent")?;
             files.push(match (written, taken) {
                 (Err(error), _) => Err(error),
                 (Ok(written), Taken::Written) => Ok(written),
                 (Ok(_), Taken::Mismatch) => Err(mismatch().into_error(path)),
-                (Ok(_), Taken::Aborted) => return Err("it gave up a file that was whole".into()),
+                (Ok(_), Taken::Aborted) => return Err("it dropped a file that was complete".into()),
                 (Ok(_), Taken::Failed(fault)) => Err(fault.into_error(path)),
             });
         }
         if taken.next().is_some() {
-            return Err("it speaks of more files than were sent".to_owned());
+            return Err("it reports more files than were sent".to_owned());
         }
         Ok(Packed {
             files,

@@ -389,7 +389,7 @@ impl Peer {
             },
             why = self.given_up(leased) => Err(Lost::Route(why)),
             () = stalled(moved, self.reply) => {
-                let why = format!("less than {STALL_BYTES} bytes went to it in {:?}", self.reply);
+                let why = format!("it accepted less than {STALL_BYTES} bytes in {:?}", self.reply);
                 Err(Lost::Connection(why))
             }
         }
@@ -490,7 +490,7 @@ impl Peer {
         leased.note_answered();
         let status = status.as_u16();
         let problem = serde_json::from_slice::<Problem>(&body)
-            .unwrap_or_else(|_| Problem::new(status, "", "unknown", "it did not say why"));
+            .unwrap_or_else(|_| Problem::new(status, "", "unknown", "it gave no reason"));
         Err(self.refused(path, Problem { status, ..problem }))
     }
 
@@ -524,7 +524,7 @@ impl Peer {
     }
 
     fn nonsense(&self, why: String) -> SendError {
-        let message = format!("its reply makes no sense: {why}");
+        let message = format!("its reply is invalid: {why}");
         SendError::Broken { worker: self.worker.clone(), message }
     }
 }

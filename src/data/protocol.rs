@@ -380,7 +380,7 @@ pub fn range_fits(offset: u64, length: u64, size: u64) -> Result<(), String> {
     if fits {
         return Ok(());
     }
-    Err(format!("{length} bytes at {offset} are no range of a file of {size} bytes"))
+    Err(format!("{length} bytes at {offset} are not within a file of {size} bytes"))
 }
 
 /// A directory table, as a pack begins with.

@@ -354,7 +354,7 @@ impl<S: Store> Taking<'_, S> {
 /// Stops work that nobody waits for.
 fn go_on<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError> {
     if frames.abandoned() {
-        return Err(FrameError::Connection("nobody waits for the rest".to_owned()));
+        return Err(FrameError::Connection("the requester is gone".to_owned()));
     }
     Ok(())
 }

@@ -375,7 +375,7 @@ impl Routes {
 
     fn note(&self, (nic, to): &Key, why: &str) {
         if let Some(nic) = nic.and_then(|i| self.nics.get(i)).filter(|_| self.nics.len() > 1) {
-            tracing::info!(from = nic.endpoint.authority(), to, "route set aside: {why}");
+            tracing::info!(from = nic.endpoint.authority(), to, "route not used for now: {why}");
         }
     }
 

@@ -148,7 +148,9 @@ async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, Failure> {
         stream.read_exact(&mut head[1..]).await.map_err(|e| bad(&e))?;
         let (kind, length) = frame::split_head(head);
         if kind != frame::ASK || length > MAX_ASK {
-            let why = format!("an ask was expected, not kind {kind:#04x} of {length} bytes");
+            let why = format!(
+                "a request was expected, not a frame of kind {kind:#04x} and {length} bytes"
+            );
             return Err(Failure::Bad(why));
         }
         let mut document = vec![0; length];
@@ -158,7 +160,7 @@ async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, Failure> {
         minicbor::decode(document).map(Some).map_err(|e| bad(&e))
     };
     let asked = tokio::time::timeout(ASKED, whole).await;
-    let late = || Failure::Bad(format!("an ask was not complete within {ASKED:?}"));
+    let late = || Failure::Bad(format!("a request was not complete within {ASKED:?}"));
     asked.unwrap_or_else(|_| Err(late()))
 }
 
@@ -190,7 +192,7 @@ async fn take(
             Some((back, taken.map_err(Failure::from)))
         }
         Err(e) => {
-            tracing::error!("taking content panicked: {e}");
+            tracing::error!("receiving content panicked: {e}");
             None
         }
     }
@@ -270,7 +272,7 @@ impl Wire {
     /// Waits for bytes, for a while.
     fn wait(&mut self) -> Result<(), String> {
         if self.abandoned.is_cancelled() {
-            return Err("nobody waits for the rest".to_owned());
+            return Err("the requester is gone".to_owned());
         }
         if self.waited >= self.patience {
             let patience = self.patience;

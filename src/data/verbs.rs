@@ -86,14 +86,14 @@ impl Failure {
                     "this is an agent's data port, not a master: it does not serve `{path}`"
                 );
                 Problem::new(404, "Not Found", "unknown_verb", detail).hinted(format!(
-                    "this agent speaks version {VERSION}: paths begin with /v{VERSION}/"
+                    "this agent supports version {VERSION}: paths begin with /v{VERSION}/"
                 ))
             }
             Failure::Method => Problem::new(
                 405,
                 "Method Not Allowed",
                 "method_not_allowed",
-                "everything is POSTed; a probe is a GET",
+                "requests are POST; a probe is GET",
             ),
             Failure::Bad(detail) => Problem::new(400, "Bad Request", "bad_frame", detail),
             Failure::Damaged(detail) => {

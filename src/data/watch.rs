@@ -84,7 +84,7 @@ impl Watch {
                     let answer = self.routes.probe(&self.key).await;
                     unanswered = if answer.is_ok() { 0 } else { unanswered + 1 };
                     if let Some(why) = answer.err().filter(|_| unanswered >= enough) {
-                        return format!("the peer is silent, and does not answer: {why}");
+                        return format!("the peer does not answer: {why}");
                     }
                     (since, pause) = (Instant::now(), QUIET_AGAIN);
                 }

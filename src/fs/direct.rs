@@ -97,7 +97,7 @@ impl Direct {
         if new {
             let (major, minor) = (rustix::fs::major(self.dev), rustix::fs::minor(self.dev));
             tracing::warn!(
-                "direct_io: the file system {major}:{minor} does not do it ({errno}); it is read through the \
+                "direct_io: the file system {major}:{minor} does not support it ({errno}); files are read through the \
                  page cache"
             );
         }

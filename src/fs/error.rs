@@ -208,8 +208,8 @@ impl fmt::Display for WithoutHint<'_> {
         }
         match error.cause {
             Cause::Os(TAKEN) => f.write_str(
-                "its name, or one above it, is there in another spelling (letter case, Unicode form), \
-                 and the file system takes the two for one (ENOTUNIQ)",
+                "its name, or one above it, exists in another spelling (letter case, Unicode form), \
+                 and the file system does not distinguish the two (ENOTUNIQ)",
             )?,
             Cause::Os(errno) => {
                 let text = std::io::Error::from(errno).to_string();
@@ -222,13 +222,13 @@ impl fmt::Display for WithoutHint<'_> {
             Cause::Changed => f.write_str("the file changed meanwhile")?,
             Cause::NotRegular => f.write_str("it is not a regular file")?,
             Cause::WrongSize { expected, found } => {
-                write!(f, "it has {found} bytes, expected were {expected}")?;
+                write!(f, "it has {found} bytes instead of {expected}")?;
             }
             Cause::Occupied => {
                 f.write_str("a directory that is not empty stands in its place (EISDIR)")?;
             }
-            Cause::Overtaken => f.write_str("another attempt at the same file has taken over")?,
-            Cause::Lost => f.write_str("what was written to its part file is gone")?,
+            Cause::Overtaken => f.write_str("another attempt is writing the same file")?,
+            Cause::Lost => f.write_str("data written to its part file is gone")?,
             Cause::ManyXattrs => f.write_str("its extended attributes are over 1 MiB together")?,
             Cause::Unmakeable(kind, errno) => {
                 let kind = match kind {
@@ -243,7 +243,7 @@ impl fmt::Display for WithoutHint<'_> {
             Cause::RootGone(loss) => write!(f, "{loss}")?,
             Cause::MadeUp => {
                 f.write_str(
-                    "its file system is one like /proc, whose files have no length to copy by",
+                    "its file system is one like /proc, whose files have no length",
                 )?;
             }
             Cause::Dangling => f.write_str("it is a link that leads to nothing")?,
@@ -252,7 +252,7 @@ impl fmt::Display for WithoutHint<'_> {
             }
             Cause::Cycle => f.write_str("links lead from it back to a directory above it")?,
             Cause::NoDirectory => {
-                f.write_str("it is no directory, and a list names what lies in one")?;
+                f.write_str("it is not a directory, and a list names entries of a directory")?;
             }
             Cause::NoTrash(found) => {
                 let found = match found {

@@ -58,7 +58,7 @@ fn os_hint(errno: Errno, uid: Uid) -> Option<String> {
         Errno::NOSPC => FileError::NO_ROOM_HINT,
         Errno::DQUOT => return Some(format!("raise the quota of user {uid}, or free some of it")),
         Errno::FBIG => {
-            "its file system has no longer files, or the limit of file sizes (`ulimit -f`, LimitFSIZE=) is to be \
+            "its file system allows no larger files, or the limit of file sizes (`ulimit -f`, LimitFSIZE=) must be \
              raised"
         }
         Errno::ROFS => "mount the file system writable",

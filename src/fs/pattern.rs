@@ -311,7 +311,10 @@ impl Class {
     fn add_named(&mut self, name: &str) -> Result<(), String> {
         let Some((_, holds)) = NAMED.iter().find(|(known, _)| *known == name) else {
             let known: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
-            return Err(format!("there is no class [:{name}:], but {}", known.join(", ")));
+            return Err(format!(
+                "there is no class [:{name}:]; the classes are {}",
+                known.join(", ")
+            ));
         };
         (0..128u8).filter(holds).for_each(|byte| self.add(char::from(byte)));
         Ok(())

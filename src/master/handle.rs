@@ -403,7 +403,7 @@ impl Handle {
                 "the manifest of this assignment is gone: its task has ended",
             )),
             Ok(Err(why)) => Err(store_down(&why)),
-            Err(_) => Err(store_down("it did not give a manifest in time")),
+            Err(_) => Err(store_down("no manifest came in time")),
         }
     }
 
@@ -470,7 +470,7 @@ impl Handle {
             Ok(Some(backup)) => Ok(backup),
             Ok(None) => {
                 let detail = format!(
-                    "this master keeps its state in Redis at {}, which has means of its own for backups",
+                    "this master keeps its state in Redis at {}, which has its own backups",
                     self.identity.store
                 );
                 Err(Problem::new(501, "Not Implemented", "backup_elsewhere", detail).hinted(
@@ -528,10 +528,10 @@ fn not_accepted(shortage: &Shortage) -> Problem {
     match shortage {
         Shortage::Full(_) => Problem::new(507, "Insufficient Storage", "store_full", detail)
             .hinted(
-                "queued syncs go on and free space when they end; or give the store more memory",
+                "queued syncs continue and free space when they end; or give the store more memory",
             ),
         Shortage::Unsafe(_) => unavailable("store_unsafe", detail).hinted(
-            "what was accepted goes on; repeat the request after the setting was changed back",
+            "accepted syncs continue; repeat the request after the setting was changed back",
         ),
     }
 }
@@ -560,7 +560,7 @@ fn late(why: Option<String>) -> Problem {
 
 /// A reply of another kind than the question: a defect of the owner, never of the caller.
 pub(super) fn misplaced(reply: Reply) -> Problem {
-    tracing::error!(?reply, "the reply does not fit the question");
+    tracing::error!(?reply, "the reply does not fit the request");
     Problem::new(
         500,
         "Internal Server Error",

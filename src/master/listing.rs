@@ -86,7 +86,7 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
     }
     match wanted {
         Wanted::Records(_) if !listing.recorded => {
-            Err(conflict("not_recorded", "what became of each file was not recorded by this sync")
+            Err(conflict("not_recorded", "this sync did not record the outcome of each file")
                 .hinted(format!(
                     "what failed is listed for every sync: ctl sync files {id} --state failed; for all paths submit it \
                      with --record (options.record)"
@@ -97,7 +97,7 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
                 .hinted("submit it with options.manifest (ctl: --manifest)"))
         }
         Wanted::Digests(_) if !listing.ended => {
-            Err(conflict("not_ended", "the sync goes on: its manifest is not whole yet")
+            Err(conflict("not_ended", "the sync has not ended: its manifest is not complete yet")
                 .hinted(format!("wait for its end: ctl sync wait {id}")))
         }
         _ => Ok(()),
@@ -105,7 +105,7 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
 }
 
 fn lost(why: &str) -> Problem {
-    let detail = format!("what was recorded of this sync is not whole: {why}");
+    let detail = format!("the records of this sync are not complete: {why}");
     Problem::new(409, "Conflict", "records_lost", detail).hinted(
         "records are kept in the data_dir of the master that led; submit the sync again to have them",
     )

@@ -47,7 +47,7 @@ impl NameKeyFile {
         if let Err(e) = private::replace(file, &key.0) {
             tracing::warn!(
                 file = %file.display(), error = %e,
-                "the key of part files is not kept: should the store lose everything, they are sent again"
+                "the key of part files is not kept: if the store loses everything, they are sent again"
             );
         }
     }

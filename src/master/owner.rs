@@ -372,7 +372,7 @@ impl<S: Store> Owner<S> {
             BTreeMap::new()
         });
         for (sync, why) in lost {
-            tracing::error!(%sync, why, "what became of each file can't be recorded any more");
+            tracing::error!(%sync, why, "the outcome of each file can't be recorded any more");
             pending.take(self.state.apply(Event::ListingLost { sync, why }, None, now()));
         }
     }
@@ -386,7 +386,7 @@ impl<S: Store> Owner<S> {
         let remove = move || {
             for sync in dropped {
                 if let Err(e) = spool.remove(sync.0) {
-                    tracing::warn!(%sync, error = %e, "a list of files stays behind");
+                    tracing::warn!(%sync, error = %e, "a list of files could not be removed");
                 }
             }
         };

@@ -105,7 +105,7 @@ impl Reigns {
                             "another master leads: this one follows"
                         );
                     }
-                    _ => return Err(e.context("the master can't go on")),
+                    _ => return Err(e.context("the master can't continue")),
                 },
                 Ok(()) => return Ok(()),
             }
@@ -192,7 +192,7 @@ impl Reigns {
 
     /// Leads until it is told to stop, which is `Ok`.
     async fn lead<S: Store>(&self, store: &Arc<S>, lead: Lead) -> anyhow::Result<()> {
-        self.take(Seat::Nobody(Why::Change("this master begins to lead")));
+        self.take(Seat::Nobody(Why::Change("this master becomes the leader")));
         let Lead { mut tenure, leader } = lead;
         let keeper = Keeper::start(Arc::clone(store), tenure);
         let Some(records) = self.patiently("read the store", || store.load()).await? else {
@@ -209,7 +209,7 @@ impl Reigns {
         let state = tokio::task::spawn_blocking(loading).await.context("load the state")??;
         // Only now: before it led, another master on this host may have used them.
         if let Err(e) = self.spool.keep_only(|number| state.knows(number)) {
-            tracing::warn!(error = %e, "old lists of files stay behind");
+            tracing::warn!(error = %e, "old lists of files could not be removed");
         }
         tenure.asked_ms = keeper.end();
 
@@ -228,7 +228,7 @@ impl Reigns {
             ended = owner.run(self.api_ended.clone()) => ended,
             unusable = watch_shortage(store.as_ref(), tell_shortage) => Err(unusable),
         };
-        self.take(Seat::Nobody(Why::Change("this master does not lead any more")));
+        self.take(Seat::Nobody(Why::Change("this master is no longer the leader")));
         Ok(ended?)
     }
 

@@ -93,8 +93,7 @@ pub(super) fn elsewhere(leader: &Leader) -> Problem {
                 .hinted("send the request to the URL in Location")
         }
         None => {
-            let detail =
-                format!("this master follows; {name} leads, and does not say at which URL");
+            let detail = format!("this master follows; {name} leads, and its URL is not known");
             Problem::new(503, "Service Unavailable", "not_leader", detail).hinted(
                 "send the request to that master; set its `advertise_url`, so that others can name it",
             )
@@ -108,7 +107,7 @@ pub(super) fn elsewhere(leader: &Leader) -> Problem {
 pub(super) fn store_down(why: &str) -> Problem {
     let detail = format!("the master can't decide anything now: {why}");
     Problem::new(503, "Service Unavailable", "store_unavailable", detail)
-        .hinted("transfers in flight go on; repeat the request after the time in Retry-After")
+        .hinted("transfers in flight continue; repeat the request after the time in Retry-After")
 }
 
 #[cfg(test)]

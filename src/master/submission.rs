@@ -69,7 +69,7 @@ pub(super) fn retried(
         return Err(not_retried(id, none));
     }
     if names.iter().any(|name| name.0.is_empty()) {
-        let detail = format!("in sync `{id}` failed more than single entries");
+        let detail = format!("sync `{id}` failed in more than single entries");
         return Err(not_retried(id, detail));
     }
     if sync.options.delete.is_some() {
@@ -122,10 +122,14 @@ pub(super) fn options_rule(options: &SyncOptions, listed: bool, roots: &[&AbsPat
     refuse(
         options.manifest && options.dry_run,
         "/manifest",
-        "can't be had of a dry run: nothing is brought whose digest could be told",
+        "is not available in a dry run, which copies nothing",
     );
     let readback = options.verify == Verify::Readback;
-    refuse(readback && options.dry_run, "/verify", "a dry run brings nothing to be read back");
+    refuse(
+        readback && options.dry_run,
+        "/verify",
+        "a dry run copies nothing that could be read back",
+    );
     let left_alone = options.update || options.ignore_existing || options.existing;
     refuse(
         readback && left_alone,
@@ -136,13 +140,13 @@ pub(super) fn options_rule(options: &SyncOptions, listed: bool, roots: &[&AbsPat
     refuse(
         options.allow_overlap && options.delete.is_some(),
         "/allow_overlap",
-        "can't be with delete: a mirror would delete what another sync brings",
+        "can't be combined with delete: a mirror would delete what another sync copies",
     );
     if let Some(delete) = &options.delete {
         refuse(
             listed,
             "/delete",
-            "can't be with a file_list: what the list leaves out would be deleted",
+            "can't be combined with a file_list: what the list leaves out would be deleted",
         );
         refuse(
             delete.max_percent > 100,

@@ -90,7 +90,7 @@ impl Clock {
         match plausible {
             true => tracing::info!("the wall clock is plausible again"),
             false => tracing::warn!(
-                "the wall clock is {}: no ended sync is dropped until it is right, or until somebody confirms it: \
+                "the wall clock is {}: no ended sync is dropped until it is right, or until it is confirmed: \
                  ctl admin confirm-clock",
                 off_by(ahead)
             ),

@@ -51,14 +51,14 @@ pub(super) fn plausible(page: &ScanPage, spec: &TaskSpec) -> Result<(), String> 
         ));
     }
     if page.spawn.len() > MOST_SPAWN {
-        return Err(format!("it gives {} subtrees away", page.spawn.len()));
+        return Err(format!("it splits off {} subtrees", page.spawn.len()));
     }
     if page.root.as_ref().is_some_and(|root| root.file_system.len() > MOST_FILE_SYSTEM) {
         return Err("the name of its file system is too long".to_owned());
     }
     match (spec, &page.pruned) {
         (TaskSpec::Prune { .. }, _) if !page.work.is_empty() => {
-            return Err("what is deleted brings no work".to_owned());
+            return Err("a deletion creates no tasks".to_owned());
         }
         (TaskSpec::Prune { .. }, Some(pruned)) if pruned.extra > pruned.seen => {
             return Err(format!("{} of {} entries are extra", pruned.extra, pruned.seen));
@@ -81,5 +81,5 @@ fn goes_on(spec: &TaskSpec, next: Option<&TaskSpec>) -> Result<(), String> {
         }
         (_, Some(_)) => false,
     };
-    if fits { Ok(()) } else { Err(format!("a {} does not go on as {next:?}", spec.kind())) }
+    if fits { Ok(()) } else { Err(format!("a {} does not continue as {next:?}", spec.kind())) }
 }

@@ -97,9 +97,9 @@ impl Hold {
     /// A sentence for operators.
     pub(super) fn reason(&self) -> String {
         match self {
-            Hold::Operator => "paused by an operator; go on with: ctl sync resume".to_owned(),
+            Hold::Operator => "paused by an operator; continue with: ctl sync resume".to_owned(),
             Hold::Storage { why, lack, .. } => {
-                format!("paused: {why}; it goes on by itself when {}", lack.end())
+                format!("paused: {why}; it continues by itself when {}", lack.end())
             }
         }
     }
@@ -217,7 +217,7 @@ impl State {
     pub(super) fn release(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let Some(Hold::Storage { lack, .. }) = &sync.hold else { return };
-        tracing::info!(sync = %sync.id, "{}: the sync goes on", lack.end());
+        tracing::info!(sync = %sync.id, "{}: the sync continues", lack.end());
         sync.hold = None;
         self.changed(no, now);
         self.wake = true;
@@ -282,7 +282,7 @@ impl State {
     /// A sync has waited long enough: what nobody has in hand fails, and there is no more waiting.
     pub(super) fn give_up_waiting(&mut self, no: SyncNo, lack: &Lack, why: &str, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        tracing::warn!(sync = %sync.id, why, "the storage did not come back: the sync gives up");
+        tracing::warn!(sync = %sync.id, why, "the storage did not come back: the sync fails");
         (sync.hold, sync.waited_for_room) = (None, true);
         let waited = units::counted(self.settings.no_space_ms / 60_000, "minute", "minutes");
         let (why, errno, class) = match lack {

@@ -77,9 +77,9 @@ impl State {
     pub(super) fn heartbeat(&mut self, mut said: WorkerHeartbeat, now: Now) -> Reply {
         let id = said.worker_id.clone();
         if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
-            let detail = format!("{MAX_WORKERS} workers are known, and no more are taken");
+            let detail = format!("there are {MAX_WORKERS} workers already, which is the limit");
             let problem = Problem::new(429, "Too Many Requests", "too_many_workers", detail)
-                .hinted("workers that fall silent are forgotten after a day");
+                .hinted("workers without heartbeats are removed after a day");
             return Reply::Refused(Box::new(problem));
         }
         if let Some(problem) = self.refuse_second(&said, now) {
@@ -478,7 +478,7 @@ impl State {
         }
         if task.attempt.saturating_sub(task.short) >= MAX_ATTEMPTS {
             let who = worker.map_or_else(String::new, |w| format!(", last on worker {w}"));
-            let why = format!("its lease ran out or was given back {MAX_ATTEMPTS} times{who}");
+            let why = format!("its lease expired or was returned {MAX_ATTEMPTS} times{who}");
             self.give_up(id, &why, None, now);
             return;
         }
@@ -528,7 +528,7 @@ impl State {
             }
         }
         for (id, worker) in ran_out {
-            let what = "a lease ran out: the task goes back to the queue";
+            let what = "a lease expired: the task is queued again";
             warn_counted!(format_args!("worker {worker}: {what}"), task = %id, %worker, "{what}");
             self.note_outcome(id, &worker, true, now);
             match self.is_silent(id, now) {

@@ -216,8 +216,8 @@ impl State {
         self.put(key);
         if times > most {
             let why = format!(
-                "its worker died or fell silent {} while it held this, the last time with nothing else in \
-                 hand: {workers}; see what the logs of these agents and of their kernels (out of memory?) say",
+                "its worker died or sent no heartbeats {} while it had this task, the last time with no other \
+                 task: {workers}; see the logs of these agents and of their kernels (out of memory?)",
                 units::counted(times as u64, "time", "times")
             );
             return self.fail_lost(id, &why, now);
@@ -236,7 +236,7 @@ impl State {
         let copies = matches!(task.spec, TaskSpec::Copy { .. });
         let left = if copies { task.blob.take() } else { None };
         let blob_bytes = task.blob_bytes;
-        tracing::error!(sync = %no, task = %id, "{} is given up: {why}", task.described());
+        tracing::error!(sync = %no, task = %id, "{} has failed: {why}", task.described());
         self.give_up(id, why, None, now);
         let Some(blob) = left else { return };
         if self.syncs.get(&no).is_none_or(Sync::dry_run) {
@@ -383,9 +383,7 @@ impl State {
                 let times = units::counted(most as u64, "time", "times");
                 format!("after {times} each entry of it runs alone on a worker")
             }
-            false => {
-                "it runs alone on a worker, and is given up if that one is lost too".to_owned()
-            }
+            false => "it runs alone on a worker, and fails if that one is lost too".to_owned(),
         };
         let (what, times) = (worst.described(), worst.losses.len());
         let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };

@@ -84,7 +84,7 @@ impl Outcomes {
         let record = self.0.entry(worker.clone()).or_default();
         match (&mut record.aside, failed) {
             (Some(_), false) => {
-                tracing::info!(%worker, "a probe succeeded: it is trusted again");
+                tracing::info!(%worker, "a probe succeeded: the quarantine ends");
                 *record = Record::default();
             }
             (Some(aside), true) => {
@@ -130,8 +130,8 @@ impl State {
             return;
         }
         let why = format!(
-            "set aside: {bad} of its last {all} tasks failed, of those of others {peers_bad} of \
-             {peers_all}; it is tried every now and then"
+            "in quarantine: {bad} of its last {all} tasks failed, of those of others {peers_bad} of \
+             {peers_all}; it is probed from time to time"
         );
         tracing::warn!(%worker, "{why}");
         let probe_ms = now.mono_ms.saturating_add(PROBE_MS);

@@ -61,7 +61,7 @@ impl State {
             return stop();
         }
         if let Err(why) = plausible(&page, &spec) {
-            let detail = format!("a page of worker {worker} cannot be: {why}");
+            let detail = format!("an invalid page of worker {worker}: {why}");
             let problem = Problem::new(422, "Unprocessable Content", "bad_page", detail);
             return Reply::Refused(Box::new(problem));
         }

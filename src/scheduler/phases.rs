@@ -150,7 +150,7 @@ impl State {
         let what = match &task.spec {
             TaskSpec::Scan { dir, .. } => format!("list `{dir}`"),
             TaskSpec::Prune { dir, .. } => format!("delete in `{dir}`"),
-            TaskSpec::Sweep => "remove what was kept for the names of one file".to_owned(),
+            TaskSpec::Sweep => "remove the anchors of hard links".to_owned(),
             TaskSpec::List { .. } => "look up listed names".to_owned(),
             TaskSpec::Copy { .. } if task.entry.is_some() => "copy".to_owned(),
             TaskSpec::Copy { files, dirs, .. } => {
@@ -188,7 +188,7 @@ impl State {
         }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         if !sync.is_active() {
-            let what = "something of an ended sync stays behind";
+            let what = "a file of an ended sync could not be removed";
             warn_counted!(format_args!("{what} (sync {})", sync.id), sync = %sync.id, why, "{what}");
             return;
         }
@@ -380,10 +380,13 @@ impl State {
                     ),
                 ));
             } else if now.mono_ms.saturating_sub(task.since_ms) > FLUSH_PATIENCE_MS {
-                vain.push((task.id, format!(
-                    "worker {bound} wrote to the destination and has not come back to flush it; \
+                vain.push((
+                    task.id,
+                    format!(
+                        "worker {bound} wrote to the destination and did not return to flush it; \
                      submit the sync again"
-                )));
+                    ),
+                ));
             }
         }
         for id in in_time {

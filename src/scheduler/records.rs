@@ -70,7 +70,9 @@ pub enum LoadError {
         why: String,
     },
     /// Written by a later program.
-    #[error("the store was written by a later version (records {0}, this program knows {VERSION})")]
+    #[error(
+        "the store was written by a later version (records {0}, this program reads up to {VERSION})"
+    )]
     Later(u32),
     /// The key for tickets can't be made or read.
     #[error("the key that signs tickets: {0}")]

@@ -191,7 +191,7 @@ impl State {
             }
         };
         if !fits {
-            let why = "the agent's report does not add up to the task".to_owned();
+            let why = "the agent's report does not match the task".to_owned();
             return self.failed(id, Failure { worker, why, errors: Vec::new() }, now);
         }
         if !verified {

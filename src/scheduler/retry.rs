@@ -49,7 +49,7 @@ impl State {
             (None, Some(true), Some(parts)) => Some((sync.list_owner(), parts)),
             (None, listed, _) => {
                 let why = match listed {
-                    Some(_) => "its list of names went over to the sync by which it was retried",
+                    Some(_) => "its list of names now belongs to the sync that retried it",
                     None => "an earlier version did not keep whether it had a list of names",
                 };
                 let detail = format!("sync `{id}` cannot be tried again: {why}");

@@ -17,7 +17,7 @@ const MOST_REFUSED: usize = 16;
 /// The refusal of a heartbeat that comes from a second agent.
 fn id_taken(said: &WorkerHeartbeat) -> Problem {
     let detail = format!(
-        "another agent runs as worker `{}` and is alive: this one gets no work until that is gone",
+        "another agent runs as worker `{}` and is alive: this one gets no work until that one is stopped",
         said.worker_id
     );
     let problem = Problem::new(409, "Conflict", "worker_id_taken", detail);

@@ -518,7 +518,8 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
         return (SyncState::Completed, Some(outcome), Some(reason));
     }
     let lost = sync.listing.lost.as_ref();
-    let lost = lost.map(|why| format!("what became of each file is not all recorded: {why}"));
+    let lost =
+        lost.map(|why| format!("the outcome of each file is not completely recorded: {why}"));
     (SyncState::Completed, Some(outcome), unverified.or(lost))
 }
 

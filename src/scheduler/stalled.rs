@@ -18,7 +18,7 @@ impl State {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         sync.moved_ms = Some(now.mono_ms);
         if sync.stalled_ms.take().is_some() {
-            tracing::info!(sync = %sync.id, "it moves again");
+            tracing::info!(sync = %sync.id, "the sync is no longer stalled");
         }
     }
 
@@ -53,7 +53,7 @@ impl State {
                 let worker = worker_id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
                 tracing::warn!(
                     sync = %sync.id, %since, task, worker, task_seconds,
-                    "the sync is stalled: workers are there, and nothing moves"
+                    "the sync is stalled: workers are active, and no byte moves"
                 );
             }
         }

@@ -251,7 +251,7 @@ impl State {
                 "the storage path of worker {id} that holds the source {path} leads to another directory than \
                  when the sync began"
             );
-            let stop = sync.stop(&why, "look at what is mounted there, and submit it again");
+            let stop = sync.stop(&why, "check what is mounted there, and submit the sync again");
             return self.halt(no, stop, now);
         }
         if sync.stage < Stage::Prune {

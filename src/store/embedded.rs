@@ -182,7 +182,7 @@ impl Place {
                 "{text}; the file is damaged: restore it from a backup, or move it away to start with an empty store"
             )),
             Some(CannotOpen | PermissionDenied | ReadOnly) => StoreError::Unusable(format!(
-                "{text}; check that its directory belongs to the user who runs the master"
+                "{text}; check that its directory belongs to the user that runs the master"
             )),
             Some(ApiMisuse | SchemaChanged | TypeMismatch) => StoreError::Unusable(text),
             _ => StoreError::Unavailable(text),
@@ -194,7 +194,7 @@ impl Place {
 fn create_private(dir: &Path) -> Result<(), StoreError> {
     let failed = |path: &Path, e: std::io::Error| {
         StoreError::Unusable(format!(
-            "cannot create {}: {e}; create it for the user who runs the master, or set another data_dir",
+            "cannot create {}: {e}; create it for the user that runs the master, or set another data_dir",
             path.display()
         ))
     };

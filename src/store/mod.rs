@@ -210,7 +210,7 @@ fn check_schema(found: &str, place: &str) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::Unusable(format!(
-        "{place} was written with schema version {}, this binary knows versions up to {SCHEMA}; \
+        "{place} was written with schema version {}, this program reads versions up to {SCHEMA}; \
          upgrade this binary, or give it a store of its own",
         found.escape_default(),
     )))

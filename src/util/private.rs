@@ -86,7 +86,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let own = meta.uid() == rustix::process::geteuid().as_raw();
     if !meta.is_file() || !own || meta.mode() & 0o077 != 0 {
         let why = format!(
-            "{} belongs to uid {} and has the mode {:04o}: it must be a file of this user that nobody else may \
+            "{} belongs to uid {} and has the mode {:04o}: it must be a file of this user that no other user may \
              read or write (0600)",
             path.display(),
             meta.uid(),

@@ -37,7 +37,7 @@ impl Timetable {
         for earlier in &self.0 {
             if let Some(at) = earlier.meets(&entry) {
                 return Err(format!(
-                    "`{}` overlaps `{}`: both say what holds on {}; give each its own times",
+                    "`{}` overlaps `{}`: both set the limit on {}; give each its own times",
                     entry.text,
                     earlier.text,
                     minute(at)
@@ -117,7 +117,7 @@ fn parse_days(word: &str) -> Result<(usize, usize), String> {
         let found = DAYS.iter().position(|day| day.eq_ignore_ascii_case(name));
         found.ok_or_else(|| {
             format!(
-                "`{name}` is no day; the days are Mon, Tue, Wed, Thu, Fri, Sat, Sun, e.g. Mon-Fri"
+                "`{name}` is not a day; the days are Mon, Tue, Wed, Thu, Fri, Sat, Sun, e.g. Mon-Fri"
             )
         })
     };
@@ -137,7 +137,7 @@ fn parse_times(word: &str) -> Result<(usize, usize), String> {
         (minute < 60 && at <= DAY).then_some(at)
     };
     let bad =
-        |text: &str| format!("`{text}` is no time; write times as 08:00, from 00:00 to 24:00");
+        |text: &str| format!("`{text}` is not a time; write times as 08:00, from 00:00 to 24:00");
     let (from, to) = word
         .split_once('-')
         .ok_or_else(|| format!("`{word}` names one time; write from and to, e.g. 08:00-18:00"))?;
@@ -249,13 +249,13 @@ mod tests {
             ("08:00-18:00", "no limit"),
             ("Mon-Fri", "is not a limit"),
             ("08:00 1M", "from and to"),
-            ("8:00-18:00 1M", "`8:00` is no time"),
-            ("08:60-18:00 1M", "`08:60` is no time"),
-            ("08:00-24:01 1M", "`24:01` is no time"),
-            ("24:00-08:00 1M", "`24:00` is no time"),
+            ("8:00-18:00 1M", "`8:00` is not a time"),
+            ("08:60-18:00 1M", "`08:60` is not a time"),
+            ("08:00-24:01 1M", "`24:01` is not a time"),
+            ("24:00-08:00 1M", "`24:00` is not a time"),
             ("08:00-08:00 1M", "no length"),
-            ("Mon-Fry 1M", "`Fry` is no day"),
-            ("Mo 08:00-18:00 1M", "`Mo` is no day"),
+            ("Mon-Fry 1M", "`Fry` is not a day"),
+            ("Mo 08:00-18:00 1M", "`Mo` is not a day"),
             ("08:00-18:00 fast", "is not a limit"),
             ("08:00-18:00 100Mb/s", "bits or bytes"),
         ] {

@@ -72,7 +72,7 @@ pub struct SyncOptions {
     /// Make the destination a mirror: delete what the source does not have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delete: Option<DeleteOptions>,
-    /// Do not wait for earlier syncs that read or write the same paths and are no mirrors. The master decides by it; no
+    /// Do not wait for earlier syncs that read or write the same paths and are not mirrors. The master decides by it; no
     /// agent needs it.
     #[serde(skip_serializing_if = "is_default")]
     pub allow_overlap: bool,
@@ -476,7 +476,7 @@ pub struct DeleteOptions {
     #[serde(skip_serializing_if = "is_default")]
     pub allow_empty_source: bool,
     /// Go on when the source root lies on another file system than at the last run (a snapshot that is
-    /// mounted anew each time).
+    /// mounted again each time).
     #[serde(skip_serializing_if = "is_default")]
     pub allow_new_source_fs: bool,
 }

@@ -130,7 +130,10 @@ impl Endpoint {
                 && !address.starts_with(['-', '.'])
                 && address.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'));
         if !host_ok {
-            return Err(format!("`{}` is no IP address", super::path::show(address.as_bytes())));
+            return Err(format!(
+                "`{}` is not an IP address",
+                super::path::show(address.as_bytes())
+            ));
         }
         let port = match port {
             None => None,
@@ -142,7 +145,10 @@ impl Endpoint {
                 || name.len() > 15
                 || !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/'))
         {
-            return Err(format!("`{}` is no interface name", super::path::show(name.as_bytes())));
+            return Err(format!(
+                "`{}` is not an interface name",
+                super::path::show(name.as_bytes())
+            ));
         }
         Ok(Endpoint { iface, address: address.to_owned(), port })
     }
@@ -161,7 +167,7 @@ impl std::str::FromStr for Endpoint {
         }
         match s.split_once(':') {
             Some((host, port)) if !port.contains(':') => {
-                let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
+                let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
                 Self::checked(None, host, Some(port))
             }
             _ => Self::checked(None, s, None),

@@ -50,7 +50,7 @@ fn a_list_of_names_in_a_file_is_refused() {
     let submit = cluster.ctl(["sync", "submit", "--wait", "--files-from", "-"]);
     let ran = submit.arg(&f).arg(dst.join("f")).input("x\ny\n").run().exits(2);
     for part in
-        ["it is no directory, and a list names", "hint: leave the list (`--files-from`) out"]
+        ["it is not a directory, and a list names", "hint: leave the list (`--files-from`) out"]
     {
         assert!(ran.err().contains(part), "{part} in {}", ran.err());
     }

@@ -147,7 +147,7 @@ fn what_contradicts_itself_is_refused_with_a_sentence() {
         ("--preserve mode,tims", "unknown --preserve item `tims`"),
         ("--min-size 2K --max-size 1K", "--min-size is above --max-size"),
         ("--newer-than 1d --older-than 2d", "every file would be left out"),
-        ("--manifest m --verify none", "makes no digests"),
+        ("--manifest m --verify none", "computes no digests"),
         ("--delete --trash /dst", "is DST itself"),
         ("--delete --trash /other/x", "does not lie below DST"),
         ("--delete --trash ../x", "must not contain `..`"),

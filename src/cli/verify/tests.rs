@@ -144,9 +144,9 @@ fn every_file_that_differs_is_named_and_no_other() {
     assert_eq!(
         found(&stage, &list),
         [
-            "changed     -rf  (it is no regular file)",
+            "changed     -rf  (it is not a regular file)",
             "changed     new\\#012line",
-            "changed     plain  (it is no regular file)",
+            "changed     plain  (it is not a regular file)",
             "extra       extra\\#033",
             "missing     \\#377\\#376 not utf-8",
             "missing     deep/er/file",

@@ -200,7 +200,7 @@ async fn a_master_that_stays_away_ends_the_waiting_and_the_sync_goes_on() {
     waiter.patience = Duration::ZERO;
     let e = waiter.run(&until(), &mut quiet()).await.err().unwrap();
     assert_eq!(e.exit, Exit::Unreachable);
-    let said = "the sync goes on without this program; to wait again: ctl sync wait x";
+    let said = "the sync continues without this program; to wait again: ctl sync wait x";
     assert!(e.render().contains(said), "{}", e.render());
 }
 

@@ -511,7 +511,7 @@ async fn other_versions_and_verbs_are_refused_by_name() {
     let world = World::new().await;
     let reply = world.post("/v2/offer", &world.ticket(), b"").await;
     assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("unknown_verb"), "{reply}");
-    assert!(reply.contains("speaks version 1"), "{reply}");
+    assert!(reply.contains("supports version 1"), "{reply}");
     let reply = world.post("/v1/offer", &world.ticket(), b"\xff\xff").await;
     assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");
     // What is no HTTP at all is hung up on.

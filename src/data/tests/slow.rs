@@ -96,7 +96,7 @@ async fn a_peer_that_takes_or_answers_a_byte_now_and_then_is_given_up_and_holds_
         let begun = std::time::Instant::now();
         let packed = peer().pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await;
         let Err(SendError::Broken { message, .. }) = packed else { panic!("{how:?}: {packed:?}") };
-        assert!(message.contains("less than 4096 bytes went to it in 700ms"), "{how:?}: {message}");
+        assert!(message.contains("accepted less than 4096 bytes in 700ms"), "{how:?}: {message}");
         if how == Slow::Answering {
             // A sender that has not met it yet asks at once; where its route is marked, a probe comes first.
             let unmet = Peers::new(&[], plenty()).peer(&member, &world.ticket(), &rules);

@@ -52,7 +52,7 @@ async fn a_refusal_says_why_and_ends_the_stream() {
     let other = frame::ask(&Ask { verb: "/v1/offer".to_owned(), ticket: world.ticket() });
     let early = [ask(&world), pack_of("whole"), b"x".to_vec()].concat();
     let cases = [
-        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "an ask was expected"),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "a request was expected"),
         (other, "this is an agent's data port, not a master: it does not serve `/v1/offer`"),
         (early, "bytes follow the last frame"),
     ];

@@ -302,9 +302,7 @@ fn endpoint(value: Value) -> Result<Endpoint, Faults> {
         IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast(),
     };
     if useless {
-        return Err(Faults::one(format!(
-            "{address} is no address that another agent can connect to"
-        )));
+        return Err(Faults::one(format!("another agent cannot connect to the address {address}")));
     }
     Ok(endpoint)
 }

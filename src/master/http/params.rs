@@ -80,10 +80,14 @@ impl Params {
             let Some(key) = known.iter().copied().find(|k| *k == key) else {
                 let detail = match nearest(&key, known.iter().copied()) {
                     Some(meant) => {
-                        format!("`{}` is no parameter; did you mean `{meant}`?", name(&key))
+                        format!("unknown parameter `{}`; did you mean `{meant}`?", name(&key))
                     }
                     None => {
-                        format!("`{}` is no parameter; there are {}", name(&key), known.join(", "))
+                        format!(
+                            "unknown parameter `{}`; the parameters are {}",
+                            name(&key),
+                            known.join(", ")
+                        )
                     }
                 };
                 return Err(bad(detail));

@@ -49,7 +49,7 @@ impl App {
         read.inspect_err(|problem| {
             if problem.code == seal::DAMAGED_CODE {
                 let (method, path) = (&head.method, head.uri.path());
-                let what = "a request was damaged on the way; it is asked for again";
+                let what = "a request was damaged on the way; the client is asked to send it again";
                 warn_counted!(what, %method, path, "{what}");
             }
         })
@@ -162,9 +162,12 @@ async fn list(State(app): State<App>, uri: Uri) -> Answer {
     let limit = params.number("limit")?;
     let before = match params.get("page_token") {
         None => None,
-        Some(token) => {
-            Some(token.parse().map(SyncNo).map_err(|_| params::bad("page_token is none of ours"))?)
-        }
+        Some(token) => Some(
+            token
+                .parse()
+                .map(SyncNo)
+                .map_err(|_| params::bad("page_token was not given by this master"))?,
+        ),
     };
     let id_prefix = params.get("id_prefix").map(str::parse::<RequestId>).transpose();
     let id_prefix = id_prefix.map_err(|rule| params::bad(format!("id_prefix {rule}")))?;

@@ -132,7 +132,7 @@ pub(super) fn inspect(file: &Path) -> Result<Found, StoreError> {
             })?;
             tracing::warn!(
                 "{} is complete by itself, so {} belongs to another database: it is not used and is now {}; remove it \
-                 if nobody misses it",
+                 if it is not needed",
                 file.display(),
                 wal.display(),
                 aside.display()

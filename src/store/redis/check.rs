@@ -58,7 +58,7 @@ fn hidden<T>(
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(StoreError::Unusable(e)) if is_forbidden(&e) => {
-            tracing::warn!(server = %link.address, "Redis does not tell {what}: not checked");
+            tracing::warn!(server = %link.address, "Redis does not show {what}: not checked");
             Ok(None)
         }
         Err(other) => Err(other),
@@ -102,7 +102,7 @@ fn unsafe_setting(
     }
     if setting("appendonly") == Some("no") && !allow_volatile {
         return Some(format!(
-            "Redis at {address} has `appendonly no` and forgets what it acknowledged when it stops; \
+            "Redis at {address} has `appendonly no` and loses acknowledged writes when it stops; \
              set `appendonly yes`, or accept the loss with `allow_volatile: true`"
         ));
     }

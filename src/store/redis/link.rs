@@ -153,7 +153,7 @@ impl Link {
                 "; give the user of the master the permissions that docs/operations.md lists (ACL SETUSER)"
             }
             _ if error.to_string().contains("cluster support disabled") => {
-                "; it is no cluster: give its `host` or `url` instead of `redis.cluster`"
+                "; it is not a cluster: give its `host` or `url` instead of `redis.cluster`"
             }
             _ => "",
         };
