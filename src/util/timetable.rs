@@ -262,7 +262,7 @@ mod tests {
             let told = table(&[bad]).unwrap_err();
             assert!(told.contains(why) && told.contains(&format!("`{bad}`")), "{bad}: {told}");
         }
-        assert!(table(&["1M", "2M"]).unwrap_err().contains("both say what holds on Mon 00:00"));
+        assert!(table(&["1M", "2M"]).unwrap_err().contains("both set the limit on Mon 00:00"));
         assert!(table(&["Sun 23:00-01:00 1M", "Mon 00:30-02:00 2M"]).is_err());
     }
 }
