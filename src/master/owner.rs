@@ -495,8 +495,8 @@ impl<S: Store> Owner<S> {
             .filter_map(|key| self.state.record(&key).map(|value| (key, value)))
             .collect();
         // File lists of active syncs and failures of ended ones are still needed, where the store still has them.
-        let is_kept = |key: &str| key.starts_with("f/") || key.starts_with("e/");
-        let keep = |key: &String| is_kept(key) && !pending.blob_deletes.contains(key);
+        let needed = self.state.blob_keys();
+        let keep = |key: &String| needed.contains(key) && !pending.blob_deletes.contains(key);
         Ok(Some(Batch {
             replace: true,
             puts,

@@ -4,7 +4,7 @@
 //! The list may be long and is never in memory as a whole: it is stored in pages, blobs `e/SYNC/PAGE` of lines of JSON.
 //! Only the page that is being filled is kept here, and written again with each event that adds to it; after a restart the
 //! next failure begins another page. Pages are written in the same commit as the counters, so a list and its counters agree
-//! whichever master leads.
+//! whichever master leads. A batch that failed as a whole is one line, which names its manifest: that is kept with the pages.
 
 use super::sync::Sync;
 use super::{Effect, State};
@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub(super) const MAX_FAILED_ENTRIES: u64 = 1_000_000;
 /// … of at most so many bytes of lines: names may be long.
 const MAX_FAILED_BYTES: u64 = 256 << 20;
+/// The manifests of so many batches are kept; the record of the sync holds their keys.
+const MAX_BATCHES: usize = 1_024;
 /// A page of so many bytes is complete. It is written as a whole with each event that adds to it.
 const PAGE_BYTES: usize = 32 << 10;
 /// A reason of more characters is cut.
@@ -31,8 +33,11 @@ pub(super) struct FailedList {
     listed: u64,
     /// Bytes of all lines.
     bytes: u64,
-    /// How many failures are not listed by name: the list is full, or a batch failed as a whole.
+    /// How many failures are not listed by name.
     pub(super) unlisted: u64,
+    /// The keys of the manifests of batches that failed as a whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    batches: Vec<String>,
     /// The last page, as far as it is filled since this master began to lead.
     #[serde(skip)]
     last: Page,
@@ -54,6 +59,27 @@ struct Line {
     path: BytePath,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     message: Option<String>,
+    /// It stands for all entries of a batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    batch: Option<FailedBatch>,
+}
+
+/// A batch that failed as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedBatch {
+    /// The key of its manifest.
+    pub manifest: String,
+    /// How many entries it has.
+    pub entries: u64,
+}
+
+/// A line of a page.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FailedLine {
+    /// The entry; of a batch what its entries have in common.
+    pub entry: FileRecord,
+    /// The batch, where it is one.
+    pub batch: Option<FailedBatch>,
 }
 
 /// What there is to know of the list of failures of a sync, to read it.
@@ -69,13 +95,13 @@ pub struct FailedPages {
 ///
 /// # Errors
 /// A sentence, where it is not what this program writes.
-pub fn failed_entries(page: &[u8]) -> Result<Vec<FileRecord>, String> {
+pub fn failures_of(page: &[u8]) -> Result<Vec<FailedLine>, String> {
     let mut message = None;
     let lines = page.split(|b| *b == b'\n').filter(|line| !line.is_empty());
     let entry = |line: &[u8]| {
         let line: Line = serde_json::from_slice(line).map_err(|e| e.to_string())?;
         message = line.message.or(message.take());
-        Ok(failed_record(line.path, message.clone()))
+        Ok(FailedLine { entry: failed_record(line.path, message.clone()), batch: line.batch })
     };
     lines.map(entry).collect()
 }
@@ -101,13 +127,19 @@ impl FailedList {
         *self == FailedList::default()
     }
 
-    /// Adds an entry. False: there is no room for it.
-    fn add(&mut self, failed: FileRecord, max_entries: u64) -> bool {
+    /// Whether so many more entries are listed.
+    fn has_room(&self, entries: u64, max_entries: u64) -> bool {
+        self.listed.saturating_add(entries) <= max_entries
+    }
+
+    /// Adds an entry, or a batch. False: there is no room for it.
+    fn add(&mut self, failed: FileRecord, batch: Option<FailedBatch>, max_entries: u64) -> bool {
         let message = failed.message.filter(|message| *message != self.last.message);
-        let line = Line { path: failed.path, message };
+        let entries = batch.as_ref().map_or(1, |batch| batch.entries);
+        let line = Line { path: failed.path, message, batch };
         let Ok(text) = serde_json::to_vec(&line) else { return false };
         let bytes = self.bytes.saturating_add(text.len() as u64 + 1);
-        if self.listed >= max_entries || bytes > MAX_FAILED_BYTES {
+        if !self.has_room(entries, max_entries) || bytes > MAX_FAILED_BYTES {
             return false;
         }
         if self.last.lines.is_empty() {
@@ -119,7 +151,8 @@ impl FailedList {
         if let Some(message) = line.message {
             self.last.message = message;
         }
-        (self.listed, self.bytes) = (self.listed + 1, bytes);
+        self.batches.extend(line.batch.map(|batch| batch.manifest));
+        (self.listed, self.bytes) = (self.listed + entries, bytes);
         true
     }
 
@@ -130,25 +163,51 @@ impl FailedList {
 }
 
 impl Sync {
-    /// The keys of the blobs that list its failures.
-    pub(super) fn failed_keys(&self) -> impl Iterator<Item = String> {
+    fn page_keys(&self) -> impl Iterator<Item = String> + use<> {
         let no = self.no;
         (0..self.failed.pages).map(move |page| page_key(no, page))
     }
 
+    /// The keys of the blobs that list its failures.
+    pub(super) fn failed_keys(&self) -> impl Iterator<Item = String> {
+        self.page_keys().chain(self.failed.batches.iter().cloned())
+    }
+
     /// The list of its failures, to read it.
     pub(super) fn failed_pages(&self) -> FailedPages {
-        FailedPages { keys: self.failed_keys().collect(), listed: self.failed.listed }
+        FailedPages { keys: self.page_keys().collect(), listed: self.failed.listed }
     }
 }
 
 impl State {
-    /// Lists the entry of `error`, which stands for `count` failures. The caller stores the sync's record.
-    pub(super) fn list_failed(&mut self, no: SyncNo, error: &FileError, count: u64) {
+    /// Whether the manifest of a batch that failed as a whole is kept to list its entries.
+    pub(super) fn lists_batch(&self, no: SyncNo, entries: u64) -> bool {
+        let has_room = |failed: &FailedList| {
+            failed.batches.len() < MAX_BATCHES
+                && failed.has_room(entries, self.settings.max_failed_entries)
+        };
+        entries > 0 && self.syncs.get(&no).is_some_and(|s| s.is_active() && has_room(&s.failed))
+    }
+
+    /// Lists the entry of `error`, which stands for `count` failures, by name or by the `manifest` of their batch. The
+    /// caller stores the sync's record.
+    pub(super) fn list_failed(
+        &mut self,
+        no: SyncNo,
+        error: &FileError,
+        count: u64,
+        manifest: Option<String>,
+    ) {
         let max_entries = self.settings.max_failed_entries;
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let failed = &mut sync.failed;
-        let listed = u64::from(failed.add(record_of(error), max_entries));
+        let batch = manifest.clone().map(|manifest| FailedBatch { manifest, entries: count });
+        let entries = if batch.is_some() { count } else { 1 };
+        let is_listed = failed.add(record_of(error), batch, max_entries);
+        let listed = if is_listed { entries } else { 0 };
+        if !is_listed {
+            self.effects.extend(manifest.map(Effect::DeleteBlob));
+        }
         failed.unlisted = failed.unlisted.saturating_add(count.saturating_sub(listed));
         if failed.last.lines.len() >= PAGE_BYTES {
             let (page, lines) = failed.close();

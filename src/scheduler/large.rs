@@ -32,11 +32,20 @@ impl Sync {
 /// without a name helps nobody.
 fn name_of(item: &WorkItem) -> BytePath {
     let (WorkItem::Copy { manifest, .. } | WorkItem::Large { manifest, .. }) = item;
-    let first = Manifest::decode(&manifest.0).ok().and_then(|m| m.entries.into_iter().next());
+    first_name(&manifest.0)
+}
+
+fn first_name(manifest: &[u8]) -> BytePath {
+    let first = Manifest::decode(manifest).ok().and_then(|m| m.entries.into_iter().next());
     first.map_or_else(BytePath::default, |entry| BytePath(entry.path.as_bytes().to_vec()))
 }
 
 impl State {
+    /// The name of the large file that a task is about.
+    pub(super) fn name_of_large(&self, task: &Task) -> Option<BytePath> {
+        Some(self.large(task.sync, task.large?)?.path.clone())
+    }
+
     /// A large file that is not published yet.
     pub(super) fn large(&self, no: SyncNo, file: TaskId) -> Option<&Large> {
         self.syncs.get(&no)?.larges.get(&file)
@@ -68,6 +77,7 @@ impl State {
         let large = Large {
             id,
             sync: no,
+            path: first_name(&manifest),
             size,
             range_length,
             blob: format!("m/{no}/{id}"),

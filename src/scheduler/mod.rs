@@ -68,7 +68,7 @@ mod tests;
 pub use event::{
     Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected, Stored,
 };
-pub use failed::{FailedPages, failed_entries};
+pub use failed::{FailedBatch, FailedLine, FailedPages, failures_of};
 pub use listing::MOST_LINE;
 pub use losses::{SingleEntry, single_entries};
 pub use pairs::pair_record;

@@ -162,7 +162,7 @@ impl State {
             TaskSpec::Scan { dir, .. } | TaskSpec::Prune { dir, .. } => {
                 BytePath(dir.as_bytes().to_vec())
             }
-            _ => task.entry.clone().unwrap_or_default(),
+            _ => task.entry.clone().or_else(|| self.name_of_large(&task)).unwrap_or_default(),
         };
         let untold = error.is_none();
         let error = error.unwrap_or(FileError {
@@ -181,6 +181,7 @@ impl State {
             self.discard(task.sync, file, Some(id), now);
             self.next_of_group(task.sync, group);
         }
+        let manifest = self.take_failed_manifest(id, &error);
         self.drop_task(id);
         if found {
             // It is there all the same, and counted as that.
@@ -198,7 +199,7 @@ impl State {
         match &task.spec {
             TaskSpec::Copy { files, dirs, .. } => {
                 let count = sync.count_failed_entries(*files, *dirs);
-                self.note_given_up(task.sync, error, count);
+                self.note_given_up_as(task.sync, error, count, manifest);
             }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } if occupied => {
                 self.set_aside(task.sync, 1, vec![error]);
@@ -239,6 +240,17 @@ impl State {
         self.changed(task.sync, now);
     }
 
+    /// The manifest of a batch that is about to be dropped with an error that names no entry of it, to be kept for its
+    /// names.
+    fn take_failed_manifest(&mut self, id: TaskId, error: &FileError) -> Option<String> {
+        let task = self.tasks.get(&id).filter(|_| error.path.0.is_empty())?;
+        let TaskSpec::Copy { files, dirs, .. } = task.spec else { return None };
+        if !self.lists_batch(task.sync, files.saturating_add(dirs)) {
+            return None;
+        }
+        self.tasks.get_mut(&id)?.blob.take()
+    }
+
     /// Counts and notes what is given up.
     pub(super) fn failed_for_good(&mut self, no: SyncNo, error: FileError, failed: Failed) {
         if let Some(sync) = self.syncs.get_mut(&no) {
@@ -249,7 +261,18 @@ impl State {
 
     /// Notes and lists the error of `count` failures that are counted already.
     pub(super) fn note_given_up(&mut self, no: SyncNo, error: FileError, count: u64) {
-        self.list_failed(no, &error, count);
+        self.note_given_up_as(no, error, count, None);
+    }
+
+    /// … of all entries of a batch, where its `manifest` is given.
+    fn note_given_up_as(
+        &mut self,
+        no: SyncNo,
+        error: FileError,
+        count: u64,
+        manifest: Option<String>,
+    ) {
+        self.list_failed(no, &error, count, manifest);
         self.record_failed(no, &error);
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.record_error(error, count);

@@ -95,7 +95,7 @@ impl State {
     }
 
     /// The keys of all blobs that are needed.
-    fn blob_keys(&self) -> BTreeSet<String> {
+    pub fn blob_keys(&self) -> BTreeSet<String> {
         let of_tasks = self.syncs.keys().flat_map(|no| self.blobs_of(*no).cloned());
         let lists = self.syncs.values().flat_map(|sync| {
             let parts = 0..sync.list_parts.unwrap_or(0);

@@ -183,6 +183,9 @@ pub(super) struct Large {
     pub(super) id: TaskId,
     /// Its sync.
     pub(super) sync: SyncNo,
+    /// Its name; empty where an earlier version found it.
+    #[serde(default)]
+    pub(super) path: BytePath,
     /// The file's length.
     pub(super) size: u64,
     /// The length of all ranges but the last.

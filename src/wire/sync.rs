@@ -357,8 +357,7 @@ pub struct SyncProgress {
     pub errors: Vec<FileError>,
     /// All failures, counted per cause.
     pub error_counts: BTreeMap<String, u64>,
-    /// How many of them `GET /sync/{id}/files?state=failed` does not name: those after the first 1,000,000, and entries of
-    /// a batch that failed as a whole.
+    /// How many of them `GET /sync/{id}/files?state=failed` does not name: those after the first 1,000,000.
     #[serde(default)]
     pub failures_unlisted: u64,
 }

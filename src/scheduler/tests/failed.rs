@@ -18,8 +18,8 @@ fn failures(class: ErrorClass, names: std::ops::Range<u64>) -> Vec<FileError> {
 /// The names of the stored failures of the first sync.
 fn names(world: &World) -> Vec<String> {
     let pages = world.state.syncs.values().next().unwrap().failed_pages();
-    let entries = pages.keys.iter().flat_map(|key| failed_entries(&world.blobs[key]).unwrap());
-    entries.map(|entry| entry.path.to_string()).collect()
+    let entries = pages.keys.iter().flat_map(|key| failures_of(&world.blobs[key]).unwrap());
+    entries.map(|line| line.entry.path.to_string()).collect()
 }
 
 fn expected(names: std::ops::Range<u64>) -> Vec<String> {
@@ -50,9 +50,9 @@ fn all_that_failed_is_listed_with_its_reason_over_restarts_until_the_sync_is_del
         "no page is rewritten for ever"
     );
     assert!(world.records["s/1"].len() < 64 << 10, "nor is the list in the record of the sync");
-    let reasons = keys.iter().flat_map(|key| failed_entries(&world.blobs[key]).unwrap());
+    let reasons = keys.iter().flat_map(|key| failures_of(&world.blobs[key]).unwrap());
     let expected = Some("open source: permission denied");
-    for entry in reasons {
+    for FailedLine { entry, .. } in reasons {
         assert_eq!((entry.state, entry.message.as_deref()), (FileState::Failed, expected));
     }
     world.play(Event::Delete("demo".parse().unwrap()));
@@ -122,4 +122,37 @@ fn a_sync_that_begins_anew_forgets_what_failed_before() {
     world.play(Event::StoreLost);
     assert_eq!(world.progress("demo").failures(), 0);
     assert!(world.blobs.keys().all(|key| !key.starts_with("e/")), "{:?}", world.blobs.keys());
+}
+
+/// Its workers never said which of its entries failed.
+#[test]
+fn of_a_batch_that_failed_as_a_whole_the_manifest_is_kept_for_its_names() {
+    for room in [true, false] {
+        let preserve = crate::wire::options::Preserve::NONE;
+        let (mut world, scan) = scanning_with(SyncOptions { preserve, ..SyncOptions::default() });
+        world.post(&scan, page(&scan, 0, vec![batch(3, 0)], None));
+        let copy = next(&mut world, "s", "copy");
+        world.state.settings.max_retries = 0;
+        world.state.settings.max_failed_entries = if room { 3 } else { 2 };
+        world.finish(result(&copy, false, TaskReport::default()));
+        let end = world.progress("demo");
+        // Without room for its names one line stands for the batch.
+        let unlisted = if room { 0 } else { 2 };
+        assert_eq!((end.failures(), end.failures_unlisted), (3, unlisted));
+        let manifests = world.blobs.keys().filter(|key| key.starts_with("m/")).count();
+        assert_eq!(manifests, usize::from(room));
+        world.restart();
+        world.play(Event::Delete("demo".parse().unwrap()));
+        assert!(world.blobs.is_empty());
+    }
+}
+
+#[test]
+fn a_large_file_of_which_a_range_failed_without_an_error_of_its_own_is_listed_by_name() {
+    let (mut world, scan) = scanning();
+    world.post(&scan, page(&scan, 0, vec![real_large("d/large")], None));
+    world.state.settings.max_retries = 0;
+    let range = next(&mut world, "s", "range");
+    world.finish(result(&range, false, TaskReport::default()));
+    assert_eq!(names(&world), ["d/large"]);
 }

@@ -193,8 +193,12 @@ impl World {
             let pages = sync.failed_pages();
             let stored =
                 pages.keys.iter().map(|key| self.blobs.get(key).expect("a page of failures"));
-            let entries =
-                stored.map(|page| failed_entries(page).unwrap().len() as u64).sum::<u64>();
+            let lines = stored.flat_map(|page| failures_of(page).unwrap());
+            let entries: u64 = lines.map(|line| line.batch.map_or(1, |batch| batch.entries)).sum();
+            assert!(
+                sync.failed_keys().all(|key| self.blobs.contains_key(&key)),
+                "all of it is kept"
+            );
             assert_eq!(entries, pages.listed, "the stored pages list what is counted as listed");
             assert_eq!(
                 pages.listed + sync.failed.unlisted,
