@@ -334,3 +334,28 @@ fn entry(name: &str) -> crate::wire::manifest::Entry {
     let path = crate::wire::RelPath::new(name).unwrap();
     Entry::new(path, Kind::File { size: 1 }, meta, Ident::default())
 }
+
+#[tokio::test]
+async fn a_store_that_was_rolled_back_keeps_the_failures_of_syncs_that_have_ended() {
+    let world = start().await;
+    world.handle.heartbeat(heartbeat()).await.unwrap();
+    world.handle.submit(request("demo"), None).await.unwrap();
+    let worker: WorkerId = "w".parse().unwrap();
+    let wait = Duration::from_secs(20);
+    let scan = world.handle.poll(worker.clone(), Some("1".into()), None, wait).await.unwrap();
+    let scan = scan.expect("the scan");
+    let page = serde_json::from_value(serde_json::json!({
+        "task_digest": scan.task_digest, "page": 0, "next": null, "work": [],
+        "errors": [{
+            "path": "x", "operation": "open source", "message": "no", "attempt": 1, "class": "permanent",
+        }],
+    }));
+    world.handle.page(worker, scan.assignment_id, page.unwrap()).await.unwrap();
+    assert_eq!(world.handle.progress(id("demo")).await.unwrap().state, SyncState::Failed);
+    let ended = world.store.commits();
+    world.handle.submit(request("second"), None).await.unwrap();
+    world.store.roll_back_to(ended);
+    world.handle.submit(request("third"), None).await.unwrap();
+    assert!(world.store.load().await.unwrap().contains_key("s/3"), "all is written back");
+    assert!(world.store.blob("e/1/0").await.unwrap().is_some());
+}
