@@ -246,6 +246,41 @@ fn exit_78_a_configuration_that_cannot_be_used() {
 }
 
 #[test]
+fn exit_78_an_address_that_is_none_and_1_for_what_is_not_reachable_where_that_is_asked_for() {
+    let home = home();
+    let worker = |master: &str, network: &str| {
+        let storage = home.path().display();
+        format!(
+            "master_url: {master}\nworkers:\n  - worker_id: a\n    storage_paths: [{storage}]\n    network: {network}\n"
+        )
+    };
+    let here = "{data_plane_endpoints: [127.0.0.1]}";
+    let files = [
+        "listen: 300.1.1.1:8888\n".to_owned(),
+        "advertise_url: http://300.1.1.1:8888\n".to_owned(),
+        "redis: {host: 300.1.1.1}\n".to_owned(),
+        "redis: {url: \"redis://300.1.1.1:6379/0\"}\n".to_owned(),
+        "redis: {cluster: [\"300.1.1.1:6379\"]}\n".to_owned(),
+        "redis: {sentinel: {master: m, nodes: [\"300.1.1.1:26379\"]}}\n".to_owned(),
+        worker("http://300.1.1.1:8888", here),
+        worker("http://127.0.0.1:8888", "{data_plane_endpoints: [300.1.1.1]}"),
+        worker("http://127.0.0.1:8888", "{data_plane_endpoints: [{address: 300.1.1.1, port: 9}]}"),
+    ];
+    for text in files {
+        let path = file(home.path().join("bad.yml"), &text);
+        let said = ctl(["config", "check"]).arg(&path).run().exits(78).out();
+        assert!(said.contains("error: ") && said.contains("300.1.1.1"), "{text}{said}");
+    }
+    let nobody = format!("http://127.0.0.1:{}", support::cluster::free_port());
+    let path = file(home.path().join("good.yml"), worker(&nobody, here));
+    let check =
+        |more: &[&str]| ctl(["config", "check", "--worker-id", "a"]).more(more).arg(&path).run();
+    let said = check(&[]).exits(0).out();
+    assert!(said.contains("warning: ") && said.contains(&nobody), "{said}");
+    check(&["--strict"]).exits(1);
+}
+
+#[test]
 fn exit_78_a_redis_that_would_forget() {
     let home = home();
     for (settings, named) in [

@@ -39,6 +39,45 @@ fn a_path_without_a_worker_keeps_the_sync_queued_with_the_reason_until_one_turns
 }
 
 #[test]
+fn paths_that_no_worker_serves_are_named_at_the_submit_and_refused_where_nothing_is_to_be_queued() {
+    let mut cluster = Cluster::start(On::Embedded);
+    let (src, dst) = cluster.pair();
+    file(src.join("x"), "x");
+    let (typo, good) = (cluster.path("srcc"), src.to_str().unwrap());
+    let submit = |cluster: &Cluster, paths: [&str; 2], more: &[&str]| {
+        cluster.ctl(["sync", "submit"]).more(paths).more(more).run()
+    };
+    let paths = [typo.to_str().unwrap(), dst.to_str().unwrap()];
+    let ran = submit(&cluster, paths, &["--id", "late"]).exits(0);
+    for part in
+        ["warning: no active worker serves the source path", paths[0], &format!("{good} (a)")]
+    {
+        assert!(ran.err().contains(part), "`{part}` in {}", ran.err());
+    }
+    let ran = submit(&cluster, paths, &["--id", "json", "-o", "json"]).exits(0);
+    assert!(ran.json()["warnings"][0].as_str().unwrap().contains(paths[0]), "{}", ran.out());
+    // Refused, and nothing is left of it.
+    let err = submit(&cluster, paths, &["--id", "now", "--no-queue"]).exits(7).err();
+    assert!(
+        err.contains(paths[0]) && err.contains("--no-queue") && err.contains("(exit 7)"),
+        "{err}"
+    );
+    cluster.ctl(["sync", "status", "now"]).run().exits(3);
+    let body = json!({"source_path": paths[0], "destination_path": paths[1], "options": {"no_queue": true}});
+    let refused = cluster.master.post("/sync", &body);
+    assert_eq!((refused.status, &refused.json()["code"]), (409, &json!("no_worker")));
+    // Whoever waits is shown why.
+    let mut waits = cluster.ctl(["sync", "wait", "late", "--progress", "plain"]).start();
+    waits.await_that("the reason is shown", |said| said.contains("no active worker serves"));
+    drop(waits);
+    // Where both are served there is no warning.
+    cluster.ctl(["sync", "delete", "late", "json"]).run().exits(0);
+    let ran = submit(&cluster, [good, paths[1]], &["--no-queue", "--wait"]).exits(0);
+    assert!(!ran.err().contains("warning"), "{}", ran.err());
+    assert_same(&src, &dst, strict());
+}
+
+#[test]
 fn two_workers_at_the_destination_both_receive() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();

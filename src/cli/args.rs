@@ -401,6 +401,9 @@ pub(super) struct SubmitArgs {
     /// Do not wait for earlier syncs that read or write the same paths and are not mirrors
     #[arg(long, conflicts_with = "delete")]
     pub(super) allow_overlap: bool,
+    /// Refuse the sync (exit 7) where no active worker serves SRC or DST now, instead of queueing it
+    #[arg(long)]
+    pub(super) no_queue: bool,
     /// Wait until it has ended; the exit code then says how
     #[arg(short, long)]
     pub(super) wait: bool,
@@ -509,7 +512,7 @@ pub(super) enum ConfigCommand {
         /// Check as this worker, on its host: whether its storage paths exist
         #[arg(long, value_name = "ID")]
         worker_id: Option<WorkerId>,
-        /// Fail on warnings too
+        /// End with 1 where there are warnings, e.g. of something that is not reachable from this host
         #[arg(long)]
         strict: bool,
     },

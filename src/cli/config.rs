@@ -16,7 +16,8 @@ pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, Failure
     let worker_id = worker_id.as_ref().map(|id| id.as_str());
     let found = check(&file, worker_id, &Env::from_process());
     let exit = report(ctx, &found)?;
-    Ok(if strict && found.warnings() > 0 { Exit::Config } else { exit })
+    let is_strict_failure = exit == Exit::Ok && strict && found.warnings() > 0;
+    Ok(if is_strict_failure { Exit::Error } else { exit })
 }
 
 /// Prints a report; ends with 78 where the file can't be used.

@@ -27,6 +27,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("/options/whole_file", "--whole-file"),
     ("/options/clone", "--no-clone"),
     ("/options/allow_overlap", "--allow-overlap"),
+    ("/options/no_queue", "--no-queue"),
     ("/options/recursive", "--recursive"),
     ("/options/dry_run", "--dry-run"),
     ("/options/record", "--record"),

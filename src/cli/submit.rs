@@ -60,6 +60,7 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
     let wanted = Wanted::new(&args.options)?;
     let mut request = read(&args)?;
     request.options.allow_overlap |= args.allow_overlap;
+    request.options.no_queue |= args.no_queue;
     if names_nothing(&request) {
         // Also with --quiet: a script that waits for an id is to see why there is none.
         return Ok(nothing_to_do(args.end, !ctx.global.quiet || !args.wait));
@@ -72,6 +73,9 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
         Err(unsent) => return Err(unsent.failure(ctx, &id, args.file.is_some())),
     };
     let id = submitted.request_id.clone();
+    for warning in &submitted.warnings {
+        out::note(&format!("warning: {}", out::clean(warning)));
+    }
     if args.wait {
         if ctx.global.quiet && ctx.global.output == Output::Table {
             out::data(id.to_string().as_bytes())?;

@@ -406,6 +406,9 @@ async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<
             }
         })?;
         let new = &reply.request_id;
+        for warning in &reply.warnings {
+            out::note(&format!("warning: {}", out::clean(warning)));
+        }
         let text =
             format!("Sync {id} is submitted again as {new}\n  follow: {ctl} sync wait {new}");
         made.borrow_mut().push(new.clone());

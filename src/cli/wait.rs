@@ -243,7 +243,7 @@ impl<'a> Waiter<'a> {
     fn goes_on(&self, ctl: &str) -> String {
         let open = self.watches.iter().filter(|watch| watch.end.is_none());
         let ids: Vec<&str> = open.map(|watch| watch.id.as_str()).collect();
-        let it = if ids.len() == 1 { "the sync goes on" } else { "the syncs go on" };
+        let it = if ids.len() == 1 { "the sync continues" } else { "the syncs continue" };
         format!("{it} without this program; to wait again: {ctl} sync wait {}", ids.join(" "))
     }
 

@@ -7,9 +7,42 @@ use super::report::{Pos, Severity};
 use crate::util::iface::scoped;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::time::Duration;
+use url::Url;
+
+/// A master that does not accept a connection within this is reported.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Warns of each master of a worker that accepts no connection from this host.
+pub(super) fn check_masters(worker: &Worker, findings: &Findings) {
+    let id = &worker.config.worker_id;
+    for url in &worker.config.master_urls {
+        let Err(why) = connect(url) else { continue };
+        let message = format!(
+            "master_url: {url} cannot be reached: {why} (checked on this host for worker {id})"
+        );
+        findings.note(None, Severity::Warning, message);
+    }
+}
+
+fn connect(url: &str) -> Result<(), String> {
+    let url = Url::parse(url).map_err(|e| e.to_string())?;
+    let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default());
+    let host = host.trim_matches(['[', ']']);
+    let addresses =
+        (host, port.unwrap_or_default()).to_socket_addrs().map_err(|e| e.to_string())?;
+    let mut why = "the name has no address".to_owned();
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(_) => return Ok(()),
+            Err(e) => why = e.to_string(),
+        }
+    }
+    Err(why)
+}
 
 pub(super) fn check(worker: &Worker, severity: Severity, findings: &Findings) {
     let id = &worker.config.worker_id;

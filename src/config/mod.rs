@@ -118,6 +118,9 @@ fn check_for(path: &Path, worker_id: Option<&str>, env: &Env, host: Option<Sever
                     && let Some(worker) = file.choose(worker_id, &findings)
                 {
                     host::check(&worker, severity, &findings);
+                    if severity == Severity::Warning {
+                        host::check_masters(&worker, &findings);
+                    }
                 }
             }
         }

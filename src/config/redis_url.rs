@@ -1,5 +1,6 @@
 //! Where Redis is, with its password kept out of every log line.
 
+use crate::wire::worker::is_failed_ipv4;
 use std::fmt;
 use url::Url;
 
@@ -34,6 +35,9 @@ impl RedisUrl {
             Ok(_) => format!("[{host}]"),
             Err(_) => host.to_owned(),
         };
+        if is_failed_ipv4(host) {
+            return Err(not_an_address(host));
+        }
         if host.contains(['/', '@', ' ', '?', '#']) || (host.contains(':') && bracketed == host) {
             return Err(bad());
         }
@@ -73,6 +77,10 @@ impl std::str::FromStr for RedisUrl {
         let url = Url::parse(text.trim()).map_err(|cause| {
             format!("is not a URL ({cause}) — write `redis://HOST:PORT/DB` or `unix:///PATH`")
         })?;
+        if url.fragment().is_some() {
+            // What follows may be the rest of a password.
+            return Err("has a `#`: write `%23` for one in a password".into());
+        }
         match url.scheme() {
             "redis" | "rediss" => check_tcp(&url)?,
             "unix" | "redis+unix" => {
@@ -90,9 +98,16 @@ impl std::str::FromStr for RedisUrl {
     }
 }
 
+fn not_an_address(host: &str) -> String {
+    format!("`{}` is not an IPv4 address", crate::wire::path::show(host.as_bytes()))
+}
+
 fn check_tcp(url: &Url) -> Result<(), String> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err("names no host — write `redis://HOST:PORT/DB`".into());
+    }
+    if let Some(host) = url.host_str().filter(|host| is_failed_ipv4(host)) {
+        return Err(not_an_address(host));
     }
     let db = url.path().trim_start_matches('/');
     if !db.is_empty() && db.parse::<u32>().is_err() {
@@ -157,6 +172,8 @@ mod tests {
             "hunter2",
             "redis://",
             "unix://x/y",
+            // The password stands behind the `#`, in what is no part of the address.
+            "redis://user:x@a#redis://user:hunter2@db:6379/2",
         ] {
             let message = bad.parse::<RedisUrl>().unwrap_err();
             assert!(!message.contains("hunter2"), "{message}");
@@ -170,7 +187,7 @@ mod tests {
         assert_eq!(url("fe80::1", None, None).unwrap().expose(), "redis://[fe80::1]:6379/2");
         let with = url("db", Some("me"), Some("p@ss/word")).unwrap();
         assert_eq!(with.expose(), "redis://me:p%40ss%2Fword@db:6379/2");
-        for bad in ["a b", "h:1", "u@h", "h/0", ""] {
+        for bad in ["a b", "h:1", "u@h", "h/0", "", "300.1.1.1", "1.2.3"] {
             assert!(url(bad, None, None).is_err(), "{bad:?}");
         }
     }

@@ -596,7 +596,7 @@ fn a_check_for_a_worker_looks_at_this_host() {
     std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
     // 192.0.2.0/24 is reserved for documentation: nobody has such an address.
     let text = format!(
-        "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths:\n      - {here}\n      - {here}/no\n      - {here}/file\n      - {here}/link\n    \
+        "master_url: http://127.0.0.1:1\nworkers:\n  - worker_id: a\n    storage_paths:\n      - {here}\n      - {here}/no\n      - {here}/file\n      - {here}/link\n    \
          network:\n      data_plane_endpoints:\n        - 127.0.0.1\n        - {{address: 192.0.2.7, iface: nosuch0}}\n"
     );
     let report = |id: Option<&str>| with_file(&text, |path| check(path, id, &Env::none()));
@@ -606,6 +606,9 @@ fn a_check_for_a_worker_looks_at_this_host() {
     let because = "(checked on this host for worker a)";
     let place = "workers[0].network.data_plane_endpoints";
     let wanted = [
+        format!(
+            "warning: master_url: http://127.0.0.1:1 cannot be reached: Connection refused (os error 111) {because}"
+        ),
         format!(
             "6:9: warning: workers[0].storage_paths: {here}/no does not exist on this host {because}"
         ),

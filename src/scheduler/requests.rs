@@ -6,7 +6,7 @@ use super::task::{Task, TaskState};
 use super::{Effect, IdempotencyKey, NewTask, Now, Reply, Select, Selected, State, records};
 use crate::wire::ids::MIN_ID_PREFIX;
 use crate::wire::manifest::NameList;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{NO_WORKER, Problem};
 use crate::wire::sync::{Outcome, Phase, Submitted, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::TaskSpec;
 use crate::wire::{Digest, RelPath, RequestId, SyncNo, WorkerId};
@@ -64,6 +64,15 @@ impl State {
         if let Some(existing) = self.by_id.get(&id).and_then(|no| self.syncs.get(no)) {
             return refused(exists(existing));
         }
+        let unserved = self.unserved(&request);
+        if std::mem::take(&mut request.options.no_queue)
+            && let Some(why) = unserved.first()
+        {
+            let problem = Problem::new(409, "Conflict", NO_WORKER, why);
+            return refused(problem.hinted(
+                "start an agent that serves it, correct the path, or submit without --no-queue (options.no_queue)",
+            ));
+        }
         request.file_list = None;
         let no = SyncNo(self.next_sync);
         self.next_sync += 1;
@@ -87,7 +96,16 @@ impl State {
             self.effects.push(Effect::PutBlob(records::list_key(no, index as u64), part));
         }
         self.add_scans(no);
-        Reply::Submitted(Submitted { note: self.submit_note(no), ..submitted(&id) })
+        let note = self.submit_note(no);
+        Reply::Submitted(Submitted { note, warnings: unserved, ..submitted(&id) })
+    }
+
+    /// For each of its two paths that no active worker serves: why, with the nearest storage paths.
+    fn unserved(&self, request: &SyncRequest) -> Vec<String> {
+        let paths = [(&request.source_path, "source"), (&request.destination_path, "destination")];
+        let unserved =
+            paths.into_iter().filter(|(path, _)| self.workers.pool(path).next().is_none());
+        unserved.map(|(path, role)| self.workers.why_none(path, role)).collect()
     }
 
     /// The first tasks of a sync: its whole source, or the parts of its list.
@@ -120,7 +138,8 @@ impl State {
         })?;
         let same = known.idempotency.as_ref().is_some_and(|(_, body)| *body == key.body);
         if same && request.request_id.as_ref().is_none_or(|id| *id == known.id) {
-            return Some(Reply::Submitted(submitted(&known.id)));
+            let warnings = self.unserved(request);
+            return Some(Reply::Submitted(Submitted { warnings, ..submitted(&known.id) }));
         }
         let detail = format!(
             "the Idempotency-Key was used before, for sync `{}` with another body",
@@ -372,6 +391,7 @@ fn submitted(id: &RequestId) -> Submitted {
         request_id: id.clone(),
         status_url: format!("sync/{id}"),
         note: None,
+        warnings: Vec::new(),
     }
 }
 

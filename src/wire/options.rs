@@ -76,6 +76,10 @@ pub struct SyncOptions {
     /// agent needs it.
     #[serde(skip_serializing_if = "is_default")]
     pub allow_overlap: bool,
+    /// Refuse the sync where no active worker serves its source or destination, instead of queueing it. It is about
+    /// the submit alone and not kept with the sync.
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_queue: bool,
 }
 
 /// A field that is called by its opposite.

@@ -11,6 +11,9 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 /// effect.
 pub const LATE: &str = "late";
 
+/// The code of a submit that was refused because no active worker serves one of its paths.
+pub const NO_WORKER: &str = "no_worker";
+
 /// One field at fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldError {

@@ -415,4 +415,7 @@ pub struct Submitted {
     /// That the same request is active already, or for which sync this one waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Why nothing of it can be done yet: for each path that no active worker serves, the nearest storage paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }

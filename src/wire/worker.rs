@@ -103,6 +103,14 @@ pub struct Endpoint {
     pub port: Option<u16>,
 }
 
+/// Whether a host reads as an IPv4 address (its last part is a number) and is none, e.g. `300.1.1.1`. No host name
+/// ends so (WHATWG URL, "ends in a number").
+pub fn is_failed_ipv4(host: &str) -> bool {
+    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    let is_number = !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit());
+    is_number && host.parse::<std::net::Ipv4Addr>().is_err()
+}
+
 impl Endpoint {
     /// `host:port`, with brackets around an IPv6 address.
     pub fn authority(&self) -> String {
@@ -126,6 +134,7 @@ impl Endpoint {
     fn checked(iface: Option<String>, address: &str, port: Option<u64>) -> Result<Self, String> {
         let host_ok = address.parse::<std::net::IpAddr>().is_ok()
             || (!address.is_empty()
+                && !is_failed_ipv4(address)
                 && address.len() <= 253
                 && !address.starts_with(['-', '.'])
                 && address.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'));

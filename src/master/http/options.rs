@@ -26,6 +26,7 @@ pub(super) fn options(value: Value) -> Result<SyncOptions, Faults> {
     let whole_file = doc.optional("whole_file", truth);
     let clone = doc.optional("clone", truth);
     let allow_overlap = doc.optional("allow_overlap", truth);
+    let no_queue = doc.optional("no_queue", truth);
     let filter = doc.optional("filter", filter);
     let recursive = doc.optional("recursive", truth);
     let dry_run = doc.optional("dry_run", truth);
@@ -49,6 +50,7 @@ pub(super) fn options(value: Value) -> Result<SyncOptions, Faults> {
             whole_file: whole_file?.unwrap_or_default(),
             no_clone: !clone?.unwrap_or(true),
             allow_overlap: allow_overlap?.unwrap_or_default(),
+            no_queue: no_queue?.unwrap_or_default(),
             filter: filter?.unwrap_or_default(),
             recursive: recursive?.unwrap_or_default(),
             dry_run: dry_run?.unwrap_or_default(),
@@ -138,6 +140,7 @@ mod tests {
             whole_file: true,
             no_clone: true,
             allow_overlap: true,
+            no_queue: true,
             filter: FilterSpec {
                 rules: vec!["*.tmp".into(), "!a.tmp".into()],
                 min_size: Some(1),
@@ -160,7 +163,7 @@ mod tests {
             }),
         };
         let written = serde_json::to_value(&all).unwrap();
-        assert_eq!(written.as_object().unwrap().len(), 20, "an option is at its default");
+        assert_eq!(written.as_object().unwrap().len(), 21, "an option is at its default");
         assert_eq!(options(written).unwrap(), all);
         assert_eq!(options(json!({})).unwrap(), SyncOptions::default());
         assert_eq!(options(json!({"delete": {}})).unwrap().delete, Some(DeleteOptions::default()));

@@ -88,6 +88,7 @@ fn script(event: &Event) -> Option<Reply> {
                     request_id: id,
                     status_url,
                     note: None,
+                    warnings: Vec::new(),
                 })
             }
         },
@@ -112,6 +113,7 @@ fn script(event: &Event) -> Option<Reply> {
             request_id: "again".parse().unwrap(),
             status_url: "sync/again".into(),
             note: None,
+            warnings: Vec::new(),
         }),
         Event::Pause(id) => Reply::Progress(Box::new(progress(id.as_str(), SyncState::Paused))),
         Event::Progress(id) | Event::Cancel(id) | Event::Resume(id) => {
