@@ -396,7 +396,7 @@ impl Copied<'_> {
         going.on()?;
         let (file, mut new) = self.open().map_err(Stop::Error)?;
         let now = file.entry();
-        let digest = if clones && self.try_clone(&file, &mut new, moved)? {
+        let digest = if clones && self.try_clone(&file, &mut new, moved, going)? {
             self.read_cloned(&file, (buffer, going))?
         } else {
             let span = Span { offset: 0, length: now.size() };
@@ -421,7 +421,7 @@ impl Copied<'_> {
     ) -> Result<Option<(NewFile, Entry, Option<Digest>)>, Stop> {
         going.on()?;
         let (file, mut new) = self.open().map_err(Stop::Error)?;
-        if !file.is_version(self.entry) || !self.try_clone(&file, &mut new, moved)? {
+        if !file.is_version(self.entry) || !self.try_clone(&file, &mut new, moved, *going)? {
             return Ok(None);
         }
         let digest = self.read_cloned(&file, (buffer, *going))?;
@@ -433,8 +433,10 @@ impl Copied<'_> {
         file: &SourceFile,
         new: &mut NewFile,
         moved: &mut Moved,
+        going: Going<'_>,
     ) -> Result<bool, Stop> {
-        let cloned = new.clone_of(file).map_err(Stop::Error)?;
+        let mut go_on = |bytes| going.pace.take(bytes, || going.on()).is_ok();
+        let cloned = new.clone_of(file, &mut go_on).map_err(Stop::Error)?;
         if cloned {
             moved.cloned += file.stored();
         }

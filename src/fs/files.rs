@@ -247,18 +247,23 @@ impl NewFile {
         self.written += len;
     }
 
-    /// Takes all content of `source` by sharing its blocks. `false` where that cannot be, or the file is so short
+    /// Takes all content of `source` by sharing its blocks, or has a server copy it: before each piece of so many bytes
+    /// of that `go_on` is asked. `false` where that cannot be, or the file is so short
     /// that it costs more than writing: then nothing of it is there, and it can be written. Whether the source
     /// [changed](SourceFile::unchanged_since_open) is to be asked afterwards.
     ///
     /// # Errors
     /// Neither is possible any more.
-    pub fn clone_of(&mut self, source: &SourceFile) -> Result<bool> {
+    pub fn clone_of(
+        &mut self,
+        source: &SourceFile,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<bool> {
         let size = source.entry().size();
         if size <= NAMELESS || self.written > 0 || !self.target.may_clone(&self.dir, source) {
             return Ok(false);
         }
-        let cloned = source.clone_to(&self.fd).map_err(|e| self.failed("clone to", e))?;
+        let cloned = source.clone_to(&self.fd, go_on).map_err(|e| self.failed("clone to", e))?;
         if cloned {
             self.written = size;
         }

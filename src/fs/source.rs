@@ -154,8 +154,13 @@ impl SourceFile {
     }
 
     /// Makes the new file `to` a clone of it; see [`clone`].
-    pub(super) fn clone_to(&self, to: &OwnedFd) -> std::result::Result<bool, Errno> {
-        clone(&self.fd, self.opened.st_dev, to)
+    pub(super) fn clone_to(
+        &self,
+        to: &OwnedFd,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> std::result::Result<bool, Errno> {
+        let dense = stored_of(&self.opened).is_none().then(|| size_of(&self.opened));
+        clone((&self.fd, self.opened.st_dev), to, dense, go_on)
     }
 
     /// Whether it can be cloned to the device `dev`, as far as is known. Holes that are not to be kept can't.
