@@ -152,7 +152,7 @@ impl Exit {
         }
     }
 
-    /// How a sync ends whose SRC or DST itself can't be used, because of `error`.
+    /// The exit code of a sync of which SRC or DST itself can't be used, because of `error`.
     pub fn of_root(error: &FileError) -> Exit {
         match error.errno.as_deref() {
             _ if error.class == ErrorClass::InvalidRequest => Exit::Usage,

@@ -472,7 +472,7 @@ impl State {
     }
 }
 
-/// How a sync ends whose work is done. `COMPLETED` only if every entry that was found is accounted for
+/// The final state of a sync once its work is done. `COMPLETED` only if every entry that was found is accounted for
 /// and none failed.
 fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
     let counters = &sync.counters;
