@@ -3,7 +3,9 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use syn::visit::Visit;
 use walkdir::WalkDir;
 
 /// Lowest first; those in one line are siblings.
@@ -108,4 +110,223 @@ fn only_fs_touches_files_of_users() {
         }
     }
     assert!(wrong.is_empty(), "file-system calls outside fs:\n{}", wrong.join("\n"));
+}
+
+/// One module directly below a folder; its own subfolder belongs to it.
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+/// Collects every path that a file names, in `use` trees and in the code; test modules aside.
+#[derive(Default)]
+struct Paths {
+    found: Vec<Vec<String>>,
+    /// Names that the `use` items of this file bring into scope, with the path of each.
+    bound: Vec<(String, Vec<String>)>,
+}
+
+fn is_test(attributes: &[syn::Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg")
+            && attribute.meta.require_list().is_ok_and(|l| l.tokens.to_string().contains("test"))
+    })
+}
+
+impl Paths {
+    fn add_tree(&mut self, prefix: &[String], tree: &syn::UseTree) {
+        let with = |name: &syn::Ident| [prefix, &[name.to_string()]].concat();
+        match tree {
+            syn::UseTree::Path(path) => self.add_tree(&with(&path.ident), &path.tree),
+            syn::UseTree::Group(group) => {
+                group.items.iter().for_each(|tree| self.add_tree(prefix, tree));
+            }
+            syn::UseTree::Glob(_) => self.found.push(prefix.to_vec()),
+            syn::UseTree::Name(name) if name.ident == "self" => {
+                self.bound.extend(prefix.last().map(|last| (last.clone(), prefix.to_vec())));
+                self.found.push(prefix.to_vec());
+            }
+            syn::UseTree::Name(name) => {
+                self.bound.push((name.ident.to_string(), with(&name.ident)));
+                self.found.push(with(&name.ident));
+            }
+            syn::UseTree::Rename(name) => {
+                self.bound.push((name.rename.to_string(), with(&name.ident)));
+                self.found.push(with(&name.ident));
+            }
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item(&mut self, item: &'ast syn::Item) {
+        let attributes: &[syn::Attribute] = match item {
+            syn::Item::Fn(i) => &i.attrs,
+            syn::Item::Impl(i) => &i.attrs,
+            syn::Item::Mod(i) => &i.attrs,
+            syn::Item::Struct(i) => &i.attrs,
+            syn::Item::Use(i) => &i.attrs,
+            _ => &[],
+        };
+        if !is_test(attributes) {
+            syn::visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.add_tree(&[], &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.found.push(path.segments.iter().map(|s| s.ident.to_string()).collect());
+        syn::visit::visit_path(self, path);
+    }
+}
+
+/// The module path of a file below `src`: `fs/part/tests.rs` is `[fs, part, tests]`.
+fn module_of(file: &str) -> Vec<String> {
+    let parts = file.trim_end_matches(".rs").split('/').filter(|part| *part != "mod");
+    parts.map(str::to_owned).collect()
+}
+
+/// `path` as named in `module`, from the top of the crate; `None` for other crates and local names.
+fn absolute(module: &[String], path: &[String]) -> Option<Vec<String>> {
+    let mut at = match path.first()?.as_str() {
+        "crate" => Vec::new(),
+        "self" => module.to_vec(),
+        "super" => module[..module.len().checked_sub(1)?].to_vec(),
+        _ => return None,
+    };
+    for part in &path[1..] {
+        match part.as_str() {
+            "super" => _ = at.pop()?,
+            _ => at.push(part.clone()),
+        }
+    }
+    Some(at)
+}
+
+/// The imports among the modules of each folder. A name that a folder's `mod.rs` re-exports counts for the
+/// module that defines it, so that a circle can't hide behind a re-export.
+fn folder_graphs(files: &[(String, String)]) -> BTreeMap<String, Graph> {
+    let mut modules = BTreeSet::new();
+    let mut parsed = Vec::new();
+    for (file, text) in files {
+        let tree = syn::parse_file(text).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let mut paths = Paths::default();
+        paths.visit_file(&tree);
+        modules.insert(module_of(file));
+        parsed.push((module_of(file), paths));
+    }
+    let mut exports = BTreeMap::new();
+    for (module, paths) in &parsed {
+        for (name, path) in &paths.bound {
+            let local = [&["self".to_owned()], path.as_slice()].concat();
+            let target = absolute(module, path).or_else(|| absolute(module, &local));
+            exports.insert([module.as_slice(), std::slice::from_ref(name)].concat(), target);
+        }
+    }
+    let mut graphs: BTreeMap<String, Graph> = BTreeMap::new();
+    for (module, paths) in &parsed {
+        if module.iter().any(|part| part == "tests" || part == "testing") {
+            continue;
+        }
+        for path in &paths.found {
+            let Some(mut target) = absolute(module, path) else { continue };
+            // Follow re-exports of the modules above, longest name first.
+            for _ in 0..4 {
+                let export = (1..=target.len()).rev().find_map(|n| {
+                    let inside = modules.contains(&target[..n]);
+                    let next = exports.get(&target[..n]).filter(|_| !inside)?.clone()?;
+                    Some([next.as_slice(), &target[n..]].concat())
+                });
+                match export {
+                    Some(next) => target = next,
+                    None => break,
+                }
+            }
+            for depth in 0..module.len().min(target.len()) {
+                if module[depth] == target[depth] {
+                    continue;
+                }
+                let known = modules.contains(&target[..=depth]);
+                if known && target[depth] != "tests" {
+                    let folder = graphs.entry(module[..depth].join("/")).or_default();
+                    folder.entry(module[depth].clone()).or_default().insert(target[depth].clone());
+                }
+                break;
+            }
+        }
+    }
+    graphs
+}
+
+/// The modules of each circle: those that reach each other (Tarjan's components would be faster; a folder
+/// has some dozens of files).
+fn circles(graph: &Graph) -> Vec<Vec<String>> {
+    let reach = |from: &String| {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![from];
+        while let Some(at) = open.pop() {
+            for next in graph.get(at).into_iter().flatten() {
+                if seen.insert(next) {
+                    open.push(next);
+                }
+            }
+        }
+        seen
+    };
+    let reached: BTreeMap<&String, BTreeSet<&String>> =
+        graph.keys().map(|m| (m, reach(m))).collect();
+    let mut found = BTreeSet::new();
+    for (module, seen) in &reached {
+        let same = |other: &&&String| reached.get(**other).is_some_and(|r| r.contains(*module));
+        if seen.contains(*module) {
+            found.insert(seen.iter().filter(same).map(|m| (**m).clone()).collect::<Vec<_>>());
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// Folders whose files still import each other in a circle; the list only gets shorter.
+const WITH_CIRCLES: [&str; 8] =
+    ["cli", "config", "data", "fs", "master", "master/http", "scheduler", "store/redis"];
+
+#[test]
+fn files_of_one_folder_do_not_import_each_other_in_a_circle() {
+    let files: Vec<_> = sources().into_iter().map(|(_, file, text)| (file, text)).collect();
+    let mut wrong = Vec::new();
+    let mut left = BTreeSet::new();
+    for (folder, graph) in folder_graphs(&files) {
+        for circle in circles(&graph) {
+            let inside = |m: &String| {
+                graph[m].iter().filter(|t| circle.contains(t)).cloned().collect::<Vec<_>>()
+            };
+            let edges = circle.iter().map(|m| format!("    {m} -> {}", inside(m).join(", ")));
+            left.insert(folder.clone());
+            if !WITH_CIRCLES.contains(&folder.as_str()) {
+                wrong.push(format!("src/{folder}:\n{}", edges.collect::<Vec<_>>().join("\n")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "import circles:\n{}", wrong.join("\n"));
+    let done: Vec<_> = WITH_CIRCLES.iter().filter(|folder| !left.contains(**folder)).collect();
+    assert!(done.is_empty(), "no circle is left in {done:?}: remove it from WITH_CIRCLES");
+}
+
+#[test]
+fn the_check_of_circles_follows_re_exports_and_leaves_parents_and_tests_aside() {
+    let file = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+    let files = [
+        file("fs/mod.rs", "mod a; mod b; mod c; pub use b::Thing;"),
+        file("fs/a.rs", "use super::{Thing, other}; fn f() { crate::fs::c::g() }"),
+        file("fs/b.rs", "fn f(x: super::a::X) {} #[cfg(test)] mod tests { use super::super::c; }"),
+        file("fs/c.rs", "use super::Root; mod deep;"),
+        file("fs/c/deep.rs", "use super::Own; use super::super::d;"),
+        file("fs/d.rs", ""),
+    ];
+    let graph = &folder_graphs(&files)["fs"];
+    let names = |of: &str| graph.get(of).into_iter().flatten().cloned().collect::<Vec<_>>();
+    assert_eq!(
+        (names("a"), names("b"), names("c")),
+        (vec!["b".to_owned(), "c".to_owned()], vec!["a".to_owned()], vec!["d".to_owned()],)
+    );
+    assert_eq!(circles(graph), [vec!["a".to_owned(), "b".to_owned()]]);
 }
