@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl,
 # e2fsprogs, xfsprogs, btrfs-progs; rsync and python3, by which what arrived is judged; git, by which patterns are judged; python3-pydantic and
-# python3-httpx for the agent of tests/legacy. cargo-nextest is used if present, else cargo test.
+# python3-httpx for the agent of tests/legacy. cargo-nextest is used if present, else cargo test; cargo-deny is used if present.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,6 +37,11 @@ fi
 
 cargo fmt --all -- --check
 cargo clippy --locked --all-targets -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+if cargo deny --version >/dev/null 2>&1; then
+  # Advisories are left out: their database has to be downloaded.
+  cargo deny --locked check bans licenses sources
+fi
 if cargo nextest --version >/dev/null 2>&1; then
   cargo nextest run --locked --no-fail-fast "$@"
 else
