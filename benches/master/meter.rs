@@ -1,7 +1,7 @@
 //! Latencies by request, and what a process costs.
 
 use anyhow::Context as _;
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 use std::time::Duration;
 
 /// The latencies of one kind of request.
@@ -11,11 +11,11 @@ pub(crate) struct Meter(Mutex<Vec<Duration>>);
 impl Meter {
     /// Notes one.
     pub(crate) fn note(&self, took: Duration) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+        self.0.lock().push(took);
     }
 
     fn take(&self) -> Vec<Duration> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.0.lock())
     }
 
     fn print(&self, name: &str, over: Duration) {

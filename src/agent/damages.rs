@@ -4,8 +4,8 @@
 
 use crate::util::damage::Damage;
 use crate::wire::RequestId;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub struct Damages(Mutex<BTreeMap<RequestId, Damage>>);
 impl Damages {
     /// Where damage to what belongs to `sync` is counted.
     pub fn of(&self, sync: &RequestId) -> Damage {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         // Most syncs have none, and nobody looks for it any more when they have ended.
         all.retain(|_, damage| damage.is_wanted());
         all.entry(sync.clone()).or_insert_with(|| Damage::of(sync.as_str())).clone()
@@ -34,6 +34,6 @@ mod tests {
         assert_eq!((damages.of(&two).take(), damages.of(&one).take()), (0, 1));
         assert_eq!(damages.of(&one).take(), 0);
         damages.of(&two);
-        assert_eq!(damages.0.lock().unwrap().len(), 1, "what has ended is forgotten");
+        assert_eq!(damages.0.lock().len(), 1, "what has ended is forgotten");
     }
 }

@@ -10,8 +10,9 @@ use crate::wire::content::Hashing;
 use crate::wire::sync::FileError;
 use crate::wire::task::{Assignment, TaskReport, TaskSpec};
 use crate::wire::{BytePath, WorkerId};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// A peer whose connection breaks under a request is tried once more in the same assignment: the
 /// other side may just have restarted. One that can't be reached is not.
@@ -70,7 +71,7 @@ pub struct Writers(Mutex<BTreeMap<WorkerId, bool>>);
 
 impl Writers {
     fn all(&self) -> MutexGuard<'_, BTreeMap<WorkerId, bool>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// `worker` is about to be asked to write.

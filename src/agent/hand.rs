@@ -10,8 +10,9 @@ use crate::util::rate::Rate;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
 use crate::wire::task::{Assignment, TaskSpec};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Work stops this long before its lease ends (a quarter of it, for short leases).
@@ -55,7 +56,7 @@ pub struct Grip {
 
 impl Hand {
     fn held(&self) -> MutexGuard<'_, BTreeMap<AssignmentId, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Takes `assignment`, whose request was sent at `since`. `None` where it is in hand already.

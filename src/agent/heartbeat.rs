@@ -12,9 +12,10 @@ use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::limits;
 use crate::wire::worker::{NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
@@ -294,7 +295,7 @@ impl Heart {
     }
 
     fn nics(&self, master: u32) -> Vec<NicReport> {
-        let mut incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut incoming = self.incoming.lock();
         let now = Instant::now();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let all = self.peers.nics().into_iter();

@@ -16,8 +16,9 @@ use crate::wire::worker::HeartbeatReply;
 use axum::extract::State;
 use axum::http::Uri;
 use axum::response::{IntoResponse as _, Response};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
@@ -29,7 +30,7 @@ const LEASE: Duration = Duration::from_secs(30);
 type Arrivals = Arc<Mutex<Vec<Duration>>>;
 
 async fn answer(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
-    arrivals.lock().unwrap().push(boottime());
+    arrivals.lock().push(boottime());
     tokio::time::sleep(LATE).await;
     if uri.path().ends_with("/assignment") {
         let lease_seconds = LEASE.as_secs();
@@ -95,7 +96,7 @@ impl Late {
 
     /// When the only request arrived.
     fn arrived(&self) -> Duration {
-        let arrivals = self.arrivals.lock().unwrap();
+        let arrivals = self.arrivals.lock();
         assert_eq!(arrivals.len(), 1, "one request");
         arrivals[0]
     }

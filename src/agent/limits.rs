@@ -5,8 +5,9 @@ use crate::util::rate::{Pace, Rate};
 use crate::wire::RequestId;
 use crate::wire::task::Assignment;
 use crate::wire::worker::Usage;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A sync for which nothing is done is remembered for so long: its next task goes on counting.
@@ -45,7 +46,7 @@ impl Limits {
     }
 
     fn syncs(&self) -> MutexGuard<'_, BTreeMap<RequestId, Known>> {
-        self.syncs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.syncs.lock()
     }
 
     /// Takes in the share that came with an assignment. True: the sync was not limited before, and the

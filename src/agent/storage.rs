@@ -6,8 +6,9 @@ use crate::data::roots::StorageRoot;
 use crate::fs::Root;
 use crate::wire::AbsPath;
 use crate::wire::worker::UnavailablePath;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -110,7 +111,7 @@ impl Storage {
 }
 
 fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+    known.lock()
 }
 
 /// The root of a storage path that is served, or the reason why it is not.

@@ -8,9 +8,9 @@ use crate::wire::manifest::Manifest;
 use crate::wire::task::{Assignment, PageAction, PageReply, ScanPage, TaskSpec, WorkItem};
 use crate::wire::worker::Endpoint;
 use crate::wire::{AbsPath, AssignmentId, Digest, RelPath, TaskId};
+use parking_lot::Mutex;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Duration;
 
 pub(crate) fn abs(path: &Path) -> AbsPath {
@@ -80,7 +80,7 @@ impl Kept {
     }
 
     pub(crate) fn entries(&self) -> Vec<String> {
-        let pages = self.pages.lock().unwrap();
+        let pages = self.pages.lock();
         let items = pages.iter().flat_map(|p| &p.work);
         items
             .flat_map(|item| match item {
@@ -93,20 +93,20 @@ impl Kept {
     }
 
     pub(crate) fn first(&self) -> ScanPage {
-        self.pages.lock().unwrap().first().unwrap().clone()
+        self.pages.lock().first().unwrap().clone()
     }
 
     pub(crate) fn last(&self) -> ScanPage {
-        self.pages.lock().unwrap().last().unwrap().clone()
+        self.pages.lock().last().unwrap().clone()
     }
 }
 
 impl Pages for Kept {
     async fn post(&self, page: &ScanPage) -> Result<PageReply, String> {
-        let mut pages = self.pages.lock().unwrap();
+        let mut pages = self.pages.lock();
         assert_eq!(page.page, pages.len() as u64);
         pages.push(page.clone());
-        let mut script = self.script.lock().unwrap();
+        let mut script = self.script.lock();
         if !script.is_empty() {
             return Ok(script.remove(0));
         }

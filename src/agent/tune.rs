@@ -6,7 +6,7 @@
 //! longer and longer rests where neither helps. The optimizer of FTS (Ayllon et al., "FTS3: New Data
 //! Movement Service For WLCG", 2014) does this for links between sites.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -163,7 +163,7 @@ impl Tuning {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits until the slot of this number (from 0) may ask for work.

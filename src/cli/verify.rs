@@ -16,13 +16,14 @@ use crate::wire::manifest::{Entry, Kind, merge_ranges};
 use crate::wire::path::show;
 use crate::wire::{AbsPath, BytePath, Digest, RelPath, RequestId};
 use blake3::hazmat::HasherExt;
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::Serialize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Read at a time: enough for BLAKE3 to use the widest registers.
@@ -286,7 +287,7 @@ fn check(place: &Place, digests: &Digests, report: Report) -> Result<Report, Fai
         drop(jobs);
         walk(place, digests, &report, send)
     })?;
-    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut report = report.into_inner();
     for (at, path) in digests.names() {
         if left.seen[at] {
             continue;
@@ -415,7 +416,7 @@ fn submit(
 fn work(place: &Place, digests: &Digests, report: &Mutex<Report>, jobs: &Mutex<Receiver<Job>>) {
     let mut buffer = vec![0; BUFFER];
     loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let job = jobs.lock().recv();
         match job {
             Err(_) => return,
             Ok(Job::Small { entry, at }) => {
@@ -527,8 +528,8 @@ fn why(e: &FsError) -> String {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> parking_lot::MutexGuard<'_, T> {
+    mutex.lock()
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 use super::exchange::{MAX_HOPS, SILENCE};
 use super::*;
 use crate::wire::sync::{SyncRequest, SyncState};
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -47,7 +48,7 @@ impl Played {
     }
 
     fn requests(&self) -> Vec<String> {
-        self.seen.lock().unwrap().clone()
+        self.seen.lock().clone()
     }
 }
 
@@ -58,7 +59,7 @@ async fn serve(
 ) {
     while let Some(request) = read_request(&mut stream).await {
         let n = {
-            let mut log = log.lock().unwrap();
+            let mut log = log.lock();
             log.push(request.clone());
             log.len() - 1
         };

@@ -4,8 +4,9 @@ use super::listen::Listener;
 use super::nics::Nic;
 use crate::config::Nic as Configured;
 use crate::wire::worker::{Endpoint, UnavailableEndpoint};
+use parking_lot::{Mutex, MutexGuard};
 use std::io::{Error, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often the address of an endpoint that is not there is looked for.
@@ -17,7 +18,7 @@ pub struct Endpoints(Mutex<Vec<Result<Endpoint, UnavailableEndpoint>>>);
 
 impl Endpoints {
     fn all(&self) -> MutexGuard<'_, Vec<Result<Endpoint, UnavailableEndpoint>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Adds one that is listened on.

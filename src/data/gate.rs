@@ -4,8 +4,9 @@ use super::protocol::{PACK, PRUNE, RANGE, SWEEP};
 use crate::fs::Allowance;
 use crate::wire::WorkerId;
 use crate::wire::ticket::{Claims, LEEWAY_SECONDS, PrunePermit, TicketError, Verifier};
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Time since the machine booted, sleep included; it never jumps, whatever is done to the wall clock.
@@ -113,7 +114,7 @@ impl TicketGate {
         if deletion.receiver != incarnation {
             return Err(Refused::OtherReceiver);
         }
-        let mut grants = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut grants = self.deleted.lock();
         let known = grants.iter().position(|(grant, _)| *grant == deletion.grant);
         let entry = match known {
             Some(at) => grants.remove(at),
@@ -134,19 +135,19 @@ impl TicketGate {
     pub fn update(&self, key: &str, time: i64) -> Result<(), TicketError> {
         let verifier = Verifier::new(key)?;
         let ahead = time - boottime().as_secs() as i64;
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         *known = Some(Known { verifier, ahead });
         Ok(())
     }
 
     /// Whether tickets can be checked.
     pub fn ready(&self) -> bool {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.known.read().is_some()
     }
 
     /// When a ticket with these `claims` ends ([`boottime`]).
     pub fn end_of(&self, claims: &Claims) -> Duration {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         let ahead = known.as_ref().map_or(0, |known| known.ahead);
         let end = claims.expires.saturating_add(LEEWAY_SECONDS).saturating_sub(ahead);
         Duration::from_secs(u64::try_from(end).unwrap_or(0))
@@ -157,7 +158,7 @@ impl TicketGate {
     /// # Errors
     /// Anything but a ticket that our master signed and that has not expired.
     pub fn check(&self, ticket: &str) -> Result<Claims, Refused> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         let known = known.as_ref().ok_or(Refused::NoKey)?;
         let now = boottime().as_secs() as i64 + known.ahead;
         Ok(known.verifier.verify(ticket, now)?)

@@ -24,7 +24,8 @@ use crate::wire::options::WriteRules;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::ticket::Claims;
 use crate::wire::{BytePath, Digest, RelPath};
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// A destination below one of our own storage roots.
 pub struct Local {
@@ -174,7 +175,7 @@ impl Local {
                 Ok(file) if target.may_clone_to(entry, &file) => {}
                 _ => return Ok(Cloned::No),
             }
-            let _alone = CLONING.lock().unwrap_or_else(PoisonError::into_inner);
+            let _alone = CLONING.lock();
             let reply = receive::take_offer(&target, &manifest, false);
             let there = Offered::of_reply(&manifest, reply).map_err(SendError::Internal)?;
             if !matches!(there.answers.as_slice(), [Ok(Found::Needed { .. } | Found::Check)]) {

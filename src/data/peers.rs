@@ -8,8 +8,9 @@ use crate::util::backoff::Backoff;
 use crate::wire::WorkerId;
 use crate::wire::options::WriteRules;
 use crate::wire::task::PoolMember;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -47,7 +48,7 @@ impl Peers {
     }
 
     fn loads(&self) -> MutexGuard<'_, Loads> {
-        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+        self.load.lock()
     }
 
     /// How each of our endpoints does.

@@ -14,7 +14,8 @@
 use super::asks::BLOCK;
 use super::frame::HEAD;
 use crate::fs::PAGE;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What is read of a file at once, in bytes: little enough to be in the core's cache still while it is
@@ -127,7 +128,7 @@ impl Pool {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.memory.lock()
     }
 
     /// The most bytes that there were at once.

@@ -5,7 +5,8 @@ use super::gate::{Refused, TicketGate};
 use crate::fs::{FsError, Ledger, Root, RootLoss, Target, TargetOptions, Tree};
 use crate::wire::ticket::{Claims, TicketError};
 use crate::wire::{AbsPath, SyncNo};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use parking_lot::RwLock;
+use std::sync::{Arc, OnceLock};
 
 /// The storage roots, of which some may not be there.
 pub struct Roots {
@@ -33,7 +34,7 @@ impl StorageRoot {
     /// # Errors
     /// See [`Root::open`].
     pub fn open(&self) -> Result<Arc<Root>, FsError> {
-        self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.open.read().clone()
     }
 
     /// Whether `now`, which `loss` brought to the path, is used instead of what was open there: a file system that was
@@ -79,7 +80,7 @@ impl Roots {
     /// It can't be opened; a root that was open stays so.
     pub fn reopen(&self, root: &StorageRoot) -> Result<bool, FsError> {
         let opened = Root::open_noting(&root.path, self.ledger.clone());
-        let mut open = root.open.write().unwrap_or_else(PoisonError::into_inner);
+        let mut open = root.open.write();
         let now = match (&*open, &opened) {
             (Ok(before), Ok(now)) => match before.replaced_by(now) {
                 Some(loss) if root.adopts(now, loss) => {

@@ -18,8 +18,9 @@ use crate::util::shutdown::Shutdown;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -204,7 +205,7 @@ async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop
             async move {
                 let response = match stream::upgrade(&mut request) {
                     Some((on, response)) => {
-                        *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(on);
+                        *upgrade.lock() = Some(on);
                         response
                     }
                     None => answer(request, peer, &shared).await,
@@ -232,7 +233,7 @@ async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop
     {
         shared.log(peer, &e.to_string());
     }
-    let upgrade = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let upgrade = upgrade.lock().take();
     if let Some(on) = upgrade
         && let Some((stream, flows)) = stream::of_upgrade(on).await
     {

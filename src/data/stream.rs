@@ -26,11 +26,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use minicbor::{Decode, Encode};
+use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -316,7 +317,7 @@ struct Piece {
 }
 
 fn home_of(home: &Mutex<Option<Buffer>>) -> MutexGuard<'_, Option<Buffer>> {
-    home.lock().unwrap_or_else(PoisonError::into_inner)
+    home.lock()
 }
 
 impl AsRef<[u8]> for Piece {

@@ -4,11 +4,11 @@
 //! All of it is advice to the kernel: file systems that know none of it are copied all the same.
 
 use super::source::read_full;
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::Advice;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 use std::num::NonZeroU64;
-use std::sync::{Mutex, PoisonError};
 
 /// Advice is given for so many bytes at a time.
 const WINDOW: u64 = 8 << 20;
@@ -102,7 +102,7 @@ pub(super) struct WriteBehind(Mutex<(u64, u64)>);
 impl WriteBehind {
     /// `length` bytes at `at` of `file` were written.
     pub(super) fn wrote<F: AsFd>(&self, file: &F, at: u64, length: u64) {
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.0.lock();
         if at != window.1 {
             forget(file, window.0, window.1);
             *window = (at, at);
@@ -116,7 +116,7 @@ impl WriteBehind {
 
     /// Nothing more comes: the rest is begun to be written.
     pub(super) fn end<F: AsFd>(&self, file: &F) {
-        let window = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = *self.0.lock();
         forget(file, window.0, window.1);
     }
 }

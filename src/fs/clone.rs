@@ -2,10 +2,10 @@
 //! (XFS, Btrfs, and others), content is neither read nor written. The new file has what the source had at one
 //! moment, holes included. A file system on a server (NFS 4.2, CephFS) may copy there what it cannot share.
 
+use parking_lot::Mutex;
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
 
 /// `f_type` of the file systems whose servers copy what `copy_file_range` asks for: NFS and Ceph (`<linux/magic.h>`).
 const SERVERS: [u32; 2] = [0x6969, 0x00c3_6400];
@@ -17,7 +17,7 @@ static REFUSED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 
 /// Whether two devices may share blocks, as far as is known.
 pub(super) fn may_share(from: u64, to: u64) -> bool {
-    !REFUSED.lock().unwrap_or_else(PoisonError::into_inner).contains(&(from, to))
+    !REFUSED.lock().contains(&(from, to))
 }
 
 /// Makes `to`, which is new, a clone of `from`, which lies on the device `dev`; `false` where that cannot be, and
@@ -40,7 +40,7 @@ pub(super) fn clone(
             if dev == own && is_on_server(to) {
                 return dense.map_or(Ok(false), |length| copy_all(from, to, length, go_on));
             }
-            REFUSED.lock().unwrap_or_else(PoisonError::into_inner).insert((dev, own));
+            REFUSED.lock().insert((dev, own));
         }
         // It may be about this file only. Whatever it is, the writes that follow report it.
         Err(_) => {}

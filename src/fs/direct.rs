@@ -3,12 +3,12 @@
 //! is read the ordinary way.
 
 use super::source::read_full;
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// What offsets, lengths and memory are a multiple of, in bytes: no disk in use has longer blocks.
 pub const PAGE: usize = 4096;
@@ -29,7 +29,7 @@ impl Direct {
     /// Sets `fd`, of a file of this `size` on this device, up for it where that is `wanted` and can be.
     pub(super) fn new(fd: &OwnedFd, dev: u64, size: u64, wanted: bool) -> Self {
         let direct = Direct { on: AtomicBool::new(false), dev };
-        let known = || REFUSED.lock().unwrap_or_else(PoisonError::into_inner).contains(&dev);
+        let known = || REFUSED.lock().contains(&dev);
         if wanted && size >= LARGE && !known() {
             match set(fd, true) {
                 Ok(()) => direct.on.store(true, Ordering::Relaxed),
@@ -93,7 +93,7 @@ impl Direct {
 
     fn refused(&self, errno: Errno) {
         self.on.store(false, Ordering::Relaxed);
-        let new = REFUSED.lock().unwrap_or_else(PoisonError::into_inner).insert(self.dev);
+        let new = REFUSED.lock().insert(self.dev);
         if new {
             let (major, minor) = (rustix::fs::major(self.dev), rustix::fs::minor(self.dev));
             tracing::warn!(
@@ -211,7 +211,7 @@ mod tests {
         for _ in 0..2 {
             let direct = Direct::new(&fd, dev, LARGE, true);
             assert!(!direct.is_on());
-            assert!(REFUSED.lock().unwrap().contains(&dev));
+            assert!(REFUSED.lock().contains(&dev));
             let (mut memory, page) = aligned(2 * PAGE);
             let n = direct.read(&fd, &mut memory[page..][..2 * PAGE], 0).unwrap();
             assert_eq!(memory[page..][..n], *expected);

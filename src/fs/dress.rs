@@ -10,11 +10,12 @@ use super::xattr::{self, Object};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Meta, Xattr};
 use crate::wire::options::{Attribute, Chown, Preserve, WriteRules};
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// What an object shall have.
 #[derive(Debug, Clone, Copy)]
@@ -65,12 +66,12 @@ pub(super) struct Births(Mutex<Option<(Dir, Birth)>>);
 
 impl Births {
     pub(super) fn of(&self, dir: &Dir) -> Option<Birth> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         last.as_ref().filter(|(known, _)| Arc::ptr_eq(known, dir)).map(|(_, birth)| *birth)
     }
 
     pub(super) fn keep(&self, dir: &Dir, birth: Birth) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         *last = Some((Arc::clone(dir), birth));
     }
 }

@@ -4,8 +4,9 @@ use super::pattern::Patterns;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, Kind, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A [`FilterSpec`] made ready to match. Paths are matched below the source root, which itself is never
 /// left out; names may hold any bytes.
@@ -78,7 +79,7 @@ impl Filter {
     /// # Errors
     /// See [`Filter::new`].
     pub fn made(spec: &FilterSpec) -> Result<Arc<Filter>, FilterError> {
-        let made = || MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || MADE.lock();
         if let Some((_, filter)) = made().iter().find(|(of, _)| of == spec) {
             return Ok(filter.clone());
         }

@@ -20,10 +20,11 @@ use super::target::{Step, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::options::Attribute;
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir, Stat};
 use rustix::io::Errno;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// The anchors of a sync, as far as this request knows them.
 #[derive(Debug, Default)]
@@ -331,11 +332,11 @@ impl Target {
     }
 
     fn anchors(&self) -> Option<Dir> {
-        self.state.anchors.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.anchors.0.lock().clone()
     }
 
     fn keep_anchors(&self, dir: Option<Dir>) {
-        *self.state.anchors.0.lock().unwrap_or_else(PoisonError::into_inner) = dir;
+        *self.state.anchors.0.lock() = dir;
     }
 
     /// Removes a directory of anchors with all that is in it. No link is followed.

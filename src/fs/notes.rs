@@ -4,9 +4,9 @@
 use super::error::{Cause, errno_name};
 use crate::wire::RelPath;
 use crate::wire::options::Notes;
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 /// Something of an entry that the destination does not hold. Its text is a cause: the same for every
 /// entry that it happens to.
@@ -91,7 +91,7 @@ impl Notebook {
             return Err(Cause::Short(short));
         }
         let cause = short.to_string();
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.notes.lock();
         if !notes.contains_key(&cause) {
             // There is one of these for each request: the operator is told by the report of the sync.
             tracing::debug!(first = %path, "{cause}");
@@ -102,7 +102,7 @@ impl Notebook {
 
     /// What was counted since the last call.
     pub(super) fn take(&self) -> Notes {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.notes.lock();
         std::mem::take(&mut *notes)
     }
 }

@@ -9,11 +9,12 @@ use super::unflushed::Ledger;
 use crate::wire::manifest::{DirRef, Entry, Kind};
 use crate::wire::options::Preserve;
 use crate::wire::{AbsPath, RelPath, SyncNo};
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A storage root: a directory that an agent's configuration names, held open. Whatever is done below
@@ -114,17 +115,17 @@ impl Root {
 
     /// What [`Root::look`] found last.
     pub fn lost(&self) -> Option<RootLoss> {
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.lost.lock()
     }
 
     pub(super) fn set_lost(&self, lost: Option<RootLoss>) {
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
+        *self.lost.lock() = lost;
     }
 
     /// Notes a directory that a sync has just made: it has not got its metadata yet.
     pub(super) fn note_made(&self, sync: SyncNo, dir: &OwnedFd) {
         let Ok(stat) = rustix::fs::fstat(dir) else { return };
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         if made.len() >= MAX_MADE_DIRS {
             made.clear();
         }
@@ -133,7 +134,7 @@ impl Root {
 
     /// Whether a sync made the directory of this `stat` lately, in this process.
     pub(super) fn has_made(&self, sync: SyncNo, stat: &Stat) -> bool {
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = self.made.lock();
         made.contains(&(sync, stat.st_dev, stat.st_ino))
     }
 
@@ -530,7 +531,7 @@ impl DirCache {
     const FRESH: Duration = Duration::from_secs(1);
 
     fn get(&self, path: &[u8]) -> Option<Dir> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let at = all.iter().position(|c| *c.path == *path)?;
         if all[at].at.elapsed() > Self::FRESH {
             all.remove(at);
@@ -542,14 +543,14 @@ impl DirCache {
     }
 
     fn put(&self, path: &[u8], dir: &Dir) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         all.retain(|c| *c.path != *path);
         all.truncate(Self::ROOM - 1);
         all.insert(0, Cached { path: path.into(), dir: Arc::clone(dir), at: Instant::now() });
     }
 
     fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.lock().clear();
     }
 }
 
@@ -599,7 +600,7 @@ mod tests {
             assert!(Arc::ptr_eq(&cache.get(b"d0").unwrap(), &dirs[0]), "used last stays longest");
         }
         assert!(cache.get(b"d20").is_none());
-        assert_eq!(cache.0.lock().unwrap().len(), DirCache::ROOM);
+        assert_eq!(cache.0.lock().len(), DirCache::ROOM);
         cache.clear();
         assert!(cache.get(b"d0").is_none());
     }

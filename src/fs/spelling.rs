@@ -10,10 +10,11 @@
 use super::list::list_if;
 use super::meta::lstat;
 use super::root::{Dir, open_list_below};
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 /// What a name that is taken in another spelling fails with: no file system gives it.
 pub(super) const TAKEN: Errno = Errno::NOTUNIQ;
@@ -103,13 +104,13 @@ impl Spellings {
     }
 
     fn known(&self, dir: &Dir) -> Option<Kind> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.lock();
         let of = |(known, _): &&(Weak<OwnedFd>, Kind)| known.as_ptr() == Arc::as_ptr(dir);
         all.iter().find(of).map(|(_, kind)| kind.clone())
     }
 
     fn keep(&self, dir: &Dir, kind: Kind) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         all.retain(|(known, _)| known.strong_count() > 0 && known.as_ptr() != Arc::as_ptr(dir));
         all.truncate(Self::ROOM - 1);
         all.insert(0, (Arc::downgrade(dir), kind));

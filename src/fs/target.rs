@@ -13,12 +13,13 @@ use crate::wire::manifest::{DirRef, Entry, Meta};
 use crate::wire::options::{Attribute, Notes, WriteRules};
 use crate::wire::sync::FileError;
 use crate::wire::{RelPath, SyncNo};
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// How a destination is written.
 #[derive(Debug, Clone)]
@@ -163,7 +164,7 @@ impl Target {
 
     /// Gives a directory whose mode was widened to write into it the mode that it had.
     fn narrow_again(&self, dir: &Dir) -> Step<()> {
-        let widened = || self.state.modes_before.lock().unwrap_or_else(PoisonError::into_inner);
+        let widened = || self.state.modes_before.lock();
         if widened().is_empty() {
             return Ok(());
         }
@@ -476,8 +477,7 @@ impl Target {
             }
             if stat.st_mode & 0o700 != 0o700 {
                 self.state.widened.store(true, Ordering::Relaxed);
-                let mut before =
-                    self.state.modes_before.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut before = self.state.modes_before.lock();
                 before.entry((stat.st_dev, stat.st_ino)).or_insert(stat.st_mode & 0o7777);
                 drop(before);
                 chmod(dir.as_fd(), stat.st_mode & 0o7777 | 0o700)?;

@@ -13,11 +13,11 @@ use super::root::Dir;
 use super::target::{Step, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::Meta;
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 /// The mode of a part file until its metadata are set: nobody else can open it.
 pub(super) const PART_MODE: u32 = 0o600;
@@ -93,7 +93,7 @@ impl Target {
                 false => Newborn { uid: stat.st_uid, mode: PART_MODE },
             });
         }
-        let known = || self.state.newborns.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || self.state.newborns.0.lock();
         if let Some(newborn) = known().get(&stat.st_dev) {
             return Ok(*newborn);
         }

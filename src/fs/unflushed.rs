@@ -18,13 +18,13 @@ use super::root::Place;
 use super::target::{Step, Target};
 use crate::util::private;
 use crate::wire::AbsPath;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// The clock of a file server, and ours before and after a restart, may differ by so many seconds.
@@ -137,7 +137,7 @@ impl Ledger {
     }
 
     fn notes(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, (AbsPath, Note)>> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.notes.lock()
     }
 
     /// Puts it on stable storage. Nothing to note is no file.

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::util::private;
 use files::{Opened, USAGE_TABLE, Usage};
+use parking_lot::Mutex;
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
 };
@@ -24,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
@@ -142,8 +143,8 @@ impl EmbeddedStore {
         answer.await.map_err(|_| ended())?
     }
 
-    fn running(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> parking_lot::MutexGuard<'_, Option<Running>> {
+        self.running.lock()
     }
 }
 

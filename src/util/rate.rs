@@ -5,8 +5,9 @@
 //! until its place in the queue of debts is paid: takers get their turns in the order in which they
 //! came, and a rate that changes meanwhile changes the wait of all of them.
 
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How much time may be saved up while nothing is taken: enough to make good a thread that came late,
@@ -109,7 +110,7 @@ impl Rate {
 
     /// What is paid as of `now`.
     fn paid(&self, now: Instant) -> MutexGuard<'_, Paid> {
-        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paid = self.paid.lock();
         let limit = self.limit.load(Ordering::Relaxed);
         let elapsed = now.saturating_duration_since(paid.at);
         let bytes = elapsed.as_nanos() * u128::from(limit) / NANOS;

@@ -1,9 +1,9 @@
 //! Log lines of one cause: the first is written, those that follow are counted, and the count is written once a
 //! minute. One agent that can't be reached fails hundreds of tasks a minute, all for the same reason.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,7 +73,7 @@ fn log(counts: Vec<(String, u64)>) {
 }
 
 fn causes() -> MutexGuard<'static, Causes> {
-    CAUSES.lock().unwrap_or_else(PoisonError::into_inner)
+    CAUSES.lock()
 }
 
 /// The causes of the last minute.

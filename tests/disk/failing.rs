@@ -3,6 +3,7 @@
 //! kernel by this process.
 
 use crate::wire::{self, Ask, Reply, errno};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, Uid,
 };
@@ -15,8 +16,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// So many requests are served at a time.
@@ -75,15 +76,11 @@ struct Rules {
     ids: AtomicU64,
 }
 
-fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Rules {
     /// What becomes of a call: whether it comes short, or its error.
     fn judge(&self, call: Call, name: &OsStr) -> Result<bool, Errno> {
         let name = name.to_string_lossy();
-        let mut all = held(&self.all);
+        let mut all = self.all.lock();
         let fits = |r: &&mut Rule| r.call == call && name.contains(r.name) && r.times > 0;
         let Some(rule) = all.iter_mut().find(fits) else { return Ok(false) };
         if rule.skip > 0 {
@@ -103,7 +100,7 @@ impl Rules {
             }
             Fate::Hangs => {
                 let waits = |all: &mut Vec<Rule>| all.iter().any(|r| r.id == id);
-                drop(self.changed.wait_while(all, waits));
+                self.changed.wait_while(&mut all, waits);
                 Ok(false)
             }
         }
@@ -202,18 +199,18 @@ impl Failing {
         times: u64,
     ) -> u64 {
         let id = self.rules.ids.fetch_add(1, Ordering::Relaxed);
-        held(&self.rules.all).push(Rule { id, call, name, fate, skip, times, met: 0 });
+        self.rules.all.lock().push(Rule { id, call, name, fate, skip, times, met: 0 });
         id
     }
 
     /// How many calls met the fate of a rule.
     pub(crate) fn met(&self, rule: u64) -> u64 {
-        held(&self.rules.all).iter().find(|r| r.id == rule).map_or(0, |r| r.met)
+        self.rules.all.lock().iter().find(|r| r.id == rule).map_or(0, |r| r.met)
     }
 
     /// Takes all rules back.
     pub(crate) fn heal(&self) {
-        held(&self.rules.all).clear();
+        self.rules.all.lock().clear();
         self.rules.changed.notify_all();
     }
 }
@@ -289,7 +286,7 @@ impl Served {
             wire::WRITE => self.write(ask),
             wire::FSYNC | wire::FSYNCDIR => self.judge(Call::Fsync, node).map(|_| Vec::new()),
             wire::RELEASE => {
-                held(&self.open).remove(&ask.u64());
+                self.open.lock().remove(&ask.u64());
                 Ok(Vec::new())
             }
             wire::OPENDIR => Ok(Reply::opened(0, 0)),
@@ -302,11 +299,11 @@ impl Served {
     }
 
     fn node(&self, node: u64) -> Result<Arc<Node>, Errno> {
-        held(&self.nodes).get(&node).cloned().ok_or(Errno::NOENT)
+        self.nodes.lock().get(&node).cloned().ok_or(Errno::NOENT)
     }
 
     fn file(&self, handle: u64) -> Result<Arc<File>, Errno> {
-        held(&self.open).get(&handle).cloned().ok_or(Errno::BADF)
+        self.open.lock().get(&handle).cloned().ok_or(Errno::BADF)
     }
 
     /// Where a name in a directory is.
@@ -325,7 +322,7 @@ impl Served {
 
     /// As long as it lives, nobody else makes or renames what could be one.
     fn alone(&self) -> Option<MutexGuard<'_, ()>> {
-        self.folds.as_ref().map(held)
+        self.folds.as_ref().map(|folds| folds.lock())
     }
 
     fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: RenameFlags) -> Answer {
@@ -353,7 +350,7 @@ impl Served {
         let meta = file.metadata().map_err(errno)?;
         let number = self.number(&meta);
         if number != 1 {
-            held(&self.nodes).insert(number, Arc::new(Node { file, name: name.to_owned() }));
+            self.nodes.lock().insert(number, Arc::new(Node { file, name: name.to_owned() }));
         }
         Ok(Reply::entry(number, &meta))
     }
@@ -412,7 +409,7 @@ impl Served {
 
     fn opened(&self, file: File) -> Vec<u8> {
         let handle = self.handles.fetch_add(1, Ordering::Relaxed);
-        held(&self.open).insert(handle, Arc::new(file));
+        self.open.lock().insert(handle, Arc::new(file));
         Reply::opened(handle, wire::DIRECT_IO)
     }
 

@@ -233,7 +233,7 @@ impl Drop for Leashed {
 pub(crate) struct Running {
     child: Leashed,
     stdout: std::thread::JoinHandle<Vec<u8>>,
-    stderr: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
+    stderr: std::sync::Arc<parking_lot::Mutex<Vec<u8>>>,
     stderr_ended: std::thread::JoinHandle<()>,
 }
 
@@ -252,7 +252,7 @@ impl Running {
         }
         let mut out = child.stdout.take().expect("piped");
         let mut err = child.stderr.take().expect("piped");
-        let stderr = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let stderr = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
         let seen = std::sync::Arc::clone(&stderr);
         Running {
             child: Leashed(child),
@@ -265,7 +265,7 @@ impl Running {
             stderr_ended: std::thread::spawn(move || {
                 let mut piece = [0; 4096];
                 while let Ok(n @ 1..) = err.read(&mut piece) {
-                    seen.lock().expect("no panic there").extend_from_slice(&piece[..n]);
+                    seen.lock().extend_from_slice(&piece[..n]);
                 }
             }),
         }
@@ -293,7 +293,7 @@ impl Running {
 
     /// What it printed on standard error so far.
     pub(crate) fn err_so_far(&self) -> String {
-        String::from_utf8_lossy(&self.stderr.lock().expect("no panic there")).into_owned()
+        String::from_utf8_lossy(&self.stderr.lock()).into_owned()
     }
 
     /// Waits until it has ended; after `limit` it is killed and the test fails.
@@ -310,7 +310,7 @@ impl Running {
         };
         let stdout = self.stdout.join().expect("no panic there");
         self.stderr_ended.join().expect("no panic there");
-        let stderr = std::mem::take(&mut *self.stderr.lock().expect("no panic there"));
+        let stderr = std::mem::take(&mut *self.stderr.lock());
         Ran { code: status.code(), stdout, stderr }
     }
 }

@@ -3,13 +3,14 @@
 //! also be cut in one direction, so that requests arrive and answers do not, and do [harm](Harm) to what passes.
 
 use super::harm::{Doer, Harm};
+use parking_lot::{Condvar, Mutex};
 use socket2::SockRef;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 /// How often a direction in which nothing comes looks whether the other one was reset.
@@ -44,7 +45,7 @@ struct Link {
 impl Link {
     /// To be called with each piece on its way to the server.
     fn look_for_the_last(&self, piece: &[u8]) {
-        let mut last = self.last.lock().expect("no panic there");
+        let mut last = self.last.lock();
         let is_in = |text: &String| piece.windows(text.len()).any(|w| w == text.as_bytes());
         if last.as_ref().is_some_and(is_in) {
             self.back.set(true);
@@ -61,14 +62,14 @@ struct Gate {
 
 impl Gate {
     fn pass(&self) {
-        let mut shut = self.shut.lock().expect("no panic there");
+        let mut shut = self.shut.lock();
         while *shut {
-            shut = self.opened.wait(shut).expect("no panic there");
+            self.opened.wait(&mut shut);
         }
     }
 
     fn set(&self, shut: bool) {
-        *self.shut.lock().expect("no panic there") = shut;
+        *self.shut.lock() = shut;
         self.opened.notify_all();
     }
 }
@@ -133,7 +134,7 @@ impl Relay {
 
     /// New connections go to another socket, as when an address moves to another host.
     pub(crate) fn move_to(&self, to: &Path) {
-        *self.link.to.lock().expect("no panic there") = Server::Unix(to.to_owned());
+        *self.link.to.lock() = Server::Unix(to.to_owned());
     }
 
     pub(crate) fn cut(&self) {
@@ -153,17 +154,17 @@ impl Relay {
 
     /// What is asked arrives, up to the first piece with this text and further; no answer does from that on.
     pub(crate) fn lose_answers_from(&self, text: &str) {
-        *self.link.last.lock().expect("no panic there") = Some(text.to_owned());
+        *self.link.last.lock() = Some(text.to_owned());
     }
 
     /// Whether answers get lost now.
     pub(crate) fn is_losing(&self) -> bool {
-        *self.link.back.shut.lock().expect("no panic there")
+        *self.link.back.shut.lock()
     }
 
     pub(crate) fn mend(&self) {
         self.link.refuses.store(false, Ordering::Relaxed);
-        *self.link.last.lock().expect("no panic there") = None;
+        *self.link.last.lock() = None;
         self.link.there.set(false);
         self.link.back.set(false);
     }
@@ -219,7 +220,7 @@ fn connect(client: TcpStream, link: &Arc<Link>) -> io::Result<()> {
         return Ok(());
     }
     link.there.pass();
-    let to = link.to.lock().expect("no panic there").clone();
+    let to = link.to.lock().clone();
     let server = match to {
         Server::Unix(path) => Side::Unix(UnixStream::connect(path)?),
         Server::Tcp(address) => Side::Tcp(TcpStream::connect(address)?),

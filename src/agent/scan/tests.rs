@@ -43,7 +43,7 @@ async fn a_tree_is_paged_with_every_entry_once() {
     assert_eq!(entries.len(), 1 + 5 + 5000);
     assert_eq!(entries.iter().collect::<BTreeSet<_>>().len(), entries.len());
     assert_eq!(entries[..3], ["", "d0", "d0/f0000"]);
-    let pages = pages.pages.lock().unwrap();
+    let pages = pages.pages.lock();
     assert!(pages.len() >= 3 && pages.iter().all(|p| p.task_digest == Digest([3; 32])));
     assert!(pages.iter().rev().skip(1).all(|p| p.next.is_some()));
     assert_eq!(pages.last().unwrap().next, None);
@@ -58,7 +58,7 @@ async fn a_scan_that_is_held_goes_on_where_its_last_page_ends() {
     loop {
         let pages = Kept::answering(vec![reply(PageAction::Hold, 0)]);
         assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Reported);
-        assert_eq!(pages.pages.lock().unwrap().len(), 1);
+        assert_eq!(pages.pages.lock().len(), 1);
         entries.extend(pages.entries());
         rounds += 1;
         match pages.last().next {
@@ -76,8 +76,7 @@ async fn directories_are_given_away_when_asked_and_walked_by_nobody_else() {
     let dir = five_thousand();
     let pages = Kept::answering(vec![reply(PageAction::Continue, 1)]);
     run(&dir, all(), &pages).await;
-    let given: Vec<RelPath> =
-        pages.pages.lock().unwrap().iter().flat_map(|p| p.spawn.clone()).collect();
+    let given: Vec<RelPath> = pages.pages.lock().iter().flat_map(|p| p.spawn.clone()).collect();
     assert_eq!(given.len(), 1, "{given:?}");
     let mut entries = pages.entries();
     assert_eq!(entries.len(), 1 + 5 + 4000);
@@ -94,7 +93,7 @@ async fn a_stopped_scan_posts_no_more() {
     let dir = five_thousand();
     let pages = Kept::answering(vec![reply(PageAction::Stop, 0)]);
     assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Reported);
-    assert_eq!(pages.pages.lock().unwrap().len(), 1);
+    assert_eq!(pages.pages.lock().len(), 1);
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ fn whole(apply: bool) -> (RelPath, Option<Cursor>, bool) {
 }
 
 fn sum(pages: &Kept) -> Pruned {
-    let pages = pages.pages.lock().unwrap();
+    let pages = pages.pages.lock();
     pages.iter().filter_map(|page| page.pruned).fold(Pruned::default(), |a, b| Pruned {
         seen: a.seen + b.seen,
         extra: a.extra + b.extra,
@@ -44,7 +44,7 @@ fn sum(pages: &Kept) -> Pruned {
 }
 
 fn deleted(pages: &Kept) -> Vec<String> {
-    let pages = pages.pages.lock().unwrap();
+    let pages = pages.pages.lock();
     let records = pages.iter().flat_map(|page| &page.records);
     let mut names: Vec<String> = records
         .map(|r| {
@@ -96,7 +96,7 @@ async fn extra_entries_are_counted_first_and_then_deleted_with_what_is_in_them()
         let extra = Pruned { seen: with.len() as u64, extra: 5, bytes: 10 };
         assert_eq!((sum(&pages), deleted(&pages)), (extra, vec![]));
         assert_eq!(names(&fleet), with);
-        let root = pages.pages.lock().unwrap()[0].root.clone();
+        let root = pages.pages.lock()[0].root.clone();
         assert_eq!(root.map(|root| root.empty), Some(false));
 
         let pages = Kept::default();
@@ -229,7 +229,7 @@ async fn a_prune_goes_on_behind_a_directory_that_became_a_file_or_went_since_its
         let pages = Kept::default();
         let (end, _) = pruned(&fleet, &cx, cursor("d/e"), &pages).await;
         assert_eq!((end, deleted(&pages)), (ScanEnd::Reported, vec!["f/extra".to_owned()]));
-        let pages = pages.pages.into_inner().unwrap();
+        let pages = pages.pages.into_inner();
         assert!(pages.iter().all(|page| page.errors.is_empty()), "{pages:?}");
         let left: Vec<String> = before.into_iter().filter(|name| name != "f/extra").collect();
         assert_eq!(names(&fleet), left, "the names of the root were compared before");
@@ -249,7 +249,7 @@ async fn very_much_that_is_extra_in_one_directory_is_told_page_by_page_and_count
     let seen = before.len() as u64 + 5001;
     assert_eq!((end, sum(&pages)), (ScanEnd::Reported, Pruned { seen, extra: 5001, bytes: 0 }));
     assert_eq!((deleted(&pages).len(), names(&fleet)), (5001, before));
-    let pages = pages.pages.into_inner().unwrap();
+    let pages = pages.pages.into_inner();
     assert!(pages.len() >= 3 && pages.iter().all(|page| page.records.len() < 2 * 4096));
     // Whoever goes on from a page in the middle begins the directory anew.
     for page in pages.iter().filter(|page| !page.records.is_empty() && page.next.is_some()) {
@@ -268,7 +268,7 @@ async fn subtrees_are_given_away_when_asked_and_found_there() {
     // Deleting begins with a page; its reply asks for subtrees.
     pruned(&fleet, &cx, whole(true), &pages).await;
     let given: Vec<RelPath> =
-        pages.pages.lock().unwrap().iter().flat_map(|page| page.spawn.clone()).collect();
+        pages.pages.lock().iter().flat_map(|page| page.spawn.clone()).collect();
     assert_eq!(given, ["d", "m"].map(|dir| RelPath::new(dir).unwrap()));
     let mut total = sum(&pages);
     for dir in given {

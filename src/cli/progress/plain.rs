@@ -121,7 +121,8 @@ pub(in crate::cli) fn line(
 mod tests {
     use super::super::super::sample;
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use parking_lot::Mutex;
+    use std::sync::Arc;
 
     fn now() -> Timestamp {
         "2026-02-03T14:10:52.9Z".parse().unwrap()
@@ -157,13 +158,12 @@ mod tests {
     fn lines_are_whole_and_hold_nothing_that_drives_a_terminal() {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&lines);
-        let mut plain =
-            Plain::new(Box::new(move |line| sink.lock().unwrap().push(line.to_owned())));
+        let mut plain = Plain::new(Box::new(move |line| sink.lock().push(line.to_owned())));
         let sync = SyncProgress { reason: Some("no \"w\"\r\x1b[2K\n".to_owned()), ..scanning() };
         let pace = Pace::new(&sync, Instant::now());
         plain.event(Event::Seen(&sync, &pace), now());
         plain.event(Event::Note("the master is\r away"), now());
-        let lines = lines.lock().unwrap();
+        let lines = lines.lock();
         assert_eq!(lines.len(), 2);
         for line in lines.iter() {
             assert!(!line.contains(['\x1b', '\r', '\n']), "{line:?}");
@@ -176,7 +176,7 @@ mod tests {
         let count = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&count);
         let id = |line: &str| line.split(' ').nth(1).unwrap().to_owned();
-        let mut plain = Plain::new(Box::new(move |line| sink.lock().unwrap().push(id(line))));
+        let mut plain = Plain::new(Box::new(move |line| sink.lock().push(id(line))));
         let one = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
         let two = SyncProgress { phase: Phase::Flushing, ..sample::sync("two") };
         let pace = Pace::new(&one, Instant::now());
@@ -193,7 +193,7 @@ mod tests {
             let two = SyncProgress { state, reason, ..two.clone() };
             plain.event(Event::Seen(&two, &pace), now());
         }
-        let told = count.lock().unwrap().clone();
+        let told = count.lock().clone();
         assert_eq!(told, ["sync=run42", "sync=two", "sync=run42", "sync=two", "sync=two"]);
     }
 
@@ -201,12 +201,12 @@ mod tests {
     fn a_line_comes_with_every_change_of_state_and_every_5_percent_and_not_between() {
         let count = Arc::new(Mutex::new(0));
         let sink = Arc::clone(&count);
-        let mut plain = Plain::new(Box::new(move |_| *sink.lock().unwrap() += 1));
+        let mut plain = Plain::new(Box::new(move |_| *sink.lock() += 1));
         let sync = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
         let pace = Pace::new(&sync, Instant::now());
         let mut see = |sync: &SyncProgress| {
             plain.event(Event::Seen(sync, &pace), now());
-            *count.lock().unwrap()
+            *count.lock()
         };
         assert_eq!(see(&sync), 1);
         assert_eq!(see(&sync), 1);

@@ -5,7 +5,8 @@ use super::*;
 use crate::client::ClientOptions;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{Outcome, SyncState};
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -44,7 +45,7 @@ impl Stage {
                 let text = String::from_utf8_lossy(&raw).into_owned();
                 let line = text.lines().next().unwrap_or_default().to_owned();
                 let n = {
-                    let mut log = log.lock().unwrap();
+                    let mut log = log.lock();
                     log.push(line.clone());
                     log.len() - 1
                 };
@@ -217,7 +218,7 @@ async fn the_first_interrupt_stops_the_waiting_and_not_the_sync() {
         let waited = stage.wait(&["x"], true, &until(), &mut asks).await.0.unwrap();
         assert_eq!(waited.exit().code(), code);
         assert!(waited.syncs[0].exit.is_none());
-        assert!(stage.requests.lock().unwrap().iter().all(|r| r.starts_with("GET ")));
+        assert!(stage.requests.lock().iter().all(|r| r.starts_with("GET ")));
     }
 }
 

@@ -23,9 +23,9 @@ use super::{
 };
 use crate::config::RedisSetup;
 use link::{Link, Patience};
+use parking_lot::Mutex;
 use redis::{Script, ScriptInvocation};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// What one script may carry; more is staged. It bounds for how long other callers of the server wait.
@@ -169,8 +169,8 @@ impl RedisStore {
         format!("Redis at {}, key {},", self.link.address, self.keys[0])
     }
 
-    fn term(&self) -> std::sync::MutexGuard<'_, Term> {
-        self.term.lock().unwrap_or_else(PoisonError::into_inner)
+    fn term(&self) -> parking_lot::MutexGuard<'_, Term> {
+        self.term.lock()
     }
 
     /// Runs a script and reads its answer: a word, then what belongs to it.

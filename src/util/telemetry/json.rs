@@ -87,15 +87,16 @@ impl Visit for Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use parking_lot::Mutex;
     use std::io::Write;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 
     impl Write for Lines {
         fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(line)
+            self.0.lock().write(line)
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
@@ -116,7 +117,7 @@ mod tests {
             let _entered = span.enter();
             tracing::warn!(sync = "s", count = 3u64, time = "later", ok = true, "a \"{}\"\n", 'b');
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(lines.0.lock().clone()).unwrap();
         assert!(text.starts_with("{\"time\":\"2") && text.ends_with("}\n"), "{text}");
         let mut line: Value = serde_json::from_str(&text).unwrap();
         let time = line.as_object_mut().unwrap().remove("time").unwrap();

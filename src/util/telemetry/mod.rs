@@ -5,11 +5,12 @@ mod json;
 
 use anyhow::Context as _;
 use json::JsonLines;
+use parking_lot::RwLock;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::OnceLock;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::reload;
@@ -81,7 +82,7 @@ pub fn log_to(file: Option<&Path>) -> anyhow::Result<()> {
             Some(opened.with_context(|| format!("cannot open the log file {}", path.display()))?)
         }
     };
-    *FILE.write().unwrap_or_else(PoisonError::into_inner) = opened;
+    *FILE.write() = opened;
     Ok(())
 }
 
@@ -120,7 +121,7 @@ impl Write for Line {
     /// The formatter hands over each event whole, in one call.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = clean(&String::from_utf8_lossy(event));
-        match &*FILE.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*FILE.read() {
             // In one call: lines of several threads do not mix.
             Some(file) => (&*file).write_all(line.as_bytes())?,
             None => io::stderr().write_all(line.as_bytes())?,
