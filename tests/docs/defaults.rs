@@ -49,7 +49,7 @@ fn key_before(text: &str) -> Option<&str> {
     named.then_some(word)
 }
 
-/// Every claim of a sample, and every comment whose use of the word "default" is not understood.
+/// Every claim of a sample, and every comment that uses the word "default" in another way.
 fn claims(text: &str) -> (Vec<Claim>, Vec<String>) {
     let (mut claims, mut unknown) = (Vec::new(), Vec::new());
     let mut parents: Vec<(usize, String)> = Vec::new();
