@@ -14,11 +14,11 @@ mod workers;
 
 pub use download::Download;
 
-use crate::util::damage::Damage;
+use crate::util::corruption::CorruptionCounter;
 use crate::wire::leader::Readiness;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{RetryRequest, Submitted, SyncChange, SyncProgress};
-use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
+use crate::wire::sync::{RetryRequest, SubmitReply, SyncPatch, SyncProgress};
+use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use bytes::Bytes;
@@ -285,7 +285,7 @@ impl MasterClient {
         &self,
         request: &impl Serialize,
         idempotency: Option<&str>,
-    ) -> Result<Reply<Submitted>, ClientError> {
+    ) -> Result<Reply<SubmitReply>, ClientError> {
         let mut send = self.command(Method::POST, "/sync").json(request)?;
         if let Some(key) = idempotency {
             send.headers.push(("idempotency-key", key.to_owned()));
@@ -309,7 +309,7 @@ impl MasterClient {
     pub async fn change(
         &self,
         id: &RequestId,
-        change: &SyncChange,
+        change: &SyncPatch,
     ) -> Result<Reply<SyncProgress>, ClientError> {
         let target = format!("/sync/{id}");
         self.fetch(self.command(Method::PATCH, &target).json(change)?).await
@@ -333,7 +333,7 @@ impl MasterClient {
         id: &RequestId,
         request: &RetryRequest,
         idempotency: &str,
-    ) -> Result<Reply<Submitted>, ClientError> {
+    ) -> Result<Reply<SubmitReply>, ClientError> {
         let target = format!("/sync/{id}/retry");
         let mut send = self.command(Method::POST, &target).json(request)?;
         send.headers.push(("idempotency-key", idempotency.to_owned()));
@@ -452,7 +452,7 @@ impl MasterClient {
         &self,
         worker: &WorkerId,
         assignment: AssignmentId,
-        damage: &Damage,
+        damage: &CorruptionCounter,
     ) -> Result<Vec<u8>, ClientError> {
         let target = format!("/workers/{worker}/assignments/{assignment}/manifest");
         let answer = self.exchange(self.request(Method::GET, &target).counted(damage)).await?;
@@ -469,7 +469,7 @@ impl MasterClient {
         worker: &WorkerId,
         assignment: AssignmentId,
         page: &ScanPage,
-        damage: &Damage,
+        damage: &CorruptionCounter,
     ) -> Result<PageReply, ClientError> {
         let target = format!("/workers/{worker}/assignments/{assignment}/page");
         let send = self.request(Method::POST, &target).counted(damage).json(page)?;
@@ -482,8 +482,8 @@ impl MasterClient {
     /// Any [`ClientError`].
     pub async fn result(
         &self,
-        result: &SyncResult,
-        damage: &Damage,
+        result: &TaskResult,
+        damage: &CorruptionCounter,
     ) -> Result<ResultReply, ClientError> {
         let send = self.request(Method::POST, "/workers/result").counted(damage).json(result)?;
         self.fetch(send).await.map(|reply| reply.value)
@@ -499,7 +499,7 @@ impl MasterClient {
             streamed: false,
             several: self.bases.len() > 1,
             command: false,
-            damage: Damage::default(),
+            damage: CorruptionCounter::default(),
         }
     }
 

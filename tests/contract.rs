@@ -4,7 +4,7 @@
 
 mod support;
 
-use longhaul::wire::sync::{Outcome, SyncState};
+use longhaul::wire::sync::{SyncOutcome, SyncState};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -268,7 +268,7 @@ fn an_agent_written_by_hand_takes_part_and_its_work_counts_as_unverified() {
     agent.report(&json!(id), true);
     let sync = cluster.progress(&id);
     assert_eq!((sync.state, sync.unverified), (SyncState::Completed, 1), "{sync:#?}");
-    assert_eq!(sync.outcome, Some(Outcome::Unverified), "{sync:#?}");
+    assert_eq!(sync.outcome, Some(SyncOutcome::Unverified), "{sync:#?}");
     assert!(sync.reason.as_deref().is_some_and(|r| r.contains("without evidence")), "{sync:#?}");
     cluster.ctl(["sync", "wait", id.as_str()]).run().exits(23);
     let shown = cluster.ctl(["sync", "status", id.as_str()]).run().exits(0).out();
@@ -309,7 +309,7 @@ fn a_worker_that_answers_a_scan_with_one_empty_page_makes_no_full_sync() {
         cluster.master.post(&format!("/workers/ghost/assignments/{assignment}/page"), &page);
     assert_eq!(answer.json()["action"], "done", "{}", answer.text());
     let sync = cluster.progress(&id);
-    assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(Outcome::Unverified)));
+    assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(SyncOutcome::Unverified)));
     assert_eq!((sync.unverified, sync.files_done), (1, 0), "{sync:#?}");
     let document = cluster.master.get(&format!("/sync/{id}")).json();
     assert_eq!(document["outcome"], "unverified");
@@ -319,7 +319,7 @@ fn a_worker_that_answers_a_scan_with_one_empty_page_makes_no_full_sync() {
     let (src, dst) = (dir(cluster.path("empty")), dir(cluster.path("copy")));
     cluster.agent("a", &[&src, &dst]);
     let sync = cluster.ended(&cluster.submit(&src, &dst));
-    assert_eq!((sync.outcome, sync.unverified), (Some(Outcome::Full), 0), "{sync:#?}");
+    assert_eq!((sync.outcome, sync.unverified), (Some(SyncOutcome::Full), 0), "{sync:#?}");
 }
 
 #[test]
@@ -425,7 +425,7 @@ fn results_that_do_not_match_their_assignment_exactly_change_nothing() {
     let answer = cluster.master.post("/workers/result", &right);
     assert_eq!(answer.json(), json!({"status": "ack", "outcome": "stale"}), "it counts once");
     let sync = cluster.progress(&id);
-    assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(Outcome::Unverified)));
+    assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(SyncOutcome::Unverified)));
     assert_eq!(sync.unverified, 1);
     await_that("the master lives", || cluster.master.get("/readyz").status == 200);
 }

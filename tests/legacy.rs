@@ -4,7 +4,7 @@
 
 mod support;
 
-use longhaul::wire::sync::{Outcome, SyncState};
+use longhaul::wire::sync::{SyncOutcome, SyncState};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,7 +49,7 @@ fn assignments(agent: Running) -> Vec<Value> {
 fn assert_unverified(cluster: &Cluster, id: &str) {
     let sync = cluster.progress(id);
     let end = (sync.state, sync.outcome);
-    assert_eq!(end, (SyncState::Completed, Some(Outcome::Unverified)), "{sync:#?}");
+    assert_eq!(end, (SyncState::Completed, Some(SyncOutcome::Unverified)), "{sync:#?}");
     assert!(sync.unverified > 0, "{sync:#?}");
     cluster.ctl(["sync", "wait", id]).run().exits(23);
 }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use longhaul::wire::sync::{Outcome, SyncProgress};
+use longhaul::wire::sync::{SyncOutcome, SyncProgress};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -206,7 +206,7 @@ impl Lab {
     #[track_caller]
     fn complete(&self, id: &str) -> SyncProgress {
         let sync = await_some("the sync ends", || self.progress(id).filter(|s| s.state.is_final()));
-        assert_eq!(sync.outcome, Some(Outcome::Full), "{sync:#?}\n{}", self.logs());
+        assert_eq!(sync.outcome, Some(SyncOutcome::Full), "{sync:#?}\n{}", self.logs());
         assert_eq!(sync.retries, 0, "a task failed: {sync:#?}\n{}", self.logs());
         assert_same(&self.path("src"), &self.path("dst"), strict());
         sync
@@ -403,6 +403,6 @@ fn a_peer_whose_host_is_gone_without_a_word_is_given_up_and_its_work_goes_to_ano
     lab.processes[2].kill_9();
     lab.serve_beside();
     let sync = await_some("the sync ends", || lab.progress(&id).filter(|s| s.state.is_final()));
-    assert_eq!(sync.outcome, Some(Outcome::Full), "{sync:#?}\n{}", lab.logs());
+    assert_eq!(sync.outcome, Some(SyncOutcome::Full), "{sync:#?}\n{}", lab.logs());
     assert_same(&lab.path("src"), &lab.path("dst"), strict());
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use longhaul::wire::sync::{Outcome, SyncState};
+use longhaul::wire::sync::{SyncOutcome, SyncState};
 use std::fs;
 use std::path::{Path, PathBuf};
 use support::cluster::{Cluster, On};
@@ -185,7 +185,7 @@ fn a_part_of_the_files_is_23_and_none_of_them_7() {
                 assert!(ran.err().contains(part), "{part} in {}", ran.err());
             }
         }
-        let outcome = (code == 23).then_some(Outcome::Partial);
+        let outcome = (code == 23).then_some(SyncOutcome::Partial);
         assert_eq!(cluster.progress(&format!("r{round}")).outcome, outcome);
         file(src.join("three"), "x");
     }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use longhaul::wire::sync::{ErrorClass, Outcome, SyncState};
+use longhaul::wire::sync::{ErrorClass, SyncOutcome, SyncState};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde_json::json;
 use std::fs;
@@ -195,7 +195,7 @@ fn what_is_in_the_way_is_replaced_but_a_full_directory_never() {
     let sync = cluster.ended(&id);
     assert_eq!(
         (sync.state, sync.outcome),
-        (SyncState::Failed, Some(Outcome::Partial)),
+        (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
     assert_eq!((sync.files_failed, sync.dirs_failed), (1, 0), "{sync:#?}");
@@ -419,7 +419,7 @@ fn an_unwritable_destination_fails_by_name_and_directories_that_forbid_writing_a
     assert_eq!(fs::read(dst.join("fine")).unwrap(), b"f");
     if support::process::is_root() {
         // `foreign` belongs to root there: its agent can neither write into it nor change it.
-        assert_eq!(sync.outcome, Some(Outcome::Partial), "{sync:#?}");
+        assert_eq!(sync.outcome, Some(SyncOutcome::Partial), "{sync:#?}");
         let file = sync.errors.iter().find(|e| e.path.0 == b"foreign/file").expect("it is named");
         assert_eq!(file.errno.as_deref(), Some("EACCES"), "{file:#?}");
         assert!(file.operation.contains("destination"), "{file:#?}");

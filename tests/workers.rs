@@ -3,7 +3,7 @@
 
 mod support;
 
-use longhaul::wire::sync::{Outcome, SyncState};
+use longhaul::wire::sync::{SyncOutcome, SyncState};
 use serde_json::{Value, json};
 use support::await_that;
 use support::cluster::{Cluster, On, assert_complete};
@@ -161,7 +161,7 @@ fn a_cancelled_sync_stops_writes_nothing_more_and_leaves_no_part_file() {
     let answer = cluster.master.post(&format!("/sync/{id}/cancel"), &json!({}));
     assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("CANCELLED")));
     let cancelled = cluster.progress(&id);
-    assert_eq!(cancelled.outcome, Some(Outcome::Cancelled), "{cancelled:#?}");
+    assert_eq!(cancelled.outcome, Some(SyncOutcome::Cancelled), "{cancelled:#?}");
     assert!(cancelled.transferred_bytes < cancelled.total_bytes, "{cancelled:#?}");
     await_that("the part file is removed", || tree::part_files(&dst).is_empty());
     await_that("nothing is in hand any more", || idle(&cluster));

@@ -10,11 +10,11 @@ use super::tree::Tree;
 use anyhow::Context as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use longhaul::client::{ClientError, ClientOptions, MasterClient};
-use longhaul::util::damage::Damage;
+use longhaul::util::corruption::CorruptionCounter;
 use longhaul::wire::task::{
-    Assignment, PageAction, ScanPage, SyncResult, TaskReport, TaskSpec, WalkStart,
+    Assignment, PageAction, RootIdentity, ScanPage, TaskReport, TaskResult, TaskSpec,
 };
-use longhaul::wire::worker::{PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use longhaul::wire::worker::{PROTOCOL_VERSION, WorkerHeartbeat, WorkerStatus};
 use longhaul::wire::{AbsPath, AssignmentId, RequestId, WorkerId};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
@@ -108,7 +108,7 @@ impl Agent {
         let in_hand = locked(&self.in_hand).clone();
         WorkerHeartbeat {
             moved_bytes: Default::default(),
-            receiving: 0,
+            incoming_requests: 0,
             worker_id: self.id.clone(),
             status: if in_hand.is_empty() {
                 WorkerStatus::Idle
@@ -122,10 +122,10 @@ impl Agent {
             incarnation: Some(self.incarnation()),
             boot_id: Some(format!("boot-{:08}", self.number)),
             free_bytes: BTreeMap::from([(self.path.to_string(), 1 << 40)]),
-            in_hand,
+            assignments: in_hand,
             slots: u32::try_from(slots).ok(),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            protocol: Some(PROTOCOL),
+            protocol: Some(PROTOCOL_VERSION),
             usage: Default::default(),
             nics: Vec::new(),
             unavailable_paths: Vec::new(),
@@ -257,7 +257,9 @@ impl Fleet {
             TaskSpec::Scan { .. } => return self.scan(client, agent, assignment).await,
             TaskSpec::Copy { files, dirs, bytes } => {
                 let asked = Instant::now();
-                match client.manifest(&agent.id, assignment.assignment_id, &Damage::default()).await
+                match client
+                    .manifest(&agent.id, assignment.assignment_id, &CorruptionCounter::default())
+                    .await
                 {
                     Ok(_) => self.meters.manifest.note(asked.elapsed()),
                     Err(_) => return self.meters.failed.note(asked.elapsed()),
@@ -269,13 +271,13 @@ impl Fleet {
                     dirs_done: *dirs,
                     bytes_done: *bytes,
                     bytes_sent: *bytes,
-                    wrote: writer.map(|member| member.worker_id.clone()).into_iter().collect(),
+                    writers: writer.map(|member| member.worker_id.clone()).into_iter().collect(),
                     ..TaskReport::default()
                 }
             }
             _ => TaskReport::default(),
         };
-        let result = SyncResult {
+        let result = TaskResult {
             request_id: assignment.request_id.clone(),
             worker_id: agent.id.clone(),
             success: true,
@@ -286,7 +288,7 @@ impl Fleet {
             report: Some(report),
         };
         let asked = Instant::now();
-        match client.result(&result, &Damage::default()).await {
+        match client.result(&result, &CorruptionCounter::default()).await {
             Ok(_) => self.meters.result.note(asked.elapsed()),
             Err(_) => self.meters.failed.note(asked.elapsed()),
         }
@@ -302,27 +304,28 @@ impl Fleet {
                 task_digest: assignment.task_digest,
                 page: number,
                 work: page.work,
-                spawn: page.spawn,
+                subtrees: page.spawn,
                 errors: Vec::new(),
-                unlisted: 0,
+                unlisted_dirs: 0,
                 root: None,
-                start: (number == 0).then_some(WalkStart { device: 1, inode: 1 }),
+                root_identity: (number == 0).then_some(RootIdentity { device: 1, inode: 1 }),
                 pruned: None,
                 allowance_used_up: false,
-                notes: BTreeMap::new(),
+                warnings: BTreeMap::new(),
                 records: Vec::new(),
                 integrity_errors: 0,
                 next: page.next.clone(),
             };
             let asked = Instant::now();
-            let reply =
-                client.page(&agent.id, assignment.assignment_id, &sent, &Damage::default()).await;
+            let reply = client
+                .page(&agent.id, assignment.assignment_id, &sent, &CorruptionCounter::default())
+                .await;
             let Ok(reply) = reply else { return self.meters.failed.note(asked.elapsed()) };
             self.meters.page.note(asked.elapsed());
             if reply.action != PageAction::Continue {
                 return;
             }
-            (at, spawn, number) = (page.next, reply.spawn, number + 1);
+            (at, spawn, number) = (page.next, reply.max_subtrees, number + 1);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The source that the agents make up: files only, in batches of one size, in a row of directories.
 
 use longhaul::wire::RelPath;
-use longhaul::wire::manifest::{Entry, Ident, Kind, Manifest, Meta};
-use longhaul::wire::task::{Blob, Cursor, TaskSpec, WorkItem};
+use longhaul::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, Meta};
+use longhaul::wire::task::{Base64Bytes, Cursor, TaskSpec, WorkItem};
 
 /// Batches in a page, as a real agent cuts them at most.
 const PAGE_BATCHES: u64 = 16;
@@ -34,10 +34,11 @@ impl Tree {
     /// A tree of about `entries` files.
     pub(crate) fn new(entries: u64, per_batch: u64) -> Self {
         let meta = Meta { mode: 0o644, uid: 1000, gid: 1000, mtime_sec: 1 << 30, mtime_nsec: 5 };
-        let ident = Ident { dev: 0, ino: 1 << 40, ctime_sec: 1 << 30, ctime_nsec: 5 };
+        let ident = FileVersion { dev: 0, ino: 1 << 40, ctime_sec: 1 << 30, ctime_nsec: 5 };
         let path = |n: u64| RelPath::new(format!("d00000/some-file-of-a-data-set-{n:08}.dat"));
-        let entry =
-            |n| path(n).ok().map(|path| Entry::new(path, Kind::File { size: FILE }, meta, ident));
+        let entry = |n| {
+            path(n).ok().map(|path| Entry::new(path, EntryKind::File { size: FILE }, meta, ident))
+        };
         let entries_of_one = (0..per_batch).filter_map(entry).collect();
         let manifest = Manifest { dirs: Vec::new(), entries: entries_of_one }.encode();
         Tree { batches: entries.div_ceil(per_batch.max(1)), per_batch, manifest }
@@ -45,7 +46,7 @@ impl Tree {
 
     fn item(&self) -> WorkItem {
         WorkItem::Copy {
-            manifest: Blob(self.manifest.clone()),
+            manifest: Base64Bytes(self.manifest.clone()),
             files: self.per_batch,
             dirs: 0,
             bytes: self.per_batch * FILE,

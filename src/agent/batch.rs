@@ -1,9 +1,9 @@
 //! Cutting what a walk finds into batches, large files and pages.
 
-use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
-use crate::wire::options::Notes;
+use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
+use crate::wire::options::EntryWarnings;
 use crate::wire::sync::FileError;
-use crate::wire::task::{Blob, WorkItem, range_length};
+use crate::wire::task::{Base64Bytes, WorkItem, range_length};
 use crate::wire::{Digest, RelPath};
 use std::collections::HashSet;
 
@@ -34,7 +34,7 @@ pub struct Found {
     /// How many of those are directories that could not be entered or listed.
     pub unlisted: u64,
     /// What was left out.
-    pub notes: Notes,
+    pub notes: EntryWarnings,
 }
 
 /// Gathers entries in the order of the walk.
@@ -79,7 +79,7 @@ impl Cutter {
         Cutter { uncut: true, ..Cutter::new(chunk) }
     }
 
-    /// The same; files with holes are cut by their data ([`Entry::stored`]), where that is to be: holes cost
+    /// The same; files with holes are cut by their data ([`Entry::stored_bytes`]), where that is to be: holes cost
     /// nothing unless they are hashed. A file of little data stands in a batch, the ranges of others are
     /// longer.
     pub fn by_data(self, by_data: bool) -> Self {
@@ -87,23 +87,23 @@ impl Cutter {
     }
 
     /// Adds an entry below the directories `dirs`, the root first.
-    pub fn add(&mut self, entry: Entry, dirs: &[DirRef]) {
+    pub fn add(&mut self, entry: Entry, dirs: &[ManifestDir]) {
         self.page_entries += 1;
         let size = entry.size();
-        let stored = entry.stored.filter(|stored| self.by_data && *stored < size);
+        let stored = entry.stored_bytes.filter(|stored| self.by_data && *stored < size);
         let content = stored.unwrap_or(size);
         // Of the mean density, a range has a chunk of data.
         let times = size.checked_div(content.max(1)).unwrap_or(1).max(1);
         let range = range_length(size, self.chunk.saturating_mul(times));
         if size > range && !self.uncut {
-            let group = entry.linked.then(|| names_of(&entry));
+            let group = entry.is_hardlinked.then(|| names_of(&entry));
             let manifest = Manifest { dirs: dirs.to_vec(), entries: vec![entry] }.encode();
             self.page_cost += manifest.len();
             self.found.work.push(WorkItem::Large {
-                manifest: Blob(manifest),
+                manifest: Base64Bytes(manifest),
                 size,
                 range_length: range,
-                group,
+                hardlink_group: group,
             });
             return;
         }
@@ -139,7 +139,7 @@ impl Cutter {
     }
 
     /// Adds what was left out.
-    pub fn note(&mut self, notes: Notes) {
+    pub fn note(&mut self, notes: EntryWarnings) {
         for (cause, note) in notes {
             self.found.notes.entry(cause).or_default().merge(note);
         }
@@ -187,33 +187,33 @@ impl Cutter {
 
 fn cost(entry: &Entry) -> usize {
     let text = match &entry.kind {
-        Kind::Symlink { target } => target.len(),
+        EntryKind::Symlink { target } => target.len(),
         _ => 0,
     };
-    let real = entry.real.as_ref().map_or(0, |path| path.as_bytes().len());
+    let real = entry.content_path.as_ref().map_or(0, |path| path.as_bytes().len());
     let xattrs = entry.xattrs.iter().map(|x| x.name.len() + x.value.len() + XATTR_COST);
     entry.path.as_bytes().len() + text + real + xattrs.sum::<usize>() + ENTRY_COST
 }
 
 /// What all names of the file of `entry` have in common.
 fn names_of(entry: &Entry) -> Digest {
-    let ident = minicbor::to_vec(entry.ident).unwrap_or_default();
+    let ident = minicbor::to_vec(entry.version).unwrap_or_default();
     blake3::hash(&ident).into()
 }
 
 /// A batch as work.
 pub fn copy_item(batch: &Manifest) -> WorkItem {
-    let dirs = batch.dir_entries();
+    let dirs = batch.dir_count();
     WorkItem::Copy {
-        manifest: Blob(batch.encode()),
+        manifest: Base64Bytes(batch.encode()),
         files: batch.entries.len() as u64 - dirs,
         dirs,
-        bytes: batch.bytes(),
+        bytes: batch.content_bytes(),
     }
 }
 
 /// One entry as work of its own: a batch, or a large file; see [`Cutter::by_data`].
-pub fn single(entry: Entry, dirs: &[DirRef], chunk: u64, by_data: bool) -> Option<WorkItem> {
+pub fn single(entry: Entry, dirs: &[ManifestDir], chunk: u64, by_data: bool) -> Option<WorkItem> {
     let mut cutter = Cutter::new(chunk).by_data(by_data);
     cutter.add(entry, dirs);
     cutter.cut().work.pop()
@@ -222,7 +222,7 @@ pub fn single(entry: Entry, dirs: &[DirRef], chunk: u64, by_data: bool) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::manifest::{Ident, Kind, Meta};
+    use crate::wire::manifest::{EntryKind, FileVersion, Meta};
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
@@ -231,21 +231,21 @@ mod tests {
         Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 1, mtime_nsec: 2 }
     }
 
-    fn entry(path: &str, kind: Kind) -> Entry {
-        Entry::new(RelPath::new(path).unwrap(), kind, meta(), Ident::default())
+    fn entry(path: &str, kind: EntryKind) -> Entry {
+        Entry::new(RelPath::new(path).unwrap(), kind, meta(), FileVersion::default())
     }
 
     fn file(path: &str, size: u64) -> Entry {
-        entry(path, Kind::File { size })
+        entry(path, EntryKind::File { size })
     }
 
-    fn chain(path: &str) -> Vec<DirRef> {
-        let mut dirs = vec![DirRef { path: RelPath::root(), meta: meta() }];
+    fn chain(path: &str) -> Vec<ManifestDir> {
+        let mut dirs = vec![ManifestDir { path: RelPath::root(), meta: meta() }];
         let path = RelPath::new(path).unwrap();
         let parts: Vec<&[u8]> = path.components().collect();
         for n in 1..parts.len() {
             let path = RelPath::new(parts[..n].join(&b'/')).unwrap();
-            dirs.push(DirRef { path, meta: meta() });
+            dirs.push(ManifestDir { path, meta: meta() });
         }
         dirs
     }
@@ -277,7 +277,7 @@ mod tests {
         for (path, size) in [("a/x", 2 * MIB), ("a/b/y", 2 * MIB), ("c/z", 1), ("w", 4 * MIB)] {
             add(&mut cutter, file(path, size));
         }
-        add(&mut cutter, entry("zd", Kind::Dir));
+        add(&mut cutter, entry("zd", EntryKind::Dir));
         let found = cutter.cut();
         let manifests: Vec<Manifest> = found.work.iter().map(read).collect();
         assert_eq!(manifests.len(), 3);
@@ -313,7 +313,8 @@ mod tests {
 
     #[test]
     fn a_file_with_holes_is_cut_by_its_data_unless_digests_are_wanted() {
-        let sparse = |path: &str, stored| Entry { stored: Some(stored), ..file(path, 1 << 40) };
+        let sparse =
+            |path: &str, stored| Entry { stored_bytes: Some(stored), ..file(path, 1 << 40) };
         let add_all = |mut cutter: Cutter| {
             for (path, stored) in [("none", 0), ("little", 3 * MIB), ("more", 9 * MIB)] {
                 add(&mut cutter, sparse(path, stored));
@@ -357,7 +358,10 @@ mod tests {
         let mut long = Cutter::new(MIB);
         let mut names = 0;
         while !long.is_full() {
-            add(&mut long, entry(&format!("l{names}"), Kind::Symlink { target: vec![b'x'; 4000] }));
+            add(
+                &mut long,
+                entry(&format!("l{names}"), EntryKind::Symlink { target: vec![b'x'; 4000] }),
+            );
             names += 1;
         }
         assert!(names < 300, "{names}");
@@ -367,7 +371,7 @@ mod tests {
     #[test]
     fn the_cost_of_an_entry_is_that_of_all_its_texts() {
         use crate::wire::manifest::Xattr;
-        let mut all = entry("four", Kind::Symlink { target: vec![b'x'; 100] });
+        let mut all = entry("four", EntryKind::Symlink { target: vec![b'x'; 100] });
         assert_eq!(cost(&all), 4 + 100 + ENTRY_COST);
         let xattr = |name: &str, value: &str| Xattr { name: name.into(), value: value.into() };
         all.xattrs = vec![xattr("user.a", "0123456789"), xattr("user.bc", "")];
@@ -393,7 +397,7 @@ mod tests {
             let mut expected = Vec::new();
             for (i, size) in sizes.iter().enumerate() {
                 let e = if size % 7 == 0 {
-                    entry(&format!("d{}/e{i:03}", i / 9), Kind::Dir)
+                    entry(&format!("d{}/e{i:03}", i / 9), EntryKind::Dir)
                 } else {
                     file(&format!("d{}/e{i:03}", i / 9), *size)
                 };
@@ -415,7 +419,7 @@ mod tests {
                 match item {
                     WorkItem::Copy { files, dirs, bytes, .. } => {
                         prop_assert_eq!(files + dirs, manifest.entries.len() as u64);
-                        prop_assert_eq!(*bytes, manifest.bytes());
+                        prop_assert_eq!(*bytes, manifest.content_bytes());
                         prop_assert!(*bytes <= 2 * MIB);
                     }
                     WorkItem::Large { size, range_length, .. } => prop_assert!(size > range_length),

@@ -13,9 +13,9 @@ use crate::data::pool::{BUFFER, Pool};
 use crate::data::{Destination, Found, SendError, hash_source};
 use crate::fs::Tree;
 use crate::wire::Digest;
-use crate::wire::content::Hashing;
+use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, Manifest};
-use crate::wire::options::Action;
+use crate::wire::options::EntryAction;
 use crate::wire::sync::{ErrorClass, FileError};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -68,7 +68,7 @@ fn turns(entries: &[Entry]) -> (Vec<usize>, Vec<usize>) {
     let mut seen = HashSet::new();
     (0..entries.len()).partition(|i| {
         let entry = &entries[*i];
-        !entry.linked || seen.insert((entry.ident.dev, entry.ident.ino))
+        !entry.is_hardlinked || seen.insert((entry.version.dev, entry.version.ino))
     })
 }
 
@@ -85,7 +85,7 @@ struct Round<'a> {
 /// What is left to be done after an offer, by place in the batch.
 #[derive(Default)]
 struct Wanted {
-    needed: BTreeMap<usize, Action>,
+    needed: BTreeMap<usize, EntryAction>,
     check: Vec<usize>,
 }
 
@@ -98,7 +98,7 @@ impl Round<'_> {
             let second = self.offer(&places, &digests, fates).await?;
             wanted.needed.extend(second.needed);
             // A digest was sent: it makes no sense to ask for it. Whole content is always right.
-            wanted.needed.extend(second.check.into_iter().map(|i| (i, Action::Update)));
+            wanted.needed.extend(second.check.into_iter().map(|i| (i, EntryAction::Update)));
         }
         self.send(&wanted.needed, fates).await
     }
@@ -156,11 +156,11 @@ impl Round<'_> {
     async fn hash(
         &self,
         places: &[usize],
-        needed: &mut BTreeMap<usize, Action>,
+        needed: &mut BTreeMap<usize, EntryAction>,
         fates: &mut Fates<'_>,
     ) -> BTreeMap<usize, Digest> {
         let entries = places.iter().map(|i| self.manifest.entries[*i].clone());
-        let hashing = self.job.assignment.options.write_rules().hashing();
+        let hashing = self.job.assignment.options.write_rules().hash_mode();
         let pool = self.job.cx.peers.pool();
         let hashed = hash_all(self.source, entries.collect(), hashing, pool).await;
         let mut digests = BTreeMap::new();
@@ -168,7 +168,7 @@ impl Round<'_> {
             match digest {
                 Ok(digest) => drop(digests.insert(*i, digest)),
                 Err(error) if error.class == ErrorClass::Changed => {
-                    needed.insert(*i, Action::Update);
+                    needed.insert(*i, EntryAction::Update);
                 }
                 Err(error) => {
                     fates.set(*i, Fate::Failed(self.job.seen(error, self.to.worker())));
@@ -181,7 +181,7 @@ impl Round<'_> {
     /// Sends the content of the entries in `needed`; in a dry run, says that it would.
     async fn send(
         &self,
-        needed: &BTreeMap<usize, Action>,
+        needed: &BTreeMap<usize, EntryAction>,
         fates: &mut Fates<'_>,
     ) -> Result<(), SendError> {
         let Round { job, to, manifest, .. } = self;
@@ -220,7 +220,7 @@ impl Round<'_> {
 async fn hash_all(
     source: &Tree,
     entries: Vec<Entry>,
-    hashing: Hashing,
+    hashing: HashMode,
     pool: &Pool,
 ) -> Vec<Result<Digest, FileError>> {
     let each = entries.into_iter().map(|entry| async move {
@@ -262,11 +262,16 @@ fn packs(entries: &[Entry], needed: &[usize], chunk: u64) -> Vec<Vec<usize>> {
 mod tests {
     use super::*;
     use crate::wire::RelPath;
-    use crate::wire::manifest::{Ident, Kind, Meta};
+    use crate::wire::manifest::{EntryKind, FileVersion, Meta};
 
     fn file(path: &str, size: u64) -> Entry {
         let meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
-        Entry::new(RelPath::new(path).unwrap(), Kind::File { size }, meta, Ident::default())
+        Entry::new(
+            RelPath::new(path).unwrap(),
+            EntryKind::File { size },
+            meta,
+            FileVersion::default(),
+        )
     }
 
     #[test]
@@ -291,8 +296,8 @@ mod tests {
     #[test]
     fn the_first_name_of_a_file_goes_before_its_other_names() {
         let name = |path: &str, dev, ino, linked| Entry {
-            ident: Ident { dev, ino, ..Ident::default() },
-            linked,
+            version: FileVersion { dev, ino, ..FileVersion::default() },
+            is_hardlinked: linked,
             ..file(path, 1)
         };
         let entries = [

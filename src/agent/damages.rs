@@ -2,22 +2,24 @@
 //! sync tells it, and each of those counts once. It may be about another task than the one that found it: the page
 //! that came damaged is not the one that can say so.
 
-use crate::util::damage::Damage;
+use crate::util::corruption::CorruptionCounter;
 use crate::wire::RequestId;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub struct Damages(Mutex<BTreeMap<RequestId, Damage>>);
+pub struct Damages(Mutex<BTreeMap<RequestId, CorruptionCounter>>);
 
 impl Damages {
     /// Where damage to what belongs to `sync` is counted.
-    pub fn of(&self, sync: &RequestId) -> Damage {
+    pub fn of(&self, sync: &RequestId) -> CorruptionCounter {
         let mut all = self.0.lock();
         // Most syncs have none, and nobody looks for it any more when they have ended.
-        all.retain(|_, damage| damage.is_wanted());
-        all.entry(sync.clone()).or_insert_with(|| Damage::of(sync.as_str())).clone()
+        all.retain(|_, damage| damage.is_report_needed());
+        all.entry(sync.clone())
+            .or_insert_with(|| CorruptionCounter::for_sync(sync.as_str()))
+            .clone()
     }
 }
 
@@ -29,10 +31,10 @@ mod tests {
     fn what_one_task_found_another_one_of_the_sync_tells_once() {
         let damages = Damages::default();
         let (one, two): (RequestId, RequestId) = ("one".parse().unwrap(), "two".parse().unwrap());
-        damages.of(&one).found(&"a page", &"b");
+        damages.of(&one).record(&"a page", &"b");
         damages.of(&two);
-        assert_eq!((damages.of(&two).take(), damages.of(&one).take()), (0, 1));
-        assert_eq!(damages.of(&one).take(), 0);
+        assert_eq!((damages.of(&two).take_count(), damages.of(&one).take_count()), (0, 1));
+        assert_eq!(damages.of(&one).take_count(), 0);
         damages.of(&two);
         assert_eq!(damages.0.lock().len(), 1, "what has ended is forgotten");
     }

@@ -4,9 +4,9 @@ use super::damages::Damages;
 use super::limits::Limits;
 use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate, Until};
 use crate::fs::{Filter, FsError, Target, Tree};
-use crate::util::rate::{Pace, Rate};
-use crate::util::repeats::warn_counted;
-use crate::wire::content::Hashing;
+use crate::util::rate::{Limiters, RateLimiter};
+use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::content::HashMode;
 use crate::wire::sync::FileError;
 use crate::wire::task::{Assignment, TaskReport, TaskSpec};
 use crate::wire::{BytePath, WorkerId};
@@ -107,7 +107,7 @@ pub struct Job<'a> {
     /// Until when it may be worked on.
     pub until: &'a Until,
     /// Counts the content bytes that are moved.
-    pub moved: &'a Arc<Rate>,
+    pub moved: &'a Arc<RateLimiter>,
 }
 
 impl Job<'_> {
@@ -117,14 +117,14 @@ impl Job<'_> {
     }
 
     /// What limits and counts the content that is sent.
-    fn pace(&self) -> Pace {
-        self.cx.limits.pace(&self.assignment.request_id).and(self.moved.clone())
+    fn pace(&self) -> Limiters {
+        self.cx.limits.pace(&self.assignment.request_id).with(self.moved.clone())
     }
 
     /// Whether files are cut by their data ([`Cutter::by_data`](super::batch::Cutter::by_data)): holes are hashed
     /// only where digests of files are wanted.
     pub fn cuts_by_data(&self) -> bool {
-        self.assignment.options.write_rules().hashing() == Hashing::NonZero
+        self.assignment.options.write_rules().hash_mode() == HashMode::SkipZeros
     }
 
     /// Whether the task may change anything at the destination. What may not is no writer's.
@@ -184,7 +184,7 @@ impl Job<'_> {
         let reads = match task {
             TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Copy { .. } => true,
             TaskSpec::Range { .. } | TaskSpec::Prune { .. } => true,
-            TaskSpec::Commit { .. } | TaskSpec::Discard | TaskSpec::Sweep | TaskSpec::Flush => {
+            TaskSpec::Commit { .. } | TaskSpec::Discard | TaskSpec::CleanUp | TaskSpec::Flush => {
                 false
             }
         };
@@ -277,7 +277,7 @@ impl Choice<'_> {
     /// Says that `worker` failed with `error`.
     pub fn failed(&mut self, worker: &WorkerId, error: &SendError) {
         let (sync, task) = (&self.job.assignment.request_id, self.job.assignment.task_id);
-        warn_counted!(format_args!("{error} (sync {sync})"), %sync, %task, "{error}");
+        warn_ratelimited!(format_args!("{error} (sync {sync})"), %sync, %task, "{error}");
         let tries = self.tried.entry(worker.clone()).or_default();
         match error {
             // One that the master has not heard from either is not tried again.
@@ -308,7 +308,7 @@ impl Choice<'_> {
             let mut done = Done::failed(why);
             // A master that has just begun to lead names nobody before it has heard of somebody. Whoever
             // has not begun loses nothing by handing it back.
-            done.report.handed_back = assignment.destination_workers.is_empty();
+            done.report.returned = assignment.destination_workers.is_empty();
             return done;
         };
         Done::failed(why)

@@ -4,8 +4,8 @@ use super::batch::copy_item;
 use super::execute::{Job, entry_error};
 use crate::data::Destination;
 use crate::data::outcome::UnstampedDir;
-use crate::wire::manifest::{Entry, Kind, Manifest};
-use crate::wire::options::{Action, FileRecord, FileState, Notes, SyncOptions};
+use crate::wire::manifest::{Entry, EntryKind, Manifest};
+use crate::wire::options::{EntryAction, EntryWarnings, FileRecord, FileState, SyncOptions};
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::TaskReport;
 use crate::wire::{BytePath, Digest, RelPath};
@@ -17,14 +17,14 @@ pub enum Fate {
     /// It is as it shall be, and nothing was sent for it.
     Settled {
         /// What the destination did.
-        action: Action,
+        action: EntryAction,
         /// The digest of its content, where that is known.
         digest: Option<Digest>,
     },
     /// Its content was sent and is at its place (in a dry run: would be).
     Brought {
         /// What the destination did.
-        action: Action,
+        action: EntryAction,
         /// The length of the content.
         bytes: u64,
         /// Its digest, where it was hashed.
@@ -38,7 +38,7 @@ pub enum Fate {
 pub struct Fates<'a> {
     manifest: &'a Manifest,
     fates: Vec<Option<Fate>>,
-    notes: Notes,
+    notes: EntryWarnings,
     sent: u64,
     cloned: u64,
     to_sweep: bool,
@@ -50,7 +50,7 @@ impl<'a> Fates<'a> {
     /// Nothing is known yet.
     pub fn new(manifest: &'a Manifest) -> Self {
         let fates = vec![None; manifest.entries.len()];
-        let (notes, made) = (Notes::new(), Vec::new());
+        let (notes, made) = (EntryWarnings::new(), Vec::new());
         Fates { manifest, fates, notes, sent: 0, cloned: 0, to_sweep: false, made }
     }
 
@@ -65,7 +65,7 @@ impl<'a> Fates<'a> {
     }
 
     /// What a destination noted with a reply.
-    pub fn note(&mut self, notes: Notes, to_sweep: bool) {
+    pub fn note(&mut self, notes: EntryWarnings, to_sweep: bool) {
         for (cause, note) in notes {
             self.notes.entry(cause).or_default().merge(note);
         }
@@ -99,11 +99,11 @@ impl<'a> Fates<'a> {
 
     /// Entry `i` is as it shall be. Where an earlier destination of this assignment has brought it,
     /// it is not skipped.
-    pub fn settle(&mut self, i: usize, action: Action, digest: Option<Digest>) {
+    pub fn settle(&mut self, i: usize, action: EntryAction, digest: Option<Digest>) {
         if is_skip(action)
             && let Some(Fate::Settled { action: before, digest: known, .. })
             | Some(Fate::Brought { action: before, digest: known, .. }) = &mut self.fates[i]
-            && *before != Action::Skip
+            && *before != EntryAction::Skip
         {
             *known = known.or(digest);
             return;
@@ -127,7 +127,7 @@ impl<'a> Fates<'a> {
                 .entries
                 .iter()
                 .position(inside)
-                .or_else(|| self.manifest.entries.iter().position(|e| dir.holds(&e.path)));
+                .or_else(|| self.manifest.entries.iter().position(|e| dir.contains(&e.path)));
             if let Some(i) = blamed {
                 let path = self.manifest.entries[i].path.as_bytes().to_vec();
                 self.set(i, Fate::Failed(FileError { path: BytePath(path), ..error }));
@@ -140,8 +140,8 @@ impl<'a> Fates<'a> {
         let mut report = TaskReport {
             bytes_sent: self.sent,
             bytes_cloned: self.cloned,
-            notes: self.notes,
-            to_sweep: self.to_sweep,
+            warnings: self.notes,
+            needs_clean_up: self.to_sweep,
             records: made_records(options, self.made),
             ..TaskReport::default()
         };
@@ -191,8 +191,8 @@ impl<'a> Fates<'a> {
 }
 
 /// Whether an entry with this action counts as skipped.
-pub fn is_skip(action: Action) -> bool {
-    matches!(action, Action::Skip | Action::Metadata)
+pub fn is_skip(action: EntryAction) -> bool {
+    matches!(action, EntryAction::Skip | EntryAction::Metadata)
 }
 
 /// What is kept of an entry that is at its place, where that is asked for. Entries that failed are
@@ -202,12 +202,12 @@ pub fn is_skip(action: Action) -> bool {
 pub fn record(
     options: &SyncOptions,
     entry: &Entry,
-    action: Action,
+    action: EntryAction,
     bytes: u64,
     digest: Option<Digest>,
 ) -> Option<FileRecord> {
-    let is_file = matches!(entry.kind, Kind::File { .. });
-    let news = !entry.is_dir() || action != Action::Skip;
+    let is_file = matches!(entry.kind, EntryKind::File { .. });
+    let news = !entry.is_dir() || action != EntryAction::Skip;
     let wanted = options.record && news || options.manifest && is_file;
     wanted.then(|| FileRecord {
         path: BytePath(entry.path.as_bytes().to_vec()),
@@ -226,7 +226,7 @@ pub fn made_records(options: &SyncOptions, dirs: Vec<RelPath>) -> Vec<FileRecord
     let record = |dir: RelPath| FileRecord {
         path: BytePath(dir.as_bytes().to_vec()),
         state: FileState::Done,
-        action: Some(Action::Create),
+        action: Some(EntryAction::Create),
         bytes: 0,
         digest: None,
         message: None,
@@ -256,7 +256,7 @@ pub fn some_of(manifest: &Manifest, places: &HashSet<usize>) -> Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::manifest::{DirRef, Ident, Meta};
+    use crate::wire::manifest::{FileVersion, ManifestDir, Meta};
     use crate::wire::options::Tally;
 
     fn meta() -> Meta {
@@ -264,10 +264,15 @@ mod tests {
     }
 
     fn file(path: &str, size: u64) -> Entry {
-        Entry::new(RelPath::new(path).unwrap(), Kind::File { size }, meta(), Ident::default())
+        Entry::new(
+            RelPath::new(path).unwrap(),
+            EntryKind::File { size },
+            meta(),
+            FileVersion::default(),
+        )
     }
 
-    fn settled(action: Action) -> Fate {
+    fn settled(action: EntryAction) -> Fate {
         Fate::Settled { action, digest: None }
     }
 
@@ -275,7 +280,7 @@ mod tests {
     fn an_entry_of_which_nothing_is_known_has_failed() {
         let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1), file("b", 2)] };
         let mut fates = Fates::new(&manifest);
-        fates.settle(0, Action::Skip, None);
+        fates.settle(0, EntryAction::Skip, None);
         let report = fates.report(&SyncOptions::default());
         assert_eq!((report.files_skipped, report.failures.len()), (1, 1));
         assert_eq!(report.failures[0].path.0, b"b");
@@ -289,24 +294,25 @@ mod tests {
         };
         let mut fates = Fates::new(&manifest);
         let digest = Some(Digest([1; 32]));
-        fates.set(0, Fate::Brought { action: Action::Update, bytes: 5, digest: None });
-        fates.settle(1, Action::Create, None);
-        fates.settle(2, Action::Metadata, None);
-        fates.settle(3, Action::Skip, None);
+        fates.set(0, Fate::Brought { action: EntryAction::Update, bytes: 5, digest: None });
+        fates.settle(1, EntryAction::Create, None);
+        fates.settle(2, EntryAction::Metadata, None);
+        fates.settle(3, EntryAction::Skip, None);
         fates.begin();
-        (0..4).for_each(|i| fates.settle(i, Action::Skip, digest));
+        (0..4).for_each(|i| fates.settle(i, EntryAction::Skip, digest));
         assert_eq!(
             fates.fates[0],
-            Some(Fate::Brought { action: Action::Update, bytes: 5, digest })
+            Some(Fate::Brought { action: EntryAction::Update, bytes: 5, digest })
         );
-        assert_eq!(fates.fates[3], Some(Fate::Settled { action: Action::Skip, digest }));
+        assert_eq!(fates.fates[3], Some(Fate::Settled { action: EntryAction::Skip, digest }));
         let report = fates.report(&SyncOptions::default());
         assert_eq!((report.files_done, report.files_skipped), (2, 2));
         // One was sent, one was linked.
         assert_eq!((report.bytes_done, report.bytes_kept, report.bytes_skipped), (10, 5, 10));
-        let actions: Vec<(Action, u64)> =
+        let actions: Vec<(EntryAction, u64)> =
             report.actions.iter().map(|(action, tally)| (*action, tally.count)).collect();
-        let each = [Action::Create, Action::Update, Action::Metadata, Action::Skip];
+        let each =
+            [EntryAction::Create, EntryAction::Update, EntryAction::Metadata, EntryAction::Skip];
         assert_eq!(actions, each.map(|action| (action, 1)));
     }
 
@@ -316,26 +322,27 @@ mod tests {
         let mut fates = Fates::new(&manifest);
         for _ in 0..2 {
             fates.begin();
-            let mut notes = Notes::new();
+            let mut notes = EntryWarnings::new();
             notes.entry("owner".into()).or_default().add(b"a");
             fates.note(notes, false);
             fates.sent(1);
         }
-        fates.set(0, settled(Action::Create));
+        fates.set(0, settled(EntryAction::Create));
         let report = fates.report(&SyncOptions::default());
-        assert_eq!((report.notes["owner"].count, report.bytes_sent), (1, 2));
-        assert_eq!(report.actions[&Action::Create], Tally { count: 1, bytes: 1 });
+        assert_eq!((report.warnings["owner"].count, report.bytes_sent), (1, 2));
+        assert_eq!(report.actions[&EntryAction::Create], Tally { count: 1, bytes: 1 });
     }
 
     #[test]
     fn records_are_kept_of_what_is_asked_for() {
-        let dir = Entry::new(RelPath::new("d").unwrap(), Kind::Dir, meta(), Ident::default());
-        let link = Kind::Symlink { target: b"x".to_vec() };
-        let link = Entry::new(RelPath::new("l").unwrap(), link, meta(), Ident::default());
+        let dir =
+            Entry::new(RelPath::new("d").unwrap(), EntryKind::Dir, meta(), FileVersion::default());
+        let link = EntryKind::Symlink { target: b"x".to_vec() };
+        let link = Entry::new(RelPath::new("l").unwrap(), link, meta(), FileVersion::default());
         let manifest = Manifest { dirs: vec![], entries: vec![dir, file("f", 3), link] };
         let names = |record, manifest_too| {
             let mut fates = Fates::new(&manifest);
-            (0..3).for_each(|i| fates.set(i, settled(Action::Create)));
+            (0..3).for_each(|i| fates.set(i, settled(EntryAction::Create)));
             let options = SyncOptions { record, manifest: manifest_too, ..SyncOptions::default() };
             let records = fates.report(&options).records;
             records.iter().map(|r| r.path.to_string()).collect::<Vec<_>>()
@@ -348,14 +355,15 @@ mod tests {
     #[test]
     fn directories_are_recorded_where_something_was_done_with_them() {
         let dir = |path: &str| {
-            Entry::new(RelPath::new(path).unwrap(), Kind::Dir, meta(), Ident::default())
+            Entry::new(RelPath::new(path).unwrap(), EntryKind::Dir, meta(), FileVersion::default())
         };
         let entries = ["new", "same", "touched"].map(dir).to_vec();
         let manifest = Manifest { dirs: vec![], entries };
         let records = |options: SyncOptions| {
             let mut fates = Fates::new(&manifest);
-            for (i, action) in
-                [Action::Create, Action::Skip, Action::Metadata].into_iter().enumerate()
+            for (i, action) in [EntryAction::Create, EntryAction::Skip, EntryAction::Metadata]
+                .into_iter()
+                .enumerate()
             {
                 fates.set(i, settled(action));
             }
@@ -368,9 +376,9 @@ mod tests {
         assert_eq!(
             records(options),
             [
-                ("on/the/way".to_owned(), FileState::Done, Action::Create),
-                ("new".to_owned(), FileState::Done, Action::Create),
-                ("touched".to_owned(), FileState::Skipped, Action::Metadata),
+                ("on/the/way".to_owned(), FileState::Done, EntryAction::Create),
+                ("new".to_owned(), FileState::Done, EntryAction::Create),
+                ("touched".to_owned(), FileState::Skipped, EntryAction::Metadata),
             ]
         );
         assert_eq!(records(SyncOptions { manifest: true, ..SyncOptions::default() }), []);
@@ -378,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_batch_to_try_again_holds_just_what_failed_with_its_directories() {
-        let dir = |p: &str| DirRef { path: RelPath::new(p).unwrap(), meta: meta() };
+        let dir = |p: &str| ManifestDir { path: RelPath::new(p).unwrap(), meta: meta() };
         let manifest = Manifest {
             dirs: vec![dir(""), dir("a"), dir("a/b"), dir("c")],
             entries: vec![file("a/b/x", 1), file("a/b/y", 2), file("c/z", 3)],

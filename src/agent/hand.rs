@@ -6,7 +6,7 @@
 
 use crate::data::Until;
 use crate::data::gate::boottime;
-use crate::util::rate::Rate;
+use crate::util::rate::RateLimiter;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
 use crate::wire::task::{Assignment, TaskSpec};
@@ -34,7 +34,7 @@ struct Held {
     until: Until,
     is_scan: bool,
     /// Content bytes that were moved for it: a limit that is none counts them.
-    moved: Arc<Rate>,
+    moved: Arc<RateLimiter>,
     stop: Shutdown,
     stopped: Option<Stopped>,
 }
@@ -50,7 +50,7 @@ pub struct Grip {
     id: AssignmentId,
     stop: Shutdown,
     until: Until,
-    moved: Arc<Rate>,
+    moved: Arc<RateLimiter>,
     hand: Arc<Hand>,
 }
 
@@ -65,7 +65,7 @@ impl Hand {
         let lease = Duration::from_secs(assignment.lease_seconds);
         let stop = Shutdown::new();
         let until = Until::new(since + working(lease));
-        let moved = Arc::<Rate>::default();
+        let moved = Arc::<RateLimiter>::default();
         let held = Held {
             lease,
             until: until.clone(),
@@ -93,7 +93,7 @@ impl Hand {
     /// Content bytes that were moved for each assignment in hand, where any were.
     pub fn moved(&self) -> BTreeMap<AssignmentId, u64> {
         let held = self.held();
-        let moved = held.iter().map(|(id, held)| (*id, held.moved.moved()));
+        let moved = held.iter().map(|(id, held)| (*id, held.moved.reserved_bytes()));
         moved.filter(|(_, bytes)| *bytes > 0).collect()
     }
 
@@ -174,7 +174,7 @@ impl Grip {
     }
 
     /// What counts the content bytes that are moved for it.
-    pub fn moved(&self) -> &Arc<Rate> {
+    pub fn moved(&self) -> &Arc<RateLimiter> {
         &self.moved
     }
 
@@ -268,9 +268,9 @@ mod tests {
         let one = taken(&hand, 1, TaskSpec::Flush, 0);
         let two = taken(&hand, 2, TaskSpec::Flush, 0);
         assert!(hand.moved().is_empty());
-        one.moved().take(7, std::time::Instant::now());
-        two.moved().take(5, std::time::Instant::now());
-        one.moved().take(1, std::time::Instant::now());
+        one.moved().reserve(7, std::time::Instant::now());
+        two.moved().reserve(5, std::time::Instant::now());
+        one.moved().reserve(1, std::time::Instant::now());
         let of = |n: u8| AssignmentId([n; 16]);
         assert_eq!(hand.moved(), [(of(1), 8), (of(2), 5)].into());
         drop(one);

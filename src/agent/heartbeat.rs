@@ -10,8 +10,8 @@ use crate::data::gate::boottime;
 use crate::data::{Endpoints, Peers, Requests, Roots, TicketGate};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
-use crate::util::limits;
-use crate::wire::worker::{NicReport, PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use crate::util::rlimits;
+use crate::wire::worker::{NicReport, PROTOCOL_VERSION, WorkerHeartbeat, WorkerStatus};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -186,7 +186,7 @@ impl Heart {
                 // Everybody else here waits until this one is answered; and where leaders come and go, whoever
                 // asks too seldom may miss one after the other.
                 let again = Backoff::new(AGAIN, busy.max(BUSY) / 2);
-                wait = wait.min(again.jittered(failures, seed));
+                wait = wait.min(again.jittered_delay(failures, seed));
             }
             tokio::select! {
                 () = self.rest(wait, busy) => {}
@@ -216,7 +216,7 @@ impl Heart {
     /// A sentence.
     pub async fn beat(&self, client: &MasterClient) -> Result<Option<Duration>, String> {
         let document = self.document();
-        let listed = document.in_hand.clone();
+        let listed = document.assignments.clone();
         let sent = boottime();
         let reply = match client.heartbeat(&document).await {
             Ok(reply) => reply,
@@ -228,15 +228,15 @@ impl Heart {
                 return Err(error.to_string());
             }
         };
-        self.hand.renewed(&listed, sent, &reply.drop);
+        self.hand.renewed(&listed, sent, &reply.revoked_assignments);
         if let (Some(key), Some(time)) = (&reply.ticket_key, reply.time) {
             self.gate.update(key, time).map_err(|e| format!("the master's ticket key: {e}"))?;
         }
-        self.limits.heard(&reply.limits);
-        self.peers.set_silent(reply.silent);
+        self.limits.heard(&reply.bwlimits);
+        self.peers.set_silent(reply.unresponsive_workers);
         self.master.store(reply.protocol.unwrap_or(0), Ordering::Relaxed);
         self.known.send_replace(true);
-        Ok(reply.next_beat_ms.map(|ms| Duration::from_millis(ms).max(SOONEST)))
+        Ok(reply.next_heartbeat_ms.map(|ms| Duration::from_millis(ms).max(SOONEST)))
     }
 
     fn document(&self) -> WorkerHeartbeat {
@@ -265,15 +265,15 @@ impl Heart {
             incarnation: Some(self.incarnation.clone()),
             boot_id: self.boot_id.clone(),
             free_bytes: seen.free,
-            in_hand,
+            assignments: in_hand,
             moved_bytes: if master >= 5 { self.hand.moved() } else { BTreeMap::new() },
-            receiving: match u32::try_from(self.requests.under_way()) {
+            incoming_requests: match u32::try_from(self.requests.under_way()) {
                 Ok(n) if master >= 5 => n,
                 _ => 0,
             },
             slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            protocol: Some(PROTOCOL),
+            protocol: Some(PROTOCOL_VERSION),
             usage: self.limits.usage(),
             nics: if master >= 3 { self.nics(master) } else { Vec::new() },
             unavailable_paths: seen.unavailable,
@@ -284,7 +284,7 @@ impl Heart {
 
     /// Whether this process can open nothing more: then it is given nothing until it can.
     fn is_short(&self) -> bool {
-        let shortage = limits::shortage();
+        let shortage = rlimits::detect_resource_exhaustion();
         let was = self.short.swap(shortage.is_some(), Ordering::Relaxed);
         match &shortage {
             Some((_, why)) if !was => tracing::error!("{why}; it accepts no work until it can"),
@@ -317,7 +317,7 @@ impl Heart {
             connections: count(nic.open()),
             requests: count(state.requests),
             goodput: state.goodput.map(|bytes| bytes as u64),
-            aside: why_unavailable(&nic.endpoint.authority())
+            disabled_reason: why_unavailable(&nic.endpoint.authority())
                 .or(state.aside)
                 .map(|why| why.chars().take(MAX_WHY).collect()),
         });

@@ -41,10 +41,10 @@ async fn answer(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
         status: "ok".into(),
         ticket_key: None,
         time: None,
-        drop: vec![],
-        silent: vec![],
-        limits: Default::default(),
-        next_beat_ms: None,
+        revoked_assignments: vec![],
+        unresponsive_workers: vec![],
+        bwlimits: Default::default(),
+        next_heartbeat_ms: None,
         protocol: None,
     };
     axum::Json(reply).into_response()

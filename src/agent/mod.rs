@@ -124,7 +124,7 @@ impl Agent {
         let hand = Arc::new(Hand::default());
         let client = Arc::new(client);
         let slots = self.config.slots.max(1);
-        let start = crate::config::agent::first_slots();
+        let start = crate::config::agent::initial_slots();
         let worker = self.config.worker_id.clone();
         tracing::info!(%worker, slots, endpoints = ?authorities(&endpoints.available()), "agent started");
         warn_of_nothing(&self.roots, &endpoints);
@@ -166,7 +166,7 @@ impl Agent {
         let _ = tokio::time::timeout(Duration::from_secs(2), heart.stop(&client)).await;
         closed.cancel();
         let _ = tokio::time::timeout(LAST_REQUESTS, &mut serving).await;
-        tracing::info!(buffer_memory = units::bytes(buffers.most() as u64), "agent stopped");
+        tracing::info!(buffer_memory = units::format_bytes(buffers.most() as u64), "agent stopped");
     }
 }
 
@@ -236,8 +236,8 @@ async fn all_the_work(
     }
     tracing::info!(
         "draining: {} running, {} of other agents",
-        units::counted(hand.list().len() as u64, "task", "tasks"),
-        units::counted(requests.under_way() as u64, "request", "requests")
+        units::pluralize(hand.list().len() as u64, "task", "tasks"),
+        units::pluralize(requests.under_way() as u64, "request", "requests")
     );
     heart.drain();
     hand.hand_back(true);
@@ -249,13 +249,16 @@ async fn all_the_work(
         return;
     }
     if hand.is_empty() {
-        let requests = units::counted(requests.under_way() as u64, "request", "requests");
-        tracing::warn!("{requests} of other agents cut off after {}", units::duration(drain));
+        let requests = units::pluralize(requests.under_way() as u64, "request", "requests");
+        tracing::warn!(
+            "{requests} of other agents cut off after {}",
+            units::format_duration(drain)
+        );
         return;
     }
     tracing::warn!(
         "{} returned unfinished",
-        units::counted(hand.list().len() as u64, "task is", "tasks are")
+        units::pluralize(hand.list().len() as u64, "task is", "tasks are")
     );
     hand.hand_back(false);
     let _ = tokio::time::timeout(LAST_RESULTS, work).await;

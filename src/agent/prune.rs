@@ -11,13 +11,13 @@ use super::scan::{Pages, ScanEnd, may_give_away};
 use crate::data::Destination;
 use crate::data::asks::{PruneAsk, PrunedPage};
 use crate::fs::{Filter, FsError, NamePage, OLD_TRASH_LEFT_OUT, Tree};
-use crate::wire::manifest::{DirRef, Entry, MAX_BYTES};
+use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, ManifestDir};
 use crate::wire::options::{
-    Action, Attribute, FileRecord, FileState, FilterSpec, Links, SyncOptions,
+    Attribute, EntryAction, FileRecord, FileState, FilterSpec, Links, SyncOptions,
 };
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{
-    Cursor, PageAction, PageReply, Pruned, RootState, ScanPage, TaskSpec, WalkStart,
+    Cursor, PageAction, PageReply, PruneReport, RootIdentity, RootState, ScanPage, TaskSpec,
 };
 use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::bytes::ByteVec;
@@ -37,7 +37,7 @@ const PAGE_NAMES: usize = 16_384;
 /// … or with so many records or errors, then also in the middle of a directory.
 const PAGE_LINES: usize = 2048;
 /// The paths of all directories above a name, together, in bytes; a scan does not go deeper either.
-const MAX_CHAIN: usize = MAX_BYTES / 2;
+const MAX_CHAIN: usize = MAX_MANIFEST_BYTES / 2;
 
 /// What is pruned.
 pub struct Prune {
@@ -54,7 +54,7 @@ pub struct Prune {
 /// What the walking thread found, in order.
 enum Step {
     /// What the source root is; comes first.
-    Root(RootState, Option<WalkStart>),
+    Root(RootState, Option<RootIdentity>),
     /// The names of the source in an interval of a directory.
     Names(PruneAsk),
     /// A directory can't be listed.
@@ -128,7 +128,7 @@ pub(super) fn replaces(options: &SyncOptions) -> bool {
     let aged = newer_than.is_some() || older_than.is_some();
     let kinds = [Attribute::Specials, Attribute::Devices];
     !(sized || aged || options.ignore_existing || options.links == Links::Skip)
-        && kinds.iter().all(|kind| options.preserve.has(*kind))
+        && kinds.iter().all(|kind| options.preserve.contains(*kind))
 }
 
 fn failed(message: String) -> ScanEnd {
@@ -140,14 +140,14 @@ fn empty_page(task_digest: Digest) -> ScanPage {
         task_digest,
         page: 0,
         work: Vec::new(),
-        spawn: Vec::new(),
+        subtrees: Vec::new(),
         errors: Vec::new(),
-        unlisted: 0,
+        unlisted_dirs: 0,
         root: None,
-        start: None,
-        pruned: Some(Pruned::default()),
+        root_identity: None,
+        pruned: Some(PruneReport::default()),
         allowance_used_up: false,
-        notes: Default::default(),
+        warnings: Default::default(),
         records: Vec::new(),
         integrity_errors: 0,
         next: None,
@@ -178,7 +178,7 @@ impl Pruner<'_> {
         match step {
             Step::Root(root, start) => {
                 self.page.root = Some(root);
-                self.page.start = start;
+                self.page.root_identity = start;
                 // The master compares it with the source that was copied, and stops where it is another
                 // one or empty, before anything is deleted.
                 return if self.apply { self.go_on(pages).await } else { Ok(()) };
@@ -190,14 +190,14 @@ impl Pruner<'_> {
                 return Ok(());
             }
             Step::Given(dir) => {
-                self.page.spawn.push(dir);
+                self.page.subtrees.push(dir);
                 return Ok(());
             }
             Step::Behind(cursor) => {
                 self.cursor = Some(cursor);
                 let due = self.since.elapsed() >= PAGE_TIME
                     || self.names >= PAGE_NAMES
-                    || self.page.spawn.len() >= PAGE_SPAWN
+                    || self.page.subtrees.len() >= PAGE_SPAWN
                     || self.page.errors.len() >= PAGE_LINES;
                 if !due {
                     return Ok(());
@@ -223,10 +223,10 @@ impl Pruner<'_> {
             if self.page.records.len() >= PAGE_LINES || self.page.errors.len() >= PAGE_LINES {
                 // In the middle of a directory: its counts go with the page that ends behind it, so
                 // that the task that goes on from the cursor does not count twice.
-                let pruned = self.page.pruned.replace(Pruned::default());
-                let notes = std::mem::take(&mut self.page.notes);
+                let pruned = self.page.pruned.replace(PruneReport::default());
+                let notes = std::mem::take(&mut self.page.warnings);
                 self.go_on(pages).await?;
-                (self.page.pruned, self.page.notes) = (pruned, notes);
+                (self.page.pruned, self.page.warnings) = (pruned, notes);
             }
             if ask.resume.is_none() {
                 return Ok(());
@@ -248,7 +248,8 @@ impl Pruner<'_> {
                     }
                     let ends = |e: &&FileError| {
                         use ErrorClass::{InvalidRequest, StorageGone};
-                        e.is_shortage() || matches!(e.class, StorageGone | InvalidRequest)
+                        e.is_resource_exhaustion()
+                            || matches!(e.class, StorageGone | InvalidRequest)
                     };
                     if let Some(error) = found.errors.iter().find(ends) {
                         let (message, error) = (error.to_string(), Some(error.clone()));
@@ -264,14 +265,14 @@ impl Pruner<'_> {
 
     fn add(&mut self, found: PrunedPage) {
         let sum = self.page.pruned.get_or_insert_default();
-        sum.seen = sum.seen.saturating_add(found.pruned.seen);
-        sum.extra = sum.extra.saturating_add(found.pruned.extra);
+        sum.checked = sum.checked.saturating_add(found.pruned.checked);
+        sum.extraneous = sum.extraneous.saturating_add(found.pruned.extraneous);
         sum.bytes = sum.bytes.saturating_add(found.pruned.bytes);
         self.page.errors.extend(found.errors);
         // The walk that counts comes first, and is made also where nothing is to be deleted.
         if !self.apply && found.old_trash.count > 0 {
             self.page
-                .notes
+                .warnings
                 .entry(OLD_TRASH_LEFT_OUT.to_owned())
                 .or_default()
                 .merge(found.old_trash);
@@ -282,7 +283,7 @@ impl Pruner<'_> {
             self.page.records.extend(found.removed.into_iter().map(|(path, bytes)| FileRecord {
                 path: BytePath(path.as_bytes().to_vec()),
                 state: FileState::Deleted,
-                action: Some(Action::Delete),
+                action: Some(EntryAction::Delete),
                 bytes,
                 digest: None,
                 message: None,
@@ -298,7 +299,7 @@ impl Pruner<'_> {
     async fn post(&mut self, next: Option<TaskSpec>, pages: &impl Pages) -> Result<(), ScanEnd> {
         self.page.next = next;
         match pages.post(&self.page).await {
-            Ok(PageReply { action: PageAction::Continue, spawn }) => {
+            Ok(PageReply { action: PageAction::Continue, max_subtrees: spawn }) => {
                 self.spawn.store(spawn, Ordering::Relaxed);
                 let number = self.page.page + 1;
                 self.page = ScanPage { page: number, ..empty_page(self.page.task_digest) };
@@ -324,7 +325,7 @@ struct Walker {
     /// Where it begins.
     from: RelPath,
     /// The directories above that, the root first.
-    above: Vec<DirRef>,
+    above: Vec<ManifestDir>,
     /// The directories from there on that lead to what is next.
     levels: Vec<Level>,
     /// How many subtrees may be given away.
@@ -334,7 +335,7 @@ struct Walker {
 
 /// A directory on the way.
 struct Level {
-    dir: DirRef,
+    dir: ManifestDir,
     /// Device and inode.
     id: (u64, u64),
     /// Where it really is, when it was reached through a link that is followed.
@@ -396,7 +397,7 @@ impl Walker {
     /// failure: it is found by the next sync.
     fn unlisted(&self, error: &FsError) -> Result<(), Halt> {
         let report = error.to_file_error();
-        if report.is_shortage() {
+        if report.is_resource_exhaustion() {
             // It can be, a little later: the task is tried again.
             return Err(Halt::Failed(error.clone()));
         }
@@ -411,7 +412,7 @@ impl Walker {
     /// the way were, before those of the directories in it.
     fn resume(&mut self, start: Entry, cursor: &Cursor) -> Result<(), Halt> {
         let (from, after) = (self.from.clone(), &cursor.after);
-        if !from.holds(after) {
+        if !from.contains(after) {
             // Behind all of it, or before.
             return if *after < from { self.enter(start) } else { Ok(()) };
         }
@@ -434,14 +435,14 @@ impl Walker {
 
     /// Says the names in a directory, and goes on with the directories in it.
     fn enter(&mut self, entry: Entry) -> Result<(), Halt> {
-        let id = (entry.ident.dev, entry.ident.ino);
+        let id = (entry.version.dev, entry.version.ino);
         if self.links == Links::Copy && self.levels.iter().any(|level| level.id == id) {
             // Links lead round in a circle; the scan has said so.
             return Ok(());
         }
         let after = entry.path.clone();
         let mut level = Level::new(entry, Box::default());
-        let dirs: Vec<DirRef> = self.dirs().chain([&level.dir]).cloned().collect();
+        let dirs: Vec<ManifestDir> = self.dirs().chain([&level.dir]).cloned().collect();
         if dirs.iter().map(|dir| dir.path.as_bytes().len()).sum::<usize>() > MAX_CHAIN {
             let why = "the names of the directories above it are too long together; nothing is deleted in it";
             return self.send(Step::Failed(FileError {
@@ -474,7 +475,7 @@ impl Walker {
     fn say(
         &self,
         level: &Level,
-        dirs: &[DirRef],
+        dirs: &[ManifestDir],
         mut after: Option<Box<[u8]>>,
         upto: Option<Box<[u8]>>,
         mut names: Vec<Name>,
@@ -520,7 +521,7 @@ impl Walker {
     }
 
     /// The directories that lead to what is next, the root first.
-    fn dirs(&self) -> impl Iterator<Item = &DirRef> {
+    fn dirs(&self) -> impl Iterator<Item = &ManifestDir> {
         self.above.iter().chain(self.levels.iter().map(|level| &level.dir))
     }
 
@@ -566,9 +567,9 @@ impl Level {
     /// A directory of which what is `behind` a name is to be entered.
     fn new(entry: Entry, behind: Box<[u8]>) -> Self {
         Level {
-            dir: DirRef { path: entry.path, meta: entry.meta },
-            id: (entry.ident.dev, entry.ident.ino),
-            real: entry.real,
+            dir: ManifestDir { path: entry.path, meta: entry.meta },
+            id: (entry.version.dev, entry.version.ino),
+            real: entry.content_path,
             subdirs: VecDeque::new(),
             behind: Some(behind),
         }

@@ -4,10 +4,10 @@
 use super::execute::{Done, Job};
 use super::fates::record;
 use crate::fs::{Cause, Ranges, Target, Tree};
-use crate::util::repeats::warn_counted;
-use crate::wire::content::Hashing;
-use crate::wire::manifest::{DirRef, Entry, Manifest, merge_ranges};
-use crate::wire::options::Action;
+use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::content::HashMode;
+use crate::wire::manifest::{Entry, Manifest, ManifestDir, merge_ranges};
+use crate::wire::options::EntryAction;
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskReport;
 use crate::wire::{Digest, RelPath};
@@ -30,8 +30,8 @@ pub async fn commit(job: Job<'_>, manifest: Manifest, ending: Ending<'_>) -> Don
         Err(why) => return Done::failed(why),
     };
     let options = job.assignment.options.clone();
-    let hashing = options.write_rules().hashing();
-    let digest = merge_ranges(&values).filter(|_| hashing == Hashing::Whole);
+    let hashing = options.write_rules().hash_mode();
+    let digest = merge_ranges(&values).filter(|_| hashing == HashMode::Full);
     let there = job.cx.roots.tree(&job.assignment.destination_path);
     at_destination(job, manifest, move |target, entries, report| {
         let [entry] = entries else { return Ok(()) };
@@ -58,10 +58,10 @@ pub async fn commit(job: Job<'_>, manifest: Manifest, ending: Ending<'_>) -> Don
 }
 
 /// What publishing `entry` will be.
-fn is_there(destination: Option<&Tree>, entry: &Entry) -> Action {
+fn is_there(destination: Option<&Tree>, entry: &Entry) -> EntryAction {
     match destination.map(|tree| tree.entry(&entry.path)) {
-        Some(Ok(_)) => Action::Update,
-        _ => Action::Create,
+        Some(Ok(_)) => EntryAction::Update,
+        _ => EntryAction::Create,
     }
 }
 
@@ -88,7 +88,7 @@ pub async fn sweep(job: Job<'_>) -> Done {
     let looked = tokio::task::spawn_blocking(move || source.entry(&RelPath::root())).await;
     // Without a root there are no metadata to give back, and as much to remove.
     let root = looked.ok().and_then(Result::ok).filter(Entry::is_dir);
-    let root = root.map(|entry| DirRef { path: entry.path, meta: entry.meta });
+    let root = root.map(|entry| ManifestDir { path: entry.path, meta: entry.meta });
     let mut choice = job.destinations();
     while let Some(to) = choice.pick() {
         match to.sweep(root.clone()).await {
@@ -160,22 +160,22 @@ async fn at_destination(
         let done = target.at_root(|| act(&target, &manifest.entries, &mut report));
         for error in target.stamp(&manifest.dirs) {
             // Its own entry says so where it lasts; publishing is not undone for it.
-            warn_counted!(error.without_path(), "{error}");
+            warn_ratelimited!(error.describe_cause(), "{error}");
         }
-        (report.notes, report.to_sweep) = (target.notes(), target.has_anchors());
+        (report.warnings, report.needs_clean_up) = (target.notes(), target.has_anchors());
         (done, report)
     });
     match work.await {
         Ok((Ok(()), report)) => Done::well(report),
-        Ok((Err(error), TaskReport { to_sweep, .. })) => {
+        Ok((Err(error), TaskReport { needs_clean_up: to_sweep, .. })) => {
             let part_lost = error.cause == Cause::Lost;
             if part_lost {
                 let sync = &job.assignment.request_id;
                 let cause = format_args!("{} (sync {sync})", error.without_path());
-                warn_counted!(cause, %sync, "{error}");
+                warn_ratelimited!(cause, %sync, "{error}");
             }
             let error = job.seen(error.to_file_error(), &job.cx.worker);
-            Done::well(TaskReport { part_lost, to_sweep, ..failures(error) })
+            Done::well(TaskReport { part_lost, needs_clean_up: to_sweep, ..failures(error) })
         }
         Err(e) => Done::failed(format!("writing to the destination panicked: {e}")),
     }
@@ -185,15 +185,15 @@ async fn at_destination(
 mod tests {
     use super::*;
     use crate::wire::RelPath;
-    use crate::wire::manifest::{Ident, Kind, Meta};
+    use crate::wire::manifest::{EntryKind, FileVersion, Meta};
 
     #[test]
     fn a_chain_must_have_one_value_for_each_range() {
         let entry = Entry::new(
             RelPath::new("f").unwrap(),
-            Kind::File { size: 2049 },
+            EntryKind::File { size: 2049 },
             Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 },
-            Ident::default(),
+            FileVersion::default(),
         );
         assert_eq!(values(&entry, 1024, &[]), Ok(Vec::new()));
         assert_eq!(values(&entry, 1024, &[1; 96]), Ok(vec![Digest([1; 32]); 3]));

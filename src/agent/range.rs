@@ -7,9 +7,9 @@ use crate::data::outcome::{Compared, Offered, Packed, RangeMode};
 use crate::data::protocol::range_fits;
 use crate::data::{Cloned, Destination, Found, RangeSent, SendError};
 use crate::fs::Tree;
-use crate::util::repeats::warn_counted;
-use crate::wire::manifest::{Entry, Kind, Manifest};
-use crate::wire::options::Action;
+use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::manifest::{Entry, EntryKind, Manifest};
+use crate::wire::options::EntryAction;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{TaskReport, WorkItem};
 
@@ -70,7 +70,7 @@ impl Way<'_> {
         self.job.wrote(self.to.worker());
         let made = std::mem::take(&mut offered.made);
         report.records = made_records(&self.job.assignment.options, made);
-        report.to_sweep = offered.to_sweep;
+        report.needs_clean_up = offered.to_sweep;
         match offered.answers.first() {
             Some(Err(error)) => Ok(Err(error.clone())),
             Some(Ok(Found::Done(action))) => {
@@ -86,7 +86,7 @@ impl Way<'_> {
                 // A file that is as long as ours may have equal blocks.
                 let (action, base) = match answer {
                     Some(Ok(Found::Needed { action, base })) => (*action, *base),
-                    _ => (Action::Update, true),
+                    _ => (EntryAction::Update, true),
                 };
                 match self.to.clone_file(self.source, self.manifest).await? {
                     Cloned::Brought(packed) => match self.cloned(action, packed, report) {
@@ -103,12 +103,12 @@ impl Way<'_> {
     }
 
     /// The whole file needs nothing (any more): it is the same, left alone, or was linked.
-    fn settled(&self, action: Action, offered: Offered, report: &mut TaskReport) {
+    fn settled(&self, action: EntryAction, offered: Offered, report: &mut TaskReport) {
         let size = self.entry.size();
         let options = &self.job.assignment.options;
         let digest = offered.digests.first().copied().flatten();
         report.unchanged = true;
-        report.notes = offered.notes;
+        report.warnings = offered.notes;
         report.actions.entry(action).or_default().add(size);
         report.records.extend(record(options, self.entry, action, size, digest));
     }
@@ -126,21 +126,21 @@ impl Way<'_> {
     /// The whole file was cloned.
     fn cloned(
         &self,
-        action: Action,
+        action: EntryAction,
         packed: Packed,
         report: &mut TaskReport,
     ) -> Result<(), FileError> {
         let Packed { files, cloned, notes, unstamped, to_sweep, .. } = packed;
         for (_, error) in unstamped {
             // Its own entry says so where it lasts.
-            warn_counted!(error.without_path(), "{error}");
+            warn_ratelimited!(error.describe_cause(), "{error}");
         }
-        report.to_sweep |= to_sweep;
+        report.needs_clean_up |= to_sweep;
         report.bytes_cloned = cloned;
         let Some(written) = files.into_iter().next() else { return Ok(()) };
         let written = written?;
         (report.unchanged, report.files_done, report.bytes_done) = (true, 1, written.bytes);
-        report.notes = notes;
+        report.warnings = notes;
         report.actions.entry(action).or_default().add(written.bytes);
         let options = &self.job.assignment.options;
         report.records.extend(record(options, self.entry, action, written.bytes, written.digest));
@@ -191,7 +191,7 @@ impl Way<'_> {
 
     /// The source is another version: that takes the place of the whole file.
     async fn replace(&self, report: &mut TaskReport) -> Result<(), FileError> {
-        report.replace = Some(now(self.job, self.source, self.entry, self.manifest).await?);
+        report.replacement = Some(now(self.job, self.source, self.entry, self.manifest).await?);
         Ok(())
     }
 }
@@ -224,7 +224,7 @@ async fn now(
             return Err(other("reading the source panicked; see the log"));
         }
     };
-    if entry.kind == Kind::Dir {
+    if entry.kind == EntryKind::Dir {
         return Err(other("it is a directory now; sync again to copy what is in it"));
     }
     single(entry, &dirs, chunk, by_data).ok_or_else(|| other("it cannot be described"))

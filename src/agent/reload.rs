@@ -2,7 +2,7 @@
 
 use super::heartbeat::Heart;
 use super::limits::Limits;
-use crate::config::{AgentConfig, Nic as Configured};
+use crate::config::{AgentConfig, NicConfig as Configured};
 use crate::data::nics::Nic;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +21,7 @@ pub(super) async fn apply_changes(
         for nic in nics {
             let configured = now.data_plane_endpoints.iter().find(|c| is_of(c, nic));
             if let Some(configured) = configured {
-                nic.rate.set(configured.tuning.bwlimit, Instant::now());
+                nic.rate.set_limit(configured.settings.bwlimit, Instant::now());
             }
         }
         heart.set_interval(now.heartbeat_interval);

@@ -3,10 +3,12 @@
 
 use super::batch::Cutter;
 use crate::fs::{Cause, Filter, FsError, LINKS_LEFT_OUT, Near, Side, Tree, Walk, WalkOptions};
-use crate::wire::manifest::{Entry, Kind, NameList};
-use crate::wire::options::{Links, Notes};
+use crate::wire::manifest::{Entry, EntryKind, FileListPart};
+use crate::wire::options::{EntryWarnings, Links};
 use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::task::{Cursor, PageAction, PageReply, RootState, ScanPage, TaskSpec, WalkStart};
+use crate::wire::task::{
+    Cursor, PageAction, PageReply, RootIdentity, RootState, ScanPage, TaskSpec,
+};
 use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -55,7 +57,7 @@ pub enum Listing {
     /// Names, from the one at `start`.
     Names {
         /// The part of the list.
-        list: NameList,
+        list: FileListPart,
         /// An index into it.
         start: u64,
     },
@@ -92,7 +94,7 @@ pub struct Manner {
 struct Draft {
     found: super::batch::Found,
     root: Option<RootState>,
-    start: Option<WalkStart>,
+    start: Option<RootIdentity>,
     next: Option<TaskSpec>,
 }
 
@@ -105,7 +107,7 @@ struct Walker {
     /// What the root of the whole source is, until it is said.
     root: Option<RootState>,
     /// The identity of the source root, until it is in a page.
-    start: Option<WalkStart>,
+    start: Option<RootIdentity>,
     since: Instant,
     /// How many subtrees may be given away.
     spawn: Arc<AtomicU32>,
@@ -155,20 +157,20 @@ pub async fn scan(
             task_digest,
             page: number,
             work: found.work,
-            spawn: found.spawn,
+            subtrees: found.spawn,
             errors: found.errors,
-            unlisted: found.unlisted,
+            unlisted_dirs: found.unlisted,
             root,
-            start,
+            root_identity: start,
             pruned: None,
             allowance_used_up: false,
-            notes: found.notes,
+            warnings: found.notes,
             records: Vec::new(),
             integrity_errors: 0,
             next,
         };
         match pages.post(&page).await {
-            Ok(PageReply { action: PageAction::Continue, spawn: budget }) => {
+            Ok(PageReply { action: PageAction::Continue, max_subtrees: budget }) => {
                 spawn.store(budget, Ordering::Relaxed);
                 number += 1;
             }
@@ -235,7 +237,7 @@ impl Walker {
         self.send(next)
     }
 
-    fn names(mut self, list: &NameList, start: u64) -> Result<(), Halt> {
+    fn names(mut self, list: &FileListPart, start: u64) -> Result<(), Halt> {
         let root = self.source.entry(&RelPath::root()).map_err(Halt::Failed)?;
         if !root.is_dir() {
             let error = FsError::new(Side::Source, "list", b"", Cause::NoDirectory);
@@ -244,8 +246,8 @@ impl Walker {
         let start = usize::try_from(start).unwrap_or(usize::MAX);
         // With their contents, directories bring what is named below them.
         let recursive = self.manner.recursive;
-        let all: HashSet<&RelPath> = list.names.iter().filter(|_| recursive).collect();
-        for (index, name) in list.names.iter().enumerate().skip(start) {
+        let all: HashSet<&RelPath> = list.paths.iter().filter(|_| recursive).collect();
+        for (index, name) in list.paths.iter().enumerate().skip(start) {
             if !self.comes_with_another(name, &all) {
                 self.name(name)?;
             }
@@ -276,7 +278,7 @@ impl Walker {
     /// that can't be entered or listed.
     fn fail(&mut self, error: FsError, is_listing: bool) -> Result<(), Halt> {
         let report = error.to_file_error();
-        if report.is_shortage() {
+        if report.is_resource_exhaustion() {
             return Err(Halt::Failed(error));
         }
         if is_listing {
@@ -293,7 +295,7 @@ impl Walker {
             Ok(found) => found,
             Err(failed) => {
                 let mut error = failed.to_file_error();
-                if error.is_shortage() {
+                if error.is_resource_exhaustion() {
                     return Err(Halt::Failed(failed));
                 }
                 // What was named, also where it is something above it that stands in the way.
@@ -309,7 +311,7 @@ impl Walker {
         if filter.leaves_out_with_parents(name, entry.is_dir()) || filter.is_beyond(&entry) {
             return Ok(());
         }
-        if *links == Links::Skip && matches!(entry.kind, Kind::Symlink { .. }) {
+        if *links == Links::Skip && matches!(entry.kind, EntryKind::Symlink { .. }) {
             self.leave_out(LINKS_LEFT_OUT, &entry);
             return Ok(());
         }
@@ -332,7 +334,7 @@ impl Walker {
     }
 
     fn leave_out(&mut self, cause: &str, entry: &Entry) {
-        let mut notes = Notes::new();
+        let mut notes = EntryWarnings::new();
         notes.entry(cause.to_owned()).or_default().add(entry.path.as_bytes());
         self.cutter.note(notes);
     }

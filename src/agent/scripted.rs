@@ -10,7 +10,7 @@ use crate::wire::AssignmentId;
 use crate::wire::manifest::Manifest;
 use crate::wire::problem::Problem;
 use crate::wire::sync::ErrorClass;
-use crate::wire::task::{Assignment, ScanPage, SyncResult, TaskSpec};
+use crate::wire::task::{Assignment, ScanPage, TaskResult, TaskSpec};
 use crate::wire::ticket::{Claims, Signer};
 use crate::wire::worker::{Endpoint, HeartbeatReply, WorkerHeartbeat, WorkerStatus};
 use axum::body::Bytes;
@@ -49,7 +49,7 @@ struct Script {
     second_try: Option<Assignment>,
     heartbeats: Vec<WorkerHeartbeat>,
     polls: Vec<String>,
-    results: Vec<SyncResult>,
+    results: Vec<TaskResult>,
     pages: Vec<ScanPage>,
 }
 
@@ -128,16 +128,16 @@ async fn answer(
                 status: "ok".into(),
                 ticket_key: Some(master.signer.public_key()),
                 time: Some(NOW),
-                drop: vec![],
-                silent: Vec::new(),
-                limits: Default::default(),
-                next_beat_ms: None,
-                protocol: Some(crate::wire::worker::PROTOCOL),
+                revoked_assignments: vec![],
+                unresponsive_workers: Vec::new(),
+                bwlimits: Default::default(),
+                next_heartbeat_ms: None,
+                protocol: Some(crate::wire::worker::PROTOCOL_VERSION),
             };
             let mut deaf = false;
             master.change(|script| {
                 script.heartbeats.push(serde_json::from_slice(&body).unwrap());
-                reply.drop = std::mem::take(&mut script.drop);
+                reply.revoked_assignments = std::mem::take(&mut script.drop);
                 deaf = script.deaf;
             });
             if deaf { away() } else { axum::Json(reply).into_response() }
@@ -256,7 +256,7 @@ fn scan() -> TaskSpec {
     TaskSpec::Scan { dir: crate::wire::RelPath::root(), cursor: None }
 }
 
-fn result(n: usize) -> impl Fn(&Script) -> Option<SyncResult> {
+fn result(n: usize) -> impl Fn(&Script) -> Option<TaskResult> {
     move |script| script.results.get(n).cloned()
 }
 
@@ -308,8 +308,8 @@ async fn an_assignment_is_executed_and_its_result_sent_until_it_is_taken() {
     assert_eq!((third.attempt, third.task_digest), (Some(3), Some(assignment.task_digest)));
     let report = third.report.unwrap();
     assert_eq!((third.success, report.files_done, report.bytes_done), (true, 1, 7));
-    assert_eq!(report.wrote[0].as_str(), "a");
-    heartbeat(master, "nothing in hand", |h| h.in_hand.is_empty()).await;
+    assert_eq!(report.writers[0].as_str(), "a");
+    heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
     play.end().await;
 }
 
@@ -344,13 +344,13 @@ async fn what_the_master_drops_is_stopped_without_a_result() {
     let assignment = master.assignment(5, scan());
     master.change(|script| script.queue.push_back(assignment.clone()));
     master.until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
-    let busy = heartbeat(master, "it is in hand", |h| !h.in_hand.is_empty()).await;
+    let busy = heartbeat(master, "it is in hand", |h| !h.assignments.is_empty()).await;
     assert_eq!(
-        (busy.status, busy.in_hand),
+        (busy.status, busy.assignments),
         (WorkerStatus::Transferring, vec![assignment.assignment_id])
     );
     master.change(|script| script.drop.push(assignment.assignment_id));
-    heartbeat(master, "nothing in hand", |h| h.in_hand.is_empty()).await;
+    heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
     assert_eq!(master.script().results, []);
     play.end().await;
 }
@@ -363,7 +363,7 @@ async fn a_lease_that_nobody_renews_ends_the_work() {
     master.change(|script| script.queue.push_back(assignment));
     master.until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
     master.change(|script| script.deaf = true);
-    heartbeat(master, "nothing in hand", |h| h.in_hand.is_empty()).await;
+    heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
     assert_eq!(master.script().results, []);
     master.change(|script| script.deaf = false);
     play.end().await;
@@ -378,7 +378,7 @@ async fn an_agent_that_stops_hands_its_scan_back_and_says_that_it_drains() {
     master.until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
     play.stop.cancel();
     let back = master.until("the result", result(0)).await;
-    assert!(!back.success && back.report.unwrap().handed_back);
+    assert!(!back.success && back.report.unwrap().returned);
     master
         .until("it drains", |s| {
             s.heartbeats.iter().find(|h| h.status == WorkerStatus::Draining).cloned()
@@ -386,7 +386,7 @@ async fn an_agent_that_stops_hands_its_scan_back_and_says_that_it_drains() {
         .await;
     play.end().await;
     let last = master.script().heartbeats.last().cloned().unwrap();
-    assert_eq!((last.status, last.in_hand), (WorkerStatus::Stopped, vec![]));
+    assert_eq!((last.status, last.assignments), (WorkerStatus::Stopped, vec![]));
 }
 
 #[tokio::test]
@@ -399,7 +399,7 @@ async fn a_lease_given_while_the_agent_stops_is_handed_back_unbegun() {
     play.stop.cancel();
     let back = master.until("the result", result(0)).await;
     assert_eq!(back.assignment_id, Some(late.assignment_id));
-    assert!(back.report.unwrap().handed_back);
+    assert!(back.report.unwrap().returned);
     assert!(master.script().pages.is_empty());
     play.end().await;
 }
@@ -442,13 +442,13 @@ async fn a_dry_run_does_no_task_that_could_write() {
     let master = &play.master;
     master.change(|script| script.manifest = Manifest::default().encode());
     let range = TaskSpec::Range { offset: 0, length: 7, compare: false };
-    for (n, task) in [(0, TaskSpec::Sweep), (1, TaskSpec::Discard), (2, range)] {
+    for (n, task) in [(0, TaskSpec::CleanUp), (1, TaskSpec::Discard), (2, range)] {
         let mut assignment = master.assignment(n, task);
         assignment.options.dry_run = true;
         master.change(|script| script.queue.push_back(assignment));
         let refused = master.until("the result", result(usize::from(n))).await;
         assert!(!refused.success && refused.message.unwrap().contains("dry run"));
-        assert_eq!(refused.report.unwrap().wrote, []);
+        assert_eq!(refused.report.unwrap().writers, []);
     }
     play.end().await;
 }
@@ -469,7 +469,7 @@ async fn a_prune_asks_the_master_about_the_source_before_it_deletes() {
     play.stop.cancel();
     // Like a scan it goes on anywhere, so it is handed back at once.
     let back = master.until("the result", result(0)).await;
-    assert!(back.report.unwrap().handed_back && extra.exists());
+    assert!(back.report.unwrap().returned && extra.exists());
     play.end().await;
 }
 

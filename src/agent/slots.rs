@@ -12,14 +12,14 @@ use super::{copy, publish, range};
 use crate::client::{ClientError, MasterClient};
 use crate::data::gate::boottime;
 use crate::util::backoff::Backoff;
-use crate::util::limits;
-use crate::util::repeats::warn_counted;
+use crate::util::repeated_warnings::warn_ratelimited;
+use crate::util::rlimits;
 use crate::util::shutdown::Shutdown;
 use crate::wire::RelPath;
-use crate::wire::manifest::{Manifest, NameList};
+use crate::wire::manifest::{FileListPart, Manifest};
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{
-    Assignment, Cursor, PageReply, ResultOutcome, ScanPage, SyncResult, TaskReport, TaskSpec,
+    Assignment, Cursor, PageReply, ResultOutcome, ScanPage, TaskReport, TaskResult, TaskSpec,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Pages for Post<'_> {
         let Post { slots, assignment } = self;
         let (worker, id) = (&slots.cx.worker, assignment.assignment_id);
         let damage = slots.cx.damages.of(&assignment.request_id);
-        let page = match damage.take() {
+        let page = match damage.take_count() {
             0 => Cow::Borrowed(page),
             integrity_errors => Cow::Owned(ScanPage { integrity_errors, ..page.clone() }),
         };
@@ -161,7 +161,7 @@ impl Slots {
         let (sync, task) = (assignment.request_id.clone(), assignment.task_id);
         let (attempt, id) = (assignment.attempt, assignment.assignment_id);
         tracing::debug!(%sync, %task, kind, attempt, assignment = %id, "begun");
-        let _busy = assignment.task.sends().then(|| self.tuning.busy());
+        let _busy = assignment.task.sends_content().then(|| self.tuning.busy());
         let writers = Writers::default();
         let until = grip.until();
         let moved = grip.moved();
@@ -180,18 +180,18 @@ impl Slots {
             done = self.run(job) => done,
         };
         let Some(mut done) = done else { return };
-        let short = note_shortage(&mut done, kind, limits::shortage);
+        let short = note_shortage(&mut done, kind, rlimits::detect_resource_exhaustion);
         let gone = |error: &FileError| error.class == ErrorClass::StorageGone;
         if done.report.failures.iter().any(gone) {
             // The master learns which storage path it is, and gives nothing more that needs it.
             self.heart.beat_now();
         }
-        if let Some(message) = done.message.as_ref().filter(|_| !done.report.handed_back) {
+        if let Some(message) = done.message.as_ref().filter(|_| !done.report.returned) {
             let cause = format_args!("{kind} failed: {message} (sync {sync})");
-            warn_counted!(cause, %sync, %task, kind, "failed: {message}");
+            warn_ratelimited!(cause, %sync, %task, kind, "failed: {message}");
         }
-        done.report.wrote = writers.list();
-        done.report.integrity_errors = self.cx.damages.of(&assignment.request_id).take();
+        done.report.writers = writers.list();
+        done.report.integrity_errors = self.cx.damages.of(&assignment.request_id).take_count();
         self.send_result(&assignment, done, &grip).await;
         if short {
             self.heart.beat_now();
@@ -252,7 +252,8 @@ impl Slots {
                 return Ok(self.scan(job, listing).await);
             }
             TaskSpec::List { start } => {
-                let listing = Listing::Names { list: NameList::decode(&manifest)?, start: *start };
+                let listing =
+                    Listing::Names { list: FileListPart::decode(&manifest)?, start: *start };
                 return Ok(self.scan(job, listing).await);
             }
             TaskSpec::Copy { .. } => copy::copy(job, batch()?, manifest.into()).await,
@@ -268,7 +269,7 @@ impl Slots {
             TaskSpec::Prune { dir, cursor, apply } => {
                 return Ok(self.prune(job, dir.clone(), cursor.clone(), *apply).await);
             }
-            TaskSpec::Sweep => publish::sweep(job).await,
+            TaskSpec::CleanUp => publish::sweep(job).await,
             TaskSpec::Flush => publish::flush(job).await,
         };
         Ok(Some(done))
@@ -352,7 +353,7 @@ impl Slots {
     /// Sends a result until it is acknowledged. A late one does no harm: it counts, or matches
     /// nothing. Only the master's word that the assignment is void ends it before.
     async fn send_result(&self, assignment: &Assignment, done: Done, grip: &Grip) {
-        let result = SyncResult {
+        let result = TaskResult {
             request_id: assignment.request_id.clone(),
             worker_id: self.cx.worker.clone(),
             success: done.success,
@@ -395,7 +396,7 @@ fn note_shortage(
 ) -> bool {
     let failures = &mut done.report.failures;
     if !done.success
-        && !done.report.handed_back
+        && !done.report.returned
         && failures.is_empty()
         && let Some((errno, why)) = shortage()
     {
@@ -403,24 +404,24 @@ fn note_shortage(
         let errno = Some(errno.to_owned());
         failures.push(FileError { errno, ..entry_error(b"", kind, message) });
     }
-    failures.iter().any(FileError::is_shortage)
+    failures.iter().any(FileError::is_resource_exhaustion)
 }
 
 /// Whether a task is of no use but to write.
 fn writes(task: &TaskSpec) -> bool {
-    use TaskSpec::{Commit, Discard, Prune, Range, Sweep};
-    matches!(task, Range { .. } | Commit { .. } | Discard | Prune { apply: true, .. } | Sweep)
+    use TaskSpec::{CleanUp, Commit, Discard, Prune, Range};
+    matches!(task, Range { .. } | Commit { .. } | Discard | Prune { apply: true, .. } | CleanUp)
 }
 
 fn handed_back() -> Done {
-    let report = TaskReport { handed_back: true, ..TaskReport::default() };
+    let report = TaskReport { returned: true, ..TaskReport::default() };
     Done { report, ..Done::failed("the agent is stopping") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::task::Blob;
+    use crate::wire::task::Base64Bytes;
 
     /// The errors that a task ends with, where the host has no descriptor left, and whether the worker rests.
     fn noted(mut done: Done) -> (Vec<Option<String>>, bool) {
@@ -452,7 +453,7 @@ mod tests {
     #[test]
     fn only_tasks_that_change_the_destination_are_of_no_use_but_to_write() {
         let dir = RelPath::root;
-        let chain = || Blob(Vec::new());
+        let chain = || Base64Bytes(Vec::new());
         for (task, expected) in [
             (TaskSpec::Scan { dir: dir(), cursor: None }, false),
             (TaskSpec::List { start: 0 }, false),
@@ -462,7 +463,7 @@ mod tests {
             (TaskSpec::Discard, true),
             (TaskSpec::Prune { dir: dir(), cursor: None, apply: false }, false),
             (TaskSpec::Prune { dir: dir(), cursor: None, apply: true }, true),
-            (TaskSpec::Sweep, true),
+            (TaskSpec::CleanUp, true),
             (TaskSpec::Flush, false),
         ] {
             assert_eq!(writes(&task), expected, "{task:?}");

@@ -1,7 +1,7 @@
 //! What the tests of this layer share.
 
 use super::scan::Pages;
-use crate::config::agent::DEFAULT_BUFFER_MEMORY;
+use crate::config::agent::DEFAULT_BUFFER_MEMORY_BYTES;
 use crate::config::{AgentConfig, LogConfig};
 use crate::fs::{Root, Tree};
 use crate::wire::manifest::Manifest;
@@ -29,7 +29,7 @@ pub(crate) fn config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>) -> A
         drain_timeout: Duration::from_secs(1),
         slots: 1,
         bwlimit: None,
-        buffer_memory: DEFAULT_BUFFER_MEMORY,
+        buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
         direct_io: false,
         data_dir: None,
         log: LogConfig::default(),
@@ -63,7 +63,7 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         destination_worker_pool: vec![],
         ticket: String::new(),
         source_root: None,
-        share: None,
+        bwlimit: None,
     }
 }
 
@@ -112,10 +112,10 @@ impl Pages for Kept {
         }
         let end = page.next.is_none();
         let action = if end { PageAction::Done } else { PageAction::Continue };
-        Ok(PageReply { action, spawn: 0 })
+        Ok(PageReply { action, max_subtrees: 0 })
     }
 }
 
 pub(crate) fn reply(action: PageAction, spawn: u32) -> PageReply {
-    PageReply { action, spawn }
+    PageReply { action, max_subtrees: spawn }
 }

@@ -184,7 +184,7 @@ impl Tuning {
         state.busy = change(state.busy);
     }
 
-    /// To be called about every [`WINDOW`] with all that was ever moved (bytes, or any measure of work
+    /// To be called about every [`REPEAT_WINDOW`] with all that was ever moved (bytes, or any measure of work
     /// done).
     pub fn look(&self, moved: u64, now: Instant) {
         let mut state = self.state();

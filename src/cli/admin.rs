@@ -5,7 +5,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::{Context, backup, out};
 use crate::util::units;
-use crate::wire::admin::{ClockConfirmed, Reconciled};
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use std::time::Duration;
 
 /// Runs one of the commands.
@@ -36,8 +36,8 @@ pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit, Fa
 }
 
 /// What was confirmed, in words.
-fn confirmed(done: &ClockConfirmed) -> String {
-    let by = units::duration(Duration::from_secs(done.ahead_seconds.unsigned_abs()));
+fn confirmed(done: &ConfirmClockReply) -> String {
+    let by = units::format_duration(Duration::from_secs(done.ahead_seconds.unsigned_abs()));
     let side = if done.ahead_seconds < 0 { "behind" } else { "ahead of" };
     format!(
         "The clock of the master shows {}, {by} {side} what was expected, and is accepted from now on",
@@ -46,11 +46,12 @@ fn confirmed(done: &ClockConfirmed) -> String {
 }
 
 /// What was put right, in words.
-fn told(done: &Reconciled) -> String {
+fn told(done: &ReconcileReply) -> String {
     let mut lines: Vec<String> = Vec::new();
     for task in &done.requeued {
         let (kind, sync, worker) = (&task.kind, &task.request_id, &task.worker_id);
-        lines.push(format!("{kind} of sync {sync} was taken from worker {worker}: {}", task.why));
+        lines
+            .push(format!("{kind} of sync {sync} was taken from worker {worker}: {}", task.reason));
     }
     let more = done.requeued_tasks.saturating_sub(done.requeued.len() as u64);
     let counts = [
@@ -65,7 +66,7 @@ fn told(done: &Reconciled) -> String {
     ];
     let counts = counts.iter().filter(|(n, ..)| *n > 0);
     lines.extend(
-        counts.map(|(n, [one, many], what)| format!("{} {what}", units::counted(*n, one, many))),
+        counts.map(|(n, [one, many], what)| format!("{} {what}", units::pluralize(*n, one, many))),
     );
     for sync in &done.restarted_syncs {
         lines.push(format!("sync {sync} was restarted: manifests were missing in the store"));
@@ -83,7 +84,7 @@ mod tests {
     #[test]
     fn a_clock_that_is_confirmed_is_named_with_how_far_off_it_was() {
         let of = |ahead_seconds| {
-            confirmed(&ClockConfirmed { time: jiff::Timestamp::UNIX_EPOCH, ahead_seconds })
+            confirmed(&ConfirmClockReply { time: jiff::Timestamp::UNIX_EPOCH, ahead_seconds })
         };
         assert!(
             of(400 * 86_400).contains("1970-01-01T00:00:00Z, 400d00h ahead of what"),
@@ -95,12 +96,12 @@ mod tests {
 
     #[test]
     fn what_was_put_right_is_told_in_words_and_nothing_too() {
-        assert!(told(&Reconciled::default()).contains("nothing was changed"));
-        let done = Reconciled {
+        assert!(told(&ReconcileReply::default()).contains("nothing was changed"));
+        let done = ReconcileReply {
             requeued_tasks: 3,
             dropped_blobs: 2,
             restarted_syncs: vec!["demo".parse().unwrap()],
-            ..Reconciled::default()
+            ..ReconcileReply::default()
         };
         let text = told(&done);
         assert_eq!(text.lines().count(), 3, "{text}");

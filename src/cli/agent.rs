@@ -6,7 +6,7 @@ use super::failure::Failure;
 use super::{Context, config, service};
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::{AgentConfig, Env, Loaded, load_agent};
-use crate::util::repeats;
+use crate::util::repeated_warnings;
 use tokio::sync::watch;
 
 /// Works until a signal.
@@ -22,7 +22,7 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure>
             .hinted("name it with --config FILE or CTL_CONFIG, e.g. --config example_agent.yml"));
     };
     if args.check {
-        return config::report(ctx, &crate::config::check_here(file, worker_id, &env));
+        return config::report(ctx, &crate::config::check_file_on_host(file, worker_id, &env));
     }
     let loaded = load_agent(file, worker_id, &env)?;
     let config = overlay(loaded.config, &args, &ctx.global.master_url)?;
@@ -38,7 +38,7 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure>
         ended = crate::agent::run(config, shutdown) => ended.map_err(|e| service::failed(&e))?,
         never = service::reload_on_hangup(hangups, (&args.log, verbose), load, tell) => match never {},
     }
-    repeats::flush();
+    repeated_warnings::log_all_counts();
     Ok(Exit::Ok)
 }
 

@@ -250,7 +250,7 @@ impl WhatArgs {
 pub(super) struct Bwlimit(pub(super) Option<u64>);
 
 fn bwlimit(text: &str) -> Result<Bwlimit, String> {
-    units::parse_limit(text).map(Bwlimit)
+    units::parse_bwlimit(text).map(Bwlimit)
 }
 
 #[derive(Debug, Subcommand)]

@@ -11,7 +11,7 @@
 
 use super::failure::Failure;
 use crate::util::units;
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use crate::wire::{Digest, RelPath};
 
 /// So many lines that can't be read are told; the rest is counted.
@@ -96,7 +96,7 @@ impl Reader {
     /// Takes another text of lines; the one before it may lack the end of its last line.
     ///
     /// # Errors
-    /// As [`Reader::push`].
+    /// As [`Reader::update`].
     pub(super) fn push_list(&mut self, text: &[u8]) -> Result<(), Failure> {
         if !self.lines.rest().is_empty() {
             self.push(b"\n")?;
@@ -118,7 +118,7 @@ impl Reader {
             let mut failure = Failure::new(format!(
                 "{} of the {} of {what} can't be used",
                 self.faulty,
-                units::counted(self.number, "line", "lines")
+                units::pluralize(self.number, "line", "lines")
             ));
             failure.notes = self.faults;
             if self.faulty > MAX_TOLD as u64 {
@@ -153,7 +153,7 @@ fn take(
         Err(why) => {
             *faulty += 1;
             if faults.len() < MAX_TOLD {
-                let shown = show(&line[..line.len().min(120)]);
+                let shown = escape_bytes(&line[..line.len().min(120)]);
                 faults.push(format!("line {number}: `{shown}` {why}"));
             }
         }

@@ -3,7 +3,7 @@
 use super::args::Output;
 use super::failure::Failure;
 use super::{Context, out};
-use crate::util::{seal, units};
+use crate::util::{checksum, units};
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -26,13 +26,13 @@ pub(super) async fn run(ctx: &Context, file: &Path) -> Result<(), Failure> {
     }
     let mut target = Unfinished::create(file).map_err(failed)?;
     let mut body = ctx.client()?.backup().await?;
-    let (mut check, mut bytes) = (seal::Running::default(), 0_u64);
+    let (mut check, mut bytes) = (checksum::ChecksumHasher::default(), 0_u64);
     while let Some(piece) = body.next().await? {
-        check.push(&piece);
+        check.update(&piece);
         bytes += piece.len() as u64;
         target.file.write_all(&piece).map_err(failed)?;
     }
-    if body.check() != Some(check.in_header()) {
+    if body.check() != Some(check.header_value()) {
         return Err(Failure::from(body.damaged()));
     }
     target.file.sync_all().map_err(failed)?;
@@ -44,7 +44,7 @@ pub(super) async fn run(ctx: &Context, file: &Path) -> Result<(), Failure> {
         Output::Json => out::data(json!({"file": file, "bytes": bytes}).to_string().as_bytes()),
         Output::Table if ctx.global.quiet => Ok(()),
         Output::Table => {
-            let size = units::bytes(bytes);
+            let size = units::format_bytes(bytes);
             out::data(format!("the store is copied to {} ({size})", file.display()).as_bytes())
         }
     }

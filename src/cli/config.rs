@@ -5,7 +5,7 @@ use super::args::{ConfigCommand, Output};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::out;
-use crate::config::{Env, FileKind, Report, Severity, check};
+use crate::config::{CheckReport, Env, FileKind, Severity, check_file};
 
 /// Runs one of the commands.
 ///
@@ -14,9 +14,9 @@ use crate::config::{Env, FileKind, Report, Severity, check};
 pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, Failure> {
     let ConfigCommand::Check { file, worker_id, strict } = command;
     let worker_id = worker_id.as_ref().map(|id| id.as_str());
-    let found = check(&file, worker_id, &Env::from_process());
+    let found = check_file(&file, worker_id, &Env::from_process());
     let exit = report(ctx, &found)?;
-    let is_strict_failure = exit == Exit::Ok && strict && found.warnings() > 0;
+    let is_strict_failure = exit == Exit::Ok && strict && found.warning_count() > 0;
     Ok(if is_strict_failure { Exit::Error } else { exit })
 }
 
@@ -24,17 +24,17 @@ pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, Failure
 ///
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn report(ctx: &Context, report: &Report) -> Result<Exit, Failure> {
+pub(super) fn report(ctx: &Context, report: &CheckReport) -> Result<Exit, Failure> {
     let text = match ctx.global.output {
         Output::Json => document(report).to_string(),
-        Output::Table if ctx.global.quiet && report.usable() => String::new(),
+        Output::Table if ctx.global.quiet && report.is_usable() => String::new(),
         Output::Table => report.to_string().lines().map(out::clean).collect::<Vec<_>>().join("\n"),
     };
     out::data(text.as_bytes())?;
-    Ok(if report.usable() { Exit::Ok } else { Exit::Config })
+    Ok(if report.is_usable() { Exit::Ok } else { Exit::Config })
 }
 
-fn document(report: &Report) -> serde_json::Value {
+fn document(report: &CheckReport) -> serde_json::Value {
     let problems = report.problems.iter().map(|p| {
         serde_json::json!({
             "origin": p.origin,
@@ -53,9 +53,9 @@ fn document(report: &Report) -> serde_json::Value {
             FileKind::Master => "master",
             FileKind::Agents => "agents",
         }),
-        "usable": report.usable(),
-        "errors": report.errors(),
-        "warnings": report.warnings(),
+        "usable": report.is_usable(),
+        "errors": report.error_count(),
+        "warnings": report.warning_count(),
         "problems": problems.collect::<Vec<_>>(),
         "worker_ids": report.worker_ids,
     })

@@ -4,7 +4,7 @@
 
 use super::args::{AgentArgs, Cli, Command};
 use super::failure::Failure;
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
 use std::ffi::OsString;
@@ -56,14 +56,14 @@ pub(super) fn fill(
 }
 
 fn wrong(name: &str, value: &str, rule: &dyn std::fmt::Display) -> Failure {
-    Failure::usage(format!("{name} `{}` {rule}", show(value.as_bytes())))
+    Failure::usage(format!("{name} `{}` {rule}", escape_bytes(value.as_bytes())))
         .hinted(format!("set another value, or none: unset {name}"))
 }
 
 fn text(name: &str, var: &impl Fn(&str) -> Option<OsString>) -> Result<Option<String>, Failure> {
     let Some(value) = var(name) else { return Ok(None) };
     value.into_string().map(Some).map_err(|value| {
-        Failure::usage(format!("{name} `{}` is not UTF-8", show(value.as_bytes())))
+        Failure::usage(format!("{name} `{}` is not UTF-8", escape_bytes(value.as_bytes())))
     })
 }
 

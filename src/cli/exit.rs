@@ -1,7 +1,7 @@
 //! Exit codes. 0 to 9 mean what they mean to rclone (8: a limit stopped it), 20 to 25 what they mean to rsync, so that
 //! scripts that look at `$?` go on working.
 
-use crate::wire::sync::{ErrorClass, FileError, Outcome, SyncProgress, SyncState};
+use crate::wire::sync::{ErrorClass, FileError, SyncOutcome, SyncProgress, SyncState};
 
 /// How the program ends. Of several syncs the worst one counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,26 +127,26 @@ impl Exit {
     /// How a sync ended, `None` while it runs. Whatever the state says, a sync in which something failed
     /// is never [`Exit::Ok`].
     pub fn of(sync: &SyncProgress) -> Option<Exit> {
-        let failures = sync.failures() > 0;
+        let failures = sync.failure_count() > 0;
         match (sync.state, sync.outcome) {
             (SyncState::Queued | SyncState::Progress | SyncState::Paused, _) => None,
             (SyncState::Cancelled, _) => Some(Exit::Cancelled),
-            (SyncState::Completed | SyncState::Failed, Some(Outcome::VanishedOnly)) => {
+            (SyncState::Completed | SyncState::Failed, Some(SyncOutcome::VanishedOnly)) => {
                 Some(Exit::Vanished)
             }
-            (SyncState::Completed, Some(Outcome::Full) | None)
+            (SyncState::Completed, Some(SyncOutcome::Full) | None)
                 if !failures && sync.unverified == 0 =>
             {
                 Some(Exit::Ok)
             }
             (SyncState::Completed, _)
-            | (SyncState::Failed, Some(Outcome::Partial | Outcome::Unverified)) => {
+            | (SyncState::Failed, Some(SyncOutcome::Partial | SyncOutcome::Unverified)) => {
                 Some(Exit::Partial)
             }
-            (SyncState::Failed, Some(Outcome::DeleteStopped)) => Some(Exit::DeleteStopped),
-            (SyncState::Failed, Some(Outcome::CopyStopped)) => Some(Exit::CopyStopped),
-            (SyncState::Failed, Some(Outcome::Cancelled)) => Some(Exit::Cancelled),
-            (SyncState::Failed, Some(Outcome::Full) | None) => {
+            (SyncState::Failed, Some(SyncOutcome::DeleteStopped)) => Some(Exit::DeleteStopped),
+            (SyncState::Failed, Some(SyncOutcome::CopyStopped)) => Some(Exit::CopyStopped),
+            (SyncState::Failed, Some(SyncOutcome::Cancelled)) => Some(Exit::Cancelled),
+            (SyncState::Failed, Some(SyncOutcome::Full) | None) => {
                 Some(root_error(sync).map_or(Exit::Failed, Exit::of_root))
             }
         }
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_final_document_has_its_code() {
-        use Outcome::{Full, Partial, VanishedOnly};
+        use SyncOutcome::{Full, Partial, VanishedOnly};
         use SyncState::*;
         let table = [
             (Queued, None, 0, None),
@@ -199,12 +199,12 @@ mod tests {
             (Completed, Some(Partial), 0, Some(23)),
             (Failed, Some(Partial), 2, Some(23)),
             (Failed, Some(VanishedOnly), 2, Some(24)),
-            (Failed, Some(Outcome::DeleteStopped), 0, Some(25)),
-            (Failed, Some(Outcome::CopyStopped), 0, Some(8)),
-            (Completed, Some(Outcome::Unverified), 0, Some(23)),
-            (Failed, Some(Outcome::Unverified), 0, Some(23)),
+            (Failed, Some(SyncOutcome::DeleteStopped), 0, Some(25)),
+            (Failed, Some(SyncOutcome::CopyStopped), 0, Some(8)),
+            (Completed, Some(SyncOutcome::Unverified), 0, Some(23)),
+            (Failed, Some(SyncOutcome::Unverified), 0, Some(23)),
             (Failed, None, 0, Some(7)),
-            (Cancelled, Some(Outcome::Cancelled), 0, Some(20)),
+            (Cancelled, Some(SyncOutcome::Cancelled), 0, Some(20)),
             (Cancelled, None, 5, Some(20)),
         ];
         for (state, outcome, files_failed, code) in table {

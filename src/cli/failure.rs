@@ -4,7 +4,7 @@ use super::exit::Exit;
 use super::out;
 use crate::client::ClientError;
 use crate::config::ConfigErrors;
-use crate::wire::problem::NO_WORKER;
+use crate::wire::problem::NO_WORKER_CODE;
 
 /// Printed as `error: what`, then notes, then the hint with the exit code.
 #[derive(Debug)]
@@ -88,7 +88,9 @@ impl From<ClientError> for Failure {
             (ClientError::Unreachable { .. }, _) => Exit::Unreachable,
             (ClientError::Problem { .. }, Some(401 | 403)) => Exit::Denied,
             (ClientError::Problem { .. }, Some(404)) => Exit::NotFound,
-            (ClientError::Problem { problem, .. }, _) if problem.code == NO_WORKER => Exit::Failed,
+            (ClientError::Problem { problem, .. }, _) if problem.code == NO_WORKER_CODE => {
+                Exit::Failed
+            }
             (ClientError::Problem { .. }, Some(409)) => Exit::Conflict,
             (ClientError::Problem { .. }, Some(400 | 413 | 422)) => Exit::Usage,
             _ if e.is_temporary() => Exit::Unreachable,

@@ -3,7 +3,7 @@
 
 use super::failure::Failure;
 use super::shell::shell_word;
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 
 /// What a text is that is no plain path.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ fn other(given: &[u8]) -> Option<Other<'_>> {
 pub(super) fn of_this_machine(what: &str, given: &[u8]) -> Result<(), Failure> {
     let Some(other) = other(given) else { return Ok(()) };
     let local = format!("a path of that name: {}", shell_word(&[b"./", given].concat()));
-    let shown = show(given);
+    let shown = escape_bytes(given);
     let (is, instead) = match other {
         Other::Url(Some(path)) => ("a URL", format!("write the path: {}", shell_word(path))),
         Other::Url(None) => ("a URL", format!("write a path; {local}")),

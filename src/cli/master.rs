@@ -8,8 +8,8 @@ use super::{Context, config, out, service, table};
 use crate::client::{ClientError, Reply};
 use crate::config::{Env, Loaded, MasterConfig, StoreConfig, load_master};
 use crate::master;
-use crate::util::repeats;
-use crate::wire::leader::{Readiness, Role, Status};
+use crate::util::repeated_warnings;
+use crate::wire::leader::{MasterRole, Readiness, ReadinessStatus};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -27,7 +27,7 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure
     if args.check
         && let Some(file) = &args.config
     {
-        return config::report(ctx, &crate::config::check(file, None, &env));
+        return config::report(ctx, &crate::config::check_file(file, None, &env));
     }
     let loaded = load_master(args.config.as_deref(), &env)?;
     if args.check {
@@ -49,7 +49,7 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure
         ended = master::run(config, shutdown) => ended.map_err(|e| service::failed(&e))?,
         never = service::reload_on_hangup(hangups, (&args.log, verbose), load, tell) => match never {},
     }
-    repeats::flush();
+    repeated_warnings::log_all_counts();
     Ok(Exit::Ok)
 }
 
@@ -80,7 +80,7 @@ async fn status(ctx: &Context) -> Result<Exit, Failure> {
 
 /// Whether a master leads and can decide.
 fn leads((_, told): &Told) -> bool {
-    told.as_ref().is_ok_and(|t| t.role == Role::Leader && t.status == Status::Ready)
+    told.as_ref().is_ok_and(|t| t.role == MasterRole::Leader && t.status == ReadinessStatus::Ready)
 }
 
 /// What a master says, with where it was asked.
@@ -131,7 +131,7 @@ mod tests {
             else {
                 panic!("{line}");
             };
-            overlay(load_master(None, &Env::none()).unwrap().config, &args)
+            overlay(load_master(None, &Env::empty()).unwrap().config, &args)
         };
         assert_eq!(of("ctl master").listen.to_string(), "127.0.0.1:8888");
         assert_eq!(of("ctl master --listen [::1]:5").listen.to_string(), "[::1]:5");

@@ -37,7 +37,7 @@ pub(super) fn raw(from: &Path, what: &str) -> Result<Vec<u8>, Failure> {
         return Ok(raw);
     }
     std::fs::read(from).map_err(|e| {
-        let shown = crate::wire::path::show(from.as_os_str().as_encoded_bytes());
+        let shown = crate::wire::path::escape_bytes(from.as_os_str().as_encoded_bytes());
         let failure = Failure::new(format!("cannot read {what} {shown}: {e}"));
         match e.kind() {
             std::io::ErrorKind::NotFound => failure.exits(super::exit::Exit::NotFound),
@@ -70,7 +70,7 @@ fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Fa
         match below(name, sources) {
             Ok(name) => names.push(name),
             Err(why) => {
-                let shown = crate::wire::path::show(name);
+                let shown = crate::wire::path::escape_bytes(name);
                 faults.push(format!("{unit} {}: `{shown}` {why}", index + 1));
             }
         }
@@ -96,7 +96,7 @@ fn below(name: &[u8], sources: &[AbsPath]) -> Result<BytePath, String> {
         return Ok(BytePath(name.to_vec()));
     }
     let absolute = AbsPath::new(name).map_err(|e| e.to_string())?;
-    match sources.iter().find_map(|source| source.strip(&absolute)) {
+    match sources.iter().find_map(|source| source.relativize(&absolute)) {
         Some(root) if root.is_root() => Ok(BytePath(b".".to_vec())),
         Some(below) => Ok(BytePath(below.as_bytes().to_vec())),
         None => Err("does not lie below SRC".to_owned()),

@@ -14,7 +14,7 @@ use crate::wire::options::{
     Attribute, Chown, Compare, DEFAULT_MAX_DELETE_PERCENT, DeleteOptions, FileState, Links,
     MAX_MTIME_TOLERANCE, Preserve, SyncOptions, Verify,
 };
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use crate::wire::{AbsPath, RelPath};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -222,7 +222,7 @@ fn window(text: &str) -> Result<Duration, String> {
     if window <= MAX_MTIME_TOLERANCE {
         return Ok(window);
     }
-    let most = units::duration(MAX_MTIME_TOLERANCE);
+    let most = units::format_duration(MAX_MTIME_TOLERANCE);
     Err(format!("must be at most {most}; file systems round times to 2s at most"))
 }
 
@@ -232,7 +232,10 @@ fn chown(text: &str) -> Result<Chown, String> {
         // The kernel takes the highest number as "leave it as it is".
         let id = part.parse().ok().filter(|id| *id != u32::MAX);
         id.map(Some).ok_or_else(|| {
-            format!("`{}` is not a user or group number, e.g. 1000:100", show(part.as_bytes()))
+            format!(
+                "`{}` is not a user or group number, e.g. 1000:100",
+                escape_bytes(part.as_bytes())
+            )
         })
     };
     match text.split_once(':') {
@@ -273,7 +276,7 @@ fn when(text: &str) -> Result<When, String> {
     units::parse_duration(text).map(When::Ago).map_err(|_| {
         format!(
             "`{}` is not a time; write for example 2d (ago), 2026-01-31 or 2026-01-31T12:00:00Z",
-            show(text.as_bytes())
+            escape_bytes(text.as_bytes())
         )
     })
 }
@@ -357,7 +360,7 @@ impl KeepArgs {
     fn preserve(&self) -> Result<Preserve, Failure> {
         let given = self.preserve.iter().map(|word| word.trim());
         let less = ["no-owner", "no-group"].into_iter().filter(|_| self.no_owner);
-        Preserve::of_words(given.chain(less)).map_err(Failure::usage)
+        Preserve::parse_names(given.chain(less)).map_err(Failure::usage)
     }
 }
 
@@ -384,13 +387,13 @@ impl MirrorArgs {
 /// The trash as seen from the destination root.
 fn below(given: &[u8], destinations: &[AbsPath]) -> Result<RelPath, Failure> {
     let wrong = |why: &str| {
-        Failure::usage(format!("--trash `{}` {why}", show(given)))
+        Failure::usage(format!("--trash `{}` {why}", escape_bytes(given)))
             .hinted("name a directory below DST, e.g. --trash .trash")
     };
     let dir = match given.first() {
         Some(b'/') => {
             let dir = AbsPath::new(given).map_err(|e| wrong(&e.to_string()))?;
-            let found = destinations.iter().find_map(|root| root.strip(&dir));
+            let found = destinations.iter().find_map(|root| root.relativize(&dir));
             found.ok_or_else(|| wrong("does not lie below DST"))?
         }
         _ => RelPath::new(given).map_err(|e| wrong(&e.to_string()))?,
@@ -402,10 +405,10 @@ fn below(given: &[u8], destinations: &[AbsPath]) -> Result<RelPath, Failure> {
 fn consistent(options: &SyncOptions) -> Result<(), Failure> {
     let SyncOptions { preserve, chown, filter, .. } = options;
     let wrong = |text: &str| Err(Failure::usage(text));
-    if chown.uid.is_some() && !preserve.has(Attribute::Owner) {
+    if chown.uid.is_some() && !preserve.contains(Attribute::Owner) {
         return wrong("--chown sets the owner, which --no-owner or --preserve leaves alone");
     }
-    if chown.gid.is_some() && !preserve.has(Attribute::Group) {
+    if chown.gid.is_some() && !preserve.contains(Attribute::Group) {
         return wrong("--chown sets the group, which --no-owner or --preserve leaves alone");
     }
     if options.manifest && options.verify == Verify::None {

@@ -54,7 +54,7 @@ pub(super) fn clean(text: &str) -> String {
             Some(body) => (body, "\\"),
             None => (part, ""),
         };
-        out.push_str(&crate::wire::path::show(body.as_bytes()));
+        out.push_str(&crate::wire::path::escape_bytes(body.as_bytes()));
         out.push_str(backslash);
     }
     out

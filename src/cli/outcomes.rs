@@ -5,17 +5,17 @@ use super::exit::Exit;
 use super::progress::{Pace, percent, plain_line};
 use super::{report, sample, table};
 use crate::wire::options::SyncOptions;
-use crate::wire::sync::{FailedStep, Outcome, Phase, SyncProgress, SyncState};
+use crate::wire::sync::{FailedStep, SyncOutcome, SyncPhase, SyncProgress, SyncState};
 use jiff::Timestamp;
 use std::time::Instant;
 
 /// Two files of 100 bytes together, in one directory, all of them copied.
-fn ended(state: SyncState, outcome: Option<Outcome>) -> SyncProgress {
+fn ended(state: SyncState, outcome: Option<SyncOutcome>) -> SyncProgress {
     let at = Some("2026-02-03T14:00:00Z".parse().unwrap());
     SyncProgress {
         state,
         outcome,
-        phase: Phase::Done,
+        phase: SyncPhase::Done,
         scan_done: true,
         started_at: at,
         ended_at: at,
@@ -30,7 +30,7 @@ fn ended(state: SyncState, outcome: Option<Outcome>) -> SyncProgress {
 }
 
 fn partial() -> SyncProgress {
-    ended(SyncState::Failed, Some(Outcome::Partial))
+    ended(SyncState::Failed, Some(SyncOutcome::Partial))
 }
 
 fn step(step: FailedStep, count: u64) -> SyncProgress {
@@ -39,7 +39,7 @@ fn step(step: FailedStep, count: u64) -> SyncProgress {
 
 /// Each with its exit code and the number of failures.
 fn cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
-    let full = ended(SyncState::Completed, Some(Outcome::Full));
+    let full = ended(SyncState::Completed, Some(SyncOutcome::Full));
     let dry = SyncOptions { dry_run: true, ..SyncOptions::default() };
     let stopped = |outcome| ended(SyncState::Failed, Some(outcome));
     vec![
@@ -66,11 +66,11 @@ fn cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
         ),
         (
             "a file vanished",
-            SyncProgress { files_done: 1, files_failed: 1, ..stopped(Outcome::VanishedOnly) },
+            SyncProgress { files_done: 1, files_failed: 1, ..stopped(SyncOutcome::VanishedOnly) },
             24,
             1,
         ),
-        ("the deletion stopped", stopped(Outcome::DeleteStopped), 25, 0),
+        ("the deletion stopped", stopped(SyncOutcome::DeleteStopped), 25, 0),
         (
             "nothing was copied",
             SyncProgress {
@@ -80,7 +80,7 @@ fn cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
                 files_done: 0,
                 dirs_total: 0,
                 dirs_done: 0,
-                ..stopped(Outcome::CopyStopped)
+                ..stopped(SyncOutcome::CopyStopped)
             },
             8,
             0,
@@ -91,7 +91,7 @@ fn cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
             7,
             1,
         ),
-        ("cancelled", ended(SyncState::Cancelled, Some(Outcome::Cancelled)), 20, 0),
+        ("cancelled", ended(SyncState::Cancelled, Some(SyncOutcome::Cancelled)), 20, 0),
         // No master says so, and if one did: what failed is not done.
         ("a failure beside full", SyncProgress { files_failed: 1, ..full.clone() }, 23, 1),
         (
@@ -115,7 +115,7 @@ fn every_place_says_the_same_of_how_a_sync_ended() {
     let now: Timestamp = "2026-02-03T14:15:00Z".parse().unwrap();
     for (name, sync, code, failures) in cases() {
         let exit = Exit::of(&sync).unwrap();
-        assert_eq!((exit.code(), sync.failures()), (code, failures), "{name}");
+        assert_eq!((exit.code(), sync.failure_count()), (code, failures), "{name}");
         let all_done = exit == Exit::Ok;
         assert_eq!(percent(&sync) == Some(100.0), all_done, "{name}");
         let list = table::syncs(std::slice::from_ref(&sync), None, now);

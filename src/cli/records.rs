@@ -13,8 +13,8 @@ use super::{Context, out};
 use crate::client::{ClientError, Download, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
-use crate::wire::options::{Action, FileRecord, FileState};
-use crate::wire::path::show;
+use crate::wire::options::{EntryAction, FileRecord, FileState};
+use crate::wire::path::escape_bytes;
 use crate::wire::sync::SyncProgress;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -51,11 +51,11 @@ async fn note_unlisted(
     }
     let sync = on_named(client, &args.id, async |id: &RequestId| client.progress(id).await).await?;
     if sync.failures_unlisted > 0 {
-        let (all, ctl, id) = (sync.failures(), &ctx.ctl, &sync.request_id);
+        let (all, ctl, id) = (sync.failure_count(), &ctx.ctl, &sync.request_id);
         out::note(&format!(
             "note: {} of {} {} not listed by name; to retry all of it: {ctl} sync retry {id}",
-            units::count(sync.failures_unlisted),
-            units::counted(all, "failure", "failures"),
+            units::format_count(sync.failures_unlisted),
+            units::pluralize(all, "failure", "failures"),
             if sync.failures_unlisted == 1 { "is" } else { "are" },
         ));
     }
@@ -161,7 +161,7 @@ async fn each_record(
 
 fn record(line: &[u8]) -> Result<FileRecord, Failure> {
     serde_json::from_slice(line).map_err(|e| {
-        let shown = show(&line[..line.len().min(200)]);
+        let shown = escape_bytes(&line[..line.len().min(200)]);
         Failure::new(format!("cannot read the master's record of a file: {e}; it is `{shown}`"))
             .hinted("is this program as new as the master? see ctl version")
     })
@@ -174,7 +174,7 @@ fn path(record: &FileRecord) -> &[u8] {
 
 fn row(record: &FileRecord, text: &mut Vec<u8>) {
     let action = record.action.map_or("-", |action| action.as_str());
-    let (state, path) = (state_word(record.state), show(path(record)));
+    let (state, path) = (state_word(record.state), escape_bytes(path(record)));
     text.extend(format!("{state:<7}  {action:<8}  {:>14}  {path}\n", record.bytes).bytes());
 }
 
@@ -187,11 +187,11 @@ fn name(record: &FileRecord, text: &mut Vec<u8>) {
 fn item(record: &FileRecord, text: &mut Vec<u8>) {
     let word = match (record.state, record.action) {
         (FileState::Failed, _) => "failed",
-        (_, Some(Action::Skip)) | (FileState::Skipped, None) => return,
+        (_, Some(EntryAction::Skip)) | (FileState::Skipped, None) => return,
         (_, Some(action)) => action.as_str(),
         (state, None) => state_word(state),
     };
-    text.extend(format!("{word:<8}  {}\n", show(path(record))).bytes());
+    text.extend(format!("{word:<8}  {}\n", escape_bytes(path(record))).bytes());
 }
 
 /// What an operator who waits for a sync wants of its records.
@@ -244,7 +244,7 @@ impl Wanted {
         waited: &Waited,
     ) -> Result<(), Failure> {
         let Some(path) = &self.manifest else { return Ok(()) };
-        let shown = show(path.as_os_str().as_encoded_bytes());
+        let shown = escape_bytes(path.as_os_str().as_encoded_bytes());
         for sync in &waited.syncs {
             match sync.exit {
                 Some(
@@ -260,11 +260,11 @@ impl Wanted {
                     let mut body = client.digests(&sync.id, true).await.map_err(refused)?;
                     let rest = write_others(&others, &mut body).await?;
                     if !ctx.global.quiet {
-                        let files = units::counted(files, "file", "files");
+                        let files = units::pluralize(files, "file", "files");
                         out::note(&format!("  manifest: {files} in {shown}"));
                         if rest > 0 {
-                            let others = show(others.as_os_str().as_encoded_bytes());
-                            let rest = units::counted(rest, "file", "files");
+                            let others = escape_bytes(others.as_os_str().as_encoded_bytes());
+                            let rest = units::pluralize(rest, "file", "files");
                             out::note(&format!(
                                 "  manifest: {rest} with names that b3sum refuses, in {others}"
                             ));
@@ -287,9 +287,9 @@ fn is_known(sync: &Ended) -> bool {
 
 /// Whether a manifest can be written to `path`, as far as that can be known before.
 fn writable(path: &Path) -> Result<(), Failure> {
-    let shown = show(path.as_os_str().as_encoded_bytes()).to_string();
+    let shown = escape_bytes(path.as_os_str().as_encoded_bytes()).to_string();
     for path in [path, &others_of(path)] {
-        let shown = show(path.as_os_str().as_encoded_bytes());
+        let shown = escape_bytes(path.as_os_str().as_encoded_bytes());
         if let Ok(there) = std::fs::symlink_metadata(path)
             && !there.is_file()
         {
@@ -301,7 +301,7 @@ fn writable(path: &Path) -> Result<(), Failure> {
     }
     let others = others_of(path);
     if std::fs::read(&others).is_ok_and(|text| !text.is_empty() && !text.starts_with(b"# b3sum ")) {
-        let others = show(others.as_os_str().as_encoded_bytes());
+        let others = escape_bytes(others.as_os_str().as_encoded_bytes());
         return Err(Failure::usage(format!(
             "{others} is to list the files with names that b3sum refuses, and exists with other content"
         ))
@@ -332,7 +332,7 @@ async fn write_others(path: &Path, body: &mut Download) -> Result<u64, Failure> 
     let lines = write(path, body).await?;
     if lines == 0 {
         std::fs::remove_file(path).map_err(|e| {
-            let shown = show(path.as_os_str().as_encoded_bytes());
+            let shown = escape_bytes(path.as_os_str().as_encoded_bytes());
             Failure::new(format!("cannot remove {shown}, in which no file is listed: {e}"))
         })?;
     }
@@ -345,7 +345,7 @@ async fn write_others(path: &Path, body: &mut Download) -> Result<u64, Failure> 
 async fn write(path: &Path, body: &mut Download) -> Result<u64, Failure> {
     let beside = Beside::new(path)?;
     let failed = |e: std::io::Error| {
-        let shown = show(path.as_os_str().as_encoded_bytes());
+        let shown = escape_bytes(path.as_os_str().as_encoded_bytes());
         Failure::new(format!("cannot write the manifest {shown}: {e}")).hinted(
             "the sync itself ended as reported above; for the manifest: ctl sync manifest ID",
         )
@@ -367,9 +367,10 @@ struct Beside {
 
 impl Beside {
     fn new(path: &Path) -> Result<Beside, Failure> {
-        let name = directory(path).join(format!(".ctl-manifest-{}", crate::util::name::unique()));
+        let name = directory(path)
+            .join(format!(".ctl-manifest-{}", crate::util::unique_id::generate_id()));
         let file = OpenOptions::new().write(true).create_new(true).open(&name).map_err(|e| {
-            let shown = show(name.as_os_str().as_encoded_bytes());
+            let shown = escape_bytes(name.as_os_str().as_encoded_bytes());
             Failure::new(format!("cannot make {shown} for the manifest: {e}"))
         })?;
         Ok(Beside { file, name })

@@ -6,9 +6,9 @@ use super::out::clean;
 use super::table::{between, effective, plan};
 use crate::util::units;
 use crate::wire::BytePath;
-use crate::wire::options::{Action, Tally};
-use crate::wire::path::show;
-use crate::wire::sync::{ErrorClass, FailedStep, FileError, Outcome, SyncProgress, SyncState};
+use crate::wire::options::{EntryAction, Tally};
+use crate::wire::path::escape_bytes;
+use crate::wire::sync::{ErrorClass, FailedStep, FileError, SyncOutcome, SyncProgress, SyncState};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -27,22 +27,26 @@ pub(super) fn result(sync: &SyncProgress) -> String {
             format!("{}  DRY RUN, nothing was changed  {}{took}", sync.request_id, how(sync));
         return format!("{head}\n{}", plan(sync));
     }
-    let mut line =
-        format!("{}  {}  {}", sync.request_id, how(sync), units::bytes(sync.transferred_bytes));
+    let mut line = format!(
+        "{}  {}  {}",
+        sync.request_id,
+        how(sync),
+        units::format_bytes(sync.transferred_bytes)
+    );
     if let Some(took) = took(sync) {
         line.push_str(&format!(" in {took}"));
     }
     if let Some(rate) = effective(sync) {
-        line.push_str(&format!(", effective {}", units::rate(rate)));
+        line.push_str(&format!(", effective {}", units::format_rate(rate)));
     }
     if let Some(moved) = moved(sync) {
         line.push_str(&format!(" ({moved})"));
     }
-    line.push_str(&format!("; {} copied, {}", units::count(sync.files_done), skipped(sync)));
+    line.push_str(&format!("; {} copied, {}", units::format_count(sync.files_done), skipped(sync)));
     if sync.options.delete.is_some() {
         line.push_str(&format!(", {}", deleted(sync)));
     }
-    let failed = units::count(sync.files_failed + sync.dirs_failed);
+    let failed = units::format_count(sync.files_failed + sync.dirs_failed);
     line.push_str(&format!(", {failed} failed"));
     if let Some(steps) = failed_steps(sync) {
         line.push_str(&format!(", {steps}"));
@@ -53,7 +57,7 @@ pub(super) fn result(sync: &SyncProgress) -> String {
     if sync.unverified > 0 {
         line.push_str(&format!(
             ", {} unverified",
-            units::counted(sync.unverified, "task", "tasks")
+            units::pluralize(sync.unverified, "task", "tasks")
         ));
     }
     line
@@ -61,14 +65,16 @@ pub(super) fn result(sync: &SyncProgress) -> String {
 
 fn how(sync: &SyncProgress) -> &'static str {
     match (sync.state, sync.outcome) {
-        (SyncState::Failed, Some(Outcome::Partial)) => "FAILED (partial)",
-        (SyncState::Failed, Some(Outcome::VanishedOnly)) => {
+        (SyncState::Failed, Some(SyncOutcome::Partial)) => "FAILED (partial)",
+        (SyncState::Failed, Some(SyncOutcome::VanishedOnly)) => {
             "FAILED (files vanished or kept changing)"
         }
-        (SyncState::Failed, Some(Outcome::DeleteStopped)) => "FAILED (copied, deletion stopped)",
-        (SyncState::Failed, Some(Outcome::CopyStopped)) => "FAILED (stopped before copying)",
-        (SyncState::Failed, Some(Outcome::Unverified)) => "FAILED (unverified)",
-        (SyncState::Completed, Some(Outcome::Unverified)) => "COMPLETED (unverified)",
+        (SyncState::Failed, Some(SyncOutcome::DeleteStopped)) => {
+            "FAILED (copied, deletion stopped)"
+        }
+        (SyncState::Failed, Some(SyncOutcome::CopyStopped)) => "FAILED (stopped before copying)",
+        (SyncState::Failed, Some(SyncOutcome::Unverified)) => "FAILED (unverified)",
+        (SyncState::Completed, Some(SyncOutcome::Unverified)) => "COMPLETED (unverified)",
         (state, _) => state.as_str(),
     }
 }
@@ -80,10 +86,10 @@ fn took(sync: &SyncProgress) -> Option<String> {
     } else {
         Duration::from_millis(took.as_millis() as u64)
     };
-    Some(units::duration(took))
+    Some(units::format_duration(took))
 }
 
-fn tally(sync: &SyncProgress, action: Action) -> Tally {
+fn tally(sync: &SyncProgress, action: EntryAction) -> Tally {
     sync.actions.get(&action).copied().unwrap_or_default()
 }
 
@@ -94,28 +100,28 @@ pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
     (counted && sync.sent_bytes != sync.transferred_bytes).then(|| {
         let kept = match sync.kept_bytes {
             0 => String::new(),
-            kept => format!(", {} the destination had", units::bytes(kept)),
+            kept => format!(", {} the destination had", units::format_bytes(kept)),
         };
         let cloned = match sync.cloned_bytes {
             0 => String::new(),
-            cloned => format!(", {} cloned", units::bytes(cloned)),
+            cloned => format!(", {} cloned", units::format_bytes(cloned)),
         };
-        format!("{} sent{kept}{cloned}", units::bytes(sync.sent_bytes))
+        format!("{} sent{kept}{cloned}", units::format_bytes(sync.sent_bytes))
     })
 }
 
 fn skipped(sync: &SyncProgress) -> String {
-    let repaired = match tally(sync, Action::Metadata).count {
+    let repaired = match tally(sync, EntryAction::Metadata).count {
         0 => String::new(),
-        n => format!(" ({} with metadata repaired)", units::counted(n, "entry", "entries")),
+        n => format!(" ({} with metadata repaired)", units::pluralize(n, "entry", "entries")),
     };
-    format!("{} skipped{repaired}", units::count(sync.files_skipped))
+    format!("{} skipped{repaired}", units::format_count(sync.files_skipped))
 }
 
 fn deleted(sync: &SyncProgress) -> String {
-    let count = units::count(tally(sync, Action::Delete).count);
+    let count = units::format_count(tally(sync, EntryAction::Delete).count);
     match sync.options.delete.as_ref().and_then(|delete| delete.trash.as_ref()) {
-        Some(trash) => format!("{count} moved to {}", show(trash.as_bytes())),
+        Some(trash) => format!("{count} moved to {}", escape_bytes(trash.as_bytes())),
         None => format!("{count} deleted"),
     }
 }
@@ -130,7 +136,7 @@ pub(super) fn failed_steps(sync: &SyncProgress) -> Option<String> {
             FailedStep::CleanUp => ["clean-up", "clean-ups"],
             FailedStep::Flush => ["flush", "flushes"],
         };
-        format!("{} failed", units::counted(*count, one, many))
+        format!("{} failed", units::pluralize(*count, one, many))
     });
     Some(each.collect::<Vec<_>>().join(", ")).filter(|steps| !steps.is_empty())
 }
@@ -139,7 +145,11 @@ pub(super) fn failed_steps(sync: &SyncProgress) -> Option<String> {
 pub(super) fn verified(sync: &SyncProgress) -> Option<String> {
     let (right, repaired) = (sync.verified_files, sync.repaired_files);
     (right + repaired > 0).then(|| {
-        format!("{} read back, {} repaired", units::count(right + repaired), units::count(repaired))
+        format!(
+            "{} read back, {} repaired",
+            units::format_count(right + repaired),
+            units::format_count(repaired)
+        )
     })
 }
 
@@ -148,7 +158,7 @@ fn damaged(sync: &SyncProgress) -> Option<String> {
     let (times, it) = match sync.integrity_errors {
         0 => return None,
         1 => ("once".to_owned(), "it was"),
-        n => (format!("{} times", units::count(n)), "each was"),
+        n => (format!("{} times", units::format_count(n)), "each was"),
     };
     Some(format!(
         "  note: damaged on the way {times}; {it} found and sent again (the log says where)"
@@ -157,16 +167,16 @@ fn damaged(sync: &SyncProgress) -> Option<String> {
 
 /// What was not as asked for but failed nothing, a cause a line.
 pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
-    let line = |(cause, note): (&String, &crate::wire::options::Note)| {
+    let line = |(cause, note): (&String, &crate::wire::options::EntryWarning)| {
         let first = note.paths.first().map(|path| match path.0.as_slice() {
             b"" => ".".to_owned(),
             _ => path.to_string(),
         });
         let first = first.map(|path| format!("     e.g. {path}")).unwrap_or_default();
-        let entries = units::counted(note.count, "entry", "entries");
+        let entries = units::pluralize(note.count, "entry", "entries");
         format!("  note: {entries}: {}{first}", clean(cause))
     };
-    sync.notes.iter().map(line).chain(damaged(sync)).collect()
+    sync.warnings.iter().map(line).chain(damaged(sync)).collect()
 }
 
 /// What can be done about failures, as it is typed.
@@ -224,7 +234,7 @@ pub(super) fn failures(sync: &SyncProgress, files: &str) -> Vec<String> {
     if hidden > 0 {
         lines.push(format!(
             "  error: {}, less frequent than these:",
-            units::counted(hidden as u64, "more cause", "more causes")
+            units::pluralize(hidden as u64, "more cause", "more causes")
         ));
     }
     for group in &groups[hidden..] {
@@ -235,11 +245,11 @@ pub(super) fn failures(sync: &SyncProgress, files: &str) -> Vec<String> {
     if counted > sync.errors.len() as u64 {
         lines.push(format!(
             "  listed: {} of {} failures; all by cause:",
-            units::count(sync.errors.len() as u64),
-            units::count(counted)
+            units::format_count(sync.errors.len() as u64),
+            units::format_count(counted)
         ));
         for (cause, n) in &sync.error_counts {
-            lines.push(format!("    {:>10}  {}", units::count(*n), clean(cause)));
+            lines.push(format!("    {:>10}  {}", units::format_count(*n), clean(cause)));
         }
         lines.push(format!("  all by name: {files}"));
     }
@@ -259,11 +269,11 @@ impl Group<'_> {
         let worker = self.first.worker_id.as_ref().map(|w| format!("{w}, ")).unwrap_or_default();
         let more = match self.count - self.paths.len() {
             0 => String::new(),
-            n => format!("  … {} more", units::count(n as u64)),
+            n => format!("  … {} more", units::format_count(n as u64)),
         };
         format!(
             "  error: {}: {} ({worker}{})     {}{more}",
-            units::counted(self.count as u64, "entry", "entries"),
+            units::pluralize(self.count as u64, "entry", "entries"),
             self.cause,
             clean(&self.first.operation),
             self.paths.join("  "),
@@ -371,7 +381,7 @@ mod tests {
     fn partial() -> SyncProgress {
         SyncProgress {
             state: SyncState::Failed,
-            outcome: Some(Outcome::Partial),
+            outcome: Some(SyncOutcome::Partial),
             started_at: Some("2026-02-03T14:00:00Z".parse().unwrap()),
             ended_at: Some("2026-02-03T14:09:01.5Z".parse().unwrap()),
             transferred_bytes: 541 << 20,
@@ -403,7 +413,7 @@ mod tests {
         let tally = |count| Tally { count, bytes: 0 };
         let sync = SyncProgress {
             state: SyncState::Completed,
-            outcome: Some(Outcome::Full),
+            outcome: Some(SyncOutcome::Full),
             files_failed: 0,
             files_skipped: 9,
             sent_bytes: 41 << 20,
@@ -411,7 +421,7 @@ mod tests {
             verified_files: 12,
             repaired_files: 1,
             integrity_errors: 2,
-            actions: [(Action::Metadata, tally(3)), (Action::Delete, tally(4))].into(),
+            actions: [(EntryAction::Metadata, tally(3)), (EntryAction::Delete, tally(4))].into(),
             options: SyncOptions {
                 delete: Some(DeleteOptions::default()),
                 ..SyncOptions::default()
@@ -438,11 +448,11 @@ mod tests {
         use crate::wire::options::SyncOptions;
         let sync = SyncProgress {
             state: SyncState::Completed,
-            outcome: Some(Outcome::Full),
+            outcome: Some(SyncOutcome::Full),
             options: SyncOptions { dry_run: true, ..SyncOptions::default() },
             actions: [
-                (Action::Create, Tally { count: 1204, bytes: 3 << 30 }),
-                (Action::Skip, Tally { count: 7, bytes: 5 }),
+                (EntryAction::Create, Tally { count: 1204, bytes: 3 << 30 }),
+                (EntryAction::Skip, Tally { count: 7, bytes: 5 }),
             ]
             .into(),
             ..partial()
@@ -461,10 +471,11 @@ mod tests {
 
     #[test]
     fn notes_are_told_once_a_cause_with_a_count_and_a_path() {
-        use crate::wire::options::Note;
-        let note = |count, path: &[u8]| Note { count, paths: vec![BytePath(path.to_vec())] };
+        use crate::wire::options::EntryWarning;
+        let note =
+            |count, path: &[u8]| EntryWarning { count, paths: vec![BytePath(path.to_vec())] };
         let sync = SyncProgress {
-            notes: [
+            warnings: [
                 ("owner not set (EPERM): \x1b".to_owned(), note(81_204, b"a\nb")),
                 ("setuid dropped".to_owned(), note(1, b"")),
             ]
@@ -484,7 +495,7 @@ mod tests {
     #[test]
     fn a_stopped_deletion_says_why_and_how_to_go_on() {
         let sync = SyncProgress {
-            outcome: Some(Outcome::DeleteStopped),
+            outcome: Some(SyncOutcome::DeleteStopped),
             reason: Some("4 entries were to be deleted, --max-delete allows 3".to_owned()),
             files_failed: 0,
             errors: Vec::new(),
@@ -502,7 +513,7 @@ mod tests {
         }
         // What was copied and deleted until then stands in the reason, once.
         assert!(!lines[1].contains("was copied") && !lines[1].contains("deleted"), "{lines:?}");
-        let sync = SyncProgress { outcome: Some(Outcome::CopyStopped), ..sync };
+        let sync = SyncProgress { outcome: Some(SyncOutcome::CopyStopped), ..sync };
         assert!(result(&sync).starts_with("run42  FAILED (stopped before copying)  "));
         let lines = trouble(&sync, Exit::of(&sync).unwrap(), &next());
         assert!(lines[1].contains("(exit 8)") && !lines[1].contains("was copied"), "{lines:?}");
@@ -516,7 +527,7 @@ mod tests {
         ] {
             let error = FileError { class, ..sample::error("a", "open source", None, "gone") };
             let sync = SyncProgress {
-                outcome: Some(Outcome::VanishedOnly),
+                outcome: Some(SyncOutcome::VanishedOnly),
                 errors: vec![error],
                 ..partial()
             };

@@ -1,6 +1,6 @@
 //! Documents for tests.
 
-use crate::wire::sync::{ErrorClass, FileError, Phase, SyncProgress, SyncState};
+use crate::wire::sync::{ErrorClass, FileError, SyncPhase, SyncProgress, SyncState};
 use crate::wire::worker::{WorkerState, WorkerStatus, WorkerView};
 use crate::wire::{AbsPath, BytePath};
 
@@ -18,7 +18,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         kept_bytes: 0,
         cloned_bytes: 0,
         actions: Default::default(),
-        notes: Default::default(),
+        warnings: Default::default(),
         verified_files: 0,
         repaired_files: 0,
         integrity_errors: 0,
@@ -30,7 +30,7 @@ pub(super) fn sync(id: &str) -> SyncProgress {
         updated_at: at,
         ended_at: None,
         detail: Default::default(),
-        phase: Phase::Waiting,
+        phase: SyncPhase::Waiting,
         source_file_system: None,
         outcome: None,
         files_total: 0,

@@ -5,9 +5,9 @@ use super::args::{LogArgs, LogLines};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::out;
-use crate::config::{Loaded, LogConfig, LogFormat, Problem, Reload, Reloaded};
+use crate::config::{ConfigProblem, Loaded, LogConfig, LogFormat, Reload, ReloadReport};
 use crate::store::StoreError;
-use crate::util::{limits, shutdown, telemetry};
+use crate::util::{logging, rlimits, shutdown};
 use std::convert::Infallible;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -26,14 +26,14 @@ pub(super) fn prepare(
     config: &LogConfig,
     args: &LogArgs,
     verbose: u8,
-    warnings: &[Problem],
+    warnings: &[ConfigProblem],
 ) -> Result<(), Failure> {
     let json = match args.log_format {
         Some(format) => format == LogLines::Json,
         None => config.format == LogFormat::Json,
     };
     let exit = if config.file.is_some() { Exit::Config } else { Exit::Usage };
-    telemetry::init(Some(level(config, args, verbose)), json, config.file.as_deref())
+    logging::init_logging(Some(level(config, args, verbose)), json, config.file.as_deref())
         .map_err(|e| Failure::new(format!("{e:#}")).exits(exit))?;
     claim_files()?;
     for warning in warnings {
@@ -47,7 +47,7 @@ pub(super) fn prepare(
 /// # Errors
 /// They are too few.
 pub(super) fn claim_files() -> Result<(), Failure> {
-    let files = limits::raise_open_files();
+    let files = rlimits::raise_open_files_limit();
     tracing::debug!(?files, "descriptors that may be open");
     let Some(files) = files.filter(|files| *files < LEAST_FILES) else { return Ok(()) };
     let message = format!(
@@ -91,8 +91,8 @@ pub(super) async fn reload_on_hangup<C: Reload>(
         let mut loaded = load();
         let known = tell.borrow().log().clone();
         let file = loaded.as_ref().map_or(&known.file, |loaded| &loaded.config.log().file);
-        let opened = telemetry::log_to(file.as_deref());
-        let mut reloaded = Reloaded::default();
+        let opened = logging::set_log_file(file.as_deref());
+        let mut reloaded = ReloadReport::default();
         if let Ok(loaded) = &mut loaded {
             if opened.is_err() {
                 // It stays as it was, so it is none of what changed.
@@ -101,7 +101,7 @@ pub(super) async fn reload_on_hangup<C: Reload>(
             tell.send_modify(|config| reloaded = config.reload(loaded.config.clone()));
         }
         let log = tell.borrow().log().clone();
-        let logging = [opened, telemetry::set_level(level(&log, args, verbose))];
+        let logging = [opened, logging::set_log_level(level(&log, args, verbose))];
         match &loaded {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
@@ -136,7 +136,7 @@ pub(super) fn stop_on_signals() -> CancellationToken {
     let token = CancellationToken::new();
     let listening = token.clone();
     tokio::spawn(async move {
-        if let Err(error) = shutdown::on_signals(listening).await {
+        if let Err(error) = shutdown::cancel_on_signals(listening).await {
             tracing::error!(%error, "signals can't be caught: they end the process at once");
         }
     });

@@ -13,8 +13,9 @@ pub(super) fn shell_word(word: &[u8]) -> String {
 
 /// Whether a terminal does not show a character as itself.
 fn is_hidden(c: char) -> bool {
-    // What [`show`](crate::wire::path::show) escapes, but for the backslash.
-    c != '\\' && crate::wire::path::show(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\')
+    // What [`escape_bytes`](crate::wire::path::show) escapes, but for the backslash.
+    c != '\\'
+        && crate::wire::path::escape_bytes(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\')
 }
 
 fn escaped(word: &[u8]) -> String {

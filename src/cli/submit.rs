@@ -12,9 +12,9 @@ use super::sync::{After, watch};
 use super::{names, out};
 use crate::client::{ClientError, MasterClient, Reply};
 use crate::fs::absolute_patterns;
-use crate::util::{name, units};
+use crate::util::{unique_id, units};
 use crate::wire::options::SyncOptions;
-use crate::wire::sync::Submitted;
+use crate::wire::sync::SubmitReply;
 use crate::wire::{AbsPath, BytePath, RequestId};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -48,7 +48,7 @@ fn limit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
         serde_yaml::Value::String(text) => text,
         _ => return Err(de::Error::custom("must be bytes per second, such as 100MiB/s")),
     };
-    units::parse_limit(&text).map_err(de::Error::custom)
+    units::parse_bwlimit(&text).map_err(de::Error::custom)
 }
 
 /// Submits, and waits where that is asked for.
@@ -66,7 +66,7 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure
         return Ok(nothing_to_do(args.end, !ctx.global.quiet || !args.wait));
     }
     // Made here, so that the sync can be asked for by its id where no reply arrives.
-    let id = request.request_id.get_or_insert_with(|| name::unique().into()).clone();
+    let id = request.request_id.get_or_insert_with(|| unique_id::generate_id().into()).clone();
     let client = ctx.client()?;
     let submitted = match send(&client, &request, ctx.global.request_timeout).await {
         Ok(submitted) => submitted,
@@ -160,14 +160,14 @@ pub(super) fn nothing_to_do(end: EndArgs, with_note: bool) -> Exit {
 }
 
 /// The message of a submit; with `next`, what can be done next.
-fn accepted(ctx: &Context, request: &Submission, submitted: &Submitted, next: bool) -> String {
+fn accepted(ctx: &Context, request: &Submission, submitted: &SubmitReply, next: bool) -> String {
     let id = &submitted.request_id;
     let (from, to) = (&request.source_path, &request.destination_path);
     let mut text = format!("Submitted sync {id}: {from} → {to}\n  e.g. {}", mapping(from, to));
     if let Some(list) = &request.file_list {
         text.push_str(&format!(
             "   only {}",
-            units::counted(list.len() as u64, "listed name", "listed names")
+            units::pluralize(list.len() as u64, "listed name", "listed names")
         ));
     }
     if request.options.dry_run {
@@ -189,7 +189,7 @@ fn accepted(ctx: &Context, request: &Submission, submitted: &Submitted, next: bo
 /// names that it has.
 ///
 /// # Errors
-/// What [`names::read`] refuses; a pattern that is an absolute path below a source or the destination.
+/// What [`paths::read`] refuses; a pattern that is an absolute path below a source or the destination.
 pub(super) fn request(
     sources: &[AbsPath],
     destination_path: AbsPath,
@@ -239,7 +239,7 @@ fn parse_request(raw: &[u8]) -> Result<Submission, Failure> {
 /// SRC and DST are paths of the storage hosts: what this host's working directory is says nothing.
 fn storage_path(what: &str, given: &OsStr) -> Result<AbsPath, Failure> {
     AbsPath::new(given.as_bytes()).map_err(|e| {
-        let shown = crate::wire::path::show(given.as_bytes());
+        let shown = crate::wire::path::escape_bytes(given.as_bytes());
         let failure = Failure::usage(format!("{what} `{shown}` {e}"));
         if given.as_bytes().first() == Some(&b'/') {
             return failure;
@@ -311,8 +311,8 @@ pub(super) async fn send(
     client: &MasterClient,
     request: &Submission,
     patience: Duration,
-) -> Result<Reply<Submitted>, Unsent> {
-    let key = name::unique().to_string();
+) -> Result<Reply<SubmitReply>, Unsent> {
+    let key = unique_id::generate_id().to_string();
     let begun = Instant::now();
     let mut doubtful = false;
     loop {

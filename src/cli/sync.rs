@@ -13,8 +13,8 @@ use super::submit::quoted;
 use super::wait::{Ended, Waited, Waiter};
 use super::{out, progress, records, report, signals, submit, table, verify, workers};
 use crate::client::{ClientError, MasterClient};
-use crate::util::{name, units};
-use crate::wire::sync::{RetryRequest, SyncChange, SyncProgress, SyncState};
+use crate::util::{unique_id, units};
+use crate::wire::sync::{RetryRequest, SyncPatch, SyncProgress, SyncState};
 use crate::wire::{RequestId, WorkerId};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -121,7 +121,10 @@ fn tell(ctx: &Context, waited: &Waited, until: &UntilArgs) -> Result<(), Failure
         let open = open.join(" ");
         let why = match stopped {
             Exit::TimedOut(_) => {
-                format!("timed out after {}", units::duration(until.timeout.unwrap_or_default()))
+                format!(
+                    "timed out after {}",
+                    units::format_duration(until.timeout.unwrap_or_default())
+                )
             }
             _ => "stopped waiting".to_owned(),
         };
@@ -377,10 +380,10 @@ fn note_untried<T: std::fmt::Display>(ids: &[T]) {
 
 async fn set(ctx: &Context, ids: Vec<RequestId>, bwlimit: Bwlimit) -> Result<Exit, Failure> {
     let client = ctx.client()?;
-    let change = SyncChange { bwlimit: bwlimit.0 };
+    let change = SyncPatch { bwlimit: bwlimit.0 };
     let set = async |id: &RequestId| {
         let reply = client.change(id, &change).await?;
-        let text = match reply.bwlimit.map(|limit| units::rate(limit as f64)) {
+        let text = match reply.bwlimit.map(|limit| units::format_rate(limit as f64)) {
             Some(limit) => format!("Sync {id} sends at most {limit} from now on"),
             None => format!("Sync {id} has no limit of its own from now on"),
         };
@@ -395,9 +398,9 @@ async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<
     let ctl = &ctx.ctl;
     let retry = async |id: &RequestId| {
         // Made here, so that it can be named where no reply arrives.
-        let new = RequestId::from(name::unique());
+        let new = RequestId::from(unique_id::generate_id());
         let request = RetryRequest { request_id: Some(new.clone()), failed_only };
-        let key = name::unique().to_string();
+        let key = unique_id::generate_id().to_string();
         let reply = client.retry(id, &request, &key).await.inspect_err(|e| {
             if e.is_unconfirmed() {
                 out::note(&format!(

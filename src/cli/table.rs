@@ -8,8 +8,8 @@ use super::progress::percent;
 use super::report::{failed_steps, moved, verified};
 use crate::client::{ClientError, Reply};
 use crate::util::units;
-use crate::wire::leader::{Readiness, Role};
-use crate::wire::options::Action;
+use crate::wire::leader::{MasterRole, Readiness};
+use crate::wire::options::EntryAction;
 use crate::wire::sync::{SyncProgress, SyncState};
 use crate::wire::worker::{NicReport, WorkerList, WorkerView};
 use jiff::Timestamp;
@@ -32,7 +32,7 @@ fn age(d: Duration) -> String {
 
 /// When it may have copied the rest.
 fn eta(sync: &SyncProgress) -> Option<String> {
-    sync.eta_seconds.map(|seconds| units::duration(Duration::from_secs(seconds)))
+    sync.eta_seconds.map(|seconds| units::format_duration(Duration::from_secs(seconds)))
 }
 
 fn dash(value: Option<String>) -> String {
@@ -83,14 +83,14 @@ fn row(sync: &SyncProgress, id: &str, brief: bool, now: Timestamp) -> Vec<String
         sync.state.as_str().to_owned(),
         // Cut, not rounded: 99.9 must not be shown as 100.
         dash(percent(sync).map(|p| format!("{:.0}%", p.floor())).filter(|_| begun)),
-        dash(begun.then(|| format!("{least}{}", units::bytes(sync.total_bytes)))),
-        dash(sync.rate.map(|rate| units::rate(rate as f64))),
+        dash(begun.then(|| format!("{least}{}", units::format_bytes(sync.total_bytes)))),
+        dash(sync.rate.map(|rate| units::format_rate(rate as f64))),
         dash(eta(sync)),
         dash(begun.then(|| {
-            let done = units::count(sync.files_done + sync.files_skipped);
-            format!("{done}/{least}{}", units::count(sync.files_total))
+            let done = units::format_count(sync.files_done + sync.files_skipped);
+            format!("{done}/{least}{}", units::format_count(sync.files_total))
         })),
-        units::count(sync.failures()),
+        units::format_count(sync.failure_count()),
         age(between(sync.submitted_at, now)),
         format!("{}{ARROW}{}", sync.source_path, sync.destination_path),
         clause.unwrap_or(reason),
@@ -99,10 +99,14 @@ fn row(sync: &SyncProgress, id: &str, brief: bool, now: Timestamp) -> Vec<String
 
 /// What a dry run found: an action a line, also those that would not be done.
 pub(super) fn plan(sync: &SyncProgress) -> String {
-    use Action::{Create, Delete, Metadata, Skip, Update};
+    use EntryAction::{Create, Delete, Metadata, Skip, Update};
     let rows = [Create, Update, Metadata, Delete, Skip].into_iter().map(|action| {
         let tally = sync.actions.get(&action).copied().unwrap_or_default();
-        vec![action.as_str().to_owned(), units::count(tally.count), units::bytes(tally.bytes)]
+        vec![
+            action.as_str().to_owned(),
+            units::format_count(tally.count),
+            units::format_bytes(tally.bytes),
+        ]
     });
     table(&["WOULD", "ENTRIES", "SIZE"].map(Column::new), rows.collect(), None)
 }
@@ -154,11 +158,11 @@ fn master(url: &str, told: &Result<Reply<Readiness>, ClientError>, now: Timestam
     let since = leader.and_then(|l| l.since).map(|since| age(between(since, now)));
     vec![
         clean(url),
-        if told.role == Role::Leader { "leader" } else { "follower" }.to_owned(),
+        if told.role == MasterRole::Leader { "leader" } else { "follower" }.to_owned(),
         dash(leader.map(|l| clean(l.url.as_ref().unwrap_or(&l.name)))),
         dash(leader.map(|l| l.epoch.to_string())),
         dash(since),
-        format!("{} ({})", clean(&told.store.place), if told.store.ok { "ok" } else { "away" }),
+        format!("{} ({})", clean(&told.store.location), if told.store.ok { "ok" } else { "away" }),
         told.reason.as_deref().or(told.store.problem.as_deref()).map(clean).unwrap_or_default(),
     ]
 }
@@ -166,7 +170,7 @@ fn master(url: &str, told: &Result<Reply<Readiness>, ClientError>, now: Timestam
 fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
     let storage = w.storage_paths.iter().map(|path| {
         // Keyed by the path as it is shown.
-        let free = w.free_bytes.get(&path.to_string()).map(|n| units::bytes(*n));
+        let free = w.free_bytes.get(&path.to_string()).map(|n| units::format_bytes(*n));
         format!("{path} ({})", dash(free))
     });
     let endpoints = w.data_plane_endpoints.iter().map(|e| match &e.iface {
@@ -192,7 +196,7 @@ fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
 /// Everything about one worker, as `Key: value` lines and a table of its endpoints.
 pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
     let storage = w.storage_paths.iter().map(|path| {
-        let free = w.free_bytes.get(&path.to_string()).map(|n| units::bytes(*n));
+        let free = w.free_bytes.get(&path.to_string()).map(|n| units::format_bytes(*n));
         format!("{path} ({})", dash(free))
     });
     let mut rows = vec![
@@ -203,11 +207,11 @@ pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
             "In flight",
             format!(
                 "{} of {}",
-                units::counted(w.in_flight, "task", "tasks"),
-                units::counted(w.syncs, "sync", "syncs")
+                units::pluralize(w.in_flight, "task", "tasks"),
+                units::pluralize(w.syncs, "sync", "syncs")
             ),
         ),
-        ("Receiving", units::counted(w.receiving.into(), "request", "requests")),
+        ("Receiving", units::pluralize(w.receiving.into(), "request", "requests")),
         ("Slots", dash(w.slots.map(|n| n.to_string()))),
         ("Storage", storage.collect::<Vec<_>>().join(", ")),
         ("Version", dash(w.agent_version.as_deref().map(clean))),
@@ -248,12 +252,12 @@ fn nic(nic: &NicReport) -> Vec<String> {
     vec![
         clean(&nic.endpoint),
         dash(nic.iface.as_deref().map(clean)),
-        units::bytes(nic.sent),
-        units::bytes(nic.received),
+        units::format_bytes(nic.sent),
+        units::format_bytes(nic.received),
         nic.connections.to_string(),
-        dash(nic.goodput.map(|n| units::rate(n as f64))),
-        dash(nic.receive_rate.map(|n| units::rate(n as f64))),
-        match &nic.aside {
+        dash(nic.goodput.map(|n| units::format_rate(n as f64))),
+        dash(nic.receive_rate.map(|n| units::format_rate(n as f64))),
+        match &nic.disabled_reason {
             Some(why) => format!("aside: {}", clean(why)),
             None => "usable".to_owned(),
         },
@@ -288,15 +292,16 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
         "Bytes",
         format!(
             "{} sent, {} skipped, of {least}{}",
-            units::bytes(sync.transferred_bytes),
-            units::bytes(sync.bytes_skipped),
-            units::bytes(sync.total_bytes)
+            units::format_bytes(sync.transferred_bytes),
+            units::format_bytes(sync.bytes_skipped),
+            units::format_bytes(sync.total_bytes)
         ),
     );
     let entries = |done, skipped: Option<u64>, failed, total| {
-        let skipped = skipped.map(|n| format!("{} skipped, ", units::count(n))).unwrap_or_default();
-        let (done, failed) = (units::count(done), units::count(failed));
-        format!("{done} done, {skipped}{failed} failed, of {least}{}", units::count(total))
+        let skipped =
+            skipped.map(|n| format!("{} skipped, ", units::format_count(n))).unwrap_or_default();
+        let (done, failed) = (units::format_count(done), units::format_count(failed));
+        format!("{done} done, {skipped}{failed} failed, of {least}{}", units::format_count(total))
     };
     add(
         "Files",
@@ -308,7 +313,8 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
     }
     if !sync.actions.is_empty() {
         let each = sync.actions.iter().map(|(action, tally)| {
-            let (count, bytes) = (units::count(tally.count), units::bytes(tally.bytes));
+            let (count, bytes) =
+                (units::format_count(tally.count), units::format_bytes(tally.bytes));
             format!("{} {count} ({bytes})", action.as_str())
         });
         let key = if sync.options.dry_run { "Would" } else { "Actions" };
@@ -325,14 +331,14 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
         add("Options", options.trim_start().to_owned());
     }
     if let Some(limit) = sync.bwlimit {
-        add("Limit", units::rate(limit as f64));
+        add("Limit", units::format_rate(limit as f64));
     }
     add("Rate", dash(rate(sync)));
     add("Time left", dash(eta(sync)));
-    add("Retried", units::counted(sync.retries, "task", "tasks"));
+    add("Retried", units::pluralize(sync.retries, "task", "tasks"));
     if sync.unverified > 0 {
         let why = "reported done without evidence";
-        add("Unverified", format!("{}, {why}", units::counted(sync.unverified, "task", "tasks")));
+        add("Unverified", format!("{}, {why}", units::pluralize(sync.unverified, "task", "tasks")));
     }
     let mut text: String =
         rows.iter().map(|(key, value)| format!("{:<13}{value}\n", format!("{key}:"))).collect();
@@ -346,19 +352,19 @@ pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
 }
 
 fn state(sync: &SyncProgress) -> String {
-    use crate::wire::sync::{Outcome, Phase};
+    use crate::wire::sync::{SyncOutcome, SyncPhase};
     let more = match (sync.outcome, sync.phase) {
-        (Some(Outcome::Partial), _) => " (partial)",
-        (Some(Outcome::VanishedOnly), _) => " (only vanished files failed)",
-        (Some(Outcome::DeleteStopped), _) => " (everything copied, deletion stopped)",
-        (Some(Outcome::CopyStopped), _) => " (stopped before everything was copied)",
-        (Some(Outcome::Unverified), _) => " (unverified)",
+        (Some(SyncOutcome::Partial), _) => " (partial)",
+        (Some(SyncOutcome::VanishedOnly), _) => " (only vanished files failed)",
+        (Some(SyncOutcome::DeleteStopped), _) => " (everything copied, deletion stopped)",
+        (Some(SyncOutcome::CopyStopped), _) => " (stopped before everything was copied)",
+        (Some(SyncOutcome::Unverified), _) => " (unverified)",
         _ if sync.options.dry_run => " (dry run: nothing is changed)",
-        (_, Phase::Scanning) => " (scanning and copying)",
-        (_, Phase::Transferring) => " (copying)",
-        (_, Phase::Verifying) => " (reading back)",
-        (_, Phase::Pruning) => " (deleting)",
-        (_, Phase::Flushing) => " (flushing)",
+        (_, SyncPhase::Scanning) => " (scanning and copying)",
+        (_, SyncPhase::Transferring) => " (copying)",
+        (_, SyncPhase::Verifying) => " (reading back)",
+        (_, SyncPhase::Pruning) => " (deleting)",
+        (_, SyncPhase::Flushing) => " (flushing)",
         _ => "",
     };
     format!("{}{more}", sync.state.as_str())
@@ -366,9 +372,9 @@ fn state(sync: &SyncProgress) -> String {
 
 fn rate(sync: &SyncProgress) -> Option<String> {
     if let Some(rate) = sync.rate {
-        return Some(units::rate(rate as f64));
+        return Some(units::format_rate(rate as f64));
     }
-    effective(sync).map(|rate| format!("{} (effective)", units::rate(rate)))
+    effective(sync).map(|rate| format!("{} (effective)", units::format_rate(rate)))
 }
 
 /// Bytes over the whole time, once ended.

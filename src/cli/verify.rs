@@ -12,8 +12,8 @@ use super::failure::Failure;
 use super::{Context, names, out, records};
 use crate::fs::{Cause, FsError, Root, Side, SourceFile, TRASH_MARK, Tree};
 use crate::util::units;
-use crate::wire::manifest::{Entry, Kind, merge_ranges};
-use crate::wire::path::show;
+use crate::wire::manifest::{Entry, EntryKind, merge_ranges};
+use crate::wire::path::escape_bytes;
 use crate::wire::{AbsPath, BytePath, Digest, RelPath, RequestId};
 use blake3::hazmat::HasherExt;
 use parking_lot::Mutex;
@@ -56,7 +56,7 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, Failure
         (None, [id, rest @ ..]) => {
             let id = id.to_string_lossy();
             let id: RequestId = id.parse().map_err(|e| {
-                Failure::usage(format!("`{}` is not an id: {e}", show(id.as_bytes())))
+                Failure::usage(format!("`{}` is not an id: {e}", escape_bytes(id.as_bytes())))
                     .hinted("for a list in a file: ctl sync verify --manifest FILE PATH")
             })?;
             let sync = records::ended(ctx, &id).await?;
@@ -89,12 +89,12 @@ fn of_file(file: &Path) -> Result<(Digests, Option<String>), Failure> {
         reader.push_list(&names::raw(&others, "the list of digests")?)?;
         None
     } else {
-        Some(format!("{} is not there", show(others.as_os_str().as_bytes())))
+        Some(format!("{} is not there", escape_bytes(others.as_os_str().as_bytes())))
     };
     let note = missing.map(|why| {
         format!("note: {why}: files whose names b3sum refuses (not UTF-8) are not checked, if the sync had any")
     });
-    Ok((reader.end(&show(file.as_os_str().as_bytes()).to_string())?, note))
+    Ok((reader.end(&escape_bytes(file.as_os_str().as_bytes()).to_string())?, note))
 }
 
 /// What is checked.
@@ -108,7 +108,7 @@ struct Place {
 
 impl Place {
     fn find(path: &Path) -> Result<Place, Failure> {
-        let shown = show(path.as_os_str().as_bytes()).to_string();
+        let shown = escape_bytes(path.as_os_str().as_bytes()).to_string();
         let bad = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 Failure::new(format!("{shown} does not exist on this machine"))
@@ -241,15 +241,15 @@ impl Report {
             if took < Duration::from_secs(10) { took } else { Duration::from_secs(took.as_secs()) };
         let head = format!(
             "read {}, {} in {}",
-            units::counted(self.files, "file", "files"),
-            units::bytes(self.bytes),
-            units::duration(took)
+            units::pluralize(self.files, "file", "files"),
+            units::format_bytes(self.bytes),
+            units::format_duration(took)
         );
         if exit == Exit::Ok {
             return format!("{head}: all are as the list says");
         }
         let counts = Wrong::ALL.iter().zip(self.counts);
-        let counts = counts.map(|((_, word), n)| format!("{} {word}", units::count(n)));
+        let counts = counts.map(|((_, word), n)| format!("{} {word}", units::format_count(n)));
         let counts = counts.collect::<Vec<_>>().join(", ");
         format!("{head}: {counts}   (exit {})", exit.code())
     }
@@ -292,7 +292,7 @@ fn check(place: &Place, digests: &Digests, report: Report) -> Result<Report, Fai
         if left.seen[at] {
             continue;
         }
-        let below = |dir: &RelPath| RelPath::new(path).is_ok_and(|path| dir.holds(&path));
+        let below = |dir: &RelPath| RelPath::new(path).is_ok_and(|path| dir.contains(&path));
         match left.unread.iter().any(below) {
             true => {
                 let why = "its directory can't be read".to_owned();
@@ -338,7 +338,7 @@ fn walk(
                 continue;
             }
         };
-        trash = trash.filter(|trash| trash.holds(&entry.path));
+        trash = trash.filter(|trash| trash.contains(&entry.path));
         if trash.is_none() && entry.is_dir() && is_trash(place, &entry) {
             trash = Some(entry.path.clone());
         }
@@ -347,9 +347,9 @@ fn walk(
             left.seen[at] = true;
         }
         match (entry.kind.clone(), at) {
-            (Kind::File { size }, Some(at)) => submit(place, report, &jobs, entry, size, at)?,
-            (Kind::File { .. }, None) if trash.is_some() => {}
-            (Kind::File { .. }, None) => {
+            (EntryKind::File { size }, Some(at)) => submit(place, report, &jobs, entry, size, at)?,
+            (EntryKind::File { .. }, None) if trash.is_some() => {}
+            (EntryKind::File { .. }, None) => {
                 lock(report).tell(entry.path.as_bytes(), Wrong::Extra, None);
             }
             (_, Some(_)) => {
@@ -367,7 +367,7 @@ fn is_trash(place: &Place, dir: &Entry) -> bool {
     let marked = || {
         let mark = dir.path.child(TRASH_MARK).ok();
         mark.and_then(|mark| place.tree.entry(&mark).ok())
-            .is_some_and(|mark| matches!(mark.kind, Kind::File { .. }))
+            .is_some_and(|mark| matches!(mark.kind, EntryKind::File { .. }))
     };
     place.trash.as_ref() == Some(&dir.path) || marked()
 }
@@ -396,7 +396,7 @@ fn submit(
         }
     };
     // It may have become another one since it was listed; ranges are made for what is open.
-    let Kind::File { size } = file.entry().kind else { return Ok(()) };
+    let EntryKind::File { size } = file.entry().kind else { return Ok(()) };
     if size <= RANGE {
         return send(Job::Small { entry, at });
     }

@@ -259,7 +259,7 @@ impl<'a> Waiter<'a> {
     fn miss(&mut self, why: &str) {
         if self.away.is_none() {
             self.away = Some(Instant::now());
-            let patience = units::duration(self.patience);
+            let patience = units::format_duration(self.patience);
             let text = format!("the master does not answer ({why}); trying for {patience}");
             self.monitor.event(Event::Note(&text), Timestamp::now());
         }
@@ -267,7 +267,8 @@ impl<'a> Waiter<'a> {
 
     fn back(&mut self) {
         if let Some(since) = self.away.take() {
-            let gone = units::duration(Duration::from_secs(since.elapsed().as_secs().max(1)));
+            let gone =
+                units::format_duration(Duration::from_secs(since.elapsed().as_secs().max(1)));
             let text = format!("the master answers again, after {gone}");
             self.monitor.event(Event::Note(&text), Timestamp::now());
         }

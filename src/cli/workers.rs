@@ -9,7 +9,7 @@ use super::sync::for_each;
 use super::{out, table};
 use crate::client::Reply;
 use crate::util::units;
-use crate::wire::worker::{DrainOrder, WorkerList, WorkerOrder, WorkerState, WorkerView};
+use crate::wire::worker::{DrainReply, DrainRequest, WorkerList, WorkerState, WorkerView};
 use crate::wire::{RequestId, WorkerId};
 use jiff::Timestamp;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, 
             show(ctx, &worker)?;
         }
         WorkersCommand::Drain { ids, reason, wait } => {
-            let order = DrainOrder { by: operator(), reason };
+            let order = DrainRequest { by: operator(), reason };
             return drain(ctx, ids, Some(order), wait).await;
         }
         WorkersCommand::Undrain { ids } => return drain(ctx, ids, None, false).await,
@@ -50,7 +50,7 @@ fn operator() -> Option<String> {
 async fn drain(
     ctx: &Context,
     ids: Vec<WorkerId>,
-    order: Option<DrainOrder>,
+    order: Option<DrainRequest>,
     wait: bool,
 ) -> Result<Exit, Failure> {
     let client = ctx.client()?;
@@ -62,7 +62,7 @@ async fn drain(
             let WorkerView { drained, state, in_flight, receiving, .. } =
                 client.worker(id).await?.value;
             let worker_id = id.clone();
-            reply.value = WorkerOrder { worker_id, drained, state, in_flight, receiving };
+            reply.value = DrainReply { worker_id, drained, state, in_flight, receiving };
             reply.body = serde_json::to_vec(&reply.value).unwrap_or_default().into();
         }
         Ok(Some((drain_text(&reply), reply.body)))
@@ -71,13 +71,13 @@ async fn drain(
 }
 
 /// How far the drain of a worker is.
-fn drain_text(order: &WorkerOrder) -> String {
+fn drain_text(order: &DrainReply) -> String {
     let id = &order.worker_id;
     if order.drained.is_none() {
         return format!("Worker {id} is undrained");
     }
-    let tasks = units::counted(order.in_flight, "task", "tasks");
-    let requests = units::counted(order.receiving.into(), "request", "requests");
+    let tasks = units::pluralize(order.in_flight, "task", "tasks");
+    let requests = units::pluralize(order.receiving.into(), "request", "requests");
     match (order.state, order.in_flight, order.receiving) {
         (WorkerState::Inactive | WorkerState::Stopped, 0, _) => {
             format!("Worker {id} is drained: no agent runs under this id")
@@ -108,7 +108,7 @@ pub(super) async fn reassign(
         let text = match reply.tasks {
             0 => format!("Worker {worker} has no task of sync {id}"),
             n => {
-                let tasks = units::counted(n, "task", "tasks");
+                let tasks = units::pluralize(n, "task", "tasks");
                 format!("Taken from worker {worker}, for others: {tasks} of sync {id}")
             }
         };
@@ -124,7 +124,7 @@ async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, Failure> {
         let text = match reply.requeued {
             0 => format!("Worker {id} is forgotten"),
             n => {
-                let tasks = units::counted(n, "task", "tasks");
+                let tasks = units::pluralize(n, "task", "tasks");
                 format!("Worker {id} is forgotten; {tasks} of it are requeued")
             }
         };

@@ -15,9 +15,9 @@ pub struct Download {
 }
 
 impl Download {
-    /// The check of the whole reply that came with it; see [`seal::Running`](crate::util::seal::Running).
+    /// The check of the whole reply that came with it; see [`checksum::ChecksumHasher`](crate::util::seal::Running).
     pub fn check(&self) -> Option<String> {
-        let check = self.response.headers().get(crate::util::seal::HEADER)?;
+        let check = self.response.headers().get(crate::util::checksum::CHECKSUM_HEADER)?;
         check.to_str().ok().map(str::to_owned)
     }
 
@@ -26,7 +26,7 @@ impl Download {
         ClientError::Broken {
             url: self.url.clone(),
             status: Some(self.response.status().as_u16()),
-            message: crate::util::seal::DAMAGED.to_owned(),
+            message: crate::util::checksum::CHECKSUM_MISMATCH.to_owned(),
         }
     }
 

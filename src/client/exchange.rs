@@ -3,8 +3,8 @@
 
 use super::text::{explain, printable};
 use super::{ClientError, MasterClient, refusal};
-use crate::util::damage::Damage;
-use crate::util::seal;
+use crate::util::checksum;
+use crate::util::corruption::CorruptionCounter;
 use crate::wire::problem::{self, Problem};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
@@ -63,7 +63,7 @@ pub(super) struct Request<'a> {
     /// An operator changes something by it: the sender needs to learn whether it was carried out.
     pub(super) command: bool,
     /// Where damage to it and to its answer is counted.
-    pub(super) damage: Damage,
+    pub(super) damage: CorruptionCounter,
 }
 
 impl MasterClient {
@@ -161,13 +161,13 @@ impl MasterClient {
                 Ok(answer) => answer,
                 Err(Unsent::Damaged { what, acted }) => {
                     let about = format!("{what} of {} {}", request.method, request.target);
-                    request.damage.found(&about, &here);
+                    request.damage.record(&about, &here);
                     *repeated |= acted;
                     damaged += 1;
                     if damaged <= DAMAGED_TRIES {
                         continue;
                     }
-                    return Err(silent(format!("{what}: {}", seal::DAMAGED)));
+                    return Err(silent(format!("{what}: {}", checksum::CHECKSUM_MISMATCH)));
                 }
                 Err(Unsent::Http(e)) => {
                     let why = silent(explain(&e, request.timeout));
@@ -234,7 +234,7 @@ impl MasterClient {
         if let Some(body) = &request.body {
             builder = builder
                 .header(CONTENT_TYPE, "application/json")
-                .header(seal::HEADER, seal::in_header(body))
+                .header(checksum::CHECKSUM_HEADER, checksum::header_value(body))
                 .body(body.clone());
         }
         let mut response = builder.send().await?;
@@ -243,14 +243,19 @@ impl MasterClient {
         let location = header(LOCATION).map(str::to_owned);
         let next = header(NEXT_TOKEN).map(str::to_owned);
         let status = response.status().as_u16();
-        let check = response.headers().get(seal::HEADER).cloned();
+        let check = response.headers().get(checksum::CHECKSUM_HEADER).cloned();
         let url = url.to_owned();
         if request.streamed && status == 200 {
             let (body, stream, repeated) = (Bytes::new(), Some(response), false);
             return Ok(Answer { url, status, retry_after, location, next, body, stream, repeated });
         }
         let body = match whole(&mut response).await? {
-            Some(body) if !seal::fits(check.as_ref().map(|check| check.as_bytes()), &body) => {
+            Some(body)
+                if !checksum::matches_header(
+                    check.as_ref().map(|check| check.as_bytes()),
+                    &body,
+                ) =>
+            {
                 return Err(Unsent::Damaged { what: "the answer", acted: true });
             }
             Some(body) if status == 400 && is_damaged(&body) => {
@@ -306,7 +311,7 @@ fn confirmed(answer: Result<Answer, ClientError>, repeated: bool) -> Result<Answ
             // A gateway answers so after it passed a request on, or before.
             let doubtful = repeated
                 || matches!(e.status(), Some(502 | 504))
-                || e.code() == Some(problem::LATE);
+                || e.code() == Some(problem::LATE_CODE);
             Err(if doubtful { ClientError::Unconfirmed(Box::new(e)) } else { e })
         }
         other => other,
@@ -344,7 +349,8 @@ async fn whole(response: &mut reqwest::Response) -> Result<Option<Bytes>, reqwes
 
 /// Whether an answer says that its request came damaged.
 fn is_damaged(body: &[u8]) -> bool {
-    serde_json::from_slice::<Problem>(body).is_ok_and(|problem| problem.code == seal::DAMAGED_CODE)
+    serde_json::from_slice::<Problem>(body)
+        .is_ok_and(|problem| problem.code == checksum::CORRUPTED_CODE)
 }
 
 /// Why a master gave no answer.
@@ -391,7 +397,7 @@ impl Request<'_> {
     }
 
     /// Damage to it and to its answer is counted there.
-    pub(super) fn counted(self, damage: &Damage) -> Self {
+    pub(super) fn counted(self, damage: &CorruptionCounter) -> Self {
         Request { damage: damage.clone(), ..self }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Answer, ClientError, MasterClient, Reply, read};
 use crate::wire::RequestId;
-use crate::wire::ids::MIN_ID_PREFIX;
+use crate::wire::ids::MIN_ID_PREFIX_CHARS;
 use crate::wire::sync::{SyncProgress, SyncState};
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
@@ -45,13 +45,13 @@ impl MasterClient {
         }
     }
 
-    /// The only id of a sync that begins with `prefix`, of at least [`MIN_ID_PREFIX`] characters; `None`
+    /// The only id of a sync that begins with `prefix`, of at least [`MIN_ID_PREFIX_CHARS`] characters; `None`
     /// where there is none, or where `prefix` is an id itself.
     ///
     /// # Errors
     /// [`ClientError::Ambiguous`], any other [`ClientError`].
     pub async fn complete_id(&self, prefix: &RequestId) -> Result<Option<RequestId>, ClientError> {
-        if prefix.as_str().len() < MIN_ID_PREFIX {
+        if prefix.as_str().len() < MIN_ID_PREFIX_CHARS {
             return Ok(None);
         }
         let target = format!("/sync?id_prefix={}&limit=20", super::encode(prefix.as_str()));
@@ -62,7 +62,7 @@ impl MasterClient {
             return Ok(None);
         }
         // A name that somebody gave is never taken for the beginning of another one.
-        ids.retain(RequestId::is_made);
+        ids.retain(RequestId::is_generated);
         if ids.len() < 2 {
             return Ok(ids.pop());
         }

@@ -448,7 +448,7 @@ async fn a_follower_that_names_a_master_that_is_dead_is_asked_until_another_one_
 
 /// The line of a head that carries the check of a body.
 fn check_of(body: &str) -> String {
-    format!("longhaul-check: {}\r\n", crate::util::seal::in_header(body.as_bytes()))
+    format!("longhaul-check: {}\r\n", crate::util::checksum::header_value(body.as_bytes()))
 }
 
 #[tokio::test]
@@ -463,7 +463,7 @@ async fn what_is_sent_has_a_check_and_is_sent_again_where_it_comes_damaged() {
         Act::Reply(200, "", r#"{"status":"ack"}"#.to_owned())
     })
     .await;
-    let result = crate::wire::task::SyncResult {
+    let result = crate::wire::task::TaskResult {
         request_id: id("run42"),
         worker_id: "a".parse().unwrap(),
         success: true,
@@ -473,10 +473,10 @@ async fn what_is_sent_has_a_check_and_is_sent_again_where_it_comes_damaged() {
         task_digest: None,
         report: None,
     };
-    let damage = Damage::of("run42");
+    let damage = CorruptionCounter::for_sync("run42");
     client(&[&master.url]).result(&result, &damage).await.unwrap();
     let seen = master.requests();
-    assert_eq!((seen.len(), damage.take()), (3, 2));
+    assert_eq!((seen.len(), damage.take_count()), (3, 2));
     assert!(seen.iter().all(|request| request == &seen[0]), "the same each time");
 }
 
@@ -597,7 +597,7 @@ async fn a_404_to_a_repeat_shows_that_the_first_attempt_was_carried_out() {
         let undrained = with_resend(&master.url, LONG).drain(&worker, None).await;
         assert_eq!(undrained.is_ok_and(|o| o.drained.is_none()), done, "{lost}");
         let master = gone(lost).await;
-        let order = crate::wire::worker::DrainOrder::default();
+        let order = crate::wire::worker::DrainRequest::default();
         let drained = with_resend(&master.url, LONG).drain(&worker, Some(&order)).await;
         assert!(drained.unwrap_err().is_not_found(), "a drained one would be known");
     }

@@ -92,13 +92,13 @@ pub(super) fn causes(e: &dyn std::error::Error) -> String {
 
 /// Text from outside for a message: nothing in it can drive a terminal.
 pub(super) fn printable(text: &str) -> String {
-    crate::wire::path::show(text.as_bytes())
+    crate::wire::path::escape_bytes(text.as_bytes())
 }
 
 pub(super) fn excerpt(body: &[u8]) -> String {
     let end = body.len().min(EXCERPT);
     let dots = if body.len() > end { "…" } else { "" };
-    format!("{}{dots}", crate::wire::path::show(&body[..end]))
+    format!("{}{dots}", crate::wire::path::escape_bytes(&body[..end]))
 }
 
 /// Percent-encodes a query value.

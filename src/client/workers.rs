@@ -1,10 +1,10 @@
 //! What operators ask of workers, and of the master for their sake.
 
 use super::{ClientError, MasterClient, Reply};
-use crate::wire::admin::{ClockConfirmed, Reconciled};
-use crate::wire::sync::{Reassign, Reassigned};
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
+use crate::wire::sync::{ReassignReply, ReassignRequest};
 use crate::wire::worker::{
-    DrainOrder, ForgottenWorker, WorkerList, WorkerOrder, WorkerState, WorkerView,
+    DrainReply, DrainRequest, ForgetWorkerReply, WorkerList, WorkerState, WorkerView,
 };
 use crate::wire::{RequestId, WorkerId};
 use reqwest::Method;
@@ -26,8 +26,8 @@ impl MasterClient {
     pub async fn drain(
         &self,
         worker: &WorkerId,
-        order: Option<&DrainOrder>,
-    ) -> Result<Reply<WorkerOrder>, ClientError> {
+        order: Option<&DrainRequest>,
+    ) -> Result<Reply<DrainReply>, ClientError> {
         let verb = if order.is_some() { "drain" } else { "undrain" };
         let target = format!("/workers/{worker}/{verb}");
         let send = self.command(Method::POST, &target);
@@ -38,7 +38,7 @@ impl MasterClient {
                 let worker_id = worker.clone();
                 let state = WorkerState::Inactive;
                 let gone =
-                    || WorkerOrder { worker_id, drained: None, state, in_flight: 0, receiving: 0 };
+                    || DrainReply { worker_id, drained: None, state, in_flight: 0, receiving: 0 };
                 self.remove(send, gone).await
             }
         }
@@ -60,8 +60,8 @@ impl MasterClient {
         &self,
         id: &RequestId,
         worker: &WorkerId,
-    ) -> Result<Reply<Reassigned>, ClientError> {
-        let body = Reassign { worker_id: worker.clone() };
+    ) -> Result<Reply<ReassignReply>, ClientError> {
+        let body = ReassignRequest { worker_id: worker.clone() };
         let target = format!("/sync/{id}/reassign");
         self.fetch(self.command(Method::POST, &target).json(&body)?).await
     }
@@ -70,7 +70,7 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn reconcile(&self) -> Result<Reply<Reconciled>, ClientError> {
+    pub async fn reconcile(&self) -> Result<Reply<ReconcileReply>, ClientError> {
         self.fetch(self.command(Method::POST, "/admin/reconcile")).await
     }
 
@@ -78,7 +78,7 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn confirm_clock(&self) -> Result<Reply<ClockConfirmed>, ClientError> {
+    pub async fn confirm_clock(&self) -> Result<Reply<ConfirmClockReply>, ClientError> {
         self.fetch(self.request(Method::POST, "/admin/confirm-clock")).await
     }
 
@@ -89,10 +89,10 @@ impl MasterClient {
     pub async fn forget_worker(
         &self,
         worker: &WorkerId,
-    ) -> Result<Reply<ForgottenWorker>, ClientError> {
+    ) -> Result<Reply<ForgetWorkerReply>, ClientError> {
         let target = format!("/workers/{worker}");
         let (status, worker_id) = ("forgotten".to_owned(), worker.clone());
-        let done = || ForgottenWorker { status, worker_id, requeued: 0 };
+        let done = || ForgetWorkerReply { status, worker_id, requeued: 0 };
         self.remove(self.command(Method::DELETE, &target), done).await
     }
 }

@@ -3,8 +3,8 @@
 use super::Env;
 use super::log::LogConfig;
 use super::master::read_dir;
-use super::nic::{self, Nic};
-use super::reader::{Fields, Findings, Item, did_you_mean, quoted};
+use super::nic::{self, NicConfig};
+use super::reader::{Diagnostics, Fields, Item, did_you_mean, quoted};
 use super::report::Pos;
 use crate::util::iface::is_link_local;
 use crate::util::units;
@@ -27,7 +27,7 @@ pub struct AgentConfig {
     /// Where people can reach the host; shown, not used.
     pub control_plane_address: Option<String>,
     /// Where it serves the data plane; at least one.
-    pub data_plane_endpoints: Vec<Nic>,
+    pub data_plane_endpoints: Vec<NicConfig>,
     /// How often it tells the master that it is alive.
     pub heartbeat_interval: Duration,
     /// How long it may finish what it has in hand when it is told to stop.
@@ -47,30 +47,30 @@ pub struct AgentConfig {
 }
 
 /// `buffer_memory` where it is not given, in bytes: more than a hundred exchanges at a time need.
-pub const DEFAULT_BUFFER_MEMORY: u64 = 128 << 20;
+pub const DEFAULT_BUFFER_MEMORY_BYTES: u64 = 128 << 20;
 /// The least `buffer_memory`, in bytes: an exchange in each direction takes up to 1.3 MB of its half.
-pub const LEAST_BUFFER_MEMORY: u64 = 4 << 20;
+pub const MIN_BUFFER_MEMORY_BYTES: u64 = 4 << 20;
 /// The most: nobody has so much.
-const MOST_BUFFER_MEMORY: u64 = 1 << 40;
+const MAX_BUFFER_MEMORY_BYTES: u64 = 1 << 40;
 
 /// `slots` where it is not given: four for each core, at least 8, at most 24 (each may hold a few
 /// megabytes). How many of them are used follows what they bring.
 pub fn default_slots() -> usize {
-    (4 * cores()).clamp(8, 24)
+    (4 * core_count()).clamp(8, 24)
 }
 
 /// How many slots are used at first: one for each core and one more, that of a scan or of whoever waits
 /// for an answer; at least 3, at most 8.
-pub fn first_slots() -> usize {
-    (cores() + 1).clamp(3, 8)
+pub fn initial_slots() -> usize {
+    (core_count() + 1).clamp(3, 8)
 }
 
-fn cores() -> usize {
+fn core_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The keys that only an agents file has, to tell it from a master's file.
-pub(super) const KEYS: [&str; 13] = [
+pub(super) const AGENT_KEYS: [&str; 13] = [
     "master_url",
     "workers",
     "worker_id",
@@ -87,10 +87,10 @@ pub(super) const KEYS: [&str; 13] = [
 ];
 
 /// A beat more than this apart, and a master with default settings takes leases away (30 s, three beats).
-const SLOW_BEAT: Duration = Duration::from_secs(10);
+const MAX_SAFE_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Storage paths go out with every heartbeat.
-const MAX_PATHS: usize = 256;
+const MAX_STORAGE_PATHS: usize = 256;
 
 /// All that an agents file says.
 pub(super) struct AgentsFile {
@@ -102,15 +102,15 @@ pub(super) struct AgentsFile {
 pub(super) struct Worker {
     pub(super) config: AgentConfig,
     /// The storage paths, in the order of the file, with their places (host checks need them).
-    pub(super) path_places: Vec<Pos>,
+    pub(super) path_positions: Vec<Pos>,
     /// The same for the endpoints; none where the endpoint is the default.
-    pub(super) endpoint_places: Vec<Pos>,
+    pub(super) endpoint_positions: Vec<Pos>,
     pub(super) label: String,
 }
 
 /// What a worker's entry may set and the top of the file sets for all.
 #[derive(Clone)]
-struct Shared {
+struct SharedSettings {
     heartbeat_interval: Duration,
     drain_timeout: Duration,
     slots: usize,
@@ -121,14 +121,14 @@ struct Shared {
     log: LogConfig,
 }
 
-impl Shared {
+impl SharedSettings {
     fn read(&mut self, fields: &Fields<'_>) {
         let time = |key, low, high| {
             let allowed = Duration::from_millis(low)..=Duration::from_secs(high);
             fields.get(key).and_then(|i| Some((i.duration(allowed)?, i)))
         };
         if let Some((interval, item)) = time("heartbeat_interval", 100, 3600) {
-            if interval > SLOW_BEAT {
+            if interval > MAX_SAFE_HEARTBEAT_INTERVAL {
                 item.warn(
                     "longer than 10s: leases of a master with default settings end after 30s, and three \
                      heartbeats must fit — raise `lease` and `heartbeat_interval` in the master's file too",
@@ -146,14 +146,14 @@ impl Shared {
             self.bwlimit = limit;
         }
         if let Some(item) = fields.get("buffer_memory")
-            && let Some(bytes) = item.size(0..=MOST_BUFFER_MEMORY)
+            && let Some(bytes) = item.size(0..=MAX_BUFFER_MEMORY_BYTES)
         {
-            if bytes < LEAST_BUFFER_MEMORY {
-                let least = units::bytes(LEAST_BUFFER_MEMORY);
+            if bytes < MIN_BUFFER_MEMORY_BYTES {
+                let least = units::format_bytes(MIN_BUFFER_MEMORY_BYTES);
                 item.error(format!(
                     "{} is too little: what is sent and what is received at a time must fit into half of it \
                      each — give at least {least}",
-                    units::bytes(bytes)
+                    units::format_bytes(bytes)
                 ));
             }
             self.buffer_memory = bytes;
@@ -170,25 +170,25 @@ impl Shared {
 
 impl AgentsFile {
     /// Reads the whole file, every worker of it. Every problem is noted.
-    pub(super) fn read(root: &Item<'_>, env: &Env, findings: &Findings) -> Self {
+    pub(super) fn read(root: &Item<'_>, env: &Env, findings: &Diagnostics) -> Self {
         let mut file = AgentsFile { workers: Vec::new() };
         let Some(fields) = root.fields() else { return file };
         let from_file = fields.get("master_url").map(|i| read_master_urls(&i));
         let from_env = env.master_url.as_deref().map(|text| env_master_urls(text, findings));
         if from_file.is_none() && from_env.is_none() {
-            fields.missing(
+            fields.report_missing(
                 "master_url",
                 ": where is the master? e.g. `master_url: http://127.0.0.1:8888` (or set CTL_MASTER_URL)",
             );
         }
         let mut reader = WorkerReader {
             master_urls: from_env.or(from_file).unwrap_or_default(),
-            shared: Shared {
+            shared: SharedSettings {
                 heartbeat_interval: Duration::from_secs(5),
                 drain_timeout: Duration::from_secs(60),
                 slots: default_slots(),
                 bwlimit: None,
-                buffer_memory: DEFAULT_BUFFER_MEMORY,
+                buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
                 direct_io: false,
                 data_dir: env.state_dir.clone(),
                 log: LogConfig::default(),
@@ -203,24 +203,26 @@ impl AgentsFile {
                 id.error("give either one worker at the top of the file or a list in `workers`, not both");
             }
             (Some(id), None) => {
-                file.workers.extend(reader.body(Some((read_id(&id), id.at)), &fields))
+                file.workers.extend(reader.read_worker(Some((read_worker_id(&id), id.at)), &fields))
             }
-            (None, Some(workers)) => file.workers = reader.all(&workers),
-            (None, None) => fields.missing("workers", ": a list of `- worker_id: …` entries"),
+            (None, Some(workers)) => file.workers = reader.read_workers(&workers),
+            (None, None) => {
+                fields.report_missing("workers", ": a list of `- worker_id: …` entries")
+            }
         }
         fields.finish();
         for worker in &mut file.workers {
             let log = &mut worker.config.log;
             match env.agent_log_level.as_deref() {
-                Some(level) => log.overlay("AGENT_LOG_LEVEL", Some(level), findings),
-                None => log.overlay("CTL_LOG_LEVEL", env.log_level.as_deref(), findings),
+                Some(level) => log.apply_env("AGENT_LOG_LEVEL", Some(level), findings),
+                None => log.apply_env("CTL_LOG_LEVEL", env.log_level.as_deref(), findings),
             }
         }
         file
     }
 
     /// The worker that `id` names, or the only one; `None` with an error noted when there is no such.
-    pub(super) fn choose(self, id: Option<&str>, findings: &Findings) -> Option<Worker> {
+    pub(super) fn select_worker(self, id: Option<&str>, findings: &Diagnostics) -> Option<Worker> {
         let ids: Vec<String> =
             self.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
         let names: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -250,7 +252,7 @@ impl AgentsFile {
 
 struct WorkerReader {
     master_urls: Vec<String>,
-    shared: Shared,
+    shared: SharedSettings,
     /// Where each id was given first.
     ids: BTreeMap<WorkerId, Pos>,
     /// Which worker has an endpoint.
@@ -259,31 +261,31 @@ struct WorkerReader {
 
 impl WorkerReader {
     /// `workers`: a list of entries with `worker_id`, or a map of id → entry.
-    fn all(&mut self, workers: &Item<'_>) -> Vec<Worker> {
+    fn read_workers(&mut self, workers: &Item<'_>) -> Vec<Worker> {
         let mut found = Vec::new();
         if workers.is_map() {
             let Some(entries) = workers.fields() else { return found };
-            for (name, at, item) in entries.all() {
+            for (name, at, item) in entries.entries() {
                 let id = name
                     .parse()
                     .map_err(|e| entries.error_at(at, &format!("worker id {} {e}", quoted(name))))
                     .ok();
                 if let Some(fields) = item.fields() {
                     if let Some(inner) = fields.get("worker_id")
-                        && read_id(&inner).is_some_and(|inner| Some(inner) != id)
+                        && read_worker_id(&inner).is_some_and(|inner| Some(inner) != id)
                     {
                         inner
                             .error(format!("differs from the name of the entry, {}", quoted(name)));
                     }
-                    found.extend(self.body(Some((id, at)), &fields));
+                    found.extend(self.read_worker(Some((id, at)), &fields));
                     fields.finish();
                 }
             }
         } else if let Some(items) = workers.items() {
             for item in items {
                 let Some(fields) = item.fields() else { continue };
-                let id = fields.require("worker_id", "").map(|i| (read_id(&i), i.at));
-                found.extend(self.body(id, &fields));
+                let id = fields.require("worker_id", "").map(|i| (read_worker_id(&i), i.at));
+                found.extend(self.read_worker(id, &fields));
                 fields.finish();
             }
         } else {
@@ -296,7 +298,11 @@ impl WorkerReader {
     }
 
     /// What an entry says besides the id; `None` when its id is unusable or given before.
-    fn body(&mut self, id: Option<(Option<WorkerId>, Pos)>, fields: &Fields<'_>) -> Option<Worker> {
+    fn read_worker(
+        &mut self,
+        id: Option<(Option<WorkerId>, Pos)>,
+        fields: &Fields<'_>,
+    ) -> Option<Worker> {
         let mut shared = self.shared.clone();
         shared.read(fields);
         let paths = fields
@@ -339,11 +345,16 @@ impl WorkerReader {
             data_dir: Some(shared.data_dir),
             log: shared.log,
         };
-        Some(Worker { config, path_places, endpoint_places, label: fields.item.path.clone() })
+        Some(Worker {
+            config,
+            path_positions: path_places,
+            endpoint_positions: endpoint_places,
+            label: fields.item.path.clone(),
+        })
     }
 
-    fn check_endpoints(&mut self, id: &WorkerId, endpoints: &[(Nic, Item<'_>)]) {
-        for (Nic { endpoint, .. }, item) in endpoints {
+    fn check_endpoints(&mut self, id: &WorkerId, endpoints: &[(NicConfig, Item<'_>)]) {
+        for (NicConfig { endpoint, .. }, item) in endpoints {
             let port = endpoint.port.unwrap_or(DEFAULT_DATA_PORT);
             if port == 0 {
                 continue;
@@ -364,7 +375,7 @@ impl WorkerReader {
     }
 }
 
-fn read_id(item: &Item<'_>) -> Option<WorkerId> {
+fn read_worker_id(item: &Item<'_>) -> Option<WorkerId> {
     item.parse("a worker's name", |text| text.parse().map_err(|e| format!("{} {e}", quoted(text))))
 }
 
@@ -391,8 +402,8 @@ fn default_endpoint(control: Option<&str>, fields: &Fields<'_>, at: Pos) -> Endp
 fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> {
     let mut paths: Vec<(AbsPath, Pos)> = Vec::new();
     let Some(items) = item.items() else { return paths };
-    if items.is_empty() || items.len() > MAX_PATHS {
-        item.error(format!("must name at least one and at most {MAX_PATHS} directories"));
+    if items.is_empty() || items.len() > MAX_STORAGE_PATHS {
+        item.error(format!("must name at least one and at most {MAX_STORAGE_PATHS} directories"));
         return paths;
     }
     for item in items {
@@ -410,12 +421,14 @@ fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> 
             );
             continue;
         }
-        if let Some((other, _)) = paths.iter().find(|(p, _)| p.holds(&path) || path.holds(p)) {
+        if let Some((other, _)) = paths.iter().find(|(p, _)| p.contains(&path) || path.contains(p))
+        {
             if *other == path {
                 item.warn(format!("{path} is given twice"));
                 continue;
             }
-            let (inner, outer) = if other.holds(&path) { (&path, other) } else { (other, &path) };
+            let (inner, outer) =
+                if other.contains(&path) { (&path, other) } else { (other, &path) };
             item.warn(format!(
                 "{inner} lies inside {outer}, which is given too: one of them is enough"
             ));
@@ -428,7 +441,7 @@ fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> 
 #[derive(Default)]
 struct Network<'a> {
     control_plane_address: Option<String>,
-    endpoints: Vec<(Nic, Item<'a>)>,
+    endpoints: Vec<(NicConfig, Item<'a>)>,
 }
 
 fn read_network<'a>(item: &Item<'a>) -> Option<Network<'a>> {
@@ -436,7 +449,7 @@ fn read_network<'a>(item: &Item<'a>) -> Option<Network<'a>> {
     let control_plane_address = fields.get("control_plane_address").and_then(|i| {
         i.parse("an address", |text| text.parse::<Endpoint>().map(|_| text.to_owned()))
     });
-    fields.outdated("control_plane_iface", "it has no effect; remove it");
+    fields.warn_outdated("control_plane_iface", "it has no effect; remove it");
     let endpoints = match fields.get("data_plane_endpoints") {
         None => Vec::new(),
         Some(list) => {
@@ -444,7 +457,7 @@ fn read_network<'a>(item: &Item<'a>) -> Option<Network<'a>> {
             if list.is_list() && items.is_empty() {
                 list.error("must name at least one address — or remove the key");
             }
-            items.into_iter().filter_map(|i| Some((nic::read(&i)?, i))).collect()
+            items.into_iter().filter_map(|i| Some((nic::read_nic(&i)?, i))).collect()
         }
     };
     fields.finish();
@@ -467,7 +480,7 @@ fn read_master_urls(item: &Item<'_>) -> Vec<String> {
     urls
 }
 
-fn env_master_urls(text: &str, findings: &Findings) -> Vec<String> {
+fn env_master_urls(text: &str, findings: &Diagnostics) -> Vec<String> {
     let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
     let urls = parts.filter_map(|part| {
         check_master_url(part).map_err(|e| findings.env_error("CTL_MASTER_URL", e)).ok()

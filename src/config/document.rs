@@ -40,80 +40,80 @@ pub(super) struct Entry {
 
 /// What is wrong with the text as YAML, and where.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Flaw {
+pub(super) struct YamlError {
     pub(super) at: Pos,
     pub(super) message: String,
 }
 
 /// Parses the one document in `text`; `None` when there is none (nothing but comments).
-pub(super) fn parse(text: &str) -> Result<Option<Node>, Flaw> {
+pub(super) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
     let mut parser = Parser::new_from_str(text);
-    let mut tree = Tree::default();
+    let mut tree = TreeBuilder::default();
     while let Some(event) = parser.next_event() {
-        let (event, span) = event.map_err(|flaw| syntax(text, &flaw))?;
-        tree.take(event, pos(&span.start))?;
+        let (event, span) = event.map_err(|flaw| syntax_error(text, &flaw))?;
+        tree.handle_event(event, to_pos(&span.start))?;
     }
     Ok(tree.root)
 }
 
-fn pos(mark: &Marker) -> Pos {
+fn to_pos(mark: &Marker) -> Pos {
     Pos { line: mark.line().max(1), col: mark.col() + 1 }
 }
 
-fn flaw<T>(at: Pos, message: impl Into<String>) -> Result<T, Flaw> {
-    Err(Flaw { at, message: message.into() })
+fn yaml_error<T>(at: Pos, message: impl Into<String>) -> Result<T, YamlError> {
+    Err(YamlError { at, message: message.into() })
 }
 
-fn syntax(text: &str, error: &saphyr_parser::ScanError) -> Flaw {
-    let at = pos(error.marker());
+fn syntax_error(text: &str, error: &saphyr_parser::ScanError) -> YamlError {
+    let at = to_pos(error.marker());
     let line = text.lines().nth(at.line - 1).unwrap_or_default();
     let indent: String = line.chars().take_while(|c| c.is_whitespace()).collect();
     let hint = if indent.contains('\t') { " — indent with spaces, not tabs" } else { "" };
-    Flaw { at, message: format!("not valid YAML: {}{hint}", error.info()) }
+    YamlError { at, message: format!("not valid YAML: {}{hint}", error.info()) }
 }
 
 /// A list or map whose end has not come yet.
-struct Open {
+struct OpenNode {
     at: Pos,
     anchor: usize,
-    inside: Inside,
+    content: PartialContent,
 }
 
-enum Inside {
+enum PartialContent {
     List(Vec<Node>),
     Map { entries: Vec<Entry>, key: Option<(String, Pos)> },
 }
 
 #[derive(Default)]
-struct Tree {
-    open: Vec<Open>,
+struct TreeBuilder {
+    open: Vec<OpenNode>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
     root: Option<Node>,
 }
 
-impl Tree {
-    fn take(&mut self, event: Event<'_>, at: Pos) -> Result<(), Flaw> {
+impl TreeBuilder {
+    fn handle_event(&mut self, event: Event<'_>, at: Pos) -> Result<(), YamlError> {
         match event {
             Event::DocumentStart(_) if self.root.is_some() => {
-                flaw(at, "a second document starts here — a configuration file holds one")
+                yaml_error(at, "a second document starts here — a configuration file holds one")
             }
             Event::Scalar(text, style, anchor, tag) => {
                 check_tag(tag.as_deref(), at)?;
-                if self.wants_key() {
-                    self.note_anchor(anchor, || Node { at, kind: Kind::Scalar(text.to_string()) });
+                if self.expects_key() {
+                    self.store_anchor(anchor, || Node { at, kind: Kind::Scalar(text.to_string()) });
                     return self.set_key(text.into_owned(), at);
                 }
                 let null = style == ScalarStyle::Plain
                     && matches!(text.as_ref(), "" | "~" | "null" | "Null" | "NULL");
                 let kind = if null { Kind::Null } else { Kind::Scalar(text.into_owned()) };
-                self.put(Node { at, kind }, anchor, 1)
+                self.insert_node(Node { at, kind }, anchor, 1)
             }
             Event::SequenceStart(anchor, tag) => {
-                self.start(Inside::List(Vec::new()), anchor, tag.as_deref(), at)
+                self.start(PartialContent::List(Vec::new()), anchor, tag.as_deref(), at)
             }
             Event::MappingStart(anchor, tag) => self.start(
-                Inside::Map { entries: Vec::new(), key: None },
+                PartialContent::Map { entries: Vec::new(), key: None },
                 anchor,
                 tag.as_deref(),
                 at,
@@ -121,38 +121,43 @@ impl Tree {
             Event::SequenceEnd | Event::MappingEnd => self.end(),
             Event::Alias(anchor) => {
                 let Some(node) = self.anchors.get(&anchor) else {
-                    return flaw(at, "an alias (`*`) to a value that it is part of");
+                    return yaml_error(at, "an alias (`*`) to a value that it is part of");
                 };
-                let cost = size(node);
+                let cost = count_nodes(node);
                 if self.nodes + cost > MAX_NODES {
-                    return flaw(at, TOO_MANY);
+                    return yaml_error(at, TOO_MANY_VALUES);
                 }
                 let node = node.clone();
-                if self.wants_key() {
+                if self.expects_key() {
                     return match node.kind {
                         Kind::Scalar(text) => self.set_key(text, at),
-                        _ => flaw(at, NO_KEY),
+                        _ => yaml_error(at, KEY_IS_NOT_TEXT),
                     };
                 }
-                self.put(node, 0, cost)
+                self.insert_node(node, 0, cost)
             }
             _ => Ok(()),
         }
     }
 
-    fn wants_key(&self) -> bool {
-        matches!(self.open.last(), Some(Open { inside: Inside::Map { key: None, .. }, .. }))
+    fn expects_key(&self) -> bool {
+        matches!(
+            self.open.last(),
+            Some(OpenNode { content: PartialContent::Map { key: None, .. }, .. })
+        )
     }
 
-    fn set_key(&mut self, text: String, at: Pos) -> Result<(), Flaw> {
+    fn set_key(&mut self, text: String, at: Pos) -> Result<(), YamlError> {
         self.nodes += 1;
-        if let Some(Open { inside: Inside::Map { key, .. }, .. }) = self.open.last_mut() {
+        if let Some(OpenNode { content: PartialContent::Map { key, .. }, .. }) =
+            self.open.last_mut()
+        {
             *key = Some((text, at));
         }
         Ok(())
     }
 
-    fn note_anchor(&mut self, anchor: usize, node: impl FnOnce() -> Node) {
+    fn store_anchor(&mut self, anchor: usize, node: impl FnOnce() -> Node) {
         if anchor != 0 {
             self.anchors.insert(anchor, node());
         }
@@ -160,42 +165,42 @@ impl Tree {
 
     fn start(
         &mut self,
-        inside: Inside,
+        inside: PartialContent,
         anchor: usize,
         tag: Option<&Tag>,
         at: Pos,
-    ) -> Result<(), Flaw> {
+    ) -> Result<(), YamlError> {
         check_tag(tag, at)?;
-        if self.wants_key() {
-            return flaw(at, NO_KEY);
+        if self.expects_key() {
+            return yaml_error(at, KEY_IS_NOT_TEXT);
         }
         if self.open.len() >= MAX_DEPTH {
-            return flaw(at, format!("nested more than {MAX_DEPTH} levels deep"));
+            return yaml_error(at, format!("nested more than {MAX_DEPTH} levels deep"));
         }
-        self.open.push(Open { at, anchor, inside });
+        self.open.push(OpenNode { at, anchor, content: inside });
         Ok(())
     }
 
-    fn end(&mut self) -> Result<(), Flaw> {
-        let Some(Open { at, anchor, inside }) = self.open.pop() else { return Ok(()) };
+    fn end(&mut self) -> Result<(), YamlError> {
+        let Some(OpenNode { at, anchor, content: inside }) = self.open.pop() else { return Ok(()) };
         let kind = match inside {
-            Inside::List(items) => Kind::List(items),
-            Inside::Map { entries, .. } => Kind::Map(self.merged(entries)?),
+            PartialContent::List(items) => Kind::List(items),
+            PartialContent::Map { entries, .. } => Kind::Map(self.apply_merges(entries)?),
         };
-        self.put(Node { at, kind }, anchor, 1)
+        self.insert_node(Node { at, kind }, anchor, 1)
     }
 
     /// Hangs a finished node into the list or map that is open.
-    fn put(&mut self, node: Node, anchor: usize, cost: usize) -> Result<(), Flaw> {
+    fn insert_node(&mut self, node: Node, anchor: usize, cost: usize) -> Result<(), YamlError> {
         self.nodes += cost;
         if self.nodes > MAX_NODES {
-            return flaw(node.at, TOO_MANY);
+            return yaml_error(node.at, TOO_MANY_VALUES);
         }
-        self.note_anchor(anchor, || node.clone());
-        match self.open.last_mut().map(|open| &mut open.inside) {
+        self.store_anchor(anchor, || node.clone());
+        match self.open.last_mut().map(|open| &mut open.content) {
             None => self.root = Some(node),
-            Some(Inside::List(items)) => items.push(node),
-            Some(Inside::Map { entries, key }) => {
+            Some(PartialContent::List(items)) => items.push(node),
+            Some(PartialContent::Map { entries, key }) => {
                 if let Some((key, at)) = key.take() {
                     entries.push(Entry { key, at, value: node });
                 }
@@ -206,7 +211,7 @@ impl Tree {
 
     /// Writes out `<<: *other` and `<<: [*one, *two]`: keys of its own go before merged ones, and
     /// earlier merged ones before later.
-    fn merged(&mut self, entries: Vec<Entry>) -> Result<Vec<Entry>, Flaw> {
+    fn apply_merges(&mut self, entries: Vec<Entry>) -> Result<Vec<Entry>, YamlError> {
         if !entries.iter().any(|e| e.key == "<<") {
             return Ok(entries);
         }
@@ -219,7 +224,7 @@ impl Tree {
             };
             for source in sources {
                 let Kind::Map(more) = source.kind else {
-                    return flaw(merge.at, "`<<` takes a map, as in `<<: *name`");
+                    return yaml_error(merge.at, "`<<` takes a map, as in `<<: *name`");
                 };
                 own.extend(more.into_iter().filter(|entry| names.insert(entry.key.clone())));
             }
@@ -228,24 +233,24 @@ impl Tree {
     }
 }
 
-const TOO_MANY: &str = "holds too many values (aliases written out)";
-const NO_KEY: &str = "a key must be plain text, not a list or map";
+const TOO_MANY_VALUES: &str = "holds too many values (aliases written out)";
+const KEY_IS_NOT_TEXT: &str = "a key must be plain text, not a list or map";
 
-fn check_tag(tag: Option<&Tag>, at: Pos) -> Result<(), Flaw> {
+fn check_tag(tag: Option<&Tag>, at: Pos) -> Result<(), YamlError> {
     match tag {
         Some(tag) if !tag.is_yaml_core_schema() => {
-            let shown = crate::wire::path::show(tag.to_string().as_bytes());
-            flaw(at, format!("tag `{shown}` has no meaning here — remove it"))
+            let shown = crate::wire::path::escape_bytes(tag.to_string().as_bytes());
+            yaml_error(at, format!("tag `{shown}` has no meaning here — remove it"))
         }
         _ => Ok(()),
     }
 }
 
-fn size(node: &Node) -> usize {
+fn count_nodes(node: &Node) -> usize {
     1 + match &node.kind {
         Kind::Null | Kind::Scalar(_) => 0,
-        Kind::List(items) => items.iter().map(size).sum(),
-        Kind::Map(entries) => entries.iter().map(|e| 1 + size(&e.value)).sum(),
+        Kind::List(items) => items.iter().map(count_nodes).sum(),
+        Kind::Map(entries) => entries.iter().map(|e| 1 + count_nodes(&e.value)).sum(),
     }
 }
 
@@ -272,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_and_value_knows_its_place() {
+    fn every_key_and_value_has_its_position() {
         let text = "a: no\nb:\n  - 012\n  - {c: '8', d: }\ne: \"x\\ty\"\n";
         assert_eq!(
             shape(&parse(text).unwrap().unwrap()),
@@ -292,13 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn bombs_are_defused() {
+    fn alias_bombs_and_deep_nesting_are_rejected() {
         let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
         for i in 1..30 {
             let below = format!("*a{}, ", i - 1).repeat(10);
             bomb.push_str(&format!("a{i}: &a{i} [{}]\n", below.trim_end_matches(", ")));
         }
-        assert_eq!(parse(&bomb).unwrap_err().message, TOO_MANY);
+        assert_eq!(parse(&bomb).unwrap_err().message, TOO_MANY_VALUES);
         for deep in ["[".repeat(100_000), "a: {".repeat(50_000), "- ".repeat(100_000)] {
             let flaw = parse(&deep).unwrap_err();
             let refused = ["nested more than 32", "recursion limit"];
@@ -308,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_configuration_is_refused_with_its_place() {
+    fn unsupported_yaml_is_rejected_with_its_position() {
         for (text, line, col, part) in [
             ("a: 1\n---\nb: 2\n", 2, 1, "second document"),
             ("a: !secret x\n", 1, 4, "tag `!secret`"),
@@ -327,12 +332,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in any::<String>()) {
+        fn any_text_is_parsed_without_a_panic(text in any::<String>()) {
             let _ = parse(&text);
         }
 
         #[test]
-        fn nothing_like_yaml_makes_it_panic(
+        fn yaml_like_text_is_parsed_without_a_panic(
             text in "([a-c&*!<?:,{}\\[\\]'\"|>%@#~-]|: |- |\n|  |\t|---|\\.\\.\\.){0,60}"
         ) {
             let _ = parse(&text);

@@ -24,7 +24,7 @@ pub struct Env {
 
 impl Env {
     /// An environment that says nothing.
-    pub fn none() -> Self {
+    pub fn empty() -> Self {
         Env {
             redis_url: None,
             master_url: None,
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn state_goes_where_the_user_may_write() {
+    fn the_state_directory_follows_the_user() {
         let dir = |root, state: Option<&str>, home: Option<&str>| {
             state_dir(root, state.map(Into::into), home.map(Into::into))
         };

@@ -2,9 +2,9 @@
 //! usually checked somewhere else as well. So does `ctl agent --check`, for which it is an error.
 
 use super::agent::Worker;
-use super::reader::Findings;
+use super::reader::Diagnostics;
 use super::report::{Pos, Severity};
-use crate::util::iface::scoped;
+use crate::util::iface::with_scope_id;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
@@ -17,18 +17,18 @@ use url::Url;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Warns of each master of a worker that accepts no connection from this host.
-pub(super) fn check_masters(worker: &Worker, findings: &Findings) {
+pub(super) fn check_master_connections(worker: &Worker, findings: &Diagnostics) {
     let id = &worker.config.worker_id;
     for url in &worker.config.master_urls {
-        let Err(why) = connect(url) else { continue };
+        let Err(why) = try_connect(url) else { continue };
         let message = format!(
             "master_url: {url} cannot be reached: {why} (checked on this host for worker {id})"
         );
-        findings.note(None, Severity::Warning, message);
+        findings.record(None, Severity::Warning, message);
     }
 }
 
-fn connect(url: &str) -> Result<(), String> {
+fn try_connect(url: &str) -> Result<(), String> {
     let url = Url::parse(url).map_err(|e| e.to_string())?;
     let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default());
     let host = host.trim_matches(['[', ']']);
@@ -44,7 +44,7 @@ fn connect(url: &str) -> Result<(), String> {
     Err(why)
 }
 
-pub(super) fn check(worker: &Worker, severity: Severity, findings: &Findings) {
+pub(super) fn check_worker_on_host(worker: &Worker, severity: Severity, findings: &Diagnostics) {
     let id = &worker.config.worker_id;
     let place = match worker.label.as_str() {
         "" => String::new(),
@@ -52,9 +52,9 @@ pub(super) fn check(worker: &Worker, severity: Severity, findings: &Findings) {
     };
     let note = |severity: Severity, at: Pos, key: &str, what: String| {
         let message = format!("{place}{key}: {what} (checked on this host for worker {id})");
-        findings.note(Some(at), severity, message);
+        findings.record(Some(at), severity, message);
     };
-    for (path, at) in worker.config.storage_paths.iter().zip(&worker.path_places) {
+    for (path, at) in worker.config.storage_paths.iter().zip(&worker.path_positions) {
         let target = Path::new(OsStr::from_bytes(path.as_bytes()));
         let what = match std::fs::symlink_metadata(target) {
             Ok(meta) if meta.is_dir() => continue,
@@ -72,7 +72,7 @@ pub(super) fn check(worker: &Worker, severity: Severity, findings: &Findings) {
         note(severity, *at, "storage_paths", what);
     }
     // Places are there for given endpoints only; the default one needs no check.
-    for (nic, at) in worker.config.data_plane_endpoints.iter().zip(&worker.endpoint_places) {
+    for (nic, at) in worker.config.data_plane_endpoints.iter().zip(&worker.endpoint_positions) {
         let (key, endpoint) = ("network.data_plane_endpoints", &nic.endpoint);
         super::nic::check_congestion(nic, *at, &format!("{place}{key}"), findings);
         if let Some(iface) = &endpoint.iface
@@ -81,7 +81,7 @@ pub(super) fn check(worker: &Worker, severity: Severity, findings: &Findings) {
             note(severity, *at, key, format!("this host has no interface {iface}"));
         }
         if let Ok(ip) = endpoint.address.parse::<IpAddr>()
-            && let Ok(socket) = scoped(SocketAddr::new(ip, 0), endpoint.iface.as_deref())
+            && let Ok(socket) = with_scope_id(SocketAddr::new(ip, 0), endpoint.iface.as_deref())
             && let Err(e) = UdpSocket::bind(socket)
             && e.kind() == ErrorKind::AddrNotAvailable
         {

@@ -1,7 +1,7 @@
 //! What is logged, and how.
 
 use super::master::read_dir;
-use super::reader::{Findings, Item, did_you_mean, quoted};
+use super::reader::{Diagnostics, Item, did_you_mean, quoted};
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
@@ -49,7 +49,12 @@ impl LogConfig {
     }
 
     /// What the environment says goes before the file.
-    pub(super) fn overlay(&mut self, variable: &str, value: Option<&str>, findings: &Findings) {
+    pub(super) fn apply_env(
+        &mut self,
+        variable: &str,
+        value: Option<&str>,
+        findings: &Diagnostics,
+    ) {
         match value.map(parse_level) {
             None => {}
             Some(Ok(level)) => self.level = level,

@@ -2,11 +2,11 @@
 
 use super::Env;
 use super::log::LogConfig;
-use super::reader::{Fields, Findings, Item};
-use super::{RedisNodes, RedisSetup, RedisUrl};
+use super::reader::{Diagnostics, Fields, Item};
+use super::{RedisOptions, RedisTopology, RedisUrl};
 use crate::util::timetable::Timetable;
 use crate::util::units;
-use crate::wire::sync::DEFAULT_CHUNK_MB;
+use crate::wire::sync::DEFAULT_CHUNK_MIB;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -55,7 +55,7 @@ pub enum StoreConfig {
         /// Where it is.
         url: RedisUrl,
         /// How it is set up beyond that.
-        setup: RedisSetup,
+        options: RedisOptions,
         /// What keeps several installations in one Redis apart; part of every key.
         namespace: String,
         /// Whether a Redis that forgets its data at a restart (no AOF) is good enough.
@@ -70,12 +70,12 @@ pub enum StoreConfig {
 
 impl StoreConfig {
     /// Where it is, for people: without passwords.
-    pub fn place(&self) -> String {
+    pub fn location(&self) -> String {
         match self {
-            StoreConfig::Redis { url, setup, .. } => match &setup.nodes {
-                RedisNodes::One => url.to_string(),
-                RedisNodes::Sentinels { master, .. } => format!("sentinel {master}"),
-                RedisNodes::Cluster(nodes) => {
+            StoreConfig::Redis { url, options: setup, .. } => match &setup.topology {
+                RedisTopology::Single => url.to_string(),
+                RedisTopology::Sentinel { master, .. } => format!("sentinel {master}"),
+                RedisTopology::Cluster(nodes) => {
                     let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
                     format!("cluster {}", nodes.join(","))
                 }
@@ -113,7 +113,7 @@ pub struct SyncDefaults {
 }
 
 /// The keys of a master's file, to tell it from an agents file.
-pub(super) const KEYS: [&str; 17] = [
+pub(super) const MASTER_KEYS: [&str; 17] = [
     "listen",
     "advertise_url",
     "installation",
@@ -134,7 +134,7 @@ pub(super) const KEYS: [&str; 17] = [
 ];
 
 /// How many heartbeats may get lost before somebody is given up.
-const BEATS: u32 = 3;
+const MIN_HEARTBEATS: u32 = 3;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -162,7 +162,7 @@ impl MasterConfig {
             },
             bwlimit: Timetable::default(),
             defaults: SyncDefaults {
-                chunk_size_mb: DEFAULT_CHUNK_MB,
+                chunk_size_mb: DEFAULT_CHUNK_MIB,
                 max_retries: 5,
                 max_worker_losses: 3,
             },
@@ -171,56 +171,59 @@ impl MasterConfig {
     }
 
     /// Reads a master's file. Every problem is noted; the value is only usable if there is no error.
-    pub(super) fn read(root: &Item<'_>, env: &Env, findings: &Findings) -> Self {
+    pub(super) fn read(root: &Item<'_>, env: &Env, findings: &Diagnostics) -> Self {
         let mut config = MasterConfig::defaults(env);
         if let Some(fields) = root.fields() {
             config.read_fields(&fields);
             fields.finish();
         }
-        config.overlay(env, findings);
+        config.apply_env(env, findings);
         config
     }
 
     /// A master that was given no file.
-    pub(super) fn without_file(env: &Env, findings: &Findings) -> Self {
+    pub(super) fn without_file(env: &Env, findings: &Diagnostics) -> Self {
         let mut config = MasterConfig::defaults(env);
-        config.overlay(env, findings);
+        config.apply_env(env, findings);
         config
     }
 
     fn read_fields(&mut self, fields: &Fields<'_>) {
-        set(&mut self.listen, fields.get("listen").and_then(|i| read_listen(&i)));
+        set_if_some(&mut self.listen, fields.get("listen").and_then(|i| read_listen(&i)));
         let url = fields.get("advertise_url");
         self.advertise_url = url.and_then(|i| i.parse("a URL", super::agent::check_master_url));
         let name = fields.get("installation");
         self.installation = name.and_then(|i| i.parse("a name", check_namespace));
-        set(&mut self.data_dir, fields.get("data_dir").and_then(|i| read_dir(&i)));
+        set_if_some(&mut self.data_dir, fields.get("data_dir").and_then(|i| read_dir(&i)));
         self.store = StoreConfig::Embedded { dir: self.data_dir.clone() };
         // The predecessor's files name it; there is one way to schedule here.
         if let Some(item) = fields.get("scheduler") {
             item.word(&[("round_robin", ())]);
         }
-        fields.outdated("network", "it has no effect; `listen` says where the API is served");
+        fields.warn_outdated("network", "it has no effect; `listen` says where the API is served");
         self.read_times(fields);
         if let Some(item) = fields.get("redis") {
             self.read_redis(&item, fields.get("retention").is_some());
         }
         if let Some(item) = fields.get("retention") {
-            set(&mut self.retention, read_retention(&item));
+            set_if_some(&mut self.retention, read_retention(&item));
         }
         if let Some(limits) = fields.get("limits").and_then(|i| i.fields()) {
             let number = |key, allowed| {
                 let value: Option<u64> = limits.get(key).and_then(|i| i.number(allowed));
                 value.and_then(|n| usize::try_from(n).ok())
             };
-            set(&mut self.limits.max_active_syncs, number("max_active_syncs", 1..=10_000));
+            set_if_some(&mut self.limits.max_active_syncs, number("max_active_syncs", 1..=10_000));
             let wait =
                 limits.get("no_space_timeout").and_then(|i| i.duration(Duration::ZERO..=30 * DAY));
-            set(&mut self.limits.no_space_timeout, wait);
-            set(&mut self.limits.window_tasks, number("window_tasks", 4..=100_000));
-            set(&mut self.limits.max_connections, number("max_connections", 16..=1_000_000));
+            set_if_some(&mut self.limits.no_space_timeout, wait);
+            set_if_some(&mut self.limits.window_tasks, number("window_tasks", 4..=100_000));
+            set_if_some(
+                &mut self.limits.max_connections,
+                number("max_connections", 16..=1_000_000),
+            );
             let size = limits.get("max_file_list_bytes").and_then(|i| i.size(1024..=1 << 30));
-            set(&mut self.limits.max_file_list_bytes, size);
+            set_if_some(&mut self.limits.max_file_list_bytes, size);
             limits.finish();
         }
         if let Some(item) = fields.get("bwlimit") {
@@ -231,9 +234,9 @@ impl MasterConfig {
                 let value = defaults.get(key).and_then(|i| i.number(allowed));
                 value.and_then(|n| u32::try_from(n).ok())
             };
-            set(&mut self.defaults.chunk_size_mb, number("chunk_size_mb", 1..=1024));
-            set(&mut self.defaults.max_retries, number("max_retries", 0..=100));
-            set(&mut self.defaults.max_worker_losses, number("max_worker_losses", 1..=100));
+            set_if_some(&mut self.defaults.chunk_size_mb, number("chunk_size_mb", 1..=1024));
+            set_if_some(&mut self.defaults.max_retries, number("max_retries", 0..=100));
+            set_if_some(&mut self.defaults.max_worker_losses, number("max_worker_losses", 1..=100));
             defaults.finish();
         }
         self.log.read(fields.get("log"));
@@ -243,28 +246,28 @@ impl MasterConfig {
     fn read_times(&mut self, fields: &Fields<'_>) {
         let time = |key, allowed| fields.get(key).and_then(|i| i.duration(allowed));
         let from = |ms| Duration::from_millis(ms);
-        set(&mut self.heartbeat_interval, time("heartbeat_interval", from(100)..=HOUR));
+        set_if_some(&mut self.heartbeat_interval, time("heartbeat_interval", from(100)..=HOUR));
         let timeout = time("worker_heartbeat_timeout", from(300)..=DAY);
-        set(&mut self.worker_heartbeat_timeout, timeout);
-        set(&mut self.lease, time("lease", from(300)..=DAY));
+        set_if_some(&mut self.worker_heartbeat_timeout, timeout);
+        set_if_some(&mut self.lease, time("lease", from(300)..=DAY));
         let lease = time("leadership_lease", from(500)..=from(300_000));
-        set(&mut self.leadership_lease, lease);
-        set(&mut self.poll_wait_max, time("poll_wait_max", from(0)..=from(300_000)));
+        set_if_some(&mut self.leadership_lease, lease);
+        set_if_some(&mut self.poll_wait_max, time("poll_wait_max", from(0)..=from(300_000)));
 
-        let least = self.heartbeat_interval * BEATS;
-        let beat = units::duration(self.heartbeat_interval);
+        let least = self.heartbeat_interval * MIN_HEARTBEATS;
+        let beat = units::format_duration(self.heartbeat_interval);
         for (key, value) in
             [("worker_heartbeat_timeout", self.worker_heartbeat_timeout), ("lease", self.lease)]
         {
             if value < least {
                 // Said where it can be changed: at the key that is there.
                 let item = fields.get(key).or_else(|| fields.get("heartbeat_interval"));
-                let (value, least) = (units::duration(value), units::duration(least));
+                let (value, least) = (units::format_duration(value), units::format_duration(least));
                 if let Some(item) = item {
-                    item.error_about(
+                    item.error_for_sibling(
                         key,
                         &format!(
-                            "{value} is shorter than {BEATS} heartbeats of {beat}: it must be at least \
+                            "{value} is shorter than {MIN_HEARTBEATS} heartbeats of {beat}: it must be at least \
                              {least}, or your agents' `heartbeat_interval` be shorter"
                         ),
                     );
@@ -285,7 +288,7 @@ impl MasterConfig {
         let allow_volatile = fields.get("allow_volatile").and_then(|i| i.flag()).unwrap_or(false);
         if let Some(days) = fields.get("expiry_days").and_then(|i| i.number(1..=36_500)) {
             let advice = format!("write `retention: {days}d` instead");
-            fields.outdated("expiry_days", &advice);
+            fields.warn_outdated("expiry_days", &advice);
             if !retention_given {
                 self.retention = DAY * u32::try_from(days).unwrap_or(u32::MAX);
             }
@@ -324,30 +327,34 @@ impl MasterConfig {
         if let Some(url) = url {
             let setup = read_setup(&fields, &url, username.flatten(), password.flatten());
             if url.has_password() {
-                fields.item.note_secret();
+                fields.item.mark_secret();
             }
             let namespace = namespace.unwrap_or_else(default_namespace);
-            self.store = StoreConfig::Redis { url, setup, namespace, allow_volatile };
+            self.store = StoreConfig::Redis { url, options: setup, namespace, allow_volatile };
         }
         fields.finish();
     }
 
     /// What the environment says goes before the file.
-    fn overlay(&mut self, env: &Env, findings: &Findings) {
+    fn apply_env(&mut self, env: &Env, findings: &Diagnostics) {
         match env.redis_url.as_deref().map(str::parse) {
             None => {}
             Some(Ok(new)) => match &mut self.store {
                 StoreConfig::Redis { url, .. } => *url = new,
                 StoreConfig::Embedded { .. } => {
                     let namespace = default_namespace();
-                    let setup = RedisSetup::default();
-                    self.store =
-                        StoreConfig::Redis { url: new, setup, namespace, allow_volatile: false };
+                    let setup = RedisOptions::default();
+                    self.store = StoreConfig::Redis {
+                        url: new,
+                        options: setup,
+                        namespace,
+                        allow_volatile: false,
+                    };
                 }
             },
             Some(Err(message)) => findings.env_error("REDIS_URL", message),
         }
-        self.log.overlay("CTL_LOG_LEVEL", env.log_level.as_deref(), findings);
+        self.log.apply_env("CTL_LOG_LEVEL", env.log_level.as_deref(), findings);
     }
 }
 
@@ -357,8 +364,8 @@ fn read_setup(
     url: &RedisUrl,
     username: Option<&str>,
     password: Option<&str>,
-) -> RedisSetup {
-    let mut setup = RedisSetup::default();
+) -> RedisOptions {
+    let mut setup = RedisOptions::default();
     if let Some(item) = fields.get("ca_file") {
         setup.ca_file = read_dir(&item);
         if !url.is_tls() {
@@ -376,7 +383,8 @@ fn read_setup(
                 "is not for use with `url` — give `username`, `password` and `tls` beside it",
             );
         }
-        setup.nodes = RedisNodes::Cluster(read_nodes(item, 6379, url.is_tls(), username, password));
+        setup.topology =
+            RedisTopology::Cluster(read_nodes(item, 6379, url.is_tls(), username, password));
     }
     if let Some(below) = sentinel.and_then(|item| item.fields()) {
         let master = below.require("master", ": the name under which the sentinels watch it");
@@ -385,7 +393,7 @@ fn read_setup(
         let password = below.get("password").and_then(|i| i.secret());
         if let (Some(master), Some(nodes)) = (master.and_then(|i| i.text()), nodes) {
             let nodes = read_nodes(&nodes, 26_379, url.is_tls(), username, password);
-            setup.nodes = RedisNodes::Sentinels { master: master.to_owned(), nodes };
+            setup.topology = RedisTopology::Sentinel { master: master.to_owned(), nodes };
         }
         below.finish();
     }
@@ -427,7 +435,7 @@ fn default_namespace() -> String {
     "default".to_owned()
 }
 
-fn set<T>(slot: &mut T, value: Option<T>) {
+fn set_if_some<T>(slot: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *slot = value;
     }

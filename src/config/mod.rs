@@ -11,7 +11,7 @@ pub mod env;
 pub mod log;
 pub mod master;
 pub mod nic;
-mod redis_setup;
+mod redis_options;
 pub mod redis_url;
 pub mod reload;
 pub mod report;
@@ -27,15 +27,15 @@ pub use agent::AgentConfig;
 pub use env::Env;
 pub use log::{LogConfig, LogFormat};
 pub use master::{MasterConfig, StoreConfig};
-pub use nic::{Nic, Tuning};
-pub use redis_setup::{RedisNodes, RedisSetup};
+pub use nic::{NicConfig, NicSettings};
+pub use redis_options::{RedisOptions, RedisTopology};
 pub use redis_url::RedisUrl;
-pub use reload::{Reload, Reloaded};
-pub use report::{ConfigErrors, FileKind, Pos, Problem, Report, Severity};
+pub use reload::{Reload, ReloadReport};
+pub use report::{CheckReport, ConfigErrors, ConfigProblem, FileKind, Pos, Severity};
 
 use agent::AgentsFile;
-use reader::{Findings, Item};
-use source::Source;
+use reader::{Diagnostics, Item};
+use source::ConfigSource;
 use std::path::Path;
 
 /// A usable configuration.
@@ -44,7 +44,7 @@ pub struct Loaded<T> {
     /// The checked values.
     pub config: T,
     /// What should be logged at the start.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ConfigProblem>,
 }
 
 /// Loads a master's file; without one (`None`), every setting has its default. `env` goes before the
@@ -54,13 +54,13 @@ pub struct Loaded<T> {
 /// Everything that is wrong with the file or the environment, at once.
 pub fn load_master(path: Option<&Path>, env: &Env) -> Result<Loaded<MasterConfig>, ConfigErrors> {
     let Some(path) = path else {
-        let findings = Findings::new("built-in defaults".into());
+        let findings = Diagnostics::new("built-in defaults".into());
         let config = MasterConfig::without_file(env, &findings);
         return findings.finish(Some(config));
     };
-    let findings = Findings::new(path.display().to_string());
+    let findings = Diagnostics::new(path.display().to_string());
     let config = source::open(path, &findings).and_then(|source| {
-        right_kind(&source, FileKind::Master, &findings)
+        check_file_kind(&source, FileKind::Master, &findings)
             .then(|| read_master(&source, path, env, &findings))
     });
     findings.finish(config)
@@ -76,37 +76,42 @@ pub fn load_agent(
     worker_id: Option<&str>,
     env: &Env,
 ) -> Result<Loaded<AgentConfig>, ConfigErrors> {
-    let findings = Findings::new(path.display().to_string());
+    let findings = Diagnostics::new(path.display().to_string());
     let config = source::open(path, &findings).and_then(|source| {
-        if !right_kind(&source, FileKind::Agents, &findings) {
+        if !check_file_kind(&source, FileKind::Agents, &findings) {
             return None;
         }
         let file = AgentsFile::read(&Item::root(&source.root, &findings), env, &findings);
         source.check_privacy(path, &findings);
-        Some(file.choose(worker_id, &findings)?.config)
+        Some(file.select_worker(worker_id, &findings)?.config)
     });
     findings.finish(config)
 }
 
 /// Checks a file of either kind, for `ctl config check`. With a `worker_id` it also checks whether
 /// that worker's directories, interfaces and addresses are there on this host.
-pub fn check(path: &Path, worker_id: Option<&str>, env: &Env) -> Report {
-    check_for(path, worker_id, env, worker_id.map(|_| Severity::Warning))
+pub fn check_file(path: &Path, worker_id: Option<&str>, env: &Env) -> CheckReport {
+    run_checks(path, worker_id, env, worker_id.map(|_| Severity::Warning))
 }
 
 /// The same for `ctl agent --check`, which runs where the agent is going to: what of its worker's directories,
 /// interfaces and addresses is not there is an error.
-pub fn check_here(path: &Path, worker_id: Option<&str>, env: &Env) -> Report {
-    check_for(path, worker_id, env, Some(Severity::Error))
+pub fn check_file_on_host(path: &Path, worker_id: Option<&str>, env: &Env) -> CheckReport {
+    run_checks(path, worker_id, env, Some(Severity::Error))
 }
 
 /// `host`: how serious it is that something is not there on this host; `None`: that is not looked at.
-fn check_for(path: &Path, worker_id: Option<&str>, env: &Env, host: Option<Severity>) -> Report {
+fn run_checks(
+    path: &Path,
+    worker_id: Option<&str>,
+    env: &Env,
+    host: Option<Severity>,
+) -> CheckReport {
     let file = path.display().to_string();
-    let findings = Findings::new(file.clone());
+    let findings = Diagnostics::new(file.clone());
     let (mut kind, mut worker_ids) = (None, Vec::new());
     if let Some(source) = source::open(path, &findings) {
-        let found = kind_of(&source);
+        let found = detect_file_kind(&source);
         kind = Some(found);
         match found {
             FileKind::Master => drop(read_master(&source, path, env, &findings)),
@@ -115,20 +120,25 @@ fn check_for(path: &Path, worker_id: Option<&str>, env: &Env, host: Option<Sever
                 source.check_privacy(path, &findings);
                 worker_ids = file.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
                 if let Some(severity) = host
-                    && let Some(worker) = file.choose(worker_id, &findings)
+                    && let Some(worker) = file.select_worker(worker_id, &findings)
                 {
-                    host::check(&worker, severity, &findings);
+                    host::check_worker_on_host(&worker, severity, &findings);
                     if severity == Severity::Warning {
-                        host::check_masters(&worker, &findings);
+                        host::check_master_connections(&worker, &findings);
                     }
                 }
             }
         }
     }
-    Report { file, kind, problems: findings.into_problems(), worker_ids }
+    CheckReport { file, kind, problems: findings.into_problems(), worker_ids }
 }
 
-fn read_master(source: &Source, path: &Path, env: &Env, findings: &Findings) -> MasterConfig {
+fn read_master(
+    source: &ConfigSource,
+    path: &Path,
+    env: &Env,
+    findings: &Diagnostics,
+) -> MasterConfig {
     let root = Item::root(&source.root, findings);
     let config = MasterConfig::read(&root, env, findings);
     source.check_privacy(path, findings);
@@ -136,18 +146,22 @@ fn read_master(source: &Source, path: &Path, env: &Env, findings: &Findings) -> 
 }
 
 /// Which kind of file has more of these keys; a master's, when neither.
-fn kind_of(source: &Source) -> FileKind {
+fn detect_file_kind(source: &ConfigSource) -> FileKind {
     let keys = match &source.root.kind {
         document::Kind::Map(entries) => entries.as_slice(),
         _ => &[],
     };
     let known = |names: &[&str]| keys.iter().filter(|e| names.contains(&e.key.as_str())).count();
-    if known(&agent::KEYS) > known(&master::KEYS) { FileKind::Agents } else { FileKind::Master }
+    if known(&agent::AGENT_KEYS) > known(&master::MASTER_KEYS) {
+        FileKind::Agents
+    } else {
+        FileKind::Master
+    }
 }
 
 /// One clear error for the wrong file, instead of one for each key in it.
-fn right_kind(source: &Source, wanted: FileKind, findings: &Findings) -> bool {
-    let found = kind_of(source);
+fn check_file_kind(source: &ConfigSource, wanted: FileKind, findings: &Diagnostics) -> bool {
+    let found = detect_file_kind(source);
     let empty = !matches!(&source.root.kind, document::Kind::Map(entries) if !entries.is_empty());
     if found == wanted || empty {
         return true;

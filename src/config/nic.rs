@@ -1,26 +1,26 @@
 //! The data-plane endpoints of an agent, and what is set for each network interface behind one.
 
-use super::reader::{Findings, Item, quoted};
+use super::reader::{Diagnostics, Item, quoted};
 use super::report::Pos;
 use crate::util::iface::is_link_local;
 use crate::wire::worker::Endpoint;
 use std::net::IpAddr;
 
 /// What the kernel offers, separated by spaces.
-const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+const AVAILABLE_CONGESTION_CONTROLS: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
 
 /// An endpoint with its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Nic {
+pub struct NicConfig {
     /// Where it serves. Port `Some(0)`: the kernel chooses.
     pub endpoint: Endpoint,
     /// How its connections are.
-    pub tuning: Tuning,
+    pub settings: NicSettings,
 }
 
 /// What may be set for an endpoint; all but the weight is left to the kernel where it is not given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tuning {
+pub struct NicSettings {
     /// At most this much content is sent through it, in bytes per second.
     pub bwlimit: Option<u64>,
     /// How much it is preferred: one of 10 counts as ten times as fast as one of 1 that is as fast.
@@ -33,9 +33,9 @@ pub struct Tuning {
     pub receive_buffer: Option<usize>,
 }
 
-impl Default for Tuning {
+impl Default for NicSettings {
     fn default() -> Self {
-        Tuning {
+        NicSettings {
             bwlimit: None,
             weight: 1,
             congestion: None,
@@ -45,18 +45,18 @@ impl Default for Tuning {
     }
 }
 
-impl From<Endpoint> for Nic {
+impl From<Endpoint> for NicConfig {
     fn from(endpoint: Endpoint) -> Self {
-        Nic { endpoint, tuning: Tuning::default() }
+        NicConfig { endpoint, settings: NicSettings::default() }
     }
 }
 
 /// `address`, `address:port`, or a map of `address`, `iface` (or `interface`), `port` and settings.
-pub(super) fn read(item: &Item<'_>) -> Option<Nic> {
+pub(super) fn read_nic(item: &Item<'_>) -> Option<NicConfig> {
     let nic = if item.is_map() {
         read_map(item)?
     } else {
-        item.parse("an address, or `{address, iface, port}`", endpoint_text)?.into()
+        item.parse("an address, or `{address, iface, port}`", parse_endpoint)?.into()
     };
     let Endpoint { address, iface, .. } = &nic.endpoint;
     if iface.is_none() && address.parse().is_ok_and(is_link_local) {
@@ -75,9 +75,9 @@ pub(super) fn read(item: &Item<'_>) -> Option<Nic> {
     Some(nic)
 }
 
-fn read_map(item: &Item<'_>) -> Option<Nic> {
+fn read_map(item: &Item<'_>) -> Option<NicConfig> {
     let fields = item.fields()?;
-    let address = fields.require("address", "").and_then(|i| i.parse("an address", endpoint_text));
+    let address = fields.require("address", "").and_then(|i| i.parse("an address", parse_endpoint));
     let (iface, interface) = (fields.get("iface"), fields.get("interface"));
     if let (Some(_), Some(twice)) = (&iface, &interface) {
         twice.error("the same as `iface`, which is given too");
@@ -93,7 +93,7 @@ fn read_map(item: &Item<'_>) -> Option<Nic> {
         let size = fields.get(key).and_then(|i| i.size(4096..=1 << 30));
         size.and_then(|size| usize::try_from(size).ok())
     };
-    let tuning = Tuning {
+    let tuning = NicSettings {
         bwlimit: fields.get("bwlimit").and_then(|i| i.limit()).flatten(),
         weight: fields
             .get("weight")
@@ -111,7 +111,7 @@ fn read_map(item: &Item<'_>) -> Option<Nic> {
     }
     endpoint.iface = iface;
     endpoint.port = port.and_then(|p| u16::try_from(p).ok()).or(endpoint.port);
-    Some(Nic { endpoint, tuning })
+    Some(NicConfig { endpoint, settings: tuning })
 }
 
 /// The name of a congestion control. Whether the kernel has it, only the host can say.
@@ -126,7 +126,7 @@ fn read_congestion(item: &Item<'_>) -> Option<String> {
 }
 
 /// As on the wire, and also port 0: the kernel chooses, the heartbeat says which.
-fn endpoint_text(text: &str) -> Result<Endpoint, String> {
+fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     if let Some((address, scope)) = text.trim_matches(['[', ']']).split_once('%') {
         let scope = scope.split(']').next().unwrap_or_default();
         return Err(format!(
@@ -147,9 +147,9 @@ fn endpoint_text(text: &str) -> Result<Endpoint, String> {
 }
 
 /// Warns of a congestion control that this host's kernel has not loaded.
-pub(super) fn check_congestion(nic: &Nic, at: Pos, place: &str, findings: &Findings) {
-    let Some(wanted) = &nic.tuning.congestion else { return };
-    let Ok(available) = std::fs::read_to_string(AVAILABLE) else { return };
+pub(super) fn check_congestion(nic: &NicConfig, at: Pos, place: &str, findings: &Diagnostics) {
+    let Some(wanted) = &nic.settings.congestion else { return };
+    let Ok(available) = std::fs::read_to_string(AVAILABLE_CONGESTION_CONTROLS) else { return };
     if !available.split_whitespace().any(|name| name == wanted) {
         let available = available.trim();
         findings.warn(

@@ -3,9 +3,9 @@
 
 use super::Loaded;
 use super::document::{Entry, Kind, Node};
-use super::report::{ConfigErrors, Pos, Problem, Severity};
+use super::report::{ConfigErrors, ConfigProblem, Pos, Severity};
 use crate::util::{suggest, units};
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -15,39 +15,39 @@ use std::time::Duration;
 const MAX_PROBLEMS: usize = 100;
 
 /// Collects what is wrong with one file.
-pub(super) struct Findings {
+pub(super) struct Diagnostics {
     origin: String,
-    problems: RefCell<Vec<Problem>>,
+    problems: RefCell<Vec<ConfigProblem>>,
     secret: Cell<bool>,
 }
 
-impl Findings {
+impl Diagnostics {
     pub(super) fn new(origin: String) -> Self {
-        Findings { origin, problems: RefCell::default(), secret: Cell::new(false) }
+        Diagnostics { origin, problems: RefCell::default(), secret: Cell::new(false) }
     }
 
     /// Whether the file holds something that other users must not read.
-    pub(super) fn holds_secret(&self) -> bool {
+    pub(super) fn has_secret(&self) -> bool {
         self.secret.get()
     }
 
-    pub(super) fn note(&self, at: Option<Pos>, severity: Severity, message: String) {
+    pub(super) fn record(&self, at: Option<Pos>, severity: Severity, message: String) {
         let origin = self.origin.clone();
-        self.problems.borrow_mut().push(Problem { origin, at, severity, message });
+        self.problems.borrow_mut().push(ConfigProblem { origin, at, severity, message });
     }
 
     pub(super) fn error(&self, at: impl Into<Option<Pos>>, message: impl Into<String>) {
-        self.note(at.into(), Severity::Error, message.into());
+        self.record(at.into(), Severity::Error, message.into());
     }
 
     pub(super) fn warn(&self, at: impl Into<Option<Pos>>, message: impl Into<String>) {
-        self.note(at.into(), Severity::Warning, message.into());
+        self.record(at.into(), Severity::Warning, message.into());
     }
 
     /// Notes what is wrong with an environment variable.
     pub(super) fn env_error(&self, variable: &str, message: String) {
         let origin = variable.to_owned();
-        self.problems.borrow_mut().push(Problem {
+        self.problems.borrow_mut().push(ConfigProblem {
             origin,
             at: None,
             severity: Severity::Error,
@@ -56,7 +56,7 @@ impl Findings {
     }
 
     /// Everything found, in the order of the file.
-    pub(super) fn into_problems(self) -> Vec<Problem> {
+    pub(super) fn into_problems(self) -> Vec<ConfigProblem> {
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|p| p.at);
         problems.dedup();
@@ -65,8 +65,8 @@ impl Findings {
             let severity = problems.iter().map(|p| p.severity).min().unwrap_or(Severity::Error);
             problems.truncate(MAX_PROBLEMS);
             let message =
-                format!("and {}", units::counted(rest as u64, "more problem", "more problems"));
-            problems.push(Problem { origin: self.origin, at: None, severity, message });
+                format!("and {}", units::pluralize(rest as u64, "more problem", "more problems"));
+            problems.push(ConfigProblem { origin: self.origin, at: None, severity, message });
         }
         problems
     }
@@ -88,11 +88,11 @@ pub(super) struct Item<'a> {
     pub(super) path: String,
     pub(super) at: Pos,
     node: &'a Node,
-    findings: &'a Findings,
+    findings: &'a Diagnostics,
 }
 
 impl<'a> Item<'a> {
-    pub(super) fn root(node: &'a Node, findings: &'a Findings) -> Self {
+    pub(super) fn root(node: &'a Node, findings: &'a Diagnostics) -> Self {
         Item { path: String::new(), at: node.at, node, findings }
     }
 
@@ -105,7 +105,7 @@ impl<'a> Item<'a> {
     }
 
     /// An error that shows up here and is about the neighbouring `key`.
-    pub(super) fn error_about(&self, key: &str, message: &str) {
+    pub(super) fn error_for_sibling(&self, key: &str, message: &str) {
         let parent =
             self.path.rsplit_once('.').map_or(String::new(), |(above, _)| format!("{above}."));
         self.findings.error(self.at, format!("{parent}{key}: {message}"));
@@ -150,7 +150,7 @@ impl<'a> Item<'a> {
             Kind::Null => &[],
             _ => return self.unexpected("keys and values (`key: value`)"),
         };
-        Some(Fields { item: self.clone(), entries, asked: RefCell::default() })
+        Some(Fields { item: self.clone(), entries, requested: RefCell::default() })
     }
 
     /// Its elements.
@@ -188,12 +188,12 @@ impl<'a> Item<'a> {
             self.error("expected text");
             return None;
         };
-        self.note_secret();
+        self.mark_secret();
         Some(text)
     }
 
     /// Notes that other users must not read the file.
-    pub(super) fn note_secret(&self) {
+    pub(super) fn mark_secret(&self) {
         self.findings.secret.set(true);
     }
 
@@ -226,7 +226,8 @@ impl<'a> Item<'a> {
             if allowed.contains(&value) {
                 return Ok(value);
             }
-            let (low, high) = (units::duration(*allowed.start()), units::duration(*allowed.end()));
+            let (low, high) =
+                (units::format_duration(*allowed.start()), units::format_duration(*allowed.end()));
             Err(format!("{} is out of range: it must be from {low} to {high}", quoted(text)))
         })
     }
@@ -238,14 +239,15 @@ impl<'a> Item<'a> {
             if allowed.contains(&value) {
                 return Ok(value);
             }
-            let (low, high) = (units::bytes(*allowed.start()), units::bytes(*allowed.end()));
+            let (low, high) =
+                (units::format_bytes(*allowed.start()), units::format_bytes(*allowed.end()));
             Err(format!("{} is out of range: it must be from {low} to {high}", quoted(text)))
         })
     }
 
     /// Bytes per second: `100MiB/s`, or `none`.
     pub(super) fn limit(&self) -> Option<Option<u64>> {
-        self.parse("a limit such as `100MiB/s`, or `none`", units::parse_limit)
+        self.parse("a limit such as `100MiB/s`, or `none`", units::parse_bwlimit)
     }
 
     /// One of a few words.
@@ -266,27 +268,27 @@ pub(super) struct Fields<'a> {
     /// The map itself.
     pub(super) item: Item<'a>,
     entries: &'a [Entry],
-    asked: RefCell<Vec<&'static str>>,
+    requested: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Fields<'a> {
     /// The value of `key`, if it is there.
     pub(super) fn get(&self, key: &'static str) -> Option<Item<'a>> {
-        self.asked.borrow_mut().push(key);
-        self.entries.iter().find(|e| e.key == key).map(|e| self.entry(e))
+        self.requested.borrow_mut().push(key);
+        self.entries.iter().find(|e| e.key == key).map(|e| self.to_item(e))
     }
 
     /// The value of `key`, which must be there.
     pub(super) fn require(&self, key: &'static str, hint: &str) -> Option<Item<'a>> {
         let found = self.get(key);
         if found.is_none() {
-            self.missing(key, hint);
+            self.report_missing(key, hint);
         }
         found
     }
 
-    pub(super) fn missing(&self, key: &str, hint: &str) {
-        let message = format!("missing key `{key}`{}{hint}", self.place());
+    pub(super) fn report_missing(&self, key: &str, hint: &str) {
+        let message = format!("missing key `{key}`{}{hint}", self.location_suffix());
         self.item.findings.error(self.item.at, message);
     }
 
@@ -304,48 +306,51 @@ impl<'a> Fields<'a> {
     }
 
     /// Every key with its value, where the keys are names that the operator chooses.
-    pub(super) fn all(&self) -> Vec<(&'a str, Pos, Item<'a>)> {
-        self.entries.iter().map(|e| (e.key.as_str(), e.at, self.entry(e))).collect()
+    pub(super) fn entries(&self) -> Vec<(&'a str, Pos, Item<'a>)> {
+        self.entries.iter().map(|e| (e.key.as_str(), e.at, self.to_item(e))).collect()
     }
 
     /// Warns of `key`, if it is there: it is accepted, and something else takes its place.
-    pub(super) fn outdated(&self, key: &'static str, advice: &str) {
+    pub(super) fn warn_outdated(&self, key: &'static str, advice: &str) {
         if self.get(key).is_some() {
-            let message = format!("`{key}`{} is outdated — {advice}", self.place());
+            let message = format!("`{key}`{} is outdated — {advice}", self.location_suffix());
             self.item.findings.warn(self.key_at(key), message);
         }
     }
 
     /// Reports the keys given twice and those that nobody asked for.
     pub(super) fn finish(self) {
-        let asked = self.asked.borrow();
+        let asked = self.requested.borrow();
         let mut lines: HashMap<&str, usize> = HashMap::new();
         for entry in self.entries {
             let name = quoted(&entry.key);
             if let Some(line) = lines.get(entry.key.as_str()) {
                 self.item.findings.error(
                     entry.at,
-                    format!("duplicate key {name}{} — first given on line {line}", self.place()),
+                    format!(
+                        "duplicate key {name}{} — first given on line {line}",
+                        self.location_suffix()
+                    ),
                 );
             } else if !asked.contains(&entry.key.as_str()) {
                 let crowded = self.item.findings.problems.borrow().len() > MAX_PROBLEMS;
                 let hint = if crowded { String::new() } else { did_you_mean(&entry.key, &asked) };
                 self.item
                     .findings
-                    .error(entry.at, format!("unknown key {name}{}{hint}", self.place()));
+                    .error(entry.at, format!("unknown key {name}{}{hint}", self.location_suffix()));
             }
             lines.entry(&entry.key).or_insert(entry.at.line);
         }
     }
 
-    fn place(&self) -> String {
+    fn location_suffix(&self) -> String {
         if self.item.path.is_empty() { String::new() } else { format!(" in {}", self.item.path) }
     }
 
-    fn entry(&self, entry: &'a Entry) -> Item<'a> {
+    fn to_item(&self, entry: &'a Entry) -> Item<'a> {
         let path = match self.item.path.as_str() {
-            "" => show(entry.key.as_bytes()),
-            above => format!("{above}.{}", show(entry.key.as_bytes())),
+            "" => escape_bytes(entry.key.as_bytes()),
+            above => format!("{above}.{}", escape_bytes(entry.key.as_bytes())),
         };
         // A value that is not there has no place of its own.
         let at = if entry.value.kind == Kind::Null { entry.at } else { entry.value.at };
@@ -355,16 +360,16 @@ impl<'a> Fields<'a> {
 
 /// Text between backticks, safe to print and not too long.
 pub(super) fn quoted(text: &str) -> String {
-    const MOST: usize = 80;
-    match text.char_indices().nth(MOST) {
-        None => format!("`{}`", show(text.as_bytes())),
-        Some((end, _)) => format!("`{}…`", show(&text.as_bytes()[..end])),
+    const MAX_QUOTED_CHARS: usize = 80;
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
+        None => format!("`{}`", escape_bytes(text.as_bytes())),
+        Some((end, _)) => format!("`{}…`", escape_bytes(&text.as_bytes()[..end])),
     }
 }
 
 /// ` — did you mean …?`, or nothing.
 pub(super) fn did_you_mean(word: &str, candidates: &[&str]) -> String {
-    match suggest::nearest(word, candidates.iter().copied()) {
+    match suggest::closest_match(word, candidates.iter().copied()) {
         Some(near) => format!(" — did you mean `{near}`?"),
         None => String::new(),
     }

@@ -1,6 +1,6 @@
 //! Where Redis is, with its password kept out of every log line.
 
-use crate::wire::worker::is_failed_ipv4;
+use crate::wire::worker::is_malformed_ipv4;
 use std::fmt;
 use url::Url;
 
@@ -29,13 +29,14 @@ impl RedisUrl {
         username: Option<&str>,
         password: Option<&str>,
     ) -> Result<Self, String> {
-        let bad = || format!("`{}` is not a host name", crate::wire::path::show(host.as_bytes()));
+        let bad =
+            || format!("`{}` is not a host name", crate::wire::path::escape_bytes(host.as_bytes()));
         let mut url = Url::parse(DEFAULT_REDIS_URL).map_err(|e| e.to_string())?;
         let bracketed = match host.parse::<std::net::Ipv6Addr>() {
             Ok(_) => format!("[{host}]"),
             Err(_) => host.to_owned(),
         };
-        if is_failed_ipv4(host) {
+        if is_malformed_ipv4(host) {
             return Err(not_an_address(host));
         }
         if host.contains(['/', '@', ' ', '?', '#']) || (host.contains(':') && bracketed == host) {
@@ -99,14 +100,14 @@ impl std::str::FromStr for RedisUrl {
 }
 
 fn not_an_address(host: &str) -> String {
-    format!("`{}` is not an IPv4 address", crate::wire::path::show(host.as_bytes()))
+    format!("`{}` is not an IPv4 address", crate::wire::path::escape_bytes(host.as_bytes()))
 }
 
 fn check_tcp(url: &Url) -> Result<(), String> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err("names no host — write `redis://HOST:PORT/DB`".into());
     }
-    if let Some(host) = url.host_str().filter(|host| is_failed_ipv4(host)) {
+    if let Some(host) = url.host_str().filter(|host| is_malformed_ipv4(host)) {
         return Err(not_an_address(host));
     }
     let db = url.path().trim_start_matches('/');
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_are_given_out_only_on_request() {
+    fn passwords_are_masked_in_debug_and_display() {
         for (text, shown) in [
             ("redis://:hunter2@db:6380/3", "redis://:***@db:6380/3"),
             ("redis://me:hunter2@[::1]/0", "redis://me:***@[::1]/0"),
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_url_does_not_leak_its_password() {
+    fn a_rejected_url_does_not_leak_its_password() {
         for bad in [
             "http://:hunter2@h",
             "redis://:hunter2@h/x",
@@ -194,13 +195,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_a_url_or_refused_without_the_password_in_it(
-            edits in crate::wire::mutate::edits(),
+        fn any_text_is_a_url_or_rejected_without_its_password(
+            edits in crate::wire::fuzz::any_edits(),
             text: String,
         ) {
             let _ = text.parse::<RedisUrl>();
             let right = b"redis://user:hunter2@db.example:6379/2";
-            let other = crate::wire::mutate::edited(right, &edits);
+            let other = crate::wire::fuzz::apply_edits(right, &edits);
             let other = String::from_utf8_lossy(&other);
             // Elsewhere than in its place it is no password.
             proptest::prop_assume!(other.matches("hunter2").count() == 1 && other.contains(":hunter2@"));

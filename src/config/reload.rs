@@ -1,26 +1,26 @@
 //! A configuration that is read again while its program runs: what takes effect at once, and what needs a restart.
 
 use super::master::{Limits, SyncDefaults};
-use super::{AgentConfig, LogConfig, MasterConfig, Nic, StoreConfig};
+use super::{AgentConfig, LogConfig, MasterConfig, NicConfig, StoreConfig};
 
 /// What a file that was read again changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reloaded {
+pub struct ReloadReport {
     /// Keys whose new values are in effect.
     pub applied: Vec<&'static str>,
     /// Keys whose new values take effect after a restart; the old ones stay.
     pub needs_restart: Vec<&'static str>,
 }
 
-impl Reloaded {
-    fn apply<T: PartialEq>(&mut self, key: &'static str, old: &mut T, new: T) {
+impl ReloadReport {
+    fn apply_change<T: PartialEq>(&mut self, key: &'static str, old: &mut T, new: T) {
         if *old != new {
             *old = new;
             self.applied.push(key);
         }
     }
 
-    fn keep<T: PartialEq>(&mut self, key: &'static str, old: &T, new: &T) {
+    fn mark_for_restart<T: PartialEq>(&mut self, key: &'static str, old: &T, new: &T) {
         if old != new {
             self.needs_restart.push(key);
         }
@@ -28,16 +28,16 @@ impl Reloaded {
 
     fn log(&mut self, old: &mut LogConfig, new: LogConfig) {
         let LogConfig { level, format, file } = new;
-        self.apply("log.level", &mut old.level, level);
-        self.apply("log.file", &mut old.file, file);
-        self.keep("log.format", &old.format, &format);
+        self.apply_change("log.level", &mut old.level, level);
+        self.apply_change("log.file", &mut old.file, file);
+        self.mark_for_restart("log.format", &old.format, &format);
     }
 }
 
 /// A configuration that can be read again.
 pub trait Reload: Clone {
     /// Takes what can take effect at once from `new`.
-    fn reload(&mut self, new: Self) -> Reloaded;
+    fn reload(&mut self, new: Self) -> ReloadReport;
 
     /// What is logged, and how.
     fn log(&self) -> &LogConfig;
@@ -47,7 +47,7 @@ pub trait Reload: Clone {
 }
 
 impl Reload for MasterConfig {
-    fn reload(&mut self, new: Self) -> Reloaded {
+    fn reload(&mut self, new: Self) -> ReloadReport {
         // By name, so that a new key is given its place here.
         let MasterConfig {
             listen,
@@ -66,9 +66,9 @@ impl Reload for MasterConfig {
             defaults,
             log,
         } = new;
-        let mut found = Reloaded::default();
-        found.apply("heartbeat_interval", &mut self.heartbeat_interval, heartbeat_interval);
-        found.apply("retention", &mut self.retention, retention);
+        let mut found = ReloadReport::default();
+        found.apply_change("heartbeat_interval", &mut self.heartbeat_interval, heartbeat_interval);
+        found.apply_change("retention", &mut self.retention, retention);
         let Limits {
             max_active_syncs,
             no_space_timeout,
@@ -77,34 +77,34 @@ impl Reload for MasterConfig {
             max_file_list_bytes,
         } = limits;
         let old = &mut self.limits;
-        found.apply("limits.max_active_syncs", &mut old.max_active_syncs, max_active_syncs);
-        found.apply("limits.no_space_timeout", &mut old.no_space_timeout, no_space_timeout);
-        found.apply("limits.window_tasks", &mut old.window_tasks, window_tasks);
+        found.apply_change("limits.max_active_syncs", &mut old.max_active_syncs, max_active_syncs);
+        found.apply_change("limits.no_space_timeout", &mut old.no_space_timeout, no_space_timeout);
+        found.apply_change("limits.window_tasks", &mut old.window_tasks, window_tasks);
         let bytes = &mut old.max_file_list_bytes;
-        found.apply("limits.max_file_list_bytes", bytes, max_file_list_bytes);
-        found.keep("limits.max_connections", &old.max_connections, &max_connections);
-        found.apply("bwlimit", &mut self.bwlimit, bwlimit);
+        found.apply_change("limits.max_file_list_bytes", bytes, max_file_list_bytes);
+        found.mark_for_restart("limits.max_connections", &old.max_connections, &max_connections);
+        found.apply_change("bwlimit", &mut self.bwlimit, bwlimit);
         let SyncDefaults { chunk_size_mb, max_retries, max_worker_losses } = defaults;
         let old = &mut self.defaults;
-        found.apply("defaults.chunk_size_mb", &mut old.chunk_size_mb, chunk_size_mb);
-        found.apply("defaults.max_retries", &mut old.max_retries, max_retries);
+        found.apply_change("defaults.chunk_size_mb", &mut old.chunk_size_mb, chunk_size_mb);
+        found.apply_change("defaults.max_retries", &mut old.max_retries, max_retries);
         let losses = &mut old.max_worker_losses;
-        found.apply("defaults.max_worker_losses", losses, max_worker_losses);
+        found.apply_change("defaults.max_worker_losses", losses, max_worker_losses);
         found.log(&mut self.log, log);
-        found.keep("listen", &self.listen, &listen);
-        found.keep("advertise_url", &self.advertise_url, &advertise_url);
-        found.keep("installation", &self.installation, &installation);
-        found.keep("leadership_lease", &self.leadership_lease, &leadership_lease);
-        found.keep("data_dir", &self.data_dir, &data_dir);
+        found.mark_for_restart("listen", &self.listen, &listen);
+        found.mark_for_restart("advertise_url", &self.advertise_url, &advertise_url);
+        found.mark_for_restart("installation", &self.installation, &installation);
+        found.mark_for_restart("leadership_lease", &self.leadership_lease, &leadership_lease);
+        found.mark_for_restart("data_dir", &self.data_dir, &data_dir);
         let embedded = |store: &StoreConfig| matches!(store, StoreConfig::Embedded { .. });
         // Where the embedded store is, `data_dir` says.
         if !(embedded(&self.store) && embedded(&store)) {
-            found.keep("redis", &self.store, &store);
+            found.mark_for_restart("redis", &self.store, &store);
         }
         let timeout = &worker_heartbeat_timeout;
-        found.keep("worker_heartbeat_timeout", &self.worker_heartbeat_timeout, timeout);
-        found.keep("lease", &self.lease, &lease);
-        found.keep("poll_wait_max", &self.poll_wait_max, &poll_wait_max);
+        found.mark_for_restart("worker_heartbeat_timeout", &self.worker_heartbeat_timeout, timeout);
+        found.mark_for_restart("lease", &self.lease, &lease);
+        found.mark_for_restart("poll_wait_max", &self.poll_wait_max, &poll_wait_max);
         found
     }
 
@@ -118,7 +118,7 @@ impl Reload for MasterConfig {
 }
 
 impl Reload for AgentConfig {
-    fn reload(&mut self, new: Self) -> Reloaded {
+    fn reload(&mut self, new: Self) -> ReloadReport {
         let AgentConfig {
             worker_id,
             master_urls,
@@ -134,27 +134,31 @@ impl Reload for AgentConfig {
             data_dir,
             log,
         } = new;
-        let mut found = Reloaded::default();
-        found.apply("heartbeat_interval", &mut self.heartbeat_interval, heartbeat_interval);
-        found.apply("drain_timeout", &mut self.drain_timeout, drain_timeout);
-        found.apply("bwlimit", &mut self.bwlimit, bwlimit);
+        let mut found = ReloadReport::default();
+        found.apply_change("heartbeat_interval", &mut self.heartbeat_interval, heartbeat_interval);
+        found.apply_change("drain_timeout", &mut self.drain_timeout, drain_timeout);
+        found.apply_change("bwlimit", &mut self.bwlimit, bwlimit);
         let key = "network.data_plane_endpoints";
-        if unlimited(&self.data_plane_endpoints) == unlimited(&data_plane_endpoints) {
+        if without_bwlimits(&self.data_plane_endpoints) == without_bwlimits(&data_plane_endpoints) {
             // Only their limits differ.
-            found.apply(key, &mut self.data_plane_endpoints, data_plane_endpoints);
+            found.apply_change(key, &mut self.data_plane_endpoints, data_plane_endpoints);
         } else {
-            found.keep(key, &self.data_plane_endpoints, &data_plane_endpoints);
+            found.mark_for_restart(key, &self.data_plane_endpoints, &data_plane_endpoints);
         }
         found.log(&mut self.log, log);
-        found.keep("worker_id", &self.worker_id, &worker_id);
-        found.keep("master_url", &self.master_urls, &master_urls);
-        found.keep("storage_paths", &self.storage_paths, &storage_paths);
+        found.mark_for_restart("worker_id", &self.worker_id, &worker_id);
+        found.mark_for_restart("master_url", &self.master_urls, &master_urls);
+        found.mark_for_restart("storage_paths", &self.storage_paths, &storage_paths);
         let address = &control_plane_address;
-        found.keep("network.control_plane_address", &self.control_plane_address, address);
-        found.keep("slots", &self.slots, &slots);
-        found.keep("buffer_memory", &self.buffer_memory, &buffer_memory);
-        found.keep("direct_io", &self.direct_io, &direct_io);
-        found.keep("data_dir", &self.data_dir, &data_dir);
+        found.mark_for_restart(
+            "network.control_plane_address",
+            &self.control_plane_address,
+            address,
+        );
+        found.mark_for_restart("slots", &self.slots, &slots);
+        found.mark_for_restart("buffer_memory", &self.buffer_memory, &buffer_memory);
+        found.mark_for_restart("direct_io", &self.direct_io, &direct_io);
+        found.mark_for_restart("data_dir", &self.data_dir, &data_dir);
         found
     }
 
@@ -168,10 +172,10 @@ impl Reload for AgentConfig {
 }
 
 /// The endpoints without their limits.
-fn unlimited(nics: &[Nic]) -> Vec<Nic> {
-    let without = |nic: &Nic| {
+fn without_bwlimits(nics: &[NicConfig]) -> Vec<NicConfig> {
+    let without = |nic: &NicConfig| {
         let mut nic = nic.clone();
-        nic.tuning.bwlimit = None;
+        nic.settings.bwlimit = None;
         nic
     };
     nics.iter().map(without).collect()
@@ -191,7 +195,7 @@ mod tests {
 
     fn master(text: &str) -> MasterConfig {
         let (_dir, path) = file(&format!("lease: 30s\n{text}"));
-        load_master(Some(&path), &Env::none()).unwrap().config
+        load_master(Some(&path), &Env::empty()).unwrap().config
     }
 
     fn agent(shared: &str, worker: &str, endpoint: &str) -> AgentConfig {
@@ -204,7 +208,7 @@ mod tests {
             false => format!("master_url: http://m:1\n{text}"),
         };
         let (_dir, path) = file(&text);
-        load_agent(&path, None, &Env::none()).unwrap().config
+        load_agent(&path, None, &Env::empty()).unwrap().config
     }
 
     #[test]

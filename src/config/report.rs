@@ -22,7 +22,7 @@ pub enum Severity {
 
 /// One problem. Shown as `file:line:col: error: message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     /// The file as it was named, or the environment variable.
     pub origin: String,
     /// Where in it; `None` when the whole of it is meant.
@@ -33,7 +33,7 @@ pub struct Problem {
     pub message: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.origin)?;
         if let Some(Pos { line, col }) = self.at {
@@ -52,7 +52,7 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
     /// At least one error, and the warnings found beside it, in the order of the file.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigProblem>,
 }
 
 impl fmt::Display for ConfigErrors {
@@ -75,42 +75,42 @@ pub enum FileKind {
 /// What `ctl config check` has to say. Displayed as the problems, one a line, and a closing line
 /// with their number, e.g. `2 errors, 1 warning.   worker ids in this file: worker-a worker-b`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct CheckReport {
     /// The file as it was named.
     pub file: String,
     /// What it was recognised as; `None` when it could not be read at all.
     pub kind: Option<FileKind>,
     /// Everything found, in the order of the file.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigProblem>,
     /// The workers that an agents file names, in its order.
     pub worker_ids: Vec<String>,
 }
 
-impl Report {
+impl CheckReport {
     /// How many problems are errors.
-    pub fn errors(&self) -> usize {
+    pub fn error_count(&self) -> usize {
         self.problems.iter().filter(|p| p.severity == Severity::Error).count()
     }
 
     /// How many problems are warnings.
-    pub fn warnings(&self) -> usize {
-        self.problems.len() - self.errors()
+    pub fn warning_count(&self) -> usize {
+        self.problems.len() - self.error_count()
     }
 
     /// Whether the file can be used (warnings allowed).
-    pub fn usable(&self) -> bool {
-        self.errors() == 0
+    pub fn is_usable(&self) -> bool {
+        self.error_count() == 0
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.problems.is_empty() {
             write_lines(f, &self.problems)?;
             writeln!(f)?;
         }
         let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
-        match (self.errors(), self.warnings()) {
+        match (self.error_count(), self.warning_count()) {
             (0, 0) => {
                 let kind = match self.kind {
                     Some(FileKind::Master) => "master configuration",
@@ -132,7 +132,7 @@ impl fmt::Display for Report {
     }
 }
 
-fn write_lines(f: &mut fmt::Formatter<'_>, problems: &[Problem]) -> fmt::Result {
+fn write_lines(f: &mut fmt::Formatter<'_>, problems: &[ConfigProblem]) -> fmt::Result {
     for (i, problem) in problems.iter().enumerate() {
         if i > 0 {
             writeln!(f)?;

@@ -1,7 +1,7 @@
 //! A configuration file, opened and parsed; what is wrong with it as a file or as YAML is noted.
 
 use super::document::{self, Kind, Node};
-use super::reader::Findings;
+use super::reader::Diagnostics;
 use super::report::Pos;
 use std::fs::File;
 use std::io::Read as _;
@@ -12,17 +12,17 @@ use std::path::Path;
 const MAX_BYTES: u64 = 4 << 20;
 
 /// A parsed file.
-pub(super) struct Source {
+pub(super) struct ConfigSource {
     pub(super) root: Node,
     /// The permission bits of the file.
     mode: u32,
 }
 
-impl Source {
+impl ConfigSource {
     /// Notes an error where the file holds a secret that other users may read; to be called when all of it
     /// was read.
-    pub(super) fn check_privacy(&self, path: &Path, findings: &Findings) {
-        if !findings.holds_secret() || self.mode & 0o044 == 0 {
+    pub(super) fn check_privacy(&self, path: &Path, findings: &Diagnostics) {
+        if !findings.has_secret() || self.mode & 0o044 == 0 {
             return;
         }
         let shown = path.display().to_string();
@@ -44,9 +44,9 @@ impl Source {
 }
 
 /// Opens and parses `path`; `None` when a problem was noted that ends the reading.
-pub(super) fn open(path: &Path, findings: &Findings) -> Option<Source> {
+pub(super) fn open(path: &Path, findings: &Diagnostics) -> Option<ConfigSource> {
     match read(path) {
-        Ok((bytes, mode)) => parse(&bytes, findings).map(|root| Source { root, mode }),
+        Ok((bytes, mode)) => parse(&bytes, findings).map(|root| ConfigSource { root, mode }),
         Err(message) => {
             findings.error(None, message);
             None
@@ -64,7 +64,7 @@ fn read(path: &Path) -> Result<(Vec<u8>, u32), String> {
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(why)?;
     if bytes.len() as u64 > MAX_BYTES {
-        let most = crate::util::units::bytes(MAX_BYTES);
+        let most = crate::util::units::format_bytes(MAX_BYTES);
         return Err(format!("is larger than {most} — this is hardly a configuration file"));
     }
     Ok((bytes, meta.permissions().mode() & 0o7777))
@@ -72,7 +72,7 @@ fn read(path: &Path) -> Result<(Vec<u8>, u32), String> {
 
 /// The tree of `bytes`. A file of nothing but comments is a map without keys; a file of nothing at
 /// all is refused, for it is more likely the remains of a full disk than a wish for every default.
-pub(super) fn parse(bytes: &[u8], findings: &Findings) -> Option<Node> {
+pub(super) fn parse(bytes: &[u8], findings: &Diagnostics) -> Option<Node> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         findings.error(None, "is UTF-16 text — save it as UTF-8");
@@ -81,7 +81,7 @@ pub(super) fn parse(bytes: &[u8], findings: &Findings) -> Option<Node> {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
         Err(flaw) => {
-            let at = position(&bytes[..flaw.valid_up_to()]);
+            let at = position_after(&bytes[..flaw.valid_up_to()]);
             findings.error(at, "not UTF-8 text — save the file as UTF-8");
             return None;
         }
@@ -102,7 +102,7 @@ pub(super) fn parse(bytes: &[u8], findings: &Findings) -> Option<Node> {
 }
 
 /// The place right behind `before`, all of it valid UTF-8.
-fn position(before: &[u8]) -> Pos {
+fn position_after(before: &[u8]) -> Pos {
     let line = before.iter().filter(|b| **b == b'\n').count() + 1;
     let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let starts_a_char = |b: &&u8| **b & 0xc0 != 0x80;

@@ -20,18 +20,18 @@ fn with_file<T>(text: impl AsRef<[u8]>, then: impl FnOnce(&Path) -> T) -> T {
 }
 
 fn master(text: impl AsRef<[u8]>) -> Result<Loaded<MasterConfig>, ConfigErrors> {
-    with_file(text, |path| load_master(Some(path), &Env::none()))
+    with_file(text, |path| load_master(Some(path), &Env::empty()))
 }
 
 fn agent(text: impl AsRef<[u8]>, id: Option<&str>) -> Result<Loaded<AgentConfig>, ConfigErrors> {
-    with_file(text, |path| load_agent(path, id, &Env::none()))
+    with_file(text, |path| load_agent(path, id, &Env::empty()))
 }
 
 /// The problems as lines that start at the position: `3:9: error: …`.
-fn lines(problems: &[Problem]) -> Vec<String> {
-    let short = |p: &Problem| {
+fn format_problems(problems: &[ConfigProblem]) -> Vec<String> {
+    let short = |p: &ConfigProblem| {
         let name = Path::new(&p.origin).file_name().unwrap().to_string_lossy().into_owned();
-        Problem { origin: name, ..p.clone() }
+        ConfigProblem { origin: name, ..p.clone() }
             .to_string()
             .trim_start_matches("f.yml:")
             .trim()
@@ -40,8 +40,8 @@ fn lines(problems: &[Problem]) -> Vec<String> {
     problems.iter().map(short).collect()
 }
 
-fn assert_lines(text: &str, found: &[Problem], wanted: &[&str]) {
-    assert_eq!(lines(found), wanted, "for\n{text}");
+fn assert_lines(text: &str, found: &[ConfigProblem], wanted: &[&str]) {
+    assert_eq!(format_problems(found), wanted, "for\n{text}");
 }
 
 fn repo_file(name: &str) -> PathBuf {
@@ -49,28 +49,28 @@ fn repo_file(name: &str) -> PathBuf {
 }
 
 #[test]
-fn every_shipped_file_loads_without_a_warning() {
+fn every_shipped_config_loads_without_warnings() {
     let mut files = vec![repo_file("example_master.yml"), repo_file("example_agent.yml")];
     files.extend(std::fs::read_dir(repo_file("configs")).unwrap().map(|e| e.unwrap().path()));
     assert!(files.len() >= 6);
     for file in files {
-        let report = check(&file, None, &Env::none());
-        assert_eq!(lines(&report.problems), Vec::<String>::new(), "{}", file.display());
+        let report = check_file(&file, None, &Env::empty());
+        assert_eq!(format_problems(&report.problems), Vec::<String>::new(), "{}", file.display());
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
         let kind = if name.contains("master") { FileKind::Master } else { FileKind::Agents };
         assert_eq!(report.kind, Some(kind), "{name}");
         for id in &report.worker_ids {
-            load_agent(&file, Some(id), &Env::none()).unwrap();
+            load_agent(&file, Some(id), &Env::empty()).unwrap();
         }
         if kind == FileKind::Master {
-            load_master(Some(&file), &Env::none()).unwrap();
+            load_master(Some(&file), &Env::empty()).unwrap();
         }
     }
 }
 
 /// The comments promise these defaults.
 #[test]
-fn commented_defaults_are_the_real_ones() {
+fn commented_defaults_match_the_code() {
     for (name, block_starts) in [
         (
             "example_master.yml",
@@ -117,13 +117,13 @@ fn commented_defaults_are_the_real_ones() {
         }
         assert_eq!(seen, block_starts, "{name}");
         if name.contains("master") {
-            let plain = load_master(Some(&repo_file(name)), &Env::none()).unwrap();
+            let plain = load_master(Some(&repo_file(name)), &Env::empty()).unwrap();
             assert_eq!(master(&uncommented).unwrap(), plain);
-            let mut without_file = load_master(None, &Env::none()).unwrap().config;
+            let mut without_file = load_master(None, &Env::empty()).unwrap().config;
             without_file.store = plain.config.store.clone();
             assert_eq!(plain.config, without_file);
         } else {
-            let plain = load_agent(&repo_file(name), Some("worker-b"), &Env::none()).unwrap();
+            let plain = load_agent(&repo_file(name), Some("worker-b"), &Env::empty()).unwrap();
             assert_eq!(agent(&uncommented, Some("worker-b")).unwrap(), plain);
         }
     }
@@ -131,7 +131,7 @@ fn commented_defaults_are_the_real_ones() {
 
 #[test]
 fn a_master_without_keys_serves_this_host_from_an_embedded_store() {
-    let env = Env { state_dir: "/state".into(), ..Env::none() };
+    let env = Env { state_dir: "/state".into(), ..Env::empty() };
     for text in ["{}", "# all defaults\n", "---\n", "\u{feff}{}"] {
         let loaded = with_file(text, |path| load_master(Some(path), &env)).unwrap();
         assert_eq!(loaded, load_master(None, &env).unwrap(), "{text:?}");
@@ -144,7 +144,7 @@ fn a_master_without_keys_serves_this_host_from_an_embedded_store() {
 }
 
 #[test]
-fn the_predecessors_master_file_loads() {
+fn a_master_file_of_the_predecessor_loads() {
     let text = "scheduler: round_robin\nworker_heartbeat_timeout: 45.5\nnetwork:\n  control_plane_iface: eth0\n\
                 redis:\n  host: db\n  port: 6380\n  db: 2\n  expiry_days: 7\n";
     let loaded = master(text).unwrap();
@@ -168,7 +168,7 @@ fn the_predecessors_master_file_loads() {
 }
 
 #[test]
-fn both_shapes_of_an_agents_file_give_the_same_worker() {
+fn both_forms_of_an_agents_file_give_the_same_worker() {
     let list = "master_url: http://m:8888/\nslots: 3\nworkers:\n  - worker_id: worker-a\n    storage_paths: [/home/gpu1/, /home/cpu1]\n    \
                 network:\n      control_plane_address: 192.168.65.4\n      data_plane_endpoints: [192.168.65.4, {address: 10.0.0.4, interface: ib0, port: 9000}, \"[fd00::1]:0\"]\n";
     let map = "master_url: [http://m:8888]\nworkers:\n  worker-a:\n    slots: 3\n    storage_paths: [/home/gpu1, /home/cpu1]\n    \
@@ -189,13 +189,13 @@ fn both_shapes_of_an_agents_file_give_the_same_worker() {
 }
 
 #[test]
-fn endpoints_have_settings_of_their_own() {
+fn each_endpoint_has_separate_settings() {
     let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d]\n    network:\n      \
                 data_plane_endpoints:\n        - 10.0.0.1\n        \
                 - {address: 10.0.1.1, bwlimit: 100MiB/s, weight: 10, congestion: cubic, send_buffer: 4MiB, receive_buffer: 65536}\n";
     let nics = agent(text, None).unwrap().config.data_plane_endpoints;
-    assert_eq!(nics[0].tuning, crate::config::Tuning::default());
-    let tuning = &nics[1].tuning;
+    assert_eq!(nics[0].settings, crate::config::NicSettings::default());
+    let tuning = &nics[1].settings;
     assert_eq!((tuning.bwlimit, tuning.weight), (Some(100 << 20), 10));
     assert_eq!(tuning.congestion.as_deref(), Some("cubic"));
     assert_eq!((tuning.send_buffer, tuning.receive_buffer), (Some(4 << 20), Some(65_536)));
@@ -212,7 +212,7 @@ fn endpoints_have_settings_of_their_own() {
 }
 
 #[test]
-fn workers_can_share_what_they_have_in_common() {
+fn workers_inherit_shared_settings() {
     let text = "master_url: http://m\nworkers:\n  - &base\n    worker_id: a\n    storage_paths: [/d]\n    network: {control_plane_address: 10.0.0.1}\n  \
                 - <<: *base\n    worker_id: b\n    network: {control_plane_address: 10.0.0.2}\n";
     let b = agent(text, Some("b")).unwrap();
@@ -222,7 +222,7 @@ fn workers_can_share_what_they_have_in_common() {
 }
 
 #[test]
-fn a_worker_without_endpoints_serves_its_own_host_and_says_so() {
+fn a_worker_without_endpoints_serves_its_own_host_and_warns() {
     let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d]\n";
     let loaded = agent(text, None).unwrap();
     assert_eq!(loaded.config.data_plane_endpoints[0].endpoint.authority(), "127.0.0.1:8889");
@@ -236,7 +236,7 @@ fn a_worker_without_endpoints_serves_its_own_host_and_says_so() {
 }
 
 #[test]
-fn every_mistake_in_a_masters_file_is_named_at_once() {
+fn all_errors_in_a_master_file_are_reported_together() {
     for (text, wanted) in [
         (
             "lisen: 0.0.0.0:8888\ndefaults:\n  chunk_size_mb: 2000\n  max_retries: many\nlease: 10GG\nlog: {level: inof, format: xml}\n",
@@ -320,11 +320,11 @@ fn limits_are_read_as_a_rate_or_a_timetable() {
     let table = master(text).unwrap().config.bwlimit;
     assert_eq!(table, master(list).unwrap().config.bwlimit);
     let zone = jiff::tz::TimeZone::UTC;
-    let at = |time: &str| table.at(time.parse().unwrap(), &zone);
+    let at = |time: &str| table.limit_at(time.parse().unwrap(), &zone);
     assert_eq!(at("2026-06-01T09:00:00Z"), Some(100 << 20));
     assert_eq!((at("2026-06-01T19:00:00Z"), at("2026-06-06T09:00:00Z")), (None, None));
     let plain = master("bwlimit: 1G\n").unwrap().config.bwlimit;
-    assert_eq!(plain.at("2026-06-06T09:00:00Z".parse().unwrap(), &zone), Some(1 << 30));
+    assert_eq!(plain.limit_at("2026-06-06T09:00:00Z".parse().unwrap(), &zone), Some(1 << 30));
     for (text, wanted) in [
         (
             "listen: 127.0.0.1:1\nbwlimit: 08:00-18:00 1M, 17:30-19:00 2M, Mon 25:00-26:00 1M\n",
@@ -358,7 +358,7 @@ fn limits_are_read_as_a_rate_or_a_timetable() {
 }
 
 #[test]
-fn every_mistake_in_an_agents_file_is_named_at_once() {
+fn all_errors_in_an_agents_file_are_reported_together() {
     for (text, wanted) in [
         (
             "master_url: http://m:8888\nworkers:\n  - worker_id: worker-a\n    storage_path: [/d]\n  - worker_id: worker-a\n    storage_paths: [data, '', /]\n    \
@@ -448,14 +448,14 @@ fn every_mistake_in_an_agents_file_is_named_at_once() {
     ] {
         let found = agent(text, Some("a")).unwrap_err().problems;
         // Which worker is asked for is another test's business.
-        let found: Vec<Problem> =
+        let found: Vec<ConfigProblem> =
             found.into_iter().filter(|p| !p.message.starts_with("no worker `a`")).collect();
         assert_lines(text, &found, wanted);
     }
 }
 
 #[test]
-fn a_wrong_worker_id_gets_the_right_ones() {
+fn an_unknown_worker_id_lists_the_known_ids() {
     let text = "master_url: http://m\nworkers:\n  worker-a: {storage_paths: [/d], network: {data_plane_endpoints: [10.0.0.1]}}\n  \
                 worker-b: {storage_paths: [/d], network: {data_plane_endpoints: [10.0.0.2]}}\n";
     for (id, wanted) in [
@@ -474,7 +474,7 @@ fn a_wrong_worker_id_gets_the_right_ones() {
 }
 
 #[test]
-fn files_that_are_none_are_refused_in_one_line() {
+fn unreadable_files_are_rejected_with_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     std::fs::write(at("utf16"), b"\xff\xfel\0i\0").unwrap();
@@ -488,20 +488,20 @@ fn files_that_are_none_are_refused_in_one_line() {
         (at("huge"), ": error: is larger than 4.0 MiB — this is hardly a configuration file"),
     ] {
         let wanted = format!("{}{wanted}", path.display());
-        assert_eq!(load_master(Some(&path), &Env::none()).unwrap_err().to_string(), wanted);
-        assert_eq!(load_agent(&path, None, &Env::none()).unwrap_err().to_string(), wanted);
-        let report = check(&path, None, &Env::none());
+        assert_eq!(load_master(Some(&path), &Env::empty()).unwrap_err().to_string(), wanted);
+        assert_eq!(load_agent(&path, None, &Env::empty()).unwrap_err().to_string(), wanted);
+        let report = check_file(&path, None, &Env::empty());
         assert_eq!((report.kind, report.to_string()), (None, format!("{wanted}\n1 error.")));
     }
 }
 
 #[test]
-fn the_environment_goes_before_the_file() {
+fn the_environment_overrides_the_file() {
     let env = Env {
         redis_url: Some("redis://:s3cret@env:1/1".into()),
         master_url: Some("http://one:1, http://two:2/".into()),
         log_level: Some("WARNING".into()),
-        ..Env::none()
+        ..Env::empty()
     };
     let text = "redis: {host: file, namespace: mine, allow_volatile: true}\nlog: {level: debug, format: json}\n";
     let loaded = with_file(text, |path| load_master(Some(path), &env)).unwrap().config;
@@ -527,7 +527,7 @@ fn the_environment_goes_before_the_file() {
         redis_url: Some("http://:s3cret@x".into()),
         master_url: Some("m:1".into()),
         log_level: Some("loud".into()),
-        ..Env::none()
+        ..Env::empty()
     };
     assert_eq!(
         load_master(None, &bad).unwrap_err().to_string(),
@@ -539,7 +539,7 @@ fn the_environment_goes_before_the_file() {
 }
 
 #[test]
-fn a_file_with_a_password_that_other_users_can_read_is_refused() {
+fn a_world_readable_file_with_a_password_is_rejected() {
     use std::os::unix::fs::PermissionsExt as _;
     let secrets = [
         "redis: {password: hunter2}\n",
@@ -555,9 +555,9 @@ fn a_file_with_a_password_that_other_users_can_read_is_refused() {
             with_file(text, |path| {
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
                 let refused = secret && mode & 0o044 != 0;
-                let report = check(path, None, &Env::none());
-                assert_eq!(report.usable(), !refused, "{text} {mode:o} {report:?}");
-                match load_master(Some(path), &Env::none()) {
+                let report = check_file(path, None, &Env::empty());
+                assert_eq!(report.is_usable(), !refused, "{text} {mode:o} {report:?}");
+                match load_master(Some(path), &Env::empty()) {
                     Ok(loaded) => {
                         assert!(!refused && loaded.warnings.is_empty(), "{text} {mode:o}")
                     }
@@ -578,18 +578,18 @@ fn a_file_with_a_password_that_other_users_can_read_is_refused() {
 #[test]
 fn a_check_ends_with_a_summary() {
     let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d, x]\n";
-    let report = with_file(text, |path| check(path, None, &Env::none()));
-    assert_eq!((report.errors(), report.warnings(), report.usable()), (1, 1, false));
+    let report = with_file(text, |path| check_file(path, None, &Env::empty()));
+    assert_eq!((report.error_count(), report.warning_count(), report.is_usable()), (1, 1, false));
     assert!(
         report.to_string().ends_with("\n1 error, 1 warning.   worker ids in this file: a"),
         "{report}"
     );
-    let shown = with_file("{}", |path| check(path, None, &Env::none())).to_string();
+    let shown = with_file("{}", |path| check_file(path, None, &Env::empty())).to_string();
     assert!(shown.ends_with("f.yml: master configuration ok."), "{shown}");
 }
 
 #[test]
-fn a_check_for_a_worker_looks_at_this_host() {
+fn a_check_with_a_worker_id_examines_this_host() {
     let dir = tempfile::tempdir().unwrap();
     let here = dir.path().display();
     std::fs::write(dir.path().join("file"), "").unwrap();
@@ -599,9 +599,9 @@ fn a_check_for_a_worker_looks_at_this_host() {
         "master_url: http://127.0.0.1:1\nworkers:\n  - worker_id: a\n    storage_paths:\n      - {here}\n      - {here}/no\n      - {here}/file\n      - {here}/link\n    \
          network:\n      data_plane_endpoints:\n        - 127.0.0.1\n        - {{address: 192.0.2.7, iface: nosuch0}}\n"
     );
-    let report = |id: Option<&str>| with_file(&text, |path| check(path, id, &Env::none()));
-    let overlaps = |p: &Problem| p.message.contains("lies inside");
-    let found: Vec<Problem> =
+    let report = |id: Option<&str>| with_file(&text, |path| check_file(path, id, &Env::empty()));
+    let overlaps = |p: &ConfigProblem| p.message.contains("lies inside");
+    let found: Vec<ConfigProblem> =
         report(Some("a")).problems.into_iter().filter(|p| !overlaps(p)).collect();
     let because = "(checked on this host for worker a)";
     let place = "workers[0].network.data_plane_endpoints";
@@ -619,9 +619,9 @@ fn a_check_for_a_worker_looks_at_this_host() {
         format!("12:11: warning: {place}: this host has no interface nosuch0 {because}"),
         format!("12:11: warning: {place}: 192.0.2.7 is not an address of this host {because}"),
     ];
-    assert_eq!(lines(&found), wanted);
+    assert_eq!(format_problems(&found), wanted);
     assert!(report(None).problems.iter().all(overlaps), "without a worker id nothing is looked up");
     // Where the agent is about to run, what is missing is an error.
-    let here = with_file(&text, |path| check_here(path, None, &Env::none()));
-    assert_eq!((here.errors(), here.usable()), (4, false), "{here}");
+    let here = with_file(&text, |path| check_file_on_host(path, None, &Env::empty()));
+    assert_eq!((here.error_count(), here.is_usable()), (4, false), "{here}");
 }

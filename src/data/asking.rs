@@ -6,7 +6,7 @@ use super::meter::{Counted, Flow};
 use super::protocol::{MAX_REPLY, STREAM};
 use super::stream::{Ask, PROTOCOL, ready};
 use super::until::Until;
-use crate::util::seal;
+use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
 use crate::wire::problem::Problem;
 use bytes::Bytes;
@@ -163,7 +163,7 @@ impl Exchange<'_> {
             self.receive(&mut document[at..], patience)?;
         }
         if kind == frame::REPLY {
-            return Ok(match seal::opened(&document) {
+            return Ok(match checksum::verify_and_strip(&document) {
                 Some(reply) => Answered::Reply(reply.to_vec()),
                 None => Answered::Damaged,
             });

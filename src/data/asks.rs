@@ -3,11 +3,11 @@
 
 use super::protocol::{Fault, range_of};
 use crate::fs::RootKind;
-pub use crate::wire::content::BLOCK;
-use crate::wire::manifest::{DirRef, Entry, Manifest, cbor_path, cbor_paths};
-use crate::wire::options::{FilterSpec, Note};
+pub use crate::wire::content::BLOCK_BYTES;
+use crate::wire::manifest::{Entry, Manifest, ManifestDir, cbor_path, cbor_paths};
+use crate::wire::options::{EntryWarning, FilterSpec};
 use crate::wire::sync::FileError;
-use crate::wire::task::Pruned;
+use crate::wire::task::PruneReport;
 use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -34,8 +34,8 @@ pub struct BlocksAsk {
     /// The length of all of them; the last one may be shorter.
     #[n(2)]
     pub length: u64,
-    /// The length of one, a power of two. For one longer than [`BLOCK`] the answer is only whether it is all zeros
-    /// ([`Target::blocks`](crate::fs::Target::blocks)).
+    /// The length of one, a power of two. For one longer than [`BLOCK_BYTES`] the answer is only whether it is all zeros
+    /// ([`Target::block_count`](crate::fs::Target::blocks)).
     #[n(3)]
     pub block: u64,
 }
@@ -56,7 +56,7 @@ impl BlocksAsk {
     }
 }
 
-/// What is there of one block: its values ([`Hashing::block`](crate::wire::content::Hashing::block)).
+/// What is there of one block: its values ([`HashMode::hash_block`](crate::wire::content::Hashing::block)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct BlockValue {
     /// In the part file of the entry's version.
@@ -105,7 +105,7 @@ pub struct PruneAsk {
     pub apply: bool,
     /// The directory with all above it, parents first; they get their metadata back.
     #[n(7)]
-    pub dirs: Vec<DirRef>,
+    pub dirs: Vec<ManifestDir>,
     /// Go on where the last reply to this page ended.
     #[n(8)]
     pub resume: Option<Resume>,
@@ -153,7 +153,7 @@ impl PruneAsk {
             return Err("a name lies out of the interval".to_owned());
         }
         if let Some(other) =
-            self.dirs.iter().find(|d| d.path != self.dir && !d.path.holds(&self.dir))
+            self.dirs.iter().find(|d| d.path != self.dir && !d.path.contains(&self.dir))
         {
             return Err(format!("`{}` is not above the directory", other.path));
         }
@@ -226,7 +226,7 @@ pub struct PruneReply {
     /// Trashes of earlier mirrors that were left as they are …
     #[n(7)]
     pub old_trash: u64,
-    /// … and the first of them, at most [`Note::PATHS`], below the directory of the page.
+    /// … and the first of them, at most [`EntryWarning::MAX_STORAGE_PATHS`], below the directory of the page.
     #[cbor(n(8), with = "cbor_paths")]
     pub old_trash_paths: Vec<RelPath>,
 }
@@ -235,13 +235,13 @@ pub struct PruneReply {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PrunedPage {
     /// The counts.
-    pub pruned: Pruned,
+    pub pruned: PruneReport,
     /// The extra entries with the bytes of their content; where there are very many, the first.
     pub removed: Vec<(RelPath, u64)>,
     /// What could not be listed or removed.
     pub errors: Vec<FileError>,
     /// Trashes of earlier mirrors that were left as they are.
-    pub old_trash: Note,
+    pub old_trash: EntryWarning,
     /// There is more: to be asked again with this.
     pub next: Option<Resume>,
     /// More is extra than the ticket lets be deleted: it ended there.
@@ -251,7 +251,7 @@ pub struct PrunedPage {
 impl PruneReply {
     /// Says `page`, which is of the directory `dir`.
     pub fn of_page(dir: &RelPath, page: PrunedPage) -> Self {
-        let Pruned { seen, extra, bytes } = page.pruned;
+        let PruneReport { checked: seen, extraneous: extra, bytes } = page.pruned;
         let mut room = MAX_REMOVED;
         let fits = |(path, bytes): (RelPath, u64)| {
             let path = below(dir, path.as_bytes())?;
@@ -271,8 +271,8 @@ impl PruneReply {
             )?;
             Some(Stuck { path, fault })
         });
-        let Note { count, paths } = page.old_trash;
-        let paths = paths.iter().take(Note::PATHS);
+        let EntryWarning { count, paths } = page.old_trash;
+        let paths = paths.iter().take(EntryWarning::MAX_PATHS);
         let of_page = |path: &[u8]| match path == dir.as_bytes() {
             true => Some(RelPath::root()),
             false => below(dir, path),
@@ -296,8 +296,8 @@ impl PruneReply {
     /// A reply that speaks of what was not asked.
     pub fn into_page(self, ask: &PruneAsk) -> Result<PrunedPage, String> {
         let PruneReply { seen, extra, bytes, removed, errors, next, used_up, .. } = self;
-        let mut old_trash = Note { count: self.old_trash, paths: Vec::new() };
-        if self.old_trash_paths.len() as u64 > old_trash.count.min(Note::PATHS as u64) {
+        let mut old_trash = EntryWarning { count: self.old_trash, paths: Vec::new() };
+        if self.old_trash_paths.len() as u64 > old_trash.count.min(EntryWarning::MAX_PATHS as u64) {
             return Err(
                 "it lists more entries for the trash than it counts or is allowed to".to_owned()
             );
@@ -322,7 +322,7 @@ impl PruneReply {
         }
         let errors =
             errors.into_iter().map(|one| one.fault.into_error(&ask.dir.join(&one.path))).collect();
-        let pruned = Pruned { seen, extra, bytes };
+        let pruned = PruneReport { checked: seen, extraneous: extra, bytes };
         Ok(PrunedPage { pruned, removed, errors, old_trash, next, used_up })
     }
 }
@@ -345,7 +345,7 @@ fn below(dir: &RelPath, path: &[u8]) -> Option<RelPath> {
 pub struct SweepAsk {
     /// The root of the sync, which gets its metadata back.
     #[n(0)]
-    pub root: Option<DirRef>,
+    pub root: Option<ManifestDir>,
 }
 
 /// The reply to [`SweepAsk`].
@@ -376,7 +376,7 @@ pub struct RootReply {
 mod tests {
     use super::*;
     use crate::data::stream::Ask;
-    use crate::wire::manifest::{Ident, Kind, Meta};
+    use crate::wire::manifest::{EntryKind, FileVersion, Meta};
     use proptest::prelude::*;
 
     fn rel(path: &str) -> RelPath {
@@ -398,7 +398,7 @@ mod tests {
             filter: FilterSpec { rules: vec!["*.o".into()], ..FilterSpec::default() },
             delete_excluded: false,
             apply: true,
-            dirs: ["", "d", "d/e"].map(|d| DirRef { path: rel(d), meta: META }).into(),
+            dirs: ["", "d", "d/e"].map(|d| ManifestDir { path: rel(d), meta: META }).into(),
             resume: None,
             replacing: names.first().map(|_| 0).into_iter().collect(),
         }
@@ -414,7 +414,7 @@ mod tests {
             assert!(PruneAsk { replacing, ..good.clone() }.checked().is_err());
         }
         let elsewhere = |dir: &str| PruneAsk {
-            dirs: vec![DirRef { path: rel(dir), meta: META }],
+            dirs: vec![ManifestDir { path: rel(dir), meta: META }],
             ..prune(&[])
         };
         let resumed =
@@ -437,12 +437,12 @@ mod tests {
             ..Fault::transient("remove destination", "busy").into_error(&rel("x"))
         };
         let page = PrunedPage {
-            pruned: Pruned { seen: 9, extra: 2, bytes: 5 },
+            pruned: PruneReport { checked: 9, extraneous: 2, bytes: 5 },
             removed: vec![(rel("d/e/f/g"), 5), (rel("d/e/f"), 0)],
             errors: vec![fault],
             next: Some(Resume { after: rel("d/e/f"), kept: 0 }),
             used_up: true,
-            old_trash: Note {
+            old_trash: EntryWarning {
                 count: 3,
                 paths: ["d/e", "d/e/g/bin"].map(|path| BytePath(path.into())).into(),
             },
@@ -491,7 +491,7 @@ mod tests {
     fn a_prune_that_removes_very_much_names_the_first() {
         let long = "x".repeat(200);
         let removed: Vec<_> = (0..60_000).map(|i| (rel(&format!("d/e/f/{long}{i}")), 1)).collect();
-        let pruned = Pruned { seen: 60_000, extra: 60_000, bytes: 60_000 };
+        let pruned = PruneReport { checked: 60_000, extraneous: 60_000, bytes: 60_000 };
         let page = PrunedPage { pruned, removed, ..PrunedPage::default() };
         let said = PruneReply::of_page(&rel("d/e"), page);
         assert!(!said.removed.is_empty() && said.removed.len() < 60_000);
@@ -501,20 +501,25 @@ mod tests {
 
     #[test]
     fn only_blocks_whose_values_can_be_had_are_asked_for() {
-        let entry = Entry::new(rel("f"), Kind::File { size: 9 * WINDOW }, META, Ident::default());
+        let entry = Entry::new(
+            rel("f"),
+            EntryKind::File { size: 9 * WINDOW },
+            META,
+            FileVersion::default(),
+        );
         let manifest = Manifest { dirs: vec![], entries: vec![entry] };
         let ask =
             |offset, length, block| BlocksAsk { manifest: manifest.clone(), offset, length, block };
-        assert!(ask(0, WINDOW, BLOCK).checked().is_ok());
-        assert!(ask(8 * WINDOW, BLOCK + 1, BLOCK).checked().is_ok());
+        assert!(ask(0, WINDOW, BLOCK_BYTES).checked().is_ok());
+        assert!(ask(8 * WINDOW, BLOCK_BYTES + 1, BLOCK_BYTES).checked().is_ok());
         for (offset, length, block) in [
-            (0, 0, BLOCK),
+            (0, 0, BLOCK_BYTES),
             (0, WINDOW, 0),
             (0, WINDOW, 3 << 10),
             (0, 4096, 512),
-            (1024, BLOCK, BLOCK),
+            (1024, BLOCK_BYTES, BLOCK_BYTES),
             (0, WINDOW, 1024),
-            (9 * WINDOW, 1, BLOCK),
+            (9 * WINDOW, 1, BLOCK_BYTES),
         ] {
             assert!(ask(offset, length, block).checked().is_err(), "{offset} {length} {block}");
         }
@@ -535,9 +540,9 @@ mod tests {
 
         #[test]
         fn asks_and_replies_that_are_almost_right_are_never_a_panic(
-            edits in crate::wire::mutate::edits(),
+            edits in crate::wire::fuzz::any_edits(),
         ) {
-            let other = |right: Vec<u8>| crate::wire::mutate::edited(&right, &edits);
+            let other = |right: Vec<u8>| crate::wire::fuzz::apply_edits(&right, &edits);
             let asked = prune(&["c", "d"]);
             let bytes = other(minicbor::to_vec(&asked).unwrap());
             let _ = minicbor::decode::<PruneAsk>(&bytes).map(|ask| ask.checked());

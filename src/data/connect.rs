@@ -184,7 +184,7 @@ async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
     // The peer's interface says nothing here: the scope is that of our end.
     let to = match &way.from {
         Some(nic) => nic.scoped(to),
-        None => iface::scoped(to, None),
+        None => iface::with_scope_id(to, None),
     }?;
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     if let Some(nic) = &way.from {

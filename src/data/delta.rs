@@ -1,14 +1,14 @@
 //! Ranges that are sent or compared in windows: block values of a window are asked for while the one before
 //! it is on its way. A hole is one window, however long it is, unless its zeros are hashed.
 
-use super::asks::{BLOCK, BlockValue, BlocksAsk, WINDOW};
+use super::asks::{BLOCK_BYTES, BlockValue, BlocksAsk, WINDOW};
 use super::destination::Destination;
 use super::outcome::{Compared, RangeMode, RangeSent, SendError};
 use super::pool::SCRATCH;
 use super::read::{self, Span, Window, hash_blocks};
 use crate::fs::{FsError, Tree};
 use crate::wire::Digest;
-use crate::wire::content::{Hashing, Subtrees, ZERO};
+use crate::wire::content::{HashMode, SubtreeStack, ZERO_DIGEST};
 use crate::wire::manifest::{Entry, Manifest, merge_blocks};
 use crate::wire::sync::{ErrorClass, FileError};
 
@@ -45,14 +45,14 @@ impl Destination {
         // Of a hole there is nothing to compare.
         let there_of = async |window: Option<&Window>| match window {
             Some(window) if mode == RangeMode::Delta && !window.hole => {
-                self.blocks_of(ranged, window.span, BLOCK).await
+                self.blocks_of(ranged, window.span, BLOCK_BYTES).await
             }
             _ => Ok(Ok(Vec::new())),
         };
         let mut windows = windows.iter();
         let mut next = windows.next();
         let mut there = there_of(next).await?;
-        let (mut values, mut all_sent, mut all_kept) = (Subtrees::default(), 0, 0);
+        let (mut values, mut all_sent, mut all_kept) = (SubtreeStack::default(), 0, 0);
         while let Some(window) = next {
             next = windows.next();
             let found = match there {
@@ -71,7 +71,7 @@ impl Destination {
             match sent {
                 RangeSent::Written { value, sent, kept } => {
                     if let Some(value) = value {
-                        values.add(window.span.length, value);
+                        values.push_subtree(window.span.length, value);
                     }
                     all_sent += sent;
                     all_kept += kept;
@@ -79,13 +79,13 @@ impl Destination {
                 other => return Ok(other),
             }
         }
-        Ok(RangeSent::Written { value: values.value(), sent: all_sent, kept: all_kept })
+        Ok(RangeSent::Written { value: values.merged_value(), sent: all_sent, kept: all_kept })
     }
 
     /// The windows of a range, with its holes where those need not be hashed.
     async fn windows(&self, ranged: Ranged<'_>) -> Result<Result<Vec<Window>, FsError>, SendError> {
         let Ranged { source, entry, span, .. } = ranged;
-        if self.hashing() == Hashing::Whole {
+        if self.hashing() == HashMode::Full {
             let whole = |span| Window { span, hole: false };
             return Ok(Ok(span.pieces(WINDOW).map(whole).collect()));
         }
@@ -135,12 +135,12 @@ impl Destination {
             Ok(windows) => windows,
             Err(error) => return Ok(Compared::from(error)),
         };
-        let mut values = Subtrees::default();
+        let mut values = SubtreeStack::default();
         for Window { span, hole } in windows {
-            if hole && span.length > BLOCK {
+            if hole && span.length > BLOCK_BYTES {
                 match self.blocks_of(ranged, span, span.length.next_power_of_two()).await? {
-                    Ok(there) if there.iter().all(|there| there.base == Some(ZERO)) => {
-                        values.add(span.length, ZERO);
+                    Ok(there) if there.iter().all(|there| there.base == Some(ZERO_DIGEST)) => {
+                        values.push_subtree(span.length, ZERO_DIGEST);
                         continue;
                     }
                     // It is not a hole there, and may be zeros all the same.
@@ -150,12 +150,12 @@ impl Destination {
             }
             for window in span.pieces(WINDOW) {
                 match self.compared_window(ranged, window).await? {
-                    Compared::Equal(value) => values.add(window.length, value),
+                    Compared::Equal(value) => values.push_subtree(window.length, value),
                     other => return Ok(other),
                 }
             }
         }
-        Ok(values.value().map_or(Compared::Differs, Compared::Equal))
+        Ok(values.merged_value().map_or(Compared::Differs, Compared::Equal))
     }
 
     async fn compared_window(
@@ -169,7 +169,7 @@ impl Destination {
             let [mut scratch] = self.pool().take([SCRATCH]).await;
             reading(move || hash_blocks(&source, &entry, window, hashing, &mut scratch)).await
         };
-        let (ours, theirs) = tokio::try_join!(ours, self.blocks_of(ranged, window, BLOCK))?;
+        let (ours, theirs) = tokio::try_join!(ours, self.blocks_of(ranged, window, BLOCK_BYTES))?;
         let ours: Vec<Digest> = match ours {
             Ok(ours) => ours,
             Err(error) => return Ok(Compared::from(error)),

@@ -1,6 +1,6 @@
 //! Where an executor sends to: a peer, or this host itself.
 
-use super::asks::{BLOCK, BlockValue, BlocksAsk, PruneAsk, PrunedPage, WINDOW};
+use super::asks::{BLOCK_BYTES, BlockValue, BlocksAsk, PruneAsk, PrunedPage, WINDOW};
 use super::delta::Ranged;
 use super::local::{Cloned, Local};
 use super::outcome::{Compared, Offered, Packed, RangeMode, RangeSent, SendError};
@@ -9,8 +9,8 @@ use super::pool::Pool;
 use super::read::Span;
 use crate::fs::{RootKind, Tree};
 use crate::wire::WorkerId;
-use crate::wire::content::Hashing;
-use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::content::HashMode;
+use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::sync::FileError;
 use bytes::Bytes;
 
@@ -37,7 +37,7 @@ impl Destination {
     }
 
     /// How content is compared.
-    pub(super) fn hashing(&self) -> Hashing {
+    pub(super) fn hashing(&self) -> HashMode {
         match self {
             Destination::Local { local, .. } => local.hashing(),
             Destination::Remote(peer) => peer.hashing,
@@ -88,7 +88,7 @@ impl Destination {
     pub async fn pack(
         &self,
         source: &Tree,
-        dirs: Vec<DirRef>,
+        dirs: Vec<ManifestDir>,
         files: Vec<Entry>,
     ) -> Result<Packed, SendError> {
         match self {
@@ -128,7 +128,9 @@ impl Destination {
     ) -> Result<RangeSent, SendError> {
         let ranged = Ranged { source, manifest, entry, span: Span { offset, length } };
         match mode {
-            RangeMode::Delta if offset.is_multiple_of(BLOCK) => self.windowed(ranged, mode).await,
+            RangeMode::Delta if offset.is_multiple_of(BLOCK_BYTES) => {
+                self.windowed(ranged, mode).await
+            }
             // A long hole is one request, not one for each of its pieces.
             _ if self.is_wide() && length > WINDOW => self.windowed(ranged, mode).await,
             _ => self.striped(ranged, None).await,
@@ -137,7 +139,7 @@ impl Destination {
 
     /// Compares `(offset, length)` of `entry`, the only file of `manifest`, with the file that the
     /// destination has; nothing is written. The range must fit, its offset must be a multiple of
-    /// [`BLOCK`].
+    /// [`BLOCK_BYTES`].
     ///
     /// # Errors
     /// See [`SendError`].
@@ -168,7 +170,10 @@ impl Destination {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn sweep(&self, root: Option<DirRef>) -> Result<Result<(), FileError>, SendError> {
+    pub async fn sweep(
+        &self,
+        root: Option<ManifestDir>,
+    ) -> Result<Result<(), FileError>, SendError> {
         match self {
             Destination::Local { local, .. } => local.sweep(root).await,
             Destination::Remote(peer) => peer.sweep(root).await,

@@ -2,7 +2,7 @@
 
 use super::listen::Listener;
 use super::nics::Nic;
-use crate::config::Nic as Configured;
+use crate::config::NicConfig as Configured;
 use crate::wire::worker::{Endpoint, UnavailableEndpoint};
 use parking_lot::{Mutex, MutexGuard};
 use std::io::{Error, ErrorKind};

@@ -7,7 +7,7 @@
 //! range   = RANGE { CONTENT | HOLE | KEEP } ( DIGEST | DONE | ABORT )
 //! ```
 //!
-//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`seal`]). Header and
+//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`checksum`]). Header and
 //! bulk are apart: a header is read whole (its length is checked before anything is
 //! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
 //! came, or read to where it is wanted, without a copy. Every frame moves on by at least one byte of content or one entry, so there
@@ -18,9 +18,9 @@ use super::gate::boottime;
 use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
 use super::stream::Ask;
 use crate::fs::Keep;
-use crate::util::seal::{self, DAMAGED};
+use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::wire::Digest;
-use crate::wire::manifest::{DirRef, Entry, MAX_BYTES, MAX_ENTRIES};
+use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, MAX_MANIFEST_ENTRIES, ManifestDir};
 use bytes::{Buf, Bytes};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub const HEAD: usize = 5;
 pub const ASK: u8 = b'Q';
 /// A reply's document.
 pub const REPLY: u8 = b'Y';
-/// A [`Problem`](crate::wire::problem::Problem) in JSON.
+/// A [`ConfigProblem`](crate::wire::problem::Problem) in JSON.
 pub const REFUSAL: u8 = b'X';
 /// Content of this length is fetched, where it has not come with the frame's head, instead of being
 /// handed on in the pieces in which it comes.
@@ -51,7 +51,7 @@ const END: u8 = b'E';
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// The directories above the files of a pack, parents first.
-    Dirs(Vec<DirRef>),
+    Dirs(Vec<ManifestDir>),
     /// A file; its content follows.
     File(Entry),
     /// What range of which file; its content follows.
@@ -101,7 +101,7 @@ pub enum FrameError {
         why: String,
     },
     /// A document that is not what was sent.
-    #[error("a frame of kind {0:#04x}: {DAMAGED}")]
+    #[error("a frame of kind {0:#04x}: {CHECKSUM_MISMATCH}")]
     Damaged(u8),
     /// A frame that may not stand there.
     #[error("{0}")]
@@ -168,7 +168,7 @@ impl<P: Pieces> FrameReader<P> {
         self.fill(&mut head)?;
         let (kind, length) = split_head(head);
         let allowed = match kind {
-            DIRS | FILE | RANGE => 1..=MAX_BYTES,
+            DIRS | FILE | RANGE => 1..=MAX_MANIFEST_BYTES,
             CONTENT => 1..=MAX_CONTENT,
             HOLE => 8..=8,
             KEEP => 9..=9,
@@ -332,7 +332,7 @@ impl<P: Pieces> FrameReader<P> {
             payload.extend_from_slice(&piece);
         }
         let broken = |e: minicbor::decode::Error| FrameError::Broken { kind, why: e.to_string() };
-        let document = seal::opened(&payload).ok_or(FrameError::Damaged(kind))?;
+        let document = checksum::verify_and_strip(&payload).ok_or(FrameError::Damaged(kind))?;
         let mut decoder = minicbor::Decoder::new(document);
         let frame = match kind {
             DIRS => Frame::Dirs(decoder.decode::<DirTable>().map_err(broken)?.dirs),
@@ -348,7 +348,7 @@ impl<P: Pieces> FrameReader<P> {
 }
 
 /// At most this many files travel in one pack.
-pub const MAX_FILES: usize = MAX_ENTRIES;
+pub const MAX_FILES: usize = MAX_MANIFEST_ENTRIES;
 
 /// The kind and the length that a frame begins with.
 pub fn split_head(head: [u8; HEAD]) -> (u8, usize) {
@@ -364,7 +364,7 @@ fn document<T: minicbor::Encode<()>>(kind: u8, value: &T) -> Vec<u8> {
     let mut out = vec![0; HEAD];
     // Encoding into a Vec can't fail.
     let _ = minicbor::encode(value, &mut out);
-    let check = seal::check(&out[HEAD..]);
+    let check = checksum::compute_checksum(&out[HEAD..]);
     out.extend_from_slice(&check);
     let length = out.len() - HEAD;
     out[..HEAD].copy_from_slice(&head(kind, length));
@@ -378,7 +378,7 @@ pub fn ask(ask: &Ask) -> Vec<u8> {
 
 /// A REPLY frame.
 pub fn reply(document: &[u8]) -> Vec<u8> {
-    let check = seal::check(document);
+    let check = checksum::compute_checksum(document);
     [&head(REPLY, document.len() + check.len()), document, &check].concat()
 }
 
@@ -388,7 +388,7 @@ pub fn refusal(problem: &[u8]) -> Vec<u8> {
 }
 
 /// A DIRS frame.
-pub fn dirs(dirs: Vec<DirRef>) -> Vec<u8> {
+pub fn dirs(dirs: Vec<ManifestDir>) -> Vec<u8> {
     document(DIRS, &DirTable { dirs })
 }
 

@@ -3,7 +3,7 @@
 use super::protocol::{PACK, PRUNE, RANGE, SWEEP};
 use crate::fs::Allowance;
 use crate::wire::WorkerId;
-use crate::wire::ticket::{Claims, LEEWAY_SECONDS, PrunePermit, TicketError, Verifier};
+use crate::wire::ticket::{CLOCK_LEEWAY_SECONDS, Claims, PrunePermit, TicketError, Verifier};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -111,21 +111,21 @@ impl TicketGate {
     pub fn allowance(&self, claims: &Claims) -> Result<Option<Allowance>, Refused> {
         let Some(PrunePermit::Delete(deletion)) = &claims.prune else { return Ok(None) };
         let incarnation = self.agent.as_ref().map_or("", |(_, incarnation)| incarnation);
-        if deletion.receiver != incarnation {
+        if deletion.incarnation != incarnation {
             return Err(Refused::OtherReceiver);
         }
         let mut grants = self.deleted.lock();
-        let known = grants.iter().position(|(grant, _)| *grant == deletion.grant);
+        let known = grants.iter().position(|(grant, _)| *grant == deletion.grant_id);
         let entry = match known {
             Some(at) => grants.remove(at),
-            None => (deletion.grant, Arc::default()),
+            None => (deletion.grant_id, Arc::default()),
         };
         let used = Arc::clone(&entry.1);
         grants.push(entry);
         if grants.len() > MAX_GRANTS {
             grants.remove(0);
         }
-        Ok(Some(Allowance::new(used, deletion.allowance)))
+        Ok(Some(Allowance::new(used, deletion.max_entries)))
     }
 
     /// Takes over the key and the time (seconds since 1970) of a heartbeat's reply.
@@ -149,7 +149,7 @@ impl TicketGate {
     pub fn end_of(&self, claims: &Claims) -> Duration {
         let known = self.known.read();
         let ahead = known.as_ref().map_or(0, |known| known.ahead);
-        let end = claims.expires.saturating_add(LEEWAY_SECONDS).saturating_sub(ahead);
+        let end = claims.expires.saturating_add(CLOCK_LEEWAY_SECONDS).saturating_sub(ahead);
         Duration::from_secs(u64::try_from(end).unwrap_or(0))
     }
 
@@ -194,7 +194,7 @@ mod tests {
         // The master lives in 1970; our own clock plays no part.
         gate.update(&signer.public_key(), 4_999).unwrap();
         assert_eq!(gate.check(&good), Ok(claims(5_000)));
-        let late = 5_000 + LEEWAY_SECONDS + 10;
+        let late = 5_000 + CLOCK_LEEWAY_SECONDS + 10;
         gate.update(&signer.public_key(), late).unwrap();
         assert!(matches!(gate.check(&good), Err(Refused::Ticket(TicketError::Expired(_)))));
     }

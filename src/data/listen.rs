@@ -2,7 +2,7 @@
 //! what is answered leaves by it too, whatever the routing table says of the peer.
 
 use super::nics::Nic;
-use crate::config::Nic as Configured;
+use crate::config::NicConfig as Configured;
 use crate::util::iface::is_link_local;
 use crate::wire::worker::DEFAULT_DATA_PORT;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};

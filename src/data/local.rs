@@ -1,7 +1,7 @@
 //! A destination on this host: the same outcomes as with a peer, without the network.
 
 use super::asks::{
-    BLOCK, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, RootAsk, SweepAsk,
+    BLOCK_BYTES, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, RootAsk, SweepAsk,
 };
 use super::delta::Ranged;
 use super::gate::{self, Refused};
@@ -15,11 +15,11 @@ use super::send::read_range;
 use super::store::{Store, keep_blocks};
 use super::until::Until;
 use crate::fs::{FsError, Keep, NewFile, RootKind, SourceFile, Target, Tree};
-use crate::util::rate::Pace;
-use crate::util::repeats::warn_counted;
+use crate::util::rate::Limiters;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
-use crate::wire::content::{ContentHasher, Hashing};
-use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::content::{ContentHasher, HashMode};
+use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::WriteRules;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::ticket::Claims;
@@ -32,7 +32,7 @@ pub struct Local {
     target: Arc<Target>,
     claims: Arc<Claims>,
     pool: Pool,
-    pace: Pace,
+    pace: Limiters,
     until: Until,
     clones: bool,
 }
@@ -70,13 +70,13 @@ impl Local {
 
     /// Writes to `target` as the ticket with these `claims` says, through buffers of `pool`.
     pub fn new(target: Target, claims: Claims, pool: Pool) -> Self {
-        let (pace, until) = (Pace::default(), Until::default());
+        let (pace, until) = (Limiters::default(), Until::default());
         let (target, claims) = (Arc::new(target), Arc::new(claims));
         Local { target, claims, pool, pace, until, clones: false }
     }
 
     /// The same, no faster than `pace` lets it.
-    pub fn at(self, pace: Pace) -> Self {
+    pub fn at(self, pace: Limiters) -> Self {
         Local { pace, ..self }
     }
 
@@ -91,8 +91,8 @@ impl Local {
     }
 
     /// How content is compared.
-    pub(super) fn hashing(&self) -> Hashing {
-        self.rules().hashing()
+    pub(super) fn hashing(&self) -> HashMode {
+        self.rules().hash_mode()
     }
 
     fn rules(&self) -> &WriteRules {
@@ -121,7 +121,7 @@ impl Local {
     pub async fn pack(
         &self,
         source: &Tree,
-        dirs: Vec<DirRef>,
+        dirs: Vec<ManifestDir>,
         files: Vec<Entry>,
     ) -> Result<Packed, SendError> {
         gate::allows(&self.claims, PACK)?;
@@ -193,7 +193,7 @@ impl Local {
                 Err(Stop::Cancelled) => return Err(stopped()),
             };
             if let Err(error) = target.discard_part(entry) {
-                warn_counted!(error.without_path(), "{error}");
+                warn_ratelimited!(error.without_path(), "{error}");
             }
             let done = done.map_err(|error| error_of(entry, &error));
             let files = [entry.clone()];
@@ -216,7 +216,8 @@ impl Local {
         let (target, pace) = (self.target.clone(), self.pace.clone());
         let until = self.until.clone();
         let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
-        let (checked, hashing) = (self.rules().checked_hashing(), self.rules().sent_hashing());
+        let (checked, hashing) =
+            (self.rules().receiver_hash_mode(), self.rules().sender_hash_mode());
         let (mut buffer, mut scratch) = self.pool.to_send(there.is_some()).await;
         run(move |cancelled| {
             let file = match open_same(&source, &entry) {
@@ -295,7 +296,10 @@ impl Local {
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub async fn sweep(&self, root: Option<DirRef>) -> Result<Result<(), FileError>, SendError> {
+    pub async fn sweep(
+        &self,
+        root: Option<ManifestDir>,
+    ) -> Result<Result<(), FileError>, SendError> {
         gate::allows(&self.claims, SWEEP)?;
         let target = self.target.clone();
         run(move |_| {
@@ -332,7 +336,7 @@ fn stopped() -> SendError {
     SendError::Internal("the copy was stopped".to_owned())
 }
 
-fn stamp(target: &Target, dirs: &[DirRef]) -> Vec<UnstampedDir> {
+fn stamp(target: &Target, dirs: &[ManifestDir]) -> Vec<UnstampedDir> {
     receive::stamp(target, dirs)
         .into_iter()
         .filter_map(|one| {
@@ -352,7 +356,7 @@ struct Moved {
 /// Ends a pack of `files` in `dirs`, of which the first are `done`.
 fn packed(
     target: &Target,
-    dirs: &[DirRef],
+    dirs: &[ManifestDir],
     files: &[Entry],
     (mut done, moved): (Vec<Result<Written, FileError>>, Moved),
 ) -> Packed {
@@ -378,7 +382,7 @@ struct Copied<'a> {
 impl Copied<'_> {
     /// Nothing lies between the two ends that a digest could guard: it is computed only where one is wanted.
     fn hasher(&self) -> Option<ContentHasher> {
-        self.claims.rules.digests.then(|| ContentHasher::new(Hashing::Whole))
+        self.claims.rules.returns_digests.then(|| ContentHasher::new(HashMode::Full))
     }
 
     fn open(&self) -> Result<(SourceFile, NewFile), FsError> {
@@ -436,7 +440,7 @@ impl Copied<'_> {
         moved: &mut Moved,
         going: Going<'_>,
     ) -> Result<bool, Stop> {
-        let mut go_on = |bytes| going.pace.take(bytes, || going.on()).is_ok();
+        let mut go_on = |bytes| going.pace.acquire(bytes, || going.on()).is_ok();
         let cloned = new.clone_of(file, &mut go_on).map_err(Stop::Error)?;
         if cloned {
             moved.cloned += file.stored();
@@ -477,7 +481,7 @@ impl Copied<'_> {
 struct Going<'a> {
     cancelled: &'a Shutdown,
     until: &'a Until,
-    pace: &'a Pace,
+    pace: &'a Limiters,
 }
 
 impl Going<'_> {
@@ -496,7 +500,7 @@ struct Copier<'a, S> {
     /// Where the next content belongs.
     at: u64,
     /// What is kept is read back and hashed like this.
-    checked: Option<Hashing>,
+    checked: Option<HashMode>,
     sent: u64,
     kept: u64,
 }
@@ -515,7 +519,7 @@ impl<S: Store> Sink for Copier<'_, S> {
     }
 
     fn content(&mut self, n: usize) -> Result<(), Stop> {
-        self.going.pace.take(n as u64, || self.going.on())?;
+        self.going.pace.acquire(n as u64, || self.going.on())?;
         self.store.write(&self.buffer.page()[..n], self.at).map_err(Stop::Error)?;
         self.sent += n as u64;
         self.at += n as u64;
@@ -532,7 +536,7 @@ impl<S: Store> Sink for Copier<'_, S> {
         let span = Span { offset: self.at, length };
         let (going, path) = (self.going, self.path);
         let back = self.checked.map(|hashing| (path, hashing, self.buffer.pages()));
-        let blocks = span.pieces(BLOCK).zip(values.iter().copied());
+        let blocks = span.pieces(BLOCK_BYTES).zip(values.iter().copied());
         // Only part files are compared with.
         if let Some(part) = self.store.part() {
             keep_blocks(part, from, blocks, back, || going.on())?.map_err(Stop::Error)?;

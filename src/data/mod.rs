@@ -14,11 +14,11 @@
 //! - [`server`], [`verbs`], [`receive`], [`maintain`]: the receiving end; [`store`]: how both it and a
 //!   copy on one host write
 //! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`route`],
-//!   [`choice`], [`lease`], [`watch`], [`connect`]): over which
+//!   [`choice`], [`lease`], [`watch`], [`try_connect`]): over which
 //!   NICs; [`nics`], [`meter`]: our own; [`read`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
 //!   ranges that are compared first; [`stripe`]: ranges over several NICs
-//! - [`outcome`]: what became of entries; [`until`]: when work ends; [`body`], [`pool`]: plumbing
+//! - [`outcome`]: what became of entries; [`until`]: when work ends; [`read_worker`], [`pool`]: plumbing
 
 pub mod asking;
 pub mod asks;

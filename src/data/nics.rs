@@ -1,9 +1,9 @@
 //! Our own endpoints at work: what is set for them, what they moved, and sockets as they want them.
 
 use super::meter::{Counted, Flow};
-use crate::config::{Nic as Configured, Tuning};
+use crate::config::{NicConfig as Configured, NicSettings};
 use crate::util::iface;
-use crate::util::rate::Rate;
+use crate::util::rate::RateLimiter;
 use crate::wire::worker::Endpoint;
 use socket2::{SockRef, TcpKeepalive};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -21,9 +21,9 @@ pub struct Nic {
     /// With the port that it has.
     pub endpoint: Endpoint,
     /// What is set for it.
-    pub tuning: Tuning,
+    pub tuning: NicSettings,
     /// Content goes out no faster than this.
-    pub rate: Arc<Rate>,
+    pub rate: Arc<RateLimiter>,
     /// All that went through it.
     pub flow: Arc<Flow>,
     open: AtomicUsize,
@@ -42,8 +42,8 @@ impl Drop for Open {
 impl Nic {
     /// A NIC as it is `configured`, nothing moved yet.
     pub fn new(configured: Configured) -> Arc<Self> {
-        let Configured { endpoint, tuning } = configured;
-        let rate = Arc::new(Rate::new(tuning.bwlimit));
+        let Configured { endpoint, settings: tuning } = configured;
+        let rate = Arc::new(RateLimiter::new(tuning.bwlimit));
         Arc::new(Nic { endpoint, tuning, rate, flow: Arc::default(), open: AtomicUsize::new(0) })
     }
 
@@ -63,7 +63,7 @@ impl Nic {
     /// # Errors
     /// A link-local address, and no such interface, or none given.
     pub fn scoped(&self, at: SocketAddr) -> std::io::Result<SocketAddr> {
-        iface::scoped(at, self.endpoint.iface.as_deref())
+        iface::with_scope_id(at, self.endpoint.iface.as_deref())
     }
 
     /// The address, where it is a literal one that a socket can be bound to.
@@ -73,7 +73,7 @@ impl Nic {
 
     /// Sets what is to be set before a socket is connected, or listens.
     pub fn tune(&self, socket: SockRef<'_>) {
-        let Tuning { congestion, send_buffer, receive_buffer, .. } = &self.tuning;
+        let NicSettings { congestion, send_buffer, receive_buffer, .. } = &self.tuning;
         let note = |what: &str, done: std::io::Result<()>| {
             if let Err(e) = done {
                 tracing::warn!(endpoint = self.endpoint.authority(), "cannot set {what}: {e}");
@@ -113,11 +113,11 @@ impl Nic {
 
     /// The number that the kernel gave its interface.
     pub fn number(&self) -> Option<u32> {
-        iface::number(self.endpoint.iface.as_deref()?)
+        iface::interface_index(self.endpoint.iface.as_deref()?)
     }
 
     fn about(&self, what: &str) -> Option<String> {
-        iface::about(self.endpoint.iface.as_deref()?, what)
+        iface::read_attribute(self.endpoint.iface.as_deref()?, what)
     }
 }
 

@@ -5,8 +5,8 @@ use super::protocol::{
 };
 use super::send::{Fed, FedRange};
 use crate::fs::FsError;
-use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
-use crate::wire::options::{Action, Notes};
+use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
+use crate::wire::options::{EntryAction, EntryWarnings};
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::{Digest, RelPath, WorkerId};
 
@@ -65,7 +65,7 @@ pub struct Offered {
     /// One per entry: of regular files that are there already, where the ticket asks for it.
     pub digests: Vec<Option<Digest>>,
     /// What the destination could not hold.
-    pub notes: Notes,
+    pub notes: EntryWarnings,
     /// Directories without their metadata.
     pub unstamped: Vec<UnstampedDir>,
     /// The destination keeps something for the names of one file: a sweep is wanted in the end.
@@ -78,11 +78,11 @@ pub struct Offered {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// It is there as it should be, or left alone. (In a dry run: it needs no content to be so.)
-    Done(Action),
+    Done(EntryAction),
     /// Its content is wanted.
     Needed {
         /// What it will be.
-        action: Action,
+        action: EntryAction,
         /// There is something at the destination to compare blocks with.
         base: bool,
     },
@@ -100,7 +100,7 @@ pub struct Packed {
     /// Content that the destination shares with the source, in bytes.
     pub cloned: u64,
     /// What the destination could not hold.
-    pub notes: Notes,
+    pub notes: EntryWarnings,
     /// Directories without their metadata.
     pub unstamped: Vec<UnstampedDir>,
     /// The destination keeps something for the names of one file: a sweep is wanted in the end.
@@ -156,7 +156,7 @@ pub enum Compared {
     Failed(FileError),
 }
 
-fn unstamped(dirs: &[DirRef], all: Vec<Unstamped>) -> Result<Vec<UnstampedDir>, String> {
+fn unstamped(dirs: &[ManifestDir], all: Vec<Unstamped>) -> Result<Vec<UnstampedDir>, String> {
     all.into_iter()
         .map(|one| {
             let dir = dirs.get(one.dir as usize).ok_or("it names a directory that was not sent")?;
@@ -203,7 +203,7 @@ impl Offered {
 }
 
 /// The directories at these places, each once.
-fn made(dirs: &[DirRef], places: Vec<u32>) -> Result<Vec<RelPath>, &'static str> {
+fn made(dirs: &[ManifestDir], places: Vec<u32>) -> Result<Vec<RelPath>, &'static str> {
     if !places.is_sorted_by(|a, b| a < b) {
         return Err("it names a directory that it made twice");
     }
@@ -213,7 +213,7 @@ fn made(dirs: &[DirRef], places: Vec<u32>) -> Result<Vec<RelPath>, &'static str>
 }
 
 fn is_file(entry: &Entry) -> bool {
-    matches!(entry.kind, Kind::File { .. })
+    matches!(entry.kind, EntryKind::File { .. })
 }
 
 /// One per entry.
@@ -244,7 +244,7 @@ impl Packed {
     /// # Errors
     /// A reply that does not fit.
     pub fn of_reply(
-        dirs: &[DirRef],
+        dirs: &[ManifestDir],
         entries: &[Entry],
         reply: PackReply,
         (fed, sent): (Vec<Fed>, u64),
@@ -336,17 +336,18 @@ mod tests {
             Entry::new(RelPath::new(name).unwrap(), kind, meta, Default::default())
         };
         let digest = Digest([1; 32]);
-        let read = Entry { digest: Some(digest), ..entry("read", Kind::File { size: 1 }) };
-        let entries = vec![entry("dir", Kind::Dir), entry("file", Kind::File { size: 1 }), read];
+        let read = Entry { digest: Some(digest), ..entry("read", EntryKind::File { size: 1 }) };
+        let entries =
+            vec![entry("dir", EntryKind::Dir), entry("file", EntryKind::File { size: 1 }), read];
         let manifest = Manifest { dirs: vec![], entries };
-        let skip = Answer::Done(Action::Skip);
+        let skip = Answer::Done(EntryAction::Skip);
         let reply = |answers: [&Answer; 3], digests: &[u32]| {
             let digests = digests.iter().map(|entry| DigestOf { entry: *entry, digest });
             let answers = answers.map(Answer::clone).into();
             let digests = digests.collect();
             Offered::of_reply(&manifest, OfferReply { answers, digests, ..OfferReply::default() })
         };
-        let needed = Answer::Needed { action: Action::Update, base: false };
+        let needed = Answer::Needed { action: EntryAction::Update, base: false };
         let good = reply([&skip, &Answer::Check, &needed], &[1]).unwrap();
         assert_eq!(good.digests, [None, Some(digest), None]);
         assert!(reply([&Answer::Check, &skip, &skip], &[]).is_err());
@@ -356,8 +357,8 @@ mod tests {
         assert!(reply([&skip, &skip, &skip], &[0]).is_err());
         assert!(reply([&skip, &skip, &skip], &[3]).is_err());
         let made = |made: &[u32]| {
-            let dirs =
-                ["", "a"].map(|path| DirRef { path: RelPath::new(path).unwrap_or_default(), meta });
+            let dirs = ["", "a"]
+                .map(|path| ManifestDir { path: RelPath::new(path).unwrap_or_default(), meta });
             let manifest = Manifest { dirs: dirs.to_vec(), entries: vec![] };
             Offered::of_reply(
                 &manifest,

@@ -21,17 +21,17 @@ use super::send::{Fed, FedRange, Feed, feed_pack, feed_range};
 use super::stream::Ask;
 use super::until::Until;
 use crate::fs::{RootKind, Tree};
-use crate::util::damage::Damage;
-use crate::util::rate::Pace;
-use crate::util::seal::{self, DAMAGED, DAMAGED_CODE};
+use crate::util::checksum::{self, CHECKSUM_MISMATCH, CORRUPTED_CODE};
+use crate::util::corruption::CorruptionCounter;
+use crate::util::rate::Limiters;
 use crate::util::shutdown::Shutdown;
-use crate::wire::content::Hashing;
-use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::content::HashMode;
+use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
 use crate::wire::sync::FileError;
 use crate::wire::task::PoolMember;
-use crate::wire::ticket::LIFETIME_SECONDS;
+use crate::wire::ticket::TICKET_LIFETIME_SECONDS;
 use crate::wire::worker::Endpoint;
 use crate::wire::{RelPath, WorkerId};
 use bytes::Bytes;
@@ -48,7 +48,7 @@ const REPLY: Duration = Duration::from_secs(2 * STALL.as_secs());
 /// … and later for each so many bytes of content that have to be read for it.
 const SLOWEST: u64 = 1 << 20;
 /// A prune or sweep says nothing before it is done; it may take as long as the ticket is good for.
-const LONG: Duration = Duration::from_secs(LIFETIME_SECONDS as u64);
+const LONG: Duration = Duration::from_secs(TICKET_LIFETIME_SECONDS as u64);
 /// A request is sent at most so many times more, over other routes, before its worker has failed.
 const RESENT: usize = 4;
 /// At most so many requests per pair of NICs are under way before ranges are sent in one piece at a time.
@@ -71,11 +71,11 @@ pub struct Peer {
     endpoints: Vec<Endpoint>,
     ticket: String,
     /// How content is compared …
-    pub(super) hashing: Hashing,
+    pub(super) hashing: HashMode,
     /// … and sent, where that is with its digest.
-    sent_hashing: Option<Hashing>,
-    pace: Pace,
-    damage: Damage,
+    sent_hashing: Option<HashMode>,
+    pace: Limiters,
+    damage: CorruptionCounter,
     until: Until,
     /// See [`REPLY`].
     reply: Duration,
@@ -100,10 +100,10 @@ impl Peer {
             worker: member.worker_id.clone(),
             endpoints: member.data_plane_endpoints.clone(),
             ticket: ticket.to_owned(),
-            hashing: rules.hashing(),
-            sent_hashing: rules.sent_hashing(),
-            pace: Pace::default(),
-            damage: Damage::default(),
+            hashing: rules.hash_mode(),
+            sent_hashing: rules.sender_hash_mode(),
+            pace: Limiters::default(),
+            damage: CorruptionCounter::default(),
             until: Until::default(),
             reply: REPLY,
             peers,
@@ -111,7 +111,7 @@ impl Peer {
     }
 
     /// The same, counting there what comes damaged.
-    pub fn counted(mut self, damage: Damage) -> Self {
+    pub fn counted(mut self, damage: CorruptionCounter) -> Self {
         self.damage = damage;
         self
     }
@@ -124,7 +124,7 @@ impl Peer {
     }
 
     /// The same, sending no faster than `pace` lets it.
-    pub fn at(mut self, pace: Pace) -> Self {
+    pub fn at(mut self, pace: Limiters) -> Self {
         self.pace = pace;
         self
     }
@@ -145,7 +145,8 @@ impl Peer {
     /// # Errors
     /// See [`SendError`].
     pub async fn offer(&self, manifest: &Manifest, encoded: Bytes) -> Result<Offered, SendError> {
-        let reply: OfferReply = self.ask(OFFER, encoded, self.patience(manifest.bytes())).await?;
+        let reply: OfferReply =
+            self.ask(OFFER, encoded, self.patience(manifest.content_bytes())).await?;
         Offered::of_reply(manifest, reply).map_err(|why| self.nonsense(why))
     }
 
@@ -156,7 +157,7 @@ impl Peer {
     pub async fn pack(
         &self,
         source: &Tree,
-        dirs: Vec<DirRef>,
+        dirs: Vec<ManifestDir>,
         files: Vec<Entry>,
     ) -> Result<Packed, SendError> {
         let (source, hashing) = (source.clone(), self.sent_hashing);
@@ -172,7 +173,7 @@ impl Peer {
         let begun = files.iter().zip(&fed.0).filter(|(_, fed)| !matches!(fed, Fed::Unread(_)));
         for ((entry, _), taken) in begun.zip(&reply.files) {
             if *taken == Taken::Mismatch {
-                self.damage.found(&format!("the content of {}", entry.path), &self.worker);
+                self.damage.record(&format!("the content of {}", entry.path), &self.worker);
             }
         }
         Packed::of_reply(&dirs, &files, reply, fed).map_err(|why| self.nonsense(why))
@@ -203,7 +204,7 @@ impl Peer {
         if reply.range == Taken::Mismatch && matches!(fed, FedRange::Sent { .. }) {
             let (from, to) = (span.offset, span.end());
             let what = format!("bytes {from} to {to} of {}", entry.path);
-            self.damage.found(&what, &self.worker);
+            self.damage.record(&what, &self.worker);
         }
         Ok(RangeSent::of_reply(entry, reply, fed))
     }
@@ -245,7 +246,10 @@ impl Peer {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn sweep(&self, root: Option<DirRef>) -> Result<Result<(), FileError>, SendError> {
+    pub async fn sweep(
+        &self,
+        root: Option<ManifestDir>,
+    ) -> Result<Result<(), FileError>, SendError> {
         let reply: SweepReply = self.ask(SWEEP, encoded(&SweepAsk { root }), LONG).await?;
         Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
     }
@@ -341,8 +345,8 @@ impl Peer {
             return match (answered, fed) {
                 (Answered::Refused(problem), _) => Err(self.refused(verb, problem)),
                 (Answered::Damaged, _) => {
-                    self.damage.found(&format!("the answer to a {verb}"), &self.worker);
-                    Err(self.broken(leased, format!("its answer: {DAMAGED}")))
+                    self.damage.record(&format!("the answer to a {verb}"), &self.worker);
+                    Err(self.broken(leased, format!("its answer: {CHECKSUM_MISMATCH}")))
                 }
                 (Answered::Reply(reply), Ok(fed)) => {
                     leased.give_back(stream);
@@ -373,7 +377,7 @@ impl Peer {
         let stream = stream.ok_or_else(|| Lost::Connection("it is gone".to_owned()))?;
         let ask = Ask { verb: verb.to_owned(), ticket: self.ticket.clone() };
         let nic = leased.nic().map(|nic| nic.rate.clone());
-        let pace = nic.into_iter().fold(self.pace.clone(), Pace::and);
+        let pace = nic.into_iter().fold(self.pace.clone(), Limiters::with);
         let moved = Arc::new(AtomicU64::new(0));
         let (counted, until) = (moved.clone(), self.until.clone());
         let work = tokio::task::spawn_blocking(move || {
@@ -458,19 +462,19 @@ impl Peer {
         let request = Request::post(path)
             .header(HOST, leased.peer())
             .header(TICKET_HEADER, &self.ticket)
-            .header(seal::HEADER, seal::in_header(&document))
+            .header(checksum::CHECKSUM_HEADER, checksum::header_value(&document))
             .body(Full::new(document))
             .map_err(|e| e.to_string())?;
         let send = &mut leased.connection().ok_or("the connection is gone")?.send;
         send.ready().await.map_err(|e| e.to_string())?;
         let response = send.send_request(request).await.map_err(|e| describe(&e))?;
         let status = response.status();
-        let check = response.headers().get(seal::HEADER).cloned();
+        let check = response.headers().get(checksum::CHECKSUM_HEADER).cloned();
         let body = Limited::new(response.into_body(), MAX_REPLY).collect().await;
         let body = body.map_err(|e| e.to_string())?.to_bytes();
-        if !seal::fits(check.as_ref().map(|check| check.as_bytes()), &body) {
-            self.damage.found(&format!("the answer to {path}"), &self.worker);
-            return Err(format!("its reply: {DAMAGED}"));
+        if !checksum::matches_header(check.as_ref().map(|check| check.as_bytes()), &body) {
+            self.damage.record(&format!("the answer to {path}"), &self.worker);
+            return Err(format!("its reply: {CHECKSUM_MISMATCH}"));
         }
         Ok((status, body))
     }
@@ -505,8 +509,8 @@ impl Peer {
     fn refused(&self, what: &str, problem: Problem) -> SendError {
         let detail = super::protocol::plain(&problem.detail);
         let worker = self.worker.clone();
-        if problem.code == DAMAGED_CODE {
-            self.damage.found(&format!("a {what} ({detail})"), &worker);
+        if problem.code == CORRUPTED_CODE {
+            self.damage.record(&format!("a {what} ({detail})"), &worker);
             return SendError::Broken { worker, message: format!("{what}: {detail}") };
         }
         let code = super::protocol::plain(&problem.code);

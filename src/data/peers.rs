@@ -75,7 +75,7 @@ impl Peers {
             let aside = load.and_then(|l| l.aside_until).filter(|until| *until > now);
             let (in_flight, chosen) = load.map_or((0, 0), |l| (l.in_flight, l.chosen));
             let silent = loads.silent.contains(&member.worker_id);
-            (silent, aside, !member.status.takes_work(), in_flight, chosen)
+            (silent, aside, !member.status.can_accept_work(), in_flight, chosen)
         };
         let best = pool.iter().filter(|m| !tried.contains(&m.worker_id)).min_by_key(rank)?;
         loads.count += 1;

@@ -11,7 +11,7 @@
 //! Allocating and zeroing a buffer per read costs more than the read, so some are kept. What is read of a
 //! file begins on a page, so that it can be read past the page cache.
 
-use super::asks::BLOCK;
+use super::asks::BLOCK_BYTES;
 use super::frame::HEAD;
 use crate::fs::PAGE;
 use parking_lot::{Mutex, MutexGuard};
@@ -24,7 +24,7 @@ pub const READ_AT_ONCE: usize = 512 << 10;
 /// The size of a buffer to send: one such read, with room for small frames.
 pub const BUFFER: usize = READ_AT_ONCE + 4096;
 /// The size of a buffer for one block that is compared.
-pub const SCRATCH: usize = BLOCK as usize;
+pub const SCRATCH: usize = BLOCK_BYTES as usize;
 /// The size of a buffer to receive: content is gathered in it, hashed and written at once.
 pub const GATHERED: usize = 1 << 20;
 /// What is read from a socket at once where nothing is known of what comes, in bytes.
@@ -311,7 +311,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_least_memory_that_can_be_configured_is_enough_for_the_largest_exchange() {
-        assert!(LARGEST as u64 <= crate::config::agent::LEAST_BUFFER_MEMORY / 2);
+        assert!(LARGEST as u64 <= crate::config::agent::MIN_BUFFER_MEMORY_BYTES / 2);
     }
 
     #[tokio::test]

@@ -3,9 +3,9 @@
 //!
 //! Names never come from a reply: replies speak of entries by their place in the request.
 
-use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
-use crate::wire::options::{Action, Note, Notes};
-use crate::wire::path::show;
+use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
+use crate::wire::options::{EntryAction, EntryWarning, EntryWarnings};
+use crate::wire::path::escape_bytes;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::{Decode, Encode};
@@ -130,7 +130,7 @@ impl From<FileError> for Fault {
 /// Cuts `text` and takes control characters out of it.
 pub fn plain(text: &str) -> String {
     let cut: String = text.chars().take(MAX_TEXT).collect();
-    if cut.chars().any(char::is_control) { show(cut.as_bytes()) } else { cut }
+    if cut.chars().any(char::is_control) { escape_bytes(cut.as_bytes()) } else { cut }
 }
 
 /// What the destination made of one offered entry.
@@ -138,13 +138,13 @@ pub fn plain(text: &str) -> String {
 pub enum Answer {
     /// It is there as it should be, or left alone; in a dry run: needs no content.
     #[n(0)]
-    Done(#[n(0)] Action),
+    Done(#[n(0)] EntryAction),
     /// Its content is wanted.
     #[n(1)]
     Needed {
         /// What it will be.
         #[n(0)]
-        action: Action,
+        action: EntryAction,
         /// There is something to compare blocks with.
         #[n(1)]
         base: bool,
@@ -179,7 +179,7 @@ pub struct DigestOf {
     pub digest: Digest,
 }
 
-/// A [`Note`] without paths.
+/// A [`EntryWarning`] without paths.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct NoteOf {
     /// What the destination could not hold, and why.
@@ -191,7 +191,7 @@ pub struct NoteOf {
     /// The places of some of them among the entries (the files of a pack) of the request …
     #[n(2)]
     pub entries: Vec<u32>,
-    /// … and in its directory table; together at most [`Note::PATHS`].
+    /// … and in its directory table; together at most [`EntryWarning::MAX_STORAGE_PATHS`].
     #[n(3)]
     pub dirs: Vec<u32>,
 }
@@ -200,9 +200,9 @@ impl NoteOf {
     /// Adds what another one of the same cause counted.
     pub fn merge(&mut self, other: NoteOf) {
         self.count = self.count.saturating_add(other.count);
-        let room = Note::PATHS.saturating_sub(self.entries.len() + self.dirs.len());
+        let room = EntryWarning::MAX_PATHS.saturating_sub(self.entries.len() + self.dirs.len());
         self.entries.extend(other.entries.into_iter().take(room));
-        let room = Note::PATHS.saturating_sub(self.entries.len() + self.dirs.len());
+        let room = EntryWarning::MAX_PATHS.saturating_sub(self.entries.len() + self.dirs.len());
         self.dirs.extend(other.dirs.into_iter().take(room));
     }
 }
@@ -219,10 +219,10 @@ pub enum Place {
 }
 
 /// `notes` as a reply says them; `place` finds a path.
-pub fn notes_of(notes: Notes, place: impl Fn(&[u8]) -> Option<Place>) -> Vec<NoteOf> {
+pub fn notes_of(notes: EntryWarnings, place: impl Fn(&[u8]) -> Option<Place>) -> Vec<NoteOf> {
     let said = notes.into_iter().take(MAX_NOTES).map(|(cause, note)| {
         let (mut entries, mut dirs) = (Vec::new(), Vec::new());
-        for path in note.paths.iter().take(Note::PATHS) {
+        for path in note.paths.iter().take(EntryWarning::MAX_PATHS) {
             match place(&path.0) {
                 Some(Place::Entry(i)) => entries.push(i),
                 Some(Place::Dir(i)) => dirs.push(i),
@@ -238,16 +238,20 @@ pub fn notes_of(notes: Notes, place: impl Fn(&[u8]) -> Option<Place>) -> Vec<Not
 ///
 /// # Errors
 /// A sentence, where it speaks of what was not asked, or too much.
-pub fn read_notes(all: Vec<NoteOf>, entries: &[&Entry], dirs: &[DirRef]) -> Result<Notes, String> {
+pub fn read_notes(
+    all: Vec<NoteOf>,
+    entries: &[&Entry],
+    dirs: &[ManifestDir],
+) -> Result<EntryWarnings, String> {
     if all.len() > MAX_NOTES {
         return Err(format!("{} causes are over the limit of {MAX_NOTES}", all.len()));
     }
-    let mut notes = Notes::new();
+    let mut notes = EntryWarnings::new();
     for one in all {
-        if one.entries.len() + one.dirs.len() > Note::PATHS {
+        if one.entries.len() + one.dirs.len() > EntryWarning::MAX_PATHS {
             return Err("a note names more entries than it may".to_owned());
         }
-        let mut note = Note { count: one.count, paths: Vec::new() };
+        let mut note = EntryWarning { count: one.count, paths: Vec::new() };
         for i in one.entries {
             let entry = entries.get(i as usize).ok_or("a note names an entry that was not sent")?;
             note.paths.push(BytePath(entry.path.as_bytes().to_vec()));
@@ -361,7 +365,7 @@ pub fn range_of(manifest: &Manifest, offset: u64, length: u64) -> Result<&Entry,
     let [entry] = manifest.entries.as_slice() else {
         return Err(format!("a range is of one file, not of {}", manifest.entries.len()));
     };
-    let Kind::File { size } = entry.kind else {
+    let EntryKind::File { size } = entry.kind else {
         return Err("a range is of a regular file".to_owned());
     };
     range_fits(offset, length, size).map(|()| entry)
@@ -388,7 +392,7 @@ pub fn range_fits(offset: u64, length: u64, size: u64) -> Result<(), String> {
 pub struct DirTable {
     /// Parents before children.
     #[n(0)]
-    pub dirs: Vec<DirRef>,
+    pub dirs: Vec<ManifestDir>,
 }
 
 #[cfg(test)]
@@ -401,8 +405,8 @@ mod tests {
         let fault = Fault::transient("write destination", "no space");
         let offer = OfferReply {
             answers: vec![
-                Answer::Done(Action::Skip),
-                Answer::Needed { action: Action::Update, base: true },
+                Answer::Done(EntryAction::Skip),
+                Answer::Needed { action: EntryAction::Update, base: true },
                 Answer::Check,
                 Answer::Failed(fault.clone()),
             ],
@@ -432,9 +436,9 @@ mod tests {
         let meta =
             crate::wire::manifest::Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
         let path = RelPath::new("d/f").unwrap();
-        let entry = Entry::new(path, Kind::Dir, meta, Default::default());
-        let dirs = [DirRef { path: RelPath::root(), meta }];
-        let mut notes = Notes::new();
+        let entry = Entry::new(path, EntryKind::Dir, meta, Default::default());
+        let dirs = [ManifestDir { path: RelPath::root(), meta }];
+        let mut notes = EntryWarnings::new();
         notes.entry("owner not set".into()).or_default().add(b"d/f");
         notes.entry("owner not set".into()).or_default().add(b"");
         notes.entry("owner not set".into()).or_default().add(b"not sent");
@@ -451,7 +455,7 @@ mod tests {
         let with = |entries, dirs| vec![NoteOf { entries, dirs, ..said[0].clone() }];
         assert!(read(with(vec![1], vec![])).is_err());
         assert!(read(with(vec![], vec![1])).is_err());
-        assert!(read(with(vec![0; Note::PATHS], vec![0])).is_err());
+        assert!(read(with(vec![0; EntryWarning::MAX_PATHS], vec![0])).is_err());
         assert!(read(vec![said[0].clone(); MAX_NOTES + 1]).is_err());
         let escape = NoteOf { cause: "\x1b[2J".into(), ..said[0].clone() };
         assert!(read(vec![escape]).unwrap().contains_key("\\#033[2J"));
@@ -476,7 +480,7 @@ mod tests {
             (vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 5])
         );
         assert_eq!(merged(old, note(&[4, 5, 6], &[7])), (vec![0, 1, 2, 3, 4, 5], vec![0, 1, 2, 3]));
-        let full: Vec<u32> = (0..Note::PATHS as u32).collect();
+        let full: Vec<u32> = (0..EntryWarning::MAX_PATHS as u32).collect();
         assert_eq!(merged(note(&[], &full), note(&[1], &[2])), (vec![], full));
     }
 
@@ -516,8 +520,8 @@ mod tests {
         }
 
         #[test]
-        fn replies_that_are_almost_right_are_never_a_panic(edits in crate::wire::mutate::edits()) {
-            let other = |right: Vec<u8>| crate::wire::mutate::edited(&right, &edits);
+        fn replies_that_are_almost_right_are_never_a_panic(edits in crate::wire::fuzz::any_edits()) {
+            let other = |right: Vec<u8>| crate::wire::fuzz::apply_edits(&right, &edits);
             let failed = || Fault::transient("write destination", "no room");
             let answers = vec![Answer::Check, Answer::Failed(failed())];
             let digests = vec![DigestOf { entry: 0, digest: Digest([1; 32]) }];

@@ -1,11 +1,11 @@
 //! Reading the content of a source file in order, once, for whoever takes it: a connection, or a
 //! destination on this host. Holes are not read.
 
-use super::asks::{BLOCK, BlockValue, WINDOW};
+use super::asks::{BLOCK_BYTES, BlockValue, WINDOW};
 use super::pool::{Buffer, READ_AT_ONCE};
 use crate::fs::{Cause, FsError, Keep, PAGE, Side, SourceFile, Tree};
 use crate::wire::Digest;
-use crate::wire::content::{ContentHasher, Hashing, ZERO};
+use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST};
 use crate::wire::manifest::Entry;
 use std::convert::Infallible;
 
@@ -90,7 +90,7 @@ pub struct Window {
     pub hole: bool,
 }
 
-/// Cuts `span` of `entry`'s version of its file into subtrees of its hash of [`WINDOW`] bytes, and holes of any
+/// Cuts `span` of `entry`'s version of its file into subtrees of its hash of [`REPEAT_WINDOW`] bytes, and holes of any
 /// length.
 ///
 /// # Errors
@@ -138,7 +138,7 @@ pub fn read_whole<S: Sink>(
         };
         if start > at {
             if let Some(hasher) = hasher {
-                hasher.zeros(start - at, || sink.go_on())?;
+                hasher.update_zeros(start - at, || sink.go_on())?;
             }
             sink.hole(start - at)?;
             at = start;
@@ -195,12 +195,12 @@ struct Delta<'a, S> {
 pub fn read_delta<S: Sink>(
     file: &SourceFile,
     span: Span,
-    (there, hashing): (&[BlockValue], Hashing),
+    (there, hashing): (&[BlockValue], HashMode),
     scratch: &mut [u8],
     sink: &mut S,
 ) -> Result<(Read, Vec<Digest>), S::Stop> {
     let mut delta = Delta { file, sink, values: Vec::with_capacity(there.len()), held: None };
-    for (i, block) in span.pieces(BLOCK).enumerate() {
+    for (i, block) in span.pieces(BLOCK_BYTES).enumerate() {
         delta.sink.go_on()?;
         // Of what nothing is known, all is sent.
         let there = there.get(i).copied().unwrap_or_default();
@@ -227,7 +227,7 @@ enum Holes {
 fn block_of(
     file: &SourceFile,
     block: Span,
-    hashing: Hashing,
+    hashing: HashMode,
     scratch: &mut [u8],
 ) -> Result<Option<(Digest, Holes)>, FsError> {
     let content = &mut scratch[..block.length as usize];
@@ -240,14 +240,14 @@ fn block_of(
         Holes::Some
     };
     match holes {
-        Holes::All if hashing == Hashing::NonZero => return Ok(Some((ZERO, holes))),
+        Holes::All if hashing == HashMode::SkipZeros => return Ok(Some((ZERO_DIGEST, holes))),
         Holes::All => content.fill(0),
         Holes::None | Holes::Some if file.read_at(content, block.offset)? < content.len() => {
             return Ok(None);
         }
         Holes::None | Holes::Some => {}
     }
-    Ok(Some((hashing.block(block.offset, content), holes)))
+    Ok(Some((hashing.hash_block(block.offset, content), holes)))
 }
 
 impl<S: Sink> Delta<'_, S> {
@@ -344,11 +344,11 @@ pub fn hash_blocks(
     source: &Tree,
     entry: &Entry,
     span: Span,
-    hashing: Hashing,
+    hashing: HashMode,
     scratch: &mut Buffer,
 ) -> Result<Vec<Digest>, FsError> {
     let file = open_same(source, entry)?;
-    let values = span.pieces(BLOCK).map(|block| {
+    let values = span.pieces(BLOCK_BYTES).map(|block| {
         let value = block_of(&file, block, hashing, scratch.pages())?;
         value.map(|(value, _)| value).ok_or_else(|| changed(entry))
     });
@@ -365,7 +365,7 @@ pub fn hash_blocks(
 pub fn hash_source(
     source: &Tree,
     entry: &Entry,
-    hashing: Hashing,
+    hashing: HashMode,
     buffer: &mut Buffer,
 ) -> Result<Digest, FsError> {
     let file = open_same(source, entry)?;
@@ -377,7 +377,7 @@ pub fn hash_source(
         Ok(Read::Failed(error)) => return Err(error),
         Ok(Read::Short) => return Err(changed(entry)),
     }
-    Ok(hasher.map_or(ZERO, ContentHasher::digest))
+    Ok(hasher.map_or(ZERO_DIGEST, ContentHasher::digest))
 }
 
 /// Takes content to nowhere: it is only hashed.

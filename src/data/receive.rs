@@ -9,10 +9,10 @@ use super::protocol::{
 use super::read::Span;
 use super::store::{ReadBack, Store, keep};
 use crate::fs::{FsError, Keep, NewFile, PartFile, Reconciled, Target, Verdict};
-use crate::util::repeats::warn_counted;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;
-use crate::wire::manifest::{DirRef, Entry, Kind, Manifest};
-use crate::wire::options::Notes;
+use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
+use crate::wire::options::EntryWarnings;
 use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
@@ -60,13 +60,13 @@ fn take_offer_at_root(target: &Target, manifest: &Manifest, dry_run: bool) -> Of
     }
 }
 
-fn place_of(dirs: &[DirRef], path: &[u8]) -> Option<Place> {
+fn place_of(dirs: &[ManifestDir], path: &[u8]) -> Option<Place> {
     let place = dirs.iter().position(|d| d.path.as_bytes() == path)?;
     Some(Place::Dir(place as u32))
 }
 
 /// Stamps the directories `dirs`; says which ones could not be.
-pub fn stamp(target: &Target, dirs: &[DirRef]) -> Vec<Unstamped> {
+pub fn stamp(target: &Target, dirs: &[ManifestDir]) -> Vec<Unstamped> {
     target
         .stamp(dirs)
         .into_iter()
@@ -85,7 +85,7 @@ fn fault(error: FsError) -> Fault {
 struct Pack<'a> {
     target: &'a Target,
     claims: &'a Claims,
-    dirs: Vec<DirRef>,
+    dirs: Vec<ManifestDir>,
     files: Vec<Taken>,
     /// What the destination could not hold so far, by cause.
     notes: BTreeMap<String, NoteOf>,
@@ -153,7 +153,7 @@ impl Pack<'_> {
         frames: &mut FrameReader<P>,
         entry: &Entry,
     ) -> Result<Taken, FrameError> {
-        let Kind::File { size } = entry.kind else {
+        let EntryKind::File { size } = entry.kind else {
             return Err(FrameError::Order("only regular files have content".to_owned()));
         };
         go_on(frames)?;
@@ -161,7 +161,7 @@ impl Pack<'_> {
             store: self.target.create(entry, self.claims.attempt),
             span: Span { offset: 0, length: size },
             keeps: false,
-            hasher: self.claims.rules.checked_hashing().map(ContentHasher::new),
+            hasher: self.claims.rules.receiver_hash_mode().map(ContentHasher::new),
             path: &entry.path,
             buffer: self.buffer,
             gathered: 0,
@@ -187,7 +187,7 @@ impl Pack<'_> {
     }
 
     /// Adds notes, by their places; `file` is the one that was written last.
-    fn note(&mut self, notes: Notes, file: Option<(u32, &RelPath)>) {
+    fn note(&mut self, notes: EntryWarnings, file: Option<(u32, &RelPath)>) {
         let place = |path: &[u8]| match file {
             Some((i, own)) if own.as_bytes() == path => Some(Place::Entry(i)),
             _ => place_of(&self.dirs, path),
@@ -264,7 +264,7 @@ impl<S: Store> Taking<'_, S> {
                 }
                 Frame::Hole(_) => {
                     if let Some(hasher) = &mut self.hasher {
-                        hasher.zeros(length, || go_on_with_zeros(frames))?;
+                        hasher.update_zeros(length, || go_on_with_zeros(frames))?;
                     }
                     self.store(|store| store.hole(here));
                 }
@@ -407,7 +407,7 @@ fn open_part<P: Pieces>(
         && let Err(gone) = go_on(frames)
     {
         if let Err(error) = target.discard_part(entry) {
-            warn_counted!(error.without_path(), "{error}");
+            warn_ratelimited!(error.without_path(), "{error}");
         }
         return Err(gone);
     }
@@ -426,12 +426,12 @@ fn take_range_content<P: Pieces>(
     {
         store = Err(error);
     }
-    let hashing = target.rules().checked_hashing();
+    let hashing = target.rules().receiver_hash_mode();
     let mut taking = Taking {
         store,
         span: Span { offset: head.offset, length: head.length },
         keeps: true,
-        hasher: hashing.map(|hashing| ContentHasher::at(hashing, head.offset)),
+        hasher: hashing.map(|hashing| ContentHasher::at_offset(hashing, head.offset)),
         path: &entry.path,
         buffer,
         gathered: 0,
@@ -442,7 +442,7 @@ fn take_range_content<P: Pieces>(
     let right = match (end, hasher) {
         (End::Abort, _) => return Ok(Taken::Aborted),
         (End::Whole(complete, Some(value)), Some(hasher)) => {
-            complete && hasher.value() == Some(value)
+            complete && hasher.chaining_value() == Some(value)
         }
         (End::Whole(complete, _), _) => complete,
     };

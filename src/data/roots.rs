@@ -32,7 +32,7 @@ impl StorageRoot {
     /// The root, or why it could not be opened.
     ///
     /// # Errors
-    /// See [`Root::open`].
+    /// See [`Root::open_file`].
     pub fn open(&self) -> Result<Arc<Root>, FsError> {
         self.open.read().clone()
     }
@@ -116,7 +116,7 @@ impl Roots {
     /// its path in an outer root is another directory.
     pub fn tree(&self, path: &AbsPath) -> Option<Tree> {
         let (root, below) =
-            self.all.iter().find_map(|root| Some((root, root.path.strip(path)?)))?;
+            self.all.iter().find_map(|root| Some((root, root.path.relativize(path)?)))?;
         Some(Tree::new(root.open().ok()?, below))
     }
 
@@ -127,7 +127,7 @@ impl Roots {
     /// A ticket that does not hold, or for a destination that is not ours.
     pub fn admit(&self, gate: &TicketGate, ticket: &str) -> Result<(Claims, Target), Refused> {
         let claims = gate.check(ticket)?;
-        let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Broken)?;
+        let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Malformed)?;
         let tree = self.tree(&path).ok_or_else(|| Refused::NoRoot(path.to_string()))?;
         let assigned = gate.allows_root(&claims, &tree.root_id());
         let tree = tree.of_assigned_root(assigned);

@@ -197,7 +197,7 @@ impl Routes {
     fn weighted(&self, nic: usize, load: Load) -> Load {
         let nic = &self.nics[nic];
         let speed = load.speed.or_else(|| nic.nominal());
-        let limit = nic.rate.rate().map(|limit| limit as f64);
+        let limit = nic.rate.limit().map(|limit| limit as f64);
         let speed = match (speed, limit) {
             (Some(speed), Some(limit)) => Some(speed.min(limit)),
             (speed, limit) => speed.or(limit),

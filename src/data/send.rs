@@ -9,10 +9,10 @@ use super::pool::Buffer;
 use super::protocol::RangeHead;
 use super::read::{KEEP_AT, Read, Sink, Span, changed, open_same, read_delta, read_whole};
 use crate::fs::{FsError, Keep, SourceFile, Tree};
-use crate::util::rate::Pace;
+use crate::util::rate::Limiters;
 use crate::wire::Digest;
-use crate::wire::content::{ContentHasher, Hashing};
-use crate::wire::manifest::{DirRef, Entry, merge_blocks};
+use crate::wire::content::{ContentHasher, HashMode};
+use crate::wire::manifest::{Entry, ManifestDir, merge_blocks};
 use crate::wire::sync::{ErrorClass, FileError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,7 +57,7 @@ pub struct Feed<'a> {
     scratch: Option<Buffer>,
     /// Counts our progress, beside what the peer takes.
     moved: Arc<AtomicU64>,
-    pace: Pace,
+    pace: Limiters,
     sent: u64,
     kept: u64,
 }
@@ -70,11 +70,11 @@ impl<'a> Feed<'a> {
         (buffer, scratch): (Buffer, Option<Buffer>),
         moved: Arc<AtomicU64>,
     ) -> Self {
-        Feed { to, buffer, scratch, moved, pace: Pace::default(), sent: 0, kept: 0 }
+        Feed { to, buffer, scratch, moved, pace: Limiters::default(), sent: 0, kept: 0 }
     }
 
     /// The same, no faster than `pace` lets it.
-    pub fn at(self, pace: Pace) -> Self {
+    pub fn at(self, pace: Limiters) -> Self {
         Feed { pace, ..self }
     }
 
@@ -87,9 +87,9 @@ impl<'a> Feed<'a> {
     fn flush(&mut self) -> Result<(), Gone> {
         let mut rest = self.buffer.as_ref();
         while !rest.is_empty() {
-            let most = self.pace.piece().and_then(|most| usize::try_from(most).ok());
+            let most = self.pace.max_chunk_bytes().and_then(|most| usize::try_from(most).ok());
             let (piece, later) = rest.split_at(most.unwrap_or(usize::MAX).min(rest.len()));
-            self.pace.take(piece.len() as u64, || self.to.go_on())?;
+            self.pace.acquire(piece.len() as u64, || self.to.go_on())?;
             self.to.send(piece)?;
             rest = later;
         }
@@ -160,9 +160,9 @@ impl Sink for Feed<'_> {
 /// [`Gone`]; what was sent counts for nothing then.
 pub fn feed_pack(
     source: &Tree,
-    dirs: &[DirRef],
+    dirs: &[ManifestDir],
     files: &[Entry],
-    hashing: Option<Hashing>,
+    hashing: Option<HashMode>,
     feed: &mut Feed<'_>,
 ) -> Result<Vec<Fed>, Gone> {
     feed.put(&frame::dirs(dirs.to_vec()))?;
@@ -182,7 +182,7 @@ pub fn feed_pack(
 fn feed_file(
     source: &Tree,
     entry: &Entry,
-    hashing: Option<Hashing>,
+    hashing: Option<HashMode>,
     feed: &mut Feed<'_>,
 ) -> Result<Fed, Gone> {
     let file = match source.open_source(entry) {
@@ -202,7 +202,7 @@ fn feed_file(
             Ok(()) => {
                 let digest = hasher.map(ContentHasher::digest);
                 feed.end_content(digest)?;
-                let digest = digest.filter(|_| hashing == Some(Hashing::Whole));
+                let digest = digest.filter(|_| hashing == Some(HashMode::Full));
                 return Ok(Fed::Sent(Written { bytes, digest }));
             }
             Err(error) => error,
@@ -222,7 +222,7 @@ pub fn feed_range(
     head: &RangeHead,
     entry: &Entry,
     there: Option<&[BlockValue]>,
-    hashing: Option<Hashing>,
+    hashing: Option<HashMode>,
     feed: &mut Feed<'_>,
 ) -> Result<FedRange, Gone> {
     let span = Span { offset: head.offset, length: head.length };
@@ -262,18 +262,19 @@ pub fn read_range<S: Sink>(
     file: &SourceFile,
     span: Span,
     compare: Option<(&[BlockValue], &mut [u8])>,
-    hashing: Option<Hashing>,
+    hashing: Option<HashMode>,
     sink: &mut S,
 ) -> Result<(Read, Option<Digest>), S::Stop> {
     if let Some((there, scratch)) = compare {
-        let there = (there, hashing.unwrap_or(Hashing::NonZero));
+        let there = (there, hashing.unwrap_or(HashMode::SkipZeros));
         let (read, values) = read_delta(file, span, there, scratch, sink)?;
         return Ok((read, merge_blocks(&values).filter(|_| hashing.is_some())));
     }
-    let mut hasher = hashing.map(|hashing| ContentHasher::at(hashing, span.offset));
+    let mut hasher = hashing.map(|hashing| ContentHasher::at_offset(hashing, span.offset));
     let read = read_whole(file, span, &mut hasher, sink)?;
     // What ended early may be nothing at all, and that has no value.
-    let value = hasher.filter(|_| matches!(read, Read::All)).and_then(ContentHasher::value);
+    let value =
+        hasher.filter(|_| matches!(read, Read::All)).and_then(ContentHasher::chaining_value);
     Ok((read, value))
 }
 

@@ -12,8 +12,8 @@ use super::requests::Requests;
 use super::roots::Roots;
 use super::stream;
 use super::verbs::answer;
-use crate::config::Nic as Configured;
-use crate::util::repeats::warn_counted;
+use crate::config::NicConfig as Configured;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -189,7 +189,7 @@ async fn accept_loop(
             Err(e) => {
                 // Out of descriptors or memory: it passes, and a busy loop would not help it.
                 let what = format!("cannot accept a data connection: {e}");
-                warn_counted!(what, "{what}");
+                warn_ratelimited!(what, "{what}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
@@ -244,6 +244,6 @@ async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop
 impl Shared {
     /// One line a minute, whatever the cause: peers can make any number of mistakes.
     pub(super) fn log(&self, peer: SocketAddr, what: &str) {
-        warn_counted!("a data connection ended", %peer, "data connection ended: {what}");
+        warn_ratelimited!("a data connection ended", %peer, "data connection ended: {what}");
     }
 }

@@ -3,7 +3,7 @@
 
 use super::read::{KEEP_AT, Span};
 use crate::fs::{Cause, FsError, Keep, NewFile, PartFile, Result, Side};
-use crate::wire::content::{ContentHasher, Hashing};
+use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::{Digest, RelPath};
 
 /// A file that is being written, in order.
@@ -92,15 +92,15 @@ pub fn keep<E>(
     Ok(Ok(()))
 }
 
-/// [`keep`] for blocks of these values, which are read back and checked one by one where that is asked for.
+/// [`mark_for_restart`] for blocks of these values, which are read back and checked one by one where that is asked for.
 ///
 /// # Errors
-/// Like [`keep`].
+/// Like [`mark_for_restart`].
 pub fn keep_blocks<E>(
     part: &PartFile,
     from: Keep,
     blocks: impl Iterator<Item = (Span, Digest)>,
-    back: Option<(&RelPath, Hashing, &mut [u8])>,
+    back: Option<(&RelPath, HashMode, &mut [u8])>,
     go_on: impl Fn() -> std::result::Result<(), E>,
 ) -> std::result::Result<Result<()>, E> {
     let Some((path, hashing, buffer)) = back else {
@@ -112,12 +112,12 @@ pub fn keep_blocks<E>(
         return Ok(Ok(()));
     };
     for (block, value) in blocks {
-        let mut hasher = ContentHasher::at(hashing, block.offset);
+        let mut hasher = ContentHasher::at_offset(hashing, block.offset);
         let back = ReadBack { path, hasher: &mut hasher, buffer: &mut *buffer };
         if let Err(error) = keep(part, from, block, Some(back), &go_on)? {
             return Ok(Err(error));
         }
-        if hasher.value() != Some(value) {
+        if hasher.chaining_value() != Some(value) {
             return Ok(Err(lost(path)));
         }
     }

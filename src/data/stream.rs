@@ -16,7 +16,7 @@ use super::pool::{Buffer, GATHERED, PIECE};
 use super::protocol::{MAX_TICKET, STREAM};
 use super::server::Shared;
 use super::verbs::{self, Failure};
-use crate::util::seal;
+use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -156,8 +156,8 @@ async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, Failure> {
         }
         let mut document = vec![0; length];
         stream.read_exact(&mut document).await.map_err(|e| bad(&e))?;
-        let damaged = || Failure::Damaged(format!("the ask: {}", seal::DAMAGED));
-        let document = seal::opened(&document).ok_or_else(damaged)?;
+        let damaged = || Failure::Damaged(format!("the ask: {}", checksum::CHECKSUM_MISMATCH));
+        let document = checksum::verify_and_strip(&document).ok_or_else(damaged)?;
         minicbor::decode(document).map(Some).map_err(|e| bad(&e))
     };
     let asked = tokio::time::timeout(ASKED, whole).await;

@@ -1,7 +1,7 @@
 //! Ranges in pieces over several NICs: one connection is one NIC, and a range in one piece would leave
 //! the others to other ranges.
 
-use super::asks::{BLOCK, BlockValue};
+use super::asks::{BLOCK_BYTES, BlockValue};
 use super::delta::Ranged;
 use super::destination::Destination;
 use super::outcome::{RangeSent, SendError};
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 /// the last one is not waited for long, 0.07 s at 1 Gb/s.
 const PIECE: u64 = 8 << 20;
 /// Blocks of a piece.
-const BLOCKS: usize = (PIECE / BLOCK) as usize;
+const BLOCKS: usize = (PIECE / BLOCK_BYTES) as usize;
 
 impl Destination {
     /// Sends a range, in pieces where there are several pairs of NICs; with `there` only what differs from

@@ -14,9 +14,9 @@ use super::receive::{take_offer, take_pack, take_range};
 use super::server::{Served, Shared};
 use super::stream::{Ask, Wire};
 use crate::fs::Target;
-use crate::util::seal;
-use crate::wire::manifest::{MAX_BYTES, Manifest};
-use crate::wire::problem::{CONTENT_TYPE, Problem};
+use crate::util::checksum;
+use crate::wire::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use crate::wire::problem::{PROBLEM_CONTENT_TYPE, Problem};
 use crate::wire::ticket::Claims;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -85,7 +85,7 @@ impl Failure {
                 let detail = format!(
                     "this is an agent's data port, not a master: it does not serve `{path}`"
                 );
-                Problem::new(404, "Not Found", "unknown_verb", detail).hinted(format!(
+                Problem::new(404, "Not Found", "unknown_verb", detail).with_hint(format!(
                     "this agent supports version {VERSION}: paths begin with /v{VERSION}/"
                 ))
             }
@@ -97,11 +97,11 @@ impl Failure {
             ),
             Failure::Bad(detail) => Problem::new(400, "Bad Request", "bad_frame", detail),
             Failure::Damaged(detail) => {
-                Problem::new(400, "Bad Request", seal::DAMAGED_CODE, detail)
-                    .hinted("send the same again")
+                Problem::new(400, "Bad Request", checksum::CORRUPTED_CODE, detail)
+                    .with_hint("send the same again")
             }
             Failure::TooLong => {
-                let detail = format!("a document is at most {MAX_BYTES} bytes");
+                let detail = format!("a document is at most {MAX_MANIFEST_BYTES} bytes");
                 Problem::new(413, "Content Too Large", "too_long", detail)
             }
             Failure::Internal(detail) => {
@@ -124,11 +124,11 @@ pub(super) async fn answer(
     }
     match act(request, shared).await {
         Ok(document) => {
-            let check = HeaderValue::from_str(&seal::in_header(&document));
+            let check = HeaderValue::from_str(&checksum::header_value(&document));
             let mut response = reply(StatusCode::OK, "application/cbor", document.into());
-            response
-                .headers_mut()
-                .extend(check.ok().map(|c| (HeaderName::from_static(seal::HEADER), c)));
+            response.headers_mut().extend(
+                check.ok().map(|c| (HeaderName::from_static(checksum::CHECKSUM_HEADER), c)),
+            );
             response
         }
         Err(failure) => {
@@ -140,7 +140,7 @@ pub(super) async fn answer(
             let status =
                 StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let body = serde_json::to_vec(&problem).unwrap_or_default();
-            let mut response = reply(status, CONTENT_TYPE, body.into());
+            let mut response = reply(status, PROBLEM_CONTENT_TYPE, body.into());
             // What is left of the body is not worth waiting for.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             response
@@ -159,7 +159,7 @@ fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<B
 async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Failure> {
     let path = request.uri().path();
     let Some(verb) = VERBS.into_iter().find(|verb| *verb == path) else {
-        let shown = crate::wire::path::show(&path.as_bytes()[..path.len().min(100)]);
+        let shown = crate::wire::path::escape_bytes(&path.as_bytes()[..path.len().min(100)]);
         return refuse(request, Failure::Verb(shown)).await;
     };
     if request.method() != Method::POST {
@@ -268,13 +268,16 @@ where
 
 /// The document that the body is, which has so long to come.
 async fn whole(request: Request<Incoming>, patience: Duration) -> Result<Bytes, Failure> {
-    let check = request.headers().get(seal::HEADER).cloned();
-    let whole = Limited::new(request.into_body(), MAX_BYTES).collect();
+    let check = request.headers().get(checksum::CHECKSUM_HEADER).cloned();
+    let whole = Limited::new(request.into_body(), MAX_MANIFEST_BYTES).collect();
     match tokio::time::timeout(patience, whole).await {
         Ok(Ok(bytes)) => {
             let bytes = bytes.to_bytes();
-            if !seal::fits(check.as_ref().map(HeaderValue::as_bytes), &bytes) {
-                return Err(Failure::Damaged(format!("the document: {}", seal::DAMAGED)));
+            if !checksum::matches_header(check.as_ref().map(HeaderValue::as_bytes), &bytes) {
+                return Err(Failure::Damaged(format!(
+                    "the document: {}",
+                    checksum::CHECKSUM_MISMATCH
+                )));
             }
             Ok(bytes)
         }

@@ -8,9 +8,9 @@ use super::root::{Dir, Place};
 use super::source::{next_data, read_full};
 use super::target::{Step, Target};
 use crate::wire::Digest;
-use crate::wire::content::{ContentHasher, Hashing, ZERO, is_zero};
+use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST, is_all_zero};
 use crate::wire::manifest::Entry;
-use crate::wire::options::Action;
+use crate::wire::options::EntryAction;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -26,7 +26,7 @@ const MAX_BLOCKS: u64 = 1 << 20;
 const MAX_ZEROS_READ: u64 = 64 << 20;
 
 /// What the destination has in the place of one block: the values of the bytes there
-/// ([`Hashing::block`]).
+/// ([`HashMode::hash_block`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BlockValues {
     /// In the part file of this version; `None` where nothing was written yet.
@@ -50,7 +50,7 @@ impl Target {
     /// of two values or more.
     ///
     /// Blocks may be longer than `scratch` where content is hashed without its zeros: the value of such a block is
-    /// [`ZERO`] where it is all zeros and that is found out at once, and none otherwise.
+    /// [`ZERO_DIGEST`] where it is all zeros and that is found out at once, and none otherwise.
     ///
     /// # Errors
     /// `block` is no power of two (of 1 KiB at least) or too long, `offset` is not at the start of a block, the range
@@ -64,11 +64,11 @@ impl Target {
     ) -> Result<Vec<BlockValues>> {
         let failed = |errno| self.error("compare", &entry.path, errno);
         let end = offset.checked_add(length).filter(|end| *end <= entry.size());
-        let hashing = self.rules.hashing();
+        let hashing = self.rules.hash_mode();
         let long = block > scratch.len() as u64;
         let sound = block.is_power_of_two()
             && block >= SHORTEST
-            && (!long || hashing == Hashing::NonZero && !scratch.is_empty());
+            && (!long || hashing == HashMode::SkipZeros && !scratch.is_empty());
         let (Some(end), true) = (end, sound && offset.is_multiple_of(block.max(1))) else {
             return Err(failed(Errno::INVAL));
         };
@@ -106,7 +106,7 @@ impl Target {
             None => None,
         };
         let mut value = |held: &Option<Held>, from, to| match held {
-            Some(held) if long => Ok(held.is_zero(from, to, scratch)?.then_some(ZERO)),
+            Some(held) if long => Ok(held.is_zero(from, to, scratch)?.then_some(ZERO_DIGEST)),
             Some(held) => held.value(from, to, hashing, scratch),
             None => Ok(None),
         };
@@ -124,11 +124,11 @@ impl Target {
     }
 
     /// Gives the file at `entry`'s name, whose content was compared and is equal, `entry`'s metadata;
-    /// tells [`Action::Skip`] where it had them, [`Action::Metadata`] otherwise.
+    /// tells [`EntryAction::Skip`] where it had them, [`EntryAction::Metadata`] otherwise.
     ///
     /// # Errors
     /// It is not there, is no regular file or has another length by now; its metadata can't be set.
-    pub fn repair_in_place(&self, entry: &Entry) -> Result<Action> {
+    pub fn repair_in_place(&self, entry: &Entry) -> Result<EntryAction> {
         let path = &entry.path;
         let failed = |cause| self.error("set metadata of", path, cause);
         let place = self.tree.place(path).map_err(|e| failed(e.into()))?;
@@ -143,13 +143,13 @@ impl Target {
             return Err(failed(Cause::WrongSize { expected, found }));
         }
         Ok(match self.touch_up(&place, &stat, entry).map_err(failed)? {
-            TouchUp::Same => Action::Skip,
-            TouchUp::Repaired => Action::Metadata,
+            TouchUp::Same => EntryAction::Skip,
+            TouchUp::Repaired => EntryAction::Metadata,
             TouchUp::Replace => {
                 if !self.rules.dry_run {
                     self.copy_anew(entry, &place)?;
                 }
-                Action::Metadata
+                EntryAction::Metadata
             }
             // It was another file when it was compared.
             TouchUp::Foreign => return Err(failed(Cause::Lost)),
@@ -183,12 +183,12 @@ impl Target {
     pub(super) fn digest(&self, place: &Place<'_>) -> Step<Option<(u64, Digest)>> {
         let Some(Held { fd, size }) = self.hold(&place.dir, place.name)? else { return Ok(None) };
         self.announce(&fd, 0, size)?;
-        let mut hasher = ContentHasher::new(self.rules.hashing());
+        let mut hasher = ContentHasher::new(self.rules.hash_mode());
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(PIECE).clamp(1, PIECE)];
         let mut at = 0;
         while at < size {
             let (start, end) = next_data(&fd, at, size)?.unwrap_or((size, size));
-            hasher.zeros(start - at, || Ok::<_, Errno>(()))?;
+            hasher.update_zeros(start - at, || Ok::<_, Errno>(()))?;
             at = start;
             while at < end {
                 let wanted = usize::try_from(end - at).map_or(PIECE, |n| n.min(buffer.len()));
@@ -246,7 +246,7 @@ impl Held {
         &self,
         from: u64,
         to: u64,
-        hashing: Hashing,
+        hashing: HashMode,
         buffer: &mut [u8],
     ) -> Step<Option<Digest>> {
         let wanted = usize::try_from(to - from).map_err(|_| Errno::INVAL)?;
@@ -255,12 +255,12 @@ impl Held {
         }
         match self.has_data(from, to) {
             // To read a hole costs as much as to read zeros.
-            false if hashing == Hashing::NonZero => return Ok(Some(ZERO)),
+            false if hashing == HashMode::SkipZeros => return Ok(Some(ZERO_DIGEST)),
             false => buffer[..wanted].fill(0),
             true if read_full(&self.fd, &mut buffer[..wanted], from)? < wanted => return Ok(None),
             true => {}
         }
-        Ok(Some(hashing.block(from, &buffer[..wanted])))
+        Ok(Some(hashing.hash_block(from, &buffer[..wanted])))
     }
 
     /// Whether the bytes between are there and all zero, as far as so much reading shows.
@@ -273,7 +273,7 @@ impl Held {
             while at < end {
                 let wanted = usize::try_from(end - at).map_or(PIECE, |n| n.min(buffer.len()));
                 let n = read_full(&self.fd, &mut buffer[..wanted], at)?;
-                if n < wanted || left < n as u64 || !is_zero(&buffer[..n]) {
+                if n < wanted || left < n as u64 || !is_all_zero(&buffer[..n]) {
                     return Ok(false);
                 }
                 left -= n as u64;

@@ -8,7 +8,7 @@ use super::notes::{Notebook, Shortfall};
 use super::root::Dir;
 use super::xattr::{self, Object};
 use crate::wire::RelPath;
-use crate::wire::manifest::{DirRef, Entry, Meta, Xattr};
+use crate::wire::manifest::{Entry, ManifestDir, Meta, Xattr};
 use crate::wire::options::{Attribute, Chown, Preserve, WriteRules};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -33,8 +33,8 @@ impl<'a> From<&'a Entry> for Outfit<'a> {
     }
 }
 
-impl<'a> From<&'a DirRef> for Outfit<'a> {
-    fn from(dir: &'a DirRef) -> Self {
+impl<'a> From<&'a ManifestDir> for Outfit<'a> {
+    fn from(dir: &'a ManifestDir) -> Self {
         Outfit { path: &dir.path, meta: dir.meta, xattrs: None }
     }
 }
@@ -133,7 +133,7 @@ impl Policy {
 
     /// Whether `one` is preserved.
     pub(super) fn keeps(&self, one: Attribute) -> bool {
-        self.keep.has(one)
+        self.keep.contains(one)
     }
 
     /// Whether new files take something from those that they replace.

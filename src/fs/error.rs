@@ -494,7 +494,10 @@ mod tests {
             let short = ["ENOMEM", "EMFILE", "ENFILE"].contains(name);
             assert_eq!(is_shortage(*errno), short, "{name}");
             let report = FsError::new(Side::Destination, "open", b"x", *errno).to_file_error();
-            assert_eq!((report.errno.as_deref(), report.is_shortage()), (Some(*name), short));
+            assert_eq!(
+                (report.errno.as_deref(), report.is_resource_exhaustion()),
+                (Some(*name), short)
+            );
         }
         // One that has no name here may pass, and is shown by its number.
         let unknown = FsError::new(Side::Source, "open", b"x", Errno::from_raw_os_error(4_000));

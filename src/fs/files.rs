@@ -284,7 +284,7 @@ impl NewFile {
         // Before the time is set: a write that is still under way could change it again.
         self.target.settle_writes(&self.fd).map_err(|e| self.failed("write", e))?;
         let own = if self.path.is_root() { &self.target.tree.base } else { &self.path };
-        let name = own.name().unwrap_or(b".").to_vec();
+        let name = own.file_name().unwrap_or(b".").to_vec();
         let name = name.as_slice();
         let dressed = self.dress(entry, name);
         dressed.map_err(|cause| self.failed("set metadata of", cause))?;

@@ -2,7 +2,7 @@
 
 use super::pattern::Patterns;
 use crate::wire::RelPath;
-use crate::wire::manifest::{Entry, Kind, Meta};
+use crate::wire::manifest::{Entry, EntryKind, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -28,7 +28,7 @@ pub enum FilterError {
     )]
     TooLong(usize),
     /// One of them can't be read.
-    #[error("filter rule {} (`{}`) cannot be read: {why}", .index + 1, crate::wire::path::show(.rule.as_bytes()))]
+    #[error("filter rule {} (`{}`) cannot be read: {why}", .index + 1, crate::wire::path::escape_bytes(.rule.as_bytes()))]
     Rule {
         /// Its place in the list, from 0.
         index: usize,
@@ -126,7 +126,7 @@ impl Filter {
 
     /// The option of a limit that `entry`, a regular file, is beyond.
     fn limit_passed(&self, entry: &Entry) -> Option<&'static str> {
-        let Kind::File { size } = entry.kind else { return None };
+        let EntryKind::File { size } = entry.kind else { return None };
         let Meta { mtime_sec, mtime_nsec, .. } = entry.meta;
         let time = (mtime_sec, mtime_nsec);
         let limits = [
@@ -142,7 +142,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::manifest::Ident;
+    use crate::wire::manifest::FileVersion;
 
     fn filter(rules: &[&str]) -> Filter {
         let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
@@ -156,7 +156,7 @@ mod tests {
     fn file(size: u64, mtime: (i64, u32)) -> Entry {
         let (mtime_sec, mtime_nsec) = mtime;
         let meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec, mtime_nsec };
-        Entry::new(rel("f"), Kind::File { size }, meta, Ident::default())
+        Entry::new(rel("f"), EntryKind::File { size }, meta, FileVersion::default())
     }
 
     #[test]
@@ -242,7 +242,7 @@ mod tests {
         ] {
             assert_eq!(some.leaves_out_entry(&file(size, time)), out, "{size} {time:?}");
         }
-        let dir = Entry { kind: Kind::Dir, ..file(0, (0, 0)) };
+        let dir = Entry { kind: EntryKind::Dir, ..file(0, (0, 0)) };
         assert!(!some.leaves_out_entry(&dir));
         assert!(!Filter::default().leaves_out_entry(&file(u64::MAX, (i64::MIN, 0))));
     }

@@ -9,7 +9,7 @@ use super::error::{Cause, FsError, Result};
 use super::meta::{lstat, meta_of, type_of};
 use super::root::{Dir, Tree, open_below};
 use crate::wire::RelPath;
-use crate::wire::manifest::{DirRef, Entry};
+use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::options::Links;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
-/// What is known of a directory above an entry beside its [`DirRef`].
+/// What is known of a directory above an entry beside its [`ManifestDir`].
 #[derive(Debug, Clone, Default)]
 pub(super) struct Way {
     /// Device and inode, where links are followed (else zeros).
@@ -29,13 +29,13 @@ pub(super) struct Way {
 /// The directories above a path, the root first, and where the path itself really is.
 #[derive(Debug, Default)]
 pub(super) struct Located {
-    pub(super) dirs: Vec<DirRef>,
+    pub(super) dirs: Vec<ManifestDir>,
     pub(super) ways: Vec<Way>,
     pub(super) real: Option<RelPath>,
 }
 
 impl Tree {
-    /// The tree of the whole storage root: [`Entry::real`] is a path in it.
+    /// The tree of the whole storage root: [`Entry::content_path`] is a path in it.
     pub fn storage(&self) -> Tree {
         self.at_base(RelPath::root())
     }
@@ -45,13 +45,13 @@ impl Tree {
     ///
     /// # Errors
     /// It is not there or out of reach; a link leads nowhere or outside.
-    pub fn find(&self, path: &RelPath, links: Links) -> Result<(Entry, Vec<DirRef>)> {
+    pub fn find(&self, path: &RelPath, links: Links) -> Result<(Entry, Vec<ManifestDir>)> {
         let Located { dirs, real, .. } = self.locate(path, links)?;
         let Some(real) = real else { return Ok((self.entry(path)?, dirs)) };
         let entry = self.storage().entry(&real);
         let entry = entry
             .map_err(|error| FsError::new(self.side, error.op, path.as_bytes(), error.cause))?;
-        Ok((Entry { path: path.clone(), real: Some(real), ..entry }, dirs))
+        Ok((Entry { path: path.clone(), content_path: Some(real), ..entry }, dirs))
     }
 
     /// The way to `path`; with [`Links::Copy`] through links.
@@ -70,7 +70,7 @@ impl Tree {
             }
             .map_err(failed)?;
             let stat = rustix::fs::fstat(&dir).map_err(failed)?;
-            located.dirs.push(DirRef { path: above.clone(), meta: meta_of(&stat) });
+            located.dirs.push(ManifestDir { path: above.clone(), meta: meta_of(&stat) });
             let id = (stat.st_dev, stat.st_ino);
             located.ways.push(Way { id, real: located.real.clone() });
             above = above.child(name).map_err(|_| failed(Errno::INVAL))?;

@@ -55,7 +55,7 @@ fn os_hint(errno: Errno, uid: Uid) -> Option<String> {
                 "grant the copying user (uid {uid}) access to these paths, or run as root"
             ));
         }
-        Errno::NOSPC => FileError::NO_ROOM_HINT,
+        Errno::NOSPC => FileError::NO_SPACE_HINT,
         Errno::DQUOT => return Some(format!("raise the quota of user {uid}, or free some of it")),
         Errno::FBIG => {
             "its file system allows no larger files, or the limit of file sizes (`ulimit -f`, LimitFSIZE=) must be \

@@ -2,7 +2,7 @@
 //! what the others do. The destination itself is their meeting place: the first name of a file that is
 //! complete there gets a second one, its *anchor*, in a directory of the sync at the destination root;
 //! whoever brings another name of that file finds the anchor and links to it. `linkat` makes a name or
-//! says `EEXIST`, so that of two that come at once one is the first. In the end [`Target::sweep`]
+//! says `EEXIST`, so that of two that come at once one is the first. In the end [`Target::clean_up`]
 //! removes the directory.
 //!
 //! ```text
@@ -18,7 +18,7 @@ use super::notes::Shortfall;
 use super::root::{Dir, Place, open_below, open_list_below};
 use super::target::{Step, Target};
 use crate::wire::RelPath;
-use crate::wire::manifest::{DirRef, Entry, Kind};
+use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
 use crate::wire::options::Attribute;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
@@ -58,7 +58,7 @@ impl Target {
     ///
     /// # Errors
     /// One can't be removed, or the metadata not be set.
-    pub fn sweep(&self, root: Option<&DirRef>) -> Result<()> {
+    pub fn sweep(&self, root: Option<&ManifestDir>) -> Result<()> {
         if self.rules.dry_run {
             return Ok(());
         }
@@ -81,10 +81,10 @@ impl Target {
     /// Whether `entry` is one of several names that are to stay names of one file. A root has no
     /// others that this sync could see.
     pub(super) fn is_member(&self, entry: &Entry) -> bool {
-        entry.linked
+        entry.is_hardlinked
             && !entry.is_dir()
             && !entry.path.is_root()
-            && self.rules.preserve.has(Attribute::Hardlinks)
+            && self.rules.preserve.contains(Attribute::Hardlinks)
     }
 
     /// Makes `place` a name of the file that another name of `entry` has become, where there is one.
@@ -186,7 +186,7 @@ impl Target {
         }
         let above = format!("{:02x}", stat.st_ino & 0xff);
         let name = format!("{above}/i-{:x}-{:x}", stat.st_dev, stat.st_ino);
-        let own = names::anchor(entry.family()).1;
+        let own = names::anchor(entry.hardlink_key()).1;
         let claimed = self.in_anchors(&above, |anchors| {
             match rustix::fs::symlinkat(own.as_str(), anchors, name.as_str()) {
                 Err(Errno::EXIST) => {
@@ -237,7 +237,7 @@ impl Target {
     /// Where the anchor of `entry`'s file is. The second pass has its own: what the first one brought is
     /// just what is to be read again, and what was found to be wrong must not be linked to.
     fn anchor_name(&self, entry: &Entry) -> (String, String) {
-        let (above, name) = names::anchor(entry.family());
+        let (above, name) = names::anchor(entry.hardlink_key());
         if self.rules.readback { (above, format!("{name}-again")) } else { (above, name) }
     }
 
@@ -266,17 +266,19 @@ impl Target {
 
     /// Whether the object `name`, whose lstat is `stat`, can be what `entry` became.
     fn is_file_of(&self, dir: &Dir, name: &[u8], stat: &Stat, entry: &Entry) -> bool {
-        let timed = self.rules.preserve.has(Attribute::Times)
+        let timed = self.rules.preserve.contains(Attribute::Times)
             && (0..=0x7fff_ffff).contains(&entry.meta.mtime_sec);
         if timed && lag(stat, &entry.meta) > CLOCK.max(self.rules.mtime_tolerance_ns.into()) {
             return false;
         }
         match &entry.kind {
-            Kind::File { size } => type_of(stat) == FileType::RegularFile && size_of(stat) == *size,
-            Kind::Symlink { target } => rustix::fs::readlinkat(dir, name, Vec::new())
+            EntryKind::File { size } => {
+                type_of(stat) == FileType::RegularFile && size_of(stat) == *size
+            }
+            EntryKind::Symlink { target } => rustix::fs::readlinkat(dir, name, Vec::new())
                 .is_ok_and(|there| there.as_bytes() == target),
-            Kind::Special { format, .. } => stat.st_mode & 0o170_000 == *format,
-            Kind::Dir => false,
+            EntryKind::Special { format, .. } => stat.st_mode & 0o170_000 == *format,
+            EntryKind::Dir => false,
         }
     }
 

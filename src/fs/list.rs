@@ -24,7 +24,7 @@ pub(super) struct Listing {
     pub(super) failed: Option<Errno>,
 }
 
-/// Some names of a directory of a source; see [`Tree::list_names`].
+/// Some names of a directory of a source; see [`TreeBuilder::list_names`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NamePage {
     /// Sorted by bytes, each with whether it is a directory.

@@ -4,7 +4,7 @@
 
 use super::source::{next_data, read_full};
 use crate::wire::Digest;
-use crate::wire::content::{ContentHasher, Hashing};
+use crate::wire::content::{ContentHasher, HashMode};
 use rustix::fd::OwnedFd;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ pub struct Ranges<'a> {
     /// The value of each, in order …
     pub values: &'a [Digest],
     /// … when it is hashed like this.
-    pub hashing: Hashing,
+    pub hashing: HashMode,
 }
 
 /// Bytes that are read at once.
@@ -65,13 +65,18 @@ fn is_right(fd: &OwnedFd, size: u64, ranges: Ranges<'_>, at: u64) -> Result<Opti
 }
 
 /// The value of the bytes from `start` to `end`, which is behind it. Holes are not read.
-fn value_of(fd: &OwnedFd, start: u64, end: u64, hashing: Hashing) -> Result<Option<Digest>, Errno> {
+fn value_of(
+    fd: &OwnedFd,
+    start: u64,
+    end: u64,
+    hashing: HashMode,
+) -> Result<Option<Digest>, Errno> {
     let mut buffer = vec![0; PIECE];
-    let mut hasher = ContentHasher::at(hashing, start);
+    let mut hasher = ContentHasher::at_offset(hashing, start);
     let mut at = start;
     while at < end {
         let (data, stop) = next_data(fd, at, end)?.unwrap_or((end, end));
-        hasher.zeros(data - at, || Ok::<_, Errno>(()))?;
+        hasher.update_zeros(data - at, || Ok::<_, Errno>(()))?;
         at = data;
         while at < stop {
             let wanted = piece(stop - at);
@@ -83,7 +88,7 @@ fn value_of(fd: &OwnedFd, start: u64, end: u64, hashing: Hashing) -> Result<Opti
             at += n as u64;
         }
     }
-    Ok(hasher.value())
+    Ok(hasher.chaining_value())
 }
 
 fn piece(left: u64) -> usize {

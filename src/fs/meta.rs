@@ -4,7 +4,7 @@
 use super::error::Cause;
 use super::xattr::{self, Object};
 use crate::wire::RelPath;
-use crate::wire::manifest::{Entry, Ident, Kind, Meta};
+use crate::wire::manifest::{Entry, EntryKind, FileVersion, Meta};
 use crate::wire::options::{Attribute, Preserve};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
@@ -21,8 +21,8 @@ pub(super) fn meta_of(stat: &Stat) -> Meta {
     }
 }
 
-pub(super) fn ident_of(stat: &Stat) -> Ident {
-    Ident {
+pub(super) fn ident_of(stat: &Stat) -> FileVersion {
+    FileVersion {
         dev: stat.st_dev,
         ino: stat.st_ino,
         ctime_sec: stat.st_ctime,
@@ -53,17 +53,18 @@ pub(super) fn entry_of(
     keep: Preserve,
 ) -> Result<Entry, Cause> {
     let kind = match type_of(stat) {
-        FileType::RegularFile => Kind::File { size: size_of(stat) },
-        FileType::Directory => Kind::Dir,
+        FileType::RegularFile => EntryKind::File { size: size_of(stat) },
+        FileType::Directory => EntryKind::Dir,
         FileType::Symlink => {
             let room = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(4096) + 1);
-            Kind::Symlink { target: rustix::fs::readlinkat(dir, name, room)?.into_bytes() }
+            EntryKind::Symlink { target: rustix::fs::readlinkat(dir, name, room)?.into_bytes() }
         }
-        _ => Kind::Special { format: stat.st_mode & 0o170_000, rdev: stat.st_rdev },
+        _ => EntryKind::Special { format: stat.st_mode & 0o170_000, rdev: stat.st_rdev },
     };
     let mut entry = Entry::new(path, kind, meta_of(stat), ident_of(stat));
-    entry.stored = stored_of(stat).filter(|_| keep.has(Attribute::Sparse));
-    entry.linked = stat.st_nlink > 1 && !entry.is_dir() && keep.has(Attribute::Hardlinks);
+    entry.stored_bytes = stored_of(stat).filter(|_| keep.contains(Attribute::Sparse));
+    entry.is_hardlinked =
+        stat.st_nlink > 1 && !entry.is_dir() && keep.contains(Attribute::Hardlinks);
     let object = if name.is_empty() { Object::Open(dir) } else { Object::Named(dir, name) };
     entry.xattrs = xattr::read(object, entry.is_dir(), keep)?;
     Ok(entry)

@@ -9,11 +9,11 @@
 //! .ctl-trash                                                                              in the trash of a mirror
 //! ```
 //!
-//! The hashes are BLAKE3 keyed with the [`NameKey`] of the installation. All agents of an installation
+//! The hashes are BLAKE3 keyed with the [`PartNameKey`] of the installation. All agents of an installation
 //! compute the same name, at every attempt and in every later sync; a local user without the key cannot
 //! compute a name and occupy it in advance.
 
-use crate::wire::options::NameKey;
+use crate::wire::options::PartNameKey;
 use crate::wire::{RelPath, SyncNo};
 
 const PREFIX: &[u8] = b".ctl-";
@@ -27,7 +27,7 @@ const HEX: usize = 16;
 pub const TRASH_MARK: &[u8] = b".ctl-trash";
 
 /// The first 64 bits of the keyed hash of `domain` and `bytes`.
-fn keyed_hash(key: &NameKey, domain: u8, bytes: &[u8]) -> u64 {
+fn keyed_hash(key: &PartNameKey, domain: u8, bytes: &[u8]) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(&key.0);
     hasher.update(&[domain]).update(bytes);
     let mut first = [0; 8];
@@ -35,18 +35,18 @@ fn keyed_hash(key: &NameKey, domain: u8, bytes: &[u8]) -> u64 {
     u64::from_be_bytes(first)
 }
 
-fn stem(key: &NameKey, sync: SyncNo, path: &RelPath) -> String {
+fn stem(key: &PartNameKey, sync: SyncNo, path: &RelPath) -> String {
     format!(".ctl-{:016x}-{:016x}-", sync.0, keyed_hash(key, b'p', path.as_bytes()))
 }
 
 /// The part file of one version of a large file: the same for every agent that writes a range of it,
 /// and for every sync, so that what an interrupted one left is used up by the next.
-pub(super) fn part(key: &NameKey, path: &RelPath, generation: u64) -> Vec<u8> {
+pub(super) fn part(key: &PartNameKey, path: &RelPath, generation: u64) -> Vec<u8> {
     format!("{}{generation:016x}.part", stem(key, SyncNo(0), path)).into_bytes()
 }
 
 /// The directory, at the destination root, in which a sync keeps a name of each file that has several.
-pub(super) fn anchors(key: &NameKey, sync: SyncNo) -> Vec<u8> {
+pub(super) fn anchors(key: &PartNameKey, sync: SyncNo) -> Vec<u8> {
     let hash = keyed_hash(key, b'a', &sync.0.to_be_bytes());
     format!(".ctl-{hash:016x}.links.part").into_bytes()
 }
@@ -59,7 +59,7 @@ pub(super) fn anchor(family: u64) -> (String, String) {
 /// The temporary file of one attempt at an entry. `slot` is 0 unless another attempt of the same
 /// number is (or was) at work.
 pub(super) fn temp(
-    key: &NameKey,
+    key: &PartNameKey,
     sync: SyncNo,
     path: &RelPath,
     attempt: u32,
@@ -68,7 +68,7 @@ pub(super) fn temp(
     format!("{}{attempt:08x}{slot:08x}.tmp.part", stem(key, sync, path)).into_bytes()
 }
 
-/// Whether `name` is [`TRASH_MARK`] or one that [`part`], [`temp`] or [`anchors`] gives.
+/// Whether `name` is [`TRASH_MARK`] or one that [`bytes_in`], [`temp`] or [`anchors`] gives.
 pub fn is_ours(name: &[u8]) -> bool {
     if name == TRASH_MARK {
         return true;
@@ -100,11 +100,11 @@ fn is_hex(byte: &u8) -> bool {
 mod tests {
     use super::*;
 
-    const KEY: NameKey = NameKey([5; 32]);
+    const KEY: PartNameKey = PartNameKey([5; 32]);
 
     #[test]
     fn a_name_cannot_be_computed_without_the_key() {
-        let (path, other) = (RelPath::new("a/b").unwrap(), NameKey([6; 32]));
+        let (path, other) = (RelPath::new("a/b").unwrap(), PartNameKey([6; 32]));
         let names =
             |key| [part(key, &path, 1), temp(key, SyncNo(1), &path, 1, 0), anchors(key, SyncNo(1))];
         assert_eq!(names(&KEY), names(&KEY));

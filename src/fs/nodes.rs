@@ -8,7 +8,7 @@ use super::meta::type_of;
 use super::root::Place;
 use super::target::{Step, Target};
 use super::xattr::Object;
-use crate::wire::manifest::{Entry, Kind};
+use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::options::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -110,8 +110,8 @@ impl Target {
 
     /// Whether `entry` is of a kind that the operator left out.
     pub(super) fn leaves_out(&self, entry: &Entry) -> bool {
-        let Kind::Special { format, .. } = entry.kind else { return false };
-        !self.rules.preserve.has(match FileType::from_raw_mode(format) {
+        let EntryKind::Special { format, .. } = entry.kind else { return false };
+        !self.rules.preserve.contains(match FileType::from_raw_mode(format) {
             FileType::CharacterDevice | FileType::BlockDevice => Attribute::Devices,
             _ => Attribute::Specials,
         })
@@ -125,7 +125,9 @@ impl Target {
     pub(super) fn make(&self, entry: &Entry) -> Result<bool> {
         let path = &entry.path;
         let (op, file_type) = match &entry.kind {
-            Kind::Special { format, .. } => ("make special file", FileType::from_raw_mode(*format)),
+            EntryKind::Special { format, .. } => {
+                ("make special file", FileType::from_raw_mode(*format))
+            }
             _ => ("make link", FileType::Symlink),
         };
         let failed = |cause: Cause| self.error(op, path, cause);
@@ -144,7 +146,7 @@ impl Target {
             let fd = open_object(&place, &temp)?;
             let stat = rustix::fs::fstat(&fd)?;
             // Nobody shall draw our metadata onto something else by swapping the name.
-            let device = matches!(&entry.kind, Kind::Special { rdev, .. } if
+            let device = matches!(&entry.kind, EntryKind::Special { rdev, .. } if
                 matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
                     && *rdev != stat.st_rdev);
             if type_of(&stat) != file_type
@@ -172,12 +174,14 @@ impl Target {
     ) -> Step<Place<'a>> {
         let place = self.place(&entry.path)?;
         let make = || match &entry.kind {
-            Kind::Symlink { target } => rustix::fs::symlinkat(target.as_slice(), &place.dir, temp),
-            Kind::Special { rdev, .. } => {
+            EntryKind::Symlink { target } => {
+                rustix::fs::symlinkat(target.as_slice(), &place.dir, temp)
+            }
+            EntryKind::Special { rdev, .. } => {
                 let mode = Mode::from_raw_mode(self.policy.special_birth_mode(&entry.meta));
                 rustix::fs::mknodat(&place.dir, temp, file_type, mode, *rdev)
             }
-            Kind::File { .. } | Kind::Dir => Err(Errno::INVAL),
+            EntryKind::File { .. } | EntryKind::Dir => Err(Errno::INVAL),
         };
         match self.writable(&place.dir, make) {
             Err(Errno::EXIST) => {

@@ -3,7 +3,7 @@
 
 use super::error::{Cause, errno_name};
 use crate::wire::RelPath;
-use crate::wire::options::Notes;
+use crate::wire::options::EntryWarnings;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::fmt;
@@ -74,7 +74,7 @@ impl fmt::Display for Shortfall {
 #[derive(Debug)]
 pub(super) struct Notebook {
     strict: bool,
-    notes: Mutex<Notes>,
+    notes: Mutex<EntryWarnings>,
 }
 
 impl Notebook {
@@ -101,7 +101,7 @@ impl Notebook {
     }
 
     /// What was counted since the last call.
-    pub(super) fn take(&self) -> Notes {
+    pub(super) fn take(&self) -> EntryWarnings {
         let mut notes = self.notes.lock();
         std::mem::take(&mut *notes)
     }

@@ -172,7 +172,7 @@ impl Target {
 
     /// Whether size and time tell one version of a file from another.
     fn tells_versions(&self) -> bool {
-        self.rules.preserve.has(Attribute::Times) && self.rules.compare != Compare::Checksum
+        self.rules.preserve.contains(Attribute::Times) && self.rules.compare != Compare::Checksum
     }
 
     /// Publishes the part file of `entry`'s version: length checked, metadata set, renamed. With
@@ -358,7 +358,7 @@ impl PartFile {
     pub fn keep(&self, offset: u64, len: u64, from: Keep) -> Result<()> {
         self.writing(|| match from {
             // It was removed since its blocks were compared, and no digest will tell.
-            Keep::Part if self.created && !self.target.rules.hashed => Err(Cause::Lost),
+            Keep::Part if self.created && !self.target.rules.requires_digest => Err(Cause::Lost),
             Keep::Part => Ok(()),
             Keep::Base if self.published => Ok(()),
             Keep::Base => self.copy_base(offset, len),

@@ -4,7 +4,7 @@
 
 use super::filter::FilterError;
 use crate::wire::AbsPath;
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
 use std::ffi::OsStr;
 use std::iter::Peekable;
@@ -100,9 +100,9 @@ pub fn absolute_patterns(lines: &[String], roots: &[&AbsPath]) -> Vec<(usize, St
         Some(format!(
             "`{}` is an absolute path, and patterns begin at the root of the source: write `{mark}{}`, or `{mark}{}` \
              for that path below the root",
-            show(line.as_bytes()),
-            show(relative.as_bytes()),
-            show(&pattern.as_bytes()[1..]),
+            escape_bytes(line.as_bytes()),
+            escape_bytes(relative.as_bytes()),
+            escape_bytes(&pattern.as_bytes()[1..]),
         ))
     };
     lines.iter().enumerate().filter_map(|(index, line)| Some((index, fault(line)?))).collect()

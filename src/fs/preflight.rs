@@ -83,9 +83,9 @@ impl Misfit {
     pub fn of_paths(source: &AbsPath, destination: &AbsPath) -> Option<Misfit> {
         if source == destination {
             Some(Misfit::Same)
-        } else if source.holds(destination) {
+        } else if source.contains(destination) {
             Some(Misfit::DestinationInside)
-        } else if destination.holds(source) {
+        } else if destination.contains(source) {
             Some(Misfit::SourceInside)
         } else {
             None

@@ -18,10 +18,10 @@ use super::root::{Dir, open_unmounted};
 use super::spelling::TAKEN;
 use super::target::{Step, Target};
 use super::trash::{Trash, is_marked};
-use crate::wire::manifest::DirRef;
-use crate::wire::options::Note;
+use crate::wire::manifest::ManifestDir;
+use crate::wire::options::EntryWarning;
 use crate::wire::sync::FileError;
-use crate::wire::task::Pruned;
+use crate::wire::task::PruneReport;
 use crate::wire::{RelPath, RequestId};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
@@ -62,7 +62,7 @@ pub struct PrunePage {
     pub request_id: RequestId,
     /// `dir` and the directories above it, with what they shall have once something in them was
     /// deleted.
-    pub dirs: Vec<DirRef>,
+    pub dirs: Vec<ManifestDir>,
     /// Go on where the last call with this page ended.
     pub resume: Option<PrunePlace>,
 }
@@ -80,13 +80,13 @@ pub struct PrunePlace {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PruneDone {
     /// The counts.
-    pub pruned: Pruned,
+    pub pruned: PruneReport,
     /// What was deleted (or would be), in that order, with the length of its content.
     pub removed: Vec<(RelPath, u64)>,
     /// What could not be read or deleted; it stays, and is in no count of what is extra.
     pub errors: Vec<FileError>,
     /// Trashes of earlier mirrors, which were left as they are.
-    pub old_trash: Note,
+    pub old_trash: EntryWarning,
     /// There is more: call again with the same page and this in [`PrunePage::resume`].
     pub next: Option<PrunePlace>,
     /// More is extra than may be deleted: the call ended there.
@@ -133,7 +133,7 @@ impl Target {
     /// directory above any of these. That the directory itself is not there is fine.
     ///
     /// # Errors
-    /// The directory can't be read; the trash is no directory. Whatever else fails is in [`PruneDone::errors`].
+    /// The directory can't be read; the trash is no directory. Whatever else fails is in [`PruneDone::error_count`].
     pub fn prune(&self, page: &PrunePage) -> Result<PruneDone> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.prune_at(page, now, STEPS)
@@ -156,7 +156,7 @@ impl Target {
         };
         pruner.trash.as_ref().map_or(Ok(()), Trash::check)?;
         // The source may have a directory of that name.
-        let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().holds(&page.dir));
+        let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().contains(&page.dir));
         match if is_trash { Ok(()) } else { pruner.start() } {
             Ok(()) => pruner.run(steps),
             // Spelled otherwise it is another directory, and none of this page's business. There is
@@ -263,7 +263,7 @@ impl Pruner<'_> {
         let in_the_way =
             matches!(told, FileType::Directory | FileType::Unknown) && self.is_replacing(name);
         if self.has_at_source(name) && !in_the_way && !self.page.delete_excluded && !is_ours(name) {
-            self.done.pruned.seen += u64::from(!self.is_trash(&path));
+            self.done.pruned.checked += u64::from(!self.is_trash(&path));
             self.keep();
             return Some(path);
         }
@@ -283,7 +283,7 @@ impl Pruner<'_> {
             self.keep();
             return Some(path);
         }
-        self.done.pruned.seen += 1;
+        self.done.pruned.checked += 1;
         let is_dir = type_of(&stat) == FileType::Directory;
         if !self.is_extra(name, &path, is_dir) {
             self.keep();
@@ -298,7 +298,7 @@ impl Pruner<'_> {
             return match self.enter(name) {
                 Ok(true) => None,
                 Ok(false) => {
-                    self.done.pruned.seen -= 1;
+                    self.done.pruned.checked -= 1;
                     self.done.old_trash.add(path.as_bytes());
                     self.keep();
                     Some(path)
@@ -436,7 +436,7 @@ impl Pruner<'_> {
 
     fn remove_dir(&mut self, level: &Level) -> Step<()> {
         let dir = self.current()?;
-        let name = level.path.name().unwrap_or_default();
+        let name = level.path.file_name().unwrap_or_default();
         if let Some(trash) = &mut self.trash {
             trash.take_dir(&dir, name, &level.path, &level.stat)?;
         }
@@ -473,7 +473,7 @@ impl Pruner<'_> {
     }
 
     fn count(&mut self, path: RelPath, bytes: u64) {
-        self.done.pruned.extra += 1;
+        self.done.pruned.extraneous += 1;
         self.done.pruned.bytes += bytes;
         self.done.removed.push((path, bytes));
     }
@@ -554,7 +554,7 @@ impl Pruner<'_> {
         let top = self.levels.is_empty();
         let (names, more) = self.list(&fd, after, top)?;
         // Also where the trash is still to be made.
-        let kept = self.trash.as_ref().is_some_and(|trash| path.holds(trash.path()));
+        let kept = self.trash.as_ref().is_some_and(|trash| path.contains(trash.path()));
         self.levels.push(Level { path, fd: Some(Arc::new(fd)), stat, names, more, kept });
         if let Some(at) = self.levels.len().checked_sub(OPEN_LEVELS + 1) {
             self.levels[at].fd = None;

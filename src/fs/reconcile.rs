@@ -9,8 +9,8 @@ use super::nodes::{TouchUp, node_kind};
 use super::root::{Place, split};
 use super::target::Target;
 use super::xattr::Object;
-use crate::wire::manifest::{DirRef, Entry, Kind, Manifest, Meta};
-use crate::wire::options::{Action, Compare};
+use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir, Meta};
+use crate::wire::options::{Compare, EntryAction};
 use crate::wire::sync::FileError;
 use crate::wire::{Digest, RelPath};
 use rustix::fd::AsFd;
@@ -25,12 +25,12 @@ const MAY_BE_PARTED: u64 = 256 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It is as it shall be, or is left alone. In a dry run: it would be.
-    Done(Action),
+    Done(EntryAction),
     /// Its content is needed.
     Needed {
-        /// [`Action::Create`] or [`Action::Update`].
-        action: Action,
-        /// There is something to compare blocks with ([`Target::blocks`]): a regular file of this name,
+        /// [`EntryAction::Create`] or [`EntryAction::Update`].
+        action: EntryAction,
+        /// There is something to compare blocks with ([`Target::block_count`]): a regular file of this name,
         /// or a part file of this version.
         base: bool,
     },
@@ -108,7 +108,7 @@ impl Target {
             };
             let failed = self.stamp_all(&batch.stamps, origin);
             for (entry, verdict) in manifest.entries.iter().zip(&mut verdicts) {
-                if let (Kind::Dir, Some(error)) = (&entry.kind, failed.get(&entry.path)) {
+                if let (EntryKind::Dir, Some(error)) = (&entry.kind, failed.get(&entry.path)) {
                     *verdict = Verdict::Failed(error.to_file_error());
                 }
             }
@@ -148,7 +148,7 @@ type Settled = (Verdict, Option<Digest>);
 struct Batch<'a> {
     target: &'a Target,
     /// The directories of the manifest by path.
-    dirs: HashMap<&'a [u8], &'a DirRef>,
+    dirs: HashMap<&'a [u8], &'a ManifestDir>,
     /// What was found at their places.
     found: HashMap<&'a [u8], Found>,
     /// What directories shall have in the end; children behind their parents.
@@ -219,9 +219,9 @@ impl<'a> Batch<'a> {
         };
         let action = match found {
             Found::Broken(errno) => return Err(self.target.error("make directory", path, errno)),
-            Found::Skipped => return Ok(Verdict::Done(Action::Skip)),
-            Found::New => Action::Create,
-            Found::Replaced => Action::Update,
+            Found::Skipped => return Ok(Verdict::Done(EntryAction::Skip)),
+            Found::New => EntryAction::Create,
+            Found::Replaced => EntryAction::Update,
             Found::There(stat) => {
                 let failed = |cause| self.target.error("compare", path, cause);
                 let dir = self.target.tree.dir(path.as_bytes()).map_err(|e| failed(e.into()))?;
@@ -232,12 +232,12 @@ impl<'a> Batch<'a> {
                     &Outfit::from(entry),
                 );
                 if !differs.map_err(failed)? {
-                    return Ok(Verdict::Done(Action::Skip));
+                    return Ok(Verdict::Done(EntryAction::Skip));
                 }
                 // Another batch made it on the way to something in it, and has said so.
                 match self.target.tree.root.has_made(self.target.sync, &stat) {
-                    true => Action::Skip,
-                    false => Action::Metadata,
+                    true => EntryAction::Skip,
+                    false => EntryAction::Metadata,
                 }
             }
         };
@@ -254,7 +254,7 @@ impl<'a> Batch<'a> {
         }
         let (target, path) = (self.target, &entry.path);
         let rules = &target.rules;
-        let skipped = (Verdict::Done(Action::Skip), None);
+        let skipped = (Verdict::Done(EntryAction::Skip), None);
         let place = match self.above(path) {
             Some(Found::Broken(errno)) => {
                 return Err(target.error("make directory above", path, errno));
@@ -271,11 +271,11 @@ impl<'a> Batch<'a> {
         match (&place, stat) {
             (_, None) if rules.existing => return Ok(skipped),
             (Some((place, _)), Some(stat)) if self.leaves_alone(&stat, entry) => {
-                return Ok((Verdict::Done(Action::Skip), self.digest_there(entry, place)?));
+                return Ok((Verdict::Done(EntryAction::Skip), self.digest_there(entry, place)?));
             }
             _ => {}
         }
-        let action = if stat.is_some() { Action::Update } else { Action::Create };
+        let action = if stat.is_some() { EntryAction::Update } else { EntryAction::Create };
         if let Some((place, _)) = &place
             && let Some(done) = self.link_up(entry, place, stat.as_ref(), action)?
         {
@@ -304,12 +304,12 @@ impl<'a> Batch<'a> {
         entry: &'a Entry,
         place: &Place<'_>,
         there: Option<&Stat>,
-        action: Action,
+        action: EntryAction,
     ) -> Result<Option<Settled>> {
         let failed = |cause| self.target.error("link", &entry.path, cause);
         let action = match self.target.link_up(place, entry, there).map_err(failed)? {
             Linked::No => return Ok(None),
-            Linked::Already => Action::Skip,
+            Linked::Already => EntryAction::Skip,
             Linked::Now => {
                 self.wrote_beside(&entry.path);
                 action
@@ -357,14 +357,14 @@ impl<'a> Batch<'a> {
         let newer = time(&meta_of(stat)) > time(meta)
             && lag(stat, meta) > u128::from(rules.mtime_tolerance_ns);
         let files =
-            matches!(entry.kind, Kind::File { .. }) && type_of(stat) == FileType::RegularFile;
+            matches!(entry.kind, EntryKind::File { .. }) && type_of(stat) == FileType::RegularFile;
         rules.ignore_existing || rules.update && files && newer
     }
 
     fn compare(&self, entry: &Entry, place: &Place<'_>, stat: &Stat) -> Result<Content> {
         let file_type = type_of(stat);
         let same = match &entry.kind {
-            Kind::File { size } => {
+            EntryKind::File { size } => {
                 if file_type != FileType::RegularFile || size_of(stat) != *size {
                     return Ok(Content::Differs);
                 }
@@ -374,16 +374,16 @@ impl<'a> Batch<'a> {
                     self.compare_content(entry, place, stat)
                 };
             }
-            Kind::Symlink { target } => {
+            EntryKind::Symlink { target } => {
                 file_type == FileType::Symlink
                     && rustix::fs::readlinkat(&place.dir, place.name, Vec::new())
                         .is_ok_and(|there| there.as_bytes() == target)
             }
-            Kind::Special { format, rdev } => {
+            EntryKind::Special { format, rdev } => {
                 let device = matches!(file_type, FileType::BlockDevice | FileType::CharacterDevice);
                 stat.st_mode & 0o170_000 == *format && (!device || stat.st_rdev == *rdev)
             }
-            Kind::Dir => false,
+            EntryKind::Dir => false,
         };
         Ok(if same { Content::Same(None) } else { Content::Differs })
     }
@@ -430,28 +430,28 @@ impl<'a> Batch<'a> {
     ) -> Result<Settled> {
         let failed = |cause| self.target.error("set metadata of", &entry.path, cause);
         let action = match self.target.touch_up(place, stat, entry).map_err(failed)? {
-            TouchUp::Same => Action::Skip,
-            TouchUp::Repaired => Action::Metadata,
+            TouchUp::Same => EntryAction::Skip,
+            TouchUp::Repaired => EntryAction::Metadata,
             TouchUp::Replace | TouchUp::Foreign if entry.size() > 0 => {
-                return Ok((Verdict::Needed { action: Action::Update, base: true }, None));
+                return Ok((Verdict::Needed { action: EntryAction::Update, base: true }, None));
             }
-            TouchUp::Replace => return self.bring(entry, Action::Metadata, false),
-            TouchUp::Foreign => return self.bring(entry, Action::Update, false),
+            TouchUp::Replace => return self.bring(entry, EntryAction::Metadata, false),
+            TouchUp::Foreign => return self.bring(entry, EntryAction::Update, false),
         };
         let digest = match digest {
             None => self.digest_there(entry, place)?,
-            known => known.filter(|_| self.target.rules.digests),
+            known => known.filter(|_| self.target.rules.returns_digests),
         };
         Ok((Verdict::Done(action), digest))
     }
 
     /// Makes what needs no content, says of the rest that it is needed.
-    fn bring(&mut self, entry: &'a Entry, action: Action, base: bool) -> Result<Settled> {
+    fn bring(&mut self, entry: &'a Entry, action: EntryAction, base: bool) -> Result<Settled> {
         let target = self.target;
         if entry.size() > 0 {
             return Ok((Verdict::Needed { action, base }, None));
         }
-        let file = matches!(entry.kind, Kind::File { .. });
+        let file = matches!(entry.kind, EntryKind::File { .. });
         let made = if target.rules.dry_run {
             self.may_make(entry)?
         } else {
@@ -461,14 +461,14 @@ impl<'a> Batch<'a> {
                 false => target.make(entry)?,
             }
         };
-        let digest = (file && target.rules.digests).then(|| blake3::hash(b"").into());
-        Ok((Verdict::Done(if made { action } else { Action::Skip }), digest))
+        let digest = (file && target.rules.returns_digests).then(|| blake3::hash(b"").into());
+        Ok((Verdict::Done(if made { action } else { EntryAction::Skip }), digest))
     }
 
     /// That a dry run may promise to make `entry`: device nodes are for root, but for 0:0, which marks
     /// removed files of an overlay.
     fn may_make(&self, entry: &Entry) -> Result<bool> {
-        let Kind::Special { format, rdev } = entry.kind else { return Ok(true) };
+        let EntryKind::Special { format, rdev } = entry.kind else { return Ok(true) };
         let kind = node_kind(FileType::from_raw_mode(format));
         if kind != NodeKind::Device || rdev == 0 || self.target.policy.euid == 0 {
             return Ok(true);
@@ -505,7 +505,7 @@ impl<'a> Batch<'a> {
 
     /// The digest of the regular file at `place`, where one is asked for.
     fn digest_there(&self, entry: &Entry, place: &Place<'_>) -> Result<Option<Digest>> {
-        if !self.target.rules.digests || !matches!(entry.kind, Kind::File { .. }) {
+        if !self.target.rules.returns_digests || !matches!(entry.kind, EntryKind::File { .. }) {
             return Ok(None);
         }
         let failed = |errno| self.target.error("read", &entry.path, errno);

@@ -6,7 +6,7 @@ use super::meta::{entry_of, ident_of, lstat, meta_of};
 use super::presence::{Identity, RootLoss};
 use super::spelling::Spellings;
 use super::unflushed::Ledger;
-use crate::wire::manifest::{DirRef, Entry, Kind};
+use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
 use crate::wire::options::Preserve;
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use parking_lot::Mutex;
@@ -47,12 +47,12 @@ pub struct Tree {
     pub(super) keep: Preserve,
     /// Large files are read past the page cache, where that can be.
     pub(super) direct: bool,
-    /// Its storage root is not the one that the work in it was assigned for; see [`Tree::of_assigned_root`].
+    /// Its storage root is not the one that the work in it was assigned for; see [`TreeBuilder::of_assigned_root`].
     pub(super) reopened: bool,
     cache: Arc<DirCache>,
     /// Which of its directories tell names apart.
     spellings: Arc<Spellings>,
-    /// The device number of its root, once it was needed; see [`Tree::entry_of`].
+    /// The device number of its root, once it was needed; see [`TreeBuilder::entry_of`].
     home: Arc<OnceLock<u64>>,
 }
 
@@ -78,7 +78,7 @@ impl Root {
     /// The same, and what is written below it and not flushed is noted in `ledger`.
     ///
     /// # Errors
-    /// Like [`Root::open`].
+    /// Like [`Root::open_file`].
     pub fn open_noting(path: &AbsPath, ledger: Arc<Ledger>) -> Result<Arc<Root>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || {
@@ -178,7 +178,7 @@ impl Tree {
     }
 
     /// The same tree for work that was assigned for its storage root if `assigned`. Else the root was opened since:
-    /// the master would count the work for the root before it, so [`Tree::check_root`] fails.
+    /// the master would count the work for the root before it, so [`TreeBuilder::check_root`] fails.
     #[must_use]
     pub fn of_assigned_root(self, assigned: bool) -> Tree {
         Tree { reopened: !assigned, ..self }
@@ -212,7 +212,7 @@ impl Tree {
             let dir = place.dir.as_fd();
             let entry = self.entry_of(dir, place.name, path.clone(), &stat)?;
             Ok::<_, Cause>((
-                matches!(entry.kind, Kind::File { .. }) && is_made_up(&place.dir)?,
+                matches!(entry.kind, EntryKind::File { .. }) && is_made_up(&place.dir)?,
                 entry,
             ))
         };
@@ -234,8 +234,8 @@ impl Tree {
         stat: &Stat,
     ) -> std::result::Result<Entry, Cause> {
         let mut entry = entry_of(dir, name, path, stat, self.keep)?;
-        if self.is_home(entry.ident.dev) {
-            entry.ident.dev = 0;
+        if self.is_home(entry.version.dev) {
+            entry.version.dev = 0;
         }
         Ok(entry)
     }
@@ -267,7 +267,7 @@ impl Tree {
     ///
     /// # Errors
     /// One of them is not there, is no directory, or is out of reach.
-    pub fn chain(&self, path: &RelPath) -> Result<Vec<DirRef>> {
+    pub fn chain(&self, path: &RelPath) -> Result<Vec<ManifestDir>> {
         let bytes = path.as_bytes();
         let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
         let mut chain = Vec::new();
@@ -276,7 +276,7 @@ impl Tree {
             let stat = self.dir(above).and_then(rustix::fs::fstat);
             let stat = stat.map_err(|e| self.error("read metadata of", above, e))?;
             let path = RelPath::new(above).unwrap_or_default();
-            chain.push(DirRef { path, meta: meta_of(&stat) });
+            chain.push(ManifestDir { path, meta: meta_of(&stat) });
         }
         Ok(chain)
     }
@@ -479,7 +479,7 @@ fn open_piece(
     flags: OFlags,
 ) -> std::result::Result<OwnedFd, Errno> {
     let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    // `NO_SYMLINKS` holds for the last component too, and says ELOOP where `NOFOLLOW` would say ENOTDIR.
+    // `NO_SYMLINKS` holds for the last component too, and says ELOOP where `OPEN_NOFOLLOW` would say ENOTDIR.
     let plain = flags.difference(OFlags::NOFOLLOW);
     for _ in 0..16 {
         match rustix::fs::openat2(from, path, plain, Mode::empty(), rules) {

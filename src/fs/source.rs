@@ -7,7 +7,7 @@ use super::error::{Cause, FsError, Result, Side};
 use super::meta::{ident_of, meta_of, size_of, stored_of, type_of};
 use super::root::{Tree, same_version};
 use super::xattr;
-use crate::wire::manifest::{Entry, Kind};
+use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::options::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
@@ -30,7 +30,7 @@ pub struct SourceFile {
 
 impl Tree {
     /// Opens the regular file at `entry`'s path. It may be another version by now: what it is stands
-    /// in [`SourceFile::entry`]. Never follows a link, never blocks on a FIFO.
+    /// in [`SourceFile::to_item`]. Never follows a link, never blocks on a FIFO.
     ///
     /// # Errors
     /// It is not there, out of reach, or no regular file (any more).
@@ -39,7 +39,7 @@ impl Tree {
         let failed = |cause: Cause| FsError::new(self.side, "open", path, cause);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = || {
-            let place = match &entry.real {
+            let place = match &entry.content_path {
                 Some(real) => self.place_below_root(real)?,
                 None => self.place(&entry.path)?,
             };
@@ -72,11 +72,11 @@ impl Tree {
         let entry = if self.is_still(entry, &opened) {
             Entry { digest: None, ..entry.clone() }
         } else {
-            let real = entry.real.clone();
+            let real = entry.content_path.clone();
             let now = self.entry_of(fd.as_fd(), b"", entry.path.clone(), &opened);
-            Entry { real, ..now.map_err(failed)? }
+            Entry { content_path: real, ..now.map_err(failed)? }
         };
-        let sparse = self.keep.has(Attribute::Sparse) && stored_of(&opened).is_some();
+        let sparse = self.keep.contains(Attribute::Sparse) && stored_of(&opened).is_some();
         let direct = Direct::new(&fd, opened.st_dev, size_of(&opened), self.direct);
         Ok(SourceFile { fd, side: self.side, opened, sparse, direct, entry })
     }
@@ -88,9 +88,9 @@ impl Tree {
         if self.is_home(ident.dev) {
             ident.dev = 0;
         }
-        let linked = stat.st_nlink > 1 && self.keep.has(Attribute::Hardlinks);
-        let was = (&entry.kind, entry.meta, entry.ident, entry.linked);
-        was == (&Kind::File { size: size_of(stat) }, meta_of(stat), ident, linked)
+        let linked = stat.st_nlink > 1 && self.keep.contains(Attribute::Hardlinks);
+        let was = (&entry.kind, entry.meta, entry.version, entry.is_hardlinked);
+        was == (&EntryKind::File { size: size_of(stat) }, meta_of(stat), ident, linked)
             && (entry.xattrs.is_empty() || xattr::any_kept(self.keep))
     }
 }
@@ -99,12 +99,12 @@ impl Tree {
 const MAX_RUNS: usize = 4096;
 
 impl Tree {
-    /// Replaces what a file with holes takes on its disk ([`Entry::stored`]), which compression lessens as well, by
+    /// Replaces what a file with holes takes on its disk ([`Entry::stored_bytes`]), which compression lessens as well, by
     /// the length of its data, where it is longer than `least` bytes.
     pub fn measure(&self, entry: &mut Entry, least: u64) {
-        if entry.stored.is_some() && entry.size() > least {
+        if entry.stored_bytes.is_some() && entry.size() > least {
             // What can't be opened now fails when it is read.
-            entry.stored = self.open_source(entry).and_then(|file| file.data_bytes()).ok();
+            entry.stored_bytes = self.open_source(entry).and_then(|file| file.data_bytes()).ok();
         }
     }
 }
@@ -129,7 +129,7 @@ impl SourceFile {
 
     /// Whether it is the version that `entry` tells of.
     pub fn is_version(&self, entry: &Entry) -> bool {
-        self.entry.generation() == entry.generation()
+        self.entry.part_generation() == entry.part_generation()
     }
 
     /// Fills `buffer` from `offset` on; gives less than its length only at the end of the file.

@@ -9,8 +9,8 @@ use super::names;
 use super::root::{Dir, Place, Tree, open_below, split};
 use super::trust::Newborns;
 use super::unflushed::Span;
-use crate::wire::manifest::{DirRef, Entry, Meta};
-use crate::wire::options::{Attribute, Notes, WriteRules};
+use crate::wire::manifest::{Entry, ManifestDir, Meta};
+use crate::wire::options::{Attribute, EntryWarnings, WriteRules};
 use crate::wire::sync::FileError;
 use crate::wire::{RelPath, SyncNo};
 use parking_lot::Mutex;
@@ -100,14 +100,14 @@ impl Target {
     }
 
     /// What the destination could not hold of the metadata since the last call, by cause.
-    pub fn notes(&self) -> Notes {
+    pub fn notes(&self) -> EntryWarnings {
         self.policy.book.take()
     }
 
     /// Gives directories their metadata (again): to be called after the last write into them. Those
     /// that failed are reported. A directory that the rules leave as it is at the destination (missing, or
     /// something else) has no metadata to set, and that is no failure.
-    pub fn stamp(&self, dirs: &[DirRef]) -> Vec<FileError> {
+    pub fn stamp(&self, dirs: &[ManifestDir]) -> Vec<FileError> {
         let stamps = dirs.iter().map(|d| (&d.path, Outfit::from(d))).collect();
         self.stamp_all(&stamps, |_| Origin::There).values().map(FsError::to_file_error).collect()
     }
@@ -228,19 +228,19 @@ impl Target {
         FsError::new(self.tree.side, op, path.as_bytes(), cause)
     }
 
-    /// See [`names::part`].
+    /// See [`paths::bytes_in`].
     pub(super) fn part_name(&self, entry: &Entry) -> Vec<u8> {
-        names::part(&self.rules.name_key, &entry.path, entry.generation())
+        names::part(&self.rules.part_name_key, &entry.path, entry.part_generation())
     }
 
-    /// See [`names::temp`].
+    /// See [`paths::temp`].
     pub(super) fn temp_name(&self, path: &RelPath, attempt: u32, slot: u32) -> Vec<u8> {
-        names::temp(&self.rules.name_key, self.sync, path, attempt, slot)
+        names::temp(&self.rules.part_name_key, self.sync, path, attempt, slot)
     }
 
-    /// See [`names::anchors`].
+    /// See [`paths::anchors`].
     pub(super) fn anchors_name(&self) -> Vec<u8> {
-        names::anchors(&self.rules.name_key, self.sync)
+        names::anchors(&self.rules.part_name_key, self.sync)
     }
 
     /// Whether new files may be made without a name.

@@ -2,7 +2,7 @@
 //! own parts, and a look at the result by other means.
 
 use super::{Allowance, PrunePage, Root, SourceFile, Target, TargetOptions, Tree, Verdict};
-use crate::wire::manifest::{DirRef, Entry, Manifest};
+use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::{Preserve, WriteRules};
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use std::collections::BTreeMap;
@@ -125,7 +125,7 @@ pub(super) fn page(dir: &str, names: &[&str]) -> PrunePage {
 
 /// Everything below a tree as one batch.
 pub(super) fn manifest(tree: &Tree) -> Manifest {
-    let mut dirs: BTreeMap<RelPath, DirRef> = BTreeMap::new();
+    let mut dirs: BTreeMap<RelPath, ManifestDir> = BTreeMap::new();
     let mut entries = Vec::new();
     let mut walk = tree.walk(&RelPath::root(), None).unwrap();
     while let Some(entry) = walk.next() {

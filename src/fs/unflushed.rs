@@ -16,7 +16,7 @@
 use super::error::Result;
 use super::root::Place;
 use super::target::{Step, Target};
-use crate::util::private;
+use crate::util::private_files;
 use crate::wire::AbsPath;
 use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
@@ -153,7 +153,7 @@ impl Ledger {
             notes.values().map(|(path, note)| Kept { path: path.clone(), note: note.clone() });
         let text = serde_json::to_vec(&kept.collect::<Vec<_>>())?;
         // It names destinations.
-        private::replace(file, &text)
+        private_files::replace_file(file, &text)
     }
 
     fn save_or_warn(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, Note)>) {
@@ -213,7 +213,7 @@ impl Ledger {
     /// When what is suspect at or below `path` changed; `None` where nothing is.
     pub(super) fn suspects(&self, path: &AbsPath) -> Option<Span> {
         let notes = self.notes();
-        let near = notes.values().filter(|(other, _)| other.holds(path) || path.holds(other));
+        let near = notes.values().filter(|(other, _)| other.contains(path) || path.contains(other));
         near.filter_map(|(_, note)| note.suspect).reduce(|a, b| a.merge(Some(b)))
     }
 }

@@ -14,9 +14,9 @@ use super::meta::{lstat, meta_of, type_of};
 use super::names::{TRASH_MARK, is_ours};
 use super::root::{Dir, Tree, open_below, open_list_below, split};
 use crate::wire::RelPath;
-use crate::wire::manifest::{DirRef, Entry, Kind};
-use crate::wire::options::{Links, Notes};
-use crate::wire::task::{Cursor, WalkStart};
+use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
+use crate::wire::options::{EntryWarnings, Links};
+use crate::wire::task::{Cursor, RootIdentity};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
@@ -29,7 +29,7 @@ const NAMES: usize = 100_000;
 const OPEN_LEVELS: usize = 12;
 /// The paths of all directories above an entry, together, in bytes. All of them stand in each
 /// manifest, which is limited to twice this; deeper directories are reported, not entered.
-const MAX_CHAIN: usize = crate::wire::manifest::MAX_BYTES / 2;
+const MAX_CHAIN: usize = crate::wire::manifest::MAX_MANIFEST_BYTES / 2;
 /// The cause under which links that are left out are counted.
 pub const LINKS_LEFT_OUT: &str = "symbolic links left out (links: skip)";
 /// The cause under which unfinished files of ours are counted, which are no part of a source.
@@ -48,16 +48,16 @@ pub struct WalkOptions {
     pub destination: Option<(u64, u64)>,
 }
 
-/// A walk in progress; see [`Tree::walk`]. Its items are entries, and errors in place of those that
+/// A walk in progress; see [`TreeBuilder::collect_pointers`]. Its items are entries, and errors in place of those that
 /// can't be read (then the walk goes on behind them).
 #[derive(Debug)]
 pub struct Walk {
     tree: Tree,
     options: WalkOptions,
     /// What was left out since it was asked for.
-    notes: Notes,
+    notes: EntryWarnings,
     /// The directories above what is returned next, from the root.
-    dirs: Vec<DirRef>,
+    dirs: Vec<ManifestDir>,
     /// One for each of `dirs`.
     ways: Vec<Way>,
     /// The bytes of their paths.
@@ -86,7 +86,7 @@ struct Level {
 
 #[derive(Debug)]
 struct Entered {
-    dir: DirRef,
+    dir: ManifestDir,
     way: Way,
     /// Why it can't be listed, where it can't.
     fd: std::result::Result<OwnedFd, Errno>,
@@ -119,12 +119,12 @@ impl Tree {
     /// The same with a choice of what is walked. A directory that can't be read gives its entry and then
     /// an error for its contents.
     ///
-    /// With [`Links::Copy`] a link gives an entry of the type of what it leads to, with [`Entry::real`];
+    /// With [`Links::Copy`] a link gives an entry of the type of what it leads to, with [`Entry::content_path`];
     /// so has everything below a directory that was reached through a link. A link that leads nowhere,
     /// out of the storage root or round in a circle is an error in its place.
     ///
     /// # Errors
-    /// As [`Tree::walk`].
+    /// As [`TreeBuilder::collect_pointers`].
     pub fn walk_with(
         &self,
         dir: &RelPath,
@@ -141,12 +141,12 @@ impl Tree {
     }
 
     /// The identity of its root, of whatever kind that is; `None` where there is none.
-    pub fn start(&self) -> Option<WalkStart> {
+    pub fn start(&self) -> Option<RootIdentity> {
         if let Some((device, inode)) = self.id() {
-            return Some(WalkStart { device, inode });
+            return Some(RootIdentity { device, inode });
         }
         let (entry, _) = self.find(&RelPath::root(), Links::Keep).ok()?;
-        Some(WalkStart { device: entry.ident.dev, inode: entry.ident.ino })
+        Some(RootIdentity { device: entry.version.dev, inode: entry.version.ino })
     }
 
     fn walk_holding(
@@ -160,7 +160,7 @@ impl Tree {
         let mut walk = Walk {
             tree: self.clone(),
             options,
-            notes: Notes::new(),
+            notes: EntryWarnings::new(),
             chain: dirs.iter().map(|d| d.path.as_bytes().len()).sum(),
             dirs,
             ways,
@@ -173,7 +173,7 @@ impl Tree {
         };
         if dir.is_root() {
             let root = self.entry(dir)?;
-            if matches!(root.kind, Kind::Symlink { .. }) {
+            if matches!(root.kind, EntryKind::Symlink { .. }) {
                 return Err(self.error("walk", b"", Errno::LOOP));
             }
             if !root.is_dir() {
@@ -202,7 +202,7 @@ impl Tree {
             return Err(FsError::new(self.side, "enter", dir.as_bytes(), Cause::Destination));
         }
         let way = Way { id: (stat.st_dev, stat.st_ino), real };
-        let dir = DirRef { path: dir.clone(), meta: meta_of(&stat) };
+        let dir = ManifestDir { path: dir.clone(), meta: meta_of(&stat) };
         let start = Entered { dir, way, fd: Ok(fd) };
         match cursor {
             Some(cursor) => walk.resume(start, cursor),
@@ -214,7 +214,7 @@ impl Tree {
 
 impl Walk {
     /// The directories above the entry returned last, the root first.
-    pub fn dirs(&self) -> &[DirRef] {
+    pub fn dirs(&self) -> &[ManifestDir] {
         &self.dirs
     }
 
@@ -234,17 +234,17 @@ impl Walk {
     }
 
     /// What was left out since this was asked last, and before [`Walk::cursor`].
-    pub fn notes(&mut self) -> Notes {
+    pub fn notes(&mut self) -> EntryWarnings {
         std::mem::take(&mut self.notes)
     }
 
     /// Enters the directories that lead to the cursor, each behind the name that leads on.
     fn resume(&mut self, start: Entered, cursor: &Cursor) {
         let (dir, after) = (&start.dir.path, &cursor.after);
-        if cursor.skip_contents && after.holds(dir) {
+        if cursor.skip_contents && after.contains(dir) {
             return;
         }
-        if !dir.holds(after) {
+        if !dir.contains(after) {
             // Behind all of it, or before.
             if after < dir {
                 self.enter = Some(start);
@@ -333,7 +333,7 @@ impl Walk {
             Err(Cause::Os(Errno::NOENT)) => return Ok(None),
             other => other.map_err(|e| tree.error("read metadata of", path.as_bytes(), e))?,
         };
-        let entry = Entry { real: spot.real, ..entry };
+        let entry = Entry { content_path: spot.real, ..entry };
         // Limits choose files, and without its mark a copy of a trash would be no trash.
         let wanted = name == TRASH_MARK || !self.options.filter.is_beyond(&entry);
         Ok(wanted.then_some((entry, None)))
@@ -432,8 +432,8 @@ impl Walk {
             return Err(FsError::new(tree.side, "enter", path.as_bytes(), Cause::Destination));
         }
         let way = Way { id, real: spot.real.clone() };
-        let dir = DirRef { path, meta: entry.meta };
-        Ok(Some((Entry { real: spot.real, ..entry }, Entered { dir, way, fd })))
+        let dir = ManifestDir { path, meta: entry.meta };
+        Ok(Some((Entry { content_path: spot.real, ..entry }, Entered { dir, way, fd })))
     }
 
     /// The next name of the current directory; `None` at its end.

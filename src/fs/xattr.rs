@@ -46,19 +46,20 @@ pub(super) enum Object<'a> {
 
 /// Whether attributes or lists are kept at all.
 pub(super) fn any_kept(keep: Preserve) -> bool {
-    keep.has(Attribute::Xattrs) || keeps_acls(keep)
+    keep.contains(Attribute::Xattrs) || keeps_acls(keep)
 }
 
 /// A list holds the mode, so it is kept only where modes are.
 fn keeps_acls(keep: Preserve) -> bool {
-    keep.has(Attribute::Acls) && keep.has(Attribute::Mode)
+    keep.contains(Attribute::Acls) && keep.contains(Attribute::Mode)
 }
 
 fn is_kept(name: &[u8], keep: Preserve) -> bool {
     if ACLS.contains(&name) {
         return keeps_acls(keep);
     }
-    keep.has(Attribute::Xattrs) && SPACES.iter().any(|space| name.starts_with(space.as_bytes()))
+    keep.contains(Attribute::Xattrs)
+        && SPACES.iter().any(|space| name.starts_with(space.as_bytes()))
 }
 
 /// The attributes of `object` that are kept, sorted by name. A file system without attributes has none.
@@ -67,7 +68,7 @@ fn is_kept(name: &[u8], keep: Preserve) -> bool {
 /// of its own.
 ///
 /// # Errors
-/// [`Cause::ManyXattrs`] over [`MAX_BYTES`]; one can't be read.
+/// [`Cause::ManyXattrs`] over [`MAX_MANIFEST_BYTES`]; one can't be read.
 pub(super) fn read(object: Object<'_>, is_dir: bool, keep: Preserve) -> Result<Vec<Xattr>, Cause> {
     read_within(MAX_BYTES, object, is_dir, keep)
 }

@@ -9,10 +9,10 @@ use crate::scheduler::{
     Event, FailedBatch, FailedLine, IdempotencyKey, Listing, Reply, failures_of,
 };
 use crate::util::units;
-use crate::wire::manifest::{Manifest, NameList};
+use crate::wire::manifest::{FileListPart, Manifest};
 use crate::wire::options::{FileRecord, FileState};
 use crate::wire::problem::Problem;
-use crate::wire::sync::Submitted;
+use crate::wire::sync::SubmitReply;
 use crate::wire::{BytePath, RequestId};
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -98,7 +98,7 @@ impl Failures {
     fn incomplete(&self, why: &str) -> Problem {
         let id = &self.id;
         let detail = format!("the stored failures of sync `{id}` are not complete: {why}");
-        Problem::new(409, "Conflict", "failures_lost", detail).hinted(format!(
+        Problem::new(409, "Conflict", "failures_lost", detail).with_hint(format!(
             "retry all of it: ctl sync retry {id} (files already copied are skipped)"
         ))
     }
@@ -173,7 +173,7 @@ impl Handle {
         id: RequestId,
         (new, failed_only): (Option<RequestId>, bool),
         idempotency: Option<IdempotencyKey>,
-    ) -> Result<Submitted, Problem> {
+    ) -> Result<SubmitReply, Problem> {
         let only = if failed_only { Some(self.failed_names(&id).await?) } else { None };
         match self.ask(Event::Retry { id, new, only, idempotency }).await? {
             Reply::Submitted(submitted) => Ok(submitted),
@@ -182,14 +182,14 @@ impl Handle {
     }
 
     /// The names of all that failed in a sync.
-    async fn failed_names(&self, id: &RequestId) -> Result<Vec<NameList>, Problem> {
+    async fn failed_names(&self, id: &RequestId) -> Result<Vec<FileListPart>, Problem> {
         let sync = self.progress(id.clone()).await?;
         if sync.failures_unlisted > 0 {
-            let (all, unlisted) = (sync.failures(), sync.failures_unlisted);
-            let listed = units::count(all.saturating_sub(unlisted));
+            let (all, unlisted) = (sync.failure_count(), sync.failures_unlisted);
+            let listed = units::format_count(all.saturating_sub(unlisted));
             let detail = format!(
                 "of the {} of sync `{id}` only {listed} are known by name",
-                units::counted(all, "failure", "failures")
+                units::pluralize(all, "failure", "failures")
             );
             return Err(not_retried(id, detail));
         }
@@ -207,7 +207,7 @@ impl Handle {
 mod tests {
     use super::*;
     use crate::scheduler::FailedPages;
-    use crate::wire::manifest::{Entry, Ident, Kind, Meta};
+    use crate::wire::manifest::{Entry, EntryKind, FileVersion, Meta};
     use crate::wire::{AbsPath, RelPath, SyncNo};
     use std::collections::BTreeMap;
     use std::sync::Arc;
@@ -216,7 +216,7 @@ mod tests {
         let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
         let file = |name: &&str| {
             let path = RelPath::new(*name).unwrap();
-            Entry::new(path, Kind::File { size: 1 }, meta, Ident::default())
+            Entry::new(path, EntryKind::File { size: 1 }, meta, FileVersion::default())
         };
         Manifest { dirs: vec![], entries: names.iter().map(file).collect() }.encode()
     }

@@ -64,9 +64,9 @@ impl Faults {
         let mut problem = Problem::new(422, "Unprocessable Content", "invalid_fields", detail);
         problem.errors = self.listed;
         if self.more > 0 {
-            problem = problem.hinted(format!(
+            problem = problem.with_hint(format!(
                 "{} wrong that are not listed",
-                units::counted(self.more as u64, "more field is", "more fields are")
+                units::pluralize(self.more as u64, "more field is", "more fields are")
             ));
         }
         problem

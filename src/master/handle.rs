@@ -8,14 +8,14 @@ use super::seat::{Identity, Seat, elsewhere, store_down};
 use super::submission;
 use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected, Stored};
 use crate::store::{Backup, Shortage, Spool};
-use crate::wire::admin::{ClockConfirmed, Reconciled};
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::leader::Readiness;
-use crate::wire::manifest::NameList;
+use crate::wire::manifest::FileListPart;
 use crate::wire::problem::{self, Problem};
-use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest};
-use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
+use crate::wire::sync::{ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest};
+use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult};
 use crate::wire::worker::{
-    DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
+    DrainReply, DrainRequest, ForgetWorkerReply, HeartbeatReply, WorkerHeartbeat, WorkerList,
     WorkerView,
 };
 use crate::wire::{AssignmentId, RequestId, WorkerId};
@@ -183,7 +183,7 @@ impl Handle {
         &self,
         mut request: SyncRequest,
         idempotency: Option<IdempotencyKey>,
-    ) -> Result<Submitted, Problem> {
+    ) -> Result<SubmitReply, Problem> {
         let list = submission::checked(&mut request)?;
         self.submit_checked(request, list, idempotency).await
     }
@@ -192,9 +192,9 @@ impl Handle {
     pub(super) async fn submit_checked(
         &self,
         request: SyncRequest,
-        list: Option<Vec<NameList>>,
+        list: Option<Vec<FileListPart>>,
         idempotency: Option<IdempotencyKey>,
-    ) -> Result<Submitted, Problem> {
+    ) -> Result<SubmitReply, Problem> {
         if let Some(shortage) = self.desk()?.shortage.borrow().as_ref() {
             return Err(not_accepted(shortage));
         }
@@ -230,7 +230,7 @@ impl Handle {
     ///
     /// # Errors
     /// 404, 409 where it has ended, 503.
-    pub async fn change(&self, id: RequestId, change: SyncChange) -> Result<SyncProgress, Problem> {
+    pub async fn change(&self, id: RequestId, change: SyncPatch) -> Result<SyncProgress, Problem> {
         match self.ask(Event::Change { id, change }).await? {
             Reply::Progress(progress) => Ok(*progress),
             other => Err(misplaced(other)),
@@ -253,7 +253,11 @@ impl Handle {
     ///
     /// # Errors
     /// 404, 409 where it has ended, 503.
-    pub async fn reassign(&self, id: RequestId, worker: WorkerId) -> Result<Reassigned, Problem> {
+    pub async fn reassign(
+        &self,
+        id: RequestId,
+        worker: WorkerId,
+    ) -> Result<ReassignReply, Problem> {
         match self.ask(Event::Reassign { id, worker }).await? {
             Reply::Reassigned(reassigned) => Ok(reassigned),
             other => Err(misplaced(other)),
@@ -333,8 +337,8 @@ impl Handle {
     pub async fn drain(
         &self,
         worker: WorkerId,
-        order: Option<DrainOrder>,
-    ) -> Result<WorkerOrder, Problem> {
+        order: Option<DrainRequest>,
+    ) -> Result<DrainReply, Problem> {
         match self.ask(Event::Drain { worker, order }).await? {
             Reply::Ordered(order) => Ok(*order),
             other => Err(misplaced(other)),
@@ -345,7 +349,7 @@ impl Handle {
     ///
     /// # Errors
     /// 404, 409 where it is alive, 503.
-    pub async fn forget(&self, worker: WorkerId) -> Result<ForgottenWorker, Problem> {
+    pub async fn forget(&self, worker: WorkerId) -> Result<ForgetWorkerReply, Problem> {
         match self.ask(Event::Forget(worker)).await? {
             Reply::Forgotten(forgotten) => Ok(forgotten),
             other => Err(misplaced(other)),
@@ -427,7 +431,7 @@ impl Handle {
     ///
     /// # Errors
     /// 422 for a result that can't be, 503.
-    pub async fn result(&self, result: SyncResult) -> Result<ResultReply, Problem> {
+    pub async fn result(&self, result: TaskResult) -> Result<ResultReply, Problem> {
         match self.ask(Event::Result(result)).await? {
             Reply::Result(reply) => Ok(reply),
             other => Err(misplaced(other)),
@@ -438,7 +442,7 @@ impl Handle {
     ///
     /// # Errors
     /// 503.
-    pub async fn reconcile(&self) -> Result<Reconciled, Problem> {
+    pub async fn reconcile(&self) -> Result<ReconcileReply, Problem> {
         match self.ask(Event::Reconcile(Stored::default())).await? {
             Reply::Reconciled(done) => Ok(*done),
             other => Err(misplaced(other)),
@@ -449,7 +453,7 @@ impl Handle {
     ///
     /// # Errors
     /// 503.
-    pub async fn confirm_clock(&self) -> Result<ClockConfirmed, Problem> {
+    pub async fn confirm_clock(&self) -> Result<ConfirmClockReply, Problem> {
         match self.ask(Event::ConfirmClock).await? {
             Reply::ClockConfirmed(done) => Ok(done),
             other => Err(misplaced(other)),
@@ -473,7 +477,7 @@ impl Handle {
                     "this master keeps its state in Redis at {}, which has its own backups",
                     self.identity.store
                 );
-                Err(Problem::new(501, "Not Implemented", "backup_elsewhere", detail).hinted(
+                Err(Problem::new(501, "Not Implemented", "backup_elsewhere", detail).with_hint(
                     "on the host of Redis: `redis-cli BGSAVE`, then copy dump.rdb; or copy its appendonlydir as \
                      described in docs/operations.md",
                 ))
@@ -481,7 +485,7 @@ impl Handle {
             Err(why) => {
                 let detail = format!("the store cannot be copied now: {why}");
                 Err(Problem::new(503, "Service Unavailable", "backup_failed", detail)
-                    .hinted("repeat the request after the time in Retry-After"))
+                    .with_hint("repeat the request after the time in Retry-After"))
             }
         }
     }
@@ -527,10 +531,10 @@ fn not_accepted(shortage: &Shortage) -> Problem {
     let detail = format!("new syncs are not accepted: {}", shortage.why());
     match shortage {
         Shortage::Full(_) => Problem::new(507, "Insufficient Storage", "store_full", detail)
-            .hinted(
+            .with_hint(
                 "queued syncs continue and free space when they end; or give the store more memory",
             ),
-        Shortage::Unsafe(_) => unavailable("store_unsafe", detail).hinted(
+        Shortage::Unsafe(_) => unavailable("store_unsafe", detail).with_hint(
             "accepted syncs continue; repeat the request after the setting was changed back",
         ),
     }
@@ -538,24 +542,24 @@ fn not_accepted(shortage: &Shortage) -> Problem {
 
 fn stopping() -> Problem {
     unavailable("stopping", "the master is stopping, or does not lead any more")
-        .hinted("repeat the request, or send it to another master")
+        .with_hint("repeat the request, or send it to another master")
 }
 
 fn busy() -> Problem {
     unavailable("busy", "too many requests wait for the master; this one changed nothing")
-        .hinted("repeat the request after the time in Retry-After")
+        .with_hint("repeat the request after the time in Retry-After")
 }
 
 fn late(why: Option<String>) -> Problem {
     let why = why.unwrap_or_else(|| "the store is slow".to_owned());
     unavailable(
-        problem::LATE,
+        problem::LATE_CODE,
         format!(
             "the decision was not durable after {} s; it may still take effect: {why}",
             REPLY_TIME.as_secs()
         ),
     )
-    .hinted("repeat the request with the same id or Idempotency-Key: it is not done twice")
+    .with_hint("repeat the request with the same id or Idempotency-Key: it is not done twice")
 }
 
 /// A reply of another kind than the question: a defect of the owner, never of the caller.

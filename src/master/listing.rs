@@ -10,7 +10,7 @@
 use crate::scheduler::{Listing, MOST_LINE};
 use crate::store::Spool;
 use crate::wire::AbsPath;
-use crate::wire::options::{Action, FileRecord, FileState};
+use crate::wire::options::{EntryAction, FileRecord, FileState};
 use crate::wire::problem::Problem;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -87,18 +87,18 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
     match wanted {
         Wanted::Records(_) if !listing.recorded => {
             Err(conflict("not_recorded", "this sync did not record the outcome of each file")
-                .hinted(format!(
+                .with_hint(format!(
                     "what failed is listed for every sync: ctl sync files {id} --state failed; for all paths submit it \
                      with --record (options.record)"
                 )))
         }
         Wanted::Digests(_) if !listing.digests => {
             Err(conflict("not_recorded", "the digests of the files were not kept by this sync")
-                .hinted("submit it with options.manifest (ctl: --manifest)"))
+                .with_hint("submit it with options.manifest (ctl: --manifest)"))
         }
         Wanted::Digests(_) if !listing.ended => {
             Err(conflict("not_ended", "the sync has not ended: its manifest is not complete yet")
-                .hinted(format!("wait for its end: ctl sync wait {id}")))
+                .with_hint(format!("wait for its end: ctl sync wait {id}")))
         }
         _ => Ok(()),
     }
@@ -106,7 +106,7 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
 
 fn lost(why: &str) -> Problem {
     let detail = format!("the records of this sync are not complete: {why}");
-    Problem::new(409, "Conflict", "records_lost", detail).hinted(
+    Problem::new(409, "Conflict", "records_lost", detail).with_hint(
         "records are kept in the data_dir of the master that led; submit the sync again to have them",
     )
 }
@@ -156,7 +156,7 @@ fn give(
         let whole = each(&mut file, length, |line| {
             let record = parse(line)?;
             let repeated = first && !again.is_empty() && again.contains(&name(&record))
-                || record.action == Some(Action::Metadata) && made.contains(&name(&record));
+                || record.action == Some(EntryAction::Metadata) && made.contains(&name(&record));
             if repeated {
                 return Ok(true);
             }
@@ -209,7 +209,7 @@ fn made_and_repaired(
     each(file, length, |line| {
         if !is_repair(line) {
             let record = parse(line)?;
-            let made = matches!(record.action, Some(Action::Create | Action::Update));
+            let made = matches!(record.action, Some(EntryAction::Create | EntryAction::Update));
             both.extend(Some(name(&record)).filter(|name| made && repaired.contains(name)));
         }
         Ok(true)
@@ -373,15 +373,15 @@ mod tests {
     async fn a_directory_that_one_agent_made_and_another_one_repaired_is_listed_once_as_created() {
         let of =
             |path: &[u8], state, action| FileRecord { action: Some(action), ..record(path, state) };
-        let made = |path| of(path, FileState::Done, Action::Create);
-        let repaired = |path| of(path, FileState::Skipped, Action::Metadata);
+        let made = |path| of(path, FileState::Done, EntryAction::Create);
+        let repaired = |path| of(path, FileState::Skipped, EntryAction::Metadata);
         let all = [
             repaired(b"first"),
             made(b"second"),
             made(b"first"),
             repaired(b"second"),
             repaired(b"old"),
-            of(b"old", FileState::Deleted, Action::Delete),
+            of(b"old", FileState::Deleted, EntryAction::Delete),
             made(br#""action":"metadata""#),
         ];
         let all = lines(&all);

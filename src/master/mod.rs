@@ -27,7 +27,7 @@ pub use handle::Handle;
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::Settings;
 use crate::store::{EmbeddedStore, Installation, Location, RedisStore, Spool, Store, StoreError};
-use crate::wire::options::NameKey;
+use crate::wire::options::PartNameKey;
 use anyhow::Context as _;
 use http::HttpLimits;
 use name_key::NameKeyFile;
@@ -75,7 +75,7 @@ impl Master {
         let name_key = names.read();
         let begin = Begin { spool, secret: None, name_key, names, shutdown, lists_failures: true };
         match &config.store {
-            StoreConfig::Redis { url, setup, namespace, allow_volatile } => {
+            StoreConfig::Redis { url, options: setup, namespace, allow_volatile } => {
                 let installation =
                     Installation::of(config.installation.as_deref(), &config.data_dir)?;
                 let setup = Arc::new(setup.clone());
@@ -100,10 +100,10 @@ impl Master {
         }
     }
 
-    /// As [`Master::start`], for this process only, on a store that nobody else has: it leads when this
+    /// As [`Master::root_identity`], for this process only, on a store that nobody else has: it leads when this
     /// returns, keeps no file beyond its end, and [`Master::url`] has a random component, without which
     /// nothing is served. Other users of the host can reach its port, and could else have files copied
-    /// with the rights of this process. The names of unfinished files are computed with `name_key`, as the
+    /// with the rights of this process. The names of unfinished files are computed with `part_name_key`, as the
     /// store ends with this process.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl Master {
     pub async fn start_private<S: Store>(
         store: S,
         config: &MasterConfig,
-        name_key: NameKey,
+        name_key: PartNameKey,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
         let secret = Some(uuid::Uuid::new_v4().simple().to_string());
@@ -153,7 +153,7 @@ impl Master {
 struct Begin {
     spool: Spool,
     secret: Option<String>,
-    name_key: Option<NameKey>,
+    name_key: Option<PartNameKey>,
     names: NameKeyFile,
     shutdown: CancellationToken,
     /// Failures are listed by name.
@@ -183,7 +183,7 @@ impl Begin {
         let name = format!("{host} {place}");
         let (seat, seen) =
             watch::channel(Seat::Nobody(Why::Change("this master has just started")));
-        let identity = Identity { name: name.clone(), store: config.store.place() };
+        let identity = Identity { name: name.clone(), store: config.store.location() };
         let handle = Handle::new(seen, identity, spool.clone());
         let limits = HttpLimits {
             // An agent counts its lease from before its poll was sent: most of it must be left.
@@ -234,7 +234,7 @@ fn advertised(address: SocketAddr) -> Option<String> {
 /// Serves until `shutdown`.
 ///
 /// # Errors
-/// As [`Master::start`] and [`Master::stopped`].
+/// As [`Master::root_identity`] and [`Master::stopped`].
 pub async fn run(
     config: watch::Receiver<MasterConfig>,
     shutdown: CancellationToken,

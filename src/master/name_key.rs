@@ -1,8 +1,8 @@
 //! The key of the names of unfinished files, as a master keeps it beside the store: where a store has lost
 //! everything, the syncs that are submitted again continue the part files that are at their destinations.
 
-use crate::util::private;
-use crate::wire::options::NameKey;
+use crate::util::private_files;
+use crate::wire::options::PartNameKey;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -22,10 +22,10 @@ impl NameKeyFile {
     }
 
     /// The key that was kept. A file that is not private or not a key is reported and not used. Blocks.
-    pub(super) fn read(&self) -> Option<NameKey> {
+    pub(super) fn read(&self) -> Option<PartNameKey> {
         let file = self.0.as_deref()?;
-        match private::read(file, LENGTH as u64 + 1).map(<[u8; LENGTH]>::try_from) {
-            Ok(Ok(key)) => Some(NameKey(key)),
+        match private_files::read_file(file, LENGTH as u64 + 1).map(<[u8; LENGTH]>::try_from) {
+            Ok(Ok(key)) => Some(PartNameKey(key)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Ok(Err(_)) => {
                 tracing::warn!(file = %file.display(), "not a key of {LENGTH} bytes: it is replaced");
@@ -39,12 +39,12 @@ impl NameKeyFile {
     }
 
     /// Keeps the key of the store that this master leads on, where another one or none is kept. Blocks.
-    pub(super) fn keep(&self, key: NameKey) {
+    pub(super) fn keep(&self, key: PartNameKey) {
         let Some(file) = self.0.as_deref() else { return };
-        if private::read(file, LENGTH as u64 + 1).is_ok_and(|kept| kept == key.0) {
+        if private_files::read_file(file, LENGTH as u64 + 1).is_ok_and(|kept| kept == key.0) {
             return;
         }
-        if let Err(e) = private::replace(file, &key.0) {
+        if let Err(e) = private_files::replace_file(file, &key.0) {
             tracing::warn!(
                 file = %file.display(), error = %e,
                 "the key of part files is not kept: if the store loses everything, they are sent again"
@@ -63,13 +63,13 @@ mod tests {
         let file = NameKeyFile::in_dir(&home.path().join("data"));
         assert!(file.read().is_none());
         for key in [1, 1, 2] {
-            file.keep(NameKey([key; LENGTH]));
+            file.keep(PartNameKey([key; LENGTH]));
             assert_eq!(file.read().map(|key| key.0), Some([key; LENGTH]));
         }
         let path = home.path().join("data").join(FILE_NAME);
         std::fs::write(&path, "short").unwrap();
         assert!(file.read().is_none());
-        NameKeyFile::default().keep(NameKey([3; LENGTH]));
+        NameKeyFile::default().keep(PartNameKey([3; LENGTH]));
         assert!(NameKeyFile::default().read().is_none());
     }
 }

@@ -14,9 +14,9 @@ use crate::scheduler::{
 };
 use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
-use crate::util::repeats::warn_counted;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::units;
-use crate::wire::task::{Assignment, SyncResult, TaskReport};
+use crate::wire::task::{Assignment, TaskReport, TaskResult};
 use crate::wire::{SyncNo, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -332,7 +332,7 @@ impl<S: Store> Owner<S> {
                 Ok(manifest) => manifest,
                 Err(StoreError::Unavailable(why)) => {
                     let what = "a manifest cannot be read now";
-                    warn_counted!(format_args!("{what}: {why}"), %task, why, "{what}");
+                    warn_ratelimited!(format_args!("{what}: {why}"), %task, why, "{what}");
                     return Ok(());
                 }
                 Err(fatal) => return Err(fatal),
@@ -561,7 +561,7 @@ impl<S: Store> Owner<S> {
                     if self.health.borrow().is_err() {
                         continue;
                     }
-                    let lease = units::duration(lease);
+                    let lease = units::format_duration(lease);
                     self.tell_health(Err(format!("the store has given no answer for {lease}")));
                 }
             }
@@ -628,8 +628,8 @@ impl<S: Store> Owner<S> {
 }
 
 /// What an agent would say that gives an assignment back untouched.
-fn handed_back(assignment: &Assignment) -> SyncResult {
-    SyncResult {
+fn handed_back(assignment: &Assignment) -> TaskResult {
+    TaskResult {
         request_id: assignment.request_id.clone(),
         worker_id: assignment.worker_id.clone(),
         success: false,
@@ -637,7 +637,7 @@ fn handed_back(assignment: &Assignment) -> SyncResult {
         assignment_id: Some(assignment.assignment_id),
         attempt: Some(assignment.attempt),
         task_digest: Some(assignment.task_digest),
-        report: Some(TaskReport { handed_back: true, ..TaskReport::default() }),
+        report: Some(TaskReport { returned: true, ..TaskReport::default() }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a master is at the moment, for those who answer requests: it leads, it follows, or nobody leads.
 
 use super::handle::Desk;
-use crate::wire::leader::{Leader, Readiness, Role, Status, StoreView};
+use crate::wire::leader::{Leader, MasterRole, Readiness, ReadinessStatus, StoreStatus};
 use crate::wire::problem::Problem;
 
 /// See the [module](self).
@@ -50,7 +50,7 @@ impl Seat {
             Seat::Nobody(Why::Store(why)) => Some(store_down(why)),
             Seat::Nobody(Why::Change(why)) => Some(
                 Problem::new(503, "Service Unavailable", "no_leader", *why)
-                    .hinted("repeat the request after the time in Retry-After"),
+                    .with_hint("repeat the request after the time in Retry-After"),
             ),
         }
     }
@@ -66,18 +66,19 @@ impl Seat {
             Seat::Nobody(Why::Store(why)) => (false, Some(why.clone())),
             Seat::Follows(_) | Seat::Nobody(Why::Change(_)) => (true, None),
         };
-        let role = if matches!(self, Seat::Leads(..)) { Role::Leader } else { Role::Follower };
+        let role =
+            if matches!(self, Seat::Leads(..)) { MasterRole::Leader } else { MasterRole::Follower };
         Readiness {
             status: match (&refusal, role) {
-                (Some(_), _) => Status::Unavailable,
-                (None, Role::Leader) => Status::Ready,
-                (None, Role::Follower) => Status::Following,
+                (Some(_), _) => ReadinessStatus::Unavailable,
+                (None, MasterRole::Leader) => ReadinessStatus::Ready,
+                (None, MasterRole::Follower) => ReadinessStatus::Following,
             },
             reason: refusal.map(|problem| problem.detail),
             role,
             name: identity.name.clone(),
             leader: self.leader().cloned(),
-            store: StoreView { place: identity.store.clone(), ok, problem },
+            store: StoreStatus { location: identity.store.clone(), ok, problem },
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -90,11 +91,11 @@ pub(super) fn elsewhere(leader: &Leader) -> Problem {
         Some(url) => {
             let detail = format!("this master follows; {name} leads, at {url}");
             Problem::new(307, "Temporary Redirect", "not_leader", detail)
-                .hinted("send the request to the URL in Location")
+                .with_hint("send the request to the URL in Location")
         }
         None => {
             let detail = format!("this master follows; {name} leads, and its URL is not known");
-            Problem::new(503, "Service Unavailable", "not_leader", detail).hinted(
+            Problem::new(503, "Service Unavailable", "not_leader", detail).with_hint(
                 "send the request to that master; set its `advertise_url`, so that others can name it",
             )
         }
@@ -107,7 +108,7 @@ pub(super) fn elsewhere(leader: &Leader) -> Problem {
 pub(super) fn store_down(why: &str) -> Problem {
     let detail = format!("the master can't decide anything now: {why}");
     Problem::new(503, "Service Unavailable", "store_unavailable", detail)
-        .hinted("transfers in flight continue; repeat the request after the time in Retry-After")
+        .with_hint("transfers in flight continue; repeat the request after the time in Retry-After")
 }
 
 #[cfg(test)]
@@ -130,17 +131,20 @@ mod tests {
             (seen.status, seen.role, seen.store.ok, seen.leader.map(|l| l.epoch))
         };
         let known = follows(Some("http://10.0.0.1:8888"));
-        assert_eq!(told(&known), (Status::Following, Role::Follower, true, Some(7)));
+        assert_eq!(told(&known), (ReadinessStatus::Following, MasterRole::Follower, true, Some(7)));
         let unknown = follows(None);
-        assert_eq!(told(&unknown), (Status::Unavailable, Role::Follower, true, Some(7)));
+        assert_eq!(
+            told(&unknown),
+            (ReadinessStatus::Unavailable, MasterRole::Follower, true, Some(7))
+        );
         let problem = unknown.refusal().unwrap();
         assert!(problem.detail.contains("host-a"), "{problem:?}");
         assert!(problem.hint.unwrap().contains("advertise_url"));
         let down = Seat::Nobody(Why::Store("refused".into()));
-        assert_eq!(told(&down), (Status::Unavailable, Role::Follower, false, None));
+        assert_eq!(told(&down), (ReadinessStatus::Unavailable, MasterRole::Follower, false, None));
         assert_eq!(down.refusal().unwrap().code, "store_unavailable");
         let change = Seat::Nobody(Why::Change("nobody leads yet"));
-        assert_eq!(told(&change), (Status::Unavailable, Role::Follower, true, None));
+        assert_eq!(told(&change), (ReadinessStatus::Unavailable, MasterRole::Follower, true, None));
         assert_eq!(change.refusal().unwrap().code, "no_leader");
     }
 }

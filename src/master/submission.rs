@@ -2,11 +2,11 @@
 
 use super::faults::Faults;
 use crate::fs::{Filter, FilterError, absolute_patterns};
-use crate::wire::manifest::NameList;
+use crate::wire::manifest::FileListPart;
 use crate::wire::options::{FilterSpec, MAX_MTIME_TOLERANCE, SyncOptions, Verify};
 use crate::wire::path::PathError;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, SyncProgress, SyncRequest, SyncState};
+use crate::wire::sync::{CHUNK_MIB_RANGE, SyncProgress, SyncRequest, SyncState};
 use crate::wire::{AbsPath, BytePath, RelPath, RequestId};
 use std::collections::HashSet;
 
@@ -19,15 +19,15 @@ pub(super) const PART_BYTES: usize = 4 << 20;
 ///
 /// # Errors
 /// A 422 problem that lists every field at fault.
-pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<NameList>>, Problem> {
+pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<FileListPart>>, Problem> {
     let mut faults = Faults::default();
     if let Err(detail) = path_rule(&request.source_path, &request.destination_path) {
         faults.push("/destination_path", detail);
     }
-    if !CHUNK_MB.contains(&request.chunk_size_mb) {
+    if !CHUNK_MIB_RANGE.contains(&request.chunk_size_mb) {
         faults.push(
             "/chunk_size_mb",
-            format!("must be from {} to {}", CHUNK_MB.start(), CHUNK_MB.end()),
+            format!("must be from {} to {}", CHUNK_MIB_RANGE.start(), CHUNK_MIB_RANGE.end()),
         );
     }
     let roots = [&request.source_path, &request.destination_path];
@@ -45,8 +45,9 @@ pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<NameList>>
 
 /// Why the entries that failed in a sync can't be tried again by themselves.
 pub(super) fn not_retried(id: &RequestId, detail: String) -> Problem {
-    Problem::new(409, "Conflict", "failures_unknown", detail)
-        .hinted(format!("retry all of it: ctl sync retry {id} (files already copied are skipped)"))
+    Problem::new(409, "Conflict", "failures_unknown", detail).with_hint(format!(
+        "retry all of it: ctl sync retry {id} (files already copied are skipped)"
+    ))
 }
 
 /// The entries of a sync that failed, as a list for another one.
@@ -57,14 +58,14 @@ pub(super) fn retried(
     id: &RequestId,
     sync: &SyncProgress,
     mut names: Vec<BytePath>,
-) -> Result<Vec<NameList>, Problem> {
+) -> Result<Vec<FileListPart>, Problem> {
     names.sort_unstable();
     names.dedup();
     if names.is_empty() {
         let none = format!("sync `{id}` has no failed entries");
         if sync.state == SyncState::Completed {
             let problem = Problem::new(409, "Conflict", "sync_completed", none);
-            return Err(problem.hinted("to run it once more, submit it again"));
+            return Err(problem.with_hint("to run it once more, submit it again"));
         }
         return Err(not_retried(id, none));
     }
@@ -86,9 +87,9 @@ pub(super) fn retried(
 pub(super) fn path_rule(source: &AbsPath, destination: &AbsPath) -> Result<(), String> {
     if source == destination {
         Err("must not be the same as source_path".to_owned())
-    } else if source.holds(destination) {
+    } else if source.contains(destination) {
         Err(format!("must not lie inside source_path ({source}): the copy would copy itself"))
-    } else if destination.holds(source) {
+    } else if destination.contains(source) {
         Err(format!("must not hold source_path ({source}): the copy could overwrite its source"))
     } else {
         Ok(())
@@ -195,7 +196,10 @@ fn filter_rule(filter: &FilterSpec) -> Faults {
 ///
 /// # Errors
 /// Every name at fault, by its index.
-pub(super) fn name_lists(source: &AbsPath, list: Vec<BytePath>) -> Result<Vec<NameList>, Faults> {
+pub(super) fn name_lists(
+    source: &AbsPath,
+    list: Vec<BytePath>,
+) -> Result<Vec<FileListPart>, Faults> {
     if list.is_empty() {
         return Err(Faults::one("the file list is empty; leave it out to copy everything"));
     }
@@ -215,7 +219,7 @@ fn below(source: &AbsPath, name: &[u8]) -> Result<RelPath, String> {
         None => Err(PathError::Empty.to_string()),
         Some(b'/') => {
             let name = AbsPath::new(name).map_err(|e| e.to_string())?;
-            source.strip(&name).ok_or_else(|| format!("{name} does not lie below source_path"))
+            source.relativize(&name).ok_or_else(|| format!("{name} does not lie below source_path"))
         }
         Some(_) => RelPath::new(name).map_err(|e| e.to_string()),
     }
@@ -229,20 +233,20 @@ fn without_duplicates(mut names: Vec<RelPath>) -> Vec<RelPath> {
     names
 }
 
-fn parts(names: Vec<RelPath>) -> Vec<NameList> {
+fn parts(names: Vec<RelPath>) -> Vec<FileListPart> {
     let mut out = Vec::new();
     let (mut part, mut bytes) = (Vec::new(), 0);
     for name in names {
         let len = name.as_bytes().len();
         if part.len() >= PART_NAMES || (bytes + len > PART_BYTES && !part.is_empty()) {
-            out.push(NameList { names: std::mem::take(&mut part) });
+            out.push(FileListPart { paths: std::mem::take(&mut part) });
             bytes = 0;
         }
         bytes += len;
         part.push(name);
     }
     if !part.is_empty() {
-        out.push(NameList { names: part });
+        out.push(FileListPart { paths: part });
     }
     out
 }
@@ -374,7 +378,7 @@ mod tests {
     fn names_become_relative_and_unique_in_their_order() {
         let names = list(&["z", "/src/a/b", "a//b", "./z/", "/src", ".", "-rf"]);
         let parts = name_lists(&abs("/src"), names).unwrap();
-        let shown: Vec<String> = parts[0].names.iter().map(ToString::to_string).collect();
+        let shown: Vec<String> = parts[0].paths.iter().map(ToString::to_string).collect();
         assert_eq!(
             (parts.len(), shown),
             (1, vec!["z".into(), "a/b".into(), String::new(), "-rf".into()])
@@ -388,13 +392,13 @@ mod tests {
         let many: Vec<BytePath> =
             (0..25_000).map(|i| BytePath(format!("{i}").into_bytes())).collect();
         let sizes: Vec<usize> =
-            name_lists(&abs("/s"), many).unwrap().iter().map(|p| p.names.len()).collect();
+            name_lists(&abs("/s"), many).unwrap().iter().map(|p| p.paths.len()).collect();
         assert_eq!(sizes, [10_000, 10_000, 5_000]);
         let deep = vec!["x".repeat(250); 4_000].join("/");
         let long: Vec<BytePath> =
             (0..9).map(|i| BytePath(format!("{i}/{deep}").into_bytes())).collect();
         let parts = name_lists(&abs("/s"), long).unwrap();
         assert!(parts.len() > 1 && parts.iter().all(|p| p.encode().len() <= PART_BYTES + 1024));
-        assert_eq!(parts.iter().map(|p| p.names.len()).sum::<usize>(), 9);
+        assert_eq!(parts.iter().map(|p| p.paths.len()).sum::<usize>(), 9);
     }
 }

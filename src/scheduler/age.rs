@@ -7,7 +7,7 @@
 
 use super::{Now, Reply, State, records};
 use crate::wire::SyncNo;
-use crate::wire::admin::ClockConfirmed;
+use crate::wire::admin::ConfirmClockReply;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -121,7 +121,8 @@ impl Clock {
 }
 
 fn off_by(ahead_ms: i64) -> String {
-    let by = crate::util::units::duration(Duration::from_secs(ahead_ms.unsigned_abs() / 1000));
+    let by =
+        crate::util::units::format_duration(Duration::from_secs(ahead_ms.unsigned_abs() / 1000));
     format!("{by} {} of what is expected", if ahead_ms < 0 { "behind" } else { "ahead" })
 }
 
@@ -144,7 +145,7 @@ impl State {
         self.clock.mark(now);
         self.put(records::META.to_owned());
         tracing::warn!("an operator confirms the wall clock, which is {}", off_by(ahead_ms));
-        Reply::ClockConfirmed(ClockConfirmed {
+        Reply::ClockConfirmed(ConfirmClockReply {
             time: Timestamp::from_millisecond(now.wall_ms).unwrap_or_default(),
             ahead_seconds: ahead_ms / 1000,
         })
@@ -179,7 +180,8 @@ impl State {
             .take(MAX_NAMES)
             .filter_map(|(_, no)| Some(self.syncs.get(no)?.id.to_string()))
             .collect();
-        let kept = crate::util::units::duration(Duration::from_millis(self.settings.retention_ms));
+        let kept =
+            crate::util::units::format_duration(Duration::from_millis(self.settings.retention_ms));
         tracing::info!(
             count = old.len(),
             syncs = names.join(", "),

@@ -10,7 +10,7 @@ use super::stage::Stage;
 use super::sync::{Failed, Sync};
 use super::{Now, State};
 use crate::wire::SyncNo;
-use crate::wire::options::{Action, FileRecord, FileState, Tally};
+use crate::wire::options::{EntryAction, FileRecord, FileState, Tally};
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskReport;
 use serde::{Deserialize, Serialize};
@@ -84,7 +84,7 @@ impl Sync {
         if self.dry_run() {
             self.counters.files_done += files;
             let tally = Tally { count: files, bytes: 0 };
-            self.counters.actions.entry(Action::Create).or_default().merge(tally);
+            self.counters.actions.entry(EntryAction::Create).or_default().merge(tally);
             return;
         }
         self.blocked.files += files;
@@ -106,7 +106,7 @@ impl Sync {
         self.counters.files_done += files;
         if files > 0 {
             self.counters.bytes_done = self.counters.bytes_done.saturating_add(report.bytes_done);
-            let done = report.actions.iter().filter(|(action, _)| **action != Action::Skip);
+            let done = report.actions.iter().filter(|(action, _)| **action != EntryAction::Skip);
             let done = done.map(|(action, tally)| (*action, *tally)).collect();
             self.counters.add_actions(&done);
         }
@@ -128,7 +128,7 @@ impl State {
             let created = errors.iter().map(|error| FileRecord {
                 path: error.path.clone(),
                 state: FileState::Done,
-                action: Some(Action::Create),
+                action: Some(EntryAction::Create),
                 bytes: 0,
                 digest: None,
                 message: None,

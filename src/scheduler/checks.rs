@@ -1,7 +1,7 @@
 //! Whether what agents send can be. Sums over all that a sync can ever have must not overflow, and a
 //! report must account for each entry of its task once.
 
-use crate::wire::options::Action;
+use crate::wire::options::EntryAction;
 use crate::wire::task::{ScanPage, TaskReport, TaskSpec, WorkItem};
 
 /// The name of a file system is no longer than this, in bytes.
@@ -22,7 +22,7 @@ pub(super) fn failed_of(files: u64, dirs: u64, report: &TaskReport) -> Option<(u
 pub(super) fn actions_fit(report: &TaskReport, entries: u64) -> bool {
     let counts = report.actions.values().map(|tally| tally.count);
     let sum = counts.fold(0, u64::saturating_add);
-    sum <= entries && !report.actions.contains_key(&Action::Delete)
+    sum <= entries && !report.actions.contains_key(&EntryAction::Delete)
 }
 
 /// Whether the numbers of a piece of work can be. Agents send them: sums over all that a sync can
@@ -43,15 +43,15 @@ pub(super) fn item_fits(item: &WorkItem) -> Result<(), String> {
 /// Whether a page can be one of the walk `spec`.
 pub(super) fn plausible(page: &ScanPage, spec: &TaskSpec) -> Result<(), String> {
     page.work.iter().try_for_each(item_fits)?;
-    if page.unlisted > page.errors.len() as u64 {
+    if page.unlisted_dirs > page.errors.len() as u64 {
         return Err(format!(
             "{} of {} errors are of directories",
-            page.unlisted,
+            page.unlisted_dirs,
             page.errors.len()
         ));
     }
-    if page.spawn.len() > MOST_SPAWN {
-        return Err(format!("it splits off {} subtrees", page.spawn.len()));
+    if page.subtrees.len() > MOST_SPAWN {
+        return Err(format!("it splits off {} subtrees", page.subtrees.len()));
     }
     if page.root.as_ref().is_some_and(|root| root.file_system.len() > MOST_FILE_SYSTEM) {
         return Err("the name of its file system is too long".to_owned());
@@ -60,8 +60,8 @@ pub(super) fn plausible(page: &ScanPage, spec: &TaskSpec) -> Result<(), String> 
         (TaskSpec::Prune { .. }, _) if !page.work.is_empty() => {
             return Err("a deletion creates no tasks".to_owned());
         }
-        (TaskSpec::Prune { .. }, Some(pruned)) if pruned.extra > pruned.seen => {
-            return Err(format!("{} of {} entries are extra", pruned.extra, pruned.seen));
+        (TaskSpec::Prune { .. }, Some(pruned)) if pruned.extraneous > pruned.checked => {
+            return Err(format!("{} of {} entries are extra", pruned.extraneous, pruned.checked));
         }
         (TaskSpec::Prune { .. }, _) | (_, None) => {}
         (_, Some(_)) => return Err(format!("a {} deletes nothing", spec.kind())),

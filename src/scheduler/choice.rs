@@ -104,7 +104,7 @@ impl State {
             && task.was_bad_for(me)
             && others(task.at_source()).any(|o| !task.was_bad_for(o));
         let able = (worker.knows_options() || !wants_options(sync, &task.spec))
-            && (worker.knows_limits() || !(sync.wants_limits() && task.spec.sends()));
+            && (worker.knows_limits() || !(sync.wants_limits() && task.spec.sends_content()));
         let aside = self.outcomes.is_aside(me, now)
             && task.bound.is_none()
             && others(task.at_source())

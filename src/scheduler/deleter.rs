@@ -6,7 +6,7 @@ use super::task::Task;
 use super::worker::Worker;
 use super::{Now, State};
 use crate::wire::task::TaskSpec;
-use crate::wire::ticket::{Deletion, PrunePermit};
+use crate::wire::ticket::{DeleteGrant, PrunePermit};
 use crate::wire::{SyncNo, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub(super) struct Deleter {
     pub(super) worker: WorkerId,
     /// What tickets allow it.
-    deletion: Deletion,
+    deletion: DeleteGrant,
     /// A task failed since it was chosen: another agent is tried next.
     pub(super) failed: bool,
 }
@@ -25,7 +25,7 @@ impl Deleter {
     fn is_at(&self, worker: &Worker) -> bool {
         worker.active
             && worker.drained.is_none()
-            && worker.said.incarnation.as_ref() == Some(&self.deletion.receiver)
+            && worker.said.incarnation.as_ref() == Some(&self.deletion.incarnation)
     }
 }
 
@@ -88,7 +88,11 @@ impl State {
         } else {
             let mut grant = [0; 8];
             grant.copy_from_slice(&drawn[..8]);
-            let deletion = Deletion { grant: u64::from_le_bytes(grant), allowance, receiver };
+            let deletion = DeleteGrant {
+                grant_id: u64::from_le_bytes(grant),
+                max_entries: allowance,
+                incarnation: receiver,
+            };
             sync.deleter = Some(Deleter { worker, deletion, failed: false });
         }
         self.changed(no, now);

@@ -4,13 +4,15 @@
 use super::Settings;
 pub use super::listing::Listing;
 use super::losses::SingleEntry;
-use crate::wire::admin::{ClockConfirmed, Reconciled};
-use crate::wire::manifest::NameList;
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
+use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Reassigned, Submitted, SyncChange, SyncProgress, SyncRequest, SyncState};
-use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, SyncResult};
+use crate::wire::sync::{
+    ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest, SyncState,
+};
+use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult};
 use crate::wire::worker::{
-    DrainOrder, ForgottenWorker, HeartbeatReply, WorkerHeartbeat, WorkerList, WorkerOrder,
+    DrainReply, DrainRequest, ForgetWorkerReply, HeartbeatReply, WorkerHeartbeat, WorkerList,
     WorkerView,
 };
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
@@ -56,7 +58,7 @@ pub struct Select {
 pub struct Selected {
     /// Newest first.
     pub syncs: Vec<SyncProgress>,
-    /// The [`Select::before`] with which it goes on, where there are more.
+    /// The [`Select::completed`] with which it goes on, where there are more.
     pub next: Option<SyncNo>,
 }
 
@@ -77,7 +79,7 @@ pub enum Event {
         /// What is asked for; its file list has been moved to `list`.
         request: SyncRequest,
         /// The checked file list in parts, where one was given.
-        list: Option<Vec<NameList>>,
+        list: Option<Vec<FileListPart>>,
         /// For safe repeats.
         idempotency: Option<IdempotencyKey>,
     },
@@ -99,7 +101,7 @@ pub enum Event {
         /// Which.
         id: RequestId,
         /// What.
-        change: SyncChange,
+        change: SyncPatch,
     },
     /// Submit what an ended sync asked for again.
     Retry {
@@ -108,7 +110,7 @@ pub enum Event {
         /// The name of the new sync.
         new: Option<RequestId>,
         /// Just these names of it.
-        only: Option<Vec<NameList>>,
+        only: Option<Vec<FileListPart>>,
         /// For safe repeats.
         idempotency: Option<IdempotencyKey>,
     },
@@ -140,7 +142,7 @@ pub enum Event {
         /// Whom.
         worker: WorkerId,
         /// By whom and why; `None`: no longer.
-        order: Option<DrainOrder>,
+        order: Option<DrainRequest>,
     },
     /// Forget a worker that has fallen silent.
     Forget(WorkerId),
@@ -174,7 +176,7 @@ pub enum Event {
         page: ScanPage,
     },
     /// A task ended.
-    Result(SyncResult),
+    Result(TaskResult),
     /// Compare the leases with who is there, and what is stored (looked up by who owns the state, after all
     /// that was decided before is written) with what is known.
     Reconcile(Stored),
@@ -199,7 +201,7 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// To `Submit` and `Retry`.
-    Submitted(Submitted),
+    Submitted(SubmitReply),
     /// To `Progress`, `Change`, `Pause`, `Resume` and `Cancel`.
     Progress(Box<SyncProgress>),
     /// To `List`.
@@ -220,15 +222,15 @@ pub enum Reply {
     /// To `WorkerRequests`, in the order of their submission.
     RequestIds(Vec<RequestId>),
     /// To `Drain`.
-    Ordered(Box<WorkerOrder>),
+    Ordered(Box<DrainReply>),
     /// To `Forget`.
-    Forgotten(ForgottenWorker),
-    /// To `Reassign`.
-    Reassigned(Reassigned),
+    Forgotten(ForgetWorkerReply),
+    /// To `ReassignRequest`.
+    Reassigned(ReassignReply),
     /// To `Reconcile`.
-    Reconciled(Box<Reconciled>),
+    Reconciled(Box<ReconcileReply>),
     /// To `ConfirmClock`.
-    ClockConfirmed(ClockConfirmed),
+    ClockConfirmed(ConfirmClockReply),
     /// To `Poll`.
     Assignment(Option<Box<Assignment>>),
     /// To `Manifest`: the key of the blob in the store.

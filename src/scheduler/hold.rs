@@ -284,7 +284,7 @@ impl State {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         tracing::warn!(sync = %sync.id, why, "the storage did not come back: the sync fails");
         (sync.hold, sync.waited_for_room) = (None, true);
-        let waited = units::counted(self.settings.no_space_ms / 60_000, "minute", "minutes");
+        let waited = units::pluralize(self.settings.no_space_ms / 60_000, "minute", "minutes");
         let (why, errno, class) = match lack {
             Lack::Room => {
                 (format!("{why}; waited {waited} for room"), Some("ENOSPC"), ErrorClass::Transient)
@@ -301,7 +301,7 @@ impl State {
                 operation: task.spec.kind().to_owned(),
                 errno: errno.map(str::to_owned),
                 message: why.clone(),
-                hint: (*lack == Lack::Room).then(|| FileError::NO_ROOM_HINT.to_owned()),
+                hint: (*lack == Lack::Room).then(|| FileError::NO_SPACE_HINT.to_owned()),
                 worker_id: None,
                 attempt: task.attempt,
                 class,
@@ -319,7 +319,7 @@ impl State {
         let fails = |task: &&Task| {
             // Where there is no room, what needs none is done.
             let needs_room =
-                !matches!(task.spec, TaskSpec::Flush | TaskSpec::Discard | TaskSpec::Sweep);
+                !matches!(task.spec, TaskSpec::Flush | TaskSpec::Discard | TaskSpec::CleanUp);
             task.lease().is_none() && (*lack != Lack::Room || needs_room)
         };
         tasks.find(fails).map(|task| task.id)

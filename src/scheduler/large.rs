@@ -9,7 +9,7 @@ use super::{Effect, NewTask, Now, State, records};
 use crate::util::units;
 use crate::wire::manifest::Manifest;
 use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::task::{Blob, TaskReport, TaskSpec, WorkItem};
+use crate::wire::task::{Base64Bytes, TaskReport, TaskSpec, WorkItem};
 use crate::wire::{BytePath, Digest, SyncNo, TaskId, WorkerId};
 
 /// Ranges of one file that have a task at the same time.
@@ -141,7 +141,8 @@ impl State {
                 chain = large.done.iter().flatten().flat_map(|d| d.0).collect();
             }
             let range_length = large.range_length;
-            let spec = TaskSpec::Commit { range_length, chain: Blob(chain), in_place: compare };
+            let spec =
+                TaskSpec::Commit { range_length, chain: Base64Bytes(chain), in_place: compare };
             self.add_task(NewTask::of_large(&large, spec), None);
         }
         if large.next != before {
@@ -175,7 +176,7 @@ impl State {
         if report.unchanged {
             return self.found_there(task, file, report, now);
         }
-        if let Some(item) = report.replace {
+        if let Some(item) = report.replacement {
             return self.replace_large(task, file, item, worker, now);
         }
         let comparing = self.large(task.sync, file).map(|l| l.course) == Some(Course::Comparing);
@@ -301,7 +302,7 @@ impl State {
         }
         if sync.counts() {
             sync.counters.add_actions(&report.actions);
-            sync.add_notes(report.notes);
+            sync.add_notes(report.warnings);
         }
         self.record_files(no, report.records);
     }
@@ -340,7 +341,7 @@ impl State {
                 sync.counters.bytes_total = sync.counters.bytes_total.saturating_sub(old_size);
             }
             match item {
-                WorkItem::Large { manifest, size, range_length, group } => {
+                WorkItem::Large { manifest, size, range_length, hardlink_group: group } => {
                     if counts {
                         sync.counters.add_bytes_total(size);
                     }
@@ -397,7 +398,7 @@ impl State {
         if large.restarts >= MAX_RESTARTS {
             let why = format!(
                 "its part file was removed {}",
-                units::counted(u64::from(large.restarts) + 1, "time", "times")
+                units::pluralize(u64::from(large.restarts) + 1, "time", "times")
             );
             return self.give_up(task.id, &why, error, now);
         }

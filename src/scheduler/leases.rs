@@ -6,13 +6,13 @@ use super::sync::Sync;
 use super::task::{Lease, Task, TaskState};
 use super::worker::{Worker, unavailable};
 use super::{Caller, Effect, Now, Parked, Reply, State};
-use crate::util::repeats::warn_counted;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
 use crate::wire::task::{Assignment, PoolMember, TaskSpec};
 use crate::wire::ticket::Claims;
-use crate::wire::worker::{HeartbeatReply, PROTOCOL, WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker::{HeartbeatReply, PROTOCOL_VERSION, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -79,7 +79,7 @@ impl State {
         if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
             let detail = format!("there are {MAX_WORKERS} workers already, which is the limit");
             let problem = Problem::new(429, "Too Many Requests", "too_many_workers", detail)
-                .hinted("workers without heartbeats are removed after a day");
+                .with_hint("workers without heartbeats are removed after a day");
             return Reply::Refused(Box::new(problem));
         }
         if let Some(problem) = self.refuse_second(&said, now) {
@@ -101,22 +101,23 @@ impl State {
             status: "ok".to_owned(),
             ticket_key: None,
             time: None,
-            drop: Vec::new(),
-            silent: Vec::new(),
-            limits: BTreeMap::new(),
-            next_beat_ms: None,
+            revoked_assignments: Vec::new(),
+            unresponsive_workers: Vec::new(),
+            bwlimits: BTreeMap::new(),
+            next_heartbeat_ms: None,
             protocol: None,
         };
         if said.incarnation.is_some() {
             reply.ticket_key = Some(self.signer.public_key());
-            reply.protocol = Some(PROTOCOL);
+            reply.protocol = Some(PROTOCOL_VERSION);
             reply.time = Some(now.wall_ms.div_euclid(1000));
-            reply.silent = self.silent_destinations(&id);
+            reply.unresponsive_workers = self.silent_destinations(&id);
         }
-        let in_hand = said.incarnation.as_ref().map(|_| said.in_hand.clone()).unwrap_or_default();
+        let in_hand =
+            said.incarnation.as_ref().map(|_| said.assignments.clone()).unwrap_or_default();
         let news = self.workers.get(&id).is_none_or(|known| {
             !known.active
-                || known.said.status.takes_work() != said.status.takes_work()
+                || known.said.status.can_accept_work() != said.status.can_accept_work()
                 || known.said.storage_paths != said.storage_paths
                 || known.said.unavailable_paths != said.unavailable_paths
                 || known.said.root_ids != said.root_ids
@@ -142,7 +143,7 @@ impl State {
         }
         // Only now: a sync that restarts, or stops, takes back what it had given.
         let goes_on = |a: &AssignmentId| valid.contains(a) && self.leases.get(a).is_some();
-        reply.drop = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
+        reply.revoked_assignments = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
         let moved = moved.into_iter().filter(|(a, _)| goes_on(a)).collect();
         self.note_moved(&moved, now);
         self.tell_limits(&id, usage, &mut reply, now);
@@ -166,7 +167,7 @@ impl State {
     fn renew(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
         let (mut lost, mut died): (Vec<TaskId>, Vec<TaskId>) = (Vec::new(), Vec::new());
         let mut valid: HashSet<AssignmentId> = HashSet::new();
-        let listed: HashSet<AssignmentId> = said.in_hand.iter().copied().collect();
+        let listed: HashSet<AssignmentId> = said.assignments.iter().copied().collect();
         let held: Vec<TaskId> = self.leases.of(&said.worker_id).collect();
         let hangs = self.hanging(&held, said);
         for task in held {
@@ -323,7 +324,7 @@ impl State {
             moved_bytes: 0,
         };
         let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
-        let sends = task.spec.sends();
+        let sends = task.spec.sends_content();
         let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
         self.leases.insert(&lease, id);
         self.set_state(id, TaskState::Leased(lease));
@@ -376,14 +377,14 @@ impl State {
             &request.destination_path,
             now.wall_ms.div_euclid(1000),
             WriteRules {
-                name_key: self.name_key,
+                part_name_key: self.name_key,
                 chunk_bytes: u64::from(request.chunk_size_mb) << 20,
                 ..sync.rules(&task.spec)
             },
             sync.prune_permit(&task.spec),
         );
         let large = task.large.and_then(|file| sync.larges.get(&file));
-        let (chunk_offset, chunk_size) = task.spec.extent(large.map(|file| file.size));
+        let (chunk_offset, chunk_size) = task.spec.content_extent(large.map(|file| file.size));
         let source_workers = members(sources);
         let destination_workers = self.destinations(sync, task, &lease.worker);
         self.expect_roots(&mut claims, sync, task, &destination_workers);
@@ -408,7 +409,11 @@ impl State {
             destination_workers,
             ticket: self.signer.sign(&claims),
             source_root: self.source_root(sync, &lease.worker).map(str::to_owned),
-            share: task.spec.sends().then(|| self.shares.told_to(sync.no, &lease.worker)).flatten(),
+            bwlimit: task
+                .spec
+                .sends_content()
+                .then(|| self.shares.told_to(sync.no, &lease.worker))
+                .flatten(),
         })
     }
 
@@ -529,7 +534,7 @@ impl State {
         }
         for (id, worker) in ran_out {
             let what = "a lease expired: the task is queued again";
-            warn_counted!(format_args!("worker {worker}: {what}"), task = %id, %worker, "{what}");
+            warn_ratelimited!(format_args!("worker {worker}: {what}"), task = %id, %worker, "{what}");
             self.note_outcome(id, &worker, true, now);
             match self.is_silent(id, now) {
                 true => self.lost_with_worker(id, now),
@@ -615,7 +620,7 @@ fn ids(members: &[PoolMember]) -> Vec<WorkerId> {
 pub(super) fn wants_options(sync: &Sync, spec: &TaskSpec) -> bool {
     match spec {
         TaskSpec::Flush => false,
-        TaskSpec::Sweep => true,
+        TaskSpec::CleanUp => true,
         _ => sync.has_options(),
     }
 }

@@ -5,8 +5,8 @@ use super::sync::Sync;
 use super::worker::Worker;
 use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
-use crate::wire::sync::SyncChange;
-use crate::wire::worker::{HeartbeatReply, Usage};
+use crate::wire::sync::SyncPatch;
+use crate::wire::worker::{BandwidthUsage, HeartbeatReply};
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ const SLOWEST_BEAT_MS: u64 = 5_000;
 
 impl State {
     /// Changes a sync that has not ended.
-    pub(super) fn change(&mut self, id: &RequestId, change: SyncChange, now: Now) -> Reply {
+    pub(super) fn change(&mut self, id: &RequestId, change: SyncPatch, now: Now) -> Reply {
         let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) else {
             return unknown(id);
         };
@@ -46,7 +46,7 @@ impl State {
     /// The limit of the whole installation now.
     fn whole(&self, now: Now) -> Option<u64> {
         let time = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
-        self.settings.bwlimit.at(time, &self.settings.zone)
+        self.settings.bwlimit.limit_at(time, &self.settings.zone)
     }
 
     /// A worker was given a task that sends content: it needs a share of what limits that.
@@ -68,7 +68,7 @@ impl State {
     pub(super) fn tell_limits(
         &mut self,
         id: &WorkerId,
-        usage: BTreeMap<RequestId, Usage>,
+        usage: BTreeMap<RequestId, BandwidthUsage>,
         reply: &mut HeartbeatReply,
         now: Now,
     ) {
@@ -76,7 +76,8 @@ impl State {
             return;
         }
         let held: Vec<TaskId> = self.leases.of(id).collect();
-        let sending = held.iter().filter_map(|id| self.tasks.get(id)).filter(|t| t.spec.sends());
+        let sending =
+            held.iter().filter_map(|id| self.tasks.get(id)).filter(|t| t.spec.sends_content());
         let syncs: BTreeSet<SyncNo> = sending.map(|t| t.sync).collect();
         for no in syncs {
             self.share_in(no, id, now);
@@ -84,7 +85,7 @@ impl State {
         for (name, usage) in usage {
             let sync = self.by_id.get(&name).and_then(|no| self.syncs.get(no));
             let Some((no, own)) = sync.map(|s| (s.no, s.bwlimit)) else {
-                reply.limits.insert(name, None);
+                reply.bwlimits.insert(name, None);
                 continue;
             };
             if self.shares.set_own(no, own) {
@@ -92,22 +93,22 @@ impl State {
                     self.moved(no, now);
                 }
             } else {
-                reply.limits.insert(name, None);
+                reply.bwlimits.insert(name, None);
             }
         }
         for no in self.shares.of(id) {
             let share = self.shares.tell(no, id, now.mono_ms);
             if let Some(sync) = self.syncs.get(&no) {
-                reply.limits.insert(sync.id.clone(), share);
+                reply.bwlimits.insert(sync.id.clone(), share);
                 let beat = BEAT_MS_EACH * self.shares.count() as u64;
-                reply.next_beat_ms = Some(beat.clamp(BEAT_MS, SLOWEST_BEAT_MS));
+                reply.next_heartbeat_ms = Some(beat.clamp(BEAT_MS, SLOWEST_BEAT_MS));
             }
         }
-        if reply.next_beat_ms.is_none() && !held.is_empty() {
+        if reply.next_heartbeat_ms.is_none() && !held.is_empty() {
             // Who works hears soon that he shall not: of a cancel, for example.
             let beat = BEAT_MS_EACH * self.leases.workers() as u64;
             let soonest = if self.is_watched(&held, now) { BEAT_MS } else { BUSY_BEAT_MS };
-            reply.next_beat_ms = Some(beat.clamp(soonest, SLOWEST_BEAT_MS));
+            reply.next_heartbeat_ms = Some(beat.clamp(soonest, SLOWEST_BEAT_MS));
         }
     }
 
@@ -118,7 +119,7 @@ impl State {
             return;
         }
         let leased = self.leases.all().filter_map(|id| self.tasks.get(&id));
-        let sending = leased.filter(|task| task.spec.sends());
+        let sending = leased.filter(|task| task.spec.sends_content());
         let busy = sending.filter_map(|task| Some((task.sync, task.lease()?.worker.clone())));
         let busy = busy.collect();
         self.shares.keep(&busy, now.mono_ms);

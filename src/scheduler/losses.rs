@@ -24,7 +24,7 @@ use super::worker::Worker;
 use super::{Effect, NewTask, Now, State};
 use crate::util::units;
 use crate::wire::manifest::Manifest;
-use crate::wire::task::{Blob, TaskSpec, WorkItem};
+use crate::wire::task::{Base64Bytes, TaskSpec, WorkItem};
 use crate::wire::worker::WorkerStatus;
 use crate::wire::{BytePath, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
@@ -106,11 +106,11 @@ pub(super) enum Turn {
 pub fn single_entries(manifest: &[u8]) -> Vec<SingleEntry> {
     let Ok(Manifest { dirs, entries }) = Manifest::decode(manifest) else { return Vec::new() };
     let single = |entry: crate::wire::manifest::Entry| {
-        let above = dirs.iter().filter(|d| d.path != entry.path && d.path.holds(&entry.path));
+        let above = dirs.iter().filter(|d| d.path != entry.path && d.path.contains(&entry.path));
         let is_dir = u64::from(entry.is_dir());
         let (path, bytes) = (BytePath(entry.path.as_bytes().to_vec()), entry.size());
         let manifest = Manifest { dirs: above.cloned().collect(), entries: vec![entry] };
-        let manifest = Blob(manifest.encode());
+        let manifest = Base64Bytes(manifest.encode());
         let item = WorkItem::Copy { manifest, files: 1 - is_dir, dirs: is_dir, bytes };
         SingleEntry { path, item }
     };
@@ -139,7 +139,7 @@ impl Task {
             }
             (spec, Some(path)) => format!("the {} task of `{path}`", spec.kind()),
             (TaskSpec::Copy { files, dirs, .. }, None) => {
-                format!("a copy task of {}", units::counted(files + dirs, "entry", "entries"))
+                format!("a copy task of {}", units::pluralize(files + dirs, "entry", "entries"))
             }
             (spec, None) => format!("a {} task", spec.kind()),
         }
@@ -218,7 +218,7 @@ impl State {
             let why = format!(
                 "its worker died or sent no heartbeats {} while it had this task, the last time with no other \
                  task: {workers}; see the logs of these agents and of their kernels (out of memory?)",
-                units::counted(times as u64, "time", "times")
+                units::pluralize(times as u64, "time", "times")
             );
             return self.fail_lost(id, &why, now);
         }
@@ -380,7 +380,7 @@ impl State {
         let most = self.settings.max_worker_losses as usize;
         let next = match worst.losses.len() < most {
             true => {
-                let times = units::counted(most as u64, "time", "times");
+                let times = units::pluralize(most as u64, "time", "times");
                 format!("after {times} each entry of it runs alone on a worker")
             }
             false => "it runs alone on a worker, and fails if that one is lost too".to_owned(),

@@ -1,4 +1,4 @@
-//! The scheduler: a pure state machine. [`State::apply`] takes what the world says and the time, and
+//! The scheduler: a pure state machine. [`State::apply_change`] takes what the world says and the time, and
 //! returns what is to be written and answered. No I/O, no clock, no lock, no randomness but a seed:
 //! the same events give the same effects, so a test can play any history.
 //!
@@ -75,7 +75,7 @@ pub use pairs::pair_record;
 pub use records::{LoadError, META as SECRET_RECORD, without_secret};
 
 use crate::util::timetable::Timetable;
-use crate::wire::options::NameKey;
+use crate::wire::options::PartNameKey;
 use crate::wire::task::TaskSpec;
 use crate::wire::ticket::Signer;
 use crate::wire::{BytePath, Digest, RequestId, SyncNo, TaskId, WorkerId};
@@ -116,7 +116,7 @@ pub struct Settings {
     pub zone: TimeZone,
     /// The key of the names of unfinished files where the store holds none; without one it is derived from the
     /// signer's key.
-    pub name_key: Option<NameKey>,
+    pub name_key: Option<PartNameKey>,
 }
 
 impl Default for Settings {
@@ -154,7 +154,7 @@ pub struct State {
     signer: Signer,
     /// The signer's key as it is stored.
     signer_key: Vec<u8>,
-    name_key: NameKey,
+    name_key: PartNameKey,
     /// Assignment ids are drawn from this and `draws`.
     seed: [u8; 32],
     draws: u64,
@@ -283,7 +283,7 @@ impl State {
     }
 
     /// The key of the names of unfinished files.
-    pub fn name_key(&self) -> NameKey {
+    pub fn name_key(&self) -> PartNameKey {
         self.name_key
     }
 

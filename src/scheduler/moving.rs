@@ -91,7 +91,7 @@ impl State {
             worker.holds(&request.source_path) || worker.holds(&request.destination_path)
         })?;
         let since_ms = self.ticked_ms.unwrap_or(0).saturating_sub(silent.heard_ms);
-        let since = units::duration(Duration::from_secs(since_ms / 1000));
+        let since = units::format_duration(Duration::from_secs(since_ms / 1000));
         Some(format!(
             "no byte moves; worker {} has sent no heartbeat for {since}",
             silent.said.worker_id

@@ -7,10 +7,10 @@ use super::task::{Lease, SPARED_MS, Task};
 use super::worker::Worker;
 use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
-use crate::wire::sync::Reassigned;
+use crate::wire::sync::ReassignReply;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::{
-    DrainOrder, Drained, ForgottenWorker, WorkerList, WorkerOrder, WorkerState, WorkerView,
+    DrainInfo, DrainReply, DrainRequest, ForgetWorkerReply, WorkerList, WorkerState, WorkerView,
 };
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 fn unknown(worker: &WorkerId) -> Reply {
     let detail = format!("no worker `{worker}` is known");
     let problem = Problem::new(404, "Not Found", "worker_not_found", detail);
-    refused(problem.hinted("list the workers with: ctl workers list"))
+    refused(problem.with_hint("list the workers with: ctl workers list"))
 }
 
 impl State {
@@ -63,7 +63,7 @@ impl State {
 
     /// Whether others write through a worker, or have a task that lists it, as they got that before it was drained.
     fn may_be_written(&self, worker: &Worker, now: Now) -> bool {
-        if worker.said.receiving > 0 {
+        if worker.said.incoming_requests > 0 {
             return true;
         }
         let Some(drained) = &worker.drained else { return false };
@@ -85,20 +85,20 @@ impl State {
     pub(super) fn drain(
         &mut self,
         worker: &WorkerId,
-        order: Option<DrainOrder>,
+        order: Option<DrainRequest>,
         now: Now,
     ) -> Reply {
         let known = self.workers.drained(worker).cloned();
         if known.is_none() && self.workers.get(worker).is_none() {
             return unknown(worker);
         }
-        let wanted = order.map(|DrainOrder { by, reason }| {
+        let wanted = order.map(|DrainRequest { by, reason }| {
             let now = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
-            Drained { by, reason, since: known.as_ref().map_or(now, |known| known.since) }
+            DrainInfo { by, reason, since: known.as_ref().map_or(now, |known| known.since) }
         });
         if wanted != known {
             match &wanted {
-                Some(drained) => tracing::info!(%worker, "{}", drained.words()),
+                Some(drained) => tracing::info!(%worker, "{}", drained.describe()),
                 None => tracing::info!(%worker, "undrained"),
             }
             self.workers.drain(worker, wanted.clone());
@@ -111,7 +111,7 @@ impl State {
             None => (WorkerState::Inactive, self.leases.of(worker).count() as u64, 0),
         };
         let worker_id = worker.clone();
-        let order = WorkerOrder { worker_id, drained: wanted, state, in_flight, receiving };
+        let order = DrainReply { worker_id, drained: wanted, state, in_flight, receiving };
         Reply::Ordered(Box::new(order))
     }
 
@@ -147,7 +147,7 @@ impl State {
             self.lost(id, now);
         }
         let (request_id, worker_id) = (id.clone(), worker.clone());
-        Reply::Reassigned(Reassigned { request_id, worker_id, tasks })
+        Reply::Reassigned(ReassignReply { request_id, worker_id, tasks })
     }
 
     /// Forgets a worker that has stopped or fallen silent, and what was ordered of it; what it had is free for
@@ -157,7 +157,7 @@ impl State {
         if known.is_some_and(|known| known.active) {
             let detail = format!("worker `{worker}` is alive: it sends heartbeats");
             let problem = Problem::new(409, "Conflict", "worker_alive", detail);
-            return refused(problem.hinted(format!(
+            return refused(problem.with_hint(format!(
                 "stop its agent first, or keep it from new work with: ctl workers drain {worker}"
             )));
         }
@@ -177,6 +177,6 @@ impl State {
         }
         self.workers.remove(worker);
         let (status, worker_id) = ("forgotten".to_owned(), worker.clone());
-        Reply::Forgotten(ForgottenWorker { status, worker_id, requeued })
+        Reply::Forgotten(ForgetWorkerReply { status, worker_id, requeued })
     }
 }

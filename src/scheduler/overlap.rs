@@ -36,7 +36,7 @@ pub(super) struct Lingering {
 }
 
 fn overlap(a: &AbsPath, b: &AbsPath) -> bool {
-    a.holds(b) || b.holds(a)
+    a.contains(b) || b.contains(a)
 }
 
 /// Why `later` must not run beside `earlier`: what `earlier` does with which of its paths.

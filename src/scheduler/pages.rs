@@ -7,10 +7,10 @@ use super::stage::Stage;
 use super::sync::Failed;
 use super::task::TaskState;
 use super::{NewTask, Now, Reply, State};
-use crate::wire::options::{Action, Tally};
+use crate::wire::options::{EntryAction, Tally};
 use crate::wire::problem::Problem;
 use crate::wire::sync::{FailedStep, FileError};
-use crate::wire::task::{PageAction, PageReply, Pruned, ScanPage, TaskSpec, WorkItem};
+use crate::wire::task::{PageAction, PageReply, PruneReport, ScanPage, TaskSpec, WorkItem};
 use crate::wire::{AssignmentId, BytePath, RelPath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ pub(super) struct Again {
 }
 
 fn stop() -> Reply {
-    Reply::Page(PageReply { action: PageAction::Stop, spawn: 0 })
+    Reply::Page(PageReply { action: PageAction::Stop, max_subtrees: 0 })
 }
 
 impl State {
@@ -52,7 +52,7 @@ impl State {
             return stop();
         }
         let (id, no, attempt, spec) = (task.id, task.sync, task.attempt, task.spec.clone());
-        let is_proven = page.start.is_some() && lease.incarnation.is_some();
+        let is_proven = page.root_identity.is_some() && lease.incarnation.is_some();
         if page.page.checked_add(1) == Some(lease.page) {
             // The reply to this page was lost: what it said counts already.
             return self.after_page(id);
@@ -88,7 +88,7 @@ impl State {
         }
         let Some(next) = next else {
             self.drop_task(id);
-            return Reply::Page(PageReply { action: PageAction::Done, spawn: 0 });
+            return Reply::Page(PageReply { action: PageAction::Done, max_subtrees: 0 });
         };
         let lease_ms = self.settings.lease_ms;
         if let Some(task) = self.tasks.get_mut(&id) {
@@ -114,14 +114,14 @@ impl State {
         for item in page.work {
             self.add_work(no, item, None);
         }
-        for dir in page.spawn {
+        for dir in page.subtrees {
             self.add_task(NewTask::ready(no, subtree(spec, dir)), None);
         }
         if let Some(pruned) = page.pruned {
             self.pruned(no, pruned);
         }
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        let (all, unlisted) = (page.errors.len() as u64, page.unlisted);
+        let (all, unlisted) = (page.errors.len() as u64, page.unlisted_dirs);
         match sync.stage {
             Stage::Copy => {
                 let files = all.saturating_sub(unlisted);
@@ -141,7 +141,7 @@ impl State {
             _ => (true, true),
         };
         if noted {
-            sync.add_notes(page.notes);
+            sync.add_notes(page.warnings);
         }
         for mut error in page.errors {
             sign(&mut error);
@@ -153,18 +153,18 @@ impl State {
     }
 
     /// Counts what the source does not have, or what was deleted of it.
-    fn pruned(&mut self, no: SyncNo, pruned: Pruned) {
+    fn pruned(&mut self, no: SyncNo, pruned: PruneReport) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        let tally = Tally { count: pruned.extra, bytes: pruned.bytes };
+        let tally = Tally { count: pruned.extraneous, bytes: pruned.bytes };
         let counted = sync.stage == Stage::Count;
         if counted {
             let sum = &mut sync.counters.pruned;
-            sum.seen = sum.seen.saturating_add(pruned.seen);
-            sum.extra = sum.extra.saturating_add(pruned.extra);
+            sum.checked = sum.checked.saturating_add(pruned.checked);
+            sum.extraneous = sum.extraneous.saturating_add(pruned.extraneous);
             sum.bytes = sum.bytes.saturating_add(pruned.bytes);
         }
         if tally.count > 0 && (!counted || sync.dry_run()) {
-            sync.counters.actions.entry(Action::Delete).or_default().merge(tally);
+            sync.counters.actions.entry(EntryAction::Delete).or_default().merge(tally);
         }
         if tally.count > 0 && !counted {
             // It was deleted through any of the workers within reach.
@@ -182,7 +182,7 @@ impl State {
             let most = MAX_SPAWN as usize + ready;
             let idle = self.idle_polls(sync).take(most).count().saturating_sub(ready);
             let spawn = u32::try_from(idle).unwrap_or(MAX_SPAWN);
-            return Reply::Page(PageReply { action: PageAction::Continue, spawn });
+            return Reply::Page(PageReply { action: PageAction::Continue, max_subtrees: spawn });
         }
         if let Some(task) = self.tasks.get_mut(&id) {
             if let Some(lease) = task.lease() {
@@ -194,7 +194,7 @@ impl State {
             self.set_state(id, TaskState::Ready);
             self.put(key);
         }
-        Reply::Page(PageReply { action: PageAction::Hold, spawn: 0 })
+        Reply::Page(PageReply { action: PageAction::Pause, max_subtrees: 0 })
     }
 
     /// Adds what a walk found, or what is to be tried `again`.
@@ -227,7 +227,7 @@ impl State {
                 };
                 Some(self.add_task(new, Some(manifest.0)))
             }
-            WorkItem::Large { manifest, size, range_length, group } => {
+            WorkItem::Large { manifest, size, range_length, hardlink_group: group } => {
                 if first {
                     sync.counters.files_total += 1;
                     sync.counters.add_bytes_total(size);

@@ -7,7 +7,7 @@ use super::task::{Course, Task, TaskState};
 use super::worker::unavailable;
 use super::{Effect, NewTask, Now, State, records};
 use crate::util::backoff::Backoff;
-use crate::util::repeats::warn_counted;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::units;
 use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::task::TaskSpec;
@@ -58,7 +58,7 @@ impl State {
         }
         if task.spec == TaskSpec::Discard && task.failures >= 3 {
             let what = "a part file could not be removed";
-            warn_counted!(format_args!("{what} (sync {})", task.sync), sync = %task.sync, why = failure.why, "{what}");
+            warn_ratelimited!(format_args!("{what} (sync {})", task.sync), sync = %task.sync, why = failure.why, "{what}");
             self.drop_task(id);
             return;
         }
@@ -129,7 +129,7 @@ impl State {
         let elsewhere = self.untried(task, &task.tried);
         // Tasks that failed together do not come back together; the same one always after the same time.
         let seed = task.id.0 ^ task.sync.0.rotate_left(32);
-        let wait = BACKOFF.jittered((task.failures + task.short).saturating_sub(1), seed);
+        let wait = BACKOFF.jittered_delay((task.failures + task.short).saturating_sub(1), seed);
         let wait = u64::try_from(wait.as_millis());
         let until_ms = now.mono_ms.saturating_add(wait.unwrap_or(u64::MAX));
         if let Some(task) = self.tasks.get_mut(&id) {
@@ -150,11 +150,11 @@ impl State {
         let what = match &task.spec {
             TaskSpec::Scan { dir, .. } => format!("list `{dir}`"),
             TaskSpec::Prune { dir, .. } => format!("delete in `{dir}`"),
-            TaskSpec::Sweep => "remove the anchors of hard links".to_owned(),
+            TaskSpec::CleanUp => "remove the anchors of hard links".to_owned(),
             TaskSpec::List { .. } => "look up listed names".to_owned(),
             TaskSpec::Copy { .. } if task.entry.is_some() => "copy".to_owned(),
             TaskSpec::Copy { files, dirs, .. } => {
-                format!("copy {}", units::counted(files + dirs, "entry", "entries"))
+                format!("copy {}", units::pluralize(files + dirs, "entry", "entries"))
             }
             other => other.kind().to_owned(),
         };
@@ -190,7 +190,7 @@ impl State {
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         if !sync.is_active() {
             let what = "a file of an ended sync could not be removed";
-            warn_counted!(format_args!("{what} (sync {})", sync.id), sync = %sync.id, why, "{what}");
+            warn_ratelimited!(format_args!("{what} (sync {})", sync.id), sync = %sync.id, why, "{what}");
             return;
         }
         // Who had it last may have left something that nobody told of.
@@ -223,13 +223,13 @@ impl State {
                 let error = FileError { class, ..error };
                 self.failed_for_good(task.sync, error, Failed::Step(step, 1));
             }
-            TaskSpec::Flush | TaskSpec::Prune { .. } | TaskSpec::Sweep => {
+            TaskSpec::Flush | TaskSpec::Prune { .. } | TaskSpec::CleanUp => {
                 if let Some(bound) = &task.bound {
                     sync.writers.remove(bound);
                 }
                 let step = match task.spec {
                     TaskSpec::Flush => FailedStep::Flush,
-                    TaskSpec::Sweep => FailedStep::CleanUp,
+                    TaskSpec::CleanUp => FailedStep::CleanUp,
                     _ => FailedStep::Delete,
                 };
                 let error = FileError { class: ErrorClass::Permanent, ..error };

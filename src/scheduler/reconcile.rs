@@ -4,7 +4,7 @@
 use super::event::Stored;
 use super::sync::Sync;
 use super::{Effect, Now, Reply, State, records};
-use crate::wire::admin::{Reconciled, Requeued};
+use crate::wire::admin::{ReconcileReply, RequeuedTask};
 use crate::wire::{SyncNo, TaskId};
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ const TOLD: usize = 100;
 impl State {
     /// See the module. `stored` is what the store holds after everything that was decided before.
     pub(super) fn reconcile(&mut self, stored: &Stored, now: Now) -> Reply {
-        let mut done = Reconciled::default();
+        let mut done = ReconcileReply::default();
         self.free_lost_leases(&mut done, now);
         self.begin_anew_without_blobs(&stored.blobs, &mut done, now);
         let known: BTreeSet<String> = self.record_keys().into_iter().collect();
@@ -31,7 +31,7 @@ impl State {
             self.effects.push(Effect::DeleteBlob(key.clone()));
             done.dropped_blobs += 1;
         }
-        if done != Reconciled::default() {
+        if done != ReconcileReply::default() {
             tracing::warn!(?done, "reconciled");
         }
         Reply::Reconciled(Box::new(done))
@@ -39,7 +39,7 @@ impl State {
 
     /// Leases of workers that are not known, or not as this process. A master that has just begun
     /// knows nobody yet: it waits as long as for a heartbeat.
-    fn free_lost_leases(&mut self, done: &mut Reconciled, now: Now) {
+    fn free_lost_leases(&mut self, done: &mut ReconcileReply, now: Now) {
         let settled =
             now.mono_ms.saturating_sub(self.began_ms) > self.settings.heartbeat_timeout_ms;
         let why = |id: &TaskId| {
@@ -57,12 +57,12 @@ impl State {
             done.requeued_tasks += 1;
             let task = self.tasks.get(&id).filter(|_| done.requeued.len() < TOLD);
             let told = task.and_then(|task| {
-                Some(Requeued {
+                Some(RequeuedTask {
                     request_id: self.syncs.get(&task.sync)?.id.clone(),
                     task_id: id,
                     kind: task.spec.kind().to_owned(),
                     worker_id: task.lease()?.worker.clone(),
-                    why,
+                    reason: why,
                 })
             });
             done.requeued.extend(told);
@@ -74,7 +74,7 @@ impl State {
     fn begin_anew_without_blobs(
         &mut self,
         stored: &BTreeSet<String>,
-        done: &mut Reconciled,
+        done: &mut ReconcileReply,
         now: Now,
     ) {
         let missing = |no: &&SyncNo| self.blobs_of(**no).any(|key| !stored.contains(key));

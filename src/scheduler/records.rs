@@ -9,8 +9,8 @@
 //! | `w/SYNC/WORKER` | … that one wrote to that has not flushed yet |
 //! | `o/SYNC/WORKER` | … that one first read the source from |
 //! | `t/SYNC/TASK` | a task with its lease |
-//! | `l/SYNC/FILE` | a large file that is not published yet |
-//! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
+//! | `l/SYNC/LOG_FILE` | a large file that is not published yet |
+//! | `v/SYNC/LOG_FILE/RANGE` | the chaining value of a done range, 32 bytes |
 //! | `g/SYNC/DIGEST` | a large file with several names of which one has been brought |
 //! | `d/WORKER` | that an operator keeps a worker from new work |
 //! | `p/PAIR` | the file system on which the source of a pair lay |
@@ -27,11 +27,11 @@ use super::task::{Large, Task, TaskState};
 use super::waiting::Waiting;
 use super::worker::Workers;
 use super::{Effect, Now, Settings, State};
-use crate::wire::options::{FilterSpec, NameKey};
-use crate::wire::path::show;
-use crate::wire::task::{Blob, MAX_RANGES, TaskSpec};
+use crate::wire::options::{FilterSpec, PartNameKey};
+use crate::wire::path::escape_bytes;
+use crate::wire::task::{Base64Bytes, MAX_RANGES, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
-use crate::wire::worker::Drained;
+use crate::wire::worker::DrainInfo;
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,10 +46,10 @@ struct Meta {
     next_sync: u64,
     next_task: u64,
     /// Empty in a backup: the next load draws another.
-    signer: Blob,
+    signer: Base64Bytes,
     /// Kept when the signer's key changes, so that unfinished files are found again.
     #[serde(default)]
-    name_key: Option<Blob>,
+    name_key: Option<Base64Bytes>,
     #[serde(default)]
     age: Option<Age>,
 }
@@ -83,8 +83,9 @@ pub enum LoadError {
 pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
     let meta: Meta = serde_json::from_slice(meta).ok()?;
     // Each agent is sent this key with its tasks; the signer's key cannot be computed from it.
-    let name_key = meta.name_key.or_else(|| Some(Blob(derive_name_key(&meta.signer.0).to_vec())));
-    serde_json::to_vec(&Meta { signer: Blob(Vec::new()), name_key, ..meta }).ok()
+    let name_key =
+        meta.name_key.or_else(|| Some(Base64Bytes(derive_name_key(&meta.signer.0).to_vec())));
+    serde_json::to_vec(&Meta { signer: Base64Bytes(Vec::new()), name_key, ..meta }).ok()
 }
 
 /// The key of a part of a name list.
@@ -198,7 +199,7 @@ impl State {
             .or(settings.name_key.map(|key| key.0))
             .unwrap_or_else(|| derive_name_key(&signer_key));
         let mut state = State {
-            name_key: NameKey(name_key),
+            name_key: PartNameKey(name_key),
             settings,
             signer: Signer::from_pkcs8(&signer_key)?,
             signer_key,
@@ -303,7 +304,7 @@ impl State {
         Ok(())
     }
 
-    fn take_drained(&mut self, key: &str, drained: Drained) -> Result<(), LoadError> {
+    fn take_drained(&mut self, key: &str, drained: DrainInfo) -> Result<(), LoadError> {
         let broken = || LoadError::Broken { key: key.to_owned(), why: "a bad key".to_owned() };
         let worker = key.strip_prefix("d/").and_then(|id| id.parse().ok()).ok_or_else(broken)?;
         self.workers.drain(&worker, Some(drained));
@@ -361,7 +362,7 @@ impl State {
             }
             // Who may still be writing may do so for a whole lease.
             TaskState::Delayed { until_ms }
-                if matches!(task.spec, TaskSpec::Discard | TaskSpec::Sweep) =>
+                if matches!(task.spec, TaskSpec::Discard | TaskSpec::CleanUp) =>
             {
                 *until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
             }
@@ -378,8 +379,8 @@ impl State {
                 version: VERSION,
                 next_sync: self.next_sync,
                 next_task: self.next_task,
-                signer: Blob(self.signer_key.clone()),
-                name_key: Some(Blob(self.name_key.0.to_vec())),
+                signer: Base64Bytes(self.signer_key.clone()),
+                name_key: Some(Base64Bytes(self.name_key.0.to_vec())),
                 age: Some(self.clock.stored().clone()),
             };
             return serde_json::to_vec(&meta).ok();
@@ -441,6 +442,6 @@ fn parse<T: for<'de> Deserialize<'de>>(key: &str, value: &[u8]) -> Result<T, Loa
     serde_json::from_slice(value).map_err(|e| {
         // It quotes from the record, which may be long and hold anything.
         let why: String = e.to_string().chars().take(300).collect();
-        LoadError::Broken { key: key.to_owned(), why: show(why.as_bytes()) }
+        LoadError::Broken { key: key.to_owned(), why: escape_bytes(why.as_bytes()) }
     })
 }

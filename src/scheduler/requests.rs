@@ -4,10 +4,12 @@ use super::stage::Stage;
 use super::sync::Sync;
 use super::task::{Task, TaskState};
 use super::{Effect, IdempotencyKey, NewTask, Now, Reply, Select, Selected, State, records};
-use crate::wire::ids::MIN_ID_PREFIX;
-use crate::wire::manifest::NameList;
-use crate::wire::problem::{NO_WORKER, Problem};
-use crate::wire::sync::{Outcome, Phase, Submitted, SyncProgress, SyncRequest, SyncState};
+use crate::wire::ids::MIN_ID_PREFIX_CHARS;
+use crate::wire::manifest::FileListPart;
+use crate::wire::problem::{NO_WORKER_CODE, Problem};
+use crate::wire::sync::{
+    SubmitReply, SyncOutcome, SyncPhase, SyncProgress, SyncRequest, SyncState,
+};
 use crate::wire::task::TaskSpec;
 use crate::wire::{Digest, RelPath, RequestId, SyncNo, WorkerId};
 use jiff::Timestamp;
@@ -21,7 +23,7 @@ pub(super) fn refused(problem: Problem) -> Reply {
 pub(super) fn unknown(id: &RequestId) -> Reply {
     let problem =
         Problem::new(404, "Not Found", "sync_not_found", format!("there is no sync `{id}`"));
-    refused(problem.hinted("list the syncs with: ctl sync list"))
+    refused(problem.with_hint("list the syncs with: ctl sync list"))
 }
 
 fn stamp(ms: i64) -> Timestamp {
@@ -32,7 +34,7 @@ impl State {
     pub(super) fn submit(
         &mut self,
         request: SyncRequest,
-        list: Option<Vec<NameList>>,
+        list: Option<Vec<FileListPart>>,
         idempotency: Option<IdempotencyKey>,
         now: Now,
     ) -> Reply {
@@ -46,7 +48,7 @@ impl State {
     pub(super) fn submit_from(
         &mut self,
         mut request: SyncRequest,
-        list: Option<Vec<NameList>>,
+        list: Option<Vec<FileListPart>>,
         from: Option<(SyncNo, u64)>,
         idempotency: Option<IdempotencyKey>,
         now: Now,
@@ -68,8 +70,8 @@ impl State {
         if std::mem::take(&mut request.options.no_queue)
             && let Some(why) = unserved.first()
         {
-            let problem = Problem::new(409, "Conflict", NO_WORKER, why);
-            return refused(problem.hinted(
+            let problem = Problem::new(409, "Conflict", NO_WORKER_CODE, why);
+            return refused(problem.with_hint(
                 "start an agent that serves it, correct the path, or submit without --no-queue (options.no_queue)",
             ));
         }
@@ -80,7 +82,7 @@ impl State {
         let mut sync = Sync::new(no, id.clone(), request, now.wall_ms);
         sync.idempotency = idempotency.map(|key| (key.key, key.body));
         let parts: Option<Vec<Vec<u8>>> =
-            list.map(|parts| parts.iter().map(NameList::encode).collect());
+            list.map(|parts| parts.iter().map(FileListPart::encode).collect());
         sync.list_parts = parts.as_ref().map(|parts| parts.len() as u64);
         sync.list_digest = parts.as_ref().map(|parts| digest_of(parts));
         if let Some((owner, parts)) = from {
@@ -97,7 +99,7 @@ impl State {
         }
         self.add_scans(no);
         let note = self.submit_note(no);
-        Reply::Submitted(Submitted { note, warnings: unserved, ..submitted(&id) })
+        Reply::Submitted(SubmitReply { note, warnings: unserved, ..submitted(&id) })
     }
 
     /// For each of its two paths that no active worker serves: why, with the nearest storage paths.
@@ -139,7 +141,7 @@ impl State {
         let same = known.idempotency.as_ref().is_some_and(|(_, body)| *body == key.body);
         if same && request.request_id.as_ref().is_none_or(|id| *id == known.id) {
             let warnings = self.unserved(request);
-            return Some(Reply::Submitted(Submitted { warnings, ..submitted(&known.id) }));
+            return Some(Reply::Submitted(SubmitReply { warnings, ..submitted(&known.id) }));
         }
         let detail = format!(
             "the Idempotency-Key was used before, for sync `{}` with another body",
@@ -196,7 +198,7 @@ impl State {
 
     /// See [`SyncProgress::short_id`].
     fn short_id(&self, id: &RequestId) -> String {
-        if !id.is_made() {
+        if !id.is_generated() {
             return id.to_string();
         }
         let before = self.by_id.range::<RequestId, _>(..id).next_back();
@@ -206,7 +208,7 @@ impl State {
             pairs.take_while(|(a, b)| a == b).count()
         };
         let unique = before.into_iter().chain(after).map(shared).max().map_or(0, |n| n + 1);
-        id.as_str().chars().take(unique.max(MIN_ID_PREFIX)).collect()
+        id.as_str().chars().take(unique.max(MIN_ID_PREFIX_CHARS)).collect()
     }
 
     pub(super) fn cancel(&mut self, id: &RequestId, now: Now) -> Reply {
@@ -232,13 +234,13 @@ impl State {
         let lived = self.clock.lived_ms(now);
         let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active()) else { return };
         sync.state = SyncState::Cancelled;
-        sync.outcome = Some(Outcome::Cancelled);
+        sync.outcome = Some(SyncOutcome::Cancelled);
         (sync.ended_ms, sync.ended_lived_ms) = (Some(now.wall_ms), Some(lived));
         sync.reason = Some("cancelled by an operator".to_owned());
         // Who has or lost such a task never tells what it left, nor how far a sweep came.
         let keeps = sync.keeps_links();
         let leaves = |task: &Task| {
-            task.spec == TaskSpec::Sweep || (keeps && task.links() && task.attempt > 0)
+            task.spec == TaskSpec::CleanUp || (keeps && task.links() && task.attempt > 0)
         };
         let mut tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
         let to_sweep = sync.to_sweep || tasks.any(leaves);
@@ -254,14 +256,16 @@ impl State {
         let counters = &sync.counters;
         let listed = sync.stage > Stage::Copy || !self.scanning(sync);
         let phase = match (sync.state, sync.stage) {
-            (SyncState::Queued, _) => Phase::Waiting,
-            (SyncState::Progress, Stage::Copy) if listed => Phase::Transferring,
-            (SyncState::Progress, Stage::Copy) => Phase::Scanning,
-            (SyncState::Progress, Stage::Replace) => Phase::Transferring,
-            (SyncState::Progress, Stage::Readback) => Phase::Verifying,
-            (SyncState::Progress, Stage::Count | Stage::Prune) => Phase::Pruning,
-            (SyncState::Progress, Stage::Secure | Stage::Sweep | Stage::Flush) => Phase::Flushing,
-            _ => Phase::Done,
+            (SyncState::Queued, _) => SyncPhase::Waiting,
+            (SyncState::Progress, Stage::Copy) if listed => SyncPhase::Transferring,
+            (SyncState::Progress, Stage::Copy) => SyncPhase::Scanning,
+            (SyncState::Progress, Stage::Replace) => SyncPhase::Transferring,
+            (SyncState::Progress, Stage::Readback) => SyncPhase::Verifying,
+            (SyncState::Progress, Stage::Count | Stage::Prune) => SyncPhase::Pruning,
+            (SyncState::Progress, Stage::Secure | Stage::Sweep | Stage::Flush) => {
+                SyncPhase::Flushing
+            }
+            _ => SyncPhase::Done,
         };
         let scan_done = listed && (sync.stage > Stage::Copy || sync.state != SyncState::Cancelled);
         let transferred_bytes = counters.bytes_done.saturating_add(self.bytes_under_way(sync));
@@ -302,7 +306,7 @@ impl State {
             kept_bytes: counters.kept_bytes,
             cloned_bytes: counters.cloned_bytes,
             actions: counters.actions.clone(),
-            notes: sync.notes.clone(),
+            warnings: sync.notes.clone(),
             verified_files: counters.verified_files,
             repaired_files: counters.repaired_files,
             integrity_errors: counters.integrity_errors,
@@ -385,8 +389,8 @@ impl State {
     }
 }
 
-fn submitted(id: &RequestId) -> Submitted {
-    Submitted {
+fn submitted(id: &RequestId) -> SubmitReply {
+    SubmitReply {
         status: "queued".to_owned(),
         request_id: id.clone(),
         status_url: format!("sync/{id}"),
@@ -406,7 +410,7 @@ fn digest_of(parts: &[Vec<u8>]) -> Digest {
 fn exists(sync: &Sync) -> Problem {
     let state = sync.state.as_str();
     let detail = format!("there is a sync `{}` already, in state {state}", sync.id);
-    let mut problem = Problem::new(409, "Conflict", "sync_exists", detail).hinted(format!(
+    let mut problem = Problem::new(409, "Conflict", "sync_exists", detail).with_hint(format!(
         "choose another request_id, or delete it first: ctl sync delete {}",
         sync.id
     ));

@@ -10,11 +10,11 @@ use super::stage::Stage;
 use super::task::Task;
 use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
-use crate::wire::task::{ResultOutcome, ResultReply, SyncResult, TaskReport, TaskSpec, WorkItem};
+use crate::wire::task::{ResultOutcome, ResultReply, TaskReport, TaskResult, TaskSpec, WorkItem};
 use crate::wire::{SyncNo, TaskId, WorkerId};
 
 impl State {
-    pub(super) fn result(&mut self, result: SyncResult, now: Now) -> Reply {
+    pub(super) fn result(&mut self, result: TaskResult, now: Now) -> Reply {
         let named = result.assignment_id.is_some();
         let ack = |outcome: ResultOutcome| {
             let outcome = named.then_some(outcome);
@@ -39,19 +39,19 @@ impl State {
             None => TaskReport::default(),
         };
         self.note_work(id, &report, now);
-        if !report.handed_back {
+        if !report.returned {
             self.moved(no, now);
             // Storage that is gone is not the worker's fault.
             let gone = report.failures.iter().any(is_storage_gone);
             let failed = !result.success && !gone || report.failures.iter().any(is_fault);
             if !gone {
-                self.found_storage(id, &result.worker_id, &report.wrote, now);
+                self.found_storage(id, &result.worker_id, &report.writers, now);
             }
             self.note_outcome(id, &result.worker_id, failed, now);
         }
-        if report.handed_back {
+        if report.returned {
             // Who wrote of it may have left something: the next try must know that it is not the first.
-            let unbegun = report.wrote.is_empty();
+            let unbegun = report.writers.is_empty();
             if let Some(task) = self.tasks.get_mut(&id).filter(|_| unbegun) {
                 task.attempt = task.attempt.saturating_sub(1);
             }
@@ -67,7 +67,7 @@ impl State {
     }
 
     /// The leased task that a result is about.
-    fn task_of(&self, result: &SyncResult) -> Result<Option<&Task>, Box<Problem>> {
+    fn task_of(&self, result: &TaskResult) -> Result<Option<&Task>, Box<Problem>> {
         if let Some(assignment) = result.assignment_id {
             // Not by the name: a sync that was deleted has none any more, and is still cleaned up.
             let named = |t: &&Task| {
@@ -99,7 +99,7 @@ impl State {
                         result.request_id
                     ),
                 )
-                .hinted("say which one in assignment_id"),
+                .with_hint("say which one in assignment_id"),
             )),
         }
     }
@@ -128,7 +128,7 @@ impl State {
         let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active() && !s.dry_run()) else {
             return;
         };
-        for worker in &report.wrote {
+        for worker in &report.writers {
             let destination = &sync.request.destination_path;
             let heard = || self.workers.get(worker).map(|k| k.place_of_writes(destination));
             // The first boot is kept: what was written under it is lost if there was another since.
@@ -136,7 +136,7 @@ impl State {
                 sync.writers.add(worker, boot.as_ref());
             }
         }
-        sync.to_sweep |= report.to_sweep && sync.stage < Stage::Sweep;
+        sync.to_sweep |= report.needs_clean_up && sync.stage < Stage::Sweep;
         let counters = &mut sync.counters;
         counters.sent_bytes = counters.sent_bytes.saturating_add(report.bytes_sent);
         counters.cloned_bytes = counters.cloned_bytes.saturating_add(report.bytes_cloned);
@@ -186,7 +186,7 @@ impl State {
             // Such an agent has deleted nothing.
             TaskSpec::Prune { .. } => false,
             _ => {
-                report.replace.as_ref().is_none_or(|item| item_fits(item).is_ok())
+                report.replacement.as_ref().is_none_or(|item| item_fits(item).is_ok())
                     && actions_fit(&report, 1)
             }
         };
@@ -203,14 +203,14 @@ impl State {
                 self.range_done(&task, (*offset, *length), worker, report, now);
             }
             TaskSpec::Commit { .. } => self.committed(&task, worker, report, now),
-            TaskSpec::Flush | TaskSpec::Sweep if !report.failures.is_empty() => {
+            TaskSpec::Flush | TaskSpec::CleanUp if !report.failures.is_empty() => {
                 let why = format!("the {} failed", task.spec.kind());
                 return self.failed(id, Failure { worker, why, errors: report.failures }, now);
             }
             TaskSpec::Scan { .. }
             | TaskSpec::List { .. }
             | TaskSpec::Prune { .. }
-            | TaskSpec::Sweep
+            | TaskSpec::CleanUp
             | TaskSpec::Discard => {
                 self.drop_task(id);
             }
@@ -245,7 +245,7 @@ impl State {
             counters.bytes_skipped = counters.bytes_skipped.saturating_add(report.bytes_skipped);
             counters.kept_bytes = counters.kept_bytes.saturating_add(kept);
             counters.add_actions(&report.actions);
-            sync.add_notes(std::mem::take(&mut report.notes));
+            sync.add_notes(std::mem::take(&mut report.warnings));
         }
         self.record_files(task.sync, std::mem::take(&mut report.records));
         if !report.failures.is_empty() {

@@ -2,9 +2,9 @@
 
 use super::requests::{refused, unknown};
 use super::{IdempotencyKey, Now, Reply, State};
-use crate::wire::manifest::NameList;
+use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Outcome, SyncRequest, SyncState};
+use crate::wire::sync::{SyncOutcome, SyncRequest, SyncState};
 use crate::wire::{RequestId, SyncNo};
 
 impl State {
@@ -14,7 +14,7 @@ impl State {
         &mut self,
         id: &RequestId,
         new: Option<RequestId>,
-        only: Option<Vec<NameList>>,
+        only: Option<Vec<FileListPart>>,
         idempotency: Option<IdempotencyKey>,
         now: Now,
     ) -> Reply {
@@ -32,16 +32,16 @@ impl State {
         match sync.state {
             SyncState::Failed | SyncState::Cancelled => {}
             // What was reported without evidence may not have been done.
-            SyncState::Completed if sync.outcome == Some(Outcome::Unverified) => {}
+            SyncState::Completed if sync.outcome == Some(SyncOutcome::Unverified) => {}
             SyncState::Completed => {
                 let detail = format!("sync `{id}` is completed: there is nothing to try again");
                 let problem = conflict("sync_completed", detail);
-                return refused(problem.hinted("to run it once more, submit it again"));
+                return refused(problem.with_hint("to run it once more, submit it again"));
             }
             _ => {
                 let detail = format!("sync `{id}` has not ended; what fails in it is tried again");
                 let problem = conflict("sync_active", detail);
-                return refused(problem.hinted(format!("end it first: ctl sync cancel {id}")));
+                return refused(problem.with_hint(format!("end it first: ctl sync cancel {id}")));
             }
         }
         let from = match (&only, sync.listed, sync.list_parts) {
@@ -53,7 +53,7 @@ impl State {
                     None => "an earlier version did not keep whether it had a list of names",
                 };
                 let detail = format!("sync `{id}` cannot be tried again: {why}");
-                return refused(conflict("list_gone", detail).hinted("submit it again"));
+                return refused(conflict("list_gone", detail).with_hint("submit it again"));
             }
         };
         let old = sync.no;

@@ -21,7 +21,7 @@ fn id_taken(said: &WorkerHeartbeat) -> Problem {
         said.worker_id
     );
     let problem = Problem::new(409, "Conflict", "worker_id_taken", detail);
-    problem.hinted("give one of the two another worker_id, or stop it")
+    problem.with_hint("give one of the two another worker_id, or stop it")
 }
 
 impl State {
@@ -42,7 +42,7 @@ impl State {
             return Some(id_taken(said));
         };
         // The one before may still be ending what it had, beside one that was started for it.
-        let leaves = known.before.as_ref() == Some(incoming) && !said.status.takes_work();
+        let leaves = known.before.as_ref() == Some(incoming) && !said.status.can_accept_work();
         let room = known.refused.len() < MOST_REFUSED;
         let waits = known.refused.contains_key(incoming);
         if !waits && (!leaves || !room) {

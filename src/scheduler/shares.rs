@@ -10,7 +10,7 @@
 //! gets more gets what others have given back by then: together they never have more than the limit, but
 //! for the little that one who comes late begins with.
 
-use crate::wire::worker::Usage;
+use crate::wire::worker::BandwidthUsage;
 use crate::wire::{SyncNo, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,7 +91,7 @@ struct Member {
     /// The share that it is to have.
     target: u64,
     /// What it said last of its usage, and when.
-    said: Option<(Usage, u64)>,
+    said: Option<(BandwidthUsage, u64)>,
     /// What it wants by that; `u64::MAX`: its share holds it back, or nothing is known yet.
     uses: u64,
     /// When it got its first share.
@@ -170,7 +170,7 @@ impl Shares {
         &mut self,
         no: SyncNo,
         worker: &WorkerId,
-        usage: Usage,
+        usage: BandwidthUsage,
         now_ms: u64,
     ) -> bool {
         let Some(member) = self.pools.get_mut(&no).and_then(|p| p.members.get_mut(worker)) else {
@@ -178,15 +178,16 @@ impl Shares {
         };
         let Some((before, at_ms)) = member.said else {
             member.said = Some((usage, now_ms));
-            return usage.moved > 0;
+            return usage.sent_bytes > 0;
         };
         let passed = now_ms.saturating_sub(at_ms);
         if passed < SAMPLE_MS {
             return false;
         }
         // Less than before: it had forgotten the sync, and counts anew.
-        let moved = usage.moved.checked_sub(before.moved).unwrap_or(usage.moved);
-        let held = usage.held_ms.checked_sub(before.held_ms).unwrap_or(usage.held_ms);
+        let moved = usage.sent_bytes.checked_sub(before.sent_bytes).unwrap_or(usage.sent_bytes);
+        let held =
+            usage.throttled_ms.checked_sub(before.throttled_ms).unwrap_or(usage.throttled_ms);
         member.said = Some((usage, now_ms));
         member.uses = match held.saturating_mul(2) >= passed {
             true => u64::MAX,

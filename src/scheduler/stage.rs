@@ -6,9 +6,10 @@ use super::task::TaskState;
 use super::{NewTask, Now, State};
 use crate::util::units;
 use crate::wire::options::{
-    Action, Attribute, Chown, Compare, DeleteOptions, Preserve, SyncOptions, Verify, WriteRules,
+    Attribute, Chown, Compare, DeleteOptions, EntryAction, Preserve, SyncOptions, Verify,
+    WriteRules,
 };
-use crate::wire::sync::{Outcome, SyncState};
+use crate::wire::sync::{SyncOutcome, SyncState};
 use crate::wire::task::{ScanPage, TaskSpec, WorkItem};
 use crate::wire::{RelPath, SyncNo, WorkerId};
 use serde::{Deserialize, Serialize};
@@ -82,7 +83,7 @@ impl Sync {
     /// Whether a task removes what an ended sync kept. Another sync may use the destination already: metadata of the
     /// root, which a sweep sets otherwise, are that one's.
     fn is_late_sweep(&self, spec: &TaskSpec) -> bool {
-        *spec == TaskSpec::Sweep && !self.is_active()
+        *spec == TaskSpec::CleanUp && !self.is_active()
     }
 
     /// … and how the destination is to be written by one of them.
@@ -140,7 +141,7 @@ impl Sync {
 
     /// Whether names of one file are to stay so: then the destination keeps something to find them.
     pub(super) fn keeps_links(&self) -> bool {
-        !self.dry_run() && self.request.options.preserve.has(Attribute::Hardlinks)
+        !self.dry_run() && self.request.options.preserve.contains(Attribute::Hardlinks)
     }
 
     /// The stage that follows, if any.
@@ -165,7 +166,7 @@ impl Sync {
             Stage::Count => mirror && !self.recheck.begun() && (!stopped || options.dry_run),
             Stage::Secure => self.wants(Stage::Prune) && !self.writers.is_empty(),
             Stage::Prune => {
-                mirror && !stopped && !options.dry_run && self.counters.pruned.extra > 0
+                mirror && !stopped && !options.dry_run && self.counters.pruned.extraneous > 0
             }
             Stage::Replace => self.wants_replacing() && !stopped && !options.dry_run,
             Stage::Sweep => self.to_sweep && !options.dry_run,
@@ -195,7 +196,8 @@ impl Sync {
 
     /// The guard `why`, with what was done until now and what allows it.
     pub(super) fn stop(&self, why: &str, allow: &str) -> Stop {
-        let deleted = self.counters.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
+        let deleted =
+            self.counters.actions.get(&EntryAction::Delete).map_or(0, |tally| tally.count);
         let (copied, done) = match self.stage {
             Stage::Copy if self.reach.is_empty() => (false, "nothing was copied"),
             Stage::Copy => (false, "not everything was copied"),
@@ -210,7 +212,7 @@ impl Sync {
         }
         let deleted = match deleted {
             0 => "nothing was deleted".to_owned(),
-            n => format!("{} deleted", units::counted(n, "entry was", "entries were")),
+            n => format!("{} deleted", units::pluralize(n, "entry was", "entries were")),
         };
         Stop { why: format!("{why}: {done}, {deleted}; {allow}"), copied }
     }
@@ -232,11 +234,11 @@ impl Sync {
     }
 
     fn over_limit(&self, delete: &DeleteOptions) -> Option<Stop> {
-        let (seen, extra) = (self.counters.pruned.seen, self.counters.pruned.extra);
+        let (seen, extra) = (self.counters.pruned.checked, self.counters.pruned.extraneous);
         if let Some(max) = delete.max.filter(|max| extra > *max) {
             let why = format!(
                 "{} not in the source, and at most {max} may be deleted",
-                units::counted(
+                units::pluralize(
                     extra,
                     "entry at the destination is",
                     "entries at the destination are"
@@ -251,8 +253,8 @@ impl Sync {
             let needed = (u128::from(extra) * 100).div_ceil(u128::from(seen).max(1)).min(100);
             let why = format!(
                 "{} of the {} at the destination {} not in the source, and at most {percent} % may be deleted",
-                units::count(extra),
-                units::counted(seen, "entry", "entries"),
+                units::format_count(extra),
+                units::pluralize(seen, "entry", "entries"),
                 if extra == 1 { "is" } else { "are" }
             );
             let allow = format!(
@@ -265,13 +267,13 @@ impl Sync {
     /// How many entries the limits let be deleted, of those that were counted.
     pub(super) fn most_deleted(&self) -> u64 {
         let Some(delete) = &self.request.options.delete else { return 0 };
-        let part = u128::from(self.counters.pruned.seen) * u128::from(delete.max_percent) / 100;
+        let part = u128::from(self.counters.pruned.checked) * u128::from(delete.max_percent) / 100;
         u64::try_from(part).unwrap_or(u64::MAX).min(delete.max.unwrap_or(u64::MAX))
     }
 
     /// How many were deleted so far, as reported.
     pub(super) fn deleted(&self) -> u64 {
-        self.counters.actions.get(&Action::Delete).map_or(0, |tally| tally.count)
+        self.counters.actions.get(&EntryAction::Delete).map_or(0, |tally| tally.count)
     }
 
     /// The guard against a source that has lost so much since the extra entries were counted that the
@@ -282,7 +284,7 @@ impl Sync {
             let why = format!(
                 "more entries at the destination are extra than the limits let be deleted, where {} of {} \
                  had been counted: the source {} has lost entries since",
-                self.counters.pruned.extra, self.counters.pruned.seen, self.request.source_path
+                self.counters.pruned.extraneous, self.counters.pruned.checked, self.request.source_path
             );
             self.stop(&why, "check that all of it is mounted")
         })
@@ -328,7 +330,7 @@ const ALLOW_BOTH: &str = "check that it is mounted; if both are right, allow it 
 fn holds_only_the_root(page: &ScanPage) -> bool {
     let small = |item: &WorkItem| matches!(item, WorkItem::Copy { files: 0, dirs: 0..=1, .. });
     page.next.is_none()
-        && page.spawn.is_empty()
+        && page.subtrees.is_empty()
         && page.errors.is_empty()
         && page.work.len() <= 1
         && page.work.iter().all(small)
@@ -397,7 +399,7 @@ impl State {
             Stage::Prune => drop(self.add_task(NewTask::ready(no, prune(true)), None)),
             Stage::Sweep => {
                 sync.to_sweep = false;
-                self.add_task(NewTask::ready(no, TaskSpec::Sweep), None);
+                self.add_task(NewTask::ready(no, TaskSpec::CleanUp), None);
             }
             Stage::Secure | Stage::Flush => {
                 let writers: Vec<WorkerId> =
@@ -417,7 +419,7 @@ impl State {
         if std::mem::take(&mut sync.to_sweep) {
             let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
             let state = TaskState::Delayed { until_ms };
-            self.add_task(NewTask { state, ..NewTask::ready(no, TaskSpec::Sweep) }, None);
+            self.add_task(NewTask { state, ..NewTask::ready(no, TaskSpec::CleanUp) }, None);
         }
     }
 
@@ -455,7 +457,7 @@ impl State {
         (sync.ended_ms, sync.ended_lived_ms) = (Some(now.wall_ms), Some(lived));
         (sync.state, sync.outcome, sync.reason) = end(sync);
         tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
-        if sync.outcome == Some(Outcome::Full) && !sync.dry_run() {
+        if sync.outcome == Some(SyncOutcome::Full) && !sync.dry_run() {
             let (request, root) = (sync.request.clone(), sync.source_root.clone());
             let (changed, dropped) = match root {
                 Some(root) => self.pairs.remember(&request, root.file_system, now.wall_ms),
@@ -463,7 +465,7 @@ impl State {
             };
             [changed, dropped].into_iter().flatten().for_each(|key| self.put(key));
         }
-        if self.syncs.get(&no).is_some_and(|s| s.outcome == Some(Outcome::Full)) {
+        if self.syncs.get(&no).is_some_and(|s| s.outcome == Some(SyncOutcome::Full)) {
             self.drop_list(no);
         }
         self.forget_groups(no);
@@ -474,7 +476,7 @@ impl State {
 
 /// The final state of a sync once its work is done. `COMPLETED` only if every entry that was found is accounted for
 /// and none failed.
-fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
+fn end(sync: &Sync) -> (SyncState, Option<SyncOutcome>, Option<String>) {
     let counters = &sync.counters;
     let files = counters.files_done + counters.files_skipped + counters.files_failed;
     let dirs = counters.dirs_done + counters.dirs_failed;
@@ -483,19 +485,19 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
         let outcome = match (sync.root_failed, sync.hard_failures) {
             (true, _) => None,
             (false, true) if brought_nothing(sync) => None,
-            (false, false) if counters.unverified == 0 => Some(Outcome::VanishedOnly),
-            (false, false) => Some(Outcome::Unverified),
-            (false, true) => Some(Outcome::Partial),
+            (false, false) if counters.unverified == 0 => Some(SyncOutcome::VanishedOnly),
+            (false, false) => Some(SyncOutcome::Unverified),
+            (false, true) => Some(SyncOutcome::Partial),
         };
         return (SyncState::Failed, outcome, Some(why_failed(sync, failed)));
     }
     let unverified = why_unverified(counters.unverified);
     if let (Some(stop), false) = (&sync.stopped, sync.dry_run()) {
         let outcome = match (stop.copied, &unverified) {
-            (false, _) => Outcome::CopyStopped,
+            (false, _) => SyncOutcome::CopyStopped,
             // That everything was copied is not known.
-            (true, Some(_)) => Outcome::Unverified,
-            (true, None) => Outcome::DeleteStopped,
+            (true, Some(_)) => SyncOutcome::Unverified,
+            (true, None) => SyncOutcome::DeleteStopped,
         };
         return (SyncState::Failed, Some(outcome), Some(stop.why.clone()));
     }
@@ -505,9 +507,9 @@ fn end(sync: &Sync) -> (SyncState, Option<Outcome>, Option<String>) {
              defect; submit the sync again",
             counters.files_total, counters.dirs_total
         );
-        return (SyncState::Failed, Some(Outcome::Partial), Some(reason));
+        return (SyncState::Failed, Some(SyncOutcome::Partial), Some(reason));
     }
-    let outcome = if unverified.is_some() { Outcome::Unverified } else { Outcome::Full };
+    let outcome = if unverified.is_some() { SyncOutcome::Unverified } else { SyncOutcome::Full };
     if let Some(stop) = &sync.stopped {
         let would = if stop.copied {
             "refuse to delete (exit 25)"
@@ -531,13 +533,13 @@ fn brought_nothing(sync: &Sync) -> bool {
     none && (files > 0 || counters.dirs_done == 0 && dirs > 0)
 }
 
-/// The reason for the outcome [`Outcome::Unverified`], where `tasks` were done without evidence.
+/// The reason for the outcome [`SyncOutcome::Unverified`], where `tasks` were done without evidence.
 fn why_unverified(tasks: u64) -> Option<String> {
     (tasks > 0).then(|| {
         format!(
             "{} reported done without evidence (by a worker that sends no digest, report or source root); check the \
              destination with `ctl sync verify`, or stop that worker and submit the sync again",
-            units::counted(tasks, "task was", "tasks were")
+            units::pluralize(tasks, "task was", "tasks were")
         )
     })
 }
@@ -554,7 +556,7 @@ fn why_failed(sync: &Sync, failed: u64) -> String {
         reason.push_str("; nothing was read back, because of these errors");
     }
     let deletes = options.delete.is_some() && !options.dry_run;
-    if deletes && !sync.counters.actions.contains_key(&Action::Delete) {
+    if deletes && !sync.counters.actions.contains_key(&EntryAction::Delete) {
         reason.push_str("; nothing was deleted, because of these errors");
     }
     reason

@@ -5,7 +5,7 @@ use super::sync::Sync;
 use super::task::Task;
 use super::{Now, State};
 use crate::wire::SyncNo;
-use crate::wire::sync::{Stalled, SyncState};
+use crate::wire::sync::{StallInfo, SyncState};
 use jiff::Timestamp;
 
 /// So long without a result, page or byte is too long, in milliseconds. A range or batch of ordinary size
@@ -49,7 +49,7 @@ impl State {
             if let Some(sync) = self.syncs.get(&no)
                 && let Some(found) = self.stalled(sync)
             {
-                let Stalled { since, task, worker_id, task_seconds } = found;
+                let StallInfo { since, task, worker_id, task_seconds } = found;
                 let worker = worker_id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
                 tracing::warn!(
                     sync = %sync.id, %since, task, worker, task_seconds,
@@ -60,13 +60,13 @@ impl State {
     }
 
     /// What is known of a sync in which nothing moves.
-    pub(super) fn stalled(&self, sync: &Sync) -> Option<Stalled> {
+    pub(super) fn stalled(&self, sync: &Sync) -> Option<StallInfo> {
         let since = Timestamp::from_millisecond(sync.stalled_ms?).unwrap_or_default();
         let since_ms = |task: &Task| task.lease().map_or(task.since_ms, |lease| lease.since_ms);
         let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
         let oldest = tasks.min_by_key(|task| (task.lease().is_none(), since_ms(task), task.id))?;
         let now_ms = self.ticked_ms.unwrap_or(0);
-        Some(Stalled {
+        Some(StallInfo {
             since,
             task: oldest.spec.kind().to_owned(),
             worker_id: oldest.lease().map(|lease| lease.worker.clone()),

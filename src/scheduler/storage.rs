@@ -157,7 +157,7 @@ impl State {
     /// Notes from which root a worker reads the source of the sync of a task that it was given.
     pub(super) fn note_source_root(&mut self, id: TaskId, worker: &WorkerId, now: Now) {
         let Some(task) = self.tasks.get(&id).filter(|task| task.at_source()) else { return };
-        if task.spec == TaskSpec::Sweep {
+        if task.spec == TaskSpec::CleanUp {
             return;
         }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
@@ -215,7 +215,7 @@ impl State {
                 _ => sync.reach.get(worker),
             };
             if let Some(root) = self.root_under_its_kernel(worker, place) {
-                claims.expect_root(worker, root);
+                claims.restrict_to_root(worker, root);
             }
         }
     }

@@ -13,9 +13,9 @@ use super::records;
 use super::speed::Speed;
 use super::stage::Stage;
 use super::task::Large;
-use crate::wire::options::{Action, FilterSpec, Notes, Tally};
-use crate::wire::sync::{ErrorClass, FailedStep, FileError, Outcome, SyncRequest, SyncState};
-use crate::wire::task::{Pruned, RootState};
+use crate::wire::options::{EntryAction, EntryWarnings, FilterSpec, Tally};
+use crate::wire::sync::{ErrorClass, FailedStep, FileError, SyncOutcome, SyncRequest, SyncState};
+use crate::wire::task::{PruneReport, RootState};
 use crate::wire::{Digest, RequestId, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +44,7 @@ pub(super) struct Counters {
     #[serde(default)]
     pub(super) cloned_bytes: u64,
     /// What was done with the entries that did not fail.
-    pub(super) actions: BTreeMap<Action, Tally>,
+    pub(super) actions: BTreeMap<EntryAction, Tally>,
     /// What the second pass found right …
     pub(super) verified_files: u64,
     /// … and what it brought again.
@@ -52,7 +52,7 @@ pub(super) struct Counters {
     /// What came damaged over the network.
     pub(super) integrity_errors: u64,
     /// What was counted before the deletion.
-    pub(super) pruned: Pruned,
+    pub(super) pruned: PruneReport,
     /// What failed beside entries.
     pub(super) failed_steps: BTreeMap<FailedStep, u64>,
 }
@@ -83,7 +83,7 @@ impl Counters {
     }
 
     /// Adds what was done with entries.
-    pub(super) fn add_actions(&mut self, actions: &BTreeMap<Action, Tally>) {
+    pub(super) fn add_actions(&mut self, actions: &BTreeMap<EntryAction, Tally>) {
         for (action, tally) in actions {
             self.actions.entry(*action).or_default().merge(*tally);
         }
@@ -104,7 +104,7 @@ pub(super) struct Stop {
 /// ```text
 /// QUEUED ─first lease─▶ PROGRESS ─▶ COMPLETED     inside PROGRESS: see `Stage`
 ///   │                      │ └────▶ FAILED
-///   └──────────┬───────────┘             shown as PAUSED while there is a `Hold`
+///   └──────────┬───────────┘             shown as PAUSED while there is a `Pause`
 ///              ▼
 ///          CANCELLED
 /// ```
@@ -137,7 +137,7 @@ pub(super) struct Sync {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) listed: Option<bool>,
     pub(super) state: SyncState,
-    pub(super) outcome: Option<Outcome>,
+    pub(super) outcome: Option<SyncOutcome>,
     /// Why it ended as it did.
     pub(super) reason: Option<String>,
     /// Milliseconds since 1970.
@@ -180,7 +180,7 @@ pub(super) struct Sync {
     pub(super) recheck: Recheck,
     /// Metadata that could not be held, and what was left out, by cause.
     #[serde(default)]
-    pub(super) notes: Notes,
+    pub(super) notes: EntryWarnings,
     /// Entries that wait until directories in their place are deleted.
     #[serde(default, skip_serializing_if = "Blocked::is_empty")]
     pub(super) blocked: Blocked,
@@ -292,7 +292,7 @@ impl Sync {
             source_roots: Boots::default(),
             stage: Stage::default(),
             recheck: Recheck::default(),
-            notes: Notes::new(),
+            notes: EntryWarnings::new(),
             blocked: Blocked::default(),
             source_root: None,
             stopped: None,
@@ -386,7 +386,7 @@ impl Sync {
     }
 
     /// Takes over what could not be held.
-    pub(super) fn add_notes(&mut self, notes: Notes) {
+    pub(super) fn add_notes(&mut self, notes: EntryWarnings) {
         for (cause, note) in notes {
             let cause = cause_in(&self.notes, cause);
             self.notes.entry(cause).or_default().merge(note);

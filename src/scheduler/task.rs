@@ -128,7 +128,7 @@ impl Task {
         // A flush may lose what it was told with its memory; what could not be opened was not asked.
         let asked =
             |e: &FileError| self.spec == TaskSpec::Flush && e.errno.as_deref() == Some("ENOMEM");
-        self.short < SHORT_TRIES && errors.iter().any(|e| e.is_shortage() && !asked(e))
+        self.short < SHORT_TRIES && errors.iter().any(|e| e.is_resource_exhaustion() && !asked(e))
     }
 
     /// Whether workers that hold the source do it (else: those that hold the destination).
@@ -138,10 +138,10 @@ impl Task {
 
     /// Whether it writes to the destination.
     pub(super) fn writes(&self) -> bool {
-        use TaskSpec::{Commit, Copy, Discard, Flush, List, Prune, Range, Scan, Sweep};
+        use TaskSpec::{CleanUp, Commit, Copy, Discard, Flush, List, Prune, Range, Scan};
         match self.spec {
             // One that only compares makes the directories above its file all the same, or a link.
-            Copy { .. } | Range { .. } | Commit { .. } | Sweep => true,
+            Copy { .. } | Range { .. } | Commit { .. } | CleanUp => true,
             Prune { apply, .. } => apply,
             Scan { .. } | List { .. } | Discard | Flush => false,
         }

@@ -87,7 +87,7 @@ impl Waiting {
         &'a self,
         path: &'a AbsPath,
     ) -> impl Iterator<Item = (Caller, &'a Parked)> {
-        let sets = path.and_above().filter_map(|p| self.at_path.get(p));
+        let sets = path.ancestors_from_root().filter_map(|p| self.at_path.get(p));
         let callers = sets.flat_map(|set| set.iter());
         callers.filter_map(|caller| Some((*caller, self.polls.get(caller)?)))
     }
@@ -95,7 +95,7 @@ impl Waiting {
     /// The poll of a worker that holds `path` that came first behind `after`.
     pub(super) fn next_at(&self, path: &AbsPath, after: Option<Caller>) -> Option<Caller> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let sets = path.and_above().filter_map(|p| self.at_path.get(p));
+        let sets = path.ancestors_from_root().filter_map(|p| self.at_path.get(p));
         sets.filter_map(|set| set.range((from, Bound::Unbounded)).next().copied()).min()
     }
 

@@ -5,7 +5,7 @@ use super::Now;
 use super::boots::ROOT_MARK;
 use crate::wire::task::PoolMember;
 use crate::wire::worker::{
-    Drained, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus, WorkerView,
+    DrainInfo, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus, WorkerView,
 };
 use crate::wire::{AbsPath, WorkerId};
 use jiff::Timestamp;
@@ -28,7 +28,7 @@ pub(super) struct Worker {
     /// scheduler's clock. Each would take the other's work away, so they are refused while this one lives.
     pub(super) refused: BTreeMap<String, u64>,
     /// An operator keeps it from new work.
-    pub(super) drained: Option<Drained>,
+    pub(super) drained: Option<DrainInfo>,
 }
 
 /// All workers.
@@ -40,7 +40,7 @@ pub(super) struct Workers {
     /// By the boot of their kernel.
     of_boot: HashMap<String, BTreeSet<WorkerId>>,
     /// Who is kept from new work by an operator; also those that have not been heard of yet.
-    drained: BTreeMap<WorkerId, Drained>,
+    drained: BTreeMap<WorkerId, DrainInfo>,
     /// Workers that are known and were not heard of for longer than the time-out.
     silent: BTreeSet<WorkerId>,
     /// Counts what changes who may be given work.
@@ -58,7 +58,7 @@ fn place(id: &WorkerId, salt: u32) -> u64 {
 
 /// How long the longest of `paths` is that holds `path`.
 fn deepest(paths: &[AbsPath], path: &AbsPath) -> Option<usize> {
-    paths.iter().filter(|p| p.holds(path)).map(|p| p.as_bytes().len()).max()
+    paths.iter().filter(|p| p.contains(path)).map(|p| p.as_bytes().len()).max()
 }
 
 /// The storage path of a worker that holds `path` and that it does not serve now, with the reason. A path below
@@ -69,14 +69,14 @@ pub(super) fn unavailable<'a>(
 ) -> Option<&'a UnavailablePath> {
     let length = |one: &&UnavailablePath| one.path.as_bytes().len();
     let deepest_lost =
-        said.unavailable_paths.iter().filter(|one| one.path.holds(path)).max_by_key(length)?;
+        said.unavailable_paths.iter().filter(|one| one.path.contains(path)).max_by_key(length)?;
     (deepest(&said.storage_paths, path) < Some(length(&deepest_lost))).then_some(deepest_lost)
 }
 
 impl Worker {
     /// Whether one of its storage paths holds `path`.
     pub(super) fn holds(&self, path: &AbsPath) -> bool {
-        self.said.storage_paths.iter().any(|s| s.holds(path))
+        self.said.storage_paths.iter().any(|s| s.contains(path))
             && (self.said.unavailable_paths.is_empty() || unavailable(&self.said, path).is_none())
     }
 
@@ -92,7 +92,7 @@ impl Worker {
 
     /// The id of the storage root that it has open for `path`.
     pub(super) fn root_id(&self, path: &AbsPath) -> Option<&String> {
-        let paths = self.said.storage_paths.iter().filter(|p| p.holds(path));
+        let paths = self.said.storage_paths.iter().filter(|p| p.contains(path));
         let storage = paths.max_by_key(|p| p.as_bytes().len())?;
         self.said.root_ids.get(&storage.to_string())
     }
@@ -115,7 +115,7 @@ impl Worker {
 
     /// Whether it could be given work. One that is drained still flushes what was written.
     pub(super) fn can_work(&self) -> bool {
-        self.active && self.said.status.takes_work()
+        self.active && self.said.status.can_accept_work()
     }
 
     /// Whether its process has ended as it should.
@@ -126,7 +126,7 @@ impl Worker {
     /// Whether it is gone, or goes and has ended all that it had.
     pub(super) fn is_gone(&self) -> bool {
         let said = &self.said;
-        let idle = said.in_hand.is_empty() && said.receiving == 0;
+        let idle = said.assignments.is_empty() && said.incoming_requests == 0;
         !self.active || (said.status == WorkerStatus::Draining && idle)
     }
 
@@ -152,7 +152,7 @@ impl Worker {
             return format!("{path} is unavailable: {reason}");
         }
         match &self.drained {
-            Some(drained) => drained.words(),
+            Some(drained) => drained.describe(),
             None => self.said.status.as_str().to_owned(),
         }
     }
@@ -180,7 +180,7 @@ impl Worker {
         } else if !self.active {
             Some(format!("no heartbeat for {} s", silent_ms / 1000))
         } else if let Some(drained) = &self.drained {
-            Some(drained.words())
+            Some(drained.describe())
         } else if !said.unavailable_paths.is_empty() || !said.unavailable_endpoints.is_empty() {
             let paths = said.unavailable_paths.iter();
             let paths = paths.map(|one| format!("{} is unavailable: {}", one.path, one.reason));
@@ -188,7 +188,7 @@ impl Worker {
             let endpoints =
                 endpoints.map(|one| format!("{} is unavailable: {}", one.endpoint, one.reason));
             Some(paths.chain(endpoints).collect::<Vec<_>>().join("; "))
-        } else if !said.status.takes_work() {
+        } else if !said.status.can_accept_work() {
             Some(format!("its status is {}", said.status.as_str()))
         } else if !self.refused.is_empty() {
             Some("two agents run under this id, and one is refused: stop one of them".to_owned())
@@ -211,7 +211,7 @@ impl Worker {
             control_plane_address: said.control_plane_address.clone(),
             free_bytes: said.free_bytes.clone(),
             in_flight,
-            receiving: if self.active { said.receiving } else { 0 },
+            receiving: if self.active { said.incoming_requests } else { 0 },
             syncs,
             slots: said.slots,
             agent_version: said.agent_version.clone(),
@@ -246,7 +246,7 @@ impl Workers {
     }
 
     /// Why an operator keeps a worker from new work.
-    pub(super) fn drained(&self, id: &WorkerId) -> Option<&Drained> {
+    pub(super) fn drained(&self, id: &WorkerId) -> Option<&DrainInfo> {
         self.drained.get(id)
     }
 
@@ -256,7 +256,7 @@ impl Workers {
     }
 
     /// Keeps a worker from new work, or no longer.
-    pub(super) fn drain(&mut self, id: &WorkerId, drained: Option<Drained>) {
+    pub(super) fn drain(&mut self, id: &WorkerId, drained: Option<DrainInfo>) {
         match &drained {
             Some(drained) => drop(self.drained.insert(id.clone(), drained.clone())),
             None => drop(self.drained.remove(id)),
@@ -373,7 +373,7 @@ impl Workers {
 
     /// Workers that hold `path`, in an order of chance that stays the same, round from a place in it.
     fn holders<'a>(&'a self, path: &'a AbsPath, from: u64) -> impl Iterator<Item = &'a Worker> {
-        let lists = move || path.and_above().filter_map(|p| self.at_path.get(p));
+        let lists = move || path.ancestors_from_root().filter_map(|p| self.at_path.get(p));
         lists().enumerate().flat_map(move |(nth, list)| {
             let (before, behind) = list.split_at(list.partition_point(|(at, _)| *at < from));
             // Mostly there is one list; a worker that is in several comes with the first.

@@ -15,7 +15,7 @@ use super::{
     Acquired, Backup, Batch, Candidate, Fence, Redaction, SCHEMA, Store, StoreError, check_schema,
     new_owner,
 };
-use crate::util::private;
+use crate::util::private_files;
 use files::{Opened, USAGE_TABLE, Usage};
 use parking_lot::Mutex;
 use rusqlite::{
@@ -199,16 +199,16 @@ fn create_private(dir: &Path) -> Result<(), StoreError> {
             path.display()
         ))
     };
-    private::create_dir(dir).map_err(|e| failed(dir, e))?;
+    private_files::create_dir(dir).map_err(|e| failed(dir, e))?;
     let file = dir.join(FILE_NAME);
-    private::open(&file).map(drop).map_err(|e| failed(&file, e))
+    private_files::open_file(&file).map(drop).map_err(|e| failed(&file, e))
 }
 
 /// Locks the file at `path`; where another process has it, the inner error is that one's name.
 fn try_lock(path: &Path) -> Result<Result<File, String>, StoreError> {
     let failed =
         |e: std::io::Error| StoreError::Unusable(format!("cannot lock {}: {e}", path.display()));
-    let file = private::open(path).map_err(failed)?;
+    let file = private_files::open_file(path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(Ok(file)),
         Err(TryLockError::WouldBlock) => {

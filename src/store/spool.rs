@@ -4,7 +4,7 @@
 //! They lie on the disk of one master: another one that takes over has not got them, finds that out with
 //! its first write, and says so.
 
-use crate::util::private;
+use crate::util::private_files;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -57,13 +57,13 @@ impl Spool {
     /// # Errors
     /// The file can't be written, or holds less than what was written before.
     pub fn write(&self, number: u64, at: u64, bytes: &[u8]) -> io::Result<()> {
-        private::create_dir(&self.0.dir)?;
+        private_files::create_dir(&self.0.dir)?;
         let path = self.path(number);
         // Names of files are nobody's business but the master's.
         let mut options = OpenOptions::new();
-        let options = options.write(true).custom_flags(private::NOFOLLOW);
+        let options = options.write(true).custom_flags(private_files::OPEN_NOFOLLOW);
         // Made anew: one that is there may be a link, or be open elsewhere.
-        let file = if at == 0 { private::create(&path) } else { options.open(&path) };
+        let file = if at == 0 { private_files::create_file(&path) } else { options.open(&path) };
         let file = file.map_err(|e| named(&path, &e))?;
         self.holds(&file, &path, at)?;
         file.write_all_at(bytes, at).map_err(|e| named(&path, &e))

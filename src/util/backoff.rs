@@ -28,15 +28,15 @@ impl Backoff {
     /// [`delay`](Self::delay) shortened by up to a quarter, so that many who failed together do not
     /// come back together. The same `seed` and count give the same delay; a caller passes a number
     /// of its own (a random one, or a hash of its name).
-    pub fn jittered(&self, failures: u32, seed: u64) -> Duration {
+    pub fn jittered_delay(&self, failures: u32, seed: u64) -> Duration {
         let full = self.delay(failures);
-        let share = (spread(seed ^ u64::from(failures).rotate_left(32)) >> 40) as f64;
+        let share = (mix_bits(seed ^ u64::from(failures).rotate_left(32)) >> 40) as f64;
         full.mul_f64(1.0 - share / (1u64 << 24) as f64 / 4.0)
     }
 }
 
 /// Turns close numbers into distant ones (the finisher of SplitMix64).
-fn spread(mut x: u64) -> u64 {
+fn mix_bits(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -47,23 +47,24 @@ fn spread(mut x: u64) -> u64 {
 mod tests {
     use super::*;
 
-    const B: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
     #[test]
     fn delays_double_up_to_the_limit() {
-        let ms: Vec<u128> = (0..9).map(|n| B.delay(n).as_millis()).collect();
+        let ms: Vec<u128> = (0..9).map(|n| BACKOFF.delay(n).as_millis()).collect();
         assert_eq!(ms, [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        assert_eq!(B.delay(u32::MAX), B.max);
+        assert_eq!(BACKOFF.delay(u32::MAX), BACKOFF.max);
     }
 
     #[test]
     fn jitter_stays_within_a_quarter_and_differs_between_callers() {
-        let all: std::collections::BTreeSet<_> = (0..100).map(|s| B.jittered(4, s)).collect();
+        let all: std::collections::BTreeSet<_> =
+            (0..100).map(|s| BACKOFF.jittered_delay(4, s)).collect();
         assert!(all.len() > 90, "only {} different delays", all.len());
         for d in all {
-            assert!(d <= B.delay(4) && d >= B.delay(4).mul_f64(0.7499), "{d:?}");
+            assert!(d <= BACKOFF.delay(4) && d >= BACKOFF.delay(4).mul_f64(0.7499), "{d:?}");
         }
-        assert_eq!(B.jittered(4, 7), B.jittered(4, 7));
-        assert_eq!(B.jittered(0, 7), Duration::ZERO);
+        assert_eq!(BACKOFF.jittered_delay(4, 7), BACKOFF.jittered_delay(4, 7));
+        assert_eq!(BACKOFF.jittered_delay(0, 7), Duration::ZERO);
     }
 }

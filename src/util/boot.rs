@@ -12,7 +12,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_boot_has_one_name() {
+    fn the_boot_id_is_stable() {
         let id = boot_id().unwrap();
         assert_eq!(id.len(), 36, "{id}");
         assert_eq!(boot_id(), Some(id));

@@ -6,14 +6,14 @@ use std::path::Path;
 
 /// One thing (`speed`, `operstate`, `ifindex` …) about an interface, as
 /// `/sys/class/net/IFACE/WHAT` says it. `None` where there is no such interface, or nothing said.
-pub fn about(iface: &str, what: &str) -> Option<String> {
+pub fn read_attribute(iface: &str, what: &str) -> Option<String> {
     let path = Path::new("/sys/class/net").join(iface).join(what);
     Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
 /// The number that the kernel gave an interface.
-pub fn number(iface: &str) -> Option<u32> {
-    about(iface, "ifindex")?.parse().ok()
+pub fn interface_index(iface: &str) -> Option<u32> {
+    read_attribute(iface, "ifindex")?.parse().ok()
 }
 
 /// Whether an address means something only together with an interface (`fe80::/10`).
@@ -25,7 +25,7 @@ pub fn is_link_local(ip: IpAddr) -> bool {
 ///
 /// # Errors
 /// A link-local address without an interface, or with one that this host does not have.
-pub fn scoped(at: SocketAddr, iface: Option<&str>) -> io::Result<SocketAddr> {
+pub fn with_scope_id(at: SocketAddr, iface: Option<&str>) -> io::Result<SocketAddr> {
     let SocketAddr::V6(mut v6) = at else { return Ok(at) };
     if !is_link_local(at.ip()) || v6.scope_id() != 0 {
         return Ok(at);
@@ -36,7 +36,7 @@ pub fn scoped(at: SocketAddr, iface: Option<&str>) -> io::Result<SocketAddr> {
             v6.ip()
         )));
     };
-    let number = number(iface)
+    let number = interface_index(iface)
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no interface {iface}")))?;
     v6.set_scope_id(number);
     Ok(v6.into())
@@ -47,9 +47,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_local_address_takes_its_scope_from_the_interface() {
-        let number = number("lo").unwrap();
-        let scope = |at: &str, iface| match scoped(at.parse().unwrap(), iface) {
+    fn a_link_local_address_gets_the_scope_id_of_its_interface() {
+        let number = interface_index("lo").unwrap();
+        let scope = |at: &str, iface| match with_scope_id(at.parse().unwrap(), iface) {
             Ok(SocketAddr::V6(at)) => Ok(at.scope_id()),
             Ok(SocketAddr::V4(_)) => Ok(0),
             Err(e) => Err(e.to_string()),

@@ -3,7 +3,10 @@
 /// The candidate that is nearest to `word`, if one is near enough to be what was meant: at most a
 /// third of the word mistyped (swapped neighbours count as one mistake), upper and lower case alike.
 /// Of several equally near ones the first.
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn closest_match<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     // A word longer than any key or command is no typing mistake; the bound also keeps this cheap.
     if word.is_empty() || word.len() > 100 {
         return None;
@@ -51,14 +54,14 @@ mod tests {
             ("data-dir", "data_dir"),
             ("worker_hartbeat_timout", "worker_heartbeat_timeout"),
         ] {
-            assert_eq!(nearest(typed, keys), Some(meant), "{typed}");
+            assert_eq!(closest_match(typed, keys), Some(meant), "{typed}");
         }
     }
 
     #[test]
     fn a_different_word_finds_nothing() {
         for typed in ["", "banana", "x", "s", &"listen".repeat(50)] {
-            assert_eq!(nearest(typed, ["listen", "store", "y"]), None, "{typed}");
+            assert_eq!(closest_match(typed, ["listen", "store", "y"]), None, "{typed}");
         }
     }
 }

@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 
 const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 /// Minutes of a day, and of a week.
-const DAY: usize = 24 * 60;
-const WEEK: usize = 7 * DAY;
+const MINUTES_PER_DAY: usize = 24 * 60;
+const MINUTES_PER_WEEK: usize = 7 * MINUTES_PER_DAY;
 
 /// A limit for each minute of the week.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,18 +35,18 @@ impl Timetable {
     pub fn add(&mut self, text: &str) -> Result<(), String> {
         let entry = Entry::parse(text)?;
         for earlier in &self.0 {
-            if let Some(at) = earlier.meets(&entry) {
+            if let Some(at) = earlier.first_overlap(&entry) {
                 return Err(format!(
                     "`{}` overlaps `{}`: both set the limit on {}; give each its own times",
                     entry.text,
                     earlier.text,
-                    minute(at)
+                    format_minute(at)
                 ));
             }
         }
         // That is what holds anyway.
         if entry.limit.is_some()
-            || entry.spans.iter().map(|(from, to)| to - from).sum::<usize>() < WEEK
+            || entry.spans.iter().map(|(from, to)| to - from).sum::<usize>() < MINUTES_PER_WEEK
         {
             self.0.push(entry);
         }
@@ -54,15 +54,15 @@ impl Timetable {
     }
 
     /// The limit at a time of `zone`, in bytes per second.
-    pub fn at(&self, time: Timestamp, zone: &TimeZone) -> Option<u64> {
+    pub fn limit_at(&self, time: Timestamp, zone: &TimeZone) -> Option<u64> {
         if self.0.is_empty() {
             return None;
         }
         let local = zone.to_datetime(time);
         let day = usize::from(local.weekday().to_monday_zero_offset().unsigned_abs());
         let clock = |part: i8| usize::from(part.unsigned_abs());
-        let at = day * DAY + clock(local.hour()) * 60 + clock(local.minute());
-        self.0.iter().find(|entry| entry.holds(at))?.limit
+        let at = day * MINUTES_PER_DAY + clock(local.hour()) * 60 + clock(local.minute());
+        self.0.iter().find(|entry| entry.contains_minute(at))?.limit
     }
 }
 
@@ -87,7 +87,7 @@ impl Entry {
                 words.next();
                 times
             }
-            None => (0, DAY),
+            None => (0, MINUTES_PER_DAY),
         };
         let rest: Vec<&str> = words.collect();
         if rest.is_empty() {
@@ -95,16 +95,16 @@ impl Entry {
                 "there is no limit in it; write for example 08:00-18:00 100MiB/s".into(),
             ));
         }
-        let limit = units::parse_limit(&rest.join(" ")).map_err(wrong)?;
-        Ok(Entry { spans: spans(days, times), text, limit })
+        let limit = units::parse_bwlimit(&rest.join(" ")).map_err(wrong)?;
+        Ok(Entry { spans: week_spans(days, times), text, limit })
     }
 
-    fn holds(&self, at: usize) -> bool {
+    fn contains_minute(&self, at: usize) -> bool {
         self.spans.iter().any(|(from, to)| (*from..*to).contains(&at))
     }
 
     /// The first minute that both have.
-    fn meets(&self, other: &Entry) -> Option<usize> {
+    fn first_overlap(&self, other: &Entry) -> Option<usize> {
         let pairs = self.spans.iter().flat_map(|a| other.spans.iter().map(move |b| (a, b)));
         let common = pairs.map(|(a, b)| (a.0.max(b.0), a.1.min(b.1)));
         common.filter(|(from, to)| from < to).map(|(from, _)| from).min()
@@ -134,7 +134,7 @@ fn parse_times(word: &str) -> Result<(usize, usize), String> {
         let (hour, minute) = text.split_once(':')?;
         let (hour, minute) = (number(hour)?, number(minute)?);
         let at = hour * 60 + minute;
-        (minute < 60 && at <= DAY).then_some(at)
+        (minute < 60 && at <= MINUTES_PER_DAY).then_some(at)
     };
     let bad =
         |text: &str| format!("`{text}` is not a time; write times as 08:00, from 00:00 to 24:00");
@@ -142,32 +142,32 @@ fn parse_times(word: &str) -> Result<(usize, usize), String> {
         .split_once('-')
         .ok_or_else(|| format!("`{word}` names one time; write from and to, e.g. 08:00-18:00"))?;
     let (start, end) = (time(from).ok_or_else(|| bad(from))?, time(to).ok_or_else(|| bad(to))?);
-    if start == DAY {
+    if start == MINUTES_PER_DAY {
         return Err(bad(from));
     }
     match start == end {
         true => Err(format!("{word} has no length; leave the time out to mean the whole day")),
-        false if end < start => Ok((start, end + DAY)),
+        false if end < start => Ok((start, end + MINUTES_PER_DAY)),
         false => Ok((start, end)),
     }
 }
 
 /// The minutes of the week that are meant.
-fn spans((first, last): (usize, usize), (start, end): (usize, usize)) -> Vec<(usize, usize)> {
+fn week_spans((first, last): (usize, usize), (start, end): (usize, usize)) -> Vec<(usize, usize)> {
     let days = if first <= last { last - first } else { last + 7 - first };
-    let each = (0..=days).map(|n| (first + n) % 7 * DAY);
+    let each = (0..=days).map(|n| (first + n) % 7 * MINUTES_PER_DAY);
     each.flat_map(|day| {
         let (from, to) = (day + start, day + end);
-        let wrapped = (to > WEEK).then(|| (0, to - WEEK));
-        [Some((from, to.min(WEEK))), wrapped].into_iter().flatten()
+        let wrapped = (to > MINUTES_PER_WEEK).then(|| (0, to - MINUTES_PER_WEEK));
+        [Some((from, to.min(MINUTES_PER_WEEK))), wrapped].into_iter().flatten()
     })
     .collect()
 }
 
 /// A minute of the week, for people.
-fn minute(at: usize) -> String {
-    let day = DAYS[at / DAY % 7];
-    format!("{day} {:02}:{:02}", at % DAY / 60, at % 60)
+fn format_minute(at: usize) -> String {
+    let day = DAYS[at / MINUTES_PER_DAY % 7];
+    format!("{day} {:02}:{:02}", at % MINUTES_PER_DAY / 60, at % 60)
 }
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
         let zone = TimeZone::fixed(jiff::tz::offset(2));
         let time = local.parse::<jiff::civil::DateTime>().unwrap();
         let time = zone.to_timestamp(time).unwrap();
-        table.at(time, &zone).map(|limit| limit / MIB)
+        table.limit_at(time, &zone).map(|limit| limit / MIB)
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_night_and_a_weekend_may_wrap_over_the_end_of_the_week() {
+    fn times_and_days_may_wrap_around_the_week() {
         let table = table(&["Fri-Mon 22:00-06:00 1M"]).unwrap();
         for (time, limited) in [
             ("2026-06-07T23:00:00", true),
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_limit_always_holds() {
+    fn a_limit_without_times_applies_always() {
         for text in ["100MiB/s", "00:00-24:00 100M", "Mon-Sun 100M", "Wed-Tue 100M"] {
             let table = table(&[text]).unwrap();
             assert_eq!(at(&table, "2026-06-03T12:34:00"), Some(100), "{text}");
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_quoted() {
+    fn errors_quote_the_wrong_part() {
         for (bad, why) in [
             ("", "no limit"),
             ("08:00-18:00", "no limit"),

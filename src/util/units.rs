@@ -5,23 +5,23 @@ use std::time::Duration;
 
 const PREFIXES: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
 
-/// A number of bytes in three or four digits: `0 B`, `1023 B`, `6.1 TiB`.
-pub fn bytes(n: u64) -> String {
-    if n < 1024 { format!("{n} B") } else { scaled(n as f64, "iB") }
+/// A number of bytes in three or four digits: `0 BACKOFF`, `1023 BACKOFF`, `6.1 TiB`.
+pub fn format_bytes(n: u64) -> String {
+    if n < 1024 { format!("{n} B") } else { format_scaled(n as f64, "iB") }
 }
 
-/// Bytes per second: `11.8 GiB/s`, `0 B/s` (also for what is no positive number).
-pub fn rate(bytes_per_second: f64) -> String {
+/// Bytes per second: `11.8 GiB/s`, `0 BACKOFF/s` (also for what is no positive number).
+pub fn format_rate(bytes_per_second: f64) -> String {
     if !bytes_per_second.is_finite() || bytes_per_second < 0.5 {
         "0 B/s".to_owned()
     } else if bytes_per_second < 1023.5 {
         format!("{bytes_per_second:.0} B/s")
     } else {
-        scaled(bytes_per_second.max(1024.0), "iB/s")
+        format_scaled(bytes_per_second.max(1024.0), "iB/s")
     }
 }
 
-fn scaled(n: f64, unit: &str) -> String {
+fn format_scaled(n: f64, unit: &str) -> String {
     let mut value = n / 1024.0;
     let mut prefix = 0;
     // 1023.96 would be printed as 1024.0.
@@ -33,7 +33,7 @@ fn scaled(n: f64, unit: &str) -> String {
 }
 
 /// A count with separators of thousands: `81,204`.
-pub fn count(n: u64) -> String {
+pub fn format_count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
@@ -46,12 +46,12 @@ pub fn count(n: u64) -> String {
 }
 
 /// A count with what is counted: `1 entry`, `81,204 entries`.
-pub fn counted(n: u64, one: &str, many: &str) -> String {
-    format!("{} {}", count(n), if n == 1 { one } else { many })
+pub fn pluralize(n: u64, one: &str, many: &str) -> String {
+    format!("{} {}", format_count(n), if n == 1 { one } else { many })
 }
 
 /// A duration in its two largest units: `350ms`, `12s`, `4m05s`, `2h07m`, `3d04h`.
-pub fn duration(d: Duration) -> String {
+pub fn format_duration(d: Duration) -> String {
     if d.is_zero() {
         return "0s".to_owned();
     }
@@ -82,9 +82,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         ("ms", 1),
     ];
     let bad = || {
-        format!("`{}` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d", shown(text))
+        format!(
+            "`{}` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",
+            escape_input(text)
+        )
     };
-    let too_long = || format!("`{}` is too long a duration", shown(text));
+    let too_long = || format!("`{}` is too long a duration", escape_input(text));
     let mut rest = text.trim();
     if !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()) {
         // Milliseconds must fit as well, so that both spellings have the same limit.
@@ -116,8 +119,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// A sentence that says what is expected, to be printed behind the name of the setting.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let bad = || format!("`{}` is not a size; write for example 4096, 64MiB or 1.5G", shown(text));
-    let too_large = || format!("`{}` is too large a size", shown(text));
+    let bad =
+        || format!("`{}` is not a size; write for example 4096, 64MiB or 1.5G", escape_input(text));
+    let too_large = || format!("`{}` is too large a size", escape_input(text));
     let trimmed = text.trim();
     let end = trimmed.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
     let (number, unit) = trimmed.split_at(end);
@@ -145,16 +149,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 
 /// The least limit that can be set, in bytes per second: below it the streams of a copy would stand still
 /// for so long that they were taken for broken.
-pub const LEAST_LIMIT: u64 = 64 << 10;
+pub const MIN_BWLIMIT: u64 = 64 << 10;
 
 /// Reads a limit in bytes per second, a [size](parse_size) with or without `/s` behind it; `None` for
 /// `none`, `unlimited` and `0`.
 ///
 /// # Errors
 /// A sentence that says what is expected, to be printed behind the name of the setting.
-pub fn parse_limit(text: &str) -> Result<Option<u64>, String> {
-    let bad =
-        |why: &str| format!("`{}` {why}; write for example 100MiB/s, 1.5G or none", shown(text));
+pub fn parse_bwlimit(text: &str) -> Result<Option<u64>, String> {
+    let bad = |why: &str| {
+        format!("`{}` {why}; write for example 100MiB/s, 1.5G or none", escape_input(text))
+    };
     let trimmed = text.trim();
     if ["none", "unlimited"].contains(&trimmed) {
         return Ok(None);
@@ -166,13 +171,13 @@ pub fn parse_limit(text: &str) -> Result<Option<u64>, String> {
     }
     match parse_size(size).map_err(|_| bad("is not a limit in bytes per second"))? {
         0 => Ok(None),
-        1..LEAST_LIMIT => Err(bad("is too slow for a copy: at least 64KiB/s")),
+        1..MIN_BWLIMIT => Err(bad("is too slow for a copy: at least 64KiB/s")),
         limit => Ok(Some(limit)),
     }
 }
 
 /// Foreign text as it may stand in a message: escaped and not long.
-fn shown(text: &str) -> String {
+fn escape_input(text: &str) -> String {
     text.chars().take(40).flat_map(char::escape_debug).collect()
 }
 
@@ -181,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_rates_read_like_sizes_and_rates() {
+    fn sizes_and_rates_are_formatted_with_binary_prefixes() {
         let tib = 1u64 << 40;
         for (n, text) in [
             (0, "0 B"),
@@ -192,9 +197,9 @@ mod tests {
             (6 * tib + tib / 10, "6.1 TiB"),
             (u64::MAX, "16.0 EiB"),
         ] {
-            assert_eq!(bytes(n), text);
+            assert_eq!(format_bytes(n), text);
         }
-        assert_eq!(rate(11.8 * (1u64 << 30) as f64), "11.8 GiB/s");
+        assert_eq!(format_rate(11.8 * (1u64 << 30) as f64), "11.8 GiB/s");
         for (n, text) in [
             (0.0, "0 B/s"),
             (f64::NAN, "0 B/s"),
@@ -202,7 +207,7 @@ mod tests {
             (512.4, "512 B/s"),
             (1023.7, "1.0 KiB/s"),
         ] {
-            assert_eq!(rate(n), text);
+            assert_eq!(format_rate(n), text);
         }
     }
 
@@ -211,7 +216,7 @@ mod tests {
         for (n, text) in
             [(0, "0"), (999, "999"), (1000, "1,000"), (81_204, "81,204"), (1_234_567, "1,234,567")]
         {
-            assert_eq!(count(n), text);
+            assert_eq!(format_count(n), text);
         }
     }
 
@@ -225,7 +230,7 @@ mod tests {
             (7_620_000, "2h07m"),
             (273_600_000, "3d04h"),
         ] {
-            assert_eq!(duration(Duration::from_millis(ms)), text);
+            assert_eq!(format_duration(Duration::from_millis(ms)), text);
         }
     }
 
@@ -269,10 +274,10 @@ mod tests {
     #[test]
     fn limits_are_read_in_every_spelling() {
         for text in ["100MiB/s", "100 MiB/s", "100M", "104857600", "102400K", "100mb/s"] {
-            assert_eq!(parse_limit(text), Ok(Some(100 << 20)), "{text}");
+            assert_eq!(parse_bwlimit(text), Ok(Some(100 << 20)), "{text}");
         }
         for text in ["none", "0", " unlimited ", "0MiB/s"] {
-            assert_eq!(parse_limit(text), Ok(None), "{text}");
+            assert_eq!(parse_bwlimit(text), Ok(None), "{text}");
         }
         for (bad, why) in [
             ("", "100MiB/s"),
@@ -284,7 +289,7 @@ mod tests {
             ("1", "at least 64KiB/s"),
             ("65535", "at least 64KiB/s"),
         ] {
-            assert!(parse_limit(bad).is_err_and(|e| e.contains(why)), "{bad}");
+            assert!(parse_bwlimit(bad).is_err_and(|e| e.contains(why)), "{bad}");
         }
     }
 
@@ -314,13 +319,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_a_size_a_time_a_limit_or_named(
+        fn any_text_is_parsed_or_rejected_with_a_short_message(
             text in proptest::prop_oneof!["\\PC{0,20}", "-?[0-9]{0,25}[.,]?[0-9]{0,5} ?[a-zA-Z]{0,4}(/s)?"],
         ) {
             let said = [
                 parse_size(&text).err(),
                 parse_duration(&text).err(),
-                parse_limit(&text).err(),
+                parse_bwlimit(&text).err(),
                 crate::util::timetable::Timetable::default().add(&text).err(),
             ];
             for why in said.into_iter().flatten() {

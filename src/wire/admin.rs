@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The wall clock of the leader is taken for right.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClockConfirmed {
+pub struct ConfirmClockReply {
     /// What it shows.
     pub time: Timestamp,
     /// By how many seconds it was ahead of what was expected; negative: behind.
@@ -15,7 +15,7 @@ pub struct ClockConfirmed {
 
 /// A task that was leased by nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Requeued {
+pub struct RequeuedTask {
     /// Of which sync.
     pub request_id: RequestId,
     /// Its number.
@@ -25,16 +25,16 @@ pub struct Requeued {
     /// Who had it.
     pub worker_id: WorkerId,
     /// Why that was nobody.
-    pub why: String,
+    pub reason: String,
 }
 
 /// What was put right.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reconciled {
+pub struct ReconcileReply {
     /// Tasks that went back to the queue.
     pub requeued_tasks: u64,
     /// The first of them.
-    pub requeued: Vec<Requeued>,
+    pub requeued: Vec<RequeuedTask>,
     /// Records in the store that belonged to nothing.
     pub dropped_records: u64,
     /// Manifests and name lists in the store that belonged to nothing.

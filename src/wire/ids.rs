@@ -9,25 +9,25 @@ use std::str::FromStr;
 #[error("{0}")]
 pub struct IdError(&'static str);
 
-const NAME_RULE: IdError = IdError(
+const ID_RULE: IdError = IdError(
     "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and not start with `-` or `.`",
 );
 
-fn check_name(s: &str) -> Result<(), IdError> {
+fn check_id(s: &str) -> Result<(), IdError> {
     let fits = !s.is_empty()
         && s.len() <= 128
         && !s.starts_with(['-', '.'])
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:@-".contains(&b));
-    if fits { Ok(()) } else { Err(NAME_RULE) }
+    if fits { Ok(()) } else { Err(ID_RULE) }
 }
 
 /// A sync whose id the master made is named by the beginning of it where that is at least so long and no other such id
 /// begins so.
-pub const MIN_ID_PREFIX: usize = 8;
+pub const MIN_ID_PREFIX_CHARS: usize = 8;
 
 impl RequestId {
     /// Whether it looks like one that the master made: a UUID. Others are names that somebody gave.
-    pub fn is_made(&self) -> bool {
+    pub fn is_generated(&self) -> bool {
         self.as_str().len() == 36 && uuid::Uuid::try_parse(self.as_str()).is_ok()
     }
 }
@@ -40,19 +40,19 @@ pub mod worker_routes {
     /// `POST /workers/result`.
     pub const RESULT: &str = "result";
     /// All of them.
-    pub const ALL: [&str; 2] = [HEARTBEAT, RESULT];
+    pub const RESERVED_IDS: [&str; 2] = [HEARTBEAT, RESULT];
 }
 
-const ROUTE_RULE: IdError = IdError(
+const RESERVED_ID_RULE: IdError = IdError(
     "is a path of the master's API (/workers/heartbeat, /workers/result): choose another worker id",
 );
 
-fn check_worker(s: &str) -> Result<(), IdError> {
-    check_name(s)?;
-    if worker_routes::ALL.contains(&s) { Err(ROUTE_RULE) } else { Ok(()) }
+fn check_worker_id(s: &str) -> Result<(), IdError> {
+    check_id(s)?;
+    if worker_routes::RESERVED_IDS.contains(&s) { Err(RESERVED_ID_RULE) } else { Ok(()) }
 }
 
-macro_rules! name_id {
+macro_rules! string_id {
     ($(#[$doc:meta])* $t:ident, $check:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -84,15 +84,15 @@ macro_rules! name_id {
     };
 }
 
-name_id!(
+string_id!(
     /// The operator's name of a sync (`request_id` on the wire).
     RequestId,
-    check_name
+    check_id
 );
-name_id!(
+string_id!(
     /// The operator's name of an agent.
     WorkerId,
-    check_worker
+    check_worker_id
 );
 
 impl From<uuid::Uuid> for RequestId {
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_plain() {
+    fn ids_accept_only_plain_characters() {
         for good in ["demo-1", "01JX8K", "a", "gpu_01.rack:3", "x@y"] {
             assert!(good.parse::<RequestId>().is_ok(), "{good}");
         }
@@ -227,8 +227,8 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_not_named_like_a_route() {
-        for word in worker_routes::ALL {
+    fn a_worker_id_must_not_equal_a_route_name() {
+        for word in worker_routes::RESERVED_IDS {
             let refused = word.parse::<WorkerId>().unwrap_err();
             assert!(refused.to_string().contains(&format!("/workers/{word}")), "{refused}");
             assert!(word.parse::<RequestId>().is_ok(), "there is no such route below /sync");
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn hex_round_trips_and_refuses_the_rest() {
+    fn hex_ids_round_trip_and_other_text_is_rejected() {
         let id = AssignmentId(*b"0123456789abcdef");
         assert_eq!(id.to_string().parse::<AssignmentId>().unwrap(), id);
         for bad in ["", "00", &"G".repeat(32), &"A".repeat(32)] {

@@ -21,7 +21,7 @@ pub struct Leader {
 /// What a master is among the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub enum MasterRole {
     /// It decides.
     Leader,
     /// It sends requests on to the one that leads, and takes its place when it is gone.
@@ -31,7 +31,7 @@ pub enum Role {
 /// Whether a request that is sent to a master now gets where it belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum ReadinessStatus {
     /// It leads and can decide.
     Ready,
     /// It follows, and knows where the leader is.
@@ -42,9 +42,9 @@ pub enum Status {
 
 /// The store as one master sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreView {
+pub struct StoreStatus {
     /// Where it is, without passwords.
-    pub place: String,
+    pub location: String,
     /// Whether decisions can be stored.
     pub ok: bool,
     /// What is wrong with it; where it is `ok`, it takes in no new syncs.
@@ -56,18 +56,18 @@ pub struct StoreView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
     /// Whether requests are answered; the HTTP status is 200 or 503 accordingly.
-    pub status: Status,
+    pub status: ReadinessStatus,
     /// Why they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What this master is.
-    pub role: Role,
+    pub role: MasterRole,
     /// The name of this master.
     pub name: String,
     /// The one that leads as far as this one knows; itself, where it leads.
     pub leader: Option<Leader>,
     /// The store.
-    pub store: StoreView,
+    pub store: StoreStatus,
     /// The version of this master.
     pub version: String,
 }

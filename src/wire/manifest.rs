@@ -1,17 +1,17 @@
 //! The entries of a batch, in CBOR with numbered fields (RFC 8949): written by the agent that scans,
 //! stored by the master without a look inside, read by the agents that copy.
 
-use super::content::join;
+use super::content::merge_subtrees;
 use super::{Digest, RelPath};
 use blake3::hazmat::{Mode, merge_subtrees_root};
 use minicbor::{Decode, Encode};
 
 /// At most this many entries stand in one manifest.
-pub const MAX_ENTRIES: usize = 4096;
+pub const MAX_MANIFEST_ENTRIES: usize = 4096;
 /// At most this many encoded bytes are accepted as a manifest.
-pub const MAX_BYTES: usize = 16 << 20;
+pub const MAX_MANIFEST_BYTES: usize = 16 << 20;
 /// What an entry mostly takes, encoded, in bytes: a short name, no attributes.
-const USUAL_BYTES: usize = 96;
+const TYPICAL_ENTRY_BYTES: usize = 96;
 
 /// A batch: its directories once, its entries by reference to them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
@@ -20,7 +20,7 @@ pub struct Manifest {
     /// root, each with the metadata that it shall have in the end; parents before children. A batch
     /// re-stamps those that it wrote into.
     #[n(0)]
-    pub dirs: Vec<DirRef>,
+    pub dirs: Vec<ManifestDir>,
     /// In the order of the walk.
     #[n(1)]
     pub entries: Vec<Entry>,
@@ -28,7 +28,7 @@ pub struct Manifest {
 
 /// A directory above the entries of a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct DirRef {
+pub struct ManifestDir {
     /// Below the root of the sync; empty for the root.
     #[cbor(n(0), with = "cbor_path")]
     pub path: RelPath,
@@ -46,31 +46,31 @@ pub struct Entry {
     pub path: RelPath,
     /// What it is.
     #[n(1)]
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Mode, owner, time.
     #[n(2)]
     pub meta: Meta,
     /// Which version of the source this is.
     #[n(3)]
-    pub ident: Ident,
+    pub version: FileVersion,
     /// Extended attributes and ACLs that are to be kept, sorted by name.
     #[cbor(n(4), default)]
     pub xattrs: Vec<Xattr>,
-    /// It has other names (of the same [`Ident`]) at the source: those are to be one file at the
+    /// It has other names (of the same [`FileVersion`]) at the source: those are to be one file at the
     /// destination as well.
     #[cbor(n(5), default)]
-    pub linked: bool,
+    pub is_hardlinked: bool,
     /// The BLAKE3 digest of its content: sent where content is compared and this side has read it.
     #[cbor(n(6), default)]
     pub digest: Option<Digest>,
     /// Where the content is read, below the storage root of the source: for what was reached through
     /// a link that is followed.
     #[cbor(n(7), with = "cbor_path_option", default)]
-    pub real: Option<RelPath>,
+    pub content_path: Option<RelPath>,
     /// Of a file with holes that are to be kept: what it takes on its disk, or how much of it is data, in
     /// bytes. It is not encoded.
     #[cbor(skip)]
-    pub stored: Option<u64>,
+    pub stored_bytes: Option<u64>,
 }
 
 /// An extended attribute.
@@ -86,7 +86,7 @@ pub struct Xattr {
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub enum Kind {
+pub enum EntryKind {
     /// A regular file.
     #[n(0)]
     File {
@@ -138,7 +138,7 @@ pub struct Meta {
 
 /// What tells one version of a source file from another, beside size and mtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
-pub struct Ident {
+pub struct FileVersion {
     /// Device of the source file as the host that looked at it numbers them; 0: that of the source root.
     #[n(0)]
     pub dev: u64,
@@ -155,55 +155,55 @@ pub struct Ident {
 
 impl Entry {
     /// An entry without extended attributes, other names or a digest.
-    pub fn new(path: RelPath, kind: Kind, meta: Meta, ident: Ident) -> Self {
+    pub fn new(path: RelPath, kind: EntryKind, meta: Meta, ident: FileVersion) -> Self {
         Entry {
             path,
             kind,
             meta,
-            ident,
+            version: ident,
             xattrs: Vec::new(),
-            linked: false,
+            is_hardlinked: false,
             digest: None,
-            real: None,
-            stored: None,
+            content_path: None,
+            stored_bytes: None,
         }
     }
 
     /// Length of the content; 0 for all but regular files.
     pub fn size(&self) -> u64 {
         match self.kind {
-            Kind::File { size } => size,
+            EntryKind::File { size } => size,
             _ => 0,
         }
     }
 
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
-        self.kind == Kind::Dir
+        self.kind == EntryKind::Dir
     }
 
     /// The generation of a part file: it changes whenever the identity of the source does, so ranges
     /// of two versions can never meet in one part file. Hosts may have other device numbers for one file
     /// system, so these are no part of it.
-    pub fn generation(&self) -> u64 {
-        self.hashed("longhaul 2026 part file generation", 0)
+    pub fn part_generation(&self) -> u64 {
+        self.hash_identity("longhaul 2026 part file generation", 0)
     }
 
     /// What all names of one file have in common, and no other file has: also not one of the same inode
     /// number, length and times on another file system (a clone of this one).
-    pub fn family(&self) -> u64 {
-        self.hashed("longhaul 2026 names of one file", self.ident.dev)
+    pub fn hardlink_key(&self) -> u64 {
+        self.hash_identity("longhaul 2026 names of one file", self.version.dev)
     }
 
-    fn hashed(&self, context: &str, dev: u64) -> u64 {
+    fn hash_identity(&self, context: &str, dev: u64) -> u64 {
         let mut hasher = blake3::Hasher::new_derive_key(context);
         hasher.update(&self.size().to_le_bytes());
         hasher.update(&self.meta.mtime_sec.to_le_bytes());
         hasher.update(&self.meta.mtime_nsec.to_le_bytes());
         hasher.update(&dev.to_le_bytes());
-        hasher.update(&self.ident.ino.to_le_bytes());
-        hasher.update(&self.ident.ctime_sec.to_le_bytes());
-        hasher.update(&self.ident.ctime_nsec.to_le_bytes());
+        hasher.update(&self.version.ino.to_le_bytes());
+        hasher.update(&self.version.ctime_sec.to_le_bytes());
+        hasher.update(&self.version.ctime_nsec.to_le_bytes());
         let mut first = [0; 8];
         first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
         u64::from_le_bytes(first)
@@ -213,22 +213,22 @@ impl Entry {
 /// Why bytes are no manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Over [`MAX_BYTES`].
-    #[error("manifest of {0} bytes is over the limit of {MAX_BYTES}")]
-    TooLong(usize),
-    /// Over [`MAX_ENTRIES`].
-    #[error("manifest of {0} entries is over the limit of {MAX_ENTRIES}")]
-    TooMany(usize),
+    /// Over [`MAX_MANIFEST_BYTES`].
+    #[error("manifest of {0} bytes is over the limit of {MAX_MANIFEST_BYTES}")]
+    TooManyBytes(usize),
+    /// Over [`MAX_MANIFEST_ENTRIES`].
+    #[error("manifest of {0} entries is over the limit of {MAX_MANIFEST_ENTRIES}")]
+    TooManyEntries(usize),
     /// Not CBOR of the expected shape, or a path that leaves its root.
     #[error("manifest cannot be read: {0}")]
-    Broken(#[from] minicbor::decode::Error),
+    Malformed(#[from] minicbor::decode::Error),
 }
 
 impl Manifest {
     /// The bytes to store.
     pub fn encode(&self) -> Vec<u8> {
         let rows = self.dirs.len() + self.entries.len();
-        let mut out = Vec::with_capacity((rows * USUAL_BYTES).min(MAX_BYTES));
+        let mut out = Vec::with_capacity((rows * TYPICAL_ENTRY_BYTES).min(MAX_MANIFEST_BYTES));
         // Encoding into a Vec can't fail: its error type is `Infallible`.
         let _ = minicbor::encode(self, &mut out);
         out
@@ -239,23 +239,23 @@ impl Manifest {
     /// # Errors
     /// Bytes over the limits or of another shape.
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
-        if bytes.len() > MAX_BYTES {
-            return Err(ManifestError::TooLong(bytes.len()));
+        if bytes.len() > MAX_MANIFEST_BYTES {
+            return Err(ManifestError::TooManyBytes(bytes.len()));
         }
         let manifest: Manifest = minicbor::decode(bytes)?;
-        if manifest.entries.len() > MAX_ENTRIES {
-            return Err(ManifestError::TooMany(manifest.entries.len()));
+        if manifest.entries.len() > MAX_MANIFEST_ENTRIES {
+            return Err(ManifestError::TooManyEntries(manifest.entries.len()));
         }
         Ok(manifest)
     }
 
     /// Content bytes of all entries.
-    pub fn bytes(&self) -> u64 {
+    pub fn content_bytes(&self) -> u64 {
         self.entries.iter().map(Entry::size).sum()
     }
 
     /// Directories among the entries.
-    pub fn dir_entries(&self) -> u64 {
+    pub fn dir_count(&self) -> u64 {
         self.entries.iter().filter(|e| e.is_dir()).count() as u64
     }
 
@@ -265,7 +265,7 @@ impl Manifest {
         let dirs = self
             .dirs
             .iter()
-            .filter(|d| entries.iter().any(|e| d.path != e.path && d.path.holds(&e.path)))
+            .filter(|d| entries.iter().any(|e| d.path != e.path && d.path.contains(&e.path)))
             .cloned()
             .collect();
         Manifest { dirs, entries }
@@ -324,19 +324,19 @@ pub(super) mod cbor_path_option {
 
 /// A list of names given by the operator (`file_list`), one part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
-pub struct NameList {
+pub struct FileListPart {
     /// Below the source root, in the order given.
     #[cbor(n(0), with = "cbor_paths")]
-    pub names: Vec<RelPath>,
+    pub paths: Vec<RelPath>,
 }
 
-impl NameList {
+impl FileListPart {
     /// The bytes to store.
     pub fn encode(&self) -> Vec<u8> {
         minicbor::to_vec(self).unwrap_or_default()
     }
 
-    /// Reads what [`NameList::encode`] wrote.
+    /// Reads what [`FileListPart::encode`] wrote.
     ///
     /// # Errors
     /// Bytes of another shape.
@@ -380,7 +380,7 @@ pub fn merge_ranges(values: &[Digest]) -> Option<Digest> {
     if values.len() < 2 {
         return None;
     }
-    let (left, right) = values.split_at(left_len(values.len()));
+    let (left, right) = values.split_at(left_subtree_len(values.len()));
     let (left, right) = (merge_blocks(left)?, merge_blocks(right)?);
     Some(merge_subtrees_root(&left.0, &right.0, Mode::Hash).into())
 }
@@ -392,12 +392,12 @@ pub fn merge_blocks(values: &[Digest]) -> Option<Digest> {
     if let [] | [_] = values {
         return values.first().copied();
     }
-    let (left, right) = values.split_at(left_len(values.len()));
-    Some(join(&merge_blocks(left)?, &merge_blocks(right)?))
+    let (left, right) = values.split_at(left_subtree_len(values.len()));
+    Some(merge_subtrees(&merge_blocks(left)?, &merge_blocks(right)?))
 }
 
 /// The largest power of two that leaves something for the right.
-fn left_len(n: usize) -> usize {
+fn left_subtree_len(n: usize) -> usize {
     n.next_power_of_two() / 2
 }
 
@@ -411,38 +411,39 @@ mod tests {
         Meta { mode: 0o640, uid: 1, gid: 2, mtime_sec: -5, mtime_nsec: 999_999_999 }
     }
 
-    fn entry(path: &[u8], kind: Kind) -> Entry {
-        Entry::new(RelPath::new(path).unwrap(), kind, meta(), Ident::default())
+    fn entry(path: &[u8], kind: EntryKind) -> Entry {
+        Entry::new(RelPath::new(path).unwrap(), kind, meta(), FileVersion::default())
     }
 
     #[test]
     fn a_manifest_round_trips() {
         let manifest = Manifest {
-            dirs: vec![DirRef { path: RelPath::root(), meta: meta() }],
+            dirs: vec![ManifestDir { path: RelPath::root(), meta: meta() }],
             entries: vec![
-                entry(b"a\xff\n", Kind::File { size: u64::MAX }),
-                entry(b"d", Kind::Dir),
-                entry(b"l", Kind::Symlink { target: b"../../etc".to_vec() }),
-                entry(b"f", Kind::Special { format: 0o010000, rdev: 7 }),
+                entry(b"a\xff\n", EntryKind::File { size: u64::MAX }),
+                entry(b"d", EntryKind::Dir),
+                entry(b"l", EntryKind::Symlink { target: b"../../etc".to_vec() }),
+                entry(b"f", EntryKind::Special { format: 0o010000, rdev: 7 }),
             ],
         };
         assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
     }
 
     #[test]
-    fn a_manifest_cannot_name_what_is_outside() {
-        let mut bytes = Manifest { dirs: vec![], entries: vec![entry(b"ab", Kind::Dir)] }.encode();
+    fn a_manifest_path_outside_its_root_is_rejected() {
+        let mut bytes =
+            Manifest { dirs: vec![], entries: vec![entry(b"ab", EntryKind::Dir)] }.encode();
         let at = bytes.windows(2).position(|w| w == b"ab").unwrap();
         bytes[at..at + 2].copy_from_slice(b"..");
         assert!(Manifest::decode(&bytes).is_err());
     }
 
     #[test]
-    fn a_subset_keeps_the_directories_that_it_needs() {
-        let dir = |p: &str| DirRef { path: RelPath::new(p).unwrap(), meta: meta() };
+    fn a_subset_keeps_the_parent_directories_of_its_entries() {
+        let dir = |p: &str| ManifestDir { path: RelPath::new(p).unwrap(), meta: meta() };
         let manifest = Manifest {
             dirs: vec![dir(""), dir("a"), dir("a/b"), dir("c")],
-            entries: vec![entry(b"a/b/x", Kind::Dir), entry(b"c/y", Kind::Dir)],
+            entries: vec![entry(b"a/b/x", EntryKind::Dir), entry(b"c/y", EntryKind::Dir)],
         };
         let some = manifest.subset(|e| e.path.as_bytes() == b"a/b/x");
         assert_eq!(some.dirs, [dir(""), dir("a"), dir("a/b")]);
@@ -451,7 +452,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merged_ranges_give_the_ordinary_digest(len in 2049usize..40_000, power in 0u32..3, seed: u8) {
+        fn merged_ranges_give_the_blake3_digest(len in 2049usize..40_000, power in 0u32..3, seed: u8) {
             let range = 1024usize << power;
             prop_assume!(len > range);
             let content: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
@@ -465,7 +466,7 @@ mod tests {
         }
 
         #[test]
-        fn merged_blocks_give_the_value_of_their_range(
+        fn merged_blocks_give_the_chaining_value_of_their_range(
             len in 1usize..40_000,
             power in 0u32..3,
             first in 0u64..5,
@@ -488,29 +489,29 @@ mod tests {
         }
 
         #[test]
-        fn a_manifest_that_is_almost_right_is_refused_or_is_one(edits in crate::wire::mutate::edits()) {
+        fn an_edited_manifest_is_rejected_or_round_trips(edits in crate::wire::fuzz::any_edits()) {
             let real = Some(RelPath::new("real").unwrap());
             let manifest = Manifest {
-                dirs: vec![DirRef { path: RelPath::new("a").unwrap(), meta: meta() }],
+                dirs: vec![ManifestDir { path: RelPath::new("a").unwrap(), meta: meta() }],
                 entries: vec![
-                    Entry { real, linked: true, ..entry(b"a/f", Kind::File { size: 7 }) },
-                    entry(b"l", Kind::Symlink { target: b"../x".to_vec() }),
+                    Entry { content_path: real, is_hardlinked: true, ..entry(b"a/f", EntryKind::File { size: 7 }) },
+                    entry(b"l", EntryKind::Symlink { target: b"../x".to_vec() }),
                 ],
             };
-            let names = NameList { names: vec![RelPath::new("a/f").unwrap(), RelPath::new("l").unwrap()] };
-            if let Ok(read) = Manifest::decode(&crate::wire::mutate::edited(&manifest.encode(), &edits)) {
+            let names = FileListPart { paths: vec![RelPath::new("a/f").unwrap(), RelPath::new("l").unwrap()] };
+            if let Ok(read) = Manifest::decode(&crate::wire::fuzz::apply_edits(&manifest.encode(), &edits)) {
                 prop_assert_eq!(Manifest::decode(&read.encode()).unwrap(), read);
             }
-            if let Ok(read) = NameList::decode(&crate::wire::mutate::edited(&names.encode(), &edits)) {
-                prop_assert_eq!(NameList::decode(&read.encode()).unwrap(), read);
+            if let Ok(read) = FileListPart::decode(&crate::wire::fuzz::apply_edits(&names.encode(), &edits)) {
+                prop_assert_eq!(FileListPart::decode(&read.encode()).unwrap(), read);
             }
         }
 
         #[test]
         fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
-            let _ = NameList::decode(&bytes);
+            let _ = FileListPart::decode(&bytes);
             let _ = Manifest::decode(&bytes);
-            let _ = NameList::decode(&bytes);
+            let _ = FileListPart::decode(&bytes);
         }
     }
 }

@@ -15,11 +15,11 @@
 
 pub mod admin;
 pub mod content;
+#[cfg(test)]
+pub mod fuzz;
 pub mod ids;
 pub mod leader;
 pub mod manifest;
-#[cfg(test)]
-pub mod mutate;
 pub mod options;
 pub mod path;
 pub mod problem;

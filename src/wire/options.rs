@@ -2,7 +2,7 @@
 //! out, what is deleted, what is checked again. Everything has a default, and the default is "keep all,
 //! compare size and time, delete nothing".
 
-use super::content::Hashing;
+use super::content::HashMode;
 use super::{BytePath, RelPath};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -49,7 +49,7 @@ pub struct SyncOptions {
     #[serde(skip_serializing_if = "is_default")]
     pub whole_file: bool,
     /// Content is copied also where source and destination could share it (`"clone": false`).
-    #[serde(rename = "clone", with = "negated", skip_serializing_if = "is_default")]
+    #[serde(rename = "clone", with = "inverted_bool", skip_serializing_if = "is_default")]
     pub no_clone: bool,
     /// What of the source is left out.
     #[serde(skip_serializing_if = "is_default")]
@@ -83,7 +83,7 @@ pub struct SyncOptions {
 }
 
 /// A field that is called by its opposite.
-mod negated {
+mod inverted_bool {
     use serde::{Deserialize as _, Deserializer, Serializer};
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -119,12 +119,12 @@ impl SyncOptions {
             ignore_existing: self.ignore_existing,
             existing: self.existing,
             dry_run: self.dry_run,
-            digests: self.manifest,
-            hashed: self.verify != Verify::None,
+            returns_digests: self.manifest,
+            requires_digest: self.verify != Verify::None,
             readback: false,
             delete: self.delete.is_some(),
             trash: self.delete.as_ref().and_then(|d| d.trash.clone()),
-            name_key: NameKey::default(),
+            part_name_key: PartNameKey::default(),
             chunk_bytes: MAX_CHUNK_BYTES,
         }
     }
@@ -166,10 +166,10 @@ pub struct WriteRules {
     pub dry_run: bool,
     /// The digest of each file that is there already is wanted.
     #[n(10)]
-    pub digests: bool,
+    pub returns_digests: bool,
     /// Content that comes without a digest is refused.
     #[n(11)]
-    pub hashed: bool,
+    pub requires_digest: bool,
     /// Content is compared as it is on the disk, not in the page cache (the second pass of
     /// [`Verify::Readback`]).
     #[n(12)]
@@ -182,7 +182,7 @@ pub struct WriteRules {
     pub trash: Option<RelPath>,
     /// The names of unfinished files at the destination are computed with it.
     #[n(15)]
-    pub name_key: NameKey,
+    pub part_name_key: PartNameKey,
     /// The chunk size of the sync, in bytes: it bounds the range without holes that one request writes and
     /// reserves ([`range_length`](super::task::range_length)).
     #[n(16)]
@@ -196,9 +196,9 @@ pub const MAX_CHUNK_BYTES: u64 = 1 << 30;
 /// equal on all agents and at every attempt, and unpredictable to local users of a storage host.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(transparent)]
-pub struct NameKey(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 32]);
+pub struct PartNameKey(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 32]);
 
-impl std::fmt::Debug for NameKey {
+impl std::fmt::Debug for PartNameKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("NameKey(…)")
     }
@@ -206,18 +206,18 @@ impl std::fmt::Debug for NameKey {
 
 impl WriteRules {
     /// How content is hashed where it is compared or checked: its zeros only where its digest is wanted.
-    pub fn hashing(&self) -> Hashing {
-        if self.digests { Hashing::Whole } else { Hashing::NonZero }
+    pub fn hash_mode(&self) -> HashMode {
+        if self.returns_digests { HashMode::Full } else { HashMode::SkipZeros }
     }
 
     /// How whoever sends content hashes it, where the destination checks it or its digest is wanted.
-    pub fn sent_hashing(&self) -> Option<Hashing> {
-        (self.hashed || self.digests).then(|| self.hashing())
+    pub fn sender_hash_mode(&self) -> Option<HashMode> {
+        (self.requires_digest || self.returns_digests).then(|| self.hash_mode())
     }
 
     /// How a destination hashes what it is sent, where it checks it.
-    pub fn checked_hashing(&self) -> Option<Hashing> {
-        self.hashed.then(|| self.hashing())
+    pub fn receiver_hash_mode(&self) -> Option<HashMode> {
+        self.requires_digest.then(|| self.hash_mode())
     }
 }
 
@@ -289,7 +289,7 @@ impl Preserve {
     }
 
     /// Whether `one` is kept.
-    pub fn has(self, one: Attribute) -> bool {
+    pub fn contains(self, one: Attribute) -> bool {
         self.0 & one as u16 != 0
     }
 
@@ -306,8 +306,12 @@ impl Preserve {
     }
 
     /// The words of what is kept.
-    pub fn words(self) -> Vec<&'static str> {
-        Attribute::ALL.iter().filter(|(one, _)| self.has(*one)).map(|(_, word)| *word).collect()
+    pub fn names(self) -> Vec<&'static str> {
+        Attribute::ALL
+            .iter()
+            .filter(|(one, _)| self.contains(*one))
+            .map(|(_, word)| *word)
+            .collect()
     }
 
     /// Reads a list of words; `all` and `none` stand for what they say, `no-WORD` takes one away. The
@@ -315,7 +319,7 @@ impl Preserve {
     ///
     /// # Errors
     /// A sentence that names the word.
-    pub fn of_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+    pub fn parse_names<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let mut set: Option<Preserve> = None;
         for word in words {
             let (without, name) = match word.strip_prefix("no-") {
@@ -334,7 +338,7 @@ impl Preserve {
                     let all: Vec<&str> = Attribute::ALL.iter().map(|(_, w)| *w).collect();
                     return Err(format!(
                         "unknown --preserve item `{}`; valid: all, none, {}, or one of them after `no-`",
-                        super::path::show(word.as_bytes()),
+                        super::path::escape_bytes(word.as_bytes()),
                         all.join(", ")
                     ));
                 }
@@ -352,7 +356,7 @@ impl Default for Preserve {
 
 impl Serialize for Preserve {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let words = self.words();
+        let words = self.names();
         if words.is_empty() { ["none"].serialize(s) } else { words.serialize(s) }
     }
 }
@@ -360,7 +364,7 @@ impl Serialize for Preserve {
 impl<'de> Deserialize<'de> for Preserve {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let words = Vec::<String>::deserialize(d)?;
-        Preserve::of_words(words.iter().map(String::as_str)).map_err(de::Error::custom)
+        Preserve::parse_names(words.iter().map(String::as_str)).map_err(de::Error::custom)
     }
 }
 
@@ -503,7 +507,7 @@ impl Default for DeleteOptions {
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode,
 )]
 #[serde(rename_all = "snake_case")]
-pub enum Action {
+pub enum EntryAction {
     /// It was not there.
     #[n(0)]
     Create,
@@ -521,15 +525,15 @@ pub enum Action {
     Delete,
 }
 
-impl Action {
+impl EntryAction {
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Action::Create => "create",
-            Action::Update => "update",
-            Action::Metadata => "metadata",
-            Action::Skip => "skip",
-            Action::Delete => "delete",
+            EntryAction::Create => "create",
+            EntryAction::Update => "update",
+            EntryAction::Metadata => "metadata",
+            EntryAction::Skip => "skip",
+            EntryAction::Delete => "delete",
         }
     }
 }
@@ -558,35 +562,35 @@ impl Tally {
 
 /// Something about metadata that was not as asked for, but failed no entry; by cause.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Note {
+pub struct EntryWarning {
     /// How many entries.
     pub count: u64,
-    /// The first of them, at most [`Note::PATHS`].
+    /// The first of them, at most [`EntryWarning::MAX_STORAGE_PATHS`].
     pub paths: Vec<BytePath>,
 }
 
-impl Note {
+impl EntryWarning {
     /// Paths that are kept.
-    pub const PATHS: usize = 10;
+    pub const MAX_PATHS: usize = 10;
 
     /// Adds an entry.
     pub fn add(&mut self, path: &[u8]) {
         self.count += 1;
-        if self.paths.len() < Note::PATHS {
+        if self.paths.len() < EntryWarning::MAX_PATHS {
             self.paths.push(BytePath(path.to_vec()));
         }
     }
 
     /// Adds what another one counted.
-    pub fn merge(&mut self, other: Note) {
+    pub fn merge(&mut self, other: EntryWarning) {
         self.count = self.count.saturating_add(other.count);
-        let room = Note::PATHS.saturating_sub(self.paths.len());
+        let room = EntryWarning::MAX_PATHS.saturating_sub(self.paths.len());
         self.paths.extend(other.paths.into_iter().take(room));
     }
 }
 
 /// Notes by cause, e.g. `owner not set (EPERM): the agent is not root`.
-pub type Notes = std::collections::BTreeMap<String, Note>;
+pub type EntryWarnings = std::collections::BTreeMap<String, EntryWarning>;
 
 /// What became of one file, where that is recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -597,7 +601,7 @@ pub struct FileRecord {
     pub state: FileState,
     /// What was done, or would be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub action: Option<Action>,
+    pub action: Option<EntryAction>,
     /// The length of its content.
     #[serde(default)]
     pub bytes: u64,
@@ -628,7 +632,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_that_are_left_out_have_their_defaults_and_are_not_written() {
+    fn omitted_options_have_their_defaults_and_defaults_are_not_serialized() {
         let options: SyncOptions = serde_json::from_str("{}").unwrap();
         assert_eq!(options, SyncOptions::default());
         assert_eq!(serde_json::to_string(&options).unwrap(), "{}");
@@ -639,13 +643,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_preserved_is_a_list_of_words() {
-        let of = |text: &str| Preserve::of_words(text.split(','));
+    fn preserve_is_a_list_of_attribute_names() {
+        let of = |text: &str| Preserve::parse_names(text.split(','));
         assert_eq!(of("all"), Ok(Preserve::all()));
         assert_eq!(of("none"), Ok(Preserve::NONE));
-        assert_eq!(of("mode,times").unwrap().words(), ["mode", "times"]);
+        assert_eq!(of("mode,times").unwrap().names(), ["mode", "times"]);
         assert_eq!(of("no-owner,no-group"), of("all,no-owner,no-group"));
-        assert!(!of("no-owner").unwrap().has(Attribute::Owner));
+        assert!(!of("no-owner").unwrap().contains(Attribute::Owner));
         assert!(of("mode,tims").unwrap_err().contains("`tims`"));
         assert!(of("no-all").is_err());
         for set in [Preserve::NONE, of("mode,acls").unwrap()] {

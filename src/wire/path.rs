@@ -11,9 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
 /// The longest absolute path that a request may name, in bytes (Linux `PATH_MAX`).
-pub const MAX_ABS_PATH: usize = 4096;
+pub const MAX_ABS_PATH_BYTES: usize = 4096;
 /// The longest file name, in bytes (Linux `NAME_MAX`).
-pub const MAX_NAME: usize = 255;
+pub const MAX_NAME_BYTES: usize = 255;
 
 /// Why a path was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,10 +34,10 @@ pub enum PathError {
     #[error("must not contain a NUL byte")]
     Nul,
     /// Longer than the kernel takes.
-    #[error("is {0} bytes long, at most {MAX_ABS_PATH} are allowed")]
+    #[error("is {0} bytes long, at most {MAX_ABS_PATH_BYTES} are allowed")]
     TooLong(usize),
     /// A component longer than a file name can be.
-    #[error("has a component of {0} bytes, at most {MAX_NAME} are allowed")]
+    #[error("has a component of {0} bytes, at most {MAX_NAME_BYTES} are allowed")]
     NameTooLong(usize),
 }
 
@@ -45,7 +45,7 @@ pub enum PathError {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct BytePath(pub Vec<u8>);
 
-/// An absolute path without `.`, `..`, doubled or trailing slashes; at most [`MAX_ABS_PATH`] bytes.
+/// An absolute path without `.`, `..`, doubled or trailing slashes; at most [`MAX_ABS_PATH_BYTES`] bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AbsPath(Vec<u8>);
 
@@ -69,10 +69,10 @@ impl AbsPath {
         if bytes[0] != b'/' {
             return Err(PathError::NotAbsolute);
         }
-        if bytes.len() > MAX_ABS_PATH {
+        if bytes.len() > MAX_ABS_PATH_BYTES {
             return Err(PathError::TooLong(bytes.len()));
         }
-        let rel = clean(bytes)?;
+        let rel = normalize(bytes)?;
         let mut out = Vec::with_capacity(rel.len() + 1);
         out.push(b'/');
         out.extend_from_slice(&rel);
@@ -85,7 +85,7 @@ impl AbsPath {
     }
 
     /// What of `other` lies below `self`, by components: `/data` holds `/data/x`, not `/database`.
-    pub fn strip(&self, other: &AbsPath) -> Option<RelPath> {
+    pub fn relativize(&self, other: &AbsPath) -> Option<RelPath> {
         if self.0 == b"/" {
             return Some(RelPath(other.0[1..].to_vec()));
         }
@@ -98,13 +98,13 @@ impl AbsPath {
     }
 
     /// Whether `other` is `self` or lies below it.
-    pub fn holds(&self, other: &AbsPath) -> bool {
+    pub fn contains(&self, other: &AbsPath) -> bool {
         let rest = other.0.strip_prefix(self.0.as_slice());
         self.0 == b"/" || rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
     }
 
     /// The bytes of the path itself, and of all that hold it, from `/` down.
-    pub fn and_above(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn ancestors_from_root(&self) -> impl Iterator<Item = &[u8]> {
         let ends = (1..self.0.len()).filter(|at| self.0[*at] == b'/').chain([self.0.len()]);
         let below = ends.filter(|end| *end > 1).map(|end| &self.0[..end]);
         std::iter::once(&self.0[..1]).chain(below)
@@ -123,7 +123,7 @@ impl AbsPath {
     }
 
     /// The last component; empty for `/`.
-    pub fn name(&self) -> &[u8] {
+    pub fn file_name(&self) -> &[u8] {
         self.0.rsplit(|b| *b == b'/').next().unwrap_or_default()
     }
 
@@ -154,13 +154,13 @@ impl RelPath {
     /// Checks and cleans `bytes` (doubled slashes, `.` components and a trailing slash go).
     ///
     /// # Errors
-    /// An absolute path, a `..` component, NUL, or a component over [`MAX_NAME`] bytes.
+    /// An absolute path, a `..` component, NUL, or a component over [`MAX_NAME_BYTES`] bytes.
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, PathError> {
         let bytes = bytes.as_ref();
         if bytes.first() == Some(&b'/') {
             return Err(PathError::NotRelative);
         }
-        clean(bytes).map(RelPath)
+        normalize(bytes).map(RelPath)
     }
 
     /// The bytes, without a leading slash; empty for the root.
@@ -213,7 +213,7 @@ impl RelPath {
     }
 
     /// The last component; `None` for the root.
-    pub fn name(&self) -> Option<&[u8]> {
+    pub fn file_name(&self) -> Option<&[u8]> {
         if self.is_root() { None } else { self.0.rsplit(|b| *b == b'/').next() }
     }
 
@@ -227,7 +227,7 @@ impl RelPath {
     }
 
     /// Whether `other` is `self` or lies below it.
-    pub fn holds(&self, other: &RelPath) -> bool {
+    pub fn contains(&self, other: &RelPath) -> bool {
         self.is_root()
             || other.0.strip_prefix(self.0.as_slice()).is_some_and(|r| r.is_empty() || r[0] == b'/')
     }
@@ -252,13 +252,13 @@ fn check_component(c: &[u8]) -> Result<(), PathError> {
     if c.contains(&0) {
         return Err(PathError::Nul);
     }
-    if c.len() > MAX_NAME {
+    if c.len() > MAX_NAME_BYTES {
         return Err(PathError::NameTooLong(c.len()));
     }
     Ok(())
 }
 
-fn clean(bytes: &[u8]) -> Result<Vec<u8>, PathError> {
+fn normalize(bytes: &[u8]) -> Result<Vec<u8>, PathError> {
     let mut out = Vec::with_capacity(bytes.len());
     for c in bytes.split(|b| *b == b'/') {
         if c.is_empty() || c == b"." {
@@ -275,7 +275,7 @@ fn clean(bytes: &[u8]) -> Result<Vec<u8>, PathError> {
 
 /// Bytes for a human: printable UTF-8 as it is, everything else (control bytes, bidirectional
 /// controls, broken UTF-8, the backslash) as `\#ooo`, so that a name can't write to a terminal.
-pub fn show(bytes: &[u8]) -> String {
+pub fn escape_bytes(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     let octal = |out: &mut String, raw: &[u8]| {
         for b in raw {
@@ -297,16 +297,16 @@ pub fn show(bytes: &[u8]) -> String {
     out
 }
 
-macro_rules! show_impls {
+macro_rules! impl_escaped_display {
     ($($t:ty),*) => {$(
         impl fmt::Display for $t {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&show(&self.0))
+                f.write_str(&escape_bytes(&self.0))
             }
         }
         impl fmt::Debug for $t {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{:?}", show(&self.0))
+                write!(f, "{:?}", escape_bytes(&self.0))
             }
         }
         impl Serialize for $t {
@@ -316,7 +316,7 @@ macro_rules! show_impls {
         }
     )*};
 }
-show_impls!(BytePath, AbsPath, RelPath);
+impl_escaped_display!(BytePath, AbsPath, RelPath);
 
 impl<'de> Deserialize<'de> for BytePath {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -341,7 +341,7 @@ fn serialize_bytes<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error>
         Ok(text) => s.serialize_str(text),
         Err(_) => {
             let mut map = s.serialize_map(Some(2))?;
-            map.serialize_entry("path", &show(bytes))?;
+            map.serialize_entry("path", &escape_bytes(bytes))?;
             map.serialize_entry("path_b64", &B64.encode(bytes))?;
             map.end()
         }
@@ -393,13 +393,13 @@ mod tests {
     }
 
     #[test]
-    fn storage_paths_hold_by_component() {
+    fn a_storage_path_contains_paths_by_component() {
         let abs = |s: &str| AbsPath::new(s).unwrap();
-        assert!(abs("/data").holds(&abs("/data/x")));
-        assert!(abs("/data").holds(&abs("/data/")));
-        assert!(!abs("/data").holds(&abs("/database")));
-        assert!(abs("/").holds(&abs("/anything")));
-        assert_eq!(abs("/").strip(&abs("/a/b")).unwrap().as_bytes(), b"a/b");
+        assert!(abs("/data").contains(&abs("/data/x")));
+        assert!(abs("/data").contains(&abs("/data/")));
+        assert!(!abs("/data").contains(&abs("/database")));
+        assert!(abs("/").contains(&abs("/anything")));
+        assert_eq!(abs("/").relativize(&abs("/a/b")).unwrap().as_bytes(), b"a/b");
         assert_eq!(abs("/a/b").parent().unwrap(), abs("/a"));
         assert_eq!(abs("/a").parent().unwrap(), abs("/"));
         assert_eq!(abs("/").join(&RelPath::new("x").unwrap()), abs("/x"));
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn order_is_that_of_a_depth_first_walk() {
+    fn paths_sort_in_depth_first_order() {
         let rel = |s: &str| RelPath::new(s).unwrap();
         // By plain bytes `a-b` would come before `a/c`, because `-` sorts before `/`.
         let mut all = [rel("a-b"), rel("a/c"), rel("b"), rel("a")];
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_survive_json() {
+    fn non_utf8_paths_round_trip_in_json() {
         for raw in [&b"plain"[..], b"new\nline", b"\xff\xfe/x", "sm\u{f6}r".as_bytes()] {
             let path = BytePath(raw.to_vec());
             let text = serde_json::to_string(&path).unwrap();
@@ -428,8 +428,8 @@ mod tests {
     }
 
     #[test]
-    fn shown_names_cannot_drive_a_terminal() {
-        assert_eq!(show(b"a\x1b[31m\n\xff\\"), "a\\#033[31m\\#012\\#377\\#134");
-        assert_eq!(show("caf\u{e9} \u{202e}x".as_bytes()), "caf\u{e9} \\#342\\#200\\#256x");
+    fn escaped_names_cannot_control_a_terminal() {
+        assert_eq!(escape_bytes(b"a\x1b[31m\n\xff\\"), "a\\#033[31m\\#012\\#377\\#134");
+        assert_eq!(escape_bytes("caf\u{e9} \u{202e}x".as_bytes()), "caf\u{e9} \\#342\\#200\\#256x");
     }
 }

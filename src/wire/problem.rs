@@ -5,14 +5,14 @@ use super::leader::Leader;
 use serde::{Deserialize, Serialize};
 
 /// The media type of a problem document.
-pub const CONTENT_TYPE: &str = "application/problem+json";
+pub const PROBLEM_CONTENT_TYPE: &str = "application/problem+json";
 
 /// The [code](Problem::code) of an answer that came before the decision was durable: it may still take
 /// effect.
-pub const LATE: &str = "late";
+pub const LATE_CODE: &str = "late";
 
 /// The code of a submit that was refused because no active worker serves one of its paths.
-pub const NO_WORKER: &str = "no_worker";
+pub const NO_WORKER_CODE: &str = "no_worker";
 
 /// One field at fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub struct FieldError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `about:blank`: the status and `code` say it all.
-    #[serde(rename = "type", default = "blank")]
+    #[serde(rename = "type", default = "about_blank")]
     pub kind: String,
     /// The reason phrase of the status.
     pub title: String,
@@ -51,7 +51,7 @@ pub struct Problem {
     pub leader: Option<Box<Leader>>,
 }
 
-fn blank() -> String {
+fn about_blank() -> String {
     "about:blank".to_owned()
 }
 
@@ -59,7 +59,7 @@ impl Problem {
     /// A problem with no field list and no hint.
     pub fn new(status: u16, title: &str, code: &str, detail: impl Into<String>) -> Self {
         Problem {
-            kind: blank(),
+            kind: about_blank(),
             title: title.to_owned(),
             status,
             detail: detail.into(),
@@ -72,7 +72,7 @@ impl Problem {
     }
 
     /// Adds what to do next.
-    pub fn hinted(mut self, hint: impl Into<String>) -> Self {
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }

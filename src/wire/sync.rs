@@ -1,15 +1,15 @@
 //! What an operator asks for ([`SyncRequest`]) and sees ([`SyncProgress`]).
 
-use super::options::{Action, Notes, SyncOptions, Tally};
+use super::options::{EntryAction, EntryWarnings, SyncOptions, Tally};
 use super::{AbsPath, BytePath, RequestId, WorkerId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The default of `chunk_size_mb`, in MiB.
-pub const DEFAULT_CHUNK_MB: u32 = 64;
+pub const DEFAULT_CHUNK_MIB: u32 = 64;
 /// The bounds of `chunk_size_mb`, in MiB, both inclusive.
-pub const CHUNK_MB: std::ops::RangeInclusive<u32> = 1..=1024;
+pub const CHUNK_MIB_RANGE: std::ops::RangeInclusive<u32> = 1..=1024;
 
 /// `POST /sync`: make `destination_path` hold what `source_path` holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +22,8 @@ pub struct SyncRequest {
     pub source_path: AbsPath,
     /// Where the contents (or the file) shall be.
     pub destination_path: AbsPath,
-    /// Batches and ranges hold at most this much, in MiB ([`CHUNK_MB`]).
-    #[serde(default = "default_chunk")]
+    /// Batches and ranges hold at most this much, in MiB ([`CHUNK_MIB_RANGE`]).
+    #[serde(default = "default_chunk_mib")]
     pub chunk_size_mb: u32,
     /// Copy just these: relative to the source, or absolute below it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,14 +32,14 @@ pub struct SyncRequest {
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub options: SyncOptions,
     /// All agents together send no more for it than this, in bytes per second; none: as much as they can.
-    /// It can be changed while the sync runs ([`SyncChange`]).
+    /// It can be changed while the sync runs ([`SyncPatch`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bwlimit: Option<u64>,
 }
 
 /// `PATCH /sync/{id}`: what is to be different from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SyncChange {
+pub struct SyncPatch {
     /// See [`SyncRequest::bwlimit`].
     pub bwlimit: Option<u64>,
 }
@@ -58,8 +58,8 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-fn default_chunk() -> u32 {
-    DEFAULT_CHUNK_MB
+fn default_chunk_mib() -> u32 {
+    DEFAULT_CHUNK_MIB
 }
 
 /// The state of a sync, as operators see it. `Completed`, `Failed` and `Cancelled` are final.
@@ -116,7 +116,7 @@ impl std::str::FromStr for SyncState {
 /// Where a sync stands inside its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum Phase {
+pub enum SyncPhase {
     /// Not begun.
     Waiting,
     /// The source is still being listed; copying goes on beside it.
@@ -136,7 +136,7 @@ pub enum Phase {
 /// How a sync ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum SyncOutcome {
     /// Every entry is there.
     Full,
     /// Some entries failed.
@@ -199,17 +199,17 @@ pub struct FileError {
 
 impl FileError {
     /// What to do where there is no room.
-    pub const NO_ROOM_HINT: &str = "free space or inodes on the destination";
+    pub const NO_SPACE_HINT: &str = "free space or inodes on the destination";
 
     /// What went wrong without where: the same for all entries that fail alike.
-    pub fn without_path(&self) -> String {
+    pub fn describe_cause(&self) -> String {
         let errno = self.errno.as_deref().unwrap_or("no errno");
         format!("cannot {}: {errno}", self.operation)
     }
 
     /// Whether it says that the host that saw it had no descriptor or no memory left. That is no fault
     /// of the entry.
-    pub fn is_shortage(&self) -> bool {
+    pub fn is_resource_exhaustion(&self) -> bool {
         matches!(self.errno.as_deref(), Some("EMFILE" | "ENFILE" | "ENOMEM"))
     }
 }
@@ -249,10 +249,10 @@ pub enum ErrorClass {
 pub struct SyncProgress {
     /// The operator's name of the sync.
     pub request_id: RequestId,
-    /// The shortest beginning of it, of at least [`MIN_ID_PREFIX`] characters, with which no other id of the
+    /// The shortest beginning of it, of at least [`MIN_ID_PREFIX_CHARS`] characters, with which no other id of the
     /// master begins; a shorter id is whole.
     ///
-    /// [`MIN_ID_PREFIX`]: super::ids::MIN_ID_PREFIX
+    /// [`MIN_ID_PREFIX_CHARS`]: super::ids::MIN_ID_PREFIX
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub short_id: Option<String>,
     /// Where it stands.
@@ -283,13 +283,13 @@ pub struct SyncProgress {
     /// What each worker does for it, in words.
     pub detail: BTreeMap<String, String>,
     /// Where it stands inside its state.
-    pub phase: Phase,
+    pub phase: SyncPhase,
     /// The file system of the source root: the same text as long as it is the same file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_file_system: Option<String>,
     /// How it ended; `FAILED` without one: nothing was copied at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<SyncOutcome>,
     /// Files, links and special files found so far (directories are counted apart).
     pub files_total: u64,
     /// … copied.
@@ -320,10 +320,10 @@ pub struct SyncProgress {
     pub cloned_bytes: u64,
     /// What was done (in a dry run: would be), by action.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub actions: BTreeMap<Action, Tally>,
+    pub actions: BTreeMap<EntryAction, Tally>,
     /// Metadata that the destination could not hold, and what was left out, by cause.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub notes: Notes,
+    pub warnings: EntryWarnings,
     /// Files that were read back and are right.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub verified_files: u64,
@@ -343,7 +343,7 @@ pub struct SyncProgress {
     /// Whether the totals are final.
     pub scan_done: bool,
     /// Tasks reported done without evidence: a success without digest and report, a page without the source
-    /// root, anything from a worker without an incarnation. The outcome is then never [`Outcome::Full`].
+    /// root, anything from a worker without an incarnation. The outcome is then never [`SyncOutcome::Full`].
     pub unverified: u64,
     /// Tasks that were handed out again.
     pub retries: u64,
@@ -352,7 +352,7 @@ pub struct SyncProgress {
     pub reason: Option<String>,
     /// That nothing of it moves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stalled: Option<Stalled>,
+    pub stalled: Option<StallInfo>,
     /// The first failures in full.
     pub errors: Vec<FileError>,
     /// All failures, counted per cause.
@@ -364,7 +364,7 @@ pub struct SyncProgress {
 
 impl SyncProgress {
     /// Everything that failed: files, directories, and steps that are about neither.
-    pub fn failures(&self) -> u64 {
+    pub fn failure_count(&self) -> u64 {
         let steps = self.failed_steps.values().copied();
         [self.files_failed, self.dirs_failed].into_iter().chain(steps).fold(0, u64::saturating_add)
     }
@@ -373,14 +373,14 @@ impl SyncProgress {
 /// `POST /sync/{id}/reassign`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Reassign {
+pub struct ReassignRequest {
     /// Whose tasks of the sync are for others.
     pub worker_id: WorkerId,
 }
 
 /// The reply to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reassigned {
+pub struct ReassignReply {
     /// The sync.
     pub request_id: RequestId,
     /// Who had them.
@@ -391,7 +391,7 @@ pub struct Reassigned {
 
 /// That nothing of a sync has moved for minutes, though workers are there and nobody paused it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stalled {
+pub struct StallInfo {
     /// The last result, page or byte came then.
     pub since: Timestamp,
     /// What is longest under way, or waits longest where nothing is, e.g. `copy`.
@@ -405,7 +405,7 @@ pub struct Stalled {
 
 /// The reply to `POST /sync`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Submitted {
+pub struct SubmitReply {
     /// Always `queued`.
     pub status: String,
     /// The name of the sync, given or made.

@@ -1,7 +1,7 @@
 //! What passes between the master and an agent about one task: the assignment out, scan pages and
 //! the result back.
 
-use super::options::{Action, FileRecord, Notes, SyncOptions, Tally};
+use super::options::{EntryAction, EntryWarnings, FileRecord, SyncOptions, Tally};
 use super::sync::FileError;
 use super::worker::{Endpoint, WorkerStatus};
 use super::{AbsPath, AssignmentId, Digest, RelPath, RequestId, TaskId, WorkerId};
@@ -12,31 +12,31 @@ use std::collections::BTreeMap;
 
 /// Bytes in JSON: a base64 string.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct Blob(pub Vec<u8>);
+pub struct Base64Bytes(pub Vec<u8>);
 
-impl std::fmt::Debug for Blob {
+impl std::fmt::Debug for Base64Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Blob({} bytes)", self.0.len())
     }
 }
 
-impl Serialize for Blob {
+impl Serialize for Base64Bytes {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(&B64.encode(&self.0))
     }
 }
 
-impl<'de> Deserialize<'de> for Blob {
+impl<'de> Deserialize<'de> for Base64Bytes {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         /// Decodes where the string lies: a page is long.
         struct Text;
         impl de::Visitor<'_> for Text {
-            type Value = Blob;
+            type Value = Base64Bytes;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("bytes in base64")
             }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Blob, E> {
-                B64.decode(text).map(Blob).map_err(E::custom)
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Base64Bytes, E> {
+                B64.decode(text).map(Base64Bytes).map_err(E::custom)
             }
         }
         d.deserialize_str(Text)
@@ -57,7 +57,7 @@ pub enum TaskSpec {
         cursor: Option<Cursor>,
     },
     /// Look up the names of a part of the operator's list (the manifest is a
-    /// [`NameList`](super::manifest::NameList)), and post pages.
+    /// [`FileListPart`](super::manifest::NameList)), and post pages.
     List {
         /// Go on with the name at this index.
         start: u64,
@@ -87,7 +87,7 @@ pub enum TaskSpec {
         range_length: u64,
         /// The BLAKE3 chaining value of each range, 32 bytes each, in order; empty where the ranges
         /// were not hashed.
-        chain: Blob,
+        chain: Base64Bytes,
         /// All ranges were compared and are equal: there is no part file, only metadata to repair.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         in_place: bool,
@@ -106,7 +106,7 @@ pub enum TaskSpec {
         apply: bool,
     },
     /// Remove what the sync kept at the destination to find the names of one file.
-    Sweep,
+    CleanUp,
     /// Put everything written below the destination root on stable storage.
     Flush,
 }
@@ -122,20 +122,20 @@ impl TaskSpec {
             TaskSpec::Commit { .. } => "commit",
             TaskSpec::Discard => "discard",
             TaskSpec::Prune { .. } => "prune",
-            TaskSpec::Sweep => "sweep",
+            TaskSpec::CleanUp => "sweep",
             TaskSpec::Flush => "flush",
         }
     }
 
     /// Whether whoever does it sends content.
-    pub fn sends(&self) -> bool {
+    pub fn sends_content(&self) -> bool {
         matches!(self, TaskSpec::Copy { .. } | TaskSpec::Range { compare: false, .. })
     }
 
     /// The content that it is about, as offset and length in bytes: of a range its place in the file, of a
     /// batch the sum of its entries, from 0. `file_size` is the length of the large file that the task
     /// belongs to, where there is one. A task without content has the length 0.
-    pub fn extent(&self, file_size: Option<u64>) -> (u64, u64) {
+    pub fn content_extent(&self, file_size: Option<u64>) -> (u64, u64) {
         match *self {
             TaskSpec::Range { offset, length, .. } => (offset, length),
             TaskSpec::Copy { bytes, .. } => (0, bytes),
@@ -146,8 +146,8 @@ impl TaskSpec {
 
     /// Whether a manifest goes with it.
     pub fn has_manifest(&self) -> bool {
-        use TaskSpec::{Flush, Prune, Scan, Sweep};
-        !matches!(self, Scan { .. } | Prune { .. } | Sweep | Flush)
+        use TaskSpec::{CleanUp, Flush, Prune, Scan};
+        !matches!(self, Scan { .. } | Prune { .. } | CleanUp | Flush)
     }
 }
 
@@ -198,7 +198,7 @@ pub struct Assignment {
     pub destination_path: AbsPath,
     /// Batches and ranges hold at most this much, in MiB.
     pub chunk_size_mb: u32,
-    /// Where the content of the task begins in its file, in bytes ([`TaskSpec::extent`]). Agents of the
+    /// Where the content of the task begins in its file, in bytes ([`TaskSpec::content_extent`]). Agents of the
     /// predecessor require this and the next field; ours read `task`.
     pub chunk_offset: u64,
     /// How much content the task is about, in bytes.
@@ -226,7 +226,7 @@ pub struct Assignment {
     /// What this worker may send for the sync with all its tasks together, in bytes per second; none: as
     /// much as it can. Heartbeat replies change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub share: Option<u64>,
+    pub bwlimit: Option<u64>,
 }
 
 /// A piece of work that a scan (or a changed file) brings up.
@@ -236,7 +236,7 @@ pub enum WorkItem {
     /// A batch of entries.
     Copy {
         /// An encoded [`Manifest`](super::manifest::Manifest).
-        manifest: Blob,
+        manifest: Base64Bytes,
         /// Files, links and special files in it.
         files: u64,
         /// Directories in it.
@@ -247,7 +247,7 @@ pub enum WorkItem {
     /// One file of more than one range.
     Large {
         /// An encoded [`Manifest`](super::manifest::Manifest) of one entry.
-        manifest: Blob,
+        manifest: Base64Bytes,
         /// The file's length.
         size: u64,
         /// The length of all ranges but the last, a power of two of at least 1 KiB.
@@ -255,7 +255,7 @@ pub enum WorkItem {
         /// The same for all names of one file; none for a file with one name. The master has one
         /// of them copied, the others are linked to it afterwards.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        group: Option<Digest>,
+        hardlink_group: Option<Digest>,
     },
 }
 
@@ -285,30 +285,30 @@ pub struct ScanPage {
     pub work: Vec<WorkItem>,
     /// Subtrees to be walked by tasks of their own. The cursor is behind them.
     #[serde(default)]
-    pub spawn: Vec<RelPath>,
+    pub subtrees: Vec<RelPath>,
     /// Entries that could not be read, and directories that could not be entered or listed.
     #[serde(default)]
     pub errors: Vec<FileError>,
     /// How many of `errors` are of directories that could not be entered or listed. While the source is
     /// copied each of the others counts as a failed file.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub unlisted: u64,
+    pub unlisted_dirs: u64,
     /// Of the first page of the whole source: what the source root is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<RootState>,
     /// Required on page 0 of each assignment: the source root that the walk has open. A walk without it
     /// counts as unverified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start: Option<WalkStart>,
+    pub root_identity: Option<RootIdentity>,
     /// For a prune: what was found since the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pruned: Option<Pruned>,
+    pub pruned: Option<PruneReport>,
     /// For a prune: more is extra than the ticket lets be deleted. Nothing more is deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allowance_used_up: bool,
     /// Entries that were left out, by cause.
-    #[serde(default, skip_serializing_if = "Notes::is_empty")]
-    pub notes: Notes,
+    #[serde(default, skip_serializing_if = "EntryWarnings::is_empty")]
+    pub warnings: EntryWarnings,
     /// What became of each file of `errors` and `pruned`, where that is recorded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub records: Vec<FileRecord>,
@@ -334,7 +334,7 @@ pub struct RootState {
 /// numbers; a page without them comes from a program that did not open the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WalkStart {
+pub struct RootIdentity {
     /// `st_dev`.
     pub device: u64,
     /// `st_ino`.
@@ -344,11 +344,11 @@ pub struct WalkStart {
 /// What a prune found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Pruned {
+pub struct PruneReport {
     /// Entries at the destination that were looked at.
-    pub seen: u64,
+    pub checked: u64,
     /// … that the source does not have: deleted, or to be deleted.
-    pub extra: u64,
+    pub extraneous: u64,
     /// Content bytes of those.
     pub bytes: u64,
 }
@@ -360,7 +360,7 @@ pub struct PageReply {
     pub action: PageAction,
     /// How many subtrees it may give away with its next page, for workers that have nothing to do.
     #[serde(default)]
-    pub spawn: u32,
+    pub max_subtrees: u32,
 }
 
 /// See [`PageReply`].
@@ -371,7 +371,7 @@ pub enum PageAction {
     Continue,
     /// Enough is outstanding: stop here; the master keeps the rest of the task for later.
     /// No result is sent.
-    Hold,
+    Pause,
     /// The last page was accepted: the task is done. No result is sent.
     Done,
     /// The assignment is not valid (any more): stop; nothing of the page counted.
@@ -381,7 +381,7 @@ pub enum PageAction {
 /// `POST /workers/result`. An agent of the guide sends the first four; ours sends all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SyncResult {
+pub struct TaskResult {
     /// The sync.
     pub request_id: RequestId,
     /// Who did it.
@@ -411,7 +411,7 @@ pub struct SyncResult {
 pub struct TaskReport {
     /// The task was not (wholly) done and costs no attempt: the agent drains.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub handed_back: bool,
+    pub returned: bool,
     /// Files, links and special files brought over.
     pub files_done: u64,
     /// … equal already.
@@ -424,7 +424,7 @@ pub struct TaskReport {
     pub bytes_skipped: u64,
     /// The workers that wrote to the destination, in this and in failed attempts at it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub wrote: Vec<WorkerId>,
+    pub writers: Vec<WorkerId>,
     /// Entries that failed, one each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<FileError>,
@@ -436,7 +436,7 @@ pub struct TaskReport {
     pub digest: Option<Digest>,
     /// For a range: the source is another version now. This takes the place of the whole file.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub replace: Option<WorkItem>,
+    pub replacement: Option<WorkItem>,
     /// For a commit: ranges that were written are not in the part file any more. All are to be sent
     /// again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -452,16 +452,16 @@ pub struct TaskReport {
     pub bytes_cloned: u64,
     /// What was done with the entries (in a dry run: would be); failed ones are not in it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub actions: BTreeMap<Action, Tally>,
+    pub actions: BTreeMap<EntryAction, Tally>,
     /// What the destination could not hold.
-    #[serde(skip_serializing_if = "Notes::is_empty")]
-    pub notes: Notes,
+    #[serde(skip_serializing_if = "EntryWarnings::is_empty")]
+    pub warnings: EntryWarnings,
     /// What became of each entry, where that is recorded (or its digest is wanted).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub records: Vec<FileRecord>,
     /// The destination keeps something for the names of one file: a sweep is wanted in the end.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub to_sweep: bool,
+    pub needs_clean_up: bool,
     /// For a range that is only compared: it differs, so the file is to be sent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub differs: bool,
@@ -503,7 +503,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_powers_of_two_and_not_too_many() {
+    fn range_lengths_are_powers_of_two_and_bound_the_number_of_ranges() {
         let mib = 1 << 20;
         assert_eq!(range_length(3 << 30, 64 * mib), 64 * mib);
         assert_eq!(range_length(3 << 30, 48 * mib), 32 * mib);
@@ -515,9 +515,10 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_task_has_its_extent() {
+    fn each_task_kind_has_its_content_extent() {
         let root = RelPath::root;
-        let commit = TaskSpec::Commit { range_length: 8, chain: Blob::default(), in_place: false };
+        let commit =
+            TaskSpec::Commit { range_length: 8, chain: Base64Bytes::default(), in_place: false };
         for (task, file_size, extent) in [
             (TaskSpec::Range { offset: 64, length: 8, compare: false }, Some(72), (64, 8)),
             (TaskSpec::Range { offset: 64, length: 8, compare: true }, Some(72), (64, 8)),
@@ -528,17 +529,17 @@ mod tests {
             (TaskSpec::List { start: 5 }, None, (0, 0)),
             (TaskSpec::Prune { dir: root(), cursor: None, apply: true }, None, (0, 0)),
             (TaskSpec::Discard, Some(72), (0, 0)),
-            (TaskSpec::Sweep, None, (0, 0)),
+            (TaskSpec::CleanUp, None, (0, 0)),
             (TaskSpec::Flush, None, (0, 0)),
         ] {
-            assert_eq!(task.extent(file_size), extent, "{task:?}");
+            assert_eq!(task.content_extent(file_size), extent, "{task:?}");
         }
     }
 
     #[test]
-    fn a_result_of_the_guide_is_read() {
+    fn a_result_with_only_the_documented_fields_is_accepted() {
         let text = r#"{"request_id": "demo-1", "worker_id": "worker-a", "success": true, "message": "chunk complete"}"#;
-        let result: SyncResult = serde_json::from_str(text).unwrap();
+        let result: TaskResult = serde_json::from_str(text).unwrap();
         assert!(result.success && result.assignment_id.is_none() && result.report.is_none());
     }
 }

@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 
 /// How long a ticket is good for, in seconds: longer than any task should take, short enough that
 /// one that leaks is soon worth nothing.
-pub const LIFETIME_SECONDS: i64 = 15 * 60;
+pub const TICKET_LIFETIME_SECONDS: i64 = 15 * 60;
 /// How far expiry is stretched for clocks and queues, in seconds.
-pub const LEEWAY_SECONDS: i64 = 60;
+pub const CLOCK_LEEWAY_SECONDS: i64 = 60;
 
 /// What a ticket says.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -46,7 +46,7 @@ pub struct Claims {
     /// What may be pruned; `None`: nothing, also where `rules` are of a mirror.
     #[n(8)]
     pub prune: Option<PrunePermit>,
-    /// By worker, the storage root that it may act on ([`Claims::expect_root`]), both as their digests: there may be
+    /// By worker, the storage root that it may act on ([`Claims::restrict_to_root`]), both as their digests: there may be
     /// many workers.
     #[n(9)]
     pub roots: BTreeMap<u64, u64>,
@@ -60,21 +60,21 @@ pub enum PrunePermit {
     Count,
     /// … and deleted.
     #[n(1)]
-    Delete(#[n(0)] Deletion),
+    Delete(#[n(0)] DeleteGrant),
 }
 
 /// How much may be deleted, and where. The agent counts what it deletes under a grant, over all tickets of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
-pub struct Deletion {
+pub struct DeleteGrant {
     /// Drawn for each grant.
     #[n(0)]
-    pub grant: u64,
+    pub grant_id: u64,
     /// At most so many entries are deleted under the grant.
     #[n(1)]
-    pub allowance: u64,
+    pub max_entries: u64,
     /// The incarnation of the only agent that may delete: two agents would each delete as many.
     #[n(2)]
-    pub receiver: String,
+    pub incarnation: String,
 }
 
 impl Claims {
@@ -98,7 +98,7 @@ impl Claims {
             attempt,
             worker: worker.to_string(),
             destination: destination.as_bytes().to_vec(),
-            expires: now + LIFETIME_SECONDS,
+            expires: now + TICKET_LIFETIME_SECONDS,
             rules,
             prune,
             roots: BTreeMap::new(),
@@ -107,7 +107,7 @@ impl Claims {
 
     /// Lets `worker` act on the storage root with the id `root` only: what it did to another one would be taken for
     /// done to this one.
-    pub fn expect_root(&mut self, worker: &WorkerId, root: &str) {
+    pub fn restrict_to_root(&mut self, worker: &WorkerId, root: &str) {
         self.roots.insert(short_digest(worker.as_str()), short_digest(root));
     }
 
@@ -129,7 +129,7 @@ fn short_digest(text: &str) -> u64 {
 pub enum TicketError {
     /// Not of the expected shape.
     #[error("the ticket cannot be read")]
-    Broken,
+    Malformed,
     /// Signed by nobody we know.
     #[error("the ticket's signature does not match the master's key")]
     Forged,
@@ -150,7 +150,7 @@ impl Signer {
     /// The system has no randomness.
     pub fn generate() -> Result<Vec<u8>, TicketError> {
         let document = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new())
-            .map_err(|_| TicketError::Broken)?;
+            .map_err(|_| TicketError::Malformed)?;
         Ok(document.as_ref().to_vec())
     }
 
@@ -159,7 +159,7 @@ impl Signer {
     /// # Errors
     /// Bytes that are no such key.
     pub fn from_pkcs8(bytes: &[u8]) -> Result<Self, TicketError> {
-        let pair = Ed25519KeyPair::from_pkcs8(bytes).map_err(|_| TicketError::Broken)?;
+        let pair = Ed25519KeyPair::from_pkcs8(bytes).map_err(|_| TicketError::Malformed)?;
         Ok(Signer { pair })
     }
 
@@ -188,9 +188,9 @@ impl Verifier {
     /// # Errors
     /// Text that is no Ed25519 public key.
     pub fn new(public_key: &str) -> Result<Self, TicketError> {
-        let key = B64.decode(public_key).map_err(|_| TicketError::Broken)?;
+        let key = B64.decode(public_key).map_err(|_| TicketError::Malformed)?;
         if key.len() != 32 {
-            return Err(TicketError::Broken);
+            return Err(TicketError::Malformed);
         }
         Ok(Verifier { key })
     }
@@ -200,15 +200,15 @@ impl Verifier {
     /// # Errors
     /// A ticket that is broken, forged or expired. Claims are looked at only after the signature.
     pub fn verify(&self, ticket: &str, now: i64) -> Result<Claims, TicketError> {
-        let (body, signature) = ticket.split_once('.').ok_or(TicketError::Broken)?;
-        let body = B64.decode(body).map_err(|_| TicketError::Broken)?;
-        let signature = B64.decode(signature).map_err(|_| TicketError::Broken)?;
+        let (body, signature) = ticket.split_once('.').ok_or(TicketError::Malformed)?;
+        let body = B64.decode(body).map_err(|_| TicketError::Malformed)?;
+        let signature = B64.decode(signature).map_err(|_| TicketError::Malformed)?;
         UnparsedPublicKey::new(&ED25519, &self.key)
             .verify(&body, &signature)
             .map_err(|_| TicketError::Forged)?;
-        let claims: Claims = minicbor::decode(&body).map_err(|_| TicketError::Broken)?;
+        let claims: Claims = minicbor::decode(&body).map_err(|_| TicketError::Malformed)?;
         let late = now - claims.expires;
-        if late > LEEWAY_SECONDS {
+        if late > CLOCK_LEEWAY_SECONDS {
             return Err(TicketError::Expired(late));
         }
         Ok(claims)
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_for_its_assignment_and_its_lifetime() {
+    fn a_ticket_carries_its_assignment_and_expires() {
         let claims = Claims::new(
             SyncNo(7),
             &"demo-1".parse().unwrap(),
@@ -244,7 +244,7 @@ mod tests {
             1,
             &"worker-a".parse().unwrap(),
             &AbsPath::new(b"/data/\xff".as_slice()).unwrap(),
-            1_000 - LIFETIME_SECONDS,
+            1_000 - TICKET_LIFETIME_SECONDS,
             WriteRules::default(),
             None,
         );
@@ -252,20 +252,20 @@ mod tests {
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let verifier = Verifier::new(&signer.public_key()).unwrap();
         let ticket = signer.sign(&claims);
-        assert!(verifier.verify(&ticket, 1_000 + LEEWAY_SECONDS).is_ok());
-        assert!(verifier.verify(&ticket, 1_001 + LEEWAY_SECONDS).is_err());
+        assert!(verifier.verify(&ticket, 1_000 + CLOCK_LEEWAY_SECONDS).is_ok());
+        assert!(verifier.verify(&ticket, 1_001 + CLOCK_LEEWAY_SECONDS).is_err());
         // An agent with a clock of its own far in the past is no reason to refuse.
         assert!(verifier.verify(&ticket, 0).is_ok());
     }
 
     #[test]
-    fn only_the_masters_unexpired_tickets_pass() {
+    fn only_unexpired_tickets_signed_by_the_master_are_accepted() {
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let other = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let verifier = Verifier::new(&signer.public_key()).unwrap();
         let ticket = signer.sign(&claims());
         assert_eq!(verifier.verify(&ticket, 900), Ok(claims()));
-        assert_eq!(verifier.verify(&ticket, 1_000 + LEEWAY_SECONDS), Ok(claims()));
+        assert_eq!(verifier.verify(&ticket, 1_000 + CLOCK_LEEWAY_SECONDS), Ok(claims()));
         assert_eq!(verifier.verify(&ticket, 1_061), Err(TicketError::Expired(61)));
         assert_eq!(verifier.verify(&other.sign(&claims()), 900), Err(TicketError::Forged));
         // One bit of the claims flipped under the old signature.
@@ -281,14 +281,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_ticket_but_the_masters_passes_and_none_is_a_panic(
-            edits in crate::wire::mutate::edits(),
+        fn edited_tickets_are_rejected_without_a_panic(
+            edits in crate::wire::fuzz::any_edits(),
             text: String,
         ) {
             let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
             let verifier = Verifier::new(&signer.public_key()).unwrap();
             let ticket = signer.sign(&claims());
-            let other = crate::wire::mutate::edited(ticket.as_bytes(), &edits);
+            let other = crate::wire::fuzz::apply_edits(ticket.as_bytes(), &edits);
             let other = String::from_utf8_lossy(&other).into_owned();
             // Edits may take each other back.
             prop_assert!(other == ticket || verifier.verify(&other, 900).is_err(), "{}", other);

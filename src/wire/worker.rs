@@ -15,9 +15,9 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
 /// ([`WorkerHeartbeat::nics`]). 4: storage paths that are not
 /// there ([`WorkerHeartbeat::unavailable_paths`]). 5: how far what is in hand is
-/// ([`WorkerHeartbeat::moved_bytes`]), what others write through an agent ([`WorkerHeartbeat::receiving`]),
+/// ([`WorkerHeartbeat::moved_bytes`]), what others write through an agent ([`WorkerHeartbeat::incoming_requests`]),
 /// and [`WorkerStatus::Stopped`].
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub enum WorkerStatus {
 
 impl WorkerStatus {
     /// Whether it may be given work.
-    pub fn takes_work(self) -> bool {
+    pub fn can_accept_work(self) -> bool {
         matches!(self, WorkerStatus::Ready | WorkerStatus::Idle | WorkerStatus::Transferring)
     }
 
@@ -105,7 +105,7 @@ pub struct Endpoint {
 
 /// Whether a host reads as an IPv4 address (its last part is a number) and is none, e.g. `300.1.1.1`. No host name
 /// ends so (WHATWG URL, "ends in a number").
-pub fn is_failed_ipv4(host: &str) -> bool {
+pub fn is_malformed_ipv4(host: &str) -> bool {
     let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
     let is_number = !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit());
     is_number && host.parse::<std::net::Ipv4Addr>().is_err()
@@ -127,21 +127,21 @@ impl Endpoint {
     /// # Errors
     /// An address that is neither an IP address nor a host name, or an interface name that is none.
     pub fn new(iface: Option<String>, address: &str, port: Option<u16>) -> Result<Self, String> {
-        Self::checked(iface, address, port.map(u64::from))
+        Self::from_parts(iface, address, port.map(u64::from))
     }
 
     /// Checks the parts.
-    fn checked(iface: Option<String>, address: &str, port: Option<u64>) -> Result<Self, String> {
+    fn from_parts(iface: Option<String>, address: &str, port: Option<u64>) -> Result<Self, String> {
         let host_ok = address.parse::<std::net::IpAddr>().is_ok()
             || (!address.is_empty()
-                && !is_failed_ipv4(address)
+                && !is_malformed_ipv4(address)
                 && address.len() <= 253
                 && !address.starts_with(['-', '.'])
                 && address.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'));
         if !host_ok {
             return Err(format!(
                 "`{}` is not an IP address",
-                super::path::show(address.as_bytes())
+                super::path::escape_bytes(address.as_bytes())
             ));
         }
         let port = match port {
@@ -156,7 +156,7 @@ impl Endpoint {
         {
             return Err(format!(
                 "`{}` is not an interface name",
-                super::path::show(name.as_bytes())
+                super::path::escape_bytes(name.as_bytes())
             ));
         }
         Ok(Endpoint { iface, address: address.to_owned(), port })
@@ -168,18 +168,18 @@ impl std::str::FromStr for Endpoint {
     /// `address`, `address:port`, `[v6]:port`.
     fn from_str(s: &str) -> Result<Self, String> {
         if s.contains('%') {
-            let shown = super::path::show(s.as_bytes());
+            let shown = super::path::escape_bytes(s.as_bytes());
             return Err(format!("`{shown}` names an interface, which goes into `iface`"));
         }
         if let Ok(sock) = s.parse::<std::net::SocketAddr>() {
-            return Self::checked(None, &sock.ip().to_string(), Some(sock.port().into()));
+            return Self::from_parts(None, &sock.ip().to_string(), Some(sock.port().into()));
         }
         match s.split_once(':') {
             Some((host, port)) if !port.contains(':') => {
                 let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
-                Self::checked(None, host, Some(port))
+                Self::from_parts(None, host, Some(port))
             }
-            _ => Self::checked(None, s, None),
+            _ => Self::from_parts(None, s, None),
         }
     }
 }
@@ -211,7 +211,7 @@ impl<'de> Deserialize<'de> for Endpoint {
                     }
                 }
                 let address = address.ok_or_else(|| de::Error::missing_field("address"))?;
-                Endpoint::checked(iface, &address, port).map_err(de::Error::custom)
+                Endpoint::from_parts(iface, &address, port).map_err(de::Error::custom)
             }
         }
         d.deserialize_any(V)
@@ -249,28 +249,28 @@ pub struct WorkerHeartbeat {
     pub free_bytes: BTreeMap<String, u64>,
     /// Every assignment it works on; their leases are renewed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub in_hand: Vec<AssignmentId>,
-    /// Content bytes that it has moved of those of `in_hand` that move any. Only sent to a master that
+    pub assignments: Vec<AssignmentId>,
+    /// Content bytes that it has moved of those of `assignments` that move any. Only sent to a master that
     /// understands it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub moved_bytes: BTreeMap<AssignmentId, u64>,
     /// Requests of other agents that it is executing. Only sent to a master that understands it.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub receiving: u32,
+    pub incoming_requests: u32,
     /// How many tasks it executes at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
     /// The version of its program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
-    /// What it understands, see [`PROTOCOL`]. Who does not say so gets no sync with options: it would
+    /// What it understands, see [`PROTOCOL_VERSION`]. Who does not say so gets no sync with options: it would
     /// pass over them, and write in a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u32>,
     /// What it sent for each sync of which it was told a limit, and only for these: a master that knows
     /// no limits would refuse the document.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub usage: BTreeMap<RequestId, Usage>,
+    pub usage: BTreeMap<RequestId, BandwidthUsage>,
     /// How its endpoints do. Only sent to a master that understands it: others refuse what they do not
     /// know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -311,11 +311,11 @@ pub struct UnavailableEndpoint {
 /// and begin anew when it has forgotten it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Usage {
+pub struct BandwidthUsage {
     /// Bytes that were sent.
-    pub moved: u64,
+    pub sent_bytes: u64,
     /// For how long its share kept it waiting, in milliseconds.
-    pub held_ms: u64,
+    pub throttled_ms: u64,
 }
 
 /// How one data-plane endpoint of an agent does, as it sees it.
@@ -346,7 +346,7 @@ pub struct NicReport {
     pub receive_rate: Option<u64>,
     /// Why nothing is sent through it, where that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub aside: Option<String>,
+    pub disabled_reason: Option<String>,
 }
 
 /// The reply to a heartbeat. To an agent without an incarnation only `status` is sent.
@@ -360,23 +360,23 @@ pub struct HeartbeatReply {
     /// The master's clock, seconds since 1970: agents judge a ticket's expiry by it, not by their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<i64>,
-    /// What the master understands, see [`PROTOCOL`]; older ones say nothing.
+    /// What the master understands, see [`PROTOCOL_VERSION`]; older ones say nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u32>,
-    /// Assignments out of `in_hand` that are no longer valid: stop working on them.
+    /// Assignments out of `assignments` that are no longer valid: stop working on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub drop: Vec<AssignmentId>,
+    pub revoked_assignments: Vec<AssignmentId>,
     /// Workers that hold the destination of something in hand and sent no heartbeat for longer than the
     /// time-out: their host is gone, or stands still.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub silent: Vec<WorkerId>,
+    pub unresponsive_workers: Vec<WorkerId>,
     /// What the worker may send for a sync from now on, in bytes per second; `null`: as much as it can.
     /// What is not named stays as it was.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub limits: BTreeMap<RequestId, Option<u64>>,
+    pub bwlimits: BTreeMap<RequestId, Option<u64>>,
     /// The next heartbeat is wanted after so many milliseconds, where that is sooner than the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next_beat_ms: Option<u64>,
+    pub next_heartbeat_ms: Option<u64>,
 }
 
 /// One worker as operators see it.
@@ -429,13 +429,13 @@ pub struct WorkerView {
     pub unavailable_endpoints: Vec<UnavailableEndpoint>,
     /// That an operator keeps it from new work; `status` is then `DRAINING`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drained: Option<Drained>,
+    pub drained: Option<DrainInfo>,
 }
 
 /// `POST /workers/{id}/drain`; the body may be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DrainOrder {
+pub struct DrainRequest {
     /// Who wants it, in his own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
@@ -446,7 +446,7 @@ pub struct DrainOrder {
 
 /// That an operator keeps a worker from new work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Drained {
+pub struct DrainInfo {
     /// Who, where he said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
@@ -457,9 +457,9 @@ pub struct Drained {
     pub since: Timestamp,
 }
 
-impl Drained {
+impl DrainInfo {
     /// In words, e.g. `drained by ann: new disks`.
-    pub fn words(&self) -> String {
+    pub fn describe(&self) -> String {
         let by = self.by.as_deref().unwrap_or("an operator");
         let reason = self.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
         format!("drained by {by}{reason}")
@@ -468,11 +468,11 @@ impl Drained {
 
 /// The reply to `POST /workers/{id}/drain` and `…/undrain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerOrder {
+pub struct DrainReply {
     /// Whom it is about.
     pub worker_id: WorkerId,
     /// Whether it is kept from new work now, and by whom.
-    pub drained: Option<Drained>,
+    pub drained: Option<DrainInfo>,
     /// How it stands now.
     pub state: WorkerState,
     /// Tasks that it still has.
@@ -483,7 +483,7 @@ pub struct WorkerOrder {
 
 /// The reply to `DELETE /workers/{id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ForgottenWorker {
+pub struct ForgetWorkerReply {
     /// Always `forgotten`.
     pub status: String,
     /// Whom it is about.
@@ -506,7 +506,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_come_in_both_shapes() {
+    fn endpoints_are_read_as_text_or_object() {
         let of = |s: &str| serde_json::from_str::<Endpoint>(s);
         let ib = of(r#"{"iface": "ib0", "address": "192.168.100.10"}"#).unwrap();
         assert_eq!(

@@ -4,7 +4,7 @@ use super::MIB;
 use super::failing::Failing;
 use super::support::cluster::{Cluster, On, assert_complete};
 use super::support::tree::{assert_same, census, dir, file, noise, part_files, strict, touch};
-use longhaul::wire::sync::{Outcome, SyncProgress, SyncState};
+use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs;
@@ -68,7 +68,7 @@ fn is_brought(src: &Path, behind: &Path, path: &str) -> bool {
 fn assert_one_of_each(sync: &SyncProgress, src: &Path, behind: &Path) -> BTreeSet<&'static str> {
     assert_eq!(
         (sync.state, sync.outcome),
-        (SyncState::Failed, Some(Outcome::Partial)),
+        (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
     let told: BTreeSet<String> = sync.errors.iter().map(|e| e.path.to_string()).collect();

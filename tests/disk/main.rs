@@ -14,7 +14,7 @@ mod support;
 mod wire;
 
 use failing::{Call, Failing, Fate};
-use longhaul::wire::sync::{Outcome, SyncProgress, SyncState};
+use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 use serde_json::json;
@@ -73,10 +73,10 @@ fn bad_destination(cluster: &mut Cluster) -> (Failing, PathBuf, PathBuf, PathBuf
 fn assert_partial(sync: &SyncProgress, failed: &[&str], errno: &str) {
     assert_eq!(
         (sync.state, sync.outcome),
-        (SyncState::Failed, Some(Outcome::Partial)),
+        (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
-    assert_eq!(sync.failures(), failed.len() as u64, "{sync:#?}");
+    assert_eq!(sync.failure_count(), failed.len() as u64, "{sync:#?}");
     let done = sync.files_done + sync.files_skipped + sync.files_failed;
     assert_eq!(done, sync.files_total, "{sync:#?}");
     let mut told: Vec<String> = sync.errors.iter().map(|e| e.path.to_string()).collect();
@@ -186,7 +186,7 @@ fn a_destination_that_cannot_be_written_fails_by_name_and_is_not_trusted() {
     fs.sometimes(Call::Write, "", Fate::Fails(Errno::IO), 3, u64::MAX);
     let sync = cluster.sync_with(&src, &dst, json!({}));
     // The writes that succeeded may be those of the small file, or of neither as a whole.
-    let outcome = (sync.files_done > 0).then_some(Outcome::Partial);
+    let outcome = (sync.files_done > 0).then_some(SyncOutcome::Partial);
     assert_eq!((sync.state, sync.outcome), (SyncState::Failed, outcome), "{sync:#?}");
     let cause = sync.error_counts.keys().next().cloned().unwrap_or_default();
     assert!(cause.contains("EIO"), "{sync:#?}");
@@ -209,7 +209,7 @@ fn a_file_system_that_becomes_read_only_is_named_at_once() {
     let sync = cluster.sync(&src, &dst);
     assert_eq!(
         (sync.state, sync.outcome),
-        (SyncState::Failed, Some(Outcome::Partial)),
+        (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
     assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EROFS")), "{sync:#?}");
@@ -351,7 +351,7 @@ fn of_very_many_failures_a_hundred_are_kept_in_full_and_all_are_counted() {
     let sync = cluster.sync(&src, &dst);
     assert_eq!(
         (sync.state, sync.outcome),
-        (SyncState::Failed, Some(Outcome::Partial)),
+        (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
     let failed = sync.files_failed;

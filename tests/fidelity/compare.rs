@@ -4,7 +4,7 @@ use crate::support::cluster::{Cluster, On};
 use crate::support::tools::{assert_equal_in_all, rsync_finds};
 use crate::support::tree::{chmod, file, link, many, noise, odd, touch};
 use crate::{MIB, assert_full, count, flip};
-use longhaul::wire::options::Action;
+use longhaul::wire::options::EntryAction;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -24,10 +24,10 @@ fn checksums_send_nothing_of_equal_content_and_repair_what_is_around_it() {
     let sync = cluster.sync_with(&src, &dst, json!({"compare": "checksum"}));
     assert_full(&sync);
     assert_eq!((sync.sent_bytes, sync.files_done), (0, 0), "{sync:#?}");
-    assert!(count(&sync, Action::Metadata) > 301, "{:#?}", sync.actions);
+    assert!(count(&sync, EntryAction::Metadata) > 301, "{:#?}", sync.actions);
     assert_equal_in_all(&src, &dst);
     let again = cluster.sync_with(&src, &dst, json!({"compare": "checksum"}));
-    assert_eq!((again.sent_bytes, count(&again, Action::Metadata)), (0, 0), "{again:#?}");
+    assert_eq!((again.sent_bytes, count(&again, EntryAction::Metadata)), (0, 0), "{again:#?}");
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn checksums_find_what_size_and_time_hide() {
     assert_eq!((blind.files_done, blind.sent_bytes), (0, 0), "{blind:#?}");
     let sync = cluster.sync_with(&src, &dst, json!({"compare": "checksum"}));
     assert_full(&sync);
-    assert_eq!((sync.files_done, count(&sync, Action::Update)), (2, 2), "{sync:#?}");
+    assert_eq!((sync.files_done, count(&sync, EntryAction::Update)), (2, 2), "{sync:#?}");
     assert!(sync.sent_bytes <= MIB as u64 + 3_000, "one range of the large one: {sync:#?}");
     assert_equal_in_all(&src, &dst);
 }

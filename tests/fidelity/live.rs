@@ -5,7 +5,7 @@ use crate::support::PATIENCE;
 use crate::support::cluster::{Cluster, On};
 use crate::support::tree::{dir, file, many, noise, part_files, touch};
 use crate::{MIB, assert_full};
-use longhaul::wire::sync::{ErrorClass, Outcome, SyncProgress, SyncState};
+use longhaul::wire::sync::{ErrorClass, SyncOutcome, SyncProgress, SyncState};
 use serde_json::json;
 use std::fs;
 use std::io::Write;
@@ -40,7 +40,7 @@ fn files_that_vanish_are_named_and_the_exit_code_says_that_nothing_worse_happene
         fs::remove_file(src.join(gone)).unwrap();
     }
     let sync = go_on(&cluster, &id);
-    assert_eq!(sync.outcome, Some(Outcome::VanishedOnly), "{sync:#?}");
+    assert_eq!(sync.outcome, Some(SyncOutcome::VanishedOnly), "{sync:#?}");
     assert_eq!((sync.files_done, sync.files_failed), (28, 3), "{sync:#?}");
     assert!(sync.errors.iter().all(|e| e.class == ErrorClass::Vanished), "{:#?}", sync.errors);
     assert_eq!(cluster.ctl(["sync", "wait", &id]).run().code, Some(24));
@@ -78,7 +78,7 @@ fn files_that_were_replaced_or_grew_arrive_as_they_are_now_or_are_named_as_chang
     assert_eq!(sync.files_done, 31 - failed.len() as u64, "{sync:#?}");
     if !failed.is_empty() {
         assert!(sync.errors.iter().all(|e| e.class == ErrorClass::Changed), "{:#?}", sync.errors);
-        assert_eq!(sync.outcome, Some(Outcome::VanishedOnly), "{sync:#?}");
+        assert_eq!(sync.outcome, Some(SyncOutcome::VanishedOnly), "{sync:#?}");
         assert_eq!(cluster.ctl(["sync", "wait", &id]).run().code, Some(24));
     }
     assert!(part_files(&dst).is_empty());
@@ -114,7 +114,7 @@ fn a_file_that_is_overwritten_in_place_with_as_many_bytes_arrives_as_one_version
         let what = format!("keeps its time {keeps_time}, local {local}: {sync:#?}");
         match fs::read(dst.join("large")) {
             Ok(there) => {
-                assert_eq!(sync.outcome, Some(Outcome::Full), "{what}");
+                assert_eq!(sync.outcome, Some(SyncOutcome::Full), "{what}");
                 assert!(versions.contains(&there), "some of each version: {what}");
             }
             Err(_) => {

@@ -18,7 +18,7 @@ mod of_a_file;
 mod plan;
 mod verify;
 
-use longhaul::wire::sync::{Outcome, SyncProgress, SyncState};
+use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -35,18 +35,18 @@ fn as_root(what: &str) {
 #[track_caller]
 fn assert_full(sync: &SyncProgress) {
     let end = (sync.state, sync.outcome);
-    assert_eq!(end, (SyncState::Completed, Some(Outcome::Full)), "{sync:#?}");
+    assert_eq!(end, (SyncState::Completed, Some(SyncOutcome::Full)), "{sync:#?}");
 }
 
 /// How many entries an action is counted for.
-fn count(sync: &SyncProgress, action: longhaul::wire::options::Action) -> u64 {
+fn count(sync: &SyncProgress, action: longhaul::wire::options::EntryAction) -> u64 {
     sync.actions.get(&action).map_or(0, |tally| tally.count)
 }
 
 /// The notes whose cause has one of these words, added up.
 fn noted(sync: &SyncProgress, words: &[&str]) -> u64 {
     let about = |cause: &str| words.iter().any(|word| cause.contains(word));
-    sync.notes.iter().filter(|(cause, _)| about(cause)).map(|(_, note)| note.count).sum()
+    sync.warnings.iter().filter(|(cause, _)| about(cause)).map(|(_, note)| note.count).sum()
 }
 
 /// What each path of a tree is, so that any change to it shows: inode, mode, length, both times.

@@ -8,8 +8,8 @@ use crate::support::tools::{
 use crate::support::tree::{chmod, dir, file, link, many, noise, part_files, touch};
 use crate::support::{await_that, tree};
 use crate::{MIB, as_root, assert_full, count, noted};
-use longhaul::wire::options::Action;
-use longhaul::wire::sync::{FileError, Outcome, SyncState};
+use longhaul::wire::options::EntryAction;
+use longhaul::wire::sync::{FileError, SyncOutcome, SyncState};
 use rustix::fs::{XattrFlags, lgetxattr, lremovexattr, lsetxattr};
 use serde_json::json;
 use std::fs;
@@ -59,13 +59,13 @@ fn the_torture_tree_arrives_as_it_is_through_four_agents() {
     make_torture(&src, User::Same, cluster.home());
     let first = cluster.sync_with(&src, &dst, json!({}));
     assert_full(&first);
-    assert!(first.notes.is_empty(), "everything could be held: {:#?}", first.notes);
+    assert!(first.warnings.is_empty(), "everything could be held: {:#?}", first.warnings);
     assert_same_in_all(&src, &dst);
     assert!(part_files(&dst).is_empty());
     let again = cluster.sync_with(&src, &dst, json!({}));
     assert_full(&again);
     assert_eq!((again.files_done, again.sent_bytes), (0, 0), "{again:#?}");
-    assert_eq!(count(&again, Action::Metadata), 0, "nothing was wrong: {:#?}", again.actions);
+    assert_eq!(count(&again, EntryAction::Metadata), 0, "nothing was wrong: {:#?}", again.actions);
     assert_same_in_all(&src, &dst);
 }
 
@@ -80,7 +80,7 @@ fn an_ordinary_user_brings_their_own_tree_but_for_what_they_cannot_read() {
         cluster.agent_with(name, &[path], User::Ordinary, "");
     }
     let sync = cluster.sync_with(&src, &dst, json!({}));
-    assert_eq!(sync.outcome, Some(Outcome::Partial), "{sync:#?}");
+    assert_eq!(sync.outcome, Some(SyncOutcome::Partial), "{sync:#?}");
     for error in &sync.errors {
         let path = String::from_utf8_lossy(&error.path.0);
         assert!(path.starts_with("modes/"), "{error:#?}");
@@ -106,7 +106,7 @@ fn agents_that_are_nobody_copy_what_they_can_of_roots_tree_and_name_each_cause()
     let sync = cluster.sync_with(&src, &dst, json!({}));
     assert_eq!(
         (sync.state, sync.outcome),
-        (SyncState::Failed, Some(Outcome::Partial)),
+        (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
     let told = |e: &FileError| {
@@ -128,14 +128,18 @@ fn agents_that_are_nobody_copy_what_they_can_of_roots_tree_and_name_each_cause()
         let of_it = found.iter().filter(|d| d.what == what && !d.path.starts_with("b'hard links/"));
         of_it.count() as u64
     };
-    assert!(own("owner") > 1_000 && noted(&sync, &["owner"]) >= own("owner"), "{:#?}", sync.notes);
+    assert!(
+        own("owner") > 1_000 && noted(&sync, &["owner"]) >= own("owner"),
+        "{:#?}",
+        sync.warnings
+    );
     for words in [&["attribute"][..], &["set-uid"]] {
-        assert!(noted(&sync, words) > 0, "{words:?}: {:#?}", sync.notes);
+        assert!(noted(&sync, words) > 0, "{words:?}: {:#?}", sync.warnings);
     }
     let trusted = |d: &&Difference| d.how.contains("trusted.");
     let seen = of("xattr") - found.iter().filter(trusted).count() as u64;
-    assert!(seen <= noted(&sync, &["attribute"]), "{found:#?} {:#?}", sync.notes);
-    for note in sync.notes.values() {
+    assert!(seen <= noted(&sync, &["attribute"]), "{found:#?} {:#?}", sync.warnings);
+    for note in sync.warnings.values() {
         assert!(note.count > 0 && !note.paths.is_empty() && note.paths.len() <= 10, "{note:#?}");
     }
     // Set-uid for an owner that is not the owner would be a hole.
@@ -159,11 +163,11 @@ fn what_cannot_be_held_fails_its_entry_only_where_that_is_asked_for() {
     assert_eq!(strict.errors[0].path.0, b"of root", "{strict:#?}");
     let lax = cluster.sync_with(&src, &dst, json!({}));
     assert_full(&lax);
-    assert_eq!(noted(&lax, &["owner"]), 1, "{:#?}", lax.notes);
+    assert_eq!(noted(&lax, &["owner"]), 1, "{:#?}", lax.warnings);
     let narrowed = json!({"preserve": ["no-owner", "no-group"], "strict_metadata": true});
     let narrowed = cluster.sync_with(&src, &dst, narrowed);
     assert_full(&narrowed);
-    assert!(narrowed.notes.is_empty(), "{:#?}", narrowed.notes);
+    assert!(narrowed.warnings.is_empty(), "{:#?}", narrowed.warnings);
 }
 
 #[test]
@@ -197,7 +201,7 @@ fn metadata_that_changed_are_repaired_in_place() {
     assert_full(&sync);
     assert_same_in_all(&src, &dst);
     assert_eq!(sync.sent_bytes, 0, "{sync:#?}");
-    assert_eq!(count(&sync, Action::Metadata), 8, "{:#?}", sync.actions);
+    assert_eq!(count(&sync, EntryAction::Metadata), 8, "{:#?}", sync.actions);
     assert_eq!(before, ["attribute", "acl", "owner", "setuid"].map(inode));
 }
 
@@ -257,7 +261,7 @@ fn what_is_preserved_can_be_narrowed() {
     let root = fs::metadata(&dst).unwrap();
     assert_eq!((root.uid(), root.gid()), (77, 88), "directories too");
     let again = cluster.sync_with(&src, &dst, given);
-    assert_eq!((again.files_done, count(&again, Action::Metadata)), (0, 0), "{again:#?}");
+    assert_eq!((again.files_done, count(&again, EntryAction::Metadata)), (0, 0), "{again:#?}");
 }
 
 #[test]
@@ -273,7 +277,7 @@ fn symbolic_links_can_be_followed_or_left_out() {
     let sync = cluster.sync_with(&tree, &dst, json!({"links": "skip"}));
     assert_full(&sync);
     assert_eq!(crate::paths_of(&dst), ["file"]);
-    assert_eq!(noted(&sync, &["link"]), 2, "{:#?}", sync.notes);
+    assert_eq!(noted(&sync, &["link"]), 2, "{:#?}", sync.warnings);
 
     let dst = all.join("copy");
     assert_full(&cluster.sync_with(&tree, &dst, json!({"links": "copy"})));
@@ -292,7 +296,7 @@ fn symbolic_links_can_be_followed_or_left_out() {
     assert!(sync.state.is_final(), "{sync:#?}");
     assert_eq!(fs::read(dst.join("file")).unwrap(), b"content");
     assert!(!dst.join("out").exists(), "nothing from outside of the storage path");
-    let told = format!("{:?} {:?}", sync.notes, sync.errors);
+    let told = format!("{:?} {:?}", sync.warnings, sync.errors);
     for name in ["out", "round", "nowhere"] {
         assert!(told.contains(name), "{name} is named: {sync:#?}");
     }

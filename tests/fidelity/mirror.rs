@@ -5,8 +5,8 @@ use crate::support::process::User;
 use crate::support::tools::{assert_equal_in_all, must, rsync_finds, rsync_would_delete};
 use crate::support::tree::{chmod, dir, file, link, many, noise, touch};
 use crate::{MIB, as_root, assert_full, count, noted, paths_of, state_of};
-use longhaul::wire::options::Action;
-use longhaul::wire::sync::{Outcome, SyncProgress};
+use longhaul::wire::options::EntryAction;
+use longhaul::wire::sync::{SyncOutcome, SyncProgress};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,14 +29,14 @@ fn mirrored() -> (Cluster, PathBuf, PathBuf) {
 /// Holds a guard to have stopped the deletion, with a reason, and nothing to have changed.
 #[track_caller]
 fn assert_stopped(cluster: &Cluster, src: &Path, dst: &Path, delete: Value) -> SyncProgress {
-    stopped_with(cluster, src, dst, delete, (Outcome::DeleteStopped, 25))
+    stopped_with(cluster, src, dst, delete, (SyncOutcome::DeleteStopped, 25))
 }
 
 /// … before anything was copied, the root included.
 #[track_caller]
 fn assert_not_begun(cluster: &Cluster, src: &Path, dst: &Path, delete: Value) -> SyncProgress {
     let before = state_of(dst);
-    let sync = stopped_with(cluster, src, dst, delete, (Outcome::CopyStopped, 8));
+    let sync = stopped_with(cluster, src, dst, delete, (SyncOutcome::CopyStopped, 8));
     assert_eq!(state_of(dst), before, "nothing is written: {sync:#?}");
     assert!(sync.reason.as_deref().unwrap_or_default().contains("nothing was copied"), "{sync:#?}");
     sync
@@ -48,7 +48,7 @@ fn stopped_with(
     src: &Path,
     dst: &Path,
     delete: Value,
-    (outcome, code): (Outcome, i32),
+    (outcome, code): (SyncOutcome, i32),
 ) -> SyncProgress {
     let before = paths_of(dst);
     let sync = cluster.sync_with(src, dst, json!({"delete": delete}));
@@ -57,7 +57,7 @@ fn stopped_with(
     assert!(sync.reason.as_deref().is_some_and(|r| r.len() > 20), "it says why: {sync:#?}");
     let id = sync.request_id.to_string();
     let waited = cluster.ctl(["sync", "wait", &id]).run().exits(code);
-    assert_eq!(count(&sync, Action::Delete), 0, "{:#?}", sync.actions);
+    assert_eq!(count(&sync, EntryAction::Delete), 0, "{:#?}", sync.actions);
     let said = format!("{}{}", waited.out(), waited.err());
     assert!(said.contains(sync.reason.as_deref().unwrap_or_default()), "{said}");
     sync
@@ -97,7 +97,7 @@ fn less_than_half_gone_is_deleted() {
     forget(&src, 0..49);
     let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
     assert_full(&sync);
-    assert_eq!(count(&sync, Action::Delete), 49, "{sync:#?}");
+    assert_eq!(count(&sync, EntryAction::Delete), 49, "{sync:#?}");
     assert_equal_in_all(&src, &dst);
 }
 
@@ -191,9 +191,9 @@ fn a_mirror_without_a_trash_leaves_that_of_an_earlier_one_and_says_so() {
     for more in [1, 0] {
         let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
         assert_full(&sync);
-        assert_eq!(count(&sync, Action::Delete), more, "{sync:#?}");
+        assert_eq!(count(&sync, EntryAction::Delete), more, "{sync:#?}");
         assert_eq!(kept(&dst), before);
-        assert_eq!(noted(&sync, &["trash of an earlier mirror"]), 1, "{:#?}", sync.notes);
+        assert_eq!(noted(&sync, &["trash of an earlier mirror"]), 1, "{:#?}", sync.warnings);
         let id = sync.request_id.to_string();
         let said = cluster.ctl(["sync", "wait", &id]).run().exits(0);
         assert!(said.err().contains("trash of an earlier mirror left as it is"), "{}", said.err());
@@ -233,7 +233,7 @@ fn an_unreadable_folder_of_the_source_stops() {
     let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
     chmod(src.join("folder"), 0o755);
     chmod(dst.join("folder"), 0o755);
-    assert_eq!(sync.outcome, Some(Outcome::Partial), "{sync:#?}");
+    assert_eq!(sync.outcome, Some(SyncOutcome::Partial), "{sync:#?}");
     assert_eq!(paths_of(&dst), before, "nothing is deleted: {sync:#?}");
     assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
     assert_eq!(paths_of(&dst).len(), 101);
@@ -267,7 +267,7 @@ fn a_file_that_cannot_be_copied_stops() {
     let kept = [Kept::with('i', dst.join("f01")), Kept::with('a', dst.join("f02"))];
     let before = paths_of(&dst);
     let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
-    assert_eq!((sync.outcome, sync.files_failed), (Some(Outcome::Partial), 2), "{sync:#?}");
+    assert_eq!((sync.outcome, sync.files_failed), (Some(SyncOutcome::Partial), 2), "{sync:#?}");
     let mut named: Vec<&[u8]> = sync.errors.iter().map(|e| &e.path.0[..]).collect();
     named.sort_unstable();
     assert_eq!(named, [b"f01", b"f02"], "{:#?}", sync.errors);
@@ -380,7 +380,7 @@ fn the_plain_case_deletes_what_rsync_would() {
         text.lines().map(|line| record(line)["path"].as_str().unwrap().to_owned()).collect();
     deleted.sort();
     assert_eq!(deleted, wanted);
-    assert_eq!(count(&sync, Action::Delete), wanted.len() as u64, "{:#?}", sync.actions);
+    assert_eq!(count(&sync, EntryAction::Delete), wanted.len() as u64, "{:#?}", sync.actions);
 }
 
 fn forget_some(src: &Path) {
@@ -425,7 +425,7 @@ fn what_is_deleted_can_be_moved_away_instead() {
     // The trash itself is no extra folder, in this run and in the next.
     let again = cluster.sync_with(&src, &dst, options);
     assert_full(&again);
-    assert_eq!(count(&again, Action::Delete), 0, "{again:#?}");
+    assert_eq!(count(&again, EntryAction::Delete), 0, "{again:#?}");
     assert_eq!(paths_of(&trash), moved);
 }
 
@@ -463,8 +463,8 @@ fn a_mirror_that_is_tried_names_what_it_would_delete_and_deletes_nothing() {
     let sync = cluster.sync_with(&src, &dst, options);
     assert_full(&sync);
     assert_eq!(state_of(&dst), before, "nothing changed");
-    assert_eq!(count(&sync, Action::Delete), 12, "{:#?}", sync.actions);
-    assert_eq!(count(&sync, Action::Update), 1, "{:#?}", sync.actions);
+    assert_eq!(count(&sync, EntryAction::Delete), 12, "{:#?}", sync.actions);
+    assert_eq!(count(&sync, EntryAction::Update), 1, "{:#?}", sync.actions);
     // What a limit would stop is said before.
     let options = json!({"delete": {"max": 11}, "dry_run": true});
     let sync = cluster.sync_with(&src, &dst, options);
@@ -555,19 +555,19 @@ fn a_mirror_replaces_a_full_directory_by_what_the_source_has_and_without_it_that
     let before = paths_of(&dst);
     for options in [json!({}), json!({"delete": {"max": 3}})] {
         let sync = cluster.sync_with(&src, &dst, options.clone());
-        assert_eq!((sync.outcome, sync.files_failed), (Some(Outcome::Partial), 5), "{sync:#?}");
+        assert_eq!((sync.outcome, sync.files_failed), (Some(SyncOutcome::Partial), 5), "{sync:#?}");
         assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EISDIR")), "{sync:#?}");
         assert!(sync.errors[0].to_string().contains("`--delete`"), "{:?}", sync.errors[0]);
         assert_eq!(paths_of(&dst), before, "{options}");
     }
     let dry = cluster.sync_with(&src, &dst, json!({"delete": {}, "dry_run": true}));
-    assert_eq!((dry.files_failed, count(&dry, Action::Create)), (0, 5), "{dry:#?}");
-    assert_eq!(count(&dry, Action::Delete), 20, "{:#?}", dry.actions);
+    assert_eq!((dry.files_failed, count(&dry, EntryAction::Create)), (0, 5), "{dry:#?}");
+    assert_eq!(count(&dry, EntryAction::Delete), 20, "{:#?}", dry.actions);
     assert_eq!(paths_of(&dst), before);
     let sync = cluster.sync_with(&src, &dst, json!({"delete": {"max": 20}}));
     assert_full(&sync);
-    assert_eq!((sync.files_done, count(&sync, Action::Delete)), (5, 20), "{sync:#?}");
-    assert_eq!(count(&sync, Action::Create), 5, "as the dry run said: {:#?}", sync.actions);
+    assert_eq!((sync.files_done, count(&sync, EntryAction::Delete)), (5, 20), "{sync:#?}");
+    assert_eq!(count(&sync, EntryAction::Create), 5, "as the dry run said: {:#?}", sync.actions);
     assert_equal_in_all(&src, &dst);
     assert_eq!(cluster.sync_with(&src, &dst, json!({"delete": {}})).files_done, 0);
 

@@ -3,7 +3,7 @@
 use crate::support::cluster::{Cluster, On};
 use crate::support::tree::{chmod, dir, file, link, many, name, noise, touch};
 use crate::{MIB, assert_full, state_of};
-use longhaul::wire::options::Action;
+use longhaul::wire::options::EntryAction;
 use longhaul::wire::sync::SyncProgress;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,15 +51,15 @@ fn a_dry_run_changes_nothing_and_counts_what_the_real_one_does() {
         assert_eq!(state_of(&src), here);
         assert_eq!(dry.sent_bytes, 0, "{dry:#?}");
         let counts = |action| dry.actions.get(&action).map_or(0, |t| t.count);
-        assert_eq!(counts(Action::Update), 2, "{:#?}", dry.actions);
-        assert_eq!(counts(Action::Create), 5, "4 files, 1 folder: {:#?}", dry.actions);
+        assert_eq!(counts(EntryAction::Update), 2, "{:#?}", dry.actions);
+        assert_eq!(counts(EntryAction::Create), 5, "4 files, 1 folder: {:#?}", dry.actions);
     }
     let dry = cluster.sync_with(&src, &dst, json!({"dry_run": true, "record": true}));
     let real = cluster.sync_with(&src, &dst, json!({"record": true}));
     assert_full(&real);
     assert_eq!(actions(&cluster, &dry, &src), actions(&cluster, &real, &src));
     let after = cluster.sync_with(&src, &dst, json!({"dry_run": true}));
-    assert_eq!(after.actions.keys().collect::<Vec<_>>(), [&Action::Skip], "{after:#?}");
+    assert_eq!(after.actions.keys().collect::<Vec<_>>(), [&EntryAction::Skip], "{after:#?}");
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_dry_run_makes_no_destination_that_is_not_there() {
     let sync = cluster.sync_with(&src, &dst, json!({"dry_run": true}));
     assert_full(&sync);
     assert!(!dst.exists() && !dst.parent().unwrap().exists());
-    assert!(!sync.actions.contains_key(&Action::Skip), "everything would be new: {sync:#?}");
+    assert!(!sync.actions.contains_key(&EntryAction::Skip), "everything would be new: {sync:#?}");
 }
 
 #[test]

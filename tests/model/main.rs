@@ -13,8 +13,8 @@ mod tree;
 use choice::{Choice, TRASH};
 use edit::{Edit, Editor};
 use expected::{Expected, expected, is_in};
-use longhaul::wire::options::{Action, FileRecord, FileState};
-use longhaul::wire::sync::{Outcome, SyncProgress, SyncState};
+use longhaul::wire::options::{EntryAction, FileRecord, FileState};
+use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,16 +76,18 @@ fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
         // of them is heard first is open.
         let large =
             |path: &String| source.get(path.as_bytes()).and_then(Node::size) > Some(1 << 20);
-        let left = |action: Option<Action>| matches!(action, Some(Action::Skip | Action::Metadata));
+        let left = |action: Option<EntryAction>| {
+            matches!(action, Some(EntryAction::Skip | EntryAction::Metadata))
+        };
         // Where digests are wanted, what is there is read: only then is it seen that just its time is another. A dry run
         // reads nothing.
-        let foreseen = |action: Option<Action>| {
-            left(action) || choice.manifest && matches!(action, Some(Action::Update))
+        let foreseen = |action: Option<EntryAction>| {
+            left(action) || choice.manifest && matches!(action, Some(EntryAction::Update))
         };
         // A file that has another name as well is parted from it, unless that name was replaced first.
         let shared = |path: &String| before.get(path.as_bytes()).is_some_and(|node| node.names > 1);
-        let is_parted = |path: &String, said: Option<Action>| {
-            shared(path) && matches!(said, Some(Action::Update))
+        let is_parted = |path: &String, said: Option<EntryAction>| {
+            shared(path) && matches!(said, Some(EntryAction::Update))
         };
         let other = did.iter().filter(|(path, action)| {
             let said = tried.get(*path).copied().flatten();
@@ -120,7 +122,7 @@ fn actions(
     cluster: &Cluster,
     sync: &SyncProgress,
     wanted: &Expected,
-) -> BTreeMap<String, Option<Action>> {
+) -> BTreeMap<String, Option<EntryAction>> {
     let mut actions: BTreeMap<_, _> =
         records(cluster, sync).into_iter().map(|record| (record.path.0, record.action)).collect();
     // Whether names are to be joined to one file is known only when the first of them is in place.
@@ -141,7 +143,7 @@ fn not_ended_so(sync: &SyncProgress, wanted: &Expected, dry_run: bool) -> Vec<St
             wrong.push(format!("not as it should be: {what}"));
         }
     };
-    hold("no failures", sync.failures() == 0);
+    hold("no failures", sync.failure_count() == 0);
     hold("each counted once", sync.files_done + sync.files_skipped == sync.files_total);
     if wanted.stopped && dry_run {
         let said = sync.reason.as_deref().is_some_and(|r| r.contains("a real run would "));
@@ -149,11 +151,11 @@ fn not_ended_so(sync: &SyncProgress, wanted: &Expected, dry_run: bool) -> Vec<St
         return wrong;
     }
     let end = match wanted.stopped {
-        true => (SyncState::Failed, Outcome::DeleteStopped),
-        false => (SyncState::Completed, Outcome::Full),
+        true => (SyncState::Failed, SyncOutcome::DeleteStopped),
+        false => (SyncState::Completed, SyncOutcome::Full),
     };
     hold("its end", (sync.state, sync.outcome) == (end.0, Some(end.1)));
-    let deleted = sync.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
+    let deleted = sync.actions.get(&EntryAction::Delete).map_or(0, |tally| tally.count);
     if deleted != wanted.deleted.len() as u64 {
         let paths = wanted.deleted.iter().map(|path| String::from_utf8_lossy(path));
         wrong.push(format!("{deleted} deleted instead of {:?}", paths.collect::<Vec<_>>()));

@@ -7,7 +7,7 @@ use super::process::{Process, User, clean_command, program};
 use super::redis::RedisServer;
 use super::tree::{self, Census};
 use super::{await_some, await_that};
-use longhaul::wire::sync::{Outcome, SyncProgress, SyncState};
+use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -528,7 +528,7 @@ impl Agent {
 pub(crate) fn assert_complete(sync: &SyncProgress, source: Census) {
     assert_eq!(
         (sync.state, sync.outcome),
-        (SyncState::Completed, Some(Outcome::Full)),
+        (SyncState::Completed, Some(SyncOutcome::Full)),
         "{sync:#?}"
     );
     assert!(sync.scan_done && sync.errors.is_empty() && sync.error_counts.is_empty(), "{sync:#?}");
@@ -536,7 +536,7 @@ pub(crate) fn assert_complete(sync: &SyncProgress, source: Census) {
         Census { files: sync.files_total, dirs: sync.dirs_total, bytes: sync.total_bytes };
     assert_eq!(counted, source, "the totals are those of the source: {sync:#?}");
     assert_eq!(sync.files_done + sync.files_skipped, sync.files_total, "{sync:#?}");
-    assert_eq!((sync.failures(), sync.unverified), (0, 0), "{sync:#?}");
+    assert_eq!((sync.failure_count(), sync.unverified), (0, 0), "{sync:#?}");
     assert_eq!(sync.dirs_done, sync.dirs_total, "{sync:#?}");
     assert_eq!(sync.transferred_bytes + sync.bytes_skipped, sync.total_bytes, "{sync:#?}");
 }

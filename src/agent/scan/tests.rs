@@ -56,7 +56,7 @@ async fn a_scan_that_is_held_goes_on_where_its_last_page_ends() {
     let mut entries = Vec::new();
     let mut rounds = 0;
     loop {
-        let pages = Kept::answering(vec![reply(PageAction::Hold, 0)]);
+        let pages = Kept::answering(vec![reply(PageAction::Pause, 0)]);
         assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Reported);
         assert_eq!(pages.pages.lock().len(), 1);
         entries.extend(pages.entries());
@@ -76,7 +76,7 @@ async fn directories_are_given_away_when_asked_and_walked_by_nobody_else() {
     let dir = five_thousand();
     let pages = Kept::answering(vec![reply(PageAction::Continue, 1)]);
     run(&dir, all(), &pages).await;
-    let given: Vec<RelPath> = pages.pages.lock().iter().flat_map(|p| p.spawn.clone()).collect();
+    let given: Vec<RelPath> = pages.pages.lock().iter().flat_map(|p| p.subtrees.clone()).collect();
     assert_eq!(given.len(), 1, "{given:?}");
     let mut entries = pages.entries();
     assert_eq!(entries.len(), 1 + 5 + 4000);
@@ -128,7 +128,7 @@ async fn a_list_gives_just_its_names_and_names_what_is_not_there() {
         }
     }
     let names = ["d1/f0007", "nope", "d2", "d0/f0000"].map(|n| RelPath::new(n).unwrap());
-    let list = NameList { names: names.to_vec() };
+    let list = FileListPart { paths: names.to_vec() };
     let pages = Kept::default();
     let listing = Listing::Names { list: list.clone(), start: 0 };
     assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Reported);
@@ -186,7 +186,7 @@ async fn a_source_that_is_a_file_is_left_out_by_its_name_its_size_and_its_age() 
             (ScanEnd::Reported, left_out.is_some()),
             "{spec:?}"
         );
-        let notes: Vec<String> = pages.last().notes.keys().cloned().collect();
+        let notes: Vec<String> = pages.last().warnings.keys().cloned().collect();
         let note =
             left_out.map(|what| format!("nothing to do: SRC is a file, and {what} leaves it out"));
         assert_eq!(notes, Vec::from_iter(note), "{spec:?}");
@@ -199,7 +199,8 @@ async fn a_list_of_names_in_a_file_fails_as_a_whole_and_for_good() {
     fs::write(dir.path().join("f"), b"abc").unwrap();
     let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
     let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
-    let list = NameList { names: ["", "x"].map(|n| RelPath::new(n).unwrap_or_default()).to_vec() };
+    let list =
+        FileListPart { paths: ["", "x"].map(|n| RelPath::new(n).unwrap_or_default()).to_vec() };
     let listing = Listing::Names { list, start: 0 };
     let end =
         scan(file, listing, Manner::default(), 1 << 20, Digest([0; 32]), &Kept::default()).await;
@@ -210,11 +211,11 @@ async fn a_list_of_names_in_a_file_fails_as_a_whole_and_for_good() {
 #[tokio::test]
 async fn a_listed_name_below_a_file_is_not_there_and_did_not_change() {
     let dir = small();
-    let list = NameList { names: vec![RelPath::new("logs/x/y").unwrap()] };
+    let list = FileListPart { paths: vec![RelPath::new("logs/x/y").unwrap()] };
     let pages = run_with(&dir, Listing::Names { list, start: 0 }, Manner::default()).await;
     let errors = pages.last().errors;
     assert_eq!((errors.len(), errors[0].errno.as_deref()), (1, Some("ENOTDIR")));
-    assert_eq!((errors[0].class, pages.last().unlisted), (ErrorClass::Permanent, 0));
+    assert_eq!((errors[0].class, pages.last().unlisted_dirs), (ErrorClass::Permanent, 0));
 }
 
 #[tokio::test]
@@ -227,7 +228,7 @@ async fn a_directory_that_is_not_entered_is_no_failed_file() {
         (Manner { filter: Arc::new(filter), ..Manner::default() }, Kept::default());
     let end = scan(tree, all(), manner, 1 << 20, Digest([0; 32]), &pages).await;
     let page = pages.last();
-    assert_eq!((end, page.errors.len(), page.unlisted), (ScanEnd::Reported, 1, 1), "{page:?}");
+    assert_eq!((end, page.errors.len(), page.unlisted_dirs), (ScanEnd::Reported, 1, 1), "{page:?}");
     assert_eq!(page.errors[0].path.0, b"proc");
 }
 
@@ -262,7 +263,7 @@ async fn what_the_filter_leaves_out_is_in_no_page_and_links_left_out_are_noted()
     let manner = Manner { links: Links::Skip, ..but(&["*.tmp", "logs/"]) };
     let pages = run_with(&dir, all(), manner).await;
     assert_eq!(pages.entries(), ["", "a", "a/b", "a/b/c"]);
-    let notes = pages.last().notes;
+    let notes = pages.last().warnings;
     assert_eq!((notes.len(), notes[LINKS_LEFT_OUT].paths[0].0.as_slice()), (1, &b"to"[..]));
 }
 
@@ -270,11 +271,11 @@ async fn what_the_filter_leaves_out_is_in_no_page_and_links_left_out_are_noted()
 async fn a_list_is_filtered_by_all_that_is_above_its_names() {
     let dir = small();
     let names = ["logs/x", "a/b.tmp", "a/b/c", "a/empty", "to"];
-    let list = NameList { names: names.map(|n| RelPath::new(n).unwrap()).to_vec() };
+    let list = FileListPart { paths: names.map(|n| RelPath::new(n).unwrap()).to_vec() };
     let manner = Manner { links: Links::Skip, ..but(&["*.tmp", "logs/", "!logs/x"]) };
     let pages = run_with(&dir, Listing::Names { list, start: 0 }, manner).await;
     assert_eq!(pages.entries(), ["a/b/c"]);
-    assert_eq!((pages.last().errors, pages.last().notes[LINKS_LEFT_OUT].count), (vec![], 1));
+    assert_eq!((pages.last().errors, pages.last().warnings[LINKS_LEFT_OUT].count), (vec![], 1));
 }
 
 #[tokio::test]
@@ -282,16 +283,19 @@ async fn a_listed_directory_is_given_away_with_all_that_is_in_it_and_listed_once
     let dir = small();
     let list = |names: &[&str]| {
         let names = names.iter().map(|n| RelPath::new(n).unwrap()).collect();
-        Listing::Names { list: NameList { names }, start: 0 }
+        Listing::Names { list: FileListPart { paths: names }, start: 0 }
     };
     let manner = || Manner { recursive: true, ..Manner::default() };
     let pages = run_with(&dir, list(&["a/b/c", "a", "logs/x", "to"]), manner()).await;
     assert_eq!(pages.entries(), ["a", "logs/x", "to"]);
-    assert_eq!(pages.last().spawn, [RelPath::new("a").unwrap()]);
+    assert_eq!(pages.last().subtrees, [RelPath::new("a").unwrap()]);
     let root = run_with(&dir, list(&["a/b/c", ""]), manner()).await;
-    assert_eq!((root.entries().len(), root.last().spawn), (0, vec![RelPath::root()]));
+    assert_eq!((root.entries().len(), root.last().subtrees), (0, vec![RelPath::root()]));
     let plain = run_with(&dir, list(&["a", "a/b/c"]), Manner::default()).await;
-    assert_eq!((plain.entries(), plain.last().spawn), (vec!["a".into(), "a/b/c".into()], vec![]));
+    assert_eq!(
+        (plain.entries(), plain.last().subtrees),
+        (vec!["a".into(), "a/b/c".into()], vec![])
+    );
 }
 
 #[tokio::test]
@@ -323,14 +327,14 @@ async fn page_0_of_each_walk_carries_the_identity_of_the_source_root() {
     use std::os::unix::fs::MetadataExt as _;
     let (dir, empty) = (small(), tempfile::tempdir().unwrap());
     let stat = fs::metadata(dir.path()).unwrap();
-    let identity = Some(WalkStart { device: stat.dev(), inode: stat.ino() });
+    let identity = Some(RootIdentity { device: stat.dev(), inode: stat.ino() });
     let subtree = || Listing::Subtree { dir: RelPath::new("a").unwrap(), cursor: None };
-    let list = NameList { names: vec![RelPath::new("a").unwrap()] };
+    let list = FileListPart { paths: vec![RelPath::new("a").unwrap()] };
     for listing in [all(), subtree(), Listing::Names { list, start: 0 }] {
         let pages = run_with(&dir, listing, Manner::default()).await;
-        assert_eq!(pages.first().start, identity);
+        assert_eq!(pages.first().root_identity, identity);
     }
-    assert!(run_with(&empty, all(), Manner::default()).await.first().start.is_some());
+    assert!(run_with(&empty, all(), Manner::default()).await.first().root_identity.is_some());
     // One file is a source too.
     fs::write(dir.path().join("file"), "x").unwrap();
     let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
@@ -339,5 +343,5 @@ async fn page_0_of_each_walk_carries_the_identity_of_the_source_root() {
     let end = scan(file, all(), Manner::default(), 1 << 20, Digest([1; 32]), &pages).await;
     assert_eq!(end, ScanEnd::Reported);
     let inode = fs::metadata(dir.path().join("file")).unwrap().ino();
-    assert_eq!(pages.first().start.map(|start| start.inode), Some(inode));
+    assert_eq!(pages.first().root_identity.map(|start| start.inode), Some(inode));
 }

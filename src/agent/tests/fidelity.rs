@@ -1,15 +1,15 @@
 //! What is compared, linked, kept and recorded on the way.
 
 use super::*;
-use crate::data::asks::BLOCK;
-use crate::wire::options::{Action, Attribute, Compare, FileState, Tally};
+use crate::data::asks::BLOCK_BYTES;
+use crate::wire::options::{Attribute, Compare, EntryAction, FileState, Tally};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 /// The actions of a report with their counts.
-fn actions(report: &TaskReport) -> Vec<(Action, u64)> {
+fn actions(report: &TaskReport) -> Vec<(EntryAction, u64)> {
     report.actions.iter().map(|(action, tally)| (*action, tally.count)).collect()
 }
 
@@ -55,7 +55,7 @@ async fn equal_content_is_not_sent_and_gets_its_time_back() {
         let report = done.report;
         assert_eq!((report.files_done, report.files_skipped, report.bytes_sent), (0, 5, 0));
         let bytes = 12 + 3 * MIB as u64 / 2;
-        assert_eq!(report.actions[&Action::Metadata], Tally { count: 2, bytes });
+        assert_eq!(report.actions[&EntryAction::Metadata], Tally { count: 2, bytes });
         assert_eq!(fleet.differences(), Vec::<String>::new());
         // As long as before, and as old: only its content tells.
         fleet.write("d/same", b"0123456780");
@@ -64,7 +64,7 @@ async fn equal_content_is_not_sent_and_gets_its_time_back() {
         let (done, _) = copied(&fleet, &cx, &fleet.manifest(None)).await;
         let report = done.report;
         assert_eq!((report.files_done, report.bytes_done, report.bytes_sent), (1, 10, 10));
-        assert_eq!(report.actions[&Action::Update], Tally { count: 1, bytes: 10 });
+        assert_eq!(report.actions[&EntryAction::Update], Tally { count: 1, bytes: 10 });
         assert_eq!((report.failures, report.retry), (vec![], None));
         assert_eq!(fleet.differences(), Vec::<String>::new());
         fleet.end().await;
@@ -89,19 +89,19 @@ async fn names_of_one_file_are_one_file_whether_they_come_in_one_batch_or_in_man
         assert_eq!(one.report.failures, []);
         assert_eq!((one.report.files_done, one.report.bytes_sent), (3, 21));
         assert_eq!((one.report.bytes_done, one.report.bytes_kept), (35, 14));
-        assert_eq!(actions(&one.report), [(Action::Create, 3)]);
-        assert!(one.report.to_sweep);
+        assert_eq!(actions(&one.report), [(EntryAction::Create, 3)]);
+        assert!(one.report.needs_clean_up);
         let (other, _) = copied(&fleet, &cx, &batch(&["z"])).await;
         assert_eq!(
             (other.report.bytes_sent, actions(&other.report)),
-            (0, vec![(Action::Create, 1)])
+            (0, vec![(EntryAction::Create, 1)])
         );
         let there = |name: &str| ino(fleet.dst().join(name));
         assert_eq!([there("d/a2"), there("z")], [there("a"); 2]);
         assert_ne!(there("b"), there("a"));
         let root = all.subset(|e| e.path.is_root());
         copied(&fleet, &cx, &root).await;
-        let assignment = fleet.assignment(TaskSpec::Sweep);
+        let assignment = fleet.assignment(TaskSpec::CleanUp);
         let writers = Writers::default();
         let job = Job {
             cx: &cx,
@@ -134,8 +134,8 @@ async fn of_a_changed_file_only_the_changed_blocks_are_sent() {
     touch(&fleet.src().join("big"), 5_000);
     let ranges = bring_large(&fleet, &cx, "big").await;
     let sum = |of: fn(&TaskReport) -> u64| ranges.iter().map(of).sum::<u64>();
-    assert_eq!((sum(|r| r.bytes_sent), sum(|r| r.bytes_done)), (BLOCK, content.len() as u64));
-    assert_eq!(sum(|r| r.bytes_kept), content.len() as u64 - BLOCK);
+    assert_eq!((sum(|r| r.bytes_sent), sum(|r| r.bytes_done)), (BLOCK_BYTES, content.len() as u64));
+    assert_eq!(sum(|r| r.bytes_kept), content.len() as u64 - BLOCK_BYTES);
     assert_eq!(fs::read(fleet.dst().join("big")).unwrap(), content);
     // … and all of it, where that is asked for.
     fleet.options.whole_file = true;
@@ -158,7 +158,8 @@ async fn bring_large(fleet: &Fleet, cx: &Context, name: &str) -> Vec<TaskReport>
         reports.push(done.report);
     }
     let chain = reports.iter().flat_map(|r| r.digest.unwrap().0).collect();
-    let commit = TaskSpec::Commit { range_length: MIB as u64, chain: Blob(chain), in_place: false };
+    let commit =
+        TaskSpec::Commit { range_length: MIB as u64, chain: Base64Bytes(chain), in_place: false };
     let done = at_destination(fleet, commit, manifest).await;
     assert!(done.report.files_done == 1, "{done:?}");
     reports
@@ -182,10 +183,11 @@ async fn a_large_file_is_compared_by_its_ranges_and_repaired_where_it_stands() {
         assert!(!done.report.differs && done.report.bytes_sent == 0, "{done:?}");
         chain.extend(done.report.digest.unwrap().0);
     }
-    let commit = TaskSpec::Commit { range_length: MIB as u64, chain: Blob(chain), in_place: true };
+    let commit =
+        TaskSpec::Commit { range_length: MIB as u64, chain: Base64Bytes(chain), in_place: true };
     let report = at_destination(&fleet, commit, manifest).await.report;
     assert_eq!((report.files_done, report.files_skipped), (0, 1));
-    assert_eq!(actions(&report), [(Action::Metadata, 1)]);
+    assert_eq!(actions(&report), [(EntryAction::Metadata, 1)]);
     let digest = Some(blake3::hash(&content).into());
     assert_eq!((report.digest, report.records[0].digest), (digest, digest));
     assert_eq!(ino(fleet.dst().join("big")), before);
@@ -228,17 +230,17 @@ async fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
         assert_eq!(snapshot(&fleet.dst()), before);
         let report = done.report;
         assert_eq!((report.failures, wrote), (vec![], vec![]));
-        assert_eq!((report.bytes_sent, report.to_sweep), (0, false));
+        assert_eq!((report.bytes_sent, report.needs_clean_up), (0, false));
         // `new` with three names in it.
-        assert_eq!(report.actions[&Action::Create].count, 4);
-        assert_eq!(report.actions[&Action::Update], Tally { count: 1, bytes: 13 });
-        assert_eq!(report.actions[&Action::Metadata].bytes, 3 * MIB as u64 / 2);
+        assert_eq!(report.actions[&EntryAction::Create].count, 4);
+        assert_eq!(report.actions[&EntryAction::Update], Tally { count: 1, bytes: 13 });
+        assert_eq!(report.actions[&EntryAction::Metadata].bytes, 3 * MIB as u64 / 2);
         let all: u64 = report.actions.values().map(|tally| tally.count).sum();
         assert_eq!(all, report.files_done + report.files_skipped + report.dirs_done);
         let records: Vec<_> =
             report.records.iter().map(|r| (r.path.to_string(), r.action.unwrap())).collect();
-        assert!(records.contains(&("a".into(), Action::Update)), "{records:?}");
-        assert!(records.contains(&("d/link".into(), Action::Skip)), "{records:?}");
+        assert!(records.contains(&("a".into(), EntryAction::Update)), "{records:?}");
+        assert!(records.contains(&("d/link".into(), EntryAction::Skip)), "{records:?}");
         fleet.end().await;
     }
 }
@@ -298,7 +300,7 @@ async fn what_is_not_preserved_is_not_read() {
         moved: &Arc::default(),
     };
     let source = job.source().await.unwrap();
-    assert!(!source.entry(&RelPath::new("a").unwrap()).unwrap().linked);
+    assert!(!source.entry(&RelPath::new("a").unwrap()).unwrap().is_hardlinked);
     let (done, _) = copied(&fleet, &cx, &fleet.manifest(None)).await;
     assert!(done.success);
     assert_ne!(ino(fleet.dst().join("a")), ino(fleet.dst().join("b")));

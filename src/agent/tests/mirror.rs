@@ -5,7 +5,7 @@ use crate::agent::prune::{Prune, prune, replaces};
 use crate::agent::scan::ScanEnd;
 use crate::agent::testing::{Kept, reply};
 use crate::wire::options::{Attribute, DeleteOptions, FileState, FilterSpec, Links, SyncOptions};
-use crate::wire::task::{Cursor, PageAction, Pruned, ScanPage};
+use crate::wire::task::{Cursor, PageAction, PruneReport, ScanPage};
 
 /// Executes a prune of `dir` with worker `a`; how it ended and who wrote.
 async fn pruned(
@@ -34,11 +34,11 @@ fn whole(apply: bool) -> (RelPath, Option<Cursor>, bool) {
     (RelPath::root(), None, apply)
 }
 
-fn sum(pages: &Kept) -> Pruned {
+fn sum(pages: &Kept) -> PruneReport {
     let pages = pages.pages.lock();
-    pages.iter().filter_map(|page| page.pruned).fold(Pruned::default(), |a, b| Pruned {
-        seen: a.seen + b.seen,
-        extra: a.extra + b.extra,
+    pages.iter().filter_map(|page| page.pruned).fold(PruneReport::default(), |a, b| PruneReport {
+        checked: a.checked + b.checked,
+        extraneous: a.extraneous + b.extraneous,
         bytes: a.bytes + b.bytes,
     })
 }
@@ -93,7 +93,7 @@ async fn extra_entries_are_counted_first_and_then_deleted_with_what_is_in_them()
         let (with, pages) = (names(&fleet), Kept::default());
         let (end, wrote) = pruned(&fleet, &cx, whole(false), &pages).await;
         assert_eq!((end, wrote), (ScanEnd::Reported, vec![]));
-        let extra = Pruned { seen: with.len() as u64, extra: 5, bytes: 10 };
+        let extra = PruneReport { checked: with.len() as u64, extraneous: 5, bytes: 10 };
         assert_eq!((sum(&pages), deleted(&pages)), (extra, vec![]));
         assert_eq!(names(&fleet), with);
         let root = pages.pages.lock()[0].root.clone();
@@ -102,7 +102,7 @@ async fn extra_entries_are_counted_first_and_then_deleted_with_what_is_in_them()
         let pages = Kept::default();
         let (end, wrote) = pruned(&fleet, &cx, whole(true), &pages).await;
         assert_eq!((end, wrote.len()), (ScanEnd::Reported, 1));
-        assert_eq!((sum(&pages).extra, sum(&pages).bytes), (5, 10));
+        assert_eq!((sum(&pages).extraneous, sum(&pages).bytes), (5, 10));
         assert_eq!(deleted(&pages), ["b", "d/e/extra", "gone", "gone/deep", "gone/deep/file"]);
         assert_eq!((names(&fleet), fleet.differences()), (before, vec![]));
         fleet.end().await;
@@ -122,7 +122,7 @@ async fn a_prune_ends_with_its_allowance_and_reports_it_whoever_asks_again() {
             let stop = vec![reply(PageAction::Continue, 0), reply(PageAction::Stop, 0)];
             let pages = Kept::answering(stop);
             let (end, _) = pruned(&fleet, &cx, whole(true), &pages).await;
-            assert_eq!((end, sum(&pages).extra), (ScanEnd::Reported, extra));
+            assert_eq!((end, sum(&pages).extraneous), (ScanEnd::Reported, extra));
             assert!(pages.last().allowance_used_up);
             let there = names(&fleet).iter().filter(|name| name.contains("extra")).count();
             assert_eq!(there, left);
@@ -155,7 +155,7 @@ async fn files_beyond_the_limits_of_size_are_not_missing() {
     fleet.options.filter.min_size = Some(1 << 40);
     let pages = Kept::default();
     pruned(&fleet, &cx, whole(true), &pages).await;
-    assert_eq!(sum(&pages).extra, 0);
+    assert_eq!(sum(&pages).extraneous, 0);
     fleet.end().await;
 }
 
@@ -190,19 +190,19 @@ async fn a_prune_that_is_stopped_anywhere_goes_on_without_counting_twice() {
         let cursor = Some(Cursor { after: after.clone(), skip_contents: false });
         let rest = Kept::default();
         pruned(&fleet, &cx, (RelPath::root(), cursor, false), &rest).await;
-        seen.push(sum(&rest).seen);
+        seen.push(sum(&rest).checked);
         if !after.is_root() {
             let (skip, inside) = (Kept::default(), Kept::default());
             let cursor = Some(Cursor { after: after.clone(), skip_contents: true });
             pruned(&fleet, &cx, (RelPath::root(), cursor, false), &skip).await;
             let start = Some(Cursor { after: after.clone(), skip_contents: false });
             pruned(&fleet, &cx, (after, start, false), &inside).await;
-            assert_eq!(sum(&rest).seen, sum(&skip).seen + sum(&inside).seen, "{dir}");
+            assert_eq!(sum(&rest).checked, sum(&skip).checked + sum(&inside).checked, "{dir}");
         }
     }
     let whole_tree = Kept::default();
     pruned(&fleet, &cx, whole(false), &whole_tree).await;
-    assert_eq!((sum(&whole_tree).seen, sum(&whole_tree).extra), (all, MANY_EXTRA));
+    assert_eq!((sum(&whole_tree).checked, sum(&whole_tree).extraneous), (all, MANY_EXTRA));
     // The root's own names are `a`, `d` and `m`; `m` has 30 of which 3 are extra, each with 10 files.
     assert_eq!(seen[0], all - 3);
     assert_eq!(seen[3], seen[2] - 30 - 30);
@@ -247,7 +247,10 @@ async fn very_much_that_is_extra_in_one_directory_is_told_page_by_page_and_count
     let pages = Kept::default();
     let (end, _) = pruned(&fleet, &cx, whole(true), &pages).await;
     let seen = before.len() as u64 + 5001;
-    assert_eq!((end, sum(&pages)), (ScanEnd::Reported, Pruned { seen, extra: 5001, bytes: 0 }));
+    assert_eq!(
+        (end, sum(&pages)),
+        (ScanEnd::Reported, PruneReport { checked: seen, extraneous: 5001, bytes: 0 })
+    );
     assert_eq!((deleted(&pages).len(), names(&fleet)), (5001, before));
     let pages = pages.pages.into_inner();
     assert!(pages.len() >= 3 && pages.iter().all(|page| page.records.len() < 2 * 4096));
@@ -255,7 +258,7 @@ async fn very_much_that_is_extra_in_one_directory_is_told_page_by_page_and_count
     for page in pages.iter().filter(|page| !page.records.is_empty() && page.next.is_some()) {
         let Some(TaskSpec::Prune { cursor, .. }) = &page.next else { panic!("{:?}", page.next) };
         let behind = cursor.as_ref().is_some_and(|c| c.after.as_bytes() == b"d");
-        assert_eq!(page.pruned == Some(Pruned::default()), !behind);
+        assert_eq!(page.pruned == Some(PruneReport::default()), !behind);
     }
     fleet.end().await;
 }
@@ -268,16 +271,16 @@ async fn subtrees_are_given_away_when_asked_and_found_there() {
     // Deleting begins with a page; its reply asks for subtrees.
     pruned(&fleet, &cx, whole(true), &pages).await;
     let given: Vec<RelPath> =
-        pages.pages.lock().iter().flat_map(|page| page.spawn.clone()).collect();
+        pages.pages.lock().iter().flat_map(|page| page.subtrees.clone()).collect();
     assert_eq!(given, ["d", "m"].map(|dir| RelPath::new(dir).unwrap()));
     let mut total = sum(&pages);
     for dir in given {
         let rest = Kept::default();
         pruned(&fleet, &cx, (dir, None, true), &rest).await;
-        total.seen += sum(&rest).seen;
-        total.extra += sum(&rest).extra;
+        total.checked += sum(&rest).checked;
+        total.extraneous += sum(&rest).extraneous;
     }
-    assert_eq!((total.seen, total.extra), (all, MANY_EXTRA));
+    assert_eq!((total.checked, total.extraneous), (all, MANY_EXTRA));
     let at_source = fleet.manifest(None).entries;
     let at_source: Vec<String> = at_source.iter().skip(1).map(|e| e.path.to_string()).collect();
     assert_eq!(names(&fleet), at_source);
@@ -292,7 +295,7 @@ async fn nothing_is_deleted_before_the_master_has_seen_what_the_source_root_is()
     let (end, _) = pruned(&fleet, &cx, whole(true), &pages).await;
     let first: ScanPage = pages.last();
     assert_eq!((end, names(&fleet).len()), (ScanEnd::Reported, before.len()));
-    assert!(first.root.is_some() && first.pruned == Some(Pruned::default()));
+    assert!(first.root.is_some() && first.pruned == Some(PruneReport::default()));
     fs::remove_dir_all(fleet.src()).unwrap();
     fs::create_dir(fleet.src()).unwrap();
     let empty = fleet.context(&["src"]);

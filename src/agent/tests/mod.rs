@@ -9,11 +9,11 @@ use super::{copy, publish, range};
 use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate, Until};
 use crate::fs::is_ours;
 use crate::util::shutdown::Shutdown;
-use crate::wire::manifest::{Kind, Manifest, merge_ranges};
+use crate::wire::manifest::{EntryKind, Manifest, merge_ranges};
 use crate::wire::options::{Preserve, SyncOptions};
 use crate::wire::sync::ErrorClass;
-use crate::wire::task::{Assignment, Blob, PoolMember, TaskReport, TaskSpec, WorkItem};
-use crate::wire::ticket::{Claims, Deletion, PrunePermit, Signer};
+use crate::wire::task::{Assignment, Base64Bytes, PoolMember, TaskReport, TaskSpec, WorkItem};
+use crate::wire::ticket::{Claims, DeleteGrant, PrunePermit, Signer};
 use crate::wire::worker::{Endpoint, WorkerStatus};
 use crate::wire::{Digest, RelPath};
 use std::collections::BTreeSet;
@@ -122,10 +122,10 @@ impl Fleet {
             expires: NOW + 900,
             rules: self.options.write_rules(),
             prune: match task {
-                TaskSpec::Prune { apply: true, .. } => Some(PrunePermit::Delete(Deletion {
-                    grant: 1,
-                    allowance: self.allowance,
-                    receiver: String::new(),
+                TaskSpec::Prune { apply: true, .. } => Some(PrunePermit::Delete(DeleteGrant {
+                    grant_id: 1,
+                    max_entries: self.allowance,
+                    incarnation: String::new(),
                 })),
                 TaskSpec::Prune { .. } => Some(PrunePermit::Count),
                 _ => None,
@@ -197,9 +197,9 @@ impl Fleet {
 }
 
 fn copy_task(manifest: &Manifest) -> TaskSpec {
-    let dirs = manifest.dir_entries();
+    let dirs = manifest.dir_count();
     let files = manifest.entries.len() as u64 - dirs;
-    TaskSpec::Copy { files, dirs, bytes: manifest.bytes() }
+    TaskSpec::Copy { files, dirs, bytes: manifest.content_bytes() }
 }
 
 /// Executes a copy of `manifest` with worker `a`; what it reports and who wrote.
@@ -316,12 +316,12 @@ async fn a_peer_that_is_away_is_passed_over_and_all_away_fail_the_task() {
     let (done, _) = copied(&fleet, &cx, &manifest).await;
     let message = done.message.unwrap();
     assert!(!done.success && message.contains("worker away cannot be reached"), "{message}");
-    assert!(!done.report.handed_back, "it was tried");
+    assert!(!done.report.returned, "it was tried");
     assert_eq!(counts(&done.report), [0; 6]);
     fleet.members.clear();
     let (done, _) = copied(&fleet, &cx, &manifest).await;
     assert!(done.message.unwrap().contains("no worker that holds the destination"));
-    assert!(!done.success && done.report.handed_back, "a master that knows nobody yet");
+    assert!(!done.success && done.report.returned, "a master that knows nobody yet");
     fleet.end().await;
 }
 
@@ -406,7 +406,7 @@ async fn ranges_by_two_receivers_become_one_file_with_its_ordinary_digest() {
         wrote.extend(writers.list().iter().map(ToString::to_string));
     }
     assert_eq!(wrote.into_iter().collect::<Vec<_>>(), ["r0", "r1"]);
-    let chain = Blob(values.iter().flat_map(|v| v.0).collect());
+    let chain = Base64Bytes(values.iter().flat_map(|v| v.0).collect());
     let commit = TaskSpec::Commit { range_length: length, chain, in_place: false };
     for _ in 0..2 {
         let done = at_destination(&fleet, commit.clone(), manifest.clone()).await;
@@ -436,7 +436,7 @@ async fn a_file_of_which_a_range_never_came_is_not_published() {
     let (done, _) = ranged(&fleet, &cx, &manifest, (0, length)).await;
     let first = done.report.digest.unwrap();
     // As if the second range, which holds the same bytes, had come as well.
-    let chain = Blob([first.0, first.0].concat());
+    let chain = Base64Bytes([first.0, first.0].concat());
     let commit = TaskSpec::Commit { range_length: length, chain, in_place: false };
     let done = at_destination(&fleet, commit, manifest.clone()).await;
     assert!(!done.success || !done.report.failures.is_empty(), "{done:?}");
@@ -452,7 +452,7 @@ async fn a_source_that_became_another_version_takes_the_place_of_the_file() {
     let cx = fleet.context(&["src"]);
     fleet.write("f", &vec![2; 4 * MIB]);
     let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
-    let Some(WorkItem::Large { size, manifest: now, .. }) = done.report.replace else {
+    let Some(WorkItem::Large { size, manifest: now, .. }) = done.report.replacement else {
         panic!("{done:?}")
     };
     let now = Manifest::decode(&now.0).unwrap();
@@ -460,11 +460,11 @@ async fn a_source_that_became_another_version_takes_the_place_of_the_file() {
     assert_eq!(now.entries, fleet.manifest(Some("f")).entries);
     fleet.write("f", b"small");
     let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
-    assert!(matches!(done.report.replace, Some(WorkItem::Copy { files: 1, bytes: 5, .. })));
+    assert!(matches!(done.report.replacement, Some(WorkItem::Copy { files: 1, bytes: 5, .. })));
     fs::remove_file(fleet.src().join("f")).unwrap();
     let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
     assert_eq!(done.report.failures[0].class, ErrorClass::Vanished);
-    assert_eq!(done.report.replace, None);
+    assert_eq!(done.report.replacement, None);
     fs::create_dir(fleet.src().join("f")).unwrap();
     let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
     assert_eq!(done.report.failures[0].class, ErrorClass::Changed);
@@ -479,7 +479,7 @@ async fn temporary_files_of_a_batch_that_nobody_brings_any_more_are_removed() {
     let cx = fleet.context(&["dst"]);
     let ticket = fleet.assignment(TaskSpec::Discard).ticket;
     let (_, target) = cx.roots.admit(&cx.gate, &ticket).unwrap();
-    for entry in manifest.entries.iter().filter(|e| matches!(e.kind, Kind::File { .. })) {
+    for entry in manifest.entries.iter().filter(|e| matches!(e.kind, EntryKind::File { .. })) {
         // As if the agent had been killed at its second try.
         std::mem::forget(target.create(entry, 2).unwrap());
     }
@@ -510,7 +510,7 @@ async fn a_part_file_that_will_not_be_published_is_removed() {
         assert!(names().is_empty());
     }
     // Without its part file a commit fails, and says so of its file.
-    let chain = Blob([Digest([0; 32]).0; 3].concat());
+    let chain = Base64Bytes([Digest([0; 32]).0; 3].concat());
     let commit = TaskSpec::Commit { range_length: MIB as u64, chain, in_place: false };
     let done = at_destination(&fleet, commit, manifest).await;
     assert_eq!(done.report.failures[0].path.0, b"f");

@@ -6,7 +6,7 @@
 //! paths, because a home directory may be shared by hosts that mount other things there.
 
 use super::name_key::state_dir;
-use crate::util::private;
+use crate::util::private_files;
 use crate::wire::AbsPath;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -64,7 +64,7 @@ impl LastRun {
     /// # Errors
     /// There is a record, and it can't be read, is damaged or belongs to another user.
     pub(super) fn file_system(&self) -> Result<Option<String>, String> {
-        let text = match private::read(&self.path(), MAX_RECORD_BYTES) {
+        let text = match private_files::read_file(&self.path(), MAX_RECORD_BYTES) {
             Ok(text) => text,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(None);
@@ -85,8 +85,8 @@ impl LastRun {
     /// It can't be written.
     pub(super) fn record(&self, file_system: &str) -> std::io::Result<()> {
         let record = Record { file_system: file_system.to_owned(), ..self.record.clone() };
-        let temporary = self.dir.join(format!(".{}", crate::util::name::unique()));
-        private::replace_by(&self.path(), &temporary, &serde_json::to_vec(&record)?)?;
+        let temporary = self.dir.join(format!(".{}", crate::util::unique_id::generate_id()));
+        private_files::replace_file_via(&self.path(), &temporary, &serde_json::to_vec(&record)?)?;
         self.remove_oldest(MAX_RECORDS)
     }
 
@@ -145,7 +145,7 @@ mod tests {
         let (one, two) = (pair(state.path(), "/one"), pair(state.path(), "/two"));
         two.record("1:a").unwrap();
         for damage in ["", "{\"host\":", "null"] {
-            private::replace(&one.path(), damage.as_bytes()).unwrap();
+            private_files::replace_file(&one.path(), damage.as_bytes()).unwrap();
             assert!(one.file_system().is_err(), "{damage}");
         }
         std::fs::copy(two.path(), one.path()).unwrap();

@@ -17,14 +17,14 @@ use super::sync::tell_end;
 use super::wait::{Waited, Waiter};
 use super::{Context, out, progress, service, signals};
 use crate::client::{ClientOptions, MasterClient};
-use crate::config::agent::{DEFAULT_BUFFER_MEMORY, default_slots};
+use crate::config::agent::{DEFAULT_BUFFER_MEMORY_BYTES, default_slots};
 use crate::config::{AgentConfig, Env, LogConfig, load_master};
 use crate::master::Master;
 use crate::scheduler::pair_record;
 use crate::store::{Acquired, Batch, Candidate, EmbeddedStore, Location, Store};
 use crate::wire::RequestId;
 use crate::wire::options::SyncOptions;
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use crate::wire::sync::SyncState;
 use crate::wire::worker::Endpoint;
 use jiff::Timestamp;
@@ -134,7 +134,7 @@ impl Memory {
             Err(why) if mirror => {
                 let file = last_run.path();
                 let name = file.as_os_str().as_encoded_bytes();
-                let shown = show(name);
+                let shown = escape_bytes(name);
                 return Err(Failure::new(format!(
                     "cannot read {shown}, the record of the file system of SRC at the last run: {why}"
                 ))
@@ -157,7 +157,10 @@ impl Memory {
         for file_system in completed.filter_map(|seen| seen.source_file_system.as_deref()) {
             if let Err(e) = last_run.record(file_system) {
                 let file = last_run.path();
-                self.tell_lost(&format!("{}: {e}", show(file.as_os_str().as_encoded_bytes())));
+                self.tell_lost(&format!(
+                    "{}: {e}",
+                    escape_bytes(file.as_os_str().as_encoded_bytes())
+                ));
             }
         }
     }
@@ -220,7 +223,7 @@ impl Services {
     /// last run.
     async fn start(paths: &Paths, known: Option<&str>) -> Result<Services, Failure> {
         let failed = |e: anyhow::Error| service::failed(&e);
-        let mut config = load_master(None, &Env::none())?.config;
+        let mut config = load_master(None, &Env::empty())?.config;
         config.listen.set_port(0);
         // Somebody sits before it and can make room and start it again.
         config.limits.no_space_timeout = Duration::ZERO;
@@ -305,7 +308,7 @@ fn agent_config(master: &Master, paths: &Paths) -> Result<AgentConfig, Failure> 
         drain_timeout: STOP,
         slots: default_slots(),
         bwlimit: None,
-        buffer_memory: DEFAULT_BUFFER_MEMORY,
+        buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
         direct_io: false,
         data_dir: None,
         log: LogConfig::default(),
@@ -318,7 +321,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_master_of_a_copy_serves_nobody_who_does_not_know_its_url() {
-        let mut config = load_master(None, &Env::none()).unwrap().config;
+        let mut config = load_master(None, &Env::empty()).unwrap().config;
         config.listen.set_port(0);
         let stop = CancellationToken::new();
         let store = EmbeddedStore::open(Location::Memory).unwrap();

@@ -3,8 +3,8 @@
 
 use super::Failure;
 use crate::config::Env;
-use crate::util::private;
-use crate::wire::options::NameKey;
+use crate::util::private_files;
+use crate::wire::options::PartNameKey;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ const LENGTH: usize = 32;
 ///
 /// # Errors
 /// The system has no randomness.
-pub(super) fn read_or_make() -> Result<NameKey, Failure> {
+pub(super) fn read_or_make() -> Result<PartNameKey, Failure> {
     let mut fresh = [0; LENGTH];
     aws_lc_rs::rand::fill(&mut fresh)
         .map_err(|_| Failure::new("cannot get random bytes from the system".to_owned()))?;
@@ -26,7 +26,7 @@ pub(super) fn read_or_make() -> Result<NameKey, Failure> {
         tracing::warn!("part files of killed copies are not continued: {e}");
         fresh
     });
-    Ok(NameKey(kept))
+    Ok(PartNameKey(kept))
 }
 
 /// `$XDG_STATE_HOME/longhaul`, or where the daemons keep their state.
@@ -44,9 +44,9 @@ fn read_or_keep(dir: &Path, fresh: &[u8; LENGTH]) -> io::Result<[u8; LENGTH]> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         other => return other,
     }
-    private::create_dir(dir)?;
+    private_files::create_dir(dir)?;
     let new = dir.join(format!("{FILE_NAME}.{}.new", std::process::id()));
-    let linked = private::create(&new).and_then(|mut out| {
+    let linked = private_files::create_file(&new).and_then(|mut out| {
         out.write_all(fresh)?;
         out.sync_all()?;
         std::fs::hard_link(&new, &file)
@@ -59,7 +59,7 @@ fn read_or_keep(dir: &Path, fresh: &[u8; LENGTH]) -> io::Result<[u8; LENGTH]> {
 }
 
 fn read(file: &Path) -> io::Result<[u8; LENGTH]> {
-    let bytes = private::read(file, LENGTH as u64 + 1)?;
+    let bytes = private_files::read_file(file, LENGTH as u64 + 1)?;
     <[u8; LENGTH]>::try_from(bytes).map_err(|_| {
         let why = format!("{} is not a key of {LENGTH} bytes: remove it", file.display());
         io::Error::new(io::ErrorKind::InvalidData, why)

@@ -6,7 +6,7 @@ use crate::cli::failure::Failure;
 use crate::cli::shell::shell_word;
 use crate::fs::{Cause, FsError, Misfit, RootKind, Side};
 use crate::wire::AbsPath;
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -89,7 +89,7 @@ fn names_directory(path: &Path) -> bool {
 /// A file would get the name that was meant for a directory to put it into.
 fn no_directory(destination: &Path, source: &Path) -> Failure {
     let into = destination.join(source.file_name().unwrap_or_default());
-    let dir = show(destination.as_os_str().as_bytes());
+    let dir = escape_bytes(destination.as_os_str().as_bytes());
     Failure::usage(format!("SRC is a file, and DST {dir} is not an existing directory")).hinted(
         format!(
             "DST is the file's new path, e.g. {} (directories above it are made)",
@@ -140,7 +140,7 @@ fn nearest(path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
             }
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 if head.symlink_metadata().is_ok() {
-                    let shown = show(head.as_os_str().as_bytes());
+                    let shown = escape_bytes(head.as_os_str().as_bytes());
                     return Err(Failure::usage(format!(
                         "DST: {shown} is a symbolic link that leads nowhere"
                     )));
@@ -162,14 +162,14 @@ fn nearest(path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
 
 fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|e| {
-        let shown = show(path.as_os_str().as_bytes());
+        let shown = escape_bytes(path.as_os_str().as_bytes());
         Failure::usage(format!("{what} `{shown}`: {e}"))
     })
 }
 
 fn abs(what: &str, path: &Path) -> Result<AbsPath, Failure> {
     let raw = path.as_os_str().as_bytes();
-    AbsPath::new(raw).map_err(|e| Failure::usage(format!("{what} `{}` {e}", show(raw))))
+    AbsPath::new(raw).map_err(|e| Failure::usage(format!("{what} `{}` {e}", escape_bytes(raw))))
 }
 
 fn looked(side: Side, path: &Path, e: &std::io::Error) -> Failure {

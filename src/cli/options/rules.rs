@@ -4,7 +4,7 @@ use super::super::failure::Failure;
 use super::super::names;
 use crate::cli::shell::shell_word;
 use crate::fs::trim_pattern;
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 use std::path::PathBuf;
@@ -107,7 +107,7 @@ impl Rules {
                         Failure::usage(format!(
                             "line {} of the filter rules {} is not UTF-8",
                             line.count(),
-                            show(path.as_os_str().as_encoded_bytes())
+                            escape_bytes(path.as_os_str().as_encoded_bytes())
                         ))
                         .hinted(
                             "`*` stands for any characters, also for those that can't be written",
@@ -154,7 +154,7 @@ fn of_pattern(include: bool, pattern: &str) -> Result<String, Failure> {
         return Err(Failure::usage(format!("{option} has an empty pattern")));
     }
     if let Some(rest) = pattern.strip_prefix('!') {
-        let shown = show(rest.as_bytes());
+        let shown = escape_bytes(rest.as_bytes());
         return Err(Failure::usage(format!("{option} '!{shown}' both includes and excludes"))
             .hinted(format!(
                 "write {other} {}, or {option} {} where the name begins with `!`",

@@ -47,7 +47,7 @@ fn flags(all: &[(bool, &str)]) -> Vec<String> {
 fn metadata(options: &SyncOptions) -> Vec<String> {
     let mut words = Vec::new();
     if !options.preserve.is_all() {
-        let kept = options.preserve.words();
+        let kept = options.preserve.names();
         let list = if options.preserve == Preserve::NONE { "none".into() } else { kept.join(",") };
         words.extend(["--preserve".to_owned(), list]);
     }

@@ -7,7 +7,7 @@ use crate::cli::out::clean;
 use crate::cli::table::shown_id;
 use crate::util::units;
 use crate::wire::RequestId;
-use crate::wire::sync::{Phase, SyncProgress, SyncState};
+use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use std::time::Instant;
@@ -126,10 +126,12 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
             .collect();
     }
     let sent = sync.transferred_bytes + sync.bytes_skipped;
-    let rate = sync.rate.map_or_else(|| "-".to_owned(), |rate| units::rate(rate as f64));
-    let elapsed = units::duration(std::time::Duration::from_secs(pace.watched(at).as_secs()));
-    let amounts =
-        |least| format!("{} / {least}{}", units::bytes(sent), units::bytes(sync.total_bytes));
+    let rate = sync.rate.map_or_else(|| "-".to_owned(), |rate| units::format_rate(rate as f64));
+    let elapsed =
+        units::format_duration(std::time::Duration::from_secs(pace.watched(at).as_secs()));
+    let amounts = |least| {
+        format!("{} / {least}{}", units::format_bytes(sent), units::format_bytes(sync.total_bytes))
+    };
     let elapsed = (4, format!("elapsed {elapsed}"));
     let first = match percent(sync) {
         None => {
@@ -139,7 +141,7 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
         }
         Some(share) => {
             let left = sync.eta_seconds.map(std::time::Duration::from_secs);
-            let eta = left.map(|left| (1, format!("ETA {}", units::duration(left))));
+            let eta = left.map(|left| (1, format!("ETA {}", units::format_duration(left))));
             let parts = [(0, format!("{share:5.1} %")), (3, amounts("")), (2, rate)];
             let parts: Vec<_> = parts.into_iter().chain(eta).chain([elapsed]).collect();
             let tail = fit(&parts, width.saturating_sub(chars(&name) + 2));
@@ -155,29 +157,30 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
     let least = if sync.scan_done { "" } else { "≥ " };
     let mut second = format!(
         "    files {} / {least}{} ({} skipped, {} failed)",
-        units::count(sync.files_done + sync.files_skipped),
-        units::count(sync.files_total),
-        units::count(sync.files_skipped),
-        units::count(sync.failures()),
+        units::format_count(sync.files_done + sync.files_skipped),
+        units::format_count(sync.files_total),
+        units::format_count(sync.files_skipped),
+        units::format_count(sync.failure_count()),
     );
     second.push_str(match sync.phase {
-        Phase::Verifying => "   reading it back",
-        Phase::Pruning if sync.options.dry_run => "   counting what would be deleted",
-        Phase::Pruning => "   deleting what the source does not have",
-        Phase::Flushing => "   putting it on stable storage",
+        SyncPhase::Verifying => "   reading it back",
+        SyncPhase::Pruning if sync.options.dry_run => "   counting what would be deleted",
+        SyncPhase::Pruning => "   deleting what the source does not have",
+        SyncPhase::Flushing => "   putting it on stable storage",
         _ => "",
     });
     if sync.options.dry_run {
         second.push_str("   (dry run)");
     }
     if sync.retries > 0 {
-        second.push_str(&format!("   {} retried", units::counted(sync.retries, "task", "tasks")));
+        second.push_str(&format!("   {} retried", units::pluralize(sync.retries, "task", "tasks")));
     }
     let mut lines = vec![head(&first, width), head(&second, width)];
     if let Some(still) = pace.stalled(sync, at) {
         let why = why.unwrap_or_else(|| "no byte moved".to_owned());
         let still = std::time::Duration::from_secs(still.as_secs());
-        lines.extend(below(&format!("stalled for {}: {why}", units::duration(still)), width));
+        lines
+            .extend(below(&format!("stalled for {}: {why}", units::format_duration(still)), width));
     } else if let Some(why) = why {
         lines.extend(below(&why, width));
     }
@@ -258,15 +261,15 @@ mod tests {
             lines(&sync, 200)[1].clone()
         };
         for (phase, dry_run, told) in [
-            (Phase::Verifying, false, "reading it back"),
-            (Phase::Pruning, false, "deleting what the source does not have"),
-            (Phase::Pruning, true, "counting what would be deleted"),
-            (Phase::Flushing, false, "stable storage"),
-            (Phase::Transferring, true, "(dry run)"),
+            (SyncPhase::Verifying, false, "reading it back"),
+            (SyncPhase::Pruning, false, "deleting what the source does not have"),
+            (SyncPhase::Pruning, true, "counting what would be deleted"),
+            (SyncPhase::Flushing, false, "stable storage"),
+            (SyncPhase::Transferring, true, "(dry run)"),
         ] {
             assert!(of(phase, dry_run).contains(told), "{phase:?}: {}", of(phase, dry_run));
         }
-        assert!(of(Phase::Transferring, false).ends_with("0 failed)"));
+        assert!(of(SyncPhase::Transferring, false).ends_with("0 failed)"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::io::IsTerminal;
 /// Something that a watcher may want to see.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A sync was looked at; its [`Pace`] has seen it.
+    /// A sync was looked at; its [`Limiters`] has seen it.
     Seen(&'a SyncProgress, &'a Pace),
     /// Somebody wants to see a line now (SIGUSR1).
     Asked(&'a SyncProgress, &'a Pace),

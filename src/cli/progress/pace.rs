@@ -58,7 +58,7 @@ pub fn percent(sync: &SyncProgress) -> Option<f64> {
     if !sync.scan_done {
         return None;
     }
-    if sync.state == SyncState::Completed && sync.failures() == 0 {
+    if sync.state == SyncState::Completed && sync.failure_count() == 0 {
         return Some(100.0);
     }
     let (done, total) = if sync.total_bytes > 0 {
@@ -78,7 +78,7 @@ fn counters(sync: &SyncProgress) -> [u64; 7] {
     [
         sync.transferred_bytes,
         sync.files_done + sync.files_skipped,
-        sync.dirs_done + sync.failures(),
+        sync.dirs_done + sync.failure_count(),
         sync.files_total + sync.dirs_total,
         sync.retries,
         // A second pass that reads back, and a deletion, move nothing else.

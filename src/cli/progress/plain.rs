@@ -4,7 +4,7 @@ use super::pace::percent;
 use super::{Event, Monitor, Pace};
 use crate::cli::out::clean;
 use crate::wire::RequestId;
-use crate::wire::sync::{Phase, SyncProgress, SyncState};
+use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const SHARE: f64 = 5.0;
 struct Said {
     at: Instant,
     state: SyncState,
-    phase: Phase,
+    phase: SyncPhase,
     reason: Option<String>,
     percent: f64,
 }
@@ -82,13 +82,13 @@ pub(in crate::cli) fn line(
     now: Timestamp,
 ) -> String {
     let phase = match sync.phase {
-        Phase::Waiting => "WAITING",
-        Phase::Scanning => "SCANNING",
-        Phase::Transferring => "TRANSFERRING",
-        Phase::Verifying => "VERIFYING",
-        Phase::Pruning => "PRUNING",
-        Phase::Flushing => "FLUSHING",
-        Phase::Done => "DONE",
+        SyncPhase::Waiting => "WAITING",
+        SyncPhase::Scanning => "SCANNING",
+        SyncPhase::Transferring => "TRANSFERRING",
+        SyncPhase::Verifying => "VERIFYING",
+        SyncPhase::Pruning => "PRUNING",
+        SyncPhase::Flushing => "FLUSHING",
+        SyncPhase::Done => "DONE",
     };
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let least = if sync.scan_done { "" } else { "≥" };
@@ -105,7 +105,7 @@ pub(in crate::cli) fn line(
         sync.files_done + sync.files_skipped,
         sync.files_total,
         sync.files_skipped,
-        sync.failures(),
+        sync.failure_count(),
         sync.retries,
     );
     if let Some(still) = pace.stalled(sync, at) {
@@ -131,7 +131,7 @@ mod tests {
     fn scanning() -> SyncProgress {
         SyncProgress {
             state: SyncState::Progress,
-            phase: Phase::Scanning,
+            phase: SyncPhase::Scanning,
             transferred_bytes: 10,
             bytes_skipped: 5,
             total_bytes: 90,
@@ -178,7 +178,7 @@ mod tests {
         let id = |line: &str| line.split(' ').nth(1).unwrap().to_owned();
         let mut plain = Plain::new(Box::new(move |line| sink.lock().push(id(line))));
         let one = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
-        let two = SyncProgress { phase: Phase::Flushing, ..sample::sync("two") };
+        let two = SyncProgress { phase: SyncPhase::Flushing, ..sample::sync("two") };
         let pace = Pace::new(&one, Instant::now());
         for _ in 0..3 {
             plain.event(Event::Seen(&one, &pace), now());
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(see(&sync), 1);
         assert_eq!(see(&SyncProgress { transferred_bytes: 50, ..sync.clone() }), 1);
         assert_eq!(see(&SyncProgress { transferred_bytes: 60, ..sync.clone() }), 2);
-        assert_eq!(see(&SyncProgress { phase: Phase::Flushing, ..sync.clone() }), 3);
+        assert_eq!(see(&SyncProgress { phase: SyncPhase::Flushing, ..sync.clone() }), 3);
         assert_eq!(see(&SyncProgress { state: SyncState::Completed, ..sync }), 4);
     }
 }

@@ -36,7 +36,7 @@ fn id() -> RequestId {
     "run42".parse().unwrap()
 }
 
-fn record_of(path: &[u8], state: FileState, action: Option<Action>) -> FileRecord {
+fn record_of(path: &[u8], state: FileState, action: Option<EntryAction>) -> FileRecord {
     let path = crate::wire::BytePath(path.to_vec());
     FileRecord { path, state, action, bytes: 1234, digest: None, message: None }
 }
@@ -49,7 +49,7 @@ fn formed(form: fn(&FileRecord, &mut Vec<u8>), record: &FileRecord) -> Vec<u8> {
 
 #[test]
 fn a_record_is_a_line_whatever_its_name() {
-    let odd = record_of(b"a\n\xff\x1b b", FileState::Done, Some(Action::Create));
+    let odd = record_of(b"a\n\xff\x1b b", FileState::Done, Some(EntryAction::Create));
     assert_eq!(formed(row, &odd), b"done     create              1234  a\\#012\\#377\\#033 b\n");
     assert_eq!(formed(item, &odd), b"create    a\\#012\\#377\\#033 b\n");
     assert_eq!(formed(name, &odd), b"a\n\xff\x1b b\0");
@@ -57,11 +57,11 @@ fn a_record_is_a_line_whatever_its_name() {
     assert_eq!(formed(row, &root), b"failed   -                   1234  .\n");
     assert_eq!(formed(item, &root), b"failed    .\n");
     assert_eq!(formed(name, &root), b".\0");
-    let gone = record_of(b"x", FileState::Deleted, Some(Action::Delete));
+    let gone = record_of(b"x", FileState::Deleted, Some(EntryAction::Delete));
     assert_eq!(formed(item, &gone), b"delete    x\n");
-    let same = record_of(b"x", FileState::Skipped, Some(Action::Skip));
+    let same = record_of(b"x", FileState::Skipped, Some(EntryAction::Skip));
     assert_eq!(formed(item, &same), b"", "no news");
-    let repaired = record_of(b"x", FileState::Skipped, Some(Action::Metadata));
+    let repaired = record_of(b"x", FileState::Skipped, Some(EntryAction::Metadata));
     assert_eq!(formed(item, &repaired), b"metadata  x\n");
 }
 

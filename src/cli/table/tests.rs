@@ -153,9 +153,9 @@ fn workers_show_their_storage_and_why_they_get_nothing() {
 
 #[test]
 fn a_worker_that_lacks_something_or_is_drained_says_so() {
-    use crate::wire::worker::{Drained, UnavailableEndpoint, UnavailablePath, WorkerState};
+    use crate::wire::worker::{DrainInfo, UnavailableEndpoint, UnavailablePath, WorkerState};
     let since = "2026-02-03T14:00:00Z".parse().unwrap();
-    let drained = Some(Drained { by: Some("ann".into()), reason: None, since });
+    let drained = Some(DrainInfo { by: Some("ann".into()), reason: None, since });
     let w = WorkerView { state: WorkerState::Draining, drained, ..sample::worker("st-02", true) };
     let text = worker_record(&w, now());
     assert!(text.contains("State:       DRAINING") && text.contains("Drained:     "), "{text}");
@@ -176,8 +176,8 @@ fn a_worker_that_lacks_something_or_is_drained_says_so() {
 
 #[test]
 fn a_stalled_sync_says_which_task_is_oldest() {
-    use crate::wire::sync::Stalled;
-    let stalled = Some(Stalled {
+    use crate::wire::sync::StallInfo;
+    let stalled = Some(StallInfo {
         since: "2026-02-03T14:00:00Z".parse().unwrap(),
         task: "copy".into(),
         worker_id: Some("st-02".parse().unwrap()),
@@ -199,13 +199,13 @@ fn a_record_has_one_key_a_line() {
 #[test]
 fn a_record_tells_actions_wire_and_options_where_there_are_some() {
     use crate::wire::options::{SyncOptions, Tally};
-    use crate::wire::sync::{Outcome, Phase};
+    use crate::wire::sync::{SyncOutcome, SyncPhase};
     let sync = SyncProgress {
         state: SyncState::Progress,
-        phase: Phase::Verifying,
+        phase: SyncPhase::Verifying,
         sent_bytes: 5,
         verified_files: 2,
-        actions: [(Action::Create, Tally { count: 3, bytes: 1024 })].into(),
+        actions: [(EntryAction::Create, Tally { count: 3, bytes: 1024 })].into(),
         options: SyncOptions { update: true, ..SyncOptions::default() },
         bwlimit: Some(100 << 20),
         ..sample::sync("x")
@@ -223,8 +223,8 @@ fn a_record_tells_actions_wire_and_options_where_there_are_some() {
     }
     let stopped = SyncProgress {
         state: SyncState::Failed,
-        outcome: Some(Outcome::DeleteStopped),
-        phase: Phase::Done,
+        outcome: Some(SyncOutcome::DeleteStopped),
+        phase: SyncPhase::Done,
         ..sample::sync("x")
     };
     let text = record(&stopped, now());

@@ -4,7 +4,7 @@ use super::super::sample;
 use super::*;
 use crate::client::ClientOptions;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Outcome, SyncState};
+use crate::wire::sync::{SyncOutcome, SyncState};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -109,18 +109,18 @@ fn running(id: &str) -> SyncProgress {
     SyncProgress { state: SyncState::Progress, ..sample::sync(id) }
 }
 
-fn ended(id: &str, state: SyncState, outcome: Outcome) -> SyncProgress {
+fn ended(id: &str, state: SyncState, outcome: SyncOutcome) -> SyncProgress {
     SyncProgress { state, outcome: Some(outcome), ..sample::sync(id) }
 }
 
 #[tokio::test]
 async fn waiting_ends_with_every_final_state_and_its_code() {
     for (state, outcome, code) in [
-        (SyncState::Completed, Outcome::Full, 0),
-        (SyncState::Completed, Outcome::Unverified, 23),
-        (SyncState::Failed, Outcome::Partial, 23),
-        (SyncState::Failed, Outcome::VanishedOnly, 24),
-        (SyncState::Cancelled, Outcome::Cancelled, 20),
+        (SyncState::Completed, SyncOutcome::Full, 0),
+        (SyncState::Completed, SyncOutcome::Unverified, 23),
+        (SyncState::Failed, SyncOutcome::Partial, 23),
+        (SyncState::Failed, SyncOutcome::VanishedOnly, 24),
+        (SyncState::Cancelled, SyncOutcome::Cancelled, 20),
     ] {
         let stage = Stage::set(Box::new(move |n, _| match n {
             0 => body(&running("x")),
@@ -160,7 +160,7 @@ async fn a_sync_that_was_deleted_and_made_anew_is_not_the_one_waited_for() {
 async fn an_id_that_never_existed_is_not_found_and_the_others_are_waited_for() {
     let script = |_, line: &str| match line.contains("/sync/no ") {
         true => gone(),
-        false => body(&ended("yes", SyncState::Completed, Outcome::Full)),
+        false => body(&ended("yes", SyncState::Completed, SyncOutcome::Full)),
     };
     let stage = Stage::set(Box::new(script)).await;
     let waited = stage.wait(&["no", "yes"], false, &until(), &mut quiet()).await.0.unwrap();
@@ -174,7 +174,7 @@ async fn a_master_that_is_away_for_a_moment_is_waited_for_and_that_is_told() {
         0 => body(&running("x")),
         // The client tries a broken connection once more by itself.
         1 | 2 => None,
-        _ => body(&ended("x", SyncState::Completed, Outcome::Full)),
+        _ => body(&ended("x", SyncState::Completed, SyncOutcome::Full)),
     };
     let stage = Stage::set(Box::new(script)).await;
     let (waited, notes) = stage.wait(&["x"], false, &until(), &mut quiet()).await;
@@ -231,7 +231,7 @@ async fn an_interrupt_cancels_where_that_is_asked_for() {
             return body(&running("x"));
         }
         match line.starts_with("POST /sync/x/cancel ") {
-            true => body(&ended("x", SyncState::Cancelled, Outcome::Cancelled)),
+            true => body(&ended("x", SyncState::Cancelled, SyncOutcome::Cancelled)),
             false => body(&running("x")),
         }
     }))
@@ -273,7 +273,7 @@ async fn a_master_that_is_away_twice_is_waited_for_twice() {
     let script = |n, _: &str| match n {
         0 | 3 => body(&running("x")),
         1 | 2 | 4 | 5 => None,
-        _ => body(&ended("x", SyncState::Completed, Outcome::Full)),
+        _ => body(&ended("x", SyncState::Completed, SyncOutcome::Full)),
     };
     let stage = Stage::set(Box::new(script)).await;
     let (waited, notes) = stage.wait(&["x"], false, &until(), &mut quiet()).await;
@@ -285,8 +285,8 @@ async fn a_master_that_is_away_twice_is_waited_for_twice() {
 #[tokio::test]
 async fn the_worst_end_counts_also_where_the_first_sync_ended_well() {
     let script = |_, line: &str| match line.contains("/sync/good ") {
-        true => body(&ended("good", SyncState::Completed, Outcome::Full)),
-        false => body(&ended("bad", SyncState::Failed, Outcome::Partial)),
+        true => body(&ended("good", SyncState::Completed, SyncOutcome::Full)),
+        false => body(&ended("bad", SyncState::Failed, SyncOutcome::Partial)),
     };
     for ids in [["good", "bad"], ["bad", "good"]] {
         let stage = Stage::set(Box::new(script)).await;
@@ -298,13 +298,13 @@ async fn the_worst_end_counts_also_where_the_first_sync_ended_well() {
 #[tokio::test]
 async fn of_several_syncs_each_that_transferred_nothing_is_told_and_none_that_failed() {
     let script = |_, line: &str| {
-        let full = |id| ended(id, SyncState::Completed, Outcome::Full);
+        let full = |id| ended(id, SyncState::Completed, SyncOutcome::Full);
         match line.contains("/sync/some ") {
             true => body(&SyncProgress { files_done: 1, ..full("some") }),
             false if line.contains("/sync/none ") => {
                 body(&SyncProgress { files_skipped: 1, ..full("none") })
             }
-            false => body(&ended("bad", SyncState::Failed, Outcome::VanishedOnly)),
+            false => body(&ended("bad", SyncState::Failed, SyncOutcome::VanishedOnly)),
         }
     };
     let stage = Stage::set(Box::new(script)).await;

@@ -10,7 +10,7 @@ fn cpu_time() -> std::time::Duration {
 }
 
 #[test]
-fn hostile_files_get_a_short_answer() {
+fn hostile_files_are_rejected_quickly_with_short_messages() {
     let many: String = (0..50_000).map(|i| format!("key{i}: 1\n")).collect();
     let problems = master(&many).unwrap_err().problems;
     assert_eq!(problems.len(), 101);
@@ -35,16 +35,16 @@ fn hostile_files_get_a_short_answer() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_loading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let findings = Findings::new("f".into());
+    fn any_bytes_load_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let findings = Diagnostics::new("f".into());
         if let Some(root) = source::parse(&bytes, &findings) {
-            AgentsFile::read(&Item::root(&root, &findings), &Env::none(), &findings);
+            AgentsFile::read(&Item::root(&root, &findings), &Env::empty(), &findings);
         }
     }
 
     /// Known keys with values of every kind, in every place.
     #[test]
-    fn no_mix_of_known_keys_and_odd_values_makes_loading_panic(
+    fn known_keys_with_unexpected_values_load_without_a_panic(
         lines in proptest::collection::vec((0usize..4, 0usize..32, 0usize..14), 0..40)
     ) {
         const KEYS: [&str; 32] = [
@@ -61,11 +61,11 @@ proptest! {
         for (depth, key, value) in lines {
             text.push_str(&format!("{}{}: {}\n", "  ".repeat(depth), KEYS[key], VALUES[value]));
         }
-        let findings = Findings::new("f".into());
+        let findings = Diagnostics::new("f".into());
         if let Some(root) = source::parse(text.as_bytes(), &findings) {
             let item = Item::root(&root, &findings);
-            AgentsFile::read(&item, &Env::none(), &findings);
-            MasterConfig::read(&item, &Env::none(), &findings);
+            AgentsFile::read(&item, &Env::empty(), &findings);
+            MasterConfig::read(&item, &Env::empty(), &findings);
         }
         // Secrets aside, what was found can always be shown on one line each.
         let shown: Vec<String> =
@@ -75,16 +75,16 @@ proptest! {
     }
 
     #[test]
-    fn the_shipped_files_with_mistakes_in_them_are_read_or_refused_line_by_line(
-        edits in crate::wire::mutate::edits(),
+    fn edited_shipped_files_are_loaded_or_rejected_with_one_line_messages(
+        edits in crate::wire::fuzz::any_edits(),
     ) {
         for name in ["example_master.yml", "example_agent.yml"] {
             let shipped = std::fs::read(repo_file(name)).unwrap();
-            let findings = Findings::new("f".into());
-            if let Some(root) = source::parse(&crate::wire::mutate::edited(&shipped, &edits), &findings) {
+            let findings = Diagnostics::new("f".into());
+            if let Some(root) = source::parse(&crate::wire::fuzz::apply_edits(&shipped, &edits), &findings) {
                 let item = Item::root(&root, &findings);
-                AgentsFile::read(&item, &Env::none(), &findings);
-                MasterConfig::read(&item, &Env::none(), &findings);
+                AgentsFile::read(&item, &Env::empty(), &findings);
+                MasterConfig::read(&item, &Env::empty(), &findings);
             }
             for problem in findings.into_problems() {
                 let line = problem.to_string();

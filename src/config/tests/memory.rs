@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn memory_for_buffers_is_bounded_and_too_little_is_refused() {
+fn buffer_memory_is_per_worker_and_too_small_values_are_rejected() {
     let text = "master_url: http://m\nbuffer_memory: 64MiB\nworkers:\n  - worker_id: a\n    storage_paths: [/d]\n    \
                 network: {control_plane_address: 10.0.0.1}\n  - worker_id: b\n    storage_paths: [/d]\n    \
                 network: {control_plane_address: 10.0.0.2}\n    \
@@ -13,7 +13,7 @@ fn memory_for_buffers_is_bounded_and_too_little_is_refused() {
     assert_eq!((of("b").buffer_memory, of("b").direct_io), (4 << 20, true));
     let plain = text.replace("buffer_memory: 64MiB\n", "");
     let plain = agent(&plain, Some("a")).unwrap().config;
-    assert_eq!(plain.buffer_memory, crate::config::agent::DEFAULT_BUFFER_MEMORY);
+    assert_eq!(plain.buffer_memory, crate::config::agent::DEFAULT_BUFFER_MEMORY_BYTES);
     let wrong = text.replace(" 4MiB", " 3MiB").replace("true", "sometimes");
     assert_lines(
         &wrong,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::wire::RelPath;
-use crate::wire::manifest::{Ident, Kind, Manifest, Meta};
+use crate::wire::manifest::{EntryKind, FileVersion, Manifest, Meta};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
@@ -26,7 +26,12 @@ fn meta() -> Meta {
 }
 
 fn entry(name: &[u8], size: u64) -> Entry {
-    Entry::new(RelPath::new(name).unwrap(), Kind::File { size }, meta(), Ident::default())
+    Entry::new(
+        RelPath::new(name).unwrap(),
+        EntryKind::File { size },
+        meta(),
+        FileVersion::default(),
+    )
 }
 
 /// All frames of `bytes`, content pieces of one frame joined.
@@ -92,7 +97,7 @@ fn nonsense_is_refused_by_what_is_wrong_with_it() {
 #[test]
 fn a_length_that_lies_allocates_nothing() {
     // 16 MiB are announced, 3 bytes come.
-    let mut bytes = head(FILE, MAX_BYTES).to_vec();
+    let mut bytes = head(FILE, MAX_MANIFEST_BYTES).to_vec();
     bytes.extend_from_slice(b"abc");
     assert_eq!(read_all(&bytes, 64), Err(FrameError::Truncated));
 }
@@ -110,7 +115,7 @@ proptest! {
         contents in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..5),
         size in 1usize..400,
     ) {
-        let table = vec![DirRef { path: RelPath::root(), meta: meta() }];
+        let table = vec![ManifestDir { path: RelPath::root(), meta: meta() }];
         let mut expected = vec![Frame::Dirs(table.clone())];
         let mut bytes = dirs(table);
         for (i, content) in contents.iter().enumerate() {
@@ -153,8 +158,8 @@ proptest! {
     }
 
     #[test]
-    fn frames_that_are_almost_right_never_panic(edits in crate::wire::mutate::edits(), size in 1usize..90) {
-        let mut bytes = dirs(vec![DirRef { path: RelPath::root(), meta: meta() }]);
+    fn frames_that_are_almost_right_never_panic(edits in crate::wire::fuzz::any_edits(), size in 1usize..90) {
+        let mut bytes = dirs(vec![ManifestDir { path: RelPath::root(), meta: meta() }]);
         bytes.extend(file(&entry(b"abc", 3)));
         bytes.extend(content_head(3));
         bytes.extend(b"xyz");
@@ -168,7 +173,7 @@ proptest! {
             length: 7,
             dense: Some(true),
         }));
-        let _ = read_all(&crate::wire::mutate::edited(&bytes, &edits), size);
+        let _ = read_all(&crate::wire::fuzz::apply_edits(&bytes, &edits), size);
     }
 }
 

@@ -1,11 +1,11 @@
 //! Little memory and much to move; and sources that are read past the page cache.
 
 use super::*;
-use crate::config::agent::LEAST_BUFFER_MEMORY;
-use crate::data::asks::BLOCK;
+use crate::config::agent::MIN_BUFFER_MEMORY_BYTES;
+use crate::data::asks::BLOCK_BYTES;
 use crate::data::pool::BUFFER;
 use crate::data::{Buffers, hash_source};
-use crate::wire::content::Hashing;
+use crate::wire::content::HashMode;
 use crate::wire::options::Preserve;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
@@ -42,7 +42,7 @@ async fn bring_all(world: &World, to: &Destination) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_least_memory_all_transfers_of_agents_that_send_to_each_other_end() {
-    let memory = [Buffers::new(LEAST_BUFFER_MEMORY), Buffers::new(LEAST_BUFFER_MEMORY)];
+    let memory = [Buffers::new(MIN_BUFFER_MEMORY_BYTES), Buffers::new(MIN_BUFFER_MEMORY_BYTES)];
     let worlds = [
         World::receiving(memory[0].receiving.clone()).await,
         World::receiving(memory[1].receiving.clone()).await,
@@ -56,8 +56,8 @@ async fn with_the_least_memory_all_transfers_of_agents_that_send_to_each_other_e
             world.write(&format!("large{n}"), &content(12 * MIB - 5, seed + 50 + n));
             // A quarter of its blocks is there.
             let mut old = content(12 * MIB - 5, seed + 50 + n);
-            old.chunks_mut(4 * BLOCK as usize).for_each(|blocks| {
-                let from = blocks.len().min(BLOCK as usize);
+            old.chunks_mut(4 * BLOCK_BYTES as usize).for_each(|blocks| {
+                let from = blocks.len().min(BLOCK_BYTES as usize);
                 blocks[from..].fill(7);
             });
             let there = world.dst().join(format!("large{n}"));
@@ -84,11 +84,11 @@ async fn with_the_least_memory_all_transfers_of_agents_that_send_to_each_other_e
             let (sent, there) = (world.src().join(&name), world.dst().join(&name));
             assert!(fs::read(sent).unwrap() == fs::read(there).unwrap(), "{name:?}");
         }
-        let (half, most) = (LEAST_BUFFER_MEMORY as usize / 2, memory.most());
+        let (half, most) = (MIN_BUFFER_MEMORY_BYTES as usize / 2, memory.most());
         for pool in [&memory.sending, &memory.receiving] {
             assert!((BUFFER..=half).contains(&pool.most()), "{} of {half}", pool.most());
         }
-        assert!(most as u64 <= LEAST_BUFFER_MEMORY);
+        assert!(most as u64 <= MIN_BUFFER_MEMORY_BYTES);
         world.end().await;
     }
 }
@@ -122,7 +122,7 @@ async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_h
         let entry = manifest.entries[0].clone();
         assert!(source.open_source(&entry).unwrap().is_direct(), "/var/tmp must be on a disk");
         let expected = fs::read(world.src().join(name)).unwrap();
-        let digest = hash_source(&source, &entry, Hashing::Whole, &mut one(&plenty())).unwrap();
+        let digest = hash_source(&source, &entry, HashMode::Full, &mut one(&plenty())).unwrap();
         assert_eq!(digest, blake3::hash(&expected).into());
         for to in world.both(&WriteRules::default()) {
             let there = world.dst().join(name);

@@ -211,7 +211,7 @@ proptest::proptest! {
 
     #[test]
     fn whatever_becomes_of_a_pack_on_its_way_what_has_a_name_is_whole(
-        edits in crate::wire::mutate::edits(),
+        edits in crate::wire::fuzz::any_edits(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let world = runtime.block_on(World::new());
@@ -221,7 +221,7 @@ proptest::proptest! {
             body.extend(file_frames(&file_entry(name, 3), name.as_bytes(), &digest));
         }
         body.extend(frame::end(2));
-        let mut frames = FrameReader::new(Script::whole(crate::wire::mutate::edited(&body, &edits)));
+        let mut frames = FrameReader::new(Script::whole(crate::wire::fuzz::apply_edits(&body, &edits)));
         let _ = take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room());
         for name in world.names() {
             proptest::prop_assert_eq!(fs::read_to_string(world.dst().join(&name)).unwrap(), name);

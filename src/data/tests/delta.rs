@@ -2,16 +2,16 @@
 //! nothing is believed that was not read back.
 
 use super::*;
-use crate::data::asks::{BLOCK, BlockValue, WINDOW};
+use crate::data::asks::{BLOCK_BYTES, BlockValue, WINDOW};
 use crate::data::delta::Ranged;
 use crate::data::outcome::Compared;
 use crate::data::read::{Span, hash_blocks};
-use crate::wire::content::Hashing;
+use crate::wire::content::HashMode;
 use std::os::unix::fs::FileExt as _;
 
 const BLOCKS: u64 = 12;
 /// Not a whole number of blocks.
-const SIZE: u64 = BLOCKS * BLOCK - 1000;
+const SIZE: u64 = BLOCKS * BLOCK_BYTES - 1000;
 
 /// What becomes of the only file's range of `mode`.
 async fn bring(
@@ -37,7 +37,7 @@ fn value(offset: u64, content: &[u8]) -> Digest {
 /// Changes one byte of `block` in the file at `path`.
 fn touch(path: &Path, block: u64) {
     let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let at = block * BLOCK + 77;
+    let at = block * BLOCK_BYTES + 77;
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[!byte[0]], at).unwrap();
@@ -63,7 +63,7 @@ async fn only_blocks_that_differ_from_the_older_version_are_sent() {
             touch(&there, block);
         }
         let (got, sent, kept) = bring(&world, &to, (0, SIZE), RangeMode::Delta).await;
-        assert_eq!((sent, kept), (4 * BLOCK - 1000, 8 * BLOCK));
+        assert_eq!((sent, kept), (4 * BLOCK_BYTES - 1000, 8 * BLOCK_BYTES));
         assert_eq!(got, Some(value(0, &new)));
         let (_, entry) = world.only_file();
         world.target().publish_part(&entry, None).unwrap();
@@ -79,7 +79,7 @@ async fn a_shorter_older_version_or_none_is_no_obstacle() {
     world.write("f", &new);
     let there = world.dst().join("f");
     for to in world.both(&WriteRules::default()) {
-        for (had, expected) in [(None, SIZE), (Some(3 * BLOCK + 5), SIZE - 3 * BLOCK)] {
+        for (had, expected) in [(None, SIZE), (Some(3 * BLOCK_BYTES + 5), SIZE - 3 * BLOCK_BYTES)] {
             if let Some(had) = had {
                 write_old(&there, &new[..had as usize]);
             }
@@ -106,7 +106,7 @@ async fn what_a_broken_range_left_in_the_part_file_is_kept() {
         dense: None,
     };
     let mut body = frame::range(&head);
-    for block in new.chunks(BLOCK as usize).take(6) {
+    for block in new.chunks(BLOCK_BYTES as usize).take(6) {
         body.extend(frame::content_head(block.len()));
         body.extend(block);
     }
@@ -118,7 +118,7 @@ async fn what_a_broken_range_left_in_the_part_file_is_kept() {
         stream.shutdown().await.unwrap();
         assert_eq!(streams::answer(&mut stream).await.0, frame::REFUSAL);
         let (got, sent, kept) = bring(&world, &to, (0, SIZE), RangeMode::Delta).await;
-        assert_eq!((sent, kept), (SIZE - 6 * BLOCK, 6 * BLOCK));
+        assert_eq!((sent, kept), (SIZE - 6 * BLOCK_BYTES, 6 * BLOCK_BYTES));
         assert_eq!(got, Some(value(0, &new)));
         let again = bring(&world, &to, (0, SIZE), RangeMode::Delta).await;
         assert_eq!(again, (got, 0, SIZE));
@@ -132,17 +132,17 @@ async fn what_a_broken_range_left_in_the_part_file_is_kept() {
 #[tokio::test]
 async fn a_range_of_several_windows_has_the_value_of_all_of_them() {
     let world = World::new().await;
-    let size = 2 * WINDOW + 3 * BLOCK + 1;
+    let size = 2 * WINDOW + 3 * BLOCK_BYTES + 1;
     let new = content(size, 4);
     world.write("f", &new);
     for to in world.both(&WriteRules::default()) {
         fs::copy(world.src().join("f"), world.dst().join("f")).unwrap();
-        let last = size / BLOCK;
-        for block in [3, WINDOW / BLOCK, last - 1] {
+        let last = size / BLOCK_BYTES;
+        for block in [3, WINDOW / BLOCK_BYTES, last - 1] {
             touch(&world.dst().join("f"), block);
         }
         let (got, sent, kept) = bring(&world, &to, (0, size), RangeMode::Delta).await;
-        assert_eq!((sent, kept), (3 * BLOCK, size - 3 * BLOCK));
+        assert_eq!((sent, kept), (3 * BLOCK_BYTES, size - 3 * BLOCK_BYTES));
         assert_eq!(got, Some(value(0, &new)));
         world.target().discard_part(&world.only_file().1).unwrap();
     }
@@ -158,7 +158,8 @@ async fn what_is_kept_is_read_back_and_sent_whole_where_it_is_another_one() {
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
     let span = Span { offset: 0, length: SIZE };
-    let ours = hash_blocks(&source, &entry, span, Hashing::NonZero, &mut one(&plenty())).unwrap();
+    let ours =
+        hash_blocks(&source, &entry, span, HashMode::SkipZeros, &mut one(&plenty())).unwrap();
     // All equal when they were asked for; then one changes.
     let there: Vec<BlockValue> =
         ours.iter().map(|v| BlockValue { part: None, base: Some(*v) }).collect();
@@ -194,7 +195,7 @@ async fn a_range_is_compared_without_being_sent() {
         assert_eq!(compare((0, SIZE)).await.unwrap(), Compared::Differs);
         write_old(&there, &new);
         assert_eq!(compare((0, SIZE)).await.unwrap(), Compared::Equal(value(0, &new)));
-        let (from, to) = (8 * BLOCK, SIZE);
+        let (from, to) = (8 * BLOCK_BYTES, SIZE);
         let tail = value(from, &new[from as usize..to as usize]);
         assert_eq!(compare((from, to - from)).await.unwrap(), Compared::Equal(tail));
         touch(&there, 2);
@@ -216,13 +217,13 @@ async fn a_range_is_compared_without_being_sent() {
 #[tokio::test]
 async fn kept_content_that_lies_about_its_length_or_value_is_refused() {
     let world = World::new().await;
-    let had = content(2 * BLOCK, 7);
+    let had = content(2 * BLOCK_BYTES, 7);
     write_old(&world.dst().join("f"), &had);
-    let entry = file_entry("f", 2 * BLOCK);
+    let entry = file_entry("f", 2 * BLOCK_BYTES);
     let head = crate::data::protocol::RangeHead {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
-        length: BLOCK,
+        length: BLOCK_BYTES,
         dense: None,
     };
     let take = |frames: &[&[u8]]| {
@@ -232,23 +233,26 @@ async fn kept_content_that_lies_about_its_length_or_value_is_refused() {
     };
     use crate::data::protocol::Taken;
     use crate::fs::Keep;
-    let good = frame::digest(&value(0, &had[..BLOCK as usize]));
-    for length in [BLOCK + 1, u64::MAX] {
+    let good = frame::digest(&value(0, &had[..BLOCK_BYTES as usize]));
+    for length in [BLOCK_BYTES + 1, u64::MAX] {
         assert!(take(&[&frame::keep(Keep::Base, length), &good]).is_err());
         assert!(take(&[&frame::keep(Keep::Part, length), &good]).is_err());
     }
-    let half = frame::keep(Keep::Base, BLOCK / 2);
+    let half = frame::keep(Keep::Base, BLOCK_BYTES / 2);
     assert!(take(&[&half, &half, &frame::hole(1), &good]).is_err());
     assert_eq!(take(&[&half, &good]).unwrap().range, Taken::Mismatch);
     world.target().discard_part(&entry).unwrap();
     // Nothing was written there.
-    let empty = take(&[&frame::keep(Keep::Part, BLOCK), &good]).unwrap();
+    let empty = take(&[&frame::keep(Keep::Part, BLOCK_BYTES), &good]).unwrap();
     assert_eq!(empty.range, Taken::Mismatch);
     assert_eq!(take(&[&half, &half, &good]).unwrap().range, Taken::Written);
-    assert_eq!(take(&[&frame::keep(Keep::Part, BLOCK), &good]).unwrap().range, Taken::Written);
+    assert_eq!(
+        take(&[&frame::keep(Keep::Part, BLOCK_BYTES), &good]).unwrap().range,
+        Taken::Written
+    );
     // Flipped while it travelled: every bit of the head of a frame.
-    let body = [&frame::keep(Keep::Base, BLOCK)[..], &good].concat();
-    for bit in 0..8 * frame::keep(Keep::Base, BLOCK).len() {
+    let body = [&frame::keep(Keep::Base, BLOCK_BYTES)[..], &good].concat();
+    for bit in 0..8 * frame::keep(Keep::Base, BLOCK_BYTES).len() {
         let mut body = body.clone();
         body[bit / 8] ^= 1 << (bit % 8);
         // A flip may have made content of it.

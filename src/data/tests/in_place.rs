@@ -2,16 +2,16 @@
 //! mixture, whatever its modification time says. A limit of 0 holds the reader behind its first piece.
 
 use super::*;
-use crate::util::rate::{Pace, Rate};
+use crate::util::rate::{Limiters, RateLimiter};
 use std::os::unix::fs::FileExt as _;
 use std::time::Instant;
 
 const MIB: u64 = 1 << 20;
 
 /// A destination, and the limit that holds back what goes to it.
-fn held(world: &World, remote: bool) -> (Destination, Arc<Rate>) {
-    let (rules, rate) = (WriteRules::default(), Arc::new(Rate::new(Some(0))));
-    let pace = Pace::new(vec![rate.clone()]);
+fn held(world: &World, remote: bool) -> (Destination, Arc<RateLimiter>) {
+    let (rules, rate) = (WriteRules::default(), Arc::new(RateLimiter::new(Some(0))));
+    let pace = Limiters::new(vec![rate.clone()]);
     let to = if remote {
         let peers = Peers::new(&[], plenty());
         Destination::Remote(peers.peer(&world.member(), &world.ticket(), &rules).at(pace))
@@ -33,10 +33,11 @@ fn overwrite(path: &Path, length: u64, keeps_time: bool) {
 }
 
 /// Waits until each has read something, overwrites the source, and lets all go on.
-async fn overwrite_under(rates: &[Arc<Rate>], path: &Path, length: u64, keeps_time: bool) {
-    damage::until("all have begun to read", || rates.iter().all(|rate| rate.moved() > 0)).await;
+async fn overwrite_under(rates: &[Arc<RateLimiter>], path: &Path, length: u64, keeps_time: bool) {
+    damage::until("all have begun to read", || rates.iter().all(|rate| rate.reserved_bytes() > 0))
+        .await;
     overwrite(path, length, keeps_time);
-    rates.iter().for_each(|rate| rate.set(None, Instant::now()));
+    rates.iter().for_each(|rate| rate.set_limit(None, Instant::now()));
 }
 
 const CASES: [(bool, bool); 4] = [(false, true), (false, false), (true, true), (true, false)];

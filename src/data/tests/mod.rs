@@ -24,12 +24,12 @@ use super::stream::{Ask, PROTOCOL};
 use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate, Until};
 use crate::fs::{Allowance, Root, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
-use crate::wire::manifest::{Entry, Kind, Manifest, merge_ranges};
-use crate::wire::options::{Action, WriteRules};
+use crate::wire::manifest::{Entry, EntryKind, Manifest, merge_ranges};
+use crate::wire::options::{EntryAction, WriteRules};
 use crate::wire::problem::Problem;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::PoolMember;
-use crate::wire::ticket::{Claims, Deletion, PrunePermit, Signer};
+use crate::wire::ticket::{Claims, DeleteGrant, PrunePermit, Signer};
 use crate::wire::worker::{Endpoint, WorkerStatus};
 use crate::wire::{AbsPath, Digest, RelPath, SyncNo};
 use bytes::Bytes;
@@ -142,7 +142,8 @@ impl World {
 
     /// Those of a task with these `rules`, which prunes where they are of a mirror.
     fn claims_with(&self, rules: &WriteRules) -> Claims {
-        let deletion = Deletion { grant: 1, allowance: u64::MAX, receiver: String::new() };
+        let deletion =
+            DeleteGrant { grant_id: 1, max_entries: u64::MAX, incarnation: String::new() };
         let prune = rules.delete.then_some(PrunePermit::Delete(deletion));
         Claims { rules: rules.clone(), prune, ..self.claims(&self.dst()) }
     }
@@ -313,7 +314,7 @@ fn file_entry(name: &str, size: u64) -> Entry {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("x"), vec![0; 1]).unwrap();
     let like = tree(dir.path()).entry(&rel("x")).unwrap();
-    Entry { path: rel(name), kind: Kind::File { size }, ..like }
+    Entry { path: rel(name), kind: EntryKind::File { size }, ..like }
 }
 
 /// Content that repeats itself nowhere.
@@ -381,7 +382,7 @@ async fn a_batch_arrives(world: &World, to: Destination) {
     }
     assert_eq!(fs::read(world.dst().join("sub/deep/b")).unwrap(), vec![7; 3 << 20]);
     let again = to.offer(&manifest).await.unwrap();
-    assert!(again.answers.iter().all(|a| *a == Ok(Found::Done(Action::Skip))), "{again:?}");
+    assert!(again.answers.iter().all(|a| *a == Ok(Found::Done(EntryAction::Skip))), "{again:?}");
 }
 
 #[tokio::test]
@@ -454,7 +455,7 @@ async fn tickets_for_other_roots_expired_forged_or_absent_write_nothing() {
     ];
     let entry = file_entry("planted", 3);
     let manifest =
-        Manifest { dirs: vec![], entries: vec![Entry { kind: Kind::Dir, ..entry.clone() }] };
+        Manifest { dirs: vec![], entries: vec![Entry { kind: EntryKind::Dir, ..entry.clone() }] };
     let mut pack = frame::dirs(vec![]);
     pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
     pack.extend(frame::end(1));
@@ -482,8 +483,8 @@ async fn a_ticket_for_another_root_at_the_same_path_lets_nothing_be_done() {
     world.write("planted", b"abc");
     fs::write(world.dst().join("extra"), "x").unwrap();
     let mut claims = world.claims(&world.dst());
-    claims.expect_root(&"b".parse().unwrap(), "another root");
-    claims.expect_root(&"c".parse().unwrap(), &tree(&world.dst()).root_id());
+    claims.restrict_to_root(&"b".parse().unwrap(), "another root");
+    claims.restrict_to_root(&"c".parse().unwrap(), &tree(&world.dst()).root_id());
     let to = world.remote(&world.signer.sign(&claims));
     let source = tree(&world.src());
     let entry = source.entry(&RelPath::new("planted").unwrap()).unwrap();

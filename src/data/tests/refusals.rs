@@ -1,19 +1,19 @@
 //! Every verb with every reason for a refusal, from one table. Nothing is written by any of them.
 
 use super::*;
-use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, RootAsk, SweepAsk};
+use crate::data::asks::{BLOCK_BYTES, BlocksAsk, PruneAsk, RootAsk, SweepAsk};
 use crate::data::protocol::{DIGEST, OFFER, PRUNE, ROOT, SWEEP};
 use crate::data::verbs::VERBS;
 use crate::fs::RootKind;
 use crate::wire::options::FilterSpec;
-use crate::wire::ticket::LEEWAY_SECONDS;
+use crate::wire::ticket::CLOCK_LEEWAY_SECONDS;
 
 /// Each verb with a body that does something where it is let in.
 fn verbs() -> [(&'static str, Vec<u8>); 7] {
-    let dir = Entry { kind: Kind::Dir, ..file_entry("planted", 3) };
+    let dir = Entry { kind: EntryKind::Dir, ..file_entry("planted", 3) };
     let offer = Manifest { dirs: vec![], entries: vec![dir] }.encode();
-    let manifest = Manifest { dirs: vec![], entries: vec![file_entry("planted", BLOCK)] };
-    let digest = BlocksAsk { manifest, offset: 0, length: BLOCK, block: BLOCK };
+    let manifest = Manifest { dirs: vec![], entries: vec![file_entry("planted", BLOCK_BYTES)] };
+    let digest = BlocksAsk { manifest, offset: 0, length: BLOCK_BYTES, block: BLOCK_BYTES };
     let prune = PruneAsk {
         dir: RelPath::root(),
         after: None,
@@ -66,13 +66,17 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
     let root = |path: PathBuf| path.as_os_str().as_bytes().to_vec();
     let delete = |receiver: &str| {
         let receiver = receiver.to_owned();
-        Some(PrunePermit::Delete(Deletion { grant: 1, allowance: 9, receiver }))
+        Some(PrunePermit::Delete(DeleteGrant {
+            grant_id: 1,
+            max_entries: 9,
+            incarnation: receiver,
+        }))
     };
     let dry = Some((403, "dry_run"));
     let too_long = Some((401, "no_ticket"));
     let table: [(&str, String, [Refusal; 7]); 13] = [
         ("expired", sign(&|c| c.expires = NOW - 3_600), all(REFUSED)),
-        ("just expired", sign(&|c| c.expires = NOW - LEEWAY_SECONDS - 1), all(REFUSED)),
+        ("just expired", sign(&|c| c.expires = NOW - CLOCK_LEEWAY_SECONDS - 1), all(REFUSED)),
         ("from long ago", sign(&|c| c.expires = i64::MIN / 2), all(REFUSED)),
         ("forged", stranger.sign(&claims), all(REFUSED)),
         ("broken", "nonsense".to_owned(), all(REFUSED)),
@@ -142,7 +146,7 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
         );
     }
     // Within the leeway for clocks and queues a ticket holds.
-    let late = sign(&|c| c.expires = NOW - LEEWAY_SECONDS / 2);
+    let late = sign(&|c| c.expires = NOW - CLOCK_LEEWAY_SECONDS / 2);
     let (verb, body) = &verbs()[1];
     assert!(world.post(verb, &late, body).await.starts_with("HTTP/1.1 200"));
     assert_eq!(world.names(), ["kept"]);

@@ -1,11 +1,11 @@
 //! The ticket says what may be done; a peer that asks for more gets a refusal and changes nothing.
 
 use super::*;
-use crate::data::asks::{BLOCK, BlocksAsk, PruneAsk, SweepAsk};
-use crate::wire::content::Hashing;
-use crate::wire::manifest::{DirRef, Meta};
+use crate::data::asks::{BLOCK_BYTES, BlocksAsk, PruneAsk, SweepAsk};
+use crate::wire::content::HashMode;
+use crate::wire::manifest::{ManifestDir, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
-use crate::wire::ticket::{Deletion, PrunePermit};
+use crate::wire::ticket::{DeleteGrant, PrunePermit};
 
 fn rules(change: impl FnOnce(&mut WriteRules)) -> WriteRules {
     let mut rules = WriteRules::default();
@@ -23,7 +23,7 @@ fn prune(apply: bool, names: &[&str]) -> PruneAsk {
         filter: FilterSpec::default(),
         delete_excluded: false,
         apply,
-        dirs: vec![DirRef { path: RelPath::root(), meta }],
+        dirs: vec![ManifestDir { path: RelPath::root(), meta }],
         resume: None,
         replacing: Vec::new(),
     }
@@ -64,7 +64,7 @@ async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
         assert_eq!(wanted.len(), 2);
         assert_eq!(offered.unstamped, []);
         let counted = to.prune(prune(false, &["new", "sub"])).await.unwrap();
-        assert_eq!((counted.pruned.extra, counted.pruned.bytes), (1, 1));
+        assert_eq!((counted.pruned.extraneous, counted.pruned.bytes), (1, 1));
         assert!(to.pack(&source, manifest.dirs.clone(), wanted).await.is_err());
         assert!(to.prune(prune(true, &[])).await.is_err());
         assert!(to.sweep(None).await.is_err());
@@ -86,7 +86,11 @@ async fn only_the_ticket_of_a_task_that_deletes_deletes_and_no_more_than_it_allo
     };
     let permit = |grant, allowance, receiver: &str| {
         let receiver = receiver.to_owned();
-        Some(PrunePermit::Delete(Deletion { grant, allowance, receiver }))
+        Some(PrunePermit::Delete(DeleteGrant {
+            grant_id: grant,
+            max_entries: allowance,
+            incarnation: receiver,
+        }))
     };
     // A scan or a copy of the same mirror, a task that counts, and one that deletes elsewhere.
     for (prune_permit, apply) in [
@@ -103,7 +107,7 @@ async fn only_the_ticket_of_a_task_that_deletes_deletes_and_no_more_than_it_allo
     let ask = async |ticket: &str, apply| {
         let peer = peers.peer(&world.member(), ticket, &mirror);
         let page = Destination::Remote(peer).prune(prune(apply, &[])).await.unwrap();
-        (page.pruned.extra, page.used_up, world.names().len())
+        (page.pruned.extraneous, page.used_up, world.names().len())
     };
     assert_eq!(ask(&ticket(Some(PrunePermit::Count)), false).await, (6, false, 6));
     // Two tickets of one grant, as of two tasks or of a retry, share what it allows.
@@ -142,7 +146,7 @@ async fn only_a_mirrors_ticket_lets_anybody_delete() {
         fs::create_dir_all(world.dst().join("extra/deep")).unwrap();
         fs::write(world.dst().join("extra/deep/f"), b"12345").unwrap();
         let done = to.prune(prune(true, &["kept"])).await.unwrap();
-        assert_eq!((done.pruned.extra, done.pruned.bytes), (3, 5));
+        assert_eq!((done.pruned.extraneous, done.pruned.bytes), (3, 5));
         let mut removed = done.removed;
         removed.sort();
         let expected = [("extra", 0), ("extra/deep", 0), ("extra/deep/f", 5)];
@@ -161,7 +165,7 @@ async fn content_without_a_digest_is_taken_only_where_the_ticket_says_so() {
     world.write("f", &small);
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
-    let unhashed = rules(|r| r.hashed = false);
+    let unhashed = rules(|r| r.requires_digest = false);
     // A peer that does not hash, with a ticket that wants it.
     let strict = Peers::new(&[], plenty()).peer(&world.member(), &world.ticket(), &unhashed);
     let strict = Destination::Remote(strict);
@@ -196,12 +200,12 @@ async fn a_list_of_digests_is_had_also_where_nothing_is_checked() {
     world.write("f", b"abc");
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
-    for to in world.both(&rules(|r| (r.hashed, r.digests) = (false, true))) {
+    for to in world.both(&rules(|r| (r.requires_digest, r.returns_digests) = (false, true))) {
         let files = vec![entry.clone()];
         let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
         assert_eq!(packed.files, [Ok(written(b"abc", true))]);
         let offered = to.offer(&manifest).await.unwrap();
-        assert_eq!(offered.answers, [Ok(Found::Done(Action::Skip))]);
+        assert_eq!(offered.answers, [Ok(Found::Done(EntryAction::Skip))]);
         assert_eq!(offered.digests, [Some(blake3::hash(b"abc").into())]);
         fs::remove_file(world.dst().join("f")).unwrap();
     }
@@ -221,14 +225,14 @@ async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired(
         let (mut manifest, entry) = world.only_file();
         assert_eq!(to.offer(&manifest).await.unwrap().answers, [Ok(Found::Check)]);
         manifest.entries[0].digest = Some(
-            crate::data::hash_source(&source, &entry, Hashing::Whole, &mut one(&plenty())).unwrap(),
+            crate::data::hash_source(&source, &entry, HashMode::Full, &mut one(&plenty())).unwrap(),
         );
         let done = to.offer(&manifest).await.unwrap();
-        assert_eq!(done.answers, [Ok(Found::Done(Action::Metadata))]);
+        assert_eq!(done.answers, [Ok(Found::Done(EntryAction::Metadata))]);
         assert_eq!(tree(&world.dst()).entry(&entry.path).unwrap().meta, entry.meta);
         manifest.entries[0].digest = Some(Digest([0; 32]));
         let other = to.offer(&manifest).await.unwrap();
-        let expected = Found::Needed { action: Action::Update, base: true };
+        let expected = Found::Needed { action: EntryAction::Update, base: true };
         assert_eq!(other.answers, [Ok(expected)]);
     }
     world.end().await;
@@ -243,8 +247,10 @@ async fn documents_that_lie_are_refused_by_every_verb() {
             assert_refused(&world.post(path, &ticket, body).await, 400, "bad_frame");
         }
     }
-    let manifest = Manifest { dirs: vec![], entries: vec![file_entry("f", 10 * BLOCK)] };
-    for (offset, length, block) in [(0, 1 << 60, BLOCK), (7, BLOCK, BLOCK), (0, BLOCK, 0)] {
+    let manifest = Manifest { dirs: vec![], entries: vec![file_entry("f", 10 * BLOCK_BYTES)] };
+    for (offset, length, block) in
+        [(0, 1 << 60, BLOCK_BYTES), (7, BLOCK_BYTES, BLOCK_BYTES), (0, BLOCK_BYTES, 0)]
+    {
         let ask = BlocksAsk { manifest: manifest.clone(), offset, length, block };
         assert_refused(&world.post("/v1/digest", &ticket, &cbor(&ask)).await, 400, "bad_frame");
     }

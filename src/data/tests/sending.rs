@@ -5,7 +5,7 @@ use crate::data::asks::BlockValue;
 use crate::data::frame::{Frame, FrameReader};
 use crate::data::nics::Nic;
 use crate::data::send::feed_range;
-use crate::wire::content::Hashing;
+use crate::wire::content::HashMode;
 use crate::wire::options::Preserve;
 
 /// Hands on what is sent, piece by piece.
@@ -29,7 +29,7 @@ fn being_sent(world: &World, name: &str) -> (mpsc::Receiver<Bytes>, Sending) {
     let sending = std::thread::spawn(move || {
         let mut to = Pieces(to);
         let mut feed = Feed::new(&mut to, (one(&plenty()), None), Arc::default());
-        feed_pack(&source, &[], &[entry], Some(Hashing::NonZero), &mut feed)
+        feed_pack(&source, &[], &[entry], Some(HashMode::SkipZeros), &mut feed)
     });
     from.blocking_recv().unwrap();
     (from, sending)
@@ -82,7 +82,7 @@ fn sending_holds_one_buffer_however_much_is_sent() {
     let sending = std::thread::spawn(move || {
         let mut to = Pieces(to);
         let mut feed = Feed::new(&mut to, (one(&buffers), None), Arc::default());
-        feed_pack(&source, &[], &[entry], Some(Hashing::Whole), &mut feed).unwrap()
+        feed_pack(&source, &[], &[entry], Some(HashMode::Full), &mut feed).unwrap()
     });
     let mut bytes = 0;
     while let Some(piece) = from.blocking_recv() {
@@ -119,13 +119,13 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
     for (name, there, dense) in
         [("data", None, Some(true)), ("data", Some(&unlike[..]), None), ("hole", None, None)]
     {
-        let entry = Entry { stored: None, ..source.entry(&rel(name)).unwrap() };
+        let entry = Entry { stored_bytes: None, ..source.entry(&rel(name)).unwrap() };
         let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
         let head = RangeHead { manifest, offset: 0, length: 8192, dense: None };
         let mut sent = All::default();
         let buffers = (one(&plenty()), there.map(|_| one(&plenty())));
         let mut feed = Feed::new(&mut sent, buffers, Arc::default());
-        feed_range(&source, &head, &entry, there, Some(Hashing::NonZero), &mut feed).unwrap();
+        feed_range(&source, &head, &entry, there, Some(HashMode::SkipZeros), &mut feed).unwrap();
         let first = FrameReader::new(damage::Script::whole(sent.0)).next_frame();
         assert_eq!(first, Ok(Frame::Range(RangeHead { dense, ..head })), "{name} {there:?}");
     }

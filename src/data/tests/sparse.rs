@@ -7,7 +7,7 @@ use crate::data::hash_source;
 use crate::data::outcome::Compared;
 use crate::data::receive::{take_pack, take_range};
 use crate::data::tests::damage::Script;
-use crate::wire::content::{BLOCK, Hashing, ZERO};
+use crate::wire::content::{BLOCK_BYTES, HashMode, ZERO_DIGEST};
 use crate::wire::options::Preserve;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::time::Duration;
@@ -45,7 +45,7 @@ async fn a_sparse_file_arrives_with_its_holes_and_only_its_data_is_sent() {
     let source = keeping(&world.src());
     let manifest = world.manifest();
     let files: Vec<Entry> = manifest.entries.iter().filter(|e| !e.is_dir()).cloned().collect();
-    let rules = WriteRules { digests: true, ..WriteRules::default() };
+    let rules = WriteRules { returns_digests: true, ..WriteRules::default() };
     for to in world.both(&rules) {
         let packed = to.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap();
         assert_eq!(packed.files, [Ok(written(&expected, true)), Ok(written(&all_hole, true))]);
@@ -68,7 +68,7 @@ async fn a_range_of_a_sparse_file_takes_what_was_there_away() {
     let expected = sparse(&world.src().join("f"), 4 * MIB, &[(2 * MIB + 4096, &data)]);
     let source = keeping(&world.src());
     let (manifest, entry) = world.only_file();
-    let rules = WriteRules { digests: true, ..WriteRules::default() };
+    let rules = WriteRules { returns_digests: true, ..WriteRules::default() };
     for to in world.both(&rules) {
         for mode in [RangeMode::Whole, RangeMode::Delta] {
             // Another try at these ranges has left other bytes.
@@ -106,16 +106,16 @@ fn the_digest_of_a_source_is_that_of_what_is_read() {
     let source = keeping(dir.path());
     let entry = source.entry(&rel("f")).unwrap();
     assert_eq!(
-        hash_source(&source, &entry, Hashing::Whole, &mut one(&plenty())).unwrap(),
+        hash_source(&source, &entry, HashMode::Full, &mut one(&plenty())).unwrap(),
         blake3::hash(&expected).into()
     );
     let empty = source.entry(&rel("empty")).unwrap();
     assert_eq!(
-        hash_source(&source, &empty, Hashing::Whole, &mut one(&plenty())).unwrap(),
+        hash_source(&source, &empty, HashMode::Full, &mut one(&plenty())).unwrap(),
         blake3::hash(b"").into()
     );
     fs::write(&path, b"other").unwrap();
-    let error = hash_source(&source, &entry, Hashing::Whole, &mut one(&plenty())).unwrap_err();
+    let error = hash_source(&source, &entry, HashMode::Full, &mut one(&plenty())).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Changed);
 }
 
@@ -128,7 +128,7 @@ async fn a_hole_that_lies_about_its_length_is_refused_before_anything_is_done() 
         let mut frames = FrameReader::new(Script::whole(body));
         take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room())
     };
-    let zeros = ZERO;
+    let zeros = ZERO_DIGEST;
     for bad in [u64::MAX, 4097] {
         assert!(pack(&[&frame::hole(bad), &frame::digest(&zeros), &frame::end(1)]).is_err());
     }
@@ -170,7 +170,7 @@ async fn endless_zeros_are_hashed_no_longer_than_the_ticket_lasts() {
         dense: None,
     };
     let range = [&frame::range(&head)[..], &frame::hole(1 << 46)].concat();
-    let rules = WriteRules { digests: true, ..WriteRules::default() };
+    let rules = WriteRules { returns_digests: true, ..WriteRules::default() };
     let (claims, target) = (world.claims_with(&rules), world.target_with(&rules));
     for left in [Duration::ZERO, Duration::from_millis(20)] {
         let ended = |body: &Vec<u8>| {
@@ -197,7 +197,7 @@ async fn endless_zeros_are_hashed_no_longer_than_the_ticket_lasts() {
         crate::wire::ticket::Signer::from_pkcs8(&crate::wire::ticket::Signer::generate().unwrap());
     gate.update(&signer.unwrap().public_key(), claims.expires - 100).unwrap();
     let left = gate.end_of(&claims).saturating_sub(crate::data::gate::boottime()).as_secs();
-    let want = 100 + crate::wire::ticket::LEEWAY_SECONDS as u64;
+    let want = 100 + crate::wire::ticket::CLOCK_LEEWAY_SECONDS as u64;
     assert!((want - 60..=want).contains(&left), "{left}");
     world.end().await;
 }
@@ -262,7 +262,7 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
     body.extend(frame::file(&entry));
     body.extend(frame::hole(1 << 40));
     let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let rules = WriteRules { digests: true, chunk_bytes: 1 << 40, ..WriteRules::default() };
+    let rules = WriteRules { returns_digests: true, chunk_bytes: 1 << 40, ..WriteRules::default() };
     let (claims, target) = (world.claims_with(&rules), world.target_with(&rules));
     let taken = take_pack(&mut frames, &target, &claims, &mut room());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
@@ -306,8 +306,8 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_where_no_digest
                     other => panic!("{other:?}"),
                 }
             }
-            assert!(all <= 3 * BLOCK, "{all}");
-            let hashing = Hashing::NonZero;
+            assert!(all <= 3 * BLOCK_BYTES, "{all}");
+            let hashing = HashMode::SkipZeros;
             let length = SIZE / 2;
             let sent = crate::fs::Ranges { length, values: &values, hashing };
             world.target().publish_part(&entry, Some(sent)).unwrap();
@@ -333,7 +333,7 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_where_no_digest
             fs::remove_file(&path).unwrap();
         }
     }
-    let hash = hash_source(&source, &entry, Hashing::NonZero, &mut one(&plenty())).unwrap();
+    let hash = hash_source(&source, &entry, HashMode::SkipZeros, &mut one(&plenty())).unwrap();
     let offered = Manifest {
         entries: vec![Entry { digest: Some(hash), ..entry.clone() }],
         ..manifest.clone()
@@ -345,7 +345,7 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_where_no_digest
         let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
         assert_eq!(packed.files, [Ok(Written { bytes: SIZE, digest: None })]);
         let answers = to.offer(&offered).await.unwrap().answers;
-        assert_eq!(answers, [Ok(Found::Done(Action::Skip))]);
+        assert_eq!(answers, [Ok(Found::Done(EntryAction::Skip))]);
         fs::remove_file(world.dst().join("f")).unwrap();
     }
     world.end().await;

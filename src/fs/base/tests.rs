@@ -1,6 +1,6 @@
 use super::super::testing::*;
 use super::*;
-use crate::wire::manifest::{Kind, merge_ranges};
+use crate::wire::manifest::{EntryKind, merge_ranges};
 use crate::wire::options::WriteRules;
 use blake3::hazmat::HasherExt as _;
 use proptest::prelude::*;
@@ -89,7 +89,7 @@ fn ranges_that_are_none_are_refused() {
     let site = Site::new();
     site.write("src/f", bytes(4 * KIB, 1));
     let entry = site.source().entry(&rel("f")).unwrap();
-    let huge = Entry { kind: Kind::File { size: u64::MAX }, ..entry.clone() };
+    let huge = Entry { kind: EntryKind::File { size: u64::MAX }, ..entry.clone() };
     let (target, kib) = (site.target(), KIB as u64);
     for (entry, offset, length, block) in [
         (&entry, 0, 4 * kib, 0),
@@ -106,7 +106,7 @@ fn ranges_that_are_none_are_refused() {
         );
     }
     // What is hashed with its zeros has no long blocks.
-    let whole = site.target_by(WriteRules { digests: true, ..WriteRules::default() });
+    let whole = site.target_by(WriteRules { returns_digests: true, ..WriteRules::default() });
     assert!(whole.blocks(&huge, (0, 1 << 63), 1 << 63, &mut [0; BLOCK]).is_err());
     let values = target.blocks(&huge, (0, 1 << 63), 1 << 63, &mut [0; BLOCK]).unwrap();
     assert_eq!(values, [BlockValues::default()]);
@@ -123,16 +123,16 @@ fn metadata_of_an_equal_file_are_repaired_in_place() {
     let entry = site.source().entry(&rel("f")).unwrap();
     let dry = site.target_by(WriteRules { dry_run: true, ..WriteRules::default() });
     let before = snapshot(&site.at("dst"));
-    assert_eq!(dry.repair_in_place(&entry).unwrap(), Action::Metadata);
+    assert_eq!(dry.repair_in_place(&entry).unwrap(), EntryAction::Metadata);
     assert_eq!(snapshot(&site.at("dst")), before);
-    assert_eq!(site.target().repair_in_place(&entry).unwrap(), Action::Metadata);
-    assert_eq!(site.target().repair_in_place(&entry).unwrap(), Action::Skip);
+    assert_eq!(site.target().repair_in_place(&entry).unwrap(), EntryAction::Metadata);
+    assert_eq!(site.target().repair_in_place(&entry).unwrap(), EntryAction::Skip);
     let there = site.tree("dst").entry(&rel("f")).unwrap();
     assert_eq!((there.meta, there.kind), (entry.meta, entry.kind.clone()));
     // Another name of it keeps what it has.
     touch(&site.at("dst/f"), 99, 0);
     fs::hard_link(site.at("dst/f"), site.at("dst/other")).unwrap();
-    assert_eq!(site.target().repair_in_place(&entry).unwrap(), Action::Metadata);
+    assert_eq!(site.target().repair_in_place(&entry).unwrap(), EntryAction::Metadata);
     let other = site.tree("dst").entry(&rel("other")).unwrap();
     assert_eq!(
         (other.meta.mtime_sec, fs::read(site.at("dst/f")).unwrap()),

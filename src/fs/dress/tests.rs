@@ -1,8 +1,8 @@
 use super::super::testing::*;
 use super::super::{Target, Verdict};
 use super::*;
-use crate::wire::manifest::Kind;
-use crate::wire::options::{Action, Note};
+use crate::wire::manifest::EntryKind;
+use crate::wire::options::{EntryAction, EntryWarning};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown as give, symlink};
 use std::path::Path;
@@ -29,7 +29,7 @@ fn policy(set_owner: bool) -> Policy {
 }
 
 /// Copies everything; gives the notes.
-fn mirror(site: &Site, target: &Target) -> Vec<(String, Note)> {
+fn mirror(site: &Site, target: &Target) -> Vec<(String, EntryWarning)> {
     copy(&site.source(), target, &manifest(&site.source()));
     target.notes().into_iter().collect()
 }
@@ -98,7 +98,7 @@ fn attributes_lists_and_capabilities_arrive_and_are_repaired() {
     let ctime = |path: &str| fs::symlink_metadata(site.at(path)).unwrap().ctime_nsec();
     let before = ["dst/d/f", "dst/d", "dst/d/l", "dst/d/p"].map(ctime);
     let verdicts = copy(&site.source(), &site.target(), &wanted);
-    assert!(verdicts.iter().all(|v| *v == Verdict::Done(Action::Skip)), "{verdicts:?}");
+    assert!(verdicts.iter().all(|v| *v == Verdict::Done(EntryAction::Skip)), "{verdicts:?}");
     assert_eq!(["dst/d/f", "dst/d", "dst/d/l", "dst/d/p"].map(ctime), before);
 
     // Whatever somebody changed is repaired, in place.
@@ -281,7 +281,7 @@ fn without_root_every_shortfall_is_counted_by_cause_and_only_a_device_fails() {
     set_xattr(&site.at("src/a"), "security.capability", &capability());
     set_xattr(&site.at("src/b"), "user.kept", b"yes");
     set_mode(&site.at("src/b"), 0o444);
-    let device = Kind::Special { format: 0o020_000, rdev: 0x103 };
+    let device = EntryKind::Special { format: 0o020_000, rdev: 0x103 };
     let mut wanted = manifest(&site.source());
     for entry in &mut wanted.entries {
         (entry.meta.uid, entry.meta.gid) = (12345, 12345);
@@ -314,7 +314,7 @@ fn without_root_every_shortfall_is_counted_by_cause_and_only_a_device_fails() {
             }
             let preserve = Preserve::all().without(Attribute::Devices);
             let without = site.target_by(WriteRules { preserve, ..WriteRules::default() });
-            assert_eq!(without.reconcile(&alone).verdicts, [Verdict::Done(Action::Skip)]);
+            assert_eq!(without.reconcile(&alone).verdicts, [Verdict::Done(EntryAction::Skip)]);
             let notes = target.notes();
             let count = |short: Shortfall| notes.get(&short.to_string()).map_or(0, |n| n.count);
             assert_eq!(count(Shortfall::Owner(Errno::PERM)), 4, "{notes:?}");
@@ -325,7 +325,7 @@ fn without_root_every_shortfall_is_counted_by_cause_and_only_a_device_fails() {
         // Its own mode forbids to write to it; that is no reason to leave it wrong.
         assert_eq!(get_xattr(&site.at("dst/b"), "user.kept"), Some(b"yes".to_vec()));
         set_xattr_of_read_only(&site.at("dst/b"));
-        assert_eq!(target.reconcile(&wanted).verdicts[2], Verdict::Done(Action::Metadata));
+        assert_eq!(target.reconcile(&wanted).verdicts[2], Verdict::Done(EntryAction::Metadata));
         assert_eq!(get_xattr(&site.at("dst/b"), "user.kept"), Some(b"yes".to_vec()));
         assert_eq!(mode_at(&site.at("dst/b")), 0o444);
 

@@ -200,7 +200,8 @@ fn what_killed_attempts_left_is_removed_without_a_trace() {
         }
         std::mem::forget(file);
     }
-    let others = names::temp(&target.rules.name_key, SyncNo(target.sync.0 + 1), &entry.path, 1, 0);
+    let others =
+        names::temp(&target.rules.part_name_key, SyncNo(target.sync.0 + 1), &entry.path, 1, 0);
     site.write(std::path::Path::new("dst/d").join(os(&others)), "of another sync");
     assert_eq!(temps(&site).len(), 4);
     let before = fs::metadata(site.at("dst/d")).unwrap().modified().unwrap();

@@ -1,7 +1,7 @@
 use super::super::WalkOptions;
 use super::super::testing::*;
 use super::*;
-use crate::wire::manifest::Kind;
+use crate::wire::manifest::EntryKind;
 use crate::wire::sync::ErrorClass;
 use crate::wire::task::Cursor;
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ fn walk(site: &Site, dir: &str) -> (Places, Vec<(String, Cause)>) {
     for item in site.source().walk_with(&rel(dir), None, copying()).unwrap() {
         match item {
             Ok(entry) => {
-                assert!(!matches!(entry.kind, Kind::Symlink { .. }));
-                let real = entry.real.map(|real| real.to_string());
+                assert!(!matches!(entry.kind, EntryKind::Symlink { .. }));
+                let real = entry.content_path.map(|real| real.to_string());
                 assert!(entries.insert(entry.path.to_string(), real).is_none());
             }
             Err(error) => errors.push((error.path.to_string(), error.cause)),
@@ -176,7 +176,7 @@ fn a_link_that_is_swapped_under_the_reader_never_gives_what_is_outside() {
             let tree = site.source();
             let walk = tree.walk_with(&RelPath::root(), None, copying()).unwrap();
             for entry in walk.flatten() {
-                assert_ne!(entry.path.name(), Some(&b"secret"[..]));
+                assert_ne!(entry.path.file_name(), Some(&b"secret"[..]));
             }
         }
         done.store(true, Ordering::Relaxed);

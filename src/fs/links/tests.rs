@@ -2,14 +2,14 @@ use super::super::testing::*;
 use super::super::{TargetOptions, Verdict};
 use super::*;
 use crate::wire::SyncNo;
-use crate::wire::options::{Action, Preserve, WriteRules};
+use crate::wire::options::{EntryAction, Preserve, WriteRules};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 
-const SKIP: Verdict = Verdict::Done(Action::Skip);
-const CREATE: Verdict = Verdict::Done(Action::Create);
-const UPDATE: Verdict = Verdict::Done(Action::Update);
-const NEEDED: Verdict = Verdict::Needed { action: Action::Create, base: false };
+const SKIP: Verdict = Verdict::Done(EntryAction::Skip);
+const CREATE: Verdict = Verdict::Done(EntryAction::Create);
+const UPDATE: Verdict = Verdict::Done(EntryAction::Update);
+const NEEDED: Verdict = Verdict::Needed { action: EntryAction::Create, base: false };
 
 /// `one`, `d/two` and `d/e/three` are one file.
 fn linked_site() -> Site {
@@ -254,7 +254,7 @@ fn metadata_of_linked_files_are_repaired_without_content() {
     sweep(&site);
     let before = inode(&site, "dst/one");
     std::os::unix::fs::chown(site.at("dst/one"), None, Some(77)).unwrap();
-    assert_eq!(bring(&site, "d/two"), Verdict::Done(Action::Metadata));
+    assert_eq!(bring(&site, "d/two"), Verdict::Done(EntryAction::Metadata));
     for path in ["one", "d/e/three"] {
         assert_eq!(bring(&site, path), SKIP);
     }
@@ -289,7 +289,7 @@ fn anchors_of_somebody_else_are_not_used() {
 fn without_links_being_kept_or_in_a_dry_run_there_are_no_anchors() {
     let site = linked_site();
     let batch = batch_of(&site.source(), "one");
-    assert!(batch.entries[0].linked);
+    assert!(batch.entries[0].is_hardlinked);
     let single = Target::new(
         site.tree("dst/single"),
         SyncNo(7),
@@ -306,7 +306,7 @@ fn without_links_being_kept_or_in_a_dry_run_there_are_no_anchors() {
     let dry = site.target_by(WriteRules { dry_run: true, ..WriteRules::default() });
     assert_eq!(dry.reconcile(&batch).verdicts, [SKIP]);
     assert_eq!(names_in(&site.at("dst")), [&b"one"[..], b"single"]);
-    assert!(!site.source().keeping(preserve).entry(&rel("one")).unwrap().linked);
+    assert!(!site.source().keeping(preserve).entry(&rel("one")).unwrap().is_hardlinked);
 }
 
 #[test]
@@ -320,7 +320,7 @@ fn a_deep_file_is_linked_to_a_name_at_the_top() {
     rustix::fs::lsetxattr(site.at("src/top"), "user.x", b"deep", flags).unwrap();
     let batch = manifest(&site.source());
     let last = batch.entries.iter().find(|e| e.path == end).unwrap();
-    assert_eq!((last.linked, last.xattrs.len()), (true, 1));
+    assert_eq!((last.is_hardlinked, last.xattrs.len()), (true, 1));
     copy(&site.source(), &site.target(), &batch);
     sweep(&site);
     assert_eq!(inode(&site, "dst/top").1, 2);
@@ -353,7 +353,7 @@ fn the_second_pass_reads_linked_files_as_well_and_links_to_nothing_that_is_wrong
     // As after a write that went wrong: nothing but the content tells.
     fs::write(site.at("dst/one"), "kontent").unwrap();
     touch(&site.at("dst/one"), 1_000_000_000, 7);
-    assert_eq!(pass("d/two"), Verdict::Needed { action: Action::Update, base: true });
+    assert_eq!(pass("d/two"), Verdict::Needed { action: EntryAction::Update, base: true });
     assert_eq!([pass("one"), pass("d/e/three")], [UPDATE, UPDATE]);
     for path in ["one", "d/two", "d/e/three"] {
         assert_eq!(fs::read(site.at("dst").join(path)).unwrap(), b"content", "{path}");

@@ -2,7 +2,7 @@ use super::super::testing::*;
 use super::*;
 use crate::wire::Digest;
 use crate::wire::SyncNo;
-use crate::wire::content::Hashing;
+use crate::wire::content::HashMode;
 use crate::wire::options::{Preserve, WriteRules};
 use crate::wire::sync::ErrorClass;
 use std::fs;
@@ -91,7 +91,7 @@ fn a_part_file_made_again_without_its_earlier_ranges_is_not_published() {
         target.part(&entry).unwrap().write_at(&vec![byte; 1 << 20], offset).unwrap();
     };
     let values = [value(7, 0), value(7, 1 << 20)];
-    let ranges = Some(Ranges { length: 1 << 20, values: &values, hashing: Hashing::Whole });
+    let ranges = Some(Ranges { length: 1 << 20, values: &values, hashing: HashMode::Full });
     write(7, 0);
     target.discard_part(&entry).unwrap();
     write(7, 1 << 20);
@@ -109,7 +109,7 @@ fn a_part_file_made_again_without_its_earlier_ranges_is_not_published() {
     target
         .publish_part(
             &entry,
-            Some(Ranges { length: 1 << 20, values: &values, hashing: Hashing::Whole }),
+            Some(Ranges { length: 1 << 20, values: &values, hashing: HashMode::Full }),
         )
         .unwrap();
 }
@@ -193,7 +193,7 @@ fn two_files_of_the_source_that_are_one_at_the_destination_are_parted_by_their_p
     }
     for name in ["d/f", "d/g"] {
         let entry = site.source().entry(&rel(name)).unwrap();
-        assert!(entry.linked);
+        assert!(entry.is_hardlinked);
         target.part(&entry).unwrap().write_at(b"content", 0).unwrap();
         target.publish_part(&entry, None).unwrap();
     }
@@ -250,7 +250,7 @@ fn what_another_sync_left_is_used_up_and_two_syncs_do_not_hurt_each_other() {
     assert_eq!(writing.write_at(&one, HALF).unwrap_err().cause, Cause::Overtaken);
     b.part(&entry).unwrap().write_at(&one, HALF).unwrap();
     let values = [value_of(&zero, 0), value_of(&one, HALF)];
-    let ranges = Some(Ranges { length: HALF, values: &values, hashing: Hashing::Whole });
+    let ranges = Some(Ranges { length: HALF, values: &values, hashing: HashMode::Full });
     assert_eq!(b.publish_part(&entry, ranges).unwrap_err().cause, Cause::Lost);
     b.part(&entry).unwrap().write_at(&zero, 0).unwrap();
     b.publish_part(&entry, ranges).unwrap();
@@ -264,7 +264,7 @@ fn where_time_does_not_tell_versions_content_does() {
     let path = site.write("dst/d/f", "CONTENT");
     touch(&path, entry.meta.mtime_sec, entry.meta.mtime_nsec.into());
     let values = [value_of(b"content", 0)];
-    let ranges = Some(Ranges { length: 16, values: &values, hashing: Hashing::Whole });
+    let ranges = Some(Ranges { length: 16, values: &values, hashing: HashMode::Full });
     assert_eq!(target.publish_part(&entry, ranges).unwrap_err().cause, Cause::Lost);
     let part = target.part(&entry).unwrap();
     assert!(part.created);
@@ -352,7 +352,7 @@ fn a_huge_file_of_holes_is_checked_without_reading_them() {
         .enumerate()
         .map(|(i, piece)| value_of(piece, i as u64 * length))
         .collect();
-    let ranges = |values| Some(Ranges { length, values, hashing: Hashing::Whole });
+    let ranges = |values| Some(Ranges { length, values, hashing: HashMode::Full });
     let wrong = [&values[..3], &values[..1]].concat();
     assert_eq!(target.publish_part(&entry, ranges(&wrong)).unwrap_err().cause, Cause::Lost);
     target.publish_part(&entry, ranges(&values)).unwrap();
@@ -379,7 +379,7 @@ fn blocks_that_were_reserved_count_as_a_hole_until_they_are_written() {
     assert_eq!(written, [true, true, false, false]);
     let half = size / 2;
     let values = [0, half].map(|at| value_of(&vec![7; half as usize], at));
-    let ranges = Some(Ranges { length: half, values: &values, hashing: Hashing::Whole });
+    let ranges = Some(Ranges { length: half, values: &values, hashing: HashMode::Full });
     assert_eq!(target.publish_part(&entry, ranges).unwrap_err().cause, Cause::Lost);
     part.write_at(&vec![7; half as usize], half).unwrap();
     target.publish_part(&entry, ranges).unwrap();

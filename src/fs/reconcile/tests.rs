@@ -4,12 +4,12 @@ use crate::wire::options::WriteRules;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 
-const SKIP: Verdict = Verdict::Done(Action::Skip);
-const METADATA: Verdict = Verdict::Done(Action::Metadata);
-const CREATE: Verdict = Verdict::Done(Action::Create);
-const UPDATE: Verdict = Verdict::Done(Action::Update);
+const SKIP: Verdict = Verdict::Done(EntryAction::Skip);
+const METADATA: Verdict = Verdict::Done(EntryAction::Metadata);
+const CREATE: Verdict = Verdict::Done(EntryAction::Create);
+const UPDATE: Verdict = Verdict::Done(EntryAction::Update);
 
-fn needed(action: Action, base: bool) -> Verdict {
+fn needed(action: EntryAction, base: bool) -> Verdict {
     Verdict::Needed { action, base }
 }
 
@@ -69,17 +69,17 @@ fn each_entry_is_told_by_what_is_done_with_it_and_a_dry_run_says_the_same() {
     for (path, want) in [
         ("", METADATA),
         ("same", SKIP),
-        ("longer", needed(Action::Update, true)),
-        ("touched", needed(Action::Update, true)),
-        ("new", needed(Action::Create, false)),
+        ("longer", needed(EntryAction::Update, true)),
+        ("touched", needed(EntryAction::Update, true)),
+        ("new", needed(EntryAction::Create, false)),
         ("empty", CREATE),
         ("emptied", UPDATE),
         ("link", METADATA),
         ("relinked", UPDATE),
         ("sub", CREATE),
-        ("sub/f", needed(Action::Create, false)),
+        ("sub/f", needed(EntryAction::Create, false)),
         ("instead", UPDATE),
-        ("instead/f", needed(Action::Create, false)),
+        ("instead/f", needed(EntryAction::Create, false)),
     ] {
         assert_eq!(said[path], want, "{path}");
     }
@@ -87,7 +87,10 @@ fn each_entry_is_told_by_what_is_done_with_it_and_a_dry_run_says_the_same() {
     // Nothing at all is there.
     fs::remove_dir_all(site.at("dst")).unwrap();
     let said = both(&site, &WriteRules::default());
-    assert!(said.values().all(|v| *v == CREATE || *v == needed(Action::Create, false)), "{said:?}");
+    assert!(
+        said.values().all(|v| *v == CREATE || *v == needed(EntryAction::Create, false)),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -100,7 +103,7 @@ fn equal_size_or_a_time_within_the_tolerance_is_enough_where_that_is_asked_for()
     let size = WriteRules { compare: Compare::Size, ..WriteRules::default() };
     let said = both(&site, &size);
     assert_eq!((&said["touched"], &said["same"]), (&METADATA, &SKIP));
-    assert_eq!(said["longer"], needed(Action::Update, true));
+    assert_eq!(said["longer"], needed(EntryAction::Update, true));
 }
 
 #[test]
@@ -110,7 +113,7 @@ fn content_is_compared_by_the_digest_of_the_source() {
     for readback in [false, true] {
         let rules = WriteRules {
             compare: Compare::Checksum,
-            digests: true,
+            returns_digests: true,
             readback,
             ..WriteRules::default()
         };
@@ -131,7 +134,7 @@ fn content_is_compared_by_the_digest_of_the_source() {
                 let at = batch.entries.iter().position(|e| e.path == rel(path)).unwrap();
                 (done.verdicts[at].clone(), done.digests[at])
             };
-            assert_eq!(at("same"), (needed(Action::Update, true), None));
+            assert_eq!(at("same"), (needed(EntryAction::Update, true), None));
             assert_eq!(at("touched"), (METADATA, Some(blake3::hash(b"content").into())));
             assert_eq!(at("empty").1, Some(blake3::hash(b"").into()));
             assert_eq!(at("sub").1, None);
@@ -144,7 +147,8 @@ fn content_is_compared_by_the_digest_of_the_source() {
 fn digests_are_of_what_the_destination_has() {
     let site = Site::new();
     changed_source(&site);
-    let rules = WriteRules { digests: true, ignore_existing: true, ..WriteRules::default() };
+    let rules =
+        WriteRules { returns_digests: true, ignore_existing: true, ..WriteRules::default() };
     let batch = batch_of(&site.source(), "longer");
     let done = site.target_by(rules).reconcile(&batch);
     assert_eq!(
@@ -161,7 +165,7 @@ fn what_is_newer_or_exists_is_left_alone_where_that_is_asked_for() {
     touch(&site.at("dst/instead"), 2000, 0);
     let update = WriteRules { update: true, ..WriteRules::default() };
     let said = both(&site, &WriteRules { mtime_tolerance_ns: 4, ..update.clone() });
-    assert_eq!(said["longer"], needed(Action::Update, true), "not newer than the tolerance");
+    assert_eq!(said["longer"], needed(EntryAction::Update, true), "not newer than the tolerance");
     // A newer file is no newer version of a directory.
     assert_eq!(said["instead"], UPDATE);
     assert!(site.at("dst/instead").is_dir());
@@ -180,7 +184,7 @@ fn what_is_newer_or_exists_is_left_alone_where_that_is_asked_for() {
     for path in ["longer", "touched", "link", "relinked", "instead", "instead/f"] {
         assert_eq!(said[path], SKIP, "{path}");
     }
-    assert_eq!(said["new"], needed(Action::Create, false));
+    assert_eq!(said["new"], needed(EntryAction::Create, false));
     assert_eq!(fs::metadata(site.at("dst/longer")).unwrap().ctime_nsec(), before.ctime_nsec());
 }
 
@@ -194,7 +198,7 @@ fn nothing_is_created_where_only_what_exists_is_wanted() {
         assert_eq!(said[path], SKIP, "{path}");
         assert!(!site.at("dst").join(path).exists());
     }
-    assert_eq!(said["longer"], needed(Action::Update, true));
+    assert_eq!(said["longer"], needed(EntryAction::Update, true));
     assert_eq!((&said["emptied"], &said["instead"]), (&UPDATE, &UPDATE));
     // A destination that is not there stays so.
     fs::remove_dir_all(site.at("dst")).unwrap();
@@ -223,7 +227,7 @@ fn a_directory_in_the_way_is_told_by_a_dry_run_as_by_a_real_one() {
         (error.operation.as_str(), error.errno.as_deref()),
         ("replace destination", Some("EISDIR"))
     );
-    assert_eq!(said["hollow"], needed(Action::Update, false));
+    assert_eq!(said["hollow"], needed(EntryAction::Update, false));
 }
 
 #[test]
@@ -232,10 +236,10 @@ fn a_part_file_of_this_version_is_something_to_compare_with() {
     site.write("src/d/f", vec![1; 300 << 10]);
     let entry = site.source().entry(&rel("d/f")).unwrap();
     site.target().part(&entry).unwrap();
-    assert_eq!(both(&site, &WriteRules::default())["d/f"], needed(Action::Create, true));
+    assert_eq!(both(&site, &WriteRules::default())["d/f"], needed(EntryAction::Create, true));
     site.write("src/d/f", vec![2; 300 << 10]);
     touch(&site.at("src/d/f"), 77, 7);
-    assert_eq!(both(&site, &WriteRules::default())["d/f"], needed(Action::Create, false));
+    assert_eq!(both(&site, &WriteRules::default())["d/f"], needed(EntryAction::Create, false));
 }
 
 #[test]

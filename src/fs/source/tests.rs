@@ -1,6 +1,6 @@
 use super::super::testing::*;
 use super::*;
-use crate::wire::manifest::Ident;
+use crate::wire::manifest::FileVersion;
 use crate::wire::options::Preserve;
 use crate::wire::sync::ErrorClass;
 use std::fs;
@@ -30,7 +30,7 @@ fn attributes_that_changed_since_the_scan_are_read_again() {
     let opened = |entry| tree.open_source(entry).unwrap().entry().clone();
     assert_eq!(opened(&entry), entry);
     // Where nothing else shows it, the kernel's clock must have ticked.
-    while tree.entry(&rel("f")).unwrap().ident == entry.ident {
+    while tree.entry(&rel("f")).unwrap().version == entry.version {
         set_xattr(&path, "user.kept", b"new");
     }
     let now = opened(&entry);
@@ -53,7 +53,7 @@ fn a_change_while_it_is_read_is_noticed_even_with_the_old_size_and_time() {
     loop {
         fs::write(&path, "new").unwrap();
         touch(&path, 1000, 5);
-        if tree.entry(&rel("f")).unwrap().ident != entry.ident {
+        if tree.entry(&rel("f")).unwrap().version != entry.version {
             break;
         }
     }
@@ -116,13 +116,13 @@ fn what_was_reached_through_a_link_is_read_where_it_is() {
     let path = site.write("other/place/f", "content");
     set_xattr(&path, "user.x", b"x");
     let mut entry = site.tree("other").keeping(Preserve::all()).entry(&rel("place/f")).unwrap();
-    (entry.path, entry.real) = (rel("link/f"), Some(rel("other/place/f")));
+    (entry.path, entry.content_path) = (rel("link/f"), Some(rel("other/place/f")));
     let file = site.source().open_source(&entry).unwrap();
     assert!(file.is_version(&entry));
     assert_eq!((content_of(&file), file.entry()), (b"content".to_vec(), &entry));
     // Nothing is followed on the way to it.
     symlink("other", site.at("way")).unwrap();
-    entry.real = Some(rel("way/place/f"));
+    entry.content_path = Some(rel("way/place/f"));
     assert!(site.source().open_source(&entry).is_err());
 }
 
@@ -131,14 +131,14 @@ fn another_host_may_know_the_file_system_by_another_number() {
     let site = Site::new();
     site.write("src/d/f", "content");
     let source = site.source();
-    assert!(manifest(&source).entries.iter().all(|entry| entry.ident.dev == 0));
+    assert!(manifest(&source).entries.iter().all(|entry| entry.version.dev == 0));
     let entry = source.entry(&rel("d/f")).unwrap();
-    let there = Entry { ident: Ident { dev: 77, ..entry.ident }, ..entry.clone() };
+    let there = Entry { version: FileVersion { dev: 77, ..entry.version }, ..entry.clone() };
     assert!(source.open_source(&there).unwrap().is_version(&there));
     // Two file systems of one source may hold the same file twice, as two files.
-    assert_ne!(entry.family(), there.family());
-    assert_eq!(source.storage().entry(&rel("src/d/f")).unwrap().ident, entry.ident);
-    assert_eq!(site.tree("src/d/f").entry(&rel("")).unwrap().ident, entry.ident);
+    assert_ne!(entry.hardlink_key(), there.hardlink_key());
+    assert_eq!(source.storage().entry(&rel("src/d/f")).unwrap().version, entry.version);
+    assert_eq!(site.tree("src/d/f").entry(&rel("")).unwrap().version, entry.version);
 }
 
 #[test]
@@ -149,24 +149,24 @@ fn the_data_of_a_file_with_holes_is_measured_by_its_map() {
     file.write_all_at(&[7; 1 << 16], 1 << 30).unwrap();
     let tree = site.tree("src").keeping(Preserve::all());
     let look = || tree.entry(&rel("f")).unwrap();
-    assert!(look().stored.is_some());
+    assert!(look().stored_bytes.is_some());
     // Compressed, it would be less.
-    let mut entry = Entry { stored: Some(1), ..look() };
+    let mut entry = Entry { stored_bytes: Some(1), ..look() };
     tree.measure(&mut entry, 1 << 40);
-    assert_eq!(entry.stored, Some(1), "it is not long enough to matter");
+    assert_eq!(entry.stored_bytes, Some(1), "it is not long enough to matter");
     tree.measure(&mut entry, 1 << 20);
-    let stored = entry.stored.unwrap();
+    let stored = entry.stored_bytes.unwrap();
     assert!((1 << 16..1 << 20).contains(&stored), "{stored}");
     assert_eq!(
         site.tree("src")
-            .keeping(Preserve::of_words(["mode"]).unwrap())
+            .keeping(Preserve::parse_names(["mode"]).unwrap())
             .entry(&rel("f"))
             .unwrap()
-            .stored,
+            .stored_bytes,
         None
     );
     let mut gone = look();
     fs::remove_file(site.at("src/f")).unwrap();
     tree.measure(&mut gone, 1 << 20);
-    assert_eq!(gone.stored, None);
+    assert_eq!(gone.stored_bytes, None);
 }

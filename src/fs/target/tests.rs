@@ -1,16 +1,16 @@
 use super::super::testing::*;
 use super::super::{Root, Verdict};
 use super::*;
-use crate::wire::manifest::{Entry, Ident, Kind, Manifest, Meta};
-use crate::wire::options::Action;
+use crate::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, Meta};
+use crate::wire::options::EntryAction;
 use crate::wire::sync::ErrorClass;
 use rustix::fs::{CWD, FileType, RenameFlags};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-const SKIP: Verdict = Verdict::Done(Action::Skip);
-const NEEDED: Verdict = Verdict::Needed { action: Action::Update, base: true };
+const SKIP: Verdict = Verdict::Done(EntryAction::Skip);
+const NEEDED: Verdict = Verdict::Needed { action: EntryAction::Update, base: true };
 
 fn set_mode(path: &std::path::Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -124,7 +124,7 @@ fn a_directory_of_somebody_else_is_an_error_that_says_so() {
         assert_eq!((error.errno_name(), error.class()), (Some("EACCES"), ErrorClass::Permanent));
         let verdicts = target.reconcile(&batch).verdicts;
         assert!(matches!(&verdicts[0], Verdict::Failed(e) if e.errno.as_deref() == Some("EPERM")));
-        assert_eq!(verdicts[1], Verdict::Needed { action: Action::Create, base: false });
+        assert_eq!(verdicts[1], Verdict::Needed { action: EntryAction::Create, base: false });
         assert!(matches!(&verdicts[2], Verdict::Failed(e) if e.operation == "create destination"));
     });
     other.assert_canary();
@@ -298,7 +298,7 @@ fn mode_and_owner_are_repaired_without_content_but_not_through_a_second_name() {
     let there = site.at("dst/f");
     let ino = fs::metadata(&there).unwrap().ino();
     set_mode(&there, 0o666);
-    assert_eq!(target.reconcile(&batch).verdicts, [Verdict::Done(Action::Metadata)]);
+    assert_eq!(target.reconcile(&batch).verdicts, [Verdict::Done(EntryAction::Metadata)]);
     let meta = fs::metadata(&there).unwrap();
     assert_eq!((meta.ino(), meta.mode() & 0o7777), (ino, 0o640));
     fs::hard_link(&there, site.at("snapshot")).unwrap();
@@ -334,9 +334,9 @@ fn what_fails_above_fails_all_below_and_nothing_else() {
     let bad = RelPath::root().child(&[b'n'; 255]).unwrap().child(b"x").unwrap();
     batch.entries.push(Entry::new(
         bad,
-        Kind::Special { format: 0o120_000, rdev: 0 },
+        EntryKind::Special { format: 0o120_000, rdev: 0 },
         batch.entries[0].meta,
-        Ident::default(),
+        FileVersion::default(),
     ));
     let verdicts = site.target().reconcile(&batch).verdicts;
     assert_eq!(verdicts.len(), batch.entries.len());
@@ -357,13 +357,13 @@ fn hostile_numbers_are_errors_not_panics() {
         mtime_nsec: u32::MAX,
     };
     let kinds = [
-        Kind::File { size: 0 },
-        Kind::File { size: u64::MAX },
-        Kind::Dir,
-        Kind::Symlink { target: vec![] },
-        Kind::Symlink { target: vec![b'x'; 70_000] },
-        Kind::Symlink { target: b"nul\0".to_vec() },
-        Kind::Special { format: u32::MAX, rdev: u64::MAX },
+        EntryKind::File { size: 0 },
+        EntryKind::File { size: u64::MAX },
+        EntryKind::Dir,
+        EntryKind::Symlink { target: vec![] },
+        EntryKind::Symlink { target: vec![b'x'; 70_000] },
+        EntryKind::Symlink { target: b"nul\0".to_vec() },
+        EntryKind::Special { format: u32::MAX, rdev: u64::MAX },
     ];
     let entries: Vec<Entry> = kinds
         .into_iter()
@@ -371,7 +371,8 @@ fn hostile_numbers_are_errors_not_panics() {
         .map(|(i, kind)| Entry { path: rel(format!("e{i}")), kind, meta: odd, ..base.clone() })
         .collect();
     let target = site.target();
-    let batch = Manifest { dirs: vec![DirRef { path: RelPath::root(), meta: base.meta }], entries };
+    let batch =
+        Manifest { dirs: vec![ManifestDir { path: RelPath::root(), meta: base.meta }], entries };
     let verdicts = target.reconcile(&batch).verdicts;
     for (i, verdict) in verdicts.iter().enumerate() {
         let fine = if i == 1 {

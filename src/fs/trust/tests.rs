@@ -3,8 +3,8 @@ use super::super::{Cause, Ranges, Verdict, is_ours};
 use super::*;
 use crate::fs::target::TargetOptions;
 use crate::wire::SyncNo;
-use crate::wire::content::Hashing;
-use crate::wire::options::{Action, Attribute, Chown, Compare, Preserve, WriteRules};
+use crate::wire::content::HashMode;
+use crate::wire::options::{Attribute, Chown, Compare, EntryAction, Preserve, WriteRules};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, lchown, symlink};
@@ -99,16 +99,16 @@ fn an_object_of_a_foreign_owner_is_replaced_whatever_its_kind_and_however_it_is_
             assert_eq!(mode_at(&path), mode_at(&site.at("src").join(name)), "{name}");
             if name == "dir" {
                 // What is in it is judged by itself.
-                assert_eq!((action, there.ino()), (Action::Metadata, planted.ino()));
+                assert_eq!((action, there.ino()), (EntryAction::Metadata, planted.ino()));
             } else {
-                assert_eq!((action, &said), (Action::Update, &done), "{name} {compare:?}");
+                assert_eq!((action, &said), (EntryAction::Update, &done), "{name} {compare:?}");
                 assert_ne!(there.ino(), planted.ino(), "{name} {compare:?}");
             }
             if there.is_file() {
                 assert!(fs::read(&path).unwrap() == fs::read(site.at("src").join(name)).unwrap());
             }
             let again = copy(&site.source(), &site.target_by(rules.clone()), &batch);
-            assert_eq!(again, [Verdict::Done(Action::Skip)], "{name}");
+            assert_eq!(again, [Verdict::Done(EntryAction::Skip)], "{name}");
         }
     }
 }
@@ -147,7 +147,7 @@ fn the_wanted_owner_and_this_process_are_no_foreign_owners() {
         let case = format!("{source} {there} {preserve:?} {chown:?}");
         assert_eq!((now.ino() != before, now.uid()), (replaced, then), "{case}");
         let again = copy(&site.source(), &target, &batch_of(&site.source(), "f"));
-        assert_eq!(again, [Verdict::Done(Action::Skip)], "{case}");
+        assert_eq!(again, [Verdict::Done(EntryAction::Skip)], "{case}");
     }
 }
 
@@ -212,7 +212,7 @@ fn where_the_file_system_shows_another_number_for_us_what_we_made_is_ours() {
         };
         let entry = site.source().entry(&rel("f")).unwrap();
         let batch = batch_of(&site.source(), "f");
-        assert_eq!(target().reconcile(&batch).verdicts, [Verdict::Done(Action::Skip)]);
+        assert_eq!(target().reconcile(&batch).verdicts, [Verdict::Done(EntryAction::Skip)]);
         if named {
             fs::remove_file(site.at("dst/f")).unwrap();
         }
@@ -272,7 +272,7 @@ fn a_part_file_that_is_not_ours_is_removed_and_made_anew() {
         let held = held.then(|| fs::File::options().read(true).write(true).open(&part).unwrap());
         let batch = batch_of(&site.source(), "f");
         let verdict = target.reconcile(&batch).verdicts.remove(0);
-        assert_eq!(verdict, Verdict::Needed { action: Action::Create, base: false }, "{case}");
+        assert_eq!(verdict, Verdict::Needed { action: EntryAction::Create, base: false }, "{case}");
         let blocks = target.blocks(&entry, (0, 300 << 10), 1 << 17, &mut vec![0; 1 << 17]);
         assert!(blocks.unwrap().iter().all(|block| block.part.is_none()), "{case}");
         let error = target.publish_part(&entry, None).unwrap_err();
@@ -318,7 +318,7 @@ fn a_part_file_swapped_while_it_is_written_is_never_taken_up() {
     assert_eq!(parts(&site).len(), 1);
     // What it had is gone with it: where no digest shows it, nothing is kept of it.
     target.discard_part(&entry).unwrap();
-    let unhashed = site.target_by(WriteRules { hashed: false, ..WriteRules::default() });
+    let unhashed = site.target_by(WriteRules { requires_digest: false, ..WriteRules::default() });
     let kept = unhashed.part(&entry).unwrap().keep(0, 1000, super::super::Keep::Part);
     assert_eq!(kept.unwrap_err().cause, Cause::Lost);
 }
@@ -336,7 +336,7 @@ fn a_foreign_file_of_the_final_name_does_not_pass_for_published() {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&vec![2; 300 << 10]);
     let values = [crate::wire::Digest(blake3::hazmat::HasherExt::finalize_non_root(&hasher))];
-    let ranges = Some(Ranges { length: 1 << 20, values: &values, hashing: Hashing::Whole });
+    let ranges = Some(Ranges { length: 1 << 20, values: &values, hashing: HashMode::Full });
     let error = site.target_by(by_content).publish_part(&entry, ranges).unwrap_err();
     assert_eq!(error.cause, Cause::Lost);
     assert!(target.part(&entry).unwrap().created);

@@ -3,7 +3,7 @@ use super::super::{Root, TargetOptions, Tree, Verdict};
 use super::*;
 use crate::wire::SyncNo;
 use crate::wire::manifest::Manifest;
-use crate::wire::options::{Action, WriteRules};
+use crate::wire::options::{EntryAction, WriteRules};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ fn one_file() -> (Site, Manifest) {
     (site, batch)
 }
 
-const SKIP: Verdict = Verdict::Done(Action::Skip);
+const SKIP: Verdict = Verdict::Done(EntryAction::Skip);
 
 #[test]
 fn what_was_not_flushed_before_a_reboot_is_compared_by_content_until_it_was_found_right() {

@@ -2,7 +2,7 @@ use super::super::testing::*;
 use super::super::{Cause, Root};
 use super::*;
 use crate::wire::AbsPath;
-use crate::wire::options::{FilterSpec, Notes};
+use crate::wire::options::{EntryWarnings, FilterSpec};
 use crate::wire::sync::ErrorClass;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -87,7 +87,7 @@ fn names_of_any_bytes_and_of_full_length_are_listed_but_our_own_unfinished_ones_
     for (filter, count) in [(FilterSpec::default(), 1), (filter, 0)] {
         let options =
             || WalkOptions { filter: Filter::made(&filter).unwrap(), ..WalkOptions::default() };
-        let (mut notes, mut cursor) = (Notes::new(), None);
+        let (mut notes, mut cursor) = (EntryWarnings::new(), None);
         loop {
             let mut walk = site.source().walk_with(&rel(""), cursor.as_ref(), options()).unwrap();
             let more = walk.next().is_some();
@@ -113,7 +113,7 @@ fn a_source_that_is_a_file_is_one_entry_without_a_name() {
     let entries: Vec<_> = walk.map(Result::unwrap).collect();
     assert_eq!(entries.len(), 1);
     assert!(entries[0].path.is_root());
-    assert_eq!(entries[0].kind, Kind::File { size: 7 });
+    assert_eq!(entries[0].kind, EntryKind::File { size: 7 });
     assert_eq!(content_of(&tree.open_source(&entries[0]).unwrap()), b"content");
     let cursor = behind(&RelPath::root(), false);
     assert_eq!(tree.walk(&RelPath::root(), Some(&cursor)).unwrap().count(), 0);
@@ -126,7 +126,7 @@ fn links_are_entries_and_never_followed() {
     symlink("canary", site.at("root-link")).unwrap();
     let entries: Vec<_> =
         site.source().walk(&RelPath::root(), None).unwrap().map(Result::unwrap).collect();
-    assert_eq!(entries[1].kind, Kind::Symlink { target: b"../canary".to_vec() });
+    assert_eq!(entries[1].kind, EntryKind::Symlink { target: b"../canary".to_vec() });
     assert_eq!(entries.len(), 2);
     for (base, dir) in [("root-link", ""), ("src", "link"), ("root-link/sub", "")] {
         let error = site.tree(base).walk(&rel(dir), None).unwrap_err();
@@ -299,7 +299,7 @@ fn a_tree_that_changes_under_the_walk_gives_sorted_distinct_entries() {
             let walk = site.source().walk(&RelPath::root(), None).unwrap();
             let got: Vec<RelPath> = walk.filter_map(Result::ok).map(|e| e.path).collect();
             assert!(got.is_sorted_by(|a, b| a < b));
-            assert!(!got.iter().any(|p| p.name() == Some(b"file")), "left the root");
+            assert!(!got.iter().any(|p| p.file_name() == Some(b"file")), "left the root");
         }
         done.store(true, Ordering::Relaxed);
     });
@@ -387,7 +387,7 @@ proptest! {
         for (i, after) in want.iter().enumerate() {
             let rest = want[i + 1..].to_vec();
             prop_assert_eq!(&from(Some(&behind(after, false)), keep), &rest);
-            let outside: Vec<_> = rest.into_iter().filter(|p| !after.holds(p)).collect();
+            let outside: Vec<_> = rest.into_iter().filter(|p| !after.contains(p)).collect();
             prop_assert_eq!(&from(Some(&behind(after, true)), keep), &outside);
         }
     }
@@ -410,7 +410,7 @@ proptest! {
             let rest = all[i + 1..].to_vec();
             prop_assert_eq!(&from(&behind(after, false), NAMES), &rest);
             prop_assert_eq!(&from(&behind(after, false), keep), &rest);
-            let outside: Vec<_> = rest.into_iter().filter(|p| !after.holds(p)).collect();
+            let outside: Vec<_> = rest.into_iter().filter(|p| !after.contains(p)).collect();
             prop_assert_eq!(&from(&behind(after, true), keep), &outside);
         }
     }
@@ -433,5 +433,5 @@ fn a_file_system_that_makes_its_files_up_is_refused_not_copied_as_empty_files() 
     let mut walk = tree("").walk(&RelPath::root(), Some(&behind(&rel("proa"), true))).unwrap();
     assert_eq!(walk.next().unwrap().unwrap_err().path.0, b"proc");
     let next = walk.next().unwrap().unwrap();
-    assert!(!rel("proc").holds(&next.path), "{next:?}");
+    assert!(!rel("proc").contains(&next.path), "{next:?}");
 }

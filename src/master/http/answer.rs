@@ -2,7 +2,7 @@
 
 use crate::master::listing::Pieces;
 use crate::store::Backup;
-use crate::util::seal;
+use crate::util::checksum;
 use crate::wire::problem::{self, Problem};
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
@@ -37,7 +37,7 @@ impl IntoResponse for Fault {
         let Fault(problem) = self;
         let status =
             StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = document(status, problem::CONTENT_TYPE, &problem);
+        let mut response = document(status, problem::PROBLEM_CONTENT_TYPE, &problem);
         let headers = response.headers_mut();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
@@ -107,7 +107,9 @@ pub(super) fn file(backup: Backup) -> Response {
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
     headers.extend(
-        HeaderValue::from_str(&check).ok().map(|c| (HeaderName::from_static(seal::HEADER), c)),
+        HeaderValue::from_str(&check)
+            .ok()
+            .map(|c| (HeaderName::from_static(checksum::CHECKSUM_HEADER), c)),
     );
     response
 }
@@ -124,9 +126,11 @@ fn document(status: StatusCode, kind: &'static str, value: &impl Serialize) -> R
 
 /// A body with its check.
 fn sealed(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response {
-    let check = HeaderValue::from_str(&seal::in_header(&body));
+    let check = HeaderValue::from_str(&checksum::header_value(&body));
     let kind = [(CONTENT_TYPE, HeaderValue::from_static(kind))];
     let mut response = (status, kind, Body::from(body)).into_response();
-    response.headers_mut().extend(check.ok().map(|c| (HeaderName::from_static(seal::HEADER), c)));
+    response
+        .headers_mut()
+        .extend(check.ok().map(|c| (HeaderName::from_static(checksum::CHECKSUM_HEADER), c)));
     response
 }

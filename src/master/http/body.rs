@@ -1,7 +1,7 @@
 //! Reading request bodies: bounded in bytes each, bounded in bytes all together, bounded in time.
 
 use super::HttpLimits;
-use crate::util::{seal, units};
+use crate::util::{checksum, units};
 use crate::wire::problem::Problem;
 use axum::body::Body;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
@@ -84,7 +84,10 @@ pub(super) async fn read(
         }
         bytes.extend_from_slice(&data);
     }
-    if !seal::fits(headers.get(seal::HEADER).map(HeaderValue::as_bytes), &bytes) {
+    if !checksum::matches_header(
+        headers.get(checksum::CHECKSUM_HEADER).map(HeaderValue::as_bytes),
+        &bytes,
+    ) {
         return Err(damaged());
     }
     Ok(Held { bytes: bytes.into(), _place: place })
@@ -116,25 +119,25 @@ fn plain(headers: &HeaderMap) -> Result<(), Problem> {
     for encoding in headers.get_all(CONTENT_ENCODING) {
         if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
             return Err(refused("an encoded body is not accepted".to_owned())
-                .hinted("send it as it is, without Content-Encoding"));
+                .with_hint("send it as it is, without Content-Encoding"));
         }
     }
     let kind = headers.get(CONTENT_TYPE).map(|v| v.as_bytes().to_ascii_lowercase());
     if kind.is_some_and(|k| k.starts_with(b"multipart/")) {
         return Err(refused("a multipart body is not accepted".to_owned())
-            .hinted("send the JSON document itself, with Content-Type: application/json"));
+            .with_hint("send the JSON document itself, with Content-Type: application/json"));
     }
     Ok(())
 }
 
 fn damaged() -> Problem {
-    let detail = format!("the body: {}; nothing was changed", seal::DAMAGED);
-    Problem::new(400, "Bad Request", seal::DAMAGED_CODE, detail)
-        .hinted("send the same request again")
+    let detail = format!("the body: {}; nothing was changed", checksum::CHECKSUM_MISMATCH);
+    Problem::new(400, "Bad Request", checksum::CORRUPTED_CODE, detail)
+        .with_hint("send the same request again")
 }
 
 fn too_large(limit: usize) -> Problem {
-    let limit = units::bytes(limit as u64);
+    let limit = units::format_bytes(limit as u64);
     Problem::new(
         413,
         "Content Too Large",
@@ -154,7 +157,7 @@ fn crowded() -> Problem {
         "busy",
         "too many large requests at once; this one changed nothing",
     )
-    .hinted("repeat the request after the time in Retry-After")
+    .with_hint("repeat the request after the time in Retry-After")
 }
 
 fn broken(error: &axum::Error) -> Problem {

@@ -6,8 +6,8 @@
 
 use super::json;
 use crate::master::faults::Faults;
-use crate::util::suggest::nearest;
-use crate::util::units::parse_limit;
+use crate::util::suggest::closest_match;
+use crate::util::units::parse_bwlimit;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
@@ -72,7 +72,7 @@ impl Document {
     /// All that was noted.
     pub(super) fn end(mut self) -> Result<(), Faults> {
         for key in self.members.keys() {
-            let detail = match nearest(key, self.known.iter().copied()) {
+            let detail = match closest_match(key, self.known.iter().copied()) {
                 Some(meant) => format!("is not known; did you mean `{meant}`?"),
                 None => format!("is not known; known are {}", self.known.join(", ")),
             };
@@ -137,7 +137,7 @@ pub(super) fn limit(value: Value) -> Result<Option<u64>, Faults> {
         Value::String(text) => text,
         other => return Err(expected("bytes per second, as a number, `100MiB/s` or null", &other)),
     };
-    parse_limit(&text).map_err(Faults::one)
+    parse_bwlimit(&text).map_err(Faults::one)
 }
 
 /// A string of at most `max` bytes.

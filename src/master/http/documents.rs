@@ -4,12 +4,12 @@ use super::document::{Document, limit, list, text, truth, typed, whole};
 use super::json;
 use crate::master::faults::Faults;
 use crate::master::submission;
-use crate::wire::manifest::NameList;
+use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{CHUNK_MB, Reassign, RetryRequest, SyncChange, SyncRequest};
-use crate::wire::task::SyncResult;
+use crate::wire::sync::{CHUNK_MIB_RANGE, ReassignRequest, RetryRequest, SyncPatch, SyncRequest};
+use crate::wire::task::TaskResult;
 use crate::wire::worker::{
-    DrainOrder, Endpoint, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat,
+    DrainRequest, Endpoint, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat,
 };
 use crate::wire::{AbsPath, BytePath};
 use serde_json::Value;
@@ -37,7 +37,7 @@ const MAX_MESSAGE: usize = 64 << 10;
 pub(super) fn sync_request(
     body: &[u8],
     default_chunk_mb: u32,
-) -> Result<(SyncRequest, Option<Vec<NameList>>), Problem> {
+) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Problem> {
     read_sync_request(json::parse(body)?, default_chunk_mb).map_err(Faults::into_problem)
 }
 
@@ -45,7 +45,7 @@ pub(super) fn sync_request(
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn sync_change(body: &[u8]) -> Result<SyncChange, Problem> {
+pub(super) fn sync_change(body: &[u8]) -> Result<SyncPatch, Problem> {
     read_sync_change(json::parse(body)?).map_err(Faults::into_problem)
 }
 
@@ -64,7 +64,7 @@ pub(super) fn retry_request(body: &[u8]) -> Result<RetryRequest, Problem> {
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn reassign(body: &[u8]) -> Result<Reassign, Problem> {
+pub(super) fn reassign(body: &[u8]) -> Result<ReassignRequest, Problem> {
     read_reassign(json::parse(body)?).map_err(Faults::into_problem)
 }
 
@@ -72,9 +72,9 @@ pub(super) fn reassign(body: &[u8]) -> Result<Reassign, Problem> {
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn drain_order(body: &[u8]) -> Result<DrainOrder, Problem> {
+pub(super) fn drain_order(body: &[u8]) -> Result<DrainRequest, Problem> {
     if body.is_empty() {
-        return Ok(DrainOrder::default());
+        return Ok(DrainRequest::default());
     }
     read_drain_order(json::parse(body)?).map_err(Faults::into_problem)
 }
@@ -91,7 +91,7 @@ pub(super) fn heartbeat(body: &[u8]) -> Result<WorkerHeartbeat, Problem> {
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn result(body: &[u8]) -> Result<SyncResult, Problem> {
+pub(super) fn result(body: &[u8]) -> Result<TaskResult, Problem> {
     read_result(json::parse(body)?).map_err(Faults::into_problem)
 }
 
@@ -108,12 +108,12 @@ fn read_retry_request(value: Value) -> Result<RetryRequest, Faults> {
 fn read_sync_request(
     value: Value,
     default_chunk_mb: u32,
-) -> Result<(SyncRequest, Option<Vec<NameList>>), Faults> {
+) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Faults> {
     let mut doc = Document::of(value)?;
     let request_id = doc.optional("request_id", typed);
     let source: Option<AbsPath> = doc.required("source_path", typed);
     let destination: Option<AbsPath> = doc.required("destination_path", typed);
-    let chunk = doc.optional("chunk_size_mb", whole(CHUNK_MB));
+    let chunk = doc.optional("chunk_size_mb", whole(CHUNK_MIB_RANGE));
     let options = doc.optional("options", super::options::options);
     let names = doc.optional("file_list", list(usize::MAX, typed::<BytePath>));
     let bwlimit = doc.optional("bwlimit", limit);
@@ -150,26 +150,26 @@ fn read_sync_request(
     Ok((request, parts))
 }
 
-fn read_sync_change(value: Value) -> Result<SyncChange, Faults> {
+fn read_sync_change(value: Value) -> Result<SyncPatch, Faults> {
     let mut doc = Document::of(value)?;
     let bwlimit = doc.required("bwlimit", limit);
     doc.end()?;
-    whole_or_nothing(|| Some(SyncChange { bwlimit: bwlimit? }))
+    whole_or_nothing(|| Some(SyncPatch { bwlimit: bwlimit? }))
 }
 
-fn read_reassign(value: Value) -> Result<Reassign, Faults> {
+fn read_reassign(value: Value) -> Result<ReassignRequest, Faults> {
     let mut doc = Document::of(value)?;
     let worker_id = doc.required("worker_id", typed);
     doc.end()?;
-    whole_or_nothing(|| Some(Reassign { worker_id: worker_id? }))
+    whole_or_nothing(|| Some(ReassignRequest { worker_id: worker_id? }))
 }
 
-fn read_drain_order(value: Value) -> Result<DrainOrder, Faults> {
+fn read_drain_order(value: Value) -> Result<DrainRequest, Faults> {
     let mut doc = Document::of(value)?;
     let by = doc.optional("by", text(MAX_WORD));
     let reason = doc.optional("reason", text(MAX_REASON));
     doc.end()?;
-    whole_or_nothing(|| Some(DrainOrder { by: by?, reason: reason? }))
+    whole_or_nothing(|| Some(DrainRequest { by: by?, reason: reason? }))
 }
 
 fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
@@ -208,9 +208,9 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
             incarnation: incarnation?,
             boot_id: boot_id?,
             free_bytes: free_bytes?.unwrap_or_default(),
-            in_hand: in_hand?.unwrap_or_default(),
+            assignments: in_hand?.unwrap_or_default(),
             moved_bytes: moved_bytes?.unwrap_or_default(),
-            receiving: receiving?.unwrap_or_default(),
+            incoming_requests: receiving?.unwrap_or_default(),
             slots: slots?,
             agent_version: agent_version?,
             protocol: protocol?,
@@ -223,7 +223,7 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     })
 }
 
-fn read_result(value: Value) -> Result<SyncResult, Faults> {
+fn read_result(value: Value) -> Result<TaskResult, Faults> {
     let mut doc = Document::of(value)?;
     let request_id = doc.required("request_id", typed);
     let worker_id = doc.required("worker_id", typed);
@@ -235,7 +235,7 @@ fn read_result(value: Value) -> Result<SyncResult, Faults> {
     let report = doc.optional("report", typed);
     doc.end()?;
     whole_or_nothing(|| {
-        Some(SyncResult {
+        Some(TaskResult {
             request_id: request_id?,
             worker_id: worker_id?,
             success: success?,
@@ -257,7 +257,7 @@ pub(super) fn whole_or_nothing<T>(build: impl FnOnce() -> Option<T>) -> Result<T
 /// How an endpoint does; its texts are shown to people.
 fn nic(value: Value) -> Result<NicReport, Faults> {
     let nic: NicReport = typed(value)?;
-    let texts = [Some(&nic.endpoint), nic.iface.as_ref(), nic.aside.as_ref()];
+    let texts = [Some(&nic.endpoint), nic.iface.as_ref(), nic.disabled_reason.as_ref()];
     if texts.into_iter().flatten().any(|text| text.len() > MAX_NIC_TEXT) {
         return Err(Faults::one(format!("a text of more than {MAX_NIC_TEXT} bytes")));
     }
@@ -318,9 +318,9 @@ fn moment(value: Value) -> Result<Value, Faults> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::sync::DEFAULT_CHUNK_MB;
+    use crate::wire::sync::DEFAULT_CHUNK_MIB;
     use crate::wire::task::{TaskReport, WorkItem};
-    use crate::wire::worker::{Usage, WorkerStatus};
+    use crate::wire::worker::{BandwidthUsage, WorkerStatus};
     use crate::wire::{AssignmentId, Digest};
     use serde_json::json;
 
@@ -329,8 +329,8 @@ mod tests {
         problem.errors.into_iter().map(|e| e.pointer).collect()
     }
 
-    fn read(value: Value) -> Result<(SyncRequest, Option<Vec<NameList>>), Problem> {
-        sync_request(value.to_string().as_bytes(), DEFAULT_CHUNK_MB)
+    fn read(value: Value) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Problem> {
+        sync_request(value.to_string().as_bytes(), DEFAULT_CHUNK_MIB)
     }
 
     #[test]
@@ -405,7 +405,7 @@ mod tests {
         });
         let (request, list) = read(doc).unwrap();
         assert_eq!(request.source_path.as_bytes(), b"/a/\xff");
-        assert_eq!(list.unwrap()[0].names[0].as_bytes(), b"\xffx");
+        assert_eq!(list.unwrap()[0].paths[0].as_bytes(), b"\xffx");
     }
 
     // A field that is added to a document must be added to its reader as well.
@@ -421,8 +421,8 @@ mod tests {
             bwlimit: Some(1 << 20),
         };
         let (read, list) =
-            sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MB).unwrap();
-        assert_eq!(list.unwrap()[0].names.len(), 1);
+            sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MIB).unwrap();
+        assert_eq!(list.unwrap()[0].paths.len(), 1);
         assert_eq!(SyncRequest { file_list: None, ..request }, read);
 
         let beat = WorkerHeartbeat {
@@ -435,13 +435,14 @@ mod tests {
             incarnation: Some("i".into()),
             boot_id: Some("b".into()),
             free_bytes: [("/a".to_owned(), 5)].into(),
-            in_hand: vec![AssignmentId([1; 16])],
+            assignments: vec![AssignmentId([1; 16])],
             moved_bytes: [(AssignmentId([1; 16]), 1 << 20)].into(),
-            receiving: 3,
+            incoming_requests: 3,
             slots: Some(4),
             agent_version: Some("0.1.0".into()),
             protocol: Some(2),
-            usage: [("demo-1".parse().unwrap(), Usage { moved: 5, held_ms: 6 })].into(),
+            usage: [("demo-1".parse().unwrap(), BandwidthUsage { sent_bytes: 5, throttled_ms: 6 })]
+                .into(),
             unavailable_paths: vec![UnavailablePath {
                 path: AbsPath::new("/b").unwrap(),
                 reason: "r".into(),
@@ -460,12 +461,12 @@ mod tests {
                 requests: 4,
                 goodput: Some(5),
                 receive_rate: Some(6),
-                aside: Some("down".into()),
+                disabled_reason: Some("down".into()),
             }],
         };
         assert_eq!(heartbeat(&serde_json::to_vec(&beat).unwrap()).unwrap(), beat);
 
-        let outcome = SyncResult {
+        let outcome = TaskResult {
             request_id: "demo-1".parse().unwrap(),
             worker_id: "worker-a".parse().unwrap(),
             success: true,

@@ -3,7 +3,7 @@
 
 use super::answer::Fault;
 use super::orders::Order;
-use crate::util::repeats::warn_counted;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::problem::Problem;
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, HOST, ORIGIN};
@@ -77,7 +77,7 @@ pub(super) async fn every(
         // 503 is the state of the store, which is logged where it changes and not with every request.
         if status >= 500 && status != 503 {
             let cause = format_args!("{method} requests failed with status {status}");
-            warn_counted!(cause, %method, path, status, ms, "request failed");
+            warn_ratelimited!(cause, %method, path, status, ms, "request failed");
         } else {
             tracing::debug!(%method, path, status, ms, "request");
         }
@@ -96,7 +96,7 @@ fn name(headers: &HeaderMap) -> (String, HeaderValue) {
     {
         return (text.to_owned(), value.clone());
     }
-    let made = crate::util::name::unique().to_string();
+    let made = crate::util::unique_id::generate_id().to_string();
     let value = HeaderValue::from_str(&made).unwrap_or(HeaderValue::from_static("-"));
     (made, value)
 }
@@ -141,7 +141,7 @@ fn local_only(
                 "foreign_host",
                 "this master listens on loopback and does not answer to another host's name",
             )
-            .hinted(
+            .with_hint(
                 "ask for http://127.0.0.1 or http://localhost; behind a proxy, set `advertise_url` in the \
                  master's file to the URL that clients use",
             ))

@@ -1,7 +1,7 @@
 //! JSON bodies: syntax problems with line and column, keys that appear twice, bounded size in memory.
 
 use crate::master::faults::Faults;
-use crate::wire::path::show;
+use crate::wire::path::escape_bytes;
 use crate::wire::problem::Problem;
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor,
@@ -72,14 +72,14 @@ pub(super) fn push_key(pointer: &mut String, key: &str) {
 /// A key for people: escaped, and cut where it is no key that anybody meant.
 pub(super) fn name(key: &str) -> String {
     let cut: String = key.chars().take(100).collect();
-    show(cut.as_bytes())
+    escape_bytes(cut.as_bytes())
 }
 
 /// What `serde` says is wrong; it quotes from the document, so it is escaped and cut.
 pub(super) fn complaint(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let cut: String = text.chars().take(300).collect();
-    show(cut.as_bytes())
+    escape_bytes(cut.as_bytes())
 }
 
 fn utf8(body: &[u8]) -> Result<&str, Problem> {
@@ -88,7 +88,7 @@ fn utf8(body: &[u8]) -> Result<&str, Problem> {
     }
     std::str::from_utf8(body).map_err(|e| {
         bad(format!("the body is not UTF-8: byte {} can't be read", e.valid_up_to() + 1))
-            .hinted("send a path that is not UTF-8 as {\"path_b64\": \"…\"}, in base64")
+            .with_hint("send a path that is not UTF-8 as {\"path_b64\": \"…\"}, in base64")
     })
 }
 

@@ -21,7 +21,7 @@ mod tests;
 
 pub use server::serve;
 
-use crate::wire::sync::DEFAULT_CHUNK_MB;
+use crate::wire::sync::DEFAULT_CHUNK_MIB;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::Duration;
@@ -82,7 +82,7 @@ impl Default for HttpLimits {
             all_bodies_bytes: 256 << 20,
             poll_wait: Duration::from_secs(1),
             max_wait: Duration::from_secs(60),
-            default_chunk_mb: Arc::new(DEFAULT_CHUNK_MB.into()),
+            default_chunk_mb: Arc::new(DEFAULT_CHUNK_MIB.into()),
             secret: None,
             advertise_url: None,
             drain: Duration::from_secs(10),

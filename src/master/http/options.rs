@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn the_reader_knows_every_option() {
         let all = SyncOptions {
-            preserve: Preserve::of_words(["mode", "acls"]).unwrap(),
+            preserve: Preserve::parse_names(["mode", "acls"]).unwrap(),
             chown: Chown { uid: Some(0), gid: Some(7) },
             links: Links::Copy,
             punch_zeros: true,

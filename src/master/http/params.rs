@@ -3,7 +3,7 @@
 use super::answer::Fault;
 use super::guard::is_token;
 use super::json::name;
-use crate::util::suggest::nearest;
+use crate::util::suggest::closest_match;
 use crate::util::units;
 use crate::wire::problem::Problem;
 use crate::wire::{AssignmentId, RequestId, WorkerId};
@@ -78,7 +78,7 @@ impl Params {
         let mut params = BTreeMap::new();
         for (key, value) in pairs {
             let Some(key) = known.iter().copied().find(|k| *k == key) else {
-                let detail = match nearest(&key, known.iter().copied()) {
+                let detail = match closest_match(&key, known.iter().copied()) {
                     Some(meant) => {
                         format!("unknown parameter `{}`; did you mean `{meant}`?", name(&key))
                     }

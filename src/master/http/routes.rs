@@ -7,13 +7,13 @@ use super::{HttpLimits, documents, guard};
 use crate::master::handle::Handle;
 use crate::master::listing::{Lines, Wanted};
 use crate::scheduler::{IdempotencyKey, Select};
-use crate::util::repeats::warn_counted;
-use crate::util::seal;
+use crate::util::checksum;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
-use crate::wire::leader::Status;
+use crate::wire::leader::ReadinessStatus;
 use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{RetryRequest, Submitted, SyncState};
+use crate::wire::sync::{RetryRequest, SubmitReply, SyncState};
 use crate::wire::task::ScanPage;
 
 use crate::wire::{AssignmentId, RequestId, SyncNo, WorkerId};
@@ -47,10 +47,10 @@ impl App {
         let (head, body) = request.into_parts();
         let read = body::read(&head.headers, body, limit, &self.limits, &self.budget).await;
         read.inspect_err(|problem| {
-            if problem.code == seal::DAMAGED_CODE {
+            if problem.code == checksum::CORRUPTED_CODE {
                 let (method, path) = (&head.method, head.uri.path());
                 let what = "a request was damaged on the way; the client is asked to send it again";
-                warn_counted!(what, %method, path, "{what}");
+                warn_ratelimited!(what, %method, path, "{what}");
             }
         })
     }
@@ -131,7 +131,7 @@ async fn submit(State(app): State<App>, request: Request) -> Answer {
 
 /// The 202 of a new sync. Its URL is relative to the URL of the request, from which `to_root` leads to the
 /// root of the API: a proxy may serve the API below a path that the master is not informed of.
-fn accepted(mut submitted: Submitted, to_root: &str) -> Response {
+fn accepted(mut submitted: SubmitReply, to_root: &str) -> Response {
     submitted.status_url.insert_str(0, to_root);
     let mut response = json(StatusCode::ACCEPTED, &submitted);
     if let Ok(location) = HeaderValue::from_str(&submitted.status_url) {
@@ -387,8 +387,8 @@ async fn readyz(State(app): State<App>, uri: Uri) -> Answer {
     }
     let readiness = app.handle.readiness();
     let status = match readiness.status {
-        Status::Ready | Status::Following => StatusCode::OK,
-        Status::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ReadinessStatus::Ready | ReadinessStatus::Following => StatusCode::OK,
+        ReadinessStatus::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
     Ok(json(status, &readiness))
 }
@@ -403,7 +403,7 @@ async fn unknown() -> Fault {
     let detail = "there is nothing at this path";
     Fault(
         Problem::new(404, "Not Found", "no_such_route", detail)
-            .hinted("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /healthz, /livez, /readyz, /version"),
+            .with_hint("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /healthz, /livez, /readyz, /version"),
     )
 }
 

@@ -6,7 +6,7 @@ use super::guard::Ends;
 use super::routes::{App, router};
 use crate::master::handle::Handle;
 use crate::util::backoff::Backoff;
-use crate::util::repeats::warn_counted;
+use crate::util::repeated_warnings::warn_ratelimited;
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
@@ -96,7 +96,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             Err(e) if is_of_the_client(&e) => {}
             Err(error) => {
                 let what = "a connection can't be accepted; the master tries again";
-                warn_counted!(format_args!("{what}: {error}"), %error, "{what}");
+                warn_ratelimited!(format_args!("{what}: {error}"), %error, "{what}");
                 failures += 1;
                 tokio::time::sleep(ACCEPT.delay(failures)).await;
             }

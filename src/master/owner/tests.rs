@@ -305,7 +305,7 @@ async fn a_batch_that_was_lost_with_its_workers_is_read_from_the_store_and_split
     let page = serde_json::from_value(serde_json::json!({
         "task_digest": scan.task_digest, "page": 0, "next": null,
         "work": [crate::wire::task::WorkItem::Copy {
-            manifest: crate::wire::task::Blob(manifest.encode()), files: 2, dirs: 0, bytes: 2,
+            manifest: crate::wire::task::Base64Bytes(manifest.encode()), files: 2, dirs: 0, bytes: 2,
         }],
     }));
     world.handle.page(worker.clone(), scan.assignment_id, page.unwrap()).await.unwrap();
@@ -320,7 +320,7 @@ async fn a_batch_that_was_lost_with_its_workers_is_read_from_the_store_and_split
         let one = poll(4).await.unwrap().expect("an entry");
         assert!(format!("{:?}", one.task).contains("files: 1"), "{:?}", one.task);
         let report = TaskReport { files_done: 1, bytes_done: 1, ..TaskReport::default() };
-        let result = SyncResult { success: true, report: Some(report), ..handed_back(&one) };
+        let result = TaskResult { success: true, report: Some(report), ..handed_back(&one) };
         world.handle.result(result).await.unwrap();
     }
     assert_eq!(world.handle.progress(id("demo")).await.unwrap().files_done, 2);
@@ -329,10 +329,10 @@ async fn a_batch_that_was_lost_with_its_workers_is_read_from_the_store_and_split
 }
 
 fn entry(name: &str) -> crate::wire::manifest::Entry {
-    use crate::wire::manifest::{Entry, Ident, Kind, Meta};
+    use crate::wire::manifest::{Entry, EntryKind, FileVersion, Meta};
     let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
     let path = crate::wire::RelPath::new(name).unwrap();
-    Entry::new(path, Kind::File { size: 1 }, meta, Ident::default())
+    Entry::new(path, EntryKind::File { size: 1 }, meta, FileVersion::default())
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use super::super::seat::Identity;
 use super::*;
 use crate::scheduler::Select;
 use crate::store::MemoryStore;
-use crate::wire::leader::{Role, Status};
+use crate::wire::leader::{MasterRole, ReadinessStatus};
 use crate::wire::sync::SyncRequest;
 use tokio::task::JoinHandle;
 
@@ -41,7 +41,7 @@ impl Master {
         Master { handle, stop, running }
     }
 
-    async fn is(&self, status: Status) {
+    async fn is(&self, status: ReadinessStatus) {
         let seen = self.handle.told(|told| told.status == status);
         let waited = tokio::time::timeout(Duration::from_secs(60), seen).await;
         assert!(waited.is_ok(), "{status:?}: {:?}", self.handle.readiness());
@@ -64,19 +64,19 @@ impl Master {
 async fn a_master_that_is_stopped_is_followed_at_once_by_one_that_knows_all() {
     let store = MemoryStore::new();
     let one = Master::start("one", &store);
-    one.is(Status::Ready).await;
+    one.is(ReadinessStatus::Ready).await;
     one.submit("demo").await;
     let two = Master::start("two", &store);
-    two.is(Status::Following).await;
+    two.is(ReadinessStatus::Following).await;
     let seen = two.handle.readiness();
     let leader = seen.leader.expect("it knows who leads");
-    assert_eq!((seen.role, leader.url.as_deref()), (Role::Follower, Some("http://one")));
+    assert_eq!((seen.role, leader.url.as_deref()), (MasterRole::Follower, Some("http://one")));
     assert_eq!(leader, one.handle.readiness().leader.unwrap());
     assert_eq!(two.handle.list(Select::default()).await.unwrap_err().status, 307);
     let begun = Instant::now();
     one.stop.cancel();
     one.running.await.unwrap().unwrap();
-    two.is(Status::Ready).await;
+    two.is(ReadinessStatus::Ready).await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(two.syncs().await, 1);
     assert!(two.handle.readiness().leader.unwrap().epoch > leader.epoch);
@@ -86,15 +86,15 @@ async fn a_master_that_is_stopped_is_followed_at_once_by_one_that_knows_all() {
 async fn a_follower_leaves_a_living_leader_the_time_to_write_back_what_the_store_lost() {
     let store = MemoryStore::new();
     let one = Master::start("one", &store);
-    one.is(Status::Ready).await;
+    one.is(ReadinessStatus::Ready).await;
     one.submit("demo").await;
     let two = Master::start("two", &store);
-    two.is(Status::Following).await;
+    two.is(ReadinessStatus::Following).await;
     for _ in 0..3 {
         store.roll_back_to(0);
         // Long enough for the follower to ask many times.
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert_eq!(one.handle.readiness().status, Status::Ready);
+        assert_eq!(one.handle.readiness().status, ReadinessStatus::Ready);
         assert_eq!((one.syncs().await, store.load().await.unwrap().contains_key("s/1")), (1, true));
     }
     assert_eq!(two.handle.readiness().leader, one.handle.readiness().leader);
@@ -104,12 +104,12 @@ async fn a_follower_leaves_a_living_leader_the_time_to_write_back_what_the_store
 async fn a_master_that_dies_is_followed_when_its_lease_ends() {
     let store = MemoryStore::new();
     let one = Master::start("one", &store);
-    one.is(Status::Ready).await;
+    one.is(ReadinessStatus::Ready).await;
     let two = Master::start("two", &store);
-    two.is(Status::Following).await;
+    two.is(ReadinessStatus::Following).await;
     let begun = Instant::now();
     one.running.abort();
-    two.is(Status::Ready).await;
+    two.is(ReadinessStatus::Ready).await;
     assert!(begun.elapsed() <= LEASE + ASK, "{:?}", begun.elapsed());
 }
 
@@ -117,15 +117,15 @@ async fn a_master_that_dies_is_followed_when_its_lease_ends() {
 async fn a_store_that_lost_data_with_its_leader_is_led_all_the_same_in_the_end() {
     let store = MemoryStore::new();
     let one = Master::start("one", &store);
-    one.is(Status::Ready).await;
+    one.is(ReadinessStatus::Ready).await;
     one.submit("demo").await;
     let two = Master::start("two", &store);
-    two.is(Status::Following).await;
+    two.is(ReadinessStatus::Following).await;
     one.running.abort();
     store.roll_back_to(0);
-    two.is(Status::Unavailable).await;
+    two.is(ReadinessStatus::Unavailable).await;
     assert_eq!(two.handle.list(Select::default()).await.unwrap_err().code, "no_leader");
-    two.is(Status::Ready).await;
+    two.is(ReadinessStatus::Ready).await;
     assert_eq!(two.syncs().await, 0);
 }
 
@@ -133,11 +133,11 @@ async fn a_store_that_lost_data_with_its_leader_is_led_all_the_same_in_the_end()
 async fn of_two_masters_with_one_name_the_older_ends_and_says_what_to_do() {
     let store = MemoryStore::new();
     let one = Master::start("one", &store);
-    one.is(Status::Ready).await;
+    one.is(ReadinessStatus::Ready).await;
     let other = Master::start("one", &store);
     let refused = one.running.await.unwrap().unwrap_err();
     assert!(format!("{refused:#}").contains("advertise_url"), "{refused:#}");
-    other.is(Status::Ready).await;
+    other.is(ReadinessStatus::Ready).await;
 }
 
 #[tokio::test]
@@ -177,17 +177,17 @@ async fn a_lead_counts_from_when_it_was_asked_for_however_late_the_store_answers
 async fn while_the_store_is_away_a_follower_says_so() {
     let store = MemoryStore::new();
     let one = Master::start("one", &store);
-    one.is(Status::Ready).await;
+    one.is(ReadinessStatus::Ready).await;
     one.stop.cancel();
     one.running.await.unwrap().unwrap();
     for _ in 0..3 {
         store.fail_next(crate::store::StoreError::Unavailable("gone fishing".into()));
     }
     let two = Master::start("two", &store);
-    two.is(Status::Unavailable).await;
+    two.is(ReadinessStatus::Unavailable).await;
     two.handle.told(|told| !told.store.ok).await;
     let problem = two.handle.list(Select::default()).await.unwrap_err();
     assert_eq!(problem.code, "store_unavailable");
     assert!(problem.detail.contains("gone fishing"), "{}", problem.detail);
-    two.is(Status::Ready).await;
+    two.is(ReadinessStatus::Ready).await;
 }

@@ -56,7 +56,7 @@ struct Play {
     sync: SyncNo,
     own: Option<u64>,
     /// What each needs in bytes per second, what it was told, and what it has said.
-    workers: BTreeMap<usize, (u64, u64, Usage)>,
+    workers: BTreeMap<usize, (u64, u64, BandwidthUsage)>,
 }
 
 impl Play {
@@ -68,7 +68,7 @@ impl Play {
     fn join(&mut self, n: usize, peers: u64, needs: u64) {
         self.shares.join(self.sync, self.own, &worker(n), peers, self.now_ms);
         let told = self.shares.told_to(self.sync, &worker(n)).unwrap();
-        self.workers.insert(n, (needs, told, Usage::default()));
+        self.workers.insert(n, (needs, told, BandwidthUsage::default()));
     }
 
     /// A second, in which each beats once.
@@ -77,8 +77,8 @@ impl Play {
         let busy: BTreeSet<_> = self.workers.keys().map(|n| (self.sync, worker(*n))).collect();
         for (n, (needs, told, usage)) in &mut self.workers {
             self.now_ms += step;
-            usage.moved += (*needs).min(*told);
-            usage.held_ms += if needs > told { 990 } else { 10 };
+            usage.sent_bytes += (*needs).min(*told);
+            usage.throttled_ms += if needs > told { 990 } else { 10 };
             self.shares.set_own(self.sync, self.own);
             self.shares.report(self.sync, &worker(*n), *usage, self.now_ms);
             *told = self.shares.tell(self.sync, &worker(*n), self.now_ms).unwrap();
@@ -216,10 +216,10 @@ fn a_report_moves_its_sync_only_with_bytes_that_were_not_reported_before() {
     for (second, moved, moves) in
         [(1, 0, false), (2, 0, false), (3, 1, true), (4, 1, false), (5, 9, true), (6, 2, true)]
     {
-        let usage = Usage { moved, held_ms: 0 };
+        let usage = BandwidthUsage { sent_bytes: moved, throttled_ms: 0 };
         assert_eq!(shares.report(no, &worker(0), usage, second * 1000), moves, "second {second}");
     }
-    let usage = Usage { moved: 1, held_ms: 0 };
+    let usage = BandwidthUsage { sent_bytes: 1, throttled_ms: 0 };
     shares.join(no, Some(MIB), &worker(1), 2, 0);
     assert!(shares.report(no, &worker(1), usage, 1000), "the first report");
 }

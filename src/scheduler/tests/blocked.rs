@@ -1,7 +1,7 @@
 //! Files in whose place a directory stands that is not empty.
 
 use super::*;
-use crate::wire::options::{Action, Tally};
+use crate::wire::options::{EntryAction, Tally};
 
 /// A directory that is not empty stands in the place of a file.
 fn occupied() -> TaskReport {
@@ -19,8 +19,8 @@ fn what_a_directory_stands_in_the_way_of_is_brought_when_that_is_deleted() {
         files_done: 1,
         files_skipped: 1,
         actions: [
-            (Action::Update, Tally { count: 1, bytes: 10 }),
-            (Action::Skip, Tally { count: 1, bytes: 10 }),
+            (EntryAction::Update, Tally { count: 1, bytes: 10 }),
+            (EntryAction::Skip, Tally { count: 1, bytes: 10 }),
         ]
         .into(),
         ..TaskReport::default()
@@ -57,7 +57,7 @@ fn what_a_directory_stands_in_the_way_of_is_brought_when_that_is_deleted() {
         let full = counts.2 == 0;
         assert_eq!(
             end.outcome,
-            Some(if full { Outcome::Full } else { Outcome::Partial }),
+            Some(if full { SyncOutcome::Full } else { SyncOutcome::Partial }),
             "{end:#?}"
         );
     }
@@ -82,7 +82,7 @@ fn what_a_directory_stands_in_the_way_of_has_failed_where_nothing_is_deleted() {
         }
         let end = world.progress("demo");
         assert_eq!((end.files_skipped, end.files_failed), (1, 1), "{end:#?}");
-        assert_eq!(end.outcome, Some(Outcome::Partial));
+        assert_eq!(end.outcome, Some(SyncOutcome::Partial));
         assert!(end.errors.iter().any(|e| e.errno.as_deref() == Some("EISDIR")), "{end:#?}");
     }
 }

@@ -24,7 +24,7 @@ fn a_sync_goes_from_queued_to_completed() {
         world.finish(result(&task, true, all_done(&task, "d")));
     }
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
     assert_eq!((end.files_total, end.files_done, end.dirs_done), (4, 4, 1));
     assert_eq!(end.transferred_bytes, end.total_bytes);
     assert!(end.scan_done && world.blobs.is_empty() && world.state.tasks.is_empty());
@@ -170,7 +170,9 @@ fn a_heartbeat_renews_what_it_lists_and_a_new_incarnation_frees_all() {
     assert_eq!(world.poll("s", "2").expect("at once").attempt, 2);
     let stale = heartbeat("s", Some("2"), &["/src"], &[scan.assignment_id]);
     match world.play(Event::Heartbeat(stale)) {
-        Some(Reply::Heartbeat(reply)) => assert_eq!(reply.drop, [scan.assignment_id]),
+        Some(Reply::Heartbeat(reply)) => {
+            assert_eq!(reply.revoked_assignments, [scan.assignment_id])
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -206,7 +208,7 @@ fn a_worker_without_digests_takes_part_and_is_counted_as_unverified() {
     let poll =
         Event::Poll { worker: "s".parse().unwrap(), incarnation: None, poll_id: None, wait_ms: 0 };
     assert!(matches!(world.play(poll), Some(Reply::Assignment(Some(_)))));
-    let bare = SyncResult {
+    let bare = TaskResult {
         request_id: "demo".parse().unwrap(),
         worker_id: "s".parse().unwrap(),
         success: true,
@@ -219,7 +221,7 @@ fn a_worker_without_digests_takes_part_and_is_counted_as_unverified() {
     assert_eq!(world.finish(bare.clone()), None, "the guide's plain ack");
     let end = world.progress("demo");
     assert_eq!((end.state, end.unverified), (SyncState::Completed, 1));
-    assert_eq!(end.outcome, Some(Outcome::Unverified));
+    assert_eq!(end.outcome, Some(SyncOutcome::Unverified));
     assert_eq!(world.finish(bare), None, "late, and changes nothing");
 }
 
@@ -235,7 +237,7 @@ fn failing_entries_are_tried_elsewhere_then_recorded_and_the_rest_is_copied() {
         bytes_done: 20,
         failures: vec![error(ErrorClass::Permanent)],
         retry: Some(batch(1, 0)),
-        wrote: vec!["d".parse().unwrap()],
+        writers: vec!["d".parse().unwrap()],
         ..TaskReport::default()
     };
     world.finish(result(&copy, true, partly));
@@ -251,7 +253,7 @@ fn failing_entries_are_tried_elsewhere_then_recorded_and_the_rest_is_copied() {
     let flush = world.poll("d", "1").expect("what was copied is flushed");
     world.finish(result(&flush, true, TaskReport::default()));
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::Partial)));
     assert_eq!((end.files_total, end.files_done, end.files_failed), (3, 2, 1));
     assert_eq!(end.errors[0].errno.as_deref(), Some("EACCES"));
     assert_eq!(end.errors[0].worker_id, Some("t".parse().unwrap()));
@@ -295,7 +297,7 @@ fn a_large_file_that_changes_begins_anew_and_in_the_end_is_given_up() {
         let range = world.poll("s", "1").unwrap();
         assert_eq!(range.task.kind(), "range");
         let report =
-            TaskReport { replace: Some(real_large("d/changing")), ..TaskReport::default() };
+            TaskReport { replacement: Some(real_large("d/changing")), ..TaskReport::default() };
         world.finish(result(&range, true, report));
         let discard = world.poll("d", "1").expect("the old part file is removed");
         assert_eq!(discard.task, TaskSpec::Discard);
@@ -409,7 +411,7 @@ fn a_full_window_holds_the_scan_until_half_of_it_is_done() {
         number += 1;
         match world.post(&scan, next) {
             PageAction::Continue => assert!(number < 100, "never full"),
-            PageAction::Hold => break,
+            PageAction::Pause => break,
             other => panic!("{other:?}"),
         }
     }
@@ -432,7 +434,7 @@ fn a_full_window_holds_the_scan_until_half_of_it_is_done() {
 fn a_listed_sync_has_a_task_a_part() {
     let mut world = World::new();
     world.beat("s", "1", &["/src", "/dst"], &[]);
-    let part = |n: &str| NameList { names: vec![RelPath::new(n).unwrap()] };
+    let part = |n: &str| FileListPart { paths: vec![RelPath::new(n).unwrap()] };
     world.play(Event::Submit {
         request: request(Some("demo"), "/src", "/dst"),
         list: Some(vec![part("a"), part("b")]),
@@ -573,14 +575,14 @@ fn a_flush_that_failed_is_never_tried_again() {
     let report = TaskReport { failures: vec![eio], ..TaskReport::default() };
     world.finish(result(&flush, false, report));
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::Partial)));
 }
 
 #[test]
 fn scans_that_wait_do_not_fill_the_window_that_they_wait_for() {
     let mut world = World::new();
     world.beat("s", "1", &["/src", "/dst"], &[]);
-    let part = |n: usize| NameList { names: vec![RelPath::new(n.to_string()).unwrap()] };
+    let part = |n: usize| FileListPart { paths: vec![RelPath::new(n.to_string()).unwrap()] };
     world.play(Event::Submit {
         request: request(Some("demo"), "/src", "/dst"),
         list: Some((0..300).map(part).collect()),

@@ -30,11 +30,11 @@ fn by_walk(state: &State, sync: &Sync, worker: &Worker, now: Now) -> Option<Task
         });
         let knows = worker.knows_options()
             || t.spec == TaskSpec::Flush
-            || (!sync.has_options() && t.spec != TaskSpec::Sweep);
+            || (!sync.has_options() && t.spec != TaskSpec::CleanUp);
         let may = t.state == TaskState::Ready
             && knows
             && (worker.drained.is_none() || t.spec == TaskSpec::Flush)
-            && (worker.knows_limits() || sync.bwlimit.is_none() || !t.spec.sends())
+            && (worker.knows_limits() || sync.bwlimit.is_none() || !t.spec.sends_content())
             && if t.at_source() { at_source } else { at_destination }
             && (!t.is_scan() || state.outstanding(sync) < 0.5)
             && (t.bound.is_none() || state.may_flush(sync, t, worker))
@@ -191,7 +191,7 @@ fn records_of_version_1_are_taken_over() {
     world.finish(result(
         &copy,
         false,
-        TaskReport { wrote: vec!["d1".parse().unwrap()], ..TaskReport::default() },
+        TaskReport { writers: vec!["d1".parse().unwrap()], ..TaskReport::default() },
     ));
     // As the version before wrote it: the workers stand in the record of the sync.
     let mut old = world.records.clone();

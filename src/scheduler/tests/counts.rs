@@ -9,7 +9,7 @@ fn begun(errors: Vec<FileError>, unlisted: u64) -> World {
     let options = SyncOptions { verify: Verify::Readback, ..mirror(DeleteOptions::default()) };
     let (mut world, scan) = scanning_with(options);
     let first = rooted(&scan, "fs-1", false, vec![batch(1, 1)]);
-    world.post(&scan, ScanPage { errors, unlisted, ..first });
+    world.post(&scan, ScanPage { errors, unlisted_dirs: unlisted, ..first });
     done(&mut world, "s", "copy");
     world
 }
@@ -41,10 +41,10 @@ fn errors_of_a_walk_are_failed_files_or_listings() {
         let end = rest(&mut begun(errors(), unlisted));
         assert_eq!((end.files_total, end.files_failed), (1 + files, files));
         assert_eq!(end.failed_steps.get(&FailedStep::List).copied().unwrap_or(0), listings);
-        assert_eq!((end.failures(), end.outcome), (3, Some(Outcome::Partial)));
+        assert_eq!((end.failure_count(), end.outcome), (3, Some(SyncOutcome::Partial)));
     }
     let (mut world, scan) = scanning();
-    let bad = ScanPage { unlisted: 1, ..page(&scan, 0, vec![], None) };
+    let bad = ScanPage { unlisted_dirs: 1, ..page(&scan, 0, vec![], None) };
     let (worker, assignment) = (scan.worker_id.clone(), scan.assignment_id);
     let reply = world.play(Event::Page { worker, assignment, page: bad });
     assert!(matches!(reply, Some(Reply::Refused(p)) if p.status == 422));
@@ -64,7 +64,7 @@ fn what_fails_after_the_copy_is_counted_under_the_name_of_its_step() {
     world.finish(result(&copy, true, report));
     let end = rest(&mut world);
     assert_eq!((end.files_total, end.files_failed, end.dirs_failed), (1, 0, 0));
-    assert_eq!((steps(&end), end.outcome), (vec![(ReadBack, 3)], Some(Outcome::Partial)));
+    assert_eq!((steps(&end), end.outcome), (vec![(ReadBack, 3)], Some(SyncOutcome::Partial)));
     // While it is counted, and while it is deleted.
     for deleting in [false, true] {
         let mut world = begun(vec![], 0);
@@ -98,12 +98,12 @@ fn what_fails_after_the_copy_is_counted_under_the_name_of_its_step() {
 fn a_list_of_names_in_a_file_fails_the_sync_as_a_whole() {
     let of_root = |class| FileError { path: BytePath::default(), class, ..error(class) };
     for (error, outcome) in
-        [(Some(of_root(ErrorClass::Permanent)), None), (None, Some(Outcome::Partial))]
+        [(Some(of_root(ErrorClass::Permanent)), None), (None, Some(SyncOutcome::Partial))]
     {
         let mut world = World::new();
         world.beat("s", "1", &["/src"], &[]);
         world.beat("d", "1", &["/dst"], &[]);
-        let list = vec![NameList { names: vec![RelPath::new("a").unwrap()] }];
+        let list = vec![FileListPart { paths: vec![RelPath::new("a").unwrap()] }];
         let request = request(Some("demo"), "/src", "/dst");
         world.play(Event::Submit { request, list: Some(list), idempotency: None });
         for _ in 0..60 {

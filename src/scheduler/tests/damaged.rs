@@ -1,7 +1,7 @@
 //! What agents found damaged on the way is counted once; records that are damaged are refused.
 
 use super::*;
-use crate::wire::mutate::{edited, edits, odd_values, replaced};
+use crate::wire::fuzz::{any_edits, any_json, apply_edits, replace_values};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
@@ -99,15 +99,15 @@ proptest! {
     #[test]
     fn records_that_were_damaged_are_refused_by_name_or_read_and_never_a_panic(
         which in any::<prop::sample::Index>(),
-        edits in edits(),
-        with in prop::collection::vec((any::<prop::sample::Index>(), odd_values()), 1..3),
+        edits in any_edits(),
+        with in prop::collection::vec((any::<prop::sample::Index>(), any_json()), 1..3),
     ) {
         let records = RECORDS.clone();
         let keys: Vec<&String> = records.keys().collect();
         let key = keys[which.index(keys.len())].clone();
-        let mut others = vec![edited(&records[&key], &edits)];
+        let mut others = vec![apply_edits(&records[&key], &edits)];
         if let Ok(value) = serde_json::from_slice(&records[&key]) {
-            others.push(replaced(&value, &with).to_string().into_bytes());
+            others.push(replace_values(&value, &with).to_string().into_bytes());
         }
         for other in others {
             let mut records = records.clone();
@@ -119,7 +119,7 @@ proptest! {
         let mut missing = records.clone();
         missing.remove(&key);
         drop(State::load(Settings::default(), [1; 32], &missing, START));
-        let strange = String::from_utf8_lossy(&edited(key.as_bytes(), &edits)).into_owned();
+        let strange = String::from_utf8_lossy(&apply_edits(key.as_bytes(), &edits)).into_owned();
         missing.insert(strange, records[&key].clone());
         drop(State::load(Settings::default(), [1; 32], &missing, START));
     }

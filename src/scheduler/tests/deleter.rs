@@ -1,10 +1,10 @@
 //! Which tickets let what be deleted, how much, and through whom.
 
 use super::*;
-use crate::wire::ticket::{Deletion, PrunePermit};
+use crate::wire::ticket::{DeleteGrant, PrunePermit};
 
 /// The permission of an assignment that deletes, and the agents that it lists.
-fn deletion(world: &World, a: &Assignment) -> (Deletion, Vec<String>) {
+fn deletion(world: &World, a: &Assignment) -> (DeleteGrant, Vec<String>) {
     let Some(PrunePermit::Delete(deletion)) = claims(world, a).prune else { panic!("{a:?}") };
     let listed = a.destination_workers.iter().map(|m| m.worker_id.to_string()).collect();
     (deletion, listed)
@@ -40,7 +40,7 @@ fn the_allowance_is_the_smaller_of_both_limits() {
         (limits(Some(u64::MAX), 100), u64::MAX, u64::MAX),
     ] {
         let (world, apply) = deleting(delete, seen, 1);
-        assert_eq!(deletion(&world, &apply).0.allowance, allowance, "of {seen}");
+        assert_eq!(deletion(&world, &apply).0.max_entries, allowance, "of {seen}");
     }
 }
 
@@ -49,12 +49,12 @@ fn tasks_that_delete_at_once_share_one_grant_and_one_agent_and_so_does_a_retry()
     let delete = DeleteOptions { max: Some(5), max_percent: 100, ..DeleteOptions::default() };
     let (mut world, apply) = deleting(delete, 100, 4);
     let (first, listed) = deletion(&world, &apply);
-    assert_eq!((first.allowance, listed.len()), (5, 1));
+    assert_eq!((first.max_entries, listed.len()), (5, 1));
     let process = if listed[0] == "d" { "1" } else { "2" };
-    assert_eq!(first.receiver, process);
+    assert_eq!(first.incarnation, process);
     let spawn = vec![RelPath::new("d").unwrap(), RelPath::new("e").unwrap()];
     let next_dir = Some(apply.task.clone());
-    world.post(&apply, ScanPage { spawn, next: next_dir, ..pruned(&apply, 50, 2) });
+    world.post(&apply, ScanPage { subtrees: spawn, next: next_dir, ..pruned(&apply, 50, 2) });
     let part = next(&mut world, "s", "prune");
     assert_eq!(
         deletion(&world, &part),
@@ -70,7 +70,7 @@ fn tasks_that_delete_at_once_share_one_grant_and_one_agent_and_so_does_a_retry()
     let other = next(&mut world, "s", "prune");
     assert_eq!(deletion(&world, &other), (first.clone(), listed));
     // Handed back, it begins again under the same grant.
-    let report = TaskReport { handed_back: true, ..TaskReport::default() };
+    let report = TaskReport { returned: true, ..TaskReport::default() };
     world.finish(result(&other, true, report));
     let again = next(&mut world, "s", "prune");
     assert_eq!((again.task_id, deletion(&world, &again).0), (other.task_id, first));
@@ -103,14 +103,14 @@ fn an_agent_that_fails_or_is_gone_is_replaced_and_the_next_is_allowed_what_is_le
             }
             _ => {
                 world.beat(&listed[0], "later", &["/dst"], &[]);
-                let report = TaskReport { handed_back: true, ..TaskReport::default() };
+                let report = TaskReport { returned: true, ..TaskReport::default() };
                 world.finish(result(&apply, true, report));
             }
         }
         let again = next(&mut world, "s", "prune");
         let (second, through) = deletion(&world, &again);
-        assert_ne!(second.grant, first.grant, "{case}");
-        assert_eq!((second.allowance, through.len()), (3, 1), "{case}");
+        assert_ne!(second.grant_id, first.grant_id, "{case}");
+        assert_eq!((second.max_entries, through.len()), (3, 1), "{case}");
         assert_eq!(through[0], other, "{case}");
     }
 }
@@ -123,14 +123,14 @@ fn a_new_grant_waits_until_no_task_deletes_under_the_one_before() {
         let (first, listed) = deletion(&world, &apply);
         let spawn = vec![RelPath::new("d").unwrap()];
         let next_dir = Some(apply.task.clone());
-        world.post(&apply, ScanPage { spawn, next: next_dir, ..pruned(&apply, 50, 0) });
+        world.post(&apply, ScanPage { subtrees: spawn, next: next_dir, ..pruned(&apply, 50, 0) });
         let part = next(&mut world, "s", "prune");
         match case {
             "failed" => drop(world.finish(result(&part, false, TaskReport::default()))),
             _ => {
                 let worker = listed[0].parse().unwrap();
                 world.play(Event::Drain { worker, order: Some(Default::default()) });
-                let report = TaskReport { handed_back: true, ..TaskReport::default() };
+                let report = TaskReport { returned: true, ..TaskReport::default() };
                 world.finish(result(&part, true, report));
             }
         }
@@ -140,8 +140,8 @@ fn a_new_grant_waits_until_no_task_deletes_under_the_one_before() {
         let again = next(&mut world, "s", "prune");
         assert_eq!(again.task_id, part.task_id, "{case}");
         let (second, _) = deletion(&world, &again);
-        assert_ne!(second.grant, first.grant, "{case}");
-        assert_eq!(second.allowance, 3, "{case}");
+        assert_ne!(second.grant_id, first.grant_id, "{case}");
+        assert_eq!(second.max_entries, 3, "{case}");
     }
 }
 
@@ -160,7 +160,7 @@ fn a_task_that_fails_on_the_only_agent_keeps_its_count() {
 #[test]
 fn a_page_that_reports_the_end_of_the_allowance_halts_the_mirror() {
     let (mut world, apply) = deleting(DeleteOptions::default(), 4, 2);
-    assert_eq!(deletion(&world, &apply).0.allowance, 2);
+    assert_eq!(deletion(&world, &apply).0.max_entries, 2);
     let next_dir = Some(apply.task.clone());
     let page = ScanPage { allowance_used_up: true, next: next_dir, ..pruned(&apply, 9, 2) };
     assert_eq!(world.post(&apply, page), PageAction::Stop);
@@ -171,6 +171,6 @@ fn a_page_that_reports_the_end_of_the_allowance_halts_the_mirror() {
         }
     }
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::DeleteStopped)));
     assert!(end.reason.unwrap().contains("has lost entries since"));
 }

@@ -1,7 +1,7 @@
 //! What a dry run reports is what the sync does.
 
 use super::*;
-use crate::wire::options::{Action, DeleteOptions, SyncOptions, Tally};
+use crate::wire::options::{DeleteOptions, EntryAction, SyncOptions, Tally};
 use crate::wire::task::RootState;
 
 fn trying(delete: DeleteOptions) -> SyncOptions {
@@ -17,11 +17,11 @@ fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
     let copy = next(&mut world, "s", "copy");
     let would = TaskReport {
         actions: [
-            (Action::Create, Tally { count: 2, bytes: 20 }),
-            (Action::Skip, Tally { count: 1, bytes: 0 }),
+            (EntryAction::Create, Tally { count: 2, bytes: 20 }),
+            (EntryAction::Skip, Tally { count: 1, bytes: 0 }),
         ]
         .into(),
-        to_sweep: true,
+        needs_clean_up: true,
         ..all_done(&copy, "d")
     };
     world.finish(result(&copy, true, would));
@@ -30,9 +30,9 @@ fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
     let count = next(&mut world, "s", "prune");
     world.post(&count, pruned(&count, 10, 9));
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
-    assert_eq!(end.actions[&Action::Create], Tally { count: 2, bytes: 20 });
-    assert_eq!(end.actions[&Action::Delete], Tally { count: 9, bytes: 90 });
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
+    assert_eq!(end.actions[&EntryAction::Create], Tally { count: 2, bytes: 20 });
+    assert_eq!(end.actions[&EntryAction::Delete], Tally { count: 9, bytes: 90 });
     assert!(end.reason.unwrap().contains("would refuse to delete (exit 25): 9 of the 10"));
     assert_eq!(world.poll("s", "1").or_else(|| world.poll("d", "1")), None, "no sweep, no flush");
 }
@@ -46,7 +46,7 @@ fn a_dry_run_names_the_guard_that_stops_the_sync_first() {
     let root = Some(RootState { file_system: "fs-1".into(), empty: true });
     world.post(&count, ScanPage { root, ..pruned(&count, 10, 9) });
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
     let reason = end.reason.unwrap();
     assert!(
         reason.contains("stop before it copies (exit 8): the source /src/a is empty"),
@@ -72,6 +72,6 @@ fn a_dry_run_counts_what_takes_the_place_of_a_full_directory_as_created() {
     let count = next(&mut world, "s", "prune");
     world.post(&count, pruned(&count, 9, 2));
     let end = world.progress("demo");
-    assert_eq!((end.outcome, end.files_done), (Some(Outcome::Full), 1), "{end:#?}");
-    assert_eq!(end.actions[&Action::Create].count, 1, "{end:#?}");
+    assert_eq!((end.outcome, end.files_done), (Some(SyncOutcome::Full), 1), "{end:#?}");
+    assert_eq!(end.actions[&EntryAction::Create].count, 1, "{end:#?}");
 }

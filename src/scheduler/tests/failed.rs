@@ -41,7 +41,7 @@ fn all_that_failed_is_listed_with_its_reason_over_restarts_until_the_sync_is_del
         }
     }
     let end = world.progress("demo");
-    assert_eq!((end.state, end.errors.len(), end.failures()), (SyncState::Failed, 100, 2200));
+    assert_eq!((end.state, end.errors.len(), end.failure_count()), (SyncState::Failed, 100, 2200));
     assert_eq!(names(&world), expected(0..2200));
     let keys: Vec<_> = world.blobs.keys().filter(|key| key.starts_with("e/")).cloned().collect();
     assert!(keys.len() > 2, "they are in pages: {keys:?}");
@@ -106,7 +106,7 @@ fn a_full_list_is_cut_and_what_it_leaves_out_is_counted() {
         TaskReport { failures: failures(ErrorClass::Permanent, 0..9), ..TaskReport::default() };
     world.finish(result(&copy, true, report));
     let end = world.progress("demo");
-    assert_eq!((end.failures(), end.failures_unlisted), (9, 4));
+    assert_eq!((end.failure_count(), end.failures_unlisted), (9, 4));
     assert_eq!(names(&world), expected(0..5));
 }
 
@@ -120,7 +120,7 @@ fn a_sync_that_begins_anew_forgets_what_failed_before() {
     world.finish(result(&copy, true, report));
     assert_eq!(names(&world), expected(0..2));
     world.play(Event::StoreLost);
-    assert_eq!(world.progress("demo").failures(), 0);
+    assert_eq!(world.progress("demo").failure_count(), 0);
     assert!(world.blobs.keys().all(|key| !key.starts_with("e/")), "{:?}", world.blobs.keys());
 }
 
@@ -138,7 +138,7 @@ fn of_a_batch_that_failed_as_a_whole_the_manifest_is_kept_for_its_names() {
         let end = world.progress("demo");
         // Without room for its names one line stands for the batch.
         let unlisted = if room { 0 } else { 2 };
-        assert_eq!((end.failures(), end.failures_unlisted), (3, unlisted));
+        assert_eq!((end.failure_count(), end.failures_unlisted), (3, unlisted));
         let manifests = world.blobs.keys().filter(|key| key.starts_with("m/")).count();
         assert_eq!(manifests, usize::from(room));
         world.restart();

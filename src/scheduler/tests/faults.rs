@@ -178,17 +178,21 @@ fn what_was_out_when_the_store_was_lost_is_flushed() {
 #[test]
 fn pages_that_cannot_be_are_refused_and_change_nothing() {
     let (mut world, scan) = scanning();
-    let copy =
-        |files, dirs| WorkItem::Copy { manifest: Blob(vec![1]), files, dirs, bytes: u64::MAX };
+    let copy = |files, dirs| WorkItem::Copy {
+        manifest: Base64Bytes(vec![1]),
+        files,
+        dirs,
+        bytes: u64::MAX,
+    };
     let large = |size| WorkItem::Large {
-        manifest: Blob(vec![2]),
+        manifest: Base64Bytes(vec![2]),
         size,
         range_length: u64::MAX,
-        group: None,
+        hardlink_group: None,
     };
     let before = world.records.clone();
     let many = ScanPage {
-        spawn: vec![RelPath::new("x").unwrap(); 2_000],
+        subtrees: vec![RelPath::new("x").unwrap(); 2_000],
         ..page(&scan, 0, vec![], at("m"))
     };
     for bad in [
@@ -223,8 +227,9 @@ fn reports_that_cannot_be_are_not_believed() {
     let copy = world.poll("s", "1").unwrap();
     world.finish(result(&copy, true, many()));
     let range = world.poll("s", "1").unwrap();
-    let huge = WorkItem::Copy { manifest: Blob(vec![]), files: u64::MAX, dirs: u64::MAX, bytes: 0 };
-    let report = TaskReport { replace: Some(huge), ..TaskReport::default() };
+    let huge =
+        WorkItem::Copy { manifest: Base64Bytes(vec![]), files: u64::MAX, dirs: u64::MAX, bytes: 0 };
+    let report = TaskReport { replacement: Some(huge), ..TaskReport::default() };
     world.finish(result(&range, true, report));
     let range = world.poll("s", "1").unwrap();
     world.finish(result(&range, true, all_done(&range, "d")));
@@ -239,12 +244,16 @@ fn entries_that_fail_without_a_batch_to_try_again_are_counted_as_what_they_are()
     let copy = world.poll("s", "1").unwrap();
     let failures = vec![error(ErrorClass::Transient), error(ErrorClass::Transient)];
     // Of another kind than what failed, and too large to add up.
-    let retry = WorkItem::Copy { manifest: Blob(vec![]), files: u64::MAX, dirs: 3, bytes: 0 };
+    let retry =
+        WorkItem::Copy { manifest: Base64Bytes(vec![]), files: u64::MAX, dirs: 3, bytes: 0 };
     let report =
         TaskReport { files_done: 1, failures, retry: Some(retry), ..TaskReport::default() };
     world.finish(result(&copy, true, report));
     let end = world.progress("demo");
-    assert_eq!((end.files_failed, end.dirs_failed, end.outcome), (1, 1, Some(Outcome::Partial)));
+    assert_eq!(
+        (end.files_failed, end.dirs_failed, end.outcome),
+        (1, 1, Some(SyncOutcome::Partial))
+    );
     assert!(end.reason.unwrap().contains("EACCES"));
 }
 
@@ -398,7 +407,7 @@ fn of_a_batch_with_a_passing_and_a_lasting_error_the_passing_one_is_tried_again(
         bytes_done: done * 10,
         retry: Some(batch(failures.len() as u64, 0)),
         failures,
-        wrote: vec!["d".parse().unwrap()],
+        writers: vec!["d".parse().unwrap()],
         ..TaskReport::default()
     };
     for failures in [
@@ -450,7 +459,8 @@ fn a_lease_lasts_from_when_its_renewal_arrived_and_no_longer() {
 fn a_page_at_each_limit_is_taken_and_one_beyond_it_is_refused() {
     use crate::scheduler::checks::plausible;
     let (_, scan) = scanning();
-    let copy = |files, dirs| WorkItem::Copy { manifest: Blob(vec![1]), files, dirs, bytes: 0 };
+    let copy =
+        |files, dirs| WorkItem::Copy { manifest: Base64Bytes(vec![1]), files, dirs, bytes: 0 };
     let most = u64::from(u32::MAX);
     let with = |change: &dyn Fn(&mut ScanPage)| {
         let mut page = page(&scan, 0, vec![], None);
@@ -460,7 +470,7 @@ fn a_page_at_each_limit_is_taken_and_one_beyond_it_is_refused() {
     for beyond in [0, 1] {
         let fits = beyond == 0;
         let n = 1_024 + beyond;
-        assert_eq!(with(&|page| page.spawn = vec![RelPath::new("x").unwrap(); n]), fits);
+        assert_eq!(with(&|page| page.subtrees = vec![RelPath::new("x").unwrap(); n]), fits);
         let root = RootState { file_system: "f".repeat(n), empty: false };
         assert_eq!(with(&|page| page.root = Some(root.clone())), fits);
         assert_eq!(with(&|page| page.work = vec![copy(most + beyond as u64, most)]), fits);

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::wire::options::{
-    Action, Compare, DeleteOptions, FileState, Note, SyncOptions, Tally, Verify,
+    Compare, DeleteOptions, EntryAction, EntryWarning, FileState, SyncOptions, Tally, Verify,
 };
-use crate::wire::sync::Phase;
+use crate::wire::sync::SyncPhase;
 
 const KEPT: u64 = 700_000;
 
@@ -19,14 +19,14 @@ fn a_large_file_that_is_compared_and_equal_is_repaired_in_place_and_counts_as_sk
     }
     let commit = next(&mut world, "d", "commit");
     assert!(matches!(commit.task, TaskSpec::Commit { in_place: true, .. }));
-    let metadata = [(Action::Metadata, Tally { count: 1, bytes: 0 })];
+    let metadata = [(EntryAction::Metadata, Tally { count: 1, bytes: 0 })];
     let report = TaskReport { actions: metadata.into(), ..all_done(&commit, "d") };
     world.finish(result(&commit, true, report));
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
     assert_eq!((end.state, end.files_skipped, end.files_done), (SyncState::Completed, 1, 0));
     assert_eq!((end.transferred_bytes, end.bytes_skipped), (0, end.total_bytes));
-    assert_eq!(end.actions[&Action::Metadata].count, 1);
+    assert_eq!(end.actions[&EntryAction::Metadata].count, 1);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn when_one_name_of_a_large_file_cannot_be_brought_the_next_one_is_tried() {
     let second = next(&mut world, "s", "range");
     assert_ne!(second.task_id, range.task_id);
     // It is small now: what waits for it does not wait for ever.
-    let small = TaskReport { replace: Some(batch(1, 0)), ..TaskReport::default() };
+    let small = TaskReport { replacement: Some(batch(1, 0)), ..TaskReport::default() };
     world.finish(result(&second, true, small));
     done(&mut world, "s", "copy");
     done(&mut world, "s", "range");
@@ -126,14 +126,14 @@ fn when_one_name_of_a_large_file_cannot_be_brought_the_next_one_is_tried() {
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
     assert_eq!((end.files_total, end.files_done, end.files_failed), (3, 2, 1));
-    assert_eq!(end.outcome, Some(Outcome::VanishedOnly));
+    assert_eq!(end.outcome, Some(SyncOutcome::VanishedOnly));
 }
 
 #[test]
 fn only_files_that_vanished_or_changed_are_told_from_worse() {
     for (classes, outcome) in [
-        (vec![ErrorClass::Vanished, ErrorClass::Changed], Outcome::VanishedOnly),
-        (vec![ErrorClass::Vanished, ErrorClass::Permanent], Outcome::Partial),
+        (vec![ErrorClass::Vanished, ErrorClass::Changed], SyncOutcome::VanishedOnly),
+        (vec![ErrorClass::Vanished, ErrorClass::Permanent], SyncOutcome::Partial),
     ] {
         let (mut world, scan) = scanning();
         let errors = classes.into_iter().map(error).collect();
@@ -156,7 +156,7 @@ fn a_second_pass_reads_everything_back_and_touches_no_count_of_the_first() {
     done(&mut world, "s", "range");
     done(&mut world, "d", "commit");
     let first = world.progress("demo");
-    assert_eq!(first.phase, Phase::Verifying);
+    assert_eq!(first.phase, SyncPhase::Verifying);
     world.restart();
     world.beat("s", "1", &["/src"], &[]);
     world.beat("d", "1", &["/dst"], &[]);
@@ -172,7 +172,7 @@ fn a_second_pass_reads_everything_back_and_touches_no_count_of_the_first() {
         dirs_done: 1,
         bytes_done: 10,
         bytes_sent: 4,
-        actions: [(Action::Update, Tally { count: 1, bytes: 10 })].into(),
+        actions: [(EntryAction::Update, Tally { count: 1, bytes: 10 })].into(),
         ..TaskReport::default()
     };
     world.finish(result(&copy, true, repaired));
@@ -186,7 +186,7 @@ fn a_second_pass_reads_everything_back_and_touches_no_count_of_the_first() {
     done(&mut world, "d", "commit");
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
     assert_eq!((end.verified_files, end.repaired_files), (3, 2));
     assert_eq!(
         (end.files_total, end.files_done, end.dirs_done, end.transferred_bytes, end.total_bytes),
@@ -206,7 +206,7 @@ fn what_cannot_be_read_back_fails_the_sync_and_what_failed_before_is_not_read_ba
     world.post(&scan, ScanPage { errors, ..page(&scan, 0, vec![], None) });
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::Partial)));
     assert_eq!((end.files_total, end.files_done, end.files_failed), (1, 1, 0));
 
     let (mut world, scan) = scanning_with(options);
@@ -220,7 +220,7 @@ fn what_cannot_be_read_back_fails_the_sync_and_what_failed_before_is_not_read_ba
 
 #[test]
 fn what_was_kept_to_find_links_is_removed_at_the_end_of_any_kind() {
-    let linked = |copy: &Assignment| TaskReport { to_sweep: true, ..all_done(copy, "d") };
+    let linked = |copy: &Assignment| TaskReport { needs_clean_up: true, ..all_done(copy, "d") };
     // After success and after a failure.
     for class in [None, Some(ErrorClass::Permanent)] {
         let (mut world, scan) = scanning();
@@ -244,7 +244,7 @@ fn what_was_kept_to_find_links_is_removed_at_the_end_of_any_kind() {
     let failures = vec![error(ErrorClass::Permanent)];
     world.finish(result(&sweep, true, TaskReport { failures, ..TaskReport::default() }));
     done(&mut world, "d", "flush");
-    assert_eq!(world.progress("demo").outcome, Some(Outcome::Partial));
+    assert_eq!(world.progress("demo").outcome, Some(SyncOutcome::Partial));
     // After a cancel, when nobody writes any more; also for a batch that nobody will hear of.
     for told in [true, false] {
         let (mut world, scan) = scanning();
@@ -274,21 +274,21 @@ fn notes_and_actions_count_with_the_result_that_brings_them_and_are_bounded() {
     let (mut world, scan) = scanning();
     let note = |count: u64, paths: usize| {
         let paths = (0..paths).map(|i| BytePath(format!("p{i}").into_bytes())).collect();
-        Note { count, paths }
+        EntryWarning { count, paths }
     };
     let skipped = [("left out: links".to_owned(), note(4, 1))];
-    let first = ScanPage { notes: skipped.into(), ..page(&scan, 0, vec![batch(2, 0)], None) };
+    let first = ScanPage { warnings: skipped.into(), ..page(&scan, 0, vec![batch(2, 0)], None) };
     world.post(&scan, first);
     let copy = next(&mut world, "s", "copy");
     let many = |tag: &str| (0..70).map(|i| (format!("{tag}{i:03}"), note(u64::MAX, 50))).collect();
     let report = TaskReport {
-        actions: [(Action::Create, Tally { count: 2, bytes: u64::MAX })].into(),
-        notes: many("a"),
+        actions: [(EntryAction::Create, Tally { count: 2, bytes: u64::MAX })].into(),
+        warnings: many("a"),
         ..all_done(&copy, "d")
     };
     let failed = TaskReport { files_done: 0, ..report.clone() };
     world.finish(result(&copy, false, failed));
-    assert_eq!(world.progress("demo").notes.len(), 1, "it failed: its notes are void");
+    assert_eq!(world.progress("demo").warnings.len(), 1, "it failed: its notes are void");
     world.pass(5_000);
     for name in [("s", "/src"), ("d", "/dst")] {
         world.beat(name.0, "1", &[name.1], &[]);
@@ -298,21 +298,27 @@ fn notes_and_actions_count_with_the_result_that_brings_them_and_are_bounded() {
     world.finish(done_now.clone());
     assert_eq!(world.finish(done_now), Some(ResultOutcome::Stale));
     let progress = world.progress("demo");
-    assert_eq!(progress.actions[&Action::Create].count, 2);
-    assert_eq!(progress.notes.len(), 65, "and one line for the others");
-    assert_eq!(progress.notes["other causes"].count, u64::MAX);
-    assert!(progress.notes.values().all(|n| n.paths.len() <= Note::PATHS));
+    assert_eq!(progress.actions[&EntryAction::Create].count, 2);
+    assert_eq!(progress.warnings.len(), 65, "and one line for the others");
+    assert_eq!(progress.warnings["other causes"].count, u64::MAX);
+    assert!(progress.warnings.values().all(|n| n.paths.len() <= EntryWarning::MAX_PATHS));
 }
 
 #[test]
 fn a_report_of_more_actions_than_entries_is_not_believed() {
     for actions in [
-        [(Action::Create, Tally { count: 3, bytes: 0 }), (Action::Skip, Tally::default())],
         [
-            (Action::Create, Tally { count: u64::MAX, bytes: 0 }),
-            (Action::Skip, Tally { count: 9, bytes: 0 }),
+            (EntryAction::Create, Tally { count: 3, bytes: 0 }),
+            (EntryAction::Skip, Tally::default()),
         ],
-        [(Action::Skip, Tally::default()), (Action::Delete, Tally { count: 1, bytes: 0 })],
+        [
+            (EntryAction::Create, Tally { count: u64::MAX, bytes: 0 }),
+            (EntryAction::Skip, Tally { count: 9, bytes: 0 }),
+        ],
+        [
+            (EntryAction::Skip, Tally::default()),
+            (EntryAction::Delete, Tally { count: 1, bytes: 0 }),
+        ],
     ] {
         let (mut world, scan) = scanning();
         world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
@@ -459,7 +465,7 @@ fn who_may_have_made_something_for_a_comparison_flushes() {
     world.beat("s", "1", &["/src"], &[]);
     world.beat("d", "1", &["/dst"], &[]);
     let range = next(&mut world, "s", "range");
-    let equal = TaskReport { wrote: vec![], ..all_done(&range, "d") };
+    let equal = TaskReport { writers: vec![], ..all_done(&range, "d") };
     world.finish(result(&range, true, equal));
     let commit = next(&mut world, "d", "commit");
     world.finish(result(&commit, true, TaskReport::default()));

@@ -3,9 +3,9 @@
 
 use super::*;
 use crate::wire::options::{
-    Action, Compare, DeleteOptions, FileRecord, FileState, SyncOptions, Verify,
+    Compare, DeleteOptions, EntryAction, FileRecord, FileState, SyncOptions, Verify,
 };
-use crate::wire::task::{Pruned, RootState};
+use crate::wire::task::{PruneReport, RootState};
 use proptest::prelude::*;
 
 /// What a random history is made of.
@@ -69,7 +69,7 @@ fn options() -> impl Strategy<Value = SyncOptions> {
             compare: if checksum { Compare::Checksum } else { Compare::SizeTime },
             verify: if readback && !dry_run { Verify::Readback } else { Verify::Transfer },
             delete: delete.then(DeleteOptions::default),
-            preserve: crate::wire::options::Preserve::of_words(if sweep {
+            preserve: crate::wire::options::Preserve::parse_names(if sweep {
                 ["all"]
             } else {
                 ["no-hardlinks"]
@@ -91,7 +91,7 @@ struct Play {
     pages: u64,
     incarnations: [u32; 4],
     held: Vec<(usize, Assignment, u64)>,
-    sent: Vec<SyncResult>,
+    sent: Vec<TaskResult>,
     /// Something was, or may have been, written since the last flush.
     dirty: bool,
     /// Whose outcome was recorded.
@@ -174,7 +174,7 @@ impl Play {
             let root = RootState { file_system: "fs".into(), empty: false };
             let page = ScanPage {
                 root: (here == 0).then_some(root),
-                pruned: prune.map(|_| Pruned { seen: 10, extra: 1, bytes: 10 }),
+                pruned: prune.map(|_| PruneReport { checked: 10, extraneous: 1, bytes: 10 }),
                 ..page(&assignment, number, work, next)
             };
             let reply = self.world.post(&assignment, page);
@@ -187,7 +187,7 @@ impl Play {
         let mut report = all_done(&assignment, NAMES[2 + at % 2]);
         let dry = assignment.options.dry_run;
         if let TaskSpec::Copy { .. } = &assignment.task {
-            report.to_sweep = assignment.task_id.0 % 2 == 0;
+            report.needs_clean_up = assignment.task_id.0 % 2 == 0;
             report.records = vec![FileRecord {
                 path: BytePath(assignment.task_id.to_string().into_bytes()),
                 state: FileState::Done,
@@ -198,7 +198,7 @@ impl Play {
             }];
         }
         if dry {
-            report.wrote.clear();
+            report.writers.clear();
         }
         report.integrity_errors = at as u64 % 3;
         let done = result(&assignment, true, report);
@@ -223,7 +223,7 @@ impl Play {
 
     fn hand_back(&mut self, at: usize) {
         let (_, assignment, _) = self.held.remove(at % self.held.len());
-        let report = TaskReport { handed_back: true, ..TaskReport::default() };
+        let report = TaskReport { returned: true, ..TaskReport::default() };
         let back = result(&assignment, false, report);
         self.sent.push(back.clone());
         self.world.finish(back);
@@ -237,7 +237,7 @@ impl Play {
         let report = TaskReport { failures: fault, ..TaskReport::default() };
         let (success, report) = match assignment.task {
             TaskSpec::Copy { files: 1, dirs: 0, bytes } => {
-                let manifest = Blob(vec![1; 10]);
+                let manifest = Base64Bytes(vec![1; 10]);
                 let retry = WorkItem::Copy { manifest, files: 1, dirs: 0, bytes };
                 (true, TaskReport { retry: Some(retry), ..report })
             }
@@ -280,7 +280,7 @@ impl Play {
                 bytes_done: (files - 1) * 10,
                 failures: fault(ErrorClass::Transient),
                 retry: Some(WorkItem::Copy {
-                    manifest: Blob(vec![1; 10]),
+                    manifest: Base64Bytes(vec![1; 10]),
                     files: 1,
                     dirs: 0,
                     bytes: bytes - (files - 1) * 10,
@@ -309,7 +309,7 @@ impl Play {
         let at = at % self.held.len();
         let (_, assignment, number) = self.held[at].clone();
         let huge = || WorkItem::Copy {
-            manifest: Blob(vec![]),
+            manifest: Base64Bytes(vec![]),
             files: u64::MAX,
             dirs: u64::MAX,
             bytes: u64::MAX,
@@ -331,7 +331,7 @@ impl Play {
             files_done: u64::MAX,
             files_skipped: 2,
             dirs_done: u64::MAX,
-            replace: Some(huge()),
+            replacement: Some(huge()),
             retry: Some(huge()),
             ..TaskReport::default()
         };
@@ -470,7 +470,12 @@ fn at_page(n: u64, prune: Option<bool>) -> TaskSpec {
 /// A name of a large file that has others, also on other pages.
 fn linked(n: u64) -> WorkItem {
     let group = Some(Digest([(n % 5) as u8; 32]));
-    WorkItem::Large { manifest: Blob(vec![3; 10]), size: 3 << 20, range_length: 1 << 20, group }
+    WorkItem::Large {
+        manifest: Base64Bytes(vec![3; 10]),
+        size: 3 << 20,
+        range_length: 1 << 20,
+        hardlink_group: group,
+    }
 }
 
 proptest! {
@@ -509,7 +514,7 @@ proptest! {
             prop_assert_eq!(end.transferred_bytes + end.bytes_skipped, bytes);
             prop_assert_eq!(end.files_done + end.files_skipped, files);
             prop_assert!(!play.dirty, "completed, and not all of it flushed");
-            let deleted = end.actions.get(&Action::Delete).map_or(0, |tally| tally.count);
+            let deleted = end.actions.get(&EntryAction::Delete).map_or(0, |tally| tally.count);
             prop_assert_eq!(deleted, if options.delete.is_some() { EXTRA } else { 0 });
             let read_back = if options.verify == Verify::Readback { files } else { 0 };
             prop_assert_eq!(end.verified_files + end.repaired_files, read_back);

@@ -28,13 +28,13 @@ fn pass(world: &mut World, ms: u64) {
 }
 
 /// What a worker says of a batch of one file for which there is no room.
-fn full(a: &Assignment, errno: &str) -> SyncResult {
+fn full(a: &Assignment, errno: &str) -> TaskResult {
     let failure = FileError {
         errno: Some(errno.to_owned()),
         message: "no room for `x`".to_owned(),
         ..error(ErrorClass::Transient)
     };
-    let retry = WorkItem::Copy { manifest: Blob(vec![1; 10]), files: 1, dirs: 0, bytes: 10 };
+    let retry = WorkItem::Copy { manifest: Base64Bytes(vec![1; 10]), files: 1, dirs: 0, bytes: 10 };
     let report =
         TaskReport { failures: vec![failure], retry: Some(retry), ..TaskReport::default() };
     result(a, true, report)

@@ -59,7 +59,8 @@ fn was_there(world: &mut World) {
 fn what_one_range_wrote_is_removed_where_another_finds_the_file_there() {
     let (mut world, first) = found_while_another_is_out();
     let wrote = vec!["d".parse().unwrap()];
-    let report = TaskReport { digest: Some(Digest([7; 32])), wrote, ..TaskReport::default() };
+    let report =
+        TaskReport { digest: Some(Digest([7; 32])), writers: wrote, ..TaskReport::default() };
     world.finish(result(&first, true, report));
     done(&mut world, "d", "discard");
     done(&mut world, "d", "flush");
@@ -71,7 +72,7 @@ fn what_one_range_wrote_is_removed_where_another_finds_the_file_there() {
     was_there(&mut world);
     let (mut world, first) = found_while_another_is_out();
     let wrote = vec!["d".parse().unwrap()];
-    let back = TaskReport { handed_back: true, wrote, ..TaskReport::default() };
+    let back = TaskReport { returned: true, writers: wrote, ..TaskReport::default() };
     world.finish(result(&first, false, back));
     let again = next(&mut world, "s", "range");
     world.finish(result(&again, true, unchanged()));
@@ -111,7 +112,7 @@ fn a_part_file_is_removed_late_where_a_mirror_stops_while_it_is_written() {
     a_lease_passes(&mut world, "1");
     done(&mut world, "d", "discard");
     let end = world.progress("demo");
-    assert_eq!(end.outcome, Some(Outcome::CopyStopped));
+    assert_eq!(end.outcome, Some(SyncOutcome::CopyStopped));
     assert!(end.reason.unwrap().contains("not everything was copied, nothing was deleted"));
 }
 
@@ -120,7 +121,7 @@ fn a_sweep_that_a_cancel_interrupts_is_done_again() {
     let (mut world, scan) = scanning();
     world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
     let copy = next(&mut world, "s", "copy");
-    world.finish(result(&copy, true, TaskReport { to_sweep: true, ..all_done(&copy, "d") }));
+    world.finish(result(&copy, true, TaskReport { needs_clean_up: true, ..all_done(&copy, "d") }));
     let sweep = next(&mut world, "s", "sweep");
     assert!(claims(&world, &sweep).rules.preserve.is_all(), "the root gets its metadata back");
     world.play(Event::Cancel("demo".parse().unwrap()));
@@ -149,7 +150,7 @@ fn what_an_agent_kept_for_links_before_it_died_is_swept_after_a_cancel() {
     world.play(Event::Cancel("demo".parse().unwrap()));
     a_lease_passes(&mut world, "2");
     let sweep = world.poll("s", "2").expect("the sweep");
-    assert_eq!(sweep.task, TaskSpec::Sweep);
+    assert_eq!(sweep.task, TaskSpec::CleanUp);
     world.finish(result(&sweep, true, TaskReport::default()));
     done(&mut world, "d", "discard");
     assert!(world.state.tasks.is_empty() && world.blobs.is_empty());

@@ -1,8 +1,8 @@
 //! Limits on bytes per second: who is told what, and when.
 
 use super::*;
-use crate::wire::sync::SyncChange;
-use crate::wire::worker::{HeartbeatReply, Usage};
+use crate::wire::sync::SyncPatch;
+use crate::wire::worker::{BandwidthUsage, HeartbeatReply};
 
 const MIB: u64 = 1 << 20;
 
@@ -23,14 +23,14 @@ fn sending(settings: Settings, bwlimit: Option<u64>) -> (World, [Assignment; 2])
     let event = Event::Submit { request, list: None, idempotency: None };
     assert!(matches!(world.play(event), Some(Reply::Submitted(_))));
     let scan = next(&mut world, "s0", "scan");
-    assert_eq!(scan.share, None, "a scan sends nothing");
+    assert_eq!(scan.bwlimit, None, "a scan sends nothing");
     world.post(&scan, page(&scan, 0, vec![batch(1, 0), batch(1, 0), batch(1, 0)], None));
     let copies = ["s0", "s1"].map(|worker| next(&mut world, worker, "copy"));
     (world, copies)
 }
 
 /// A heartbeat of a worker that sent so much.
-fn tell(world: &mut World, a: &Assignment, usage: Option<Usage>) -> HeartbeatReply {
+fn tell(world: &mut World, a: &Assignment, usage: Option<BandwidthUsage>) -> HeartbeatReply {
     let beat = heartbeat(a.worker_id.as_str(), Some("1"), &["/src"], &[a.assignment_id]);
     let usage = usage.map(|usage| (a.request_id.clone(), usage)).into_iter().collect();
     match world.play(Event::Heartbeat(WorkerHeartbeat { usage, ..beat })) {
@@ -40,26 +40,30 @@ fn tell(world: &mut World, a: &Assignment, usage: Option<Usage>) -> HeartbeatRep
 }
 
 fn told(reply: &HeartbeatReply) -> Option<Option<u64>> {
-    reply.limits.get(&"demo".parse().unwrap()).copied()
+    reply.bwlimits.get(&"demo".parse().unwrap()).copied()
 }
 
 fn change(world: &mut World, id: &str, bwlimit: Option<u64>) -> Reply {
-    let change = SyncChange { bwlimit };
+    let change = SyncPatch { bwlimit };
     world.play(Event::Change { id: id.parse().unwrap(), change }).unwrap()
 }
 
 #[test]
 fn a_limit_is_shared_out_with_the_work_and_moves_to_who_uses_it() {
     let (mut world, [one, two]) = sending(Settings::default(), Some(40 * MIB));
-    assert_eq!((one.share, two.share), (Some(20 * MIB), Some(20 * MIB)));
+    assert_eq!((one.bwlimit, two.bwlimit), (Some(20 * MIB), Some(20 * MIB)));
     assert_eq!(world.progress("demo").bwlimit, Some(40 * MIB));
     for second in 0..5 {
         world.pass(1000);
-        let busy = Usage { moved: second * 30 * MIB, held_ms: second * 1000 };
+        let busy = BandwidthUsage { sent_bytes: second * 30 * MIB, throttled_ms: second * 1000 };
         let reply = tell(&mut world, &one, Some(busy));
-        assert_eq!(reply.next_beat_ms, Some(1000));
+        assert_eq!(reply.next_heartbeat_ms, Some(1000));
         world.pass(10);
-        tell(&mut world, &two, Some(Usage { moved: second * 5 * MIB, held_ms: 0 }));
+        tell(
+            &mut world,
+            &two,
+            Some(BandwidthUsage { sent_bytes: second * 5 * MIB, throttled_ms: 0 }),
+        );
     }
     let (first, second) = (tell(&mut world, &one, None), tell(&mut world, &two, None));
     let (first, second) = (told(&first).unwrap().unwrap(), told(&second).unwrap().unwrap());
@@ -70,9 +74,9 @@ fn a_limit_is_shared_out_with_the_work_and_moves_to_who_uses_it() {
 #[test]
 fn a_limit_is_changed_while_the_sync_runs_and_survives_the_master() {
     let (mut world, [one, _two]) = sending(Settings::default(), None);
-    assert_eq!(one.share, None);
+    assert_eq!(one.bwlimit, None);
     let reply = tell(&mut world, &one, None);
-    assert_eq!((reply.limits.len(), reply.next_beat_ms), (0, Some(1_500)), "it works");
+    assert_eq!((reply.bwlimits.len(), reply.next_heartbeat_ms), (0, Some(1_500)), "it works");
     for _ in 0..2 {
         let Reply::Progress(seen) = change(&mut world, "demo", Some(10 * MIB)) else { panic!() };
         assert_eq!(seen.bwlimit, Some(10 * MIB));
@@ -81,14 +85,14 @@ fn a_limit_is_changed_while_the_sync_runs_and_survives_the_master() {
     world.restart();
     assert_eq!(world.progress("demo").bwlimit, Some(10 * MIB));
     assert_eq!(
-        told(&tell(&mut world, &one, Some(Usage::default()))),
+        told(&tell(&mut world, &one, Some(BandwidthUsage::default()))),
         Some(Some(10 * MIB)),
         "alone"
     );
     change(&mut world, "demo", None);
-    let reply = tell(&mut world, &one, Some(Usage::default()));
+    let reply = tell(&mut world, &one, Some(BandwidthUsage::default()));
     assert_eq!(
-        (told(&reply), reply.next_beat_ms),
+        (told(&reply), reply.next_heartbeat_ms),
         (Some(None), Some(1_000)),
         "it is told that there is none"
     );
@@ -115,7 +119,7 @@ fn what_can_not_be_changed_is_refused_with_the_reason() {
 fn the_timetable_bounds_all_syncs_together() {
     // The world begins on 2027-01-15, a Friday, at 08:00.
     let (mut world, [one, two]) = sending(timetable("Fri 08:00-08:01 30MiB/s"), None);
-    assert_eq!((one.share, two.share), (Some(15 * MIB), Some(15 * MIB)));
+    assert_eq!((one.bwlimit, two.bwlimit), (Some(15 * MIB), Some(15 * MIB)));
     world.submit("other", "/src/c", "/dst/e");
     let scan = next(&mut world, "s0", "scan");
     world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
@@ -126,7 +130,7 @@ fn the_timetable_bounds_all_syncs_together() {
             break task;
         }
     };
-    let first = third.share.unwrap();
+    let first = third.bwlimit.unwrap();
     assert!(first > 0 && first < MIB, "{first}");
     for _ in 0..3 {
         world.pass(1000);
@@ -135,11 +139,11 @@ fn the_timetable_bounds_all_syncs_together() {
         tell(&mut world, &third, None);
     }
     let replies = [&one, &two].map(|a| tell(&mut world, a, None));
-    let of = |reply: &HeartbeatReply, id: &str| reply.limits[&id.parse().unwrap()].unwrap();
+    let of = |reply: &HeartbeatReply, id: &str| reply.bwlimits[&id.parse().unwrap()].unwrap();
     let shares = [of(&replies[0], "demo"), of(&replies[1], "demo"), of(&replies[1], "other")];
     assert_eq!(shares, [15 * MIB / 2, 15 * MIB / 2, 15 * MIB]);
     world.pass(60_000);
-    let reply = tell(&mut world, &one, Some(Usage::default()));
+    let reply = tell(&mut world, &one, Some(BandwidthUsage::default()));
     assert_eq!(told(&reply), Some(None), "the minute is over");
 }
 
@@ -153,7 +157,7 @@ fn who_gives_his_work_back_gives_his_share_back() {
     }
     assert_eq!(told(&tell(&mut world, &two, None)), Some(Some(40 * MIB)));
     let again = next(&mut world, "s0", "copy");
-    assert_eq!(again.share, Some(20 * MIB / 16), "the other one has not heard yet");
+    assert_eq!(again.bwlimit, Some(20 * MIB / 16), "the other one has not heard yet");
 }
 
 #[test]
@@ -164,7 +168,7 @@ fn who_knows_no_limits_sends_nothing_for_a_sync_that_has_one() {
     assert_eq!(world.poll("old", "1"), None);
     change(&mut world, "demo", None);
     let copy = next(&mut world, "old", "copy");
-    assert_eq!(copy.share, None);
+    assert_eq!(copy.bwlimit, None);
 }
 
 #[test]
@@ -203,6 +207,6 @@ fn a_limit_that_was_read_again_reaches_who_sends_already_and_is_lifted_again() {
     let share = told(&tell(&mut world, &one, None)).flatten();
     assert!(share.is_some_and(|share| share <= 10 * MIB), "{share:?}");
     world.play(Event::Configure(Box::default()));
-    let usage = Usage { moved: 1, held_ms: 0 };
+    let usage = BandwidthUsage { sent_bytes: 1, throttled_ms: 0 };
     assert_eq!(told(&tell(&mut world, &one, Some(usage))).flatten(), None);
 }

@@ -1,18 +1,19 @@
 //! Tasks that are lost with the workers that hold them.
 
 use super::*;
-use crate::wire::manifest::{DirRef, Entry, Ident, Kind, Manifest, Meta};
+use crate::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, ManifestDir, Meta};
 
 /// A batch of files of 10 bytes each.
 fn files(names: &[&str]) -> WorkItem {
     let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
     let path = |name: &str| RelPath::new(name).unwrap();
-    let entry =
-        |name: &&str| Entry::new(path(name), Kind::File { size: 10 }, meta, Ident::default());
-    let dirs = ["", "d", "e"].map(|dir| DirRef { path: path(dir), meta }).to_vec();
+    let entry = |name: &&str| {
+        Entry::new(path(name), EntryKind::File { size: 10 }, meta, FileVersion::default())
+    };
+    let dirs = ["", "d", "e"].map(|dir| ManifestDir { path: path(dir), meta }).to_vec();
     let entries: Vec<Entry> = names.iter().map(entry).collect();
     let files = entries.len() as u64;
-    let manifest = Blob(Manifest { dirs, entries }.encode());
+    let manifest = Base64Bytes(Manifest { dirs, entries }.encode());
     WorkItem::Copy { manifest, files, dirs: 0, bytes: files * 10 }
 }
 
@@ -103,7 +104,7 @@ fn of_a_batch_that_kills_its_agents_only_the_entry_at_fault_fails() {
         assert_eq!(names, ["d/a", "d/b", "e/c"]);
         assert_eq!(poll(&mut world, "s", number), None, "it is not tried again");
         let end = end(&mut world, number);
-        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::Partial)));
         assert_eq!((end.files_total, end.files_done, end.files_failed), (3, 2, 1));
         assert_eq!(end.transferred_bytes, 20);
         let error = &end.errors[0];
@@ -185,7 +186,7 @@ fn what_is_no_death_of_a_worker_does_not_count() {
     }
     let ways: [(&str, Taken); 8] = [
         ("handed back", |world, a| {
-            let report = TaskReport { handed_back: true, ..TaskReport::default() };
+            let report = TaskReport { returned: true, ..TaskReport::default() };
             world.finish(result(a, false, report));
         }),
         ("drained, and ended at its time-out", |world, a| {
@@ -200,7 +201,7 @@ fn what_is_no_death_of_a_worker_does_not_count() {
             world.restart();
             world.beat("d", "1", &["/dst"], &[]);
             world.beat("s", "1", &["/src"], &[a.assignment_id]);
-            let report = TaskReport { handed_back: true, ..TaskReport::default() };
+            let report = TaskReport { returned: true, ..TaskReport::default() };
             world.finish(result(a, false, report));
         }),
         ("taken away by an operator", |world, _| {
@@ -277,7 +278,7 @@ fn a_busy_worker_is_kept_free_for_an_isolated_task_and_gets_nothing_beside_it() 
     world.submit("other", "/src/c", "/dst/d");
     let isolated = poll(&mut world, "s", 4).expect("it is idle");
     assert_eq!(isolated.request_id.as_str(), "demo");
-    let report = TaskReport { handed_back: true, ..TaskReport::default() };
+    let report = TaskReport { returned: true, ..TaskReport::default() };
     world.beat("t", "1", &["/src"], &[]);
     let scan = poll(&mut world, "t", 1).expect("others go on");
     world.finish(result(&isolated, false, report));
@@ -307,7 +308,7 @@ fn a_worker_that_does_not_become_idle_is_not_kept_free_again_at_once() {
     world.submit("other", "/src/c", "/dst/d");
     world.beat("t", "1", &["/src"], &[]);
     let scan = poll(&mut world, "t", 1).expect("others go on");
-    let report = TaskReport { handed_back: true, ..TaskReport::default() };
+    let report = TaskReport { returned: true, ..TaskReport::default() };
     world.finish(result(&isolated, false, report));
     let work = (0..4).map(|_| batch(1, 0)).collect();
     world.post(&scan, page(&scan, 0, work, at("m")));

@@ -1,8 +1,8 @@
 //! What is deleted, and all that keeps it from being.
 
 use super::*;
-use crate::wire::options::{Action, DeleteOptions, SyncOptions, Tally};
-use crate::wire::sync::Phase;
+use crate::wire::options::{DeleteOptions, EntryAction, SyncOptions, Tally};
+use crate::wire::sync::SyncPhase;
 use crate::wire::task::RootState;
 
 #[test]
@@ -14,9 +14,9 @@ fn a_mirror_counts_first_and_then_deletes_and_flushes_what_it_deleted() {
     world.finish(result(&copy, true, skipped));
     let count = next(&mut world, "s", "prune");
     assert_eq!(count.task, TaskSpec::Prune { dir: RelPath::root(), cursor: None, apply: false });
-    assert_eq!(world.progress("demo").phase, Phase::Pruning);
+    assert_eq!(world.progress("demo").phase, SyncPhase::Pruning);
     let gone = ScanPage {
-        spawn: vec![RelPath::new("big").unwrap()],
+        subtrees: vec![RelPath::new("big").unwrap()],
         records: vec![record("old", FileState::Deleted)],
         ..pruned(&count, 3, 1)
     };
@@ -30,8 +30,8 @@ fn a_mirror_counts_first_and_then_deletes_and_flushes_what_it_deleted() {
     world.post(&apply, pruned(&apply, 4, 2));
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
-    assert_eq!(end.actions[&Action::Delete], Tally { count: 2, bytes: 20 });
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
+    assert_eq!(end.actions[&EntryAction::Delete], Tally { count: 2, bytes: 20 });
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn a_mirror_that_found_nothing_left_to_delete_flushes_nothing() {
     // Somebody else deleted it meanwhile.
     world.post(&apply, pruned(&apply, 2, 0));
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Full)));
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
     assert!(end.actions.is_empty());
 }
 
@@ -82,7 +82,7 @@ fn each_limit_of_a_mirror_is_exact_and_says_what_lets_it_pass() {
             assert_eq!(end.state, SyncState::Completed, "{extra} of {seen}");
             continue;
         };
-        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
+        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::DeleteStopped)));
         let reason = end.reason.unwrap();
         assert!(reason.contains(said) && reason.contains("nothing was deleted"), "{reason}");
         assert!(end.actions.is_empty() && end.files_done == 1);
@@ -92,10 +92,10 @@ fn each_limit_of_a_mirror_is_exact_and_says_what_lets_it_pass() {
 #[test]
 fn an_empty_source_deletes_nothing_unless_that_is_allowed() {
     for (allowed, root, outcome) in [
-        (false, Some(true), Outcome::CopyStopped),
-        (false, None, Outcome::CopyStopped),
-        (false, Some(false), Outcome::Full),
-        (true, Some(true), Outcome::Full),
+        (false, Some(true), SyncOutcome::CopyStopped),
+        (false, None, SyncOutcome::CopyStopped),
+        (false, Some(false), SyncOutcome::Full),
+        (true, Some(true), SyncOutcome::Full),
     ] {
         // What allows another file system allows no empty source.
         let delete = DeleteOptions {
@@ -112,7 +112,7 @@ fn an_empty_source_deletes_nothing_unless_that_is_allowed() {
         if !stops {
             done(&mut world, "s", "copy");
         }
-        if outcome == Outcome::Full {
+        if outcome == SyncOutcome::Full {
             let count = next(&mut world, "s", "prune");
             world.post(&count, pruned(&count, 10, 1));
             done(&mut world, "d", "flush");
@@ -125,7 +125,7 @@ fn an_empty_source_deletes_nothing_unless_that_is_allowed() {
         let end = world.progress("demo");
         assert_eq!(end.outcome, Some(outcome));
         let says = end.reason.is_some_and(|r| r.contains("--allow-empty-source"));
-        assert_eq!(says, outcome == Outcome::CopyStopped);
+        assert_eq!(says, outcome == SyncOutcome::CopyStopped);
     }
 }
 
@@ -195,7 +195,7 @@ fn every_guard_says_what_was_copied_and_deleted_until_then() {
     // … and before it goes on, where another worker has deleted some.
     let mut world = counted(two, 2);
     let apply = next(&mut world, "s", "prune");
-    let some = ScanPage { spawn: vec![RelPath::new("d").unwrap()], ..pruned(&apply, 10, 1) };
+    let some = ScanPage { subtrees: vec![RelPath::new("d").unwrap()], ..pruned(&apply, 10, 1) };
     world.post(&apply, some);
     let part = next(&mut world, "s", "prune");
     world.post(&part, ScanPage { root: root("fs-2", true), ..pruned(&part, 0, 0) });
@@ -203,31 +203,35 @@ fn every_guard_says_what_was_copied_and_deleted_until_then() {
     let half = world.progress("demo");
 
     for (end, outcome, says) in [
-        (empty, Outcome::CopyStopped, ["is empty", "nothing was copied, nothing was deleted"]),
+        (empty, SyncOutcome::CopyStopped, ["is empty", "nothing was copied, nothing was deleted"]),
         (
             moved,
-            Outcome::CopyStopped,
+            SyncOutcome::CopyStopped,
             ["(now fs-2, before fs-1)", "nothing was copied, nothing was"],
         ),
         (
             moved_later,
-            Outcome::DeleteStopped,
+            SyncOutcome::DeleteStopped,
             ["fs-2", "everything was copied, nothing was deleted"],
         ),
-        (over, Outcome::DeleteStopped, ["at most 2", "everything was copied, nothing was deleted"]),
+        (
+            over,
+            SyncOutcome::DeleteStopped,
+            ["at most 2", "everything was copied, nothing was deleted"],
+        ),
         (
             more,
-            Outcome::DeleteStopped,
+            SyncOutcome::DeleteStopped,
             ["than the limits", "everything was copied, 3 entries were"],
         ),
         (
             emptied,
-            Outcome::DeleteStopped,
+            SyncOutcome::DeleteStopped,
             ["is empty", "everything was copied, nothing was deleted"],
         ),
         (
             half,
-            Outcome::DeleteStopped,
+            SyncOutcome::DeleteStopped,
             ["is empty and", "everything was copied, 1 entry was deleted"],
         ),
     ] {
@@ -286,18 +290,18 @@ fn a_source_on_another_file_system_than_before_halts_a_mirror_before_anything_is
     world.beat("s", "1", &["/src"], &[]);
     world.beat("d", "1", &["/dst"], &[]);
     let halted = run(&mut world, "b", strict(), "fs-2");
-    assert_eq!((halted.state, halted.outcome), (SyncState::Failed, Some(Outcome::CopyStopped)));
+    assert_eq!((halted.state, halted.outcome), (SyncState::Failed, Some(SyncOutcome::CopyStopped)));
     assert_eq!((halted.files_total, halted.files_done), (0, 0));
     let reason = halted.reason.unwrap();
     assert!(reason.contains("fs-1") && reason.contains("--allow-new-source-fs"), "{reason}");
-    assert_eq!(run(&mut world, "g", other, "fs-2").outcome, Some(Outcome::CopyStopped));
+    assert_eq!(run(&mut world, "g", other, "fs-2").outcome, Some(SyncOutcome::CopyStopped));
     let dry = SyncOptions { dry_run: true, ..strict() };
     let dry = run(&mut world, "c", dry, "fs-2");
     assert_eq!(dry.state, SyncState::Completed);
     assert!(dry.reason.unwrap().contains("fs-1"), "a dry run tells, and changes no memory");
     assert_eq!(run(&mut world, "d", free, "fs-2").state, SyncState::Completed);
     assert_eq!(run(&mut world, "e", strict(), "fs-2").state, SyncState::Completed);
-    assert_eq!(run(&mut world, "f", strict(), "fs-1").outcome, Some(Outcome::CopyStopped));
+    assert_eq!(run(&mut world, "f", strict(), "fs-1").outcome, Some(SyncOutcome::CopyStopped));
 }
 
 #[test]
@@ -311,7 +315,7 @@ fn a_source_that_goes_away_before_the_deletion_stops_it() {
     assert_eq!(action, PageAction::Stop);
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.outcome, end.files_done), (Some(Outcome::DeleteStopped), 1));
+    assert_eq!((end.outcome, end.files_done), (Some(SyncOutcome::DeleteStopped), 1));
 }
 
 #[test]
@@ -333,7 +337,7 @@ fn after_any_failure_nothing_is_deleted_and_the_reason_says_so() {
     done(&mut world, "s", "copy");
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::VanishedOnly)));
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::VanishedOnly)));
     assert!(end.reason.unwrap().contains("nothing was deleted"));
 
     let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
@@ -344,7 +348,7 @@ fn after_any_failure_nothing_is_deleted_and_the_reason_says_so() {
     world.post(&count, ScanPage { errors, ..pruned(&count, 9, 1) });
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.outcome, end.files_total), (Some(Outcome::Partial), 1));
+    assert_eq!((end.outcome, end.files_total), (Some(SyncOutcome::Partial), 1));
     assert!(end.reason.unwrap().contains("nothing was deleted"));
 }
 
@@ -395,7 +399,10 @@ fn a_deletion_goes_on_behind_its_last_page_on_another_worker_and_a_page_counts_o
     world.post(&apply, ScanPage { errors, ..pruned(&apply, 100, 1) });
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.outcome, end.actions[&Action::Delete].count), (Some(Outcome::Partial), 1));
+    assert_eq!(
+        (end.outcome, end.actions[&EntryAction::Delete].count),
+        (Some(SyncOutcome::Partial), 1)
+    );
     assert!(!end.reason.unwrap().contains("nothing was deleted"));
 }
 
@@ -410,7 +417,7 @@ fn what_the_source_loses_after_the_count_is_not_deleted_beyond_the_limits() {
     done(&mut world, "d", "flush");
     let apply = next(&mut world, "s", "prune");
     let spawn = vec![RelPath::new("d").unwrap()];
-    world.post(&apply, ScanPage { spawn, ..pruned(&apply, 50, 3) });
+    world.post(&apply, ScanPage { subtrees: spawn, ..pruned(&apply, 50, 3) });
     let part = next(&mut world, "s", "prune");
     let next_dir = Some(part.task.clone());
     let page = ScanPage { next: next_dir, ..pruned(&part, 50, 1) };
@@ -418,8 +425,8 @@ fn what_the_source_loses_after_the_count_is_not_deleted_beyond_the_limits() {
     assert_eq!(world.poll("s", "1"), None, "no more is deleted");
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
-    assert_eq!(end.actions[&Action::Delete].count, 4);
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::DeleteStopped)));
+    assert_eq!(end.actions[&EntryAction::Delete].count, 4);
     assert!(end.reason.unwrap().contains("has lost entries since"));
 }
 
@@ -446,7 +453,7 @@ fn nothing_is_deleted_before_what_was_copied_is_on_stable_storage() {
     let lost = TaskReport { failures: vec![error(ErrorClass::Transient)], ..TaskReport::default() };
     world.finish(result(&flush, true, lost));
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Partial)));
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::Partial)));
     assert!(end.actions.is_empty(), "{end:?}");
 }
 
@@ -472,6 +479,6 @@ fn a_mirror_that_finds_more_than_its_percentage_while_it_deletes_halts() {
     assert_eq!(world.poll("s", "1"), None, "no more is deleted");
     done(&mut world, "d", "flush");
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::DeleteStopped)));
-    assert_eq!(end.actions[&Action::Delete].count, 11);
+    assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::DeleteStopped)));
+    assert_eq!(end.actions[&EntryAction::Delete].count, 11);
 }

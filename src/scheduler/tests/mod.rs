@@ -33,17 +33,18 @@ mod unverified;
 mod watched;
 
 use super::*;
-use crate::wire::manifest::NameList;
+use crate::wire::manifest::FileListPart;
 use crate::wire::options::{DeleteOptions, FileRecord, FileState, SyncOptions};
 use crate::wire::sync::{
-    ErrorClass, FailedStep, FileError, Outcome, SyncProgress, SyncRequest, SyncState,
+    ErrorClass, FailedStep, FileError, SyncOutcome, SyncProgress, SyncRequest, SyncState,
 };
 use crate::wire::task::{
-    Assignment, Blob, Cursor, PageAction, ResultOutcome, ScanPage, SyncResult, TaskReport, WorkItem,
+    Assignment, Base64Bytes, Cursor, PageAction, ResultOutcome, ScanPage, TaskReport, TaskResult,
+    WorkItem,
 };
-use crate::wire::task::{Pruned, RootState, WalkStart};
+use crate::wire::task::{PruneReport, RootIdentity, RootState};
 use crate::wire::ticket::{Claims, Verifier};
-use crate::wire::worker::{PROTOCOL, UnavailablePath, WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker::{PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, BytePath, RelPath};
 
 struct World {
@@ -133,7 +134,7 @@ impl World {
             let (files, dirs) = (u64::from(n < files), u64::from(n >= files));
             let rest = if n == 0 { bytes - each * files } else { 0 };
             let bytes = each * files + rest;
-            let item = WorkItem::Copy { manifest: Blob(vec![1; 10]), files, dirs, bytes };
+            let item = WorkItem::Copy { manifest: Base64Bytes(vec![1; 10]), files, dirs, bytes };
             SingleEntry { path: BytePath(format!("e{n}").into_bytes()), item }
         };
         (0..files + dirs).map(single).collect()
@@ -291,7 +292,7 @@ impl World {
         }
     }
 
-    fn finish(&mut self, result: SyncResult) -> Option<ResultOutcome> {
+    fn finish(&mut self, result: TaskResult) -> Option<ResultOutcome> {
         match self.play(Event::Result(result)) {
             Some(Reply::Result(reply)) => reply.outcome,
             other => panic!("{other:?}"),
@@ -334,12 +335,12 @@ fn heartbeat(
         incarnation: incarnation.map(str::to_owned),
         boot_id: incarnation.map(|_| "boot".to_owned()),
         free_bytes: BTreeMap::new(),
-        in_hand: in_hand.to_vec(),
+        assignments: in_hand.to_vec(),
         moved_bytes: Default::default(),
-        receiving: 0,
+        incoming_requests: 0,
         slots: Some(4),
         agent_version: None,
-        protocol: incarnation.map(|_| PROTOCOL),
+        protocol: incarnation.map(|_| PROTOCOL_VERSION),
         usage: BTreeMap::new(),
         nics: Vec::new(),
         unavailable_paths: Vec::new(),
@@ -353,8 +354,8 @@ fn unavailable(path: &str) -> UnavailablePath {
     UnavailablePath { path: AbsPath::new(path).unwrap(), reason: "it does not answer".to_owned() }
 }
 
-fn result(a: &Assignment, success: bool, report: TaskReport) -> SyncResult {
-    SyncResult {
+fn result(a: &Assignment, success: bool, report: TaskReport) -> TaskResult {
+    TaskResult {
         request_id: a.request_id.clone(),
         worker_id: a.worker_id.clone(),
         success,
@@ -374,34 +375,44 @@ fn all_done(a: &Assignment, writer: &str) -> TaskReport {
             files_done: *files,
             dirs_done: *dirs,
             bytes_done: *bytes,
-            wrote,
+            writers: wrote,
             ..TaskReport::default()
         },
         TaskSpec::Range { .. } => {
-            TaskReport { digest: Some(Digest([7; 32])), wrote, ..TaskReport::default() }
+            TaskReport { digest: Some(Digest([7; 32])), writers: wrote, ..TaskReport::default() }
         }
-        TaskSpec::Commit { .. } => TaskReport { wrote, ..TaskReport::default() },
+        TaskSpec::Commit { .. } => TaskReport { writers: wrote, ..TaskReport::default() },
         _ => TaskReport::default(),
     }
 }
 
 fn batch(files: u64, dirs: u64) -> WorkItem {
-    WorkItem::Copy { manifest: Blob(vec![1; 10]), files, dirs, bytes: files * 10 }
+    WorkItem::Copy { manifest: Base64Bytes(vec![1; 10]), files, dirs, bytes: files * 10 }
 }
 
 fn large(ranges: u64) -> WorkItem {
     let size = (ranges << 20) - 5;
-    WorkItem::Large { manifest: Blob(vec![2; 10]), size, range_length: 1 << 20, group: None }
+    WorkItem::Large {
+        manifest: Base64Bytes(vec![2; 10]),
+        size,
+        range_length: 1 << 20,
+        hardlink_group: None,
+    }
 }
 
 /// A large file with a real manifest.
 fn real_large(path: &str) -> WorkItem {
-    use crate::wire::manifest::{Entry, Ident, Kind, Manifest, Meta};
+    use crate::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, Meta};
     let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
     let path = RelPath::new(path).unwrap();
-    let entry = Entry::new(path, Kind::File { size: 3 << 20 }, meta, Ident::default());
+    let entry = Entry::new(path, EntryKind::File { size: 3 << 20 }, meta, FileVersion::default());
     let manifest = Manifest { dirs: vec![], entries: vec![entry] }.encode();
-    WorkItem::Large { manifest: Blob(manifest), size: 3 << 20, range_length: 1 << 20, group: None }
+    WorkItem::Large {
+        manifest: Base64Bytes(manifest),
+        size: 3 << 20,
+        range_length: 1 << 20,
+        hardlink_group: None,
+    }
 }
 
 fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>) -> ScanPage {
@@ -410,14 +421,14 @@ fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>
         task_digest,
         page: number,
         work,
-        spawn: vec![],
+        subtrees: vec![],
         errors: vec![],
-        unlisted: 0,
+        unlisted_dirs: 0,
         root: None,
-        start: (number == 0).then_some(WalkStart { device: 1, inode: 2 }),
+        root_identity: (number == 0).then_some(RootIdentity { device: 1, inode: 2 }),
         pruned: None,
         allowance_used_up: false,
-        notes: Default::default(),
+        warnings: Default::default(),
         records: vec![],
         integrity_errors: 0,
         next,
@@ -515,13 +526,13 @@ fn rooted(a: &Assignment, file_system: &str, empty: bool, work: Vec<WorkItem>) -
 }
 
 fn pruned(a: &Assignment, seen: u64, extra: u64) -> ScanPage {
-    let pruned = Pruned { seen, extra, bytes: extra.saturating_mul(10) };
+    let pruned = PruneReport { checked: seen, extraneous: extra, bytes: extra.saturating_mul(10) };
     ScanPage { pruned: Some(pruned), ..page(a, 0, vec![], None) }
 }
 
 fn named(ranges: u64, name: u8) -> WorkItem {
     let WorkItem::Large { manifest, size, range_length, .. } = large(ranges) else { panic!() };
-    WorkItem::Large { manifest, size, range_length, group: Some(Digest([name; 32])) }
+    WorkItem::Large { manifest, size, range_length, hardlink_group: Some(Digest([name; 32])) }
 }
 
 fn record(path: &str, state: FileState) -> FileRecord {

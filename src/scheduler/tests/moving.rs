@@ -104,7 +104,7 @@ fn what_is_skipped_takes_no_time_any_more() {
     let report = TaskReport {
         files_skipped: 40,
         bytes_skipped: 400,
-        wrote: vec!["d".parse().unwrap()],
+        writers: vec!["d".parse().unwrap()],
         ..TaskReport::default()
     };
     world.finish(result(&skipped, true, report));
@@ -143,10 +143,10 @@ fn a_sync_that_stands_still_has_no_forecast_and_names_the_silent_worker() {
 #[test]
 fn who_works_for_a_sync_that_is_watched_reports_each_second() {
     let (mut world, taken) = sending(3, 1);
-    assert_eq!(moved(&mut world, &[(&taken[0], 0)]).next_beat_ms, Some(1_500));
+    assert_eq!(moved(&mut world, &[(&taken[0], 0)]).next_heartbeat_ms, Some(1_500));
     world.progress("demo");
     world.pass(4_900);
-    assert_eq!(moved(&mut world, &[(&taken[0], 0)]).next_beat_ms, Some(1_000));
+    assert_eq!(moved(&mut world, &[(&taken[0], 0)]).next_heartbeat_ms, Some(1_000));
     world.pass(100);
-    assert_eq!(moved(&mut world, &[(&taken[0], 0)]).next_beat_ms, Some(1_500));
+    assert_eq!(moved(&mut world, &[(&taken[0], 0)]).next_heartbeat_ms, Some(1_500));
 }

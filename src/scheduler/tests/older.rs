@@ -38,7 +38,7 @@ fn a_limited_sync_waits_for_a_newer_source_worker_and_for_no_newer_destination()
     let limited = |source: &str, destination: &str| {
         let mut world = World::new();
         for (worker, path, protocol) in [("s", "/src", source), ("d", "/dst", destination)] {
-            let protocol = Some(if protocol == "old" { 2 } else { PROTOCOL });
+            let protocol = Some(if protocol == "old" { 2 } else { PROTOCOL_VERSION });
             let beat = heartbeat(worker, Some("1"), &[path], &[]);
             world.play(Event::Heartbeat(WorkerHeartbeat { protocol, ..beat }));
         }
@@ -58,7 +58,7 @@ fn a_bare_success_reads_nothing_back() {
     let (mut world, scan) = scanning_with(options);
     world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
     done(&mut world, "s", "copy");
-    let bare = |a: &Assignment| SyncResult {
+    let bare = |a: &Assignment| TaskResult {
         task_digest: None,
         report: None,
         ..result(a, true, TaskReport::default())

@@ -1,15 +1,15 @@
 //! What operators want of workers: drain, undrain, forget, reassign.
 
 use super::*;
-use crate::wire::worker::{DrainOrder, WorkerOrder, WorkerState, WorkerView};
+use crate::wire::worker::{DrainReply, DrainRequest, WorkerState, WorkerView};
 
 fn drain(world: &mut World, worker: &str, on: bool) -> Reply {
-    let order = DrainOrder { by: Some("ann".into()), reason: Some("new disks".into()) };
+    let order = DrainRequest { by: Some("ann".into()), reason: Some("new disks".into()) };
     let event = Event::Drain { worker: worker.parse().unwrap(), order: on.then_some(order) };
     world.play(event).unwrap()
 }
 
-fn drained(world: &mut World, worker: &str) -> WorkerOrder {
+fn drained(world: &mut World, worker: &str) -> DrainReply {
     match drain(world, worker, true) {
         Reply::Ordered(order) => *order,
         other => panic!("{other:?}"),
@@ -74,7 +74,7 @@ fn a_drained_worker_gets_nothing_new_and_what_it_has_counts() {
 /// A heartbeat of a process of `d` that executes so many requests of others.
 fn receives(world: &mut World, incarnation: &str, receiving: u32, status: WorkerStatus) {
     let beat = heartbeat("d", Some(incarnation), &["/dst"], &[]);
-    let event = Event::Heartbeat(WorkerHeartbeat { receiving, status, ..beat });
+    let event = Event::Heartbeat(WorkerHeartbeat { incoming_requests: receiving, status, ..beat });
     assert!(matches!(world.play(event), Some(Reply::Heartbeat(_))));
 }
 
@@ -207,7 +207,7 @@ fn reassigned_tasks_go_to_others_and_late_results_are_stale() {
     }
     let beat = heartbeat("s", Some("1"), &["/src"], &[first.assignment_id, second.assignment_id]);
     let Some(Reply::Heartbeat(reply)) = world.play(Event::Heartbeat(beat)) else { panic!() };
-    assert_eq!(reply.drop, [first.assignment_id, second.assignment_id]);
+    assert_eq!(reply.revoked_assignments, [first.assignment_id, second.assignment_id]);
     // Not for ever: the others may never ask.
     for _ in 0..60 {
         world.pass(5_000);

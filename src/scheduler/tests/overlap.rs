@@ -1,7 +1,7 @@
 //! Syncs whose paths overlap.
 
 use super::*;
-use crate::wire::sync::Submitted;
+use crate::wire::sync::SubmitReply;
 
 fn world() -> World {
     let mut world = World::new();
@@ -13,7 +13,7 @@ fn beat(world: &mut World) {
     world.beat("s", "1", &["/"], &[]);
 }
 
-fn submit(world: &mut World, id: &str, paths: (&str, &str), options: SyncOptions) -> Submitted {
+fn submit(world: &mut World, id: &str, paths: (&str, &str), options: SyncOptions) -> SubmitReply {
     let request = SyncRequest { options, ..request(Some(id), paths.0, paths.1) };
     match world.play(Event::Submit { request, list: None, idempotency: None }) {
         Some(Reply::Submitted(submitted)) => submitted,
@@ -21,7 +21,7 @@ fn submit(world: &mut World, id: &str, paths: (&str, &str), options: SyncOptions
     }
 }
 
-fn plain(world: &mut World, id: &str, paths: (&str, &str)) -> Submitted {
+fn plain(world: &mut World, id: &str, paths: (&str, &str)) -> SubmitReply {
     submit(world, id, paths, SyncOptions::default())
 }
 
@@ -245,7 +245,7 @@ fn two_syncs_run_at_once_where_that_is_allowed_and_neither_is_a_mirror() {
 
 #[test]
 fn the_same_request_again_waits_and_the_answer_names_the_first_one() {
-    let names = |name: &str| vec![NameList { names: vec![RelPath::new(name).unwrap()] }];
+    let names = |name: &str| vec![FileListPart { paths: vec![RelPath::new(name).unwrap()] }];
     let mut world = world();
     assert_eq!(plain(&mut world, "a", ("/a", "/d")).note, None);
     take(&mut world, "a");

@@ -1,9 +1,9 @@
 //! What does not fit together is put right.
 
 use super::*;
-use crate::wire::admin::Reconciled;
+use crate::wire::admin::ReconcileReply;
 
-fn reconcile(world: &mut World) -> Reconciled {
+fn reconcile(world: &mut World) -> ReconcileReply {
     let records = world.records.keys().cloned().collect();
     let stored = Stored { records, blobs: world.blobs.keys().cloned().collect() };
     match world.play(Event::Reconcile(stored)) {
@@ -24,7 +24,7 @@ fn what_fits_together_is_left_as_it_is() {
     let mut world = copying();
     let held = next(&mut world, "s", "copy");
     let before = (world.records.clone(), world.blobs.clone());
-    assert_eq!(reconcile(&mut world), Reconciled::default());
+    assert_eq!(reconcile(&mut world), ReconcileReply::default());
     assert_eq!((world.records.clone(), world.blobs.clone()), before);
     let late = result(&held, true, all_done(&held, "d"));
     assert_eq!(world.finish(late), Some(ResultOutcome::Applied));
@@ -61,7 +61,7 @@ fn failures_and_a_list_that_went_over_to_another_sync_are_left_as_they_are() {
     let mut world = World::new();
     world.beat("s", "1", &["/src"], &[]);
     world.beat("d", "1", &["/dst"], &[]);
-    let list = Some(vec![NameList { names: vec![RelPath::new("x").unwrap()] }]);
+    let list = Some(vec![FileListPart { paths: vec![RelPath::new("x").unwrap()] }]);
     let request = request(Some("demo"), "/src/a", "/dst/b");
     world.play(Event::Submit { request, list, idempotency: None });
     let list = next(&mut world, "s", "list");
@@ -71,7 +71,7 @@ fn failures_and_a_list_that_went_over_to_another_sync_are_left_as_they_are() {
     let id = "demo".parse().unwrap();
     world.play(Event::Retry { id, new: None, only: None, idempotency: None });
     assert_eq!(world.blobs.keys().collect::<Vec<_>>(), ["e/1/0", "f/1/0"]);
-    assert_eq!(reconcile(&mut world), Reconciled::default());
+    assert_eq!(reconcile(&mut world), ReconcileReply::default());
     assert_eq!(world.blobs.keys().collect::<Vec<_>>(), ["e/1/0", "f/1/0"]);
 }
 
@@ -96,7 +96,7 @@ fn leases_of_workers_that_nobody_knows_are_freed_but_not_before_they_could_repor
     world.restart();
     world.beat("d", "1", &["/dst"], &[]);
     world.beat("s2", "1", &["/src"], &[]);
-    assert_eq!(reconcile(&mut world), Reconciled::default(), "its heartbeat may be under way");
+    assert_eq!(reconcile(&mut world), ReconcileReply::default(), "its heartbeat may be under way");
     world.state.settings.heartbeat_timeout_ms = 10_000;
     for _ in 0..3 {
         world.beat("d", "1", &["/dst"], &[]);

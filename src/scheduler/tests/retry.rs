@@ -6,7 +6,7 @@ use crate::wire::problem::Problem;
 fn retry(world: &mut World, id: &str, only: Option<&[&str]>) -> Result<String, Problem> {
     let names = |only: &[&str]| {
         let names = only.iter().map(|n| RelPath::new(*n).unwrap()).collect();
-        vec![NameList { names }]
+        vec![FileListPart { paths: names }]
     };
     let event = Event::Retry {
         id: id.parse().unwrap(),
@@ -22,7 +22,7 @@ fn retry(world: &mut World, id: &str, only: Option<&[&str]>) -> Result<String, P
 }
 
 fn listed(world: &mut World, id: &str) {
-    let names = |n: &str| NameList { names: vec![RelPath::new(n).unwrap()] };
+    let names = |n: &str| FileListPart { paths: vec![RelPath::new(n).unwrap()] };
     let reply = world.play(Event::Submit {
         request: request(Some(id), "/src/a", "/dst/b"),
         list: Some(vec![names("one"), names("two")]),
@@ -90,10 +90,10 @@ fn an_unverified_sync_is_tried_again_though_it_is_completed() {
     for _ in 0..2 {
         let list = next(&mut world, "s", "list");
         let start = None;
-        world.post(&list, ScanPage { start, ..page(&list, 0, vec![], None) });
+        world.post(&list, ScanPage { root_identity: start, ..page(&list, 0, vec![], None) });
     }
     let end = world.progress("demo");
-    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(Outcome::Unverified)));
+    assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Unverified)));
     retry(&mut world, "demo", None).unwrap();
     next(&mut world, "s", "list");
 }

@@ -102,7 +102,7 @@ fn a_storage_path_that_hangs_gets_no_work_and_its_tasks_go_elsewhere() {
     let held: Vec<Assignment> = (0..3).map(|_| world.poll("s", "1").unwrap()).collect();
     let ids: Vec<AssignmentId> = held.iter().map(|a| a.assignment_id).collect();
     let reply = stuck(&mut world, &["/src"], &ids);
-    assert_eq!(reply.drop, [held[0].assignment_id], "the others are not concerned");
+    assert_eq!(reply.revoked_assignments, [held[0].assignment_id], "the others are not concerned");
     assert_eq!(world.poll("s", "1"), None);
     let reason = world.progress("demo").reason.unwrap();
     let found = "storage path /src of worker s is unavailable: it does not answer";
@@ -119,7 +119,7 @@ fn a_storage_path_that_hangs_gets_no_work_and_its_tasks_go_elsewhere() {
     assert_eq!(world.poll("s2", "1").expect("the scan").task_id, held[0].task_id);
     // What lies deeper is another file system; where that hangs, the one above it does not help.
     let reply = stuck(&mut world, &["/src/deep"], &ids[1..]);
-    assert_eq!(reply.drop, [held[2].assignment_id]);
+    assert_eq!(reply.revoked_assignments, [held[2].assignment_id]);
     assert_eq!(world.poll("s", "1"), None);
     stuck(&mut world, &[], &ids[1..2]);
     assert_eq!(world.poll("s", "1").expect("it answers again").task_id, held[2].task_id);
@@ -136,7 +136,7 @@ fn a_heartbeat_reply_names_the_silent_workers_of_the_destinations_in_hand() {
         let beat = heartbeat(worker, Some("1"), &[path], held);
         match world.play(Event::Heartbeat(beat)) {
             Some(Reply::Heartbeat(reply)) => {
-                reply.silent.iter().map(ToString::to_string).collect::<Vec<_>>()
+                reply.unresponsive_workers.iter().map(ToString::to_string).collect::<Vec<_>>()
             }
             other => panic!("{other:?}"),
         }

@@ -10,11 +10,11 @@ fn shortage(errno: &str) -> Vec<FileError> {
 }
 
 /// What a worker says of a task that met with a shortage.
-fn short(a: &Assignment, errno: &str) -> SyncResult {
+fn short(a: &Assignment, errno: &str) -> TaskResult {
     let mut report = TaskReport { failures: shortage(errno), ..TaskReport::default() };
     let success = matches!(a.task, TaskSpec::Copy { .. } | TaskSpec::Range { .. });
     if let TaskSpec::Copy { files, dirs, bytes } = a.task {
-        let manifest = Blob(vec![1; 10]);
+        let manifest = Base64Bytes(vec![1; 10]);
         report.retry = Some(WorkItem::Copy { manifest, files, dirs, bytes });
     }
     result(a, success, report)

@@ -263,7 +263,7 @@ fn what_went_to_a_root_that_was_replaced_is_compared_again_and_never_counts_as_d
         beat(&mut world, "d2", Some("e1"), &[]);
         let copy = next(&mut world, "s", "copy");
         let mut report = all_done(&copy, "d");
-        report.wrote.push("d2".parse().unwrap());
+        report.writers.push("d2".parse().unwrap());
         world.finish(result(&copy, true, report));
         if flushed {
             done(&mut world, "d", "flush");
@@ -317,7 +317,11 @@ fn a_source_that_is_replaced_while_it_is_read_is_read_again_from_the_start() {
     let mut other = heartbeat("s", Some("1"), &[path], &[old.assignment_id]);
     other.root_ids.insert(path.to_owned(), "s2".to_owned());
     let Some(Reply::Heartbeat(reply)) = world.play(Event::Heartbeat(other)) else { panic!() };
-    assert_eq!(reply.drop, [old.assignment_id], "what reads the root before is taken back at once");
+    assert_eq!(
+        reply.revoked_assignments,
+        [old.assignment_id],
+        "what reads the root before is taken back at once"
+    );
     assert_eq!(world.progress("demo").files_done, 0);
     world.pass(25_000);
     assert_eq!(world.poll("s", "1"), None, "others may still publish what they read before");
@@ -338,7 +342,7 @@ fn a_mirror_whose_source_is_replaced_while_it_deletes_deletes_nothing_more() {
     let mut world = copying(mirror(delete), 1);
     done(&mut world, "s", "copy");
     let count = next(&mut world, "s", "prune");
-    let pruned = Some(crate::wire::task::Pruned { seen: 10, extra: 5, bytes: 5 });
+    let pruned = Some(crate::wire::task::PruneReport { checked: 10, extraneous: 5, bytes: 5 });
     world.post(&count, ScanPage { pruned, ..page(&count, 0, vec![], None) });
     done(&mut world, "d", "flush");
     next(&mut world, "s", "prune");

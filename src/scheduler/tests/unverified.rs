@@ -18,9 +18,9 @@ fn with_guide_worker(id: &str) -> (World, Assignment) {
 }
 
 /// What a worker that implements only the guide posts.
-fn bare(a: &Assignment) -> SyncResult {
+fn bare(a: &Assignment) -> TaskResult {
     let report = TaskReport::default();
-    SyncResult {
+    TaskResult {
         assignment_id: None,
         attempt: None,
         task_digest: None,
@@ -30,7 +30,7 @@ fn bare(a: &Assignment) -> SyncResult {
 }
 
 fn without_start(a: &Assignment, work: Vec<WorkItem>) -> ScanPage {
-    ScanPage { start: None, ..page(a, 0, work, None) }
+    ScanPage { root_identity: None, ..page(a, 0, work, None) }
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
                 let (mut world, scan) = scanning();
                 world.post(&scan, page(&scan, 0, vec![batch(2, 1)], None));
                 let copy = next(&mut world, "s", "copy");
-                world.finish(SyncResult {
+                world.finish(TaskResult {
                     report: None,
                     ..result(&copy, true, TaskReport::default())
                 });
@@ -96,7 +96,7 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
                 world.post(&scan, page(&scan, 0, vec![batch(2, 1)], None));
                 let copy = next(&mut world, "s", "copy");
                 let report = all_done(&copy, "d");
-                world.finish(SyncResult { task_digest: None, ..result(&copy, true, report) });
+                world.finish(TaskResult { task_digest: None, ..result(&copy, true, report) });
                 done(&mut world, "d", "flush");
                 world
             },
@@ -121,7 +121,7 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
     ];
     for (case, play, unverified) in table {
         let end = play().progress("demo");
-        let outcome = if unverified == 0 { Outcome::Full } else { Outcome::Unverified };
+        let outcome = if unverified == 0 { SyncOutcome::Full } else { SyncOutcome::Unverified };
         assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(outcome)), "{case}");
         assert_eq!(end.unverified, unverified, "{case}");
         let named = end.reason.is_some_and(|reason| reason.contains("without evidence"));
@@ -134,16 +134,16 @@ fn a_mirror_deletes_nothing_where_a_task_has_no_evidence() {
     for counted in [false, true] {
         let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
         let first = rooted(&scan, "fs-1", false, vec![batch(1, 1)]);
-        let first = if counted { first } else { ScanPage { start: None, ..first } };
+        let first = if counted { first } else { ScanPage { root_identity: None, ..first } };
         world.post(&scan, first);
         done(&mut world, "s", "copy");
         if counted {
             let count = next(&mut world, "s", "prune");
-            world.post(&count, ScanPage { start: None, ..pruned(&count, 10, 1) });
+            world.post(&count, ScanPage { root_identity: None, ..pruned(&count, 10, 1) });
         }
         done(&mut world, "d", "flush");
         let end = world.progress("demo");
-        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(Outcome::Unverified)));
+        assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::Unverified)));
         assert!(end.reason.unwrap().contains("nothing was deleted"));
         assert!(end.actions.is_empty(), "counted: {counted}");
     }
@@ -168,7 +168,7 @@ fn an_id_claimed_without_an_incarnation_is_refused_while_a_process_is_alive_unde
     world.post(&scan, page(&scan, 0, vec![batch(1, 1)], None));
     done(&mut world, "s", "copy");
     done(&mut world, "d", "flush");
-    assert_eq!(world.progress("demo").outcome, Some(Outcome::Full));
+    assert_eq!(world.progress("demo").outcome, Some(SyncOutcome::Full));
     // Nothing keeps the id from a program of the guide once the process is gone.
     world.pass(60_000);
     assert!(matches!(world.play(claim()), Some(Reply::Heartbeat(_))));

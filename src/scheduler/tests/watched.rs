@@ -71,14 +71,14 @@ fn bytes_that_are_sent_under_a_limit_are_progress() {
     let mut world = copying(1);
     let change = Event::Change {
         id: "demo".parse().unwrap(),
-        change: crate::wire::sync::SyncChange { bwlimit: Some(1 << 20) },
+        change: crate::wire::sync::SyncPatch { bwlimit: Some(1 << 20) },
     };
     world.play(change);
     let held = next(&mut world, "s", "copy");
     for n in 1..=10u64 {
         pass(&mut world, MINUTE, &[held.assignment_id]);
         let beat = heartbeat("s", Some("1"), &["/src"], &[held.assignment_id]);
-        let usage = crate::wire::worker::Usage { moved: n << 20, held_ms: 0 };
+        let usage = crate::wire::worker::BandwidthUsage { sent_bytes: n << 20, throttled_ms: 0 };
         let usage = BTreeMap::from([("demo".parse().unwrap(), usage)]);
         world.play(Event::Heartbeat(WorkerHeartbeat { usage, ..beat }));
         assert_eq!(world.progress("demo").stalled, None);

@@ -3,7 +3,7 @@
 use super::files::{Usage, beside};
 use super::{Place, StoreError};
 use crate::store::{Backup, Redaction};
-use crate::util::seal;
+use crate::util::checksum;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek};
@@ -66,7 +66,7 @@ pub(super) fn copy(
     let mut file = File::open(&target.0).map_err(read)?;
     // The file lives as long as it is read.
     drop(target);
-    let mut check = seal::Running::default();
+    let mut check = checksum::ChecksumHasher::default();
     let (mut piece, mut bytes) = (vec![0; 256 << 10], 0);
     loop {
         let read = match file.read(&mut piece) {
@@ -75,11 +75,11 @@ pub(super) fn copy(
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => return Err(read(e)),
         };
-        check.push(&piece[..read]);
+        check.update(&piece[..read]);
         bytes += read as u64;
     }
     file.rewind().map_err(read)?;
-    Ok(Backup { file, bytes, check: check.in_header(), permit })
+    Ok(Backup { file, bytes, check: check.header_value(), permit })
 }
 
 /// Removes the secret from `copied`, and marks it as complete by itself, like a database after a clean stop.

@@ -423,7 +423,7 @@ async fn restored(mut backup: Backup) -> BTreeMap<String, Vec<u8>> {
     let mut bytes = Vec::new();
     backup.file.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, backup.bytes);
-    assert_eq!(crate::util::seal::in_header(&bytes), backup.check);
+    assert_eq!(crate::util::checksum::header_value(&bytes), backup.check);
     std::fs::write(&file, &bytes).unwrap();
     assert_eq!(files::inspect(&file).unwrap(), files::Found::Complete);
     held_by(&file).await

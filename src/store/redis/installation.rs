@@ -6,7 +6,7 @@
 //! master needs none: it makes one up at its first start and keeps it in its `data_dir`.
 
 use crate::store::StoreError;
-use crate::util::private;
+use crate::util::private_files;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -90,7 +90,7 @@ fn unkept(file: &Path, error: &std::io::Error) -> StoreError {
 }
 
 fn keep(file: &Path, name: &str) -> std::io::Result<()> {
-    private::replace(file, format!("{name}\n").as_bytes())
+    private_files::replace_file(file, format!("{name}\n").as_bytes())
 }
 
 #[cfg(test)]

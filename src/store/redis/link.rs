@@ -2,7 +2,7 @@
 //! sentinels watch it they are asked for it each time; the nodes of a cluster are found by the `redis` crate.
 
 use super::servers::{Connection, Servers};
-use crate::config::RedisSetup;
+use crate::config::RedisOptions;
 use crate::store::StoreError;
 use crate::util::backoff::Backoff;
 use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, Slot, SlotAddr};
@@ -59,7 +59,7 @@ impl Link {
     /// A link to the Redis at `url`, or where `setup` says; `key` is a key of ours.
     pub(super) fn new(
         url: &str,
-        setup: &RedisSetup,
+        setup: &RedisOptions,
         key: &str,
         patience: Patience,
     ) -> Result<Self, StoreError> {

@@ -21,7 +21,7 @@ use super::{
     Acquired, Batch, Candidate, Fence, SCHEMA, Shortage, Store, StoreError, check_schema, millis,
     new_owner,
 };
-use crate::config::RedisSetup;
+use crate::config::RedisOptions;
 use link::{Link, Patience};
 use parking_lot::Mutex;
 use redis::{Script, ScriptInvocation};
@@ -107,7 +107,7 @@ impl RedisStore {
     /// again; [`Unusable`](StoreError::Unusable) for all that an operator has to change.
     pub async fn connect(
         url: &str,
-        setup: &RedisSetup,
+        setup: &RedisOptions,
         namespace: &str,
         allow_volatile: bool,
         installation: Installation,
@@ -119,7 +119,7 @@ impl RedisStore {
 
     async fn connect_with(
         url: &str,
-        setup: &RedisSetup,
+        setup: &RedisOptions,
         namespace: &str,
         allow_volatile: bool,
         patience: Patience,

@@ -1,7 +1,7 @@
 //! Which servers there are, and how the one that leads is found.
 
 use super::link::Patience;
-use crate::config::{RedisNodes, RedisSetup};
+use crate::config::{RedisOptions, RedisTopology};
 use crate::store::StoreError;
 use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClient;
@@ -46,7 +46,7 @@ impl Servers {
     /// A URL or a file of certificates that can't be used.
     pub(super) fn new(
         url: &str,
-        setup: &RedisSetup,
+        setup: &RedisOptions,
         patience: Patience,
     ) -> Result<Self, StoreError> {
         let certs = match &setup.ca_file {
@@ -74,14 +74,14 @@ impl Servers {
             }
             _ => Client::open(url).map_err(invalid),
         };
-        match &setup.nodes {
-            RedisNodes::One => client(url).map(Servers::One),
-            RedisNodes::Sentinels { master, nodes } => {
+        match &setup.topology {
+            RedisTopology::Single => client(url).map(Servers::One),
+            RedisTopology::Sentinel { master, nodes } => {
                 let sentinels = nodes.iter().map(|node| client(node.expose()));
                 let sentinels = sentinels.collect::<Result<_, _>>()?;
                 Ok(Servers::Watched { sentinels, name: master.clone(), any: client(url)? })
             }
-            RedisNodes::Cluster(nodes) => {
+            RedisTopology::Cluster(nodes) => {
                 let shown: Vec<String> = nodes.iter().map(ToString::to_string).collect();
                 let mut builder = ClusterClient::builder(nodes.iter().map(|node| node.expose()))
                     .connection_timeout(patience.connect)

@@ -270,7 +270,7 @@ async fn connect_as(
     volatile: bool,
     installation: Installation,
 ) -> Result<RedisStore, StoreError> {
-    let setup = RedisSetup::default();
+    let setup = RedisOptions::default();
     let store = RedisStore::connect_with(url, &setup, namespace, volatile, PATIENCE).await?;
     Ok(RedisStore { installation, ..store })
 }
@@ -337,10 +337,15 @@ async fn a_server_that_is_down_is_unavailable_and_one_that_is_back_has_everythin
 async fn a_commit_whose_answer_came_too_late_is_written_once() {
     let server = RedisServer::start();
     let patience = Patience { answer: Duration::from_millis(100), ..Patience::default() };
-    let store =
-        RedisStore::connect_with(&server.url(), &RedisSetup::default(), NAMESPACE, false, patience)
-            .await
-            .unwrap();
+    let store = RedisStore::connect_with(
+        &server.url(),
+        &RedisOptions::default(),
+        NAMESPACE,
+        false,
+        patience,
+    )
+    .await
+    .unwrap();
     let fence = lead(&store, "m1").await;
     server.signal("STOP");
     let late = store.commit(fence, &put("a", "1")).await;

@@ -104,8 +104,9 @@ fn whatever_is_in_the_trash_already_the_next_of_its_name_has_a_place_there() {
             assert_eq!(names_in(&site.at("dst")), [b"bin"], "{paths:?} at {number}");
         }
         let kept = model_of(&site.at("dst/bin"));
-        let kept =
-            kept.iter().filter(|(path, size)| path.name() != Some(TRASH_MARK) && size.is_some());
+        let kept = kept
+            .iter()
+            .filter(|(path, size)| path.file_name() != Some(TRASH_MARK) && size.is_some());
         assert_eq!(kept.count(), files, "{paths:?}");
     }
 }
@@ -116,7 +117,7 @@ fn the_trash_of_an_earlier_mirror_is_left_as_it_is_and_counted_for_nothing() {
         let site = Site::new();
         site.write("dst/extra/f", "x");
         let target = site.target_by(WriteRules { trash: Some(rel(bin)), ..rules() });
-        assert_eq!(target.prune(&page("", &[])).unwrap().pruned.extra, 2);
+        assert_eq!(target.prune(&page("", &[])).unwrap().pruned.extraneous, 2);
         // By the next run there is more to delete.
         site.write("dst/gone", "12");
         site
@@ -147,7 +148,7 @@ fn the_trash_of_an_earlier_mirror_is_left_as_it_is_and_counted_for_nothing() {
         let target = site.target_by(WriteRules { trash: other.map(rel), ..rules() });
         for page in [counting(&page), page] {
             let done = prune_all(&target, &page, 1);
-            assert_eq!((done.pruned.extra, done.errors), (extra, vec![]), "{case}");
+            assert_eq!((done.pruned.extraneous, done.errors), (extra, vec![]), "{case}");
             let names: Vec<_> = done.old_trash.paths.iter().map(ToString::to_string).collect();
             assert_eq!(names, if named { vec![bin] } else { vec![] }, "{case}");
             assert_eq!(done.old_trash.count, u64::from(named), "{case}");

@@ -3,8 +3,8 @@
 use super::*;
 use crate::client::{ClientOptions, MasterClient};
 use crate::wire::options::{FileRecord, FileState};
-use crate::wire::sync::SyncChange;
-use crate::wire::worker::DrainOrder;
+use crate::wire::sync::SyncPatch;
+use crate::wire::worker::DrainRequest;
 use crate::wire::{BytePath, Digest};
 use serde_json::json;
 
@@ -49,7 +49,7 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     let mut served = served().await;
     let drain = |by: Option<&str>, reason: Option<&str>| Event::Drain {
         worker: "w".parse().unwrap(),
-        order: Some(DrainOrder { by: by.map(str::to_owned), reason: reason.map(str::to_owned) }),
+        order: Some(DrainRequest { by: by.map(str::to_owned), reason: reason.map(str::to_owned) }),
     };
     let body = r#"{"by": "ann", "reason": "new disks"}"#;
     let got = served.post("/workers/w/drain", body).await.json();
@@ -142,7 +142,7 @@ async fn a_limit_is_set_in_bytes_or_words_and_nonsense_is_named() {
         let body = format!("{{\"bwlimit\": {said}}}");
         let got = served.ask("PATCH", "/sync/x", &[], body.as_bytes()).await;
         assert_eq!((got.status, got.json()["bwlimit"].as_u64()), (200, limit), "{said}");
-        let change = SyncChange { bwlimit: limit };
+        let change = SyncPatch { bwlimit: limit };
         let id = "x".parse().unwrap();
         assert_eq!(served.events.recv().await, Some(Event::Change { id, change }));
     }
@@ -255,7 +255,7 @@ async fn a_submit_may_carry_a_list_and_a_key() {
     else {
         panic!("a submit with a list");
     };
-    assert_eq!((request.file_list, parts.len(), parts[0].names.len()), (None, 1, 2));
+    assert_eq!((request.file_list, parts.len(), parts[0].paths.len()), (None, 1, 2));
     assert_eq!((key.key.as_str(), key.body), ("k-1", blake3::hash(body.as_bytes()).into()));
 
     for key in ["", "a b", &"k".repeat(129)] {

@@ -310,7 +310,7 @@ fn no_bytes_are_the_servers_fault() {
 async fn a_body_that_does_not_match_its_check_changes_nothing_and_is_asked_for_again() {
     let mut served = served().await;
     let body = br#"{"request_id": "demo-1", "worker_id": "a", "success": true}"#;
-    let check = format!("longhaul-check: {}", crate::util::seal::in_header(body));
+    let check = format!("longhaul-check: {}", crate::util::checksum::header_value(body));
     for bit in [0, 100, body.len() * 8 - 1] {
         let mut damaged = body.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);
@@ -330,7 +330,7 @@ async fn every_answer_carries_its_check() {
     let manifest = "/workers/a/assignments/00000000000000000000000000000000/manifest";
     for target in ["/workers", "/sync/demo-1", "/sync/gone", "/version", manifest, "/nowhere"] {
         let got = served.get(target).await;
-        let check = crate::util::seal::in_header(&got.body);
+        let check = crate::util::checksum::header_value(&got.body);
         assert_eq!(got.header("longhaul-check"), Some(check.as_str()), "{target}");
     }
 }

@@ -11,10 +11,11 @@ use crate::master::handle::{BlobReader, Handle, Health, Request};
 use crate::scheduler::{Event, Listing, Reply, Select, Selected};
 use crate::store::Spool;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{Phase, Reassigned, Submitted, SyncProgress, SyncState};
+use crate::wire::sync::{ReassignReply, SubmitReply, SyncPhase, SyncProgress, SyncState};
 use crate::wire::task::{PageAction, PageReply, ResultOutcome, ResultReply};
 use crate::wire::worker::{
-    ForgottenWorker, HeartbeatReply, WorkerList, WorkerOrder, WorkerState, WorkerStatus, WorkerView,
+    DrainReply, ForgetWorkerReply, HeartbeatReply, WorkerList, WorkerState, WorkerStatus,
+    WorkerView,
 };
 use crate::wire::{AbsPath, RequestId, SyncNo};
 use jiff::Timestamp;
@@ -83,7 +84,7 @@ fn script(event: &Event) -> Option<Reply> {
             id => {
                 let id = id.clone().unwrap_or_else(|| "made".parse().unwrap());
                 let status_url = format!("sync/{id}");
-                Reply::Submitted(Submitted {
+                Reply::Submitted(SubmitReply {
                     status: "queued".into(),
                     request_id: id,
                     status_url,
@@ -108,7 +109,7 @@ fn script(event: &Event) -> Option<Reply> {
             ..progress(id.as_str(), SyncState::Progress)
         })),
         Event::Retry { id, .. } if gone(id) => return refused(404, "sync_not_found"),
-        Event::Retry { .. } => Reply::Submitted(Submitted {
+        Event::Retry { .. } => Reply::Submitted(SubmitReply {
             status: "queued".into(),
             request_id: "again".parse().unwrap(),
             status_url: "sync/again".into(),
@@ -139,10 +140,10 @@ fn script(event: &Event) -> Option<Reply> {
             status: "ok".into(),
             ticket_key: None,
             time: None,
-            drop: vec![],
-            silent: Vec::new(),
-            limits: Default::default(),
-            next_beat_ms: None,
+            revoked_assignments: vec![],
+            unresponsive_workers: Vec::new(),
+            bwlimits: Default::default(),
+            next_heartbeat_ms: None,
             protocol: None,
         }),
         Event::Workers => Reply::Workers(WorkerList {
@@ -158,9 +159,9 @@ fn script(event: &Event) -> Option<Reply> {
         Event::WorkerRequests(_) => {
             Reply::RequestIds(vec!["demo-1".parse().unwrap(), "demo-2".parse().unwrap()])
         }
-        Event::Drain { worker, order } => Reply::Ordered(Box::new(WorkerOrder {
+        Event::Drain { worker, order } => Reply::Ordered(Box::new(DrainReply {
             worker_id: worker.clone(),
-            drained: order.clone().map(|order| crate::wire::worker::Drained {
+            drained: order.clone().map(|order| crate::wire::worker::DrainInfo {
                 by: order.by,
                 reason: order.reason,
                 since: Timestamp::UNIX_EPOCH,
@@ -169,18 +170,18 @@ fn script(event: &Event) -> Option<Reply> {
             in_flight: 0,
             receiving: 0,
         })),
-        Event::Reassign { id, worker } => Reply::Reassigned(Reassigned {
+        Event::Reassign { id, worker } => Reply::Reassigned(ReassignReply {
             request_id: id.clone(),
             worker_id: worker.clone(),
             tasks: 2,
         }),
         Event::Reconcile(_) => Reply::Reconciled(Default::default()),
-        Event::ConfirmClock => Reply::ClockConfirmed(crate::wire::admin::ClockConfirmed {
+        Event::ConfirmClock => Reply::ClockConfirmed(crate::wire::admin::ConfirmClockReply {
             time: Timestamp::UNIX_EPOCH,
             ahead_seconds: -7,
         }),
         Event::Forget(worker) if worker.as_str() == "up" => return refused(409, "worker_alive"),
-        Event::Forget(worker) => Reply::Forgotten(ForgottenWorker {
+        Event::Forget(worker) => Reply::Forgotten(ForgetWorkerReply {
             status: "forgotten".into(),
             worker_id: worker.clone(),
             requeued: 1,
@@ -189,7 +190,9 @@ fn script(event: &Event) -> Option<Reply> {
         Event::Poll { .. } => Reply::Assignment(None),
         Event::Manifest { worker, .. } if worker.as_str() == "a" => Reply::Blob("m/1".into()),
         Event::Manifest { .. } => Reply::Blob("m/2".into()),
-        Event::Page { .. } => Reply::Page(PageReply { action: PageAction::Continue, spawn: 2 }),
+        Event::Page { .. } => {
+            Reply::Page(PageReply { action: PageAction::Continue, max_subtrees: 2 })
+        }
         Event::Result(result) => Reply::Result(ResultReply {
             status: "ack".into(),
             outcome: result.assignment_id.map(|_| ResultOutcome::Applied),
@@ -235,7 +238,7 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         kept_bytes: 0,
         cloned_bytes: 0,
         actions: Default::default(),
-        notes: Default::default(),
+        warnings: Default::default(),
         verified_files: 0,
         repaired_files: 0,
         integrity_errors: 0,
@@ -247,7 +250,7 @@ fn progress(id: &str, state: SyncState) -> SyncProgress {
         updated_at: Timestamp::UNIX_EPOCH,
         ended_at: None,
         detail: Default::default(),
-        phase: Phase::Waiting,
+        phase: SyncPhase::Waiting,
         source_file_system: None,
         outcome: None,
         files_total: 0,

@@ -1,7 +1,7 @@
 //! Documents that are almost right, and JSON that nobody meant: each is read, or refused with a problem that says why.
 
 use super::super::{documents, json};
-use crate::wire::mutate::{edited, edits, odd_values, replaced};
+use crate::wire::fuzz::{any_edits, any_json, apply_edits, replace_values};
 use crate::wire::problem::Problem;
 use crate::wire::task::ScanPage;
 use proptest::prelude::*;
@@ -103,21 +103,21 @@ proptest! {
 
     #[test]
     fn almost_right_documents_are_read_or_refused_in_clear_words(
-        with in prop::collection::vec((any::<prop::sample::Index>(), odd_values()), 1..4),
-        edits in edits(),
+        with in prop::collection::vec((any::<prop::sample::Index>(), any_json()), 1..4),
+        edits in any_edits(),
     ) {
         for (document, read) in documents_of_the_api() {
-            let other = replaced(&document, &with).to_string();
+            let other = replace_values(&document, &with).to_string();
             clear(read(other.as_bytes()))?;
-            clear(read(&edited(document.to_string().as_bytes(), &edits)))?;
-            clear(read(&edited(other.as_bytes(), &edits)))?;
+            clear(read(&apply_edits(document.to_string().as_bytes(), &edits)))?;
+            clear(read(&apply_edits(other.as_bytes(), &edits)))?;
         }
     }
 
     #[test]
     fn what_is_nothing_of_the_kind_is_refused_in_clear_words(
         bytes in prop::collection::vec(any::<u8>(), 0..300),
-        value in odd_values(),
+        value in any_json(),
     ) {
         for (_, read) in documents_of_the_api() {
             clear(read(&bytes))?;

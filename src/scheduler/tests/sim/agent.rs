@@ -99,7 +99,7 @@ impl Agent {
     }
 
     pub(super) fn holds(&self, path: &AbsPath) -> bool {
-        self.paths.iter().any(|p| p.holds(path))
+        self.paths.iter().any(|p| p.contains(path))
     }
 
     /// A new process: nothing is in hand.
@@ -137,12 +137,12 @@ impl Agent {
             incarnation: Some(format!("{}-{}", self.name, self.incarnation)),
             boot_id: Some(format!("host{}-{boot}", self.host)),
             free_bytes: BTreeMap::new(),
-            in_hand: self.in_hand(),
+            assignments: self.in_hand(),
             moved_bytes: Default::default(),
-            receiving: 0,
+            incoming_requests: 0,
             slots: Some(self.slots.len() as u32),
             agent_version: None,
-            protocol: Some(PROTOCOL),
+            protocol: Some(PROTOCOL_VERSION),
             usage: BTreeMap::new(),
             nics: Vec::new(),
         }
@@ -153,7 +153,7 @@ impl Agent {
         let Some((sent, listed)) = self.beats.remove(&request) else { return };
         for slot in &mut self.slots {
             let Some(work) = &mut slot.work else { continue };
-            if reply.drop.contains(&work.a.assignment_id) {
+            if reply.revoked_assignments.contains(&work.a.assignment_id) {
                 slot.rest();
             } else if listed.contains(&work.a.assignment_id) {
                 work.deadline = work.deadline.max(sent + lease_ms);
@@ -170,6 +170,6 @@ impl Slot {
 }
 
 /// What an agent reports of an assignment.
-pub(super) fn result_of(work: &Work, success: bool) -> SyncResult {
+pub(super) fn result_of(work: &Work, success: bool) -> TaskResult {
     result(&work.a, success, work.report.clone())
 }

@@ -51,7 +51,7 @@ pub(super) struct Judge {
     /// It ever did.
     pub(super) forgetful: bool,
     /// Results that were sent.
-    pub(super) sent: Vec<SyncResult>,
+    pub(super) sent: Vec<TaskResult>,
     pub(super) events: u64,
 }
 
@@ -461,7 +461,7 @@ impl Sim {
     pub(super) fn judge_old_result(&mut self) {
         let slots = self.agents.iter().flat_map(|agent| &agent.slots);
         let work = slots.filter_map(|slot| slot.work.as_ref());
-        let live: Vec<SyncResult> = work.map(|work| super::agent::result_of(work, true)).collect();
+        let live: Vec<TaskResult> = work.map(|work| super::agent::result_of(work, true)).collect();
         let known = if self.chance.permille(500) { &live } else { &self.judge.sent };
         let from_hand = std::ptr::eq(known, &live);
         let Some(mut result) = self.chance.pick(known).cloned() else { return };

@@ -66,7 +66,7 @@ impl Sim {
             verify: if on(250) && !dry_run { Verify::Readback } else { Verify::Transfer },
             delete: (on(300) && list.is_none())
                 .then(|| DeleteOptions { max_percent: 100, ..DeleteOptions::default() }),
-            preserve: Preserve::of_words(links).unwrap(),
+            preserve: Preserve::parse_names(links).unwrap(),
             record: on(250),
             dry_run,
             ..SyncOptions::default()

@@ -17,7 +17,7 @@ fn short(who: &Option<Who>, event: &Event) -> String {
     };
     let what = match event {
         Event::Submit { request, .. } => format!("submit {:?}", request.request_id),
-        Event::Heartbeat(beat) => format!("beat with {} in hand", beat.in_hand.len()),
+        Event::Heartbeat(beat) => format!("beat with {} in hand", beat.assignments.len()),
         Event::Poll { poll_id, .. } => format!("poll {poll_id:?}"),
         Event::Page { assignment, page, .. } => format!("page {} of {assignment}", page.page),
         Event::Manifest { assignment, .. } => format!("manifest of {assignment}"),
@@ -42,7 +42,7 @@ fn brief(reply: &Reply) -> String {
             a.task_id,
             a.attempt
         ),
-        Reply::Heartbeat(reply) => format!("drop {:?}", reply.drop),
+        Reply::Heartbeat(reply) => format!("drop {:?}", reply.revoked_assignments),
         Reply::Progress(progress) => format!("{} is {:?}", progress.request_id, progress.state),
         Reply::List(_) | Reply::Workers(_) => "a list".to_owned(),
         other => format!("{other:?}"),

@@ -9,7 +9,7 @@ pub(super) const PRUNE_PAGES: usize = 3;
 /// The length of a range of a large file.
 pub(super) const RANGE: u64 = 1 << 20;
 
-/// An entry of a source, by its place in [`Tree::entries`].
+/// An entry of a source, by its place in [`TreeBuilder::entries`].
 pub(super) type Id = u32;
 
 /// What an entry is.
@@ -103,7 +103,7 @@ impl Tree {
                 manifest: manifest(&[*id]),
                 size: self.entries[*id as usize].size,
                 range_length: RANGE,
-                group: *group,
+                hardlink_group: *group,
             },
         }
     }
@@ -115,8 +115,8 @@ impl Tree {
 }
 
 /// A manifest of this model: the scheduler does not look into it.
-fn manifest(ids: &[Id]) -> Blob {
-    Blob(ids.iter().flat_map(|id| id.to_le_bytes()).collect())
+fn manifest(ids: &[Id]) -> Base64Bytes {
+    Base64Bytes(ids.iter().flat_map(|id| id.to_le_bytes()).collect())
 }
 
 /// … and back.

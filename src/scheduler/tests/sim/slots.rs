@@ -57,11 +57,11 @@ impl Sim {
             let (tree, host) = (self.tree_of(&work.a.source_path), self.agents[agent].host);
             self.sites[tree].flush(host);
         }
-        work.report.handed_back = back;
+        work.report.returned = back;
         if !done {
             // What failed as a whole says nothing but through whom it wrote.
-            let wrote = std::mem::take(&mut work.report.wrote);
-            work.report = TaskReport { handed_back: back, wrote, ..TaskReport::default() };
+            let wrote = std::mem::take(&mut work.report.writers);
+            work.report = TaskReport { returned: back, writers: wrote, ..TaskReport::default() };
         }
         let result = result_of(&work, done);
         self.agents[agent].slots[slot].work = Some(work);
@@ -166,7 +166,10 @@ impl Sim {
                 }
                 s.rest();
             }
-            (Doing::Page, Reply::Page(PageReply { action: PageAction::Continue, spawn })) => {
+            (
+                Doing::Page,
+                Reply::Page(PageReply { action: PageAction::Continue, max_subtrees: spawn }),
+            ) => {
                 if let Some(work) = &mut s.work {
                     work.number += 1;
                     work.spawn = spawn;

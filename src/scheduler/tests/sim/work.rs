@@ -19,8 +19,8 @@ fn cursor(at: usize) -> Option<Cursor> {
 }
 
 /// The name of a page in a list.
-pub(super) fn names(pages: &[usize]) -> NameList {
-    NameList { names: pages.iter().map(|at| place(*at)).collect() }
+pub(super) fn names(pages: &[usize]) -> FileListPart {
+    FileListPart { paths: pages.iter().map(|at| place(*at)).collect() }
 }
 
 impl Sim {
@@ -37,8 +37,8 @@ impl Sim {
                 Some((from(cursor).unwrap_or(begin)..end).collect())
             }
             TaskSpec::List { start } => {
-                let list = NameList::decode(manifest).expect("the list that was submitted");
-                Some(list.names[*start as usize..].iter().map(number).collect())
+                let list = FileListPart::decode(manifest).expect("the list that was submitted");
+                Some(list.paths[*start as usize..].iter().map(number).collect())
             }
             TaskSpec::Prune { cursor, .. } => {
                 Some((from(cursor).unwrap_or(0)..PRUNE_PAGES).collect())
@@ -71,7 +71,7 @@ impl Sim {
         }
         found.next = work.walk.front().map(|at| match &work.a.task {
             TaskSpec::List { .. } => {
-                let names = NameList::decode(&work.manifest).unwrap().names.len();
+                let names = FileListPart::decode(&work.manifest).unwrap().paths.len();
                 TaskSpec::List { start: (names - work.walk.len()) as u64 }
             }
             TaskSpec::Scan { dir, .. } => TaskSpec::Scan { dir: dir.clone(), cursor: cursor(*at) },
@@ -87,12 +87,18 @@ impl Sim {
             let Some(at) = subtrees.iter().position(|(begin, _)| *begin == next) else { return };
             work.spawn -= 1;
             work.walk.retain(|page| *page >= subtrees[at].1);
-            found.spawn.push(place(at));
+            found.subtrees.push(place(at));
         }
     }
 
     /// Looks at a page of the destination, and deletes what is too much.
-    fn prune(&mut self, work: &mut Work, tree: usize, at: usize, apply: bool) -> Option<Pruned> {
+    fn prune(
+        &mut self,
+        work: &mut Work,
+        tree: usize,
+        at: usize,
+        apply: bool,
+    ) -> Option<PruneReport> {
         let mark = if apply { Some(self.mark(work)?) } else { None };
         let extras = self.sites[tree].extras.iter_mut().enumerate();
         let found = extras.filter(|(n, one)| n % PRUNE_PAGES == at && one.deleted.is_none());
@@ -104,7 +110,7 @@ impl Sim {
         if apply && extra > 0 {
             self.written(&work.a);
         }
-        Some(Pruned { seen: 10 + extra, extra, bytes: extra * 10 })
+        Some(PruneReport { checked: 10 + extra, extraneous: extra, bytes: extra * 10 })
     }
 
     /// How what an agent writes is marked; none where nobody is there to write through.
@@ -115,8 +121,8 @@ impl Sim {
             return None;
         }
         let (name, host) = (through.name.clone(), through.host);
-        if !work.report.wrote.contains(&name) {
-            work.report.wrote.push(name);
+        if !work.report.writers.contains(&name) {
+            work.report.writers.push(name);
         }
         Some(Mark { host, sync: self.judge.life(&work.a), by: work.a.assignment_id })
     }
@@ -137,7 +143,7 @@ impl Sim {
                 self.tell(|_| format!("       {} discards entry {id}", work.a.worker_id));
                 true
             }
-            TaskSpec::Sweep if second => {
+            TaskSpec::CleanUp if second => {
                 let sync = self.judge.life(&work.a);
                 self.sites[tree].kept.remove(&sync);
                 true
@@ -190,11 +196,11 @@ impl Sim {
         }
         if let Some(mark) = mark {
             self.written(&work.a);
-            if work.a.options.preserve.has(crate::wire::options::Attribute::Hardlinks)
+            if work.a.options.preserve.contains(crate::wire::options::Attribute::Hardlinks)
                 && all.iter().any(|id| id % 3 == 0)
             {
                 self.sites[tree].kept.insert(mark.sync);
-                work.report.to_sweep = true;
+                work.report.needs_clean_up = true;
             }
         }
         self.left_to_try(work, tree, &failed);
@@ -236,7 +242,7 @@ impl Sim {
         }
         if self.chance.permille(if self.calm { 0 } else { 10 }) {
             let group = self.group_of(tree, id);
-            work.report.replace = Some(self.trees[tree].work(&Item::Large { id, group }));
+            work.report.replacement = Some(self.trees[tree].work(&Item::Large { id, group }));
             return true;
         }
         self.written(&work.a);

@@ -301,7 +301,7 @@ impl Sim {
         let time = self.time;
         let a = &mut self.agents[agent];
         a.beat += 1;
-        a.beats.insert(request, (time, says.in_hand.clone()));
+        a.beats.insert(request, (time, says.assignments.clone()));
         if a.beats.len() > 20 {
             a.beats.pop_first();
         }

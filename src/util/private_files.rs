@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::Path;
 
 /// For `custom_flags`: a link is not followed.
-pub const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+pub const OPEN_NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
 
 /// Makes the directory `dir` and what is missing above it, with the mode 0700. One that is there keeps its
 /// mode, which was chosen when it was made.
@@ -23,9 +23,9 @@ pub fn create_dir(dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// It can't be made, or what is there not be removed.
-pub fn create(path: &Path) -> io::Result<File> {
+pub fn create_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600).custom_flags(NOFOLLOW);
+    options.write(true).create_new(true).mode(0o600).custom_flags(OPEN_NOFOLLOW);
     match options.open(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_file(path)?;
@@ -40,7 +40,7 @@ pub fn create(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// It can't be opened or made.
-pub fn open(path: &Path) -> io::Result<File> {
+pub fn open_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
@@ -50,8 +50,8 @@ pub fn open(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// One of the steps failed.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace_by(path, &path.with_extension("new"), bytes)
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_file_via(path, &path.with_extension("new"), bytes)
 }
 
 /// The same for a file that several processes may replace at once: each needs its own temporary name `new`, in the
@@ -59,10 +59,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`replace`].
-pub fn replace_by(path: &Path, new: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace_file_via(path: &Path, new: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     create_dir(dir)?;
-    let mut out = create(new)?;
+    let mut out = create_file(new)?;
     let replaced = out
         .write_all(bytes)
         .and_then(|()| out.sync_all())
@@ -79,9 +79,9 @@ pub fn replace_by(path: &Path, new: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// It can't be read, or is a link; it belongs to another user, or others may read or write it
 /// ([`io::ErrorKind::PermissionDenied`]).
-pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub fn read_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     use io::Read as _;
-    let file = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(OPEN_NOFOLLOW).open(path)?;
     let meta = file.metadata()?;
     let own = meta.uid() == rustix::process::geteuid().as_raw();
     if !meta.is_file() || !own || meta.mode() & 0o077 != 0 {
@@ -109,29 +109,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_for_this_user_only_and_no_link_is_followed() {
+    fn private_files_have_mode_0600_and_links_are_not_followed() {
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("state/of/agent.json");
         let victim = home.path().join("victim");
         fs::write(&victim, "victim").unwrap();
-        replace(&file, b"1").unwrap();
+        replace_file(&file, b"1").unwrap();
         assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
-        assert_eq!(read(&file, 10).unwrap(), b"1");
+        assert_eq!(read_file(&file, 10).unwrap(), b"1");
         for plant in
             [|at: &Path, to: &Path| symlink(to, at), |at: &Path, to: &Path| fs::hard_link(to, at)]
         {
             plant(&file.with_extension("new"), &victim).unwrap();
-            replace(&file, b"2").unwrap();
+            replace_file(&file, b"2").unwrap();
             assert_eq!(fs::read(&victim).unwrap(), b"victim");
-            assert_eq!((mode(&file), read(&file, 10).unwrap()), (0o600, b"2".to_vec()));
+            assert_eq!((mode(&file), read_file(&file, 10).unwrap()), (0o600, b"2".to_vec()));
         }
         // A file that was wider is narrow once it is written again.
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(read(&file, 10).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        replace(&file, b"3").unwrap();
-        assert_eq!((mode(&file), read(&file, 1).unwrap()), (0o600, b"3".to_vec()));
+        assert_eq!(read_file(&file, 10).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        replace_file(&file, b"3").unwrap();
+        assert_eq!((mode(&file), read_file(&file, 1).unwrap()), (0o600, b"3".to_vec()));
         let link = home.path().join("link");
         symlink(&file, &link).unwrap();
-        assert!(read(&link, 10).is_err());
+        assert!(read_file(&link, 10).is_err());
     }
 }

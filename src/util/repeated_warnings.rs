@@ -8,13 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Lines of one cause are counted for so long before the count is written.
-const WINDOW: Duration = Duration::from_secs(60);
+const REPEAT_WINDOW: Duration = Duration::from_secs(60);
 /// How often it is checked whose time is over.
-const INTERVAL: Duration = Duration::from_secs(10);
-/// The most causes that are counted separately; those beyond are counted as [`OTHERS`].
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// The most causes that are counted separately; those beyond are counted as [`OTHER_CAUSES`].
 const MAX_CAUSES: usize = 256;
 /// The cause of all beyond [`MAX_CAUSES`].
-const OTHERS: &str = "warnings of other causes";
+const OTHER_CAUSES: &str = "warnings of other causes";
 
 static CAUSES: Mutex<Causes> = Mutex::new(Causes { seen: BTreeMap::new(), is_counting: false });
 
@@ -23,10 +23,10 @@ static CAUSES: Mutex<Causes> = Mutex::new(Causes { seen: BTreeMap::new(), is_cou
 ///
 /// `cause` is what the warning says without what differs from one occurrence to the next (a task, an attempt).
 pub(crate) fn is_first(cause: &dyn Display) -> bool {
-    let mut causes = causes();
+    let mut causes = lock_causes();
     let is_first = causes.is_first(cause.to_string(), Instant::now());
     if !is_first && !causes.is_counting {
-        let started = thread::Builder::new().name("log-repeats".to_owned()).spawn(log_counts);
+        let started = thread::Builder::new().name("log-repeats".to_owned()).spawn(run_count_logger);
         // Without the thread the counts are logged when the program ends.
         causes.is_counting = started.is_ok();
     }
@@ -34,45 +34,45 @@ pub(crate) fn is_first(cause: &dyn Display) -> bool {
 }
 
 /// Logs a warning if it is the [first](is_first) of its cause, else with level debug.
-macro_rules! warn_counted {
+macro_rules! warn_ratelimited {
     ($cause:expr, $($event:tt)+) => {
-        match $crate::util::repeats::is_first(&$cause) {
+        match $crate::util::repeated_warnings::is_first(&$cause) {
             true => tracing::warn!($($event)+),
             false => tracing::debug!($($event)+),
         }
     };
 }
-pub(crate) use warn_counted;
+pub(crate) use warn_ratelimited;
 
 /// Logs all counts; to be called before a program ends.
-pub(crate) fn flush() {
-    let counts = causes().take_due(None);
-    log(counts);
+pub(crate) fn log_all_counts() {
+    let counts = lock_causes().take_due(None);
+    log_repeats(counts);
 }
 
 /// Logs counts as their time comes, until nothing is counted.
-fn log_counts() {
+fn run_count_logger() {
     let mut is_counting = true;
     while is_counting {
-        thread::sleep(INTERVAL);
+        thread::sleep(CHECK_INTERVAL);
         let counts = {
-            let mut causes = causes();
+            let mut causes = lock_causes();
             let counts = causes.take_due(Some(Instant::now()));
             is_counting = causes.seen.values().any(|seen| seen.repeats > 0);
             causes.is_counting = is_counting;
             counts
         };
-        log(counts);
+        log_repeats(counts);
     }
 }
 
-fn log(counts: Vec<(String, u64)>) {
+fn log_repeats(counts: Vec<(String, u64)>) {
     for (cause, repeats) in counts {
         tracing::warn!(repeats, "the same again: {cause}");
     }
 }
 
-fn causes() -> MutexGuard<'static, Causes> {
+fn lock_causes() -> MutexGuard<'static, Causes> {
     CAUSES.lock()
 }
 
@@ -95,12 +95,12 @@ struct Seen {
 impl Causes {
     fn is_first(&mut self, cause: String, now: Instant) -> bool {
         let cause = match self.seen.len() >= MAX_CAUSES && !self.seen.contains_key(&cause) {
-            true => OTHERS.to_owned(),
+            true => OTHER_CAUSES.to_owned(),
             false => cause,
         };
         match self.seen.get_mut(&cause) {
             // The line itself is written again where its count was zero for a whole minute.
-            Some(seen) if seen.repeats > 0 || now.duration_since(seen.logged) < WINDOW => {
+            Some(seen) if seen.repeats > 0 || now.duration_since(seen.logged) < REPEAT_WINDOW => {
                 seen.repeats += 1;
                 false
             }
@@ -113,7 +113,8 @@ impl Causes {
 
     /// The counts whose minute is over at `now`; `None`: all of them. What did not repeat is forgotten.
     fn take_due(&mut self, now: Option<Instant>) -> Vec<(String, u64)> {
-        let is_due = |seen: &Seen| now.is_none_or(|now| now.duration_since(seen.logged) >= WINDOW);
+        let is_due =
+            |seen: &Seen| now.is_none_or(|now| now.duration_since(seen.logged) >= REPEAT_WINDOW);
         self.seen.retain(|_, seen| seen.repeats > 0 || !is_due(seen));
         let due = self.seen.iter_mut().filter(|(_, seen)| is_due(seen));
         due.map(|(cause, seen)| {
@@ -154,11 +155,11 @@ mod tests {
     }
 
     #[test]
-    fn causes_without_bound_take_bounded_memory() {
+    fn any_number_of_causes_uses_bounded_memory() {
         let (mut causes, now) = (Causes::default(), Instant::now());
         let logged = (0..10_000).filter(|n| causes.is_first(format!("cause {n}"), now)).count();
         assert_eq!((logged, causes.seen.len()), (MAX_CAUSES + 1, MAX_CAUSES + 1));
         let due = causes.take_due(None);
-        assert_eq!(due, [(OTHERS.to_owned(), 10_000 - MAX_CAUSES as u64 - 1)]);
+        assert_eq!(due, [(OTHER_CAUSES.to_owned(), 10_000 - MAX_CAUSES as u64 - 1)]);
     }
 }

@@ -10,12 +10,12 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::registry::LookupSpan;
 
 /// The keys that every line has; a field of such a name gets a `_` behind it.
-const OWN: [&str; 4] = ["time", "level", "msg", "target"];
+const RESERVED_KEYS: [&str; 4] = ["time", "level", "msg", "target"];
 
 /// See the module.
-pub(super) struct JsonLines;
+pub(super) struct JsonFormat;
 
-impl<S, N> FormatEvent<S, N> for JsonLines
+impl<S, N> FormatEvent<S, N> for JsonFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -33,7 +33,7 @@ where
         let msg = json!(fields.message);
         write!(writer, r#"{{"time":"{time:.6}","level":"{level}","msg":{msg},"target":{target}"#)?;
         for (name, value) in &fields.others {
-            let mark = if OWN.contains(name) { "_" } else { "" };
+            let mark = if RESERVED_KEYS.contains(name) { "_" } else { "" };
             write!(writer, ",{}:{value}", json!(format!("{name}{mark}")))?;
         }
         for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
@@ -110,7 +110,7 @@ mod tests {
         let subscriber = tracing_subscriber::fmt()
             .with_writer(move || writer.clone())
             .json()
-            .event_format(JsonLines)
+            .event_format(JsonFormat)
             .finish();
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!("http", id = "q\"1");

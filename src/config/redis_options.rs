@@ -5,22 +5,22 @@ use std::path::PathBuf;
 
 /// See the [module](self).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RedisSetup {
+pub struct RedisOptions {
     /// The file with the certificates (PEM) of those who may sign the servers'; `None`: those that this
     /// host trusts.
     pub ca_file: Option<PathBuf>,
     /// Where the servers are.
-    pub nodes: RedisNodes,
+    pub topology: RedisTopology,
 }
 
 /// Where the servers of a Redis are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum RedisNodes {
+pub enum RedisTopology {
     /// There is one, at the URL.
     #[default]
-    One,
+    Single,
     /// Sentinels know which of them leads.
-    Sentinels {
+    Sentinel {
         /// The name under which they watch it.
         master: String,
         /// Where they are.

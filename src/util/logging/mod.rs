@@ -1,10 +1,10 @@
 //! What the program logs, on standard error or to a file: one line an event, times in UTC. Level and file can be
 //! changed while it runs.
 
-mod json;
+mod json_format;
 
 use anyhow::Context as _;
-use json::JsonLines;
+use json_format::JsonFormat;
 use parking_lot::RwLock;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -16,11 +16,11 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::reload;
 
 /// Replaces the filter.
-type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+type FilterSetter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
 
-static FILTER: OnceLock<SetFilter> = OnceLock::new();
+static FILTER_SETTER: OnceLock<FilterSetter> = OnceLock::new();
 /// The file that lines go to; `None`: standard error.
-static FILE: RwLock<Option<File>> = RwLock::new(None);
+static LOG_FILE: RwLock<Option<File>> = RwLock::new(None);
 
 /// Starts logging to `file`, or to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`
 /// (the last two for Longhaul itself; libraries stay at `info`), or a list of directives such as
@@ -29,13 +29,13 @@ static FILE: RwLock<Option<File>> = RwLock::new(None);
 ///
 /// # Errors
 /// A level that does not exist, a file that cannot be opened, or logging that was started before.
-pub fn init(level: Option<&str>, json: bool, file: Option<&Path>) -> anyhow::Result<()> {
+pub fn init_logging(level: Option<&str>, json: bool, file: Option<&Path>) -> anyhow::Result<()> {
     let filter = match (level, std::env::var("RUST_LOG")) {
-        (Some(level), _) => filter(level)?,
-        (None, Ok(variable)) if !variable.is_empty() => filter(&variable)?,
-        _ => filter("info")?,
+        (Some(level), _) => parse_filter(level)?,
+        (None, Ok(variable)) if !variable.is_empty() => parse_filter(&variable)?,
+        _ => parse_filter("info")?,
     };
-    log_to(file)?;
+    set_log_file(file)?;
     let colours = !json
         && file.is_none()
         && io::stderr().is_terminal()
@@ -45,8 +45,8 @@ pub fn init(level: Option<&str>, json: bool, file: Option<&Path>) -> anyhow::Res
         .with_ansi(colours)
         .log_internal_errors(false)
         .with_writer(Lines);
-    let (started, set): (_, SetFilter) = if json {
-        let builder = builder.json().event_format(JsonLines).with_filter_reloading();
+    let (started, set): (_, FilterSetter) = if json {
+        let builder = builder.json().event_format(JsonFormat).with_filter_reloading();
         let handle = builder.reload_handle();
         (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
     } else {
@@ -56,7 +56,7 @@ pub fn init(level: Option<&str>, json: bool, file: Option<&Path>) -> anyhow::Res
     };
     started.map_err(|e| anyhow::anyhow!("logging could not be started: {e}"))?;
     // Only set once, as logging is only started once.
-    let _ = FILTER.set(set);
+    let _ = FILTER_SETTER.set(set);
     Ok(())
 }
 
@@ -64,16 +64,16 @@ pub fn init(level: Option<&str>, json: bool, file: Option<&Path>) -> anyhow::Res
 ///
 /// # Errors
 /// A level that does not exist, or logging that was not started.
-pub fn set_level(level: &str) -> anyhow::Result<()> {
-    let set = FILTER.get().context("logging was not started")?;
-    set(filter(level)?).context("change the log level")
+pub fn set_log_level(level: &str) -> anyhow::Result<()> {
+    let set = FILTER_SETTER.get().context("logging was not started")?;
+    set(parse_filter(level)?).context("change the log level")
 }
 
 /// Logs to `file` (`None`: standard error) from now on. A file that was moved away is created again.
 ///
 /// # Errors
 /// The file cannot be opened; lines go where they went before.
-pub fn log_to(file: Option<&Path>) -> anyhow::Result<()> {
+pub fn set_log_file(file: Option<&Path>) -> anyhow::Result<()> {
     let opened = match file {
         None => None,
         Some(path) => {
@@ -82,11 +82,11 @@ pub fn log_to(file: Option<&Path>) -> anyhow::Result<()> {
             Some(opened.with_context(|| format!("cannot open the log file {}", path.display()))?)
         }
     };
-    *FILE.write() = opened;
+    *LOG_FILE.write() = opened;
     Ok(())
 }
 
-fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+fn parse_filter(level: &str) -> anyhow::Result<EnvFilter> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let level = level.trim().to_ascii_lowercase();
     let directives = match level.as_str() {
@@ -120,8 +120,8 @@ struct Line;
 impl Write for Line {
     /// The formatter hands over each event whole, in one call.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let line = clean(&String::from_utf8_lossy(event));
-        match &*FILE.read() {
+        let line = sanitize_line(&String::from_utf8_lossy(event));
+        match &*LOG_FILE.read() {
             // In one call: lines of several threads do not mix.
             Some(file) => (&*file).write_all(line.as_bytes())?,
             None => io::stderr().write_all(line.as_bytes())?,
@@ -135,7 +135,7 @@ impl Write for Line {
 }
 
 /// Escapes control and direction-changing characters, except the end of the line and colours.
-fn clean(event: &str) -> String {
+fn sanitize_line(event: &str) -> String {
     let (line, end) = match event.strip_suffix('\n') {
         Some(line) => (line, "\n"),
         None => (event, ""),
@@ -143,7 +143,7 @@ fn clean(event: &str) -> String {
     let mut out = String::with_capacity(event.len());
     let mut rest = line;
     while let Some(c) = rest.chars().next() {
-        let taken = colour(rest).unwrap_or(c.len_utf8());
+        let taken = color_sequence_len(rest).unwrap_or(c.len_utf8());
         if taken > c.len_utf8() {
             out.push_str(&rest[..taken]);
         } else if c.is_control()
@@ -159,7 +159,7 @@ fn clean(event: &str) -> String {
 }
 
 /// The length of the colour sequence at the start of `text`, if there is one.
-fn colour(text: &str) -> Option<usize> {
+fn color_sequence_len(text: &str) -> Option<usize> {
     let parameters = text.strip_prefix("\x1b[")?;
     let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;
     parameters[end..].starts_with('m').then_some(end + 3)
@@ -172,21 +172,24 @@ mod tests {
     #[test]
     fn levels_are_checked_by_name() {
         for good in ["info", "DEBUG", "off", "info,longhaul::store=trace"] {
-            assert!(filter(good).is_ok(), "{good}");
+            assert!(parse_filter(good).is_ok(), "{good}");
         }
-        let error = filter("loud").unwrap_err().to_string();
+        let error = parse_filter("loud").unwrap_err().to_string();
         assert!(error.contains("`loud`") && error.contains("warn"), "{error}");
-        assert!(filter("longhaul=loud").is_err());
+        assert!(parse_filter("longhaul=loud").is_err());
     }
 
     #[test]
-    fn a_hostile_name_stays_on_its_line() {
+    fn control_characters_in_a_name_are_escaped() {
         assert_eq!(
-            clean("a\nINFO b\r\x07\u{9b}\u{202e}x\n"),
+            sanitize_line("a\nINFO b\r\x07\u{9b}\u{202e}x\n"),
             "a\\nINFO b\\r\\u{7}\\u{9b}\\u{202e}x\n"
         );
-        assert_eq!(clean("\x1b]0;title\x07 é\n"), "\\u{1b}]0;title\\u{7} é\n");
-        assert_eq!(clean("\x1b[2m12:00\x1b[0m \x1b[2J\n"), "\x1b[2m12:00\x1b[0m \\u{1b}[2J\n");
-        assert_eq!(clean("\x1b["), "\\u{1b}[");
+        assert_eq!(sanitize_line("\x1b]0;title\x07 é\n"), "\\u{1b}]0;title\\u{7} é\n");
+        assert_eq!(
+            sanitize_line("\x1b[2m12:00\x1b[0m \x1b[2J\n"),
+            "\x1b[2m12:00\x1b[0m \\u{1b}[2J\n"
+        );
+        assert_eq!(sanitize_line("\x1b["), "\\u{1b}[");
     }
 }

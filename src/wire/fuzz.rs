@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone)]
 pub enum Edit {
     /// Flips a bit.
-    Flip(Index, u8),
+    FlipBit(Index, u8),
     /// Puts a byte in the place of another.
-    Put(Index, u8),
+    SetByte(Index, u8),
     /// Puts bytes between.
     Insert(Index, Vec<u8>),
     /// Takes some out.
@@ -18,31 +18,31 @@ pub enum Edit {
     /// Says some again.
     Repeat(Index, usize),
     /// Ends here.
-    Cut(Index),
+    Truncate(Index),
 }
 
 /// One to five changes.
-pub fn edits() -> impl Strategy<Value = Vec<Edit>> {
+pub fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
     let at = any::<Index>;
     let edit = prop_oneof![
-        4 => (at(), 0u8..8).prop_map(|(at, bit)| Edit::Flip(at, bit)),
-        4 => (at(), any::<u8>()).prop_map(|(at, byte)| Edit::Put(at, byte)),
+        4 => (at(), 0u8..8).prop_map(|(at, bit)| Edit::FlipBit(at, bit)),
+        4 => (at(), any::<u8>()).prop_map(|(at, byte)| Edit::SetByte(at, byte)),
         2 => (at(), prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, some)| Edit::Insert(at, some)),
         2 => (at(), 1usize..40).prop_map(|(at, n)| Edit::Remove(at, n)),
         2 => (at(), 1usize..40).prop_map(|(at, n)| Edit::Repeat(at, n)),
-        1 => at().prop_map(Edit::Cut),
+        1 => at().prop_map(Edit::Truncate),
     ];
     prop::collection::vec(edit, 1..6)
 }
 
 /// `bytes` with these changes, one after the other.
-pub fn edited(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
+pub fn apply_edits(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for edit in edits {
-        let (Edit::Flip(at, _)
-        | Edit::Put(at, _)
+        let (Edit::FlipBit(at, _)
+        | Edit::SetByte(at, _)
         | Edit::Insert(at, _)
-        | Edit::Cut(at)
+        | Edit::Truncate(at)
         | Edit::Remove(at, _)
         | Edit::Repeat(at, _)) = edit;
         if bytes.is_empty() {
@@ -50,22 +50,22 @@ pub fn edited(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
         }
         let at = at.index(bytes.len());
         match edit {
-            Edit::Flip(_, bit) => bytes[at] ^= 1 << bit,
-            Edit::Put(_, byte) => bytes[at] = *byte,
+            Edit::FlipBit(_, bit) => bytes[at] ^= 1 << bit,
+            Edit::SetByte(_, byte) => bytes[at] = *byte,
             Edit::Insert(_, some) => drop(bytes.splice(at..at, some.iter().copied())),
             Edit::Remove(_, n) => drop(bytes.drain(at..(at + n).min(bytes.len()))),
             Edit::Repeat(_, n) => {
                 let some = bytes[at..(at + n).min(bytes.len())].to_vec();
                 drop(bytes.splice(at..at, some));
             }
-            Edit::Cut(_) => bytes.truncate(at),
+            Edit::Truncate(_) => bytes.truncate(at),
         }
     }
     bytes
 }
 
 /// Values that nobody expects.
-pub fn odd_values() -> impl Strategy<Value = Value> {
+pub fn any_json() -> impl Strategy<Value = Value> {
     let text = prop_oneof![
         any::<String>(),
         "[ -~]{0,40}",
@@ -103,11 +103,11 @@ pub fn odd_values() -> impl Strategy<Value = Value> {
 }
 
 /// `document` with some of its values replaced, wherever they stand.
-pub fn replaced(document: &Value, with: &[(Index, Value)]) -> Value {
+pub fn replace_values(document: &Value, with: &[(Index, Value)]) -> Value {
     let mut document = document.clone();
     for (at, value) in with {
         let mut places = Vec::new();
-        walk(&document, &mut String::new(), &mut places);
+        collect_pointers(&document, &mut String::new(), &mut places);
         if let Some(place) = document.pointer_mut(&places[at.index(places.len())]) {
             *place = value.clone();
         }
@@ -116,7 +116,7 @@ pub fn replaced(document: &Value, with: &[(Index, Value)]) -> Value {
 }
 
 /// The JSON pointers of all values.
-fn walk(value: &Value, here: &mut String, places: &mut Vec<String>) {
+fn collect_pointers(value: &Value, here: &mut String, places: &mut Vec<String>) {
     places.push(here.clone());
     let length = here.len();
     let keys: Vec<String> = match value {
@@ -128,16 +128,16 @@ fn walk(value: &Value, here: &mut String, places: &mut Vec<String>) {
         here.push('/');
         here.push_str(&key.replace('~', "~0").replace('/', "~1"));
         let inner = value.pointer(&here[length..]).cloned().unwrap_or(json!(null));
-        walk(&inner, here, places);
+        collect_pointers(&inner, here, places);
         here.truncate(length);
     }
 }
 
 #[test]
-fn every_value_of_a_document_has_its_place() {
+fn every_value_of_a_document_has_a_pointer() {
     let document = json!({"a": [1, {"b/c": 2}], "d~": null});
     let mut places = Vec::new();
-    walk(&document, &mut String::new(), &mut places);
+    collect_pointers(&document, &mut String::new(), &mut places);
     assert_eq!(places, ["", "/a", "/a/0", "/a/1", "/a/1/b~1c", "/d~0"]);
     assert!(places.iter().all(|place| document.pointer(place).is_some()));
 }

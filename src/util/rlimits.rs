@@ -5,7 +5,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 /// Raises the number of descriptors that this process may have open to the most that it may ask for:
 /// the default of 1,024 is meant for programs that use `select`, and a master has a connection for
 /// each slot of each agent. Tells the number in force; `None`: no limit.
-pub fn raise_open_files() -> Option<u64> {
+pub fn raise_open_files_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
         return limit.current;
@@ -19,7 +19,7 @@ pub fn raise_open_files() -> Option<u64> {
 }
 
 /// Why this process can open nothing more, if so: the name of the error, and a sentence.
-pub fn shortage() -> Option<(&'static str, String)> {
+pub fn detect_resource_exhaustion() -> Option<(&'static str, String)> {
     use rustix::fs::{Mode, OFlags};
     use rustix::io::Errno;
     let errno = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).err()?;
@@ -43,8 +43,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_soft_limit_becomes_the_hard_one() {
-        let raised = raise_open_files();
+    fn the_soft_limit_is_raised_to_the_hard_limit() {
+        let raised = raise_open_files_limit();
         let now = getrlimit(Resource::Nofile);
         assert_eq!((now.current, raised), (now.maximum, now.maximum));
     }
