@@ -180,7 +180,7 @@ impl<'ast> Visit<'ast> for Paths {
     }
 }
 
-/// The module path of a file below `src`: `fs/part/tests.rs` is `[fs, part, tests]`.
+/// The module path of a file below `src`: `fs/build_part_file/tests.rs` is `[fs, part, tests]`.
 fn module_of(file: &str) -> Vec<String> {
     let parts = file.trim_end_matches(".rs").split('/').filter(|part| *part != "mod");
     parts.map(str::to_owned).collect()

@@ -159,8 +159,8 @@ impl Job<'_> {
             return Err(Box::new(Done::failed(why)));
         };
         let preserve = self.assignment.options.preserve;
-        let tree = tree.keeping(preserve).direct(self.cx.direct_io);
-        match tokio::task::spawn_blocking(move || tree.resolved()).await {
+        let tree = tree.preserving(preserve).with_direct_io(self.cx.direct_io);
+        match tokio::task::spawn_blocking(move || tree.resolve_base_links()).await {
             Ok(Ok(tree)) => Ok(tree),
             Ok(Err(error)) => Err(Box::new(self.failed_by(&error))),
             Err(e) => Err(Box::new(Done::failed(format!("reading the source panicked: {e}")))),
@@ -171,7 +171,7 @@ impl Job<'_> {
         let tree = self.cx.roots.tree(&self.assignment.source_path)?;
         let expected = self.assignment.source_root.as_ref();
         let assigned = expected.is_none_or(|root| *root == tree.root_id());
-        Some(tree.of_assigned_root(assigned))
+        Some(tree.for_assigned_root(assigned))
     }
 
     /// Whether the storage path of the source still leads to the root that is open, where the task reads the
@@ -209,7 +209,7 @@ impl Job<'_> {
     /// # Errors
     /// A failed task, with what is wrong with the filter.
     pub fn filter(&self) -> Result<Arc<Filter>, Box<Done>> {
-        let filter = Filter::made(&self.assignment.options.filter);
+        let filter = Filter::cached(&self.assignment.options.filter);
         filter.map_err(|e| Box::new(Done::failed(e.to_string())))
     }
 

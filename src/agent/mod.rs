@@ -7,8 +7,8 @@
 //! data server ◀── peers
 //! ```
 //!
-//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`] (with [`storage`]), [`slots`]: the loops; `reload`: what changes meanwhile
-//! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy`] (with [`fates`]), [`range`],
+//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`] (with [`storage_tree`]), [`slots`]: the loops; `reload`: what changes meanwhile
+//! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy_batch`] (with [`fates`]), [`range`],
 //!   [`publish`], [`prune`]
 //!
 //! A stop is in this order: take no more work and say so, hand scans back, end what is in hand or hand
@@ -43,7 +43,7 @@ pub mod tune;
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
 use crate::data::{Buffers, DataServer, Endpoints, Peers, Requests, Roots, Served, TicketGate};
-use crate::fs::Ledger;
+use crate::fs::DirtyJournal;
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
 use crate::util::units;
@@ -182,18 +182,18 @@ pub async fn run(changes: watch::Receiver<AgentConfig>, shutdown: Shutdown) -> a
 }
 
 /// Where it is remembered what was not flushed. An agent that can't remember works all the same.
-fn ledger(config: &AgentConfig) -> impl FnOnce() -> Ledger + Send + use<> {
+fn ledger(config: &AgentConfig) -> impl FnOnce() -> DirtyJournal + Send + use<> {
     let (dir, worker) = (config.data_dir.clone(), config.worker_id.clone());
     move || {
-        let Some(dir) = dir else { return Ledger::default() };
+        let Some(dir) = dir else { return DirtyJournal::default() };
         let file = dir.join(format!("unflushed-{worker}.json"));
-        Ledger::open(&file, boot_id()).unwrap_or_else(|e| {
+        DirtyJournal::open(&file, boot_id()).unwrap_or_else(|e| {
             tracing::warn!(
                 "cannot use {}: {e}; after a crash of this host it is unknown what was not flushed; let the \
                  agent's user write there, set another data_dir, or remove what stands there",
                 file.display()
             );
-            Ledger::default()
+            DirtyJournal::default()
         })
     }
 }

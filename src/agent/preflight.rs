@@ -1,7 +1,7 @@
 //! The first step of a scan: whether both roots of the sync can be used.
 
 use super::execute::Job;
-use crate::fs::{FsError, Misfit, RootKind, Tree};
+use crate::fs::{FsError, RootKind, RootMismatch, Tree};
 use crate::wire::sync::{ErrorClass, FileError};
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ pub(super) async fn preflight(job: Job<'_>, source: &Tree) -> Result<(), FileErr
     let (given, destination) = (&job.assignment.source_path, &job.assignment.destination_path);
     let real = source.path();
     // The master has compared the paths as they were given.
-    if let Some(misfit) = Misfit::of_paths(&real, destination).filter(|_| real != *given) {
-        return Err(seen(misfit.error(destination.as_bytes())));
+    if let Some(misfit) = RootMismatch::between_paths(&real, destination).filter(|_| real != *given)
+    {
+        return Err(seen(misfit.to_error(destination.as_bytes())));
     }
     let tree = source.clone();
     let looked = tokio::task::spawn_blocking(move || tree.check_readable()).await;

@@ -10,7 +10,7 @@ use super::execute::{Choice, Job, entry_error};
 use super::scan::{Pages, ScanEnd, may_give_away};
 use crate::data::Destination;
 use crate::data::asks::{PruneAsk, PrunedPage};
-use crate::fs::{Filter, FsError, NamePage, OLD_TRASH_LEFT_OUT, Tree};
+use crate::fs::{EARLIER_TRASH_KEPT, Filter, FsError, NamePage, Tree};
 use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, ManifestDir};
 use crate::wire::options::{
     Attribute, EntryAction, FileRecord, FileState, FilterSpec, Links, SyncOptions,
@@ -273,7 +273,7 @@ impl Pruner<'_> {
         if !self.apply && found.old_trash.count > 0 {
             self.page
                 .warnings
-                .entry(OLD_TRASH_LEFT_OUT.to_owned())
+                .entry(EARLIER_TRASH_KEPT.to_owned())
                 .or_default()
                 .merge(found.old_trash);
         }
@@ -352,9 +352,9 @@ type Name = (Box<[u8]>, bool);
 impl Walker {
     fn walk(mut self, cursor: Option<Cursor>) -> Result<(), Halt> {
         let root = self.source.root_state().map_err(Halt::Failed)?;
-        self.send(Step::Root(root, self.source.start()))?;
+        self.send(Step::Root(root, self.source.walk_start()))?;
         let from = self.from.clone();
-        let (entry, above) = match self.source.find(&from, self.links) {
+        let (entry, above) = match self.source.find_entry(&from, self.links) {
             Ok(found) => found,
             Err(error) if from.is_root() => return Err(Halt::Failed(error)),
             // Gone since it was given away.
@@ -375,7 +375,7 @@ impl Walker {
                     self.send(Step::Given(dir.clone()))?;
                     self.send(Step::Behind(Cursor { after: dir, skip_contents: true }))?;
                 }
-                Some(dir) => match self.source.find(&dir, self.links) {
+                Some(dir) => match self.source.find_entry(&dir, self.links) {
                     Ok((entry, _)) if entry.is_dir() => self.enter(entry)?,
                     Ok(_) => {}
                     Err(error) => self.unlisted(&error)?,
@@ -425,7 +425,7 @@ impl Walker {
             let path = here.path.clone();
             self.levels.push(Level::new(here, way.peek().map_or(&b""[..], |name| *name).into()));
             let Some(Ok(next)) = way.next().map(|name| path.child(name)) else { return Ok(()) };
-            here = match self.source.find(&next, self.links) {
+            here = match self.source.find_entry(&next, self.links) {
                 Ok((entry, _)) if entry.is_dir() => entry,
                 Ok(_) => return Ok(()),
                 Err(error) => return self.unlisted(&error),
@@ -457,7 +457,7 @@ impl Walker {
                 Err(error) => return self.unlisted(&error),
             };
             let first = behind.is_none();
-            let last = page.names.last().map(|(name, _)| name.clone()).filter(|_| page.more);
+            let last = page.names.last().map(|(name, _)| name.clone()).filter(|_| page.has_more);
             if first && last.is_none() {
                 level.take(&page.names, &self.filter);
             }
@@ -482,7 +482,7 @@ impl Walker {
     ) -> Result<(), Halt> {
         if self.delete_excluded {
             let out = |(name, is_dir): &Name| {
-                level.dir.path.child(name).is_ok_and(|path| self.filter.leaves_out(&path, *is_dir))
+                level.dir.path.child(name).is_ok_and(|path| self.filter.excludes(&path, *is_dir))
             };
             names.retain(|name| !out(name));
         }
@@ -517,7 +517,7 @@ impl Walker {
     fn replaces(&self, level: &Level, (name, is_dir): &Name) -> bool {
         self.replaces
             && !is_dir
-            && level.dir.path.child(name).is_ok_and(|path| !self.filter.leaves_out(&path, false))
+            && level.dir.path.child(name).is_ok_and(|path| !self.filter.excludes(&path, false))
     }
 
     /// The directories that lead to what is next, the root first.
@@ -540,7 +540,7 @@ impl Walker {
             };
             let Some(level) = self.levels.last_mut() else { return Ok(None) };
             level.take(&page.names, &self.filter);
-            if page.more {
+            if page.has_more {
                 level.behind = page.names.last().map(|(name, _)| name.clone());
             }
         }
@@ -550,12 +550,12 @@ impl Walker {
         let dir = &level.dir.path;
         let mut page = match &level.real {
             None => self.source.list_names(dir, behind, NAMES),
-            Some(real) => self.source.storage().list_names(real, behind, NAMES),
+            Some(real) => self.source.storage_tree().list_names(real, behind, NAMES),
         }?;
         if self.links == Links::Copy {
             for (name, is_dir) in page.names.iter_mut().filter(|(_, is_dir)| !is_dir) {
                 let found =
-                    dir.child(name).ok().and_then(|p| self.source.find(&p, self.links).ok());
+                    dir.child(name).ok().and_then(|p| self.source.find_entry(&p, self.links).ok());
                 *is_dir = found.is_some_and(|(entry, _)| entry.is_dir());
             }
         }
@@ -580,6 +580,6 @@ impl Level {
         self.behind = None;
         let dirs = names.iter().filter(|(_, is_dir)| *is_dir);
         let paths = dirs.filter_map(|(name, _)| self.dir.path.child(name).ok());
-        self.subdirs = paths.filter(|path| !filter.leaves_out(path, true)).collect();
+        self.subdirs = paths.filter(|path| !filter.excludes(path, true)).collect();
     }
 }

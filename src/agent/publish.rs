@@ -3,7 +3,7 @@
 
 use super::execute::{Done, Job};
 use super::fates::record;
-use crate::fs::{Cause, Ranges, Target, Tree};
+use crate::fs::{Cause, SentRanges, Target, Tree};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir, merge_ranges};
@@ -37,15 +37,18 @@ pub async fn commit(job: Job<'_>, manifest: Manifest, ending: Ending<'_>) -> Don
         let [entry] = entries else { return Ok(()) };
         let size = entry.size();
         let action = if in_place {
-            let action = target.repair_in_place(entry)?;
+            let action = target.repair_metadata_in_place(entry)?;
             (report.files_skipped, report.bytes_skipped) = (1, size);
             action
         } else {
             let action = is_there(there.as_ref(), entry);
             let hashed = !values.is_empty();
-            let ranges =
-                hashed.then_some(Ranges { length: range_length, values: &values, hashing });
-            target.publish_part(entry, ranges)?;
+            let ranges = hashed.then_some(SentRanges {
+                range_bytes: range_length,
+                digests: &values,
+                hashing,
+            });
+            target.publish_part_file(entry, ranges)?;
             report.files_done = 1;
             action
         };
@@ -72,9 +75,9 @@ pub async fn discard(job: Job<'_>, mut manifest: Manifest) -> Done {
     manifest.dirs.clear();
     at_destination(job, manifest, |target, entries, _| {
         if let [entry] = entries {
-            target.discard_part(entry)?;
+            target.remove_part_file(entry)?;
         }
-        entries.iter().try_for_each(|entry| target.discard_temps(entry))
+        entries.iter().try_for_each(|entry| target.remove_temp_files(entry))
     })
     .await
 }
@@ -157,18 +160,19 @@ async fn at_destination(
     job.writers.wrote(&job.cx.worker);
     let work = tokio::task::spawn_blocking(move || {
         let mut report = TaskReport::default();
-        let done = target.at_root(|| act(&target, &manifest.entries, &mut report));
-        for error in target.stamp(&manifest.dirs) {
+        let done = target.with_root_checked(|| act(&target, &manifest.entries, &mut report));
+        for error in target.apply_dir_metadata(&manifest.dirs) {
             // Its own entry says so where it lasts; publishing is not undone for it.
             warn_ratelimited!(error.describe_cause(), "{error}");
         }
-        (report.warnings, report.needs_clean_up) = (target.notes(), target.has_anchors());
+        (report.warnings, report.needs_clean_up) =
+            (target.take_metadata_warnings(), target.has_anchors());
         (done, report)
     });
     match work.await {
         Ok((Ok(()), report)) => Done::well(report),
         Ok((Err(error), TaskReport { needs_clean_up: to_sweep, .. })) => {
-            let part_lost = error.cause == Cause::Lost;
+            let part_lost = error.cause == Cause::PartDataLost;
             if part_lost {
                 let sync = &job.assignment.request_id;
                 let cause = format_args!("{} (sync {sync})", error.without_path());

@@ -211,9 +211,9 @@ async fn now(
     let links = job.assignment.options.links;
     let (chunk, by_data) = (job.chunk(), job.cuts_by_data());
     let look = move || {
-        let (mut entry, dirs) = source.find(&path, links)?;
+        let (mut entry, dirs) = source.find_entry(&path, links)?;
         if by_data {
-            source.measure(&mut entry, chunk);
+            source.measure_stored_bytes(&mut entry, chunk);
         }
         Ok((entry, dirs))
     };

@@ -2,7 +2,7 @@
 //! with the place to go on from, while the next one is made.
 
 use super::batch::Cutter;
-use crate::fs::{Cause, Filter, FsError, LINKS_LEFT_OUT, Near, Side, Tree, Walk, WalkOptions};
+use crate::fs::{Cause, Filter, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Walk, WalkOptions};
 use crate::wire::manifest::{Entry, EntryKind, FileListPart};
 use crate::wire::options::{EntryWarnings, Links};
 use crate::wire::sync::{ErrorClass, FileError};
@@ -145,7 +145,7 @@ pub async fn scan(
         to,
     };
     let walking = tokio::task::spawn_blocking(move || {
-        walker.start = walker.source.start();
+        walker.start = walker.source.walk_start();
         match listing {
             Listing::Subtree { dir, cursor } => walker.subtree(&dir, cursor),
             Listing::Names { list, start } => walker.names(&list, start),
@@ -196,7 +196,7 @@ impl Walker {
     fn subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), Halt> {
         let Manner { filter, links, destination, .. } = self.manner.clone();
         let options = WalkOptions { filter, links, destination };
-        let _near = Near::begin();
+        let _near = ThreadCwd::unshare();
         let mut walk = match self.source.walk_with(dir, cursor.as_ref(), options) {
             Ok(walk) => walk,
             // A subtree that can't be entered is one failed entry; without its root a sync is nothing.
@@ -220,7 +220,7 @@ impl Walker {
                     self.cutter.add(entry, walk.dirs());
                 }
                 Err(error) => {
-                    let is_listing = error.is_of_listing();
+                    let is_listing = error.is_listing_error();
                     self.fail(error, is_listing)?;
                 }
             }
@@ -233,14 +233,14 @@ impl Walker {
     }
 
     fn end_page(&mut self, walk: &mut Walk, next: Option<TaskSpec>) -> Result<(), Halt> {
-        self.cutter.note(walk.notes());
+        self.cutter.note(walk.take_exclusions());
         self.send(next)
     }
 
     fn names(mut self, list: &FileListPart, start: u64) -> Result<(), Halt> {
         let root = self.source.entry(&RelPath::root()).map_err(Halt::Failed)?;
         if !root.is_dir() {
-            let error = FsError::new(Side::Source, "list", b"", Cause::NoDirectory);
+            let error = FsError::new(Side::Source, "list", b"", Cause::SourceNotDirectory);
             return Err(Halt::Failed(error));
         }
         let start = usize::try_from(start).unwrap_or(usize::MAX);
@@ -261,8 +261,9 @@ impl Walker {
     /// Whether a directory above `name` is one of `names`.
     fn comes_with_another(&self, name: &RelPath, names: &HashSet<&RelPath>) -> bool {
         let links = self.manner.links;
-        let is_dir =
-            |path: &RelPath| self.source.find(path, links).is_ok_and(|(entry, _)| entry.is_dir());
+        let is_dir = |path: &RelPath| {
+            self.source.find_entry(path, links).is_ok_and(|(entry, _)| entry.is_dir())
+        };
         let mut above = name.parent().filter(|_| !names.is_empty());
         while let Some(dir) = above {
             if names.contains::<RelPath>(&dir) && is_dir(&dir) {
@@ -291,7 +292,7 @@ impl Walker {
 
     fn name(&mut self, name: &RelPath) -> Result<(), Halt> {
         let Manner { filter, links, recursive, .. } = &self.manner;
-        let (mut entry, dirs) = match self.source.find(name, *links) {
+        let (mut entry, dirs) = match self.source.find_entry(name, *links) {
             Ok(found) => found,
             Err(failed) => {
                 let mut error = failed.to_file_error();
@@ -308,11 +309,11 @@ impl Walker {
                 return Ok(());
             }
         };
-        if filter.leaves_out_with_parents(name, entry.is_dir()) || filter.is_beyond(&entry) {
+        if filter.excludes_with_parents(name, entry.is_dir()) || filter.exceeds_limits(&entry) {
             return Ok(());
         }
         if *links == Links::Skip && matches!(entry.kind, EntryKind::Symlink { .. }) {
-            self.leave_out(LINKS_LEFT_OUT, &entry);
+            self.leave_out(LINKS_SKIPPED, &entry);
             return Ok(());
         }
         if entry.is_dir() && *recursive {
@@ -329,7 +330,7 @@ impl Walker {
 
     fn measure(&self, entry: &mut Entry) {
         if self.manner.by_data {
-            self.source.measure(entry, self.chunk);
+            self.source.measure_stored_bytes(entry, self.chunk);
         }
     }
 

@@ -290,7 +290,7 @@ impl Slots {
         let options = &job.assignment.options;
         let (links, recursive, uncut) = (options.links, options.recursive, options.dry_run);
         let there = self.cx.roots.tree(&job.assignment.destination_path);
-        let destination = there.and_then(|tree| tree.id());
+        let destination = there.and_then(|tree| tree.root_inode());
         let by_data = job.cuts_by_data();
         let manner = Manner { filter, links, destination, recursive, uncut, by_data };
         let post = Post { slots: self, assignment: job.assignment };

@@ -3,7 +3,7 @@
 
 use crate::data::Roots;
 use crate::data::roots::StorageRoot;
-use crate::fs::Root;
+use crate::fs::RootDir;
 use crate::wire::AbsPath;
 use crate::wire::worker::UnavailablePath;
 use parking_lot::{Mutex, MutexGuard};
@@ -95,7 +95,7 @@ impl Storage {
         let (Some(storage), Some(known)) = (self.roots.all().get(nth), self.known.get(nth)) else {
             return;
         };
-        let is_there = storage.open().is_ok_and(|root| root.look().is_none());
+        let is_there = storage.open().is_ok_and(|root| root.check_path().is_none());
         let reopened = if is_there { Ok(false) } else { self.roots.reopen(storage) };
         let free = reopened.clone().and_then(|_| storage.open()?.free_bytes());
         let free = free.inspect_err(|error| tracing::debug!("{error}")).ok();
@@ -115,12 +115,12 @@ fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
 }
 
 /// The root of a storage path that is served, or the reason why it is not.
-fn available(storage: &StorageRoot, known: &Known) -> Result<Arc<Root>, String> {
+fn available(storage: &StorageRoot, known: &Known) -> Result<Arc<RootDir>, String> {
     if known.began.is_some_and(|began| began.elapsed() > STUCK_AFTER) {
         return Err("it does not answer".to_owned());
     }
     let root = storage.open().map_err(|error| error.to_string())?;
-    root.lost().map_or(Ok(root), |loss| Err(format!("{loss}; {}", loss.hint())))
+    root.unavailable().map_or(Ok(root), |loss| Err(format!("{loss}; {}", loss.hint())))
 }
 
 impl Known {

@@ -3,7 +3,7 @@
 use super::scan::Pages;
 use crate::config::agent::DEFAULT_BUFFER_MEMORY_BYTES;
 use crate::config::{AgentConfig, LogConfig};
-use crate::fs::{Root, Tree};
+use crate::fs::{RootDir, Tree};
 use crate::wire::manifest::Manifest;
 use crate::wire::task::{Assignment, PageAction, PageReply, ScanPage, TaskSpec, WorkItem};
 use crate::wire::worker::Endpoint;
@@ -37,7 +37,7 @@ pub(crate) fn config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>) -> A
 }
 
 pub(crate) fn tree(path: &Path) -> Tree {
-    Tree::new(Root::open(&abs(path)).unwrap(), RelPath::root())
+    Tree::new(RootDir::open(&abs(path)).unwrap(), RelPath::root())
 }
 
 /// An assignment of worker `a` with that task, from `/src` to `/dst`.

@@ -98,7 +98,7 @@ fn refused(e: ClientError) -> Failure {
 /// The digests of a sync's files.
 ///
 /// # Errors
-/// As [`manifest`]; a list that can't be read.
+/// As [`full_manifest`]; a list that can't be read.
 pub(super) async fn digests(ctx: &Context, id: &RequestId) -> Result<Digests, Failure> {
     let client = ctx.client()?;
     let mut reader = Reader::default();

@@ -11,7 +11,7 @@ use super::shell::shell_word;
 use super::sync::{After, watch};
 use super::{names, out};
 use crate::client::{ClientError, MasterClient, Reply};
-use crate::fs::absolute_patterns;
+use crate::fs::find_absolute_patterns;
 use crate::util::{unique_id, units};
 use crate::wire::options::SyncOptions;
 use crate::wire::sync::SubmitReply;
@@ -189,7 +189,7 @@ fn accepted(ctx: &Context, request: &Submission, submitted: &SubmitReply, next: 
 /// names that it has.
 ///
 /// # Errors
-/// What [`paths::read`] refuses; a pattern that is an absolute path below a source or the destination.
+/// What [`collect_paths::read`] refuses; a pattern that is an absolute path below a source or the destination.
 pub(super) fn request(
     sources: &[AbsPath],
     destination_path: AbsPath,
@@ -198,7 +198,8 @@ pub(super) fn request(
     options: SyncOptions,
 ) -> Result<Submission, Failure> {
     let roots: Vec<&AbsPath> = sources.iter().chain([&destination_path]).collect();
-    if let Some((_, why)) = absolute_patterns(&options.filter.rules, &roots).into_iter().next() {
+    if let Some((_, why)) = find_absolute_patterns(&options.filter.rules, &roots).into_iter().next()
+    {
         return Err(
             Failure::usage(format!("the pattern {why}")).hinted("docs/filters.md has examples")
         );

@@ -10,7 +10,7 @@ use super::b3sum::{Digests, Reader};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::{Context, names, out, records};
-use crate::fs::{Cause, FsError, Root, Side, SourceFile, TRASH_MARK, Tree};
+use crate::fs::{Cause, FsError, RootDir, Side, SourceFile, TRASH_MARKER, Tree};
 use crate::util::units;
 use crate::wire::manifest::{Entry, EntryKind, merge_ranges};
 use crate::wire::path::escape_bytes;
@@ -126,7 +126,7 @@ impl Place {
         };
         let failed = |e: String| Failure::new(format!("cannot open {shown}: {e}"));
         let root = AbsPath::new(dir.as_os_str().as_bytes()).map_err(|e| failed(e.to_string()))?;
-        let root = Root::open(&root).map_err(|e| failed(why(&e)))?;
+        let root = RootDir::open(&root).map_err(|e| failed(why(&e)))?;
         let base = RelPath::new(name.as_deref().unwrap_or_default());
         let tree = Tree::new(root, base.map_err(|e| failed(e.to_string()))?);
         Ok(Place { tree, file: name, trash: None })
@@ -365,7 +365,7 @@ fn walk(
 /// Whether a directory holds what a mirror deleted: it is no part of what was copied.
 fn is_trash(place: &Place, dir: &Entry) -> bool {
     let marked = || {
-        let mark = dir.path.child(TRASH_MARK).ok();
+        let mark = dir.path.child(TRASH_MARKER).ok();
         mark.and_then(|mark| place.tree.entry(&mark).ok())
             .is_some_and(|mark| matches!(mark.kind, EntryKind::File { .. }))
     };
@@ -459,7 +459,7 @@ fn judge(
 fn wrong(report: &mut Report, path: &[u8], e: &FsError) {
     match e.cause {
         Cause::Os(Errno::NOENT) => report.tell(path, Wrong::Missing, None),
-        Cause::Changed | Cause::NotRegular => report.tell(path, Wrong::Changed, Some(why(e))),
+        Cause::Changed | Cause::NotRegularFile => report.tell(path, Wrong::Changed, Some(why(e))),
         _ => report.tell(path, Wrong::Unreadable, Some(why(e))),
     }
 }
@@ -477,7 +477,7 @@ fn whole(place: &Place, entry: &Entry, buffer: &mut [u8]) -> Result<(Digest, u64
             break;
         }
     }
-    file.unchanged_since_open()?;
+    file.verify_unchanged()?;
     Ok((hasher.finalize().into(), done))
 }
 
@@ -506,7 +506,7 @@ impl Large {
         if let Some(e) = lock(&self.failed).take() {
             return Err(e);
         }
-        self.file.unchanged_since_open()?;
+        self.file.verify_unchanged()?;
         // Never `None`: a file that is longer than a range has at least two.
         let digest = merge_ranges(&lock(&self.values)).unwrap_or(Digest([0; 32]));
         Ok((digest, self.size))
@@ -522,8 +522,10 @@ fn why(e: &FsError) -> String {
             e.errno_name().map_or(text.clone(), |name| format!("{text} [{name}]"))
         }
         (None, Cause::Changed) => "it changed while it was read".to_owned(),
-        (None, Cause::NotRegular) => "it is not a regular file".to_owned(),
-        (None, Cause::MadeUp) => "its file system generates its files, like /proc".to_owned(),
+        (None, Cause::NotRegularFile) => "it is not a regular file".to_owned(),
+        (None, Cause::PseudoFileSystem) => {
+            "its file system generates its files, like /proc".to_owned()
+        }
         (None, _) => e.to_string(),
     }
 }

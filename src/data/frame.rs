@@ -17,7 +17,7 @@
 use super::gate::boottime;
 use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
 use super::stream::Ask;
-use crate::fs::Keep;
+use crate::fs::ReuseSource;
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::wire::Digest;
 use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, MAX_MANIFEST_ENTRIES, ManifestDir};
@@ -27,7 +27,7 @@ use std::time::Duration;
 /// Bytes before a payload.
 pub const HEAD: usize = 5;
 
-/// What is asked of a stream ([`Ask`]).
+/// What is asked of a stream ([`FuseRequest`]).
 pub const ASK: u8 = b'Q';
 /// A reply's document.
 pub const REPLY: u8 = b'Y';
@@ -64,7 +64,7 @@ pub enum Frame {
     /// So many bytes of a hole, never 0: they are read as zeros.
     Hole(u64),
     /// So many bytes, never 0, that the destination has at this place.
-    Keep(Keep, u64),
+    Keep(ReuseSource, u64),
     /// All content was sent; this is its digest (a file) or chaining value (a range).
     Digest(Digest),
     /// All content was sent; it was not hashed.
@@ -198,8 +198,8 @@ impl<P: Pieces> FrameReader<P> {
                 let mut from = [0];
                 self.fill(&mut from)?;
                 let from = match from {
-                    [0] => Keep::Part,
-                    [1] => Keep::Base,
+                    [0] => ReuseSource::PartFile,
+                    [1] => ReuseSource::Basis,
                     [other] => {
                         let why = format!("no bytes are kept from {other}");
                         return Err(FrameError::Broken { kind, why });
@@ -416,12 +416,12 @@ pub fn hole(length: u64) -> [u8; HEAD + 8] {
 }
 
 /// A KEEP frame of `length` bytes (at least 1).
-pub fn keep(from: Keep, length: u64) -> [u8; HEAD + 9] {
+pub fn keep(from: ReuseSource, length: u64) -> [u8; HEAD + 9] {
     let mut out = [0; HEAD + 9];
     out[..HEAD].copy_from_slice(&head(KEEP, 9));
     out[HEAD] = match from {
-        Keep::Part => 0,
-        Keep::Base => 1,
+        ReuseSource::PartFile => 0,
+        ReuseSource::Basis => 1,
     };
     out[HEAD + 1..].copy_from_slice(&length.to_le_bytes());
     out

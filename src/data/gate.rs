@@ -1,7 +1,7 @@
 //! Who may write: tickets, judged by the master's key and the master's clock.
 
 use super::protocol::{PACK, PRUNE, RANGE, SWEEP};
-use crate::fs::Allowance;
+use crate::fs::DeletionBudget;
 use crate::wire::WorkerId;
 use crate::wire::ticket::{CLOCK_LEEWAY_SECONDS, Claims, PrunePermit, TicketError, Verifier};
 use parking_lot::{Mutex, RwLock};
@@ -108,7 +108,7 @@ impl TicketGate {
     ///
     /// # Errors
     /// [`Refused::OtherReceiver`].
-    pub fn allowance(&self, claims: &Claims) -> Result<Option<Allowance>, Refused> {
+    pub fn allowance(&self, claims: &Claims) -> Result<Option<DeletionBudget>, Refused> {
         let Some(PrunePermit::Delete(deletion)) = &claims.prune else { return Ok(None) };
         let incarnation = self.agent.as_ref().map_or("", |(_, incarnation)| incarnation);
         if deletion.incarnation != incarnation {
@@ -125,7 +125,7 @@ impl TicketGate {
         if grants.len() > MAX_GRANTS {
             grants.remove(0);
         }
-        Ok(Some(Allowance::new(used, deletion.max_entries)))
+        Ok(Some(DeletionBudget::new(used, deletion.max_entries)))
     }
 
     /// Takes over the key and the time (seconds since 1970) of a heartbeat's reply.

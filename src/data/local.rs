@@ -14,7 +14,7 @@ use super::receive;
 use super::send::read_range;
 use super::store::{Store, keep_blocks};
 use super::until::Until;
-use crate::fs::{FsError, Keep, NewFile, RootKind, SourceFile, Target, Tree};
+use crate::fs::{FsError, NewFile, ReuseSource, RootKind, SourceFile, Target, Tree};
 use crate::util::rate::Limiters;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
@@ -172,7 +172,7 @@ impl Local {
             let [entry] = manifest.entries.as_slice() else { return Ok(Cloned::No) };
             // What goes wrong here is found again when it is copied.
             match open_same(&source, entry) {
-                Ok(file) if target.may_clone_to(entry, &file) => {}
+                Ok(file) if target.can_reflink(entry, &file) => {}
                 _ => return Ok(Cloned::No),
             }
             let _alone = CLONING.lock();
@@ -192,7 +192,7 @@ impl Local {
                 Err(Stop::Error(error)) => Err(error),
                 Err(Stop::Cancelled) => return Err(stopped()),
             };
-            if let Err(error) = target.discard_part(entry) {
+            if let Err(error) = target.remove_part_file(entry) {
                 warn_ratelimited!(error.without_path(), "{error}");
             }
             let done = done.map_err(|error| error_of(entry, &error));
@@ -228,13 +228,13 @@ impl Local {
             if going.on().is_err() {
                 return Err(stopped());
             }
-            let mut part = match target.part(&entry) {
+            let mut part = match target.open_part_file(&entry) {
                 Ok(part) => part,
                 Err(error) => return Ok(RangeSent::from(error)),
             };
             if there.is_none()
                 && file.is_dense()
-                && let Err(error) = part.reserve(span.offset, span.length)
+                && let Err(error) = part.reserve_blocks(span.offset, span.length)
             {
                 return Ok(RangeSent::from(error));
             }
@@ -245,7 +245,7 @@ impl Local {
                 ..Copier::new(&mut part, &entry.path, &mut buffer, going)
             };
             let value = match read_range(&file, span, compare, hashing, &mut copier) {
-                Ok((Read::All, value)) if file.unchanged_since_open().is_ok() => value,
+                Ok((Read::All, value)) if file.verify_unchanged().is_ok() => value,
                 Ok((Read::All | Read::Short, _)) => return Ok(RangeSent::Changed),
                 Ok((Read::Failed(error), _)) | Err(Stop::Error(error)) => {
                     return Ok(RangeSent::from(error));
@@ -253,7 +253,7 @@ impl Local {
                 Err(Stop::Cancelled) => return Err(stopped()),
             };
             let (sent, kept) = (copier.sent, copier.kept);
-            Ok(match part.finish() {
+            Ok(match part.close() {
                 Ok(()) => RangeSent::Written { value, sent, kept },
                 Err(error) => RangeSent::from(error),
             })
@@ -367,7 +367,7 @@ fn packed(
         }
     }
     let Moved { sent, cloned } = moved;
-    let (notes, to_sweep) = (target.notes(), target.has_anchors());
+    let (notes, to_sweep) = (target.take_metadata_warnings(), target.has_anchors());
     Packed { files: done, sent, cloned, notes, unstamped, to_sweep }
 }
 
@@ -441,9 +441,9 @@ impl Copied<'_> {
         going: Going<'_>,
     ) -> Result<bool, Stop> {
         let mut go_on = |bytes| going.pace.acquire(bytes, || going.on()).is_ok();
-        let cloned = new.clone_of(file, &mut go_on).map_err(Stop::Error)?;
+        let cloned = new.reflink_from(file, &mut go_on).map_err(Stop::Error)?;
         if cloned {
-            moved.cloned += file.stored();
+            moved.cloned += file.stored_bytes();
         }
         Ok(cloned)
     }
@@ -469,7 +469,7 @@ impl Copied<'_> {
 
     fn is_all(&self, file: &SourceFile, read: Read) -> Result<(), Stop> {
         match read {
-            Read::All => file.unchanged_since_open().map_err(Stop::Error),
+            Read::All => file.verify_unchanged().map_err(Stop::Error),
             Read::Short => Err(Stop::Error(changed(self.entry))),
             Read::Failed(error) => Err(Stop::Error(error)),
         }
@@ -532,7 +532,7 @@ impl<S: Store> Sink for Copier<'_, S> {
         Ok(())
     }
 
-    fn keep(&mut self, from: Keep, length: u64, values: &[Digest]) -> Result<(), Stop> {
+    fn keep(&mut self, from: ReuseSource, length: u64, values: &[Digest]) -> Result<(), Stop> {
         let span = Span { offset: self.at, length };
         let (going, path) = (self.going, self.path);
         let back = self.checked.map(|hashing| (path, hashing, self.buffer.pages()));

@@ -4,7 +4,7 @@ use super::asks::{
     BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, Resume, RootAsk, RootReply, SweepAsk,
     SweepReply,
 };
-use crate::fs::{BlockValues, Filter, PruneDone, PrunePage, PrunePlace, Target};
+use crate::fs::{BlockHashes, Filter, PruneCursor, PrunePage, PruneResult, Target};
 use crate::wire::manifest::Entry;
 use crate::wire::ticket::Claims;
 
@@ -16,10 +16,10 @@ pub fn take_blocks(
     ask: &BlocksAsk,
     scratch: &mut [u8],
 ) -> BlocksReply {
-    let blocks = || target.blocks(entry, (ask.offset, ask.length), ask.block, scratch);
-    match target.at_root(blocks) {
+    let blocks = || target.hash_blocks(entry, (ask.offset, ask.length), ask.block, scratch);
+    match target.with_root_checked(blocks) {
         Ok(values) => {
-            let value = |v: BlockValues| BlockValue { part: v.part, base: v.base };
+            let value = |v: BlockHashes| BlockValue { part: v.part, base: v.basis };
             BlocksReply::Values(values.into_iter().map(value).collect())
         }
         Err(error) => BlocksReply::Failed(error.to_file_error().into()),
@@ -36,19 +36,29 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
     let page = PrunePage {
         dir: ask.dir.clone(),
         after: ask.after.as_ref().map(name),
-        upto: ask.upto.as_ref().map(name),
+        through: ask.upto.as_ref().map(name),
         names: ask.names.iter().map(name).collect(),
-        filter: Filter::made(&ask.filter).map_err(|e| e.to_string())?,
-        replacing: ask.replacing.clone(),
+        filter: Filter::cached(&ask.filter).map_err(|e| e.to_string())?,
+        non_directories: ask.replacing.clone(),
         delete_excluded: ask.delete_excluded,
         apply: ask.apply,
         request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,
         dirs: ask.dirs.clone(),
-        resume: ask.resume.as_ref().map(|at| PrunePlace { after: at.after.clone(), kept: at.kept }),
+        resume: ask
+            .resume
+            .as_ref()
+            .map(|at| PruneCursor { after: at.after.clone(), kept_levels: at.kept }),
     };
-    match target.at_root(|| target.prune(&page)) {
-        Ok(PruneDone { pruned, removed, errors, old_trash, next, used_up }) => {
-            let next = next.map(|at| Resume { after: at.after, kept: at.kept });
+    match target.with_root_checked(|| target.prune(&page)) {
+        Ok(PruneResult {
+            pruned,
+            removed,
+            errors,
+            earlier_trash: old_trash,
+            next,
+            budget_exhausted: used_up,
+        }) => {
+            let next = next.map(|at| Resume { after: at.after, kept: at.kept_levels });
             Ok(PrunedPage { pruned, removed, errors, old_trash, next, used_up })
         }
         Err(error) => {
@@ -59,7 +69,7 @@ pub fn take_prune(target: &Target, claims: &Claims, ask: &PruneAsk) -> Result<Pr
 
 /// Removes what was kept to find the names of one file.
 pub fn take_sweep(target: &Target, ask: &SweepAsk) -> SweepReply {
-    let swept = target.at_root(|| target.sweep(ask.root.as_ref()));
+    let swept = target.with_root_checked(|| target.clean_up_anchors(ask.root.as_ref()));
     SweepReply { fault: swept.err().map(|error| error.to_file_error().into()) }
 }
 

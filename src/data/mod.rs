@@ -10,7 +10,7 @@
 //! them ([`pool`]); the slowest stage sets the pace of all.
 //!
 //! - [`protocol`], [`asks`]: verbs, limits, requests, replies; [`frame`], [`stream`]: how content travels
-//! - [`gate`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
+//! - [`gate`]: tickets and what they allow; [`full_or_read_only`]: the storage roots that a ticket must lie under
 //! - [`server`], [`verbs`], [`receive`], [`maintain`]: the receiving end; [`store`]: how both it and a
 //!   copy on one host write
 //! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`route`],

@@ -13,7 +13,7 @@
 
 use super::asks::BLOCK_BYTES;
 use super::frame::HEAD;
-use crate::fs::PAGE;
+use crate::fs::DIRECT_ALIGN_BYTES;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -41,7 +41,7 @@ const LARGEST: usize = {
 /// What a buffer with room for `size` bytes costs: its content can begin on a page, and the head of its
 /// frame stands before it.
 const fn cost(size: usize) -> usize {
-    HEAD + PAGE - 1 + size
+    HEAD + DIRECT_ALIGN_BYTES - 1 + size
 }
 
 /// The buffers of an agent; clones are the same.
@@ -123,7 +123,8 @@ impl Pool {
     fn make(&self, size: usize, permit: Option<OwnedSemaphorePermit>) -> Buffer {
         let memory = self.memory().get(cost(size), self.0.limit);
         // As far as a page, whatever the pointer is said to be.
-        let page = HEAD + memory[HEAD..].as_ptr().align_offset(PAGE).min(PAGE - 1);
+        let page = HEAD
+            + memory[HEAD..].as_ptr().align_offset(DIRECT_ALIGN_BYTES).min(DIRECT_ALIGN_BYTES - 1);
         Buffer { memory, page, size, at: page - HEAD, pool: self.clone(), _permit: permit }
     }
 
@@ -283,7 +284,7 @@ pub(super) mod tests {
             buffer.clear();
             assert!(buffer.is_empty());
             let content = buffer.spare()[HEAD..].as_ptr();
-            assert!(content.addr().is_multiple_of(PAGE));
+            assert!(content.addr().is_multiple_of(DIRECT_ALIGN_BYTES));
             assert_eq!((buffer.pages().as_ptr(), buffer.pages().len()), (content, BUFFER));
         }
         assert_eq!(pool.most(), cost(BUFFER));

@@ -3,7 +3,7 @@
 
 use super::asks::{BLOCK_BYTES, BlockValue, WINDOW};
 use super::pool::{Buffer, READ_AT_ONCE};
-use crate::fs::{Cause, FsError, Keep, PAGE, Side, SourceFile, Tree};
+use crate::fs::{Cause, DIRECT_ALIGN_BYTES, FsError, ReuseSource, Side, SourceFile, Tree};
 use crate::wire::Digest;
 use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST};
 use crate::wire::manifest::Entry;
@@ -21,7 +21,7 @@ pub trait Sink {
     /// Why no more is taken.
     type Stop;
     /// Where content of up to `want` bytes (at most [`READ_AT_ONCE`]) is read to; on a page
-    /// ([`PAGE`]) where it shall be `aligned`.
+    /// ([`DIRECT_ALIGN_BYTES`]) where it shall be `aligned`.
     ///
     /// # Errors
     /// No more is taken.
@@ -40,7 +40,8 @@ pub trait Sink {
     ///
     /// # Errors
     /// No more is taken.
-    fn keep(&mut self, from: Keep, length: u64, values: &[Digest]) -> Result<(), Self::Stop>;
+    fn keep(&mut self, from: ReuseSource, length: u64, values: &[Digest])
+    -> Result<(), Self::Stop>;
     /// Asked between pieces of work.
     ///
     /// # Errors
@@ -109,14 +110,14 @@ pub fn windows(source: &Tree, entry: &Entry, span: Span) -> Result<Vec<Window>, 
         windows.push(Window { span: Span { offset: at, length }, hole });
         at += length;
     }
-    file.unchanged_since_open()?;
+    file.verify_unchanged()?;
     Ok(windows)
 }
 
 /// The next run of data in `span` from `at` on, as start and end; both are its end where only a hole
 /// is left.
 fn data_from(file: &SourceFile, at: u64, span: Span) -> Result<(u64, u64), FsError> {
-    Ok(file.next_data(at, span.end())?.unwrap_or((span.end(), span.end())))
+    Ok(file.next_data_run(at, span.end())?.unwrap_or((span.end(), span.end())))
 }
 
 /// Reads all of `span`, hashing on the way where there is a hasher.
@@ -146,13 +147,13 @@ pub fn read_whole<S: Sink>(
         while at < end {
             sink.go_on()?;
             // Begun elsewhere, it goes on from a page.
-            let most = READ_AT_ONCE as u64 - at % PAGE as u64;
+            let most = READ_AT_ONCE as u64 - at % DIRECT_ALIGN_BYTES as u64;
             let room = sink.room((end - at).min(most) as usize, file.is_direct())?;
             if behind.is_none() && span.length >= LARGE && !file.is_direct() {
-                behind = Some(file.behind(at, span.end()));
+                behind = Some(file.drop_behind(at, span.end()));
             }
             let read = match &mut behind {
-                Some(behind) => file.read_once(behind, room, at),
+                Some(behind) => file.read_dropping_cache(behind, room, at),
                 None => file.read_at(room, at),
             };
             let n = match read {
@@ -174,7 +175,7 @@ pub fn read_whole<S: Sink>(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Alike {
     Hole,
-    Kept(Keep),
+    Kept(ReuseSource),
 }
 
 /// One delta being read.
@@ -262,9 +263,9 @@ impl<S: Sink> Delta<'_, S> {
         let alike = if holes == Holes::All {
             Some(Alike::Hole)
         } else if there.part == Some(value) {
-            Some(Alike::Kept(Keep::Part))
+            Some(Alike::Kept(ReuseSource::PartFile))
         } else if there.base == Some(value) {
-            Some(Alike::Kept(Keep::Base))
+            Some(Alike::Kept(ReuseSource::Basis))
         } else {
             None
         };
@@ -353,7 +354,7 @@ pub fn hash_blocks(
         value.map(|(value, _)| value).ok_or_else(|| changed(entry))
     });
     let values = values.collect::<Result<_, _>>()?;
-    file.unchanged_since_open()?;
+    file.verify_unchanged()?;
     Ok(values)
 }
 
@@ -373,7 +374,7 @@ pub fn hash_source(
     let mut sink = Nowhere { buffer, go_on: || Ok::<_, Infallible>(()) };
     let mut hasher = Some(ContentHasher::new(hashing));
     match read_whole(&file, span, &mut hasher, &mut sink) {
-        Ok(Read::All) => file.unchanged_since_open()?,
+        Ok(Read::All) => file.verify_unchanged()?,
         Ok(Read::Failed(error)) => return Err(error),
         Ok(Read::Short) => return Err(changed(entry)),
     }
@@ -403,7 +404,7 @@ impl<E, G: Fn() -> Result<(), E>> Sink for Nowhere<'_, G> {
         Ok(())
     }
 
-    fn keep(&mut self, _: Keep, _: u64, _: &[Digest]) -> Result<(), Self::Stop> {
+    fn keep(&mut self, _: ReuseSource, _: u64, _: &[Digest]) -> Result<(), Self::Stop> {
         Ok(())
     }
 

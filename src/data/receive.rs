@@ -8,7 +8,7 @@ use super::protocol::{
 };
 use super::read::Span;
 use super::store::{ReadBack, Store, keep};
-use crate::fs::{FsError, Keep, NewFile, PartFile, Reconciled, Target, Verdict};
+use crate::fs::{FsError, NewFile, PartFile, ReconcileResult, ReuseSource, Target, Verdict};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 /// Brings everything of `manifest` that needs no content, and says what is wanted.
 pub fn take_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
-    let reply = target.at_root(|| Ok(take_offer_at_root(target, manifest, dry_run)));
+    let reply = target.with_root_checked(|| Ok(take_offer_at_root(target, manifest, dry_run)));
     reply.unwrap_or_else(|gone| {
         let failed = |_: &Entry| Answer::Failed(fault(gone.clone()));
         let answers = manifest.entries.iter().map(failed).collect();
@@ -29,13 +29,13 @@ pub fn take_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferR
 }
 
 fn take_offer_at_root(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
-    let Reconciled { verdicts, digests, made } = target.reconcile(manifest);
+    let ReconcileResult { verdicts, digests, created_dirs: made } = target.reconcile(manifest);
     let answers: Vec<Answer> = verdicts
         .into_iter()
         .map(|verdict| match verdict {
             Verdict::Done(action) => Answer::Done(action),
-            Verdict::Needed { action, base } => Answer::Needed { action, base },
-            Verdict::Check => Answer::Check,
+            Verdict::ContentNeeded { action, has_basis: base } => Answer::Needed { action, base },
+            Verdict::DigestNeeded => Answer::Check,
             Verdict::Failed(error) => Answer::Failed(error.into()),
         })
         .collect();
@@ -54,7 +54,7 @@ fn take_offer_at_root(target: &Target, manifest: &Manifest, dry_run: bool) -> Of
         digests: digests
             .filter_map(|(i, digest)| Some(DigestOf { entry: i as u32, digest: digest? }))
             .collect(),
-        notes: notes_of(target.notes(), place),
+        notes: notes_of(target.take_metadata_warnings(), place),
         to_sweep: target.has_anchors(),
         made,
     }
@@ -68,7 +68,7 @@ fn place_of(dirs: &[ManifestDir], path: &[u8]) -> Option<Place> {
 /// Stamps the directories `dirs`; says which ones could not be.
 pub fn stamp(target: &Target, dirs: &[ManifestDir]) -> Vec<Unstamped> {
     target
-        .stamp(dirs)
+        .apply_dir_metadata(dirs)
         .into_iter()
         .filter_map(|error| match place_of(dirs, &error.path.0)? {
             Place::Dir(dir) => Some(Unstamped { dir, fault: error.into() }),
@@ -111,7 +111,7 @@ pub fn take_pack<P: Pieces>(
     let mut pack = Pack { target, claims, dirs, files, notes, buffer };
     let end = pack.take_files(frames);
     let unstamped = stamp(target, &pack.dirs);
-    pack.note(target.notes(), None);
+    pack.note(target.take_metadata_warnings(), None);
     end?;
     frames.finish()?;
     if let Err(gone) = target.check_root() {
@@ -134,7 +134,10 @@ impl Pack<'_> {
                 }
                 Frame::File(entry) => {
                     let taken = self.take_file(frames, &entry)?;
-                    self.note(self.target.notes(), Some((self.files.len() as u32, &entry.path)));
+                    self.note(
+                        self.target.take_metadata_warnings(),
+                        Some((self.files.len() as u32, &entry.path)),
+                    );
                     self.files.push(taken);
                 }
                 Frame::End(n) if n as usize == self.files.len() => return Ok(()),
@@ -334,7 +337,7 @@ impl<S: Store> Taking<'_, S> {
 
     fn keep<P: Pieces>(
         &mut self,
-        from: Keep,
+        from: ReuseSource,
         span: Span,
         frames: &FrameReader<P>,
     ) -> Result<(), FrameError> {
@@ -402,11 +405,11 @@ fn open_part<P: Pieces>(
     entry: &Entry,
 ) -> Result<Result<PartFile, FsError>, FrameError> {
     go_on(frames)?;
-    let part = target.part(entry);
+    let part = target.open_part_file(entry);
     if part.as_ref().is_ok_and(|part| part.created)
         && let Err(gone) = go_on(frames)
     {
-        if let Err(error) = target.discard_part(entry) {
+        if let Err(error) = target.remove_part_file(entry) {
             warn_ratelimited!(error.without_path(), "{error}");
         }
         return Err(gone);
@@ -422,7 +425,8 @@ fn take_range_content<P: Pieces>(
 ) -> Result<Taken, FrameError> {
     let mut store = open_part(frames, target, entry)?;
     if let (Ok(part), Some(true)) = (&store, head.dense)
-        && let Err(error) = part.reserve(head.offset, head.length.min(target.rules().chunk_bytes))
+        && let Err(error) =
+            part.reserve_blocks(head.offset, head.length.min(target.rules().chunk_bytes))
     {
         store = Err(error);
     }
@@ -449,6 +453,6 @@ fn take_range_content<P: Pieces>(
     Ok(match store {
         Err(error) => Taken::Failed(fault(error)),
         Ok(_) if !right => Taken::Mismatch,
-        Ok(part) => part.finish().map_or_else(|e| Taken::Failed(fault(e)), |()| Taken::Written),
+        Ok(part) => part.close().map_or_else(|e| Taken::Failed(fault(e)), |()| Taken::Written),
     })
 }

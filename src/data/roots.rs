@@ -2,7 +2,7 @@
 //! that another file system was mounted over, can be opened later.
 
 use super::gate::{Refused, TicketGate};
-use crate::fs::{FsError, Ledger, Root, RootLoss, Target, TargetOptions, Tree};
+use crate::fs::{DirtyJournal, FsError, RootDir, RootUnavailable, Target, TargetOptions, Tree};
 use crate::wire::ticket::{Claims, TicketError};
 use crate::wire::{AbsPath, SyncNo};
 use parking_lot::RwLock;
@@ -12,13 +12,13 @@ use std::sync::{Arc, OnceLock};
 pub struct Roots {
     /// The longest path first, so that the innermost of nested roots is found.
     all: Vec<StorageRoot>,
-    ledger: Arc<Ledger>,
+    ledger: Arc<DirtyJournal>,
 }
 
 /// A configured storage path.
 pub struct StorageRoot {
     path: AbsPath,
-    open: RwLock<Result<Arc<Root>, FsError>>,
+    open: RwLock<Result<Arc<RootDir>, FsError>>,
     /// The id of the root that was opened first.
     first: OnceLock<String>,
 }
@@ -32,18 +32,18 @@ impl StorageRoot {
     /// The root, or why it could not be opened.
     ///
     /// # Errors
-    /// See [`Root::open_file`].
-    pub fn open(&self) -> Result<Arc<Root>, FsError> {
+    /// See [`RootDir::open_file`].
+    pub fn open(&self) -> Result<Arc<RootDir>, FsError> {
         self.open.read().clone()
     }
 
     /// Whether `now`, which `loss` brought to the path, is used instead of what was open there: a file system that was
     /// mounted over it, or the directory that was used first, which is back.
-    fn adopts(&self, now: &Root, loss: RootLoss) -> bool {
+    fn adopts(&self, now: &RootDir, loss: RootUnavailable) -> bool {
         loss.is_new_storage() || self.first.get().is_some_and(|first| *first == now.id())
     }
 
-    fn opened(path: &AbsPath, open: Result<Arc<Root>, FsError>) -> Self {
+    fn opened(path: &AbsPath, open: Result<Arc<RootDir>, FsError>) -> Self {
         let first = OnceLock::new();
         if let Ok(root) = &open {
             first.get_or_init(|| root.id());
@@ -58,16 +58,17 @@ impl Roots {
     /// # Errors
     /// The first that can't be opened.
     pub fn open(paths: &[AbsPath]) -> Result<Self, FsError> {
-        let roots = Self::open_available(paths, Ledger::default());
+        let roots = Self::open_available(paths, DirtyJournal::default());
         roots.all.iter().try_for_each(|root| root.open().map(drop))?;
         Ok(roots)
     }
 
     /// Opens those that are there. What is written below them and not flushed is noted in `ledger`.
-    pub fn open_available(paths: &[AbsPath], ledger: Ledger) -> Self {
+    pub fn open_available(paths: &[AbsPath], ledger: DirtyJournal) -> Self {
         let ledger = Arc::new(ledger);
-        let open =
-            |path: &AbsPath| StorageRoot::opened(path, Root::open_noting(path, ledger.clone()));
+        let open = |path: &AbsPath| {
+            StorageRoot::opened(path, RootDir::open_with_journal(path, ledger.clone()))
+        };
         let mut all: Vec<StorageRoot> = paths.iter().map(open).collect();
         all.sort_by_key(|root| std::cmp::Reverse(root.path.as_bytes().len()));
         Roots { all, ledger }
@@ -79,10 +80,10 @@ impl Roots {
     /// # Errors
     /// It can't be opened; a root that was open stays so.
     pub fn reopen(&self, root: &StorageRoot) -> Result<bool, FsError> {
-        let opened = Root::open_noting(&root.path, self.ledger.clone());
+        let opened = RootDir::open_with_journal(&root.path, self.ledger.clone());
         let mut open = root.open.write();
         let now = match (&*open, &opened) {
-            (Ok(before), Ok(now)) => match before.replaced_by(now) {
+            (Ok(before), Ok(now)) => match before.compare_with_reopened(now) {
                 Some(loss) if root.adopts(now, loss) => {
                     let path = &root.path;
                     let how = match loss.is_new_storage() {
@@ -130,10 +131,12 @@ impl Roots {
         let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Malformed)?;
         let tree = self.tree(&path).ok_or_else(|| Refused::NoRoot(path.to_string()))?;
         let assigned = gate.allows_root(&claims, &tree.root_id());
-        let tree = tree.of_assigned_root(assigned);
+        let tree = tree.for_assigned_root(assigned);
         let deletion = gate.allowance(&claims)?;
-        let options =
-            TargetOptions { deletion, ..TargetOptions::of_this_process(claims.rules.clone()) };
+        let options = TargetOptions {
+            deletion_budget: deletion,
+            ..TargetOptions::for_this_process(claims.rules.clone())
+        };
         let target = Target::new(tree, SyncNo(claims.sync), options);
         Ok((claims, target))
     }

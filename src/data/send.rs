@@ -8,7 +8,7 @@ use super::outcome::Written;
 use super::pool::Buffer;
 use super::protocol::RangeHead;
 use super::read::{KEEP_AT, Read, Sink, Span, changed, open_same, read_delta, read_whole};
-use crate::fs::{FsError, Keep, SourceFile, Tree};
+use crate::fs::{FsError, ReuseSource, SourceFile, Tree};
 use crate::util::rate::Limiters;
 use crate::wire::Digest;
 use crate::wire::content::{ContentHasher, HashMode};
@@ -140,7 +140,7 @@ impl Sink for Feed<'_> {
         self.put(&frame::hole(length))
     }
 
-    fn keep(&mut self, from: Keep, length: u64, _: &[Digest]) -> Result<(), Gone> {
+    fn keep(&mut self, from: ReuseSource, length: u64, _: &[Digest]) -> Result<(), Gone> {
         self.moved.fetch_add(length, Ordering::Relaxed);
         self.kept += length;
         self.put(&frame::keep(from, length))?;
@@ -198,7 +198,7 @@ fn feed_file(
         Read::Failed(error) => error,
         // Shorter than it was a moment ago is one way to change.
         Read::Short => changed(entry),
-        Read::All => match file.unchanged_since_open() {
+        Read::All => match file.verify_unchanged() {
             Ok(()) => {
                 let digest = hasher.map(ContentHasher::digest);
                 feed.end_content(digest)?;
@@ -236,7 +236,7 @@ pub fn feed_range(
             let compare = there.zip(scratch.as_mut().map(Buffer::pages));
             match read_range(&file, span, compare, hashing, feed)? {
                 (Read::Failed(error), _) => (error.into(), None),
-                (Read::All, value) if file.unchanged_since_open().is_ok() => {
+                (Read::All, value) if file.verify_unchanged().is_ok() => {
                     let (sent, kept) = (feed.sent, feed.kept);
                     (FedRange::Sent { value, sent, kept }, Some(value))
                 }

@@ -2,7 +2,7 @@
 //! a copy on one host, and the receiving end of a connection, write through this.
 
 use super::read::{KEEP_AT, Span};
-use crate::fs::{Cause, FsError, Keep, NewFile, PartFile, Result, Side};
+use crate::fs::{Cause, FsError, NewFile, PartFile, Result, ReuseSource, Side};
 use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::{Digest, RelPath};
 
@@ -28,7 +28,7 @@ impl Store for NewFile {
     }
 
     fn hole(&mut self, span: Span) -> Result<()> {
-        self.skip(span.length);
+        self.append_hole(span.length);
         Ok(())
     }
 
@@ -43,7 +43,7 @@ impl Store for PartFile {
     }
 
     fn hole(&mut self, span: Span) -> Result<()> {
-        self.hole_at(span.offset, span.length)
+        self.write_hole(span.offset, span.length)
     }
 
     fn part(&self) -> Option<&PartFile> {
@@ -68,14 +68,14 @@ pub struct ReadBack<'a> {
 /// What `go_on` says; inside, that it can't be kept or read.
 pub fn keep<E>(
     part: &PartFile,
-    from: Keep,
+    from: ReuseSource,
     span: Span,
     mut back: Option<ReadBack<'_>>,
     go_on: impl Fn() -> std::result::Result<(), E>,
 ) -> std::result::Result<Result<()>, E> {
     for piece in span.pieces(KEEP_AT) {
         go_on()?;
-        if let Err(error) = part.keep(piece.offset, piece.length, from) {
+        if let Err(error) = part.reuse_range(piece.offset, piece.length, from) {
             return Ok(Err(error));
         }
         let Some(back) = &mut back else { continue };
@@ -98,7 +98,7 @@ pub fn keep<E>(
 /// Like [`mark_for_restart`].
 pub fn keep_blocks<E>(
     part: &PartFile,
-    from: Keep,
+    from: ReuseSource,
     blocks: impl Iterator<Item = (Span, Digest)>,
     back: Option<(&RelPath, HashMode, &mut [u8])>,
     go_on: impl Fn() -> std::result::Result<(), E>,
@@ -126,5 +126,5 @@ pub fn keep_blocks<E>(
 
 /// The error of kept content that is another one by now.
 fn lost(path: &RelPath) -> FsError {
-    FsError::new(Side::Destination, "keep", path.as_bytes(), Cause::Lost)
+    FsError::new(Side::Destination, "keep", path.as_bytes(), Cause::PartDataLost)
 }

@@ -1,9 +1,9 @@
 //! What went wrong, where, and what to do about it.
 
-use super::notes::Shortfall;
-use super::preflight::Misfit;
-use super::presence::RootLoss;
-use super::spelling::TAKEN;
+use super::case_folding::NAME_COLLISION;
+use super::metadata_warnings::MetadataWarning;
+use super::preflight::RootMismatch;
+use super::root_check::RootUnavailable;
 use crate::wire::BytePath;
 use crate::wire::sync::{ErrorClass, FileError};
 use rustix::fs::FileType;
@@ -37,7 +37,7 @@ pub enum Cause {
     /// The source file changed while it was read, or since it was scanned.
     Changed,
     /// Something that is no regular file (any more) stands where one was expected.
-    NotRegular,
+    NotRegularFile,
     /// A file has another length than was said of it, in bytes.
     WrongSize {
         /// What was said.
@@ -46,48 +46,48 @@ pub enum Cause {
         found: u64,
     },
     /// A directory that is not empty stands where something else belongs.
-    Occupied,
+    DirectoryNotEmpty,
     /// Another writer has taken the temporary file's name: that writer will publish.
-    Overtaken,
+    Superseded,
     /// What was written to a part file is not (all) there any more: it must be sent again.
-    Lost,
+    PartDataLost,
     /// It lies in a file system like `proc`, whose files have no length to copy by.
-    MadeUp,
+    PseudoFileSystem,
     /// A link that is to be followed leads to nothing.
-    Dangling,
+    DanglingLink,
     /// A link that is to be followed leads out of the storage root.
-    Outside,
+    LinkOutsideRoot,
     /// Links that are to be followed lead round in a circle.
-    Cycle,
+    LinkCycle,
     /// Something else is mounted there.
-    Mounted,
+    MountPoint,
     /// It is the directory that is copied to.
-    Destination,
+    IsDestination,
     /// The source is no directory, and a list names what lies in one.
-    NoDirectory,
+    SourceNotDirectory,
     /// Its extended attributes are too long together.
-    ManyXattrs,
+    XattrsTooLarge,
     /// No object of this kind can be made there, by this process.
-    Unmakeable(NodeKind, Errno),
+    CannotCreate(SpecialKind, Errno),
     /// The destination can't hold something of its metadata, and is to hold it all.
-    Short(Shortfall),
+    MetadataUnsupported(MetadataWarning),
     /// What stands in the place of the trash, or of a directory above it, is no directory but this.
-    NoTrash(FileType),
+    TrashNotDirectory(FileType),
     /// The path of the storage root leads elsewhere than to the directory that is open.
-    RootGone(RootLoss),
+    RootUnavailable(RootUnavailable),
     /// The root of the source is not there.
-    NoSource,
+    SourceMissing,
     /// The root of the destination does not fit that of the source.
-    Misfit(Misfit),
+    RootMismatch(RootMismatch),
 }
 
 /// A kind of entry without content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NodeKind {
+pub enum SpecialKind {
     /// A symbolic link.
-    Link,
+    Symlink,
     /// A FIFO or socket.
-    Special,
+    FifoOrSocket,
     /// A device node.
     Device,
 }
@@ -98,7 +98,7 @@ pub struct FsError {
     /// At which end.
     pub side: Side,
     /// The verb, e.g. `open`.
-    pub op: &'static str,
+    pub operation: &'static str,
     /// Below the root of the sync; an absolute path for a root.
     pub path: BytePath,
     /// Why.
@@ -111,15 +111,15 @@ pub type Result<T> = std::result::Result<T, FsError>;
 impl FsError {
     /// An error of `op` on `path`.
     pub fn new(side: Side, op: &'static str, path: &[u8], cause: impl Into<Cause>) -> Self {
-        FsError { side, op, path: BytePath(path.to_vec()), cause: cause.into() }
+        FsError { side, operation: op, path: BytePath(path.to_vec()), cause: cause.into() }
     }
 
     /// The system call's errno.
     pub fn errno(&self) -> Option<Errno> {
         match self.cause {
-            Cause::Os(errno) | Cause::Unmakeable(_, errno) => Some(errno),
-            Cause::Occupied => Some(Errno::ISDIR),
-            Cause::NoSource => Some(Errno::NOENT),
+            Cause::Os(errno) | Cause::CannotCreate(_, errno) => Some(errno),
+            Cause::DirectoryNotEmpty => Some(Errno::ISDIR),
+            Cause::SourceMissing => Some(Errno::NOENT),
             _ => None,
         }
     }
@@ -131,7 +131,7 @@ impl FsError {
 
     /// What went wrong without where: the same for all entries that fail alike.
     pub fn without_path(&self) -> String {
-        let (side, op) = (self.side.as_str(), self.op);
+        let (side, op) = (self.side.as_str(), self.operation);
         match self.errno_name() {
             Some(errno) => format!("cannot {op} entries at the {side}: {errno}"),
             None => format!("cannot {op} entries at the {side}: {:?}", self.cause),
@@ -139,32 +139,34 @@ impl FsError {
     }
 
     /// Whether a walk could not enter or list a directory: an error of its contents, beside its entry.
-    pub fn is_of_listing(&self) -> bool {
-        matches!(self.op, "open" | "enter" | "list")
+    pub fn is_listing_error(&self) -> bool {
+        matches!(self.operation, "open" | "enter" | "list")
     }
 
     /// Whether trying again can help.
     pub fn class(&self) -> ErrorClass {
         match self.cause {
-            Cause::Os(errno) | Cause::Unmakeable(_, errno) => class_of(errno, self.side),
+            Cause::Os(errno) | Cause::CannotCreate(_, errno) => classify_errno(errno, self.side),
             Cause::Changed => ErrorClass::Changed,
-            Cause::NotRegular | Cause::WrongSize { .. } => match self.side {
+            Cause::NotRegularFile | Cause::WrongSize { .. } => match self.side {
                 Side::Source => ErrorClass::Changed,
                 Side::Destination => ErrorClass::Transient,
             },
-            Cause::Occupied
-            | Cause::MadeUp
-            | Cause::ManyXattrs
-            | Cause::Short(_)
-            | Cause::Dangling
-            | Cause::Outside
-            | Cause::Cycle
-            | Cause::Mounted
-            | Cause::NoSource
-            | Cause::Destination => ErrorClass::Permanent,
-            Cause::NoDirectory | Cause::NoTrash(_) | Cause::Misfit(_) => ErrorClass::InvalidRequest,
-            Cause::Overtaken | Cause::Lost => ErrorClass::Transient,
-            Cause::RootGone(_) => ErrorClass::StorageGone,
+            Cause::DirectoryNotEmpty
+            | Cause::PseudoFileSystem
+            | Cause::XattrsTooLarge
+            | Cause::MetadataUnsupported(_)
+            | Cause::DanglingLink
+            | Cause::LinkOutsideRoot
+            | Cause::LinkCycle
+            | Cause::MountPoint
+            | Cause::SourceMissing
+            | Cause::IsDestination => ErrorClass::Permanent,
+            Cause::SourceNotDirectory | Cause::TrashNotDirectory(_) | Cause::RootMismatch(_) => {
+                ErrorClass::InvalidRequest
+            }
+            Cause::Superseded | Cause::PartDataLost => ErrorClass::Transient,
+            Cause::RootUnavailable(_) => ErrorClass::StorageGone,
         }
     }
 
@@ -173,7 +175,7 @@ impl FsError {
         let below_root = !self.path.0.starts_with(b"/");
         FileError {
             path: if below_root { self.path.clone() } else { BytePath::default() },
-            operation: format!("{} {}", self.op, self.side.as_str()),
+            operation: format!("{} {}", self.operation, self.side.as_str()),
             errno: self.errno_name().map(str::to_owned),
             message: WithoutHint(self).to_string(),
             hint: self.hint(),
@@ -185,7 +187,7 @@ impl FsError {
 
     /// What somebody can do about it.
     fn hint(&self) -> Option<String> {
-        super::hint::hint(self.cause, rustix::process::geteuid())
+        super::hint::operator_hint(self.cause, rustix::process::geteuid())
     }
 }
 
@@ -197,17 +199,19 @@ impl fmt::Display for WithoutHint<'_> {
         let WithoutHint(error) = self;
         let side = error.side.as_str();
         match error.cause {
-            Cause::NoSource => return write!(f, "SRC {} does not exist", error.path),
-            Cause::Misfit(misfit) => return f.write_str(&misfit.describe(&error.path.to_string())),
+            Cause::SourceMissing => return write!(f, "SRC {} does not exist", error.path),
+            Cause::RootMismatch(misfit) => {
+                return f.write_str(&misfit.describe(&error.path.to_string()));
+            }
             _ => {}
         }
         match error.path.0.as_slice() {
-            b"" => write!(f, "cannot {} the {side}'s root: ", error.op)?,
-            [b'/', ..] => write!(f, "cannot {} `{}`: ", error.op, error.path)?,
-            _ => write!(f, "cannot {} `{}` at the {side}: ", error.op, error.path)?,
+            b"" => write!(f, "cannot {} the {side}'s root: ", error.operation)?,
+            [b'/', ..] => write!(f, "cannot {} `{}`: ", error.operation, error.path)?,
+            _ => write!(f, "cannot {} `{}` at the {side}: ", error.operation, error.path)?,
         }
         match error.cause {
-            Cause::Os(TAKEN) => f.write_str(
+            Cause::Os(NAME_COLLISION) => f.write_str(
                 "its name, or one above it, exists in another spelling (letter case, Unicode form), \
                  and the file system does not distinguish the two (ENOTUNIQ)",
             )?,
@@ -220,41 +224,41 @@ impl fmt::Display for WithoutHint<'_> {
                 }
             }
             Cause::Changed => f.write_str("the file changed meanwhile")?,
-            Cause::NotRegular => f.write_str("it is not a regular file")?,
+            Cause::NotRegularFile => f.write_str("it is not a regular file")?,
             Cause::WrongSize { expected, found } => {
                 write!(f, "it has {found} bytes instead of {expected}")?;
             }
-            Cause::Occupied => {
+            Cause::DirectoryNotEmpty => {
                 f.write_str("a directory that is not empty stands in its place (EISDIR)")?;
             }
-            Cause::Overtaken => f.write_str("another attempt is writing the same file")?,
-            Cause::Lost => f.write_str("data written to its part file is gone")?,
-            Cause::ManyXattrs => f.write_str("its extended attributes are over 1 MiB together")?,
-            Cause::Unmakeable(kind, errno) => {
+            Cause::Superseded => f.write_str("another attempt is writing the same file")?,
+            Cause::PartDataLost => f.write_str("data written to its part file is gone")?,
+            Cause::XattrsTooLarge => f.write_str("its extended attributes are over 1 MiB together")?,
+            Cause::CannotCreate(kind, errno) => {
                 let kind = match kind {
-                    NodeKind::Link => "symbolic link",
-                    NodeKind::Special => "FIFO or socket",
-                    NodeKind::Device => "device",
+                    SpecialKind::Symlink => "symbolic link",
+                    SpecialKind::FifoOrSocket => "FIFO or socket",
+                    SpecialKind::Device => "device",
                 };
                 let name = errno_name(errno).unwrap_or("unknown error");
                 write!(f, "no {kind} can be made there ({name})")?;
             }
-            Cause::Short(short) => write!(f, "{short}")?,
-            Cause::RootGone(loss) => write!(f, "{loss}")?,
-            Cause::MadeUp => {
+            Cause::MetadataUnsupported(short) => write!(f, "{short}")?,
+            Cause::RootUnavailable(loss) => write!(f, "{loss}")?,
+            Cause::PseudoFileSystem => {
                 f.write_str(
                     "its file system is one like /proc, whose files have no length",
                 )?;
             }
-            Cause::Dangling => f.write_str("it is a link that leads to nothing")?,
-            Cause::Outside => {
+            Cause::DanglingLink => f.write_str("it is a link that leads to nothing")?,
+            Cause::LinkOutsideRoot => {
                 f.write_str("it is a link that leads out of the storage path (of SRC, with `ctl copy`)")?
             }
-            Cause::Cycle => f.write_str("links lead from it back to a directory above it")?,
-            Cause::NoDirectory => {
+            Cause::LinkCycle => f.write_str("links lead from it back to a directory above it")?,
+            Cause::SourceNotDirectory => {
                 f.write_str("it is not a directory, and a list names entries of a directory")?;
             }
-            Cause::NoTrash(found) => {
+            Cause::TrashNotDirectory(found) => {
                 let found = match found {
                     FileType::RegularFile => "a file",
                     FileType::Symlink => "a symbolic link",
@@ -262,10 +266,10 @@ impl fmt::Display for WithoutHint<'_> {
                 };
                 write!(f, "{found} is there, and a trash is a directory")?;
             }
-            Cause::Mounted => f.write_str("another file system is mounted there")?,
+            Cause::MountPoint => f.write_str("another file system is mounted there")?,
             // Written above, with the path.
-            Cause::NoSource | Cause::Misfit(_) => {}
-            Cause::Destination => {
+            Cause::SourceMissing | Cause::RootMismatch(_) => {}
+            Cause::IsDestination => {
                 f.write_str("it is the destination itself, under another path")?
             }
         }
@@ -288,7 +292,7 @@ impl From<Errno> for Cause {
     }
 }
 
-fn class_of(errno: Errno, side: Side) -> ErrorClass {
+fn classify_errno(errno: Errno, side: Side) -> ErrorClass {
     match errno {
         // At the destination a missing directory is made again by the next attempt.
         Errno::NOENT if side == Side::Source => ErrorClass::Vanished,
@@ -313,18 +317,18 @@ fn class_of(errno: Errno, side: Side) -> ErrorClass {
         | Errno::NOSYS
         | Errno::OPNOTSUPP
         | Errno::OVERFLOW
-        | TAKEN => ErrorClass::Permanent,
+        | NAME_COLLISION => ErrorClass::Permanent,
         _ => ErrorClass::Transient,
     }
 }
 
 /// Whether this process, or its host, is out of descriptors or memory.
-pub(super) fn is_shortage(errno: Errno) -> bool {
+pub(super) fn is_resource_shortage(errno: Errno) -> bool {
     matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM)
 }
 
 /// The errnos that file systems give, each with its name.
-const NAMES: &[(Errno, &str)] = &[
+const ERRNO_NAMES: &[(Errno, &str)] = &[
     (Errno::PERM, "EPERM"),
     (Errno::NOENT, "ENOENT"),
     (Errno::INTR, "EINTR"),
@@ -362,7 +366,7 @@ const NAMES: &[(Errno, &str)] = &[
     (Errno::NODATA, "ENODATA"),
     (Errno::TIME, "ETIME"),
     (Errno::NOLINK, "ENOLINK"),
-    (TAKEN, "ENOTUNIQ"),
+    (NAME_COLLISION, "ENOTUNIQ"),
     (Errno::COMM, "ECOMM"),
     (Errno::PROTO, "EPROTO"),
     (Errno::BADMSG, "EBADMSG"),
@@ -392,7 +396,7 @@ const NAMES: &[(Errno, &str)] = &[
 
 /// The name of an errno as `errno(3)` has it; `None` for those that file systems do not give.
 pub fn errno_name(errno: Errno) -> Option<&'static str> {
-    NAMES.iter().find(|(e, _)| *e == errno).map(|(_, name)| *name)
+    ERRNO_NAMES.iter().find(|(e, _)| *e == errno).map(|(_, name)| *name)
 }
 
 #[cfg(test)]
@@ -400,7 +404,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_says_what_where_why_and_what_to_do() {
+    fn an_error_names_operation_path_cause_and_hint() {
         let error = FsError::new(Side::Source, "open", b"a\nb", Errno::ROFS);
         let text = "cannot open `a\\#012b` at the source: Read-only file system (EROFS)";
         let hint = "mount the file system writable";
@@ -484,15 +488,15 @@ mod tests {
             ("ENOKEY", T, T),
             ("EKEYEXPIRED", T, T),
         ];
-        let found = NAMES.iter().map(|(errno, name)| {
+        let found = ERRNO_NAMES.iter().map(|(errno, name)| {
             let class = |side| FsError::new(side, "open", b"x", *errno).class();
             (*name, class(Side::Source), class(Side::Destination))
         });
         let found: Vec<_> = found.collect();
         assert_eq!(found, table);
-        for (errno, name) in NAMES {
+        for (errno, name) in ERRNO_NAMES {
             let short = ["ENOMEM", "EMFILE", "ENFILE"].contains(name);
-            assert_eq!(is_shortage(*errno), short, "{name}");
+            assert_eq!(is_resource_shortage(*errno), short, "{name}");
             let report = FsError::new(Side::Destination, "open", b"x", *errno).to_file_error();
             assert_eq!(
                 (report.errno.as_deref(), report.is_resource_exhaustion()),
@@ -513,24 +517,24 @@ mod tests {
         };
         for (cause, source, destination) in [
             (Cause::Changed, C, C),
-            (Cause::NotRegular, C, T),
+            (Cause::NotRegularFile, C, T),
             (Cause::WrongSize { expected: 1, found: 2 }, C, T),
-            (Cause::Occupied, P, P),
-            (Cause::Overtaken, T, T),
-            (Cause::Lost, T, T),
-            (Cause::MadeUp, P, P),
-            (Cause::Dangling, P, P),
-            (Cause::Outside, P, P),
-            (Cause::Cycle, P, P),
-            (Cause::Mounted, P, P),
-            (Cause::Destination, P, P),
-            (Cause::NoDirectory, I, I),
-            (Cause::NoSource, P, P),
-            (Cause::Misfit(Misfit::Same), I, I),
-            (Cause::NoTrash(FileType::Symlink), I, I),
-            (Cause::ManyXattrs, P, P),
-            (Cause::RootGone(RootLoss::Mounted), G, G),
-            (Cause::RootGone(RootLoss::Missing(Errno::NOENT)), G, G),
+            (Cause::DirectoryNotEmpty, P, P),
+            (Cause::Superseded, T, T),
+            (Cause::PartDataLost, T, T),
+            (Cause::PseudoFileSystem, P, P),
+            (Cause::DanglingLink, P, P),
+            (Cause::LinkOutsideRoot, P, P),
+            (Cause::LinkCycle, P, P),
+            (Cause::MountPoint, P, P),
+            (Cause::IsDestination, P, P),
+            (Cause::SourceNotDirectory, I, I),
+            (Cause::SourceMissing, P, P),
+            (Cause::RootMismatch(RootMismatch::SamePath), I, I),
+            (Cause::TrashNotDirectory(FileType::Symlink), I, I),
+            (Cause::XattrsTooLarge, P, P),
+            (Cause::RootUnavailable(RootUnavailable::MountedOver), G, G),
+            (Cause::RootUnavailable(RootUnavailable::Missing(Errno::NOENT)), G, G),
         ] {
             let class = |side| FsError::new(side, "open", b"x", cause).class();
             assert_eq!(
@@ -549,12 +553,12 @@ mod tests {
         assert_eq!(class(Side::Destination, Errno::NOSPC.into()), ErrorClass::Transient);
         assert_eq!(class(Side::Destination, Errno::ROFS.into()), ErrorClass::Permanent);
         assert_eq!(class(Side::Source, Cause::Changed), ErrorClass::Changed);
-        assert_eq!(class(Side::Destination, Cause::Occupied), ErrorClass::Permanent);
+        assert_eq!(class(Side::Destination, Cause::DirectoryNotEmpty), ErrorClass::Permanent);
     }
 
     #[test]
-    fn a_name_that_is_taken_in_another_spelling_is_no_use_to_try_again() {
-        let error = FsError::new(Side::Destination, "compare", b"Foo", TAKEN);
+    fn a_name_collision_is_a_permanent_error() {
+        let error = FsError::new(Side::Destination, "compare", b"Foo", NAME_COLLISION);
         assert_eq!((error.errno_name(), error.class()), (Some("ENOTUNIQ"), ErrorClass::Permanent));
         let said = error.to_string();
         assert!(said.contains("`Foo`") && said.contains("another spelling"), "{said}");
@@ -562,8 +566,8 @@ mod tests {
     }
 
     #[test]
-    fn an_occupied_place_is_named_as_the_kernel_would() {
-        let error = FsError::new(Side::Destination, "publish", b"x", Cause::Occupied);
+    fn a_non_empty_directory_in_the_way_has_the_errno_of_the_kernel() {
+        let error = FsError::new(Side::Destination, "publish", b"x", Cause::DirectoryNotEmpty);
         assert_eq!(error.errno_name(), Some("EISDIR"));
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Filter {
     rules: Patterns,
-    sizes: (u64, u64),
+    size_range: (u64, u64),
     /// See [`FilterSpec::newer_than`] and [`FilterSpec::older_than`].
     newer_than: Option<i64>,
     older_than: Option<i64>,
@@ -26,33 +26,33 @@ pub enum FilterError {
     #[error(
         "the filter rules have {0} bytes, at most {MAX_FILTER_BYTES} are taken; shorten them, e.g. by patterns instead of names"
     )]
-    TooLong(usize),
+    RulesTooLong(usize),
     /// One of them can't be read.
-    #[error("filter rule {} (`{}`) cannot be read: {why}", .index + 1, crate::wire::path::escape_bytes(.rule.as_bytes()))]
-    Rule {
+    #[error("filter rule {} (`{}`) cannot be read: {reason}", .index + 1, crate::wire::path::escape_bytes(.rule.as_bytes()))]
+    InvalidRule {
         /// Its place in the list, from 0.
         index: usize,
         /// As it was given.
         rule: String,
         /// What is wrong with it.
-        why: String,
+        reason: String,
     },
     /// All of them together can't be compiled.
     #[error("the filter rules cannot be compiled: {0}; use fewer or simpler ones")]
-    Together(String),
+    CannotCompile(String),
 }
 
 /// Filters that were made last, each with what it was made of. To make one of a thousand rules takes
 /// some tens of milliseconds, and every directory that a mirror looks through asks for its own again.
-static MADE: Mutex<VecDeque<(FilterSpec, Arc<Filter>)>> = Mutex::new(VecDeque::new());
+static FILTER_CACHE: Mutex<VecDeque<(FilterSpec, Arc<Filter>)>> = Mutex::new(VecDeque::new());
 /// So many are kept.
-const KEPT: usize = 4;
+const MAX_CACHED_FILTERS: usize = 4;
 
 impl Default for Filter {
     /// Leaves nothing out.
     fn default() -> Self {
         let sizes = (0, u64::MAX);
-        Filter { rules: Patterns::default(), sizes, newer_than: None, older_than: None }
+        Filter { rules: Patterns::default(), size_range: sizes, newer_than: None, older_than: None }
     }
 }
 
@@ -64,11 +64,11 @@ impl Filter {
     pub fn new(spec: &FilterSpec) -> Result<Filter, FilterError> {
         let bytes: usize = spec.rules.iter().map(|rule| rule.len() + 1).sum();
         if bytes > MAX_FILTER_BYTES {
-            return Err(FilterError::TooLong(bytes));
+            return Err(FilterError::RulesTooLong(bytes));
         }
         Ok(Filter {
             rules: Patterns::new(&spec.rules)?,
-            sizes: (spec.min_size.unwrap_or(0), spec.max_size.unwrap_or(u64::MAX)),
+            size_range: (spec.min_size.unwrap_or(0), spec.max_size.unwrap_or(u64::MAX)),
             newer_than: spec.newer_than,
             older_than: spec.older_than,
         })
@@ -78,60 +78,60 @@ impl Filter {
     ///
     /// # Errors
     /// See [`Filter::new`].
-    pub fn made(spec: &FilterSpec) -> Result<Arc<Filter>, FilterError> {
-        let made = || MADE.lock();
+    pub fn cached(spec: &FilterSpec) -> Result<Arc<Filter>, FilterError> {
+        let made = || FILTER_CACHE.lock();
         if let Some((_, filter)) = made().iter().find(|(of, _)| of == spec) {
             return Ok(filter.clone());
         }
         let filter = Arc::new(Filter::new(spec)?);
         let mut made = made();
-        made.truncate(KEPT - 1);
+        made.truncate(MAX_CACHED_FILTERS - 1);
         made.push_front((spec.clone(), filter.clone()));
         Ok(filter)
     }
 
     /// Whether the rules leave out `path`, given that nothing above it is left out.
-    pub fn leaves_out(&self, path: &RelPath, is_dir: bool) -> bool {
-        !path.is_root() && self.rules.leave_out(path.as_bytes(), is_dir)
+    pub fn excludes(&self, path: &RelPath, is_dir: bool) -> bool {
+        !path.is_root() && self.rules.excludes(path.as_bytes(), is_dir)
     }
 
     /// The same for a path that was not reached from above, e.g. one of a list: what lies in a directory
     /// that is left out is left out too, whatever a later rule says of it.
-    pub fn leaves_out_with_parents(&self, path: &RelPath, is_dir: bool) -> bool {
+    pub fn excludes_with_parents(&self, path: &RelPath, is_dir: bool) -> bool {
         let bytes = path.as_bytes();
         let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
         !self.rules.is_empty()
-            && (ends.into_iter().any(|end| self.rules.leave_out(&bytes[..end], true))
-                || self.leaves_out(path, is_dir))
+            && (ends.into_iter().any(|end| self.rules.excludes(&bytes[..end], true))
+                || self.excludes(path, is_dir))
     }
 
     /// Whether the rules or, for a regular file, the limits leave out `entry`, given that nothing
     /// above it is left out.
-    pub fn leaves_out_entry(&self, entry: &Entry) -> bool {
-        self.leaves_out(&entry.path, entry.is_dir())
-            || !entry.path.is_root() && self.is_beyond(entry)
+    pub fn excludes_entry(&self, entry: &Entry) -> bool {
+        self.excludes(&entry.path, entry.is_dir())
+            || !entry.path.is_root() && self.exceeds_limits(entry)
     }
 
     /// What leaves out a source that is no directory, given that its entry is `root` and its name is
     /// `name`: the rules see that name, as if its directory was the source.
-    pub fn what_leaves_out_source(&self, root: &Entry, name: &[u8]) -> Option<&'static str> {
-        let excluded = self.rules.leave_out(name, false);
-        excluded.then_some("a pattern (--exclude)").or_else(|| self.limit_passed(root))
+    pub fn option_that_excludes_source(&self, root: &Entry, name: &[u8]) -> Option<&'static str> {
+        let excluded = self.rules.excludes(name, false);
+        excluded.then_some("a pattern (--exclude)").or_else(|| self.exceeded_limit(root))
     }
 
     /// Whether `entry` is a regular file beyond the limits of size and age.
-    pub fn is_beyond(&self, entry: &Entry) -> bool {
-        self.limit_passed(entry).is_some()
+    pub fn exceeds_limits(&self, entry: &Entry) -> bool {
+        self.exceeded_limit(entry).is_some()
     }
 
     /// The option of a limit that `entry`, a regular file, is beyond.
-    fn limit_passed(&self, entry: &Entry) -> Option<&'static str> {
+    fn exceeded_limit(&self, entry: &Entry) -> Option<&'static str> {
         let EntryKind::File { size } = entry.kind else { return None };
         let Meta { mtime_sec, mtime_nsec, .. } = entry.meta;
         let time = (mtime_sec, mtime_nsec);
         let limits = [
-            (size < self.sizes.0, "--min-size"),
-            (size > self.sizes.1, "--max-size"),
+            (size < self.size_range.0, "--min-size"),
+            (size > self.size_range.1, "--max-size"),
             (self.newer_than.is_some_and(|limit| time <= (limit, 0)), "--newer-than"),
             (self.older_than.is_some_and(|limit| time >= (limit, 0)), "--older-than"),
         ];
@@ -191,22 +191,22 @@ mod tests {
             (&["*"], "anything", true, true),
         ];
         for (rules, path, is_dir, out) in cases {
-            let left_out = filter(rules).leaves_out_with_parents(&rel(path), *is_dir);
+            let left_out = filter(rules).excludes_with_parents(&rel(path), *is_dir);
             assert_eq!(left_out, *out, "{rules:?} {path}");
         }
-        assert!(!filter(&["*"]).leaves_out(&RelPath::root(), true), "never the root");
+        assert!(!filter(&["*"]).excludes(&RelPath::root(), true), "never the root");
     }
 
     #[test]
     fn names_of_any_bytes_are_matched() {
         let some = filter(&["*.tmp", "new?line"]);
-        assert!(some.leaves_out(&rel(b"\xff\xfe.tmp"), false));
-        assert!(some.leaves_out(&rel(b"d\xff/new\nline"), false));
-        assert!(!some.leaves_out(&rel(b"\xff\xfe"), false));
+        assert!(some.excludes(&rel(b"\xff\xfe.tmp"), false));
+        assert!(some.excludes(&rel(b"d\xff/new\nline"), false));
+        assert!(!some.excludes(&rel(b"\xff\xfe"), false));
     }
 
     #[test]
-    fn nothing_in_a_directory_that_is_left_out_can_be_taken_in_again() {
+    fn nothing_in_an_excluded_directory_can_be_included_again() {
         let some = filter(&["logs/", "!logs/keep", "*.o", "!b.o"]);
         for (path, out) in [
             ("logs/keep", true),
@@ -215,13 +215,13 @@ mod tests {
             ("a/b.o", false),
             ("", false),
         ] {
-            assert_eq!(some.leaves_out_with_parents(&rel(path), false), out, "{path}");
+            assert_eq!(some.excludes_with_parents(&rel(path), false), out, "{path}");
         }
-        assert!(some.leaves_out_with_parents(&rel("logs"), true));
+        assert!(some.excludes_with_parents(&rel("logs"), true));
     }
 
     #[test]
-    fn limits_count_for_regular_files_only_and_to_the_nanosecond() {
+    fn size_and_age_limits_apply_to_regular_files_only_with_nanosecond_precision() {
         let limits = FilterSpec {
             min_size: Some(10),
             max_size: Some(20),
@@ -240,32 +240,34 @@ mod tests {
             (10, (200, 0), true),
             (10, (-5, 0), true),
         ] {
-            assert_eq!(some.leaves_out_entry(&file(size, time)), out, "{size} {time:?}");
+            assert_eq!(some.excludes_entry(&file(size, time)), out, "{size} {time:?}");
         }
         let dir = Entry { kind: EntryKind::Dir, ..file(0, (0, 0)) };
-        assert!(!some.leaves_out_entry(&dir));
-        assert!(!Filter::default().leaves_out_entry(&file(u64::MAX, (i64::MIN, 0))));
+        assert!(!some.excludes_entry(&dir));
+        assert!(!Filter::default().excludes_entry(&file(u64::MAX, (i64::MIN, 0))));
     }
 
     #[test]
-    fn a_rule_that_cannot_be_read_is_named() {
+    fn an_invalid_rule_is_named_in_the_error() {
         let spec = |rules: &[&str]| FilterSpec {
             rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
             ..FilterSpec::default()
         };
         let error = Filter::new(&spec(&["fine", "[z-a]\x1b"])).unwrap_err();
-        assert!(matches!(&error, FilterError::Rule { index: 1, rule, .. } if rule == "[z-a]\x1b"));
+        assert!(
+            matches!(&error, FilterError::InvalidRule { index: 1, rule, .. } if rule == "[z-a]\x1b")
+        );
         let text = error.to_string();
         assert!(text.starts_with("filter rule 2 (`[z-a]\\#033`) cannot be read: "), "{text}");
         let long = "x".repeat(MAX_FILTER_BYTES);
         assert_eq!(
             Filter::new(&spec(&[&long])).unwrap_err(),
-            FilterError::TooLong(MAX_FILTER_BYTES + 1)
+            FilterError::RulesTooLong(MAX_FILTER_BYTES + 1)
         );
     }
 
     #[test]
-    fn rules_that_are_many_or_full_of_stars_match_in_good_time() {
+    fn many_rules_and_rules_with_many_wildcards_match_in_bounded_time() {
         // What a matcher that goes back and tries again would not be done with in a lifetime.
         let nested = format!("{}b", "*a".repeat(300));
         let deep = format!("{}x", "**/".repeat(200));
@@ -278,7 +280,7 @@ mod tests {
             let begun = std::time::Instant::now();
             match Filter::new(&FilterSpec { rules, ..FilterSpec::default() }) {
                 Ok(some) => {
-                    assert!(!some.leaves_out_with_parents(&path, false) || shown.starts_with('{'))
+                    assert!(!some.excludes_with_parents(&path, false) || shown.starts_with('{'))
                 }
                 Err(error) => assert!(error.to_string().len() < 10_000, "{shown}"),
             }
@@ -289,16 +291,17 @@ mod tests {
             rules: (0..300).map(|n| format!("*name-{i}-{n:05}*.tmp")).collect(),
             ..FilterSpec::default()
         };
-        let first = Filter::made(&spec(0)).unwrap();
+        let first = Filter::cached(&spec(0)).unwrap();
         let begun = std::time::Instant::now();
         for _ in 0..1_000 {
-            assert!(Arc::ptr_eq(&first, &Filter::made(&spec(0)).unwrap()));
+            assert!(Arc::ptr_eq(&first, &Filter::cached(&spec(0)).unwrap()));
         }
         assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
-        let others: Vec<_> = (1..=KEPT).map(|i| Filter::made(&spec(i)).unwrap()).collect();
+        let others: Vec<_> =
+            (1..=MAX_CACHED_FILTERS).map(|i| Filter::cached(&spec(i)).unwrap()).collect();
         assert!(others.iter().all(|other| !Arc::ptr_eq(&first, other)));
-        assert!(others[1].leaves_out(&rel("x-name-2-00299-.tmp"), false));
-        assert!(!others[1].leaves_out(&rel("x-name-1-00299-.tmp"), false));
+        assert!(others[1].excludes(&rel("x-name-2-00299-.tmp"), false));
+        assert!(!others[1].excludes(&rel("x-name-1-00299-.tmp"), false));
         // The rest is bounded by the length of all rules together, which is refused before it is read.
         let rules = vec!["*a".repeat(MAX_FILTER_BYTES)];
         let begun = std::time::Instant::now();
@@ -308,7 +311,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_rules_are_read_or_named_and_match_any_name(
+        fn any_rules_are_compiled_or_named_in_an_error_and_match_any_name(
             rules in proptest::collection::vec(
                 proptest::prop_oneof!["[]\\[*?!{},/a\\\\ #^-]{0,30}", "\\PC{0,20}"], 0..5
             ),
@@ -316,8 +319,8 @@ mod tests {
         ) {
             let some = Filter::new(&FilterSpec { rules, ..FilterSpec::default() });
             if let (Ok(some), Ok(name)) = (some, RelPath::new(&name)) {
-                some.leaves_out_with_parents(&name, false);
-                some.leaves_out_with_parents(&name, true);
+                some.excludes_with_parents(&name, false);
+                some.excludes_with_parents(&name, true);
             }
         }
     }

@@ -1,49 +1,58 @@
 //! What an operator can do about an error: the only table of it. Its texts hold for an agent and for `ctl copy`.
 
-use super::error::{Cause, NodeKind};
-use super::spelling::TAKEN;
+use super::case_folding::NAME_COLLISION;
+use super::error::{Cause, SpecialKind};
 use crate::wire::sync::FileError;
 use rustix::io::Errno;
 use rustix::process::Uid;
 
 /// What to do about `cause`, which a process of user `uid` met.
-pub(super) fn hint(cause: Cause, uid: Uid) -> Option<String> {
+pub(super) fn operator_hint(cause: Cause, uid: Uid) -> Option<String> {
     let text = match cause {
         Cause::Changed => "stop writes to it during the copy",
-        Cause::Occupied => {
+        Cause::DirectoryNotEmpty => {
             "a mirror (`--delete`) replaces it; else remove or rename that directory, then sync again"
         }
-        Cause::RootGone(loss) => loss.hint(),
-        Cause::Lost => "do not remove part files (`.ctl-….part`) while a sync runs",
-        Cause::MadeUp => "leave it out, or unmount it",
-        Cause::Dangling | Cause::Outside | Cause::Cycle => "exclude it, or keep links as they are",
-        Cause::Mounted | Cause::Destination => "unmount it, or exclude it",
-        Cause::NoDirectory => {
+        Cause::RootUnavailable(loss) => loss.hint(),
+        Cause::PartDataLost => "do not remove part files (`.ctl-….part`) while a sync runs",
+        Cause::PseudoFileSystem => "leave it out, or unmount it",
+        Cause::DanglingLink | Cause::LinkOutsideRoot | Cause::LinkCycle => {
+            "exclude it, or keep links as they are"
+        }
+        Cause::MountPoint | Cause::IsDestination => "unmount it, or exclude it",
+        Cause::SourceNotDirectory => {
             "leave the list (`--files-from`) out, or name the directory as the source"
         }
-        Cause::NoTrash(_) => "name another directory (`--trash`), or move away what is there",
-        Cause::ManyXattrs => "remove some, or copy without them (`--preserve no-xattrs`)",
-        Cause::Unmakeable(NodeKind::Link, _) => "leave links out (`--links skip`)",
-        Cause::Unmakeable(NodeKind::Special, _) => {
+        Cause::TrashNotDirectory(_) => {
+            "name another directory (`--trash`), or move away what is there"
+        }
+        Cause::XattrsTooLarge => "remove some, or copy without them (`--preserve no-xattrs`)",
+        Cause::CannotCreate(SpecialKind::Symlink, _) => "leave links out (`--links skip`)",
+        Cause::CannotCreate(SpecialKind::FifoOrSocket, _) => {
             "leave FIFOs and sockets out (`--preserve no-specials`)"
         }
-        Cause::Unmakeable(NodeKind::Device, _) if uid.is_root() => {
+        Cause::CannotCreate(SpecialKind::Device, _) if uid.is_root() => {
             "leave devices out (`--preserve no-devices`)"
         }
-        Cause::Unmakeable(NodeKind::Device, _) => {
+        Cause::CannotCreate(SpecialKind::Device, _) => {
             "write there as root, or leave devices out (`--preserve no-devices`)"
         }
-        Cause::Short(_) => "sync without `--strict-metadata` to have it counted instead",
-        Cause::Os(errno) => return os_hint(errno, uid),
-        Cause::Misfit(misfit) => misfit.hint(),
-        Cause::NotRegular | Cause::WrongSize { .. } | Cause::Overtaken | Cause::NoSource => {
+        Cause::MetadataUnsupported(_) => {
+            "sync without `--strict-metadata` to have it counted instead"
+        }
+        Cause::Os(errno) => return errno_hint(errno, uid),
+        Cause::RootMismatch(misfit) => misfit.hint(),
+        Cause::NotRegularFile
+        | Cause::WrongSize { .. }
+        | Cause::Superseded
+        | Cause::SourceMissing => {
             return None;
         }
     };
     Some(text.to_owned())
 }
 
-fn os_hint(errno: Errno, uid: Uid) -> Option<String> {
+fn errno_hint(errno: Errno, uid: Uid) -> Option<String> {
     let text = match errno {
         Errno::NOSYS => "mount `/proc` on that host",
         Errno::ACCESS | Errno::PERM if uid.is_root() => {
@@ -64,7 +73,7 @@ fn os_hint(errno: Errno, uid: Uid) -> Option<String> {
         Errno::ROFS => "mount the file system writable",
         Errno::MFILE | Errno::NFILE => "raise the limit of open files (`ulimit -n`, LimitNOFILE=)",
         Errno::LOOP => "a symbolic link stands in the path and is not followed: name the real path",
-        TAKEN => {
+        NAME_COLLISION => {
             "nothing was overwritten: rename one of the two at the source, or copy to a file system that tells \
              them apart"
         }
@@ -77,34 +86,34 @@ fn os_hint(errno: Errno, uid: Uid) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::notes::Shortfall;
-    use crate::fs::preflight::Misfit;
-    use crate::fs::presence::RootLoss;
+    use crate::fs::metadata_warnings::MetadataWarning;
+    use crate::fs::preflight::RootMismatch;
+    use crate::fs::root_check::RootUnavailable;
     use rustix::fs::FileType;
 
     #[test]
-    fn each_cause_has_what_to_do_for_root_and_for_others() {
-        let device = Cause::Unmakeable(NodeKind::Device, Errno::PERM);
-        let special = Cause::Unmakeable(NodeKind::Special, Errno::PERM);
+    fn each_cause_has_a_hint_for_root_and_for_other_users() {
+        let device = Cause::CannotCreate(SpecialKind::Device, Errno::PERM);
+        let special = Cause::CannotCreate(SpecialKind::FifoOrSocket, Errno::PERM);
         for (cause, uid, hint_part) in [
-            (Cause::Occupied, 1000, "a mirror (`--delete`) replaces it"),
+            (Cause::DirectoryNotEmpty, 1000, "a mirror (`--delete`) replaces it"),
             (device, 1000, "write there as root, or leave devices out (`--preserve no-devices`)"),
             (device, 0, "leave devices out (`--preserve no-devices`)"),
             (special, 0, "`--preserve no-specials`"),
-            (Cause::Unmakeable(NodeKind::Link, Errno::PERM), 0, "`--links skip`"),
-            (Cause::Short(Shortfall::SetId), 0, "`--strict-metadata`"),
+            (Cause::CannotCreate(SpecialKind::Symlink, Errno::PERM), 0, "`--links skip`"),
+            (Cause::MetadataUnsupported(MetadataWarning::SetId), 0, "`--strict-metadata`"),
             (Cause::Changed, 0, "stop writes to it"),
-            (Cause::Dangling, 0, "keep links as they are"),
-            (Cause::Mounted, 0, "unmount it"),
-            (Cause::NoDirectory, 0, "leave the list (`--files-from`) out"),
-            (Cause::NoTrash(FileType::Symlink), 0, "`--trash`"),
-            (Cause::ManyXattrs, 0, "`--preserve no-xattrs`"),
-            (Cause::Misfit(Misfit::Same), 0, "outside SRC"),
-            (Cause::MadeUp, 0, "leave it out"),
-            (Cause::Lost, 0, "part files"),
-            (Cause::RootGone(RootLoss::Replaced), 0, "put it back"),
-            (Cause::RootGone(RootLoss::Unmounted), 0, "mount it again"),
-            (Cause::RootGone(RootLoss::Mounted), 0, "until it is unmounted"),
+            (Cause::DanglingLink, 0, "keep links as they are"),
+            (Cause::MountPoint, 0, "unmount it"),
+            (Cause::SourceNotDirectory, 0, "leave the list (`--files-from`) out"),
+            (Cause::TrashNotDirectory(FileType::Symlink), 0, "`--trash`"),
+            (Cause::XattrsTooLarge, 0, "`--preserve no-xattrs`"),
+            (Cause::RootMismatch(RootMismatch::SamePath), 0, "outside SRC"),
+            (Cause::PseudoFileSystem, 0, "leave it out"),
+            (Cause::PartDataLost, 0, "part files"),
+            (Cause::RootUnavailable(RootUnavailable::Replaced), 0, "put it back"),
+            (Cause::RootUnavailable(RootUnavailable::Unmounted), 0, "mount it again"),
+            (Cause::RootUnavailable(RootUnavailable::MountedOver), 0, "until it is unmounted"),
             (Errno::ACCESS.into(), 1000, "grant the copying user (uid 1000) access"),
             (Errno::PERM.into(), 7, "(uid 7) access to these paths, or run as root"),
             (Errno::ACCESS.into(), 0, "root itself is refused"),
@@ -115,17 +124,17 @@ mod tests {
             (Errno::ROFS.into(), 0, "writable"),
             (Errno::MFILE.into(), 0, "`ulimit -n`"),
             (Errno::LOOP.into(), 0, "name the real path"),
-            (TAKEN.into(), 0, "rename one of the two"),
+            (NAME_COLLISION.into(), 0, "rename one of the two"),
             (Errno::IO.into(), 0, "kernel log"),
             (Errno::NOSYS.into(), 0, "`/proc`"),
         ] {
-            let found = hint(cause, Uid::from_raw(uid)).unwrap_or_default();
+            let found = operator_hint(cause, Uid::from_raw(uid)).unwrap_or_default();
             assert!(found.contains(hint_part), "{cause:?} {uid}: {found}");
             // Root is not advised to become root.
             assert!(uid != 0 || !found.contains("as root"), "{cause:?}: {found}");
         }
-        for cause in [Cause::Overtaken, Cause::NotRegular, Errno::BUSY.into()] {
-            assert_eq!(hint(cause, Uid::ROOT), None, "{cause:?}");
+        for cause in [Cause::Superseded, Cause::NotRegularFile, Errno::BUSY.into()] {
+            assert_eq!(operator_hint(cause, Uid::ROOT), None, "{cause:?}");
         }
     }
 }

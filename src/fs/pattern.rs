@@ -39,14 +39,14 @@ impl Patterns {
         let mut effects = Vec::new();
         let mut builder = GlobSetBuilder::new();
         for (index, line) in lines.iter().enumerate() {
-            let failed = |why| FilterError::Rule { index, rule: line.clone(), why };
-            let Some((glob, effect)) = read(line).map_err(failed)? else { continue };
+            let failed = |why| FilterError::InvalidRule { index, rule: line.clone(), reason: why };
+            let Some((glob, effect)) = parse_line(line).map_err(failed)? else { continue };
             let glob =
                 GlobBuilder::new(&glob).literal_separator(true).backslash_escape(true).build();
             builder.add(glob.map_err(|error| failed(error.kind().to_string()))?);
             effects.push(effect);
         }
-        let set = builder.build().map_err(|error| FilterError::Together(error.to_string()))?;
+        let set = builder.build().map_err(|error| FilterError::CannotCompile(error.to_string()))?;
         Ok(Patterns { set, effects })
     }
 
@@ -55,7 +55,7 @@ impl Patterns {
     }
 
     /// Whether the last pattern that matches `path` itself leaves it out.
-    pub(super) fn leave_out(&self, path: &[u8], is_dir: bool) -> bool {
+    pub(super) fn excludes(&self, path: &[u8], is_dir: bool) -> bool {
         let mut hits = Vec::new();
         let candidate = Candidate::new(Path::new(OsStr::from_bytes(path)));
         self.set.matches_candidate_into(&candidate, &mut hits);
@@ -83,7 +83,7 @@ pub fn trim_pattern(line: &str) -> &str {
 
 /// Finds the lines that are absolute paths at or below one of `roots`: such a pattern begins at the root of the
 /// source and matches nothing there. Gives the index of each, and an error message with what to write instead.
-pub fn absolute_patterns(lines: &[String], roots: &[&AbsPath]) -> Vec<(usize, String)> {
+pub fn find_absolute_patterns(lines: &[String], roots: &[&AbsPath]) -> Vec<(usize, String)> {
     let below = |pattern: &str, root: &AbsPath| {
         let rest = pattern.strip_prefix(std::str::from_utf8(root.as_bytes()).ok()?)?;
         match rest.strip_prefix('/') {
@@ -109,7 +109,7 @@ pub fn absolute_patterns(lines: &[String], roots: &[&AbsPath]) -> Vec<(usize, St
 }
 
 /// The glob of a line, for whole paths; `None` where it matches nothing.
-fn read(line: &str) -> Result<Option<(String, Effect)>, String> {
+fn parse_line(line: &str) -> Result<Option<(String, Effect)>, String> {
     let line = trim_pattern(line);
     if line.starts_with('#') {
         return Ok(None);
@@ -122,7 +122,7 @@ fn read(line: &str) -> Result<Option<(String, Effect)>, String> {
     if line.is_empty() {
         return Ok(None);
     }
-    let Some(glob) = translate(line, anchored)? else { return Ok(None) };
+    let Some(glob) = translate_to_glob(line, anchored)? else { return Ok(None) };
     // No path has an empty name in it.
     if glob.starts_with('/') || glob.ends_with('/') || glob.contains("//") {
         return Ok(None);
@@ -132,7 +132,7 @@ fn read(line: &str) -> Result<Option<(String, Effect)>, String> {
 }
 
 /// The glob for a pattern without its marks; `None` where it matches nothing.
-fn translate(pattern: &str, anchored: bool) -> Result<Option<String>, String> {
+fn translate_to_glob(pattern: &str, anchored: bool) -> Result<Option<String>, String> {
     let mut glob = String::with_capacity(pattern.len() + 8);
     let mut rest = pattern.chars().peekable();
     // What `**` may stand behind to be more than `*`: git compares the characters before the first special one
@@ -158,9 +158,9 @@ fn translate(pattern: &str, anchored: bool) -> Result<Option<String>, String> {
                 at_component = true;
             }
             '*' => {
-                let several = take_stars(&mut rest) > 0;
+                let several = consume_stars(&mut rest) > 0;
                 let end =
-                    component_end(&rest).filter(|_| several && anchored && (first || all_plain));
+                    separator_len(&rest).filter(|_| several && anchored && (first || all_plain));
                 match end {
                     // Beside other characters, and in a name, several stars are one.
                     None => glob.push('*'),
@@ -168,7 +168,7 @@ fn translate(pattern: &str, anchored: bool) -> Result<Option<String>, String> {
                     Some(2) => glob.push_str(if first { "*/**" } else { "{**/}*" }),
                     Some(_) if first => glob.push_str("**"),
                     Some(_) => {
-                        take_directories(&mut rest);
+                        consume_dir_wildcards(&mut rest);
                         // Any directories, of which the name of the first goes on.
                         glob.push_str("{**/}");
                         if rest.peek().is_none() {
@@ -177,7 +177,7 @@ fn translate(pattern: &str, anchored: bool) -> Result<Option<String>, String> {
                     }
                 }
             }
-            '[' => match Class::read(&mut rest)?.glob() {
+            '[' => match CharClass::parse(&mut rest)?.to_glob() {
                 Some(class) => glob.push_str(&class),
                 None => return Ok(None),
             },
@@ -188,12 +188,12 @@ fn translate(pattern: &str, anchored: bool) -> Result<Option<String>, String> {
 }
 
 /// Takes all stars that come next; gives their number.
-fn take_stars(rest: &mut Peekable<Chars<'_>>) -> usize {
+fn consume_stars(rest: &mut Peekable<Chars<'_>>) -> usize {
     std::iter::from_fn(|| rest.next_if_eq(&'*')).count()
 }
 
 /// The length of the `/` that comes next, also of an escaped one; 0 at the end of the pattern, `None` elsewhere.
-fn component_end(rest: &Peekable<Chars<'_>>) -> Option<usize> {
+fn separator_len(rest: &Peekable<Chars<'_>>) -> Option<usize> {
     let mut next = rest.clone();
     match (next.next(), next.next()) {
         (None, _) => Some(0),
@@ -205,11 +205,11 @@ fn component_end(rest: &Peekable<Chars<'_>>) -> Option<usize> {
 
 /// Takes the `/` that comes next, and every `**/` behind it, or `**` at the end: after any directories they add
 /// nothing.
-fn take_directories(rest: &mut Peekable<Chars<'_>>) {
-    while component_end(rest) == Some(1) {
+fn consume_dir_wildcards(rest: &mut Peekable<Chars<'_>>) {
+    while separator_len(rest) == Some(1) {
         rest.next();
         let mut ahead = rest.clone();
-        if take_stars(&mut ahead) < 2 || !matches!(component_end(&ahead), Some(0 | 1)) {
+        if consume_stars(&mut ahead) < 2 || !matches!(separator_len(&ahead), Some(0 | 1)) {
             return;
         }
         *rest = ahead;
@@ -217,7 +217,7 @@ fn take_directories(rest: &mut Peekable<Chars<'_>>) {
 }
 
 /// What stands in `[…]`.
-struct Class {
+struct CharClass {
     negated: bool,
     ascii: [bool; 128],
     /// Characters that are not ASCII: each byte of them counts.
@@ -228,7 +228,7 @@ struct Class {
 type IsInClass = fn(&u8) -> bool;
 
 /// What `[:name:]` means, of ASCII.
-const NAMED: [(&str, IsInClass); 12] = [
+const NAMED_CLASSES: [(&str, IsInClass); 12] = [
     ("alnum", u8::is_ascii_alphanumeric),
     ("alpha", u8::is_ascii_alphabetic),
     ("blank", |byte| matches!(byte, b' ' | b'\t')),
@@ -243,12 +243,12 @@ const NAMED: [(&str, IsInClass); 12] = [
     ("xdigit", u8::is_ascii_hexdigit),
 ];
 
-impl Class {
+impl CharClass {
     /// Reads a class whose `[` was read.
-    fn read(rest: &mut Peekable<Chars<'_>>) -> Result<Class, String> {
+    fn parse(rest: &mut Peekable<Chars<'_>>) -> Result<CharClass, String> {
         let unclosed = || "a `[` lacks its `]`: write `\\[` for the character".to_owned();
         let negated = rest.next_if(|c| matches!(c, '!' | '^')).is_some();
-        let mut class = Class { negated, ascii: [false; 128], others: Vec::new() };
+        let mut class = CharClass { negated, ascii: [false; 128], others: Vec::new() };
         // What a range may begin with.
         let mut from: Option<char> = None;
         let mut first = true;
@@ -309,8 +309,8 @@ impl Class {
     }
 
     fn add_named(&mut self, name: &str) -> Result<(), String> {
-        let Some((_, holds)) = NAMED.iter().find(|(known, _)| *known == name) else {
-            let known: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
+        let Some((_, holds)) = NAMED_CLASSES.iter().find(|(known, _)| *known == name) else {
+            let known: Vec<&str> = NAMED_CLASSES.iter().map(|(name, _)| *name).collect();
             return Err(format!(
                 "there is no class [:{name}:]; the classes are {}",
                 known.join(", ")
@@ -322,7 +322,7 @@ impl Class {
 
     /// The class as `globset` reads it, which has no escapes in one: what is special there stands where it is
     /// not. No class matches `/`. `None`: it matches nothing.
-    fn glob(mut self) -> Option<String> {
+    fn to_glob(mut self) -> Option<String> {
         self.ascii[usize::from(b'/')] = self.negated;
         let mut take = |c: char| std::mem::take(&mut self.ascii[c as usize]);
         let (close, dash) = (take(']'), take('-'));

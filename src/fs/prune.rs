@@ -4,20 +4,20 @@
 //! the source has. A directory that the source does not have counts with all that is in it, and is
 //! removed from its leaves up. What is protected stays, and so does every directory above it.
 //!
-//! Memory and the time of one call are bounded: it ends after [`STEPS`] entries and says where to go
+//! Memory and the time of one call are bounded: it ends after [`MAX_ENTRIES_PER_CALL`] entries and says where to go
 //! on. Everything is done on one name in an open directory that was reached without a link; other
 //! mounts are never entered.
 
-use super::allowance::Allowance;
+use super::case_folding::NAME_COLLISION;
+use super::deletion_budget::DeletionBudget;
+use super::dir_list::{ListedName, is_dir_empty, list_dir_matching};
 use super::error::{Cause, FsError, Result};
 use super::filter::Filter;
-use super::list::{Listed, is_empty, list_if};
-use super::meta::{chmod, lstat, mode_of, size_of, type_of};
-use super::names::{is_anchors, is_ours};
-use super::root::{Dir, open_unmounted};
-use super::spelling::TAKEN;
-use super::target::{Step, Target};
-use super::trash::{Trash, is_marked};
+use super::inode::{chmod, lstat, mode_of, size_of, type_of};
+use super::root::{DirHandle, open_within_mount};
+use super::target::{SysResult, Target};
+use super::temp_names::{is_anchor_dir_name, is_internal_name};
+use super::trash::{Trash, is_trash_dir};
 use crate::wire::manifest::ManifestDir;
 use crate::wire::options::EntryWarning;
 use crate::wire::sync::FileError;
@@ -30,13 +30,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Entries that one call looks at.
-const STEPS: usize = 4096;
+const MAX_ENTRIES_PER_CALL: usize = 4096;
 /// Names of one directory held at a time (twice as many while it is read).
-const AT_ONCE: usize = 4096;
+const MAX_NAMES_HELD: usize = 4096;
 /// Levels whose descriptors stay open.
-const OPEN_LEVELS: usize = 12;
+const MAX_OPEN_LEVELS: usize = 12;
 /// Unfinished files of ours are somebody's leftovers from this age on.
-const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
+const STALE_FILE_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// An interval of the names in one directory, to be pruned; see [`Target::prune`].
 #[derive(Debug, Clone)]
@@ -46,12 +46,12 @@ pub struct PrunePage {
     /// Names up to this one, and it, are not looked at.
     pub after: Option<Box<[u8]>>,
     /// Names behind this one are not looked at.
-    pub upto: Option<Box<[u8]>>,
+    pub through: Option<Box<[u8]>>,
     /// The names between that the source has, sorted by bytes; of any kind.
     pub names: Vec<Box<[u8]>>,
     /// The places in `names` of entries that are no directories at the source and are copied: a directory of
     /// such a name is in their way, and is deleted like one that the source does not have. Sorted.
-    pub replacing: Vec<u32>,
+    pub non_directories: Vec<u32>,
     /// What of the source is left out is protected.
     pub filter: Arc<Filter>,
     /// It is not protected but deleted.
@@ -64,21 +64,21 @@ pub struct PrunePage {
     /// deleted.
     pub dirs: Vec<ManifestDir>,
     /// Go on where the last call with this page ended.
-    pub resume: Option<PrunePlace>,
+    pub resume: Option<PruneCursor>,
 }
 
 /// A place within a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PrunePlace {
+pub struct PruneCursor {
     /// The entry that was settled last.
     pub after: RelPath,
     /// How many directories below the page's one, on the way to it, are known to keep something.
-    pub kept: u32,
+    pub kept_levels: u32,
 }
 
 /// What was found, and done, by one call.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PruneDone {
+pub struct PruneResult {
     /// The counts.
     pub pruned: PruneReport,
     /// What was deleted (or would be), in that order, with the length of its content.
@@ -86,39 +86,39 @@ pub struct PruneDone {
     /// What could not be read or deleted; it stays, and is in no count of what is extra.
     pub errors: Vec<FileError>,
     /// Trashes of earlier mirrors, which were left as they are.
-    pub old_trash: EntryWarning,
-    /// There is more: call again with the same page and this in [`PrunePage::resume`].
-    pub next: Option<PrunePlace>,
+    pub earlier_trash: EntryWarning,
+    /// There is more: call again with the same page and this in [`PrunePage::resume_after`].
+    pub next: Option<PruneCursor>,
     /// More is extra than may be deleted: the call ended there.
-    pub used_up: bool,
+    pub budget_exhausted: bool,
 }
 
 /// Names of a directory that are still to be looked at.
-type Names = std::vec::IntoIter<Listed>;
+type NameIter = std::vec::IntoIter<ListedName>;
 
 /// A directory that is being looked at.
-struct Level {
+struct PruneLevel {
     path: RelPath,
     /// `None`: closed to save descriptors.
-    fd: Option<Dir>,
+    fd: Option<DirHandle>,
     /// As it was before anything in it was removed (by this call).
     stat: Stat,
-    names: Names,
+    names: NameIter,
     /// There are names behind this one that were not kept.
-    more: Option<Box<[u8]>>,
+    next_after: Option<Box<[u8]>>,
     /// Something in it stays.
-    kept: bool,
+    has_kept: bool,
 }
 
 struct Pruner<'a> {
     target: &'a Target,
     page: &'a PrunePage,
     /// What may be deleted; `None`: nothing is.
-    apply: Option<Allowance>,
+    budget: Option<DeletionBudget>,
     trash: Option<Trash<'a>>,
     /// The page's directory, then those that the source does not have.
-    levels: Vec<Level>,
-    done: PruneDone,
+    levels: Vec<PruneLevel>,
+    result: PruneResult,
     /// Something was changed.
     changed: bool,
     now: Duration,
@@ -133,53 +133,55 @@ impl Target {
     /// directory above any of these. That the directory itself is not there is fine.
     ///
     /// # Errors
-    /// The directory can't be read; the trash is no directory. Whatever else fails is in [`PruneDone::error_count`].
-    pub fn prune(&self, page: &PrunePage) -> Result<PruneDone> {
+    /// The directory can't be read; the trash is no directory. Whatever else fails is in [`PruneResult::error_count`].
+    pub fn prune(&self, page: &PrunePage) -> Result<PruneResult> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.prune_at(page, now, STEPS)
+        self.prune_at(page, now, MAX_ENTRIES_PER_CALL)
     }
 
-    fn prune_at(&self, page: &PrunePage, now: Duration, steps: usize) -> Result<PruneDone> {
-        self.tree.forget();
+    fn prune_at(&self, page: &PrunePage, now: Duration, steps: usize) -> Result<PruneResult> {
+        self.tree.clear_dir_cache();
         let allowed = page.apply && self.rules.delete && !self.rules.dry_run;
-        let apply = self.deletion.clone().filter(|_| allowed);
+        let apply = self.deletion_budget.clone().filter(|_| allowed);
         let applies = apply.is_some();
         let mut pruner = Pruner {
             target: self,
             page,
-            apply,
-            trash: Trash::of(self, &page.request_id),
+            budget: apply,
+            trash: Trash::for_request(self, &page.request_id),
             levels: Vec::new(),
-            done: PruneDone::default(),
+            result: PruneResult::default(),
             changed: false,
             now,
         };
-        pruner.trash.as_ref().map_or(Ok(()), Trash::check)?;
+        pruner.trash.as_ref().map_or(Ok(()), Trash::verify)?;
         // The source may have a directory of that name.
         let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().contains(&page.dir));
-        match if is_trash { Ok(()) } else { pruner.start() } {
-            Ok(()) => pruner.run(steps),
+        match if is_trash { Ok(()) } else { pruner.open_page() } {
+            Ok(()) => pruner.visit_entries(steps),
             // Spelled otherwise it is another directory, and none of this page's business. There is
             // nothing to give metadata to either.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | TAKEN) => return Ok(pruner.done),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | NAME_COLLISION) => {
+                return Ok(pruner.result);
+            }
             Err(errno) => return Err(self.error("list", &page.dir, errno)),
         }
-        let Pruner { mut done, changed, .. } = pruner;
-        if changed || applies && self.has_widened() {
-            done.errors.extend(self.stamp(&page.dirs));
+        let Pruner { result: mut done, changed, .. } = pruner;
+        if changed || applies && self.has_widened_dirs() {
+            done.errors.extend(self.apply_dir_metadata(&page.dirs));
         }
         Ok(done)
     }
 }
 
 impl Pruner<'_> {
-    fn start(&mut self) -> Step<()> {
+    fn open_page(&mut self) -> SysResult<()> {
         let target = self.target;
         let top = Arc::new(target.tree.open_dir(self.page.dir.as_bytes())?);
-        target.tree.check_way(self.page.dir.as_bytes())?;
+        target.tree.check_path_spelling(self.page.dir.as_bytes())?;
         let stat = rustix::fs::fstat(&top)?;
-        let fd = self.readable(&top)?;
-        if self.lies_in_old_trash(&fd)? {
+        let fd = self.open_readable(&top)?;
+        if self.is_inside_earlier_trash(&fd)? {
             return Ok(());
         }
         let place = self.page.resume.clone();
@@ -190,148 +192,157 @@ impl Pruner<'_> {
             .map(Into::into)
             .collect();
         let after = way.first().or(self.page.after.as_ref()).cloned();
-        self.push(self.page.dir.clone(), fd, stat, after.as_deref())?;
+        self.push_level(self.page.dir.clone(), fd, stat, after.as_deref())?;
         // The directories that were not finished, each behind the name that leads on.
         for (depth, pair) in way.windows(2).enumerate() {
-            let (path, fd, stat) = match self.open_inside(&pair[0]) {
+            let (path, fd, stat) = match self.open_subdir(&pair[0]) {
                 Ok(opened) => opened,
                 Err(cause) => {
                     if cause != Cause::Os(Errno::NOENT) {
                         let path = self.levels.last().and_then(|l| l.path.child(&pair[0]).ok());
-                        self.fail(&path.unwrap_or_default(), "enter", cause);
+                        self.report_error(&path.unwrap_or_default(), "enter", cause);
                     }
                     break;
                 }
             };
-            self.push(path, fd, stat, Some(&pair[1]))?;
+            self.push_level(path, fd, stat, Some(&pair[1]))?;
             if let (Some(place), Some(level)) = (&place, self.levels.last_mut()) {
-                level.kept |= (depth as u64) < u64::from(place.kept);
+                level.has_kept |= (depth as u64) < u64::from(place.kept_levels);
             }
         }
         Ok(())
     }
 
-    fn run(&mut self, steps: usize) {
+    fn visit_entries(&mut self, steps: usize) {
         let mut looked = 0;
-        while !self.done.used_up
+        while !self.result.budget_exhausted
             && let Some(level) = self.levels.last_mut()
         {
             let (name, told) = match level.names.next() {
                 Some(listed) => listed,
-                None if level.more.is_some() => {
-                    self.list_on();
+                None if level.next_after.is_some() => {
+                    self.list_more();
                     continue;
                 }
                 None => {
-                    if let Some(settled) = self.leave()
+                    if let Some(settled) = self.leave_dir()
                         && looked >= steps
-                        && !self.done.used_up
+                        && !self.result.budget_exhausted
                     {
-                        return self.stop_behind(settled);
+                        return self.stop_after(settled);
                     }
                     continue;
                 }
             };
             looked += 1;
-            if let Some(settled) = self.visit(&name, told)
+            if let Some(settled) = self.visit_entry(&name, told)
                 && looked >= steps
-                && !self.done.used_up
+                && !self.result.budget_exhausted
             {
-                return self.stop_behind(settled);
+                return self.stop_after(settled);
             }
         }
         while let Some(level) = self.levels.pop() {
-            self.narrow(&level);
+            self.restore_mode(&level);
         }
     }
 
     /// The call ends here; the caller will come again.
-    fn stop_behind(&mut self, after: RelPath) {
-        let kept = self.levels.iter().skip(1).rposition(|level| level.kept).map_or(0, |at| at + 1);
-        self.done.next = Some(PrunePlace { after, kept: u32::try_from(kept).unwrap_or(u32::MAX) });
+    fn stop_after(&mut self, after: RelPath) {
+        let kept =
+            self.levels.iter().skip(1).rposition(|level| level.has_kept).map_or(0, |at| at + 1);
+        self.result.next =
+            Some(PruneCursor { after, kept_levels: u32::try_from(kept).unwrap_or(u32::MAX) });
     }
 
     /// Settles `name` in the current directory, or enters it; gives its path where it is settled.
-    fn visit(&mut self, name: &[u8], told: FileType) -> Option<RelPath> {
+    fn visit_entry(&mut self, name: &[u8], told: FileType) -> Option<RelPath> {
         let level = self.levels.last()?;
         let Ok(path) = level.path.child(name) else {
             let full = [level.path.as_bytes(), b"/", name].concat();
-            self.fail_at(&full, "delete", Errno::NAMETOOLONG.into());
+            self.report_error_at(&full, "delete", Errno::NAMETOOLONG.into());
             return None;
         };
         // What the source has stays whatever it is: most names, which need no look.
-        let in_the_way =
-            matches!(told, FileType::Directory | FileType::Unknown) && self.is_replacing(name);
-        if self.has_at_source(name) && !in_the_way && !self.page.delete_excluded && !is_ours(name) {
-            self.done.pruned.checked += u64::from(!self.is_trash(&path));
-            self.keep();
+        let in_the_way = matches!(told, FileType::Directory | FileType::Unknown)
+            && self.is_non_directory_at_source(name);
+        if self.exists_at_source(name)
+            && !in_the_way
+            && !self.page.delete_excluded
+            && !is_internal_name(name)
+        {
+            self.result.pruned.checked += u64::from(!self.is_trash(&path));
+            self.mark_kept();
             return Some(path);
         }
-        let stat = match self.current().and_then(|dir| lstat(&dir, name)) {
+        let stat = match self.current_dir().and_then(|dir| lstat(&dir, name)) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Some(path),
             Err(errno) => {
-                self.fail(&path, "compare", errno);
+                self.report_error(&path, "compare", errno);
                 return Some(path);
             }
         };
-        if is_ours(name) {
-            self.visit_ours(name, &stat);
+        if is_internal_name(name) {
+            self.visit_internal(name, &stat);
             return Some(path);
         }
         if self.is_trash(&path) {
-            self.keep();
+            self.mark_kept();
             return Some(path);
         }
-        self.done.pruned.checked += 1;
+        self.result.pruned.checked += 1;
         let is_dir = type_of(&stat) == FileType::Directory;
-        if !self.is_extra(name, &path, is_dir) {
-            self.keep();
+        if !self.is_extraneous(name, &path, is_dir) {
+            self.mark_kept();
             return Some(path);
         }
         if is_dir {
             // In a dry run nothing has taken the place of an empty directory yet, as it has when a sync deletes.
-            if self.target.rules.dry_run && self.is_replacing(name) && self.is_empty(name) {
-                self.keep();
+            if self.target.rules.dry_run
+                && self.is_non_directory_at_source(name)
+                && self.is_subdir_empty(name)
+            {
+                self.mark_kept();
                 return Some(path);
             }
-            return match self.enter(name) {
+            return match self.enter_dir(name) {
                 Ok(true) => None,
                 Ok(false) => {
-                    self.done.pruned.checked -= 1;
-                    self.done.old_trash.add(path.as_bytes());
-                    self.keep();
+                    self.result.pruned.checked -= 1;
+                    self.result.earlier_trash.add(path.as_bytes());
+                    self.mark_kept();
                     Some(path)
                 }
                 Err(Cause::Os(Errno::NOENT)) => Some(path),
                 Err(cause) => {
-                    self.fail(&path, "enter", cause);
+                    self.report_error(&path, "enter", cause);
                     Some(path)
                 }
             };
         }
         let regular = type_of(&stat) == FileType::RegularFile;
-        self.remove(name, &path, if regular { size_of(&stat) } else { 0 });
+        self.remove_file(name, &path, if regular { size_of(&stat) } else { 0 });
         Some(path)
     }
 
-    fn is_extra(&self, name: &[u8], path: &RelPath, is_dir: bool) -> bool {
-        if self.page.filter.leaves_out(path, is_dir) {
+    fn is_extraneous(&self, name: &[u8], path: &RelPath, is_dir: bool) -> bool {
+        if self.page.filter.excludes(path, is_dir) {
             return self.page.delete_excluded;
         }
-        !self.has_at_source(name) || is_dir && self.is_replacing(name)
+        !self.exists_at_source(name) || is_dir && self.is_non_directory_at_source(name)
     }
 
     /// Whether the source has something else than a directory of this name, which is copied.
-    fn is_replacing(&self, name: &[u8]) -> bool {
+    fn is_non_directory_at_source(&self, name: &[u8]) -> bool {
         let at = self.page.names.binary_search_by(|n| (**n).cmp(name));
         let at = at.ok().filter(|_| self.levels.len() == 1).and_then(|at| u32::try_from(at).ok());
-        at.is_some_and(|at| self.page.replacing.binary_search(&at).is_ok())
+        at.is_some_and(|at| self.page.non_directories.binary_search(&at).is_ok())
     }
 
     /// Whether the source has this name in the current directory. Of a directory that it does not have,
     /// it has nothing.
-    fn has_at_source(&self, name: &[u8]) -> bool {
+    fn exists_at_source(&self, name: &[u8]) -> bool {
         self.levels.len() == 1 && self.page.names.binary_search_by(|n| (**n).cmp(name)).is_ok()
     }
 
@@ -340,92 +351,92 @@ impl Pruner<'_> {
     }
 
     /// What is ours and nobody has touched for long is removed; the rest is in use.
-    fn visit_ours(&mut self, name: &[u8], stat: &Stat) {
+    fn visit_internal(&mut self, name: &[u8], stat: &Stat) {
         let age =
             self.now.saturating_sub(Duration::from_secs(stat.st_ctime.try_into().unwrap_or(0)));
         // The change time can't be set, so a file that already has its final time looks young.
-        let anchors = is_anchors(name) && name != self.target.anchors_name();
-        if age < STALE || type_of(stat) == FileType::Directory && !anchors {
-            self.keep();
-        } else if self.apply.is_some() {
+        let anchors = is_anchor_dir_name(name) && name != self.target.anchor_dir_name();
+        if age < STALE_FILE_AGE || type_of(stat) == FileType::Directory && !anchors {
+            self.mark_kept();
+        } else if self.budget.is_some() {
             self.changed = true;
-            let removed = self.current().and_then(|dir| match anchors {
-                true => self.target.remove_anchors(&dir, name),
-                false => self.target.clear_away(&dir, name),
+            let removed = self.current_dir().and_then(|dir| match anchors {
+                true => self.target.remove_anchor_dir(&dir, name),
+                false => self.target.remove_non_directory(&dir, name),
             });
             if let Err(errno) = removed {
                 tracing::debug!(%errno, "an old unfinished file stays");
-                self.keep();
+                self.mark_kept();
             }
         }
     }
 
     /// Something in the current directory stays, so it does.
-    fn keep(&mut self) {
+    fn mark_kept(&mut self) {
         if let Some(level) = self.levels.last_mut() {
-            level.kept = true;
+            level.has_kept = true;
         }
     }
 
-    fn fail(&mut self, path: &RelPath, op: &'static str, cause: impl Into<Cause>) {
-        self.fail_at(path.as_bytes(), op, cause.into());
+    fn report_error(&mut self, path: &RelPath, op: &'static str, cause: impl Into<Cause>) {
+        self.report_error_at(path.as_bytes(), op, cause.into());
     }
 
-    fn fail_at(&mut self, path: &[u8], op: &'static str, cause: Cause) {
+    fn report_error_at(&mut self, path: &[u8], op: &'static str, cause: Cause) {
         let error = FsError::new(self.target.tree.side, op, path, cause);
-        self.done.errors.push(error.to_file_error());
-        self.keep();
+        self.result.errors.push(error.to_file_error());
+        self.mark_kept();
     }
 
     /// Deletes what is no directory, or moves it to the trash.
-    fn remove(&mut self, name: &[u8], path: &RelPath, bytes: u64) {
-        if self.apply.is_some() {
-            if !self.may_delete() {
+    fn remove_file(&mut self, name: &[u8], path: &RelPath, bytes: u64) {
+        if self.budget.is_some() {
+            if !self.reserve_deletion() {
                 return;
             }
-            let done = self.current().and_then(|dir| match &mut self.trash {
-                Some(trash) => trash.take(&dir, name, path),
+            let done = self.current_dir().and_then(|dir| match &mut self.trash {
+                Some(trash) => trash.move_in(&dir, name, path),
                 None => {
                     let unlink = || rustix::fs::unlinkat(&dir, name, AtFlags::empty());
-                    self.target.writable(&dir, unlink)
+                    self.target.with_writable_dir(&dir, unlink)
                 }
             });
-            if !self.is_gone(path, done) {
+            if !self.check_removed(path, done) {
                 return;
             }
         }
-        self.count(path.clone(), bytes);
+        self.count_removed(path.clone(), bytes);
     }
 
     /// Ends with the current directory: goes up, and removes it where nothing in it stays. Gives its
     /// path, but not the page's own.
-    fn leave(&mut self) -> Option<RelPath> {
+    fn leave_dir(&mut self) -> Option<RelPath> {
         let level = self.levels.pop()?;
         if self.levels.is_empty() {
             return None;
         }
-        if level.kept {
-            self.keep();
-            self.narrow(&level);
+        if level.has_kept {
+            self.mark_kept();
+            self.restore_mode(&level);
             return Some(level.path);
         }
-        if self.apply.is_some() {
-            if !self.may_delete() {
-                self.narrow(&level);
+        if self.budget.is_some() {
+            if !self.reserve_deletion() {
+                self.restore_mode(&level);
                 return Some(level.path);
             }
             let done = self.remove_dir(&level);
-            if !self.is_gone(&level.path, done) {
+            if !self.check_removed(&level.path, done) {
                 return Some(level.path);
             }
         }
-        self.count(level.path.clone(), 0);
+        self.count_removed(level.path.clone(), 0);
         Some(level.path)
     }
 
     /// Gives a directory that stays its mode again, which may have been widened.
-    fn narrow(&self, level: &Level) {
-        if self.apply.is_some() && self.target.has_widened() {
+    fn restore_mode(&self, level: &PruneLevel) {
+        if self.budget.is_some() && self.target.has_widened_dirs() {
             let mode = mode_of(&level.stat);
             let dir = self.target.tree.open_dir(level.path.as_bytes());
             if let Err(errno) = dir.and_then(|dir| chmod(dir.as_fd(), mode)) {
@@ -434,55 +445,59 @@ impl Pruner<'_> {
         }
     }
 
-    fn remove_dir(&mut self, level: &Level) -> Step<()> {
-        let dir = self.current()?;
+    fn remove_dir(&mut self, level: &PruneLevel) -> SysResult<()> {
+        let dir = self.current_dir()?;
         let name = level.path.file_name().unwrap_or_default();
         if let Some(trash) = &mut self.trash {
-            trash.take_dir(&dir, name, &level.path, &level.stat)?;
+            trash.create_dir_like(&dir, name, &level.path, &level.stat)?;
         }
         let remove = || rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR);
-        self.target.writable(&dir, remove)
+        self.target.with_writable_dir(&dir, remove)
     }
 
     /// Takes one entry out of what may be deleted. False: nothing is left of that, and the entry stays.
-    fn may_delete(&mut self) -> bool {
-        let may = self.apply.as_ref().is_some_and(Allowance::take_one);
+    fn reserve_deletion(&mut self) -> bool {
+        let may = self.budget.as_ref().is_some_and(DeletionBudget::try_reserve);
         if may {
             self.changed = true;
         } else {
-            self.done.used_up = true;
-            self.keep();
+            self.result.budget_exhausted = true;
+            self.mark_kept();
         }
         may
     }
 
     /// Whether a removal succeeded; if not, it is reported and what is there stays.
-    fn is_gone(&mut self, path: &RelPath, done: Step<()>) -> bool {
-        if let (Err(_), Some(allowance)) = (&done, &self.apply) {
-            allowance.return_one();
+    fn check_removed(&mut self, path: &RelPath, done: SysResult<()>) -> bool {
+        if let (Err(_), Some(allowance)) = (&done, &self.budget) {
+            allowance.release();
         }
         let cause: Cause = match done {
             Ok(()) => return true,
             // Somebody else was faster.
             Err(Errno::NOENT) => return false,
-            Err(Errno::BUSY) => Cause::Mounted,
+            Err(Errno::BUSY) => Cause::MountPoint,
             Err(errno) => errno.into(),
         };
-        self.fail(path, if self.trash.is_some() { "move to the trash" } else { "delete" }, cause);
+        self.report_error(
+            path,
+            if self.trash.is_some() { "move to the trash" } else { "delete" },
+            cause,
+        );
         false
     }
 
-    fn count(&mut self, path: RelPath, bytes: u64) {
-        self.done.pruned.extraneous += 1;
-        self.done.pruned.bytes += bytes;
-        self.done.removed.push((path, bytes));
+    fn count_removed(&mut self, path: RelPath, bytes: u64) {
+        self.result.pruned.extraneous += 1;
+        self.result.pruned.bytes += bytes;
+        self.result.removed.push((path, bytes));
     }
 }
 
 /// How it moves through directories.
 impl Pruner<'_> {
     /// The current directory, opened again where it was closed.
-    fn current(&mut self) -> Step<Dir> {
+    fn current_dir(&mut self) -> SysResult<DirHandle> {
         let tree = &self.target.tree;
         let level = self.levels.last_mut().ok_or(Errno::NOENT)?;
         if let Some(fd) = &level.fd {
@@ -498,34 +513,34 @@ impl Pruner<'_> {
 
     /// Opens a directory for listing; one of our own that forbids it is widened, where anything may be
     /// changed.
-    fn readable(&self, dir: &Dir) -> Step<OwnedFd> {
+    fn open_readable(&self, dir: &DirHandle) -> SysResult<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(dir, ".", flags, Mode::empty());
-        if self.apply.is_some() { self.target.writable(dir, open) } else { open() }
+        if self.budget.is_some() { self.target.with_writable_dir(dir, open) } else { open() }
     }
 
     /// Whether nothing is in the directory `name` of the current one; not where it can't be read.
-    fn is_empty(&mut self, name: &[u8]) -> bool {
-        self.open_inside(name).is_ok_and(|(_, fd, _)| is_empty(&fd) == Ok(true))
+    fn is_subdir_empty(&mut self, name: &[u8]) -> bool {
+        self.open_subdir(name).is_ok_and(|(_, fd, _)| is_dir_empty(&fd) == Ok(true))
     }
 
     /// Makes the directory `name` in the current one the current one, unless it is a trash.
-    fn enter(&mut self, name: &[u8]) -> std::result::Result<bool, Cause> {
-        let (path, fd, stat) = self.open_inside(name)?;
-        if is_marked(&fd, b"")? {
+    fn enter_dir(&mut self, name: &[u8]) -> std::result::Result<bool, Cause> {
+        let (path, fd, stat) = self.open_subdir(name)?;
+        if is_trash_dir(&fd, b"")? {
             return Ok(false);
         }
-        self.push(path, fd, stat, None)?;
+        self.push_level(path, fd, stat, None)?;
         Ok(true)
     }
 
     /// Whether the page's directory, which is open, or one above it is a trash: the source may have a directory
     /// of that name.
-    fn lies_in_old_trash(&mut self, dir: &OwnedFd) -> Step<bool> {
+    fn is_inside_earlier_trash(&mut self, dir: &OwnedFd) -> SysResult<bool> {
         let path = &self.page.dir;
-        if is_marked(dir, b"")? {
+        if is_trash_dir(dir, b"")? {
             if self.page.after.is_none() && self.page.resume.is_none() {
-                self.done.old_trash.add(path.as_bytes());
+                self.result.earlier_trash.add(path.as_bytes());
             }
             return Ok(true);
         }
@@ -533,68 +548,81 @@ impl Pruner<'_> {
         let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         let mut above = ends.chain((!path.is_root()).then_some(0)).map(|end| &bytes[..end]);
         let root = self.target.tree.open_dir(b"")?;
-        above.try_fold(false, |found, path| Ok(found || is_marked(&root, path)?))
+        above.try_fold(false, |found, path| Ok(found || is_trash_dir(&root, path)?))
     }
 
     /// Opens the directory `name` in the current one, unless something is mounted there.
-    fn open_inside(&mut self, name: &[u8]) -> std::result::Result<(RelPath, OwnedFd, Stat), Cause> {
-        let dir = self.current()?;
+    fn open_subdir(&mut self, name: &[u8]) -> std::result::Result<(RelPath, OwnedFd, Stat), Cause> {
+        let dir = self.current_dir()?;
         let level = self.levels.last().ok_or(Errno::NOENT)?;
         let path = level.path.child(name).map_err(|_| Errno::NAMETOOLONG)?;
-        let held = Arc::new(open_unmounted(&dir, name)?);
+        let held = Arc::new(open_within_mount(&dir, name)?);
         let stat = rustix::fs::fstat(&held)?;
         if stat.st_dev != level.stat.st_dev {
-            return Err(Cause::Mounted);
+            return Err(Cause::MountPoint);
         }
-        Ok((path, self.readable(&held)?, stat))
+        Ok((path, self.open_readable(&held)?, stat))
     }
 
     /// Makes it the current directory, behind `after`.
-    fn push(&mut self, path: RelPath, fd: OwnedFd, stat: Stat, after: Option<&[u8]>) -> Step<()> {
+    fn push_level(
+        &mut self,
+        path: RelPath,
+        fd: OwnedFd,
+        stat: Stat,
+        after: Option<&[u8]>,
+    ) -> SysResult<()> {
         let top = self.levels.is_empty();
-        let (names, more) = self.list(&fd, after, top)?;
+        let (names, more) = self.list_names(&fd, after, top)?;
         // Also where the trash is still to be made.
         let kept = self.trash.as_ref().is_some_and(|trash| path.contains(trash.path()));
-        self.levels.push(Level { path, fd: Some(Arc::new(fd)), stat, names, more, kept });
-        if let Some(at) = self.levels.len().checked_sub(OPEN_LEVELS + 1) {
+        self.levels.push(PruneLevel {
+            path,
+            fd: Some(Arc::new(fd)),
+            stat,
+            names,
+            next_after: more,
+            has_kept: kept,
+        });
+        if let Some(at) = self.levels.len().checked_sub(MAX_OPEN_LEVELS + 1) {
             self.levels[at].fd = None;
         }
         Ok(())
     }
 
     /// The next names of the current directory.
-    fn list_on(&mut self) {
+    fn list_more(&mut self) {
         let top = self.levels.len() == 1;
-        let Some(after) = self.levels.last_mut().and_then(|level| level.more.take()) else {
+        let Some(after) = self.levels.last_mut().and_then(|level| level.next_after.take()) else {
             return;
         };
-        let listed = self.current().and_then(|dir| {
+        let listed = self.current_dir().and_then(|dir| {
             // Opened afresh: the place in a directory is the descriptor's, and this one's is used up.
-            let fd = self.readable(&dir)?;
-            self.list(&fd, Some(&after), top)
+            let fd = self.open_readable(&dir)?;
+            self.list_names(&fd, Some(&after), top)
         });
         let Some(level) = self.levels.last_mut() else { return };
         match listed {
-            Ok((names, more)) => (level.names, level.more) = (names, more),
+            Ok((names, more)) => (level.names, level.next_after) = (names, more),
             Err(errno) => {
                 let path = level.path.clone();
-                self.fail(&path, "list", errno);
+                self.report_error(&path, "list", errno);
             }
         }
     }
 
-    fn list(
+    fn list_names(
         &self,
         fd: &OwnedFd,
         after: Option<&[u8]>,
         top: bool,
-    ) -> Step<(Names, Option<Box<[u8]>>)> {
-        let upto = self.page.upto.as_deref().filter(|_| top);
-        let listing = list_if(fd, AT_ONCE, |name| {
+    ) -> SysResult<(NameIter, Option<Box<[u8]>>)> {
+        let upto = self.page.through.as_deref().filter(|_| top);
+        let listing = list_dir_matching(fd, MAX_NAMES_HELD, |name| {
             after.is_none_or(|a| name > a) && upto.is_none_or(|u| name <= u)
         });
-        listing.failed.map_or(Ok(()), Err)?;
-        let more = listing.more.then(|| listing.names.last().map(|(name, _)| name.clone()));
+        listing.error.map_or(Ok(()), Err)?;
+        let more = listing.has_more.then(|| listing.names.last().map(|(name, _)| name.clone()));
         Ok((listing.names.into_iter(), more.flatten()))
     }
 }

@@ -1,11 +1,11 @@
 //! Storage roots and the trees below them: how a path becomes a descriptor without ever leaving.
 
+use super::case_folding::CaseFoldingCache;
+use super::dirty_journal::DirtyJournal;
 use super::error::{Cause, FsError, Result, Side};
-use super::made_up::is_made_up;
-use super::meta::{entry_of, ident_of, lstat, meta_of};
-use super::presence::{Identity, RootLoss};
-use super::spelling::Spellings;
-use super::unflushed::Ledger;
+use super::inode::{entry_of, ident_of, lstat, meta_of};
+use super::pseudo_fs::is_pseudo_fs;
+use super::root_check::{RootFingerprint, RootUnavailable};
 use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
 use crate::wire::options::Preserve;
 use crate::wire::{AbsPath, RelPath, SyncNo};
@@ -20,77 +20,77 @@ use std::time::{Duration, Instant};
 /// A storage root: a directory that an agent's configuration names, held open. Whatever is done below
 /// it starts from this descriptor.
 #[derive(Debug)]
-pub struct Root {
+pub struct RootDir {
     fd: OwnedFd,
     path: AbsPath,
-    ledger: Arc<Ledger>,
-    pub(super) identity: Identity,
+    journal: Arc<DirtyJournal>,
+    pub(super) identity: RootFingerprint,
     /// How its path was last seen to lead elsewhere.
-    lost: Mutex<Option<RootLoss>>,
+    unavailable: Mutex<Option<RootUnavailable>>,
     /// Directories that were made lately: the sync, device and inode of each, at most
-    /// [`MAX_MADE_DIRS`].
-    made: Mutex<HashSet<(SyncNo, u64, u64)>>,
+    /// [`MAX_CREATED_DIRS`].
+    created_dirs: Mutex<HashSet<(SyncNo, u64, u64)>>,
 }
 
 /// About 3 MiB. When there are more, all are forgotten: a directory that another batch made is then taken for
 /// one that was there with other metadata.
-const MAX_MADE_DIRS: usize = 100_000;
+const MAX_CREATED_DIRS: usize = 100_000;
 
-/// The source or destination root of a sync: a directory (or one file) at or below a [`Root`].
+/// The source or destination root of a sync: a directory (or one file) at or below a [`RootDir`].
 /// Clones share one cache of directory descriptors.
 #[derive(Debug, Clone)]
 pub struct Tree {
-    pub(super) root: Arc<Root>,
+    pub(super) root: Arc<RootDir>,
     pub(super) base: RelPath,
     pub(super) side: Side,
     /// What its entries carry beside their content and [`Meta`](crate::wire::manifest::Meta).
-    pub(super) keep: Preserve,
+    pub(super) preserve: Preserve,
     /// Large files are read past the page cache, where that can be.
-    pub(super) direct: bool,
-    /// Its storage root is not the one that the work in it was assigned for; see [`TreeBuilder::of_assigned_root`].
+    pub(super) direct_io: bool,
+    /// Its storage root is not the one that the work in it was assigned for; see [`TreeBuilder::for_assigned_root`].
     pub(super) reopened: bool,
-    cache: Arc<DirCache>,
+    dir_cache: Arc<DirCache>,
     /// Which of its directories tell names apart.
-    spellings: Arc<Spellings>,
+    case_folding: Arc<CaseFoldingCache>,
     /// The device number of its root, once it was needed; see [`TreeBuilder::entry_of`].
-    home: Arc<OnceLock<u64>>,
+    root_device: Arc<OnceLock<u64>>,
 }
 
 /// A directory, held open.
-pub(super) type Dir = Arc<OwnedFd>;
+pub(super) type DirHandle = Arc<OwnedFd>;
 
 /// Where an entry is: a name in an open directory.
-pub(super) struct Place<'a> {
-    pub(super) dir: Dir,
+pub(super) struct ParentAndName<'a> {
+    pub(super) dir: DirHandle,
     pub(super) name: &'a [u8],
 }
 
-impl Root {
+impl RootDir {
     /// Opens a storage root. Links *in this path* are followed: whoever configures the agent may say
     /// where its storage is. Nothing below is ever followed.
     ///
     /// # Errors
     /// It does not exist, is no directory, or is out of reach. The error's path is absolute.
-    pub fn open(path: &AbsPath) -> Result<Arc<Root>> {
-        Self::open_noting(path, Arc::default())
+    pub fn open(path: &AbsPath) -> Result<Arc<RootDir>> {
+        Self::open_with_journal(path, Arc::default())
     }
 
     /// The same, and what is written below it and not flushed is noted in `ledger`.
     ///
     /// # Errors
-    /// Like [`Root::open_file`].
-    pub fn open_noting(path: &AbsPath, ledger: Arc<Ledger>) -> Result<Arc<Root>> {
+    /// Like [`RootDir::open_file`].
+    pub fn open_with_journal(path: &AbsPath, ledger: Arc<DirtyJournal>) -> Result<Arc<RootDir>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || {
             let fd = rustix::fs::open(path.as_bytes(), flags, Mode::empty())?;
-            let identity = Identity::of(&fd)?;
-            Ok::<_, Errno>(Root {
+            let identity = RootFingerprint::read(&fd)?;
+            Ok::<_, Errno>(RootDir {
                 fd,
                 path: path.clone(),
-                ledger,
+                journal: ledger,
                 identity,
-                lost: Mutex::default(),
-                made: Mutex::default(),
+                unavailable: Mutex::default(),
+                created_dirs: Mutex::default(),
             })
         };
         let opened = open();
@@ -113,33 +113,33 @@ impl Root {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
-    /// What [`Root::look`] found last.
-    pub fn lost(&self) -> Option<RootLoss> {
-        *self.lost.lock()
+    /// What [`RootDir::look`] found last.
+    pub fn unavailable(&self) -> Option<RootUnavailable> {
+        *self.unavailable.lock()
     }
 
-    pub(super) fn set_lost(&self, lost: Option<RootLoss>) {
-        *self.lost.lock() = lost;
+    pub(super) fn set_unavailable(&self, lost: Option<RootUnavailable>) {
+        *self.unavailable.lock() = lost;
     }
 
     /// Notes a directory that a sync has just made: it has not got its metadata yet.
-    pub(super) fn note_made(&self, sync: SyncNo, dir: &OwnedFd) {
+    pub(super) fn record_created_dir(&self, sync: SyncNo, dir: &OwnedFd) {
         let Ok(stat) = rustix::fs::fstat(dir) else { return };
-        let mut made = self.made.lock();
-        if made.len() >= MAX_MADE_DIRS {
+        let mut made = self.created_dirs.lock();
+        if made.len() >= MAX_CREATED_DIRS {
             made.clear();
         }
         made.insert((sync, stat.st_dev, stat.st_ino));
     }
 
     /// Whether a sync made the directory of this `stat` lately, in this process.
-    pub(super) fn has_made(&self, sync: SyncNo, stat: &Stat) -> bool {
-        let made = self.made.lock();
+    pub(super) fn is_created_by_sync(&self, sync: SyncNo, stat: &Stat) -> bool {
+        let made = self.created_dirs.lock();
         made.contains(&(sync, stat.st_dev, stat.st_ino))
     }
 
-    pub(super) fn ledger(&self) -> &Ledger {
-        &self.ledger
+    pub(super) fn journal(&self) -> &DirtyJournal {
+        &self.journal
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -149,38 +149,38 @@ impl Root {
 
 impl Tree {
     /// The tree at `base` below a storage root. Nothing is opened yet, nothing needs to exist.
-    pub fn new(root: Arc<Root>, base: RelPath) -> Tree {
+    pub fn new(root: Arc<RootDir>, base: RelPath) -> Tree {
         Tree {
             root,
             base,
             side: Side::Source,
-            keep: Preserve::NONE,
-            direct: false,
+            preserve: Preserve::NONE,
+            direct_io: false,
             reopened: false,
-            cache: Arc::default(),
-            spellings: Arc::default(),
-            home: Arc::default(),
+            dir_cache: Arc::default(),
+            case_folding: Arc::default(),
+            root_device: Arc::default(),
         }
     }
 
     /// The same tree, whose entries carry what is kept: attributes, access control lists, whether they
     /// have other names; and whose files tell of their holes.
     #[must_use]
-    pub fn keeping(self, keep: Preserve) -> Tree {
-        Tree { keep, ..self }
+    pub fn preserving(self, keep: Preserve) -> Tree {
+        Tree { preserve: keep, ..self }
     }
 
     /// The same tree, whose large files are read past the page cache (`O_DIRECT`) if `direct`, where
     /// that can be.
     #[must_use]
-    pub fn direct(self, direct: bool) -> Tree {
-        Tree { direct, ..self }
+    pub fn with_direct_io(self, direct: bool) -> Tree {
+        Tree { direct_io: direct, ..self }
     }
 
     /// The same tree for work that was assigned for its storage root if `assigned`. Else the root was opened since:
     /// the master would count the work for the root before it, so [`TreeBuilder::check_root`] fails.
     #[must_use]
-    pub fn of_assigned_root(self, assigned: bool) -> Tree {
+    pub fn for_assigned_root(self, assigned: bool) -> Tree {
         Tree { reopened: !assigned, ..self }
     }
 
@@ -190,10 +190,10 @@ impl Tree {
     }
 
     /// The tree at another place below the same storage root.
-    pub(super) fn at_base(&self, base: RelPath) -> Tree {
+    pub(super) fn with_base(&self, base: RelPath) -> Tree {
         // Both are parts of one source.
-        let _ = self.home();
-        Tree { base, cache: Arc::default(), ..self.clone() }
+        let _ = self.root_device();
+        Tree { base, dir_cache: Arc::default(), ..self.clone() }
     }
 
     /// Its absolute path, for people.
@@ -204,21 +204,21 @@ impl Tree {
     /// What stands at `path` now: lstat, and the text of a link.
     ///
     /// # Errors
-    /// It is not there or out of reach, or a file without a length to copy by ([`Cause::MadeUp`]).
+    /// It is not there or out of reach, or a file without a length to copy by ([`Cause::PseudoFileSystem`]).
     pub fn entry(&self, path: &RelPath) -> Result<Entry> {
         let look = || {
-            let place = self.place(path)?;
+            let place = self.locate(path)?;
             let stat = lstat(&place.dir, place.name)?;
             let dir = place.dir.as_fd();
             let entry = self.entry_of(dir, place.name, path.clone(), &stat)?;
             Ok::<_, Cause>((
-                matches!(entry.kind, EntryKind::File { .. }) && is_made_up(&place.dir)?,
+                matches!(entry.kind, EntryKind::File { .. }) && is_pseudo_fs(&place.dir)?,
                 entry,
             ))
         };
         match look() {
             Ok((false, entry)) => Ok(entry),
-            Ok((true, _)) => Err(self.made_up("copy", path.as_bytes())),
+            Ok((true, _)) => Err(self.pseudo_fs_error("copy", path.as_bytes())),
             Err(cause) => Err(self.error("read metadata of", path.as_bytes(), cause)),
         }
     }
@@ -233,47 +233,47 @@ impl Tree {
         path: RelPath,
         stat: &Stat,
     ) -> std::result::Result<Entry, Cause> {
-        let mut entry = entry_of(dir, name, path, stat, self.keep)?;
-        if self.is_home(entry.version.dev) {
+        let mut entry = entry_of(dir, name, path, stat, self.preserve)?;
+        if self.is_root_device(entry.version.dev) {
             entry.version.dev = 0;
         }
         Ok(entry)
     }
 
     /// Whether this is the device number of this tree's root.
-    pub(super) fn is_home(&self, dev: u64) -> bool {
-        self.home().is_ok_and(|home| home == dev)
+    pub(super) fn is_root_device(&self, dev: u64) -> bool {
+        self.root_device().is_ok_and(|home| home == dev)
     }
 
     /// The device number of this tree's root.
-    fn home(&self) -> std::result::Result<u64, Errno> {
-        if let Some(home) = self.home.get() {
+    fn root_device(&self) -> std::result::Result<u64, Errno> {
+        if let Some(home) = self.root_device.get() {
             return Ok(*home);
         }
         let root = RelPath::root();
-        let stat = match self.dir(b"") {
+        let stat = match self.cached_dir(b"") {
             // A sync of a single file.
-            Err(Errno::NOTDIR) => self.place(&root).and_then(|at| lstat(&at.dir, at.name))?,
+            Err(Errno::NOTDIR) => self.locate(&root).and_then(|at| lstat(&at.dir, at.name))?,
             other => rustix::fs::fstat(other?)?,
         };
-        Ok(*self.home.get_or_init(|| stat.st_dev))
+        Ok(*self.root_device.get_or_init(|| stat.st_dev))
     }
 
-    pub(super) fn made_up(&self, op: &'static str, path: &[u8]) -> FsError {
-        FsError::new(self.side, op, path, Cause::MadeUp)
+    pub(super) fn pseudo_fs_error(&self, op: &'static str, path: &[u8]) -> FsError {
+        FsError::new(self.side, op, path, Cause::PseudoFileSystem)
     }
 
     /// The directories above `path` with their metadata, the root first; none for the root itself.
     ///
     /// # Errors
     /// One of them is not there, is no directory, or is out of reach.
-    pub fn chain(&self, path: &RelPath) -> Result<Vec<ManifestDir>> {
+    pub fn parent_dirs(&self, path: &RelPath) -> Result<Vec<ManifestDir>> {
         let bytes = path.as_bytes();
         let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
         let mut chain = Vec::new();
         for end in std::iter::once(0).chain(ends).filter(|_| !path.is_root()) {
             let above = &bytes[..end];
-            let stat = self.dir(above).and_then(rustix::fs::fstat);
+            let stat = self.cached_dir(above).and_then(rustix::fs::fstat);
             let stat = stat.map_err(|e| self.error("read metadata of", above, e))?;
             let path = RelPath::new(above).unwrap_or_default();
             chain.push(ManifestDir { path, meta: meta_of(&stat) });
@@ -286,8 +286,8 @@ impl Tree {
     }
 
     /// The directory `path` below this tree's root, from the cache where it was used just now.
-    pub(super) fn dir(&self, path: &[u8]) -> std::result::Result<Dir, Errno> {
-        if let Some(dir) = self.cache.get(path) {
+    pub(super) fn cached_dir(&self, path: &[u8]) -> std::result::Result<DirHandle, Errno> {
+        if let Some(dir) = self.dir_cache.get(path) {
             return Ok(dir);
         }
         let opened = self.open_dir(path);
@@ -295,76 +295,89 @@ impl Tree {
             && !path.is_empty()
             && matches!(opened, Ok(_) | Err(Errno::NOTDIR | Errno::LOOP))
         {
-            self.check_way(path)?;
+            self.check_path_spelling(path)?;
         }
         let dir = Arc::new(opened?);
-        self.cache.put(path, &dir);
+        self.dir_cache.insert(path, &dir);
         Ok(dir)
     }
 
     /// That each name on the way to the directory `path` is spelled as it is there: else
-    /// [`TAKEN`](super::spelling::TAKEN). Directories of the cache are known to be.
-    pub(super) fn check_way(&self, path: &[u8]) -> std::result::Result<(), Errno> {
+    /// [`NAME_COLLISION`](super::spelling::TAKEN). Directories of the cache are known to be.
+    pub(super) fn check_path_spelling(&self, path: &[u8]) -> std::result::Result<(), Errno> {
         let mut todo = Vec::new();
         let mut rest = path;
         let mut above = loop {
             if rest.is_empty() {
-                break self.dir(b"")?;
+                break self.cached_dir(b"")?;
             }
-            if let Some(dir) = self.cache.get(rest) {
+            if let Some(dir) = self.dir_cache.get(rest) {
                 break dir;
             }
             todo.push(rest);
-            rest = split(rest).0;
+            rest = split_parent(rest).0;
         };
         while let Some(next) = todo.pop() {
-            self.spellings.check(&above, split(next).1)?;
+            self.case_folding.check_spelling(&above, split_parent(next).1)?;
             if !todo.is_empty() {
                 above = Arc::new(self.open_dir(next)?);
-                self.cache.put(next, &above);
+                self.dir_cache.insert(next, &above);
             }
         }
         Ok(())
     }
 
-    /// Of a name that finds something in `dir`: [`TAKEN`](super::spelling::TAKEN) where this is a
+    /// Of a name that finds something in `dir`: [`NAME_COLLISION`](super::spelling::TAKEN) where this is a
     /// destination and that is spelled otherwise.
-    pub(super) fn check_name(&self, dir: &Dir, name: &[u8]) -> std::result::Result<(), Errno> {
+    pub(super) fn check_spelling(
+        &self,
+        dir: &DirHandle,
+        name: &[u8],
+    ) -> std::result::Result<(), Errno> {
         match self.side {
             Side::Source => Ok(()),
-            Side::Destination => self.spellings.check(dir, name),
+            Side::Destination => self.case_folding.check_spelling(dir, name),
         }
     }
 
     /// The same of a name that may find nothing.
-    pub(super) fn check_place(&self, place: &Place<'_>) -> std::result::Result<(), Errno> {
-        if self.spellings.are_apart(&place.dir) || lstat(&place.dir, place.name).is_err() {
+    pub(super) fn check_spelling_if_exists(
+        &self,
+        place: &ParentAndName<'_>,
+    ) -> std::result::Result<(), Errno> {
+        if self.case_folding.is_known_case_sensitive(&place.dir)
+            || lstat(&place.dir, place.name).is_err()
+        {
             return Ok(());
         }
-        self.check_name(&place.dir, place.name)
+        self.check_spelling(&place.dir, place.name)
     }
 
     /// Whether `dir` takes some names that differ for one; `witness` is one that is there.
-    pub(super) fn folds(&self, dir: &Dir, witness: &[u8]) -> std::result::Result<bool, Errno> {
-        self.spellings.folds(dir, witness)
+    pub(super) fn is_case_insensitive(
+        &self,
+        dir: &DirHandle,
+        witness: &[u8],
+    ) -> std::result::Result<bool, Errno> {
+        self.case_folding.is_case_insensitive(dir, witness)
     }
 
-    pub(super) fn cached(&self, path: &[u8]) -> Option<Dir> {
-        self.cache.get(path)
+    pub(super) fn find_cached_dir(&self, path: &[u8]) -> Option<DirHandle> {
+        self.dir_cache.get(path)
     }
 
     /// The same, opened afresh and not remembered.
     pub(super) fn open_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
-        open_below(self.root.fd(), &self.below_root(path))
+        open_dir_below(self.root.fd(), &self.path_below_root(path))
     }
 
     /// The same, and it must be readable.
-    pub(super) fn open_list(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
-        open_list_below(self.root.fd(), &self.below_root(path))
+    pub(super) fn open_listable_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+        open_listable_below(self.root.fd(), &self.path_below_root(path))
     }
 
     /// `path` as seen from the storage root.
-    fn below_root(&self, path: &[u8]) -> Vec<u8> {
+    fn path_below_root(&self, path: &[u8]) -> Vec<u8> {
         let mut full = self.base.as_bytes().to_vec();
         if !full.is_empty() && !path.is_empty() {
             full.push(b'/');
@@ -374,43 +387,46 @@ impl Tree {
     }
 
     /// Remembers a directory that the caller has just opened or made.
-    pub(super) fn remember(&self, path: &[u8], dir: &Dir) {
-        self.cache.put(path, dir);
+    pub(super) fn cache_dir(&self, path: &[u8], dir: &DirHandle) {
+        self.dir_cache.insert(path, dir);
     }
 
     /// Forgets all directories: one of them turned out to be gone.
-    pub(super) fn forget(&self) {
-        self.cache.clear();
+    pub(super) fn clear_dir_cache(&self) {
+        self.dir_cache.clear();
     }
 
     /// Where `path` is. For the root of the tree that is the directory above it and its name there
     /// (`.` where the tree's root is the storage root), which serves a sync of a single file.
-    pub(super) fn place<'a>(&'a self, path: &'a RelPath) -> std::result::Result<Place<'a>, Errno> {
+    pub(super) fn locate<'a>(
+        &'a self,
+        path: &'a RelPath,
+    ) -> std::result::Result<ParentAndName<'a>, Errno> {
         if !path.is_root() {
-            let (above, name) = split(path.as_bytes());
-            return Ok(Place { dir: self.dir(above)?, name });
+            let (above, name) = split_parent(path.as_bytes());
+            return Ok(ParentAndName { dir: self.cached_dir(above)?, name });
         }
         let (above, name) = match self.base.is_root() {
             true => (&b""[..], &b"."[..]),
-            false => split(self.base.as_bytes()),
+            false => split_parent(self.base.as_bytes()),
         };
-        Ok(Place { dir: Arc::new(open_below(self.root.fd(), above)?), name })
+        Ok(ParentAndName { dir: Arc::new(open_dir_below(self.root.fd(), above)?), name })
     }
 }
 
 impl Tree {
     /// Where `path`, which is below the storage root, is.
-    pub(super) fn place_below_root<'a>(
+    pub(super) fn locate_below_root<'a>(
         &self,
         path: &'a RelPath,
-    ) -> std::result::Result<Place<'a>, Errno> {
-        let (above, name) = split(path.as_bytes());
-        Ok(Place { dir: Arc::new(open_below(self.root.fd(), above)?), name })
+    ) -> std::result::Result<ParentAndName<'a>, Errno> {
+        let (above, name) = split_parent(path.as_bytes());
+        Ok(ParentAndName { dir: Arc::new(open_dir_below(self.root.fd(), above)?), name })
     }
 }
 
 /// The directory part (empty at the top) and the name of a path that is not empty.
-pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_parent(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
         None => (&[], path),
@@ -418,62 +434,69 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Paths are handed to the kernel in pieces of at most this length (`PATH_MAX` is 4096 with its NUL).
-const SEGMENT: usize = 3800;
+const MAX_SEGMENT_BYTES: usize = 3800;
 
-const READ: OFlags =
+const LISTABLE_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const REACH: OFlags =
+const PATH_ONLY_FLAGS: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Opens the directory `path` below `from`, for reading where that is allowed, else with `O_PATH`.
 /// No component may be a link. `path` is a [`RelPath`]'s, so it has no `..`: confinement of each piece
 /// is confinement of the whole.
-pub(super) fn open_below(from: BorrowedFd<'_>, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
-    match open_list_below(from, path) {
-        Err(Errno::ACCESS) => open_pieces(from, path, REACH),
+pub(super) fn open_dir_below(
+    from: BorrowedFd<'_>,
+    path: &[u8],
+) -> std::result::Result<OwnedFd, Errno> {
+    match open_listable_below(from, path) {
+        Err(Errno::ACCESS) => open_long_path(from, path, PATH_ONLY_FLAGS),
         other => other,
     }
 }
 
 /// The same, or `EACCES` where its names can't be listed.
-pub(super) fn open_list_below(
+pub(super) fn open_listable_below(
     from: BorrowedFd<'_>,
     path: &[u8],
 ) -> std::result::Result<OwnedFd, Errno> {
-    open_pieces(from, path, READ)
+    open_long_path(from, path, LISTABLE_FLAGS)
 }
 
 /// Opens a directory without entering another mount (also one of the same file system).
-pub(super) fn open_unmounted(dir: &Dir, name: &[u8]) -> std::result::Result<OwnedFd, Cause> {
+pub(super) fn open_within_mount(
+    dir: &DirHandle,
+    name: &[u8],
+) -> std::result::Result<OwnedFd, Cause> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     match rustix::fs::openat2(dir, name, flags, Mode::empty(), rules) {
-        Err(Errno::XDEV) => Err(Cause::Mounted),
+        Err(Errno::XDEV) => Err(Cause::MountPoint),
         // An old kernel, a container's filter, a rename somewhere. The caller compares the devices.
         Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN | Errno::INTR) => {
-            Ok(open_below(dir.as_fd(), name)?)
+            Ok(open_dir_below(dir.as_fd(), name)?)
         }
         other => Ok(other?),
     }
 }
 
-fn open_pieces(
+fn open_long_path(
     from: BorrowedFd<'_>,
     mut path: &[u8],
     flags: OFlags,
 ) -> std::result::Result<OwnedFd, Errno> {
     let mut held: Option<OwnedFd> = None;
-    while path.len() > SEGMENT {
-        let at = path[..SEGMENT].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
+    while path.len() > MAX_SEGMENT_BYTES {
+        let at =
+            path[..MAX_SEGMENT_BYTES].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
         let base = held.as_ref().map_or(from, |fd| fd.as_fd());
-        held = Some(open_piece(base, &path[..at], REACH)?);
+        held = Some(open_segment(base, &path[..at], PATH_ONLY_FLAGS)?);
         path = &path[at + 1..];
     }
     let base = held.as_ref().map_or(from, |fd| fd.as_fd());
-    open_piece(base, if path.is_empty() { b"." } else { path }, flags)
+    open_segment(base, if path.is_empty() { b"." } else { path }, flags)
 }
 
-fn open_piece(
+fn open_segment(
     from: BorrowedFd<'_>,
     path: &[u8],
     flags: OFlags,
@@ -486,15 +509,15 @@ fn open_piece(
             // The kernel could not tell, because of a rename somewhere: ask again.
             Err(Errno::AGAIN | Errno::INTR) => {}
             // An old kernel, or a container's filter that does not know the call.
-            Err(Errno::NOSYS | Errno::PERM) => return open_stepwise(from, path, flags),
+            Err(Errno::NOSYS | Errno::PERM) => return open_by_component(from, path, flags),
             other => return other,
         }
     }
-    open_stepwise(from, path, flags)
+    open_by_component(from, path, flags)
 }
 
 /// One component at a time, none of them followed: just as confined, with more calls.
-fn open_stepwise(
+fn open_by_component(
     from: BorrowedFd<'_>,
     path: &[u8],
     flags: OFlags,
@@ -505,7 +528,7 @@ fn open_stepwise(
         let base = held.as_ref().map_or(from, |fd| fd.as_fd());
         match rest.iter().position(|b| *b == b'/') {
             Some(at) => {
-                held = Some(rustix::fs::openat(base, &rest[..at], REACH, Mode::empty())?);
+                held = Some(rustix::fs::openat(base, &rest[..at], PATH_ONLY_FLAGS, Mode::empty())?);
                 rest = &rest[at + 1..];
             }
             None => return rustix::fs::openat(base, rest, flags, Mode::empty()),
@@ -514,26 +537,26 @@ fn open_stepwise(
 }
 
 /// The directories used last. Entries come in the order of the walk, so a handful is enough. What is
-/// older than [`DirCache::FRESH`] is looked up again: a directory that somebody moved away shall not
+/// older than [`DirCache::MAX_AGE`] is looked up again: a directory that somebody moved away shall not
 /// be written to for long.
 #[derive(Debug, Default)]
-struct DirCache(Mutex<Vec<Cached>>);
+struct DirCache(Mutex<Vec<CachedDir>>);
 
 #[derive(Debug)]
-struct Cached {
+struct CachedDir {
     path: Box<[u8]>,
-    dir: Dir,
-    at: Instant,
+    dir: DirHandle,
+    cached_at: Instant,
 }
 
 impl DirCache {
-    const ROOM: usize = 12;
-    const FRESH: Duration = Duration::from_secs(1);
+    const MAX_CACHED_DIRS: usize = 12;
+    const MAX_AGE: Duration = Duration::from_secs(1);
 
-    fn get(&self, path: &[u8]) -> Option<Dir> {
+    fn get(&self, path: &[u8]) -> Option<DirHandle> {
         let mut all = self.0.lock();
         let at = all.iter().position(|c| *c.path == *path)?;
-        if all[at].at.elapsed() > Self::FRESH {
+        if all[at].cached_at.elapsed() > Self::MAX_AGE {
             all.remove(at);
             return None;
         }
@@ -542,11 +565,14 @@ impl DirCache {
         Some(Arc::clone(&all[0].dir))
     }
 
-    fn put(&self, path: &[u8], dir: &Dir) {
+    fn insert(&self, path: &[u8], dir: &DirHandle) {
         let mut all = self.0.lock();
         all.retain(|c| *c.path != *path);
-        all.truncate(Self::ROOM - 1);
-        all.insert(0, Cached { path: path.into(), dir: Arc::clone(dir), at: Instant::now() });
+        all.truncate(Self::MAX_CACHED_DIRS - 1);
+        all.insert(
+            0,
+            CachedDir { path: path.into(), dir: Arc::clone(dir), cached_at: Instant::now() },
+        );
     }
 
     fn clear(&self) {
@@ -555,7 +581,7 @@ impl DirCache {
 }
 
 /// Whether two stats are of one version of one object.
-pub(super) fn same_version(a: &rustix::fs::Stat, b: &rustix::fs::Stat) -> bool {
+pub(super) fn is_same_version(a: &rustix::fs::Stat, b: &rustix::fs::Stat) -> bool {
     let (x, y) = (meta_of(a), meta_of(b));
     ident_of(a) == ident_of(b)
         && a.st_size == b.st_size
@@ -568,39 +594,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_component_at_a_time_is_as_confined_as_openat2() {
-        let site = Site::new();
-        site.write("src/a/b/f", "");
-        std::os::unix::fs::symlink("a", site.at("src/link")).unwrap();
+    fn opening_by_component_is_as_confined_as_openat2() {
+        let site = TestSite::new();
+        site.write_file("src/a/b/f", "");
+        std::os::unix::fs::symlink("a", site.path("src/link")).unwrap();
         let root = site.root.fd();
         let ino = |fd: OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
-        for flags in [READ, REACH] {
+        for flags in [LISTABLE_FLAGS, PATH_ONLY_FLAGS] {
             for path in [&b"src/a/b"[..], b"src", b"."] {
                 let (one, other) = (
-                    open_piece(root, path, flags).unwrap(),
-                    open_stepwise(root, path, flags).unwrap(),
+                    open_segment(root, path, flags).unwrap(),
+                    open_by_component(root, path, flags).unwrap(),
                 );
                 assert_eq!(ino(one), ino(other));
             }
             for path in [&b"src/link"[..], b"src/link/b", b"src/a/b/f", b"src/none"] {
-                assert!(open_piece(root, path, flags).is_err());
-                assert!(open_stepwise(root, path, flags).is_err());
+                assert!(open_segment(root, path, flags).is_err());
+                assert!(open_by_component(root, path, flags).is_err());
             }
         }
     }
 
     #[test]
-    fn the_cache_stays_small_and_gives_what_was_put_in() {
-        let site = Site::new();
+    fn the_dir_cache_is_bounded_and_returns_inserted_dirs() {
+        let site = TestSite::new();
         let cache = DirCache::default();
-        let dirs: Vec<Dir> =
-            (0..40).map(|_| Arc::new(open_below(site.root.fd(), b"src").unwrap())).collect();
+        let dirs: Vec<DirHandle> =
+            (0..40).map(|_| Arc::new(open_dir_below(site.root.fd(), b"src").unwrap())).collect();
         for (i, dir) in dirs.iter().enumerate() {
-            cache.put(format!("d{i}").as_bytes(), dir);
+            cache.insert(format!("d{i}").as_bytes(), dir);
             assert!(Arc::ptr_eq(&cache.get(b"d0").unwrap(), &dirs[0]), "used last stays longest");
         }
         assert!(cache.get(b"d20").is_none());
-        assert_eq!(cache.0.lock().len(), DirCache::ROOM);
+        assert_eq!(cache.0.lock().len(), DirCache::MAX_CACHED_DIRS);
         cache.clear();
         assert!(cache.get(b"d0").is_none());
     }

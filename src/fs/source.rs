@@ -1,11 +1,11 @@
 //! Reading a source file, and knowing that it stayed one version while it was read.
 
-use super::cache::ReadBehind;
-use super::clone::{clone, may_share};
-use super::direct::Direct;
+use super::direct_io::DirectReader;
 use super::error::{Cause, FsError, Result, Side};
-use super::meta::{ident_of, meta_of, size_of, stored_of, type_of};
-use super::root::{Tree, same_version};
+use super::inode::{ident_of, meta_of, size_of, stored_bytes_of, type_of};
+use super::page_cache::DropBehindReader;
+use super::reflink::{can_reflink, reflink_or_copy};
+use super::root::{Tree, is_same_version};
 use super::xattr;
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::options::Attribute;
@@ -14,17 +14,17 @@ use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 /// Files from this length on are announced to the kernel as read in order.
-const READ_AHEAD: u64 = 1 << 20;
+const MIN_READ_AHEAD_BYTES: u64 = 1 << 20;
 
 /// A regular source file, open for reading.
 #[derive(Debug)]
 pub struct SourceFile {
     fd: OwnedFd,
     side: Side,
-    opened: Stat,
+    opened_stat: Stat,
     /// It may have holes that are to be kept.
     sparse: bool,
-    direct: Direct,
+    direct: DirectReader,
     entry: Entry,
 }
 
@@ -40,8 +40,8 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = || {
             let place = match &entry.content_path {
-                Some(real) => self.place_below_root(real)?,
-                None => self.place(&entry.path)?,
+                Some(real) => self.locate_below_root(real)?,
+                None => self.locate(&entry.path)?,
             };
             let fd = rustix::fs::openat(&place.dir, place.name, flags, Mode::empty())?;
             let stat = rustix::fs::fstat(&fd)?;
@@ -50,7 +50,7 @@ impl Tree {
         let (fd, opened) = match open() {
             // A directory of the cache may have been replaced since.
             Err(Errno::NOENT | Errno::STALE) => {
-                self.forget();
+                self.clear_dir_cache();
                 open()
             }
             other => other,
@@ -58,50 +58,51 @@ impl Tree {
         .map_err(|errno| {
             failed(match errno {
                 // A link, a socket: it was a regular file when it was listed.
-                Errno::LOOP | Errno::NXIO => Cause::NotRegular,
+                Errno::LOOP | Errno::NXIO => Cause::NotRegularFile,
                 errno => errno.into(),
             })
         })?;
         if type_of(&opened) != FileType::RegularFile {
-            return Err(failed(Cause::NotRegular));
+            return Err(failed(Cause::NotRegularFile));
         }
-        if size_of(&opened) >= READ_AHEAD {
+        if size_of(&opened) >= MIN_READ_AHEAD_BYTES {
             // Only advice: without it the file is read all the same.
             let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
         }
-        let entry = if self.is_still(entry, &opened) {
+        let entry = if self.is_unchanged_since_scan(entry, &opened) {
             Entry { digest: None, ..entry.clone() }
         } else {
             let real = entry.content_path.clone();
             let now = self.entry_of(fd.as_fd(), b"", entry.path.clone(), &opened);
             Entry { content_path: real, ..now.map_err(failed)? }
         };
-        let sparse = self.keep.contains(Attribute::Sparse) && stored_of(&opened).is_some();
-        let direct = Direct::new(&fd, opened.st_dev, size_of(&opened), self.direct);
-        Ok(SourceFile { fd, side: self.side, opened, sparse, direct, entry })
+        let sparse =
+            self.preserve.contains(Attribute::Sparse) && stored_bytes_of(&opened).is_some();
+        let direct = DirectReader::new(&fd, opened.st_dev, size_of(&opened), self.direct_io);
+        Ok(SourceFile { fd, side: self.side, opened_stat: opened, sparse, direct, entry })
     }
 
     /// Whether a file with this `stat` is all that `entry` says: then its attributes, whose changes
     /// change the time of its last change as well, need not be read again.
-    fn is_still(&self, entry: &Entry, stat: &Stat) -> bool {
+    fn is_unchanged_since_scan(&self, entry: &Entry, stat: &Stat) -> bool {
         let mut ident = ident_of(stat);
-        if self.is_home(ident.dev) {
+        if self.is_root_device(ident.dev) {
             ident.dev = 0;
         }
-        let linked = stat.st_nlink > 1 && self.keep.contains(Attribute::Hardlinks);
+        let linked = stat.st_nlink > 1 && self.preserve.contains(Attribute::Hardlinks);
         let was = (&entry.kind, entry.meta, entry.version, entry.is_hardlinked);
         was == (&EntryKind::File { size: size_of(stat) }, meta_of(stat), ident, linked)
-            && (entry.xattrs.is_empty() || xattr::any_kept(self.keep))
+            && (entry.xattrs.is_empty() || xattr::is_any_preserved(self.preserve))
     }
 }
 
 /// Runs of data that are counted of one file; what lies behind them is taken for data.
-const MAX_RUNS: usize = 4096;
+const MAX_MEASURED_RUNS: usize = 4096;
 
 impl Tree {
     /// Replaces what a file with holes takes on its disk ([`Entry::stored_bytes`]), which compression lessens as well, by
     /// the length of its data, where it is longer than `least` bytes.
-    pub fn measure(&self, entry: &mut Entry, least: u64) {
+    pub fn measure_stored_bytes(&self, entry: &mut Entry, least: u64) {
         if entry.stored_bytes.is_some() && entry.size() > least {
             // What can't be opened now fails when it is read.
             entry.stored_bytes = self.open_source(entry).and_then(|file| file.data_bytes()).ok();
@@ -112,10 +113,10 @@ impl Tree {
 impl SourceFile {
     /// The length of all runs of data.
     fn data_bytes(&self) -> Result<u64> {
-        let size = size_of(&self.opened);
+        let size = size_of(&self.opened_stat);
         let (mut at, mut sum) = (0, 0);
-        for _ in 0..MAX_RUNS {
-            let Some((start, end)) = self.next_data(at, size)? else { return Ok(sum) };
+        for _ in 0..MAX_MEASURED_RUNS {
+            let Some((start, end)) = self.next_data_run(at, size)? else { return Ok(sum) };
             sum += end - start;
             at = end;
         }
@@ -137,35 +138,37 @@ impl SourceFile {
     /// # Errors
     /// `pread` failed.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        self.direct.read(&self.fd, buffer, offset).map_err(|e| self.failed("read", e.into()))
+        self.direct.read(&self.fd, buffer, offset).map_err(|e| self.error("read", e.into()))
     }
 
-    /// Whether it is read past the page cache, as far as offset and memory begin on a [`PAGE`] and whole
+    /// Whether it is read past the page cache, as far as offset and memory begin on a [`DIRECT_ALIGN_BYTES`] and whole
     /// pages are asked for.
     ///
-    /// [`PAGE`]: super::PAGE
+    /// [`DIRECT_ALIGN_BYTES`]: super::PAGE
     pub fn is_direct(&self) -> bool {
-        self.direct.is_on()
+        self.direct.is_enabled()
     }
 
     /// The length of its content without holes, as far as the file system reports them.
-    pub fn stored(&self) -> u64 {
-        stored_of(&self.opened).unwrap_or(size_of(&self.opened))
+    pub fn stored_bytes(&self) -> u64 {
+        stored_bytes_of(&self.opened_stat).unwrap_or(size_of(&self.opened_stat))
     }
 
     /// Makes the new file `to` a clone of it; see [`clone`].
-    pub(super) fn clone_to(
+    pub(super) fn reflink_to(
         &self,
         to: &OwnedFd,
         go_on: &mut dyn FnMut(u64) -> bool,
     ) -> std::result::Result<bool, Errno> {
-        let dense = stored_of(&self.opened).is_none().then(|| size_of(&self.opened));
-        clone((&self.fd, self.opened.st_dev), to, dense, go_on)
+        let dense =
+            stored_bytes_of(&self.opened_stat).is_none().then(|| size_of(&self.opened_stat));
+        reflink_or_copy((&self.fd, self.opened_stat.st_dev), to, dense, go_on)
     }
 
     /// Whether it can be cloned to the device `dev`, as far as is known. Holes that are not to be kept can't.
-    pub(super) fn may_share(&self, dev: u64) -> bool {
-        (self.sparse || stored_of(&self.opened).is_none()) && may_share(self.opened.st_dev, dev)
+    pub(super) fn can_reflink_to(&self, dev: u64) -> bool {
+        (self.sparse || stored_bytes_of(&self.opened_stat).is_none())
+            && can_reflink(self.opened_stat.st_dev, dev)
     }
 
     /// Whether all of it is data, or to be taken for data.
@@ -175,21 +178,21 @@ impl SourceFile {
 
     /// Keeps bytes `from` to `end`, which are going to be read once and in order, out of the page cache
     /// where they were not in it.
-    pub fn behind(&self, from: u64, end: u64) -> ReadBehind<'_> {
-        ReadBehind::new(&self.fd, from, end)
+    pub fn drop_behind(&self, from: u64, end: u64) -> DropBehindReader<'_> {
+        DropBehindReader::new(&self.fd, from, end)
     }
 
     /// [Reads](SourceFile::read_at) a part of what `behind` is about.
     ///
     /// # Errors
     /// `pread` failed.
-    pub fn read_once(
+    pub fn read_dropping_cache(
         &self,
-        behind: &mut ReadBehind<'_>,
+        behind: &mut DropBehindReader<'_>,
         buffer: &mut [u8],
         offset: u64,
     ) -> Result<usize> {
-        behind.read(buffer, offset).map_err(|e| self.failed("read", e.into()))
+        behind.read(buffer, offset).map_err(|e| self.error("read", e.into()))
     }
 
     /// The next run of data that begins at or behind `from`, up to `end` at most: its start and its end.
@@ -198,11 +201,11 @@ impl SourceFile {
     ///
     /// # Errors
     /// `lseek` failed.
-    pub fn next_data(&self, from: u64, end: u64) -> Result<Option<(u64, u64)>> {
+    pub fn next_data_run(&self, from: u64, end: u64) -> Result<Option<(u64, u64)>> {
         if !self.sparse {
             return Ok((from < end).then_some((from, end)));
         }
-        next_data(&self.fd, from, end).map_err(|e| self.failed("read", e.into()))
+        next_data_run(&self.fd, from, end).map_err(|e| self.error("read", e.into()))
     }
 
     /// Whether the file is still what it was when it was opened: to be asked after the last byte was
@@ -210,23 +213,23 @@ impl SourceFile {
     ///
     /// # Errors
     /// [`Cause::Changed`], or `fstat` failed.
-    pub fn unchanged_since_open(&self) -> Result<()> {
-        let now = rustix::fs::fstat(&self.fd).map_err(|e| self.failed("read", e.into()))?;
-        if same_version(&self.opened, &now) {
+    pub fn verify_unchanged(&self) -> Result<()> {
+        let now = rustix::fs::fstat(&self.fd).map_err(|e| self.error("read", e.into()))?;
+        if is_same_version(&self.opened_stat, &now) {
             Ok(())
         } else {
-            Err(self.failed("read", Cause::Changed))
+            Err(self.error("read", Cause::Changed))
         }
     }
 
-    fn failed(&self, op: &'static str, cause: Cause) -> FsError {
+    fn error(&self, op: &'static str, cause: Cause) -> FsError {
         FsError::new(self.side, op, self.entry.path.as_bytes(), cause)
     }
 }
 
 /// The next run of data of a file, from `from` on and up to `end` at most. A file system that knows no
 /// holes has only data.
-pub(super) fn next_data(
+pub(super) fn next_data_run(
     fd: &OwnedFd,
     from: u64,
     end: u64,
@@ -250,7 +253,7 @@ pub(super) fn next_data(
 }
 
 /// `pread` until the buffer is full or the file ends.
-pub(super) fn read_full(
+pub(super) fn read_full_at(
     fd: &OwnedFd,
     buffer: &mut [u8],
     offset: u64,

@@ -1,14 +1,14 @@
 //! The destination root of a sync, and the steps that every write to it is made of.
 
-use super::allowance::Allowance;
-use super::dress::{Births, Origin, Outfit, Policy};
-use super::error::{Cause, FsError, Result, is_shortage};
-use super::links::Anchors;
-use super::meta::{chmod, lstat};
-use super::names;
-use super::root::{Dir, Place, Tree, open_below, split};
-use super::trust::Newborns;
-use super::unflushed::Span;
+use super::deletion_budget::DeletionBudget;
+use super::dirty_journal::SuspectSpan;
+use super::error::{Cause, FsError, Result, is_resource_shortage};
+use super::hardlinks::AnchorDirCache;
+use super::inode::{chmod, lstat};
+use super::metadata::{CreateDefaultsCache, DesiredMetadata, MetadataPolicy, ObjectOrigin};
+use super::ownership::CreatedOwnerCache;
+use super::root::{DirHandle, ParentAndName, Tree, open_dir_below, split_parent};
+use super::temp_names;
 use crate::wire::manifest::{Entry, ManifestDir, Meta};
 use crate::wire::options::{Attribute, EntryWarnings, WriteRules};
 use crate::wire::sync::FileError;
@@ -31,14 +31,14 @@ pub struct TargetOptions {
     /// What the operator asked for.
     pub rules: WriteRules,
     /// How much a prune may delete; `None`: nothing.
-    pub deletion: Option<Allowance>,
+    pub deletion_budget: Option<DeletionBudget>,
 }
 
 impl TargetOptions {
     /// Owners are set where this process is root.
-    pub fn of_this_process(rules: WriteRules) -> Self {
+    pub fn for_this_process(rules: WriteRules) -> Self {
         let set_owner = rustix::process::geteuid().is_root();
-        TargetOptions { set_owner, rules, deletion: None }
+        TargetOptions { set_owner, rules, deletion_budget: None }
     }
 }
 
@@ -46,45 +46,45 @@ impl TargetOptions {
 #[derive(Debug, Clone)]
 pub struct Target {
     pub(super) tree: Tree,
-    pub(super) sync: SyncNo,
+    pub(super) sync_no: SyncNo,
     pub(super) rules: Arc<WriteRules>,
-    pub(super) deletion: Option<Allowance>,
-    pub(super) policy: Arc<Policy>,
+    pub(super) deletion_budget: Option<DeletionBudget>,
+    pub(super) policy: Arc<MetadataPolicy>,
     /// When what can't be told by length and time changed.
-    pub(super) suspect: Option<Span>,
-    pub(super) state: Arc<State>,
+    pub(super) suspect_span: Option<SuspectSpan>,
+    pub(super) state: Arc<TargetState>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct TargetState {
     /// A directory's mode was widened to write into it: its metadata need to be set again.
-    widened: AtomicBool,
+    has_widened_dirs: AtomicBool,
     /// The modes of those directories before, by device and inode.
-    modes_before: Mutex<HashMap<(u64, u64), u32>>,
+    original_modes: Mutex<HashMap<(u64, u64), u32>>,
     /// A server keeps what is written: its errors show only when a file is closed or synced.
-    remote: OnceLock<bool>,
+    is_remote: OnceLock<bool>,
     /// New files are made under a temporary name: see [`Target::name_first`].
-    name_first: AtomicBool,
-    pub(super) births: Births,
-    pub(super) anchors: Anchors,
-    pub(super) newborns: Newborns,
+    use_temp_names: AtomicBool,
+    pub(super) create_defaults: CreateDefaultsCache,
+    pub(super) anchor_dir: AnchorDirCache,
+    pub(super) created_owners: CreatedOwnerCache,
     /// Whether the storage path led to the open root before the first write.
-    pub(super) root_is_there: OnceLock<Result<()>>,
+    pub(super) root_check: OnceLock<Result<()>>,
 }
 
 /// The outcome of one step of writing.
-pub(super) type Step<T> = std::result::Result<T, Errno>;
+pub(super) type SysResult<T> = std::result::Result<T, Errno>;
 
 impl Target {
     /// The destination `tree` of the sync with this number. Nothing is opened yet.
     pub fn new(tree: Tree, sync: SyncNo, options: TargetOptions) -> Target {
         Target {
-            suspect: tree.root.ledger().suspects(&tree.path()),
+            suspect_span: tree.root.journal().suspect_span(&tree.path()),
             tree: tree.as_destination(),
-            sync,
-            policy: Arc::new(Policy::new(options.set_owner, &options.rules)),
+            sync_no: sync,
+            policy: Arc::new(MetadataPolicy::new(options.set_owner, &options.rules)),
             rules: Arc::new(options.rules),
-            deletion: options.deletion,
+            deletion_budget: options.deletion_budget,
             state: Arc::default(),
         }
     }
@@ -100,36 +100,40 @@ impl Target {
     }
 
     /// What the destination could not hold of the metadata since the last call, by cause.
-    pub fn notes(&self) -> EntryWarnings {
-        self.policy.book.take()
+    pub fn take_metadata_warnings(&self) -> EntryWarnings {
+        self.policy.warnings.take_counts()
     }
 
     /// Gives directories their metadata (again): to be called after the last write into them. Those
     /// that failed are reported. A directory that the rules leave as it is at the destination (missing, or
     /// something else) has no metadata to set, and that is no failure.
-    pub fn stamp(&self, dirs: &[ManifestDir]) -> Vec<FileError> {
-        let stamps = dirs.iter().map(|d| (&d.path, Outfit::from(d))).collect();
-        self.stamp_all(&stamps, |_| Origin::There).values().map(FsError::to_file_error).collect()
+    pub fn apply_dir_metadata(&self, dirs: &[ManifestDir]) -> Vec<FileError> {
+        let stamps = dirs.iter().map(|d| (&d.path, DesiredMetadata::from(d))).collect();
+        self.apply_all_dir_metadata(&stamps, |_| ObjectOrigin::Existing)
+            .values()
+            .map(FsError::to_file_error)
+            .collect()
     }
 
     /// Children before their parents: a parent's final mode may lock us out. `origin` is where the
     /// directory of a path comes from.
-    pub(super) fn stamp_all<'a>(
+    pub(super) fn apply_all_dir_metadata<'a>(
         &self,
-        stamps: &BTreeMap<&'a RelPath, Outfit<'_>>,
-        origin: impl Fn(&RelPath) -> Origin,
+        stamps: &BTreeMap<&'a RelPath, DesiredMetadata<'_>>,
+        origin: impl Fn(&RelPath) -> ObjectOrigin,
     ) -> HashMap<&'a RelPath, FsError> {
         let mut failed = HashMap::new();
         for (path, outfit) in stamps.iter().rev().filter(|_| !self.rules.dry_run) {
-            let dir = match self.tree.dir(path.as_bytes()) {
-                Err(Errno::ACCESS) => self.dir(path.as_bytes(), false).map(|(dir, _)| dir),
+            let dir = match self.tree.cached_dir(path.as_bytes()) {
+                Err(Errno::ACCESS) => self.ensure_dir(path.as_bytes(), false).map(|(dir, _)| dir),
                 other => other,
             };
-            if dir.as_ref().is_err_and(|errno| self.leaves_unmade(path, *errno)) {
+            if dir.as_ref().is_err_and(|errno| self.is_dir_skipped(path, *errno)) {
                 continue;
             }
-            let done =
-                dir.map_err(Cause::Os).and_then(|dir| self.stamp_one(&dir, outfit, origin(path)));
+            let done = dir
+                .map_err(Cause::Os)
+                .and_then(|dir| self.apply_metadata_to_dir(&dir, outfit, origin(path)));
             if let Err(cause) = done {
                 failed.insert(*path, self.error("set metadata of", path, cause));
             }
@@ -140,7 +144,7 @@ impl Target {
     /// Whether the rules leave the directory `path` unmade, given why it cannot be opened: it is missing and
     /// nothing new is wanted, or what stands there (or above it) is left alone. The root is what the
     /// operator named: something else in its place is an error.
-    pub(super) fn leaves_unmade(&self, path: &RelPath, errno: Errno) -> bool {
+    pub(super) fn is_dir_skipped(&self, path: &RelPath, errno: Errno) -> bool {
         match errno {
             Errno::NOENT => self.rules.existing,
             Errno::NOTDIR | Errno::LOOP => self.rules.ignore_existing && !path.is_root(),
@@ -149,22 +153,22 @@ impl Target {
     }
 
     /// Gives an open directory its metadata; returns whether they were others.
-    pub(super) fn stamp_one(
+    pub(super) fn apply_metadata_to_dir(
         &self,
-        dir: &Dir,
-        outfit: &Outfit<'_>,
-        origin: Origin,
+        dir: &DirHandle,
+        outfit: &DesiredMetadata<'_>,
+        origin: ObjectOrigin,
     ) -> std::result::Result<bool, Cause> {
-        let changed = self.policy.dress(dir, outfit, origin)?;
-        if !self.policy.keeps(Attribute::Mode) {
-            self.narrow_again(dir)?;
+        let changed = self.policy.apply(dir, outfit, origin)?;
+        if !self.policy.preserves(Attribute::Mode) {
+            self.restore_dir_mode(dir)?;
         }
         Ok(changed)
     }
 
     /// Gives a directory whose mode was widened to write into it the mode that it had.
-    fn narrow_again(&self, dir: &Dir) -> Step<()> {
-        let widened = || self.state.modes_before.lock();
+    fn restore_dir_mode(&self, dir: &DirHandle) -> SysResult<()> {
+        let widened = || self.state.original_modes.lock();
         if widened().is_empty() {
             return Ok(());
         }
@@ -179,20 +183,20 @@ impl Target {
     /// mounted below it.
     ///
     /// # Errors
-    /// A write that the kernel had put off has failed, or the root can't be opened. [`Cause::RootGone`]: the storage
+    /// A write that the kernel had put off has failed, or the root can't be opened. [`Cause::RootUnavailable`]: the storage
     /// path leads elsewhere, and what was written is not found under it.
     pub fn flush(&self) -> Result<()> {
         self.check_root()?;
-        self.noting(|| self.sync_file_systems())?;
+        self.record_flush_outcome(|| self.sync_file_systems())?;
         self.check_root()
     }
 
     fn sync_file_systems(&self) -> Result<()> {
         let failed = |errno| self.error("flush", &RelPath::root(), errno);
         let root = RelPath::root();
-        let dir = match self.tree.open_list(b"") {
+        let dir = match self.tree.open_listable_dir(b"") {
             // One file: the directory above holds it. Nothing at all: nothing was written.
-            Err(Errno::NOTDIR | Errno::NOENT) => match self.tree.place(&root) {
+            Err(Errno::NOTDIR | Errno::NOENT) => match self.tree.locate(&root) {
                 Ok(place) => return rustix::fs::syncfs(&place.dir).map_err(failed),
                 Err(Errno::NOENT) => return Ok(()),
                 Err(errno) => return Err(failed(errno)),
@@ -200,11 +204,11 @@ impl Target {
             other => other.map_err(failed)?,
         };
         rustix::fs::syncfs(&dir).map_err(failed)?;
-        for path in mounts_below(&dir).map_err(failed)? {
-            match open_below(dir.as_fd(), &path) {
+        for path in list_mounts_below(&dir).map_err(failed)? {
+            match open_dir_below(dir.as_fd(), &path) {
                 Ok(fd) => rustix::fs::syncfs(&fd)
                     .map_err(|e| FsError::new(self.tree.side, "flush", &path, e))?,
-                Err(errno) if is_shortage(errno) => {
+                Err(errno) if is_resource_shortage(errno) => {
                     return Err(FsError::new(self.tree.side, "flush", &path, errno));
                 }
                 // Unmounted meanwhile, or out of our reach: then nothing was written there.
@@ -228,47 +232,50 @@ impl Target {
         FsError::new(self.tree.side, op, path.as_bytes(), cause)
     }
 
-    /// See [`paths::bytes_in`].
-    pub(super) fn part_name(&self, entry: &Entry) -> Vec<u8> {
-        names::part(&self.rules.part_name_key, &entry.path, entry.part_generation())
+    /// See [`collect_paths::bytes_in`].
+    pub(super) fn part_file_name(&self, entry: &Entry) -> Vec<u8> {
+        temp_names::part_file_name(&self.rules.part_name_key, &entry.path, entry.part_generation())
     }
 
-    /// See [`paths::temp`].
-    pub(super) fn temp_name(&self, path: &RelPath, attempt: u32, slot: u32) -> Vec<u8> {
-        names::temp(&self.rules.part_name_key, self.sync, path, attempt, slot)
+    /// See [`collect_paths::temp`].
+    pub(super) fn temp_file_name(&self, path: &RelPath, attempt: u32, slot: u32) -> Vec<u8> {
+        temp_names::temp_file_name(&self.rules.part_name_key, self.sync_no, path, attempt, slot)
     }
 
-    /// See [`paths::anchors`].
-    pub(super) fn anchors_name(&self) -> Vec<u8> {
-        names::anchors(&self.rules.part_name_key, self.sync)
+    /// See [`collect_paths::anchors`].
+    pub(super) fn anchor_dir_name(&self) -> Vec<u8> {
+        temp_names::anchor_dir_name(&self.rules.part_name_key, self.sync_no)
     }
 
     /// Whether new files may be made without a name.
-    pub(super) fn links_nameless(&self) -> bool {
-        !self.state.name_first.load(Ordering::Relaxed)
+    pub(super) fn can_use_unnamed_files(&self) -> bool {
+        !self.state.use_temp_names.load(Ordering::Relaxed)
     }
 
     /// From here on, new files get a temporary name first: there are things to be replaced, or the file
     /// system can't do otherwise.
-    pub(super) fn name_first(&self) {
-        self.state.name_first.store(true, Ordering::Relaxed);
+    pub(super) fn disable_unnamed_files(&self) {
+        self.state.use_temp_names.store(true, Ordering::Relaxed);
     }
 
     /// Whether some directory's mode was ever widened (perhaps by another batch: each stamps its own).
-    pub(super) fn has_widened(&self) -> bool {
-        self.state.widened.load(Ordering::Relaxed)
+    pub(super) fn has_widened_dirs(&self) -> bool {
+        self.state.has_widened_dirs.load(Ordering::Relaxed)
     }
 
     /// Where `path` is; what is missing above it is made.
-    pub(super) fn place<'a>(&'a self, path: &'a RelPath) -> Step<Place<'a>> {
-        match self.tree.place(path) {
+    pub(super) fn locate_or_create_parents<'a>(
+        &'a self,
+        path: &'a RelPath,
+    ) -> SysResult<ParentAndName<'a>> {
+        match self.tree.locate(path) {
             Err(Errno::NOENT | Errno::ACCESS) => {
                 if path.is_root() {
-                    self.make_base(split(self.tree.base.as_bytes()).0, None)?;
+                    self.create_base(split_parent(self.tree.base.as_bytes()).0, None)?;
                 } else {
-                    self.dir(split(path.as_bytes()).0, false)?;
+                    self.ensure_dir(split_parent(path.as_bytes()).0, false)?;
                 }
-                self.tree.place(path)
+                self.tree.locate(path)
             }
             other => other,
         }
@@ -276,35 +283,35 @@ impl Target {
 
     /// The directory `path`, made where it is missing with all above it; tells whether it is new. With
     /// `replace`, what is no directory is taken out of its way (never the root itself).
-    pub(super) fn dir(&self, path: &[u8], replace: bool) -> Step<(Dir, bool)> {
-        self.dir_like(path, replace, None)
+    pub(super) fn ensure_dir(&self, path: &[u8], replace: bool) -> SysResult<(DirHandle, bool)> {
+        self.ensure_dir_with_meta(path, replace, None)
     }
 
     /// The same; where it is made, it is for a directory with `meta`.
-    pub(super) fn dir_like(
+    pub(super) fn ensure_dir_with_meta(
         &self,
         path: &[u8],
         replace: bool,
         meta: Option<&Meta>,
-    ) -> Step<(Dir, bool)> {
-        match self.tree.dir(path) {
+    ) -> SysResult<(DirHandle, bool)> {
+        match self.tree.cached_dir(path) {
             Ok(dir) => return Ok((dir, false)),
             Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(errno),
         }
         // Most often just the last one is missing.
         if !path.is_empty()
-            && let (above, name) = split(path)
-            && let Ok(dir) = self.tree.dir(above)
+            && let (above, name) = split_parent(path)
+            && let Ok(dir) = self.tree.cached_dir(above)
         {
-            let here = self.enter_spelled(&dir, name, replace, meta)?;
-            self.tree.remember(path, &here.0);
+            let here = self.enter_dir_checked(&dir, name, replace, meta)?;
+            self.tree.cache_dir(path, &here.0);
             return Ok(here);
         }
-        let mut here = match self.tree.dir(b"") {
+        let mut here = match self.tree.cached_dir(b"") {
             Ok(dir) => (dir, false),
             Err(Errno::NOENT | Errno::ACCESS) => {
-                self.make_base(self.tree.base.as_bytes(), meta.filter(|_| path.is_empty()))?
+                self.create_base(self.tree.base.as_bytes(), meta.filter(|_| path.is_empty()))?
             }
             Err(errno) => return Err(errno),
         };
@@ -313,76 +320,82 @@ impl Target {
             let from = if end == 0 { 0 } else { end + 1 };
             let rest = &path[from..];
             end = from + rest.iter().position(|b| *b == b'/').unwrap_or(rest.len());
-            here = match self.tree.cached(&path[..end]) {
+            here = match self.tree.find_cached_dir(&path[..end]) {
                 Some(dir) => (dir, false),
                 None => {
                     let meta = meta.filter(|_| end == path.len());
-                    self.enter_spelled(&here.0, &path[from..end], replace, meta)?
+                    self.enter_dir_checked(&here.0, &path[from..end], replace, meta)?
                 }
             };
-            self.tree.remember(&path[..end], &here.0);
+            self.tree.cache_dir(&path[..end], &here.0);
         }
         Ok(here)
     }
 
     /// The directories between the storage root and the root of the sync, and that root: made like
     /// `mkdir -p` would, and nothing in their way is touched. The last is made for a directory with `meta`.
-    fn make_base(&self, base: &[u8], meta: Option<&Meta>) -> Step<(Dir, bool)> {
-        let last = meta.filter(|_| !self.policy.keeps(Attribute::Mode));
-        let last = last.map_or(0o755, |meta| self.policy.dir_birth_mode(Some(meta)));
-        let mut here = (Arc::new(open_below(self.tree.root.fd(), b"")?), false);
+    fn create_base(&self, base: &[u8], meta: Option<&Meta>) -> SysResult<(DirHandle, bool)> {
+        let last = meta.filter(|_| !self.policy.preserves(Attribute::Mode));
+        let last = last.map_or(0o755, |meta| self.policy.initial_dir_mode(Some(meta)));
+        let mut here = (Arc::new(open_dir_below(self.tree.root.fd(), b"")?), false);
         let names = || base.split(|b| *b == b'/').filter(|name| !name.is_empty());
         let mut left = names().count();
         for name in names() {
             left -= 1;
             let mode = Mode::from_raw_mode(if left == 0 { last } else { 0o755 });
-            here = self.enter(&here.0, name, false, mode)?;
+            here = self.open_or_create_dir(&here.0, name, false, mode)?;
         }
         if base == self.tree.base.as_bytes() {
-            self.tree.remember(b"", &here.0);
+            self.tree.cache_dir(b"", &here.0);
         }
         Ok(here)
     }
 
     /// A directory that the source has: it must be spelled so.
-    fn enter_spelled(
+    fn enter_dir_checked(
         &self,
-        above: &Dir,
+        above: &DirHandle,
         name: &[u8],
         replace: bool,
         meta: Option<&Meta>,
-    ) -> Step<(Dir, bool)> {
-        let mode = Mode::from_raw_mode(self.policy.dir_birth_mode(meta));
-        let (dir, made) = self.enter(above, name, replace, mode)?;
+    ) -> SysResult<(DirHandle, bool)> {
+        let mode = Mode::from_raw_mode(self.policy.initial_dir_mode(meta));
+        let (dir, made) = self.open_or_create_dir(above, name, replace, mode)?;
         if !made {
-            self.tree.check_name(above, name)?;
+            self.tree.check_spelling(above, name)?;
         }
         Ok((dir, made))
     }
 
-    fn enter(&self, above: &Dir, name: &[u8], replace: bool, mode: Mode) -> Step<(Dir, bool)> {
+    fn open_or_create_dir(
+        &self,
+        above: &DirHandle,
+        name: &[u8],
+        replace: bool,
+        mode: Mode,
+    ) -> SysResult<(DirHandle, bool)> {
         let mut made = false;
         for _ in 0..8 {
-            match self.writable(above, || open_below(above.as_fd(), name)) {
+            match self.with_writable_dir(above, || open_dir_below(above.as_fd(), name)) {
                 Ok(fd) => {
                     if made {
-                        self.tree.root.note_made(self.sync, &fd);
+                        self.tree.root.record_created_dir(self.sync_no, &fd);
                     }
                     return Ok((Arc::new(fd), made));
                 }
                 Err(Errno::NOENT) => {
-                    match self.writable(above, || rustix::fs::mkdirat(above, name, mode)) {
+                    match self.with_writable_dir(above, || rustix::fs::mkdirat(above, name, mode)) {
                         Ok(()) => made = true,
                         Err(Errno::EXIST) => {}
                         Err(errno) => return Err(errno),
                     }
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) if replace => {
-                    self.tree.check_name(above, name)?;
+                    self.tree.check_spelling(above, name)?;
                     // A directory that another batch has made there meanwhile stays.
-                    match self
-                        .writable(above, || rustix::fs::unlinkat(above, name, AtFlags::empty()))
-                    {
+                    match self.with_writable_dir(above, || {
+                        rustix::fs::unlinkat(above, name, AtFlags::empty())
+                    }) {
                         Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
                         Err(errno) => return Err(errno),
                     }
@@ -394,8 +407,8 @@ impl Target {
     }
 
     /// Removes a name that is no directory; that it is gone already is fine.
-    pub(super) fn clear_away(&self, dir: &Dir, name: &[u8]) -> Step<()> {
-        match self.writable(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty())) {
+    pub(super) fn remove_non_directory(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
+        match self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty())) {
             Err(Errno::NOENT) => Ok(()),
             // It has become a directory: the caller looks again.
             Err(Errno::ISDIR) => match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
@@ -408,32 +421,32 @@ impl Target {
 
     /// Gives a finished object its name. An empty directory in its place is removed, a full one is not;
     /// nothing that is spelled otherwise is replaced.
-    pub(super) fn rename(
+    pub(super) fn rename_into_place(
         &self,
-        dir: &Dir,
+        dir: &DirHandle,
         temp: &[u8],
         name: &[u8],
     ) -> std::result::Result<(), Cause> {
-        if !self.tree.folds(dir, temp)? {
-            return self.replace(dir, temp, name);
+        if !self.tree.is_case_insensitive(dir, temp)? {
+            return self.rename_over(dir, temp, name);
         }
         for _ in 0..8 {
-            match self.writable(dir, || lstat(dir, name)) {
+            match self.with_writable_dir(dir, || lstat(dir, name)) {
                 Ok(_) => {
-                    self.tree.check_name(dir, name)?;
-                    return self.replace(dir, temp, name);
+                    self.tree.check_spelling(dir, name)?;
+                    return self.rename_over(dir, temp, name);
                 }
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(errno.into()),
             }
             let only_new = RenameFlags::NOREPLACE;
             let rename = || rustix::fs::renameat_with(dir, temp, dir, name, only_new);
-            match self.writable(dir, rename) {
+            match self.with_writable_dir(dir, rename) {
                 // Somebody was quicker, perhaps with another spelling.
                 Err(Errno::EXIST) => {}
                 // That can't be asked for here.
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    return self.replace(dir, temp, name);
+                    return self.rename_over(dir, temp, name);
                 }
                 other => return Ok(other?),
             }
@@ -441,23 +454,32 @@ impl Target {
         Err(Errno::BUSY.into())
     }
 
-    fn replace(&self, dir: &Dir, temp: &[u8], name: &[u8]) -> std::result::Result<(), Cause> {
+    fn rename_over(
+        &self,
+        dir: &DirHandle,
+        temp: &[u8],
+        name: &[u8],
+    ) -> std::result::Result<(), Cause> {
         let rename = || rustix::fs::renameat(dir, temp, dir, name);
-        match self.writable(dir, rename) {
+        match self.with_writable_dir(dir, rename) {
             Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                self.clear_dir(dir, name)?;
-                Ok(self.writable(dir, rename)?)
+                self.remove_empty_dir(dir, name)?;
+                Ok(self.with_writable_dir(dir, rename)?)
             }
             other => Ok(other?),
         }
     }
 
     /// Removes an empty directory that stands where something else belongs.
-    pub(super) fn clear_dir(&self, dir: &Dir, name: &[u8]) -> std::result::Result<(), Cause> {
-        match self.writable(dir, || rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
+    pub(super) fn remove_empty_dir(
+        &self,
+        dir: &DirHandle,
+        name: &[u8],
+    ) -> std::result::Result<(), Cause> {
+        match self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
             // `INVAL`: it is the storage root itself.
-            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::INVAL) => Err(Cause::Occupied),
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::INVAL) => Err(Cause::DirectoryNotEmpty),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -465,7 +487,11 @@ impl Target {
     /// Runs `step`, which needs to write to or pass through `dir`. Where our own directory's mode
     /// forbids it, the mode is widened, until the directory is stamped again. Another batch may do that
     /// between, so it is tried a few times. A dry run takes it as it is.
-    pub(super) fn writable<T>(&self, dir: &Dir, step: impl Fn() -> Step<T>) -> Step<T> {
+    pub(super) fn with_writable_dir<T>(
+        &self,
+        dir: &DirHandle,
+        step: impl Fn() -> SysResult<T>,
+    ) -> SysResult<T> {
         for _ in 0..8 {
             match step() {
                 Err(Errno::ACCESS) if !self.rules.dry_run => {}
@@ -476,8 +502,8 @@ impl Target {
                 return Err(Errno::ACCESS);
             }
             if stat.st_mode & 0o700 != 0o700 {
-                self.state.widened.store(true, Ordering::Relaxed);
-                let mut before = self.state.modes_before.lock();
+                self.state.has_widened_dirs.store(true, Ordering::Relaxed);
+                let mut before = self.state.original_modes.lock();
                 before.entry((stat.st_dev, stat.st_ino)).or_insert(stat.st_mode & 0o7777);
                 drop(before);
                 chmod(dir.as_fd(), stat.st_mode & 0o7777 | 0o700)?;
@@ -487,10 +513,13 @@ impl Target {
     }
 
     /// Runs `step` again where a directory of the cache turned out to be removed.
-    pub(super) fn retry_if_gone<T>(&self, step: impl Fn() -> Step<T>) -> Step<T> {
+    pub(super) fn retry_with_fresh_cache<T>(
+        &self,
+        step: impl Fn() -> SysResult<T>,
+    ) -> SysResult<T> {
         match step() {
             Err(Errno::NOENT | Errno::STALE) => {
-                self.tree.forget();
+                self.tree.clear_dir_cache();
                 step()
             }
             other => other,
@@ -499,24 +528,24 @@ impl Target {
 
     /// Network file systems tell of failed writes (a full disk, a quota) when the file is closed, and
     /// closing can't be asked for its outcome here: there they are asked for with a sync.
-    pub(super) fn settle_writes(&self, fd: &OwnedFd) -> Step<()> {
+    pub(super) fn sync_if_remote(&self, fd: &OwnedFd) -> SysResult<()> {
         if self.is_remote(fd) { rustix::fs::fdatasync(fd) } else { Ok(()) }
     }
 
     /// Whether a server keeps what is written here.
     pub(super) fn is_remote(&self, fd: &OwnedFd) -> bool {
-        *self.state.remote.get_or_init(|| {
+        *self.state.is_remote.get_or_init(|| {
             rustix::fs::fstatfs(fd)
-                .is_ok_and(|fs| REMOTE.contains(&(u32::try_from(fs.f_type).unwrap_or(0))))
+                .is_ok_and(|fs| REMOTE_FS_MAGIC.contains(&(u32::try_from(fs.f_type).unwrap_or(0))))
         })
     }
 }
 
 /// `f_type` of NFS, CIFS and SMB (`<linux/magic.h>`).
-const REMOTE: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+const REMOTE_FS_MAGIC: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
 /// The paths below `dir` where something is mounted.
-fn mounts_below(dir: &OwnedFd) -> std::result::Result<Vec<Vec<u8>>, Errno> {
+fn list_mounts_below(dir: &OwnedFd) -> std::result::Result<Vec<Vec<u8>>, Errno> {
     use std::os::unix::ffi::OsStrExt as _;
     let link = format!("/proc/self/fd/{}", dir.as_raw_fd());
     let found = std::fs::read_link(link)
@@ -524,7 +553,7 @@ fn mounts_below(dir: &OwnedFd) -> std::result::Result<Vec<Vec<u8>>, Errno> {
     let (here, table) = match found {
         Ok(found) => found,
         Err(e) => {
-            let short = Errno::from_io_error(&e).filter(|errno| is_shortage(*errno));
+            let short = Errno::from_io_error(&e).filter(|errno| is_resource_shortage(*errno));
             return short.map_or(Ok(Vec::new()), Err);
         }
     };
@@ -534,14 +563,14 @@ fn mounts_below(dir: &OwnedFd) -> std::result::Result<Vec<Vec<u8>>, Errno> {
     }
     let points = table.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(4));
     let below = points
-        .map(unescape)
+        .map(unescape_octal)
         .filter_map(|point| point.strip_prefix(prefix.as_slice()).map(<[u8]>::to_vec))
         .filter(|rest| !rest.is_empty());
     Ok(below.collect())
 }
 
 /// Undoes the octal escapes of `/proc/self/mountinfo`.
-pub(super) fn unescape(field: &[u8]) -> Vec<u8> {
+pub(super) fn unescape_octal(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

@@ -1,7 +1,7 @@
 //! What the tests of this module share: trees in temporary directories, a copy made of the module's
 //! own parts, and a look at the result by other means.
 
-use super::{Allowance, PrunePage, Root, SourceFile, Target, TargetOptions, Tree, Verdict};
+use super::{DeletionBudget, PrunePage, RootDir, SourceFile, Target, TargetOptions, Tree, Verdict};
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::{Preserve, WriteRules};
 use crate::wire::{AbsPath, RelPath, SyncNo};
@@ -14,23 +14,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A storage root with `src`, `dst` and `canary` (which nothing may touch).
-pub(super) struct Site {
+pub(super) struct TestSite {
     pub(super) dir: tempfile::TempDir,
-    pub(super) root: Arc<Root>,
+    pub(super) root: Arc<RootDir>,
 }
 
-impl Site {
-    pub(super) fn new() -> Site {
+impl TestSite {
+    pub(super) fn new() -> TestSite {
         let dir = tempfile::tempdir().unwrap();
         for name in ["src", "canary"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         fs::write(dir.path().join("canary/file"), "alive").unwrap();
-        let root = Root::open(&AbsPath::new(dir.path().as_os_str().as_bytes()).unwrap()).unwrap();
-        Site { dir, root }
+        let root =
+            RootDir::open(&AbsPath::new(dir.path().as_os_str().as_bytes()).unwrap()).unwrap();
+        TestSite { dir, root }
     }
 
-    pub(super) fn at(&self, path: &str) -> PathBuf {
+    pub(super) fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
 
@@ -39,28 +40,29 @@ impl Site {
     }
 
     pub(super) fn source(&self) -> Tree {
-        self.tree("src").keeping(Preserve::all())
+        self.tree("src").preserving(Preserve::all())
     }
 
     pub(super) fn target(&self) -> Target {
-        self.target_by(WriteRules::default())
+        self.target_with_rules(WriteRules::default())
     }
 
-    pub(super) fn target_by(&self, rules: WriteRules) -> Target {
-        let deletion = Some(Allowance::new(Default::default(), u64::MAX));
-        let options = TargetOptions { deletion, ..TargetOptions::of_this_process(rules) };
+    pub(super) fn target_with_rules(&self, rules: WriteRules) -> Target {
+        let deletion = Some(DeletionBudget::new(Default::default(), u64::MAX));
+        let options =
+            TargetOptions { deletion_budget: deletion, ..TargetOptions::for_this_process(rules) };
         Target::new(self.tree("dst"), SyncNo(7), options)
     }
 
-    pub(super) fn write(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(super) fn write_file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.dir.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
         path
     }
 
-    pub(super) fn assert_canary(&self) {
-        let canary = self.at("canary");
+    pub(super) fn assert_canary_unchanged(&self) {
+        let canary = self.path("canary");
         let names: Vec<_> =
             fs::read_dir(&canary).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["file"]);
@@ -68,15 +70,15 @@ impl Site {
     }
 
     /// Runs `test` as a user who is not root, owning everything here.
-    pub(super) fn as_nobody(&self, test: impl FnOnce() + Send) {
+    pub(super) fn run_with_all_owned_by_nobody(&self, test: impl FnOnce() + Send) {
         if !rustix::process::geteuid().is_root() {
             return test();
         }
-        self.give_to_nobody();
+        self.chown_all_to_nobody();
         self.run_as_nobody(test);
     }
 
-    pub(super) fn give_to_nobody(&self) {
+    pub(super) fn chown_all_to_nobody(&self) {
         for entry in walkdir::WalkDir::new(self.dir.path()) {
             std::os::unix::fs::lchown(entry.unwrap().path(), Some(65534), Some(65534)).unwrap();
         }
@@ -102,18 +104,18 @@ pub(super) fn rel(path: impl AsRef<[u8]>) -> RelPath {
     RelPath::new(path).unwrap()
 }
 
-pub(super) fn os(bytes: &[u8]) -> &OsStr {
+pub(super) fn os_str(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
 }
 
 /// The whole directory `dir`, of which the source has `names`.
-pub(super) fn page(dir: &str, names: &[&str]) -> PrunePage {
+pub(super) fn prune_page(dir: &str, names: &[&str]) -> PrunePage {
     PrunePage {
         dir: rel(dir),
         after: None,
-        upto: None,
+        through: None,
         names: names.iter().map(|name| name.as_bytes().into()).collect(),
-        replacing: Vec::new(),
+        non_directories: Vec::new(),
         filter: Arc::default(),
         delete_excluded: false,
         apply: true,
@@ -124,7 +126,7 @@ pub(super) fn page(dir: &str, names: &[&str]) -> PrunePage {
 }
 
 /// Everything below a tree as one batch.
-pub(super) fn manifest(tree: &Tree) -> Manifest {
+pub(super) fn full_manifest(tree: &Tree) -> Manifest {
     let mut dirs: BTreeMap<RelPath, ManifestDir> = BTreeMap::new();
     let mut entries = Vec::new();
     let mut walk = tree.walk(&RelPath::root(), None).unwrap();
@@ -140,45 +142,45 @@ pub(super) fn manifest(tree: &Tree) -> Manifest {
 }
 
 /// One entry with the directories above it.
-pub(super) fn batch_of(tree: &Tree, path: &str) -> Manifest {
+pub(super) fn single_entry_batch(tree: &Tree, path: &str) -> Manifest {
     let path = rel(path);
-    Manifest { dirs: tree.chain(&path).unwrap(), entries: vec![tree.entry(&path).unwrap()] }
+    Manifest { dirs: tree.parent_dirs(&path).unwrap(), entries: vec![tree.entry(&path).unwrap()] }
 }
 
-pub(super) fn content_of(file: &SourceFile) -> Vec<u8> {
+pub(super) fn read_content(file: &SourceFile) -> Vec<u8> {
     let mut content = vec![0; usize::try_from(file.entry().size()).unwrap() + 1];
     let n = file.read_at(&mut content, 0).unwrap();
     content.truncate(n);
-    file.unchanged_since_open().unwrap();
+    file.verify_unchanged().unwrap();
     content
 }
 
-pub(super) fn send(source: &Tree, target: &Target, entry: &Entry) -> super::Result<()> {
+pub(super) fn send_file(source: &Tree, target: &Target, entry: &Entry) -> super::Result<()> {
     let file = source.open_source(entry)?;
     let mut new = target.create(entry, 1)?;
-    new.write(&content_of(&file))?;
+    new.write(&read_content(&file))?;
     new.publish(file.entry())
 }
 
 /// Copies a batch as the data plane does; gives the verdicts of the comparison.
-pub(super) fn copy(source: &Tree, target: &Target, manifest: &Manifest) -> Vec<Verdict> {
+pub(super) fn copy_batch(source: &Tree, target: &Target, manifest: &Manifest) -> Vec<Verdict> {
     let verdicts = target.reconcile(manifest).verdicts;
     for (entry, verdict) in manifest.entries.iter().zip(&verdicts) {
         match verdict {
-            Verdict::Needed { .. } => send(source, target, entry).unwrap(),
-            Verdict::Failed(_) | Verdict::Check => panic!("{verdict:?}"),
+            Verdict::ContentNeeded { .. } => send_file(source, target, entry).unwrap(),
+            Verdict::Failed(_) | Verdict::DigestNeeded => panic!("{verdict:?}"),
             Verdict::Done(_) => {}
         }
     }
-    assert_eq!(target.stamp(&manifest.dirs), []);
+    assert_eq!(target.apply_dir_metadata(&manifest.dirs), []);
     verdicts
 }
 
 /// Kind and permissions, size, owner, mtime, rdev; then content or link text.
-type Seen = ((u32, u64, u32, u32, i64, i64, u64), Vec<u8>);
+type ObjectSnapshot = ((u32, u64, u32, u32, i64, i64, u64), Vec<u8>);
 
 /// What is below a directory, and the directory itself, as another program sees it.
-pub(super) fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Seen> {
+pub(super) fn snapshot(dir: &Path) -> BTreeMap<PathBuf, ObjectSnapshot> {
     walkdir::WalkDir::new(dir)
         .into_iter()
         .map(|entry| {
@@ -207,7 +209,7 @@ pub(super) fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Seen> {
 }
 
 /// Sets a modification time, also of a directory.
-pub(super) fn touch(path: &Path, sec: i64, nsec: i64) {
+pub(super) fn set_file_mtime(path: &Path, sec: i64, nsec: i64) {
     let times = rustix::fs::Timestamps {
         last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
         last_modification: rustix::fs::Timespec { tv_sec: sec, tv_nsec: nsec },
@@ -217,7 +219,7 @@ pub(super) fn touch(path: &Path, sec: i64, nsec: i64) {
 }
 
 /// The names in a directory, sorted.
-pub(super) fn names_in(dir: &Path) -> Vec<Vec<u8>> {
+pub(super) fn sorted_names(dir: &Path) -> Vec<Vec<u8>> {
     let mut names: Vec<_> =
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().as_bytes().to_vec()).collect();
     names.sort();
@@ -226,7 +228,7 @@ pub(super) fn names_in(dir: &Path) -> Vec<Vec<u8>> {
 
 /// Makes a chain of directories that is longer than `PATH_MAX`, with a file at its end; gives the
 /// path of the file below `base`.
-pub(super) fn dig(base: &Path, levels: usize) -> RelPath {
+pub(super) fn create_deep_path(base: &Path, levels: usize) -> RelPath {
     use rustix::fs::{Mode, OFlags, mkdirat, openat};
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut at = rustix::fs::open(base, flags, Mode::empty()).unwrap();
@@ -243,7 +245,13 @@ pub(super) fn dig(base: &Path, levels: usize) -> RelPath {
 }
 
 /// An access control list in the kernel's form: owner, `(user, rights)`, group, mask, others.
-pub(super) fn acl(owner: u16, user: (u32, u16), group: u16, mask: u16, others: u16) -> Vec<u8> {
+pub(super) fn acl_bytes(
+    owner: u16,
+    user: (u32, u16),
+    group: u16,
+    mask: u16,
+    others: u16,
+) -> Vec<u8> {
     let none = u32::MAX;
     let all = [
         (0x01, owner, none),

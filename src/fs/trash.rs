@@ -2,17 +2,17 @@
 //! there already stays: where a place is taken, `<trash>/<request id>~1/<path>` is tried, and so on, so that
 //! names keep their length.
 //!
-//! A trash is recognised by a file in it, [`TRASH_MARK`]. The mark is part of the tree, so that every later mirror
+//! A trash is recognised by a file in it, [`TRASH_MARKER`]. The mark is part of the tree, so that every later mirror
 //! finds it, on whichever host and with whatever options it runs. Without the file the directory is one like
 //! any other.
 
-use super::dress::{Origin, Outfit};
+use super::case_folding::NAME_COLLISION;
 use super::error::Cause;
-use super::meta::{entry_of, lstat, meta_of, set_mtime, type_of};
-use super::names::TRASH_MARK;
-use super::root::Dir;
-use super::spelling::TAKEN;
-use super::target::{Step, Target};
+use super::inode::{entry_of, lstat, meta_of, set_mtime, type_of};
+use super::metadata::{DesiredMetadata, ObjectOrigin};
+use super::root::DirHandle;
+use super::target::{SysResult, Target};
+use super::temp_names::TRASH_MARKER;
 use crate::wire::options::Preserve;
 use crate::wire::{RelPath, RequestId};
 use rustix::fd::AsFd;
@@ -21,13 +21,13 @@ use rustix::io::Errno;
 use std::sync::Arc;
 
 /// Directories that are tried for something whose place is taken.
-const TRIES: u32 = 1000;
-/// What stands in [`TRASH_MARK`], for people.
-const MARK_TEXT: &[u8] = b"Mirrors (ctl ... --delete --trash) moved here what they would have deleted, by the id of \
+const MAX_SUFFIX_ATTEMPTS: u32 = 1000;
+/// What stands in [`TRASH_MARKER`], for people.
+const MARKER_TEXT: &[u8] = b"Mirrors (ctl ... --delete --trash) moved here what they would have deleted, by the id of \
 the sync.\nNo mirror deletes from this directory while this file is in it. Remove the directory when its content \
 is not needed.\n";
 /// The cause under which the sync reports trashes that were left as they are.
-pub const OLD_TRASH_LEFT_OUT: &str =
+pub const EARLIER_TRASH_KEPT: &str =
     "trash of an earlier mirror left as it is (remove it by hand when it is not needed)";
 
 /// The trash of one sync.
@@ -36,14 +36,14 @@ pub(super) struct Trash<'a> {
     path: &'a RelPath,
     request: &'a RequestId,
     /// It is there, with its mark.
-    ready: bool,
+    is_ready: bool,
 }
 
 impl<'a> Trash<'a> {
     /// The trash of this request, where the rules say that there is one.
-    pub(super) fn of(target: &'a Target, request: &'a RequestId) -> Option<Self> {
+    pub(super) fn for_request(target: &'a Target, request: &'a RequestId) -> Option<Self> {
         let path = target.rules.trash.as_ref().filter(|path| !path.is_root())?;
-        Some(Trash { target, path, request, ready: false })
+        Some(Trash { target, path, request, is_ready: false })
     }
 
     /// All of it, also what other syncs moved there.
@@ -55,7 +55,7 @@ impl<'a> Trash<'a> {
     ///
     /// # Errors
     /// Something else than a directory is in its place, or in that of a directory above it.
-    pub(super) fn check(&self) -> super::Result<()> {
+    pub(super) fn verify(&self) -> super::Result<()> {
         let tree = &self.target.tree;
         let mut path = RelPath::root();
         for name in self.path.components() {
@@ -64,7 +64,7 @@ impl<'a> Trash<'a> {
             let cause = match found.map(|stat| type_of(&stat)) {
                 Ok(FileType::Directory) => continue,
                 Err(Errno::NOENT) => return Ok(()),
-                Ok(other) => Cause::NoTrash(other),
+                Ok(other) => Cause::TrashNotDirectory(other),
                 Err(errno) => errno.into(),
             };
             return Err(self.target.error("use the trash", &path, cause));
@@ -73,27 +73,36 @@ impl<'a> Trash<'a> {
     }
 
     /// Moves `name` in `dir`, which is no directory, to where `path` belongs in the trash.
-    pub(super) fn take(&mut self, dir: &Dir, name: &[u8], path: &RelPath) -> Step<()> {
-        self.make()?;
-        self.at_free_place(&path.parent().unwrap_or_default(), |to| {
-            self.target.writable(dir, || rename_beside(dir, name, to, name))
+    pub(super) fn move_in(
+        &mut self,
+        dir: &DirHandle,
+        name: &[u8],
+        path: &RelPath,
+    ) -> SysResult<()> {
+        self.ensure_created()?;
+        self.with_free_dir(&path.parent().unwrap_or_default(), |to| {
+            self.target.with_writable_dir(dir, || rename_noreplace(dir, name, to, name))
         })
     }
 
     /// Gives the directory for `path` in the trash what `name` in `dir` has, whose lstat was `stat` before
     /// it was emptied.
-    pub(super) fn take_dir(
+    pub(super) fn create_dir_like(
         &mut self,
-        dir: &Dir,
+        dir: &DirHandle,
         name: &[u8],
         path: &RelPath,
         stat: &Stat,
-    ) -> Step<()> {
-        self.make()?;
-        let there = self.at_free_place(path, |to| Ok(Arc::clone(to)))?;
+    ) -> SysResult<()> {
+        self.ensure_created()?;
+        let there = self.with_free_dir(path, |to| Ok(Arc::clone(to)))?;
         let dressed =
             entry_of(dir.as_fd(), name, path.clone(), stat, Preserve::all()).and_then(|entry| {
-                self.target.policy.dress(&there, &Outfit::from(&entry), Origin::New(None))
+                self.target.policy.apply(
+                    &there,
+                    &DesiredMetadata::from(&entry),
+                    ObjectOrigin::Created(None),
+                )
             });
         if let Err(cause) = dressed {
             // What is kept of it is a kindness: not worth to keep the directory for.
@@ -104,17 +113,21 @@ impl<'a> Trash<'a> {
 
     /// Does `step` with the directory for what was in `path`, made where it is missing: the first one that has
     /// room for it.
-    fn at_free_place<T>(&self, path: &RelPath, step: impl Fn(&Dir) -> Step<T>) -> Step<T> {
-        for n in 0..TRIES {
+    fn with_free_dir<T>(
+        &self,
+        path: &RelPath,
+        step: impl Fn(&DirHandle) -> SysResult<T>,
+    ) -> SysResult<T> {
+        for n in 0..MAX_SUFFIX_ATTEMPTS {
             let dir = match n {
                 0 => self.request.as_str().to_owned(),
                 n => format!("{}~{n}", self.request),
             };
             let base = self.path.child(dir.as_bytes()).map_err(|_| Errno::NAMETOOLONG)?;
-            let done = self.target.dir(base.join(path).as_bytes(), false);
+            let done = self.target.ensure_dir(base.join(path).as_bytes(), false);
             match done.and_then(|(to, _)| step(&to)) {
                 // Something of this path is there, or no directory is where one belongs.
-                Err(Errno::EXIST | Errno::NOTDIR | Errno::LOOP | TAKEN) => {}
+                Err(Errno::EXIST | Errno::NOTDIR | Errno::LOOP | NAME_COLLISION) => {}
                 other => return other,
             }
         }
@@ -123,36 +136,36 @@ impl<'a> Trash<'a> {
 
     /// Makes the trash itself, with its mark, before anything is moved there; the directory above it keeps its
     /// time.
-    fn make(&mut self) -> Step<()> {
-        if self.ready {
+    fn ensure_created(&mut self) -> SysResult<()> {
+        if self.is_ready {
             return Ok(());
         }
         let tree = &self.target.tree;
         let mut above = self.path.clone();
         let found = loop {
-            match tree.dir(above.as_bytes()) {
+            match tree.cached_dir(above.as_bytes()) {
                 Ok(dir) => break dir,
                 Err(Errno::NOENT) => above = above.parent().ok_or(Errno::NOENT)?,
                 Err(errno) => return Err(errno),
             }
         };
         let before = (above != *self.path).then(|| rustix::fs::fstat(&found)).transpose()?;
-        let trash = self.target.dir(self.path.as_bytes(), false)?.0;
-        self.target.writable(&trash, || mark(&trash))?;
+        let trash = self.target.ensure_dir(self.path.as_bytes(), false)?.0;
+        self.target.with_writable_dir(&trash, || create_marker(&trash))?;
         if let Some(before) = before {
             set_mtime(found.as_fd(), &meta_of(&before))?;
         }
-        self.ready = true;
+        self.is_ready = true;
         Ok(())
     }
 }
 
 /// Marks a directory as a trash.
-fn mark(trash: &Dir) -> Step<()> {
+fn create_marker(trash: &DirHandle) -> SysResult<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match rustix::fs::openat(trash, TRASH_MARK, flags, Mode::from_raw_mode(0o644)) {
+    match rustix::fs::openat(trash, TRASH_MARKER, flags, Mode::from_raw_mode(0o644)) {
         // The text is for people: without it the file marks as well.
-        Ok(fd) => drop(rustix::io::write(&fd, MARK_TEXT)),
+        Ok(fd) => drop(rustix::io::write(&fd, MARKER_TEXT)),
         Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno),
     }
@@ -160,9 +173,9 @@ fn mark(trash: &Dir) -> Step<()> {
 }
 
 /// Whether `path`, below the open directory `dir`, is a directory that some mirror uses, or used, as its trash.
-pub(super) fn is_marked(dir: impl AsFd, path: &[u8]) -> Step<bool> {
+pub(super) fn is_trash_dir(dir: impl AsFd, path: &[u8]) -> SysResult<bool> {
     let mark =
-        if path.is_empty() { TRASH_MARK.to_vec() } else { [path, b"/", TRASH_MARK].concat() };
+        if path.is_empty() { TRASH_MARKER.to_vec() } else { [path, b"/", TRASH_MARKER].concat() };
     match lstat(dir, &mark) {
         Ok(stat) => Ok(type_of(&stat) == FileType::RegularFile),
         // A path over `PATH_MAX` is none that an operator named.
@@ -172,7 +185,7 @@ pub(super) fn is_marked(dir: impl AsFd, path: &[u8]) -> Step<bool> {
 }
 
 /// Renames without taking the place of anything.
-fn rename_beside(from: &Dir, name: &[u8], to: &Dir, new: &[u8]) -> Step<()> {
+fn rename_noreplace(from: &DirHandle, name: &[u8], to: &DirHandle, new: &[u8]) -> SysResult<()> {
     match rustix::fs::renameat_with(from, name, to, new, RenameFlags::NOREPLACE) {
         // A file system or kernel that can't: nobody else moves anything there.
         Err(Errno::INVAL | Errno::NOSYS) => match lstat(to, new) {

@@ -1,9 +1,9 @@
 //! Extended attributes, and the access control lists that the kernel shows as such.
 
 use super::error::Cause;
-use super::meta::proc_path;
-use super::near;
-use super::notes::Shortfall;
+use super::inode::proc_path;
+use super::metadata_warnings::MetadataWarning;
+use super::thread_cwd;
 use crate::wire::manifest::Xattr;
 use crate::wire::options::{Attribute, Preserve};
 use rustix::buffer::spare_capacity;
@@ -13,15 +13,15 @@ use rustix::io::Errno;
 
 /// Attributes of one entry that are carried, at most, in bytes of names and values: they stand in a
 /// manifest.
-const MAX_BYTES: usize = 1 << 20;
+const MAX_XATTR_BYTES: usize = 1 << 20;
 
 /// The access control lists. Their values are the kernel's own form.
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 /// The namespaces that are kept.
-const SPACES: [&str; 3] = ["user.", "trusted.", "security."];
+const NAMESPACES: [&str; 3] = ["user.", "trusted.", "security."];
 /// What security modules give every object on their own: kept where the source has them, never taken
 /// away.
-const LABELS: [&[u8]; 6] = [
+const SECURITY_LABELS: [&[u8]; 6] = [
     b"security.selinux",
     b"security.SMACK64",
     b"security.SMACK64TRANSMUTE",
@@ -31,13 +31,13 @@ const LABELS: [&[u8]; 6] = [
 ];
 
 /// The kernel's longest list of names, and longest value.
-const LONGEST: usize = 64 << 10;
+const MAX_VALUE_BYTES: usize = 64 << 10;
 /// Nearly every list is shorter.
-const SHORT: usize = 512;
+const USUAL_LIST_BYTES: usize = 512;
 
 /// Something that has attributes.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Object<'a> {
+pub(super) enum XattrObject<'a> {
     /// What a descriptor refers to, of any kind.
     Open(BorrowedFd<'a>),
     /// A name in a directory; a link is not followed.
@@ -45,21 +45,21 @@ pub(super) enum Object<'a> {
 }
 
 /// Whether attributes or lists are kept at all.
-pub(super) fn any_kept(keep: Preserve) -> bool {
-    keep.contains(Attribute::Xattrs) || keeps_acls(keep)
+pub(super) fn is_any_preserved(keep: Preserve) -> bool {
+    keep.contains(Attribute::Xattrs) || preserves_acls(keep)
 }
 
 /// A list holds the mode, so it is kept only where modes are.
-fn keeps_acls(keep: Preserve) -> bool {
+fn preserves_acls(keep: Preserve) -> bool {
     keep.contains(Attribute::Acls) && keep.contains(Attribute::Mode)
 }
 
-fn is_kept(name: &[u8], keep: Preserve) -> bool {
+fn is_preserved(name: &[u8], keep: Preserve) -> bool {
     if ACLS.contains(&name) {
-        return keeps_acls(keep);
+        return preserves_acls(keep);
     }
     keep.contains(Attribute::Xattrs)
-        && SPACES.iter().any(|space| name.starts_with(space.as_bytes()))
+        && NAMESPACES.iter().any(|space| name.starts_with(space.as_bytes()))
 }
 
 /// The attributes of `object` that are kept, sorted by name. A file system without attributes has none.
@@ -68,24 +68,28 @@ fn is_kept(name: &[u8], keep: Preserve) -> bool {
 /// of its own.
 ///
 /// # Errors
-/// [`Cause::ManyXattrs`] over [`MAX_MANIFEST_BYTES`]; one can't be read.
-pub(super) fn read(object: Object<'_>, is_dir: bool, keep: Preserve) -> Result<Vec<Xattr>, Cause> {
-    read_within(MAX_BYTES, object, is_dir, keep)
+/// [`Cause::XattrsTooLarge`] over [`MAX_MANIFEST_BYTES`]; one can't be read.
+pub(super) fn read(
+    object: XattrObject<'_>,
+    is_dir: bool,
+    keep: Preserve,
+) -> Result<Vec<Xattr>, Cause> {
+    read_limited(MAX_XATTR_BYTES, object, is_dir, keep)
 }
 
-fn read_within(
+fn read_limited(
     limit: usize,
-    object: Object<'_>,
+    object: XattrObject<'_>,
     is_dir: bool,
     keep: Preserve,
 ) -> Result<Vec<Xattr>, Cause> {
     let mut all = Vec::new();
-    if !any_kept(keep) {
+    if !is_any_preserved(keep) {
         return Ok(all);
     }
     let mut bytes = 0;
     let mut room = Vec::new();
-    for name in object.list()?.into_iter().filter(|name| is_kept(name, keep)) {
+    for name in object.list()?.into_iter().filter(|name| is_preserved(name, keep)) {
         let value = match object.get(&name, &mut room) {
             // Removed since it was listed.
             Ok(None) => continue,
@@ -95,7 +99,7 @@ fn read_within(
         };
         bytes += name.len() + value.len();
         if bytes > limit {
-            return Err(Cause::ManyXattrs);
+            return Err(Cause::XattrsTooLarge);
         }
         all.push(Xattr { name, value });
     }
@@ -107,16 +111,20 @@ fn read_within(
 ///
 /// # Errors
 /// One can't be read.
-pub(super) fn is_same(object: Object<'_>, want: &[Xattr], keep: Preserve) -> Result<bool, Errno> {
-    if !any_kept(keep) {
+pub(super) fn matches(
+    object: XattrObject<'_>,
+    want: &[Xattr],
+    keep: Preserve,
+) -> Result<bool, Errno> {
+    if !is_any_preserved(keep) {
         return Ok(true);
     }
     let there = object.list()?;
-    if there.iter().any(|name| is_surplus(name, want, keep)) {
+    if there.iter().any(|name| is_extraneous(name, want, keep)) {
         return Ok(false);
     }
     let mut room = Vec::new();
-    for xattr in want.iter().filter(|x| is_kept(&x.name, keep)) {
+    for xattr in want.iter().filter(|x| is_preserved(&x.name, keep)) {
         if !there.contains(&xattr.name)
             || object.get(&xattr.name, &mut room)? != Some(xattr.value.as_slice())
         {
@@ -130,7 +138,7 @@ pub(super) fn is_same(object: Object<'_>, want: &[Xattr], keep: Preserve) -> Res
 ///
 /// # Errors
 /// It can't be read.
-pub(super) fn hands_down(object: Object<'_>) -> Result<bool, Errno> {
+pub(super) fn has_default_acl(object: XattrObject<'_>) -> Result<bool, Errno> {
     Ok(object.list()?.iter().any(|name| name == ACLS[1]))
 }
 
@@ -140,26 +148,26 @@ pub(super) fn hands_down(object: Object<'_>) -> Result<bool, Errno> {
 /// # Errors
 /// A failure of the file system, or of `short`. `EACCES` where `patient`: the object's own mode may
 /// forbid it.
-pub(super) fn bring(
-    object: Object<'_>,
+pub(super) fn apply(
+    object: XattrObject<'_>,
     want: &[Xattr],
     keep: Preserve,
     patient: bool,
-    mut short: impl FnMut(Shortfall) -> Result<(), Cause>,
+    mut short: impl FnMut(MetadataWarning) -> Result<(), Cause>,
 ) -> Result<bool, Cause> {
-    if !any_kept(keep) {
+    if !is_any_preserved(keep) {
         return Ok(false);
     }
     let mut settle = |name: &[u8], done: Result<bool, Errno>| match done {
         Ok(changed) => Ok(changed),
-        Err(errno) if patient && errno == Errno::ACCESS || !is_shortfall(errno) => {
+        Err(errno) if patient && errno == Errno::ACCESS || !is_unsupported(errno) => {
             Err(Cause::Os(errno))
         }
-        Err(errno) => short(shortfall(name, errno)).map(|()| false),
+        Err(errno) => short(warning_for(name, errno)).map(|()| false),
     };
     let there = object.list()?;
     let mut changed = false;
-    for name in there.iter().filter(|name| is_surplus(name, want, keep)) {
+    for name in there.iter().filter(|name| is_extraneous(name, want, keep)) {
         let done = match object.remove(name) {
             Err(Errno::NODATA) => Ok(false),
             other => other.map(|()| true),
@@ -167,7 +175,7 @@ pub(super) fn bring(
         changed |= settle(name, done)?;
     }
     let mut room = Vec::new();
-    for xattr in want.iter().filter(|x| is_kept(&x.name, keep)) {
+    for xattr in want.iter().filter(|x| is_preserved(&x.name, keep)) {
         let mut set = || {
             if there.contains(&xattr.name)
                 && object.get(&xattr.name, &mut room)? == Some(xattr.value.as_slice())
@@ -182,12 +190,14 @@ pub(super) fn bring(
 }
 
 /// Whether `name` is to be taken away.
-fn is_surplus(name: &[u8], want: &[Xattr], keep: Preserve) -> bool {
-    is_kept(name, keep) && !LABELS.contains(&name) && !want.iter().any(|x| x.name == name)
+fn is_extraneous(name: &[u8], want: &[Xattr], keep: Preserve) -> bool {
+    is_preserved(name, keep)
+        && !SECURITY_LABELS.contains(&name)
+        && !want.iter().any(|x| x.name == name)
 }
 
 /// Whether it tells that the object can't have the attribute (and not that something is broken).
-fn is_shortfall(errno: Errno) -> bool {
+fn is_unsupported(errno: Errno) -> bool {
     matches!(
         errno,
         Errno::PERM
@@ -204,21 +214,21 @@ fn is_shortfall(errno: Errno) -> bool {
     )
 }
 
-fn shortfall(name: &[u8], errno: Errno) -> Shortfall {
-    match SPACES.iter().find(|space| name.starts_with(space.as_bytes())) {
-        Some(space) => Shortfall::Xattr(space, errno),
-        None => Shortfall::Acl(errno),
+fn warning_for(name: &[u8], errno: Errno) -> MetadataWarning {
+    match NAMESPACES.iter().find(|space| name.starts_with(space.as_bytes())) {
+        Some(space) => MetadataWarning::Xattr(space, errno),
+        None => MetadataWarning::Acl(errno),
     }
 }
 
-impl Object<'_> {
+impl XattrObject<'_> {
     /// The names of its attributes, in the file system's order; none where it has no attributes.
     fn list(self) -> Result<Vec<Vec<u8>>, Errno> {
-        let mut short = [0; SHORT];
+        let mut short = [0; USUAL_LIST_BYTES];
         let mut long = Vec::new();
         let listed = match self.list_into(&mut short) {
             Err(Errno::RANGE) => {
-                long.resize(LONGEST, 0);
+                long.resize(MAX_VALUE_BYTES, 0);
                 self.list_into(&mut long).map(|n| &long[..n])
             }
             other => other.map(|n| &short[..n]),
@@ -235,21 +245,23 @@ impl Object<'_> {
     }
 
     fn list_into(self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        self.on(|way| match way {
-            Way::Open(fd) => rustix::fs::flistxattr(fd, &mut *buffer),
-            Way::Place(path) => rustix::fs::listxattr(path, &mut *buffer),
-            Way::Named(path) => rustix::fs::llistxattr(path, &mut *buffer),
+        self.call_with_address(|way| match way {
+            ObjectAddress::Descriptor(fd) => rustix::fs::flistxattr(fd, &mut *buffer),
+            ObjectAddress::DescriptorPath(path) => rustix::fs::listxattr(path, &mut *buffer),
+            ObjectAddress::Path(path) => rustix::fs::llistxattr(path, &mut *buffer),
         })
     }
 
     /// The value of `name`, in `room`; `None` where there is none of this name.
     fn get<'r>(self, name: &[u8], room: &'r mut Vec<u8>) -> Result<Option<&'r [u8]>, Errno> {
         room.clear();
-        room.reserve(LONGEST);
-        let got = self.on(|way| match way {
-            Way::Open(fd) => rustix::fs::fgetxattr(fd, name, spare_capacity(room)),
-            Way::Place(path) => rustix::fs::getxattr(path, name, spare_capacity(room)),
-            Way::Named(path) => rustix::fs::lgetxattr(path, name, spare_capacity(room)),
+        room.reserve(MAX_VALUE_BYTES);
+        let got = self.call_with_address(|way| match way {
+            ObjectAddress::Descriptor(fd) => rustix::fs::fgetxattr(fd, name, spare_capacity(room)),
+            ObjectAddress::DescriptorPath(path) => {
+                rustix::fs::getxattr(path, name, spare_capacity(room))
+            }
+            ObjectAddress::Path(path) => rustix::fs::lgetxattr(path, name, spare_capacity(room)),
         });
         match got {
             Ok(_) => Ok(Some(room)),
@@ -260,51 +272,60 @@ impl Object<'_> {
 
     fn set(self, name: &[u8], value: &[u8]) -> Result<(), Errno> {
         let flags = XattrFlags::empty();
-        self.on(|way| match way {
-            Way::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags),
-            Way::Place(path) => rustix::fs::setxattr(path, name, value, flags),
-            Way::Named(path) => rustix::fs::lsetxattr(path, name, value, flags),
+        self.call_with_address(|way| match way {
+            ObjectAddress::Descriptor(fd) => rustix::fs::fsetxattr(fd, name, value, flags),
+            ObjectAddress::DescriptorPath(path) => rustix::fs::setxattr(path, name, value, flags),
+            ObjectAddress::Path(path) => rustix::fs::lsetxattr(path, name, value, flags),
         })
     }
 
     fn remove(self, name: &[u8]) -> Result<(), Errno> {
-        self.on(|way| match way {
-            Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
-            Way::Place(path) => rustix::fs::removexattr(path, name),
-            Way::Named(path) => rustix::fs::lremovexattr(path, name),
+        self.call_with_address(|way| match way {
+            ObjectAddress::Descriptor(fd) => rustix::fs::fremovexattr(fd, name),
+            ObjectAddress::DescriptorPath(path) => rustix::fs::removexattr(path, name),
+            ObjectAddress::Path(path) => rustix::fs::lremovexattr(path, name),
         })
     }
 
-    fn on<T>(self, mut call: impl FnMut(Way<'_>) -> Result<T, Errno>) -> Result<T, Errno> {
+    fn call_with_address<T>(
+        self,
+        mut call: impl FnMut(ObjectAddress<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         let (done, fd, name) = match self {
-            Object::Open(fd) => match call(Way::Open(fd)) {
-                Err(Errno::BADF) => (call(Way::Place(&proc_path(fd, b""))), fd, &b""[..]),
+            XattrObject::Open(fd) => match call(ObjectAddress::Descriptor(fd)) {
+                Err(Errno::BADF) => {
+                    (call(ObjectAddress::DescriptorPath(&proc_path(fd, b""))), fd, &b""[..])
+                }
                 other => return other,
             },
-            Object::Named(dir, name) if near::go_to(dir) => return call(Way::Named(name)),
-            Object::Named(dir, name) => (call(Way::Named(&proc_path(dir, name))), dir, name),
+            XattrObject::Named(dir, name) if thread_cwd::enter_dir(dir) => {
+                return call(ObjectAddress::Path(name));
+            }
+            XattrObject::Named(dir, name) => {
+                (call(ObjectAddress::Path(&proc_path(dir, name))), dir, name)
+            }
         };
         match done {
             // Nothing may be taken for vanished because there is no `/proc`.
-            Err(Errno::NOENT) if is_there(fd, name) => Err(Errno::NOSYS),
+            Err(Errno::NOENT) if exists(fd, name) => Err(Errno::NOSYS),
             other => other,
         }
     }
 }
 
 /// How a call names its object.
-enum Way<'a> {
+enum ObjectAddress<'a> {
     /// By the descriptor.
-    Open(BorrowedFd<'a>),
+    Descriptor(BorrowedFd<'a>),
     /// By the kernel's name for a descriptor that is only a place (`O_PATH`), which leads to a link,
     /// not through it.
-    Place(&'a [u8]),
+    DescriptorPath(&'a [u8]),
     /// By a name in the working directory, or below the kernel's name for its directory, which is as
     /// short for the deepest directory as for any.
-    Named(&'a [u8]),
+    Path(&'a [u8]),
 }
 
-fn is_there(fd: BorrowedFd<'_>, name: &[u8]) -> bool {
+fn exists(fd: BorrowedFd<'_>, name: &[u8]) -> bool {
     let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
     rustix::fs::statat(fd, name, flags).is_ok()
 }
@@ -317,65 +338,68 @@ mod tests {
     use rustix::fs::{Mode, OFlags};
     use std::fs;
 
-    fn names(all: &[Xattr]) -> Vec<&str> {
+    fn xattr_names(all: &[Xattr]) -> Vec<&str> {
         all.iter().map(|x| std::str::from_utf8(&x.name).unwrap()).collect()
     }
 
     #[test]
-    fn attributes_are_read_sorted_and_as_far_as_they_are_kept() {
-        let site = Site::new();
-        let path = site.write("src/f", "");
+    fn preserved_xattrs_are_read_in_sorted_order() {
+        let site = TestSite::new();
+        let path = site.write_file("src/f", "");
         for name in ["user.b", "user.a", "trusted.t", "security.x"] {
             set_xattr(&path, name, name.as_bytes());
         }
-        set_xattr(&path, "system.posix_acl_access", &acl(6, (7, 4), 4, 4, 0));
-        let dir = fs::File::open(site.at("src")).unwrap();
+        set_xattr(&path, "system.posix_acl_access", &acl_bytes(6, (7, 4), 4, 4, 0));
+        let dir = fs::File::open(site.path("src")).unwrap();
         let file = fs::File::open(&path).unwrap();
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         let place = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
         let all = Preserve::all();
         for object in [
-            Object::Named(dir.as_fd(), b"f"),
-            Object::Open(file.as_fd()),
-            Object::Open(place.as_fd()),
+            XattrObject::Named(dir.as_fd(), b"f"),
+            XattrObject::Open(file.as_fd()),
+            XattrObject::Open(place.as_fd()),
         ] {
             let found = read(object, false, all).unwrap();
             assert_eq!(
-                names(&found),
+                xattr_names(&found),
                 ["security.x", "system.posix_acl_access", "trusted.t", "user.a", "user.b"]
             );
             assert_eq!(found[3].value, b"user.a");
             let of = |keep| read(object, false, keep).unwrap();
-            assert_eq!(names(&of(all.without(Attribute::Acls))).len(), 4);
+            assert_eq!(xattr_names(&of(all.without(Attribute::Acls))).len(), 4);
             let lists = all.without(Attribute::Xattrs);
-            assert_eq!(names(&of(lists)), ["system.posix_acl_access"]);
+            assert_eq!(xattr_names(&of(lists)), ["system.posix_acl_access"]);
             assert_eq!(of(lists.without(Attribute::Mode)), []);
             assert_eq!(of(Preserve::NONE), []);
-            assert_eq!(read_within(30, object, false, all), Err(Cause::ManyXattrs));
+            assert_eq!(read_limited(30, object, false, all), Err(Cause::XattrsTooLarge));
         }
-        let gone = read(Object::Named(dir.as_fd(), b"none"), false, all);
+        let gone = read(XattrObject::Named(dir.as_fd(), b"none"), false, all);
         assert_eq!(gone, Err(Cause::Os(Errno::NOENT)));
     }
 
     #[test]
-    fn a_link_has_attributes_of_its_own() {
-        let site = Site::new();
-        let path = site.write("src/f", "");
+    fn a_symlink_has_its_own_xattrs() {
+        let site = TestSite::new();
+        let path = site.write_file("src/f", "");
         set_xattr(&path, "user.of_file", b"");
-        std::os::unix::fs::symlink("f", site.at("src/l")).unwrap();
-        set_xattr(&site.at("src/l"), "trusted.of_link", b"1");
-        let dir = fs::File::open(site.at("src")).unwrap();
+        std::os::unix::fs::symlink("f", site.path("src/l")).unwrap();
+        set_xattr(&site.path("src/l"), "trusted.of_link", b"1");
+        let dir = fs::File::open(site.path("src")).unwrap();
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         let link = rustix::fs::openat(&dir, "l", flags, Mode::empty()).unwrap();
-        for object in [Object::Named(dir.as_fd(), b"l"), Object::Open(link.as_fd())] {
-            assert_eq!(names(&read(object, false, Preserve::all()).unwrap()), ["trusted.of_link"]);
+        for object in [XattrObject::Named(dir.as_fd(), b"l"), XattrObject::Open(link.as_fd())] {
+            assert_eq!(
+                xattr_names(&read(object, false, Preserve::all()).unwrap()),
+                ["trusted.of_link"]
+            );
         }
     }
 
     #[test]
-    fn an_object_gets_what_is_wanted_and_loses_the_rest_but_no_labels() {
-        let site = Site::new();
-        let path = site.write("src/f", "");
+    fn extraneous_xattrs_are_removed_except_security_labels() {
+        let site = TestSite::new();
+        let path = site.write_file("src/f", "");
         for name in ["user.same", "user.other", "user.surplus", "security.ima"] {
             set_xattr(&path, name, b"1");
         }
@@ -388,24 +412,24 @@ mod tests {
             xattr(b"user.same", b"1"),
         ];
         let file = fs::File::open(&path).unwrap();
-        let (object, all) = (Object::Open(file.as_fd()), Preserve::all());
+        let (object, all) = (XattrObject::Open(file.as_fd()), Preserve::all());
         let none = |short| panic!("{short:?}");
-        assert!(!is_same(object, &want, all).unwrap());
-        assert_eq!(bring(object, &want, all, false, none), Ok(true));
-        assert!(is_same(object, &want, all).unwrap());
-        assert_eq!(bring(object, &want, all, false, none), Ok(false));
+        assert!(!matches(object, &want, all).unwrap());
+        assert_eq!(apply(object, &want, all, false, none), Ok(true));
+        assert!(matches(object, &want, all).unwrap());
+        assert_eq!(apply(object, &want, all, false, none), Ok(false));
         let there = read(object, false, all).unwrap();
-        assert_eq!(names(&there), ["security.ima", "user.new", "user.other", "user.same"]);
+        assert_eq!(xattr_names(&there), ["security.ima", "user.new", "user.other", "user.same"]);
         assert_eq!((there[1].value.as_slice(), there[2].value.as_slice()), (&*long, &b"2"[..]));
         // More than its file system takes.
         let mut short = Vec::new();
         let much = [xattr(b"user.much", &vec![0; 60_000])];
-        bring(object, &much, all, false, |s| {
+        apply(object, &much, all, false, |s| {
             short.push(s);
             Ok(())
         })
         .unwrap();
-        let [Shortfall::Xattr("user.", Errno::NOSPC | Errno::TOOBIG)] = short[..] else {
+        let [MetadataWarning::Xattr("user.", Errno::NOSPC | Errno::TOOBIG)] = short[..] else {
             panic!("{short:?}")
         };
     }

@@ -57,7 +57,7 @@ pub(super) struct Tenure {
     pub(super) fence: Fence,
     /// How long leadership lasts without a commit or renewal.
     pub(super) lease: Duration,
-    /// When it was asked for what was last granted, by [`Now::mono_ms`]: nobody else leads before the lease
+    /// When it was asked for what was last granted, by [`AnchorLink::mono_ms`]: nobody else leads before the lease
     /// has passed since then. A clock that goes on while the host sleeps or this process is stopped.
     pub(super) asked_ms: u64,
 }

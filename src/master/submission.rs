@@ -1,7 +1,7 @@
 //! What a sync request must satisfy beyond its shape, and the cutting of its file list into parts.
 
 use super::faults::Faults;
-use crate::fs::{Filter, FilterError, absolute_patterns};
+use crate::fs::{Filter, FilterError, find_absolute_patterns};
 use crate::wire::manifest::FileListPart;
 use crate::wire::options::{FilterSpec, MAX_MTIME_TOLERANCE, SyncOptions, Verify};
 use crate::wire::path::PathError;
@@ -161,7 +161,7 @@ pub(super) fn options_rule(options: &SyncOptions, listed: bool, roots: &[&AbsPat
         );
     }
     faults.absorb("/filter", filter_rule(&options.filter));
-    for (index, detail) in absolute_patterns(&options.filter.rules, roots) {
+    for (index, detail) in find_absolute_patterns(&options.filter.rules, roots) {
         faults.push(&format!("/filter/rules/{index}"), detail);
     }
     faults
@@ -183,7 +183,7 @@ fn filter_rule(filter: &FilterSpec) -> Faults {
     }
     match Filter::new(filter) {
         Ok(_) => {}
-        Err(FilterError::Rule { index, why, .. }) => {
+        Err(FilterError::InvalidRule { index, reason: why, .. }) => {
             faults.push(&format!("/rules/{index}"), format!("can't be read: {why}"));
         }
         Err(other) => faults.push("/rules", other.to_string()),

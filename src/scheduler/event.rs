@@ -1,4 +1,4 @@
-//! What the world tells the scheduler ([`Event`]), what it answers ([`Reply`]), and what it wants
+//! What the world tells the scheduler ([`Event`]), what it answers ([`FuseReply`]), and what it wants
 //! done ([`Effect`]).
 
 use super::Settings;
@@ -18,7 +18,7 @@ use crate::wire::worker::{
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
-/// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
+/// Names the caller that waits for a [`FuseReply`]; given out by the owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub u64);
 

@@ -82,7 +82,7 @@ impl State {
         })
     }
 
-    /// Records what became of files. Entries that failed are recorded by [`State::record_failed`]:
+    /// Records what became of files. Entries that failed are recorded by [`TargetState::record_failed`]:
     /// an agent can't know whether they are tried again. The second pass records only what it found
     /// to be otherwise.
     pub(super) fn record_files(&mut self, no: SyncNo, files: Vec<FileRecord>) {

@@ -1,4 +1,4 @@
-//! The scheduler: a pure state machine. [`State::apply_change`] takes what the world says and the time, and
+//! The scheduler: a pure state machine. [`TargetState::apply_change`] takes what the world says and the time, and
 //! returns what is to be written and answered. No I/O, no clock, no lock, no randomness but a seed:
 //! the same events give the same effects, so a test can play any history.
 //!

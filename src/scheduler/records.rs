@@ -15,7 +15,7 @@
 //! | `d/WORKER` | that an operator keeps a worker from new work |
 //! | `p/PAIR` | the file system on which the source of a pair lay |
 //!
-//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/PAGE` (failures). Records
+//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/DIRECT_ALIGN_BYTES` (failures). Records
 //! are JSON: an operator can read them.
 
 use super::age::{Age, Clock};

@@ -1,4 +1,4 @@
-//! How limits on bytes per second are shared out. [`split`] is the rule; [`Shares`] knows who may send
+//! How limits on bytes per second are shared out. [`split_parent`] is the rule; [`Shares`] knows who may send
 //! how much, and what he made of it. Nothing of it is stored: a restarted master learns it with the next
 //! heartbeats.
 //!

@@ -277,7 +277,7 @@ impl Sync {
     }
 
     /// The guard against a source that has lost so much since the extra entries were counted that the
-    /// limits would not have let it pass. `used_up`: an agent met the end of its allowance.
+    /// limits would not have let it pass. `budget_exhausted`: an agent met the end of its allowance.
     pub(super) fn deleted_too_much(&self, used_up: bool) -> Option<Stop> {
         let over = used_up || self.deleted() > self.most_deleted();
         (self.stage == Stage::Prune && over).then(|| {

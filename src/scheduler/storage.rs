@@ -1,7 +1,7 @@
 //! Storage paths that their workers do not serve: what waits for them, and what follows when one is served again but
 //! leads to another directory than before.
 //!
-//! - A sync that is under way and has no other worker on that side waits ([`Lack::Root`]).
+//! - A sync that is under way and has no other worker on that side waits ([`Lack::RootDir`]).
 //! - What was read from another root than before is no part of the source: the sync restarts, and a mirror that has
 //!   begun to delete stops. What was written to another root is compared again ([`recheck`](super::recheck)).
 //! - A worker may open another root long before its heartbeat is heard. So each assignment names the roots that its

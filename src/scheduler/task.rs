@@ -221,7 +221,7 @@ pub(super) struct Large {
     pub(super) done_count: u64,
 }
 
-/// See the drawing at [`Large`].
+/// See the drawing at [`LargeFile`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Course {

@@ -13,7 +13,7 @@ pub struct Fence {
 
 impl Fence {
     /// The fence with which a leader writes everything back after
-    /// [`StoreError::Lost`]`{ found, .. }`, in a batch with `replace`. That batch must hold the whole
+    /// [`StoreError::PartDataLost`]`{ found, .. }`, in a batch with `replace`. That batch must hold the whole
     /// state of the leader, including what the refused batch would have written.
     #[must_use]
     pub fn after_loss(self, found: u64) -> Fence {

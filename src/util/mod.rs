@@ -2,7 +2,7 @@
 //!
 //! - [`units`]: sizes, rates, counts and durations as people write and read them
 //! - [`backoff`]: how long to wait before trying again
-//! - [`boot`]: which boot of the kernel this is
+//! - [`boot_id`]: which boot of the kernel this is
 //! - [`corruption`]: what was found damaged, until the master knows
 //! - [`limits`]: what the kernel lets this process use
 //! - [`private_files`]: files that only this user may read

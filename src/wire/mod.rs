@@ -2,14 +2,14 @@
 //! socket or a clock.
 //!
 //! - [`path`]: byte paths; [`RelPath`] is the security boundary (it cannot leave its root)
-//! - [`ids`]: identifiers, each a type of its own
-//! - [`sync`]: what an operator asks for and sees
-//! - [`options`]: how a sync is to be done
+//! - [`next_id`]: identifiers, each a type of its own
+//! - [`sync_no`]: what an operator asks for and sees
+//! - [`walk_options`]: how a sync is to be done
 //! - [`worker`]: what an agent says of itself
 //! - [`admin`]: what operators of the installation see
 //! - [`task`]: assignments, scan pages and results
 //! - [`content`]: how content is hashed
-//! - [`manifest`]: the entries of a batch, opaque to the master
+//! - [`full_manifest`]: the entries of a batch, opaque to the master
 //! - [`ticket`]: the signed permission to act on one destination root
 //! - [`problem`]: errors over HTTP (RFC 9457)
 

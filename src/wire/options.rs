@@ -389,7 +389,7 @@ impl Chown {
     }
 }
 
-/// See [`SyncOptions::links`].
+/// See [`SyncOptions::hardlinks`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Links {

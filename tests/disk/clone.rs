@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt as _;
 use support::ctl::ctl;
 
 /// Such a file system on a disk of its own, with a source and room for destinations.
-fn disk(cluster: &Cluster, kind: &str) -> (Disk, PathBuf, PathBuf) {
+fn mount_reflink_disk(cluster: &Cluster, kind: &str) -> (LoopDisk, PathBuf, PathBuf) {
     let (image, at) = (cluster.home().join(format!("{kind}.image")), dir(cluster.path(kind)));
     File::create(&image).unwrap().set_len(512 << 20).unwrap();
     must(&format!("mkfs.{kind}"), ["-q".as_ref(), image.as_os_str()]);
-    let disk = Disk::mount(&image, at.clone());
+    let disk = LoopDisk::mount(&image, at.clone());
     let src = dir(at.join("src"));
     file(src.join("large"), noise(20 * MIB, 1));
     file(src.join("below/middle"), noise(3 * MIB + 5, 2));
@@ -24,29 +24,35 @@ fn disk(cluster: &Cluster, kind: &str) -> (Disk, PathBuf, PathBuf) {
 }
 
 /// What is in use on a disk, with what is not written yet.
-fn used(at: &Path) -> u64 {
+fn used_bytes(at: &Path) -> u64 {
     rustix::fs::syncfs(File::open(at).unwrap()).unwrap();
     let stat = statvfs(at).unwrap();
     (stat.f_blocks - stat.f_bfree) * stat.f_frsize
 }
 
-const DATA: u64 = (20 + 3 + 2) * MIB as u64;
+const DATA_BYTES: u64 = (20 + 3 + 2) * MIB as u64;
 
 #[test]
-fn what_is_copied_within_a_file_system_that_shares_blocks_is_cloned() {
+fn a_copy_within_a_file_system_with_reflinks_is_cloned() {
     for kind in ["xfs", "btrfs"] {
         let mut cluster = Cluster::start(On::Embedded);
-        let (_disk, src, at) = disk(&cluster, kind);
+        let (_disk, src, at) = mount_reflink_disk(&cluster, kind);
         cluster.agent("a", &[&at]);
-        let (dst, before) = (at.join("dst"), used(&at));
+        let (dst, before) = (at.join("dst"), used_bytes(&at));
         // A limit is for what moves.
         let how = json!({"chunk_size_mb": 1, "bwlimit": 65536, "options": {"verify": "readback"}});
         let sync = cluster.ended(&cluster.submit_with(&src, &dst, how));
         assert_complete(&sync, census(&src));
-        assert!(sync.cloned_bytes >= DATA && sync.cloned_bytes < DATA + MIB as u64, "{sync:#?}");
+        assert!(
+            sync.cloned_bytes >= DATA_BYTES && sync.cloned_bytes < DATA_BYTES + MIB as u64,
+            "{sync:#?}"
+        );
         assert_eq!((sync.sent_bytes, sync.verified_files), (1000, 5), "{sync:#?}");
-        let more = used(&at).saturating_sub(before);
-        assert!(more < DATA / 4, "{kind}: {more} bytes are in use for a copy of {DATA}");
+        let more = used_bytes(&at).saturating_sub(before);
+        assert!(
+            more < DATA_BYTES / 4,
+            "{kind}: {more} bytes are in use for a copy of {DATA_BYTES}"
+        );
         let stored = |path: &Path| {
             use std::os::unix::fs::MetadataExt as _;
             std::fs::metadata(path).unwrap().blocks() * 512
@@ -82,7 +88,7 @@ fn what_is_copied_within_a_file_system_that_shares_blocks_is_cloned() {
         let sync = cluster.sync_with(&src, &plain, json!({"clone": false}));
         assert_complete(&sync, census(&src));
         assert_eq!(sync.cloned_bytes, 0, "{sync:#?}");
-        assert!(sync.sent_bytes > DATA - 2 * MIB as u64, "{sync:#?}");
+        assert!(sync.sent_bytes > DATA_BYTES - 2 * MIB as u64, "{sync:#?}");
         assert_same(&src, &plain, strict());
         // To another file system.
         let away = dir(cluster.path("away"));
@@ -96,9 +102,9 @@ fn what_is_copied_within_a_file_system_that_shares_blocks_is_cloned() {
 }
 
 #[test]
-fn a_copy_on_the_command_line_clones_and_says_so() {
+fn ctl_copy_clones_and_reports_it() {
     let cluster = Cluster::start(On::Embedded);
-    let (_disk, src, at) = disk(&cluster, "xfs");
+    let (_disk, src, at) = mount_reflink_disk(&cluster, "xfs");
     let copy = |to: &str, more: &[&str]| {
         let ran = ctl(["copy"]).more(more).arg(&src).arg(at.join(to)).run().exits(0);
         assert_same(&src.join("below"), &at.join(to).join("below"), strict());

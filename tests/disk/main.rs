@@ -2,18 +2,18 @@
 //! processes on a file system that does so on demand ([`failing`]).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod case_folding;
 mod clone;
-mod failing;
-mod folding;
-mod held;
-mod places;
+mod faulty_fs;
+mod full_or_read_only;
+mod fuse_protocol;
+mod kill_points;
+mod locked_files;
 mod reboot;
-mod roots;
 #[path = "../support/mod.rs"]
 mod support;
-mod wire;
 
-use failing::{Call, Failing, Fate};
+use faulty_fs::{FaultyFs, FsCall, InjectedFault};
 use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
@@ -28,16 +28,16 @@ use support::tree::{assert_same, census, differences, dir, file, many, noise, pa
 const MIB: usize = 1 << 20;
 
 /// A failing file system at `name`, which shows `behind/name`.
-fn failing(cluster: &Cluster, name: &str) -> (Failing, PathBuf, PathBuf) {
+fn mount_faulty_fs(cluster: &Cluster, name: &str) -> (FaultyFs, PathBuf, PathBuf) {
     let (behind, at) = (dir(cluster.path("behind").join(name)), dir(cluster.path(name)));
-    (Failing::mount(&behind, &at), at, behind)
+    (FaultyFs::mount(&behind, &at), at, behind)
 }
 
 #[test]
-fn an_unharmed_one_is_like_any_other() {
+fn a_faulty_file_system_without_faults_behaves_like_any_other() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (_src, src, behind) = failing(&cluster, "src");
-    let (_dst, dst, _) = failing(&cluster, "dst");
+    let (_src, src, behind) = mount_faulty_fs(&cluster, "src");
+    let (_dst, dst, _) = mount_faulty_fs(&cluster, "dst");
     cluster.agent("a", &[&src]);
     cluster.agent("b", &[&dst]);
     support::tree::odd(&behind);
@@ -51,8 +51,8 @@ fn an_unharmed_one_is_like_any_other() {
 
 /// Two agents: `a` with a source that fails, `b` with an ordinary destination. The file system, where the source
 /// is shown and where it is, and the destination.
-fn bad_source(cluster: &mut Cluster) -> (Failing, PathBuf, PathBuf, PathBuf) {
-    let (fs, src, behind) = failing(cluster, "src");
+fn cluster_with_faulty_source(cluster: &mut Cluster) -> (FaultyFs, PathBuf, PathBuf, PathBuf) {
+    let (fs, src, behind) = mount_faulty_fs(cluster, "src");
     let dst = dir(cluster.path("dst"));
     cluster.agent("a", &[&src]);
     cluster.agent("b", &[&dst]);
@@ -60,9 +60,9 @@ fn bad_source(cluster: &mut Cluster) -> (Failing, PathBuf, PathBuf, PathBuf) {
 }
 
 /// … the other way round.
-fn bad_destination(cluster: &mut Cluster) -> (Failing, PathBuf, PathBuf, PathBuf) {
+fn cluster_with_faulty_destination(cluster: &mut Cluster) -> (FaultyFs, PathBuf, PathBuf, PathBuf) {
     let src = dir(cluster.path("src"));
-    let (fs, dst, behind) = failing(cluster, "dst");
+    let (fs, dst, behind) = mount_faulty_fs(cluster, "dst");
     cluster.agent("a", &[&src]);
     cluster.agent("b", &[&dst]);
     (fs, src, behind, dst)
@@ -90,7 +90,7 @@ fn assert_partial(sync: &SyncProgress, failed: &[&str], errno: &str) {
 
 /// Holds the destination to have all but the files of these names.
 #[track_caller]
-fn assert_all_but(src: &Path, dst: &Path, failed: &[&str]) {
+fn assert_same_except(src: &Path, dst: &Path, failed: &[&str]) {
     let found = differences(src, dst, strict());
     let mut missing: Vec<String> =
         failed.iter().map(|name| format!("`{name}`: missing at the destination")).collect();
@@ -99,26 +99,26 @@ fn assert_all_but(src: &Path, dst: &Path, failed: &[&str]) {
 }
 
 #[test]
-fn files_that_cannot_be_read_are_tried_again_and_named_and_the_rest_arrives() {
+fn unreadable_files_are_retried_and_named_and_the_others_are_copied() {
     let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 2}\n");
-    let (fs, src, behind, dst) = bad_source(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_source(&mut cluster);
     many(&behind, 150, 2_000);
     file(behind.join("bad small"), noise(5_000, 1));
     file(behind.join("bad large"), noise(5 * MIB, 2));
     file(behind.join("good large"), noise(5 * MIB, 3));
     // The third read of the large one, so that some ranges of it arrive.
-    let small = fs.always(Call::Read, "bad small", Fate::Fails(Errno::IO));
-    fs.sometimes(Call::Read, "bad large", Fate::Fails(Errno::IO), 2, u64::MAX);
+    let small = fs.inject(FsCall::Read, "bad small", InjectedFault::Error(Errno::IO));
+    fs.inject_limited(FsCall::Read, "bad large", InjectedFault::Error(Errno::IO), 2, u64::MAX);
     let sync = cluster.sync_with(&src, &dst, json!({}));
     assert_partial(&sync, &["bad large", "bad small"], "EIO");
     assert!(
         sync.errors.iter().all(|e| e.attempt == 3 && e.to_string().contains("kernel log")),
         "{sync:#?}"
     );
-    assert!(fs.met(small) >= 3, "it was tried again");
-    assert_all_but(&behind, &dst, &["bad large", "bad small"]);
+    assert!(fs.hits(small) >= 3, "it was tried again");
+    assert_same_except(&behind, &dst, &["bad large", "bad small"]);
     // The disk was replaced.
-    fs.heal();
+    fs.clear_faults();
     let sync = cluster.sync_with(&src, &dst, json!({}));
     assert_complete(&sync, census(&behind));
     assert_eq!(sync.files_done, 2, "{sync:#?}");
@@ -126,14 +126,14 @@ fn files_that_cannot_be_read_are_tried_again_and_named_and_the_rest_arrives() {
 }
 
 #[test]
-fn reads_that_fail_for_a_while_fail_no_file() {
+fn transient_read_errors_fail_no_file() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (fs, src, behind, dst) = bad_source(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_source(&mut cluster);
     many(&behind, 100, 2_000);
     file(behind.join("large"), noise(5 * MIB, 3));
-    fs.sometimes(Call::Read, "large", Fate::Fails(Errno::TIMEDOUT), 1, 2);
-    fs.sometimes(Call::Read, "00007", Fate::Fails(Errno::IO), 0, 2);
-    fs.sometimes(Call::Open, "00008", Fate::Fails(Errno::IO), 0, 2);
+    fs.inject_limited(FsCall::Read, "large", InjectedFault::Error(Errno::TIMEDOUT), 1, 2);
+    fs.inject_limited(FsCall::Read, "00007", InjectedFault::Error(Errno::IO), 0, 2);
+    fs.inject_limited(FsCall::Open, "00008", InjectedFault::Error(Errno::IO), 0, 2);
     let sync = cluster.sync_with(&src, &dst, json!({}));
     assert_complete(&sync, census(&behind));
     assert!(sync.retries > 0, "{sync:#?}");
@@ -141,13 +141,13 @@ fn reads_that_fail_for_a_while_fail_no_file() {
 }
 
 #[test]
-fn a_destination_that_is_full_or_over_its_quota_pauses_the_sync_until_there_is_room() {
+fn a_full_destination_or_an_exceeded_quota_pauses_the_sync_until_space_is_free() {
     for errno in [Errno::NOSPC, Errno::DQUOT] {
         let mut cluster = Cluster::start(On::Embedded);
-        let (fs, src, behind, dst) = bad_destination(&mut cluster);
+        let (fs, src, behind, dst) = cluster_with_faulty_destination(&mut cluster);
         many(&src, 100, 2_000);
         file(src.join("large"), noise(5 * MIB, 3));
-        fs.sometimes(Call::Write, "", Fate::Fails(errno), 40, u64::MAX);
+        fs.inject_limited(FsCall::Write, "", InjectedFault::Error(errno), 40, u64::MAX);
         let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
         let paused = cluster.await_progress(&id, "is paused", |s| s.state == SyncState::Paused);
         let reason = paused.reason.unwrap_or_default();
@@ -155,7 +155,7 @@ fn a_destination_that_is_full_or_over_its_quota_pauses_the_sync_until_there_is_r
             reason.contains(if errno == Errno::DQUOT { "EDQUOT" } else { "ENOSPC" }),
             "{reason}"
         );
-        fs.heal();
+        fs.clear_faults();
         cluster.ctl(["sync", "resume", &id]).run().exits(0);
         assert_complete(&cluster.ended(&id), census(&src));
         assert_same(&src, &behind, strict());
@@ -163,27 +163,27 @@ fn a_destination_that_is_full_or_over_its_quota_pauses_the_sync_until_there_is_r
 }
 
 #[test]
-fn no_room_for_another_name_pauses_as_well() {
+fn exhausted_inodes_pause_the_sync() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_destination(&mut cluster);
     many(&src, 300, 100);
     // Out of inodes.
-    fs.sometimes(Call::Make, "", Fate::Fails(Errno::NOSPC), 60, u64::MAX);
+    fs.inject_limited(FsCall::Create, "", InjectedFault::Error(Errno::NOSPC), 60, u64::MAX);
     let id = cluster.submit(&src, &dst);
     cluster.await_progress(&id, "is paused", |s| s.state == SyncState::Paused);
-    fs.heal();
+    fs.clear_faults();
     cluster.ctl(["sync", "resume", &id]).run().exits(0);
     assert_complete(&cluster.ended(&id), census(&src));
     assert_same(&src, &behind, strict());
 }
 
 #[test]
-fn a_destination_that_cannot_be_written_fails_by_name_and_is_not_trusted() {
+fn write_errors_fail_the_sync_by_name_and_publish_nothing_incomplete() {
     let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 1}\n");
-    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_destination(&mut cluster);
     file(src.join("d/first"), noise(100_000, 1));
     file(src.join("d/large"), noise(5 * MIB, 2));
-    fs.sometimes(Call::Write, "", Fate::Fails(Errno::IO), 3, u64::MAX);
+    fs.inject_limited(FsCall::Write, "", InjectedFault::Error(Errno::IO), 3, u64::MAX);
     let sync = cluster.sync_with(&src, &dst, json!({}));
     // The writes that succeeded may be those of the small file, or of neither as a whole.
     let outcome = (sync.files_done > 0).then_some(SyncOutcome::Partial);
@@ -193,18 +193,18 @@ fn a_destination_that_cannot_be_written_fails_by_name_and_is_not_trusted() {
     let short = |found: &String| found.contains("content") || found.contains("length");
     let found = differences(&src, &behind, strict());
     assert!(!found.iter().any(short), "nothing half done has a name: {found:#?}");
-    fs.heal();
+    fs.clear_faults();
     assert_complete(&cluster.sync(&src, &dst), census(&src));
     assert_same(&src, &behind, strict());
 }
 
 #[test]
-fn a_file_system_that_becomes_read_only_is_named_at_once() {
+fn a_file_system_that_becomes_read_only_is_reported_without_retry() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_destination(&mut cluster);
     many(&src, 40, 100);
-    for call in [Call::Make, Call::Write, Call::Rename] {
-        fs.sometimes(call, "", Fate::Fails(Errno::ROFS), 20, u64::MAX);
+    for call in [FsCall::Create, FsCall::Write, FsCall::Rename] {
+        fs.inject_limited(call, "", InjectedFault::Error(Errno::ROFS), 20, u64::MAX);
     }
     let sync = cluster.sync(&src, &dst);
     assert_eq!(
@@ -214,58 +214,58 @@ fn a_file_system_that_becomes_read_only_is_named_at_once() {
     );
     assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EROFS")), "{sync:#?}");
     assert!(sync.errors.iter().all(|e| e.attempt == 1), "trying again is no use: {sync:#?}");
-    fs.heal();
+    fs.clear_faults();
     assert_complete(&cluster.sync(&src, &dst), census(&src));
     assert_same(&src, &behind, strict());
 }
 
 #[test]
-fn what_may_not_be_read_or_replaced_is_named_at_once() {
+fn permission_errors_are_reported_without_retry() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (fs, src, behind, dst) = bad_source(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_source(&mut cluster);
     many(&behind, 40, 100);
-    fs.always(Call::Open, "00007", Fate::Fails(Errno::ACCESS));
-    fs.always(Call::Open, "00008", Fate::Fails(Errno::PERM));
+    fs.inject(FsCall::Open, "00007", InjectedFault::Error(Errno::ACCESS));
+    fs.inject(FsCall::Open, "00008", InjectedFault::Error(Errno::PERM));
     let sync = cluster.sync(&src, &dst);
     assert_eq!(sync.files_failed, 2, "{sync:#?}");
     assert!(sync.errors.iter().all(|e| e.attempt == 1), "trying again is no use: {sync:#?}");
-    assert_all_but(&behind, &dst, &["000/00007", "000/00008"]);
+    assert_same_except(&behind, &dst, &["000/00007", "000/00008"]);
 }
 
 /// A disk with a file system, kept in a file; gone when it is dropped.
-struct Disk(PathBuf);
+struct LoopDisk(PathBuf);
 
-impl Disk {
-    fn mount(image: &Path, at: PathBuf) -> Disk {
+impl LoopDisk {
+    fn mount(image: &Path, at: PathBuf) -> LoopDisk {
         must("mount", [OsStr::new("-o"), OsStr::new("loop"), image.as_os_str(), at.as_os_str()]);
-        Disk(at)
+        LoopDisk(at)
     }
 }
 
-impl Drop for Disk {
+impl Drop for LoopDisk {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
 #[test]
-fn a_flush_that_fails_is_no_success_and_the_next_sync_brings_what_was_lost() {
+fn a_failed_flush_fails_the_sync_and_the_next_sync_copies_what_was_lost() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
-    let (fs, image, _) = failing(&cluster, "image");
+    let (fs, image, _) = mount_faulty_fs(&cluster, "image");
     let image = image.join("disk");
     std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
     must("mkfs.ext4", [OsStr::new("-q"), image.as_os_str()]);
-    let disk = Disk::mount(&image, dst.clone());
+    let disk = LoopDisk::mount(&image, dst.clone());
     cluster.agent("a", &[&src]);
     cluster.agent("b", &[&dst]);
     for i in 0..4 {
         file(src.join(format!("f{i}")), noise(5 * MIB, i));
     }
     // Everything is in the page cache when the disk refuses some of it.
-    let lost = fs.sometimes(Call::Write, "disk", Fate::Fails(Errno::IO), 0, 2);
+    let lost = fs.inject_limited(FsCall::Write, "disk", InjectedFault::Error(Errno::IO), 0, 2);
     let sync = cluster.sync_with(&src, &dst.join("copy"), json!({}));
-    assert_eq!(fs.met(lost), 2, "the disk was written: {sync:#?}");
+    assert_eq!(fs.hits(lost), 2, "the disk was written: {sync:#?}");
     assert_eq!((sync.state, sync.files_failed), (SyncState::Failed, 0), "{sync:#?}");
     let flush = &sync.errors[0];
     assert_eq!(
@@ -277,54 +277,55 @@ fn a_flush_that_fails_is_no_success_and_the_next_sync_brings_what_was_lost() {
     assert_eq!(cluster.agents.get_mut("b").unwrap().terminate().code(), Some(0));
     // What the disk has, and not the page cache.
     drop(disk);
-    let disk = Disk::mount(&image, dst.clone());
+    let disk = LoopDisk::mount(&image, dst.clone());
     assert_same(&src, &dst.join("copy"), strict());
     drop(disk);
 }
 
 #[test]
-fn reads_and_writes_that_come_short_bring_the_same() {
+fn short_reads_and_writes_copy_the_same_content() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (source, src, behind_src) = failing(&cluster, "src");
-    let (destination, dst, behind_dst) = failing(&cluster, "dst");
+    let (source, src, behind_src) = mount_faulty_fs(&cluster, "src");
+    let (destination, dst, behind_dst) = mount_faulty_fs(&cluster, "dst");
     cluster.agent("a", &[&src]);
     cluster.agent("b", &[&dst]);
     many(&behind_src, 60, 3_000);
     file(behind_src.join("large"), noise(5 * MIB, 1));
-    let reads = source.always(Call::Read, "", Fate::Short);
-    let writes = destination.always(Call::Write, "", Fate::Short);
+    let reads = source.inject(FsCall::Read, "", InjectedFault::HalfLength);
+    let writes = destination.inject(FsCall::Write, "", InjectedFault::HalfLength);
     let sync = cluster.sync_with(&src, &dst, json!({"verify": "readback"}));
     assert_complete(&sync, census(&behind_src));
-    assert!(source.met(reads) > 60 && destination.met(writes) > 60);
+    assert!(source.hits(reads) > 60 && destination.hits(writes) > 60);
     assert_eq!((sync.retries, sync.repaired_files), (0, 0), "{sync:#?}");
     assert_same(&behind_src, &behind_dst, strict());
 }
 
 #[test]
-fn calls_that_take_longer_than_a_lease_lose_none() {
+fn calls_slower_than_a_lease_lose_no_task() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_destination(&mut cluster);
     many(&src, 10, 3_000);
     file(src.join("large"), noise(5 * MIB, 1));
     // A lease is 5 s, a heartbeat time-out 3 s.
-    let slow = fs.sometimes(Call::Write, "", Fate::Takes(Duration::from_secs(7)), 3, 2);
+    let slow =
+        fs.inject_limited(FsCall::Write, "", InjectedFault::Delay(Duration::from_secs(7)), 3, 2);
     let sync = cluster.sync_with(&src, &dst, json!({}));
     assert_complete(&sync, census(&src));
-    assert_eq!((fs.met(slow), sync.retries), (2, 0), "{sync:#?}");
+    assert_eq!((fs.hits(slow), sync.retries), (2, 0), "{sync:#?}");
     assert_same(&src, &behind, strict());
 }
 
 #[test]
-fn a_write_that_hangs_holds_up_nothing_else_and_its_worker_is_shown_as_stuck() {
+fn a_hanging_write_blocks_no_other_sync_and_its_path_is_shown_as_unavailable() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (fs, src, behind, dst) = bad_destination(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_destination(&mut cluster);
     let other = dir(cluster.path("other"));
     cluster.agent("c", &[&other]);
     many(&src, 50, 3_000);
-    let hung = fs.always(Call::Write, "", Fate::Hangs);
-    let measure = fs.always(Call::Measure, "", Fate::Hangs);
+    let hung = fs.inject(FsCall::Write, "", InjectedFault::Hang);
+    let measure = fs.inject(FsCall::StatFs, "", InjectedFault::Hang);
     let id = cluster.submit(&src, &dst);
-    support::await_that("a write hangs", || fs.met(hung) > 0);
+    support::await_that("a write hangs", || fs.hits(hung) > 0);
     support::await_that("its storage path is shown as unavailable", || {
         let list = cluster.master.get("/workers").json();
         let workers = list["active"].as_array().cloned().unwrap_or_default();
@@ -332,22 +333,22 @@ fn a_write_that_hangs_holds_up_nothing_else_and_its_worker_is_shown_as_stuck() {
             .iter()
             .any(|w| w["worker_id"] == "b" && w["unavailable_paths"][0]["path"] == json!(dst))
     });
-    assert!(fs.met(measure) > 0);
+    assert!(fs.hits(measure) > 0);
     assert_complete(&cluster.sync(&src, &other), census(&src));
     assert!(!cluster.progress(&id).state.is_final());
-    fs.heal();
+    fs.clear_faults();
     assert_complete(&cluster.ended(&id), census(&src));
     assert_same(&src, &behind, strict());
     assert!(part_files(&behind).is_empty());
 }
 
 #[test]
-fn of_very_many_failures_a_hundred_are_kept_in_full_and_all_are_counted() {
+fn a_hundred_failures_are_kept_in_full_and_all_are_counted() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (fs, src, behind, dst) = bad_source(&mut cluster);
+    let (fs, src, behind, dst) = cluster_with_faulty_source(&mut cluster);
     many(&behind, 250, 100);
-    fs.always(Call::Open, "000", Fate::Fails(Errno::ACCESS));
-    fs.always(Call::Open, "001", Fate::Fails(Errno::PERM));
+    fs.inject(FsCall::Open, "000", InjectedFault::Error(Errno::ACCESS));
+    fs.inject(FsCall::Open, "001", InjectedFault::Error(Errno::PERM));
     let sync = cluster.sync(&src, &dst);
     assert_eq!(
         (sync.state, sync.outcome),
@@ -369,20 +370,20 @@ fn of_very_many_failures_a_hundred_are_kept_in_full_and_all_are_counted() {
 }
 
 /// A file that the kernel lets nobody change, or only be appended to; as any other when it is dropped.
-struct Kept(std::fs::File);
+struct UnchangeableFile(std::fs::File);
 
-impl Kept {
-    fn make(path: &Path, how: IFlags) -> Kept {
+impl UnchangeableFile {
+    fn make(path: &Path, how: IFlags) -> UnchangeableFile {
         let file = std::fs::File::open(path).unwrap();
         let needs =
             "this test needs root and a temporary folder whose file system knows immutable files";
         let flags = ioctl_getflags(&file).expect(needs);
         ioctl_setflags(&file, flags | how).expect(needs);
-        Kept(file)
+        UnchangeableFile(file)
     }
 }
 
-impl Drop for Kept {
+impl Drop for UnchangeableFile {
     fn drop(&mut self) {
         let flags = ioctl_getflags(&self.0).expect("its flags");
         let _ = ioctl_setflags(&self.0, flags - (IFlags::IMMUTABLE | IFlags::APPEND));
@@ -390,20 +391,23 @@ impl Drop for Kept {
 }
 
 #[test]
-fn files_that_nobody_may_change_are_copied_and_are_named_where_they_are_in_the_way() {
+fn immutable_and_append_only_files_are_copied_and_reported_at_the_destination() {
     let mut cluster = Cluster::start(On::Embedded);
     let (src, dst) = cluster.pair();
     many(&src, 20, 100);
     let (fixed, log) = (file(src.join("fixed"), "content"), file(src.join("log"), "a line\n"));
-    let kept = [Kept::make(&fixed, IFlags::IMMUTABLE), Kept::make(&log, IFlags::APPEND)];
+    let kept = [
+        UnchangeableFile::make(&fixed, IFlags::IMMUTABLE),
+        UnchangeableFile::make(&log, IFlags::APPEND),
+    ];
     assert_complete(&cluster.sync(&src, &dst), census(&src));
     assert_same(&src, &dst, strict());
     drop(kept);
     file(&fixed, "other content");
     file(&log, "a line\nanother one\n");
     let kept = [
-        Kept::make(&dst.join("fixed"), IFlags::IMMUTABLE),
-        Kept::make(&dst.join("log"), IFlags::APPEND),
+        UnchangeableFile::make(&dst.join("fixed"), IFlags::IMMUTABLE),
+        UnchangeableFile::make(&dst.join("log"), IFlags::APPEND),
     ];
     let sync = cluster.sync(&src, &dst);
     assert_partial(&sync, &["fixed", "log"], "EPERM");

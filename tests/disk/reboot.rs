@@ -15,7 +15,7 @@ const FIRST_BOOT: &str = "11111111-2222-3333-4444-555555555555";
 const OTHER_BOOT: &str = "66666666-7777-8888-9999-000000000000";
 
 /// Restarts the destination's agent, and waits until the master has heard of it.
-fn restart(cluster: &mut Cluster, boot: &str) {
+fn restart_under_boot(cluster: &mut Cluster, boot: &str) {
     let heard = |cluster: &Cluster| {
         cluster.master.process.log().matches("the agent was restarted worker=b").count()
     };
@@ -25,15 +25,15 @@ fn restart(cluster: &mut Cluster, boot: &str) {
 }
 
 /// Two agents, each on a host of its own.
-fn two_hosts(cluster: &mut Cluster) -> (PathBuf, PathBuf) {
+fn start_two_hosts(cluster: &mut Cluster) -> (PathBuf, PathBuf) {
     let pair = cluster.pair();
-    restart(cluster, FIRST_BOOT);
+    restart_under_boot(cluster, FIRST_BOOT);
     pair
 }
 
 /// A sync that stands still with a part of its files at the destination: its id, source and destination.
-fn half_done(cluster: &mut Cluster) -> (String, PathBuf, PathBuf) {
-    let (src, dst) = two_hosts(cluster);
+fn start_and_pause_sync(cluster: &mut Cluster) -> (String, PathBuf, PathBuf) {
+    let (src, dst) = start_two_hosts(cluster);
     for i in 0..12 {
         file(src.join(format!("f{i:02}")), noise(2 * MIB, i));
     }
@@ -49,7 +49,7 @@ fn half_done(cluster: &mut Cluster) -> (String, PathBuf, PathBuf) {
 }
 
 /// Damages every file that has arrived as a crash of the kernel may: length and time stay.
-fn damage(src: &Path, dst: &Path) -> usize {
+fn zero_arrived_files(src: &Path, dst: &Path) -> usize {
     let arrived = walkdir::WalkDir::new(dst).into_iter().map(|e| e.unwrap().into_path());
     let arrived: Vec<PathBuf> = arrived
         .filter(|path| path.is_file() && src.join(path.strip_prefix(dst).unwrap()).exists())
@@ -64,19 +64,19 @@ fn damage(src: &Path, dst: &Path) -> usize {
 }
 
 /// Restarts the destination's agent under another boot, with what had arrived damaged.
-fn crash(cluster: &mut Cluster, src: &Path, dst: &Path) -> usize {
+fn crash_destination(cluster: &mut Cluster, src: &Path, dst: &Path) -> usize {
     cluster.agents.get_mut("b").unwrap().kill_9();
-    let damaged = damage(src, dst);
+    let damaged = zero_arrived_files(src, dst);
     assert!(damaged > 3, "{damaged}");
-    restart(cluster, OTHER_BOOT);
+    restart_under_boot(cluster, OTHER_BOOT);
     damaged
 }
 
 #[test]
-fn what_a_rebooted_host_lost_is_brought_again_by_the_sync_that_runs() {
+fn files_lost_by_a_reboot_are_copied_again_by_the_running_sync() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (id, src, dst) = half_done(&mut cluster);
-    let damaged = crash(&mut cluster, &src, &dst);
+    let (id, src, dst) = start_and_pause_sync(&mut cluster);
+    let damaged = crash_destination(&mut cluster, &src, &dst);
     cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
     cluster.ctl(["sync", "resume", &id]).run().exits(0);
     let sync = cluster.ended(&id);
@@ -87,24 +87,24 @@ fn what_a_rebooted_host_lost_is_brought_again_by_the_sync_that_runs() {
 }
 
 #[test]
-fn what_a_rebooted_host_lost_is_brought_again_by_the_next_sync() {
+fn files_lost_by_a_reboot_are_copied_again_by_the_next_sync() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (id, src, dst) = half_done(&mut cluster);
+    let (id, src, dst) = start_and_pause_sync(&mut cluster);
     cluster.ctl(["sync", "cancel", &id]).run().exits(0);
-    crash(&mut cluster, &src, &dst);
+    crash_destination(&mut cluster, &src, &dst);
     // Another one knows nothing of the first, and has not been told to compare contents.
     assert_complete(&cluster.sync(&src, &dst), census(&src));
     assert_same(&src, &dst, strict());
 }
 
 #[test]
-fn what_was_flushed_before_the_reboot_is_trusted_and_so_is_an_agent_that_merely_died() {
+fn flushed_files_are_trusted_after_a_reboot_and_after_an_agent_restart() {
     let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = two_hosts(&mut cluster);
+    let (src, dst) = start_two_hosts(&mut cluster);
     many(&src, 50, 2_000);
     assert_complete(&cluster.sync(&src, &dst), census(&src));
     for boot in [FIRST_BOOT, OTHER_BOOT] {
-        restart(&mut cluster, boot);
+        restart_under_boot(&mut cluster, boot);
         let read = cluster.agents["a"].process.file_bytes().0;
         let sync = cluster.sync(&src, &dst);
         assert_complete(&sync, census(&src));

@@ -109,7 +109,7 @@ async fn a_root_that_is_missing_fails_the_scan_and_a_subtree_that_is_fails_alone
     assert_eq!(page.errors[0].path.0, b"nowhere");
     drop(gone);
     let below = crate::fs::Tree::new(
-        crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap(),
+        crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap(),
         RelPath::new("missing").unwrap(),
     );
     let end =
@@ -145,7 +145,7 @@ async fn a_list_gives_just_its_names_and_names_what_is_not_there() {
 async fn a_source_that_is_a_file_is_one_entry() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), b"abc").unwrap();
-    let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
+    let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
     let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
     let pages = Kept::default();
     assert_eq!(
@@ -160,7 +160,7 @@ async fn a_source_that_is_a_file_is_left_out_by_its_name_its_size_and_its_age() 
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("d")).unwrap();
     fs::write(dir.path().join("d/f.log"), b"abc").unwrap();
-    let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
+    let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
     let rules = |rules: &[&str]| {
         let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
         FilterSpec { rules, ..FilterSpec::default() }
@@ -197,7 +197,7 @@ async fn a_source_that_is_a_file_is_left_out_by_its_name_its_size_and_its_age() 
 async fn a_list_of_names_in_a_file_fails_as_a_whole_and_for_good() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), b"abc").unwrap();
-    let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
+    let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
     let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
     let list =
         FileListPart { paths: ["", "x"].map(|n| RelPath::new(n).unwrap_or_default()).to_vec() };
@@ -220,7 +220,7 @@ async fn a_listed_name_below_a_file_is_not_there_and_did_not_change() {
 
 #[tokio::test]
 async fn a_directory_that_is_not_entered_is_no_failed_file() {
-    let proc = crate::fs::Root::open(&crate::agent::testing::abs("/".as_ref())).unwrap();
+    let proc = crate::fs::RootDir::open(&crate::agent::testing::abs("/".as_ref())).unwrap();
     let tree = crate::fs::Tree::new(proc, RelPath::root());
     let rules = vec!["/*".to_owned(), "!/proc/".to_owned()];
     let filter = Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap();
@@ -264,7 +264,7 @@ async fn what_the_filter_leaves_out_is_in_no_page_and_links_left_out_are_noted()
     let pages = run_with(&dir, all(), manner).await;
     assert_eq!(pages.entries(), ["", "a", "a/b", "a/b/c"]);
     let notes = pages.last().warnings;
-    assert_eq!((notes.len(), notes[LINKS_LEFT_OUT].paths[0].0.as_slice()), (1, &b"to"[..]));
+    assert_eq!((notes.len(), notes[LINKS_SKIPPED].paths[0].0.as_slice()), (1, &b"to"[..]));
 }
 
 #[tokio::test]
@@ -275,7 +275,7 @@ async fn a_list_is_filtered_by_all_that_is_above_its_names() {
     let manner = Manner { links: Links::Skip, ..but(&["*.tmp", "logs/", "!logs/x"]) };
     let pages = run_with(&dir, Listing::Names { list, start: 0 }, manner).await;
     assert_eq!(pages.entries(), ["a/b/c"]);
-    assert_eq!((pages.last().errors, pages.last().warnings[LINKS_LEFT_OUT].count), (vec![], 1));
+    assert_eq!((pages.last().errors, pages.last().warnings[LINKS_SKIPPED].count), (vec![], 1));
 }
 
 #[tokio::test]
@@ -337,7 +337,7 @@ async fn page_0_of_each_walk_carries_the_identity_of_the_source_root() {
     assert!(run_with(&empty, all(), Manner::default()).await.first().root_identity.is_some());
     // One file is a source too.
     fs::write(dir.path().join("file"), "x").unwrap();
-    let root = crate::fs::Root::open(&crate::agent::testing::abs(dir.path())).unwrap();
+    let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
     let file = crate::fs::Tree::new(root, RelPath::new("file").unwrap());
     let pages = Kept::default();
     let end = scan(file, all(), Manner::default(), 1 << 20, Digest([1; 32]), &pages).await;

@@ -7,7 +7,7 @@ use super::execute::{Context, Done, Job, Writers};
 use super::testing::{abs, assignment, tree};
 use super::{copy, publish, range};
 use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate, Until};
-use crate::fs::is_ours;
+use crate::fs::is_internal_name;
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{EntryKind, Manifest, merge_ranges};
 use crate::wire::options::{Preserve, SyncOptions};
@@ -150,7 +150,7 @@ impl Fleet {
 
     /// All of the source, or just one file of it, with its directories.
     fn manifest(&self, only: Option<&str>) -> Manifest {
-        let source = tree(&self.src()).keeping(Preserve::all());
+        let source = tree(&self.src()).preserving(Preserve::all());
         let mut walk = source.walk(&RelPath::root(), None).unwrap();
         let mut manifest = Manifest::default();
         while let Some(entry) = walk.next() {
@@ -485,7 +485,7 @@ async fn temporary_files_of_a_batch_that_nobody_brings_any_more_are_removed() {
     }
     let left = || {
         let all = walkdir::WalkDir::new(fleet.dst()).into_iter().map(Result::unwrap);
-        all.filter(|e| is_ours(e.file_name().as_bytes())).count()
+        all.filter(|e| is_internal_name(e.file_name().as_bytes())).count()
     };
     assert_eq!(left(), 3);
     assert!(at_destination(&fleet, TaskSpec::Discard, manifest).await.success);
@@ -504,7 +504,7 @@ async fn a_part_file_that_will_not_be_published_is_removed() {
         let all = fs::read_dir(fleet.dst()).unwrap();
         all.map(|e| e.unwrap().file_name().as_bytes().to_vec()).collect()
     };
-    assert!(names().len() == 1 && is_ours(&names()[0]), "{:?}", names());
+    assert!(names().len() == 1 && is_internal_name(&names()[0]), "{:?}", names());
     for _ in 0..2 {
         assert!(at_destination(&fleet, TaskSpec::Discard, manifest.clone()).await.success);
         assert!(names().is_empty());

@@ -48,7 +48,7 @@ const STOP: Duration = Duration::from_secs(5);
 /// Copies.
 ///
 /// # Errors
-/// See [`paths::resolve`]; a service that can't start; otherwise the exit code says how it ended.
+/// See [`collect_paths::resolve`]; a service that can't start; otherwise the exit code says how it ended.
 pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, Failure> {
     of_this_machine("SRC", args.source.as_os_str().as_bytes())?;
     of_this_machine("DST", args.destination.as_os_str().as_bytes())?;

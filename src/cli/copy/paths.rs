@@ -4,7 +4,7 @@
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::shell::shell_word;
-use crate::fs::{Cause, FsError, Misfit, RootKind, Side};
+use crate::fs::{Cause, FsError, RootKind, RootMismatch, Side};
 use crate::wire::AbsPath;
 use crate::wire::path::escape_bytes;
 use rustix::io::Errno;
@@ -48,15 +48,15 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
         return Err(no_directory(destination, &real));
     }
     if let Ok(there) = &there {
-        let kinds = (RootKind::of_metadata(&meta), RootKind::of_metadata(there));
-        if let Some(wrong) = kinds.0.misfit(kinds.1) {
+        let kinds = (RootKind::from_metadata(&meta), RootKind::from_metadata(there));
+        if let Some(wrong) = kinds.0.mismatch_with(kinds.1) {
             return Err(misfit(wrong, &real, destination));
         }
     }
     let destination_arg = destination;
     let source = abs("SRC", &real)?;
     let destination = abs("DST", &target)?;
-    if let Some(wrong) = Misfit::of_paths(&source, &destination) {
+    if let Some(wrong) = RootMismatch::between_paths(&source, &destination) {
         return Err(misfit(wrong, &real, &target).noted(format!("SRC is {source}")));
     }
     // A storage path is a directory: that of a file is the one it lies in.
@@ -99,13 +99,13 @@ fn no_directory(destination: &Path, source: &Path) -> Failure {
 }
 
 /// Paths and kinds that do not fit each other.
-fn misfit(misfit: Misfit, source: &Path, destination: &Path) -> Failure {
-    let hint = (misfit == Misfit::Directory).then(|| {
+fn misfit(misfit: RootMismatch, source: &Path, destination: &Path) -> Failure {
+    let hint = (misfit == RootMismatch::DestinationIsDirectory).then(|| {
         let into = destination.join(source.file_name().unwrap_or_default());
         let into = shell_word(into.as_os_str().as_bytes());
         format!("DST is the file's new path, e.g. {into}")
     });
-    let failure = refused(&misfit.error(destination.as_os_str().as_bytes()));
+    let failure = refused(&misfit.to_error(destination.as_os_str().as_bytes()));
     match hint {
         Some(hint) => failure.hinted(hint),
         None => failure,
@@ -176,7 +176,7 @@ fn looked(side: Side, path: &Path, e: &std::io::Error) -> Failure {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let errno = Errno::from_io_error(e).unwrap_or(Errno::IO);
     let (op, cause) = match (side, errno) {
-        (Side::Source, Errno::NOENT | Errno::NOTDIR) => ("read", Cause::NoSource),
+        (Side::Source, Errno::NOENT | Errno::NOTDIR) => ("read", Cause::SourceMissing),
         (Side::Source, errno) => ("read", errno.into()),
         (Side::Destination, errno) => ("write to", errno.into()),
     };

@@ -121,7 +121,7 @@ fn the_examples_of_the_manual_leave_out_what_they_say() {
         let filter = Filter::new(&options(line).filter).unwrap();
         let leaves_out = |path: &str| {
             let is_dir = path.ends_with('/');
-            filter.leaves_out(&RelPath::new(path).unwrap(), is_dir)
+            filter.excludes(&RelPath::new(path).unwrap(), is_dir)
         };
         for path in *out {
             assert!(leaves_out(path), "{line}: {path} should be left out");

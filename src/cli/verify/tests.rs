@@ -249,7 +249,7 @@ fn what_cannot_be_read_is_told_as_such_and_its_files_not_as_missing() {
         (Cause::Os(Errno::IO), Wrong::Unreadable),
         (Cause::Os(Errno::NOENT), Wrong::Missing),
         (Cause::Changed, Wrong::Changed),
-        (Cause::NotRegular, Wrong::Changed),
+        (Cause::NotRegularFile, Wrong::Changed),
     ] {
         let before = lock(&report).counts;
         wrong(&mut lock(&report), b"x", &FsError::new(Side::Source, "open", b"x", cause));

@@ -60,8 +60,8 @@ fn the_first_bytes_of_each_frame_are_frozen() {
     assert_eq!(digest(&Digest([7; 32]))[..6], [b'H', 32, 0, 0, 0, 7]);
     assert_eq!(dirs(vec![])[..7], [b'D', 10, 0, 0, 0, 0x81, 0x80]);
     assert_eq!(hole(258), [b'Z', 8, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(keep(Keep::Part, 3), [b'K', 9, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(keep(Keep::Base, 3)[HEAD], 1);
+    assert_eq!(keep(ReuseSource::PartFile, 3), [b'K', 9, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(keep(ReuseSource::Basis, 3)[HEAD], 1);
     assert_eq!(done(), [b'N', 0, 0, 0, 0]);
 }
 
@@ -78,9 +78,9 @@ fn nonsense_is_refused_by_what_is_wrong_with_it() {
     assert_eq!(length(&head(HOLE, 7)), 7);
     assert_eq!(length(&head(KEEP, 8)), 8);
     assert_eq!(length(&head(DONE, 1)), 1);
-    let mut from_nowhere = keep(Keep::Base, 1);
+    let mut from_nowhere = keep(ReuseSource::Basis, 1);
     from_nowhere[HEAD] = 2;
-    for broken in [&hole(0)[..], &keep(Keep::Part, 0), &from_nowhere] {
+    for broken in [&hole(0)[..], &keep(ReuseSource::PartFile, 0), &from_nowhere] {
         assert!(matches!(read_all(broken, 64), Err(FrameError::Broken { .. })), "{broken:?}");
     }
     assert_eq!(read_all(&hole(5)[..9], 3), Err(FrameError::Truncated));
@@ -123,7 +123,7 @@ proptest! {
             bytes.extend(file(&e));
             bytes.extend(content_head(content.len()));
             bytes.extend(content);
-            let (gap, from) = (1 << (i * 9), if i % 2 == 0 { Keep::Part } else { Keep::Base });
+            let (gap, from) = (1 << (i * 9), if i % 2 == 0 { ReuseSource::PartFile } else { ReuseSource::Basis });
             bytes.extend(hole(gap));
             bytes.extend(keep(from, gap + 1));
             expected.extend([
@@ -164,7 +164,7 @@ proptest! {
         bytes.extend(content_head(3));
         bytes.extend(b"xyz");
         bytes.extend(hole(7));
-        bytes.extend(keep(Keep::Base, 9));
+        bytes.extend(keep(ReuseSource::Basis, 9));
         bytes.extend(done());
         bytes.extend(end(1));
         bytes.extend(range(&RangeHead {
@@ -189,7 +189,8 @@ impl Pieces for Flood<'_> {
 
 #[test]
 fn a_flood_of_empty_frames_ends_with_the_first() {
-    let empty = [content_head(0).to_vec(), hole(0).to_vec(), keep(Keep::Part, 0).to_vec()];
+    let empty =
+        [content_head(0).to_vec(), hole(0).to_vec(), keep(ReuseSource::PartFile, 0).to_vec()];
     for frame in empty.map(|frame| frame.repeat(1000)) {
         let mut reader = FrameReader::new(Flood(&frame, 0));
         let error = reader.next_frame().unwrap_err();

@@ -78,7 +78,7 @@ async fn with_the_least_memory_all_transfers_of_agents_that_send_to_each_other_e
     for (world, memory) in worlds.into_iter().zip(&memory) {
         for n in 0..2 {
             let entry = tree(&world.src()).entry(&rel(&format!("large{n}"))).unwrap();
-            world.target().publish_part(&entry, None).unwrap();
+            world.target().publish_part_file(&entry, None).unwrap();
         }
         for name in fs::read_dir(world.src()).unwrap().map(|e| e.unwrap().file_name()) {
             let (sent, there) = (world.src().join(&name), world.dst().join(&name));
@@ -116,7 +116,7 @@ fn large_files(world: &World) -> Vec<&'static str> {
 async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_holes() {
     let world = World::in_dir("/var/tmp", plenty()).await;
     for name in large_files(&world) {
-        let source = tree(&world.src()).keeping(Preserve::all()).direct(true);
+        let source = tree(&world.src()).preserving(Preserve::all()).with_direct_io(true);
         let mut manifest = world.manifest();
         manifest.entries = vec![source.entry(&rel(name)).unwrap()];
         let entry = manifest.entries[0].clone();
@@ -141,7 +141,7 @@ async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_h
                         assert!(matches!(sent, Ok(RangeSent::Written { .. })), "{sent:?}");
                     }
                 }
-                world.target().publish_part(&entry, None).unwrap();
+                world.target().publish_part_file(&entry, None).unwrap();
                 assert!(fs::read(&there).unwrap() == expected, "{name} {mode:?}");
             }
             fs::remove_file(&there).unwrap();

@@ -4,7 +4,7 @@ use super::*;
 use crate::data::frame::FrameReader;
 use crate::data::protocol::{PackReply, RangeHead, Taken};
 use crate::data::receive::{take_pack, take_range};
-use crate::fs::is_ours;
+use crate::fs::is_internal_name;
 use std::collections::VecDeque;
 
 /// Pieces from a list; then the end, or a failed connection.
@@ -108,8 +108,8 @@ async fn a_range_with_a_wrong_value_is_refused_and_never_a_file() {
     two.manifest.entries.push(entry.clone());
     assert!(take(body(&two, &[1; 1024])).is_err());
     let names = world.names();
-    assert!(names.len() == 1 && is_ours(names[0].as_bytes()), "{names:?}");
-    world.target().discard_part(&entry).unwrap();
+    assert!(names.len() == 1 && is_internal_name(names[0].as_bytes()), "{names:?}");
+    world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
     world.end().await;
 }
@@ -189,7 +189,7 @@ async fn the_digest_of_another_range_does_not_pass_for_this_one() {
     assert_eq!(send(1024, first, value(0, first)), Taken::Mismatch);
     assert_eq!(send(1024, second, value(0, second)), Taken::Mismatch);
     assert_eq!(send(1024, second, value(1024, second)), Taken::Written);
-    world.target().discard_part(&entry).unwrap();
+    world.target().remove_part_file(&entry).unwrap();
     world.end().await;
 }
 

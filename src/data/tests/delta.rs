@@ -66,7 +66,7 @@ async fn only_blocks_that_differ_from_the_older_version_are_sent() {
         assert_eq!((sent, kept), (4 * BLOCK_BYTES - 1000, 8 * BLOCK_BYTES));
         assert_eq!(got, Some(value(0, &new)));
         let (_, entry) = world.only_file();
-        world.target().publish_part(&entry, None).unwrap();
+        world.target().publish_part_file(&entry, None).unwrap();
         assert_eq!(fs::read(&there).unwrap(), new);
     }
     world.end().await;
@@ -85,7 +85,7 @@ async fn a_shorter_older_version_or_none_is_no_obstacle() {
             }
             let (got, sent, kept) = bring(&world, &to, (0, SIZE), RangeMode::Delta).await;
             assert_eq!((got, sent, kept), (Some(value(0, &new)), expected, SIZE - expected));
-            world.target().discard_part(&world.only_file().1).unwrap();
+            world.target().remove_part_file(&world.only_file().1).unwrap();
         }
         fs::remove_file(&there).unwrap();
     }
@@ -122,7 +122,7 @@ async fn what_a_broken_range_left_in_the_part_file_is_kept() {
         assert_eq!(got, Some(value(0, &new)));
         let again = bring(&world, &to, (0, SIZE), RangeMode::Delta).await;
         assert_eq!(again, (got, 0, SIZE));
-        world.target().publish_part(&entry, None).unwrap();
+        world.target().publish_part_file(&entry, None).unwrap();
         assert_eq!(fs::read(world.dst().join("f")).unwrap(), new);
         fs::remove_file(world.dst().join("f")).unwrap();
     }
@@ -144,7 +144,7 @@ async fn a_range_of_several_windows_has_the_value_of_all_of_them() {
         let (got, sent, kept) = bring(&world, &to, (0, size), RangeMode::Delta).await;
         assert_eq!((sent, kept), (3 * BLOCK_BYTES, size - 3 * BLOCK_BYTES));
         assert_eq!(got, Some(value(0, &new)));
-        world.target().discard_part(&world.only_file().1).unwrap();
+        world.target().remove_part_file(&world.only_file().1).unwrap();
     }
     world.end().await;
 }
@@ -176,7 +176,7 @@ async fn what_is_kept_is_read_back_and_sent_whole_where_it_is_another_one() {
             }
             other => panic!("{other:?}"),
         }
-        world.target().discard_part(&entry).unwrap();
+        world.target().remove_part_file(&entry).unwrap();
     }
     world.end().await;
 }
@@ -232,27 +232,27 @@ async fn kept_content_that_lies_about_its_length_or_value_is_refused() {
         crate::data::receive::take_range(&mut frames, &world.target(), &mut room())
     };
     use crate::data::protocol::Taken;
-    use crate::fs::Keep;
+    use crate::fs::ReuseSource;
     let good = frame::digest(&value(0, &had[..BLOCK_BYTES as usize]));
     for length in [BLOCK_BYTES + 1, u64::MAX] {
-        assert!(take(&[&frame::keep(Keep::Base, length), &good]).is_err());
-        assert!(take(&[&frame::keep(Keep::Part, length), &good]).is_err());
+        assert!(take(&[&frame::keep(ReuseSource::Basis, length), &good]).is_err());
+        assert!(take(&[&frame::keep(ReuseSource::PartFile, length), &good]).is_err());
     }
-    let half = frame::keep(Keep::Base, BLOCK_BYTES / 2);
+    let half = frame::keep(ReuseSource::Basis, BLOCK_BYTES / 2);
     assert!(take(&[&half, &half, &frame::hole(1), &good]).is_err());
     assert_eq!(take(&[&half, &good]).unwrap().range, Taken::Mismatch);
-    world.target().discard_part(&entry).unwrap();
+    world.target().remove_part_file(&entry).unwrap();
     // Nothing was written there.
-    let empty = take(&[&frame::keep(Keep::Part, BLOCK_BYTES), &good]).unwrap();
+    let empty = take(&[&frame::keep(ReuseSource::PartFile, BLOCK_BYTES), &good]).unwrap();
     assert_eq!(empty.range, Taken::Mismatch);
     assert_eq!(take(&[&half, &half, &good]).unwrap().range, Taken::Written);
     assert_eq!(
-        take(&[&frame::keep(Keep::Part, BLOCK_BYTES), &good]).unwrap().range,
+        take(&[&frame::keep(ReuseSource::PartFile, BLOCK_BYTES), &good]).unwrap().range,
         Taken::Written
     );
     // Flipped while it travelled: every bit of the head of a frame.
-    let body = [&frame::keep(Keep::Base, BLOCK_BYTES)[..], &good].concat();
-    for bit in 0..8 * frame::keep(Keep::Base, BLOCK_BYTES).len() {
+    let body = [&frame::keep(ReuseSource::Basis, BLOCK_BYTES)[..], &good].concat();
+    for bit in 0..8 * frame::keep(ReuseSource::Basis, BLOCK_BYTES).len() {
         let mut body = body.clone();
         body[bit / 8] ^= 1 << (bit % 8);
         // A flip may have made content of it.
@@ -264,7 +264,7 @@ async fn kept_content_that_lies_about_its_length_or_value_is_refused() {
             Err(_) => {}
         }
     }
-    world.target().discard_part(&entry).unwrap();
+    world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), ["f"]);
     world.end().await;
 }

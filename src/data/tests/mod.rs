@@ -22,7 +22,7 @@ use super::protocol::{PACK, RANGE, RangeHead};
 use super::send::{Fed, Feed, feed_pack};
 use super::stream::{Ask, PROTOCOL};
 use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate, Until};
-use crate::fs::{Allowance, Root, Target, TargetOptions, Tree};
+use crate::fs::{DeletionBudget, RootDir, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, merge_ranges};
 use crate::wire::options::{EntryAction, WriteRules};
@@ -58,7 +58,7 @@ fn abs(path: &Path) -> AbsPath {
 }
 
 fn tree(path: &Path) -> Tree {
-    Tree::new(Root::open(&abs(path)).unwrap(), RelPath::root())
+    Tree::new(RootDir::open(&abs(path)).unwrap(), RelPath::root())
 }
 
 /// A source, a destination, and a data server that serves the destination.
@@ -180,8 +180,11 @@ impl World {
     }
 
     fn target_with(&self, rules: &WriteRules) -> Target {
-        let deletion = Some(Allowance::new(Default::default(), u64::MAX));
-        let options = TargetOptions { deletion, ..TargetOptions::of_this_process(rules.clone()) };
+        let deletion = Some(DeletionBudget::new(Default::default(), u64::MAX));
+        let options = TargetOptions {
+            deletion_budget: deletion,
+            ..TargetOptions::for_this_process(rules.clone())
+        };
         Target::new(tree(&self.dst()), SyncNo(7), options)
     }
 
@@ -421,7 +424,7 @@ async fn ranges_make_a_file(world: &World, to: Destination) {
     chain.sort_by_key(|(offset, _)| *offset);
     let values: Vec<Digest> = chain.into_iter().map(|(_, v)| v).collect();
     assert_eq!(merge_ranges(&values), Some(blake3::hash(&content).into()));
-    world.target().publish_part(&entry, None).unwrap();
+    world.target().publish_part_file(&entry, None).unwrap();
     assert_eq!(fs::read(world.dst().join("big")).unwrap(), content);
 }
 

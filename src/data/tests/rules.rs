@@ -177,7 +177,7 @@ async fn content_without_a_digest_is_taken_only_where_the_ticket_says_so() {
     let refused = strict.range(&source, &manifest, &entry, range, RangeMode::Whole).await;
     assert!(matches!(refused, Err(SendError::Refused { status: 403, .. })), "{refused:?}");
     assert!(!world.dst().join("f").exists());
-    world.target().discard_part(&entry).unwrap();
+    world.target().remove_part_file(&entry).unwrap();
     for to in world.both(&unhashed) {
         let packed = to.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap();
         assert_eq!(packed.files, [Ok(written(&small, false))]);
@@ -186,7 +186,7 @@ async fn content_without_a_digest_is_taken_only_where_the_ticket_says_so() {
         for mode in [RangeMode::Whole, RangeMode::Delta] {
             let sent = to.range(&source, &manifest, &entry, range, mode).await.unwrap();
             assert_eq!(sent, RangeSent::Written { value: None, sent: 5000, kept: 0 });
-            world.target().publish_part(&entry, None).unwrap();
+            world.target().publish_part_file(&entry, None).unwrap();
             assert_eq!(fs::read(world.dst().join("f")).unwrap(), small);
             fs::remove_file(world.dst().join("f")).unwrap();
         }

@@ -114,7 +114,7 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("data"), vec![1; 8192]).unwrap();
     fs::File::create(dir.path().join("hole")).unwrap().set_len(8192).unwrap();
-    let source = tree(dir.path()).keeping(Preserve::all());
+    let source = tree(dir.path()).preserving(Preserve::all());
     let unlike = [BlockValue::default()];
     for (name, there, dense) in
         [("data", None, Some(true)), ("data", Some(&unlike[..]), None), ("hole", None, None)]
@@ -160,7 +160,7 @@ async fn a_long_range_is_sent_over_all_pairs_of_nics_at_a_time() {
     for nic in &nics {
         assert!(nic.flow.sent() > length / 2, "{}: {}", nic.endpoint.address, nic.flow.sent());
     }
-    world.target().publish_part(&entry, None).unwrap();
+    world.target().publish_part_file(&entry, None).unwrap();
     assert!(fs::read(world.dst().join("f")).unwrap() == content(length, 1));
     world.end().await;
     serving.await.unwrap();

@@ -32,7 +32,7 @@ fn stored(path: &Path) -> u64 {
 }
 
 fn keeping(path: &Path) -> Tree {
-    tree(path).keeping(Preserve::all())
+    tree(path).preserving(Preserve::all())
 }
 
 #[tokio::test]
@@ -72,9 +72,9 @@ async fn a_range_of_a_sparse_file_takes_what_was_there_away() {
     for to in world.both(&rules) {
         for mode in [RangeMode::Whole, RangeMode::Delta] {
             // Another try at these ranges has left other bytes.
-            let part = world.target().part(&entry).unwrap();
+            let part = world.target().open_part_file(&entry).unwrap();
             part.write_at(&vec![9; 4 << 20], 0).unwrap();
-            part.finish().unwrap();
+            part.close().unwrap();
             let mut values = Vec::new();
             for offset in [0, 2 * MIB] {
                 let range = (offset, 2 * MIB);
@@ -88,7 +88,7 @@ async fn a_range_of_a_sparse_file_takes_what_was_there_away() {
                 }
             }
             assert_eq!(merge_ranges(&values), Some(blake3::hash(&expected).into()));
-            world.target().publish_part(&entry, None).unwrap();
+            world.target().publish_part_file(&entry, None).unwrap();
             assert_eq!(fs::read(world.dst().join("f")).unwrap(), expected);
             assert!(stored(&world.dst().join("f")) <= 64 << 10, "{mode:?}");
             fs::remove_file(world.dst().join("f")).unwrap();
@@ -134,7 +134,7 @@ async fn a_hole_that_lies_about_its_length_is_refused_before_anything_is_done() 
     }
     let twice = [&frame::hole(4000)[..], &frame::hole(97)];
     assert!(pack(&[twice[0], twice[1], &frame::digest(&zeros), &frame::end(1)]).is_err());
-    let keep = frame::keep(crate::fs::Keep::Base, 4096);
+    let keep = frame::keep(crate::fs::ReuseSource::Basis, 4096);
     assert!(pack(&[&keep, &frame::digest(&zeros), &frame::end(1)]).is_err());
     assert_eq!(world.names(), Vec::<String>::new());
     let short = pack(&[&frame::hole(4095), &frame::digest(&zeros), &frame::end(1)]).unwrap();
@@ -189,7 +189,7 @@ async fn endless_zeros_are_hashed_no_longer_than_the_ticket_lasts() {
             "{taken:?}"
         );
     }
-    world.target().discard_part(&entry).unwrap();
+    world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
     // The end of a ticket by this host's clock.
     let gate = crate::data::gate::TicketGate::new();
@@ -233,7 +233,7 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
         fs::read_dir(world.dst()).unwrap().map(|e| e.unwrap().metadata().unwrap().blocks());
     let stored = blocks.sum::<u64>() * 512;
     assert!(stored <= CHUNK, "{stored}");
-    target.discard_part(&entry).unwrap();
+    target.remove_part_file(&entry).unwrap();
     // Of a file with so long ranges that they are longer than a chunk, a chunk is reserved.
     let entry = file_entry("f", 1 << 40);
     let head = crate::data::protocol::RangeHead {
@@ -250,7 +250,7 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
     let blocks =
         fs::read_dir(world.dst()).unwrap().map(|e| e.unwrap().metadata().unwrap().blocks());
     assert!(blocks.sum::<u64>() * 512 <= CHUNK);
-    target.discard_part(&entry).unwrap();
+    target.remove_part_file(&entry).unwrap();
     world.end().await;
 }
 
@@ -272,12 +272,12 @@ async fn endless_zeros_are_not_hashed_for_nobody() {
         length: 1 << 40,
         dense: None,
     };
-    let keep = frame::keep(crate::fs::Keep::Part, 1 << 40);
+    let keep = frame::keep(crate::fs::ReuseSource::PartFile, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();
     let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
     let taken = take_range(&mut frames, &target, &mut room());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
-    world.target().discard_part(&entry).unwrap();
+    world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
     world.end().await;
 }
@@ -309,8 +309,8 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_where_no_digest
             assert!(all <= 3 * BLOCK_BYTES, "{all}");
             let hashing = HashMode::SkipZeros;
             let length = SIZE / 2;
-            let sent = crate::fs::Ranges { length, values: &values, hashing };
-            world.target().publish_part(&entry, Some(sent)).unwrap();
+            let sent = crate::fs::SentRanges { range_bytes: length, digests: &values, hashing };
+            world.target().publish_part_file(&entry, Some(sent)).unwrap();
             let path = world.dst().join("f");
             let there = fs::File::options().read(true).write(true).open(&path).unwrap();
             for at in places {

@@ -133,11 +133,11 @@ impl Git {
     }
 
     /// The same by our own reading; `None` where a line is refused.
-    fn ours(&self, lines: &[&str]) -> Option<Vec<&str>> {
+    fn match_with_patterns(&self, lines: &[&str]) -> Option<Vec<&str>> {
         let rules = lines.iter().map(|line| (*line).to_owned()).collect();
         let filter = Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).ok()?;
         let out = |(path, is_dir): &(&String, &bool)| {
-            filter.leaves_out_with_parents(&RelPath::new(path.as_bytes()).unwrap(), **is_dir)
+            filter.excludes_with_parents(&RelPath::new(path.as_bytes()).unwrap(), **is_dir)
         };
         Some(self.paths.iter().filter(out).map(|(path, _)| path.as_str()).collect())
     }
@@ -319,7 +319,7 @@ fn patterns_match_what_git_says() {
     ];
     let mut wrong = Vec::new();
     for lines in rules {
-        let (ours, wanted) = (git.ours(lines), git.ignored(lines));
+        let (ours, wanted) = (git.match_with_patterns(lines), git.ignored(lines));
         if ours.as_ref() != Some(&wanted) {
             wrong.push(format!("{lines:?}: {ours:?}, and git {wanted:?}"));
         }
@@ -328,7 +328,7 @@ fn patterns_match_what_git_says() {
 }
 
 #[test]
-fn what_git_reads_and_matches_with_nothing_is_refused_with_a_reason() {
+fn patterns_that_match_nothing_in_git_are_rejected_with_a_reason() {
     let git = Git::new();
     for (line, why) in [
         ("[abc", "lacks its `]`"),
@@ -348,7 +348,7 @@ fn what_git_reads_and_matches_with_nothing_is_refused_with_a_reason() {
 }
 
 #[test]
-fn an_absolute_path_below_the_source_or_the_destination_is_told_with_what_to_write() {
+fn an_absolute_path_below_source_or_destination_is_reported_with_the_relative_pattern() {
     let abs = |path: &str| AbsPath::new(path).unwrap();
     let (source, destination, top) = (abs("/data/src"), abs("/backup"), abs("/"));
     // A pattern, and what is to be written instead.
@@ -367,7 +367,7 @@ fn an_absolute_path_below_the_source_or_the_destination_is_told_with_what_to_wri
         ("# /data/src/tmp", None),
     ] {
         let lines = ["x".to_owned(), line.to_owned()];
-        let found = absolute_patterns(&lines, &[&source, &destination, &top]);
+        let found = find_absolute_patterns(&lines, &[&source, &destination, &top]);
         let said: Vec<_> = found.iter().map(|(index, _)| *index).collect();
         assert_eq!(said, if instead.is_some() { vec![1] } else { vec![] }, "{line}: {found:?}");
         if let Some(instead) = instead {
@@ -377,12 +377,12 @@ fn an_absolute_path_below_the_source_or_the_destination_is_told_with_what_to_wri
 }
 
 #[test]
-fn either_of_several_is_more_than_git_has() {
+fn alternatives_in_braces_are_supported_beyond_git() {
     let rules = ["*.{o,a}", "{x,y/z}"].map(str::to_owned).to_vec();
     let patterns = Patterns::new(&rules).unwrap();
     for (path, out) in [("d/f.o", true), ("f.a", true), ("f.c", false), ("y/z", true), ("z", false)]
     {
-        assert_eq!(patterns.leave_out(path.as_bytes(), false), out, "{path}");
+        assert_eq!(patterns.excludes(path.as_bytes(), false), out, "{path}");
     }
 }
 
@@ -395,7 +395,7 @@ proptest! {
         thread_local!(static GIT: Git = Git::new());
         GIT.with(|git| {
             let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-            if let Some(ours) = git.ours(&lines) {
+            if let Some(ours) = git.match_with_patterns(&lines) {
                 prop_assert_eq!(ours, git.ignored(&lines), "{:?}", lines);
             }
             Ok(())

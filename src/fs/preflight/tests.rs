@@ -5,51 +5,51 @@ use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-fn chmod(site: &Site, path: &str, mode: u32) {
-    fs::set_permissions(site.at(path), fs::Permissions::from_mode(mode)).unwrap();
+fn chmod(site: &TestSite, path: &str, mode: u32) {
+    fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// The text of an error, with `/` for the storage root.
-fn told<T: std::fmt::Debug>(site: &Site, checked: Result<T>) -> String {
+fn error_text<T: std::fmt::Debug>(site: &TestSite, checked: Result<T>) -> String {
     let report = checked.unwrap_err().to_file_error();
     assert!(report.path.0.is_empty(), "it is an error of the root: {report:?}");
     report.message.replace(site.dir.path().to_str().unwrap(), "")
 }
 
-fn target(site: &Site, base: &str, rules: WriteRules) -> Target {
-    Target { tree: site.tree(base).as_destination(), ..site.target_by(rules) }
+fn target_at(site: &TestSite, base: &str, rules: WriteRules) -> Target {
+    Target { tree: site.tree(base).as_destination(), ..site.target_with_rules(rules) }
 }
 
 #[test]
-fn a_source_root_is_a_directory_a_file_or_not_there() {
-    let site = Site::new();
-    site.write("src/file", "x");
+fn the_kind_of_a_source_root_is_detected() {
+    let site = TestSite::new();
+    site.write_file("src/file", "x");
     assert_eq!(site.source().check_readable(), Ok(RootKind::Directory));
     assert_eq!(site.tree("").check_readable(), Ok(RootKind::Directory));
     assert_eq!(site.tree("src/file").check_readable(), Ok(RootKind::File));
-    let _socket = std::os::unix::net::UnixListener::bind(site.at("src/socket")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(site.path("src/socket")).unwrap();
     assert_eq!(site.tree("src/socket").check_readable(), Ok(RootKind::Other));
     for base in ["none", "none/below", "src/file/below"] {
         let error = site.tree(base).check_readable();
         assert_eq!(error.as_ref().unwrap_err().errno_name(), Some("ENOENT"));
         assert_eq!(error.as_ref().unwrap_err().class(), ErrorClass::Permanent, "{base}");
-        assert_eq!(told(&site, error), format!("SRC /{base} does not exist"));
+        assert_eq!(error_text(&site, error), format!("SRC /{base} does not exist"));
     }
 }
 
 #[test]
-fn a_source_root_that_cannot_be_read_is_refused_with_its_path() {
-    let site = Site::new();
-    site.write("src/file", "x");
-    site.write("src/shut/file", "x");
-    site.write("src/blind/file", "x");
+fn an_unreadable_source_root_is_rejected_with_its_path() {
+    let site = TestSite::new();
+    site.write_file("src/file", "x");
+    site.write_file("src/shut/file", "x");
+    site.write_file("src/blind/file", "x");
     chmod(&site, "src/file", 0o200);
     chmod(&site, "src/shut", 0o000);
     chmod(&site, "src/blind", 0o400);
-    site.as_nobody(|| {
+    site.run_with_all_owned_by_nobody(|| {
         for base in ["src/file", "src/shut", "src/blind", "src/shut/file"] {
             assert_eq!(
-                told(&site, site.tree(base).check_readable()),
+                error_text(&site, site.tree(base).check_readable()),
                 format!("cannot read `/{base}`: Permission denied (EACCES)")
             );
         }
@@ -58,11 +58,11 @@ fn a_source_root_that_cannot_be_read_is_refused_with_its_path() {
 
 #[test]
 fn links_in_the_path_of_a_source_are_followed_within_the_storage_root() {
-    let site = Site::new();
-    site.write("src/dir/file", "x");
-    symlink("src", site.at("link")).unwrap();
-    symlink(site.at("src/dir"), site.at("absolute")).unwrap();
-    symlink("dir/file", site.at("src/to-file")).unwrap();
+    let site = TestSite::new();
+    site.write_file("src/dir/file", "x");
+    symlink("src", site.path("link")).unwrap();
+    symlink(site.path("src/dir"), site.path("absolute")).unwrap();
+    symlink("dir/file", site.path("src/to-file")).unwrap();
     for (given, real) in [
         ("src/dir", "src/dir"),
         ("src/dir/file", "src/dir/file"),
@@ -72,32 +72,32 @@ fn links_in_the_path_of_a_source_are_followed_within_the_storage_root() {
         ("absolute/file", "src/dir/file"),
         ("none", "none"),
     ] {
-        let resolved = site.tree(given).resolved().unwrap();
+        let resolved = site.tree(given).resolve_base_links().unwrap();
         assert_eq!(resolved.path(), site.tree(real).path(), "{given}");
     }
-    symlink("nowhere", site.at("dangling")).unwrap();
-    symlink("circle", site.at("circle")).unwrap();
-    symlink("/etc", site.at("outside")).unwrap();
+    symlink("nowhere", site.path("dangling")).unwrap();
+    symlink("circle", site.path("circle")).unwrap();
+    symlink("/etc", site.path("outside")).unwrap();
     for (given, message) in [
         ("dangling", "SRC /dangling does not exist"),
         ("dangling/x", "SRC /dangling/x does not exist"),
     ] {
-        assert_eq!(told(&site, site.tree(given).resolved()), message);
+        assert_eq!(error_text(&site, site.tree(given).resolve_base_links()), message);
     }
     for given in ["circle", "outside", "outside/passwd"] {
-        let error = site.tree(given).resolved().unwrap_err();
+        let error = site.tree(given).resolve_base_links().unwrap_err();
         assert_eq!((error.errno_name(), error.class()), (Some("ELOOP"), ErrorClass::Permanent));
     }
 }
 
 #[test]
-fn a_destination_fits_its_source_and_nothing_is_made() {
+fn a_matching_destination_is_accepted_and_nothing_is_created() {
     use RootKind::{Directory, File, Other};
-    let site = Site::new();
-    site.write("dst/file", "x");
-    symlink("file", site.at("dst/link")).unwrap();
-    let _socket = std::os::unix::net::UnixListener::bind(site.at("dst/socket")).unwrap();
-    let before = fs::read_dir(site.at("dst")).unwrap().count();
+    let site = TestSite::new();
+    site.write_file("dst/file", "x");
+    symlink("file", site.path("dst/link")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(site.path("dst/socket")).unwrap();
+    let before = fs::read_dir(site.path("dst")).unwrap().count();
     for dry_run in [false, true] {
         for (base, source, refusal) in [
             ("dst", Directory, None),
@@ -129,35 +129,36 @@ fn a_destination_fits_its_source_and_nothing_is_made() {
             ),
         ] {
             let rules = WriteRules { dry_run, ..WriteRules::default() };
-            let checked = target(&site, base, rules).check_writable(source);
+            let checked = target_at(&site, base, rules).check_writable(source);
             match refusal {
                 None => assert_eq!(checked, Ok(()), "{base} {source:?}"),
-                Some(refusal) => assert_eq!(told(&site, checked), refusal),
+                Some(refusal) => assert_eq!(error_text(&site, checked), refusal),
             }
         }
     }
-    assert_eq!(fs::read_dir(site.at("dst")).unwrap().count(), before);
-    site.assert_canary();
+    assert_eq!(fs::read_dir(site.path("dst")).unwrap().count(), before);
+    site.assert_canary_unchanged();
 }
 
 #[test]
-fn a_destination_that_cannot_be_written_is_refused_before_anything_is_made_in_it() {
-    let site = Site::new();
-    site.write("dst/foreign/x/file", "x");
-    site.write("dst/shut/file", "x");
-    fs::create_dir(site.at("dst/own")).unwrap();
-    site.give_to_nobody();
+fn an_unwritable_destination_is_rejected_before_anything_is_created() {
+    let site = TestSite::new();
+    site.write_file("dst/foreign/x/file", "x");
+    site.write_file("dst/shut/file", "x");
+    fs::create_dir(site.path("dst/own")).unwrap();
+    site.chown_all_to_nobody();
     for foreign in ["dst/foreign", "dst/foreign/x", "dst/shut"] {
-        std::os::unix::fs::chown(site.at(foreign), Some(0), Some(0)).unwrap();
+        std::os::unix::fs::chown(site.path(foreign), Some(0), Some(0)).unwrap();
     }
     chmod(&site, "dst/shut", 0o700);
     // Widened while it is written to, as the mode of every directory of ours is.
     chmod(&site, "dst/own", 0o500);
-    let check = |base: &str, rules| target(&site, base, rules).check_writable(RootKind::Directory);
+    let check =
+        |base: &str, rules| target_at(&site, base, rules).check_writable(RootKind::Directory);
     site.run_as_nobody(|| {
         for base in ["dst/foreign", "dst/foreign/new", "dst/foreign/new/deep", "dst/shut/new"] {
             assert_eq!(
-                told(&site, check(base, WriteRules::default())),
+                error_text(&site, check(base, WriteRules::default())),
                 format!("cannot write to `/{base}`: Permission denied (EACCES)")
             );
             let dry_run = WriteRules { dry_run: true, ..WriteRules::default() };
@@ -170,6 +171,6 @@ fn a_destination_that_cannot_be_written_is_refused_before_anything_is_made_in_it
         }
     });
     // What is changed may lie in a directory below: each entry has its own outcome.
-    std::os::unix::fs::chown(site.at("dst/foreign/x"), Some(65534), None).unwrap();
+    std::os::unix::fs::chown(site.path("dst/foreign/x"), Some(65534), None).unwrap();
     site.run_as_nobody(|| assert_eq!(check("dst/foreign", WriteRules::default()), Ok(())));
 }

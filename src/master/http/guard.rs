@@ -45,7 +45,7 @@ impl Advertised {
         without_port(host).eq_ignore_ascii_case(&self.host)
     }
 
-    /// Whether an `Origin` is exactly this one: on other ports are other sites.
+    /// Whether an `ObjectOrigin` is exactly this one: on other ports are other sites.
     fn is_origin(&self, origin: &str) -> bool {
         Self::of(origin).as_ref() == Some(self)
     }
@@ -108,7 +108,7 @@ pub(super) fn is_token(text: &str) -> bool {
 
 /// A browser sends a page's requests to any address that the browser can reach, so a page on the
 /// internet could order syncs from a master that listens on loopback only. Browsers say where a
-/// request comes from (`Origin`); and a page whose *name* was made to point to loopback betrays
+/// request comes from (`ObjectOrigin`); and a page whose *name* was made to point to loopback betrays
 /// itself by that name in `Host`. The name that this master advertises is no such name.
 fn local_only(
     headers: &HeaderMap,

@@ -140,7 +140,7 @@ impl World {
         (0..files + dirs).map(single).collect()
     }
 
-    /// Each sync is where it was, or went along an edge of the picture at [`sync::Sync`].
+    /// Each sync is where it was, or went along an edge of the picture at [`sync_no::Sync`].
     fn audit_edges(&mut self) {
         use SyncState::{Cancelled, Completed, Failed, Progress, Queued};
         let before = std::mem::take(&mut self.seen);

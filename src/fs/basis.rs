@@ -1,0 +1,305 @@
+//! What the destination has of a file already: digests of it as a whole and block by block, so that
+//! equal content need not be sent.
+
+use super::error::{Cause, Result};
+use super::inode::{lstat, size_of, type_of};
+use super::root::{DirHandle, ParentAndName};
+use super::source::{next_data_run, read_full_at};
+use super::special_files::MetadataRepair;
+use super::target::{SysResult, Target};
+use crate::wire::Digest;
+use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST, is_all_zero};
+use crate::wire::manifest::Entry;
+use crate::wire::options::EntryAction;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::num::NonZeroU64;
+
+/// Bytes that are read at once.
+const READ_BUFFER_BYTES: usize = 1 << 20;
+/// The shortest blocks that are taken, in bytes.
+const MIN_BLOCK_BYTES: u64 = 1024;
+/// At most so many blocks are told of at once.
+const MAX_BLOCKS: u64 = 1 << 20;
+/// So much data is read, in bytes, to see that a long block is nothing but zeros.
+const MAX_ZERO_SCAN_BYTES: u64 = 64 << 20;
+
+/// What the destination has in the place of one block: the values of the bytes there
+/// ([`HashMode::hash_block`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BlockHashes {
+    /// In the part file of this version; `None` where nothing was written yet.
+    pub part: Option<Digest>,
+    /// In the file that has the name now; `None` where it does not reach that far.
+    pub basis: Option<Digest>,
+}
+
+/// A regular file at the destination, open for reading.
+struct OpenFile {
+    fd: OwnedFd,
+    size: u64,
+}
+
+impl Target {
+    /// The values of what is there in place of `length` bytes of `entry`'s content from `offset`
+    /// on, in blocks of `block` bytes, which are read to `scratch`. The last block of the file may be
+    /// shorter.
+    ///
+    /// A file of one block has a value like any other block, which is not its digest: digests are merged
+    /// of two values or more.
+    ///
+    /// Blocks may be longer than `scratch` where content is hashed without its zeros: the value of such a block is
+    /// [`ZERO_DIGEST`] where it is all zeros and that is found out at once, and none otherwise.
+    ///
+    /// # Errors
+    /// `block` is no power of two (of 1 KiB at least) or too long, `offset` is not at the start of a block, the range
+    /// is beyond the file, or something can't be read. That there is nothing is no error.
+    pub fn hash_blocks(
+        &self,
+        entry: &Entry,
+        (offset, length): (u64, u64),
+        block: u64,
+        scratch: &mut [u8],
+    ) -> Result<Vec<BlockHashes>> {
+        let failed = |errno| self.error("compare", &entry.path, errno);
+        let end = offset.checked_add(length).filter(|end| *end <= entry.size());
+        let hashing = self.rules.hash_mode();
+        let long = block > scratch.len() as u64;
+        let sound = block.is_power_of_two()
+            && block >= MIN_BLOCK_BYTES
+            && (!long || hashing == HashMode::SkipZeros && !scratch.is_empty());
+        let (Some(end), true) = (end, sound && offset.is_multiple_of(block.max(1))) else {
+            return Err(failed(Errno::INVAL));
+        };
+        let count = length.div_ceil(block);
+        if count > MAX_BLOCKS {
+            return Err(failed(Errno::INVAL));
+        }
+        let place = match self.tree.locate(&entry.path) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                return Ok((0..count).map(|_| BlockHashes::default()).collect());
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        let open = |name: &[u8]| -> Result<Option<OpenFile>> {
+            let held = self.open_regular_file(&place.dir, name).map_err(failed)?;
+            if let Some(held) = &held {
+                self.advise_sequential_read(&held.fd, offset, length).map_err(failed)?;
+            }
+            Ok(held)
+        };
+        // What a foreign owner can change at any time is nothing to compare with.
+        let base = match open(place.name)? {
+            Some(held) => {
+                let trusted = self.is_trusted_fd(&place.dir, &held.fd, &entry.meta);
+                trusted.map_err(failed)?.then_some(held)
+            }
+            None => None,
+        };
+        let part = match open(&self.part_file_name(entry))? {
+            Some(held) => {
+                let stat = rustix::fs::fstat(&held.fd).map_err(failed)?;
+                self.is_own_part(&place.dir, &stat).then_some(held)
+            }
+            None => None,
+        };
+        let mut value = |held: &Option<OpenFile>, from, to| match held {
+            Some(held) if long => Ok(held.is_all_zero(from, to, scratch)?.then_some(ZERO_DIGEST)),
+            Some(held) => held.hash_block(from, to, hashing, scratch),
+            None => Ok(None),
+        };
+        (0..count)
+            .map(|at| {
+                let from = offset + at * block;
+                let to = from.saturating_add(block).min(end);
+                let written = !long && part.as_ref().is_some_and(|part| part.has_data(from, to));
+                Ok(BlockHashes {
+                    part: if written { value(&part, from, to).map_err(failed)? } else { None },
+                    basis: value(&base, from, to).map_err(failed)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Gives the file at `entry`'s name, whose content was compared and is equal, `entry`'s metadata;
+    /// tells [`EntryAction::Skip`] where it had them, [`EntryAction::Metadata`] otherwise.
+    ///
+    /// # Errors
+    /// It is not there, is no regular file or has another length by now; its metadata can't be set.
+    pub fn repair_metadata_in_place(&self, entry: &Entry) -> Result<EntryAction> {
+        let path = &entry.path;
+        let failed = |cause| self.error("set metadata of", path, cause);
+        let place = self.tree.locate(path).map_err(|e| failed(e.into()))?;
+        let stat = self.with_writable_dir(&place.dir, || lstat(&place.dir, place.name));
+        let stat = stat.map_err(|e| failed(e.into()))?;
+        self.tree.check_spelling(&place.dir, place.name).map_err(|e| failed(e.into()))?;
+        if type_of(&stat) != FileType::RegularFile {
+            return Err(failed(Cause::NotRegularFile));
+        }
+        let (expected, found) = (entry.size(), size_of(&stat));
+        if found != expected {
+            return Err(failed(Cause::WrongSize { expected, found }));
+        }
+        Ok(match self.repair_metadata(&place, &stat, entry).map_err(failed)? {
+            MetadataRepair::Unchanged => EntryAction::Skip,
+            MetadataRepair::Repaired => EntryAction::Metadata,
+            MetadataRepair::NeedsReplacement => {
+                if !self.rules.dry_run {
+                    self.replace_with_copy(entry, &place)?;
+                }
+                EntryAction::Metadata
+            }
+            // It was another file when it was compared.
+            MetadataRepair::ForeignOwner => return Err(failed(Cause::PartDataLost)),
+        })
+    }
+
+    /// Replaces a file whose metadata may not be changed (another name of it, or its owner, would have
+    /// to bear it) by a copy of our own.
+    fn replace_with_copy(&self, entry: &Entry, place: &ParentAndName<'_>) -> Result<()> {
+        let failed = |errno| self.error("read", &entry.path, errno);
+        let held = self.open_regular_file(&place.dir, place.name).map_err(failed)?;
+        let held = held.ok_or_else(|| failed(Errno::NOENT))?;
+        let mut file = self.create(entry, 0)?;
+        let mut buffer = vec![0; READ_BUFFER_BYTES];
+        let mut at = 0;
+        while at < held.size {
+            let n = read_full_at(&held.fd, &mut buffer, at).map_err(failed)?;
+            if n == 0 {
+                break;
+            }
+            file.write(&buffer[..n])?;
+            at += n as u64;
+        }
+        file.publish(entry)
+    }
+
+    /// Length and digest of the regular file at `place`; `None` where there is none.
+    ///
+    /// # Errors
+    /// It can't be read, or changed meanwhile (`EBUSY`).
+    pub(super) fn hash_file(&self, place: &ParentAndName<'_>) -> SysResult<Option<(u64, Digest)>> {
+        let Some(OpenFile { fd, size }) = self.open_regular_file(&place.dir, place.name)? else {
+            return Ok(None);
+        };
+        self.advise_sequential_read(&fd, 0, size)?;
+        let mut hasher = ContentHasher::new(self.rules.hash_mode());
+        let mut buffer =
+            vec![0; usize::try_from(size).unwrap_or(READ_BUFFER_BYTES).clamp(1, READ_BUFFER_BYTES)];
+        let mut at = 0;
+        while at < size {
+            let (start, end) = next_data_run(&fd, at, size)?.unwrap_or((size, size));
+            hasher.update_zeros(start - at, || Ok::<_, Errno>(()))?;
+            at = start;
+            while at < end {
+                let wanted =
+                    usize::try_from(end - at).map_or(READ_BUFFER_BYTES, |n| n.min(buffer.len()));
+                match read_full_at(&fd, &mut buffer[..wanted], at)? {
+                    0 => return Err(Errno::BUSY),
+                    n => {
+                        hasher.update(&buffer[..n]);
+                        at += n as u64;
+                    }
+                }
+            }
+        }
+        if size_of(&rustix::fs::fstat(&fd)?) != size {
+            return Err(Errno::BUSY);
+        }
+        Ok(Some((size, hasher.digest())))
+    }
+
+    /// Opens the regular file `name`; `None` where there is none.
+    fn open_regular_file(&self, dir: &DirHandle, name: &[u8]) -> SysResult<Option<OpenFile>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = || {
+            // A device is not even opened.
+            if type_of(&lstat(dir, name)?) != FileType::RegularFile {
+                return Ok(None);
+            }
+            rustix::fs::openat(dir, name, flags, Mode::empty()).map(Some)
+        };
+        let fd = match self.with_writable_dir(dir, open) {
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) | Ok(None) => return Ok(None),
+            Ok(Some(fd)) => fd,
+            Err(errno) => return Err(errno),
+        };
+        let stat = rustix::fs::fstat(&fd)?;
+        let regular = type_of(&stat) == FileType::RegularFile;
+        Ok(regular.then(|| OpenFile { fd, size: size_of(&stat) }))
+    }
+
+    /// Says that these bytes are read in order; where it is asked for, they come from the disk then, not
+    /// from memory.
+    fn advise_sequential_read(&self, fd: &OwnedFd, offset: u64, length: u64) -> SysResult<()> {
+        let _ = rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::Sequential);
+        if self.rules.readback || self.suspect_span.is_some() {
+            // Pages that are not written yet would stay.
+            rustix::fs::fdatasync(fd)?;
+            rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::DontNeed)?;
+        }
+        Ok(())
+    }
+}
+
+impl OpenFile {
+    /// The value of the bytes between; `None` where the file ends before.
+    fn hash_block(
+        &self,
+        from: u64,
+        to: u64,
+        hashing: HashMode,
+        buffer: &mut [u8],
+    ) -> SysResult<Option<Digest>> {
+        let wanted = usize::try_from(to - from).map_err(|_| Errno::INVAL)?;
+        if self.size < to {
+            return Ok(None);
+        }
+        match self.has_data(from, to) {
+            // To read a hole costs as much as to read zeros.
+            false if hashing == HashMode::SkipZeros => return Ok(Some(ZERO_DIGEST)),
+            false => buffer[..wanted].fill(0),
+            true if read_full_at(&self.fd, &mut buffer[..wanted], from)? < wanted => {
+                return Ok(None);
+            }
+            true => {}
+        }
+        Ok(Some(hashing.hash_block(from, &buffer[..wanted])))
+    }
+
+    /// Whether the bytes between are there and all zero, as far as so much reading shows.
+    fn is_all_zero(&self, from: u64, to: u64, buffer: &mut [u8]) -> SysResult<bool> {
+        let (mut at, mut left) = (from, MAX_ZERO_SCAN_BYTES);
+        while self.size >= to
+            && let Some((start, end)) = next_data_run(&self.fd, at, to)?
+        {
+            at = start;
+            while at < end {
+                let wanted =
+                    usize::try_from(end - at).map_or(READ_BUFFER_BYTES, |n| n.min(buffer.len()));
+                let n = read_full_at(&self.fd, &mut buffer[..wanted], at)?;
+                if n < wanted || left < n as u64 || !is_all_zero(&buffer[..n]) {
+                    return Ok(false);
+                }
+                left -= n as u64;
+                at += n as u64;
+            }
+        }
+        Ok(self.size >= to)
+    }
+
+    /// Whether not all of it is a hole.
+    fn has_data(&self, from: u64, to: u64) -> bool {
+        match rustix::fs::seek(&self.fd, SeekFrom::Data(from)) {
+            Ok(at) => at < to,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => false,
+            Err(_) => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

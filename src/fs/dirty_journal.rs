@@ -1,0 +1,273 @@
+//! What was written and is not flushed yet, remembered across restarts of the agent and of its host.
+//!
+//! ```text
+//! clean ──first file made below a destination──▶ unflushed since …, under boot …
+//!   ▲                                                │             │
+//!   └────────────── flushed ─────────────────────────┘             │ another boot, or a flush failed
+//!                                                                  ▼
+//!                              what changed in that span is *suspect*: compared by content
+//! ```
+//!
+//! A kernel that crashes may leave a file with its length and its time and without its content. Both are what the next
+//! sync goes by, so it would pass such a file over for ever. The note is on stable storage before the first file gets
+//! its name, so it is there after every crash. What changed in the span tells the file's own change time, which nobody
+//! can set: a file that is found right gets its time again, which moves the change time out of the span.
+
+use super::error::Result;
+use super::root::ParentAndName;
+use super::target::{SysResult, Target};
+use crate::util::private_files;
+use crate::wire::AbsPath;
+use parking_lot::{Mutex, MutexGuard};
+use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// The clock of a file server, and ours before and after a restart, may differ by so many seconds.
+const MAX_CLOCK_SKEW_SECS: i64 = 600;
+
+/// A span of time in which what changed is not to be trusted, in seconds since 1970; both ends are in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SuspectSpan {
+    from: i64,
+    until: i64,
+}
+
+impl SuspectSpan {
+    fn with_skew(from: i64, until: i64) -> SuspectSpan {
+        // A clock that is behind what it was tells nothing about the end.
+        let until = if until < from { i64::MAX } else { until.saturating_add(MAX_CLOCK_SKEW_SECS) };
+        SuspectSpan { from: from.saturating_sub(MAX_CLOCK_SKEW_SECS), until }
+    }
+
+    fn merge(self, other: Option<SuspectSpan>) -> SuspectSpan {
+        let Some(other) = other else { return self };
+        SuspectSpan { from: self.from.min(other.from), until: self.until.max(other.until) }
+    }
+
+    /// Whether the object of `stat` changed in it.
+    pub(super) fn contains(&self, stat: &Stat) -> bool {
+        (self.from..=self.until).contains(&stat.st_ctime)
+    }
+}
+
+/// Since when a destination has unflushed writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct UnflushedWrites {
+    /// In seconds since 1970.
+    since: i64,
+    /// The kernel that has them.
+    boot_id: Option<String>,
+    /// Counts the files that were begun.
+    #[serde(skip)]
+    file_count: u64,
+}
+
+/// What is known of one destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct DestinationState {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unflushed: Option<UnflushedWrites>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    suspect: Option<SuspectSpan>,
+}
+
+/// How it is kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct JournalRecord {
+    path: AbsPath,
+    #[serde(flatten)]
+    state: DestinationState,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct DirtyJournal {
+    /// `None`: nothing outlives this process.
+    file: Option<PathBuf>,
+    boot: Option<String>,
+    destinations: Mutex<BTreeMap<Vec<u8>, (AbsPath, DestinationState)>>,
+}
+
+/// A flush that is under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FlushStart {
+    since: i64,
+    file_count: u64,
+}
+
+fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+impl DirtyJournal {
+    /// One that is kept in `file`, for a process under the kernel's boot `boot`. What it says of an earlier boot is
+    /// suspect from now on.
+    ///
+    /// # Errors
+    /// It can't be read or written. One that makes no sense is an error as well: what was not flushed is not known then.
+    pub fn open(file: &Path, boot: Option<String>) -> io::Result<DirtyJournal> {
+        let kept: Vec<JournalRecord> = match fs::read(file) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        let (mut notes, mut changed) = (BTreeMap::new(), false);
+        for JournalRecord { path, state: mut note } in kept {
+            if let Some(dirty) = note.unflushed.take_if(|dirty| dirty.boot_id != boot) {
+                tracing::warn!(
+                    "the host was restarted before what was written to {path} was flushed: what changed there \
+                     since is compared by content"
+                );
+                note.suspect =
+                    Some(SuspectSpan::with_skew(dirty.since, unix_seconds()).merge(note.suspect));
+                changed = true;
+            }
+            notes.insert(path.as_bytes().to_vec(), (path, note));
+        }
+        let ledger =
+            DirtyJournal { file: Some(file.to_owned()), boot, destinations: Mutex::new(notes) };
+        if changed {
+            ledger.save(&ledger.lock_destinations())?;
+        }
+        Ok(ledger)
+    }
+
+    fn lock_destinations(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, (AbsPath, DestinationState)>> {
+        self.destinations.lock()
+    }
+
+    /// Puts it on stable storage. Nothing to note is no file.
+    fn save(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, DestinationState)>) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        if notes.is_empty() {
+            return match fs::remove_file(file) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            };
+        }
+        let kept = notes
+            .values()
+            .map(|(path, note)| JournalRecord { path: path.clone(), state: note.clone() });
+        let text = serde_json::to_vec(&kept.collect::<Vec<_>>())?;
+        // It names destinations.
+        private_files::replace_file(file, &text)
+    }
+
+    fn save_or_warn(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, DestinationState)>) {
+        if let Err(e) = self.save(notes) {
+            let file = self.file.as_deref().unwrap_or(Path::new("")).display();
+            tracing::error!(
+                "cannot write {file}: {e}; if this host crashes now, it is unknown what was not flushed; let the \
+                 agent's user write there, or set another data_dir"
+            );
+        }
+    }
+
+    /// A file is about to be made below the destination `path`.
+    fn record_write(&self, path: &AbsPath) {
+        let mut notes = self.lock_destinations();
+        if let Some((_, DestinationState { unflushed: Some(dirty), .. })) =
+            notes.get_mut(path.as_bytes())
+        {
+            dirty.file_count += 1;
+            return;
+        }
+        let known = notes.entry(path.as_bytes().to_vec());
+        let (_, note) = known.or_insert_with(|| (path.clone(), DestinationState::default()));
+        note.unflushed = Some(UnflushedWrites {
+            since: unix_seconds(),
+            boot_id: self.boot.clone(),
+            file_count: 1,
+        });
+        self.save_or_warn(&notes);
+    }
+
+    /// A flush of `path` begins.
+    fn begin_flush(&self, path: &AbsPath) -> FlushStart {
+        let notes = self.lock_destinations();
+        let dirty = notes.get(path.as_bytes()).and_then(|(_, note)| note.unflushed.as_ref());
+        FlushStart { since: unix_seconds(), file_count: dirty.map_or(0, |dirty| dirty.file_count) }
+    }
+
+    /// It succeeded: what was written before it began is on stable storage.
+    fn record_flush(&self, path: &AbsPath, begun: FlushStart) {
+        let mut notes = self.lock_destinations();
+        let Some((_, note)) = notes.get_mut(path.as_bytes()) else { return };
+        match &mut note.unflushed {
+            Some(dirty) if dirty.file_count > begun.file_count => dirty.since = begun.since,
+            _ => note.unflushed = None,
+        }
+        notes.retain(|_, (_, note)| *note != DestinationState::default());
+        self.save_or_warn(&notes);
+    }
+
+    /// It failed: some of what was written is lost, and the kernel will not say so again.
+    fn record_failed_flush(&self, path: &AbsPath, begun: FlushStart) {
+        let mut notes = self.lock_destinations();
+        let Some((_, note)) = notes.get_mut(path.as_bytes()) else { return };
+        let since = note.unflushed.as_ref().map_or(begun.since, |dirty| dirty.since);
+        note.suspect = Some(SuspectSpan::with_skew(since, unix_seconds()).merge(note.suspect));
+        if let Some(dirty) = &mut note.unflushed {
+            dirty.since = begun.since;
+        }
+        self.save_or_warn(&notes);
+    }
+
+    /// When what is suspect at or below `path` changed; `None` where nothing is.
+    pub(super) fn suspect_span(&self, path: &AbsPath) -> Option<SuspectSpan> {
+        let notes = self.lock_destinations();
+        let near = notes.values().filter(|(other, _)| other.contains(path) || path.contains(other));
+        near.filter_map(|(_, note)| note.suspect).reduce(|a, b| a.merge(Some(b)))
+    }
+}
+
+impl Target {
+    /// To be called before a file with content is made.
+    ///
+    /// # Errors
+    /// The storage path leads elsewhere than to the open root.
+    pub(super) fn prepare_write(&self) -> Result<()> {
+        self.check_root_once()?;
+        self.tree.root.journal().record_write(&self.tree.path());
+        Ok(())
+    }
+
+    /// Whether the content of what is there, of which this is the stat, may be another one than its length and time
+    /// tell.
+    pub(super) fn is_suspect(&self, stat: &Stat) -> bool {
+        self.suspect_span.is_some_and(|span| span.contains(stat))
+    }
+
+    /// Gives the file at `place`, of which this is the stat, the time that it has: that moves its change time.
+    pub(super) fn refresh_ctime(&self, place: &ParentAndName<'_>, stat: &Stat) -> SysResult<()> {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec {
+                tv_sec: stat.st_mtime,
+                tv_nsec: stat.st_mtime_nsec as i64,
+            },
+        };
+        rustix::fs::utimensat(&place.dir, place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Runs a flush, and notes what became of it.
+    pub(super) fn record_flush_outcome(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
+        let (ledger, path) = (self.tree.root.journal(), self.tree.path());
+        let begun = ledger.begin_flush(&path);
+        let done = flush();
+        match done {
+            Ok(()) => ledger.record_flush(&path, begun),
+            Err(_) => ledger.record_failed_flush(&path, begun),
+        }
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,446 @@
+//! Files with several names stay one file, although many agents bring the names over and none knows
+//! what the others do. The destination itself is their meeting place: the first name of a file that is
+//! complete there gets a second one, its *anchor*, in a directory of the sync at the destination root;
+//! whoever brings another name of that file finds the anchor and links to it. `linkat` makes a name or
+//! says `EEXIST`, so that of two that come at once one is the first. In the end [`Target::clean_up`]
+//! removes the directory.
+//!
+//! ```text
+//! .ctl-<sync>.links.part/5e/5e0c…   a link to the file that all names of family 5e0c… become
+//! .ctl-<sync>.links.part/07/i-…     "this inode, found with other names, is taken for that family"
+//! ```
+
+use super::error::{Cause, Result};
+use super::inode::{lstat, mtime_delta_ns, proc_path, size_of, type_of};
+use super::metadata::ObjectOrigin;
+use super::metadata_warnings::MetadataWarning;
+use super::root::{DirHandle, ParentAndName, open_dir_below, open_listable_below};
+use super::target::{SysResult, Target};
+use super::temp_names;
+use crate::wire::RelPath;
+use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
+use crate::wire::options::Attribute;
+use parking_lot::Mutex;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir, Stat};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+/// The anchors of a sync, as far as this request knows them.
+#[derive(Debug, Default)]
+pub(super) struct AnchorDirCache(Mutex<Option<DirHandle>>);
+
+/// What an anchor did for an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AnchorLink {
+    /// There is none: the entry has to be brought over like any other.
+    NoAnchor,
+    /// What stands there is that file already.
+    AlreadyLinked,
+    /// The name is one of that file now.
+    Linked,
+}
+
+/// Times that a name is tried that others make and remove meanwhile.
+const MAX_LINK_ATTEMPTS: usize = 8;
+/// By how much the time of an anchor may differ from the entry's, in nanoseconds: the coarsest clock of
+/// a file system.
+const MAX_CLOCK_STEP_NS: u128 = 2_000_000_000;
+
+impl Target {
+    /// Whether this request made anchors, or found some: they are to be swept in the end.
+    pub fn has_anchors(&self) -> bool {
+        self.cached_anchor_dir().is_some()
+    }
+
+    /// Removes the anchors of this sync, and gives the root directory, which they stood in, its
+    /// metadata again. That there are none is no error.
+    ///
+    /// # Errors
+    /// One can't be removed, or the metadata not be set.
+    pub fn clean_up_anchors(&self, root: Option<&ManifestDir>) -> Result<()> {
+        if self.rules.dry_run {
+            return Ok(());
+        }
+        let failed = |op, cause: Cause| self.error(op, &RelPath::root(), cause);
+        let dir = match self.tree.cached_dir(b"") {
+            // A single file, or nothing at all.
+            Err(Errno::NOTDIR | Errno::NOENT) => return Ok(()),
+            other => other.map_err(|e| failed("open", e.into()))?,
+        };
+        self.remove_anchor_dir(&dir, &self.anchor_dir_name())
+            .map_err(|e| failed("remove hard-link anchors below", e.into()))?;
+        self.cache_anchor_dir(None);
+        match root {
+            Some(root) => {
+                self.apply_metadata_to_dir(&dir, &root.into(), ObjectOrigin::Existing).map(drop)
+            }
+            None => Ok(()),
+        }
+        .map_err(|cause| failed("set metadata of", cause))
+    }
+
+    /// Whether `entry` is one of several names that are to stay names of one file. A root has no
+    /// others that this sync could see.
+    pub(super) fn is_hardlinked(&self, entry: &Entry) -> bool {
+        entry.is_hardlinked
+            && !entry.is_dir()
+            && !entry.path.is_root()
+            && self.rules.preserve.contains(Attribute::Hardlinks)
+    }
+
+    /// Makes `place` a name of the file that another name of `entry` has become, where there is one.
+    /// `there` is the lstat of what stands at `place`. To be asked before anything is compared.
+    ///
+    /// # Errors
+    /// A call failed, or a directory that is not empty has the name.
+    pub(super) fn link_to_anchor(
+        &self,
+        place: &ParentAndName<'_>,
+        entry: &Entry,
+        there: Option<&Stat>,
+    ) -> std::result::Result<AnchorLink, Cause> {
+        if !self.is_hardlinked(entry) {
+            return Ok(AnchorLink::NoAnchor);
+        }
+        let Some(anchor) = self.find_anchor(entry)? else { return Ok(AnchorLink::NoAnchor) };
+        if there.is_some_and(|there| is_same_object(there, &anchor.stat)) {
+            return Ok(AnchorLink::AlreadyLinked);
+        }
+        if self.rules.dry_run {
+            return Ok(AnchorLink::Linked);
+        }
+        match self.replace_with_link(&place.dir, place.name, entry, &anchor) {
+            Ok(()) => Ok(AnchorLink::Linked),
+            // It will be told when the entry has been brought over.
+            Err(Cause::Os(errno)) if is_link_unsupported(errno) => Ok(AnchorLink::NoAnchor),
+            Err(cause) => Err(cause),
+        }
+    }
+
+    /// To be told of an object that has an entry's content, metadata and name: if it is one of several
+    /// names, it becomes the anchor of the others, or a name of what their anchor is.
+    ///
+    /// # Errors
+    /// A call failed, or the names can't stay one file and shall.
+    pub(super) fn register_anchor(
+        &self,
+        dir: &DirHandle,
+        name: &[u8],
+        fd: &OwnedFd,
+        entry: &Entry,
+    ) -> std::result::Result<(), Cause> {
+        if !self.is_hardlinked(entry) {
+            return Ok(());
+        }
+        match self.try_register_anchor(dir, name, fd, entry) {
+            Err(Cause::Os(errno)) if is_link_unsupported(errno) => {
+                self.policy.warnings.record(&entry.path, MetadataWarning::HardLink(errno))
+            }
+            other => other,
+        }
+    }
+
+    fn try_register_anchor(
+        &self,
+        dir: &DirHandle,
+        name: &[u8],
+        fd: &OwnedFd,
+        entry: &Entry,
+    ) -> std::result::Result<(), Cause> {
+        let (above, anchor_name) = self.anchor_path(entry);
+        for _ in 0..MAX_LINK_ATTEMPTS {
+            let made = self.with_anchor_dir(&above, |anchors| {
+                let to = format!("{above}/{anchor_name}");
+                // By the descriptor: the name could lead to something else by now.
+                let from = proc_path(fd.as_fd(), b"");
+                rustix::fs::linkat(CWD, from, anchors, to, AtFlags::SYMLINK_FOLLOW)
+            });
+            match made {
+                Err(Errno::EXIST) => {}
+                other => return Ok(other?),
+            }
+            let own = rustix::fs::fstat(fd)?;
+            match self.find_anchor(entry)? {
+                Some(anchor) if is_same_object(&own, &anchor.stat) => return Ok(()),
+                Some(anchor) => return self.replace_with_link(dir, name, entry, &anchor),
+                // Somebody has written to it since, or it was swept: then it is nobody's anchor.
+                None => self.with_anchor_dir(&above, |anchors| {
+                    let stale = format!("{above}/{anchor_name}");
+                    match rustix::fs::unlinkat(anchors, stale, AtFlags::empty()) {
+                        Err(Errno::NOENT) => Ok(()),
+                        other => other,
+                    }
+                })?,
+            }
+        }
+        Err(Errno::BUSY.into())
+    }
+
+    /// Takes an object that was found with other names for `entry`'s file; `false` where it is taken
+    /// for another file of the source already: two files there, which are one here, must be parted.
+    ///
+    /// # Errors
+    /// A call failed.
+    pub(super) fn claim_inode(&self, stat: &Stat, entry: &Entry) -> SysResult<bool> {
+        if stat.st_nlink < 2 {
+            return Ok(true);
+        }
+        let above = format!("{:02x}", stat.st_ino & 0xff);
+        let name = format!("{above}/i-{:x}-{:x}", stat.st_dev, stat.st_ino);
+        let own = temp_names::anchor_path(entry.hardlink_key()).1;
+        let claimed = self.with_anchor_dir(&above, |anchors| {
+            match rustix::fs::symlinkat(own.as_str(), anchors, name.as_str()) {
+                Err(Errno::EXIST) => {
+                    let theirs = rustix::fs::readlinkat(anchors, name.as_str(), Vec::new())?;
+                    Ok(theirs.as_bytes() == own.as_bytes())
+                }
+                other => other.map(|()| true),
+            }
+        });
+        match claimed {
+            // Where there can be no anchors, it is told when the entry is to join.
+            Err(errno) if is_link_unsupported(errno) => Ok(true),
+            other => other,
+        }
+    }
+
+    /// Gives `name` to what `anchor` is, under a temporary name first, as it may be taken.
+    fn replace_with_link(
+        &self,
+        dir: &DirHandle,
+        name: &[u8],
+        entry: &Entry,
+        anchor: &Anchor,
+    ) -> std::result::Result<(), Cause> {
+        let temp = self.temp_file_name(&entry.path, 0, 0);
+        let link =
+            || rustix::fs::linkat(&anchor.dir, anchor.name.as_str(), dir, &temp, AtFlags::empty());
+        match self.with_writable_dir(dir, link) {
+            Err(Errno::EXIST) => {
+                self.remove_non_directory(dir, &temp)?;
+                self.with_writable_dir(dir, link)?;
+            }
+            other => other?,
+        }
+        let renamed = match self.rename_into_place(dir, &temp, name) {
+            // Another attempt took the temporary name: what it did with it is what we want.
+            Err(Cause::Os(Errno::NOENT)) => match lstat(dir, name) {
+                Ok(there) if is_same_object(&there, &anchor.stat) => Ok(()),
+                _ => Err(Cause::Superseded),
+            },
+            other => other,
+        };
+        // Renaming one name of a file to another of its names does nothing, and both stay.
+        let _ = rustix::fs::unlinkat(dir, &temp, AtFlags::empty());
+        renamed
+    }
+
+    /// Where the anchor of `entry`'s file is. The second pass has its own: what the first one brought is
+    /// just what is to be read again, and what was found to be wrong must not be linked to.
+    fn anchor_path(&self, entry: &Entry) -> (String, String) {
+        let (above, name) = temp_names::anchor_path(entry.hardlink_key());
+        if self.rules.readback { (above, format!("{name}-again")) } else { (above, name) }
+    }
+
+    /// The anchor of `entry`'s file; `None` where there is none that is still that file.
+    fn find_anchor(&self, entry: &Entry) -> SysResult<Option<Anchor>> {
+        let dir = match self.cached_anchor_dir() {
+            Some(dir) => dir,
+            None => match self.open_anchor_dir() {
+                Ok(dir) => dir,
+                Err(Errno::NOENT) => return Ok(None),
+                Err(errno) if is_link_unsupported(errno) => return Ok(None),
+                Err(errno) => return Err(errno),
+            },
+        };
+        let (above, name) = self.anchor_path(entry);
+        let name = format!("{above}/{name}");
+        match lstat(&dir, name.as_bytes()) {
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(errno),
+            Ok(stat) => {
+                let right = self.matches_entry(&dir, name.as_bytes(), &stat, entry);
+                Ok(right.then_some(Anchor { dir, name, stat }))
+            }
+        }
+    }
+
+    /// Whether the object `name`, whose lstat is `stat`, can be what `entry` became.
+    fn matches_entry(&self, dir: &DirHandle, name: &[u8], stat: &Stat, entry: &Entry) -> bool {
+        let timed = self.rules.preserve.contains(Attribute::Times)
+            && (0..=0x7fff_ffff).contains(&entry.meta.mtime_sec);
+        if timed
+            && mtime_delta_ns(stat, &entry.meta)
+                > MAX_CLOCK_STEP_NS.max(self.rules.mtime_tolerance_ns.into())
+        {
+            return false;
+        }
+        match &entry.kind {
+            EntryKind::File { size } => {
+                type_of(stat) == FileType::RegularFile && size_of(stat) == *size
+            }
+            EntryKind::Symlink { target } => rustix::fs::readlinkat(dir, name, Vec::new())
+                .is_ok_and(|there| there.as_bytes() == target),
+            EntryKind::Special { format, .. } => stat.st_mode & 0o170_000 == *format,
+            EntryKind::Dir => false,
+        }
+    }
+
+    /// Runs `step` in the directory of anchors, which has a directory `above`; both are made where they
+    /// are missing.
+    fn with_anchor_dir<T>(
+        &self,
+        above: &str,
+        step: impl Fn(&DirHandle) -> SysResult<T>,
+    ) -> SysResult<T> {
+        for _ in 0..MAX_LINK_ATTEMPTS {
+            let dir = match self.cached_anchor_dir() {
+                Some(dir) => dir,
+                None => self.create_anchor_dir()?,
+            };
+            match step(&dir) {
+                Err(Errno::NOENT) => {}
+                other => return other,
+            }
+            match rustix::fs::mkdirat(&dir, above, Mode::RWXU) {
+                // It is not what was missing: then the object is gone.
+                Err(Errno::EXIST) => return step(&dir),
+                // Swept meanwhile.
+                Err(Errno::NOENT) => self.cache_anchor_dir(None),
+                other => other?,
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
+    fn create_anchor_dir(&self) -> SysResult<DirHandle> {
+        let (root, _) = self.ensure_dir(b"", false)?;
+        let name = self.anchor_dir_name();
+        match self.with_writable_dir(&root, || rustix::fs::mkdirat(&root, &name, Mode::RWXU)) {
+            Ok(()) | Err(Errno::EXIST) => self.open_anchor_dir(),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Opens the directory of anchors; `EPERM` where it is somebody else's, who could put into it what
+    /// he likes.
+    fn open_anchor_dir(&self) -> SysResult<DirHandle> {
+        let root = self.tree.cached_dir(b"")?;
+        let name = self.anchor_dir_name();
+        let dir = match self.with_writable_dir(&root, || open_dir_below(root.as_fd(), &name)) {
+            // Planted.
+            Err(Errno::LOOP | Errno::NOTDIR) => return Err(Errno::PERM),
+            other => Arc::new(other?),
+        };
+        let stat = rustix::fs::fstat(&dir)?;
+        // A server may know us by another number.
+        if stat.st_uid != self.policy.euid && !self.is_remote(&dir) {
+            return Err(Errno::PERM);
+        }
+        self.cache_anchor_dir(Some(dir.clone()));
+        Ok(dir)
+    }
+
+    fn cached_anchor_dir(&self) -> Option<DirHandle> {
+        self.state.anchor_dir.0.lock().clone()
+    }
+
+    fn cache_anchor_dir(&self, dir: Option<DirHandle>) {
+        *self.state.anchor_dir.0.lock() = dir;
+    }
+
+    /// Removes a directory of anchors with all that is in it. No link is followed.
+    ///
+    /// # Errors
+    /// It is none, or a call failed.
+    pub(super) fn remove_anchor_dir(&self, above: &DirHandle, name: &[u8]) -> SysResult<()> {
+        let dir = match open_listable_below(above.as_fd(), name) {
+            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTDIR | Errno::LOOP) => return self.remove_non_directory(above, name),
+            other => other?,
+        };
+        for part in read_names(&dir)? {
+            match open_listable_below(dir.as_fd(), &part) {
+                Ok(fd) => {
+                    // Names can be passed over while others are removed.
+                    loop {
+                        let all = read_names(&fd)?;
+                        if all.is_empty() {
+                            break;
+                        }
+                        for one in all {
+                            ignore_missing(rustix::fs::unlinkat(&fd, &one, AtFlags::empty()))?;
+                        }
+                    }
+                    ignore_missing(rustix::fs::unlinkat(&dir, &part, AtFlags::REMOVEDIR))?;
+                }
+                Err(Errno::NOENT) => {}
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    ignore_missing(rustix::fs::unlinkat(&dir, &part, AtFlags::empty()))?;
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        let remove = || rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR);
+        ignore_missing(self.with_writable_dir(above, remove))
+    }
+}
+
+/// A name of a file in the directory of anchors.
+struct Anchor {
+    dir: DirHandle,
+    name: String,
+    stat: Stat,
+}
+
+/// Whether both are of one object.
+pub(super) fn is_same_object(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
+/// Whether it tells that there can be no link, so that the file is copied like any other.
+fn is_link_unsupported(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::XDEV
+            | Errno::MLINK
+            | Errno::PERM
+            | Errno::ACCESS
+            | Errno::OPNOTSUPP
+            | Errno::NOSYS
+            | Errno::ROFS
+            // There is no `/proc`, or the file was replaced meanwhile.
+            | Errno::NOENT
+    )
+}
+
+/// That somebody else removed it is fine.
+fn ignore_missing(done: SysResult<()>) -> SysResult<()> {
+    match done {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// At most so many names are read at once.
+const MAX_NAMES_PER_READ: usize = 10_000;
+
+fn read_names(dir: &OwnedFd) -> SysResult<Vec<Vec<u8>>> {
+    rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut names = Vec::new();
+    while names.len() < MAX_NAMES_PER_READ
+        && let Some(entry) = entries.next()
+    {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! Metadata between the kernel's form and the wire's, and how it is set: always on an open
+//! descriptor, so that a name swapped meanwhile can't draw an owner or a mode onto another file.
+
+use super::error::Cause;
+use super::xattr::{self, XattrObject};
+use crate::wire::RelPath;
+use crate::wire::manifest::{Entry, EntryKind, FileVersion, Meta};
+use crate::wire::options::{Attribute, Preserve};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+
+/// `0o7777` and the rest of what is preserved.
+pub(super) fn meta_of(stat: &Stat) -> Meta {
+    Meta {
+        mode: mode_of(stat),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime_sec: stat.st_mtime,
+        mtime_nsec: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+    }
+}
+
+pub(super) fn ident_of(stat: &Stat) -> FileVersion {
+    FileVersion {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        ctime_sec: stat.st_ctime,
+        ctime_nsec: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
+    }
+}
+
+pub(super) fn type_of(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+pub(super) fn size_of(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+/// The permission bits with set-uid, set-gid and sticky.
+pub(super) fn mode_of(stat: &Stat) -> u32 {
+    stat.st_mode & 0o7777
+}
+
+/// The entry for what `name` in `dir` is (or `dir` itself, where the name is empty): `stat` is its
+/// lstat; a link's text is read here, and what else is kept.
+pub(super) fn entry_of(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    path: RelPath,
+    stat: &Stat,
+    keep: Preserve,
+) -> Result<Entry, Cause> {
+    let kind = match type_of(stat) {
+        FileType::RegularFile => EntryKind::File { size: size_of(stat) },
+        FileType::Directory => EntryKind::Dir,
+        FileType::Symlink => {
+            let room = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(4096) + 1);
+            EntryKind::Symlink { target: rustix::fs::readlinkat(dir, name, room)?.into_bytes() }
+        }
+        _ => EntryKind::Special { format: stat.st_mode & 0o170_000, rdev: stat.st_rdev },
+    };
+    let mut entry = Entry::new(path, kind, meta_of(stat), ident_of(stat));
+    entry.stored_bytes = stored_bytes_of(stat).filter(|_| keep.contains(Attribute::Sparse));
+    entry.is_hardlinked =
+        stat.st_nlink > 1 && !entry.is_dir() && keep.contains(Attribute::Hardlinks);
+    let object =
+        if name.is_empty() { XattrObject::Open(dir) } else { XattrObject::Named(dir, name) };
+    entry.xattrs = xattr::read(object, entry.is_dir(), keep)?;
+    Ok(entry)
+}
+
+/// What a file with holes takes on its disk, in bytes; `None` of all that has none.
+pub(super) fn stored_bytes_of(stat: &Stat) -> Option<u64> {
+    let stored = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+    (type_of(stat) == FileType::RegularFile && stored < size_of(stat)).then_some(stored)
+}
+
+/// `lstat` of a name in a directory.
+pub(super) fn lstat(dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+pub(super) fn has_same_mtime(stat: &Stat, meta: &Meta) -> bool {
+    let there = meta_of(stat);
+    (there.mtime_sec, there.mtime_nsec) == (meta.mtime_sec, meta.mtime_nsec)
+}
+
+/// By how much the time of `stat` is another than `meta`'s, in nanoseconds.
+pub(super) fn mtime_delta_ns(stat: &Stat, meta: &Meta) -> u128 {
+    let nanos = |sec: i64, nsec: u32| i128::from(sec) * 1_000_000_000 + i128::from(nsec);
+    let there = meta_of(stat);
+    let there = nanos(there.mtime_sec, there.mtime_nsec);
+    there.abs_diff(nanos(meta.mtime_sec, meta.mtime_nsec))
+}
+
+/// An owner and a group; what is `None` is left as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct OwnerChange {
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+}
+
+pub(super) fn chown(fd: BorrowedFd<'_>, owner: OwnerChange) -> Result<(), Errno> {
+    let (uid, gid) = (owner.uid.map(Uid::from_raw), owner.gid.map(Gid::from_raw));
+    rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)
+}
+
+/// Sets the mode through any descriptor, also one that was opened with `O_PATH`.
+pub(super) fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    let mode = Mode::from_raw_mode(mode);
+    match rustix::fs::fchmod(fd, mode) {
+        Err(Errno::BADF) => rustix::fs::chmodat(CWD, proc_path(fd, b""), mode, AtFlags::empty()),
+        other => other,
+    }
+}
+
+pub(super) fn set_mtime(fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), Errno> {
+    // Larger numbers have a meaning of their own to the kernel ("now", "leave it").
+    if meta.mtime_nsec > 999_999_999 {
+        return Err(Errno::INVAL);
+    }
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: meta.mtime_sec, tv_nsec: meta.mtime_nsec.into() },
+    };
+    match rustix::fs::futimens(fd, &times) {
+        Err(Errno::BADF) => {}
+        other => return other,
+    }
+    match rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH) {
+        // Kernels before 5.8 don't know the flag here.
+        Err(Errno::INVAL) => {
+            rustix::fs::utimensat(CWD, proc_path(fd, b""), &times, AtFlags::empty())
+        }
+        other => other,
+    }
+}
+
+/// The kernel's name for what a descriptor of ours refers to, or for a name in it.
+pub(super) fn proc_path(fd: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
+    let mut path = format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes();
+    if !name.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_nanosecond_values_are_rejected() {
+        let file = tempfile::tempfile().unwrap();
+        let meta = Meta { mode: 0o600, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 1_073_741_822 };
+        assert_eq!(set_mtime(file.as_fd(), &meta), Err(Errno::INVAL));
+    }
+}

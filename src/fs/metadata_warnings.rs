@@ -1,0 +1,138 @@
+//! What a destination can't hold of an entry's metadata: counted by cause, or an error where the
+//! operator wants it so.
+
+use super::error::{Cause, errno_name};
+use crate::wire::RelPath;
+use crate::wire::options::EntryWarnings;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use std::fmt;
+
+/// Something of an entry that the destination does not hold. Its text is a cause: the same for every
+/// entry that it happens to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataWarning {
+    /// Its owner or group is another one.
+    Owner(Errno),
+    /// Set-uid or set-gid is missing: it would speak of another owner.
+    SetId,
+    /// Its mode is another one.
+    Mode(Errno),
+    /// Its access control lists are missing.
+    Acl(Errno),
+    /// Extended attributes of a namespace are missing.
+    Xattr(&'static str, Errno),
+    /// Its time can't be set.
+    Mtime(Errno),
+    /// Its time was rounded.
+    RoundedMtime,
+    /// Its time is outside of what the file system has numbers for.
+    ClampedMtime,
+    /// It is a file of its own, instead of another name of one.
+    HardLink(Errno),
+}
+
+impl fmt::Display for MetadataWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |errno| errno_name(errno).unwrap_or("unknown error");
+        match *self {
+            MetadataWarning::Owner(Errno::PERM) => f.write_str(
+                "owner or group not set (EPERM): only root may set them (CAP_CHOWN); `--no-owner` leaves them out",
+            ),
+            MetadataWarning::Owner(errno) => write!(
+                f,
+                "owner or group not set ({}): the destination's file system takes no owners from \
+                 this user",
+                name(errno)
+            ),
+            MetadataWarning::SetId => f.write_str(
+                "set-uid or set-gid left out: the file has another owner or group at the destination",
+            ),
+            MetadataWarning::Mode(errno) => write!(f, "mode not set ({})", name(errno)),
+            MetadataWarning::Acl(errno) => write!(f, "access control list not set ({})", name(errno)),
+            MetadataWarning::Xattr(space, errno) => {
+                write!(f, "extended attribute `{space}*` not set ({})", name(errno))
+            }
+            MetadataWarning::Mtime(errno) => write!(f, "modification time not set ({})", name(errno)),
+            MetadataWarning::RoundedMtime => f.write_str(
+                "modification time rounded by the destination's file system: give \
+                 `--modify-window`, or later syncs will take these files for changed",
+            ),
+            MetadataWarning::ClampedMtime => f.write_str(
+                "modification time outside of what the destination's file system can hold: later \
+                 syncs will take these files for changed, unless they are given `--size-only`, \
+                 `--checksum` or a wide `--modify-window`",
+            ),
+            MetadataWarning::HardLink(errno) => {
+                write!(f, "hard link not kept, copied as a file of its own ({})", name(errno))
+            }
+        }
+    }
+}
+
+/// Gathers the shortfalls of one [`Target`](super::Target).
+#[derive(Debug)]
+pub(super) struct MetadataWarnings {
+    strict: bool,
+    counts: Mutex<EntryWarnings>,
+}
+
+impl MetadataWarnings {
+    pub(super) fn new(strict: bool) -> Self {
+        MetadataWarnings { strict, counts: Mutex::default() }
+    }
+
+    /// Counts what `path` fell short of.
+    ///
+    /// # Errors
+    /// It is to be a failure of the entry.
+    pub(super) fn record(&self, path: &RelPath, short: MetadataWarning) -> Result<(), Cause> {
+        if self.strict {
+            return Err(Cause::MetadataUnsupported(short));
+        }
+        let cause = short.to_string();
+        let mut notes = self.counts.lock();
+        if !notes.contains_key(&cause) {
+            // There is one of these for each request: the operator is told by the report of the sync.
+            tracing::debug!(first = %path, "{cause}");
+        }
+        notes.entry(cause).or_default().add(path.as_bytes());
+        Ok(())
+    }
+
+    /// What was counted since the last call.
+    pub(super) fn take_counts(&self) -> EntryWarnings {
+        let mut notes = self.counts.lock();
+        std::mem::take(&mut *notes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_counted_and_keeps_its_first_paths() {
+        let book = MetadataWarnings::new(false);
+        for i in 0..20 {
+            let path = RelPath::new(format!("f{i:02}")).unwrap();
+            book.record(&path, MetadataWarning::SetId).unwrap();
+        }
+        book.record(&RelPath::root(), MetadataWarning::Xattr("user.", Errno::OPNOTSUPP)).unwrap();
+        let notes = book.take_counts();
+        assert_eq!(notes.len(), 2);
+        let note = &notes[&MetadataWarning::SetId.to_string()];
+        assert_eq!((note.count, note.paths.len()), (20, 10));
+        assert_eq!(note.paths[0].0, b"f00");
+        assert!(notes.contains_key("extended attribute `user.*` not set (EOPNOTSUPP)"));
+        assert!(book.take_counts().is_empty());
+    }
+
+    #[test]
+    fn strict_metadata_turns_a_warning_into_an_error() {
+        let book = MetadataWarnings::new(true);
+        let failed = book.record(&RelPath::root(), MetadataWarning::RoundedMtime);
+        assert_eq!(failed, Err(Cause::MetadataUnsupported(MetadataWarning::RoundedMtime)));
+        assert!(book.take_counts().is_empty());
+    }
+}

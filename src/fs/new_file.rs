@@ -1,0 +1,509 @@
+//! Small files on their way to their names. The smallest are written without any name and get theirs
+//! by a link, which costs the kernel less than a temporary name and a rename; where something has the
+//! name already, where an earlier attempt may still be at work, and on file systems that can't do it,
+//! there is a temporary file beside the final name.
+
+use super::error::{Cause, FsError, Result};
+use super::inode::{chmod, lstat, meta_of, mode_of, proc_path, set_mtime, type_of};
+use super::metadata::ObjectOrigin;
+use super::root::DirHandle;
+use super::source::{SourceFile, read_full_at};
+use super::target::{SysResult, Target};
+use crate::wire::RelPath;
+use crate::wire::manifest::{Entry, Meta};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use std::ops::Range;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Temporary names tried for one attempt, before the last of them is taken from whoever left it.
+const MAX_TEMP_SLOTS: u32 = 8;
+/// Earlier attempts (and, of a batch that is given up, first ones) whose leftovers are looked for.
+const MAX_EARLIER_ATTEMPTS: u32 = 8;
+/// From this age on, a temporary file's name is checked to be still its own before it is published.
+const TEMP_NAME_RECHECK_AGE: Duration = Duration::from_secs(5);
+/// Files up to this length, in bytes, are written without a name: longer ones gain nothing by it, and
+/// are under way for so long that a later attempt shall find them.
+const MAX_UNNAMED_FILE_BYTES: u64 = 64 << 10;
+/// Zeros from this length on become a hole, where they shall.
+const MIN_HOLE_BYTES: usize = 64 << 10;
+
+/// A small file being written, without a name or under a temporary one beside its own; gone when it is
+/// dropped unpublished.
+#[derive(Debug)]
+pub struct NewFile {
+    target: Target,
+    path: RelPath,
+    dir: DirHandle,
+    fd: OwnedFd,
+    /// `None`: it has no name yet.
+    temp_name: Option<Vec<u8>>,
+    attempt: u32,
+    /// The permission bits that were asked for when it was made.
+    create_mode: u32,
+    /// Names of other writers of the same attempt, to be removed once this one is published.
+    occupied_temp_names: Vec<Vec<u8>>,
+    written_bytes: u64,
+    /// The end was not written but left to be a hole.
+    ends_with_hole: bool,
+    created_at: Instant,
+    published: bool,
+}
+
+impl Target {
+    /// Opens a new file for `entry`'s content, in the directory where it belongs (made where it is
+    /// missing). What earlier attempts at it left is removed.
+    ///
+    /// # Errors
+    /// The directory can't be made or written to.
+    pub fn create(&self, entry: &Entry, attempt: u32) -> Result<NewFile> {
+        let path = &entry.path;
+        self.prepare_write()?;
+        let nameless =
+            entry.size() <= MAX_UNNAMED_FILE_BYTES && attempt <= 1 && self.can_use_unnamed_files();
+        self.retry_with_fresh_cache(|| {
+            if nameless && let Some(file) = self.create_unnamed(entry, attempt)? {
+                return Ok(file);
+            }
+            self.create_with_temp_name(path, attempt)
+        })
+        .map_err(|errno| self.error("create", path, errno))
+    }
+
+    /// A file that nobody else can reach, made with the mode that it shall have; `None` where the file
+    /// system has no such files.
+    fn create_unnamed(&self, entry: &Entry, attempt: u32) -> SysResult<Option<NewFile>> {
+        let place = self.locate_or_create_parents(&entry.path)?;
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let asked = self.policy.initial_file_mode(entry);
+        let mode = Mode::from_raw_mode(asked);
+        match self
+            .with_writable_dir(&place.dir, || rustix::fs::openat(&place.dir, ".", flags, mode))
+        {
+            Ok(fd) => Ok(Some(self.new_file(&entry.path, attempt, place.dir, fd, asked, None))),
+            // Kernels that don't know the flag see an attempt to write to a directory.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
+                self.disable_unnamed_files();
+                Ok(None)
+            }
+            // How ext4 says that the directory was removed.
+            Err(Errno::PERM) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn create_with_temp_name(&self, path: &RelPath, attempt: u32) -> SysResult<NewFile> {
+        let place = self.locate_or_create_parents(path)?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut passed = Vec::new();
+        for slot in 0..MAX_TEMP_SLOTS {
+            let temp = self.temp_file_name(path, attempt, slot);
+            if slot == MAX_TEMP_SLOTS - 1 {
+                let _ = rustix::fs::unlinkat(&place.dir, &temp, AtFlags::empty());
+            }
+            let mode = Mode::RUSR | Mode::WUSR;
+            match self.with_writable_dir(&place.dir, || {
+                rustix::fs::openat(&place.dir, &temp, flags, mode)
+            }) {
+                // A crash's leftover, or a writer who hangs: it keeps its name for now.
+                Err(Errno::EXIST) => passed.push(temp),
+                Err(errno) => return Err(errno),
+                Ok(fd) => {
+                    self.remove_earlier_attempts(&place.dir, path, attempt);
+                    let asked = mode.as_raw_mode();
+                    let mut file = self.new_file(path, attempt, place.dir, fd, asked, Some(temp));
+                    file.occupied_temp_names = passed;
+                    return Ok(file);
+                }
+            }
+        }
+        Err(Errno::EXIST)
+    }
+
+    /// Removes the temporary files that agents left of `entry` which were killed over it. The directory keeps
+    /// its metadata.
+    ///
+    /// # Errors
+    /// One is there and can't be removed.
+    pub fn remove_temp_files(&self, entry: &Entry) -> Result<()> {
+        let path = &entry.path;
+        let gone = self.tree.locate(path).and_then(|place| {
+            // What has no content has no attempts: its number is 0.
+            for attempt in 0..=MAX_EARLIER_ATTEMPTS {
+                for slot in 0..MAX_TEMP_SLOTS {
+                    match self.unlink_keeping_dir_metadata(
+                        &place.dir,
+                        &self.temp_file_name(path, attempt, slot),
+                    ) {
+                        Err(Errno::NOENT) => break,
+                        other => other?,
+                    }
+                }
+            }
+            Ok(())
+        });
+        match gone {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(errno) => Err(self.error("remove temporary file of", path, errno)),
+        }
+    }
+
+    /// Removes what was left under one of our own names; the directory keeps its metadata: others may have
+    /// been there since the manifest was made.
+    pub(super) fn unlink_keeping_dir_metadata(
+        &self,
+        dir: &DirHandle,
+        name: &[u8],
+    ) -> SysResult<()> {
+        let before = rustix::fs::fstat(dir)?;
+        self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty()))?;
+        if mode_of(&rustix::fs::fstat(dir)?) != mode_of(&before) {
+            chmod(dir.as_fd(), mode_of(&before))?;
+        }
+        set_mtime(dir.as_fd(), &meta_of(&before))
+    }
+
+    fn new_file(
+        &self,
+        path: &RelPath,
+        attempt: u32,
+        dir: DirHandle,
+        fd: OwnedFd,
+        asked: u32,
+        temp: Option<Vec<u8>>,
+    ) -> NewFile {
+        NewFile {
+            target: self.clone(),
+            path: path.clone(),
+            dir,
+            fd,
+            temp_name: temp,
+            attempt,
+            create_mode: asked,
+            occupied_temp_names: Vec::new(),
+            written_bytes: 0,
+            ends_with_hole: false,
+            created_at: Instant::now(),
+            published: false,
+        }
+    }
+
+    /// Removes what attempts before `attempt` left; one that still writes can't publish any more.
+    fn remove_earlier_attempts(&self, dir: &DirHandle, path: &RelPath, attempt: u32) {
+        for earlier in attempt.saturating_sub(MAX_EARLIER_ATTEMPTS).max(1)..attempt {
+            for slot in 0..MAX_TEMP_SLOTS {
+                let name = self.temp_file_name(path, earlier, slot);
+                if rustix::fs::unlinkat(dir, &name, AtFlags::empty()).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The file that is about to be replaced, where the new one takes something from it: nothing is taken
+    /// from one of a foreign owner, whose group and mode would let others at the content.
+    pub(super) fn stat_replaced_file(
+        &self,
+        dir: &DirHandle,
+        name: &[u8],
+        meta: &Meta,
+    ) -> Option<Stat> {
+        if !self.policy.inherits_from_replaced() {
+            return None;
+        }
+        let there = lstat(dir, name).ok()?;
+        let taken = type_of(&there) == FileType::RegularFile && self.is_trusted(dir, &there, meta);
+        taken.then_some(there)
+    }
+
+    pub(super) fn verify_size(&self, entry: &Entry, found: u64) -> Result<()> {
+        let expected = entry.size();
+        if found == expected {
+            return Ok(());
+        }
+        Err(self.error("publish", &entry.path, Cause::WrongSize { expected, found }))
+    }
+}
+
+impl Target {
+    /// Whether a file in `dir` may become a clone of `source`, as far as is known.
+    fn can_reflink_into(&self, dir: &DirHandle, source: &SourceFile) -> bool {
+        !self.rules.punch_zeros
+            && rustix::fs::fstat(dir).is_ok_and(|stat| source.can_reflink_to(stat.st_dev))
+    }
+
+    /// The same for the file of `entry`, where its directory is there.
+    pub fn can_reflink(&self, entry: &Entry, source: &SourceFile) -> bool {
+        self.tree.locate(&entry.path).is_ok_and(|place| self.can_reflink_into(&place.dir, source))
+    }
+}
+
+impl NewFile {
+    /// Appends to the content. Long runs of zeros become holes, where they shall.
+    ///
+    /// # Errors
+    /// `pwrite` failed; the file can't be published any more.
+    pub fn write(&mut self, content: &[u8]) -> Result<()> {
+        for (run, zeros) in split_zero_runs(content, self.target.rules.punch_zeros) {
+            let length = run.len() as u64;
+            self.ends_with_hole = zeros;
+            if !zeros {
+                let written = write_all_at(&self.fd, &content[run], self.written_bytes);
+                written.map_err(|e| self.error("write", e))?;
+            }
+            self.written_bytes += length;
+        }
+        Ok(())
+    }
+
+    /// Appends a hole of this length.
+    pub fn append_hole(&mut self, len: u64) {
+        self.ends_with_hole |= len > 0;
+        self.written_bytes += len;
+    }
+
+    /// Takes all content of `source` by sharing its blocks, or has a server copy it: before each piece of so many bytes
+    /// of that `go_on` is asked. `false` where that cannot be, or the file is so short
+    /// that it costs more than writing: then nothing of it is there, and it can be written. Whether the source
+    /// [changed](SourceFile::unchanged_since_open) is to be asked afterwards.
+    ///
+    /// # Errors
+    /// Neither is possible any more.
+    pub fn reflink_from(
+        &mut self,
+        source: &SourceFile,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<bool> {
+        let size = source.entry().size();
+        if size <= MAX_UNNAMED_FILE_BYTES
+            || self.written_bytes > 0
+            || !self.target.can_reflink_into(&self.dir, source)
+        {
+            return Ok(false);
+        }
+        let cloned = source.reflink_to(&self.fd, go_on).map_err(|e| self.error("clone to", e))?;
+        if cloned {
+            self.written_bytes = size;
+        }
+        Ok(cloned)
+    }
+
+    /// Gives the content its metadata and its name. `entry` may be another version than the one the
+    /// file was created for, of the same path.
+    ///
+    /// # Errors
+    /// What was written is not of `entry`'s length, another writer took the temporary name over, a
+    /// directory that is not empty has the name, or a system call failed. Nothing is left behind.
+    pub fn publish(mut self, entry: &Entry) -> Result<()> {
+        self.target.verify_size(entry, self.written_bytes)?;
+        if self.ends_with_hole {
+            rustix::fs::ftruncate(&self.fd, self.written_bytes)
+                .map_err(|e| self.error("write", e))?;
+        }
+        // Before the time is set: a write that is still under way could change it again.
+        self.target.sync_if_remote(&self.fd).map_err(|e| self.error("write", e))?;
+        let own = if self.path.is_root() { &self.target.tree.base } else { &self.path };
+        let name = own.file_name().unwrap_or(b".").to_vec();
+        let name = name.as_slice();
+        let dressed = self.apply_metadata(entry, name);
+        dressed.map_err(|cause| self.error("set metadata of", cause))?;
+        if self.temp_name.is_none() {
+            match self.link_to_name(name) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => {
+                    let spelled = self.target.tree.check_spelling(&self.dir, name);
+                    spelled.map_err(|errno| self.error("publish", errno))?;
+                    self.link_to_temp_name(name)?;
+                }
+                // No such links here, or the directory is gone.
+                Err(Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::XDEV) => {
+                    self.target.disable_unnamed_files();
+                    return self.copy_to_named_file()?.publish(entry);
+                }
+                Err(errno) => return Err(self.error("publish", errno)),
+            }
+        }
+        if let Some(temp) = self.temp_name.take() {
+            self.rename_to_final(temp, name)?;
+        }
+        self.published = true;
+        for passed in &self.occupied_temp_names {
+            let _ = rustix::fs::unlinkat(&self.dir, passed, AtFlags::empty());
+        }
+        let joined = self.target.register_anchor(&self.dir, name, &self.fd, entry);
+        joined.map_err(|cause| self.error("link", cause))
+    }
+
+    fn apply_metadata(&self, entry: &Entry, name: &[u8]) -> std::result::Result<(), Cause> {
+        let Target { policy, state, .. } = &self.target;
+        if policy.inherits_from_replaced() {
+            let origin =
+                ObjectOrigin::Created(self.target.stat_replaced_file(&self.dir, name, &entry.meta));
+            return policy.apply(&self.fd, &entry.into(), origin).map(drop);
+        }
+        let birth = match state.create_defaults.get(&self.dir) {
+            Some(birth) => birth,
+            None => {
+                let birth = policy.probe_create_defaults(&self.dir, &self.fd, self.create_mode)?;
+                state.create_defaults.insert(&self.dir, birth);
+                birth
+            }
+        };
+        policy.apply_to_new(&self.fd, &entry.into(), &birth, self.create_mode)
+    }
+
+    /// Gives a file without a name this one, unless something has it.
+    fn link_to_name(&self, name: &[u8]) -> SysResult<()> {
+        let (fd, dir) = (&self.fd, &self.dir);
+        self.target.with_writable_dir(dir, || {
+            match rustix::fs::linkat(fd, "", dir, name, AtFlags::EMPTY_PATH) {
+                // That takes a privilege, on older kernels.
+                Err(Errno::NOENT) => {
+                    let own = proc_path(fd.as_fd(), b"");
+                    rustix::fs::linkat(CWD, own, dir, name, AtFlags::SYMLINK_FOLLOW)
+                }
+                other => other,
+            }
+        })
+    }
+
+    /// Something has the final name: from here on as if the file had been made under a temporary one,
+    /// which later attempts find and remove. An attempt that began before it had that name may have
+    /// published already: what came to the final name since this file was made is not replaced.
+    fn link_to_temp_name(&mut self, name: &[u8]) -> Result<()> {
+        self.target.disable_unnamed_files();
+        for slot in 0..MAX_TEMP_SLOTS {
+            let temp = self.target.temp_file_name(&self.path, self.attempt, slot);
+            match self.link_to_name(&temp) {
+                Ok(()) => {
+                    self.temp_name = Some(temp);
+                    return match lstat(&self.dir, name) {
+                        Ok(there) if self.is_older_than(&there) => {
+                            Err(self.error("publish", Cause::Superseded))
+                        }
+                        _ => Ok(()),
+                    };
+                }
+                Err(Errno::EXIST) => self.occupied_temp_names.push(temp),
+                Err(errno) => return Err(self.error("publish", errno)),
+            }
+        }
+        Err(self.error("publish", Errno::EXIST))
+    }
+
+    /// The same content in a file with a temporary name.
+    fn copy_to_named_file(&self) -> Result<NewFile> {
+        let target = &self.target;
+        let named = target
+            .retry_with_fresh_cache(|| target.create_with_temp_name(&self.path, self.attempt));
+        let mut named = named.map_err(|e| self.error("create", e))?;
+        let mut piece = vec![0; usize::try_from(MAX_UNNAMED_FILE_BYTES).unwrap_or(0)];
+        while named.written_bytes < self.written_bytes {
+            match read_full_at(&self.fd, &mut piece, named.written_bytes) {
+                Ok(0) => return Err(self.error("read", Errno::IO)),
+                Ok(n) => named.write(&piece[..n])?,
+                Err(errno) => return Err(self.error("read", errno)),
+            }
+        }
+        Ok(named)
+    }
+
+    fn rename_to_final(&mut self, temp: Vec<u8>, name: &[u8]) -> Result<()> {
+        let renamed =
+            if self.created_at.elapsed() > TEMP_NAME_RECHECK_AGE && !self.is_linked_at(&temp) {
+                Err(Cause::Superseded)
+            } else {
+                match self.target.rename_into_place(&self.dir, &temp, name) {
+                    // A server may have done it and its answer got lost: then the name is ours already.
+                    Err(Cause::Os(Errno::NOENT)) if self.is_linked_at(name) => Ok(()),
+                    Err(Cause::Os(Errno::NOENT)) => Err(Cause::Superseded),
+                    other => other,
+                }
+            };
+        if renamed.is_err() {
+            // To be removed.
+            self.temp_name = Some(temp);
+        }
+        renamed.map_err(|cause| self.error("publish", cause))
+    }
+
+    /// Whether this file was made before something came to be what it is now.
+    fn is_older_than(&self, there: &Stat) -> bool {
+        let (sec, nsec) = (u64::try_from(there.st_ctime), u32::try_from(there.st_ctime_nsec));
+        let (Ok(sec), Ok(nsec)) = (sec, nsec) else { return false };
+        let (came, now) = (UNIX_EPOCH + Duration::new(sec, nsec), SystemTime::now());
+        let born = now.checked_sub(self.created_at.elapsed());
+        // What comes from the future tells of a clock that was set back, and nothing of who was first.
+        born.is_some_and(|born| came > born) && came <= now
+    }
+
+    /// Whether `name` is this file.
+    fn is_linked_at(&self, name: &[u8]) -> bool {
+        match (rustix::fs::fstat(&self.fd), lstat(&self.dir, name)) {
+            (Ok(own), Ok(there)) => (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino),
+            _ => false,
+        }
+    }
+
+    fn error(&self, op: &'static str, cause: impl Into<Cause>) -> FsError {
+        self.target.error(op, &self.path, cause)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(temp) = &self.temp_name
+            && !self.published
+            && self.is_linked_at(temp)
+        {
+            let _ = rustix::fs::unlinkat(&self.dir, temp, AtFlags::empty());
+        }
+    }
+}
+
+/// The runs of `content` that are all zeros, of at least [`MIN_HOLE_BYTES`] bytes each, and what is between them;
+/// all of it as one run that is not, unless they are to be `found`.
+pub(super) fn split_zero_runs(
+    content: &[u8],
+    found: bool,
+) -> impl Iterator<Item = (Range<usize>, bool)> + '_ {
+    let is_hole = move |at: usize| {
+        found && content.get(at..at + MIN_HOLE_BYTES).is_some_and(|b| b.iter().all(|b| *b == 0))
+    };
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at;
+        if start == content.len() {
+            return None;
+        }
+        let zeros = is_hole(start);
+        while at < content.len() && (at == start || (found && is_hole(at) == zeros)) {
+            at = if found { content.len().min(at + MIN_HOLE_BYTES) } else { content.len() };
+        }
+        Some((start..at, zeros))
+    })
+}
+
+pub(super) fn write_all_at(
+    fd: &OwnedFd,
+    mut content: &[u8],
+    mut offset: u64,
+) -> std::result::Result<(), Errno> {
+    while !content.is_empty() {
+        match rustix::io::pwrite(fd.as_fd(), content, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(n) => {
+                content = &content[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

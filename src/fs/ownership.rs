@@ -1,0 +1,147 @@
+//! Whose objects are used at a destination to which other users of the host may write as well.
+//!
+//! A user who may write to a directory can put a file of their own at any name in it, of any length and
+//! time, keep it open, and read or write it whatever owner and mode it gets later. So neither owner nor
+//! mode is given to content that was found under a name, and it does not pass for equal, unless the object
+//! already belongs to this process or to the owner that it is to have.
+//!
+//! A directory is different: what is in it is judged entry by entry, and an open descriptor of it grants
+//! nothing that its mode does not grant. A foreign directory is repaired in place.
+
+use super::inode::{meta_of, mode_of, set_mtime, type_of};
+use super::root::DirHandle;
+use super::target::{SysResult, Target};
+use crate::wire::RelPath;
+use crate::wire::manifest::Meta;
+use parking_lot::Mutex;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use std::collections::HashMap;
+
+/// The mode of a part file until its metadata are set: nobody else can open it.
+pub(super) const PART_MODE: u32 = 0o600;
+
+/// `f_type` of ext2 to ext4, XFS, Btrfs, F2FS, ZFS, bcachefs, overlayfs and tmpfs (`<linux/magic.h>`; ZFS and
+/// bcachefs: their own sources).
+const OWNER_KEEPING_FS_MAGIC: [u32; 8] = [
+    0x0000_ef53,
+    0x5846_5342,
+    0x9123_683e,
+    0xf2f5_2010,
+    0x2fc1_2fc1,
+    0xca45_1a4e,
+    0x794c_7630,
+    0x0102_1994,
+];
+
+/// What a file system shows of files that this process makes, by device number. It is asked only where an
+/// object has another owner than this process: network file systems and those without owners show some
+/// other number for all of them.
+#[derive(Debug, Default)]
+pub(super) struct CreatedOwnerCache(Mutex<HashMap<u64, CreatedOwner>>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CreatedOwner {
+    uid: u32,
+    mode: u32,
+}
+
+impl Target {
+    /// Whether the object of `stat` in `dir` belongs to this process, to the owner that an entry with
+    /// `meta` is to have, or to the one that the file system gives to whatever this process makes there.
+    pub(super) fn is_trusted(&self, dir: &DirHandle, stat: &Stat, meta: &Meta) -> bool {
+        self.policy.desired_uid(meta) == Some(stat.st_uid) || self.is_created_by_process(dir, stat)
+    }
+
+    /// The same of an open object.
+    ///
+    /// # Errors
+    /// `fstat` failed.
+    pub(super) fn is_trusted_fd(
+        &self,
+        dir: &DirHandle,
+        fd: impl AsFd,
+        meta: &Meta,
+    ) -> SysResult<bool> {
+        Ok(self.is_trusted(dir, &rustix::fs::fstat(fd)?, meta))
+    }
+
+    /// Whether the object of `stat` in `dir` has the owner of what this process makes there.
+    pub(super) fn is_created_by_process(&self, dir: &DirHandle, stat: &Stat) -> bool {
+        stat.st_uid == self.policy.euid
+            || self.probe_created_owner(dir).is_ok_and(|newborn| newborn.uid == stat.st_uid)
+    }
+
+    /// Whether the object of `stat` in `dir` is an unfinished file that this process (or another of the
+    /// same user) made and nobody else could open: a regular file of ours without another name and with
+    /// the mode that it was made with.
+    pub(super) fn is_own_part(&self, dir: &DirHandle, stat: &Stat) -> bool {
+        if type_of(stat) != FileType::RegularFile || stat.st_nlink != 1 {
+            return false;
+        }
+        let found = CreatedOwner { uid: stat.st_uid, mode: mode_of(stat) };
+        found == self.expected_owner()
+            || self.probe_created_owner(dir).is_ok_and(|newborn| newborn == found)
+    }
+
+    fn expected_owner(&self) -> CreatedOwner {
+        CreatedOwner { uid: self.policy.euid, mode: PART_MODE }
+    }
+
+    /// What the file system of `dir` shows of a file that this process makes in it.
+    fn probe_created_owner(&self, dir: &DirHandle) -> SysResult<CreatedOwner> {
+        let stat = rustix::fs::fstat(dir)?;
+        if self.rules.dry_run {
+            // Nothing may be made. Where there are no owners, a directory shows the same one.
+            return Ok(match self.is_owner_keeping_fs(dir) {
+                true => self.expected_owner(),
+                false => CreatedOwner { uid: stat.st_uid, mode: PART_MODE },
+            });
+        }
+        let known = || self.state.created_owners.0.lock();
+        if let Some(newborn) = known().get(&stat.st_dev) {
+            return Ok(*newborn);
+        }
+        let made = rustix::fs::fstat(self.create_probe_file(dir, &stat)?)?;
+        let newborn = CreatedOwner { uid: made.st_uid, mode: mode_of(&made) };
+        known().insert(stat.st_dev, newborn);
+        Ok(newborn)
+    }
+
+    /// Whether the file system of `dir` is one of those that show the owner with which a file was made.
+    fn is_owner_keeping_fs(&self, dir: &DirHandle) -> bool {
+        rustix::fs::fstatfs(dir).is_ok_and(|found| {
+            let kind = u32::try_from(found.f_type & 0xffff_ffff);
+            kind.is_ok_and(|kind| OWNER_KEEPING_FS_MAGIC.contains(&kind))
+        })
+    }
+
+    /// A file without a name, or whose name is removed again.
+    fn create_probe_file(&self, dir: &DirHandle, before: &Stat) -> SysResult<OwnedFd> {
+        let mode = Mode::from_raw_mode(PART_MODE);
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match self.with_writable_dir(dir, || rustix::fs::openat(dir, ".", flags, mode)) {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {}
+            other => return other,
+        }
+        let name = self.temp_file_name(&RelPath::root(), u32::MAX, std::process::id());
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let make = || rustix::fs::openat(dir, &name, flags, mode);
+        let made = match self.with_writable_dir(dir, make) {
+            Err(Errno::EXIST) => {
+                self.remove_non_directory(dir, &name)?;
+                make()?
+            }
+            other => other?,
+        };
+        rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
+        // The directory is perhaps none that this batch sets the metadata of.
+        set_mtime(dir.as_fd(), &meta_of(before))?;
+        Ok(made)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! Files that share their blocks with their source: where source and destination lie in one file system that can
+//! (XFS, Btrfs, and others), content is neither read nor written. The new file has what the source had at one
+//! moment, holes included. A file system on a server (NFS 4.2, CephFS) may copy there what it cannot share.
+
+use parking_lot::Mutex;
+use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::io::Errno;
+use std::collections::BTreeSet;
+
+/// `f_type` of the file systems whose servers copy what `copy_file_range` asks for: NFS and Ceph (`<linux/magic.h>`).
+const SERVER_COPY_FS_MAGIC: [u32; 2] = [0x6969, 0x00c3_6400];
+/// So many bytes are asked for at a time; between two of them the copy can be stopped.
+const COPY_CHUNK_BYTES: u64 = 8 << 20;
+
+/// Device numbers of a source and a destination that share nothing. They are not asked again.
+static UNSUPPORTED_DEVICE_PAIRS: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+
+/// Whether two devices may share blocks, as far as is known.
+pub(super) fn can_reflink(from: u64, to: u64) -> bool {
+    !UNSUPPORTED_DEVICE_PAIRS.lock().contains(&(from, to))
+}
+
+/// Makes `to`, which is new, a clone of `from`, which lies on the device `dev`; `false` where that cannot be, and
+/// `to` is empty. Where a server may copy instead, `dense` is the length of a source without holes, and `go_on` is asked
+/// before each piece of so many bytes.
+pub(super) fn reflink_or_copy(
+    (from, dev): (&OwnedFd, u64),
+    to: &OwnedFd,
+    dense: Option<u64>,
+    go_on: &mut dyn FnMut(u64) -> bool,
+) -> Result<bool, Errno> {
+    let own = rustix::fs::fstat(to)?.st_dev;
+    if !can_reflink(dev, own) {
+        return Ok(false);
+    }
+    match rustix::fs::ioctl_ficlone(to.as_fd(), from.as_fd()) {
+        Ok(()) => return Ok(true),
+        // Two file systems, or one that shares nothing.
+        Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
+            if dev == own && is_server_copy_fs(to) {
+                return dense.map_or(Ok(false), |length| copy_in_kernel(from, to, length, go_on));
+            }
+            UNSUPPORTED_DEVICE_PAIRS.lock().insert((dev, own));
+        }
+        // It may be about this file only. Whatever it is, the writes that follow report it.
+        Err(_) => {}
+    }
+    rustix::fs::ftruncate(to, 0)?;
+    Ok(false)
+}
+
+fn is_server_copy_fs(file: &OwnedFd) -> bool {
+    let kind = rustix::fs::fstatfs(file).map(|fs| u32::try_from(fs.f_type).unwrap_or(0));
+    kind.is_ok_and(|kind| SERVER_COPY_FS_MAGIC.contains(&kind))
+}
+
+/// Has `length` bytes of `from` copied to `to`, which is empty, without reading them here: by the server, or where it
+/// does not, by the kernel. `false` where that cannot be, `from` is shorter or `go_on` is: then `to` is empty.
+fn copy_in_kernel(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    length: u64,
+    go_on: &mut dyn FnMut(u64) -> bool,
+) -> Result<bool, Errno> {
+    let (mut read, mut written) = (0, 0);
+    while written < length {
+        let piece = COPY_CHUNK_BYTES.min(length - written);
+        let copied = match go_on(piece) {
+            true => copy_chunk(from, &mut read, to, &mut written, piece),
+            false => Ok(0),
+        };
+        // What is wrong is found again when it is read and written.
+        if copied.unwrap_or(0) == 0 {
+            rustix::fs::ftruncate(to, 0)?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn copy_chunk(
+    from: &OwnedFd,
+    read: &mut u64,
+    to: &OwnedFd,
+    written: &mut u64,
+    piece: u64,
+) -> Result<usize, Errno> {
+    let piece = usize::try_from(piece).unwrap_or(usize::MAX);
+    loop {
+        match rustix::fs::copy_file_range(from, Some(read), to, Some(written), piece) {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Seek as _, Write as _};
+
+    /// The content that is copied of a source of so many bytes, if it is.
+    fn copy_prefix(length: u64, go_on: &mut dyn FnMut(u64) -> bool) -> (bool, Vec<u8>, Vec<u8>) {
+        let (mut from, mut to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let content: Vec<u8> = (0..(20u32 << 20)).map(|n| (n / 7) as u8).collect();
+        from.write_all(&content).unwrap();
+        let (source, target) = (from.into(), to.try_clone().unwrap().into());
+        let done = copy_in_kernel(&source, &target, length, go_on).unwrap();
+        let mut found = Vec::new();
+        to.rewind().unwrap();
+        to.read_to_end(&mut found).unwrap();
+        (done, content, found)
+    }
+
+    #[test]
+    fn the_kernel_copies_the_whole_file_in_chunks() {
+        let mut pieces = Vec::new();
+        let (done, content, found) = copy_prefix(20 << 20, &mut |piece| {
+            pieces.push(piece);
+            true
+        });
+        assert!(done && content == found, "{} of {}", found.len(), content.len());
+        assert!(
+            pieces.len() >= 3 && pieces.iter().all(|piece| *piece <= COPY_CHUNK_BYTES),
+            "{pieces:?}"
+        );
+    }
+
+    #[test]
+    fn a_short_source_or_a_stopped_copy_leaves_an_empty_file() {
+        let (done, _, found) = copy_prefix((20 << 20) + 1, &mut |_| true);
+        assert!(!done && found.is_empty(), "{}", found.len());
+        let mut asked = 0;
+        let (done, _, found) = copy_prefix(20 << 20, &mut |_| {
+            asked += 1;
+            asked < 2
+        });
+        assert!(!done && found.is_empty() && asked == 2, "{} after {asked}", found.len());
+    }
+
+    #[test]
+    fn a_local_file_system_is_no_server_copy_file_system() {
+        assert!(!is_server_copy_fs(&tempfile::tempfile().unwrap().into()));
+    }
+}

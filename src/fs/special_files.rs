@@ -1,0 +1,197 @@
+//! Entries without content: links and special files are made, and what is there already gets the
+//! metadata that it shall have.
+
+use super::error::{Cause, Result, SpecialKind};
+use super::hardlinks::is_same_object;
+use super::inode::type_of;
+use super::metadata::{DesiredMetadata, ObjectOrigin};
+use super::root::ParentAndName;
+use super::target::{SysResult, Target};
+use super::xattr::XattrObject;
+use crate::wire::manifest::{Entry, EntryKind};
+use crate::wire::options::Attribute;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+/// What became of the metadata of an object that is there with the right content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MetadataRepair {
+    /// They were as they shall be.
+    Unchanged,
+    /// They are now (or would be, in a dry run).
+    Repaired,
+    /// They can't be had in place: it has other names, or this process may not set them. It can be replaced
+    /// by a copy of it.
+    NeedsReplacement,
+    /// It belongs neither to this process nor to the owner that it is to have, who may write to it at any
+    /// time: its content is not to be used.
+    ForeignOwner,
+}
+
+/// A descriptor of whatever has this name, which is not opened for use: a device or FIFO isn't
+/// touched.
+pub(super) fn open_path_only(place: &ParentAndName<'_>, name: &[u8]) -> SysResult<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&place.dir, name, flags, Mode::empty())
+}
+
+/// The kind of something that is neither a regular file nor a directory.
+pub(super) fn special_kind_of(file_type: FileType) -> SpecialKind {
+    match file_type {
+        FileType::Symlink => SpecialKind::Symlink,
+        FileType::CharacterDevice | FileType::BlockDevice => SpecialKind::Device,
+        _ => SpecialKind::FifoOrSocket,
+    }
+}
+
+impl Target {
+    /// To be told of an object at `place` that has `entry`'s content; `stat` is its lstat. Brings its
+    /// metadata to those of `entry`; if it is one of several names, it joins the others.
+    ///
+    /// # Errors
+    /// A call failed, or the destination can't hold them and shall.
+    pub(super) fn repair_metadata(
+        &self,
+        place: &ParentAndName<'_>,
+        stat: &Stat,
+        entry: &Entry,
+    ) -> std::result::Result<MetadataRepair, Cause> {
+        if !self.is_trusted(&place.dir, stat, &entry.meta) {
+            return Ok(MetadataRepair::ForeignOwner);
+        }
+        let member = self.is_hardlinked(entry) && !self.rules.dry_run;
+        if member && !self.claim_inode(stat, entry)? {
+            return Ok(MetadataRepair::NeedsReplacement);
+        }
+        let done = self.repair_object(place, stat, entry)?;
+        if member && matches!(done, MetadataRepair::Unchanged | MetadataRepair::Repaired) {
+            let fd = open_path_only(place, place.name)?;
+            // The other names of the file become names of this object.
+            if !is_same_object(&rustix::fs::fstat(&fd)?, stat) {
+                return Ok(MetadataRepair::ForeignOwner);
+            }
+            self.register_anchor(&place.dir, place.name, &fd, entry)?;
+        }
+        Ok(done)
+    }
+
+    fn repair_object(
+        &self,
+        place: &ParentAndName<'_>,
+        stat: &Stat,
+        entry: &Entry,
+    ) -> std::result::Result<MetadataRepair, Cause> {
+        let outfit = DesiredMetadata::from(entry);
+        let object = XattrObject::Named(place.dir.as_fd(), place.name);
+        if !self.policy.needs_repair(object, stat, &outfit)? {
+            return Ok(MetadataRepair::Unchanged);
+        }
+        if stat.st_nlink > 1 && !self.is_hardlinked(entry) {
+            // Another name of it, which may be none of this sync's business, would change as well.
+            return Ok(MetadataRepair::NeedsReplacement);
+        }
+        if self.rules.dry_run {
+            return Ok(MetadataRepair::Repaired);
+        }
+        let fd = open_path_only(place, place.name)?;
+        let now = rustix::fs::fstat(&fd)?;
+        if !is_same_object(&now, stat) {
+            return Ok(MetadataRepair::ForeignOwner);
+        }
+        match self.policy.apply(&fd, &outfit, ObjectOrigin::Existing) {
+            // Somebody else's.
+            Err(Cause::Os(Errno::PERM)) => Ok(MetadataRepair::NeedsReplacement),
+            Ok(true) => Ok(MetadataRepair::Repaired),
+            Ok(false) => Ok(MetadataRepair::Unchanged),
+            Err(cause) => Err(cause),
+        }
+    }
+
+    /// Whether `entry` is of a kind that the operator left out.
+    pub(super) fn excludes_kind(&self, entry: &Entry) -> bool {
+        let EntryKind::Special { format, .. } = entry.kind else { return false };
+        !self.rules.preserve.contains(match FileType::from_raw_mode(format) {
+            FileType::CharacterDevice | FileType::BlockDevice => Attribute::Devices,
+            _ => Attribute::Specials,
+        })
+    }
+
+    /// Makes a link or special file under a temporary name and renames it; `false` where the operator left
+    /// its kind out.
+    ///
+    /// # Errors
+    /// One of the steps failed; no object of this kind can be made there ([`Cause::CannotCreate`]).
+    pub(super) fn create_special(&self, entry: &Entry) -> Result<bool> {
+        let path = &entry.path;
+        let (op, file_type) = match &entry.kind {
+            EntryKind::Special { format, .. } => {
+                ("make special file", FileType::from_raw_mode(*format))
+            }
+            _ => ("make link", FileType::Symlink),
+        };
+        let failed = |cause: Cause| self.error(op, path, cause);
+        if self.excludes_kind(entry) {
+            return Ok(false);
+        }
+        let temp = self.temp_file_name(path, 0, 0);
+        let place = match self
+            .retry_with_fresh_cache(|| self.create_temp_special(entry, file_type, &temp))
+        {
+            Ok(place) => place,
+            Err(errno @ (Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)) => {
+                return Err(failed(Cause::CannotCreate(special_kind_of(file_type), errno)));
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        let finish = || -> std::result::Result<(), Cause> {
+            let fd = open_path_only(&place, &temp)?;
+            let stat = rustix::fs::fstat(&fd)?;
+            // Nobody shall draw our metadata onto something else by swapping the name.
+            let device = matches!(&entry.kind, EntryKind::Special { rdev, .. } if
+                matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
+                    && *rdev != stat.st_rdev);
+            if type_of(&stat) != file_type
+                || stat.st_nlink != 1
+                || device
+                || !self.is_created_by_process(&place.dir, &stat)
+            {
+                return Err(Cause::Superseded);
+            }
+            self.policy.apply(&fd, &entry.into(), ObjectOrigin::Created(None))?;
+            self.rename_into_place(&place.dir, &temp, place.name)?;
+            self.register_anchor(&place.dir, place.name, &fd, entry)
+        };
+        finish().map(|()| true).map_err(|cause| {
+            let _ = self.remove_non_directory(&place.dir, &temp);
+            failed(cause)
+        })
+    }
+
+    fn create_temp_special<'a>(
+        &'a self,
+        entry: &'a Entry,
+        file_type: FileType,
+        temp: &[u8],
+    ) -> SysResult<ParentAndName<'a>> {
+        let place = self.locate_or_create_parents(&entry.path)?;
+        let make = || match &entry.kind {
+            EntryKind::Symlink { target } => {
+                rustix::fs::symlinkat(target.as_slice(), &place.dir, temp)
+            }
+            EntryKind::Special { rdev, .. } => {
+                let mode = Mode::from_raw_mode(self.policy.initial_special_mode(&entry.meta));
+                rustix::fs::mknodat(&place.dir, temp, file_type, mode, *rdev)
+            }
+            EntryKind::File { .. } | EntryKind::Dir => Err(Errno::INVAL),
+        };
+        match self.with_writable_dir(&place.dir, make) {
+            Err(Errno::EXIST) => {
+                self.remove_non_directory(&place.dir, temp)?;
+                self.with_writable_dir(&place.dir, make)?;
+            }
+            other => other?,
+        }
+        Ok(place)
+    }
+}

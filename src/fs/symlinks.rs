@@ -1,0 +1,160 @@
+//! Symbolic links of a source that are copied as what they lead to.
+//!
+//! The kernel resolves the link, without opening what is behind it for use; then that object is looked
+//! up once more, by its real path and confined to the storage root like everything else. Only where
+//! both are the same one it is read. So a link that leads (or is swapped to lead) outside gives an
+//! error, never content.
+
+use super::error::{Cause, FsError, Result};
+use super::inode::{lstat, meta_of, type_of};
+use super::root::{DirHandle, Tree, open_dir_below};
+use crate::wire::RelPath;
+use crate::wire::manifest::{Entry, ManifestDir};
+use crate::wire::options::Links;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+
+/// What is known of a directory above an entry beside its [`ManifestDir`].
+#[derive(Debug, Clone, Default)]
+pub(super) struct ResolvedDir {
+    /// Device and inode, where links are followed (else zeros).
+    pub(super) inode_id: (u64, u64),
+    /// Where it really is, below the storage root, when it was reached through a link.
+    pub(super) real_path: Option<RelPath>,
+}
+
+/// The directories above a path, the root first, and where the path itself really is.
+#[derive(Debug, Default)]
+pub(super) struct ResolvedPath {
+    pub(super) dirs: Vec<ManifestDir>,
+    pub(super) resolved_dirs: Vec<ResolvedDir>,
+    pub(super) real_path: Option<RelPath>,
+}
+
+impl Tree {
+    /// The tree of the whole storage root: [`Entry::content_path`] is a path in it.
+    pub fn storage_tree(&self) -> Tree {
+        self.with_base(RelPath::root())
+    }
+
+    /// What stands at `path` now, and the directories above it, the root first. With [`Links::Copy`]
+    /// links are followed, on the way as well as at its end.
+    ///
+    /// # Errors
+    /// It is not there or out of reach; a link leads nowhere or outside.
+    pub fn find_entry(&self, path: &RelPath, links: Links) -> Result<(Entry, Vec<ManifestDir>)> {
+        let ResolvedPath { dirs, real_path: real, .. } = self.resolve_path(path, links)?;
+        let Some(real) = real else { return Ok((self.entry(path)?, dirs)) };
+        let entry = self.storage_tree().entry(&real);
+        let entry = entry.map_err(|error| {
+            FsError::new(self.side, error.operation, path.as_bytes(), error.cause)
+        })?;
+        Ok((Entry { path: path.clone(), content_path: Some(real), ..entry }, dirs))
+    }
+
+    /// The way to `path`; with [`Links::Copy`] through links.
+    pub(super) fn resolve_path(&self, path: &RelPath, links: Links) -> Result<ResolvedPath> {
+        if links != Links::Copy {
+            let dirs = self.parent_dirs(path)?;
+            return Ok(ResolvedPath {
+                resolved_dirs: vec![ResolvedDir::default(); dirs.len()],
+                dirs,
+                real_path: None,
+            });
+        }
+        let mut located = ResolvedPath::default();
+        let mut above = RelPath::root();
+        for name in path.components() {
+            let failed = |errno| self.error("read metadata of", above.as_bytes(), errno);
+            let dir = match &located.real_path {
+                None => self.cached_dir(above.as_bytes()),
+                Some(real) => open_dir_below(self.root.fd(), real.as_bytes()).map(Arc::new),
+            }
+            .map_err(failed)?;
+            let stat = rustix::fs::fstat(&dir).map_err(failed)?;
+            located.dirs.push(ManifestDir { path: above.clone(), meta: meta_of(&stat) });
+            let id = (stat.st_dev, stat.st_ino);
+            located
+                .resolved_dirs
+                .push(ResolvedDir { inode_id: id, real_path: located.real_path.clone() });
+            above = above.child(name).map_err(|_| failed(Errno::INVAL))?;
+            let at = |cause: Cause| FsError::new(self.side, "follow", above.as_bytes(), cause);
+            let stat = lstat(&dir, name).map_err(|errno| at(errno.into()))?;
+            located.real_path = match type_of(&stat) {
+                FileType::Symlink => Some(self.resolve_link(dir.as_fd(), name).map_err(at)?),
+                _ => located.real_path.and_then(|real| real.child(name).ok()),
+            };
+        }
+        Ok(located)
+    }
+
+    /// Where the link `name` in `dir` leads to, below the storage root.
+    pub(super) fn resolve_link(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> std::result::Result<RelPath, Cause> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let fd =
+            rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|errno| match errno {
+                Errno::NOENT | Errno::NOTDIR => Cause::DanglingLink,
+                Errno::LOOP => Cause::LinkCycle,
+                errno => errno.into(),
+            })?;
+        let (there, root) = (kernel_path(fd.as_fd())?, kernel_path(self.root.fd())?);
+        let real = match there.strip_prefix(root.as_slice()) {
+            _ if root == b"/" => there.get(1..),
+            Some([]) => Some(&[][..]),
+            Some([b'/', rest @ ..]) => Some(rest),
+            _ => None,
+        };
+        let real = real.and_then(|real| RelPath::new(real).ok()).ok_or(Cause::LinkOutsideRoot)?;
+        let storage = self.storage_tree();
+        let seen = storage.locate(&real).and_then(|place| lstat(&place.dir, place.name));
+        let stat = rustix::fs::fstat(&fd)?;
+        match seen {
+            Ok(seen) if (seen.st_dev, seen.st_ino) == (stat.st_dev, stat.st_ino) => Ok(real),
+            // Removed or renamed between the two looks.
+            _ => Err(Cause::Changed),
+        }
+    }
+
+    /// Opens the directory at `real` below the storage root or, without it, at `path` below this tree;
+    /// it must be readable where `list`.
+    pub(super) fn open_resolved(
+        &self,
+        path: &[u8],
+        real: Option<&RelPath>,
+        list: bool,
+    ) -> std::result::Result<OwnedFd, Errno> {
+        match (real, list) {
+            (None, true) => self.open_listable_dir(path),
+            (None, false) => self.open_dir(path),
+            (Some(real), true) => super::root::open_listable_below(self.root.fd(), real.as_bytes()),
+            (Some(real), false) => open_dir_below(self.root.fd(), real.as_bytes()),
+        }
+    }
+}
+
+/// The directory that holds `real`, and its name there.
+pub(super) fn locate_real(
+    storage: &Tree,
+    real: &RelPath,
+) -> std::result::Result<(DirHandle, Vec<u8>), Errno> {
+    let place = storage.locate(real)?;
+    Ok((place.dir, place.name.to_vec()))
+}
+
+/// The kernel's path of what a descriptor refers to.
+fn kernel_path(fd: BorrowedFd<'_>) -> std::result::Result<Vec<u8>, Errno> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path =
+        std::fs::read_link(link).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    Ok(path.as_os_str().as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests;
