@@ -25,13 +25,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Files above this are cut into ranges of this length, in bytes.
-const RANGE: u64 = 64 << 20;
+const RANGE_BYTES: u64 = 64 << 20;
 /// Small files are gathered up to this many bytes before they are sent.
-const PACK: usize = 256 << 10;
+const PACK_BYTES: usize = 256 << 10;
 /// What is read at once where a head is expected, in bytes.
-const HEADS: usize = 64 << 10;
+const HEADER_BUFFER_BYTES: usize = 64 << 10;
 /// The numbers at the head of a piece, 8 bytes each.
-const NUMBERS: usize = 9;
+const HEADER_NUMBERS: usize = 9;
 const USAGE: &str = "usage: yardstick receive ADDRESS DIRECTORY [--buffer BYTES]\n       \
                      yardstick send ADDRESS DIRECTORY [--streams N] [--buffer BYTES]";
 
@@ -69,7 +69,7 @@ fn main() -> Result<()> {
 }
 
 /// Every regular file below `dir`, the first of a directory before those deeper down.
-fn pieces(dir: &Path) -> Result<Vec<Piece>> {
+fn list_pieces(dir: &Path) -> Result<Vec<Piece>> {
     let mut all = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(at) = todo.pop() {
@@ -90,7 +90,7 @@ fn pieces(dir: &Path) -> Result<Vec<Piece>> {
                 ];
                 let mut offset = 0;
                 loop {
-                    let length = RANGE.min(meta.len() - offset);
+                    let length = RANGE_BYTES.min(meta.len() - offset);
                     all.push(Piece { path: path.clone(), meta: numbers, offset, length });
                     offset += length;
                     if offset >= meta.len() {
@@ -104,11 +104,11 @@ fn pieces(dir: &Path) -> Result<Vec<Piece>> {
 }
 
 fn send(address: &str, dir: &Path, streams: usize, buffer: usize) -> Result<()> {
-    let pieces = pieces(dir)?;
+    let pieces = list_pieces(dir)?;
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..streams)
-            .map(|_| scope.spawn(|| send_some(address, dir, (&pieces, &next), streams, buffer)))
+            .map(|_| scope.spawn(|| send_stream(address, dir, (&pieces, &next), streams, buffer)))
             .collect();
         threads
             .into_iter()
@@ -116,7 +116,7 @@ fn send(address: &str, dir: &Path, streams: usize, buffer: usize) -> Result<()> 
     })
 }
 
-fn send_some(
+fn send_stream(
     address: &str,
     dir: &Path,
     (pieces, next): (&[Piece], &AtomicUsize),
@@ -127,7 +127,7 @@ fn send_some(
     stream.set_nodelay(true)?;
     stream.write_all(&(streams as u64).to_le_bytes())?;
     let dir = File::open(dir)?;
-    let mut out: Vec<u8> = Vec::with_capacity(PACK + buffer + 8192);
+    let mut out: Vec<u8> = Vec::with_capacity(PACK_BYTES + buffer + 8192);
     while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
         let name = piece.path.as_os_str().as_bytes();
         let numbers = piece.meta.iter().chain([&piece.offset, &piece.length]);
@@ -145,7 +145,7 @@ fn send_some(
             file.read_exact_at(&mut out[start..], piece.offset + at)?;
             hasher.update(&out[start..]);
             at += want as u64;
-            if out.len() >= PACK {
+            if out.len() >= PACK_BYTES {
                 stream.write_all(&out)?;
                 out.clear();
             }
@@ -175,7 +175,7 @@ fn receive(address: &str, dir: &Path, buffer: usize) -> Result<()> {
             let mut streams = [0; 8];
             stream.read_exact(&mut streams)?;
             let (dir, parts) = (&dir, &parts);
-            threads.push(scope.spawn(move || receive_some(stream, dir, parts, buffer)));
+            threads.push(scope.spawn(move || receive_stream(stream, dir, parts, buffer)));
             if threads.len() as u64 >= u64::from_le_bytes(streams) {
                 break;
             }
@@ -187,31 +187,31 @@ fn receive(address: &str, dir: &Path, buffer: usize) -> Result<()> {
 }
 
 /// What arrives, in the one buffer of a connection.
-struct Arriving {
+struct StreamReader {
     stream: TcpStream,
     bytes: Vec<u8>,
-    from: usize,
-    to: usize,
+    start: usize,
+    end: usize,
 }
 
-impl Arriving {
+impl StreamReader {
     /// Up to `want` bytes that have arrived, at least one.
-    fn some(&mut self, want: usize) -> Result<&[u8]> {
-        if self.from == self.to {
-            (self.from, self.to) = (0, self.stream.read(&mut self.bytes)?);
-            ensure!(self.to > 0, "the sender is gone");
+    fn read_some(&mut self, want: usize) -> Result<&[u8]> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, self.stream.read(&mut self.bytes)?);
+            ensure!(self.end > 0, "the sender is gone");
         }
-        let n = want.min(self.to - self.from);
-        self.from += n;
-        Ok(&self.bytes[self.from - n..self.from])
+        let n = want.min(self.end - self.start);
+        self.start += n;
+        Ok(&self.bytes[self.start - n..self.start])
     }
 
-    fn fill(&mut self, mut out: &mut [u8]) -> Result<()> {
+    fn read_exact(&mut self, mut out: &mut [u8]) -> Result<()> {
         while !out.is_empty() {
-            if self.from == self.to && out.len() > self.bytes.len() {
+            if self.start == self.end && out.len() > self.bytes.len() {
                 return Ok(self.stream.read_exact(out)?);
             }
-            let some = self.some(out.len())?;
+            let some = self.read_some(out.len())?;
             let (now, later) = out.split_at_mut(some.len());
             now.copy_from_slice(some);
             out = later;
@@ -219,38 +219,38 @@ impl Arriving {
         Ok(())
     }
 
-    fn number(&mut self) -> Result<u64> {
+    fn read_u64(&mut self) -> Result<u64> {
         let mut bytes = [0; 8];
-        self.fill(&mut bytes)?;
+        self.read_exact(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 }
 
-fn receive_some(stream: TcpStream, dir: &File, parts: &Parts, buffer: usize) -> Result<()> {
-    let mut from = Arriving { stream, bytes: vec![0; HEADS], from: 0, to: 0 };
+fn receive_stream(stream: TcpStream, dir: &File, parts: &Parts, buffer: usize) -> Result<()> {
+    let mut from = StreamReader { stream, bytes: vec![0; HEADER_BUFFER_BYTES], start: 0, end: 0 };
     let mut block = vec![0; buffer];
-    let mut numbers = [0; NUMBERS];
+    let mut numbers = [0; HEADER_NUMBERS];
     loop {
-        numbers[0] = from.number()?;
+        numbers[0] = from.read_u64()?;
         if numbers[0] == 0 {
             from.stream.write_all(&[1])?;
             return Ok(());
         }
         for number in &mut numbers[1..] {
-            *number = from.number()?;
+            *number = from.read_u64()?;
         }
         let mut name = vec![0; numbers[0] as usize];
-        from.fill(&mut name)?;
-        take((&mut from, &mut block), dir, parts, &name, &numbers)?;
+        from.read_exact(&mut name)?;
+        receive_piece((&mut from, &mut block), dir, parts, &name, &numbers)?;
     }
 }
 
-fn take(
-    (from, block): (&mut Arriving, &mut [u8]),
+fn receive_piece(
+    (from, block): (&mut StreamReader, &mut [u8]),
     dir: &File,
     parts: &Parts,
     name: &[u8],
-    numbers: &[u64; NUMBERS],
+    numbers: &[u64; HEADER_NUMBERS],
 ) -> Result<()> {
     let [_, mode, uid, gid, seconds, nanoseconds, size, offset, length] = *numbers;
     let mut temporary = name.to_vec();
@@ -269,13 +269,13 @@ fn take(
     let mut at = 0;
     while at < length {
         let want = ((length - at) as usize).min(block.len());
-        from.fill(&mut block[..want])?;
+        from.read_exact(&mut block[..want])?;
         hasher.update(&block[..want]);
         file.write_all_at(&block[..want], offset + at)?;
         at += want as u64;
     }
     let mut digest = [0; 32];
-    from.fill(&mut digest)?;
+    from.read_exact(&mut digest)?;
     ensure!(hasher.finalize() == blake3::Hash::from(digest), "{name:?} arrived damaged");
     if length < size {
         let mut parts = parts.lock();

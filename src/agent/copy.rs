@@ -8,9 +8,9 @@
 
 use super::execute::{Done, Job, entry_error};
 use super::fates::{Fate, Fates, some_of};
-use crate::data::outcome::Offered;
-use crate::data::pool::{BUFFER, Pool};
-use crate::data::{Destination, Found, SendError, hash_source};
+use crate::data::buffer_pool::{BufferPool, SEND_BUFFER_BYTES};
+use crate::data::outcome::OfferOutcome;
+use crate::data::{Destination, OfferDecision, SendError, hash_source};
 use crate::fs::Tree;
 use crate::wire::Digest;
 use crate::wire::content::HashMode;
@@ -111,7 +111,14 @@ impl Round<'_> {
         fates: &mut Fates<'_>,
     ) -> Result<Wanted, SendError> {
         let offer = self.some(places, digests);
-        let Offered { answers, digests: found, notes, unstamped, to_sweep, made } = match &offer {
+        let OfferOutcome {
+            results: answers,
+            digests: found,
+            warnings: notes,
+            dir_errors: unstamped,
+            needs_clean_up: to_sweep,
+            created_dirs: made,
+        } = match &offer {
             Cow::Borrowed(all) => self.to.offer_encoded(all, || self.encoded.clone()).await?,
             Cow::Owned(some) => self.to.offer(some).await?,
         };
@@ -121,13 +128,13 @@ impl Round<'_> {
         let mut wanted = Wanted::default();
         for ((i, answer), found) in places.iter().zip(answers).zip(found) {
             match answer {
-                Ok(Found::Done(action)) => {
+                Ok(OfferDecision::Done(action)) => {
                     fates.settle(*i, action, found.or(digests.get(i).copied()));
                 }
-                Ok(Found::Needed { action, .. }) => {
+                Ok(OfferDecision::NeedsContent { action, .. }) => {
                     wanted.needed.insert(*i, action);
                 }
-                Ok(Found::Check) => wanted.check.push(*i),
+                Ok(OfferDecision::NeedsDigest) => wanted.check.push(*i),
                 Err(error) => {
                     fates.set(*i, Fate::Failed(self.job.seen(error, self.to.worker())));
                 }
@@ -195,10 +202,10 @@ impl Round<'_> {
         let places: Vec<usize> = needed.keys().copied().collect();
         for pack in packs(&manifest.entries, &places, job.chunk()) {
             let files = pack.iter().map(|i| manifest.entries[*i].clone()).collect();
-            let packed = to.pack(self.source, manifest.dirs.clone(), files).await?;
+            let packed = to.transfer_pack(self.source, manifest.dirs.clone(), files).await?;
             fates.sent(packed.sent);
             fates.cloned(packed.cloned);
-            fates.note(packed.notes, packed.to_sweep);
+            fates.note(packed.warnings, packed.needs_clean_up);
             for (i, file) in pack.iter().zip(packed.files) {
                 let fate = match file {
                     Ok(written) => Fate::Brought {
@@ -210,7 +217,7 @@ impl Round<'_> {
                 };
                 fates.set(*i, fate);
             }
-            fates.blame(*job, to, packed.unstamped);
+            fates.blame(*job, to, packed.dir_errors);
         }
         Ok(())
     }
@@ -221,11 +228,11 @@ async fn hash_all(
     source: &Tree,
     entries: Vec<Entry>,
     hashing: HashMode,
-    pool: &Pool,
+    pool: &BufferPool,
 ) -> Vec<Result<Digest, FileError>> {
     let each = entries.into_iter().map(|entry| async move {
         let (source, path) = (source.clone(), entry.path.clone());
-        let [mut buffer] = pool.take([BUFFER]).await;
+        let [mut buffer] = pool.acquire([SEND_BUFFER_BYTES]).await;
         let hash = move || hash_source(&source, &entry, hashing, &mut buffer);
         match tokio::task::spawn_blocking(hash).await {
             Ok(hashed) => hashed.map_err(|e| e.to_file_error()),

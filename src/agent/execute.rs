@@ -2,7 +2,7 @@
 
 use super::damages::Damages;
 use super::limits::Limits;
-use crate::data::{Destination, Local, Peers, Roots, SendError, TicketGate, Until};
+use crate::data::{Deadline, Destination, Local, Peers, Roots, SendError, TicketVerifier};
 use crate::fs::{Filter, FsError, Target, Tree};
 use crate::util::rate::{Limiters, RateLimiter};
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -29,7 +29,7 @@ pub struct Context {
     /// Our storage.
     pub roots: Arc<Roots>,
     /// What tickets are checked by.
-    pub gate: Arc<TicketGate>,
+    pub gate: Arc<TicketVerifier>,
     /// The other agents.
     pub peers: Arc<Peers>,
     /// Large files of the source are read past the page cache, where that can be.
@@ -105,7 +105,7 @@ pub struct Job<'a> {
     /// Who wrote.
     pub writers: &'a Writers,
     /// Until when it may be worked on.
-    pub until: &'a Until,
+    pub until: &'a Deadline,
     /// Counts the content bytes that are moved.
     pub moved: &'a Arc<RateLimiter>,
 }
@@ -218,7 +218,7 @@ impl Job<'_> {
     /// # Errors
     /// A failed task.
     pub fn target(&self) -> Result<Target, Box<Done>> {
-        let admitted = self.cx.roots.admit(&self.cx.gate, &self.assignment.ticket);
+        let admitted = self.cx.roots.authorize(&self.cx.gate, &self.assignment.ticket);
         admitted.map(|(_, target)| target).map_err(|e| Box::new(Done::failed(e.to_string())))
     }
 
@@ -249,12 +249,14 @@ impl Choice<'_> {
         if cx.roots.tree(&assignment.destination_path).is_some()
             && !self.tried.contains_key(&cx.worker)
         {
-            match cx.roots.admit(&cx.gate, &assignment.ticket) {
+            match cx.roots.authorize(&cx.gate, &assignment.ticket) {
                 Ok((claims, target)) => {
                     self.job.asked(&cx.worker);
                     let local = Local::new(target, claims, cx.peers.pool().clone());
-                    let local = local.at(self.job.pace());
-                    let local = local.until(self.job.until).cloning(!assignment.options.no_clone);
+                    let local = local.with_limiters(self.job.pace());
+                    let local = local
+                        .with_deadline(self.job.until)
+                        .with_cloning(!assignment.options.no_clone);
                     return Some(Destination::Local { worker: cx.worker.clone(), local });
                 }
                 Err(refused) => {
@@ -270,8 +272,8 @@ impl Choice<'_> {
         self.job.asked(&member.worker_id);
         let rules = assignment.options.write_rules();
         let peer = cx.peers.peer(member, &assignment.ticket, &rules);
-        let peer = peer.at(self.job.pace()).until(self.job.until);
-        Some(Destination::Remote(peer.counted(cx.damages.of(&assignment.request_id))))
+        let peer = peer.with_limiters(self.job.pace()).with_deadline(self.job.until);
+        Some(Destination::Remote(peer.with_damage_counter(cx.damages.of(&assignment.request_id))))
     }
 
     /// Says that `worker` failed with `error`.
@@ -281,7 +283,9 @@ impl Choice<'_> {
         let tries = self.tried.entry(worker.clone()).or_default();
         match error {
             // One that the master has not heard from either is not tried again.
-            SendError::Broken { .. } if !self.job.cx.peers.is_silent(worker) => *tries += 1,
+            SendError::ConnectionFailed { .. } if !self.job.cx.peers.is_silent(worker) => {
+                *tries += 1
+            }
             _ => *tries += TRIES,
         }
         match error {

@@ -3,7 +3,7 @@
 use super::batch::copy_item;
 use super::execute::{Job, entry_error};
 use crate::data::Destination;
-use crate::data::outcome::UnstampedDir;
+use crate::data::outcome::DirMetadataError;
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
 use crate::wire::options::{EntryAction, EntryWarnings, FileRecord, FileState, SyncOptions};
 use crate::wire::sync::{ErrorClass, FileError};
@@ -114,7 +114,7 @@ impl<'a> Fates<'a> {
     /// A directory that did not get its metadata back is the failure of an entry in it: trying that
     /// one again stamps the directory again. Where trying can't help, the directory's own entry has
     /// failed for the same reason, and once is enough.
-    pub fn blame(&mut self, job: Job<'_>, to: &Destination, unstamped: Vec<UnstampedDir>) {
+    pub fn blame(&mut self, job: Job<'_>, to: &Destination, unstamped: Vec<DirMetadataError>) {
         for (dir, error) in unstamped {
             if error.class == ErrorClass::Permanent {
                 tracing::debug!(sync = %job.assignment.request_id, "{error}");

@@ -4,7 +4,7 @@
 //! the request that got or renewed it was sent, and work stops [`MARGIN`] before its end: whoever gets
 //! the task next never meets a writer of this lease.
 
-use crate::data::Until;
+use crate::data::Deadline;
 use crate::data::gate::boottime;
 use crate::util::rate::RateLimiter;
 use crate::util::shutdown::Shutdown;
@@ -31,7 +31,7 @@ pub enum Stopped {
 
 struct Held {
     lease: Duration,
-    until: Until,
+    until: Deadline,
     is_scan: bool,
     /// Content bytes that were moved for it: a limit that is none counts them.
     moved: Arc<RateLimiter>,
@@ -49,7 +49,7 @@ pub struct Hand {
 pub struct Grip {
     id: AssignmentId,
     stop: Shutdown,
-    until: Until,
+    until: Deadline,
     moved: Arc<RateLimiter>,
     hand: Arc<Hand>,
 }
@@ -64,7 +64,7 @@ impl Hand {
         let id = assignment.assignment_id;
         let lease = Duration::from_secs(assignment.lease_seconds);
         let stop = Shutdown::new();
-        let until = Until::new(since + working(lease));
+        let until = Deadline::new(since + working(lease));
         let moved = Arc::<RateLimiter>::default();
         let held = Held {
             lease,
@@ -108,7 +108,7 @@ impl Hand {
             if dropped.contains(id) {
                 held.stop(Stopped::Dropped);
             } else if listed.contains(id) {
-                held.until.put_off(sent + working(held.lease));
+                held.until.extend(sent + working(held.lease));
             }
         }
     }
@@ -169,7 +169,7 @@ impl Grip {
     }
 
     /// Until when the work may go on.
-    pub fn until(&self) -> Until {
+    pub fn until(&self) -> Deadline {
         self.until.clone()
     }
 

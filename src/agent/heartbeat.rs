@@ -7,7 +7,7 @@ use super::storage::Storage;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::gate::boottime;
-use crate::data::{Endpoints, Peers, Requests, Roots, TicketGate};
+use crate::data::{ActiveRequests, Endpoints, Peers, Roots, TicketVerifier};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::rlimits;
@@ -64,10 +64,10 @@ pub struct Heart {
     pub incarnation: String,
     boot_id: Option<String>,
     hand: Arc<Hand>,
-    gate: Arc<TicketGate>,
+    gate: Arc<TicketVerifier>,
     limits: Arc<Limits>,
     peers: Arc<Peers>,
-    requests: Arc<Requests>,
+    requests: Arc<ActiveRequests>,
     storage: Arc<Storage>,
     draining: AtomicBool,
     stopped: AtomicBool,
@@ -88,9 +88,9 @@ impl Heart {
         config: AgentConfig,
         endpoints: Arc<Endpoints>,
         roots: Arc<Roots>,
-        (gate, incarnation): (Arc<TicketGate>, String),
+        (gate, incarnation): (Arc<TicketVerifier>, String),
         (hand, limits, peers): (Arc<Hand>, Arc<Limits>, Arc<Peers>),
-        requests: Arc<Requests>,
+        requests: Arc<ActiveRequests>,
     ) -> Self {
         let now = Arc::new(Notify::new());
         let storage = Storage::of(roots, now.clone());
@@ -203,7 +203,7 @@ impl Heart {
         loop {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
             let woken = tokio::time::timeout(left.min(busy), self.now.notified()).await.is_ok();
-            let works = !self.hand.is_empty() || self.requests.under_way() > 0;
+            let works = !self.hand.is_empty() || self.requests.active() > 0;
             if woken || left <= busy || works {
                 return;
             }
@@ -267,7 +267,7 @@ impl Heart {
             free_bytes: seen.free,
             assignments: in_hand,
             moved_bytes: if master >= 5 { self.hand.moved() } else { BTreeMap::new() },
-            incoming_requests: match u32::try_from(self.requests.under_way()) {
+            incoming_requests: match u32::try_from(self.requests.active()) {
                 Ok(n) if master >= 5 => n,
                 _ => 0,
             },
@@ -307,18 +307,18 @@ impl Heart {
         let report = all.map(|(nic, state)| NicReport {
             receive_rate: {
                 let before = incoming.entry(nic.endpoint.authority());
-                let rate = before.or_default().see(nic.flow.received(), now);
+                let rate = before.or_default().see(nic.counter.received(), now);
                 rate.filter(|_| master >= 5)
             },
             endpoint: nic.endpoint.authority(),
             iface: nic.endpoint.iface.clone(),
-            sent: nic.flow.sent(),
-            received: nic.flow.received(),
-            connections: count(nic.open()),
+            sent: nic.counter.sent(),
+            received: nic.counter.received(),
+            connections: count(nic.open_connections()),
             requests: count(state.requests),
             goodput: state.goodput.map(|bytes| bytes as u64),
             disabled_reason: why_unavailable(&nic.endpoint.authority())
-                .or(state.aside)
+                .or(state.unavailable_reason)
                 .map(|why| why.chars().take(MAX_WHY).collect()),
         });
         report.collect()

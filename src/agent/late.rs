@@ -9,7 +9,7 @@ use super::testing::{abs, assignment, config};
 use super::tune::Tuning;
 use crate::client::{ClientOptions, MasterClient};
 use crate::data::gate::boottime;
-use crate::data::{Buffers, Peers, Roots, TicketGate};
+use crate::data::{BufferPools, Peers, Roots, TicketVerifier};
 use crate::util::shutdown::Shutdown;
 use crate::wire::task::{Assignment, TaskSpec};
 use crate::wire::worker::HeartbeatReply;
@@ -68,8 +68,8 @@ impl Late {
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let config = config(vec![abs(dir.path())], vec![]);
         let roots = Arc::new(Roots::open(&config.storage_paths).unwrap());
-        let peers = Peers::new(&[], Buffers::new(64 << 20).sending);
-        let (gate, hand) = (Arc::new(TicketGate::new()), Arc::new(Hand::default()));
+        let peers = Peers::new(&[], BufferPools::new(64 << 20).sending);
+        let (gate, hand) = (Arc::new(TicketVerifier::new()), Arc::new(Hand::default()));
         let cx = Context {
             worker: config.worker_id.clone(),
             limits: Default::default(),
@@ -80,7 +80,7 @@ impl Late {
             direct_io: false,
         };
         let seen = (hand.clone(), cx.limits.clone(), peers);
-        let requests = Arc::new(crate::data::Requests::new(1));
+        let requests = Arc::new(crate::data::ActiveRequests::new(1));
         let heart = Heart::new(config, Arc::default(), roots, (gate, "1".into()), seen, requests);
         let slots = Slots {
             cx,

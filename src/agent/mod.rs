@@ -9,7 +9,7 @@
 //!
 //! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`heartbeat`] (with [`storage_tree`]), [`slots`]: the loops; `reload`: what changes meanwhile
 //! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy_batch`] (with [`fates`]), [`range`],
-//!   [`publish`], [`prune`]
+//!   [`publish`], [`prune_request`]
 //!
 //! A stop is in this order: take no more work and say so, hand scans back, end what is in hand or hand
 //! it back when the time is up, then close the data server.
@@ -42,7 +42,9 @@ pub mod tune;
 
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
-use crate::data::{Buffers, DataServer, Endpoints, Peers, Requests, Roots, Served, TicketGate};
+use crate::data::{
+    ActiveRequests, BufferPools, DataServer, Endpoints, Peers, Roots, ServerContext, TicketVerifier,
+};
 use crate::fs::DirtyJournal;
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
@@ -108,13 +110,13 @@ impl Agent {
     /// Works until `shutdown`, then ends what is in hand (at most for the configured drain time).
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
         let endpoints = self.server.endpoints().clone();
-        let buffers = Buffers::new(self.config.buffer_memory);
+        let buffers = BufferPools::new(self.config.buffer_memory);
         let (changes, nics) = (self.changes, self.server.nics().to_vec());
         let requests = self.server.requests().clone();
         let peers = Peers::new(self.server.nics(), buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
-        let gate = Arc::new(TicketGate::of_agent(&self.config.worker_id, &incarnation));
-        let served = Served { gate: gate.clone(), roots: self.roots.clone() };
+        let gate = Arc::new(TicketVerifier::for_agent(&self.config.worker_id, &incarnation));
+        let served = ServerContext { verifier: gate.clone(), roots: self.roots.clone() };
         let closed = Shutdown::new();
         let receiving = buffers.receiving.clone();
         let serving = tokio::spawn(self.server.serve(Arc::new(served), receiving, closed.clone()));
@@ -166,7 +168,10 @@ impl Agent {
         let _ = tokio::time::timeout(Duration::from_secs(2), heart.stop(&client)).await;
         closed.cancel();
         let _ = tokio::time::timeout(LAST_REQUESTS, &mut serving).await;
-        tracing::info!(buffer_memory = units::format_bytes(buffers.most() as u64), "agent stopped");
+        tracing::info!(
+            buffer_memory = units::format_bytes(buffers.peak_bytes() as u64),
+            "agent stopped"
+        );
     }
 }
 
@@ -225,7 +230,7 @@ async fn all_the_work(
     work: impl Future<Output = ()>,
     heart: &Heart,
     hand: &Hand,
-    requests: &Requests,
+    requests: &ActiveRequests,
     shutdown: &Shutdown,
     config: &watch::Receiver<AgentConfig>,
 ) {
@@ -237,19 +242,19 @@ async fn all_the_work(
     tracing::info!(
         "draining: {} running, {} of other agents",
         units::pluralize(hand.list().len() as u64, "task", "tasks"),
-        units::pluralize(requests.under_way() as u64, "request", "requests")
+        units::pluralize(requests.active() as u64, "request", "requests")
     );
     heart.drain();
     hand.hand_back(true);
     let drain = config.borrow().drain_timeout;
     let all = async {
-        tokio::join!(work.as_mut(), requests.are_over_for(REQUESTS_OVER));
+        tokio::join!(work.as_mut(), requests.wait_idle_for(REQUESTS_OVER));
     };
     if tokio::time::timeout(drain, all).await.is_ok() {
         return;
     }
     if hand.is_empty() {
-        let requests = units::pluralize(requests.under_way() as u64, "request", "requests");
+        let requests = units::pluralize(requests.active() as u64, "request", "requests");
         tracing::warn!(
             "{requests} of other agents cut off after {}",
             units::format_duration(drain)

@@ -9,7 +9,7 @@ use super::batch::PAGE_SPAWN;
 use super::execute::{Choice, Job, entry_error};
 use super::scan::{Pages, ScanEnd, may_give_away};
 use crate::data::Destination;
-use crate::data::asks::{PruneAsk, PrunedPage};
+use crate::data::control_messages::{PruneOutcome, PruneRequest};
 use crate::fs::{EARLIER_TRASH_KEPT, Filter, FsError, NamePage, Tree};
 use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, ManifestDir};
 use crate::wire::options::{
@@ -56,7 +56,7 @@ enum Step {
     /// What the source root is; comes first.
     Root(RootState, Option<RootIdentity>),
     /// The names of the source in an interval of a directory.
-    Names(PruneAsk),
+    Names(PruneRequest),
     /// A directory can't be listed.
     Failed(FileError),
     /// A subtree is given away.
@@ -208,12 +208,12 @@ impl Pruner<'_> {
     }
 
     /// Has the interval of `ask` pruned, in as many steps as the destination takes.
-    async fn settle(&mut self, mut ask: PruneAsk, pages: &impl Pages) -> Result<(), ScanEnd> {
+    async fn settle(&mut self, mut ask: PruneRequest, pages: &impl Pages) -> Result<(), ScanEnd> {
         self.names += ask.names.len();
         loop {
             let mut found = self.ask(&ask).await?;
-            ask.resume = found.next.take();
-            self.page.allowance_used_up = found.used_up;
+            ask.resume = found.resume.take();
+            self.page.allowance_used_up = found.allowance_exhausted;
             self.add(found);
             if self.page.allowance_used_up {
                 // The master ends the deletion.
@@ -235,7 +235,7 @@ impl Pruner<'_> {
     }
 
     /// Asks a destination; when it fails, the next. What one has done already is just not found again.
-    async fn ask(&mut self, ask: &PruneAsk) -> Result<PrunedPage, ScanEnd> {
+    async fn ask(&mut self, ask: &PruneRequest) -> Result<PruneOutcome, ScanEnd> {
         loop {
             let Some(to) = self.to.take().or_else(|| self.choice.pick()) else {
                 return Err(failed(self.choice.exhausted().message.unwrap_or_default()));
@@ -263,7 +263,7 @@ impl Pruner<'_> {
         }
     }
 
-    fn add(&mut self, found: PrunedPage) {
+    fn add(&mut self, found: PruneOutcome) {
         let sum = self.page.pruned.get_or_insert_default();
         sum.checked = sum.checked.saturating_add(found.pruned.checked);
         sum.extraneous = sum.extraneous.saturating_add(found.pruned.extraneous);
@@ -494,12 +494,12 @@ impl Walker {
             let replacing = (0..).zip(&some).filter(|(_, name)| self.replaces(level, name));
             let replacing = replacing.map(|(at, _)| at).collect();
             let bytes = |name: Box<[u8]>| ByteVec::from(name.into_vec());
-            self.send(Step::Names(PruneAsk {
+            self.send(Step::Names(PruneRequest {
                 dir: level.dir.path.clone(),
                 after: after.take().map(bytes),
-                upto: until.clone().map(bytes),
+                through: until.clone().map(bytes),
                 names: some.into_iter().map(|(name, _)| bytes(name)).collect(),
-                replacing,
+                replacing_dirs: replacing,
                 filter: self.spec.clone(),
                 delete_excluded: self.delete_excluded,
                 apply: self.apply,

@@ -94,7 +94,7 @@ pub async fn sweep(job: Job<'_>) -> Done {
     let root = root.map(|entry| ManifestDir { path: entry.path, meta: entry.meta });
     let mut choice = job.destinations();
     while let Some(to) = choice.pick() {
-        match to.sweep(root.clone()).await {
+        match to.clean_up(root.clone()).await {
             Ok(Ok(())) => {
                 job.wrote(to.worker());
                 return Done::well(TaskReport::default());

@@ -3,9 +3,9 @@
 use super::batch::single;
 use super::execute::{Done, Job, is_of_source};
 use super::fates::{made_records, record};
-use crate::data::outcome::{Compared, Offered, Packed, RangeMode};
-use crate::data::protocol::range_fits;
-use crate::data::{Cloned, Destination, Found, RangeSent, SendError};
+use crate::data::outcome::{CompareOutcome, OfferOutcome, PackOutcome, RangeMode};
+use crate::data::protocol::validate_range;
+use crate::data::{CloneOutcome, Destination, OfferDecision, RangeOutcome, SendError};
 use crate::fs::Tree;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
@@ -28,7 +28,7 @@ pub async fn range(
     let [entry] = manifest.entries.as_slice() else {
         return Done::failed(format!("a range holds one file, not {}", manifest.entries.len()));
     };
-    if let Err(why) = range_fits(offset, length, entry.size()) {
+    if let Err(why) = validate_range(offset, length, entry.size()) {
         return Done::failed(why);
     }
     let mut choice = job.destinations();
@@ -68,16 +68,16 @@ impl Way<'_> {
         // It also makes the directories above the file.
         let mut offered = self.to.offer(self.manifest).await?;
         self.job.wrote(self.to.worker());
-        let made = std::mem::take(&mut offered.made);
+        let made = std::mem::take(&mut offered.created_dirs);
         report.records = made_records(&self.job.assignment.options, made);
-        report.needs_clean_up = offered.to_sweep;
-        match offered.answers.first() {
+        report.needs_clean_up = offered.needs_clean_up;
+        match offered.results.first() {
             Some(Err(error)) => Ok(Err(error.clone())),
-            Some(Ok(Found::Done(action))) => {
+            Some(Ok(OfferDecision::Done(action))) => {
                 self.settled(*action, offered, report);
                 Ok(Ok(()))
             }
-            Some(Ok(Found::Check)) if compare => self.compare(report).await,
+            Some(Ok(OfferDecision::NeedsDigest)) if compare => self.compare(report).await,
             _ if compare => {
                 report.differs = true;
                 Ok(Ok(()))
@@ -85,38 +85,40 @@ impl Way<'_> {
             answer => {
                 // A file that is as long as ours may have equal blocks.
                 let (action, base) = match answer {
-                    Some(Ok(Found::Needed { action, base })) => (*action, *base),
+                    Some(Ok(OfferDecision::NeedsContent { action, has_basis: base })) => {
+                        (*action, *base)
+                    }
                     _ => (EntryAction::Update, true),
                 };
                 match self.to.clone_file(self.source, self.manifest).await? {
-                    Cloned::Brought(packed) => match self.cloned(action, packed, report) {
+                    CloneOutcome::Cloned(packed) => match self.cloned(action, packed, report) {
                         Err(error) if error.class == ErrorClass::Changed => {
                             Ok(self.replace(report).await)
                         }
                         done => Ok(done),
                     },
-                    Cloned::There(offered) => Ok(self.there(offered, report)),
-                    Cloned::No => self.send(base, report).await,
+                    CloneOutcome::NotNeeded(offered) => Ok(self.there(offered, report)),
+                    CloneOutcome::Unavailable => self.send(base, report).await,
                 }
             }
         }
     }
 
     /// The whole file needs nothing (any more): it is the same, left alone, or was linked.
-    fn settled(&self, action: EntryAction, offered: Offered, report: &mut TaskReport) {
+    fn settled(&self, action: EntryAction, offered: OfferOutcome, report: &mut TaskReport) {
         let size = self.entry.size();
         let options = &self.job.assignment.options;
         let digest = offered.digests.first().copied().flatten();
         report.unchanged = true;
-        report.warnings = offered.notes;
+        report.warnings = offered.warnings;
         report.actions.entry(action).or_default().add(size);
         report.records.extend(record(options, self.entry, action, size, digest));
     }
 
     /// Another range of it has brought the whole file, or it cannot be.
-    fn there(&self, offered: Offered, report: &mut TaskReport) -> Result<(), FileError> {
-        match offered.answers.first() {
-            Some(Ok(Found::Done(action))) => self.settled(*action, offered, report),
+    fn there(&self, offered: OfferOutcome, report: &mut TaskReport) -> Result<(), FileError> {
+        match offered.results.first() {
+            Some(Ok(OfferDecision::Done(action))) => self.settled(*action, offered, report),
             Some(Err(error)) => return Err(error.clone()),
             _ => {}
         }
@@ -127,10 +129,17 @@ impl Way<'_> {
     fn cloned(
         &self,
         action: EntryAction,
-        packed: Packed,
+        packed: PackOutcome,
         report: &mut TaskReport,
     ) -> Result<(), FileError> {
-        let Packed { files, cloned, notes, unstamped, to_sweep, .. } = packed;
+        let PackOutcome {
+            files,
+            cloned,
+            warnings: notes,
+            dir_errors: unstamped,
+            needs_clean_up: to_sweep,
+            ..
+        } = packed;
         for (_, error) in unstamped {
             // Its own entry says so where it lasts.
             warn_ratelimited!(error.describe_cause(), "{error}");
@@ -149,10 +158,10 @@ impl Way<'_> {
 
     async fn compare(&self, report: &mut TaskReport) -> Result<Result<(), FileError>, SendError> {
         match self.to.compare(self.source, self.manifest, self.entry, self.range).await? {
-            Compared::Equal(value) => report.digest = Some(value),
-            Compared::Differs => report.differs = true,
-            Compared::Changed => return Ok(self.replace(report).await),
-            Compared::Failed(error) => return Ok(Err(error)),
+            CompareOutcome::Equal(value) => report.digest = Some(value),
+            CompareOutcome::Differs => report.differs = true,
+            CompareOutcome::Changed => return Ok(self.replace(report).await),
+            CompareOutcome::Failed(error) => return Ok(Err(error)),
         }
         Ok(Ok(()))
     }
@@ -167,24 +176,30 @@ impl Way<'_> {
         let delta = base && !self.job.assignment.options.whole_file;
         let mut mode = if delta { RangeMode::Delta } else { RangeMode::Whole };
         loop {
-            match self.to.range(self.source, self.manifest, self.entry, self.range, mode).await? {
-                RangeSent::Written { value, sent, kept } => {
+            match self
+                .to
+                .transfer_range(self.source, self.manifest, self.entry, self.range, mode)
+                .await?
+            {
+                RangeOutcome::Written { value, sent, kept } => {
                     report.bytes_done = self.range.1;
                     report.digest = value;
                     report.bytes_sent += sent;
                     report.bytes_kept = kept;
                     return Ok(Ok(()));
                 }
-                RangeSent::Changed => return Ok(self.replace(report).await),
+                RangeOutcome::Changed => return Ok(self.replace(report).await),
                 // What is there may be out of the destination's reach: it can still be replaced.
-                RangeSent::Failed(error) if mode == RangeMode::Delta && !is_of_source(&error) => {
+                RangeOutcome::Failed(error)
+                    if mode == RangeMode::Delta && !is_of_source(&error) =>
+                {
                     tracing::debug!(
                         sync = %self.job.assignment.request_id,
                         "a range is sent whole: {error}"
                     );
                     mode = RangeMode::Whole;
                 }
-                RangeSent::Failed(error) => return Ok(Err(error)),
+                RangeOutcome::Failed(error) => return Ok(Err(error)),
             }
         }
     }

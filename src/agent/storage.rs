@@ -19,7 +19,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// See the module.
 pub struct Storage {
     roots: Arc<Roots>,
-    /// One for each storage path, in the order of [`Roots::all`].
+    /// One for each storage path, in the order of [`Roots::lock`].
     known: Vec<Mutex<Known>>,
     /// Notified when another root was opened: until the master has heard of it nothing is done there.
     reopened: Arc<Notify>,

@@ -189,7 +189,7 @@ fn accepted(ctx: &Context, request: &Submission, submitted: &SubmitReply, next: 
 /// names that it has.
 ///
 /// # Errors
-/// What [`collect_paths::read`] refuses; a pattern that is an absolute path below a source or the destination.
+/// What [`collect_paths::decode_reply`] refuses; a pattern that is an absolute path below a source or the destination.
 pub(super) fn request(
     sources: &[AbsPath],
     destination_path: AbsPath,

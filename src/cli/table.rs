@@ -193,7 +193,7 @@ fn worker(w: &WorkerView, now: Timestamp) -> Vec<String> {
     ]
 }
 
-/// Everything about one worker, as `Key: value` lines and a table of its endpoints.
+/// Everything about one worker, as `RouteKey: value` lines and a table of its endpoints.
 pub(super) fn worker_record(w: &WorkerView, now: Timestamp) -> String {
     let storage = w.storage_paths.iter().map(|path| {
         let free = w.free_bytes.get(&path.to_string()).map(|n| units::format_bytes(*n));
@@ -264,7 +264,7 @@ fn nic(nic: &NicReport) -> Vec<String> {
     ]
 }
 
-/// Everything about one sync, as `Key: value` lines; failures are told by the caller.
+/// Everything about one sync, as `RouteKey: value` lines; failures are told by the caller.
 pub(super) fn record(sync: &SyncProgress, now: Timestamp) -> String {
     let mut rows: Vec<(&str, String)> = Vec::new();
     let mut add = |key: &'static str, value: String| rows.push((key, value));

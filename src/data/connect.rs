@@ -1,8 +1,8 @@
 //! Connections to peers: opened from a NIC, and tried with a probe.
 
-use super::asking::{self, Asking};
-use super::meter::{Counted, Flow};
-use super::nics::{Nic, Open, is_own};
+use super::content_client::{self, ContentClient};
+use super::meter::{CountedStream, TrafficCounter};
+use super::nics::{Nic, OpenConnectionGuard, is_local_address};
 use super::protocol::PROBE;
 use crate::util::iface;
 use bytes::Bytes;
@@ -19,21 +19,21 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 
 /// With several NICs, so many bytes that are not sent yet wait in the kernel.
-const UNSENT: u32 = 512 << 10;
+const MAX_UNSENT_BYTES: u32 = 512 << 10;
 
 /// Why no connection was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectError {
     /// For people.
-    pub why: String,
+    pub message: String,
     /// The network did not reach the peer, which may be over in a moment. Not so where the host answered: no process
     /// listens there, or another one does.
-    pub may_pass: bool,
+    pub is_transient: bool,
 }
 
 impl From<String> for ConnectError {
     fn from(why: String) -> Self {
-        ConnectError { why, may_pass: false }
+        ConnectError { message: why, is_transient: false }
     }
 }
 
@@ -46,58 +46,58 @@ impl From<std::io::Error> for ConnectError {
             error.kind(),
             AddrNotAvailable | HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut
         );
-        ConnectError { why: error.to_string(), may_pass }
+        ConnectError { message: error.to_string(), is_transient: may_pass }
     }
 }
 
 impl ConnectError {
     /// Nothing came back within `patience`.
-    pub fn late(what: &str, patience: Duration) -> Self {
-        ConnectError { why: format!("no {what} within {patience:?}"), may_pass: true }
+    pub fn timed_out(what: &str, patience: Duration) -> Self {
+        ConnectError { message: format!("no {what} within {patience:?}"), is_transient: true }
     }
 }
 
 /// Where a connection begins and ends.
 #[derive(Clone)]
-pub struct Way {
+pub struct ConnectionPath {
     /// Our NIC. Without one the kernel chooses, and nothing is set or counted.
     pub from: Option<Arc<Nic>>,
     /// Whether it is bound to the NIC: with one NIC only the kernel knows best.
-    pub bound: bool,
+    pub is_bound: bool,
     /// The peer, as `host:port`.
     pub to: String,
 }
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ConnectionKind {
     /// Requests whose bodies are documents.
     Documents,
-    /// Packs and ranges ([`stream`](super::stream)).
+    /// Packs and ranges ([`request_content`](super::stream)).
     Content,
 }
 
 /// A connection, with the task that drives it.
 pub struct Connection {
     /// Takes requests.
-    pub send: SendRequest<Full<Bytes>>,
+    pub sender: SendRequest<Full<Bytes>>,
     /// What it was upgraded to, where it is for content.
-    pub stream: Option<Asking>,
+    pub stream: Option<ContentClient>,
     /// What went over it.
-    pub flow: Arc<Flow>,
+    pub counter: Arc<TrafficCounter>,
     driver: AbortHandle,
-    _open: Option<Open>,
+    _open: Option<OpenConnectionGuard>,
 }
 
 impl Connection {
     /// What it is for.
-    pub fn kind(&self) -> Kind {
-        if self.stream.is_some() { Kind::Content } else { Kind::Documents }
+    pub fn kind(&self) -> ConnectionKind {
+        if self.stream.is_some() { ConnectionKind::Content } else { ConnectionKind::Documents }
     }
 
     /// Whether its peer has not closed it, as far as is known: of a stream only its use tells.
     pub fn is_open(&self) -> bool {
-        self.stream.is_some() || !self.send.is_closed()
+        self.stream.is_some() || !self.sender.is_closed()
     }
 
     /// Asks over it whether an agent answers.
@@ -106,8 +106,8 @@ impl Connection {
             .header(HOST, peer)
             .body(Full::default())
             .map_err(|e| e.to_string())?;
-        self.send.ready().await.map_err(|e| e.to_string())?;
-        let reply = self.send.send_request(request).await.map_err(|e| e.to_string())?;
+        self.sender.ready().await.map_err(|e| e.to_string())?;
+        let reply = self.sender.send_request(request).await.map_err(|e| e.to_string())?;
         let status = reply.status();
         // The connection is used again only after the whole answer.
         reply.into_body().collect().await.map_err(|e| e.to_string())?;
@@ -119,8 +119,9 @@ impl Connection {
 
     /// Upgrades it to a stream.
     async fn upgrade(&mut self, peer: &str) -> Result<(), String> {
-        let response = self.send.send_request(asking::request(peer)?).await;
-        self.stream = Some(asking::opened(response.map_err(|e| e.to_string())?).await?);
+        let response = self.sender.send_request(content_client::upgrade_request(peer)?).await;
+        self.stream =
+            Some(content_client::accept_upgrade(response.map_err(|e| e.to_string())?).await?);
         Ok(())
     }
 }
@@ -137,9 +138,9 @@ impl Drop for Connection {
 /// # Errors
 /// It was refused, or nothing came back in time.
 pub async fn connect(
-    way: &Way,
-    theirs: &Arc<Flow>,
-    kind: Kind,
+    way: &ConnectionPath,
+    theirs: &Arc<TrafficCounter>,
+    kind: ConnectionKind,
     (accepted, patience): (Duration, Duration),
 ) -> Result<Connection, ConnectError> {
     let open = async {
@@ -147,7 +148,7 @@ pub async fn connect(
             tokio::net::lookup_host(&way.to).await.map_err(|e| e.to_string())?.collect();
         let mut last = ConnectError::from("the name has no address".to_owned());
         for address in addresses {
-            match open(way, address).await {
+            match open_socket(way, address).await {
                 Ok(stream) => return Ok(stream),
                 Err(e) => last = e.into(),
             }
@@ -156,13 +157,13 @@ pub async fn connect(
     };
     let stream = tokio::time::timeout(accepted, open)
         .await
-        .map_err(|_| ConnectError::late("answer", accepted))??;
+        .map_err(|_| ConnectError::timed_out("answer", accepted))??;
     let _ = stream.set_nodelay(true);
-    let flow = Arc::new(Flow::default());
+    let flow = Arc::new(TrafficCounter::default());
     let mut flows = vec![flow.clone(), theirs.clone()];
-    flows.extend(way.from.as_ref().map(|nic| nic.flow.clone()));
+    flows.extend(way.from.as_ref().map(|nic| nic.counter.clone()));
     let (send, connection) = http1::Builder::new()
-        .handshake(TokioIo::new(Counted::new(stream, flows)))
+        .handshake(TokioIo::new(CountedStream::new(stream, flows)))
         .await
         .map_err(|e| e.to_string())?;
     let driver = tokio::spawn(async move {
@@ -170,17 +171,17 @@ pub async fn connect(
             tracing::debug!("a data connection ended: {e}");
         }
     });
-    let _open = way.from.as_ref().map(Nic::opened);
+    let _open = way.from.as_ref().map(Nic::count_open_connection);
     let driver = driver.abort_handle();
-    let mut connection = Connection { send, stream: None, flow, driver, _open };
-    if kind == Kind::Content {
+    let mut connection = Connection { sender: send, stream: None, counter: flow, driver, _open };
+    if kind == ConnectionKind::Content {
         let opened = tokio::time::timeout(patience, connection.upgrade(&way.to)).await;
-        opened.map_err(|_| ConnectError::late("stream", patience))??;
+        opened.map_err(|_| ConnectError::timed_out("stream", patience))??;
     }
     Ok(connection)
 }
 
-async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
+async fn open_socket(way: &ConnectionPath, to: SocketAddr) -> std::io::Result<TcpStream> {
     // The peer's interface says nothing here: the scope is that of our end.
     let to = match &way.from {
         Some(nic) => nic.scoped(to),
@@ -188,17 +189,18 @@ async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
     }?;
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     if let Some(nic) = &way.from {
-        nic.tune(SockRef::from(&socket));
-        if let Some(local) = nic.ip().filter(|_| way.bound) {
+        nic.set_socket_options(SockRef::from(&socket));
+        if let Some(local) = nic.ip().filter(|_| way.is_bound) {
             // What stays on this host goes through its loopback, whatever the address.
-            if let Some(iface) = nic.endpoint.iface.as_deref().filter(|_| !is_own(to.ip()))
+            if let Some(iface) =
+                nic.endpoint.iface.as_deref().filter(|_| !is_local_address(to.ip()))
                 && let Err(e) = socket.bind_device(Some(iface.as_bytes()))
             {
                 // Old kernels want a capability for it; the address alone is the next best.
                 tracing::debug!(iface, "cannot bind to the interface: {e}");
             }
             // What waits in the kernel is on no way yet, and would hide how fast the way is.
-            let _ = socket.set_tcp_notsent_lowat(UNSENT);
+            let _ = socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES);
             socket.bind(&nic.scoped(SocketAddr::new(local, 0))?.into())?;
         }
     }
@@ -210,10 +212,14 @@ async fn open(way: &Way, to: SocketAddr) -> std::io::Result<TcpStream> {
 ///
 /// # Errors
 /// A sentence.
-pub async fn probe(way: &Way, theirs: &Arc<Flow>, patience: Duration) -> Result<(), String> {
+pub async fn probe(
+    way: &ConnectionPath,
+    theirs: &Arc<TrafficCounter>,
+    patience: Duration,
+) -> Result<(), String> {
     let ask = async {
-        let connected = connect(way, theirs, Kind::Documents, (patience, patience)).await;
-        let mut connection = connected.map_err(|error| error.why)?;
+        let connected = connect(way, theirs, ConnectionKind::Documents, (patience, patience)).await;
+        let mut connection = connected.map_err(|error| error.message)?;
         connection.probe(&way.to).await
     };
     let end = tokio::time::timeout(patience, ask).await;

@@ -1,11 +1,15 @@
 //! Where an executor sends to: a peer, or this host itself.
 
-use super::asks::{BLOCK_BYTES, BlockValue, BlocksAsk, PruneAsk, PrunedPage, WINDOW};
-use super::delta::Ranged;
-use super::local::{Cloned, Local};
-use super::outcome::{Compared, Offered, Packed, RangeMode, RangeSent, SendError};
+use super::buffer_pool::BufferPool;
+use super::control_messages::{
+    BLOCK_BYTES, BlockDigests, BlockDigestsRequest, PruneOutcome, PruneRequest, WINDOW_BYTES,
+};
+use super::delta::RangeTransfer;
+use super::local::{CloneOutcome, Local};
+use super::outcome::{
+    CompareOutcome, OfferOutcome, PackOutcome, RangeMode, RangeOutcome, SendError,
+};
 use super::peer::Peer;
-use super::pool::Pool;
 use super::read::Span;
 use crate::fs::{RootKind, Tree};
 use crate::wire::WorkerId;
@@ -45,12 +49,12 @@ impl Destination {
     }
 
     /// Whether a range is sent over several pairs of NICs.
-    pub(super) fn is_wide(&self) -> bool {
-        matches!(self, Destination::Remote(peer) if peer.is_wide())
+    pub(super) fn is_multi_rail(&self) -> bool {
+        matches!(self, Destination::Remote(peer) if peer.is_multi_rail())
     }
 
     /// The buffers for what is read on its account.
-    pub(super) fn pool(&self) -> &Pool {
+    pub(super) fn pool(&self) -> &BufferPool {
         match self {
             Destination::Local { local, .. } => local.pool(),
             Destination::Remote(peer) => peer.peers.pool(),
@@ -62,7 +66,7 @@ impl Destination {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn offer(&self, manifest: &Manifest) -> Result<Offered, SendError> {
+    pub async fn offer(&self, manifest: &Manifest) -> Result<OfferOutcome, SendError> {
         self.offer_encoded(manifest, || manifest.encode().into()).await
     }
 
@@ -74,7 +78,7 @@ impl Destination {
         &self,
         manifest: &Manifest,
         encoded: impl FnOnce() -> Bytes,
-    ) -> Result<Offered, SendError> {
+    ) -> Result<OfferOutcome, SendError> {
         match self {
             Destination::Local { local, .. } => local.offer(manifest).await,
             Destination::Remote(peer) => peer.offer(manifest, encoded()).await,
@@ -85,15 +89,15 @@ impl Destination {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn pack(
+    pub async fn transfer_pack(
         &self,
         source: &Tree,
         dirs: Vec<ManifestDir>,
         files: Vec<Entry>,
-    ) -> Result<Packed, SendError> {
+    ) -> Result<PackOutcome, SendError> {
         match self {
-            Destination::Local { local, .. } => local.pack(source, dirs, files).await,
-            Destination::Remote(peer) => peer.pack(source, dirs, files).await,
+            Destination::Local { local, .. } => local.transfer_pack(source, dirs, files).await,
+            Destination::Remote(peer) => peer.transfer_pack(source, dirs, files).await,
         }
     }
 
@@ -106,34 +110,36 @@ impl Destination {
         &self,
         source: &Tree,
         manifest: &Manifest,
-    ) -> Result<Cloned, SendError> {
+    ) -> Result<CloneOutcome, SendError> {
         match self {
             Destination::Local { local, .. } => local.clone_file(source, manifest).await,
-            Destination::Remote(_) => Ok(Cloned::No),
+            Destination::Remote(_) => Ok(CloneOutcome::Unavailable),
         }
     }
 
     /// Brings `(offset, length)` of `entry`, the only file of `manifest`, into its part file. The
-    /// range must fit ([`range_fits`](super::protocol::range_fits)).
+    /// range must fit ([`validate_range`](super::protocol::range_fits)).
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn range(
+    pub async fn transfer_range(
         &self,
         source: &Tree,
         manifest: &Manifest,
         entry: &Entry,
         (offset, length): (u64, u64),
         mode: RangeMode,
-    ) -> Result<RangeSent, SendError> {
-        let ranged = Ranged { source, manifest, entry, span: Span { offset, length } };
+    ) -> Result<RangeOutcome, SendError> {
+        let ranged = RangeTransfer { source, manifest, entry, span: Span { offset, length } };
         match mode {
             RangeMode::Delta if offset.is_multiple_of(BLOCK_BYTES) => {
-                self.windowed(ranged, mode).await
+                self.send_windows(ranged, mode).await
             }
             // A long hole is one request, not one for each of its pieces.
-            _ if self.is_wide() && length > WINDOW => self.windowed(ranged, mode).await,
-            _ => self.striped(ranged, None).await,
+            _ if self.is_multi_rail() && length > WINDOW_BYTES => {
+                self.send_windows(ranged, mode).await
+            }
+            _ => self.send_striped(ranged, None).await,
         }
     }
 
@@ -149,8 +155,9 @@ impl Destination {
         manifest: &Manifest,
         entry: &Entry,
         (offset, length): (u64, u64),
-    ) -> Result<Compared, SendError> {
-        self.compared(Ranged { source, manifest, entry, span: Span { offset, length } }).await
+    ) -> Result<CompareOutcome, SendError> {
+        self.compare_range(RangeTransfer { source, manifest, entry, span: Span { offset, length } })
+            .await
     }
 
     /// Finds (and, where it is to be applied, removes) what the destination has beside the names of
@@ -158,7 +165,7 @@ impl Destination {
     ///
     /// # Errors
     /// See [`SendError`]; the ticket may not allow it.
-    pub async fn prune(&self, ask: PruneAsk) -> Result<PrunedPage, SendError> {
+    pub async fn prune(&self, ask: PruneRequest) -> Result<PruneOutcome, SendError> {
         match self {
             Destination::Local { local, .. } => local.prune(ask).await,
             Destination::Remote(peer) => peer.prune(ask).await,
@@ -170,13 +177,13 @@ impl Destination {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn sweep(
+    pub async fn clean_up(
         &self,
         root: Option<ManifestDir>,
     ) -> Result<Result<(), FileError>, SendError> {
         match self {
-            Destination::Local { local, .. } => local.sweep(root).await,
-            Destination::Remote(peer) => peer.sweep(root).await,
+            Destination::Local { local, .. } => local.clean_up(root).await,
+            Destination::Remote(peer) => peer.clean_up(root).await,
         }
     }
 
@@ -194,23 +201,23 @@ impl Destination {
     /// Sends a range; with `there` only what differs from those blocks.
     pub(super) async fn send_range(
         &self,
-        ranged: Ranged<'_>,
-        there: Option<Vec<BlockValue>>,
-    ) -> Result<RangeSent, SendError> {
+        ranged: RangeTransfer<'_>,
+        there: Option<Vec<BlockDigests>>,
+    ) -> Result<RangeOutcome, SendError> {
         match self {
-            Destination::Local { local, .. } => local.range(ranged, there).await,
-            Destination::Remote(peer) => peer.range(ranged, there).await,
+            Destination::Local { local, .. } => local.transfer_range(ranged, there).await,
+            Destination::Remote(peer) => peer.transfer_range(ranged, there).await,
         }
     }
 
     /// What is there of some blocks; inside, why it can't be read.
-    pub(super) async fn blocks(
+    pub(super) async fn block_digests(
         &self,
-        ask: BlocksAsk,
-    ) -> Result<Result<Vec<BlockValue>, FileError>, SendError> {
+        ask: BlockDigestsRequest,
+    ) -> Result<Result<Vec<BlockDigests>, FileError>, SendError> {
         match self {
-            Destination::Local { local, .. } => local.blocks(ask).await,
-            Destination::Remote(peer) => peer.blocks(ask).await,
+            Destination::Local { local, .. } => local.block_digests(ask).await,
+            Destination::Remote(peer) => peer.block_digests(ask).await,
         }
     }
 }

@@ -10,78 +10,82 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How often the address of an endpoint that is not there is looked for.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The state of each endpoint, in the order of the configuration.
 #[derive(Debug, Default)]
 pub struct Endpoints(Mutex<Vec<Result<Endpoint, UnavailableEndpoint>>>);
 
 impl Endpoints {
-    fn all(&self) -> MutexGuard<'_, Vec<Result<Endpoint, UnavailableEndpoint>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Result<Endpoint, UnavailableEndpoint>>> {
         self.0.lock()
     }
 
     /// Adds one that is listened on.
     pub(super) fn add(&self, endpoint: Endpoint) {
-        self.all().push(Ok(endpoint));
+        self.lock().push(Ok(endpoint));
     }
 
     /// Adds one whose address is not there, and logs that.
-    pub(super) fn add_unavailable(&self, configured: Configured, error: &Error) -> LateEndpoint {
+    pub(super) fn add_unavailable(&self, configured: Configured, error: &Error) -> PendingEndpoint {
         let endpoint = configured.endpoint.authority();
         let reason = format!("cannot listen on {endpoint}: {error}");
         tracing::error!(
             "data-plane endpoint {endpoint} is unavailable: {error}; it is used as soon as this host has its address"
         );
-        let mut all = self.all();
+        let mut all = self.lock();
         all.push(Err(UnavailableEndpoint { endpoint, reason }));
-        LateEndpoint { nth: all.len() - 1, nic: Nic::new(configured.clone()), configured }
+        PendingEndpoint { index: all.len() - 1, nic: Nic::new(configured.clone()), configured }
     }
 
     /// Those that are listened on, with the ports that they have.
     pub fn available(&self) -> Vec<Endpoint> {
-        self.all().iter().filter_map(|endpoint| endpoint.as_ref().ok()).cloned().collect()
+        self.lock().iter().filter_map(|endpoint| endpoint.as_ref().ok()).cloned().collect()
     }
 
     /// Those that are not, each with the reason.
     pub fn unavailable(&self) -> Vec<UnavailableEndpoint> {
-        self.all().iter().filter_map(|endpoint| endpoint.as_ref().err()).cloned().collect()
+        self.lock().iter().filter_map(|endpoint| endpoint.as_ref().err()).cloned().collect()
     }
 }
 
 /// Whether an error of listening says that the address is not there yet: an interface or a name service that comes
 /// up after the agent. Everything else (a port that is taken) is not mended by waiting.
-pub(super) fn may_come(error: &Error) -> bool {
+pub(super) fn is_address_missing(error: &Error) -> bool {
     let unresolved = error.to_string().starts_with("failed to lookup address");
     // `NotFound`: the interface of a link-local address.
     matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::NotFound) || unresolved
 }
 
 /// An endpoint whose address was not there at the start.
-pub(super) struct LateEndpoint {
-    nth: usize,
+pub(super) struct PendingEndpoint {
+    index: usize,
     configured: Configured,
     /// What connections from it are counted by, and those to it as soon as it is listened on.
     pub(super) nic: Arc<Nic>,
 }
 
-impl LateEndpoint {
+impl PendingEndpoint {
     /// Listens on it as soon as that is possible; `several`: see [`Listener::bind`].
-    pub(super) async fn listen(self, endpoints: &Endpoints, several: bool) -> Listener {
+    pub(super) async fn listen_when_available(
+        self,
+        endpoints: &Endpoints,
+        several: bool,
+    ) -> Listener {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(LISTEN_RETRY_INTERVAL).await;
             let error = match Listener::bind(self.configured.clone(), several).await {
                 Ok(listener) => {
                     let endpoint = listener.nic.endpoint.clone();
                     tracing::info!("data-plane endpoint {} is available", endpoint.authority());
-                    endpoints.all()[self.nth] = Ok(endpoint);
-                    return listener.counting(self.nic);
+                    endpoints.lock()[self.index] = Ok(endpoint);
+                    return listener.with_nic(self.nic);
                 }
                 Err(error) => error,
             };
             let endpoint = self.nic.endpoint.authority();
             let reason = format!("cannot listen on {endpoint}: {error}");
-            endpoints.all()[self.nth] = Err(UnavailableEndpoint { endpoint, reason });
+            endpoints.lock()[self.index] = Err(UnavailableEndpoint { endpoint, reason });
         }
     }
 }

@@ -15,8 +15,8 @@
 //! kept content like it bounds content.
 
 use super::gate::boottime;
-use super::protocol::{DirTable, MAX_CONTENT, RangeHead};
-use super::stream::Ask;
+use super::protocol::{DirTable, MAX_CONTENT_FRAME_BYTES, RangeHead};
+use super::stream::ContentRequest;
 use crate::fs::ReuseSource;
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::wire::Digest;
@@ -25,17 +25,17 @@ use bytes::{Buf, Bytes};
 use std::time::Duration;
 
 /// Bytes before a payload.
-pub const HEAD: usize = 5;
+pub const FRAME_HEADER_BYTES: usize = 5;
 
 /// What is asked of a stream ([`FuseRequest`]).
-pub const ASK: u8 = b'Q';
+pub const REQUEST: u8 = b'Q';
 /// A reply's document.
 pub const REPLY: u8 = b'Y';
 /// A [`ConfigProblem`](crate::wire::problem::Problem) in JSON.
 pub const REFUSAL: u8 = b'X';
 /// Content of this length is fetched, where it has not come with the frame's head, instead of being
 /// handed on in the pieces in which it comes.
-const BULK: usize = 64 << 10;
+const MIN_BULK_BYTES: usize = 64 << 10;
 const DIRS: u8 = b'D';
 const FILE: u8 = b'F';
 const RANGE: u8 = b'R';
@@ -60,7 +60,7 @@ pub enum Frame {
     Content(Bytes),
     /// So many bytes of content, never 0, that have not all come yet: to be [fetched](FrameReader::fetch)
     /// to where they shall be before the next frame is asked for.
-    Bulk(usize),
+    PendingContent(usize),
     /// So many bytes of a hole, never 0: they are read as zeros.
     Hole(u64),
     /// So many bytes, never 0, that the destination has at this place.
@@ -93,34 +93,34 @@ pub enum FrameError {
     #[error("a frame of the unknown kind {0:#04x}")]
     Unknown(u8),
     /// A payload of another shape.
-    #[error("a frame of kind {kind:#04x} cannot be read: {why}")]
-    Broken {
+    #[error("a frame of kind {kind:#04x} cannot be read: {reason}")]
+    Malformed {
         /// The first byte of the frame.
         kind: u8,
         /// What is wrong.
-        why: String,
+        reason: String,
     },
     /// A document that is not what was sent.
     #[error("a frame of kind {0:#04x}: {CHECKSUM_MISMATCH}")]
     Damaged(u8),
     /// A frame that may not stand there.
     #[error("{0}")]
-    Order(String),
+    Unexpected(String),
     /// Content without a digest, where the ticket asks for one.
     #[error("content came without the digest that the ticket asks for")]
-    Unhashed,
+    MissingDigest,
     /// The connection failed or stalled.
     #[error("the connection failed: {0}")]
     Connection(String),
 }
 
 /// Where bytes come from, in pieces of any length.
-pub trait Pieces {
+pub trait ChunkSource {
     /// The next piece; `None` at the end.
     ///
     /// # Errors
     /// A sentence, when the connection failed.
-    fn next(&mut self) -> Result<Option<Bytes>, String>;
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, String>;
 
     /// Fills `out` without a detour through a piece; `None` where that can't be done.
     ///
@@ -131,29 +131,34 @@ pub trait Pieces {
     }
 
     /// A frame of a few bytes stands for so many of content: it counts like them as a sign of life.
-    fn worked(&mut self, _bytes: u64) {}
+    fn record_progress(&mut self, _bytes: u64) {}
 
     /// Whether nobody waits for what becomes of the bytes any more.
-    fn abandoned(&self) -> bool {
+    fn is_abandoned(&self) -> bool {
         false
     }
 }
 
 /// Reads frames out of pieces; blocks while there are none.
 pub struct FrameReader<P> {
-    pieces: P,
+    source: P,
     /// What of the last piece is not used yet.
-    rest: Bytes,
+    unread: Bytes,
     /// What is still to come of the content frame begun last.
-    content: usize,
+    content_left: usize,
     /// When the ticket of the request ends ([`boottime`]).
-    end: Duration,
+    ticket_expiry: Duration,
 }
 
-impl<P: Pieces> FrameReader<P> {
+impl<P: ChunkSource> FrameReader<P> {
     /// Reads from `pieces`.
     pub fn new(pieces: P) -> Self {
-        FrameReader { pieces, rest: Bytes::new(), content: 0, end: Duration::MAX }
+        FrameReader {
+            source: pieces,
+            unread: Bytes::new(),
+            content_left: 0,
+            ticket_expiry: Duration::MAX,
+        }
     }
 
     /// The next frame.
@@ -161,15 +166,15 @@ impl<P: Pieces> FrameReader<P> {
     /// # Errors
     /// Anything but a well-formed frame within the limits; the reader is of no use afterwards.
     pub fn next_frame(&mut self) -> Result<Frame, FrameError> {
-        if self.content > 0 {
-            return self.content_piece();
+        if self.content_left > 0 {
+            return self.next_content();
         }
-        let mut head = [0; HEAD];
+        let mut head = [0; FRAME_HEADER_BYTES];
         self.fill(&mut head)?;
-        let (kind, length) = split_head(head);
+        let (kind, length) = parse_header(head);
         let allowed = match kind {
             DIRS | FILE | RANGE => 1..=MAX_MANIFEST_BYTES,
-            CONTENT => 1..=MAX_CONTENT,
+            CONTENT => 1..=MAX_CONTENT_FRAME_BYTES,
             HOLE => 8..=8,
             KEEP => 9..=9,
             DIGEST => 32..=32,
@@ -182,18 +187,18 @@ impl<P: Pieces> FrameReader<P> {
         }
         match kind {
             CONTENT => {
-                self.content = length;
-                if length >= BULK && length > self.rest.len() {
-                    return Ok(Frame::Bulk(length));
+                self.content_left = length;
+                if length >= MIN_BULK_BYTES && length > self.unread.len() {
+                    return Ok(Frame::PendingContent(length));
                 }
-                self.content_piece()
+                self.next_content()
             }
             DIGEST => {
                 let mut digest = [0; 32];
                 self.fill(&mut digest)?;
                 Ok(Frame::Digest(Digest(digest)))
             }
-            HOLE => self.length(kind).map(Frame::Hole),
+            HOLE => self.read_length(kind).map(Frame::Hole),
             KEEP => {
                 let mut from = [0];
                 self.fill(&mut from)?;
@@ -202,10 +207,10 @@ impl<P: Pieces> FrameReader<P> {
                     [1] => ReuseSource::Basis,
                     [other] => {
                         let why = format!("no bytes are kept from {other}");
-                        return Err(FrameError::Broken { kind, why });
+                        return Err(FrameError::Malformed { kind, reason: why });
                     }
                 };
-                Ok(Frame::Keep(from, self.length(kind)?))
+                Ok(Frame::Keep(from, self.read_length(kind)?))
             }
             ABORT => Ok(Frame::Abort),
             DONE => Ok(Frame::Done),
@@ -214,27 +219,27 @@ impl<P: Pieces> FrameReader<P> {
                 self.fill(&mut count)?;
                 Ok(Frame::End(u32::from_le_bytes(count)))
             }
-            _ => self.header(kind, length),
+            _ => self.read_document(kind, length),
         }
     }
 
-    /// Fetches content of a [`Frame::Bulk`] until `out` is full; no more than is left of it.
+    /// Fetches content of a [`Frame::PendingContent`] until `out` is full; no more than is left of it.
     ///
     /// # Errors
     /// The connection failed, or there is less.
-    pub fn fetch(&mut self, out: &mut [u8]) -> Result<(), FrameError> {
-        if out.len() > self.content {
+    pub fn read_content(&mut self, out: &mut [u8]) -> Result<(), FrameError> {
+        if out.len() > self.content_left {
             return Err(FrameError::Truncated);
         }
-        self.content -= out.len();
-        let (now, later) = out.split_at_mut(self.rest.len().min(out.len()));
-        self.rest.copy_to_slice(now);
+        self.content_left -= out.len();
+        let (now, later) = out.split_at_mut(self.unread.len().min(out.len()));
+        self.unread.copy_to_slice(now);
         if later.is_empty() {
             return Ok(());
         }
         // The piece goes back to its pool.
-        self.rest = Bytes::new();
-        match self.pieces.fill(later) {
+        self.unread = Bytes::new();
+        match self.source.fill(later) {
             Some(filled) => filled.map_err(FrameError::Connection),
             None => self.fill(later),
         }
@@ -244,94 +249,95 @@ impl<P: Pieces> FrameReader<P> {
     ///
     /// # Errors
     /// A frame that is not whole, or bytes behind the last frame.
-    pub fn finish(&self) -> Result<(), FrameError> {
-        if self.content > 0 {
+    pub fn check_no_trailing_bytes(&self) -> Result<(), FrameError> {
+        if self.content_left > 0 {
             return Err(FrameError::Truncated);
         }
-        if !self.rest.is_empty() {
-            return Err(FrameError::Order("bytes follow the last frame".to_owned()));
+        if !self.unread.is_empty() {
+            return Err(FrameError::Unexpected("bytes follow the last frame".to_owned()));
         }
         Ok(())
     }
 
     /// Where the bytes came from.
-    pub fn into_pieces(self) -> P {
-        self.pieces
+    pub fn into_source(self) -> P {
+        self.source
     }
 
     /// Whether there is anything more to read; fetches a piece where none is left.
-    fn more(&mut self) -> Result<bool, FrameError> {
-        while self.rest.is_empty() {
+    fn has_more(&mut self) -> Result<bool, FrameError> {
+        while self.unread.is_empty() {
             // The piece goes back to its pool before another one is taken from it.
-            self.rest = Bytes::new();
-            match self.pieces.next().map_err(FrameError::Connection)? {
-                Some(piece) => self.rest = piece,
+            self.unread = Bytes::new();
+            match self.source.next_chunk().map_err(FrameError::Connection)? {
+                Some(piece) => self.unread = piece,
                 None => return Ok(false),
             }
         }
         Ok(true)
     }
 
-    fn content_piece(&mut self) -> Result<Frame, FrameError> {
-        if !self.more()? {
+    fn next_content(&mut self) -> Result<Frame, FrameError> {
+        if !self.has_more()? {
             return Err(FrameError::Truncated);
         }
-        let piece = self.rest.split_to(self.content.min(self.rest.len()));
-        self.content -= piece.len();
+        let piece = self.unread.split_to(self.content_left.min(self.unread.len()));
+        self.content_left -= piece.len();
         Ok(Frame::Content(piece))
     }
 
     fn fill(&mut self, out: &mut [u8]) -> Result<(), FrameError> {
         let mut at = 0;
         while at < out.len() {
-            if !self.more()? {
+            if !self.has_more()? {
                 return Err(FrameError::Truncated);
             }
-            let n = self.rest.len().min(out.len() - at);
-            self.rest.copy_to_slice(&mut out[at..at + n]);
+            let n = self.unread.len().min(out.len() - at);
+            self.unread.copy_to_slice(&mut out[at..at + n]);
             at += n;
         }
         Ok(())
     }
 
     /// The length of a hole or of what is kept.
-    fn length(&mut self, kind: u8) -> Result<u64, FrameError> {
+    fn read_length(&mut self, kind: u8) -> Result<u64, FrameError> {
         let mut length = [0; 8];
         self.fill(&mut length)?;
         match u64::from_le_bytes(length) {
-            0 => Err(FrameError::Broken { kind, why: "its length is zero".to_owned() }),
+            0 => Err(FrameError::Malformed { kind, reason: "its length is zero".to_owned() }),
             length => {
-                self.pieces.worked(length);
+                self.source.record_progress(length);
                 Ok(length)
             }
         }
     }
 
     /// The ticket of the request ends at `end` ([`boottime`]).
-    pub fn end_at(&mut self, end: Duration) {
-        self.end = end;
+    pub fn set_ticket_expiry(&mut self, end: Duration) {
+        self.ticket_expiry = end;
     }
 
     /// Whether the ticket of the request has ended.
-    pub fn has_ended(&self) -> bool {
-        boottime() >= self.end
+    pub fn is_ticket_expired(&self) -> bool {
+        boottime() >= self.ticket_expiry
     }
 
     /// Whether nobody waits for what becomes of the frames any more.
-    pub fn abandoned(&self) -> bool {
-        self.pieces.abandoned()
+    pub fn is_abandoned(&self) -> bool {
+        self.source.is_abandoned()
     }
 
-    fn header(&mut self, kind: u8, length: usize) -> Result<Frame, FrameError> {
+    fn read_document(&mut self, kind: u8, length: usize) -> Result<Frame, FrameError> {
         let mut payload = Vec::new();
         while payload.len() < length {
-            if !self.more()? {
+            if !self.has_more()? {
                 return Err(FrameError::Truncated);
             }
-            let piece = self.rest.split_to((length - payload.len()).min(self.rest.len()));
+            let piece = self.unread.split_to((length - payload.len()).min(self.unread.len()));
             payload.extend_from_slice(&piece);
         }
-        let broken = |e: minicbor::decode::Error| FrameError::Broken { kind, why: e.to_string() };
+        let broken =
+            |e: minicbor::decode::Error| FrameError::Malformed { kind, reason: e.to_string() };
         let document = checksum::verify_and_strip(&payload).ok_or(FrameError::Damaged(kind))?;
         let mut decoder = minicbor::Decoder::new(document);
         let frame = match kind {
@@ -341,39 +347,39 @@ impl<P: Pieces> FrameReader<P> {
         };
         if decoder.position() != document.len() {
             let why = "bytes follow its document".to_owned();
-            return Err(FrameError::Broken { kind, why });
+            return Err(FrameError::Malformed { kind, reason: why });
         }
         Ok(frame)
     }
 }
 
 /// At most this many files travel in one pack.
-pub const MAX_FILES: usize = MAX_MANIFEST_ENTRIES;
+pub const MAX_PACK_FILES: usize = MAX_MANIFEST_ENTRIES;
 
 /// The kind and the length that a frame begins with.
-pub fn split_head(head: [u8; HEAD]) -> (u8, usize) {
+pub fn parse_header(head: [u8; FRAME_HEADER_BYTES]) -> (u8, usize) {
     (head[0], u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize)
 }
 
-fn head(kind: u8, length: usize) -> [u8; HEAD] {
+fn head(kind: u8, length: usize) -> [u8; FRAME_HEADER_BYTES] {
     let l = (length as u32).to_le_bytes();
     [kind, l[0], l[1], l[2], l[3]]
 }
 
 fn document<T: minicbor::Encode<()>>(kind: u8, value: &T) -> Vec<u8> {
-    let mut out = vec![0; HEAD];
+    let mut out = vec![0; FRAME_HEADER_BYTES];
     // Encoding into a Vec can't fail.
     let _ = minicbor::encode(value, &mut out);
-    let check = checksum::compute_checksum(&out[HEAD..]);
+    let check = checksum::compute_checksum(&out[FRAME_HEADER_BYTES..]);
     out.extend_from_slice(&check);
-    let length = out.len() - HEAD;
-    out[..HEAD].copy_from_slice(&head(kind, length));
+    let length = out.len() - FRAME_HEADER_BYTES;
+    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(kind, length));
     out
 }
 
 /// An ASK frame.
-pub fn ask(ask: &Ask) -> Vec<u8> {
-    document(ASK, ask)
+pub fn ask(ask: &ContentRequest) -> Vec<u8> {
+    document(REQUEST, ask)
 }
 
 /// A REPLY frame.
@@ -402,54 +408,54 @@ pub fn range(range: &RangeHead) -> Vec<u8> {
     document(RANGE, range)
 }
 
-/// What stands before `length` bytes of content (1 to [`MAX_CONTENT`]).
-pub fn content_head(length: usize) -> [u8; HEAD] {
+/// What stands before `length` bytes of content (1 to [`MAX_CONTENT_FRAME_BYTES`]).
+pub fn content_header(length: usize) -> [u8; FRAME_HEADER_BYTES] {
     head(CONTENT, length)
 }
 
 /// A HOLE frame of `length` bytes (at least 1).
-pub fn hole(length: u64) -> [u8; HEAD + 8] {
-    let mut out = [0; HEAD + 8];
-    out[..HEAD].copy_from_slice(&head(HOLE, 8));
-    out[HEAD..].copy_from_slice(&length.to_le_bytes());
+pub fn hole(length: u64) -> [u8; FRAME_HEADER_BYTES + 8] {
+    let mut out = [0; FRAME_HEADER_BYTES + 8];
+    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(HOLE, 8));
+    out[FRAME_HEADER_BYTES..].copy_from_slice(&length.to_le_bytes());
     out
 }
 
 /// A KEEP frame of `length` bytes (at least 1).
-pub fn keep(from: ReuseSource, length: u64) -> [u8; HEAD + 9] {
-    let mut out = [0; HEAD + 9];
-    out[..HEAD].copy_from_slice(&head(KEEP, 9));
-    out[HEAD] = match from {
+pub fn keep(from: ReuseSource, length: u64) -> [u8; FRAME_HEADER_BYTES + 9] {
+    let mut out = [0; FRAME_HEADER_BYTES + 9];
+    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(KEEP, 9));
+    out[FRAME_HEADER_BYTES] = match from {
         ReuseSource::PartFile => 0,
         ReuseSource::Basis => 1,
     };
-    out[HEAD + 1..].copy_from_slice(&length.to_le_bytes());
+    out[FRAME_HEADER_BYTES + 1..].copy_from_slice(&length.to_le_bytes());
     out
 }
 
 /// A DONE frame.
-pub fn done() -> [u8; HEAD] {
+pub fn done() -> [u8; FRAME_HEADER_BYTES] {
     head(DONE, 0)
 }
 
 /// A DIGEST frame.
-pub fn digest(digest: &Digest) -> [u8; HEAD + 32] {
-    let mut out = [0; HEAD + 32];
-    out[..HEAD].copy_from_slice(&head(DIGEST, 32));
-    out[HEAD..].copy_from_slice(&digest.0);
+pub fn digest(digest: &Digest) -> [u8; FRAME_HEADER_BYTES + 32] {
+    let mut out = [0; FRAME_HEADER_BYTES + 32];
+    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(DIGEST, 32));
+    out[FRAME_HEADER_BYTES..].copy_from_slice(&digest.0);
     out
 }
 
 /// An ABORT frame.
-pub fn abort() -> [u8; HEAD] {
+pub fn abort() -> [u8; FRAME_HEADER_BYTES] {
     head(ABORT, 0)
 }
 
 /// An END frame.
-pub fn end(files: u32) -> [u8; HEAD + 4] {
-    let mut out = [0; HEAD + 4];
-    out[..HEAD].copy_from_slice(&head(END, 4));
-    out[HEAD..].copy_from_slice(&files.to_le_bytes());
+pub fn end(files: u32) -> [u8; FRAME_HEADER_BYTES + 4] {
+    let mut out = [0; FRAME_HEADER_BYTES + 4];
+    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(END, 4));
+    out[FRAME_HEADER_BYTES..].copy_from_slice(&files.to_le_bytes());
     out
 }
 

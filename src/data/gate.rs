@@ -1,6 +1,6 @@
 //! Who may write: tickets, judged by the master's key and the master's clock.
 
-use super::protocol::{PACK, PRUNE, RANGE, SWEEP};
+use super::protocol::{CLEAN_UP, PACK, PRUNE, RANGE};
 use crate::fs::DeletionBudget;
 use crate::wire::WorkerId;
 use crate::wire::ticket::{CLOCK_LEEWAY_SECONDS, Claims, PrunePermit, TicketError, Verifier};
@@ -17,13 +17,13 @@ pub fn boottime() -> Duration {
 
 /// Why a request was refused before anything was done for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum Refusal {
     /// No heartbeat was answered yet: nobody can be let in.
     #[error("this agent has not reached its master yet and cannot check tickets")]
     NoKey,
     /// There was none.
     #[error("the request carries no ticket")]
-    Absent,
+    NoTicket,
     /// It does not hold.
     #[error(transparent)]
     Ticket(#[from] TicketError),
@@ -46,11 +46,11 @@ pub enum Refused {
 /// Whether a ticket with these `claims` lets the verb be asked at all.
 ///
 /// # Errors
-/// [`Refused::DryRun`] and [`Refused::NoDeletion`].
-pub fn allows(claims: &Claims, verb: &str) -> Result<(), Refused> {
+/// [`Refusal::DryRun`] and [`Refusal::NoDeletion`].
+pub fn check_permission(claims: &Claims, verb: &str) -> Result<(), Refusal> {
     match verb {
-        PACK | RANGE | SWEEP if claims.rules.dry_run => Err(Refused::DryRun(verb.to_owned())),
-        PRUNE if claims.prune.is_none() || !claims.rules.delete => Err(Refused::NoDeletion),
+        PACK | RANGE | CLEAN_UP if claims.rules.dry_run => Err(Refusal::DryRun(verb.to_owned())),
+        PRUNE if claims.prune.is_none() || !claims.rules.delete => Err(Refusal::NoDeletion),
         _ => Ok(()),
     }
 }
@@ -58,12 +58,12 @@ pub fn allows(claims: &Claims, verb: &str) -> Result<(), Refused> {
 /// Whether a ticket with these `claims` allows a prune (that is applied, or only counted).
 ///
 /// # Errors
-/// [`Refused::DryRun`] and [`Refused::NoDeletion`].
-pub fn allows_prune(claims: &Claims, apply: bool) -> Result<(), Refused> {
-    allows(claims, PRUNE)?;
+/// [`Refusal::DryRun`] and [`Refusal::NoDeletion`].
+pub fn check_prune_permission(claims: &Claims, apply: bool) -> Result<(), Refusal> {
+    check_permission(claims, PRUNE)?;
     match &claims.prune {
-        _ if apply && claims.rules.dry_run => Err(Refused::DryRun(PRUNE.to_owned())),
-        Some(PrunePermit::Count) if apply => Err(Refused::NoDeletion),
+        _ if apply && claims.rules.dry_run => Err(Refusal::DryRun(PRUNE.to_owned())),
+        Some(PrunePermit::Count) if apply => Err(Refusal::NoDeletion),
         _ => Ok(()),
     }
 }
@@ -73,30 +73,30 @@ const MAX_GRANTS: usize = 1024;
 
 /// What heartbeats teach an agent about tickets. Everything is refused until the first.
 #[derive(Default)]
-pub struct TicketGate {
-    known: RwLock<Option<Known>>,
+pub struct TicketVerifier {
+    master: RwLock<Option<MasterState>>,
     /// This agent: its id and its incarnation.
     agent: Option<(WorkerId, String)>,
     /// What was deleted under each grant, the one that was used last at the end.
-    deleted: Mutex<Vec<(u64, Arc<AtomicU64>)>>,
+    deletions: Mutex<Vec<(u64, Arc<AtomicU64>)>>,
 }
 
-struct Known {
+struct MasterState {
     verifier: Verifier,
     /// The master's clock minus ours ([`boottime`]), in seconds.
-    ahead: i64,
+    clock_offset_seconds: i64,
 }
 
-impl TicketGate {
+impl TicketVerifier {
     /// A gate that lets nobody in yet.
     pub fn new() -> Self {
-        TicketGate::default()
+        TicketVerifier::default()
     }
 
     /// The same, of an agent.
-    pub fn of_agent(worker: &WorkerId, incarnation: &str) -> Self {
+    pub fn for_agent(worker: &WorkerId, incarnation: &str) -> Self {
         let agent = Some((worker.clone(), incarnation.to_owned()));
-        TicketGate { agent, ..TicketGate::default() }
+        TicketVerifier { agent, ..TicketVerifier::default() }
     }
 
     /// Whether `claims` are for the storage root with the id `root` that this agent has open.
@@ -107,14 +107,14 @@ impl TicketGate {
     /// What may still be deleted under `claims`.
     ///
     /// # Errors
-    /// [`Refused::OtherReceiver`].
-    pub fn allowance(&self, claims: &Claims) -> Result<Option<DeletionBudget>, Refused> {
+    /// [`Refusal::OtherReceiver`].
+    pub fn deletion_allowance(&self, claims: &Claims) -> Result<Option<DeletionBudget>, Refusal> {
         let Some(PrunePermit::Delete(deletion)) = &claims.prune else { return Ok(None) };
         let incarnation = self.agent.as_ref().map_or("", |(_, incarnation)| incarnation);
         if deletion.incarnation != incarnation {
-            return Err(Refused::OtherReceiver);
+            return Err(Refusal::OtherReceiver);
         }
-        let mut grants = self.deleted.lock();
+        let mut grants = self.deletions.lock();
         let known = grants.iter().position(|(grant, _)| *grant == deletion.grant_id);
         let entry = match known {
             Some(at) => grants.remove(at),
@@ -135,20 +135,20 @@ impl TicketGate {
     pub fn update(&self, key: &str, time: i64) -> Result<(), TicketError> {
         let verifier = Verifier::new(key)?;
         let ahead = time - boottime().as_secs() as i64;
-        let mut known = self.known.write();
-        *known = Some(Known { verifier, ahead });
+        let mut known = self.master.write();
+        *known = Some(MasterState { verifier, clock_offset_seconds: ahead });
         Ok(())
     }
 
     /// Whether tickets can be checked.
-    pub fn ready(&self) -> bool {
-        self.known.read().is_some()
+    pub fn is_ready(&self) -> bool {
+        self.master.read().is_some()
     }
 
     /// When a ticket with these `claims` ends ([`boottime`]).
-    pub fn end_of(&self, claims: &Claims) -> Duration {
-        let known = self.known.read();
-        let ahead = known.as_ref().map_or(0, |known| known.ahead);
+    pub fn expires_at(&self, claims: &Claims) -> Duration {
+        let known = self.master.read();
+        let ahead = known.as_ref().map_or(0, |known| known.clock_offset_seconds);
         let end = claims.expires.saturating_add(CLOCK_LEEWAY_SECONDS).saturating_sub(ahead);
         Duration::from_secs(u64::try_from(end).unwrap_or(0))
     }
@@ -157,10 +157,10 @@ impl TicketGate {
     ///
     /// # Errors
     /// Anything but a ticket that our master signed and that has not expired.
-    pub fn check(&self, ticket: &str) -> Result<Claims, Refused> {
-        let known = self.known.read();
-        let known = known.as_ref().ok_or(Refused::NoKey)?;
-        let now = boottime().as_secs() as i64 + known.ahead;
+    pub fn verify(&self, ticket: &str) -> Result<Claims, Refusal> {
+        let known = self.master.read();
+        let known = known.as_ref().ok_or(Refusal::NoKey)?;
+        let now = boottime().as_secs() as i64 + known.clock_offset_seconds;
         Ok(known.verifier.verify(ticket, now)?)
     }
 }
@@ -186,25 +186,25 @@ mod tests {
     }
 
     #[test]
-    fn tickets_are_judged_by_the_masters_clock() {
+    fn ticket_expiry_is_checked_against_the_masters_clock() {
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
-        let gate = TicketGate::new();
+        let gate = TicketVerifier::new();
         let good = signer.sign(&claims(5_000));
-        assert_eq!(gate.check(&good), Err(Refused::NoKey));
+        assert_eq!(gate.verify(&good), Err(Refusal::NoKey));
         // The master lives in 1970; our own clock plays no part.
         gate.update(&signer.public_key(), 4_999).unwrap();
-        assert_eq!(gate.check(&good), Ok(claims(5_000)));
+        assert_eq!(gate.verify(&good), Ok(claims(5_000)));
         let late = 5_000 + CLOCK_LEEWAY_SECONDS + 10;
         gate.update(&signer.public_key(), late).unwrap();
-        assert!(matches!(gate.check(&good), Err(Refused::Ticket(TicketError::Expired(_)))));
+        assert!(matches!(gate.verify(&good), Err(Refusal::Ticket(TicketError::Expired(_)))));
     }
 
     #[test]
-    fn a_broken_key_does_not_replace_a_good_one() {
+    fn an_invalid_key_does_not_replace_a_valid_one() {
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
-        let gate = TicketGate::new();
+        let gate = TicketVerifier::new();
         gate.update(&signer.public_key(), 0).unwrap();
         assert!(gate.update("nonsense", 0).is_err());
-        assert!(gate.check(&signer.sign(&claims(10))).is_ok());
+        assert!(gate.verify(&signer.sign(&claims(10))).is_ok());
     }
 }

@@ -15,18 +15,18 @@ use tokio::net::{TcpListener, TcpStream};
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 /// How often an interface is looked at: one that was made anew needs to be bound to anew.
-const RENEW: Duration = Duration::from_secs(2);
+const INTERFACE_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The listening sockets of one endpoint.
 pub struct Listener {
     /// Whose it is.
     pub nic: Arc<Nic>,
-    at: SocketAddr,
-    main: TcpListener,
+    address: SocketAddr,
+    socket: TcpListener,
     /// For peers on this host, where the main one hears its interface only.
-    beside: Option<TcpListener>,
+    loopback: Option<TcpListener>,
     /// The number of the interface that it is bound to.
-    bound: Option<u32>,
+    interface_index: Option<u32>,
 }
 
 impl Listener {
@@ -44,20 +44,26 @@ impl Listener {
         let bound = several && nic.endpoint.iface.is_some() && !at.ip().is_loopback();
         let trial = Nic::new(nic.clone());
         let at = trial.scoped(at)?;
-        let (main, number) = listen(&trial, at, bound)?;
+        let (main, number) = listen_preferring_interface(&trial, at, bound)?;
         let at = main.local_addr()?;
         nic.endpoint.port = Some(at.port());
-        let lo = number.filter(|_| is_reached_by_lo(at.ip()));
+        let lo = number.filter(|_| is_reached_by_loopback(at.ip()));
         let beside = lo.map(|_| listen_on(&trial, at, Some("lo"))).transpose();
         let beside = beside.unwrap_or_else(|e| {
             tracing::warn!(%at, "agents on this host cannot reach this endpoint: {e}");
             None
         });
-        Ok(Listener { nic: Nic::new(nic), at, main, beside, bound: number })
+        Ok(Listener {
+            nic: Nic::new(nic),
+            address: at,
+            socket: main,
+            loopback: beside,
+            interface_index: number,
+        })
     }
 
     /// The same, with connections counted by `nic`.
-    pub fn counting(self, nic: Arc<Nic>) -> Self {
+    pub fn with_nic(self, nic: Arc<Nic>) -> Self {
         Listener { nic, ..self }
     }
 
@@ -68,49 +74,55 @@ impl Listener {
     pub async fn accept(&mut self) -> Result<(TcpStream, SocketAddr)> {
         loop {
             let beside = async {
-                match &self.beside {
+                match &self.loopback {
                     Some(beside) => beside.accept().await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                accepted = self.main.accept() => return accepted,
+                accepted = self.socket.accept() => return accepted,
                 accepted = beside => return accepted,
-                () = tokio::time::sleep(RENEW), if self.bound.is_some() => {}
+                () = tokio::time::sleep(INTERFACE_CHECK_INTERVAL), if self.interface_index.is_some() => {}
             }
-            self.renew();
+            self.rebind_if_replaced();
         }
     }
 
     /// Listens anew where the interface is another one under the same name.
-    fn renew(&mut self) {
-        let Some(number) =
-            self.nic.number().filter(|n| self.bound.is_some_and(|bound| *n != bound))
+    fn rebind_if_replaced(&mut self) {
+        let Some(number) = self
+            .nic
+            .interface_index()
+            .filter(|n| self.interface_index.is_some_and(|bound| *n != bound))
         else {
             return;
         };
-        if let SocketAddr::V6(at) = &mut self.at
+        if let SocketAddr::V6(at) = &mut self.address
             && at.scope_id() != 0
         {
             at.set_scope_id(number);
         }
-        match listen_on(&self.nic, self.at, self.nic.endpoint.iface.as_deref()) {
-            Ok(main) => (self.main, self.bound) = (main, Some(number)),
-            Err(e) => tracing::debug!(at = %self.at, "cannot listen anew: {e}"),
+        match listen_on(&self.nic, self.address, self.nic.endpoint.iface.as_deref()) {
+            Ok(main) => (self.socket, self.interface_index) = (main, Some(number)),
+            Err(e) => tracing::debug!(at = %self.address, "cannot listen anew: {e}"),
         }
     }
 }
 
 /// Whether peers on this host connect to `ip`, an address of one of its interfaces, by `lo`: to a link-local one
 /// they connect by its interface.
-fn is_reached_by_lo(ip: IpAddr) -> bool {
+fn is_reached_by_loopback(ip: IpAddr) -> bool {
     !is_link_local(ip)
 }
 
 /// Listens, bound to the interface where that can be; says which one that is.
-fn listen(nic: &Nic, at: SocketAddr, bound: bool) -> Result<(TcpListener, Option<u32>)> {
+fn listen_preferring_interface(
+    nic: &Nic,
+    at: SocketAddr,
+    bound: bool,
+) -> Result<(TcpListener, Option<u32>)> {
     let iface = nic.endpoint.iface.as_deref().filter(|_| bound);
-    if let Some((iface, number)) = iface.zip(nic.number()) {
+    if let Some((iface, number)) = iface.zip(nic.interface_index()) {
         match listen_on(nic, at, Some(iface)) {
             Ok(listener) => return Ok((listener, Some(number))),
             // Old kernels want a capability for it; the address alone is the next best.
@@ -124,7 +136,7 @@ fn listen_on(nic: &Nic, at: SocketAddr, iface: Option<&str>) -> Result<TcpListen
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     // Accepted sockets are as the one that listens.
-    nic.tune(SockRef::from(&socket));
+    nic.set_socket_options(SockRef::from(&socket));
     if let Some(iface) = iface {
         socket.bind_device(Some(iface.as_bytes()))?;
     }
@@ -143,7 +155,7 @@ mod tests {
         for (ip, by_lo) in
             [("10.0.0.1", true), ("169.254.0.1", true), ("fd00::1", true), ("fe80::1", false)]
         {
-            assert_eq!(is_reached_by_lo(ip.parse().unwrap()), by_lo, "{ip}");
+            assert_eq!(is_reached_by_loopback(ip.parse().unwrap()), by_lo, "{ip}");
         }
     }
 }

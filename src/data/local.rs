@@ -1,19 +1,23 @@
 //! A destination on this host: the same outcomes as with a peer, without the network.
 
-use super::asks::{
-    BLOCK_BYTES, BlockValue, BlocksAsk, BlocksReply, PruneAsk, PrunedPage, RootAsk, SweepAsk,
+use super::buffer_pool::{BLOCK_BUFFER_BYTES, Buffer, BufferPool, SEND_BUFFER_BYTES};
+use super::control_handlers;
+use super::control_messages::{
+    BLOCK_BYTES, BlockDigests, BlockDigestsReply, BlockDigestsRequest, CleanUpRequest,
+    PruneOutcome, PruneRequest, RootCheckRequest,
 };
-use super::delta::Ranged;
-use super::gate::{self, Refused};
-use super::maintain;
-use super::outcome::{Found, Offered, Packed, RangeSent, SendError, UnstampedDir, Written};
-use super::pool::{BUFFER, Buffer, Pool, SCRATCH};
-use super::protocol::{PACK, RANGE, SWEEP};
-use super::read::{Nowhere, Read, Sink, Span, changed, open_same, read_whole};
+use super::delta::RangeTransfer;
+use super::gate::{self, Refusal};
+use super::outcome::{
+    DirMetadataError, OfferDecision, OfferOutcome, PackOutcome, RangeOutcome, SendError,
+    WrittenFile,
+};
+use super::protocol::{CLEAN_UP, PACK, RANGE};
+use super::read::{HashOnlySink, ReadOutcome, Sink, Span, changed_error, open_version, read_whole};
 use super::receive;
 use super::send::read_range;
-use super::store::{Store, keep_blocks};
-use super::until::Until;
+use super::store::{ContentWriter, keep_blocks};
+use super::until::Deadline;
 use crate::fs::{FsError, NewFile, ReuseSource, RootKind, SourceFile, Target, Tree};
 use crate::util::rate::Limiters;
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -31,63 +35,63 @@ use std::sync::Arc;
 pub struct Local {
     target: Arc<Target>,
     claims: Arc<Claims>,
-    pool: Pool,
-    pace: Limiters,
-    until: Until,
-    clones: bool,
+    pool: BufferPool,
+    limiters: Limiters,
+    deadline: Deadline,
+    can_clone: bool,
 }
 
 /// What became of a large file that was to be cloned.
-pub enum Cloned {
+pub enum CloneOutcome {
     /// It is at its place.
-    Brought(Packed),
+    Cloned(PackOutcome),
     /// The destination has it, or could not take it: what it says to an offer now.
-    There(Offered),
+    NotNeeded(OfferOutcome),
     /// It is to be copied.
-    No,
+    Unavailable,
 }
 
 /// One large file of this process is cloned at a time: what waits finds it cloned.
-static CLONING: Mutex<()> = Mutex::new(());
+static CLONE_LOCK: Mutex<()> = Mutex::new(());
 
 /// Why copying the content of one file stopped.
-enum Stop {
+enum CopyError {
     Error(FsError),
     Cancelled,
 }
 
-impl From<Refused> for SendError {
-    fn from(refused: Refused) -> Self {
+impl From<Refusal> for SendError {
+    fn from(refused: Refusal) -> Self {
         SendError::Internal(refused.to_string())
     }
 }
 
 impl Local {
     /// What it reads to.
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &BufferPool {
         &self.pool
     }
 
     /// Writes to `target` as the ticket with these `claims` says, through buffers of `pool`.
-    pub fn new(target: Target, claims: Claims, pool: Pool) -> Self {
-        let (pace, until) = (Limiters::default(), Until::default());
+    pub fn new(target: Target, claims: Claims, pool: BufferPool) -> Self {
+        let (pace, until) = (Limiters::default(), Deadline::default());
         let (target, claims) = (Arc::new(target), Arc::new(claims));
-        Local { target, claims, pool, pace, until, clones: false }
+        Local { target, claims, pool, limiters: pace, deadline: until, can_clone: false }
     }
 
     /// The same, no faster than `pace` lets it.
-    pub fn at(self, pace: Limiters) -> Self {
-        Local { pace, ..self }
+    pub fn with_limiters(self, pace: Limiters) -> Self {
+        Local { limiters: pace, ..self }
     }
 
     /// The same; content that source and destination can share is cloned, where that is wanted.
-    pub fn cloning(self, clones: bool) -> Self {
-        Local { clones, ..self }
+    pub fn with_cloning(self, clones: bool) -> Self {
+        Local { can_clone: clones, ..self }
     }
 
     /// The same; no content is written any more once that is over.
-    pub fn until(self, until: &Until) -> Self {
-        Local { until: until.clone(), ..self }
+    pub fn with_deadline(self, until: &Deadline) -> Self {
+        Local { deadline: until.clone(), ..self }
     }
 
     /// How content is compared.
@@ -103,12 +107,12 @@ impl Local {
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub async fn offer(&self, manifest: &Manifest) -> Result<Offered, SendError> {
+    pub async fn offer(&self, manifest: &Manifest) -> Result<OfferOutcome, SendError> {
         let (target, manifest) = (self.target.clone(), manifest.clone());
         let dry_run = self.rules().dry_run;
-        run(move |_| {
-            let reply = receive::take_offer(&target, &manifest, dry_run);
-            Offered::of_reply(&manifest, reply).map_err(SendError::Internal)
+        run_blocking(move |_| {
+            let reply = receive::handle_offer(&target, &manifest, dry_run);
+            OfferOutcome::from_reply(&manifest, reply).map_err(SendError::Internal)
         })
         .await
     }
@@ -118,32 +122,32 @@ impl Local {
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub async fn pack(
+    pub async fn transfer_pack(
         &self,
         source: &Tree,
         dirs: Vec<ManifestDir>,
         files: Vec<Entry>,
-    ) -> Result<Packed, SendError> {
-        gate::allows(&self.claims, PACK)?;
+    ) -> Result<PackOutcome, SendError> {
+        gate::check_permission(&self.claims, PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
-        let (claims, pace) = (self.claims.clone(), self.pace.clone());
-        let (until, clones) = (self.until.clone(), self.clones);
-        let [mut buffer] = self.pool.take([BUFFER]).await;
-        run(move |cancelled| {
-            let going = Going { cancelled: &cancelled, until: &until, pace: &pace };
+        let (claims, pace) = (self.claims.clone(), self.limiters.clone());
+        let (until, clones) = (self.deadline.clone(), self.can_clone);
+        let [mut buffer] = self.pool.acquire([SEND_BUFFER_BYTES]).await;
+        run_blocking(move |cancelled| {
+            let going = CopyControl { cancelled: &cancelled, deadline: &until, limiters: &pace };
             let mut done = Vec::with_capacity(files.len());
-            let mut moved = Moved::default();
+            let mut moved = CopiedBytes::default();
             for entry in &files {
-                let file = Copied { target: &target, source: &source, entry, claims: &claims };
+                let file = FileCopy { target: &target, source: &source, entry, claims: &claims };
                 match file.copy(clones, &mut moved, (&mut buffer, going)) {
                     Ok(written) => done.push(Ok(written)),
-                    Err(Stop::Error(error)) => done.push(Err(error_of(entry, &error))),
-                    Err(Stop::Cancelled) => break,
+                    Err(CopyError::Error(error)) => done.push(Err(entry_error(entry, &error))),
+                    Err(CopyError::Cancelled) => break,
                 }
             }
-            let packed = packed(&target, &dirs, &files, (done, moved));
+            let packed = finish_pack(&target, &dirs, &files, (done, moved));
             if packed.files.len() < files.len() {
-                return Err(stopped());
+                return Err(cancelled_error());
             }
             Ok(packed)
         })
@@ -158,46 +162,54 @@ impl Local {
         &self,
         source: &Tree,
         manifest: &Manifest,
-    ) -> Result<Cloned, SendError> {
-        gate::allows(&self.claims, PACK)?;
-        if !self.clones {
-            return Ok(Cloned::No);
+    ) -> Result<CloneOutcome, SendError> {
+        gate::check_permission(&self.claims, PACK)?;
+        if !self.can_clone {
+            return Ok(CloneOutcome::Unavailable);
         }
         let (target, source) = (self.target.clone(), source.clone());
-        let (claims, pace) = (self.claims.clone(), self.pace.clone());
-        let (until, manifest) = (self.until.clone(), manifest.clone());
-        let [mut buffer] = self.pool.take([BUFFER]).await;
-        run(move |cancelled| {
-            let going = Going { cancelled: &cancelled, until: &until, pace: &pace };
-            let [entry] = manifest.entries.as_slice() else { return Ok(Cloned::No) };
+        let (claims, pace) = (self.claims.clone(), self.limiters.clone());
+        let (until, manifest) = (self.deadline.clone(), manifest.clone());
+        let [mut buffer] = self.pool.acquire([SEND_BUFFER_BYTES]).await;
+        run_blocking(move |cancelled| {
+            let going = CopyControl { cancelled: &cancelled, deadline: &until, limiters: &pace };
+            let [entry] = manifest.entries.as_slice() else { return Ok(CloneOutcome::Unavailable) };
             // What goes wrong here is found again when it is copied.
-            match open_same(&source, entry) {
+            match open_version(&source, entry) {
                 Ok(file) if target.can_reflink(entry, &file) => {}
-                _ => return Ok(Cloned::No),
+                _ => return Ok(CloneOutcome::Unavailable),
             }
-            let _alone = CLONING.lock();
-            let reply = receive::take_offer(&target, &manifest, false);
-            let there = Offered::of_reply(&manifest, reply).map_err(SendError::Internal)?;
-            if !matches!(there.answers.as_slice(), [Ok(Found::Needed { .. } | Found::Check)]) {
-                return Ok(Cloned::There(there));
+            let _alone = CLONE_LOCK.lock();
+            let reply = receive::handle_offer(&target, &manifest, false);
+            let there = OfferOutcome::from_reply(&manifest, reply).map_err(SendError::Internal)?;
+            if !matches!(
+                there.results.as_slice(),
+                [Ok(OfferDecision::NeedsContent { .. } | OfferDecision::NeedsDigest)]
+            ) {
+                return Ok(CloneOutcome::NotNeeded(there));
             }
-            let (mut moved, mut read) = (Moved::default(), (&mut buffer, going));
-            let file = Copied { target: &target, source: &source, entry, claims: &claims };
-            let done = match file.clone(&mut moved, &mut read) {
+            let (mut moved, mut read) = (CopiedBytes::default(), (&mut buffer, going));
+            let file = FileCopy { target: &target, source: &source, entry, claims: &claims };
+            let done = match file.clone_to_temporary(&mut moved, &mut read) {
                 Ok(Some((new, now, digest))) => {
                     let published = NewFile::publish(new, &now);
-                    published.map(|()| Written { bytes: now.size(), digest })
+                    published.map(|()| WrittenFile { bytes: now.size(), digest })
                 }
-                Ok(None) => return Ok(Cloned::No),
-                Err(Stop::Error(error)) => Err(error),
-                Err(Stop::Cancelled) => return Err(stopped()),
+                Ok(None) => return Ok(CloneOutcome::Unavailable),
+                Err(CopyError::Error(error)) => Err(error),
+                Err(CopyError::Cancelled) => return Err(cancelled_error()),
             };
             if let Err(error) = target.remove_part_file(entry) {
                 warn_ratelimited!(error.without_path(), "{error}");
             }
-            let done = done.map_err(|error| error_of(entry, &error));
+            let done = done.map_err(|error| entry_error(entry, &error));
             let files = [entry.clone()];
-            Ok(Cloned::Brought(packed(&target, &manifest.dirs, &files, (vec![done], moved))))
+            Ok(CloneOutcome::Cloned(finish_pack(
+                &target,
+                &manifest.dirs,
+                &files,
+                (vec![done], moved),
+            )))
         })
         .await
     }
@@ -207,55 +219,57 @@ impl Local {
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub(super) async fn range(
+    pub(super) async fn transfer_range(
         &self,
-        ranged: Ranged<'_>,
-        there: Option<Vec<BlockValue>>,
-    ) -> Result<RangeSent, SendError> {
-        gate::allows(&self.claims, RANGE)?;
-        let (target, pace) = (self.target.clone(), self.pace.clone());
-        let until = self.until.clone();
+        ranged: RangeTransfer<'_>,
+        there: Option<Vec<BlockDigests>>,
+    ) -> Result<RangeOutcome, SendError> {
+        gate::check_permission(&self.claims, RANGE)?;
+        let (target, pace) = (self.target.clone(), self.limiters.clone());
+        let until = self.deadline.clone();
         let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
         let (checked, hashing) =
             (self.rules().receiver_hash_mode(), self.rules().sender_hash_mode());
-        let (mut buffer, mut scratch) = self.pool.to_send(there.is_some()).await;
-        run(move |cancelled| {
-            let file = match open_same(&source, &entry) {
+        let (mut buffer, mut scratch) = self.pool.acquire_for_send(there.is_some()).await;
+        run_blocking(move |cancelled| {
+            let file = match open_version(&source, &entry) {
                 Ok(file) => file,
-                Err(error) => return Ok(RangeSent::from(error)),
+                Err(error) => return Ok(RangeOutcome::from(error)),
             };
-            let going = Going { cancelled: &cancelled, until: &until, pace: &pace };
-            if going.on().is_err() {
-                return Err(stopped());
+            let going = CopyControl { cancelled: &cancelled, deadline: &until, limiters: &pace };
+            if going.check_active().is_err() {
+                return Err(cancelled_error());
             }
             let mut part = match target.open_part_file(&entry) {
                 Ok(part) => part,
-                Err(error) => return Ok(RangeSent::from(error)),
+                Err(error) => return Ok(RangeOutcome::from(error)),
             };
             if there.is_none()
                 && file.is_dense()
                 && let Err(error) = part.reserve_blocks(span.offset, span.length)
             {
-                return Ok(RangeSent::from(error));
+                return Ok(RangeOutcome::from(error));
             }
-            let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::pages));
-            let mut copier = Copier {
-                at: span.offset,
-                checked,
-                ..Copier::new(&mut part, &entry.path, &mut buffer, going)
+            let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::content_mut));
+            let mut copier = CopySink {
+                offset: span.offset,
+                verify_hashing: checked,
+                ..CopySink::new(&mut part, &entry.path, &mut buffer, going)
             };
             let value = match read_range(&file, span, compare, hashing, &mut copier) {
-                Ok((Read::All, value)) if file.verify_unchanged().is_ok() => value,
-                Ok((Read::All | Read::Short, _)) => return Ok(RangeSent::Changed),
-                Ok((Read::Failed(error), _)) | Err(Stop::Error(error)) => {
-                    return Ok(RangeSent::from(error));
+                Ok((ReadOutcome::Complete, value)) if file.verify_unchanged().is_ok() => value,
+                Ok((ReadOutcome::Complete | ReadOutcome::Truncated, _)) => {
+                    return Ok(RangeOutcome::Changed);
                 }
-                Err(Stop::Cancelled) => return Err(stopped()),
+                Ok((ReadOutcome::Failed(error), _)) | Err(CopyError::Error(error)) => {
+                    return Ok(RangeOutcome::from(error));
+                }
+                Err(CopyError::Cancelled) => return Err(cancelled_error()),
             };
             let (sent, kept) = (copier.sent, copier.kept);
             Ok(match part.close() {
-                Ok(()) => RangeSent::Written { value, sent, kept },
-                Err(error) => RangeSent::from(error),
+                Ok(()) => RangeOutcome::Written { value, sent, kept },
+                Err(error) => RangeOutcome::from(error),
             })
         })
         .await
@@ -265,18 +279,25 @@ impl Local {
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub(super) async fn blocks(
+    pub(super) async fn block_digests(
         &self,
-        ask: BlocksAsk,
-    ) -> Result<Result<Vec<BlockValue>, FileError>, SendError> {
+        ask: BlockDigestsRequest,
+    ) -> Result<Result<Vec<BlockDigests>, FileError>, SendError> {
         let target = self.target.clone();
-        let [mut scratch] = self.pool.take([SCRATCH]).await;
-        run(move |_| {
-            let entry = ask.checked().map_err(SendError::Internal)?;
-            Ok(match maintain::take_blocks(&target, entry, &ask, scratch.pages()) {
-                BlocksReply::Values(values) => Ok(values),
-                BlocksReply::Failed(fault) => Err(fault.into_error(&entry.path)),
-            })
+        let [mut scratch] = self.pool.acquire([BLOCK_BUFFER_BYTES]).await;
+        run_blocking(move |_| {
+            let entry = ask.validate().map_err(SendError::Internal)?;
+            Ok(
+                match control_handlers::handle_block_digests(
+                    &target,
+                    entry,
+                    &ask,
+                    scratch.content_mut(),
+                ) {
+                    BlockDigestsReply::Digests(values) => Ok(values),
+                    BlockDigestsReply::Failed(fault) => Err(fault.into_error(&entry.path)),
+                },
+            )
         })
         .await
     }
@@ -285,25 +306,27 @@ impl Local {
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub async fn prune(&self, ask: PruneAsk) -> Result<PrunedPage, SendError> {
-        gate::allows_prune(&self.claims, ask.apply)?;
+    pub async fn prune(&self, ask: PruneRequest) -> Result<PruneOutcome, SendError> {
+        gate::check_prune_permission(&self.claims, ask.apply)?;
         let (target, claims) = (self.target.clone(), self.claims.clone());
-        run(move |_| maintain::take_prune(&target, &claims, &ask).map_err(SendError::Internal))
-            .await
+        run_blocking(move |_| {
+            control_handlers::handle_prune(&target, &claims, &ask).map_err(SendError::Internal)
+        })
+        .await
     }
 
     /// Removes what was kept to find the names of one file.
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub async fn sweep(
+    pub async fn clean_up(
         &self,
         root: Option<ManifestDir>,
     ) -> Result<Result<(), FileError>, SendError> {
-        gate::allows(&self.claims, SWEEP)?;
+        gate::check_permission(&self.claims, CLEAN_UP)?;
         let target = self.target.clone();
-        run(move |_| {
-            let reply = maintain::take_sweep(&target, &SweepAsk { root });
+        run_blocking(move |_| {
+            let reply = control_handlers::handle_clean_up(&target, &CleanUpRequest { root });
             Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
         })
         .await
@@ -315,8 +338,11 @@ impl Local {
     /// [`SendError::Internal`].
     pub async fn check_root(&self, source: RootKind) -> Result<Result<(), FileError>, SendError> {
         let target = self.target.clone();
-        run(move |_| {
-            let reply = maintain::take_root(&target, &RootAsk { source });
+        run_blocking(move |_| {
+            let reply = control_handlers::handle_root_check(
+                &target,
+                &RootCheckRequest { source_kind: source },
+            );
             Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
         })
         .await
@@ -324,7 +350,7 @@ impl Local {
 }
 
 /// The report of an error that made `entry` fail. One of the storage root has no path of its own.
-fn error_of(entry: &Entry, error: &FsError) -> FileError {
+fn entry_error(entry: &Entry, error: &FsError) -> FileError {
     let mut report = error.to_file_error();
     if report.class == ErrorClass::StorageGone {
         report.path = BytePath(entry.path.as_bytes().to_vec());
@@ -332,12 +358,12 @@ fn error_of(entry: &Entry, error: &FsError) -> FileError {
     report
 }
 
-fn stopped() -> SendError {
+fn cancelled_error() -> SendError {
     SendError::Internal("the copy was stopped".to_owned())
 }
 
-fn stamp(target: &Target, dirs: &[ManifestDir]) -> Vec<UnstampedDir> {
-    receive::stamp(target, dirs)
+fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<DirMetadataError> {
+    receive::apply_dir_metadata(target, dirs)
         .into_iter()
         .filter_map(|one| {
             let path = &dirs.get(one.dir as usize)?.path;
@@ -348,44 +374,51 @@ fn stamp(target: &Target, dirs: &[ManifestDir]) -> Vec<UnstampedDir> {
 
 /// What of content was moved, in bytes.
 #[derive(Default)]
-struct Moved {
+struct CopiedBytes {
     sent: u64,
     cloned: u64,
 }
 
 /// Ends a pack of `files` in `dirs`, of which the first are `done`.
-fn packed(
+fn finish_pack(
     target: &Target,
     dirs: &[ManifestDir],
     files: &[Entry],
-    (mut done, moved): (Vec<Result<Written, FileError>>, Moved),
-) -> Packed {
-    let unstamped = stamp(target, dirs);
+    (mut done, moved): (Vec<Result<WrittenFile, FileError>>, CopiedBytes),
+) -> PackOutcome {
+    let unstamped = apply_dir_metadata(target, dirs);
     if let Err(gone) = target.check_root() {
         for (written, entry) in done.iter_mut().zip(files).filter(|(done, _)| done.is_ok()) {
-            *written = Err(error_of(entry, &gone));
+            *written = Err(entry_error(entry, &gone));
         }
     }
-    let Moved { sent, cloned } = moved;
+    let CopiedBytes { sent, cloned } = moved;
     let (notes, to_sweep) = (target.take_metadata_warnings(), target.has_anchors());
-    Packed { files: done, sent, cloned, notes, unstamped, to_sweep }
+    PackOutcome {
+        files: done,
+        sent,
+        cloned,
+        warnings: notes,
+        dir_errors: unstamped,
+        needs_clean_up: to_sweep,
+    }
 }
 
 /// A file that is to be copied as a whole.
-struct Copied<'a> {
+struct FileCopy<'a> {
     target: &'a Target,
     source: &'a Tree,
     entry: &'a Entry,
     claims: &'a Claims,
 }
 
-impl Copied<'_> {
+impl FileCopy<'_> {
     /// Nothing lies between the two ends that a digest could guard: it is computed only where one is wanted.
     fn hasher(&self) -> Option<ContentHasher> {
         self.claims.rules.returns_digests.then(|| ContentHasher::new(HashMode::Full))
     }
 
-    fn open(&self) -> Result<(SourceFile, NewFile), FsError> {
+    fn open_both(&self) -> Result<(SourceFile, NewFile), FsError> {
         let file = self.source.open_source(self.entry)?;
         let new = self.target.create(file.entry(), self.claims.attempt)?;
         Ok((file, new))
@@ -395,41 +428,41 @@ impl Copied<'_> {
     fn copy(
         &self,
         clones: bool,
-        moved: &mut Moved,
-        (buffer, going): (&mut Buffer, Going<'_>),
-    ) -> Result<Written, Stop> {
-        going.on()?;
-        let (file, mut new) = self.open().map_err(Stop::Error)?;
+        moved: &mut CopiedBytes,
+        (buffer, going): (&mut Buffer, CopyControl<'_>),
+    ) -> Result<WrittenFile, CopyError> {
+        going.check_active()?;
+        let (file, mut new) = self.open_both().map_err(CopyError::Error)?;
         let now = file.entry();
         let digest = if clones && self.try_clone(&file, &mut new, moved, going)? {
-            self.read_cloned(&file, (buffer, going))?
+            self.digest_cloned(&file, (buffer, going))?
         } else {
             let span = Span { offset: 0, length: now.size() };
             let mut hasher = self.hasher();
-            let mut copier = Copier::new(&mut new, &now.path, buffer, going);
+            let mut copier = CopySink::new(&mut new, &now.path, buffer, going);
             let read = read_whole(&file, span, &mut hasher, &mut copier);
             moved.sent += copier.sent;
-            self.is_all(&file, read?)?;
+            self.check_complete(&file, read?)?;
             hasher.map(ContentHasher::digest)
         };
         let bytes = now.size();
-        NewFile::publish(new, now).map_err(Stop::Error)?;
-        Ok(Written { bytes, digest })
+        NewFile::publish(new, now).map_err(CopyError::Error)?;
+        Ok(WrittenFile { bytes, digest })
     }
 
     /// Clones it as what it is now, up to its metadata and name: with its entry, and its digest where that is
     /// wanted; `None` where that cannot be.
-    fn clone(
+    fn clone_to_temporary(
         &self,
-        moved: &mut Moved,
-        (buffer, going): &mut (&mut Buffer, Going<'_>),
-    ) -> Result<Option<(NewFile, Entry, Option<Digest>)>, Stop> {
-        going.on()?;
-        let (file, mut new) = self.open().map_err(Stop::Error)?;
+        moved: &mut CopiedBytes,
+        (buffer, going): &mut (&mut Buffer, CopyControl<'_>),
+    ) -> Result<Option<(NewFile, Entry, Option<Digest>)>, CopyError> {
+        going.check_active()?;
+        let (file, mut new) = self.open_both().map_err(CopyError::Error)?;
         if !file.is_version(self.entry) || !self.try_clone(&file, &mut new, moved, *going)? {
             return Ok(None);
         }
-        let digest = self.read_cloned(&file, (buffer, *going))?;
+        let digest = self.digest_cloned(&file, (buffer, *going))?;
         Ok(Some((new, file.entry().clone(), digest)))
     }
 
@@ -437,11 +470,11 @@ impl Copied<'_> {
         &self,
         file: &SourceFile,
         new: &mut NewFile,
-        moved: &mut Moved,
-        going: Going<'_>,
-    ) -> Result<bool, Stop> {
-        let mut go_on = |bytes| going.pace.acquire(bytes, || going.on()).is_ok();
-        let cloned = new.reflink_from(file, &mut go_on).map_err(Stop::Error)?;
+        moved: &mut CopiedBytes,
+        going: CopyControl<'_>,
+    ) -> Result<bool, CopyError> {
+        let mut go_on = |bytes| going.limiters.acquire(bytes, || going.check_active()).is_ok();
+        let cloned = new.reflink_from(file, &mut go_on).map_err(CopyError::Error)?;
         if cloned {
             moved.cloned += file.stored_bytes();
         }
@@ -449,110 +482,125 @@ impl Copied<'_> {
     }
 
     /// Checks that the source is what was cloned, and reads it where its digest is wanted.
-    fn read_cloned(
+    fn digest_cloned(
         &self,
         file: &SourceFile,
-        (buffer, going): (&mut Buffer, Going<'_>),
-    ) -> Result<Option<Digest>, Stop> {
+        (buffer, going): (&mut Buffer, CopyControl<'_>),
+    ) -> Result<Option<Digest>, CopyError> {
         let mut hasher = self.hasher();
         let read = match hasher.is_some() {
             true => {
                 let span = Span { offset: 0, length: file.entry().size() };
-                let mut sink = Nowhere { buffer, go_on: || going.on() };
+                let mut sink = HashOnlySink { buffer, check_active: || going.check_active() };
                 read_whole(file, span, &mut hasher, &mut sink)?
             }
-            false => Read::All,
+            false => ReadOutcome::Complete,
         };
-        self.is_all(file, read)?;
+        self.check_complete(file, read)?;
         Ok(hasher.map(ContentHasher::digest))
     }
 
-    fn is_all(&self, file: &SourceFile, read: Read) -> Result<(), Stop> {
+    fn check_complete(&self, file: &SourceFile, read: ReadOutcome) -> Result<(), CopyError> {
         match read {
-            Read::All => file.verify_unchanged().map_err(Stop::Error),
-            Read::Short => Err(Stop::Error(changed(self.entry))),
-            Read::Failed(error) => Err(Stop::Error(error)),
+            ReadOutcome::Complete => file.verify_unchanged().map_err(CopyError::Error),
+            ReadOutcome::Truncated => Err(CopyError::Error(changed_error(self.entry))),
+            ReadOutcome::Failed(error) => Err(CopyError::Error(error)),
         }
     }
 }
 
 /// Whether, and how fast, a copy goes on.
 #[derive(Clone, Copy)]
-struct Going<'a> {
+struct CopyControl<'a> {
     cancelled: &'a Shutdown,
-    until: &'a Until,
-    pace: &'a Limiters,
+    deadline: &'a Deadline,
+    limiters: &'a Limiters,
 }
 
-impl Going<'_> {
-    fn on(self) -> Result<(), Stop> {
-        let over = self.cancelled.is_cancelled() || self.until.is_over();
-        if over { Err(Stop::Cancelled) } else { Ok(()) }
+impl CopyControl<'_> {
+    fn check_active(self) -> Result<(), CopyError> {
+        let over = self.cancelled.is_cancelled() || self.deadline.is_over();
+        if over { Err(CopyError::Cancelled) } else { Ok(()) }
     }
 }
 
 /// Takes content from one file of this host to another one.
-struct Copier<'a, S> {
+struct CopySink<'a, S> {
     store: &'a mut S,
     path: &'a RelPath,
     buffer: &'a mut Buffer,
-    going: Going<'a>,
+    control: CopyControl<'a>,
     /// Where the next content belongs.
-    at: u64,
+    offset: u64,
     /// What is kept is read back and hashed like this.
-    checked: Option<HashMode>,
+    verify_hashing: Option<HashMode>,
     sent: u64,
     kept: u64,
 }
 
-impl<'a, S> Copier<'a, S> {
-    fn new(store: &'a mut S, path: &'a RelPath, buffer: &'a mut Buffer, going: Going<'a>) -> Self {
-        Copier { store, path, buffer, going, at: 0, checked: None, sent: 0, kept: 0 }
+impl<'a, S> CopySink<'a, S> {
+    fn new(
+        store: &'a mut S,
+        path: &'a RelPath,
+        buffer: &'a mut Buffer,
+        going: CopyControl<'a>,
+    ) -> Self {
+        CopySink {
+            store,
+            path,
+            buffer,
+            control: going,
+            offset: 0,
+            verify_hashing: None,
+            sent: 0,
+            kept: 0,
+        }
     }
 }
 
-impl<S: Store> Sink for Copier<'_, S> {
-    type Stop = Stop;
+impl<S: ContentWriter> Sink for CopySink<'_, S> {
+    type Stop = CopyError;
 
-    fn room(&mut self, want: usize, _: bool) -> Result<&mut [u8], Stop> {
-        Ok(&mut self.buffer.pages()[..want])
+    fn room(&mut self, want: usize, _: bool) -> Result<&mut [u8], CopyError> {
+        Ok(&mut self.buffer.content_mut()[..want])
     }
 
-    fn content(&mut self, n: usize) -> Result<(), Stop> {
-        self.going.pace.acquire(n as u64, || self.going.on())?;
-        self.store.write(&self.buffer.page()[..n], self.at).map_err(Stop::Error)?;
+    fn content(&mut self, n: usize) -> Result<(), CopyError> {
+        self.control.limiters.acquire(n as u64, || self.control.check_active())?;
+        self.store.write(&self.buffer.content()[..n], self.offset).map_err(CopyError::Error)?;
         self.sent += n as u64;
-        self.at += n as u64;
+        self.offset += n as u64;
         Ok(())
     }
 
-    fn hole(&mut self, length: u64) -> Result<(), Stop> {
-        self.store.hole(Span { offset: self.at, length }).map_err(Stop::Error)?;
-        self.at += length;
+    fn hole(&mut self, length: u64) -> Result<(), CopyError> {
+        self.store.hole(Span { offset: self.offset, length }).map_err(CopyError::Error)?;
+        self.offset += length;
         Ok(())
     }
 
-    fn keep(&mut self, from: ReuseSource, length: u64, values: &[Digest]) -> Result<(), Stop> {
-        let span = Span { offset: self.at, length };
-        let (going, path) = (self.going, self.path);
-        let back = self.checked.map(|hashing| (path, hashing, self.buffer.pages()));
-        let blocks = span.pieces(BLOCK_BYTES).zip(values.iter().copied());
+    fn keep(&mut self, from: ReuseSource, length: u64, values: &[Digest]) -> Result<(), CopyError> {
+        let span = Span { offset: self.offset, length };
+        let (going, path) = (self.control, self.path);
+        let back = self.verify_hashing.map(|hashing| (path, hashing, self.buffer.content_mut()));
+        let blocks = span.split(BLOCK_BYTES).zip(values.iter().copied());
         // Only part files are compared with.
-        if let Some(part) = self.store.part() {
-            keep_blocks(part, from, blocks, back, || going.on())?.map_err(Stop::Error)?;
+        if let Some(part) = self.store.part_file() {
+            keep_blocks(part, from, blocks, back, || going.check_active())?
+                .map_err(CopyError::Error)?;
         }
         self.kept += length;
-        self.at += length;
+        self.offset += length;
         Ok(())
     }
 
-    fn go_on(&self) -> Result<(), Stop> {
-        self.going.on()
+    fn check_active(&self) -> Result<(), CopyError> {
+        self.control.check_active()
     }
 }
 
 /// Runs blocking work; it learns when nobody waits for it any more.
-async fn run<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce(Shutdown) -> Result<T, SendError> + Send + 'static,
 ) -> Result<T, SendError> {
     let cancelled = Shutdown::new();

@@ -13,24 +13,24 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// Goodput is measured over at least this.
-const SAMPLE: Duration = Duration::from_millis(200);
+const MIN_SAMPLE_TIME: Duration = Duration::from_millis(200);
 /// Old goodput counts for half after this.
-const HALF_LIFE: Duration = Duration::from_millis(700);
+const AVERAGE_HALF_LIFE: Duration = Duration::from_millis(700);
 /// Goodput that was not measured again for this long says nothing any more.
-const STALE: Duration = Duration::from_secs(10);
+const MAX_AVERAGE_AGE: Duration = Duration::from_secs(10);
 
 /// Counts of bytes.
 #[derive(Debug, Default)]
-pub struct Flow {
+pub struct TrafficCounter {
     sent: AtomicU64,
     received: AtomicU64,
     /// Whether a write had to wait since this was asked last.
-    pressed: AtomicBool,
+    was_blocked: AtomicBool,
     /// Whether the connection is to be closed without sending what is left.
     reset: AtomicBool,
 }
 
-impl Flow {
+impl TrafficCounter {
     /// Bytes that the kernel took to be sent.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
@@ -42,22 +42,22 @@ impl Flow {
     }
 
     /// Counts `n` bytes that came.
-    pub fn came(&self, n: u64) {
+    pub fn add_received(&self, n: u64) {
         self.received.fetch_add(n, Ordering::Relaxed);
     }
 
     /// Counts `n` bytes that the kernel took to be sent.
-    pub fn went(&self, n: u64) {
+    pub fn add_sent(&self, n: u64) {
         self.sent.fetch_add(n, Ordering::Relaxed);
     }
 
     /// A write has to wait.
-    pub fn waits(&self) {
-        self.pressed.store(true, Ordering::Relaxed);
+    pub fn mark_blocked(&self) {
+        self.was_blocked.store(true, Ordering::Relaxed);
     }
 
     /// Both: it changes while anything moves.
-    pub fn moved(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.sent().wrapping_add(self.received())
     }
 
@@ -67,55 +67,55 @@ impl Flow {
         self.reset.store(true, Ordering::Relaxed);
     }
 
-    /// See [`Flow::reset_on_close`].
-    pub fn is_reset_on_close(&self) -> bool {
+    /// See [`TrafficCounter::reset_on_close`].
+    pub fn resets_on_close(&self) -> bool {
         self.reset.load(Ordering::Relaxed)
     }
 }
 
 /// A connection whose bytes are counted in several places.
 #[derive(Debug)]
-pub struct Counted {
+pub struct CountedStream {
     stream: TcpStream,
-    flows: Vec<Arc<Flow>>,
+    counters: Vec<Arc<TrafficCounter>>,
 }
 
-impl Counted {
+impl CountedStream {
     /// Counts what goes over `stream` in each of `flows`.
-    pub fn new(stream: TcpStream, flows: Vec<Arc<Flow>>) -> Self {
-        Counted { stream, flows }
+    pub fn new(stream: TcpStream, flows: Vec<Arc<TrafficCounter>>) -> Self {
+        CountedStream { stream, counters: flows }
     }
 
     /// The socket, for who reads it in a thread, and what its bytes are counted in from now on.
     ///
     /// # Errors
     /// There are no more descriptors.
-    pub fn into_parts(self) -> Result<(std::net::TcpStream, Vec<Arc<Flow>>)> {
+    pub fn into_parts(self) -> Result<(std::net::TcpStream, Vec<Arc<TrafficCounter>>)> {
         let socket = self.stream.as_fd().try_clone_to_owned()?;
-        Ok((socket.into(), self.flows.clone()))
+        Ok((socket.into(), self.counters.clone()))
     }
 
-    fn wrote(&self, result: Poll<Result<usize>>) -> Poll<Result<usize>> {
-        for flow in &self.flows {
+    fn record_write(&self, result: Poll<Result<usize>>) -> Poll<Result<usize>> {
+        for flow in &self.counters {
             match &result {
-                Poll::Ready(Ok(n)) => flow.went(*n as u64),
+                Poll::Ready(Ok(n)) => flow.add_sent(*n as u64),
                 Poll::Ready(Err(_)) => {}
-                Poll::Pending => flow.waits(),
+                Poll::Pending => flow.mark_blocked(),
             }
         }
         result
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedStream {
     fn drop(&mut self) {
-        if self.flows.iter().any(|flow| flow.is_reset_on_close()) {
+        if self.counters.iter().any(|flow| flow.resets_on_close()) {
             let _ = self.stream.set_zero_linger();
         }
     }
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for CountedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -124,21 +124,21 @@ impl AsyncRead for Counted {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         let came = (buf.filled().len() - before) as u64;
-        for flow in &self.flows {
-            flow.came(came);
+        for flow in &self.counters {
+            flow.add_received(came);
         }
         result
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for CountedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(result)
+        self.record_write(result)
     }
 
     fn poll_write_vectored(
@@ -147,7 +147,7 @@ impl AsyncWrite for Counted {
         slices: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(result)
+        self.record_write(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -165,41 +165,41 @@ impl AsyncWrite for Counted {
 
 /// The goodput of one end of routes: a moving average of what it sends while it has content to send.
 #[derive(Debug)]
-pub struct Meter {
-    flow: Arc<Flow>,
+pub struct GoodputMeter {
+    counter: Arc<TrafficCounter>,
     /// The sample that is being taken: since when, and what was sent then.
     sample: Option<(Instant, u64)>,
     /// The average in bytes per second, and when it was true.
     average: Option<(f64, Instant)>,
 }
 
-impl Meter {
+impl GoodputMeter {
     /// Measures what `flow` counts.
-    pub fn new(flow: Arc<Flow>) -> Self {
-        Meter { flow, sample: None, average: None }
+    pub fn new(flow: Arc<TrafficCounter>) -> Self {
+        GoodputMeter { counter: flow, sample: None, average: None }
     }
 
     /// What it measures.
-    pub fn flow(&self) -> &Arc<Flow> {
-        &self.flow
+    pub fn counter(&self) -> &Arc<TrafficCounter> {
+        &self.counter
     }
 
     /// To be called whenever content begins or ends to flow, and now and then: `busy` says whether any
     /// flows (or did up to now).
-    pub fn look(&mut self, busy: bool, now: Instant) {
-        let sent = self.flow.sent();
+    pub fn sample_now(&mut self, busy: bool, now: Instant) {
+        let sent = self.counter.sent();
         let Some((since, before)) = self.sample else {
             if busy {
-                self.flow.pressed.store(false, Ordering::Relaxed);
+                self.counter.was_blocked.store(false, Ordering::Relaxed);
                 self.sample = Some((now, sent));
             }
             return;
         };
         let elapsed = now.saturating_duration_since(since);
-        if elapsed >= SAMPLE {
-            let pressed = self.flow.pressed.swap(false, Ordering::Relaxed);
+        if elapsed >= MIN_SAMPLE_TIME {
+            let pressed = self.counter.was_blocked.swap(false, Ordering::Relaxed);
             let speed = sent.saturating_sub(before) as f64 / elapsed.as_secs_f64();
-            self.learn(speed, elapsed, pressed, now);
+            self.update_average(speed, elapsed, pressed, now);
             self.sample = Some((now, sent));
         }
         if !busy {
@@ -208,10 +208,10 @@ impl Meter {
     }
 
     /// What was never held up by the network is a lower bound only.
-    fn learn(&mut self, speed: f64, elapsed: Duration, pressed: bool, now: Instant) {
+    fn update_average(&mut self, speed: f64, elapsed: Duration, pressed: bool, now: Instant) {
         let average = match self.average {
-            Some((average, at)) if now.saturating_duration_since(at) < STALE => {
-                let keep = 0.5f64.powf(elapsed.as_secs_f64() / HALF_LIFE.as_secs_f64());
+            Some((average, at)) if now.saturating_duration_since(at) < MAX_AVERAGE_AGE => {
+                let keep = 0.5f64.powf(elapsed.as_secs_f64() / AVERAGE_HALF_LIFE.as_secs_f64());
                 let mixed = average * keep + speed * (1.0 - keep);
                 if pressed { mixed } else { mixed.max(average) }
             }
@@ -224,11 +224,11 @@ impl Meter {
     /// The goodput in bytes per second, if it is known.
     pub fn goodput(&self, now: Instant) -> Option<f64> {
         let (average, at) = self.average?;
-        (now.saturating_duration_since(at) < STALE).then_some(average)
+        (now.saturating_duration_since(at) < MAX_AVERAGE_AGE).then_some(average)
     }
 
     /// What was measured says nothing about what comes.
-    pub fn forget(&mut self) {
+    pub fn reset(&mut self) {
         (self.average, self.sample) = (None, None);
     }
 }
@@ -241,46 +241,46 @@ mod tests {
         start + Duration::from_millis(millis)
     }
 
-    fn sends(meter: &Meter, bytes: u64, pressed: bool) {
-        meter.flow.sent.fetch_add(bytes, Ordering::Relaxed);
-        meter.flow.pressed.store(pressed, Ordering::Relaxed);
+    fn record_sent(meter: &GoodputMeter, bytes: u64, pressed: bool) {
+        meter.counter.sent.fetch_add(bytes, Ordering::Relaxed);
+        meter.counter.was_blocked.store(pressed, Ordering::Relaxed);
     }
 
     #[test]
     fn goodput_follows_what_is_sent_while_the_network_is_the_limit() {
-        let (mut meter, start) = (Meter::new(Arc::default()), Instant::now());
+        let (mut meter, start) = (GoodputMeter::new(Arc::default()), Instant::now());
         assert_eq!(meter.goodput(start), None);
-        meter.look(true, start);
-        sends(&meter, 10_000_000, true);
-        meter.look(true, after(start, 100));
+        meter.sample_now(true, start);
+        record_sent(&meter, 10_000_000, true);
+        meter.sample_now(true, after(start, 100));
         assert_eq!(meter.goodput(after(start, 100)), None, "too short");
-        meter.look(true, after(start, 1000));
+        meter.sample_now(true, after(start, 1000));
         assert_eq!(meter.goodput(after(start, 1000)), Some(10e6));
         // A slower second counts for more than half.
-        sends(&meter, 1_000_000, true);
-        meter.look(true, after(start, 2000));
+        record_sent(&meter, 1_000_000, true);
+        meter.sample_now(true, after(start, 2000));
         let slower = meter.goodput(after(start, 2000)).unwrap();
         assert!((1e6..5.5e6).contains(&slower), "{slower}");
         // A pause is no sample, and what had to wait for nothing is a lower bound.
-        meter.look(false, after(start, 2000));
-        meter.look(true, after(start, 5000));
-        sends(&meter, 1, false);
-        meter.look(true, after(start, 6000));
+        meter.sample_now(false, after(start, 2000));
+        meter.sample_now(true, after(start, 5000));
+        record_sent(&meter, 1, false);
+        meter.sample_now(true, after(start, 6000));
         assert_eq!(meter.goodput(after(start, 6000)), Some(slower));
         assert_eq!(meter.goodput(after(start, 17_000)), None, "it is old");
     }
 
     #[test]
-    fn what_is_forgotten_is_measured_anew() {
-        let (mut meter, start) = (Meter::new(Arc::default()), Instant::now());
-        meter.look(true, start);
-        sends(&meter, 10_000_000, true);
-        meter.look(true, after(start, 1000));
-        meter.forget();
+    fn a_reset_meter_measures_again_from_nothing() {
+        let (mut meter, start) = (GoodputMeter::new(Arc::default()), Instant::now());
+        meter.sample_now(true, start);
+        record_sent(&meter, 10_000_000, true);
+        meter.sample_now(true, after(start, 1000));
+        meter.reset();
         assert_eq!(meter.goodput(after(start, 1000)), None);
-        meter.look(true, after(start, 2000));
-        sends(&meter, 3_000_000, true);
-        meter.look(true, after(start, 3000));
+        meter.sample_now(true, after(start, 2000));
+        record_sent(&meter, 3_000_000, true);
+        meter.sample_now(true, after(start, 3000));
         assert_eq!(meter.goodput(after(start, 3000)), Some(3e6), "nothing of the time before");
     }
 }

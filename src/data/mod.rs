@@ -7,24 +7,25 @@
 //!
 //! Each stream has a thread at each end; several streams, and the kernel's buffers between them, overlap
 //! reading, sending and writing. Memory per stream is a megabyte or two, whatever is sent, and bounded for all of
-//! them ([`pool`]); the slowest stage sets the pace of all.
+//! them ([`buffer_pool`]); the slowest stage sets the pace of all.
 //!
-//! - [`protocol`], [`asks`]: verbs, limits, requests, replies; [`frame`], [`stream`]: how content travels
-//! - [`gate`]: tickets and what they allow; [`full_or_read_only`]: the storage roots that a ticket must lie under
-//! - [`server`], [`verbs`], [`receive`], [`maintain`]: the receiving end; [`store`]: how both it and a
+//! - [`protocol`], [`control_messages`]: verbs, limits, requests, replies; [`frame`], [`request_content`]: how content travels
+//! - [`verifier`]: tickets and what they allow; [`full_or_read_only`]: the storage roots that a ticket must lie under
+//! - [`server`], [`verbs`], [`receive`], [`control_handlers`]: the receiving end; [`write_unless_failed`]: how both it and a
 //!   copy on one host write
-//! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`route`],
-//!   [`choice`], [`lease`], [`watch`], [`try_connect`]): over which
-//!   NICs; [`nics`], [`meter`]: our own; [`read`]: how both it and a copy on one host read
+//! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`routing_state`],
+//!   [`route_ranking`], [`checkout`], [`monitor`], [`try_connect`]): over which
+//!   NICs; [`nics`], [`meter`]: our own; [`decode_reply`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
 //!   ranges that are compared first; [`stripe`]: ranges over several NICs
-//! - [`outcome`]: what became of entries; [`until`]: when work ends; [`read_worker`], [`pool`]: plumbing
+//! - [`outcome`]: what became of entries; [`until`]: when work ends; [`read_worker`], [`buffer_pool`]: plumbing
 
-pub mod asking;
-pub mod asks;
-pub mod body;
-pub mod choice;
+pub mod active_requests;
+pub mod buffer_pool;
 pub mod connect;
+pub mod content_client;
+pub mod control_handlers;
+pub mod control_messages;
 pub mod delta;
 pub mod destination;
 pub mod endpoints;
@@ -33,22 +34,21 @@ pub mod gate;
 pub mod lease;
 pub mod listen;
 pub mod local;
-pub mod maintain;
 pub mod meter;
 pub mod nics;
 pub mod outcome;
 pub mod peer;
 pub mod peers;
-pub mod pool;
 pub mod protocol;
 pub mod read;
 pub mod receive;
-pub mod requests;
 pub mod roots;
-mod route;
+pub mod route_ranking;
 pub mod routes;
+mod routing_state;
 pub mod send;
 pub mod server;
+pub mod stall;
 pub mod store;
 pub mod stream;
 mod stripe;
@@ -58,19 +58,20 @@ pub mod until;
 pub mod verbs;
 pub mod watch;
 
-pub use asks::{PruneAsk, PrunedPage, Resume};
+pub use active_requests::ActiveRequests;
+pub use buffer_pool::BufferPools;
+pub use control_messages::{PruneOutcome, PruneRequest, PruneResume};
 pub use destination::Destination;
 pub use endpoints::Endpoints;
-pub use gate::TicketGate;
-pub use local::{Cloned, Local};
+pub use gate::TicketVerifier;
+pub use local::{CloneOutcome, Local};
 pub use outcome::{
-    Compared, Found, Offered, Packed, RangeMode, RangeSent, SendError, UnstampedDir, Written,
+    CompareOutcome, DirMetadataError, OfferDecision, OfferOutcome, PackOutcome, RangeMode,
+    RangeOutcome, SendError, WrittenFile,
 };
 pub use peer::Peer;
 pub use peers::Peers;
-pub use pool::Buffers;
 pub use read::hash_source;
-pub use requests::Requests;
 pub use roots::Roots;
-pub use server::{DataServer, Served};
-pub use until::Until;
+pub use server::{DataServer, ServerContext};
+pub use until::Deadline;

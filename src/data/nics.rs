@@ -1,6 +1,6 @@
 //! Our own endpoints at work: what is set for them, what they moved, and sockets as they want them.
 
-use super::meter::{Counted, Flow};
+use super::meter::{CountedStream, TrafficCounter};
 use crate::config::{NicConfig as Configured, NicSettings};
 use crate::util::iface;
 use crate::util::rate::RateLimiter;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// A peer that went away without a word is noticed after about three of these.
-const ALIVE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One of our endpoints.
 #[derive(Debug)]
@@ -25,17 +25,17 @@ pub struct Nic {
     /// Content goes out no faster than this.
     pub rate: Arc<RateLimiter>,
     /// All that went through it.
-    pub flow: Arc<Flow>,
-    open: AtomicUsize,
+    pub counter: Arc<TrafficCounter>,
+    open_connections: AtomicUsize,
 }
 
 /// Counts a connection for as long as it is open.
 #[derive(Debug)]
-pub struct Open(Arc<Nic>);
+pub struct OpenConnectionGuard(Arc<Nic>);
 
-impl Drop for Open {
+impl Drop for OpenConnectionGuard {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.open_connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -44,18 +44,24 @@ impl Nic {
     pub fn new(configured: Configured) -> Arc<Self> {
         let Configured { endpoint, settings: tuning } = configured;
         let rate = Arc::new(RateLimiter::new(tuning.bwlimit));
-        Arc::new(Nic { endpoint, tuning, rate, flow: Arc::default(), open: AtomicUsize::new(0) })
+        Arc::new(Nic {
+            endpoint,
+            tuning,
+            rate,
+            counter: Arc::default(),
+            open_connections: AtomicUsize::new(0),
+        })
     }
 
     /// Counts a connection as open until what is returned is dropped.
-    pub fn opened(self: &Arc<Self>) -> Open {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Open(self.clone())
+    pub fn count_open_connection(self: &Arc<Self>) -> OpenConnectionGuard {
+        self.open_connections.fetch_add(1, Ordering::Relaxed);
+        OpenConnectionGuard(self.clone())
     }
 
     /// Connections that are open.
-    pub fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+    pub fn open_connections(&self) -> usize {
+        self.open_connections.load(Ordering::Relaxed)
     }
 
     /// `at`, with the scope that a link-local address takes from the interface.
@@ -72,7 +78,7 @@ impl Nic {
     }
 
     /// Sets what is to be set before a socket is connected, or listens.
-    pub fn tune(&self, socket: SockRef<'_>) {
+    pub fn set_socket_options(&self, socket: SockRef<'_>) {
         let NicSettings { congestion, send_buffer, receive_buffer, .. } = &self.tuning;
         let note = |what: &str, done: std::io::Result<()>| {
             if let Err(e) = done {
@@ -91,32 +97,35 @@ impl Nic {
     }
 
     /// `stream`, which somebody opened to this endpoint, counted.
-    pub fn accepted(&self, stream: TcpStream) -> Counted {
+    pub fn wrap_accepted(&self, stream: TcpStream) -> CountedStream {
         let _ = stream.set_nodelay(true);
-        let keepalive = TcpKeepalive::new().with_time(ALIVE).with_interval(ALIVE).with_retries(2);
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_INTERVAL)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(2);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-        Counted::new(stream, vec![self.flow.clone()])
+        CountedStream::new(stream, vec![self.counter.clone()])
     }
 
     /// How fast its interface says that it is, in bytes per second.
-    pub fn nominal(&self) -> Option<f64> {
-        bytes_per_second(&self.about("speed")?)
+    pub fn link_bytes_per_second(&self) -> Option<f64> {
+        bytes_per_second(&self.interface_attribute("speed")?)
     }
 
     /// What the kernel says of its interface that makes it useless, if anything does.
-    pub fn down(&self) -> Option<String> {
-        let state = self.about("operstate")?;
+    pub fn link_failure(&self) -> Option<String> {
+        let state = self.interface_attribute("operstate")?;
         let iface = self.endpoint.iface.as_deref().unwrap_or_default();
         matches!(state.as_str(), "down" | "lowerlayerdown" | "notpresent")
             .then(|| format!("interface {iface} is {state}"))
     }
 
     /// The number that the kernel gave its interface.
-    pub fn number(&self) -> Option<u32> {
+    pub fn interface_index(&self) -> Option<u32> {
         iface::interface_index(self.endpoint.iface.as_deref()?)
     }
 
-    fn about(&self, what: &str) -> Option<String> {
+    fn interface_attribute(&self, what: &str) -> Option<String> {
         iface::read_attribute(self.endpoint.iface.as_deref()?, what)
     }
 }
@@ -127,7 +136,7 @@ fn bytes_per_second(megabits: &str) -> Option<f64> {
 }
 
 /// Whether `ip` is an address of this host.
-pub fn is_own(ip: IpAddr) -> bool {
+pub fn is_local_address(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
 
@@ -144,16 +153,20 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_has_no_speed_is_given_none() {
+    fn an_interface_without_a_speed_has_no_link_speed() {
         for iface in [None, Some("lo"), Some("not-there")] {
             let address = "127.0.0.1".to_owned();
             let endpoint = Endpoint { iface: iface.map(str::to_owned), address, port: Some(1) };
             let nic = Nic::new(endpoint.into());
-            assert_eq!((nic.nominal(), nic.down()), (None, None), "{iface:?}");
-            let open = (nic.opened(), nic.opened());
-            assert_eq!(nic.open(), 2);
+            assert_eq!(
+                (nic.link_bytes_per_second(), nic.link_failure()),
+                (None, None),
+                "{iface:?}"
+            );
+            let open = (nic.count_open_connection(), nic.count_open_connection());
+            assert_eq!(nic.open_connections(), 2);
             drop(open);
-            assert_eq!(nic.open(), 0);
+            assert_eq!(nic.open_connections(), 0);
         }
     }
 }

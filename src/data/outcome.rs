@@ -1,9 +1,10 @@
 //! What became of entries that were offered or sent: the same words for a peer and for this host.
 
 use super::protocol::{
-    Answer, DigestOf, Fault, OfferReply, PackReply, RangeReply, Taken, Unstamped, read_notes,
+    DirMetadataFault, EntryDigest, Fault, OfferReply, OfferResult, PackReply, RangeReply,
+    WriteOutcome, resolve_warnings,
 };
-use super::send::{Fed, FedRange};
+use super::send::{SentFile, SentRange};
 use crate::fs::FsError;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::options::{EntryAction, EntryWarnings};
@@ -14,12 +15,12 @@ use crate::wire::{Digest, RelPath, WorkerId};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     /// No connection; nothing was written.
-    #[error("worker {worker} cannot be reached: {}", list(.tried))]
+    #[error("worker {worker} cannot be reached: {}", format_attempts(.attempts))]
     Unreachable {
         /// Whom we tried.
         worker: WorkerId,
         /// Every endpoint with what went wrong there.
-        tried: Vec<(String, String)>,
+        attempts: Vec<(String, String)>,
     },
     /// It does not let us; nothing was written.
     #[error("worker {worker} refused ({status} {code}): {detail}")]
@@ -35,7 +36,7 @@ pub enum SendError {
     },
     /// The connection failed on the way, or what came back made no sense.
     #[error("the connection to worker {worker} failed: {message}")]
-    Broken {
+    ConnectionFailed {
         /// To whom.
         worker: WorkerId,
         /// How.
@@ -46,7 +47,7 @@ pub enum SendError {
     Internal(String),
 }
 
-fn list(tried: &[(String, String)]) -> String {
+fn format_attempts(tried: &[(String, String)]) -> String {
     if tried.is_empty() {
         return "it names no data-plane endpoint".to_owned();
     }
@@ -55,61 +56,61 @@ fn list(tried: &[(String, String)]) -> String {
 }
 
 /// A directory that did not get its metadata back.
-pub type UnstampedDir = (RelPath, FileError);
+pub type DirMetadataError = (RelPath, FileError);
 
 /// What a destination made of an offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offered {
+pub struct OfferOutcome {
     /// One per entry.
-    pub answers: Vec<Result<Found, FileError>>,
+    pub results: Vec<Result<OfferDecision, FileError>>,
     /// One per entry: of regular files that are there already, where the ticket asks for it.
     pub digests: Vec<Option<Digest>>,
     /// What the destination could not hold.
-    pub notes: EntryWarnings,
+    pub warnings: EntryWarnings,
     /// Directories without their metadata.
-    pub unstamped: Vec<UnstampedDir>,
+    pub dir_errors: Vec<DirMetadataError>,
     /// The destination keeps something for the names of one file: a sweep is wanted in the end.
-    pub to_sweep: bool,
+    pub needs_clean_up: bool,
     /// Directories on the way to the entries that are new at the destination, and no entries themselves.
-    pub made: Vec<RelPath>,
+    pub created_dirs: Vec<RelPath>,
 }
 
 /// What a destination made of one entry that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum OfferDecision {
     /// It is there as it should be, or left alone. (In a dry run: it needs no content to be so.)
     Done(EntryAction),
     /// Its content is wanted.
-    Needed {
+    NeedsContent {
         /// What it will be.
         action: EntryAction,
         /// There is something at the destination to compare blocks with.
-        base: bool,
+        has_basis: bool,
     },
     /// It is to be offered again with the digest of the source's content.
-    Check,
+    NeedsDigest,
 }
 
 /// What became of the files of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packed {
+pub struct PackOutcome {
     /// One per file.
-    pub files: Vec<Result<Written, FileError>>,
+    pub files: Vec<Result<WrittenFile, FileError>>,
     /// Content that went to the destination, also of what failed, in bytes.
     pub sent: u64,
     /// Content that the destination shares with the source, in bytes.
     pub cloned: u64,
     /// What the destination could not hold.
-    pub notes: EntryWarnings,
+    pub warnings: EntryWarnings,
     /// Directories without their metadata.
-    pub unstamped: Vec<UnstampedDir>,
+    pub dir_errors: Vec<DirMetadataError>,
     /// The destination keeps something for the names of one file: a sweep is wanted in the end.
-    pub to_sweep: bool,
+    pub needs_clean_up: bool,
 }
 
 /// A file that is at its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenFile {
     /// The length of its content (with its holes).
     pub bytes: u64,
     /// Of its content, where that is hashed.
@@ -127,7 +128,7 @@ pub enum RangeMode {
 
 /// What became of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RangeSent {
+pub enum RangeOutcome {
     /// It is in the part file.
     Written {
         /// Its value, where content is hashed.
@@ -145,7 +146,7 @@ pub enum RangeSent {
 
 /// How a range of the source compares with the file at the destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Compared {
+pub enum CompareOutcome {
     /// Equal; its value.
     Equal(Digest),
     /// Not equal, or not there.
@@ -156,7 +157,10 @@ pub enum Compared {
     Failed(FileError),
 }
 
-fn unstamped(dirs: &[ManifestDir], all: Vec<Unstamped>) -> Result<Vec<UnstampedDir>, String> {
+fn dir_errors(
+    dirs: &[ManifestDir],
+    all: Vec<DirMetadataFault>,
+) -> Result<Vec<DirMetadataError>, String> {
     all.into_iter()
         .map(|one| {
             let dir = dirs.get(one.dir as usize).ok_or("it names a directory that was not sent")?;
@@ -165,45 +169,49 @@ fn unstamped(dirs: &[ManifestDir], all: Vec<Unstamped>) -> Result<Vec<UnstampedD
         .collect()
 }
 
-impl Offered {
+impl OfferOutcome {
     /// Reads a reply to the offer of `manifest`.
     ///
     /// # Errors
     /// A reply that does not fit.
-    pub fn of_reply(manifest: &Manifest, reply: OfferReply) -> Result<Self, String> {
-        let (expected, found) = (manifest.entries.len(), reply.answers.len());
+    pub fn from_reply(manifest: &Manifest, reply: OfferReply) -> Result<Self, String> {
+        let (expected, found) = (manifest.entries.len(), reply.results.len());
         if expected != found {
             return Err(format!("{found} results for {expected} entries"));
         }
         let answers = manifest
             .entries
             .iter()
-            .zip(reply.answers)
+            .zip(reply.results)
             .map(|(entry, answer)| match answer {
-                Answer::Needed { .. } | Answer::Check if !is_file(entry) => {
+                OfferResult::NeedsContent { .. } | OfferResult::NeedsDigest if !is_file(entry) => {
                     Err("it requests content of an entry without content")
                 }
-                Answer::Check if entry.digest.is_some() => Err("it requests a digest twice"),
-                Answer::Done(action) => Ok(Ok(Found::Done(action))),
-                Answer::Needed { action, base } => Ok(Ok(Found::Needed { action, base })),
-                Answer::Check => Ok(Ok(Found::Check)),
-                Answer::Failed(fault) => Ok(Err(fault.into_error(&entry.path))),
+                OfferResult::NeedsDigest if entry.digest.is_some() => {
+                    Err("it requests a digest twice")
+                }
+                OfferResult::Done(action) => Ok(Ok(OfferDecision::Done(action))),
+                OfferResult::NeedsContent { action, has_basis: base } => {
+                    Ok(Ok(OfferDecision::NeedsContent { action, has_basis: base }))
+                }
+                OfferResult::NeedsDigest => Ok(Ok(OfferDecision::NeedsDigest)),
+                OfferResult::Failed(fault) => Ok(Err(fault.into_error(&entry.path))),
             })
             .collect::<Result<_, _>>()?;
         let entries: Vec<&Entry> = manifest.entries.iter().collect();
-        Ok(Offered {
-            answers,
-            digests: digests(&manifest.entries, reply.digests)?,
-            notes: read_notes(reply.notes, &entries, &manifest.dirs)?,
-            unstamped: unstamped(&manifest.dirs, reply.unstamped)?,
-            to_sweep: reply.to_sweep,
-            made: made(&manifest.dirs, reply.made)?,
+        Ok(OfferOutcome {
+            results: answers,
+            digests: digests_by_entry(&manifest.entries, reply.digests)?,
+            warnings: resolve_warnings(reply.warnings, &entries, &manifest.dirs)?,
+            dir_errors: dir_errors(&manifest.dirs, reply.dir_faults)?,
+            needs_clean_up: reply.needs_clean_up,
+            created_dirs: created_dirs(&manifest.dirs, reply.created_dirs)?,
         })
     }
 }
 
 /// The directories at these places, each once.
-fn made(dirs: &[ManifestDir], places: Vec<u32>) -> Result<Vec<RelPath>, &'static str> {
+fn created_dirs(dirs: &[ManifestDir], places: Vec<u32>) -> Result<Vec<RelPath>, &'static str> {
     if !places.is_sorted_by(|a, b| a < b) {
         return Err("it names a directory that it made twice");
     }
@@ -217,7 +225,10 @@ fn is_file(entry: &Entry) -> bool {
 }
 
 /// One per entry.
-fn digests(entries: &[Entry], all: Vec<DigestOf>) -> Result<Vec<Option<Digest>>, &'static str> {
+fn digests_by_entry(
+    entries: &[Entry],
+    all: Vec<EntryDigest>,
+) -> Result<Vec<Option<Digest>>, &'static str> {
     let mut found = vec![None; entries.len()];
     for one in all {
         let entry = entries.get(one.entry as usize).ok_or("a digest belongs to no entry")?;
@@ -230,95 +241,97 @@ fn digests(entries: &[Entry], all: Vec<DigestOf>) -> Result<Vec<Option<Digest>>,
 }
 
 /// The error of a file or range that arrived as something else.
-fn mismatch() -> Fault {
+fn mismatch_fault() -> Fault {
     Fault::transient(
         "check destination",
         "the bytes that arrived are not those that were read (digest mismatch); it is tried again",
     )
 }
 
-impl Packed {
+impl PackOutcome {
     /// Joins what both ends know of a pack of `entries` in `dirs`; `fed` is one for each entry, and
     /// `sent` the bytes of content that went over the wire.
     ///
     /// # Errors
     /// A reply that does not fit.
-    pub fn of_reply(
+    pub fn from_reply(
         dirs: &[ManifestDir],
         entries: &[Entry],
         reply: PackReply,
-        (fed, sent): (Vec<Fed>, u64),
+        (fed, sent): (Vec<SentFile>, u64),
     ) -> Result<Self, String> {
         let mut taken = reply.files.into_iter();
         let mut files = Vec::with_capacity(fed.len());
         let mut begun = Vec::with_capacity(fed.len());
         for (entry, fed) in entries.iter().zip(fed) {
             let written = match fed {
-                Fed::Unread(error) => {
+                SentFile::Unreadable(error) => {
                     files.push(Err(error));
                     continue;
                 }
-                Fed::TakenBack(error) => Err(error),
-                Fed::Sent(written) => Ok(written),
+                SentFile::Aborted(error) => Err(error),
+                SentFile::Complete(written) => Ok(written),
             };
             begun.push(entry);
             let path = &entry.path;
             let taken = taken.next().ok_or("it reports fewer files than were sent")?;
             files.push(match (written, taken) {
                 (Err(error), _) => Err(error),
-                (Ok(written), Taken::Written) => Ok(written),
-                (Ok(_), Taken::Mismatch) => Err(mismatch().into_error(path)),
-                (Ok(_), Taken::Aborted) => return Err("it dropped a file that was complete".into()),
-                (Ok(_), Taken::Failed(fault)) => Err(fault.into_error(path)),
+                (Ok(written), WriteOutcome::Written) => Ok(written),
+                (Ok(_), WriteOutcome::Mismatch) => Err(mismatch_fault().into_error(path)),
+                (Ok(_), WriteOutcome::Aborted) => {
+                    return Err("it dropped a file that was complete".into());
+                }
+                (Ok(_), WriteOutcome::Failed(fault)) => Err(fault.into_error(path)),
             });
         }
         if taken.next().is_some() {
             return Err("it reports more files than were sent".to_owned());
         }
-        Ok(Packed {
+        Ok(PackOutcome {
             files,
             sent,
             cloned: 0,
-            notes: read_notes(reply.notes, &begun, dirs)?,
-            unstamped: unstamped(dirs, reply.unstamped)?,
-            to_sweep: reply.to_sweep,
+            warnings: resolve_warnings(reply.warnings, &begun, dirs)?,
+            dir_errors: dir_errors(dirs, reply.dir_faults)?,
+            needs_clean_up: reply.needs_clean_up,
         })
     }
 }
 
-impl From<FsError> for RangeSent {
+impl From<FsError> for RangeOutcome {
     /// What a range becomes that could not be read or written.
     fn from(error: FsError) -> Self {
         match error.class() {
-            ErrorClass::Changed => RangeSent::Changed,
-            _ => RangeSent::Failed(error.to_file_error()),
+            ErrorClass::Changed => RangeOutcome::Changed,
+            _ => RangeOutcome::Failed(error.to_file_error()),
         }
     }
 }
 
-impl From<FsError> for Compared {
+impl From<FsError> for CompareOutcome {
     fn from(error: FsError) -> Self {
         match error.class() {
-            ErrorClass::Changed => Compared::Changed,
-            _ => Compared::Failed(error.to_file_error()),
+            ErrorClass::Changed => CompareOutcome::Changed,
+            _ => CompareOutcome::Failed(error.to_file_error()),
         }
     }
 }
 
-impl RangeSent {
+impl RangeOutcome {
     /// Joins what both ends know of a range of `entry`.
-    pub fn of_reply(entry: &Entry, reply: RangeReply, fed: FedRange) -> Self {
-        match (fed, reply.range) {
-            (FedRange::Changed, _) => RangeSent::Changed,
-            (FedRange::Failed(error), _) => RangeSent::Failed(error),
-            (FedRange::Sent { value, sent, kept }, Taken::Written) => {
-                RangeSent::Written { value, sent, kept }
+    pub fn from_reply(entry: &Entry, reply: RangeReply, fed: SentRange) -> Self {
+        match (fed, reply.outcome) {
+            (SentRange::Changed, _) => RangeOutcome::Changed,
+            (SentRange::Failed(error), _) => RangeOutcome::Failed(error),
+            (SentRange::Sent { value, sent, kept }, WriteOutcome::Written) => {
+                RangeOutcome::Written { value, sent, kept }
             }
-            (FedRange::Sent { .. }, Taken::Failed(fault)) => {
-                RangeSent::Failed(fault.into_error(&entry.path))
+            (SentRange::Sent { .. }, WriteOutcome::Failed(fault)) => {
+                RangeOutcome::Failed(fault.into_error(&entry.path))
             }
-            (FedRange::Sent { .. }, Taken::Mismatch | Taken::Aborted) => {
-                RangeSent::Failed(mismatch().into_error(&entry.path))
+            (SentRange::Sent { .. }, WriteOutcome::Mismatch | WriteOutcome::Aborted) => {
+                RangeOutcome::Failed(mismatch_fault().into_error(&entry.path))
             }
         }
     }
@@ -330,7 +343,7 @@ mod tests {
     use crate::wire::manifest::Meta;
 
     #[test]
-    fn an_answer_that_does_not_fit_its_entry_is_no_answer() {
+    fn a_reply_that_does_not_match_its_entries_is_refused() {
         let meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
         let entry = |name: &str, kind| {
             Entry::new(RelPath::new(name).unwrap(), kind, meta, Default::default())
@@ -340,34 +353,37 @@ mod tests {
         let entries =
             vec![entry("dir", EntryKind::Dir), entry("file", EntryKind::File { size: 1 }), read];
         let manifest = Manifest { dirs: vec![], entries };
-        let skip = Answer::Done(EntryAction::Skip);
-        let reply = |answers: [&Answer; 3], digests: &[u32]| {
-            let digests = digests.iter().map(|entry| DigestOf { entry: *entry, digest });
-            let answers = answers.map(Answer::clone).into();
+        let skip = OfferResult::Done(EntryAction::Skip);
+        let reply = |answers: [&OfferResult; 3], digests: &[u32]| {
+            let digests = digests.iter().map(|entry| EntryDigest { entry: *entry, digest });
+            let answers = answers.map(OfferResult::clone).into();
             let digests = digests.collect();
-            Offered::of_reply(&manifest, OfferReply { answers, digests, ..OfferReply::default() })
+            OfferOutcome::from_reply(
+                &manifest,
+                OfferReply { results: answers, digests, ..OfferReply::default() },
+            )
         };
-        let needed = Answer::Needed { action: EntryAction::Update, base: false };
-        let good = reply([&skip, &Answer::Check, &needed], &[1]).unwrap();
+        let needed = OfferResult::NeedsContent { action: EntryAction::Update, has_basis: false };
+        let good = reply([&skip, &OfferResult::NeedsDigest, &needed], &[1]).unwrap();
         assert_eq!(good.digests, [None, Some(digest), None]);
-        assert!(reply([&Answer::Check, &skip, &skip], &[]).is_err());
+        assert!(reply([&OfferResult::NeedsDigest, &skip, &skip], &[]).is_err());
         assert!(reply([&needed, &skip, &skip], &[]).is_err());
         // It was sent with the offer.
-        assert!(reply([&skip, &skip, &Answer::Check], &[]).is_err());
+        assert!(reply([&skip, &skip, &OfferResult::NeedsDigest], &[]).is_err());
         assert!(reply([&skip, &skip, &skip], &[0]).is_err());
         assert!(reply([&skip, &skip, &skip], &[3]).is_err());
         let made = |made: &[u32]| {
             let dirs = ["", "a"]
                 .map(|path| ManifestDir { path: RelPath::new(path).unwrap_or_default(), meta });
             let manifest = Manifest { dirs: dirs.to_vec(), entries: vec![] };
-            Offered::of_reply(
+            OfferOutcome::from_reply(
                 &manifest,
-                OfferReply { made: made.to_vec(), ..OfferReply::default() },
+                OfferReply { created_dirs: made.to_vec(), ..OfferReply::default() },
             )
         };
-        assert_eq!(made(&[1]).unwrap().made, [RelPath::new("a").unwrap()]);
+        assert_eq!(made(&[1]).unwrap().created_dirs, [RelPath::new("a").unwrap()]);
         assert!([&[2][..], &[1, 1], &[1, 0]].iter().all(|bad| made(bad).is_err()));
-        let few = OfferReply { answers: vec![skip], ..OfferReply::default() };
-        assert!(Offered::of_reply(&manifest, few).is_err());
+        let few = OfferReply { results: vec![skip], ..OfferReply::default() };
+        assert!(OfferOutcome::from_reply(&manifest, few).is_err());
     }
 }

@@ -1,9 +1,9 @@
 //! The sending agent's view of the others: whom to choose.
 
+use super::buffer_pool::BufferPool;
 use super::nics::Nic;
 use super::peer::Peer;
-use super::pool::Pool;
-use super::routes::{NicState, Routes};
+use super::routes::{NicStatus, Routes};
 use crate::util::backoff::Backoff;
 use crate::wire::WorkerId;
 use crate::wire::options::WriteRules;
@@ -15,49 +15,49 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a worker that could not be reached is chosen last.
-const ASIDE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+const UNHEALTHY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// What an agent knows of the workers that it sends to.
 pub struct Peers {
     pub(super) routes: Arc<Routes>,
-    pool: Pool,
-    load: Mutex<Loads>,
+    pool: BufferPool,
+    table: Mutex<PeerTable>,
 }
 
 #[derive(Default)]
-struct Loads {
-    workers: BTreeMap<WorkerId, Load>,
-    count: u64,
+struct PeerTable {
+    workers: BTreeMap<WorkerId, PeerLoad>,
+    choices: u64,
     /// Those that the master has not heard from.
     silent: BTreeSet<WorkerId>,
 }
 
 #[derive(Default)]
-struct Load {
+struct PeerLoad {
     in_flight: usize,
     failures: u32,
-    aside_until: Option<Instant>,
+    unhealthy_until: Option<Instant>,
     /// When it was chosen last, as a count.
-    chosen: u64,
+    last_chosen: u64,
 }
 
 impl Peers {
     /// Peers reached from our own `nics`, to whom is sent out of `pool`.
-    pub fn new(nics: &[Arc<Nic>], pool: Pool) -> Arc<Self> {
-        Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, load: Mutex::default() })
+    pub fn new(nics: &[Arc<Nic>], pool: BufferPool) -> Arc<Self> {
+        Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, table: Mutex::default() })
     }
 
-    fn loads(&self) -> MutexGuard<'_, Loads> {
-        self.load.lock()
+    fn lock(&self) -> MutexGuard<'_, PeerTable> {
+        self.table.lock()
     }
 
     /// How each of our endpoints does.
-    pub fn nics(&self) -> Vec<(Arc<Nic>, NicState)> {
+    pub fn nics(&self) -> Vec<(Arc<Nic>, NicStatus)> {
         self.routes.nics()
     }
 
     /// The buffers, for others who read.
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &BufferPool {
         &self.pool
     }
 
@@ -68,65 +68,65 @@ impl Peers {
         pool: &'a [PoolMember],
         tried: &BTreeSet<WorkerId>,
     ) -> Option<&'a PoolMember> {
-        let mut loads = self.loads();
+        let mut loads = self.lock();
         let now = Instant::now();
         let rank = |member: &&PoolMember| {
             let load = loads.workers.get(&member.worker_id);
-            let aside = load.and_then(|l| l.aside_until).filter(|until| *until > now);
-            let (in_flight, chosen) = load.map_or((0, 0), |l| (l.in_flight, l.chosen));
+            let aside = load.and_then(|l| l.unhealthy_until).filter(|until| *until > now);
+            let (in_flight, chosen) = load.map_or((0, 0), |l| (l.in_flight, l.last_chosen));
             let silent = loads.silent.contains(&member.worker_id);
             (silent, aside, !member.status.can_accept_work(), in_flight, chosen)
         };
         let best = pool.iter().filter(|m| !tried.contains(&m.worker_id)).min_by_key(rank)?;
-        loads.count += 1;
-        let count = loads.count;
-        loads.workers.entry(best.worker_id.clone()).or_default().chosen = count;
+        loads.choices += 1;
+        let count = loads.choices;
+        loads.workers.entry(best.worker_id.clone()).or_default().last_chosen = count;
         Some(best)
     }
 
     /// `member`, to send to under `ticket`, which has these `rules`. It counts as busy until it is
     /// dropped.
     pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str, rules: &WriteRules) -> Peer {
-        self.loads().workers.entry(member.worker_id.clone()).or_default().in_flight += 1;
+        self.lock().workers.entry(member.worker_id.clone()).or_default().in_flight += 1;
         Peer::new(self.clone(), member, ticket, rules)
     }
 
     /// A peer was dropped.
-    pub(super) fn left(&self, worker: &WorkerId) {
-        if let Some(load) = self.loads().workers.get_mut(worker) {
+    pub(super) fn release(&self, worker: &WorkerId) {
+        if let Some(load) = self.lock().workers.get_mut(worker) {
             load.in_flight = load.in_flight.saturating_sub(1);
         }
     }
 
     /// It failed: it is chosen last for a while.
-    pub(super) fn set_aside(&self, worker: &WorkerId) {
-        let mut loads = self.loads();
+    pub(super) fn mark_unhealthy(&self, worker: &WorkerId) {
+        let mut loads = self.lock();
         let load = loads.workers.entry(worker.clone()).or_default();
         load.failures = load.failures.saturating_add(1);
-        load.aside_until = Some(Instant::now() + ASIDE.delay(load.failures));
+        load.unhealthy_until = Some(Instant::now() + UNHEALTHY_BACKOFF.delay(load.failures));
     }
 
     /// These are the workers that the master has not heard from, of those to whom we may send.
     pub fn set_silent(&self, workers: Vec<WorkerId>) {
-        self.loads().silent = workers.into_iter().collect();
+        self.lock().silent = workers.into_iter().collect();
     }
 
     /// Whether the master has not heard from `worker`.
     pub fn is_silent(&self, worker: &WorkerId) -> bool {
-        self.loads().silent.contains(worker)
+        self.lock().silent.contains(worker)
     }
 
     /// It answered.
-    pub(super) fn welcome(&self, worker: &WorkerId) {
-        if let Some(load) = self.loads().workers.get_mut(worker) {
-            (load.failures, load.aside_until) = (0, None);
+    pub(super) fn mark_healthy(&self, worker: &WorkerId) {
+        if let Some(load) = self.lock().workers.get_mut(worker) {
+            (load.failures, load.unhealthy_until) = (0, None);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::pool::tests::plenty;
+    use super::super::buffer_pool::tests::test_pool;
     use super::*;
     use crate::wire::worker::WorkerStatus;
 
@@ -139,42 +139,42 @@ mod tests {
         }
     }
 
-    fn chosen(peers: &Peers, pool: &[PoolMember]) -> String {
+    fn choose_id(peers: &Peers, pool: &[PoolMember]) -> String {
         peers.choose(pool, &BTreeSet::new()).unwrap().worker_id.to_string()
     }
 
     #[test]
-    fn the_least_busy_peer_is_chosen_and_ties_go_round() {
-        let peers = Peers::new(&[], plenty());
+    fn the_least_busy_peer_is_chosen_and_ties_are_broken_in_turn() {
+        let peers = Peers::new(&[], test_pool());
         let pool: Vec<_> = ["a", "b", "c"].map(|n| member(n, WorkerStatus::Idle)).into();
-        let round: Vec<_> = (0..6).map(|_| chosen(&peers, &pool)).collect();
+        let round: Vec<_> = (0..6).map(|_| choose_id(&peers, &pool)).collect();
         assert_eq!(round, ["a", "b", "c", "a", "b", "c"]);
         let rules = WriteRules::default();
         let busy = (peers.peer(&pool[0], "t", &rules), peers.peer(&pool[1], "t", &rules));
-        assert_eq!([chosen(&peers, &pool), chosen(&peers, &pool)], ["c", "c"]);
+        assert_eq!([choose_id(&peers, &pool), choose_id(&peers, &pool)], ["c", "c"]);
         drop(busy);
-        assert_eq!(chosen(&peers, &pool), "a");
+        assert_eq!(choose_id(&peers, &pool), "a");
     }
 
     #[test]
     fn peers_that_failed_or_drain_are_chosen_last() {
-        let peers = Peers::new(&[], plenty());
+        let peers = Peers::new(&[], test_pool());
         let pool = [
             member("a", WorkerStatus::Draining),
             member("b", WorkerStatus::Idle),
             member("c", WorkerStatus::Idle),
         ];
-        peers.set_aside(&pool[1].worker_id);
-        assert_eq!([chosen(&peers, &pool), chosen(&peers, &pool)], ["c", "c"]);
+        peers.mark_unhealthy(&pool[1].worker_id);
+        assert_eq!([choose_id(&peers, &pool), choose_id(&peers, &pool)], ["c", "c"]);
         let mut tried: BTreeSet<_> = [pool[2].worker_id.clone()].into();
         assert_eq!(peers.choose(&pool, &tried).unwrap().worker_id.as_str(), "a");
         tried.insert(pool[0].worker_id.clone());
         assert_eq!(peers.choose(&pool, &tried).unwrap().worker_id.as_str(), "b");
         // The master has not heard from `c`, which failed nobody here.
         peers.set_silent(vec![pool[2].worker_id.clone()]);
-        assert_eq!(chosen(&peers, &pool), "a");
+        assert_eq!(choose_id(&peers, &pool), "a");
         peers.set_silent(vec![]);
-        peers.welcome(&pool[1].worker_id);
-        assert_eq!([chosen(&peers, &pool), chosen(&peers, &pool)], ["c", "b"]);
+        peers.mark_healthy(&pool[1].worker_id);
+        assert_eq!([choose_id(&peers, &pool), choose_id(&peers, &pool)], ["c", "b"]);
     }
 }

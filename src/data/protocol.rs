@@ -11,36 +11,36 @@ use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::{Decode, Encode};
 
 /// The version that the paths begin with. A peer that speaks another one gets a refusal that says so.
-pub const VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 1;
 /// Compare a manifest with what is there, and make all that needs no content.
 pub const OFFER: &str = "/v1/offer";
-/// The upgrade to a stream ([`stream`](super::stream)); needs no ticket, what is asked on it does.
+/// The upgrade to a stream ([`request_content`](super::stream)); needs no ticket, what is asked on it does.
 pub const STREAM: &str = "/v1/stream";
 /// Many files with their content; asked on a stream.
 pub const PACK: &str = "/v1/pack";
 /// A byte range of one large file; asked on a stream.
 pub const RANGE: &str = "/v1/range";
 /// Block values of what is there of a file.
-pub const DIGEST: &str = "/v1/digest";
+pub const BLOCK_DIGESTS: &str = "/v1/digest";
 /// Find (and remove) what the source does not have.
 pub const PRUNE: &str = "/v1/prune";
 /// Remove what was kept to find the names of one file.
-pub const SWEEP: &str = "/v1/sweep";
+pub const CLEAN_UP: &str = "/v1/sweep";
 /// Whether the root of a destination can be written.
-pub const ROOT: &str = "/v1/root";
+pub const ROOT_CHECK: &str = "/v1/root";
 /// Whether anybody is there; needs no ticket.
 pub const PROBE: &str = "/v1/probe";
 /// The request header that carries the ticket.
 pub const TICKET_HEADER: &str = "x-longhaul-ticket";
 
 /// A ticket is a few hundred bytes and one path; nothing longer is looked at.
-pub const MAX_TICKET: usize = 16 << 10;
+pub const MAX_TICKET_BYTES: usize = 16 << 10;
 /// The longest content frame, and the size of the pooled buffers, in bytes.
-pub const MAX_CONTENT: usize = 1 << 20;
+pub const MAX_CONTENT_FRAME_BYTES: usize = 1 << 20;
 /// The longest reply that a sender takes, in bytes: a fault for each of the entries of a manifest.
-pub const MAX_REPLY: usize = 16 << 20;
+pub const MAX_REPLY_BYTES: usize = 16 << 20;
 /// The longest text of a fault, in characters: more is neither sent nor taken.
-const MAX_TEXT: usize = 1_000;
+const MAX_TEXT_CHARS: usize = 1_000;
 
 /// Why an entry failed: a [`FileError`] without what the asking side knows itself.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -54,7 +54,7 @@ pub struct Fault {
     /// A sentence.
     #[n(2)]
     pub message: String,
-    /// See [`class_code`].
+    /// See [`encode_class`].
     #[n(3)]
     pub class: u8,
     /// What an operator can do about it.
@@ -63,7 +63,7 @@ pub struct Fault {
 }
 
 /// The number of a class on the wire.
-pub fn class_code(class: ErrorClass) -> u8 {
+pub fn encode_class(class: ErrorClass) -> u8 {
     match class {
         ErrorClass::Transient => 0,
         ErrorClass::Permanent => 1,
@@ -81,7 +81,7 @@ impl Fault {
             operation: operation.to_owned(),
             errno: None,
             message: message.into(),
-            class: class_code(ErrorClass::Transient),
+            class: encode_class(ErrorClass::Transient),
             hint: None,
         }
     }
@@ -98,10 +98,10 @@ impl Fault {
         };
         FileError {
             path: BytePath(path.as_bytes().to_vec()),
-            operation: plain(&self.operation),
-            errno: self.errno.as_deref().map(plain),
-            message: plain(&self.message),
-            hint: self.hint.as_deref().map(plain),
+            operation: sanitize_text(&self.operation),
+            errno: self.errno.as_deref().map(sanitize_text),
+            message: sanitize_text(&self.message),
+            hint: self.hint.as_deref().map(sanitize_text),
             worker_id: None,
             attempt: 0,
             class,
@@ -112,7 +112,7 @@ impl Fault {
 impl From<FileError> for Fault {
     fn from(e: FileError) -> Self {
         let cut = |mut text: String| {
-            if let Some((end, _)) = text.char_indices().nth(MAX_TEXT) {
+            if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
                 text.truncate(end);
             }
             text
@@ -121,37 +121,37 @@ impl From<FileError> for Fault {
             operation: e.operation,
             errno: e.errno,
             message: cut(e.message),
-            class: class_code(e.class),
+            class: encode_class(e.class),
             hint: e.hint.map(cut),
         }
     }
 }
 
 /// Cuts `text` and takes control characters out of it.
-pub fn plain(text: &str) -> String {
-    let cut: String = text.chars().take(MAX_TEXT).collect();
+pub fn sanitize_text(text: &str) -> String {
+    let cut: String = text.chars().take(MAX_TEXT_CHARS).collect();
     if cut.chars().any(char::is_control) { escape_bytes(cut.as_bytes()) } else { cut }
 }
 
 /// What the destination made of one offered entry.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub enum Answer {
+pub enum OfferResult {
     /// It is there as it should be, or left alone; in a dry run: needs no content.
     #[n(0)]
     Done(#[n(0)] EntryAction),
     /// Its content is wanted.
     #[n(1)]
-    Needed {
+    NeedsContent {
         /// What it will be.
         #[n(0)]
         action: EntryAction,
         /// There is something to compare blocks with.
         #[n(1)]
-        base: bool,
+        has_basis: bool,
     },
     /// It cannot be told without the digest of the source's content.
     #[n(2)]
-    Check,
+    NeedsDigest,
     /// It cannot be.
     #[n(3)]
     Failed(#[n(0)] Fault),
@@ -159,7 +159,7 @@ pub enum Answer {
 
 /// A directory that could not get its metadata back after a write into it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct Unstamped {
+pub struct DirMetadataFault {
     /// Its place in the directory table of the request.
     #[n(0)]
     pub dir: u32,
@@ -170,7 +170,7 @@ pub struct Unstamped {
 
 /// The digest of a file that is there.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct DigestOf {
+pub struct EntryDigest {
     /// The place of its entry in the request.
     #[n(0)]
     pub entry: u32,
@@ -181,7 +181,7 @@ pub struct DigestOf {
 
 /// A [`EntryWarning`] without paths.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct NoteOf {
+pub struct IndexedWarning {
     /// What the destination could not hold, and why.
     #[n(0)]
     pub cause: String,
@@ -196,9 +196,9 @@ pub struct NoteOf {
     pub dirs: Vec<u32>,
 }
 
-impl NoteOf {
+impl IndexedWarning {
     /// Adds what another one of the same cause counted.
-    pub fn merge(&mut self, other: NoteOf) {
+    pub fn merge(&mut self, other: IndexedWarning) {
         self.count = self.count.saturating_add(other.count);
         let room = EntryWarning::MAX_PATHS.saturating_sub(self.entries.len() + self.dirs.len());
         self.entries.extend(other.entries.into_iter().take(room));
@@ -208,10 +208,10 @@ impl NoteOf {
 }
 
 /// At most this many causes stand in a reply.
-const MAX_NOTES: usize = 64;
+const MAX_WARNINGS: usize = 64;
 
 /// Where `path` is in a request.
-pub enum Place {
+pub enum RequestIndex {
     /// It is this entry.
     Entry(u32),
     /// It is this directory of the table.
@@ -219,17 +219,20 @@ pub enum Place {
 }
 
 /// `notes` as a reply says them; `place` finds a path.
-pub fn notes_of(notes: EntryWarnings, place: impl Fn(&[u8]) -> Option<Place>) -> Vec<NoteOf> {
-    let said = notes.into_iter().take(MAX_NOTES).map(|(cause, note)| {
+pub fn index_warnings(
+    notes: EntryWarnings,
+    place: impl Fn(&[u8]) -> Option<RequestIndex>,
+) -> Vec<IndexedWarning> {
+    let said = notes.into_iter().take(MAX_WARNINGS).map(|(cause, note)| {
         let (mut entries, mut dirs) = (Vec::new(), Vec::new());
         for path in note.paths.iter().take(EntryWarning::MAX_PATHS) {
             match place(&path.0) {
-                Some(Place::Entry(i)) => entries.push(i),
-                Some(Place::Dir(i)) => dirs.push(i),
+                Some(RequestIndex::Entry(i)) => entries.push(i),
+                Some(RequestIndex::Dir(i)) => dirs.push(i),
                 None => {}
             }
         }
-        NoteOf { cause, count: note.count, entries, dirs }
+        IndexedWarning { cause, count: note.count, entries, dirs }
     });
     said.collect()
 }
@@ -238,13 +241,13 @@ pub fn notes_of(notes: EntryWarnings, place: impl Fn(&[u8]) -> Option<Place>) ->
 ///
 /// # Errors
 /// A sentence, where it speaks of what was not asked, or too much.
-pub fn read_notes(
-    all: Vec<NoteOf>,
+pub fn resolve_warnings(
+    all: Vec<IndexedWarning>,
     entries: &[&Entry],
     dirs: &[ManifestDir],
 ) -> Result<EntryWarnings, String> {
-    if all.len() > MAX_NOTES {
-        return Err(format!("{} causes are over the limit of {MAX_NOTES}", all.len()));
+    if all.len() > MAX_WARNINGS {
+        return Err(format!("{} causes are over the limit of {MAX_WARNINGS}", all.len()));
     }
     let mut notes = EntryWarnings::new();
     for one in all {
@@ -260,7 +263,7 @@ pub fn read_notes(
             let dir = dirs.get(i as usize).ok_or("a note names a directory that was not sent")?;
             note.paths.push(BytePath(dir.path.as_bytes().to_vec()));
         }
-        notes.entry(plain(&one.cause)).or_default().merge(note);
+        notes.entry(sanitize_text(&one.cause)).or_default().merge(note);
     }
     Ok(notes)
 }
@@ -270,27 +273,27 @@ pub fn read_notes(
 pub struct OfferReply {
     /// One for each entry, in order.
     #[n(0)]
-    pub answers: Vec<Answer>,
+    pub results: Vec<OfferResult>,
     /// Directories without their metadata.
     #[n(1)]
-    pub unstamped: Vec<Unstamped>,
+    pub dir_faults: Vec<DirMetadataFault>,
     /// Of files that are there, where the ticket asks for it.
     #[n(2)]
-    pub digests: Vec<DigestOf>,
+    pub digests: Vec<EntryDigest>,
     /// What the destination could not hold.
     #[n(3)]
-    pub notes: Vec<NoteOf>,
+    pub warnings: Vec<IndexedWarning>,
     /// The destination keeps something for the names of one file.
     #[n(4)]
-    pub to_sweep: bool,
+    pub needs_clean_up: bool,
     /// Directories of the batch, by their place in it, that are new and that no entry of it is about.
     #[n(5)]
-    pub made: Vec<u32>,
+    pub created_dirs: Vec<u32>,
 }
 
 /// What became of a file (or range) whose content was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub enum Taken {
+pub enum WriteOutcome {
     /// It is at its place, and its bytes were those that the sender hashed.
     #[n(0)]
     Written,
@@ -310,16 +313,16 @@ pub enum Taken {
 pub struct PackReply {
     /// One for each file, in the order of their frames.
     #[n(0)]
-    pub files: Vec<Taken>,
+    pub files: Vec<WriteOutcome>,
     /// Directories without their metadata.
     #[n(1)]
-    pub unstamped: Vec<Unstamped>,
+    pub dir_faults: Vec<DirMetadataFault>,
     /// What the destination could not hold.
     #[n(2)]
-    pub notes: Vec<NoteOf>,
+    pub warnings: Vec<IndexedWarning>,
     /// The destination keeps something for the names of one file.
     #[n(3)]
-    pub to_sweep: bool,
+    pub needs_clean_up: bool,
 }
 
 /// The reply to a range.
@@ -327,7 +330,7 @@ pub struct PackReply {
 pub struct RangeReply {
     /// What became of it.
     #[n(0)]
-    pub range: Taken,
+    pub outcome: WriteOutcome,
 }
 
 /// What a range request begins with.
@@ -344,7 +347,7 @@ pub struct RangeHead {
     pub length: u64,
     /// Whether all of it follows as content. Older agents do not say so.
     #[n(3)]
-    pub dense: Option<bool>,
+    pub is_dense: Option<bool>,
 }
 
 impl RangeHead {
@@ -352,8 +355,8 @@ impl RangeHead {
     ///
     /// # Errors
     /// A sentence, where the range is none that can be hashed and written on its own.
-    pub fn checked(&self) -> Result<&Entry, String> {
-        range_of(&self.manifest, self.offset, self.length)
+    pub fn validate(&self) -> Result<&Entry, String> {
+        entry_of_range(&self.manifest, self.offset, self.length)
     }
 }
 
@@ -361,14 +364,14 @@ impl RangeHead {
 ///
 /// # Errors
 /// A sentence that says what does not fit.
-pub fn range_of(manifest: &Manifest, offset: u64, length: u64) -> Result<&Entry, String> {
+pub fn entry_of_range(manifest: &Manifest, offset: u64, length: u64) -> Result<&Entry, String> {
     let [entry] = manifest.entries.as_slice() else {
         return Err(format!("a range is of one file, not of {}", manifest.entries.len()));
     };
     let EntryKind::File { size } = entry.kind else {
         return Err("a range is of a regular file".to_owned());
     };
-    range_fits(offset, length, size).map(|()| entry)
+    validate_range(offset, length, size).map(|()| entry)
 }
 
 /// Whether `[offset, offset + length)` is a range of a file of `size` bytes whose chaining value can
@@ -376,7 +379,7 @@ pub fn range_of(manifest: &Manifest, offset: u64, length: u64) -> Result<&Entry,
 ///
 /// # Errors
 /// A sentence that says what does not fit.
-pub fn range_fits(offset: u64, length: u64, size: u64) -> Result<(), String> {
+pub fn validate_range(offset: u64, length: u64, size: u64) -> Result<(), String> {
     let fits = length > 0
         && offset.is_multiple_of(blake3::CHUNK_LEN as u64)
         && offset.checked_add(length).is_some_and(|end| end <= size)
@@ -404,27 +407,32 @@ mod tests {
     fn replies_round_trip() {
         let fault = Fault::transient("write destination", "no space");
         let offer = OfferReply {
-            answers: vec![
-                Answer::Done(EntryAction::Skip),
-                Answer::Needed { action: EntryAction::Update, base: true },
-                Answer::Check,
-                Answer::Failed(fault.clone()),
+            results: vec![
+                OfferResult::Done(EntryAction::Skip),
+                OfferResult::NeedsContent { action: EntryAction::Update, has_basis: true },
+                OfferResult::NeedsDigest,
+                OfferResult::Failed(fault.clone()),
             ],
-            unstamped: vec![Unstamped { dir: 3, fault: fault.clone() }],
-            digests: vec![DigestOf { entry: 1, digest: Digest([1; 32]) }],
-            notes: vec![NoteOf {
+            dir_faults: vec![DirMetadataFault { dir: 3, fault: fault.clone() }],
+            digests: vec![EntryDigest { entry: 1, digest: Digest([1; 32]) }],
+            warnings: vec![IndexedWarning {
                 cause: "owner not set".into(),
                 count: 12,
                 entries: vec![2],
                 dirs: vec![0],
             }],
-            to_sweep: true,
-            made: vec![0, 2],
+            needs_clean_up: true,
+            created_dirs: vec![0, 2],
         };
         let bytes = minicbor::to_vec(&offer).unwrap();
         assert_eq!(minicbor::decode::<OfferReply>(&bytes).unwrap(), offer);
         let pack = PackReply {
-            files: vec![Taken::Written, Taken::Mismatch, Taken::Aborted, Taken::Failed(fault)],
+            files: vec![
+                WriteOutcome::Written,
+                WriteOutcome::Mismatch,
+                WriteOutcome::Aborted,
+                WriteOutcome::Failed(fault),
+            ],
             ..PackReply::default()
         };
         let bytes = minicbor::to_vec(&pack).unwrap();
@@ -432,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_come_back_with_the_paths_that_were_sent_and_no_others() {
+    fn warnings_resolve_to_paths_of_the_request_only() {
         let meta =
             crate::wire::manifest::Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
         let path = RelPath::new("d/f").unwrap();
@@ -443,33 +451,33 @@ mod tests {
         notes.entry("owner not set".into()).or_default().add(b"");
         notes.entry("owner not set".into()).or_default().add(b"not sent");
         let place = |path: &[u8]| match path {
-            b"d/f" => Some(Place::Entry(0)),
-            b"" => Some(Place::Dir(0)),
+            b"d/f" => Some(RequestIndex::Entry(0)),
+            b"" => Some(RequestIndex::Dir(0)),
             _ => None,
         };
-        let said = notes_of(notes, place);
-        let read = |said: Vec<NoteOf>| read_notes(said, &[&entry], &dirs);
+        let said = index_warnings(notes, place);
+        let read = |said: Vec<IndexedWarning>| resolve_warnings(said, &[&entry], &dirs);
         let note = read(said.clone()).unwrap().remove("owner not set").unwrap();
         assert_eq!(note.count, 3);
         assert_eq!(note.paths, [BytePath(b"d/f".to_vec()), BytePath(vec![])]);
-        let with = |entries, dirs| vec![NoteOf { entries, dirs, ..said[0].clone() }];
+        let with = |entries, dirs| vec![IndexedWarning { entries, dirs, ..said[0].clone() }];
         assert!(read(with(vec![1], vec![])).is_err());
         assert!(read(with(vec![], vec![1])).is_err());
         assert!(read(with(vec![0; EntryWarning::MAX_PATHS], vec![0])).is_err());
-        assert!(read(vec![said[0].clone(); MAX_NOTES + 1]).is_err());
-        let escape = NoteOf { cause: "\x1b[2J".into(), ..said[0].clone() };
+        assert!(read(vec![said[0].clone(); MAX_WARNINGS + 1]).is_err());
+        let escape = IndexedWarning { cause: "\x1b[2J".into(), ..said[0].clone() };
         assert!(read(vec![escape]).unwrap().contains_key("\\#033[2J"));
     }
 
     #[test]
-    fn merged_notes_count_all_and_name_no_more_than_a_note_may() {
-        let note = |entries: &[u32], dirs: &[u32]| NoteOf {
+    fn merged_warnings_count_all_and_list_a_limited_number_of_entries() {
+        let note = |entries: &[u32], dirs: &[u32]| IndexedWarning {
             cause: "owner not set".to_owned(),
             count: 20,
             entries: entries.to_vec(),
             dirs: dirs.to_vec(),
         };
-        let merged = |mut old: NoteOf, new| {
+        let merged = |mut old: IndexedWarning, new| {
             old.merge(new);
             assert_eq!(old.count, 40);
             (old.entries, old.dirs)
@@ -485,20 +493,20 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_text_cannot_write_to_a_terminal() {
+    fn control_characters_in_a_peers_text_are_escaped() {
         let fault = Fault::transient("a\x1b[2J", "x".repeat(5_000));
         let error = fault.into_error(&RelPath::new("f").unwrap());
         assert_eq!(error.operation, "a\\#033[2J");
-        assert_eq!(error.message.len(), MAX_TEXT);
+        assert_eq!(error.message.len(), MAX_TEXT_CHARS);
         assert_eq!(error.path.0, b"f");
     }
 
     #[test]
-    fn only_ranges_that_can_be_hashed_alone_pass() {
+    fn only_ranges_that_can_be_hashed_alone_are_valid() {
         let mib = 1 << 20;
-        assert!(range_fits(0, mib, 3 * mib).is_ok());
-        assert!(range_fits(2 * mib, mib, 3 * mib).is_ok());
-        assert!(range_fits(mib, 1, mib + 1).is_ok());
+        assert!(validate_range(0, mib, 3 * mib).is_ok());
+        assert!(validate_range(2 * mib, mib, 3 * mib).is_ok());
+        assert!(validate_range(mib, 1, mib + 1).is_ok());
         for (offset, length, size) in [
             (0, 0, mib),
             (1, 10, mib),
@@ -506,7 +514,7 @@ mod tests {
             (2 * mib, mib + 1, 3 * mib),
             (u64::MAX - 1023, 1024, u64::MAX),
         ] {
-            assert!(range_fits(offset, length, size).is_err(), "{offset} {length} {size}");
+            assert!(validate_range(offset, length, size).is_err(), "{offset} {length} {size}");
         }
     }
 
@@ -520,27 +528,27 @@ mod tests {
         }
 
         #[test]
-        fn replies_that_are_almost_right_are_never_a_panic(edits in crate::wire::fuzz::any_edits()) {
+        fn mutated_replies_decode_without_a_panic(edits in crate::wire::fuzz::any_edits()) {
             let other = |right: Vec<u8>| crate::wire::fuzz::apply_edits(&right, &edits);
             let failed = || Fault::transient("write destination", "no room");
-            let answers = vec![Answer::Check, Answer::Failed(failed())];
-            let digests = vec![DigestOf { entry: 0, digest: Digest([1; 32]) }];
-            let unstamped = vec![Unstamped { dir: 0, fault: failed() }];
-            let offer = OfferReply { answers, digests, unstamped, ..OfferReply::default() };
+            let answers = vec![OfferResult::NeedsDigest, OfferResult::Failed(failed())];
+            let digests = vec![EntryDigest { entry: 0, digest: Digest([1; 32]) }];
+            let unstamped = vec![DirMetadataFault { dir: 0, fault: failed() }];
+            let offer = OfferReply { results: answers, digests, dir_faults: unstamped, ..OfferReply::default() };
             let _ = minicbor::decode::<OfferReply>(&other(minicbor::to_vec(&offer).unwrap()));
-            let files = vec![Taken::Written, Taken::Mismatch, Taken::Failed(failed())];
+            let files = vec![WriteOutcome::Written, WriteOutcome::Mismatch, WriteOutcome::Failed(failed())];
             let pack = PackReply { files, ..PackReply::default() };
             let _ = minicbor::decode::<PackReply>(&other(minicbor::to_vec(&pack).unwrap()));
             let manifest = Manifest::default();
-            let head = RangeHead { manifest, offset: 0, length: 1024, dense: Some(true) };
+            let head = RangeHead { manifest, offset: 0, length: 1024, is_dense: Some(true) };
             let bytes = other(minicbor::to_vec(&head).unwrap());
-            let _ = minicbor::decode::<RangeHead>(&bytes).map(|head| head.checked().is_ok());
+            let _ = minicbor::decode::<RangeHead>(&bytes).map(|head| head.validate().is_ok());
         }
 
         #[test]
-        fn a_range_that_passes_can_be_hashed(offset: u64, length in 0u64..4096, size: u64) {
+        fn a_valid_range_can_be_hashed(offset: u64, length in 0u64..4096, size: u64) {
             use blake3::hazmat::HasherExt as _;
-            if range_fits(offset, length, size).is_ok() {
+            if validate_range(offset, length, size).is_ok() {
                 let mut hasher = blake3::Hasher::new();
                 hasher.set_input_offset(offset);
                 hasher.update(&vec![0; length as usize]);

@@ -1,8 +1,8 @@
 //! Reading the content of a source file in order, once, for whoever takes it: a connection, or a
 //! destination on this host. Holes are not read.
 
-use super::asks::{BLOCK_BYTES, BlockValue, WINDOW};
-use super::pool::{Buffer, READ_AT_ONCE};
+use super::buffer_pool::{Buffer, READ_BYTES};
+use super::control_messages::{BLOCK_BYTES, BlockDigests, WINDOW_BYTES};
 use crate::fs::{Cause, DIRECT_ALIGN_BYTES, FsError, ReuseSource, Side, SourceFile, Tree};
 use crate::wire::Digest;
 use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST};
@@ -11,16 +11,16 @@ use std::convert::Infallible;
 
 /// Neighbouring blocks that are kept are told as one, up to this length: both ends hear of each other
 /// while they work on a long run of them.
-pub const KEEP_AT: u64 = 8 << 20;
+pub const MAX_KEEP_RUN_BYTES: u64 = 8 << 20;
 
 /// Spans from this length on are kept out of the page cache, in bytes.
-const LARGE: u64 = 16 << 20;
+const CACHE_BYPASS_MIN_BYTES: u64 = 16 << 20;
 
 /// Takes content in order.
 pub trait Sink {
     /// Why no more is taken.
     type Stop;
-    /// Where content of up to `want` bytes (at most [`READ_AT_ONCE`]) is read to; on a page
+    /// Where content of up to `want` bytes (at most [`READ_BYTES`]) is read to; on a page
     /// ([`DIRECT_ALIGN_BYTES`]) where it shall be `aligned`.
     ///
     /// # Errors
@@ -46,15 +46,15 @@ pub trait Sink {
     ///
     /// # Errors
     /// No more is taken.
-    fn go_on(&self) -> Result<(), Self::Stop>;
+    fn check_active(&self) -> Result<(), Self::Stop>;
 }
 
 /// How reading content ended.
-pub enum Read {
+pub enum ReadOutcome {
     /// All of it was read.
-    All,
+    Complete,
     /// The file ended early.
-    Short,
+    Truncated,
     /// The file cannot be read.
     Failed(FsError),
 }
@@ -75,7 +75,7 @@ impl Span {
     }
 
     /// Cut into pieces of `length`; the last one may be shorter.
-    pub fn pieces(self, length: u64) -> impl Iterator<Item = Span> {
+    pub fn split(self, length: u64) -> impl Iterator<Item = Span> {
         let starts =
             (self.offset..self.end()).step_by(usize::try_from(length).unwrap_or(usize::MAX));
         starts.map(move |offset| Span { offset, length: length.min(self.end() - offset) })
@@ -88,7 +88,7 @@ pub struct Window {
     /// What it is.
     pub span: Span,
     /// The source has nothing there.
-    pub hole: bool,
+    pub is_hole: bool,
 }
 
 /// Cuts `span` of `entry`'s version of its file into subtrees of its hash of [`REPEAT_WINDOW`] bytes, and holes of any
@@ -96,18 +96,22 @@ pub struct Window {
 ///
 /// # Errors
 /// It can't be opened, or is another version ([`Cause::Changed`]).
-pub fn windows(source: &Tree, entry: &Entry, span: Span) -> Result<Vec<Window>, FsError> {
-    let file = open_same(source, entry)?;
+pub fn split_into_windows(
+    source: &Tree,
+    entry: &Entry,
+    span: Span,
+) -> Result<Vec<Window>, FsError> {
+    let file = open_version(source, entry)?;
     let mut windows = Vec::new();
     let mut at = span.offset;
     while at < span.end() {
-        let (data, _) = data_from(&file, at, span)?;
-        let mut length = WINDOW.min(span.end() - at);
+        let (data, _) = next_data_run(&file, at, span)?;
+        let mut length = WINDOW_BYTES.min(span.end() - at);
         let hole = data - at >= length;
         while hole && (at - span.offset).is_multiple_of(2 * length) && data - at >= 2 * length {
             length *= 2;
         }
-        windows.push(Window { span: Span { offset: at, length }, hole });
+        windows.push(Window { span: Span { offset: at, length }, is_hole: hole });
         at += length;
     }
     file.verify_unchanged()?;
@@ -116,7 +120,7 @@ pub fn windows(source: &Tree, entry: &Entry, span: Span) -> Result<Vec<Window>, 
 
 /// The next run of data in `span` from `at` on, as start and end; both are its end where only a hole
 /// is left.
-fn data_from(file: &SourceFile, at: u64, span: Span) -> Result<(u64, u64), FsError> {
+fn next_data_run(file: &SourceFile, at: u64, span: Span) -> Result<(u64, u64), FsError> {
     Ok(file.next_data_run(at, span.end())?.unwrap_or((span.end(), span.end())))
 }
 
@@ -129,27 +133,27 @@ pub fn read_whole<S: Sink>(
     span: Span,
     hasher: &mut Option<ContentHasher>,
     sink: &mut S,
-) -> Result<Read, S::Stop> {
+) -> Result<ReadOutcome, S::Stop> {
     let mut at = span.offset;
     let mut behind = None;
     while at < span.end() {
-        let (start, end) = match data_from(file, at, span) {
+        let (start, end) = match next_data_run(file, at, span) {
             Ok(run) => run,
-            Err(error) => return Ok(Read::Failed(error)),
+            Err(error) => return Ok(ReadOutcome::Failed(error)),
         };
         if start > at {
             if let Some(hasher) = hasher {
-                hasher.update_zeros(start - at, || sink.go_on())?;
+                hasher.update_zeros(start - at, || sink.check_active())?;
             }
             sink.hole(start - at)?;
             at = start;
         }
         while at < end {
-            sink.go_on()?;
+            sink.check_active()?;
             // Begun elsewhere, it goes on from a page.
-            let most = READ_AT_ONCE as u64 - at % DIRECT_ALIGN_BYTES as u64;
+            let most = READ_BYTES as u64 - at % DIRECT_ALIGN_BYTES as u64;
             let room = sink.room((end - at).min(most) as usize, file.is_direct())?;
-            if behind.is_none() && span.length >= LARGE && !file.is_direct() {
+            if behind.is_none() && span.length >= CACHE_BYPASS_MIN_BYTES && !file.is_direct() {
                 behind = Some(file.drop_behind(at, span.end()));
             }
             let read = match &mut behind {
@@ -157,9 +161,9 @@ pub fn read_whole<S: Sink>(
                 None => file.read_at(room, at),
             };
             let n = match read {
-                Ok(0) => return Ok(Read::Short),
+                Ok(0) => return Ok(ReadOutcome::Truncated),
                 Ok(n) => n,
-                Err(error) => return Ok(Read::Failed(error)),
+                Err(error) => return Ok(ReadOutcome::Failed(error)),
             };
             if let Some(hasher) = hasher {
                 hasher.update(&room[..n]);
@@ -168,24 +172,24 @@ pub fn read_whole<S: Sink>(
             at += n as u64;
         }
     }
-    Ok(Read::All)
+    Ok(ReadOutcome::Complete)
 }
 
 /// What is not told yet because its neighbours may be alike.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Alike {
+enum RunKind {
     Hole,
     Kept(ReuseSource),
 }
 
 /// One delta being read.
-struct Delta<'a, S> {
+struct DeltaReader<'a, S> {
     file: &'a SourceFile,
     sink: &'a mut S,
     /// The values of all blocks so far.
     values: Vec<Digest>,
     /// So many bytes in so many blocks at the end are not told yet.
-    held: Option<(Alike, u64, usize)>,
+    pending_run: Option<(RunKind, u64, usize)>,
 }
 
 /// Reads `span`, block by block, and compares it with `there`, what the destination has of each block.
@@ -196,23 +200,24 @@ struct Delta<'a, S> {
 pub fn read_delta<S: Sink>(
     file: &SourceFile,
     span: Span,
-    (there, hashing): (&[BlockValue], HashMode),
+    (there, hashing): (&[BlockDigests], HashMode),
     scratch: &mut [u8],
     sink: &mut S,
-) -> Result<(Read, Vec<Digest>), S::Stop> {
-    let mut delta = Delta { file, sink, values: Vec::with_capacity(there.len()), held: None };
-    for (i, block) in span.pieces(BLOCK_BYTES).enumerate() {
-        delta.sink.go_on()?;
+) -> Result<(ReadOutcome, Vec<Digest>), S::Stop> {
+    let mut delta =
+        DeltaReader { file, sink, values: Vec::with_capacity(there.len()), pending_run: None };
+    for (i, block) in span.split(BLOCK_BYTES).enumerate() {
+        delta.sink.check_active()?;
         // Of what nothing is known, all is sent.
         let there = there.get(i).copied().unwrap_or_default();
-        match block_of(file, block, hashing, scratch) {
-            Ok(Some((value, holes))) => delta.take(block, (value, holes), there, scratch)?,
-            Ok(None) => return Ok((Read::Short, Vec::new())),
-            Err(error) => return Ok((Read::Failed(error), Vec::new())),
+        match read_block(file, block, hashing, scratch) {
+            Ok(Some((value, holes))) => delta.add_block(block, (value, holes), there, scratch)?,
+            Ok(None) => return Ok((ReadOutcome::Truncated, Vec::new())),
+            Err(error) => return Ok((ReadOutcome::Failed(error), Vec::new())),
         }
     }
-    delta.tell()?;
-    Ok((Read::All, delta.values))
+    delta.flush_run()?;
+    Ok((ReadOutcome::Complete, delta.values))
 }
 
 /// What of a block is a hole.
@@ -225,14 +230,14 @@ enum Holes {
 
 /// The value of `block`, read into `scratch` where it is not one hole; `None` where the file
 /// ends before it does.
-fn block_of(
+fn read_block(
     file: &SourceFile,
     block: Span,
     hashing: HashMode,
     scratch: &mut [u8],
 ) -> Result<Option<(Digest, Holes)>, FsError> {
     let content = &mut scratch[..block.length as usize];
-    let run = data_from(file, block.offset, block)?;
+    let run = next_data_run(file, block.offset, block)?;
     let holes = if run == (block.offset, block.end()) {
         Holes::None
     } else if run.0 == block.end() {
@@ -251,36 +256,38 @@ fn block_of(
     Ok(Some((hashing.hash_block(block.offset, content), holes)))
 }
 
-impl<S: Sink> Delta<'_, S> {
+impl<S: Sink> DeltaReader<'_, S> {
     /// Takes one block, whose content is in `scratch`.
-    fn take(
+    fn add_block(
         &mut self,
         block: Span,
         (value, holes): (Digest, Holes),
-        there: BlockValue,
+        there: BlockDigests,
         scratch: &[u8],
     ) -> Result<(), S::Stop> {
         let alike = if holes == Holes::All {
-            Some(Alike::Hole)
+            Some(RunKind::Hole)
         } else if there.part == Some(value) {
-            Some(Alike::Kept(ReuseSource::PartFile))
-        } else if there.base == Some(value) {
-            Some(Alike::Kept(ReuseSource::Basis))
+            Some(RunKind::Kept(ReuseSource::PartFile))
+        } else if there.basis == Some(value) {
+            Some(RunKind::Kept(ReuseSource::Basis))
         } else {
             None
         };
-        match (alike, &mut self.held) {
-            (Some(alike), Some((held, bytes, blocks))) if alike == *held && *bytes < KEEP_AT => {
+        match (alike, &mut self.pending_run) {
+            (Some(alike), Some((held, bytes, blocks)))
+                if alike == *held && *bytes < MAX_KEEP_RUN_BYTES =>
+            {
                 *bytes += block.length;
                 *blocks += 1;
             }
             (Some(alike), _) => {
-                self.tell()?;
-                self.held = Some((alike, block.length, 1));
+                self.flush_run()?;
+                self.pending_run = Some((alike, block.length, 1));
             }
             (None, _) => {
-                self.tell()?;
-                self.send(block, holes, scratch)?;
+                self.flush_run()?;
+                self.send_block(block, holes, scratch)?;
             }
         }
         self.values.push(value);
@@ -288,11 +295,11 @@ impl<S: Sink> Delta<'_, S> {
     }
 
     /// Tells the sink what was held back.
-    fn tell(&mut self) -> Result<(), S::Stop> {
-        match self.held.take() {
+    fn flush_run(&mut self) -> Result<(), S::Stop> {
+        match self.pending_run.take() {
             None => Ok(()),
-            Some((Alike::Hole, bytes, _)) => self.sink.hole(bytes),
-            Some((Alike::Kept(from), bytes, blocks)) => {
+            Some((RunKind::Hole, bytes, _)) => self.sink.hole(bytes),
+            Some((RunKind::Kept(from), bytes, blocks)) => {
                 let first = self.values.len().saturating_sub(blocks);
                 self.sink.keep(from, bytes, &self.values[first..])
             }
@@ -300,12 +307,12 @@ impl<S: Sink> Delta<'_, S> {
     }
 
     /// Hands the content of `block` on, without its holes.
-    fn send(&mut self, block: Span, holes: Holes, scratch: &[u8]) -> Result<(), S::Stop> {
+    fn send_block(&mut self, block: Span, holes: Holes, scratch: &[u8]) -> Result<(), S::Stop> {
         let mut at = block.offset;
         while at < block.end() {
             // Where it can't be said any more what is a hole, all of it is content.
             let run =
-                if holes == Holes::Some { data_from(self.file, at, block).ok() } else { None };
+                if holes == Holes::Some { next_data_run(self.file, at, block).ok() } else { None };
             let (start, end) = run.unwrap_or((at, block.end()));
             if start > at {
                 self.sink.hole(start - at)?;
@@ -326,13 +333,13 @@ impl<S: Sink> Delta<'_, S> {
 ///
 /// # Errors
 /// It can't be opened, or is another version ([`Cause::Changed`]).
-pub fn open_same(source: &Tree, entry: &Entry) -> Result<SourceFile, FsError> {
+pub fn open_version(source: &Tree, entry: &Entry) -> Result<SourceFile, FsError> {
     let file = source.open_source(entry)?;
-    if file.is_version(entry) { Ok(file) } else { Err(changed(entry)) }
+    if file.is_version(entry) { Ok(file) } else { Err(changed_error(entry)) }
 }
 
 /// The error of a file that ended early or is another one now.
-pub fn changed(entry: &Entry) -> FsError {
+pub fn changed_error(entry: &Entry) -> FsError {
     FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed)
 }
 
@@ -348,10 +355,10 @@ pub fn hash_blocks(
     hashing: HashMode,
     scratch: &mut Buffer,
 ) -> Result<Vec<Digest>, FsError> {
-    let file = open_same(source, entry)?;
-    let values = span.pieces(BLOCK_BYTES).map(|block| {
-        let value = block_of(&file, block, hashing, scratch.pages())?;
-        value.map(|(value, _)| value).ok_or_else(|| changed(entry))
+    let file = open_version(source, entry)?;
+    let values = span.split(BLOCK_BYTES).map(|block| {
+        let value = read_block(&file, block, hashing, scratch.content_mut())?;
+        value.map(|(value, _)| value).ok_or_else(|| changed_error(entry))
     });
     let values = values.collect::<Result<_, _>>()?;
     file.verify_unchanged()?;
@@ -359,7 +366,7 @@ pub fn hash_blocks(
 }
 
 /// The digest of the content of `entry`'s version of its file, read to `buffer`, which has room for
-/// [`READ_AT_ONCE`]. It blocks as long as reading takes.
+/// [`READ_BYTES`]. It blocks as long as reading takes.
 ///
 /// # Errors
 /// It can't be read, or is another version ([`Cause::Changed`]).
@@ -369,31 +376,31 @@ pub fn hash_source(
     hashing: HashMode,
     buffer: &mut Buffer,
 ) -> Result<Digest, FsError> {
-    let file = open_same(source, entry)?;
+    let file = open_version(source, entry)?;
     let span = Span { offset: 0, length: entry.size() };
-    let mut sink = Nowhere { buffer, go_on: || Ok::<_, Infallible>(()) };
+    let mut sink = HashOnlySink { buffer, check_active: || Ok::<_, Infallible>(()) };
     let mut hasher = Some(ContentHasher::new(hashing));
     match read_whole(&file, span, &mut hasher, &mut sink) {
-        Ok(Read::All) => file.verify_unchanged()?,
-        Ok(Read::Failed(error)) => return Err(error),
-        Ok(Read::Short) => return Err(changed(entry)),
+        Ok(ReadOutcome::Complete) => file.verify_unchanged()?,
+        Ok(ReadOutcome::Failed(error)) => return Err(error),
+        Ok(ReadOutcome::Truncated) => return Err(changed_error(entry)),
     }
     Ok(hasher.map_or(ZERO_DIGEST, ContentHasher::digest))
 }
 
 /// Takes content to nowhere: it is only hashed.
-pub struct Nowhere<'a, G> {
+pub struct HashOnlySink<'a, G> {
     /// Where it is read to.
     pub buffer: &'a mut Buffer,
     /// Asked again and again.
-    pub go_on: G,
+    pub check_active: G,
 }
 
-impl<E, G: Fn() -> Result<(), E>> Sink for Nowhere<'_, G> {
+impl<E, G: Fn() -> Result<(), E>> Sink for HashOnlySink<'_, G> {
     type Stop = E;
 
     fn room(&mut self, want: usize, _: bool) -> Result<&mut [u8], Self::Stop> {
-        Ok(&mut self.buffer.pages()[..want])
+        Ok(&mut self.buffer.content_mut()[..want])
     }
 
     fn content(&mut self, _: usize) -> Result<(), Self::Stop> {
@@ -408,7 +415,7 @@ impl<E, G: Fn() -> Result<(), E>> Sink for Nowhere<'_, G> {
         Ok(())
     }
 
-    fn go_on(&self) -> Result<(), Self::Stop> {
-        (self.go_on)()
+    fn check_active(&self) -> Result<(), Self::Stop> {
+        (self.check_active)()
     }
 }

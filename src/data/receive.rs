@@ -1,13 +1,13 @@
 //! The receiving end: manifests, packs and ranges into a destination. Everything here blocks and runs
 //! in threads of its own. Whether the ticket allows it was asked before.
 
-use super::frame::{Frame, FrameError, FrameReader, MAX_FILES, Pieces};
+use super::frame::{ChunkSource, Frame, FrameError, FrameReader, MAX_PACK_FILES};
 use super::protocol::{
-    Answer, DigestOf, Fault, NoteOf, OfferReply, PackReply, Place, RangeHead, RangeReply, Taken,
-    Unstamped, notes_of,
+    DirMetadataFault, EntryDigest, Fault, IndexedWarning, OfferReply, OfferResult, PackReply,
+    RangeHead, RangeReply, RequestIndex, WriteOutcome, index_warnings,
 };
 use super::read::Span;
-use super::store::{ReadBack, Store, keep};
+use super::store::{ContentWriter, ReadBack, keep_span};
 use crate::fs::{FsError, NewFile, PartFile, ReconcileResult, ReuseSource, Target, Verdict};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;
@@ -19,76 +19,83 @@ use crate::wire::{Digest, RelPath};
 use std::collections::BTreeMap;
 
 /// Brings everything of `manifest` that needs no content, and says what is wanted.
-pub fn take_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
-    let reply = target.with_root_checked(|| Ok(take_offer_at_root(target, manifest, dry_run)));
+pub fn handle_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
+    let reply = target.with_root_checked(|| Ok(reconcile_offer(target, manifest, dry_run)));
     reply.unwrap_or_else(|gone| {
-        let failed = |_: &Entry| Answer::Failed(fault(gone.clone()));
+        let failed = |_: &Entry| OfferResult::Failed(to_fault(gone.clone()));
         let answers = manifest.entries.iter().map(failed).collect();
-        OfferReply { answers, to_sweep: target.has_anchors(), ..OfferReply::default() }
+        OfferReply {
+            results: answers,
+            needs_clean_up: target.has_anchors(),
+            ..OfferReply::default()
+        }
     })
 }
 
-fn take_offer_at_root(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
+fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
     let ReconcileResult { verdicts, digests, created_dirs: made } = target.reconcile(manifest);
-    let answers: Vec<Answer> = verdicts
+    let answers: Vec<OfferResult> = verdicts
         .into_iter()
         .map(|verdict| match verdict {
-            Verdict::Done(action) => Answer::Done(action),
-            Verdict::ContentNeeded { action, has_basis: base } => Answer::Needed { action, base },
-            Verdict::DigestNeeded => Answer::Check,
-            Verdict::Failed(error) => Answer::Failed(error.into()),
+            Verdict::Done(action) => OfferResult::Done(action),
+            Verdict::ContentNeeded { action, has_basis: base } => {
+                OfferResult::NeedsContent { action, has_basis: base }
+            }
+            Verdict::DigestNeeded => OfferResult::NeedsDigest,
+            Verdict::Failed(error) => OfferResult::Failed(error.into()),
         })
         .collect();
     // An attempt that died between its last file and its last stamp left directories with a time of
     // their own. Where content follows, the pack stamps them.
-    let later = answers.iter().any(|answer| matches!(answer, Answer::Needed { .. }));
-    let unstamped = if dry_run || later { Vec::new() } else { stamp(target, &manifest.dirs) };
+    let later = answers.iter().any(|answer| matches!(answer, OfferResult::NeedsContent { .. }));
+    let unstamped =
+        if dry_run || later { Vec::new() } else { apply_dir_metadata(target, &manifest.dirs) };
     let digests = digests.into_iter().enumerate();
     let place = |path: &[u8]| {
         let entry = manifest.entries.iter().position(|e| e.path.as_bytes() == path);
-        entry.map(|i| Place::Entry(i as u32)).or_else(|| place_of(&manifest.dirs, path))
+        entry.map(|i| RequestIndex::Entry(i as u32)).or_else(|| dir_index(&manifest.dirs, path))
     };
     OfferReply {
-        answers,
-        unstamped,
+        results: answers,
+        dir_faults: unstamped,
         digests: digests
-            .filter_map(|(i, digest)| Some(DigestOf { entry: i as u32, digest: digest? }))
+            .filter_map(|(i, digest)| Some(EntryDigest { entry: i as u32, digest: digest? }))
             .collect(),
-        notes: notes_of(target.take_metadata_warnings(), place),
-        to_sweep: target.has_anchors(),
-        made,
+        warnings: index_warnings(target.take_metadata_warnings(), place),
+        needs_clean_up: target.has_anchors(),
+        created_dirs: made,
     }
 }
 
-fn place_of(dirs: &[ManifestDir], path: &[u8]) -> Option<Place> {
+fn dir_index(dirs: &[ManifestDir], path: &[u8]) -> Option<RequestIndex> {
     let place = dirs.iter().position(|d| d.path.as_bytes() == path)?;
-    Some(Place::Dir(place as u32))
+    Some(RequestIndex::Dir(place as u32))
 }
 
 /// Stamps the directories `dirs`; says which ones could not be.
-pub fn stamp(target: &Target, dirs: &[ManifestDir]) -> Vec<Unstamped> {
+pub fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<DirMetadataFault> {
     target
         .apply_dir_metadata(dirs)
         .into_iter()
-        .filter_map(|error| match place_of(dirs, &error.path.0)? {
-            Place::Dir(dir) => Some(Unstamped { dir, fault: error.into() }),
-            Place::Entry(_) => None,
+        .filter_map(|error| match dir_index(dirs, &error.path.0)? {
+            RequestIndex::Dir(dir) => Some(DirMetadataFault { dir, fault: error.into() }),
+            RequestIndex::Entry(_) => None,
         })
         .collect()
 }
 
-fn fault(error: FsError) -> Fault {
+fn to_fault(error: FsError) -> Fault {
     error.to_file_error().into()
 }
 
 /// One pack being read.
-struct Pack<'a> {
+struct PackReceiver<'a> {
     target: &'a Target,
     claims: &'a Claims,
     dirs: Vec<ManifestDir>,
-    files: Vec<Taken>,
+    files: Vec<WriteOutcome>,
     /// What the destination could not hold so far, by cause.
-    notes: BTreeMap<String, NoteOf>,
+    warnings: BTreeMap<String, IndexedWarning>,
     buffer: &'a mut [u8],
 }
 
@@ -98,43 +105,51 @@ struct Pack<'a> {
 /// # Errors
 /// A body that is none, or that broke off. Files before that point are at their places, all others
 /// left nothing behind, and the directories are stamped.
-pub fn take_pack<P: Pieces>(
+pub fn receive_pack<P: ChunkSource>(
     frames: &mut FrameReader<P>,
     target: &Target,
     claims: &Claims,
     buffer: &mut [u8],
 ) -> Result<PackReply, FrameError> {
     let Frame::Dirs(dirs) = frames.next_frame()? else {
-        return Err(FrameError::Order("a pack begins with its directories".to_owned()));
+        return Err(FrameError::Unexpected("a pack begins with its directories".to_owned()));
     };
     let (files, notes) = (Vec::new(), BTreeMap::new());
-    let mut pack = Pack { target, claims, dirs, files, notes, buffer };
-    let end = pack.take_files(frames);
-    let unstamped = stamp(target, &pack.dirs);
-    pack.note(target.take_metadata_warnings(), None);
+    let mut pack = PackReceiver { target, claims, dirs, files, warnings: notes, buffer };
+    let end = pack.receive_files(frames);
+    let unstamped = apply_dir_metadata(target, &pack.dirs);
+    pack.add_warnings(target.take_metadata_warnings(), None);
     end?;
-    frames.finish()?;
+    frames.check_no_trailing_bytes()?;
     if let Err(gone) = target.check_root() {
-        for taken in pack.files.iter_mut().filter(|taken| **taken == Taken::Written) {
-            *taken = Taken::Failed(fault(gone.clone()));
+        for taken in pack.files.iter_mut().filter(|taken| **taken == WriteOutcome::Written) {
+            *taken = WriteOutcome::Failed(to_fault(gone.clone()));
         }
     }
-    let notes = pack.notes.into_values().collect();
-    Ok(PackReply { files: pack.files, unstamped, notes, to_sweep: target.has_anchors() })
+    let notes = pack.warnings.into_values().collect();
+    Ok(PackReply {
+        files: pack.files,
+        dir_faults: unstamped,
+        warnings: notes,
+        needs_clean_up: target.has_anchors(),
+    })
 }
 
-impl Pack<'_> {
-    fn take_files<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<(), FrameError> {
+impl PackReceiver<'_> {
+    fn receive_files<P: ChunkSource>(
+        &mut self,
+        frames: &mut FrameReader<P>,
+    ) -> Result<(), FrameError> {
         loop {
             match frames.next_frame()? {
-                Frame::File(_) if self.files.len() == MAX_FILES => {
-                    return Err(FrameError::Order(format!(
-                        "a pack of more than {MAX_FILES} files"
+                Frame::File(_) if self.files.len() == MAX_PACK_FILES => {
+                    return Err(FrameError::Unexpected(format!(
+                        "a pack of more than {MAX_PACK_FILES} files"
                     )));
                 }
                 Frame::File(entry) => {
-                    let taken = self.take_file(frames, &entry)?;
-                    self.note(
+                    let taken = self.receive_file(frames, &entry)?;
+                    self.add_warnings(
                         self.target.take_metadata_warnings(),
                         Some((self.files.len() as u32, &entry.path)),
                     );
@@ -143,61 +158,63 @@ impl Pack<'_> {
                 Frame::End(n) if n as usize == self.files.len() => return Ok(()),
                 Frame::End(n) => {
                     let why = format!("the pack ends with {n} files, {} came", self.files.len());
-                    return Err(FrameError::Order(why));
+                    return Err(FrameError::Unexpected(why));
                 }
-                _ => return Err(FrameError::Order("a file or the end was expected".to_owned())),
+                _ => {
+                    return Err(FrameError::Unexpected("a file or the end was expected".to_owned()));
+                }
             }
         }
     }
 
     /// One file. What can't be kept is read all the same: the files behind it can.
-    fn take_file<P: Pieces>(
+    fn receive_file<P: ChunkSource>(
         &mut self,
         frames: &mut FrameReader<P>,
         entry: &Entry,
-    ) -> Result<Taken, FrameError> {
+    ) -> Result<WriteOutcome, FrameError> {
         let EntryKind::File { size } = entry.kind else {
-            return Err(FrameError::Order("only regular files have content".to_owned()));
+            return Err(FrameError::Unexpected("only regular files have content".to_owned()));
         };
-        go_on(frames)?;
-        let mut taking = Taking {
+        check_active(frames)?;
+        let mut taking = ContentReceiver {
             store: self.target.create(entry, self.claims.attempt),
             span: Span { offset: 0, length: size },
-            keeps: false,
+            allows_keep: false,
             hasher: self.claims.rules.receiver_hash_mode().map(ContentHasher::new),
             path: &entry.path,
             buffer: self.buffer,
-            gathered: 0,
-            gathered_at: 0,
+            gathered_bytes: 0,
+            gathered_offset: 0,
         };
-        let end = taking.take_all(frames)?;
-        let Taking { store, hasher, .. } = taking;
+        let end = taking.receive_all(frames)?;
+        let ContentReceiver { store, hasher, .. } = taking;
         let right = match (end, hasher) {
-            (End::Abort, _) => return Ok(Taken::Aborted),
-            (End::Whole(complete, Some(digest)), Some(hasher)) => {
+            (ContentEnd::Aborted, _) => return Ok(WriteOutcome::Aborted),
+            (ContentEnd::Ended(complete, Some(digest)), Some(hasher)) => {
                 complete && hasher.digest() == digest
             }
-            (End::Whole(complete, _), _) => complete,
+            (ContentEnd::Ended(complete, _), _) => complete,
         };
         Ok(match store {
-            Err(error) => Taken::Failed(fault(error)),
-            Ok(_) if !right => Taken::Mismatch,
+            Err(error) => WriteOutcome::Failed(to_fault(error)),
+            Ok(_) if !right => WriteOutcome::Mismatch,
             Ok(file) => match NewFile::publish(file, entry) {
-                Ok(()) => Taken::Written,
-                Err(error) => Taken::Failed(fault(error)),
+                Ok(()) => WriteOutcome::Written,
+                Err(error) => WriteOutcome::Failed(to_fault(error)),
             },
         })
     }
 
     /// Adds notes, by their places; `file` is the one that was written last.
-    fn note(&mut self, notes: EntryWarnings, file: Option<(u32, &RelPath)>) {
+    fn add_warnings(&mut self, notes: EntryWarnings, file: Option<(u32, &RelPath)>) {
         let place = |path: &[u8]| match file {
-            Some((i, own)) if own.as_bytes() == path => Some(Place::Entry(i)),
-            _ => place_of(&self.dirs, path),
+            Some((i, own)) if own.as_bytes() == path => Some(RequestIndex::Entry(i)),
+            _ => dir_index(&self.dirs, path),
         };
-        for new in notes_of(notes, place) {
-            match self.notes.get_mut(&new.cause) {
-                None => drop(self.notes.insert(new.cause.clone(), new)),
+        for new in index_warnings(notes, place) {
+            match self.warnings.get_mut(&new.cause) {
+                None => drop(self.warnings.insert(new.cause.clone(), new)),
                 Some(old) => old.merge(new),
             }
         }
@@ -205,82 +222,92 @@ impl Pack<'_> {
 }
 
 /// Content being taken; the file it goes to has failed where `store` is an error.
-struct Taking<'a, S> {
+struct ContentReceiver<'a, S> {
     store: Result<S, FsError>,
     span: Span,
     /// Whether the peer may say what is kept.
-    keeps: bool,
+    allows_keep: bool,
     /// Where content must come with its digest.
     hasher: Option<ContentHasher>,
     path: &'a RelPath,
     /// To gather content, and to read back what is kept.
     buffer: &'a mut [u8],
     /// So much of the buffer is content that is neither hashed nor written …
-    gathered: usize,
+    gathered_bytes: usize,
     /// … and belongs here.
-    gathered_at: u64,
+    gathered_offset: u64,
 }
 
 /// How content ended.
-enum End {
+enum ContentEnd {
     /// With all of it, or not; with the sender's digest, if it sent one.
-    Whole(bool, Option<Digest>),
-    Abort,
+    Ended(bool, Option<Digest>),
+    Aborted,
 }
 
-impl<S: Store> Taking<'_, S> {
+impl<S: ContentWriter> ContentReceiver<'_, S> {
     /// Takes content up to its end. Lengths are checked against what is left before anything is done.
-    fn take_all<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<End, FrameError> {
-        let end = self.take_frames(frames);
+    fn receive_all<P: ChunkSource>(
+        &mut self,
+        frames: &mut FrameReader<P>,
+    ) -> Result<ContentEnd, FrameError> {
+        let end = self.receive_frames(frames);
         // Also where the connection broke: another try at the range finds it.
-        self.settle();
+        self.flush_gathered();
         end
     }
 
-    fn take_frames<P: Pieces>(&mut self, frames: &mut FrameReader<P>) -> Result<End, FrameError> {
+    fn receive_frames<P: ChunkSource>(
+        &mut self,
+        frames: &mut FrameReader<P>,
+    ) -> Result<ContentEnd, FrameError> {
         let mut left = self.span;
         loop {
             let frame = frames.next_frame()?;
             let length = match &frame {
                 Frame::Content(bytes) => bytes.len() as u64,
-                Frame::Bulk(length) => *length as u64,
+                Frame::PendingContent(length) => *length as u64,
                 Frame::Hole(length) | Frame::Keep(_, length) => *length,
                 _ => 0,
             };
             if length > left.length {
                 let announced = self.span.length;
                 let why = format!("more content than the {announced} bytes that were announced");
-                return Err(FrameError::Order(why));
+                return Err(FrameError::Unexpected(why));
             }
             let here = Span { offset: left.offset, length };
             left = Span { offset: left.offset + length, length: left.length - length };
-            if !matches!(frame, Frame::Bulk(_)) {
-                self.settle();
+            if !matches!(frame, Frame::PendingContent(_)) {
+                self.flush_gathered();
             }
             match frame {
-                Frame::Bulk(_) => self.gather(here, frames)?,
+                Frame::PendingContent(_) => self.gather(here, frames)?,
                 Frame::Content(bytes) => {
                     if let Some(hasher) = &mut self.hasher {
                         hasher.update(&bytes);
                     }
-                    self.store(|store| store.write(&bytes, here.offset));
+                    self.write_unless_failed(|store| store.write(&bytes, here.offset));
                 }
                 Frame::Hole(_) => {
                     if let Some(hasher) = &mut self.hasher {
-                        hasher.update_zeros(length, || go_on_with_zeros(frames))?;
+                        hasher.update_zeros(length, || check_active_and_ticket(frames))?;
                     }
-                    self.store(|store| store.hole(here));
+                    self.write_unless_failed(|store| store.hole(here));
                 }
-                Frame::Keep(from, _) if self.keeps => self.keep(from, here, frames)?,
+                Frame::Keep(from, _) if self.allows_keep => self.keep_run(from, here, frames)?,
                 Frame::Keep(..) => {
-                    return Err(FrameError::Order("only ranges can be kept".to_owned()));
+                    return Err(FrameError::Unexpected("only ranges can be kept".to_owned()));
                 }
-                Frame::Digest(digest) => return Ok(End::Whole(left.length == 0, Some(digest))),
-                Frame::Done if self.hasher.is_some() => return Err(FrameError::Unhashed),
-                Frame::Done => return Ok(End::Whole(left.length == 0, None)),
-                Frame::Abort => return Ok(End::Abort),
+                Frame::Digest(digest) => {
+                    return Ok(ContentEnd::Ended(left.length == 0, Some(digest)));
+                }
+                Frame::Done if self.hasher.is_some() => return Err(FrameError::MissingDigest),
+                Frame::Done => return Ok(ContentEnd::Ended(left.length == 0, None)),
+                Frame::Abort => return Ok(ContentEnd::Aborted),
                 _ => {
-                    return Err(FrameError::Order("content or its digest was expected".to_owned()));
+                    return Err(FrameError::Unexpected(
+                        "content or its digest was expected".to_owned(),
+                    ));
                 }
             }
         }
@@ -288,31 +315,31 @@ impl<S: Store> Taking<'_, S> {
 
     /// Reads the content of `span`, and hashes and writes it in large pieces: that is cheaper than in
     /// those in which it comes.
-    fn gather<P: Pieces>(
+    fn gather<P: ChunkSource>(
         &mut self,
         span: Span,
         frames: &mut FrameReader<P>,
     ) -> Result<(), FrameError> {
         let mut at = span.offset;
         while at < span.end() {
-            if self.gathered == 0 {
-                self.gathered_at = at;
+            if self.gathered_bytes == 0 {
+                self.gathered_offset = at;
             }
-            let room = &mut self.buffer[self.gathered..];
+            let room = &mut self.buffer[self.gathered_bytes..];
             let n = usize::try_from(span.end() - at).map_or(room.len(), |n| n.min(room.len()));
-            frames.fetch(&mut room[..n])?;
-            self.gathered += n;
+            frames.read_content(&mut room[..n])?;
+            self.gathered_bytes += n;
             at += n as u64;
-            if self.gathered == self.buffer.len() {
-                self.settle();
+            if self.gathered_bytes == self.buffer.len() {
+                self.flush_gathered();
             }
         }
         Ok(())
     }
 
     /// Hashes and writes what was gathered.
-    fn settle(&mut self) {
-        let (at, n) = (self.gathered_at, std::mem::take(&mut self.gathered));
+    fn flush_gathered(&mut self) {
+        let (at, n) = (self.gathered_offset, std::mem::take(&mut self.gathered_bytes));
         if n == 0 {
             return;
         }
@@ -327,7 +354,7 @@ impl<S: Store> Taking<'_, S> {
     }
 
     /// Does `step`, unless one before it has failed.
-    fn store(&mut self, step: impl FnOnce(&mut S) -> Result<(), FsError>) {
+    fn write_unless_failed(&mut self, step: impl FnOnce(&mut S) -> Result<(), FsError>) {
         if let Ok(store) = &mut self.store
             && let Err(error) = step(store)
         {
@@ -335,19 +362,21 @@ impl<S: Store> Taking<'_, S> {
         }
     }
 
-    fn keep<P: Pieces>(
+    fn keep_run<P: ChunkSource>(
         &mut self,
         from: ReuseSource,
         span: Span,
         frames: &FrameReader<P>,
     ) -> Result<(), FrameError> {
-        let Some(part) = self.store.as_ref().ok().and_then(Store::part) else { return Ok(()) };
+        let Some(part) = self.store.as_ref().ok().and_then(ContentWriter::part_file) else {
+            return Ok(());
+        };
         let back = self.hasher.as_mut().map(|hasher| ReadBack {
             path: self.path,
             hasher,
             buffer: &mut *self.buffer,
         });
-        if let Err(error) = keep(part, from, span, back, || go_on(frames))? {
+        if let Err(error) = keep_span(part, from, span, back, || check_active(frames))? {
             self.store = Err(error);
         }
         Ok(())
@@ -355,18 +384,18 @@ impl<S: Store> Taking<'_, S> {
 }
 
 /// Stops work that nobody waits for.
-fn go_on<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError> {
-    if frames.abandoned() {
+fn check_active<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameError> {
+    if frames.is_abandoned() {
         return Err(FrameError::Connection("the requester is gone".to_owned()));
     }
     Ok(())
 }
 
 /// The same for the zeros of a hole, of which a few bytes make any amount of work: it ends with the ticket.
-fn go_on_with_zeros<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError> {
-    go_on(frames)?;
-    if frames.has_ended() {
-        return Err(FrameError::Order("the ticket ended while a hole was hashed".to_owned()));
+fn check_active_and_ticket<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameError> {
+    check_active(frames)?;
+    if frames.is_ticket_expired() {
+        return Err(FrameError::Unexpected("the ticket ended while a hole was hashed".to_owned()));
     }
     Ok(())
 }
@@ -377,37 +406,37 @@ fn go_on_with_zeros<P: Pieces>(frames: &FrameReader<P>) -> Result<(), FrameError
 ///
 /// # Errors
 /// A body that is none, or that broke off.
-pub fn take_range<P: Pieces>(
+pub fn receive_range<P: ChunkSource>(
     frames: &mut FrameReader<P>,
     target: &Target,
     buffer: &mut [u8],
 ) -> Result<RangeReply, FrameError> {
     let Frame::Range(head) = frames.next_frame()? else {
-        return Err(FrameError::Order("a range begins with its head".to_owned()));
+        return Err(FrameError::Unexpected("a range begins with its head".to_owned()));
     };
-    let entry = head.checked().map_err(FrameError::Order)?;
+    let entry = head.validate().map_err(FrameError::Unexpected)?;
     let most = range_length(entry.size(), target.rules().chunk_bytes);
-    if head.dense == Some(true) && head.length > most {
+    if head.is_dense == Some(true) && head.length > most {
         let why = format!("a range of {} bytes, where the ticket allows {most}", head.length);
-        return Err(FrameError::Order(why));
+        return Err(FrameError::Unexpected(why));
     }
-    let range = take_range_content(frames, target, (&head, entry), buffer)?;
-    frames.finish()?;
-    Ok(RangeReply { range })
+    let range = receive_range_content(frames, target, (&head, entry), buffer)?;
+    frames.check_no_trailing_bytes()?;
+    Ok(RangeReply { outcome: range })
 }
 
 /// Opens the part file of `entry`, for a peer that is still there. One that is gone may be gone for long,
 /// where we stood still, or for as long as its request waited here: what it sent lay in our socket, and
 /// who removes the part file may have been here already. What it still has to bring is brought again.
-fn open_part<P: Pieces>(
+fn open_part_file<P: ChunkSource>(
     frames: &FrameReader<P>,
     target: &Target,
     entry: &Entry,
 ) -> Result<Result<PartFile, FsError>, FrameError> {
-    go_on(frames)?;
+    check_active(frames)?;
     let part = target.open_part_file(entry);
     if part.as_ref().is_ok_and(|part| part.created)
-        && let Err(gone) = go_on(frames)
+        && let Err(gone) = check_active(frames)
     {
         if let Err(error) = target.remove_part_file(entry) {
             warn_ratelimited!(error.without_path(), "{error}");
@@ -417,42 +446,44 @@ fn open_part<P: Pieces>(
     Ok(part)
 }
 
-fn take_range_content<P: Pieces>(
+fn receive_range_content<P: ChunkSource>(
     frames: &mut FrameReader<P>,
     target: &Target,
     (head, entry): (&RangeHead, &Entry),
     buffer: &mut [u8],
-) -> Result<Taken, FrameError> {
-    let mut store = open_part(frames, target, entry)?;
-    if let (Ok(part), Some(true)) = (&store, head.dense)
+) -> Result<WriteOutcome, FrameError> {
+    let mut store = open_part_file(frames, target, entry)?;
+    if let (Ok(part), Some(true)) = (&store, head.is_dense)
         && let Err(error) =
             part.reserve_blocks(head.offset, head.length.min(target.rules().chunk_bytes))
     {
         store = Err(error);
     }
     let hashing = target.rules().receiver_hash_mode();
-    let mut taking = Taking {
+    let mut taking = ContentReceiver {
         store,
         span: Span { offset: head.offset, length: head.length },
-        keeps: true,
+        allows_keep: true,
         hasher: hashing.map(|hashing| ContentHasher::at_offset(hashing, head.offset)),
         path: &entry.path,
         buffer,
-        gathered: 0,
-        gathered_at: 0,
+        gathered_bytes: 0,
+        gathered_offset: 0,
     };
-    let end = taking.take_all(frames)?;
-    let Taking { store, hasher, .. } = taking;
+    let end = taking.receive_all(frames)?;
+    let ContentReceiver { store, hasher, .. } = taking;
     let right = match (end, hasher) {
-        (End::Abort, _) => return Ok(Taken::Aborted),
-        (End::Whole(complete, Some(value)), Some(hasher)) => {
+        (ContentEnd::Aborted, _) => return Ok(WriteOutcome::Aborted),
+        (ContentEnd::Ended(complete, Some(value)), Some(hasher)) => {
             complete && hasher.chaining_value() == Some(value)
         }
-        (End::Whole(complete, _), _) => complete,
+        (ContentEnd::Ended(complete, _), _) => complete,
     };
     Ok(match store {
-        Err(error) => Taken::Failed(fault(error)),
-        Ok(_) if !right => Taken::Mismatch,
-        Ok(part) => part.close().map_or_else(|e| Taken::Failed(fault(e)), |()| Taken::Written),
+        Err(error) => WriteOutcome::Failed(to_fault(error)),
+        Ok(_) if !right => WriteOutcome::Mismatch,
+        Ok(part) => part
+            .close()
+            .map_or_else(|e| WriteOutcome::Failed(to_fault(e)), |()| WriteOutcome::Written),
     })
 }

@@ -1,7 +1,7 @@
 //! The storage roots of an agent: every path that it is asked for must lie below (or at) one. One that is missing, or
 //! that another file system was mounted over, can be opened later.
 
-use super::gate::{Refused, TicketGate};
+use super::gate::{Refusal, TicketVerifier};
 use crate::fs::{DirtyJournal, FsError, RootDir, RootUnavailable, Target, TargetOptions, Tree};
 use crate::wire::ticket::{Claims, TicketError};
 use crate::wire::{AbsPath, SyncNo};
@@ -20,7 +20,7 @@ pub struct StorageRoot {
     path: AbsPath,
     open: RwLock<Result<Arc<RootDir>, FsError>>,
     /// The id of the root that was opened first.
-    first: OnceLock<String>,
+    first_id: OnceLock<String>,
 }
 
 impl StorageRoot {
@@ -39,16 +39,16 @@ impl StorageRoot {
 
     /// Whether `now`, which `loss` brought to the path, is used instead of what was open there: a file system that was
     /// mounted over it, or the directory that was used first, which is back.
-    fn adopts(&self, now: &RootDir, loss: RootUnavailable) -> bool {
-        loss.is_new_storage() || self.first.get().is_some_and(|first| *first == now.id())
+    fn should_adopt(&self, now: &RootDir, loss: RootUnavailable) -> bool {
+        loss.is_new_storage() || self.first_id.get().is_some_and(|first| *first == now.id())
     }
 
-    fn opened(path: &AbsPath, open: Result<Arc<RootDir>, FsError>) -> Self {
+    fn from_opened(path: &AbsPath, open: Result<Arc<RootDir>, FsError>) -> Self {
         let first = OnceLock::new();
         if let Ok(root) = &open {
             first.get_or_init(|| root.id());
         }
-        StorageRoot { path: path.clone(), open: RwLock::new(open), first }
+        StorageRoot { path: path.clone(), open: RwLock::new(open), first_id: first }
     }
 }
 
@@ -67,7 +67,7 @@ impl Roots {
     pub fn open_available(paths: &[AbsPath], ledger: DirtyJournal) -> Self {
         let ledger = Arc::new(ledger);
         let open = |path: &AbsPath| {
-            StorageRoot::opened(path, RootDir::open_with_journal(path, ledger.clone()))
+            StorageRoot::from_opened(path, RootDir::open_with_journal(path, ledger.clone()))
         };
         let mut all: Vec<StorageRoot> = paths.iter().map(open).collect();
         all.sort_by_key(|root| std::cmp::Reverse(root.path.as_bytes().len()));
@@ -84,7 +84,7 @@ impl Roots {
         let mut open = root.open.write();
         let now = match (&*open, &opened) {
             (Ok(before), Ok(now)) => match before.compare_with_reopened(now) {
-                Some(loss) if root.adopts(now, loss) => {
+                Some(loss) if root.should_adopt(now, loss) => {
                     let path = &root.path;
                     let how = match loss.is_new_storage() {
                         true => loss.to_string(),
@@ -103,7 +103,7 @@ impl Roots {
             }
             (Err(_), Ok(now)) => now,
         };
-        root.first.get_or_init(|| now.id());
+        root.first_id.get_or_init(|| now.id());
         *open = opened;
         Ok(true)
     }
@@ -126,13 +126,17 @@ impl Roots {
     ///
     /// # Errors
     /// A ticket that does not hold, or for a destination that is not ours.
-    pub fn admit(&self, gate: &TicketGate, ticket: &str) -> Result<(Claims, Target), Refused> {
-        let claims = gate.check(ticket)?;
+    pub fn authorize(
+        &self,
+        gate: &TicketVerifier,
+        ticket: &str,
+    ) -> Result<(Claims, Target), Refusal> {
+        let claims = gate.verify(ticket)?;
         let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Malformed)?;
-        let tree = self.tree(&path).ok_or_else(|| Refused::NoRoot(path.to_string()))?;
+        let tree = self.tree(&path).ok_or_else(|| Refusal::NoRoot(path.to_string()))?;
         let assigned = gate.allows_root(&claims, &tree.root_id());
         let tree = tree.for_assigned_root(assigned);
-        let deletion = gate.allowance(&claims)?;
+        let deletion = gate.deletion_allowance(&claims)?;
         let options = TargetOptions {
             deletion_budget: deletion,
             ..TargetOptions::for_this_process(claims.rules.clone())

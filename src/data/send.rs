@@ -1,13 +1,16 @@
 //! The sending end: files of a source into frames. Everything here blocks and runs in a thread of its
 //! own: it reads, hashes, and sends full buffers.
 
-use super::asking::{Gone, Outlet};
-use super::asks::BlockValue;
-use super::frame::{self, HEAD};
-use super::outcome::Written;
-use super::pool::Buffer;
+use super::buffer_pool::Buffer;
+use super::content_client::{Disconnected, FrameSink};
+use super::control_messages::BlockDigests;
+use super::frame::{self, FRAME_HEADER_BYTES};
+use super::outcome::WrittenFile;
 use super::protocol::RangeHead;
-use super::read::{KEEP_AT, Read, Sink, Span, changed, open_same, read_delta, read_whole};
+use super::read::{
+    MAX_KEEP_RUN_BYTES, ReadOutcome, Sink, Span, changed_error, open_version, read_delta,
+    read_whole,
+};
 use crate::fs::{FsError, ReuseSource, SourceFile, Tree};
 use crate::util::rate::Limiters;
 use crate::wire::Digest;
@@ -18,22 +21,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A buffer with this much in it is sent on after a file, so that the receiver has something to do.
-const SEND_AT: usize = 256 << 10;
+const FLUSH_BYTES: usize = 256 << 10;
 
 /// What the sending side knows of one file of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fed {
+pub enum SentFile {
     /// Sent whole.
-    Sent(Written),
+    Complete(WrittenFile),
     /// Begun and taken back.
-    TakenBack(FileError),
+    Aborted(FileError),
     /// Not begun.
-    Unread(FileError),
+    Unreadable(FileError),
 }
 
 /// What the sending side knows of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FedRange {
+pub enum SentRange {
     /// Sent.
     Sent {
         /// Its chaining value, where content is hashed.
@@ -50,32 +53,40 @@ pub enum FedRange {
 }
 
 /// Frames on their way to a peer, gathered in a buffer.
-pub struct Feed<'a> {
-    to: &'a mut dyn Outlet,
+pub struct FrameWriter<'a> {
+    sink: &'a mut dyn FrameSink,
     buffer: Buffer,
     /// Room for a block that is compared.
     scratch: Option<Buffer>,
     /// Counts our progress, beside what the peer takes.
-    moved: Arc<AtomicU64>,
-    pace: Limiters,
+    progress: Arc<AtomicU64>,
+    limiters: Limiters,
     sent: u64,
     kept: u64,
 }
 
-impl<'a> Feed<'a> {
+impl<'a> FrameWriter<'a> {
     /// A feed that sends from the first of these buffers, and compares in the second
-    /// ([`Pool::to_send`](super::pool::Pool::to_send)). Reading what few bytes stand for counts as `moved`.
+    /// ([`BufferPool::acquire_for_send`](super::pool::Pool::to_send)). Reading what few bytes stand for counts as `moved`.
     pub fn new(
-        to: &'a mut dyn Outlet,
+        to: &'a mut dyn FrameSink,
         (buffer, scratch): (Buffer, Option<Buffer>),
         moved: Arc<AtomicU64>,
     ) -> Self {
-        Feed { to, buffer, scratch, moved, pace: Limiters::default(), sent: 0, kept: 0 }
+        FrameWriter {
+            sink: to,
+            buffer,
+            scratch,
+            progress: moved,
+            limiters: Limiters::default(),
+            sent: 0,
+            kept: 0,
+        }
     }
 
     /// The same, no faster than `pace` lets it.
-    pub fn at(self, pace: Limiters) -> Self {
-        Feed { pace, ..self }
+    pub fn with_limiters(self, pace: Limiters) -> Self {
+        FrameWriter { limiters: pace, ..self }
     }
 
     /// Content that was sent, in bytes.
@@ -84,72 +95,74 @@ impl<'a> Feed<'a> {
     }
 
     /// Sends what has gathered, as fast as the limits let it.
-    fn flush(&mut self) -> Result<(), Gone> {
+    fn flush(&mut self) -> Result<(), Disconnected> {
         let mut rest = self.buffer.as_ref();
         while !rest.is_empty() {
-            let most = self.pace.max_chunk_bytes().and_then(|most| usize::try_from(most).ok());
+            let most = self.limiters.max_chunk_bytes().and_then(|most| usize::try_from(most).ok());
             let (piece, later) = rest.split_at(most.unwrap_or(usize::MAX).min(rest.len()));
-            self.pace.acquire(piece.len() as u64, || self.to.go_on())?;
-            self.to.send(piece)?;
+            self.limiters.acquire(piece.len() as u64, || self.sink.check_active())?;
+            self.sink.send(piece)?;
             rest = later;
         }
         self.buffer.clear();
         Ok(())
     }
 
-    fn put(&mut self, mut bytes: &[u8]) -> Result<(), Gone> {
-        while !self.buffer.put(bytes) {
+    fn append(&mut self, mut bytes: &[u8]) -> Result<(), Disconnected> {
+        while !self.buffer.try_append(bytes) {
             self.flush()?;
             // A frame may be longer than the buffer.
-            let (now, later) = bytes.split_at(self.buffer.room().min(bytes.len()));
-            self.buffer.put(now);
+            let (now, later) = bytes.split_at(self.buffer.remaining_bytes().min(bytes.len()));
+            self.buffer.try_append(now);
             bytes = later;
         }
         Ok(())
     }
 
     /// Ends content with its digest, or without.
-    fn end_content(&mut self, digest: Option<Digest>) -> Result<(), Gone> {
+    fn end_content(&mut self, digest: Option<Digest>) -> Result<(), Disconnected> {
         match digest {
-            Some(digest) => self.put(&frame::digest(&digest)),
-            None => self.put(&frame::done()),
+            Some(digest) => self.append(&frame::digest(&digest)),
+            None => self.append(&frame::done()),
         }
     }
 }
 
-impl Sink for Feed<'_> {
-    type Stop = Gone;
+impl Sink for FrameWriter<'_> {
+    type Stop = Disconnected;
 
     /// Content is read straight into the buffer that is sent.
-    fn room(&mut self, want: usize, aligned: bool) -> Result<&mut [u8], Gone> {
-        if self.buffer.room() < HEAD + want || (aligned && !self.buffer.is_empty()) {
+    fn room(&mut self, want: usize, aligned: bool) -> Result<&mut [u8], Disconnected> {
+        if self.buffer.remaining_bytes() < FRAME_HEADER_BYTES + want
+            || (aligned && !self.buffer.is_empty())
+        {
             self.flush()?;
         }
-        Ok(&mut self.buffer.spare()[HEAD..HEAD + want])
+        Ok(&mut self.buffer.spare_mut()[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + want])
     }
 
-    fn content(&mut self, n: usize) -> Result<(), Gone> {
-        self.buffer.spare()[..HEAD].copy_from_slice(&frame::content_head(n));
-        self.buffer.advance(HEAD + n);
+    fn content(&mut self, n: usize) -> Result<(), Disconnected> {
+        self.buffer.spare_mut()[..FRAME_HEADER_BYTES].copy_from_slice(&frame::content_header(n));
+        self.buffer.advance(FRAME_HEADER_BYTES + n);
         self.sent += n as u64;
         Ok(())
     }
 
-    fn hole(&mut self, length: u64) -> Result<(), Gone> {
-        self.moved.fetch_add(length, Ordering::Relaxed);
-        self.put(&frame::hole(length))
+    fn hole(&mut self, length: u64) -> Result<(), Disconnected> {
+        self.progress.fetch_add(length, Ordering::Relaxed);
+        self.append(&frame::hole(length))
     }
 
-    fn keep(&mut self, from: ReuseSource, length: u64, _: &[Digest]) -> Result<(), Gone> {
-        self.moved.fetch_add(length, Ordering::Relaxed);
+    fn keep(&mut self, from: ReuseSource, length: u64, _: &[Digest]) -> Result<(), Disconnected> {
+        self.progress.fetch_add(length, Ordering::Relaxed);
         self.kept += length;
-        self.put(&frame::keep(from, length))?;
+        self.append(&frame::keep(from, length))?;
         // So that the receiver has something to do, and hears of us.
-        if length >= KEEP_AT { self.flush() } else { Ok(()) }
+        if length >= MAX_KEEP_RUN_BYTES { self.flush() } else { Ok(()) }
     }
 
-    fn go_on(&self) -> Result<(), Gone> {
-        self.to.go_on()
+    fn check_active(&self) -> Result<(), Disconnected> {
+        self.sink.check_active()
     }
 }
 
@@ -157,96 +170,96 @@ impl Sink for Feed<'_> {
 /// is followed by its digest where it is to be hashed.
 ///
 /// # Errors
-/// [`Gone`]; what was sent counts for nothing then.
-pub fn feed_pack(
+/// [`Disconnected`]; what was sent counts for nothing then.
+pub fn send_pack(
     source: &Tree,
     dirs: &[ManifestDir],
     files: &[Entry],
     hashing: Option<HashMode>,
-    feed: &mut Feed<'_>,
-) -> Result<Vec<Fed>, Gone> {
-    feed.put(&frame::dirs(dirs.to_vec()))?;
+    feed: &mut FrameWriter<'_>,
+) -> Result<Vec<SentFile>, Disconnected> {
+    feed.append(&frame::dirs(dirs.to_vec()))?;
     let mut fed = Vec::with_capacity(files.len());
     for entry in files {
-        fed.push(feed_file(source, entry, hashing, feed)?);
-        if feed.buffer.len() >= SEND_AT {
+        fed.push(send_file(source, entry, hashing, feed)?);
+        if feed.buffer.len() >= FLUSH_BYTES {
             feed.flush()?;
         }
     }
-    let sent = fed.iter().filter(|f| !matches!(f, Fed::Unread(_))).count();
-    feed.put(&frame::end(sent as u32))?;
+    let sent = fed.iter().filter(|f| !matches!(f, SentFile::Unreadable(_))).count();
+    feed.append(&frame::end(sent as u32))?;
     feed.flush()?;
     Ok(fed)
 }
 
-fn feed_file(
+fn send_file(
     source: &Tree,
     entry: &Entry,
     hashing: Option<HashMode>,
-    feed: &mut Feed<'_>,
-) -> Result<Fed, Gone> {
+    feed: &mut FrameWriter<'_>,
+) -> Result<SentFile, Disconnected> {
     let file = match source.open_source(entry) {
         Ok(file) => file,
-        Err(error) => return Ok(Fed::Unread(error.to_file_error())),
+        Err(error) => return Ok(SentFile::Unreadable(error.to_file_error())),
     };
     let now = file.entry();
     let bytes = now.size();
-    feed.put(&frame::file(now))?;
+    feed.append(&frame::file(now))?;
     let mut hasher = hashing.map(ContentHasher::new);
     let read = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, feed)?;
     let error = match read {
-        Read::Failed(error) => error,
+        ReadOutcome::Failed(error) => error,
         // Shorter than it was a moment ago is one way to change.
-        Read::Short => changed(entry),
-        Read::All => match file.verify_unchanged() {
+        ReadOutcome::Truncated => changed_error(entry),
+        ReadOutcome::Complete => match file.verify_unchanged() {
             Ok(()) => {
                 let digest = hasher.map(ContentHasher::digest);
                 feed.end_content(digest)?;
                 let digest = digest.filter(|_| hashing == Some(HashMode::Full));
-                return Ok(Fed::Sent(Written { bytes, digest }));
+                return Ok(SentFile::Complete(WrittenFile { bytes, digest }));
             }
             Err(error) => error,
         },
     };
-    feed.put(&frame::abort())?;
-    Ok(Fed::TakenBack(error.to_file_error()))
+    feed.append(&frame::abort())?;
+    Ok(SentFile::Aborted(error.to_file_error()))
 }
 
 /// Sends the range of `head`, whose file is `entry`; with `there` only the blocks that differ from
 /// those (the feed must have room to compare). The caller has checked that the range fits.
 ///
 /// # Errors
-/// [`Gone`].
-pub fn feed_range(
+/// [`Disconnected`].
+pub fn send_range(
     source: &Tree,
     head: &RangeHead,
     entry: &Entry,
-    there: Option<&[BlockValue]>,
+    there: Option<&[BlockDigests]>,
     hashing: Option<HashMode>,
-    feed: &mut Feed<'_>,
-) -> Result<FedRange, Gone> {
+    feed: &mut FrameWriter<'_>,
+) -> Result<SentRange, Disconnected> {
     let span = Span { offset: head.offset, length: head.length };
-    let opened = open_same(source, entry);
+    let opened = open_version(source, entry);
     let dense = there.is_none() && opened.as_ref().is_ok_and(SourceFile::is_dense);
-    feed.put(&frame::range(&RangeHead { dense: dense.then_some(true), ..head.clone() }))?;
+    feed.append(&frame::range(&RangeHead { is_dense: dense.then_some(true), ..head.clone() }))?;
     let (fed, end) = match opened {
         Err(error) => (error.into(), None),
         Ok(file) => {
             let mut scratch = feed.scratch.take();
-            let compare = there.zip(scratch.as_mut().map(Buffer::pages));
+            let compare = there.zip(scratch.as_mut().map(Buffer::content_mut));
             match read_range(&file, span, compare, hashing, feed)? {
-                (Read::Failed(error), _) => (error.into(), None),
-                (Read::All, value) if file.verify_unchanged().is_ok() => {
+                (ReadOutcome::Failed(error), _) => (error.into(), None),
+                (ReadOutcome::Complete, value) if file.verify_unchanged().is_ok() => {
                     let (sent, kept) = (feed.sent, feed.kept);
-                    (FedRange::Sent { value, sent, kept }, Some(value))
+                    (SentRange::Sent { value, sent, kept }, Some(value))
                 }
-                (Read::All | Read::Short, _) => (FedRange::Changed, None),
+                (ReadOutcome::Complete | ReadOutcome::Truncated, _) => (SentRange::Changed, None),
             }
         }
     };
     match end {
         Some(value) => feed.end_content(value)?,
-        None => feed.put(&frame::abort())?,
+        None => feed.append(&frame::abort())?,
     }
     feed.flush()?;
     Ok(fed)
@@ -261,10 +274,10 @@ pub fn feed_range(
 pub fn read_range<S: Sink>(
     file: &SourceFile,
     span: Span,
-    compare: Option<(&[BlockValue], &mut [u8])>,
+    compare: Option<(&[BlockDigests], &mut [u8])>,
     hashing: Option<HashMode>,
     sink: &mut S,
-) -> Result<(Read, Option<Digest>), S::Stop> {
+) -> Result<(ReadOutcome, Option<Digest>), S::Stop> {
     if let Some((there, scratch)) = compare {
         let there = (there, hashing.unwrap_or(HashMode::SkipZeros));
         let (read, values) = read_delta(file, span, there, scratch, sink)?;
@@ -273,16 +286,17 @@ pub fn read_range<S: Sink>(
     let mut hasher = hashing.map(|hashing| ContentHasher::at_offset(hashing, span.offset));
     let read = read_whole(file, span, &mut hasher, sink)?;
     // What ended early may be nothing at all, and that has no value.
-    let value =
-        hasher.filter(|_| matches!(read, Read::All)).and_then(ContentHasher::chaining_value);
+    let value = hasher
+        .filter(|_| matches!(read, ReadOutcome::Complete))
+        .and_then(ContentHasher::chaining_value);
     Ok((read, value))
 }
 
-impl From<FsError> for FedRange {
+impl From<FsError> for SentRange {
     fn from(error: FsError) -> Self {
         match error.class() {
-            ErrorClass::Changed => FedRange::Changed,
-            _ => FedRange::Failed(error.to_file_error()),
+            ErrorClass::Changed => SentRange::Changed,
+            _ => SentRange::Failed(error.to_file_error()),
         }
     }
 }

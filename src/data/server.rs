@@ -1,17 +1,17 @@
 //! The receiving agent's HTTP server: one accept loop per endpoint. What is answered stands in
 //! [`verbs`](super::verbs).
 
-use super::body::STALL;
-use super::endpoints::{Endpoints, LateEndpoint, may_come};
-use super::gate::TicketGate;
+use super::active_requests::ActiveRequests;
+use super::buffer_pool::BufferPool;
+use super::endpoints::{Endpoints, PendingEndpoint, is_address_missing};
+use super::gate::TicketVerifier;
 use super::listen::Listener;
-use super::meter::Counted;
+use super::meter::CountedStream;
 use super::nics::Nic;
-use super::pool::Pool;
-use super::requests::Requests;
 use super::roots::Roots;
+use super::stall::STALL_TIMEOUT;
 use super::stream;
-use super::verbs::answer;
+use super::verbs::handle_request;
 use crate::config::NicConfig as Configured;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
@@ -26,13 +26,13 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 /// At most this many connections per agent; more wait in the kernel's queue.
-const CONNECTIONS: usize = 512;
+const MAX_CONNECTIONS: usize = 512;
 /// At most this many requests are executed at once; more wait. Each holds a thread, and buffers while there is content.
-const ACTIVE: usize = 32;
+const MAX_ACTIVE_REQUESTS: usize = 32;
 /// A request's head must be complete within this; an idle connection is closed after it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// What hyper gathers of a request, in bytes. Content does not go through it.
-const READ_BUFFER: usize = 64 << 10;
+const READ_BUFFER_BYTES: usize = 64 << 10;
 
 /// Why an endpoint can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +48,9 @@ pub struct BindError {
 }
 
 /// What requests are judged by and act on.
-pub struct Served {
+pub struct ServerContext {
     /// Who may.
-    pub gate: Arc<TicketGate>,
+    pub verifier: Arc<TicketVerifier>,
     /// Where.
     pub roots: Arc<Roots>,
 }
@@ -58,11 +58,11 @@ pub struct Served {
 /// A data plane that listens and does not answer yet.
 pub struct DataServer {
     listeners: Vec<Listener>,
-    late: Vec<LateEndpoint>,
+    pending: Vec<PendingEndpoint>,
     nics: Vec<Arc<Nic>>,
     endpoints: Arc<Endpoints>,
-    requests: Arc<Requests>,
-    stall: Duration,
+    requests: Arc<ActiveRequests>,
+    stall_timeout: Duration,
 }
 
 impl DataServer {
@@ -82,7 +82,7 @@ impl DataServer {
                     nics.push(listener.nic.clone());
                     listeners.push(listener);
                 }
-                Err(error) if may_come(&error) => {
+                Err(error) if is_address_missing(&error) => {
                     let missing = states.add_unavailable(configured, &error);
                     nics.push(missing.nic.clone());
                     late.push(missing);
@@ -93,14 +93,22 @@ impl DataServer {
                 }
             }
         }
-        let (endpoints, requests) = (Arc::new(states), Arc::new(Requests::new(ACTIVE)));
-        Ok(DataServer { listeners, late, nics, endpoints, requests, stall: STALL })
+        let (endpoints, requests) =
+            (Arc::new(states), Arc::new(ActiveRequests::new(MAX_ACTIVE_REQUESTS)));
+        Ok(DataServer {
+            listeners,
+            pending: late,
+            nics,
+            endpoints,
+            requests,
+            stall_timeout: STALL_TIMEOUT,
+        })
     }
 
     /// The same, giving up who sends next to nothing for so long.
     #[cfg(test)]
-    pub(super) fn giving_up_after(self, stall: Duration) -> Self {
-        DataServer { stall, ..self }
+    pub(super) fn with_stall_timeout(self, stall: Duration) -> Self {
+        DataServer { stall_timeout: stall, ..self }
     }
 
     /// Our NICs, one per endpoint.
@@ -109,7 +117,7 @@ impl DataServer {
     }
 
     /// The requests of other agents that are being executed.
-    pub fn requests(&self) -> &Arc<Requests> {
+    pub fn requests(&self) -> &Arc<ActiveRequests> {
         &self.requests
     }
 
@@ -120,10 +128,14 @@ impl DataServer {
 
     /// Receives through buffers of `pool`; answers until `stop`; then takes no new connection, lets requests end, and closes the rest.
     /// Dropping the future ends everything at once.
-    pub async fn serve(self, served: Arc<Served>, pool: Pool, stop: Shutdown) {
-        let shared =
-            Arc::new(Shared { served, requests: self.requests.clone(), pool, stall: self.stall });
-        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    pub async fn serve(self, served: Arc<ServerContext>, pool: BufferPool, stop: Shutdown) {
+        let shared = Arc::new(ConnectionContext {
+            server: served,
+            requests: self.requests.clone(),
+            pool,
+            stall_timeout: self.stall_timeout,
+        });
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let tracker = TaskTracker::new();
         let abort = Shutdown::new();
         let _guard = abort.clone().drop_guard();
@@ -133,8 +145,8 @@ impl DataServer {
             accept_loop(listener, shared, connections, tracker.clone(), stop.clone(), abort.clone())
         };
         let loops = self.listeners.into_iter().map(accept);
-        let late = self.late.into_iter().map(|missing| async {
-            let found = missing.listen(&self.endpoints, several);
+        let late = self.pending.into_iter().map(|missing| async {
+            let found = missing.listen_when_available(&self.endpoints, several);
             if let Some(listener) = stop.run_until_cancelled(found).await {
                 accept(listener).await;
             }
@@ -147,18 +159,18 @@ impl DataServer {
 }
 
 /// What all connections share.
-pub(super) struct Shared {
-    pub(super) served: Arc<Served>,
-    pub(super) requests: Arc<Requests>,
+pub(super) struct ConnectionContext {
+    pub(super) server: Arc<ServerContext>,
+    pub(super) requests: Arc<ActiveRequests>,
     /// What content is received into.
-    pub(super) pool: Pool,
+    pub(super) pool: BufferPool,
     /// A body that stands still for this long is given up.
-    pub(super) stall: Duration,
+    pub(super) stall_timeout: Duration,
 }
 
 async fn accept_loop(
     mut listener: Listener,
-    shared: Arc<Shared>,
+    shared: Arc<ConnectionContext>,
     connections: Arc<Semaphore>,
     tracker: TaskTracker,
     stop: Shutdown,
@@ -177,11 +189,12 @@ async fn accept_loop(
         match accepted {
             Ok((stream, peer)) => {
                 let (shared, stop, abort) = (shared.clone(), stop.clone(), abort.clone());
-                let (stream, open) = (listener.nic.accepted(stream), listener.nic.opened());
+                let (stream, open) =
+                    (listener.nic.wrap_accepted(stream), listener.nic.count_open_connection());
                 tracker.spawn(async move {
                     let _held = (permit, open);
                     tokio::select! {
-                        () = connection(stream, peer, shared, stop) => (),
+                        () = serve_connection(stream, peer, shared, stop) => (),
                         () = abort.cancelled() => (),
                     }
                 });
@@ -196,19 +209,24 @@ async fn accept_loop(
     }
 }
 
-async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop: Shutdown) {
+async fn serve_connection(
+    stream: CountedStream,
+    peer: SocketAddr,
+    shared: Arc<ConnectionContext>,
+    stop: Shutdown,
+) {
     let upgrade = Arc::new(Mutex::new(None));
     let service = {
         let (shared, upgrade) = (shared.clone(), upgrade.clone());
         service_fn(move |mut request| {
             let (shared, upgrade) = (shared.clone(), upgrade.clone());
             async move {
-                let response = match stream::upgrade(&mut request) {
+                let response = match stream::accept_upgrade(&mut request) {
                     Some((on, response)) => {
                         *upgrade.lock() = Some(on);
                         response
                     }
-                    None => answer(request, peer, &shared).await,
+                    None => handle_request(request, peer, &shared).await,
                 };
                 Ok::<_, std::convert::Infallible>(response)
             }
@@ -217,7 +235,7 @@ async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(READ_BUFFER)
+        .max_buf_size(READ_BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(connection);
@@ -231,19 +249,19 @@ async fn connection(stream: Counted, peer: SocketAddr, shared: Arc<Shared>, stop
     if let Err(e) = end
         && !e.is_timeout()
     {
-        shared.log(peer, &e.to_string());
+        shared.log_failure(peer, &e.to_string());
     }
     let upgrade = upgrade.lock().take();
     if let Some(on) = upgrade
-        && let Some((stream, flows)) = stream::of_upgrade(on).await
+        && let Some((stream, flows)) = stream::upgraded_socket(on).await
     {
-        stream::serve(stream, flows, peer, (&shared, &stop)).await;
+        stream::serve_stream(stream, flows, peer, (&shared, &stop)).await;
     }
 }
 
-impl Shared {
+impl ConnectionContext {
     /// One line a minute, whatever the cause: peers can make any number of mistakes.
-    pub(super) fn log(&self, peer: SocketAddr, what: &str) {
+    pub(super) fn log_failure(&self, peer: SocketAddr, what: &str) {
         warn_ratelimited!("a data connection ended", %peer, "data connection ended: {what}");
     }
 }

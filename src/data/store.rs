@@ -1,13 +1,13 @@
 //! Where content goes at a destination: the file of a pack, or the part file of a range. Both ends of
 //! a copy on one host, and the receiving end of a connection, write through this.
 
-use super::read::{KEEP_AT, Span};
+use super::read::{MAX_KEEP_RUN_BYTES, Span};
 use crate::fs::{Cause, FsError, NewFile, PartFile, Result, ReuseSource, Side};
 use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::{Digest, RelPath};
 
 /// A file that is being written, in order.
-pub trait Store {
+pub trait ContentWriter {
     /// Writes `content`, which begins at `at`.
     ///
     /// # Errors
@@ -19,10 +19,10 @@ pub trait Store {
     /// It could not be made.
     fn hole(&mut self, span: Span) -> Result<()>;
     /// What content can be kept in.
-    fn part(&self) -> Option<&PartFile>;
+    fn part_file(&self) -> Option<&PartFile>;
 }
 
-impl Store for NewFile {
+impl ContentWriter for NewFile {
     fn write(&mut self, content: &[u8], _: u64) -> Result<()> {
         NewFile::write(self, content)
     }
@@ -32,12 +32,12 @@ impl Store for NewFile {
         Ok(())
     }
 
-    fn part(&self) -> Option<&PartFile> {
+    fn part_file(&self) -> Option<&PartFile> {
         None
     }
 }
 
-impl Store for PartFile {
+impl ContentWriter for PartFile {
     fn write(&mut self, content: &[u8], at: u64) -> Result<()> {
         self.write_at(content, at)
     }
@@ -46,7 +46,7 @@ impl Store for PartFile {
         self.write_hole(span.offset, span.length)
     }
 
-    fn part(&self) -> Option<&PartFile> {
+    fn part_file(&self) -> Option<&PartFile> {
         Some(self)
     }
 }
@@ -62,29 +62,29 @@ pub struct ReadBack<'a> {
 }
 
 /// Keeps `span` of `part` as the destination has it, and reads it back where it is to be hashed: what
-/// is kept was compared a while ago. `go_on` is asked again and again.
+/// is kept was compared a while ago. `check_active` is asked again and again.
 ///
 /// # Errors
-/// What `go_on` says; inside, that it can't be kept or read.
-pub fn keep<E>(
+/// What `check_active` says; inside, that it can't be kept or read.
+pub fn keep_span<E>(
     part: &PartFile,
     from: ReuseSource,
     span: Span,
     mut back: Option<ReadBack<'_>>,
     go_on: impl Fn() -> std::result::Result<(), E>,
 ) -> std::result::Result<Result<()>, E> {
-    for piece in span.pieces(KEEP_AT) {
+    for piece in span.split(MAX_KEEP_RUN_BYTES) {
         go_on()?;
         if let Err(error) = part.reuse_range(piece.offset, piece.length, from) {
             return Ok(Err(error));
         }
         let Some(back) = &mut back else { continue };
-        for piece in piece.pieces(back.buffer.len() as u64) {
+        for piece in piece.split(back.buffer.len() as u64) {
             go_on()?;
             let room = &mut back.buffer[..piece.length as usize];
             match part.read_at(room, piece.offset) {
                 Ok(n) if n == room.len() => back.hasher.update(room),
-                Ok(_) => return Ok(Err(lost(back.path))),
+                Ok(_) => return Ok(Err(lost_error(back.path))),
                 Err(error) => return Ok(Err(error)),
             };
         }
@@ -105,7 +105,7 @@ pub fn keep_blocks<E>(
 ) -> std::result::Result<Result<()>, E> {
     let Some((path, hashing, buffer)) = back else {
         for (block, _) in blocks {
-            if let Err(error) = keep(part, from, block, None, &go_on)? {
+            if let Err(error) = keep_span(part, from, block, None, &go_on)? {
                 return Ok(Err(error));
             }
         }
@@ -114,17 +114,17 @@ pub fn keep_blocks<E>(
     for (block, value) in blocks {
         let mut hasher = ContentHasher::at_offset(hashing, block.offset);
         let back = ReadBack { path, hasher: &mut hasher, buffer: &mut *buffer };
-        if let Err(error) = keep(part, from, block, Some(back), &go_on)? {
+        if let Err(error) = keep_span(part, from, block, Some(back), &go_on)? {
             return Ok(Err(error));
         }
         if hasher.chaining_value() != Some(value) {
-            return Ok(Err(lost(path)));
+            return Ok(Err(lost_error(path)));
         }
     }
     Ok(Ok(()))
 }
 
 /// The error of kept content that is another one by now.
-fn lost(path: &RelPath) -> FsError {
+fn lost_error(path: &RelPath) -> FsError {
     FsError::new(Side::Destination, "keep", path.as_bytes(), Cause::PartDataLost)
 }

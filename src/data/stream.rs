@@ -9,13 +9,13 @@
 //! hashes and writes without handing anything to another thread, and allocates nothing per piece. A
 //! connection serves one ask after another; after a refusal it ends.
 
-use super::body::STALL_BYTES;
-use super::frame::{self, FrameReader, HEAD, Pieces};
-use super::meter::{Counted, Flow};
-use super::pool::{Buffer, GATHERED, PIECE};
-use super::protocol::{MAX_TICKET, STREAM};
-use super::server::Shared;
-use super::verbs::{self, Failure};
+use super::buffer_pool::{Buffer, GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
+use super::frame::{self, ChunkSource, FRAME_HEADER_BYTES, FrameReader};
+use super::meter::{CountedStream, TrafficCounter};
+use super::protocol::{MAX_TICKET_BYTES, STREAM};
+use super::server::ConnectionContext;
+use super::stall::MIN_PROGRESS_BYTES;
+use super::verbs::{self, RequestFailure};
 use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
 use bytes::Bytes;
@@ -37,24 +37,24 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// What a connection is upgraded to.
-pub const PROTOCOL: &str = "longhaul-frames-3";
+pub const UPGRADE_PROTOCOL: &str = "longhaul-frames-3";
 /// A stream on which nothing is asked for so long is closed.
-const IDLE: Duration = Duration::from_secs(15);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// An ask, once begun, must be complete within this.
-const ASKED: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often a thread that waits for bytes looks whether anybody still wants it to.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// What is read from a socket at once behind content that was read to its place: mostly the head of the
-/// next frame. Otherwise it is a [`PIECE`].
-const HEAD_PIECE: usize = 4 << 10;
+/// next frame. Otherwise it is a [`RECEIVE_BUFFER_BYTES`].
+const HEADER_READ_BYTES: usize = 4 << 10;
 /// How much of a refused ask is read, so that the refusal arrives, and for how long.
-const DRAIN: (u64, Duration) = (8 << 20, Duration::from_secs(5));
+const DRAIN_LIMITS: (u64, Duration) = (8 << 20, Duration::from_secs(5));
 /// The longest ask: a ticket and a verb.
-const MAX_ASK: usize = MAX_TICKET + 64;
+const MAX_REQUEST_BYTES: usize = MAX_TICKET_BYTES + 64;
 
 /// What a stream is asked to take next.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct Ask {
+pub struct ContentRequest {
     /// [`PACK`](super::protocol::PACK) or [`RANGE`](super::protocol::RANGE).
     #[n(0)]
     pub verb: String,
@@ -64,24 +64,26 @@ pub struct Ask {
 }
 
 /// If `request` asks for a stream: what becomes of the connection, and the response.
-pub(super) fn upgrade(
+pub(super) fn accept_upgrade(
     request: &mut Request<Incoming>,
 ) -> Option<(OnUpgrade, Response<Full<Bytes>>)> {
-    let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == PROTOCOL);
+    let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == UPGRADE_PROTOCOL);
     if request.uri().path() != STREAM || !wanted {
         return None;
     }
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(UPGRADE_PROTOCOL));
     Some((hyper::upgrade::on(request), response))
 }
 
 /// The socket of an upgraded connection, and what counts its bytes. `None` where the connection failed, or its peer did not wait
 /// for the response.
-pub(super) async fn of_upgrade(on: OnUpgrade) -> Option<(TcpStream, Vec<Arc<Flow>>)> {
-    let parts = on.await.ok()?.downcast::<TokioIo<Counted>>().ok()?;
+pub(super) async fn upgraded_socket(
+    on: OnUpgrade,
+) -> Option<(TcpStream, Vec<Arc<TrafficCounter>>)> {
+    let parts = on.await.ok()?.downcast::<TokioIo<CountedStream>>().ok()?;
     if !parts.read_buf.is_empty() {
         return None;
     }
@@ -91,19 +93,19 @@ pub(super) async fn of_upgrade(on: OnUpgrade) -> Option<(TcpStream, Vec<Arc<Flow
 
 /// Serves what is asked on `stream`, one after the other, until its peer ends it, breaks the rules,
 /// says nothing for a while, or `stop`.
-pub(super) async fn serve(
+pub(super) async fn serve_stream(
     mut stream: TcpStream,
-    flows: Vec<Arc<Flow>>,
+    flows: Vec<Arc<TrafficCounter>>,
     peer: SocketAddr,
-    (shared, stop): (&Shared, &Shutdown),
+    (shared, stop): (&ConnectionContext, &Shutdown),
 ) {
     loop {
         let asked = tokio::select! {
-            asked = next_ask(&mut stream) => asked,
+            asked = read_request(&mut stream) => asked,
             () = stop.cancelled() => return,
         };
         let answered = match asked {
-            Ok(Some(ask)) => match take((stream, &flows), &ask, shared).await {
+            Ok(Some(ask)) => match receive_content((stream, &flows), &ask, shared).await {
                 Some((back, answered)) => {
                     stream = back;
                     answered
@@ -116,9 +118,9 @@ pub(super) async fn serve(
         let (frame, refused) = match answered {
             Ok(document) => (frame::reply(&document), false),
             Err(failure) => {
-                let problem = failure.problem();
+                let problem = failure.into_problem();
                 if problem.status < 500 {
-                    shared.log(peer, &problem.detail);
+                    shared.log_failure(peer, &problem.detail);
                 }
                 (frame::refusal(&serde_json::to_vec(&problem).unwrap_or_default()), true)
             }
@@ -127,70 +129,73 @@ pub(super) async fn serve(
             return;
         }
         if refused {
-            drain(&mut stream).await;
+            drain_socket(&mut stream).await;
             return;
         }
     }
 }
 
 /// The next ask; `None` where there is none any more.
-async fn next_ask(stream: &mut TcpStream) -> Result<Option<Ask>, Failure> {
-    match tokio::time::timeout(IDLE, stream.readable()).await {
+async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, RequestFailure> {
+    match tokio::time::timeout(IDLE_TIMEOUT, stream.readable()).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) | Err(_) => return Ok(None),
     }
     let whole = async {
-        let mut head = [0; HEAD];
+        let mut head = [0; FRAME_HEADER_BYTES];
         // Between two asks the peer may go away.
         if stream.read(&mut head[..1]).await.unwrap_or(0) == 0 {
             return Ok(None);
         }
-        let bad = |e: &dyn std::fmt::Display| Failure::Bad(e.to_string());
+        let bad = |e: &dyn std::fmt::Display| RequestFailure::BadRequest(e.to_string());
         stream.read_exact(&mut head[1..]).await.map_err(|e| bad(&e))?;
-        let (kind, length) = frame::split_head(head);
-        if kind != frame::ASK || length > MAX_ASK {
+        let (kind, length) = frame::parse_header(head);
+        if kind != frame::REQUEST || length > MAX_REQUEST_BYTES {
             let why = format!(
                 "a request was expected, not a frame of kind {kind:#04x} and {length} bytes"
             );
-            return Err(Failure::Bad(why));
+            return Err(RequestFailure::BadRequest(why));
         }
         let mut document = vec![0; length];
         stream.read_exact(&mut document).await.map_err(|e| bad(&e))?;
-        let damaged = || Failure::Damaged(format!("the ask: {}", checksum::CHECKSUM_MISMATCH));
+        let damaged =
+            || RequestFailure::Damaged(format!("the ask: {}", checksum::CHECKSUM_MISMATCH));
         let document = checksum::verify_and_strip(&document).ok_or_else(damaged)?;
         minicbor::decode(document).map(Some).map_err(|e| bad(&e))
     };
-    let asked = tokio::time::timeout(ASKED, whole).await;
-    let late = || Failure::Bad(format!("a request was not complete within {ASKED:?}"));
+    let asked = tokio::time::timeout(REQUEST_TIMEOUT, whole).await;
+    let late = || {
+        RequestFailure::BadRequest(format!("a request was not complete within {REQUEST_TIMEOUT:?}"))
+    };
     asked.unwrap_or_else(|_| Err(late()))
 }
 
 /// Takes what is asked in a thread of its own, which has the socket meanwhile. `None`: the socket is
 /// lost.
-async fn take(
-    (stream, flows): (TcpStream, &[Arc<Flow>]),
-    ask: &Ask,
-    shared: &Shared,
-) -> Option<(TcpStream, Result<Vec<u8>, Failure>)> {
-    let taking = match verbs::content_verb(ask, &shared.served) {
+async fn receive_content(
+    (stream, flows): (TcpStream, &[Arc<TrafficCounter>]),
+    ask: &ContentRequest,
+    shared: &ConnectionContext,
+) -> Option<(TcpStream, Result<Vec<u8>, RequestFailure>)> {
+    let taking = match verbs::content_handler(ask, &shared.server) {
         Ok(taking) => taking,
         Err(refused) => return Some((stream, Err(refused))),
     };
-    let _under_way = shared.requests.begin().await;
-    let [gathered, piece] = shared.pool.take([GATHERED, PIECE]).await;
+    let _under_way = shared.requests.start().await;
+    let [gathered, piece] = shared.pool.acquire([GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES]).await;
     let abandoned = Shutdown::new();
     let _guard = abandoned.clone().drop_guard();
     // It stays as it is, not blocking: a thread can wait for it as well.
-    let wire = Wire::new(stream.into_std().ok()?, flows, piece, (shared, abandoned));
+    let wire = SocketReader::new(stream.into_std().ok()?, flows, piece, (shared, abandoned));
     let work = tokio::task::spawn_blocking(move || {
         let mut frames = FrameReader::new(wire);
         let taken = taking(&mut frames, gathered);
-        (frames.into_pieces().stream, taken)
+        (frames.into_source().stream, taken)
     });
     match work.await {
         Ok((back, taken)) => {
             let back = TcpStream::from_std(back).ok()?;
-            Some((back, taken.map_err(Failure::from)))
+            Some((back, taken.map_err(RequestFailure::from)))
         }
         Err(e) => {
             tracing::error!("receiving content panicked: {e}");
@@ -201,8 +206,8 @@ async fn take(
 
 /// Reads and drops some of what a refused peer still sends: a socket that is closed with bytes unread
 /// takes the refusal back.
-async fn drain(stream: &mut TcpStream) {
-    let (limit, patience) = DRAIN;
+async fn drain_socket(stream: &mut TcpStream) {
+    let (limit, patience) = DRAIN_LIMITS;
     let all = async {
         let mut room = vec![0; 64 << 10];
         let mut left = limit;
@@ -220,7 +225,7 @@ async fn drain(stream: &mut TcpStream) {
 ///
 /// # Errors
 /// A sentence: `poll` failed.
-pub(super) fn ready(
+pub(super) fn poll_ready(
     stream: &std::net::TcpStream,
     flags: PollFlags,
     patience: Duration,
@@ -235,118 +240,120 @@ pub(super) fn ready(
 }
 
 /// A socket being read by a thread.
-pub struct Wire {
+pub struct SocketReader {
     stream: std::net::TcpStream,
     /// What counts its bytes.
-    flows: Vec<Arc<Flow>>,
+    counters: Vec<Arc<TrafficCounter>>,
     /// What pieces are read to; empty while one is in use.
-    home: Arc<Mutex<Option<Buffer>>>,
-    abandoned: Shutdown,
-    /// A peer that sends less than [`STALL_BYTES`] in so much waiting is given up.
-    patience: Duration,
-    waited: Duration,
-    came: u64,
+    free_buffer: Arc<Mutex<Option<Buffer>>>,
+    cancelled: Shutdown,
+    /// A peer that sends less than [`MIN_PROGRESS_BYTES`] in so much waiting is given up.
+    stall_timeout: Duration,
+    waiting_time: Duration,
+    recent_bytes: u64,
     /// What is read at once next.
-    piece: usize,
+    next_read_bytes: usize,
 }
 
-impl Wire {
+impl SocketReader {
     fn new(
         stream: std::net::TcpStream,
-        flows: &[Arc<Flow>],
+        flows: &[Arc<TrafficCounter>],
         piece: Buffer,
-        (shared, abandoned): (&Shared, Shutdown),
+        (shared, abandoned): (&ConnectionContext, Shutdown),
     ) -> Self {
-        let (flows, patience) = (flows.to_vec(), shared.stall);
-        Wire {
+        let (flows, patience) = (flows.to_vec(), shared.stall_timeout);
+        SocketReader {
             stream,
-            flows,
-            home: Arc::new(Mutex::new(Some(piece))),
-            abandoned,
-            patience,
-            waited: Duration::ZERO,
-            came: 0,
-            piece: PIECE,
+            counters: flows,
+            free_buffer: Arc::new(Mutex::new(Some(piece))),
+            cancelled: abandoned,
+            stall_timeout: patience,
+            waiting_time: Duration::ZERO,
+            recent_bytes: 0,
+            next_read_bytes: RECEIVE_BUFFER_BYTES,
         }
     }
 
     /// Waits for bytes, for a while.
-    fn wait(&mut self) -> Result<(), String> {
-        if self.abandoned.is_cancelled() {
+    fn wait_readable(&mut self) -> Result<(), String> {
+        if self.cancelled.is_cancelled() {
             return Err("the requester is gone".to_owned());
         }
-        if self.waited >= self.patience {
-            let patience = self.patience;
-            return Err(format!("less than {STALL_BYTES} bytes came in {patience:?}"));
+        if self.waiting_time >= self.stall_timeout {
+            let patience = self.stall_timeout;
+            return Err(format!("less than {MIN_PROGRESS_BYTES} bytes came in {patience:?}"));
         }
         let since = Instant::now();
-        ready(&self.stream, PollFlags::IN, LOOK.min(self.patience))?;
-        self.waited += since.elapsed();
+        poll_ready(&self.stream, PollFlags::IN, POLL_INTERVAL.min(self.stall_timeout))?;
+        self.waiting_time += since.elapsed();
         Ok(())
     }
 
     /// Reads what there is to `room`, at least a byte; 0 at the end.
-    fn receive(&mut self, room: &mut [u8]) -> Result<usize, String> {
+    fn receive_some(&mut self, room: &mut [u8]) -> Result<usize, String> {
         loop {
             match rustix::net::recv(&self.stream, &mut *room, RecvFlags::empty()) {
                 Ok((n, _)) => {
-                    self.count(n);
-                    self.flows.iter().for_each(|flow| flow.came(n as u64));
+                    self.count_progress(n);
+                    self.counters.iter().for_each(|flow| flow.add_received(n as u64));
                     return Ok(n);
                 }
-                Err(Errno::AGAIN) => self.wait()?,
+                Err(Errno::AGAIN) => self.wait_readable()?,
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.to_string()),
             }
         }
     }
 
-    fn count(&mut self, n: usize) {
-        self.came += n as u64;
-        if self.came >= STALL_BYTES {
-            (self.waited, self.came) = (Duration::ZERO, 0);
+    fn count_progress(&mut self, n: usize) {
+        self.recent_bytes += n as u64;
+        if self.recent_bytes >= MIN_PROGRESS_BYTES {
+            (self.waiting_time, self.recent_bytes) = (Duration::ZERO, 0);
         }
     }
 }
 
 /// What was read of a socket at once; its buffer goes home when nobody uses it any more.
-struct Piece {
+struct PooledChunk {
     buffer: Option<Buffer>,
     length: usize,
-    home: Arc<Mutex<Option<Buffer>>>,
+    free_buffer: Arc<Mutex<Option<Buffer>>>,
 }
 
-fn home_of(home: &Mutex<Option<Buffer>>) -> MutexGuard<'_, Option<Buffer>> {
+fn lock_buffer(home: &Mutex<Option<Buffer>>) -> MutexGuard<'_, Option<Buffer>> {
     home.lock()
 }
 
-impl AsRef<[u8]> for Piece {
+impl AsRef<[u8]> for PooledChunk {
     fn as_ref(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], |buffer| &buffer.page()[..self.length])
+        self.buffer.as_ref().map_or(&[], |buffer| &buffer.content()[..self.length])
     }
 }
 
-impl Drop for Piece {
+impl Drop for PooledChunk {
     fn drop(&mut self) {
-        *home_of(&self.home) = self.buffer.take();
+        *lock_buffer(&self.free_buffer) = self.buffer.take();
     }
 }
 
-impl Pieces for Wire {
-    fn next(&mut self) -> Result<Option<Bytes>, String> {
-        let buffer = home_of(&self.home).take().ok_or("the piece before it is still in use")?;
-        let mut piece = Piece { buffer: Some(buffer), length: 0, home: self.home.clone() };
-        let most = std::mem::replace(&mut self.piece, PIECE);
+impl ChunkSource for SocketReader {
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
+        let buffer =
+            lock_buffer(&self.free_buffer).take().ok_or("the piece before it is still in use")?;
+        let mut piece =
+            PooledChunk { buffer: Some(buffer), length: 0, free_buffer: self.free_buffer.clone() };
+        let most = std::mem::replace(&mut self.next_read_bytes, RECEIVE_BUFFER_BYTES);
         if let Some(buffer) = &mut piece.buffer {
-            piece.length = self.receive(&mut buffer.pages()[..most])?;
+            piece.length = self.receive_some(&mut buffer.content_mut()[..most])?;
         }
         Ok((piece.length > 0).then(|| Bytes::from_owner(piece)))
     }
 
     fn fill(&mut self, mut out: &mut [u8]) -> Option<Result<(), String>> {
-        self.piece = HEAD_PIECE;
+        self.next_read_bytes = HEADER_READ_BYTES;
         while !out.is_empty() {
-            match self.receive(out) {
+            match self.receive_some(out) {
                 Ok(0) => return Some(Err("it ended within content".to_owned())),
                 Ok(n) => out = &mut out[n..],
                 Err(why) => return Some(Err(why)),
@@ -355,13 +362,14 @@ impl Pieces for Wire {
         Some(Ok(()))
     }
 
-    fn worked(&mut self, bytes: u64) {
-        self.count(usize::try_from(bytes).unwrap_or(usize::MAX));
+    fn record_progress(&mut self, bytes: u64) {
+        self.count_progress(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
 
-    fn abandoned(&self) -> bool {
+    fn is_abandoned(&self) -> bool {
         let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        self.abandoned.is_cancelled() || ready(&self.stream, gone, Duration::ZERO).unwrap_or(true)
+        self.cancelled.is_cancelled()
+            || poll_ready(&self.stream, gone, Duration::ZERO).unwrap_or(true)
     }
 }
 
@@ -370,26 +378,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_is_waited_for_anew_each_time_that_enough_came() {
+    fn the_stall_timeout_restarts_whenever_enough_bytes_arrived() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let patience = Duration::from_millis(1);
-        let mut wire = Wire {
+        let mut wire = SocketReader {
             stream,
-            flows: Vec::new(),
-            home: Arc::default(),
-            abandoned: Shutdown::new(),
-            patience,
-            waited: Duration::ZERO,
-            came: 0,
-            piece: PIECE,
+            counters: Vec::new(),
+            free_buffer: Arc::default(),
+            cancelled: Shutdown::new(),
+            stall_timeout: patience,
+            waiting_time: Duration::ZERO,
+            recent_bytes: 0,
+            next_read_bytes: RECEIVE_BUFFER_BYTES,
         };
         for _ in 0..2 {
-            wire.waited = patience;
-            wire.worked(STALL_BYTES - 1);
-            assert_eq!(wire.wait(), Err("less than 4096 bytes came in 1ms".to_owned()));
-            wire.worked(1);
-            assert_eq!(wire.wait(), Ok(()));
+            wire.waiting_time = patience;
+            wire.record_progress(MIN_PROGRESS_BYTES - 1);
+            assert_eq!(wire.wait_readable(), Err("less than 4096 bytes came in 1ms".to_owned()));
+            wire.record_progress(1);
+            assert_eq!(wire.wait_readable(), Ok(()));
         }
     }
 }

@@ -9,23 +9,23 @@ use std::time::Duration;
 /// read, send or write ask it themselves, between two steps: whoever would stop them may have stood still
 /// just as long as they did.
 #[derive(Debug, Clone)]
-pub struct Until(Arc<AtomicU64>);
+pub struct Deadline(Arc<AtomicU64>);
 
-impl Default for Until {
+impl Default for Deadline {
     /// Never.
     fn default() -> Self {
-        Until(Arc::new(AtomicU64::new(u64::MAX)))
+        Deadline(Arc::new(AtomicU64::new(u64::MAX)))
     }
 }
 
-impl Until {
+impl Deadline {
     /// Work that ends at `end`.
     pub fn new(end: Duration) -> Self {
-        Until(Arc::new(AtomicU64::new(millis(end))))
+        Deadline(Arc::new(AtomicU64::new(millis(end))))
     }
 
     /// It may go on until `end`, if that is later.
-    pub fn put_off(&self, end: Duration) {
+    pub fn extend(&self, end: Duration) {
         self.0.fetch_max(millis(end), Ordering::Relaxed);
     }
 

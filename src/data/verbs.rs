@@ -1,18 +1,23 @@
 //! What a receiving agent answers: tickets are checked before anything else, bodies handed to blocking
 //! threads as they come.
 
-use super::asks::{BlocksAsk, PruneAsk, PruneReply, RootAsk, SweepAsk};
-use super::body::drain;
-use super::frame::{FrameError, FrameReader};
-use super::gate::{self, Refused};
-use super::maintain::{take_blocks, take_prune, take_root, take_sweep};
-use super::pool::{Buffer, SCRATCH};
-use super::protocol::{
-    DIGEST, MAX_TICKET, OFFER, PACK, PROBE, PRUNE, RANGE, ROOT, SWEEP, TICKET_HEADER, VERSION,
+use super::buffer_pool::{BLOCK_BUFFER_BYTES, Buffer};
+use super::control_handlers::{
+    handle_block_digests, handle_clean_up, handle_prune, handle_root_check,
 };
-use super::receive::{take_offer, take_pack, take_range};
-use super::server::{Served, Shared};
-use super::stream::{Ask, Wire};
+use super::control_messages::{
+    BlockDigestsRequest, CleanUpRequest, PruneReply, PruneRequest, RootCheckRequest,
+};
+use super::frame::{FrameError, FrameReader};
+use super::gate::{self, Refusal};
+use super::protocol::{
+    BLOCK_DIGESTS, CLEAN_UP, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PROTOCOL_VERSION, PRUNE, RANGE,
+    ROOT_CHECK, TICKET_HEADER,
+};
+use super::receive::{handle_offer, receive_pack, receive_range};
+use super::server::{ConnectionContext, ServerContext};
+use super::stall::drain_body;
+use super::stream::{ContentRequest, SocketReader};
 use crate::fs::Target;
 use crate::util::checksum;
 use crate::wire::manifest::{MAX_MANIFEST_BYTES, Manifest};
@@ -27,84 +32,86 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Documents that need a ticket.
-pub(super) const VERBS: [&str; 5] = [OFFER, DIGEST, PRUNE, SWEEP, ROOT];
+pub(super) const DOCUMENT_PATHS: [&str; 5] = [OFFER, BLOCK_DIGESTS, PRUNE, CLEAN_UP, ROOT_CHECK];
 /// How much of a refused request is read so that the refusal arrives.
 const DRAIN_BYTES: u64 = 8 << 20;
 /// … and for how long.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a request got no reply of its own.
-pub(super) enum Failure {
-    Refused(Refused),
-    Verb(String),
-    Method,
-    Bad(String),
+pub(super) enum RequestFailure {
+    Refused(Refusal),
+    UnknownVerb(String),
+    WrongMethod,
+    BadRequest(String),
     /// It is not what was sent; says what.
     Damaged(String),
-    Unhashed,
+    MissingDigest,
     TooLong,
     Internal(String),
 }
 
-impl From<FrameError> for Failure {
+impl From<FrameError> for RequestFailure {
     fn from(e: FrameError) -> Self {
         match e {
-            FrameError::Unhashed => Failure::Unhashed,
-            FrameError::Damaged(_) => Failure::Damaged(e.to_string()),
-            e => Failure::Bad(e.to_string()),
+            FrameError::MissingDigest => RequestFailure::MissingDigest,
+            FrameError::Damaged(_) => RequestFailure::Damaged(e.to_string()),
+            e => RequestFailure::BadRequest(e.to_string()),
         }
     }
 }
 
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
-        Failure::Refused(refused)
+impl From<Refusal> for RequestFailure {
+    fn from(refused: Refusal) -> Self {
+        RequestFailure::Refused(refused)
     }
 }
 
-impl Failure {
-    pub(super) fn problem(self) -> Problem {
+impl RequestFailure {
+    pub(super) fn into_problem(self) -> Problem {
         match self {
-            Failure::Refused(refused) => {
+            RequestFailure::Refused(refused) => {
                 let (status, title, code) = match refused {
-                    Refused::NoKey => (503, "Service Unavailable", "not_ready"),
-                    Refused::Absent => (401, "Unauthorized", "no_ticket"),
-                    Refused::DryRun(_) => (403, "Forbidden", "dry_run"),
-                    Refused::NoDeletion | Refused::OtherReceiver => {
+                    Refusal::NoKey => (503, "Service Unavailable", "not_ready"),
+                    Refusal::NoTicket => (401, "Unauthorized", "no_ticket"),
+                    Refusal::DryRun(_) => (403, "Forbidden", "dry_run"),
+                    Refusal::NoDeletion | Refusal::OtherReceiver => {
                         (403, "Forbidden", "deletion_not_allowed")
                     }
-                    Refused::Ticket(_) | Refused::NoRoot(_) => (403, "Forbidden", "ticket_refused"),
+                    Refusal::Ticket(_) | Refusal::NoRoot(_) => (403, "Forbidden", "ticket_refused"),
                 };
                 Problem::new(status, title, code, refused.to_string())
             }
-            Failure::Unhashed => {
-                let detail = FrameError::Unhashed.to_string();
+            RequestFailure::MissingDigest => {
+                let detail = FrameError::MissingDigest.to_string();
                 Problem::new(403, "Forbidden", "digest_required", detail)
             }
-            Failure::Verb(path) => {
+            RequestFailure::UnknownVerb(path) => {
                 let detail = format!(
                     "this is an agent's data port, not a master: it does not serve `{path}`"
                 );
                 Problem::new(404, "Not Found", "unknown_verb", detail).with_hint(format!(
-                    "this agent supports version {VERSION}: paths begin with /v{VERSION}/"
+                    "this agent supports version {PROTOCOL_VERSION}: paths begin with /v{PROTOCOL_VERSION}/"
                 ))
             }
-            Failure::Method => Problem::new(
+            RequestFailure::WrongMethod => Problem::new(
                 405,
                 "Method Not Allowed",
                 "method_not_allowed",
                 "requests are POST; a probe is GET",
             ),
-            Failure::Bad(detail) => Problem::new(400, "Bad Request", "bad_frame", detail),
-            Failure::Damaged(detail) => {
+            RequestFailure::BadRequest(detail) => {
+                Problem::new(400, "Bad Request", "bad_frame", detail)
+            }
+            RequestFailure::Damaged(detail) => {
                 Problem::new(400, "Bad Request", checksum::CORRUPTED_CODE, detail)
                     .with_hint("send the same again")
             }
-            Failure::TooLong => {
+            RequestFailure::TooLong => {
                 let detail = format!("a document is at most {MAX_MANIFEST_BYTES} bytes");
                 Problem::new(413, "Content Too Large", "too_long", detail)
             }
-            Failure::Internal(detail) => {
+            RequestFailure::Internal(detail) => {
                 Problem::new(500, "Internal Server Error", "internal", detail)
             }
         }
@@ -112,35 +119,35 @@ impl Failure {
 }
 
 /// Answers one request of `peer`.
-pub(super) async fn answer(
+pub(super) async fn handle_request(
     request: Request<Incoming>,
     peer: SocketAddr,
-    shared: &Shared,
+    shared: &ConnectionContext,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     if path == PROBE && request.method() == Method::GET {
-        let text = format!("{{\"service\":\"longhaul-data\",\"protocol\":{VERSION}}}\n");
-        return reply(StatusCode::OK, "application/json", text.into());
+        let text = format!("{{\"service\":\"longhaul-data\",\"protocol\":{PROTOCOL_VERSION}}}\n");
+        return build_response(StatusCode::OK, "application/json", text.into());
     }
-    match act(request, shared).await {
+    match dispatch(request, shared).await {
         Ok(document) => {
             let check = HeaderValue::from_str(&checksum::header_value(&document));
-            let mut response = reply(StatusCode::OK, "application/cbor", document.into());
+            let mut response = build_response(StatusCode::OK, "application/cbor", document.into());
             response.headers_mut().extend(
                 check.ok().map(|c| (HeaderName::from_static(checksum::CHECKSUM_HEADER), c)),
             );
             response
         }
         Err(failure) => {
-            let problem = failure.problem();
+            let problem = failure.into_problem();
             tracing::debug!(%peer, path, status = problem.status, "{}", problem.detail);
             if problem.status < 500 {
-                shared.log(peer, &format!("{path}: {}", problem.detail));
+                shared.log_failure(peer, &format!("{path}: {}", problem.detail));
             }
             let status =
                 StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let body = serde_json::to_vec(&problem).unwrap_or_default();
-            let mut response = reply(status, PROBLEM_CONTENT_TYPE, body.into());
+            let mut response = build_response(status, PROBLEM_CONTENT_TYPE, body.into());
             // What is left of the body is not worth waiting for.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             response
@@ -148,7 +155,7 @@ pub(super) async fn answer(
     }
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+fn build_response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -156,156 +163,179 @@ fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<B
 }
 
 /// Checks the ticket, then does what is asked.
-async fn act(request: Request<Incoming>, shared: &Shared) -> Result<Vec<u8>, Failure> {
+async fn dispatch(
+    request: Request<Incoming>,
+    shared: &ConnectionContext,
+) -> Result<Vec<u8>, RequestFailure> {
     let path = request.uri().path();
-    let Some(verb) = VERBS.into_iter().find(|verb| *verb == path) else {
+    let Some(verb) = DOCUMENT_PATHS.into_iter().find(|verb| *verb == path) else {
         let shown = crate::wire::path::escape_bytes(&path.as_bytes()[..path.len().min(100)]);
-        return refuse(request, Failure::Verb(shown)).await;
+        return drain_and_refuse(request, RequestFailure::UnknownVerb(shown)).await;
     };
     if request.method() != Method::POST {
-        return refuse(request, Failure::Method).await;
+        return drain_and_refuse(request, RequestFailure::WrongMethod).await;
     }
-    let admitted = admit(&request, &shared.served).and_then(|(claims, target)| {
-        gate::allows(&claims, verb)?;
+    let admitted = authorize_request(&request, &shared.server).and_then(|(claims, target)| {
+        gate::check_permission(&claims, verb)?;
         Ok((claims, target))
     });
     let (claims, target) = match admitted {
         Ok(admitted) => admitted,
-        Err(refused) => return refuse(request, Failure::Refused(refused)).await,
+        Err(refused) => return drain_and_refuse(request, RequestFailure::Refused(refused)).await,
     };
-    let _under_way = shared.requests.begin().await;
+    let _under_way = shared.requests.start().await;
     let rules = claims.rules.clone();
     match verb {
         OFFER => {
             let take = move |bytes: &[u8]| {
-                let manifest = Manifest::decode(bytes).map_err(|e| Failure::Bad(e.to_string()))?;
-                Ok(take_offer(&target, &manifest, rules.dry_run))
+                let manifest = Manifest::decode(bytes)
+                    .map_err(|e| RequestFailure::BadRequest(e.to_string()))?;
+                Ok(handle_offer(&target, &manifest, rules.dry_run))
             };
-            document(request, shared, take).await
+            handle_document(request, shared, take).await
         }
-        DIGEST => {
-            let asked = whole(request, shared.stall).await?;
-            let [mut scratch] = shared.pool.take([SCRATCH]).await;
+        BLOCK_DIGESTS => {
+            let asked = read_body(request, shared.stall_timeout).await?;
+            let [mut scratch] = shared.pool.acquire([BLOCK_BUFFER_BYTES]).await;
             let take = move || {
-                let ask: BlocksAsk = cbor(&asked)?;
-                let entry = ask.checked().map_err(Failure::Bad)?;
-                Ok(take_blocks(&target, entry, &ask, scratch.pages()))
+                let ask: BlockDigestsRequest = decode_cbor(&asked)?;
+                let entry = ask.validate().map_err(RequestFailure::BadRequest)?;
+                Ok(handle_block_digests(&target, entry, &ask, scratch.content_mut()))
             };
-            run(take).await
+            run_blocking(take).await
         }
         PRUNE => {
             let take = move |bytes: &[u8]| {
-                let ask: PruneAsk = cbor(bytes)?;
-                gate::allows_prune(&claims, ask.apply)?;
-                let page = take_prune(&target, &claims, &ask).map_err(Failure::Bad)?;
-                Ok(PruneReply::of_page(&ask.dir, page))
+                let ask: PruneRequest = decode_cbor(bytes)?;
+                gate::check_prune_permission(&claims, ask.apply)?;
+                let page =
+                    handle_prune(&target, &claims, &ask).map_err(RequestFailure::BadRequest)?;
+                Ok(PruneReply::from_outcome(&ask.dir, page))
             };
-            document(request, shared, take).await
+            handle_document(request, shared, take).await
         }
-        ROOT => {
-            let take = move |bytes: &[u8]| Ok(take_root(&target, &cbor::<RootAsk>(bytes)?));
-            document(request, shared, take).await
+        ROOT_CHECK => {
+            let take = move |bytes: &[u8]| {
+                Ok(handle_root_check(&target, &decode_cbor::<RootCheckRequest>(bytes)?))
+            };
+            handle_document(request, shared, take).await
         }
         _ => {
-            let take = move |bytes: &[u8]| Ok(take_sweep(&target, &cbor::<SweepAsk>(bytes)?));
-            document(request, shared, take).await
+            let take = move |bytes: &[u8]| {
+                Ok(handle_clean_up(&target, &decode_cbor::<CleanUpRequest>(bytes)?))
+            };
+            handle_document(request, shared, take).await
         }
     }
 }
 
-async fn refuse(request: Request<Incoming>, failure: Failure) -> Result<Vec<u8>, Failure> {
-    drain(request.into_body(), DRAIN_BYTES, DRAIN_TIME).await;
+async fn drain_and_refuse(
+    request: Request<Incoming>,
+    failure: RequestFailure,
+) -> Result<Vec<u8>, RequestFailure> {
+    drain_body(request.into_body(), DRAIN_BYTES, DRAIN_TIMEOUT).await;
     Err(failure)
 }
 
 /// Takes what follows an ask, in a thread of its own and gathered in the buffer, and makes the reply.
-pub(super) type Taking =
-    Box<dyn FnOnce(&mut FrameReader<Wire>, Buffer) -> Result<Vec<u8>, FrameError> + Send>;
+pub(super) type ContentHandler =
+    Box<dyn FnOnce(&mut FrameReader<SocketReader>, Buffer) -> Result<Vec<u8>, FrameError> + Send>;
 
 /// What an `ask` on a stream lets be done, once its ticket is checked.
-pub(super) fn content_verb(ask: &Ask, served: &Served) -> Result<Taking, Failure> {
-    let (claims, target) = served.roots.admit(&served.gate, &ask.ticket)?;
-    gate::allows(&claims, &ask.verb)?;
-    let end = served.gate.end_of(&claims);
+pub(super) fn content_handler(
+    ask: &ContentRequest,
+    served: &ServerContext,
+) -> Result<ContentHandler, RequestFailure> {
+    let (claims, target) = served.roots.authorize(&served.verifier, &ask.ticket)?;
+    gate::check_permission(&claims, &ask.verb)?;
+    let end = served.verifier.expires_at(&claims);
     // Encoding into a Vec can't fail.
     match ask.verb.as_str() {
         PACK => Ok(Box::new(move |frames, mut buffer| {
-            frames.end_at(end);
-            let reply = take_pack(frames, &target, &claims, buffer.pages())?;
+            frames.set_ticket_expiry(end);
+            let reply = receive_pack(frames, &target, &claims, buffer.content_mut())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),
         RANGE => Ok(Box::new(move |frames, mut buffer| {
-            frames.end_at(end);
-            let reply = take_range(frames, &target, buffer.pages())?;
+            frames.set_ticket_expiry(end);
+            let reply = receive_range(frames, &target, buffer.content_mut())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),
-        other => Err(Failure::Verb(super::protocol::plain(other))),
+        other => Err(RequestFailure::UnknownVerb(super::protocol::sanitize_text(other))),
     }
 }
 
-fn admit(request: &Request<Incoming>, served: &Served) -> Result<(Claims, Target), Refused> {
+fn authorize_request(
+    request: &Request<Incoming>,
+    served: &ServerContext,
+) -> Result<(Claims, Target), Refusal> {
     let ticket = request
         .headers()
         .get(TICKET_HEADER)
-        .filter(|value| value.len() <= MAX_TICKET)
+        .filter(|value| value.len() <= MAX_TICKET_BYTES)
         .and_then(|value| value.to_str().ok())
-        .ok_or(Refused::Absent)?;
-    served.roots.admit(&served.gate, ticket)
+        .ok_or(Refusal::NoTicket)?;
+    served.roots.authorize(&served.verifier, ticket)
 }
 
 /// Runs `take` in a thread of its own on the document that the body is.
-async fn document<T>(
+async fn handle_document<T>(
     request: Request<Incoming>,
-    shared: &Shared,
-    take: impl FnOnce(&[u8]) -> Result<T, Failure> + Send + 'static,
-) -> Result<Vec<u8>, Failure>
+    shared: &ConnectionContext,
+    take: impl FnOnce(&[u8]) -> Result<T, RequestFailure> + Send + 'static,
+) -> Result<Vec<u8>, RequestFailure>
 where
     T: minicbor::Encode<()> + Send + 'static,
 {
-    let bytes = whole(request, shared.stall).await?;
-    run(move || take(&bytes)).await
+    let bytes = read_body(request, shared.stall_timeout).await?;
+    run_blocking(move || take(&bytes)).await
 }
 
 /// The document that the body is, which has so long to come.
-async fn whole(request: Request<Incoming>, patience: Duration) -> Result<Bytes, Failure> {
+async fn read_body(
+    request: Request<Incoming>,
+    patience: Duration,
+) -> Result<Bytes, RequestFailure> {
     let check = request.headers().get(checksum::CHECKSUM_HEADER).cloned();
     let whole = Limited::new(request.into_body(), MAX_MANIFEST_BYTES).collect();
     match tokio::time::timeout(patience, whole).await {
         Ok(Ok(bytes)) => {
             let bytes = bytes.to_bytes();
             if !checksum::matches_header(check.as_ref().map(HeaderValue::as_bytes), &bytes) {
-                return Err(Failure::Damaged(format!(
+                return Err(RequestFailure::Damaged(format!(
                     "the document: {}",
                     checksum::CHECKSUM_MISMATCH
                 )));
             }
             Ok(bytes)
         }
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(Failure::TooLong),
-        Ok(Err(e)) => Err(Failure::Bad(e.to_string())),
-        Err(_) => Err(Failure::Bad(format!("the document did not arrive in {patience:?}"))),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(RequestFailure::TooLong),
+        Ok(Err(e)) => Err(RequestFailure::BadRequest(e.to_string())),
+        Err(_) => {
+            Err(RequestFailure::BadRequest(format!("the document did not arrive in {patience:?}")))
+        }
     }
 }
 
-fn cbor<A: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Result<A, Failure> {
-    minicbor::decode(bytes).map_err(|e| Failure::Bad(e.to_string()))
+fn decode_cbor<A: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Result<A, RequestFailure> {
+    minicbor::decode(bytes).map_err(|e| RequestFailure::BadRequest(e.to_string()))
 }
 
 /// Runs blocking work and encodes what it returns.
-async fn run<T, F>(work: F) -> Result<Vec<u8>, Failure>
+async fn run_blocking<T, F>(work: F) -> Result<Vec<u8>, RequestFailure>
 where
     T: minicbor::Encode<()> + Send + 'static,
-    F: FnOnce() -> Result<T, Failure> + Send + 'static,
+    F: FnOnce() -> Result<T, RequestFailure> + Send + 'static,
 {
     let encoded = tokio::task::spawn_blocking(move || {
         let value = work()?;
-        minicbor::to_vec(&value).map_err(|e| Failure::Internal(e.to_string()))
+        minicbor::to_vec(&value).map_err(|e| RequestFailure::Internal(e.to_string()))
     });
     match encoded.await {
         Ok(done) => done,
         Err(e) => {
             tracing::error!("a data request panicked: {e}");
-            Err(Failure::Internal("internal error of the agent; see its log".to_owned()))
+            Err(RequestFailure::Internal("internal error of the agent; see its log".to_owned()))
         }
     }
 }

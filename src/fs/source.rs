@@ -154,7 +154,7 @@ impl SourceFile {
         stored_bytes_of(&self.opened_stat).unwrap_or(size_of(&self.opened_stat))
     }
 
-    /// Makes the new file `to` a clone of it; see [`clone`].
+    /// Makes the new file `to` a clone of it; see [`clone_to_temporary`].
     pub(super) fn reflink_to(
         &self,
         to: &OwnedFd,

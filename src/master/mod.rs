@@ -234,7 +234,7 @@ fn advertised(address: SocketAddr) -> Option<String> {
 /// Serves until `shutdown`.
 ///
 /// # Errors
-/// As [`Master::root_identity`] and [`Master::stopped`].
+/// As [`Master::root_identity`] and [`Master::cancelled_error`].
 pub async fn run(
     config: watch::Receiver<MasterConfig>,
     shutdown: CancellationToken,

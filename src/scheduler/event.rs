@@ -202,7 +202,7 @@ pub enum Event {
 pub enum Reply {
     /// To `Submit` and `Retry`.
     Submitted(SubmitReply),
-    /// To `Progress`, `Change`, `Pause`, `Resume` and `Cancel`.
+    /// To `Progress`, `Change`, `Pause`, `PruneResume` and `Cancel`.
     Progress(Box<SyncProgress>),
     /// To `List`.
     List(Selected),

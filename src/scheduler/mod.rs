@@ -178,7 +178,7 @@ pub struct State {
     waiting: Waiting,
     /// Of which [version](Workers::version) the windows of syncs are.
     windows_of: u64,
-    /// Leases given so far; stamps [`Sync::served`].
+    /// Leases given so far; stamps [`Sync::server`].
     served: u64,
     /// When this master began to be told of workers.
     began_ms: u64,

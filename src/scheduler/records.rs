@@ -10,8 +10,8 @@
 //! | `o/SYNC/WORKER` | … that one first read the source from |
 //! | `t/SYNC/TASK` | a task with its lease |
 //! | `l/SYNC/LOG_FILE` | a large file that is not published yet |
-//! | `v/SYNC/LOG_FILE/RANGE` | the chaining value of a done range, 32 bytes |
-//! | `g/SYNC/DIGEST` | a large file with several names of which one has been brought |
+//! | `v/SYNC/LOG_FILE/RANGE_BYTES` | the chaining value of a done range, 32 bytes |
+//! | `g/SYNC/BLOCK_DIGESTS` | a large file with several names of which one has been brought |
 //! | `d/WORKER` | that an operator keeps a worker from new work |
 //! | `p/PAIR` | the file system on which the source of a pair lay |
 //!

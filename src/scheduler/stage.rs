@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 ///   └─────────┴──────────────── an entry failed ───────────────┴───────┘
 /// ```
 ///
-/// A dry run has `Copy` and `Count` only. From `Secure` and `Flush` it goes back to `Readback` where a host lost what it had
+/// A dry run has `Copy` and `Activity` only. From `Secure` and `Flush` it goes back to `Readback` where a host lost what it had
 /// not flushed ([`recheck`](super::recheck)). A sync that was cancelled is swept as well, by a task that
 /// waits until nobody can be writing any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]

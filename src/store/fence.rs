@@ -47,7 +47,7 @@ impl From<&str> for Candidate {
     }
 }
 
-/// The answer to [`Store::acquire`](super::Store::acquire).
+/// The answer to [`ContentWriter::acquire`](super::Store::acquire).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
     /// The caller leads now; load, then commit with this fence.
@@ -107,7 +107,7 @@ impl Reign {
         Ok(())
     }
 
-    /// The rule for [`renew`](super::Store::renew).
+    /// The rule for [`rebind_if_replaced`](super::Store::renew).
     pub(super) fn check_renewal(&self, fence: Fence, owner: &str) -> Result<(), StoreError> {
         self.check_epoch(fence.epoch, owner)?;
         if self.epoch != fence.epoch || self.seq < fence.seq {

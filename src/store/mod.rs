@@ -6,7 +6,7 @@
 //!
 //! # Why a commit is safe
 //!
-//! - **One writer.** [`Store::acquire`] begins a reign with a higher epoch than any before, and every commit first checks
+//! - **One writer.** [`ContentWriter::acquire`] begins a reign with a higher epoch than any before, and every commit first checks
 //!   that its epoch still rules. A deposed leader cannot write and learns so ([`StoreError::Deposed`]).
 //!   Epochs on Redis are not a plain counter, which would go back when Redis loses writes on a
 //!   fail-over and would then be given twice: they follow the clock of the server, and the handle

@@ -187,10 +187,10 @@ impl ContentHasher {
         }
     }
 
-    /// Adds `length` zeros; where they are hashed, asks `go_on` again and again.
+    /// Adds `length` zeros; where they are hashed, asks `check_active` again and again.
     ///
     /// # Errors
-    /// What `go_on` says.
+    /// What `check_active` says.
     pub fn update_zeros<E>(
         &mut self,
         mut length: u64,

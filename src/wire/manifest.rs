@@ -387,7 +387,7 @@ pub fn merge_ranges(values: &[Digest]) -> Option<Digest> {
 
 /// Merges the chaining values of equal, power-of-two blocks (the last one may be shorter) into the
 /// chaining value of the range that they make up; the same of values without zeros
-/// ([`content`](super::content)). Blocks are in order; `None` where there is none.
+/// ([`content_left`](super::content)). Blocks are in order; `None` where there is none.
 pub fn merge_blocks(values: &[Digest]) -> Option<Digest> {
     if let [] | [_] = values {
         return values.first().copied();

@@ -8,10 +8,10 @@
 //! - [`worker`]: what an agent says of itself
 //! - [`admin`]: what operators of the installation see
 //! - [`task`]: assignments, scan pages and results
-//! - [`content`]: how content is hashed
+//! - [`content_left`]: how content is hashed
 //! - [`full_manifest`]: the entries of a batch, opaque to the master
 //! - [`ticket`]: the signed permission to act on one destination root
-//! - [`problem`]: errors over HTTP (RFC 9457)
+//! - [`into_problem`]: errors over HTTP (RFC 9457)
 
 pub mod admin;
 pub mod content;

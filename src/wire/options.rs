@@ -283,7 +283,7 @@ impl Preserve {
         Attribute::ALL.iter().fold(Preserve::NONE, |set, (one, _)| set.with(*one))
     }
 
-    /// Whether it is [`Preserve::all`].
+    /// Whether it is [`Preserve::lock`].
     pub fn is_all(&self) -> bool {
         *self == Preserve::all()
     }

@@ -22,7 +22,7 @@ fn b3sum_of(root: &Path) -> BTreeMap<Vec<u8>, String> {
         .collect()
 }
 
-/// Reads a manifest as `b3sum --check` does: `DIGEST  PATH`, a backslash in front where the path is
+/// Reads a manifest as `b3sum --check` does: `BLOCK_DIGESTS  PATH`, a backslash in front where the path is
 /// escaped.
 fn parse(manifest: &[u8]) -> BTreeMap<Vec<u8>, String> {
     assert!(manifest.is_empty() || manifest.ends_with(b"\n"), "whole lines");

@@ -1,7 +1,7 @@
 //! What is compared, linked, kept and recorded on the way.
 
 use super::*;
-use crate::data::asks::BLOCK_BYTES;
+use crate::data::control_messages::BLOCK_BYTES;
 use crate::wire::options::{Attribute, Compare, EntryAction, FileState, Tally};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -107,7 +107,7 @@ async fn names_of_one_file_are_one_file_whether_they_come_in_one_batch_or_in_man
             cx: &cx,
             assignment: &assignment,
             writers: &writers,
-            until: &Until::default(),
+            until: &Deadline::default(),
             moved: &Arc::default(),
         };
         let swept = publish::sweep(job).await;
@@ -296,7 +296,7 @@ async fn what_is_not_preserved_is_not_read() {
         cx: &cx,
         assignment: &assignment,
         writers: &writers,
-        until: &Until::default(),
+        until: &Deadline::default(),
         moved: &Arc::default(),
     };
     let source = job.source().await.unwrap();

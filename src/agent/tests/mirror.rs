@@ -21,7 +21,7 @@ async fn pruned(
         cx,
         assignment: &assignment,
         writers: &writers,
-        until: &Until::default(),
+        until: &Deadline::default(),
         moved: &Arc::default(),
     };
     let filter = job.filter().unwrap();

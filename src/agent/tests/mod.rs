@@ -6,7 +6,7 @@ mod mirror;
 use super::execute::{Context, Done, Job, Writers};
 use super::testing::{abs, assignment, tree};
 use super::{copy, publish, range};
-use crate::data::{Buffers, DataServer, Peers, Roots, Served, TicketGate, Until};
+use crate::data::{BufferPools, DataServer, Deadline, Peers, Roots, ServerContext, TicketVerifier};
 use crate::fs::is_internal_name;
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{EntryKind, Manifest, merge_ranges};
@@ -58,11 +58,11 @@ impl Fleet {
             let server = DataServer::bind(&[any]).await.unwrap();
             let endpoints = server.endpoints().available();
             fleet.add_member(&format!("r{n}"), endpoints);
-            let served = Served { gate: fleet.gate(), roots: fleet.roots(&["dst"]) };
+            let served = ServerContext { verifier: fleet.gate(), roots: fleet.roots(&["dst"]) };
             let stop = Shutdown::new();
             let task = tokio::spawn(server.serve(
                 Arc::new(served),
-                Buffers::new(64 << 20).receiving,
+                BufferPools::new(64 << 20).receiving,
                 stop.clone(),
             ));
             fleet.serving.push((stop, task));
@@ -79,8 +79,8 @@ impl Fleet {
         });
     }
 
-    fn gate(&self) -> Arc<TicketGate> {
-        let gate = TicketGate::new();
+    fn gate(&self) -> Arc<TicketVerifier> {
+        let gate = TicketVerifier::new();
         gate.update(&self.signer.public_key(), NOW).unwrap();
         Arc::new(gate)
     }
@@ -104,7 +104,7 @@ impl Fleet {
             worker: "a".parse().unwrap(),
             roots: self.roots(names),
             gate: self.gate(),
-            peers: Peers::new(&[], Buffers::new(64 << 20).sending),
+            peers: Peers::new(&[], BufferPools::new(64 << 20).sending),
             direct_io: false,
             limits: Default::default(),
             damages: Default::default(),
@@ -210,7 +210,7 @@ async fn copied(fleet: &Fleet, cx: &Context, manifest: &Manifest) -> (Done, Vec<
         cx,
         assignment: &assignment,
         writers: &writers,
-        until: &Until::default(),
+        until: &Deadline::default(),
         moved: &Arc::default(),
     };
     let done = copy::copy(job, manifest.clone(), manifest.encode().into()).await;
@@ -358,7 +358,7 @@ async fn ranged_or_compared(
         cx,
         assignment: &assignment,
         writers: &writers,
-        until: &Until::default(),
+        until: &Deadline::default(),
         moved: &Arc::default(),
     };
     let done = range::range(job, manifest.clone(), at, compare).await;
@@ -374,7 +374,7 @@ async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Do
         cx: &cx,
         assignment: &assignment,
         writers: &writers,
-        until: &Until::default(),
+        until: &Deadline::default(),
         moved: &Arc::default(),
     };
     match task {
@@ -478,7 +478,7 @@ async fn temporary_files_of_a_batch_that_nobody_brings_any_more_are_removed() {
     let manifest = fleet.manifest(None);
     let cx = fleet.context(&["dst"]);
     let ticket = fleet.assignment(TaskSpec::Discard).ticket;
-    let (_, target) = cx.roots.admit(&cx.gate, &ticket).unwrap();
+    let (_, target) = cx.roots.authorize(&cx.gate, &ticket).unwrap();
     for entry in manifest.entries.iter().filter(|e| matches!(e.kind, EntryKind::File { .. })) {
         // As if the agent had been killed at its second try.
         std::mem::forget(target.create(entry, 2).unwrap());

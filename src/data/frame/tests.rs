@@ -7,16 +7,16 @@ use proptest::prelude::*;
 use std::collections::VecDeque;
 
 /// Bytes cut into pieces of `size`.
-struct Cut(VecDeque<Bytes>);
+struct Chunks(VecDeque<Bytes>);
 
-impl Cut {
+impl Chunks {
     fn new(bytes: &[u8], size: usize) -> Self {
-        Cut(bytes.chunks(size.max(1)).map(Bytes::copy_from_slice).collect())
+        Chunks(bytes.chunks(size.max(1)).map(Bytes::copy_from_slice).collect())
     }
 }
 
-impl Pieces for Cut {
-    fn next(&mut self) -> Result<Option<Bytes>, String> {
+impl ChunkSource for Chunks {
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
         Ok(self.0.pop_front())
     }
 }
@@ -36,10 +36,10 @@ fn entry(name: &[u8], size: u64) -> Entry {
 
 /// All frames of `bytes`, content pieces of one frame joined.
 fn read_all(bytes: &[u8], size: usize) -> Result<Vec<Frame>, FrameError> {
-    let mut reader = FrameReader::new(Cut::new(bytes, size));
+    let mut reader = FrameReader::new(Chunks::new(bytes, size));
     let mut frames: Vec<Frame> = Vec::new();
-    while reader.more()? {
-        let joins = reader.content > 0;
+    while reader.has_more()? {
+        let joins = reader.content_left > 0;
         let frame = reader.next_frame()?;
         match (&frame, frames.last_mut()) {
             (Frame::Content(piece), Some(Frame::Content(begun))) if joins => {
@@ -48,40 +48,40 @@ fn read_all(bytes: &[u8], size: usize) -> Result<Vec<Frame>, FrameError> {
             _ => frames.push(frame),
         }
     }
-    reader.finish()?;
+    reader.check_no_trailing_bytes()?;
     Ok(frames)
 }
 
 #[test]
 fn the_first_bytes_of_each_frame_are_frozen() {
-    assert_eq!(content_head(0x01_0203), [b'C', 3, 2, 1, 0]);
+    assert_eq!(content_header(0x01_0203), [b'C', 3, 2, 1, 0]);
     assert_eq!(abort(), [b'A', 0, 0, 0, 0]);
     assert_eq!(end(258), [b'E', 4, 0, 0, 0, 2, 1, 0, 0]);
     assert_eq!(digest(&Digest([7; 32]))[..6], [b'H', 32, 0, 0, 0, 7]);
     assert_eq!(dirs(vec![])[..7], [b'D', 10, 0, 0, 0, 0x81, 0x80]);
     assert_eq!(hole(258), [b'Z', 8, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(keep(ReuseSource::PartFile, 3), [b'K', 9, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(keep(ReuseSource::Basis, 3)[HEAD], 1);
+    assert_eq!(keep(ReuseSource::Basis, 3)[FRAME_HEADER_BYTES], 1);
     assert_eq!(done(), [b'N', 0, 0, 0, 0]);
 }
 
 #[test]
-fn nonsense_is_refused_by_what_is_wrong_with_it() {
+fn malformed_frames_are_refused_with_their_fault() {
     let length = |bytes: &[u8]| match read_all(bytes, 64) {
         Err(FrameError::Length { length, .. }) => length,
         other => panic!("{other:?}"),
     };
     assert_eq!(length(&head(CONTENT, 0)), 0);
-    assert_eq!(length(&head(CONTENT, MAX_CONTENT + 1)), MAX_CONTENT + 1);
+    assert_eq!(length(&head(CONTENT, MAX_CONTENT_FRAME_BYTES + 1)), MAX_CONTENT_FRAME_BYTES + 1);
     assert_eq!(length(&[b'F', 255, 255, 255, 255]), u32::MAX as usize);
     assert_eq!(length(&head(DIGEST, 31)), 31);
     assert_eq!(length(&head(HOLE, 7)), 7);
     assert_eq!(length(&head(KEEP, 8)), 8);
     assert_eq!(length(&head(DONE, 1)), 1);
     let mut from_nowhere = keep(ReuseSource::Basis, 1);
-    from_nowhere[HEAD] = 2;
+    from_nowhere[FRAME_HEADER_BYTES] = 2;
     for broken in [&hole(0)[..], &keep(ReuseSource::PartFile, 0), &from_nowhere] {
-        assert!(matches!(read_all(broken, 64), Err(FrameError::Broken { .. })), "{broken:?}");
+        assert!(matches!(read_all(broken, 64), Err(FrameError::Malformed { .. })), "{broken:?}");
     }
     assert_eq!(read_all(&hole(5)[..9], 3), Err(FrameError::Truncated));
     assert_eq!(read_all(b"GET / HTTP/1.1", 64), Err(FrameError::Unknown(b'G')));
@@ -89,13 +89,13 @@ fn nonsense_is_refused_by_what_is_wrong_with_it() {
     assert_eq!(read_all(b"C\x05\0", 1), Err(FrameError::Truncated));
     let mut trailing = file(&entry(b"a", 1));
     trailing.push(0);
-    let l = (trailing.len() - HEAD) as u32;
-    trailing[1..HEAD].copy_from_slice(&l.to_le_bytes());
+    let l = (trailing.len() - FRAME_HEADER_BYTES) as u32;
+    trailing[1..FRAME_HEADER_BYTES].copy_from_slice(&l.to_le_bytes());
     assert_eq!(read_all(&trailing, 64), Err(FrameError::Damaged(FILE)));
 }
 
 #[test]
-fn a_length_that_lies_allocates_nothing() {
+fn an_announced_length_without_bytes_allocates_nothing() {
     // 16 MiB are announced, 3 bytes come.
     let mut bytes = head(FILE, MAX_MANIFEST_BYTES).to_vec();
     bytes.extend_from_slice(b"abc");
@@ -104,14 +104,14 @@ fn a_length_that_lies_allocates_nothing() {
 
 #[test]
 fn what_follows_the_last_frame_is_refused() {
-    let mut reader = FrameReader::new(Cut::new(b"A\0\0\0\0x", 3));
+    let mut reader = FrameReader::new(Chunks::new(b"A\0\0\0\0x", 3));
     assert_eq!(reader.next_frame(), Ok(Frame::Abort));
-    assert!(matches!(reader.finish(), Err(FrameError::Order(_))));
+    assert!(matches!(reader.check_no_trailing_bytes(), Err(FrameError::Unexpected(_))));
 }
 
 proptest! {
     #[test]
-    fn frames_round_trip_however_they_are_cut(
+    fn frames_round_trip_in_chunks_of_any_size(
         contents in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..5),
         size in 1usize..400,
     ) {
@@ -121,7 +121,7 @@ proptest! {
         for (i, content) in contents.iter().enumerate() {
             let e = entry(&[b'a' + i as u8, 0xff], content.len() as u64);
             bytes.extend(file(&e));
-            bytes.extend(content_head(content.len()));
+            bytes.extend(content_header(content.len()));
             bytes.extend(content);
             let (gap, from) = (1 << (i * 9), if i % 2 == 0 { ReuseSource::PartFile } else { ReuseSource::Basis });
             bytes.extend(hole(gap));
@@ -145,7 +145,7 @@ proptest! {
             manifest: Manifest { dirs: vec![], entries: vec![entry(b"x", 9)] },
             offset: 1024,
             length: 7,
-            dense: None,
+            is_dense: None,
         };
         bytes.extend(range(&head));
         expected.push(Frame::Range(head));
@@ -158,10 +158,10 @@ proptest! {
     }
 
     #[test]
-    fn frames_that_are_almost_right_never_panic(edits in crate::wire::fuzz::any_edits(), size in 1usize..90) {
+    fn mutated_frames_are_read_without_a_panic(edits in crate::wire::fuzz::any_edits(), size in 1usize..90) {
         let mut bytes = dirs(vec![ManifestDir { path: RelPath::root(), meta: meta() }]);
         bytes.extend(file(&entry(b"abc", 3)));
-        bytes.extend(content_head(3));
+        bytes.extend(content_header(3));
         bytes.extend(b"xyz");
         bytes.extend(hole(7));
         bytes.extend(keep(ReuseSource::Basis, 9));
@@ -171,49 +171,52 @@ proptest! {
             manifest: Manifest { dirs: vec![], entries: vec![entry(b"x", 9)] },
             offset: 1024,
             length: 7,
-            dense: Some(true),
+            is_dense: Some(true),
         }));
         let _ = read_all(&crate::wire::fuzz::apply_edits(&bytes, &edits), size);
     }
 }
 
 /// Bytes that have no end, and how much of them was taken.
-struct Flood<'a>(&'a [u8], usize);
+struct EndlessChunks<'a>(&'a [u8], usize);
 
-impl Pieces for Flood<'_> {
-    fn next(&mut self) -> Result<Option<Bytes>, String> {
+impl ChunkSource for EndlessChunks<'_> {
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
         self.1 += 1;
         Ok(Some(Bytes::copy_from_slice(self.0)))
     }
 }
 
 #[test]
-fn a_flood_of_empty_frames_ends_with_the_first() {
+fn empty_frames_are_refused_at_the_first() {
     let empty =
-        [content_head(0).to_vec(), hole(0).to_vec(), keep(ReuseSource::PartFile, 0).to_vec()];
+        [content_header(0).to_vec(), hole(0).to_vec(), keep(ReuseSource::PartFile, 0).to_vec()];
     for frame in empty.map(|frame| frame.repeat(1000)) {
-        let mut reader = FrameReader::new(Flood(&frame, 0));
+        let mut reader = FrameReader::new(EndlessChunks(&frame, 0));
         let error = reader.next_frame().unwrap_err();
-        assert!(matches!(error, FrameError::Length { .. } | FrameError::Broken { .. }), "{error}");
-        assert_eq!(reader.pieces.1, 1, "nothing more was read");
+        assert!(
+            matches!(error, FrameError::Length { .. } | FrameError::Malformed { .. }),
+            "{error}"
+        );
+        assert_eq!(reader.source.1, 1, "nothing more was read");
     }
 }
 
 #[test]
-fn long_content_that_has_not_all_come_is_fetched_and_any_other_is_handed_on() {
-    let content: Vec<u8> = (0..BULK).map(|i| (i % 251) as u8).collect();
-    let bytes = [&content_head(BULK)[..], &content].concat();
-    for first in [HEAD, HEAD + 1, bytes.len() - 1] {
-        let mut reader = FrameReader::new(Cut::new(&bytes, first));
-        assert_eq!(reader.next_frame(), Ok(Frame::Bulk(BULK)), "{first}");
-        let mut fetched = vec![0; BULK];
-        reader.fetch(&mut fetched).unwrap();
+fn long_content_that_has_not_arrived_is_pending_and_other_content_is_returned() {
+    let content: Vec<u8> = (0..MIN_BULK_BYTES).map(|i| (i % 251) as u8).collect();
+    let bytes = [&content_header(MIN_BULK_BYTES)[..], &content].concat();
+    for first in [FRAME_HEADER_BYTES, FRAME_HEADER_BYTES + 1, bytes.len() - 1] {
+        let mut reader = FrameReader::new(Chunks::new(&bytes, first));
+        assert_eq!(reader.next_frame(), Ok(Frame::PendingContent(MIN_BULK_BYTES)), "{first}");
+        let mut fetched = vec![0; MIN_BULK_BYTES];
+        reader.read_content(&mut fetched).unwrap();
         assert!(fetched == content, "{first}");
-        assert_eq!(reader.finish(), Ok(()));
+        assert_eq!(reader.check_no_trailing_bytes(), Ok(()));
     }
-    let mut whole = FrameReader::new(Cut::new(&bytes, bytes.len()));
+    let mut whole = FrameReader::new(Chunks::new(&bytes, bytes.len()));
     assert_eq!(whole.next_frame(), Ok(Frame::Content(content.into())));
-    let short = [&content_head(BULK - 1)[..], b"abc"].concat();
-    let mut short = FrameReader::new(Cut::new(&short, short.len()));
+    let short = [&content_header(MIN_BULK_BYTES - 1)[..], b"abc"].concat();
+    let mut short = FrameReader::new(Chunks::new(&short, short.len()));
     assert_eq!(short.next_frame(), Ok(Frame::Content(Bytes::from_static(b"abc"))));
 }

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::config::agent::MIN_BUFFER_MEMORY_BYTES;
-use crate::data::asks::BLOCK_BYTES;
-use crate::data::pool::BUFFER;
-use crate::data::{Buffers, hash_source};
+use crate::data::buffer_pool::SEND_BUFFER_BYTES;
+use crate::data::control_messages::BLOCK_BYTES;
+use crate::data::{BufferPools, hash_source};
 use crate::wire::content::HashMode;
 use crate::wire::options::Preserve;
 use std::os::unix::fs::FileExt as _;
@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 
 /// Everything of `world`'s source to `to`, all files at the same time: the large ones as ranges of
 /// 1 MiB (all of them at once, too) that are compared first, the others whole.
-async fn bring_all(world: &World, to: &Destination) {
+async fn transfer_all(world: &TestBed, to: &Destination) {
     let source = tree(&world.src());
     let manifest = world.manifest();
     let alone = |entry: &Entry| Manifest { entries: vec![entry.clone()], ..manifest.clone() };
@@ -24,16 +24,16 @@ async fn bring_all(world: &World, to: &Destination) {
         async move {
             if !entry.path.as_bytes().starts_with(b"large") {
                 let files = vec![entry.clone()];
-                let packed = to.pack(source, manifest.dirs.clone(), files).await.unwrap();
+                let packed = to.transfer_pack(source, manifest.dirs.clone(), files).await.unwrap();
                 assert!(packed.files[0].is_ok(), "{packed:?}");
                 return;
             }
             let ranges = (0..entry.size().div_ceil(MIB)).map(|n| {
                 let range = (n * MIB, MIB.min(entry.size() - n * MIB));
-                to.range(source, &manifest, entry, range, RangeMode::Delta)
+                to.transfer_range(source, &manifest, entry, range, RangeMode::Delta)
             });
             for sent in futures_util::future::join_all(ranges).await {
-                assert!(matches!(sent, Ok(RangeSent::Written { .. })), "{sent:?}");
+                assert!(matches!(sent, Ok(RangeOutcome::Written { .. })), "{sent:?}");
             }
         }
     });
@@ -41,11 +41,12 @@ async fn bring_all(world: &World, to: &Destination) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_least_memory_all_transfers_of_agents_that_send_to_each_other_end() {
-    let memory = [Buffers::new(MIN_BUFFER_MEMORY_BYTES), Buffers::new(MIN_BUFFER_MEMORY_BYTES)];
+async fn with_minimum_memory_agents_that_send_to_each_other_do_not_deadlock() {
+    let memory =
+        [BufferPools::new(MIN_BUFFER_MEMORY_BYTES), BufferPools::new(MIN_BUFFER_MEMORY_BYTES)];
     let worlds = [
-        World::receiving(memory[0].receiving.clone()).await,
-        World::receiving(memory[1].receiving.clone()).await,
+        TestBed::with_pool(memory[0].receiving.clone()).await,
+        TestBed::with_pool(memory[1].receiving.clone()).await,
     ];
     for (world, seed) in worlds.iter().zip([100, 200]) {
         // More than the sockets take, so that who sends waits for who receives.
@@ -73,7 +74,8 @@ async fn with_the_least_memory_all_transfers_of_agents_that_send_to_each_other_e
         Destination::Remote(peers.peer(&worlds[to].member(), &worlds[to].ticket(), &rules))
     };
     let (there, back) = (to(0), to(1));
-    let both = async { tokio::join!(bring_all(&worlds[0], &there), bring_all(&worlds[1], &back)) };
+    let both =
+        async { tokio::join!(transfer_all(&worlds[0], &there), transfer_all(&worlds[1], &back)) };
     tokio::time::timeout(Duration::from_secs(120), both).await.expect("they wait for each other");
     for (world, memory) in worlds.into_iter().zip(&memory) {
         for n in 0..2 {
@@ -84,17 +86,21 @@ async fn with_the_least_memory_all_transfers_of_agents_that_send_to_each_other_e
             let (sent, there) = (world.src().join(&name), world.dst().join(&name));
             assert!(fs::read(sent).unwrap() == fs::read(there).unwrap(), "{name:?}");
         }
-        let (half, most) = (MIN_BUFFER_MEMORY_BYTES as usize / 2, memory.most());
+        let (half, most) = (MIN_BUFFER_MEMORY_BYTES as usize / 2, memory.peak_bytes());
         for pool in [&memory.sending, &memory.receiving] {
-            assert!((BUFFER..=half).contains(&pool.most()), "{} of {half}", pool.most());
+            assert!(
+                (SEND_BUFFER_BYTES..=half).contains(&pool.peak_bytes()),
+                "{} of {half}",
+                pool.peak_bytes()
+            );
         }
         assert!(most as u64 <= MIN_BUFFER_MEMORY_BYTES);
-        world.end().await;
+        world.shut_down().await;
     }
 }
 
 /// Large files of lengths that are no whole pages, some with holes, on a disk with a page cache.
-fn large_files(world: &World) -> Vec<&'static str> {
+fn large_files(world: &TestBed) -> Vec<&'static str> {
     let names = ["even", "odd", "page", "holes"];
     for (name, size) in names.into_iter().zip([16 * MIB, 17 * MIB - 1, 16 * MIB + 12_289, 18 * MIB])
     {
@@ -114,7 +120,7 @@ fn large_files(world: &World) -> Vec<&'static str> {
 
 #[tokio::test]
 async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_holes() {
-    let world = World::in_dir("/var/tmp", plenty()).await;
+    let world = TestBed::in_dir("/var/tmp", test_pool()).await;
     for name in large_files(&world) {
         let source = tree(&world.src()).preserving(Preserve::all()).with_direct_io(true);
         let mut manifest = world.manifest();
@@ -122,12 +128,13 @@ async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_h
         let entry = manifest.entries[0].clone();
         assert!(source.open_source(&entry).unwrap().is_direct(), "/var/tmp must be on a disk");
         let expected = fs::read(world.src().join(name)).unwrap();
-        let digest = hash_source(&source, &entry, HashMode::Full, &mut one(&plenty())).unwrap();
+        let digest =
+            hash_source(&source, &entry, HashMode::Full, &mut test_buffer(&test_pool())).unwrap();
         assert_eq!(digest, blake3::hash(&expected).into());
-        for to in world.both(&WriteRules::default()) {
+        for to in world.both_destinations(&WriteRules::default()) {
             let there = world.dst().join(name);
             let files = vec![entry.clone()];
-            let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
+            let packed = to.transfer_pack(&source, manifest.dirs.clone(), files).await.unwrap();
             assert!(packed.files[0].is_ok(), "{packed:?}");
             assert!(fs::read(&there).unwrap() == expected, "{name} as a file");
             for mode in [RangeMode::Whole, RangeMode::Delta] {
@@ -137,8 +144,8 @@ async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_h
                 for (at, length) in [(0, 16 * MIB), (16 * MIB, entry.size() - 16 * MIB)] {
                     if length > 0 {
                         let range = (at, length);
-                        let sent = to.range(&source, &manifest, &entry, range, mode).await;
-                        assert!(matches!(sent, Ok(RangeSent::Written { .. })), "{sent:?}");
+                        let sent = to.transfer_range(&source, &manifest, &entry, range, mode).await;
+                        assert!(matches!(sent, Ok(RangeOutcome::Written { .. })), "{sent:?}");
                     }
                 }
                 world.target().publish_part_file(&entry, None).unwrap();
@@ -147,5 +154,5 @@ async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_h
             fs::remove_file(&there).unwrap();
         }
     }
-    world.end().await;
+    world.shut_down().await;
 }

@@ -9,15 +9,17 @@ use std::time::Instant;
 const MIB: u64 = 1 << 20;
 
 /// A destination, and the limit that holds back what goes to it.
-fn held(world: &World, remote: bool) -> (Destination, Arc<RateLimiter>) {
+fn transfer_with_rate(world: &TestBed, remote: bool) -> (Destination, Arc<RateLimiter>) {
     let (rules, rate) = (WriteRules::default(), Arc::new(RateLimiter::new(Some(0))));
     let pace = Limiters::new(vec![rate.clone()]);
     let to = if remote {
-        let peers = Peers::new(&[], plenty());
-        Destination::Remote(peers.peer(&world.member(), &world.ticket(), &rules).at(pace))
+        let peers = Peers::new(&[], test_pool());
+        Destination::Remote(
+            peers.peer(&world.member(), &world.ticket(), &rules).with_limiters(pace),
+        )
     } else {
-        let local = Local::new(world.target(), world.claims_with(&rules), plenty());
-        Destination::Local { worker: "b".parse().unwrap(), local: local.at(pace) }
+        let local = Local::new(world.target(), world.claims_with(&rules), test_pool());
+        Destination::Local { worker: "b".parse().unwrap(), local: local.with_limiters(pace) }
     };
     (to, rate)
 }
@@ -34,8 +36,10 @@ fn overwrite(path: &Path, length: u64, keeps_time: bool) {
 
 /// Waits until each has read something, overwrites the source, and lets all go on.
 async fn overwrite_under(rates: &[Arc<RateLimiter>], path: &Path, length: u64, keeps_time: bool) {
-    damage::until("all have begun to read", || rates.iter().all(|rate| rate.reserved_bytes() > 0))
-        .await;
+    damage::wait_until("all have begun to read", || {
+        rates.iter().all(|rate| rate.reserved_bytes() > 0)
+    })
+    .await;
     overwrite(path, length, keeps_time);
     rates.iter().for_each(|rate| rate.set_limit(None, Instant::now()));
 }
@@ -45,13 +49,15 @@ const CASES: [(bool, bool); 4] = [(false, true), (false, false), (true, true), (
 #[tokio::test]
 async fn a_file_that_is_overwritten_in_place_while_it_is_copied_is_reported_as_changed() {
     for (remote, keeps_time) in CASES {
-        let world = World::new().await;
+        let world = TestBed::new().await;
         world.write("f", &content(4 * MIB, 1));
         let source = tree(&world.src());
         let (manifest, entry) = world.only_file();
-        let (to, rate) = held(&world, remote);
+        let (to, rate) = transfer_with_rate(&world, remote);
         let copying =
-            tokio::spawn(async move { to.pack(&source, manifest.dirs, vec![entry]).await });
+            tokio::spawn(
+                async move { to.transfer_pack(&source, manifest.dirs, vec![entry]).await },
+            );
         overwrite_under(&[rate], &world.src().join("f"), 4 * MIB, keeps_time).await;
         let packed = copying.await.unwrap().unwrap();
         let [Err(error)] = packed.files.as_slice() else {
@@ -59,7 +65,7 @@ async fn a_file_that_is_overwritten_in_place_while_it_is_copied_is_reported_as_c
         };
         assert_eq!(error.class, ErrorClass::Changed, "remote {remote}, {keeps_time}");
         assert_eq!(world.names(), Vec::<String>::new(), "remote {remote}, {keeps_time}");
-        world.end().await;
+        world.shut_down().await;
     }
 }
 
@@ -67,28 +73,28 @@ async fn a_file_that_is_overwritten_in_place_while_it_is_copied_is_reported_as_c
 async fn a_file_that_is_overwritten_in_place_while_all_its_ranges_are_open_is_reported_as_changed()
 {
     for (remote, keeps_time) in CASES {
-        let world = World::new().await;
+        let world = TestBed::new().await;
         world.write("f", &content(12 * MIB, 1));
         let (manifest, entry) = world.only_file();
         let mut rates = Vec::new();
         let ranges: Vec<_> = (0..3)
             .map(|n| {
-                let (to, rate) = held(&world, remote);
+                let (to, rate) = transfer_with_rate(&world, remote);
                 rates.push(rate);
                 let (source, manifest, entry) =
                     (tree(&world.src()), manifest.clone(), entry.clone());
                 tokio::spawn(async move {
                     let range = (4 * n * MIB, 4 * MIB);
-                    to.range(&source, &manifest, &entry, range, RangeMode::Whole).await
+                    to.transfer_range(&source, &manifest, &entry, range, RangeMode::Whole).await
                 })
             })
             .collect();
         overwrite_under(&rates, &world.src().join("f"), 12 * MIB, keeps_time).await;
         for range in ranges {
             let sent = range.await.unwrap().unwrap();
-            assert_eq!(sent, RangeSent::Changed, "remote {remote}, keeps its time {keeps_time}");
+            assert_eq!(sent, RangeOutcome::Changed, "remote {remote}, keeps its time {keeps_time}");
         }
         assert!(!world.dst().join("f").exists());
-        world.end().await;
+        world.shut_down().await;
     }
 }

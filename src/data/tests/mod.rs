@@ -3,25 +3,27 @@
 mod buffers;
 mod damage;
 mod delta;
-mod frozen;
 mod in_place;
 mod refusals;
 mod rules;
 mod sending;
-mod slow;
+mod slow_peers;
 mod sparse;
 mod streams;
+mod unresponsive_peers;
 
-use super::asking::{Gone, Outlet};
-use super::body::STALL;
+use super::buffer_pool::tests::{test_buffer, test_pool};
+use super::buffer_pool::{BufferPool, GATHER_BUFFER_BYTES, SEND_BUFFER_BYTES};
+use super::content_client::{Disconnected, FrameSink};
 use super::frame;
-use super::outcome::{Found, RangeMode, RangeSent, SendError, Written};
-use super::pool::tests::{one, plenty};
-use super::pool::{BUFFER, GATHERED, Pool};
+use super::outcome::{OfferDecision, RangeMode, RangeOutcome, SendError, WrittenFile};
 use super::protocol::{PACK, RANGE, RangeHead};
-use super::send::{Fed, Feed, feed_pack};
-use super::stream::{Ask, PROTOCOL};
-use super::{DataServer, Destination, Local, Peers, Roots, Served, TicketGate, Until};
+use super::send::{FrameWriter, SentFile, send_pack};
+use super::stall::STALL_TIMEOUT;
+use super::stream::{ContentRequest, UPGRADE_PROTOCOL};
+use super::{
+    DataServer, Deadline, Destination, Local, Peers, Roots, ServerContext, TicketVerifier,
+};
 use crate::fs::{DeletionBudget, RootDir, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, merge_ranges};
@@ -45,8 +47,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Room to gather content in.
-fn room() -> Vec<u8> {
-    vec![0; GATHERED]
+fn gather_buffer() -> Vec<u8> {
+    vec![0; GATHER_BUFFER_BYTES]
 }
 
 fn rel(path: &str) -> RelPath {
@@ -62,59 +64,64 @@ fn tree(path: &Path) -> Tree {
 }
 
 /// A source, a destination, and a data server that serves the destination.
-struct World {
+struct TestBed {
     dir: TempDir,
     signer: Signer,
     endpoint: Endpoint,
     stop: Shutdown,
-    serving: JoinHandle<()>,
+    server_task: JoinHandle<()>,
 }
 
 /// The master's clock.
 const NOW: i64 = 1_000_000;
 
-impl World {
+impl TestBed {
     async fn new() -> Self {
-        World::receiving(plenty()).await
+        TestBed::with_pool(test_pool()).await
     }
 
     /// The same, with a server that receives through buffers of `pool`.
-    async fn receiving(pool: Pool) -> Self {
-        World::in_dir(std::env::temp_dir(), pool).await
+    async fn with_pool(pool: BufferPool) -> Self {
+        TestBed::in_dir(std::env::temp_dir(), pool).await
     }
 
-    async fn in_dir(dir: impl AsRef<Path>, pool: Pool) -> Self {
-        World::giving_up_after(STALL, dir, pool).await
+    async fn in_dir(dir: impl AsRef<Path>, pool: BufferPool) -> Self {
+        TestBed::with_stall_timeout(STALL_TIMEOUT, dir, pool).await
     }
 
     /// The same, with a server that gives up who sends next to nothing for so long.
-    async fn giving_up_after(stall: Duration, dir: impl AsRef<Path>, pool: Pool) -> Self {
-        World::knowing(true, stall, dir, pool).await
+    async fn with_stall_timeout(stall: Duration, dir: impl AsRef<Path>, pool: BufferPool) -> Self {
+        TestBed::with_options(true, stall, dir, pool).await
     }
 
     /// The same, with a server that has not heard from its master.
     async fn without_key() -> Self {
-        World::knowing(false, STALL, std::env::temp_dir(), plenty()).await
+        TestBed::with_options(false, STALL_TIMEOUT, std::env::temp_dir(), test_pool()).await
     }
 
-    async fn knowing(key: bool, stall: Duration, dir: impl AsRef<Path>, pool: Pool) -> Self {
+    async fn with_options(
+        key: bool,
+        stall: Duration,
+        dir: impl AsRef<Path>,
+        pool: BufferPool,
+    ) -> Self {
         let dir = tempfile::tempdir_in(dir).unwrap();
         for name in ["src", "dst", "other"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
-        let gate = TicketGate::of_agent(&"b".parse().unwrap(), "");
+        let gate = TicketVerifier::for_agent(&"b".parse().unwrap(), "");
         if key {
             gate.update(&signer.public_key(), NOW).unwrap();
         }
         let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
-        let served = Arc::new(Served { gate: Arc::new(gate), roots: Arc::new(roots) });
+        let served = Arc::new(ServerContext { verifier: Arc::new(gate), roots: Arc::new(roots) });
         let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
-        let server = DataServer::bind(&[any]).await.unwrap().giving_up_after(stall);
+        let server = DataServer::bind(&[any]).await.unwrap().with_stall_timeout(stall);
         let endpoint = server.endpoints().available()[0].clone();
         let stop = Shutdown::new();
         let serving = tokio::spawn(server.serve(served, pool, stop.clone()));
-        World { dir, signer, endpoint, stop, serving }
+        TestBed { dir, signer, endpoint, stop, server_task: serving }
     }
 
     fn src(&self) -> PathBuf {
@@ -167,12 +174,12 @@ impl World {
 
     fn remote(&self, ticket: &str) -> Destination {
         let rules = WriteRules::default();
-        Destination::Remote(Peers::new(&[], plenty()).peer(&self.member(), ticket, &rules))
+        Destination::Remote(Peers::new(&[], test_pool()).peer(&self.member(), ticket, &rules))
     }
 
     fn remote_with(&self, rules: &WriteRules) -> Destination {
         let ticket = self.ticket_with(rules);
-        Destination::Remote(Peers::new(&[], plenty()).peer(&self.member(), &ticket, rules))
+        Destination::Remote(Peers::new(&[], test_pool()).peer(&self.member(), &ticket, rules))
     }
 
     fn target(&self) -> Target {
@@ -193,12 +200,12 @@ impl World {
     }
 
     fn local_with(&self, rules: &WriteRules) -> Destination {
-        let local = Local::new(self.target_with(rules), self.claims_with(rules), plenty());
+        let local = Local::new(self.target_with(rules), self.claims_with(rules), test_pool());
         Destination::Local { worker: "b".parse().unwrap(), local }
     }
 
     /// Both kinds of destination.
-    fn both(&self, rules: &WriteRules) -> [Destination; 2] {
+    fn both_destinations(&self, rules: &WriteRules) -> [Destination; 2] {
         [self.remote_with(rules), self.local_with(rules)]
     }
 
@@ -263,7 +270,7 @@ impl World {
     async fn stream(&self) -> TcpStream {
         let mut stream = TcpStream::connect(self.endpoint.authority()).await.unwrap();
         let head = format!(
-            "GET /v1/stream HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: {PROTOCOL}\r\n\r\n"
+            "GET /v1/stream HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: {UPGRADE_PROTOCOL}\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut reply = Vec::new();
@@ -277,9 +284,9 @@ impl World {
     /// Asks a new stream for `verb`, sends `body`, and waits: a peer that is gone is not served.
     async fn ask(&self, verb: &str, ticket: &str, body: &[u8]) -> (u8, Vec<u8>) {
         let mut stream = self.stream().await;
-        let ask = Ask { verb: verb.to_owned(), ticket: ticket.to_owned() };
+        let ask = ContentRequest { verb: verb.to_owned(), ticket: ticket.to_owned() };
         stream.write_all(&[&frame::ask(&ask), body].concat()).await.unwrap();
-        streams::answer(&mut stream).await
+        streams::read_reply(&mut stream).await
     }
 
     /// The names at the destination, with part files.
@@ -287,9 +294,9 @@ impl World {
         names(&self.dst())
     }
 
-    async fn end(self) {
+    async fn shut_down(self) {
         self.stop.cancel();
-        self.serving.await.unwrap();
+        self.server_task.await.unwrap();
     }
 }
 
@@ -303,12 +310,15 @@ fn names(dir: &Path) -> Vec<String> {
     all
 }
 
-fn needed(manifest: &Manifest, answers: &[Result<Found, FileError>]) -> Vec<Entry> {
+fn entries_needing_content(
+    manifest: &Manifest,
+    answers: &[Result<OfferDecision, FileError>],
+) -> Vec<Entry> {
     manifest
         .entries
         .iter()
         .zip(answers)
-        .filter(|(_, a)| matches!(a, Ok(Found::Needed { .. })))
+        .filter(|(_, a)| matches!(a, Ok(OfferDecision::NeedsContent { .. })))
         .map(|(e, _)| e.clone())
         .collect()
 }
@@ -330,16 +340,16 @@ fn content(length: u64, seed: u64) -> Vec<u8> {
 }
 
 /// What a file of this content gives when it is there.
-fn written(content: &[u8], hashed: bool) -> Written {
+fn written(content: &[u8], hashed: bool) -> WrittenFile {
     let digest = hashed.then(|| blake3::hash(content).into());
-    Written { bytes: content.len() as u64, digest }
+    WrittenFile { bytes: content.len() as u64, digest }
 }
 
 /// The frames of one file.
 fn file_frames(entry: &Entry, content: &[u8], digest: &Digest) -> Vec<u8> {
     let mut out = frame::file(entry);
     for piece in content.chunks(1000) {
-        out.extend(frame::content_head(piece.len()));
+        out.extend(frame::content_header(piece.len()));
         out.extend(piece);
     }
     out.extend(frame::digest(digest));
@@ -347,20 +357,20 @@ fn file_frames(entry: &Entry, content: &[u8], digest: &Digest) -> Vec<u8> {
 }
 
 /// The body of a pack, and that of a range, that write the file `planted`.
-fn planted() -> (Vec<u8>, Vec<u8>) {
+fn planted_bodies() -> (Vec<u8>, Vec<u8>) {
     let entry = file_entry("planted", 3);
     let mut pack = frame::dirs(vec![]);
     pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
     pack.extend(frame::end(1));
     let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-    let head = RangeHead { manifest, offset: 0, length: 3, dense: None };
+    let head = RangeHead { manifest, offset: 0, length: 3, is_dense: None };
     let mut range = frame::range(&head);
-    range.extend(frame::content_head(3));
+    range.extend(frame::content_header(3));
     range.extend(b"abc");
     (pack, range)
 }
 
-async fn a_batch_arrives(world: &World, to: Destination) {
+async fn a_batch_arrives(world: &TestBed, to: Destination) {
     world.write("a", b"alpha");
     world.write("sub/deep/b", &vec![7; 3 << 20]);
     world.write("sub/empty", b"");
@@ -368,15 +378,15 @@ async fn a_batch_arrives(world: &World, to: Destination) {
     let source = tree(&world.src());
     let manifest = world.manifest();
     let offered = to.offer(&manifest).await.unwrap();
-    let wanted = needed(&manifest, &offered.answers);
+    let wanted = entries_needing_content(&manifest, &offered.results);
     let paths: Vec<&[u8]> = wanted.iter().map(|e| e.path.as_bytes()).collect();
     assert_eq!(paths, [&b"a"[..], b"sub/deep/b"]);
-    let packed = to.pack(&source, manifest.dirs.clone(), wanted).await.unwrap();
+    let packed = to.transfer_pack(&source, manifest.dirs.clone(), wanted).await.unwrap();
     // Also where content is hashed on its way: no digests were asked for.
     let expected = [&b"alpha"[..], &vec![7; 3 << 20]].map(|c| Ok(written(c, false)));
     assert_eq!(packed.files, expected);
-    assert_eq!((packed.sent, packed.unstamped), ((3 << 20) + 5, vec![]));
-    assert!(packed.notes.is_empty() && !packed.to_sweep);
+    assert_eq!((packed.sent, packed.dir_errors), ((3 << 20) + 5, vec![]));
+    assert!(packed.warnings.is_empty() && !packed.needs_clean_up);
     assert_eq!(names(&world.src()), world.names());
     let after = tree(&world.dst());
     for entry in &manifest.entries {
@@ -385,24 +395,27 @@ async fn a_batch_arrives(world: &World, to: Destination) {
     }
     assert_eq!(fs::read(world.dst().join("sub/deep/b")).unwrap(), vec![7; 3 << 20]);
     let again = to.offer(&manifest).await.unwrap();
-    assert!(again.answers.iter().all(|a| *a == Ok(Found::Done(EntryAction::Skip))), "{again:?}");
+    assert!(
+        again.results.iter().all(|a| *a == Ok(OfferDecision::Done(EntryAction::Skip))),
+        "{again:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_batch_arrives_over_the_network() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     a_batch_arrives(&world, world.remote(&world.ticket())).await;
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
 async fn a_batch_arrives_without_the_network() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     a_batch_arrives(&world, world.local()).await;
-    world.end().await;
+    world.shut_down().await;
 }
 
-async fn ranges_make_a_file(world: &World, to: Destination) {
+async fn ranges_make_a_file(world: &TestBed, to: Destination) {
     const LENGTH: u64 = 1 << 20;
     let content: Vec<u8> = (0..(2 * LENGTH + 12_345)).map(|i| (i % 251) as u8).collect();
     world.write("big", &content);
@@ -412,8 +425,9 @@ async fn ranges_make_a_file(world: &World, to: Destination) {
     for offset in [2 * LENGTH, 0, LENGTH] {
         let length = LENGTH.min(entry.size() - offset);
         let range = (offset, length);
-        match to.range(&source, &manifest, &entry, range, RangeMode::Whole).await.unwrap() {
-            RangeSent::Written { value, sent, kept } => {
+        match to.transfer_range(&source, &manifest, &entry, range, RangeMode::Whole).await.unwrap()
+        {
+            RangeOutcome::Written { value, sent, kept } => {
                 assert_eq!((sent, kept), (length, 0));
                 chain.push((offset, value.unwrap()));
             }
@@ -430,21 +444,21 @@ async fn ranges_make_a_file(world: &World, to: Destination) {
 
 #[tokio::test]
 async fn ranges_make_a_file_over_the_network() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     ranges_make_a_file(&world, world.remote(&world.ticket())).await;
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
 async fn ranges_make_a_file_without_the_network() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     ranges_make_a_file(&world, world.local()).await;
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn tickets_for_other_roots_expired_forged_or_absent_write_nothing() {
-    let world = World::new().await;
+async fn requests_with_invalid_tickets_write_nothing() {
+    let world = TestBed::new().await;
     let stranger = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
     let claims = world.claims(&world.dst());
     let outside = world.dir.path().join("dstx");
@@ -472,17 +486,17 @@ async fn tickets_for_other_roots_expired_forged_or_absent_write_nothing() {
     }
     let source = tree(&world.src());
     world.write("planted", b"abc");
-    let refused = world.remote(&tickets[3].0).pack(&source, vec![], vec![entry]).await;
+    let refused = world.remote(&tickets[3].0).transfer_pack(&source, vec![], vec![entry]).await;
     assert!(matches!(refused, Err(SendError::Refused { status: 403, .. })), "{refused:?}");
     assert_eq!(names(world.dir.path()), ["dst", "other", "src", "src/planted"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 /// The agent has opened another directory since the master signed the ticket: nothing that is asked for is done there,
 /// and nothing there counts as equal.
 #[tokio::test]
-async fn a_ticket_for_another_root_at_the_same_path_lets_nothing_be_done() {
-    let world = World::new().await;
+async fn a_ticket_for_another_root_at_the_same_path_allows_nothing() {
+    let world = TestBed::new().await;
     world.write("planted", b"abc");
     fs::write(world.dst().join("extra"), "x").unwrap();
     let mut claims = world.claims(&world.dst());
@@ -497,22 +511,22 @@ async fn a_ticket_for_another_root_at_the_same_path_lets_nothing_be_done() {
         assert!(error.message.contains("after the task was assigned"), "{what}: {error:?}");
     };
     let offered = to.offer(&manifest).await.unwrap();
-    gone("offer", offered.answers[0].as_ref().unwrap_err());
-    let packed = to.pack(&source, vec![], vec![entry.clone()]).await.unwrap();
+    gone("offer", offered.results[0].as_ref().unwrap_err());
+    let packed = to.transfer_pack(&source, vec![], vec![entry.clone()]).await.unwrap();
     gone("pack", packed.files[0].as_ref().unwrap_err());
     for mode in [RangeMode::Whole, RangeMode::Delta] {
-        let sent = to.range(&source, &manifest, &entry, (0, 3), mode).await.unwrap();
-        let RangeSent::Failed(error) = sent else { panic!("{sent:?}") };
+        let sent = to.transfer_range(&source, &manifest, &entry, (0, 3), mode).await.unwrap();
+        let RangeOutcome::Failed(error) = sent else { panic!("{sent:?}") };
         gone("range", &error);
     }
-    gone("sweep", &to.sweep(None).await.unwrap().unwrap_err());
+    gone("sweep", &to.clean_up(None).await.unwrap().unwrap_err());
     assert_eq!(names(world.dir.path()), ["dst", "dst/extra", "other", "src", "src/planted"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn other_versions_and_verbs_are_refused_by_name() {
-    let world = World::new().await;
+async fn unknown_versions_and_paths_are_refused() {
+    let world = TestBed::new().await;
     let reply = world.post("/v2/offer", &world.ticket(), b"").await;
     assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("unknown_verb"), "{reply}");
     assert!(reply.contains("supports version 1"), "{reply}");
@@ -525,28 +539,29 @@ async fn other_versions_and_verbs_are_refused_by_name() {
     let _ = stream.read_to_end(&mut reply).await;
     assert!(!reply.starts_with(b"HTTP/1.1 200"));
     assert_eq!(world.names(), Vec::<String>::new());
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
 async fn a_range_of_another_version_is_not_sent() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     world.write("big", &vec![1; 4096]);
     let source = tree(&world.src());
     let (manifest, entry) = world.only_file();
     world.write("big", &vec![2; 5000]);
     for to in [world.remote(&world.ticket()), world.local()] {
         for mode in [RangeMode::Whole, RangeMode::Delta] {
-            let sent = to.range(&source, &manifest, &entry, (0, 1024), mode).await.unwrap();
-            assert_eq!(sent, RangeSent::Changed);
+            let sent =
+                to.transfer_range(&source, &manifest, &entry, (0, 1024), mode).await.unwrap();
+            assert_eq!(sent, RangeOutcome::Changed);
         }
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_file_that_changed_before_it_is_sent_arrives_as_what_it_is() {
-    let world = World::new().await;
+async fn a_file_that_changed_before_it_is_sent_arrives_in_its_new_version() {
+    let world = TestBed::new().await;
     world.write("f", b"old");
     world.write("gone", b"old");
     let source = tree(&world.src());
@@ -556,50 +571,50 @@ async fn a_file_that_changed_before_it_is_sent_arrives_as_what_it_is() {
     fs::remove_file(world.src().join("gone")).unwrap();
     for to in [world.remote(&world.ticket()), world.local()] {
         let files = manifest.entries.clone();
-        let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
+        let packed = to.transfer_pack(&source, manifest.dirs.clone(), files).await.unwrap();
         assert_eq!(packed.files[0].clone().unwrap().bytes, 5);
         let error = packed.files[1].clone().unwrap_err();
         assert_eq!((error.class, error.errno.as_deref()), (ErrorClass::Vanished, Some("ENOENT")));
         assert_eq!(fs::read(world.dst().join("f")).unwrap(), b"newer");
     }
     assert_eq!(world.names(), ["f"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_peer_that_is_not_there_is_named_with_its_endpoints() {
-    let world = World::new().await;
+async fn an_unreachable_peer_is_reported_with_its_endpoints() {
+    let world = TestBed::new().await;
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let mut member = world.member();
     member.data_plane_endpoints = vec![closed.local_addr().unwrap().to_string().parse().unwrap()];
-    let peer = Peers::new(&[], plenty()).peer(&member, &world.ticket(), &WriteRules::default());
+    let peer = Peers::new(&[], test_pool()).peer(&member, &world.ticket(), &WriteRules::default());
     let error = Destination::Remote(peer).offer(&Manifest::default()).await.unwrap_err();
-    let SendError::Unreachable { worker, tried } = &error else { panic!("{error:?}") };
+    let SendError::Unreachable { worker, attempts: tried } = &error else { panic!("{error:?}") };
     assert_eq!((worker.as_str(), tried.len()), ("b", 1));
     assert!(error.to_string().contains("refused"), "{error}");
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn kept_connections_survive_the_other_sides_restart() {
-    let world = World::new().await;
-    let peers = Peers::new(&[], plenty());
+async fn a_request_over_a_pooled_connection_survives_the_peers_restart() {
+    let world = TestBed::new().await;
+    let peers = Peers::new(&[], test_pool());
     let peer =
         Destination::Remote(peers.peer(&world.member(), &world.ticket(), &WriteRules::default()));
     peer.offer(&Manifest::default()).await.unwrap();
     // The same port again, another server behind it.
     let endpoint = world.endpoint.clone();
     world.stop.cancel();
-    let World { dir, signer, serving, .. } = world;
+    let TestBed { dir, signer, server_task: serving, .. } = world;
     serving.await.unwrap();
-    let gate = TicketGate::new();
+    let gate = TicketVerifier::new();
     gate.update(&signer.public_key(), NOW).unwrap();
     let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
-    let served = Arc::new(Served { gate: Arc::new(gate), roots: Arc::new(roots) });
+    let served = Arc::new(ServerContext { verifier: Arc::new(gate), roots: Arc::new(roots) });
     let server = DataServer::bind(&[endpoint]).await.unwrap();
     let stop = Shutdown::new();
-    let serving = tokio::spawn(server.serve(served, plenty(), stop.clone()));
+    let serving = tokio::spawn(server.serve(served, test_pool(), stop.clone()));
     peer.offer(&Manifest::default()).await.unwrap();
     stop.cancel();
     serving.await.unwrap();

@@ -1,9 +1,11 @@
 //! Every verb with every reason for a refusal, from one table. Nothing is written by any of them.
 
 use super::*;
-use crate::data::asks::{BLOCK_BYTES, BlocksAsk, PruneAsk, RootAsk, SweepAsk};
-use crate::data::protocol::{DIGEST, OFFER, PRUNE, ROOT, SWEEP};
-use crate::data::verbs::VERBS;
+use crate::data::control_messages::{
+    BLOCK_BYTES, BlockDigestsRequest, CleanUpRequest, PruneRequest, RootCheckRequest,
+};
+use crate::data::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, PRUNE, ROOT_CHECK};
+use crate::data::verbs::DOCUMENT_PATHS;
 use crate::fs::RootKind;
 use crate::wire::options::FilterSpec;
 use crate::wire::ticket::CLOCK_LEEWAY_SECONDS;
@@ -13,26 +15,30 @@ fn verbs() -> [(&'static str, Vec<u8>); 7] {
     let dir = Entry { kind: EntryKind::Dir, ..file_entry("planted", 3) };
     let offer = Manifest { dirs: vec![], entries: vec![dir] }.encode();
     let manifest = Manifest { dirs: vec![], entries: vec![file_entry("planted", BLOCK_BYTES)] };
-    let digest = BlocksAsk { manifest, offset: 0, length: BLOCK_BYTES, block: BLOCK_BYTES };
-    let prune = PruneAsk {
+    let digest =
+        BlockDigestsRequest { manifest, offset: 0, length: BLOCK_BYTES, block_bytes: BLOCK_BYTES };
+    let prune = PruneRequest {
         dir: RelPath::root(),
         after: None,
-        upto: None,
+        through: None,
         names: vec![],
-        replacing: vec![],
+        replacing_dirs: vec![],
         filter: FilterSpec::default(),
         delete_excluded: false,
         apply: true,
         dirs: vec![],
         resume: None,
     };
-    let (pack, range) = planted();
+    let (pack, range) = planted_bodies();
     [
         (OFFER, offer),
-        (DIGEST, minicbor::to_vec(&digest).unwrap()),
+        (BLOCK_DIGESTS, minicbor::to_vec(&digest).unwrap()),
         (PRUNE, minicbor::to_vec(&prune).unwrap()),
-        (SWEEP, minicbor::to_vec(SweepAsk::default()).unwrap()),
-        (ROOT, minicbor::to_vec(RootAsk { source: RootKind::Directory }).unwrap()),
+        (CLEAN_UP, minicbor::to_vec(CleanUpRequest::default()).unwrap()),
+        (
+            ROOT_CHECK,
+            minicbor::to_vec(RootCheckRequest { source_kind: RootKind::Directory }).unwrap(),
+        ),
         (PACK, pack),
         (RANGE, range),
     ]
@@ -41,7 +47,7 @@ fn verbs() -> [(&'static str, Vec<u8>); 7] {
 /// What a refusal says, or nothing where the verb is let in.
 type Refusal = Option<(u16, &'static str)>;
 
-const REFUSED: Refusal = Some((403, "ticket_refused"));
+const TICKET_REFUSED: Refusal = Some((403, "ticket_refused"));
 const NO_DELETION: Refusal = Some((403, "deletion_not_allowed"));
 
 /// Of the seven verbs, in order.
@@ -50,10 +56,11 @@ fn all(refusal: Refusal) -> [Refusal; 7] {
 }
 
 #[tokio::test]
-async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
-    let documents: Vec<&str> = verbs().iter().map(|(verb, _)| *verb).take(VERBS.len()).collect();
-    assert_eq!(documents, VERBS, "a verb without a row");
-    let world = World::new().await;
+async fn every_refused_request_has_its_code_and_changes_nothing() {
+    let documents: Vec<&str> =
+        verbs().iter().map(|(verb, _)| *verb).take(DOCUMENT_PATHS.len()).collect();
+    assert_eq!(documents, DOCUMENT_PATHS, "a verb without a row");
+    let world = TestBed::new().await;
     fs::write(world.dst().join("kept"), b"k").unwrap();
     let stranger = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
     let mirror = WriteRules { delete: true, ..WriteRules::default() };
@@ -75,12 +82,16 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
     let dry = Some((403, "dry_run"));
     let too_long = Some((401, "no_ticket"));
     let table: [(&str, String, [Refusal; 7]); 13] = [
-        ("expired", sign(&|c| c.expires = NOW - 3_600), all(REFUSED)),
-        ("just expired", sign(&|c| c.expires = NOW - CLOCK_LEEWAY_SECONDS - 1), all(REFUSED)),
-        ("from long ago", sign(&|c| c.expires = i64::MIN / 2), all(REFUSED)),
-        ("forged", stranger.sign(&claims), all(REFUSED)),
-        ("broken", "nonsense".to_owned(), all(REFUSED)),
-        ("empty", String::new(), all(REFUSED)),
+        ("expired", sign(&|c| c.expires = NOW - 3_600), all(TICKET_REFUSED)),
+        (
+            "just expired",
+            sign(&|c| c.expires = NOW - CLOCK_LEEWAY_SECONDS - 1),
+            all(TICKET_REFUSED),
+        ),
+        ("from long ago", sign(&|c| c.expires = i64::MIN / 2), all(TICKET_REFUSED)),
+        ("forged", stranger.sign(&claims), all(TICKET_REFUSED)),
+        ("broken", "nonsense".to_owned(), all(TICKET_REFUSED)),
+        ("empty", String::new(), all(TICKET_REFUSED)),
         (
             "longer than any",
             "x".repeat(100_000),
@@ -97,12 +108,12 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
         (
             "of another root",
             sign(&|c| c.destination = root(world.dir.path().join("other"))),
-            all(REFUSED),
+            all(TICKET_REFUSED),
         ),
         (
             "of a root that only begins alike",
             sign(&|c| c.destination = root(world.dir.path().join("dstx"))),
-            all(REFUSED),
+            all(TICKET_REFUSED),
         ),
         ("to delete elsewhere", sign(&|c| c.prune = delete("another process")), all(NO_DELETION)),
         (
@@ -132,7 +143,7 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
         }
         assert_eq!(world.names(), ["kept"], "{reason}");
     }
-    for (verb, body) in &verbs()[..VERBS.len()] {
+    for (verb, body) in &verbs()[..DOCUMENT_PATHS.len()] {
         let head = format!("POST {verb} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
         let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
         let head = format!("{head}content-length: {}\r\n\r\n", body.len());
@@ -150,12 +161,12 @@ async fn every_verb_refuses_for_every_reason_and_changes_nothing() {
     let (verb, body) = &verbs()[1];
     assert!(world.post(verb, &late, body).await.starts_with("HTTP/1.1 200"));
     assert_eq!(world.names(), ["kept"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn no_verb_is_let_in_before_the_masters_key_is_known() {
-    let world = World::without_key().await;
+async fn every_request_is_refused_before_the_masters_key_is_known() {
+    let world = TestBed::without_key().await;
     for (verb, body) in verbs() {
         let reply = world.post(verb, &world.ticket(), &body).await;
         assert!(
@@ -164,5 +175,5 @@ async fn no_verb_is_let_in_before_the_masters_key_is_known() {
         );
     }
     assert_eq!(world.names(), Vec::<String>::new());
-    world.end().await;
+    world.shut_down().await;
 }

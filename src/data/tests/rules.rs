@@ -1,7 +1,9 @@
 //! The ticket says what may be done; a peer that asks for more gets a refusal and changes nothing.
 
 use super::*;
-use crate::data::asks::{BLOCK_BYTES, BlocksAsk, PruneAsk, SweepAsk};
+use crate::data::control_messages::{
+    BLOCK_BYTES, BlockDigestsRequest, CleanUpRequest, PruneRequest,
+};
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{ManifestDir, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
@@ -13,19 +15,19 @@ fn rules(change: impl FnOnce(&mut WriteRules)) -> WriteRules {
     rules
 }
 
-fn prune(apply: bool, names: &[&str]) -> PruneAsk {
+fn prune(apply: bool, names: &[&str]) -> PruneRequest {
     let meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime_sec: 5, mtime_nsec: 0 };
-    PruneAsk {
+    PruneRequest {
         dir: RelPath::root(),
         after: None,
-        upto: None,
+        through: None,
         names: names.iter().map(|n| n.as_bytes().to_vec().into()).collect(),
         filter: FilterSpec::default(),
         delete_excluded: false,
         apply,
         dirs: vec![ManifestDir { path: RelPath::root(), meta }],
         resume: None,
-        replacing: Vec::new(),
+        replacing_dirs: Vec::new(),
     }
 }
 
@@ -40,43 +42,43 @@ fn assert_refused(reply: &str, status: u16, code: &str) {
 
 #[tokio::test]
 async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     world.write("new", b"new");
     world.write("sub/f", b"abc");
     fs::write(world.dst().join("extra"), b"x").unwrap();
     let before = fs::metadata(world.dst()).unwrap().modified().unwrap();
     let dry = rules(|r| (r.dry_run, r.delete) = (true, true));
     let ticket = world.ticket_with(&dry);
-    let (pack, range) = planted();
+    let (pack, range) = planted_bodies();
     for (path, body) in [
         ("/v1/pack", pack),
         ("/v1/range", range),
-        ("/v1/sweep", cbor(&SweepAsk::default())),
+        ("/v1/sweep", cbor(&CleanUpRequest::default())),
         ("/v1/prune", cbor(&prune(true, &["new"]))),
     ] {
         assert_refused(&world.post(path, &ticket, &body).await, 403, "dry_run");
     }
     let manifest = world.manifest();
     let source = tree(&world.src());
-    for to in world.both(&dry) {
+    for to in world.both_destinations(&dry) {
         let offered = to.offer(&manifest).await.unwrap();
-        let wanted: Vec<_> = needed(&manifest, &offered.answers);
+        let wanted: Vec<_> = entries_needing_content(&manifest, &offered.results);
         assert_eq!(wanted.len(), 2);
-        assert_eq!(offered.unstamped, []);
+        assert_eq!(offered.dir_errors, []);
         let counted = to.prune(prune(false, &["new", "sub"])).await.unwrap();
         assert_eq!((counted.pruned.extraneous, counted.pruned.bytes), (1, 1));
-        assert!(to.pack(&source, manifest.dirs.clone(), wanted).await.is_err());
+        assert!(to.transfer_pack(&source, manifest.dirs.clone(), wanted).await.is_err());
         assert!(to.prune(prune(true, &[])).await.is_err());
-        assert!(to.sweep(None).await.is_err());
+        assert!(to.clean_up(None).await.is_err());
     }
     assert_eq!(world.names(), ["extra"]);
     assert_eq!(fs::metadata(world.dst()).unwrap().modified().unwrap(), before);
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
 async fn only_the_ticket_of_a_task_that_deletes_deletes_and_no_more_than_it_allows() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     for n in 0..6 {
         fs::write(world.dst().join(format!("extra{n}")), b"x").unwrap();
     }
@@ -103,11 +105,11 @@ async fn only_the_ticket_of_a_task_that_deletes_deletes_and_no_more_than_it_allo
         let reply = world.post("/v1/prune", &ticket(prune_permit), &cbor(&prune(apply, &[]))).await;
         assert_refused(&reply, 403, "deletion_not_allowed");
     }
-    let peers = Peers::new(&[], plenty());
+    let peers = Peers::new(&[], test_pool());
     let ask = async |ticket: &str, apply| {
         let peer = peers.peer(&world.member(), ticket, &mirror);
         let page = Destination::Remote(peer).prune(prune(apply, &[])).await.unwrap();
-        (page.pruned.extraneous, page.used_up, world.names().len())
+        (page.pruned.extraneous, page.allowance_exhausted, world.names().len())
     };
     assert_eq!(ask(&ticket(Some(PrunePermit::Count)), false).await, (6, false, 6));
     // Two tickets of one grant, as of two tasks or of a retry, share what it allows.
@@ -118,12 +120,12 @@ async fn only_the_ticket_of_a_task_that_deletes_deletes_and_no_more_than_it_allo
     // Exactly enough is enough, also for a repeat.
     assert_eq!(ask(&ticket(permit(8, 3, "")), true).await, (3, false, 0));
     assert_eq!(ask(&ticket(permit(8, 3, "")), true).await, (0, false, 0));
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn only_a_mirrors_ticket_lets_anybody_delete() {
-    let world = World::new().await;
+async fn only_the_ticket_of_a_mirror_allows_deletion() {
+    let world = TestBed::new().await;
     fs::create_dir_all(world.dst().join("extra/deep")).unwrap();
     fs::write(world.dst().join("extra/deep/f"), b"12345").unwrap();
     fs::write(world.dst().join("kept"), b"k").unwrap();
@@ -142,7 +144,7 @@ async fn only_a_mirrors_ticket_lets_anybody_delete() {
     let reply = world.post("/v1/prune", &forged, &cbor(&prune(true, &[]))).await;
     assert_refused(&reply, 403, "ticket_refused");
     assert_eq!(world.names(), ["extra", "extra/deep", "extra/deep/f", "kept"]);
-    for to in world.both(&rules(|r| r.delete = true)) {
+    for to in world.both_destinations(&rules(|r| r.delete = true)) {
         fs::create_dir_all(world.dst().join("extra/deep")).unwrap();
         fs::write(world.dst().join("extra/deep/f"), b"12345").unwrap();
         let done = to.prune(prune(true, &["kept"])).await.unwrap();
@@ -151,96 +153,105 @@ async fn only_a_mirrors_ticket_lets_anybody_delete() {
         removed.sort();
         let expected = [("extra", 0), ("extra/deep", 0), ("extra/deep/f", 5)];
         assert_eq!(removed, expected.map(|(path, bytes)| (rel(path), bytes)));
-        assert_eq!((done.errors, done.next), (vec![], None));
+        assert_eq!((done.errors, done.resume), (vec![], None));
         assert_eq!(world.names(), ["kept"]);
-        assert_eq!(to.sweep(None).await.unwrap(), Ok(()));
+        assert_eq!(to.clean_up(None).await.unwrap(), Ok(()));
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn content_without_a_digest_is_taken_only_where_the_ticket_says_so() {
-    let world = World::new().await;
+async fn content_without_a_digest_is_accepted_only_where_the_ticket_allows_it() {
+    let world = TestBed::new().await;
     let small = content(5000, 1);
     world.write("f", &small);
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
     let unhashed = rules(|r| r.requires_digest = false);
     // A peer that does not hash, with a ticket that wants it.
-    let strict = Peers::new(&[], plenty()).peer(&world.member(), &world.ticket(), &unhashed);
+    let strict = Peers::new(&[], test_pool()).peer(&world.member(), &world.ticket(), &unhashed);
     let strict = Destination::Remote(strict);
     let files = vec![entry.clone()];
-    let refused = strict.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap_err();
+    let refused =
+        strict.transfer_pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap_err();
     let SendError::Refused { status, code, .. } = &refused else { panic!("{refused:?}") };
     assert_eq!((*status, code.as_str()), (403, "digest_required"));
     let range = (0, 5000);
-    let refused = strict.range(&source, &manifest, &entry, range, RangeMode::Whole).await;
+    let refused = strict.transfer_range(&source, &manifest, &entry, range, RangeMode::Whole).await;
     assert!(matches!(refused, Err(SendError::Refused { status: 403, .. })), "{refused:?}");
     assert!(!world.dst().join("f").exists());
     world.target().remove_part_file(&entry).unwrap();
-    for to in world.both(&unhashed) {
-        let packed = to.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap();
+    for to in world.both_destinations(&unhashed) {
+        let packed = to.transfer_pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap();
         assert_eq!(packed.files, [Ok(written(&small, false))]);
         assert_eq!(fs::read(world.dst().join("f")).unwrap(), small);
         fs::remove_file(world.dst().join("f")).unwrap();
         for mode in [RangeMode::Whole, RangeMode::Delta] {
-            let sent = to.range(&source, &manifest, &entry, range, mode).await.unwrap();
-            assert_eq!(sent, RangeSent::Written { value: None, sent: 5000, kept: 0 });
+            let sent = to.transfer_range(&source, &manifest, &entry, range, mode).await.unwrap();
+            assert_eq!(sent, RangeOutcome::Written { value: None, sent: 5000, kept: 0 });
             world.target().publish_part_file(&entry, None).unwrap();
             assert_eq!(fs::read(world.dst().join("f")).unwrap(), small);
             fs::remove_file(world.dst().join("f")).unwrap();
         }
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_list_of_digests_is_had_also_where_nothing_is_checked() {
-    let world = World::new().await;
+async fn digests_are_reported_also_where_content_is_not_verified() {
+    let world = TestBed::new().await;
     world.write("f", b"abc");
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
-    for to in world.both(&rules(|r| (r.requires_digest, r.returns_digests) = (false, true))) {
+    for to in
+        world.both_destinations(&rules(|r| (r.requires_digest, r.returns_digests) = (false, true)))
+    {
         let files = vec![entry.clone()];
-        let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
+        let packed = to.transfer_pack(&source, manifest.dirs.clone(), files).await.unwrap();
         assert_eq!(packed.files, [Ok(written(b"abc", true))]);
         let offered = to.offer(&manifest).await.unwrap();
-        assert_eq!(offered.answers, [Ok(Found::Done(EntryAction::Skip))]);
+        assert_eq!(offered.results, [Ok(OfferDecision::Done(EntryAction::Skip))]);
         assert_eq!(offered.digests, [Some(blake3::hash(b"abc").into())]);
         fs::remove_file(world.dst().join("f")).unwrap();
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
 async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     world.write("f", b"abc");
     let source = tree(&world.src());
     let checksum = rules(|r| r.compare = crate::wire::options::Compare::Checksum);
-    for to in world.both(&checksum) {
+    for to in world.both_destinations(&checksum) {
         let there = fs::File::create(world.dst().join("f")).unwrap();
         std::io::Write::write_all(&mut &there, b"abc").unwrap();
         there.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         let (mut manifest, entry) = world.only_file();
-        assert_eq!(to.offer(&manifest).await.unwrap().answers, [Ok(Found::Check)]);
+        assert_eq!(to.offer(&manifest).await.unwrap().results, [Ok(OfferDecision::NeedsDigest)]);
         manifest.entries[0].digest = Some(
-            crate::data::hash_source(&source, &entry, HashMode::Full, &mut one(&plenty())).unwrap(),
+            crate::data::hash_source(
+                &source,
+                &entry,
+                HashMode::Full,
+                &mut test_buffer(&test_pool()),
+            )
+            .unwrap(),
         );
         let done = to.offer(&manifest).await.unwrap();
-        assert_eq!(done.answers, [Ok(Found::Done(EntryAction::Metadata))]);
+        assert_eq!(done.results, [Ok(OfferDecision::Done(EntryAction::Metadata))]);
         assert_eq!(tree(&world.dst()).entry(&entry.path).unwrap().meta, entry.meta);
         manifest.entries[0].digest = Some(Digest([0; 32]));
         let other = to.offer(&manifest).await.unwrap();
-        let expected = Found::Needed { action: EntryAction::Update, base: true };
-        assert_eq!(other.answers, [Ok(expected)]);
+        let expected = OfferDecision::NeedsContent { action: EntryAction::Update, has_basis: true };
+        assert_eq!(other.results, [Ok(expected)]);
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn documents_that_lie_are_refused_by_every_verb() {
-    let world = World::new().await;
+async fn inconsistent_documents_are_refused_by_every_handler() {
+    let world = TestBed::new().await;
     let ticket = world.ticket_with(&rules(|r| r.delete = true));
     for path in ["/v1/digest", "/v1/prune", "/v1/sweep"] {
         for body in [&b""[..], b"\xff\xff", b"{}", &[0x9f; 100]] {
@@ -251,27 +262,28 @@ async fn documents_that_lie_are_refused_by_every_verb() {
     for (offset, length, block) in
         [(0, 1 << 60, BLOCK_BYTES), (7, BLOCK_BYTES, BLOCK_BYTES), (0, BLOCK_BYTES, 0)]
     {
-        let ask = BlocksAsk { manifest: manifest.clone(), offset, length, block };
+        let ask =
+            BlockDigestsRequest { manifest: manifest.clone(), offset, length, block_bytes: block };
         assert_refused(&world.post("/v1/digest", &ticket, &cbor(&ask)).await, 400, "bad_frame");
     }
     let unsorted = prune(true, &["b", "a"]);
     assert_refused(&world.post("/v1/prune", &ticket, &cbor(&unsorted)).await, 400, "bad_frame");
     fs::write(world.dst().join("a"), b"").unwrap();
-    let endless_filter = PruneAsk {
+    let endless_filter = PruneRequest {
         filter: FilterSpec { rules: vec!["x".repeat(MAX_FILTER_BYTES)], ..FilterSpec::default() },
         ..prune(true, &[])
     };
     let reply = world.post("/v1/prune", &ticket, &cbor(&endless_filter)).await;
     assert_refused(&reply, 400, "bad_frame");
     assert_eq!(world.names(), ["a"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn what_the_destination_could_not_hold_is_said_with_the_names_that_were_sent() {
+async fn metadata_warnings_are_reported_with_the_names_that_were_sent() {
     use crate::wire::options::Attribute;
     use std::os::unix::fs::{PermissionsExt as _, chown};
-    let world = World::new().await;
+    let world = TestBed::new().await;
     for name in ["plain", "set"] {
         world.write(name, b"abc");
     }
@@ -284,20 +296,20 @@ async fn what_the_destination_could_not_hold_is_said_with_the_names_that_were_se
     let ours = rules(|r| {
         r.preserve = r.preserve.without(Attribute::Owner).without(Attribute::Group);
     });
-    for to in world.both(&ours) {
+    for to in world.both_destinations(&ours) {
         let dirs = manifest.dirs.clone();
-        let packed = to.pack(&source, dirs, files.clone()).await.unwrap();
+        let packed = to.transfer_pack(&source, dirs, files.clone()).await.unwrap();
         assert!(packed.files.iter().all(Result::is_ok), "{packed:?}");
-        let notes: Vec<_> = packed.notes.into_iter().collect();
+        let notes: Vec<_> = packed.warnings.into_iter().collect();
         let [(cause, note)] = notes.as_slice() else { panic!("{notes:?}") };
         assert!(cause.contains("set-uid"), "{cause}");
         assert_eq!((note.count, note.paths[0].0.as_slice()), (1, &b"set"[..]));
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn directories_that_the_rules_leave_unmade_get_no_metadata_and_fail_nothing() {
+async fn directories_that_the_rules_do_not_create_get_no_metadata_and_cause_no_error() {
     let existing = rules(|r| r.existing = true);
     let ignore_existing = rules(|r| r.ignore_existing = true);
     let both = rules(|r| (r.existing, r.ignore_existing) = (true, true));
@@ -311,7 +323,7 @@ async fn directories_that_the_rules_leave_unmade_get_no_metadata_and_fail_nothin
     ];
     for (rules, before, after) in cases {
         for remote in [true, false] {
-            let world = World::new().await;
+            let world = TestBed::new().await;
             world.write("there", b"new");
             world.write("dir/f", b"abc");
             world.write("dir/deep/g", b"");
@@ -322,21 +334,21 @@ async fn directories_that_the_rules_leave_unmade_get_no_metadata_and_fail_nothin
             let (manifest, source) = (world.manifest(), tree(&world.src()));
             let case = format!("{rules:?} {before:?}, remote: {remote}");
             let offered = to.offer(&manifest).await.unwrap();
-            assert!(offered.answers.iter().all(Result::is_ok), "{case}: {:?}", offered.answers);
-            assert_eq!(offered.unstamped, [], "{case}");
+            assert!(offered.results.iter().all(Result::is_ok), "{case}: {:?}", offered.results);
+            assert_eq!(offered.dir_errors, [], "{case}");
             // The same again, with the directories' own entries in another batch.
             let files = Manifest {
                 entries: manifest.entries.iter().filter(|e| !e.is_dir()).cloned().collect(),
                 ..manifest.clone()
             };
             let offered = to.offer(&files).await.unwrap();
-            assert_eq!(offered.unstamped, [], "{case}");
-            let wanted = needed(&files, &offered.answers);
-            let packed = to.pack(&source, manifest.dirs.clone(), wanted).await.unwrap();
+            assert_eq!(offered.dir_errors, [], "{case}");
+            let wanted = entries_needing_content(&files, &offered.results);
+            let packed = to.transfer_pack(&source, manifest.dirs.clone(), wanted).await.unwrap();
             assert!(packed.files.iter().all(Result::is_ok), "{case}: {:?}", packed.files);
-            assert_eq!(packed.unstamped, [], "{case}");
+            assert_eq!(packed.dir_errors, [], "{case}");
             assert_eq!(world.names(), after, "{case}");
-            world.end().await;
+            world.shut_down().await;
         }
     }
 }

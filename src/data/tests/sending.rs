@@ -1,46 +1,46 @@
 //! What the sending end hands on, and what it does when its source changes meanwhile.
 
 use super::*;
-use crate::data::asks::BlockValue;
+use crate::data::control_messages::BlockDigests;
 use crate::data::frame::{Frame, FrameReader};
 use crate::data::nics::Nic;
-use crate::data::send::feed_range;
+use crate::data::send::send_range;
 use crate::wire::content::HashMode;
 use crate::wire::options::Preserve;
 
 /// Hands on what is sent, piece by piece.
-struct Pieces(mpsc::Sender<Bytes>);
+struct ChannelSink(mpsc::Sender<Bytes>);
 
-impl Outlet for Pieces {
-    fn send(&mut self, bytes: &[u8]) -> Result<(), Gone> {
-        self.0.blocking_send(Bytes::copy_from_slice(bytes)).map_err(|_| Gone)
+impl FrameSink for ChannelSink {
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Disconnected> {
+        self.0.blocking_send(Bytes::copy_from_slice(bytes)).map_err(|_| Disconnected)
     }
 
-    fn go_on(&self) -> Result<(), Gone> {
-        if self.0.is_closed() { Err(Gone) } else { Ok(()) }
+    fn check_active(&self) -> Result<(), Disconnected> {
+        if self.0.is_closed() { Err(Disconnected) } else { Ok(()) }
     }
 }
 
 /// A source file being sent, of which the first piece has left.
-fn being_sent(world: &World, name: &str) -> (mpsc::Receiver<Bytes>, Sending) {
+fn start_sending(world: &TestBed, name: &str) -> (mpsc::Receiver<Bytes>, SendingThread) {
     let (to, mut from) = mpsc::channel(1);
     let source = tree(&world.src());
     let entry = source.entry(&rel(name)).unwrap();
     let sending = std::thread::spawn(move || {
-        let mut to = Pieces(to);
-        let mut feed = Feed::new(&mut to, (one(&plenty()), None), Arc::default());
-        feed_pack(&source, &[], &[entry], Some(HashMode::SkipZeros), &mut feed)
+        let mut to = ChannelSink(to);
+        let mut feed = FrameWriter::new(&mut to, (test_buffer(&test_pool()), None), Arc::default());
+        send_pack(&source, &[], &[entry], Some(HashMode::SkipZeros), &mut feed)
     });
     from.blocking_recv().unwrap();
     (from, sending)
 }
 
-type Sending = std::thread::JoinHandle<Result<Vec<Fed>, Gone>>;
+type SendingThread = std::thread::JoinHandle<Result<Vec<SentFile>, Disconnected>>;
 
 #[test]
-fn a_source_that_changes_while_it_is_sent_is_taken_back() {
+fn a_source_that_changes_while_it_is_sent_is_aborted() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let world = runtime.block_on(World::new());
+    let world = runtime.block_on(TestBed::new());
     type Change = fn(&Path);
     let changes: [(&str, Change); 3] = [
         ("grown", |p| {
@@ -56,55 +56,55 @@ fn a_source_that_changes_while_it_is_sent_is_taken_back() {
     ];
     for (name, change) in changes {
         world.write(name, &vec![1; 8 << 20]);
-        let (mut from, sending) = being_sent(&world, name);
+        let (mut from, sending) = start_sending(&world, name);
         change(&world.src().join(name));
         let mut all = Vec::new();
         while let Some(piece) = from.blocking_recv() {
             all.extend(piece);
         }
         let fed = sending.join().unwrap().unwrap();
-        let [Fed::TakenBack(error)] = fed.as_slice() else { panic!("{name}: {fed:?}") };
+        let [SentFile::Aborted(error)] = fed.as_slice() else { panic!("{name}: {fed:?}") };
         assert_eq!(error.class, ErrorClass::Changed, "{name}");
         assert!(all.ends_with(&[&frame::abort()[..], &frame::end(1)].concat()), "{name}");
     }
-    runtime.block_on(world.end());
+    runtime.block_on(world.shut_down());
 }
 
 #[test]
-fn sending_holds_one_buffer_however_much_is_sent() {
+fn sending_any_amount_uses_one_buffer() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let world = runtime.block_on(World::new());
+    let world = runtime.block_on(TestBed::new());
     fs::write(world.src().join("long"), vec![3; 64 << 20]).unwrap();
     let (to, mut from) = mpsc::channel(1);
-    let pool = plenty();
+    let pool = test_pool();
     let (source, buffers) = (tree(&world.src()), pool.clone());
     let entry = source.entry(&rel("long")).unwrap();
     let sending = std::thread::spawn(move || {
-        let mut to = Pieces(to);
-        let mut feed = Feed::new(&mut to, (one(&buffers), None), Arc::default());
-        feed_pack(&source, &[], &[entry], Some(HashMode::Full), &mut feed).unwrap()
+        let mut to = ChannelSink(to);
+        let mut feed = FrameWriter::new(&mut to, (test_buffer(&buffers), None), Arc::default());
+        send_pack(&source, &[], &[entry], Some(HashMode::Full), &mut feed).unwrap()
     });
     let mut bytes = 0;
     while let Some(piece) = from.blocking_recv() {
         bytes += piece.len();
     }
-    assert_eq!(sending.join().unwrap(), [Fed::Sent(written(&vec![3; 64 << 20], true))]);
+    assert_eq!(sending.join().unwrap(), [SentFile::Complete(written(&vec![3; 64 << 20], true))]);
     assert!(bytes > 64 << 20);
-    assert!(pool.most() < 2 * BUFFER);
-    runtime.block_on(world.end());
+    assert!(pool.peak_bytes() < 2 * SEND_BUFFER_BYTES);
+    runtime.block_on(world.shut_down());
 }
 
 /// Keeps all that is sent.
 #[derive(Default)]
-struct All(Vec<u8>);
+struct CollectingSink(Vec<u8>);
 
-impl Outlet for All {
-    fn send(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+impl FrameSink for CollectingSink {
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Disconnected> {
         self.0.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn go_on(&self) -> Result<(), Gone> {
+    fn check_active(&self) -> Result<(), Disconnected> {
         Ok(())
     }
 }
@@ -115,25 +115,29 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
     fs::write(dir.path().join("data"), vec![1; 8192]).unwrap();
     fs::File::create(dir.path().join("hole")).unwrap().set_len(8192).unwrap();
     let source = tree(dir.path()).preserving(Preserve::all());
-    let unlike = [BlockValue::default()];
+    let unlike = [BlockDigests::default()];
     for (name, there, dense) in
         [("data", None, Some(true)), ("data", Some(&unlike[..]), None), ("hole", None, None)]
     {
         let entry = Entry { stored_bytes: None, ..source.entry(&rel(name)).unwrap() };
         let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
-        let head = RangeHead { manifest, offset: 0, length: 8192, dense: None };
-        let mut sent = All::default();
-        let buffers = (one(&plenty()), there.map(|_| one(&plenty())));
-        let mut feed = Feed::new(&mut sent, buffers, Arc::default());
-        feed_range(&source, &head, &entry, there, Some(HashMode::SkipZeros), &mut feed).unwrap();
-        let first = FrameReader::new(damage::Script::whole(sent.0)).next_frame();
-        assert_eq!(first, Ok(Frame::Range(RangeHead { dense, ..head })), "{name} {there:?}");
+        let head = RangeHead { manifest, offset: 0, length: 8192, is_dense: None };
+        let mut sent = CollectingSink::default();
+        let buffers = (test_buffer(&test_pool()), there.map(|_| test_buffer(&test_pool())));
+        let mut feed = FrameWriter::new(&mut sent, buffers, Arc::default());
+        send_range(&source, &head, &entry, there, Some(HashMode::SkipZeros), &mut feed).unwrap();
+        let first = FrameReader::new(damage::ScriptedChunks::whole(sent.0)).next_frame();
+        assert_eq!(
+            first,
+            Ok(Frame::Range(RangeHead { is_dense: dense, ..head })),
+            "{name} {there:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_long_range_is_sent_over_all_pairs_of_nics_at_a_time() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     let length: u64 = 16 << 20;
     world.write("f", &content(length, 1));
     let (manifest, entry) = world.only_file();
@@ -143,25 +147,34 @@ async fn a_long_range_is_sent_over_all_pairs_of_nics_at_a_time() {
         address: address.to_owned(),
         port: Some(0),
     });
-    let gate = TicketGate::new();
+    let gate = TicketVerifier::new();
     gate.update(&world.signer.public_key(), NOW).unwrap();
     let roots = Roots::open(&[abs(&world.dst())]).unwrap();
-    let served = Arc::new(Served { gate: Arc::new(gate), roots: Arc::new(roots) });
+    let served = Arc::new(ServerContext { verifier: Arc::new(gate), roots: Arc::new(roots) });
     let server = DataServer::bind(&ends).await.unwrap();
     let data_plane_endpoints = server.endpoints().available();
-    let serving = tokio::spawn(server.serve(served, plenty(), world.stop.clone()));
+    let serving = tokio::spawn(server.serve(served, test_pool(), world.stop.clone()));
     let member = PoolMember { data_plane_endpoints, ..world.member() };
     let nics = ends.map(|end| Nic::new(end.into()));
-    let peers = Peers::new(&nics, plenty());
+    let peers = Peers::new(&nics, test_pool());
     let to = Destination::Remote(peers.peer(&member, &world.ticket(), &WriteRules::default()));
     let source = tree(&world.src());
-    let sent = to.range(&source, &manifest, &entry, (0, length), RangeMode::Whole).await.unwrap();
-    assert!(matches!(sent, RangeSent::Written { sent, kept: 0, .. } if sent == length), "{sent:?}");
+    let sent =
+        to.transfer_range(&source, &manifest, &entry, (0, length), RangeMode::Whole).await.unwrap();
+    assert!(
+        matches!(sent, RangeOutcome::Written { sent, kept: 0, .. } if sent == length),
+        "{sent:?}"
+    );
     for nic in &nics {
-        assert!(nic.flow.sent() > length / 2, "{}: {}", nic.endpoint.address, nic.flow.sent());
+        assert!(
+            nic.counter.sent() > length / 2,
+            "{}: {}",
+            nic.endpoint.address,
+            nic.counter.sent()
+        );
     }
     world.target().publish_part_file(&entry, None).unwrap();
     assert!(fs::read(world.dst().join("f")).unwrap() == content(length, 1));
-    world.end().await;
+    world.shut_down().await;
     serving.await.unwrap();
 }

@@ -4,9 +4,9 @@
 use super::*;
 use crate::data::frame::FrameReader;
 use crate::data::hash_source;
-use crate::data::outcome::Compared;
-use crate::data::receive::{take_pack, take_range};
-use crate::data::tests::damage::Script;
+use crate::data::outcome::CompareOutcome;
+use crate::data::receive::{receive_pack, receive_range};
+use crate::data::tests::damage::ScriptedChunks;
 use crate::wire::content::{BLOCK_BYTES, HashMode, ZERO_DIGEST};
 use crate::wire::options::Preserve;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -31,23 +31,23 @@ fn stored(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
 
-fn keeping(path: &Path) -> Tree {
+fn tree_with_holes(path: &Path) -> Tree {
     tree(path).preserving(Preserve::all())
 }
 
 #[tokio::test]
 async fn a_sparse_file_arrives_with_its_holes_and_only_its_data_is_sent() {
-    let world = World::new().await;
+    let world = TestBed::new().await;
     let data = content(64 << 10, 1);
     // A hole first, between and last.
     let expected = sparse(&world.src().join("f"), 32 * MIB, &[(3 * MIB, &data), (20 * MIB, &data)]);
     let all_hole = sparse(&world.src().join("nothing"), 5 * MIB + 7, &[]);
-    let source = keeping(&world.src());
+    let source = tree_with_holes(&world.src());
     let manifest = world.manifest();
     let files: Vec<Entry> = manifest.entries.iter().filter(|e| !e.is_dir()).cloned().collect();
     let rules = WriteRules { returns_digests: true, ..WriteRules::default() };
-    for to in world.both(&rules) {
-        let packed = to.pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap();
+    for to in world.both_destinations(&rules) {
+        let packed = to.transfer_pack(&source, manifest.dirs.clone(), files.clone()).await.unwrap();
         assert_eq!(packed.files, [Ok(written(&expected, true)), Ok(written(&all_hole, true))]);
         assert_eq!(packed.sent, 2 * data.len() as u64);
         assert_eq!(fs::read(world.dst().join("f")).unwrap(), expected);
@@ -58,18 +58,18 @@ async fn a_sparse_file_arrives_with_its_holes_and_only_its_data_is_sent() {
             fs::remove_file(world.dst().join(name)).unwrap();
         }
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_range_of_a_sparse_file_takes_what_was_there_away() {
-    let world = World::new().await;
+async fn a_hole_of_a_range_replaces_content_of_the_part_file() {
+    let world = TestBed::new().await;
     let data = content(4096, 2);
     let expected = sparse(&world.src().join("f"), 4 * MIB, &[(2 * MIB + 4096, &data)]);
-    let source = keeping(&world.src());
+    let source = tree_with_holes(&world.src());
     let (manifest, entry) = world.only_file();
     let rules = WriteRules { returns_digests: true, ..WriteRules::default() };
-    for to in world.both(&rules) {
+    for to in world.both_destinations(&rules) {
         for mode in [RangeMode::Whole, RangeMode::Delta] {
             // Another try at these ranges has left other bytes.
             let part = world.target().open_part_file(&entry).unwrap();
@@ -78,8 +78,8 @@ async fn a_range_of_a_sparse_file_takes_what_was_there_away() {
             let mut values = Vec::new();
             for offset in [0, 2 * MIB] {
                 let range = (offset, 2 * MIB);
-                match to.range(&source, &manifest, &entry, range, mode).await.unwrap() {
-                    RangeSent::Written { value, sent, kept } => {
+                match to.transfer_range(&source, &manifest, &entry, range, mode).await.unwrap() {
+                    RangeOutcome::Written { value, sent, kept } => {
                         let data = if offset == 0 { 0 } else { data.len() as u64 };
                         assert_eq!((sent, kept), (data, 0), "{mode:?}");
                         values.push(value.unwrap());
@@ -94,7 +94,7 @@ async fn a_range_of_a_sparse_file_takes_what_was_there_away() {
             fs::remove_file(world.dst().join("f")).unwrap();
         }
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[test]
@@ -103,30 +103,36 @@ fn the_digest_of_a_source_is_that_of_what_is_read() {
     let path = dir.path().join("f");
     let expected = sparse(&path, 7 * MIB + 13, &[(MIB + 1, b"abc"), (6 * MIB, &[7; 5000])]);
     fs::write(dir.path().join("empty"), b"").unwrap();
-    let source = keeping(dir.path());
+    let source = tree_with_holes(dir.path());
     let entry = source.entry(&rel("f")).unwrap();
     assert_eq!(
-        hash_source(&source, &entry, HashMode::Full, &mut one(&plenty())).unwrap(),
+        hash_source(&source, &entry, HashMode::Full, &mut test_buffer(&test_pool())).unwrap(),
         blake3::hash(&expected).into()
     );
     let empty = source.entry(&rel("empty")).unwrap();
     assert_eq!(
-        hash_source(&source, &empty, HashMode::Full, &mut one(&plenty())).unwrap(),
+        hash_source(&source, &empty, HashMode::Full, &mut test_buffer(&test_pool())).unwrap(),
         blake3::hash(b"").into()
     );
     fs::write(&path, b"other").unwrap();
-    let error = hash_source(&source, &entry, HashMode::Full, &mut one(&plenty())).unwrap_err();
+    let error =
+        hash_source(&source, &entry, HashMode::Full, &mut test_buffer(&test_pool())).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Changed);
 }
 
 #[tokio::test]
-async fn a_hole_that_lies_about_its_length_is_refused_before_anything_is_done() {
-    let world = World::new().await;
+async fn a_hole_of_a_wrong_length_is_refused_before_anything_is_written() {
+    let world = TestBed::new().await;
     let entry = file_entry("f", 4096);
     let pack = |frames: &[&[u8]]| {
         let body = [&frame::dirs(vec![])[..], &frame::file(&entry), &frames.concat()].concat();
-        let mut frames = FrameReader::new(Script::whole(body));
-        take_pack(&mut frames, &world.target(), &world.claims(&world.dst()), &mut room())
+        let mut frames = FrameReader::new(ScriptedChunks::whole(body));
+        receive_pack(
+            &mut frames,
+            &world.target(),
+            &world.claims(&world.dst()),
+            &mut gather_buffer(),
+        )
     };
     let zeros = ZERO_DIGEST;
     for bad in [u64::MAX, 4097] {
@@ -138,74 +144,74 @@ async fn a_hole_that_lies_about_its_length_is_refused_before_anything_is_done() 
     assert!(pack(&[&keep, &frame::digest(&zeros), &frame::end(1)]).is_err());
     assert_eq!(world.names(), Vec::<String>::new());
     let short = pack(&[&frame::hole(4095), &frame::digest(&zeros), &frame::end(1)]).unwrap();
-    assert_eq!(short.files, [crate::data::protocol::Taken::Mismatch]);
+    assert_eq!(short.files, [crate::data::protocol::WriteOutcome::Mismatch]);
     let good = pack(&[&frame::hole(4096), &frame::digest(&zeros), &frame::end(1)]).unwrap();
-    assert_eq!(good.files, [crate::data::protocol::Taken::Written]);
+    assert_eq!(good.files, [crate::data::protocol::WriteOutcome::Written]);
     assert_eq!(fs::read(world.dst().join("f")).unwrap(), [0; 4096]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 /// A body of which nobody waits for the outcome.
-struct Abandoned(Script);
+struct AbandonedChunks(ScriptedChunks);
 
-impl frame::Pieces for Abandoned {
-    fn next(&mut self) -> Result<Option<Bytes>, String> {
-        self.0.next()
+impl frame::ChunkSource for AbandonedChunks {
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
+        self.0.next_chunk()
     }
 
-    fn abandoned(&self) -> bool {
+    fn is_abandoned(&self) -> bool {
         true
     }
 }
 
 #[tokio::test]
-async fn endless_zeros_are_hashed_no_longer_than_the_ticket_lasts() {
-    let world = World::new().await;
+async fn hashing_of_a_long_hole_ends_with_the_ticket() {
+    let world = TestBed::new().await;
     let (entry, hole) = (file_entry("f", 1 << 62), frame::hole(1 << 62));
     let pack = [&frame::dirs(vec![])[..], &frame::file(&entry), &hole].concat();
     let head = crate::data::protocol::RangeHead {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: 1 << 46,
-        dense: None,
+        is_dense: None,
     };
     let range = [&frame::range(&head)[..], &frame::hole(1 << 46)].concat();
     let rules = WriteRules { returns_digests: true, ..WriteRules::default() };
     let (claims, target) = (world.claims_with(&rules), world.target_with(&rules));
     for left in [Duration::ZERO, Duration::from_millis(20)] {
         let ended = |body: &Vec<u8>| {
-            let mut frames = FrameReader::new(Script::whole(body.clone()));
-            frames.end_at(crate::data::gate::boottime() + left);
+            let mut frames = FrameReader::new(ScriptedChunks::whole(body.clone()));
+            frames.set_ticket_expiry(crate::data::gate::boottime() + left);
             frames
         };
-        let taken = take_pack(&mut ended(&pack), &target, &claims, &mut room());
+        let taken = receive_pack(&mut ended(&pack), &target, &claims, &mut gather_buffer());
         assert!(
-            matches!(&taken, Err(frame::FrameError::Order(why)) if why.contains("ticket")),
+            matches!(&taken, Err(frame::FrameError::Unexpected(why)) if why.contains("ticket")),
             "{taken:?}"
         );
-        let taken = take_range(&mut ended(&range), &target, &mut room());
+        let taken = receive_range(&mut ended(&range), &target, &mut gather_buffer());
         assert!(
-            matches!(&taken, Err(frame::FrameError::Order(why)) if why.contains("ticket")),
+            matches!(&taken, Err(frame::FrameError::Unexpected(why)) if why.contains("ticket")),
             "{taken:?}"
         );
     }
     world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
     // The end of a ticket by this host's clock.
-    let gate = crate::data::gate::TicketGate::new();
+    let gate = crate::data::gate::TicketVerifier::new();
     let signer =
         crate::wire::ticket::Signer::from_pkcs8(&crate::wire::ticket::Signer::generate().unwrap());
     gate.update(&signer.unwrap().public_key(), claims.expires - 100).unwrap();
-    let left = gate.end_of(&claims).saturating_sub(crate::data::gate::boottime()).as_secs();
+    let left = gate.expires_at(&claims).saturating_sub(crate::data::gate::boottime()).as_secs();
     let want = 100 + crate::wire::ticket::CLOCK_LEEWAY_SECONDS as u64;
     assert!((want - 60..=want).contains(&left), "{left}");
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
 async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
     const CHUNK: u64 = 4 << 20;
-    let world = World::new().await;
+    let world = TestBed::new().await;
     let rules = WriteRules { chunk_bytes: CHUNK, ..WriteRules::default() };
     let target = world.target_with(&rules);
     let entry = file_entry("f", 1 << 30);
@@ -214,15 +220,15 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
             manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
             offset: 0,
             length,
-            dense: Some(true),
+            is_dense: Some(true),
         };
-        let mut frames = FrameReader::new(Script::whole(frame::range(&head)));
-        take_range(&mut frames, &target, &mut room())
+        let mut frames = FrameReader::new(ScriptedChunks::whole(frame::range(&head)));
+        receive_range(&mut frames, &target, &mut gather_buffer())
     };
     for length in [1 << 30, CHUNK + 1024] {
         let taken = take(length);
         assert!(
-            matches!(&taken, Err(frame::FrameError::Order(why)) if why.contains("allows")),
+            matches!(&taken, Err(frame::FrameError::Unexpected(why)) if why.contains("allows")),
             "{taken:?}"
         );
         assert_eq!(world.names(), Vec::<String>::new(), "nothing was made");
@@ -240,66 +246,66 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: 16 << 20,
-        dense: Some(true),
+        is_dense: Some(true),
     };
-    let mut frames = FrameReader::new(Script::whole(frame::range(&head)));
+    let mut frames = FrameReader::new(ScriptedChunks::whole(frame::range(&head)));
     assert!(matches!(
-        take_range(&mut frames, &target, &mut room()),
+        receive_range(&mut frames, &target, &mut gather_buffer()),
         Err(frame::FrameError::Truncated)
     ));
     let blocks =
         fs::read_dir(world.dst()).unwrap().map(|e| e.unwrap().metadata().unwrap().blocks());
     assert!(blocks.sum::<u64>() * 512 <= CHUNK);
     target.remove_part_file(&entry).unwrap();
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn endless_zeros_are_not_hashed_for_nobody() {
-    let world = World::new().await;
+async fn hashing_of_a_long_hole_ends_with_the_connection() {
+    let world = TestBed::new().await;
     let entry = file_entry("f", 1 << 40);
     let mut body = frame::dirs(vec![]);
     body.extend(frame::file(&entry));
     body.extend(frame::hole(1 << 40));
-    let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
+    let mut frames = FrameReader::new(AbandonedChunks(ScriptedChunks::whole(body)));
     let rules = WriteRules { returns_digests: true, chunk_bytes: 1 << 40, ..WriteRules::default() };
     let (claims, target) = (world.claims_with(&rules), world.target_with(&rules));
-    let taken = take_pack(&mut frames, &target, &claims, &mut room());
+    let taken = receive_pack(&mut frames, &target, &claims, &mut gather_buffer());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     let head = crate::data::protocol::RangeHead {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: 1 << 40,
-        dense: None,
+        is_dense: None,
     };
     let keep = frame::keep(crate::fs::ReuseSource::PartFile, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();
-    let mut frames = FrameReader::new(Abandoned(Script::whole(body)));
-    let taken = take_range(&mut frames, &target, &mut room());
+    let mut frames = FrameReader::new(AbandonedChunks(ScriptedChunks::whole(body)));
+    let taken = receive_range(&mut frames, &target, &mut gather_buffer());
     assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
     world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_where_no_digest_is_wanted() {
+async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_without_digests() {
     const SIZE: u64 = 4 << 40;
-    let world = World::new().await;
+    let world = TestBed::new().await;
     let data = content(100_000, 3);
     let places = [0, SIZE / 2 + 5 * MIB, SIZE - 100_000];
     let file = fs::File::create(world.src().join("f")).unwrap();
     file.set_len(SIZE).unwrap();
     places.iter().for_each(|at| file.write_all_at(&data, *at).unwrap());
-    let source = keeping(&world.src());
+    let source = tree_with_holes(&world.src());
     let (manifest, entry) = world.only_file();
     let ranges = [(0, SIZE / 2), (SIZE / 2, SIZE / 2)];
-    for to in world.both(&WriteRules::default()) {
+    for to in world.both_destinations(&WriteRules::default()) {
         for mode in [RangeMode::Whole, RangeMode::Delta] {
             let (mut values, mut all) = (Vec::new(), 0);
             for range in ranges {
-                match to.range(&source, &manifest, &entry, range, mode).await.unwrap() {
-                    RangeSent::Written { value, sent, kept: 0 } => {
+                match to.transfer_range(&source, &manifest, &entry, range, mode).await.unwrap() {
+                    RangeOutcome::Written { value, sent, kept: 0 } => {
                         values.push(value.unwrap());
                         all += sent;
                     }
@@ -322,31 +328,32 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_where_no_digest
             let compare =
                 async |range| to.compare(&source, &manifest, &entry, range).await.unwrap();
             for (range, value) in ranges.into_iter().zip(&values) {
-                assert_eq!(compare(range).await, Compared::Equal(*value));
+                assert_eq!(compare(range).await, CompareOutcome::Equal(*value));
             }
             // What is stored as zeros is equal to a hole, one other byte is not.
             there.write_all_at(&[0; 5000], SIZE / 4).unwrap();
-            assert_eq!(compare(ranges[0]).await, Compared::Equal(values[0]));
+            assert_eq!(compare(ranges[0]).await, CompareOutcome::Equal(values[0]));
             there.write_all_at(b"x", SIZE / 4).unwrap();
-            assert_eq!(compare(ranges[0]).await, Compared::Differs);
-            assert_eq!(compare(ranges[1]).await, Compared::Equal(values[1]));
+            assert_eq!(compare(ranges[0]).await, CompareOutcome::Differs);
+            assert_eq!(compare(ranges[1]).await, CompareOutcome::Equal(values[1]));
             fs::remove_file(&path).unwrap();
         }
     }
-    let hash = hash_source(&source, &entry, HashMode::SkipZeros, &mut one(&plenty())).unwrap();
+    let hash =
+        hash_source(&source, &entry, HashMode::SkipZeros, &mut test_buffer(&test_pool())).unwrap();
     let offered = Manifest {
         entries: vec![Entry { digest: Some(hash), ..entry.clone() }],
         ..manifest.clone()
     };
     let rules =
         WriteRules { compare: crate::wire::options::Compare::Checksum, ..WriteRules::default() };
-    for to in world.both(&rules) {
+    for to in world.both_destinations(&rules) {
         let files = vec![entry.clone()];
-        let packed = to.pack(&source, manifest.dirs.clone(), files).await.unwrap();
-        assert_eq!(packed.files, [Ok(Written { bytes: SIZE, digest: None })]);
-        let answers = to.offer(&offered).await.unwrap().answers;
-        assert_eq!(answers, [Ok(Found::Done(EntryAction::Skip))]);
+        let packed = to.transfer_pack(&source, manifest.dirs.clone(), files).await.unwrap();
+        assert_eq!(packed.files, [Ok(WrittenFile { bytes: SIZE, digest: None })]);
+        let answers = to.offer(&offered).await.unwrap().results;
+        assert_eq!(answers, [Ok(OfferDecision::Done(EntryAction::Skip))]);
         fs::remove_file(world.dst().join("f")).unwrap();
     }
-    world.end().await;
+    world.shut_down().await;
 }

@@ -1,13 +1,13 @@
 //! Streams: one ask after another, and how they end.
 
 use super::*;
-use crate::data::connect::Kind;
-use crate::data::frame::{HEAD, REFUSAL, REPLY};
-use crate::data::pool::PIECE;
-use crate::data::protocol::{PackReply, RangeHead, TICKET_HEADER, Taken};
+use crate::data::buffer_pool::RECEIVE_BUFFER_BYTES;
+use crate::data::connect::ConnectionKind;
+use crate::data::frame::{FRAME_HEADER_BYTES, REFUSAL, REPLY};
+use crate::data::protocol::{PackReply, RangeHead, TICKET_HEADER, WriteOutcome};
 
-fn ask(world: &World) -> Vec<u8> {
-    frame::ask(&Ask { verb: PACK.to_owned(), ticket: world.ticket() })
+fn pack_request(world: &TestBed) -> Vec<u8> {
+    frame::ask(&ContentRequest { verb: PACK.to_owned(), ticket: world.ticket() })
 }
 
 /// A pack of one small file.
@@ -19,38 +19,39 @@ fn pack_of(name: &str) -> Vec<u8> {
 }
 
 /// The next answer: its kind, and its document.
-pub(super) async fn answer(stream: &mut TcpStream) -> (u8, Vec<u8>) {
-    let mut head = [0; HEAD];
+pub(super) async fn read_reply(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut head = [0; FRAME_HEADER_BYTES];
     stream.read_exact(&mut head).await.unwrap();
-    let (kind, length) = frame::split_head(head);
+    let (kind, length) = frame::parse_header(head);
     let mut document = vec![0; length];
     stream.read_exact(&mut document).await.unwrap();
     (kind, document)
 }
 
 #[tokio::test]
-async fn a_stream_takes_one_pack_after_another_however_its_bytes_are_cut() {
-    let world = World::new().await;
+async fn a_stream_accepts_packs_in_turn_in_chunks_of_any_size() {
+    let world = TestBed::new().await;
     let mut stream = world.stream().await;
     for (i, cut) in [1, 7, 100_000].into_iter().enumerate() {
-        let bytes = [ask(&world), pack_of(&format!("f{i}"))].concat();
+        let bytes = [pack_request(&world), pack_of(&format!("f{i}"))].concat();
         for piece in bytes.chunks(cut) {
             stream.write_all(piece).await.unwrap();
         }
-        let (kind, document) = answer(&mut stream).await;
+        let (kind, document) = read_reply(&mut stream).await;
         assert_eq!(kind, REPLY);
         let reply: PackReply = minicbor::decode(&document).unwrap();
-        assert_eq!(reply.files, [Taken::Written]);
+        assert_eq!(reply.files, [WriteOutcome::Written]);
     }
     assert_eq!(world.names(), ["f0", "f1", "f2"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_refusal_says_why_and_ends_the_stream() {
-    let world = World::new().await;
-    let other = frame::ask(&Ask { verb: "/v1/offer".to_owned(), ticket: world.ticket() });
-    let early = [ask(&world), pack_of("whole"), b"x".to_vec()].concat();
+async fn a_refusal_has_a_reason_and_ends_the_stream() {
+    let world = TestBed::new().await;
+    let other =
+        frame::ask(&ContentRequest { verb: "/v1/offer".to_owned(), ticket: world.ticket() });
+    let early = [pack_request(&world), pack_of("whole"), b"x".to_vec()].concat();
     let cases = [
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "a request was expected"),
         (other, "this is an agent's data port, not a master: it does not serve `/v1/offer`"),
@@ -59,19 +60,19 @@ async fn a_refusal_says_why_and_ends_the_stream() {
     for (bytes, why) in cases {
         let mut stream = world.stream().await;
         stream.write_all(&bytes).await.unwrap();
-        let (kind, document) = answer(&mut stream).await;
+        let (kind, document) = read_reply(&mut stream).await;
         let document = String::from_utf8(document).unwrap();
         assert_eq!(kind, REFUSAL, "{document}");
         assert!(document.contains(why), "{document}");
         stream.shutdown().await.unwrap();
         assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_server_that_stops_ends_idle_streams_and_finishes_what_it_takes() {
-    let world = World::new().await;
+async fn a_stopping_server_closes_idle_streams_and_finishes_active_ones() {
+    let world = TestBed::new().await;
     let mut idle = world.stream().await;
     let mut busy = world.stream().await;
     let content = vec![1; 100_000];
@@ -79,22 +80,22 @@ async fn a_server_that_stops_ends_idle_streams_and_finishes_what_it_takes() {
     let entry = file_entry("last", content.len() as u64);
     pack.extend(file_frames(&entry, &content, &blake3::hash(&content).into()));
     pack.extend(frame::end(1));
-    let bytes = [ask(&world), pack].concat();
+    let bytes = [pack_request(&world), pack].concat();
     // The end of the last file and of the pack is to come.
     let (first, rest) = bytes.split_at(bytes.len() - 50);
     busy.write_all(first).await.unwrap();
-    damage::until("it has begun", || !world.names().is_empty()).await;
+    damage::wait_until("it has begun", || !world.names().is_empty()).await;
     world.stop.cancel();
     assert_eq!(idle.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     busy.write_all(rest).await.unwrap();
-    assert_eq!(answer(&mut busy).await.0, REPLY);
+    assert_eq!(read_reply(&mut busy).await.0, REPLY);
     assert_eq!(busy.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     assert_eq!(world.names(), ["last"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 /// Sends `bytes` one at a time, with pauses, until the other side ends it; what that said.
-async fn drip(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
+async fn send_slowly(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let (mut from, mut to) = stream.split();
     let mut said = Vec::new();
     let dripping = async {
@@ -113,17 +114,17 @@ async fn drip(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_peer_that_sends_a_byte_now_and_then_is_given_up_and_leaves_nothing_behind() {
+async fn a_peer_that_sends_too_slowly_is_refused_and_leaves_no_file() {
     let stall = Duration::from_millis(300);
     // One place for content: whoever holds it keeps it from all others.
-    let pool = Pool::new(GATHERED + 2 * PIECE);
-    let world = World::giving_up_after(stall, std::env::temp_dir(), pool).await;
+    let pool = BufferPool::new(GATHER_BUFFER_BYTES + 2 * RECEIVE_BUFFER_BYTES);
+    let world = TestBed::with_stall_timeout(stall, std::env::temp_dir(), pool).await;
     let content = vec![1; 3000];
     let mut pack = frame::dirs(vec![]);
     pack.extend(file_frames(&file_entry("slow", 3000), &content, &blake3::hash(&content).into()));
     let mut stream = world.stream().await;
-    stream.write_all(&ask(&world)).await.unwrap();
-    let said = drip(stream, &pack).await;
+    stream.write_all(&pack_request(&world)).await.unwrap();
+    let said = send_slowly(stream, &pack).await;
     assert_eq!(said.first(), Some(&REFUSAL));
     let text = String::from_utf8_lossy(&said).into_owned();
     assert!(text.contains("less than 4096 bytes came in 300ms"), "{text}");
@@ -135,79 +136,83 @@ async fn a_peer_that_sends_a_byte_now_and_then_is_given_up_and_leaves_nothing_be
     );
     let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
-    let said = String::from_utf8(drip(stream, &[0; 5000]).await).unwrap();
+    let said = String::from_utf8(send_slowly(stream, &[0; 5000]).await).unwrap();
     assert!(said.starts_with("HTTP/1.1 400") && said.contains("did not arrive in 300ms"), "{said}");
     let mut stream = world.stream().await;
-    stream.write_all(&[ask(&world), pack_of("next")].concat()).await.unwrap();
-    assert_eq!(answer(&mut stream).await.0, REPLY, "its place is free again");
+    stream.write_all(&[pack_request(&world), pack_of("next")].concat()).await.unwrap();
+    assert_eq!(read_reply(&mut stream).await.0, REPLY, "its place is free again");
     assert_eq!(world.names(), ["next"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn what_waits_here_of_a_peer_that_is_gone_is_not_written() {
-    let pool = Pool::new(GATHERED + 2 * PIECE);
-    let world = World::receiving(pool.clone()).await;
+async fn buffered_content_of_a_disconnected_peer_is_not_written() {
+    let pool = BufferPool::new(GATHER_BUFFER_BYTES + 2 * RECEIVE_BUFFER_BYTES);
+    let world = TestBed::with_pool(pool.clone()).await;
     world.write("f", b"abc");
     let (manifest, _) = world.only_file();
-    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, dense: None });
-    range.extend(frame::content_head(3));
+    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, is_dense: None });
+    range.extend(frame::content_header(3));
     range.extend(b"abc");
     // The only place for content is taken.
-    let busy = pool.take([GATHERED, PIECE]).await;
+    let busy = pool.acquire([GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES]).await;
     for (verb, body) in [(RANGE, range), (PACK, pack_of("small"))] {
         let mut stream = world.stream().await;
-        let ask = frame::ask(&Ask { verb: verb.to_owned(), ticket: world.ticket() });
+        let ask = frame::ask(&ContentRequest { verb: verb.to_owned(), ticket: world.ticket() });
         stream.write_all(&[ask, body].concat()).await.unwrap();
     }
     drop(busy);
     // Who comes last is served last.
     let mut stream = world.stream().await;
-    stream.write_all(&[ask(&world), pack_of("next")].concat()).await.unwrap();
-    assert_eq!(answer(&mut stream).await.0, REPLY);
+    stream.write_all(&[pack_request(&world), pack_of("next")].concat()).await.unwrap();
+    assert_eq!(read_reply(&mut stream).await.0, REPLY);
     assert_eq!(world.names(), ["next"]);
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn nothing_is_sent_or_written_once_the_time_for_it_is_over() {
-    let world = World::new().await;
+async fn nothing_is_sent_or_written_after_the_deadline() {
+    let world = TestBed::new().await;
     world.write("f", b"abc");
     let (manifest, entry) = world.only_file();
     let claims = world.claims(&world.dst());
     let rules = WriteRules::default();
     let now = crate::data::gate::boottime();
-    for (until, brought) in [(Until::new(now), false), (Until::new(now + STALL), true)] {
-        let peer = Peers::new(&[], plenty()).peer(&world.member(), &world.ticket(), &rules);
-        let local = Local::new(world.target(), claims.clone(), plenty()).until(&until);
+    for (until, brought) in
+        [(Deadline::new(now), false), (Deadline::new(now + STALL_TIMEOUT), true)]
+    {
+        let peer = Peers::new(&[], test_pool()).peer(&world.member(), &world.ticket(), &rules);
+        let local = Local::new(world.target(), claims.clone(), test_pool()).with_deadline(&until);
         let worker = "b".parse().unwrap();
-        let both = [Destination::Remote(peer.until(&until)), Destination::Local { worker, local }];
+        let both =
+            [Destination::Remote(peer.with_deadline(&until)), Destination::Local { worker, local }];
         for to in both {
             let source = tree(&world.src());
-            let packed = to.pack(&source, vec![], vec![entry.clone()]).await;
+            let packed = to.transfer_pack(&source, vec![], vec![entry.clone()]).await;
             assert_eq!(packed.is_ok(), brought, "{packed:?}");
             fs::remove_file(world.dst().join("f")).ok();
-            let ranged = to.range(&source, &manifest, &entry, (0, 3), RangeMode::Whole).await;
+            let ranged =
+                to.transfer_range(&source, &manifest, &entry, (0, 3), RangeMode::Whole).await;
             assert_eq!(ranged.is_ok(), brought, "{ranged:?}");
             assert_eq!(world.names().len(), usize::from(brought));
         }
     }
-    world.end().await;
+    world.shut_down().await;
 }
 
 #[tokio::test]
-async fn the_stream_of_an_exchange_that_ended_well_is_used_for_the_next() {
-    let world = World::new().await;
+async fn the_stream_of_a_completed_exchange_is_reused() {
+    let world = TestBed::new().await;
     world.write("f", b"abc");
     let (manifest, entry) = world.only_file();
-    let peers = Peers::new(&[], plenty());
+    let peers = Peers::new(&[], test_pool());
     let peer = peers.peer(&world.member(), &world.ticket(), &WriteRules::default());
     let to = Destination::Remote(peer);
-    let packed = to.pack(&tree(&world.src()), manifest.dirs, vec![entry]).await.unwrap();
+    let packed = to.transfer_pack(&tree(&world.src()), manifest.dirs, vec![entry]).await.unwrap();
     assert!(packed.files[0].is_ok(), "{packed:?}");
     let endpoints = [world.endpoint.clone()];
-    let next = peers.routes.lease(&endpoints, false, Kind::Content, 0).await.unwrap();
+    let next = peers.routes.checkout(&endpoints, false, ConnectionKind::Content, 0).await.unwrap();
     assert!(next.reused);
     drop(next);
-    world.end().await;
+    world.shut_down().await;
 }

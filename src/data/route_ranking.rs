@@ -11,66 +11,70 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// An idle pair that would need no more than this is used.
-const SOON: f64 = 1.0;
+const IDLE_ROUTE_MAX_SECONDS: f64 = 1.0;
 /// … or no more than this times what the best one would.
-const WORTH: f64 = 4.0;
+const IDLE_ROUTE_MAX_RATIO: f64 = 4.0;
 /// Where nothing is known, ends are this fast, in bytes per second.
-const GUESS: f64 = 125e6;
+const DEFAULT_BYTES_PER_SECOND: f64 = 125e6;
 /// A request that needs less than this longer is no crawler.
-const LONG: f64 = 5.0;
+const SLOW_MIN_SECONDS: f64 = 5.0;
 /// … nor one that another route would not do so many times sooner.
-const CRAWL: f64 = 8.0;
+const SLOW_MIN_RATIO: f64 = 8.0;
 
 /// What one end of a route has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Load {
+pub struct EndLoad {
     /// Requests that are under way.
     pub requests: usize,
     /// What is left of them, in bytes.
-    pub left: u64,
+    pub left_bytes: u64,
     /// How fast it is, in bytes per second, weighted; where that is known.
-    pub speed: Option<f64>,
+    pub bytes_per_second: Option<f64>,
 }
 
 /// How well the ends of a route belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kin {
+pub enum RouteAffinity {
     /// The n-th of ours and the n-th of theirs, or the only ones that are in one network.
     Rail,
     /// In one network.
-    Near,
+    SameNetwork,
     /// In different ones: they may not reach each other.
-    Crossed,
+    OtherNetwork,
 }
 
 /// A route that may be taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     /// It does not work at the moment.
-    pub aside: bool,
+    pub is_disabled: bool,
     /// Our end.
-    pub ours: Load,
+    pub local: EndLoad,
     /// The peer's end.
-    pub theirs: Load,
+    pub remote: EndLoad,
     /// How they belong together.
-    pub kin: Kin,
+    pub affinity: RouteAffinity,
     /// When it was taken last, as a count.
-    pub taken: u64,
+    pub last_used: u64,
 }
 
 /// The places of `routes`, the best for a request of `size` bytes first; those set aside last.
-pub fn rank(routes: &[Candidate], size: u64) -> Vec<usize> {
-    let ends: Vec<f64> = finishes(routes, size);
-    let usable = routes.iter().zip(&ends).filter(|(route, _)| !route.aside);
+pub fn rank_routes(routes: &[Candidate], size: u64) -> Vec<usize> {
+    let ends: Vec<f64> = estimate_seconds(routes, size);
+    let usable = routes.iter().zip(&ends).filter(|(route, _)| !route.is_disabled);
     let best = usable.map(|(_, end)| *end).fold(f64::INFINITY, f64::min);
     let idle = |i: usize| {
-        let Candidate { ours, theirs, .. } = &routes[i];
-        ours.requests == 0 && theirs.requests == 0 && ends[i] <= SOON.max(best * WORTH)
+        let Candidate { local: ours, remote: theirs, .. } = &routes[i];
+        ours.requests == 0
+            && theirs.requests == 0
+            && ends[i] <= IDLE_ROUTE_MAX_SECONDS.max(best * IDLE_ROUTE_MAX_RATIO)
     };
     let mut places: Vec<usize> = (0..routes.len()).collect();
     places.sort_by(|a, b| {
         let key = |i: usize| {
-            let Candidate { aside, ours, theirs, taken, .. } = &routes[i];
+            let Candidate {
+                is_disabled: aside, local: ours, remote: theirs, last_used: taken, ..
+            } = &routes[i];
             ((*aside, !idle(i)), (ours.requests + theirs.requests, *taken))
         };
         let ((first, then), (other_first, other_then)) = (key(*a), key(*b));
@@ -81,47 +85,50 @@ pub fn rank(routes: &[Candidate], size: u64) -> Vec<usize> {
 
 /// When a request of `size` bytes would end on each of `routes`, in seconds. A detour must be worth it:
 /// measured speeds are never quite the same.
-fn finishes(routes: &[Candidate], size: u64) -> Vec<f64> {
-    let loads = || routes.iter().flat_map(|route| [route.ours, route.theirs]);
+fn estimate_seconds(routes: &[Candidate], size: u64) -> Vec<f64> {
+    let loads = || routes.iter().flat_map(|route| [route.local, route.remote]);
     // What was never seen at work may be as fast as the fastest.
-    let fastest = loads().filter_map(|load| load.speed).fold(0.0, f64::max);
-    let guess = if fastest > 0.0 { fastest } else { GUESS };
-    let end = |load: Load| {
-        let speed = load.speed.unwrap_or(guess).max(1.0);
-        (load.left.saturating_add(size)) as f64 / speed
+    let fastest = loads().filter_map(|load| load.bytes_per_second).fold(0.0, f64::max);
+    let guess = if fastest > 0.0 { fastest } else { DEFAULT_BYTES_PER_SECOND };
+    let end = |load: EndLoad| {
+        let speed = load.bytes_per_second.unwrap_or(guess).max(1.0);
+        (load.left_bytes.saturating_add(size)) as f64 / speed
     };
     let detour = |kin| match kin {
-        Kin::Rail => 1.0,
-        Kin::Near => 1.1,
-        Kin::Crossed => 1.5,
+        RouteAffinity::Rail => 1.0,
+        RouteAffinity::SameNetwork => 1.1,
+        RouteAffinity::OtherNetwork => 1.5,
     };
-    routes.iter().map(|r| end(r.ours).max(end(r.theirs)) * detour(r.kin)).collect()
+    routes.iter().map(|r| end(r.local).max(end(r.remote)) * detour(r.affinity)).collect()
 }
 
 /// Whether a request of which `left` bytes are still to be sent at `speed` bytes per second is better
 /// begun anew (`size` bytes) on one of the `others`.
-pub fn crawls(left: u64, speed: f64, size: u64, others: &[Candidate]) -> bool {
-    let usable: Vec<Candidate> = others.iter().filter(|route| !route.aside).copied().collect();
+pub fn is_slow(left: u64, speed: f64, size: u64, others: &[Candidate]) -> bool {
+    let usable: Vec<Candidate> =
+        others.iter().filter(|route| !route.is_disabled).copied().collect();
     // A guess is no reason to give something up.
-    let known = |route: &Candidate| route.ours.speed.or(route.theirs.speed).is_some();
-    let ends = finishes(&usable, size).into_iter().zip(&usable);
+    let known = |route: &Candidate| {
+        route.local.bytes_per_second.or(route.remote.bytes_per_second).is_some()
+    };
+    let ends = estimate_seconds(&usable, size).into_iter().zip(&usable);
     let best = ends.filter(|(_, r)| known(r)).map(|(end, _)| end).fold(f64::INFINITY, f64::min);
     let needs = left as f64 / speed.max(1.0);
-    needs > LONG && needs > best * CRAWL
+    needs > SLOW_MIN_SECONDS && needs > best * SLOW_MIN_RATIO
 }
 
-/// How often a request is looked at for [`crawls`].
-pub const CRAWL_LOOK: Duration = Duration::from_secs(2);
+/// How often a request is looked at for [`is_slow`].
+pub const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Whether a connection from `ours` to `theirs` can be.
-pub fn fits(ours: Option<IpAddr>, theirs: Option<IpAddr>) -> bool {
+pub fn can_connect(ours: Option<IpAddr>, theirs: Option<IpAddr>) -> bool {
     let like =
         |a: IpAddr, b: IpAddr| a.is_ipv4() == b.is_ipv4() && a.is_loopback() == b.is_loopback();
     ours.is_some_and(|ours| theirs.is_none_or(|theirs| like(ours, theirs)))
 }
 
 /// Whether two addresses are likely in one network: its real size is not known here.
-fn same_network(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+fn is_same_network(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
     match (a, b) {
         // Of every network there is the same one.
         (Some(a), Some(_)) if is_link_local(a) => false,
@@ -133,16 +140,21 @@ fn same_network(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
 
 /// How our `i`-th and the peer's `j`-th address belong together. Where neither is in a network with any
 /// of the other side, their places decide.
-pub fn kin(ours: &[Option<IpAddr>], theirs: &[Option<IpAddr>], i: usize, j: usize) -> Kin {
+pub fn affinity(
+    ours: &[Option<IpAddr>],
+    theirs: &[Option<IpAddr>],
+    i: usize,
+    j: usize,
+) -> RouteAffinity {
     let rail = i % theirs.len().max(1) == j % ours.len().max(1);
-    let near_ours = theirs.iter().filter(|their| same_network(ours[i], **their)).count();
-    let near_theirs = ours.iter().filter(|our| same_network(**our, theirs[j])).count();
-    match (same_network(ours[i], theirs[j]), rail) {
-        (true, _) if near_ours == 1 && near_theirs == 1 => Kin::Rail,
-        (true, true) => Kin::Rail,
-        (true, false) => Kin::Near,
-        (false, true) if near_ours == 0 && near_theirs == 0 => Kin::Rail,
-        (false, _) => Kin::Crossed,
+    let near_ours = theirs.iter().filter(|their| is_same_network(ours[i], **their)).count();
+    let near_theirs = ours.iter().filter(|our| is_same_network(**our, theirs[j])).count();
+    match (is_same_network(ours[i], theirs[j]), rail) {
+        (true, _) if near_ours == 1 && near_theirs == 1 => RouteAffinity::Rail,
+        (true, true) => RouteAffinity::Rail,
+        (true, false) => RouteAffinity::SameNetwork,
+        (false, true) if near_ours == 0 && near_theirs == 0 => RouteAffinity::Rail,
+        (false, _) => RouteAffinity::OtherNetwork,
     }
 }
 
@@ -151,13 +163,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn load(requests: usize, left: u64, speed: f64) -> Load {
-        Load { requests, left, speed: Some(speed) }
+    fn load(requests: usize, left: u64, speed: f64) -> EndLoad {
+        EndLoad { requests, left_bytes: left, bytes_per_second: Some(speed) }
     }
 
     fn rail(speed: f64) -> Candidate {
         let end = load(0, 0, speed);
-        Candidate { aside: false, ours: end, theirs: end, kin: Kin::Rail, taken: 0 }
+        Candidate {
+            is_disabled: false,
+            local: end,
+            remote: end,
+            affinity: RouteAffinity::Rail,
+            last_used: 0,
+        }
     }
 
     /// Keeps `streams` requests of `size` bytes under way on rails of `speeds` for a simulated time;
@@ -175,10 +193,10 @@ mod tests {
                     .map(|((left, speed), taken)| {
                         let sum = left.iter().sum::<f64>() as u64;
                         let end = load(left.len(), sum, *speed);
-                        Candidate { ours: end, theirs: end, taken: *taken, ..rail(*speed) }
+                        Candidate { local: end, remote: end, last_used: *taken, ..rail(*speed) }
                     })
                     .collect();
-                let chosen = rank(&routes, size)[0];
+                let chosen = rank_routes(&routes, size)[0];
                 under_way[chosen].push(size as f64);
                 begun += 1;
                 counts[chosen] = begun as u64;
@@ -202,29 +220,29 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_rail_goes_first_unless_it_would_hold_up_the_end() {
+    fn an_idle_rail_is_ranked_first_unless_it_would_delay_the_end() {
         let busy = |speed, requests, left| {
             let end = load(requests, left, speed);
-            Candidate { ours: end, theirs: end, ..rail(speed) }
+            Candidate { local: end, remote: end, ..rail(speed) }
         };
         // 1 Gb/s idle beside 10 Gb/s at work.
         let mixed = [busy(1250e6, 2, 32 << 20), rail(125e6)];
-        assert_eq!(rank(&mixed, 16 << 20), [1, 0]);
+        assert_eq!(rank_routes(&mixed, 16 << 20), [1, 0]);
         // At 10 Mb/s the same piece would take 13 seconds.
         let slow = [busy(1250e6, 2, 32 << 20), rail(1.25e6)];
-        assert_eq!(rank(&slow, 16 << 20), [0, 1]);
+        assert_eq!(rank_routes(&slow, 16 << 20), [0, 1]);
         // Small requests take what is free.
-        assert_eq!(rank(&slow, 1000), [1, 0]);
+        assert_eq!(rank_routes(&slow, 1000), [1, 0]);
     }
 
     #[test]
-    fn unlike_numbers_of_interfaces_belong_together_in_turn() {
+    fn different_numbers_of_interfaces_are_paired_in_turn() {
         let strangers = |net: u8, count: u8| -> Vec<Option<IpAddr>> {
             (0..count).map(|n| Some(IpAddr::from([10, net, n, 1]))).collect()
         };
         let rails = |ours: &[Option<IpAddr>], theirs: &[Option<IpAddr>]| -> Vec<(usize, usize)> {
             let pairs = (0..ours.len()).flat_map(|i| (0..theirs.len()).map(move |j| (i, j)));
-            pairs.filter(|(i, j)| kin(ours, theirs, *i, *j) == Kin::Rail).collect()
+            pairs.filter(|(i, j)| affinity(ours, theirs, *i, *j) == RouteAffinity::Rail).collect()
         };
         let (two, four) = (strangers(1, 2), strangers(2, 4));
         assert_eq!(rails(&two, &four), [(0, 0), (0, 2), (1, 1), (1, 3)]);
@@ -233,17 +251,29 @@ mod tests {
     }
 
     #[test]
-    fn the_only_two_of_a_network_are_a_rail_wherever_they_stand() {
+    fn the_only_two_addresses_of_a_network_are_a_rail_in_any_order() {
         let at = |all: &[[u8; 2]]| -> Vec<Option<IpAddr>> {
             all.iter().map(|[net, host]| Some(IpAddr::from([10, 0, *net, *host]))).collect()
         };
         let (ours, theirs) = (at(&[[0, 1], [1, 1]]), at(&[[1, 2], [0, 2]]));
-        let kins = |i| [kin(&ours, &theirs, i, 0), kin(&ours, &theirs, i, 1)];
-        assert_eq!([kins(0), kins(1)], [[Kin::Crossed, Kin::Rail], [Kin::Rail, Kin::Crossed]]);
+        let kins = |i| [affinity(&ours, &theirs, i, 0), affinity(&ours, &theirs, i, 1)];
+        assert_eq!(
+            [kins(0), kins(1)],
+            [
+                [RouteAffinity::OtherNetwork, RouteAffinity::Rail],
+                [RouteAffinity::Rail, RouteAffinity::OtherNetwork]
+            ]
+        );
         // Among several of one network, their places decide.
         let (ours, theirs) = (at(&[[0, 1], [0, 2]]), at(&[[0, 3], [0, 4]]));
-        let kins = |i| [kin(&ours, &theirs, i, 0), kin(&ours, &theirs, i, 1)];
-        assert_eq!([kins(0), kins(1)], [[Kin::Rail, Kin::Near], [Kin::Near, Kin::Rail]]);
+        let kins = |i| [affinity(&ours, &theirs, i, 0), affinity(&ours, &theirs, i, 1)];
+        assert_eq!(
+            [kins(0), kins(1)],
+            [
+                [RouteAffinity::Rail, RouteAffinity::SameNetwork],
+                [RouteAffinity::SameNetwork, RouteAffinity::Rail]
+            ]
+        );
     }
 
     #[test]
@@ -262,49 +292,64 @@ mod tests {
     }
 
     #[test]
-    fn a_request_crawls_when_another_route_would_do_it_anew_much_sooner() {
+    fn a_request_is_slow_when_restarting_it_on_another_route_would_end_much_sooner() {
         let others = [rail(100e6)];
-        assert!(crawls(60 << 20, 100e3, 64 << 20, &others));
-        assert!(!crawls(60 << 20, 30e6, 64 << 20, &others), "it is soon done");
-        assert!(!crawls(1 << 30, 20e6, 1 << 30, &others), "the other is not that much faster");
-        assert!(!crawls(60 << 20, 100e3, 64 << 20, &[]));
-        assert!(!crawls(60 << 20, 100e3, 64 << 20, &[Candidate { aside: true, ..rail(1e9) }]));
-        let unknown = Load::default();
-        let guess = Candidate { ours: unknown, theirs: unknown, ..rail(1.0) };
-        assert!(!crawls(60 << 20, 100e3, 64 << 20, &[guess]), "nothing is known of the other");
+        assert!(is_slow(60 << 20, 100e3, 64 << 20, &others));
+        assert!(!is_slow(60 << 20, 30e6, 64 << 20, &others), "it is soon done");
+        assert!(!is_slow(1 << 30, 20e6, 1 << 30, &others), "the other is not that much faster");
+        assert!(!is_slow(60 << 20, 100e3, 64 << 20, &[]));
+        assert!(!is_slow(
+            60 << 20,
+            100e3,
+            64 << 20,
+            &[Candidate { is_disabled: true, ..rail(1e9) }]
+        ));
+        let unknown = EndLoad::default();
+        let guess = Candidate { local: unknown, remote: unknown, ..rail(1.0) };
+        assert!(!is_slow(60 << 20, 100e3, 64 << 20, &[guess]), "nothing is known of the other");
     }
 
-    fn any_load() -> impl Strategy<Value = Load> {
+    fn any_load() -> impl Strategy<Value = EndLoad> {
         let speed = proptest::option::of(0.0..1e11f64);
-        (0usize..5, 0u64..1 << 40, speed).prop_map(|(requests, left, speed)| Load {
+        (0usize..5, 0u64..1 << 40, speed).prop_map(|(requests, left, speed)| EndLoad {
             requests,
-            left,
-            speed,
+            left_bytes: left,
+            bytes_per_second: speed,
         })
     }
 
     fn any_route() -> impl Strategy<Value = Candidate> {
-        let kin = prop_oneof![Just(Kin::Rail), Just(Kin::Near), Just(Kin::Crossed)];
+        let kin = prop_oneof![
+            Just(RouteAffinity::Rail),
+            Just(RouteAffinity::SameNetwork),
+            Just(RouteAffinity::OtherNetwork)
+        ];
         (any::<bool>(), any_load(), any_load(), kin, 0u64..9).prop_map(
-            |(aside, ours, theirs, kin, taken)| Candidate { aside, ours, theirs, kin, taken },
+            |(aside, ours, theirs, kin, taken)| Candidate {
+                is_disabled: aside,
+                local: ours,
+                remote: theirs,
+                affinity: kin,
+                last_used: taken,
+            },
         )
     }
 
     proptest! {
         #[test]
-        fn every_route_is_ranked_once_and_those_aside_come_last(
+        fn every_route_is_ranked_once_and_disabled_routes_come_last(
             routes in proptest::collection::vec(any_route(), 0..12), size: u64
         ) {
-            let ranked = rank(&routes, size);
+            let ranked = rank_routes(&routes, size);
             let mut places = ranked.clone();
             places.sort_unstable();
             prop_assert_eq!(places, (0..routes.len()).collect::<Vec<_>>());
-            let aside: Vec<bool> = ranked.iter().map(|i| routes[*i].aside).collect();
+            let aside: Vec<bool> = ranked.iter().map(|i| routes[*i].is_disabled).collect();
             prop_assert!(aside.is_sorted(), "{:?}", aside);
         }
 
         #[test]
-        fn no_rail_starves_and_the_whole_is_nearly_as_fast_as_the_sum(
+        fn every_rail_is_used_and_the_total_speed_is_nearly_the_sum(
             speeds in proptest::collection::vec(1e8..1e9f64, 2..6)
         ) {
             let (moved, clock) = simulate(&speeds, 2 * speeds.len(), 8 << 20, 60 * speeds.len());

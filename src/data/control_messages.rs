@@ -1,7 +1,7 @@
 //! Questions of one document each way: block values of a range, a prune, a sweep, the root. Removed names are
 //! the only names that a reply holds; they are read like those of any peer.
 
-use super::protocol::{Fault, range_of};
+use super::protocol::{Fault, entry_of_range};
 use crate::fs::RootKind;
 pub use crate::wire::content::BLOCK_BYTES;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir, cbor_path, cbor_paths};
@@ -14,17 +14,17 @@ use minicbor::{Decode, Encode};
 
 /// Blocks are asked for, and sent, for so much of a range at a time: neither end works for long
 /// without a word to the other.
-pub const WINDOW: u64 = 64 << 20;
+pub const WINDOW_BYTES: u64 = 64 << 20;
 /// At most so many block values are given at a time.
 const MAX_BLOCKS: u64 = 4096;
 /// At most so many names are taken with one page of a prune.
-pub const MAX_NAMES: usize = 65_536;
+pub const MAX_PRUNE_NAMES: usize = 65_536;
 /// A reply to a prune names removed entries in about so many bytes; of more it gives the counts.
-const MAX_REMOVED: usize = 8 << 20;
+const MAX_REMOVED_BYTES: usize = 8 << 20;
 
 /// The request for block values.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct BlocksAsk {
+pub struct BlockDigestsRequest {
     /// The file, its only entry.
     #[n(0)]
     pub manifest: Manifest,
@@ -37,17 +37,17 @@ pub struct BlocksAsk {
     /// The length of one, a power of two. For one longer than [`BLOCK_BYTES`] the answer is only whether it is all zeros
     /// ([`Target::block_count`](crate::fs::Target::blocks)).
     #[n(3)]
-    pub block: u64,
+    pub block_bytes: u64,
 }
 
-impl BlocksAsk {
+impl BlockDigestsRequest {
     /// The file.
     ///
     /// # Errors
     /// A sentence, where these are no blocks whose values can be had.
-    pub fn checked(&self) -> Result<&Entry, String> {
-        let BlocksAsk { offset, length, block, .. } = *self;
-        let entry = range_of(&self.manifest, offset, length)?;
+    pub fn validate(&self) -> Result<&Entry, String> {
+        let BlockDigestsRequest { offset, length, block_bytes: block, .. } = *self;
+        let entry = entry_of_range(&self.manifest, offset, length)?;
         let fits = block.is_power_of_two()
             && block >= blake3::CHUNK_LEN as u64
             && offset.is_multiple_of(block)
@@ -58,21 +58,21 @@ impl BlocksAsk {
 
 /// What is there of one block: its values ([`HashMode::hash_block`](crate::wire::content::Hashing::block)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
-pub struct BlockValue {
+pub struct BlockDigests {
     /// In the part file of the entry's version.
     #[n(0)]
     pub part: Option<Digest>,
     /// In the file that has the name now.
     #[n(1)]
-    pub base: Option<Digest>,
+    pub basis: Option<Digest>,
 }
 
-/// The reply to [`BlocksAsk`].
+/// The reply to [`BlockDigestsRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub enum BlocksReply {
+pub enum BlockDigestsReply {
     /// One for each block, in order.
     #[n(0)]
-    Values(#[n(0)] Vec<BlockValue>),
+    Digests(#[n(0)] Vec<BlockDigests>),
     /// What is there cannot be read.
     #[n(1)]
     Failed(#[n(0)] Fault),
@@ -81,7 +81,7 @@ pub enum BlocksReply {
 /// A page of a prune: the names that the source has in an interval of one directory. What the
 /// destination has there beside them is extra.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct PruneAsk {
+pub struct PruneRequest {
     /// The directory, below the root of the sync.
     #[cbor(n(0), with = "cbor_path")]
     pub dir: RelPath,
@@ -90,7 +90,7 @@ pub struct PruneAsk {
     pub after: Option<ByteVec>,
     /// … and ends with this one; `None`: there is no end.
     #[n(2)]
-    pub upto: Option<ByteVec>,
+    pub through: Option<ByteVec>,
     /// All names of the source in the interval, sorted.
     #[n(3)]
     pub names: Vec<ByteVec>,
@@ -108,33 +108,36 @@ pub struct PruneAsk {
     pub dirs: Vec<ManifestDir>,
     /// Go on where the last reply to this page ended.
     #[n(8)]
-    pub resume: Option<Resume>,
+    pub resume: Option<PruneResume>,
     /// The places in `names` of what replaces a directory of its name; sorted.
     #[n(9)]
-    pub replacing: Vec<u32>,
+    pub replacing_dirs: Vec<u32>,
 }
 
 /// A place within a page of a prune.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct Resume {
+pub struct PruneResume {
     /// Below the root of the sync: the entry that was settled last.
     #[cbor(n(0), with = "cbor_path")]
     pub after: RelPath,
     /// How many of the directories on the way to it are known to keep something.
     #[n(1)]
-    pub kept: u32,
+    pub kept_dirs: u32,
 }
 
-impl PruneAsk {
+impl PruneRequest {
     /// Whether this can be asked.
     ///
     /// # Errors
     /// A sentence that says what is wrong.
-    pub fn checked(&self) -> Result<(), String> {
-        if self.names.len() > MAX_NAMES {
-            return Err(format!("{} names are over the limit of {MAX_NAMES}", self.names.len()));
+    pub fn validate(&self) -> Result<(), String> {
+        if self.names.len() > MAX_PRUNE_NAMES {
+            return Err(format!(
+                "{} names are over the limit of {MAX_PRUNE_NAMES}",
+                self.names.len()
+            ));
         }
-        let names = || self.names.iter().chain(&self.after).chain(&self.upto);
+        let names = || self.names.iter().chain(&self.after).chain(&self.through);
         for name in names() {
             RelPath::root().child(name).map_err(|e| format!("a name {e}"))?;
         }
@@ -142,12 +145,14 @@ impl PruneAsk {
             return Err("the names are not sorted".to_owned());
         }
         let places = |at: &u32| (*at as usize) < self.names.len();
-        if !self.replacing.is_sorted_by(|a, b| a < b) || !self.replacing.iter().all(places) {
+        if !self.replacing_dirs.is_sorted_by(|a, b| a < b)
+            || !self.replacing_dirs.iter().all(places)
+        {
             return Err("an entry that replaces directories is not in the list of names".to_owned());
         }
         let inside = |name: &ByteVec| {
             self.after.as_ref().is_none_or(|after| name > after)
-                && self.upto.as_ref().is_none_or(|upto| name <= upto)
+                && self.through.as_ref().is_none_or(|upto| name <= upto)
         };
         if !self.names.iter().all(inside) {
             return Err("a name lies out of the interval".to_owned());
@@ -166,20 +171,20 @@ impl PruneAsk {
     }
 }
 
-impl PruneAsk {
+impl PruneRequest {
     /// Whether `path`, below the root of the sync, is (in) something of this page.
     fn covers(&self, path: &RelPath) -> bool {
-        let Some(below) = below(&self.dir, path.as_bytes()) else { return false };
+        let Some(below) = relative_to(&self.dir, path.as_bytes()) else { return false };
         let first = below.components().next().unwrap_or_default();
         !first.is_empty()
             && self.after.as_ref().is_none_or(|after| first > after.as_slice())
-            && self.upto.as_ref().is_none_or(|upto| first <= upto.as_slice())
+            && self.through.as_ref().is_none_or(|upto| first <= upto.as_slice())
     }
 }
 
 /// An entry that a prune has removed (or would).
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct Removed {
+pub struct RemovedEntry {
     /// Below the directory of the page.
     #[cbor(n(0), with = "cbor_path")]
     pub path: RelPath,
@@ -190,7 +195,7 @@ pub struct Removed {
 
 /// Something that a prune could not list or remove.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct Stuck {
+pub struct PruneError {
     /// Below the directory of the page; empty for that directory.
     #[cbor(n(0), with = "cbor_path")]
     pub path: RelPath,
@@ -199,30 +204,30 @@ pub struct Stuck {
     pub fault: Fault,
 }
 
-/// The reply to [`PruneAsk`].
+/// The reply to [`PruneRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct PruneReply {
     /// Entries that were looked at.
     #[n(0)]
-    pub seen: u64,
+    pub examined: u64,
     /// … that are extra.
     #[n(1)]
-    pub extra: u64,
+    pub extraneous: u64,
     /// Content of those, in bytes.
     #[n(2)]
     pub bytes: u64,
     /// Those, or the first of very many.
     #[n(3)]
-    pub removed: Vec<Removed>,
+    pub removed: Vec<RemovedEntry>,
     /// What went wrong.
     #[n(4)]
-    pub errors: Vec<Stuck>,
+    pub errors: Vec<PruneError>,
     /// There is more.
     #[n(5)]
-    pub next: Option<Resume>,
+    pub resume: Option<PruneResume>,
     /// More is extra than the ticket lets be deleted.
     #[n(6)]
-    pub used_up: bool,
+    pub allowance_exhausted: bool,
     /// Trashes of earlier mirrors that were left as they are …
     #[n(7)]
     pub old_trash: u64,
@@ -233,7 +238,7 @@ pub struct PruneReply {
 
 /// What a destination made of a page of a prune. Paths are below the root of the sync.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PrunedPage {
+pub struct PruneOutcome {
     /// The counts.
     pub pruned: PruneReport,
     /// The extra entries with the bytes of their content; where there are very many, the first.
@@ -243,25 +248,25 @@ pub struct PrunedPage {
     /// Trashes of earlier mirrors that were left as they are.
     pub old_trash: EntryWarning,
     /// There is more: to be asked again with this.
-    pub next: Option<Resume>,
+    pub resume: Option<PruneResume>,
     /// More is extra than the ticket lets be deleted: it ended there.
-    pub used_up: bool,
+    pub allowance_exhausted: bool,
 }
 
 impl PruneReply {
     /// Says `page`, which is of the directory `dir`.
-    pub fn of_page(dir: &RelPath, page: PrunedPage) -> Self {
+    pub fn from_outcome(dir: &RelPath, page: PruneOutcome) -> Self {
         let PruneReport { checked: seen, extraneous: extra, bytes } = page.pruned;
-        let mut room = MAX_REMOVED;
+        let mut room = MAX_REMOVED_BYTES;
         let fits = |(path, bytes): (RelPath, u64)| {
-            let path = below(dir, path.as_bytes())?;
+            let path = relative_to(dir, path.as_bytes())?;
             room = room.checked_sub(path.as_bytes().len() + 16)?;
-            Some(Removed { path, bytes })
+            Some(RemovedEntry { path, bytes })
         };
         let removed = page.removed.into_iter().map_while(fits).collect();
-        let mut room = MAX_REMOVED / 2;
+        let mut room = MAX_REMOVED_BYTES / 2;
         let errors = page.errors.into_iter().map_while(|error| {
-            let path = below(dir, &error.path.0).unwrap_or_default();
+            let path = relative_to(dir, &error.path.0).unwrap_or_default();
             let fault = Fault::from(error);
             room = room.checked_sub(
                 path.as_bytes().len()
@@ -269,22 +274,22 @@ impl PruneReply {
                     + fault.hint.as_ref().map_or(0, String::len)
                     + 64,
             )?;
-            Some(Stuck { path, fault })
+            Some(PruneError { path, fault })
         });
         let EntryWarning { count, paths } = page.old_trash;
         let paths = paths.iter().take(EntryWarning::MAX_PATHS);
         let of_page = |path: &[u8]| match path == dir.as_bytes() {
             true => Some(RelPath::root()),
-            false => below(dir, path),
+            false => relative_to(dir, path),
         };
         PruneReply {
-            seen,
-            extra,
+            examined: seen,
+            extraneous: extra,
             bytes,
             removed,
             errors: errors.collect(),
-            next: page.next,
-            used_up: page.used_up,
+            resume: page.resume,
+            allowance_exhausted: page.allowance_exhausted,
             old_trash: count,
             old_trash_paths: paths.filter_map(|path| of_page(&path.0)).collect(),
         }
@@ -294,8 +299,17 @@ impl PruneReply {
     ///
     /// # Errors
     /// A reply that speaks of what was not asked.
-    pub fn into_page(self, ask: &PruneAsk) -> Result<PrunedPage, String> {
-        let PruneReply { seen, extra, bytes, removed, errors, next, used_up, .. } = self;
+    pub fn into_outcome(self, ask: &PruneRequest) -> Result<PruneOutcome, String> {
+        let PruneReply {
+            examined: seen,
+            extraneous: extra,
+            bytes,
+            removed,
+            errors,
+            resume: next,
+            allowance_exhausted: used_up,
+            ..
+        } = self;
         let mut old_trash = EntryWarning { count: self.old_trash, paths: Vec::new() };
         if self.old_trash_paths.len() as u64 > old_trash.count.min(EntryWarning::MAX_PATHS as u64) {
             return Err(
@@ -305,7 +319,7 @@ impl PruneReply {
         for path in &self.old_trash_paths {
             let path = ask.dir.join(path);
             if path != ask.dir && !ask.covers(&path) {
-                return Err(unasked(&path));
+                return Err(not_requested(&path));
             }
             old_trash.paths.push(BytePath(path.as_bytes().to_vec()));
         }
@@ -314,25 +328,32 @@ impl PruneReply {
         }
         let removed = removed.into_iter().map(|one| {
             let path = ask.dir.join(&one.path);
-            if ask.covers(&path) { Ok((path, one.bytes)) } else { Err(unasked(&path)) }
+            if ask.covers(&path) { Ok((path, one.bytes)) } else { Err(not_requested(&path)) }
         });
         let removed = removed.collect::<Result<_, _>>()?;
         if let Some(next) = next.as_ref().filter(|next| !ask.covers(&next.after)) {
-            return Err(unasked(&next.after));
+            return Err(not_requested(&next.after));
         }
         let errors =
             errors.into_iter().map(|one| one.fault.into_error(&ask.dir.join(&one.path))).collect();
         let pruned = PruneReport { checked: seen, extraneous: extra, bytes };
-        Ok(PrunedPage { pruned, removed, errors, old_trash, next, used_up })
+        Ok(PruneOutcome {
+            pruned,
+            removed,
+            errors,
+            old_trash,
+            resume: next,
+            allowance_exhausted: used_up,
+        })
     }
 }
 
-fn unasked(path: &RelPath) -> String {
+fn not_requested(path: &RelPath) -> String {
     format!("`{path}` was not asked for")
 }
 
 /// `path` seen from `dir`; `None` where it is not below it.
-fn below(dir: &RelPath, path: &[u8]) -> Option<RelPath> {
+fn relative_to(dir: &RelPath, path: &[u8]) -> Option<RelPath> {
     let rest = match dir.as_bytes() {
         b"" => path,
         dir => path.strip_prefix(dir)?.strip_prefix(b"/")?,
@@ -342,15 +363,15 @@ fn below(dir: &RelPath, path: &[u8]) -> Option<RelPath> {
 
 /// The request for a sweep.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
-pub struct SweepAsk {
+pub struct CleanUpRequest {
     /// The root of the sync, which gets its metadata back.
     #[n(0)]
     pub root: Option<ManifestDir>,
 }
 
-/// The reply to [`SweepAsk`].
+/// The reply to [`CleanUpRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
-pub struct SweepReply {
+pub struct CleanUpReply {
     /// Why not all is removed.
     #[n(0)]
     pub fault: Option<Fault>,
@@ -358,15 +379,15 @@ pub struct SweepReply {
 
 /// The question whether the root of the destination can be written.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct RootAsk {
+pub struct RootCheckRequest {
     /// What the root of the source is.
     #[n(0)]
-    pub source: RootKind,
+    pub source_kind: RootKind,
 }
 
-/// The reply to [`RootAsk`].
+/// The reply to [`RootCheckRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
-pub struct RootReply {
+pub struct RootCheckReply {
     /// Why it can't be.
     #[n(0)]
     pub fault: Option<Fault>,
@@ -375,7 +396,7 @@ pub struct RootReply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::stream::Ask;
+    use crate::data::stream::ContentRequest;
     use crate::wire::manifest::{EntryKind, FileVersion, Meta};
     use proptest::prelude::*;
 
@@ -389,96 +410,106 @@ mod tests {
 
     const META: Meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
 
-    fn prune(names: &[&str]) -> PruneAsk {
-        PruneAsk {
+    fn prune_request(names: &[&str]) -> PruneRequest {
+        PruneRequest {
             dir: rel("d/e"),
             after: Some(name("b")),
-            upto: Some(name("m")),
+            through: Some(name("m")),
             names: names.iter().map(|n| name(n)).collect(),
             filter: FilterSpec { rules: vec!["*.o".into()], ..FilterSpec::default() },
             delete_excluded: false,
             apply: true,
             dirs: ["", "d", "d/e"].map(|d| ManifestDir { path: rel(d), meta: META }).into(),
             resume: None,
-            replacing: names.first().map(|_| 0).into_iter().collect(),
+            replacing_dirs: names.first().map(|_| 0).into_iter().collect(),
         }
     }
 
     #[test]
-    fn a_page_of_a_prune_round_trips_and_holds_what_it_says() {
-        let good = prune(&["c", "d\n", "m"]);
-        assert_eq!(good.checked(), Ok(()));
+    fn a_prune_request_round_trips_and_is_validated() {
+        let good = prune_request(&["c", "d\n", "m"]);
+        assert_eq!(good.validate(), Ok(()));
         let bytes = minicbor::to_vec(&good).unwrap();
-        assert_eq!(minicbor::decode::<PruneAsk>(&bytes).unwrap(), good);
+        assert_eq!(minicbor::decode::<PruneRequest>(&bytes).unwrap(), good);
         for replacing in [vec![3], vec![1, 0], vec![1, 1]] {
-            assert!(PruneAsk { replacing, ..good.clone() }.checked().is_err());
+            assert!(PruneRequest { replacing_dirs: replacing, ..good.clone() }.validate().is_err());
         }
-        let elsewhere = |dir: &str| PruneAsk {
+        let elsewhere = |dir: &str| PruneRequest {
             dirs: vec![ManifestDir { path: rel(dir), meta: META }],
-            ..prune(&[])
+            ..prune_request(&[])
         };
-        let resumed =
-            |at: &str| PruneAsk { resume: Some(Resume { after: rel(at), kept: 0 }), ..prune(&[]) };
-        assert_eq!(resumed("d/e/c/x").checked(), Ok(()));
-        let unsorted = [prune(&["d", "c"]), prune(&["c", "c"])];
-        let outside = [prune(&["b"]), prune(&["n"]), elsewhere("x"), elsewhere("d/e/c")];
-        let no_names = [prune(&[".."]), prune(&["c/d"]), prune(&["c\0"]), prune(&[""])];
+        let resumed = |at: &str| PruneRequest {
+            resume: Some(PruneResume { after: rel(at), kept_dirs: 0 }),
+            ..prune_request(&[])
+        };
+        assert_eq!(resumed("d/e/c/x").validate(), Ok(()));
+        let unsorted = [prune_request(&["d", "c"]), prune_request(&["c", "c"])];
+        let outside =
+            [prune_request(&["b"]), prune_request(&["n"]), elsewhere("x"), elsewhere("d/e/c")];
+        let no_names = [
+            prune_request(&[".."]),
+            prune_request(&["c/d"]),
+            prune_request(&["c\0"]),
+            prune_request(&[""]),
+        ];
         let not_here = ["d/e", "d/e/b/x", "d/ex/c", "x"].map(resumed);
         for bad in unsorted.iter().chain(&outside).chain(&no_names).chain(&not_here) {
-            assert!(bad.checked().is_err(), "{bad:?}");
+            assert!(bad.validate().is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn a_reply_to_a_prune_speaks_of_its_page_only() {
-        let ask = prune(&["c"]);
+    fn a_prune_reply_with_entries_outside_the_request_is_refused() {
+        let ask = prune_request(&["c"]);
         let fault = FileError {
             path: crate::wire::BytePath(b"d/e/k/l".to_vec()),
             ..Fault::transient("remove destination", "busy").into_error(&rel("x"))
         };
-        let page = PrunedPage {
+        let page = PruneOutcome {
             pruned: PruneReport { checked: 9, extraneous: 2, bytes: 5 },
             removed: vec![(rel("d/e/f/g"), 5), (rel("d/e/f"), 0)],
             errors: vec![fault],
-            next: Some(Resume { after: rel("d/e/f"), kept: 0 }),
-            used_up: true,
+            resume: Some(PruneResume { after: rel("d/e/f"), kept_dirs: 0 }),
+            allowance_exhausted: true,
             old_trash: EntryWarning {
                 count: 3,
                 paths: ["d/e", "d/e/g/bin"].map(|path| BytePath(path.into())).into(),
             },
         };
-        let said = PruneReply::of_page(&ask.dir, page.clone());
+        let said = PruneReply::from_outcome(&ask.dir, page.clone());
         assert_eq!(said.removed[0].path, rel("f/g"));
         let bytes = minicbor::to_vec(&said).unwrap();
-        assert_eq!(minicbor::decode::<PruneReply>(&bytes).unwrap().into_page(&ask), Ok(page));
+        assert_eq!(minicbor::decode::<PruneReply>(&bytes).unwrap().into_outcome(&ask), Ok(page));
         let removed = |path: &str, extra| PruneReply {
-            seen: 1,
-            extra,
-            removed: vec![Removed { path: rel(path), bytes: 0 }],
+            examined: 1,
+            extraneous: extra,
+            removed: vec![RemovedEntry { path: rel(path), bytes: 0 }],
             ..PruneReply::default()
         };
-        assert!(removed("f", 1).into_page(&ask).is_ok());
+        assert!(removed("f", 1).into_outcome(&ask).is_ok());
         for (path, extra) in [("b", 1), ("n/x", 1), ("", 1), ("f", 0)] {
-            assert!(removed(path, extra).into_page(&ask).is_err(), "{path}");
+            assert!(removed(path, extra).into_outcome(&ask).is_err(), "{path}");
         }
         let trash = |path: &str, count| PruneReply {
             old_trash: count,
             old_trash_paths: vec![rel(path)],
             ..PruneReply::default()
         };
-        assert!(trash("f/bin", 1).into_page(&ask).is_ok() && trash("", 2).into_page(&ask).is_ok());
+        assert!(
+            trash("f/bin", 1).into_outcome(&ask).is_ok() && trash("", 2).into_outcome(&ask).is_ok()
+        );
         for (path, count) in [("b/bin", 1), ("n", 1), ("f/bin", 0)] {
-            assert!(trash(path, count).into_page(&ask).is_err(), "{path}");
+            assert!(trash(path, count).into_outcome(&ask).is_err(), "{path}");
         }
-        let next = Some(Resume { after: rel("elsewhere"), kept: 0 });
-        assert!(PruneReply { next, ..PruneReply::default() }.into_page(&ask).is_err());
+        let next = Some(PruneResume { after: rel("elsewhere"), kept_dirs: 0 });
+        assert!(PruneReply { resume: next, ..PruneReply::default() }.into_outcome(&ask).is_err());
     }
 
     #[test]
-    fn a_removed_name_that_leaves_its_directory_is_not_read() {
+    fn a_removed_name_outside_its_directory_does_not_decode() {
         let said = PruneReply {
-            extra: 1,
-            removed: vec![Removed { path: rel("ab"), bytes: 0 }],
+            extraneous: 1,
+            removed: vec![RemovedEntry { path: rel("ab"), bytes: 0 }],
             ..PruneReply::default()
         };
         let mut bytes = minicbor::to_vec(&said).unwrap();
@@ -488,71 +519,75 @@ mod tests {
     }
 
     #[test]
-    fn a_prune_that_removes_very_much_names_the_first() {
+    fn a_prune_reply_lists_removed_entries_up_to_its_size_limit() {
         let long = "x".repeat(200);
         let removed: Vec<_> = (0..60_000).map(|i| (rel(&format!("d/e/f/{long}{i}")), 1)).collect();
         let pruned = PruneReport { checked: 60_000, extraneous: 60_000, bytes: 60_000 };
-        let page = PrunedPage { pruned, removed, ..PrunedPage::default() };
-        let said = PruneReply::of_page(&rel("d/e"), page);
+        let page = PruneOutcome { pruned, removed, ..PruneOutcome::default() };
+        let said = PruneReply::from_outcome(&rel("d/e"), page);
         assert!(!said.removed.is_empty() && said.removed.len() < 60_000);
-        assert!(minicbor::to_vec(&said).unwrap().len() < super::super::protocol::MAX_REPLY);
-        assert_eq!(said.into_page(&prune(&[])).unwrap().pruned, pruned);
+        assert!(minicbor::to_vec(&said).unwrap().len() < super::super::protocol::MAX_REPLY_BYTES);
+        assert_eq!(said.into_outcome(&prune_request(&[])).unwrap().pruned, pruned);
     }
 
     #[test]
-    fn only_blocks_whose_values_can_be_had_are_asked_for() {
+    fn only_block_ranges_that_can_be_hashed_are_valid() {
         let entry = Entry::new(
             rel("f"),
-            EntryKind::File { size: 9 * WINDOW },
+            EntryKind::File { size: 9 * WINDOW_BYTES },
             META,
             FileVersion::default(),
         );
         let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-        let ask =
-            |offset, length, block| BlocksAsk { manifest: manifest.clone(), offset, length, block };
-        assert!(ask(0, WINDOW, BLOCK_BYTES).checked().is_ok());
-        assert!(ask(8 * WINDOW, BLOCK_BYTES + 1, BLOCK_BYTES).checked().is_ok());
+        let ask = |offset, length, block| BlockDigestsRequest {
+            manifest: manifest.clone(),
+            offset,
+            length,
+            block_bytes: block,
+        };
+        assert!(ask(0, WINDOW_BYTES, BLOCK_BYTES).validate().is_ok());
+        assert!(ask(8 * WINDOW_BYTES, BLOCK_BYTES + 1, BLOCK_BYTES).validate().is_ok());
         for (offset, length, block) in [
             (0, 0, BLOCK_BYTES),
-            (0, WINDOW, 0),
-            (0, WINDOW, 3 << 10),
+            (0, WINDOW_BYTES, 0),
+            (0, WINDOW_BYTES, 3 << 10),
             (0, 4096, 512),
             (1024, BLOCK_BYTES, BLOCK_BYTES),
-            (0, WINDOW, 1024),
-            (9 * WINDOW, 1, BLOCK_BYTES),
+            (0, WINDOW_BYTES, 1024),
+            (9 * WINDOW_BYTES, 1, BLOCK_BYTES),
         ] {
-            assert!(ask(offset, length, block).checked().is_err(), "{offset} {length} {block}");
+            assert!(ask(offset, length, block).validate().is_err(), "{offset} {length} {block}");
         }
     }
 
     proptest! {
         #[test]
         fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
-            let _ = minicbor::decode::<BlocksAsk>(&bytes).map(|ask| ask.checked().is_ok());
-            let _ = minicbor::decode::<BlocksReply>(&bytes);
-            let _ = minicbor::decode::<PruneAsk>(&bytes).map(|ask| ask.checked());
-            let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_page(&prune(&[])));
-            let _ = minicbor::decode::<SweepAsk>(&bytes);
-            let _ = minicbor::decode::<SweepReply>(&bytes);
-            let _ = minicbor::decode::<RootAsk>(&bytes);
-            let _ = minicbor::decode::<RootReply>(&bytes);
+            let _ = minicbor::decode::<BlockDigestsRequest>(&bytes).map(|ask| ask.validate().is_ok());
+            let _ = minicbor::decode::<BlockDigestsReply>(&bytes);
+            let _ = minicbor::decode::<PruneRequest>(&bytes).map(|ask| ask.validate());
+            let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_outcome(&prune_request(&[])));
+            let _ = minicbor::decode::<CleanUpRequest>(&bytes);
+            let _ = minicbor::decode::<CleanUpReply>(&bytes);
+            let _ = minicbor::decode::<RootCheckRequest>(&bytes);
+            let _ = minicbor::decode::<RootCheckReply>(&bytes);
         }
 
         #[test]
-        fn asks_and_replies_that_are_almost_right_are_never_a_panic(
+        fn mutated_requests_and_replies_decode_without_a_panic(
             edits in crate::wire::fuzz::any_edits(),
         ) {
             let other = |right: Vec<u8>| crate::wire::fuzz::apply_edits(&right, &edits);
-            let asked = prune(&["c", "d"]);
+            let asked = prune_request(&["c", "d"]);
             let bytes = other(minicbor::to_vec(&asked).unwrap());
-            let _ = minicbor::decode::<PruneAsk>(&bytes).map(|ask| ask.checked());
-            let there = BlockValue { part: Some(Digest([1; 32])), base: Some(Digest([2; 32])) };
-            let bytes = other(minicbor::to_vec(BlocksReply::Values(vec![there; 3])).unwrap());
-            let _ = minicbor::decode::<BlocksReply>(&bytes);
+            let _ = minicbor::decode::<PruneRequest>(&bytes).map(|ask| ask.validate());
+            let there = BlockDigests { part: Some(Digest([1; 32])), basis: Some(Digest([2; 32])) };
+            let bytes = other(minicbor::to_vec(BlockDigestsReply::Digests(vec![there; 3])).unwrap());
+            let _ = minicbor::decode::<BlockDigestsReply>(&bytes);
             let bytes = other(minicbor::to_vec(PruneReply::default()).unwrap());
-            let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_page(&asked));
-            let ask = Ask { verb: "/v1/pack".into(), ticket: "t".repeat(50) };
-            let _ = minicbor::decode::<Ask>(&other(minicbor::to_vec(&ask).unwrap()));
+            let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_outcome(&asked));
+            let ask = ContentRequest { verb: "/v1/pack".into(), ticket: "t".repeat(50) };
+            let _ = minicbor::decode::<ContentRequest>(&other(minicbor::to_vec(&ask).unwrap()));
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The asking end of content streams: a thread owns the socket while it reads files, hashes them and
 //! sends what it read, and waits for the answer.
 
-use super::frame::{self, HEAD};
-use super::meter::{Counted, Flow};
-use super::protocol::{MAX_REPLY, STREAM};
-use super::stream::{Ask, PROTOCOL, ready};
-use super::until::Until;
+use super::frame::{self, FRAME_HEADER_BYTES};
+use super::meter::{CountedStream, TrafficCounter};
+use super::protocol::{MAX_REPLY_BYTES, STREAM};
+use super::stream::{ContentRequest, UPGRADE_PROTOCOL, poll_ready};
+use super::until::Deadline;
 use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
 use crate::wire::problem::Problem;
@@ -25,30 +25,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often a thread that waits for its peer looks whether anybody still wants it to.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The connection is gone (or the work was cancelled): there is nobody to send to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gone;
+pub struct Disconnected;
 
 /// Where frames go.
-pub trait Outlet {
+pub trait FrameSink {
     /// Sends all of `bytes`; blocks until they are taken.
     ///
     /// # Errors
-    /// [`Gone`].
-    fn send(&mut self, bytes: &[u8]) -> Result<(), Gone>;
+    /// [`Disconnected`].
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Disconnected>;
 
     /// Whether it is worth going on.
     ///
     /// # Errors
-    /// [`Gone`].
-    fn go_on(&self) -> Result<(), Gone>;
+    /// [`Disconnected`].
+    fn check_active(&self) -> Result<(), Disconnected>;
 }
 
 /// How an ask was answered.
 #[derive(Debug)]
-pub enum Answered {
+pub enum ContentReply {
     /// The reply's document.
     Reply(Vec<u8>),
     /// A reply that is not what was sent.
@@ -58,15 +58,15 @@ pub enum Answered {
 }
 
 /// A stream to ask on. It does not block by itself: who waits looks whether to go on.
-pub struct Asking {
+pub struct ContentClient {
     stream: TcpStream,
     /// What counts its bytes.
-    flows: Vec<Arc<Flow>>,
+    counters: Vec<Arc<TrafficCounter>>,
 }
 
-impl Drop for Asking {
+impl Drop for ContentClient {
     fn drop(&mut self) {
-        if self.flows.iter().any(|flow| flow.is_reset_on_close()) {
+        if self.counters.iter().any(|flow| flow.resets_on_close()) {
             let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
         }
     }
@@ -76,11 +76,11 @@ impl Drop for Asking {
 ///
 /// # Errors
 /// A `peer` that is no host.
-pub fn request(peer: &str) -> Result<Request<Full<Bytes>>, String> {
+pub fn upgrade_request(peer: &str) -> Result<Request<Full<Bytes>>, String> {
     Request::get(STREAM)
         .header(HOST, peer)
         .header(CONNECTION, "upgrade")
-        .header(UPGRADE, PROTOCOL)
+        .header(UPGRADE, UPGRADE_PROTOCOL)
         .body(Full::default())
         .map_err(|e| e.to_string())
 }
@@ -89,37 +89,37 @@ pub fn request(peer: &str) -> Result<Request<Full<Bytes>>, String> {
 ///
 /// # Errors
 /// A sentence: it opens none.
-pub async fn opened(response: Response<Incoming>) -> Result<Asking, String> {
+pub async fn accept_upgrade(response: Response<Incoming>) -> Result<ContentClient, String> {
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
         return Err(format!(
-            "it does not speak {PROTOCOL} ({status}); agents of one installation must be of one version"
+            "it does not speak {UPGRADE_PROTOCOL} ({status}); agents of one installation must be of one version"
         ));
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(|e| e.to_string())?;
     let parts =
-        upgraded.downcast::<TokioIo<Counted>>().map_err(|_| "it does not accept streams")?;
+        upgraded.downcast::<TokioIo<CountedStream>>().map_err(|_| "it does not accept streams")?;
     if !parts.read_buf.is_empty() {
         return Err("it sent data before the first request".to_owned());
     }
     let (stream, flows) = parts.io.into_inner().into_parts().map_err(|e| e.to_string())?;
-    Ok(Asking { stream, flows })
+    Ok(ContentClient { stream, counters: flows })
 }
 
 /// One ask on its way.
 struct Exchange<'a> {
-    on: &'a Asking,
+    client: &'a ContentClient,
     /// Grows with what is sent.
-    moved: &'a AtomicU64,
+    progress: &'a AtomicU64,
     /// Nobody waits for the answer any more.
-    abandoned: &'a Shutdown,
+    cancelled: &'a Shutdown,
     /// Nothing is sent after this.
-    until: &'a Until,
+    deadline: &'a Deadline,
     /// Why nothing more can be sent.
-    failed: Option<String>,
+    failure: Option<String>,
 }
 
-impl Asking {
+impl ContentClient {
     /// Asks, sends what `feed` makes, counted in `moved`, and reads the answer; blocks meanwhile. An
     /// answer that comes early, `abandoned`, and the end of `until`, end it. Gives the answer and what
     /// `feed` said.
@@ -128,19 +128,25 @@ impl Asking {
     /// A sentence: the connection failed, or the answer is none.
     pub fn exchange<T>(
         &self,
-        ask: &Ask,
+        ask: &ContentRequest,
         moved: &AtomicU64,
-        (abandoned, until): (&Shutdown, &Until),
-        feed: impl FnOnce(&mut dyn Outlet) -> Result<T, Gone>,
-    ) -> Result<(Answered, Result<T, Gone>), String> {
-        let mut exchange = Exchange { on: self, moved, abandoned, until, failed: None };
+        (abandoned, until): (&Shutdown, &Deadline),
+        feed: impl FnOnce(&mut dyn FrameSink) -> Result<T, Disconnected>,
+    ) -> Result<(ContentReply, Result<T, Disconnected>), String> {
+        let mut exchange = Exchange {
+            client: self,
+            progress: moved,
+            cancelled: abandoned,
+            deadline: until,
+            failure: None,
+        };
         let fed = exchange.send(&frame::ask(ask)).and_then(|()| feed(&mut exchange));
-        let Some(why) = exchange.failed.take() else {
-            return Ok((exchange.answer(None)?, fed));
+        let Some(why) = exchange.failure.take() else {
+            return Ok((exchange.read_reply(None)?, fed));
         };
         // A refusal says more than a broken pipe.
-        match exchange.answer(Some(LOOK)) {
-            Ok(refused @ Answered::Refused(_)) => Ok((refused, fed)),
+        match exchange.read_reply(Some(POLL_INTERVAL)) {
+            Ok(refused @ ContentReply::Refused(_)) => Ok((refused, fed)),
             _ => Err(why),
         }
     }
@@ -148,11 +154,11 @@ impl Asking {
 
 impl Exchange<'_> {
     /// The answer, which must come within `patience` if there is one.
-    fn answer(&mut self, patience: Option<Duration>) -> Result<Answered, String> {
-        let mut head = [0; HEAD];
-        self.receive(&mut head, patience)?;
-        let (kind, length) = frame::split_head(head);
-        if !matches!(kind, frame::REPLY | frame::REFUSAL) || length > MAX_REPLY {
+    fn read_reply(&mut self, patience: Option<Duration>) -> Result<ContentReply, String> {
+        let mut head = [0; FRAME_HEADER_BYTES];
+        self.read_exact(&mut head, patience)?;
+        let (kind, length) = frame::parse_header(head);
+        if !matches!(kind, frame::REPLY | frame::REFUSAL) || length > MAX_REPLY_BYTES {
             return Err(format!("an answer of kind {kind:#04x} and {length} bytes"));
         }
         // Grows as bytes come, whatever is announced.
@@ -160,34 +166,40 @@ impl Exchange<'_> {
         while document.len() < length {
             let (at, more) = (document.len(), (length - document.len()).min(64 << 10));
             document.resize(at + more, 0);
-            self.receive(&mut document[at..], patience)?;
+            self.read_exact(&mut document[at..], patience)?;
         }
         if kind == frame::REPLY {
             return Ok(match checksum::verify_and_strip(&document) {
-                Some(reply) => Answered::Reply(reply.to_vec()),
-                None => Answered::Damaged,
+                Some(reply) => ContentReply::Reply(reply.to_vec()),
+                None => ContentReply::Damaged,
             });
         }
         let problem = serde_json::from_slice(&document);
-        Ok(Answered::Refused(
+        Ok(ContentReply::Refused(
             problem.unwrap_or_else(|_| Problem::new(500, "", "unknown", "it gave no reason")),
         ))
     }
 
     /// Fills `room`.
-    fn receive(&mut self, mut room: &mut [u8], patience: Option<Duration>) -> Result<(), String> {
+    fn read_exact(
+        &mut self,
+        mut room: &mut [u8],
+        patience: Option<Duration>,
+    ) -> Result<(), String> {
         while !room.is_empty() {
-            match rustix::net::recv(&self.on.stream, &mut *room, RecvFlags::empty()) {
+            match rustix::net::recv(&self.client.stream, &mut *room, RecvFlags::empty()) {
                 Ok((0, _)) => return Err("the connection ended without an answer".to_owned()),
                 Ok((n, _)) => {
-                    self.on.flows.iter().for_each(|flow| flow.came(n as u64));
+                    self.client.counters.iter().for_each(|flow| flow.add_received(n as u64));
                     room = &mut room[n..];
                 }
                 Err(Errno::AGAIN) => {
-                    if !ready(&self.on.stream, PollFlags::IN, LOOK)? && patience.is_some() {
+                    if !poll_ready(&self.client.stream, PollFlags::IN, POLL_INTERVAL)?
+                        && patience.is_some()
+                    {
                         return Err("no answer".to_owned());
                     }
-                    self.go_on().map_err(|Gone| "the requester is gone")?;
+                    self.check_active().map_err(|Disconnected| "the requester is gone")?;
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.to_string()),
@@ -197,16 +209,16 @@ impl Exchange<'_> {
     }
 
     /// Sends what the kernel takes of `bytes`, at least one.
-    fn send_some(&mut self, bytes: &[u8]) -> Result<usize, String> {
+    fn send_available(&mut self, bytes: &[u8]) -> Result<usize, String> {
         loop {
-            match rustix::net::send(&self.on.stream, bytes, SendFlags::NOSIGNAL) {
+            match rustix::net::send(&self.client.stream, bytes, SendFlags::NOSIGNAL) {
                 Ok(0) => return Err("the connection accepts no data".to_owned()),
                 Ok(n) => return Ok(n),
                 Err(Errno::AGAIN) => {
-                    self.on.flows.iter().for_each(|flow| flow.waits());
-                    ready(&self.on.stream, PollFlags::OUT | PollFlags::IN, LOOK)?;
-                    self.go_on().map_err(|Gone| "the requester is gone")?;
-                    if ready(&self.on.stream, PollFlags::IN, Duration::ZERO)? {
+                    self.client.counters.iter().for_each(|flow| flow.mark_blocked());
+                    poll_ready(&self.client.stream, PollFlags::OUT | PollFlags::IN, POLL_INTERVAL)?;
+                    self.check_active().map_err(|Disconnected| "the requester is gone")?;
+                    if poll_ready(&self.client.stream, PollFlags::IN, Duration::ZERO)? {
                         return Ok(0);
                     }
                 }
@@ -217,30 +229,30 @@ impl Exchange<'_> {
     }
 }
 
-impl Outlet for Exchange<'_> {
-    fn send(&mut self, mut bytes: &[u8]) -> Result<(), Gone> {
+impl FrameSink for Exchange<'_> {
+    fn send(&mut self, mut bytes: &[u8]) -> Result<(), Disconnected> {
         while !bytes.is_empty() {
-            self.go_on()?;
-            match self.send_some(bytes) {
+            self.check_active()?;
+            match self.send_available(bytes) {
                 // It was answered before the end.
-                Ok(0) => return Err(Gone),
+                Ok(0) => return Err(Disconnected),
                 Ok(n) => {
-                    self.on.flows.iter().for_each(|flow| flow.went(n as u64));
-                    self.moved.fetch_add(n as u64, Ordering::Relaxed);
+                    self.client.counters.iter().for_each(|flow| flow.add_sent(n as u64));
+                    self.progress.fetch_add(n as u64, Ordering::Relaxed);
                     bytes = &bytes[n..];
                 }
                 Err(why) => {
-                    self.failed = Some(why);
-                    return Err(Gone);
+                    self.failure = Some(why);
+                    return Err(Disconnected);
                 }
             }
         }
         Ok(())
     }
 
-    fn go_on(&self) -> Result<(), Gone> {
-        let over = self.abandoned.is_cancelled() || self.until.is_over();
-        if over { Err(Gone) } else { Ok(()) }
+    fn check_active(&self) -> Result<(), Disconnected> {
+        let over = self.cancelled.is_cancelled() || self.deadline.is_over();
+        if over { Err(Disconnected) } else { Ok(()) }
     }
 }
 
@@ -251,28 +263,28 @@ mod tests {
     use std::net::TcpListener;
 
     /// How an exchange ends with a peer that sends the head of an answer of `length` bytes and nothing else.
-    fn announced(kind: u8, length: usize) -> String {
+    fn reply_of_announced_length(kind: u8, length: usize) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         stream.set_nonblocking(true).unwrap();
         let (mut peer, _) = listener.accept().unwrap();
         peer.write_all(&[&[kind][..], &(length as u32).to_le_bytes()].concat()).unwrap();
         peer.shutdown(std::net::Shutdown::Write).unwrap();
-        let asking = Asking { stream, flows: Vec::new() };
-        let ask = Ask { verb: String::new(), ticket: String::new() };
-        let ends = (&Shutdown::new(), &Until::default());
+        let asking = ContentClient { stream, counters: Vec::new() };
+        let ask = ContentRequest { verb: String::new(), ticket: String::new() };
+        let ends = (&Shutdown::new(), &Deadline::default());
         asking.exchange(&ask, &AtomicU64::new(0), ends, |_| Ok(())).unwrap_err()
     }
 
     #[test]
-    fn an_answer_is_read_up_to_the_longest_and_a_longer_one_is_refused_by_its_head() {
+    fn a_reply_over_the_length_limit_is_refused_by_its_header() {
         for kind in [frame::REPLY, frame::REFUSAL] {
-            let longest = announced(kind, MAX_REPLY);
+            let longest = reply_of_announced_length(kind, MAX_REPLY_BYTES);
             assert_eq!(longest, "the connection ended without an answer");
-            let longer = announced(kind, MAX_REPLY + 1);
+            let longer = reply_of_announced_length(kind, MAX_REPLY_BYTES + 1);
             assert_eq!(
                 longer,
-                format!("an answer of kind {kind:#04x} and {} bytes", MAX_REPLY + 1)
+                format!("an answer of kind {kind:#04x} and {} bytes", MAX_REPLY_BYTES + 1)
             );
         }
     }

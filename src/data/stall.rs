@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A transfer that moves less than [`STALL_BYTES`] in this much waiting is given up.
-pub const STALL: Duration = Duration::from_secs(90);
-/// See [`STALL`].
-pub const STALL_BYTES: u64 = 4096;
+/// A transfer that moves less than [`MIN_PROGRESS_BYTES`] in this much waiting is given up.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(90);
+/// See [`STALL_TIMEOUT`].
+pub const MIN_PROGRESS_BYTES: u64 = 4096;
 
 /// Resolves when `moved` stands still for `patience`.
-pub async fn stalled(moved: Arc<AtomicU64>, patience: Duration) {
+pub async fn wait_for_stall(moved: Arc<AtomicU64>, patience: Duration) {
     let mut last = moved.load(Ordering::Relaxed);
     loop {
         tokio::time::sleep(patience).await;
         let now = moved.load(Ordering::Relaxed);
-        if now < last + STALL_BYTES {
+        if now < last + MIN_PROGRESS_BYTES {
             return;
         }
         last = now;
@@ -26,7 +26,7 @@ pub async fn stalled(moved: Arc<AtomicU64>, patience: Duration) {
 
 /// Reads and drops what is left of a refused body, so that the refusal can be read before the
 /// connection ends: at most `limit` bytes and `patience`.
-pub async fn drain(mut body: Incoming, limit: u64, patience: Duration) {
+pub async fn drain_body(mut body: Incoming, limit: u64, patience: Duration) {
     let mut left = limit;
     let all = async {
         while let Some(Ok(frame)) = body.frame().await {

@@ -7,11 +7,11 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 /// The longest that an offer to such a peer may take, with the second try of the same task.
-const GIVEN_UP: Duration = Duration::from_secs(25);
+const MAX_OFFER_TIME: Duration = Duration::from_secs(25);
 
 /// What listens there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Frozen {
+enum UnresponsiveKind {
     /// Nobody accepts: only the kernel's backlog does.
     NeverAccepts,
     /// Connections are accepted, and nothing is ever answered.
@@ -21,17 +21,17 @@ enum Frozen {
 }
 
 /// A peer of that kind, as a pool lists it. It ends with the runtime.
-async fn member(kind: Frozen) -> PoolMember {
+async fn member(kind: UnresponsiveKind) -> PoolMember {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
     tokio::spawn(async move {
-        if kind == Frozen::NeverAccepts {
+        if kind == UnresponsiveKind::NeverAccepts {
             return std::future::pending().await;
         }
         let mut kept = Vec::new();
         while let Ok((stream, _)) = listener.accept().await {
             match kind {
-                Frozen::AnswersProbes => drop(tokio::spawn(answer_probes(stream))),
+                UnresponsiveKind::AnswersProbes => drop(tokio::spawn(answer_probes(stream))),
                 _ => kept.push(stream),
             }
         }
@@ -60,44 +60,44 @@ async fn answer_probes(mut stream: TcpStream) {
 }
 
 /// Whether every route that was tried is marked as one that does not work.
-fn all_are_aside(routes: &Routes) -> bool {
+fn all_are_disabled(routes: &Routes) -> bool {
     let state = routes.state();
-    !state.routes.is_empty() && state.routes.values().all(|route| route.aside.is_some())
+    !state.routes.is_empty() && state.routes.values().all(|route| route.outage.is_some())
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_offer_to_a_peer_that_stands_still_fails_in_time_and_its_route_stays_marked() {
-    for kind in [Frozen::NeverAccepts, Frozen::NeverAnswers] {
-        let (member, peers) = (member(kind).await, Peers::new(&[], plenty()));
+async fn an_offer_to_an_unresponsive_peer_fails_in_time_and_its_route_stays_disabled() {
+    for kind in [UnresponsiveKind::NeverAccepts, UnresponsiveKind::NeverAnswers] {
+        let (member, peers) = (member(kind).await, Peers::new(&[], test_pool()));
         let rules = WriteRules::default();
         let peer = || Destination::Remote(peers.peer(&member, "ticket", &rules));
         let began = Instant::now();
         let error = peer().offer(&Manifest::default()).await.unwrap_err();
-        assert!(matches!(error, SendError::Broken { .. }), "{kind:?}: {error}");
-        assert!(all_are_aside(&peers.routes), "{kind:?}");
+        assert!(matches!(error, SendError::ConnectionFailed { .. }), "{kind:?}: {error}");
+        assert!(all_are_disabled(&peers.routes), "{kind:?}");
         // The second try of the same task: a connection that is only accepted proves nothing.
         let error = peer().offer(&Manifest::default()).await.unwrap_err();
         assert!(matches!(error, SendError::Unreachable { .. }), "{kind:?}: {error}");
-        assert!(all_are_aside(&peers.routes), "{kind:?}");
-        assert!(began.elapsed() <= GIVEN_UP, "{kind:?}: {:?}", began.elapsed());
+        assert!(all_are_disabled(&peers.routes), "{kind:?}");
+        assert!(began.elapsed() <= MAX_OFFER_TIME, "{kind:?}: {:?}", began.elapsed());
         // Content asks first.
         let source = tempfile::tempdir().unwrap();
-        let error = peer().pack(&tree(source.path()), vec![], vec![]).await.unwrap_err();
+        let error = peer().transfer_pack(&tree(source.path()), vec![], vec![]).await.unwrap_err();
         assert!(matches!(error, SendError::Unreachable { .. }), "{kind:?}: {error}");
-        assert!(all_are_aside(&peers.routes), "{kind:?}");
+        assert!(all_are_disabled(&peers.routes), "{kind:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_is_silent_to_the_master_too_is_given_up_at_once_unless_it_answers_probes() {
+async fn a_peer_that_the_master_reports_silent_fails_at_once_unless_it_answers_probes() {
     for (kind, silent, within) in [
-        (Frozen::NeverAnswers, true, Some(3)),
-        (Frozen::NeverAccepts, true, Some(3)),
+        (UnresponsiveKind::NeverAnswers, true, Some(3)),
+        (UnresponsiveKind::NeverAccepts, true, Some(3)),
         // A receiver may be busy for long; the master may be the one that is cut off.
-        (Frozen::AnswersProbes, true, None),
-        (Frozen::AnswersProbes, false, None),
+        (UnresponsiveKind::AnswersProbes, true, None),
+        (UnresponsiveKind::AnswersProbes, false, None),
     ] {
-        let (member, peers) = (member(kind).await, Peers::new(&[], plenty()));
+        let (member, peers) = (member(kind).await, Peers::new(&[], test_pool()));
         let rules = WriteRules::default();
         let peer = Destination::Remote(peers.peer(&member, "ticket", &rules));
         let (manifest, began) = (Manifest::default(), Instant::now());
@@ -115,7 +115,7 @@ async fn a_peer_that_is_silent_to_the_master_too_is_given_up_at_once_unless_it_a
         });
         match (ended.await, within) {
             (Ok(error), Some(seconds)) => {
-                assert!(matches!(error, SendError::Broken { .. }), "{kind:?}: {error}");
+                assert!(matches!(error, SendError::ConnectionFailed { .. }), "{kind:?}: {error}");
                 let limit = Duration::from_secs(1 + seconds);
                 assert!(began.elapsed() <= limit, "{kind:?}: {:?}", began.elapsed());
             }
@@ -126,22 +126,22 @@ async fn a_peer_that_is_silent_to_the_master_too_is_given_up_at_once_unless_it_a
 }
 
 #[tokio::test]
-async fn an_answered_request_clears_the_mark_of_its_route() {
-    let world = World::new().await;
-    let peers = Peers::new(&[], plenty());
+async fn an_answered_request_enables_its_route() {
+    let world = TestBed::new().await;
+    let peers = Peers::new(&[], test_pool());
     let rules = WriteRules::default();
     let ticket = world.ticket();
     let peer = || Destination::Remote(peers.peer(&world.member(), &ticket, &rules));
     peer().offer(&Manifest::default()).await.unwrap();
     let key = peers.routes.state().routes.keys().next().unwrap().clone();
-    peers.routes.set_aside(&key, "for the test".to_owned());
-    assert!(all_are_aside(&peers.routes));
+    peers.routes.disable_until_probed(&key, "for the test".to_owned());
+    assert!(all_are_disabled(&peers.routes));
     peer().offer(&Manifest::default()).await.unwrap();
-    assert!(!all_are_aside(&peers.routes));
+    assert!(!all_are_disabled(&peers.routes));
     // A refusal is an answer too.
-    peers.routes.set_aside(&key, "for the test".to_owned());
+    peers.routes.disable_until_probed(&key, "for the test".to_owned());
     let nobody = Destination::Remote(peers.peer(&world.member(), "no ticket", &rules));
     assert!(matches!(nobody.offer(&Manifest::default()).await, Err(SendError::Refused { .. })));
-    assert!(!all_are_aside(&peers.routes));
-    world.end().await;
+    assert!(!all_are_disabled(&peers.routes));
+    world.shut_down().await;
 }

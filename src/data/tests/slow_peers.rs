@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 
 /// How a peer is slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slow {
+enum SlowKind {
     /// It takes a byte now and then.
     Taking,
     /// It takes all, and answers a byte now and then.
@@ -14,29 +14,29 @@ enum Slow {
 }
 
 /// Between two bytes.
-const NOW_AND_THEN: Duration = Duration::from_millis(20);
+const BYTE_INTERVAL: Duration = Duration::from_millis(20);
 /// How long it is borne with.
-const PATIENCE: Duration = Duration::from_millis(700);
+const REPLY_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// A peer that is slow with every connection; where it listens. It ends with the runtime.
-async fn slow(how: Slow) -> Endpoint {
+async fn slow_peer(how: SlowKind) -> Endpoint {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     // What waits in the kernel is little.
     socket.set_recv_buffer_size(4096).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(8).unwrap();
     let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
-    tokio::spawn(every(listener, how));
+    tokio::spawn(accept_all(listener, how));
     endpoint
 }
 
-async fn every(listener: TcpListener, how: Slow) {
+async fn accept_all(listener: TcpListener, how: SlowKind) {
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(converse(stream, how));
+        tokio::spawn(serve_slowly(stream, how));
     }
 }
 
-async fn converse(mut stream: TcpStream, how: Slow) {
+async fn serve_slowly(mut stream: TcpStream, how: SlowKind) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let Ok(byte) = stream.read_u8().await else { return };
@@ -44,7 +44,7 @@ async fn converse(mut stream: TcpStream, how: Slow) {
     }
     let answer = if head.starts_with(b"GET /v1/stream ") {
         let upgrade = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {PROTOCOL}\r\n\r\n"
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {UPGRADE_PROTOCOL}\r\n\r\n"
         );
         stream.write_all(upgrade.as_bytes()).await.unwrap();
         // The head of a reply of a mebibyte, or so it says.
@@ -53,9 +53,9 @@ async fn converse(mut stream: TcpStream, how: Slow) {
         b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n".repeat(1000)
     };
     let (mut from, mut to) = stream.split();
-    if how == Slow::Taking {
+    if how == SlowKind::Taking {
         while from.read_u8().await.is_ok() {
-            tokio::time::sleep(NOW_AND_THEN).await;
+            tokio::time::sleep(BYTE_INTERVAL).await;
         }
         return;
     }
@@ -72,47 +72,57 @@ async fn converse(mut stream: TcpStream, how: Slow) {
             if to.write_all(&[byte]).await.is_err() {
                 return;
             }
-            tokio::time::sleep(NOW_AND_THEN).await;
+            tokio::time::sleep(BYTE_INTERVAL).await;
         }
     };
     tokio::join!(taking, answering);
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_or_answers_a_byte_now_and_then_is_given_up_and_holds_up_no_other() {
-    let world = World::new().await;
+async fn a_peer_that_reads_or_answers_too_slowly_fails_and_delays_no_other() {
+    let world = TestBed::new().await;
     world.write("large", &vec![7; 16 << 20]);
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
     // One place for content: whoever holds it keeps it from all others.
-    let peers = Peers::new(&[], Pool::new(GATHERED + 2 * super::super::pool::PIECE));
+    let peers = Peers::new(
+        &[],
+        BufferPool::new(GATHER_BUFFER_BYTES + 2 * super::super::buffer_pool::RECEIVE_BUFFER_BYTES),
+    );
     let rules = WriteRules::default();
-    for how in [Slow::Taking, Slow::Answering] {
-        let member = PoolMember { data_plane_endpoints: vec![slow(how).await], ..world.member() };
+    for how in [SlowKind::Taking, SlowKind::Answering] {
+        let member =
+            PoolMember { data_plane_endpoints: vec![slow_peer(how).await], ..world.member() };
         let peer = || {
             let peer = peers.peer(&member, &world.ticket(), &rules);
-            Destination::Remote(peer.giving_up_after(PATIENCE))
+            Destination::Remote(peer.with_reply_timeout(REPLY_TIMEOUT))
         };
         let begun = std::time::Instant::now();
-        let packed = peer().pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await;
-        let Err(SendError::Broken { message, .. }) = packed else { panic!("{how:?}: {packed:?}") };
+        let packed =
+            peer().transfer_pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await;
+        let Err(SendError::ConnectionFailed { message, .. }) = packed else {
+            panic!("{how:?}: {packed:?}")
+        };
         assert!(message.contains("accepted less than 4096 bytes in 700ms"), "{how:?}: {message}");
-        if how == Slow::Answering {
+        if how == SlowKind::Answering {
             // A sender that has not met it yet asks at once; where its route is marked, a probe comes first.
-            let unmet = Peers::new(&[], plenty()).peer(&member, &world.ticket(), &rules);
-            let unmet = Destination::Remote(unmet.giving_up_after(PATIENCE));
+            let unmet = Peers::new(&[], test_pool()).peer(&member, &world.ticket(), &rules);
+            let unmet = Destination::Remote(unmet.with_reply_timeout(REPLY_TIMEOUT));
             let offered = unmet.offer(&Manifest::default()).await;
-            let Err(SendError::Broken { message, .. }) = offered else { panic!("{offered:?}") };
+            let Err(SendError::ConnectionFailed { message, .. }) = offered else {
+                panic!("{offered:?}")
+            };
             assert!(message.contains("no reply in "), "{message}");
             let offered = peer().offer(&Manifest::default()).await;
             assert!(matches!(offered, Err(SendError::Unreachable { .. })), "{offered:?}");
         }
-        assert!(begun.elapsed() < 100 * PATIENCE, "{how:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < 100 * REPLY_TIMEOUT, "{how:?}: {:?}", begun.elapsed());
         // What it held is free: another peer gets all of it.
         let other = Destination::Remote(peers.peer(&world.member(), &world.ticket(), &rules));
-        let packed = other.pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await.unwrap();
+        let packed =
+            other.transfer_pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await.unwrap();
         assert!(packed.files.iter().all(Result::is_ok), "{packed:?}");
     }
     assert_eq!(world.names(), ["large"]);
-    world.end().await;
+    world.shut_down().await;
 }

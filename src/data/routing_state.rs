@@ -1,0 +1,230 @@
+//! What is known of routes: their failures, what is under way on them, how fast their ends are.
+
+use super::connect::Connection;
+use super::meter::{GoodputMeter, TrafficCounter};
+use super::route_ranking::{EndLoad, RouteAffinity};
+use crate::util::backoff::Backoff;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How soon a route that worked before is probed again.
+const PROBE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(3));
+/// … and one that never did.
+const UNTRIED_PROBE_BACKOFF: Backoff =
+    Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+/// A route that nobody wanted for this long is not probed.
+const UNUSED_PROBE_LIMIT: Duration = Duration::from_secs(60);
+/// Requests of at least this many bytes show how fast a route is.
+const MIN_MEASURED_BYTES: u64 = 1 << 20;
+
+/// One of our NICs, by its place (`None`: the kernel chooses), and one endpoint of a peer, as `host:port`.
+pub(super) type RouteKey = (Option<usize>, String);
+
+#[derive(Default)]
+pub(super) struct Route {
+    /// In a row.
+    pub(super) failures: u32,
+    pub(super) outage: Option<Outage>,
+    /// Whether it ever worked, and how long a connect took.
+    pub(super) best_connect_time: Option<Duration>,
+    /// When it was taken last, as a count: ties are broken in turn.
+    pub(super) last_used: u64,
+    pub(super) idle_connections: Vec<(Instant, Connection)>,
+}
+
+/// Why a route is not used.
+pub(super) struct Outage {
+    pub(super) reason: String,
+    pub(super) last_wanted: Instant,
+    pub(super) until: OutageEnd,
+}
+
+/// What ends it.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum OutageEnd {
+    /// A probe that is answered; whether one runs.
+    Probe(bool),
+    /// Time.
+    At(Instant),
+}
+
+/// A request that is under way.
+pub(super) struct InFlight {
+    pub(super) key: RouteKey,
+    pub(super) size: u64,
+    /// The connection's, and what it had sent before.
+    pub(super) counter: Option<(Arc<TrafficCounter>, u64)>,
+}
+
+impl InFlight {
+    pub(super) fn left_bytes(&self) -> u64 {
+        let sent =
+            self.counter.as_ref().map_or(0, |(flow, before)| flow.sent().wrapping_sub(*before));
+        self.size.saturating_sub(sent)
+    }
+}
+
+/// All routes, and their ends.
+pub(super) struct RoutingState {
+    pub(super) routes: BTreeMap<RouteKey, Route>,
+    pub(super) in_flight: BTreeMap<u64, InFlight>,
+    pub(super) local_meters: Vec<GoodputMeter>,
+    pub(super) remote_meters: BTreeMap<String, GoodputMeter>,
+    pub(super) sequence: u64,
+}
+
+impl RoutingState {
+    /// Measures goodput up to now.
+    pub(super) fn update_goodput(&mut self, now: Instant) {
+        let busy = |nic: Option<usize>, to: Option<&str>, flights: &BTreeMap<u64, InFlight>| {
+            // Up to its reply: what the kernel took is not gone yet.
+            flights
+                .values()
+                .any(|flight| flight.size >= MIN_MEASURED_BYTES && flight.uses_end(nic, to))
+        };
+        for (i, meter) in self.local_meters.iter_mut().enumerate() {
+            meter.sample_now(busy(Some(i), None, &self.in_flight), now);
+        }
+        for (to, meter) in &mut self.remote_meters {
+            meter.sample_now(busy(None, Some(to), &self.in_flight), now);
+        }
+    }
+
+    /// What an end (one of ours, or a peer's) has to do.
+    pub(super) fn load(&self, nic: Option<usize>, to: Option<&str>, now: Instant) -> EndLoad {
+        let mut load = EndLoad::default();
+        for flight in self.in_flight.values().filter(|flight| flight.uses_end(nic, to)) {
+            load.requests += 1;
+            load.left_bytes += flight.left_bytes();
+        }
+        let meter = match (nic, to) {
+            (Some(i), _) => self.local_meters.get(i),
+            (None, to) => to.and_then(|to| self.remote_meters.get(to)),
+        };
+        load.bytes_per_second = meter.and_then(|meter| meter.goodput(now));
+        load
+    }
+
+    pub(super) fn counter_for(&mut self, to: &str) -> Arc<TrafficCounter> {
+        let meter = self
+            .remote_meters
+            .entry(to.to_owned())
+            .or_insert_with(|| GoodputMeter::new(Arc::default()));
+        meter.counter().clone()
+    }
+
+    pub(super) fn start_request(&mut self, key: &RouteKey, size: u64) -> u64 {
+        self.sequence += 1;
+        self.routes.entry(key.clone()).or_default().last_used = self.sequence;
+        self.in_flight.insert(self.sequence, InFlight { key: key.clone(), size, counter: None });
+        self.update_goodput(Instant::now());
+        self.sequence
+    }
+
+    /// Whether a route was tried, or likely works without.
+    pub(super) fn is_known(&self, key: &RouteKey, kin: RouteAffinity) -> bool {
+        kin != RouteAffinity::OtherNetwork || self.routes.contains_key(key)
+    }
+
+    /// Whether a route may be used; one that was to be left alone for a time may be when it is over.
+    pub(super) fn is_usable(&mut self, key: &RouteKey, now: Instant) -> bool {
+        let Some(route) = self.routes.get_mut(key) else { return true };
+        if route
+            .outage
+            .as_ref()
+            .is_some_and(|aside| matches!(aside.until, OutageEnd::At(end) if end <= now))
+        {
+            route.outage = None;
+        }
+        route.outage.is_none()
+    }
+
+    /// A connection over a route was accepted after `took`. That clears nothing: the kernel of a process that
+    /// stands still accepts as well.
+    pub(super) fn record_connect(&mut self, key: &RouteKey, took: Duration) {
+        let route = self.routes.entry(key.clone()).or_default();
+        route.best_connect_time = Some(route.best_connect_time.map_or(took, |best| best.min(took)));
+    }
+
+    /// A request over a route was answered: it works.
+    pub(super) fn record_success(&mut self, key: &RouteKey) {
+        let route = self.routes.entry(key.clone()).or_default();
+        // Who crawls can be connected to.
+        if route.outage.as_ref().is_some_and(|aside| matches!(aside.until, OutageEnd::At(_))) {
+            return;
+        }
+        route.failures = 0;
+        if route.outage.take().is_some() {
+            self.reset_goodput(key);
+        }
+    }
+
+    /// What was measured while a route failed says nothing of what its ends can do.
+    pub(super) fn reset_goodput(&mut self, key: &RouteKey) {
+        if let Some(meter) = key.0.and_then(|i| self.local_meters.get_mut(i)) {
+            meter.reset();
+        }
+        if let Some(meter) = self.remote_meters.get_mut(&key.1) {
+            meter.reset();
+        }
+    }
+
+    pub(super) fn record_outage(&mut self, key: &RouteKey, why: String, end: OutageEnd) {
+        let route = self.routes.entry(key.clone()).or_default();
+        route.failures = route.failures.saturating_add(1);
+        route.outage = Some(Outage { reason: why, last_wanted: Instant::now(), until: end });
+        route.idle_connections.clear();
+    }
+
+    /// How long to wait before a route is probed; `None` when that is at an end.
+    pub(super) fn next_probe(&mut self, key: &RouteKey) -> Option<Duration> {
+        let route = self.routes.get_mut(key)?;
+        let aside = route.outage.as_mut().filter(|aside| aside.until == OutageEnd::Probe(true))?;
+        if aside.last_wanted.elapsed() > UNUSED_PROBE_LIMIT {
+            // The next who wants it begins anew.
+            aside.until = OutageEnd::Probe(false);
+            return None;
+        }
+        let again =
+            if route.best_connect_time.is_some() { PROBE_BACKOFF } else { UNTRIED_PROBE_BACKOFF };
+        Some(again.delay(route.failures))
+    }
+
+    pub(super) fn record_probe_failure(&mut self, key: &RouteKey, why: String) {
+        let Some(route) = self.routes.get_mut(key) else { return };
+        route.failures = route.failures.saturating_add(1);
+        if let Some(aside) = &mut route.outage {
+            aside.reason = why;
+        }
+    }
+}
+
+impl InFlight {
+    pub(super) fn uses_end(&self, nic: Option<usize>, to: Option<&str>) -> bool {
+        match (nic, to) {
+            (Some(_), _) => self.key.0 == nic,
+            (None, to) => to == Some(self.key.1.as_str()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_left_of_a_request_are_its_size_less_what_its_connection_sent() {
+        let flow: Arc<TrafficCounter> = Arc::default();
+        let key: RouteKey = (Some(0), "10.0.0.2:1".into());
+        let unsent = InFlight { key: key.clone(), size: 10, counter: None };
+        assert_eq!(unsent.left_bytes(), 10);
+        let begun =
+            InFlight { key: key.clone(), size: 10, counter: Some((flow.clone(), flow.sent())) };
+        assert_eq!(begun.left_bytes(), 10);
+        // Its connection sent 20 bytes since: more than this request has.
+        let over = InFlight { key, size: 10, counter: Some((flow, u64::MAX - 19)) };
+        assert_eq!(over.left_bytes(), 0);
+    }
+}
