@@ -8,15 +8,17 @@ use longhaul::wire::sync::{SyncOutcome, SyncState};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use support::cluster::{Cluster, Master, On, assert_complete};
-use support::guide::{DELETE, HEARTBEAT, LIST, POLL, PROGRESS, RESULT, SUBMIT, words};
-use support::http::{self, Answer};
-use support::tree::{Compare, assert_same, census, dir, file, many, strict};
-use support::{await_some, await_that};
+use support::cluster::{Cluster, Master, StoreKind, assert_complete};
+use support::guide::{DELETE, HEARTBEAT, LIST, POLL, PROGRESS, RESULT, SUBMIT, shell_words};
+use support::http::{self, Response};
+use support::tree::{
+    ComparisonRules, assert_same, census, exact_comparison, make_dir, write_file, write_many_files,
+};
+use support::{await_some, await_true};
 
 /// Sends what curl would send; only the port is that of this master.
-fn curl(master: &Master, command: &str) -> Answer {
-    let mut words = words(command).into_iter().skip(1);
+fn run_curl(master: &Master, command: &str) -> Response {
+    let mut words = shell_words(command).into_iter().skip(1);
     let (mut method, mut url, mut head, mut body) = ("GET".to_owned(), None, String::new(), None);
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -36,38 +38,38 @@ fn curl(master: &Master, command: &str) -> Answer {
          {head}Connection: close\r\n\r\n{}",
         body.unwrap_or_default()
     );
-    http::raw(&address, request.as_bytes()).expect("the master answers")
+    http::send_raw(&address, request.as_bytes()).expect("the master answers")
 }
 
 #[test]
-fn the_requests_of_the_guide_work_word_for_word() {
-    for on in [On::Redis, On::Embedded] {
+fn the_requests_of_the_guide_work_verbatim() {
+    for on in [StoreKind::Redis, StoreKind::Embedded] {
         let cluster = Cluster::start(on);
         let master = &cluster.master;
 
         // The first one as it stands has a comma too many.
-        let refused = curl(master, SUBMIT);
+        let refused = run_curl(master, SUBMIT);
         assert_eq!(refused.status, 400);
         assert_eq!(refused.header("content-type"), Some("application/problem+json"));
         let detail = refused.json()["detail"].as_str().unwrap().to_owned();
         for part in ["trailing comma", "line 5", "column 28"] {
             assert!(detail.contains(part), "`{part}` in {detail}");
         }
-        assert_eq!(curl(master, PROGRESS).status, 404);
-        assert_eq!(curl(master, LIST).json(), json!([]));
+        assert_eq!(run_curl(master, PROGRESS).status, 404);
+        assert_eq!(run_curl(master, LIST).json(), json!([]));
 
         let mended = SUBMIT.replace("64,", "64");
-        let accepted = curl(master, &mended);
+        let accepted = run_curl(master, &mended);
         assert_eq!((accepted.status, accepted.header("location")), (202, Some("sync/demo-1")));
         let body = accepted.json();
         assert_eq!((&body["status"], &body["request_id"]), (&json!("queued"), &json!("demo-1")));
 
         // The same id again.
-        let twice = curl(master, &mended);
+        let twice = run_curl(master, &mended);
         assert_eq!((twice.status, &twice.json()["existing"]), (409, &json!("QUEUED")));
         assert!(twice.json()["detail"].is_string());
 
-        let progress = curl(master, PROGRESS);
+        let progress = run_curl(master, PROGRESS);
         assert_eq!(progress.status, 200);
         let document = progress.json();
         assert_eq!(document["state"], "QUEUED");
@@ -77,20 +79,20 @@ fn the_requests_of_the_guide_work_word_for_word() {
             assert!(document.get(field).is_some(), "{field} in {document:#}");
         }
         assert!(document["detail"].is_object());
-        assert_eq!(curl(master, LIST).json(), json!([document]), "a bare array of the same");
+        assert_eq!(run_curl(master, LIST).json(), json!([document]), "a bare array of the same");
 
-        let beat = curl(master, HEARTBEAT);
+        let beat = run_curl(master, HEARTBEAT);
         assert_eq!((beat.status, beat.text().as_str()), (200, r#"{"status":"ok"}"#));
         let listed = master.get("/workers").json();
         assert_eq!(listed["active"][0]["worker_id"], "worker-a");
         assert_eq!(listed["active"][0]["data_plane_endpoints"][0]["iface"], "ib0");
         // Nobody holds the destination yet.
-        let nothing = curl(master, POLL);
+        let nothing = run_curl(master, POLL);
         assert_eq!((nothing.status, nothing.text().as_str()), (200, "null"));
 
         let other = HEARTBEAT.replace("worker-a", "worker-b").replace("/data/source", "/data");
-        assert_eq!(curl(master, &other).status, 200);
-        let assignment = curl(master, POLL).json();
+        assert_eq!(run_curl(master, &other).status, 200);
+        let assignment = run_curl(master, POLL).json();
         assert_eq!(assignment["request_id"], "demo-1");
         let pool = |side: &str| -> Vec<Value> {
             let members = assignment[side].as_array().unwrap().iter();
@@ -100,45 +102,48 @@ fn the_requests_of_the_guide_work_word_for_word() {
         assert_eq!(pool("destination_workers"), [json!("worker-b")]);
         let endpoint = &assignment["destination_workers"][0]["data_plane_endpoints"][0];
         assert_eq!(endpoint["address"], "192.168.100.10");
-        assert_eq!(curl(master, PROGRESS).json()["state"], "PROGRESS");
+        assert_eq!(run_curl(master, PROGRESS).json()["state"], "PROGRESS");
 
-        let result = curl(master, RESULT);
+        let result = run_curl(master, RESULT);
         assert_eq!((result.status, result.text().as_str()), (200, r#"{"status":"ack"}"#));
-        let document = curl(master, PROGRESS).json();
+        let document = run_curl(master, PROGRESS).json();
         assert_eq!((&document["state"], &document["unverified"]), (&json!("COMPLETED"), &json!(1)));
         assert_eq!(document["outcome"], "unverified");
         // Late or twice: acknowledged, and nothing changes.
-        assert_eq!(curl(master, RESULT).status, 200);
-        assert_eq!(curl(master, PROGRESS).json(), document);
+        assert_eq!(run_curl(master, RESULT).status, 200);
+        assert_eq!(run_curl(master, PROGRESS).json(), document);
 
-        let deleted = curl(master, DELETE);
+        let deleted = run_curl(master, DELETE);
         assert_eq!((deleted.status, deleted.text().as_str()), (200, r#"{"status":"deleted"}"#));
-        assert_eq!(curl(master, PROGRESS).status, 404);
-        assert_eq!(curl(master, DELETE).status, 404);
-        assert_eq!(curl(master, RESULT).status, 200);
+        assert_eq!(run_curl(master, PROGRESS).status, 404);
+        assert_eq!(run_curl(master, DELETE).status, 404);
+        assert_eq!(run_curl(master, RESULT).status, 200);
     }
 }
 
 #[test]
-fn what_the_guide_says_survives_a_restart_of_the_master() {
-    for on in [On::Redis, On::Embedded] {
+fn the_state_of_the_guide_survives_a_restart_of_the_master() {
+    for on in [StoreKind::Redis, StoreKind::Embedded] {
         let mut cluster = Cluster::start(on);
-        assert_eq!(curl(&cluster.master, &SUBMIT.replace("64,", "64")).status, 202);
-        let before = curl(&cluster.master, PROGRESS).json();
+        assert_eq!(run_curl(&cluster.master, &SUBMIT.replace("64,", "64")).status, 202);
+        let before = run_curl(&cluster.master, PROGRESS).json();
         cluster.master.restart();
-        assert_eq!(curl(&cluster.master, PROGRESS).json()["submitted_at"], before["submitted_at"]);
+        assert_eq!(
+            run_curl(&cluster.master, PROGRESS).json()["submitted_at"],
+            before["submitted_at"]
+        );
         assert_eq!(cluster.master.terminate().code(), Some(0));
         cluster.master.restart();
-        assert_eq!(curl(&cluster.master, LIST).json().as_array().unwrap().len(), 1);
-        assert_eq!(curl(&cluster.master, DELETE).status, 200);
+        assert_eq!(run_curl(&cluster.master, LIST).json().as_array().unwrap().len(), 1);
+        assert_eq!(run_curl(&cluster.master, DELETE).status, 200);
         cluster.master.restart();
-        assert_eq!(curl(&cluster.master, PROGRESS).status, 404, "deleted is deleted");
+        assert_eq!(run_curl(&cluster.master, PROGRESS).status, 404, "deleted is deleted");
     }
 }
 
 #[test]
-fn every_bad_field_is_told_at_once_and_nothing_is_accepted() {
-    let cluster = Cluster::start(On::Embedded);
+fn all_invalid_fields_are_reported_together_and_nothing_is_accepted() {
+    let cluster = Cluster::start(StoreKind::Embedded);
     let bad = json!({
         "request_id": "a/b",
         "source_path": "relative",
@@ -174,8 +179,8 @@ fn every_bad_field_is_told_at_once_and_nothing_is_accepted() {
 }
 
 #[test]
-fn a_submit_sent_twice_with_one_key_is_one_sync() {
-    let cluster = Cluster::start(On::Redis);
+fn two_submits_with_one_idempotency_key_are_one_sync() {
+    let cluster = Cluster::start(StoreKind::Redis);
     let address = cluster.master.address();
     let send = |key: &str, body: &Value| {
         let body = body.to_string();
@@ -195,14 +200,14 @@ fn a_submit_sent_twice_with_one_key_is_one_sync() {
 
 /// An agent written from the guide alone: it sends heartbeats, polls, treats an assignment as "copy
 /// the source to the destination", and reports without any of our own fields.
-struct ByHand<'a> {
+struct ManualAgent<'a> {
     master: &'a Master,
     name: &'a str,
     storage: Vec<PathBuf>,
 }
 
-impl ByHand<'_> {
-    fn beat(&self, status: &str) {
+impl ManualAgent<'_> {
+    fn send_heartbeat(&self, status: &str) {
         let document = json!({
             "worker_id": self.name,
             "status": status,
@@ -213,14 +218,14 @@ impl ByHand<'_> {
         assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"status":"ok"}"#));
     }
 
-    fn poll(&self) -> Option<Value> {
+    fn poll_for_work(&self) -> Option<Value> {
         let path = format!("/workers/{}/assignment", self.name);
         let answer = http::try_request(&self.master.address(), "POST", &path, &[], None).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
         Some(answer.json()).filter(|assignment| !assignment.is_null())
     }
 
-    fn report(&self, request: &Value, success: bool) {
+    fn send_result(&self, request: &Value, success: bool) {
         let document = json!({
             "request_id": request,
             "worker_id": self.name,
@@ -232,12 +237,12 @@ impl ByHand<'_> {
     }
 }
 
-fn copy_by_hand(source: &Path, destination: &Path) {
+fn copy_files(source: &Path, destination: &Path) {
     for entry in walkdir::WalkDir::new(source) {
         let entry = entry.unwrap();
         let to = destination.join(entry.path().strip_prefix(source).unwrap());
         if entry.file_type().is_dir() {
-            dir(to);
+            make_dir(to);
         } else {
             fs::copy(entry.path(), to).unwrap();
         }
@@ -245,49 +250,54 @@ fn copy_by_hand(source: &Path, destination: &Path) {
 }
 
 #[test]
-fn an_agent_written_by_hand_takes_part_and_its_work_counts_as_unverified() {
-    let cluster = Cluster::start(On::Redis);
-    let (src, dst) = (cluster.path("src"), cluster.path("dst"));
-    many(&src, 20, 100);
-    let agent =
-        ByHand { master: &cluster.master, name: "by-hand", storage: vec![cluster.path("")] };
+fn a_manual_agent_takes_part_and_its_work_counts_as_unverified() {
+    let cluster = Cluster::start(StoreKind::Redis);
+    let (src, dst) = (cluster.data_path("src"), cluster.data_path("dst"));
+    write_many_files(&src, 20, 100);
+    let agent = ManualAgent {
+        master: &cluster.master,
+        name: "by-hand",
+        storage: vec![cluster.data_path("")],
+    };
     for status in ["READY", "IDLE", "TRANSFERRING", "ERROR", "DRAINING", "READY"] {
-        agent.beat(status);
+        agent.send_heartbeat(status);
     }
-    assert!(agent.poll().is_none());
+    assert!(agent.poll_for_work().is_none());
     let id = cluster.submit(&src, &dst);
-    let assignment = await_some("it gets the assignment", || agent.poll());
+    let assignment = await_some("it gets the assignment", || agent.poll_for_work());
     assert_eq!(assignment["request_id"], json!(id));
-    assert!(agent.poll().is_none(), "there is one task, and it is taken");
+    assert!(agent.poll_for_work().is_none(), "there is one task, and it is taken");
     let path = |field: &str| PathBuf::from(assignment[field].as_str().unwrap());
-    copy_by_hand(&path("source_path"), &path("destination_path"));
+    copy_files(&path("source_path"), &path("destination_path"));
     // What it says of another sync, or somebody else of this one, changes nothing.
-    agent.report(&json!("unknown"), true);
-    ByHand { name: "stranger", master: agent.master, storage: vec![] }.report(&json!(id), true);
+    agent.send_result(&json!("unknown"), true);
+    ManualAgent { name: "stranger", master: agent.master, storage: vec![] }
+        .send_result(&json!(id), true);
     assert_eq!(cluster.progress(&id).state, SyncState::Progress);
-    agent.report(&json!(id), true);
+    agent.send_result(&json!(id), true);
     let sync = cluster.progress(&id);
     assert_eq!((sync.state, sync.unverified), (SyncState::Completed, 1), "{sync:#?}");
     assert_eq!(sync.outcome, Some(SyncOutcome::Unverified), "{sync:#?}");
     assert!(sync.reason.as_deref().is_some_and(|r| r.contains("without evidence")), "{sync:#?}");
-    cluster.ctl(["sync", "wait", id.as_str()]).run().exits(23);
-    let shown = cluster.ctl(["sync", "status", id.as_str()]).run().exits(0).out();
+    cluster.ctl(["sync", "wait", id.as_str()]).run().assert_exit_code(23);
+    let shown =
+        cluster.ctl(["sync", "status", id.as_str()]).run().assert_exit_code(0).stdout_text();
     for part in ["COMPLETED (unverified)", "1 task, reported done without evidence"] {
         assert!(shown.contains(part), "`{part}` in {shown}");
     }
 }
 
 #[test]
-fn a_worker_that_answers_a_scan_with_one_empty_page_makes_no_full_sync() {
-    let mut cluster = Cluster::start(On::Embedded);
+fn a_scan_answered_with_one_empty_page_is_not_a_full_sync() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     // A claimed storage path with nothing behind it.
-    let (src, dst) = (dir(cluster.path("src")), cluster.path("ghost/dst"));
-    many(&src, 5, 100);
+    let (src, dst) = (make_dir(cluster.data_path("src")), cluster.data_path("ghost/dst"));
+    write_many_files(&src, 5, 100);
     let beat = |incarnation: Option<&str>| {
         let document = json!({
             "worker_id": "ghost",
             "status": "READY",
-            "storage_paths": [cluster.path("")],
+            "storage_paths": [cluster.data_path("")],
             "data_plane_endpoints": ["127.0.0.1"],
             "protocol": 5,
             "incarnation": incarnation,
@@ -313,28 +323,31 @@ fn a_worker_that_answers_a_scan_with_one_empty_page_makes_no_full_sync() {
     assert_eq!((sync.unverified, sync.files_done), (1, 0), "{sync:#?}");
     let document = cluster.master.get(&format!("/sync/{id}")).json();
     assert_eq!(document["outcome"], "unverified");
-    cluster.ctl(["sync", "wait", id.as_str()]).run().exits(23);
+    cluster.ctl(["sync", "wait", id.as_str()]).run().assert_exit_code(23);
 
     // A real agent that finds an empty tree is believed.
-    let (src, dst) = (dir(cluster.path("empty")), dir(cluster.path("copy")));
-    cluster.agent("a", &[&src, &dst]);
-    let sync = cluster.ended(&cluster.submit(&src, &dst));
+    let (src, dst) = (make_dir(cluster.data_path("empty")), make_dir(cluster.data_path("copy")));
+    cluster.add_agent("a", &[&src, &dst]);
+    let sync = cluster.await_end(&cluster.submit(&src, &dst));
     assert_eq!((sync.outcome, sync.unverified), (Some(SyncOutcome::Full), 0), "{sync:#?}");
 }
 
 #[test]
-fn what_an_agent_written_by_hand_reports_as_failed_is_tried_again_and_then_named() {
-    let cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 0}\n");
-    let (src, dst) = (dir(cluster.path("src")), cluster.path("dst"));
-    let agent =
-        ByHand { master: &cluster.master, name: "by-hand", storage: vec![cluster.path("")] };
-    agent.beat("READY");
+fn a_failure_reported_by_a_manual_agent_is_retried_and_then_listed() {
+    let cluster = Cluster::start_with(StoreKind::Embedded, "defaults: {max_retries: 0}\n");
+    let (src, dst) = (make_dir(cluster.data_path("src")), cluster.data_path("dst"));
+    let agent = ManualAgent {
+        master: &cluster.master,
+        name: "by-hand",
+        storage: vec![cluster.data_path("")],
+    };
+    agent.send_heartbeat("READY");
     let id = cluster.submit(&src, &dst);
     let sync = await_some("the sync fails", || {
-        if let Some(assignment) = agent.poll() {
-            agent.report(&assignment["request_id"], false);
+        if let Some(assignment) = agent.poll_for_work() {
+            agent.send_result(&assignment["request_id"], false);
         }
-        agent.beat("READY");
+        agent.send_heartbeat("READY");
         Some(cluster.progress(&id)).filter(|s| s.state.is_final())
     });
     assert_eq!(sync.state, SyncState::Failed, "{sync:#?}");
@@ -343,56 +356,61 @@ fn what_an_agent_written_by_hand_reports_as_failed_is_tried_again_and_then_named
 }
 
 #[test]
-fn an_agent_that_fails_everything_does_no_harm_beside_one_that_works() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    many(&src, 300, 2_000);
+fn an_agent_that_fails_every_task_does_no_harm_beside_a_working_one() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_many_files(&src, 300, 2_000);
     let storage = vec![src.clone()];
-    ByHand { master: &cluster.master, name: "clumsy", storage: storage.clone() }.beat("READY");
+    ManualAgent { master: &cluster.master, name: "clumsy", storage: storage.clone() }
+        .send_heartbeat("READY");
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
-    let clumsy = ByHand { master: &cluster.master, name: "clumsy", storage };
+    let clumsy = ManualAgent { master: &cluster.master, name: "clumsy", storage };
     let sync = await_some("the sync ends", || {
-        if let Some(assignment) = clumsy.poll() {
-            clumsy.report(&assignment["request_id"], false);
+        if let Some(assignment) = clumsy.poll_for_work() {
+            clumsy.send_result(&assignment["request_id"], false);
         }
         Some(cluster.progress(&id)).filter(|s| s.state.is_final())
     });
     assert_complete(&sync, census(&src));
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
 }
 
 #[test]
-fn an_agent_written_by_hand_that_falls_silent_loses_its_work_to_another() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
-    many(&src, 50, 100);
-    let silent =
-        ByHand { master: &cluster.master, name: "silent", storage: vec![src.clone(), dst.clone()] };
-    silent.beat("READY");
+fn the_tasks_of_a_silent_manual_agent_are_reassigned() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
+    write_many_files(&src, 50, 100);
+    let silent = ManualAgent {
+        master: &cluster.master,
+        name: "silent",
+        storage: vec![src.clone(), dst.clone()],
+    };
+    silent.send_heartbeat("READY");
     let id = cluster.submit(&src, &dst);
-    let taken = await_some("it takes the task", || silent.poll());
+    let taken = await_some("it takes the task", || silent.poll_for_work());
     assert_eq!(taken["attempt"], 1);
-    cluster.agent("a", &[&src]);
-    cluster.agent("b", &[&dst]);
-    let sync = cluster.ended(&id);
+    cluster.add_agent("a", &[&src]);
+    cluster.add_agent("b", &[&dst]);
+    let sync = cluster.await_end(&id);
     assert_complete(&sync, census(&src));
     assert!(sync.retries >= 1, "{sync:#?}");
-    assert_same(&src, &dst, Compare { owners: false, ..strict() });
+    assert_same(&src, &dst, ComparisonRules { owners: false, ..exact_comparison() });
     // What it says now is stale.
-    let late = ByHand { master: &cluster.master, name: "silent", storage: vec![] };
-    late.report(&json!(id), false);
+    let late = ManualAgent { master: &cluster.master, name: "silent", storage: vec![] };
+    late.send_result(&json!(id), false);
     assert_eq!(cluster.progress(&id), sync);
 }
 
 #[test]
 fn results_that_do_not_match_their_assignment_exactly_change_nothing() {
-    let cluster = Cluster::start(On::Redis);
-    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
-    file(src.join("x"), "x");
-    let agent = ByHand { master: &cluster.master, name: "w", storage: vec![cluster.path("")] };
-    agent.beat("READY");
+    let cluster = Cluster::start(StoreKind::Redis);
+    let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
+    write_file(src.join("x"), "x");
+    let agent =
+        ManualAgent { master: &cluster.master, name: "w", storage: vec![cluster.data_path("")] };
+    agent.send_heartbeat("READY");
     let id = cluster.submit(&src, &dst);
-    let assignment = await_some("it takes the task", || agent.poll());
+    let assignment = await_some("it takes the task", || agent.poll_for_work());
     let right = json!({
         "request_id": id,
         "worker_id": "w",
@@ -427,20 +445,20 @@ fn results_that_do_not_match_their_assignment_exactly_change_nothing() {
     let sync = cluster.progress(&id);
     assert_eq!((sync.state, sync.outcome), (SyncState::Completed, Some(SyncOutcome::Unverified)));
     assert_eq!(sync.unverified, 1);
-    await_that("the master lives", || cluster.master.get("/readyz").status == 200);
+    await_true("the master lives", || cluster.master.get("/readyz").status == 200);
 }
 
 #[test]
-fn a_master_behind_a_proxy_answers_to_the_name_in_its_configuration() {
+fn a_master_behind_a_proxy_accepts_the_host_name_in_its_configuration() {
     let advertised = "advertise_url: http://ctl.example/longhaul\n";
     for (config, status) in [(advertised, 202), ("", 421)] {
-        let cluster = Cluster::start_with(On::Embedded, config);
+        let cluster = Cluster::start_with(StoreKind::Embedded, config);
         let body = r#"{"request_id": "demo-1", "source_path": "/a", "destination_path": "/b"}"#;
         let request = format!(
             "POST /sync HTTP/1.1\r\nHost: ctl.example\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
-        let answer = http::raw(&cluster.master.address(), request.as_bytes()).unwrap();
+        let answer = http::send_raw(&cluster.master.address(), request.as_bytes()).unwrap();
         assert_eq!(answer.status, status, "{}", answer.text());
         if status == 202 {
             // Below the path at which the proxy serves it, as every client resolves it (RFC 3986).

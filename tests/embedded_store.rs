@@ -8,70 +8,70 @@ use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use support::cluster::{Cluster, On, assert_complete};
-use support::tree::{self, assert_same, census, strict};
-use support::{await_some, await_that};
+use support::cluster::{Cluster, StoreKind, assert_complete};
+use support::tree::{self, assert_same, census, exact_comparison};
+use support::{await_some, await_true};
 
 /// The directory and the database file of the master's store.
-fn store(cluster: &Cluster) -> (PathBuf, PathBuf) {
+fn store_files(cluster: &Cluster) -> (PathBuf, PathBuf) {
     let state = cluster.home().join("state");
     (state.clone(), state.join("longhaul.db"))
 }
 
 /// Leaves nothing of a store but, where there is one, the file `only`.
-fn replace(state: &Path, only: Option<&Path>) {
+fn replace_store(state: &Path, only: Option<&Path>) {
     let kept = only.map(|file| fs::read(file).unwrap());
     fs::remove_dir_all(state).unwrap();
-    tree::dir(state);
+    tree::make_dir(state);
     if let Some(bytes) = kept {
         fs::write(state.join("longhaul.db"), bytes).unwrap();
     }
 }
 
 /// A cluster with one sync that has ended and one that is under way; its source and destination.
-fn busy() -> (Cluster, PathBuf, PathBuf) {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, root) = cluster.pair();
-    let first = tree::dir(src.join("first"));
-    tree::many(&first, 20, 1_000);
-    assert_complete(&cluster.sync(&first, &root.join("first")), census(&first));
-    let second = tree::dir(src.join("second"));
+fn cluster_with_running_sync() -> (Cluster, PathBuf, PathBuf) {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, root) = cluster.add_source_and_destination();
+    let first = tree::make_dir(src.join("first"));
+    tree::write_many_files(&first, 20, 1_000);
+    assert_complete(&cluster.run_sync(&first, &root.join("first")), census(&first));
+    let second = tree::make_dir(src.join("second"));
     let dst = root.join("second");
-    cluster.in_the_middle(&second, &dst, (48, "12MiB/s"), json!({}));
+    cluster.submit_and_await_partial(&second, &dst, (48, "12MiB/s"), json!({}));
     (cluster, second, dst)
 }
 
 /// Waits for the end of both syncs of [`busy`].
 #[track_caller]
-fn assert_goes_on(cluster: &Cluster, src: &Path, dst: &Path) {
+fn assert_continues(cluster: &Cluster, src: &Path, dst: &Path) {
     let list = cluster.master.get("/sync").json();
     let ids: Vec<&str> =
         list.as_array().unwrap().iter().map(|s| s["request_id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), 2, "{list}");
     for id in ids {
-        assert_eq!(cluster.ended(id).state.as_str(), "COMPLETED");
+        assert_eq!(cluster.await_end(id).state.as_str(), "COMPLETED");
     }
-    assert_same(src, dst, strict());
+    assert_same(src, dst, exact_comparison());
     cluster.assert_no_panic();
 }
 
 #[test]
 fn after_a_clean_stop_the_database_file_alone_is_the_store() {
-    let (mut cluster, src, dst) = busy();
+    let (mut cluster, src, dst) = cluster_with_running_sync();
     assert_eq!(cluster.master.terminate().code(), Some(0));
-    let (state, file) = store(&cluster);
+    let (state, file) = store_files(&cluster);
     for suffix in ["-wal", "-shm"] {
         assert!(!state.join(format!("longhaul.db{suffix}")).exists(), "{suffix} is left");
     }
-    replace(&state, Some(&file));
+    replace_store(&state, Some(&file));
     cluster.master.restart();
-    assert_goes_on(&cluster, &src, &dst);
+    assert_continues(&cluster, &src, &dst);
     let log = cluster.master.process.log();
     assert!(!log.contains("is missing"), "{log}");
 }
 
 /// The key that signs tickets, as the database stores it.
-fn signer(database: &std::path::Path) -> String {
+fn read_signing_key(database: &std::path::Path) -> String {
     let connection = rusqlite::Connection::open(database).unwrap();
     let select = "SELECT value FROM records WHERE key = 'meta'";
     let meta: Vec<u8> = connection.query_row(select, [], |row| row.get(0)).unwrap();
@@ -80,55 +80,62 @@ fn signer(database: &std::path::Path) -> String {
 }
 
 #[test]
-fn a_backup_of_a_running_master_is_private_never_overwrites_and_is_restored_by_a_copy() {
-    let (mut cluster, src, dst) = busy();
-    let (state, _) = store(&cluster);
+fn a_backup_of_a_running_master_is_private_never_overwrites_and_is_restored_by_copying() {
+    let (mut cluster, src, dst) = cluster_with_running_sync();
+    let (state, _) = store_files(&cluster);
     let backups = tempfile::tempdir().unwrap();
     let file = backups.path().join("monday.db");
-    let said = cluster.ctl(["admin", "backup"]).arg(&file).run().exits(0).out();
+    let said = cluster.ctl(["admin", "backup"]).arg(&file).run().assert_exit_code(0).stdout_text();
     assert!(said.contains("monday.db"), "{said}");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let before = fs::read(&file).unwrap();
-    let refused = cluster.ctl(["admin", "backup"]).arg(&file).run().exits(1).err();
+    let refused =
+        cluster.ctl(["admin", "backup"]).arg(&file).run().assert_exit_code(1).stderr_text();
     assert!(refused.contains("not overwritten"), "{refused}");
     assert_eq!(fs::read(&file).unwrap(), before);
     let asked = cluster.ctl(["admin", "backup", "-o", "json"]).arg(backups.path().join("json"));
-    assert!(asked.run().exits(0).json()["bytes"].as_u64().unwrap() > 4096);
+    assert!(asked.run().assert_exit_code(0).json()["bytes"].as_u64().unwrap() > 4096);
     assert_eq!(fs::read_dir(backups.path()).unwrap().count(), 2, "nothing else is left there");
     let left: Vec<_> = fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(!left.iter().any(|n| n.to_string_lossy().contains("backup")), "{left:?}");
 
     cluster.master.kill_9();
-    let key = signer(&state.join("longhaul.db"));
+    let key = read_signing_key(&state.join("longhaul.db"));
     let backup = String::from_utf8_lossy(&before);
     assert!(key.len() > 40 && !backup.contains(&key), "the key that signs tickets is in it");
-    replace(&state, Some(&file));
+    replace_store(&state, Some(&file));
     cluster.master.restart();
-    assert_goes_on(&cluster, &src, &dst);
+    assert_continues(&cluster, &src, &dst);
     cluster.master.kill_9();
-    let new = signer(&state.join("longhaul.db"));
+    let new = read_signing_key(&state.join("longhaul.db"));
     assert!(new.len() > 40 && new != key, "a restored store draws a key and keeps it");
     let log = cluster.master.process.log();
     assert!(!log.contains("is missing"), "{log}");
 }
 
 #[test]
-fn a_backup_that_cannot_be_written_or_is_not_answered_leaves_no_file() {
-    let cluster = Cluster::start(On::Embedded);
+fn a_failed_backup_leaves_no_file() {
+    let cluster = Cluster::start(StoreKind::Embedded);
     let dir = tempfile::tempdir().unwrap();
-    let nowhere = cluster.ctl(["admin", "backup"]).arg(dir.path().join("no/such")).run().exits(1);
-    assert!(nowhere.err().contains("no/such"), "{}", nowhere.err());
+    let nowhere =
+        cluster.ctl(["admin", "backup"]).arg(dir.path().join("no/such")).run().assert_exit_code(1);
+    assert!(nowhere.stderr_text().contains("no/such"), "{}", nowhere.stderr_text());
     let file = dir.path().join("f");
     let away = support::ctl::ctl(["admin", "backup", "--master-url", "http://127.0.0.1:1"]);
-    away.arg(&file).run().exits(5);
+    away.arg(&file).run().assert_exit_code(5);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
-fn a_master_on_redis_names_what_copies_its_state() {
-    let cluster = Cluster::start(On::Redis);
+fn a_master_on_redis_names_the_command_that_copies_its_state() {
+    let cluster = Cluster::start(StoreKind::Redis);
     let dir = tempfile::tempdir().unwrap();
-    let refused = cluster.ctl(["admin", "backup"]).arg(dir.path().join("f")).run().exits(1).err();
+    let refused = cluster
+        .ctl(["admin", "backup"])
+        .arg(dir.path().join("f"))
+        .run()
+        .assert_exit_code(1)
+        .stderr_text();
     for part in ["Redis at", "redis-cli BGSAVE", "docs/operations.md"] {
         assert!(refused.contains(part), "`{part}` in {refused}");
     }
@@ -136,11 +143,11 @@ fn a_master_on_redis_names_what_copies_its_state() {
 }
 
 #[test]
-fn a_database_that_was_copied_without_its_log_is_named_at_the_start() {
-    let (mut cluster, ..) = busy();
-    let (state, file) = store(&cluster);
+fn a_database_copied_without_its_log_is_reported_at_startup() {
+    let (mut cluster, ..) = cluster_with_running_sync();
+    let (state, file) = store_files(&cluster);
     cluster.master.kill_9();
-    replace(&state, Some(&file));
+    replace_store(&state, Some(&file));
     cluster.master.restart();
     let log = cluster.master.process.log();
     let line = log.lines().find(|line| line.contains("is missing"));
@@ -156,14 +163,14 @@ fn a_database_that_was_copied_without_its_log_is_named_at_the_start() {
 }
 
 #[test]
-fn a_database_that_is_deleted_under_a_running_master_is_named_and_can_still_be_saved() {
-    let (mut cluster, src, dst) = busy();
-    let (state, file) = store(&cluster);
+fn a_database_deleted_under_a_running_master_is_reported_and_can_be_backed_up() {
+    let (mut cluster, src, dst) = cluster_with_running_sync();
+    let (state, file) = store_files(&cluster);
     let saved = tempfile::tempdir().unwrap();
     // By itself, and with all that lies beside it.
     for all in [false, true] {
         if all {
-            replace(&state, None)
+            replace_store(&state, None)
         } else {
             fs::remove_file(&file).unwrap()
         }
@@ -177,17 +184,17 @@ fn a_database_that_is_deleted_under_a_running_master_is_named_and_can_still_be_s
         assert_eq!(told["store"]["ok"], false, "{told}");
         let refused = cluster.master.get("/readyz");
         assert_eq!((refused.status, refused.header("retry-after").is_some()), (503, true));
-        await_that("the log names it", || {
+        await_true("the log names it", || {
             let log = cluster.master.process.log();
             log.lines().any(|line| line.contains("ERROR") && line.contains("was deleted"))
         });
         let request = json!({"source_path": src, "destination_path": dst.with_extension("more")});
         assert_eq!(cluster.master.post("/sync", &request).status, 503);
         let backup = saved.path().join(format!("{all}.db"));
-        cluster.ctl(["admin", "backup"]).arg(&backup).run().exits(0);
+        cluster.ctl(["admin", "backup"]).arg(&backup).run().assert_exit_code(0);
         assert_eq!(cluster.master.terminate().code(), Some(0));
-        replace(&state, Some(&backup));
+        replace_store(&state, Some(&backup));
         cluster.master.restart();
     }
-    assert_goes_on(&cluster, &src, &dst);
+    assert_continues(&cluster, &src, &dst);
 }

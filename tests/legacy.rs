@@ -8,10 +8,10 @@ use longhaul::wire::sync::{SyncOutcome, SyncState};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::cluster::{Cluster, On};
-use support::process::{Running, User, clean_command};
-use support::tree::{dir, file, many, noise};
-use support::{PATIENCE, await_that};
+use support::cluster::{Cluster, StoreKind};
+use support::process::{RunningCommand, User, clean_command};
+use support::tree::{make_dir, random_bytes, write_file, write_many_files};
+use support::{MAX_WAIT, await_true};
 
 /// An interpreter that has pydantic and httpx: the `python3` of the path may be one without the packages of
 /// the system.
@@ -28,19 +28,19 @@ fn python() -> PathBuf {
 }
 
 /// Starts the agent; it ends when the sync has.
-fn start(cluster: &Cluster, storage: &[&Path], watch: &str) -> Running {
+fn start_legacy_agent(cluster: &Cluster, storage: &[&Path], watch: &str) -> RunningCommand {
     let mut command = clean_command(&python(), cluster.home(), User::Same);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/legacy/agent.py"));
     command.args(["--master", &cluster.master.url(), "--worker-id", "legacy", "--watch", watch]);
     for path in storage {
         command.arg("--storage").arg(path);
     }
-    Running::start(command, None)
+    RunningCommand::start(command, None)
 }
 
 /// The assignments that the agent received, once it has ended well.
-fn assignments(agent: Running) -> Vec<Value> {
-    let told = agent.finish(PATIENCE * 2).exits(0).json();
+fn assignments_of(agent: RunningCommand) -> Vec<Value> {
+    let told = agent.finish(MAX_WAIT * 2).assert_exit_code(0).json();
     told["assignments"].as_array().unwrap().clone()
 }
 
@@ -51,16 +51,16 @@ fn assert_unverified(cluster: &Cluster, id: &str) {
     let end = (sync.state, sync.outcome);
     assert_eq!(end, (SyncState::Completed, Some(SyncOutcome::Unverified)), "{sync:#?}");
     assert!(sync.unverified > 0, "{sync:#?}");
-    cluster.ctl(["sync", "wait", id]).run().exits(23);
+    cluster.ctl(["sync", "wait", id]).run().assert_exit_code(23);
 }
 
 #[test]
-fn an_agent_of_the_original_project_takes_a_whole_sync_and_it_is_not_full() {
-    let cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
-    many(&src, 20, 100);
+fn a_legacy_agent_runs_a_whole_sync_and_its_outcome_is_not_full() {
+    let cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
+    write_many_files(&src, 20, 100);
     let id = cluster.submit(&src, &dst);
-    let got = assignments(start(&cluster, &[&src, &dst], &id));
+    let got = assignments_of(start_legacy_agent(&cluster, &[&src, &dst], &id));
     assert_eq!(got[0]["task"]["kind"], "scan");
     for assignment in &got {
         let pools = [&assignment["source_worker_pool"], &assignment["destination_worker_pool"]];
@@ -70,25 +70,27 @@ fn an_agent_of_the_original_project_takes_a_whole_sync_and_it_is_not_full() {
 }
 
 #[test]
-fn an_agent_of_the_original_project_works_beside_ours_and_the_sync_is_not_full() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
+fn a_legacy_agent_works_beside_a_current_one_and_the_outcome_is_not_full() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
     // Slow enough that it does not have all of the work before the other one has any.
-    cluster.agent_with("a", &[&src], User::Same, "bwlimit: 4MiB/s\nslots: 1");
-    cluster.agent("b", &[&dst]);
+    cluster.add_agent_with("a", &[&src], User::Same, "bwlimit: 4MiB/s\nslots: 1");
+    cluster.add_agent("b", &[&dst]);
     let size = 300_000;
     for n in 0..100 {
-        file(src.join(format!("file-{n:03}")), noise(size, n));
+        write_file(src.join(format!("file-{n:03}")), random_bytes(size, n));
     }
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
     cluster.await_progress(&id, "has listed its source", |s| s.scan_done);
     // Nothing is handed out until the other agent asks for work.
     let order = |verb: &str| cluster.master.post(&format!("/sync/{id}/{verb}"), &json!({})).status;
     assert_eq!(order("pause"), 200);
-    let agent = start(&cluster, &[&src], &id);
-    await_that("the agent is known", || cluster.master.active().iter().any(|w| w == "legacy"));
+    let agent = start_legacy_agent(&cluster, &[&src], &id);
+    await_true("the agent is known", || {
+        cluster.master.active_workers().iter().any(|w| w == "legacy")
+    });
     assert_eq!(order("resume"), 200);
-    let got = assignments(agent);
+    let got = assignments_of(agent);
     let batches: Vec<&Value> = got.iter().filter(|a| a["task"]["kind"] == "copy").collect();
     assert!(!batches.is_empty(), "{got:#?}");
     for batch in batches {

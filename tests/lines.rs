@@ -9,45 +9,49 @@ use serde_json::json;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
-use support::PATIENCE;
-use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do, free_port};
-use support::harm::Harm;
+use support::MAX_WAIT;
+use support::cluster::{Cluster, StoreKind, assert_complete, assert_nothing_to_do, free_port};
+use support::faults::Fault;
 use support::process::User;
 use support::relay::Relay;
-use support::tree::{self, assert_same, census, file, many, noise, odd, strict};
+use support::tree::{
+    self, assert_same, census, exact_comparison, random_bytes, write_file, write_many_files,
+    write_unusual_tree,
+};
 
 const MIB: usize = 1 << 20;
 
 /// Agents `a` with the source `src` and `b` with the destination `dst`. All that `a` sends to `b` passes through a
 /// line that does `harm`: the master hears of the port of that line, and not of the one on which `b` listens.
-fn over(harm: Harm) -> (Cluster, PathBuf, PathBuf, [Relay; 2]) {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
-    cluster.agent("a", &[&src]);
+fn cluster_over_relays(harm: Fault) -> (Cluster, PathBuf, PathBuf, [Relay; 2]) {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) =
+        (tree::make_dir(cluster.data_path("src")), tree::make_dir(cluster.data_path("dst")));
+    cluster.add_agent("a", &[&src]);
     let port = free_port();
     let line = Relay::to_port(port, harm);
-    let renamed = Harm::Rename(format!(":{port}"), format!(":{}", line.port()));
+    let renamed = Fault::Rename(format!(":{port}"), format!(":{}", line.port()));
     let front = Relay::to_port(cluster.master.port(), renamed);
-    cluster.agent_at("b", &[&dst], User::Same, "", (&front.url(), port));
+    cluster.add_agent_at("b", &[&dst], User::Same, "", (&front.url(), port));
     (cluster, src, dst, [line, front])
 }
 
 /// Large and small files, 40 MiB.
-fn content(src: &Path) {
-    file(src.join("large"), noise(24 * MIB, 1));
-    many(&src.join("small"), 800, 20_000);
-    odd(&src.join("odd"));
+fn write_content(src: &Path) {
+    write_file(src.join("large"), random_bytes(24 * MIB, 1));
+    write_many_files(&src.join("small"), 800, 20_000);
+    write_unusual_tree(&src.join("odd"));
 }
 
 /// Holds a sync to have brought all of the source, and what went over the line to nothing else.
 #[track_caller]
-fn assert_unharmed(cluster: &mut Cluster, id: &str, src: &Path, dst: &Path) -> SyncProgress {
-    let sync = cluster.ended(id);
+fn assert_undamaged(cluster: &mut Cluster, id: &str, src: &Path, dst: &Path) -> SyncProgress {
+    let sync = cluster.await_end(id);
     let there = census(src);
     assert_complete(&sync, there);
-    assert_same(src, dst, strict());
+    assert_same(src, dst, exact_comparison());
     assert!(tree::part_files(dst).is_empty());
-    assert_nothing_to_do(&cluster.sync(src, dst), there);
+    assert_nothing_to_do(&cluster.run_sync(src, dst), there);
     for (name, agent) in &cluster.agents {
         assert!(!agent.process.log().contains("panicked"), "agent {name}");
     }
@@ -56,70 +60,79 @@ fn assert_unharmed(cluster: &mut Cluster, id: &str, src: &Path, dst: &Path) -> S
 }
 
 /// How often a log says that something of this sync was damaged.
-fn warnings(log: &str, id: &str) -> u64 {
+fn warning_count(log: &str, id: &str) -> u64 {
     let of_it = |line: &&str| line.contains("was damaged on the way") && line.contains(id);
     log.lines().filter(of_it).count() as u64
 }
 
 #[test]
-fn bits_flipped_between_agents_are_all_found_counted_told_and_sent_again() {
-    let (mut cluster, src, dst, [line, _front]) = over(Harm::FlipContent(3 * MIB as u64 + 4321));
-    content(&src);
+fn bits_flipped_between_agents_are_detected_counted_reported_and_sent_again() {
+    let (mut cluster, src, dst, [line, _front]) =
+        cluster_over_relays(Fault::FlipContent(3 * MIB as u64 + 4321));
+    write_content(&src);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
-    let ended = cluster.ended(&id);
-    let flips = line.harmed();
+    let ended = cluster.await_end(&id);
+    let flips = line.fault_count();
     assert!(flips >= 10, "{flips}");
-    let sync = assert_unharmed(&mut cluster, &id, &src, &dst);
+    let sync = assert_undamaged(&mut cluster, &id, &src, &dst);
     assert_eq!((ended.integrity_errors, sync.integrity_errors), (flips, flips));
     let log = cluster.agents["a"].process.log();
-    assert_eq!(warnings(&log, &id), flips, "{log}");
-    let shown = cluster.ctl(["sync", "status", &id]).run().out();
+    assert_eq!(warning_count(&log, &id), flips, "{log}");
+    let shown = cluster.ctl(["sync", "status", &id]).run().stdout_text();
     assert!(shown.contains(&format!("damaged on the way {flips} times")), "{shown}");
 }
 
 #[test]
-fn bits_flipped_between_agents_and_the_master_change_nothing_and_are_told() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
+fn bits_flipped_between_agents_and_the_master_are_reported_and_have_no_effect() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) =
+        (tree::make_dir(cluster.data_path("src")), tree::make_dir(cluster.data_path("dst")));
     // Not the same for both: a period must not meet the same request again and again.
-    let [a, b] = [5, 7].map(|every| Relay::to_port(cluster.master.port(), Harm::FlipBodies(every)));
-    cluster.agent_at("a", &[&src], User::Same, "", (&a.url(), 0));
-    cluster.agent_at("b", &[&dst], User::Same, "", (&b.url(), 0));
-    content(&src);
+    let [a, b] =
+        [5, 7].map(|every| Relay::to_port(cluster.master.port(), Fault::FlipBodies(every)));
+    cluster.add_agent_at("a", &[&src], User::Same, "", (&a.url(), 0));
+    cluster.add_agent_at("b", &[&dst], User::Same, "", (&b.url(), 0));
+    write_content(&src);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
-    let sync = assert_unharmed(&mut cluster, &id, &src, &dst);
-    assert!(a.harmed() >= 10 && b.harmed() >= 1, "{} {}", a.harmed(), b.harmed());
+    let sync = assert_undamaged(&mut cluster, &id, &src, &dst);
+    assert!(
+        a.fault_count() >= 10 && b.fault_count() >= 1,
+        "{} {}",
+        a.fault_count(),
+        b.fault_count()
+    );
     // Heartbeats and polls are of no sync; pages, manifests and results are.
     let log = cluster.agents["a"].process.log();
-    assert!(warnings(&log, "") >= 10, "{log}");
-    let told = warnings(&log, &id) + warnings(&cluster.agents["b"].process.log(), &id);
+    assert!(warning_count(&log, "") >= 10, "{log}");
+    let told = warning_count(&log, &id) + warning_count(&cluster.agents["b"].process.log(), &id);
     assert!(sync.integrity_errors >= 1 && sync.integrity_errors <= told, "{told} {sync:#?}");
     assert!(cluster.master.process.log().contains("a request was damaged on the way"));
 }
 
 #[test]
-fn connections_that_are_reset_every_few_megabytes_only_delay() {
-    let (mut cluster, src, dst, [line, _front]) = over(Harm::Reset(3 * MIB as u64));
-    content(&src);
+fn connections_reset_every_few_megabytes_only_delay() {
+    let (mut cluster, src, dst, [line, _front]) = cluster_over_relays(Fault::Reset(3 * MIB as u64));
+    write_content(&src);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
-    let sync = assert_unharmed(&mut cluster, &id, &src, &dst);
-    assert!(line.harmed() >= 5, "{}", line.harmed());
+    let sync = assert_undamaged(&mut cluster, &id, &src, &dst);
+    assert!(line.fault_count() >= 5, "{}", line.fault_count());
     assert_eq!(sync.integrity_errors, 0, "nothing was damaged: {sync:#?}");
 }
 
 #[test]
-fn what_is_no_request_to_an_agent_is_closed_and_does_not_fill_its_log() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
-    cluster.agent("a", &[&src]);
+fn invalid_requests_to_an_agent_are_closed_and_do_not_fill_its_log() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) =
+        (tree::make_dir(cluster.data_path("src")), tree::make_dir(cluster.data_path("dst")));
+    cluster.add_agent("a", &[&src]);
     let (port, urls) = (free_port(), cluster.urls());
-    cluster.agent_at("b", &[&dst], User::Same, "", (&urls, port));
+    cluster.add_agent_at("b", &[&dst], User::Same, "", (&urls, port));
     let hello: &[u8] = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n";
     for words in
         [hello, b"SSH-2.0-x\r\n\r\n", b"POST /v1/pack HTTP/1.1\r\n\r\n", &[0; 5000]].repeat(5)
     {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(MAX_WAIT)).unwrap();
         stream.write_all(words).unwrap();
         let _ = stream.shutdown(Shutdown::Write);
         let mut answer = Vec::new();
@@ -132,7 +145,7 @@ fn what_is_no_request_to_an_agent_is_closed_and_does_not_fill_its_log() {
     let told = log.lines().filter(|l| l.contains("WARN") && l.contains("data connection ended"));
     // One in ten seconds, however many there were.
     assert!((1..=3).contains(&told.count()), "{log}");
-    odd(&src);
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    write_unusual_tree(&src);
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
     assert!(!cluster.agents["b"].process.log().contains("panicked"));
 }

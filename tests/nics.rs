@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::process::{Process, User, clean_command, is_root, program};
-use support::tree::{assert_same, dir, file, noise, strict};
-use support::{await_some, await_that};
+use support::process::{Process, User, clean_command, ctl_binary, is_root};
+use support::tree::{assert_same, exact_comparison, make_dir, random_bytes, write_file};
+use support::{await_some, await_true};
 
 const MIB: usize = 1 << 20;
 
@@ -28,11 +28,11 @@ struct Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.processes.clear();
-        let _ = netlab().args(["down", "--name", &self.name]).status();
+        let _ = netlab_command().args(["down", "--name", &self.name]).status();
     }
 }
 
-fn netlab() -> Command {
+fn netlab_command() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/netlab.sh"))
 }
 
@@ -49,7 +49,7 @@ fn remove_orphans() {
         })
         .collect();
     for lab in orphans {
-        let _ = netlab().args(["down", "--name", &lab]).output();
+        let _ = netlab_command().args(["down", "--name", &lab]).output();
     }
 }
 
@@ -70,10 +70,15 @@ impl Lab {
         lab
     }
 
-    /// `netlab.sh COMMAND --name LAB REST…`; its output.
+    /// `netlab.sh COMMAND --name LAB INITIAL_REST_VERDICTS…`; its output.
     #[track_caller]
     fn netlab(&self, command: &[&str], rest: &[&str]) -> String {
-        let ran = netlab().args(command).args(["--name", &self.name]).args(rest).output().unwrap();
+        let ran = netlab_command()
+            .args(command)
+            .args(["--name", &self.name])
+            .args(rest)
+            .output()
+            .unwrap();
         assert!(
             ran.status.success(),
             "{command:?} {rest:?}: {}",
@@ -87,23 +92,26 @@ impl Lab {
     }
 
     /// A program on a host.
-    fn inside(&self, host: &str, args: &[&str]) -> Command {
+    fn command_inside(&self, host: &str, args: &[&str]) -> Command {
         let mut command = clean_command(Path::new("ip"), self.dir.path(), User::Same);
         command.args(["netns", "exec", &format!("{}-{host}", self.name)]);
-        command.arg(program(User::Same, self.dir.path())).args(args);
+        command.arg(ctl_binary(User::Same, self.dir.path())).args(args);
         command.env("CTL_MASTER_URL", "http://10.77.0.254:8888").stdin(Stdio::null());
         command
     }
 
     fn start(&mut self, what: &str, host: &str, args: &[&str]) {
-        let process =
-            Process::start(what, self.inside(host, args), &self.path(&format!("{what}.log")));
+        let process = Process::start(
+            what,
+            self.command_inside(host, args),
+            &self.path(&format!("{what}.log")),
+        );
         self.processes.push(process);
     }
 
     /// Hosts 1 and 2 do not reach each other over their first NIC, and nothing tells them: frames go to an
     /// address that nobody has. `false`: they do again.
-    fn lose_each_other(&self, lost: bool) {
+    fn set_disconnected(&self, lost: bool) {
         for (host, peer) in [("h1", 2), ("h2", 1)] {
             let space = format!("{}-{host}", self.name);
             let address = format!("10.77.1.{peer}");
@@ -126,25 +134,25 @@ impl Lab {
     }
 
     /// Starts the worker `beside`, which holds the destination too, beside the master.
-    fn serve_beside(&mut self) {
+    fn start_second_destination(&mut self) {
         let config = self.path("agents.yml");
         let config = config.to_str().unwrap();
         self.start("beside", "mgmt", &["agent", "--worker-id", "beside", "--config", config]);
     }
 
     /// Starts the master and both agents, with `nics` endpoints each.
-    fn serve(&mut self, nics: usize) {
-        self.serve_at(nics, |nic, host| format!("10.77.{nic}.{host}"));
+    fn start_services(&mut self, nics: usize) {
+        self.start_services_at(nics, |nic, host| format!("10.77.{nic}.{host}"));
     }
 
     /// … at other addresses, by the number of the NIC and of the host.
-    fn serve_at(&mut self, nics: usize, address: impl Fn(usize, usize) -> String) {
-        let (src, dst) = (dir(self.path("src")), dir(self.path("dst")));
+    fn start_services_at(&mut self, nics: usize, address: impl Fn(usize, usize) -> String) {
+        let (src, dst) = (make_dir(self.path("src")), make_dir(self.path("dst")));
         let master = self.path("master.yml");
         let text = format!(
             "listen: 10.77.0.254:8888\ndata_dir: {}\nheartbeat_interval: 300ms\n\
              worker_heartbeat_timeout: 3s\nlease: 5s\n",
-            dir(self.path("state")).display()
+            make_dir(self.path("state")).display()
         );
         std::fs::write(&master, text).unwrap();
         let worker = |name: &str, host: usize, storage: &Path| {
@@ -161,7 +169,7 @@ impl Lab {
         let agents = self.path("agents.yml");
         let text = format!(
             "master_url: http://10.77.0.254:8888\nheartbeat_interval: 300ms\nslots: 2\ndata_dir: {}\nworkers:\n{}{}{}",
-            dir(self.path("state-of-agents")).display(),
+            make_dir(self.path("state-of-agents")).display(),
             worker("a", 1, &src),
             worker("b", 2, &dst),
             // On the control net, for those who want another one.
@@ -175,7 +183,7 @@ impl Lab {
             let config = agents.to_str().unwrap();
             self.start(name, host, &["agent", "--worker-id", name, "--config", config]);
         }
-        await_that("both agents are known", || {
+        await_true("both agents are known", || {
             let list = self.ctl(&["workers", "list", "--quiet"]);
             list.is_some_and(|list| list.split_whitespace().count() == 2)
         });
@@ -183,7 +191,7 @@ impl Lab {
 
     /// What `ctl ARGS…` prints, where it goes well.
     fn ctl(&self, args: &[&str]) -> Option<String> {
-        let ran = self.inside("mgmt", args).output().unwrap();
+        let ran = self.command_inside("mgmt", args).output().unwrap();
         ran.status.success().then(|| String::from_utf8(ran.stdout).unwrap())
     }
 
@@ -204,11 +212,11 @@ impl Lab {
 
     /// Waits for the end of a sync, and holds it to be complete with no task failed.
     #[track_caller]
-    fn complete(&self, id: &str) -> SyncProgress {
+    fn await_completed(&self, id: &str) -> SyncProgress {
         let sync = await_some("the sync ends", || self.progress(id).filter(|s| s.state.is_final()));
         assert_eq!(sync.outcome, Some(SyncOutcome::Full), "{sync:#?}\n{}", self.logs());
         assert_eq!(sync.retries, 0, "a task failed: {sync:#?}\n{}", self.logs());
-        assert_same(&self.path("src"), &self.path("dst"), strict());
+        assert_same(&self.path("src"), &self.path("dst"), exact_comparison());
         sync
     }
 
@@ -217,14 +225,14 @@ impl Lab {
     }
 
     /// What a NIC of host 1 has sent, in bytes.
-    fn sent(&self, nic: usize) -> u64 {
+    fn sent_bytes(&self, nic: usize) -> u64 {
         let counts = self.netlab(&["bytes"], &["1", &nic.to_string()]);
         counts.split_whitespace().next().unwrap().parse().unwrap()
     }
 }
 
 /// How long a sync worked.
-fn took(sync: &SyncProgress) -> f64 {
+fn duration_seconds(sync: &SyncProgress) -> f64 {
     let (start, end) = (sync.started_at.unwrap(), sync.ended_at.unwrap());
     end.duration_since(start).as_secs_f64()
 }
@@ -232,16 +240,16 @@ fn took(sync: &SyncProgress) -> f64 {
 #[test]
 fn one_file_goes_over_both_nics_in_proportion_to_their_speeds() {
     let mut lab = Lab::new("100m,200m");
-    lab.serve(2);
-    file(lab.path("src/large"), noise(192 * MIB, 1));
+    lab.start_services(2);
+    write_file(lab.path("src/large"), random_bytes(192 * MIB, 1));
     let id = lab.submit();
-    let sent = || (lab.sent(1) as f64, lab.sent(2) as f64);
+    let sent = || (lab.sent_bytes(1) as f64, lab.sent_bytes(2) as f64);
     // At the same time, not one after the other.
     let (slow, fast) = await_some("half of it is sent", || {
         Some(sent()).filter(|(slow, fast)| slow + fast > 96.0 * MIB as f64)
     });
     assert!((1.2..3.5).contains(&(fast / slow)), "{slow} and {fast} bytes\n{}", lab.logs());
-    lab.complete(&id);
+    lab.await_completed(&id);
     let (slow, fast) = sent();
     assert!((1.6..2.5).contains(&(fast / slow)), "{slow} and {fast} bytes\n{}", lab.logs());
     // What was counted is told.
@@ -269,30 +277,35 @@ fn link_local_addresses_take_their_scope_from_the_interface() {
             let add = ["-n", &space, "addr", "add", &address, "dev", &nic, "nodad"];
             assert!(Command::new("ip").args(add).status().unwrap().success(), "{space} {nic}");
         }
-        file(lab.path("src/large"), noise(96 * MIB, 1));
+        write_file(lab.path("src/large"), random_bytes(96 * MIB, 1));
         let port = |nic: usize| if nic == 1 { 8889 } else { 8890 };
-        lab.serve_at(nics, |nic, host| format!("[{}]:{}", address(nic, host), port(nic)));
-        lab.complete(&lab.submit());
+        lab.start_services_at(nics, |nic, host| format!("[{}]:{}", address(nic, host), port(nic)));
+        lab.await_completed(&lab.submit());
         for nic in 1..=nics {
-            assert!(lab.sent(nic) > 2 * MIB as u64, "NIC {nic}: {}\n{}", lab.sent(nic), lab.logs());
+            assert!(
+                lab.sent_bytes(nic) > 2 * MIB as u64,
+                "NIC {nic}: {}\n{}",
+                lab.sent_bytes(nic),
+                lab.logs()
+            );
         }
     }
 }
 
 #[test]
-fn a_nic_that_is_away_for_a_while_fails_no_task_and_is_used_again() {
+fn a_nic_that_is_down_for_a_while_fails_no_task_and_is_used_again() {
     let mut lab = Lab::new("100m,100m");
-    lab.serve(2);
-    file(lab.path("src/large"), noise(160 * MIB, 2));
+    lab.start_services(2);
+    write_file(lab.path("src/large"), random_bytes(160 * MIB, 2));
     let id = lab.submit();
-    await_that("both are in use", || lab.sent(1).min(lab.sent(2)) > 4 * MIB as u64);
+    await_true("both are in use", || lab.sent_bytes(1).min(lab.sent_bytes(2)) > 4 * MIB as u64);
     lab.netlab(&["link"], &["1", "2", "down"]);
     let down = Instant::now();
     // The other one goes on.
     let mut longest = Duration::ZERO;
-    let (mut last, mut since) = (lab.sent(1), Instant::now());
+    let (mut last, mut since) = (lab.sent_bytes(1), Instant::now());
     while down.elapsed() < Duration::from_secs(3) {
-        let sent = lab.sent(1);
+        let sent = lab.sent_bytes(1);
         if sent > last + 100_000 {
             longest = longest.max(since.elapsed());
             (last, since) = (sent, Instant::now());
@@ -301,46 +314,46 @@ fn a_nic_that_is_away_for_a_while_fails_no_task_and_is_used_again() {
     longest = longest.max(since.elapsed());
     assert!(longest < Duration::from_secs(2), "{longest:?}\n{}", lab.logs());
     lab.netlab(&["link"], &["1", "2", "up"]);
-    let before = lab.sent(2);
-    await_that("it is used again", || {
+    let before = lab.sent_bytes(2);
+    await_true("it is used again", || {
         assert!(!lab.progress(&id).is_some_and(|s| s.state.is_final()), "{}", lab.logs());
-        lab.sent(2) > before + 4 * MIB as u64
+        lab.sent_bytes(2) > before + 4 * MIB as u64
     });
-    lab.complete(&id);
+    lab.await_completed(&id);
 }
 
 #[test]
-fn ends_that_do_not_reach_each_other_are_avoided() {
+fn unreachable_pairs_of_nics_are_avoided() {
     let mut lab = Lab::new("200m,200m");
     // At the other side: ours looks well.
     lab.netlab(&["link"], &["2", "2", "down"]);
-    lab.serve(2);
-    file(lab.path("src/large"), noise(48 * MIB, 3));
-    let sync = lab.complete(&lab.submit());
-    assert!(lab.sent(2) < MIB as u64, "{} bytes", lab.sent(2));
+    lab.start_services(2);
+    write_file(lab.path("src/large"), random_bytes(48 * MIB, 3));
+    let sync = lab.await_completed(&lab.submit());
+    assert!(lab.sent_bytes(2) < MIB as u64, "{} bytes", lab.sent_bytes(2));
     // Two seconds at the speed of the other NIC; a connection that gets no answer is waited for far longer.
-    assert!(took(&sync) < 12.0, "{} s\n{}", took(&sync), lab.logs());
+    assert!(duration_seconds(&sync) < 12.0, "{} s\n{}", duration_seconds(&sync), lab.logs());
 }
 
 #[test]
 fn a_nic_that_is_down_when_its_agent_starts_is_used_once_it_is_up() {
     let mut lab = Lab::new("100m,100m");
     lab.netlab(&["link"], &["1", "2", "down"]);
-    lab.serve(2);
-    file(lab.path("src/large"), noise(96 * MIB, 6));
+    lab.start_services(2);
+    write_file(lab.path("src/large"), random_bytes(96 * MIB, 6));
     let id = lab.submit();
-    await_that("the other is in use", || lab.sent(1) > 8 * MIB as u64);
-    assert!(lab.sent(2) < MIB as u64, "{} bytes", lab.sent(2));
+    await_true("the other is in use", || lab.sent_bytes(1) > 8 * MIB as u64);
+    assert!(lab.sent_bytes(2) < MIB as u64, "{} bytes", lab.sent_bytes(2));
     lab.netlab(&["link"], &["1", "2", "up"]);
-    await_that("both are in use", || {
+    await_true("both are in use", || {
         assert!(!lab.progress(&id).is_some_and(|s| s.state.is_final()), "{}", lab.logs());
-        lab.sent(2) > 4 * MIB as u64
+        lab.sent_bytes(2) > 4 * MIB as u64
     });
-    lab.complete(&id);
+    lab.await_completed(&id);
 }
 
 #[test]
-fn an_address_that_its_host_gets_after_the_agent_was_started_is_listened_on_then() {
+fn an_address_added_after_the_start_of_the_agent_is_used() {
     let mut lab = Lab::new("100m,100m");
     let address = |lab: &Lab, action: &str| {
         let (space, own) = (format!("{}-h2", lab.name), "10.77.2.2/24");
@@ -348,61 +361,63 @@ fn an_address_that_its_host_gets_after_the_agent_was_started_is_listened_on_then
         assert!(Command::new("ip").args(args).status().unwrap().success(), "{args:?}");
     };
     address(&lab, "del");
-    lab.serve(2);
+    lab.start_services(2);
     let shown = || lab.ctl(&["workers", "show", "b"]).unwrap();
     let missing = |text: &str| {
         text.lines().any(|line| line.starts_with("Unavailable:") && line.contains("10.77.2.2:8889"))
     };
     assert!(missing(&shown()), "{}", shown());
     // A worker with a task in hand sends to the endpoints that were known when it was given out.
-    (0..8).for_each(|i| drop(file(lab.path(&format!("src/large{i}")), noise(32 * MIB, i))));
+    (0..8).for_each(|i| {
+        drop(write_file(lab.path(&format!("src/large{i}")), random_bytes(32 * MIB, i)))
+    });
     let id = lab.submit();
-    await_that("the other is in use", || lab.sent(1) > 8 * MIB as u64);
-    assert!(lab.sent(2) < MIB as u64, "{} bytes", lab.sent(2));
+    await_true("the other is in use", || lab.sent_bytes(1) > 8 * MIB as u64);
+    assert!(lab.sent_bytes(2) < MIB as u64, "{} bytes", lab.sent_bytes(2));
     address(&lab, "add");
-    await_that("both are in use", || {
+    await_true("both are in use", || {
         assert!(!lab.progress(&id).is_some_and(|s| s.state.is_final()), "{}", lab.logs());
-        lab.sent(2) > 4 * MIB as u64
+        lab.sent_bytes(2) > 4 * MIB as u64
     });
     assert!(!missing(&shown()), "{}", shown());
-    lab.complete(&id);
+    lab.await_completed(&id);
     let told = lab.logs().lines().filter(|line| line.contains("is unavailable")).count();
     assert_eq!(told, 1, "{}", lab.logs());
 }
 
 #[test]
-fn agents_that_lose_each_other_for_a_while_go_on_where_they_were() {
+fn agents_resume_after_they_were_disconnected_for_a_while() {
     let mut lab = Lab::new("100m");
-    lab.serve(1);
-    file(lab.path("src/large"), noise(48 * MIB, 4));
+    lab.start_services(1);
+    write_file(lab.path("src/large"), random_bytes(48 * MIB, 4));
     let id = lab.submit();
-    await_that("it is in use", || lab.sent(1) > 8 * MIB as u64);
-    lab.lose_each_other(true);
+    await_true("it is in use", || lab.sent_bytes(1) > 8 * MIB as u64);
+    lab.set_disconnected(true);
     // Longer than anything is on its way.
-    let (mut last, mut since) = (lab.sent(1), Instant::now());
-    await_that("nothing arrives any more", || {
+    let (mut last, mut since) = (lab.sent_bytes(1), Instant::now());
+    await_true("nothing arrives any more", || {
         let now = lab.progress(&id).unwrap().sent_bytes;
         if now != last {
             (last, since) = (now, Instant::now());
         }
         since.elapsed() > Duration::from_secs(4)
     });
-    lab.lose_each_other(false);
+    lab.set_disconnected(false);
     // Without a task that failed.
-    lab.complete(&id);
+    lab.await_completed(&id);
 }
 
 #[test]
-fn a_peer_whose_host_is_gone_without_a_word_is_given_up_and_its_work_goes_to_another() {
+fn the_tasks_of_a_vanished_host_are_given_to_another_worker() {
     let mut lab = Lab::new("100m");
-    lab.serve(1);
-    file(lab.path("src/large"), noise(48 * MIB, 5));
+    lab.start_services(1);
+    write_file(lab.path("src/large"), random_bytes(48 * MIB, 5));
     let id = lab.submit();
-    await_that("it is in use", || lab.sent(1) > 8 * MIB as u64);
-    lab.lose_each_other(true);
+    await_true("it is in use", || lab.sent_bytes(1) > 8 * MIB as u64);
+    lab.set_disconnected(true);
     lab.processes[2].kill_9();
-    lab.serve_beside();
+    lab.start_second_destination();
     let sync = await_some("the sync ends", || lab.progress(&id).filter(|s| s.state.is_final()));
     assert_eq!(sync.outcome, Some(SyncOutcome::Full), "{sync:#?}\n{}", lab.logs());
-    assert_same(&lab.path("src"), &lab.path("dst"), strict());
+    assert_same(&lab.path("src"), &lab.path("dst"), exact_comparison());
 }

@@ -11,8 +11,11 @@ use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use support::cluster::{Cluster, On};
-use support::tree::{Compare, PLACES, assert_same, chmod, dir, link, noise, place, strict, touch};
+use support::cluster::{Cluster, StoreKind};
+use support::tree::{
+    ComparisonRules, SAMPLE_PATHS, assert_same, chmod, exact_comparison, make_dir, make_symlink,
+    random_bytes, sample_path, set_mtime,
+};
 
 /// One edit of the source. Places are numbers: they pick a path of a small set, so that edits meet.
 #[derive(Debug, Clone)]
@@ -58,8 +61,8 @@ enum Edit {
     Sync,
 }
 
-fn edits() -> impl Strategy<Value = Vec<Edit>> {
-    let at = || 0..PLACES;
+fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
+    let at = || 0..SAMPLE_PATHS;
     // Empty, small, some packs, several ranges.
     let length = prop_oneof![Just(0), 1..300usize, 60_000..70_000usize, 1_000_000..3_500_000usize];
     let edit = prop_oneof![
@@ -88,13 +91,13 @@ struct Editor {
 }
 
 impl Editor {
-    fn stamp(&mut self, path: &Path) {
+    fn set_unique_mtime(&mut self, path: &Path) {
         self.clock += 1;
-        touch(path, 1_600_000_000 + self.clock, u32::try_from(self.clock).unwrap());
+        set_mtime(path, 1_600_000_000 + self.clock, u32::try_from(self.clock).unwrap());
     }
 
     /// Makes room at a path: what is there goes, what stands in the way above goes.
-    fn clear(&self, path: &Path) {
+    fn clear_path(&self, path: &Path) {
         remove(path);
         let mut above = self.src.clone();
         for part in path.strip_prefix(&self.src).unwrap().parent().unwrap() {
@@ -103,26 +106,26 @@ impl Editor {
                 remove(&above);
             }
         }
-        dir(path.parent().unwrap());
+        make_dir(path.parent().unwrap());
     }
 
     /// The path if there is a plain file.
-    fn plain(&self, at: usize) -> Option<PathBuf> {
-        let path = self.src.join(place(at));
+    fn regular_file(&self, at: usize) -> Option<PathBuf> {
+        let path = self.src.join(sample_path(at));
         fs::symlink_metadata(&path).is_ok_and(|m| m.is_file()).then_some(path)
     }
 
     fn apply(&mut self, edit: &Edit) {
         let src = self.src.clone();
-        let path = |at: usize| src.join(place(at));
+        let path = |at: usize| src.join(sample_path(at));
         match *edit {
             Edit::Write { at, length, seed } => {
-                self.clear(&path(at));
-                fs::write(path(at), noise(length, seed)).unwrap();
-                self.stamp(&path(at));
+                self.clear_path(&path(at));
+                fs::write(path(at), random_bytes(length, seed)).unwrap();
+                self.set_unique_mtime(&path(at));
             }
             Edit::Truncate { at, share } => {
-                if let Some(path) = self.plain(at) {
+                if let Some(path) = self.regular_file(at) {
                     let length = fs::metadata(&path).unwrap().len() * u64::from(share) / 256;
                     fs::OpenOptions::new()
                         .write(true)
@@ -130,31 +133,31 @@ impl Editor {
                         .unwrap()
                         .set_len(length)
                         .unwrap();
-                    self.stamp(&path);
+                    self.set_unique_mtime(&path);
                 }
             }
             Edit::Append { at, seed } => {
-                if let Some(path) = self.plain(at) {
+                if let Some(path) = self.regular_file(at) {
                     let mut content = fs::read(&path).unwrap();
-                    content.extend(noise(1_000, seed));
+                    content.extend(random_bytes(1_000, seed));
                     fs::write(&path, content).unwrap();
-                    self.stamp(&path);
+                    self.set_unique_mtime(&path);
                 }
             }
             Edit::MakeDir { at } => {
-                self.clear(&path(at));
-                dir(path(at));
+                self.clear_path(&path(at));
+                make_dir(path(at));
             }
             Edit::Link { at, to } => {
-                self.clear(&path(at));
-                link(path(at), place(to));
+                self.clear_path(&path(at));
+                make_symlink(path(at), sample_path(to));
             }
             Edit::Remove { at } => remove(&path(at)),
             Edit::Rename { from, to } => {
                 let (from, to) = (path(from), path(to));
                 let inside = from.starts_with(&to) || to.starts_with(&from);
                 if fs::symlink_metadata(&from).is_ok() && !inside {
-                    self.clear(&to);
+                    self.clear_path(&to);
                     // What was cleared may have held it.
                     let _ = fs::rename(&from, &to);
                 }
@@ -168,14 +171,14 @@ impl Editor {
             }
             Edit::Touch { at } => {
                 if fs::symlink_metadata(path(at)).is_ok() {
-                    self.stamp(&path(at));
+                    self.set_unique_mtime(&path(at));
                 }
             }
             Edit::Damage { at } => {
-                let there = self.dst.join(place(at));
+                let there = self.dst.join(sample_path(at));
                 if fs::symlink_metadata(&there).is_ok_and(|m| m.is_file()) {
                     fs::write(&there, "damaged").unwrap();
-                    self.stamp(&there);
+                    self.set_unique_mtime(&there);
                 } else {
                     remove(&there);
                 }
@@ -185,14 +188,14 @@ impl Editor {
     }
 
     /// A directory that holds something is never replaced by a file: people must empty it first.
-    fn make_way(&self) {
+    fn remove_blocking_directories(&self) {
         for entry in walkdir::WalkDir::new(&self.src).min_depth(1) {
             let entry = entry.unwrap();
             let there = self.dst.join(entry.path().strip_prefix(&self.src).unwrap());
             if !entry.file_type().is_dir() && fs::symlink_metadata(&there).is_ok_and(|m| m.is_dir())
             {
                 fs::remove_dir_all(&there).unwrap();
-                dir(&there);
+                make_dir(&there);
             }
         }
     }
@@ -206,17 +209,17 @@ fn remove(path: &Path) {
     }
 }
 
-fn run(cluster: &Cluster, case: u32, edits: &[Edit]) {
-    let src = dir(cluster.path(&format!("src/{case}")));
-    let dst = cluster.path(&format!("dst/{case}"));
+fn run_case(cluster: &Cluster, case: u32, edits: &[Edit]) {
+    let src = make_dir(cluster.data_path(&format!("src/{case}")));
+    let dst = cluster.data_path(&format!("dst/{case}"));
     let mut editor = Editor { src: src.clone(), dst: dst.clone(), clock: 0 };
     let sync = |editor: &Editor| {
-        editor.make_way();
+        editor.remove_blocking_directories();
         let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
-        let sync = cluster.ended(&id);
+        let sync = cluster.await_end(&id);
         assert_eq!(sync.state, SyncState::Completed, "{sync:#?}");
         assert_eq!(sync.files_done + sync.files_skipped, sync.files_total, "{sync:#?}");
-        assert_same(&src, &dst, Compare { extra: true, ..strict() });
+        assert_same(&src, &dst, ComparisonRules { extra: true, ..exact_comparison() });
     };
     for edit in edits {
         match edit {
@@ -231,11 +234,11 @@ fn run(cluster: &Cluster, case: u32, edits: &[Edit]) {
 }
 
 #[test]
-fn random_edits_and_syncs_end_with_the_destination_holding_the_source() {
-    let mut cluster = Cluster::start(On::Embedded);
-    cluster.pair();
-    let dst = cluster.path("dst");
-    cluster.agent("b2", &[&dst]);
+fn after_random_edits_and_syncs_the_destination_equals_the_source() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    cluster.add_source_and_destination();
+    let dst = cluster.data_path("dst");
+    cluster.add_agent("b2", &[&dst]);
     // More on demand: PROPTEST_CASES=500 cargo test --test property
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
     let cases = asked.unwrap_or(24);
@@ -243,9 +246,9 @@ fn random_edits_and_syncs_end_with_the_destination_holding_the_source() {
         Config { cases, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
     let numbers = AtomicU32::new(0);
     TestRunner::new(config)
-        .run(&edits(), |edits| {
+        .run(&any_edits(), |edits| {
             let number = numbers.fetch_add(1, Ordering::Relaxed);
-            run(&cluster, number, &edits);
+            run_case(&cluster, number, &edits);
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{e}"));

@@ -6,9 +6,9 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use support::await_that;
+use support::await_true;
 use support::cluster::free_port;
-use support::process::{Process, User, clean_command, program};
+use support::process::{Process, User, clean_command, ctl_binary};
 
 /// A server on a port of its own, killed on drop.
 struct Server {
@@ -47,11 +47,11 @@ impl Server {
             .unwrap();
         let access = access.iter().map(|a| (*a).to_owned()).collect();
         let server = Server { child, port, dir, access };
-        await_that("redis answers", || server.cli(&["PING"]).contains("PONG"));
+        await_true("redis answers", || server.run_redis_cli(&["PING"]).contains("PONG"));
         server
     }
 
-    fn cli(&self, words: &[&str]) -> String {
+    fn run_redis_cli(&self, words: &[&str]) -> String {
         let port = self.port.to_string();
         let run = Command::new("redis-cli")
             .args(["-h", "127.0.0.1", "-p", &port, "--no-auth-warning"])
@@ -71,13 +71,13 @@ struct Master {
 }
 
 /// … with this `redis:` block.
-fn master(dir: &Path, redis: &str) -> Master {
-    Master::on(dir, &format!("redis:\n{redis}"))
+fn start_master(dir: &Path, redis: &str) -> Master {
+    Master::start_with_config(dir, &format!("redis:\n{redis}"))
 }
 
 impl Master {
     /// … with these lines in its configuration.
-    fn on(dir: &Path, more: &str) -> Master {
+    fn start_with_config(dir: &Path, more: &str) -> Master {
         let port = free_port();
         let home = dir.join(format!("master-{port}"));
         std::fs::create_dir(&home).unwrap();
@@ -90,7 +90,7 @@ impl Master {
     }
 
     fn spawn(home: &Path) -> Process {
-        let mut command = clean_command(&program(User::Same, home), home, User::Same);
+        let mut command = clean_command(&ctl_binary(User::Same, home), home, User::Same);
         command.args(["master", "--config"]).arg(home.join("master.yml"));
         Process::start("master", command, &home.join("log"))
     }
@@ -110,8 +110,8 @@ impl Master {
 
     #[track_caller]
     fn await_following(&mut self) {
-        await_that("it follows", || {
-            if let Some(status) = self.process.ended() {
+        await_true("it follows", || {
+            if let Some(status) = self.process.try_exit_status() {
                 panic!("the master ended with {status}:\n{}", self.process.log());
             }
             let target = "/readyz?verbose";
@@ -136,9 +136,9 @@ impl Master {
 
     /// Waits until a sync is accepted: it leads, and what it decides is stored.
     #[track_caller]
-    fn serves(&mut self, id: &str) {
-        await_that("a sync is accepted", || {
-            if let Some(status) = self.process.ended() {
+    fn assert_serves(&mut self, id: &str) {
+        await_true("a sync is accepted", || {
+            if let Some(status) = self.process.try_exit_status() {
                 panic!("the master ended with {status}:\n{}", self.process.log());
             }
             // A repeat of one whose answer was lost is known already.
@@ -148,14 +148,14 @@ impl Master {
 
     /// Waits until it ends because of its configuration; returns what it says.
     #[track_caller]
-    fn refuses(mut self) -> String {
+    fn assert_refuses_to_start(mut self) -> String {
         assert_eq!(self.process.await_end().code(), Some(78), "{}", self.process.log());
         self.process.log()
     }
 }
 
 #[test]
-fn a_password_and_an_acl_user_are_used_and_wrong_ones_refused() {
+fn password_and_acl_user_are_used_and_wrong_ones_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     let text = port.to_string();
@@ -173,18 +173,18 @@ fn a_password_and_an_acl_user_are_used_and_wrong_ones_refused() {
     ];
     let _server = Server::start(dir.path(), port, &args, &["-a", "s3cret"]);
     let at = format!("  host: 127.0.0.1\n  port: {port}\n");
-    master(dir.path(), &format!("{at}  password: s3cret\n")).serves("one");
-    master(dir.path(), &format!("{at}  namespace: b\n  username: mover\n  password: pa55\n"))
-        .serves("two");
+    start_master(dir.path(), &format!("{at}  password: s3cret\n")).assert_serves("one");
+    start_master(dir.path(), &format!("{at}  namespace: b\n  username: mover\n  password: pa55\n"))
+        .assert_serves("two");
     for wrong in ["", "  password: nope\n", "  username: mover\n  password: nope\n"] {
-        let said = master(dir.path(), &format!("{at}{wrong}")).refuses();
+        let said = start_master(dir.path(), &format!("{at}{wrong}")).assert_refuses_to_start();
         assert!(said.contains("Password") || said.contains("AUTH"), "{said}");
         assert!(!said.contains("nope"), "{said}");
     }
 }
 
 /// Makes a CA, and a certificate for 127.0.0.1 that it signed.
-fn certificates(dir: &Path) {
+fn make_certificates(dir: &Path) {
     let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca \
         -addext basicConstraints=critical,CA:TRUE && \
         openssl req -newkey rsa:2048 -nodes -keyout r.key -out r.csr -subj /CN=localhost && \
@@ -195,9 +195,9 @@ fn certificates(dir: &Path) {
 }
 
 #[test]
-fn tls_is_spoken_to_a_server_that_a_given_authority_signed_and_to_no_other() {
+fn tls_accepts_only_servers_signed_by_the_configured_authority() {
     let dir = tempfile::tempdir().unwrap();
-    certificates(dir.path());
+    make_certificates(dir.path());
     let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (ca, cert, key) = (file("ca.pem"), file("r.pem"), file("r.key"));
     let port = free_port();
@@ -221,16 +221,17 @@ fn tls_is_spoken_to_a_server_that_a_given_authority_signed_and_to_no_other() {
     let _server =
         Server::start(dir.path(), port, &args, &["--tls", "--cacert", &ca, "-a", "s3cret"]);
     let by_url = format!("  url: rediss://:s3cret@127.0.0.1:{port}/0\n  ca_file: {ca}\n");
-    master(dir.path(), &by_url).serves("one");
+    start_master(dir.path(), &by_url).assert_serves("one");
     let parts = format!(
         "  host: localhost\n  port: {port}\n  namespace: b\n  password: s3cret\n  tls: true\n  ca_file: {ca}\n"
     );
-    master(dir.path(), &parts).serves("two");
+    start_master(dir.path(), &parts).assert_serves("two");
     // Signed by nobody that this host trusts: it waits, says why, and sends no password.
-    let distrusts = master(dir.path(), &format!("  url: rediss://:s3cret@127.0.0.1:{port}/0\n"));
-    await_that("it says why", || distrusts.process.log().to_lowercase().contains("certificate"));
+    let distrusts =
+        start_master(dir.path(), &format!("  url: rediss://:s3cret@127.0.0.1:{port}/0\n"));
+    await_true("it says why", || distrusts.process.log().to_lowercase().contains("certificate"));
     let missing = format!("  url: rediss://127.0.0.1:{port}/0\n  ca_file: {ca}.no\n");
-    let said = master(dir.path(), &missing).refuses();
+    let said = start_master(dir.path(), &missing).assert_refuses_to_start();
     assert!(said.contains("ca_file") && said.contains("No such file"), "{said}");
 }
 
@@ -242,23 +243,23 @@ fn documented_user() -> Vec<String> {
 }
 
 #[test]
-fn the_documented_user_is_enough_and_a_permission_that_is_missing_ends_the_master_with_its_name() {
+fn the_documented_user_suffices_and_a_missing_permission_stops_the_master_with_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     let server = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
     let user = documented_user();
     let words: Vec<&str> = user.iter().map(String::as_str).collect();
-    assert!(server.cli(&words).contains("OK"));
+    assert!(server.run_redis_cli(&words).contains("OK"));
     let block = format!("  port: {port}\n  username: longhaul\n  password: PASSWORD\n");
-    let mut serving = master(dir.path(), &block);
-    serving.serves("one");
+    let mut serving = start_master(dir.path(), &block);
+    serving.assert_serves("one");
     // Taken away while the master leads …
-    assert!(server.cli(&["ACL", "SETUSER", "longhaul", "-hset"]).contains("OK"));
-    let said = serving.refuses();
+    assert!(server.run_redis_cli(&["ACL", "SETUSER", "longhaul", "-hset"]).contains("OK"));
+    let said = serving.assert_refuses_to_start();
     assert!(said.contains("`hset`") && said.contains("docs/operations.md"), "{said}");
     // … and before it starts.
-    assert!(server.cli(&["ACL", "SETUSER", "longhaul", "+hset", "-time"]).contains("OK"));
-    let said = master(dir.path(), &block).refuses();
+    assert!(server.run_redis_cli(&["ACL", "SETUSER", "longhaul", "+hset", "-time"]).contains("OK"));
+    let said = start_master(dir.path(), &block).assert_refuses_to_start();
     assert!(said.contains("`time`"), "{said}");
 }
 
@@ -268,73 +269,83 @@ fn a_second_installation_on_the_same_redis_is_refused_and_masters_of_one_follow(
     let port = free_port();
     let server = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
     let block = format!("  port: {port}\n");
-    let mut first = master(dir.path(), &block);
-    first.serves("one");
-    let name = server.cli(&["HGET", "{longhaul:default}:meta", "installation"]).trim().to_owned();
+    let mut first = start_master(dir.path(), &block);
+    first.assert_serves("one");
+    let name = server
+        .run_redis_cli(&["HGET", "{longhaul:default}:meta", "installation"])
+        .trim()
+        .to_owned();
     // Neither a follower while the first one leads, nor a leader after it.
     for leads in [true, false] {
-        let said = master(dir.path(), &block).refuses();
+        let said = start_master(dir.path(), &block).assert_refuses_to_start();
         let fix = format!("`installation: {name}`");
         for part in ["redis.namespace", fix.as_str()] {
             assert!(said.contains(part), "{leads}: `{part}` in {said}");
         }
         if leads {
-            assert!(first.process.ended().is_none());
+            assert!(first.process.try_exit_status().is_none());
             first.process.terminate();
         }
     }
     // The first one, started again with its own files, and with a name that another one has as well.
     first.restart();
-    first.serves("two");
+    first.assert_serves("two");
     first.process.terminate();
     first.configure("installation: site-a");
     first.restart();
-    first.serves("three");
-    let mut second = Master::on(dir.path(), &format!("installation: site-a\nredis:\n{block}"));
+    first.assert_serves("three");
+    let mut second =
+        Master::start_with_config(dir.path(), &format!("installation: site-a\nredis:\n{block}"));
     second.await_following();
     first.process.terminate();
-    second.serves("four");
-    let said = Master::on(dir.path(), &format!("installation: site-b\nredis:\n{block}")).refuses();
+    second.assert_serves("four");
+    let said =
+        Master::start_with_config(dir.path(), &format!("installation: site-b\nredis:\n{block}"))
+            .assert_refuses_to_start();
     assert!(said.contains("`site-a`") && said.contains("`site-b`"), "{said}");
 }
 
 #[test]
-fn a_policy_that_is_changed_while_the_master_leads_is_told_until_it_is_changed_back() {
+fn a_changed_eviction_policy_is_reported_until_it_is_changed_back() {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     let server = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
-    let mut serving = master(dir.path(), &format!("  port: {port}\n"));
-    serving.serves("one");
+    let mut serving = start_master(dir.path(), &format!("  port: {port}\n"));
+    serving.assert_serves("one");
     let told = |serving: &Master| {
         let answer = support::http::try_request(&serving.address, "GET", "/readyz", &[], None);
         answer.map(|answer| (answer.status, answer.text())).unwrap_or_default()
     };
-    assert!(server.cli(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).contains("OK"));
-    await_that("it is told", || told(&serving).1.contains("allkeys-lru"));
+    assert!(
+        server.run_redis_cli(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).contains("OK")
+    );
+    await_true("it is told", || told(&serving).1.contains("allkeys-lru"));
     assert_eq!(told(&serving).0, 200, "what was accepted goes on");
     assert_eq!(serving.try_submit("two"), Some(503));
     let log = serving.process.log();
     let line = log.lines().find(|line| line.contains("ERROR") && line.contains("allkeys-lru"));
     assert!(line.is_some(), "{log}");
     let status = support::ctl::ctl(["master", "status", "--master-url", &serving.address]).run();
-    assert!(status.out().contains("allkeys-lru"), "{}", status.out());
-    assert!(server.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).contains("OK"));
-    await_that("nothing is told any more", || !told(&serving).1.contains("problem"));
-    serving.serves("three");
+    assert!(status.stdout_text().contains("allkeys-lru"), "{}", status.stdout_text());
+    assert!(
+        server.run_redis_cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).contains("OK")
+    );
+    await_true("nothing is told any more", || !told(&serving).1.contains("problem"));
+    serving.assert_serves("three");
 }
 
 #[test]
-fn a_policy_that_drops_keys_is_refused_by_name() {
+fn an_eviction_policy_that_drops_keys_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     let args = ["--port", &port.to_string(), "--maxmemory-policy", "allkeys-lru"];
     let _server = Server::start(dir.path(), port, &args, &[]);
-    let said = master(dir.path(), &format!("  port: {port}\n")).refuses();
+    let said = start_master(dir.path(), &format!("  port: {port}\n")).assert_refuses_to_start();
     assert!(said.contains("allkeys-lru") && said.contains("noeviction"), "{said}");
 }
 
 #[test]
-fn sentinels_are_asked_for_the_server_that_leads_also_after_a_fail_over() {
+fn the_primary_is_looked_up_at_the_sentinels_also_after_a_failover() {
     let dir = tempfile::tempdir().unwrap();
     let (first, second, watch) = (free_port(), free_port(), free_port());
     let server = |port: u16, more: &[&str]| {
@@ -356,25 +367,25 @@ fn sentinels_are_asked_for_the_server_that_leads_also_after_a_fail_over() {
     let block = |name: &str| {
         format!("  sentinel: {{master: {name}, nodes: [127.0.0.1:1, 127.0.0.1:{watch}]}}\n")
     };
-    let mut serving = master(dir.path(), &block("moves"));
-    serving.serves("before");
-    let said = master(dir.path(), &block("others")).refuses();
+    let mut serving = start_master(dir.path(), &block("moves"));
+    serving.assert_serves("before");
+    let said = start_master(dir.path(), &block("others")).assert_refuses_to_start();
     assert!(said.contains("others") && said.contains("redis.sentinel.master"), "{said}");
-    await_that("the replica follows", || {
-        two.cli(&["INFO", "replication"]).contains("link_status:up")
+    await_true("the replica follows", || {
+        two.run_redis_cli(&["INFO", "replication"]).contains("link_status:up")
     });
-    await_that("the sentinel knows it", || {
-        sentinel.cli(&["SENTINEL", "replicas", "moves"]).contains(&second.to_string())
+    await_true("the sentinel knows it", || {
+        sentinel.run_redis_cli(&["SENTINEL", "replicas", "moves"]).contains(&second.to_string())
     });
     drop(one);
-    await_that("the replica leads", || two.cli(&["ROLE"]).starts_with("master"));
-    serving.serves("after");
-    let keys = two.cli(&["HKEYS", "{longhaul:default}:records"]);
+    await_true("the replica leads", || two.run_redis_cli(&["ROLE"]).starts_with("master"));
+    serving.assert_serves("after");
+    let keys = two.run_redis_cli(&["HKEYS", "{longhaul:default}:records"]);
     assert!(keys.contains("s/1") && keys.contains("s/2"), "{keys}");
 }
 
 #[test]
-fn a_cluster_holds_all_of_it_on_one_node_and_what_is_none_is_refused() {
+fn a_redis_cluster_keeps_all_keys_on_one_node_and_other_servers_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let ports: Vec<u16> = std::iter::repeat_with(free_port).take(3).collect();
     let nodes: Vec<Server> = ports
@@ -389,7 +400,7 @@ fn a_cluster_holds_all_of_it_on_one_node_and_what_is_none_is_refused() {
     // With the user that the documentation describes.
     let user = documented_user();
     let words: Vec<&str> = user.iter().map(String::as_str).collect();
-    nodes.iter().for_each(|node| assert!(node.cli(&words).contains("OK")));
+    nodes.iter().for_each(|node| assert!(node.run_redis_cli(&words).contains("OK")));
     let made = Command::new("redis-cli")
         .args(["--cluster", "create"])
         .args(&at)
@@ -398,23 +409,24 @@ fn a_cluster_holds_all_of_it_on_one_node_and_what_is_none_is_refused() {
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
     for node in &nodes {
-        await_that("the cluster works", || {
-            node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
+        await_true("the cluster works", || {
+            node.run_redis_cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
         });
     }
     let as_user = "  username: longhaul\n  password: PASSWORD\n";
-    let mut serving = master(dir.path(), &format!("  cluster: [{}]\n{as_user}", at.join(", ")));
-    serving.serves("one");
-    serving.serves("two");
-    let holding = nodes.iter().filter(|node| node.cli(&["DBSIZE"]).trim() != "0").count();
+    let mut serving =
+        start_master(dir.path(), &format!("  cluster: [{}]\n{as_user}", at.join(", ")));
+    serving.assert_serves("one");
+    serving.assert_serves("two");
+    let holding = nodes.iter().filter(|node| node.run_redis_cli(&["DBSIZE"]).trim() != "0").count();
     assert_eq!(holding, 1, "all keys are in one slot");
     // A node that was asked as if it were alone, and a server that is alone asked as a cluster.
     let refused: Vec<String> = ports
         .iter()
         .map(|port| {
-            let mut alone = master(dir.path(), &format!("  port: {port}\n"));
-            await_that("it ends or serves", || {
-                alone.process.ended().is_some()
+            let mut alone = start_master(dir.path(), &format!("  port: {port}\n"));
+            await_true("it ends or serves", || {
+                alone.process.try_exit_status().is_some()
                     || matches!(alone.try_submit("three"), Some(202 | 307))
             });
             alone.process.log()
@@ -424,6 +436,7 @@ fn a_cluster_holds_all_of_it_on_one_node_and_what_is_none_is_refused() {
     assert_eq!(named, 2, "{refused:#?}");
     let port = free_port();
     let _plain = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
-    let said = master(dir.path(), &format!("  cluster: [127.0.0.1:{port}]\n")).refuses();
+    let said = start_master(dir.path(), &format!("  cluster: [127.0.0.1:{port}]\n"))
+        .assert_refuses_to_start();
     assert!(said.contains("not a cluster"), "{said}");
 }

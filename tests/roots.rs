@@ -6,53 +6,53 @@ mod support;
 use longhaul::wire::sync::{SyncOutcome, SyncState};
 use std::fs;
 use std::path::{Path, PathBuf};
-use support::cluster::{Cluster, On};
+use support::cluster::{Cluster, StoreKind};
 use support::ctl::ctl;
-use support::process::{Ran, User};
-use support::tree::{chmod, dir, file, link};
+use support::process::{CommandOutput, User};
+use support::tree::{chmod, make_dir, make_symlink, write_file};
 
 /// Agents of an ordinary user, `a` with a source and `b` with a destination of that user.
-fn site() -> (Cluster, PathBuf, PathBuf) {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
-    User::Ordinary.give(&dst);
-    cluster.agent_with("a", &[&src], User::Ordinary, "");
-    cluster.agent_with("b", &[&dst], User::Ordinary, "");
+fn start_site() -> (Cluster, PathBuf, PathBuf) {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
+    User::Ordinary.chown(&dst);
+    cluster.add_agent_with("a", &[&src], User::Ordinary, "");
+    cluster.add_agent_with("b", &[&dst], User::Ordinary, "");
     (cluster, src, dst)
 }
 
 /// All paths below a directory.
-fn names(root: &Path) -> Vec<PathBuf> {
+fn paths_below(root: &Path) -> Vec<PathBuf> {
     let all = walkdir::WalkDir::new(root).sort_by_file_name().into_iter();
     all.map(|entry| entry.unwrap().into_path()).collect()
 }
 
-fn copy(cluster: &Cluster, source: &Path, destination: &Path) -> Ran {
+fn run_copy(cluster: &Cluster, source: &Path, destination: &Path) -> CommandOutput {
     ctl(["copy"]).arg(source).arg(destination).user(User::Ordinary, cluster.home()).run()
 }
 
-fn sync(cluster: &Cluster, source: &Path, destination: &Path, id: &str) -> Ran {
+fn run_sync(cluster: &Cluster, source: &Path, destination: &Path, id: &str) -> CommandOutput {
     cluster.ctl(["sync", "submit", "--wait", "--id", id]).arg(source).arg(destination).run()
 }
 
 /// Has a sync tried again, and waits for the new one.
-fn retried(cluster: &Cluster, id: &str) {
-    let new = cluster.ctl(["sync", "retry", id, "-q"]).run().exits(0).out();
-    cluster.ctl(["sync", "wait", new.trim()]).run().exits(0);
+fn assert_retried(cluster: &Cluster, id: &str) {
+    let new = cluster.ctl(["sync", "retry", id, "-q"]).run().assert_exit_code(0).stdout_text();
+    cluster.ctl(["sync", "wait", new.trim()]).run().assert_exit_code(0);
 }
 
 #[test]
-fn copy_and_sync_end_alike_for_the_same_paths() {
-    let (cluster, src, dst) = site();
-    file(src.join("file"), "x");
-    file(src.join("dir/file"), "x");
-    chmod(file(src.join("unreadable"), "x"), 0o000);
-    chmod(dir(src.join("shut")), 0o700);
-    link(src.join("dangling"), "nowhere");
-    file(dst.join("file"), "there");
-    file(dst.join("full/file"), "there");
+fn copy_and_sync_have_the_same_outcome_for_the_same_paths() {
+    let (cluster, src, dst) = start_site();
+    write_file(src.join("file"), "x");
+    write_file(src.join("dir/file"), "x");
+    chmod(write_file(src.join("unreadable"), "x"), 0o000);
+    chmod(make_dir(src.join("shut")), 0o700);
+    make_symlink(src.join("dangling"), "nowhere");
+    write_file(dst.join("file"), "there");
+    write_file(dst.join("full/file"), "there");
     let _socket = std::os::unix::net::UnixListener::bind(dst.join("socket")).unwrap();
-    let foreign = dir(dst.join("foreign"));
+    let foreign = make_dir(dst.join("foreign"));
     let shown = |path: &Path| path.display().to_string();
     let missing = |name: &str| format!("SRC {} does not exist", shown(&src.join(name)));
     let unreadable = |name: &str| {
@@ -93,45 +93,53 @@ fn copy_and_sync_end_alike_for_the_same_paths() {
         ("dir", "foreign/new", 4, refused("foreign/new", denied)),
         ("file", "foreign/new", 4, refused("foreign/new", denied)),
     ];
-    let before = names(&dst);
+    let before = paths_below(&dst);
     for (at, (source, destination, code, message)) in table.iter().enumerate() {
         let (source, destination) = (src.join(source), dst.join(destination));
         let id = format!("s{at}");
-        let ran = sync(&cluster, &source, &destination, &id).exits(*code);
+        let ran = run_sync(&cluster, &source, &destination, &id).assert_exit_code(*code);
         let line = format!("error: {message}");
-        assert!(ran.err().contains(&line), "`{line}` in {}", ran.err());
-        assert!(ran.err().contains(&format!("(exit {code})")), "{}", ran.err());
-        assert!(ran.out().contains(&format!("{id}  FAILED  ")), "not partial: {}", ran.out());
+        assert!(ran.stderr_text().contains(&line), "`{line}` in {}", ran.stderr_text());
+        assert!(ran.stderr_text().contains(&format!("(exit {code})")), "{}", ran.stderr_text());
+        assert!(
+            ran.stdout_text().contains(&format!("{id}  FAILED  ")),
+            "not partial: {}",
+            ran.stdout_text()
+        );
         let seen = cluster.progress(&id);
         assert_eq!((seen.state, seen.outcome), (SyncState::Failed, None), "{seen:#?}");
         // The true cause, from the first step, and not tried again.
         let [error] = &seen.errors[..] else { panic!("one error: {seen:#?}") };
         assert_eq!((error.attempt, &seen.reason), (1, &Some(error.message.clone())));
         assert!(error.worker_id.is_some(), "{seen:#?}");
-        let ran = copy(&cluster, &source, &destination).exits(*code);
-        assert!(ran.err().contains(&line), "`{line}` in {}", ran.err());
-        assert!(ran.err().contains(&format!("(exit {code})")), "{}", ran.err());
-        assert!(ran.out().is_empty() || ran.out().contains("  FAILED  "), "{}", ran.out());
-        assert_eq!(names(&dst), before, "nothing is changed at the destination");
+        let ran = run_copy(&cluster, &source, &destination).assert_exit_code(*code);
+        assert!(ran.stderr_text().contains(&line), "`{line}` in {}", ran.stderr_text());
+        assert!(ran.stderr_text().contains(&format!("(exit {code})")), "{}", ran.stderr_text());
+        assert!(
+            ran.stdout_text().is_empty() || ran.stdout_text().contains("  FAILED  "),
+            "{}",
+            ran.stdout_text()
+        );
+        assert_eq!(paths_below(&dst), before, "nothing is changed at the destination");
     }
     assert!(foreign.exists());
     // What failed as a whole can be tried again when its cause is gone.
-    User::Ordinary.give(&foreign);
+    User::Ordinary.chown(&foreign);
     let again = table.iter().position(|row| row.1 == "foreign").unwrap();
-    retried(&cluster, &format!("s{again}"));
+    assert_retried(&cluster, &format!("s{again}"));
     assert!(foreign.join("file").exists());
 }
 
 #[test]
-fn copy_and_sync_both_follow_links_in_the_path_of_src() {
-    let (cluster, src, dst) = site();
-    file(src.join("real/file"), "content");
-    link(src.join("link"), "real");
-    link(src.join("file-link"), "real/file");
+fn copy_and_sync_follow_links_in_the_source_path() {
+    let (cluster, src, dst) = start_site();
+    write_file(src.join("real/file"), "content");
+    make_symlink(src.join("link"), "real");
+    make_symlink(src.join("file-link"), "real/file");
     for (source, name) in [("link", "dir"), ("file-link", "file"), ("link/file", "below")] {
         let (ours, theirs) = (dst.join(format!("{name}-sync")), dst.join(format!("{name}-copy")));
-        sync(&cluster, &src.join(source), &ours, name).exits(0);
-        copy(&cluster, &src.join(source), &theirs).exits(0);
+        run_sync(&cluster, &src.join(source), &ours, name).assert_exit_code(0);
+        run_copy(&cluster, &src.join(source), &theirs).assert_exit_code(0);
         assert!(!ours.is_symlink() && !theirs.is_symlink(), "{name}");
         for root in [&ours, &theirs] {
             let content = if root.is_dir() { root.join("file") } else { root.clone() };
@@ -139,19 +147,20 @@ fn copy_and_sync_both_follow_links_in_the_path_of_src() {
         }
     }
     // An agent follows none that leads out of its storage path.
-    link(src.join("outside"), cluster.path("dst"));
-    let ran = sync(&cluster, &src.join("outside"), &dst.join("new"), "outside").exits(2);
-    assert!(ran.err().contains("name the real path"), "{}", ran.err());
+    make_symlink(src.join("outside"), cluster.data_path("dst"));
+    let ran =
+        run_sync(&cluster, &src.join("outside"), &dst.join("new"), "outside").assert_exit_code(2);
+    assert!(ran.stderr_text().contains("name the real path"), "{}", ran.stderr_text());
 }
 
 #[test]
-fn a_link_as_src_that_leads_to_dst_is_refused_as_dst_itself_is() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let data = dir(cluster.path("data"));
-    cluster.agent("a", &[&data]);
-    dir(data.join("dst/below"));
-    link(data.join("to-dst"), "dst");
-    link(data.join("to-data"), ".");
+fn a_source_link_to_the_destination_is_refused_like_the_destination_itself() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let data = make_dir(cluster.data_path("data"));
+    cluster.add_agent("a", &[&data]);
+    make_dir(data.join("dst/below"));
+    make_symlink(data.join("to-dst"), "dst");
+    make_symlink(data.join("to-data"), ".");
     for (source, destination, message) in [
         ("to-dst", "dst", "SRC and DST are the same"),
         ("to-dst", "dst/new", "is inside SRC"),
@@ -161,57 +170,57 @@ fn a_link_as_src_that_leads_to_dst_is_refused_as_dst_itself_is() {
         let (source, destination) = (data.join(source), data.join(destination));
         let id =
             format!("{}", message.len() + source.as_os_str().len() + destination.as_os_str().len());
-        let ran = sync(&cluster, &source, &destination, &id).exits(2);
-        assert!(ran.err().contains(message), "{message} in {}", ran.err());
+        let ran = run_sync(&cluster, &source, &destination, &id).assert_exit_code(2);
+        assert!(ran.stderr_text().contains(message), "{message} in {}", ran.stderr_text());
     }
 }
 
 #[test]
-fn a_part_of_the_files_is_23_and_none_of_them_7() {
-    let (cluster, src, dst) = site();
+fn some_failed_files_exit_with_23_and_all_failed_files_with_7() {
+    let (cluster, src, dst) = start_site();
     for name in ["one", "two"] {
-        chmod(file(src.join(name), "x"), 0o000);
+        chmod(write_file(src.join(name), "x"), 0o000);
     }
     for (round, (code, how)) in
         [(7, "  FAILED  "), (23, "  FAILED (partial)  ")].into_iter().enumerate()
     {
         let (ours, theirs) = (dst.join(format!("sync{round}")), dst.join(format!("copy{round}")));
         for ran in [
-            sync(&cluster, &src, &ours, &format!("r{round}")).exits(code),
-            copy(&cluster, &src, &theirs).exits(code),
+            run_sync(&cluster, &src, &ours, &format!("r{round}")).assert_exit_code(code),
+            run_copy(&cluster, &src, &theirs).assert_exit_code(code),
         ] {
-            assert!(ran.out().contains(how), "{how} in {}", ran.out());
+            assert!(ran.stdout_text().contains(how), "{how} in {}", ran.stdout_text());
             for part in ["Permission denied [EACCES]", "open source", &format!("(exit {code})")] {
-                assert!(ran.err().contains(part), "{part} in {}", ran.err());
+                assert!(ran.stderr_text().contains(part), "{part} in {}", ran.stderr_text());
             }
         }
         let outcome = (code == 23).then_some(SyncOutcome::Partial);
         assert_eq!(cluster.progress(&format!("r{round}")).outcome, outcome);
-        file(src.join("three"), "x");
+        write_file(src.join("three"), "x");
     }
     // What is there already is as good as copied.
     fs::remove_file(src.join("three")).unwrap();
     for name in ["one", "two"] {
         chmod(src.join(name), 0o644);
     }
-    retried(&cluster, "r0");
+    assert_retried(&cluster, "r0");
     assert!(dst.join("sync0/one").exists() && dst.join("sync0/two").exists());
 }
 
 #[test]
-fn a_destination_that_one_of_its_workers_can_write_is_used() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
-    file(src.join("file"), "x");
-    cluster.agent("a", &[&src]);
-    cluster.agent_with("b", &[&dst], User::Ordinary, "");
-    sync(&cluster, &src, &dst.join("new"), "alone").exits(4);
-    cluster.agent("c", &[&dst]);
+fn a_destination_that_one_worker_can_write_is_used() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
+    write_file(src.join("file"), "x");
+    cluster.add_agent("a", &[&src]);
+    cluster.add_agent_with("b", &[&dst], User::Ordinary, "");
+    run_sync(&cluster, &src, &dst.join("new"), "alone").assert_exit_code(4);
+    cluster.add_agent("c", &[&dst]);
     // `b` may be given it all the same: then the entries fail, each on its own.
-    let _ = sync(&cluster, &src, &dst.join("new"), "both");
+    let _ = run_sync(&cluster, &src, &dst.join("new"), "both");
     let seen = cluster.progress("both");
     assert_eq!((seen.files_total, seen.dirs_total), (1, 1), "it was begun: {seen:#?}");
-    cluster.ctl(["workers", "drain", "b", "--wait"]).run().exits(0);
-    sync(&cluster, &src, &dst.join("new"), "again").exits(0);
+    cluster.ctl(["workers", "drain", "b", "--wait"]).run().assert_exit_code(0);
+    run_sync(&cluster, &src, &dst.join("new"), "again").assert_exit_code(0);
     assert!(dst.join("new/file").exists());
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 
-fn bench(args: &[&str]) -> Output {
+fn run_bench(args: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench.sh");
     let mut command = Command::new(script);
     command.args(["--ctl", env!("CARGO_BIN_EXE_ctl")]).args(args);
@@ -14,7 +14,7 @@ fn bench(args: &[&str]) -> Output {
         .expect("scripts/bench.sh cannot be run: run scripts/test.sh, it installs what it needs")
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!(
         "{}\n{}",
         String::from_utf8_lossy(&output.stdout),
@@ -23,10 +23,10 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn the_benchmark_measures_checks_and_leaves_only_its_report() {
+fn the_benchmark_measures_verifies_and_leaves_only_its_report() {
     let home = tempfile::tempdir().unwrap();
     let (dir, json) = (home.path().join("there"), home.path().join("numbers.json"));
-    let run = bench(&[
+    let run = run_bench(&[
         "--runs=1",
         "--scale=0.0005",
         "--sets=large,again,local-small",
@@ -37,7 +37,7 @@ fn the_benchmark_measures_checks_and_leaves_only_its_report() {
         "--json",
         json.to_str().unwrap(),
     ]);
-    assert!(run.status.success(), "{}", said(&run));
+    assert!(run.status.success(), "{}", output_text(&run));
     let result: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     let counted = |set: &str, side: &str| {
         let of = |run: &&Value| run["set"] == set && run["side"] == side && run["counted"] == true;
@@ -78,7 +78,7 @@ fn the_benchmark_marks_a_side_that_loses_content_as_failed() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&program, mode).unwrap();
     let dir = home.path().join("there");
-    let run = bench(&[
+    let run = run_bench(&[
         "--runs=1",
         "--scale=0.0005",
         "--sets=small",
@@ -88,7 +88,11 @@ fn the_benchmark_marks_a_side_that_loses_content_as_failed() {
         "--dir",
         dir.to_str().unwrap(),
     ]);
-    assert_eq!(run.status.code(), Some(1), "{}", said(&run));
-    assert!(said(&run).contains("0 files of 0 bytes arrived instead of 50"), "{}", said(&run));
+    assert_eq!(run.status.code(), Some(1), "{}", output_text(&run));
+    assert!(
+        output_text(&run).contains("0 files of 0 bytes arrived instead of 50"),
+        "{}",
+        output_text(&run)
+    );
     assert!(!dir.exists());
 }

@@ -8,33 +8,33 @@ use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
-use support::http::{self, Answer};
+use support::cluster::{Cluster, StoreKind, assert_complete, assert_nothing_to_do};
+use support::http::{self, Response};
 use support::redis::RedisServer;
 use support::relay::Relay;
-use support::tree::{self, assert_same, census, strict};
-use support::{await_some, await_that};
+use support::tree::{self, assert_same, census, exact_comparison};
+use support::{await_some, await_true};
 
 const MIB: usize = 1 << 20;
 
 /// A sync on `cluster` that takes some seconds, caught when some of it is there.
-struct Caught {
+struct PartialSync {
     cluster: Cluster,
     src: PathBuf,
     dst: PathBuf,
     id: String,
 }
 
-impl Caught {
-    fn on(redis: RedisServer) -> Caught {
-        Self::in_the_middle(Cluster::start_on(Some(redis), ""))
+impl PartialSync {
+    fn start_on_redis(redis: RedisServer) -> PartialSync {
+        Self::start_partial(Cluster::start_with_redis(Some(redis), ""))
     }
 
-    fn in_the_middle(mut cluster: Cluster) -> Caught {
-        let (src, root) = cluster.pair();
+    fn start_partial(mut cluster: Cluster) -> PartialSync {
+        let (src, root) = cluster.add_source_and_destination();
         let dst = root.join("it");
-        let id = cluster.in_the_middle(&src, &dst, (64, "12MiB/s"), json!({}));
-        Caught { cluster, src, dst, id }
+        let id = cluster.submit_and_await_partial(&src, &dst, (64, "12MiB/s"), json!({}));
+        PartialSync { cluster, src, dst, id }
     }
 
     fn redis(&self) -> &RedisServer {
@@ -46,14 +46,14 @@ impl Caught {
     }
 
     /// Sends a submit that is not waited for in vain: its answer while the store is away.
-    fn refusal(&self) -> Answer {
+    fn await_refusal(&self) -> Response {
         await_some("a submit is refused", || {
-            let answer = self.submit();
+            let answer = self.submit_another();
             (answer.status != 202).then_some(answer)
         })
     }
 
-    fn submit(&self) -> Answer {
+    fn submit_another(&self) -> Response {
         let request =
             json!({"source_path": self.src, "destination_path": self.dst.with_file_name("more")});
         self.cluster.master.post("/sync", &request)
@@ -62,7 +62,7 @@ impl Caught {
     /// Holds the refusal to name the cause and a time.
     #[track_caller]
     fn assert_refused(&self, cause: &str) {
-        let answer = self.refusal();
+        let answer = self.await_refusal();
         let problem = answer.json();
         let detail = problem["detail"].as_str().unwrap();
         assert_eq!(answer.status, 503, "{problem}");
@@ -74,8 +74,8 @@ impl Caught {
     }
 
     /// Submits another one, which the store will forget; what it is called.
-    fn submit_lost(&self) -> String {
-        let answer = self.submit();
+    fn submit_to_be_lost(&self) -> String {
+        let answer = self.submit_another();
         assert_eq!(answer.status, 202, "{}", answer.text());
         let id = answer.json()["request_id"].as_str().unwrap().to_owned();
         let before = self.cluster.progress(&self.id).transferred_bytes;
@@ -87,65 +87,65 @@ impl Caught {
     /// After a master started from less than was acknowledged: the sync `lost` is not known any more, and
     /// another one may be submitted in its place, which gets what had been its number.
     #[track_caller]
-    fn assert_begun_again(self, lost: &str) {
+    fn assert_restarted(self, lost: &str) {
         let asked = self.cluster.master.get(&format!("/sync/{lost}"));
         assert_eq!(asked.status, 404, "{}", asked.text());
-        let answer = self.submit();
+        let answer = self.submit_another();
         assert_eq!(answer.status, 202, "{}", answer.text());
-        self.cluster.hurry(&self.id);
-        let sync = self.cluster.ended(answer.json()["request_id"].as_str().unwrap());
+        self.cluster.lift_bandwidth_limit(&self.id);
+        let sync = self.cluster.await_end(answer.json()["request_id"].as_str().unwrap());
         assert_complete(&sync, census(&self.src));
-        assert_same(&self.src, &self.dst.with_file_name("more"), strict());
-        self.assert_unharmed();
+        assert_same(&self.src, &self.dst.with_file_name("more"), exact_comparison());
+        self.assert_undamaged();
     }
 
     /// Waits for the end, and holds it to be as if nothing had been.
     #[track_caller]
-    fn assert_unharmed(self) {
-        self.cluster.hurry(&self.id);
-        let sync = self.cluster.ended(&self.id);
+    fn assert_undamaged(self) {
+        self.cluster.lift_bandwidth_limit(&self.id);
+        let sync = self.cluster.await_end(&self.id);
         let there = census(&self.src);
         assert_complete(&sync, there);
         // What was submitted while the store was away may have been accepted, and said so.
-        await_that("all others have ended", || {
+        await_true("all others have ended", || {
             let list = self.cluster.master.get("/sync").json();
             list.as_array().unwrap().iter().all(|s| s["state"] == "COMPLETED")
         });
-        assert_same(&self.src, &self.dst, strict());
+        assert_same(&self.src, &self.dst, exact_comparison());
         assert!(tree::part_files(&self.dst).is_empty());
         let again = self.cluster.submit_with(&self.src, &self.dst, json!({}));
-        assert_nothing_to_do(&self.cluster.ended(&again), there);
-        self.cluster.assert_handed_out_once();
+        assert_nothing_to_do(&self.cluster.await_end(&again), there);
+        self.cluster.assert_assigned_once();
         self.cluster.assert_no_panic();
     }
 }
 
 #[test]
-fn redis_that_is_killed_and_comes_back_with_its_data_is_waited_for() {
-    let mut caught = Caught::on(RedisServer::start());
+fn a_sync_waits_for_a_redis_that_restarts_with_its_data() {
+    let mut caught = PartialSync::start_on_redis(RedisServer::start());
     caught.redis_mut().kill();
     caught.assert_refused("r.sock");
     caught.redis_mut().restart();
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 #[test]
-fn redis_that_comes_back_without_its_data_is_filled_by_the_living_master() {
-    let mut caught = Caught::on(forgetful());
+fn the_running_master_restores_a_redis_that_restarts_without_its_data() {
+    let mut caught = PartialSync::start_on_redis(volatile_redis());
     caught.redis().command(&["SHUTDOWN", "NOSAVE"]);
     caught.assert_refused("r.sock");
     caught.redis_mut().restart();
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 /// A Redis that keeps nothing on its disk.
-fn forgetful() -> RedisServer {
+fn volatile_redis() -> RedisServer {
     RedisServer::start_with(&["--appendonly", "no"])
 }
 
 #[test]
-fn what_no_master_and_no_redis_remembers_is_submitted_again_and_only_the_rest_is_sent() {
-    let mut caught = Caught::on(forgetful());
+fn a_sync_lost_by_master_and_redis_is_submitted_again_and_sends_only_what_is_missing() {
+    let mut caught = PartialSync::start_on_redis(volatile_redis());
     caught.cluster.master.kill_9();
     caught.redis().command(&["SHUTDOWN", "NOSAVE"]);
     caught.redis_mut().restart();
@@ -154,40 +154,40 @@ fn what_no_master_and_no_redis_remembers_is_submitted_again_and_only_the_rest_is
     // The agents learn that what they have in hand is nobody's any more.
     let same = json!({"chunk_size_mb": 4});
     caught.id = caught.cluster.submit_with(&caught.src, &caught.dst, same);
-    let sync = caught.cluster.ended(&caught.id);
+    let sync = caught.cluster.await_end(&caught.id);
     assert!(sync.sent_bytes < sync.total_bytes, "what had arrived was sent again: {sync:#?}");
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 #[test]
-fn redis_that_goes_back_to_an_older_state_is_brought_up_to_date() {
-    let mut caught = Caught::on(RedisServer::start());
-    let old = caught.redis().remember();
-    let more = caught.submit().json()["request_id"].as_str().unwrap().to_owned();
+fn the_running_master_updates_a_redis_with_an_older_state() {
+    let mut caught = PartialSync::start_on_redis(RedisServer::start());
+    let old = caught.redis().save_aof();
+    let more = caught.submit_another().json()["request_id"].as_str().unwrap().to_owned();
     caught.cluster.await_progress(&caught.id, "goes on", |s| s.transferred_bytes > 24 * MIB as u64);
-    caught.redis_mut().roll_back(&old);
+    caught.redis_mut().restore_aof(&old);
     // It was acknowledged, and Redis had lost it.
-    let sync = caught.cluster.ended(&more);
+    let sync = caught.cluster.await_end(&more);
     assert_complete(&sync, census(&caught.src));
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 #[test]
-fn a_master_that_starts_on_an_older_state_does_again_what_was_lost() {
-    let mut caught = Caught::on(RedisServer::start());
-    let old = caught.redis().remember();
-    let lost = caught.submit_lost();
+fn a_master_that_starts_on_an_older_state_repeats_lost_work() {
+    let mut caught = PartialSync::start_on_redis(RedisServer::start());
+    let old = caught.redis().save_aof();
+    let lost = caught.submit_to_be_lost();
     caught.cluster.master.kill_9();
-    caught.redis_mut().roll_back(&old);
+    caught.redis_mut().restore_aof(&old);
     caught.cluster.master.restart();
-    caught.assert_begun_again(&lost);
+    caught.assert_restarted(&lost);
 }
 
 /// Kills Redis, and has it start from a log whose end was cut off in the middle of what was written after
 /// it was `so_long`.
-fn cut_the_log(redis: &mut RedisServer, so_long: u64) {
+fn truncate_aof(redis: &mut RedisServer, so_long: u64) {
     redis.kill();
-    let log = fs::OpenOptions::new().write(true).open(redis.aof()).unwrap();
+    let log = fs::OpenOptions::new().write(true).open(redis.last_aof_file()).unwrap();
     let now = log.metadata().unwrap().len();
     assert!(now > so_long + 1_000, "too little was written to be cut: {so_long} to {now}");
     log.set_len(so_long + (now - so_long) / 3).unwrap();
@@ -195,21 +195,21 @@ fn cut_the_log(redis: &mut RedisServer, so_long: u64) {
 }
 
 #[test]
-fn redis_whose_log_was_cut_off_is_brought_up_to_date_by_the_living_master() {
-    let mut caught = Caught::on(RedisServer::start());
-    let so_long = fs::metadata(caught.redis().aof()).unwrap().len();
-    let more = caught.submit_lost();
-    cut_the_log(caught.redis_mut(), so_long);
-    let sync = caught.cluster.ended(&more);
+fn the_running_master_updates_a_redis_with_a_truncated_log() {
+    let mut caught = PartialSync::start_on_redis(RedisServer::start());
+    let so_long = fs::metadata(caught.redis().last_aof_file()).unwrap().len();
+    let more = caught.submit_to_be_lost();
+    truncate_aof(caught.redis_mut(), so_long);
+    let sync = caught.cluster.await_end(&more);
     assert_complete(&sync, census(&caught.src));
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 /// A master that reaches its Redis by a link.
-fn relayed() -> (Cluster, Relay) {
-    let mut cluster = Cluster::start(On::Redis);
+fn cluster_over_relay() -> (Cluster, Relay) {
+    let mut cluster = Cluster::start(StoreKind::Redis);
     let redis = cluster.redis.as_ref().unwrap();
-    let link = Relay::to(&redis.socket());
+    let link = Relay::to_socket(&redis.socket());
     let config = cluster.home().join("master.yml");
     let direct = fs::read_to_string(&config).unwrap();
     fs::write(&config, direct.replace(&redis.url(), &link.redis_url())).unwrap();
@@ -219,7 +219,7 @@ fn relayed() -> (Cluster, Relay) {
 
 /// A Redis with a replica, both behind an address that can move from the one to the other.
 struct Replicated {
-    caught: Caught,
+    caught: PartialSync,
     address: Relay,
     /// Between the two.
     line: Relay,
@@ -228,117 +228,118 @@ struct Replicated {
 
 impl Replicated {
     fn start() -> Replicated {
-        let (cluster, address) = relayed();
-        let line = Relay::to(&cluster.redis.as_ref().unwrap().socket());
+        let (cluster, address) = cluster_over_relay();
+        let line = Relay::to_socket(&cluster.redis.as_ref().unwrap().socket());
         let port = line.port().to_string();
         let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
-        await_that("the replica follows", || {
+        await_true("the replica follows", || {
             replica.command(&["INFO", "replication"]).contains("master_link_status:up")
         });
-        Replicated { caught: Caught::in_the_middle(cluster), address, line, replica }
+        Replicated { caught: PartialSync::start_partial(cluster), address, line, replica }
     }
 
     /// The replica, which knows nothing of what was written since the line was cut, takes over.
     fn fail_over(&mut self) {
         self.caught.redis_mut().kill();
         assert_eq!(self.replica.command(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
-        self.address.move_to(&self.replica.socket());
+        self.address.redirect_to(&self.replica.socket());
     }
 }
 
 #[test]
-fn a_replica_that_lagged_and_leads_is_brought_up_to_date_by_the_living_master() {
+fn the_running_master_updates_a_lagging_replica_after_a_failover() {
     let mut pair = Replicated::start();
     pair.line.cut();
-    let more = pair.caught.submit_lost();
+    let more = pair.caught.submit_to_be_lost();
     pair.fail_over();
-    let sync = pair.caught.cluster.ended(&more);
+    let sync = pair.caught.cluster.await_end(&more);
     assert_complete(&sync, census(&pair.caught.src));
-    pair.caught.assert_unharmed();
+    pair.caught.assert_undamaged();
 }
 
 #[test]
-fn redis_that_is_flushed_is_filled_again() {
-    let caught = Caught::on(RedisServer::start());
+fn the_running_master_restores_a_flushed_redis() {
+    let caught = PartialSync::start_on_redis(RedisServer::start());
     for command in [&["FLUSHALL"][..], &["SCRIPT", "FLUSH"], &["FLUSHALL"]] {
         assert_eq!(caught.redis().command(command), "+OK\r\n");
     }
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 #[test]
-fn redis_that_sleeps_is_waited_for_and_work_goes_on() {
-    let caught = Caught::on(RedisServer::start_with(&["--enable-debug-command", "yes"]));
+fn a_sync_continues_after_a_suspended_redis() {
+    let caught =
+        PartialSync::start_on_redis(RedisServer::start_with(&["--enable-debug-command", "yes"]));
     assert_eq!(caught.redis().command(&["DEBUG", "SLEEP", "12"]), "+OK\r\n");
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 #[test]
-fn connections_that_redis_kills_are_made_again() {
-    let caught = Caught::on(RedisServer::start());
+fn connections_closed_by_redis_are_reopened() {
+    let caught = PartialSync::start_on_redis(RedisServer::start());
     let ended = || caught.cluster.progress(&caught.id).state.is_final();
-    await_that("the sync ends, whatever is killed", || {
+    await_true("the sync ends, whatever is killed", || {
         caught.redis().command(&["CLIENT", "KILL", "TYPE", "normal"]);
         ended()
     });
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 #[test]
-fn redis_that_became_a_replica_is_waited_for_until_it_leads_again() {
-    let caught = Caught::on(RedisServer::start());
+fn a_sync_waits_until_a_redis_that_became_a_replica_is_primary_again() {
+    let caught = PartialSync::start_on_redis(RedisServer::start());
     assert_eq!(caught.redis().command(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
     caught.assert_refused("r.sock");
     assert_eq!(caught.redis().command(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
-    caught.assert_unharmed();
+    caught.assert_undamaged();
 }
 
 #[test]
-fn redis_whose_memory_is_used_up_takes_no_new_sync_and_lets_the_old_one_end() {
-    let caught = Caught::on(RedisServer::start());
+fn a_redis_out_of_memory_refuses_new_syncs_and_lets_the_running_one_end() {
+    let caught = PartialSync::start_on_redis(RedisServer::start());
     assert_eq!(caught.redis().command(&["CONFIG", "SET", "maxmemory", "1"]), "+OK\r\n");
-    await_that("the master finds it", || {
+    await_true("the master finds it", || {
         let told = caught.cluster.master.readiness().unwrap();
         told["store"]["problem"].as_str().is_some_and(|p| p.contains("maxmemory"))
     });
-    let answer = caught.submit();
+    let answer = caught.submit_another();
     let problem = answer.json();
     assert_eq!((answer.status, problem["code"].as_str()), (507, Some("store_full")), "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("maxmemory"), "{problem}");
     // What was accepted is done.
-    assert_complete(&caught.cluster.ended(&caught.id), census(&caught.src));
-    assert_eq!(caught.submit().status, 507);
+    assert_complete(&caught.cluster.await_end(&caught.id), census(&caught.src));
+    assert_eq!(caught.submit_another().status, 507);
     assert_eq!(caught.redis().command(&["CONFIG", "SET", "maxmemory", "0"]), "+OK\r\n");
-    await_that("a sync is accepted again", || caught.submit().status == 202);
+    await_true("a sync is accepted again", || caught.submit_another().status == 202);
 }
 
 /// A small file system of its own, gone when this is dropped.
-struct Small(PathBuf);
+struct SmallFileSystem(PathBuf);
 
-impl Small {
-    fn mount(at: &Path, size: &str) -> Small {
+impl SmallFileSystem {
+    fn mount(at: &Path, size: &str) -> SmallFileSystem {
         let options = format!("size={size},mode=700");
         let done =
             Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(at).status();
         assert!(done.unwrap().success(), "mount {}", at.display());
-        Small(at.to_owned())
+        SmallFileSystem(at.to_owned())
     }
 }
 
-impl Drop for Small {
+impl Drop for SmallFileSystem {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
 #[test]
-fn an_embedded_store_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
-    let mut cluster = Cluster::start(On::Embedded);
+fn an_embedded_store_on_a_full_disk_is_reported_and_continues_when_space_is_free() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     cluster.master.terminate();
     let state = cluster.home().join("state");
-    let small = Small::mount(&state, "3m");
+    let small = SmallFileSystem::mount(&state, "3m");
     cluster.master.restart();
-    let mut caught = Caught::in_the_middle(cluster);
+    let mut caught = PartialSync::start_partial(cluster);
     // Dropped before the cluster: its directory cannot be removed while something is mounted below.
     let _small = small;
     let filler = state.join("filler");
@@ -346,7 +347,7 @@ fn an_embedded_store_whose_disk_is_full_says_so_and_goes_on_when_there_is_room()
     let fill = || drop(fs::write(&filler, vec![1; 3 * MIB]));
     let answer = await_some("a submit is refused", || {
         fill();
-        let answer = caught.submit();
+        let answer = caught.submit_another();
         (answer.status != 202).then_some(answer)
     });
     let problem = answer.json();
@@ -354,14 +355,14 @@ fn an_embedded_store_whose_disk_is_full_says_so_and_goes_on_when_there_is_room()
     // Killed on the full disk: what was committed is there.
     fs::remove_file(&filler).unwrap();
     let address = caught.cluster.master.address();
-    await_that("the master is ready again", || {
+    await_true("the master is ready again", || {
         http::try_request(&address, "GET", "/readyz", &[], None).is_some_and(|a| a.status == 200)
     });
     fs::write(&filler, vec![1; 3 * MIB]).unwrap_err();
     caught.cluster.master.kill_9();
     fs::remove_file(&filler).unwrap();
     caught.cluster.master.restart();
-    let sync = caught.cluster.ended(&caught.id);
+    let sync = caught.cluster.await_end(&caught.id);
     assert_complete(&sync, census(&caught.src));
     let log = caught.cluster.master.process.log();
     assert!(log.contains("full"), "{log}");
@@ -369,17 +370,17 @@ fn an_embedded_store_whose_disk_is_full_says_so_and_goes_on_when_there_is_room()
 }
 
 /// All records that Redis has.
-fn records(cluster: &Cluster) -> String {
+fn store_records(cluster: &Cluster) -> String {
     cluster.redis.as_ref().unwrap().command(&["HVALS", "{longhaul:default}:records"])
 }
 
 #[test]
-fn a_submit_whose_master_was_killed_between_its_commit_and_its_answer_is_one_sync() {
-    let (mut cluster, link) = relayed();
-    let (src, dst) = cluster.pair();
-    tree::many(&src, 50, 3_000);
+fn a_submit_whose_master_was_killed_between_commit_and_reply_is_one_sync() {
+    let (mut cluster, link) = cluster_over_relay();
+    let (src, dst) = cluster.add_source_and_destination();
+    tree::write_many_files(&src, 50, 3_000);
     // Redis asks for a script that it has not seen before: then the first commit is none.
-    assert_complete(&cluster.sync(&src, &dst.join("before")), census(&src));
+    assert_complete(&cluster.run_sync(&src, &dst.join("before")), census(&src));
     let dst = dst.join("it");
     let address = cluster.master.address();
     let body = json!({"source_path": src, "destination_path": dst}).to_string();
@@ -387,38 +388,38 @@ fn a_submit_whose_master_was_killed_between_its_commit_and_its_answer_is_one_syn
         let key = [("Idempotency-Key", "asked-twice")];
         http::try_request(&address, "POST", "/sync", &key, Some(body.as_bytes()))
     };
-    link.lose_answers_from("asked-twice");
+    link.drop_replies_after("asked-twice");
     let first = std::thread::spawn(submit.clone());
-    await_that("Redis has the sync", || records(&cluster).contains("asked-twice"));
+    await_true("Redis has the sync", || store_records(&cluster).contains("asked-twice"));
     cluster.master.kill_9();
     assert!(first.join().unwrap().is_none(), "it was not answered");
-    link.mend();
+    link.restore();
     cluster.master.restart();
     let again = submit().expect("the master answers");
     assert_eq!(again.status, 202, "{}", again.text());
-    let sync = cluster.ended(again.json()["request_id"].as_str().unwrap());
+    let sync = cluster.await_end(again.json()["request_id"].as_str().unwrap());
     assert_complete(&sync, census(&src));
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
     assert_eq!(cluster.master.get("/sync").json().as_array().unwrap().len(), 2);
-    cluster.assert_handed_out_once();
+    cluster.assert_assigned_once();
     cluster.assert_no_panic();
 }
 
 /// The assignments of which Redis knows.
-fn given(cluster: &Cluster) -> Vec<String> {
-    let records = records(cluster);
+fn assignment_records(cluster: &Cluster) -> Vec<String> {
+    let records = store_records(cluster);
     let ids = records.split("\"assignment\":\"").skip(1);
     ids.map(|rest| rest.split('"').next().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn a_lease_whose_master_was_killed_between_its_commit_and_its_answer_is_given_to_who_asks_again() {
-    let (mut cluster, link) = relayed();
-    let (src, root) = cluster.pair();
+fn a_lease_whose_master_was_killed_between_commit_and_reply_is_granted_to_the_repeated_poll() {
+    let (mut cluster, link) = cluster_over_relay();
+    let (src, root) = cluster.add_source_and_destination();
     let dst = root.join("it");
-    tree::file(src.join("large"), tree::noise(20 * MIB, 1));
-    tree::many(&src, 400, 3_000);
-    assert_complete(&cluster.sync(&src, &root.join("before")), census(&src));
+    tree::write_file(src.join("large"), tree::random_bytes(20 * MIB, 1));
+    tree::write_many_files(&src, 400, 3_000);
+    assert_complete(&cluster.run_sync(&src, &root.join("before")), census(&src));
     let body = json!({
         "request_id": "it", "source_path": src, "destination_path": dst,
         "chunk_size_mb": 4, "bwlimit": "8MiB/s",
@@ -427,7 +428,7 @@ fn a_lease_whose_master_was_killed_between_its_commit_and_its_answer_is_given_to
     let mut unheard = Vec::new();
     for round in 0..3 {
         // As every lease that is new.
-        link.lose_answers_from("\"page\":0}}");
+        link.drop_replies_after("\"page\":0}}");
         if round == 0 {
             // Not to be answered either: agents that wait are given work by the same commit.
             let (address, body) = (address.clone(), body.to_string());
@@ -435,28 +436,31 @@ fn a_lease_whose_master_was_killed_between_its_commit_and_its_answer_is_given_to
                 http::try_request(&address, "POST", "/sync", &[], Some(body.as_bytes()))
             });
         }
-        let begun = |cluster: &Cluster, id: &String| cluster.begun().contains(id);
+        let begun = |cluster: &Cluster, id: &String| cluster.started_assignments().contains(id);
         let lease = await_some("Redis has a lease of which no agent has heard", || {
-            link.is_losing().then(|| given(&cluster))?.into_iter().find(|id| !begun(&cluster, id))
+            link.is_dropping_replies()
+                .then(|| assignment_records(&cluster))?
+                .into_iter()
+                .find(|id| !begun(&cluster, id))
         });
         cluster.master.kill_9();
         assert!(!begun(&cluster, &lease), "it was not answered");
         unheard.push(lease);
-        link.mend();
+        link.restore();
         cluster.master.restart();
     }
-    let sync = cluster.ended("it");
+    let sync = cluster.await_end("it");
     assert_complete(&sync, census(&src));
     assert_eq!(
         sync.retries, 0,
         "what a new master gives before it knows who is there costs no try"
     );
-    assert_same(&src, &dst, strict());
-    let begun = cluster.begun();
+    assert_same(&src, &dst, exact_comparison());
+    let begun = cluster.started_assignments();
     for lease in &unheard {
         let times = begun.iter().filter(|id| *id == lease).count();
         assert_eq!(times, 1, "{lease}: {begun:?}");
     }
-    cluster.assert_handed_out_once();
+    cluster.assert_assigned_once();
     cluster.assert_no_panic();
 }

@@ -10,20 +10,23 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::await_that;
-use support::cluster::{Cluster, On, assert_complete};
-use support::tree::{self, assert_same, census, file, many, noise, odd, strict};
+use support::await_true;
+use support::cluster::{Cluster, StoreKind, assert_complete};
+use support::tree::{
+    self, assert_same, census, exact_comparison, random_bytes, write_file, write_many_files,
+    write_unusual_tree,
+};
 
 /// How long it blows.
-const STORM: Duration = Duration::from_secs(10);
+const STORM_DURATION: Duration = Duration::from_secs(10);
 /// More syncs than these are not submitted.
-const MOST: usize = 10;
+const MAX_SYNCS: usize = 10;
 const AGENTS: [&str; 4] = ["a", "a2", "b", "b2"];
 
 /// Numbers that look like chance; the same for the same seed.
-struct Chance(u64);
+struct SeededRandom(u64);
 
-impl Chance {
+impl SeededRandom {
     fn below(&mut self, n: usize) -> usize {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -33,18 +36,18 @@ impl Chance {
 
 /// What was acknowledged last of a sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Going,
+enum Acknowledged {
+    Running,
     Paused,
     Cancelled,
     Deleted,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownSync {
     id: String,
     dst: PathBuf,
-    told: Told,
+    acknowledged: Acknowledged,
     /// As it was seen to have ended.
     end: Option<SyncProgress>,
 }
@@ -53,52 +56,52 @@ struct Storm {
     cluster: Cluster,
     src: PathBuf,
     root: PathBuf,
-    chance: Chance,
-    syncs: Vec<Known>,
+    chance: SeededRandom,
+    syncs: Vec<KnownSync>,
     frozen: Option<&'static str>,
 }
 
 impl Storm {
-    fn begin(seed: u64) -> Storm {
-        let mut cluster = Cluster::start(On::Redis);
+    fn start(seed: u64) -> Storm {
+        let mut cluster = Cluster::start(StoreKind::Redis);
         cluster.shorten_leases(Duration::from_secs(2));
-        let (src, root) = cluster.four();
-        file(src.join("large"), noise(10 << 20, 1));
-        many(&src, 200, 2_000);
-        odd(&src.join("odd"));
-        Storm { cluster, src, root, chance: Chance(seed), syncs: vec![], frozen: None }
+        let (src, root) = cluster.add_two_agents_per_side();
+        write_file(src.join("large"), random_bytes(10 << 20, 1));
+        write_many_files(&src, 200, 2_000);
+        write_unusual_tree(&src.join("odd"));
+        Storm { cluster, src, root, chance: SeededRandom(seed), syncs: vec![], frozen: None }
     }
 
-    fn step(&mut self) {
+    fn run_step(&mut self) {
         match self.chance.below(12) {
-            0..=2 => self.submit(),
-            3 | 4 => self.order("pause", Told::Paused),
-            5 | 6 => self.order("resume", Told::Going),
-            7 => self.order("cancel", Told::Cancelled),
-            8 => self.order("delete", Told::Deleted),
+            0..=2 => self.submit_one(),
+            3 | 4 => self.send_command("pause", Acknowledged::Paused),
+            5 | 6 => self.send_command("resume", Acknowledged::Running),
+            7 => self.send_command("cancel", Acknowledged::Cancelled),
+            8 => self.send_command("delete", Acknowledged::Deleted),
             9 => {
                 let name = AGENTS[self.chance.below(AGENTS.len())];
                 self.cluster.agents.get_mut(name).unwrap().restart();
             }
             10 => self.cluster.master.restart(),
-            _ => self.freeze(),
+            _ => self.freeze_agent(),
         }
     }
 
-    fn submit(&mut self) {
-        if self.syncs.len() < MOST {
+    fn submit_one(&mut self) {
+        if self.syncs.len() < MAX_SYNCS {
             let number = self.syncs.len();
             let (id, dst) = (format!("s{number}"), self.root.join(format!("{number}")));
             let more = json!({"request_id": id, "chunk_size_mb": 1, "bwlimit": "4MiB/s"});
             assert_eq!(self.cluster.submit_with(&self.src, &dst, more), id);
-            self.syncs.push(Known { id, dst, told: Told::Going, end: None });
+            self.syncs.push(KnownSync { id, dst, acknowledged: Acknowledged::Running, end: None });
         }
     }
 
     /// Orders something of one that was not deleted. That it has ended before is the only excuse.
-    fn order(&mut self, verb: &str, told: Told) {
-        let there = self.syncs.iter_mut().filter(|s| s.told != Told::Deleted);
-        let mut there: Vec<&mut Known> = there.collect();
+    fn send_command(&mut self, verb: &str, told: Acknowledged) {
+        let there = self.syncs.iter_mut().filter(|s| s.acknowledged != Acknowledged::Deleted);
+        let mut there: Vec<&mut KnownSync> = there.collect();
         if there.is_empty() {
             return;
         }
@@ -109,15 +112,15 @@ impl Storm {
             verb => self.cluster.master.post(&format!("{path}/{verb}"), &json!({})),
         };
         match answer.status {
-            200..=204 if told == Told::Cancelled && sync.end.is_some() => {}
-            200..=204 => sync.told = told,
+            200..=204 if told == Acknowledged::Cancelled && sync.end.is_some() => {}
+            200..=204 => sync.acknowledged = told,
             409 => assert_eq!(answer.json()["code"], "sync_ended", "{verb}: {}", answer.text()),
             status => panic!("{verb} {}: {status} {}", sync.id, answer.text()),
         }
     }
 
     /// One agent at a time stands still for a while.
-    fn freeze(&mut self) {
+    fn freeze_agent(&mut self) {
         let next = AGENTS[self.chance.below(AGENTS.len())];
         if let Some(name) = self.frozen.take() {
             self.cluster.agents[name].process.thaw();
@@ -128,11 +131,11 @@ impl Storm {
     }
 
     /// Everything is as it was acknowledged, and what has ended is as it ended.
-    fn look(&mut self) {
+    fn check_syncs(&mut self) {
         for sync in &mut self.syncs {
             let path = format!("/sync/{}", sync.id);
             let answer = self.cluster.master.get(&path);
-            if sync.told == Told::Deleted {
+            if sync.acknowledged == Acknowledged::Deleted {
                 assert_eq!(answer.status, 404, "{sync:?} is there again: {}", answer.text());
                 continue;
             }
@@ -144,11 +147,13 @@ impl Storm {
                 assert_eq!(&seen, end, "it had ended otherwise");
             }
             let state = seen.state;
-            let may_be = match sync.told {
-                Told::Going => state != SyncState::Paused && state != SyncState::Cancelled,
-                Told::Paused => state == SyncState::Paused || state.is_final(),
-                Told::Cancelled => state.is_final(),
-                Told::Deleted => false,
+            let may_be = match sync.acknowledged {
+                Acknowledged::Running => {
+                    state != SyncState::Paused && state != SyncState::Cancelled
+                }
+                Acknowledged::Paused => state == SyncState::Paused || state.is_final(),
+                Acknowledged::Cancelled => state.is_final(),
+                Acknowledged::Deleted => false,
             };
             assert!(may_be, "{sync:?} is {seen:#?}");
             sync.end = seen.state.is_final().then_some(seen);
@@ -156,11 +161,15 @@ impl Storm {
     }
 
     /// Everybody behaves from here on.
-    fn calm(&mut self) {
+    fn stop_faults(&mut self) {
         if let Some(name) = self.frozen.take() {
             self.cluster.agents[name].process.thaw();
         }
-        for sync in self.syncs.iter_mut().filter(|s| s.told != Told::Deleted && s.end.is_none()) {
+        for sync in self
+            .syncs
+            .iter_mut()
+            .filter(|s| s.acknowledged != Acknowledged::Deleted && s.end.is_none())
+        {
             let path = format!("/sync/{}/resume", sync.id);
             assert!(matches!(self.cluster.master.post(&path, &json!({})).status, 200 | 409));
             // One that is cancelled has no speed any more.
@@ -171,7 +180,7 @@ impl Storm {
 
 /// What there is below a directory, and when anything about its files was changed last. (Directories get
 /// their times again when a part file is removed.)
-fn stamps(dir: &Path) -> BTreeMap<PathBuf, (i64, i64)> {
+fn file_stamps(dir: &Path) -> BTreeMap<PathBuf, (i64, i64)> {
     use std::os::unix::fs::MetadataExt;
     let entries = walkdir::WalkDir::new(dir).into_iter().filter_map(Result::ok);
     let stamp = |e: walkdir::DirEntry| {
@@ -189,30 +198,30 @@ fn part_files(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn whatever_operators_do_while_agents_and_masters_die_what_was_acknowledged_holds() {
+fn acknowledged_commands_hold_while_agents_and_masters_are_killed() {
     let drawn = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     let seed = std::env::var("LONGHAUL_STORM_SEED").map_or(drawn, |seed| seed.parse().unwrap());
     eprintln!("LONGHAUL_STORM_SEED={seed}");
-    let mut storm = Storm::begin(seed);
-    storm.submit();
+    let mut storm = Storm::start(seed);
+    storm.submit_one();
     let begun = Instant::now();
-    while begun.elapsed() < STORM {
-        storm.step();
-        storm.look();
+    while begun.elapsed() < STORM_DURATION {
+        storm.run_step();
+        storm.check_syncs();
     }
-    storm.calm();
+    storm.stop_faults();
     let there = census(&storm.src);
-    for sync in storm.syncs.iter().filter(|s| s.told != Told::Deleted) {
-        let end = storm.cluster.ended(&sync.id);
+    for sync in storm.syncs.iter().filter(|s| s.acknowledged != Acknowledged::Deleted) {
+        let end = storm.cluster.await_end(&sync.id);
         if end.state == SyncState::Cancelled {
-            assert_eq!(sync.told, Told::Cancelled, "{end:#?}");
+            assert_eq!(sync.acknowledged, Acknowledged::Cancelled, "{end:#?}");
             continue;
         }
         assert_complete(&end, there);
-        assert_same(&storm.src, &sync.dst, strict());
+        assert_same(&storm.src, &sync.dst, exact_comparison());
     }
     // Nobody is at work any more.
-    await_that("nobody has anything in hand", || {
+    await_true("nobody has anything in hand", || {
         let list = storm.cluster.master.get("/sync").json();
         list.as_array()
             .unwrap()
@@ -220,21 +229,25 @@ fn whatever_operators_do_while_agents_and_masters_die_what_was_acknowledged_hold
             .all(|s| s["detail"].as_object().is_none_or(serde_json::Map::is_empty))
     });
     // Those of what was cancelled or deleted go after a lease, which begins anew with each master.
-    await_that("no part file is left", || part_files(&storm.root).is_empty());
+    await_true("no part file is left", || part_files(&storm.root).is_empty());
     // Of what was cancelled or deleted nothing is written any more, while others go on.
-    let stopped =
-        || storm.syncs.iter().filter(|s| matches!(s.told, Told::Cancelled | Told::Deleted));
-    let before: Vec<_> = stopped().map(|s| stamps(&s.dst)).collect();
-    let last = tree::dir(storm.root.join("last"));
-    assert_complete(&storm.cluster.sync(&storm.src, &last), there);
-    assert_eq!(stopped().map(|s| stamps(&s.dst)).collect::<Vec<_>>(), before);
+    let stopped = || {
+        storm
+            .syncs
+            .iter()
+            .filter(|s| matches!(s.acknowledged, Acknowledged::Cancelled | Acknowledged::Deleted))
+    };
+    let before: Vec<_> = stopped().map(|s| file_stamps(&s.dst)).collect();
+    let last = tree::make_dir(storm.root.join("last"));
+    assert_complete(&storm.cluster.run_sync(&storm.src, &last), there);
+    assert_eq!(stopped().map(|s| file_stamps(&s.dst)).collect::<Vec<_>>(), before);
     // The name of one that was deleted is free, and what it left is completed.
-    for sync in stopped().filter(|s| s.told == Told::Deleted) {
+    for sync in stopped().filter(|s| s.acknowledged == Acknowledged::Deleted) {
         let more = json!({"request_id": sync.id});
         let id = storm.cluster.submit_with(&storm.src, &sync.dst, more);
-        assert_complete(&storm.cluster.ended(&id), there);
-        assert_same(&storm.src, &sync.dst, strict());
+        assert_complete(&storm.cluster.await_end(&id), there);
+        assert_same(&storm.src, &sync.dst, exact_comparison());
     }
-    storm.cluster.assert_handed_out_once();
+    storm.cluster.assert_assigned_once();
     storm.cluster.assert_no_panic();
 }

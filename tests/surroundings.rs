@@ -12,12 +12,15 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
-use support::process::{Process, Ran, Running, User, clean_command, program};
+use support::cluster::{Cluster, StoreKind, assert_complete, assert_nothing_to_do};
+use support::process::{CommandOutput, Process, RunningCommand, User, clean_command, ctl_binary};
 use support::relay::Relay;
-use support::tools::must;
-use support::tree::{self, assert_same, census, file, many, noise, part_files, strict};
-use support::{PATIENCE, await_some, await_that};
+use support::tools::run_or_panic;
+use support::tree::{
+    self, assert_same, census, exact_comparison, part_files, random_bytes, write_file,
+    write_many_files,
+};
+use support::{MAX_WAIT, await_some, await_true};
 
 const MIB: usize = 1 << 20;
 
@@ -25,43 +28,46 @@ const MIB: usize = 1 << 20;
 /// something that is nobody's business.
 struct Removable {
     /// Where it always is …
-    kept: PathBuf,
+    backing: PathBuf,
     /// … and where it comes and goes.
-    place: PathBuf,
+    mount_point: PathBuf,
 }
 
 impl Removable {
     fn mount(kept: PathBuf, place: PathBuf) -> Removable {
-        file(place.join("below"), "not on the mount");
-        let removable = Removable { kept: tree::dir(kept), place };
-        let kept = removable.kept.as_os_str();
-        must("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), kept]);
-        removable.put_back();
+        write_file(place.join("below"), "not on the mount");
+        let removable = Removable { backing: tree::make_dir(kept), mount_point: place };
+        let kept = removable.backing.as_os_str();
+        run_or_panic("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), kept]);
+        removable.mount_again();
         removable
     }
 
-    fn put_back(&self) {
-        must("mount", ["--bind".as_ref(), self.kept.as_os_str(), self.place.as_os_str()]);
+    fn mount_again(&self) {
+        run_or_panic(
+            "mount",
+            ["--bind".as_ref(), self.backing.as_os_str(), self.mount_point.as_os_str()],
+        );
     }
 
     /// Lazily: who has it open keeps it.
-    fn take_away(&self) {
-        must("umount", ["-l".as_ref(), self.place.as_os_str()]);
+    fn unmount(&self) {
+        run_or_panic("umount", ["-l".as_ref(), self.mount_point.as_os_str()]);
         self.assert_nothing_below();
     }
 
     #[track_caller]
     fn assert_nothing_below(&self) {
         let names: Vec<_> =
-            fs::read_dir(&self.place).unwrap().map(|e| e.unwrap().file_name()).collect();
+            fs::read_dir(&self.mount_point).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["below"], "something went to what is not the mount");
-        assert_eq!(fs::read(self.place.join("below")).unwrap(), b"not on the mount");
+        assert_eq!(fs::read(self.mount_point.join("below")).unwrap(), b"not on the mount");
     }
 }
 
 impl Drop for Removable {
     fn drop(&mut self) {
-        for at in [&self.place, &self.kept] {
+        for at in [&self.mount_point, &self.backing] {
             let _ = Command::new("umount").arg("-l").arg(at).output();
         }
     }
@@ -69,7 +75,7 @@ impl Drop for Removable {
 
 /// Waits until the master lists a worker with an error.
 fn await_error(cluster: &Cluster, name: &str) {
-    await_that(&format!("{name} says that something is wrong"), || {
+    await_true(&format!("{name} says that something is wrong"), || {
         let workers = cluster.master.get("/workers").json();
         let active = workers["active"].as_array().unwrap();
         active.iter().any(|w| w["worker_id"] == name && w["status"] == "ERROR")
@@ -94,110 +100,111 @@ fn await_paused(cluster: &Cluster, id: &str, path: &Path, worker: &str, found: &
 }
 
 /// Mounts an empty file system over a directory, until the guard is dropped.
-fn mount_over(at: &Path) -> Unmounted {
-    must("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), at.as_os_str()]);
-    Unmounted(at.to_owned())
+fn mount_over(at: &Path) -> UnmountOnDrop {
+    run_or_panic("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), at.as_os_str()]);
+    UnmountOnDrop(at.to_owned())
 }
 
 fn await_log(cluster: &mut Cluster, name: &str, line: &str) {
-    await_that(line, || agent(cluster, name).log().contains(line));
+    await_true(line, || process_of_agent(cluster, name).log().contains(line));
 }
 
-fn agent<'a>(cluster: &'a mut Cluster, name: &str) -> &'a mut Process {
+fn process_of_agent<'a>(cluster: &'a mut Cluster, name: &str) -> &'a mut Process {
     &mut cluster.agents.get_mut(name).unwrap().process
 }
 
 /// What makes a sync take so long that it can be caught.
-const SOME_SECONDS: (usize, &str) = (64, "16MiB/s");
+const LARGE_FILE_AND_LIMIT: (usize, &str) = (64, "16MiB/s");
 
 #[track_caller]
-fn assert_unharmed(cluster: &Cluster, id: &str, src: &Path, dst: &Path) {
+fn assert_undamaged(cluster: &Cluster, id: &str, src: &Path, dst: &Path) {
     let there = census(src);
-    assert_complete(&cluster.ended(id), there);
-    assert_same(src, dst, strict());
+    assert_complete(&cluster.await_end(id), there);
+    assert_same(src, dst, exact_comparison());
     assert!(part_files(dst).is_empty());
-    assert_nothing_to_do(&cluster.sync(src, dst), there);
+    assert_nothing_to_do(&cluster.run_sync(src, dst), there);
     cluster.assert_no_panic();
 }
 
 #[test]
-fn a_destination_that_is_unmounted_in_mid_transfer_gets_nothing_written_below() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (tree::dir(cluster.path("src")), cluster.path("dst"));
-    let disk = Removable::mount(cluster.path("disk"), dst.clone());
-    cluster.agent("a", &[&src]);
-    cluster.agent("b", &[&dst]);
-    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
-    disk.take_away();
+fn nothing_is_written_below_a_destination_that_is_unmounted_in_mid_transfer() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = (tree::make_dir(cluster.data_path("src")), cluster.data_path("dst"));
+    let disk = Removable::mount(cluster.data_path("disk"), dst.clone());
+    cluster.add_agent("a", &[&src]);
+    cluster.add_agent("b", &[&dst]);
+    let id = cluster.submit_and_await_partial(&src, &dst, LARGE_FILE_AND_LIMIT, json!({}));
+    disk.unmount();
     // The source goes on sending as fast as it can: the sync must not end before somebody has noticed.
-    cluster.hurry(&id);
+    cluster.lift_bandwidth_limit(&id);
     await_paused(&cluster, &id, &dst, "b", "its file system was unmounted");
     disk.assert_nothing_below();
     // Put back, it goes on by itself.
-    disk.put_back();
-    assert_unharmed(&cluster, &id, &src, &dst);
-    disk.take_away();
+    disk.mount_again();
+    assert_undamaged(&cluster, &id, &src, &dst);
+    disk.unmount();
 }
 
 #[test]
-fn a_source_that_is_unmounted_in_the_middle_of_a_mirror_has_nothing_deleted() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (cluster.path("src"), tree::dir(cluster.path("dst")));
-    let disk = Removable::mount(cluster.path("disk"), src.clone());
-    cluster.agent("a", &[&src]);
-    cluster.agent("b", &[&dst]);
-    many(&dst.join("extra"), 20, 100);
+fn a_source_unmounted_during_a_mirror_deletes_nothing() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = (cluster.data_path("src"), tree::make_dir(cluster.data_path("dst")));
+    let disk = Removable::mount(cluster.data_path("disk"), src.clone());
+    cluster.add_agent("a", &[&src]);
+    cluster.add_agent("b", &[&dst]);
+    write_many_files(&dst.join("extra"), 20, 100);
     let options = json!({"delete": {"max_percent": 90}});
-    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, options);
-    disk.take_away();
-    cluster.hurry(&id);
+    let id = cluster.submit_and_await_partial(&src, &dst, LARGE_FILE_AND_LIMIT, options);
+    disk.unmount();
+    cluster.lift_bandwidth_limit(&id);
     await_paused(&cluster, &id, &src, "a", "its file system was unmounted");
     assert_eq!(census(&dst.join("extra")).files, 20, "something was deleted");
-    disk.put_back();
-    assert_unharmed(&cluster, &id, &src, &dst);
+    disk.mount_again();
+    assert_undamaged(&cluster, &id, &src, &dst);
 }
 
 /// The storage path of one side is renamed while nobody asks the agent anything: a sync that is submitted at once
 /// must not go to (or come from) what is not found under the path, whichever is asked first.
 #[test]
-fn a_storage_path_that_was_just_renamed_is_noticed_before_a_sync_completes() {
+fn a_renamed_storage_path_is_detected_before_a_sync_completes() {
     for side in ["src", "dst"] {
-        let mut cluster = Cluster::start(On::Embedded);
-        let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
+        let mut cluster = Cluster::start(StoreKind::Embedded);
+        let (src, dst) =
+            (tree::make_dir(cluster.data_path("src")), tree::make_dir(cluster.data_path("dst")));
         // So rarely that it is not by a heartbeat that it is noticed.
-        cluster.beat_every(Duration::from_secs(4));
-        cluster.agent("a", &[&src]);
-        cluster.agent("b", &[&dst]);
-        many(&src, 50, 1_000);
-        file(src.join("large"), noise(3 * MIB, 1));
-        let path = cluster.path(side);
-        fs::rename(&path, cluster.path("away")).unwrap();
-        tree::dir(&path);
+        cluster.set_heartbeat_interval(Duration::from_secs(4));
+        cluster.add_agent("a", &[&src]);
+        cluster.add_agent("b", &[&dst]);
+        write_many_files(&src, 50, 1_000);
+        write_file(src.join("large"), random_bytes(3 * MIB, 1));
+        let path = cluster.data_path(side);
+        fs::rename(&path, cluster.data_path("away")).unwrap();
+        tree::make_dir(&path);
         let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
         let name = if side == "src" { "a" } else { "b" };
         await_paused(&cluster, &id, &path, name, "its path leads to another directory");
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
         fs::remove_dir(&path).unwrap();
-        fs::rename(cluster.path("away"), &path).unwrap();
-        assert_complete(&cluster.ended(&id), census(&src));
-        assert_same(&src, &dst, strict());
+        fs::rename(cluster.data_path("away"), &path).unwrap();
+        assert_complete(&cluster.await_end(&id), census(&src));
+        assert_same(&src, &dst, exact_comparison());
         cluster.assert_no_panic();
     }
 }
 
 /// A file system that is mounted over a storage path is new storage: what a sync wrote below it is brought again.
 #[test]
-fn what_was_written_before_something_was_mounted_over_the_destination_is_brought_again() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+fn files_hidden_by_a_mount_over_the_destination_are_copied_again() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    let id = cluster.submit_and_await_partial(&src, &dst, LARGE_FILE_AND_LIMIT, json!({}));
     let over = mount_over(&dst);
-    cluster.hurry(&id);
-    let end = cluster.ended(&id);
+    cluster.lift_bandwidth_limit(&id);
+    let end = cluster.await_end(&id);
     assert_eq!(end.state, SyncState::Completed, "{end:#?}");
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
     assert!(part_files(&dst).is_empty());
-    let log = agent(&mut cluster, "b").log();
+    let log = process_of_agent(&mut cluster, "b").log();
     assert!(log.contains("another file system was mounted over it"), "{log}");
     drop(over);
     cluster.assert_no_panic();
@@ -205,42 +212,44 @@ fn what_was_written_before_something_was_mounted_over_the_destination_is_brought
 
 /// What a host mounts over a storage path, and takes away again by itself.
 #[test]
-fn a_mount_that_comes_and_goes_again_leaves_its_storage_path_served() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
-    many(&src, 5, 1_000);
-    cluster.agent("a", &[&src, &dst]);
+fn a_temporary_mount_leaves_its_storage_path_available() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) =
+        (tree::make_dir(cluster.data_path("src")), tree::make_dir(cluster.data_path("dst")));
+    write_many_files(&src, 5, 1_000);
+    cluster.add_agent("a", &[&src, &dst]);
     let over = mount_over(&dst);
     await_log(&mut cluster, "a", "another file system was mounted over it; it is used from now on");
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, exact_comparison());
     drop(over);
     await_log(
         &mut cluster,
         "a",
         "the directory that was used first is back; it is used from now on",
     );
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, exact_comparison());
     cluster.assert_no_panic();
 }
 
 /// The mount comes and goes between two heartbeats that the master hears.
 #[test]
-fn nothing_counts_that_goes_to_a_mount_which_the_master_has_not_heard_of() {
-    let mut cluster = Cluster::start(On::Embedded);
+fn writes_to_a_mount_that_was_not_reported_to_the_master_do_not_count() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     let config = cluster.home().join("master.yml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("heartbeat_timeout: 3s", "heartbeat_timeout: 1h")).unwrap();
     cluster.master.restart();
     let link = Relay::to_address(cluster.master.address());
-    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
-    file(src.join("first"), "x");
-    cluster.agent("a", &[&src]);
-    cluster.agent_at("b", &[&dst], User::Same, "", (&link.url(), 0));
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
-    many(&src, 5, 1_000);
-    link.refuse();
+    let (src, dst) =
+        (tree::make_dir(cluster.data_path("src")), tree::make_dir(cluster.data_path("dst")));
+    write_file(src.join("first"), "x");
+    cluster.add_agent("a", &[&src]);
+    cluster.add_agent_at("b", &[&dst], User::Same, "", (&link.url(), 0));
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
+    write_many_files(&src, 5, 1_000);
+    link.refuse_connections();
     let over = mount_over(&dst);
     await_log(&mut cluster, "b", "another file system was mounted over it; it is used from now on");
     let id = cluster.submit(&src, &dst);
@@ -252,81 +261,87 @@ fn nothing_counts_that_goes_to_a_mount_which_the_master_has_not_heard_of() {
         "b",
         "the directory that was used first is back; it is used from now on",
     );
-    link.mend();
-    assert_unharmed(&cluster, &id, &src, &dst);
+    link.restore();
+    assert_undamaged(&cluster, &id, &src, &dst);
 }
 
 /// The agent was started before the disk was mounted.
 #[test]
-fn a_storage_path_that_comes_late_is_taken_up_and_the_others_are_served_meanwhile() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst, late) =
-        (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")), cluster.path("late"));
-    many(&src, 20, 1_000);
-    cluster.agent("a", &[&src, &dst, &late]);
-    let shown = cluster.ctl(["workers", "show", "a"]).run().exits(0).out();
+fn a_storage_path_that_appears_late_is_used_and_the_others_are_available_before() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst, late) = (
+        tree::make_dir(cluster.data_path("src")),
+        tree::make_dir(cluster.data_path("dst")),
+        cluster.data_path("late"),
+    );
+    write_many_files(&src, 20, 1_000);
+    cluster.add_agent("a", &[&src, &dst, &late]);
+    let shown = cluster.ctl(["workers", "show", "a"]).run().assert_exit_code(0).stdout_text();
     let line = shown.lines().find(|line| line.starts_with("Unavailable:"));
     let line = line.unwrap_or_else(|| panic!("{shown}"));
     assert!(line.contains(late.to_str().unwrap()) && line.contains("ENOENT"), "{shown}");
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
     let id = cluster.submit(&src, &late.join("copy"));
     let named = format!("{} is unavailable", late.display());
     let told = |s: &SyncProgress| s.reason.as_deref().is_some_and(|r| r.contains(&named));
     assert_eq!(cluster.await_progress(&id, "waits", told).state, SyncState::Queued);
-    tree::dir(&late);
-    assert_complete(&cluster.ended(&id), census(&src));
-    assert_same(&src, &late.join("copy"), strict());
-    let log = agent(&mut cluster, "a").log();
+    tree::make_dir(&late);
+    assert_complete(&cluster.await_end(&id), census(&src));
+    assert_same(&src, &late.join("copy"), exact_comparison());
+    let log = process_of_agent(&mut cluster, "a").log();
     let times = |what: &str| log.lines().filter(|line| line.contains(what)).count();
     assert_eq!((times(&named), times("is available again")), (1, 1), "{log}");
 }
 
 /// With nothing at all the agent runs, and says so loudly. What checks a configuration still fails.
 #[test]
-fn an_agent_without_any_storage_or_address_runs_and_warns_and_checks_fail() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let late = cluster.path("late");
-    cluster.agent("a", &[&late]);
+fn an_agent_without_storage_or_address_runs_with_warnings_and_checks_fail() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let late = cluster.data_path("late");
+    cluster.add_agent("a", &[&late]);
     await_error(&cluster, "a");
-    let log = agent(&mut cluster, "a").log();
+    let log = process_of_agent(&mut cluster, "a").log();
     assert!(log.contains("NONE of the storage paths is available"), "{log}");
     let file = cluster.home().join("a.yml");
     let file = file.to_str().unwrap();
     let check = ["agent", "--config", file, "--worker-id", "a", "--check"];
-    let checked = cluster.ctl(check).run().exits(78).out();
+    let checked = cluster.ctl(check).run().assert_exit_code(78).stdout_text();
     assert!(checked.contains("does not exist on this host"), "{checked}");
     let check = ["config", "check", file, "--worker-id", "a"];
-    cluster.ctl(check).run().exits(0);
-    cluster.ctl(check.iter().chain(&["--strict"])).run().exits(1);
-    tree::dir(&late);
-    await_that("it takes up what has come", || {
+    cluster.ctl(check).run().assert_exit_code(0);
+    cluster.ctl(check.iter().chain(&["--strict"])).run().assert_exit_code(1);
+    tree::make_dir(&late);
+    await_true("it takes up what has come", || {
         let workers = cluster.master.get("/workers").json();
         workers["active"][0]["status"] == "IDLE"
     });
-    cluster.ctl(["agent", "--config", file, "--worker-id", "a", "--check"]).run().exits(0);
+    cluster
+        .ctl(["agent", "--config", file, "--worker-id", "a", "--check"])
+        .run()
+        .assert_exit_code(0);
 }
 
 /// `ulimit -f`: the kernel would end the process with SIGXFSZ.
 #[test]
-fn a_file_beyond_the_limit_of_file_sizes_fails_by_name_and_the_others_arrive() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    many(&src, 20, 1_000);
-    file(src.join("large"), noise(3 * MIB, 1));
-    file(src.join("middle"), noise(MIB + 100, 2));
+fn a_file_above_the_file_size_limit_fails_by_name_and_the_others_are_copied() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_many_files(&src, 20, 1_000);
+    write_file(src.join("large"), random_bytes(3 * MIB, 1));
+    write_file(src.join("middle"), random_bytes(MIB + 100, 2));
     let limit = |process: &Process| {
-        must("prlimit", ["--pid", &process.pid().to_string(), &format!("--fsize={MIB}:")]);
+        run_or_panic("prlimit", ["--pid", &process.pid().to_string(), &format!("--fsize={MIB}:")]);
     };
-    limit(agent(&mut cluster, "b"));
-    let end = cluster.sync(&src, &dst);
+    limit(process_of_agent(&mut cluster, "b"));
+    let end = cluster.run_sync(&src, &dst);
     assert_eq!((end.files_failed, end.files_done), (2, 20), "{end:#?}");
     for error in &end.errors {
         assert_eq!(error.errno.as_deref(), Some("EFBIG"), "{error:?}");
         assert!(error.to_string().contains("`ulimit -f`"), "{error:?}");
     }
-    assert!(agent(&mut cluster, "b").ended().is_none());
+    assert!(process_of_agent(&mut cluster, "b").try_exit_status().is_none());
     // `ctl copy` as well.
-    let copied = cluster.path("copied");
+    let copied = cluster.data_path("copied");
     let shell = format!(
         "ulimit -f {}; exec {} copy {} {}",
         MIB / 1024,
@@ -347,14 +362,14 @@ fn a_file_beyond_the_limit_of_file_sizes_fails_by_name_and_the_others_arrive() {
 fn a_local_copy_whose_destination_is_renamed_fails_by_name() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path().canonicalize().unwrap();
-    let (src, dst) = (tree::dir(home.join("src")), tree::dir(home.join("dst")));
-    file(src.join("large"), noise(16 * MIB, 1));
-    let mut command = clean_command(&program(User::Same, &home), &home, User::Same);
+    let (src, dst) = (tree::make_dir(home.join("src")), tree::make_dir(home.join("dst")));
+    write_file(src.join("large"), random_bytes(16 * MIB, 1));
+    let mut command = clean_command(&ctl_binary(User::Same, &home), &home, User::Same);
     command.args(["copy", "--bwlimit", "4MiB/s", "--chunk-size-mb", "1"]).arg(&src).arg(&dst);
     let mut process = Process::start("copy", command, &home.join("copy.log"));
-    await_that("it is in the middle", || !part_files(&dst).is_empty());
+    await_true("it is in the middle", || !part_files(&dst).is_empty());
     fs::rename(&dst, home.join("away")).unwrap();
-    let code = await_some("it ends", || process.ended()).code();
+    let code = await_some("it ends", || process.try_exit_status()).code();
     let log = process.log();
     assert_eq!(code, Some(7), "nothing was copied: {log}");
     assert!(
@@ -366,20 +381,21 @@ fn a_local_copy_whose_destination_is_renamed_fails_by_name() {
 
 #[test]
 fn a_destination_that_is_mounted_at_the_source_is_not_copied_into_itself() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
-    many(&src.join("some"), 20, 100);
-    cluster.agent("a", &[&src, &dst]);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) =
+        (tree::make_dir(cluster.data_path("src")), tree::make_dir(cluster.data_path("dst")));
+    write_many_files(&src.join("some"), 20, 100);
+    cluster.add_agent("a", &[&src, &dst]);
     // In the middle of it, and in place of all of it.
     for (at, failed) in [(src.join("deep/er"), "deep/er"), (src.clone(), "")] {
-        tree::dir(&at);
-        must("mount", ["--bind".as_ref(), dst.as_os_str(), at.as_os_str()]);
-        let mounted = Unmounted(at);
+        tree::make_dir(&at);
+        run_or_panic("mount", ["--bind".as_ref(), dst.as_os_str(), at.as_os_str()]);
+        let mounted = UnmountOnDrop(at);
         if failed.is_empty() {
             // Only who opens it now sees what is mounted there.
             cluster.agents.get_mut("a").unwrap().restart();
         }
-        let end = cluster.sync(&src, &dst);
+        let end = cluster.run_sync(&src, &dst);
         drop(mounted);
         assert_eq!((end.files_failed, end.failure_count()), (0, 1), "a mount is no file: {end:?}");
         let error = &end.errors[0];
@@ -390,42 +406,42 @@ fn a_destination_that_is_mounted_at_the_source_is_not_copied_into_itself() {
     }
     // Without it, all is there but for the place.
     cluster.agents.get_mut("a").unwrap().restart();
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, exact_comparison());
     cluster.assert_no_panic();
 }
 
 #[test]
-fn mounts_in_a_source_are_walked_once_also_where_they_lead_back_up() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    many(&src.join("some"), 20, 100);
+fn mounts_in_a_source_are_walked_once_even_in_a_cycle() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_many_files(&src.join("some"), 20, 100);
     for name in ["up", "some/snapshot", "disk", "up-and-up"] {
-        tree::dir(src.join(name));
+        tree::make_dir(src.join(name));
     }
     let bind = |from: &Path, to: &str, how: &str| {
         let to = src.join(to);
-        must("mount", [how.as_ref(), from.as_os_str(), to.as_os_str()]);
-        Unmounted(to)
+        run_or_panic("mount", [how.as_ref(), from.as_os_str(), to.as_os_str()]);
+        UnmountOnDrop(to)
     };
-    let _disk = Removable::mount(cluster.path("disk-of-source"), src.join("disk"));
-    many(&src.join("disk/more"), 20, 100);
+    let _disk = Removable::mount(cluster.data_path("disk-of-source"), src.join("disk"));
+    write_many_files(&src.join("disk/more"), 20, 100);
     let mounted = [
         // The source in itself, twice, the second time with what is mounted in it.
         bind(&src, "up", "--bind"),
         bind(&src, "up-and-up", "--rbind"),
         bind(&src.join("some"), "some/snapshot", "--bind"),
     ];
-    must("mount", ["-o".as_ref(), "remount,bind,ro".as_ref(), mounted[2].0.as_os_str()]);
+    run_or_panic("mount", ["-o".as_ref(), "remount,bind,ro".as_ref(), mounted[2].0.as_os_str()]);
     assert!(src.join("up-and-up/disk/more").exists(), "what is mounted is seen there");
-    assert_unharmed(&cluster, &cluster.submit(&src, &dst), &src, &dst);
+    assert_undamaged(&cluster, &cluster.submit(&src, &dst), &src, &dst);
     drop(mounted);
 }
 
 /// Something that is mounted, until this is dropped.
-struct Unmounted(PathBuf);
+struct UnmountOnDrop(PathBuf);
 
-impl Drop for Unmounted {
+impl Drop for UnmountOnDrop {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
     }
@@ -439,82 +455,82 @@ fn limit_descriptors(process: &Process, most: Option<usize>) {
         line.split_whitespace().nth(4).unwrap().to_owned()
     });
     let soft = most.map_or_else(|| hard.unwrap(), |most| most.to_string());
-    must("prlimit", ["--pid", &process.pid().to_string(), &format!("--nofile={soft}:")]);
+    run_or_panic("prlimit", ["--pid", &process.pid().to_string(), &format!("--nofile={soft}:")]);
 }
 
 #[test]
-fn processes_that_may_open_nothing_more_wait_and_go_on() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+fn processes_out_of_descriptors_wait_and_continue() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    let id = cluster.submit_and_await_partial(&src, &dst, LARGE_FILE_AND_LIMIT, json!({}));
     for name in ["a", "b"] {
-        limit_descriptors(agent(&mut cluster, name), Some(1));
+        limit_descriptors(process_of_agent(&mut cluster, name), Some(1));
     }
     for name in ["a", "b"] {
         await_error(&cluster, name);
     }
     for name in ["a", "b"] {
-        limit_descriptors(agent(&mut cluster, name), None);
+        limit_descriptors(process_of_agent(&mut cluster, name), None);
     }
     let master = &cluster.master;
     limit_descriptors(&master.process, Some(1));
-    await_that("the master finds it", || {
+    await_true("the master finds it", || {
         let _ = TcpStream::connect(master.address()).unwrap();
         master.process.log().contains("a connection can't be accepted")
     });
     limit_descriptors(&master.process, None);
-    assert_unharmed(&cluster, &id, &src, &dst);
+    assert_undamaged(&cluster, &id, &src, &dst);
 }
 
 /// With no try to spare, and for longer than all of them would take.
 #[test]
-fn no_file_fails_because_an_agent_may_open_nothing_more() {
+fn no_file_fails_because_an_agent_is_out_of_descriptors() {
     for name in ["a", "b"] {
-        let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 1}");
-        let (src, dst) = cluster.pair();
-        let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
-        limit_descriptors(agent(&mut cluster, name), Some(1));
+        let mut cluster = Cluster::start_with(StoreKind::Embedded, "defaults: {max_retries: 1}");
+        let (src, dst) = cluster.add_source_and_destination();
+        let id = cluster.submit_and_await_partial(&src, &dst, LARGE_FILE_AND_LIMIT, json!({}));
+        limit_descriptors(process_of_agent(&mut cluster, name), Some(1));
         await_error(&cluster, name);
         await_reason(&cluster, &id, &format!("{name} (ERROR)"));
-        limit_descriptors(agent(&mut cluster, name), None);
-        assert_unharmed(&cluster, &id, &src, &dst);
-        let log = agent(&mut cluster, name).log();
+        limit_descriptors(process_of_agent(&mut cluster, name), None);
+        assert_undamaged(&cluster, &id, &src, &dst);
+        let log = process_of_agent(&mut cluster, name).log();
         assert!(log.contains("it accepts no work until it can"), "{log}");
     }
 }
 
 /// A listing that begins while nothing can be opened is put off, not given up.
 #[test]
-fn a_source_is_listed_in_full_though_its_agent_may_open_nothing_for_a_while() {
-    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 1}");
-    let (src, dst) = cluster.pair();
-    many(&src, 2_000, 10);
-    limit_descriptors(agent(&mut cluster, "a"), Some(1));
+fn a_source_is_listed_completely_while_its_agent_is_out_of_descriptors() {
+    let mut cluster = Cluster::start_with(StoreKind::Embedded, "defaults: {max_retries: 1}");
+    let (src, dst) = cluster.add_source_and_destination();
+    write_many_files(&src, 2_000, 10);
+    limit_descriptors(process_of_agent(&mut cluster, "a"), Some(1));
     let id = cluster.submit(&src, &dst);
     await_error(&cluster, "a");
     await_reason(&cluster, &id, "a (ERROR)");
-    limit_descriptors(agent(&mut cluster, "a"), None);
-    assert_unharmed(&cluster, &id, &src, &dst);
+    limit_descriptors(process_of_agent(&mut cluster, "a"), None);
+    assert_undamaged(&cluster, &id, &src, &dst);
 }
 
 /// A number that the kernel has of a process.
-fn status(process: &Process, what: &str) -> usize {
+fn status_field(process: &Process, what: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let line = status.lines().find_map(|l| l.strip_prefix(what)).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// … of its memory, in bytes.
-fn memory(process: &Process, what: &str) -> usize {
-    status(process, what) << 10
+fn memory_bytes(process: &Process, what: &str) -> usize {
+    status_field(process, what) << 10
 }
 
-fn descriptors(process: &Process) -> usize {
+fn open_descriptors(process: &Process) -> usize {
     fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap().count()
 }
 
 /// So many connections to a port, each of which begins to ask for something. Nobody waits for them.
-fn flood(port: u16, many: usize) -> Vec<Socket> {
+fn open_connections(port: u16, many: usize) -> Vec<Socket> {
     let to = SocketAddr::from(([127, 0, 0, 1], port)).into();
     let connect = |_| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -527,89 +543,90 @@ fn flood(port: u16, many: usize) -> Vec<Socket> {
 }
 
 #[test]
-fn an_agent_to_which_thousands_connect_keeps_its_bounds_and_goes_on_sending() {
+fn an_agent_with_thousands_of_connections_stays_within_its_bounds_and_continues_sending() {
     // More wait in the kernel; and so many requests are executed at a time, each with a thread.
     const CONNECTIONS: usize = 512;
     const THREADS: usize = 32;
     const FLOOD: usize = 2_000;
-    must("prlimit", ["--pid", &std::process::id().to_string(), "--nofile=4096:"]);
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+    run_or_panic("prlimit", ["--pid", &std::process::id().to_string(), "--nofile=4096:"]);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    let id = cluster.submit_and_await_partial(&src, &dst, LARGE_FILE_AND_LIMIT, json!({}));
     let workers = cluster.master.get("/workers").json();
     let b = workers["active"].as_array().unwrap().iter().find(|w| w["worker_id"] == "b").unwrap();
     let port = b["data_plane_endpoints"][0]["port"].as_u64().unwrap() as u16;
     let process = &cluster.agents["b"].process;
-    let (threads, open) = (status(process, "Threads:"), descriptors(process));
-    let flooding = flood(port, FLOOD);
+    let (threads, open) = (status_field(process, "Threads:"), open_descriptors(process));
+    let flooding = open_connections(port, FLOOD);
     let mut most = (0, 0);
     let further = cluster.progress(&id).transferred_bytes + 8 * MIB as u64;
-    await_that("as many as may are connected, and the sync went on", || {
-        let now = (status(process, "Threads:"), descriptors(process));
+    await_true("as many as may are connected, and the sync went on", || {
+        let now = (status_field(process, "Threads:"), open_descriptors(process));
         most = (most.0.max(now.0), most.1.max(now.1));
         most.1 >= CONNECTIONS && cluster.progress(&id).transferred_bytes > further
     });
     assert!(most.0 <= threads + THREADS, "{threads} threads before, then {}", most.0);
     assert!(most.1 <= open + CONNECTIONS + 32, "{open} descriptors before, then {}", most.1);
     drop(flooding);
-    assert_unharmed(&cluster, &id, &src, &dst);
+    assert_undamaged(&cluster, &id, &src, &dst);
     let process = &cluster.agents["b"].process;
-    await_that("what was opened is closed", || descriptors(process) <= open + 32);
+    await_true("what was opened is closed", || open_descriptors(process) <= open + 32);
 }
 
 #[test]
-fn an_agent_that_gets_no_more_memory_does_no_harm() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    let id = cluster.in_the_middle(&src, &dst, SOME_SECONDS, json!({}));
+fn an_agent_without_free_memory_does_no_damage() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    let id = cluster.submit_and_await_partial(&src, &dst, LARGE_FILE_AND_LIMIT, json!({}));
     for name in ["a", "b"] {
-        let process = agent(&mut cluster, name);
-        let limit = format!("--as={}:", memory(process, "VmSize:"));
-        must("prlimit", ["--pid", &process.pid().to_string(), &limit]);
+        let process = process_of_agent(&mut cluster, name);
+        let limit = format!("--as={}:", memory_bytes(process, "VmSize:"));
+        run_or_panic("prlimit", ["--pid", &process.pid().to_string(), &limit]);
     }
     let further = cluster.progress(&id).transferred_bytes + 24 * MIB as u64;
-    await_that("it ended, or went on all the same", || {
+    await_true("it ended, or went on all the same", || {
         let all = cluster.agents.values_mut();
-        all.into_iter().any(|agent| agent.process.ended().is_some())
+        all.into_iter().any(|agent| agent.process.try_exit_status().is_some())
             || cluster.master.progress(&id).is_some_and(|s| s.transferred_bytes > further)
     });
     // Whatever has come of them: aborted is as killed.
     cluster.agents.values_mut().for_each(|agent| agent.restart());
-    assert_unharmed(&cluster, &id, &src, &dst);
+    assert_undamaged(&cluster, &id, &src, &dst);
 }
 
 #[test]
-fn memory_stays_within_its_bound_whatever_is_sent() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (tree::dir(cluster.path("src")), tree::dir(cluster.path("dst")));
-    cluster.agent_with("a", &[&src], User::Same, "buffer_memory: 8MiB\nslots: 16");
-    cluster.agent_with("b", &[&dst], User::Same, "buffer_memory: 8MiB\nslots: 16");
+fn memory_stays_within_its_bound_for_any_content() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) =
+        (tree::make_dir(cluster.data_path("src")), tree::make_dir(cluster.data_path("dst")));
+    cluster.add_agent_with("a", &[&src], User::Same, "buffer_memory: 8MiB\nslots: 16");
+    cluster.add_agent_with("b", &[&dst], User::Same, "buffer_memory: 8MiB\nslots: 16");
     for i in 0..3 {
-        file(src.join(format!("large{i}")), noise(32 * MIB, i));
+        write_file(src.join(format!("large{i}")), random_bytes(32 * MIB, i));
     }
-    many(&src, 1_000, 3_000);
+    write_many_files(&src, 1_000, 3_000);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 8}));
-    assert_complete(&cluster.ended(&id), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.await_end(&id), census(&src));
+    assert_same(&src, &dst, exact_comparison());
     for (name, agent) in &cluster.agents {
-        let most = memory(&agent.process, "VmHWM:");
+        let most = memory_bytes(&agent.process, "VmHWM:");
         eprintln!("{name}: {most}");
         assert!(most < 96 * MIB, "{name} took {most} bytes");
     }
 }
 
 /// Runs `ctl copy` where a shell has prepared namespaces of its own.
-fn copy_after(prepare: &str, namespaces: &[&str]) -> (Ran, tempfile::TempDir) {
+fn copy_after(prepare: &str, namespaces: &[&str]) -> (CommandOutput, tempfile::TempDir) {
     let home = tempfile::tempdir().unwrap();
-    let (src, dst) = (tree::dir(home.path().join("src")), home.path().join("dst"));
-    many(&src, 20, 3_000);
-    let program = program(User::Same, home.path());
+    let (src, dst) = (tree::make_dir(home.path().join("src")), home.path().join("dst"));
+    write_many_files(&src, 20, 3_000);
+    let program = ctl_binary(User::Same, home.path());
     let mut command = clean_command(Path::new("unshare"), home.path(), User::Same);
     command.args(namespaces).args(["sh", "-c", &format!("{prepare} exec \"$@\""), "sh"]);
     command.arg(program).arg("copy").arg(&src).arg(&dst);
-    let ran = Running::start(command, None).finish(PATIENCE);
+    let ran = RunningCommand::start(command, None).finish(MAX_WAIT);
     if ran.code == Some(0) {
-        assert_same(&src, &dst, strict());
+        assert_same(&src, &dst, exact_comparison());
     }
     (ran, home)
 }
@@ -617,16 +634,16 @@ fn copy_after(prepare: &str, namespaces: &[&str]) -> (Ran, tempfile::TempDir) {
 #[test]
 fn a_copy_without_any_network_names_what_is_missing_and_one_with_loopback_alone_works() {
     let (ran, _home) = copy_after("", &["--net"]);
-    let err = ran.exits(5).err();
+    let err = ran.assert_exit_code(5).stderr_text();
     assert!(
         err.contains("loopback interface is down") && err.contains("ip link set lo up"),
         "{err}"
     );
     assert!(!err.contains("ctl master"), "{err}");
-    copy_after("ip link set lo up &&", &["--net"]).0.exits(0);
+    copy_after("ip link set lo up &&", &["--net"]).0.assert_exit_code(0);
 }
 
 #[test]
 fn a_copy_without_proc_works() {
-    copy_after("mount -t tmpfs none /proc &&", &["--mount"]).0.exits(0);
+    copy_after("mount -t tmpfs none /proc &&", &["--mount"]).0.assert_exit_code(0);
 }

@@ -12,12 +12,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
-use support::PATIENCE;
-use support::cluster::{Cluster, On};
+use support::MAX_WAIT;
+use support::cluster::{Cluster, StoreKind};
 use support::ctl::ctl;
-use support::process::{Process, Ran, User, clean_command, program};
-use support::tools::must;
-use support::tree::{assert_same, chmod, dir, file, many, noise, odd, strict};
+use support::process::{CommandOutput, Process, User, clean_command, ctl_binary};
+use support::tools::run_or_panic;
+use support::tree::{
+    assert_same, chmod, exact_comparison, make_dir, random_bytes, write_file, write_many_files,
+    write_unusual_tree,
+};
 
 /// A directory for one test.
 fn home() -> tempfile::TempDir {
@@ -25,15 +28,15 @@ fn home() -> tempfile::TempDir {
 }
 
 /// Runs a line of shell in which `$ctl` is the program.
-fn shell(line: &str, at: &Path) -> Ran {
+fn run_shell(line: &str, at: &Path) -> CommandOutput {
     let mut command = clean_command(Path::new("sh"), at, User::Same);
-    command.args(["-c", line]).current_dir(at).env("ctl", program(User::Same, at));
+    command.args(["-c", line]).current_dir(at).env("ctl", ctl_binary(User::Same, at));
     let ran = command.stdin(Stdio::null()).output().unwrap();
-    Ran { code: ran.status.code(), stdout: ran.stdout, stderr: ran.stderr }
+    CommandOutput { code: ran.status.code(), stdout: ran.stdout, stderr: ran.stderr }
 }
 
 #[test]
-fn empty_arguments_are_refused_and_those_that_begin_with_a_dash_are_names_after_two() {
+fn empty_arguments_are_refused_and_a_double_dash_allows_names_with_a_dash() {
     let home = home();
     let at = home.path();
     for line in [
@@ -44,27 +47,27 @@ fn empty_arguments_are_refused_and_those_that_begin_with_a_dash_are_names_after_
         "$ctl sync wait '' --master-url http://127.0.0.1:1",
         "$ctl ''",
     ] {
-        let ran = shell(line, at);
-        assert!(ran.stdout.is_empty() && !ran.stderr.is_empty(), "{line}: {}", ran.err());
-        ran.exits(2);
+        let ran = run_shell(line, at);
+        assert!(ran.stdout.is_empty() && !ran.stderr.is_empty(), "{line}: {}", ran.stderr_text());
+        ran.assert_exit_code(2);
     }
-    many(&at.join("-rf"), 3, 100);
+    write_many_files(&at.join("-rf"), 3, 100);
     let odd_name = OsStr::from_bytes(b"--\xff");
-    shell("$ctl copy -- -rf --help", at).exits(0);
-    assert_same(&at.join("-rf"), &at.join("--help"), strict());
+    run_shell("$ctl copy -- -rf --help", at).assert_exit_code(0);
+    assert_same(&at.join("-rf"), &at.join("--help"), exact_comparison());
     let mut copy = ctl(["copy", "--", "-rf"]).arg(odd_name).command();
     assert!(copy.current_dir(at).output().unwrap().status.success());
-    assert_same(&at.join("-rf"), &at.join(odd_name), strict());
+    assert_same(&at.join("-rf"), &at.join(odd_name), exact_comparison());
     // Without them it is an option that there is not.
-    shell("$ctl copy -rf x", at).exits(2);
+    run_shell("$ctl copy -rf x", at).assert_exit_code(2);
 }
 
 #[test]
-fn terminals_of_every_kind_get_whole_words_and_no_panic() {
+fn output_for_every_terminal_has_whole_words_and_no_panic() {
     let home = home();
     let at = home.path();
-    file(at.join("src/large"), noise(8 << 20, 1));
-    file(at.join("src").join(OsStr::from_bytes(b"not \xff utf-8 \x1b[2J")), "x");
+    write_file(at.join("src/large"), random_bytes(8 << 20, 1));
+    write_file(at.join("src").join(OsStr::from_bytes(b"not \xff utf-8 \x1b[2J")), "x");
     // A pseudo terminal by `script`; COLUMNS does not count, what the terminal says does.
     for (what, set, escapes) in [
         ("dumb", "TERM=dumb LANG=C", false),
@@ -73,24 +76,26 @@ fn terminals_of_every_kind_get_whole_words_and_no_panic() {
         ("no TERM", "unset TERM; LANG=C", false),
     ] {
         let line = format!("script -qefc '{set} $ctl copy src \"{what}\"' /dev/null");
-        let ran = shell(&line, at);
-        let text = ran.out();
+        let ran = run_shell(&line, at);
+        let text = ran.stdout_text();
         assert!(!text.contains("panicked"), "{what}: {text:?}");
         assert!(escapes || !text.contains('\x1b'), "{what}: {text:?}");
         assert!(!text.contains("\x1b[2J"), "{what}: a name drives the terminal: {text:?}");
-        ran.exits(0);
-        assert_same(&at.join("src"), &at.join(what), strict());
+        ran.assert_exit_code(0);
+        assert_same(&at.join("src"), &at.join(what), exact_comparison());
     }
 }
 
 #[test]
-fn a_list_is_as_wide_as_its_terminal_and_whole_in_a_pipe() {
-    let cluster = Cluster::start(On::Embedded);
+fn a_list_fits_its_terminal_and_is_complete_in_a_pipe() {
+    let cluster = Cluster::start(StoreKind::Embedded);
     let paths = ["/lustre/project/scratch/run42", "/archive/2026/project/run42"].map(Path::new);
     let ids = [cluster.submit(paths[0], paths[1]), cluster.submit(paths[1], paths[0])];
     let run = |set: &str| {
         let list = format!("{set} $ctl sync list --master-url {}", cluster.master.url());
-        shell(&format!("script -qefc '{list}' /dev/null"), cluster.home()).exits(0).out()
+        run_shell(&format!("script -qefc '{list}' /dev/null"), cluster.home())
+            .assert_exit_code(0)
+            .stdout_text()
     };
     for (set, width) in [
         ("stty cols 40;", 40),
@@ -115,40 +120,44 @@ fn a_list_is_as_wide_as_its_terminal_and_whole_in_a_pipe() {
             assert!(!row.contains(id.as_str()), "{set}: {row}");
             let short = row.split(' ').next().unwrap();
             assert!(id.starts_with(short), "{short} of {id}");
-            let shown = cluster.ctl(["sync", "status", short]).run().exits(0).out();
+            let shown =
+                cluster.ctl(["sync", "status", short]).run().assert_exit_code(0).stdout_text();
             assert!(shown.contains(id.as_str()), "{shown}");
         }
     }
-    let pipe = cluster.ctl(["sync", "list"]).env("COLUMNS", "40").run().exits(0).out();
+    let pipe =
+        cluster.ctl(["sync", "list"]).env("COLUMNS", "40").run().assert_exit_code(0).stdout_text();
     for id in &ids {
         assert!(pipe.lines().any(|line| line.starts_with(id.as_str())), "{pipe}");
     }
 }
 
 #[test]
-fn the_beginning_of_an_id_names_a_sync_unless_another_one_begins_so() {
-    let cluster = Cluster::start(On::Embedded);
+fn a_unique_id_prefix_names_a_sync() {
+    let cluster = Cluster::start(StoreKind::Embedded);
     for id in [
         "01a22a08-9479-7b34-adae-dd6a21c3b9a0",
         "01a22a08-9479-7b34-adae-dd6a21c3b9b0",
         "01a22a08-9479-7b34-adae-dd6a21c3b9",
     ] {
-        cluster.ctl(["sync", "submit", "/a", "/b", "--id", id]).run().exits(0);
+        cluster.ctl(["sync", "submit", "/a", "/b", "--id", id]).run().assert_exit_code(0);
     }
-    let sync = |args: &[&str]| cluster.ctl(["sync"]).more(args).run();
+    let sync = |args: &[&str]| cluster.ctl(["sync"]).args(args).run();
     // An id is itself, whatever begins so; too short a beginning names nothing.
     assert!(
         sync(&["cancel", "01a22a08-9479-7b34-adae-dd6a21c3b9"])
-            .exits(0)
-            .out()
+            .assert_exit_code(0)
+            .stdout_text()
             .starts_with("Sync 01a22a08-9479-7b34-adae-dd6a21c3b9 is")
     );
-    let said = sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9"]).exits(0).out();
+    let said =
+        sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9"]).assert_exit_code(0).stdout_text();
     assert!(said.starts_with("Sync 01a22a08-9479-7b34-adae-dd6a21c3b9 is deleted"), "{said}");
-    sync(&["status", "01a22a0"]).exits(3);
+    sync(&["status", "01a22a0"]).assert_exit_code(3);
     // Two begin so now: nothing is done to either.
     for verb in ["status", "wait", "pause", "cancel", "delete", "files", "manifest", "retry"] {
-        let err = sync(&[verb, "01a22a08-9479-7b34-adae-dd6a21c3b9"]).exits(2).err();
+        let err =
+            sync(&[verb, "01a22a08-9479-7b34-adae-dd6a21c3b9"]).assert_exit_code(2).stderr_text();
         for part in [
             "01a22a08-9479-7b34-adae-dd6a21c3b9a0",
             "01a22a08-9479-7b34-adae-dd6a21c3b9b0",
@@ -157,7 +166,8 @@ fn the_beginning_of_an_id_names_a_sync_unless_another_one_begins_so() {
             assert!(err.contains(part), "{verb}: {part} in {err}");
         }
     }
-    sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9", "--ignore-not-found"]).exits(0);
+    sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9", "--ignore-not-found"])
+        .assert_exit_code(0);
     for id in ["01a22a08-9479-7b34-adae-dd6a21c3b9a0", "01a22a08-9479-7b34-adae-dd6a21c3b9b0"] {
         assert_eq!(cluster.progress(id).state.as_str(), "QUEUED");
     }
@@ -175,8 +185,8 @@ fn the_beginning_of_an_id_names_a_sync_unless_another_one_begins_so() {
         (&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 0),
         (&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9a"], 3),
     ] {
-        let ran = sync(args).exits(code);
-        let said = ran.out() + &ran.err();
+        let ran = sync(args).assert_exit_code(code);
+        let said = ran.stdout_text() + &ran.stderr_text();
         let named = code == 0 || code == 124;
         assert!(
             !named || said.contains("01a22a08-9479-7b34-adae-dd6a21c3b9a0"),
@@ -184,18 +194,19 @@ fn the_beginning_of_an_id_names_a_sync_unless_another_one_begins_so() {
         );
     }
     assert_eq!(cluster.progress("01a22a08-9479-7b34-adae-dd6a21c3b9b0").state.as_str(), "QUEUED");
-    let said = sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9b0"]).exits(0).out();
+    let said =
+        sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9b0"]).assert_exit_code(0).stdout_text();
     // What somebody named is named in full.
-    cluster.ctl(["sync", "submit", "/a", "/b", "--id", "nightly-10"]).run().exits(0);
-    sync(&["delete", "nightly-1"]).exits(3);
+    cluster.ctl(["sync", "submit", "/a", "/b", "--id", "nightly-10"]).run().assert_exit_code(0);
+    sync(&["delete", "nightly-1"]).assert_exit_code(3);
     assert!(said.contains("had not ended: it is cancelled and deleted"), "{said}");
 }
 
 #[test]
-fn closed_streams_are_no_error() {
-    let cluster = Cluster::start(On::Embedded);
+fn closed_streams_are_not_an_error() {
+    let cluster = Cluster::start(StoreKind::Embedded);
     let (at, url) = (cluster.home(), cluster.master.url());
-    file(at.join("from/file"), "x");
+    write_file(at.join("from/file"), "x");
     for line in [
         "$ctl sync list --master-url URL >&-",
         "$ctl sync list --master-url URL <&-",
@@ -203,133 +214,146 @@ fn closed_streams_are_no_error() {
         "$ctl sync list --master-url URL <&- >&- 2>&-",
         "$ctl copy from to <&- >&- 2>&-",
     ] {
-        let ran = shell(&line.replace("URL", &url), at).exits(0);
-        assert!(!ran.err().contains("panicked"), "{line}: {}", ran.err());
+        let ran = run_shell(&line.replace("URL", &url), at).assert_exit_code(0);
+        assert!(!ran.stderr_text().contains("panicked"), "{line}: {}", ran.stderr_text());
     }
     // What would have been a stream was not written into a file that is copied.
-    assert_same(&at.join("from"), &at.join("to"), strict());
+    assert_same(&at.join("from"), &at.join("to"), exact_comparison());
 }
 
 #[test]
 fn a_second_interrupt_ends_the_waiting_at_once() {
-    let mut cluster = Cluster::start(On::Embedded);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     let args = ["sync", "submit", "/a", "/b", "--wait", "--id", "slow", "--cancel-on-interrupt"];
     let mut waiting = cluster.ctl(args).start();
-    waiting.await_that("it waits", |said| said.contains("state=QUEUED"));
+    waiting.await_stderr("it waits", |said| said.contains("state=QUEUED"));
     // So that the cancel has no answer.
     cluster.master.process.freeze();
     waiting.signal(Signal::INT);
-    waiting.await_that("it says what it does", |said| said.contains("cancelling"));
+    waiting.await_stderr("it says what it does", |said| said.contains("cancelling"));
     let asked = Instant::now();
     waiting.signal(Signal::INT);
-    waiting.finish(PATIENCE).exits(130);
+    waiting.finish(MAX_WAIT).assert_exit_code(130);
     // Else it goes on for as long as the master does not answer.
-    assert!(asked.elapsed() < PATIENCE / 3, "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < MAX_WAIT / 3, "{:?}", asked.elapsed());
     cluster.master.process.thaw();
 }
 
 #[test]
 fn a_copy_that_is_interrupted_twice_ends_and_can_be_run_again() {
     let home = home();
-    let (src, dst) = (dir(home.path().join("src")), home.path().join("dst"));
-    file(src.join("large"), noise(200 << 20, 3));
+    let (src, dst) = (make_dir(home.path().join("src")), home.path().join("dst"));
+    write_file(src.join("large"), random_bytes(200 << 20, 3));
     let copy = ctl(["copy", "--bwlimit", "64MiB/s"]).arg(&src).arg(&dst);
     let mut run = copy.start();
-    run.await_that("it is in the middle", |_| !support::tree::part_files(&dst).is_empty());
+    run.await_stderr("it is in the middle", |_| !support::tree::part_files(&dst).is_empty());
     run.signal(Signal::INT);
     run.signal(Signal::INT);
-    run.finish(PATIENCE).exits(130);
+    run.finish(MAX_WAIT).assert_exit_code(130);
     assert!(!dst.join("large").exists(), "what is not complete has no name");
-    ctl(["copy"]).arg(&src).arg(&dst).run().exits(0);
-    assert_same(&src, &dst, strict());
+    ctl(["copy"]).arg(&src).arg(&dst).run().assert_exit_code(0);
+    assert_same(&src, &dst, exact_comparison());
     assert!(support::tree::part_files(&dst).is_empty());
 }
 
 #[test]
-fn a_working_directory_that_is_gone_and_few_descriptors_are_enough_or_it_says_so() {
+fn a_removed_working_directory_and_few_descriptors_work_or_are_reported() {
     let home = home();
     let at = home.path();
-    many(&at.join("src"), 300, 1_000);
-    odd(&at.join("src/odd"));
-    file(at.join("src/large"), noise(20 << 20, 1));
+    write_many_files(&at.join("src"), 300, 1_000);
+    write_unusual_tree(&at.join("src/odd"));
+    write_file(at.join("src/large"), random_bytes(20 << 20, 1));
     let (src, gone) = (at.join("src"), at.join("gone"));
     let line = format!("mkdir gone; cd gone; rmdir ../gone; $ctl copy {0} {0}.gone", src.display());
-    shell(&line, at).exits(0);
+    run_shell(&line, at).assert_exit_code(0);
     assert!(!gone.exists());
-    assert_same(&src, &at.join("src.gone"), strict());
+    assert_same(&src, &at.join("src.gone"), exact_comparison());
     // A relative path leads nowhere from there, and it says so.
-    let said = shell("mkdir gone; cd gone; rmdir ../gone; $ctl copy src dst", at);
-    assert!(!said.stderr.is_empty() && !said.err().contains("panicked"), "{}", said.err());
+    let said = run_shell("mkdir gone; cd gone; rmdir ../gone; $ctl copy src dst", at);
+    assert!(
+        !said.stderr.is_empty() && !said.stderr_text().contains("panicked"),
+        "{}",
+        said.stderr_text()
+    );
     assert_ne!(said.code, Some(0));
     // So few are too few for a copy, and are enough for a question.
-    let few =
-        |files: usize, rest: &str| shell(&format!("prlimit --nofile={files}:{files} {rest}"), at);
-    let ran = few(16, "$ctl copy src few").exits(78);
-    assert!(ran.err().contains("16 open files") && ran.err().contains("ulimit"), "{}", ran.err());
-    few(64, "$ctl copy src few").exits(0);
-    assert_same(&src, &at.join("few"), strict());
-    let cluster = Cluster::start(On::Embedded);
-    few(16, &format!("$ctl sync list --master-url {}", cluster.master.url())).exits(0);
+    let few = |files: usize, rest: &str| {
+        run_shell(&format!("prlimit --nofile={files}:{files} {rest}"), at)
+    };
+    let ran = few(16, "$ctl copy src few").assert_exit_code(78);
+    assert!(
+        ran.stderr_text().contains("16 open files") && ran.stderr_text().contains("ulimit"),
+        "{}",
+        ran.stderr_text()
+    );
+    few(64, "$ctl copy src few").assert_exit_code(0);
+    assert_same(&src, &at.join("few"), exact_comparison());
+    let cluster = Cluster::start(StoreKind::Embedded);
+    few(16, &format!("$ctl sync list --master-url {}", cluster.master.url())).assert_exit_code(0);
 }
 
 /// Starts a master that can't be started; what it said, once it has ended.
-fn refused(at: &Path, config: &str) -> Ran {
-    let config = file(at.join("master.yml"), config);
+fn assert_refused(at: &Path, config: &str) -> CommandOutput {
+    let config = write_file(at.join("master.yml"), config);
     ctl(["master", "--config"]).arg(config).run()
 }
 
 #[test]
-fn a_master_that_cannot_listen_or_keep_its_state_says_why_and_ends() {
+fn a_master_that_cannot_listen_or_store_state_exits_with_the_reason() {
     let home = home();
     let at = home.path();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let state = dir(at.join("state"));
+    let state = make_dir(at.join("state"));
     let config =
         |listen: &str, state: &Path| format!("listen: {listen}\ndata_dir: {}\n", state.display());
-    let ran = refused(at, &config(&address, &state));
-    assert!(ran.err().contains(&address) && ran.err().contains("in use"), "{}", ran.err());
+    let ran = assert_refused(at, &config(&address, &state));
+    assert!(
+        ran.stderr_text().contains(&address) && ran.stderr_text().contains("in use"),
+        "{}",
+        ran.stderr_text()
+    );
     assert_ne!(ran.code, Some(0));
     for (what, options) in [("read-only", "ro"), ("full", "size=4k")] {
-        let small = Mount::tmpfs(dir(at.join(what)), options);
+        let small = TmpfsMount::tmpfs(make_dir(at.join(what)), options);
         if what == "full" {
             let _ = fs::write(small.0.join("filler"), [1; 4096]);
         }
-        let ran = refused(at, &config("127.0.0.1:0", &small.0));
-        let said = ran.err();
+        let ran = assert_refused(at, &config("127.0.0.1:0", &small.0));
+        let said = ran.stderr_text();
         assert!(said.contains(small.0.to_str().unwrap()), "{what}: {said}");
         assert!(!said.contains("panicked"), "{what}: {said}");
         assert_ne!(ran.code, Some(0), "{what}");
     }
-    let no_directory = file(at.join("file"), "");
-    let said = refused(at, &config("127.0.0.1:0", &no_directory)).err();
+    let no_directory = write_file(at.join("file"), "");
+    let said = assert_refused(at, &config("127.0.0.1:0", &no_directory)).stderr_text();
     assert!(said.contains(no_directory.to_str().unwrap()), "{said}");
 }
 
 #[test]
-fn an_agent_whose_port_is_taken_says_so_and_ends() {
+fn an_agent_whose_port_is_in_use_exits_with_the_reason() {
     let home = home();
     let at = home.path();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    chmod(dir(at.join("data")), 0o755);
+    chmod(make_dir(at.join("data")), 0o755);
     let config = format!(
         "master_url: http://127.0.0.1:1\nworkers:\n  - worker_id: a\n    storage_paths: [{}]\n    network:\n      \
          data_plane_endpoints: [{{address: 127.0.0.1, port: {port}}}]\n",
         at.join("data").display()
     );
-    let config = file(at.join("agent.yml"), config);
+    let config = write_file(at.join("agent.yml"), config);
     let ran = ctl(["agent", "--worker-id", "a", "--config"]).arg(config).run();
-    assert!(ran.err().contains(&format!("127.0.0.1:{port}")), "{}", ran.err());
-    assert!(ran.err().contains("in use"), "{}", ran.err());
+    assert!(ran.stderr_text().contains(&format!("127.0.0.1:{port}")), "{}", ran.stderr_text());
+    assert!(ran.stderr_text().contains("in use"), "{}", ran.stderr_text());
     assert_ne!(ran.code, Some(0));
 }
 
 #[test]
-fn an_agent_that_is_told_to_stop_twice_stops_at_once() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    file(src.join("large"), noise(48 << 20, 1));
+fn a_second_stop_signal_stops_an_agent_at_once() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_file(src.join("large"), random_bytes(48 << 20, 1));
     let id = cluster.submit_with(
         &src,
         &dst,
@@ -337,33 +361,33 @@ fn an_agent_that_is_told_to_stop_twice_stops_at_once() {
     );
     cluster.await_progress(&id, "has begun", |s| s.scan_done);
     let agent: &mut Process = &mut cluster.agents.get_mut("a").unwrap().process;
-    support::await_that("it has something in hand", || agent.log().contains("kind=\"range\""));
+    support::await_true("it has something in hand", || agent.log().contains("kind=\"range\""));
     agent.signal(Signal::TERM);
-    support::await_that("it drains", || agent.log().contains("draining"));
-    assert!(agent.ended().is_none(), "it lets what it has go on for a while");
+    support::await_true("it drains", || agent.log().contains("draining"));
+    assert!(agent.try_exit_status().is_none(), "it lets what it has go on for a while");
     let told = Instant::now();
     assert_eq!(agent.terminate().code(), Some(143));
     // Else it goes on for as long as its range takes, which is over a minute.
-    assert!(told.elapsed() < PATIENCE / 3, "{:?}", told.elapsed());
+    assert!(told.elapsed() < MAX_WAIT / 3, "{:?}", told.elapsed());
     // As if it had been killed.
     cluster.agents.get_mut("a").unwrap().restart();
-    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
-    support::cluster::assert_complete(&cluster.ended(&id), support::tree::census(&src));
-    assert_same(&src, &dst, strict());
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);
+    support::cluster::assert_complete(&cluster.await_end(&id), support::tree::census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }
 
 /// A file system in memory, gone when it is dropped.
-struct Mount(PathBuf);
+struct TmpfsMount(PathBuf);
 
-impl Mount {
-    fn tmpfs(at: PathBuf, options: &str) -> Mount {
+impl TmpfsMount {
+    fn tmpfs(at: PathBuf, options: &str) -> TmpfsMount {
         let words = ["-t", "tmpfs", "-o", options, "none"].map(OsStr::new);
-        must("mount", words.into_iter().chain([at.as_os_str()]));
-        Mount(at)
+        run_or_panic("mount", words.into_iter().chain([at.as_os_str()]));
+        TmpfsMount(at)
     }
 }
 
-impl Drop for Mount {
+impl Drop for TmpfsMount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
     }

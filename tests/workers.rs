@@ -5,91 +5,99 @@ mod support;
 
 use longhaul::wire::sync::{SyncOutcome, SyncState};
 use serde_json::{Value, json};
-use support::await_that;
-use support::cluster::{Cluster, On, assert_complete};
-use support::tree::{self, assert_same, census, dir, file, many, noise, strict};
+use support::await_true;
+use support::cluster::{Cluster, StoreKind, assert_complete};
+use support::tree::{
+    self, assert_same, census, exact_comparison, make_dir, random_bytes, write_file,
+    write_many_files,
+};
 
 const MIB: usize = 1 << 20;
 
 #[test]
-fn a_path_without_a_worker_keeps_the_sync_queued_with_the_reason_until_one_turns_up() {
-    let mut cluster = Cluster::start(On::Redis);
-    let (src, dst) = (dir(cluster.path("data")), dir(cluster.path("dst")));
-    file(src.join("x"), "x");
-    let database = dir(cluster.path("database"));
+fn a_path_without_a_worker_keeps_the_sync_queued_with_a_reason() {
+    let mut cluster = Cluster::start(StoreKind::Redis);
+    let (src, dst) = (make_dir(cluster.data_path("data")), make_dir(cluster.data_path("dst")));
+    write_file(src.join("x"), "x");
+    let database = make_dir(cluster.data_path("database"));
     let id = cluster.submit(&src, &dst);
     let reason = cluster.progress(&id).reason.expect("a reason");
     assert!(reason.contains(&src.display().to_string()), "{reason}");
 
     // A storage path of which only the letters fit does not hold the source.
-    cluster.agent("near", &[&database]);
-    cluster.agent("b", &[&dst]);
+    cluster.add_agent("near", &[&database]);
+    cluster.add_agent("b", &[&dst]);
     let queued = cluster.progress(&id);
     assert_eq!(queued.state, SyncState::Queued, "{queued:#?}");
     let reason = queued.reason.expect("a reason");
     for part in [src.display().to_string(), database.display().to_string(), "near".to_owned()] {
         assert!(reason.contains(&part), "`{part}` in {reason}");
     }
-    let listed = cluster.ctl(["sync", "list"]).run().exits(0).out();
+    let listed = cluster.ctl(["sync", "list"]).run().assert_exit_code(0).stdout_text();
     assert!(listed.contains("QUEUED") && listed.contains("near"), "{listed}");
 
-    cluster.agent("a", &[&src]);
-    assert_complete(&cluster.ended(&id), census(&src));
-    assert_same(&src, &dst, strict());
+    cluster.add_agent("a", &[&src]);
+    assert_complete(&cluster.await_end(&id), census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }
 
 #[test]
-fn paths_that_no_worker_serves_are_named_at_the_submit_and_refused_where_nothing_is_to_be_queued() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    file(src.join("x"), "x");
-    let (typo, good) = (cluster.path("srcc"), src.to_str().unwrap());
+fn paths_without_a_worker_are_named_at_submit_and_refused_with_no_queue() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_file(src.join("x"), "x");
+    let (typo, good) = (cluster.data_path("srcc"), src.to_str().unwrap());
     let submit = |cluster: &Cluster, paths: [&str; 2], more: &[&str]| {
-        cluster.ctl(["sync", "submit"]).more(paths).more(more).run()
+        cluster.ctl(["sync", "submit"]).args(paths).args(more).run()
     };
     let paths = [typo.to_str().unwrap(), dst.to_str().unwrap()];
-    let ran = submit(&cluster, paths, &["--id", "late"]).exits(0);
+    let ran = submit(&cluster, paths, &["--id", "late"]).assert_exit_code(0);
     for part in
         ["warning: no active worker serves the source path", paths[0], &format!("{good} (a)")]
     {
-        assert!(ran.err().contains(part), "`{part}` in {}", ran.err());
+        assert!(ran.stderr_text().contains(part), "`{part}` in {}", ran.stderr_text());
     }
-    let ran = submit(&cluster, paths, &["--id", "json", "-o", "json"]).exits(0);
-    assert!(ran.json()["warnings"][0].as_str().unwrap().contains(paths[0]), "{}", ran.out());
+    let ran = submit(&cluster, paths, &["--id", "json", "-o", "json"]).assert_exit_code(0);
+    assert!(
+        ran.json()["warnings"][0].as_str().unwrap().contains(paths[0]),
+        "{}",
+        ran.stdout_text()
+    );
     // Refused, and nothing is left of it.
-    let err = submit(&cluster, paths, &["--id", "now", "--no-queue"]).exits(7).err();
+    let err =
+        submit(&cluster, paths, &["--id", "now", "--no-queue"]).assert_exit_code(7).stderr_text();
     assert!(
         err.contains(paths[0]) && err.contains("--no-queue") && err.contains("(exit 7)"),
         "{err}"
     );
-    cluster.ctl(["sync", "status", "now"]).run().exits(3);
+    cluster.ctl(["sync", "status", "now"]).run().assert_exit_code(3);
     let body = json!({"source_path": paths[0], "destination_path": paths[1], "options": {"no_queue": true}});
     let refused = cluster.master.post("/sync", &body);
     assert_eq!((refused.status, &refused.json()["code"]), (409, &json!("no_worker")));
     // Whoever waits is shown why.
     let mut waits = cluster.ctl(["sync", "wait", "late", "--progress", "plain"]).start();
-    waits.await_that("the reason is shown", |said| said.contains("no active worker serves"));
+    waits.await_stderr("the reason is shown", |said| said.contains("no active worker serves"));
     drop(waits);
     // Where both are served there is no warning.
-    cluster.ctl(["sync", "delete", "late", "json"]).run().exits(0);
-    let ran = submit(&cluster, [good, paths[1]], &["--no-queue", "--wait"]).exits(0);
-    assert!(!ran.err().contains("warning"), "{}", ran.err());
-    assert_same(&src, &dst, strict());
+    cluster.ctl(["sync", "delete", "late", "json"]).run().assert_exit_code(0);
+    let ran = submit(&cluster, [good, paths[1]], &["--no-queue", "--wait"]).assert_exit_code(0);
+    assert!(!ran.stderr_text().contains("warning"), "{}", ran.stderr_text());
+    assert_same(&src, &dst, exact_comparison());
 }
 
 #[test]
-fn two_workers_at_the_destination_both_receive() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    cluster.agent("c", &[&dst]);
-    file(src.join("large"), noise(48 * MIB, 7));
-    many(&src, 400, 50_000);
-    let before = written(&cluster, ["b", "c"]);
+fn two_destination_workers_both_receive() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    cluster.add_agent("c", &[&dst]);
+    write_file(src.join("large"), random_bytes(48 * MIB, 7));
+    write_many_files(&src, 400, 50_000);
+    let before = written_bytes_of_agents(&cluster, ["b", "c"]);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2}));
-    let sync = cluster.ended(&id);
+    let sync = cluster.await_end(&id);
     assert_complete(&sync, census(&src));
-    assert_same(&src, &dst, strict());
-    let after = written(&cluster, ["b", "c"]);
+    assert_same(&src, &dst, exact_comparison());
+    let after = written_bytes_of_agents(&cluster, ["b", "c"]);
     let share = [after[0] - before[0], after[1] - before[1]];
     assert!(share.iter().sum::<u64>() >= sync.total_bytes, "{share:?}");
     for one in share {
@@ -98,64 +106,64 @@ fn two_workers_at_the_destination_both_receive() {
 }
 
 #[test]
-fn two_workers_at_the_source_share_the_reading() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    cluster.agent("a2", &[&src]);
-    file(src.join("large"), noise(48 * MIB, 8));
-    many(&src, 400, 50_000);
+fn two_source_workers_share_the_reads() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    cluster.add_agent("a2", &[&src]);
+    write_file(src.join("large"), random_bytes(48 * MIB, 8));
+    write_many_files(&src, 400, 50_000);
     let read =
         |cluster: &Cluster| ["a", "a2"].map(|name| cluster.agents[name].process.file_bytes().0);
     let before = read(&cluster);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2}));
-    let sync = cluster.ended(&id);
+    let sync = cluster.await_end(&id);
     assert_complete(&sync, census(&src));
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
     let after = read(&cluster);
     for one in [after[0] - before[0], after[1] - before[1]] {
         assert!(one > sync.total_bytes / 10, "both read a good part: {before:?} {after:?}");
     }
 }
 
-fn written<const N: usize>(cluster: &Cluster, names: [&str; N]) -> [u64; N] {
+fn written_bytes_of_agents<const N: usize>(cluster: &Cluster, names: [&str; N]) -> [u64; N] {
     names.map(|name| cluster.agents[name].process.file_bytes().1)
 }
 
 /// Whether no worker has a task.
-fn idle(cluster: &Cluster) -> bool {
+fn is_idle(cluster: &Cluster) -> bool {
     let workers = cluster.master.get("/workers").json();
     workers["active"].as_array().unwrap().iter().all(|w| w["in_flight"] == 0)
 }
 
 #[test]
-fn several_syncs_at_once_share_the_workers() {
-    let mut cluster = Cluster::start(On::Redis);
-    let (src, dst) = cluster.pair();
+fn concurrent_syncs_share_the_workers() {
+    let mut cluster = Cluster::start(StoreKind::Redis);
+    let (src, dst) = cluster.add_source_and_destination();
     let trees: Vec<_> =
         (0..4).map(|i| (src.join(format!("{i}")), dst.join(format!("{i}")))).collect();
     for (i, (from, _)) in trees.iter().enumerate() {
-        many(from, 300, 4_000);
-        file(from.join("large"), noise(8 * MIB, i as u64 + 1));
+        write_many_files(from, 300, 4_000);
+        write_file(from.join("large"), random_bytes(8 * MIB, i as u64 + 1));
     }
     let ids: Vec<String> = trees
         .iter()
         .map(|(from, to)| cluster.submit_with(from, to, json!({"chunk_size_mb": 1})))
         .collect();
     // Each is begun before any has ended: none waits for another's end.
-    let ends: Vec<_> = ids.iter().map(|id| cluster.ended(id)).collect();
+    let ends: Vec<_> = ids.iter().map(|id| cluster.await_end(id)).collect();
     let first_end = ends.iter().filter_map(|s| s.ended_at).min().unwrap();
     for (sync, (from, to)) in ends.iter().zip(&trees) {
         assert_complete(sync, census(from));
-        assert_same(from, to, strict());
+        assert_same(from, to, exact_comparison());
         assert!(sync.started_at.unwrap() <= first_end, "{ends:#?}");
     }
 }
 
 #[test]
-fn a_cancelled_sync_stops_writes_nothing_more_and_leaves_no_part_file() {
-    let mut cluster = Cluster::start_with(On::Embedded, "");
-    let (src, dst) = cluster.pair();
-    file(src.join("large"), noise(256 * MIB, 9));
+fn a_cancelled_sync_writes_nothing_afterwards_and_leaves_no_part_file() {
+    let mut cluster = Cluster::start_with(StoreKind::Embedded, "");
+    let (src, dst) = cluster.add_source_and_destination();
+    write_file(src.join("large"), random_bytes(256 * MIB, 9));
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 4}));
     cluster.await_progress(&id, "is in the middle", |s| s.transferred_bytes > 0);
     let answer = cluster.master.post(&format!("/sync/{id}/cancel"), &json!({}));
@@ -163,20 +171,20 @@ fn a_cancelled_sync_stops_writes_nothing_more_and_leaves_no_part_file() {
     let cancelled = cluster.progress(&id);
     assert_eq!(cancelled.outcome, Some(SyncOutcome::Cancelled), "{cancelled:#?}");
     assert!(cancelled.transferred_bytes < cancelled.total_bytes, "{cancelled:#?}");
-    await_that("the part file is removed", || tree::part_files(&dst).is_empty());
-    await_that("nothing is in hand any more", || idle(&cluster));
+    await_true("the part file is removed", || tree::part_files(&dst).is_empty());
+    await_true("nothing is in hand any more", || is_idle(&cluster));
     assert!(!dst.join("large").exists());
     assert_eq!(cluster.progress(&id).state, SyncState::Cancelled);
     // What is cancelled can be run again.
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }
 
 #[test]
-fn a_deleted_sync_is_forgotten_and_its_id_is_free_again() {
-    let mut cluster = Cluster::start(On::Redis);
-    let (src, dst) = cluster.pair();
-    file(src.join("large"), noise(128 * MIB, 10));
+fn a_deleted_sync_frees_its_id() {
+    let mut cluster = Cluster::start(StoreKind::Redis);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_file(src.join("large"), random_bytes(128 * MIB, 10));
     let again = json!({"chunk_size_mb": 4, "request_id": "again"});
     cluster.submit_with(&src, &dst, again.clone());
     cluster.await_progress("again", "is in the middle", |s| s.transferred_bytes > 0);
@@ -188,201 +196,210 @@ fn a_deleted_sync_is_forgotten_and_its_id_is_free_again() {
     assert_eq!(cluster.master.get("/sync/again").status, 404);
     assert_eq!(cluster.master.get("/sync").json(), json!([]));
     cluster.submit_with(&src, &dst, again);
-    assert_complete(&cluster.ended("again"), census(&src));
+    assert_complete(&cluster.await_end("again"), census(&src));
     // The part file of the first is removed when nobody can be writing to it any more.
-    await_that("no part file is left", || tree::part_files(&dst).is_empty());
-    await_that("nothing is in hand any more", || idle(&cluster));
-    assert_same(&src, &dst, strict());
+    await_true("no part file is left", || tree::part_files(&dst).is_empty());
+    await_true("nothing is in hand any more", || is_idle(&cluster));
+    assert_same(&src, &dst, exact_comparison());
     // What has ended is deleted as well; files stay.
     assert_eq!(cluster.master.delete("/sync/again").status, 200);
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
 }
 
 /// What `GET /workers` says of a worker.
-fn view(cluster: &Cluster, id: &str) -> Value {
+fn worker_view(cluster: &Cluster, id: &str) -> Value {
     let list = cluster.master.get("/workers").json();
     let all = ["active", "inactive"].map(|key| list[key].as_array().unwrap().clone()).concat();
     all.into_iter().find(|w| w["worker_id"] == id).unwrap_or_default()
 }
 
 #[test]
-fn a_drained_worker_ends_what_it_has_and_the_others_do_the_rest() {
-    let mut cluster = Cluster::start(On::Redis);
-    let (src, dst) = cluster.four();
+fn a_drained_worker_finishes_its_tasks_and_the_others_continue() {
+    let mut cluster = Cluster::start(StoreKind::Redis);
+    let (src, dst) = cluster.add_two_agents_per_side();
     for i in 0..24 {
-        file(src.join(format!("f{i}")), noise(2 * MIB, i));
+        write_file(src.join(format!("f{i}")), random_bytes(2 * MIB, i));
     }
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "bwlimit": "8MiB/s"}));
     cluster.await_progress(&id, "has begun at a", |s| {
         s.transferred_bytes > 0 && s.detail.contains_key("a")
     });
     let args = ["workers", "drain", "a", "b", "--reason", "new disks"];
-    let said = cluster.ctl(args).run().exits(0).out();
+    let said = cluster.ctl(args).run().assert_exit_code(0).stdout_text();
     assert!(said.contains("Worker a is drain") && said.contains("Worker b is drain"), "{said}");
     // Also for a master that starts anew.
     cluster.master.restart();
-    await_that("all agents are there", || cluster.master.active().len() == 4);
-    let a = view(&cluster, "a");
+    await_true("all agents are there", || cluster.master.active_workers().len() == 4);
+    let a = worker_view(&cluster, "a");
     assert_eq!((&a["status"], &a["drained"]["reason"]), (&json!("DRAINING"), &json!("new disks")));
-    let shown = cluster.ctl(["workers", "list"]).run().exits(0).out();
+    let shown = cluster.ctl(["workers", "list"]).run().assert_exit_code(0).stdout_text();
     assert!(shown.contains("DRAIN") && shown.contains("new disks"), "{shown}");
-    await_that("they have nothing in hand", || {
-        ["a", "b"].iter().all(|w| view(&cluster, w)["in_flight"] == 0)
+    await_true("they have nothing in hand", || {
+        ["a", "b"].iter().all(|w| worker_view(&cluster, w)["in_flight"] == 0)
     });
     let still = cluster.progress(&id);
     assert_eq!(still.state, SyncState::Progress, "the rest is left to others: {still:#?}");
     let before = cluster.agents["a"].process.file_bytes().0;
-    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
-    let sync = cluster.ended(&id);
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);
+    let sync = cluster.await_end(&id);
     assert_complete(&sync, census(&src));
     assert_eq!(sync.retries, 0, "nothing was taken away: {sync:#?}");
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
     assert!(cluster.agents["a"].process.file_bytes().0 - before < MIB as u64, "a reads no more");
 
     // With nobody else at the destination a sync waits, and says for whom.
-    cluster.ctl(["workers", "drain", "b2"]).run().exits(0);
-    let again = cluster.submit(&src, &cluster.path("dst/again"));
+    cluster.ctl(["workers", "drain", "b2"]).run().assert_exit_code(0);
+    let again = cluster.submit(&src, &cluster.data_path("dst/again"));
     let reason = cluster.progress(&again).reason.unwrap();
     assert!(reason.contains("b (drained by") && reason.contains("new disks"), "{reason}");
-    cluster.ctl(["workers", "undrain", "b"]).run().exits(0);
-    assert_complete(&cluster.ended(&again), census(&src));
-    cluster.ctl(["workers", "drain", "typo"]).run().exits(3);
+    cluster.ctl(["workers", "undrain", "b"]).run().assert_exit_code(0);
+    assert_complete(&cluster.await_end(&again), census(&src));
+    cluster.ctl(["workers", "drain", "typo"]).run().assert_exit_code(3);
 }
 
 /// One file that takes some seconds, as one task, some of which has arrived.
-fn receiving(cluster: &mut Cluster) -> (String, std::path::PathBuf, std::path::PathBuf) {
-    let (src, dst) = cluster.pair();
-    file(src.join("large"), noise(24 * MIB, 3));
+fn start_receiving_sync(cluster: &mut Cluster) -> (String, std::path::PathBuf, std::path::PathBuf) {
+    let (src, dst) = cluster.add_source_and_destination();
+    write_file(src.join("large"), random_bytes(24 * MIB, 3));
     let id = cluster.submit_with(&src, &dst, json!({"bwlimit": "6MiB/s"}));
     cluster.await_progress(&id, "bytes move", |s| s.transferred_bytes > 0);
     (id, src, dst)
 }
 
 #[test]
-fn the_drain_of_a_receiver_ends_when_nobody_writes_through_it_any_more() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (id, src, dst) = receiving(&mut cluster);
-    await_that("it is shown what b receives", || view(&cluster, "b")["receiving"] == 1);
-    assert_eq!(view(&cluster, "b")["in_flight"], 0);
+fn a_receiver_is_drained_when_no_agent_writes_through_it() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (id, src, dst) = start_receiving_sync(&mut cluster);
+    await_true("it is shown what b receives", || worker_view(&cluster, "b")["receiving"] == 1);
+    assert_eq!(worker_view(&cluster, "b")["in_flight"], 0);
     // An undrain stands while a command waits for the drain.
     let waiting = cluster.ctl(["workers", "drain", "b", "--wait"]).start();
-    await_that("b is drained", || !view(&cluster, "b")["drained"].is_null());
-    cluster.ctl(["workers", "undrain", "b"]).run().exits(0);
-    let said = waiting.finish(support::PATIENCE).exits(0).out();
+    await_true("b is drained", || !worker_view(&cluster, "b")["drained"].is_null());
+    cluster.ctl(["workers", "undrain", "b"]).run().assert_exit_code(0);
+    let said = waiting.finish(support::MAX_WAIT).assert_exit_code(0).stdout_text();
     assert!(said.contains("Worker b is undrained"), "{said}");
-    assert!(view(&cluster, "b")["drained"].is_null());
-    let said = cluster.ctl(["workers", "drain", "b"]).run().exits(0).out();
+    assert!(worker_view(&cluster, "b")["drained"].is_null());
+    let said = cluster.ctl(["workers", "drain", "b"]).run().assert_exit_code(0).stdout_text();
     assert!(said.contains("Worker b is draining"), "{said}");
-    let said = cluster.ctl(["workers", "drain", "b", "--wait"]).run().exits(0).out();
+    let said =
+        cluster.ctl(["workers", "drain", "b", "--wait"]).run().assert_exit_code(0).stdout_text();
     assert!(said.contains("no other agent writes through it"), "{said}");
-    let b = view(&cluster, "b");
+    let b = worker_view(&cluster, "b");
     assert_eq!((&b["state"], &b["receiving"]), (&json!("DRAINED"), &json!(0)), "{b}");
     let seen = cluster.progress(&id);
     assert_eq!((seen.files_done, seen.retries), (1, 0), "the file is there: {seen:#?}");
-    assert_complete(&cluster.ended(&id), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.await_end(&id), census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }
 
 #[test]
-fn a_receiver_that_is_told_to_stop_lets_what_is_written_through_it_end() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (id, src, dst) = receiving(&mut cluster);
+fn a_receiver_that_stops_finishes_the_writes_through_it() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (id, src, dst) = start_receiving_sync(&mut cluster);
     let b = cluster.agents.get_mut("b").unwrap();
     assert_eq!(b.terminate().code(), Some(0), "a clean stop");
     let seen = cluster.await_progress(&id, "the file is there", |s| s.files_done == 1);
     assert_eq!(seen.retries, 0, "no task failed: {seen:#?}");
-    let gone = view(&cluster, "b");
+    let gone = worker_view(&cluster, "b");
     assert_eq!((&gone["state"], &gone["active"]), (&json!("STOPPED"), &json!(false)), "{gone}");
-    cluster.ctl(["workers", "forget", "b"]).run().exits(0);
+    cluster.ctl(["workers", "forget", "b"]).run().assert_exit_code(0);
     cluster.agents.get_mut("b").unwrap().restart();
-    assert_complete(&cluster.ended(&id), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.await_end(&id), census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }
 
 #[test]
-fn a_worker_is_forgotten_only_when_it_is_silent() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (_, _) = cluster.pair();
+fn a_worker_can_be_removed_only_when_it_is_silent() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (_, _) = cluster.add_source_and_destination();
     let said = cluster.ctl(["workers", "forget", "a"]).run();
-    assert!(said.code != Some(0) && said.err().contains("is alive"), "{}", said.err());
+    assert!(
+        said.code != Some(0) && said.stderr_text().contains("is alive"),
+        "{}",
+        said.stderr_text()
+    );
     cluster.agents.get_mut("a").unwrap().kill_9();
-    await_that("a is silent", || !cluster.master.active().contains(&"a".to_owned()));
-    cluster.ctl(["workers", "forget", "a"]).run().exits(0);
-    assert_eq!(view(&cluster, "a"), Value::Null);
-    cluster.ctl(["workers", "forget", "a"]).run().exits(3);
+    await_true("a is silent", || !cluster.master.active_workers().contains(&"a".to_owned()));
+    cluster.ctl(["workers", "forget", "a"]).run().assert_exit_code(0);
+    assert_eq!(worker_view(&cluster, "a"), Value::Null);
+    cluster.ctl(["workers", "forget", "a"]).run().assert_exit_code(3);
     cluster.agents.get_mut("a").unwrap().restart();
-    await_that("a is back", || cluster.master.active().len() == 2);
+    await_true("a is back", || cluster.master.active_workers().len() == 2);
 }
 
 #[test]
-fn reassigned_tasks_are_done_by_others_and_everything_is_counted_once() {
-    let mut cluster = Cluster::start_with(On::Embedded, "");
-    let (src, dst) = cluster.pair();
+fn reassigned_tasks_are_done_by_other_workers_and_counted_once() {
+    let mut cluster = Cluster::start_with(StoreKind::Embedded, "");
+    let (src, dst) = cluster.add_source_and_destination();
     for i in 0..16 {
-        file(src.join(format!("f{i}")), noise(2 * MIB, i));
+        write_file(src.join(format!("f{i}")), random_bytes(2 * MIB, i));
     }
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "bwlimit": "4MiB/s"}));
     cluster.await_progress(&id, "has begun", |s| {
         s.transferred_bytes > 0 && s.detail.contains_key("a")
     });
-    cluster.agent("a2", &[&src]);
-    let said = cluster.ctl(["sync", "reassign", &id, "--worker", "a"]).run().exits(0).out();
+    cluster.add_agent("a2", &[&src]);
+    let said = cluster
+        .ctl(["sync", "reassign", &id, "--worker", "a"])
+        .run()
+        .assert_exit_code(0)
+        .stdout_text();
     assert!(said.contains("Taken from worker a, for others: "), "{said}");
-    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
-    let sync = cluster.ended(&id);
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);
+    let sync = cluster.await_end(&id);
     assert_complete(&sync, census(&src));
     assert!(sync.retries > 0, "{sync:#?}");
-    assert_same(&src, &dst, strict());
-    await_that("no part file is left", || tree::part_files(&dst).is_empty());
+    assert_same(&src, &dst, exact_comparison());
+    await_true("no part file is left", || tree::part_files(&dst).is_empty());
 }
 
 #[test]
-fn reconciling_an_installation_that_is_at_work_changes_nothing() {
-    for on in [On::Embedded, On::Redis] {
+fn reconciling_a_busy_installation_changes_nothing() {
+    for on in [StoreKind::Embedded, StoreKind::Redis] {
         let mut cluster = Cluster::start(on);
-        let (src, dst) = cluster.pair();
-        file(src.join("large"), noise(16 * MIB, 3));
-        many(&src, 100, 1_000);
+        let (src, dst) = cluster.add_source_and_destination();
+        write_file(src.join("large"), random_bytes(16 * MIB, 3));
+        write_many_files(&src, 100, 1_000);
         let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "bwlimit": "8MiB/s"}));
         cluster.await_progress(&id, "has begun", |s| s.transferred_bytes > 0);
         let answer = cluster.master.post("/admin/reconcile", &json!({}));
         let done = answer.json();
         assert_eq!((answer.status, &done["requeued_tasks"]), (200, &json!(0)), "{done}");
-        let said = cluster.ctl(["admin", "reconcile"]).run().exits(0).out();
+        let said = cluster.ctl(["admin", "reconcile"]).run().assert_exit_code(0).stdout_text();
         assert!(said.contains("nothing was changed"), "{said}");
-        cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
-        let sync = cluster.ended(&id);
+        cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);
+        let sync = cluster.await_end(&id);
         assert_complete(&sync, census(&src));
         assert_eq!(sync.retries, 0, "{sync:#?}");
     }
 }
 
 #[test]
-fn an_agent_told_to_stop_finishes_and_the_others_go_on() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    cluster.agent("a2", &[&src]);
-    file(src.join("large"), noise(96 * MIB, 11));
-    many(&src, 200, 20_000);
+fn an_agent_that_stops_finishes_its_tasks_and_the_others_continue() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    cluster.add_agent("a2", &[&src]);
+    write_file(src.join("large"), random_bytes(96 * MIB, 11));
+    write_many_files(&src, 200, 20_000);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2}));
     cluster.await_progress(&id, "has begun", |s| s.transferred_bytes > 0);
     let status = cluster.agents.get_mut("a").unwrap().terminate();
     assert_eq!(status.code(), Some(0), "a clean stop");
-    assert_complete(&cluster.ended(&id), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.await_end(&id), census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }
 
 #[test]
-fn agents_that_are_told_to_stop_again_and_again_cost_no_file_a_try() {
-    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 0}");
-    let (src, dst) = cluster.pair();
-    many(&src.join("many"), 3_000, 100);
-    let id = cluster.in_the_middle(&src, &dst, (64, "12MiB/s"), json!({}));
+fn repeated_agent_restarts_use_up_no_attempts_of_files() {
+    let mut cluster = Cluster::start_with(StoreKind::Embedded, "defaults: {max_retries: 0}");
+    let (src, dst) = cluster.add_source_and_destination();
+    write_many_files(&src.join("many"), 3_000, 100);
+    let id = cluster.submit_and_await_partial(&src, &dst, (64, "12MiB/s"), json!({}));
     for times in 1..=4 {
         let begun = |cluster: &Cluster| {
             cluster.agents["a"].process.log().matches("agent started").count() == times
         };
-        await_that("it has begun", || begun(&cluster));
+        await_true("it has begun", || begun(&cluster));
         let further = cluster.progress(&id).transferred_bytes + 4 * MIB as u64;
         let agent = cluster.agents.get_mut("a").unwrap();
         assert_eq!(agent.terminate().code(), Some(0), "a clean stop");
@@ -391,28 +408,28 @@ fn agents_that_are_told_to_stop_again_and_again_cost_no_file_a_try() {
             s.transferred_bytes > further || s.state.is_final()
         });
     }
-    let end = cluster.ended(&id);
+    let end = cluster.await_end(&id);
     assert_complete(&end, census(&src));
     assert_eq!(end.retries, 0, "{end:#?}");
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
     cluster.assert_no_panic();
 }
 
 /// RFC 5737: no host has this address.
 #[test]
-fn an_endpoint_that_an_agent_cannot_listen_on_is_shown_as_unavailable_and_not_as_usable() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let src = dir(cluster.path("src"));
-    let agent = cluster.agent("a", &[&src]);
+fn an_endpoint_that_cannot_be_bound_is_shown_as_unavailable() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let src = make_dir(cluster.data_path("src"));
+    let agent = cluster.add_agent("a", &[&src]);
     let more = "{address: 127.0.0.1, port: 0}, {address: 192.0.2.1, port: 7000}";
     agent.configure(|text| text.replace("{address: 127.0.0.1, port: 0}", more));
     agent.restart();
-    let shown = || cluster.ctl(["workers", "show", "a"]).run().exits(0).out();
+    let shown = || cluster.ctl(["workers", "show", "a"]).run().assert_exit_code(0).stdout_text();
     let line = |start: &str| {
         let shown = shown();
         shown.lines().find(|line| line.starts_with(start)).map(str::to_owned)
     };
-    await_that("both are shown", || line("192.0.2.1:7000").is_some());
+    await_true("both are shown", || line("192.0.2.1:7000").is_some());
     let unavailable = line("192.0.2.1:7000").unwrap();
     assert!(unavailable.contains("aside: unavailable, cannot listen on"), "{unavailable}");
     assert!(line("127.0.0.1:").unwrap().contains("usable"));

@@ -6,8 +6,8 @@
 //!                   └──▶ needed ─▶ packs
 //! ```
 
-use super::execute::{Done, Job, entry_error};
-use super::fates::{Fate, Fates, some_of};
+use super::batch_outcome::{BatchOutcome, EntryOutcome, subset};
+use super::job::{Job, TaskOutcome, entry_error};
 use crate::data::buffer_pool::{BufferPool, SEND_BUFFER_BYTES};
 use crate::data::outcome::OfferOutcome;
 use crate::data::{Destination, OfferDecision, SendError, hash_source};
@@ -23,48 +23,48 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 /// Files of a batch that are hashed at a time.
-const HASHED_AT_A_TIME: usize = 4;
+const MAX_CONCURRENT_HASHES: usize = 4;
 
 /// Brings `manifest`, which is `encoded`, to one of the destination workers; when one fails, to the
 /// next.
-pub async fn copy(job: Job<'_>, manifest: Manifest, encoded: Bytes) -> Done {
-    let source = match job.source().await {
+pub async fn copy_batch(job: Job<'_>, manifest: Manifest, encoded: Bytes) -> TaskOutcome {
+    let source = match job.open_source().await {
         Ok(source) => source,
         Err(done) => return *done,
     };
-    let mut fates = Fates::new(&manifest);
-    let mut choice = job.destinations();
-    while let Some(to) = choice.pick() {
-        fates.begin();
-        match bring(job, &to, (&source, &encoded), &mut fates).await {
-            Ok(()) => return Done::well(fates.report(&job.assignment.options)),
-            Err(error) => choice.failed(to.worker(), &error),
+    let mut fates = BatchOutcome::new(&manifest);
+    let mut choice = job.destination_picker();
+    while let Some(to) = choice.pick_next() {
+        fates.start_attempt();
+        match transfer_batch(job, &to, (&source, &encoded), &mut fates).await {
+            Ok(()) => return TaskOutcome::succeeded(fates.into_report(&job.assignment.options)),
+            Err(error) => choice.record_failure(to.worker(), &error),
         }
     }
-    let mut done = choice.exhausted();
+    let mut done = choice.fail_exhausted();
     // Nothing of it counts, but it went over the wire.
     done.report.bytes_sent = fates.bytes_sent();
     done
 }
 
-async fn bring(
+async fn transfer_batch(
     job: Job<'_>,
     to: &Destination,
     (source, encoded): (&Tree, &Bytes),
-    fates: &mut Fates<'_>,
+    fates: &mut BatchOutcome<'_>,
 ) -> Result<(), SendError> {
-    let (first, later) = turns(&fates.manifest().entries);
-    let round = Round { job, to, source, manifest: fates.manifest(), encoded };
-    round.bring(first, fates).await?;
+    let (first, later) = first_and_later_names(&fates.manifest().entries);
+    let round = BatchTransfer { job, to, source, manifest: fates.manifest(), encoded };
+    round.transfer_entries(first, fates).await?;
     if !later.is_empty() {
-        round.bring(later, fates).await?;
+        round.transfer_entries(later, fates).await?;
     }
     Ok(())
 }
 
 /// The places of the entries, those apart that are another name of a file before them: it must be
 /// there before they can be linked to it.
-fn turns(entries: &[Entry]) -> (Vec<usize>, Vec<usize>) {
+fn first_and_later_names(entries: &[Entry]) -> (Vec<usize>, Vec<usize>) {
     let mut seen = HashSet::new();
     (0..entries.len()).partition(|i| {
         let entry = &entries[*i];
@@ -73,7 +73,7 @@ fn turns(entries: &[Entry]) -> (Vec<usize>, Vec<usize>) {
 }
 
 /// Some entries of a batch on their way to one destination.
-struct Round<'a> {
+struct BatchTransfer<'a> {
     job: Job<'a>,
     to: &'a Destination,
     source: &'a Tree,
@@ -84,23 +84,27 @@ struct Round<'a> {
 
 /// What is left to be done after an offer, by place in the batch.
 #[derive(Default)]
-struct Wanted {
+struct RemainingWork {
     needed: BTreeMap<usize, EntryAction>,
     check: Vec<usize>,
 }
 
-impl Round<'_> {
-    async fn bring(&self, places: Vec<usize>, fates: &mut Fates<'_>) -> Result<(), SendError> {
+impl BatchTransfer<'_> {
+    async fn transfer_entries(
+        &self,
+        places: Vec<usize>,
+        fates: &mut BatchOutcome<'_>,
+    ) -> Result<(), SendError> {
         let mut wanted = self.offer(&places, &BTreeMap::new(), fates).await?;
         if !wanted.check.is_empty() {
-            let digests = self.hash(&wanted.check, &mut wanted.needed, fates).await;
+            let digests = self.hash_entries(&wanted.check, &mut wanted.needed, fates).await;
             let places: Vec<usize> = digests.keys().copied().collect();
             let second = self.offer(&places, &digests, fates).await?;
             wanted.needed.extend(second.needed);
             // A digest was sent: it makes no sense to ask for it. Whole content is always right.
             wanted.needed.extend(second.check.into_iter().map(|i| (i, EntryAction::Update)));
         }
-        self.send(&wanted.needed, fates).await
+        self.send_content(&wanted.needed, fates).await
     }
 
     /// Offers the entries at `places`, those in `digests` with the digest of their content.
@@ -108,9 +112,9 @@ impl Round<'_> {
         &self,
         places: &[usize],
         digests: &BTreeMap<usize, Digest>,
-        fates: &mut Fates<'_>,
-    ) -> Result<Wanted, SendError> {
-        let offer = self.some(places, digests);
+        fates: &mut BatchOutcome<'_>,
+    ) -> Result<RemainingWork, SendError> {
+        let offer = self.select_entries(places, digests);
         let OfferOutcome {
             results: answers,
             digests: found,
@@ -122,34 +126,41 @@ impl Round<'_> {
             Cow::Borrowed(all) => self.to.offer_encoded(all, || self.encoded.clone()).await?,
             Cow::Owned(some) => self.to.offer(some).await?,
         };
-        self.job.wrote(self.to.worker());
-        fates.note(notes, to_sweep);
-        fates.made(made);
-        let mut wanted = Wanted::default();
+        self.job.mark_wrote(self.to.worker());
+        fates.merge_notes(notes, to_sweep);
+        fates.add_created_dirs(made);
+        let mut wanted = RemainingWork::default();
         for ((i, answer), found) in places.iter().zip(answers).zip(found) {
             match answer {
                 Ok(OfferDecision::Done(action)) => {
-                    fates.settle(*i, action, found.or(digests.get(i).copied()));
+                    fates.set_in_place(*i, action, found.or(digests.get(i).copied()));
                 }
                 Ok(OfferDecision::NeedsContent { action, .. }) => {
                     wanted.needed.insert(*i, action);
                 }
                 Ok(OfferDecision::NeedsDigest) => wanted.check.push(*i),
                 Err(error) => {
-                    fates.set(*i, Fate::Failed(self.job.seen(error, self.to.worker())));
+                    fates.set_outcome(
+                        *i,
+                        EntryOutcome::Failed(self.job.with_observer(error, self.to.worker())),
+                    );
                 }
             }
         }
-        fates.blame(self.job, self.to, unstamped);
+        fates.attribute_dir_errors(self.job, self.to, unstamped);
         Ok(wanted)
     }
 
     /// The entries at `places` as a batch of their own.
-    fn some(&self, places: &[usize], digests: &BTreeMap<usize, Digest>) -> Cow<'_, Manifest> {
+    fn select_entries(
+        &self,
+        places: &[usize],
+        digests: &BTreeMap<usize, Digest>,
+    ) -> Cow<'_, Manifest> {
         let mut some = if places.len() == self.manifest.entries.len() {
             Cow::Borrowed(self.manifest)
         } else {
-            Cow::Owned(some_of(self.manifest, &places.iter().copied().collect()))
+            Cow::Owned(subset(self.manifest, &places.iter().copied().collect()))
         };
         if !digests.is_empty() {
             for (entry, i) in some.to_mut().entries.iter_mut().zip(places) {
@@ -160,11 +171,11 @@ impl Round<'_> {
     }
 
     /// Hashes the entries at `places`. One that is another version by now is needed.
-    async fn hash(
+    async fn hash_entries(
         &self,
         places: &[usize],
         needed: &mut BTreeMap<usize, EntryAction>,
-        fates: &mut Fates<'_>,
+        fates: &mut BatchOutcome<'_>,
     ) -> BTreeMap<usize, Digest> {
         let entries = places.iter().map(|i| self.manifest.entries[*i].clone());
         let hashing = self.job.assignment.options.write_rules().hash_mode();
@@ -178,7 +189,10 @@ impl Round<'_> {
                     needed.insert(*i, EntryAction::Update);
                 }
                 Err(error) => {
-                    fates.set(*i, Fate::Failed(self.job.seen(error, self.to.worker())));
+                    fates.set_outcome(
+                        *i,
+                        EntryOutcome::Failed(self.job.with_observer(error, self.to.worker())),
+                    );
                 }
             }
         }
@@ -186,38 +200,41 @@ impl Round<'_> {
     }
 
     /// Sends the content of the entries in `needed`; in a dry run, says that it would.
-    async fn send(
+    async fn send_content(
         &self,
         needed: &BTreeMap<usize, EntryAction>,
-        fates: &mut Fates<'_>,
+        fates: &mut BatchOutcome<'_>,
     ) -> Result<(), SendError> {
-        let Round { job, to, manifest, .. } = self;
+        let BatchTransfer { job, to, manifest, .. } = self;
         if job.assignment.options.dry_run {
             for (i, action) in needed {
                 let bytes = manifest.entries[*i].size();
-                fates.set(*i, Fate::Brought { action: *action, bytes, digest: None });
+                fates.set_outcome(
+                    *i,
+                    EntryOutcome::Transferred { action: *action, bytes, digest: None },
+                );
             }
             return Ok(());
         }
         let places: Vec<usize> = needed.keys().copied().collect();
-        for pack in packs(&manifest.entries, &places, job.chunk()) {
+        for pack in split_into_packs(&manifest.entries, &places, job.chunk_bytes()) {
             let files = pack.iter().map(|i| manifest.entries[*i].clone()).collect();
             let packed = to.transfer_pack(self.source, manifest.dirs.clone(), files).await?;
-            fates.sent(packed.sent);
-            fates.cloned(packed.cloned);
-            fates.note(packed.warnings, packed.needs_clean_up);
+            fates.add_bytes_sent(packed.sent);
+            fates.add_bytes_cloned(packed.cloned);
+            fates.merge_notes(packed.warnings, packed.needs_clean_up);
             for (i, file) in pack.iter().zip(packed.files) {
                 let fate = match file {
-                    Ok(written) => Fate::Brought {
+                    Ok(written) => EntryOutcome::Transferred {
                         action: needed[i],
                         bytes: written.bytes,
                         digest: written.digest,
                     },
-                    Err(error) => Fate::Failed(job.seen(error, to.worker())),
+                    Err(error) => EntryOutcome::Failed(job.with_observer(error, to.worker())),
                 };
-                fates.set(*i, fate);
+                fates.set_outcome(*i, fate);
             }
-            fates.blame(*job, to, packed.dir_errors);
+            fates.attribute_dir_errors(*job, to, packed.dir_errors);
         }
         Ok(())
     }
@@ -242,11 +259,11 @@ async fn hash_all(
             }
         }
     });
-    futures_util::stream::iter(each).buffered(HASHED_AT_A_TIME).collect().await
+    futures_util::stream::iter(each).buffered(MAX_CONCURRENT_HASHES).collect().await
 }
 
 /// Cuts the entries at `needed` into packs of at most `chunk` bytes (or one file).
-fn packs(entries: &[Entry], needed: &[usize], chunk: u64) -> Vec<Vec<usize>> {
+fn split_into_packs(entries: &[Entry], needed: &[usize], chunk: u64) -> Vec<Vec<usize>> {
     let mut packs: Vec<Vec<usize>> = Vec::new();
     let mut bytes = 0u64;
     for i in needed {
@@ -286,14 +303,14 @@ mod tests {
         let entries: Vec<Entry> =
             [3, 4, 5, 20, 1, 9].iter().map(|size| file(&format!("f{size}"), *size)).collect();
         assert_eq!(
-            packs(&entries, &[0, 1, 2, 3, 4, 5], 10),
+            split_into_packs(&entries, &[0, 1, 2, 3, 4, 5], 10),
             [vec![0, 1], vec![2], vec![3], vec![4, 5]]
         );
-        assert_eq!(packs(&entries, &[], 10), Vec::<Vec<usize>>::new());
+        assert_eq!(split_into_packs(&entries, &[], 10), Vec::<Vec<usize>>::new());
         let small: Vec<Entry> = (0..12).map(|n| file(&format!("f{n}"), 1)).collect();
         let lengths = |sizes: &[Entry], chunk| -> Vec<usize> {
             let all: Vec<usize> = (0..sizes.len()).collect();
-            packs(sizes, &all, chunk).iter().map(Vec::len).collect()
+            split_into_packs(sizes, &all, chunk).iter().map(Vec::len).collect()
         };
         assert_eq!(lengths(&small, 5), [5, 5, 2]);
         assert_eq!(lengths(&[file("a", 0), file("b", 0), file("c", 6), file("d", 0)], 10), [4]);
@@ -301,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_name_of_a_file_goes_before_its_other_names() {
+    fn the_first_name_of_a_file_is_transferred_before_its_other_names() {
         let name = |path: &str, dev, ino, linked| Entry {
             version: FileVersion { dev, ino, ..FileVersion::default() },
             is_hardlinked: linked,
@@ -315,6 +332,6 @@ mod tests {
             name("d", 1, 7, false),
             name("e", 2, 7, true),
         ];
-        assert_eq!(turns(&entries), (vec![0, 2, 3], vec![1, 4]));
+        assert_eq!(first_and_later_names(&entries), (vec![0, 2, 3], vec![1, 4]));
     }
 }

@@ -1,8 +1,8 @@
 //! A range of a large file: copied into its part file, or only compared.
 
-use super::batch::single;
-use super::execute::{Done, Job, is_of_source};
-use super::fates::{made_records, record};
+use super::batch::single_item;
+use super::batch_outcome::{created_dir_records, file_record};
+use super::job::{Job, TaskOutcome, is_source_error};
 use crate::data::outcome::{CompareOutcome, OfferOutcome, PackOutcome, RangeMode};
 use crate::data::protocol::validate_range;
 use crate::data::{CloneOutcome, Destination, OfferDecision, RangeOutcome, SendError};
@@ -15,41 +15,45 @@ use crate::wire::task::{TaskReport, WorkItem};
 
 /// Brings `length` bytes at `offset` of the only file of `manifest` to one of the destination workers,
 /// or has them compared there.
-pub async fn range(
+pub async fn transfer_range(
     job: Job<'_>,
     manifest: Manifest,
     (offset, length): (u64, u64),
     compare: bool,
-) -> Done {
-    let source = match job.source().await {
+) -> TaskOutcome {
+    let source = match job.open_source().await {
         Ok(source) => source,
         Err(done) => return *done,
     };
     let [entry] = manifest.entries.as_slice() else {
-        return Done::failed(format!("a range holds one file, not {}", manifest.entries.len()));
+        return TaskOutcome::failed(format!(
+            "a range holds one file, not {}",
+            manifest.entries.len()
+        ));
     };
     if let Err(why) = validate_range(offset, length, entry.size()) {
-        return Done::failed(why);
+        return TaskOutcome::failed(why);
     }
-    let mut choice = job.destinations();
-    while let Some(to) = choice.pick() {
+    let mut choice = job.destination_picker();
+    while let Some(to) = choice.pick_next() {
         let range = (offset, length);
-        let way = Way { job, to: &to, source: &source, manifest: &manifest, entry, range };
+        let way =
+            RangeTransfer { job, to: &to, source: &source, manifest: &manifest, entry, range };
         let mut report = TaskReport::default();
-        match way.go(compare, &mut report).await {
-            Ok(Ok(())) => return Done::well(report),
+        match way.run(compare, &mut report).await {
+            Ok(Ok(())) => return TaskOutcome::succeeded(report),
             Ok(Err(error)) => {
-                report.failures.push(job.seen(error, to.worker()));
-                return Done::well(report);
+                report.failures.push(job.with_observer(error, to.worker()));
+                return TaskOutcome::succeeded(report);
             }
-            Err(error) => choice.failed(to.worker(), &error),
+            Err(error) => choice.record_failure(to.worker(), &error),
         }
     }
-    choice.exhausted()
+    choice.fail_exhausted()
 }
 
 /// A range on its way to one destination.
-struct Way<'a> {
+struct RangeTransfer<'a> {
     job: Job<'a>,
     to: &'a Destination,
     source: &'a Tree,
@@ -58,26 +62,26 @@ struct Way<'a> {
     range: (u64, u64),
 }
 
-impl Way<'_> {
+impl RangeTransfer<'_> {
     /// Fills the report; the inner error is the file's.
-    async fn go(
+    async fn run(
         &self,
         compare: bool,
         report: &mut TaskReport,
     ) -> Result<Result<(), FileError>, SendError> {
         // It also makes the directories above the file.
         let mut offered = self.to.offer(self.manifest).await?;
-        self.job.wrote(self.to.worker());
+        self.job.mark_wrote(self.to.worker());
         let made = std::mem::take(&mut offered.created_dirs);
-        report.records = made_records(&self.job.assignment.options, made);
+        report.records = created_dir_records(&self.job.assignment.options, made);
         report.needs_clean_up = offered.needs_clean_up;
         match offered.results.first() {
             Some(Err(error)) => Ok(Err(error.clone())),
             Some(Ok(OfferDecision::Done(action))) => {
-                self.settled(*action, offered, report);
+                self.report_in_place(*action, offered, report);
                 Ok(Ok(()))
             }
-            Some(Ok(OfferDecision::NeedsDigest)) if compare => self.compare(report).await,
+            Some(Ok(OfferDecision::NeedsDigest)) if compare => self.compare_range(report).await,
             _ if compare => {
                 report.differs = true;
                 Ok(Ok(()))
@@ -91,34 +95,40 @@ impl Way<'_> {
                     _ => (EntryAction::Update, true),
                 };
                 match self.to.clone_file(self.source, self.manifest).await? {
-                    CloneOutcome::Cloned(packed) => match self.cloned(action, packed, report) {
-                        Err(error) if error.class == ErrorClass::Changed => {
-                            Ok(self.replace(report).await)
+                    CloneOutcome::Cloned(packed) => {
+                        match self.report_cloned(action, packed, report) {
+                            Err(error) if error.class == ErrorClass::Changed => {
+                                Ok(self.report_replacement(report).await)
+                            }
+                            done => Ok(done),
                         }
-                        done => Ok(done),
-                    },
-                    CloneOutcome::NotNeeded(offered) => Ok(self.there(offered, report)),
-                    CloneOutcome::Unavailable => self.send(base, report).await,
+                    }
+                    CloneOutcome::NotNeeded(offered) => Ok(self.report_existing(offered, report)),
+                    CloneOutcome::Unavailable => self.send_range(base, report).await,
                 }
             }
         }
     }
 
     /// The whole file needs nothing (any more): it is the same, left alone, or was linked.
-    fn settled(&self, action: EntryAction, offered: OfferOutcome, report: &mut TaskReport) {
+    fn report_in_place(&self, action: EntryAction, offered: OfferOutcome, report: &mut TaskReport) {
         let size = self.entry.size();
         let options = &self.job.assignment.options;
         let digest = offered.digests.first().copied().flatten();
         report.unchanged = true;
         report.warnings = offered.warnings;
         report.actions.entry(action).or_default().add(size);
-        report.records.extend(record(options, self.entry, action, size, digest));
+        report.records.extend(file_record(options, self.entry, action, size, digest));
     }
 
     /// Another range of it has brought the whole file, or it cannot be.
-    fn there(&self, offered: OfferOutcome, report: &mut TaskReport) -> Result<(), FileError> {
+    fn report_existing(
+        &self,
+        offered: OfferOutcome,
+        report: &mut TaskReport,
+    ) -> Result<(), FileError> {
         match offered.results.first() {
-            Some(Ok(OfferDecision::Done(action))) => self.settled(*action, offered, report),
+            Some(Ok(OfferDecision::Done(action))) => self.report_in_place(*action, offered, report),
             Some(Err(error)) => return Err(error.clone()),
             _ => {}
         }
@@ -126,7 +136,7 @@ impl Way<'_> {
     }
 
     /// The whole file was cloned.
-    fn cloned(
+    fn report_cloned(
         &self,
         action: EntryAction,
         packed: PackOutcome,
@@ -152,15 +162,24 @@ impl Way<'_> {
         report.warnings = notes;
         report.actions.entry(action).or_default().add(written.bytes);
         let options = &self.job.assignment.options;
-        report.records.extend(record(options, self.entry, action, written.bytes, written.digest));
+        report.records.extend(file_record(
+            options,
+            self.entry,
+            action,
+            written.bytes,
+            written.digest,
+        ));
         Ok(())
     }
 
-    async fn compare(&self, report: &mut TaskReport) -> Result<Result<(), FileError>, SendError> {
+    async fn compare_range(
+        &self,
+        report: &mut TaskReport,
+    ) -> Result<Result<(), FileError>, SendError> {
         match self.to.compare(self.source, self.manifest, self.entry, self.range).await? {
             CompareOutcome::Equal(value) => report.digest = Some(value),
             CompareOutcome::Differs => report.differs = true,
-            CompareOutcome::Changed => return Ok(self.replace(report).await),
+            CompareOutcome::Changed => return Ok(self.report_replacement(report).await),
             CompareOutcome::Failed(error) => return Ok(Err(error)),
         }
         Ok(Ok(()))
@@ -168,7 +187,7 @@ impl Way<'_> {
 
     /// Sends the range, or what the destination does not have of it where it has a `base` to keep
     /// blocks of.
-    async fn send(
+    async fn send_range(
         &self,
         base: bool,
         report: &mut TaskReport,
@@ -188,10 +207,10 @@ impl Way<'_> {
                     report.bytes_kept = kept;
                     return Ok(Ok(()));
                 }
-                RangeOutcome::Changed => return Ok(self.replace(report).await),
+                RangeOutcome::Changed => return Ok(self.report_replacement(report).await),
                 // What is there may be out of the destination's reach: it can still be replaced.
                 RangeOutcome::Failed(error)
-                    if mode == RangeMode::Delta && !is_of_source(&error) =>
+                    if mode == RangeMode::Delta && !is_source_error(&error) =>
                 {
                     tracing::debug!(
                         sync = %self.job.assignment.request_id,
@@ -205,14 +224,15 @@ impl Way<'_> {
     }
 
     /// The source is another version: that takes the place of the whole file.
-    async fn replace(&self, report: &mut TaskReport) -> Result<(), FileError> {
-        report.replacement = Some(now(self.job, self.source, self.entry, self.manifest).await?);
+    async fn report_replacement(&self, report: &mut TaskReport) -> Result<(), FileError> {
+        report.replacement =
+            Some(current_version(self.job, self.source, self.entry, self.manifest).await?);
         Ok(())
     }
 }
 
 /// The file as what it is now, as work that takes the place of the whole file.
-async fn now(
+async fn current_version(
     job: Job<'_>,
     source: &Tree,
     entry: &Entry,
@@ -221,10 +241,10 @@ async fn now(
     let (source, path, dirs) = (source.clone(), entry.path.clone(), manifest.dirs.clone());
     let other = |message: &str| FileError {
         class: ErrorClass::Changed,
-        ..super::execute::entry_error(entry.path.as_bytes(), "read source", message)
+        ..super::job::entry_error(entry.path.as_bytes(), "read source", message)
     };
     let links = job.assignment.options.links;
-    let (chunk, by_data) = (job.chunk(), job.cuts_by_data());
+    let (chunk, by_data) = (job.chunk_bytes(), job.splits_by_data());
     let look = move || {
         let (mut entry, dirs) = source.find_entry(&path, links)?;
         if by_data {
@@ -242,5 +262,5 @@ async fn now(
     if entry.kind == EntryKind::Dir {
         return Err(other("it is a directory now; sync again to copy what is in it"));
     }
-    single(entry, &dirs, chunk, by_data).ok_or_else(|| other("it cannot be described"))
+    single_item(entry, &dirs, chunk, by_data).ok_or_else(|| other("it cannot be described"))
 }

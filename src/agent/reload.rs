@@ -1,7 +1,7 @@
 //! What changes while the agent runs, because its configuration was read again.
 
-use super::heartbeat::Heart;
-use super::limits::Limits;
+use super::heartbeat::Heartbeater;
+use super::limits::SendLimits;
 use crate::config::{AgentConfig, NicConfig as Configured};
 use crate::data::nics::Nic;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 /// Applies each change until there can be no more.
-pub(super) async fn apply_changes(
+pub(super) async fn apply_config_changes(
     mut config: watch::Receiver<AgentConfig>,
-    limits: &Limits,
+    limits: &SendLimits,
     nics: &[Arc<Nic>],
-    heart: &Heart,
+    heart: &Heartbeater,
 ) {
     while config.changed().await.is_ok() {
         let now = config.borrow_and_update().clone();
-        limits.set_agent(now.bwlimit);
+        limits.set_agent_limit(now.bwlimit);
         for nic in nics {
-            let configured = now.data_plane_endpoints.iter().find(|c| is_of(c, nic));
+            let configured = now.data_plane_endpoints.iter().find(|c| is_configured_as(c, nic));
             if let Some(configured) = configured {
                 nic.rate.set_limit(configured.settings.bwlimit, Instant::now());
             }
@@ -29,7 +29,7 @@ pub(super) async fn apply_changes(
 }
 
 /// Whether a NIC is the one that is configured so; its port may have been chosen by the kernel.
-fn is_of(configured: &Configured, nic: &Nic) -> bool {
+fn is_configured_as(configured: &Configured, nic: &Nic) -> bool {
     let (wanted, has) = (&configured.endpoint, &nic.endpoint);
     let any_port = wanted.port == Some(0);
     wanted.address == has.address

@@ -1,7 +1,7 @@
 //! Scans and lists: a thread walks (or looks up names) and cuts pages; each page is posted in order,
 //! with the place to go on from, while the next one is made.
 
-use super::batch::Cutter;
+use super::batch::BatchBuilder;
 use crate::fs::{Cause, Filter, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Walk, WalkOptions};
 use crate::wire::manifest::{Entry, EntryKind, FileListPart};
 use crate::wire::options::{EntryWarnings, Links};
@@ -17,18 +17,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// A page is posted after this, full or not.
-const PAGE_TIME: Duration = Duration::from_secs(1);
+const MAX_PAGE_AGE: Duration = Duration::from_secs(1);
 /// Only directories this close to where the scan began are given away: deeper ones are rarely worth
 /// a task of their own.
-const SPAWN_DEPTH: usize = 3;
+const MAX_SPLIT_DEPTH: usize = 3;
 
 /// Where pages go to.
-pub trait Pages: Sync {
+pub trait PageSink: Sync {
     /// Posts a page; tries again until it is answered.
     ///
     /// # Errors
     /// A sentence, when that is of no use.
-    fn post(&self, page: &ScanPage) -> impl Future<Output = Result<PageReply, String>> + Send;
+    fn post_page(&self, page: &ScanPage) -> impl Future<Output = Result<PageReply, String>> + Send;
 }
 
 /// How a scan ended.
@@ -65,7 +65,7 @@ pub enum Listing {
 
 impl Listing {
     /// Whether nothing of the source was listed before.
-    pub fn is_first(&self) -> bool {
+    pub fn starts_at_root(&self) -> bool {
         match self {
             Listing::Subtree { dir, cursor } => dir.is_root() && cursor.is_none(),
             Listing::Names { start, .. } => *start == 0,
@@ -75,7 +75,7 @@ impl Listing {
 
 /// How it is listed.
 #[derive(Clone, Default)]
-pub struct Manner {
+pub struct ScanOptions {
     /// What is left out.
     pub filter: Arc<Filter>,
     /// What is done with symbolic links.
@@ -85,81 +85,85 @@ pub struct Manner {
     /// Directories of a list stand for all that is in them.
     pub recursive: bool,
     /// Nothing is going to be sent: no file is cut into ranges.
-    pub uncut: bool,
-    /// Files with holes are cut by their data ([`Cutter::by_data`]).
-    pub by_data: bool,
+    pub without_ranges: bool,
+    /// Files with holes are cut by their data ([`BatchBuilder::ranges_by_data`]).
+    pub ranges_by_data: bool,
 }
 
 /// A page without its number.
-struct Draft {
-    found: super::batch::Found,
+struct PageDraft {
+    content: super::batch::PageContent,
     root: Option<RootState>,
     start: Option<RootIdentity>,
     next: Option<TaskSpec>,
 }
 
 /// The walking thread's side.
-struct Walker {
+struct ScanWalker {
     source: Tree,
-    manner: Manner,
-    cutter: Cutter,
-    chunk: u64,
+    options: ScanOptions,
+    builder: BatchBuilder,
+    chunk_bytes: u64,
     /// What the root of the whole source is, until it is said.
     root: Option<RootState>,
     /// The identity of the source root, until it is in a page.
     start: Option<RootIdentity>,
-    since: Instant,
+    page_started: Instant,
     /// How many subtrees may be given away.
-    spawn: Arc<AtomicU32>,
-    to: mpsc::Sender<Draft>,
+    subtree_budget: Arc<AtomicU32>,
+    drafts: mpsc::Sender<PageDraft>,
 }
 
 /// Why the walker stopped.
-enum Halt {
+enum WalkHalt {
     /// Nobody wants more.
-    Unwanted,
+    ReceiverGone,
     Failed(FsError),
 }
 
 /// Lists `listing` of `source` into pages with batches of at most `chunk` bytes.
-pub async fn scan(
+pub async fn scan_source(
     source: Tree,
     listing: Listing,
-    manner: Manner,
+    manner: ScanOptions,
     chunk: u64,
     task_digest: Digest,
-    pages: &impl Pages,
+    pages: &impl PageSink,
 ) -> ScanEnd {
     let spawn = Arc::new(AtomicU32::new(0));
     let (to, mut drafts) = mpsc::channel(1);
-    let mut walker = Walker {
+    let mut walker = ScanWalker {
         source,
-        cutter: if manner.uncut { Cutter::uncut(chunk) } else { Cutter::new(chunk) }
-            .by_data(manner.by_data),
-        chunk,
-        manner,
+        builder: if manner.without_ranges {
+            BatchBuilder::without_ranges(chunk)
+        } else {
+            BatchBuilder::new(chunk)
+        }
+        .ranges_by_data(manner.ranges_by_data),
+        chunk_bytes: chunk,
+        options: manner,
         root: None,
         start: None,
-        since: Instant::now(),
-        spawn: spawn.clone(),
-        to,
+        page_started: Instant::now(),
+        subtree_budget: spawn.clone(),
+        drafts: to,
     };
     let walking = tokio::task::spawn_blocking(move || {
         walker.start = walker.source.walk_start();
         match listing {
-            Listing::Subtree { dir, cursor } => walker.subtree(&dir, cursor),
-            Listing::Names { list, start } => walker.names(&list, start),
+            Listing::Subtree { dir, cursor } => walker.walk_subtree(&dir, cursor),
+            Listing::Names { list, start } => walker.list_names(&list, start),
         }
     });
     let mut number = 0;
-    while let Some(Draft { found, root, start, next }) = drafts.recv().await {
+    while let Some(PageDraft { content: found, root, start, next }) = drafts.recv().await {
         let page = ScanPage {
             task_digest,
             page: number,
             work: found.work,
-            subtrees: found.spawn,
+            subtrees: found.subtrees,
             errors: found.errors,
-            unlisted_dirs: found.unlisted,
+            unlisted_dirs: found.unlisted_dirs,
             root,
             root_identity: start,
             pruned: None,
@@ -169,7 +173,7 @@ pub async fn scan(
             integrity_errors: 0,
             next,
         };
-        match pages.post(&page).await {
+        match pages.post_page(&page).await {
             Ok(PageReply { action: PageAction::Continue, max_subtrees: budget }) => {
                 spawn.store(budget, Ordering::Relaxed);
                 number += 1;
@@ -179,7 +183,7 @@ pub async fn scan(
         }
     }
     match walking.await {
-        Ok(Err(Halt::Failed(error))) => {
+        Ok(Err(WalkHalt::Failed(error))) => {
             let error = error.to_file_error();
             ScanEnd::Failed { message: error.to_string(), error: Some(error) }
         }
@@ -192,39 +196,39 @@ pub async fn scan(
     }
 }
 
-impl Walker {
-    fn subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), Halt> {
-        let Manner { filter, links, destination, .. } = self.manner.clone();
+impl ScanWalker {
+    fn walk_subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), WalkHalt> {
+        let ScanOptions { filter, links, destination, .. } = self.options.clone();
         let options = WalkOptions { filter, links, destination };
         let _near = ThreadCwd::unshare();
         let mut walk = match self.source.walk_with(dir, cursor.as_ref(), options) {
             Ok(walk) => walk,
             // A subtree that can't be entered is one failed entry; without its root a sync is nothing.
             Err(error) if !dir.is_root() => {
-                self.fail(error, true)?;
-                return self.send(None);
+                self.record_error(error, true)?;
+                return self.send_page(None);
             }
-            Err(error) => return Err(Halt::Failed(error)),
+            Err(error) => return Err(WalkHalt::Failed(error)),
         };
         if dir.is_root() && cursor.is_none() {
-            self.root = Some(self.source.root_state().map_err(Halt::Failed)?);
+            self.root = Some(self.source.root_state().map_err(WalkHalt::Failed)?);
         }
         while let Some(item) = walk.next() {
             match item {
                 Ok(mut entry) => {
-                    if entry.is_dir() && may_give_away(dir, &entry.path, &self.spawn) {
+                    if entry.is_dir() && try_split_off(dir, &entry.path, &self.subtree_budget) {
                         walk.skip_contents();
-                        self.cutter.give_away(entry.path.clone());
+                        self.builder.split_off(entry.path.clone());
                     }
-                    self.measure(&mut entry);
-                    self.cutter.add(entry, walk.dirs());
+                    self.measure_data(&mut entry);
+                    self.builder.add_entry(entry, walk.dirs());
                 }
                 Err(error) => {
                     let is_listing = error.is_listing_error();
-                    self.fail(error, is_listing)?;
+                    self.record_error(error, is_listing)?;
                 }
             }
-            if self.is_due() {
+            if self.is_page_due() {
                 let cursor = walk.cursor().cloned();
                 self.end_page(&mut walk, Some(TaskSpec::Scan { dir: dir.clone(), cursor }))?;
             }
@@ -232,35 +236,35 @@ impl Walker {
         self.end_page(&mut walk, None)
     }
 
-    fn end_page(&mut self, walk: &mut Walk, next: Option<TaskSpec>) -> Result<(), Halt> {
-        self.cutter.note(walk.take_exclusions());
-        self.send(next)
+    fn end_page(&mut self, walk: &mut Walk, next: Option<TaskSpec>) -> Result<(), WalkHalt> {
+        self.builder.merge_notes(walk.take_exclusions());
+        self.send_page(next)
     }
 
-    fn names(mut self, list: &FileListPart, start: u64) -> Result<(), Halt> {
-        let root = self.source.entry(&RelPath::root()).map_err(Halt::Failed)?;
+    fn list_names(mut self, list: &FileListPart, start: u64) -> Result<(), WalkHalt> {
+        let root = self.source.entry(&RelPath::root()).map_err(WalkHalt::Failed)?;
         if !root.is_dir() {
             let error = FsError::new(Side::Source, "list", b"", Cause::SourceNotDirectory);
-            return Err(Halt::Failed(error));
+            return Err(WalkHalt::Failed(error));
         }
         let start = usize::try_from(start).unwrap_or(usize::MAX);
         // With their contents, directories bring what is named below them.
-        let recursive = self.manner.recursive;
+        let recursive = self.options.recursive;
         let all: HashSet<&RelPath> = list.paths.iter().filter(|_| recursive).collect();
         for (index, name) in list.paths.iter().enumerate().skip(start) {
-            if !self.comes_with_another(name, &all) {
-                self.name(name)?;
+            if !self.is_below_listed_dir(name, &all) {
+                self.add_name(name)?;
             }
-            if self.is_due() {
-                self.send(Some(TaskSpec::List { start: index as u64 + 1 }))?;
+            if self.is_page_due() {
+                self.send_page(Some(TaskSpec::List { start: index as u64 + 1 }))?;
             }
         }
-        self.send(None)
+        self.send_page(None)
     }
 
     /// Whether a directory above `name` is one of `names`.
-    fn comes_with_another(&self, name: &RelPath, names: &HashSet<&RelPath>) -> bool {
-        let links = self.manner.links;
+    fn is_below_listed_dir(&self, name: &RelPath, names: &HashSet<&RelPath>) -> bool {
+        let links = self.options.links;
         let is_dir = |path: &RelPath| {
             self.source.find_entry(path, links).is_ok_and(|(entry, _)| entry.is_dir())
         };
@@ -277,27 +281,27 @@ impl Walker {
     /// An entry can't be read. Where that is because this host is out of descriptors or memory, it is not
     /// reported: the task that continues from the last page finds it again. `is_listing`: it is a directory
     /// that can't be entered or listed.
-    fn fail(&mut self, error: FsError, is_listing: bool) -> Result<(), Halt> {
+    fn record_error(&mut self, error: FsError, is_listing: bool) -> Result<(), WalkHalt> {
         let report = error.to_file_error();
         if report.is_resource_exhaustion() {
-            return Err(Halt::Failed(error));
+            return Err(WalkHalt::Failed(error));
         }
         if is_listing {
-            self.cutter.fail_listing(report);
+            self.builder.add_listing_error(report);
         } else {
-            self.cutter.fail(report);
+            self.builder.add_error(report);
         }
         Ok(())
     }
 
-    fn name(&mut self, name: &RelPath) -> Result<(), Halt> {
-        let Manner { filter, links, recursive, .. } = &self.manner;
+    fn add_name(&mut self, name: &RelPath) -> Result<(), WalkHalt> {
+        let ScanOptions { filter, links, recursive, .. } = &self.options;
         let (mut entry, dirs) = match self.source.find_entry(name, *links) {
             Ok(found) => found,
             Err(failed) => {
                 let mut error = failed.to_file_error();
                 if error.is_resource_exhaustion() {
-                    return Err(Halt::Failed(failed));
+                    return Err(WalkHalt::Failed(failed));
                 }
                 // What was named, also where it is something above it that stands in the way.
                 error.path = BytePath(name.as_bytes().to_vec());
@@ -305,7 +309,7 @@ impl Walker {
                 if matches!(error.class, ErrorClass::Vanished | ErrorClass::Changed) {
                     error.class = ErrorClass::Permanent;
                 }
-                self.cutter.fail(error);
+                self.builder.add_error(error);
                 return Ok(());
             }
         };
@@ -313,52 +317,53 @@ impl Walker {
             return Ok(());
         }
         if *links == Links::Skip && matches!(entry.kind, EntryKind::Symlink { .. }) {
-            self.leave_out(LINKS_SKIPPED, &entry);
+            self.note_left_out(LINKS_SKIPPED, &entry);
             return Ok(());
         }
         if entry.is_dir() && *recursive {
-            self.cutter.give_away(name.clone());
+            self.builder.split_off(name.clone());
             if name.is_root() {
                 // The task that walks the root says what it is.
                 return Ok(());
             }
         }
-        self.measure(&mut entry);
-        self.cutter.add(entry, &dirs);
+        self.measure_data(&mut entry);
+        self.builder.add_entry(entry, &dirs);
         Ok(())
     }
 
-    fn measure(&self, entry: &mut Entry) {
-        if self.manner.by_data {
-            self.source.measure_stored_bytes(entry, self.chunk);
+    fn measure_data(&self, entry: &mut Entry) {
+        if self.options.ranges_by_data {
+            self.source.measure_stored_bytes(entry, self.chunk_bytes);
         }
     }
 
-    fn leave_out(&mut self, cause: &str, entry: &Entry) {
+    fn note_left_out(&mut self, cause: &str, entry: &Entry) {
         let mut notes = EntryWarnings::new();
         notes.entry(cause.to_owned()).or_default().add(entry.path.as_bytes());
-        self.cutter.note(notes);
+        self.builder.merge_notes(notes);
     }
 
-    fn is_due(&self) -> bool {
-        self.cutter.is_full() || (self.since.elapsed() >= PAGE_TIME && !self.cutter.is_empty())
+    fn is_page_due(&self) -> bool {
+        self.builder.is_full()
+            || (self.page_started.elapsed() >= MAX_PAGE_AGE && !self.builder.is_empty())
     }
 
-    fn send(&mut self, next: Option<TaskSpec>) -> Result<(), Halt> {
-        self.source.check_root().map_err(Halt::Failed)?;
+    fn send_page(&mut self, next: Option<TaskSpec>) -> Result<(), WalkHalt> {
+        self.source.check_root().map_err(WalkHalt::Failed)?;
         let (root, start) = (self.root.take(), self.start.take());
-        let draft = Draft { found: self.cutter.cut(), root, start, next };
-        self.to.blocking_send(draft).map_err(|_| Halt::Unwanted)?;
-        self.since = Instant::now();
+        let draft = PageDraft { content: self.builder.take_page(), root, start, next };
+        self.drafts.blocking_send(draft).map_err(|_| WalkHalt::ReceiverGone)?;
+        self.page_started = Instant::now();
         Ok(())
     }
 }
 
 /// Whether the contents of `dir`, found by a task that began at `from`, are given away; takes one of
 /// `spawn`.
-pub fn may_give_away(from: &RelPath, dir: &RelPath, spawn: &AtomicU32) -> bool {
+pub fn try_split_off(from: &RelPath, dir: &RelPath, spawn: &AtomicU32) -> bool {
     let depth = dir.components().count().saturating_sub(from.components().count());
-    (1..=SPAWN_DEPTH).contains(&depth)
+    (1..=MAX_SPLIT_DEPTH).contains(&depth)
         && spawn.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
 }
 

@@ -14,61 +14,61 @@ use tokio::sync::Notify;
 
 /// A storage path that has not answered for so long is unavailable. It is asked for two numbers that its file
 /// system has in memory, or across one network.
-const STUCK_AFTER: Duration = Duration::from_secs(10);
+const HANG_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// See the module.
-pub struct Storage {
+pub struct StorageMonitor {
     roots: Arc<Roots>,
-    /// One for each storage path, in the order of [`Roots::lock`].
-    known: Vec<Mutex<Known>>,
+    /// One for each storage path, in the order of [`Roots::lock_state`].
+    path_states: Vec<Mutex<PathState>>,
     /// Notified when another root was opened: until the master has heard of it nothing is done there.
     reopened: Arc<Notify>,
 }
 
 /// What is known of a storage path.
 #[derive(Default)]
-struct Known {
+struct PathState {
     /// When the measurement that is under way began.
-    began: Option<Instant>,
-    free: Option<u64>,
+    measurement_started: Option<Instant>,
+    free_bytes: Option<u64>,
     /// The reason that was logged last why it is unavailable.
-    logged: Option<String>,
+    logged_reason: Option<String>,
 }
 
 /// What was seen last.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct StorageSnapshot {
     /// The storage paths that are served.
     pub available: Vec<AbsPath>,
     /// Those that are not.
     pub unavailable: Vec<UnavailablePath>,
     /// Free bytes of those that could be asked.
-    pub free: BTreeMap<String, u64>,
+    pub free_bytes: BTreeMap<String, u64>,
     /// The id of the root of each that is served.
     pub root_ids: BTreeMap<String, String>,
 }
 
-impl Storage {
+impl StorageMonitor {
     /// Nothing is measured yet. `reopened` is notified when another root was opened.
-    pub fn of(roots: Arc<Roots>, reopened: Arc<Notify>) -> Arc<Self> {
+    pub fn new(roots: Arc<Roots>, reopened: Arc<Notify>) -> Arc<Self> {
         let known = roots.all().iter().map(|_| Mutex::default()).collect();
-        Arc::new(Storage { roots, known, reopened })
+        Arc::new(StorageMonitor { roots, path_states: known, reopened })
     }
 
-    fn each(&self) -> impl Iterator<Item = (&StorageRoot, MutexGuard<'_, Known>)> {
-        self.roots.all().iter().zip(self.known.iter().map(lock))
+    fn paths_with_state(&self) -> impl Iterator<Item = (&StorageRoot, MutexGuard<'_, PathState>)> {
+        self.roots.all().iter().zip(self.path_states.iter().map(lock_state))
     }
 
     /// What was seen last.
-    pub fn seen(&self) -> Seen {
-        let mut seen = Seen::default();
-        for (storage, known) in self.each() {
+    pub fn snapshot(&self) -> StorageSnapshot {
+        let mut seen = StorageSnapshot::default();
+        for (storage, known) in self.paths_with_state() {
             let path = storage.path();
-            match available(storage, &known) {
+            match available_root(storage, &known) {
                 Ok(root) => {
                     seen.available.push(path.clone());
                     seen.root_ids.insert(path.to_string(), root.id());
-                    seen.free.extend(known.free.map(|free| (path.to_string(), free)));
+                    seen.free_bytes.extend(known.free_bytes.map(|free| (path.to_string(), free)));
                 }
                 Err(reason) => {
                     seen.unavailable.push(UnavailablePath { path: path.clone(), reason });
@@ -79,20 +79,21 @@ impl Storage {
     }
 
     /// Begins to measure each, unless the last measurement of it is still under way.
-    pub fn measure(self: &Arc<Self>) {
-        for (nth, (storage, mut known)) in self.each().enumerate() {
-            known.log(storage);
-            if known.began.is_none() {
-                known.began = Some(Instant::now());
+    pub fn start_measurements(self: &Arc<Self>) {
+        for (nth, (storage, mut known)) in self.paths_with_state().enumerate() {
+            known.log_change(storage);
+            if known.measurement_started.is_none() {
+                known.measurement_started = Some(Instant::now());
                 let storage = self.clone();
-                tokio::task::spawn_blocking(move || storage.measure_one(nth));
+                tokio::task::spawn_blocking(move || storage.measure_path(nth));
             }
         }
     }
 
     /// Asks the file system, for as long as that takes.
-    fn measure_one(&self, nth: usize) {
-        let (Some(storage), Some(known)) = (self.roots.all().get(nth), self.known.get(nth)) else {
+    fn measure_path(&self, nth: usize) {
+        let (Some(storage), Some(known)) = (self.roots.all().get(nth), self.path_states.get(nth))
+        else {
             return;
         };
         let is_there = storage.open().is_ok_and(|root| root.check_path().is_none());
@@ -100,9 +101,9 @@ impl Storage {
         let free = reopened.clone().and_then(|_| storage.open()?.free_bytes());
         let free = free.inspect_err(|error| tracing::debug!("{error}")).ok();
         {
-            let mut known = lock(known);
-            (known.began, known.free) = (None, free);
-            known.log(storage);
+            let mut known = lock_state(known);
+            (known.measurement_started, known.free_bytes) = (None, free);
+            known.log_change(storage);
         }
         if reopened == Ok(true) {
             self.reopened.notify_one();
@@ -110,24 +111,24 @@ impl Storage {
     }
 }
 
-fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+fn lock_state(known: &Mutex<PathState>) -> MutexGuard<'_, PathState> {
     known.lock()
 }
 
 /// The root of a storage path that is served, or the reason why it is not.
-fn available(storage: &StorageRoot, known: &Known) -> Result<Arc<RootDir>, String> {
-    if known.began.is_some_and(|began| began.elapsed() > STUCK_AFTER) {
+fn available_root(storage: &StorageRoot, known: &PathState) -> Result<Arc<RootDir>, String> {
+    if known.measurement_started.is_some_and(|began| began.elapsed() > HANG_TIMEOUT) {
         return Err("it does not answer".to_owned());
     }
     let root = storage.open().map_err(|error| error.to_string())?;
     root.unavailable().map_or(Ok(root), |loss| Err(format!("{loss}; {}", loss.hint())))
 }
 
-impl Known {
+impl PathState {
     /// Logs that the path is unavailable, and that it is available again, once each.
-    fn log(&mut self, storage: &StorageRoot) {
-        let (path, reason) = (storage.path(), available(storage, self).err());
-        if reason == self.logged {
+    fn log_change(&mut self, storage: &StorageRoot) {
+        let (path, reason) = (storage.path(), available_root(storage, self).err());
+        if reason == self.logged_reason {
             return;
         }
         match &reason {
@@ -137,6 +138,6 @@ impl Known {
             ),
             None => tracing::info!("storage path {path} is available again"),
         }
-        self.logged = reason;
+        self.logged_reason = reason;
     }
 }

@@ -1,6 +1,6 @@
 //! What the tests of this layer share.
 
-use super::scan::Pages;
+use super::scan::PageSink;
 use crate::config::agent::DEFAULT_BUFFER_MEMORY_BYTES;
 use crate::config::{AgentConfig, LogConfig};
 use crate::fs::{RootDir, Tree};
@@ -18,7 +18,7 @@ pub(crate) fn abs(path: &Path) -> AbsPath {
 }
 
 /// The configuration of an agent `a` with one slot that serves these.
-pub(crate) fn config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>) -> AgentConfig {
+pub(crate) fn agent_config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>) -> AgentConfig {
     AgentConfig {
         worker_id: "a".parse().unwrap(),
         master_urls: vec![],
@@ -69,17 +69,17 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
 
 /// Keeps the pages, and answers by a script (then: go on, done after the last page).
 #[derive(Default)]
-pub(crate) struct Kept {
+pub(crate) struct RecordingPageSink {
     pub(crate) pages: Mutex<Vec<ScanPage>>,
-    script: Mutex<Vec<PageReply>>,
+    replies: Mutex<Vec<PageReply>>,
 }
 
-impl Kept {
-    pub(crate) fn answering(script: Vec<PageReply>) -> Self {
-        Kept { pages: Mutex::default(), script: Mutex::new(script) }
+impl RecordingPageSink {
+    pub(crate) fn with_replies(script: Vec<PageReply>) -> Self {
+        RecordingPageSink { pages: Mutex::default(), replies: Mutex::new(script) }
     }
 
-    pub(crate) fn entries(&self) -> Vec<String> {
+    pub(crate) fn entry_paths(&self) -> Vec<String> {
         let pages = self.pages.lock();
         let items = pages.iter().flat_map(|p| &p.work);
         items
@@ -92,21 +92,21 @@ impl Kept {
             .collect()
     }
 
-    pub(crate) fn first(&self) -> ScanPage {
+    pub(crate) fn first_page(&self) -> ScanPage {
         self.pages.lock().first().unwrap().clone()
     }
 
-    pub(crate) fn last(&self) -> ScanPage {
+    pub(crate) fn last_page(&self) -> ScanPage {
         self.pages.lock().last().unwrap().clone()
     }
 }
 
-impl Pages for Kept {
-    async fn post(&self, page: &ScanPage) -> Result<PageReply, String> {
+impl PageSink for RecordingPageSink {
+    async fn post_page(&self, page: &ScanPage) -> Result<PageReply, String> {
         let mut pages = self.pages.lock();
         assert_eq!(page.page, pages.len() as u64);
         pages.push(page.clone());
-        let mut script = self.script.lock();
+        let mut script = self.replies.lock();
         if !script.is_empty() {
             return Ok(script.remove(0));
         }
@@ -116,6 +116,6 @@ impl Pages for Kept {
     }
 }
 
-pub(crate) fn reply(action: PageAction, spawn: u32) -> PageReply {
+pub(crate) fn page_reply(action: PageAction, spawn: u32) -> PageReply {
     PageReply { action, max_subtrees: spawn }
 }

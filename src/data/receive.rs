@@ -161,7 +161,9 @@ impl PackReceiver<'_> {
                     return Err(FrameError::Unexpected(why));
                 }
                 _ => {
-                    return Err(FrameError::Unexpected("a file or the end was expected".to_owned()));
+                    return Err(FrameError::Unexpected(
+                        "a file or the end was expected".to_owned(),
+                    ));
                 }
             }
         }

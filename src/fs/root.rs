@@ -113,7 +113,7 @@ impl RootDir {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
-    /// What [`RootDir::look`] found last.
+    /// What [`RootDir::end_window`] found last.
     pub fn unavailable(&self) -> Option<RootUnavailable> {
         *self.unavailable.lock()
     }

@@ -2,7 +2,7 @@
 //!
 //! Order is [`RelPath`]'s, so a cursor is just the path returned last: going on means "everything
 //! greater", whatever was added or removed meanwhile. Memory is bounded: of each directory on the way
-//! down at most [`NAMES`] names are held (then it is read again for the next ones), and of the way
+//! down at most [`MAX_NAMES_IN_MEMORY`] names are held (then it is read again for the next ones), and of the way
 //! itself at most [`MAX_PARENT_PATH_BYTES`] bytes. So are descriptors: upper levels are closed and opened again.
 
 use super::dir_list::{ListedName, list_dir_with_internal};

@@ -116,7 +116,7 @@ impl Reign {
         Ok(())
     }
 
-    /// The rule for [`commit`](super::Store::commit) of a batch with this digest.
+    /// The rule for [`commit_file`](super::Store::commit) of a batch with this digest.
     pub(super) fn judge(
         &self,
         fence: Fence,

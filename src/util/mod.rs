@@ -6,7 +6,7 @@
 //! - [`corruption`]: what was found damaged, until the master knows
 //! - [`limits`]: what the kernel lets this process use
 //! - [`private_files`]: files that only this user may read
-//! - [`rate`]: limits on bytes per second
+//! - [`bytes_per_second`]: limits on bytes per second
 //! - [`checksum`]: a check on documents that travel
 //! - [`shutdown`]: one token tells every task to stop
 //! - [`timetable`]: limits by the time of the week

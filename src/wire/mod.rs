@@ -5,7 +5,7 @@
 //! - [`next_id`]: identifiers, each a type of its own
 //! - [`sync_no`]: what an operator asks for and sees
 //! - [`walk_options`]: how a sync is to be done
-//! - [`worker`]: what an agent says of itself
+//! - [`worker_id`]: what an agent says of itself
 //! - [`admin`]: what operators of the installation see
 //! - [`task`]: assignments, scan pages and results
 //! - [`content_left`]: how content is hashed

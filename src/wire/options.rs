@@ -146,7 +146,7 @@ pub struct WriteRules {
     /// See [`SyncOptions::strict_metadata`].
     #[n(3)]
     pub strict_metadata: bool,
-    /// See [`SyncOptions::compare`].
+    /// See [`SyncOptions::compare_range`].
     #[n(4)]
     pub compare: Compare,
     /// See [`SyncOptions::mtime_tolerance_ns`].
@@ -283,7 +283,7 @@ impl Preserve {
         Attribute::ALL.iter().fold(Preserve::NONE, |set, (one, _)| set.with(*one))
     }
 
-    /// Whether it is [`Preserve::lock`].
+    /// Whether it is [`Preserve::lock_state`].
     pub fn is_all(&self) -> bool {
         *self == Preserve::all()
     }
@@ -402,7 +402,7 @@ pub enum Links {
     Skip,
 }
 
-/// See [`SyncOptions::compare`].
+/// See [`SyncOptions::compare_range`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "snake_case")]
 pub enum Compare {

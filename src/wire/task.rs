@@ -95,7 +95,7 @@ pub enum TaskSpec {
     /// Remove the part file of one large file that will not be published.
     Discard,
     /// Find what a subtree of the destination has and the source does not, and post pages
-    /// ([`ScanPage::pruned`]).
+    /// ([`ScanPage::run_prune`]).
     Prune {
         /// The subtree, below both roots.
         dir: RelPath,

@@ -2,8 +2,11 @@
 
 use super::MIB;
 use super::faulty_fs::FaultyFs;
-use super::support::cluster::{Cluster, On, assert_complete};
-use super::support::tree::{assert_same, census, dir, file, noise, part_files, strict, touch};
+use super::support::cluster::{Cluster, StoreKind, assert_complete};
+use super::support::tree::{
+    assert_same, census, exact_comparison, make_dir, part_files, random_bytes, set_mtime,
+    write_file,
+};
 use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -21,25 +24,25 @@ const COLLIDING_NAMES: [(&str, &str); 5] = [
 
 /// A source with such names, and a destination that two agents write to: where it is shown, and where it is.
 fn start_case_insensitive_cluster(cluster: &mut Cluster) -> (FaultyFs, PathBuf, PathBuf, PathBuf) {
-    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
-    let behind = dir(cluster.path("behind"));
+    let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
+    let behind = make_dir(cluster.data_path("behind"));
     let fs = FaultyFs::mount_case_insensitive(&behind, &dst);
-    cluster.agent("a", &[&src]);
-    cluster.agent("b", &[&dst]);
-    cluster.agent("c", &[&dst]);
+    cluster.add_agent("a", &[&src]);
+    cluster.add_agent("b", &[&dst]);
+    cluster.add_agent("c", &[&dst]);
     for (i, name) in ["Foo", "foo", "Dir/a", "dir/b", "Thing", "thing/below"].iter().enumerate() {
-        file(src.join(name), noise(3_000 + 700 * i, i as u64));
+        write_file(src.join(name), random_bytes(3_000 + 700 * i, i as u64));
     }
     // Of one length and time: only their content tells.
     for (i, name) in ["BIG", "big"].iter().enumerate() {
-        file(src.join(name), noise(9 * MIB, 50 + i as u64));
-        touch(src.join(name), 1_600_000_000, 0);
+        write_file(src.join(name), random_bytes(9 * MIB, 50 + i as u64));
+        set_mtime(src.join(name), 1_600_000_000, 0);
     }
     for (name, text) in [("Link", "one"), ("link", "other")] {
         std::os::unix::fs::symlink(text, src.join(name)).unwrap();
     }
     for i in 0..40 {
-        file(src.join(format!("plain/{i}.dat")), noise(2_000, 100 + i));
+        write_file(src.join(format!("plain/{i}.dat")), random_bytes(2_000, 100 + i));
     }
     (fs, src, dst, behind)
 }
@@ -101,13 +104,13 @@ fn assert_one_of_each_pair(
 
 #[test]
 fn of_colliding_names_the_second_is_reported_and_nothing_is_overwritten() {
-    let mut cluster = Cluster::start(On::Embedded);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     let (_fs, src, dst, behind) = start_case_insensitive_cluster(&mut cluster);
-    let sync = cluster.sync_with(&src, &dst, json!({}));
+    let sync = cluster.run_sync_with(&src, &dst, json!({}));
     let brought = assert_one_of_each_pair(&sync, &src, &behind);
     // Also with what is left over to be deleted, and with all contents compared.
     for more in [json!({"delete": {}}), json!({"compare": "checksum"})] {
-        let sync = cluster.sync_with(&src, &dst, more);
+        let sync = cluster.run_sync_with(&src, &dst, more);
         assert_eq!(assert_one_of_each_pair(&sync, &src, &behind), brought);
         assert_eq!(sync.files_done, 0, "{sync:#?}");
     }
@@ -117,14 +120,14 @@ fn of_colliding_names_the_second_is_reported_and_nothing_is_overwritten() {
         let top = lost.split('/').next().unwrap();
         fs::rename(src.join(top), src.join(format!("{top} (2)"))).unwrap();
     }
-    let sync = cluster.sync_with(&src, &dst, json!({}));
+    let sync = cluster.run_sync_with(&src, &dst, json!({}));
     assert_complete(&sync, census(&src));
-    assert_same(&src, &behind, strict());
+    assert_same(&src, &behind, exact_comparison());
     // What is spelled as it was is replaced as anywhere.
-    file(src.join("plain/1.dat"), noise(5_000, 200));
-    file(src.join("plain/large"), noise(3 * MIB, 201));
-    assert_complete(&cluster.sync_with(&src, &dst, json!({})), census(&src));
-    file(src.join("plain/large"), noise(4 * MIB, 202));
-    assert_complete(&cluster.sync_with(&src, &dst, json!({})), census(&src));
-    assert_same(&src, &behind, strict());
+    write_file(src.join("plain/1.dat"), random_bytes(5_000, 200));
+    write_file(src.join("plain/large"), random_bytes(3 * MIB, 201));
+    assert_complete(&cluster.run_sync_with(&src, &dst, json!({})), census(&src));
+    write_file(src.join("plain/large"), random_bytes(4 * MIB, 202));
+    assert_complete(&cluster.run_sync_with(&src, &dst, json!({})), census(&src));
+    assert_same(&src, &behind, exact_comparison());
 }

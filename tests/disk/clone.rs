@@ -8,18 +8,19 @@ use support::ctl::ctl;
 
 /// Such a file system on a disk of its own, with a source and room for destinations.
 fn mount_reflink_disk(cluster: &Cluster, kind: &str) -> (LoopDisk, PathBuf, PathBuf) {
-    let (image, at) = (cluster.home().join(format!("{kind}.image")), dir(cluster.path(kind)));
+    let (image, at) =
+        (cluster.home().join(format!("{kind}.image")), make_dir(cluster.data_path(kind)));
     File::create(&image).unwrap().set_len(512 << 20).unwrap();
-    must(&format!("mkfs.{kind}"), ["-q".as_ref(), image.as_os_str()]);
+    run_or_panic(&format!("mkfs.{kind}"), ["-q".as_ref(), image.as_os_str()]);
     let disk = LoopDisk::mount(&image, at.clone());
-    let src = dir(at.join("src"));
-    file(src.join("large"), noise(20 * MIB, 1));
-    file(src.join("below/middle"), noise(3 * MIB + 5, 2));
-    file(src.join("below/small"), noise(1000, 3));
+    let src = make_dir(at.join("src"));
+    write_file(src.join("large"), random_bytes(20 * MIB, 1));
+    write_file(src.join("below/middle"), random_bytes(3 * MIB + 5, 2));
+    write_file(src.join("below/small"), random_bytes(1000, 3));
     std::fs::hard_link(src.join("large"), src.join("below/second name")).unwrap();
     let holes = File::create(src.join("holes")).unwrap();
     holes.set_len(1 << 40).unwrap();
-    holes.write_all_at(&noise(2 * MIB, 4), 1 << 39).unwrap();
+    holes.write_all_at(&random_bytes(2 * MIB, 4), 1 << 39).unwrap();
     (disk, src, at)
 }
 
@@ -35,13 +36,13 @@ const DATA_BYTES: u64 = (20 + 3 + 2) * MIB as u64;
 #[test]
 fn a_copy_within_a_file_system_with_reflinks_is_cloned() {
     for kind in ["xfs", "btrfs"] {
-        let mut cluster = Cluster::start(On::Embedded);
+        let mut cluster = Cluster::start(StoreKind::Embedded);
         let (_disk, src, at) = mount_reflink_disk(&cluster, kind);
-        cluster.agent("a", &[&at]);
+        cluster.add_agent("a", &[&at]);
         let (dst, before) = (at.join("dst"), used_bytes(&at));
         // A limit is for what moves.
         let how = json!({"chunk_size_mb": 1, "bwlimit": 65536, "options": {"verify": "readback"}});
-        let sync = cluster.ended(&cluster.submit_with(&src, &dst, how));
+        let sync = cluster.await_end(&cluster.submit_with(&src, &dst, how));
         assert_complete(&sync, census(&src));
         assert!(
             sync.cloned_bytes >= DATA_BYTES && sync.cloned_bytes < DATA_BYTES + MIB as u64,
@@ -64,50 +65,53 @@ fn a_copy_within_a_file_system_with_reflinks_is_cloned() {
         assert!(ours == theirs);
         for root in [&src, &dst] {
             std::fs::remove_file(root.join("holes")).unwrap();
-            support::tree::touch(root, 1_700_000_000, 0);
+            support::tree::set_mtime(root, 1_700_000_000, 0);
         }
-        assert_same(&src, &dst, strict());
+        assert_same(&src, &dst, exact_comparison());
         // Other content takes the place of what was there, which may not be written to.
         let second = File::open(dst.join("large")).unwrap();
-        file(src.join("large"), noise(20 * MIB, 9));
-        let sync = cluster.sync_with(&src, &dst, json!({"manifest": true}));
+        write_file(src.join("large"), random_bytes(20 * MIB, 9));
+        let sync = cluster.run_sync_with(&src, &dst, json!({"manifest": true}));
         assert_complete(&sync, census(&src));
         assert_eq!((sync.sent_bytes, sync.cloned_bytes), (0, 20 * MIB as u64), "{sync:#?}");
-        assert_same(&src, &dst, strict());
+        assert_same(&src, &dst, exact_comparison());
         let mut there = vec![0; 20 * MIB];
         second.read_exact_at(&mut there, 0).unwrap();
-        assert!(there == noise(20 * MIB, 1));
-        let list =
-            cluster.ctl(["sync", "manifest", sync.request_id.as_str()]).run().exits(0).stdout;
+        assert!(there == random_bytes(20 * MIB, 1));
+        let list = cluster
+            .ctl(["sync", "manifest", sync.request_id.as_str()])
+            .run()
+            .assert_exit_code(0)
+            .stdout;
         let list = String::from_utf8(list).unwrap();
-        let digest = blake3::hash(&noise(20 * MIB, 9)).to_string();
+        let digest = blake3::hash(&random_bytes(20 * MIB, 9)).to_string();
         assert!(list.lines().any(|line| line.starts_with(&digest)), "{kind}: {list}");
         assert!(part_files(&dst).is_empty());
         // As one that may not.
         let plain = at.join("plain");
-        let sync = cluster.sync_with(&src, &plain, json!({"clone": false}));
+        let sync = cluster.run_sync_with(&src, &plain, json!({"clone": false}));
         assert_complete(&sync, census(&src));
         assert_eq!(sync.cloned_bytes, 0, "{sync:#?}");
         assert!(sync.sent_bytes > DATA_BYTES - 2 * MIB as u64, "{sync:#?}");
-        assert_same(&src, &plain, strict());
+        assert_same(&src, &plain, exact_comparison());
         // To another file system.
-        let away = dir(cluster.path("away"));
-        cluster.agent("b", &[&at, &away]);
+        let away = make_dir(cluster.data_path("away"));
+        cluster.add_agent("b", &[&at, &away]);
         assert_eq!(cluster.agents.get_mut("a").unwrap().terminate().code(), Some(0));
-        let sync = cluster.sync_with(&src, &away, json!({}));
+        let sync = cluster.run_sync_with(&src, &away, json!({}));
         assert_complete(&sync, census(&src));
         assert_eq!(sync.cloned_bytes, 0, "{sync:#?}");
-        assert_same(&src, &away, strict());
+        assert_same(&src, &away, exact_comparison());
     }
 }
 
 #[test]
 fn ctl_copy_clones_and_reports_it() {
-    let cluster = Cluster::start(On::Embedded);
+    let cluster = Cluster::start(StoreKind::Embedded);
     let (_disk, src, at) = mount_reflink_disk(&cluster, "xfs");
     let copy = |to: &str, more: &[&str]| {
-        let ran = ctl(["copy"]).more(more).arg(&src).arg(at.join(to)).run().exits(0);
-        assert_same(&src.join("below"), &at.join(to).join("below"), strict());
+        let ran = ctl(["copy"]).args(more).arg(&src).arg(at.join(to)).run().assert_exit_code(0);
+        assert_same(&src.join("below"), &at.join(to).join("below"), exact_comparison());
         String::from_utf8([ran.stderr, ran.stdout].concat()).unwrap()
     };
     let cloned = copy("one", &[]);

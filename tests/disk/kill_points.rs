@@ -1,9 +1,11 @@
 //! An agent that is killed, or stands still, at an exact place: where a file gets its name.
 
 use crate::faulty_fs::{FaultyFs, FsCall, InjectedFault};
-use crate::support::await_that;
-use crate::support::cluster::{Cluster, On, assert_complete, assert_nothing_to_do};
-use crate::support::tree::{assert_same, census, dir, file, noise, part_files, strict};
+use crate::support::await_true;
+use crate::support::cluster::{Cluster, StoreKind, assert_complete, assert_nothing_to_do};
+use crate::support::tree::{
+    assert_same, census, exact_comparison, make_dir, part_files, random_bytes, write_file,
+};
 use crate::{MIB, mount_faulty_fs};
 use longhaul::wire::sync::SyncProgress;
 use rustix::process::Signal;
@@ -23,12 +25,15 @@ impl FileCase {
         match self {
             FileCase::SmallFiles => {
                 for i in 0..40 {
-                    file(src.join(format!("small{i}")), noise(3_000 + i, seed + i as u64));
+                    write_file(
+                        src.join(format!("small{i}")),
+                        random_bytes(3_000 + i, seed + i as u64),
+                    );
                 }
                 "small20".into()
             }
             FileCase::LargeFile => {
-                file(src.join("large"), noise(5 * MIB, seed));
+                write_file(src.join("large"), random_bytes(5 * MIB, seed));
                 "large".into()
             }
         }
@@ -55,19 +60,19 @@ impl BlockedSync {
         alone: bool,
         (call, name, skip): (FsCall, &'static str, u64),
     ) -> BlockedSync {
-        let mut cluster = Cluster::start(On::Embedded);
-        let src = dir(cluster.path("src"));
+        let mut cluster = Cluster::start(StoreKind::Embedded);
+        let src = make_dir(cluster.data_path("src"));
         let (fs, dst, behind) = mount_faulty_fs(&cluster, "dst");
         if alone {
-            cluster.agent("b", &[&src, &dst]);
+            cluster.add_agent("b", &[&src, &dst]);
         } else {
-            cluster.agent("a", &[&src]);
-            cluster.agent("b", &[&dst]);
+            cluster.add_agent("a", &[&src]);
+            cluster.add_agent("b", &[&dst]);
         }
         let at = what.fill_source(&src, 1);
         let held = fs.inject_limited(call, name, InjectedFault::Hang, skip, 1);
         let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1}));
-        await_that("the agent is at that place", || fs.hits(held) == 1);
+        await_true("the agent is at that place", || fs.hits(held) == 1);
         let sync = cluster.progress(&id);
         assert_eq!((sync.files_done, sync.files_skipped), (0, 0), "no result yet: {sync:#?}");
         BlockedSync { cluster, fs, src, dst, behind, blocked_file: at, id }
@@ -81,7 +86,7 @@ impl BlockedSync {
     /// Holds the sync to be done, with all of it counted once.
     #[track_caller]
     fn assert_done(&self) -> SyncProgress {
-        let sync = self.cluster.ended(&self.id);
+        let sync = self.cluster.await_end(&self.id);
         assert_complete(&sync, census(&self.src));
         self.assert_same();
         sync
@@ -89,14 +94,14 @@ impl BlockedSync {
 
     #[track_caller]
     fn assert_same(&self) {
-        assert_same(&self.src, &self.behind, strict());
+        assert_same(&self.src, &self.behind, exact_comparison());
         assert!(part_files(&self.behind).is_empty());
     }
 
     /// … and the next one to find nothing to do.
     #[track_caller]
     fn assert_next_sync_does_nothing(&self) {
-        assert_nothing_to_do(&self.cluster.sync(&self.src, &self.dst), census(&self.src));
+        assert_nothing_to_do(&self.cluster.run_sync(&self.src, &self.dst), census(&self.src));
         self.assert_same();
         self.cluster.assert_no_panic();
     }
@@ -120,7 +125,7 @@ fn kill_after_rename(what: FileCase, another: bool) {
     let before = read(&caught);
     if another {
         let dst = caught.dst.clone();
-        caught.cluster.agent("b2", &[&dst]);
+        caught.cluster.add_agent("b2", &[&dst]);
     } else {
         caught.cluster.agents.get_mut("b").unwrap().restart();
     }
@@ -164,17 +169,19 @@ fn stop_before_rename(what: FileCase) {
     caught.fs.clear_faults();
     assert_eq!(part_files(&caught.behind).len(), 1, "it is not renamed yet");
     let (src, dst) = (caught.src.clone(), caught.dst.clone());
-    caught.cluster.agent("b2", &[&src, &dst]);
+    caught.cluster.add_agent("b2", &[&src, &dst]);
     caught.assert_done();
     what.fill_source(&caught.src, 1_000);
-    assert_complete(&caught.cluster.sync(&caught.src, &caught.dst), census(&caught.src));
+    assert_complete(&caught.cluster.run_sync(&caught.src, &caught.dst), census(&caught.src));
     let later = std::fs::read(caught.behind.join(&caught.blocked_file)).unwrap();
     caught.cluster.agents["b"].process.thaw();
-    await_that("the agent is back", || caught.cluster.master.active().contains(&"b".to_owned()));
+    await_true("the agent is back", || {
+        caught.cluster.master.active_workers().contains(&"b".to_owned())
+    });
     // From now on all is done by it.
     caught.cluster.agents.get_mut("b2").unwrap().terminate();
-    file(caught.src.join("more"), noise(1_000, 1));
-    assert_complete(&caught.cluster.sync(&caught.src, &caught.dst), census(&caught.src));
+    write_file(caught.src.join("more"), random_bytes(1_000, 1));
+    assert_complete(&caught.cluster.run_sync(&caught.src, &caught.dst), census(&caught.src));
     caught.assert_next_sync_does_nothing();
     // What it was in the middle of has ended with it.
     assert_eq!(caught.cluster.agents.get_mut("b").unwrap().terminate().code(), Some(0));

@@ -1,11 +1,12 @@
 //! Files that somebody holds: locks of all kinds, leases, swap files.
 
-use crate::support::await_that;
-use crate::support::cluster::{Cluster, On, assert_complete};
+use crate::support::await_true;
+use crate::support::cluster::{Cluster, StoreKind, assert_complete};
 use crate::support::process::Process;
-use crate::support::tools::must;
+use crate::support::tools::run_or_panic;
 use crate::support::tree::{
-    assert_same, census, differences, dir, file, many, noise, part_files, strict,
+    assert_same, census, differences, exact_comparison, make_dir, part_files, random_bytes,
+    write_file, write_many_files,
 };
 use crate::{LoopDisk, MIB, assert_partial, assert_same_except};
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
@@ -19,14 +20,14 @@ fn open_read_write(path: &Path) -> File {
 
 #[test]
 fn locked_files_are_copied_and_replaced_like_any_other() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    many(&src, 20, 100);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_many_files(&src, 20, 100);
     let names = ["flocked", "locked", "large flocked", "large locked"];
     for (seed, name) in names.iter().enumerate() {
         let length = if name.starts_with("large") { 5 * MIB } else { 5_000 };
-        file(src.join(name), noise(length, seed as u64));
-        file(dst.join(name), "what is to be replaced");
+        write_file(src.join(name), random_bytes(length, seed as u64));
+        write_file(dst.join(name), "what is to be replaced");
     }
     let mut held = Vec::new();
     for at in [&src, &dst] {
@@ -40,10 +41,10 @@ fn locked_files_are_copied_and_replaced_like_any_other() {
             held.push(file);
         }
     }
-    let sync = cluster.sync_with(&src, &dst, serde_json::json!({}));
+    let sync = cluster.run_sync_with(&src, &dst, serde_json::json!({}));
     assert_complete(&sync, census(&src));
     assert_eq!(sync.retries, 0, "{sync:#?}");
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
     drop(held);
 }
 
@@ -68,26 +69,27 @@ fn start_lease_holder(path: &Path, how: &str, log: &Path) -> Process {
     let mut command = Command::new("python3");
     command.args(["-c", LEASE_HOLDER_SCRIPT]).arg(path).arg(how);
     let process = Process::start(how, command, log);
-    await_that("it has the lease", || process.log().contains("has it"));
+    await_true("it has the lease", || process.log().contains("has it"));
     process
 }
 
 #[test]
 fn a_leased_file_is_retried_and_reported_when_the_lease_is_not_released() {
-    let mut cluster = Cluster::start_with(On::Embedded, "defaults: {max_retries: 2}\n");
-    let (src, dst) = cluster.pair();
-    many(&src, 20, 100);
-    let (polite, stubborn) = (file(src.join("polite"), "one"), file(src.join("stubborn"), "two"));
+    let mut cluster = Cluster::start_with(StoreKind::Embedded, "defaults: {max_retries: 2}\n");
+    let (src, dst) = cluster.add_source_and_destination();
+    write_many_files(&src, 20, 100);
+    let (polite, stubborn) =
+        (write_file(src.join("polite"), "one"), write_file(src.join("stubborn"), "two"));
     let home = cluster.home().to_owned();
     let gives = start_lease_holder(&polite, "polite", &home.join("polite.log"));
     let mut keeps = start_lease_holder(&stubborn, "stubborn", &home.join("stubborn.log"));
-    let sync = cluster.sync(&src, &dst);
+    let sync = cluster.run_sync(&src, &dst);
     assert!(gives.log().contains("asked") && keeps.log().contains("asked"));
     assert_partial(&sync, &["stubborn"], "EAGAIN");
     assert_same_except(&src, &dst, &["stubborn"]);
     keeps.kill_9();
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }
 
 /// A file to which the kernel swaps; no longer when it is dropped.
@@ -95,10 +97,10 @@ struct SwapFile(PathBuf);
 
 impl SwapFile {
     fn enable(path: PathBuf) -> SwapFile {
-        file(&path, vec![0; MIB]);
+        write_file(&path, vec![0; MIB]);
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .unwrap();
-        must("mkswap", ["-q".as_ref(), path.as_os_str()]);
+        run_or_panic("mkswap", ["-q".as_ref(), path.as_os_str()]);
         let on = Command::new("swapon").arg(&path).output().unwrap();
         let why = String::from_utf8_lossy(&on.stderr);
         assert!(
@@ -117,39 +119,40 @@ impl Drop for SwapFile {
 
 /// A file system on a disk of its own, at `name`.
 fn mount_disk(cluster: &Cluster, name: &str) -> (LoopDisk, PathBuf) {
-    let (image, at) = (cluster.home().join(format!("{name}.image")), dir(cluster.path(name)));
+    let (image, at) =
+        (cluster.home().join(format!("{name}.image")), make_dir(cluster.data_path(name)));
     File::create(&image).unwrap().set_len(32 << 20).unwrap();
-    must("mkfs.ext4", ["-q".as_ref(), image.as_os_str()]);
-    (LoopDisk::mount(&image, at.clone()), dir(at.join("it")))
+    run_or_panic("mkfs.ext4", ["-q".as_ref(), image.as_os_str()]);
+    (LoopDisk::mount(&image, at.clone()), make_dir(at.join("it")))
 }
 
 #[test]
 fn an_active_swap_file_is_copied_and_reported_at_the_destination() {
-    let mut cluster = Cluster::start(On::Embedded);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     let ((source, src), (destination, dst)) =
         (mount_disk(&cluster, "src"), mount_disk(&cluster, "dst"));
     let used = SwapFile::enable(src.join("swap"));
-    cluster.agent("a", &[&src]);
-    cluster.agent("b", &[&dst]);
-    many(&src, 20, 100);
-    let sync = cluster.sync(&src, &dst);
+    cluster.add_agent("a", &[&src]);
+    cluster.add_agent("b", &[&dst]);
+    write_many_files(&src, 20, 100);
+    let sync = cluster.run_sync(&src, &dst);
     assert_complete(&sync, census(&src));
     // The kernel may have swapped something meanwhile.
-    let found = differences(&src, &dst, strict());
+    let found = differences(&src, &dst, exact_comparison());
     assert!(found.iter().all(|f| f.contains("`swap`") && f.contains("content")), "{found:#?}");
     assert_eq!(&std::fs::read(dst.join("swap")).unwrap()[4086..4096], b"SWAPSPACE2");
     drop(used);
     let used = SwapFile::enable(dst.join("swap"));
-    file(src.join("swap"), noise(2 * MIB, 1));
-    file(src.join("more"), "more");
-    let sync = cluster.sync(&src, &dst);
+    write_file(src.join("swap"), random_bytes(2 * MIB, 1));
+    write_file(src.join("more"), "more");
+    let sync = cluster.run_sync(&src, &dst);
     assert_partial(&sync, &["swap"], "EPERM");
-    let found = differences(&src, &dst, strict());
+    let found = differences(&src, &dst, exact_comparison());
     assert!(found.iter().all(|f| f.contains("`swap`")), "{found:#?}");
     assert!(part_files(&dst).is_empty());
     drop(used);
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, exact_comparison());
     // The agents hold what is mounted.
     cluster.agents.clear();
     drop((source, destination));

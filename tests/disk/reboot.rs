@@ -2,9 +2,11 @@
 //! content.
 
 use super::MIB;
-use super::support::cluster::{Cluster, On, assert_complete};
-use super::support::tree::{assert_same, census, file, many, noise, strict, touch};
-use super::support::{await_that, tree};
+use super::support::cluster::{Cluster, StoreKind, assert_complete};
+use super::support::tree::{
+    assert_same, census, exact_comparison, random_bytes, set_mtime, write_file, write_many_files,
+};
+use super::support::{await_true, tree};
 use longhaul::wire::sync::SyncState;
 use serde_json::json;
 use std::fs;
@@ -20,13 +22,13 @@ fn restart_under_boot(cluster: &mut Cluster, boot: &str) {
         cluster.master.process.log().matches("the agent was restarted worker=b").count()
     };
     let before = heard(cluster);
-    cluster.agents.get_mut("b").unwrap().restart_under(boot);
-    await_that("the restarted one is there", || heard(cluster) > before);
+    cluster.agents.get_mut("b").unwrap().restart_with_boot_id(boot);
+    await_true("the restarted one is there", || heard(cluster) > before);
 }
 
 /// Two agents, each on a host of its own.
 fn start_two_hosts(cluster: &mut Cluster) -> (PathBuf, PathBuf) {
-    let pair = cluster.pair();
+    let pair = cluster.add_source_and_destination();
     restart_under_boot(cluster, FIRST_BOOT);
     pair
 }
@@ -35,13 +37,13 @@ fn start_two_hosts(cluster: &mut Cluster) -> (PathBuf, PathBuf) {
 fn start_and_pause_sync(cluster: &mut Cluster) -> (String, PathBuf, PathBuf) {
     let (src, dst) = start_two_hosts(cluster);
     for i in 0..12 {
-        file(src.join(format!("f{i:02}")), noise(2 * MIB, i));
+        write_file(src.join(format!("f{i:02}")), random_bytes(2 * MIB, i));
     }
-    file(src.join("large"), noise(9 * MIB, 99));
-    many(&src, 100, 2_000);
+    write_file(src.join("large"), random_bytes(9 * MIB, 99));
+    write_many_files(&src, 100, 2_000);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 4, "bwlimit": "12MiB/s"}));
     cluster.await_progress(&id, "has brought files", |s| s.files_done > 3);
-    cluster.ctl(["sync", "pause", &id]).run().exits(0);
+    cluster.ctl(["sync", "pause", &id]).run().assert_exit_code(0);
     cluster.await_progress(&id, "stands still", |s| {
         s.state == SyncState::Paused && s.detail.is_empty()
     });
@@ -57,7 +59,7 @@ fn zero_arrived_files(src: &Path, dst: &Path) -> usize {
     for path in &arrived {
         let before = fs::metadata(path).unwrap();
         fs::write(path, vec![0; before.len() as usize]).unwrap();
-        touch(path, before.mtime(), before.mtime_nsec() as u64 as _);
+        set_mtime(path, before.mtime(), before.mtime_nsec() as u64 as _);
         assert_eq!(fs::metadata(path).unwrap().len(), before.len());
     }
     arrived.len()
@@ -74,39 +76,39 @@ fn crash_destination(cluster: &mut Cluster, src: &Path, dst: &Path) -> usize {
 
 #[test]
 fn files_lost_by_a_reboot_are_copied_again_by_the_running_sync() {
-    let mut cluster = Cluster::start(On::Embedded);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     let (id, src, dst) = start_and_pause_sync(&mut cluster);
     let damaged = crash_destination(&mut cluster, &src, &dst);
-    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().exits(0);
-    cluster.ctl(["sync", "resume", &id]).run().exits(0);
-    let sync = cluster.ended(&id);
+    cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);
+    cluster.ctl(["sync", "resume", &id]).run().assert_exit_code(0);
+    let sync = cluster.await_end(&id);
     assert_complete(&sync, census(&src));
     assert!(sync.repaired_files >= damaged as u64, "{damaged} were damaged: {sync:#?}");
-    assert_same(&src, &dst, strict());
+    assert_same(&src, &dst, exact_comparison());
     assert!(tree::part_files(&dst).is_empty());
 }
 
 #[test]
 fn files_lost_by_a_reboot_are_copied_again_by_the_next_sync() {
-    let mut cluster = Cluster::start(On::Embedded);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     let (id, src, dst) = start_and_pause_sync(&mut cluster);
-    cluster.ctl(["sync", "cancel", &id]).run().exits(0);
+    cluster.ctl(["sync", "cancel", &id]).run().assert_exit_code(0);
     crash_destination(&mut cluster, &src, &dst);
     // Another one knows nothing of the first, and has not been told to compare contents.
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
-    assert_same(&src, &dst, strict());
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }
 
 #[test]
 fn flushed_files_are_trusted_after_a_reboot_and_after_an_agent_restart() {
-    let mut cluster = Cluster::start(On::Embedded);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
     let (src, dst) = start_two_hosts(&mut cluster);
-    many(&src, 50, 2_000);
-    assert_complete(&cluster.sync(&src, &dst), census(&src));
+    write_many_files(&src, 50, 2_000);
+    assert_complete(&cluster.run_sync(&src, &dst), census(&src));
     for boot in [FIRST_BOOT, OTHER_BOOT] {
         restart_under_boot(&mut cluster, boot);
         let read = cluster.agents["a"].process.file_bytes().0;
-        let sync = cluster.sync(&src, &dst);
+        let sync = cluster.run_sync(&src, &dst);
         assert_complete(&sync, census(&src));
         assert_eq!(sync.files_skipped, 50, "{sync:#?}");
         let read = cluster.agents["a"].process.file_bytes().0 - read;

@@ -6,16 +6,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod choose;
+mod changing_source;
 mod compare;
 mod delta;
-mod guards;
+mod dry_run;
+mod file_source;
 mod itemized;
-mod live;
 mod metadata;
 mod mirror;
-mod of_a_file;
-mod plan;
+mod safety_checks;
+mod selection;
 mod verify;
 
 use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
@@ -27,30 +27,30 @@ use std::path::Path;
 const MIB: usize = 1 << 20;
 
 /// Fails where the test can't run, and says what it needs.
-fn as_root(what: &str) {
+fn assert_root(what: &str) {
     assert!(support::process::is_root(), "this test needs root, for {what}: run it as root");
 }
 
 /// Holds a sync to have ended well.
 #[track_caller]
-fn assert_full(sync: &SyncProgress) {
+fn assert_full_outcome(sync: &SyncProgress) {
     let end = (sync.state, sync.outcome);
     assert_eq!(end, (SyncState::Completed, Some(SyncOutcome::Full)), "{sync:#?}");
 }
 
 /// How many entries an action is counted for.
-fn count(sync: &SyncProgress, action: longhaul::wire::options::EntryAction) -> u64 {
+fn action_count(sync: &SyncProgress, action: longhaul::wire::options::EntryAction) -> u64 {
     sync.actions.get(&action).map_or(0, |tally| tally.count)
 }
 
 /// The notes whose cause has one of these words, added up.
-fn noted(sync: &SyncProgress, words: &[&str]) -> u64 {
+fn note_count(sync: &SyncProgress, words: &[&str]) -> u64 {
     let about = |cause: &str| words.iter().any(|word| cause.contains(word));
     sync.warnings.iter().filter(|(cause, _)| about(cause)).map(|(_, note)| note.count).sum()
 }
 
 /// What each path of a tree is, so that any change to it shows: inode, mode, length, both times.
-fn state_of(root: &Path) -> BTreeMap<Vec<u8>, [i64; 6]> {
+fn metadata_by_path(root: &Path) -> BTreeMap<Vec<u8>, [i64; 6]> {
     let entries = walkdir::WalkDir::new(root).into_iter().map(Result::unwrap);
     entries
         .map(|entry| {
@@ -66,12 +66,13 @@ fn state_of(root: &Path) -> BTreeMap<Vec<u8>, [i64; 6]> {
 
 /// The paths of a tree, the root left out, in order.
 fn paths_of(root: &Path) -> Vec<String> {
-    let paths = state_of(root).into_keys().map(|path| String::from_utf8_lossy(&path).into_owned());
+    let paths =
+        metadata_by_path(root).into_keys().map(|path| String::from_utf8_lossy(&path).into_owned());
     paths.filter(|path| !path.is_empty()).collect()
 }
 
 /// Changes one bit of a file and keeps its times.
-fn flip(path: &Path, at: u64) {
+fn flip_bit(path: &Path, at: u64) {
     use std::os::unix::fs::FileExt;
     let meta = std::fs::metadata(path).unwrap();
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
@@ -80,5 +81,5 @@ fn flip(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
     drop(file);
     let ns = u32::try_from(meta.mtime_nsec()).unwrap();
-    support::tree::touch(path, meta.mtime(), ns);
+    support::tree::set_mtime(path, meta.mtime(), ns);
 }

@@ -1,28 +1,34 @@
 //! Deletion of what the source does not have, and every reason not to delete.
 
-use crate::support::cluster::{Cluster, On};
+use crate::support::cluster::{Cluster, StoreKind};
 use crate::support::process::User;
-use crate::support::tools::{assert_equal_in_all, must, rsync_finds, rsync_would_delete};
-use crate::support::tree::{chmod, dir, file, link, many, noise, touch};
-use crate::{MIB, as_root, assert_full, count, noted, paths_of, state_of};
+use crate::support::tools::{
+    assert_trees_identical, rsync_differences, rsync_would_delete, run_or_panic,
+};
+use crate::support::tree::{
+    chmod, make_dir, make_symlink, random_bytes, set_mtime, write_file, write_many_files,
+};
+use crate::{
+    MIB, action_count, assert_full_outcome, assert_root, metadata_by_path, note_count, paths_of,
+};
 use longhaul::wire::options::EntryAction;
 use longhaul::wire::sync::{SyncOutcome, SyncProgress};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn hundred(root: &Path) {
+fn write_hundred_files(root: &Path) {
     for i in 0..100 {
-        file(root.join(format!("f{i:02}")), format!("{i}"));
+        write_file(root.join(format!("f{i:02}")), format!("{i}"));
     }
 }
 
 /// A mirror of a hundred files, made with `--delete`.
-fn mirrored() -> (Cluster, PathBuf, PathBuf) {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.four();
-    hundred(&src);
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+fn mirrored_tree() -> (Cluster, PathBuf, PathBuf) {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_two_agents_per_side();
+    write_hundred_files(&src);
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
     (cluster, src, dst)
 }
 
@@ -34,10 +40,10 @@ fn assert_stopped(cluster: &Cluster, src: &Path, dst: &Path, delete: Value) -> S
 
 /// … before anything was copied, the root included.
 #[track_caller]
-fn assert_not_begun(cluster: &Cluster, src: &Path, dst: &Path, delete: Value) -> SyncProgress {
-    let before = state_of(dst);
+fn assert_not_started(cluster: &Cluster, src: &Path, dst: &Path, delete: Value) -> SyncProgress {
+    let before = metadata_by_path(dst);
     let sync = stopped_with(cluster, src, dst, delete, (SyncOutcome::CopyStopped, 8));
-    assert_eq!(state_of(dst), before, "nothing is written: {sync:#?}");
+    assert_eq!(metadata_by_path(dst), before, "nothing is written: {sync:#?}");
     assert!(sync.reason.as_deref().unwrap_or_default().contains("nothing was copied"), "{sync:#?}");
     sync
 }
@@ -51,76 +57,76 @@ fn stopped_with(
     (outcome, code): (SyncOutcome, i32),
 ) -> SyncProgress {
     let before = paths_of(dst);
-    let sync = cluster.sync_with(src, dst, json!({"delete": delete}));
+    let sync = cluster.run_sync_with(src, dst, json!({"delete": delete}));
     assert_eq!(paths_of(dst), before, "nothing is deleted: {sync:#?}");
     assert_eq!(sync.outcome, Some(outcome), "{sync:#?}");
     assert!(sync.reason.as_deref().is_some_and(|r| r.len() > 20), "it says why: {sync:#?}");
     let id = sync.request_id.to_string();
-    let waited = cluster.ctl(["sync", "wait", &id]).run().exits(code);
-    assert_eq!(count(&sync, EntryAction::Delete), 0, "{:#?}", sync.actions);
-    let said = format!("{}{}", waited.out(), waited.err());
+    let waited = cluster.ctl(["sync", "wait", &id]).run().assert_exit_code(code);
+    assert_eq!(action_count(&sync, EntryAction::Delete), 0, "{:#?}", sync.actions);
+    let said = format!("{}{}", waited.stdout_text(), waited.stderr_text());
     assert!(said.contains(sync.reason.as_deref().unwrap_or_default()), "{said}");
     sync
 }
 
-fn forget(src: &Path, numbers: impl IntoIterator<Item = usize>) {
+fn remove_numbered_files(src: &Path, numbers: impl IntoIterator<Item = usize>) {
     for i in numbers {
         fs::remove_file(src.join(format!("f{i:02}"))).unwrap();
     }
 }
 
 #[test]
-fn a_source_that_was_emptied_stops() {
-    let (cluster, src, dst) = mirrored();
-    forget(&src, 0..100);
-    let sync = assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100}));
+fn an_emptied_source_stops_the_deletion() {
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, 0..100);
+    let sync = assert_not_started(&cluster, &src, &dst, json!({"max_percent": 100}));
     assert!(sync.reason.unwrap().contains("empty"));
     let allowed = json!({"delete": {"max_percent": 100, "allow_empty_source": true}});
-    assert_full(&cluster.sync_with(&src, &dst, allowed));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, allowed));
     assert!(paths_of(&dst).is_empty());
 }
 
 #[test]
-fn more_than_half_gone_stops_unless_allowed() {
-    let (cluster, src, dst) = mirrored();
-    forget(&src, 0..51);
+fn deleting_more_than_half_stops_unless_allowed() {
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, 0..51);
     assert_stopped(&cluster, &src, &dst, json!({}));
     assert_stopped(&cluster, &src, &dst, json!({"max_percent": 50}));
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {"max_percent": 60}})));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {"max_percent": 60}})));
     assert_eq!(paths_of(&dst).len(), 49);
-    assert_equal_in_all(&src, &dst);
+    assert_trees_identical(&src, &dst);
 }
 
 #[test]
-fn less_than_half_gone_is_deleted() {
-    let (cluster, src, dst) = mirrored();
-    forget(&src, 0..49);
-    let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
-    assert_full(&sync);
-    assert_eq!(count(&sync, EntryAction::Delete), 49, "{sync:#?}");
-    assert_equal_in_all(&src, &dst);
+fn less_than_half_is_deleted() {
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, 0..49);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"delete": {}}));
+    assert_full_outcome(&sync);
+    assert_eq!(action_count(&sync, EntryAction::Delete), 49, "{sync:#?}");
+    assert_trees_identical(&src, &dst);
 }
 
 #[test]
-fn a_limit_of_entries_is_checked_before_the_first_is_deleted() {
-    let (cluster, src, dst) = mirrored();
-    forget(&src, 0..4);
+fn the_deletion_limit_is_checked_before_the_first_deletion() {
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, 0..4);
     assert_stopped(&cluster, &src, &dst, json!({"max": 3}));
     // What is in a folder counts, not the folder alone.
-    many(&dst.join("extra"), 3, 10);
+    write_many_files(&dst.join("extra"), 3, 10);
     assert_stopped(&cluster, &src, &dst, json!({"max": 8}));
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {"max": 9}})));
-    assert_equal_in_all(&src, &dst);
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {"max": 9}})));
+    assert_trees_identical(&src, &dst);
 }
 
 #[test]
-fn limits_of_size_and_age_choose_what_is_copied_and_not_what_is_deleted_as_with_rsync() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (sources, all) = cluster.pair();
-    let src = dir(sources.join("src"));
+fn size_and_age_limits_select_what_is_copied_but_not_what_is_deleted_as_in_rsync() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (sources, all) = cluster.add_source_and_destination();
+    let src = make_dir(sources.join("src"));
     let fill = |root: &Path, names: &[(&str, usize)]| {
         for (name, size) in names {
-            touch(file(root.join(name), noise(*size, 1)), 1_600_000_000, 0);
+            set_mtime(write_file(root.join(name), random_bytes(*size, 1)), 1_600_000_000, 0);
         }
     };
     fill(
@@ -153,10 +159,13 @@ fn limits_of_size_and_age_choose_what_is_copied_and_not_what_is_deleted_as_with_
             fill(side, extra);
         }
         let (from, to) = (format!("{}/", src.display()), sides[0].display().to_string());
-        must("rsync", ["-a", "--delete", &from, &to].into_iter().chain(args.iter().copied()));
+        run_or_panic(
+            "rsync",
+            ["-a", "--delete", &from, &to].into_iter().chain(args.iter().copied()),
+        );
         let submit =
             cluster.ctl(["sync", "submit", "--wait", "--delete", "--max-delete-percent=100"]);
-        submit.more(*args).arg(&src).arg(&sides[1]).run().exits(0);
+        submit.args(*args).arg(&src).arg(&sides[1]).run().assert_exit_code(0);
         let held = |side: &Path| -> Vec<(String, u64)> {
             let size = |path: String| (path.clone(), fs::metadata(side.join(path)).unwrap().len());
             paths_of(side).into_iter().filter(|p| side.join(p).is_file()).map(size).collect()
@@ -170,43 +179,47 @@ fn limits_of_size_and_age_choose_what_is_copied_and_not_what_is_deleted_as_with_
         fill(&dst, extra);
         let submit =
             cluster.ctl(["sync", "submit", "--wait", "--delete", "--max-delete-percent=100"]);
-        submit.more(args).arg(&src).arg(&dst).run().exits(0);
+        submit.args(args).arg(&src).arg(&dst).run().assert_exit_code(0);
         assert_eq!(paths_of(&dst), ["a.o", "big", "dir", "dir/big", "small"], "{args:?}");
         assert_eq!(fs::metadata(dst.join("big")).unwrap().len(), 8_000);
     }
 }
 
 #[test]
-fn a_mirror_without_a_trash_leaves_that_of_an_earlier_one_and_says_so() {
-    let (cluster, src, dst) = mirrored();
-    forget(&src, [7]);
+fn a_mirror_without_trash_keeps_an_earlier_trash_and_reports_it() {
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, [7]);
     let long = "n".repeat(255);
-    file(dst.join(&long), "once");
+    write_file(dst.join(&long), "once");
     let with_trash = json!({"delete": {"trash": "old/bin"}});
-    assert_full(&cluster.sync_with(&src, &dst, with_trash));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, with_trash));
     let kept = |dst: &Path| paths_of(&dst.join("old"));
     let before = kept(&dst);
     assert_eq!(before.len(), 5, "{before:?}");
-    forget(&src, [8]);
+    remove_numbered_files(&src, [8]);
     for more in [1, 0] {
-        let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
-        assert_full(&sync);
-        assert_eq!(count(&sync, EntryAction::Delete), more, "{sync:#?}");
+        let sync = cluster.run_sync_with(&src, &dst, json!({"delete": {}}));
+        assert_full_outcome(&sync);
+        assert_eq!(action_count(&sync, EntryAction::Delete), more, "{sync:#?}");
         assert_eq!(kept(&dst), before);
-        assert_eq!(noted(&sync, &["trash of an earlier mirror"]), 1, "{:#?}", sync.warnings);
+        assert_eq!(note_count(&sync, &["trash of an earlier mirror"]), 1, "{:#?}", sync.warnings);
         let id = sync.request_id.to_string();
-        let said = cluster.ctl(["sync", "wait", &id]).run().exits(0);
-        assert!(said.err().contains("trash of an earlier mirror left as it is"), "{}", said.err());
-        assert!(said.err().contains("old/bin"), "{}", said.err());
+        let said = cluster.ctl(["sync", "wait", &id]).run().assert_exit_code(0);
+        assert!(
+            said.stderr_text().contains("trash of an earlier mirror left as it is"),
+            "{}",
+            said.stderr_text()
+        );
+        assert!(said.stderr_text().contains("old/bin"), "{}", said.stderr_text());
     }
     // What is deleted twice by syncs of one id has room in the trash twice.
     for number in 0..2 {
-        file(dst.join(&long), number.to_string());
+        write_file(dst.join(&long), number.to_string());
         let options = json!({"delete": {"trash": "old/bin"}});
         let id =
             cluster.submit_with(&src, &dst, json!({"request_id": "nightly", "options": options}));
-        assert_full(&cluster.ended(&id));
-        cluster.ctl(["sync", "delete", "nightly"]).run().exits(0);
+        assert_full_outcome(&cluster.await_end(&id));
+        cluster.ctl(["sync", "delete", "nightly"]).run().assert_exit_code(0);
     }
     for (base, content) in [("nightly", "0"), ("nightly~1", "1")] {
         assert_eq!(
@@ -217,39 +230,39 @@ fn a_mirror_without_a_trash_leaves_that_of_an_earlier_one_and_says_so() {
 }
 
 #[test]
-fn an_unreadable_folder_of_the_source_stops() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = (dir(cluster.path("src")), dir(cluster.path("dst")));
-    hundred(&src);
-    file(src.join("folder/inside"), "precious");
-    User::Ordinary.give_all(&src);
-    User::Ordinary.give(&dst);
-    cluster.agent_with("a", &[&src], User::Ordinary, "");
-    cluster.agent_with("b", &[&dst], User::Ordinary, "");
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
-    forget(&src, 0..1);
+fn an_unreadable_source_directory_stops_the_deletion() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
+    write_hundred_files(&src);
+    write_file(src.join("folder/inside"), "precious");
+    User::Ordinary.chown_recursive(&src);
+    User::Ordinary.chown(&dst);
+    cluster.add_agent_with("a", &[&src], User::Ordinary, "");
+    cluster.add_agent_with("b", &[&dst], User::Ordinary, "");
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
+    remove_numbered_files(&src, 0..1);
     chmod(src.join("folder"), 0o000);
     let before = paths_of(&dst);
-    let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
+    let sync = cluster.run_sync_with(&src, &dst, json!({"delete": {}}));
     chmod(src.join("folder"), 0o755);
     chmod(dst.join("folder"), 0o755);
     assert_eq!(sync.outcome, Some(SyncOutcome::Partial), "{sync:#?}");
     assert_eq!(paths_of(&dst), before, "nothing is deleted: {sync:#?}");
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
     assert_eq!(paths_of(&dst).len(), 101);
 }
 
 /// A file with an attribute (`chattr`) that keeps also root from replacing it; without it again at the end.
-struct Kept(PathBuf, char);
+struct AttributeGuard(PathBuf, char);
 
-impl Kept {
-    fn with(attribute: char, path: PathBuf) -> Kept {
-        must("chattr", [format!("+{attribute}").as_ref(), path.as_os_str()]);
-        Kept(path, attribute)
+impl AttributeGuard {
+    fn with(attribute: char, path: PathBuf) -> AttributeGuard {
+        run_or_panic("chattr", [format!("+{attribute}").as_ref(), path.as_os_str()]);
+        AttributeGuard(path, attribute)
     }
 }
 
-impl Drop for Kept {
+impl Drop for AttributeGuard {
     fn drop(&mut self) {
         let mut chattr = std::process::Command::new("chattr");
         let _ = chattr.arg(format!("-{}", self.1)).arg(&self.0).status();
@@ -257,16 +270,17 @@ impl Drop for Kept {
 }
 
 #[test]
-fn a_file_that_cannot_be_copied_stops() {
-    as_root("immutable files");
-    let (cluster, src, dst) = mirrored();
-    forget(&src, 0..1);
+fn a_file_that_cannot_be_copied_stops_the_deletion() {
+    assert_root("immutable files");
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, 0..1);
     for name in ["f01", "f02"] {
-        file(src.join(name), "another version");
+        write_file(src.join(name), "another version");
     }
-    let kept = [Kept::with('i', dst.join("f01")), Kept::with('a', dst.join("f02"))];
+    let kept =
+        [AttributeGuard::with('i', dst.join("f01")), AttributeGuard::with('a', dst.join("f02"))];
     let before = paths_of(&dst);
-    let sync = cluster.sync_with(&src, &dst, json!({"delete": {}}));
+    let sync = cluster.run_sync_with(&src, &dst, json!({"delete": {}}));
     assert_eq!((sync.outcome, sync.files_failed), (Some(SyncOutcome::Partial), 2), "{sync:#?}");
     let mut named: Vec<&[u8]> = sync.errors.iter().map(|e| &e.path.0[..]).collect();
     named.sort_unstable();
@@ -275,15 +289,16 @@ fn a_file_that_cannot_be_copied_stops() {
     assert_eq!(paths_of(&dst), before, "nothing is deleted, and no part file is left: {sync:#?}");
     assert_eq!(fs::read(dst.join("f01")).unwrap(), b"1");
     drop(kept);
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
     assert_eq!(paths_of(&dst).len(), 99);
     // At the source it is no obstacle, and does not come along.
-    let kept = [Kept::with('i', src.join("f03")), Kept::with('a', src.join("f04"))];
+    let kept =
+        [AttributeGuard::with('i', src.join("f03")), AttributeGuard::with('a', src.join("f04"))];
     fs::remove_file(dst.join("f03")).unwrap();
     fs::remove_file(dst.join("f04")).unwrap();
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
     drop(kept);
-    assert_equal_in_all(&src, &dst);
+    assert_trees_identical(&src, &dst);
     fs::remove_file(dst.join("f03")).unwrap();
 }
 
@@ -305,74 +320,79 @@ impl Drop for Mount {
 }
 
 #[test]
-fn a_source_that_is_not_mounted_stops() {
-    as_root("mounts");
-    let mut cluster = Cluster::start(On::Embedded);
-    let (all, dst) = cluster.pair();
-    let src = dir(all.join("mounted"));
+fn an_unmounted_source_stops_the_deletion() {
+    assert_root("mounts");
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (all, dst) = cluster.add_source_and_destination();
+    let src = make_dir(all.join("mounted"));
     let mount = Mount::tmpfs(&src).expect("this test needs a tmpfs to be mounted");
-    hundred(&src);
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    write_hundred_files(&src);
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
     drop(mount);
-    assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100}));
+    assert_not_started(&cluster, &src, &dst, json!({"max_percent": 100}));
     // Something lies where the mount should be: it is another file system, not an empty one.
-    file(src.join("f00"), "is it mounted?");
-    assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100}));
+    write_file(src.join("f00"), "is it mounted?");
+    assert_not_started(&cluster, &src, &dst, json!({"max_percent": 100}));
     // Also after the master was started again.
     cluster.master.restart();
-    assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100}));
+    assert_not_started(&cluster, &src, &dst, json!({"max_percent": 100}));
     // That an empty source is allowed does not allow another one.
-    assert_not_begun(&cluster, &src, &dst, json!({"max_percent": 100, "allow_empty_source": true}));
+    assert_not_started(
+        &cluster,
+        &src,
+        &dst,
+        json!({"max_percent": 100, "allow_empty_source": true}),
+    );
     let allowed = json!({"delete": {"max_percent": 100, "allow_new_source_fs": true}});
-    assert_full(&cluster.sync_with(&src, &dst, allowed));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, allowed));
     assert_eq!(paths_of(&dst), ["f00"]);
 }
 
 #[test]
 fn a_mirror_waits_for_a_sync_that_writes_to_the_same_destination() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.four();
-    let (one, two) = (dir(src.join("one")), dir(src.join("two")));
-    many(&two, 50, 100);
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_two_agents_per_side();
+    let (one, two) = (make_dir(src.join("one")), make_dir(src.join("two")));
+    write_many_files(&two, 50, 100);
     let to = dst.join("shared");
-    let first = cluster.in_the_middle(&one, &to, (64, "8MiB/s"), json!({}));
+    let first = cluster.submit_and_await_partial(&one, &to, (64, "8MiB/s"), json!({}));
     let more = json!({"options": {"delete": {"max_percent": 100}}});
     let second = cluster.submit_with(&two, &to, more);
     let waiting = cluster.progress(&second);
     assert_eq!(waiting.state.as_str(), "QUEUED", "{waiting:#?}");
     let reason = format!("waits for sync {first}, which writes to {}", to.display());
     assert_eq!(waiting.reason, Some(reason));
-    cluster.hurry(&first);
-    let (first, second) = (cluster.ended(&first), cluster.ended(&second));
-    assert_full(&first);
-    assert_full(&second);
+    cluster.lift_bandwidth_limit(&first);
+    let (first, second) = (cluster.await_end(&first), cluster.await_end(&second));
+    assert_full_outcome(&first);
+    assert_full_outcome(&second);
     assert!(second.started_at >= first.ended_at, "{first:#?} {second:#?}");
-    assert_equal_in_all(&two, &to);
+    assert_trees_identical(&two, &to);
 }
 
 #[test]
 fn the_plain_case_deletes_what_rsync_would() {
-    let mut cluster = Cluster::start(On::Redis);
-    let (src, dst) = cluster.four();
-    many(&src, 500, 100);
-    file(src.join("stays/x"), "x");
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+    let mut cluster = Cluster::start(StoreKind::Redis);
+    let (src, dst) = cluster.add_two_agents_per_side();
+    write_many_files(&src, 500, 100);
+    write_file(src.join("stays/x"), "x");
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
     fs::remove_dir_all(src.join("001")).unwrap();
-    forget_some(&src);
-    many(&dst.join("extra/deeper"), 20, 100);
-    dir(dst.join("stays/empty"));
-    let outside = dir(cluster.path("outside"));
-    file(outside.join("precious"), "precious");
-    link(dst.join("stays/out"), &outside);
-    link(dst.join("extra/out"), &outside);
+    remove_some_files(&src);
+    write_many_files(&dst.join("extra/deeper"), 20, 100);
+    make_dir(dst.join("stays/empty"));
+    let outside = make_dir(cluster.data_path("outside"));
+    write_file(outside.join("precious"), "precious");
+    make_symlink(dst.join("stays/out"), &outside);
+    make_symlink(dst.join("extra/out"), &outside);
     fs::hard_link(dst.join("000/00001"), dst.join("extra/one more name")).unwrap();
     let wanted = rsync_would_delete(&src, &dst);
     assert!(wanted.len() > 120, "{}", wanted.len());
 
     let id = cluster.submit_with(&src, &dst, json!({"options": {"delete": {}, "record": true}}));
-    let sync = cluster.ended(&id);
-    assert_full(&sync);
-    assert_equal_in_all(&src, &dst);
+    let sync = cluster.await_end(&id);
+    assert_full_outcome(&sync);
+    assert_trees_identical(&src, &dst);
     assert_eq!(fs::read(outside.join("precious")).unwrap(), b"precious", "never through a link");
     let text = cluster.master.get(&format!("/sync/{id}/files?state=deleted")).text();
     let record = |line: &str| serde_json::from_str::<Value>(line).unwrap();
@@ -380,21 +400,26 @@ fn the_plain_case_deletes_what_rsync_would() {
         text.lines().map(|line| record(line)["path"].as_str().unwrap().to_owned()).collect();
     deleted.sort();
     assert_eq!(deleted, wanted);
-    assert_eq!(count(&sync, EntryAction::Delete), wanted.len() as u64, "{:#?}", sync.actions);
+    assert_eq!(
+        action_count(&sync, EntryAction::Delete),
+        wanted.len() as u64,
+        "{:#?}",
+        sync.actions
+    );
 }
 
-fn forget_some(src: &Path) {
+fn remove_some_files(src: &Path) {
     for i in [0, 7, 99] {
         fs::remove_file(src.join(format!("000/{i:05}"))).unwrap();
     }
 }
 
 #[test]
-fn a_folder_of_very_many_extra_names_among_those_that_stay_is_cleaned_exactly() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.four();
-    dir(src.join("wide"));
-    dir(dst.join("wide"));
+fn many_extra_names_are_deleted_among_names_that_stay() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_two_agents_per_side();
+    make_dir(src.join("wide"));
+    make_dir(dst.join("wide"));
     // More than any page holds; the extra ones before, between and behind the others.
     for i in 0..6_000 {
         if i % 2 == 0 {
@@ -403,119 +428,123 @@ fn a_folder_of_very_many_extra_names_among_those_that_stay_is_cleaned_exactly() 
         fs::write(dst.join(format!("wide/{i:05}")), "").unwrap();
     }
     for name in ["!first", "~last"] {
-        file(dst.join("wide").join(name), "");
+        write_file(dst.join("wide").join(name), "");
     }
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {"max_percent": 100}})));
-    assert_equal_in_all(&src, &dst);
+    assert_full_outcome(&cluster.run_sync_with(
+        &src,
+        &dst,
+        json!({"delete": {"max_percent": 100}}),
+    ));
+    assert_trees_identical(&src, &dst);
 }
 
 #[test]
-fn what_is_deleted_can_be_moved_away_instead() {
-    let (cluster, src, dst) = mirrored();
-    forget(&src, 3..5);
-    file(dst.join("folder/deeper/extra"), "extra");
+fn deleted_entries_can_be_moved_to_a_trash() {
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, 3..5);
+    write_file(dst.join("folder/deeper/extra"), "extra");
     let options = json!({"delete": {"trash": "old things"}});
-    let sync = cluster.sync_with(&src, &dst, options.clone());
-    assert_full(&sync);
+    let sync = cluster.run_sync_with(&src, &dst, options.clone());
+    assert_full_outcome(&sync);
     let trash = dst.join("old things").join(sync.request_id.to_string());
     let moved = ["f03", "f04", "folder", "folder/deeper", "folder/deeper/extra"];
     assert_eq!(paths_of(&trash), moved);
     assert_eq!(fs::read(trash.join("folder/deeper/extra")).unwrap(), b"extra");
     assert!(!dst.join("folder").exists() && !dst.join("f03").exists());
     // The trash itself is no extra folder, in this run and in the next.
-    let again = cluster.sync_with(&src, &dst, options);
-    assert_full(&again);
-    assert_eq!(count(&again, EntryAction::Delete), 0, "{again:#?}");
+    let again = cluster.run_sync_with(&src, &dst, options);
+    assert_full_outcome(&again);
+    assert_eq!(action_count(&again, EntryAction::Delete), 0, "{again:#?}");
     assert_eq!(paths_of(&trash), moved);
 }
 
 #[test]
-fn what_the_filter_leaves_out_is_protected_unless_asked_otherwise() {
-    let (cluster, src, dst) = mirrored();
+fn excluded_entries_are_protected_unless_delete_excluded_is_set() {
+    let (cluster, src, dst) = mirrored_tree();
     for tree in [&src, &dst] {
-        file(tree.join("cache/in it.tmp"), "x");
-        file(tree.join("kept.log"), "here and there");
+        write_file(tree.join("cache/in it.tmp"), "x");
+        write_file(tree.join("kept.log"), "here and there");
     }
-    file(dst.join("cache/there only"), "x");
-    file(dst.join("there only.log"), "x");
-    file(dst.join("extra"), "x");
+    write_file(dst.join("cache/there only"), "x");
+    write_file(dst.join("there only.log"), "x");
+    write_file(dst.join("extra"), "x");
     let filter = json!({"rules": ["*.log", "/cache/"]});
-    let sync = cluster.sync_with(&src, &dst, json!({"filter": filter, "delete": {}}));
-    assert_full(&sync);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"filter": filter, "delete": {}}));
+    assert_full_outcome(&sync);
     assert!(!dst.join("extra").exists());
     let protected =
         ["cache/in it.tmp", "cache/there only", "there only.log", "kept.log"].map(|p| dst.join(p));
     assert!(protected.iter().all(|path| path.exists()), "{sync:#?}");
     let options = json!({"filter": filter, "delete": {"delete_excluded": true}});
-    assert_full(&cluster.sync_with(&src, &dst, options));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, options));
     assert!(protected.iter().all(|path| !path.exists()), "{:?}", paths_of(&dst));
     assert_eq!(paths_of(&dst).len(), 100);
 }
 
 #[test]
-fn a_mirror_that_is_tried_names_what_it_would_delete_and_deletes_nothing() {
-    let (cluster, src, dst) = mirrored();
-    forget(&src, 0..10);
-    file(dst.join("folder/extra"), "x");
-    touch(file(src.join("f50"), "changed"), 1_700_000_000, 0);
-    let before = state_of(&dst);
+fn a_dry_run_of_a_mirror_lists_deletions_and_deletes_nothing() {
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, 0..10);
+    write_file(dst.join("folder/extra"), "x");
+    set_mtime(write_file(src.join("f50"), "changed"), 1_700_000_000, 0);
+    let before = metadata_by_path(&dst);
     let options = json!({"delete": {}, "dry_run": true, "record": true});
-    let sync = cluster.sync_with(&src, &dst, options);
-    assert_full(&sync);
-    assert_eq!(state_of(&dst), before, "nothing changed");
-    assert_eq!(count(&sync, EntryAction::Delete), 12, "{:#?}", sync.actions);
-    assert_eq!(count(&sync, EntryAction::Update), 1, "{:#?}", sync.actions);
+    let sync = cluster.run_sync_with(&src, &dst, options);
+    assert_full_outcome(&sync);
+    assert_eq!(metadata_by_path(&dst), before, "nothing changed");
+    assert_eq!(action_count(&sync, EntryAction::Delete), 12, "{:#?}", sync.actions);
+    assert_eq!(action_count(&sync, EntryAction::Update), 1, "{:#?}", sync.actions);
     // What a limit would stop is said before.
     let options = json!({"delete": {"max": 11}, "dry_run": true});
-    let sync = cluster.sync_with(&src, &dst, options);
+    let sync = cluster.run_sync_with(&src, &dst, options);
     assert!(
         sync.reason.as_deref().is_some_and(|r| r.contains("would refuse to delete")),
         "{sync:#?}"
     );
-    assert_eq!(state_of(&dst), before, "nothing changed");
+    assert_eq!(metadata_by_path(&dst), before, "nothing changed");
 }
 
 #[test]
 fn without_delete_nothing_is_deleted() {
-    let (cluster, src, dst) = mirrored();
-    forget(&src, 0..10);
-    file(dst.join("extra/file"), "x");
+    let (cluster, src, dst) = mirrored_tree();
+    remove_numbered_files(&src, 0..10);
+    write_file(dst.join("extra/file"), "x");
     let before = paths_of(&dst);
-    assert_full(&cluster.sync_with(&src, &dst, json!({})));
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({})));
     assert_eq!(paths_of(&dst), before);
 }
 
 #[test]
-fn what_became_something_else_is_mirrored() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    many(&src.join("kept"), 20, 10);
-    file(src.join("file to folder"), "x");
-    link(src.join("link to folder"), "kept");
-    must("mkfifo", [src.join("fifo to file")]);
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
+fn entries_that_changed_their_type_are_mirrored() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_many_files(&src.join("kept"), 20, 10);
+    write_file(src.join("file to folder"), "x");
+    make_symlink(src.join("link to folder"), "kept");
+    run_or_panic("mkfifo", [src.join("fifo to file")]);
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
     for name in ["file to folder", "link to folder", "fifo to file"] {
         fs::remove_file(src.join(name)).unwrap();
     }
-    file(src.join("file to folder/x"), noise(3 * MIB, 1));
-    file(src.join("link to folder/y"), "y");
-    file(src.join("fifo to file"), "z");
-    assert_full(&cluster.sync_with(&src, &dst, json!({"delete": {}})));
-    assert_eq!(rsync_finds(&src, &dst), "");
-    assert_equal_in_all(&src, &dst);
+    write_file(src.join("file to folder/x"), random_bytes(3 * MIB, 1));
+    write_file(src.join("link to folder/y"), "y");
+    write_file(src.join("fifo to file"), "z");
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({"delete": {}})));
+    assert_eq!(rsync_differences(&src, &dst), "");
+    assert_trees_identical(&src, &dst);
 }
 
 #[test]
-fn killed_in_the_middle_of_deleting_it_goes_on() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.four();
-    hundred(&src);
-    many(&dst.join("extra"), 4_000, 10);
+fn a_mirror_continues_after_an_agent_is_killed_during_the_deletion() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_two_agents_per_side();
+    write_hundred_files(&src);
+    write_many_files(&dst.join("extra"), 4_000, 10);
     let more = json!({"options": {"delete": {"max_percent": 100}}});
     let id = cluster.submit_with(&src, &dst, more);
     let left =
         || walkdir::WalkDir::new(dst.join("extra")).into_iter().filter_map(Result::ok).count();
-    crate::support::await_that("something is deleted", || left() < 4_041);
+    crate::support::await_true("something is deleted", || left() < 4_041);
     for name in ["a", "b"] {
         cluster.agents.get_mut(name).unwrap().kill_9();
     }
@@ -523,58 +552,63 @@ fn killed_in_the_middle_of_deleting_it_goes_on() {
     for name in ["a", "b"] {
         cluster.agents.get_mut(name).unwrap().restart();
     }
-    assert_full(&cluster.ended(&id));
-    assert_equal_in_all(&src, &dst);
+    assert_full_outcome(&cluster.await_end(&id));
+    assert_trees_identical(&src, &dst);
 }
 
 #[test]
-fn a_mirror_replaces_a_full_directory_by_what_the_source_has_and_without_it_that_fails() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (storage, all) = cluster.pair();
+fn a_mirror_replaces_a_non_empty_directory_and_a_plain_sync_fails_on_it() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (storage, all) = cluster.add_source_and_destination();
     let src = storage.join("tree");
     // What comes in the place of directories: a file, a link, a FIFO, a file of several ranges, an empty one.
     let names = ["file", "link", "fifo", "large", "empty"];
     let prepare = |dst: &Path| {
         let _ = fs::remove_dir_all(&src);
-        dir(&src);
-        many(&src.join("others"), 40, 10);
+        make_dir(&src);
+        write_many_files(&src.join("others"), 40, 10);
         for name in names {
-            file(src.join(name).join("a"), "1");
-            file(src.join(name).join("deeper/b"), "2");
+            write_file(src.join(name).join("a"), "1");
+            write_file(src.join(name).join("deeper/b"), "2");
         }
-        assert_full(&cluster.sync_with(&src, dst, json!({"delete": {}})));
+        assert_full_outcome(&cluster.run_sync_with(&src, dst, json!({"delete": {}})));
         names.iter().for_each(|name| fs::remove_dir_all(src.join(name)).unwrap());
-        file(src.join("file"), "now a file");
-        link(src.join("link"), "file");
-        must("mkfifo", [src.join("fifo")]);
-        file(src.join("large"), noise(3 * MIB, 7));
-        file(src.join("empty"), "");
+        write_file(src.join("file"), "now a file");
+        make_symlink(src.join("link"), "file");
+        run_or_panic("mkfifo", [src.join("fifo")]);
+        write_file(src.join("large"), random_bytes(3 * MIB, 7));
+        write_file(src.join("empty"), "");
     };
-    let dst = dir(all.join("plain"));
+    let dst = make_dir(all.join("plain"));
     prepare(&dst);
     let before = paths_of(&dst);
     for options in [json!({}), json!({"delete": {"max": 3}})] {
-        let sync = cluster.sync_with(&src, &dst, options.clone());
+        let sync = cluster.run_sync_with(&src, &dst, options.clone());
         assert_eq!((sync.outcome, sync.files_failed), (Some(SyncOutcome::Partial), 5), "{sync:#?}");
         assert!(sync.errors.iter().all(|e| e.errno.as_deref() == Some("EISDIR")), "{sync:#?}");
         assert!(sync.errors[0].to_string().contains("`--delete`"), "{:?}", sync.errors[0]);
         assert_eq!(paths_of(&dst), before, "{options}");
     }
-    let dry = cluster.sync_with(&src, &dst, json!({"delete": {}, "dry_run": true}));
-    assert_eq!((dry.files_failed, count(&dry, EntryAction::Create)), (0, 5), "{dry:#?}");
-    assert_eq!(count(&dry, EntryAction::Delete), 20, "{:#?}", dry.actions);
+    let dry = cluster.run_sync_with(&src, &dst, json!({"delete": {}, "dry_run": true}));
+    assert_eq!((dry.files_failed, action_count(&dry, EntryAction::Create)), (0, 5), "{dry:#?}");
+    assert_eq!(action_count(&dry, EntryAction::Delete), 20, "{:#?}", dry.actions);
     assert_eq!(paths_of(&dst), before);
-    let sync = cluster.sync_with(&src, &dst, json!({"delete": {"max": 20}}));
-    assert_full(&sync);
-    assert_eq!((sync.files_done, count(&sync, EntryAction::Delete)), (5, 20), "{sync:#?}");
-    assert_eq!(count(&sync, EntryAction::Create), 5, "as the dry run said: {:#?}", sync.actions);
-    assert_equal_in_all(&src, &dst);
-    assert_eq!(cluster.sync_with(&src, &dst, json!({"delete": {}})).files_done, 0);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"delete": {"max": 20}}));
+    assert_full_outcome(&sync);
+    assert_eq!((sync.files_done, action_count(&sync, EntryAction::Delete)), (5, 20), "{sync:#?}");
+    assert_eq!(
+        action_count(&sync, EntryAction::Create),
+        5,
+        "as the dry run said: {:#?}",
+        sync.actions
+    );
+    assert_trees_identical(&src, &dst);
+    assert_eq!(cluster.run_sync_with(&src, &dst, json!({"delete": {}})).files_done, 0);
 
-    let dst = dir(all.join("trashed"));
+    let dst = make_dir(all.join("trashed"));
     prepare(&dst);
-    let sync = cluster.sync_with(&src, &dst, json!({"delete": {"trash": ".trash"}}));
-    assert_full(&sync);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"delete": {"trash": ".trash"}}));
+    assert_full_outcome(&sync);
     let kept = dst.join(".trash").join(sync.request_id.to_string());
     for name in names {
         assert_eq!(fs::read(kept.join(name).join("deeper/b")).unwrap(), b"2", "{name}");

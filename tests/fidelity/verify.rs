@@ -1,9 +1,9 @@
 //! Manifests, and destinations that are read again.
 
-use crate::support::cluster::{Cluster, On};
-use crate::support::tools::assert_equal_in_all;
-use crate::support::tree::{file, link, many, name, noise};
-use crate::{MIB, assert_full, flip};
+use crate::support::cluster::{Cluster, StoreKind};
+use crate::support::tools::assert_trees_identical;
+use crate::support::tree::{make_symlink, os_name, random_bytes, write_file, write_many_files};
+use crate::{MIB, assert_full_outcome, flip_bit};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -63,25 +63,25 @@ fn unescape(path: &[u8]) -> Vec<u8> {
     out
 }
 
-fn tree(src: &Path) {
-    many(src, 120, 1_000);
-    file(src.join("large"), noise(9 * MIB + 4_321, 1));
-    file(src.join("of whole ranges"), noise(4 * MIB, 2));
-    file(src.join("empty"), "");
-    file(src.join("new\nline \\ and back"), "x");
-    file(src.join("  spaces "), "y");
+fn write_tree(src: &Path) {
+    write_many_files(src, 120, 1_000);
+    write_file(src.join("large"), random_bytes(9 * MIB + 4_321, 1));
+    write_file(src.join("of whole ranges"), random_bytes(4 * MIB, 2));
+    write_file(src.join("empty"), "");
+    write_file(src.join("new\nline \\ and back"), "x");
+    write_file(src.join("  spaces "), "y");
     fs::hard_link(src.join("large"), src.join("zz large too")).unwrap();
     fs::hard_link(src.join("000/00001"), src.join("zz small too")).unwrap();
-    link(src.join("link"), "large");
+    make_symlink(src.join("link"), "large");
     let sparse = fs::File::create(src.join("sparse")).unwrap();
     sparse.set_len(12 * MIB as u64).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"in the middle", 5 * MIB as u64).unwrap();
 }
 
-fn listed() -> (Cluster, PathBuf, PathBuf, String) {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.four();
-    tree(&src);
+fn sync_with_manifest() -> (Cluster, PathBuf, PathBuf, String) {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_two_agents_per_side();
+    write_tree(&src);
     let manifest = cluster.home().join("manifest");
     let ran = cluster
         .ctl(["sync", "submit", "--wait", "--id", "listed", "--chunk-size-mb", "1", "--manifest"])
@@ -89,22 +89,26 @@ fn listed() -> (Cluster, PathBuf, PathBuf, String) {
         .arg(&src)
         .arg(&dst)
         .run()
-        .exits(0);
-    assert!(ran.err().is_empty() || !ran.err().contains("rror"), "{}", ran.err());
+        .assert_exit_code(0);
+    assert!(
+        ran.stderr_text().is_empty() || !ran.stderr_text().contains("rror"),
+        "{}",
+        ran.stderr_text()
+    );
     (cluster, src, dst, "listed".to_owned())
 }
 
 #[test]
 fn a_manifest_holds_the_digest_of_every_file_as_b3sum_has_it() {
-    let (cluster, src, dst, id) = listed();
+    let (cluster, src, dst, id) = sync_with_manifest();
     let written = fs::read(cluster.home().join("manifest")).unwrap();
     assert_eq!(parse(&written), b3sum_of(&dst));
     assert_eq!(parse(&cluster.master.get(&format!("/sync/{id}/manifest")).body), b3sum_of(&src));
-    let printed = cluster.ctl(["sync", "manifest", &id]).run().exits(0).stdout;
+    let printed = cluster.ctl(["sync", "manifest", &id]).run().assert_exit_code(0).stdout;
     assert_eq!(parse(&printed), parse(&written));
     // What is there already is listed too.
-    let again = cluster.sync_with(&src, &dst, json!({"manifest": true}));
-    assert_full(&again);
+    let again = cluster.run_sync_with(&src, &dst, json!({"manifest": true}));
+    assert_full_outcome(&again);
     assert_eq!((again.files_done, again.sent_bytes), (0, 0), "{again:#?}");
     let answer = cluster.master.get(&format!("/sync/{}/manifest", again.request_id));
     assert_eq!(parse(&answer.body), b3sum_of(&src));
@@ -115,25 +119,26 @@ fn a_manifest_holds_the_digest_of_every_file_as_b3sum_has_it() {
 }
 
 #[test]
-fn names_that_b3sum_refuses_are_listed_apart_and_checked_all_the_same() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    let refused = [name(b"not utf-8 \xff"), name("d\u{fffd}".as_bytes())];
+fn names_that_b3sum_rejects_are_listed_separately_and_still_checked() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    let refused = [os_name(b"not utf-8 \xff"), os_name("d\u{fffd}".as_bytes())];
     for (number, name) in refused.iter().enumerate() {
-        file(src.join(name), number.to_string());
+        write_file(src.join(name), number.to_string());
     }
     for readable in ["plain", "-", "new\nline", "carriage\rreturn", "back\\slash", "e\u{301}"] {
-        file(src.join(readable), readable);
+        write_file(src.join(readable), readable);
     }
     let manifest = cluster.home().join("manifest");
     let others = cluster.home().join("manifest.others");
     let submit =
         cluster.ctl(["sync", "submit", "--wait", "--id", "odd", "--manifest"]).arg(&manifest);
-    let ran = submit.arg(&src).arg(&dst).run().exits(0);
+    let ran = submit.arg(&src).arg(&dst).run().assert_exit_code(0);
     assert!(
-        ran.err().contains("6 files in") && ran.err().contains("2 files with names"),
+        ran.stderr_text().contains("6 files in")
+            && ran.stderr_text().contains("2 files with names"),
         "{}",
-        ran.err()
+        ran.stderr_text()
     );
     let (listed, apart) = (fs::read(&manifest).unwrap(), fs::read(&others).unwrap());
     // What b3sum reads: text with its escapes only, no comment, and nothing that it takes for standard input.
@@ -154,22 +159,33 @@ fn names_that_b3sum_refuses_are_listed_apart_and_checked_all_the_same() {
     assert_eq!(all.len(), 2);
     all.extend(read);
     assert_eq!(all, b3sum_of(&src));
-    let printed = cluster.ctl(["sync", "manifest", "odd"]).run().exits(0);
+    let printed = cluster.ctl(["sync", "manifest", "odd"]).run().assert_exit_code(0);
     assert_eq!(printed.stdout, listed);
-    assert!(printed.err().contains("ctl sync manifest odd --others"), "{}", printed.err());
-    assert_eq!(cluster.ctl(["sync", "manifest", "odd", "--others"]).run().exits(0).stdout, apart);
+    assert!(
+        printed.stderr_text().contains("ctl sync manifest odd --others"),
+        "{}",
+        printed.stderr_text()
+    );
+    assert_eq!(
+        cluster.ctl(["sync", "manifest", "odd", "--others"]).run().assert_exit_code(0).stdout,
+        apart
+    );
     let by_id = || cluster.ctl(["sync", "verify", "odd"]).run();
     let by_file = || cluster.ctl(["sync", "verify", "--manifest"]).arg(&manifest).arg(&dst).run();
     for name in &refused {
         for ran in [by_id(), by_file()] {
-            ran.exits(0);
+            ran.assert_exit_code(0);
         }
-        flip(&dst.join(name), 0);
+        flip_bit(&dst.join(name), 0);
         for ran in [by_id(), by_file()] {
-            let ran = ran.exits(23);
-            assert!(ran.out().contains("changed") && !ran.out().contains("plain"), "{}", ran.out());
+            let ran = ran.assert_exit_code(23);
+            assert!(
+                ran.stdout_text().contains("changed") && !ran.stdout_text().contains("plain"),
+                "{}",
+                ran.stdout_text()
+            );
         }
-        flip(&dst.join(name), 0);
+        flip_bit(&dst.join(name), 0);
     }
     // A later manifest without such names leaves no list of them.
     for name in &refused {
@@ -177,37 +193,37 @@ fn names_that_b3sum_refuses_are_listed_apart_and_checked_all_the_same() {
         fs::remove_file(dst.join(name)).unwrap();
     }
     let submit = cluster.ctl(["sync", "submit", "--wait", "--manifest"]).arg(&manifest);
-    submit.arg(&src).arg(&dst).run().exits(0);
+    submit.arg(&src).arg(&dst).run().assert_exit_code(0);
     assert!(!others.exists() && parse(&fs::read(&manifest).unwrap()).len() == 6);
 }
 
 #[test]
-fn a_destination_is_checked_later_without_the_source() {
-    let (cluster, src, dst, id) = listed();
-    fs::rename(&src, cluster.path("away")).unwrap();
+fn a_destination_is_verified_later_without_the_source() {
+    let (cluster, src, dst, id) = sync_with_manifest();
+    fs::rename(&src, cluster.data_path("away")).unwrap();
     let manifest = cluster.home().join("manifest");
     let by_id = || cluster.ctl(["sync", "verify", &id]).run();
     let by_file = || cluster.ctl(["sync", "verify", "--manifest"]).arg(&manifest).arg(&dst).run();
     for ran in [by_id(), by_file()] {
-        ran.exits(0);
+        ran.assert_exit_code(0);
     }
-    flip(&dst.join("large"), 5 * MIB as u64);
+    flip_bit(&dst.join("large"), 5 * MIB as u64);
     let names = ["000/00003", "of whole ranges", "sparse", "empty", "zz small too"];
     for ran in [by_id(), by_file()] {
         assert_ne!(ran.code, Some(0));
-        let said = format!("{}{}", ran.out(), ran.err());
+        let said = format!("{}{}", ran.stdout_text(), ran.stderr_text());
         assert!(said.contains("large"), "{said}");
         assert!(said.contains("zz large too"), "it is the same file: {said}");
         for name in names {
             assert!(!said.contains(name), "{name} is right: {said}");
         }
     }
-    flip(&dst.join("large"), 5 * MIB as u64);
+    flip_bit(&dst.join("large"), 5 * MIB as u64);
     fs::remove_file(dst.join("000/00003")).unwrap();
-    file(dst.join("planted"), "x");
+    write_file(dst.join("planted"), "x");
     for ran in [by_id(), by_file()] {
         assert_ne!(ran.code, Some(0));
-        let said = format!("{}{}", ran.out(), ran.err());
+        let said = format!("{}{}", ran.stdout_text(), ran.stderr_text());
         assert!(said.contains("000/00003") && said.contains("missing"), "{said}");
         assert!(said.contains("planted") && said.contains("extra"), "{said}");
         assert!(!said.contains("large"), "{said}");
@@ -215,10 +231,10 @@ fn a_destination_is_checked_later_without_the_source() {
 }
 
 #[test]
-fn a_readback_repairs_the_range_that_is_wrong() {
-    let (cluster, src, dst, _) = listed();
-    let right = cluster.sync_with(&src, &dst, json!({"verify": "readback"}));
-    assert_full(&right);
+fn readback_repairs_a_corrupt_range() {
+    let (cluster, src, dst, _) = sync_with_manifest();
+    let right = cluster.run_sync_with(&src, &dst, json!({"verify": "readback"}));
+    assert_full_outcome(&right);
     let files = b3sum_of(&src).len() as u64;
     // A link counts as a file here as everywhere.
     assert_eq!((right.verified_files, right.repaired_files), (files + 1, 0), "{right:#?}");
@@ -226,35 +242,35 @@ fn a_readback_repairs_the_range_that_is_wrong() {
     let counted = (right.files_total, right.files_skipped);
     assert_eq!(counted, (files + 1, files + 1), "each is counted once: {right:#?}");
 
-    flip(&dst.join("of whole ranges"), 3 * MIB as u64 + 5);
-    flip(&dst.join("000/00003"), 3);
-    let sync = cluster.sync_with(&src, &dst, json!({"verify": "readback"}));
-    assert_full(&sync);
+    flip_bit(&dst.join("of whole ranges"), 3 * MIB as u64 + 5);
+    flip_bit(&dst.join("000/00003"), 3);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"verify": "readback"}));
+    assert_full_outcome(&sync);
     assert_eq!((sync.verified_files, sync.repaired_files), (files - 1, 2), "{sync:#?}");
     assert!(sync.sent_bytes <= MIB as u64 + 1_000, "one range and one small file: {sync:#?}");
-    assert_equal_in_all(&src, &dst);
+    assert_trees_identical(&src, &dst);
 }
 
 #[test]
-fn a_first_copy_is_read_back_too() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.four();
-    tree(&src);
-    let sync = cluster.sync_with(&src, &dst, json!({"verify": "readback", "manifest": true}));
-    assert_full(&sync);
+fn a_first_copy_is_also_read_back() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_two_agents_per_side();
+    write_tree(&src);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"verify": "readback", "manifest": true}));
+    assert_full_outcome(&sync);
     let files = b3sum_of(&src);
     assert_eq!((sync.verified_files, sync.repaired_files), (sync.files_total, 0), "{sync:#?}");
     let body = cluster.master.get(&format!("/sync/{}/manifest", sync.request_id)).body;
     assert_eq!(parse(&body), files, "each file is listed once");
-    assert_equal_in_all(&src, &dst);
+    assert_trees_identical(&src, &dst);
 }
 
 #[test]
-fn content_arrives_unhashed_where_that_is_asked_for() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
-    tree(&src);
-    let sync = cluster.sync_with(&src, &dst, json!({"verify": "none"}));
-    assert_full(&sync);
-    assert_equal_in_all(&src, &dst);
+fn content_is_copied_without_hashing_on_request() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
+    write_tree(&src);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"verify": "none"}));
+    assert_full_outcome(&sync);
+    assert_trees_identical(&src, &dst);
 }

@@ -1,7 +1,9 @@
 //! Random edits of a source and of a destination.
 
-use crate::choice::{self, Choice, Compare, Which};
-use crate::support::tree::{PLACES, chmod, dir, link, noise, place, touch};
+use crate::support::tree::{
+    SAMPLE_PATHS, chmod, make_dir, make_symlink, random_bytes, sample_path, set_mtime,
+};
+use crate::sync_options::{self, Compare, SyncChoice, UpdateRule};
 use proptest::prelude::*;
 use rustix::fs::{XattrFlags, lremovexattr, lsetxattr};
 use std::fs;
@@ -78,7 +80,7 @@ pub(crate) enum Edit {
         at: usize,
         value: Option<u8>,
     },
-    Sync(Choice),
+    Sync(SyncChoice),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +90,8 @@ pub(crate) enum Side {
 }
 
 /// A sequence that begins with some content, ends with a sync, and has others between.
-pub(crate) fn edits() -> impl Strategy<Value = Vec<Edit>> {
-    let at = || 0..PLACES;
+pub(crate) fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
+    let at = || 0..SAMPLE_PATHS;
     // Mostly the source.
     let side = || prop_oneof![3 => Just(Side::Source), 1 => Just(Side::Destination)];
     // Empty, small, some packs, several ranges.
@@ -119,9 +121,13 @@ pub(crate) fn edits() -> impl Strategy<Value = Vec<Edit>> {
         2 => (side(), at(), any::<bool>()).prop_map(|(side, at, late)| Edit::Touch { side, at, late }),
         2 => (side(), at(), prop::option::weighted(0.7, any::<u8>()))
             .prop_map(|(side, at, value)| Edit::Xattr { side, at, value }),
-        6 => choice::any().prop_map(Edit::Sync),
+        6 => sync_options::any_choice().prop_map(Edit::Sync),
     ];
-    (prop::collection::vec(write(), 1..6), prop::collection::vec(edit, 6..30), choice::any())
+    (
+        prop::collection::vec(write(), 1..6),
+        prop::collection::vec(edit, 6..30),
+        sync_options::any_choice(),
+    )
         .prop_map(|(mut first, then, last)| {
             first.extend(then);
             first.push(Edit::Sync(last));
@@ -141,8 +147,8 @@ pub(crate) struct Editor {
 
 impl Editor {
     pub(crate) fn new(src: PathBuf, dst: PathBuf) -> Editor {
-        dir(&src);
-        dir(&dst);
+        make_dir(&src);
+        make_dir(&dst);
         let xattrs = lsetxattr(&src, "user.try", b"", XattrFlags::empty()).is_ok();
         let _ = lremovexattr(&src, "user.try");
         Editor { src, dst, clock: 0, xattrs }
@@ -155,14 +161,14 @@ impl Editor {
         }
     }
 
-    fn stamp(&mut self, path: &Path, late: bool) {
+    fn set_unique_mtime(&mut self, path: &Path, late: bool) {
         self.clock += 1;
         let from = if late { 4_000_000_000 } else { 1_600_000_000 };
-        touch(path, from + self.clock, u32::try_from(self.clock).unwrap());
+        set_mtime(path, from + self.clock, u32::try_from(self.clock).unwrap());
     }
 
     /// Makes room at a path: what is there goes, what stands in the way above goes.
-    fn clear(&self, root: &Path, path: &Path) {
+    fn clear_path(&self, root: &Path, path: &Path) {
         remove(path);
         let mut above = root.to_owned();
         for part in path.strip_prefix(root).unwrap().parent().unwrap() {
@@ -171,16 +177,16 @@ impl Editor {
                 remove(&above);
             }
         }
-        dir(path.parent().unwrap());
+        make_dir(path.parent().unwrap());
     }
 
     pub(crate) fn apply(&mut self, edit: &Edit) {
-        let path = |side: Side, at: usize| self.root(side).join(place(at));
+        let path = |side: Side, at: usize| self.root(side).join(sample_path(at));
         match *edit {
             Edit::Write { side, at, length, seed, holes } => {
                 let path = path(side, at);
-                self.clear(&self.root(side), &path);
-                let mut content = noise(length, seed);
+                self.clear_path(&self.root(side), &path);
+                let mut content = random_bytes(length, seed);
                 if holes {
                     content[length / 4..length / 2].fill(0);
                 }
@@ -190,47 +196,47 @@ impl Editor {
                     file.set_len(length as u64 + 300_000).unwrap();
                 }
                 // Newer or older than what it is compared with.
-                self.stamp(&path, side == Side::Destination && seed % 2 == 0);
+                self.set_unique_mtime(&path, side == Side::Destination && seed % 2 == 0);
             }
             Edit::Overwrite { at, seed } => {
-                if let Some(path) = self.plain(at) {
+                if let Some(path) = self.regular_file(at) {
                     let length = fs::metadata(&path).unwrap().len();
                     let file = fs::File::options().write(true).open(&path).unwrap();
-                    file.write_all_at(&noise(50, seed), seed % (length + 1)).unwrap();
-                    self.stamp(&path, false);
+                    file.write_all_at(&random_bytes(50, seed), seed % (length + 1)).unwrap();
+                    self.set_unique_mtime(&path, false);
                 }
             }
             Edit::Truncate { at, share } => {
-                if let Some(path) = self.plain(at) {
+                if let Some(path) = self.regular_file(at) {
                     let length = fs::metadata(&path).unwrap().len() * u64::from(share) / 256;
                     fs::File::options().write(true).open(&path).unwrap().set_len(length).unwrap();
-                    self.stamp(&path, false);
+                    self.set_unique_mtime(&path, false);
                 }
             }
             Edit::MakeDir { side, at } => {
                 let path = path(side, at);
-                self.clear(&self.root(side), &path);
-                dir(path);
+                self.clear_path(&self.root(side), &path);
+                make_dir(path);
             }
             Edit::Symlink { side, at, to } => {
                 let path = path(side, at);
-                self.clear(&self.root(side), &path);
-                link(&path, place(to));
-                self.stamp(&path, false);
+                self.clear_path(&self.root(side), &path);
+                make_symlink(&path, sample_path(to));
+                self.set_unique_mtime(&path, false);
             }
             Edit::Fifo { at } => {
                 let path = path(Side::Source, at);
-                self.clear(&self.src, &path);
+                self.clear_path(&self.src, &path);
                 let cwd = rustix::fs::CWD;
                 let kind = rustix::fs::FileType::Fifo;
                 rustix::fs::mknodat(cwd, &path, kind, 0o644.into(), 0).unwrap();
-                self.stamp(&path, false);
+                self.set_unique_mtime(&path, false);
             }
             Edit::HardLink { side, from, to } => {
                 let (from, to) = (path(side, from), path(side, to));
                 let is_file = fs::symlink_metadata(&from).is_ok_and(|m| !m.is_dir());
                 if is_file && !from.starts_with(&to) && !to.starts_with(&from) {
-                    self.clear(&self.root(side), &to);
+                    self.clear_path(&self.root(side), &to);
                     // What was cleared may have held it.
                     let _ = fs::hard_link(&from, &to);
                 }
@@ -240,7 +246,7 @@ impl Editor {
                 let (from, to) = (path(Side::Source, from), path(Side::Source, to));
                 let inside = from.starts_with(&to) || to.starts_with(&from);
                 if fs::symlink_metadata(&from).is_ok() && !inside {
-                    self.clear(&self.src, &to);
+                    self.clear_path(&self.src, &to);
                     let _ = fs::rename(&from, &to);
                 }
             }
@@ -261,7 +267,7 @@ impl Editor {
             Edit::Touch { side, at, late } => {
                 let path = path(side, at);
                 if fs::symlink_metadata(&path).is_ok() {
-                    self.stamp(&path, late);
+                    self.set_unique_mtime(&path, late);
                 }
             }
             Edit::Xattr { side, at, value } => {
@@ -280,15 +286,15 @@ impl Editor {
     }
 
     /// The path if there is a plain file at the source.
-    fn plain(&self, at: usize) -> Option<PathBuf> {
-        let path = self.src.join(place(at));
+    fn regular_file(&self, at: usize) -> Option<PathBuf> {
+        let path = self.src.join(sample_path(at));
         fs::symlink_metadata(&path).is_ok_and(|m| m.is_file()).then_some(path)
     }
 
     /// Takes from the destination what a sync has no plain rule for: a directory where the source has
     /// none (it is never replaced while it holds something), and, where existing files are treated
     /// apart, what is of another type, or no regular file but older or newer.
-    pub(crate) fn make_way(&self, choice: &Choice) {
+    pub(crate) fn remove_unspecified_cases(&self, choice: &SyncChoice) {
         for entry in walkdir::WalkDir::new(&self.src).min_depth(1) {
             let entry = entry.unwrap();
             let there = self.dst.join(entry.path().strip_prefix(&self.src).unwrap());
@@ -297,8 +303,8 @@ impl Editor {
             };
             let same_type = here.mode() & 0o170_000 == old.mode() & 0o170_000;
             let directory_in_the_way = old.is_dir() && !here.is_dir();
-            let apart = choice.which != Which::All && !same_type;
-            let odd = choice.which == Which::Update && !old.is_file() && !old.is_dir();
+            let apart = choice.update_rule != UpdateRule::All && !same_type;
+            let odd = choice.update_rule == UpdateRule::Update && !old.is_file() && !old.is_dir();
             // By size alone files with other names could keep several contents.
             let names = choice.compare == Compare::Size && old.is_file() && old.nlink() > 1;
             if directory_in_the_way || apart || odd || names {

@@ -1,16 +1,16 @@
 //! The model: what a destination is to hold after a sync, out of what source and destination held
 //! before it and of the options. Where the options leave something open, nothing is wanted of it.
 
-use crate::choice::{Choice, Compare, TRASH, Which};
+use crate::sync_options::{Compare, SyncChoice, TRASH, UpdateRule};
 use crate::tree::{Kind, Node, Tree, Xattrs};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is wanted of one name; what is `None` may be anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Want {
+pub(crate) struct ExpectedNode {
     /// Of files: the content.
     pub(crate) kind: Option<Kind>,
-    pub(crate) is: Option<std::mem::Discriminant<Kind>>,
+    pub(crate) node_type: Option<std::mem::Discriminant<Kind>>,
     /// The mode, and which bits of it count.
     pub(crate) mode: Option<(u32, u32)>,
     pub(crate) uid: Option<u32>,
@@ -23,15 +23,15 @@ pub(crate) struct Want {
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
     /// These names and no others.
-    pub(crate) tree: BTreeMap<Vec<u8>, Want>,
+    pub(crate) tree: BTreeMap<Vec<u8>, ExpectedNode>,
     /// Names that are to be one file.
-    pub(crate) groups: Vec<Vec<Vec<u8>>>,
+    pub(crate) hardlink_groups: Vec<Vec<Vec<u8>>>,
     /// Names that may become names of one file, also where some of them are left alone.
-    pub(crate) joined: BTreeSet<Vec<u8>>,
+    pub(crate) maybe_hardlinked: BTreeSet<Vec<u8>>,
     /// What is deleted.
     pub(crate) deleted: BTreeSet<Vec<u8>>,
     /// A limit stops the deletion.
-    pub(crate) stopped: bool,
+    pub(crate) is_deletion_stopped: bool,
     /// Whether content has to be sent.
     pub(crate) sends: bool,
     /// Regular files of the source that are not left out.
@@ -39,17 +39,21 @@ pub(crate) struct Expected {
 }
 
 /// What `source` and `destination` become under the options.
-pub(crate) fn expected(source: &Tree, destination: &Tree, choice: &Choice) -> Expected {
+pub(crate) fn expected_after_sync(
+    source: &Tree,
+    destination: &Tree,
+    choice: &SyncChoice,
+) -> Expected {
     let mut out = Expected::default();
     for (path, node) in destination {
-        out.tree.insert(path.clone(), left_alone(node, choice));
+        out.tree.insert(path.clone(), untouched(node, choice));
     }
     let chosen: Vec<(&Vec<u8>, &Node)> = source
         .iter()
-        .filter(|(path, node)| !choice.leaves_out(path, node.is_dir()))
-        .filter(|(_, node)| !choice.is_beyond(node))
+        .filter(|(path, node)| !choice.excludes(path, node.is_dir()))
+        .filter(|(_, node)| !choice.is_outside_limits(node))
         .filter(|(_, node)| !(choice.skip_links && matches!(node.kind, Kind::Link(_))))
-        .filter(|(_, node)| choice.keeps("specials") || node.kind != Kind::Fifo)
+        .filter(|(_, node)| choice.preserves("specials") || node.kind != Kind::Fifo)
         .collect();
     for (path, node) in &chosen {
         let old = destination.get(*path);
@@ -57,41 +61,41 @@ pub(crate) fn expected(source: &Tree, destination: &Tree, choice: &Choice) -> Ex
             out.files.insert((*path).clone());
         }
         // What is not created holds nothing either.
-        let above = above(path).is_none_or(|above| out.tree.contains_key(above));
-        if !above || (choice.which == Which::Existing && old.is_none()) {
+        let above = parent_of(path).is_none_or(|above| out.tree.contains_key(above));
+        if !above || (choice.update_rule == UpdateRule::Existing && old.is_none()) {
             continue;
         }
-        let (want, sent) = brought(node, old, choice);
+        let (want, sent) = transferred(node, old, choice);
         out.sends |= sent;
         if node.is_dir() && old.is_some_and(|old| !old.is_dir()) {
             debug_assert!(out.tree.contains_key(*path));
         }
         out.tree.insert((*path).clone(), want);
     }
-    if choice.keeps("hardlinks") {
-        let several = chosen.iter().filter(|(_, node)| !node.is_dir() && node.names > 1);
-        out.joined = several.map(|(path, _)| (*path).clone()).collect();
+    if choice.preserves("hardlinks") {
+        let several = chosen.iter().filter(|(_, node)| !node.is_dir() && node.link_count > 1);
+        out.maybe_hardlinked = several.map(|(path, _)| (*path).clone()).collect();
     }
-    if choice.keeps("hardlinks") && choice.which == Which::All {
+    if choice.preserves("hardlinks") && choice.update_rule == UpdateRule::All {
         let mut groups: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
         for (path, node) in &chosen {
-            if !node.is_dir() && node.names > 1 {
+            if !node.is_dir() && node.link_count > 1 {
                 groups.entry(node.inode).or_default().push((*path).clone());
             }
         }
-        out.groups = groups.into_values().filter(|group| group.len() > 1).collect();
-        for path in out.groups.iter().flatten() {
+        out.hardlink_groups = groups.into_values().filter(|group| group.len() > 1).collect();
+        for path in out.hardlink_groups.iter().flatten() {
             // By size alone any of the old contents may become that of all names.
             if let (Compare::Size, Some(want)) = (choice.compare, out.tree.get_mut(path)) {
                 want.kind = None;
             }
         }
     }
-    delete(source, destination, choice, &mut out);
+    expect_deletions(source, destination, choice, &mut out);
     out
 }
 
-fn above(path: &[u8]) -> Option<&[u8]> {
+fn parent_of(path: &[u8]) -> Option<&[u8]> {
     if path.is_empty() {
         return None;
     }
@@ -99,10 +103,10 @@ fn above(path: &[u8]) -> Option<&[u8]> {
 }
 
 /// What a name stays that the sync is not about.
-fn left_alone(node: &Node, choice: &Choice) -> Want {
-    let mut want = Want {
+fn untouched(node: &Node, choice: &SyncChoice) -> ExpectedNode {
+    let mut want = ExpectedNode {
         kind: Some(node.kind.clone()),
-        is: Some(std::mem::discriminant(&node.kind)),
+        node_type: Some(std::mem::discriminant(&node.kind)),
         mode: Some((node.mode, 0o7777)),
         uid: Some(node.uid),
         gid: Some(node.gid),
@@ -114,36 +118,41 @@ fn left_alone(node: &Node, choice: &Choice) -> Want {
         want.mtime = None;
     }
     // Another name of it may be what the sync is about.
-    if !node.is_dir() && node.names > 1 {
-        want = Want { kind: want.kind, is: want.is, ..Want::default() };
+    if !node.is_dir() && node.link_count > 1 {
+        want =
+            ExpectedNode { kind: want.kind, node_type: want.node_type, ..ExpectedNode::default() };
     }
     want
 }
 
 /// What an entry becomes, and whether its content has to be sent.
-fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
-    let mut want = dressed(node, choice);
+fn transferred(node: &Node, old: Option<&Node>, choice: &SyncChoice) -> (ExpectedNode, bool) {
+    let mut want = with_preserved_metadata(node, choice);
     let Some(old) = old.filter(|old| old.same_type(node)) else {
         return (want, node.size().is_some_and(|size| size > 0));
     };
     let near = choice.same_time(node.mtime, old.mtime);
-    let not_replaced = match choice.which {
-        Which::IgnoreExisting => true,
-        Which::Update => old.is_file() && node.is_file() && old.mtime > node.mtime && !near,
-        Which::All | Which::Existing => false,
+    let not_replaced = match choice.update_rule {
+        UpdateRule::IgnoreExisting => true,
+        UpdateRule::Update => old.is_file() && node.is_file() && old.mtime > node.mtime && !near,
+        UpdateRule::All | UpdateRule::Existing => false,
     };
     if near && node.mtime != old.mtime {
         want.mtime = None;
     }
     if node.is_dir() {
         // Whether a directory counts as something that exists is not said.
-        if matches!(choice.which, Which::IgnoreExisting | Which::Update) {
-            want = Want { kind: want.kind, is: want.is, ..Want::default() };
+        if matches!(choice.update_rule, UpdateRule::IgnoreExisting | UpdateRule::Update) {
+            want = ExpectedNode {
+                kind: want.kind,
+                node_type: want.node_type,
+                ..ExpectedNode::default()
+            };
         }
         return (want, false);
     }
     if not_replaced {
-        return (left_alone(old, choice), false);
+        return (untouched(old, choice), false);
     }
     // Content that belongs to another user does not pass for equal.
     let trusted = [Some(rustix::process::geteuid().as_raw()), wanted_uid(node, choice)];
@@ -174,7 +183,7 @@ fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
         want.mtime = None;
     }
     // What would be repaired may be another file's too: then it may be replaced instead.
-    let shared = old.names > 1;
+    let shared = old.link_count > 1;
     if shared && node.kind != old.kind {
         want.kind = None;
     }
@@ -182,39 +191,40 @@ fn brought(node: &Node, old: Option<&Node>, choice: &Choice) -> (Want, bool) {
 }
 
 /// The owner that is asked for.
-fn wanted_uid(node: &Node, choice: &Choice) -> Option<u32> {
-    choice.chown.map(|(uid, _)| uid).or(choice.keeps("owner").then_some(node.uid))
+fn wanted_uid(node: &Node, choice: &SyncChoice) -> Option<u32> {
+    choice.chown.map(|(uid, _)| uid).or(choice.preserves("owner").then_some(node.uid))
 }
 
 /// What an entry is when all of it was brought that is to be preserved.
-fn dressed(node: &Node, choice: &Choice) -> Want {
+fn with_preserved_metadata(node: &Node, choice: &SyncChoice) -> ExpectedNode {
     let root = rustix::process::geteuid().is_root();
     let link = matches!(node.kind, Kind::Link(_));
-    let owner = choice.keeps("owner").then_some(node.uid);
-    let group = choice.keeps("group").then_some(node.gid);
+    let owner = choice.preserves("owner").then_some(node.uid);
+    let group = choice.preserves("group").then_some(node.gid);
     // Set-uid for somebody else is not asked for by anybody.
-    let same_owner = choice.keeps("owner") && choice.keeps("group") && choice.chown.is_none();
+    let same_owner =
+        choice.preserves("owner") && choice.preserves("group") && choice.chown.is_none();
     let bits = if same_owner && root { 0o7777 } else { 0o1777 };
-    Want {
+    ExpectedNode {
         kind: Some(node.kind.clone()),
-        is: Some(std::mem::discriminant(&node.kind)),
-        mode: (choice.keeps("mode") && !link).then_some((node.mode & bits, bits)),
+        node_type: Some(std::mem::discriminant(&node.kind)),
+        mode: (choice.preserves("mode") && !link).then_some((node.mode & bits, bits)),
         uid: choice.chown.map(|(uid, _)| uid).or(owner).filter(|_| root),
         gid: choice.chown.map(|(_, gid)| gid).or(group).filter(|_| root),
-        mtime: choice.keeps("times").then_some(node.mtime),
-        xattrs: (choice.keeps("xattrs") && !link).then(|| node.xattrs.clone()),
+        mtime: choice.preserves("times").then_some(node.mtime),
+        xattrs: (choice.preserves("xattrs") && !link).then(|| node.xattrs.clone()),
     }
 }
 
-fn delete(source: &Tree, destination: &Tree, choice: &Choice, out: &mut Expected) {
+fn expect_deletions(source: &Tree, destination: &Tree, choice: &SyncChoice, out: &mut Expected) {
     let Some(options) = choice.delete else { return };
     // What an earlier mirror deleted stays, whatever this one is asked for.
     let mark = [TRASH, b"/.ctl-trash"].concat();
     let trash = options.trash || destination.contains_key(&mark);
     let protected = |path: &[u8], node: &Node| {
-        let excluded = choice.leaves_out(path, node.is_dir());
+        let excluded = choice.excludes(path, node.is_dir());
         let in_trash = trash && is_in(path, TRASH);
-        let taken = |node: &Node| !options.excluded || !choice.leaves_out(path, node.is_dir());
+        let taken = |node: &Node| !options.excluded || !choice.excludes(path, node.is_dir());
         let here = source.get(path).is_some_and(taken);
         match (excluded, options.excluded) {
             _ if in_trash => true,
@@ -227,7 +237,7 @@ fn delete(source: &Tree, destination: &Tree, choice: &Choice, out: &mut Expected
     let mut staying: BTreeSet<Vec<u8>> = BTreeSet::new();
     for (path, node) in destination.iter().rev() {
         if path.is_empty() || protected(path, node) || staying.contains(path) {
-            if let Some(above) = above(path) {
+            if let Some(above) = parent_of(path) {
                 staying.insert(above.to_vec());
             }
             continue;
@@ -236,7 +246,7 @@ fn delete(source: &Tree, destination: &Tree, choice: &Choice, out: &mut Expected
         out.deleted.insert(path.clone());
     }
     if options.max.is_some_and(|max| out.deleted.len() > max) {
-        out.stopped = true;
+        out.is_deletion_stopped = true;
         out.deleted.clear();
     }
     for path in &out.deleted {
@@ -260,12 +270,12 @@ pub(crate) fn differences(expected: &Expected, got: &Tree) -> Vec<String> {
             (None, Some(_)) => found.push(format!("`{shown}` is there")),
             (Some(want), Some(node)) => {
                 let wrong = |what: String| format!("`{shown}`: {what}");
-                found.extend(wrongs(want, node).into_iter().map(wrong));
+                found.extend(node_differences(want, node).into_iter().map(wrong));
             }
             (None, None) => {}
         }
     }
-    for group in &expected.groups {
+    for group in &expected.hardlink_groups {
         let inodes: BTreeSet<u64> =
             group.iter().filter_map(|path| got.get(path)).map(|node| node.inode).collect();
         if inodes.len() > 1 {
@@ -276,9 +286,9 @@ pub(crate) fn differences(expected: &Expected, got: &Tree) -> Vec<String> {
     found
 }
 
-fn wrongs(want: &Want, node: &Node) -> Vec<String> {
+fn node_differences(want: &ExpectedNode, node: &Node) -> Vec<String> {
     let mut found = Vec::new();
-    if want.is.is_some_and(|is| is != std::mem::discriminant(&node.kind)) {
+    if want.node_type.is_some_and(|is| is != std::mem::discriminant(&node.kind)) {
         return vec![format!("is {:?}, not {:?}", node.kind, want.kind)];
     }
     let mut wrong = |what: &str, is: String, wanted: Option<String>| {

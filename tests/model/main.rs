@@ -5,14 +5,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod choice;
 mod edit;
 mod expected;
+mod sync_options;
 mod tree;
 
-use choice::{Choice, TRASH};
 use edit::{Edit, Editor};
-use expected::{Expected, expected, is_in};
+use expected::{Expected, expected_after_sync, is_in};
 use longhaul::wire::options::{EntryAction, FileRecord, FileState};
 use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -21,30 +20,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use support::cluster::{Cluster, On};
+use support::cluster::{Cluster, StoreKind};
+use sync_options::{SyncChoice, TRASH};
 use tree::{Kind, Node, Tree};
 
 /// How long the search goes on where nothing else is asked for.
-const ENOUGH: Duration = Duration::from_secs(30);
+const DEFAULT_SEARCH_TIME: Duration = Duration::from_secs(30);
 /// Tries to make a case that fails smaller.
 const MAX_SHRINKS: u32 = 200;
 /// A search ends with so many seeds that fail: more tell nothing new.
 const MAX_FAILED: usize = 10;
 
-fn sync(cluster: &Cluster, editor: &Editor, choice: &Choice) -> SyncProgress {
+fn run_sync(cluster: &Cluster, editor: &Editor, choice: &SyncChoice) -> SyncProgress {
     let more = json!({"chunk_size_mb": 1, "options": choice.options()});
     let id = cluster.submit_with(&editor.src, &editor.dst, more);
-    cluster.ended(&id)
+    cluster.await_end(&id)
 }
 
-fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
-    editor.make_way(choice);
+fn check_sync(cluster: &Cluster, editor: &Editor, choice: &SyncChoice) {
+    editor.remove_unspecified_cases(choice);
     // So that what would be done can be compared with what is done.
-    let choice = &Choice { record: choice.record || choice.dry_run, ..choice.clone() };
-    let (source, before) = (tree::read(&editor.src), tree::read(&editor.dst));
-    let wanted = expected(&source, &before, choice);
+    let choice = &SyncChoice { record: choice.record || choice.dry_run, ..choice.clone() };
+    let (source, before) = (tree::read_tree(&editor.src), tree::read_tree(&editor.dst));
+    let wanted = expected_after_sync(&source, &before, choice);
     let story = |done: &SyncProgress| {
-        let (source, before) = (tree::told(&source), tree::told(&before));
+        let (source, before) = (tree::describe(&source), tree::describe(&before));
         format!(
             "\nunder {}\nof source\n{source}and destination\n{before}{done:#?}",
             choice.options()
@@ -52,26 +52,26 @@ fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
     };
     let mut tried = None;
     if choice.dry_run {
-        let done = sync(cluster, editor, &Choice { manifest: false, ..choice.clone() });
-        let wrong = not_ended_so(&done, &wanted, true);
+        let done = run_sync(cluster, editor, &SyncChoice { manifest: false, ..choice.clone() });
+        let wrong = outcome_differences(&done, &wanted, true);
         assert!(wrong.is_empty(), "{wrong:#?} {}", story(&done));
-        assert_eq!(tree::read(&editor.dst), before, "a dry run changes nothing");
+        assert_eq!(tree::read_tree(&editor.dst), before, "a dry run changes nothing");
         assert_eq!(done.sent_bytes, 0, "{}", story(&done));
-        tried = Some(actions(cluster, &done, &wanted));
+        tried = Some(actions_by_file(cluster, &done, &wanted));
     }
-    let done = sync(cluster, editor, &Choice { dry_run: false, ..choice.clone() });
-    let mut wrong = not_ended_so(&done, &wanted, false);
-    assert_eq!(tree::read(&editor.src), source, "a source is only read");
-    let mut after = tree::read(&editor.dst);
+    let done = run_sync(cluster, editor, &SyncChoice { dry_run: false, ..choice.clone() });
+    let mut wrong = outcome_differences(&done, &wanted, false);
+    assert_eq!(tree::read_tree(&editor.src), source, "a source is only read");
+    let mut after = tree::read_tree(&editor.dst);
     if choice.delete.is_some_and(|delete| delete.trash) {
         after.retain(|path, _| !is_in(path, TRASH));
     }
-    wrong.extend(differing(&wanted, &after, choice));
+    wrong.extend(tree_differences(&wanted, &after, choice));
     if !wanted.sends && done.sent_bytes > 0 {
         wrong.push("there was nothing to send".to_owned());
     }
     if let Some(tried) = tried {
-        let did = actions(cluster, &done, &wanted);
+        let did = actions_by_file(cluster, &done, &wanted);
         // Of the ranges of a large file one repairs its metadata and the others find them right; which
         // of them is heard first is open.
         let large =
@@ -85,7 +85,8 @@ fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
             left(action) || choice.manifest && matches!(action, Some(EntryAction::Update))
         };
         // A file that has another name as well is parted from it, unless that name was replaced first.
-        let shared = |path: &String| before.get(path.as_bytes()).is_some_and(|node| node.names > 1);
+        let shared =
+            |path: &String| before.get(path.as_bytes()).is_some_and(|node| node.link_count > 1);
         let is_parted = |path: &String, said: Option<EntryAction>| {
             shared(path) && matches!(said, Some(EntryAction::Update))
         };
@@ -107,18 +108,21 @@ fn step(cluster: &Cluster, editor: &Editor, choice: &Choice) {
     }
 }
 
-fn differing(wanted: &Expected, after: &Tree, choice: &Choice) -> Vec<String> {
+fn tree_differences(wanted: &Expected, after: &Tree, choice: &SyncChoice) -> Vec<String> {
     if choice.delete.is_some_and(|delete| delete.trash) {
         let mut tree = wanted.tree.clone();
         tree.retain(|path, _| !is_in(path, TRASH));
-        let groups = wanted.groups.clone();
-        return expected::differences(&Expected { tree, groups, ..Expected::default() }, after);
+        let groups = wanted.hardlink_groups.clone();
+        return expected::differences(
+            &Expected { tree, hardlink_groups: groups, ..Expected::default() },
+            after,
+        );
     }
     expected::differences(wanted, after)
 }
 
 /// What was (or would be) done with each regular file of the source.
-fn actions(
+fn actions_by_file(
     cluster: &Cluster,
     sync: &SyncProgress,
     wanted: &Expected,
@@ -126,7 +130,8 @@ fn actions(
     let mut actions: BTreeMap<_, _> =
         records(cluster, sync).into_iter().map(|record| (record.path.0, record.action)).collect();
     // Whether names are to be joined to one file is known only when the first of them is in place.
-    actions.retain(|path, _| wanted.files.contains(path) && !wanted.joined.contains(path));
+    actions
+        .retain(|path, _| wanted.files.contains(path) && !wanted.maybe_hardlinked.contains(path));
     actions.into_iter().map(|(p, a)| (String::from_utf8_lossy(&p).into_owned(), a)).collect()
 }
 
@@ -136,7 +141,7 @@ fn records(cluster: &Cluster, sync: &SyncProgress) -> Vec<FileRecord> {
 }
 
 /// In what a sync ended otherwise than it should.
-fn not_ended_so(sync: &SyncProgress, wanted: &Expected, dry_run: bool) -> Vec<String> {
+fn outcome_differences(sync: &SyncProgress, wanted: &Expected, dry_run: bool) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut hold = |what: &str, right: bool| {
         if !right {
@@ -145,12 +150,12 @@ fn not_ended_so(sync: &SyncProgress, wanted: &Expected, dry_run: bool) -> Vec<St
     };
     hold("no failures", sync.failure_count() == 0);
     hold("each counted once", sync.files_done + sync.files_skipped == sync.files_total);
-    if wanted.stopped && dry_run {
+    if wanted.is_deletion_stopped && dry_run {
         let said = sync.reason.as_deref().is_some_and(|r| r.contains("a real run would "));
         hold("said that it would stop", said);
         return wrong;
     }
-    let end = match wanted.stopped {
+    let end = match wanted.is_deletion_stopped {
         true => (SyncState::Failed, SyncOutcome::DeleteStopped),
         false => (SyncState::Completed, SyncOutcome::Full),
     };
@@ -216,13 +221,13 @@ fn assert_manifest(cluster: &Cluster, sync: &SyncProgress, wanted: &Expected, af
     }
 }
 
-fn run(cluster: &Cluster, case: u32, edits: &[Edit]) {
-    let src = cluster.path(&format!("src/{case}"));
-    let dst = cluster.path(&format!("dst/{case}"));
+fn run_case(cluster: &Cluster, case: u32, edits: &[Edit]) {
+    let src = cluster.data_path(&format!("src/{case}"));
+    let dst = cluster.data_path(&format!("dst/{case}"));
     let mut editor = Editor::new(src, dst);
     for edit in edits {
         match edit {
-            Edit::Sync(choice) => step(cluster, &editor, choice),
+            Edit::Sync(choice) => check_sync(cluster, &editor, choice),
             other => editor.apply(other),
         }
     }
@@ -256,7 +261,7 @@ impl Search {
             time: match (number("SECONDS"), cases) {
                 (Some(seconds), _) => Duration::from_secs(seconds),
                 (None, Some(_)) => Duration::MAX,
-                (None, None) => ENOUGH,
+                (None, None) => DEFAULT_SEARCH_TIME,
             },
             cases,
         }
@@ -264,7 +269,7 @@ impl Search {
 }
 
 /// Runs the case of a seed; where it fails, reports the smallest case that fails alike.
-fn search(cluster: &Cluster, numbers: &AtomicU32, seed: u64) -> Result<(), String> {
+fn search_seed(cluster: &Cluster, numbers: &AtomicU32, seed: u64) -> Result<(), String> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
@@ -274,21 +279,21 @@ fn search(cluster: &Cluster, numbers: &AtomicU32, seed: u64) -> Result<(), Strin
         ..Config::default()
     };
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
-        .run(&edit::edits(), |edits| {
-            run(cluster, numbers.fetch_add(1, Ordering::Relaxed), &edits);
+        .run(&edit::any_edits(), |edits| {
+            run_case(cluster, numbers.fetch_add(1, Ordering::Relaxed), &edits);
             Ok(())
         })
         .map_err(|error| error.to_string())
 }
 
 fn installation() -> Cluster {
-    let mut cluster = Cluster::start(On::Embedded);
-    cluster.four();
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    cluster.add_two_agents_per_side();
     cluster
 }
 
 #[test]
-fn whatever_is_edited_and_asked_for_the_destination_is_what_the_model_says() {
+fn after_any_edits_and_options_the_destination_matches_the_model() {
     let Search { seed: first, step, cases, time } = Search::from_environment();
     let (mut cluster, numbers, begin) = (installation(), AtomicU32::new(0), Instant::now());
     let mut failed = Vec::new();
@@ -296,7 +301,7 @@ fn whatever_is_edited_and_asked_for_the_destination_is_what_the_model_says() {
     let mut done = 0;
     // What is found is made small, however long that takes; else it ends in time.
     while cases.is_none_or(|cases| done < cases) && (done == 0 || begin.elapsed() < time) {
-        if let Err(why) = search(&cluster, &numbers, seed) {
+        if let Err(why) = search_seed(&cluster, &numbers, seed) {
             eprintln!("seed {seed}: {why}\nagain: scripts/model.sh --seed {seed} --cases 1");
             failed.push(seed);
             if failed.len() == MAX_FAILED {

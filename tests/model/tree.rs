@@ -25,7 +25,7 @@ pub(crate) struct Node {
     pub(crate) xattrs: Xattrs,
     pub(crate) inode: u64,
     /// How many names the inode has.
-    pub(crate) names: u64,
+    pub(crate) link_count: u64,
     /// The last change of anything of it.
     pub(crate) ctime: (i64, i64),
 }
@@ -61,7 +61,7 @@ impl Node {
 }
 
 /// Reads a tree; nothing where there is none.
-pub(crate) fn read(root: &Path) -> Tree {
+pub(crate) fn read_tree(root: &Path) -> Tree {
     if fs::symlink_metadata(root).is_err() {
         return Tree::new();
     }
@@ -69,12 +69,12 @@ pub(crate) fn read(root: &Path) -> Tree {
     entries
         .map(|entry| {
             let below = entry.path().strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
-            (below, node(entry.path()))
+            (below, read_node(entry.path()))
         })
         .collect()
 }
 
-fn node(path: &Path) -> Node {
+fn read_node(path: &Path) -> Node {
     let meta = fs::symlink_metadata(path).unwrap();
     let kind = match meta.file_type() {
         t if t.is_dir() => Kind::Dir,
@@ -94,14 +94,14 @@ fn node(path: &Path) -> Node {
         uid: meta.uid(),
         gid: meta.gid(),
         mtime: (meta.mtime(), meta.mtime_nsec()),
-        xattrs: xattrs(path),
+        xattrs: read_xattrs(path),
         inode: meta.ino(),
-        names: meta.nlink(),
+        link_count: meta.nlink(),
         ctime: (meta.ctime(), meta.ctime_nsec()),
     }
 }
 
-fn xattrs(path: &Path) -> Xattrs {
+fn read_xattrs(path: &Path) -> Xattrs {
     let mut names = vec![0; 4096];
     let length = llistxattr(path, names.as_mut_slice()).unwrap_or(0);
     let names = names[..length].split(|b| *b == 0).filter(|name| name.starts_with(b"user."));
@@ -116,7 +116,7 @@ fn xattrs(path: &Path) -> Xattrs {
 }
 
 /// A tree for people: a line each.
-pub(crate) fn told(tree: &Tree) -> String {
+pub(crate) fn describe(tree: &Tree) -> String {
     let line = |(path, node): (&Vec<u8>, &Node)| {
         let kind = match &node.kind {
             Kind::File { size, digest } => format!("file of {size}, {}", &digest[..8]),
@@ -132,7 +132,7 @@ pub(crate) fn told(tree: &Tree) -> String {
             node.gid,
             node.mtime,
             node.inode,
-            node.names
+            node.link_count
         )
     };
     tree.iter().map(line).collect()

@@ -99,20 +99,20 @@ impl Clock {
     }
 
     /// What a process needs in its environment to have it.
-    pub(crate) fn environment(path: &Path) -> [(&'static str, PathBuf); 2] {
+    pub(crate) fn environment_for(path: &Path) -> [(&'static str, PathBuf); 2] {
         [("LD_PRELOAD", library(path)), ("WRONG_CLOCK", path.to_owned())]
     }
 
     /// The same for this one.
-    pub(crate) fn of(&self) -> [(&'static str, PathBuf); 2] {
-        Clock::environment(&self.path)
+    pub(crate) fn environment_of_this(&self) -> [(&'static str, PathBuf); 2] {
+        Clock::environment_for(&self.path)
     }
 
     /// Gives `command` the clock of a process of this name that is kept in `dir`, where there is one.
-    pub(crate) fn give(command: &mut Command, dir: &Path, name: &str) {
+    pub(crate) fn apply_to(command: &mut Command, dir: &Path, name: &str) {
         let path = dir.join(format!("{name}.clock"));
         if path.exists() {
-            command.envs(Clock::environment(&path));
+            command.envs(Clock::environment_for(&path));
         }
     }
 }

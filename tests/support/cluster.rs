@@ -2,11 +2,11 @@
 
 use super::clock::Clock;
 use super::ctl::{Ctl, ctl};
-use super::http::{self, Answer};
-use super::process::{Process, User, clean_command, program};
+use super::http::{self, Response};
+use super::process::{Process, User, clean_command, ctl_binary};
 use super::redis::RedisServer;
 use super::tree::{self, Census};
-use super::{await_some, await_that};
+use super::{await_some, await_true};
 use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// What keeps the master's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum On {
+pub(crate) enum StoreKind {
     Embedded,
     Redis,
 }
@@ -28,7 +28,7 @@ pub(crate) fn free_port() -> u16 {
     let mut seed = std::process::id() as u64;
     seed ^= std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
     for attempt in 0..500 {
-        let drawn = tree::noise(8, seed.wrapping_add(attempt));
+        let drawn = tree::random_bytes(8, seed.wrapping_add(attempt));
         let port = 10_000 + u16::from_le_bytes([drawn[0], drawn[1]]) % 20_000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
@@ -43,10 +43,10 @@ pub(crate) struct Cluster {
     pub(crate) agents: BTreeMap<String, Agent>,
     pub(crate) master: Master,
     /// Further masters on the same Redis.
-    pub(crate) others: Vec<Master>,
+    pub(crate) other_masters: Vec<Master>,
     pub(crate) redis: Option<RedisServer>,
     /// How often agents that are started send heartbeats.
-    heartbeat: Duration,
+    heartbeat_interval: Duration,
     dir: tempfile::TempDir,
 }
 
@@ -64,22 +64,22 @@ pub(crate) struct Agent {
     dir: PathBuf,
     user: User,
     /// What it takes for the name of the kernel's boot, where that is not the true one.
-    boot: Option<String>,
+    boot_id: Option<String>,
 }
 
 impl Cluster {
     /// A master that serves, and no agents.
-    pub(crate) fn start(on: On) -> Cluster {
+    pub(crate) fn start(on: StoreKind) -> Cluster {
         Self::start_with(on, "")
     }
 
     /// … with further lines in its configuration.
-    pub(crate) fn start_with(on: On, more: &str) -> Cluster {
-        Self::start_on((on == On::Redis).then(RedisServer::start), more)
+    pub(crate) fn start_with(on: StoreKind, more: &str) -> Cluster {
+        Self::start_with_redis((on == StoreKind::Redis).then(RedisServer::start), more)
     }
 
     /// … with its state in that Redis.
-    pub(crate) fn start_on(redis: Option<RedisServer>, more: &str) -> Cluster {
+    pub(crate) fn start_with_redis(redis: Option<RedisServer>, more: &str) -> Cluster {
         let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
         tree::chmod(dir.path(), 0o755);
         let home = dir.path().canonicalize().expect("a real path");
@@ -87,37 +87,45 @@ impl Cluster {
         let mut config = format!(
             "listen: 127.0.0.1:{port}\ndata_dir: {}\nheartbeat_interval: 300ms\n\
              worker_heartbeat_timeout: 3s\nlease: 5s\nlog: {{level: \"info,longhaul=debug,longhaul::master::http=info\"}}\n{more}",
-            quoted(&tree::dir(home.join("state")))
+            quoted(&tree::make_dir(home.join("state")))
         );
         if let Some(redis) = &redis {
-            let volatile = if redis.forgets() { ", allow_volatile: true" } else { "" };
+            let volatile = if redis.is_volatile() { ", allow_volatile: true" } else { "" };
             let url = json!(redis.url());
             config.push_str(&format!("installation: test\nredis: {{url: {url}{volatile}}}\n"));
         }
         std::fs::write(home.join("master.yml"), config).expect("write the configuration");
-        tree::dir(home.join("data"));
+        tree::make_dir(home.join("data"));
         let process = Master::spawn(&home);
         let mut master = Master { process, port, dir: home };
         master.await_ready();
         let heartbeat = Duration::from_millis(300);
-        Cluster { agents: BTreeMap::new(), master, others: Vec::new(), redis, heartbeat, dir }
+        Cluster {
+            agents: BTreeMap::new(),
+            master,
+            other_masters: Vec::new(),
+            redis,
+            heartbeat_interval: heartbeat,
+            dir,
+        }
     }
 
     /// Starts another master on the same Redis, and waits until it follows. Agents that are started from
     /// then on know of it.
-    pub(crate) fn another_master(&mut self) -> &mut Master {
-        let home = tree::dir(self.home().join(format!("master-{}", self.others.len() + 2)));
+    pub(crate) fn add_master(&mut self) -> &mut Master {
+        let home =
+            tree::make_dir(self.home().join(format!("master-{}", self.other_masters.len() + 2)));
         let port = free_port();
         let config = std::fs::read_to_string(self.home().join("master.yml")).expect("its file");
         let state = quoted(&self.home().join("state"));
         let config = config
             .replace(&self.master.address(), &format!("127.0.0.1:{port}"))
-            .replace(&state, &quoted(&tree::dir(home.join("state"))));
+            .replace(&state, &quoted(&tree::make_dir(home.join("state"))));
         std::fs::write(home.join("master.yml"), config).expect("write the configuration");
         let mut master = Master { process: Master::spawn(&home), port, dir: home };
         master.await_ready();
-        self.others.push(master);
-        self.others.last_mut().expect("just added")
+        self.other_masters.push(master);
+        self.other_masters.last_mut().expect("just added")
     }
 
     /// Starts the master again with leases of so many seconds, which are 5 else.
@@ -130,19 +138,19 @@ impl Cluster {
     }
 
     /// Has agents that are started from now on send heartbeats this far apart, and the master wait for them.
-    pub(crate) fn beat_every(&mut self, interval: Duration) {
+    pub(crate) fn set_heartbeat_interval(&mut self, interval: Duration) {
         let path = self.home().join("master.yml");
         let config = std::fs::read_to_string(&path).expect("its file");
         let timeout = format!("worker_heartbeat_timeout: {}s", 10 * interval.as_secs());
         std::fs::write(&path, config.replace("worker_heartbeat_timeout: 3s", &timeout))
             .expect("write it");
-        self.heartbeat = interval;
+        self.heartbeat_interval = interval;
         self.master.restart();
     }
 
     /// Every master.
     pub(crate) fn masters(&self) -> impl Iterator<Item = &Master> {
-        std::iter::once(&self.master).chain(&self.others)
+        std::iter::once(&self.master).chain(&self.other_masters)
     }
 
     /// The URLs of all masters, by commas.
@@ -151,7 +159,7 @@ impl Cluster {
     }
 
     /// A path below the directory for data.
-    pub(crate) fn path(&self, below: &str) -> PathBuf {
+    pub(crate) fn data_path(&self, below: &str) -> PathBuf {
         let data = self.master.dir.join("data");
         if below.is_empty() { data } else { data.join(below) }
     }
@@ -162,12 +170,12 @@ impl Cluster {
     }
 
     /// Starts an agent that holds `storage`, and waits until the master lists it.
-    pub(crate) fn agent(&mut self, name: &str, storage: &[&Path]) -> &mut Agent {
-        self.agent_with(name, storage, User::Same, "")
+    pub(crate) fn add_agent(&mut self, name: &str, storage: &[&Path]) -> &mut Agent {
+        self.add_agent_with(name, storage, User::Same, "")
     }
 
     /// … as another user, with further lines in its configuration.
-    pub(crate) fn agent_with(
+    pub(crate) fn add_agent_with(
         &mut self,
         name: &str,
         storage: &[&Path],
@@ -175,11 +183,11 @@ impl Cluster {
         more: &str,
     ) -> &mut Agent {
         let urls = self.urls();
-        self.agent_at(name, storage, user, more, (&urls, 0))
+        self.add_agent_at(name, storage, user, more, (&urls, 0))
     }
 
     /// … that asks for work at these URLs, and listens on that port.
-    pub(crate) fn agent_at(
+    pub(crate) fn add_agent_at(
         &mut self,
         name: &str,
         storage: &[&Path],
@@ -188,14 +196,14 @@ impl Cluster {
         (urls, port): (&str, u16),
     ) -> &mut Agent {
         let paths: Vec<String> = storage.iter().map(|p| quoted(p)).collect();
-        let state = tree::dir(self.home().join("state-of-agents"));
+        let state = tree::make_dir(self.home().join("state-of-agents"));
         tree::chmod(&state, 0o777);
         let config = format!(
             "master_url: [{urls}]\nheartbeat_interval: {}ms\nlog: {{level: \"info,longhaul=debug\"}}\n\
              data_dir: {}\n{more}\n\
              workers:\n  - worker_id: {name}\n    storage_paths: [{}]\n    network:\n      \
              data_plane_endpoints: [{{address: 127.0.0.1, port: {port}}}]\n",
-            self.heartbeat.as_millis(),
+            self.heartbeat_interval.as_millis(),
             quoted(&state),
             paths.join(", ")
         );
@@ -206,37 +214,38 @@ impl Cluster {
             name: name.to_owned(),
             dir,
             user,
-            boot: None,
+            boot_id: None,
         };
         let master = &self.master;
-        await_that(&format!("the master lists {name}"), || {
-            if let Some(status) = agent.process.ended() {
+        await_true(&format!("the master lists {name}"), || {
+            if let Some(status) = agent.process.try_exit_status() {
                 panic!("agent {name} ended with {status}:\n{}", agent.process.log());
             }
-            master.active().iter().any(|worker| worker == name)
+            master.active_workers().iter().any(|worker| worker == name)
         });
         self.agents.insert(name.to_owned(), agent);
         self.agents.get_mut(name).expect("just inserted")
     }
 
     /// Two agents, `a` with the source `src` and `b` with the destination `dst`, which are made.
-    pub(crate) fn pair(&mut self) -> (PathBuf, PathBuf) {
-        let (src, dst) = (tree::dir(self.path("src")), tree::dir(self.path("dst")));
-        self.agent("a", &[&src]);
-        self.agent("b", &[&dst]);
+    pub(crate) fn add_source_and_destination(&mut self) -> (PathBuf, PathBuf) {
+        let (src, dst) =
+            (tree::make_dir(self.data_path("src")), tree::make_dir(self.data_path("dst")));
+        self.add_agent("a", &[&src]);
+        self.add_agent("b", &[&dst]);
         (src, dst)
     }
 
     /// Two agents for the source `src` and two for the destination `dst`, which are made.
-    pub(crate) fn four(&mut self) -> (PathBuf, PathBuf) {
-        let (src, dst) = self.pair();
-        self.agent("a2", &[&src]);
-        self.agent("b2", &[&dst]);
+    pub(crate) fn add_two_agents_per_side(&mut self) -> (PathBuf, PathBuf) {
+        let (src, dst) = self.add_source_and_destination();
+        self.add_agent("a2", &[&src]);
+        self.add_agent("b2", &[&dst]);
         (src, dst)
     }
 
     /// Every assignment that an agent began, as the logs have it.
-    pub(crate) fn begun(&self) -> Vec<String> {
+    pub(crate) fn started_assignments(&self) -> Vec<String> {
         let logs = self.agents.values().map(|agent| agent.process.log());
         let ids = |log: String| -> Vec<String> {
             let begun = log.lines().filter(|line| line.contains(": begun "));
@@ -249,8 +258,8 @@ impl Cluster {
 
     /// Holds no assignment to have been begun twice, by whomever, whatever the store has forgotten.
     #[track_caller]
-    pub(crate) fn assert_handed_out_once(&self) {
-        let mut begun = self.begun();
+    pub(crate) fn assert_assigned_once(&self) {
+        let mut begun = self.started_assignments();
         assert!(!begun.is_empty(), "the agents log what they begin");
         begun.sort();
         let twice: Vec<_> = begun.windows(2).filter(|pair| pair[0] == pair[1]).collect();
@@ -290,16 +299,16 @@ impl Cluster {
     /// Fills `source` with a large file of so many MiB and with some of everything else, submits it at a speed
     /// at which it takes some seconds, and waits until a part of it is there.
     #[track_caller]
-    pub(crate) fn in_the_middle(
+    pub(crate) fn submit_and_await_partial(
         &self,
         source: &Path,
         destination: &Path,
         (mib, bwlimit): (usize, &str),
         options: Value,
     ) -> String {
-        tree::file(source.join("large"), tree::noise(mib << 20, 1));
-        tree::many(source, 400, 3_000);
-        tree::odd(&source.join("odd"));
+        tree::write_file(source.join("large"), tree::random_bytes(mib << 20, 1));
+        tree::write_many_files(source, 400, 3_000);
+        tree::write_unusual_tree(&source.join("odd"));
         let more = json!({"chunk_size_mb": 4, "bwlimit": bwlimit, "options": options});
         let id = self.submit_with(source, destination, more);
         self.await_progress(&id, "has some ranges", |s| s.transferred_bytes > 8 << 20);
@@ -307,9 +316,9 @@ impl Cluster {
     }
 
     /// Has a sync that has not ended go as fast as it can, as soon as the master decides.
-    pub(crate) fn hurry(&self, id: &str) {
+    pub(crate) fn lift_bandwidth_limit(&self, id: &str) {
         let set = self.ctl(["sync", "set", id, "--bwlimit", "none"]);
-        await_that("the limit is lifted", || {
+        await_true("the limit is lifted", || {
             let ended = || self.masters().find_map(|m| m.progress(id));
             set.run().code == Some(0) || ended().is_some_and(|sync| sync.state.is_final())
         });
@@ -327,7 +336,7 @@ impl Cluster {
 
     /// Waits until a sync has ended.
     #[track_caller]
-    pub(crate) fn ended(&self, id: &str) -> SyncProgress {
+    pub(crate) fn await_end(&self, id: &str) -> SyncProgress {
         self.await_progress(id, "ends", |sync| sync.state.is_final())
     }
 
@@ -353,14 +362,14 @@ impl Cluster {
 
     /// Submits, and waits until it has ended.
     #[track_caller]
-    pub(crate) fn sync(&self, source: &Path, destination: &Path) -> SyncProgress {
+    pub(crate) fn run_sync(&self, source: &Path, destination: &Path) -> SyncProgress {
         let id = self.submit(source, destination);
-        self.ended(&id)
+        self.await_end(&id)
     }
 
     /// … with options, in ranges and batches of at most 1 MiB.
     #[track_caller]
-    pub(crate) fn sync_with(
+    pub(crate) fn run_sync_with(
         &self,
         source: &Path,
         destination: &Path,
@@ -368,7 +377,7 @@ impl Cluster {
     ) -> SyncProgress {
         let more = json!({"options": options, "chunk_size_mb": 1});
         let id = self.submit_with(source, destination, more);
-        self.ended(&id)
+        self.await_end(&id)
     }
 }
 
@@ -379,16 +388,16 @@ fn quoted(path: &Path) -> String {
 
 impl Master {
     fn spawn(dir: &Path) -> Process {
-        let mut command = clean_command(&program(User::Same, dir), dir, User::Same);
+        let mut command = clean_command(&ctl_binary(User::Same, dir), dir, User::Same);
         command.args(["master", "--config"]).arg(dir.join("master.yml"));
-        Clock::give(&mut command, dir, "master");
+        Clock::apply_to(&mut command, dir, "master");
         Process::start("master", command, &dir.join("master.log"))
     }
 
     fn await_ready(&mut self) {
         let address = self.address();
-        await_that("the master is ready", || {
-            if let Some(status) = self.process.ended() {
+        await_true("the master is ready", || {
+            if let Some(status) = self.process.try_exit_status() {
                 panic!("the master ended with {status}:\n{}", self.process.log());
             }
             http::try_request(&address, "GET", "/readyz", &[], None)
@@ -438,17 +447,17 @@ impl Master {
     }
 
     #[track_caller]
-    pub(crate) fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Response {
         http::try_request(&self.address(), "GET", path, &[], None).expect("the master answers")
     }
 
     #[track_caller]
-    pub(crate) fn delete(&self, path: &str) -> Answer {
+    pub(crate) fn delete(&self, path: &str) -> Response {
         http::try_request(&self.address(), "DELETE", path, &[], None).expect("the master answers")
     }
 
     #[track_caller]
-    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Response {
         let body = body.to_string();
         http::try_request(&self.address(), "POST", path, &[], Some(body.as_bytes()))
             .expect("the master answers")
@@ -466,7 +475,7 @@ impl Master {
     }
 
     /// The names of the workers that it has heard of lately.
-    pub(crate) fn active(&self) -> Vec<String> {
+    pub(crate) fn active_workers(&self) -> Vec<String> {
         let list = self.get("/workers").json();
         let all = list["active"].as_array().expect("a list").iter();
         all.map(|w| w["worker_id"].as_str().expect("an id").to_owned()).collect()
@@ -475,7 +484,7 @@ impl Master {
 
 impl Agent {
     fn spawn(name: &str, dir: &Path, user: User, boot: Option<&str>) -> Process {
-        let program = program(user, dir);
+        let program = ctl_binary(user, dir);
         let mut command = match boot {
             None => clean_command(&program, dir, user),
             Some(boot) => {
@@ -490,7 +499,7 @@ impl Agent {
         };
         command.args(["agent", "--worker-id", name, "--config"]);
         command.arg(dir.join(format!("{name}.yml")));
-        Clock::give(&mut command, dir, name);
+        Clock::apply_to(&mut command, dir, name);
         Process::start(&format!("agent {name}"), command, &dir.join(format!("{name}.log")))
     }
 
@@ -506,7 +515,7 @@ impl Agent {
     /// Starts it again, without waiting for it to be listed.
     pub(crate) fn restart(&mut self) {
         self.process.kill_9();
-        self.process = Self::spawn(&self.name, &self.dir, self.user, self.boot.as_deref());
+        self.process = Self::spawn(&self.name, &self.dir, self.user, self.boot_id.as_deref());
     }
 
     /// Changes its configuration file, which it reads when it is started again.
@@ -517,8 +526,8 @@ impl Agent {
     }
 
     /// … as after a restart of its host: under another boot of the kernel.
-    pub(crate) fn restart_under(&mut self, boot: &str) {
-        self.boot = Some(boot.to_owned());
+    pub(crate) fn restart_with_boot_id(&mut self, boot: &str) {
+        self.boot_id = Some(boot.to_owned());
         self.restart();
     }
 }

@@ -1,7 +1,7 @@
 //! Runs `ctl` commands as an operator does.
 
-use super::PATIENCE;
-use super::process::{Ran, Running, User, clean_command, program};
+use super::MAX_WAIT;
+use super::process::{CommandOutput, RunningCommand, User, clean_command, ctl_binary};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,7 +37,7 @@ impl Ctl {
         self
     }
 
-    pub(crate) fn more<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
         self
     }
@@ -62,18 +62,18 @@ impl Ctl {
 
     /// As a command of the standard library.
     pub(crate) fn command(&self) -> Command {
-        let mut command = clean_command(&program(self.user, &self.home), &self.home, self.user);
+        let mut command = clean_command(&ctl_binary(self.user, &self.home), &self.home, self.user);
         command.args(&self.args).envs(self.env.iter().map(|(k, v)| (k, v)));
         command
     }
 
     /// Starts it.
-    pub(crate) fn start(&self) -> Running {
-        Running::start(self.command(), self.input.as_deref())
+    pub(crate) fn start(&self) -> RunningCommand {
+        RunningCommand::start(self.command(), self.input.as_deref())
     }
 
     /// Runs it to its end.
-    pub(crate) fn run(&self) -> Ran {
-        self.start().finish(PATIENCE)
+    pub(crate) fn run(&self) -> CommandOutput {
+        self.start().finish(MAX_WAIT)
     }
 }

@@ -32,7 +32,7 @@ pub(crate) const RESULT: &str = r#"curl -X POST http://127.0.0.1:8888/workers/re
       }'"#;
 
 /// The words of a command up to a pipe, as a shell splits them.
-pub(crate) fn words(command: &str) -> Vec<String> {
+pub(crate) fn shell_words(command: &str) -> Vec<String> {
     let (mut out, mut word, mut quoted) = (Vec::new(), String::new(), false);
     for c in command.replace("\\\n", " ").chars() {
         match c {

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 /// An answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
@@ -27,7 +27,7 @@ impl Answer {
             .unwrap_or_else(|e| panic!("no JSON ({e}), status {}: {}", self.status, self.text()))
     }
 
-    fn parse(raw: &[u8]) -> Option<Answer> {
+    fn parse(raw: &[u8]) -> Option<Response> {
         let end = raw.windows(4).position(|w| w == b"\r\n\r\n")?;
         let head = std::str::from_utf8(&raw[..end]).ok()?;
         let mut lines = head.split("\r\n");
@@ -36,7 +36,7 @@ impl Answer {
             .filter_map(|l| l.split_once(':'))
             .map(|(n, v)| (n.to_owned(), v.trim().to_owned()))
             .collect();
-        let mut answer = Answer { status, headers, body: raw[end + 4..].to_vec() };
+        let mut answer = Response { status, headers, body: raw[end + 4..].to_vec() };
         if answer.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
             answer.body = unchunk(&answer.body)?;
         } else if let Some(length) = answer.header("content-length") {
@@ -62,7 +62,7 @@ fn unchunk(mut raw: &[u8]) -> Option<Vec<u8>> {
 
 /// Sends bytes as they are and reads until the other side closes. `None` when there is nobody or the
 /// connection broke before a whole answer.
-pub(crate) fn raw(address: &str, bytes: &[u8]) -> Option<Answer> {
+pub(crate) fn send_raw(address: &str, bytes: &[u8]) -> Option<Response> {
     let mut stream = TcpStream::connect(address).ok()?;
     let limit = Some(Duration::from_secs(40));
     stream.set_read_timeout(limit).ok()?;
@@ -70,7 +70,7 @@ pub(crate) fn raw(address: &str, bytes: &[u8]) -> Option<Answer> {
     stream.write_all(bytes).ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
-    Answer::parse(&answer)
+    Response::parse(&answer)
 }
 
 /// A request with a JSON body, or none.
@@ -80,7 +80,7 @@ pub(crate) fn try_request(
     path: &str,
     headers: &[(&str, &str)],
     body: Option<&[u8]>,
-) -> Option<Answer> {
+) -> Option<Response> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -94,5 +94,5 @@ pub(crate) fn try_request(
     head.push_str("\r\n");
     let mut bytes = head.into_bytes();
     bytes.extend_from_slice(body.unwrap_or_default());
-    raw(address, &bytes)
+    send_raw(address, &bytes)
 }

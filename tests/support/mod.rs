@@ -6,8 +6,8 @@
 pub(crate) mod clock;
 pub(crate) mod cluster;
 pub(crate) mod ctl;
+pub(crate) mod faults;
 pub(crate) mod guide;
-pub(crate) mod harm;
 pub(crate) mod http;
 pub(crate) mod process;
 pub(crate) mod redis;
@@ -18,21 +18,21 @@ pub(crate) mod tree;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that a test waits for. Long, because a loaded machine is no defect.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(90);
 
 /// Asks again and again, with short pauses, until there is an answer.
 pub(crate) fn await_some<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + MAX_WAIT;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for: {what}");
+        assert!(Instant::now() < deadline, "waited {MAX_WAIT:?} in vain for: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 /// Waits until `ask` is true.
-pub(crate) fn await_that(what: &str, mut ask: impl FnMut() -> bool) {
+pub(crate) fn await_true(what: &str, mut ask: impl FnMut() -> bool) {
     await_some(what, || ask().then_some(()));
 }

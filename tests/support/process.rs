@@ -31,23 +31,23 @@ impl User {
     }
 
     /// Gives this user a file or directory (not what is in it).
-    pub(crate) fn give(self, path: &Path) {
+    pub(crate) fn chown(self, path: &Path) {
         if let Some((uid, gid)) = self.ids() {
             std::os::unix::fs::lchown(path, Some(uid), Some(gid)).expect("chown");
         }
     }
 
     /// … and all that is in it.
-    pub(crate) fn give_all(self, path: &Path) {
+    pub(crate) fn chown_recursive(self, path: &Path) {
         for entry in walkdir::WalkDir::new(path) {
-            self.give(entry.expect("a readable tree").path());
+            self.chown(entry.expect("a readable tree").path());
         }
     }
 }
 
 /// The program under test. An ordinary user may not be able to reach it where it was built, so they
 /// get a link to it (or a copy) in `dir`.
-pub(crate) fn program(user: User, dir: &Path) -> PathBuf {
+pub(crate) fn ctl_binary(user: User, dir: &Path) -> PathBuf {
     let built = PathBuf::from(env!("CARGO_BIN_EXE_ctl"));
     if user.ids().is_none() {
         return built;
@@ -102,7 +102,7 @@ impl Process {
     }
 
     /// `Some` when it has ended.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn try_exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("wait for a child")
     }
 
@@ -143,7 +143,7 @@ impl Process {
     /// Waits until it has ended by itself.
     pub(crate) fn await_end(&mut self) -> ExitStatus {
         let what = format!("{} ends", self.what);
-        await_some(&what, || self.ended())
+        await_some(&what, || self.try_exit_status())
     }
 
     /// How many bytes it has read from and written to files so far.
@@ -162,7 +162,7 @@ impl Process {
     }
 
     /// What it printed, for a test that fails.
-    fn show(&self) {
+    fn print_log_tail(&self) {
         let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         let from = lines.len().saturating_sub(120);
@@ -177,39 +177,40 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill_9();
         if std::thread::panicking() {
-            self.show();
+            self.print_log_tail();
         }
     }
 }
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
-pub(crate) struct Ran {
+pub(crate) struct CommandOutput {
     /// `None`: a signal ended it.
     pub(crate) code: Option<i32>,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
 }
 
-impl Ran {
-    pub(crate) fn out(&self) -> String {
+impl CommandOutput {
+    pub(crate) fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    pub(crate) fn err(&self) -> String {
+    pub(crate) fn stderr_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
     /// Its standard output as JSON.
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.stdout)
-            .unwrap_or_else(|e| panic!("no JSON ({e}): {}\n{}", self.out(), self.err()))
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|e| {
+            panic!("no JSON ({e}): {}\n{}", self.stdout_text(), self.stderr_text())
+        })
     }
 
     /// Holds it to an exit code.
     #[track_caller]
-    pub(crate) fn exits(self, code: i32) -> Self {
-        let (out, err) = (self.out(), self.err());
+    pub(crate) fn assert_exit_code(self, code: i32) -> Self {
+        let (out, err) = (self.stdout_text(), self.stderr_text());
         assert_eq!(
             self.code,
             Some(code),
@@ -220,9 +221,9 @@ impl Ran {
 }
 
 /// Killed when it is dropped, so that a test that fails leaves nothing behind.
-struct Leashed(Child);
+struct KillOnDrop(Child);
 
-impl Drop for Leashed {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -230,14 +231,14 @@ impl Drop for Leashed {
 }
 
 /// A command whose output is read as it comes.
-pub(crate) struct Running {
-    child: Leashed,
+pub(crate) struct RunningCommand {
+    child: KillOnDrop,
     stdout: std::thread::JoinHandle<Vec<u8>>,
     stderr: std::sync::Arc<parking_lot::Mutex<Vec<u8>>>,
     stderr_ended: std::thread::JoinHandle<()>,
 }
 
-impl Running {
+impl RunningCommand {
     /// Starts a command with `input` on its standard input.
     pub(crate) fn start(mut command: Command, input: Option<&[u8]>) -> Self {
         use std::io::{Read, Write};
@@ -254,8 +255,8 @@ impl Running {
         let mut err = child.stderr.take().expect("piped");
         let stderr = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
         let seen = std::sync::Arc::clone(&stderr);
-        Running {
-            child: Leashed(child),
+        RunningCommand {
+            child: KillOnDrop(child),
             stdout: std::thread::spawn(move || {
                 let mut bytes = Vec::new();
                 out.read_to_end(&mut bytes).expect("read standard output");
@@ -278,11 +279,11 @@ impl Running {
 
     /// Waits until `ask` is true while the command runs; that it ends before is a failure.
     #[track_caller]
-    pub(crate) fn await_that(&mut self, what: &str, mut ask: impl FnMut(&str) -> bool) {
+    pub(crate) fn await_stderr(&mut self, what: &str, mut ask: impl FnMut(&str) -> bool) {
         await_some(what, || {
             // Looked at first: what it did before it ended counts.
             let ended = self.child.0.try_wait().expect("wait for the command");
-            let said = self.err_so_far();
+            let said = self.stderr_so_far();
             match (ask(&said), ended) {
                 (true, _) => Some(()),
                 (false, None) => None,
@@ -292,25 +293,25 @@ impl Running {
     }
 
     /// What it printed on standard error so far.
-    pub(crate) fn err_so_far(&self) -> String {
+    pub(crate) fn stderr_so_far(&self) -> String {
         String::from_utf8_lossy(&self.stderr.lock()).into_owned()
     }
 
     /// Waits until it has ended; after `limit` it is killed and the test fails.
-    pub(crate) fn finish(mut self, limit: Duration) -> Ran {
+    pub(crate) fn finish(mut self, limit: Duration) -> CommandOutput {
         let deadline = Instant::now() + limit;
         let status = loop {
             if let Some(status) = self.child.0.try_wait().expect("wait for the command") {
                 break status;
             }
             if Instant::now() > deadline {
-                panic!("the command did not end within {limit:?}:\n{}", self.err_so_far());
+                panic!("the command did not end within {limit:?}:\n{}", self.stderr_so_far());
             }
             std::thread::sleep(Duration::from_millis(5));
         };
         let stdout = self.stdout.join().expect("no panic there");
         self.stderr_ended.join().expect("no panic there");
         let stderr = std::mem::take(&mut *self.stderr.lock());
-        Ran { code: status.code(), stdout, stderr }
+        CommandOutput { code: status.code(), stdout, stderr }
     }
 }

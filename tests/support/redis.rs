@@ -23,11 +23,14 @@ impl RedisServer {
 
     /// With further settings, such as `&["--appendonly", "no"]`: the last one counts.
     pub(crate) fn start_with(settings: &[&str]) -> Self {
-        Self::start_under(settings, &[])
+        Self::start_with_environment(settings, &[])
     }
 
     /// … and with more in its environment.
-    pub(crate) fn start_under(settings: &[&str], environment: &[(&'static str, PathBuf)]) -> Self {
+    pub(crate) fn start_with_environment(
+        settings: &[&str],
+        environment: &[(&'static str, PathBuf)],
+    ) -> Self {
         // A short path: a socket's is limited to 107 bytes.
         let dir =
             tempfile::Builder::new().prefix("rd").tempdir_in("/tmp").expect("temporary directory");
@@ -48,12 +51,12 @@ impl RedisServer {
     }
 
     /// Whether it has no append-only file.
-    pub(crate) fn forgets(&self) -> bool {
+    pub(crate) fn is_volatile(&self) -> bool {
         self.settings.windows(2).any(|pair| pair == ["--appendonly", "no"])
     }
 
     /// Keeps what its append-only files hold now, for [`roll_back`](Self::roll_back).
-    pub(crate) fn remember(&self) -> tempfile::TempDir {
+    pub(crate) fn save_aof(&self) -> tempfile::TempDir {
         let copy = tempfile::tempdir().expect("temporary directory");
         for entry in std::fs::read_dir(self.dir.path().join("appendonlydir")).expect("it exists") {
             let entry = entry.expect("directory entry");
@@ -63,7 +66,7 @@ impl RedisServer {
     }
 
     /// kill -9, and starts it again with what was remembered.
-    pub(crate) fn roll_back(&mut self, to: &tempfile::TempDir) {
+    pub(crate) fn restore_aof(&mut self, to: &tempfile::TempDir) {
         self.kill();
         let dir = self.dir.path().join("appendonlydir");
         std::fs::remove_dir_all(&dir).expect("remove");
@@ -97,7 +100,7 @@ impl RedisServer {
     }
 
     /// The file at the end of its append-only log.
-    pub(crate) fn aof(&self) -> PathBuf {
+    pub(crate) fn last_aof_file(&self) -> PathBuf {
         let dir = self.dir.path().join("appendonlydir");
         let mut logs: Vec<PathBuf> = std::fs::read_dir(&dir)
             .expect("appendonlydir exists")

@@ -2,7 +2,7 @@
 //! open, and new ones are accepted and get no answer, as behind a router that drops everything. It can
 //! also be cut in one direction, so that requests arrive and answers do not, and do [harm](Harm) to what passes.
 
-use super::harm::{Doer, Harm};
+use super::faults::{Fault, FaultInjector};
 use parking_lot::{Condvar, Mutex};
 use socket2::SockRef;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,89 +14,98 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often a direction in which nothing comes looks whether the other one was reset.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Relays TCP connections to a server.
 pub(crate) struct Relay {
     address: SocketAddr,
-    link: Arc<Link>,
+    link: Arc<RelayState>,
 }
 
 /// Where a server listens.
 #[derive(Clone)]
-enum Server {
+enum ServerAddress {
     Unix(PathBuf),
     Tcp(String),
 }
 
-struct Link {
-    to: Mutex<Server>,
+struct RelayState {
+    to: Mutex<ServerAddress>,
     /// What goes to the server, and what comes from it.
-    there: Gate,
-    back: Gate,
-    harm: Doer,
+    to_server: Valve,
+    from_server: Valve,
+    faults: FaultInjector,
     /// What closes `back` when it has gone to the server.
-    last: Mutex<Option<String>>,
+    closing_text: Mutex<Option<String>>,
     stopped: AtomicBool,
     /// Connections are closed, and new ones at once.
-    refuses: AtomicBool,
+    refuses_connections: AtomicBool,
 }
 
-impl Link {
+impl RelayState {
     /// To be called with each piece on its way to the server.
-    fn look_for_the_last(&self, piece: &[u8]) {
-        let mut last = self.last.lock();
+    fn check_closing_text(&self, piece: &[u8]) {
+        let mut last = self.closing_text.lock();
         let is_in = |text: &String| piece.windows(text.len()).any(|w| w == text.as_bytes());
         if last.as_ref().is_some_and(is_in) {
-            self.back.set(true);
+            self.from_server.set_closed(true);
             *last = None;
         }
     }
 }
 
 #[derive(Default)]
-struct Gate {
-    shut: Mutex<bool>,
+struct Valve {
+    is_closed: Mutex<bool>,
     opened: Condvar,
 }
 
-impl Gate {
-    fn pass(&self) {
-        let mut shut = self.shut.lock();
+impl Valve {
+    fn wait_open(&self) {
+        let mut shut = self.is_closed.lock();
         while *shut {
             self.opened.wait(&mut shut);
         }
     }
 
-    fn set(&self, shut: bool) {
-        *self.shut.lock() = shut;
+    fn set_closed(&self, shut: bool) {
+        *self.is_closed.lock() = shut;
         self.opened.notify_all();
     }
 }
 
 impl Relay {
     /// A link to the socket `to`.
-    pub(crate) fn to(to: &Path) -> Relay {
-        Self::open(Server::Unix(to.to_owned()), Harm::None)
+    pub(crate) fn to_socket(to: &Path) -> Relay {
+        Self::start(ServerAddress::Unix(to.to_owned()), Fault::None)
     }
 
     /// A link to a host and port.
     pub(crate) fn to_address(to: String) -> Relay {
-        Self::open(Server::Tcp(to), Harm::None)
+        Self::start(ServerAddress::Tcp(to), Fault::None)
     }
 
     /// A link to a port of this host, which does `harm`.
-    pub(crate) fn to_port(port: u16, harm: Harm) -> Relay {
-        Self::open(Server::Tcp(format!("127.0.0.1:{port}")), harm)
+    pub(crate) fn to_port(port: u16, harm: Fault) -> Relay {
+        Self::start(ServerAddress::Tcp(format!("127.0.0.1:{port}")), harm)
     }
 
-    fn open(to: Server, harm: Harm) -> Relay {
+    fn start(to: ServerAddress, harm: Fault) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let address = listener.local_addr().expect("an address");
-        let (there, back) = (Gate::default(), Gate::default());
-        let (to, harm, stopped) = (Mutex::new(to), Doer::new(harm), AtomicBool::new(false));
+        let (there, back) = (Valve::default(), Valve::default());
+        let (to, harm, stopped) =
+            (Mutex::new(to), FaultInjector::new(harm), AtomicBool::new(false));
         let refuses = AtomicBool::new(false);
-        let link = Link { to, there, back, harm, last: Mutex::default(), stopped, refuses };
+        let link = RelayState {
+            to,
+            to_server: there,
+            from_server: back,
+            faults: harm,
+            closing_text: Mutex::default(),
+            stopped,
+            refuses_connections: refuses,
+        };
         let link = Arc::new(link);
         let relayed = Arc::clone(&link);
         std::thread::spawn(move || {
@@ -128,125 +137,125 @@ impl Relay {
     }
 
     /// How often it has done harm so far.
-    pub(crate) fn harmed(&self) -> u64 {
-        self.link.harm.done()
+    pub(crate) fn fault_count(&self) -> u64 {
+        self.link.faults.count()
     }
 
     /// New connections go to another socket, as when an address moves to another host.
-    pub(crate) fn move_to(&self, to: &Path) {
-        *self.link.to.lock() = Server::Unix(to.to_owned());
+    pub(crate) fn redirect_to(&self, to: &Path) {
+        *self.link.to.lock() = ServerAddress::Unix(to.to_owned());
     }
 
     pub(crate) fn cut(&self) {
-        self.link.there.set(true);
-        self.link.back.set(true);
+        self.link.to_server.set_closed(true);
+        self.link.from_server.set_closed(true);
     }
 
     /// Closes every connection, new ones at once, until it is mended.
-    pub(crate) fn refuse(&self) {
-        self.link.refuses.store(true, Ordering::Relaxed);
+    pub(crate) fn refuse_connections(&self) {
+        self.link.refuses_connections.store(true, Ordering::Relaxed);
     }
 
     /// What is asked arrives, and the answers do not.
-    pub(crate) fn lose_answers(&self) {
-        self.link.back.set(true);
+    pub(crate) fn drop_replies(&self) {
+        self.link.from_server.set_closed(true);
     }
 
     /// What is asked arrives, up to the first piece with this text and further; no answer does from that on.
-    pub(crate) fn lose_answers_from(&self, text: &str) {
-        *self.link.last.lock() = Some(text.to_owned());
+    pub(crate) fn drop_replies_after(&self, text: &str) {
+        *self.link.closing_text.lock() = Some(text.to_owned());
     }
 
     /// Whether answers get lost now.
-    pub(crate) fn is_losing(&self) -> bool {
-        *self.link.back.shut.lock()
+    pub(crate) fn is_dropping_replies(&self) -> bool {
+        *self.link.from_server.is_closed.lock()
     }
 
-    pub(crate) fn mend(&self) {
-        self.link.refuses.store(false, Ordering::Relaxed);
-        *self.link.last.lock() = None;
-        self.link.there.set(false);
-        self.link.back.set(false);
+    pub(crate) fn restore(&self) {
+        self.link.refuses_connections.store(false, Ordering::Relaxed);
+        *self.link.closing_text.lock() = None;
+        self.link.to_server.set_closed(false);
+        self.link.from_server.set_closed(false);
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
         self.link.stopped.store(true, Ordering::Relaxed);
-        self.mend();
+        self.restore();
         // Wakes the thread that accepts.
         let _ = TcpStream::connect(self.address);
     }
 }
 
 /// One side of a connection that is relayed.
-enum Side {
+enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
-impl Side {
+impl Stream {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Side::Unix(stream) => (&mut &*stream).read(buffer),
-            Side::Tcp(stream) => (&mut &*stream).read(buffer),
+            Stream::Unix(stream) => (&mut &*stream).read(buffer),
+            Stream::Tcp(stream) => (&mut &*stream).read(buffer),
         }
     }
 
     fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Side::Unix(stream) => (&mut &*stream).write_all(bytes),
-            Side::Tcp(stream) => (&mut &*stream).write_all(bytes),
+            Stream::Unix(stream) => (&mut &*stream).write_all(bytes),
+            Stream::Tcp(stream) => (&mut &*stream).write_all(bytes),
         }
     }
 
     /// Its end will be a reset.
-    fn reset(&self) {
-        if let Side::Tcp(stream) = self {
+    fn set_reset_on_close(&self) {
+        if let Stream::Tcp(stream) = self {
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
 
     fn close(&self) {
         let _ = match self {
-            Side::Unix(stream) => stream.shutdown(Shutdown::Both),
-            Side::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
         };
     }
 }
 
-fn connect(client: TcpStream, link: &Arc<Link>) -> io::Result<()> {
-    if link.refuses.load(Ordering::Relaxed) {
+fn connect(client: TcpStream, link: &Arc<RelayState>) -> io::Result<()> {
+    if link.refuses_connections.load(Ordering::Relaxed) {
         return Ok(());
     }
-    link.there.pass();
+    link.to_server.wait_open();
     let to = link.to.lock().clone();
     let server = match to {
-        Server::Unix(path) => Side::Unix(UnixStream::connect(path)?),
-        Server::Tcp(address) => Side::Tcp(TcpStream::connect(address)?),
+        ServerAddress::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
+        ServerAddress::Tcp(address) => Stream::Tcp(TcpStream::connect(address)?),
     };
     let ends = Connection {
-        client: Side::Tcp(client),
+        client: Stream::Tcp(client),
         server,
         passed: AtomicU64::new(0),
         is_reset: AtomicBool::new(false),
     };
     for side in [&ends.client, &ends.server] {
-        if let Side::Tcp(stream) = side {
+        if let Stream::Tcp(stream) = side {
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(LOOK))?;
+            stream.set_read_timeout(Some(POLL_INTERVAL))?;
         }
     }
     let ends = Arc::new(ends);
     let (there, passing) = (Arc::clone(&ends), Arc::clone(link));
-    std::thread::spawn(move || drop(there.pass(true, &passing)));
-    ends.pass(false, link)
+    std::thread::spawn(move || drop(there.relay_direction(true, &passing)));
+    ends.relay_direction(false, link)
 }
 
 /// A connection that is relayed.
 struct Connection {
-    client: Side,
-    server: Side,
+    client: Stream,
+    server: Stream,
     /// Bytes that went through it, in both directions.
     passed: AtomicU64,
     is_reset: AtomicBool,
@@ -254,18 +263,18 @@ struct Connection {
 
 impl Connection {
     /// Hands on what comes, to the server (`up`) or from it, until one of them ends it.
-    fn pass(&self, up: bool, link: &Link) -> io::Result<()> {
+    fn relay_direction(&self, up: bool, link: &RelayState) -> io::Result<()> {
         let (from, to, gate) = match up {
-            true => (&self.client, &self.server, &link.there),
-            false => (&self.server, &self.client, &link.back),
+            true => (&self.client, &self.server, &link.to_server),
+            false => (&self.server, &self.client, &link.from_server),
         };
-        let refuses = || link.refuses.load(Ordering::Relaxed);
-        let ended = self.hand_on((from, to), (gate, refuses), |piece| {
+        let refuses = || link.refuses_connections.load(Ordering::Relaxed);
+        let ended = self.copy_stream((from, to), (gate, refuses), |piece| {
             if up {
-                link.look_for_the_last(piece);
+                link.check_closing_text(piece);
             }
             let before = self.passed.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            link.harm.harm(piece, up, before)
+            link.faults.inject(piece, up, before)
         });
         if !self.is_reset.load(Ordering::Relaxed) {
             to.close();
@@ -273,10 +282,10 @@ impl Connection {
         ended
     }
 
-    fn hand_on(
+    fn copy_stream(
         &self,
-        (from, to): (&Side, &Side),
-        (gate, refuses): (&Gate, impl Fn() -> bool),
+        (from, to): (&Stream, &Stream),
+        (gate, refuses): (&Valve, impl Fn() -> bool),
         harm: impl Fn(&mut [u8]) -> bool,
     ) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
@@ -293,15 +302,15 @@ impl Connection {
                 }
                 Err(e) => return Err(e),
             };
-            gate.pass();
+            gate.wait_open();
             if refuses() {
                 return Ok(());
             }
             if harm(&mut buffer[..n]) {
                 to.write_all(&buffer[..n])?;
             } else {
-                from.reset();
-                to.reset();
+                from.set_reset_on_close();
+                to.set_reset_on_close();
                 self.is_reset.store(true, Ordering::Relaxed);
             }
         }

@@ -9,14 +9,14 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
 }
 
-fn output(mut command: Command) -> Output {
+fn run_command(mut command: Command) -> Output {
     let program = command.get_program().to_string_lossy().into_owned();
     command.output().unwrap_or_else(|e| {
         panic!("{program} cannot be run ({e}); scripts/test.sh installs what the tests need")
     })
 }
 
-fn text(bytes: &[u8]) -> String {
+fn utf8_text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -28,24 +28,24 @@ pub(crate) fn make_torture(dir: &Path, user: User, home: &Path) {
     std::fs::copy(script("make-torture.sh"), &there).expect("copy the script");
     let mut command = clean_command(&there, home, user);
     command.arg(dir).arg("0").env("SPARSE_MIB", "64").env("ENTRIES", "1500");
-    let ran = output(command);
-    assert!(ran.status.success(), "make-torture.sh: {}", text(&ran.stderr));
+    let ran = run_command(command);
+    assert!(ran.status.success(), "make-torture.sh: {}", utf8_text(&ran.stderr));
 }
 
 /// What rsync would do to make the second tree like the first: nothing, where they are equal. It
 /// takes no path of 4,096 bytes: what lies there is for [`compare_trees`].
 #[track_caller]
-pub(crate) fn rsync_finds(source: &Path, destination: &Path) -> String {
+pub(crate) fn rsync_differences(source: &Path, destination: &Path) -> String {
     let mut found = String::new();
     // Whole seconds, as it compares by itself, and to the nanosecond.
     for window in ["0", "-1"] {
         let mut command = Command::new("rsync");
         command.args(["-aHAXSn", "--checksum", "--delete", "-i", "--exclude=level 08*"]);
         command.arg(format!("--modify-window={window}"));
-        command.args([slashed(source), slashed(destination)]);
-        let ran = output(command);
-        assert!(ran.status.success(), "rsync: {}", text(&ran.stderr));
-        found.push_str(&text(&ran.stdout));
+        command.args([with_trailing_slash(source), with_trailing_slash(destination)]);
+        let ran = run_command(command);
+        assert!(ran.status.success(), "rsync: {}", utf8_text(&ran.stderr));
+        found.push_str(&utf8_text(&ran.stdout));
     }
     found
 }
@@ -54,10 +54,12 @@ pub(crate) fn rsync_finds(source: &Path, destination: &Path) -> String {
 #[track_caller]
 pub(crate) fn rsync_would_delete(source: &Path, destination: &Path) -> Vec<String> {
     let mut command = Command::new("rsync");
-    command.args(["-an", "--delete", "-i"]).args([slashed(source), slashed(destination)]);
-    let ran = output(command);
-    assert!(ran.status.success(), "rsync: {}", text(&ran.stderr));
-    let mut paths: Vec<String> = text(&ran.stdout)
+    command
+        .args(["-an", "--delete", "-i"])
+        .args([with_trailing_slash(source), with_trailing_slash(destination)]);
+    let ran = run_command(command);
+    assert!(ran.status.success(), "rsync: {}", utf8_text(&ran.stderr));
+    let mut paths: Vec<String> = utf8_text(&ran.stdout)
         .lines()
         .filter_map(|line| line.strip_prefix("*deleting"))
         .map(|path| path.trim_start().trim_end_matches('/').to_owned())
@@ -67,7 +69,7 @@ pub(crate) fn rsync_would_delete(source: &Path, destination: &Path) -> Vec<Strin
 }
 
 /// A path that means the contents.
-fn slashed(path: &Path) -> PathBuf {
+fn with_trailing_slash(path: &Path) -> PathBuf {
     path.join("")
 }
 
@@ -86,13 +88,13 @@ pub(crate) struct Difference {
 #[track_caller]
 pub(crate) fn compare_trees(source: &Path, destination: &Path) -> Vec<Difference> {
     let mut command = Command::new(script("compare-trees.py"));
-    let ran = output({
+    let ran = run_command({
         command.args([source, destination]);
         command
     });
     let failed = !ran.stderr.is_empty() || !matches!(ran.status.code(), Some(0 | 1));
-    assert!(!failed, "compare-trees.py: {}", text(&ran.stderr));
-    text(&ran.stdout)
+    assert!(!failed, "compare-trees.py: {}", utf8_text(&ran.stderr));
+    utf8_text(&ran.stdout)
         .lines()
         .map(|line| {
             let mut parts = line.splitn(3, '\t').map(str::to_owned);
@@ -104,7 +106,7 @@ pub(crate) fn compare_trees(source: &Path, destination: &Path) -> Vec<Difference
 
 /// Holds two trees to be equal in all that can be seen.
 #[track_caller]
-pub(crate) fn assert_equal_in_all(source: &Path, destination: &Path) {
+pub(crate) fn assert_trees_identical(source: &Path, destination: &Path) {
     let found = compare_trees(source, destination);
     let first: Vec<&Difference> = found.iter().take(30).collect();
     assert!(found.is_empty(), "{} differences: {first:#?}", found.len());
@@ -112,9 +114,9 @@ pub(crate) fn assert_equal_in_all(source: &Path, destination: &Path) {
 
 /// Runs a program of the system that has to succeed.
 #[track_caller]
-pub(crate) fn must<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) {
+pub(crate) fn run_or_panic<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) {
     let mut command = Command::new(program);
     command.args(args);
-    let ran = output(command);
-    assert!(ran.status.success(), "{program}: {}", text(&ran.stderr));
+    let ran = run_command(command);
+    assert!(ran.status.success(), "{program}: {}", utf8_text(&ran.stderr));
 }

@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 
 /// How much was written to the file at `path`: all but its holes. Blocks that are only reserved for it
 /// count as one.
-pub(crate) fn written(path: &Path) -> u64 {
+pub(crate) fn written_bytes(path: &Path) -> u64 {
     use rustix::fs::{SeekFrom, seek};
     let Ok(file) = File::open(path) else { return 0 };
     let (mut at, mut sum) = (0, 0);
@@ -22,7 +22,7 @@ pub(crate) fn written(path: &Path) -> u64 {
 }
 
 /// Bytes that no filter or compression makes anything of; the same for the same seed.
-pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn random_bytes(length: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; length];
     // Optimised also where tests are not.
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
@@ -30,12 +30,12 @@ pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
 }
 
 /// A name out of bytes.
-pub(crate) fn name(bytes: &[u8]) -> OsString {
+pub(crate) fn os_name(bytes: &[u8]) -> OsString {
     OsString::from_vec(bytes.to_vec())
 }
 
 /// Names that are easily taken for one: of other letter case, one character apart, in two Unicode forms.
-const PLACE_NAMES: [&[u8]; 12] = [
+const SAMPLE_NAMES: [&[u8]; 12] = [
     b"a",
     b"b",
     b"-c",
@@ -51,9 +51,9 @@ const PLACE_NAMES: [&[u8]; 12] = [
 ];
 
 /// Paths that edits are about; some lie below others.
-pub(crate) fn place(at: usize) -> PathBuf {
-    let first = name(PLACE_NAMES[at % PLACE_NAMES.len()]);
-    match at / PLACE_NAMES.len() % 3 {
+pub(crate) fn sample_path(at: usize) -> PathBuf {
+    let first = os_name(SAMPLE_NAMES[at % SAMPLE_NAMES.len()]);
+    match at / SAMPLE_NAMES.len() % 3 {
         0 => PathBuf::from(first),
         1 => Path::new("dir").join(first),
         _ => Path::new("a").join("dir").join(first),
@@ -61,10 +61,10 @@ pub(crate) fn place(at: usize) -> PathBuf {
 }
 
 /// How many paths [`place`] gives.
-pub(crate) const PLACES: usize = 3 * PLACE_NAMES.len();
+pub(crate) const SAMPLE_PATHS: usize = 3 * SAMPLE_NAMES.len();
 
 /// Writes a file, with the directories above it.
-pub(crate) fn file(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
+pub(crate) fn write_file(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
     let path = path.as_ref();
     fs::create_dir_all(path.parent().expect("a parent")).expect("make directories");
     fs::write(path, content).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
@@ -72,13 +72,13 @@ pub(crate) fn file(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf
 }
 
 /// A directory, with those above it.
-pub(crate) fn dir(path: impl AsRef<Path>) -> PathBuf {
+pub(crate) fn make_dir(path: impl AsRef<Path>) -> PathBuf {
     fs::create_dir_all(path.as_ref()).expect("make directories");
     path.as_ref().to_owned()
 }
 
 /// A symbolic link, with the directories above it.
-pub(crate) fn link(path: impl AsRef<Path>, target: impl AsRef<OsStr>) -> PathBuf {
+pub(crate) fn make_symlink(path: impl AsRef<Path>, target: impl AsRef<OsStr>) -> PathBuf {
     let path = path.as_ref();
     fs::create_dir_all(path.parent().expect("a parent")).expect("make directories");
     symlink(target.as_ref(), path).expect("make a link");
@@ -90,7 +90,7 @@ pub(crate) fn chmod(path: impl AsRef<Path>, mode: u32) {
 }
 
 /// Sets the time of last modification of a file, directory or link.
-pub(crate) fn touch(path: impl AsRef<Path>, seconds: i64, nanoseconds: u32) {
+pub(crate) fn set_mtime(path: impl AsRef<Path>, seconds: i64, nanoseconds: u32) {
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
     let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanoseconds) };
     let times = Timestamps { last_access: time, last_modification: time };
@@ -98,19 +98,19 @@ pub(crate) fn touch(path: impl AsRef<Path>, seconds: i64, nanoseconds: u32) {
 }
 
 /// `count` files of `length` bytes each, in directories of 100.
-pub(crate) fn many(root: &Path, count: usize, length: usize) {
+pub(crate) fn write_many_files(root: &Path, count: usize, length: usize) {
     for i in 0..count {
-        file(root.join(format!("{:03}/{i:05}", i / 100)), noise(length, i as u64 + 1));
+        write_file(root.join(format!("{:03}/{i:05}", i / 100)), random_bytes(length, i as u64 + 1));
     }
 }
 
 /// One of everything that a tree can hold and that is easily lost: odd names, empty things, links of
 /// all kinds, modes, times.
-pub(crate) fn odd(root: &Path) {
-    dir(root);
-    file(root.join("plain"), "plain\n");
-    file(root.join("empty"), "");
-    file(root.join("one byte"), "x");
+pub(crate) fn write_unusual_tree(root: &Path) {
+    make_dir(root);
+    write_file(root.join("plain"), "plain\n");
+    write_file(root.join("empty"), "");
+    write_file(root.join("one byte"), "x");
     for bad in [
         &b" leading and trailing "[..],
         b"new\nline",
@@ -132,34 +132,34 @@ pub(crate) fn odd(root: &Path) {
         b"%2e%2e%2f",
         b".ctl-looks-like-ours",
     ] {
-        file(root.join(name(bad)), noise(100 + bad.len(), bad.len() as u64));
-        file(root.join("below").join(name(bad)).join(name(bad)), bad);
+        write_file(root.join(os_name(bad)), random_bytes(100 + bad.len(), bad.len() as u64));
+        write_file(root.join("below").join(os_name(bad)).join(os_name(bad)), bad);
     }
-    file(root.join(name(&[b'n'; 255])), "a name as long as names get");
-    dir(root.join("empty dir/inside/another"));
+    write_file(root.join(os_name(&[b'n'; 255])), "a name as long as names get");
+    make_dir(root.join("empty dir/inside/another"));
     let mut deep = root.join("deep");
     for level in 0..40 {
         deep.push(format!("level {level}"));
     }
-    file(deep.join("at the bottom"), "found");
+    write_file(deep.join("at the bottom"), "found");
 
-    link(root.join("to a file"), "plain");
-    link(root.join("to a directory"), "below");
-    link(root.join("dangling"), "nowhere/at all");
-    link(root.join("absolute"), "/etc/hostname");
-    link(root.join("loop"), "loop");
-    link(root.join("to above"), "..");
-    link(root.join("odd target"), name(b"new\nline \xff"));
+    make_symlink(root.join("to a file"), "plain");
+    make_symlink(root.join("to a directory"), "below");
+    make_symlink(root.join("dangling"), "nowhere/at all");
+    make_symlink(root.join("absolute"), "/etc/hostname");
+    make_symlink(root.join("loop"), "loop");
+    make_symlink(root.join("to above"), "..");
+    make_symlink(root.join("odd target"), os_name(b"new\nline \xff"));
 
     for (mode, what) in
         [(0o400, "r"), (0o600, "rw"), (0o755, "x"), (0o777, "all"), (0o644, "usual")]
     {
-        chmod(file(root.join("modes").join(what), what), mode);
+        chmod(write_file(root.join("modes").join(what), what), mode);
     }
-    chmod(file(root.join("modes/suid"), "s"), 0o4755);
-    chmod(dir(root.join("modes/sticky")), 0o1777);
-    chmod(dir(root.join("modes/private")), 0o700);
-    file(root.join("modes/private/inside"), "in");
+    chmod(write_file(root.join("modes/suid"), "s"), 0o4755);
+    chmod(make_dir(root.join("modes/sticky")), 0o1777);
+    chmod(make_dir(root.join("modes/private")), 0o700);
+    write_file(root.join("modes/private/inside"), "in");
 
     for (what, seconds, ns) in [
         ("epoch", 0, 0),
@@ -168,12 +168,12 @@ pub(crate) fn odd(root: &Path) {
         ("before 1970", -1_000_000, 500),
         ("future", 4_000_000_000, 7),
     ] {
-        touch(file(root.join("times").join(what), what), seconds, ns);
+        set_mtime(write_file(root.join("times").join(what), what), seconds, ns);
     }
-    touch(link(root.join("times/link"), "epoch"), 1_234_567_890, 123_456_789);
-    touch(dir(root.join("times/dir")), 987_654_321, 42);
-    touch(root.join("times"), 1_111_111_111, 11);
-    touch(root, 1_222_222_222, 22);
+    set_mtime(make_symlink(root.join("times/link"), "epoch"), 1_234_567_890, 123_456_789);
+    set_mtime(make_dir(root.join("times/dir")), 987_654_321, 42);
+    set_mtime(root.join("times"), 1_111_111_111, 11);
+    set_mtime(root, 1_222_222_222, 22);
 }
 
 /// What a tree holds, counted as the product counts.
@@ -214,7 +214,7 @@ pub(crate) fn part_files(root: &Path) -> Vec<PathBuf> {
 
 /// How strictly two trees are compared.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Compare {
+pub(crate) struct ComparisonRules {
     /// Owner and group must be equal.
     pub(crate) owners: bool,
     /// The destination may hold more than the source.
@@ -222,21 +222,21 @@ pub(crate) struct Compare {
 }
 
 /// Everything must be equal (owners, where the agents run as root).
-pub(crate) fn strict() -> Compare {
-    Compare { owners: super::process::is_root(), extra: false }
+pub(crate) fn exact_comparison() -> ComparisonRules {
+    ComparisonRules { owners: super::process::is_root(), extra: false }
 }
 
 /// Every difference between two trees (or two files), in words.
-pub(crate) fn differences(source: &Path, destination: &Path, how: Compare) -> Vec<String> {
+pub(crate) fn differences(source: &Path, destination: &Path, how: ComparisonRules) -> Vec<String> {
     let mut found = Vec::new();
-    let (left, right) = (listing(source, &mut found), listing(destination, &mut found));
+    let (left, right) = (list_tree(source, &mut found), list_tree(destination, &mut found));
     let names: BTreeSet<&PathBuf> = left.keys().chain(right.keys()).collect();
     for below in names {
         let shown = String::from_utf8_lossy(below.as_os_str().as_bytes()).into_owned();
         let part = shown.contains(".ctl-") && shown.ends_with(".part");
         match (left.get(below), right.get(below)) {
             (Some(a), Some(b)) => {
-                let paths = (join(source, below), join(destination, below));
+                let paths = (join_below(source, below), join_below(destination, below));
                 for difference in entry_differences((&paths.0, a), (&paths.1, b), how.owners) {
                     found.push(format!("`{shown}`: {difference}"));
                 }
@@ -252,17 +252,17 @@ pub(crate) fn differences(source: &Path, destination: &Path, how: Compare) -> Ve
 
 /// Holds two trees to be the same.
 #[track_caller]
-pub(crate) fn assert_same(source: &Path, destination: &Path, how: Compare) {
+pub(crate) fn assert_same(source: &Path, destination: &Path, how: ComparisonRules) {
     let found = differences(source, destination, how);
     let shown: Vec<&String> = found.iter().take(40).collect();
     assert!(found.is_empty(), "{} differences: {shown:#?}", found.len());
 }
 
-fn join(root: &Path, below: &Path) -> PathBuf {
+fn join_below(root: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) }
 }
 
-fn listing(root: &Path, found: &mut Vec<String>) -> BTreeMap<PathBuf, Metadata> {
+fn list_tree(root: &Path, found: &mut Vec<String>) -> BTreeMap<PathBuf, Metadata> {
     let mut all = BTreeMap::new();
     for entry in WalkDir::new(root).follow_root_links(false) {
         match entry.and_then(|e| e.metadata().map(|m| (e, m))) {

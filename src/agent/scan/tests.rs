@@ -1,16 +1,16 @@
 use super::*;
-use crate::agent::testing::{Kept, reply, tree};
+use crate::agent::testing::{RecordingPageSink, page_reply, tree};
 use crate::wire::options::FilterSpec;
 use crate::wire::task::WorkItem;
 use std::collections::BTreeSet;
 use std::fs;
 use tempfile::TempDir;
 
-fn all() -> Listing {
+fn whole_source() -> Listing {
     Listing::Subtree { dir: RelPath::root(), cursor: None }
 }
 
-fn go_on(next: TaskSpec) -> Listing {
+fn listing_of(next: TaskSpec) -> Listing {
     match next {
         TaskSpec::Scan { dir, cursor } => Listing::Subtree { dir, cursor },
         other => panic!("{other:?}"),
@@ -18,7 +18,7 @@ fn go_on(next: TaskSpec) -> Listing {
 }
 
 /// `d0` to `d4` with 1000 empty files each.
-fn five_thousand() -> TempDir {
+fn tree_of_5000_files() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for d in 0..5 {
         let sub = dir.path().join(format!("d{d}"));
@@ -30,16 +30,17 @@ fn five_thousand() -> TempDir {
     dir
 }
 
-async fn run(dir: &TempDir, listing: Listing, pages: &Kept) -> ScanEnd {
-    scan(tree(dir.path()), listing, Manner::default(), 64 << 20, Digest([3; 32]), pages).await
+async fn scan_into(dir: &TempDir, listing: Listing, pages: &RecordingPageSink) -> ScanEnd {
+    scan_source(tree(dir.path()), listing, ScanOptions::default(), 64 << 20, Digest([3; 32]), pages)
+        .await
 }
 
 #[tokio::test]
 async fn a_tree_is_paged_with_every_entry_once() {
-    let dir = five_thousand();
-    let pages = Kept::default();
-    assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Reported);
-    let entries = pages.entries();
+    let dir = tree_of_5000_files();
+    let pages = RecordingPageSink::default();
+    assert_eq!(scan_into(&dir, whole_source(), &pages).await, ScanEnd::Reported);
+    let entries = pages.entry_paths();
     assert_eq!(entries.len(), 1 + 5 + 5000);
     assert_eq!(entries.iter().collect::<BTreeSet<_>>().len(), entries.len());
     assert_eq!(entries[..3], ["", "d0", "d0/f0000"]);
@@ -50,19 +51,19 @@ async fn a_tree_is_paged_with_every_entry_once() {
 }
 
 #[tokio::test]
-async fn a_scan_that_is_held_goes_on_where_its_last_page_ends() {
-    let dir = five_thousand();
-    let mut listing = all();
+async fn a_scan_on_hold_continues_after_its_last_page() {
+    let dir = tree_of_5000_files();
+    let mut listing = whole_source();
     let mut entries = Vec::new();
     let mut rounds = 0;
     loop {
-        let pages = Kept::answering(vec![reply(PageAction::Pause, 0)]);
-        assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Reported);
+        let pages = RecordingPageSink::with_replies(vec![page_reply(PageAction::Pause, 0)]);
+        assert_eq!(scan_into(&dir, listing, &pages).await, ScanEnd::Reported);
         assert_eq!(pages.pages.lock().len(), 1);
-        entries.extend(pages.entries());
+        entries.extend(pages.entry_paths());
         rounds += 1;
-        match pages.last().next {
-            Some(next) => listing = go_on(next),
+        match pages.last_page().next {
+            Some(next) => listing = listing_of(next),
             None => break,
         }
     }
@@ -72,39 +73,39 @@ async fn a_scan_that_is_held_goes_on_where_its_last_page_ends() {
 }
 
 #[tokio::test]
-async fn directories_are_given_away_when_asked_and_walked_by_nobody_else() {
-    let dir = five_thousand();
-    let pages = Kept::answering(vec![reply(PageAction::Continue, 1)]);
-    run(&dir, all(), &pages).await;
+async fn directories_are_split_off_on_request_and_not_walked_twice() {
+    let dir = tree_of_5000_files();
+    let pages = RecordingPageSink::with_replies(vec![page_reply(PageAction::Continue, 1)]);
+    scan_into(&dir, whole_source(), &pages).await;
     let given: Vec<RelPath> = pages.pages.lock().iter().flat_map(|p| p.subtrees.clone()).collect();
     assert_eq!(given.len(), 1, "{given:?}");
-    let mut entries = pages.entries();
+    let mut entries = pages.entry_paths();
     assert_eq!(entries.len(), 1 + 5 + 4000);
-    let rest = Kept::default();
+    let rest = RecordingPageSink::default();
     let subtree = Listing::Subtree { dir: given[0].clone(), cursor: None };
-    run(&dir, subtree, &rest).await;
-    assert_eq!(rest.entries().len(), 1000);
-    entries.extend(rest.entries());
+    scan_into(&dir, subtree, &rest).await;
+    assert_eq!(rest.entry_paths().len(), 1000);
+    entries.extend(rest.entry_paths());
     assert_eq!(entries.iter().collect::<BTreeSet<_>>().len(), 5006);
 }
 
 #[tokio::test]
 async fn a_stopped_scan_posts_no_more() {
-    let dir = five_thousand();
-    let pages = Kept::answering(vec![reply(PageAction::Stop, 0)]);
-    assert_eq!(run(&dir, all(), &pages).await, ScanEnd::Reported);
+    let dir = tree_of_5000_files();
+    let pages = RecordingPageSink::with_replies(vec![page_reply(PageAction::Stop, 0)]);
+    assert_eq!(scan_into(&dir, whole_source(), &pages).await, ScanEnd::Reported);
     assert_eq!(pages.pages.lock().len(), 1);
 }
 
 #[tokio::test]
-async fn a_root_that_is_missing_fails_the_scan_and_a_subtree_that_is_fails_alone() {
+async fn a_missing_root_fails_the_scan_and_a_missing_subtree_only_its_own_entry() {
     let dir = tempfile::tempdir().unwrap();
-    let pages = Kept::default();
+    let pages = RecordingPageSink::default();
     let gone = tree(dir.path());
     fs::create_dir(dir.path().join("src")).unwrap();
     let subtree = Listing::Subtree { dir: RelPath::new("nowhere").unwrap(), cursor: None };
-    assert_eq!(run(&dir, subtree, &pages).await, ScanEnd::Reported);
-    let page = pages.last();
+    assert_eq!(scan_into(&dir, subtree, &pages).await, ScanEnd::Reported);
+    let page = pages.last_page();
     assert_eq!((page.errors.len(), page.next.clone()), (1, None));
     assert_eq!(page.errors[0].path.0, b"nowhere");
     drop(gone);
@@ -112,14 +113,21 @@ async fn a_root_that_is_missing_fails_the_scan_and_a_subtree_that_is_fails_alone
         crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap(),
         RelPath::new("missing").unwrap(),
     );
-    let end =
-        scan(below, all(), Manner::default(), 1 << 20, Digest([0; 32]), &Kept::default()).await;
+    let end = scan_source(
+        below,
+        whole_source(),
+        ScanOptions::default(),
+        1 << 20,
+        Digest([0; 32]),
+        &RecordingPageSink::default(),
+    )
+    .await;
     let ScanEnd::Failed { error: Some(error), .. } = end else { panic!("{end:?}") };
     assert_eq!(error.errno.as_deref(), Some("ENOENT"));
 }
 
 #[tokio::test]
-async fn a_list_gives_just_its_names_and_names_what_is_not_there() {
+async fn a_list_yields_its_names_and_reports_missing_ones() {
     let dir = tempfile::tempdir().unwrap();
     for d in 0..3 {
         fs::create_dir(dir.path().join(format!("d{d}"))).unwrap();
@@ -129,16 +137,16 @@ async fn a_list_gives_just_its_names_and_names_what_is_not_there() {
     }
     let names = ["d1/f0007", "nope", "d2", "d0/f0000"].map(|n| RelPath::new(n).unwrap());
     let list = FileListPart { paths: names.to_vec() };
-    let pages = Kept::default();
+    let pages = RecordingPageSink::default();
     let listing = Listing::Names { list: list.clone(), start: 0 };
-    assert_eq!(run(&dir, listing, &pages).await, ScanEnd::Reported);
-    assert_eq!(pages.entries(), ["d1/f0007", "d2", "d0/f0000"]);
-    let errors = pages.last().errors;
+    assert_eq!(scan_into(&dir, listing, &pages).await, ScanEnd::Reported);
+    assert_eq!(pages.entry_paths(), ["d1/f0007", "d2", "d0/f0000"]);
+    let errors = pages.last_page().errors;
     assert_eq!((errors.len(), errors[0].path.0.as_slice()), (1, &b"nope"[..]));
     assert_eq!(errors[0].class, ErrorClass::Permanent);
-    let rest = Kept::default();
-    run(&dir, Listing::Names { list, start: 3 }, &rest).await;
-    assert_eq!(rest.entries(), ["d0/f0000"]);
+    let rest = RecordingPageSink::default();
+    scan_into(&dir, Listing::Names { list, start: 3 }, &rest).await;
+    assert_eq!(rest.entry_paths(), ["d0/f0000"]);
 }
 
 #[tokio::test]
@@ -147,16 +155,17 @@ async fn a_source_that_is_a_file_is_one_entry() {
     fs::write(dir.path().join("f"), b"abc").unwrap();
     let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
     let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
-    let pages = Kept::default();
+    let pages = RecordingPageSink::default();
     assert_eq!(
-        scan(file, all(), Manner::default(), 1 << 20, Digest([0; 32]), &pages).await,
+        scan_source(file, whole_source(), ScanOptions::default(), 1 << 20, Digest([0; 32]), &pages)
+            .await,
         ScanEnd::Reported
     );
-    assert_eq!(pages.entries(), [""]);
+    assert_eq!(pages.entry_paths(), [""]);
 }
 
 #[tokio::test]
-async fn a_source_that_is_a_file_is_left_out_by_its_name_its_size_and_its_age() {
+async fn a_source_that_is_a_file_is_filtered_by_name_size_and_age() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("d")).unwrap();
     fs::write(dir.path().join("d/f.log"), b"abc").unwrap();
@@ -179,14 +188,16 @@ async fn a_source_that_is_a_file_is_left_out_by_its_name_its_size_and_its_age() 
     ] {
         let source = crate::fs::Tree::new(root.clone(), RelPath::new("d/f.log").unwrap());
         let filter = Arc::new(Filter::new(&spec).unwrap());
-        let (manner, pages) = (Manner { filter, ..Manner::default() }, Kept::default());
-        let end = scan(source, all(), manner, 1 << 20, Digest([0; 32]), &pages).await;
+        let (manner, pages) =
+            (ScanOptions { filter, ..ScanOptions::default() }, RecordingPageSink::default());
+        let end =
+            scan_source(source, whole_source(), manner, 1 << 20, Digest([0; 32]), &pages).await;
         assert_eq!(
-            (end, pages.entries().is_empty()),
+            (end, pages.entry_paths().is_empty()),
             (ScanEnd::Reported, left_out.is_some()),
             "{spec:?}"
         );
-        let notes: Vec<String> = pages.last().warnings.keys().cloned().collect();
+        let notes: Vec<String> = pages.last_page().warnings.keys().cloned().collect();
         let note =
             left_out.map(|what| format!("nothing to do: SRC is a file, and {what} leaves it out"));
         assert_eq!(notes, Vec::from_iter(note), "{spec:?}");
@@ -194,7 +205,7 @@ async fn a_source_that_is_a_file_is_left_out_by_its_name_its_size_and_its_age() 
 }
 
 #[tokio::test]
-async fn a_list_of_names_in_a_file_fails_as_a_whole_and_for_good() {
+async fn a_list_of_names_below_a_file_fails_permanently() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), b"abc").unwrap();
     let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
@@ -202,51 +213,61 @@ async fn a_list_of_names_in_a_file_fails_as_a_whole_and_for_good() {
     let list =
         FileListPart { paths: ["", "x"].map(|n| RelPath::new(n).unwrap_or_default()).to_vec() };
     let listing = Listing::Names { list, start: 0 };
-    let end =
-        scan(file, listing, Manner::default(), 1 << 20, Digest([0; 32]), &Kept::default()).await;
+    let end = scan_source(
+        file,
+        listing,
+        ScanOptions::default(),
+        1 << 20,
+        Digest([0; 32]),
+        &RecordingPageSink::default(),
+    )
+    .await;
     let ScanEnd::Failed { error: Some(error), .. } = end else { panic!("{end:?}") };
     assert_eq!((error.path.0.len(), error.class), (0, ErrorClass::InvalidRequest));
 }
 
 #[tokio::test]
-async fn a_listed_name_below_a_file_is_not_there_and_did_not_change() {
-    let dir = small();
+async fn a_listed_name_below_a_file_is_missing_and_not_changed() {
+    let dir = small_tree();
     let list = FileListPart { paths: vec![RelPath::new("logs/x/y").unwrap()] };
-    let pages = run_with(&dir, Listing::Names { list, start: 0 }, Manner::default()).await;
-    let errors = pages.last().errors;
+    let pages = scan_with(&dir, Listing::Names { list, start: 0 }, ScanOptions::default()).await;
+    let errors = pages.last_page().errors;
     assert_eq!((errors.len(), errors[0].errno.as_deref()), (1, Some("ENOTDIR")));
-    assert_eq!((errors[0].class, pages.last().unlisted_dirs), (ErrorClass::Permanent, 0));
+    assert_eq!((errors[0].class, pages.last_page().unlisted_dirs), (ErrorClass::Permanent, 0));
 }
 
 #[tokio::test]
-async fn a_directory_that_is_not_entered_is_no_failed_file() {
+async fn a_directory_that_cannot_be_entered_is_not_a_failed_file() {
     let proc = crate::fs::RootDir::open(&crate::agent::testing::abs("/".as_ref())).unwrap();
     let tree = crate::fs::Tree::new(proc, RelPath::root());
     let rules = vec!["/*".to_owned(), "!/proc/".to_owned()];
     let filter = Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap();
-    let (manner, pages) =
-        (Manner { filter: Arc::new(filter), ..Manner::default() }, Kept::default());
-    let end = scan(tree, all(), manner, 1 << 20, Digest([0; 32]), &pages).await;
-    let page = pages.last();
+    let (manner, pages) = (
+        ScanOptions { filter: Arc::new(filter), ..ScanOptions::default() },
+        RecordingPageSink::default(),
+    );
+    let end = scan_source(tree, whole_source(), manner, 1 << 20, Digest([0; 32]), &pages).await;
+    let page = pages.last_page();
     assert_eq!((end, page.errors.len(), page.unlisted_dirs), (ScanEnd::Reported, 1, 1), "{page:?}");
     assert_eq!(page.errors[0].path.0, b"proc");
 }
 
-async fn run_with(dir: &TempDir, listing: Listing, manner: Manner) -> Kept {
-    let pages = Kept::default();
-    let end = scan(tree(dir.path()), listing, manner, 1 << 20, Digest([3; 32]), &pages).await;
+async fn scan_with(dir: &TempDir, listing: Listing, manner: ScanOptions) -> RecordingPageSink {
+    let pages = RecordingPageSink::default();
+    let end =
+        scan_source(tree(dir.path()), listing, manner, 1 << 20, Digest([3; 32]), &pages).await;
     assert_eq!(end, ScanEnd::Reported);
     pages
 }
 
-fn but(rules: &[&str]) -> Manner {
+fn options_with_rules(rules: &[&str]) -> ScanOptions {
     let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
     let spec = FilterSpec { rules, min_size: Some(1), ..FilterSpec::default() };
-    Manner { filter: Arc::new(Filter::new(&spec).unwrap()), ..Manner::default() }
+    ScanOptions { filter: Arc::new(Filter::new(&spec).unwrap()), ..ScanOptions::default() }
 }
 
 /// `a/b/c`, `a/b.tmp`, `a/empty`, `logs/x`, `to -> a`.
-fn small() -> TempDir {
+fn small_tree() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("a/b")).unwrap();
     fs::create_dir(dir.path().join("logs")).unwrap();
@@ -258,65 +279,74 @@ fn small() -> TempDir {
 }
 
 #[tokio::test]
-async fn what_the_filter_leaves_out_is_in_no_page_and_links_left_out_are_noted() {
-    let dir = small();
-    let manner = Manner { links: Links::Skip, ..but(&["*.tmp", "logs/"]) };
-    let pages = run_with(&dir, all(), manner).await;
-    assert_eq!(pages.entries(), ["", "a", "a/b", "a/b/c"]);
-    let notes = pages.last().warnings;
+async fn filtered_entries_are_in_no_page_and_skipped_links_are_noted() {
+    let dir = small_tree();
+    let manner = ScanOptions { links: Links::Skip, ..options_with_rules(&["*.tmp", "logs/"]) };
+    let pages = scan_with(&dir, whole_source(), manner).await;
+    assert_eq!(pages.entry_paths(), ["", "a", "a/b", "a/b/c"]);
+    let notes = pages.last_page().warnings;
     assert_eq!((notes.len(), notes[LINKS_SKIPPED].paths[0].0.as_slice()), (1, &b"to"[..]));
 }
 
 #[tokio::test]
-async fn a_list_is_filtered_by_all_that_is_above_its_names() {
-    let dir = small();
+async fn a_list_is_filtered_by_the_directories_above_its_names() {
+    let dir = small_tree();
     let names = ["logs/x", "a/b.tmp", "a/b/c", "a/empty", "to"];
     let list = FileListPart { paths: names.map(|n| RelPath::new(n).unwrap()).to_vec() };
-    let manner = Manner { links: Links::Skip, ..but(&["*.tmp", "logs/", "!logs/x"]) };
-    let pages = run_with(&dir, Listing::Names { list, start: 0 }, manner).await;
-    assert_eq!(pages.entries(), ["a/b/c"]);
-    assert_eq!((pages.last().errors, pages.last().warnings[LINKS_SKIPPED].count), (vec![], 1));
+    let manner =
+        ScanOptions { links: Links::Skip, ..options_with_rules(&["*.tmp", "logs/", "!logs/x"]) };
+    let pages = scan_with(&dir, Listing::Names { list, start: 0 }, manner).await;
+    assert_eq!(pages.entry_paths(), ["a/b/c"]);
+    assert_eq!(
+        (pages.last_page().errors, pages.last_page().warnings[LINKS_SKIPPED].count),
+        (vec![], 1)
+    );
 }
 
 #[tokio::test]
-async fn a_listed_directory_is_given_away_with_all_that_is_in_it_and_listed_once() {
-    let dir = small();
+async fn a_listed_directory_is_split_off_with_its_contents_and_listed_once() {
+    let dir = small_tree();
     let list = |names: &[&str]| {
         let names = names.iter().map(|n| RelPath::new(n).unwrap()).collect();
         Listing::Names { list: FileListPart { paths: names }, start: 0 }
     };
-    let manner = || Manner { recursive: true, ..Manner::default() };
-    let pages = run_with(&dir, list(&["a/b/c", "a", "logs/x", "to"]), manner()).await;
-    assert_eq!(pages.entries(), ["a", "logs/x", "to"]);
-    assert_eq!(pages.last().subtrees, [RelPath::new("a").unwrap()]);
-    let root = run_with(&dir, list(&["a/b/c", ""]), manner()).await;
-    assert_eq!((root.entries().len(), root.last().subtrees), (0, vec![RelPath::root()]));
-    let plain = run_with(&dir, list(&["a", "a/b/c"]), Manner::default()).await;
+    let manner = || ScanOptions { recursive: true, ..ScanOptions::default() };
+    let pages = scan_with(&dir, list(&["a/b/c", "a", "logs/x", "to"]), manner()).await;
+    assert_eq!(pages.entry_paths(), ["a", "logs/x", "to"]);
+    assert_eq!(pages.last_page().subtrees, [RelPath::new("a").unwrap()]);
+    let root = scan_with(&dir, list(&["a/b/c", ""]), manner()).await;
+    assert_eq!((root.entry_paths().len(), root.last_page().subtrees), (0, vec![RelPath::root()]));
+    let plain = scan_with(&dir, list(&["a", "a/b/c"]), ScanOptions::default()).await;
     assert_eq!(
-        (plain.entries(), plain.last().subtrees),
+        (plain.entry_paths(), plain.last_page().subtrees),
         (vec!["a".into(), "a/b/c".into()], vec![])
     );
 }
 
 #[tokio::test]
-async fn the_first_page_of_the_whole_source_says_what_its_root_is() {
-    let dir = small();
-    let pages = run_with(&dir, all(), Manner::default()).await;
-    assert_eq!(pages.last().root.map(|root| root.empty), Some(false));
+async fn the_first_page_of_the_whole_source_reports_the_root_state() {
+    let dir = small_tree();
+    let pages = scan_with(&dir, whole_source(), ScanOptions::default()).await;
+    assert_eq!(pages.last_page().root.map(|root| root.empty), Some(false));
     let subtree = Listing::Subtree { dir: RelPath::new("a").unwrap(), cursor: None };
-    assert_eq!(run_with(&dir, subtree, Manner::default()).await.last().root, None);
+    assert_eq!(scan_with(&dir, subtree, ScanOptions::default()).await.last_page().root, None);
     let empty = tempfile::tempdir().unwrap();
-    let pages = run_with(&empty, all(), Manner::default()).await;
-    assert_eq!(pages.last().root.map(|root| root.empty), Some(true));
+    let pages = scan_with(&empty, whole_source(), ScanOptions::default()).await;
+    assert_eq!(pages.last_page().root.map(|root| root.empty), Some(true));
 }
 
 #[tokio::test]
-async fn what_is_not_going_to_be_sent_is_not_cut_apart() {
+async fn files_of_a_dry_run_are_not_split_into_ranges() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("big"), vec![0; 3 << 20]).unwrap();
     let works = async |uncut| {
-        let pages = run_with(&dir, all(), Manner { uncut, ..Manner::default() }).await;
-        let work = pages.last().work;
+        let pages = scan_with(
+            &dir,
+            whole_source(),
+            ScanOptions { without_ranges: uncut, ..ScanOptions::default() },
+        )
+        .await;
+        let work = pages.last_page().work;
         work.iter().filter(|item| matches!(item, WorkItem::Large { .. })).count()
     };
     assert_eq!((works(false).await, works(true).await), (1, 0));
@@ -325,23 +355,31 @@ async fn what_is_not_going_to_be_sent_is_not_cut_apart() {
 #[tokio::test]
 async fn page_0_of_each_walk_carries_the_identity_of_the_source_root() {
     use std::os::unix::fs::MetadataExt as _;
-    let (dir, empty) = (small(), tempfile::tempdir().unwrap());
+    let (dir, empty) = (small_tree(), tempfile::tempdir().unwrap());
     let stat = fs::metadata(dir.path()).unwrap();
     let identity = Some(RootIdentity { device: stat.dev(), inode: stat.ino() });
     let subtree = || Listing::Subtree { dir: RelPath::new("a").unwrap(), cursor: None };
     let list = FileListPart { paths: vec![RelPath::new("a").unwrap()] };
-    for listing in [all(), subtree(), Listing::Names { list, start: 0 }] {
-        let pages = run_with(&dir, listing, Manner::default()).await;
-        assert_eq!(pages.first().root_identity, identity);
+    for listing in [whole_source(), subtree(), Listing::Names { list, start: 0 }] {
+        let pages = scan_with(&dir, listing, ScanOptions::default()).await;
+        assert_eq!(pages.first_page().root_identity, identity);
     }
-    assert!(run_with(&empty, all(), Manner::default()).await.first().root_identity.is_some());
+    assert!(
+        scan_with(&empty, whole_source(), ScanOptions::default())
+            .await
+            .first_page()
+            .root_identity
+            .is_some()
+    );
     // One file is a source too.
     fs::write(dir.path().join("file"), "x").unwrap();
     let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
     let file = crate::fs::Tree::new(root, RelPath::new("file").unwrap());
-    let pages = Kept::default();
-    let end = scan(file, all(), Manner::default(), 1 << 20, Digest([1; 32]), &pages).await;
+    let pages = RecordingPageSink::default();
+    let end =
+        scan_source(file, whole_source(), ScanOptions::default(), 1 << 20, Digest([1; 32]), &pages)
+            .await;
     assert_eq!(end, ScanEnd::Reported);
     let inode = fs::metadata(dir.path().join("file")).unwrap().ino();
-    assert_eq!(pages.first().root_identity.map(|start| start.inode), Some(inode));
+    assert_eq!(pages.first_page().root_identity.map(|start| start.inode), Some(inode));
 }

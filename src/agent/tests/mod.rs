@@ -3,7 +3,7 @@
 mod fidelity;
 mod mirror;
 
-use super::execute::{Context, Done, Job, Writers};
+use super::job::{ExecutorContext, Job, TaskOutcome, Writers};
 use super::testing::{abs, assignment, tree};
 use super::{copy, publish, range};
 use crate::data::{BufferPools, DataServer, Deadline, Peers, Roots, ServerContext, TicketVerifier};
@@ -29,7 +29,7 @@ const NOW: i64 = 1_000_000;
 const MIB: usize = 1 << 20;
 
 /// A source, a destination, and agents that serve the destination.
-struct Fleet {
+struct AgentFleet {
     dir: TempDir,
     signer: Signer,
     members: Vec<PoolMember>,
@@ -39,13 +39,13 @@ struct Fleet {
     serving: Vec<(Shutdown, JoinHandle<()>)>,
 }
 
-impl Fleet {
+impl AgentFleet {
     async fn new(receivers: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("src")).unwrap();
         fs::create_dir(dir.path().join("dst")).unwrap();
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
-        let mut fleet = Fleet {
+        let mut fleet = AgentFleet {
             dir,
             signer,
             members: Vec::new(),
@@ -99,15 +99,15 @@ impl Fleet {
     }
 
     /// Worker `a`, which holds `names`.
-    fn context(&self, names: &[&str]) -> Context {
-        Context {
-            worker: "a".parse().unwrap(),
+    fn context(&self, names: &[&str]) -> ExecutorContext {
+        ExecutorContext {
+            worker_id: "a".parse().unwrap(),
             roots: self.roots(names),
-            gate: self.gate(),
+            ticket_verifier: self.gate(),
             peers: Peers::new(&[], BufferPools::new(64 << 20).sending),
             direct_io: false,
             limits: Default::default(),
-            damages: Default::default(),
+            corruption_counts: Default::default(),
         }
     }
 
@@ -188,7 +188,7 @@ impl Fleet {
         wrong
     }
 
-    async fn end(self) {
+    async fn shut_down(self) {
         for (stop, task) in self.serving {
             stop.cancel();
             task.await.unwrap();
@@ -203,27 +203,31 @@ fn copy_task(manifest: &Manifest) -> TaskSpec {
 }
 
 /// Executes a copy of `manifest` with worker `a`; what it reports and who wrote.
-async fn copied(fleet: &Fleet, cx: &Context, manifest: &Manifest) -> (Done, Vec<String>) {
+async fn copy_entries(
+    fleet: &AgentFleet,
+    cx: &ExecutorContext,
+    manifest: &Manifest,
+) -> (TaskOutcome, Vec<String>) {
     let assignment = fleet.assignment(copy_task(manifest));
     let writers = Writers::default();
     let job = Job {
         cx,
         assignment: &assignment,
         writers: &writers,
-        until: &Deadline::default(),
-        moved: &Arc::default(),
+        deadline: &Deadline::default(),
+        byte_counter: &Arc::default(),
     };
-    let done = copy::copy(job, manifest.clone(), manifest.encode().into()).await;
-    (done, writers.list().iter().map(ToString::to_string).collect())
+    let done = copy::copy_batch(job, manifest.clone(), manifest.encode().into()).await;
+    (done, writers.worker_ids().iter().map(ToString::to_string).collect())
 }
 
-fn counts(r: &TaskReport) -> [u64; 6] {
+fn report_counts(r: &TaskReport) -> [u64; 6] {
     let failed = r.failures.len() as u64;
     [r.files_done, r.files_skipped, r.dirs_done, failed, r.bytes_done, r.bytes_skipped]
 }
 
 /// Three directories (with the root), three files, a link; 12 bytes and one MiB and a half.
-fn a_tree(fleet: &Fleet) {
+fn write_sample_tree(fleet: &AgentFleet) {
     fleet.write("a", b"twelve bytes");
     fleet.write("d/big", &vec![5; 3 * MIB / 2]);
     fleet.write("d/e/empty", b"");
@@ -232,43 +236,43 @@ fn a_tree(fleet: &Fleet) {
 
 #[tokio::test]
 async fn a_batch_is_counted_exactly_and_skipped_the_second_time() {
-    let fleet = Fleet::new(1).await;
-    a_tree(&fleet);
+    let fleet = AgentFleet::new(1).await;
+    write_sample_tree(&fleet);
     let manifest = fleet.manifest(None);
     let bytes = 12 + 3 * MIB as u64 / 2;
     let cx = fleet.context(&["src"]);
-    let (done, wrote) = copied(&fleet, &cx, &manifest).await;
+    let (done, wrote) = copy_entries(&fleet, &cx, &manifest).await;
     assert!(done.success, "{done:?}");
-    assert_eq!(counts(&done.report), [4, 0, 3, 0, bytes, 0]);
+    assert_eq!(report_counts(&done.report), [4, 0, 3, 0, bytes, 0]);
     assert_eq!((wrote, fleet.differences()), (vec!["r0".into()], vec![]));
-    let (again, _) = copied(&fleet, &cx, &manifest).await;
-    assert_eq!(counts(&again.report), [0, 4, 3, 0, 0, bytes]);
+    let (again, _) = copy_entries(&fleet, &cx, &manifest).await;
+    assert_eq!(report_counts(&again.report), [0, 4, 3, 0, 0, bytes]);
     assert_eq!(again.report.retry, None);
-    fleet.end().await;
+    fleet.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_worker_with_both_paths_needs_nobody_else() {
-    let fleet = Fleet::new(0).await;
-    a_tree(&fleet);
+async fn a_worker_with_both_paths_copies_alone() {
+    let fleet = AgentFleet::new(0).await;
+    write_sample_tree(&fleet);
     let manifest = fleet.manifest(None);
-    let (done, wrote) = copied(&fleet, &fleet.context(&["src", "dst"]), &manifest).await;
-    assert_eq!(counts(&done.report), [4, 0, 3, 0, 12 + 3 * MIB as u64 / 2, 0]);
+    let (done, wrote) = copy_entries(&fleet, &fleet.context(&["src", "dst"]), &manifest).await;
+    assert_eq!(report_counts(&done.report), [4, 0, 3, 0, 12 + 3 * MIB as u64 / 2, 0]);
     assert_eq!((wrote, fleet.differences()), (vec!["a".into()], vec![]));
 }
 
 #[tokio::test]
-async fn one_entry_that_fails_is_named_and_tried_again_alone() {
-    let fleet = Fleet::new(1).await;
-    a_tree(&fleet);
+async fn one_failed_entry_is_reported_and_retried_alone() {
+    let fleet = AgentFleet::new(1).await;
+    write_sample_tree(&fleet);
     let manifest = fleet.manifest(None);
     fs::remove_file(fleet.src().join("d/big")).unwrap();
     // A directory that is not empty stands where a file belongs.
     fs::create_dir_all(fleet.dst().join("a/full")).unwrap();
     let cx = fleet.context(&["src"]);
-    let (done, _) = copied(&fleet, &cx, &manifest).await;
+    let (done, _) = copy_entries(&fleet, &cx, &manifest).await;
     assert!(done.success);
-    assert_eq!(counts(&done.report), [2, 0, 3, 2, 0, 0]);
+    assert_eq!(report_counts(&done.report), [2, 0, 3, 2, 0, 0]);
     let seen: Vec<_> = done
         .report
         .failures
@@ -292,15 +296,15 @@ async fn one_entry_that_fails_is_named_and_tried_again_alone() {
     fs::remove_dir_all(fleet.dst().join("a")).unwrap();
     fleet.write("d/big", b"back");
     let retry = Manifest::decode(&retry.0).unwrap();
-    let (done, _) = copied(&fleet, &cx, &retry).await;
-    assert_eq!(counts(&done.report), [2, 0, 0, 0, 16, 0]);
-    fleet.end().await;
+    let (done, _) = copy_entries(&fleet, &cx, &retry).await;
+    assert_eq!(report_counts(&done.report), [2, 0, 0, 0, 16, 0]);
+    fleet.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_peer_that_is_away_is_passed_over_and_all_away_fail_the_task() {
-    let mut fleet = Fleet::new(1).await;
-    a_tree(&fleet);
+async fn an_unavailable_peer_is_skipped_and_the_task_fails_when_all_are_unavailable() {
+    let mut fleet = AgentFleet::new(1).await;
+    write_sample_tree(&fleet);
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let nobody = closed.local_addr().unwrap().to_string().parse().unwrap();
@@ -308,65 +312,69 @@ async fn a_peer_that_is_away_is_passed_over_and_all_away_fail_the_task() {
     fleet.members.reverse();
     let manifest = fleet.manifest(None);
     let cx = fleet.context(&["src"]);
-    let (done, wrote) = copied(&fleet, &cx, &manifest).await;
+    let (done, wrote) = copy_entries(&fleet, &cx, &manifest).await;
     assert!(done.success && done.report.files_done == 4, "{done:?}");
     // Nobody has to wait for a flush by a worker that was not there.
     assert_eq!(wrote, ["r0"]);
     fleet.members.truncate(1);
-    let (done, _) = copied(&fleet, &cx, &manifest).await;
+    let (done, _) = copy_entries(&fleet, &cx, &manifest).await;
     let message = done.message.unwrap();
     assert!(!done.success && message.contains("worker away cannot be reached"), "{message}");
     assert!(!done.report.returned, "it was tried");
-    assert_eq!(counts(&done.report), [0; 6]);
+    assert_eq!(report_counts(&done.report), [0; 6]);
     fleet.members.clear();
-    let (done, _) = copied(&fleet, &cx, &manifest).await;
+    let (done, _) = copy_entries(&fleet, &cx, &manifest).await;
     assert!(done.message.unwrap().contains("no worker that holds the destination"));
     assert!(!done.success && done.report.returned, "a master that knows nobody yet");
-    fleet.end().await;
+    fleet.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_path_that_is_not_ours_is_refused_in_words() {
-    let fleet = Fleet::new(1).await;
+async fn a_path_outside_the_storage_paths_is_refused_with_a_message() {
+    let fleet = AgentFleet::new(1).await;
     let manifest = fleet.manifest(None);
-    let (done, wrote) = copied(&fleet, &fleet.context(&["dst"]), &manifest).await;
+    let (done, wrote) = copy_entries(&fleet, &fleet.context(&["dst"]), &manifest).await;
     assert!(!done.success && done.message.unwrap().contains("no storage path that holds"));
     assert_eq!(wrote, Vec::<String>::new());
-    fleet.end().await;
+    fleet.shut_down().await;
 }
 
 /// Executes one range of `manifest` with worker `a`.
-async fn ranged(
-    fleet: &Fleet,
-    cx: &Context,
+async fn transfer_ranges(
+    fleet: &AgentFleet,
+    cx: &ExecutorContext,
     manifest: &Manifest,
     at: (u64, u64),
-) -> (Done, Writers) {
-    ranged_or_compared(fleet, cx, manifest, at, false).await
+) -> (TaskOutcome, Writers) {
+    transfer_or_compare_ranges(fleet, cx, manifest, at, false).await
 }
 
-async fn ranged_or_compared(
-    fleet: &Fleet,
-    cx: &Context,
+async fn transfer_or_compare_ranges(
+    fleet: &AgentFleet,
+    cx: &ExecutorContext,
     manifest: &Manifest,
     at: (u64, u64),
     compare: bool,
-) -> (Done, Writers) {
+) -> (TaskOutcome, Writers) {
     let assignment = fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1, compare });
     let writers = Writers::default();
     let job = Job {
         cx,
         assignment: &assignment,
         writers: &writers,
-        until: &Deadline::default(),
-        moved: &Arc::default(),
+        deadline: &Deadline::default(),
+        byte_counter: &Arc::default(),
     };
-    let done = range::range(job, manifest.clone(), at, compare).await;
+    let done = range::transfer_range(job, manifest.clone(), at, compare).await;
     (done, writers)
 }
 
 /// Executes a commit (or discard, or flush) with a worker that holds the destination.
-async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Done {
+async fn run_destination_task(
+    fleet: &AgentFleet,
+    task: TaskSpec,
+    manifest: Manifest,
+) -> TaskOutcome {
     let cx = fleet.context(&["dst"]);
     let assignment = fleet.assignment(task.clone());
     let writers = Writers::default();
@@ -374,22 +382,22 @@ async fn at_destination(fleet: &Fleet, task: TaskSpec, manifest: Manifest) -> Do
         cx: &cx,
         assignment: &assignment,
         writers: &writers,
-        until: &Deadline::default(),
-        moved: &Arc::default(),
+        deadline: &Deadline::default(),
+        byte_counter: &Arc::default(),
     };
     match task {
         TaskSpec::Commit { range_length, chain, in_place } => {
-            let ending = publish::Ending { range_length, chain: &chain.0, in_place };
-            publish::commit(job, manifest, ending).await
+            let ending = publish::CommitSpec { range_length, chaining_values: &chain.0, in_place };
+            publish::commit_file(job, manifest, ending).await
         }
-        TaskSpec::Discard => publish::discard(job, manifest).await,
-        _ => publish::flush(job).await,
+        TaskSpec::Discard => publish::discard_parts(job, manifest).await,
+        _ => publish::flush_destination(job).await,
     }
 }
 
 #[tokio::test]
 async fn ranges_by_two_receivers_become_one_file_with_its_ordinary_digest() {
-    let mut fleet = Fleet::new(2).await;
+    let mut fleet = AgentFleet::new(2).await;
     fleet.options.manifest = true;
     let content: Vec<u8> = (0..(5 * MIB + 77)).map(|i| (i / 7) as u8).collect();
     fleet.write("deep/down/big", &content);
@@ -400,16 +408,16 @@ async fn ranges_by_two_receivers_become_one_file_with_its_ordinary_digest() {
     let mut wrote = BTreeSet::new();
     for offset in (0..size).step_by(MIB) {
         let at = (offset, length.min(size - offset));
-        let (done, writers) = ranged(&fleet, &cx, &manifest, at).await;
+        let (done, writers) = transfer_ranges(&fleet, &cx, &manifest, at).await;
         assert_eq!((done.success, done.report.bytes_done), (true, at.1));
         values.push(done.report.digest.unwrap());
-        wrote.extend(writers.list().iter().map(ToString::to_string));
+        wrote.extend(writers.worker_ids().iter().map(ToString::to_string));
     }
     assert_eq!(wrote.into_iter().collect::<Vec<_>>(), ["r0", "r1"]);
     let chain = Base64Bytes(values.iter().flat_map(|v| v.0).collect());
     let commit = TaskSpec::Commit { range_length: length, chain, in_place: false };
     for _ in 0..2 {
-        let done = at_destination(&fleet, commit.clone(), manifest.clone()).await;
+        let done = run_destination_task(&fleet, commit.clone(), manifest.clone()).await;
         assert!(done.success && done.report.failures.is_empty(), "{done:?}");
         assert_eq!(done.report.digest, Some(blake3::hash(&content).into()));
     }
@@ -419,39 +427,39 @@ async fn ranges_by_two_receivers_become_one_file_with_its_ordinary_digest() {
     for path in ["deep", "deep/down", "deep/down/big"].map(|p| RelPath::new(p).unwrap()) {
         assert_eq!(from.entry(&path).unwrap().meta, to.entry(&path).unwrap().meta, "{path}");
     }
-    let (again, _) = ranged(&fleet, &cx, &manifest, (0, length)).await;
+    let (again, _) = transfer_ranges(&fleet, &cx, &manifest, (0, length)).await;
     assert!(again.success && again.report.unchanged);
-    assert!(at_destination(&fleet, TaskSpec::Flush, Manifest::default()).await.success);
+    assert!(run_destination_task(&fleet, TaskSpec::Flush, Manifest::default()).await.success);
     assert_eq!(fleet.differences(), Vec::<String>::new());
-    fleet.end().await;
+    fleet.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_file_of_which_a_range_never_came_is_not_published() {
-    let fleet = Fleet::new(1).await;
+async fn a_file_with_a_missing_range_is_not_published() {
+    let fleet = AgentFleet::new(1).await;
     fleet.write("big", &vec![7; 2 * MIB]);
     let manifest = fleet.manifest(Some("big"));
     let length = MIB as u64;
     let cx = fleet.context(&["src"]);
-    let (done, _) = ranged(&fleet, &cx, &manifest, (0, length)).await;
+    let (done, _) = transfer_ranges(&fleet, &cx, &manifest, (0, length)).await;
     let first = done.report.digest.unwrap();
     // As if the second range, which holds the same bytes, had come as well.
     let chain = Base64Bytes([first.0, first.0].concat());
     let commit = TaskSpec::Commit { range_length: length, chain, in_place: false };
-    let done = at_destination(&fleet, commit, manifest.clone()).await;
+    let done = run_destination_task(&fleet, commit, manifest.clone()).await;
     assert!(!done.success || !done.report.failures.is_empty(), "{done:?}");
     assert!(!fleet.dst().join("big").exists());
-    fleet.end().await;
+    fleet.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_source_that_became_another_version_takes_the_place_of_the_file() {
-    let fleet = Fleet::new(1).await;
+async fn a_source_that_changed_replaces_the_work_item_of_the_file() {
+    let fleet = AgentFleet::new(1).await;
     fleet.write("f", &vec![1; 3 * MIB]);
     let manifest = fleet.manifest(Some("f"));
     let cx = fleet.context(&["src"]);
     fleet.write("f", &vec![2; 4 * MIB]);
-    let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    let (done, _) = transfer_ranges(&fleet, &cx, &manifest, (0, MIB as u64)).await;
     let Some(WorkItem::Large { size, manifest: now, .. }) = done.report.replacement else {
         panic!("{done:?}")
     };
@@ -459,26 +467,26 @@ async fn a_source_that_became_another_version_takes_the_place_of_the_file() {
     assert_eq!((size, now.dirs), (4 * MIB as u64, manifest.dirs.clone()));
     assert_eq!(now.entries, fleet.manifest(Some("f")).entries);
     fleet.write("f", b"small");
-    let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    let (done, _) = transfer_ranges(&fleet, &cx, &manifest, (0, MIB as u64)).await;
     assert!(matches!(done.report.replacement, Some(WorkItem::Copy { files: 1, bytes: 5, .. })));
     fs::remove_file(fleet.src().join("f")).unwrap();
-    let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    let (done, _) = transfer_ranges(&fleet, &cx, &manifest, (0, MIB as u64)).await;
     assert_eq!(done.report.failures[0].class, ErrorClass::Vanished);
     assert_eq!(done.report.replacement, None);
     fs::create_dir(fleet.src().join("f")).unwrap();
-    let (done, _) = ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    let (done, _) = transfer_ranges(&fleet, &cx, &manifest, (0, MIB as u64)).await;
     assert_eq!(done.report.failures[0].class, ErrorClass::Changed);
-    fleet.end().await;
+    fleet.shut_down().await;
 }
 
 #[tokio::test]
-async fn temporary_files_of_a_batch_that_nobody_brings_any_more_are_removed() {
-    let fleet = Fleet::new(1).await;
-    a_tree(&fleet);
+async fn temporary_files_of_an_abandoned_batch_are_removed() {
+    let fleet = AgentFleet::new(1).await;
+    write_sample_tree(&fleet);
     let manifest = fleet.manifest(None);
     let cx = fleet.context(&["dst"]);
     let ticket = fleet.assignment(TaskSpec::Discard).ticket;
-    let (_, target) = cx.roots.authorize(&cx.gate, &ticket).unwrap();
+    let (_, target) = cx.roots.authorize(&cx.ticket_verifier, &ticket).unwrap();
     for entry in manifest.entries.iter().filter(|e| matches!(e.kind, EntryKind::File { .. })) {
         // As if the agent had been killed at its second try.
         std::mem::forget(target.create(entry, 2).unwrap());
@@ -488,31 +496,31 @@ async fn temporary_files_of_a_batch_that_nobody_brings_any_more_are_removed() {
         all.filter(|e| is_internal_name(e.file_name().as_bytes())).count()
     };
     assert_eq!(left(), 3);
-    assert!(at_destination(&fleet, TaskSpec::Discard, manifest).await.success);
+    assert!(run_destination_task(&fleet, TaskSpec::Discard, manifest).await.success);
     assert_eq!(left(), 0);
-    fleet.end().await;
+    fleet.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_part_file_that_will_not_be_published_is_removed() {
-    let fleet = Fleet::new(1).await;
+async fn an_abandoned_part_file_is_removed() {
+    let fleet = AgentFleet::new(1).await;
     fleet.write("f", &vec![1; 3 * MIB]);
     let manifest = fleet.manifest(Some("f"));
     let cx = fleet.context(&["src"]);
-    ranged(&fleet, &cx, &manifest, (0, MIB as u64)).await;
+    transfer_ranges(&fleet, &cx, &manifest, (0, MIB as u64)).await;
     let names = || -> Vec<Vec<u8>> {
         let all = fs::read_dir(fleet.dst()).unwrap();
         all.map(|e| e.unwrap().file_name().as_bytes().to_vec()).collect()
     };
     assert!(names().len() == 1 && is_internal_name(&names()[0]), "{:?}", names());
     for _ in 0..2 {
-        assert!(at_destination(&fleet, TaskSpec::Discard, manifest.clone()).await.success);
+        assert!(run_destination_task(&fleet, TaskSpec::Discard, manifest.clone()).await.success);
         assert!(names().is_empty());
     }
     // Without its part file a commit fails, and says so of its file.
     let chain = Base64Bytes([Digest([0; 32]).0; 3].concat());
     let commit = TaskSpec::Commit { range_length: MIB as u64, chain, in_place: false };
-    let done = at_destination(&fleet, commit, manifest).await;
+    let done = run_destination_task(&fleet, commit, manifest).await;
     assert_eq!(done.report.failures[0].path.0, b"f");
-    fleet.end().await;
+    fleet.shut_down().await;
 }

@@ -223,7 +223,7 @@ impl RedisStore {
         StoreError::Unusable(format!("Redis at {} answered {answer:?}", self.link.address))
     }
 
-    /// Puts a batch aside in portions, for [`commit`](Store::commit) to move.
+    /// Puts a batch aside in portions, for [`commit_file`](Store::commit) to move.
     async fn stage(&self, batch: &Batch) -> Result<(), StoreError> {
         let parts = [
             pairs(&batch.puts),

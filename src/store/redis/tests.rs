@@ -367,7 +367,7 @@ async fn a_cut_log_loses_whole_commits_and_the_leader_writes_them_back() {
     let second = Batch { blob_puts: put("b", "blob").puts, ..put("b", "2") };
     let fence = store.commit(fence, &second).await.unwrap();
     server.kill();
-    let log = std::fs::OpenOptions::new().write(true).open(server.aof()).unwrap();
+    let log = std::fs::OpenOptions::new().write(true).open(server.last_aof_file()).unwrap();
     log.set_len(log.metadata().unwrap().len() - 5).unwrap();
     server.restart();
     assert_eq!(store.load().await.unwrap(), put("a", "1").puts);

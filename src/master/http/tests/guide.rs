@@ -4,11 +4,11 @@ use super::*;
 
 #[path = "../../../../tests/support/guide.rs"]
 mod requests;
-use requests::{DELETE, HEARTBEAT, LIST, POLL, PROGRESS, RESULT, SUBMIT, words};
+use requests::{DELETE, HEARTBEAT, LIST, POLL, PROGRESS, RESULT, SUBMIT, shell_words};
 
 /// The bytes that curl sends for a command line (and `Connection: close`).
 fn as_curl_sends(command: &str) -> Vec<u8> {
-    let mut words = words(command).into_iter().skip(1);
+    let mut words = shell_words(command).into_iter().skip(1);
     let (mut method, mut url, mut headers, mut body) =
         ("GET".to_owned(), String::new(), String::new(), None);
     while let Some(word) = words.next() {

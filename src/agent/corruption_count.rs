@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub struct Damages(Mutex<BTreeMap<RequestId, CorruptionCounter>>);
+pub struct CorruptionCounts(Mutex<BTreeMap<RequestId, CorruptionCounter>>);
 
-impl Damages {
+impl CorruptionCounts {
     /// Where damage to what belongs to `sync` is counted.
-    pub fn of(&self, sync: &RequestId) -> CorruptionCounter {
+    pub fn counter_for(&self, sync: &RequestId) -> CorruptionCounter {
         let mut all = self.0.lock();
         // Most syncs have none, and nobody looks for it any more when they have ended.
         all.retain(|_, damage| damage.is_report_needed());
@@ -28,14 +28,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_one_task_found_another_one_of_the_sync_tells_once() {
-        let damages = Damages::default();
+    fn corruption_found_by_one_task_is_reported_once_by_any_task_of_the_sync() {
+        let damages = CorruptionCounts::default();
         let (one, two): (RequestId, RequestId) = ("one".parse().unwrap(), "two".parse().unwrap());
-        damages.of(&one).record(&"a page", &"b");
-        damages.of(&two);
-        assert_eq!((damages.of(&two).take_count(), damages.of(&one).take_count()), (0, 1));
-        assert_eq!(damages.of(&one).take_count(), 0);
-        damages.of(&two);
+        damages.counter_for(&one).record(&"a page", &"b");
+        damages.counter_for(&two);
+        assert_eq!(
+            (damages.counter_for(&two).take_count(), damages.counter_for(&one).take_count()),
+            (0, 1)
+        );
+        assert_eq!(damages.counter_for(&one).take_count(), 0);
+        damages.counter_for(&two);
         assert_eq!(damages.0.lock().len(), 1, "what has ended is forgotten");
     }
 }

@@ -1,7 +1,7 @@
 //! What all executors share: what they act with, whom they send to, what they report.
 
-use super::damages::Damages;
-use super::limits::Limits;
+use super::corruption_count::CorruptionCounts;
+use super::limits::SendLimits;
 use crate::data::{Deadline, Destination, Local, Peers, Roots, SendError, TicketVerifier};
 use crate::fs::{Filter, FsError, Target, Tree};
 use crate::util::rate::{Limiters, RateLimiter};
@@ -16,20 +16,20 @@ use std::sync::Arc;
 
 /// A peer whose connection breaks under a request is tried once more in the same assignment: the
 /// other side may just have restarted. One that can't be reached is not.
-const TRIES: u32 = 2;
+const MAX_TRIES_PER_WORKER: u32 = 2;
 
 /// What executors act with.
-pub struct Context {
+pub struct ExecutorContext {
     /// Our own name.
-    pub worker: WorkerId,
+    pub worker_id: WorkerId,
     /// What we may send.
-    pub limits: Arc<Limits>,
+    pub limits: Arc<SendLimits>,
     /// What was damaged on the way.
-    pub damages: Damages,
+    pub corruption_counts: CorruptionCounts,
     /// Our storage.
     pub roots: Arc<Roots>,
     /// What tickets are checked by.
-    pub gate: Arc<TicketVerifier>,
+    pub ticket_verifier: Arc<TicketVerifier>,
     /// The other agents.
     pub peers: Arc<Peers>,
     /// Large files of the source are read past the page cache, where that can be.
@@ -38,7 +38,7 @@ pub struct Context {
 
 /// What became of an assignment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Done {
+pub struct TaskOutcome {
     /// Whether the task is done, failed entries or not.
     pub success: bool,
     /// A sentence.
@@ -47,20 +47,20 @@ pub struct Done {
     pub report: TaskReport,
 }
 
-impl Done {
+impl TaskOutcome {
     /// A task that is done.
-    pub fn well(report: TaskReport) -> Self {
-        Done { success: true, message: None, report }
+    pub fn succeeded(report: TaskReport) -> Self {
+        TaskOutcome { success: true, message: None, report }
     }
 
     /// A task of which nothing counts.
     pub fn failed(message: impl Into<String>) -> Self {
-        Done { message: Some(message.into()), ..Done::default() }
+        TaskOutcome { message: Some(message.into()), ..TaskOutcome::default() }
     }
 
     /// A task of one entry, which failed.
     pub fn entry_failed(error: FileError) -> Self {
-        Done::well(TaskReport { failures: vec![error], ..TaskReport::default() })
+        TaskOutcome::succeeded(TaskReport { failures: vec![error], ..TaskReport::default() })
     }
 }
 
@@ -70,28 +70,28 @@ impl Done {
 pub struct Writers(Mutex<BTreeMap<WorkerId, bool>>);
 
 impl Writers {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<WorkerId, bool>> {
+    fn lock_workers(&self) -> MutexGuard<'_, BTreeMap<WorkerId, bool>> {
         self.0.lock()
     }
 
     /// `worker` is about to be asked to write.
-    pub fn asked(&self, worker: &WorkerId) {
-        self.all().entry(worker.clone()).or_insert(false);
+    pub fn mark_requested(&self, worker: &WorkerId) {
+        self.lock_workers().entry(worker.clone()).or_insert(false);
     }
 
     /// It has written, or may have.
-    pub fn wrote(&self, worker: &WorkerId) {
-        self.all().insert(worker.clone(), true);
+    pub fn mark_wrote(&self, worker: &WorkerId) {
+        self.lock_workers().insert(worker.clone(), true);
     }
 
     /// It was not reached, or refused: it has not written this time.
-    pub fn did_not(&self, worker: &WorkerId) {
-        self.all().retain(|w, wrote| *wrote || w != worker);
+    pub fn remove_if_unwritten(&self, worker: &WorkerId) {
+        self.lock_workers().retain(|w, wrote| *wrote || w != worker);
     }
 
     /// All that have written, or were asked to and have not answered.
-    pub fn list(&self) -> Vec<WorkerId> {
-        self.all().keys().cloned().collect()
+    pub fn worker_ids(&self) -> Vec<WorkerId> {
+        self.lock_workers().keys().cloned().collect()
     }
 }
 
@@ -99,31 +99,31 @@ impl Writers {
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
     /// What to act with.
-    pub cx: &'a Context,
+    pub cx: &'a ExecutorContext,
     /// What was assigned.
     pub assignment: &'a Assignment,
     /// Who wrote.
     pub writers: &'a Writers,
     /// Until when it may be worked on.
-    pub until: &'a Deadline,
+    pub deadline: &'a Deadline,
     /// Counts the content bytes that are moved.
-    pub moved: &'a Arc<RateLimiter>,
+    pub byte_counter: &'a Arc<RateLimiter>,
 }
 
 impl Job<'_> {
     /// At most this much goes into a batch, in bytes.
-    pub fn chunk(&self) -> u64 {
+    pub fn chunk_bytes(&self) -> u64 {
         u64::from(self.assignment.chunk_size_mb.max(1)) << 20
     }
 
     /// What limits and counts the content that is sent.
-    fn pace(&self) -> Limiters {
-        self.cx.limits.pace(&self.assignment.request_id).with(self.moved.clone())
+    fn limiters(&self) -> Limiters {
+        self.cx.limits.limiters_for(&self.assignment.request_id).with(self.byte_counter.clone())
     }
 
-    /// Whether files are cut by their data ([`Cutter::by_data`](super::batch::Cutter::by_data)): holes are hashed
+    /// Whether files are cut by their data ([`BatchBuilder::ranges_by_data`](super::batch::Cutter::by_data)): holes are hashed
     /// only where digests of files are wanted.
-    pub fn cuts_by_data(&self) -> bool {
+    pub fn splits_by_data(&self) -> bool {
         self.assignment.options.write_rules().hash_mode() == HashMode::SkipZeros
     }
 
@@ -134,16 +134,16 @@ impl Job<'_> {
     }
 
     /// `worker` is about to be asked to write.
-    fn asked(&self, worker: &WorkerId) {
+    fn mark_requested(&self, worker: &WorkerId) {
         if self.may_write() {
-            self.writers.asked(worker);
+            self.writers.mark_requested(worker);
         }
     }
 
     /// `worker` has written, or may have.
-    pub fn wrote(&self, worker: &WorkerId) {
+    pub fn mark_wrote(&self, worker: &WorkerId) {
         if self.may_write() {
-            self.writers.wrote(worker);
+            self.writers.mark_wrote(worker);
         }
     }
 
@@ -151,23 +151,25 @@ impl Job<'_> {
     ///
     /// # Errors
     /// A failed task.
-    pub async fn source(&self) -> Result<Tree, Box<Done>> {
+    pub async fn open_source(&self) -> Result<Tree, Box<TaskOutcome>> {
         let path = &self.assignment.source_path;
-        let Some(tree) = self.source_tree() else {
-            let worker = &self.cx.worker;
+        let Some(tree) = self.find_source_tree() else {
+            let worker = &self.cx.worker_id;
             let why = format!("worker {worker} has no storage path that holds {path}");
-            return Err(Box::new(Done::failed(why)));
+            return Err(Box::new(TaskOutcome::failed(why)));
         };
         let preserve = self.assignment.options.preserve;
         let tree = tree.preserving(preserve).with_direct_io(self.cx.direct_io);
         match tokio::task::spawn_blocking(move || tree.resolve_base_links()).await {
             Ok(Ok(tree)) => Ok(tree),
-            Ok(Err(error)) => Err(Box::new(self.failed_by(&error))),
-            Err(e) => Err(Box::new(Done::failed(format!("reading the source panicked: {e}")))),
+            Ok(Err(error)) => Err(Box::new(self.fail_with(&error))),
+            Err(e) => {
+                Err(Box::new(TaskOutcome::failed(format!("reading the source panicked: {e}"))))
+            }
         }
     }
 
-    fn source_tree(&self) -> Option<Tree> {
+    fn find_source_tree(&self) -> Option<Tree> {
         let tree = self.cx.roots.tree(&self.assignment.source_path)?;
         let expected = self.assignment.source_root.as_ref();
         let assigned = expected.is_none_or(|root| *root == tree.root_id());
@@ -179,7 +181,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// A failed task of which nothing counts.
-    pub async fn check_source_root(&self) -> Result<(), Box<Done>> {
+    pub async fn check_source_root(&self) -> Result<(), Box<TaskOutcome>> {
         let task = &self.assignment.task;
         let reads = match task {
             TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Copy { .. } => true,
@@ -188,139 +190,147 @@ impl Job<'_> {
                 false
             }
         };
-        let Some(tree) = self.source_tree().filter(|_| reads) else { return Ok(()) };
+        let Some(tree) = self.find_source_tree().filter(|_| reads) else { return Ok(()) };
         match tokio::task::spawn_blocking(move || tree.check_root()).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(gone)) => Err(Box::new(self.failed_by(&gone))),
-            Err(e) => Err(Box::new(Done::failed(format!("reading the source panicked: {e}")))),
+            Ok(Err(gone)) => Err(Box::new(self.fail_with(&gone))),
+            Err(e) => {
+                Err(Box::new(TaskOutcome::failed(format!("reading the source panicked: {e}"))))
+            }
         }
     }
 
     /// A failed task, with the error of our own storage that made it fail.
-    pub fn failed_by(&self, error: &FsError) -> Done {
-        let error = self.seen(error.to_file_error(), &self.cx.worker);
+    pub fn fail_with(&self, error: &FsError) -> TaskOutcome {
+        let error = self.with_observer(error.to_file_error(), &self.cx.worker_id);
         let message = error.to_string();
         let report = TaskReport { failures: vec![error], ..TaskReport::default() };
-        Done { report, ..Done::failed(message) }
+        TaskOutcome { report, ..TaskOutcome::failed(message) }
     }
 
     /// What of the source is left out.
     ///
     /// # Errors
     /// A failed task, with what is wrong with the filter.
-    pub fn filter(&self) -> Result<Arc<Filter>, Box<Done>> {
+    pub fn build_filter(&self) -> Result<Arc<Filter>, Box<TaskOutcome>> {
         let filter = Filter::cached(&self.assignment.options.filter);
-        filter.map_err(|e| Box::new(Done::failed(e.to_string())))
+        filter.map_err(|e| Box::new(TaskOutcome::failed(e.to_string())))
     }
 
     /// The destination, provided that we hold it and the ticket lets us.
     ///
     /// # Errors
     /// A failed task.
-    pub fn target(&self) -> Result<Target, Box<Done>> {
-        let admitted = self.cx.roots.authorize(&self.cx.gate, &self.assignment.ticket);
-        admitted.map(|(_, target)| target).map_err(|e| Box::new(Done::failed(e.to_string())))
+    pub fn open_target(&self) -> Result<Target, Box<TaskOutcome>> {
+        let admitted = self.cx.roots.authorize(&self.cx.ticket_verifier, &self.assignment.ticket);
+        admitted.map(|(_, target)| target).map_err(|e| Box::new(TaskOutcome::failed(e.to_string())))
     }
 
     /// `error` with who saw it and when.
-    pub fn seen(&self, error: FileError, by: &WorkerId) -> FileError {
-        let worker = if is_of_source(&error) { &self.cx.worker } else { by };
+    pub fn with_observer(&self, error: FileError, by: &WorkerId) -> FileError {
+        let worker = if is_source_error(&error) { &self.cx.worker_id } else { by };
         FileError { worker_id: Some(worker.clone()), attempt: self.assignment.attempt, ..error }
     }
 
-    /// Whom to send to, the best first; see [`Choice::pick`].
-    pub fn destinations(&self) -> Choice<'_> {
-        Choice { job: *self, tried: BTreeMap::new(), last: None }
+    /// Whom to send to, the best first; see [`DestinationPicker::pick_next`].
+    pub fn destination_picker(&self) -> DestinationPicker<'_> {
+        DestinationPicker { job: *self, failed_tries: BTreeMap::new(), last_error: None }
     }
 }
 
 /// Goes through the destinations of an assignment.
-pub struct Choice<'a> {
+pub struct DestinationPicker<'a> {
     job: Job<'a>,
-    tried: BTreeMap<WorkerId, u32>,
-    last: Option<String>,
+    failed_tries: BTreeMap<WorkerId, u32>,
+    last_error: Option<String>,
 }
 
-impl Choice<'_> {
+impl DestinationPicker<'_> {
     /// The next to try: this host itself where it holds the destination, else the least busy of the
     /// pool. `None` when all failed. It counts as a writer until it [failed](Choice::failed).
-    pub fn pick(&mut self) -> Option<Destination> {
+    pub fn pick_next(&mut self) -> Option<Destination> {
         let Job { cx, assignment, .. } = self.job;
         if cx.roots.tree(&assignment.destination_path).is_some()
-            && !self.tried.contains_key(&cx.worker)
+            && !self.failed_tries.contains_key(&cx.worker_id)
         {
-            match cx.roots.authorize(&cx.gate, &assignment.ticket) {
+            match cx.roots.authorize(&cx.ticket_verifier, &assignment.ticket) {
                 Ok((claims, target)) => {
-                    self.job.asked(&cx.worker);
+                    self.job.mark_requested(&cx.worker_id);
                     let local = Local::new(target, claims, cx.peers.pool().clone());
-                    let local = local.with_limiters(self.job.pace());
+                    let local = local.with_limiters(self.job.limiters());
                     let local = local
-                        .with_deadline(self.job.until)
+                        .with_deadline(self.job.deadline)
                         .with_cloning(!assignment.options.no_clone);
-                    return Some(Destination::Local { worker: cx.worker.clone(), local });
+                    return Some(Destination::Local { worker: cx.worker_id.clone(), local });
                 }
                 Err(refused) => {
-                    self.tried.insert(cx.worker.clone(), TRIES);
-                    self.last = Some(refused.to_string());
+                    self.failed_tries.insert(cx.worker_id.clone(), MAX_TRIES_PER_WORKER);
+                    self.last_error = Some(refused.to_string());
                 }
             }
         }
-        let mut out: BTreeSet<WorkerId> =
-            self.tried.iter().filter(|(_, n)| **n >= TRIES).map(|(w, _)| w.clone()).collect();
-        out.insert(cx.worker.clone());
+        let mut out: BTreeSet<WorkerId> = self
+            .failed_tries
+            .iter()
+            .filter(|(_, n)| **n >= MAX_TRIES_PER_WORKER)
+            .map(|(w, _)| w.clone())
+            .collect();
+        out.insert(cx.worker_id.clone());
         let member = cx.peers.choose(&assignment.destination_workers, &out)?;
-        self.job.asked(&member.worker_id);
+        self.job.mark_requested(&member.worker_id);
         let rules = assignment.options.write_rules();
         let peer = cx.peers.peer(member, &assignment.ticket, &rules);
-        let peer = peer.with_limiters(self.job.pace()).with_deadline(self.job.until);
-        Some(Destination::Remote(peer.with_damage_counter(cx.damages.of(&assignment.request_id))))
+        let peer = peer.with_limiters(self.job.limiters()).with_deadline(self.job.deadline);
+        Some(Destination::Remote(
+            peer.with_damage_counter(cx.corruption_counts.counter_for(&assignment.request_id)),
+        ))
     }
 
     /// Says that `worker` failed with `error`.
-    pub fn failed(&mut self, worker: &WorkerId, error: &SendError) {
+    pub fn record_failure(&mut self, worker: &WorkerId, error: &SendError) {
         let (sync, task) = (&self.job.assignment.request_id, self.job.assignment.task_id);
         warn_ratelimited!(format_args!("{error} (sync {sync})"), %sync, %task, "{error}");
-        let tries = self.tried.entry(worker.clone()).or_default();
+        let tries = self.failed_tries.entry(worker.clone()).or_default();
         match error {
             // One that the master has not heard from either is not tried again.
             SendError::ConnectionFailed { .. } if !self.job.cx.peers.is_silent(worker) => {
                 *tries += 1
             }
-            _ => *tries += TRIES,
+            _ => *tries += MAX_TRIES_PER_WORKER,
         }
         match error {
             SendError::Unreachable { .. } | SendError::Refused { .. } => {
-                self.job.writers.did_not(worker);
+                self.job.writers.remove_if_unwritten(worker);
             }
-            _ => self.job.wrote(worker),
+            _ => self.job.mark_wrote(worker),
         }
-        self.last = Some(error.to_string());
+        self.last_error = Some(error.to_string());
     }
 
     /// `worker` is not asked to write this time, nor picked again.
-    pub fn pass_over(&mut self, worker: &WorkerId) {
-        self.tried.insert(worker.clone(), TRIES);
-        self.job.writers.did_not(worker);
+    pub fn exclude(&mut self, worker: &WorkerId) {
+        self.failed_tries.insert(worker.clone(), MAX_TRIES_PER_WORKER);
+        self.job.writers.remove_if_unwritten(worker);
     }
 
     /// The task when there is nobody left to try.
-    pub fn exhausted(&mut self) -> Done {
+    pub fn fail_exhausted(&mut self) -> TaskOutcome {
         let assignment = self.job.assignment;
         let path = &assignment.destination_path;
-        let Some(why) = self.last.take() else {
+        let Some(why) = self.last_error.take() else {
             let why = format!("no worker that holds the destination {path} is active");
-            let mut done = Done::failed(why);
+            let mut done = TaskOutcome::failed(why);
             // A master that has just begun to lead names nobody before it has heard of somebody. Whoever
             // has not begun loses nothing by handing it back.
             done.report.returned = assignment.destination_workers.is_empty();
             return done;
         };
-        Done::failed(why)
+        TaskOutcome::failed(why)
     }
 }
 
 /// Whether `error` was made while the source was read: whoever writes, it is we who read.
-pub fn is_of_source(error: &FileError) -> bool {
+pub fn is_source_error(error: &FileError) -> bool {
     error.operation.ends_with("source")
 }
 
@@ -343,25 +353,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_that_was_asked_counts_as_a_writer_unless_it_was_not_reached() {
+    fn a_worker_with_a_write_request_counts_as_a_writer_unless_it_was_unreachable() {
         let [a, b] = ["a", "b"].map(|name| name.parse::<WorkerId>().unwrap());
         let writers = Writers::default();
-        writers.asked(&a);
+        writers.mark_requested(&a);
         assert_eq!(
-            writers.list(),
+            writers.worker_ids(),
             std::slice::from_ref(&a),
             "an executor that is stopped now leaves it here"
         );
-        writers.did_not(&a);
-        assert_eq!(writers.list(), []);
-        writers.asked(&a);
-        writers.wrote(&a);
-        writers.asked(&b);
-        writers.did_not(&b);
-        assert_eq!(writers.list(), std::slice::from_ref(&a));
+        writers.remove_if_unwritten(&a);
+        assert_eq!(writers.worker_ids(), []);
+        writers.mark_requested(&a);
+        writers.mark_wrote(&a);
+        writers.mark_requested(&b);
+        writers.remove_if_unwritten(&b);
+        assert_eq!(writers.worker_ids(), std::slice::from_ref(&a));
         // Asked once more and not reached, it has written all the same.
-        writers.asked(&a);
-        writers.did_not(&a);
-        assert_eq!(writers.list(), [a]);
+        writers.mark_requested(&a);
+        writers.remove_if_unwritten(&a);
+        assert_eq!(writers.worker_ids(), [a]);
     }
 }

@@ -1,12 +1,12 @@
 //! Replies of the master that are late: a lease counts from when its request was sent.
 
-use super::damages::Damages;
-use super::execute::Context;
-use super::hand::{Hand, MARGIN};
-use super::heartbeat::Heart;
+use super::concurrency::ConcurrencyController;
+use super::corruption_count::CorruptionCounts;
+use super::heartbeat::Heartbeater;
+use super::job::ExecutorContext;
+use super::lease_table::{LEASE_MARGIN, LeaseTable};
 use super::slots::Slots;
-use super::testing::{abs, assignment, config};
-use super::tune::Tuning;
+use super::testing::{abs, agent_config, assignment};
 use crate::client::{ClientOptions, MasterClient};
 use crate::data::gate::boottime;
 use crate::data::{BufferPools, Peers, Roots, TicketVerifier};
@@ -23,15 +23,15 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 /// How late each reply is.
-const LATE: Duration = Duration::from_millis(200);
+const REPLY_DELAY: Duration = Duration::from_millis(200);
 const LEASE: Duration = Duration::from_secs(30);
 
 /// When each request arrived, by [`boottime`].
 type Arrivals = Arc<Mutex<Vec<Duration>>>;
 
-async fn answer(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
+async fn reply_late(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
     arrivals.lock().push(boottime());
-    tokio::time::sleep(LATE).await;
+    tokio::time::sleep(REPLY_DELAY).await;
     if uri.path().ends_with("/assignment") {
         let lease_seconds = LEASE.as_secs();
         return axum::Json(Assignment { lease_seconds, ..assignment(TaskSpec::Flush) })
@@ -51,51 +51,52 @@ async fn answer(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
 }
 
 /// The slots of an agent and its master, which answers late.
-struct Late {
+struct LateReplyFixture {
     slots: Slots,
     arrivals: Arrivals,
     serving: JoinHandle<()>,
     _dir: tempfile::TempDir,
 }
 
-impl Late {
+impl LateReplyFixture {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let arrivals = Arrivals::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let router = axum::Router::new().fallback(answer).with_state(arrivals.clone());
+        let router = axum::Router::new().fallback(reply_late).with_state(arrivals.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let config = config(vec![abs(dir.path())], vec![]);
+        let config = agent_config(vec![abs(dir.path())], vec![]);
         let roots = Arc::new(Roots::open(&config.storage_paths).unwrap());
         let peers = Peers::new(&[], BufferPools::new(64 << 20).sending);
-        let (gate, hand) = (Arc::new(TicketVerifier::new()), Arc::new(Hand::default()));
-        let cx = Context {
-            worker: config.worker_id.clone(),
+        let (gate, hand) = (Arc::new(TicketVerifier::new()), Arc::new(LeaseTable::default()));
+        let cx = ExecutorContext {
+            worker_id: config.worker_id.clone(),
             limits: Default::default(),
-            damages: Damages::default(),
+            corruption_counts: CorruptionCounts::default(),
             roots: roots.clone(),
-            gate: gate.clone(),
+            ticket_verifier: gate.clone(),
             peers: peers.clone(),
             direct_io: false,
         };
         let seen = (hand.clone(), cx.limits.clone(), peers);
         let requests = Arc::new(crate::data::ActiveRequests::new(1));
-        let heart = Heart::new(config, Arc::default(), roots, (gate, "1".into()), seen, requests);
+        let heart =
+            Heartbeater::new(config, Arc::default(), roots, (gate, "1".into()), seen, requests);
         let slots = Slots {
             cx,
             client: Arc::new(MasterClient::new(vec![url], ClientOptions::default()).unwrap()),
-            heart: Arc::new(heart),
-            hand,
-            stop: Shutdown::new(),
-            polls: AtomicU64::new(0),
-            tuning: Tuning::new(1, 1, 1),
+            heartbeater: Arc::new(heart),
+            lease_table: hand,
+            shutdown: Shutdown::new(),
+            next_poll_number: AtomicU64::new(0),
+            concurrency: ConcurrencyController::new(1, 1, 1),
         };
-        Late { slots, arrivals, serving, _dir: dir }
+        LateReplyFixture { slots, arrivals, serving, _dir: dir }
     }
 
     /// When the only request arrived.
-    fn arrived(&self) -> Duration {
+    fn arrival_time(&self) -> Duration {
         let arrivals = self.arrivals.lock();
         assert_eq!(arrivals.len(), 1, "one request");
         arrivals[0]
@@ -103,27 +104,27 @@ impl Late {
 }
 
 #[tokio::test]
-async fn a_renewal_that_is_answered_late_counts_from_when_it_was_sent() {
-    let late = Late::new().await;
+async fn a_late_renewal_counts_from_when_the_heartbeat_was_sent() {
+    let late = LateReplyFixture::new().await;
     let held = Assignment { lease_seconds: LEASE.as_secs(), ..assignment(TaskSpec::Flush) };
     // Some of it is over; enough is left for a reply that is later still.
-    let taken = boottime().saturating_sub(MARGIN);
-    let grip = late.slots.hand.take(&held, taken).unwrap();
+    let taken = boottime().saturating_sub(LEASE_MARGIN);
+    let grip = late.slots.lease_table.insert(&held, taken).unwrap();
     let before = boottime();
-    late.slots.heart.beat(&late.slots.client).await.unwrap();
+    late.slots.heartbeater.send(&late.slots.client).await.unwrap();
     // It was sent in between.
-    let (first, last) = (before + LEASE - MARGIN, late.arrived() + LEASE - MARGIN);
+    let (first, last) = (before + LEASE - LEASE_MARGIN, late.arrival_time() + LEASE - LEASE_MARGIN);
     let instant = Duration::from_millis(1);
-    assert!(!grip.until().is_over_at(first.saturating_sub(instant)), "it is renewed");
-    assert!(grip.until().is_over_at(last), "it counts from the reply");
+    assert!(!grip.deadline().is_over_at(first.saturating_sub(instant)), "it is renewed");
+    assert!(grip.deadline().is_over_at(last), "it counts from the reply");
     late.serving.abort();
 }
 
 #[tokio::test]
-async fn an_assignment_that_comes_late_counts_from_when_it_was_asked_for() {
-    let late = Late::new().await;
+async fn a_late_assignment_counts_from_when_the_poll_was_sent() {
+    let late = LateReplyFixture::new().await;
     let before = boottime();
-    let (_, since) = late.slots.poll("1-1").await.unwrap();
-    assert!(before <= since && since <= late.arrived(), "it counts from the reply");
+    let (_, since) = late.slots.poll_for_work("1-1").await.unwrap();
+    assert!(before <= since && since <= late.arrival_time(), "it counts from the reply");
     late.serving.abort();
 }

@@ -1,7 +1,7 @@
 //! What became of the entries of a batch: exactly one fate each, and the report that they make.
 
 use super::batch::copy_item;
-use super::execute::{Job, entry_error};
+use super::job::{Job, entry_error};
 use crate::data::Destination;
 use crate::data::outcome::DirMetadataError;
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
@@ -13,16 +13,16 @@ use std::collections::HashSet;
 
 /// What became of one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fate {
+pub enum EntryOutcome {
     /// It is as it shall be, and nothing was sent for it.
-    Settled {
+    InPlace {
         /// What the destination did.
         action: EntryAction,
         /// The digest of its content, where that is known.
         digest: Option<Digest>,
     },
     /// Its content was sent and is at its place (in a dry run: would be).
-    Brought {
+    Transferred {
         /// What the destination did.
         action: EntryAction,
         /// The length of the content.
@@ -35,23 +35,31 @@ pub enum Fate {
 }
 
 /// The fates of all entries of a batch, in its order, and what came up beside them.
-pub struct Fates<'a> {
+pub struct BatchOutcome<'a> {
     manifest: &'a Manifest,
-    fates: Vec<Option<Fate>>,
+    outcomes: Vec<Option<EntryOutcome>>,
     notes: EntryWarnings,
-    sent: u64,
-    cloned: u64,
-    to_sweep: bool,
+    bytes_sent: u64,
+    bytes_cloned: u64,
+    needs_cleanup: bool,
     /// Directories that came to be on the way to the entries.
-    made: Vec<RelPath>,
+    created_dirs: Vec<RelPath>,
 }
 
-impl<'a> Fates<'a> {
+impl<'a> BatchOutcome<'a> {
     /// Nothing is known yet.
     pub fn new(manifest: &'a Manifest) -> Self {
         let fates = vec![None; manifest.entries.len()];
         let (notes, made) = (EntryWarnings::new(), Vec::new());
-        Fates { manifest, fates, notes, sent: 0, cloned: 0, to_sweep: false, made }
+        BatchOutcome {
+            manifest,
+            outcomes: fates,
+            notes,
+            bytes_sent: 0,
+            bytes_cloned: 0,
+            needs_cleanup: false,
+            created_dirs: made,
+        }
     }
 
     /// The batch.
@@ -60,67 +68,73 @@ impl<'a> Fates<'a> {
     }
 
     /// Another destination is asked from the start: it says again what it can't hold.
-    pub fn begin(&mut self) {
+    pub fn start_attempt(&mut self) {
         self.notes.clear();
     }
 
     /// What a destination noted with a reply.
-    pub fn note(&mut self, notes: EntryWarnings, to_sweep: bool) {
+    pub fn merge_notes(&mut self, notes: EntryWarnings, to_sweep: bool) {
         for (cause, note) in notes {
             self.notes.entry(cause).or_default().merge(note);
         }
-        self.to_sweep |= to_sweep;
+        self.needs_cleanup |= to_sweep;
     }
 
     /// A destination made these directories on the way to the entries.
-    pub fn made(&mut self, dirs: Vec<RelPath>) {
-        self.made.extend(dirs);
+    pub fn add_created_dirs(&mut self, dirs: Vec<RelPath>) {
+        self.created_dirs.extend(dirs);
     }
 
     /// `bytes` of content went to a destination.
-    pub fn sent(&mut self, bytes: u64) {
-        self.sent = self.sent.saturating_add(bytes);
+    pub fn add_bytes_sent(&mut self, bytes: u64) {
+        self.bytes_sent = self.bytes_sent.saturating_add(bytes);
     }
 
     /// `bytes` of content are shared with a destination.
-    pub fn cloned(&mut self, bytes: u64) {
-        self.cloned = self.cloned.saturating_add(bytes);
+    pub fn add_bytes_cloned(&mut self, bytes: u64) {
+        self.bytes_cloned = self.bytes_cloned.saturating_add(bytes);
     }
 
     /// All that went to destinations so far.
     pub fn bytes_sent(&self) -> u64 {
-        self.sent
+        self.bytes_sent
     }
 
     /// Entry `i` has this fate.
-    pub fn set(&mut self, i: usize, fate: Fate) {
-        self.fates[i] = Some(fate);
+    pub fn set_outcome(&mut self, i: usize, fate: EntryOutcome) {
+        self.outcomes[i] = Some(fate);
     }
 
     /// Entry `i` is as it shall be. Where an earlier destination of this assignment has brought it,
     /// it is not skipped.
-    pub fn settle(&mut self, i: usize, action: EntryAction, digest: Option<Digest>) {
-        if is_skip(action)
-            && let Some(Fate::Settled { action: before, digest: known, .. })
-            | Some(Fate::Brought { action: before, digest: known, .. }) = &mut self.fates[i]
+    pub fn set_in_place(&mut self, i: usize, action: EntryAction, digest: Option<Digest>) {
+        if counts_as_skipped(action)
+            && let Some(EntryOutcome::InPlace { action: before, digest: known, .. })
+            | Some(EntryOutcome::Transferred { action: before, digest: known, .. }) =
+                &mut self.outcomes[i]
             && *before != EntryAction::Skip
         {
             *known = known.or(digest);
             return;
         }
-        self.set(i, Fate::Settled { action, digest });
+        self.set_outcome(i, EntryOutcome::InPlace { action, digest });
     }
 
     /// A directory that did not get its metadata back is the failure of an entry in it: trying that
     /// one again stamps the directory again. Where trying can't help, the directory's own entry has
     /// failed for the same reason, and once is enough.
-    pub fn blame(&mut self, job: Job<'_>, to: &Destination, unstamped: Vec<DirMetadataError>) {
+    pub fn attribute_dir_errors(
+        &mut self,
+        job: Job<'_>,
+        to: &Destination,
+        unstamped: Vec<DirMetadataError>,
+    ) {
         for (dir, error) in unstamped {
             if error.class == ErrorClass::Permanent {
                 tracing::debug!(sync = %job.assignment.request_id, "{error}");
                 continue;
             }
-            let error = job.seen(error, to.worker());
+            let error = job.with_observer(error, to.worker());
             let inside = |e: &Entry| dir == e.path || e.path.parent().is_some_and(|p| p == dir);
             let blamed = self
                 .manifest
@@ -130,32 +144,37 @@ impl<'a> Fates<'a> {
                 .or_else(|| self.manifest.entries.iter().position(|e| dir.contains(&e.path)));
             if let Some(i) = blamed {
                 let path = self.manifest.entries[i].path.as_bytes().to_vec();
-                self.set(i, Fate::Failed(FileError { path: BytePath(path), ..error }));
+                self.set_outcome(
+                    i,
+                    EntryOutcome::Failed(FileError { path: BytePath(path), ..error }),
+                );
             }
         }
     }
 
     /// Counts every entry once.
-    pub fn report(self, options: &SyncOptions) -> TaskReport {
+    pub fn into_report(self, options: &SyncOptions) -> TaskReport {
         let mut report = TaskReport {
-            bytes_sent: self.sent,
-            bytes_cloned: self.cloned,
+            bytes_sent: self.bytes_sent,
+            bytes_cloned: self.bytes_cloned,
             warnings: self.notes,
-            needs_clean_up: self.to_sweep,
-            records: made_records(options, self.made),
+            needs_clean_up: self.needs_cleanup,
+            records: created_dir_records(options, self.created_dirs),
             ..TaskReport::default()
         };
         let mut failed = HashSet::new();
-        for (i, (entry, fate)) in self.manifest.entries.iter().zip(self.fates).enumerate() {
+        for (i, (entry, fate)) in self.manifest.entries.iter().zip(self.outcomes).enumerate() {
             let (action, bytes, digest) = match fate {
-                Some(Fate::Settled { action, digest }) => {
-                    if !is_skip(action) {
+                Some(EntryOutcome::InPlace { action, digest }) => {
+                    if !counts_as_skipped(action) {
                         report.bytes_kept += entry.size();
                     }
                     (action, entry.size(), digest)
                 }
-                Some(Fate::Brought { action, bytes, digest }) => (action, bytes, digest),
-                Some(Fate::Failed(error)) => {
+                Some(EntryOutcome::Transferred { action, bytes, digest }) => {
+                    (action, bytes, digest)
+                }
+                Some(EntryOutcome::Failed(error)) => {
                     failed.insert(i);
                     report.failures.push(error);
                     continue;
@@ -170,12 +189,12 @@ impl<'a> Fates<'a> {
                 }
             };
             report.actions.entry(action).or_default().add(bytes);
-            report.records.extend(record(options, entry, action, bytes, digest));
+            report.records.extend(file_record(options, entry, action, bytes, digest));
             if entry.is_dir() {
                 report.dirs_done += 1;
                 continue;
             }
-            if is_skip(action) {
+            if counts_as_skipped(action) {
                 report.files_skipped += 1;
                 report.bytes_skipped += bytes;
             } else {
@@ -184,22 +203,22 @@ impl<'a> Fates<'a> {
             }
         }
         if !failed.is_empty() {
-            report.retry = Some(copy_item(&some_of(self.manifest, &failed)));
+            report.retry = Some(copy_item(&subset(self.manifest, &failed)));
         }
         report
     }
 }
 
 /// Whether an entry with this action counts as skipped.
-pub fn is_skip(action: EntryAction) -> bool {
+pub fn counts_as_skipped(action: EntryAction) -> bool {
     matches!(action, EntryAction::Skip | EntryAction::Metadata)
 }
 
 /// What is kept of an entry that is at its place, where that is asked for. Entries that failed are
 /// recorded by the master, which decides whether they are tried again. A directory that is as it shall be
 /// is not recorded: it may have been made on the way to its contents, which has a record of its own
-/// ([`made_records`]).
-pub fn record(
+/// ([`created_dir_records`]).
+pub fn file_record(
     options: &SyncOptions,
     entry: &Entry,
     action: EntryAction,
@@ -211,7 +230,7 @@ pub fn record(
     let wanted = options.record && news || options.manifest && is_file;
     wanted.then(|| FileRecord {
         path: BytePath(entry.path.as_bytes().to_vec()),
-        state: if is_skip(action) { FileState::Skipped } else { FileState::Done },
+        state: if counts_as_skipped(action) { FileState::Skipped } else { FileState::Done },
         action: Some(action),
         bytes,
         // Without it, content may have been hashed without its zeros.
@@ -221,7 +240,7 @@ pub fn record(
 }
 
 /// What is kept of directories that were made on the way to something in them, where that is asked for.
-pub fn made_records(options: &SyncOptions, dirs: Vec<RelPath>) -> Vec<FileRecord> {
+pub fn created_dir_records(options: &SyncOptions, dirs: Vec<RelPath>) -> Vec<FileRecord> {
     let dirs = dirs.into_iter().filter(|_| options.record);
     let record = |dir: RelPath| FileRecord {
         path: BytePath(dir.as_bytes().to_vec()),
@@ -235,7 +254,7 @@ pub fn made_records(options: &SyncOptions, dirs: Vec<RelPath>) -> Vec<FileRecord
 }
 
 /// A batch of just the entries at `places`, with the directories above them.
-pub fn some_of(manifest: &Manifest, places: &HashSet<usize>) -> Manifest {
+pub fn subset(manifest: &Manifest, places: &HashSet<usize>) -> Manifest {
     let indexed = manifest.entries.iter().enumerate();
     let entries: Vec<Entry> =
         indexed.filter(|(i, _)| places.contains(i)).map(|(_, e)| e.clone()).collect();
@@ -272,40 +291,46 @@ mod tests {
         )
     }
 
-    fn settled(action: EntryAction) -> Fate {
-        Fate::Settled { action, digest: None }
+    fn in_place(action: EntryAction) -> EntryOutcome {
+        EntryOutcome::InPlace { action, digest: None }
     }
 
     #[test]
-    fn an_entry_of_which_nothing_is_known_has_failed() {
+    fn an_entry_without_an_outcome_has_failed() {
         let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1), file("b", 2)] };
-        let mut fates = Fates::new(&manifest);
-        fates.settle(0, EntryAction::Skip, None);
-        let report = fates.report(&SyncOptions::default());
+        let mut fates = BatchOutcome::new(&manifest);
+        fates.set_in_place(0, EntryAction::Skip, None);
+        let report = fates.into_report(&SyncOptions::default());
         assert_eq!((report.files_skipped, report.failures.len()), (1, 1));
         assert_eq!(report.failures[0].path.0, b"b");
     }
 
     #[test]
-    fn what_an_earlier_destination_brought_is_not_skipped_by_the_next() {
+    fn an_entry_transferred_by_an_earlier_destination_is_not_counted_as_skipped() {
         let manifest = Manifest {
             dirs: vec![],
             entries: ["a", "b", "c", "d"].iter().map(|name| file(name, 5)).collect(),
         };
-        let mut fates = Fates::new(&manifest);
+        let mut fates = BatchOutcome::new(&manifest);
         let digest = Some(Digest([1; 32]));
-        fates.set(0, Fate::Brought { action: EntryAction::Update, bytes: 5, digest: None });
-        fates.settle(1, EntryAction::Create, None);
-        fates.settle(2, EntryAction::Metadata, None);
-        fates.settle(3, EntryAction::Skip, None);
-        fates.begin();
-        (0..4).for_each(|i| fates.settle(i, EntryAction::Skip, digest));
-        assert_eq!(
-            fates.fates[0],
-            Some(Fate::Brought { action: EntryAction::Update, bytes: 5, digest })
+        fates.set_outcome(
+            0,
+            EntryOutcome::Transferred { action: EntryAction::Update, bytes: 5, digest: None },
         );
-        assert_eq!(fates.fates[3], Some(Fate::Settled { action: EntryAction::Skip, digest }));
-        let report = fates.report(&SyncOptions::default());
+        fates.set_in_place(1, EntryAction::Create, None);
+        fates.set_in_place(2, EntryAction::Metadata, None);
+        fates.set_in_place(3, EntryAction::Skip, None);
+        fates.start_attempt();
+        (0..4).for_each(|i| fates.set_in_place(i, EntryAction::Skip, digest));
+        assert_eq!(
+            fates.outcomes[0],
+            Some(EntryOutcome::Transferred { action: EntryAction::Update, bytes: 5, digest })
+        );
+        assert_eq!(
+            fates.outcomes[3],
+            Some(EntryOutcome::InPlace { action: EntryAction::Skip, digest })
+        );
+        let report = fates.into_report(&SyncOptions::default());
         assert_eq!((report.files_done, report.files_skipped), (2, 2));
         // One was sent, one was linked.
         assert_eq!((report.bytes_done, report.bytes_kept, report.bytes_skipped), (10, 5, 10));
@@ -319,32 +344,32 @@ mod tests {
     #[test]
     fn notes_of_a_destination_that_failed_are_not_counted_twice() {
         let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1)] };
-        let mut fates = Fates::new(&manifest);
+        let mut fates = BatchOutcome::new(&manifest);
         for _ in 0..2 {
-            fates.begin();
+            fates.start_attempt();
             let mut notes = EntryWarnings::new();
             notes.entry("owner".into()).or_default().add(b"a");
-            fates.note(notes, false);
-            fates.sent(1);
+            fates.merge_notes(notes, false);
+            fates.add_bytes_sent(1);
         }
-        fates.set(0, settled(EntryAction::Create));
-        let report = fates.report(&SyncOptions::default());
+        fates.set_outcome(0, in_place(EntryAction::Create));
+        let report = fates.into_report(&SyncOptions::default());
         assert_eq!((report.warnings["owner"].count, report.bytes_sent), (1, 2));
         assert_eq!(report.actions[&EntryAction::Create], Tally { count: 1, bytes: 1 });
     }
 
     #[test]
-    fn records_are_kept_of_what_is_asked_for() {
+    fn records_are_made_for_the_requested_kinds() {
         let dir =
             Entry::new(RelPath::new("d").unwrap(), EntryKind::Dir, meta(), FileVersion::default());
         let link = EntryKind::Symlink { target: b"x".to_vec() };
         let link = Entry::new(RelPath::new("l").unwrap(), link, meta(), FileVersion::default());
         let manifest = Manifest { dirs: vec![], entries: vec![dir, file("f", 3), link] };
         let names = |record, manifest_too| {
-            let mut fates = Fates::new(&manifest);
-            (0..3).for_each(|i| fates.set(i, settled(EntryAction::Create)));
+            let mut fates = BatchOutcome::new(&manifest);
+            (0..3).for_each(|i| fates.set_outcome(i, in_place(EntryAction::Create)));
             let options = SyncOptions { record, manifest: manifest_too, ..SyncOptions::default() };
-            let records = fates.report(&options).records;
+            let records = fates.into_report(&options).records;
             records.iter().map(|r| r.path.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(names(false, false), Vec::<String>::new());
@@ -353,22 +378,22 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_recorded_where_something_was_done_with_them() {
+    fn directories_are_recorded_when_they_were_created_or_changed() {
         let dir = |path: &str| {
             Entry::new(RelPath::new(path).unwrap(), EntryKind::Dir, meta(), FileVersion::default())
         };
         let entries = ["new", "same", "touched"].map(dir).to_vec();
         let manifest = Manifest { dirs: vec![], entries };
         let records = |options: SyncOptions| {
-            let mut fates = Fates::new(&manifest);
+            let mut fates = BatchOutcome::new(&manifest);
             for (i, action) in [EntryAction::Create, EntryAction::Skip, EntryAction::Metadata]
                 .into_iter()
                 .enumerate()
             {
-                fates.set(i, settled(action));
+                fates.set_outcome(i, in_place(action));
             }
-            fates.made(vec![RelPath::new("on/the/way").unwrap()]);
-            let records = fates.report(&options).records;
+            fates.add_created_dirs(vec![RelPath::new("on/the/way").unwrap()]);
+            let records = fates.into_report(&options).records;
             let one = |r: FileRecord| (r.path.to_string(), r.state, r.action.unwrap());
             records.into_iter().map(one).collect::<Vec<_>>()
         };
@@ -385,13 +410,13 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_to_try_again_holds_just_what_failed_with_its_directories() {
+    fn a_retry_batch_holds_the_failed_entries_and_their_directories() {
         let dir = |p: &str| ManifestDir { path: RelPath::new(p).unwrap(), meta: meta() };
         let manifest = Manifest {
             dirs: vec![dir(""), dir("a"), dir("a/b"), dir("c")],
             entries: vec![file("a/b/x", 1), file("a/b/y", 2), file("c/z", 3)],
         };
-        let some = some_of(&manifest, &[1].into());
+        let some = subset(&manifest, &[1].into());
         assert_eq!(some.entries, [file("a/b/y", 2)]);
         assert_eq!(some.dirs, [dir(""), dir("a"), dir("a/b")]);
     }

@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 /// The options of one sync.
 #[derive(Debug, Clone)]
-pub(crate) struct Choice {
+pub(crate) struct SyncChoice {
     /// What is not preserved.
-    pub(crate) without: Vec<&'static str>,
+    pub(crate) not_preserved: Vec<&'static str>,
     pub(crate) chown: Option<(u32, u32)>,
     pub(crate) skip_links: bool,
     pub(crate) compare: Compare,
-    pub(crate) which: Which,
+    pub(crate) update_rule: UpdateRule,
     pub(crate) rules: Vec<Rule>,
     pub(crate) min_size: Option<u64>,
     pub(crate) max_size: Option<u64>,
@@ -21,7 +21,7 @@ pub(crate) struct Choice {
     pub(crate) older_than: Option<i64>,
     /// Times that differ by so many seconds are equal.
     pub(crate) tolerance: i64,
-    pub(crate) strict: bool,
+    pub(crate) strict_metadata: bool,
     pub(crate) delete: Option<Delete>,
     pub(crate) dry_run: bool,
     pub(crate) verify: &'static str,
@@ -40,7 +40,7 @@ pub(crate) enum Compare {
 
 /// Which files are brought up to date at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
+pub(crate) enum UpdateRule {
     All,
     Update,
     IgnoreExisting,
@@ -61,14 +61,14 @@ pub(crate) const TRASH: &[u8] = b"the trash";
 #[derive(Debug, Clone)]
 pub(crate) struct Rule {
     /// It takes in again.
-    pub(crate) takes_in: bool,
-    pub(crate) what: What,
+    pub(crate) includes: bool,
+    pub(crate) pattern: RulePattern,
     /// It is about directories only.
     pub(crate) dirs: bool,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) enum What {
+pub(crate) enum RulePattern {
     /// A name anywhere.
     Name(&'static str),
     /// A path from the root.
@@ -78,44 +78,44 @@ pub(crate) enum What {
 }
 
 impl Rule {
-    fn line(&self) -> String {
-        let mark = if self.takes_in { "!" } else { "" };
+    fn to_line(&self) -> String {
+        let mark = if self.includes { "!" } else { "" };
         let end = if self.dirs { "/" } else { "" };
-        match self.what {
-            What::Name(name) => format!("{mark}{name}{end}"),
-            What::Path(path) => format!("{mark}/{path}{end}"),
-            What::Any => format!("{mark}*{end}"),
+        match self.pattern {
+            RulePattern::Name(name) => format!("{mark}{name}{end}"),
+            RulePattern::Path(path) => format!("{mark}/{path}{end}"),
+            RulePattern::Any => format!("{mark}*{end}"),
         }
     }
 
     fn matches(&self, path: &[u8], is_dir: bool) -> bool {
-        let is = match self.what {
-            What::Name(name) => path.rsplit(|b| *b == b'/').next() == Some(name.as_bytes()),
-            What::Path(whole) => path == whole.as_bytes(),
-            What::Any => true,
+        let is = match self.pattern {
+            RulePattern::Name(name) => path.rsplit(|b| *b == b'/').next() == Some(name.as_bytes()),
+            RulePattern::Path(whole) => path == whole.as_bytes(),
+            RulePattern::Any => true,
         };
         is && (is_dir || !self.dirs)
     }
 }
 
-impl Choice {
-    pub(crate) fn keeps(&self, word: &str) -> bool {
-        !self.without.contains(&word)
+impl SyncChoice {
+    pub(crate) fn preserves(&self, word: &str) -> bool {
+        !self.not_preserved.contains(&word)
     }
 
     /// Whether the rules leave out a path, or a directory above it.
-    pub(crate) fn leaves_out(&self, path: &[u8], is_dir: bool) -> bool {
+    pub(crate) fn excludes(&self, path: &[u8], is_dir: bool) -> bool {
         let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
         let above = ends.map(|end| (&path[..end], true));
         let all = above.chain(std::iter::once((path, is_dir)));
         all.filter(|(path, _)| !path.is_empty()).any(|(path, is_dir)| {
             let last = self.rules.iter().rev().find(|rule| rule.matches(path, is_dir));
-            last.is_some_and(|rule| !rule.takes_in)
+            last.is_some_and(|rule| !rule.includes)
         })
     }
 
     /// Whether its length or its age leaves out a file.
-    pub(crate) fn is_beyond(&self, node: &Node) -> bool {
+    pub(crate) fn is_outside_limits(&self, node: &Node) -> bool {
         let Some(size) = node.size() else { return false };
         self.min_size.is_some_and(|min| size < min)
             || self.max_size.is_some_and(|max| size > max)
@@ -132,8 +132,8 @@ impl Choice {
     /// As the API takes it.
     pub(crate) fn options(&self) -> Value {
         let mut preserve = vec!["all".to_owned()];
-        preserve.extend(self.without.iter().map(|word| format!("no-{word}")));
-        let mut filter = json!({"rules": self.rules.iter().map(Rule::line).collect::<Vec<_>>()});
+        preserve.extend(self.not_preserved.iter().map(|word| format!("no-{word}")));
+        let mut filter = json!({"rules": self.rules.iter().map(Rule::to_line).collect::<Vec<_>>()});
         for (name, size) in [("min_size", self.min_size), ("max_size", self.max_size)] {
             if let Some(size) = size {
                 filter[name] = json!(size);
@@ -145,7 +145,7 @@ impl Choice {
             }
         }
         let mut options = json!({
-            "strict_metadata": self.strict,
+            "strict_metadata": self.strict_metadata,
             "mtime_tolerance_ns": self.tolerance * 1_000_000_000,
             "preserve": preserve,
             "links": if self.skip_links { "skip" } else { "keep" },
@@ -154,9 +154,9 @@ impl Choice {
                 Compare::Size => "size",
                 Compare::Checksum => "checksum",
             },
-            "update": self.which == Which::Update,
-            "ignore_existing": self.which == Which::IgnoreExisting,
-            "existing": self.which == Which::Existing,
+            "update": self.update_rule == UpdateRule::Update,
+            "ignore_existing": self.update_rule == UpdateRule::IgnoreExisting,
+            "existing": self.update_rule == UpdateRule::Existing,
             "filter": filter,
             "dry_run": self.dry_run,
             "verify": self.verify,
@@ -185,12 +185,12 @@ impl Choice {
     }
 
     /// Without what has no plain meaning together.
-    fn sensible(mut self) -> Self {
+    fn without_contradictions(mut self) -> Self {
         if self.delete.is_some_and(|delete| delete.excluded) {
             self.skip_links = false;
-            self.without.retain(|word| *word != "specials");
+            self.not_preserved.retain(|word| *word != "specials");
         }
-        if self.verify == "readback" && (self.which != Which::All || self.dry_run) {
+        if self.verify == "readback" && (self.update_rule != UpdateRule::All || self.dry_run) {
             self.verify = "transfer";
         }
         // Without hashing there are no digests.
@@ -202,23 +202,23 @@ impl Choice {
     }
 }
 
-fn rule() -> impl Strategy<Value = Rule> {
+fn any_rule() -> impl Strategy<Value = Rule> {
     let what = prop_oneof![
-        4 => prop::sample::select(vec!["a", "b", "dir", "x", "deeper", "d d", "A", "\u{e9}"]).prop_map(What::Name),
+        4 => prop::sample::select(vec!["a", "b", "dir", "x", "deeper", "d d", "A", "\u{e9}"]).prop_map(RulePattern::Name),
         3 => prop::sample::select(vec!["a", "dir", "dir/a", "a/dir", "b/x", "dir/b"])
-            .prop_map(What::Path),
-        1 => Just(What::Any),
+            .prop_map(RulePattern::Path),
+        1 => Just(RulePattern::Any),
     ];
     let dirs = prop::bool::weighted(0.3);
     (what, dirs, prop::bool::weighted(0.4)).prop_map(|(what, dirs, takes_in)| Rule {
-        takes_in,
-        what,
+        includes: takes_in,
+        pattern: what,
         dirs,
     })
 }
 
 /// Any sync. Each option is left alone more often than not, so that the others show.
-pub(crate) fn any() -> impl Strategy<Value = Choice> {
+pub(crate) fn any_choice() -> impl Strategy<Value = SyncChoice> {
     let words =
         vec!["mode", "owner", "group", "times", "xattrs", "hardlinks", "sparse", "specials"];
     let most = words.len();
@@ -232,12 +232,12 @@ pub(crate) fn any() -> impl Strategy<Value = Choice> {
         3 => Just(Compare::Checksum),
     ];
     let which = prop_oneof![
-        6 => Just(Which::All),
-        1 => Just(Which::Update),
-        1 => Just(Which::IgnoreExisting),
-        1 => Just(Which::Existing),
+        6 => Just(UpdateRule::All),
+        1 => Just(UpdateRule::Update),
+        1 => Just(UpdateRule::IgnoreExisting),
+        1 => Just(UpdateRule::Existing),
     ];
-    let rules = prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(rule(), 1..4)];
+    let rules = prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(any_rule(), 1..4)];
     let size =
         || prop::option::weighted(0.1, prop::sample::select(vec![1u64, 100, 65_000, 2 << 20]));
     let time = || prop::option::weighted(0.1, 1_600_000_000..1_600_000_020i64);
@@ -267,19 +267,19 @@ pub(crate) fn any() -> impl Strategy<Value = Choice> {
         // Root can hold everything that is made here.
         let strict = strict && rustix::process::geteuid().is_root();
         let chown = chown.filter(|_| rustix::process::geteuid().is_root());
-        let choice = Choice {
-            without,
+        let choice = SyncChoice {
+            not_preserved: without,
             chown,
             skip_links,
             compare,
-            which,
+            update_rule: which,
             rules,
             min_size,
             max_size,
             newer_than,
             older_than,
             tolerance,
-            strict,
+            strict_metadata: strict,
             delete,
             dry_run,
             verify,
@@ -288,6 +288,6 @@ pub(crate) fn any() -> impl Strategy<Value = Choice> {
             whole_file,
             punch_zeros,
         };
-        choice.sensible()
+        choice.without_contradictions()
     })
 }

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pieces of less are conversation, not content.
-const CONTENT: usize = 4 << 10;
+const MIN_CONTENT_BYTES: usize = 4 << 10;
 
 /// What is done.
 #[derive(Debug, Clone)]
-pub(crate) enum Harm {
+pub(crate) enum Fault {
     None,
     /// One bit of the content on its way to the server is flipped in so many bytes of it.
     FlipContent(u64),
@@ -20,64 +20,64 @@ pub(crate) enum Harm {
 }
 
 /// Does harm, and counts it.
-pub(crate) struct Doer {
-    harm: Harm,
+pub(crate) struct FaultInjector {
+    fault: Fault,
     /// Bytes, or pieces, that may be harmed.
     seen: AtomicU64,
-    done: AtomicU64,
+    count: AtomicU64,
 }
 
-impl Doer {
-    pub(crate) fn new(harm: Harm) -> Doer {
-        Doer { harm, seen: AtomicU64::new(0), done: AtomicU64::new(0) }
+impl FaultInjector {
+    pub(crate) fn new(harm: Fault) -> FaultInjector {
+        FaultInjector { fault: harm, seen: AtomicU64::new(0), count: AtomicU64::new(0) }
     }
 
     /// How often harm was done.
-    pub(crate) fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Counts so many more; whether a multiple of `every` was passed.
-    fn is_turn(&self, more: u64, every: u64) -> bool {
+    fn is_due(&self, more: u64, every: u64) -> bool {
         let before = self.seen.fetch_add(more, Ordering::Relaxed);
         before / every != (before + more) / every
     }
 
-    fn harmed(&self) {
-        self.done.fetch_add(1, Ordering::Relaxed);
+    fn count_one(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Does harm to a piece on its way (`up`: to the server); `passed` bytes came before it on its connection. False:
     /// that is to be reset.
-    pub(crate) fn harm(&self, piece: &mut [u8], up: bool, passed: u64) -> bool {
-        match &self.harm {
-            Harm::None => {}
-            Harm::FlipContent(every) => {
+    pub(crate) fn inject(&self, piece: &mut [u8], up: bool, passed: u64) -> bool {
+        match &self.fault {
+            Fault::None => {}
+            Fault::FlipContent(every) => {
                 let length = piece.len();
-                if up && length >= CONTENT && self.is_turn(length as u64, *every) {
+                if up && length >= MIN_CONTENT_BYTES && self.is_due(length as u64, *every) {
                     piece[length / 2] ^= 1 << (length % 8);
-                    self.harmed();
+                    self.count_one();
                 }
             }
-            Harm::FlipBodies(every) => {
+            Fault::FlipBodies(every) => {
                 let body = body_of(piece);
                 let length = body.len();
-                if length > 0 && self.is_turn(1, *every) {
+                if length > 0 && self.is_due(1, *every) {
                     body[length / 2] ^= 1 << (length % 8);
-                    self.harmed();
+                    self.count_one();
                 }
             }
-            Harm::Reset(after) => {
+            Fault::Reset(after) => {
                 if passed >= *after {
-                    self.harmed();
+                    self.count_one();
                     return false;
                 }
             }
-            Harm::Rename(from, to) if up => {
-                rename(piece, from, to);
-                rename(piece, "longhaul-check", "longhaul-chuck");
+            Fault::Rename(from, to) if up => {
+                replace_text(piece, from, to);
+                replace_text(piece, "longhaul-check", "longhaul-chuck");
             }
-            Harm::Rename(..) => {}
+            Fault::Rename(..) => {}
         }
         true
     }
@@ -93,7 +93,7 @@ fn body_of(piece: &mut [u8]) -> &mut [u8] {
     &mut piece[end..]
 }
 
-fn rename(piece: &mut [u8], from: &str, to: &str) {
+fn replace_text(piece: &mut [u8], from: &str, to: &str) {
     assert_eq!(from.len(), to.len());
     for at in 0..piece.len().saturating_sub(from.len() - 1) {
         if piece[at..].starts_with(from.as_bytes()) {

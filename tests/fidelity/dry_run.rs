@@ -1,8 +1,10 @@
 //! What would be done, and what became of each file.
 
-use crate::support::cluster::{Cluster, On};
-use crate::support::tree::{chmod, dir, file, link, many, name, noise, touch};
-use crate::{MIB, assert_full, state_of};
+use crate::support::cluster::{Cluster, StoreKind};
+use crate::support::tree::{
+    chmod, make_dir, make_symlink, os_name, random_bytes, set_mtime, write_file, write_many_files,
+};
+use crate::{MIB, assert_full_outcome, metadata_by_path};
 use longhaul::wire::options::EntryAction;
 use longhaul::wire::sync::SyncProgress;
 use serde_json::{Value, json};
@@ -12,79 +14,79 @@ use std::path::{Path, PathBuf};
 
 /// What was (or would be) done with each path that is no directory. A directory may be made, or get its
 /// time, on the way to what is in it: then nothing is left to be done when its turn comes.
-fn actions(cluster: &Cluster, sync: &SyncProgress, src: &Path) -> BTreeMap<String, Value> {
-    let mut actions = records(cluster, sync.request_id.as_str(), "");
+fn actions_by_path(cluster: &Cluster, sync: &SyncProgress, src: &Path) -> BTreeMap<String, Value> {
+    let mut actions = records_by_path(cluster, sync.request_id.as_str(), "");
     actions.retain(|path, _| fs::symlink_metadata(src.join(path)).is_ok_and(|m| !m.is_dir()));
     actions.into_iter().map(|(path, record)| (path, record["action"].clone())).collect()
 }
 
 /// A destination that differs from its source in every way.
-fn differing() -> (Cluster, PathBuf, PathBuf) {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.four();
-    many(&src, 40, 500);
+fn trees_with_differences() -> (Cluster, PathBuf, PathBuf) {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_two_agents_per_side();
+    write_many_files(&src, 40, 500);
     for (path, size) in [("updated", 700), ("updated large", 3 * MIB), ("large same", 4 * MIB)] {
-        file(src.join(path), noise(size, 1));
+        write_file(src.join(path), random_bytes(size, 1));
     }
-    file(src.join("mode"), "mode");
-    link(src.join("link"), "here");
-    assert_full(&cluster.sync_with(&src, &dst, json!({})));
-    touch(file(src.join("updated"), noise(800, 2)), 1_700_000_000, 0);
-    touch(file(src.join("updated large"), noise(3 * MIB, 2)), 1_700_000_000, 0);
+    write_file(src.join("mode"), "mode");
+    make_symlink(src.join("link"), "here");
+    assert_full_outcome(&cluster.run_sync_with(&src, &dst, json!({})));
+    set_mtime(write_file(src.join("updated"), random_bytes(800, 2)), 1_700_000_000, 0);
+    set_mtime(write_file(src.join("updated large"), random_bytes(3 * MIB, 2)), 1_700_000_000, 0);
     chmod(src.join("mode"), 0o600);
-    file(src.join("new"), noise(900, 3));
-    file(src.join("new large"), noise(5 * MIB, 3));
-    file(src.join("new folder/new"), "x");
+    write_file(src.join("new"), random_bytes(900, 3));
+    write_file(src.join("new large"), random_bytes(5 * MIB, 3));
+    write_file(src.join("new folder/new"), "x");
     fs::hard_link(src.join("new"), src.join("new folder/same as new")).unwrap();
     (cluster, src, dst)
 }
 
 #[test]
-fn a_dry_run_changes_nothing_and_counts_what_the_real_one_does() {
-    let (cluster, src, dst) = differing();
-    let (here, there) = (state_of(&src), state_of(&dst));
+fn a_dry_run_changes_nothing_and_counts_what_a_real_run_does() {
+    let (cluster, src, dst) = trees_with_differences();
+    let (here, there) = (metadata_by_path(&src), metadata_by_path(&dst));
     for compare in ["size_time", "checksum"] {
         let dry = json!({"dry_run": true, "compare": compare});
-        let dry = cluster.sync_with(&src, &dst, dry);
-        assert_full(&dry);
-        assert_eq!(state_of(&dst), there, "nothing changed");
-        assert_eq!(state_of(&src), here);
+        let dry = cluster.run_sync_with(&src, &dst, dry);
+        assert_full_outcome(&dry);
+        assert_eq!(metadata_by_path(&dst), there, "nothing changed");
+        assert_eq!(metadata_by_path(&src), here);
         assert_eq!(dry.sent_bytes, 0, "{dry:#?}");
         let counts = |action| dry.actions.get(&action).map_or(0, |t| t.count);
         assert_eq!(counts(EntryAction::Update), 2, "{:#?}", dry.actions);
         assert_eq!(counts(EntryAction::Create), 5, "4 files, 1 folder: {:#?}", dry.actions);
     }
-    let dry = cluster.sync_with(&src, &dst, json!({"dry_run": true, "record": true}));
-    let real = cluster.sync_with(&src, &dst, json!({"record": true}));
-    assert_full(&real);
-    assert_eq!(actions(&cluster, &dry, &src), actions(&cluster, &real, &src));
-    let after = cluster.sync_with(&src, &dst, json!({"dry_run": true}));
+    let dry = cluster.run_sync_with(&src, &dst, json!({"dry_run": true, "record": true}));
+    let real = cluster.run_sync_with(&src, &dst, json!({"record": true}));
+    assert_full_outcome(&real);
+    assert_eq!(actions_by_path(&cluster, &dry, &src), actions_by_path(&cluster, &real, &src));
+    let after = cluster.run_sync_with(&src, &dst, json!({"dry_run": true}));
     assert_eq!(after.actions.keys().collect::<Vec<_>>(), [&EntryAction::Skip], "{after:#?}");
 }
 
 #[test]
-fn a_dry_run_makes_no_destination_that_is_not_there() {
-    let (cluster, src, dst) = differing();
+fn a_dry_run_does_not_create_a_missing_destination() {
+    let (cluster, src, dst) = trees_with_differences();
     let dst = dst.join("not/there");
-    let sync = cluster.sync_with(&src, &dst, json!({"dry_run": true}));
-    assert_full(&sync);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"dry_run": true}));
+    assert_full_outcome(&sync);
     assert!(!dst.exists() && !dst.parent().unwrap().exists());
     assert!(!sync.actions.contains_key(&EntryAction::Skip), "everything would be new: {sync:#?}");
 }
 
 #[test]
 fn a_dry_run_can_name_every_path() {
-    let (cluster, src, dst) = differing();
-    file(dst.join("extra"), "x");
-    let there = state_of(&dst);
+    let (cluster, src, dst) = trees_with_differences();
+    write_file(dst.join("extra"), "x");
+    let there = metadata_by_path(&dst);
     let ran = cluster
         .ctl(["sync", "submit", "--wait", "-n", "-i", "--delete"])
         .arg(&src)
         .arg(&dst)
         .run()
-        .exits(0);
-    assert_eq!(state_of(&dst), there);
-    let out = ran.out();
+        .assert_exit_code(0);
+    assert_eq!(metadata_by_path(&dst), there);
+    let out = ran.stdout_text();
     let line = |path: &str| {
         let ends = |line: &&str| line.trim_end().ends_with(path);
         out.lines().find(ends).unwrap_or_else(|| panic!("{path} in {out}"))
@@ -101,13 +103,13 @@ fn a_dry_run_can_name_every_path() {
     }
     assert!(!out.contains("large same") && !out.contains("00007"), "no news: {out}");
     // `ctl copy` has the same.
-    let ran = cluster.ctl(["copy", "-n", "-i"]).arg(&src).arg(&dst).run().exits(0);
-    assert!(ran.out().contains("new folder/new"), "{}", ran.out());
-    assert_eq!(state_of(&dst), there);
+    let ran = cluster.ctl(["copy", "-n", "-i"]).arg(&src).arg(&dst).run().assert_exit_code(0);
+    assert!(ran.stdout_text().contains("new folder/new"), "{}", ran.stdout_text());
+    assert_eq!(metadata_by_path(&dst), there);
 }
 
 /// The records of a sync, by path.
-fn records(cluster: &Cluster, id: &str, query: &str) -> BTreeMap<String, Value> {
+fn records_by_path(cluster: &Cluster, id: &str, query: &str) -> BTreeMap<String, Value> {
     let text = cluster.master.get(&format!("/sync/{id}/files{query}")).text();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let count = lines.len();
@@ -118,17 +120,17 @@ fn records(cluster: &Cluster, id: &str, query: &str) -> BTreeMap<String, Value> 
 }
 
 #[test]
-fn what_became_of_each_file_is_kept_where_that_is_asked_for() {
-    let (mut cluster, src, dst) = differing();
-    file(dst.join("extra"), "x");
+fn the_outcome_of_each_file_is_recorded_on_request() {
+    let (mut cluster, src, dst) = trees_with_differences();
+    write_file(dst.join("extra"), "x");
     // Fails: a directory that holds something is in the way.
-    file(src.join("in the way"), "x");
-    let blocked = dir(dst.join("in the way"));
-    file(blocked.join("precious"), "x");
-    let sync = cluster.sync_with(&src, &dst, json!({"record": true}));
+    write_file(src.join("in the way"), "x");
+    let blocked = make_dir(dst.join("in the way"));
+    write_file(blocked.join("precious"), "x");
+    let sync = cluster.run_sync_with(&src, &dst, json!({"record": true}));
     let id = sync.request_id.to_string();
     let paths = |state: &str| -> BTreeSet<String> {
-        records(&cluster, &id, &format!("?state={state}")).into_keys().collect()
+        records_by_path(&cluster, &id, &format!("?state={state}")).into_keys().collect()
     };
     assert_eq!(paths("failed").into_iter().collect::<Vec<_>>(), ["in the way"]);
     let done = paths("done");
@@ -138,25 +140,29 @@ fn what_became_of_each_file_is_kept_where_that_is_asked_for() {
     let skipped = paths("skipped");
     assert!(skipped.contains("large same") && skipped.contains("000/00007"), "{skipped:?}");
     assert!(paths("deleted").is_empty());
-    let files = records(&cluster, &id, "");
+    let files = records_by_path(&cluster, &id, "");
     let failed = &files["in the way"];
     assert!(failed["message"].as_str().is_some_and(|m| !m.is_empty()), "{failed:#}");
     assert_eq!(files["updated large"]["bytes"], 3 * MIB, "{:#}", files["updated large"]);
     assert_eq!(files["updated large"]["action"], "update");
-    let ran = cluster.ctl(["sync", "files", &id, "--state", "failed"]).run().exits(0);
-    assert!(ran.out().contains("in the way") && !ran.out().contains("updated"), "{}", ran.out());
+    let ran = cluster.ctl(["sync", "files", &id, "--state", "failed"]).run().assert_exit_code(0);
+    assert!(
+        ran.stdout_text().contains("in the way") && !ran.stdout_text().contains("updated"),
+        "{}",
+        ran.stdout_text()
+    );
     // It survives a restart, and ends with the sync.
     cluster.master.restart();
-    assert_eq!(records(&cluster, &id, ""), files);
-    assert!(spooled(&cluster) > 0);
-    cluster.ctl(["sync", "delete", &id]).run().exits(0);
+    assert_eq!(records_by_path(&cluster, &id, ""), files);
+    assert!(spooled_bytes(&cluster) > 0);
+    cluster.ctl(["sync", "delete", &id]).run().assert_exit_code(0);
     let answer = cluster.master.get(&format!("/sync/{id}/files"));
     assert_eq!(answer.status, 404, "{}", answer.text());
-    crate::support::await_that("nothing is left of it", || spooled(&cluster) == 0);
+    crate::support::await_true("nothing is left of it", || spooled_bytes(&cluster) == 0);
 }
 
 /// How many bytes of records the master keeps.
-fn spooled(cluster: &Cluster) -> u64 {
+fn spooled_bytes(cluster: &Cluster) -> u64 {
     let entries = walkdir::WalkDir::new(cluster.home().join("state")).into_iter();
     let records = entries.filter_map(Result::ok).map(walkdir::DirEntry::into_path);
     let records = records.filter(|path| path.extension().is_some_and(|e| e == "jsonl"));
@@ -164,26 +170,26 @@ fn spooled(cluster: &Cluster) -> u64 {
 }
 
 #[test]
-fn without_record_nothing_is_kept_and_that_is_said() {
-    let (cluster, src, dst) = differing();
-    let sync = cluster.sync_with(&src, &dst, json!({}));
+fn without_record_nothing_is_stored_and_the_reply_explains_it() {
+    let (cluster, src, dst) = trees_with_differences();
+    let sync = cluster.run_sync_with(&src, &dst, json!({}));
     let answer = cluster.master.get(&format!("/sync/{}/files", sync.request_id));
     assert!((400..500).contains(&answer.status), "{}: {}", answer.status, answer.text());
     let id = sync.request_id.to_string();
     let ran = cluster.ctl(["sync", "files", &id]).run();
     assert_ne!(ran.code, Some(0));
-    assert!(ran.err().contains("--record"), "it says what to do: {}", ran.err());
+    assert!(ran.stderr_text().contains("--record"), "it says what to do: {}", ran.stderr_text());
 }
 
 #[test]
-fn odd_names_are_recorded_so_that_they_can_be_told_apart() {
-    let mut cluster = Cluster::start(On::Embedded);
-    let (src, dst) = cluster.pair();
+fn unusual_names_are_recorded_without_ambiguity() {
+    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let (src, dst) = cluster.add_source_and_destination();
     for odd in [&b"new\nline"[..], b"not utf-8 \xff", b"not utf-8 \xfe"] {
-        file(src.join(name(odd)), "x");
+        write_file(src.join(os_name(odd)), "x");
     }
-    let sync = cluster.sync_with(&src, &dst, json!({"record": true}));
-    assert_full(&sync);
+    let sync = cluster.run_sync_with(&src, &dst, json!({"record": true}));
+    assert_full_outcome(&sync);
     let text = cluster.master.get(&format!("/sync/{}/files", sync.request_id)).text();
     let records: Vec<longhaul::wire::options::FileRecord> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

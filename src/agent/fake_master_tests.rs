@@ -1,8 +1,8 @@
 //! The whole agent against a master that follows a script.
 
 use super::Agent;
-use super::storage::Storage;
-use super::testing::{abs, assignment, config};
+use super::storage::StorageMonitor;
+use super::testing::{abs, agent_config, assignment};
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
 use crate::util::shutdown::Shutdown;
@@ -31,49 +31,49 @@ const NOW: i64 = 1_000_000;
 
 /// What the master does, and what it saw.
 #[derive(Default)]
-struct Script {
+struct FakeMasterScript {
     /// Given out in order.
     queue: VecDeque<Assignment>,
     manifest: Vec<u8>,
     /// Questions for the manifest are answered with this status.
-    no_manifest: Option<StatusCode>,
+    manifest_error: Option<StatusCode>,
     /// How many such questions there were.
-    manifests: usize,
+    manifest_requests: usize,
     /// Named in the next heartbeat's reply.
-    drop: Vec<AssignmentId>,
+    revoked: Vec<AssignmentId>,
     /// So many results are answered with 503.
-    refuse_results: usize,
+    results_to_refuse: usize,
     /// Heartbeats are answered with 503.
-    deaf: bool,
+    refuses_heartbeats: bool,
     /// Given only to a poll that comes a second time.
-    second_try: Option<Assignment>,
+    second_poll_assignment: Option<Assignment>,
     heartbeats: Vec<WorkerHeartbeat>,
     polls: Vec<String>,
     results: Vec<TaskResult>,
     pages: Vec<ScanPage>,
 }
 
-struct Master {
+struct FakeMaster {
     dir: TempDir,
     signer: Signer,
-    script: Mutex<Script>,
+    script: Mutex<FakeMasterScript>,
     /// Something was seen, or is there to be given.
     changed: Notify,
 }
 
-impl Master {
-    fn script(&self) -> MutexGuard<'_, Script> {
+impl FakeMaster {
+    fn lock_script(&self) -> MutexGuard<'_, FakeMasterScript> {
         self.script.lock()
     }
 
     /// Waits until the script says `done`.
-    async fn until<T>(&self, what: &str, done: impl Fn(&Script) -> Option<T>) -> T {
+    async fn wait_until<T>(&self, what: &str, done: impl Fn(&FakeMasterScript) -> Option<T>) -> T {
         let wait = async {
             loop {
                 let changed = self.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                if let Some(found) = done(&self.script()) {
+                if let Some(found) = done(&self.lock_script()) {
                     return found;
                 }
                 changed.await;
@@ -84,8 +84,8 @@ impl Master {
             .unwrap_or_else(|_| panic!("still not: {what}"))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Script)) {
-        change(&mut self.script());
+    fn update_script(&self, change: impl FnOnce(&mut FakeMasterScript)) {
+        change(&mut self.lock_script());
         self.changed.notify_waiters();
     }
 
@@ -114,8 +114,8 @@ impl Master {
     }
 }
 
-async fn answer(
-    State(master): State<Arc<Master>>,
+async fn handle_request(
+    State(master): State<Arc<FakeMaster>>,
     method: Method,
     uri: Uri,
     body: Bytes,
@@ -135,19 +135,19 @@ async fn answer(
                 protocol: Some(crate::wire::worker::PROTOCOL_VERSION),
             };
             let mut deaf = false;
-            master.change(|script| {
+            master.update_script(|script| {
                 script.heartbeats.push(serde_json::from_slice(&body).unwrap());
-                reply.revoked_assignments = std::mem::take(&mut script.drop);
-                deaf = script.deaf;
+                reply.revoked_assignments = std::mem::take(&mut script.revoked);
+                deaf = script.refuses_heartbeats;
             });
             if deaf { away() } else { axum::Json(reply).into_response() }
         }
-        ("POST", "assignment") => axum::Json(poll(&master, &uri).await).into_response(),
+        ("POST", "assignment") => axum::Json(handle_poll(&master, &uri).await).into_response(),
         ("GET", "manifest") => {
             let mut reply = StatusCode::OK.into_response();
-            master.change(|script| {
-                script.manifests += 1;
-                reply = match script.no_manifest {
+            master.update_script(|script| {
+                script.manifest_requests += 1;
+                reply = match script.manifest_error {
                     Some(status) => {
                         let problem = Problem::new(status.as_u16(), "Refused", "not_found", "no");
                         (status, axum::Json(problem)).into_response()
@@ -158,16 +158,17 @@ async fn answer(
             reply
         }
         ("POST", "page") => {
-            master.change(|script| script.pages.push(serde_json::from_slice(&body).unwrap()));
+            master
+                .update_script(|script| script.pages.push(serde_json::from_slice(&body).unwrap()));
             // Never answered: the scan stays at it until it is stopped.
             std::future::pending().await
         }
         ("POST", "result") => {
             let mut refused = false;
-            master.change(|script| {
+            master.update_script(|script| {
                 script.results.push(serde_json::from_slice(&body).unwrap());
-                refused = script.refuse_results > 0;
-                script.refuse_results = script.refuse_results.saturating_sub(1);
+                refused = script.results_to_refuse > 0;
+                script.results_to_refuse = script.results_to_refuse.saturating_sub(1);
             });
             let ack = serde_json::json!({"status": "ack", "outcome": "applied"});
             if refused { away() } else { axum::Json(ack).into_response() }
@@ -176,28 +177,31 @@ async fn answer(
     }
 }
 
-async fn poll(master: &Master, uri: &Uri) -> Option<Assignment> {
+async fn handle_poll(master: &FakeMaster, uri: &Uri) -> Option<Assignment> {
     let query = uri.query().unwrap_or_default().to_owned();
     let id =
         |q: &str| q.split('&').find_map(|p| p.strip_prefix("poll_id=").map(str::to_owned)).unwrap();
     let mut again = false;
-    master.change(|script| {
+    master.update_script(|script| {
         again = script.polls.iter().any(|q| id(q) == id(&query));
         script.polls.push(query.clone());
     });
     if query.contains("wait=0s") {
-        return if again { master.script().second_try.take() } else { None };
+        return if again { master.lock_script().second_poll_assignment.take() } else { None };
     }
-    Some(master.until_forever(|script| script.queue.pop_front()).await)
+    Some(master.wait_without_timeout(|script| script.queue.pop_front()).await)
 }
 
-impl Master {
-    async fn until_forever<T>(&self, mut take: impl FnMut(&mut Script) -> Option<T>) -> T {
+impl FakeMaster {
+    async fn wait_without_timeout<T>(
+        &self,
+        mut take: impl FnMut(&mut FakeMasterScript) -> Option<T>,
+    ) -> T {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(found) = take(&mut self.script()) {
+            if let Some(found) = take(&mut self.lock_script()) {
                 return found;
             }
             changed.await;
@@ -206,16 +210,16 @@ impl Master {
 }
 
 /// A scripted master with one agent, `a`, that holds both paths.
-struct Play {
-    master: Arc<Master>,
+struct FakeMasterRun {
+    master: Arc<FakeMaster>,
     stop: Shutdown,
     agent: JoinHandle<()>,
     serving: JoinHandle<()>,
     port: u16,
 }
 
-impl Play {
-    async fn new(script: Script) -> Self {
+impl FakeMasterRun {
+    async fn new(script: FakeMasterScript) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in ["src", "dst"] {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -229,53 +233,53 @@ impl Play {
             heartbeat_interval: Duration::from_millis(100),
             drain_timeout: Duration::from_secs(10),
             slots: 2,
-            ..config(paths, vec![endpoint])
+            ..agent_config(paths, vec![endpoint])
         };
         let script = Mutex::new(script);
-        let master = Arc::new(Master { dir, signer, script, changed: Notify::new() });
+        let master = Arc::new(FakeMaster { dir, signer, script, changed: Notify::new() });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let router = axum::Router::new().fallback(answer).with_state(master.clone());
+        let router = axum::Router::new().fallback(handle_request).with_state(master.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let client = MasterClient::new(vec![url], ClientOptions::default()).unwrap();
         let agent = Agent::bind(config).await.unwrap();
         let port = agent.endpoints().available()[0].port.unwrap();
         let stop = Shutdown::new();
         let agent = tokio::spawn(agent.serve(client, stop.clone()));
-        Play { master, stop, agent, serving, port }
+        FakeMasterRun { master, stop, agent, serving, port }
     }
 
-    async fn end(self) {
+    async fn shut_down(self) {
         self.stop.cancel();
         self.agent.await.unwrap();
         self.serving.abort();
     }
 }
 
-fn scan() -> TaskSpec {
+fn root_scan() -> TaskSpec {
     TaskSpec::Scan { dir: crate::wire::RelPath::root(), cursor: None }
 }
 
-fn result(n: usize) -> impl Fn(&Script) -> Option<TaskResult> {
+fn nth_result(n: usize) -> impl Fn(&FakeMasterScript) -> Option<TaskResult> {
     move |script| script.results.get(n).cloned()
 }
 
 /// The next heartbeat, after those seen until now, of which `fits` is true.
-async fn heartbeat(
-    master: &Master,
+async fn next_heartbeat(
+    master: &FakeMaster,
     what: &str,
     fits: impl Fn(&WorkerHeartbeat) -> bool,
 ) -> WorkerHeartbeat {
-    let seen = master.script().heartbeats.len();
-    master.until(what, |s| s.heartbeats.iter().skip(seen).find(|h| fits(h)).cloned()).await
+    let seen = master.lock_script().heartbeats.len();
+    master.wait_until(what, |s| s.heartbeats.iter().skip(seen).find(|h| fits(h)).cloned()).await
 }
 
 #[tokio::test]
-async fn a_heartbeat_says_what_the_agent_has_and_polls_come_after_it() {
-    let play = Play::new(Script::default()).await;
+async fn a_heartbeat_reports_the_resources_of_the_agent_and_polls_follow_it() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = &play.master;
-    let query = master.until("a poll", |s| s.polls.first().cloned()).await;
-    let first = master.script().heartbeats[0].clone();
+    let query = master.wait_until("a poll", |s| s.polls.first().cloned()).await;
+    let first = master.lock_script().heartbeats[0].clone();
     assert_eq!((first.status, first.slots), (WorkerStatus::Idle, Some(2)));
     assert_eq!(first.data_plane_endpoints[0].port, Some(play.port));
     assert_eq!(first.storage_paths.len(), 2);
@@ -284,201 +288,208 @@ async fn a_heartbeat_says_what_the_agent_has_and_polls_come_after_it() {
     let incarnation = first.incarnation.unwrap();
     assert!(query.contains("wait=20s") && query.contains(&format!("incarnation={incarnation}")));
     let endpoint = format!("127.0.0.1:{}", play.port);
-    heartbeat(master, "its interface", |h| h.nics.iter().any(|n| n.endpoint == endpoint)).await;
-    heartbeat(master, "free bytes", |h| h.free_bytes.values().all(|n| *n > 0)).await;
-    play.end().await;
+    next_heartbeat(master, "its interface", |h| h.nics.iter().any(|n| n.endpoint == endpoint))
+        .await;
+    next_heartbeat(master, "free bytes", |h| h.free_bytes.values().all(|n| *n > 0)).await;
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn an_assignment_is_executed_and_its_result_sent_until_it_is_taken() {
-    let play = Play::new(Script { refuse_results: 2, ..Script::default() }).await;
+async fn an_assignment_is_executed_and_its_result_resent_until_it_is_accepted() {
+    let play = FakeMasterRun::new(FakeMasterScript {
+        results_to_refuse: 2,
+        ..FakeMasterScript::default()
+    })
+    .await;
     let master = &play.master;
     let source = super::testing::tree(&master.dir.path().join("src"));
     let entry = source.entry(&crate::wire::RelPath::new("f").unwrap()).unwrap();
     let manifest = Manifest { dirs: vec![], entries: vec![entry] };
     let task = TaskSpec::Copy { files: 1, dirs: 0, bytes: 7 };
     let assignment = master.assignment(9, task);
-    master.change(|script| {
+    master.update_script(|script| {
         script.manifest = manifest.encode();
         script.queue.push_back(assignment.clone());
     });
-    let third = master.until("the third try", result(2)).await;
+    let third = master.wait_until("the third try", nth_result(2)).await;
     assert_eq!(fs::read(master.dir.path().join("dst/f")).unwrap(), b"content");
     assert_eq!(third.assignment_id, Some(assignment.assignment_id));
     assert_eq!((third.attempt, third.task_digest), (Some(3), Some(assignment.task_digest)));
     let report = third.report.unwrap();
     assert_eq!((third.success, report.files_done, report.bytes_done), (true, 1, 7));
     assert_eq!(report.writers[0].as_str(), "a");
-    heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
-    play.end().await;
+    next_heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_manifest_that_is_refused_fails_the_task_unless_the_task_is_gone() {
-    let play = Play::new(Script::default()).await;
+async fn a_refused_manifest_fails_the_task_unless_the_task_does_not_exist() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = &play.master;
     let copy = TaskSpec::Copy { files: 0, dirs: 0, bytes: 0 };
     for (n, status) in [(1, StatusCode::NOT_FOUND), (2, StatusCode::BAD_REQUEST)] {
         let assignment = master.assignment(n, copy.clone());
-        master.change(|script| {
-            script.no_manifest = Some(status);
+        master.update_script(|script| {
+            script.manifest_error = Some(status);
             script.queue.push_back(assignment.clone());
         });
         let id = assignment.assignment_id;
-        master.until("the question", |s| (s.manifests == usize::from(n)).then_some(())).await;
+        master
+            .wait_until("the question", |s| (s.manifest_requests == usize::from(n)).then_some(()))
+            .await;
         if status == StatusCode::NOT_FOUND {
             continue;
         }
-        let failed = master.until("the result", result(0)).await;
+        let failed = master.wait_until("the result", nth_result(0)).await;
         assert_eq!((failed.assignment_id, failed.success), (Some(id), false));
         let message = failed.message.unwrap();
         assert!(message.contains("cannot get the manifest"), "{message}");
     }
-    play.end().await;
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn what_the_master_drops_is_stopped_without_a_result() {
-    let play = Play::new(Script::default()).await;
+async fn a_revoked_assignment_is_stopped_without_a_result() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = &play.master;
-    let assignment = master.assignment(5, scan());
-    master.change(|script| script.queue.push_back(assignment.clone()));
-    master.until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
-    let busy = heartbeat(master, "it is in hand", |h| !h.assignments.is_empty()).await;
+    let assignment = master.assignment(5, root_scan());
+    master.update_script(|script| script.queue.push_back(assignment.clone()));
+    master.wait_until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
+    let busy = next_heartbeat(master, "it is in hand", |h| !h.assignments.is_empty()).await;
     assert_eq!(
         (busy.status, busy.assignments),
         (WorkerStatus::Transferring, vec![assignment.assignment_id])
     );
-    master.change(|script| script.drop.push(assignment.assignment_id));
-    heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
-    assert_eq!(master.script().results, []);
-    play.end().await;
+    master.update_script(|script| script.revoked.push(assignment.assignment_id));
+    next_heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
+    assert_eq!(master.lock_script().results, []);
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_lease_that_nobody_renews_ends_the_work() {
-    let play = Play::new(Script::default()).await;
+async fn an_expired_lease_stops_the_work() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = &play.master;
-    let assignment = Assignment { lease_seconds: 1, ..master.assignment(5, scan()) };
-    master.change(|script| script.queue.push_back(assignment));
-    master.until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
-    master.change(|script| script.deaf = true);
-    heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
-    assert_eq!(master.script().results, []);
-    master.change(|script| script.deaf = false);
-    play.end().await;
+    let assignment = Assignment { lease_seconds: 1, ..master.assignment(5, root_scan()) };
+    master.update_script(|script| script.queue.push_back(assignment));
+    master.wait_until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
+    master.update_script(|script| script.refuses_heartbeats = true);
+    next_heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
+    assert_eq!(master.lock_script().results, []);
+    master.update_script(|script| script.refuses_heartbeats = false);
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn an_agent_that_stops_hands_its_scan_back_and_says_that_it_drains() {
-    let play = Play::new(Script::default()).await;
+async fn an_agent_that_shuts_down_returns_its_scan_and_reports_draining() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = play.master.clone();
-    let assignment = master.assignment(5, scan());
-    master.change(|script| script.queue.push_back(assignment));
-    master.until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
+    let assignment = master.assignment(5, root_scan());
+    master.update_script(|script| script.queue.push_back(assignment));
+    master.wait_until("a page", |s| (!s.pages.is_empty()).then_some(())).await;
     play.stop.cancel();
-    let back = master.until("the result", result(0)).await;
+    let back = master.wait_until("the result", nth_result(0)).await;
     assert!(!back.success && back.report.unwrap().returned);
     master
-        .until("it drains", |s| {
+        .wait_until("it drains", |s| {
             s.heartbeats.iter().find(|h| h.status == WorkerStatus::Draining).cloned()
         })
         .await;
-    play.end().await;
-    let last = master.script().heartbeats.last().cloned().unwrap();
+    play.shut_down().await;
+    let last = master.lock_script().heartbeats.last().cloned().unwrap();
     assert_eq!((last.status, last.assignments), (WorkerStatus::Stopped, vec![]));
 }
 
 #[tokio::test]
-async fn a_lease_given_while_the_agent_stops_is_handed_back_unbegun() {
-    let play = Play::new(Script::default()).await;
+async fn a_lease_granted_during_shutdown_is_returned_unstarted() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = play.master.clone();
-    master.until("both slots poll", |s| (s.polls.len() == 2).then_some(())).await;
-    let late = master.assignment(6, scan());
-    master.change(|script| script.second_try = Some(late.clone()));
+    master.wait_until("both slots poll", |s| (s.polls.len() == 2).then_some(())).await;
+    let late = master.assignment(6, root_scan());
+    master.update_script(|script| script.second_poll_assignment = Some(late.clone()));
     play.stop.cancel();
-    let back = master.until("the result", result(0)).await;
+    let back = master.wait_until("the result", nth_result(0)).await;
     assert_eq!(back.assignment_id, Some(late.assignment_id));
     assert!(back.report.unwrap().returned);
-    assert!(master.script().pages.is_empty());
-    play.end().await;
+    assert!(master.lock_script().pages.is_empty());
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_scan_of_what_is_not_there_fails_with_the_entry_at_fault() {
-    let play = Play::new(Script::default()).await;
+async fn a_scan_of_a_missing_source_fails_with_the_failed_entry() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = &play.master;
-    let mut assignment = master.assignment(5, scan());
+    let mut assignment = master.assignment(5, root_scan());
     assignment.source_path = abs(&master.dir.path().join("src/nowhere"));
-    master.change(|script| script.queue.push_back(assignment));
-    let failed = master.until("the result", result(0)).await;
+    master.update_script(|script| script.queue.push_back(assignment));
+    let failed = master.wait_until("the result", nth_result(0)).await;
     assert!(!failed.success);
     let error = &failed.report.unwrap().failures[0];
     assert_eq!((error.class, error.errno.as_deref()), (ErrorClass::Permanent, Some("ENOENT")));
     assert_eq!(error.worker_id.as_ref().unwrap().as_str(), "a");
-    play.end().await;
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_filter_that_cannot_be_read_fails_the_task_and_is_named() {
-    let play = Play::new(Script::default()).await;
+async fn an_invalid_filter_fails_the_task_and_is_named_in_the_message() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = &play.master;
     let prune = TaskSpec::Prune { dir: crate::wire::RelPath::root(), cursor: None, apply: true };
-    for (n, task) in [(0, scan()), (1, prune)] {
+    for (n, task) in [(0, root_scan()), (1, prune)] {
         let mut assignment = master.assignment(n, task);
         assignment.options.filter.rules = vec!["*.o".into(), "[z-a]".into()];
-        master.change(|script| script.queue.push_back(assignment));
-        let failed = master.until("the result", result(usize::from(n))).await;
+        master.update_script(|script| script.queue.push_back(assignment));
+        let failed = master.wait_until("the result", nth_result(usize::from(n))).await;
         let message = failed.message.unwrap();
         assert!(!failed.success && message.contains("filter rule 2 (`[z-a]`)"), "{message}");
     }
-    assert!(master.script().pages.is_empty());
-    play.end().await;
+    assert!(master.lock_script().pages.is_empty());
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_dry_run_does_no_task_that_could_write() {
-    let play = Play::new(Script::default()).await;
+async fn a_dry_run_refuses_tasks_that_write() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = &play.master;
-    master.change(|script| script.manifest = Manifest::default().encode());
+    master.update_script(|script| script.manifest = Manifest::default().encode());
     let range = TaskSpec::Range { offset: 0, length: 7, compare: false };
     for (n, task) in [(0, TaskSpec::CleanUp), (1, TaskSpec::Discard), (2, range)] {
         let mut assignment = master.assignment(n, task);
         assignment.options.dry_run = true;
-        master.change(|script| script.queue.push_back(assignment));
-        let refused = master.until("the result", result(usize::from(n))).await;
+        master.update_script(|script| script.queue.push_back(assignment));
+        let refused = master.wait_until("the result", nth_result(usize::from(n))).await;
         assert!(!refused.success && refused.message.unwrap().contains("dry run"));
         assert_eq!(refused.report.unwrap().writers, []);
     }
-    play.end().await;
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_prune_asks_the_master_about_the_source_before_it_deletes() {
-    let play = Play::new(Script::default()).await;
+async fn a_prune_posts_the_source_root_before_it_deletes() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let master = play.master.clone();
     let extra = master.dir.path().join("dst/extra");
     fs::write(&extra, b"x").unwrap();
     let task = TaskSpec::Prune { dir: crate::wire::RelPath::root(), cursor: None, apply: true };
     let mut assignment = master.assignment(5, task.clone());
     assignment.options.delete = Some(Default::default());
-    master.change(|script| script.queue.push_back(assignment));
+    master.update_script(|script| script.queue.push_back(assignment));
     // Its page is never answered.
-    let page = master.until("a page", |s| s.pages.first().cloned()).await;
+    let page = master.wait_until("a page", |s| s.pages.first().cloned()).await;
     assert_eq!((page.root.map(|root| root.empty), page.next), (Some(false), Some(task)));
     play.stop.cancel();
     // Like a scan it goes on anywhere, so it is handed back at once.
-    let back = master.until("the result", result(0)).await;
+    let back = master.wait_until("the result", nth_result(0)).await;
     assert!(back.report.unwrap().returned && extra.exists());
-    play.end().await;
+    play.shut_down().await;
 }
 
 #[tokio::test]
-async fn an_agent_starts_without_its_storage_and_its_address_and_takes_up_what_comes() {
+async fn an_agent_starts_without_storage_or_address_and_uses_them_once_they_appear() {
     let dir = tempfile::tempdir().unwrap();
     let config = |path: &str, address: &str| {
         let endpoint = Endpoint { iface: None, address: address.into(), port: Some(0) };
-        config(vec![abs(&dir.path().join(path))], vec![endpoint])
+        agent_config(vec![abs(&dir.path().join(path))], vec![endpoint])
     };
     let path = dir.path().join("late");
     // A documentation address (RFC 5737): no host has it.
@@ -486,23 +497,23 @@ async fn an_agent_starts_without_its_storage_and_its_address_and_takes_up_what_c
     assert_eq!(agent.endpoints().available(), []);
     let [endpoint] = &agent.endpoints().unavailable()[..] else { panic!("one endpoint") };
     assert!(endpoint.reason.contains("192.0.2.1"), "{endpoint:?}");
-    let storage = Storage::of(agent.roots.clone(), Arc::default());
-    let seen = storage.seen();
+    let storage = StorageMonitor::new(agent.roots.clone(), Arc::default());
+    let seen = storage.snapshot();
     assert_eq!(seen.available, []);
     let [lost] = &seen.unavailable[..] else { panic!("one path") };
     assert!(lost.path == abs(&path) && lost.reason.contains("(ENOENT)"), "{lost:?}");
     assert!(agent.roots.tree(&abs(&path.join("below"))).is_none());
     // Looked for at each heartbeat, and served when it is there.
     fs::create_dir(&path).unwrap();
-    storage.measure();
+    storage.start_measurements();
     tokio::time::timeout(Duration::from_secs(60), async {
-        while storage.seen().available.is_empty() {
+        while storage.snapshot().available.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await
     .expect("it is taken up");
-    assert_eq!(storage.seen().unavailable, []);
+    assert_eq!(storage.snapshot().unavailable, []);
     assert!(agent.roots.tree(&abs(&path.join("below"))).is_some());
     // What waiting does not mend is an error.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,0 +1,314 @@
+//! How many tasks an agent works on at once: as many as make it faster.
+//!
+//! More streams fill a long or striped path, hide a slow file system's answers, and only get in each
+//! other's way where the cores or the disks are busy already. Nothing but a try tells which it is: a hill
+//! is climbed (one step up is kept where goodput rises by it, one step down where it does not fall), with
+//! longer and longer rests where neither helps. The optimizer of FTS (Ayllon et al., "FTS3: New Data
+//! Movement Service For WLCG", 2014) does this for links between sites.
+
+use parking_lot::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How long one measurement takes.
+pub const MEASUREMENT_WINDOW: Duration = Duration::from_secs(1);
+/// So many of them make a verdict, by their median.
+const WINDOWS_PER_VERDICT: usize = 3;
+/// A step up must bring this much more to be kept …
+const MIN_GAIN_RATIO: f64 = 1.08;
+/// … and a step down must leave this much.
+const MIN_KEPT_RATIO: f64 = 0.97;
+/// Verdicts without a try, after a try that was no use; twice as many after each further one.
+const INITIAL_REST_VERDICTS: u32 = 2;
+const MAX_REST_VERDICTS: u32 = 32;
+/// A measurement counts where this share of the tasks that may be in hand were.
+const MIN_BUSY_SHARE: f64 = 0.8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Up,
+    Down,
+}
+
+/// The climb, without clocks.
+#[derive(Debug)]
+struct HillClimber {
+    min_tasks: usize,
+    max_tasks: usize,
+    /// The best number known …
+    best_tasks: usize,
+    /// … what it brought …
+    best_goodput: f64,
+    /// … and the step that is being tried from it.
+    trial: Option<Direction>,
+    next_direction: Direction,
+    samples: Vec<f64>,
+    /// Verdicts before the next try.
+    verdicts_until_trial: u32,
+    /// How long the next rest is.
+    rest_verdicts: u32,
+}
+
+impl HillClimber {
+    fn new(lowest: usize, start: usize, highest: usize) -> Self {
+        let highest = highest.max(1);
+        let lowest = lowest.clamp(1, highest);
+        HillClimber {
+            min_tasks: lowest,
+            max_tasks: highest,
+            best_tasks: start.clamp(lowest, highest),
+            best_goodput: 0.0,
+            trial: None,
+            next_direction: Direction::Up,
+            samples: Vec::new(),
+            verdicts_until_trial: 1,
+            rest_verdicts: INITIAL_REST_VERDICTS,
+        }
+    }
+
+    /// How many tasks may be in hand now.
+    fn allowed_tasks(&self) -> usize {
+        match self.trial {
+            None => self.best_tasks,
+            Some(Direction::Up) => self.best_tasks + 1,
+            Some(Direction::Down) => self.best_tasks - 1,
+        }
+    }
+
+    /// Takes the goodput of a window in which all that were allowed were in hand.
+    fn record_window(&mut self, goodput: f64) {
+        self.samples.push(goodput);
+        if self.samples.len() < WINDOWS_PER_VERDICT {
+            return;
+        }
+        self.samples.sort_by(f64::total_cmp);
+        let median = self.samples[WINDOWS_PER_VERDICT / 2];
+        self.samples.clear();
+        let allowed = self.allowed_tasks();
+        let kept = match self.trial.take() {
+            None => {
+                self.best_goodput = median;
+                self.verdicts_until_trial = self.verdicts_until_trial.saturating_sub(1);
+                self.verdicts_until_trial == 0 && self.start_trial()
+            }
+            Some(Direction::Up) => median > self.best_goodput * MIN_GAIN_RATIO,
+            Some(Direction::Down) => median > self.best_goodput * MIN_KEPT_RATIO,
+        };
+        if self.trial.is_some() {
+            return;
+        }
+        if allowed != self.best_tasks && kept {
+            (self.best_tasks, self.best_goodput, self.rest_verdicts) =
+                (allowed, median, INITIAL_REST_VERDICTS);
+            self.start_trial();
+        } else if allowed != self.best_tasks {
+            self.next_direction =
+                if allowed > self.best_tasks { Direction::Down } else { Direction::Up };
+            self.verdicts_until_trial = self.rest_verdicts;
+            self.rest_verdicts = (2 * self.rest_verdicts).min(MAX_REST_VERDICTS);
+        }
+    }
+
+    /// Begins a try in the direction that is next, or in the other one where there is no room.
+    fn start_trial(&mut self) -> bool {
+        let room = |step| match step {
+            Direction::Up => self.best_tasks < self.max_tasks,
+            Direction::Down => self.best_tasks > self.min_tasks,
+        };
+        let other =
+            if self.next_direction == Direction::Up { Direction::Down } else { Direction::Up };
+        self.trial = [self.next_direction, other].into_iter().find(|step| room(*step));
+        self.verdicts_until_trial = self.rest_verdicts;
+        self.trial.is_some()
+    }
+}
+
+/// What slots ask before they ask for work.
+pub struct ConcurrencyController {
+    state: Mutex<ControllerState>,
+    allowed: watch::Sender<usize>,
+}
+
+struct ControllerState {
+    climber: HillClimber,
+    /// Tasks that move content now, and for how many task-seconds it was so since `since`.
+    busy_tasks: usize,
+    busy_task_seconds: f64,
+    last_change: Instant,
+    window_start: Instant,
+    moved_bytes: u64,
+}
+
+impl ControllerState {
+    fn accrue_busy_time(&mut self, now: Instant) {
+        self.busy_task_seconds +=
+            self.busy_tasks as f64 * now.saturating_duration_since(self.last_change).as_secs_f64();
+        self.last_change = now;
+    }
+}
+
+/// A task that moves content, until it is dropped.
+pub struct BusyTask<'a>(&'a ConcurrencyController);
+
+impl Drop for BusyTask<'_> {
+    fn drop(&mut self) {
+        self.0.update_busy(|busy| busy.saturating_sub(1));
+    }
+}
+
+impl ConcurrencyController {
+    /// Begins with `start` tasks in hand, never fewer than `lowest` nor more than `highest`.
+    pub fn new(lowest: usize, start: usize, highest: usize) -> Self {
+        let climb = HillClimber::new(lowest, start, highest);
+        let allowed = watch::Sender::new(climb.allowed_tasks());
+        let now = Instant::now();
+        let state = ControllerState {
+            climber: climb,
+            busy_tasks: 0,
+            busy_task_seconds: 0.0,
+            last_change: now,
+            window_start: now,
+            moved_bytes: 0,
+        };
+        ConcurrencyController { state: Mutex::new(state), allowed }
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, ControllerState> {
+        self.state.lock()
+    }
+
+    /// Waits until the slot of this number (from 0) may ask for work.
+    pub async fn wait_allowed(&self, slot: usize) {
+        // The sender is ours: it does not go away.
+        let _ = self.allowed.subscribe().wait_for(|allowed| slot < *allowed).await;
+    }
+
+    /// Counts a task as one that moves content.
+    pub fn mark_busy(&self) -> BusyTask<'_> {
+        self.update_busy(|busy| busy + 1);
+        BusyTask(self)
+    }
+
+    fn update_busy(&self, change: impl FnOnce(usize) -> usize) {
+        let mut state = self.lock_state();
+        state.accrue_busy_time(Instant::now());
+        state.busy_tasks = change(state.busy_tasks);
+    }
+
+    /// To be called about every [`REPEAT_WINDOW`] with all that was ever moved (bytes, or any measure of work
+    /// done).
+    pub fn end_window(&self, moved: u64, now: Instant) {
+        let mut state = self.lock_state();
+        state.accrue_busy_time(now);
+        let elapsed = now.saturating_duration_since(state.window_start).as_secs_f64();
+        let allowed = state.climber.allowed_tasks();
+        let full =
+            state.busy_task_seconds >= MIN_BUSY_SHARE * allowed as f64 * elapsed && elapsed > 0.0;
+        let goodput = moved.saturating_sub(state.moved_bytes) as f64 / elapsed.max(1e-3);
+        (state.window_start, state.busy_task_seconds, state.moved_bytes) = (now, 0.0, moved);
+        if full {
+            state.climber.record_window(goodput);
+            let now = state.climber.allowed_tasks();
+            if now != allowed {
+                tracing::debug!(tasks = now, goodput, "tasks in hand");
+                self.allowed.send_replace(now);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Climbs for so many windows on a path that gives `goodput` to so many tasks.
+    fn run_windows(
+        climb: &mut HillClimber,
+        windows: usize,
+        goodput: impl Fn(usize) -> f64,
+    ) -> usize {
+        for _ in 0..windows {
+            climb.record_window(goodput(climb.allowed_tasks()));
+        }
+        climb.best_tasks
+    }
+
+    #[test]
+    fn concurrency_rises_while_goodput_rises_and_then_stays() {
+        let mut tasks = HillClimber::new(2, 2, 16);
+        assert_eq!(run_windows(&mut tasks, 60, |n| n.min(7) as f64 * 100.0), 7);
+        assert_eq!(run_windows(&mut tasks, 600, |n| n.min(7) as f64 * 100.0), 7);
+    }
+
+    #[test]
+    fn concurrency_falls_when_fewer_tasks_give_the_same_goodput() {
+        let mut tasks = HillClimber::new(2, 8, 16);
+        let path = |n: usize| 1_000.0 / (1.0 + 0.05 * n.saturating_sub(3) as f64);
+        assert!(run_windows(&mut tasks, 60, path) <= 4);
+        // The path has become another one.
+        assert!(run_windows(&mut tasks, 400, |n| n as f64) >= 12);
+    }
+
+    #[test]
+    fn the_pause_between_trials_grows_when_no_trial_helps() {
+        let mut tasks = HillClimber::new(2, 2, 3);
+        let mut tried = 0;
+        for _ in 0..(WINDOWS_PER_VERDICT * 200) {
+            tasks.record_window(100.0);
+            tried += usize::from(tasks.allowed_tasks() != 2);
+        }
+        assert!(tried > 0 && tried < WINDOWS_PER_VERDICT * 15, "{tried}");
+    }
+
+    proptest! {
+        #[test]
+        fn concurrency_stays_within_its_bounds_for_any_goodput(
+            lowest in 0usize..4,
+            start in 0usize..20,
+            highest in 0usize..20,
+            goodputs in proptest::collection::vec(0.0f64..1e9, 0..400),
+        ) {
+            let mut tasks = HillClimber::new(lowest, start, highest);
+            for goodput in goodputs {
+                tasks.record_window(goodput);
+                prop_assert!((1..=highest.max(1)).contains(&tasks.allowed_tasks()));
+                prop_assert!(tasks.allowed_tasks() + 1 >= lowest.min(highest));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn slots_above_the_allowed_number_wait_and_idle_windows_are_ignored() {
+        let tuning = ConcurrencyController::new(1, 1, 2);
+        tuning.wait_allowed(0).await;
+        let begun = Instant::now();
+        let at = |n: u64| begun + n as u32 * MEASUREMENT_WINDOW;
+        // Nothing was in hand.
+        (0..20).for_each(|n| tuning.end_window(n, at(n)));
+        let waiting = tuning.wait_allowed(1);
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let busy = tuning.mark_busy();
+        tuning.lock_state().last_change = at(19);
+        (20..24).for_each(|n| tuning.end_window(n * 1_000, at(n)));
+        drop(busy);
+        waiting.await;
+    }
+
+    #[tokio::test]
+    async fn goodput_is_per_second_for_any_window_length() {
+        let tuning = ConcurrencyController::new(1, 1, 8);
+        let all: Vec<BusyTask<'_>> = (0..8).map(|_| tuning.mark_busy()).collect();
+        let (mut at, mut moved) = (Instant::now(), 0);
+        for n in 0..(100 * WINDOWS_PER_VERDICT as u32) {
+            let window = MEASUREMENT_WINDOW * (1 + n % 3);
+            let allowed = tuning.lock_state().climber.allowed_tasks();
+            moved += (allowed.min(4) as f64 * 1e9 * window.as_secs_f64()) as u64;
+            at += window;
+            tuning.end_window(moved, at);
+        }
+        assert_eq!(tuning.lock_state().climber.best_tasks, 4);
+        drop(all);
+    }
+}
