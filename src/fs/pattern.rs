@@ -177,7 +177,7 @@ fn translate_to_glob(pattern: &str, anchored: bool) -> Result<Option<String>, St
                     }
                 }
             }
-            '[' => match CharClass::parse(&mut rest)?.to_glob() {
+            '[' => match CharClass::parse(&mut rest)?.into_glob() {
                 Some(class) => glob.push_str(&class),
                 None => return Ok(None),
             },
@@ -322,7 +322,7 @@ impl CharClass {
 
     /// The class as `globset` reads it, which has no escapes in one: what is special there stands where it is
     /// not. No class matches `/`. `None`: it matches nothing.
-    fn to_glob(mut self) -> Option<String> {
+    fn into_glob(mut self) -> Option<String> {
         self.ascii[usize::from(b'/')] = self.negated;
         let mut take = |c: char| std::mem::take(&mut self.ascii[c as usize]);
         let (close, dash) = (take(']'), take('-'));

@@ -154,10 +154,10 @@ fn loaded(kind: Kind, path: &[String], value: Option<&str>) -> Result<String, St
     std::fs::write(&file, text).expect("a file");
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("a file of our own");
     match kind {
-        Kind::Master => load_master(Some(&file), &Env::none())
+        Kind::Master => load_master(Some(&file), &Env::empty())
             .map(|loaded| format!("{:?}", loaded.config))
             .map_err(|e| e.to_string()),
-        Kind::Agent => load_agent(&file, Some("w"), &Env::none())
+        Kind::Agent => load_agent(&file, Some("w"), &Env::empty())
             .map(|loaded| format!("{:?}", loaded.config))
             .map_err(|e| e.to_string()),
     }
