@@ -286,8 +286,8 @@ fn circles(graph: &Graph) -> Vec<Vec<String>> {
 }
 
 /// Folders whose files still import each other in a circle; the list only gets shorter.
-const WITH_CIRCLES: [&str; 8] =
-    ["cli", "config", "data", "fs", "master", "master/http", "scheduler", "store/redis"];
+const WITH_CIRCLES: [&str; 7] =
+    ["cli", "config", "data", "master", "master/http", "scheduler", "store/redis"];
 
 #[test]
 fn files_of_one_folder_do_not_import_each_other_in_a_circle() {

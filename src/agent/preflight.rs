@@ -20,7 +20,7 @@ pub(super) async fn check_roots(job: Job<'_>, source: &Tree) -> Result<(), FileE
     // The master has compared the paths as they were given.
     if let Some(misfit) = RootMismatch::between_paths(&real, destination).filter(|_| real != *given)
     {
-        return Err(seen(misfit.to_error(destination.as_bytes())));
+        return Err(seen(FsError::root_mismatch(misfit, destination.as_bytes())));
     }
     let tree = source.clone();
     let looked = tokio::task::spawn_blocking(move || tree.check_readable()).await;

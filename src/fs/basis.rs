@@ -1,12 +1,14 @@
 //! What the destination has of a file already: digests of it as a whole and block by block, so that
 //! equal content need not be sent.
 
+use super::beneath::DirHandle;
+use super::errno::SysResult;
 use super::error::{Cause, Result};
+use super::file_io::{next_data_run, read_full_at};
 use super::inode::{lstat, size_of, type_of};
-use super::root::{DirHandle, ParentAndName};
-use super::source::{next_data_run, read_full_at};
+use super::root::ParentAndName;
 use super::special_files::MetadataRepair;
-use super::target::{SysResult, Target};
+use super::target::Target;
 use crate::wire::Digest;
 use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST, is_all_zero};
 use crate::wire::manifest::Entry;

@@ -7,17 +7,15 @@
 //! are listed, and a name counts as there only when it is among them byte by byte. So one that the file
 //! system keeps in a form of its own counts as taken, too.
 
+use super::beneath::{DirHandle, open_listable_below};
 use super::dir_list::list_dir_matching;
+use super::errno::{NAME_COLLISION, SysResult};
 use super::inode::lstat;
-use super::root::{DirHandle, open_listable_below};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
-
-/// What a name that is taken in another spelling fails with: no file system gives it.
-pub(super) const NAME_COLLISION: Errno = Errno::NOTUNIQ;
 
 type NameSet = Arc<HashSet<Box<[u8]>>>;
 
@@ -37,7 +35,7 @@ impl CaseFoldingCache {
     const MAX_CACHED_DIRS: usize = 16;
 
     /// Of a `name` that finds something in `dir`: [`NAME_COLLISION`] where that is spelled otherwise.
-    pub(super) fn check_spelling(&self, dir: &DirHandle, name: &[u8]) -> Result<(), Errno> {
+    pub(super) fn check_spelling(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
         let Some(DirCase::Insensitive(names)) = self.probe(dir, name)? else { return Ok(()) };
         if names.contains(name) || name == b"." {
             return Ok(());
@@ -59,11 +57,7 @@ impl CaseFoldingCache {
     }
 
     /// Whether some names that differ are one in `dir`; `witness` is one that is there.
-    pub(super) fn is_case_insensitive(
-        &self,
-        dir: &DirHandle,
-        witness: &[u8],
-    ) -> Result<bool, Errno> {
+    pub(super) fn is_case_insensitive(&self, dir: &DirHandle, witness: &[u8]) -> SysResult<bool> {
         let kind = match self.get(dir) {
             None => self.probe(dir, witness)?,
             known => known,
@@ -77,7 +71,7 @@ impl CaseFoldingCache {
     }
 
     /// What `dir` does; `None` where `name`, which is there, can't tell.
-    fn probe(&self, dir: &DirHandle, name: &[u8]) -> Result<Option<DirCase>, Errno> {
+    fn probe(&self, dir: &DirHandle, name: &[u8]) -> SysResult<Option<DirCase>> {
         if let Some(kind) = self.get(dir) {
             return Ok(Some(kind));
         }
@@ -99,7 +93,7 @@ impl CaseFoldingCache {
         Ok(Some(kind))
     }
 
-    fn list_names(&self, dir: &DirHandle) -> Result<NameSet, Errno> {
+    fn list_names(&self, dir: &DirHandle) -> SysResult<NameSet> {
         let listing =
             list_dir_matching(&open_listable_below(dir.as_fd(), b"")?, usize::MAX / 2, |_| true);
         match listing.error {

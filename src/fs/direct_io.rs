@@ -2,7 +2,8 @@
 //! offsets and to memory that are multiples of one. What is not whole, and what a file system refuses,
 //! is read the ordinary way.
 
-use super::source::read_full_at;
+use super::errno::SysResult;
+use super::file_io::read_full_at;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::OFlags;
@@ -44,12 +45,7 @@ impl DirectReader {
     }
 
     /// Fills `buffer` from `offset` on; gives less only at the end of the file.
-    pub(super) fn read(
-        &self,
-        fd: &OwnedFd,
-        buffer: &mut [u8],
-        offset: u64,
-    ) -> Result<usize, Errno> {
+    pub(super) fn read(&self, fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> SysResult<usize> {
         if !self.is_enabled() {
             return read_full_at(fd, buffer, offset);
         }
@@ -69,7 +65,7 @@ impl DirectReader {
     }
 
     /// Reads the whole pages of it; none where it does not begin on one, or is refused.
-    fn read_aligned(&self, fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    fn read_aligned(&self, fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> SysResult<usize> {
         let aligned = offset.is_multiple_of(DIRECT_ALIGN_BYTES as u64);
         if !aligned || !buffer.as_ptr().addr().is_multiple_of(DIRECT_ALIGN_BYTES) {
             return Ok(0);
@@ -104,7 +100,7 @@ impl DirectReader {
     }
 }
 
-fn set_direct_flag(fd: &OwnedFd, on: bool) -> Result<(), Errno> {
+fn set_direct_flag(fd: &OwnedFd, on: bool) -> SysResult<()> {
     let flags = rustix::fs::fcntl_getfl(fd.as_fd())?;
     let flags = if on { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
     rustix::fs::fcntl_setfl(fd.as_fd(), flags)

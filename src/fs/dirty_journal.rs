@@ -13,13 +13,10 @@
 //! its name, so it is there after every crash. What changed in the span tells the file's own change time, which nobody
 //! can set: a file that is found right gets its time again, which moves the change time out of the span.
 
-use super::error::Result;
-use super::root::ParentAndName;
-use super::target::{SysResult, Target};
 use crate::util::private_files;
 use crate::wire::AbsPath;
 use parking_lot::{Mutex, MutexGuard};
-use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -170,7 +167,7 @@ impl DirtyJournal {
     }
 
     /// A file is about to be made below the destination `path`.
-    fn record_write(&self, path: &AbsPath) {
+    pub(super) fn record_write(&self, path: &AbsPath) {
         let mut notes = self.lock_destinations();
         if let Some((_, DestinationState { unflushed: Some(dirty), .. })) =
             notes.get_mut(path.as_bytes())
@@ -189,14 +186,14 @@ impl DirtyJournal {
     }
 
     /// A flush of `path` begins.
-    fn begin_flush(&self, path: &AbsPath) -> FlushStart {
+    pub(super) fn begin_flush(&self, path: &AbsPath) -> FlushStart {
         let notes = self.lock_destinations();
         let dirty = notes.get(path.as_bytes()).and_then(|(_, note)| note.unflushed.as_ref());
         FlushStart { since: unix_seconds(), file_count: dirty.map_or(0, |dirty| dirty.file_count) }
     }
 
     /// It succeeded: what was written before it began is on stable storage.
-    fn record_flush(&self, path: &AbsPath, begun: FlushStart) {
+    pub(super) fn record_flush(&self, path: &AbsPath, begun: FlushStart) {
         let mut notes = self.lock_destinations();
         let Some((_, note)) = notes.get_mut(path.as_bytes()) else { return };
         match &mut note.unflushed {
@@ -208,7 +205,7 @@ impl DirtyJournal {
     }
 
     /// It failed: some of what was written is lost, and the kernel will not say so again.
-    fn record_failed_flush(&self, path: &AbsPath, begun: FlushStart) {
+    pub(super) fn record_failed_flush(&self, path: &AbsPath, begun: FlushStart) {
         let mut notes = self.lock_destinations();
         let Some((_, note)) = notes.get_mut(path.as_bytes()) else { return };
         let since = note.unflushed.as_ref().map_or(begun.since, |dirty| dirty.since);
@@ -224,48 +221,6 @@ impl DirtyJournal {
         let notes = self.lock_destinations();
         let near = notes.values().filter(|(other, _)| other.contains(path) || path.contains(other));
         near.filter_map(|(_, note)| note.suspect).reduce(|a, b| a.merge(Some(b)))
-    }
-}
-
-impl Target {
-    /// To be called before a file with content is made.
-    ///
-    /// # Errors
-    /// The storage path leads elsewhere than to the open root.
-    pub(super) fn prepare_write(&self) -> Result<()> {
-        self.check_root_once()?;
-        self.tree.root.journal().record_write(&self.tree.path());
-        Ok(())
-    }
-
-    /// Whether the content of what is there, of which this is the stat, may be another one than its length and time
-    /// tell.
-    pub(super) fn is_suspect(&self, stat: &Stat) -> bool {
-        self.suspect_span.is_some_and(|span| span.contains(stat))
-    }
-
-    /// Gives the file at `place`, of which this is the stat, the time that it has: that moves its change time.
-    pub(super) fn refresh_ctime(&self, place: &ParentAndName<'_>, stat: &Stat) -> SysResult<()> {
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec {
-                tv_sec: stat.st_mtime,
-                tv_nsec: stat.st_mtime_nsec as i64,
-            },
-        };
-        rustix::fs::utimensat(&place.dir, place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
-    }
-
-    /// Runs a flush, and notes what became of it.
-    pub(super) fn record_flush_outcome(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
-        let (ledger, path) = (self.tree.root.journal(), self.tree.path());
-        let begun = ledger.begin_flush(&path);
-        let done = flush();
-        match done {
-            Ok(()) => ledger.record_flush(&path, begun),
-            Err(_) => ledger.record_failed_flush(&path, begun),
-        }
-        done
     }
 }
 

@@ -1,9 +1,11 @@
 //! What went wrong, where, and what to do about it.
 
-use super::case_folding::NAME_COLLISION;
+use super::errno::{NAME_COLLISION, errno_name};
 use super::metadata_warnings::MetadataWarning;
-use super::preflight::RootMismatch;
-use super::root_check::RootUnavailable;
+use super::root_identity::RootUnavailable;
+use super::root_mismatch::RootMismatch;
+mod hint;
+
 use crate::wire::BytePath;
 use crate::wire::sync::{ErrorClass, FileError};
 use rustix::fs::FileType;
@@ -105,13 +107,21 @@ pub struct FsError {
     pub cause: Cause,
 }
 
-/// Short form of a result of this module.
+/// The result of an operation on one entry.
 pub type Result<T> = std::result::Result<T, FsError>;
+
+/// The result of a part of an operation, which does not have its name or its path.
+pub(super) type CauseResult<T> = std::result::Result<T, Cause>;
 
 impl FsError {
     /// An error of `op` on `path`.
     pub fn new(side: Side, op: &'static str, path: &[u8], cause: impl Into<Cause>) -> Self {
         FsError { side, operation: op, path: BytePath(path.to_vec()), cause: cause.into() }
+    }
+
+    /// The error of a sync to `destination`, an absolute path, whose root does not fit that of the source.
+    pub fn root_mismatch(mismatch: RootMismatch, destination: &[u8]) -> FsError {
+        FsError::new(Side::Destination, "use", destination, Cause::RootMismatch(mismatch))
     }
 
     /// The system call's errno.
@@ -187,7 +197,7 @@ impl FsError {
 
     /// What somebody can do about it.
     fn hint(&self) -> Option<String> {
-        super::hint::operator_hint(self.cause, rustix::process::geteuid())
+        hint::operator_hint(self.cause, rustix::process::geteuid())
     }
 }
 
@@ -292,6 +302,12 @@ impl From<Errno> for Cause {
     }
 }
 
+impl From<MetadataWarning> for Cause {
+    fn from(warning: MetadataWarning) -> Self {
+        Cause::MetadataUnsupported(warning)
+    }
+}
+
 fn classify_errno(errno: Errno, side: Side) -> ErrorClass {
     match errno {
         // At the destination a missing directory is made again by the next attempt.
@@ -322,85 +338,9 @@ fn classify_errno(errno: Errno, side: Side) -> ErrorClass {
     }
 }
 
-/// Whether this process, or its host, is out of descriptors or memory.
-pub(super) fn is_resource_shortage(errno: Errno) -> bool {
-    matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM)
-}
-
-/// The errnos that file systems give, each with its name.
-const ERRNO_NAMES: &[(Errno, &str)] = &[
-    (Errno::PERM, "EPERM"),
-    (Errno::NOENT, "ENOENT"),
-    (Errno::INTR, "EINTR"),
-    (Errno::IO, "EIO"),
-    (Errno::NXIO, "ENXIO"),
-    (Errno::TOOBIG, "E2BIG"),
-    (Errno::BADF, "EBADF"),
-    (Errno::AGAIN, "EAGAIN"),
-    (Errno::NOMEM, "ENOMEM"),
-    (Errno::ACCESS, "EACCES"),
-    (Errno::FAULT, "EFAULT"),
-    (Errno::BUSY, "EBUSY"),
-    (Errno::EXIST, "EEXIST"),
-    (Errno::XDEV, "EXDEV"),
-    (Errno::NODEV, "ENODEV"),
-    (Errno::NOTDIR, "ENOTDIR"),
-    (Errno::ISDIR, "EISDIR"),
-    (Errno::INVAL, "EINVAL"),
-    (Errno::NFILE, "ENFILE"),
-    (Errno::MFILE, "EMFILE"),
-    (Errno::TXTBSY, "ETXTBSY"),
-    (Errno::FBIG, "EFBIG"),
-    (Errno::NOSPC, "ENOSPC"),
-    (Errno::SPIPE, "ESPIPE"),
-    (Errno::ROFS, "EROFS"),
-    (Errno::MLINK, "EMLINK"),
-    (Errno::PIPE, "EPIPE"),
-    (Errno::RANGE, "ERANGE"),
-    (Errno::DEADLK, "EDEADLK"),
-    (Errno::NAMETOOLONG, "ENAMETOOLONG"),
-    (Errno::NOLCK, "ENOLCK"),
-    (Errno::NOSYS, "ENOSYS"),
-    (Errno::NOTEMPTY, "ENOTEMPTY"),
-    (Errno::LOOP, "ELOOP"),
-    (Errno::NODATA, "ENODATA"),
-    (Errno::TIME, "ETIME"),
-    (Errno::NOLINK, "ENOLINK"),
-    (NAME_COLLISION, "ENOTUNIQ"),
-    (Errno::COMM, "ECOMM"),
-    (Errno::PROTO, "EPROTO"),
-    (Errno::BADMSG, "EBADMSG"),
-    (Errno::OVERFLOW, "EOVERFLOW"),
-    (Errno::ILSEQ, "EILSEQ"),
-    (Errno::OPNOTSUPP, "EOPNOTSUPP"),
-    (Errno::NETDOWN, "ENETDOWN"),
-    (Errno::NETUNREACH, "ENETUNREACH"),
-    (Errno::CONNABORTED, "ECONNABORTED"),
-    (Errno::CONNRESET, "ECONNRESET"),
-    (Errno::NOBUFS, "ENOBUFS"),
-    (Errno::NOTCONN, "ENOTCONN"),
-    (Errno::SHUTDOWN, "ESHUTDOWN"),
-    (Errno::TIMEDOUT, "ETIMEDOUT"),
-    (Errno::CONNREFUSED, "ECONNREFUSED"),
-    (Errno::HOSTDOWN, "EHOSTDOWN"),
-    (Errno::HOSTUNREACH, "EHOSTUNREACH"),
-    (Errno::STALE, "ESTALE"),
-    (Errno::UCLEAN, "EUCLEAN"),
-    (Errno::REMOTEIO, "EREMOTEIO"),
-    (Errno::DQUOT, "EDQUOT"),
-    (Errno::NOMEDIUM, "ENOMEDIUM"),
-    (Errno::CANCELED, "ECANCELED"),
-    (Errno::NOKEY, "ENOKEY"),
-    (Errno::KEYEXPIRED, "EKEYEXPIRED"),
-];
-
-/// The name of an errno as `errno(3)` has it; `None` for those that file systems do not give.
-pub fn errno_name(errno: Errno) -> Option<&'static str> {
-    ERRNO_NAMES.iter().find(|(e, _)| *e == errno).map(|(_, name)| *name)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::errno::{ERRNO_NAMES, is_resource_shortage};
     use super::*;
 
     #[test]

@@ -1,6 +1,6 @@
 //! What of a source is left out: lines of gitignore syntax, limits of size and age.
 
-use super::pattern::Patterns;
+use super::pattern::{FilterError, Patterns};
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, EntryKind, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};
@@ -17,29 +17,6 @@ pub struct Filter {
     /// See [`FilterSpec::newer_than`] and [`FilterSpec::older_than`].
     newer_than: Option<i64>,
     older_than: Option<i64>,
-}
-
-/// Why a [`FilterSpec`] is none.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FilterError {
-    /// The rules together are over [`MAX_FILTER_BYTES`].
-    #[error(
-        "the filter rules have {0} bytes, at most {MAX_FILTER_BYTES} are taken; shorten them, e.g. by patterns instead of names"
-    )]
-    RulesTooLong(usize),
-    /// One of them can't be read.
-    #[error("filter rule {} (`{}`) cannot be read: {reason}", .index + 1, crate::wire::path::escape_bytes(.rule.as_bytes()))]
-    InvalidRule {
-        /// Its place in the list, from 0.
-        index: usize,
-        /// As it was given.
-        rule: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// All of them together can't be compiled.
-    #[error("the filter rules cannot be compiled: {0}; use fewer or simpler ones")]
-    CannotCompile(String),
 }
 
 /// Filters that were made last, each with what it was made of. To make one of a thousand rules takes

@@ -10,25 +10,22 @@
 //! .ctl-<sync>.links.part/07/i-…     "this inode, found with other names, is taken for that family"
 //! ```
 
-use super::error::{Cause, Result};
+use super::beneath::{DirHandle, open_dir_below, open_listable_below};
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult, Result};
 use super::inode::{lstat, mtime_delta_ns, proc_path, size_of, type_of};
 use super::metadata::ObjectOrigin;
 use super::metadata_warnings::MetadataWarning;
-use super::root::{DirHandle, ParentAndName, open_dir_below, open_listable_below};
-use super::target::{SysResult, Target};
+use super::root::ParentAndName;
+use super::target::Target;
 use super::temp_names;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
 use crate::wire::options::Attribute;
-use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir, Stat};
 use rustix::io::Errno;
 use std::sync::Arc;
-
-/// The anchors of a sync, as far as this request knows them.
-#[derive(Debug, Default)]
-pub(super) struct AnchorDirCache(Mutex<Option<DirHandle>>);
 
 /// What an anchor did for an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +96,7 @@ impl Target {
         place: &ParentAndName<'_>,
         entry: &Entry,
         there: Option<&Stat>,
-    ) -> std::result::Result<AnchorLink, Cause> {
+    ) -> CauseResult<AnchorLink> {
         if !self.is_hardlinked(entry) {
             return Ok(AnchorLink::NoAnchor);
         }
@@ -129,13 +126,13 @@ impl Target {
         name: &[u8],
         fd: &OwnedFd,
         entry: &Entry,
-    ) -> std::result::Result<(), Cause> {
+    ) -> CauseResult<()> {
         if !self.is_hardlinked(entry) {
             return Ok(());
         }
         match self.try_register_anchor(dir, name, fd, entry) {
             Err(Cause::Os(errno)) if is_link_unsupported(errno) => {
-                self.policy.warnings.record(&entry.path, MetadataWarning::HardLink(errno))
+                Ok(self.policy.warnings.record(&entry.path, MetadataWarning::HardLink(errno))?)
             }
             other => other,
         }
@@ -147,7 +144,7 @@ impl Target {
         name: &[u8],
         fd: &OwnedFd,
         entry: &Entry,
-    ) -> std::result::Result<(), Cause> {
+    ) -> CauseResult<()> {
         let (above, anchor_name) = self.anchor_path(entry);
         for _ in 0..MAX_LINK_ATTEMPTS {
             let made = self.with_anchor_dir(&above, |anchors| {
@@ -212,7 +209,7 @@ impl Target {
         name: &[u8],
         entry: &Entry,
         anchor: &Anchor,
-    ) -> std::result::Result<(), Cause> {
+    ) -> CauseResult<()> {
         let temp = self.temp_file_name(&entry.path, 0, 0);
         let link =
             || rustix::fs::linkat(&anchor.dir, anchor.name.as_str(), dir, &temp, AtFlags::empty());
@@ -343,11 +340,11 @@ impl Target {
     }
 
     fn cached_anchor_dir(&self) -> Option<DirHandle> {
-        self.state.anchor_dir.0.lock().clone()
+        self.state.anchor_dir.lock().clone()
     }
 
     fn cache_anchor_dir(&self, dir: Option<DirHandle>) {
-        *self.state.anchor_dir.0.lock() = dir;
+        *self.state.anchor_dir.lock() = dir;
     }
 
     /// Removes a directory of anchors with all that is in it. No link is followed.

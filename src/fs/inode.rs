@@ -1,11 +1,8 @@
 //! Metadata between the kernel's form and the wire's, and how it is set: always on an open
 //! descriptor, so that a name swapped meanwhile can't draw an owner or a mode onto another file.
 
-use super::error::Cause;
-use super::xattr::{self, XattrObject};
-use crate::wire::RelPath;
-use crate::wire::manifest::{Entry, EntryKind, FileVersion, Meta};
-use crate::wire::options::{Attribute, Preserve};
+use super::errno::SysResult;
+use crate::wire::manifest::{FileVersion, Meta};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
@@ -43,34 +40,6 @@ pub(super) fn mode_of(stat: &Stat) -> u32 {
     stat.st_mode & 0o7777
 }
 
-/// The entry for what `name` in `dir` is (or `dir` itself, where the name is empty): `stat` is its
-/// lstat; a link's text is read here, and what else is kept.
-pub(super) fn entry_of(
-    dir: BorrowedFd<'_>,
-    name: &[u8],
-    path: RelPath,
-    stat: &Stat,
-    keep: Preserve,
-) -> Result<Entry, Cause> {
-    let kind = match type_of(stat) {
-        FileType::RegularFile => EntryKind::File { size: size_of(stat) },
-        FileType::Directory => EntryKind::Dir,
-        FileType::Symlink => {
-            let room = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(4096) + 1);
-            EntryKind::Symlink { target: rustix::fs::readlinkat(dir, name, room)?.into_bytes() }
-        }
-        _ => EntryKind::Special { format: stat.st_mode & 0o170_000, rdev: stat.st_rdev },
-    };
-    let mut entry = Entry::new(path, kind, meta_of(stat), ident_of(stat));
-    entry.stored_bytes = stored_bytes_of(stat).filter(|_| keep.contains(Attribute::Sparse));
-    entry.is_hardlinked =
-        stat.st_nlink > 1 && !entry.is_dir() && keep.contains(Attribute::Hardlinks);
-    let object =
-        if name.is_empty() { XattrObject::Open(dir) } else { XattrObject::Named(dir, name) };
-    entry.xattrs = xattr::read(object, entry.is_dir(), keep)?;
-    Ok(entry)
-}
-
 /// What a file with holes takes on its disk, in bytes; `None` of all that has none.
 pub(super) fn stored_bytes_of(stat: &Stat) -> Option<u64> {
     let stored = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
@@ -78,7 +47,7 @@ pub(super) fn stored_bytes_of(stat: &Stat) -> Option<u64> {
 }
 
 /// `lstat` of a name in a directory.
-pub(super) fn lstat(dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
+pub(super) fn lstat(dir: impl AsFd, name: &[u8]) -> SysResult<Stat> {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
 }
 
@@ -102,13 +71,13 @@ pub(super) struct OwnerChange {
     pub(super) gid: Option<u32>,
 }
 
-pub(super) fn chown(fd: BorrowedFd<'_>, owner: OwnerChange) -> Result<(), Errno> {
+pub(super) fn chown(fd: BorrowedFd<'_>, owner: OwnerChange) -> SysResult<()> {
     let (uid, gid) = (owner.uid.map(Uid::from_raw), owner.gid.map(Gid::from_raw));
     rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)
 }
 
 /// Sets the mode through any descriptor, also one that was opened with `O_PATH`.
-pub(super) fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+pub(super) fn chmod(fd: BorrowedFd<'_>, mode: u32) -> SysResult<()> {
     let mode = Mode::from_raw_mode(mode);
     match rustix::fs::fchmod(fd, mode) {
         Err(Errno::BADF) => rustix::fs::chmodat(CWD, proc_path(fd, b""), mode, AtFlags::empty()),
@@ -116,7 +85,7 @@ pub(super) fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     }
 }
 
-pub(super) fn set_mtime(fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), Errno> {
+pub(super) fn set_mtime(fd: BorrowedFd<'_>, meta: &Meta) -> SysResult<()> {
     // Larger numbers have a meaning of their own to the kernel ("now", "leave it").
     if meta.mtime_nsec > 999_999_999 {
         return Err(Errno::INVAL);

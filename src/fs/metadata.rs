@@ -2,12 +2,12 @@
 //! (a change of owner clears file capabilities), then mode (it clears set-uid as well, and a list sets
 //! the mode anew), then time.
 
-use super::error::Cause;
+use super::beneath::DirHandle;
+use super::error::{Cause, CauseResult};
 use super::inode::{
     OwnerChange, chmod, chown, has_same_mtime, mode_of, mtime_delta_ns, set_mtime, type_of,
 };
 use super::metadata_warnings::{MetadataWarning, MetadataWarnings};
-use super::root::DirHandle;
 use super::xattr::{self, XattrObject};
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, ManifestDir, Meta, Xattr};
@@ -227,7 +227,7 @@ impl MetadataPolicy {
         object: XattrObject<'_>,
         stat: &Stat,
         outfit: &DesiredMetadata<'_>,
-    ) -> Result<bool, Cause> {
+    ) -> CauseResult<bool> {
         let plan = self.plan_owner(stat, self.desired_owner(&outfit.meta));
         let file_type = type_of(stat);
         let (mode, less) = self.allowed_mode(stat.st_uid, stat.st_gid, file_type, &outfit.meta);
@@ -265,7 +265,7 @@ impl MetadataPolicy {
         fd: impl AsFd,
         outfit: &DesiredMetadata<'_>,
         origin: ObjectOrigin,
-    ) -> Result<bool, Cause> {
+    ) -> CauseResult<bool> {
         let fd = fd.as_fd();
         let stat = rustix::fs::fstat(fd)?;
         self.apply_from_stat(fd, &stat, outfit, origin, false)
@@ -280,7 +280,7 @@ impl MetadataPolicy {
         dir: &DirHandle,
         fd: impl AsFd,
         asked: u32,
-    ) -> Result<CreateDefaults, Cause> {
+    ) -> CauseResult<CreateDefaults> {
         let mut stat = rustix::fs::fstat(&fd)?;
         let bare = mode_of(&stat) == asked & !self.process_umask()
             && !xattr::has_default_acl(XattrObject::Open(dir.as_fd()))?
@@ -301,7 +301,7 @@ impl MetadataPolicy {
         outfit: &DesiredMetadata<'_>,
         birth: &CreateDefaults,
         asked: u32,
-    ) -> Result<(), Cause> {
+    ) -> CauseResult<()> {
         if !birth.inherits_nothing || outfit.xattrs.is_some_and(|xattrs| !xattrs.is_empty()) {
             return self.apply(fd, outfit, ObjectOrigin::Created(None)).map(drop);
         }
@@ -319,7 +319,7 @@ impl MetadataPolicy {
         outfit: &DesiredMetadata<'_>,
         origin: ObjectOrigin,
         bare: bool,
-    ) -> Result<bool, Cause> {
+    ) -> CauseResult<bool> {
         let before = match origin {
             ObjectOrigin::Created(before) => before,
             ObjectOrigin::Existing => None,
@@ -357,7 +357,7 @@ impl MetadataPolicy {
         stat: &Stat,
         outfit: &DesiredMetadata<'_>,
         before: Option<&Stat>,
-    ) -> Result<AppliedOwner, Cause> {
+    ) -> CauseResult<AppliedOwner> {
         let want = self.desired_owner(&outfit.meta);
         // The kernel reads this id as "leave it".
         if want.uid == Some(u32::MAX) || want.gid == Some(u32::MAX) {
@@ -400,7 +400,7 @@ impl MetadataPolicy {
         want: &[Xattr],
         outfit: &DesiredMetadata<'_>,
         changed: &mut bool,
-    ) -> Result<Option<u32>, Cause> {
+    ) -> CauseResult<Option<u32>> {
         let bring = |patient| {
             let short = |short| self.record_warning(outfit, short);
             xattr::apply(XattrObject::Open(fd), want, self.preserve, patient, short)
@@ -461,7 +461,7 @@ impl MetadataPolicy {
         mode: u32,
         owned: &AppliedOwner,
         outfit: &DesiredMetadata<'_>,
-    ) -> Result<bool, Cause> {
+    ) -> CauseResult<bool> {
         match chmod(fd, mode) {
             Ok(()) => Ok(true),
             Err(errno @ (Errno::PERM | Errno::OPNOTSUPP))
@@ -479,7 +479,7 @@ impl MetadataPolicy {
         fd: BorrowedFd<'_>,
         stat: &Stat,
         outfit: &DesiredMetadata<'_>,
-    ) -> Result<bool, Cause> {
+    ) -> CauseResult<bool> {
         let meta = &outfit.meta;
         if !self.preserves(Attribute::Times) || has_same_mtime(stat, meta) {
             return Ok(false);
@@ -497,7 +497,7 @@ impl MetadataPolicy {
 
     /// Looks whether the time arrived, where that is in doubt: outside of [`PORTABLE_MTIME_SECS`], and until
     /// one shows whether the file system keeps nanoseconds.
-    fn verify_mtime(&self, fd: BorrowedFd<'_>, outfit: &DesiredMetadata<'_>) -> Result<(), Cause> {
+    fn verify_mtime(&self, fd: BorrowedFd<'_>, outfit: &DesiredMetadata<'_>) -> CauseResult<()> {
         let meta = &outfit.meta;
         let safe = PORTABLE_MTIME_SECS.contains(&meta.mtime_sec);
         // Zeros at its end say nothing about the clock: some have steps of 100 ns.
@@ -525,11 +525,11 @@ impl MetadataPolicy {
         &self,
         outfit: &DesiredMetadata<'_>,
         short: MetadataWarning,
-    ) -> Result<(), Cause> {
-        match outfit.xattrs {
-            Some(_) => self.warnings.record(outfit.path, short),
-            None => Ok(()),
+    ) -> CauseResult<()> {
+        if outfit.xattrs.is_some() {
+            self.warnings.record(outfit.path, short)?;
         }
+        Ok(())
     }
 
     fn process_umask(&self) -> u32 {

@@ -1,7 +1,7 @@
 //! What a destination can't hold of an entry's metadata: counted by cause, or an error where the
 //! operator wants it so.
 
-use super::error::{Cause, errno_name};
+use super::errno::errno_name;
 use crate::wire::RelPath;
 use crate::wire::options::EntryWarnings;
 use parking_lot::Mutex;
@@ -86,17 +86,21 @@ impl MetadataWarnings {
     ///
     /// # Errors
     /// It is to be a failure of the entry.
-    pub(super) fn record(&self, path: &RelPath, short: MetadataWarning) -> Result<(), Cause> {
+    pub(super) fn record(
+        &self,
+        path: &RelPath,
+        warning: MetadataWarning,
+    ) -> Result<(), MetadataWarning> {
         if self.strict {
-            return Err(Cause::MetadataUnsupported(short));
+            return Err(warning);
         }
-        let cause = short.to_string();
-        let mut notes = self.counts.lock();
-        if !notes.contains_key(&cause) {
-            // There is one of these for each request: the operator is told by the report of the sync.
+        let cause = warning.to_string();
+        let mut counts = self.counts.lock();
+        if !counts.contains_key(&cause) {
+            // Only for debugging: there is one such line for each request, and the sync reports the counts.
             tracing::debug!(first = %path, "{cause}");
         }
-        notes.entry(cause).or_default().add(path.as_bytes());
+        counts.entry(cause).or_default().add(path.as_bytes());
         Ok(())
     }
 
@@ -132,7 +136,7 @@ mod tests {
     fn strict_metadata_turns_a_warning_into_an_error() {
         let book = MetadataWarnings::new(true);
         let failed = book.record(&RelPath::root(), MetadataWarning::RoundedMtime);
-        assert_eq!(failed, Err(Cause::MetadataUnsupported(MetadataWarning::RoundedMtime)));
+        assert_eq!(failed, Err(MetadataWarning::RoundedMtime));
         assert!(book.take_counts().is_empty());
     }
 }

@@ -3,18 +3,19 @@
 //! name already, where an earlier attempt may still be at work, and on file systems that can't do it,
 //! there is a temporary file beside the final name.
 
-use super::error::{Cause, FsError, Result};
+use super::beneath::DirHandle;
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult, FsError, Result};
+use super::file_io::{read_full_at, split_zero_runs, write_all_at};
 use super::inode::{chmod, lstat, meta_of, mode_of, proc_path, set_mtime, type_of};
 use super::metadata::ObjectOrigin;
-use super::root::DirHandle;
-use super::source::{SourceFile, read_full_at};
-use super::target::{SysResult, Target};
+use super::source::SourceFile;
+use super::target::Target;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, Meta};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Temporary names tried for one attempt, before the last of them is taken from whoever left it.
@@ -26,8 +27,6 @@ const TEMP_NAME_RECHECK_AGE: Duration = Duration::from_secs(5);
 /// Files up to this length, in bytes, are written without a name: longer ones gain nothing by it, and
 /// are under way for so long that a later attempt shall find them.
 const MAX_UNNAMED_FILE_BYTES: u64 = 64 << 10;
-/// Zeros from this length on become a hole, where they shall.
-const MIN_HOLE_BYTES: usize = 64 << 10;
 
 /// A small file being written, without a name or under a temporary one beside its own; gone when it is
 /// dropped unpublished.
@@ -336,7 +335,7 @@ impl NewFile {
         joined.map_err(|cause| self.error("link", cause))
     }
 
-    fn apply_metadata(&self, entry: &Entry, name: &[u8]) -> std::result::Result<(), Cause> {
+    fn apply_metadata(&self, entry: &Entry, name: &[u8]) -> CauseResult<()> {
         let Target { policy, state, .. } = &self.target;
         if policy.inherits_from_replaced() {
             let origin =
@@ -461,48 +460,6 @@ impl Drop for NewFile {
             let _ = rustix::fs::unlinkat(&self.dir, temp, AtFlags::empty());
         }
     }
-}
-
-/// The runs of `content` that are all zeros, of at least [`MIN_HOLE_BYTES`] bytes each, and what is between them;
-/// all of it as one run that is not, unless they are to be `found`.
-pub(super) fn split_zero_runs(
-    content: &[u8],
-    found: bool,
-) -> impl Iterator<Item = (Range<usize>, bool)> + '_ {
-    let is_hole = move |at: usize| {
-        found && content.get(at..at + MIN_HOLE_BYTES).is_some_and(|b| b.iter().all(|b| *b == 0))
-    };
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let start = at;
-        if start == content.len() {
-            return None;
-        }
-        let zeros = is_hole(start);
-        while at < content.len() && (at == start || (found && is_hole(at) == zeros)) {
-            at = if found { content.len().min(at + MIN_HOLE_BYTES) } else { content.len() };
-        }
-        Some((start..at, zeros))
-    })
-}
-
-pub(super) fn write_all_at(
-    fd: &OwnedFd,
-    mut content: &[u8],
-    mut offset: u64,
-) -> std::result::Result<(), Errno> {
-    while !content.is_empty() {
-        match rustix::io::pwrite(fd.as_fd(), content, offset) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(n) => {
-                content = &content[n..];
-                offset += n as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,16 +8,15 @@
 //! A directory is different: what is in it is judged entry by entry, and an open descriptor of it grants
 //! nothing that its mode does not grant. A foreign directory is repaired in place.
 
+use super::beneath::DirHandle;
+use super::errno::SysResult;
 use super::inode::{meta_of, mode_of, set_mtime, type_of};
-use super::root::DirHandle;
-use super::target::{SysResult, Target};
+use super::target::{CreatedOwner, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::Meta;
-use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use std::collections::HashMap;
 
 /// The mode of a part file until its metadata are set: nobody else can open it.
 pub(super) const PART_MODE: u32 = 0o600;
@@ -34,18 +33,6 @@ const OWNER_KEEPING_FS_MAGIC: [u32; 8] = [
     0x794c_7630,
     0x0102_1994,
 ];
-
-/// What a file system shows of files that this process makes, by device number. It is asked only where an
-/// object has another owner than this process: network file systems and those without owners show some
-/// other number for all of them.
-#[derive(Debug, Default)]
-pub(super) struct CreatedOwnerCache(Mutex<HashMap<u64, CreatedOwner>>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct CreatedOwner {
-    uid: u32,
-    mode: u32,
-}
 
 impl Target {
     /// Whether the object of `stat` in `dir` belongs to this process, to the owner that an entry with
@@ -99,7 +86,7 @@ impl Target {
                 false => CreatedOwner { uid: stat.st_uid, mode: PART_MODE },
             });
         }
-        let known = || self.state.created_owners.0.lock();
+        let known = || self.state.created_owners.lock();
         if let Some(newborn) = known().get(&stat.st_dev) {
             return Ok(*newborn);
         }

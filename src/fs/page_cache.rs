@@ -3,7 +3,8 @@
 //!
 //! All of it is advice to the kernel: file systems that know none of it are copied all the same.
 
-use super::source::read_full_at;
+use super::errno::SysResult;
+use super::file_io::read_full_at;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::Advice;
@@ -48,7 +49,7 @@ impl<'a> DropBehindReader<'a> {
     }
 
     /// Fills `buffer` from `at` on; gives less only at the end of the file.
-    pub(super) fn read(&mut self, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
+    pub(super) fn read(&mut self, buffer: &mut [u8], at: u64) -> SysResult<usize> {
         if self.eviction == Eviction::Kernel {
             match read_uncached(self.file, buffer, at) {
                 Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.probe_cache(),
@@ -83,7 +84,7 @@ impl Drop for DropBehindReader<'_> {
     }
 }
 
-fn read_uncached(file: &OwnedFd, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
+fn read_uncached(file: &OwnedFd, buffer: &mut [u8], at: u64) -> SysResult<usize> {
     let mut done = 0;
     while done < buffer.len() {
         let mut room = [IoSliceMut::new(&mut buffer[done..])];

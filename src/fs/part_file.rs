@@ -6,18 +6,19 @@
 //! overtaken, and when they try again, what they bring is compared with the published file. If one
 //! discards it, the other's commit finds that ranges are lost, and they are sent again.
 
-use super::error::{Cause, Result};
+use super::beneath::DirHandle;
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult, Result};
+use super::file_io::{next_data_run, read_full_at, split_zero_runs, write_all_at};
 use super::hardlinks::is_same_object;
 use super::inode::{has_same_mtime, lstat, size_of, type_of};
 use super::metadata::ObjectOrigin;
-use super::new_file::{split_zero_runs, write_all_at};
 use super::ownership::PART_MODE;
 use super::page_cache::{WriteBehind, drop_cached};
 use super::part_verify::{self, SentRanges};
-use super::root::{DirHandle, ParentAndName};
-use super::source::{next_data_run, read_full_at};
+use super::root::ParentAndName;
 use super::special_files::MetadataRepair;
-use super::target::{SysResult, Target};
+use super::target::Target;
 use super::xattr::XattrObject;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, Meta};
@@ -247,7 +248,7 @@ impl Target {
         place: &ParentAndName<'_>,
         entry: &Entry,
         ranges: Option<SentRanges<'_>>,
-    ) -> std::result::Result<(), Cause> {
+    ) -> CauseResult<()> {
         let stat = match lstat(&place.dir, place.name) {
             Ok(stat) if type_of(&stat) == FileType::RegularFile => stat,
             _ => return Err(Cause::PartDataLost),
@@ -342,7 +343,7 @@ impl PartFile {
         self.while_linked(|| self.zero_range(offset, len))
     }
 
-    fn zero_range(&self, offset: u64, len: u64) -> std::result::Result<(), Cause> {
+    fn zero_range(&self, offset: u64, len: u64) -> CauseResult<()> {
         let end = offset + len;
         if len == 0 || !self.published && self.punch_hole(offset, len).is_ok() {
             return Ok(());
@@ -381,7 +382,7 @@ impl PartFile {
         })
     }
 
-    fn copy_from_basis(&self, offset: u64, len: u64) -> std::result::Result<(), Cause> {
+    fn copy_from_basis(&self, offset: u64, len: u64) -> CauseResult<()> {
         let base = self.basis()?;
         let (end, found) = (offset + len, size_of(&rustix::fs::fstat(base)?));
         if found < end {
@@ -410,7 +411,7 @@ impl PartFile {
     }
 
     /// Runs `step`, if the file still has its name.
-    fn while_linked(&self, step: impl FnOnce() -> std::result::Result<(), Cause>) -> Result<()> {
+    fn while_linked(&self, step: impl FnOnce() -> CauseResult<()>) -> Result<()> {
         let here = lstat(&self.dir, &self.current_name)
             .is_ok_and(|there| (there.st_dev, there.st_ino) == self.inode_id);
         let done = if here { step() } else { Err(Cause::Superseded) };
@@ -422,7 +423,7 @@ impl PartFile {
         rustix::fs::fallocate(&self.fd, flags, offset, len)
     }
 
-    fn verify_equal(&self, content: &[u8], offset: u64) -> std::result::Result<(), Cause> {
+    fn verify_equal(&self, content: &[u8], offset: u64) -> CauseResult<()> {
         let mut there = vec![0; content.len()];
         let n = read_full_at(&self.fd, &mut there, offset)?;
         if there[..n] == *content { Ok(()) } else { Err(Cause::Superseded) }
@@ -469,12 +470,7 @@ pub(super) fn open_regular_file(dir: &DirHandle, name: &[u8]) -> SysResult<Owned
 }
 
 /// Copies from `start` to `end`, by sharing the blocks where the file system can.
-fn copy_range(
-    from: &OwnedFd,
-    to: &OwnedFd,
-    start: u64,
-    end: u64,
-) -> std::result::Result<(), Cause> {
+fn copy_range(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> CauseResult<()> {
     let mut at = start;
     while at < end {
         let (mut off_in, mut off_out) = (at, at);
@@ -490,12 +486,7 @@ fn copy_range(
     Ok(())
 }
 
-fn copy_range_buffered(
-    from: &OwnedFd,
-    to: &OwnedFd,
-    start: u64,
-    end: u64,
-) -> std::result::Result<(), Cause> {
+fn copy_range_buffered(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> CauseResult<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut at = start;
     while at < end {

@@ -2,7 +2,8 @@
 //! later range has holes where the earlier ranges were; published, it would be a file of zeros that
 //! nobody notices.
 
-use super::source::{next_data_run, read_full_at};
+use super::errno::SysResult;
+use super::file_io::{next_data_run, read_full_at};
 use crate::wire::Digest;
 use crate::wire::content::{ContentHasher, HashMode};
 use rustix::fd::OwnedFd;
@@ -30,7 +31,7 @@ pub(super) fn verify_ranges_with_holes(
     fd: &OwnedFd,
     size: u64,
     ranges: SentRanges<'_>,
-) -> Result<bool, Errno> {
+) -> SysResult<bool> {
     let mut at = 0;
     while at < size {
         let hole = match rustix::fs::seek(fd, SeekFrom::Hole(at)) {
@@ -51,7 +52,7 @@ pub(super) fn verify_all_ranges(
     fd: &OwnedFd,
     size: u64,
     ranges: SentRanges<'_>,
-) -> Result<bool, Errno> {
+) -> SysResult<bool> {
     let mut at = 0;
     while at < size {
         match verify_range_at(fd, size, ranges, at)? {
@@ -68,7 +69,7 @@ fn verify_range_at(
     size: u64,
     ranges: SentRanges<'_>,
     at: u64,
-) -> Result<Option<u64>, Errno> {
+) -> SysResult<Option<u64>> {
     let length = ranges.range_bytes.max(1);
     let index = at / length;
     let start = index * length;
@@ -78,12 +79,7 @@ fn verify_range_at(
 }
 
 /// The value of the bytes from `start` to `end`, which is behind it. Holes are not read.
-fn hash_range(
-    fd: &OwnedFd,
-    start: u64,
-    end: u64,
-    hashing: HashMode,
-) -> Result<Option<Digest>, Errno> {
+fn hash_range(fd: &OwnedFd, start: u64, end: u64, hashing: HashMode) -> SysResult<Option<Digest>> {
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     let mut hasher = ContentHasher::at_offset(hashing, start);
     let mut at = start;

@@ -2,8 +2,8 @@
 //! some patterns in another way than git: `**` beside other characters, and what stands in `[…]`. Beside
 //! gitignore's own syntax, `{a,b}` stands for either.
 
-use super::filter::FilterError;
 use crate::wire::AbsPath;
+use crate::wire::options::MAX_FILTER_BYTES;
 use crate::wire::path::escape_bytes;
 use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
 use std::ffi::OsStr;
@@ -11,6 +11,29 @@ use std::iter::Peekable;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::str::Chars;
+
+/// Why a [`FilterSpec`] is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FilterError {
+    /// The rules together are over [`MAX_FILTER_BYTES`].
+    #[error(
+        "the filter rules have {0} bytes, at most {MAX_FILTER_BYTES} are taken; shorten them, e.g. by patterns instead of names"
+    )]
+    RulesTooLong(usize),
+    /// One of them can't be read.
+    #[error("filter rule {} (`{}`) cannot be read: {reason}", .index + 1, crate::wire::path::escape_bytes(.rule.as_bytes()))]
+    InvalidRule {
+        /// Its place in the list, from 0.
+        index: usize,
+        /// As it was given.
+        rule: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// All of them together can't be compiled.
+    #[error("the filter rules cannot be compiled: {0}; use fewer or simpler ones")]
+    CannotCompile(String),
+}
 
 /// Patterns in order, ready to match.
 #[derive(Debug, Default)]

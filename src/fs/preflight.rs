@@ -1,14 +1,18 @@
 //! Whether the two roots of a sync can be used, looked at before its first entry: what is wrong with a root would
 //! otherwise be the error of each entry, or of a part file below it. Nothing is changed.
 
-use super::error::{Cause, FsError, Result, Side};
+use super::beneath::{open_dir_below, split_parent};
+use super::dir_list::list_dir;
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult, FsError, Result};
 use super::inode::{lstat, type_of};
-use super::root::{Tree, open_dir_below, split_parent};
+use super::root::Tree;
+use super::root_mismatch::RootKind;
 use super::symlinks::ResolvedPath;
-use super::target::{SysResult, Target};
+use super::target::Target;
+use crate::wire::RelPath;
 use crate::wire::options::Links;
-use crate::wire::{AbsPath, RelPath};
-use minicbor::{Decode, Encode};
+use crate::wire::task::RootState;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Access, AtFlags, Dir, FileType};
 use rustix::io::Errno;
@@ -16,129 +20,35 @@ use rustix::io::Errno;
 /// So many names of a destination root that can't be written itself are looked at for a directory that can.
 const MAX_NAMES_PROBED: usize = 1_000;
 
-/// What a root is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-pub enum RootKind {
-    /// A directory.
-    #[n(0)]
-    Directory,
-    /// A regular file.
-    #[n(1)]
-    File,
-    /// Anything else.
-    #[n(2)]
-    Other,
-}
-
-/// How SRC and DST do not fit each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RootMismatch {
-    /// They are one directory or file.
-    SamePath,
-    /// DST lies below SRC.
-    DestinationInside,
-    /// SRC lies below DST.
-    SourceInside,
-    /// SRC is a directory, DST is none.
-    DestinationNotDirectory,
-    /// SRC is none, DST is a directory.
-    DestinationIsDirectory,
-    /// SRC is a file, and what DST is would be replaced by it.
-    DestinationIsSpecial,
-}
-
-impl RootKind {
-    fn from_file_type(found: FileType) -> RootKind {
-        match found {
-            FileType::Directory => RootKind::Directory,
-            FileType::RegularFile => RootKind::File,
-            _ => RootKind::Other,
-        }
-    }
-
-    /// Of what was found at a path.
-    pub fn from_metadata(found: &std::fs::Metadata) -> RootKind {
-        match found {
-            _ if found.is_dir() => RootKind::Directory,
-            _ if found.is_file() => RootKind::File,
-            _ => RootKind::Other,
-        }
-    }
-
-    /// How a source of this kind does not fit a destination that is there.
-    pub fn mismatch_with(self, destination: RootKind) -> Option<RootMismatch> {
-        match (self, destination) {
-            (RootKind::Directory, RootKind::Directory) => None,
-            (RootKind::Directory, _) => Some(RootMismatch::DestinationNotDirectory),
-            (_, RootKind::Directory) => Some(RootMismatch::DestinationIsDirectory),
-            (RootKind::File, RootKind::Other) => Some(RootMismatch::DestinationIsSpecial),
-            _ => None,
-        }
-    }
-}
-
-impl RootMismatch {
-    /// How two paths without links do not fit. A copy into itself has no end, and one over what contains it
-    /// overwrites its source.
-    pub fn between_paths(source: &AbsPath, destination: &AbsPath) -> Option<RootMismatch> {
-        if source == destination {
-            Some(RootMismatch::SamePath)
-        } else if source.contains(destination) {
-            Some(RootMismatch::DestinationInside)
-        } else if destination.contains(source) {
-            Some(RootMismatch::SourceInside)
-        } else {
-            None
-        }
-    }
-
-    /// The error of a sync to `destination`, an absolute path.
-    pub fn to_error(self, destination: &[u8]) -> FsError {
-        FsError::new(Side::Destination, "use", destination, Cause::RootMismatch(self))
-    }
-
-    /// What is wrong, of the destination that is shown as `dst`.
-    pub(super) fn describe(self, dst: &str) -> String {
-        match self {
-            RootMismatch::SamePath => format!("SRC and DST are the same ({dst})"),
-            RootMismatch::DestinationInside => {
-                format!("DST {dst} is inside SRC: the copy would include itself")
-            }
-            RootMismatch::SourceInside => {
-                format!("DST {dst} contains SRC: the copy would overwrite its source")
-            }
-            RootMismatch::DestinationNotDirectory => {
-                format!("SRC is a directory, but DST {dst} is not")
-            }
-            RootMismatch::DestinationIsDirectory => {
-                format!("SRC is a file, but DST {dst} is a directory")
-            }
-            RootMismatch::DestinationIsSpecial => format!(
-                "SRC is a file, but DST {dst} is a device, FIFO or socket, which the copy would replace"
-            ),
-        }
-    }
-
-    /// What to do about it.
-    pub(super) fn hint(self) -> &'static str {
-        match self {
-            RootMismatch::SamePath
-            | RootMismatch::DestinationInside
-            | RootMismatch::SourceInside => "choose a DST outside SRC",
-            RootMismatch::DestinationNotDirectory => {
-                "name a DST that is a directory or does not exist"
-            }
-            RootMismatch::DestinationIsDirectory => {
-                "DST is the file's new path: add the file's name to it"
-            }
-            RootMismatch::DestinationIsSpecial => {
-                "DST is the file's new path; to have it replaced, remove it first"
-            }
-        }
-    }
-}
-
 impl Tree {
+    /// What this tree's root is: which file system it lies on, and whether it holds anything.
+    ///
+    /// # Errors
+    /// It can't be opened or read.
+    pub fn root_state(&self) -> Result<RootState> {
+        let failed = |errno| self.error("read", b"", errno);
+        let (fd, empty) = match self.open_listable_dir(b"") {
+            Ok(fd) => {
+                let listing = list_dir(&fd, None, 1);
+                listing.error.map_or(Ok(()), |errno| Err(failed(errno)))?;
+                (fd, listing.names.is_empty())
+            }
+            // A sync of one file.
+            Err(Errno::NOTDIR) => {
+                let above = self.base.parent().unwrap_or_default();
+                let fd = open_dir_below(self.root.fd(), above.as_bytes());
+                (fd.map_err(failed)?, false)
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        let kind = rustix::fs::fstatfs(&fd).map_err(failed)?.f_type;
+        // Local file systems make it of their UUID or device, so it outlives a restart; network file
+        // systems often leave it at 0, and then their type tells them from an empty mount point.
+        let id = rustix::fs::fstatvfs(&fd).map_err(failed)?.f_fsid;
+        // The type has 32 bits; the field that it stands in is longer, and signed on some machines.
+        Ok(RootState { file_system: format!("{:x}:{id:x}", kind as u64 & 0xffff_ffff), empty })
+    }
+
     /// The tree where links in the path of this one lead, as `link/` leads to a directory for rsync. One that leads
     /// out of the storage root is not followed.
     ///
@@ -214,7 +124,7 @@ impl Target {
         self.verify_root_writable(source).map_err(failed)
     }
 
-    fn verify_root_writable(&self, source: RootKind) -> std::result::Result<(), Cause> {
+    fn verify_root_writable(&self, source: RootKind) -> CauseResult<()> {
         let (storage, base) = (self.tree.root.fd(), self.tree.base.as_bytes());
         let fits = |there| {
             source.mismatch_with(there).map_or(Ok(()), |misfit| Err(Cause::RootMismatch(misfit)))

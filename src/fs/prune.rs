@@ -8,14 +8,14 @@
 //! on. Everything is done on one name in an open directory that was reached without a link; other
 //! mounts are never entered.
 
-use super::case_folding::NAME_COLLISION;
+use super::beneath::{DirHandle, open_within_mount};
 use super::deletion_budget::DeletionBudget;
 use super::dir_list::{ListedName, is_dir_empty, list_dir_matching};
-use super::error::{Cause, FsError, Result};
+use super::errno::{NAME_COLLISION, SysResult};
+use super::error::{Cause, CauseResult, FsError, Result};
 use super::filter::Filter;
 use super::inode::{chmod, lstat, mode_of, size_of, type_of};
-use super::root::{DirHandle, open_within_mount};
-use super::target::{SysResult, Target};
+use super::target::Target;
 use super::temp_names::{is_anchor_dir_name, is_internal_name};
 use super::trash::{Trash, is_trash_dir};
 use crate::wire::manifest::ManifestDir;
@@ -525,7 +525,7 @@ impl Pruner<'_> {
     }
 
     /// Makes the directory `name` in the current one the current one, unless it is a trash.
-    fn enter_dir(&mut self, name: &[u8]) -> std::result::Result<bool, Cause> {
+    fn enter_dir(&mut self, name: &[u8]) -> CauseResult<bool> {
         let (path, fd, stat) = self.open_subdir(name)?;
         if is_trash_dir(&fd, b"")? {
             return Ok(false);
@@ -552,7 +552,7 @@ impl Pruner<'_> {
     }
 
     /// Opens the directory `name` in the current one, unless something is mounted there.
-    fn open_subdir(&mut self, name: &[u8]) -> std::result::Result<(RelPath, OwnedFd, Stat), Cause> {
+    fn open_subdir(&mut self, name: &[u8]) -> CauseResult<(RelPath, OwnedFd, Stat)> {
         let dir = self.current_dir()?;
         let level = self.levels.last().ok_or(Errno::NOENT)?;
         let path = level.path.child(name).map_err(|_| Errno::NAMETOOLONG)?;

@@ -2,8 +2,8 @@
 //! They say a length of nothing (or of a page) for what holds text, so a copy that goes by lengths
 //! would make empty files and call them complete. Such a source is refused instead.
 
+use super::errno::SysResult;
 use rustix::fd::AsFd;
-use rustix::io::Errno;
 
 /// What `statfs` says of them, as `linux/magic.h` lists it.
 const PSEUDO_FS_MAGIC: &[u64] = &[
@@ -21,7 +21,7 @@ const PSEUDO_FS_MAGIC: &[u64] = &[
 ];
 
 /// Whether the file system of what is open makes its files up as they are read.
-pub(super) fn is_pseudo_fs(fd: impl AsFd) -> Result<bool, Errno> {
+pub(super) fn is_pseudo_fs(fd: impl AsFd) -> SysResult<bool> {
     let kind = rustix::fs::fstatfs(fd)?.f_type;
     // The number has 32 bits; the field that it stands in is longer, and signed on some machines.
     Ok(PSEUDO_FS_MAGIC.contains(&(kind as u64 & 0xffff_ffff)))

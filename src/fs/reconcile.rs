@@ -1,10 +1,11 @@
 //! What can be done at the destination without content, which in a repeated sync is nearly everything.
 
+use super::beneath::split_parent;
 use super::error::{Cause, Result, SpecialKind};
 use super::hardlinks::AnchorLink;
 use super::inode::{lstat, meta_of, mtime_delta_ns, size_of, type_of};
 use super::metadata::{DesiredMetadata, ObjectOrigin};
-use super::root::{ParentAndName, split_parent};
+use super::root::ParentAndName;
 use super::special_files::{MetadataRepair, special_kind_of};
 use super::target::Target;
 use super::thread_cwd::ThreadCwd;
@@ -166,7 +167,7 @@ impl<'a> ReconcileBatch<'a> {
             Some(DirState::New | DirState::Replaced) if rules.dry_run => return DirState::New,
             _ => {}
         }
-        let there = |dir: &super::root::DirHandle| {
+        let there = |dir: &super::beneath::DirHandle| {
             rustix::fs::fstat(dir).map_or_else(DirState::Unavailable, DirState::Existing)
         };
         let mut new = DirState::New;
@@ -529,7 +530,7 @@ impl<'a> ReconcileBatch<'a> {
             self.mark_parent_written(path);
             return target.remove_empty_dir(&place.dir, place.name).map_err(failed);
         }
-        let fd = super::root::open_listable_below(place.dir.as_fd(), place.name);
+        let fd = super::beneath::open_listable_below(place.dir.as_fd(), place.name);
         match super::dir_list::is_dir_empty(&fd.map_err(|e| failed(e.into()))?) {
             Err(errno) => Err(failed(errno.into())),
             Ok(false) => Err(failed(Cause::DirectoryNotEmpty)),

@@ -2,6 +2,7 @@
 //! (XFS, Btrfs, and others), content is neither read nor written. The new file has what the source had at one
 //! moment, holes included. A file system on a server (NFS 4.2, CephFS) may copy there what it cannot share.
 
+use super::errno::SysResult;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
@@ -28,7 +29,7 @@ pub(super) fn reflink_or_copy(
     to: &OwnedFd,
     dense: Option<u64>,
     go_on: &mut dyn FnMut(u64) -> bool,
-) -> Result<bool, Errno> {
+) -> SysResult<bool> {
     let own = rustix::fs::fstat(to)?.st_dev;
     if !can_reflink(dev, own) {
         return Ok(false);
@@ -61,7 +62,7 @@ fn copy_in_kernel(
     to: &OwnedFd,
     length: u64,
     go_on: &mut dyn FnMut(u64) -> bool,
-) -> Result<bool, Errno> {
+) -> SysResult<bool> {
     let (mut read, mut written) = (0, 0);
     while written < length {
         let piece = COPY_CHUNK_BYTES.min(length - written);
@@ -84,7 +85,7 @@ fn copy_chunk(
     to: &OwnedFd,
     written: &mut u64,
     piece: u64,
-) -> Result<usize, Errno> {
+) -> SysResult<usize> {
     let piece = usize::try_from(piece).unwrap_or(usize::MAX);
     loop {
         match rustix::fs::copy_file_range(from, Some(read), to, Some(written), piece) {

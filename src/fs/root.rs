@@ -1,17 +1,20 @@
 //! Storage roots and the trees below them: how a path becomes a descriptor without ever leaving.
 
+use super::beneath::{DirHandle, open_dir_below, open_listable_below, split_parent};
 use super::case_folding::CaseFoldingCache;
 use super::dirty_journal::DirtyJournal;
-use super::error::{Cause, FsError, Result, Side};
-use super::inode::{entry_of, ident_of, lstat, meta_of};
+use super::entry::entry_of;
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult, FsError, Result, Side};
+use super::inode::{ident_of, lstat, meta_of};
 use super::pseudo_fs::is_pseudo_fs;
-use super::root_check::{RootFingerprint, RootUnavailable};
+use super::root_identity::{RootFingerprint, RootUnavailable};
 use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
 use crate::wire::options::Preserve;
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -55,9 +58,6 @@ pub struct Tree {
     /// The device number of its root, once it was needed; see [`TreeBuilder::entry_of`].
     root_device: Arc<OnceLock<u64>>,
 }
-
-/// A directory, held open.
-pub(super) type DirHandle = Arc<OwnedFd>;
 
 /// Where an entry is: a name in an open directory.
 pub(super) struct ParentAndName<'a> {
@@ -232,7 +232,7 @@ impl Tree {
         name: &[u8],
         path: RelPath,
         stat: &Stat,
-    ) -> std::result::Result<Entry, Cause> {
+    ) -> CauseResult<Entry> {
         let mut entry = entry_of(dir, name, path, stat, self.preserve)?;
         if self.is_root_device(entry.version.dev) {
             entry.version.dev = 0;
@@ -246,7 +246,7 @@ impl Tree {
     }
 
     /// The device number of this tree's root.
-    fn root_device(&self) -> std::result::Result<u64, Errno> {
+    fn root_device(&self) -> SysResult<u64> {
         if let Some(home) = self.root_device.get() {
             return Ok(*home);
         }
@@ -286,7 +286,7 @@ impl Tree {
     }
 
     /// The directory `path` below this tree's root, from the cache where it was used just now.
-    pub(super) fn cached_dir(&self, path: &[u8]) -> std::result::Result<DirHandle, Errno> {
+    pub(super) fn cached_dir(&self, path: &[u8]) -> SysResult<DirHandle> {
         if let Some(dir) = self.dir_cache.get(path) {
             return Ok(dir);
         }
@@ -304,7 +304,7 @@ impl Tree {
 
     /// That each name on the way to the directory `path` is spelled as it is there: else
     /// [`NAME_COLLISION`](super::spelling::TAKEN). Directories of the cache are known to be.
-    pub(super) fn check_path_spelling(&self, path: &[u8]) -> std::result::Result<(), Errno> {
+    pub(super) fn check_path_spelling(&self, path: &[u8]) -> SysResult<()> {
         let mut todo = Vec::new();
         let mut rest = path;
         let mut above = loop {
@@ -329,11 +329,7 @@ impl Tree {
 
     /// Of a name that finds something in `dir`: [`NAME_COLLISION`](super::spelling::TAKEN) where this is a
     /// destination and that is spelled otherwise.
-    pub(super) fn check_spelling(
-        &self,
-        dir: &DirHandle,
-        name: &[u8],
-    ) -> std::result::Result<(), Errno> {
+    pub(super) fn check_spelling(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
         match self.side {
             Side::Source => Ok(()),
             Side::Destination => self.case_folding.check_spelling(dir, name),
@@ -341,10 +337,7 @@ impl Tree {
     }
 
     /// The same of a name that may find nothing.
-    pub(super) fn check_spelling_if_exists(
-        &self,
-        place: &ParentAndName<'_>,
-    ) -> std::result::Result<(), Errno> {
+    pub(super) fn check_spelling_if_exists(&self, place: &ParentAndName<'_>) -> SysResult<()> {
         if self.case_folding.is_known_case_sensitive(&place.dir)
             || lstat(&place.dir, place.name).is_err()
         {
@@ -354,11 +347,7 @@ impl Tree {
     }
 
     /// Whether `dir` takes some names that differ for one; `witness` is one that is there.
-    pub(super) fn is_case_insensitive(
-        &self,
-        dir: &DirHandle,
-        witness: &[u8],
-    ) -> std::result::Result<bool, Errno> {
+    pub(super) fn is_case_insensitive(&self, dir: &DirHandle, witness: &[u8]) -> SysResult<bool> {
         self.case_folding.is_case_insensitive(dir, witness)
     }
 
@@ -367,12 +356,12 @@ impl Tree {
     }
 
     /// The same, opened afresh and not remembered.
-    pub(super) fn open_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+    pub(super) fn open_dir(&self, path: &[u8]) -> SysResult<OwnedFd> {
         open_dir_below(self.root.fd(), &self.path_below_root(path))
     }
 
     /// The same, and it must be readable.
-    pub(super) fn open_listable_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+    pub(super) fn open_listable_dir(&self, path: &[u8]) -> SysResult<OwnedFd> {
         open_listable_below(self.root.fd(), &self.path_below_root(path))
     }
 
@@ -398,10 +387,7 @@ impl Tree {
 
     /// Where `path` is. For the root of the tree that is the directory above it and its name there
     /// (`.` where the tree's root is the storage root), which serves a sync of a single file.
-    pub(super) fn locate<'a>(
-        &'a self,
-        path: &'a RelPath,
-    ) -> std::result::Result<ParentAndName<'a>, Errno> {
+    pub(super) fn locate<'a>(&'a self, path: &'a RelPath) -> SysResult<ParentAndName<'a>> {
         if !path.is_root() {
             let (above, name) = split_parent(path.as_bytes());
             return Ok(ParentAndName { dir: self.cached_dir(above)?, name });
@@ -416,123 +402,9 @@ impl Tree {
 
 impl Tree {
     /// Where `path`, which is below the storage root, is.
-    pub(super) fn locate_below_root<'a>(
-        &self,
-        path: &'a RelPath,
-    ) -> std::result::Result<ParentAndName<'a>, Errno> {
+    pub(super) fn locate_below_root<'a>(&self, path: &'a RelPath) -> SysResult<ParentAndName<'a>> {
         let (above, name) = split_parent(path.as_bytes());
         Ok(ParentAndName { dir: Arc::new(open_dir_below(self.root.fd(), above)?), name })
-    }
-}
-
-/// The directory part (empty at the top) and the name of a path that is not empty.
-pub(super) fn split_parent(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&[], path),
-    }
-}
-
-/// Paths are handed to the kernel in pieces of at most this length (`PATH_MAX` is 4096 with its NUL).
-const MAX_SEGMENT_BYTES: usize = 3800;
-
-const LISTABLE_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const PATH_ONLY_FLAGS: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Opens the directory `path` below `from`, for reading where that is allowed, else with `O_PATH`.
-/// No component may be a link. `path` is a [`RelPath`]'s, so it has no `..`: confinement of each piece
-/// is confinement of the whole.
-pub(super) fn open_dir_below(
-    from: BorrowedFd<'_>,
-    path: &[u8],
-) -> std::result::Result<OwnedFd, Errno> {
-    match open_listable_below(from, path) {
-        Err(Errno::ACCESS) => open_long_path(from, path, PATH_ONLY_FLAGS),
-        other => other,
-    }
-}
-
-/// The same, or `EACCES` where its names can't be listed.
-pub(super) fn open_listable_below(
-    from: BorrowedFd<'_>,
-    path: &[u8],
-) -> std::result::Result<OwnedFd, Errno> {
-    open_long_path(from, path, LISTABLE_FLAGS)
-}
-
-/// Opens a directory without entering another mount (also one of the same file system).
-pub(super) fn open_within_mount(
-    dir: &DirHandle,
-    name: &[u8],
-) -> std::result::Result<OwnedFd, Cause> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    match rustix::fs::openat2(dir, name, flags, Mode::empty(), rules) {
-        Err(Errno::XDEV) => Err(Cause::MountPoint),
-        // An old kernel, a container's filter, a rename somewhere. The caller compares the devices.
-        Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN | Errno::INTR) => {
-            Ok(open_dir_below(dir.as_fd(), name)?)
-        }
-        other => Ok(other?),
-    }
-}
-
-fn open_long_path(
-    from: BorrowedFd<'_>,
-    mut path: &[u8],
-    flags: OFlags,
-) -> std::result::Result<OwnedFd, Errno> {
-    let mut held: Option<OwnedFd> = None;
-    while path.len() > MAX_SEGMENT_BYTES {
-        let at =
-            path[..MAX_SEGMENT_BYTES].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
-        let base = held.as_ref().map_or(from, |fd| fd.as_fd());
-        held = Some(open_segment(base, &path[..at], PATH_ONLY_FLAGS)?);
-        path = &path[at + 1..];
-    }
-    let base = held.as_ref().map_or(from, |fd| fd.as_fd());
-    open_segment(base, if path.is_empty() { b"." } else { path }, flags)
-}
-
-fn open_segment(
-    from: BorrowedFd<'_>,
-    path: &[u8],
-    flags: OFlags,
-) -> std::result::Result<OwnedFd, Errno> {
-    let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    // `NO_SYMLINKS` holds for the last component too, and says ELOOP where `OPEN_NOFOLLOW` would say ENOTDIR.
-    let plain = flags.difference(OFlags::NOFOLLOW);
-    for _ in 0..16 {
-        match rustix::fs::openat2(from, path, plain, Mode::empty(), rules) {
-            // The kernel could not tell, because of a rename somewhere: ask again.
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            // An old kernel, or a container's filter that does not know the call.
-            Err(Errno::NOSYS | Errno::PERM) => return open_by_component(from, path, flags),
-            other => return other,
-        }
-    }
-    open_by_component(from, path, flags)
-}
-
-/// One component at a time, none of them followed: just as confined, with more calls.
-fn open_by_component(
-    from: BorrowedFd<'_>,
-    path: &[u8],
-    flags: OFlags,
-) -> std::result::Result<OwnedFd, Errno> {
-    let mut held: Option<OwnedFd> = None;
-    let mut rest = path;
-    loop {
-        let base = held.as_ref().map_or(from, |fd| fd.as_fd());
-        match rest.iter().position(|b| *b == b'/') {
-            Some(at) => {
-                held = Some(rustix::fs::openat(base, &rest[..at], PATH_ONLY_FLAGS, Mode::empty())?);
-                rest = &rest[at + 1..];
-            }
-            None => return rustix::fs::openat(base, rest, flags, Mode::empty()),
-        }
     }
 }
 
@@ -592,28 +464,6 @@ pub(super) fn is_same_version(a: &rustix::fs::Stat, b: &rustix::fs::Stat) -> boo
 mod tests {
     use super::super::testing::*;
     use super::*;
-
-    #[test]
-    fn opening_by_component_is_as_confined_as_openat2() {
-        let site = TestSite::new();
-        site.write_file("src/a/b/f", "");
-        std::os::unix::fs::symlink("a", site.path("src/link")).unwrap();
-        let root = site.root.fd();
-        let ino = |fd: OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
-        for flags in [LISTABLE_FLAGS, PATH_ONLY_FLAGS] {
-            for path in [&b"src/a/b"[..], b"src", b"."] {
-                let (one, other) = (
-                    open_segment(root, path, flags).unwrap(),
-                    open_by_component(root, path, flags).unwrap(),
-                );
-                assert_eq!(ino(one), ino(other));
-            }
-            for path in [&b"src/link"[..], b"src/link/b", b"src/a/b/f", b"src/none"] {
-                assert!(open_segment(root, path, flags).is_err());
-                assert!(open_by_component(root, path, flags).is_err());
-            }
-        }
-    }
 
     #[test]
     fn the_dir_cache_is_bounded_and_returns_inserted_dirs() {

@@ -1,7 +1,9 @@
 //! Reading a source file, and knowing that it stayed one version while it was read.
 
 use super::direct_io::DirectReader;
+use super::errno::SysResult;
 use super::error::{Cause, FsError, Result, Side};
+use super::file_io::next_data_run;
 use super::inode::{ident_of, meta_of, size_of, stored_bytes_of, type_of};
 use super::page_cache::DropBehindReader;
 use super::reflink::{can_reflink, reflink_or_copy};
@@ -10,7 +12,7 @@ use super::xattr;
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::options::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 /// Files from this length on are announced to the kernel as read in order.
@@ -159,7 +161,7 @@ impl SourceFile {
         &self,
         to: &OwnedFd,
         go_on: &mut dyn FnMut(u64) -> bool,
-    ) -> std::result::Result<bool, Errno> {
+    ) -> SysResult<bool> {
         let dense =
             stored_bytes_of(&self.opened_stat).is_none().then(|| size_of(&self.opened_stat));
         reflink_or_copy((&self.fd, self.opened_stat.st_dev), to, dense, go_on)
@@ -225,49 +227,6 @@ impl SourceFile {
     fn error(&self, op: &'static str, cause: Cause) -> FsError {
         FsError::new(self.side, op, self.entry.path.as_bytes(), cause)
     }
-}
-
-/// The next run of data of a file, from `from` on and up to `end` at most. A file system that knows no
-/// holes has only data.
-pub(super) fn next_data_run(
-    fd: &OwnedFd,
-    from: u64,
-    end: u64,
-) -> std::result::Result<Option<(u64, u64)>, Errno> {
-    if from >= end {
-        return Ok(None);
-    }
-    let start = match rustix::fs::seek(fd, SeekFrom::Data(from)) {
-        Ok(start) if start < end => start,
-        // Behind the last data.
-        Ok(_) | Err(Errno::NXIO) => return Ok(None),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((from, end))),
-        Err(errno) => return Err(errno),
-    };
-    match rustix::fs::seek(fd, SeekFrom::Hole(start)) {
-        Ok(stop) => Ok(Some((start, stop.min(end)))),
-        // Cut off meanwhile: whoever reads it will see.
-        Err(Errno::NXIO) => Ok(Some((start, end))),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// `pread` until the buffer is full or the file ends.
-pub(super) fn read_full_at(
-    fd: &OwnedFd,
-    buffer: &mut [u8],
-    offset: u64,
-) -> std::result::Result<usize, Errno> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match rustix::io::pread(fd, &mut buffer[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(done)
 }
 
 #[cfg(test)]

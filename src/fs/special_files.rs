@@ -1,12 +1,13 @@
 //! Entries without content: links and special files are made, and what is there already gets the
 //! metadata that it shall have.
 
-use super::error::{Cause, Result, SpecialKind};
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult, Result, SpecialKind};
 use super::hardlinks::is_same_object;
 use super::inode::type_of;
 use super::metadata::{DesiredMetadata, ObjectOrigin};
 use super::root::ParentAndName;
-use super::target::{SysResult, Target};
+use super::target::Target;
 use super::xattr::XattrObject;
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::options::Attribute;
@@ -56,7 +57,7 @@ impl Target {
         place: &ParentAndName<'_>,
         stat: &Stat,
         entry: &Entry,
-    ) -> std::result::Result<MetadataRepair, Cause> {
+    ) -> CauseResult<MetadataRepair> {
         if !self.is_trusted(&place.dir, stat, &entry.meta) {
             return Ok(MetadataRepair::ForeignOwner);
         }
@@ -81,7 +82,7 @@ impl Target {
         place: &ParentAndName<'_>,
         stat: &Stat,
         entry: &Entry,
-    ) -> std::result::Result<MetadataRepair, Cause> {
+    ) -> CauseResult<MetadataRepair> {
         let outfit = DesiredMetadata::from(entry);
         let object = XattrObject::Named(place.dir.as_fd(), place.name);
         if !self.policy.needs_repair(object, stat, &outfit)? {
@@ -144,7 +145,7 @@ impl Target {
             }
             Err(errno) => return Err(failed(errno.into())),
         };
-        let finish = || -> std::result::Result<(), Cause> {
+        let finish = || -> CauseResult<()> {
             let fd = open_path_only(&place, &temp)?;
             let stat = rustix::fs::fstat(&fd)?;
             // Nobody shall draw our metadata onto something else by swapping the name.

@@ -5,9 +5,11 @@
 //! both are the same one it is read. So a link that leads (or is swapped to lead) outside gives an
 //! error, never content.
 
-use super::error::{Cause, FsError, Result};
+use super::beneath::{DirHandle, open_dir_below};
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult, FsError, Result};
 use super::inode::{lstat, meta_of, type_of};
-use super::root::{DirHandle, Tree, open_dir_below};
+use super::root::Tree;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::options::Links;
@@ -92,11 +94,7 @@ impl Tree {
     }
 
     /// Where the link `name` in `dir` leads to, below the storage root.
-    pub(super) fn resolve_link(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-    ) -> std::result::Result<RelPath, Cause> {
+    pub(super) fn resolve_link(&self, dir: BorrowedFd<'_>, name: &[u8]) -> CauseResult<RelPath> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let fd =
             rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|errno| match errno {
@@ -129,27 +127,26 @@ impl Tree {
         path: &[u8],
         real: Option<&RelPath>,
         list: bool,
-    ) -> std::result::Result<OwnedFd, Errno> {
+    ) -> SysResult<OwnedFd> {
         match (real, list) {
             (None, true) => self.open_listable_dir(path),
             (None, false) => self.open_dir(path),
-            (Some(real), true) => super::root::open_listable_below(self.root.fd(), real.as_bytes()),
+            (Some(real), true) => {
+                super::beneath::open_listable_below(self.root.fd(), real.as_bytes())
+            }
             (Some(real), false) => open_dir_below(self.root.fd(), real.as_bytes()),
         }
     }
 }
 
 /// The directory that holds `real`, and its name there.
-pub(super) fn locate_real(
-    storage: &Tree,
-    real: &RelPath,
-) -> std::result::Result<(DirHandle, Vec<u8>), Errno> {
+pub(super) fn locate_real(storage: &Tree, real: &RelPath) -> SysResult<(DirHandle, Vec<u8>)> {
     let place = storage.locate(real)?;
     Ok((place.dir, place.name.to_vec()))
 }
 
 /// The kernel's path of what a descriptor refers to.
-fn kernel_path(fd: BorrowedFd<'_>) -> std::result::Result<Vec<u8>, Errno> {
+fn kernel_path(fd: BorrowedFd<'_>) -> SysResult<Vec<u8>> {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let path =
         std::fs::read_link(link).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;

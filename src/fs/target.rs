@@ -1,20 +1,20 @@
 //! The destination root of a sync, and the steps that every write to it is made of.
 
+use super::beneath::{DirHandle, open_dir_below, split_parent};
 use super::deletion_budget::DeletionBudget;
 use super::dirty_journal::SuspectSpan;
-use super::error::{Cause, FsError, Result, is_resource_shortage};
-use super::hardlinks::AnchorDirCache;
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult, FsError, Result};
 use super::inode::{chmod, lstat};
 use super::metadata::{CreateDefaultsCache, DesiredMetadata, MetadataPolicy, ObjectOrigin};
-use super::ownership::CreatedOwnerCache;
-use super::root::{DirHandle, ParentAndName, Tree, open_dir_below, split_parent};
+use super::root::{ParentAndName, Tree};
 use super::temp_names;
 use crate::wire::manifest::{Entry, ManifestDir, Meta};
 use crate::wire::options::{Attribute, EntryWarnings, WriteRules};
 use crate::wire::sync::FileError;
 use crate::wire::{RelPath, SyncNo};
 use parking_lot::Mutex;
-use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
@@ -55,6 +55,13 @@ pub struct Target {
     pub(super) state: Arc<TargetState>,
 }
 
+/// Owner and mode that a file system shows for a file that this process has created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CreatedOwner {
+    pub(super) uid: u32,
+    pub(super) mode: u32,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct TargetState {
     /// A directory's mode was widened to write into it: its metadata need to be set again.
@@ -66,14 +73,11 @@ pub(super) struct TargetState {
     /// New files are made under a temporary name: see [`Target::name_first`].
     use_temp_names: AtomicBool,
     pub(super) create_defaults: CreateDefaultsCache,
-    pub(super) anchor_dir: AnchorDirCache,
-    pub(super) created_owners: CreatedOwnerCache,
+    pub(super) anchor_dir: Mutex<Option<DirHandle>>,
+    pub(super) created_owners: Mutex<HashMap<u64, CreatedOwner>>,
     /// Whether the storage path led to the open root before the first write.
     pub(super) root_check: OnceLock<Result<()>>,
 }
-
-/// The outcome of one step of writing.
-pub(super) type SysResult<T> = std::result::Result<T, Errno>;
 
 impl Target {
     /// The destination `tree` of the sync with this number. Nothing is opened yet.
@@ -102,6 +106,33 @@ impl Target {
     /// What the destination could not hold of the metadata since the last call, by cause.
     pub fn take_metadata_warnings(&self) -> EntryWarnings {
         self.policy.warnings.take_counts()
+    }
+
+    /// The same of the destination.
+    ///
+    /// # Errors
+    /// [`Cause::RootUnavailable`].
+    pub fn check_root(&self) -> Result<()> {
+        self.tree.check_root()
+    }
+
+    /// Before the first write of a request: the same, once for this target and its clones.
+    ///
+    /// # Errors
+    /// [`Cause::RootUnavailable`].
+    pub(super) fn check_root_once(&self) -> Result<()> {
+        self.state.root_check.get_or_init(|| self.check_root()).clone()
+    }
+
+    /// The error of work at the destination whose storage root was not there before or after it.
+    ///
+    /// # Errors
+    /// What `work` returns, or [`Cause::RootUnavailable`].
+    pub fn with_root_checked<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.check_root()?;
+        let done = work()?;
+        self.check_root()?;
+        Ok(done)
     }
 
     /// Gives directories their metadata (again): to be called after the last write into them. Those
@@ -158,7 +189,7 @@ impl Target {
         dir: &DirHandle,
         outfit: &DesiredMetadata<'_>,
         origin: ObjectOrigin,
-    ) -> std::result::Result<bool, Cause> {
+    ) -> CauseResult<bool> {
         let changed = self.policy.apply(dir, outfit, origin)?;
         if !self.policy.preserves(Attribute::Mode) {
             self.restore_dir_mode(dir)?;
@@ -177,47 +208,6 @@ impl Target {
             Some(mode) => chmod(dir.as_fd(), mode),
             None => Ok(()),
         }
-    }
-
-    /// Puts everything written below this root on stable storage: syncs its file system and those
-    /// mounted below it.
-    ///
-    /// # Errors
-    /// A write that the kernel had put off has failed, or the root can't be opened. [`Cause::RootUnavailable`]: the storage
-    /// path leads elsewhere, and what was written is not found under it.
-    pub fn flush(&self) -> Result<()> {
-        self.check_root()?;
-        self.record_flush_outcome(|| self.sync_file_systems())?;
-        self.check_root()
-    }
-
-    fn sync_file_systems(&self) -> Result<()> {
-        let failed = |errno| self.error("flush", &RelPath::root(), errno);
-        let root = RelPath::root();
-        let dir = match self.tree.open_listable_dir(b"") {
-            // One file: the directory above holds it. Nothing at all: nothing was written.
-            Err(Errno::NOTDIR | Errno::NOENT) => match self.tree.locate(&root) {
-                Ok(place) => return rustix::fs::syncfs(&place.dir).map_err(failed),
-                Err(Errno::NOENT) => return Ok(()),
-                Err(errno) => return Err(failed(errno)),
-            },
-            other => other.map_err(failed)?,
-        };
-        rustix::fs::syncfs(&dir).map_err(failed)?;
-        for path in list_mounts_below(&dir).map_err(failed)? {
-            match open_dir_below(dir.as_fd(), &path) {
-                Ok(fd) => rustix::fs::syncfs(&fd)
-                    .map_err(|e| FsError::new(self.tree.side, "flush", &path, e))?,
-                Err(errno) if is_resource_shortage(errno) => {
-                    return Err(FsError::new(self.tree.side, "flush", &path, errno));
-                }
-                // Unmounted meanwhile, or out of our reach: then nothing was written there.
-                Err(errno) => {
-                    tracing::debug!(%errno, "a mount below the destination is not flushed")
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -426,7 +416,7 @@ impl Target {
         dir: &DirHandle,
         temp: &[u8],
         name: &[u8],
-    ) -> std::result::Result<(), Cause> {
+    ) -> CauseResult<()> {
         if !self.tree.is_case_insensitive(dir, temp)? {
             return self.rename_over(dir, temp, name);
         }
@@ -454,12 +444,7 @@ impl Target {
         Err(Errno::BUSY.into())
     }
 
-    fn rename_over(
-        &self,
-        dir: &DirHandle,
-        temp: &[u8],
-        name: &[u8],
-    ) -> std::result::Result<(), Cause> {
+    fn rename_over(&self, dir: &DirHandle, temp: &[u8], name: &[u8]) -> CauseResult<()> {
         let rename = || rustix::fs::renameat(dir, temp, dir, name);
         match self.with_writable_dir(dir, rename) {
             Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
@@ -471,11 +456,7 @@ impl Target {
     }
 
     /// Removes an empty directory that stands where something else belongs.
-    pub(super) fn remove_empty_dir(
-        &self,
-        dir: &DirHandle,
-        name: &[u8],
-    ) -> std::result::Result<(), Cause> {
+    pub(super) fn remove_empty_dir(&self, dir: &DirHandle, name: &[u8]) -> CauseResult<()> {
         match self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
             // `INVAL`: it is the storage root itself.
@@ -543,49 +524,6 @@ impl Target {
 
 /// `f_type` of NFS, CIFS and SMB (`<linux/magic.h>`).
 const REMOTE_FS_MAGIC: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
-
-/// The paths below `dir` where something is mounted.
-fn list_mounts_below(dir: &OwnedFd) -> std::result::Result<Vec<Vec<u8>>, Errno> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let link = format!("/proc/self/fd/{}", dir.as_raw_fd());
-    let found = std::fs::read_link(link)
-        .and_then(|here| Ok((here, std::fs::read("/proc/self/mountinfo")?)));
-    let (here, table) = match found {
-        Ok(found) => found,
-        Err(e) => {
-            let short = Errno::from_io_error(&e).filter(|errno| is_resource_shortage(*errno));
-            return short.map_or(Ok(Vec::new()), Err);
-        }
-    };
-    let mut prefix = here.as_os_str().as_bytes().to_vec();
-    if prefix != b"/" {
-        prefix.push(b'/');
-    }
-    let points = table.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(4));
-    let below = points
-        .map(unescape_octal)
-        .filter_map(|point| point.strip_prefix(prefix.as_slice()).map(<[u8]>::to_vec))
-        .filter(|rest| !rest.is_empty());
-    Ok(below.collect())
-}
-
-/// Undoes the octal escapes of `/proc/self/mountinfo`.
-pub(super) fn unescape_octal(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).filter(|d| d.iter().all(|b| (b'0'..b'8').contains(b)));
-        if let (b'\\', Some(d)) = (first, digits) {
-            let value = d.iter().fold(0u32, |v, b| v * 8 + u32::from(b - b'0'));
-            out.push(value.to_le_bytes()[0]);
-            rest = &tail[3..];
-        } else {
-            out.push(*first);
-            rest = tail;
-        }
-    }
-    out
-}
 
 #[cfg(test)]
 mod tests;

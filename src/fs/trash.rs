@@ -6,12 +6,13 @@
 //! finds it, on whichever host and with whatever options it runs. Without the file the directory is one like
 //! any other.
 
-use super::case_folding::NAME_COLLISION;
+use super::beneath::DirHandle;
+use super::entry::entry_of;
+use super::errno::{NAME_COLLISION, SysResult};
 use super::error::Cause;
-use super::inode::{entry_of, lstat, meta_of, set_mtime, type_of};
+use super::inode::{lstat, meta_of, set_mtime, type_of};
 use super::metadata::{DesiredMetadata, ObjectOrigin};
-use super::root::DirHandle;
-use super::target::{SysResult, Target};
+use super::target::Target;
 use super::temp_names::TRASH_MARKER;
 use crate::wire::options::Preserve;
 use crate::wire::{RelPath, RequestId};

@@ -5,12 +5,14 @@
 //! down at most [`MAX_NAMES_IN_MEMORY`] names are held (then it is read again for the next ones), and of the way
 //! itself at most [`MAX_PARENT_PATH_BYTES`] bytes. So are descriptors: upper levels are closed and opened again.
 
+use super::beneath::{DirHandle, open_dir_below, open_listable_below, split_parent};
 use super::dir_list::{ListedName, list_dir_with_internal};
-use super::error::{Cause, FsError, Result, is_resource_shortage};
+use super::errno::{SysResult, is_resource_shortage};
+use super::error::{Cause, FsError, Result};
 use super::filter::Filter;
 use super::inode::{lstat, meta_of, type_of};
 use super::pseudo_fs::is_pseudo_fs;
-use super::root::{DirHandle, Tree, open_dir_below, open_listable_below, split_parent};
+use super::root::Tree;
 use super::symlinks::{ResolvedDir, ResolvedPath, locate_real};
 use super::temp_names::{TRASH_MARKER, is_internal_name};
 use crate::wire::RelPath;
@@ -89,7 +91,7 @@ struct OpenedDir {
     dir: ManifestDir,
     resolved: ResolvedDir,
     /// Why it can't be listed, where it can't.
-    fd: std::result::Result<OwnedFd, Errno>,
+    fd: SysResult<OwnedFd>,
 }
 
 /// A name that was looked at, or what the link of that name leads to.

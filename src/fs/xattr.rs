@@ -1,6 +1,7 @@
 //! Extended attributes, and the access control lists that the kernel shows as such.
 
-use super::error::Cause;
+use super::errno::SysResult;
+use super::error::{Cause, CauseResult};
 use super::inode::proc_path;
 use super::metadata_warnings::MetadataWarning;
 use super::thread_cwd;
@@ -73,7 +74,7 @@ pub(super) fn read(
     object: XattrObject<'_>,
     is_dir: bool,
     keep: Preserve,
-) -> Result<Vec<Xattr>, Cause> {
+) -> CauseResult<Vec<Xattr>> {
     read_limited(MAX_XATTR_BYTES, object, is_dir, keep)
 }
 
@@ -82,7 +83,7 @@ fn read_limited(
     object: XattrObject<'_>,
     is_dir: bool,
     keep: Preserve,
-) -> Result<Vec<Xattr>, Cause> {
+) -> CauseResult<Vec<Xattr>> {
     let mut all = Vec::new();
     if !is_any_preserved(keep) {
         return Ok(all);
@@ -111,11 +112,7 @@ fn read_limited(
 ///
 /// # Errors
 /// One can't be read.
-pub(super) fn matches(
-    object: XattrObject<'_>,
-    want: &[Xattr],
-    keep: Preserve,
-) -> Result<bool, Errno> {
+pub(super) fn matches(object: XattrObject<'_>, want: &[Xattr], keep: Preserve) -> SysResult<bool> {
     if !is_any_preserved(keep) {
         return Ok(true);
     }
@@ -138,7 +135,7 @@ pub(super) fn matches(
 ///
 /// # Errors
 /// It can't be read.
-pub(super) fn has_default_acl(object: XattrObject<'_>) -> Result<bool, Errno> {
+pub(super) fn has_default_acl(object: XattrObject<'_>) -> SysResult<bool> {
     Ok(object.list()?.iter().any(|name| name == ACLS[1]))
 }
 
@@ -153,12 +150,12 @@ pub(super) fn apply(
     want: &[Xattr],
     keep: Preserve,
     patient: bool,
-    mut short: impl FnMut(MetadataWarning) -> Result<(), Cause>,
-) -> Result<bool, Cause> {
+    mut short: impl FnMut(MetadataWarning) -> CauseResult<()>,
+) -> CauseResult<bool> {
     if !is_any_preserved(keep) {
         return Ok(false);
     }
-    let mut settle = |name: &[u8], done: Result<bool, Errno>| match done {
+    let mut settle = |name: &[u8], done: SysResult<bool>| match done {
         Ok(changed) => Ok(changed),
         Err(errno) if patient && errno == Errno::ACCESS || !is_unsupported(errno) => {
             Err(Cause::Os(errno))
@@ -223,7 +220,7 @@ fn warning_for(name: &[u8], errno: Errno) -> MetadataWarning {
 
 impl XattrObject<'_> {
     /// The names of its attributes, in the file system's order; none where it has no attributes.
-    fn list(self) -> Result<Vec<Vec<u8>>, Errno> {
+    fn list(self) -> SysResult<Vec<Vec<u8>>> {
         let mut short = [0; USUAL_LIST_BYTES];
         let mut long = Vec::new();
         let listed = match self.list_into(&mut short) {
@@ -244,7 +241,7 @@ impl XattrObject<'_> {
         }
     }
 
-    fn list_into(self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn list_into(self, buffer: &mut [u8]) -> SysResult<usize> {
         self.call_with_address(|way| match way {
             ObjectAddress::Descriptor(fd) => rustix::fs::flistxattr(fd, &mut *buffer),
             ObjectAddress::DescriptorPath(path) => rustix::fs::listxattr(path, &mut *buffer),
@@ -253,7 +250,7 @@ impl XattrObject<'_> {
     }
 
     /// The value of `name`, in `room`; `None` where there is none of this name.
-    fn get<'r>(self, name: &[u8], room: &'r mut Vec<u8>) -> Result<Option<&'r [u8]>, Errno> {
+    fn get<'r>(self, name: &[u8], room: &'r mut Vec<u8>) -> SysResult<Option<&'r [u8]>> {
         room.clear();
         room.reserve(MAX_VALUE_BYTES);
         let got = self.call_with_address(|way| match way {
@@ -270,7 +267,7 @@ impl XattrObject<'_> {
         }
     }
 
-    fn set(self, name: &[u8], value: &[u8]) -> Result<(), Errno> {
+    fn set(self, name: &[u8], value: &[u8]) -> SysResult<()> {
         let flags = XattrFlags::empty();
         self.call_with_address(|way| match way {
             ObjectAddress::Descriptor(fd) => rustix::fs::fsetxattr(fd, name, value, flags),
@@ -279,7 +276,7 @@ impl XattrObject<'_> {
         })
     }
 
-    fn remove(self, name: &[u8]) -> Result<(), Errno> {
+    fn remove(self, name: &[u8]) -> SysResult<()> {
         self.call_with_address(|way| match way {
             ObjectAddress::Descriptor(fd) => rustix::fs::fremovexattr(fd, name),
             ObjectAddress::DescriptorPath(path) => rustix::fs::removexattr(path, name),
@@ -289,8 +286,8 @@ impl XattrObject<'_> {
 
     fn call_with_address<T>(
         self,
-        mut call: impl FnMut(ObjectAddress<'_>) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
+        mut call: impl FnMut(ObjectAddress<'_>) -> SysResult<T>,
+    ) -> SysResult<T> {
         let (done, fd, name) = match self {
             XattrObject::Open(fd) => match call(ObjectAddress::Descriptor(fd)) {
                 Err(Errno::BADF) => {

@@ -105,7 +105,7 @@ fn misfit(misfit: RootMismatch, source: &Path, destination: &Path) -> Failure {
         let into = shell_word(into.as_os_str().as_bytes());
         format!("DST is the file's new path, e.g. {into}")
     });
-    let failure = refused(&misfit.to_error(destination.as_os_str().as_bytes()));
+    let failure = refused(&FsError::root_mismatch(misfit, destination.as_os_str().as_bytes()));
     match hint {
         Some(hint) => failure.hinted(hint),
         None => failure,

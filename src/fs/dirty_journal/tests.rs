@@ -1,3 +1,4 @@
+use super::super::target::Target;
 use super::super::testing::*;
 use super::super::{RootDir, TargetOptions, Tree, Verdict};
 use super::*;

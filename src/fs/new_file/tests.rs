@@ -326,23 +326,3 @@ fn directories_removed_during_a_copy_are_created_again() {
     fs::remove_dir_all(site.path("dst")).unwrap();
     target.remove_part_file(&entry).unwrap();
 }
-
-#[test]
-fn long_runs_of_zeros_are_found_at_any_offset() {
-    let mut content = vec![1; MIN_HOLE_BYTES];
-    content.extend(vec![0; 2 * MIN_HOLE_BYTES]);
-    content.extend(vec![1; 10]);
-    let runs: Vec<_> = split_zero_runs(&content, true).collect();
-    let end = 3 * MIN_HOLE_BYTES + 10;
-    assert_eq!(
-        runs,
-        [
-            (0..MIN_HOLE_BYTES, false),
-            (MIN_HOLE_BYTES..3 * MIN_HOLE_BYTES, true),
-            (3 * MIN_HOLE_BYTES..end, false)
-        ]
-    );
-    assert_eq!(split_zero_runs(&content, false).collect::<Vec<_>>(), [(0..end, false)]);
-    assert_eq!(split_zero_runs(&[0; 100], true).collect::<Vec<_>>(), [(0..100, false)]);
-    assert_eq!(split_zero_runs(&[], true).count(), 0);
-}

@@ -174,3 +174,16 @@ fn an_unwritable_destination_is_rejected_before_anything_is_created() {
     std::os::unix::fs::chown(site.path("dst/foreign/x"), Some(65534), None).unwrap();
     site.run_as_nobody(|| assert_eq!(check("dst/foreign", WriteRules::default()), Ok(())));
 }
+
+#[test]
+fn root_state_reports_an_empty_root_and_the_file_system() {
+    let site = TestSite::new();
+    let state = |base: &str| site.tree(base).root_state().unwrap();
+    assert!(state("src").empty);
+    assert!(!state("canary").empty && !state("canary/file").empty);
+    assert_eq!(state("src").file_system, state("canary/file").file_system);
+    assert!(site.tree("none").root_state().is_err());
+    let proc = super::super::RootDir::open(&crate::wire::AbsPath::new("/proc").unwrap()).unwrap();
+    let other = Tree::new(proc, RelPath::root()).root_state().unwrap();
+    assert_ne!(other.file_system, state("src").file_system);
+}

@@ -1,7 +1,9 @@
+use super::super::target::Target;
 use super::*;
 use crate::fs::PartFile;
 use crate::fs::testing::{TestSite, full_manifest};
 use crate::wire::sync::ErrorClass;
+use rustix::io::Errno;
 use std::fs as std_fs;
 use std::path::Path;
 use std::process::Command;
@@ -73,13 +75,6 @@ fn only_a_mounted_file_system_counts_as_new_storage() {
     let new = [Missing(Errno::NOENT), MountedOver, Replaced, Unmounted]
         .map(RootUnavailable::is_new_storage);
     assert_eq!(new, [false, true, false, false]);
-}
-
-#[test]
-fn the_depth_of_a_mount_point_is_read_from_mountinfo() {
-    let table = b"20 1 8:1 / / rw - ext4 a rw\n31 20 0:5 / /mnt/a\\040b rw - tmpfs none rw\n";
-    let depth = |id| mount_depth(table, id);
-    assert_eq!((depth(20), depth(31), depth(3)), (Some(0), Some(2), None));
 }
 
 /// What writes to a destination whose storage path leads elsewhere, each by its name, with the error it gives.

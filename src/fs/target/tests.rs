@@ -409,11 +409,6 @@ fn free_space_and_a_replaced_root_are_reported() {
 }
 
 #[test]
-fn octal_escapes_of_mountinfo_are_decoded() {
-    assert_eq!(unescape_octal(b"/a\\040b\\134c\\0"), b"/a b\\c\\0");
-}
-
-#[test]
 fn a_dry_run_widens_no_directory() {
     let site = TestSite::new();
     site.write_file("src/d/f", "new content");

@@ -1,7 +1,7 @@
 //! What an operator can do about an error: the only table of it. Its texts hold for an agent and for `ctl copy`.
 
-use super::case_folding::NAME_COLLISION;
-use super::error::{Cause, SpecialKind};
+use super::super::errno::NAME_COLLISION;
+use super::{Cause, SpecialKind};
 use crate::wire::sync::FileError;
 use rustix::io::Errno;
 use rustix::process::Uid;
@@ -87,8 +87,8 @@ fn errno_hint(errno: Errno, uid: Uid) -> Option<String> {
 mod tests {
     use super::*;
     use crate::fs::metadata_warnings::MetadataWarning;
-    use crate::fs::preflight::RootMismatch;
-    use crate::fs::root_check::RootUnavailable;
+    use crate::fs::root_identity::RootUnavailable;
+    use crate::fs::root_mismatch::RootMismatch;
     use rustix::fs::FileType;
 
     #[test]

@@ -1,0 +1,95 @@
+//! Writes of a destination that are not on stable storage yet, and the flush that puts them there.
+
+use super::beneath::open_dir_below;
+use super::errno::{SysResult, is_resource_shortage};
+use super::error::{FsError, Result};
+use super::mountinfo::list_mounts_below;
+use super::root::ParentAndName;
+use super::target::Target;
+use crate::wire::RelPath;
+use rustix::fd::AsFd as _;
+use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::Errno;
+
+impl Target {
+    /// To be called before a file with content is made.
+    ///
+    /// # Errors
+    /// The storage path leads elsewhere than to the open root.
+    pub(super) fn prepare_write(&self) -> Result<()> {
+        self.check_root_once()?;
+        self.tree.root.journal().record_write(&self.tree.path());
+        Ok(())
+    }
+
+    /// Whether the content of what is there, of which this is the stat, may be another one than its length and time
+    /// tell.
+    pub(super) fn is_suspect(&self, stat: &Stat) -> bool {
+        self.suspect_span.is_some_and(|span| span.contains(stat))
+    }
+
+    /// Gives the file at `place`, of which this is the stat, the time that it has: that moves its change time.
+    pub(super) fn refresh_ctime(&self, place: &ParentAndName<'_>, stat: &Stat) -> SysResult<()> {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec {
+                tv_sec: stat.st_mtime,
+                tv_nsec: stat.st_mtime_nsec as i64,
+            },
+        };
+        rustix::fs::utimensat(&place.dir, place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Runs a flush, and notes what became of it.
+    pub(super) fn record_flush_outcome(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
+        let (ledger, path) = (self.tree.root.journal(), self.tree.path());
+        let begun = ledger.begin_flush(&path);
+        let done = flush();
+        match done {
+            Ok(()) => ledger.record_flush(&path, begun),
+            Err(_) => ledger.record_failed_flush(&path, begun),
+        }
+        done
+    }
+
+    /// Puts everything written below this root on stable storage: syncs its file system and those
+    /// mounted below it.
+    ///
+    /// # Errors
+    /// A write that the kernel had put off has failed, or the root can't be opened. [`Cause::RootUnavailable`]: the storage
+    /// path leads elsewhere, and what was written is not found under it.
+    pub fn flush(&self) -> Result<()> {
+        self.check_root()?;
+        self.record_flush_outcome(|| self.sync_file_systems())?;
+        self.check_root()
+    }
+
+    fn sync_file_systems(&self) -> Result<()> {
+        let failed = |errno| self.error("flush", &RelPath::root(), errno);
+        let root = RelPath::root();
+        let dir = match self.tree.open_listable_dir(b"") {
+            // One file: the directory above holds it. Nothing at all: nothing was written.
+            Err(Errno::NOTDIR | Errno::NOENT) => match self.tree.locate(&root) {
+                Ok(place) => return rustix::fs::syncfs(&place.dir).map_err(failed),
+                Err(Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(failed(errno)),
+            },
+            other => other.map_err(failed)?,
+        };
+        rustix::fs::syncfs(&dir).map_err(failed)?;
+        for path in list_mounts_below(&dir).map_err(failed)? {
+            match open_dir_below(dir.as_fd(), &path) {
+                Ok(fd) => rustix::fs::syncfs(&fd)
+                    .map_err(|e| FsError::new(self.tree.side, "flush", &path, e))?,
+                Err(errno) if is_resource_shortage(errno) => {
+                    return Err(FsError::new(self.tree.side, "flush", &path, errno));
+                }
+                // Unmounted meanwhile, or out of our reach: then nothing was written there.
+                Err(errno) => {
+                    tracing::debug!(%errno, "a mount below the destination is not flushed")
+                }
+            }
+        }
+        Ok(())
+    }
+}
